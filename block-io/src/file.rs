@@ -1,0 +1,55 @@
+//! A positioned, growable byte range.
+
+use std::{fmt::Debug, future::Future, ops::Range, pin::Pin};
+
+use crate::{Error, Result};
+
+/// The future of one storage operation. Dropping it may abandon the answer, never memory safety.
+pub type IoFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// A positioned, growable byte range: a local file or an open file on a share.
+///
+/// All operations may run concurrently from many tasks. Two writes that overlap and are in
+/// flight together land in either order; the caller orders what must be ordered.
+pub trait File: Send + Sync + Debug {
+    /// Fills `buf` from `offset` and returns how many bytes were read; fewer than asked only at
+    /// the end of the file.
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, usize>;
+
+    /// Writes all of `buf` at `offset`, growing the file if it ends before. Durable only after
+    /// [`File::flush`].
+    fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()>;
+
+    /// Makes every write and size change that completed before this call durable.
+    fn flush(&self) -> IoFuture<'_, ()>;
+
+    /// Current length in bytes.
+    fn len(&self) -> IoFuture<'_, u64>;
+
+    /// Grows (with zeros) or cuts the file to `len` bytes.
+    fn set_len(&self, len: u64) -> IoFuture<'_, ()>;
+
+    /// Makes `range` read as zeros, giving its space back where the storage can. The file does
+    /// not grow. [`Error::Unsupported`] if it can only be done by writing zeros.
+    fn punch_hole(&self, range: Range<u64>) -> IoFuture<'_, ()>;
+
+    /// The parts of `range` that may hold data, ascending and disjoint; everything else in it
+    /// reads as zeros. A storage that cannot tell answers the whole of `range` up to its end.
+    fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>>;
+
+    /// Whether writes will be refused with [`Error::ReadOnly`].
+    fn is_read_only(&self) -> bool;
+
+    /// Gives up the file in an orderly way (a remote close); later operations fail.
+    /// Dropping without it is safe, but errors then have nowhere to go.
+    fn close(&self) -> IoFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Reads exactly `buf.len()` bytes or fails with [`Error::OutOfRange`].
+pub async fn read_exact_at(file: &dyn File, offset: u64, buf: &mut [u8]) -> Result<()> {
+    let len = buf.len() as u64;
+    let got = file.read_at(offset, buf).await? as u64;
+    if got == len { Ok(()) } else { Err(Error::OutOfRange { offset, len, size: offset + got }) }
+}

@@ -1,0 +1,7 @@
+//! One module per top-level subcommand; each has its `Args` and a `run`.
+
+pub mod bench;
+pub mod disk;
+pub mod host;
+pub mod user;
+pub mod vm;

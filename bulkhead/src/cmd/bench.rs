@@ -1,0 +1,10 @@
+//! `bulkhead bench`.
+
+/// Arguments of `bulkhead bench`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the subcommand.
+pub fn run(_args: Args) -> anyhow::Result<()> {
+    anyhow::bail!("not built yet")
+}

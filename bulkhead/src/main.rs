@@ -1,0 +1,49 @@
+//! `bulkhead`: the one command-line tool for the file server and the VM host.
+//!
+//! Each top-level subcommand is a module of [`cmd`]; everything they do is done by the library
+//! crates or asked of a daemon, so this crate holds argument parsing and presentation only.
+
+mod cmd;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Storage for virtual machines over SMB3, and the hosts that run on it.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create, inspect, check and convert virtual-disk images.
+    Disk(cmd::disk::Args),
+    /// Run and move virtual machines.
+    Vm(cmd::vm::Args),
+    /// Set up a VM host.
+    Host(cmd::host::Args),
+    /// Write the server's users file.
+    User(cmd::user::Args),
+    /// Measure a server.
+    Bench(cmd::bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Disk(args) => cmd::disk::run(args),
+        Command::Vm(args) => cmd::vm::run(args),
+        Command::Host(args) => cmd::host::run(args),
+        Command::User(args) => cmd::user::run(args),
+        Command::Bench(args) => cmd::bench::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bulkhead: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
