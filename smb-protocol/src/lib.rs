@@ -1,1 +1,26 @@
-//! Placeholder
+//! Wire types and codecs of SMB 2 and 3: no sockets, no runtime, no clock.
+//!
+//! ```text
+//!  bytes ─► frame ─► header ─► msg::<command>::Request ─► (engine) ─► msg::<command>::Response ─► bytes
+//!                                   │
+//!                                   └── fscc: what file systems say (information classes, FSCTLs)
+//! ```
+//!
+//! Every message has `parse` and `encode` for both roles, so that server, client and tests share
+//! one definition. A parser is total: any input gives a value or a typed [`WireError`], and no
+//! allocation is sized by a length that was not checked against the bytes at hand. Values the
+//! peer chooses from an enumeration stay open (unknown values are kept).
+#![forbid(unsafe_code)]
+
+pub mod fscc;
+pub mod header;
+pub mod ids;
+pub mod msg;
+pub mod name;
+pub mod status;
+pub mod wire;
+
+pub use header::{Command, Dialect, Header, HeaderFlags};
+pub use ids::{FileId, MessageId, SessionId, TreeId};
+pub use status::NtStatus;
+pub use wire::WireError;

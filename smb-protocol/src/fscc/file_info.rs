@@ -1,0 +1,171 @@
+//! Information classes of files (MS-FSCC 2.4).
+
+use super::{FileAttributes, Times};
+use crate::{
+    name,
+    wire::{Put, Reader, Result, len32},
+};
+
+/// `FileBasicInformation` (2.4.7). In a set a time of 0 leaves it as it is, -1 stops and -2
+/// resumes its automatic update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Basic {
+    /// Times.
+    pub times: Times,
+    /// Attributes; 0 in a set leaves them.
+    pub attributes: FileAttributes,
+}
+
+impl Basic {
+    /// Reads the structure.
+    pub fn parse(data: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(data);
+        Ok(Self {
+            times: Times::parse(&mut r)?,
+            attributes: FileAttributes(r.u32("basic.FileAttributes")?),
+        })
+    }
+
+    /// Appends the structure.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        self.times.encode(out);
+        out.put_u32(self.attributes.0);
+        out.put_u32(0);
+    }
+}
+
+/// `FileStandardInformation` (2.4.41).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standard {
+    /// Allocated bytes.
+    pub allocation_size: u64,
+    /// Length in bytes.
+    pub end_of_file: u64,
+    /// Hard links.
+    pub links: u32,
+    /// Will be deleted on close.
+    pub delete_pending: bool,
+    /// Is a directory.
+    pub directory: bool,
+}
+
+impl Standard {
+    /// Reads the structure.
+    pub fn parse(data: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(data);
+        Ok(Self {
+            allocation_size: r.u64("standard.AllocationSize")?,
+            end_of_file: r.u64("standard.EndOfFile")?,
+            links: r.u32("standard.NumberOfLinks")?,
+            delete_pending: r.u8("standard.DeletePending")? != 0,
+            directory: r.u8("standard.Directory")? != 0,
+        })
+    }
+
+    /// Appends the structure.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.allocation_size);
+        out.put_u64(self.end_of_file);
+        out.put_u32(self.links);
+        out.put_u8(self.delete_pending.into());
+        out.put_u8(self.directory.into());
+        out.put_u16(0);
+    }
+}
+
+/// `FileNetworkOpenInformation` (2.4.29).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NetworkOpen {
+    /// Times.
+    pub times: Times,
+    /// Allocated bytes.
+    pub allocation_size: u64,
+    /// Length in bytes.
+    pub end_of_file: u64,
+    /// Attributes.
+    pub attributes: FileAttributes,
+}
+
+impl NetworkOpen {
+    /// Reads the structure.
+    pub fn parse(data: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(data);
+        Ok(Self {
+            times: Times::parse(&mut r)?,
+            allocation_size: r.u64("network_open.AllocationSize")?,
+            end_of_file: r.u64("network_open.EndOfFile")?,
+            attributes: FileAttributes(r.u32("network_open.FileAttributes")?),
+        })
+    }
+
+    /// Appends the structure.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        self.times.encode(out);
+        out.put_u64(self.allocation_size);
+        out.put_u64(self.end_of_file);
+        out.put_u32(self.attributes.0);
+        out.put_u32(0);
+    }
+}
+
+/// `FileRenameInformation` type 2 and `FileLinkInformation` type 2 (2.4.37.2, 2.4.21.2).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rename {
+    /// Replace what has the new name already.
+    pub replace: bool,
+    /// The new name, from the root of the share.
+    pub name: String,
+}
+
+impl Rename {
+    /// Reads the structure.
+    pub fn parse(data: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(data);
+        let replace = r.u8("rename.ReplaceIfExists")? != 0;
+        r.skip(15, "rename.RootDirectory")?;
+        let len = r.u32("rename.FileNameLength")? as usize;
+        let name = name::utf16(r.bytes(len, "rename.FileName")?, "rename.FileName")?;
+        Ok(Self { replace, name })
+    }
+
+    /// Appends the structure.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let name = name::to_utf16(&self.name);
+        out.put_u8(self.replace.into());
+        out.put_zeros(15);
+        out.put_u32(len32(name.len()));
+        out.put(&name);
+        // Windows wants at least 24 bytes in all.
+        if name.len() < 4 {
+            out.put_zeros(4 - name.len());
+        }
+    }
+}
+
+/// A structure of one 64-bit length: `FileEndOfFileInformation`, `FileAllocationInformation`,
+/// `FileValidDataLengthInformation`, `FilePositionInformation`.
+pub fn parse_length(data: &[u8]) -> Result<u64> {
+    Reader::new(data).u64("length")
+}
+
+/// `FileDispositionInformation` (2.4.11): delete on close.
+pub fn parse_disposition(data: &[u8]) -> Result<bool> {
+    Reader::new(data).u8("disposition.DeletePending").map(|v| v != 0)
+}
+
+/// `FileNameInformation` (2.4.25) and its kin: a length and a name.
+pub fn encode_name(name: &str, out: &mut Vec<u8>) {
+    let name = name::to_utf16(name);
+    out.put_u32(len32(name.len()));
+    out.put(&name);
+}
+
+/// One entry of `FileStreamInformation` (2.4.43); entries are chained as directory entries are.
+pub fn encode_stream(name: &str, size: u64, allocation: u64, out: &mut Vec<u8>) {
+    let name = name::to_utf16(name);
+    out.put_u32(0);
+    out.put_u32(len32(name.len()));
+    out.put_u64(size);
+    out.put_u64(allocation);
+    out.put(&name);
+}

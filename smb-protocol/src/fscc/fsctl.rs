@@ -1,0 +1,281 @@
+//! File-system controls (MS-FSCC 2.3, MS-SMB2 2.2.31).
+
+use crate::{
+    flag_set, open_enum,
+    wire::{Put, Reader, Result, WireError},
+};
+
+open_enum! {
+    /// `CtlCode`.
+    FsctlCode: u32 {
+        /// DFS referral.
+        DFS_GET_REFERRALS = 0x0006_0194,
+        /// DFS referral with site.
+        DFS_GET_REFERRALS_EX = 0x0006_01b0,
+        /// Look into a pipe without taking from it.
+        PIPE_PEEK = 0x0011_400c,
+        /// Wait for a pipe.
+        PIPE_WAIT = 0x0011_0018,
+        /// Write to a pipe and read its answer.
+        PIPE_TRANSCEIVE = 0x0011_c017,
+        /// Copy ranges on the server.
+        SRV_COPYCHUNK = 0x0014_40f2,
+        /// Copy ranges on the server, target readable or not.
+        SRV_COPYCHUNK_WRITE = 0x0014_80f2,
+        /// List snapshots.
+        SRV_ENUMERATE_SNAPSHOTS = 0x0014_4064,
+        /// Key for a server-side copy.
+        SRV_REQUEST_RESUME_KEY = 0x0014_0078,
+        /// Resilient handle.
+        LMR_REQUEST_RESILIENCY = 0x0014_01d4,
+        /// Interfaces of the server.
+        QUERY_NETWORK_INTERFACE_INFO = 0x0014_01fc,
+        /// Check the negotiation against tampering.
+        VALIDATE_NEGOTIATE_INFO = 0x0014_0204,
+        /// Compression state.
+        GET_COMPRESSION = 0x0009_003c,
+        /// Set compression.
+        SET_COMPRESSION = 0x0009_c040,
+        /// Mark sparse.
+        SET_SPARSE = 0x0009_00c4,
+        /// Make a range zero.
+        SET_ZERO_DATA = 0x0009_80c8,
+        /// List ranges that hold data.
+        QUERY_ALLOCATED_RANGES = 0x0009_40cf,
+        /// Reparse point.
+        GET_REPARSE_POINT = 0x0009_00a8,
+        /// Make a reparse point.
+        SET_REPARSE_POINT = 0x0009_00a4,
+        /// Object id, made if there is none.
+        CREATE_OR_GET_OBJECT_ID = 0x0009_00c0,
+        /// Object id.
+        GET_OBJECT_ID = 0x0009_009c,
+        /// Give space back.
+        FILE_LEVEL_TRIM = 0x0009_8208,
+        /// Share blocks.
+        DUPLICATE_EXTENTS_TO_FILE = 0x0009_8344,
+        /// Integrity state.
+        GET_INTEGRITY_INFORMATION = 0x0009_027c,
+        /// Set integrity.
+        SET_INTEGRITY_INFORMATION = 0x0009_c280,
+        /// Offload read.
+        OFFLOAD_READ = 0x0009_4264,
+        /// Offload write.
+        OFFLOAD_WRITE = 0x0009_8268,
+        /// Is this a shared virtual disk.
+        SVHDX_SYNC_TUNNEL_REQUEST = 0x0009_0304,
+        /// On-disk identity of the volume.
+        QUERY_ON_DISK_VOLUME_INFO = 0x0009_013c,
+    }
+}
+
+/// `FSCTL_VALIDATE_NEGOTIATE_INFO` request (MS-SMB2 2.2.31.4).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ValidateNegotiate {
+    /// Capabilities the client sent.
+    pub capabilities: u32,
+    /// Its identity.
+    pub guid: [u8; 16],
+    /// Its security mode.
+    pub security_mode: u16,
+    /// Its dialects.
+    pub dialects: Vec<u16>,
+}
+
+impl ValidateNegotiate {
+    /// Reads the request.
+    pub fn parse(data: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(data);
+        let capabilities = r.u32("validate.Capabilities")?;
+        let guid = r.array("validate.Guid")?;
+        let security_mode = r.u16("validate.SecurityMode")?;
+        let count = r.u16("validate.DialectCount")?;
+        let dialects = r
+            .bytes(usize::from(count) * 2, "validate.Dialects")?
+            .chunks_exact(2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]))
+            .collect();
+        Ok(Self { capabilities, guid, security_mode, dialects })
+    }
+
+    /// Appends the request.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u32(self.capabilities);
+        out.put(&self.guid);
+        out.put_u16(self.security_mode);
+        out.put_u16(crate::wire::len16(self.dialects.len()));
+        self.dialects.iter().for_each(|d| out.put_u16(*d));
+    }
+}
+
+/// `FSCTL_VALIDATE_NEGOTIATE_INFO` response (MS-SMB2 2.2.32.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ValidateNegotiateResponse {
+    /// Capabilities the server answered.
+    pub capabilities: u32,
+    /// Its identity.
+    pub guid: [u8; 16],
+    /// Its security mode.
+    pub security_mode: u16,
+    /// The dialect it chose.
+    pub dialect: u16,
+}
+
+impl ValidateNegotiateResponse {
+    /// Reads the response.
+    pub fn parse(data: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(data);
+        Ok(Self {
+            capabilities: r.u32("validate.Capabilities")?,
+            guid: r.array("validate.Guid")?,
+            security_mode: r.u16("validate.SecurityMode")?,
+            dialect: r.u16("validate.Dialect")?,
+        })
+    }
+
+    /// Appends the response.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u32(self.capabilities);
+        out.put(&self.guid);
+        out.put_u16(self.security_mode);
+        out.put_u16(self.dialect);
+    }
+}
+
+/// A range of a file: `FILE_ALLOCATED_RANGE_BUFFER` (MS-FSCC 2.3.52).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileRange {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+}
+
+impl FileRange {
+    /// Reads one range; negative numbers and overflow are refused.
+    pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
+        let offset = r.u64("range.FileOffset")?;
+        let length = r.u64("range.Length")?;
+        match offset.checked_add(length) {
+            Some(end) if end <= i64::MAX as u64 => Ok(Self { offset, length }),
+            _ => Err(WireError::Value { field: "range", value: offset }),
+        }
+    }
+
+    /// Appends one range.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.offset);
+        out.put_u64(self.length);
+    }
+
+    /// Reads as many ranges as `data` holds.
+    pub fn parse_list(data: &[u8]) -> Result<Vec<Self>> {
+        data.chunks_exact(16).map(|chunk| Self::parse(&mut Reader::new(chunk))).collect()
+    }
+}
+
+/// `FILE_ZERO_DATA_INFORMATION` (MS-FSCC 2.3.71): first byte and first byte after.
+pub fn parse_zero_data(data: &[u8]) -> Result<std::ops::Range<u64>> {
+    let mut r = Reader::new(data);
+    let start = r.u64("zero_data.FileOffset")?;
+    let end = r.u64("zero_data.BeyondFinalZero")?;
+    if start > end || end > i64::MAX as u64 {
+        return Err(WireError::Value { field: "zero_data.BeyondFinalZero", value: end });
+    }
+    Ok(start..end)
+}
+
+/// Appends `FILE_ZERO_DATA_INFORMATION`.
+pub fn encode_zero_data(range: std::ops::Range<u64>, out: &mut Vec<u8>) {
+    out.put_u64(range.start);
+    out.put_u64(range.end);
+}
+
+flag_set! {
+    /// `Capability` of an interface (MS-SMB2 2.2.32.5).
+    InterfaceCapability: u32 {
+        /// Receive-side scaling.
+        RSS = 1,
+        /// RDMA.
+        RDMA = 2,
+    }
+}
+
+/// One address of one interface: `NETWORK_INTERFACE_INFO` (MS-SMB2 2.2.32.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkInterface {
+    /// Interface number.
+    pub index: u32,
+    /// What it can do.
+    pub capability: InterfaceCapability,
+    /// Bits per second.
+    pub link_speed: u64,
+    /// Address.
+    pub address: std::net::IpAddr,
+}
+
+/// Length of one [`NetworkInterface`] on the wire.
+const INTERFACE_LEN: usize = 152;
+
+/// Appends a chain of interfaces.
+pub fn encode_interfaces(list: &[NetworkInterface], out: &mut Vec<u8>) {
+    for (position, interface) in list.iter().enumerate() {
+        let at = out.len();
+        let next = if position + 1 < list.len() { INTERFACE_LEN as u32 } else { 0 };
+        out.put_u32(next);
+        out.put_u32(interface.index);
+        out.put_u32(interface.capability.0);
+        out.put_u32(0);
+        out.put_u64(interface.link_speed);
+        // SockAddr_Storage (MS-SMB2 2.2.32.5.1): family, then port and address in network order.
+        match interface.address {
+            std::net::IpAddr::V4(v4) => {
+                out.put_u16(2);
+                out.put_u16(0);
+                out.put(&v4.octets());
+            }
+            std::net::IpAddr::V6(v6) => {
+                out.put_u16(0x17);
+                out.put_u16(0);
+                out.put_u32(0);
+                out.put(&v6.octets());
+                out.put_u32(0);
+            }
+        }
+        let used = out.len() - at;
+        out.put_zeros(INTERFACE_LEN - used);
+    }
+}
+
+/// Reads a chain of interfaces; addresses of unknown families are left out.
+pub fn parse_interfaces(mut data: &[u8]) -> Result<Vec<NetworkInterface>> {
+    let mut list = Vec::new();
+    loop {
+        let mut r = Reader::new(data);
+        let next = r.u32("interface.Next")? as usize;
+        let index = r.u32("interface.IfIndex")?;
+        let capability = InterfaceCapability(r.u32("interface.Capability")?);
+        r.skip(4, "interface.Reserved")?;
+        let link_speed = r.u64("interface.LinkSpeed")?;
+        let family = r.u16("interface.Family")?;
+        r.skip(2, "interface.Port")?;
+        let address = match family {
+            2 => Some(std::net::IpAddr::from(r.array::<4>("interface.IPv4Address")?)),
+            0x17 => {
+                r.skip(4, "interface.FlowInfo")?;
+                Some(std::net::IpAddr::from(r.array::<16>("interface.IPv6Address")?))
+            }
+            _ => None,
+        };
+        if let Some(address) = address {
+            list.push(NetworkInterface { index, capability, link_speed, address });
+        }
+        if next == 0 {
+            return Ok(list);
+        }
+        data = data
+            .get(next..)
+            .filter(|_| next >= INTERFACE_LEN)
+            .ok_or(WireError::Value { field: "interface.Next", value: next as u64 })?;
+    }
+}

@@ -1,0 +1,82 @@
+//! LOCK request (MS-SMB2 2.2.26); the response is [`super::simple::Empty`].
+
+use crate::{
+    flag_set,
+    header::file_id,
+    ids::FileId,
+    wire::{Put, Reader, Result, WireError, len16},
+};
+
+flag_set! {
+    /// `Flags` of one element.
+    LockFlags: u32 {
+        /// Others may lock it shared too.
+        SHARED = 1,
+        /// Nobody else may lock it.
+        EXCLUSIVE = 2,
+        /// Release.
+        UNLOCK = 4,
+        /// Do not wait for a conflicting lock.
+        FAIL_IMMEDIATELY = 0x10,
+    }
+}
+
+/// One range to lock or unlock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Element {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+    /// What to do.
+    pub flags: LockFlags,
+}
+
+/// LOCK request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Request {
+    /// `LockSequenceNumber` (4 bits) and `LockSequenceIndex` (28 bits).
+    pub sequence: u32,
+    /// What to lock in.
+    pub file_id: FileId,
+    /// Ranges.
+    pub locks: Vec<Element>,
+}
+
+impl Request {
+    /// Reads the body.
+    pub fn parse(body: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(body);
+        r.structure_size(48, "lock.StructureSize")?;
+        let count = r.u16("lock.LockCount")?;
+        if count == 0 {
+            return Err(WireError::Value { field: "lock.LockCount", value: 0 });
+        }
+        let sequence = r.u32("lock.LockSequence")?;
+        let file_id = file_id(&mut r, "lock.FileId")?;
+        let mut bytes = Reader::new(r.bytes(usize::from(count) * 24, "lock.Locks")?);
+        let mut locks = Vec::with_capacity(count.into());
+        for _ in 0..count {
+            let offset = bytes.u64("lock.Offset")?;
+            let length = bytes.u64("lock.Length")?;
+            let flags = LockFlags(bytes.u32("lock.Flags")?);
+            bytes.skip(4, "lock.Reserved")?;
+            locks.push(Element { offset, length, flags });
+        }
+        Ok(Self { sequence, file_id, locks })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u16(48);
+        out.put_u16(len16(self.locks.len()));
+        out.put_u32(self.sequence);
+        out.put(&self.file_id.to_bytes());
+        for lock in &self.locks {
+            out.put_u64(lock.offset);
+            out.put_u64(lock.length);
+            out.put_u32(lock.flags.0);
+            out.put_u32(0);
+        }
+    }
+}

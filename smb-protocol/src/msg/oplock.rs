@@ -1,0 +1,140 @@
+//! OPLOCK_BREAK: notification, acknowledgement and response of oplocks have one shape
+//! (MS-SMB2 2.2.23.1, 2.2.24.1, 2.2.25.1), those of leases others (2.2.23.2, 2.2.24.2, 2.2.25.2).
+
+use crate::{
+    header::file_id,
+    ids::FileId,
+    open_enum,
+    wire::{Put, Reader, Result, WireError},
+};
+
+open_enum! {
+    /// `OplockLevel`.
+    OplockLevel: u8 {
+        /// No caching.
+        NONE = 0,
+        /// Read caching, shared.
+        II = 1,
+        /// Read and write caching.
+        EXCLUSIVE = 8,
+        /// Exclusive and handle caching.
+        BATCH = 9,
+        /// A lease is asked for in a create context.
+        LEASE = 0xff,
+    }
+}
+
+/// Oplock break of an open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OplockBreak {
+    /// The level to go down to, or gone down to.
+    pub level: OplockLevel,
+    /// The open.
+    pub file_id: FileId,
+}
+
+impl OplockBreak {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u16(24);
+        out.put_u8(self.level.0);
+        out.put_zeros(5);
+        out.put(&self.file_id.to_bytes());
+    }
+}
+
+/// Lease break acknowledgement and its response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeaseAck {
+    /// The lease.
+    pub key: [u8; 16],
+    /// The state gone down to.
+    pub state: u32,
+}
+
+impl LeaseAck {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u16(36);
+        out.put_zeros(6);
+        out.put(&self.key);
+        out.put_u32(self.state);
+        out.put_u64(0);
+    }
+}
+
+/// Lease break notification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeaseBreak {
+    /// Epoch of leases v2.
+    pub epoch: u16,
+    /// 1 when an acknowledgement is awaited.
+    pub flags: u32,
+    /// The lease.
+    pub key: [u8; 16],
+    /// State until now.
+    pub current: u32,
+    /// State to go down to.
+    pub new: u32,
+}
+
+impl LeaseBreak {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u16(44);
+        out.put_u16(self.epoch);
+        out.put_u32(self.flags);
+        out.put(&self.key);
+        out.put_u32(self.current);
+        out.put_u32(self.new);
+        out.put_zeros(12);
+    }
+}
+
+/// A body of command OPLOCK_BREAK, told apart by its structure size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message {
+    /// Oplock notification, acknowledgement or response.
+    Oplock(OplockBreak),
+    /// Lease acknowledgement or response.
+    LeaseAck(LeaseAck),
+    /// Lease notification.
+    LeaseBreak(LeaseBreak),
+}
+
+impl Message {
+    /// Reads the body.
+    pub fn parse(body: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(body);
+        Ok(match r.u16("oplock_break.StructureSize")? {
+            24 => {
+                let level = OplockLevel(r.u8("oplock_break.OplockLevel")?);
+                r.skip(5, "oplock_break.Reserved")?;
+                Message::Oplock(OplockBreak {
+                    level,
+                    file_id: file_id(&mut r, "oplock_break.FileId")?,
+                })
+            }
+            36 => {
+                r.skip(6, "lease_break.Reserved")?;
+                Message::LeaseAck(LeaseAck {
+                    key: r.array("lease_break.LeaseKey")?,
+                    state: r.u32("lease_break.LeaseState")?,
+                })
+            }
+            44 => Message::LeaseBreak(LeaseBreak {
+                epoch: r.u16("lease_break.NewEpoch")?,
+                flags: r.u32("lease_break.Flags")?,
+                key: r.array("lease_break.LeaseKey")?,
+                current: r.u32("lease_break.CurrentLeaseState")?,
+                new: r.u32("lease_break.NewLeaseState")?,
+            }),
+            other => {
+                return Err(WireError::Value {
+                    field: "oplock_break.StructureSize",
+                    value: other.into(),
+                });
+            }
+        })
+    }
+}

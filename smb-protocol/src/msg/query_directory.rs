@@ -1,0 +1,100 @@
+//! QUERY_DIRECTORY (MS-SMB2 2.2.33, 2.2.34).
+
+use crate::{
+    flag_set,
+    fscc::InfoClass,
+    header::{HEADER_LEN, file_id},
+    ids::FileId,
+    name,
+    wire::{Put, Reader, Result, body_region, len16, len32},
+};
+
+flag_set! {
+    /// `Flags`.
+    Flags: u8 {
+        /// Start from the beginning.
+        RESTART_SCANS = 1,
+        /// One entry only.
+        RETURN_SINGLE_ENTRY = 2,
+        /// Start at `FileIndex`.
+        INDEX_SPECIFIED = 4,
+        /// Start again with a new pattern.
+        REOPEN = 0x10,
+    }
+}
+
+/// QUERY_DIRECTORY request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Request {
+    /// Shape of the entries.
+    pub class: InfoClass,
+    /// Flags.
+    pub flags: Flags,
+    /// Index to start at.
+    pub file_index: u32,
+    /// The directory.
+    pub file_id: FileId,
+    /// Most bytes to be answered.
+    pub output_len: u32,
+    /// Wildcard pattern.
+    pub pattern: String,
+}
+
+impl Request {
+    /// Reads the body.
+    pub fn parse(body: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(body);
+        r.structure_size(33, "query_directory.StructureSize")?;
+        let class = InfoClass(r.u8("query_directory.FileInformationClass")?);
+        let flags = Flags(r.u8("query_directory.Flags")?);
+        let file_index = r.u32("query_directory.FileIndex")?;
+        let file_id = file_id(&mut r, "query_directory.FileId")?;
+        let offset = r.u16("query_directory.FileNameOffset")?.into();
+        let len = r.u16("query_directory.FileNameLength")?.into();
+        let output_len = r.u32("query_directory.OutputBufferLength")?;
+        let pattern = body_region(&r, offset, len, "query_directory.Buffer")?;
+        let pattern = name::utf16(pattern, "query_directory.FileName")?;
+        Ok(Self { class, flags, file_index, file_id, output_len, pattern })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let pattern = name::to_utf16(&self.pattern);
+        out.put_u16(33);
+        out.put_u8(self.class.0);
+        out.put_u8(self.flags.0);
+        out.put_u32(self.file_index);
+        out.put(&self.file_id.to_bytes());
+        out.put_u16(len16(HEADER_LEN + 32));
+        out.put_u16(len16(pattern.len()));
+        out.put_u32(self.output_len);
+        out.put(&pattern);
+    }
+}
+
+/// Response of QUERY_DIRECTORY, QUERY_INFO and CHANGE_NOTIFY: one buffer (MS-SMB2 2.2.34,
+/// 2.2.36, 2.2.38).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Response<'a> {
+    /// What was asked for.
+    pub output: &'a [u8],
+}
+
+impl<'a> Response<'a> {
+    /// Reads the body.
+    pub fn parse(body: &'a [u8]) -> Result<Self> {
+        let mut r = Reader::new(body);
+        r.structure_size(9, "output.StructureSize")?;
+        let offset = r.u16("output.OutputBufferOffset")?.into();
+        let len = r.u32("output.OutputBufferLength")? as usize;
+        Ok(Self { output: body_region(&r, offset, len, "output.Buffer")? })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u16(9);
+        out.put_u16(len16(HEADER_LEN + 8));
+        out.put_u32(len32(self.output.len()));
+        out.put(self.output);
+    }
+}

@@ -1,0 +1,93 @@
+//! WRITE (MS-SMB2 2.2.21, 2.2.22).
+
+use crate::{
+    header::{HEADER_LEN, file_id},
+    ids::FileId,
+    wire::{Put, Reader, Result, body_region, len16, len32},
+};
+
+/// `SMB2_WRITEFLAG_WRITE_THROUGH`: durable before the answer (2.1 and later).
+pub const WRITE_THROUGH: u32 = 1;
+/// `SMB2_WRITEFLAG_WRITE_UNBUFFERED` (3.0.2 and later).
+pub const UNBUFFERED: u32 = 2;
+/// Where our requests put the data, from the header.
+pub const DATA_OFFSET: usize = HEADER_LEN + 48;
+
+/// WRITE request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Request<'a> {
+    /// Where to write.
+    pub offset: u64,
+    /// What to write to.
+    pub file_id: FileId,
+    /// 0, or how `channel_info` names the client's memory (SMB Direct).
+    pub channel: u32,
+    /// Bytes that follow (a hint), or the length to fetch by RDMA.
+    pub remaining: u32,
+    /// [`WRITE_THROUGH`], [`UNBUFFERED`].
+    pub flags: u32,
+    /// Length that the request names (more than `data` only with RDMA).
+    pub length: u32,
+    /// The bytes.
+    pub data: &'a [u8],
+    /// Buffer descriptors of SMB Direct.
+    pub channel_info: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// Reads the body.
+    pub fn parse(body: &'a [u8]) -> Result<Self> {
+        let mut r = Reader::new(body);
+        r.structure_size(49, "write.StructureSize")?;
+        let data_offset = r.u16("write.DataOffset")?.into();
+        let length = r.u32("write.Length")?;
+        let offset = r.u64("write.Offset")?;
+        let file_id = file_id(&mut r, "write.FileId")?;
+        let channel = r.u32("write.Channel")?;
+        let remaining = r.u32("write.RemainingBytes")?;
+        let info_offset = r.u16("write.WriteChannelInfoOffset")?.into();
+        let info_len = r.u16("write.WriteChannelInfoLength")?.into();
+        let flags = r.u32("write.Flags")?;
+        let channel_info = body_region(&r, info_offset, info_len, "write.ChannelInfo")?;
+        let data = body_region(&r, data_offset, length as usize, "write.Buffer")?;
+        Ok(Self { offset, file_id, channel, remaining, flags, length, data, channel_info })
+    }
+
+    /// Appends the body; `length` is taken from `data`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u16(49);
+        out.put_u16(len16(DATA_OFFSET));
+        out.put_u32(len32(self.data.len()));
+        out.put_u64(self.offset);
+        out.put(&self.file_id.to_bytes());
+        out.put_u32(self.channel);
+        out.put_u32(self.remaining);
+        out.put_u32(0);
+        out.put_u32(self.flags);
+        out.put(self.data);
+    }
+}
+
+/// WRITE response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Response {
+    /// Bytes written.
+    pub count: u32,
+}
+
+impl Response {
+    /// Reads the body.
+    pub fn parse(body: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(body);
+        r.structure_size(17, "write.StructureSize")?;
+        r.skip(2, "write.Reserved")?;
+        Ok(Self { count: r.u32("write.Count")? })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u32(17);
+        out.put_u32(self.count);
+        out.put_u64(0);
+    }
+}

@@ -1,0 +1,64 @@
+//! Text on the wire: UTF-16LE without terminator.
+
+use crate::wire::{Put, Result, WireError};
+
+/// Reads UTF-16LE text; lone surrogates and odd lengths are refused.
+pub fn utf16(bytes: &[u8], field: &'static str) -> Result<String> {
+    if !bytes.len().is_multiple_of(2) {
+        return Err(WireError::Text { field });
+    }
+    let units = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    char::decode_utf16(units)
+        .collect::<std::result::Result<String, _>>()
+        .map_err(|_| WireError::Text { field })
+}
+
+/// Appends text as UTF-16LE.
+pub fn put_utf16(out: &mut Vec<u8>, text: &str) {
+    for unit in text.encode_utf16() {
+        out.put_u16(unit);
+    }
+}
+
+/// Text as UTF-16LE bytes.
+pub fn to_utf16(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() * 2);
+    put_utf16(&mut out, text);
+    out
+}
+
+/// The character that Windows compares by: simple upper-casing, one character to one.
+pub fn fold_char(c: char) -> char {
+    let mut upper = c.to_uppercase();
+    match (upper.next(), upper.next()) {
+        (Some(one), None) => one,
+        _ => c,
+    }
+}
+
+/// Whether two names are the same to Windows.
+pub fn same_name(a: &str, b: &str) -> bool {
+    if a.is_ascii() && b.is_ascii() {
+        return a.eq_ignore_ascii_case(b);
+    }
+    a.chars().map(fold_char).eq(b.chars().map(fold_char))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_survives_the_wire(text in ".*") {
+            prop_assert_eq!(utf16(&to_utf16(&text), "t").unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn case_rules() {
+        assert!(same_name("Füße.VHDX", "fÜße.vhdx"));
+        assert!(!same_name("straße", "STRASSE"));
+    }
+}
