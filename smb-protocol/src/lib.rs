@@ -7,16 +7,19 @@
 //! ```
 //!
 //! Every message has `parse` and `encode` for both roles, so that server, client and tests share
-//! one definition. A parser is total: any input gives a value or a typed [`WireError`], and no
+//! one definition. `crypto` signs and seals, `ntlm` and `spnego` authenticate. A parser is total: any input gives a value or a typed [`WireError`], and no
 //! allocation is sized by a length that was not checked against the bytes at hand. Values the
 //! peer chooses from an enumeration stay open (unknown values are kept).
 #![forbid(unsafe_code)]
 
+pub mod crypto;
 pub mod fscc;
 pub mod header;
 pub mod ids;
 pub mod msg;
 pub mod name;
+pub mod ntlm;
+pub mod spnego;
 pub mod status;
 pub mod wire;
 

@@ -1,0 +1,308 @@
+//! Message signatures (MS-SMB2 3.1.4.1).
+
+use std::fmt;
+
+use aws_lc_rs::{
+    aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
+    cmac, hmac,
+};
+
+use super::constant_time_eq;
+
+/// Length of the SMB2 header that every signed message starts with.
+const HEADER_LEN: usize = 64;
+const COMMAND: usize = 12;
+const FLAGS: usize = 16;
+const MESSAGE_ID: usize = 24;
+const SIGNATURE: std::ops::Range<usize> = 48..64;
+const FLAG_SIGNED: u8 = 0x08;
+const COMMAND_CANCEL: u16 = 0x000c;
+
+/// How messages are signed (MS-SMB2 2.2.3.1.7).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SigningAlgorithm {
+    /// Dialects 2.0.2 and 2.1.
+    HmacSha256,
+    /// Dialects 3.0 and 3.0.2, and 3.1.1 without a negotiated algorithm.
+    AesCmac,
+    /// Dialect 3.1.1 when both sides offer it.
+    AesGmac,
+}
+
+impl SigningAlgorithm {
+    /// The identifier in SMB2_SIGNING_CAPABILITIES.
+    #[must_use]
+    pub fn wire_id(self) -> u16 {
+        match self {
+            Self::HmacSha256 => 0,
+            Self::AesCmac => 1,
+            Self::AesGmac => 2,
+        }
+    }
+
+    /// The algorithm of an identifier in SMB2_SIGNING_CAPABILITIES, if it is known.
+    #[must_use]
+    pub fn from_wire_id(id: u16) -> Option<Self> {
+        match id {
+            0 => Some(Self::HmacSha256),
+            1 => Some(Self::AesCmac),
+            2 => Some(Self::AesGmac),
+            _ => None,
+        }
+    }
+}
+
+/// Who sent a message; part of the AES-GMAC nonce, so that a message cannot be reflected.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// The message is a request.
+    Client,
+    /// The message is a response or notification.
+    Server,
+}
+
+enum Key {
+    Hmac(Box<hmac::Key>),
+    Cmac(cmac::Key),
+    Gmac(Box<LessSafeKey>),
+}
+
+/// A session's or channel's key for signing and verifying. Shareable between threads.
+pub struct SigningKey(Key);
+
+impl SigningKey {
+    /// Prepares a key: `Session.SigningKey` for 3.x ([`super::kdf::signing_key`]), the session
+    /// key itself for 2.x.
+    #[must_use]
+    pub fn new(algorithm: SigningAlgorithm, key: &[u8; 16]) -> Self {
+        const PROOF: &str = "a 16-byte key fits AES-128";
+        Self(match algorithm {
+            SigningAlgorithm::HmacSha256 => {
+                Key::Hmac(Box::new(hmac::Key::new(hmac::HMAC_SHA256, key)))
+            }
+            SigningAlgorithm::AesCmac => {
+                Key::Cmac(cmac::Key::new(cmac::AES_128, key).expect(PROOF))
+            }
+            SigningAlgorithm::AesGmac => {
+                let key = UnboundKey::new(&AES_128_GCM, key).expect(PROOF);
+                Key::Gmac(Box::new(LessSafeKey::new(key)))
+            }
+        })
+    }
+
+    /// The algorithm the key is for.
+    #[must_use]
+    pub fn algorithm(&self) -> SigningAlgorithm {
+        match self.0 {
+            Key::Hmac(_) => SigningAlgorithm::HmacSha256,
+            Key::Cmac(_) => SigningAlgorithm::AesCmac,
+            Key::Gmac(_) => SigningAlgorithm::AesGmac,
+        }
+    }
+
+    /// Signs a message in place: sets SMB2_FLAGS_SIGNED and the signature field.
+    ///
+    /// `message` runs from its SMB2 header to its end, in a compound to the end of its padding;
+    /// everything else in it must be final.
+    ///
+    /// # Panics
+    /// If `message` is shorter than the SMB2 header, which no encoder produces.
+    pub fn sign(&self, message: &mut [u8], sender: Role) {
+        assert!(message.len() >= HEADER_LEN, "a message starts with its 64-byte header");
+        message[FLAGS] |= FLAG_SIGNED;
+        message[SIGNATURE].fill(0);
+        let signature = self.compute(message, sender);
+        message[SIGNATURE].copy_from_slice(&signature);
+    }
+
+    /// Whether the signature of a received message is right; compares in constant time.
+    ///
+    /// The signature field is zeroed while the message is processed and then restored, so
+    /// nothing is copied. Whether the message claims to be signed is the caller's to check. A
+    /// message shorter than its header is never right.
+    #[must_use]
+    pub fn verify(&self, message: &mut [u8], sender: Role) -> bool {
+        let Some(field) = message.get_mut(SIGNATURE) else { return false };
+        let mut claimed = [0; 16];
+        claimed.copy_from_slice(field);
+        field.fill(0);
+        let right = self.compute(message, sender);
+        message[SIGNATURE].copy_from_slice(&claimed);
+        constant_time_eq(&right, &claimed)
+    }
+
+    /// The signature of a message whose signature field is zero.
+    fn compute(&self, message: &[u8], sender: Role) -> [u8; 16] {
+        let mut signature = [0; 16];
+        match &self.0 {
+            Key::Hmac(key) => {
+                signature.copy_from_slice(&hmac::sign(key, message).as_ref()[..16]);
+            }
+            Key::Cmac(key) => {
+                cmac::sign_to_buffer(key, message, &mut signature)
+                    .expect("the buffer is as long as an AES-CMAC tag");
+            }
+            Key::Gmac(key) => {
+                let nonce = Nonce::assume_unique_for_key(gmac_nonce(message, sender));
+                let tag = key
+                    .seal_in_place_separate_tag(nonce, Aad::from(message), &mut [])
+                    .expect("a message is far below the limits of AES-GCM");
+                signature.copy_from_slice(tag.as_ref());
+            }
+        }
+        signature
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({:?})", self.algorithm())
+    }
+}
+
+/// MessageId, then a word with bit 0 for a server's message and bit 1 for CANCEL.
+///
+/// A CANCEL carries the MessageId of the request it cancels, which is why it has its own bit.
+fn gmac_nonce(message: &[u8], sender: Role) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[..8].copy_from_slice(&message[MESSAGE_ID..MESSAGE_ID + 8]);
+    nonce[8] |= u8::from(sender == Role::Server);
+    let command = u16::from_le_bytes([message[COMMAND], message[COMMAND + 1]]);
+    nonce[8] |= u8::from(command == COMMAND_CANCEL) << 1;
+    nonce
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::crypto::testing::hex;
+
+    const ALL: [SigningAlgorithm; 3] =
+        [SigningAlgorithm::HmacSha256, SigningAlgorithm::AesCmac, SigningAlgorithm::AesGmac];
+
+    fn cmac_of(message: &str) -> Vec<u8> {
+        let key: [u8; 16] = hex("2b7e151628aed2a6abf7158809cf4f3c").try_into().unwrap();
+        let key = SigningKey::new(SigningAlgorithm::AesCmac, &key);
+        key.compute(&hex(message), Role::Client).to_vec()
+    }
+
+    /// RFC 4493 section 4.
+    #[test]
+    fn cmac_vectors_of_rfc_4493() {
+        assert_eq!(cmac_of(""), hex("bb1d6929e95937287fa37d129b756746"));
+        assert_eq!(
+            cmac_of("6bc1bee22e409f96e93d7e117393172a"),
+            hex("070a16b46b4d4144f79bdd9dd04a287c")
+        );
+        assert_eq!(
+            cmac_of(
+                "6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e5130c81c46a35ce411"
+            ),
+            hex("dfa66747de9ae63030ca32611497c827")
+        );
+    }
+
+    /// An AES-GCM tag over additional data alone, from the definition in SP800-38D: GHASH by
+    /// schoolbook multiplication in GF(2^128), and AES from another implementation.
+    fn reference_gmac(key: &[u8; 16], nonce: &[u8; 12], data: &[u8]) -> [u8; 16] {
+        use aes::cipher::{BlockCipherEncrypt, KeyInit};
+        let cipher = aes::Aes128::new(&(*key).into());
+        let mut h = aes::Block::from([0; 16]);
+        cipher.encrypt_block(&mut h);
+        let h = u128::from_be_bytes(h.into());
+        let multiply = |x: u128| {
+            let (mut z, mut v) = (0u128, h);
+            for bit in (0..128).rev() {
+                if x >> bit & 1 == 1 {
+                    z ^= v;
+                }
+                v = if v & 1 == 1 { v >> 1 ^ 0xe1 << 120 } else { v >> 1 };
+            }
+            z
+        };
+        let mut y = 0u128;
+        for chunk in data.chunks(16) {
+            let mut block = [0; 16];
+            block[..chunk.len()].copy_from_slice(chunk);
+            y = multiply(y ^ u128::from_be_bytes(block));
+        }
+        y = multiply(y ^ (data.len() as u128 * 8) << 64);
+        let mut counter = [0; 16];
+        counter[..12].copy_from_slice(nonce);
+        counter[15] = 1;
+        let mut mask = aes::Block::from(counter);
+        cipher.encrypt_block(&mut mask);
+        (y ^ u128::from_be_bytes(mask.into())).to_be_bytes()
+    }
+
+    #[test]
+    fn hmac_signature_is_the_first_half_of_hmac_sha256() {
+        let key = SigningKey::new(SigningAlgorithm::HmacSha256, &[0x0b; 16]);
+        let mut message = vec![0x42; 100];
+        key.sign(&mut message, Role::Client);
+        let signature = message[48..64].to_vec();
+        message[48..64].fill(0);
+        assert_eq!(message[16] & 8, 8);
+        let full = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &[0x0b; 16]), &message);
+        assert_eq!(signature, full.as_ref()[..16]);
+    }
+
+    #[test]
+    fn gmac_tells_sender_and_cancel_apart() {
+        let key = SigningKey::new(SigningAlgorithm::AesGmac, &[1; 16]);
+        let mut message = vec![0; 64];
+        message[24..32].copy_from_slice(&0x0102_0304_0506_0708u64.to_le_bytes());
+        assert_eq!(gmac_nonce(&message, Role::Client), [8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0]);
+        assert_eq!(gmac_nonce(&message, Role::Server), [8, 7, 6, 5, 4, 3, 2, 1, 1, 0, 0, 0]);
+        message[12] = 0x0c;
+        assert_eq!(gmac_nonce(&message, Role::Client), [8, 7, 6, 5, 4, 3, 2, 1, 2, 0, 0, 0]);
+        key.sign(&mut message, Role::Client);
+        assert!(key.verify(&mut message, Role::Client));
+        assert!(!key.verify(&mut message, Role::Server));
+    }
+
+    #[test]
+    fn short_messages_are_never_right() {
+        for algorithm in ALL {
+            let key = SigningKey::new(algorithm, &[3; 16]);
+            for len in 0..HEADER_LEN {
+                assert!(!key.verify(&mut vec![0; len], Role::Client));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn gmac_agrees_with_the_definition(
+            key: [u8; 16],
+            mut message in prop::collection::vec(any::<u8>(), 64..300),
+        ) {
+            message[48..64].fill(0);
+            let nonce = gmac_nonce(&message, Role::Server);
+            let want = reference_gmac(&key, &nonce, &message);
+            let key = SigningKey::new(SigningAlgorithm::AesGmac, &key);
+            prop_assert_eq!(key.compute(&message, Role::Server), want);
+        }
+
+        #[test]
+        fn any_changed_bit_is_noticed(
+            key: [u8; 16],
+            mut message in prop::collection::vec(any::<u8>(), 64..300),
+            bit in any::<prop::sample::Index>(),
+            which in 0..3usize,
+        ) {
+            let key = SigningKey::new(ALL[which], &key);
+            key.sign(&mut message, Role::Client);
+            let signed = message.clone();
+            prop_assert!(key.verify(&mut message, Role::Client));
+            prop_assert_eq!(&message, &signed, "verifying restores the message");
+            let bit = bit.index(message.len() * 8);
+            message[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!key.verify(&mut message, Role::Client));
+        }
+    }
+}
