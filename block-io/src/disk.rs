@@ -1,6 +1,6 @@
 //! A fixed array of sectors.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, ops::Range, sync::Arc};
 
 use crate::{Error, File, IoFuture, Result};
 
@@ -50,6 +50,12 @@ pub trait Disk: Send + Sync + Debug {
 
     /// Makes `len` bytes at `offset` read as zeros, without writing them where possible.
     fn write_zeroes(&self, offset: u64, len: u64) -> IoFuture<'_, ()>;
+
+    /// The parts of `range` that may hold data, ascending and disjoint; everything else in it
+    /// reads as zeros. A disk that cannot tell answers the whole of `range`.
+    fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        Box::pin(async move { Ok(vec![range]) })
+    }
 
     /// Whether writes will be refused with [`Error::ReadOnly`].
     fn is_read_only(&self) -> bool;
@@ -116,6 +122,17 @@ impl Disk for RawDisk {
                 Err(Error::Unsupported(_)) => self.write_plain_zeros(offset, len).await,
                 other => other,
             }
+        })
+    }
+
+    fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        Box::pin(async move {
+            Error::check_range(
+                range.start,
+                range.end.saturating_sub(range.start),
+                self.geometry.size,
+            )?;
+            self.file.allocated_ranges(range).await
         })
     }
 

@@ -35,6 +35,9 @@ pub enum Error {
     /// The storage cannot do this at all; callers may fall back.
     #[error("{0} is not supported by this storage")]
     Unsupported(&'static str),
+    /// The file or disk was closed before.
+    #[error("already closed")]
+    Closed,
     /// Another user holds the file or a range of it.
     #[error("in use by another: {0}")]
     Busy(String),

@@ -33,6 +33,13 @@ pub trait File: Send + Sync + Debug {
     /// not grow. [`Error::Unsupported`] if it can only be done by writing zeros.
     fn punch_hole(&self, range: Range<u64>) -> IoFuture<'_, ()>;
 
+    /// Reserves space for `range` without changing what it reads as, so that later writes there
+    /// cannot fail for lack of space. Storage that cannot answers [`Error::Unsupported`].
+    fn allocate(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+        let _ = range;
+        Box::pin(async { Err(Error::Unsupported("reserving space")) })
+    }
+
     /// The parts of `range` that may hold data, ascending and disjoint; everything else in it
     /// reads as zeros. A storage that cannot tell answers the whole of `range` up to its end.
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>>;

@@ -8,12 +8,21 @@
 //!                                                            └────► smb-client (a remote open)
 //! ```
 //!
+//! [`FlushGroup`] merges concurrent flushes of anything. With the feature `testing`, the module
+//! `testing` has files in memory and files that lose what was not flushed.
+//!
 //! This crate knows no protocol and no image format.
 
 mod disk;
 mod error;
 mod file;
+mod flush;
+mod local;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use disk::{Disk, Geometry, RawDisk};
 pub use error::{Error, Result};
 pub use file::{File, IoFuture, read_exact_at};
+pub use flush::FlushGroup;
+pub use local::{Engine, LocalFile, LocalOptions};

@@ -1,0 +1,437 @@
+//! Local files: page-cache hits inline on the caller, everything that may wait elsewhere.
+//!
+//! ```text
+//!  read_at ──► preadv2(NOWAIT) ── hit ──► done           (no thread hop, no copy)
+//!                     └───────── miss ─┐
+//!  write_at ──► small and whole pages: pwritev2 inline   (the page cache takes it)
+//!                     └─────── others ─┤
+//!  flush ──► FlushGroup ── fdatasync ──┴──► engine: io_uring thread, or blocking threads
+//! ```
+//!
+//! The engine owns the buffers of what it was given, so a caller may drop a future at any time.
+
+mod pool;
+mod ring;
+
+use std::{
+    fs,
+    io::{self, IoSlice, IoSliceMut},
+    ops::Range,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{FallocateFlags, FlockOperation, SeekFrom},
+    io::{Errno, ReadWriteFlags},
+};
+
+use crate::{Error, File, FlushGroup, IoFuture, Result};
+
+/// Writes up to this size go to the page cache on the caller; larger ones are copied once and
+/// left to the engine, so that one caller does not hold its thread for long.
+const INLINE_WRITE: usize = 256 << 10;
+/// Whole pages never need a read before they can be written.
+const PAGE: u64 = 4096;
+
+/// What does the work that may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// io_uring where the kernel has it, else blocking threads.
+    #[default]
+    Auto,
+    /// io_uring; opening fails where it is missing.
+    Uring,
+    /// Tokio's blocking threads.
+    Threads,
+}
+
+/// How to open a local file.
+#[derive(Debug, Clone, Default)]
+pub struct LocalOptions {
+    /// Refuse writes. A read-only opener takes no lock.
+    pub read_only: bool,
+    /// Make the file; fail if it is there already.
+    pub create_new: bool,
+    /// Make the file if it is missing.
+    pub create: bool,
+    /// Do not take the writer lock. One writer per image is then the caller's care.
+    pub no_lock: bool,
+    /// What does the work that may wait.
+    pub engine: Engine,
+}
+
+impl LocalOptions {
+    /// For reading only.
+    pub fn read_only() -> Self {
+        Self { read_only: true, ..Self::default() }
+    }
+
+    /// For reading and writing a file that exists.
+    pub fn read_write() -> Self {
+        Self::default()
+    }
+
+    /// For reading and writing a file that must not exist yet.
+    pub fn create_new() -> Self {
+        Self { create_new: true, ..Self::default() }
+    }
+}
+
+/// An open local file. Cheap to share behind an `Arc`; needs a tokio runtime around its use.
+///
+/// A writable one holds an exclusive `flock` on the file until it is closed or dropped, so one
+/// writer at a time holds among all openers through this type, in any process.
+#[derive(Debug)]
+pub struct LocalFile {
+    fd: Arc<OwnedFd>,
+    path: PathBuf,
+    read_only: bool,
+    closed: AtomicBool,
+    /// The file system answers `RWF_NOWAIT` reads.
+    nowait_reads: AtomicBool,
+    /// The file system answers `RWF_NOWAIT` writes.
+    nowait_writes: AtomicBool,
+    ring: Option<Arc<ring::Ring>>,
+    flushes: FlushGroup,
+}
+
+impl LocalFile {
+    /// Opens or makes the regular file (or block device) at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if another opener holds the writer lock, [`Error::Io`] for what the
+    /// operating system says, [`Error::Unsupported`] if io_uring was demanded and is missing.
+    pub fn open(path: impl AsRef<Path>, options: &LocalOptions) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let at = |what: &str| format!("{what} {}", path.display());
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(!options.read_only)
+            .create_new(options.create_new)
+            .create(options.create && !options.read_only)
+            .open(&path)
+            .map_err(|e| Error::io(at("opening"), e))?;
+        let kind = file.metadata().map_err(|e| Error::io(at("looking at"), e))?.file_type();
+        if kind.is_dir() {
+            return Err(Error::io(at("opening"), io::ErrorKind::IsADirectory.into()));
+        }
+        let fd = OwnedFd::from(file);
+        if !options.read_only && !options.no_lock {
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(Error::Busy(format!(
+                        "{} is open for writing elsewhere",
+                        path.display()
+                    )));
+                }
+                // A file system without locks: nothing to hold on to.
+                Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => {}
+                Err(e) => return Err(Error::io(at("locking"), e.into())),
+            }
+        }
+        Self::from_fd(fd, path, options.read_only, options.engine)
+    }
+
+    /// Takes over a descriptor that was opened by other means, without the writer lock. `path`
+    /// is for messages only.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if io_uring was demanded and is missing.
+    pub fn from_fd(
+        fd: OwnedFd,
+        path: impl Into<PathBuf>,
+        read_only: bool,
+        engine: Engine,
+    ) -> Result<Self> {
+        let ring = match engine {
+            Engine::Threads => None,
+            Engine::Auto => ring::shared(),
+            Engine::Uring => {
+                Some(ring::shared().ok_or(Error::Unsupported("io_uring on this kernel"))?)
+            }
+        };
+        Ok(Self {
+            fd: Arc::new(fd),
+            path: path.into(),
+            read_only,
+            closed: AtomicBool::new(false),
+            nowait_reads: AtomicBool::new(true),
+            nowait_writes: AtomicBool::new(true),
+            ring,
+            flushes: FlushGroup::new(),
+        })
+    }
+
+    /// Appends to `out` up to `len` bytes from `offset`, if that needs no waiting. `None` means
+    /// that some of it is not in the page cache; `out` is then as it was. Fewer bytes than `len`
+    /// come only at the end of the file.
+    pub fn read_now(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<Option<usize>> {
+        self.usable()?;
+        let start = out.len();
+        out.resize(start + len, 0);
+        match self.read_cached(offset, &mut out[start..]) {
+            Ok((done, ended)) if ended || done == len => {
+                out.truncate(start + done);
+                Ok(Some(done))
+            }
+            Ok(_) => {
+                out.truncate(start);
+                Ok(None)
+            }
+            Err(error) => {
+                out.truncate(start);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes `buf` at `offset` if the page cache takes it at once; `false` means that nothing
+    /// or a part was written and the whole is to be written again by [`File::write_at`].
+    pub fn write_now(&self, offset: u64, buf: &[u8]) -> Result<bool> {
+        self.writable()?;
+        Ok(self.write_cached(offset, buf)? == buf.len())
+    }
+
+    /// Where the file was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn context(&self, what: &str) -> String {
+        format!("{what} {}", self.path.display())
+    }
+
+    fn error(&self, what: &str, source: impl Into<io::Error>) -> Error {
+        Error::io(self.context(what), source.into())
+    }
+
+    fn usable(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    fn writable(&self) -> Result<()> {
+        self.usable()?;
+        if self.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Reads what the page cache has, without waiting. Returns the bytes read and whether the
+    /// end of the file was met.
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<(usize, bool)> {
+        let mut done = 0;
+        while done < buf.len() && self.nowait_reads.load(Ordering::Relaxed) {
+            let mut slices = [IoSliceMut::new(&mut buf[done..])];
+            let at = offset + done as u64;
+            match rustix::io::preadv2(&*self.fd, &mut slices, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return Ok((done, true)),
+                Ok(n) => done += n,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                    self.nowait_reads.store(false, Ordering::Relaxed);
+                }
+                Err(e) => return Err(self.error("reading", e)),
+            }
+        }
+        Ok((done, false))
+    }
+
+    /// Puts a small write into the page cache on the caller; returns the bytes taken.
+    fn write_cached(&self, offset: u64, buf: &[u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let slices = [IoSlice::new(&buf[done..])];
+            let at = offset + done as u64;
+            let nowait = self.nowait_writes.load(Ordering::Relaxed);
+            // File systems that cannot promise not to wait (ext4) take a whole page into the
+            // cache in microseconds all the same; a thread hop costs ten times that.
+            let plain = buf.len() <= INLINE_WRITE
+                && offset.is_multiple_of(PAGE)
+                && (buf.len() as u64).is_multiple_of(PAGE);
+            let result = if nowait {
+                rustix::io::pwritev2(&*self.fd, &slices, at, ReadWriteFlags::NOWAIT)
+            } else if plain {
+                rustix::io::pwrite(&*self.fd, &buf[done..], at)
+            } else {
+                break;
+            };
+            match result {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if nowait => break,
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) if nowait => {
+                    self.nowait_writes.store(false, Ordering::Relaxed);
+                }
+                Err(e) => return Err(self.error("writing", e)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Runs a system call that may wait on a blocking thread.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        call: impl FnOnce(&OwnedFd) -> rustix::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let fd = self.fd.clone();
+        pool::run(move || call(&fd)).await?.map_err(|e| self.error(what, e))
+    }
+
+    async fn fallocate(
+        &self,
+        what: &'static str,
+        flags: FallocateFlags,
+        range: Range<u64>,
+    ) -> Result<()> {
+        self.writable()?;
+        let Some(len) = range.end.checked_sub(range.start).filter(|len| *len > 0) else {
+            return Ok(());
+        };
+        let fd = self.fd.clone();
+        match pool::run(move || rustix::fs::fallocate(&*fd, flags, range.start, len)).await? {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(Error::Unsupported(what)),
+            Err(e) => Err(self.error(what, e)),
+        }
+    }
+}
+
+impl File for LocalFile {
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, usize> {
+        Box::pin(async move {
+            self.usable()?;
+            let (done, ended) = self.read_cached(offset, buf)?;
+            if ended || done == buf.len() {
+                return Ok(done);
+            }
+            let rest = &mut buf[done..];
+            let at = offset + done as u64;
+            let owned = vec![0; rest.len()];
+            let (result, owned) = match &self.ring {
+                Some(ring) => ring.read(self.fd.clone(), at, owned).await?,
+                None => pool::read(self.fd.clone(), at, owned).await?,
+            };
+            let n = result.map_err(|e| self.error("reading", e))?;
+            rest[..n].copy_from_slice(&owned[..n]);
+            Ok(done + n)
+        })
+    }
+
+    fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        Box::pin(async move {
+            self.writable()?;
+            let done = self.write_cached(offset, buf)?;
+            if done == buf.len() {
+                return Ok(());
+            }
+            let (at, rest) = (offset + done as u64, buf[done..].to_vec());
+            match &self.ring {
+                Some(ring) => ring.write(self.fd.clone(), at, rest).await?,
+                None => pool::write(self.fd.clone(), at, rest).await?,
+            }
+            .map_err(|e| self.error("writing", e))
+        })
+    }
+
+    fn flush(&self) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.usable()?;
+            self.flushes
+                .run(|| async {
+                    match &self.ring {
+                        Some(ring) => ring.sync(self.fd.clone()).await?,
+                        None => pool::sync(self.fd.clone()).await?,
+                    }
+                    .map_err(|e| self.error("flushing", e))
+                })
+                .await
+        })
+    }
+
+    fn len(&self) -> IoFuture<'_, u64> {
+        Box::pin(async move {
+            self.usable()?;
+            let stat = rustix::fs::fstat(&*self.fd).map_err(|e| self.error("looking at", e))?;
+            if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_block_device() {
+                return rustix::fs::seek(&*self.fd, SeekFrom::End(0))
+                    .map_err(|e| self.error("measuring", e));
+            }
+            Ok(u64::try_from(stat.st_size).unwrap_or(0))
+        })
+    }
+
+    fn set_len(&self, len: u64) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.writable()?;
+            self.blocking("resizing", move |fd| rustix::fs::ftruncate(fd, len)).await
+        })
+    }
+
+    fn punch_hole(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Box::pin(self.fallocate("punching holes", flags, range))
+    }
+
+    fn allocate(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+        Box::pin(self.fallocate("reserving space", FallocateFlags::empty(), range))
+    }
+
+    fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        Box::pin(async move {
+            self.usable()?;
+            let end = range.end.min(self.len().await?);
+            if range.start >= end {
+                return Ok(Vec::new());
+            }
+            self.blocking("looking for holes in", move |fd| data_ranges(fd, range.start..end)).await
+        })
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn close(&self) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            if !self.closed.swap(true, Ordering::AcqRel) && !self.read_only {
+                // The lock is given up now even if someone still holds the value.
+                let _ = rustix::fs::flock(&*self.fd, FlockOperation::Unlock);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Walks `SEEK_DATA`/`SEEK_HOLE`; a file system without them gives the whole range.
+fn data_ranges(fd: &OwnedFd, range: Range<u64>) -> rustix::io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                found.push(at..range.end);
+                break;
+            }
+            Err(e) => return Err(e),
+        };
+        if start >= range.end {
+            break;
+        }
+        let end = rustix::fs::seek(fd, SeekFrom::Hole(start))?.min(range.end);
+        found.push(start..end);
+        at = end;
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests;

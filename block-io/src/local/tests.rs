@@ -1,0 +1,158 @@
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{read_exact_at, testing::Rng};
+
+fn engines() -> Vec<Engine> {
+    let mut engines = vec![Engine::Threads];
+    if ring::shared().is_some() {
+        engines.push(Engine::Uring);
+    } else {
+        println!("skipping io_uring: this kernel gives none");
+    }
+    engines
+}
+
+fn fresh(dir: &TempDir, engine: Engine) -> LocalFile {
+    let path = dir.path().join(format!("{engine:?}"));
+    LocalFile::open(path, &LocalOptions { engine, ..LocalOptions::create_new() }).unwrap()
+}
+
+/// Tells the kernel to forget the cached pages, so that the next read is a miss.
+fn drop_cache(file: &LocalFile) {
+    rustix::fs::fadvise(&*file.fd, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+#[tokio::test]
+async fn reads_back_what_was_written_cached_and_not() {
+    let dir = TempDir::new().unwrap();
+    for engine in engines() {
+        let file = fresh(&dir, engine);
+        let mut rng = Rng::new(1);
+        let mut model = vec![0u8; 3 << 20];
+        file.set_len(model.len() as u64).await.unwrap();
+        for round in 0..60 {
+            let len = [1, 512, 4096, 5000, 1 << 20][rng.below(5) as usize];
+            let at = rng.below((model.len() - len) as u64) as usize;
+            let at = if round % 2 == 0 { at } else { at & !4095 };
+            rng.fill(&mut model[at..at + len]);
+            file.write_at(at as u64, &model[at..at + len]).await.unwrap();
+            if round % 20 == 19 {
+                file.flush().await.unwrap();
+                drop_cache(&file);
+            }
+            let mut back = vec![0; len];
+            read_exact_at(&file, at as u64, &mut back).await.unwrap();
+            assert!(back == model[at..at + len], "{engine:?} round {round}");
+        }
+        file.flush().await.unwrap();
+        drop_cache(&file);
+        let mut back = vec![0xff; model.len() + 100];
+        assert_eq!(file.read_at(0, &mut back).await.unwrap(), model.len());
+        assert!(back[..model.len()] == model);
+        assert_eq!(file.read_at(1 << 40, &mut back).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn engine_misses_go_through_the_engine_itself() {
+    let dir = TempDir::new().unwrap();
+    let Some(ring) = ring::shared() else {
+        println!("skipping: this kernel gives no io_uring");
+        return;
+    };
+    let file = fresh(&dir, Engine::Uring);
+    let data: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+    ring.write(file.fd.clone(), 10, data.clone()).await.unwrap().unwrap();
+    ring.sync(file.fd.clone()).await.unwrap().unwrap();
+    let (n, back) = ring.read(file.fd.clone(), 10, vec![0; 200_000]).await.unwrap();
+    assert_eq!(n.unwrap(), data.len());
+    assert!(back[..data.len()] == data);
+    // A dropped waiter leaves the ring in order.
+    let many: Vec<_> = (0..1000)
+        .map(|i| {
+            let (ring, fd) = (ring.clone(), file.fd.clone());
+            tokio::spawn(async move { ring.read(fd, i * 50, vec![0; 50]).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    for (i, task) in many.into_iter().enumerate() {
+        if i % 2 == 0 {
+            task.abort();
+        } else {
+            let (n, _) = task.await.unwrap().unwrap();
+            assert_eq!(n.unwrap(), 50);
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_writer_at_a_time() {
+    let dir = TempDir::new().unwrap();
+    let first = fresh(&dir, Engine::Auto);
+    let path = first.path().to_path_buf();
+    let second = LocalFile::open(&path, &LocalOptions::read_write());
+    assert!(matches!(second, Err(Error::Busy(_))), "{second:?}");
+    let reader = LocalFile::open(&path, &LocalOptions::read_only()).unwrap();
+    assert!(matches!(reader.write_at(0, b"x").await, Err(Error::ReadOnly)));
+    assert!(matches!(reader.set_len(0).await, Err(Error::ReadOnly)));
+    first.close().await.unwrap();
+    assert!(matches!(first.write_at(0, b"x").await, Err(Error::Closed)));
+    LocalFile::open(&path, &LocalOptions::read_write()).unwrap();
+    let again = LocalFile::open(&path, &LocalOptions::create_new());
+    assert!(matches!(again, Err(Error::Io { .. })), "{again:?}");
+}
+
+#[tokio::test]
+async fn holes_and_ranges() {
+    let dir = TempDir::new().unwrap();
+    let file = fresh(&dir, Engine::Auto);
+    file.set_len(8 << 20).await.unwrap();
+    if !file.allocated_ranges(0..8 << 20).await.unwrap().is_empty() {
+        println!("skipping: the file system here has no sparse files");
+        return;
+    }
+    file.write_at(1 << 20, &vec![7; 1 << 20]).await.unwrap();
+    file.write_at(4 << 20, &vec![7; 1 << 20]).await.unwrap();
+    let found = file.allocated_ranges(0..u64::MAX).await.unwrap();
+    assert_eq!(found, [1 << 20..2 << 20, 4 << 20..5 << 20]);
+    assert_eq!(
+        file.allocated_ranges((3 << 19)..(9 << 19)).await.unwrap(),
+        [3 << 19..2 << 20, 4 << 20..9 << 19]
+    );
+    file.punch_hole(1 << 20..2 << 20).await.unwrap();
+    assert_eq!(file.allocated_ranges(0..8 << 20).await.unwrap(), [4 << 20..5 << 20]);
+    let mut back = vec![1; 1 << 20];
+    read_exact_at(&file, 1 << 20, &mut back).await.unwrap();
+    assert!(back.iter().all(|b| *b == 0));
+    assert_eq!(file.len().await.unwrap(), 8 << 20);
+    file.allocate(8 << 20..10 << 20).await.unwrap();
+    assert_eq!(file.len().await.unwrap(), 10 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_flushes_at_once() {
+    let dir = TempDir::new().unwrap();
+    for engine in engines() {
+        let file = Arc::new(fresh(&dir, engine));
+        let tasks: Vec<_> = (0..32u64)
+            .map(|i| {
+                let file = file.clone();
+                tokio::spawn(async move {
+                    for round in 0..5 {
+                        file.write_at(i * 4096, &[round; 4096]).await.unwrap();
+                        file.flush().await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let mut back = vec![0; 32 * 4096];
+        read_exact_at(&*file, 0, &mut back).await.unwrap();
+        assert!(back.iter().all(|b| *b == 4));
+    }
+}
