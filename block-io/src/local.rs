@@ -17,7 +17,7 @@ use std::{
     fs,
     io::{self, IoSlice, IoSliceMut},
     ops::Range,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -300,6 +300,12 @@ impl LocalFile {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(Error::Unsupported(what)),
             Err(e) => Err(self.error(what, e)),
         }
+    }
+}
+
+impl AsFd for LocalFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -1,1 +1,112 @@
-fn main() {}
+//! `smbd`: reads its configuration, starts the server, and answers signals.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use smbd::{Server, config::Config};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// SMB 3 file server for virtual-machine disks.
+#[derive(Debug, Parser)]
+#[command(name = "smbd", version, about)]
+struct Args {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("SMBD_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("smbd: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if args.check {
+        println!("{}: correct", args.config.display());
+        return ExitCode::SUCCESS;
+    }
+    match run(args, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("smbd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args, config: Config) -> anyhow::Result<()> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = config.threads {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let running = smbd::start(Arc::new(Server::new(config)?))?;
+        for address in running.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        notify("READY=1");
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    notify("RELOADING=1");
+                    reload(&args, running.server());
+                    notify("READY=1");
+                }
+            }
+        }
+        tracing::info!("draining");
+        notify("STOPPING=1");
+        running.drain().await;
+        Ok(())
+    })
+}
+
+/// Takes the new configuration if it is correct; else the old one stays.
+fn reload(args: &Args, server: &Server) {
+    let result = Config::load(&args.config)
+        .map_err(|error| error.to_string())
+        .and_then(|config| server.reload(config).map_err(|error| error.to_string()));
+    match result {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(error) => tracing::error!(error, "configuration not reloaded; the old one stays"),
+    }
+}
+
+/// Tells the service manager how we are (sd_notify(3)); without one nothing happens.
+fn notify(state: &str) {
+    use std::os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixDatagram},
+    };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let send = || -> std::io::Result<()> {
+        let text = path.to_string_lossy();
+        let address = match text.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&path)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
+        Ok(())
+    };
+    if let Err(error) = send() {
+        tracing::warn!(%error, "could not tell the service manager");
+    }
+}

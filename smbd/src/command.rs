@@ -1,0 +1,223 @@
+//! One module per command. Each takes the body of a request, appends the body of its answer and
+//! returns the status, or says why it failed, or returns a future for what must wait.
+
+pub mod close;
+pub mod create;
+pub mod ioctl;
+pub mod lock;
+pub mod negotiate;
+pub mod notify;
+pub mod query_directory;
+pub mod query_info;
+pub mod read;
+pub mod session_setup;
+pub mod set_info;
+pub mod smb1;
+pub mod tree_connect;
+pub mod write;
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use smb_protocol::{
+    Command, FileId, Header, NtStatus, WireError, header::HEADER_LEN, msg::simple::Empty,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    exchange::Exchange,
+    session::{Session, Tree},
+    status::{of_errno, of_storage},
+    volume::open::Open,
+};
+
+/// Why a request is not answered with success here and now.
+pub enum Fail {
+    /// With this status.
+    Status(NtStatus),
+    /// With this status and error data.
+    Data(NtStatus, Vec<u8>),
+    /// It waits.
+    Later(Later),
+    /// The connection must end.
+    Drop(&'static str),
+}
+
+/// A request that waits.
+pub struct Later {
+    /// Gives the body of the answer.
+    pub future: Pin<Box<dyn Future<Output = Result<Vec<u8>, NtStatus>> + Send>>,
+    /// Ends the wait at the client's wish.
+    pub cancel: Option<oneshot::Sender<()>>,
+    /// Tell the client that it waits.
+    pub interim: bool,
+    /// Memory that it holds.
+    pub bytes: usize,
+    /// It waits for storage, which ends by itself; else for an event that may never come.
+    pub io: bool,
+}
+
+/// What a handler answers.
+pub type Handled = Result<NtStatus, Fail>;
+
+impl From<NtStatus> for Fail {
+    fn from(status: NtStatus) -> Self {
+        Fail::Status(status)
+    }
+}
+
+impl From<WireError> for Fail {
+    fn from(error: WireError) -> Self {
+        tracing::debug!(%error, "malformed request");
+        Fail::Status(NtStatus::INVALID_PARAMETER)
+    }
+}
+
+impl From<rustix::io::Errno> for Fail {
+    fn from(error: rustix::io::Errno) -> Self {
+        Fail::Status(of_errno(error))
+    }
+}
+
+impl From<block_io::Error> for Fail {
+    fn from(error: block_io::Error) -> Self {
+        Fail::Status(of_storage(&error))
+    }
+}
+
+/// A request with what is known of it.
+pub struct Ctx<'a> {
+    /// The connection.
+    pub ex: &'a mut Exchange,
+    /// The request's header; what a handler changes in it stands in the answer.
+    pub header: Header,
+    /// Its session, checked.
+    pub session: Option<Arc<Session>>,
+    /// Its tree, checked.
+    pub tree: Option<Arc<Tree>>,
+    /// It came encrypted.
+    pub sealed: bool,
+    /// The file of the request before in a related compound, or why there is none.
+    pub related_file: Option<Result<FileId, NtStatus>>,
+    /// The file that the next related request means.
+    pub file: Option<FileId>,
+    /// A session that signs the answer whether or not the request was signed.
+    pub signer: Option<Arc<Session>>,
+}
+
+impl Ctx<'_> {
+    /// The session; commands that need one are dispatched with one.
+    pub fn session(&self) -> Result<&Arc<Session>, NtStatus> {
+        self.session.as_ref().ok_or(NtStatus::USER_SESSION_DELETED)
+    }
+
+    /// The tree; commands that need one are dispatched with one.
+    pub fn tree(&self) -> Result<&Arc<Tree>, NtStatus> {
+        self.tree.as_ref().ok_or(NtStatus::NETWORK_NAME_DELETED)
+    }
+
+    /// Which file a request means (MS-SMB2 3.3.5.2.7.2).
+    pub fn resolve(&mut self, id: FileId) -> Result<FileId, NtStatus> {
+        let id = match self.related_file {
+            Some(file) if id == FileId::RELATED => file?,
+            _ => id,
+        };
+        self.file = Some(id);
+        Ok(id)
+    }
+
+    /// The open that a request means.
+    pub fn open(&mut self, id: FileId) -> Result<Arc<Open>, NtStatus> {
+        let id = self.resolve(id)?;
+        self.session()?.open(self.tree()?.id, id)
+    }
+
+    /// Checks that a request paid for its payload (MS-SMB2 3.3.5.2.5).
+    pub fn check_charge(&self, payload: usize) -> Result<(), NtStatus> {
+        let large = self.ex.negotiated.as_ref().is_some_and(|n| n.large_mtu());
+        let paid = usize::from(self.header.credit_charge.max(1));
+        if large && payload.div_ceil(65_536).max(1) > paid {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
+        Ok(())
+    }
+}
+
+/// Carries out one request whose header and protection were checked. `message` is the whole
+/// message, header included.
+pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
+    let body = &message[HEADER_LEN..];
+    let command = ctx.header.command;
+    match (&ctx.ex.negotiated, command) {
+        (None, Command::NEGOTIATE) => return negotiate::handle(ctx, message, out),
+        (None, _) => return Err(Fail::Drop("a request before NEGOTIATE")),
+        (Some(_), Command::NEGOTIATE) => return Err(Fail::Drop("a second NEGOTIATE")),
+        _ => {}
+    }
+    match command {
+        Command::SESSION_SETUP => return session_setup::handle(ctx, message, out),
+        Command::ECHO => {
+            Empty::parse(body)?;
+            Empty.encode(out);
+            return Ok(NtStatus::SUCCESS);
+        }
+        _ => {}
+    }
+    let session = ctx.session()?.clone();
+    match command {
+        Command::LOGOFF => {
+            Empty::parse(body)?;
+            ctx.ex.sessions.remove(&session.id);
+            ctx.ex.server.sessions.end(session.id);
+            Empty.encode(out);
+            return Ok(NtStatus::SUCCESS);
+        }
+        Command::TREE_CONNECT => return tree_connect::handle(ctx, body, out),
+        _ => {}
+    }
+    let Some(tree) = session.tree(ctx.header.tree_id()) else {
+        return Err(NtStatus::NETWORK_NAME_DELETED.into());
+    };
+    if tree.must_encrypt && !ctx.sealed {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    ctx.tree = Some(tree.clone());
+    match command {
+        Command::READ => read::handle(ctx, body, out),
+        Command::WRITE => write::handle(ctx, body, out),
+        Command::FLUSH => write::flush(ctx, body),
+        Command::CREATE => create::handle(ctx, body, out),
+        Command::CLOSE => close::handle(ctx, body, out),
+        Command::QUERY_INFO => query_info::handle(ctx, body, out),
+        Command::SET_INFO => set_info::handle(ctx, body, out),
+        Command::QUERY_DIRECTORY => query_directory::handle(ctx, body, out),
+        Command::CHANGE_NOTIFY => notify::handle(ctx, body),
+        Command::IOCTL => ioctl::handle(ctx, body, out),
+        Command::LOCK => lock::handle(ctx, body, out),
+        Command::TREE_DISCONNECT => {
+            Empty::parse(body)?;
+            session.remove_tree(tree.id);
+            Empty.encode(out);
+            Ok(NtStatus::SUCCESS)
+        }
+        // Nothing to acknowledge: no oplock or lease is granted.
+        Command::OPLOCK_BREAK => Err(NtStatus::INVALID_PARAMETER.into()),
+        _ => Err(NtStatus::INVALID_PARAMETER.into()),
+    }
+}
+
+/// What an answer changes once its bytes stand: the pre-authentication hashes.
+pub fn after_answer(exchange: &mut Exchange, response: &Header, message: &[u8]) {
+    match response.command {
+        Command::NEGOTIATE => {
+            if let Some(negotiated) = &mut exchange.negotiated {
+                negotiated.preauth.update(message);
+            }
+        }
+        Command::SESSION_SETUP if response.status == NtStatus::MORE_PROCESSING_REQUIRED => {
+            if let Some(authentication) = exchange.authentications.get_mut(&response.session_id) {
+                authentication.preauth.update(message);
+            }
+        }
+        _ => {}
+    }
+}

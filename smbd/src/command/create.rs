@@ -1,0 +1,395 @@
+//! CREATE (MS-SMB2 3.3.5.9, MS-FSA 2.1.5.1).
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use block_io::{Engine, LocalFile};
+use rustix::{
+    fs::{FileType, OFlags, Stat},
+    io::Errno,
+};
+use smb_protocol::{
+    FileId, NtStatus,
+    fscc::FileAttributes,
+    msg::{
+        context::{self, names},
+        create::{
+            Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response,
+            ShareAccess,
+        },
+        oplock::OplockLevel,
+    },
+};
+
+use super::{Ctx, Fail, Handled};
+use crate::{
+    config::IoEngine,
+    session::Tree,
+    status::of_errno,
+    volume::{
+        Found, RelPath, Volume, attributes,
+        node::Nodes,
+        open::{Open, Parts},
+        reopen,
+    },
+};
+
+/// Rights that need the content of a file.
+const CONTENT: Access =
+    Access(Access::READ_DATA.0 | Access::EXECUTE.0 | Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
+/// Rights that change the content of a file.
+const CHANGE: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
+/// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
+const ACCESS_UNKNOWN: Access = Access(0x0ce0_fe00);
+/// Attributes that a create may carry.
+const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
+
+/// Handles a CREATE.
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
+    let request = Request::parse(body)?;
+    check(&request)?;
+    let tree = ctx.tree()?.clone();
+    let Some(volume) = tree.volume.clone() else {
+        // IPC$ has no pipes.
+        return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+    };
+    let session = ctx.session()?.clone();
+    let limits = ctx.ex.limits();
+    session.room_for_open(limits.opens_per_session, limits.opens)?;
+    for unsupported in [names::TWRP, names::DHNC, names::DH2C] {
+        if context::find(&request.contexts, unsupported).is_some() {
+            return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+        }
+    }
+    if context::find(&request.contexts, names::EXTA).is_some_and(|data| !data.is_empty()) {
+        return Err(NtStatus::EAS_NOT_SUPPORTED.into());
+    }
+    let server = ctx.ex.server.clone();
+    let id = server.new_open_id();
+    let job = Job {
+        request: &request,
+        tree: &tree,
+        volume,
+        nodes: server.nodes.clone(),
+        id: FileId { persistent: id, volatile: id },
+        path: RelPath::parse(&request.name)?,
+        engine: match server.current().config.io_engine {
+            IoEngine::Auto => Engine::Auto,
+            IoEngine::Uring => Engine::Uring,
+            IoEngine::Threads => Engine::Threads,
+        },
+    };
+    let (open, action) = job.run()?;
+    let facts = open.facts()?;
+    let open = Arc::new(open);
+    let maximal = context::maximal_access(tree.maximal_access.0);
+    let disk_id = context::disk_id(facts.file_id, 0);
+    let mut contexts = Vec::new();
+    if context::find(&request.contexts, names::MXAC).is_some() {
+        contexts.push(RawContext { name: names::MXAC, data: &maximal });
+    }
+    if context::find(&request.contexts, names::QFID).is_some() {
+        contexts.push(RawContext { name: names::QFID, data: &disk_id });
+    }
+    Response {
+        oplock: OplockLevel::NONE,
+        flags: 0,
+        action,
+        times: facts.times,
+        allocation_size: facts.allocation_size,
+        end_of_file: facts.end_of_file,
+        attributes: facts.attributes,
+        file_id: open.id,
+        contexts,
+    }
+    .encode(out);
+    ctx.file = Some(open.id);
+    session.add_open(tree.id, open);
+    Ok(NtStatus::SUCCESS)
+}
+
+/// Refuses what no file system is asked about (MS-SMB2 3.3.5.9, MS-FSA 2.1.5.1).
+fn check(request: &Request<'_>) -> Result<(), NtStatus> {
+    let options = request.options;
+    let directory = options.has(CreateOptions::DIRECTORY_FILE);
+    if request.impersonation > 3 {
+        return Err(NtStatus::BAD_IMPERSONATION_LEVEL);
+    }
+    if request.disposition > Disposition::OVERWRITE_IF
+        || request.share.0 & !7 != 0
+        || request.attributes.0 & !ATTRIBUTES_KNOWN != 0
+        || options.0 & 0xff00_0000 != 0
+        || directory && options.has(CreateOptions::NON_DIRECTORY_FILE)
+    {
+        return Err(NtStatus::INVALID_PARAMETER);
+    }
+    let cuts = matches!(
+        request.disposition,
+        Disposition::SUPERSEDE | Disposition::OVERWRITE | Disposition::OVERWRITE_IF
+    );
+    if directory && cuts {
+        return Err(NtStatus::INVALID_PARAMETER);
+    }
+    if options.has(CreateOptions::OPEN_BY_FILE_ID) {
+        return Err(NtStatus::NOT_SUPPORTED);
+    }
+    if request.access.any(ACCESS_UNKNOWN) || request.access == Access::NONE {
+        return Err(NtStatus::ACCESS_DENIED);
+    }
+    if request.access.has(Access::ACCESS_SYSTEM_SECURITY) {
+        return Err(NtStatus::PRIVILEGE_NOT_HELD);
+    }
+    Ok(())
+}
+
+/// One CREATE on its way.
+struct Job<'a> {
+    request: &'a Request<'a>,
+    tree: &'a Tree,
+    volume: Arc<Volume>,
+    nodes: Arc<Nodes>,
+    id: FileId,
+    path: RelPath,
+    engine: Engine,
+}
+
+impl Job<'_> {
+    fn run(self) -> Result<(Open, CreateAction), Fail> {
+        // Someone may make or remove the file between our look and our step; then look again.
+        for _ in 0..16 {
+            let outcome = match self.volume.find(&self.path)? {
+                Found::Here { fd, stat, path } => self.existing(fd, stat, path),
+                Found::Missing { path } => self.fresh(path),
+            };
+            match outcome {
+                Err(Fail::Status(NtStatus::RETRY)) => {}
+                other => return other,
+            }
+        }
+        Err(NtStatus::SHARING_VIOLATION.into())
+    }
+
+    /// What is granted of what was asked for; `attributes` are those of the file that is there.
+    fn granted(&self, attributes: FileAttributes) -> Result<Access, NtStatus> {
+        let mut wanted = self.request.access.expand_generic();
+        let mut allowed = self.tree.maximal_access;
+        let directory = attributes.has(FileAttributes::DIRECTORY);
+        if attributes.has(FileAttributes::READONLY) && !directory {
+            if wanted.any(CHANGE) {
+                return Err(NtStatus::ACCESS_DENIED);
+            }
+            allowed = allowed.without(CHANGE);
+        }
+        if wanted.has(Access::MAXIMUM_ALLOWED) {
+            wanted = wanted.without(Access::MAXIMUM_ALLOWED).or(allowed);
+        }
+        if wanted.any(Access::ALL.without(allowed)) {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        if self.request.options.has(CreateOptions::DELETE_ON_CLOSE) {
+            if !wanted.has(Access::DELETE) {
+                return Err(NtStatus::ACCESS_DENIED);
+            }
+            if attributes.has(FileAttributes::READONLY) {
+                return Err(NtStatus::CANNOT_DELETE);
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn existing(
+        &self,
+        fd: OwnedFd,
+        stat: Stat,
+        path: RelPath,
+    ) -> Result<(Open, CreateAction), Fail> {
+        let options = self.request.options;
+        let disposition = self.request.disposition;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let directory = kind == FileType::Directory;
+        if !directory && kind != FileType::RegularFile {
+            // Pipes, sockets and devices of Linux are not files to Windows.
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        if directory && options.has(CreateOptions::NON_DIRECTORY_FILE) {
+            return Err(NtStatus::FILE_IS_A_DIRECTORY.into());
+        }
+        if !directory && options.has(CreateOptions::DIRECTORY_FILE) {
+            return Err(NtStatus::NOT_A_DIRECTORY.into());
+        }
+        if disposition == Disposition::CREATE {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        let cuts = !matches!(disposition, Disposition::OPEN | Disposition::OPEN_IF);
+        if directory && cuts {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        if path.is_root() && options.has(CreateOptions::DELETE_ON_CLOSE) {
+            return Err(NtStatus::CANNOT_DELETE.into());
+        }
+        let facts = attributes::facts(fd.as_fd())?;
+        let access = self.granted(facts.attributes)?;
+        if cuts {
+            let keep = FileAttributes::HIDDEN.or(FileAttributes::SYSTEM);
+            let lost = facts.attributes.and(keep).without(self.request.attributes);
+            if facts.attributes.has(FileAttributes::READONLY)
+                || lost != FileAttributes::NONE
+                || !self.tree.maximal_access.has(Access::WRITE_DATA)
+            {
+                return Err(NtStatus::ACCESS_DENIED.into());
+            }
+        }
+        let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
+        let node = self.nodes.join(&stat, &path, self.id.volatile, sharing, self.request.share)?;
+        let made = self.finish(fd, access, node.clone(), directory, cuts);
+        match made {
+            Ok(open) => {
+                let action = match disposition {
+                    Disposition::SUPERSEDE => CreateAction::SUPERSEDED,
+                    _ if cuts => CreateAction::OVERWRITTEN,
+                    _ => CreateAction::OPENED,
+                };
+                Ok((open, action))
+            }
+            Err(errno) => {
+                self.nodes.leave(&node, self.id.volatile, |_| {});
+                Err(errno.into())
+            }
+        }
+    }
+
+    fn finish(
+        &self,
+        fd: OwnedFd,
+        access: Access,
+        node: Arc<crate::volume::node::Node>,
+        directory: bool,
+        cuts: bool,
+    ) -> Result<Open, Errno> {
+        let mut data = None;
+        if !directory && (access.any(CONTENT) || cuts) {
+            let reads = access.any(Access::READ_DATA.or(Access::EXECUTE));
+            let writes = access.any(CHANGE) || cuts;
+            let flags = match (reads, writes) {
+                (true, false) => OFlags::RDONLY,
+                (false, true) => OFlags::WRONLY,
+                _ => OFlags::RDWR,
+            };
+            let content = reopen(&fd, flags)?;
+            if cuts {
+                rustix::fs::ftruncate(&content, 0)?;
+                let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
+                attributes::set_attributes(fd.as_fd(), wanted)?;
+            }
+            data = Some(self.local(content, !writes)?);
+        }
+        Ok(self.open(fd, access, node, data, directory))
+    }
+
+    fn local(&self, fd: OwnedFd, read_only: bool) -> Result<Arc<LocalFile>, Errno> {
+        LocalFile::from_fd(fd, self.request.name.clone(), read_only, self.engine)
+            .map(Arc::new)
+            .map_err(|_| Errno::OPNOTSUPP)
+    }
+
+    fn open(
+        &self,
+        handle: OwnedFd,
+        access: Access,
+        node: Arc<crate::volume::node::Node>,
+        data: Option<Arc<LocalFile>>,
+        directory: bool,
+    ) -> Open {
+        Open::new(Parts {
+            id: self.id,
+            access,
+            options: self.request.options,
+            node,
+            data,
+            handle,
+            directory,
+            volume: self.volume.clone(),
+            nodes: self.nodes.clone(),
+        })
+    }
+
+    fn fresh(&self, path: RelPath) -> Result<(Open, CreateAction), Fail> {
+        let options = self.request.options;
+        if matches!(self.request.disposition, Disposition::OPEN | Disposition::OVERWRITE) {
+            return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+        }
+        let directory = options.has(CreateOptions::DIRECTORY_FILE);
+        let adds = if directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
+        if !self.tree.maximal_access.has(adds) {
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        let read_only = self.request.attributes.has(FileAttributes::READONLY);
+        if read_only && options.has(CreateOptions::DELETE_ON_CLOSE) {
+            return Err(NtStatus::CANNOT_DELETE.into());
+        }
+        let access = self.granted(FileAttributes::NONE)?;
+        let made = if directory {
+            self.volume.create_folder(&path)
+        } else {
+            self.volume.create_file(&path)
+        };
+        let fd = match made {
+            Ok(fd) => fd,
+            // It is there now, or its folder is gone: look again.
+            Err(Errno::EXIST) => return Err(NtStatus::RETRY.into()),
+            Err(Errno::NOENT) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into()),
+            Err(error) => return Err(error.into()),
+        };
+        let stat = rustix::fs::fstat(&fd)?;
+        let share: ShareAccess = self.request.share;
+        let node = self.nodes.join(&stat, &path, self.id.volatile, access, share)?;
+        let finish = || -> Result<Open, Errno> {
+            let extra = self.request.attributes.without(FileAttributes::DIRECTORY);
+            if extra.without(FileAttributes::NORMAL.or(FileAttributes::ARCHIVE))
+                != FileAttributes::NONE
+            {
+                let base = if directory { FileAttributes::NONE } else { FileAttributes::ARCHIVE };
+                attributes::set_attributes(fd.as_fd(), extra.or(base))?;
+            }
+            let mut data = None;
+            if !directory && access.any(CONTENT) {
+                data = Some(self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?);
+            }
+            if !directory && let Some(size) = self.allocation() {
+                reserve(&fd, size)?;
+            }
+            Ok(self.open(
+                rustix::io::fcntl_dupfd_cloexec(&fd, 0)?,
+                access,
+                node.clone(),
+                data,
+                directory,
+            ))
+        };
+        match finish() {
+            Ok(open) => Ok((open, CreateAction::CREATED)),
+            Err(error) => {
+                let _ = self.volume.remove(&path, &stat);
+                self.nodes.leave(&node, self.id.volatile, |_| {});
+                Err(Fail::Status(of_errno(error)))
+            }
+        }
+    }
+
+    /// The size that the client wants to be set aside (MS-SMB2 2.2.13.2.6).
+    fn allocation(&self) -> Option<u64> {
+        let data = context::find(&self.request.contexts, names::ALSI)?;
+        let size = data.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))?;
+        (size > 0 && size <= i64::MAX as u64).then_some(size)
+    }
+}
+
+/// Sets space aside without changing the length; a file system that cannot is not an error.
+pub fn reserve(fd: &OwnedFd, size: u64) -> Result<(), Errno> {
+    match rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        other => other,
+    }
+}

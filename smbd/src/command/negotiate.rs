@@ -1,0 +1,181 @@
+//! NEGOTIATE (MS-SMB2 3.3.5.4).
+
+use smb_protocol::{
+    Dialect, NtStatus,
+    crypto::{Cipher, PreauthHash, SigningAlgorithm},
+    header::HEADER_LEN,
+    msg::negotiate::{
+        self as wire, Capabilities, Context, HashAlgorithm, Request, Response, SecurityMode,
+    },
+    spnego::Acceptor,
+};
+
+use super::{Ctx, Fail, Handled};
+use crate::{
+    config::{Config, Signing},
+    server,
+};
+
+/// What client and server agreed on.
+#[derive(Debug, Clone)]
+pub struct Negotiated {
+    /// The dialect.
+    pub dialect: Dialect,
+    /// How 3.1.1 signs.
+    pub signing: SigningAlgorithm,
+    /// How messages are encrypted, if they can be.
+    pub cipher: Option<Cipher>,
+    /// The client's identity.
+    pub client_guid: [u8; 16],
+    /// What the client sent, to be compared with what it says it sent.
+    pub client_capabilities: u32,
+    /// Likewise.
+    pub client_security_mode: u16,
+    /// Likewise.
+    pub client_dialects: Vec<Dialect>,
+    /// What we answered.
+    pub capabilities: Capabilities,
+    /// What we answered.
+    pub security_mode: SecurityMode,
+    /// Hash of the negotiation.
+    pub preauth: PreauthHash,
+}
+
+impl Negotiated {
+    /// Whether requests may cost more than one credit.
+    pub fn large_mtu(&self) -> bool {
+        self.capabilities.has(Capabilities::LARGE_MTU)
+    }
+}
+
+/// Our preference among ciphers: GCM is the faster, 128 bits are the default of the field.
+const CIPHERS: [Cipher; 4] =
+    [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::Aes128Ccm, Cipher::Aes256Ccm];
+/// Our preference among signing algorithms.
+const SIGNING: [SigningAlgorithm; 3] =
+    [SigningAlgorithm::AesGmac, SigningAlgorithm::AesCmac, SigningAlgorithm::HmacSha256];
+
+/// The highest dialect that both know.
+fn choose(config: &Config, dialects: &[Dialect]) -> Option<Dialect> {
+    [Dialect::SMB_3_1_1, Dialect::SMB_3_0_2, Dialect::SMB_3_0, Dialect::SMB_2_1]
+        .into_iter()
+        .filter(|d| (config.min_dialect..=config.max_dialect).contains(d))
+        .find(|d| dialects.contains(d))
+}
+
+/// Security mode that the server answers.
+pub fn security_mode(config: &Config) -> SecurityMode {
+    match config.signing {
+        Signing::Required => SecurityMode::SIGNING_ENABLED | SecurityMode::SIGNING_REQUIRED,
+        Signing::Enabled => SecurityMode::SIGNING_ENABLED,
+    }
+}
+
+/// Handles a NEGOTIATE.
+pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
+    let request = Request::parse(&message[HEADER_LEN..])?;
+    if request.dialects.is_empty() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    let server = ctx.ex.server.clone();
+    let current = server.current();
+    let config = &current.config;
+    let dialect = choose(config, &request.dialects).ok_or(NtStatus::NOT_SUPPORTED)?;
+    let mut signing =
+        if dialect.is_smb3() { SigningAlgorithm::AesCmac } else { SigningAlgorithm::HmacSha256 };
+    let mut cipher = None;
+    let mut contexts = Vec::new();
+    if dialect == Dialect::SMB_3_1_1 {
+        contexts = contexts_311(config, &request, &mut signing, &mut cipher)?;
+    } else if dialect.is_smb3()
+        && config.offers_encryption()
+        && request.capabilities.has(Capabilities::ENCRYPTION)
+    {
+        cipher = Some(Cipher::Aes128Ccm);
+    }
+    let mut capabilities = Capabilities::LARGE_MTU;
+    if cipher.is_some() && dialect != Dialect::SMB_3_1_1 {
+        capabilities |= Capabilities::ENCRYPTION;
+    }
+    let security_mode = security_mode(config);
+    let max = config.max_io_size;
+    Response {
+        security_mode,
+        dialect,
+        server_guid: server.guid,
+        capabilities,
+        max_transact_size: max,
+        max_read_size: max,
+        max_write_size: max,
+        system_time: server::now(),
+        security_buffer: Acceptor::hint(),
+        contexts,
+    }
+    .encode(out);
+    let mut preauth = PreauthHash::new();
+    preauth.update(message);
+    ctx.ex.negotiated = Some(Negotiated {
+        dialect,
+        signing,
+        cipher,
+        client_guid: request.client_guid,
+        client_capabilities: request.capabilities.0,
+        client_security_mode: request.security_mode.0,
+        client_dialects: request.dialects,
+        capabilities,
+        security_mode,
+        preauth,
+    });
+    Ok(NtStatus::SUCCESS)
+}
+
+/// Chooses among the offers of a 3.1.1 client (MS-SMB2 3.3.5.4).
+fn contexts_311(
+    config: &Config,
+    request: &Request,
+    signing: &mut SigningAlgorithm,
+    cipher: &mut Option<Cipher>,
+) -> Result<Vec<Context>, Fail> {
+    let mut answer = Vec::new();
+    let mut seen = [0; 3];
+    for context in &request.contexts {
+        match context {
+            Context::Preauth { hashes, .. } => {
+                seen[0] += 1;
+                if !hashes.contains(&HashAlgorithm::SHA_512) {
+                    return Err(NtStatus::SMB_NO_PREAUTH_INTEGRITY_HASH_OVERLAP.into());
+                }
+                let salt = server::random::<32>().map_err(|_| NtStatus::INTERNAL_ERROR)?;
+                answer.push(Context::Preauth {
+                    hashes: vec![HashAlgorithm::SHA_512],
+                    salt: salt.to_vec(),
+                });
+            }
+            Context::Encryption(ciphers) => {
+                seen[1] += 1;
+                let offered = |c: &Cipher| ciphers.contains(&wire::Cipher(c.wire_id()));
+                if config.offers_encryption() {
+                    *cipher = CIPHERS.into_iter().find(offered);
+                }
+                let id = cipher.map_or(0, Cipher::wire_id);
+                answer.push(Context::Encryption(vec![wire::Cipher(id)]));
+            }
+            Context::Signing(algorithms) => {
+                seen[2] += 1;
+                let offered = |a: &SigningAlgorithm| {
+                    algorithms.contains(&wire::SigningAlgorithm(a.wire_id()))
+                };
+                if let Some(chosen) = SIGNING.into_iter().find(offered) {
+                    *signing = chosen;
+                    let id = wire::SigningAlgorithm(chosen.wire_id());
+                    answer.push(Context::Signing(vec![id]));
+                }
+            }
+            _ => {}
+        }
+    }
+    if seen[0] != 1 || seen[1] > 1 || seen[2] > 1 {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    Ok(answer)
+}

@@ -1,0 +1,281 @@
+//! QUERY_INFO (MS-SMB2 3.3.5.20).
+
+use std::sync::PoisonError;
+
+use smb_protocol::{
+    NtStatus,
+    fscc::{
+        InfoClass,
+        file_info::{self, Basic, NetworkOpen, Standard},
+        fs_info::{self, FsAttributes, Space},
+    },
+    msg::{
+        create::{Access, CreateOptions},
+        query_info::{InfoType, Request},
+    },
+    wire::Put,
+};
+
+use super::{Ctx, Fail, Handled};
+use crate::volume::{attributes::Facts, open::Open};
+
+/// Length of the fields in front of the information.
+const PREFIX: usize = 8;
+
+/// Handles a QUERY_INFO.
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
+    let request = Request::parse(body)?;
+    let open = ctx.open(request.file_id)?;
+    let room = request.output_len as usize;
+    if room > ctx.ex.max_message() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    ctx.check_charge(room.max(request.input.len()))?;
+    let start = out.len();
+    out.put(&[9, 0, 72, 0, 0, 0, 0, 0]);
+    let info = start + PREFIX;
+    // Fixed part of the structure: less room than that is an error, more than that but less
+    // than all gives as much as fits.
+    let least = match request.info_type {
+        InfoType::FILE => file(&open, request.class, out)?,
+        InfoType::FILESYSTEM => file_system(ctx, &open, request.class.0, out)?,
+        InfoType::SECURITY => return security(&open, &request, out, info),
+        InfoType::QUOTA => return Err(NtStatus::NOT_SUPPORTED.into()),
+        _ => return Err(NtStatus::INVALID_PARAMETER.into()),
+    };
+    if room < least {
+        return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
+    }
+    let mut status = NtStatus::SUCCESS;
+    if out.len() - info > room {
+        out.truncate(info + room);
+        status = NtStatus::BUFFER_OVERFLOW;
+    }
+    let len = (out.len() - info) as u32;
+    out.patch(info - 4, &len.to_le_bytes());
+    Ok(status)
+}
+
+fn standard(open: &Open, facts: &Facts) -> Standard {
+    let delete_pending = open.node.delete_pending();
+    Standard {
+        allocation_size: facts.allocation_size,
+        end_of_file: facts.end_of_file,
+        links: if delete_pending { facts.links.saturating_sub(1) } else { facts.links },
+        delete_pending,
+        directory: facts.directory,
+    }
+}
+
+fn mode(open: &Open) -> u32 {
+    let shown = CreateOptions::WRITE_THROUGH
+        .or(CreateOptions::SEQUENTIAL_ONLY)
+        .or(CreateOptions::NO_INTERMEDIATE_BUFFERING)
+        .or(CreateOptions::SYNCHRONOUS_IO_ALERT)
+        .or(CreateOptions::SYNCHRONOUS_IO_NONALERT)
+        .or(CreateOptions::DELETE_ON_CLOSE);
+    open.options.and(shown).0
+}
+
+/// Appends information about a file; returns the length of its fixed part.
+fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail> {
+    let facts = open.facts()?;
+    let attributes = Access::READ_ATTRIBUTES;
+    let position = || *open.position.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(match class {
+        InfoClass::BASIC => {
+            open.need(attributes)?;
+            Basic { times: facts.times, attributes: facts.attributes }.encode(out);
+            40
+        }
+        InfoClass::STANDARD => {
+            standard(open, &facts).encode(out);
+            24
+        }
+        InfoClass::INTERNAL => {
+            out.put_u64(facts.file_id);
+            8
+        }
+        InfoClass::EA => {
+            out.put_u32(0);
+            4
+        }
+        InfoClass::ACCESS => {
+            out.put_u32(open.access.0);
+            4
+        }
+        InfoClass::POSITION => {
+            out.put_u64(position());
+            8
+        }
+        InfoClass::MODE => {
+            out.put_u32(mode(open));
+            4
+        }
+        InfoClass::ALIGNMENT => {
+            out.put_u32(0);
+            4
+        }
+        InfoClass::ALL => {
+            open.need(attributes)?;
+            Basic { times: facts.times, attributes: facts.attributes }.encode(out);
+            standard(open, &facts).encode(out);
+            out.put_u64(facts.file_id);
+            out.put_u32(0);
+            out.put_u32(open.access.0);
+            out.put_u64(position());
+            out.put_u32(mode(open));
+            out.put_u32(0);
+            file_info::encode_name(&open.node.path().to_windows(), out);
+            100
+        }
+        InfoClass::NETWORK_OPEN => {
+            open.need(attributes)?;
+            NetworkOpen {
+                times: facts.times,
+                allocation_size: facts.allocation_size,
+                end_of_file: facts.end_of_file,
+                attributes: facts.attributes,
+            }
+            .encode(out);
+            56
+        }
+        InfoClass::ATTRIBUTE_TAG => {
+            open.need(attributes)?;
+            out.put_u32(facts.attributes.0);
+            out.put_u32(0);
+            8
+        }
+        InfoClass::STREAM => {
+            if !facts.directory {
+                file_info::encode_stream("::$DATA", facts.end_of_file, facts.allocation_size, out);
+            }
+            0
+        }
+        InfoClass::COMPRESSION => {
+            out.put_u64(facts.end_of_file);
+            out.put_u64(0);
+            16
+        }
+        InfoClass::NORMALIZED_NAME => {
+            let name = open.node.path().to_windows();
+            file_info::encode_name(name.trim_start_matches('\\'), out);
+            4
+        }
+        InfoClass::ID => {
+            out.put_u64(0);
+            out.put_u64(facts.file_id);
+            out.put_u64(0);
+            24
+        }
+        InfoClass::ALTERNATE_NAME => return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into()),
+        InfoClass::FULL_EA => return Err(NtStatus::NO_EAS_ON_FILE.into()),
+        InfoClass::NAME => return Err(NtStatus::NOT_SUPPORTED.into()),
+        _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
+    })
+}
+
+/// Appends information about the file system; returns the length of its fixed part.
+fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Result<usize, Fail> {
+    let stat = rustix::fs::fstatvfs(open.handle())?;
+    let sector = 512u64;
+    let unit = stat.f_frsize.max(sector);
+    let space = Space {
+        total: stat.f_blocks,
+        caller_free: stat.f_bavail,
+        free: stat.f_bfree,
+        sectors_per_unit: u32::try_from(unit / sector).unwrap_or(8),
+        bytes_per_sector: 512,
+    };
+    let root = rustix::fs::fstat(open.volume().root())?;
+    Ok(match class {
+        fs_info::VOLUME => {
+            let label = ctx.tree.as_ref().map_or("", |tree| &tree.share);
+            let created = smb_protocol::fscc::filetime_from_unix(root.st_ctime, 0);
+            let serial = (root.st_dev as u32) ^ (root.st_ino as u32);
+            fs_info::encode_volume(created, serial, label, out);
+            18
+        }
+        fs_info::SIZE => {
+            space.encode_size(out);
+            24
+        }
+        fs_info::FULL_SIZE => {
+            space.encode_full_size(out);
+            32
+        }
+        fs_info::DEVICE => {
+            fs_info::encode_device(out);
+            8
+        }
+        fs_info::ATTRIBUTE => {
+            let attributes = FsAttributes::CASE_SENSITIVE_SEARCH
+                .or(FsAttributes::CASE_PRESERVED_NAMES)
+                .or(FsAttributes::UNICODE_ON_DISK)
+                .or(FsAttributes::SPARSE_FILES);
+            fs_info::encode_attribute(attributes, 255, "NTFS", out);
+            12
+        }
+        fs_info::OBJECT_ID => {
+            out.put_u64(root.st_dev);
+            out.put_u64(root.st_ino);
+            out.put_zeros(48);
+            64
+        }
+        fs_info::SECTOR_SIZE => {
+            fs_info::encode_sector_size(512, 4096, out);
+            28
+        }
+        fs_info::CONTROL => return Err(NtStatus::NOT_SUPPORTED.into()),
+        _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
+    })
+}
+
+/// Security descriptor of every file: owned by the system, open to everyone whom the share lets
+/// in (MS-DTYP 2.4.6). Who may use the share is the share's list of users.
+fn security(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: usize) -> Handled {
+    open.need(Access::READ_CONTROL)?;
+    const OWNER: u32 = 1;
+    const GROUP: u32 = 2;
+    const DACL: u32 = 4;
+    /// S-1-5-32-544, the administrators of the machine.
+    const ADMINISTRATORS: [u8; 16] = [1, 2, 0, 0, 0, 0, 0, 5, 32, 0, 0, 0, 0x20, 2, 0, 0];
+    /// S-1-1-0, everyone.
+    const EVERYONE: [u8; 12] = [1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    const SELF_RELATIVE: u16 = 0x8000;
+    const DACL_PRESENT: u16 = 0x0004;
+    let has = |part: u32| request.additional & part != 0;
+    let control = SELF_RELATIVE | if has(DACL) { DACL_PRESENT } else { 0 };
+    let mut descriptor = Vec::new();
+    descriptor.put_u8(1);
+    descriptor.put_u8(0);
+    descriptor.put_u16(control);
+    descriptor.put_zeros(16);
+    for (part, field) in [(OWNER, 4), (GROUP, 8)] {
+        if has(part) {
+            let at = descriptor.len() as u32;
+            descriptor.patch(field, &at.to_le_bytes());
+            descriptor.put(&ADMINISTRATORS);
+        }
+    }
+    if has(DACL) {
+        let at = descriptor.len() as u32;
+        descriptor.patch(16, &at.to_le_bytes());
+        let ace_len = 8 + EVERYONE.len() as u16;
+        descriptor.put_u16(2);
+        descriptor.put_u16(8 + ace_len);
+        descriptor.put_u32(1);
+        descriptor.put_u16(0);
+        descriptor.put_u16(ace_len);
+        descriptor.put_u32(Access::ALL.0);
+        descriptor.put(&EVERYONE);
+    }
+    let room = request.output_len as usize;
+    if descriptor.len() > room {
+        let needed = (descriptor.len() as u32).to_le_bytes();
+        return Err(Fail::Data(NtStatus::BUFFER_TOO_SMALL, needed.to_vec()));
+    }
+    out.put(&descriptor);
+    out.patch(info - 4, &(descriptor.len() as u32).to_le_bytes());
+    Ok(NtStatus::SUCCESS)
+}

@@ -1,0 +1,66 @@
+//! READ (MS-SMB2 3.3.5.12).
+
+use block_io::File;
+use smb_protocol::{
+    NtStatus,
+    msg::{
+        create::Access,
+        read::{Request, Response},
+    },
+    wire::len32,
+};
+
+use super::{Ctx, Fail, Handled, Later};
+use crate::status::of_storage;
+
+const MAX_OFFSET: u64 = i64::MAX as u64;
+
+/// Handles a READ: what the page cache has is read straight into the output.
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
+    let request = Request::parse(body)?;
+    let open = ctx.open(request.file_id)?;
+    let len = request.length as usize;
+    if len > ctx.ex.max_message() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    ctx.check_charge(len)?;
+    if request.channel != 0 {
+        // Remote memory has no meaning on TCP.
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    let data = open.content(Access::READ_DATA.or(Access::EXECUTE))?;
+    let end = request.offset.checked_add(len as u64);
+    if end.is_none_or(|end| end > MAX_OFFSET) {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    let least = request.minimum_count as usize;
+    let start = out.len();
+    out.extend_from_slice(&[0; 16]);
+    if let Some(got) = data.read_now(request.offset, len, out)? {
+        check_count(got, len, least)?;
+        out[start..start + 16].copy_from_slice(&Response::prefix(len32(got), 0));
+        return Ok(NtStatus::SUCCESS);
+    }
+    let data = data.clone();
+    Err(Fail::Later(Later {
+        future: Box::pin(async move {
+            let mut body = vec![0; 16 + len];
+            let got = data.read_at(request.offset, &mut body[16..]).await;
+            let got = got.map_err(|error| of_storage(&error))?;
+            drop(open);
+            check_count(got, len, least)?;
+            body.truncate(16 + got);
+            body[..16].copy_from_slice(&Response::prefix(len32(got), 0));
+            Ok(body)
+        }),
+        cancel: None,
+        interim: false,
+        bytes: len,
+        io: true,
+    }))
+}
+
+/// A read that got nothing, or too little, met the end of the file.
+fn check_count(got: usize, wanted: usize, least: usize) -> Result<(), NtStatus> {
+    if got < least || got == 0 && wanted > 0 { Err(NtStatus::END_OF_FILE) } else { Ok(()) }
+}

@@ -1,0 +1,172 @@
+//! SET_INFO (MS-SMB2 3.3.5.21).
+
+use std::{os::fd::AsFd, sync::PoisonError, sync::atomic::Ordering};
+
+use rustix::io::Errno;
+use smb_protocol::{
+    NtStatus,
+    fscc::{
+        FileAttributes, InfoClass,
+        file_info::{self, Basic, Rename},
+    },
+    msg::{
+        create::Access,
+        query_info::InfoType,
+        set_info::{Request, Response},
+    },
+    name::same_name,
+};
+
+use super::{Ctx, Fail, Handled, create::reserve};
+use crate::volume::{Found, RelPath, attributes, listing::Listing, open::Open};
+
+/// Handles a SET_INFO.
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
+    let request = Request::parse(body)?;
+    let open = ctx.open(request.file_id)?;
+    ctx.check_charge(request.input.len())?;
+    match request.info_type {
+        InfoType::FILE => file(ctx, &open, request.class, request.input)?,
+        // Access is the share's list of users; descriptors of files are not kept.
+        InfoType::SECURITY => open.need(Access::WRITE_DAC.or(Access::WRITE_OWNER))?,
+        _ => return Err(NtStatus::NOT_SUPPORTED.into()),
+    }
+    Response.encode(out);
+    Ok(NtStatus::SUCCESS)
+}
+
+fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<(), Fail> {
+    let short = |_| NtStatus::INFO_LENGTH_MISMATCH;
+    match class {
+        InfoClass::BASIC => {
+            open.need(Access::WRITE_ATTRIBUTES)?;
+            let basic = Basic::parse(input).map_err(short)?;
+            if basic.attributes != FileAttributes::NONE {
+                if basic.attributes.has(FileAttributes::DIRECTORY) && !open.directory {
+                    return Err(NtStatus::INVALID_PARAMETER.into());
+                }
+                attributes::set_attributes(open.handle(), basic.attributes)?;
+            }
+            attributes::set_times(open.handle(), &basic.times)?;
+        }
+        InfoClass::END_OF_FILE => {
+            let data = open.content(Access::WRITE_DATA)?;
+            let len = file_info::parse_length(input).map_err(short)?;
+            if len > i64::MAX as u64 {
+                return Err(NtStatus::INVALID_PARAMETER.into());
+            }
+            rustix::fs::ftruncate(data.as_fd(), len)?;
+        }
+        InfoClass::ALLOCATION => {
+            let data = open.content(Access::WRITE_DATA)?;
+            let size = file_info::parse_length(input).map_err(short)?;
+            if size > i64::MAX as u64 {
+                return Err(NtStatus::INVALID_PARAMETER.into());
+            }
+            if size < open.facts()?.end_of_file {
+                rustix::fs::ftruncate(data.as_fd(), size)?;
+            } else if size > 0 {
+                reserve(&rustix::io::fcntl_dupfd_cloexec(data.as_fd(), 0)?, size)?;
+            }
+        }
+        // Everything up to the end of the file is valid data here.
+        InfoClass::VALID_DATA_LENGTH => {
+            open.content(Access::WRITE_DATA)?;
+            file_info::parse_length(input).map_err(short)?;
+        }
+        InfoClass::POSITION => {
+            let position = file_info::parse_length(input).map_err(short)?;
+            *open.position.lock().unwrap_or_else(PoisonError::into_inner) = position;
+        }
+        InfoClass::MODE => {
+            file_info::parse_length(&[input, &[0; 4]].concat()).map_err(short)?;
+        }
+        InfoClass::DISPOSITION | InfoClass::DISPOSITION_EX => {
+            open.need(Access::DELETE)?;
+            set_disposition(open, file_info::parse_disposition(input).map_err(short)?)?;
+        }
+        InfoClass::RENAME => {
+            open.need(Access::DELETE)?;
+            rename(ctx, open, &Rename::parse(input).map_err(short)?)?;
+        }
+        InfoClass::FULL_EA => return Err(NtStatus::EAS_NOT_SUPPORTED.into()),
+        InfoClass::LINK => return Err(NtStatus::NOT_SUPPORTED.into()),
+        _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
+    }
+    Ok(())
+}
+
+/// Marks a file to be deleted when its last opener leaves (MS-FSA 2.1.5.15.3).
+fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
+    if delete {
+        if open.facts()?.attributes.has(FileAttributes::READONLY) || open.node.path().is_root() {
+            return Err(NtStatus::CANNOT_DELETE.into());
+        }
+        if open.directory {
+            let mut listing =
+                Listing::start(open.folder(), "*", 3).map_err(|error| match error {
+                    Errno::NOMEM => NtStatus::DIRECTORY_NOT_EMPTY.into(),
+                    other => Fail::from(other),
+                })?;
+            let mut entries = 0;
+            while listing.peek(open.folder()).is_some() {
+                listing.advance();
+                entries += 1;
+            }
+            if entries > 2 {
+                return Err(NtStatus::DIRECTORY_NOT_EMPTY.into());
+            }
+        }
+    } else {
+        open.delete_on_close.store(false, Ordering::Release);
+    }
+    open.node.set_delete_pending(delete);
+    Ok(())
+}
+
+/// Gives a file another name in the same share (MS-FSA 2.1.5.15.11).
+fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+    let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
+    let from = open.node.path();
+    if wanted.is_root() || from.is_root() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    if open.node.others_forbid_delete(open.id.volatile) {
+        return Err(NtStatus::SHARING_VIOLATION.into());
+    }
+    let stat = rustix::fs::fstat(open.handle())?;
+    if open.directory && ctx.ex.server.nodes.any_below(stat.st_dev, &from) {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let mut replace = false;
+    let to = match open.volume().find(&wanted)? {
+        Found::Missing { path } => path,
+        Found::Here { stat: target, path, .. } => {
+            let itself = (target.st_dev, target.st_ino) == (stat.st_dev, stat.st_ino);
+            let (Some((folder, name)), Some((_, new))) = (path.split(), wanted.split()) else {
+                return Err(NtStatus::INVALID_PARAMETER.into());
+            };
+            if itself && same_name(name, new) {
+                // The same name in another case.
+                folder.child(new)
+            } else {
+                let directory = rustix::fs::FileType::from_raw_mode(target.st_mode)
+                    == rustix::fs::FileType::Directory;
+                if !request.replace {
+                    return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+                }
+                if directory || ctx.ex.server.nodes.is_open(&target) {
+                    return Err(NtStatus::ACCESS_DENIED.into());
+                }
+                replace = true;
+                path
+            }
+        }
+    };
+    if to == from {
+        return Ok(());
+    }
+    open.volume().rename(&from, &to, replace)?;
+    open.node.set_path(to);
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! TREE_CONNECT (MS-SMB2 3.3.5.7).
+
+use smb_protocol::{
+    NtStatus,
+    msg::{
+        create::Access,
+        tree_connect::{Request, Response, ShareCapabilities, ShareFlags, ShareType},
+    },
+    ntlm::users,
+};
+
+use super::{Ctx, Handled};
+use crate::{config::Encryption, session::Tree};
+
+/// Access on a share that may not be changed: read and execute.
+const READ_ONLY: Access = Access(0x0012_00a9);
+
+/// Handles a TREE_CONNECT.
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
+    let request = Request::parse(body)?;
+    let session = ctx.session()?.clone();
+    let name = share_name(&request.path).ok_or(NtStatus::BAD_NETWORK_NAME)?;
+    let folded = users::fold(name);
+    let current = ctx.ex.server.current();
+    let limit = ctx.ex.limits().trees_per_session;
+    let (share_type, flags, tree);
+    if folded == "IPC$" {
+        share_type = ShareType::PIPE;
+        flags = ShareFlags::NO_CACHING;
+        tree = session.add_tree(limit, |id| Tree {
+            id,
+            share: folded,
+            volume: None,
+            maximal_access: Access(0x001f_00a9),
+            must_encrypt: false,
+        })?;
+    } else {
+        let share = current.config.shares.get(&folded).ok_or(NtStatus::BAD_NETWORK_NAME)?;
+        if !share.users.contains(&session.user) {
+            tracing::info!(user = session.user, share = share.name, "not allowed on this share");
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        let must_encrypt = share.encryption == Some(Encryption::Required);
+        if must_encrypt && session.sealing.is_none() {
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        let wants = share.encryption >= Some(Encryption::Desired) && session.sealing.is_some();
+        share_type = ShareType::DISK;
+        flags = if wants { ShareFlags::ENCRYPT_DATA } else { ShareFlags::NONE };
+        let volume = current.volumes.get(&folded).cloned();
+        tree = session.add_tree(limit, |id| Tree {
+            id,
+            share: folded,
+            volume,
+            maximal_access: if share.read_only { READ_ONLY } else { Access::ALL },
+            must_encrypt,
+        })?;
+    }
+    ctx.header.set_tree_id(tree.id);
+    Response {
+        share_type,
+        flags,
+        capabilities: ShareCapabilities::NONE,
+        maximal_access: tree.maximal_access.0,
+    }
+    .encode(out);
+    Ok(NtStatus::SUCCESS)
+}
+
+/// The share in `\\server\share`.
+fn share_name(path: &str) -> Option<&str> {
+    let (_, share) = path.strip_prefix("\\\\")?.split_once('\\')?;
+    (!share.is_empty() && !share.contains('\\')).then_some(share)
+}

@@ -1,0 +1,87 @@
+//! WRITE and FLUSH (MS-SMB2 3.3.5.13, 3.3.5.11).
+
+use block_io::File;
+use smb_protocol::{
+    NtStatus,
+    msg::{
+        create::Access,
+        flush,
+        simple::Empty,
+        write::{Request, Response, WRITE_THROUGH},
+    },
+};
+
+use super::{Ctx, Fail, Handled, Later};
+use crate::status::of_storage;
+
+const MAX_OFFSET: u64 = i64::MAX as u64;
+
+/// Handles a WRITE: the page cache takes it inline; write-through waits for the disk.
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
+    let request = Request::parse(body)?;
+    let open = ctx.open(request.file_id)?;
+    let len = request.data.len();
+    if len > ctx.ex.max_message() || request.channel != 0 {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    ctx.check_charge(len)?;
+    let data = open.content(Access::WRITE_DATA.or(Access::APPEND_DATA))?;
+    let end = request.offset.checked_add(len as u64);
+    if end.is_none_or(|end| end > MAX_OFFSET) {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
+    let count = request.length;
+    let written = data.write_now(request.offset, request.data)?;
+    if written && !through {
+        Response { count }.encode(out);
+        return Ok(NtStatus::SUCCESS);
+    }
+    let rest = if written { Vec::new() } else { request.data.to_vec() };
+    let (data, offset) = (data.clone(), request.offset);
+    Err(Fail::Later(Later {
+        bytes: rest.len(),
+        future: Box::pin(async move {
+            let _open = open;
+            if !rest.is_empty() {
+                data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
+            }
+            if through {
+                data.flush().await.map_err(|error| of_storage(&error))?;
+            }
+            let mut body = Vec::with_capacity(16);
+            Response { count }.encode(&mut body);
+            Ok(body)
+        }),
+        cancel: None,
+        interim: false,
+        io: true,
+    }))
+}
+
+/// Handles a FLUSH: answered when the disk has everything that was answered before.
+pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
+    let request = flush::Request::parse(body)?;
+    let open = ctx.open(request.file_id)?;
+    let writes = Access::WRITE_DATA.or(Access::APPEND_DATA);
+    open.need(writes)?;
+    let data = open.data.clone();
+    Err(Fail::Later(Later {
+        future: Box::pin(async move {
+            match &data {
+                Some(data) => data.flush().await.map_err(|error| of_storage(&error))?,
+                None => {
+                    let path = open.node.path();
+                    open.volume().sync_folder(&path).map_err(crate::status::of_errno)?;
+                }
+            }
+            let mut body = Vec::new();
+            Empty.encode(&mut body);
+            Ok(body)
+        }),
+        cancel: None,
+        interim: false,
+        bytes: 0,
+        io: true,
+    }))
+}

@@ -1,0 +1,272 @@
+//! One connection: the socket, its buffers and the batching of answers.
+//!
+//! ```text
+//!  socket ─► input (one buffer) ─► every complete frame ─► exchange ─► output (one buffer) ─► socket
+//!                                                     │                   ▲
+//!                                                     └─► waiting futures ┘   one send per batch
+//! ```
+//!
+//! Answers are collected while frames are at hand and sent together, at the latest when
+//! [`SEND_AT`] bytes stand in the output. While a send blocks nothing more is read, so a client
+//! that does not read its answers holds what is in these two buffers and no more.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use smb_protocol::header::{FRAME_LEN, frame_len};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
+
+use crate::{
+    Server,
+    exchange::{Completion, Exchange, Frame},
+};
+
+/// Send when this many bytes of answers stand ready.
+const SEND_AT: usize = 256 << 10;
+/// Room for input that an idle connection does not hold.
+const INPUT: usize = 256 << 10;
+/// Room beyond the payload that a message may have: headers, contexts, names.
+const OVERHEAD: usize = 64 << 10;
+/// Buffers kept for the next connection that has something to do.
+const POOLED: usize = 64;
+
+/// Why a connection was dropped.
+#[derive(Debug, thiserror::Error)]
+pub enum Dropped {
+    /// The socket failed.
+    #[error("socket: {0}")]
+    Socket(#[from] io::Error),
+    /// The client broke the protocol in a way that has no answer.
+    #[error("{0}")]
+    Protocol(&'static str),
+    /// A message is longer than any can be.
+    #[error("a message of {0} bytes is longer than the server takes")]
+    TooLong(usize),
+    /// The client did not authenticate in time.
+    #[error("not authenticated in time")]
+    Unauthenticated,
+    /// The client does not read.
+    #[error("answers are not read")]
+    NotReading,
+}
+
+type Waiting = FuturesUnordered<Pin<Box<dyn Future<Output = Completion> + Send>>>;
+
+/// Buffers that no connection uses at the moment.
+static POOL: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+fn take_buffer() -> Vec<u8> {
+    let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    pooled.unwrap_or_else(|| Vec::with_capacity(INPUT))
+}
+
+fn give_buffer(mut buffer: Vec<u8>) {
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    if pool.len() < POOLED && buffer.capacity() <= 16 << 20 && buffer.capacity() >= INPUT {
+        buffer.clear();
+        pool.push(buffer);
+    }
+}
+
+/// Serves one connection until it ends.
+pub async fn run(
+    stream: TcpStream,
+    peer: SocketAddr,
+    server: Arc<Server>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), Dropped> {
+    let limits = server.current().config.limits.clone();
+    let local = stream.local_addr()?;
+    let mut exchange = Exchange::new(server, peer, local);
+    let mut link = Link {
+        stream,
+        input: Vec::new(),
+        at: 0,
+        output: Vec::new(),
+        write_time: Duration::from_secs(limits.write_seconds),
+    };
+    let authentication = tokio::time::sleep(Duration::from_secs(limits.authentication_seconds));
+    tokio::pin!(authentication);
+    let mut waiting = Waiting::new();
+    let result = loop {
+        if link.output.capacity() == 0 {
+            link.output = take_buffer();
+        }
+        while let Some(frame) = link.next_frame(exchange.max_message())? {
+            let message = &mut link.input[frame];
+            match exchange.receive(message, &mut link.output) {
+                Ok(Frame::Answered) => {}
+                Ok(Frame::Waits(futures)) => waiting.extend(futures),
+                Err(dropped) => {
+                    // What was answered before is still the client's.
+                    let _ = link.send().await;
+                    return Err(dropped);
+                }
+            }
+            if link.output.len() >= SEND_AT {
+                link.send().await?;
+            }
+        }
+        while let Some(done) = next_now(&mut waiting) {
+            exchange.complete(done, &mut link.output);
+            if link.output.len() >= SEND_AT {
+                link.send().await?;
+            }
+        }
+        link.send().await?;
+        if link.receive_now()? {
+            continue;
+        }
+        link.rest();
+        tokio::select! {
+            biased;
+            Some(done) = waiting.next(), if !waiting.is_empty() => {
+                exchange.complete(done, &mut link.output);
+            }
+            got = link.receive() => {
+                if !got? {
+                    break Ok(());
+                }
+            }
+            () = &mut authentication, if !exchange.authenticated() => {
+                break Err(Dropped::Unauthenticated);
+            }
+            () = told_to_stop(&mut stopped) => {
+                while let Some(done) = exchange.finish_io(&mut waiting).await {
+                    exchange.complete(done, &mut link.output);
+                }
+                link.send().await?;
+                break Ok(());
+            }
+        }
+    };
+    exchange.end();
+    result
+}
+
+/// Ends when the server is to stop.
+async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+/// A completion that is ready now.
+fn next_now(waiting: &mut Waiting) -> Option<Completion> {
+    if waiting.is_empty() {
+        return None;
+    }
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    match waiting.poll_next_unpin(&mut context) {
+        Poll::Ready(done) => done,
+        Poll::Pending => None,
+    }
+}
+
+/// The socket with its buffers.
+struct Link {
+    stream: TcpStream,
+    input: Vec<u8>,
+    /// Where the first byte not yet looked at stands in `input`.
+    at: usize,
+    output: Vec<u8>,
+    write_time: Duration,
+}
+
+impl Link {
+    /// The next complete message in the input, if there is one.
+    fn next_frame(&mut self, max: usize) -> Result<Option<std::ops::Range<usize>>, Dropped> {
+        let rest = &self.input[self.at..];
+        let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else { return Ok(None) };
+        let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
+        if len > max + OVERHEAD {
+            return Err(Dropped::TooLong(len));
+        }
+        let start = self.at + FRAME_LEN;
+        if self.input.len() - start >= len {
+            self.at = start + len;
+            return Ok(Some(start..start + len));
+        }
+        // Make room for the whole of it, so that it is received in few calls.
+        if self.at > 0 {
+            self.input.drain(..self.at);
+            self.at = 0;
+        }
+        let missing = FRAME_LEN + len - self.input.len();
+        self.input.reserve(missing);
+        Ok(None)
+    }
+
+    /// Puts what is left to the front and sees that there is room.
+    fn make_room(&mut self) {
+        if self.at == self.input.len() {
+            self.input.clear();
+            self.at = 0;
+        } else if self.at > 0 {
+            self.input.drain(..self.at);
+            self.at = 0;
+        }
+        if self.input.capacity() == 0 {
+            self.input = take_buffer();
+        }
+        if self.input.capacity() - self.input.len() < FRAME_LEN {
+            self.input.reserve(INPUT);
+        }
+    }
+
+    /// Receives what is there already.
+    fn receive_now(&mut self) -> Result<bool, Dropped> {
+        self.make_room();
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(0) => Ok(false),
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for input; `false` at its end. An idle connection holds no buffer meanwhile.
+    async fn receive(&mut self) -> Result<bool, Dropped> {
+        self.stream.readable().await?;
+        self.make_room();
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(0) => Ok(false),
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives buffers back that hold nothing.
+    fn rest(&mut self) {
+        if self.input.is_empty() && self.input.capacity() > 0 {
+            give_buffer(std::mem::take(&mut self.input));
+        }
+        if self.output.is_empty() && self.output.capacity() > 0 {
+            give_buffer(std::mem::take(&mut self.output));
+        }
+    }
+
+    async fn send(&mut self) -> Result<(), Dropped> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        let sent = tokio::time::timeout(self.write_time, self.stream.write_all(&self.output));
+        sent.await.map_err(|_| Dropped::NotReading)??;
+        self.output.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        give_buffer(std::mem::take(&mut self.input));
+        give_buffer(std::mem::take(&mut self.output));
+    }
+}

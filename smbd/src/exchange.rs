@@ -1,0 +1,618 @@
+//! From received bytes to answers: decrypting, verifying, taking compounds apart, dispatching,
+//! signing and sealing (MS-SMB2 3.3.5.2, 3.3.4.1).
+//!
+//! No socket and no clock: a frame goes in, bytes come out, and what must wait comes back as a
+//! future whose completion is fed in again.
+
+use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use smb_protocol::{
+    Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId,
+    crypto::{Role, TransformHeader},
+    header::{
+        FRAME_LEN, HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM, frame_prefix,
+    },
+    msg::error,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    Server,
+    command::{self, Ctx, Fail, Later, negotiate::Negotiated, session_setup::Authentication},
+    connection::Dropped,
+    credits::CreditWindow,
+    session::Session,
+};
+
+/// A future whose end becomes an answer.
+pub type WaitingFuture = Pin<Box<dyn Future<Output = Completion> + Send>>;
+
+/// What became of a frame.
+pub enum Frame {
+    /// All of it is answered in the output.
+    Answered,
+    /// Some of it waits; poll these and feed their results to [`Exchange::complete`].
+    Waits(Vec<WaitingFuture>),
+}
+
+/// The end of something that waited.
+pub struct Completion {
+    key: u64,
+    result: Result<Vec<u8>, NtStatus>,
+}
+
+/// What is remembered of a request that waits.
+struct Pending {
+    header: Header,
+    sealed_for: Option<Arc<Session>>,
+    signed_for: Option<Arc<Session>>,
+    cancel: Option<oneshot::Sender<()>>,
+    bytes: usize,
+    io: bool,
+}
+
+/// How the answers to one frame are protected.
+#[derive(Clone)]
+enum Protection {
+    Plain,
+    Sealed(Arc<Session>),
+}
+
+/// The protocol state of one connection.
+pub struct Exchange {
+    /// What all connections share.
+    pub server: Arc<Server>,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Our address that the client dialled.
+    pub local: SocketAddr,
+    /// What was negotiated.
+    pub negotiated: Option<Negotiated>,
+    /// Sessions of this connection.
+    pub sessions: HashMap<SessionId, Arc<Session>>,
+    /// Sessions that are being authenticated.
+    pub authentications: HashMap<SessionId, Authentication>,
+    window: CreditWindow,
+    pending: HashMap<u64, Pending>,
+    pending_bytes: usize,
+    next_key: u64,
+    limits: crate::config::Limits,
+    max_message: usize,
+}
+
+/// State that goes from one request of a compound to the next related one
+/// (MS-SMB2 3.3.5.2.7.2).
+#[derive(Default)]
+struct Chain {
+    session_id: SessionId,
+    tree: u64,
+    file: Option<Result<FileId, NtStatus>>,
+    /// How the request before ended, if it failed before it had a session or tree.
+    failed: Option<NtStatus>,
+}
+
+impl Exchange {
+    /// The state of a new connection.
+    pub fn new(server: Arc<Server>, peer: SocketAddr, local: SocketAddr) -> Self {
+        let current = server.current();
+        let limits = current.config.limits.clone();
+        let max_message = current.config.max_io_size as usize;
+        Self {
+            server,
+            peer,
+            local,
+            negotiated: None,
+            sessions: HashMap::new(),
+            authentications: HashMap::new(),
+            window: CreditWindow::new(limits.credits),
+            pending: HashMap::new(),
+            pending_bytes: 0,
+            next_key: 1,
+            limits,
+            max_message,
+        }
+    }
+
+    /// Longest payload of a message.
+    pub fn max_message(&self) -> usize {
+        self.max_message
+    }
+
+    /// Limits that held when the connection began.
+    pub fn limits(&self) -> &crate::config::Limits {
+        &self.limits
+    }
+
+    /// Whether anyone is authenticated.
+    pub fn authenticated(&self) -> bool {
+        !self.sessions.is_empty()
+    }
+
+    /// Takes one message apart, answers what can be answered.
+    pub fn receive(&mut self, message: &mut [u8], out: &mut Vec<u8>) -> Result<Frame, Dropped> {
+        let protocol = message.first_chunk::<4>().copied().unwrap_or_default();
+        match protocol {
+            PROTOCOL_SMB2 => self.messages(message, Protection::Plain, out),
+            PROTOCOL_TRANSFORM => {
+                let header = TransformHeader::parse(message)
+                    .map_err(|_| Dropped::Protocol("malformed transform header"))?;
+                let id = SessionId(header.session_id);
+                let session = self.sessions.get(&id).cloned();
+                let session = session.ok_or(Dropped::Protocol("encrypted for no session"))?;
+                let Some((_, opening)) = &session.sealing else {
+                    return Err(Dropped::Protocol("encrypted without a cipher"));
+                };
+                let message = opening
+                    .open(message)
+                    .map_err(|_| Dropped::Protocol("a message does not decrypt"))?;
+                if message.first_chunk::<4>() != Some(&PROTOCOL_SMB2) {
+                    return Err(Dropped::Protocol("something else than SMB 2 was encrypted"));
+                }
+                self.messages(message, Protection::Sealed(session.clone()), out)
+            }
+            PROTOCOL_SMB1 if self.negotiated.is_none() => {
+                command::smb1::answer(self, message, out)?;
+                Ok(Frame::Answered)
+            }
+            PROTOCOL_SMB1 => Err(Dropped::Protocol("SMB 1 is not served")),
+            _ => Err(Dropped::Protocol("not SMB")),
+        }
+    }
+
+    /// Answers the messages of one frame, a compound or a single one.
+    fn messages(
+        &mut self,
+        mut rest: &mut [u8],
+        protection: Protection,
+        out: &mut Vec<u8>,
+    ) -> Result<Frame, Dropped> {
+        let mut answer = Answer::begin(out, &protection);
+        let mut waits = Vec::new();
+        let mut chain = Chain::default();
+        let mut first = true;
+        loop {
+            let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
+            if header.is_response() {
+                return Err(Dropped::Protocol("a response from a client"));
+            }
+            let next = header.next_command as usize;
+            let len = if next == 0 { rest.len() } else { next };
+            if len < HEADER_LEN || len > rest.len() || (next != 0 && !next.is_multiple_of(8)) {
+                return Err(Dropped::Protocol("malformed compound"));
+            }
+            let (message, behind) = rest.split_at_mut(len);
+            let place = Place { first, last: next == 0 };
+            self.one(header, message, place, &protection, &mut chain, &mut answer, &mut waits)?;
+            if next == 0 {
+                break;
+            }
+            first = false;
+            rest = behind;
+        }
+        answer.end();
+        Ok(if waits.is_empty() { Frame::Answered } else { Frame::Waits(waits) })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
+    fn one(
+        &mut self,
+        mut header: Header,
+        message: &mut [u8],
+        place: Place,
+        protection: &Protection,
+        chain: &mut Chain,
+        answer: &mut Answer<'_>,
+        waits: &mut Vec<WaitingFuture>,
+    ) -> Result<(), Dropped> {
+        if header.command == Command::CANCEL {
+            self.cancel(&header);
+            return Ok(());
+        }
+        let charge = header.credit_charge.max(1);
+        if !self.window.consume(header.message_id, charge) {
+            return Err(Dropped::Protocol("a message id that was not granted"));
+        }
+        let credits = self.grant(&header);
+        let related = header.flags.has(HeaderFlags::RELATED);
+        if related && place.first {
+            let session = self.sessions.get(&header.session_id).cloned();
+            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, session.as_ref());
+            chain.failed = Some(NtStatus::INVALID_PARAMETER);
+            return Ok(());
+        }
+        if related {
+            header.session_id = chain.session_id;
+            header.async_or_tree = chain.tree;
+        } else {
+            *chain = Chain {
+                session_id: header.session_id,
+                tree: header.async_or_tree,
+                ..Chain::default()
+            };
+        }
+        if related && let Some(status) = chain.failed {
+            let session = self.sessions.get(&header.session_id).cloned();
+            answer.failure(&header, status, credits, session.as_ref());
+            return Ok(());
+        }
+        let session = match self.admit(&header, message, protection) {
+            Ok(session) => session,
+            Err(status) => {
+                chain.failed = Some(status);
+                let session = self.sessions.get(&header.session_id).cloned();
+                let signer = session.filter(|_| header.flags.has(HeaderFlags::SIGNED));
+                answer.failure(&header, status, credits, signer.as_ref());
+                return Ok(());
+            }
+        };
+        let mut ctx = Ctx {
+            ex: self,
+            header,
+            session,
+            tree: None,
+            sealed: matches!(protection, Protection::Sealed(_)),
+            related_file: if related { chain.file } else { None },
+            file: None,
+            signer: None,
+        };
+        let body_at = answer.open(&ctx.header);
+        let result = command::dispatch(&mut ctx, message, answer.out);
+        let Ctx { header: done, session, tree, file, signer, .. } = ctx;
+        let signs =
+            signer.or_else(|| session.clone().filter(|_| header.flags.has(HeaderFlags::SIGNED)));
+        let mut response = done;
+        response.credits = credits;
+        let result = match result {
+            Err(Fail::Later(later)) if later.io && !(place.first && place.last) => {
+                // In a compound: what follows must see the effect, and what stands before is
+                // signed with the place of this answer, so it is awaited.
+                let runtime = tokio::runtime::Handle::current();
+                let result = tokio::task::block_in_place(|| runtime.block_on(later.future));
+                match result {
+                    Ok(body) => {
+                        answer.out.extend_from_slice(&body);
+                        Ok(NtStatus::SUCCESS)
+                    }
+                    Err(status) => Err(Fail::Status(status)),
+                }
+            }
+            // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
+            Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
+            other => other,
+        };
+        match result {
+            Ok(status) => {
+                response.status = status;
+                answer.close(response, body_at, signs.as_ref(), place);
+                command::after_answer(self, &response, answer.last_message());
+            }
+            Err(Fail::Status(status)) => {
+                answer.reset(body_at);
+                error::Response::default().encode(answer.out);
+                response.status = status;
+                answer.close(response, body_at, signs.as_ref(), place);
+            }
+            Err(Fail::Data(status, data)) => {
+                answer.reset(body_at);
+                error::Response { context_count: 0, data: &data }.encode(answer.out);
+                response.status = status;
+                answer.close(response, body_at, signs.as_ref(), place);
+            }
+            Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
+            Err(Fail::Later(later)) => {
+                if self.pending.len() >= self.limits.pending_requests
+                    || self.pending_bytes + later.bytes > self.limits.pending_bytes.0 as usize
+                {
+                    answer.reset(body_at);
+                    error::Response::default().encode(answer.out);
+                    response.status = NtStatus::INSUFFICIENT_RESOURCES;
+                    answer.close(response, body_at, signs.as_ref(), place);
+                } else {
+                    answer.reset(body_at);
+                    self.wait(later, response, body_at, protection, signs, answer, waits, place);
+                }
+            }
+        }
+        // What a related request inherits.
+        chain.session_id = response.session_id;
+        if let Some(tree) = tree {
+            chain.tree = u64::from(tree.id.0) << 32;
+        } else if response.command == Command::TREE_CONNECT {
+            chain.tree = response.async_or_tree;
+        }
+        if response.command == Command::CREATE && response.status.is_error() {
+            chain.file = Some(Err(response.status));
+        } else if let Some(file) = file {
+            chain.file = Some(Ok(file));
+        }
+        Ok(())
+    }
+
+    /// Finds the session of a request and checks its protection (MS-SMB2 3.3.5.2.4, 3.3.5.2.9).
+    fn admit(
+        &self,
+        header: &Header,
+        message: &mut [u8],
+        protection: &Protection,
+    ) -> Result<Option<Arc<Session>>, NtStatus> {
+        if header.command == Command::NEGOTIATE {
+            return Ok(None);
+        }
+        let session = self.sessions.get(&header.session_id);
+        if let Protection::Sealed(opener) = protection {
+            return match session {
+                Some(session) if Arc::ptr_eq(session, opener) => Ok(Some(session.clone())),
+                _ if header.command == Command::SESSION_SETUP => Ok(session.cloned()),
+                _ => Err(NtStatus::USER_SESSION_DELETED),
+            };
+        }
+        let Some(session) = session else {
+            return match header.command {
+                Command::SESSION_SETUP | Command::ECHO => Ok(None),
+                _ => Err(NtStatus::USER_SESSION_DELETED),
+            };
+        };
+        if header.flags.has(HeaderFlags::SIGNED) {
+            if !session.signing.verify(message, Role::Client) {
+                tracing::debug!(peer = %self.peer, "a request with a wrong signature");
+                return Err(NtStatus::ACCESS_DENIED);
+            }
+        } else if header.command == Command::SESSION_SETUP {
+            return Ok(Some(session.clone()));
+        } else if session.must_sign {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        if session.must_encrypt
+            && !matches!(header.command, Command::SESSION_SETUP | Command::LOGOFF)
+        {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        Ok(Some(session.clone()))
+    }
+
+    /// Credits for the answer to a request: what it asks for, at least what it used.
+    fn grant(&mut self, header: &Header) -> u16 {
+        let authenticated = self.authenticated();
+        let wanted = header.credits.max(header.credit_charge).max(1);
+        // Until someone is authenticated a few are enough.
+        let wanted = if authenticated { wanted } else { wanted.min(64) };
+        self.window.grant(wanted)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
+    fn wait(
+        &mut self,
+        later: Later,
+        mut response: Header,
+        body_at: usize,
+        protection: &Protection,
+        signs: Option<Arc<Session>>,
+        answer: &mut Answer<'_>,
+        waits: &mut Vec<WaitingFuture>,
+        place: Place,
+    ) {
+        let key = self.next_key;
+        self.next_key += 1;
+        let Later { future, cancel, interim, bytes, io } = later;
+        if interim {
+            response.flags |= HeaderFlags::ASYNC;
+            response.async_or_tree = key;
+            response.status = NtStatus::PENDING;
+            error::Response::default().encode(answer.out);
+            // Not signed: the final answer has the same message id, and with it the same nonce.
+            answer.close(response, body_at, None, place);
+            response.credits = 0;
+        } else {
+            answer.abandon(body_at);
+        }
+        let sealed_for = match protection {
+            Protection::Sealed(session) => Some(session.clone()),
+            Protection::Plain => None,
+        };
+        self.pending_bytes += bytes;
+        self.pending.insert(
+            key,
+            Pending { header: response, sealed_for, signed_for: signs, cancel, bytes, io },
+        );
+        waits.push(Box::pin(async move { Completion { key, result: future.await } }));
+    }
+
+    /// Answers a request that has waited.
+    pub fn complete(&mut self, completion: Completion, out: &mut Vec<u8>) {
+        let Some(pending) = self.pending.remove(&completion.key) else { return };
+        self.pending_bytes -= pending.bytes;
+        let protection = match &pending.sealed_for {
+            Some(session) => Protection::Sealed(session.clone()),
+            None => Protection::Plain,
+        };
+        let mut answer = Answer::begin(out, &protection);
+        let mut header = pending.header;
+        let body_at = answer.open(&header);
+        match completion.result {
+            Ok(body) => {
+                header.status = NtStatus::SUCCESS;
+                answer.out.extend_from_slice(&body);
+            }
+            Err(status) => {
+                header.status = status;
+                error::Response::default().encode(answer.out);
+            }
+        }
+        let place = Place { first: true, last: true };
+        answer.close(header, body_at, pending.signed_for.as_ref(), place);
+        answer.end();
+    }
+
+    /// Gives up a request that waits for an event (MS-SMB2 3.3.5.16); one that is being carried
+    /// out ends by itself.
+    fn cancel(&mut self, header: &Header) {
+        let found = if header.flags.has(HeaderFlags::ASYNC) {
+            Some(header.async_or_tree)
+        } else {
+            let mine = |p: &Pending| p.header.message_id == header.message_id;
+            self.pending.iter().find(|(_, p)| mine(p)).map(|(key, _)| *key)
+        };
+        let pending = found.and_then(|key| self.pending.get_mut(&key));
+        if let Some(cancel) = pending.and_then(|p| p.cancel.take()) {
+            let _ = cancel.send(());
+        }
+    }
+
+    /// The next completion of I/O that was begun; `None` when only waits for events are left.
+    pub async fn finish_io(
+        &self,
+        waiting: &mut FuturesUnordered<WaitingFuture>,
+    ) -> Option<Completion> {
+        if self.pending.values().any(|pending| pending.io) { waiting.next().await } else { None }
+    }
+
+    /// Ends all sessions of the connection.
+    pub fn end(&mut self) {
+        for (id, _) in self.sessions.drain() {
+            self.server.sessions.end(id);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Where a message stands in its frame.
+#[derive(Clone, Copy)]
+struct Place {
+    first: bool,
+    last: bool,
+}
+
+/// The answer to one frame, under construction at the end of the output.
+struct Answer<'a> {
+    out: &'a mut Vec<u8>,
+    /// Where the frame prefix stands.
+    frame: usize,
+    /// Where the first message stands.
+    messages: usize,
+    /// Where the last closed message stands.
+    last: usize,
+    sealed: Option<Arc<Session>>,
+}
+
+impl<'a> Answer<'a> {
+    fn begin(out: &'a mut Vec<u8>, protection: &Protection) -> Self {
+        let frame = out.len();
+        out.extend_from_slice(&[0; FRAME_LEN]);
+        let sealed = match protection {
+            Protection::Plain => None,
+            Protection::Sealed(session) => {
+                out.extend_from_slice(&[0; TransformHeader::LEN]);
+                Some(session.clone())
+            }
+        };
+        let messages = out.len();
+        Self { out, frame, messages, last: messages, sealed }
+    }
+
+    /// Makes room for the header of a message; returns where its body begins.
+    fn open(&mut self, header: &Header) -> usize {
+        self.out.extend_from_slice(&header.to_bytes());
+        self.out.len()
+    }
+
+    /// Drops what was written behind the header.
+    fn reset(&mut self, body_at: usize) {
+        self.out.truncate(body_at);
+    }
+
+    /// Drops a message that is not answered now.
+    fn abandon(&mut self, body_at: usize) {
+        self.out.truncate(body_at - HEADER_LEN);
+    }
+
+    /// Completes a message: header, padding, signature.
+    fn close(
+        &mut self,
+        mut header: Header,
+        body_at: usize,
+        signer: Option<&Arc<Session>>,
+        place: Place,
+    ) {
+        let start = body_at - HEADER_LEN;
+        header.flags =
+            HeaderFlags::RESPONSE.or(header.flags.and(HeaderFlags::ASYNC.or(HeaderFlags::RELATED)));
+        header.next_command = 0;
+        header.signature = [0; 16];
+        if !place.last {
+            let over = (self.out.len() - start) % 8;
+            if over != 0 {
+                self.out.resize(self.out.len() + 8 - over, 0);
+            }
+            // Signed as it will be: the next message begins here.
+            header.next_command = (self.out.len() - start) as u32;
+        }
+        self.out[start..body_at].copy_from_slice(&header.to_bytes());
+        if let Some(session) = signer
+            && self.sealed.is_none()
+        {
+            session.signing.sign(&mut self.out[start..], Role::Server);
+        }
+        self.last = start;
+    }
+
+    /// Answers a request that was refused before it was dispatched.
+    fn failure(
+        &mut self,
+        header: &Header,
+        status: NtStatus,
+        credits: u16,
+        signer: Option<&Arc<Session>>,
+    ) {
+        let mut response = *header;
+        let last = header.next_command == 0;
+        response.status = status;
+        response.credits = credits;
+        let body_at = self.open(header);
+        error::Response::default().encode(self.out);
+        self.close(response, body_at, signer, Place { first: false, last });
+    }
+
+    /// The bytes of the message that was closed last.
+    fn last_message(&self) -> &[u8] {
+        &self.out[self.last..]
+    }
+
+    /// Completes the frame: seals it, writes its prefix; nothing remains of an empty one.
+    fn end(self) {
+        if self.out.len() == self.messages {
+            self.out.truncate(self.frame);
+            return;
+        }
+        let payload = self.frame + FRAME_LEN;
+        if let Some(session) = &self.sealed
+            && let Some((sealing, _)) = &session.sealing
+        {
+            sealing.seal(session.id.0, &mut self.out[payload..]);
+        }
+        let len = self.out.len() - payload;
+        let prefix = frame_prefix(len).expect("answers are bounded by the largest I/O size");
+        self.out[self.frame..payload].copy_from_slice(&prefix);
+    }
+}
+
+/// A header for an answer to a message that is not SMB 2.
+pub fn plain_header(command: Command) -> Header {
+    Header { command, message_id: MessageId(0), credits: 1, ..Header::default() }
+}
+
+/// Writes one unprotected message in a frame of its own and returns where the message stands.
+pub fn plain_frame(header: Header, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -> usize {
+    let mut answer = Answer::begin(out, &Protection::Plain);
+    let body_at = answer.open(&header);
+    body(answer.out);
+    answer.close(header, body_at, None, Place { first: true, last: true });
+    let start = answer.last;
+    answer.end();
+    start
+}

@@ -1,0 +1,30 @@
+//! The file-server daemon.
+//!
+//! ```text
+//!  listener ─► connection (one task: socket, buffers, batching)
+//!                  │  frames
+//!                  ▼
+//!               exchange (decrypt, verify, split compounds, answer, sign, seal)
+//!                  │  one request at a time, synchronously
+//!                  ▼
+//!               command::<name> ─► volume (names, opens, sharing, attributes) ─► block-io
+//! ```
+//!
+//! A connection is one task that owns its state. Everything that the page cache can answer is
+//! answered inline into one output buffer; what must wait is a future that the same task polls,
+//! and its answer goes out when it is ready. Tables shared between connections (sessions, nodes)
+//! are never held across a wait.
+
+mod command;
+pub mod config;
+mod connection;
+mod credits;
+mod exchange;
+mod listener;
+mod server;
+mod session;
+mod status;
+mod volume;
+
+pub use listener::{Running, start};
+pub use server::Server;

@@ -1,0 +1,157 @@
+//! Accepting connections, and ending them in an orderly way.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{Server, connection};
+
+/// A server that accepts connections.
+#[derive(Debug)]
+pub struct Running {
+    server: Arc<Server>,
+    addresses: Vec<SocketAddr>,
+    stop: watch::Sender<bool>,
+    listeners: JoinSet<()>,
+}
+
+/// Connections by address, for the limit on them.
+#[derive(Debug, Default)]
+struct Census {
+    counts: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Census {
+    /// Counts a connection in unless a limit forbids it.
+    fn enter(self: &Arc<Self>, address: IpAddr, all: usize, each: usize) -> Option<Counted> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.values().sum::<usize>() >= all || counts.get(&address).copied() >= Some(each) {
+            return None;
+        }
+        *counts.entry(address).or_default() += 1;
+        Some(Counted { census: self.clone(), address })
+    }
+}
+
+/// A connection that is counted as long as this lives.
+#[derive(Debug)]
+struct Counted {
+    census: Arc<Census>,
+    address: IpAddr,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.census.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Binds the configured addresses and begins to accept. Must run inside a tokio runtime.
+pub fn start(server: Arc<Server>) -> io::Result<Running> {
+    let config = server.current().config.clone();
+    let (stop, stopped) = watch::channel(false);
+    let census = Arc::new(Census::default());
+    let mut addresses = Vec::new();
+    let mut listeners = JoinSet::new();
+    for address in &config.listen {
+        let listener = bind(*address)
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))?;
+        addresses.push(listener.local_addr()?);
+        listeners.spawn(accept(listener, server.clone(), census.clone(), stopped.clone()));
+    }
+    Ok(Running { server, addresses, stop, listeners })
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(1024)
+}
+
+impl Running {
+    /// The addresses that were bound.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The server behind it.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Stops accepting, lets requests that were received finish, and ends all connections.
+    pub async fn drain(mut self) {
+        let _ = self.stop.send(true);
+        while self.listeners.join_next().await.is_some() {}
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    server: Arc<Server>,
+    census: Arc<Census>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.wait_for(|stop| *stop) => break,
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a connection's task failed; this is a defect");
+                }
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let limits = server.current().config.limits.clone();
+                let each = limits.connections_per_address;
+                let Some(counted) = census.enter(peer.ip(), limits.connections, each) else {
+                    tracing::debug!(%peer, "refused: too many connections");
+                    continue;
+                };
+                let serve = serve(stream, peer, server.clone(), stopped.clone(), counted);
+                connections.spawn(serve);
+            }
+            // Out of descriptors, or the peer is gone already: others may still be served.
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    server: Arc<Server>,
+    stopped: watch::Receiver<bool>,
+    _counted: Counted,
+) {
+    let _ = stream.set_nodelay(true);
+    match connection::run(stream, peer, server, stopped).await {
+        Ok(()) => tracing::debug!(%peer, "connection ended"),
+        Err(error) => tracing::debug!(%peer, %error, "connection dropped"),
+    }
+}

@@ -1,0 +1,158 @@
+//! What all connections share.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::SystemTime,
+};
+
+use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo};
+
+use crate::{
+    config::Config,
+    session::Sessions,
+    volume::{Volume, node::Nodes},
+};
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Server {
+    /// Identity that clients remember; kept in the state folder.
+    pub guid: [u8; 16],
+    /// What NTLM tells clients.
+    pub ntlm: Arc<ServerInfo>,
+    /// All sessions.
+    pub sessions: Sessions,
+    /// All files that are open.
+    pub nodes: Arc<Nodes>,
+    /// Number of opens.
+    pub opens: Arc<AtomicUsize>,
+    current: RwLock<Arc<Current>>,
+    next_session: AtomicU64,
+    next_open: AtomicU64,
+}
+
+/// Configuration with the folders of its shares; replaced as a whole by a reload.
+#[derive(Debug)]
+pub struct Current {
+    /// The configuration.
+    pub config: Config,
+    /// Folders by folded share name.
+    pub volumes: BTreeMap<String, Arc<Volume>>,
+}
+
+impl Current {
+    fn new(config: Config, old: Option<&Current>) -> io::Result<Self> {
+        let mut volumes = BTreeMap::new();
+        for (key, share) in &config.shares {
+            let kept = old.and_then(|old| {
+                let same = old.config.shares.get(key)?.path == share.path;
+                old.volumes.get(key).filter(|_| same).cloned()
+            });
+            let volume =
+                match kept {
+                    Some(volume) => volume,
+                    None => Arc::new(Volume::open(&share.path).map_err(|e| {
+                        io::Error::new(e.kind(), format!("share {}: {e}", share.name))
+                    })?),
+                };
+            volumes.insert(key.clone(), volume);
+        }
+        Ok(Self { config, volumes })
+    }
+}
+
+impl Server {
+    /// Prepares a server: its state folder, its identity, the folders of its shares.
+    pub fn new(config: Config) -> io::Result<Self> {
+        fs::create_dir_all(&config.state_dir)?;
+        let guid = identity(&config.state_dir.join("server-guid"))?;
+        let ntlm = Arc::new(ServerInfo::standalone(&config.name));
+        // Names of sessions and opens start at a random place, so that one from before a restart
+        // does not fit by chance.
+        let seed = u64::from_le_bytes(random()?);
+        Ok(Self {
+            guid,
+            ntlm,
+            sessions: Sessions::default(),
+            nodes: Arc::default(),
+            opens: Arc::default(),
+            current: RwLock::new(Arc::new(Current::new(config, None)?)),
+            next_session: AtomicU64::new((seed & 0xffff_ffff_0000) | 1),
+            next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),
+        })
+    }
+
+    /// Configuration as it is now.
+    pub fn current(&self) -> Arc<Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes users, shares, policies and limits of a new configuration; sessions and trees that
+    /// are there stay. Listening addresses and the state folder need a restart.
+    pub fn reload(&self, config: Config) -> io::Result<()> {
+        let old = self.current();
+        let new = Arc::new(Current::new(config, Some(&old))?);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    /// A name for a new session.
+    pub fn new_session_id(&self) -> SessionId {
+        SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A name for a new open.
+    pub fn new_open_id(&self) -> u64 {
+        self.next_open.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// The time as FILETIME.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    filetime_from_unix(i64::try_from(since.as_secs()).unwrap_or(0), since.subsec_nanos())
+}
+
+/// Random bytes from the system.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        filled +=
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
+
+/// Reads the identity of the server, making it the first time.
+fn identity(path: &Path) -> io::Result<[u8; 16]> {
+    match fs::read(path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| {
+            let text = format!("{}: not 16 bytes; remove it to get a new identity", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let guid = random()?;
+            let fresh = path.with_extension("new");
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&fresh)?;
+            file.write_all(&guid)?;
+            file.sync_all()?;
+            fs::rename(&fresh, path)?;
+            Ok(guid)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,129 @@
+//! Wildcards of directory listings (MS-FSA 2.1.4.4).
+
+use smb_protocol::name::fold_char;
+
+/// A pattern, prepared for many matches.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    text: Vec<char>,
+}
+
+impl Pattern {
+    /// Prepares a pattern; an empty one matches everything.
+    pub fn new(text: &str) -> Self {
+        let text = if text.is_empty() { "*" } else { text };
+        Self { text: text.chars().map(fold_char).collect() }
+    }
+
+    /// Whether the pattern is a plain name.
+    pub fn is_plain(&self) -> bool {
+        !self.text.iter().any(|c| "*?<>\"".contains(*c))
+    }
+
+    /// Whether `name` matches. Runs in time `pattern × name`.
+    pub fn matches(&self, name: &str) -> bool {
+        if self.text == ['*'] {
+            return true;
+        }
+        let name: Vec<char> = name.chars().map(fold_char).collect();
+        let last_dot = name.iter().rposition(|c| *c == '.');
+        // states[j]: the pattern up to here matches the first j characters of the name.
+        let mut states = vec![false; name.len() + 1];
+        states[0] = true;
+        for p in &self.text {
+            let mut next = vec![false; name.len() + 1];
+            match p {
+                '*' => {
+                    let mut seen = false;
+                    for j in 0..=name.len() {
+                        seen |= states[j];
+                        next[j] = seen;
+                    }
+                }
+                // DOS_STAR: anything up to the last dot.
+                '<' => {
+                    let mut seen = false;
+                    for j in 0..=name.len() {
+                        seen |= states[j];
+                        next[j] = seen && (last_dot.is_none_or(|dot| j <= dot) || states[j]);
+                    }
+                }
+                // DOS_QM: one character, or none at a dot or the end.
+                '>' => {
+                    for j in 0..=name.len() {
+                        if states[j] {
+                            match name.get(j) {
+                                None | Some('.') => next[j] = true,
+                                Some(_) => next[j + 1] = true,
+                            }
+                        }
+                    }
+                }
+                // DOS_DOT: a dot, or nothing at the end.
+                '"' => {
+                    for j in 0..=name.len() {
+                        if states[j] {
+                            match name.get(j) {
+                                None => next[j] = true,
+                                Some('.') => next[j + 1] = true,
+                                Some(_) => {}
+                            }
+                        }
+                    }
+                }
+                p => {
+                    for j in 0..name.len() {
+                        next[j + 1] = states[j] && (*p == '?' || *p == name[j]);
+                    }
+                }
+            }
+            states = next;
+        }
+        states[name.len()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn wildcards() {
+        for (pattern, name, want) in [
+            ("*", "a.b", true),
+            ("*.VHDX", "disk.vhdx", true),
+            ("*.vhdx", "disk.vhd", false),
+            ("a?c", "ABC", true),
+            ("a?c", "ac", false),
+            ("<.txt", "a.b.txt", true),
+            ("<\"*", "plain", true),
+            (">>>.txt", "ab.txt", true),
+            (">>>.txt", "abcd.txt", false),
+            ("file\"", "file", true),
+        ] {
+            assert_eq!(Pattern::new(pattern).matches(name), want, "{pattern} {name}");
+        }
+    }
+
+    /// The plain recursive definition of `*` and `?`.
+    fn slow(pattern: &[char], name: &[char]) -> bool {
+        match (pattern.first(), name.first()) {
+            (None, None) => true,
+            (Some('*'), _) => {
+                slow(&pattern[1..], name) || (!name.is_empty() && slow(pattern, &name[1..]))
+            }
+            (Some('?'), Some(_)) => slow(&pattern[1..], &name[1..]),
+            (Some(p), Some(n)) => p == n && slow(&pattern[1..], &name[1..]),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_definition(pattern in "[AB*?]{1,6}", name in "[AB]{0,7}") {
+            let (p, n): (Vec<_>, Vec<_>) = (pattern.chars().collect(), name.chars().collect());
+            prop_assert_eq!(Pattern::new(&pattern).matches(&name), slow(&p, &n));
+        }
+    }
+}
