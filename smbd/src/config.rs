@@ -223,6 +223,8 @@ pub struct Limits {
     pub authentication_seconds: u64,
     /// Seconds a client may leave answers unread.
     pub write_seconds: u64,
+    /// Length that a write may give a file. NTFS ends at 16 TiB less 64 KiB, and clients know.
+    pub file_size: Size,
     /// Entries that one directory listing may hold.
     pub directory_entries: usize,
 }
@@ -241,6 +243,7 @@ impl Default for Limits {
             pending_bytes: Size(64 << 20),
             authentication_seconds: 20,
             write_seconds: 60,
+            file_size: Size(0xfff_ffff_0000),
             directory_entries: 1_000_000,
         }
     }

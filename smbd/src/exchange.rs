@@ -239,7 +239,8 @@ impl Exchange {
         let session = match self.admit(&header, message, protection) {
             Ok(session) => session,
             Err(status) => {
-                chain.failed = Some(status);
+                // What is related to a request without session has none either (3.3.5.2.7.2).
+                chain.failed = Some(NtStatus::INVALID_PARAMETER);
                 let session = self.sessions.get(&header.session_id).cloned();
                 let signer = session.filter(|_| header.flags.has(HeaderFlags::SIGNED));
                 answer.failure(&header, status, credits, signer.as_ref());

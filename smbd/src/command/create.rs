@@ -213,14 +213,14 @@ impl Job<'_> {
             // Pipes, sockets and devices of Linux are not files to Windows.
             return Err(NtStatus::ACCESS_DENIED.into());
         }
+        if disposition == Disposition::CREATE {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
         if directory && options.has(CreateOptions::NON_DIRECTORY_FILE) {
             return Err(NtStatus::FILE_IS_A_DIRECTORY.into());
         }
         if !directory && options.has(CreateOptions::DIRECTORY_FILE) {
             return Err(NtStatus::NOT_A_DIRECTORY.into());
-        }
-        if disposition == Disposition::CREATE {
-            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
         let cuts = !matches!(disposition, Disposition::OPEN | Disposition::OPEN_IF);
         if directory && cuts {

@@ -19,7 +19,7 @@ use smb_protocol::{
 use super::{Ctx, Fail, Handled, Later};
 use crate::{
     status::{of_errno, of_storage},
-    volume::attributes,
+    volume::{attributes, open::Open},
 };
 
 /// Handles an IOCTL.
@@ -48,6 +48,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             let sparse = request.input.first().is_none_or(|flag| *flag != 0);
             attributes::set_sparse(open.handle(), sparse)?;
             answer(&request, &[], out)
+        }
+        FsctlCode::CREATE_OR_GET_OBJECT_ID | FsctlCode::GET_OBJECT_ID => {
+            let open = ctx.open(request.file_id)?;
+            answer(&request, &object_id(&open)?, out)
         }
         // No DFS here (MS-SMB2 3.3.5.15.2).
         FsctlCode::DFS_GET_REFERRALS | FsctlCode::DFS_GET_REFERRALS_EX => {
@@ -103,6 +107,18 @@ fn interfaces(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handle
     };
     fsctl::encode_interfaces(&[here], &mut output);
     answer(request, &output, out)
+}
+
+/// The object id of a file (MS-FSCC 2.1.3): device and inode, which name it as long as it lives.
+fn object_id(open: &Open) -> Result<[u8; 64], Fail> {
+    let stat = rustix::fs::fstat(open.handle())?;
+    let mut id = [0; 64];
+    id[..8].copy_from_slice(&stat.st_ino.to_le_bytes());
+    id[8..16].copy_from_slice(&stat.st_dev.to_le_bytes());
+    // Birth ids: volume, object, domain.
+    id[24..32].copy_from_slice(&stat.st_dev.to_le_bytes());
+    id[32..40].copy_from_slice(&stat.st_ino.to_le_bytes());
+    Ok(id)
 }
 
 fn allocated_ranges(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Handled {

@@ -1,6 +1,6 @@
 //! QUERY_INFO (MS-SMB2 3.3.5.20).
 
-use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use smb_protocol::{
     NtStatus,
@@ -81,7 +81,7 @@ fn mode(open: &Open) -> u32 {
 fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail> {
     let facts = open.facts()?;
     let attributes = Access::READ_ATTRIBUTES;
-    let position = || *open.position.lock().unwrap_or_else(PoisonError::into_inner);
+    let position = || open.position.load(Ordering::Relaxed);
     Ok(match class {
         InfoClass::BASIC => {
             open.need(attributes)?;

@@ -1,5 +1,7 @@
 //! READ (MS-SMB2 3.3.5.12).
 
+use std::sync::atomic::Ordering;
+
 use block_io::File;
 use smb_protocol::{
     NtStatus,
@@ -38,6 +40,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     out.extend_from_slice(&[0; 16]);
     if let Some(got) = data.read_now(request.offset, len, out)? {
         check_count(got, len, least)?;
+        open.position.store(request.offset + got as u64, Ordering::Relaxed);
         out[start..start + 16].copy_from_slice(&Response::prefix(len32(got), 0));
         return Ok(NtStatus::SUCCESS);
     }

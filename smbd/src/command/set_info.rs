@@ -1,6 +1,6 @@
 //! SET_INFO (MS-SMB2 3.3.5.21).
 
-use std::{os::fd::AsFd, sync::PoisonError, sync::atomic::Ordering};
+use std::{os::fd::AsFd, sync::atomic::Ordering};
 
 use rustix::io::Errno;
 use smb_protocol::{
@@ -76,7 +76,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
         }
         InfoClass::POSITION => {
             let position = file_info::parse_length(input).map_err(short)?;
-            *open.position.lock().unwrap_or_else(PoisonError::into_inner) = position;
+            open.position.store(position, Ordering::Relaxed);
         }
         InfoClass::MODE => {
             file_info::parse_length(&[input, &[0; 4]].concat()).map_err(short)?;

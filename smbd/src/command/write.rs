@@ -1,5 +1,7 @@
 //! WRITE and FLUSH (MS-SMB2 3.3.5.13, 3.3.5.11).
 
+use std::sync::atomic::Ordering;
+
 use block_io::File;
 use smb_protocol::{
     NtStatus,
@@ -27,9 +29,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     ctx.check_charge(len)?;
     let data = open.content(Access::WRITE_DATA.or(Access::APPEND_DATA))?;
     let end = request.offset.checked_add(len as u64);
-    if end.is_none_or(|end| end > MAX_OFFSET) {
+    let Some(end) = end.filter(|end| *end <= MAX_OFFSET) else {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    };
+    if len > 0 && end > ctx.ex.limits().file_size.0 {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
+    open.position.store(end, Ordering::Relaxed);
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
     let count = request.length;
     let written = data.write_now(request.offset, request.data)?;

@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -44,8 +44,8 @@ pub struct Open {
     pub delete_on_close: AtomicBool,
     /// A listing under way.
     pub listing: Mutex<Option<Listing>>,
-    /// Where the next relative read would be; kept because clients ask for it.
-    pub position: Mutex<u64>,
+    /// Behind the last byte read or written; kept because clients ask for it.
+    pub position: AtomicU64,
     /// Wakes what waits on this open when it is closed.
     pub closed: Arc<Notify>,
     volume: Arc<Volume>,
@@ -88,7 +88,7 @@ impl Open {
             directory,
             delete_on_close: AtomicBool::new(options.has(CreateOptions::DELETE_ON_CLOSE)),
             listing: Mutex::new(None),
-            position: Mutex::new(0),
+            position: AtomicU64::new(0),
             closed: Arc::default(),
             volume,
             nodes,
