@@ -1,1 +1,24 @@
-//! Placeholder
+//! Virtual-disk images as disks over any file.
+//!
+//! ```text
+//!  Disk (block-io) ◄── vhdx::Vhdx ──► File (block-io): a local file, an open file on a share
+//!       ▲
+//!       └── convert: any disk to any disk, sparse-aware
+//! ```
+//!
+//! - [`vhdx`]: the VHDX format (MS-VHDX), dynamic and fixed.
+//! - [`convert`]: copying between disks of any format.
+//! - [`Format`], [`open_disk`]: choosing a format by name or by a file's ending.
+//!
+//! Everything here is driven through the [`block_io::File`] trait; nothing knows where a file is.
+
+mod bytes;
+pub mod convert;
+mod error;
+mod format;
+mod guid;
+pub mod vhdx;
+
+pub use error::{Damage, Error, Fault, Result, Structure};
+pub use format::{Format, open_disk};
+pub use guid::Guid;

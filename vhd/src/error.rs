@@ -1,0 +1,196 @@
+//! What can be wrong with an image, and where.
+
+use std::fmt;
+
+use crate::Guid;
+
+/// Result of an operation on an image.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an image could not be made, opened or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file below failed.
+    #[error(transparent)]
+    Storage(#[from] block_io::Error),
+    /// The image contradicts itself or the format.
+    #[error("damaged image: {0}")]
+    Damaged(#[from] Damage),
+    /// The image is whole but needs something this version does not have.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// The image holds differences to a parent and cannot be used alone.
+    #[error("a differencing image needs its parent {parent}, and chains are not supported yet")]
+    Differencing {
+        /// Where the image says its parent is, or its identity.
+        parent: String,
+    },
+    /// The parameters asked for make no valid image.
+    #[error("{0}")]
+    InvalidOptions(String),
+}
+
+impl From<Error> for block_io::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Storage(error) => error,
+            Error::Damaged(damage) => block_io::Error::Corrupt(damage.to_string()),
+            other => block_io::Error::Io {
+                context: other.to_string(),
+                source: std::io::ErrorKind::Unsupported.into(),
+            },
+        }
+    }
+}
+
+impl From<Damage> for block_io::Error {
+    fn from(damage: Damage) -> Self {
+        Error::Damaged(damage).into()
+    }
+}
+
+/// A part of an image file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Structure {
+    /// The first 64 KiB (MS-VHDX 2.2.1).
+    FileIdentifier,
+    /// Header 1 or 2 (MS-VHDX 2.2.2).
+    Header(u8),
+    /// Region table 1 or 2 (MS-VHDX 2.2.3).
+    RegionTable(u8),
+    /// The log (MS-VHDX 2.3).
+    Log,
+    /// The block allocation table (MS-VHDX 2.5).
+    Bat,
+    /// The metadata table (MS-VHDX 2.6.1).
+    MetadataTable,
+    /// A metadata item (MS-VHDX 2.6.2).
+    MetadataItem(Guid),
+    /// The file as a whole.
+    File,
+}
+
+impl fmt::Display for Structure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FileIdentifier => write!(f, "file identifier"),
+            Self::Header(n) => write!(f, "header {n}"),
+            Self::RegionTable(n) => write!(f, "region table {n}"),
+            Self::Log => write!(f, "log"),
+            Self::Bat => write!(f, "block table"),
+            Self::MetadataTable => write!(f, "metadata table"),
+            Self::MetadataItem(id) => write!(f, "metadata item {id}"),
+            Self::File => write!(f, "file"),
+        }
+    }
+}
+
+/// One contradiction, with its place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{structure} at offset {offset:#x}: {fault}")]
+pub struct Damage {
+    /// The part that is wrong.
+    pub structure: Structure,
+    /// Byte offset in the file of the part or of the field.
+    pub offset: u64,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+impl Damage {
+    /// A fault at a place.
+    pub fn new(structure: Structure, offset: u64, fault: Fault) -> Self {
+        Self { structure, offset, fault }
+    }
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// A signature is not the expected one.
+    #[error("wrong signature")]
+    Signature,
+    /// A checksum does not match.
+    #[error("checksum {stored:#010x}, computed {computed:#010x}")]
+    Checksum {
+        /// Value in the file.
+        stored: u32,
+        /// Value over what is in the file.
+        computed: u32,
+    },
+    /// The file ends before the structure does.
+    #[error("the file ends before it")]
+    Truncated,
+    /// Neither copy of a doubled structure is valid.
+    #[error("no valid copy: {0}")]
+    NoValidCopy(String),
+    /// Both headers claim to be current with different content.
+    #[error("both headers have sequence number {0} but differ")]
+    AmbiguousHeaders(u64),
+    /// A version this format description does not cover.
+    #[error("{field} is {value}, expected {expected}")]
+    Version {
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        value: u16,
+        /// The one value known.
+        expected: u16,
+    },
+    /// A field has a value it must not have.
+    #[error("{field} is {value:#x}: {rule}")]
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// Two structures claim the same bytes.
+    #[error("{len:#x} bytes at {start:#x} overlap {other}")]
+    Overlap {
+        /// First byte claimed.
+        start: u64,
+        /// Bytes claimed.
+        len: u64,
+        /// The other claimant.
+        other: String,
+    },
+    /// The same identifier twice.
+    #[error("{0} appears twice")]
+    Duplicate(Guid),
+    /// A required structure is not there.
+    #[error("no {0}")]
+    Missing(&'static str),
+    /// A required structure is not known to this version.
+    #[error("{0} is required but not known")]
+    UnknownRequired(Guid),
+    /// The log must be replayed but holds no valid sequence.
+    #[error("it must be replayed but holds no valid entry sequence")]
+    NoLogSequence,
+    /// A table entry has a state it must not have in this kind of image.
+    #[error("entry {index} has state {state}, not valid here")]
+    EntryState {
+        /// Index in the table.
+        index: u64,
+        /// Its state bits.
+        state: u8,
+    },
+    /// A table entry points where no block can be.
+    #[error("entry {index} points to {start:#x}: {rule}")]
+    EntryOffset {
+        /// Index in the table.
+        index: u64,
+        /// Where it points.
+        start: u64,
+        /// What is wrong there.
+        rule: &'static str,
+    },
+    /// A string is not well-formed UTF-16.
+    #[error("{0} is not well-formed UTF-16")]
+    Text(&'static str),
+}

@@ -1,0 +1,86 @@
+//! 128-bit identifiers as Windows stores and prints them.
+
+use std::fmt;
+
+/// A GUID in its stored form: the first three fields little-endian (MS-DTYP 2.3.4.2).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Guid([u8; 16]);
+
+impl Guid {
+    /// All bits zero.
+    pub const ZERO: Self = Self([0; 16]);
+
+    /// From its stored bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// From its printed fields: `2DC27766-F623-4200-9D64-115E9BFD4A08` is
+    /// `from_fields(0x2DC27766, 0xF623, 0x4200, 0x9D64_115E9BFD4A08)`.
+    pub const fn from_fields(a: u32, b: u16, c: u16, d: u64) -> Self {
+        let (a, b, c, d) = (a.to_le_bytes(), b.to_le_bytes(), c.to_le_bytes(), d.to_be_bytes());
+        Self([
+            a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5],
+            d[6], d[7],
+        ])
+    }
+
+    /// A new random one (version 4).
+    pub fn random() -> Self {
+        let mut bytes = [0; 16];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            // The kernel's generator answers short or interrupted requests only before it is
+            // seeded at boot.
+            if let Ok(n) =
+                rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
+            {
+                filled += n;
+            }
+        }
+        bytes[7] = (bytes[7] & 0x0f) | 0x40;
+        bytes[8] = (bytes[8] & 0x3f) | 0x80;
+        Self(bytes)
+    }
+
+    /// The stored bytes.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
+    /// Whether all bits are zero.
+    pub fn is_zero(self) -> bool {
+        self == Self::ZERO
+    }
+}
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let b = &self.0;
+        write!(
+            f,
+            "{:02x}{:02x}{:02x}{:02x}-{:02x}{:02x}-{:02x}{:02x}-{:02x}{:02x}-",
+            b[3], b[2], b[1], b[0], b[5], b[4], b[7], b[6], b[8], b[9]
+        )?;
+        b[10..].iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_as_windows_does() {
+        let bat = Guid::from_fields(0x2dc2_7766, 0xf623, 0x4200, 0x9d64_115e_9bfd_4a08);
+        assert_eq!(bat.to_string(), "2dc27766-f623-4200-9d64-115e9bfd4a08");
+        assert_eq!(bat.to_bytes()[..4], [0x66, 0x77, 0xc2, 0x2d]);
+        assert_ne!(Guid::random(), Guid::random());
+    }
+}

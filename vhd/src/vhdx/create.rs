@@ -1,0 +1,174 @@
+//! Making new images.
+
+use std::sync::Arc;
+
+use block_io::File;
+
+use super::{
+    HEADER_OFFSETS, MAX_DISK, MIB, REGION_TABLE_OFFSETS,
+    bat::{BatLayout, BlockState, ENTRY_SIZE, PAGE_ENTRIES, PAGE_SIZE, RawEntry},
+    header::{FileIdentifier, Header},
+    locator::ParentLocator,
+    metadata::Metadata,
+    region::{BAT_REGION, METADATA_REGION, Region, RegionTable},
+};
+use crate::{Error, Guid, Result};
+
+/// Block size of dynamic images unless told otherwise.
+pub const DEFAULT_BLOCK_SIZE: u32 = 32 << 20;
+
+/// What to make.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// Bytes of the disk: whole logical sectors, at most 64 TiB.
+    pub size: u64,
+    /// Allocate every block at once.
+    pub fixed: bool,
+    /// Bytes per block: a power of two from 1 MiB to 256 MiB.
+    pub block_size: u32,
+    /// 512 or 4096.
+    pub logical_sector: u32,
+    /// 512 or 4096.
+    pub physical_sector: u32,
+    /// Bytes of the log, a multiple of 1 MiB.
+    pub log_size: u32,
+    /// Identity of the disk; random if `None`.
+    pub disk_id: Option<Guid>,
+}
+
+impl CreateOptions {
+    /// A dynamic image of `size` bytes with the usual parameters.
+    pub fn new(size: u64) -> Self {
+        Self {
+            size,
+            fixed: false,
+            block_size: DEFAULT_BLOCK_SIZE,
+            logical_sector: 512,
+            physical_sector: 4096,
+            log_size: MIB as u32,
+            disk_id: None,
+        }
+    }
+
+    fn metadata(&self) -> Result<Metadata> {
+        let invalid = |why: String| Err(Error::InvalidOptions(why));
+        if ![512, 4096].contains(&self.logical_sector) {
+            return invalid(format!("logical sector size {}: 512 or 4096", self.logical_sector));
+        }
+        if ![512, 4096].contains(&self.physical_sector) {
+            return invalid(format!("physical sector size {}: 512 or 4096", self.physical_sector));
+        }
+        let block = u64::from(self.block_size);
+        if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) {
+            return invalid(format!("block size {block}: a power of two from 1 MiB to 256 MiB"));
+        }
+        if self.size == 0 || self.size > MAX_DISK {
+            return invalid(format!("disk size {}: more than nothing, at most 64 TiB", self.size));
+        }
+        if !self.size.is_multiple_of(u64::from(self.logical_sector)) {
+            let sector = self.logical_sector;
+            return invalid(format!("disk size {} is not whole {sector}-byte sectors", self.size));
+        }
+        let log = u64::from(self.log_size);
+        if log == 0 || !log.is_multiple_of(MIB) || self.log_size > super::load::MAX_REPLAY {
+            return invalid(format!("log size {log}: a multiple of 1 MiB, at most 64 MiB"));
+        }
+        Ok(Metadata {
+            block_size: self.block_size,
+            leave_allocated: self.fixed,
+            has_parent: false,
+            disk_size: self.size,
+            disk_id: self.disk_id.unwrap_or_else(Guid::random),
+            logical_sector: self.logical_sector,
+            physical_sector: self.physical_sector,
+            parent: None::<ParentLocator>,
+        })
+    }
+}
+
+/// Replaces the content of `file` by a new, empty image and makes it durable. The file
+/// identifier is written last, so that a crash leaves no image rather than a damaged one.
+///
+/// A fixed image's space is reserved where the file can; it reads as zeros.
+pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> {
+    let metadata = options.metadata()?;
+    let layout = BatLayout::new(&metadata);
+    let log_offset = MIB;
+    let metadata_offset = log_offset + u64::from(options.log_size);
+    let bat_offset = metadata_offset + MIB;
+    let bat_length = (layout.entries * ENTRY_SIZE).next_multiple_of(MIB);
+    let payload = bat_offset + bat_length;
+
+    file.set_len(0).await?;
+    let blocks = if options.fixed { layout.blocks } else { 0 };
+    let len = payload + blocks * layout.block_size;
+    file.set_len(len).await?;
+    if options.fixed {
+        match file.allocate(payload..len).await {
+            Ok(()) | Err(block_io::Error::Unsupported(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        write_fixed_bat(&*file, &layout, bat_offset, payload).await?;
+    }
+    file.write_at(metadata_offset, &metadata.encode()).await?;
+    let region = |id, offset, length: u64| Region {
+        id,
+        offset,
+        // At most 64 Mi entries of 8 bytes and their bitmap entries: under 1 GiB.
+        length: length as u32,
+        required: true,
+    };
+    let regions = vec![
+        region(BAT_REGION, bat_offset, bat_length),
+        region(METADATA_REGION, metadata_offset, MIB),
+    ];
+    let table = RegionTable { regions }.encode();
+    for at in REGION_TABLE_OFFSETS {
+        file.write_at(at, &table).await?;
+    }
+    let mut header = Header {
+        sequence: 0,
+        file_write: Guid::random(),
+        data_write: Guid::random(),
+        log: Guid::ZERO,
+        log_version: 0,
+        log_length: options.log_size,
+        log_offset,
+    };
+    for at in HEADER_OFFSETS {
+        file.write_at(at, &header.encode()).await?;
+        header.sequence += 1;
+    }
+    file.flush().await?;
+    let creator = concat!("Bulkhead ", env!("CARGO_PKG_VERSION")).to_owned();
+    let mut identifier = FileIdentifier { creator }.encode();
+    identifier.resize(PAGE_SIZE as usize, 0);
+    file.write_at(0, &identifier).await?;
+    file.flush().await?;
+    Ok(())
+}
+
+/// Writes the table of a fixed image: every block present, one after the other.
+async fn write_fixed_bat(
+    file: &dyn File,
+    layout: &BatLayout,
+    bat_offset: u64,
+    payload: u64,
+) -> Result<()> {
+    const PAGES_AT_ONCE: u64 = 256;
+    let step = PAGE_ENTRIES * PAGES_AT_ONCE;
+    let mut first = 0;
+    while first < layout.entries {
+        let count = step.min(layout.entries - first);
+        let mut bytes = Vec::with_capacity((count * ENTRY_SIZE) as usize);
+        for index in first..first + count {
+            let entry = layout.block(index).map_or(RawEntry::default(), |block| {
+                RawEntry::new(BlockState::FullyPresent, payload + block * layout.block_size)
+            });
+            bytes.extend(entry.0.to_le_bytes());
+        }
+        file.write_at(bat_offset + first * ENTRY_SIZE, &bytes).await?;
+        first += count;
+    }
+    Ok(())
+}

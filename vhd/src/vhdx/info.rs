@@ -1,0 +1,92 @@
+//! Describing an image without opening it as a disk.
+
+use std::sync::Arc;
+
+use block_io::File;
+
+use super::{
+    bat::BlockState,
+    load::{Loaded, load},
+    scan::scan,
+};
+use crate::{Guid, Result};
+
+/// What kind of image it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Blocks are allocated when they are written.
+    Dynamic,
+    /// All blocks are allocated.
+    Fixed,
+    /// Only differences to a parent are held.
+    Differencing {
+        /// The parent locator's keys and values.
+        parent: Vec<(String, String)>,
+    },
+}
+
+/// What an image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// Dynamic, fixed or differencing.
+    pub kind: Kind,
+    /// Bytes of the disk.
+    pub disk_size: u64,
+    /// Bytes of the file, after log replay.
+    pub file_size: u64,
+    /// Bytes per block.
+    pub block_size: u32,
+    /// 512 or 4096.
+    pub logical_sector: u32,
+    /// 512 or 4096.
+    pub physical_sector: u32,
+    /// Identity of the disk.
+    pub disk_id: Guid,
+    /// Identity of the disk's content, renewed by each session that changes it.
+    pub data_write_id: Guid,
+    /// The program that made the file.
+    pub creator: String,
+    /// Whether a log waits to be replayed: the image was not closed, or is in use.
+    pub log_pending: bool,
+    /// Payload blocks of the disk.
+    pub blocks: u64,
+    /// Payload blocks stored in the file; `None` for a differencing image.
+    pub allocated_blocks: Option<u64>,
+}
+
+/// Reads what an image is. Never writes.
+pub async fn info(file: Arc<dyn File>) -> Result<Info> {
+    let image = load(file).await?;
+    let allocated_blocks =
+        if image.metadata.has_parent { None } else { Some(count(&image).await?) };
+    let metadata = &image.metadata;
+    let kind = match &metadata.parent {
+        Some(parent) => Kind::Differencing { parent: parent.entries.clone() },
+        None if metadata.leave_allocated => Kind::Fixed,
+        None => Kind::Dynamic,
+    };
+    Ok(Info {
+        kind,
+        disk_size: metadata.disk_size,
+        file_size: image.file_len,
+        block_size: metadata.block_size,
+        logical_sector: metadata.logical_sector,
+        physical_sector: metadata.physical_sector,
+        disk_id: metadata.disk_id,
+        data_write_id: image.header.1.data_write,
+        creator: image.identifier.creator.clone(),
+        log_pending: image.overlay.is_some(),
+        blocks: image.layout.blocks,
+        allocated_blocks,
+    })
+}
+
+async fn count(image: &Loaded) -> Result<u64> {
+    let mut allocated = 0;
+    let seen = |index, entry: super::bat::RawEntry| {
+        let present = entry.state_bits() == BlockState::FullyPresent.bits();
+        allocated += u64::from(present && image.layout.block(index).is_some());
+    };
+    scan(image, |_| Ok(()), seen, |_, _| {}).await?;
+    Ok(allocated)
+}

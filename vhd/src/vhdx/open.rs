@@ -1,0 +1,120 @@
+//! Opening an image.
+
+use std::sync::{Arc, Mutex, atomic::AtomicBool};
+
+use block_io::{File, FlushGroup, Geometry};
+
+use super::{
+    MIB, Vhdx,
+    alloc::Space,
+    commit::{Headers, LogWriter},
+    disk::Inner,
+    epoch::Epochs,
+    load::{Loaded, load},
+    log,
+    scan::scan,
+    table::BatCache,
+};
+use crate::{Error, Guid, Result};
+
+/// How to open an image.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Never write, not even to replay the log (which then happens in memory). Implied by a file
+    /// that is read-only.
+    pub read_only: bool,
+    /// Bytes of the block table kept in memory at most, beyond what a commit holds.
+    pub table_cache: usize,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { read_only: false, table_cache: 64 << 20 }
+    }
+}
+
+impl OpenOptions {
+    /// For reading only.
+    pub fn read_only() -> Self {
+        Self { read_only: true, ..Self::default() }
+    }
+}
+
+impl Vhdx {
+    /// Opens the image in `file`, which the disk keeps until [`block_io::Disk::close`].
+    ///
+    /// A log left by a crash is replayed first: in the file, or in memory if read-only. Nothing
+    /// else is written before the first change of the disk.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] naming structure, offset and fault; [`Error::Differencing`];
+    /// [`Error::Unsupported`]; [`Error::Storage`] for what the file says.
+    pub async fn open(file: Arc<dyn File>, options: OpenOptions) -> Result<Self> {
+        let read_only = options.read_only || file.is_read_only();
+        let mut image = load(file.clone()).await?;
+        refuse_differencing(&image)?;
+        if !read_only && let Some(overlay) = image.overlay.take() {
+            // MS-VHDX 2.2.2: a new FileWriteGuid before the replay, LogGuid zero after it.
+            let headers = Headers::new(image.header);
+            let mut state = headers.lock().await;
+            state.update(&*file, |h| h.file_write = Guid::random()).await?;
+            overlay.apply(&*file).await?;
+            file.flush().await?;
+            state.update(&*file, |h| h.log = Guid::ZERO).await?;
+            image = load(file.clone()).await?;
+            refuse_differencing(&image)?;
+        }
+        let layout = image.layout;
+        let pages = options.table_cache / 4096;
+        let log_len = u64::from(image.header.1.log_length);
+        // One entry takes at most half the log, so that the one before it stays whole.
+        let max_dirty = log::data_capacity(log_len / 2).min(1024);
+        let bat = BatCache::new(layout.pages(), pages, max_dirty);
+        let keep = layout.pages() <= pages as u64;
+        let space = scan(
+            &image,
+            |damage| Err(damage.into()),
+            |_, _| {},
+            |page, bytes| {
+                if keep {
+                    bat.insert(page, bytes);
+                }
+            },
+        )
+        .await?;
+        let metadata = &image.metadata;
+        let geometry = Geometry {
+            size: metadata.disk_size,
+            logical_sector: metadata.logical_sector,
+            physical_sector: metadata.physical_sector,
+            discard_granularity: if metadata.leave_allocated { 0 } else { metadata.block_size },
+        };
+        let inner = Inner {
+            file: image.view.clone(),
+            geometry,
+            layout,
+            fixed: metadata.leave_allocated,
+            bat_offset: image.bat.offset,
+            read_only,
+            bat,
+            space: Mutex::new(Space::new(space, image.file_len)),
+            refill: tokio::sync::Mutex::default(),
+            epochs: Epochs::default(),
+            started: AtomicBool::new(false),
+            headers: Headers::new(image.header),
+            log: tokio::sync::Mutex::new(LogWriter::new(image.header.1.log_offset, log_len)),
+            flushes: FlushGroup::new(),
+        };
+        debug_assert!(image.file_len >= MIB);
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+/// Fails for an image that needs its parent.
+pub(super) fn refuse_differencing(image: &Loaded) -> Result<()> {
+    if !image.metadata.has_parent {
+        return Ok(());
+    }
+    let parent = image.metadata.parent.as_ref().map_or_else(String::new, |p| p.place());
+    Err(Error::Differencing { parent })
+}

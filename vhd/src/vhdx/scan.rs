@@ -1,0 +1,74 @@
+//! Walking the whole block table once, for opening and checking.
+
+use super::{
+    bat::{ENTRY_SIZE, PAGE_SIZE, RawEntry},
+    load::{Loaded, read_up_to},
+    space::SpaceMap,
+};
+use crate::{Damage, Fault, Result, Structure};
+
+/// Bytes of the table read at once.
+const STEP: u64 = 1 << 20;
+
+/// Walks the table of a dynamic or fixed image: checks every entry by itself and against all
+/// others, and collects the space they own.
+///
+/// `found` hears of each wrong entry and whether it stops there; `page` sees each 4 KiB page.
+pub(super) async fn scan(
+    image: &Loaded,
+    mut found: impl FnMut(Damage) -> Result<()>,
+    mut entry_seen: impl FnMut(u64, RawEntry),
+    mut page: impl FnMut(usize, &[u8]),
+) -> Result<SpaceMap> {
+    let mut space = SpaceMap::default();
+    for (name, place) in image.fixed_places() {
+        // They were checked against each other when they were loaded, and end within the
+        // file or within 4 GiB of a 64-bit offset; what lies past the file needs no map.
+        let end = place.end.min(image.file_len);
+        if place.start < end && !space.claim(place.start..end) {
+            let (start, len) = (place.start, end - place.start);
+            let fault = Fault::Overlap { start, len, other: name };
+            found(Damage::new(Structure::File, start, fault))?;
+        }
+    }
+    let layout = &image.layout;
+    let mut first = 0;
+    while first < layout.entries {
+        let at = image.bat.offset + first * ENTRY_SIZE;
+        let pages = (layout.entries - first).div_ceil(PAGE_SIZE / ENTRY_SIZE);
+        // The region is whole megabytes, so whole pages are there unless the file is cut.
+        let len = (pages * PAGE_SIZE).min(STEP);
+        let bytes = read_up_to(&*image.view, at, len as usize).await?;
+        let wanted = ((layout.entries - first) * ENTRY_SIZE).min(len) as usize;
+        if bytes.len() < wanted {
+            return Err(Damage::new(Structure::Bat, at, Fault::Truncated).into());
+        }
+        for (i, chunk) in bytes.chunks(PAGE_SIZE as usize).enumerate() {
+            page((first * ENTRY_SIZE / PAGE_SIZE) as usize + i, chunk);
+        }
+        for (i, raw) in bytes[..wanted].as_chunks::<8>().0.iter().enumerate() {
+            let entry = RawEntry(u64::from_le_bytes(*raw));
+            let index = first + i as u64;
+            entry_seen(index, entry);
+            if entry.0 == 0 {
+                continue;
+            }
+            if let Err(damage) = layout.check_entry(index, entry, image.bat.offset, image.file_len)
+            {
+                found(damage)?;
+                continue;
+            }
+            let owned = layout.block(index).and_then(|_| entry.owned());
+            if let Some(start) = owned
+                && !space.claim(start..start + layout.block_size)
+            {
+                let other = "another block or structure".to_owned();
+                let fault = Fault::Overlap { start, len: layout.block_size, other };
+                let at = image.bat.offset + index * ENTRY_SIZE;
+                found(Damage::new(Structure::Bat, at, fault))?;
+            }
+        }
+        first += wanted as u64 / ENTRY_SIZE;
+    }
+    Ok(space)
+}
