@@ -13,6 +13,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use smb_client::{ConnectOptions, Login};
 
+pub mod proxy;
+
 const SMBD: &str = "/usr/sbin/smbd";
 pub const USER: &str = "root";
 pub const PASSWORD: &str = "ge heim-42";
