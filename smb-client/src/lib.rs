@@ -1,1 +1,43 @@
-//! Placeholder
+//! A pipelined SMB 2.1–3.1.1 client for virtual-disk files.
+//!
+//! ```text
+//!  RemoteFile (block_io::File) ─► Open ─┐        ┌─► supervisor: reconnect, open handles again
+//!  Tree: open, stat, list, rename … ────┼► Session ┤
+//!                                       │        └─► Link ─► Connection ═══ TCP ═══ server
+//!                                       │                      │  callers encode, sign and seal
+//!                                       │                      ├─ writer task: one send per batch
+//!                                       │                      └─ reader task: verify, open, answer
+//!  bench ─► raw::RawConnection ─────────┘ (same handshake, a blocking socket, no tasks)
+//! ```
+//!
+//! - [`Client::connect`] gives a [`Session`], [`Session::tree`] a [`Tree`], [`Tree::open`] a
+//!   [`RemoteFile`].
+//! - Many requests are in flight at once, limited by the server's credits; large reads and
+//!   writes are split and merged.
+//! - When the connection is lost, the session is set up again for as long as
+//!   [`ConnectOptions::reconnect_timeout`] says; durable opens are taken up again and what was in
+//!   flight is sent again. An open that the server has lost while acknowledged writes were not
+//!   yet flushed gives [`Error::WritesLost`] from then on: nothing is lost silently.
+//! - [`SmbUrl`] reads `smb://` addresses; passwords come from the environment, a file or the
+//!   program, never from an address.
+
+mod connection;
+mod credentials;
+mod crypt;
+mod error;
+mod file;
+mod handshake;
+mod open;
+mod options;
+pub mod raw;
+mod session;
+mod tree;
+mod url;
+
+pub use credentials::{CredentialsError, Login};
+pub use error::{Error, Result};
+pub use file::RemoteFile;
+pub use options::{ConnectOptions, Create, Encryption, OpenOptions, Share, Signing, parse_dialect};
+pub use session::{Client, Session};
+pub use tree::{DirEntry, Metadata, Tree};
+pub use url::{SmbUrl, UrlError};

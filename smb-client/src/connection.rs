@@ -1,0 +1,633 @@
+//! One connection with a session: many requests in flight, two tasks for the socket.
+//!
+//! ```text
+//!  submit ─► credits ─► encode, sign/seal in the caller ─► Outgoing ─► writer task ─► socket
+//!     └────► pending[message id] ◄── verify, open ◄── reader task ◄── socket
+//!               └─► oneshot ─► Ticket::reply
+//! ```
+//!
+//! The writer sends everything that gathered while the last send was under way at once. The
+//! reader takes as much as the socket has and answers every complete message in it. Nothing a
+//! server sends makes memory grow beyond what was asked for: frames are bounded, and responses
+//! nobody waits for end the connection.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use smb_protocol::{
+    Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
+    header::{FRAME_LEN, HEADER_LEN, frame_len},
+    msg::{
+        oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
+        simple::Empty,
+    },
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
+    sync::{Notify, Semaphore, TryAcquireError, oneshot, watch},
+};
+
+use crate::{
+    ConnectOptions, Error, Result,
+    crypt::{Crypt, Guard, begin_frame, end_frame, split_compound},
+    handshake::{Established, Limits, Validation},
+};
+
+/// Payload that one credit pays for.
+pub(crate) const CREDIT: u32 = 65536;
+/// Requests up to this long are gathered into one buffer; longer ones are sent from their own.
+const SMALL: usize = 32 * 1024;
+/// Room beyond the largest payload in a frame: headers and padding.
+const OVERHEAD: usize = 64 * 1024;
+/// What is read from the socket at once at least.
+const READ_AHEAD: usize = 256 * 1024;
+
+/// A response: its header and the bytes behind it.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub header: Header,
+    pub body: Bytes,
+}
+
+struct Pending {
+    reply: oneshot::Sender<Result<Response>>,
+    what: &'static str,
+    charge: u16,
+    guard: Guard,
+    deadline: Instant,
+    async_id: Option<u64>,
+}
+
+#[derive(Default)]
+struct Shared {
+    pending: HashMap<u64, Pending>,
+    /// Small requests, one behind the other.
+    small: Vec<u8>,
+    large: Vec<Vec<u8>>,
+    /// Set once, when the connection is given up.
+    closed: Option<Error>,
+}
+
+/// A connection with a session on it. Dropping the last [`Handle`] closes it.
+pub(crate) struct Connection {
+    pub crypt: Crypt,
+    pub limits: Limits,
+    pub validate: Option<Validation>,
+    seal_all: AtomicBool,
+    credits: Semaphore,
+    /// Credits available and in flight.
+    total_credits: AtomicU32,
+    wanted_credits: u32,
+    next_message: AtomicU64,
+    shared: Mutex<Shared>,
+    wake_writer: Notify,
+    closed: watch::Sender<bool>,
+    /// Trees of the opens whose oplock breaks must be answered.
+    opens: Mutex<HashMap<FileId, TreeId>>,
+    started: Instant,
+    /// Milliseconds after `started` when something was last received.
+    last_heard: AtomicU64,
+    request_timeout: Duration,
+    echo_interval: Duration,
+}
+
+/// Keeps a connection open.
+pub(crate) struct Handle(Arc<Connection>);
+
+impl std::ops::Deref for Handle {
+    type Target = Arc<Connection>;
+    fn deref(&self) -> &Arc<Connection> {
+        &self.0
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.close(Error::Closed);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A request that was sent. Dropping it abandons the answer.
+pub(crate) struct Ticket {
+    connection: Weak<Connection>,
+    message: u64,
+    answer: oneshot::Receiver<Result<Response>>,
+    answered: bool,
+}
+
+impl Ticket {
+    /// Waits for the answer, whatever its status.
+    pub async fn reply(mut self) -> Result<Response> {
+        let answer = (&mut self.answer).await;
+        self.answered = true;
+        match answer {
+            Ok(result) => result,
+            Err(_) => Err(match self.connection.upgrade() {
+                Some(connection) => connection.reason(),
+                None => Error::Closed,
+            }),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.answered
+            && let Some(connection) = self.connection.upgrade()
+        {
+            connection.abandon(self.message);
+        }
+    }
+}
+
+impl Connection {
+    /// Starts the tasks of an established connection.
+    pub fn start(established: Established, options: &ConnectOptions) -> Handle {
+        let Established { stream, crypt, seal_all, limits, next_message, credits, validate } =
+            established;
+        let connection = Arc::new(Self {
+            crypt,
+            limits,
+            validate,
+            seal_all: AtomicBool::new(seal_all),
+            credits: Semaphore::new(credits as usize),
+            total_credits: AtomicU32::new(credits),
+            wanted_credits: options.credits.max(1).into(),
+            next_message: AtomicU64::new(next_message),
+            shared: Mutex::default(),
+            wake_writer: Notify::new(),
+            closed: watch::Sender::new(false),
+            opens: Mutex::default(),
+            started: Instant::now(),
+            last_heard: AtomicU64::new(0),
+            request_timeout: options.request_timeout,
+            echo_interval: options.echo_interval,
+        });
+        let (read, write) = stream.into_split();
+        tokio::spawn(Arc::clone(&connection).write_loop(write));
+        tokio::spawn(Arc::clone(&connection).read_loop(read));
+        tokio::spawn(Self::tend(Arc::downgrade(&connection)));
+        Handle(connection)
+    }
+
+    pub fn session_id(&self) -> SessionId {
+        self.crypt.session_id
+    }
+
+    /// From now on every request is sealed.
+    pub fn seal_all(&self) -> Result<()> {
+        if self.crypt.sealing.is_none() {
+            return Err(Error::NotOffered("encryption, which the share demands"));
+        }
+        self.seal_all.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub fn is_sealed(&self) -> bool {
+        self.seal_all.load(Ordering::Relaxed)
+    }
+
+    /// Credits that a request moving `len` bytes costs (MS-SMB2 3.2.4.1.5).
+    pub fn charge(&self, len: u32) -> u16 {
+        if !self.limits.large_mtu || len == 0 {
+            return 1;
+        }
+        u16::try_from((len - 1) / CREDIT + 1).unwrap_or(u16::MAX)
+    }
+
+    /// The longest read or write that limits and credits allow, at most `wanted`.
+    pub fn max_io(&self, limit: u32, wanted: u32) -> u32 {
+        let by_credits = if self.limits.large_mtu {
+            self.total_credits.load(Ordering::Relaxed).saturating_mul(CREDIT)
+        } else {
+            CREDIT
+        };
+        limit.min(wanted).min(by_credits).max(4096)
+    }
+
+    /// Waits until the connection is given up.
+    pub fn wait_closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut closed = self.closed.subscribe();
+        async move {
+            // An error means that the sender is gone, and the connection with it.
+            let _ = closed.wait_for(|closed| *closed).await;
+        }
+    }
+
+    /// Why the connection was given up.
+    pub fn reason(&self) -> Error {
+        lock(&self.shared).closed.clone().unwrap_or(Error::Closed)
+    }
+
+    /// Gives the connection up. The first reason counts.
+    pub fn close(&self, reason: Error) {
+        let mut shared = lock(&self.shared);
+        if shared.closed.is_some() {
+            return;
+        }
+        shared.closed = Some(reason);
+        shared.pending.clear();
+        shared.small = Vec::new();
+        shared.large = Vec::new();
+        drop(shared);
+        self.credits.close();
+        self.wake_writer.notify_one();
+        self.closed.send_replace(true);
+    }
+
+    /// Sends a request and waits for its answer, whatever its status.
+    pub async fn call(
+        self: &Arc<Self>,
+        command: Command,
+        tree: TreeId,
+        charge: u16,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Response> {
+        self.submit(command, tree, charge, encode).await?.reply().await
+    }
+
+    /// Sends a request once there are credits for it.
+    pub async fn submit(
+        self: &Arc<Self>,
+        command: Command,
+        tree: TreeId,
+        charge: u16,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Ticket> {
+        match self.credits.try_acquire_many(charge.into()) {
+            Ok(permit) => permit.forget(),
+            Err(TryAcquireError::Closed) => return Err(self.reason()),
+            Err(TryAcquireError::NoPermits) => {
+                let acquire = self.credits.acquire_many(charge.into());
+                match tokio::time::timeout(self.request_timeout, acquire).await {
+                    Ok(Ok(permit)) => permit.forget(),
+                    Ok(Err(_)) => return Err(self.reason()),
+                    Err(_) => {
+                        let after = self.request_timeout;
+                        self.close(Error::Timeout { what: "a wait for credits", after });
+                        return Err(self.reason());
+                    }
+                }
+            }
+        }
+        self.send(command, tree, charge, encode)
+    }
+
+    /// Sends a request at once if there is a credit for it. Nobody waits for the answer.
+    pub fn send_and_forget(
+        self: &Arc<Self>,
+        command: Command,
+        tree: TreeId,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if let Ok(permit) = self.credits.try_acquire() {
+            permit.forget();
+            if let Ok(mut ticket) = self.send(command, tree, 1, encode) {
+                ticket.answered = true;
+            }
+        }
+    }
+
+    /// Sends a request whose credits were taken.
+    fn send(
+        self: &Arc<Self>,
+        command: Command,
+        tree: TreeId,
+        charge: u16,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Ticket> {
+        let total = self.total_credits.load(Ordering::Relaxed);
+        let more = self.wanted_credits.saturating_sub(total);
+        let message = self.next_message.fetch_add(charge.into(), Ordering::Relaxed);
+        let mut guard = self.crypt.guard(self.is_sealed());
+        if command == Command::TREE_CONNECT && guard == Guard::Plain {
+            // MS-SMB2 3.2.4.1.1: proves to the server that this is the authenticated client.
+            guard = Guard::Signed;
+        }
+        let mut header = Header {
+            credit_charge: if self.limits.large_mtu { charge } else { 0 },
+            command,
+            credits: u16::try_from(u32::from(charge) + more).unwrap_or(u16::MAX),
+            message_id: MessageId(message),
+            session_id: self.crypt.session_id,
+            ..Header::default()
+        };
+        header.set_tree_id(tree);
+        let mut out = Vec::with_capacity(256);
+        let at = begin_frame(&mut out, guard);
+        header.encode(&mut out);
+        encode(&mut out);
+        end_frame(&mut out, at, guard, Some(&self.crypt));
+
+        let (reply, answer) = oneshot::channel();
+        let timeout = match command {
+            Command::ECHO => self.echo_interval.max(Duration::from_secs(1)) * 2,
+            _ => self.request_timeout,
+        };
+        let pending = Pending {
+            reply,
+            what: command.known_name().unwrap_or("a request"),
+            charge,
+            guard,
+            deadline: Instant::now() + timeout,
+            async_id: None,
+        };
+        let mut shared = lock(&self.shared);
+        if let Some(reason) = &shared.closed {
+            return Err(reason.clone());
+        }
+        shared.pending.insert(message, pending);
+        if out.len() <= SMALL {
+            shared.small.extend_from_slice(&out);
+        } else {
+            shared.large.push(out);
+        }
+        drop(shared);
+        self.wake_writer.notify_one();
+        Ok(Ticket { connection: Arc::downgrade(self), message, answer, answered: false })
+    }
+
+    /// Nobody waits for a request any more: if the server is still at it for long, tell it.
+    fn abandon(&self, message: u64) {
+        let mut shared = lock(&self.shared);
+        let Some(Pending { async_id: Some(async_id), .. }) = shared.pending.get(&message) else {
+            return;
+        };
+        let async_id = *async_id;
+        let guard = self.crypt.guard(self.is_sealed());
+        let header = Header {
+            command: Command::CANCEL,
+            flags: HeaderFlags::ASYNC,
+            message_id: MessageId(message),
+            async_or_tree: async_id,
+            session_id: self.crypt.session_id,
+            ..Header::default()
+        };
+        let at = begin_frame(&mut shared.small, guard);
+        header.encode(&mut shared.small);
+        Empty.encode(&mut shared.small);
+        end_frame(&mut shared.small, at, guard, Some(&self.crypt));
+        drop(shared);
+        self.wake_writer.notify_one();
+    }
+
+    /// Notes the tree of an open, so that breaks of its oplock can be answered.
+    pub fn note_open(&self, file: FileId, tree: TreeId) {
+        lock(&self.opens).insert(file, tree);
+    }
+
+    /// Forgets an open.
+    pub fn forget_open(&self, file: FileId) {
+        lock(&self.opens).remove(&file);
+    }
+
+    async fn write_loop(self: Arc<Self>, mut socket: OwnedWriteHalf) {
+        let mut batch = Vec::new();
+        loop {
+            batch.clear();
+            let large = {
+                let mut shared = lock(&self.shared);
+                if shared.closed.is_some() {
+                    break;
+                }
+                std::mem::swap(&mut batch, &mut shared.small);
+                std::mem::take(&mut shared.large)
+            };
+            if batch.is_empty() && large.is_empty() {
+                self.wake_writer.notified().await;
+                continue;
+            }
+            let closed = self.wait_closed();
+            let send = async {
+                socket.write_all(&batch).await?;
+                for request in &large {
+                    socket.write_all(request).await?;
+                }
+                std::io::Result::Ok(())
+            };
+            tokio::select! {
+                result = send => if let Err(error) = result {
+                    self.close(Error::disconnected(error.to_string()));
+                },
+                () = closed => {}
+            }
+        }
+    }
+
+    async fn read_loop(self: Arc<Self>, mut socket: OwnedReadHalf) {
+        let closed = self.wait_closed();
+        let reason = tokio::select! {
+            reason = self.receive(&mut socket) => reason,
+            () = closed => return,
+        };
+        tracing::debug!(%reason, "connection ended");
+        self.close(reason);
+    }
+
+    /// Receives until there is a reason to stop.
+    async fn receive(self: &Arc<Self>, socket: &mut OwnedReadHalf) -> Error {
+        let largest = self.limits.max_read.max(self.limits.max_transact) as usize;
+        let longest = largest.min(16 << 20) + OVERHEAD;
+        let mut buffer = BytesMut::with_capacity(READ_AHEAD);
+        loop {
+            let missing = match self.take_frames(&mut buffer, longest) {
+                Ok(missing) => missing,
+                Err(error) => return error,
+            };
+            buffer.reserve(missing.max(READ_AHEAD / 4));
+            match socket.read_buf(&mut buffer).await {
+                Ok(0) => return Error::disconnected("the server closed it"),
+                Ok(_) => {
+                    let heard = self.started.elapsed().as_millis();
+                    self.last_heard
+                        .store(u64::try_from(heard).unwrap_or(u64::MAX), Ordering::Relaxed);
+                }
+                Err(error) => return Error::disconnected(error.to_string()),
+            }
+        }
+    }
+
+    /// Handles all complete frames and gives the number of bytes missing from the next.
+    fn take_frames(self: &Arc<Self>, buffer: &mut BytesMut, longest: usize) -> Result<usize> {
+        while let Some(prefix) = buffer.first_chunk::<FRAME_LEN>() {
+            let len = frame_len(*prefix)?;
+            if !(HEADER_LEN..=longest).contains(&len) {
+                return Err(Error::Protocol(format!("a message of {len} bytes")));
+            }
+            let Some(missing) = (FRAME_LEN + len).checked_sub(buffer.len()).filter(|n| *n > 0)
+            else {
+                buffer.advance(FRAME_LEN);
+                let frame = buffer.split_to(len);
+                self.take_frame(frame)?;
+                continue;
+            };
+            return Ok(missing);
+        }
+        Ok(FRAME_LEN)
+    }
+
+    fn take_frame(self: &Arc<Self>, mut frame: BytesMut) -> Result<()> {
+        let (plain, sealed) = Crypt::open(Some(&self.crypt), &mut frame)?;
+        frame.advance(plain.start);
+        while !frame.is_empty() {
+            let (header, len) = split_compound(&frame)?;
+            let message = frame.split_to(len);
+            self.take_message(header, message, sealed)?;
+        }
+        Ok(())
+    }
+
+    fn take_message(
+        self: &Arc<Self>,
+        header: Header,
+        mut message: BytesMut,
+        sealed: bool,
+    ) -> Result<()> {
+        if !header.is_response() {
+            return Err(Error::Protocol("a request from the server".into()));
+        }
+        if header.message_id == MessageId::UNSOLICITED {
+            return self.take_break(&header, &message[HEADER_LEN..]);
+        }
+        let unasked = || Error::Protocol(format!("an answer to nothing: {:?}", header.command));
+        let mut shared = lock(&self.shared);
+        let pending = shared.pending.get_mut(&header.message_id.0).ok_or_else(unasked)?;
+        let guard = pending.guard;
+        let interim = header.status == NtStatus::PENDING && header.flags.has(HeaderFlags::ASYNC);
+        if interim {
+            Crypt::check(Some(&self.crypt), &mut message, &header, sealed, guard)?;
+            if pending.async_id.replace(header.async_or_tree).is_some() {
+                return Err(Error::Protocol("a request is announced as pending twice".into()));
+            }
+            let abandoned = pending.reply.is_closed();
+            drop(shared);
+            self.grant(0, header.credits);
+            if abandoned {
+                self.abandon(header.message_id.0);
+            }
+            return Ok(());
+        }
+        let Some(pending) = shared.pending.remove(&header.message_id.0) else {
+            return Err(unasked());
+        };
+        drop(shared);
+        Crypt::check(Some(&self.crypt), &mut message, &header, sealed, guard)?;
+        self.grant(pending.charge, header.credits);
+        message.advance(HEADER_LEN);
+        // An error means that nobody waits any more.
+        let _ = pending.reply.send(Ok(Response { header, body: message.freeze() }));
+        Ok(())
+    }
+
+    /// Books the credits that a response spent and granted.
+    fn grant(&self, spent: u16, granted: u16) {
+        let (spent, granted) = (u32::from(spent), u32::from(granted));
+        let total = self.total_credits.load(Ordering::Relaxed);
+        // A server cannot make the client hold more than it could ever use.
+        const MOST: u32 = 65536;
+        let granted = granted.min((MOST + spent).saturating_sub(total));
+        let _ = self.total_credits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
+            Some((total + granted).saturating_sub(spent))
+        });
+        self.credits.add_permits(granted as usize);
+    }
+
+    /// Answers a break: nothing is cached here, so what is broken is given up at once.
+    fn take_break(self: &Arc<Self>, header: &Header, body: &[u8]) -> Result<()> {
+        if header.command != Command::OPLOCK_BREAK {
+            return Err(Error::Protocol(format!("{:?} without being asked", header.command)));
+        }
+        match Message::parse(body)? {
+            Message::Oplock(broken) => {
+                let Some(tree) = lock(&self.opens).get(&broken.file_id).copied() else {
+                    return Ok(());
+                };
+                let level = match broken.level {
+                    OplockLevel::II => OplockLevel::II,
+                    _ => OplockLevel::NONE,
+                };
+                let answer = OplockBreak { level, file_id: broken.file_id };
+                self.answer_break(tree, move |out| answer.encode(out));
+            }
+            Message::LeaseBreak(broken) => {
+                const ACK_REQUIRED: u32 = 1;
+                if broken.flags & ACK_REQUIRED != 0 {
+                    let tree = lock(&self.opens).values().next().copied().unwrap_or_default();
+                    let answer = LeaseAck { key: broken.key, state: broken.new };
+                    self.answer_break(tree, move |out| answer.encode(out));
+                }
+            }
+            Message::LeaseAck(_) => {
+                return Err(Error::Protocol("an acknowledgement without being asked".into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn answer_break(
+        self: &Arc<Self>,
+        tree: TreeId,
+        encode: impl FnOnce(&mut Vec<u8>) + Send + 'static,
+    ) {
+        let connection = Arc::clone(self);
+        tokio::spawn(async move {
+            // A refusal means that the open is gone, and its oplock with it.
+            let _ = connection.call(Command::OPLOCK_BREAK, tree, 1, encode).await;
+        });
+    }
+
+    /// Gives the connection up when an answer is overdue, and asks for a sign of life when it
+    /// is silent.
+    async fn tend(connection: Weak<Self>) {
+        loop {
+            let Some(this) = connection.upgrade() else { return };
+            let period = (this.request_timeout.min(this.echo_interval) / 4)
+                .clamp(Duration::from_millis(20), Duration::from_secs(1));
+            let closed = this.wait_closed();
+            let now = Instant::now();
+            let overdue = {
+                let shared = lock(&this.shared);
+                let overdue = shared.pending.values().find(|pending| pending.deadline < now);
+                overdue.map(|pending| pending.what)
+            };
+            if let Some(what) = overdue {
+                this.close(Error::Timeout { what, after: this.request_timeout });
+                return;
+            }
+            let heard = Duration::from_millis(this.last_heard.load(Ordering::Relaxed));
+            if this.started.elapsed().saturating_sub(heard) > this.echo_interval {
+                let busy = lock(&this.shared).pending.values().any(|p| p.what == "ECHO");
+                if !busy {
+                    this.send_and_forget(Command::ECHO, TreeId(0), |out| Empty.encode(out));
+                }
+            }
+            drop(this);
+            tokio::select! {
+                () = tokio::time::sleep(period) => {}
+                () = closed => return,
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("session", &self.crypt.session_id)
+            .field("dialect", &self.crypt.dialect)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,138 @@
+//! One session's protection of messages, and the framing of what goes over the wire.
+//!
+//! ```text
+//!  plain or signed:  │ length 4 │ header 64 │ body … │
+//!  sealed:           │ length 4 │ transform 52 │ header 64 │ body … │   (from header on encrypted)
+//! ```
+
+use std::ops::Range;
+
+use smb_protocol::{
+    Dialect, Header, HeaderFlags, NtStatus, SessionId,
+    crypto::{OpeningKey, Role, SealingKey, SigningKey, TransformHeader},
+    header::{FRAME_LEN, HEADER_LEN, PROTOCOL_SMB2, frame_prefix},
+};
+
+use crate::{Error, Result};
+
+/// Keys and rules of one session on one connection.
+#[derive(Debug)]
+pub(crate) struct Crypt {
+    pub dialect: Dialect,
+    pub session_id: SessionId,
+    pub signing: SigningKey,
+    /// Whether every message that is not sealed must be signed.
+    pub sign: bool,
+    /// Keys for sealing, if the server can.
+    pub sealing: Option<(SealingKey, OpeningKey)>,
+}
+
+/// How one request is protected, and its response must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Guard {
+    Plain,
+    Signed,
+    Sealed,
+}
+
+/// Begins a frame at the end of `out` and returns where; the header and body follow.
+pub(crate) fn begin_frame(out: &mut Vec<u8>, guard: Guard) -> usize {
+    let at = out.len();
+    let room = if guard == Guard::Sealed { TransformHeader::LEN } else { 0 };
+    out.resize(at + FRAME_LEN + room, 0);
+    at
+}
+
+/// Ends the frame that began at `at`: writes its length and protects its message.
+pub(crate) fn end_frame(out: &mut [u8], at: usize, guard: Guard, crypt: Option<&Crypt>) {
+    let (prefix, message) = out[at..].split_at_mut(FRAME_LEN);
+    let len = frame_prefix(message.len()).expect("requests are bounded below 16 MiB");
+    prefix.copy_from_slice(&len);
+    match (guard, crypt) {
+        (Guard::Signed, Some(crypt)) => crypt.signing.sign(message, Role::Client),
+        (Guard::Sealed, Some(Crypt { sealing: Some((key, _)), session_id, .. })) => {
+            key.seal(session_id.0, message);
+        }
+        (Guard::Plain, _) => {}
+        _ => unreachable!("a guard is chosen from the keys there are"),
+    }
+}
+
+impl Crypt {
+    /// How the next request is to be protected.
+    pub fn guard(&self, seal: bool) -> Guard {
+        match (seal && self.sealing.is_some(), self.sign) {
+            (true, _) => Guard::Sealed,
+            (false, true) => Guard::Signed,
+            (false, false) => Guard::Plain,
+        }
+    }
+
+    /// Decrypts a received frame in place if it is encrypted. Gives the range of the plain
+    /// messages in it, and whether they came sealed.
+    pub fn open(crypt: Option<&Self>, frame: &mut [u8]) -> Result<(Range<usize>, bool)> {
+        let whole = 0..frame.len();
+        if frame.starts_with(&PROTOCOL_SMB2) {
+            return Ok((whole, false));
+        }
+        if !TransformHeader::starts(frame) {
+            return Err(Error::Protocol("a message is neither SMB 2 nor encrypted".into()));
+        }
+        let Some(Self { sealing: Some((_, key)), session_id, .. }) = crypt else {
+            return Err(Error::Protocol("an encrypted message without a key for it".into()));
+        };
+        if TransformHeader::parse(frame)?.session_id != session_id.0 {
+            return Err(Error::Protocol("an encrypted message of another session".into()));
+        }
+        key.open(frame)?;
+        Ok((TransformHeader::LEN..whole.end, true))
+    }
+
+    /// Checks that a response is protected at least as its request was.
+    pub fn check(
+        crypt: Option<&Self>,
+        message: &mut [u8],
+        header: &Header,
+        sealed: bool,
+        guard: Guard,
+    ) -> Result<()> {
+        if sealed {
+            return Ok(());
+        }
+        // MS-SMB2 3.2.5.1.3: interim responses are not signed.
+        if header.status == NtStatus::PENDING && header.flags.has(HeaderFlags::ASYNC) {
+            return match guard {
+                Guard::Sealed => Err(Error::NotAuthentic("it should be encrypted")),
+                _ => Ok(()),
+            };
+        }
+        match guard {
+            Guard::Sealed => Err(Error::NotAuthentic("it should be encrypted")),
+            Guard::Signed if !header.flags.has(HeaderFlags::SIGNED) => {
+                Err(Error::NotAuthentic("it should be signed"))
+            }
+            _ => match crypt {
+                Some(crypt)
+                    if header.flags.has(HeaderFlags::SIGNED)
+                        && !crypt.signing.verify(message, Role::Server) =>
+                {
+                    Err(Error::NotAuthentic("its signature is wrong"))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+/// The range of the first message in `plain`, which may be a compound. The rest follows it.
+pub(crate) fn split_compound(plain: &[u8]) -> Result<(Header, usize)> {
+    let header = Header::parse(plain)?;
+    let next = header.next_command as usize;
+    if next == 0 {
+        return Ok((header, plain.len()));
+    }
+    if next < HEADER_LEN || !next.is_multiple_of(8) || next > plain.len() - HEADER_LEN {
+        return Err(Error::Protocol(format!("the next message of a compound is at {next}")));
+    }
+    Ok((header, next))
+}

@@ -1,0 +1,413 @@
+//! An open remote file.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use block_io::IoFuture;
+use smb_protocol::{
+    Command, NtStatus,
+    fscc::{
+        FsctlCode, InfoClass,
+        file_info::Standard,
+        fsctl::{FileRange, encode_zero_data},
+    },
+    msg::{flush, ioctl, query_directory, query_info, read, set_info, write},
+};
+
+use crate::{
+    Error, Result,
+    connection::{Response, Ticket},
+    open::{Live, Open, Patience},
+};
+
+/// Requests of one large read or write that are in flight together.
+const WINDOW: usize = 8;
+/// Most bytes of ranges that are asked for at once.
+const RANGES_LEN: u32 = 64 * 1024;
+
+/// A file on a share. All operations may run concurrently.
+///
+/// As a [`block_io::File`] it is what virtual disks are kept in. Dropping it closes it at the
+/// server without waiting; [`block_io::File::close`] waits.
+#[derive(Debug)]
+pub struct RemoteFile {
+    open: Arc<Open>,
+    sparse: AtomicBool,
+}
+
+impl Drop for RemoteFile {
+    fn drop(&mut self) {
+        self.open.close_soon();
+    }
+}
+
+/// Parts of one read or write on their way: length and ticket.
+type Flight = VecDeque<(usize, Ticket)>;
+
+impl RemoteFile {
+    pub(crate) fn new(open: Arc<Open>) -> Self {
+        Self { open, sparse: AtomicBool::new(false) }
+    }
+
+    /// Path below the share.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.open.path
+    }
+
+    /// Fills `buf` from `offset` and gives how much there was before the end of the file.
+    pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let mut patience = Patience::default();
+        let mut done = 0;
+        loop {
+            let live = self.open.live()?;
+            match self.try_read(&live, offset, buf, &mut done).await {
+                Ok(()) => return Ok(done),
+                Err(error) => self.open.recover(&mut patience, &live, error).await?,
+            }
+        }
+    }
+
+    async fn try_read(
+        &self,
+        live: &Live,
+        offset: u64,
+        buf: &mut [u8],
+        done: &mut usize,
+    ) -> Result<()> {
+        let connection = live.connection();
+        let limit = connection.limits.max_read;
+        let piece = connection.max_io(limit, self.open.session.options.max_io) as usize;
+        let mut flight = Flight::new();
+        let mut sent = *done;
+        loop {
+            while sent < buf.len() && flight.len() < WINDOW {
+                let len = piece.min(buf.len() - sent);
+                let request = read::Request {
+                    length: wire_len(len),
+                    offset: offset + sent as u64,
+                    file_id: live.file,
+                    ..Default::default()
+                };
+                let charge = connection.charge(wire_len(len));
+                let encode = |out: &mut Vec<u8>| request.encode(out);
+                let ticket = connection.submit(Command::READ, live.tree, charge, encode).await?;
+                flight.push_back((len, ticket));
+                sent += len;
+            }
+            let Some((len, ticket)) = flight.pop_front() else { return Ok(()) };
+            let response = ticket.reply().await?;
+            if response.header.status == NtStatus::END_OF_FILE {
+                return Ok(());
+            }
+            self.expect(&response, "read")?;
+            let data = read::Response::parse(&response.body)?.data;
+            if data.len() > len {
+                return Err(Error::Protocol("more read than was asked for".into()));
+            }
+            buf[*done..*done + data.len()].copy_from_slice(data);
+            *done += data.len();
+            if data.len() < len {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes all of `buf` at `offset`.
+    pub async fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        let mut patience = Patience::default();
+        let mut done = 0;
+        loop {
+            let live = self.open.live()?;
+            match self.try_write(&live, offset, buf, &mut done).await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.open.recover(&mut patience, &live, error).await?,
+            }
+        }
+    }
+
+    async fn try_write(
+        &self,
+        live: &Live,
+        offset: u64,
+        buf: &[u8],
+        done: &mut usize,
+    ) -> Result<()> {
+        let connection = live.connection();
+        let limit = connection.limits.max_write;
+        let piece = connection.max_io(limit, self.open.session.options.max_io) as usize;
+        let mut flight = Flight::new();
+        let mut sent = *done;
+        loop {
+            while sent < buf.len() && flight.len() < WINDOW {
+                let len = piece.min(buf.len() - sent);
+                let request = write::Request {
+                    offset: offset + sent as u64,
+                    file_id: live.file,
+                    data: &buf[sent..sent + len],
+                    ..Default::default()
+                };
+                let charge = connection.charge(wire_len(len));
+                let encode = |out: &mut Vec<u8>| {
+                    out.reserve(len + 128);
+                    request.encode(out);
+                };
+                let ticket = connection.submit(Command::WRITE, live.tree, charge, encode).await?;
+                flight.push_back((len, ticket));
+                sent += len;
+            }
+            let Some((len, ticket)) = flight.pop_front() else { return Ok(()) };
+            let response = ticket.reply().await?;
+            self.expect(&response, "write")?;
+            let count = write::Response::parse(&response.body)?.count as usize;
+            // Before the next await: an acknowledged part counts even if a later one fails.
+            self.open.note_write();
+            if count != len {
+                return Err(Error::Protocol(format!("wrote {count} bytes of {len}")));
+            }
+            *done += len;
+        }
+    }
+
+    fn expect(&self, response: &Response, what: &str) -> Result<()> {
+        crate::session::expect(response, || format!("{what} {:?}", self.open.path))
+    }
+
+    /// Sends a request that may be sent again on a new connection, until it is answered.
+    async fn ask(
+        &self,
+        command: Command,
+        charge_for: u32,
+        encode: impl Fn(&Live, &mut Vec<u8>),
+    ) -> Result<Response> {
+        let mut patience = Patience::default();
+        loop {
+            let live = self.open.live()?;
+            let connection = live.connection();
+            let charge = connection.charge(charge_for);
+            let result =
+                connection.call(command, live.tree, charge, |out| encode(&live, out)).await;
+            let error = match result {
+                Ok(response) => {
+                    let status = response.header.status;
+                    let error = Error::status(format!("use {:?}", self.open.path), status);
+                    if !error.is_disconnect() {
+                        return Ok(response);
+                    }
+                    error
+                }
+                Err(error) => error,
+            };
+            self.open.recover(&mut patience, &live, error).await?;
+        }
+    }
+
+    /// Makes every write that was acknowledged before durable.
+    pub async fn sync(&self) -> Result<()> {
+        let writes = self.open.writes();
+        let encode = |live: &Live, out: &mut Vec<u8>| {
+            flush::Request { file_id: live.file }.encode(out);
+        };
+        let response = self.ask(Command::FLUSH, 0, encode).await?;
+        self.expect(&response, "flush")?;
+        self.open.note_flush(writes);
+        Ok(())
+    }
+
+    /// Length in bytes.
+    pub async fn length(&self) -> Result<u64> {
+        let encode = |live: &Live, out: &mut Vec<u8>| {
+            query_info::Request {
+                info_type: query_info::InfoType::FILE,
+                class: InfoClass::STANDARD,
+                output_len: 24,
+                file_id: live.file,
+                ..Default::default()
+            }
+            .encode(out);
+        };
+        let response = self.ask(Command::QUERY_INFO, 0, encode).await?;
+        self.expect(&response, "ask the length of")?;
+        let output = query_directory::Response::parse(&response.body)?.output;
+        Ok(Standard::parse(output)?.end_of_file)
+    }
+
+    /// Grows or cuts the file.
+    pub async fn set_length(&self, len: u64) -> Result<()> {
+        let encode = |live: &Live, out: &mut Vec<u8>| {
+            set_info::Request {
+                info_type: query_info::InfoType::FILE,
+                class: InfoClass::END_OF_FILE,
+                file_id: live.file,
+                input: &len.to_le_bytes(),
+                ..Default::default()
+            }
+            .encode(out);
+        };
+        let response = self.ask(Command::SET_INFO, 0, encode).await?;
+        self.expect(&response, "set the length of")?;
+        self.open.note_write();
+        Ok(())
+    }
+
+    async fn control(&self, code: FsctlCode, input: &[u8], max_output: u32) -> Result<Response> {
+        let encode = |live: &Live, out: &mut Vec<u8>| {
+            ioctl::Request {
+                code,
+                file_id: live.file,
+                input,
+                max_output,
+                flags: ioctl::IS_FSCTL,
+                ..Default::default()
+            }
+            .encode(out);
+        };
+        self.ask(Command::IOCTL, max_output.max(wire_len(input.len())), encode).await
+    }
+
+    /// Makes a range read as zeros and gives its space back.
+    pub async fn zero(&self, range: Range<u64>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        // A file gives space back only once it is marked; that fails where it makes no sense.
+        if !self.sparse.swap(true, Ordering::Relaxed) {
+            let response = self.control(FsctlCode::SET_SPARSE, &[], 0).await?;
+            if response.header.status != NtStatus::SUCCESS {
+                tracing::debug!(status = %response.header.status, "file cannot be made sparse");
+            }
+        }
+        let mut input = Vec::with_capacity(16);
+        encode_zero_data(range, &mut input);
+        let response = self.control(FsctlCode::SET_ZERO_DATA, &input, 0).await?;
+        self.expect(&response, "zero a range of")?;
+        self.open.note_write();
+        Ok(())
+    }
+
+    /// The parts of a range that may hold data, ascending and disjoint.
+    pub async fn ranges(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let mut found: Vec<Range<u64>> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let mut input = Vec::with_capacity(16);
+            FileRange { offset: at, length: range.end - at }.encode(&mut input);
+            let code = FsctlCode::QUERY_ALLOCATED_RANGES;
+            let response = self.control(code, &input, RANGES_LEN).await?;
+            let more = response.header.status == NtStatus::BUFFER_OVERFLOW;
+            if !more {
+                self.expect(&response, "ask the ranges of")?;
+            }
+            let output = ioctl::Response::parse(&response.body)?.output;
+            for FileRange { offset, length } in FileRange::parse_list(output)? {
+                let part = offset.max(at)..(offset + length).min(range.end);
+                if part.is_empty() || offset + length <= at {
+                    return Err(Error::Protocol("ranges are not in order".into()));
+                }
+                at = part.end;
+                match found.last_mut() {
+                    Some(last) if last.end == part.start => last.end = part.end,
+                    _ => found.push(part),
+                }
+            }
+            if !more {
+                break;
+            }
+            if output.is_empty() {
+                return Err(Error::Protocol("more ranges, but none of them".into()));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn wire_len(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// Whether a server refused because it cannot do such a thing at all.
+fn cannot(error: &Error) -> bool {
+    matches!(
+        error.nt_status(),
+        Some(
+            NtStatus::NOT_SUPPORTED | NtStatus::INVALID_DEVICE_REQUEST | NtStatus::NOT_IMPLEMENTED
+        )
+    )
+}
+
+impl RemoteFile {
+    fn check_writable(&self) -> block_io::Result<()> {
+        if self.open.options.write { Ok(()) } else { Err(block_io::Error::ReadOnly) }
+    }
+}
+
+impl block_io::File for RemoteFile {
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, usize> {
+        Box::pin(async move { Ok(self.read(offset, buf).await?) })
+    }
+
+    fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        Box::pin(async move {
+            self.check_writable()?;
+            Ok(self.write(offset, buf).await?)
+        })
+    }
+
+    fn flush(&self) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            if !self.open.options.write {
+                return Ok(());
+            }
+            Ok(self.sync().await?)
+        })
+    }
+
+    fn len(&self) -> IoFuture<'_, u64> {
+        Box::pin(async move { Ok(self.length().await?) })
+    }
+
+    fn set_len(&self, len: u64) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.check_writable()?;
+            Ok(self.set_length(len).await?)
+        })
+    }
+
+    fn punch_hole(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.check_writable()?;
+            match self.zero(range).await {
+                Err(error) if cannot(&error) => {
+                    Err(block_io::Error::Unsupported("making holes on this share"))
+                }
+                other => Ok(other?),
+            }
+        })
+    }
+
+    fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        Box::pin(async move {
+            match self.ranges(range.clone()).await {
+                Err(error) if cannot(&error) => {
+                    let end = range.end.min(self.length().await?);
+                    Ok(if range.start < end { vec![range.start..end] } else { Vec::new() })
+                }
+                other => Ok(other?),
+            }
+        })
+    }
+
+    fn is_read_only(&self) -> bool {
+        !self.open.options.write
+    }
+
+    fn close(&self) -> IoFuture<'_, ()> {
+        Box::pin(async move { Ok(self.open.close().await?) })
+    }
+}

@@ -1,0 +1,354 @@
+//! An open of a file that outlives connections.
+//!
+//! The open is asked to be durable: a batch oplock and a durable context, of version 2 with
+//! SMB 3 (persistent where the share is continuously available), of version 1 with 2.1. Breaks
+//! of the oplock are acknowledged at once, as nothing is cached here.
+//!
+//! Two counters keep the flush barrier: writes acknowledged, and how many of them had been when
+//! the last successful flush began. If the server has lost the open while they differ, some of
+//! those writes may be gone, and the open fails for good with [`Error::WritesLost`].
+
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use smb_protocol::{
+    Command, FileId, NtStatus, TreeId,
+    crypto::random,
+    fscc::FileAttributes,
+    msg::{
+        close,
+        context::{DurableV2, ReconnectV2, find, names},
+        create::{self, Access, CreateOptions, Disposition, RawContext, ShareAccess},
+        oplock::OplockLevel,
+        tree_connect::ShareCapabilities,
+    },
+};
+
+use crate::{
+    Create, Error, OpenOptions, Result, Share,
+    connection::Connection,
+    session::{ConnectedTree, Inner, Link, expect},
+    url::is_path_part,
+};
+
+/// What `ImpersonationLevel` is always asked for.
+pub(crate) const IMPERSONATION: u32 = 2;
+
+/// An open file, whatever connection it is on.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub session: Arc<Inner>,
+    share: String,
+    pub path: String,
+    pub options: OpenOptions,
+    create_guid: [u8; 16],
+    slot: RwLock<Slot>,
+    acknowledged: AtomicU64,
+    flushed: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+enum Slot {
+    Live(Live),
+    Lost(Error),
+    Closed,
+}
+
+/// Where the open is at present.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    pub link: Arc<Link>,
+    pub tree: TreeId,
+    pub file: FileId,
+    durable: Durable,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Durable {
+    No,
+    V1,
+    V2 { flags: u32 },
+}
+
+impl Live {
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.link.connection
+    }
+}
+
+/// Puts a path into the form of the wire, or says that it is none.
+pub(crate) fn wire_path(path: &str) -> Result<String> {
+    let parts: Vec<_> = path.split(['\\', '/']).filter(|part| !part.is_empty()).collect();
+    if parts.iter().all(|part| is_path_part(part)) {
+        Ok(parts.join("\\"))
+    } else {
+        Err(Error::Path(path.to_owned()))
+    }
+}
+
+impl Open {
+    /// Opens a file. A connection that is lost meanwhile is replaced and the open tried again.
+    pub async fn new(
+        session: Arc<Inner>,
+        share: &str,
+        path: &str,
+        options: OpenOptions,
+    ) -> Result<Arc<Self>> {
+        let open = Arc::new(Self {
+            share: share.to_owned(),
+            path: wire_path(path)?,
+            options,
+            create_guid: random(),
+            slot: RwLock::new(Slot::Closed),
+            acknowledged: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            session,
+        });
+        let mut patience = Patience::default();
+        loop {
+            let link = open.session.link().await?;
+            let result = async {
+                let tree = link.tree(&open.session.options, &open.share).await?;
+                open.create(&link, tree, options.create).await
+            };
+            match result.await {
+                Ok(live) => {
+                    open.set(Slot::Live(live));
+                    open.session.register(&open);
+                    return Ok(open);
+                }
+                Err(error) => patience.recover(&open.session, &link, error).await?,
+            }
+        }
+    }
+
+    fn set(&self, slot: Slot) {
+        *self.slot.write().unwrap_or_else(PoisonError::into_inner) = slot;
+    }
+
+    /// Where the open is at present.
+    pub fn live(&self) -> Result<Live> {
+        match &*self.slot.read().unwrap_or_else(PoisonError::into_inner) {
+            Slot::Live(live) => Ok(live.clone()),
+            Slot::Lost(error) => Err(error.clone()),
+            Slot::Closed => Err(Error::Closed),
+        }
+    }
+
+    /// Notes that a write was acknowledged.
+    pub fn note_write(&self) {
+        self.acknowledged.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Writes acknowledged so far, to be given to [`Open::note_flush`].
+    pub fn writes(&self) -> u64 {
+        self.acknowledged.load(Ordering::Acquire)
+    }
+
+    /// Notes that a flush succeeded which began after `writes` writes.
+    pub fn note_flush(&self, writes: u64) {
+        self.flushed.fetch_max(writes, Ordering::AcqRel);
+    }
+
+    fn has_unflushed(&self) -> bool {
+        !self.options.write_through && self.writes() > self.flushed.load(Ordering::Acquire)
+    }
+
+    fn access(&self) -> Access {
+        let read = Access::READ_DATA
+            | Access::READ_EA
+            | Access::READ_ATTRIBUTES
+            | Access::READ_CONTROL
+            | Access::SYNCHRONIZE;
+        let write =
+            Access::WRITE_DATA | Access::APPEND_DATA | Access::WRITE_EA | Access::WRITE_ATTRIBUTES;
+        if self.options.write { read | write } else { read }
+    }
+
+    fn request<'a>(
+        &self,
+        disposition: Create,
+        contexts: Vec<RawContext<'a>>,
+    ) -> create::Request<'a> {
+        let mut options = CreateOptions::NON_DIRECTORY_FILE;
+        if self.options.write_through {
+            options |= CreateOptions::WRITE_THROUGH;
+        }
+        create::Request {
+            oplock: if contexts.is_empty() { OplockLevel::NONE } else { OplockLevel::BATCH },
+            impersonation: IMPERSONATION,
+            access: self.access(),
+            attributes: FileAttributes::NORMAL,
+            share: match self.options.share {
+                Share::None => ShareAccess::NONE,
+                Share::Read => ShareAccess::READ,
+                Share::ReadWrite => ShareAccess::READ | ShareAccess::WRITE | ShareAccess::DELETE,
+            },
+            disposition: match disposition {
+                Create::Open => Disposition::OPEN,
+                Create::New => Disposition::CREATE,
+                Create::OpenOrNew => Disposition::OPEN_IF,
+                Create::Replace => Disposition::OVERWRITE_IF,
+            },
+            options,
+            name: self.path.clone(),
+            contexts,
+        }
+    }
+
+    async fn create(
+        &self,
+        link: &Arc<Link>,
+        tree: ConnectedTree,
+        disposition: Create,
+    ) -> Result<Live> {
+        let v2 = DurableV2 {
+            timeout: u32::try_from(self.session.options.reconnect_timeout.as_millis())
+                .unwrap_or(u32::MAX),
+            flags: if tree.capabilities.has(ShareCapabilities::CONTINUOUS_AVAILABILITY) {
+                DurableV2::PERSISTENT
+            } else {
+                0
+            },
+            create_guid: self.create_guid,
+        }
+        .to_bytes();
+        let mut contexts = Vec::new();
+        if self.options.durable {
+            if link.connection.crypt.dialect.is_smb3() {
+                contexts.push(RawContext { name: names::DH2Q, data: &v2 });
+            } else {
+                contexts.push(RawContext { name: names::DHNQ, data: &[0; 16] });
+            }
+        }
+        let request = self.request(disposition, contexts);
+        self.send_create(link, tree.id, &request, None).await
+    }
+
+    async fn send_create(
+        &self,
+        link: &Arc<Link>,
+        tree: TreeId,
+        request: &create::Request<'_>,
+        known: Option<Durable>,
+    ) -> Result<Live> {
+        let encode = |out: &mut Vec<u8>| request.encode(out);
+        let response = link.connection.call(Command::CREATE, tree, 1, encode).await?;
+        expect(&response, || format!("open {:?}", self.path))?;
+        let body = create::Response::parse(&response.body)?;
+        let durable = known.unwrap_or(
+            if let Some([_, _, _, _, flags @ ..]) = find(&body.contexts, names::DH2Q) {
+                let flags = flags.first_chunk().map_or(0, |flags| u32::from_le_bytes(*flags));
+                Durable::V2 { flags }
+            } else if find(&body.contexts, names::DHNQ).is_some() {
+                Durable::V1
+            } else {
+                Durable::No
+            },
+        );
+        link.connection.note_open(body.file_id, tree);
+        Ok(Live { link: Arc::clone(link), tree, file: body.file_id, durable })
+    }
+
+    /// Takes the open up again on a new connection. An error means that the connection or the
+    /// share failed; that the server has lost the open is kept for whoever uses it next.
+    pub async fn restore(&self, link: &Arc<Link>) -> Result<()> {
+        let Ok(old) = self.live() else { return Ok(()) };
+        let tree = link.tree(&self.session.options, &self.share).await?;
+        let v1 = old.file.to_bytes();
+        let context = match old.durable {
+            Durable::No => None,
+            Durable::V1 => Some((names::DHNC, v1.to_vec())),
+            Durable::V2 { flags } => {
+                let reconnect =
+                    ReconnectV2 { file_id: old.file, create_guid: self.create_guid, flags };
+                Some((names::DH2C, reconnect.to_bytes()))
+            }
+        };
+        let mut status = NtStatus::FILE_CLOSED;
+        if let Some((name, data)) = &context {
+            let request = self.request(Create::Open, vec![RawContext { name, data }]);
+            match self.send_create(link, tree.id, &request, Some(old.durable)).await {
+                Ok(live) => {
+                    self.set(Slot::Live(live));
+                    return Ok(());
+                }
+                Err(error) if error.is_disconnect() => return Err(error),
+                Err(Error::Status { status: refused, .. }) => status = refused,
+                Err(error) => return Err(error),
+            }
+        }
+        let path = self.path.clone();
+        if self.has_unflushed() {
+            tracing::error!(%path, %status, "server lost an open with unflushed writes");
+            self.set(Slot::Lost(Error::WritesLost { path, status }));
+            return Ok(());
+        }
+        if self.options.reopen {
+            match self.create(link, tree, Create::Open).await {
+                Ok(live) => {
+                    self.set(Slot::Live(live));
+                    return Ok(());
+                }
+                Err(error) if error.is_disconnect() => return Err(error),
+                Err(Error::Status { status: refused, .. }) => status = refused,
+                Err(error) => return Err(error),
+            }
+        }
+        self.set(Slot::Lost(Error::HandleLost { path, status }));
+        Ok(())
+    }
+
+    /// After an operation on `live` failed: restores what can be restored, or gives the error.
+    pub async fn recover(&self, patience: &mut Patience, live: &Live, error: Error) -> Result<()> {
+        patience.recover(&self.session, &live.link, error).await
+    }
+
+    /// Closes the open at the server. Closing twice is no error.
+    pub async fn close(&self) -> Result<()> {
+        let Ok(live) = self.live() else { return Ok(()) };
+        let connection = live.connection();
+        let request = close::Request { flags: 0, file_id: live.file };
+        let encode = |out: &mut Vec<u8>| request.encode(out);
+        let result = connection.call(Command::CLOSE, live.tree, 1, encode).await;
+        self.set(Slot::Closed);
+        connection.forget_open(live.file);
+        expect(&result?, || format!("close {:?}", self.path))
+    }
+
+    /// Asks the server to close the open without waiting.
+    pub fn close_soon(&self) {
+        if let Ok(live) = self.live() {
+            let request = close::Request { flags: 0, file_id: live.file };
+            let encode = |out: &mut Vec<u8>| request.encode(out);
+            live.connection().send_and_forget(Command::CLOSE, live.tree, encode);
+            live.connection().forget_open(live.file);
+            self.set(Slot::Closed);
+        }
+    }
+}
+
+/// How long one operation has been trying to get through.
+#[derive(Debug, Default)]
+pub(crate) struct Patience(Option<Instant>);
+
+impl Patience {
+    /// Waits for a connection after `link` if `error` says that it was lost and there is time;
+    /// else gives the error back.
+    pub async fn recover(&mut self, session: &Inner, link: &Link, error: Error) -> Result<()> {
+        if !error.is_disconnect() {
+            return Err(error);
+        }
+        let since = *self.0.get_or_insert_with(Instant::now);
+        if since.elapsed() >= session.options.reconnect_timeout {
+            return Err(error);
+        }
+        link.connection.close(error);
+        session.newer_link(link.generation).await.map(drop)
+    }
+}

@@ -1,0 +1,197 @@
+//! How to connect and how to open.
+
+use std::time::Duration;
+
+use smb_protocol::{
+    Dialect,
+    crypto::{Cipher, SigningAlgorithm},
+};
+
+use crate::{Login, SmbUrl};
+
+/// When messages are signed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signing {
+    /// Always, and servers that do not sign are refused. The default.
+    Required,
+    /// When the server demands it. What tampering would be noticed is then up to the server.
+    IfRequired,
+}
+
+/// When messages are encrypted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Encryption {
+    /// Always, and servers that cannot are refused.
+    Required,
+    /// When the server or the share demands it. The default.
+    IfRequired,
+}
+
+/// Where, who and how.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Who logs on.
+    pub login: Login,
+    /// Oldest and newest dialect offered.
+    pub dialects: (Dialect, Dialect),
+    /// When messages are signed.
+    pub signing: Signing,
+    /// When messages are encrypted.
+    pub encryption: Encryption,
+    /// Ciphers offered with 3.1.1, best first.
+    pub ciphers: Vec<Cipher>,
+    /// Signing algorithms offered with 3.1.1, best first.
+    pub signing_algorithms: Vec<SigningAlgorithm>,
+    /// Credits to hold at most, which bounds what is in flight: 64 KiB each.
+    pub credits: u16,
+    /// Longest single read or write in bytes, further bounded by the server.
+    pub max_io: u32,
+    /// How long one attempt to connect and log on may take.
+    pub connect_timeout: Duration,
+    /// How long the server may take to answer a request; after that the connection is given up.
+    pub request_timeout: Duration,
+    /// How long the connection may be silent before the server is asked for a sign of life.
+    pub echo_interval: Duration,
+    /// How long a lost connection is tried to be restored; zero for not at all.
+    pub reconnect_timeout: Duration,
+}
+
+impl ConnectOptions {
+    /// Defaults for a server.
+    #[must_use]
+    pub fn new(host: &str, port: u16, login: Login) -> Self {
+        Self {
+            host: host.to_owned(),
+            port,
+            login,
+            dialects: (Dialect::SMB_2_1, Dialect::SMB_3_1_1),
+            signing: Signing::Required,
+            encryption: Encryption::IfRequired,
+            ciphers: vec![
+                Cipher::Aes128Gcm,
+                Cipher::Aes256Gcm,
+                Cipher::Aes128Ccm,
+                Cipher::Aes256Ccm,
+            ],
+            signing_algorithms: vec![
+                SigningAlgorithm::AesGmac,
+                SigningAlgorithm::AesCmac,
+                SigningAlgorithm::HmacSha256,
+            ],
+            credits: 512,
+            max_io: 1 << 20,
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(60),
+            echo_interval: Duration::from_secs(5),
+            reconnect_timeout: Duration::from_secs(60),
+        }
+    }
+
+    /// Defaults for the server of an address.
+    #[must_use]
+    pub fn for_url(url: &SmbUrl, login: Login) -> Self {
+        Self::new(&url.host, url.port, login)
+    }
+
+    /// The dialects offered, oldest first.
+    pub(crate) fn offered_dialects(&self) -> Vec<Dialect> {
+        let (oldest, newest) = self.dialects;
+        [Dialect::SMB_2_1, Dialect::SMB_3_0, Dialect::SMB_3_0_2, Dialect::SMB_3_1_1]
+            .into_iter()
+            .filter(|dialect| (oldest..=newest).contains(dialect))
+            .collect()
+    }
+
+    pub(crate) fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Reads `2.1`, `3.0`, `3.0.2` or `3.1.1`.
+#[must_use]
+pub fn parse_dialect(text: &str) -> Option<Dialect> {
+    match text {
+        "2.1" => Some(Dialect::SMB_2_1),
+        "3.0" => Some(Dialect::SMB_3_0),
+        "3.0.2" => Some(Dialect::SMB_3_0_2),
+        "3.1.1" => Some(Dialect::SMB_3_1_1),
+        _ => None,
+    }
+}
+
+/// What to do when the file is there or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Create {
+    /// Open what is there.
+    Open,
+    /// Make it; fail if it is there.
+    New,
+    /// Open it or make it.
+    OpenOrNew,
+    /// Make it or cut it to nothing.
+    Replace,
+}
+
+/// What others may do with the file meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Share {
+    /// Nothing: one owner at any time.
+    None,
+    /// Read: one writer at any time, as for the disk of a virtual machine.
+    Read,
+    /// Read and write.
+    ReadWrite,
+}
+
+/// How to open a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenOptions {
+    /// Whether to write too.
+    pub write: bool,
+    /// What to do when it is there or not.
+    pub create: Create,
+    /// What others may do meanwhile.
+    pub share: Share,
+    /// Whether every write is to be durable before it is answered.
+    pub write_through: bool,
+    /// Whether to ask that the open survives a lost connection.
+    pub durable: bool,
+    /// Whether a file may be opened anew when the server has lost the open and nothing
+    /// unflushed was lost. Meanwhile another may have opened and changed it.
+    pub reopen: bool,
+}
+
+impl OpenOptions {
+    /// To read what is there; others may do as they like.
+    #[must_use]
+    pub fn read() -> Self {
+        Self {
+            write: false,
+            create: Create::Open,
+            share: Share::ReadWrite,
+            write_through: false,
+            durable: false,
+            reopen: true,
+        }
+    }
+
+    /// To read and write what is there, as its only writer.
+    #[must_use]
+    pub fn write() -> Self {
+        Self { write: true, share: Share::Read, durable: true, reopen: false, ..Self::read() }
+    }
+
+    /// To read and write as the only writer, with what to do when it is there or not.
+    #[must_use]
+    pub fn create(create: Create) -> Self {
+        Self { create, ..Self::write() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Blocking connections for load generators.
