@@ -1,0 +1,230 @@
+//! What a VM is: the content of a VM file.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a definition is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DefinitionError {
+    /// The name cannot be used for files and lines of output.
+    #[error("VM name {0:?} must be 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', not starting with '.' or '-'")]
+    Name(String),
+    /// A number is outside what the host can do.
+    #[error("{field} is {value}, must be {least} to {most}")]
+    Range {
+        /// The key in the VM file.
+        field: &'static str,
+        /// What it says.
+        value: u64,
+        /// Least possible.
+        least: u64,
+        /// Most possible.
+        most: u64,
+    },
+    /// The text is not a VM file.
+    #[error("{0}")]
+    Toml(#[from] toml::de::Error),
+}
+
+/// The name of a VM: 1 to 64 letters, digits, `.`, `_` and `-`; safe as a file name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VmName(String);
+
+impl VmName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VmName {
+    type Err = DefinitionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let good = (1..=64).contains(&text.len())
+            && text.chars().all(plain)
+            && !text.starts_with(['.', '-']);
+        if good { Ok(Self(text.to_owned())) } else { Err(DefinitionError::Name(text.to_owned())) }
+    }
+}
+
+impl TryFrom<String> for VmName {
+    type Error = DefinitionError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<VmName> for String {
+    fn from(name: VmName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How the bytes of a disk file are arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// Sectors from the first byte on.
+    Raw,
+    /// A VHDX image.
+    Vhdx,
+}
+
+/// One disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskDefinition {
+    /// A local path, or `smb://[user@]host[:port]/share/path`.
+    pub location: String,
+    /// Format of the file; by the ending of the location if not said (`.vhdx`, else raw).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+    /// Refuse the guest's writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl DiskDefinition {
+    /// The format said, or else the one that the location's ending names.
+    pub fn format(&self) -> DiskFormat {
+        let by_ending = || {
+            if self.location.to_ascii_lowercase().ends_with(".vhdx") {
+                DiskFormat::Vhdx
+            } else {
+                DiskFormat::Raw
+            }
+        };
+        self.format.unwrap_or_else(by_ending)
+    }
+}
+
+/// What the VM starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootDefinition {
+    /// A Linux bzImage or an ELF file with a PVH entry note.
+    pub kernel: PathBuf,
+    /// An initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// Which guest device `vm console` shows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleKind {
+    /// The 16550 at port 0x3f8.
+    #[default]
+    Serial,
+    /// The virtio console.
+    Virtio,
+}
+
+/// What becomes of a VM that was running when its host failed, once the host is back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterHostFailure {
+    /// It is started afresh.
+    #[default]
+    Restart,
+    /// It stays off.
+    LeaveOff,
+}
+
+/// A virtual machine, as its VM file says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmDefinition {
+    /// Unique on its host.
+    pub name: VmName,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Number of virtual CPUs.
+    #[serde(default = "one")]
+    pub vcpus: u32,
+    /// Which device the console is.
+    #[serde(default)]
+    pub console: ConsoleKind,
+    /// After a failure of the host.
+    #[serde(default)]
+    pub after_host_failure: AfterHostFailure,
+    /// What to boot.
+    pub boot: BootDefinition,
+    /// Disks, in the order of their PCI slots.
+    #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskDefinition>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl VmDefinition {
+    /// Reads and checks the text of a VM file.
+    pub fn from_toml(text: &str) -> Result<Self, DefinitionError> {
+        let definition: Self = toml::from_str(text)?;
+        definition.check()?;
+        Ok(definition)
+    }
+
+    /// The text of a VM file that says the same.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field of a definition has a TOML form")
+    }
+
+    /// Checks the numbers against what any host can do.
+    pub fn check(&self) -> Result<(), DefinitionError> {
+        let range = |field, value, least, most| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(DefinitionError::Range { field, value, least, most })
+            }
+        };
+        range("memory_mib", self.memory_mib, 16, 1 << 20)?;
+        range("vcpus", u64::from(self.vcpus), 1, 64)?;
+        range("number of disks", self.disks.len() as u64, 0, 16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "name = 'web-1'\nmemory_mib = 256\nvcpus = 2\n[boot]\nkernel = '/k'\n\
+                        [[disk]]\nlocation = 'smb://a@h/vms/x.VHDX'\n";
+
+    #[test]
+    fn a_vm_file_round_trips() {
+        let vm = VmDefinition::from_toml(TEXT).unwrap();
+        assert_eq!(vm.disks[0].format(), DiskFormat::Vhdx);
+        assert_eq!(VmDefinition::from_toml(&vm.to_toml()).unwrap(), vm);
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_named() {
+        let unknown = VmDefinition::from_toml(&TEXT.replace("vcpus", "cpus")).unwrap_err();
+        assert!(unknown.to_string().contains("cpus"), "{unknown}");
+        assert!(unknown.to_string().contains("line 3"), "{unknown}");
+        let none = VmDefinition::from_toml(&TEXT.replace("vcpus = 2", "vcpus = 0")).unwrap_err();
+        assert!(none.to_string().contains("vcpus is 0"), "{none}");
+        for bad in ["", ".x", "-x", "a/b", "a b", &"x".repeat(65)] {
+            assert!(bad.parse::<VmName>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The local control API of a VM host: the types both ends speak and a small blocking client.
+//!
+//! ```text
+//!  bulkhead vm … ──► Client ── unix socket, one JSON object a line ──► hyperv-host
+//!                      │  Request                    ──►
+//!                      │  ◄── Event::Progress*  (while a move runs)
+//!                      │  ◄── Event::Done(Reply) or Event::Failed
+//!                      │  ◄─► raw bytes after Reply::ConsoleAttached
+//! ```
+//!
+//! A connection carries one request at a time. This crate opens nothing but that socket and may
+//! be used by anything; it depends on no other crate of the product.
+
+mod client;
+mod definition;
+mod wire;
+
+pub use client::{Client, ClientError};
+pub use definition::{
+    AfterHostFailure, BootDefinition, ConsoleKind, DefinitionError, DiskDefinition, DiskFormat,
+    VmDefinition, VmName,
+};
+pub use wire::{
+    DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound, MoveStatistics, Reply,
+    Request, VmDetail, VmState, VmSummary, socket_path,
+};

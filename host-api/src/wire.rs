@@ -1,0 +1,328 @@
+//! Requests and answers, one JSON object a line.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{VmDefinition, VmName};
+
+/// Longest line either side accepts, in bytes.
+pub const MAX_LINE: usize = 1 << 20;
+
+/// How a move is to be done.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveOptions {
+    /// Migration address of the other host, `host:port`.
+    pub to: String,
+    /// Longest pause of the guest to aim for, in milliseconds; the host's setting if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u32>,
+    /// Number of connections that carry memory; the host's setting if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<u32>,
+}
+
+/// What is asked of the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Take a VM into the host's state.
+    Create {
+        /// The VM.
+        definition: VmDefinition,
+    },
+    /// Start a VM that is off.
+    Start {
+        /// Which.
+        name: VmName,
+    },
+    /// Stop a VM: press its power button and wait, or end it at once.
+    Stop {
+        /// Which.
+        name: VmName,
+        /// End it without asking the guest.
+        #[serde(default)]
+        force: bool,
+        /// How long the guest has, in seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_s: Option<u32>,
+    },
+    /// All VMs.
+    List,
+    /// Everything about one VM.
+    Show {
+        /// Which.
+        name: VmName,
+    },
+    /// Attach to the console: after the answer the connection carries raw bytes both ways.
+    Console {
+        /// Which.
+        name: VmName,
+        /// Send what the guest printed so far first.
+        #[serde(default)]
+        replay: bool,
+    },
+    /// Move a running VM to another host.
+    Move {
+        /// Which.
+        name: VmName,
+        /// Where to and how.
+        options: MoveOptions,
+    },
+    /// Forget a VM that is off. Its disks stay.
+    Delete {
+        /// Which.
+        name: VmName,
+    },
+    /// Decide by hand about a VM that waits for its peer after a broken move. The caller must
+    /// know what the other host did.
+    Resolve {
+        /// Which.
+        name: VmName,
+        /// Run it here; otherwise give it up here.
+        run: bool,
+    },
+}
+
+/// State of a VM on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// Defined, not running.
+    Off,
+    /// Running.
+    Running,
+    /// Running, being moved away.
+    MovingOut,
+    /// Being received; not running here.
+    MovingIn,
+    /// Paused here: the hand-over to or from the peer was cut off and its outcome is being asked.
+    InDoubt,
+    /// It ended by itself with an error.
+    Failed,
+}
+
+impl VmState {
+    /// The word used on the wire and in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Running => "running",
+            Self::MovingOut => "moving-out",
+            Self::MovingIn => "moving-in",
+            Self::InDoubt => "in-doubt",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A line of `vm list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSummary {
+    /// Name.
+    pub name: VmName,
+    /// State.
+    pub state: VmState,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+}
+
+/// Counters of a disk since the VM started on this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUsage {
+    /// Where the disk is.
+    pub location: String,
+    /// Size in bytes, once it has been open.
+    pub size: u64,
+    /// Completed reads.
+    pub reads: u64,
+    /// Completed writes.
+    pub writes: u64,
+    /// Completed flushes.
+    pub flushes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests that ended in an error.
+    pub errors: u64,
+    /// Longest time one request took, in microseconds.
+    pub longest_us: u64,
+}
+
+/// What `vm show` tells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmDetail {
+    /// Summary.
+    pub summary: VmSummary,
+    /// Definition.
+    pub definition: VmDefinition,
+    /// Why it is in its state, where there is more to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The disks' counters.
+    pub disks: Vec<DiskUsage>,
+    /// Number of pauses the host imposed on the guest since it runs here.
+    pub pauses: u64,
+    /// Longest of them in microseconds.
+    pub longest_pause_us: u64,
+    /// The last move out of or into this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_move: Option<MoveStatistics>,
+}
+
+/// One round of the pre-copy.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MoveRound {
+    /// 0 for the first pass over all memory.
+    pub number: u32,
+    /// Pages looked at (4096 bytes each).
+    pub pages: u64,
+    /// Pages among them that were all zeros and travelled as a bit.
+    pub zero_pages: u64,
+    /// Bytes of memory stream, before encryption.
+    pub bytes: u64,
+    /// Duration in microseconds.
+    pub micros: u64,
+}
+
+/// Progress of a move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveProgress {
+    /// What is being done: `connect`, `check`, `precopy`, `handover`, `commit`.
+    pub phase: String,
+    /// Round under way or just ended.
+    pub round: u32,
+    /// Pages of this round that have been sent.
+    pub sent_pages: u64,
+    /// Pages this round has.
+    pub total_pages: u64,
+    /// Bytes sent so far.
+    pub bytes: u64,
+}
+
+/// What a finished move cost.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MoveStatistics {
+    /// Identity of the move.
+    pub id: String,
+    /// The other host's migration address.
+    pub peer: String,
+    /// `out` or `in`.
+    pub direction: String,
+    /// `moved`, or what went wrong.
+    pub outcome: String,
+    /// Rounds, the last with the guest paused.
+    pub rounds: Vec<MoveRound>,
+    /// Pages over all rounds.
+    pub pages: u64,
+    /// Of them all zeros.
+    pub zero_pages: u64,
+    /// Bytes of memory and state, before encryption.
+    pub bytes: u64,
+    /// How memory was compressed.
+    pub compression: String,
+    /// Connections that carried memory.
+    pub streams: u32,
+    /// From the request to the guest running on the other host, in milliseconds.
+    pub total_ms: f64,
+    /// From the pause here until the other host says it runs, in milliseconds.
+    pub downtime_ms: f64,
+    /// Parts of the downtime in milliseconds, in order.
+    pub downtime_parts: Vec<(String, f64)>,
+    /// Memory throughput of the pre-copy in MB/s.
+    pub mb_per_s: f64,
+    /// Bytes of disk content that went from host to host.
+    pub disk_bytes: u64,
+}
+
+/// A final answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done, nothing to tell.
+    Ok,
+    /// To [`Request::List`].
+    List {
+        /// Sorted by name.
+        vms: Vec<VmSummary>,
+    },
+    /// To [`Request::Show`].
+    Show {
+        /// The VM.
+        vm: Box<VmDetail>,
+    },
+    /// To [`Request::Console`]: raw bytes follow.
+    ConsoleAttached,
+    /// To [`Request::Move`].
+    Moved {
+        /// What it cost.
+        statistics: Box<MoveStatistics>,
+    },
+}
+
+/// A line from the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// On the way.
+    Progress {
+        /// How far.
+        progress: MoveProgress,
+    },
+    /// The request was carried out.
+    Done {
+        /// Answer.
+        reply: Reply,
+    },
+    /// The request failed.
+    Failed {
+        /// Why, in one line.
+        message: String,
+    },
+}
+
+/// Where a host's control socket is when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/hyperv-host/control.sock";
+
+/// The control socket to use: the argument, or the default.
+pub fn socket_path(given: Option<PathBuf>) -> PathBuf {
+    given.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_the_documented_form() {
+        let stop = Request::Stop { name: "a".parse().unwrap(), force: true, timeout_s: None };
+        assert_eq!(
+            serde_json::to_string(&stop).unwrap(),
+            r#"{"op":"stop","name":"a","force":true}"#
+        );
+        let back: Request = serde_json::from_str(r#"{"op":"stop","name":"a"}"#).unwrap();
+        assert_eq!(
+            back,
+            Request::Stop { name: "a".parse().unwrap(), force: false, timeout_s: None }
+        );
+        assert!(serde_json::from_str::<Request>(r#"{"op":"stop","name":"../a"}"#).is_err());
+        assert!(serde_json::from_str::<Request>(r#"{"op":"stop","name":"a","x":1}"#).is_err());
+    }
+
+    #[test]
+    fn events_round_trip() {
+        let events = [
+            Event::Failed { message: "no".into() },
+            Event::Done { reply: Reply::List { vms: vec![] } },
+            Event::Done { reply: Reply::Moved { statistics: Box::default() } },
+        ];
+        for event in events {
+            let line = serde_json::to_string(&event).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The VM host.
+//!
+//! ```text
+//!  bulkhead vm … ─► daemon::control ─► daemon (VM table, durable records)
+//!                                        │ build, start, stop        │ move
+//!                                        ▼                           ▼
+//!                                      vmm::Vm ◄── memory, state ── migrate ═ TLS ═► other host
+//!                                        │ virtio-blk
+//!                                        ▼
+//!                                   disk_source ─► block_io::Disk (local, or over SMB)
+//! ```
+
+pub mod devices;
+pub mod vmm;

@@ -1,0 +1,337 @@
+//! Virtual CPUs: one thread each, kicked out of the guest by a signal.
+//!
+//! ```text
+//!  Parked ◄──────────── pause ───────────┐
+//!    │ resume                            │   the thread holds the VcpuFd's lock only while
+//!    └────────► Running (KVM_RUN) ───────┘   running, so a parked vCPU's state can be read
+//!                  │ stop / guest power off  and written by others
+//!                  ▼
+//!                Ended
+//! ```
+//!
+//! The signal handler sets `immediate_exit` through a thread-local pointer: a kick that arrives
+//! before KVM_RUN makes that call return at once and is never lost. An exit for I/O is finished
+//! by entering KVM_RUN once more (with `immediate_exit`) before the thread parks, so that no
+//! half-done instruction is ever saved.
+
+use std::{
+    cell::Cell,
+    ptr,
+    sync::{
+        Arc, Condvar, Mutex, Once,
+        atomic::{AtomicBool, Ordering, fence},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::{
+    Error,
+    bus::{Bus, lock},
+};
+
+/// What a guest did to end itself, or what ended it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndReason {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// The host stopped it.
+    Stopped,
+    /// It could not go on.
+    Failed(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Pause,
+    Run,
+    Stop,
+}
+
+#[derive(Debug)]
+struct Shared {
+    want: Want,
+    /// Threads now in their run loop or on the way there.
+    running: usize,
+    alive: usize,
+    end: Option<EndReason>,
+}
+
+/// State shared by the vCPU threads of a VM and their owner.
+#[derive(Debug)]
+pub struct Control {
+    shared: Mutex<Shared>,
+    changed: Condvar,
+    leave: AtomicBool,
+}
+
+impl Control {
+    /// Records why the guest ended (the first reason counts) and makes every vCPU stop.
+    pub fn end(&self, reason: EndReason) {
+        let mut shared = lock(&self.shared);
+        shared.end.get_or_insert(reason);
+        shared.want = Want::Stop;
+        self.leave.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Why the guest ended, if it did.
+    pub fn ended(&self) -> Option<EndReason> {
+        lock(&self.shared).end.clone()
+    }
+
+    /// Waits until the guest ends, at most `limit`.
+    pub fn wait_end(&self, limit: Duration) -> Option<EndReason> {
+        let deadline = Instant::now() + limit;
+        let mut shared = lock(&self.shared);
+        while shared.end.is_none() {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            shared = self
+                .changed
+                .wait_timeout(shared, left)
+                .unwrap_or_else(|poison| poison.into_inner())
+                .0;
+        }
+        shared.end.clone()
+    }
+}
+
+thread_local! {
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+#[expect(unsafe_code, reason = "the handler writes the flag KVM reads")]
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let flag = IMMEDIATE_EXIT.with(Cell::get);
+    if !flag.is_null() {
+        // SAFETY: the pointer is into this thread's mapping of kvm_run, which outlives the
+        // time during which it is set (see `Kicked`).
+        unsafe { ptr::write_volatile(flag, 1) };
+    }
+}
+
+fn install_handler() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if let Err(error) = register_signal_handler(SIGRTMIN(), on_kick) {
+            tracing::error!(%error, "no handler for vCPU kicks");
+        }
+    });
+}
+
+/// While alive, kicks of this thread set `immediate_exit` of the vCPU.
+struct Kicked;
+
+impl Kicked {
+    fn new(vcpu: &mut VcpuFd) -> Self {
+        let flag = ptr::from_mut(&mut vcpu.get_kvm_run().immediate_exit);
+        IMMEDIATE_EXIT.with(|cell| cell.set(flag));
+        Self
+    }
+}
+
+impl Drop for Kicked {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.with(|cell| cell.set(ptr::null_mut()));
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// The vCPUs of a VM.
+#[derive(Debug)]
+pub struct Vcpus {
+    fds: Vec<Arc<Mutex<VcpuFd>>>,
+    threads: Vec<JoinHandle<()>>,
+    control: Arc<Control>,
+}
+
+impl Vcpus {
+    /// Starts a thread for each vCPU, parked.
+    pub fn start(
+        name: &str,
+        fds: Vec<VcpuFd>,
+        pio: &Arc<Bus>,
+        mmio: &Arc<Bus>,
+    ) -> Result<Self, Error> {
+        install_handler();
+        let control = Arc::new(Control {
+            shared: Mutex::new(Shared {
+                want: Want::Pause,
+                running: 0,
+                alive: fds.len(),
+                end: None,
+            }),
+            changed: Condvar::new(),
+            leave: AtomicBool::new(true),
+        });
+        let fds: Vec<_> = fds.into_iter().map(|fd| Arc::new(Mutex::new(fd))).collect();
+        let mut vcpus = Self { fds, threads: Vec::new(), control };
+        for (index, fd) in vcpus.fds.iter().enumerate() {
+            let worker = Worker {
+                index,
+                fd: fd.clone(),
+                pio: pio.clone(),
+                mmio: mmio.clone(),
+                control: vcpus.control.clone(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("{name}/vcpu{index}"))
+                .spawn(move || worker.run())
+                .map_err(Error::os("start a vCPU thread"))?;
+            vcpus.threads.push(thread);
+        }
+        Ok(vcpus)
+    }
+
+    /// Shared state, for devices that end the guest and those who wait for its end.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// The vCPUs; their locks are free while they are parked.
+    pub fn fds(&self) -> &[Arc<Mutex<VcpuFd>>] {
+        &self.fds
+    }
+
+    /// Parks all vCPUs and returns when they are.
+    pub fn pause(&self) {
+        let mut shared = lock(&self.control.shared);
+        if shared.want == Want::Run {
+            shared.want = Want::Pause;
+        }
+        self.control.leave.store(true, Ordering::Release);
+        while shared.running > 0 {
+            drop(shared);
+            self.kick();
+            shared = lock(&self.control.shared);
+            if shared.running > 0 {
+                // Kicked again if one was missed on its way into the loop.
+                let wait = Duration::from_millis(5);
+                shared = self
+                    .control
+                    .changed
+                    .wait_timeout(shared, wait)
+                    .unwrap_or_else(|poison| poison.into_inner())
+                    .0;
+            }
+        }
+    }
+
+    /// Lets parked vCPUs run, unless the guest has ended.
+    pub fn resume(&self) {
+        let mut shared = lock(&self.control.shared);
+        if shared.want == Want::Pause {
+            shared.want = Want::Run;
+            shared.running = shared.alive;
+            self.control.leave.store(false, Ordering::Release);
+            self.control.changed.notify_all();
+        }
+    }
+
+    /// Ends all vCPU threads and waits for them.
+    pub fn stop(&mut self) {
+        self.control.end(EndReason::Stopped);
+        self.pause();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+    }
+
+    fn kick(&self) {
+        for thread in &self.threads {
+            // A thread that has ended needs no kick.
+            let _ = thread.kill(SIGRTMIN());
+        }
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Worker {
+    index: usize,
+    fd: Arc<Mutex<VcpuFd>>,
+    pio: Arc<Bus>,
+    mmio: Arc<Bus>,
+    control: Arc<Control>,
+}
+
+impl Worker {
+    fn run(self) {
+        loop {
+            {
+                let mut shared = lock(&self.control.shared);
+                loop {
+                    match shared.want {
+                        Want::Run => break,
+                        Want::Stop => {
+                            shared.alive -= 1;
+                            self.control.changed.notify_all();
+                            return;
+                        }
+                        Want::Pause => {
+                            shared = self
+                                .control
+                                .changed
+                                .wait(shared)
+                                .unwrap_or_else(|poison| poison.into_inner());
+                        }
+                    }
+                }
+            }
+            let end = self.enter();
+            if let Some(reason) = end {
+                self.control.end(reason);
+            }
+            let mut shared = lock(&self.control.shared);
+            shared.running -= 1;
+            self.control.changed.notify_all();
+        }
+    }
+
+    /// Runs the guest until a pause or its end is wanted.
+    fn enter(&self) -> Option<EndReason> {
+        let mut fd = lock(&self.fd);
+        let _kicked = Kicked::new(&mut fd);
+        loop {
+            // Never cleared here: a kick between a load and a store would be lost.
+            if self.control.leave.load(Ordering::Acquire) {
+                fd.set_kvm_immediate_exit(1);
+            }
+            match fd.run() {
+                Ok(VcpuExit::IoIn(port, data)) => self.pio.read(u64::from(port), data),
+                Ok(VcpuExit::IoOut(port, data)) => self.pio.write_to(u64::from(port), data),
+                Ok(VcpuExit::MmioRead(address, data)) => self.mmio.read(address, data),
+                Ok(VcpuExit::MmioWrite(address, data)) => self.mmio.write_to(address, data),
+                Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr) => {}
+                Ok(VcpuExit::Shutdown) => return Some(EndReason::Reset),
+                Ok(VcpuExit::SystemEvent(kind, _)) => {
+                    return Some(EndReason::Failed(format!("system event {kind}")));
+                }
+                Ok(exit) => {
+                    let what = format!("{exit:?}");
+                    let at = fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
+                    let index = self.index;
+                    return Some(EndReason::Failed(format!("vCPU {index}: {what} at {at:#x}")));
+                }
+                Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
+                    fd.set_kvm_immediate_exit(0);
+                    if self.control.leave.load(Ordering::Acquire) {
+                        return None;
+                    }
+                }
+                Err(error) => return Some(EndReason::Failed(format!("KVM_RUN: {error}"))),
+            }
+        }
+    }
+}
