@@ -178,7 +178,7 @@ impl Worker {
             let block = match self.plan.pattern {
                 Pattern::Rand => {
                     let wide = u128::from(next_random(&mut self.random));
-                    (wide * u128::from(self.plan.blocks) >> 64) as u64
+                    ((wide * u128::from(self.plan.blocks)) >> 64) as u64
                 }
                 Pattern::Seq => {
                     let block = self.cursor;
