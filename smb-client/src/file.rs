@@ -396,7 +396,7 @@ impl block_io::File for RemoteFile {
             match self.ranges(range.clone()).await {
                 Err(error) if cannot(&error) => {
                     let end = range.end.min(self.length().await?);
-                    Ok(if range.start < end { vec![range.start..end] } else { Vec::new() })
+                    Ok(Some(range.start..end).into_iter().filter(|r| !r.is_empty()).collect())
                 }
                 other => Ok(other?),
             }

@@ -1,1 +1,376 @@
-//! Blocking connections for load generators.
+//! A blocking connection without tasks, for load generators.
+//!
+//! The same handshake and protection as [`crate::Session`], but whoever holds it drives it: queue
+//! requests, [`send`](RawConnection::send) them together, and
+//! [`receive`](RawConnection::receive) whatever has come. No hand-over between tasks and no
+//! allocation per request, so that the generator costs little beside the server it measures.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use smb_protocol::{
+    Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
+    crypto::{Cipher, SigningAlgorithm, random},
+    fscc::{FileAttributes, InfoClass},
+    header::{FRAME_LEN, HEADER_LEN, frame_len},
+    msg::{
+        close, create, flush, query_info::InfoType, read, set_info, tree_connect,
+        tree_connect::ShareFlags, write,
+    },
+};
+
+use crate::{
+    ConnectOptions, Error, Result,
+    connection::CREDIT,
+    crypt::{Crypt, Guard, begin_frame, end_frame, split_compound},
+    handshake::{Limits, establish},
+    open::{IMPERSONATION, wire_path},
+};
+
+/// Room in the receive buffer beyond the longest payload.
+const OVERHEAD: usize = 64 * 1024;
+
+/// A response as [`RawConnection::receive`] shows it.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    /// What [`RawConnection::queue_read`] or [`RawConnection::queue_write`] gave.
+    pub message: u64,
+    /// The server's verdict.
+    pub status: NtStatus,
+    /// The bytes of a READ.
+    pub data: &'a [u8],
+}
+
+/// A blocking connection with a session, one share and one file.
+#[derive(Debug)]
+pub struct RawConnection {
+    stream: TcpStream,
+    crypt: Crypt,
+    seal: bool,
+    limits: Limits,
+    next_message: u64,
+    credits: u32,
+    wanted_credits: u32,
+    in_flight: u32,
+    tree: TreeId,
+    file: FileId,
+    out: Vec<u8>,
+    received: Vec<u8>,
+    filled: usize,
+    guard: Guard,
+}
+
+impl RawConnection {
+    /// Connects, logs on, connects to a share and opens a file: to read, or to read and write
+    /// and made if it is missing. Others may do as they like with it meanwhile.
+    pub async fn connect(
+        options: &ConnectOptions,
+        share: &str,
+        path: &str,
+        write: bool,
+    ) -> Result<Self> {
+        let established = establish(options, random(), SessionId(0)).await?;
+        let stream = established.stream.into_std().and_then(|stream| {
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(options.request_timeout))?;
+            Ok(stream)
+        });
+        let limits = established.limits;
+        let mut connection = Self {
+            stream: stream.map_err(lost)?,
+            guard: established.crypt.guard(established.seal_all),
+            crypt: established.crypt,
+            seal: established.seal_all,
+            limits,
+            next_message: established.next_message,
+            credits: established.credits,
+            wanted_credits: options.credits.into(),
+            in_flight: 0,
+            tree: TreeId(0),
+            file: FileId::default(),
+            out: Vec::new(),
+            received: vec![0; limits.max_read.min(8 << 20) as usize + OVERHEAD],
+            filled: 0,
+        };
+        connection.tree_connect(options, share)?;
+        connection.open(path, write)?;
+        Ok(connection)
+    }
+
+    /// The dialect in use.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        self.crypt.dialect
+    }
+
+    /// How messages are signed, if they are.
+    #[must_use]
+    pub fn signing(&self) -> Option<SigningAlgorithm> {
+        (self.guard == Guard::Signed).then(|| self.crypt.signing.algorithm())
+    }
+
+    /// How messages are encrypted, if they are.
+    #[must_use]
+    pub fn cipher(&self) -> Option<Cipher> {
+        match (&self.crypt.sealing, self.guard) {
+            (Some((key, _)), Guard::Sealed) => Some(key.cipher()),
+            _ => None,
+        }
+    }
+
+    /// Longest read and write in bytes.
+    #[must_use]
+    pub fn max_io(&self) -> (u32, u32) {
+        let most = if self.limits.large_mtu { 8 << 20 } else { CREDIT };
+        (self.limits.max_read.min(most), self.limits.max_write.min(most))
+    }
+
+    fn tree_connect(&mut self, options: &ConnectOptions, share: &str) -> Result<()> {
+        let path = format!("\\\\{}\\{share}", options.host);
+        let request = tree_connect::Request { flags: 0, path };
+        if self.guard == Guard::Plain {
+            self.guard = Guard::Signed;
+        }
+        let (header, body) = self.call(Command::TREE_CONNECT, |out| request.encode(out))?;
+        expect(&header, || format!("connect to share {share:?}"))?;
+        self.tree = header.tree_id();
+        if tree_connect::Response::parse(&body)?.flags.has(ShareFlags::ENCRYPT_DATA) {
+            self.seal = true;
+        }
+        if self.seal && self.crypt.sealing.is_none() {
+            return Err(Error::NotOffered("encryption, which the share demands"));
+        }
+        self.guard = self.crypt.guard(self.seal);
+        Ok(())
+    }
+
+    fn open(&mut self, path: &str, write: bool) -> Result<()> {
+        use create::{Access, CreateOptions, Disposition, ShareAccess};
+        let read = Access::READ_DATA | Access::READ_ATTRIBUTES | Access::SYNCHRONIZE;
+        let request = create::Request {
+            impersonation: IMPERSONATION,
+            access: if write {
+                read | Access::WRITE_DATA | Access::APPEND_DATA | Access::WRITE_ATTRIBUTES
+            } else {
+                read
+            },
+            attributes: FileAttributes::NORMAL,
+            share: ShareAccess::READ | ShareAccess::WRITE | ShareAccess::DELETE,
+            disposition: if write { Disposition::OPEN_IF } else { Disposition::OPEN },
+            options: CreateOptions::NON_DIRECTORY_FILE,
+            name: wire_path(path)?,
+            ..Default::default()
+        };
+        let (header, body) = self.call(Command::CREATE, |out| request.encode(out))?;
+        expect(&header, || format!("open {path:?}"))?;
+        self.file = create::Response::parse(&body)?.file_id;
+        Ok(())
+    }
+
+    /// Sends one request and waits for its answer; nothing else may be in flight.
+    fn call(
+        &mut self,
+        command: Command,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(Header, Vec<u8>)> {
+        let asked = self.next_message;
+        self.queue(command, 1, encode);
+        self.send()?;
+        let mut answer = None;
+        while answer.is_none() {
+            self.receive_messages(|header, body| {
+                if header.message_id.0 == asked {
+                    answer = Some((*header, body.to_vec()));
+                }
+                Ok(())
+            })?;
+        }
+        answer.ok_or(Error::Closed)
+    }
+
+    /// Length of the file in bytes.
+    pub fn len(&mut self) -> Result<u64> {
+        use smb_protocol::{
+            fscc::file_info::Standard,
+            msg::{query_directory, query_info},
+        };
+        let request = query_info::Request {
+            info_type: InfoType::FILE,
+            class: InfoClass::STANDARD,
+            output_len: 24,
+            file_id: self.file,
+            ..Default::default()
+        };
+        let (header, body) = self.call(Command::QUERY_INFO, |out| request.encode(out))?;
+        expect(&header, || "ask the length".into())?;
+        Ok(Standard::parse(query_directory::Response::parse(&body)?.output)?.end_of_file)
+    }
+
+    /// Whether the file is empty.
+    pub fn is_empty(&mut self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Grows or cuts the file.
+    pub fn set_len(&mut self, len: u64) -> Result<()> {
+        let request = set_info::Request {
+            info_type: InfoType::FILE,
+            class: InfoClass::END_OF_FILE,
+            file_id: self.file,
+            input: &len.to_le_bytes(),
+            ..Default::default()
+        };
+        let (header, _) = self.call(Command::SET_INFO, |out| request.encode(out))?;
+        expect(&header, || "set the length".into())
+    }
+
+    /// Makes what was written durable.
+    pub fn flush(&mut self) -> Result<()> {
+        let request = flush::Request { file_id: self.file };
+        let (header, _) = self.call(Command::FLUSH, |out| request.encode(out))?;
+        expect(&header, || "flush".into())
+    }
+
+    /// Closes the file.
+    pub fn close(&mut self) -> Result<()> {
+        let request = close::Request { flags: 0, file_id: self.file };
+        let (header, _) = self.call(Command::CLOSE, |out| request.encode(out))?;
+        expect(&header, || "close".into())
+    }
+
+    /// Whether there are credits for a read or write of `len` bytes.
+    #[must_use]
+    pub fn can_queue(&self, len: u32) -> bool {
+        self.credits >= u32::from(self.charge(len))
+    }
+
+    fn charge(&self, len: u32) -> u16 {
+        if !self.limits.large_mtu || len == 0 {
+            return 1;
+        }
+        u16::try_from((len - 1) / CREDIT + 1).unwrap_or(u16::MAX)
+    }
+
+    /// Queues a read; [`RawConnection::can_queue`] must have said yes.
+    pub fn queue_read(&mut self, offset: u64, len: u32) -> u64 {
+        let request =
+            read::Request { length: len, offset, file_id: self.file, ..Default::default() };
+        self.queue(Command::READ, self.charge(len), |out| request.encode(out))
+    }
+
+    /// Queues a write; [`RawConnection::can_queue`] must have said yes.
+    pub fn queue_write(&mut self, offset: u64, data: &[u8]) -> u64 {
+        let request = write::Request { offset, file_id: self.file, data, ..Default::default() };
+        let charge = self.charge(u32::try_from(data.len()).unwrap_or(u32::MAX));
+        self.queue(Command::WRITE, charge, |out| request.encode(out))
+    }
+
+    fn queue(&mut self, command: Command, charge: u16, encode: impl FnOnce(&mut Vec<u8>)) -> u64 {
+        let message = self.next_message;
+        self.next_message += u64::from(charge);
+        self.credits = self.credits.saturating_sub(charge.into());
+        self.in_flight += u32::from(charge);
+        let more = self.wanted_credits.saturating_sub(self.credits + self.in_flight);
+        let mut header = Header {
+            credit_charge: if self.limits.large_mtu { charge } else { 0 },
+            command,
+            credits: u16::try_from(u32::from(charge) + more).unwrap_or(u16::MAX),
+            message_id: MessageId(message),
+            session_id: self.crypt.session_id,
+            ..Header::default()
+        };
+        header.set_tree_id(self.tree);
+        let at = begin_frame(&mut self.out, self.guard);
+        header.encode(&mut self.out);
+        encode(&mut self.out);
+        end_frame(&mut self.out, at, self.guard, Some(&self.crypt));
+        message
+    }
+
+    /// Sends all that is queued at once.
+    pub fn send(&mut self) -> Result<()> {
+        if !self.out.is_empty() {
+            self.stream.write_all(&self.out).map_err(lost)?;
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    /// Waits for something to come and shows all answers that are complete; there may be none
+    /// yet. Gives their number.
+    pub fn receive(&mut self, mut show: impl FnMut(Answer<'_>)) -> Result<usize> {
+        self.receive_messages(|header, body| {
+            let data = if header.command == Command::READ && header.status == NtStatus::SUCCESS {
+                read::Response::parse(body)?.data
+            } else {
+                &[]
+            };
+            show(Answer { message: header.message_id.0, status: header.status, data });
+            Ok(())
+        })
+    }
+
+    fn receive_messages(
+        &mut self,
+        mut show: impl FnMut(&Header, &[u8]) -> Result<()>,
+    ) -> Result<usize> {
+        let count = self.stream.read(&mut self.received[self.filled..]).map_err(lost)?;
+        if count == 0 {
+            return Err(Error::disconnected("the server closed it"));
+        }
+        self.filled += count;
+        let (mut at, mut shown) = (0, 0);
+        while let Some(prefix) = self.received[at..self.filled].first_chunk::<FRAME_LEN>() {
+            let len = frame_len(*prefix)?;
+            if len < HEADER_LEN || FRAME_LEN + len > self.received.len() {
+                return Err(Error::Protocol(format!("a message of {len} bytes")));
+            }
+            let Some(frame) = self.received[at..self.filled].get_mut(FRAME_LEN..FRAME_LEN + len)
+            else {
+                break;
+            };
+            at += FRAME_LEN + len;
+            let (plain, sealed) = Crypt::open(Some(&self.crypt), frame)?;
+            let mut plain = &mut frame[plain];
+            while !plain.is_empty() {
+                let (header, len) = split_compound(plain)?;
+                let (message, rest) = plain.split_at_mut(len);
+                plain = rest;
+                if header.message_id == MessageId::UNSOLICITED {
+                    continue;
+                }
+                Crypt::check(Some(&self.crypt), message, &header, sealed, self.guard)?;
+                self.credits = self.credits.saturating_add(header.credits.into()).min(65536);
+                if header.status == NtStatus::PENDING && header.flags.has(HeaderFlags::ASYNC) {
+                    continue;
+                }
+                // One message in flight is one credit at least; several are booked together.
+                let charge = u32::from(header.credit_charge.max(1));
+                self.in_flight = self.in_flight.saturating_sub(charge);
+                show(&header, &message[HEADER_LEN..])?;
+                shown += 1;
+            }
+        }
+        self.received.copy_within(at..self.filled, 0);
+        self.filled -= at;
+        Ok(shown)
+    }
+}
+
+fn expect(header: &Header, what: impl FnOnce() -> String) -> Result<()> {
+    match header.status {
+        NtStatus::SUCCESS => Ok(()),
+        status => Err(Error::status(what(), status)),
+    }
+}
+
+fn lost(error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+            Error::disconnected("the server does not answer")
+        }
+        _ => Error::disconnected(error.to_string()),
+    }
+}

@@ -1,0 +1,391 @@
+//! `bulkhead bench smb`: the load, its connections and the report.
+
+use std::{
+    sync::{Arc, Barrier},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde_json::json;
+use smb_client::{ConnectOptions, Encryption, Login, Signing, SmbUrl, raw::RawConnection};
+
+use super::{
+    cpu,
+    histogram::Histogram,
+    load::{Outcome, Pattern, Plan, Worker},
+};
+use crate::units::parse_size;
+
+/// Arguments of `bulkhead bench smb`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// File to use: smb://[user@]host[:port]/share/path. It is made and filled if need be.
+    url: SmbUrl,
+    /// Where requests go.
+    #[arg(long, value_enum, default_value = "rand")]
+    pattern: Pattern,
+    /// What is done.
+    #[arg(long, value_enum, default_value = "read")]
+    rw: Rw,
+    /// Percentage of reads with --rw mixed.
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u32).range(1..100))]
+    mix: u32,
+    /// Bytes per request.
+    #[arg(long, default_value = "4K", value_parser = parse_size)]
+    block_size: u64,
+    /// Requests in flight on each connection.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    queue_depth: u16,
+    /// Connections, each with a thread of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    connections: u16,
+    /// How long to measure, in seconds.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Bytes of the file to use; it is grown to this.
+    #[arg(long, default_value = "1G", value_parser = parse_size)]
+    size: u64,
+    /// Compare all that is read with what was written. Writes the whole file first.
+    #[arg(long)]
+    verify: bool,
+    /// Also report the CPU of this process and its descendants.
+    #[arg(long)]
+    server_pid: Option<u32>,
+    /// Use this dialect only: 2.1, 3.0, 3.0.2 or 3.1.1.
+    #[arg(long)]
+    dialect: Option<String>,
+    /// Sign messages; off still signs when the server demands it.
+    #[arg(long, value_enum, default_value = "on")]
+    sign: Switch,
+    /// Encrypt messages; off still encrypts when the server demands it.
+    #[arg(long, value_enum, default_value = "off")]
+    encrypt: Switch,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Rw {
+    Read,
+    Write,
+    Mixed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+/// What was measured.
+struct Report {
+    reads: Histogram,
+    writes: Histogram,
+    verified: u64,
+    seconds: f64,
+    bytes: u64,
+    server_cpu: Option<Duration>,
+    client_cpu: Duration,
+    protocol: serde_json::Value,
+}
+
+impl Args {
+    fn options(&self) -> anyhow::Result<ConnectOptions> {
+        let login = Login::from_env(self.url.user.as_deref())?;
+        let mut options = ConnectOptions::for_url(&self.url, login);
+        if let Some(text) = &self.dialect {
+            let dialect = smb_client::parse_dialect(text)
+                .with_context(|| format!("{text:?} is not one of 2.1, 3.0, 3.0.2, 3.1.1"))?;
+            options.dialects = (dialect, dialect);
+        }
+        options.signing =
+            if self.sign == Switch::On { Signing::Required } else { Signing::IfRequired };
+        options.encryption = match self.encrypt {
+            Switch::On => Encryption::Required,
+            Switch::Off => Encryption::IfRequired,
+        };
+        let per_request = self.block_size.div_ceil(65536).max(1);
+        let wanted = (per_request * u64::from(self.queue_depth)).clamp(64, 8192);
+        options.credits = u16::try_from(wanted).unwrap_or(8192);
+        Ok(options)
+    }
+
+    fn writes(&self) -> bool {
+        self.verify || self.rw != Rw::Read
+    }
+
+    fn plan(&self, number: u16, blocks: u64) -> Plan {
+        // With verification every connection has a part of the file to itself.
+        let (first, blocks) = if self.verify {
+            let share = blocks / u64::from(self.connections);
+            (share * u64::from(number), share)
+        } else {
+            (0, blocks)
+        };
+        Plan {
+            pattern: self.pattern,
+            reads: match self.rw {
+                Rw::Read => 100,
+                Rw::Write => 0,
+                Rw::Mixed => self.mix,
+            },
+            block_size: u32::try_from(self.block_size).unwrap_or(u32::MAX),
+            depth: self.queue_depth.into(),
+            verify: self.verify,
+            first,
+            blocks,
+            seed: 0x5eed_0000 + u64::from(number),
+        }
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    if args.url.path.is_empty() {
+        bail!("{} names a share and no file on it", args.url);
+    }
+    if !(args.seconds > 0.0 && args.seconds <= 86400.0) {
+        bail!("--seconds must be above 0 and at most 86400");
+    }
+    let blocks = args.size.checked_div(args.block_size).unwrap_or(0);
+    if blocks < u64::from(args.connections) || (args.verify && args.block_size < 16) {
+        bail!("--size and --block-size leave less than one block for each connection");
+    }
+    let report = measure(&args, blocks)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&to_json(&args, &report))?);
+    } else {
+        print(&args, &report);
+    }
+    Ok(())
+}
+
+fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
+    let options = args.options()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut workers = Vec::new();
+    let mut protocol = serde_json::Value::Null;
+    for number in 0..args.connections {
+        let connect =
+            RawConnection::connect(&options, &args.url.share, &args.url.path, args.writes());
+        let mut connection = match runtime.block_on(connect) {
+            // To be filled before it can be read.
+            Err(error) if number == 0 && !args.writes() => {
+                pass_if_missing(&error)?;
+                let made = RawConnection::connect(&options, &args.url.share, &args.url.path, true);
+                runtime.block_on(made)?
+            }
+            other => other?,
+        };
+        let (max_read, max_write) = connection.max_io();
+        let most = if args.writes() { max_read.min(max_write) } else { max_read };
+        if args.block_size > u64::from(most) {
+            bail!("the server takes at most {most} bytes per request");
+        }
+        if number == 0 {
+            protocol = json!({
+                "dialect": format!("{:?}", connection.dialect()),
+                "signing": connection.signing().map(|a| format!("{a:?}")),
+                "cipher": connection.cipher().map(|c| format!("{c:?}")),
+            });
+            prepare(args, &options, &runtime, &mut connection, blocks)?;
+        }
+        workers.push(Worker::new(connection, args.plan(number, blocks)));
+    }
+
+    // Fails early when there is no such process.
+    args.server_pid.map(cpu::of_tree).transpose()?;
+    let barrier = Arc::new(Barrier::new(workers.len() + 1));
+    let time = Duration::from_secs_f64(args.seconds);
+    let verify = args.verify;
+    let threads: Vec<_> = workers
+        .into_iter()
+        .map(|mut worker| {
+            let barrier = Arc::clone(&barrier);
+            thread::spawn(move || -> anyhow::Result<Outcome> {
+                let prepared = if verify { worker.prepare() } else { Ok(()) };
+                barrier.wait();
+                prepared?;
+                barrier.wait();
+                let done = worker.run(Instant::now() + time);
+                barrier.wait();
+                barrier.wait();
+                done?;
+                if verify {
+                    worker.verify_all()?;
+                }
+                worker.finish()
+            })
+        })
+        .collect();
+    barrier.wait();
+    let server_before = args.server_pid.map(cpu::of_tree).transpose();
+    let client_before = cpu::of_self();
+    barrier.wait();
+    barrier.wait();
+    let client_cpu = cpu::of_self().saturating_sub(client_before);
+    let server_after = args.server_pid.map(cpu::of_tree).transpose();
+    barrier.wait();
+
+    let mut report = Report {
+        reads: Histogram::new(),
+        writes: Histogram::new(),
+        verified: 0,
+        seconds: 0.0,
+        bytes: 0,
+        server_cpu: None,
+        client_cpu,
+        protocol,
+    };
+    for thread in threads {
+        let outcome = match thread.join() {
+            Ok(outcome) => outcome?,
+            Err(_) => bail!("a load thread panicked"),
+        };
+        report.reads.merge(&outcome.reads);
+        report.writes.merge(&outcome.writes);
+        report.verified += outcome.verified;
+        report.seconds = report.seconds.max(outcome.elapsed.as_secs_f64());
+    }
+    report.bytes = (report.reads.total() + report.writes.total()) * args.block_size;
+    report.server_cpu = match (server_before?, server_after?) {
+        (Some(before), Some(after)) => Some(after.saturating_sub(before)),
+        _ => None,
+    };
+    Ok(report)
+}
+
+/// Lets a missing file pass, which is then made.
+fn pass_if_missing(error: &smb_client::Error) -> anyhow::Result<()> {
+    use smb_protocol::NtStatus;
+    match error.nt_status() {
+        Some(NtStatus::OBJECT_NAME_NOT_FOUND) => Ok(()),
+        _ => Err(error.clone().into()),
+    }
+}
+
+/// Makes the file as long as it has to be, with data and not holes in what is added.
+fn prepare(
+    args: &Args,
+    options: &ConnectOptions,
+    runtime: &tokio::runtime::Runtime,
+    connection: &mut RawConnection,
+    blocks: u64,
+) -> anyhow::Result<()> {
+    const CHUNK: u64 = 64 * 1024;
+    let size = blocks * args.block_size;
+    let len = connection.len()?;
+    if len >= size || args.verify {
+        return Ok(());
+    }
+    let fresh = RawConnection::connect(options, &args.url.share, &args.url.path, true);
+    let first = len / CHUNK;
+    let plan = Plan {
+        pattern: Pattern::Seq,
+        reads: 0,
+        block_size: CHUNK as u32,
+        depth: 16,
+        verify: false,
+        first,
+        blocks: size.div_ceil(CHUNK) - first,
+        seed: 1,
+    };
+    let mut worker = Worker::new(runtime.block_on(fresh)?, plan);
+    worker.prepare().context("cannot fill the file")?;
+    worker.finish()?;
+    Ok(())
+}
+
+fn micros(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e7).round() / 10.0
+}
+
+fn latencies(histogram: &Histogram) -> serde_json::Value {
+    json!({
+        "operations": histogram.total(),
+        "p50_us": micros(histogram.quantile(0.5)),
+        "p90_us": micros(histogram.quantile(0.9)),
+        "p99_us": micros(histogram.quantile(0.99)),
+        "p99_9_us": micros(histogram.quantile(0.999)),
+        "max_us": micros(histogram.longest()),
+    })
+}
+
+impl Report {
+    fn operations(&self) -> u64 {
+        self.reads.total() + self.writes.total()
+    }
+
+    fn per_operation(&self, cpu: Duration) -> f64 {
+        micros(cpu) / self.operations().max(1) as f64
+    }
+
+    fn rate(&self) -> f64 {
+        self.operations() as f64 / self.seconds.max(1e-9)
+    }
+
+    fn megabytes(&self) -> f64 {
+        self.bytes as f64 / 1e6 / self.seconds.max(1e-9)
+    }
+}
+
+fn to_json(args: &Args, report: &Report) -> serde_json::Value {
+    json!({
+        "url": args.url.to_string(),
+        "pattern": format!("{:?}", args.pattern).to_lowercase(),
+        "rw": format!("{:?}", args.rw).to_lowercase(),
+        "mix": (args.rw == Rw::Mixed).then_some(args.mix),
+        "block_size": args.block_size,
+        "queue_depth": args.queue_depth,
+        "connections": args.connections,
+        "protocol": report.protocol,
+        "seconds": report.seconds,
+        "operations": report.operations(),
+        "operations_per_second": report.rate().round(),
+        "megabytes_per_second": (report.megabytes() * 10.0).round() / 10.0,
+        "read": latencies(&report.reads),
+        "write": latencies(&report.writes),
+        "verified_blocks": args.verify.then_some(report.verified),
+        "server_cpu_us_per_operation": report.server_cpu.map(|cpu| report.per_operation(cpu)),
+        "server_cpu_seconds": report.server_cpu.map(|cpu| cpu.as_secs_f64()),
+        "client_cpu_us_per_operation": report.per_operation(report.client_cpu),
+    })
+}
+
+fn print(args: &Args, report: &Report) {
+    println!("{}", args.url);
+    println!(
+        "  {:.0} op/s   {:.1} MB/s   {} operations in {:.2} s",
+        report.rate(),
+        report.megabytes(),
+        report.operations(),
+        report.seconds
+    );
+    println!(
+        "  {:8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "us", "count", "p50", "p90", "p99", "p99.9", "max"
+    );
+    for (name, histogram) in [("read", &report.reads), ("write", &report.writes)] {
+        if histogram.total() > 0 {
+            let column = |of| micros(histogram.quantile(of));
+            println!(
+                "  {name:8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
+                histogram.total(),
+                column(0.5),
+                column(0.9),
+                column(0.99),
+                column(0.999),
+                micros(histogram.longest())
+            );
+        }
+    }
+    if let Some(cpu) = report.server_cpu {
+        println!("  server CPU {:.2} us/op", report.per_operation(cpu));
+    }
+    println!("  client CPU {:.2} us/op", report.per_operation(report.client_cpu));
+    if args.verify {
+        println!("  {} blocks compared, all right", report.verified);
+    }
+}
