@@ -168,11 +168,26 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             out.put_u64(0);
             24
         }
-        InfoClass::ALTERNATE_NAME => return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into()),
+        InfoClass::ALTERNATE_NAME => {
+            // No short names are made up: a file has one only if its name is one.
+            let path = open.node.path();
+            let short = path.split().map(|(_, name)| name).filter(|name| is_short(name));
+            file_info::encode_name(short.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?, out);
+            4
+        }
         InfoClass::FULL_EA => return Err(NtStatus::NO_EAS_ON_FILE.into()),
         InfoClass::NAME => return Err(NtStatus::NOT_SUPPORTED.into()),
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     })
+}
+
+/// Whether a name is of the form 8.3 (MS-FSCC 2.1.5.2.1).
+fn is_short(name: &str) -> bool {
+    let (base, extension) = name.split_once('.').unwrap_or((name, ""));
+    let plain = |c: char| c.is_ascii_graphic() && !"\"*+,./:;<=>?[\\]|".contains(c);
+    (1..=8).contains(&base.len())
+        && extension.len() <= 3
+        && base.chars().chain(extension.chars()).all(plain)
 }
 
 /// Appends information about the file system; returns the length of its fixed part.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use block_io::File;
 use smb_protocol::{
     NtStatus,
+    fscc::FileAttributes,
     msg::{
         create::Access,
         flush,
@@ -14,7 +15,7 @@ use smb_protocol::{
 };
 
 use super::{Ctx, Fail, Handled, Later};
-use crate::status::of_storage;
+use crate::{status::of_storage, volume::open::Open};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
@@ -34,6 +35,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     };
     if len > 0 && end > ctx.ex.limits().file_size.0 {
         return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    if len > 0 && end > open.known_end.load(Ordering::Relaxed) {
+        check_gap(&open, request.offset, end)?;
     }
     open.position.store(end, Ordering::Relaxed);
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
@@ -63,6 +67,22 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         interim: false,
         io: true,
     }))
+}
+
+/// A write may not leave a gap that the volume could never fill: as on NTFS, only a file that was
+/// made sparse may be longer than the space there is.
+fn check_gap(open: &Open, offset: u64, end: u64) -> Result<(), Fail> {
+    let length = u64::try_from(rustix::fs::fstat(open.handle())?.st_size).unwrap_or(0);
+    if offset > length {
+        let space = rustix::fs::fstatvfs(open.handle())?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let sparse = FileAttributes::SPARSE_FILE;
+        if offset - length > free && !open.facts()?.attributes.has(sparse) {
+            return Err(NtStatus::DISK_FULL.into());
+        }
+    }
+    open.known_end.store(end.max(length), Ordering::Relaxed);
+    Ok(())
 }
 
 /// Handles a FLUSH: answered when the disk has everything that was answered before.

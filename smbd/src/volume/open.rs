@@ -46,6 +46,8 @@ pub struct Open {
     pub listing: Mutex<Option<Listing>>,
     /// Behind the last byte read or written; kept because clients ask for it.
     pub position: AtomicU64,
+    /// The file was at least this long when this open last looked; it may have been cut since.
+    pub known_end: AtomicU64,
     /// Wakes what waits on this open when it is closed.
     pub closed: Arc<Notify>,
     volume: Arc<Volume>,
@@ -89,6 +91,7 @@ impl Open {
             delete_on_close: AtomicBool::new(options.has(CreateOptions::DELETE_ON_CLOSE)),
             listing: Mutex::new(None),
             position: AtomicU64::new(0),
+            known_end: AtomicU64::new(0),
             closed: Arc::default(),
             volume,
             nodes,

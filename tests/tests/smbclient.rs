@@ -1,0 +1,177 @@
+//! Samba's smbclient against smbd: every dialect, signed and encrypted, and what must be refused.
+
+use std::{
+    fs,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use bulkhead_tests::{
+    process::{foreign, run},
+    smbd::{PASSWORD, Smbd, USER},
+};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+struct Client {
+    program: std::path::PathBuf,
+}
+
+impl Client {
+    fn find() -> Option<Self> {
+        Some(Self { program: foreign("smbclient")? })
+    }
+
+    fn command(
+        &self,
+        server: &Smbd,
+        share: &str,
+        login: &str,
+        args: &[&str],
+        what: &str,
+    ) -> Output {
+        let mut command = Command::new(&self.program);
+        command
+            .current_dir(server.scratch())
+            .args(["-s", "/dev/null", "-p", &server.port().to_string(), "-U", login])
+            .args(args)
+            .arg(format!("//127.0.0.1/{share}"))
+            .args(["-c", what]);
+        run(&mut command, LIMIT)
+    }
+
+    fn ok(&self, server: &Smbd, share: &str, args: &[&str], what: &str) -> String {
+        let output = self.command(server, share, &format!("{USER}%{PASSWORD}"), args, what);
+        let text = text(&output);
+        assert!(output.status.success() && !text.contains("NT_STATUS_"), "{args:?} {what}: {text}");
+        text
+    }
+
+    fn refused(&self, server: &Smbd, share: &str, login: &str, what: &str, status: &str) {
+        let text = text(&self.command(server, share, login, &[], what));
+        assert!(text.contains(status), "{share} {what}: expected {status}, got: {text}");
+    }
+}
+
+fn text(output: &Output) -> String {
+    let out = String::from_utf8_lossy(&output.stdout);
+    format!("{out}{}", String::from_utf8_lossy(&output.stderr))
+}
+
+/// Bytes that depend on their place.
+fn pattern(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn every_dialect_signed_and_encrypted() {
+    let Some(client) = Client::find() else { return };
+    let server = Smbd::start("signing = \"required\"\nencryption = \"offered\"", "");
+    let local = server.scratch().join("local");
+    let back = server.scratch().join("back");
+    let content = pattern(3_000_001);
+    fs::write(&local, &content).unwrap();
+    for dialect in ["SMB2_10", "SMB3_00", "SMB3_02", "SMB3_11"] {
+        for protection in ["sign", "encrypt"] {
+            if protection == "encrypt" && dialect == "SMB2_10" {
+                continue;
+            }
+            let args = [
+                &format!("--option=client min protocol={dialect}"),
+                &format!("--option=client max protocol={dialect}"),
+                &format!("--client-protection={protection}"),
+            ];
+            let args = args.map(String::as_str);
+            let _ = fs::remove_file(&back);
+            client.ok(
+                &server,
+                "vms",
+                &args,
+                "mkdir a; put local a\\One.bin; rename a\\One.bin a\\two.bin; get a\\TWO.BIN back",
+            );
+            assert!(fs::read(&back).unwrap() == content, "{dialect} {protection}");
+            let listing = client.ok(&server, "vms", &args, "ls a\\*; allinfo a\\two.bin");
+            assert!(listing.contains("two.bin") && listing.contains("3000001"), "{listing}");
+            client.ok(&server, "vms", &args, "del a\\two.bin; rmdir a");
+            assert_eq!(fs::read_dir(server.files()).unwrap().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_gibibyte_goes_and_comes_back() {
+    let Some(client) = Client::find() else { return };
+    let server = Smbd::start("", "");
+    let block = pattern(64 << 20);
+    let local = server.scratch().join("local");
+    {
+        use std::io::Write;
+        let mut file = fs::File::create(&local).unwrap();
+        for _ in 0..16 {
+            file.write_all(&block).unwrap();
+        }
+    }
+    client.ok(&server, "vms", &[], "put local big; get big back");
+    let same = |a: &std::path::Path, b: &std::path::Path| {
+        run(Command::new("cmp").arg(a).arg(b), LIMIT).status.success()
+    };
+    assert!(same(&local, &server.files().join("big")));
+    assert!(same(&local, &server.scratch().join("back")));
+}
+
+#[test]
+fn strangers_and_escapes_are_refused() {
+    let Some(client) = Client::find() else { return };
+    let mut server = Smbd::start("", "");
+    let admin = &format!("{USER}%{PASSWORD}");
+    client.refused(&server, "vms", &format!("{USER}%wrong"), "ls", "NT_STATUS_LOGON_FAILURE");
+    client.refused(&server, "vms", "nobody%x", "ls", "NT_STATUS_LOGON_FAILURE");
+    client.refused(&server, "vms", "%", "ls", "NT_STATUS_");
+    client.refused(&server, "nothing", admin, "ls", "NT_STATUS_BAD_NETWORK_NAME");
+    client.refused(&server, "sealed", "second%pw-of-second", "ls", "NT_STATUS_ACCESS_DENIED");
+    client.refused(&server, "ro", admin, "mkdir x", "NT_STATUS_ACCESS_DENIED");
+    // Symbolic links that lead out do not open, neither absolute nor relative ones.
+    fs::write(server.scratch().join("secret"), "secret").unwrap();
+    std::os::unix::fs::symlink("/etc", server.files().join("etc")).unwrap();
+    std::os::unix::fs::symlink("../secret", server.files().join("up")).unwrap();
+    client.refused(&server, "vms", admin, "get etc\\passwd stolen", "NT_STATUS_ACCESS_DENIED");
+    client.refused(&server, "vms", admin, "get up stolen", "NT_STATUS_ACCESS_DENIED");
+    assert!(!server.scratch().join("stolen").exists());
+    assert!(server.alive());
+}
+
+#[test]
+fn a_sealed_share_serves_only_who_encrypts() {
+    let Some(client) = Client::find() else { return };
+    let server = Smbd::start("encryption = \"off\"", "");
+    client.ok(&server, "sealed", &["--client-protection=encrypt"], "mkdir here; rmdir here");
+    let old = ["--option=client max protocol=SMB2_10"];
+    let login = format!("{USER}%{PASSWORD}");
+    let output = client.command(&server, "sealed", &login, &old, "ls");
+    assert!(text(&output).contains("NT_STATUS_ACCESS_DENIED"), "{}", text(&output));
+}
+
+#[test]
+fn users_and_shares_are_reloaded_while_clients_stay() {
+    let Some(client) = Client::find() else { return };
+    let server = Smbd::start("", "");
+    let config = fs::read_to_string(server.config()).unwrap();
+    let more = "[[share]]\nname = \"late\"\npath = \"files\"\nusers = [\"admin\"]\n";
+    client.refused(&server, "late", &format!("{USER}%{PASSWORD}"), "ls", "BAD_NETWORK_NAME");
+    fs::write(server.config(), format!("{config}{more}")).unwrap();
+    server.signal(rustix::process::Signal::HUP);
+    let login = format!("{USER}%{PASSWORD}");
+    let since = std::time::Instant::now();
+    while !client.command(&server, "late", &login, &[], "ls").status.success() {
+        assert!(since.elapsed() < LIMIT, "the new share does not appear");
+    }
+}

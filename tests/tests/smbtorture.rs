@@ -1,0 +1,66 @@
+//! Samba's smbtorture against smbd. The names that may fail stand in docs/interop.md with their
+//! reasons; everything else must pass.
+
+use std::time::Duration;
+
+use bulkhead_tests::{smbd::Smbd, torture::suite};
+
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Runs a suite signed and encrypted and checks that just `allowed` does not pass.
+fn check(name: &str, least: usize, allowed: &[&str]) {
+    for protection in ["sign", "encrypt"] {
+        // Some tests send requests that no session signs.
+        let server = Smbd::start("signing = \"enabled\"\nencryption = \"offered\"", "");
+        let Some(results) = suite(&server, name, protection, LIMIT) else { return };
+        let surprise: Vec<_> = results
+            .failed
+            .iter()
+            .chain(&results.skipped)
+            .filter(|test| !allowed.contains(&test.as_str()))
+            .collect();
+        assert!(surprise.is_empty(), "{name} ({protection}): {surprise:?}\n{}", results.output);
+        let passed = results.passed.len();
+        assert!(passed >= least, "{name} ({protection}): {passed} passed\n{}", results.output);
+    }
+}
+
+#[test]
+fn connect() {
+    check("smb2.connect", 1, &[]);
+}
+
+#[test]
+fn tcon() {
+    check("smb2.tcon", 1, &[]);
+}
+
+#[test]
+fn rw() {
+    check("smb2.rw", 3, &[]);
+}
+
+#[test]
+fn read() {
+    check("smb2.read", 4, &["smb2.read.bug14607"]);
+}
+
+#[test]
+fn mkdir() {
+    check("smb2.mkdir", 1, &[]);
+}
+
+#[test]
+fn credits() {
+    check("smb2.credits", 3, &[]);
+}
+
+#[test]
+fn sharemode() {
+    check("smb2.sharemode", 3, &[]);
+}
+
+#[test]
+fn compound() {
+    check("smb2.compound", 18, &["smb2.compound.compound-padding"]);
+}
