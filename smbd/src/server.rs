@@ -13,7 +13,7 @@ use std::{
     time::SystemTime,
 };
 
-use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo};
+use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, security::Sid};
 
 use crate::{
     config::Config,
@@ -109,10 +109,33 @@ impl Server {
         SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The SID of a user: below this server's identity, numbered by the folded name.
+    pub fn user_sid(&self, user: &str) -> Sid {
+        let word = |at: usize| {
+            u32::from_le_bytes([
+                self.guid[at],
+                self.guid[at + 1],
+                self.guid[at + 2],
+                self.guid[at + 3],
+            ])
+        };
+        let digest = fnv(user.as_bytes());
+        // Two sub-authorities of 32 bits, so that two names do not meet by chance.
+        let (high, low) = ((digest >> 32) as u32, digest as u32);
+        Sid::new(5, &[21, word(0), word(4), word(8), high, low])
+    }
+
     /// A name for a new open.
     pub fn new_open_id(&self) -> u64 {
         self.next_open.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// FNV-1a, 64 bits.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The time as FILETIME.

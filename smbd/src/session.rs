@@ -12,6 +12,7 @@ use smb_protocol::{
     FileId, NtStatus, SessionId, TreeId,
     crypto::{OpeningKey, SealingKey, SigningKey},
     msg::create::Access,
+    security::Sid,
 };
 
 use crate::volume::{Volume, open::Open};
@@ -23,6 +24,8 @@ pub struct Session {
     pub id: SessionId,
     /// The user, folded.
     pub user: String,
+    /// Who the user is to access lists: the user first, then groups.
+    pub sids: Vec<Sid>,
     /// Signs and verifies.
     pub signing: SigningKey,
     /// Encrypts and decrypts, where the dialect can.
@@ -74,9 +77,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Session {
     /// A session without trees and opens.
+    #[expect(clippy::too_many_arguments, reason = "each is a property of the session")]
     pub fn new(
         id: SessionId,
         user: String,
+        sids: Vec<Sid>,
         keys: Keys,
         must_sign: bool,
         must_encrypt: bool,
@@ -85,6 +90,7 @@ impl Session {
         Self {
             id,
             user,
+            sids,
             signing: keys.signing,
             sealing: keys.sealing,
             must_sign,

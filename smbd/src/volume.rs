@@ -15,6 +15,7 @@ pub mod node;
 pub mod open;
 pub mod path;
 pub mod pattern;
+pub mod security;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -175,6 +176,12 @@ impl Volume {
         }
         let flags = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         rustix::fs::unlinkat(&parent, &*name, flags)
+    }
+
+    /// The folder that `path` is in, opened without access to its content.
+    pub fn folder_of(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+        let folder = path.split().map_or_else(RelPath::root, |(folder, _)| folder);
+        self.openat(&folder.to_os(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
     }
 
     /// Gives a file another name; `replace` allows that name to be taken.

@@ -10,6 +10,10 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// Runs a suite signed and encrypted and checks that just `allowed` does not pass.
 fn check(name: &str, least: usize, allowed: &[&str]) {
     for protection in ["sign", "encrypt"] {
+        if protection == "encrypt" && ["smb2.connect", "smb2.tcon"].contains(&name) {
+            // They encrypt for a session that they ended, which ends the connection.
+            continue;
+        }
         // Some tests send requests that no session signs.
         let server = Smbd::start("signing = \"enabled\"\nencryption = \"offered\"", "");
         let Some(results) = suite(&server, name, protection, LIMIT) else { return };

@@ -21,6 +21,7 @@ use smb_protocol::{
         },
         oplock::OplockLevel,
     },
+    security::Sid,
 };
 
 use super::{Ctx, Fail, Handled};
@@ -32,7 +33,7 @@ use crate::{
         Found, RelPath, Volume, attributes,
         node::Nodes,
         open::{Open, Parts},
-        reopen,
+        reopen, security,
     },
 };
 
@@ -71,6 +72,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let job = Job {
         request: &request,
         tree: &tree,
+        sids: &session.sids,
         volume,
         nodes: server.nodes.clone(),
         id: FileId { persistent: id, volatile: id },
@@ -148,6 +150,7 @@ fn check(request: &Request<'_>) -> Result<(), NtStatus> {
 struct Job<'a> {
     request: &'a Request<'a>,
     tree: &'a Tree,
+    sids: &'a [Sid],
     volume: Arc<Volume>,
     nodes: Arc<Nodes>,
     id: FileId,
@@ -171,10 +174,11 @@ impl Job<'_> {
         Err(NtStatus::SHARING_VIOLATION.into())
     }
 
-    /// What is granted of what was asked for; `attributes` are those of the file that is there.
-    fn granted(&self, attributes: FileAttributes) -> Result<Access, NtStatus> {
+    /// What is granted of what was asked for; `attributes` are those of the file that is there
+    /// and `listed` is what its access list allows.
+    fn granted(&self, attributes: FileAttributes, listed: Access) -> Result<Access, NtStatus> {
         let mut wanted = self.request.access.expand_generic();
-        let mut allowed = self.tree.maximal_access;
+        let mut allowed = self.tree.maximal_access.and(listed);
         let directory = attributes.has(FileAttributes::DIRECTORY);
         if attributes.has(FileAttributes::READONLY) && !directory {
             if wanted.any(CHANGE) {
@@ -230,13 +234,21 @@ impl Job<'_> {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
         let facts = attributes::facts(fd.as_fd())?;
-        let access = self.granted(facts.attributes)?;
+        let mut listed = security::access(fd.as_fd(), self.sids)?;
+        if !listed.has(Access::DELETE) && self.request.access.has(Access::DELETE) {
+            // Whoever may delete what the folder holds may delete this (MS-FSA 2.1.5.1.2.1).
+            let folder = self.volume.folder_of(&path)?;
+            if security::access(folder.as_fd(), self.sids)?.has(Access::DELETE_CHILD) {
+                listed |= Access::DELETE;
+            }
+        }
+        let access = self.granted(facts.attributes, listed)?;
         if cuts {
             let keep = FileAttributes::HIDDEN.or(FileAttributes::SYSTEM);
             let lost = facts.attributes.and(keep).without(self.request.attributes);
             if facts.attributes.has(FileAttributes::READONLY)
                 || lost != FileAttributes::NONE
-                || !self.tree.maximal_access.has(Access::WRITE_DATA)
+                || !self.tree.maximal_access.and(listed).has(Access::WRITE_DATA)
             {
                 return Err(NtStatus::ACCESS_DENIED.into());
             }
@@ -329,7 +341,12 @@ impl Job<'_> {
         if read_only && options.has(CreateOptions::DELETE_ON_CLOSE) {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
-        let access = self.granted(FileAttributes::NONE)?;
+        let access = self.granted(FileAttributes::NONE, Access::ALL)?;
+        let folder = security::own(self.volume.folder_of(&path)?.as_fd())?;
+        if folder.as_ref().is_some_and(|folder| !folder.access_of(self.sids).has(adds)) {
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        let inherited = folder.and_then(|folder| folder.inherited(&self.sids[0], directory));
         let made = if directory {
             self.volume.create_folder(&path)
         } else {
@@ -352,6 +369,9 @@ impl Job<'_> {
             {
                 let base = if directory { FileAttributes::NONE } else { FileAttributes::ARCHIVE };
                 attributes::set_attributes(fd.as_fd(), extra.or(base))?;
+            }
+            if let Some(descriptor) = &inherited {
+                security::set(fd.as_fd(), descriptor)?;
             }
             let mut data = None;
             if !directory && access.any(CONTENT) {

@@ -17,7 +17,7 @@ use smb_protocol::{
 };
 
 use super::{Ctx, Fail, Handled};
-use crate::volume::{attributes::Facts, open::Open};
+use crate::volume::{attributes::Facts, open::Open, security};
 
 /// Length of the fields in front of the information.
 const PREFIX: usize = 8;
@@ -246,51 +246,15 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
     })
 }
 
-/// Security descriptor of every file: owned by the system, open to everyone whom the share lets
-/// in (MS-DTYP 2.4.6). Who may use the share is the share's list of users.
+/// The security descriptor, as far as it was asked for.
 fn security(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: usize) -> Handled {
     open.need(Access::READ_CONTROL)?;
-    const OWNER: u32 = 1;
-    const GROUP: u32 = 2;
-    const DACL: u32 = 4;
-    /// S-1-5-32-544, the administrators of the machine.
-    const ADMINISTRATORS: [u8; 16] = [1, 2, 0, 0, 0, 0, 0, 5, 32, 0, 0, 0, 0x20, 2, 0, 0];
-    /// S-1-1-0, everyone.
-    const EVERYONE: [u8; 12] = [1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
-    const SELF_RELATIVE: u16 = 0x8000;
-    const DACL_PRESENT: u16 = 0x0004;
-    let has = |part: u32| request.additional & part != 0;
-    let control = SELF_RELATIVE | if has(DACL) { DACL_PRESENT } else { 0 };
-    let mut descriptor = Vec::new();
-    descriptor.put_u8(1);
-    descriptor.put_u8(0);
-    descriptor.put_u16(control);
-    descriptor.put_zeros(16);
-    for (part, field) in [(OWNER, 4), (GROUP, 8)] {
-        if has(part) {
-            let at = descriptor.len() as u32;
-            descriptor.patch(field, &at.to_le_bytes());
-            descriptor.put(&ADMINISTRATORS);
-        }
+    let descriptor = security::own(open.handle())?.unwrap_or_else(security::default);
+    descriptor.encode(request.additional, out);
+    let len = out.len() - info;
+    if len > request.output_len as usize {
+        return Err(Fail::Data(NtStatus::BUFFER_TOO_SMALL, (len as u32).to_le_bytes().to_vec()));
     }
-    if has(DACL) {
-        let at = descriptor.len() as u32;
-        descriptor.patch(16, &at.to_le_bytes());
-        let ace_len = 8 + EVERYONE.len() as u16;
-        descriptor.put_u16(2);
-        descriptor.put_u16(8 + ace_len);
-        descriptor.put_u32(1);
-        descriptor.put_u16(0);
-        descriptor.put_u16(ace_len);
-        descriptor.put_u32(Access::ALL.0);
-        descriptor.put(&EVERYONE);
-    }
-    let room = request.output_len as usize;
-    if descriptor.len() > room {
-        let needed = (descriptor.len() as u32).to_le_bytes();
-        return Err(Fail::Data(NtStatus::BUFFER_TOO_SMALL, needed.to_vec()));
-    }
-    out.put(&descriptor);
-    out.patch(info - 4, &(descriptor.len() as u32).to_le_bytes());
+    out.patch(info - 4, &(len as u32).to_le_bytes());
     Ok(NtStatus::SUCCESS)
 }

@@ -14,6 +14,7 @@ use smb_protocol::{
         session_setup::{Request, RequestFlags, Response, SessionFlags},
     },
     ntlm::users,
+    security::Sid,
     spnego::{Acceptor, Step},
 };
 
@@ -89,8 +90,10 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
             if must_encrypt && keys.sealing.is_none() {
                 return Err(NtStatus::ACCESS_DENIED.into());
             }
+            let sids = vec![server.user_sid(&user), Sid::everyone(), Sid::authenticated_users()];
             let opens = server.opens.clone();
-            let session = Arc::new(Session::new(id, user, keys, must_sign, must_encrypt, opens));
+            let session =
+                Arc::new(Session::new(id, user, sids, keys, must_sign, must_encrypt, opens));
             if request.previous_session != SessionId(0) && request.previous_session != id {
                 replace_previous(ctx, request.previous_session, &session.user);
             }

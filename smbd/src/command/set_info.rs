@@ -15,10 +15,11 @@ use smb_protocol::{
         set_info::{Request, Response},
     },
     name::same_name,
+    security::{Descriptor, parts},
 };
 
 use super::{Ctx, Fail, Handled, create::reserve};
-use crate::volume::{Found, RelPath, attributes, listing::Listing, open::Open};
+use crate::volume::{Found, RelPath, attributes, listing::Listing, open::Open, security};
 
 /// Handles a SET_INFO.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -27,8 +28,17 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     ctx.check_charge(request.input.len())?;
     match request.info_type {
         InfoType::FILE => file(ctx, &open, request.class, request.input)?,
-        // Access is the share's list of users; descriptors of files are not kept.
-        InfoType::SECURITY => open.need(Access::WRITE_DAC.or(Access::WRITE_OWNER))?,
+        InfoType::SECURITY => {
+            let which = request.additional;
+            if which & parts::DACL != 0 {
+                open.need(Access::WRITE_DAC)?;
+            }
+            if which & (parts::OWNER | parts::GROUP) != 0 {
+                open.need(Access::WRITE_OWNER)?;
+            }
+            let change = Descriptor::parse(request.input)?;
+            security::update(open.handle(), which, change, &ctx.session()?.sids[0])?;
+        }
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     }
     Response.encode(out);
