@@ -86,10 +86,12 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let (open, action) = job.run()?;
     let facts = open.facts()?;
     let open = Arc::new(open);
-    let maximal = context::maximal_access(tree.maximal_access.0);
+    let maximal;
     let disk_id = context::disk_id(facts.file_id, 0);
     let mut contexts = Vec::new();
     if context::find(&request.contexts, names::MXAC).is_some() {
+        let listed = security::access(open.handle(), &session.sids)?;
+        maximal = context::maximal_access(tree.maximal_access.and(listed).0);
         contexts.push(RawContext { name: names::MXAC, data: &maximal });
     }
     if context::find(&request.contexts, names::QFID).is_some() {
