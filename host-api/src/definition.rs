@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 #[non_exhaustive]
 pub enum DefinitionError {
     /// The name cannot be used for files and lines of output.
-    #[error("VM name {0:?} must be 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', not starting with '.' or '-'")]
+    #[error(
+        "VM name {0:?} must be 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', not starting with '.' or '-'"
+    )]
     Name(String),
     /// A number is outside what the host can do.
     #[error("{field} is {value}, must be {least} to {most}")]

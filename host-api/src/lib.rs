@@ -21,6 +21,6 @@ pub use definition::{
     VmDefinition, VmName,
 };
 pub use wire::{
-    DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound, MoveStatistics, Reply,
-    Request, VmDetail, VmState, VmSummary, socket_path,
+    DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound,
+    MoveStatistics, Reply, Request, VmDetail, VmState, VmSummary, socket_path,
 };

@@ -3,10 +3,7 @@
 use std::io;
 
 use serde::{Deserialize, Serialize};
-use vm_superio::{
-    Serial, SerialState, Trigger,
-    serial::NoEvents,
-};
+use vm_superio::{Serial, SerialState, Trigger, serial::NoEvents};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::Console;
@@ -94,11 +91,8 @@ impl SerialPort {
             scratch,
             in_buffer: saved.fifo.clone(),
         };
-        let line = self.serial
-            .interrupt_evt()
-            .0
-            .try_clone()
-            .map_err(Error::os("duplicate an eventfd"))?;
+        let line =
+            self.serial.interrupt_evt().0.try_clone().map_err(Error::os("duplicate an eventfd"))?;
         let new = Serial::from_state(&state, Line(line), NoEvents, self.console.clone())
             .map_err(|error| Error::Config(format!("serial port state: {error:?}")))?;
         self.serial = new;

@@ -101,10 +101,7 @@ fn fadt(facs: u64, dsdt: u64) -> Sdt {
     fadt.write_u8(108, 0x32);
     // Legacy devices (the serial port); no VGA; no keyboard controller.
     fadt.write_u16(109, 0x0005);
-    fadt.write_u32(
-        112,
-        TIMER_IS_32_BITS | WBINVD | C1 | NO_SLEEP_BUTTON | RESET_REGISTER,
-    );
+    fadt.write_u32(112, TIMER_IS_32_BITS | WBINVD | C1 | NO_SLEEP_BUTTON | RESET_REGISTER);
     fadt.write(116, GenericAddress::io_port_address::<u8>(layout::RESET_PORT));
     fadt.write_u8(128, 0x06);
     fadt.write_u64(140, dsdt);

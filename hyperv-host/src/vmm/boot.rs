@@ -12,11 +12,17 @@ use linux_loader::loader::{
     KernelLoader,
     bootparam::{boot_e820_entry, boot_params},
     bzimage::BzImage,
-    elf::{Elf, PvhBootCapability, start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info}},
+    elf::{
+        Elf, PvhBootCapability,
+        start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info},
+    },
 };
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use super::{Error, layout, memory::{self, GuestRam}};
+use super::{
+    Error, layout,
+    memory::{self, GuestRam},
+};
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;

@@ -63,9 +63,7 @@ impl Bus {
         let entries = self.entries.read().unwrap_or_else(|poison| poison.into_inner());
         entries
             .iter()
-            .find(|(range, _)| {
-                range.contains(&address) && range.end - address >= len as u64
-            })
+            .find(|(range, _)| range.contains(&address) && range.end - address >= len as u64)
             .map(|(range, device)| (address - range.start, device.clone()))
     }
 

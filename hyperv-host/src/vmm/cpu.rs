@@ -31,12 +31,10 @@ const FEATURES: [(u32, u32, usize); 10] = [
 impl CpuModel {
     /// All that KVM supports on this host.
     pub fn of_host(kvm: &Kvm) -> Result<Self, Error> {
-        let cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(Error::kvm("tell its CPUID"))?;
-        let leaf = |e: &kvm_cpuid_entry2| {
-            Leaf([e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx])
-        };
+        let cpuid =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("tell its CPUID"))?;
+        let leaf =
+            |e: &kvm_cpuid_entry2| Leaf([e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx]);
         Ok(Self(cpuid.as_slice().iter().map(leaf).collect()))
     }
 
@@ -92,11 +90,19 @@ impl CpuModel {
                     }
                     _ => {}
                 }
-                kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, ..Default::default() }
+                kvm_cpuid_entry2 {
+                    function,
+                    index,
+                    flags,
+                    eax,
+                    ebx,
+                    ecx,
+                    edx,
+                    ..Default::default()
+                }
             })
             .collect();
-        CpuId::from_entries(&entries)
-            .map_err(|error| Error::Config(format!("CPUID: {error:?}")))
+        CpuId::from_entries(&entries).map_err(|error| Error::Config(format!("CPUID: {error:?}")))
     }
 }
 

@@ -47,8 +47,8 @@ pub fn allocate(size: u64) -> Result<Arc<GuestRam>, Error> {
 
 fn memfd(size: u64) -> Result<std::fs::File, Error> {
     let memory = |error: rustix::io::Errno| Error::Memory(error.to_string());
-    let fd = rustix::fs::memfd_create("guest-ram", rustix::fs::MemfdFlags::CLOEXEC)
-        .map_err(memory)?;
+    let fd =
+        rustix::fs::memfd_create("guest-ram", rustix::fs::MemfdFlags::CLOEXEC).map_err(memory)?;
     rustix::fs::ftruncate(&fd, size).map_err(memory)?;
     Ok(fd.into())
 }

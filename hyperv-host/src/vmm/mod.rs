@@ -129,8 +129,7 @@ impl Vm {
             fd.set_cpuid2(&cpuid).map_err(Error::kvm("set the CPUID"))?;
             fds.push(fd);
         }
-        let indices =
-            kvm.get_msr_index_list().map_err(Error::kvm("tell which MSRs there are"))?;
+        let indices = kvm.get_msr_index_list().map_err(Error::kvm("tell which MSRs there are"))?;
         let msrs = state::readable_msrs(&fds[0], indices.as_slice());
 
         let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
@@ -147,13 +146,8 @@ impl Vm {
         let cmos = Arc::new(Mutex::new(Cmos::default()));
         let mut pci = ConfigPorts::default();
 
-        let machine = Machine {
-            vm: vm.clone(),
-            mmio,
-            mem: ram.clone(),
-            router: router.clone(),
-            runtime,
-        };
+        let machine =
+            Machine { vm: vm.clone(), mmio, mem: ram.clone(), router: router.clone(), runtime };
         let mut virtio = Vec::new();
         let mut add = |backend: Arc<dyn Backend>| -> Result<(), Error> {
             let bar = layout::PCI_MMIO + virtio.len() as u64 * u64::from(BAR_SIZE);

@@ -8,8 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs,
-    kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -198,7 +198,17 @@ pub fn save_vcpu(vcpu: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, Error> {
     let events = Abi(vcpu.get_vcpu_events().map_err(Error::kvm("save pending events"))?);
     let msrs = saved;
     Ok(VcpuState {
-        mp_state, regs, sregs, xsave, xcrs, debug, lapic, events, msrs, tsc_khz, read_at,
+        mp_state,
+        regs,
+        sregs,
+        xsave,
+        xcrs,
+        debug,
+        lapic,
+        events,
+        msrs,
+        tsc_khz,
+        read_at,
     })
 }
 
@@ -247,8 +257,7 @@ fn set_xsave(vcpu: &VcpuFd, area: &XsaveArea) -> Result<(), Error> {
     let area = kvm_xsave { region: area.0, ..Default::default() };
     // SAFETY: this process never asks for dynamically enabled features, so the kernel reads
     // 4096 bytes, the size of the area.
-    unsafe { vcpu.set_xsave(&area) }
-        .map_err(Error::kvm("restore the vector registers"))
+    unsafe { vcpu.set_xsave(&area) }.map_err(Error::kvm("restore the vector registers"))
 }
 
 /// Reads the chips.

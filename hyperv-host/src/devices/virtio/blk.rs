@@ -109,8 +109,7 @@ impl Blk {
     /// Gives the device its disk; it must have the shape the device was made with.
     pub fn attach(&self, disk: Arc<dyn Disk>) -> Result<(), String> {
         let found = disk.geometry();
-        if found.size != self.geometry.size
-            || found.logical_sector != self.geometry.logical_sector
+        if found.size != self.geometry.size || found.logical_sector != self.geometry.logical_sector
         {
             return Err(format!("the disk is {found:?}, the guest knows {:?}", self.geometry));
         }

@@ -37,8 +37,7 @@ impl Chain {
         let mut this =
             Self { head: chain.head_index(), readable: Vec::new(), writable: Vec::new() };
         for piece in chain.take(MOST_PIECES) {
-            let list =
-                if piece.is_write_only() { &mut this.writable } else { &mut this.readable };
+            let list = if piece.is_write_only() { &mut this.writable } else { &mut this.readable };
             list.push((piece.addr(), piece.len()));
         }
         this

@@ -50,8 +50,9 @@ async fn serve(mut io: QueueIo, mut drain: Drain) -> QueueIo {
         while let Some(chain) = io.pop() {
             let len = chain.writable_len().min(MOST) as usize;
             let mut bytes = vec![0; len];
-            let filled = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-                .unwrap_or(0);
+            let filled =
+                rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+                    .unwrap_or(0);
             let written = match chain.write(&io.mem, 0, &bytes[..filled]) {
                 Ok(()) => filled as u32,
                 Err(_) => 0,

@@ -248,8 +248,7 @@ impl VirtioPci {
         for slot in &mut self.slots {
             let Some(mut worker) = slot.worker.take() else { continue };
             let at = tokio::time::Instant::from_std(deadline);
-            let ended =
-                runtime.block_on(async { tokio::time::timeout_at(at, &mut worker).await });
+            let ended = runtime.block_on(async { tokio::time::timeout_at(at, &mut worker).await });
             match ended {
                 Ok(Ok(io)) => {
                     slot.saved.next_avail = io.queue.next_avail();
@@ -541,8 +540,7 @@ fn config_space(backend: &dyn Backend, bar: u32) -> (ConfigSpace, usize, usize) 
     config.add_capability(VENDOR, &notify, &[]);
     let mut window = capability(20, 5, 0, 0);
     window.extend([0; 4]);
-    let writable =
-        [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    let writable = [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
     let window = config.add_capability(VENDOR, &window, &writable);
     let mut msix = backend.queues().to_le_bytes().to_vec();
     msix.extend((TABLE as u32).to_le_bytes());
