@@ -4,7 +4,6 @@
 //! crates or asked of a daemon, so this crate holds argument parsing and presentation only.
 
 mod cmd;
-mod size;
 mod storage;
 mod units;
 

@@ -90,7 +90,7 @@ fn mistakes_are_named() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
     for (args, expected) in [
-        (&["disk", "create", "x.vhdx", "--size", "10X"][..], "unknown unit"),
+        (&["disk", "create", "x.vhdx", "--size", "10X"][..], "is not a size"),
         (&["disk", "create", "x.vhdx", "--size", "65T"][..], "at most 64 TiB"),
         (&["disk", "create", "x.vhdx", "--size", "1G", "--block-size", "3M"][..], "power of two"),
         (&["disk", "create", "x.qcow", "--size", "1G"][..], "names no image format"),

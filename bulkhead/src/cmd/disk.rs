@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Args as ClapArgs, Subcommand};
 use vhd::Format;
 
-use crate::size;
+use crate::units::parse_size;
 
 /// Arguments of `bulkhead disk`.
 #[derive(Debug, ClapArgs)]
@@ -51,7 +51,7 @@ struct Layout {
     #[arg(long)]
     fixed: bool,
     /// Bytes per block of a VHDX: a power of two from 1M to 256M.
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     block_size: Option<u64>,
     /// Smallest unit the disk is addressed by.
     #[arg(long, value_name = "BYTES", value_parser = ["512", "4096"])]

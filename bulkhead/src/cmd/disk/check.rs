@@ -9,8 +9,8 @@ use vhd::{
 
 use super::{format, print_json};
 use crate::{
-    size::Human,
     storage::{self, Mode},
+    units::Human,
 };
 
 /// Arguments of `bulkhead disk check`.

@@ -17,8 +17,8 @@ use vhd::{
 
 use super::{Layout, create, format, print_json};
 use crate::{
-    size::Human,
     storage::{self, Mode},
+    units::Human,
 };
 
 /// Smallest unit a raw file is copied in.

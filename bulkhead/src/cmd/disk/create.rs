@@ -9,8 +9,8 @@ use vhd::Format;
 
 use super::{Layout, format, print_json};
 use crate::{
-    size::{self, Human},
     storage::{self, Mode},
+    units::{Human, parse_size},
 };
 
 /// Arguments of `bulkhead disk create`.
@@ -19,7 +19,7 @@ pub struct Args {
     /// Where to make the image.
     file: String,
     /// Capacity: 4GiB, 10M, 512K; units are powers of 1024.
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     size: u64,
     #[command(flatten)]
     layout: Layout,
