@@ -72,10 +72,13 @@ pub struct RawDisk {
 }
 
 impl RawDisk {
-    /// Presents `file` as a disk; a length that is not a whole sector is cut down to one.
+    /// Presents `file` as a disk. Of a length that is not whole sectors, the part of one at the
+    /// end is filled up with zeros if the file is read-only, else left out.
     pub async fn open(file: Arc<dyn File>, logical_sector: u32) -> Result<Self> {
         let len = file.len().await?;
-        let size = len - len % u64::from(logical_sector);
+        let sector = u64::from(logical_sector);
+        let size =
+            if file.is_read_only() { len.next_multiple_of(sector) } else { len / sector * sector };
         let geometry =
             Geometry { size, logical_sector, physical_sector: 4096, discard_granularity: 4096 };
         Ok(Self { file, geometry })
@@ -89,8 +92,19 @@ impl Disk for RawDisk {
 
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, ()> {
         Box::pin(async move {
-            self.geometry.check(offset, buf.len() as u64)?;
-            crate::read_exact_at(&*self.file, offset, buf).await
+            let len = buf.len() as u64;
+            self.geometry.check(offset, len)?;
+            let got = self.file.read_at(offset, buf).await?;
+            // Only the filled-up part of the last sector may be missing.
+            let missing = buf.len() - got;
+            if missing > 0 {
+                let end = offset + len == self.geometry.size;
+                if !end || missing >= self.geometry.logical_sector as usize {
+                    return Err(Error::OutOfRange { offset, len, size: offset + got as u64 });
+                }
+                buf[got..].fill(0);
+            }
+            Ok(())
         })
     }
 

@@ -11,6 +11,7 @@ pub type IoFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 ///
 /// All operations may run concurrently from many tasks. Two writes that overlap and are in
 /// flight together land in either order; the caller orders what must be ordered.
+#[expect(clippy::len_without_is_empty, reason = "asking a file for its length may wait and fail")]
 pub trait File: Send + Sync + Debug {
     /// Fills `buf` from `offset` and returns how many bytes were read; fewer than asked only at
     /// the end of the file.

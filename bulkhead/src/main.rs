@@ -4,6 +4,7 @@
 //! crates or asked of a daemon, so this crate holds argument parsing and presentation only.
 
 mod cmd;
+mod storage;
 mod units;
 
 use std::process::ExitCode;

@@ -46,11 +46,10 @@ const WINDOW: u64 = 1 << 30;
 ///
 /// What the source knows to be zeros is not read; with [`CopyOptions::target_is_zero`] zeros are
 /// not written either, else they are written with [`Disk::write_zeroes`]. If the target is longer
-/// its rest is left alone.
+/// its rest is left alone, but for zeros that fill up a larger last sector.
 ///
 /// # Errors
-/// [`Error::InvalidOptions`] if the target is too short or its sectors are too large; what either
-/// disk says.
+/// [`Error::InvalidOptions`] if the target is too short; what either disk says.
 pub async fn copy(
     source: &dyn Disk,
     target: &dyn Disk,
@@ -59,14 +58,9 @@ pub async fn copy(
 ) -> Result<Progress> {
     let total = source.geometry().size;
     let (sector, room) = (u64::from(target.geometry().logical_sector), target.geometry().size);
-    if room < total {
+    if room < total.next_multiple_of(sector) {
         return Err(Error::InvalidOptions(format!(
-            "the target has {room} bytes, the source {total}"
-        )));
-    }
-    if !total.is_multiple_of(sector) {
-        return Err(Error::InvalidOptions(format!(
-            "the source's {total} bytes are not whole {sector}-byte sectors of the target"
+            "the target has {room} bytes in {sector}-byte sectors, the source {total}"
         )));
     }
     let chunk = (options.chunk.max(1) as u64).next_multiple_of(GRAIN as u64);
@@ -146,19 +140,21 @@ async fn copy_piece(
     piece: Piece,
     target_is_zero: bool,
 ) -> Result<Step> {
+    // Only the last piece of the disk may end within a sector of the target.
+    let sector = u64::from(target.geometry().logical_sector);
     let range = match piece {
         Piece::Zero(range) => {
             let done = range.end - range.start;
             if !target_is_zero {
-                target.write_zeroes(range.start, done).await?;
+                target.write_zeroes(range.start, done.next_multiple_of(sector)).await?;
             }
             return Ok(Step { done, read: 0, written: 0 });
         }
         Piece::Data(range) => range,
     };
     let len = range.end - range.start;
-    let mut buf = vec![0; len as usize];
-    source.read_at(range.start, &mut buf).await?;
+    let mut buf = vec![0; len.next_multiple_of(sector) as usize];
+    source.read_at(range.start, &mut buf[..len as usize]).await?;
     let mut written = 0;
     for (part, is_zero) in runs(&buf) {
         let (at, n) = (range.start + part.start as u64, part.len() as u64);

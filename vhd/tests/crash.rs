@@ -21,8 +21,8 @@ const BLOCKS: usize = 18;
 const TASKS: usize = 3;
 const SEEDS: u64 = 230;
 const ROUNDS: u64 = 3;
-/// Five table pages of 1 MiB blocks.
-const DISK: u64 = 2200 * MIB;
+/// Forty table pages of 1 MiB blocks, so that each commit changes some of them only.
+const DISK: u64 = 20_000 * MIB;
 
 /// What a cell may hold: each step is the values it could have had from then on (0: zeros).
 #[derive(Debug, Clone)]
@@ -82,13 +82,51 @@ fn layout(rng: &mut Rng) -> Vec<Vec<Cell>> {
 
 type Blocks = Arc<Mutex<Vec<Vec<Cell>>>>;
 
+/// Reads any cell and discards any block while others work on them. What it reads must be
+/// something the cell once had: never another block's data.
+async fn meddle(disk: Arc<Vhdx>, blocks: Blocks, seed: u64, what: String) {
+    let mut rng = Rng::new(seed);
+    for _ in 0..60 {
+        let block = rng.below(BLOCKS as u64) as usize;
+        let cell = rng.below(CELLS_PER_BLOCK as u64) as usize;
+        let offset = blocks.lock().unwrap()[block][cell].offset;
+        if rng.chance(15) {
+            // May be overtaken by a write begun later: its effect is uncertain until it ends.
+            let uncertain = |blocks: &Blocks| {
+                for cell in &mut blocks.lock().unwrap()[block] {
+                    let next = [cell.allowed(), vec![0]].concat();
+                    cell.steps.push(next);
+                }
+            };
+            uncertain(&blocks);
+            let result = disk.discard(offset / MIB * MIB, MIB).await;
+            uncertain(&blocks);
+            if result.is_err() {
+                return;
+            }
+            continue;
+        }
+        let mut found = vec![0xee; CELL as usize];
+        if disk.read_at(offset, &mut found).await.is_err() {
+            return;
+        }
+        let ever = blocks.lock().unwrap()[block][cell].steps.concat();
+        for (i, bytes) in found.chunks(512).enumerate() {
+            assert!(
+                ever.iter().any(|v| sector(offset, i, *v) == *bytes),
+                "{what}: read foreign data in the cell at {offset:#x}"
+            );
+        }
+    }
+}
+
 /// Works on its blocks until the file fails or the steps are done.
 async fn work(disk: Arc<Vhdx>, blocks: Blocks, task: usize, seed: u64) {
     let mut rng = Rng::new(seed);
     for step in 0..40u64 {
         let block = task + TASKS * rng.below((BLOCKS / TASKS) as u64) as usize;
         let action = rng.below(100);
-        let done = if action < 15 {
+        let done = if action < 22 {
             flush(&disk, &blocks).await
         } else {
             // One cell, or the whole block.
@@ -101,8 +139,8 @@ async fn work(disk: Arc<Vhdx>, blocks: Blocks, task: usize, seed: u64) {
                 for cell in &mut blocks[block][cells.clone()] {
                     let next = match action {
                         // A discard leaves anything older, or zeros.
-                        15..25 | 40..48 => [cell.allowed(), vec![0]].concat(),
-                        25..35 | 48..58 => vec![0],
+                        22..30 | 40..48 => [cell.allowed(), vec![0]].concat(),
+                        30..37 | 48..58 => vec![0],
                         _ => vec![value],
                     };
                     cell.steps.push(next);
@@ -111,8 +149,8 @@ async fn work(disk: Arc<Vhdx>, blocks: Blocks, task: usize, seed: u64) {
                 if whole { (first / MIB * MIB, MIB) } else { (first, CELL) }
             };
             let result = match action {
-                15..25 | 40..48 => disk.discard(offset, len).await,
-                25..35 | 48..58 => disk.write_zeroes(offset, len).await,
+                22..30 | 40..48 => disk.discard(offset, len).await,
+                30..37 | 48..58 => disk.write_zeroes(offset, len).await,
                 _ if whole => {
                     let mut data = vec![0; MIB as usize];
                     for cell in &blocks.lock().unwrap()[block] {
@@ -195,6 +233,8 @@ async fn one_round(
                 tokio::spawn(work(disk, state, task, rng.next_u64() >> 32))
             })
             .collect();
+        let meddler = meddle(disk.clone(), state.clone(), rng.next_u64(), what.to_owned());
+        tokio::spawn(meddler).await.unwrap();
         for task in tasks {
             task.await.unwrap();
         }
@@ -203,8 +243,12 @@ async fn one_round(
         }
     }
     blocks.clone_from(&state.lock().unwrap());
-    let survival = [Survival::Some, Survival::Some, Survival::All, Survival::None];
-    let after = file.crash(rng.next_u64(), survival[rng.below(4) as usize]);
+    let survival = match rng.below(10) {
+        0 => Survival::None,
+        1 | 2 => Survival::All,
+        _ => Survival::Some,
+    };
+    let after = file.crash(rng.next_u64(), survival);
 
     // Read-only first: the log is replayed in memory and nothing is written.
     let frozen: Arc<dyn File> = Arc::new(after.read_only_copy());

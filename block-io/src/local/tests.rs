@@ -123,7 +123,8 @@ async fn holes_and_ranges() {
         [3 << 19..2 << 20, 4 << 20..9 << 19]
     );
     file.punch_hole(1 << 20..2 << 20).await.unwrap();
-    assert_eq!(file.allocated_ranges(0..8 << 20).await.unwrap(), [4 << 20..5 << 20]);
+    let left = file.allocated_ranges(0..8 << 20).await.unwrap();
+    assert_eq!(left, std::slice::from_ref(&(4 << 20..5 << 20)));
     let mut back = vec![1; 1 << 20];
     read_exact_at(&file, 1 << 20, &mut back).await.unwrap();
     assert!(back.iter().all(|b| *b == 0));

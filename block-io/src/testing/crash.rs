@@ -65,6 +65,7 @@ struct State {
     rng: Rng,
     operations: u64,
     fail_after: u64,
+    flushes_left: Option<(Range<u64>, u64)>,
 }
 
 impl CrashFile {
@@ -81,6 +82,7 @@ impl CrashFile {
                 rng: Rng::new(seed),
                 operations: 0,
                 fail_after: u64::MAX,
+                flushes_left: None,
             }),
         }
     }
@@ -89,6 +91,12 @@ impl CrashFile {
     pub fn fail_after(&self, operations: u64) {
         let mut state = self.lock();
         state.fail_after = state.operations + operations;
+    }
+
+    /// Of the flushes that find unflushed writes in `range`, lets `flushes` through and fails the
+    /// next and everything that follows: the moment at which the most is unflushed.
+    pub fn fail_at_flush(&self, range: Range<u64>, flushes: u64) {
+        self.lock().flushes_left = Some((range, flushes));
     }
 
     /// Changes and flushes so far.
@@ -115,7 +123,12 @@ impl CrashFile {
     async fn turns(&self, changes: bool) -> Result<()> {
         let turns = {
             let mut state = self.lock();
-            if state.rng.chance(50) { 0 } else { state.rng.below(4) }
+            // Mostly soon, at times long after many others.
+            match state.rng.below(100) {
+                0..50 => 0,
+                50..95 => state.rng.below(4),
+                _ => state.rng.below(300),
+            }
         };
         for _ in 0..turns {
             tokio::task::yield_now().await;
@@ -192,6 +205,21 @@ impl File for CrashFile {
             self.turns(true).await?;
             let mut state = self.lock();
             let state = &mut *state;
+            if let Some((range, left)) = &mut state.flushes_left {
+                let touches = |change: &Change| match change {
+                    Change::Write(at, data) => {
+                        *at < range.end && range.start < at + data.len() as u64
+                    }
+                    _ => false,
+                };
+                if state.pending.iter().any(touches) {
+                    if *left == 0 {
+                        state.fail_after = 0;
+                        return Err(Error::Disconnected("the test's crash".into()));
+                    }
+                    *left -= 1;
+                }
+            }
             // A flush that ran at the same time may have taken some of them already.
             let taken = state.recorded - state.pending.len() as u64;
             let count = covered.saturating_sub(taken) as usize;

@@ -1,10 +1,91 @@
-//! `bulkhead disk`.
+//! `bulkhead disk`: making, describing, checking and converting disk images.
+
+mod check;
+mod convert;
+mod create;
+mod info;
+
+use anyhow::Context;
+use clap::{Args as ClapArgs, Subcommand};
+use vhd::Format;
+
+use crate::units::parse_size;
 
 /// Arguments of `bulkhead disk`.
-#[derive(Debug, clap::Args)]
-pub struct Args {}
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new, empty image.
+    Create(create::Args),
+    /// Say what an image is.
+    Info(info::Args),
+    /// Look for errors in an image; fails if there are any. Never writes.
+    Check(check::Args),
+    /// Copy an image into another format or layout.
+    Convert(convert::Args),
+}
 
 /// Runs the subcommand.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        match args.command {
+            Command::Create(args) => create::run(args).await,
+            Command::Info(args) => info::run(args).await,
+            Command::Check(args) => check::run(args).await,
+            Command::Convert(args) => convert::run(args).await,
+        }
+    })
+}
+
+/// The shape of an image to be made.
+#[derive(Debug, Clone, ClapArgs)]
+struct Layout {
+    /// Reserve all space now instead of as the disk is written.
+    #[arg(long)]
+    fixed: bool,
+    /// Bytes per block of a VHDX: a power of two from 1M to 256M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    block_size: Option<u64>,
+    /// Smallest unit the disk is addressed by.
+    #[arg(long, value_name = "BYTES", value_parser = ["512", "4096"])]
+    logical_sector_size: Option<String>,
+}
+
+impl Layout {
+    fn logical_sector(&self) -> Option<u32> {
+        self.logical_sector_size.as_deref().and_then(|text| text.parse().ok())
+    }
+
+    /// The options for a VHDX of `size` bytes.
+    fn vhdx(&self, size: u64) -> anyhow::Result<vhd::vhdx::CreateOptions> {
+        let mut options = vhd::vhdx::CreateOptions::new(size);
+        options.fixed = self.fixed;
+        if let Some(block) = self.block_size {
+            options.block_size =
+                block.try_into().context("the block size is a power of two from 1M to 256M")?;
+        }
+        if let Some(sector) = self.logical_sector() {
+            options.logical_sector = sector;
+        }
+        Ok(options)
+    }
+}
+
+/// The format asked for, or the one the location's ending names.
+fn format(asked: Option<Format>, location: &str) -> anyhow::Result<Format> {
+    asked.or_else(|| Format::from_path(location)).with_context(|| {
+        format!("{location}: the ending names no image format (.vhdx, .raw, .img); name it")
+    })
+}
+
+/// Prints a value as JSON on one line.
+fn print_json(value: &serde_json::Value) {
+    println!("{value}");
 }

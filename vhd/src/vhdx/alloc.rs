@@ -18,7 +18,7 @@ use std::{
 use block_io::{Error, Result};
 
 use super::{
-    MIB,
+    MAX_FILE, MIB,
     bat::{BlockState, ENTRY_SIZE, PAGE_ENTRIES, PAGE_SIZE, RawEntry},
     disk::Inner,
     space::SpaceMap,
@@ -215,6 +215,9 @@ impl Inner {
             let start = space.file_len.next_multiple_of(MIB).max(space.used_end());
             (start, (bytes / block_size).max(1))
         };
+        if start > MAX_FILE - count * block_size {
+            return Err(Error::NoSpace);
+        }
         // A full volume may still have room for less.
         let end = match self.file.set_len(start + count * block_size).await {
             Ok(()) => start + count * block_size,

@@ -50,6 +50,14 @@ impl CreateOptions {
         }
     }
 
+    /// Whether an image can be made of these: to be asked before a file is made for it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOptions`] saying which value is wrong and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        self.metadata().map(drop)
+    }
+
     fn metadata(&self) -> Result<Metadata> {
         let invalid = |why: String| Err(Error::InvalidOptions(why));
         if ![512, 4096].contains(&self.logical_sector) {

@@ -92,15 +92,25 @@ impl SpaceMap {
     /// The free runs before `limit`.
     pub fn free_runs(&self, limit: u64) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
-        for unit in 0..limit.div_ceil(MIB) {
-            if self.get(unit) {
-                continue;
-            }
-            let range = unit * MIB..((unit + 1) * MIB).min(limit);
+        let mut add = |units: Range<u64>| {
+            let range = units.start * MIB..(units.end * MIB).min(limit);
             match runs.last_mut() {
                 Some(last) if last.end == range.start => last.end = range.end,
                 _ => runs.push(range),
             }
+        };
+        let units = limit.div_ceil(MIB);
+        for (i, word) in self.words.iter().enumerate() {
+            let first = i as u64 * 64;
+            for unit in (first..first + 64).take_while(|unit| *unit < units) {
+                if word >> (unit % 64) & 1 == 0 {
+                    add(unit..unit + 1);
+                }
+            }
+        }
+        let mapped = self.words.len() as u64 * 64;
+        if mapped < units {
+            add(mapped..units);
         }
         runs
     }

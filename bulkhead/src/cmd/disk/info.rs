@@ -1,0 +1,101 @@
+//! `bulkhead disk info`.
+
+use anyhow::Context;
+use serde_json::json;
+use vhd::{
+    Format,
+    vhdx::{Info, Kind},
+};
+
+use super::{format, print_json};
+use crate::{
+    storage::{self, Mode},
+    units::Human,
+};
+
+/// Arguments of `bulkhead disk info`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image.
+    file: String,
+    /// raw or vhdx; by default as the ending of FILE says.
+    #[arg(long)]
+    format: Option<Format>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let format = format(args.format, &args.file)?;
+    let file = storage::open(&args.file, Mode::Read).await?;
+    match format {
+        Format::Vhdx => {
+            let info = vhd::vhdx::info(file).await.with_context(|| args.file.clone())?;
+            show(&args, &info);
+        }
+        other => {
+            let size = file.len().await?;
+            if args.json {
+                let format = other.to_string();
+                print_json(&json!({ "file": args.file, "format": format, "size": size }));
+            } else {
+                println!("{}: {other}, {}", args.file, Human(size));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn show(args: &Args, info: &Info) {
+    let kind = match &info.kind {
+        Kind::Dynamic => "dynamic",
+        Kind::Fixed => "fixed",
+        Kind::Differencing { .. } => "differencing",
+    };
+    if args.json {
+        let mut value = json!({
+            "file": args.file,
+            "format": "vhdx",
+            "kind": kind,
+            "size": info.disk_size,
+            "file_size": info.file_size,
+            "block_size": info.block_size,
+            "logical_sector_size": info.logical_sector,
+            "physical_sector_size": info.physical_sector,
+            "disk_id": info.disk_id.to_string(),
+            "data_write_id": info.data_write_id.to_string(),
+            "creator": info.creator,
+            "log_pending": info.log_pending,
+            "blocks": info.blocks,
+            "allocated_blocks": info.allocated_blocks,
+        });
+        if let Kind::Differencing { parent } = &info.kind {
+            value["parent"] = parent
+                .iter()
+                .map(|(key, value)| (key.clone(), json!(value)))
+                .collect::<serde_json::Map<_, _>>()
+                .into();
+        }
+        print_json(&value);
+        return;
+    }
+    println!("{}: vhdx, {kind}", args.file);
+    let line = |name: &str, value: String| println!("  {name:<20} {value}");
+    line("capacity", format!("{} ({} bytes)", Human(info.disk_size), info.disk_size));
+    line("file", Human(info.file_size).to_string());
+    line("block size", Human(u64::from(info.block_size)).to_string());
+    line("sectors", format!("{} logical, {} physical", info.logical_sector, info.physical_sector));
+    if let Some(allocated) = info.allocated_blocks {
+        line("allocated blocks", format!("{allocated} of {}", info.blocks));
+    }
+    line("disk id", info.disk_id.to_string());
+    line("made by", info.creator.clone());
+    let log = if info.log_pending { "to be replayed (in use, or not closed)" } else { "empty" };
+    line("log", log.to_owned());
+    if let Kind::Differencing { parent } = &info.kind {
+        for (key, value) in parent {
+            line(key, value.clone());
+        }
+    }
+}

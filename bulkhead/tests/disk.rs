@@ -1,0 +1,158 @@
+//! `bulkhead disk` as a user runs it.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+fn bulkhead(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bulkhead")).current_dir(dir).args(args).output().unwrap()
+}
+
+/// Runs and returns what was printed; fails with both outputs if it fails.
+fn ok(dir: &Path, args: &[&str]) -> String {
+    let output = bulkhead(dir, args);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{args:?}: {}\n{out}{err}", output.status);
+    out
+}
+
+/// Runs, expects failure, and returns the message.
+fn fails(dir: &Path, args: &[&str]) -> String {
+    let output = bulkhead(dir, args);
+    assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn json(dir: &Path, args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&ok(dir, args)).unwrap()
+}
+
+/// A raw file with data at both ends and in the middle, 9 MiB and `extra` bytes.
+fn raw(path: &Path, extra: usize) -> Vec<u8> {
+    let mut bytes = vec![0u8; (9 << 20) + extra];
+    let len = bytes.len();
+    for (i, at) in [0, 3 << 20, 5_000_000, len - 700].into_iter().enumerate() {
+        bytes[at..at + 700].fill(i as u8 + 1);
+    }
+    std::fs::write(path, &bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn create_info_check() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let args = ["disk", "create", "a.vhdx", "--size", "4GiB", "--block-size", "2M"];
+    assert_eq!(ok(dir, &args), "a.vhdx: vhdx, 4 GiB\n");
+    let info = json(dir, &["disk", "info", "a.vhdx", "--json"]);
+    assert_eq!(info["kind"], "dynamic");
+    assert_eq!(info["size"], 4u64 << 30);
+    assert_eq!(info["block_size"], 2 << 20);
+    assert_eq!(info["logical_sector_size"], 512);
+    assert_eq!(info["allocated_blocks"], 0);
+    assert!(ok(dir, &["disk", "info", "a.vhdx"]).contains("4 GiB (4294967296 bytes)"));
+    let check = json(dir, &["disk", "check", "a.vhdx", "--json"]);
+    assert_eq!((&check["errors"], &check["warnings"]), (&0.into(), &0.into()));
+
+    let args = [
+        "disk",
+        "create",
+        "f.vhdx",
+        "--size",
+        "10M",
+        "--fixed",
+        "--logical-sector-size",
+        "4096",
+        "--block-size",
+        "1M",
+        "--json",
+    ];
+    assert_eq!(json(dir, &args)["fixed"], true);
+    let info = json(dir, &["disk", "info", "f.vhdx", "--json"]);
+    assert_eq!((&info["kind"], &info["allocated_blocks"]), (&"fixed".into(), &10.into()));
+    assert_eq!(info["logical_sector_size"], 4096);
+
+    let message = fails(dir, &["disk", "create", "a.vhdx", "--size", "1G"]);
+    assert!(message.contains("exists"), "{message}");
+    ok(dir, &["disk", "create", "a.vhdx", "--size", "1G", "--force"]);
+    assert_eq!(json(dir, &["disk", "info", "a.vhdx", "--json"])["size"], 1 << 30);
+}
+
+#[test]
+fn mistakes_are_named() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    for (args, expected) in [
+        (&["disk", "create", "x.vhdx", "--size", "10X"][..], "is not a size"),
+        (&["disk", "create", "x.vhdx", "--size", "65T"][..], "at most 64 TiB"),
+        (&["disk", "create", "x.vhdx", "--size", "1G", "--block-size", "3M"][..], "power of two"),
+        (&["disk", "create", "x.qcow", "--size", "1G"][..], "names no image format"),
+        (&["disk", "info", "missing.vhdx"][..], "No such file"),
+        (&["disk", "info", "ftp://host/x.vhdx"][..], "no storage of kind \"ftp\""),
+    ] {
+        let message = fails(dir, args);
+        assert!(message.contains(expected), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn damage_fails_the_check_and_is_named() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.vhdx");
+    ok(dir.path(), &["disk", "create", "a.vhdx", "--size", "1G"]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // A table entry that points past the end of the file.
+    bytes[3 << 20..][..8].copy_from_slice(&(0x1000u64 << 20 | 6).to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let output = bulkhead(dir.path(), &["disk", "check", "a.vhdx", "--json"]);
+    assert!(!output.status.success());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["errors"], 1);
+    assert_eq!(report["findings"][0]["structure"], "block table");
+    assert_eq!(report["findings"][0]["offset"], 3 << 20);
+    let message = fails(dir.path(), &["disk", "convert", "a.vhdx", "a.raw"]);
+    assert!(message.contains("block table at offset 0x300000"), "{message}");
+}
+
+#[test]
+fn converts_there_and_back() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let bytes = raw(&dir.join("a.raw"), 512);
+    ok(dir, &["disk", "convert", "a.raw", "a.vhdx", "--block-size", "1M"]);
+    let done = json(dir, &["disk", "convert", "a.vhdx", "b.vhdx", "--fixed", "--json"]);
+    assert_eq!(done["size"], bytes.len());
+    assert!(done["written"].as_u64().unwrap() < 1 << 20, "{done}");
+    ok(dir, &["disk", "convert", "b.vhdx", "b.bin"]);
+    assert!(std::fs::read(dir.join("b.bin")).unwrap() == bytes);
+    for name in ["a.vhdx", "b.vhdx"] {
+        let check = json(dir, &["disk", "check", name, "--json"]);
+        assert_eq!((&check["errors"], &check["unused_bytes"]), (&0.into(), &0.into()), "{check}");
+    }
+    // Named formats win over endings.
+    ok(dir, &["disk", "convert", "a.vhdx", "c.vhdx", "--from", "raw", "--to", "raw"]);
+    assert!(
+        std::fs::read(dir.join("a.vhdx")).unwrap() == std::fs::read(dir.join("c.vhdx")).unwrap()
+    );
+}
+
+#[test]
+fn a_raw_file_of_any_length_is_filled_up_to_a_sector() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    for (extra, sector) in [(100, "512"), (100, "4096"), (512, "4096")] {
+        let mut bytes = raw(&dir.join("a.raw"), extra);
+        let to = ["--logical-sector-size", sector, "--force"];
+        ok(dir, &[&["disk", "convert", "a.raw", "a.vhdx"][..], &to].concat());
+        ok(dir, &["disk", "convert", "a.vhdx", "b.raw", "--force"]);
+        bytes.resize(bytes.len().next_multiple_of(sector.parse().unwrap()), 0);
+        assert!(std::fs::read(dir.join("b.raw")).unwrap() == bytes, "{extra} {sector}");
+    }
+}
