@@ -1,12 +1,13 @@
 //! One connection with a session: many requests in flight, two tasks for the socket.
 //!
 //! ```text
-//!  submit ─► credits ─► encode, sign/seal in the caller ─► Outgoing ─► writer task ─► socket
+//!  submit ─► credits ─► encode, sign/seal in the caller ─► queue ─► writer task ─► socket
 //!     └────► pending[message id] ◄── verify, open ◄── reader task ◄── socket
 //!               └─► oneshot ─► Ticket::reply
 //! ```
 //!
-//! The writer sends everything that gathered while the last send was under way at once. The
+//! The writer sends everything that gathered while the last send was under way at once; the only
+//! request in flight is sent by its caller. The
 //! reader takes as much as the socket has and answers every complete message in it. Nothing a
 //! server sends makes memory grow beyond what was asked for: frames are bounded, and responses
 //! nobody waits for end the connection.
@@ -22,6 +23,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use rustix::net::{Shutdown, shutdown};
 use smb_protocol::{
     Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
     header::{FRAME_LEN, HEADER_LEN, frame_len},
@@ -31,8 +33,7 @@ use smb_protocol::{
     },
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
+    net::TcpStream,
     sync::{Notify, Semaphore, TryAcquireError, oneshot, watch},
 };
 
@@ -63,7 +64,8 @@ struct Pending {
     what: &'static str,
     charge: u16,
     guard: Guard,
-    deadline: Instant,
+    sent: Instant,
+    patience: Duration,
     async_id: Option<u64>,
 }
 
@@ -73,12 +75,24 @@ struct Shared {
     /// Small requests, one behind the other.
     small: Vec<u8>,
     large: Vec<Vec<u8>>,
+    /// What is left of a frame whose beginning was sent; goes before all else.
+    begun: Vec<u8>,
+    /// Somebody is sending: the writer task, or a caller in [`Connection::send_now`].
+    sending: bool,
     /// Set once, when the connection is given up.
     closed: Option<Error>,
 }
 
+impl Shared {
+    /// Whether there is nothing to send.
+    fn is_idle(&self) -> bool {
+        self.begun.is_empty() && self.small.is_empty() && self.large.is_empty()
+    }
+}
+
 /// A connection with a session on it. Dropping the last [`Handle`] closes it.
 pub(crate) struct Connection {
+    socket: TcpStream,
     pub crypt: Crypt,
     pub limits: Limits,
     pub validate: Option<Validation>,
@@ -111,7 +125,9 @@ impl std::ops::Deref for Handle {
 }
 
 impl Drop for Handle {
+    /// Ends the session, which closes all that is open in it.
     fn drop(&mut self) {
+        self.0.send_and_forget(Command::LOGOFF, TreeId(0), |out| Empty.encode(out));
         self.0.close(Error::Closed);
     }
 }
@@ -159,6 +175,7 @@ impl Connection {
         let Established { stream, crypt, seal_all, limits, next_message, credits, validate } =
             established;
         let connection = Arc::new(Self {
+            socket: stream,
             crypt,
             limits,
             validate,
@@ -176,9 +193,8 @@ impl Connection {
             request_timeout: options.request_timeout,
             echo_interval: options.echo_interval,
         });
-        let (read, write) = stream.into_split();
-        tokio::spawn(Arc::clone(&connection).write_loop(write));
-        tokio::spawn(Arc::clone(&connection).read_loop(read));
+        tokio::spawn(Arc::clone(&connection).write_loop());
+        tokio::spawn(Arc::clone(&connection).read_loop());
         tokio::spawn(Self::tend(Arc::downgrade(&connection)));
         Handle(connection)
     }
@@ -238,10 +254,15 @@ impl Connection {
         if shared.closed.is_some() {
             return;
         }
-        shared.closed = Some(reason);
-        shared.pending.clear();
-        shared.small = Vec::new();
-        shared.large = Vec::new();
+        if matches!(reason, Error::Closed) && !shared.sending && shared.large.is_empty() {
+            // What can still be said without waiting: closes of files, the end of the session.
+            let last = [&shared.begun[..], &shared.small[..]].concat();
+            let _ = self.socket.try_write(&last);
+            let _ = shutdown(&self.socket, Shutdown::Write);
+        } else {
+            let _ = shutdown(&self.socket, Shutdown::Both);
+        }
+        *shared = Shared { closed: Some(reason), ..Shared::default() };
         drop(shared);
         self.credits.close();
         self.wake_writer.notify_one();
@@ -342,7 +363,8 @@ impl Connection {
             what: command.known_name().unwrap_or("a request"),
             charge,
             guard,
-            deadline: Instant::now() + timeout,
+            sent: Instant::now(),
+            patience: timeout,
             async_id: None,
         };
         let mut shared = lock(&self.shared);
@@ -350,14 +372,41 @@ impl Connection {
             return Err(reason.clone());
         }
         shared.pending.insert(message, pending);
-        if out.len() <= SMALL {
-            shared.small.extend_from_slice(&out);
+        if shared.pending.len() == 1 && !shared.sending {
+            shared.sending = true;
+            drop(shared);
+            self.send_now(out);
         } else {
-            shared.large.push(out);
+            if out.len() <= SMALL {
+                shared.small.extend_from_slice(&out);
+            } else {
+                shared.large.push(out);
+            }
+            let wake = !shared.sending;
+            drop(shared);
+            if wake {
+                self.wake_writer.notify_one();
+            }
         }
-        drop(shared);
-        self.wake_writer.notify_one();
         Ok(Ticket { connection: Arc::downgrade(self), message, answer, answered: false })
+    }
+
+    /// Sends the only request in flight from the caller's own task, which saves the way through
+    /// the writer task. The caller has set `sending`.
+    fn send_now(&self, out: Vec<u8>) {
+        let sent = match self.socket.try_write(&out) {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
+            Err(error) => return self.close(Error::disconnected(error.to_string())),
+        };
+        let mut shared = lock(&self.shared);
+        shared.sending = false;
+        shared.begun.extend_from_slice(&out[sent..]);
+        let more = !shared.is_idle();
+        drop(shared);
+        if more {
+            self.wake_writer.notify_one();
+        }
     }
 
     /// Nobody waits for a request any more: if the server is still at it for long, tell it.
@@ -394,43 +443,64 @@ impl Connection {
         lock(&self.opens).remove(&file);
     }
 
-    async fn write_loop(self: Arc<Self>, mut socket: OwnedWriteHalf) {
+    async fn write_loop(self: Arc<Self>) {
         let mut batch = Vec::new();
         loop {
             batch.clear();
-            let large = {
+            let work = {
                 let mut shared = lock(&self.shared);
                 if shared.closed.is_some() {
-                    break;
+                    return;
                 }
-                std::mem::swap(&mut batch, &mut shared.small);
-                std::mem::take(&mut shared.large)
+                // A caller that is sending wakes this task when it is done and there is more.
+                if shared.sending || shared.is_idle() {
+                    None
+                } else {
+                    shared.sending = true;
+                    std::mem::swap(&mut batch, &mut shared.small);
+                    Some((std::mem::take(&mut shared.begun), std::mem::take(&mut shared.large)))
+                }
             };
-            if batch.is_empty() && large.is_empty() {
+            let Some((begun, large)) = work else {
                 self.wake_writer.notified().await;
                 continue;
-            }
+            };
             let closed = self.wait_closed();
             let send = async {
-                socket.write_all(&batch).await?;
+                self.send_all(&begun).await?;
+                self.send_all(&batch).await?;
                 for request in &large {
-                    socket.write_all(request).await?;
+                    self.send_all(request).await?;
                 }
                 std::io::Result::Ok(())
             };
             tokio::select! {
-                result = send => if let Err(error) = result {
-                    self.close(Error::disconnected(error.to_string()));
+                result = send => match result {
+                    Ok(()) => lock(&self.shared).sending = false,
+                    Err(error) => self.close(Error::disconnected(error.to_string())),
                 },
                 () = closed => {}
             }
         }
     }
 
-    async fn read_loop(self: Arc<Self>, mut socket: OwnedReadHalf) {
+    async fn send_all(&self, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            match self.socket.try_write(bytes) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.socket.writable().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_loop(self: Arc<Self>) {
         let closed = self.wait_closed();
         let reason = tokio::select! {
-            reason = self.receive(&mut socket) => reason,
+            reason = self.receive() => reason,
             () = closed => return,
         };
         tracing::debug!(%reason, "connection ended");
@@ -438,7 +508,7 @@ impl Connection {
     }
 
     /// Receives until there is a reason to stop.
-    async fn receive(self: &Arc<Self>, socket: &mut OwnedReadHalf) -> Error {
+    async fn receive(self: &Arc<Self>) -> Error {
         let largest = self.limits.max_read.max(self.limits.max_transact) as usize;
         let longest = largest.min(16 << 20) + OVERHEAD;
         let mut buffer = BytesMut::with_capacity(READ_AHEAD);
@@ -448,12 +518,17 @@ impl Connection {
                 Err(error) => return error,
             };
             buffer.reserve(missing.max(READ_AHEAD / 4));
-            match socket.read_buf(&mut buffer).await {
+            match self.socket.try_read_buf(&mut buffer) {
                 Ok(0) => return Error::disconnected("the server closed it"),
                 Ok(_) => {
                     let heard = self.started.elapsed().as_millis();
                     self.last_heard
                         .store(u64::try_from(heard).unwrap_or(u64::MAX), Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if let Err(error) = self.socket.readable().await {
+                        return Error::disconnected(error.to_string());
+                    }
                 }
                 Err(error) => return Error::disconnected(error.to_string()),
             }
@@ -600,11 +675,11 @@ impl Connection {
             let now = Instant::now();
             let overdue = {
                 let shared = lock(&this.shared);
-                let overdue = shared.pending.values().find(|pending| pending.deadline < now);
-                overdue.map(|pending| pending.what)
+                let late = |p: &&Pending| now.duration_since(p.sent) > p.patience;
+                shared.pending.values().find(late).map(|p| (p.what, p.patience))
             };
-            if let Some(what) = overdue {
-                this.close(Error::Timeout { what, after: this.request_timeout });
+            if let Some((what, after)) = overdue {
+                this.close(Error::Timeout { what, after });
                 return;
             }
             let heard = Duration::from_millis(this.last_heard.load(Ordering::Relaxed));

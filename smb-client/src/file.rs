@@ -167,7 +167,7 @@ impl RemoteFile {
             self.expect(&response, "write")?;
             let count = write::Response::parse(&response.body)?.count as usize;
             // Before the next await: an acknowledged part counts even if a later one fails.
-            self.open.note_write();
+            self.open.note_write(live)?;
             if count != len {
                 return Err(Error::Protocol(format!("wrote {count} bytes of {len}")));
             }
@@ -180,10 +180,12 @@ impl RemoteFile {
     }
 
     /// Sends a request that may be sent again on a new connection, until it is answered.
+    /// `changes` says that it changes the file, so that its success counts as a write.
     async fn ask(
         &self,
         command: Command,
         charge_for: u32,
+        changes: bool,
         encode: impl Fn(&Live, &mut Vec<u8>),
     ) -> Result<Response> {
         let mut patience = Patience::default();
@@ -194,6 +196,13 @@ impl RemoteFile {
             let result =
                 connection.call(command, live.tree, charge, |out| encode(&live, out)).await;
             let error = match result {
+                Ok(response) if response.header.status.is_success() => {
+                    let counted = if changes { self.open.note_write(&live) } else { Ok(()) };
+                    match counted {
+                        Ok(()) => return Ok(response),
+                        Err(error) => error,
+                    }
+                }
                 Ok(response) => {
                     let status = response.header.status;
                     let error = Error::status(format!("use {:?}", self.open.path), status);
@@ -214,7 +223,7 @@ impl RemoteFile {
         let encode = |live: &Live, out: &mut Vec<u8>| {
             flush::Request { file_id: live.file }.encode(out);
         };
-        let response = self.ask(Command::FLUSH, 0, encode).await?;
+        let response = self.ask(Command::FLUSH, 0, false, encode).await?;
         self.expect(&response, "flush")?;
         self.open.note_flush(writes);
         Ok(())
@@ -232,7 +241,7 @@ impl RemoteFile {
             }
             .encode(out);
         };
-        let response = self.ask(Command::QUERY_INFO, 0, encode).await?;
+        let response = self.ask(Command::QUERY_INFO, 0, false, encode).await?;
         self.expect(&response, "ask the length of")?;
         let output = query_directory::Response::parse(&response.body)?.output;
         Ok(Standard::parse(output)?.end_of_file)
@@ -250,10 +259,8 @@ impl RemoteFile {
             }
             .encode(out);
         };
-        let response = self.ask(Command::SET_INFO, 0, encode).await?;
-        self.expect(&response, "set the length of")?;
-        self.open.note_write();
-        Ok(())
+        let response = self.ask(Command::SET_INFO, 0, true, encode).await?;
+        self.expect(&response, "set the length of")
     }
 
     async fn control(&self, code: FsctlCode, input: &[u8], max_output: u32) -> Result<Response> {
@@ -268,7 +275,8 @@ impl RemoteFile {
             }
             .encode(out);
         };
-        self.ask(Command::IOCTL, max_output.max(wire_len(input.len())), encode).await
+        let changes = code == FsctlCode::SET_ZERO_DATA;
+        self.ask(Command::IOCTL, max_output.max(wire_len(input.len())), changes, encode).await
     }
 
     /// Makes a range read as zeros and gives its space back.
@@ -286,9 +294,7 @@ impl RemoteFile {
         let mut input = Vec::with_capacity(16);
         encode_zero_data(range, &mut input);
         let response = self.control(FsctlCode::SET_ZERO_DATA, &input, 0).await?;
-        self.expect(&response, "zero a range of")?;
-        self.open.note_write();
-        Ok(())
+        self.expect(&response, "zero a range of")
     }
 
     /// The parts of a range that may hold data, ascending and disjoint.

@@ -6,7 +6,9 @@
 //!
 //! Two counters keep the flush barrier: writes acknowledged, and how many of them had been when
 //! the last successful flush began. If the server has lost the open while they differ, some of
-//! those writes may be gone, and the open fails for good with [`Error::WritesLost`].
+//! those writes may be gone, and the open fails for good with [`Error::WritesLost`]. From the
+//! moment that is decided, acknowledgements of the lost connection that are still on their way
+//! to a caller no longer count: those writes are sent again.
 
 use std::{
     sync::{
@@ -47,9 +49,16 @@ pub(crate) struct Open {
     pub path: String,
     pub options: OpenOptions,
     create_guid: [u8; 16],
-    slot: RwLock<Slot>,
+    slot: RwLock<Place>,
     acknowledged: AtomicU64,
     flushed: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Place {
+    slot: Slot,
+    /// The open is being taken up again: acknowledgements of the old connection do not count.
+    stale: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +113,7 @@ impl Open {
             path: wire_path(path)?,
             options,
             create_guid: random(),
-            slot: RwLock::new(Slot::Closed),
+            slot: RwLock::new(Place { slot: Slot::Closed, stale: false }),
             acknowledged: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             session,
@@ -128,21 +137,31 @@ impl Open {
     }
 
     fn set(&self, slot: Slot) {
-        *self.slot.write().unwrap_or_else(PoisonError::into_inner) = slot;
+        let mut place = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+        *place = Place { slot, stale: false };
     }
 
     /// Where the open is at present.
     pub fn live(&self) -> Result<Live> {
-        match &*self.slot.read().unwrap_or_else(PoisonError::into_inner) {
+        match &self.slot.read().unwrap_or_else(PoisonError::into_inner).slot {
             Slot::Live(live) => Ok(live.clone()),
             Slot::Lost(error) => Err(error.clone()),
             Slot::Closed => Err(Error::Closed),
         }
     }
 
-    /// Notes that a write was acknowledged.
-    pub fn note_write(&self) {
-        self.acknowledged.fetch_add(1, Ordering::AcqRel);
+    /// Notes that a write on `live` was acknowledged. An error means that the acknowledgement
+    /// came too late to count, and the write must be sent again.
+    pub fn note_write(&self, live: &Live) -> Result<()> {
+        let place = self.slot.read().unwrap_or_else(PoisonError::into_inner);
+        match &place.slot {
+            Slot::Live(now) if now.link.generation == live.link.generation && !place.stale => {
+                self.acknowledged.fetch_add(1, Ordering::AcqRel);
+                Ok(())
+            }
+            Slot::Closed => Err(Error::Closed),
+            _ => Err(Error::disconnected("lost as the answer came")),
+        }
     }
 
     /// Writes acknowledged so far, to be given to [`Open::note_flush`].
@@ -258,7 +277,12 @@ impl Open {
     /// Takes the open up again on a new connection. An error means that the connection or the
     /// share failed; that the server has lost the open is kept for whoever uses it next.
     pub async fn restore(&self, link: &Arc<Link>) -> Result<()> {
-        let Ok(old) = self.live() else { return Ok(()) };
+        let (old, unflushed) = {
+            let mut place = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+            let Slot::Live(old) = place.slot.clone() else { return Ok(()) };
+            place.stale = true;
+            (old, self.has_unflushed())
+        };
         let tree = link.tree(&self.session.options, &self.share).await?;
         let v1 = old.file.to_bytes();
         let context = match old.durable {
@@ -284,7 +308,7 @@ impl Open {
             }
         }
         let path = self.path.clone();
-        if self.has_unflushed() {
+        if unflushed {
             tracing::error!(%path, %status, "server lost an open with unflushed writes");
             self.set(Slot::Lost(Error::WritesLost { path, status }));
             return Ok(());
@@ -309,16 +333,31 @@ impl Open {
         patience.recover(&self.session, &live.link, error).await
     }
 
-    /// Closes the open at the server. Closing twice is no error.
+    /// Closes the open at the server, on a new connection if need be, so that another can have
+    /// the file. Closing twice is no error.
     pub async fn close(&self) -> Result<()> {
-        let Ok(live) = self.live() else { return Ok(()) };
-        let connection = live.connection();
-        let request = close::Request { flags: 0, file_id: live.file };
-        let encode = |out: &mut Vec<u8>| request.encode(out);
-        let result = connection.call(Command::CLOSE, live.tree, 1, encode).await;
-        self.set(Slot::Closed);
-        connection.forget_open(live.file);
-        expect(&result?, || format!("close {:?}", self.path))
+        let mut patience = Patience::default();
+        loop {
+            let Ok(live) = self.live() else { return Ok(()) };
+            let connection = live.connection();
+            let request = close::Request { flags: 0, file_id: live.file };
+            let encode = |out: &mut Vec<u8>| request.encode(out);
+            let error = match connection.call(Command::CLOSE, live.tree, 1, encode).await {
+                Ok(response) => match expect(&response, || format!("close {:?}", self.path)) {
+                    Err(error) if error.is_disconnect() => error,
+                    result => {
+                        connection.forget_open(live.file);
+                        self.set(Slot::Closed);
+                        return result;
+                    }
+                },
+                Err(error) => error,
+            };
+            if let Err(error) = self.recover(&mut patience, &live, error).await {
+                self.set(Slot::Closed);
+                return Err(error);
+            }
+        }
     }
 
     /// Asks the server to close the open without waiting.

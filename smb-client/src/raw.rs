@@ -57,7 +57,9 @@ pub struct RawConnection {
     tree: TreeId,
     file: FileId,
     out: Vec<u8>,
+    /// Bytes from `taken` to `filled` have come and are not yet handled.
     received: Vec<u8>,
+    taken: usize,
     filled: usize,
     guard: Guard,
 }
@@ -92,6 +94,7 @@ impl RawConnection {
             file: FileId::default(),
             out: Vec::new(),
             received: vec![0; limits.max_read.min(8 << 20) as usize + OVERHEAD],
+            taken: 0,
             filled: 0,
         };
         connection.tree_connect(options, share)?;
@@ -321,11 +324,17 @@ impl RawConnection {
             return Err(Error::disconnected("the server closed it"));
         }
         self.filled += count;
-        let (mut at, mut shown) = (0, 0);
+        let (mut at, mut shown) = (self.taken, 0);
         while let Some(prefix) = self.received[at..self.filled].first_chunk::<FRAME_LEN>() {
             let len = frame_len(*prefix)?;
             if len < HEADER_LEN || FRAME_LEN + len > self.received.len() {
                 return Err(Error::Protocol(format!("a message of {len} bytes")));
+            }
+            if at + FRAME_LEN + len > self.received.len() {
+                // Its end has no room behind what was handled: move its start to the front.
+                self.received.copy_within(at..self.filled, 0);
+                self.filled -= at;
+                at = 0;
             }
             let Some(frame) = self.received[at..self.filled].get_mut(FRAME_LEN..FRAME_LEN + len)
             else {
@@ -353,8 +362,14 @@ impl RawConnection {
                 shown += 1;
             }
         }
-        self.received.copy_within(at..self.filled, 0);
-        self.filled -= at;
+        self.taken = at;
+        if self.taken == self.filled {
+            (self.taken, self.filled) = (0, 0);
+        } else if self.received.len() - self.filled < FRAME_LEN {
+            self.received.copy_within(self.taken..self.filled, 0);
+            self.filled -= self.taken;
+            self.taken = 0;
+        }
         Ok(shown)
     }
 }

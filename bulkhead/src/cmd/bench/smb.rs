@@ -163,6 +163,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
+    // Fails early when there is no such process.
+    args.server_pid.map(cpu::of_tree).transpose()?;
     let options = args.options()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut workers = Vec::new();
@@ -195,8 +197,6 @@ fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
         workers.push(Worker::new(connection, args.plan(number, blocks)));
     }
 
-    // Fails early when there is no such process.
-    args.server_pid.map(cpu::of_tree).transpose()?;
     let barrier = Arc::new(Barrier::new(workers.len() + 1));
     let time = Duration::from_secs_f64(args.seconds);
     let verify = args.verify;
@@ -355,7 +355,14 @@ fn to_json(args: &Args, report: &Report) -> serde_json::Value {
 }
 
 fn print(args: &Args, report: &Report) {
+    let text = |name: &str| report.protocol[name].as_str().unwrap_or("none").to_owned();
     println!("{}", args.url);
+    println!(
+        "  dialect {}   signing {}   encryption {}",
+        text("dialect"),
+        text("signing"),
+        text("cipher")
+    );
     println!(
         "  {:.0} op/s   {:.1} MB/s   {} operations in {:.2} s",
         report.rate(),
