@@ -1,0 +1,46 @@
+# Every command a person needs. `make demo` shows the main job, `make test` runs all tests.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+# Debian packages that tests and benchmarks talk to; none is part of the product.
+TEST_PACKAGES := smbclient samba samba-testsuite samba-vfs-modules qemu-utils util-linux
+LAB_PACKAGES := debootstrap genisoimage cpio
+
+.PHONY: help build release demo test lint bench lab packages lab-packages clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: ## Everything, for tests
+	cargo build --workspace --all-targets
+
+release: ## The programs, optimised
+	cargo build --workspace --release --bins
+
+demo: release ## A guest on a VHDX on an SMB 3 share moves between two hosts while it writes
+	target/release/demo
+
+test: packages build ## All tests
+	cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
+	cargo nextest run --workspace --no-fail-fast
+
+lint: ## Formatting and clippy
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+bench: packages release ## Side by side with peers; JSON under target/bench
+	target/release/bench-smb
+
+# Installs what is missing when root, else says what to run. Never starts Debian's own services.
+packages:
+	@missing=$$(for p in $(TEST_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo -n "$$p "; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then \
+	    mkdir -p /usr/sbin; printf '#!/bin/sh\nexit 101\n' > /tmp/policy-rc.d.$$$$; chmod 755 /tmp/policy-rc.d.$$$$; \
+	    [ -e /usr/sbin/policy-rc.d ] || { cp /tmp/policy-rc.d.$$$$ /usr/sbin/policy-rc.d; made=1; }; rm -f /tmp/policy-rc.d.$$$$; \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; status=$$?; \
+	    [ -z "$$made" ] || rm -f /usr/sbin/policy-rc.d; exit $$status; \
+	  else echo "run: sudo apt-get install --no-install-recommends $$missing"; exit 1; fi; fi
+
+clean: ## Remove what was built
+	cargo clean
