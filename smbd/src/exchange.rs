@@ -206,6 +206,10 @@ impl Exchange {
         waits: &mut Vec<WaitingFuture>,
     ) -> Result<(), Dropped> {
         if header.command == Command::CANCEL {
+            if !(place.first && place.last) {
+                // It has no answer that could stand in the answer to a compound.
+                return Err(Dropped::Protocol("CANCEL in a compound"));
+            }
             self.cancel(&header);
             return Ok(());
         }
@@ -617,3 +621,6 @@ pub fn plain_frame(header: Header, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec
     answer.end();
     start
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,355 @@
+//! The exchange without a socket: an authenticated client that sends anything at all.
+
+use std::{path::Path, sync::Arc};
+
+use proptest::prelude::*;
+use smb_protocol::{
+    Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
+    fscc::{FsctlCode, InfoClass},
+    header::{FRAME_LEN, HEADER_LEN, frame_len},
+    msg::{
+        close, create, flush, ioctl, lock, negotiate, notify, query_directory, query_info, read,
+        session_setup, set_info, simple::Empty, tree_connect, write,
+    },
+    ntlm::{Credentials, NtHash},
+    spnego::Initiator,
+};
+
+use super::*;
+use crate::config::Config;
+
+/// A client that drives an [`Exchange`] in the same thread.
+struct Direct {
+    exchange: Exchange,
+    next_id: u64,
+    session: SessionId,
+    tree: TreeId,
+    runtime: tokio::runtime::Runtime,
+    _folder: tempfile::TempDir,
+}
+
+impl Direct {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("files")).unwrap();
+        let text = format!(
+            "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\n\
+             encryption='off'\n[limits]\npending_requests=8\n\
+             [[user]]\nname='u'\npassword='p'\n\
+             [[share]]\nname='s'\npath='files'\nusers=['u']\n",
+            folder.path().join("state").display()
+        );
+        let config = Config::parse(&text, &folder.path().join(Path::new("c"))).unwrap();
+        let server = Arc::new(Server::new(config).unwrap());
+        let address = "127.0.0.1:1".parse().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        Self {
+            exchange: Exchange::new(server, address, address),
+            next_id: 0,
+            session: SessionId(0),
+            tree: TreeId(0),
+            runtime,
+            _folder: folder,
+        }
+    }
+
+    fn header(&mut self, command: Command) -> Header {
+        let mut header = Header {
+            command,
+            credit_charge: 1,
+            credits: 32,
+            message_id: MessageId(self.next_id),
+            session_id: self.session,
+            ..Header::default()
+        };
+        header.set_tree_id(self.tree);
+        self.next_id += 1;
+        header
+    }
+
+    /// Sends messages as one frame and returns the answers, each checked to be well formed.
+    fn send(&mut self, frame: &mut [u8]) -> Result<Vec<(Header, Vec<u8>)>, Dropped> {
+        let mut out = Vec::new();
+        let _inside = self.runtime.enter();
+        let waits = match self.exchange.receive(frame, &mut out)? {
+            Frame::Answered => Vec::new(),
+            Frame::Waits(waits) => waits,
+        };
+        for wait in waits {
+            // A wait for an event may never end; storage always answers.
+            let limit =
+                std::time::Duration::from_millis(if self.exchange.pending.values().any(|p| p.io) {
+                    10_000
+                } else {
+                    1
+                });
+            if let Ok(done) =
+                self.runtime.block_on(async { tokio::time::timeout(limit, wait).await })
+            {
+                self.exchange.complete(done, &mut out);
+            }
+        }
+        Ok(answers(&out))
+    }
+
+    fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
+        let mut message = self.header(command).to_bytes().to_vec();
+        body(&mut message);
+        self.send(&mut message).unwrap().pop().unwrap()
+    }
+
+    /// Negotiates, logs in and connects to the share.
+    fn login(&mut self) {
+        let offer = negotiate::Request {
+            dialects: vec![Dialect::SMB_2_1],
+            security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
+            ..Default::default()
+        };
+        let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
+        let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
+        let hash = NtHash::of_password("p");
+        let who = Credentials { user: "u".into(), domain: String::new(), hash };
+        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let setup = |direct: &mut Self, token: &[u8]| {
+            let request = session_setup::Request {
+                security_mode: 1,
+                security_buffer: token,
+                ..Default::default()
+            };
+            direct.ask(Command::SESSION_SETUP, |out| request.encode(out))
+        };
+        let first = initiator.first(&hint).unwrap();
+        let (header, body) = setup(self, &first);
+        assert_eq!(header.status, NtStatus::MORE_PROCESSING_REQUIRED);
+        self.session = header.session_id;
+        let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
+        let second = initiator.second(&token, 0).unwrap();
+        assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
+        let request = tree_connect::Request { flags: 0, path: "\\\\s\\s".into() };
+        let (header, _) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        self.tree = header.tree_id();
+    }
+
+    fn open(&mut self, name: &str, options: create::CreateOptions) -> FileId {
+        let request = create::Request {
+            access: create::Access::ALL,
+            share: create::ShareAccess(7),
+            disposition: create::Disposition::OPEN_IF,
+            options,
+            name: name.into(),
+            impersonation: 2,
+            ..Default::default()
+        };
+        let (header, body) = self.ask(Command::CREATE, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        create::Response::parse(&body).unwrap().file_id
+    }
+}
+
+/// Takes the output apart; every frame and header must be well formed.
+fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
+    let mut list = Vec::new();
+    while let Some(prefix) = out.first_chunk::<FRAME_LEN>() {
+        let len = frame_len(*prefix).unwrap();
+        let mut frame = &out[FRAME_LEN..FRAME_LEN + len];
+        out = &out[FRAME_LEN + len..];
+        loop {
+            let header = Header::parse(frame).unwrap();
+            assert!(header.is_response());
+            let end =
+                if header.next_command == 0 { frame.len() } else { header.next_command as usize };
+            list.push((header, frame[HEADER_LEN..end].to_vec()));
+            if header.next_command == 0 {
+                break;
+            }
+            assert!(end.is_multiple_of(8));
+            frame = &frame[end..];
+        }
+    }
+    assert!(out.is_empty());
+    list
+}
+
+/// A well-formed body for each command, to be damaged.
+fn body(command: u16, id: FileId, number: u64) -> Vec<u8> {
+    let mut out = vec![0; HEADER_LEN];
+    let (small, class) = (number as u32 % 70_000, InfoClass(number as u8 % 70));
+    match Command(command) {
+        Command::CREATE => create::Request {
+            access: create::Access(number as u32),
+            share: create::ShareAccess(number as u32 % 8),
+            disposition: create::Disposition(number as u32 % 6),
+            options: create::CreateOptions((number >> 8) as u32 & 0x1fff),
+            name: ["a", "d", "d\\x", "..\\x", "a:b", "*"][number as usize % 6].into(),
+            contexts: vec![create::RawContext { name: b"MxAc", data: &[] }],
+            ..Default::default()
+        }
+        .encode(&mut out),
+        Command::CLOSE => close::Request { flags: 1, file_id: id }.encode(&mut out),
+        Command::FLUSH => flush::Request { file_id: id }.encode(&mut out),
+        Command::READ => {
+            read::Request { length: small, offset: number, file_id: id, ..Default::default() }
+                .encode(&mut out);
+        }
+        Command::WRITE => write::Request {
+            offset: number % (1 << 30),
+            file_id: id,
+            data: &[7; 100],
+            flags: number as u32 & 1,
+            ..Default::default()
+        }
+        .encode(&mut out),
+        Command::LOCK => lock::Request {
+            file_id: id,
+            locks: vec![lock::Element {
+                offset: number,
+                length: 5,
+                flags: lock::LockFlags(number as u32 & 0x1f),
+            }],
+            ..Default::default()
+        }
+        .encode(&mut out),
+        Command::IOCTL => {
+            let codes = [
+                FsctlCode::SET_SPARSE,
+                FsctlCode::SET_ZERO_DATA,
+                FsctlCode::QUERY_ALLOCATED_RANGES,
+                FsctlCode::CREATE_OR_GET_OBJECT_ID,
+                FsctlCode::QUERY_NETWORK_INTERFACE_INFO,
+                FsctlCode::DFS_GET_REFERRALS,
+            ];
+            ioctl::Request {
+                code: codes[number as usize % codes.len()],
+                file_id: id,
+                input: &number.to_le_bytes().repeat(2),
+                max_output: small,
+                flags: 1,
+                ..Default::default()
+            }
+            .encode(&mut out);
+        }
+        Command::QUERY_DIRECTORY => query_directory::Request {
+            class,
+            file_id: id,
+            output_len: small,
+            pattern: "*".into(),
+            flags: query_directory::Flags(number as u8),
+            ..Default::default()
+        }
+        .encode(&mut out),
+        Command::CHANGE_NOTIFY => {
+            notify::Request { file_id: id, output_len: small, ..Default::default() }
+                .encode(&mut out)
+        }
+        Command::QUERY_INFO => query_info::Request {
+            info_type: query_info::InfoType(number as u8 % 5),
+            class,
+            output_len: small,
+            additional: 7,
+            file_id: id,
+            ..Default::default()
+        }
+        .encode(&mut out),
+        Command::SET_INFO => set_info::Request {
+            info_type: query_info::InfoType(number as u8 % 5),
+            class,
+            file_id: id,
+            input: &number.to_le_bytes().repeat(8),
+            ..Default::default()
+        }
+        .encode(&mut out),
+        _ => Empty.encode(&mut out),
+    }
+    out.split_off(HEADER_LEN)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// Whatever an authenticated client sends, it gets well-formed answers with its own message
+    /// ids, or loses its connection; the next client is served.
+    #[test]
+    fn anything_is_answered_or_ends_the_connection(
+        requests in prop::collection::vec(
+            (0u16..20, any::<u64>(), prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), any::<bool>(), 0u8..3),
+            1..25,
+        )
+    ) {
+        let mut direct = Direct::new();
+        direct.login();
+        let files = [
+            direct.open("a", create::CreateOptions::NON_DIRECTORY_FILE),
+            direct.open("d", create::CreateOptions::DIRECTORY_FILE),
+            FileId::RELATED,
+        ];
+        let mut frame = Vec::new();
+        let mut last = 0;
+        let mut sent = Vec::new();
+        for (command, number, damage, related, file) in requests {
+            // A session that ends makes all that follows trivial.
+            if [0, 1, 2, 4].contains(&command) { continue; }
+            let mut header = direct.header(Command(command));
+            if related { header.flags |= HeaderFlags::RELATED; }
+            sent.push(header.message_id);
+            let mut body = body(command, files[file as usize], number);
+            for (at, value) in damage {
+                let at = at.index(body.len());
+                body[at] = value;
+            }
+            if related && !frame.is_empty() {
+                frame.resize(frame.len().next_multiple_of(8), 0);
+                let next = (frame.len() - last) as u32;
+                frame[last + 20..last + 24].copy_from_slice(&next.to_le_bytes());
+            } else if !frame.is_empty() {
+                match direct.send(&mut std::mem::take(&mut frame)) {
+                    Ok(list) => for (header, _) in list { prop_assert!(sent.contains(&header.message_id)); },
+                    Err(_) => return Ok(()),
+                }
+            }
+            last = frame.len();
+            frame.extend_from_slice(&header.to_bytes());
+            frame.extend_from_slice(&body);
+        }
+        let _ = direct.send(&mut frame);
+    }
+
+    /// Bytes that are no message at all never do harm.
+    #[test]
+    fn noise_ends_the_connection(mut noise in prop::collection::vec(any::<u8>(), 0..200), start in 0usize..4) {
+        let mut direct = Direct::new();
+        let starts: [&[u8]; 4] = [&[0xfe, b'S', b'M', b'B', 64, 0], &[0xff, b'S', b'M', b'B', 0x72], &[0xfd, b'S', b'M', b'B'], &[]];
+        noise.splice(0..0, starts[start].iter().copied());
+        let mut out = Vec::new();
+        let _ = direct.exchange.receive(&mut noise, &mut out);
+        prop_assert!(out.len() <= 1024);
+    }
+}
+
+#[test]
+fn a_wrong_signature_is_refused() {
+    let mut direct = Direct::new();
+    direct.login();
+    let session = direct.exchange.sessions[&direct.session].clone();
+    assert!(!session.must_sign);
+    // A wrong signature is refused even where none is needed.
+    let mut message = direct.header(Command::ECHO).to_bytes().to_vec();
+    message[16] |= 8;
+    Empty.encode(&mut message);
+    let answer = direct.send(&mut message).unwrap();
+    assert_eq!(answer[0].0.status, NtStatus::ACCESS_DENIED);
+}
+
+#[test]
+fn a_message_id_cannot_be_used_twice() {
+    let mut direct = Direct::new();
+    direct.login();
+    let mut message = direct.header(Command::ECHO).to_bytes().to_vec();
+    Empty.encode(&mut message);
+    assert_eq!(direct.send(&mut message.clone()).unwrap()[0].0.status, NtStatus::SUCCESS);
+    assert!(direct.send(&mut message).is_err());
+}
