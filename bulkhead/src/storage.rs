@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use block_io::{File, LocalFile, LocalOptions};
+use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, SmbUrl};
 
 /// What is to be done with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +17,12 @@ pub enum Mode {
     Replace,
 }
 
-/// Opens what `location` names: a local path.
+/// Opens what `location` names: a local path, or `smb://[user@]host[:port]/share/path`.
 pub async fn open(location: &str, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
+    if SmbUrl::looks_like(location) {
+        let url = location.parse().context("cannot open")?;
+        return open_remote(&url, mode).await.with_context(|| format!("cannot open {location}"));
+    }
     if let Some((scheme, _)) = location.split_once("://") {
         bail!("{location}: no storage of kind {scheme:?}");
     }
@@ -27,4 +32,21 @@ pub async fn open(location: &str, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
         Mode::Replace => LocalOptions { create: true, ..LocalOptions::default() },
     };
     Ok(Arc::new(LocalFile::open(location, &options).context("cannot open")?))
+}
+
+/// Opens a file on a share, with the password of the environment or its credentials file. The
+/// session lives as long as the file is open.
+async fn open_remote(url: &SmbUrl, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
+    if url.path.is_empty() {
+        bail!("the address names a share and no file on it");
+    }
+    let login = Login::from_env(url.user.as_deref())?;
+    let session = Client::connect(ConnectOptions::for_url(url, login)).await?;
+    let tree = session.tree(&url.share).await?;
+    let options = match mode {
+        Mode::Read => OpenOptions::read(),
+        Mode::CreateNew => OpenOptions::create(Create::New),
+        Mode::Replace => OpenOptions::create(Create::OpenOrNew),
+    };
+    Ok(Arc::new(tree.open(&url.path, options).await?))
 }

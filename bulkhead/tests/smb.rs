@@ -53,6 +53,50 @@ fn serve(directory: &Path) -> (Running, String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_are_made_checked_and_converted_on_a_share() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, url) = serve(directory.path());
+    let on_share = |name: &str| url.replace("bench.bin", name);
+    let password = [("BULKHEAD_SMB_PASSWORD", PASSWORD)];
+    let run = |args: &[&str]| {
+        let output = bulkhead(args, "", &password);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&run(args)).unwrap();
+
+    let empty = on_share("empty.vhdx");
+    run(&["disk", "create", &empty, "--size", "4G"]);
+    assert_eq!(json(&["disk", "info", &empty, "--json"])["size"], 4u64 << 30);
+    assert_eq!(json(&["disk", "check", &empty, "--json"])["errors"], 0);
+    let again = bulkhead(&["disk", "create", &empty, "--size", "1G"], "", &password);
+    assert!(text(&again.stderr).contains("STATUS_OBJECT_NAME_COLLISION"));
+    run(&["disk", "create", &empty, "--size", "1G", "--force"]);
+    let fixed = on_share("fixed.vhdx");
+    run(&["disk", "create", &fixed, "--size", "8M", "--fixed", "--block-size", "1M"]);
+    assert_eq!(json(&["disk", "info", &fixed, "--json"])["allocated_blocks"], 8);
+    use std::os::unix::fs::MetadataExt;
+    let file = std::fs::metadata(directory.path().join("share/fixed.vhdx")).unwrap();
+    assert!(file.blocks() * 512 >= 8 << 20, "its space is reserved");
+
+    let mut data = vec![0u8; 9 << 20];
+    for at in [0, 3 << 20, (9 << 20) - 700] {
+        data[at..at + 700].fill(0x42);
+    }
+    let local = directory.path().join("a.raw");
+    std::fs::write(&local, &data).unwrap();
+    let (local, image) = (local.to_str().unwrap(), on_share("a.vhdx"));
+    run(&["disk", "convert", local, &image]);
+    let back = directory.path().join("b.raw");
+    run(&["disk", "convert", &image, back.to_str().unwrap()]);
+    assert!(std::fs::read(back).unwrap() == data, "data differ");
+    let copy = on_share("c.vhdx");
+    run(&["disk", "convert", &image, &copy, "--block-size", "1M"]);
+    assert_eq!(json(&["disk", "check", &copy, "--json"])["errors"], 0);
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_made_by_the_tool_can_measure_the_server() {
     let directory = tempfile::tempdir().unwrap();
     let (running, url) = serve(directory.path());

@@ -263,6 +263,23 @@ impl RemoteFile {
         self.expect(&response, "set the length of")
     }
 
+    /// Has the server reserve space for everything before `end`, which must not lie before the
+    /// end of the file.
+    async fn reserve(&self, end: u64) -> Result<()> {
+        let encode = |live: &Live, out: &mut Vec<u8>| {
+            set_info::Request {
+                info_type: query_info::InfoType::FILE,
+                class: InfoClass::ALLOCATION,
+                file_id: live.file,
+                input: &end.to_le_bytes(),
+                ..Default::default()
+            }
+            .encode(out);
+        };
+        let response = self.ask(Command::SET_INFO, 0, true, encode).await?;
+        self.expect(&response, "reserve space for")
+    }
+
     async fn control(&self, code: FsctlCode, input: &[u8], max_output: u32) -> Result<Response> {
         let encode = |live: &Live, out: &mut Vec<u8>| {
             ioctl::Request {
@@ -391,6 +408,23 @@ impl block_io::File for RemoteFile {
             match self.zero(range).await {
                 Err(error) if cannot(&error) => {
                     Err(block_io::Error::Unsupported("making holes on this share"))
+                }
+                other => Ok(other?),
+            }
+        })
+    }
+
+    /// The protocol reserves from the start of a file to some place at or behind its end, so this
+    /// may reserve more than `range`, and cannot where the file goes on behind it.
+    fn allocate(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.check_writable()?;
+            if range.end < self.length().await? {
+                return Err(block_io::Error::Unsupported("reserving a part of a file on a share"));
+            }
+            match self.reserve(range.end).await {
+                Err(error) if cannot(&error) => {
+                    Err(block_io::Error::Unsupported("reserving space on this share"))
                 }
                 other => Ok(other?),
             }
