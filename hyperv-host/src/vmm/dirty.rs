@@ -25,7 +25,6 @@ use super::{
 };
 
 mod ioctl {
-    #![expect(missing_docs, reason = "a macro makes the function")]
     use super::{ioctl_iowr_nr, kvm_clear_dirty_log};
     ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, 0xae, 0xc0, kvm_clear_dirty_log);
 }
@@ -51,6 +50,15 @@ impl PageSet {
             words
         });
         Self { words: words.collect() }
+    }
+
+    /// Adds the pages of a set of the same memory.
+    pub fn join(&mut self, other: &Self) {
+        for (words, more) in self.words.iter_mut().zip(&other.words) {
+            for (word, more) in words.iter_mut().zip(more) {
+                *word |= more;
+            }
+        }
     }
 
     /// Number of pages.
