@@ -13,6 +13,7 @@
 
 mod client;
 mod definition;
+pub mod pki;
 mod wire;
 
 pub use client::{Client, ClientError};

@@ -10,5 +10,9 @@
 //!                                   disk_source ─► block_io::Disk (local, or over SMB)
 //! ```
 
+pub mod config;
+pub mod daemon;
 pub mod devices;
+pub mod disk_source;
+pub mod migrate;
 pub mod vmm;

@@ -1,2 +1,127 @@
-//! Placeholder
-fn main() {}
+//! `hyperv-host`: the VM host's daemon. Everything it does is in the library; this is its
+//! command line, its start and its end.
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use hyperv_host::{
+    config::Config,
+    daemon::{Host, control, spawn},
+    migrate::{
+        fault::{Fault, Faults},
+        target,
+    },
+};
+
+/// Time that guests have to power off when the daemon is stopped.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
+
+/// The VM host.
+#[derive(Debug, Parser)]
+#[command(name = "hyperv-host", version, about)]
+struct Args {
+    /// The configuration file.
+    #[arg(long)]
+    config: PathBuf,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check: bool,
+    /// Break moves at a point, for tests: POINT=die|drop|stall.
+    #[arg(long, hide = true)]
+    fault: Vec<Fault>,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hyperv-host: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    if args.check {
+        println!("{}: good", args.config.display());
+        return Ok(());
+    }
+    let signals = signals()?;
+    let socket = config.host.control_socket.clone();
+    let host = Host::open(config, Faults::new(args.fault.clone()))?;
+    let listener = control::bind(&socket)
+        .with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let migration = target::bind(&host).context("cannot listen for other hosts")?;
+    host.recover()?;
+    if let Some(migration) = migration {
+        let host = host.clone();
+        spawn("migration/accept".into(), move || target::serve(&host, &migration));
+    }
+    let serving = host.clone();
+    spawn("control/accept".into(), move || control::serve(&serving, &listener));
+    let address =
+        host.migration_address.get().map_or_else(|| "none".to_owned(), ToString::to_string);
+    println!("ready control={} migration={address}", socket.display());
+    std::io::stdout().flush()?;
+    notify("READY=1");
+    signals.wait()?;
+    notify("STOPPING=1");
+    tracing::info!("stopping");
+    host.shut_down(SHUTDOWN_LIMIT);
+    // A socket that is left behind is replaced by the next start.
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// SIGTERM and SIGINT, blocked in all threads and waited for in this one.
+struct Signals(libc::sigset_t);
+
+#[expect(unsafe_code, reason = "signal masks")]
+fn signals() -> anyhow::Result<Signals> {
+    // SAFETY: the set is initialised by `sigemptyset` before it is used.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        if libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
+            anyhow::bail!("cannot block signals");
+        }
+        Ok(Signals(set))
+    }
+}
+
+impl Signals {
+    #[expect(unsafe_code, reason = "sigwait")]
+    fn wait(&self) -> anyhow::Result<()> {
+        let mut signal = 0;
+        // SAFETY: the set is initialised and the signal number is written by the call.
+        let result = unsafe { libc::sigwait(&self.0, &mut signal) };
+        anyhow::ensure!(result == 0, "cannot wait for signals");
+        Ok(())
+    }
+}
+
+/// Tells a service manager, if there is one.
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Ok(socket) = std::os::unix::net::UnixDatagram::unbound()
+        && let Err(error) = socket.send_to(state.as_bytes(), &path)
+    {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}

@@ -1,10 +1,182 @@
-//! `bulkhead vm`.
+//! `bulkhead vm`: asks a VM host's daemon.
+
+mod console;
+mod show;
+
+use std::{io::IsTerminal, path::PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use host_api::{
+    Client, DEFAULT_SOCKET, MoveOptions, MoveProgress, Reply, Request, VmDefinition, VmName,
+};
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// Arguments of `bulkhead vm`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Control socket of the VM host.
+    #[arg(long, global = true, env = "BULKHEAD_HOST", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Answer with one JSON object.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take a VM from a VM file into the host's state.
+    Create {
+        /// The VM file (TOML).
+        file: PathBuf,
+    },
+    /// Start a VM.
+    Start {
+        /// Which.
+        name: VmName,
+    },
+    /// Stop a VM by its power button, or at once.
+    Stop {
+        /// Which.
+        name: VmName,
+        /// End it without asking the guest.
+        #[arg(long)]
+        force: bool,
+        /// Seconds the guest has to power off.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u32>,
+    },
+    /// List the VMs.
+    List,
+    /// Show everything about a VM.
+    Show {
+        /// Which.
+        name: VmName,
+    },
+    /// Attach to a VM's console; ends with it, or by Ctrl-].
+    Console {
+        /// Which.
+        name: VmName,
+        /// Show what was printed so far first.
+        #[arg(long)]
+        replay: bool,
+        /// Send this line, then only show what the guest prints.
+        #[arg(long, value_name = "TEXT")]
+        send: Option<String>,
+        /// Detach when the guest has printed a line with this text.
+        #[arg(long, value_name = "TEXT")]
+        until: Option<String>,
+    },
+    /// Move a running VM to another host; only its memory travels.
+    Move {
+        /// Which.
+        name: VmName,
+        /// Migration address of the other host, HOST:PORT.
+        #[arg(long)]
+        to: String,
+        /// Longest pause of the guest to aim for, in milliseconds.
+        #[arg(long, value_name = "MS")]
+        downtime: Option<u32>,
+        /// Connections that carry memory.
+        #[arg(long)]
+        streams: Option<u32>,
+    },
+    /// Forget a VM that is off; its disks stay.
+    Delete {
+        /// Which.
+        name: VmName,
+    },
+    /// Decide about a VM in doubt after a broken move. Look at the other host first: a VM that
+    /// runs on both loses data.
+    #[command(group = clap::ArgGroup::new("decision").required(true))]
+    Resolve {
+        /// Which.
+        name: VmName,
+        /// Run it on this host.
+        #[arg(long, group = "decision")]
+        run: bool,
+        /// Give it up on this host.
+        #[arg(long, group = "decision")]
+        discard: bool,
+    },
+}
 
 /// Runs the subcommand.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let mut client = Client::connect(&args.socket)?;
+    let json = args.json;
+    let (request, done) = match args.command {
+        Command::Create { file } => {
+            let text = std::fs::read_to_string(&file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            let definition = VmDefinition::from_toml(&text)
+                .with_context(|| format!("{}", file.display()))?;
+            let done = format!("created {}", definition.name);
+            (Request::Create { definition }, done)
+        }
+        Command::Start { name } => (Request::Start { name: name.clone() }, format!("started {name}")),
+        Command::Stop { name, force, timeout } => {
+            let done = format!("stopped {name}");
+            (Request::Stop { name, force, timeout_s: timeout }, done)
+        }
+        Command::Delete { name } => {
+            (Request::Delete { name: name.clone() }, format!("deleted {name}"))
+        }
+        Command::Resolve { name, run, .. } => {
+            (Request::Resolve { name: name.clone(), run }, format!("told {name}'s host"))
+        }
+        Command::List => return show::list(client.call(&Request::List)?, json),
+        Command::Show { name } => return show::vm(client.call(&Request::Show { name })?, json),
+        Command::Console { name, replay, send, until } => {
+            return console::attach(client, name, replay, send, until);
+        }
+        Command::Move { name, to, downtime, streams } => {
+            let options = MoveOptions { to, downtime_ms: downtime, streams };
+            return move_vm(client, name, options, json);
+        }
+    };
+    match client.call(&request)? {
+        Reply::Ok if json => println!("{}", serde_json::json!({ "ok": done })),
+        Reply::Ok => println!("{done}"),
+        other => bail!("the VM host answered {other:?}"),
+    }
+    Ok(())
+}
+
+fn move_vm(
+    mut client: Client,
+    name: VmName,
+    options: MoveOptions,
+    json: bool,
+) -> anyhow::Result<()> {
+    let bar = if json || !std::io::stderr().is_terminal() {
+        ProgressBar::hidden()
+    } else {
+        let style = ProgressStyle::with_template("{prefix:>9} {bar:32} {pos}/{len} pages  {msg}");
+        ProgressBar::new(0).with_style(style.context("progress style")?)
+    };
+    let request = Request::Move { name: name.clone(), options };
+    let reply = client.call_with(&request, |progress: MoveProgress| {
+        bar.set_prefix(progress.phase);
+        if progress.total_pages != 0 {
+            bar.set_length(progress.total_pages);
+            bar.set_position(progress.sent_pages);
+        }
+        let mb = progress.bytes as f64 / 1e6;
+        bar.set_message(format!("round {}  {mb:.0} MB", progress.round));
+    });
+    bar.finish_and_clear();
+    match reply? {
+        Reply::Moved { statistics } if json => {
+            println!("{}", serde_json::to_string(&statistics)?);
+        }
+        Reply::Moved { statistics } => {
+            println!("moved {name} to {}", statistics.peer);
+            show::statistics(&statistics);
+        }
+        other => bail!("the VM host answered {other:?}"),
+    }
+    Ok(())
 }

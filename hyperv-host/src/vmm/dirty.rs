@@ -24,7 +24,12 @@ use super::{
     memory::{self, GuestRam, PAGE},
 };
 
-ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, 0xae, 0xc0, kvm_clear_dirty_log);
+mod ioctl {
+    use super::{ioctl_iowr_nr, kvm_clear_dirty_log};
+    ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, 0xae, 0xc0, kvm_clear_dirty_log);
+}
+
+
 
 /// Pages of guest memory as bits, one word list a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +50,15 @@ impl PageSet {
             words
         });
         Self { words: words.collect() }
+    }
+
+    /// Adds the pages of a set of the same memory.
+    pub fn join(&mut self, other: &Self) {
+        for (words, more) in self.words.iter_mut().zip(&other.words) {
+            for (word, more) in words.iter_mut().zip(more) {
+                *word |= more;
+            }
+        }
     }
 
     /// Number of pages.
@@ -111,7 +125,7 @@ impl<'a> DirtyLog<'a> {
             kvm_clear_dirty_log { slot, num_pages, first_page: 0, ..Default::default() };
         request.__bindgen_anon_1.dirty_bitmap = bits.as_mut_ptr().cast();
         // SAFETY: the bitmap has a bit for each page of the slot, and KVM only reads it.
-        let result = unsafe { ioctl_with_ref(&VmRef(self.vm), KVM_CLEAR_DIRTY_LOG(), &request) };
+        let result = unsafe { ioctl_with_ref(&VmRef(self.vm), ioctl::KVM_CLEAR_DIRTY_LOG(), &request) };
         if result < 0 {
             return Err(Error::Os {
                 what: "clear the dirty log",

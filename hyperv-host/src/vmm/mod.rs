@@ -310,6 +310,12 @@ impl Vm {
         Ok(())
     }
 
+    /// Keeps the vCPUs from running, or lets them run again; devices go on.
+    pub fn hold_vcpus(&self, hold: bool) {
+        let vcpus = lock(&self.vcpus);
+        if hold { vcpus.pause() } else { vcpus.resume() }
+    }
+
     /// Number of pauses and the longest in microseconds.
     pub fn pauses(&self) -> (u64, u64) {
         let count = self.pauses.load(Ordering::Relaxed);

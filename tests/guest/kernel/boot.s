@@ -194,7 +194,7 @@ gdt:
     .quad 0x00cff3000000ffff    # 0x28 ring 3 data
     .quad 0x00affb000000ffff    # 0x30 ring 3 code
     .quad 0
-    .word 0x67                  # 0x40 task state
+    .word 104 + 8192            # 0x40 task state
     .word 0                     # its address is put in at entry
     .byte 0
     .byte 0x89, 0
@@ -213,7 +213,10 @@ idt_pointer:
 tss:
     .long 0
     .quad ring0_stack_top
-    .fill 92, 1, 0
+    .fill 90, 1, 0
+    .word 104                   # the I/O permission bitmap: ring 3 may use every port
+    .fill 8192, 1, 0
+    .byte 0xff
 
     .globl start_info
 start_info: .quad 0

@@ -1,7 +1,7 @@
 //! A bare-metal guest that works its disk and its memory hard and checks both.
 //!
 //! ```text
-//!  boot.s (ring 0: entry, interrupts) ──► guest_main (ring 3, I/O privilege 3)
+//!  boot.s (ring 0: entry, interrupts) ──► guest_main (ring 3, all ports by the I/O bitmap)
 //!      pci ──► virtq ──► disk, console
 //!      work: writes, flushes, reads back, dirties memory, reports, obeys
 //! ```

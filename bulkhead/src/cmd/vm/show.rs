@@ -1,0 +1,87 @@
+//! Tables of `bulkhead vm`.
+
+use anyhow::bail;
+use host_api::{MoveStatistics, Reply};
+
+/// `vm list`.
+pub fn list(reply: Reply, json: bool) -> anyhow::Result<()> {
+    let Reply::List { vms } = reply else { bail!("the VM host answered {reply:?}") };
+    if json {
+        println!("{}", serde_json::to_string(&vms)?);
+        return Ok(());
+    }
+    let width = vms.iter().map(|vm| vm.name.as_str().len()).max().unwrap_or(0).max(4);
+    println!("{:width$}  {:<10}  {:>5}  {:>10}", "NAME", "STATE", "VCPUS", "MEMORY");
+    for vm in vms {
+        let memory = format!("{} MiB", vm.memory_mib);
+        let (name, state) = (vm.name.as_str(), vm.state.as_str());
+        println!("{name:width$}  {state:<10}  {:>5}  {memory:>10}", vm.vcpus);
+    }
+    Ok(())
+}
+
+fn row(key: &str, value: impl std::fmt::Display) {
+    println!("{key:<16} {value}");
+}
+
+/// `vm show`.
+pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
+    let Reply::Show { vm } = reply else { bail!("the VM host answered {reply:?}") };
+    if json {
+        println!("{}", serde_json::to_string(&vm)?);
+        return Ok(());
+    }
+    row("name", &vm.summary.name);
+    row("state", vm.summary.state.as_str());
+    if let Some(reason) = &vm.reason {
+        row("reason", reason);
+    }
+    row("vcpus", vm.summary.vcpus);
+    row("memory", format_args!("{} MiB", vm.summary.memory_mib));
+    row("kernel", vm.definition.boot.kernel.display());
+    row("command line", &vm.definition.boot.cmdline);
+    let ms = vm.longest_pause_us as f64 / 1e3;
+    row("pauses", format_args!("{}, longest {ms:.1} ms", vm.pauses));
+    for (definition, disk) in vm.definition.disks.iter().zip(&vm.disks) {
+        row("disk", &definition.location);
+        row("  size", format_args!("{} bytes", disk.size));
+        row("  reads", format_args!("{} ({} bytes)", disk.reads, disk.read_bytes));
+        row("  writes", format_args!("{} ({} bytes)", disk.writes, disk.written_bytes));
+        row("  flushes", disk.flushes);
+        row("  errors", disk.errors);
+        row("  longest I/O", format_args!("{:.1} ms", disk.longest_us as f64 / 1e3));
+    }
+    if let Some(last) = &vm.last_move {
+        println!("last move:");
+        statistics(last);
+    }
+    Ok(())
+}
+
+/// What a move cost.
+pub fn statistics(statistics: &MoveStatistics) {
+    println!("  {:>5}  {:>9}  {:>9}  {:>9}  {:>9}", "ROUND", "PAGES", "ZERO", "MB", "MS");
+    for round in &statistics.rounds {
+        println!(
+            "  {:>5}  {:>9}  {:>9}  {:>9.1}  {:>9.1}",
+            round.number,
+            round.pages,
+            round.zero_pages,
+            round.bytes as f64 / 1e6,
+            round.micros as f64 / 1e3
+        );
+    }
+    let row = |key: &str, value: String| println!("  {key:<22} {value}");
+    row("outcome", statistics.outcome.clone());
+    row("pages", format!("{} ({} of zeros)", statistics.pages, statistics.zero_pages));
+    row("bytes", format!("{:.1} MB", statistics.bytes as f64 / 1e6));
+    row("compression", statistics.compression.clone());
+    row("memory connections", statistics.streams.to_string());
+    row("throughput", format!("{:.0} MB/s", statistics.mb_per_s));
+    row("total time", format!("{:.1} ms", statistics.total_ms));
+    row("downtime", format!("{:.1} ms", statistics.downtime_ms));
+    for (part, ms) in &statistics.downtime_parts {
+        row(&format!("  {part}"), format!("{ms:.1} ms"));
+    }
+    row("disk bytes moved", statistics.disk_bytes.to_string());
+}

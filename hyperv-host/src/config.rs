@@ -1,0 +1,214 @@
+//! The daemon's configuration file.
+
+use std::{net::SocketAddr, path::{Path, PathBuf}};
+
+use serde::Deserialize;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file says something that is not understood.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and in which line.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is outside what is possible.
+    #[error("{path}: {key} must be {least} to {most}")]
+    Range {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Least.
+        least: u64,
+        /// Most.
+        most: u64,
+    },
+}
+
+/// `[host]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostConfig {
+    /// Where VM files and durable records are.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    #[serde(default = "default_socket")]
+    pub control_socket: PathBuf,
+    /// Threads for the disks' I/O.
+    #[serde(default = "two")]
+    pub io_threads: usize,
+}
+
+/// `[migration]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationConfig {
+    /// Where other hosts connect to; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// The address that other hosts are told, if not the one listened on.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// Certificate of the authority that all hosts have theirs from.
+    pub ca: PathBuf,
+    /// This host's certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Names of hosts that may be peers; any with a certificate of the authority if empty.
+    #[serde(default)]
+    pub peers: Vec<String>,
+    /// Longest pause of a guest to aim for.
+    #[serde(default = "default_downtime")]
+    pub downtime_ms: u32,
+    /// Connections that carry memory.
+    #[serde(default = "two_streams")]
+    pub streams: u32,
+    /// Most rounds before the guest is paused in any case.
+    #[serde(default = "default_rounds")]
+    pub max_rounds: u32,
+    /// A peer that is silent for so long counts as lost.
+    #[serde(default = "default_timeout")]
+    pub timeout_s: u32,
+    /// VMs that may be on their way in at a time.
+    #[serde(default = "default_moves")]
+    pub max_incoming: usize,
+    /// VMs that may be on their way out at a time.
+    #[serde(default = "default_moves")]
+    pub max_outgoing: usize,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Control connections at a time.
+    pub control_connections: usize,
+    /// VMs defined at a time.
+    pub vms: usize,
+    /// Memory of all running VMs together, in MiB; 0 for no limit.
+    pub memory_mib: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { control_connections: 64, vms: 1024, memory_mib: 0 }
+    }
+}
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[host]`.
+    pub host: HostConfig,
+    /// `[migration]`; without it VMs cannot be moved.
+    #[serde(default)]
+    pub migration: Option<MigrationConfig>,
+    /// `[limits]`.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+fn default_socket() -> PathBuf {
+    host_api::DEFAULT_SOCKET.into()
+}
+
+fn two() -> usize {
+    2
+}
+
+fn two_streams() -> u32 {
+    2
+}
+
+fn default_downtime() -> u32 {
+    30
+}
+
+fn default_rounds() -> u32 {
+    30
+}
+
+fn default_timeout() -> u32 {
+    20
+}
+
+fn default_moves() -> usize {
+    2
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], which names the file and the line or key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a configuration file; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: source.into() })?;
+        let range = |key, value: u64, least, most| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::Range { path: path.to_owned(), key, least, most })
+            }
+        };
+        range("host.io_threads", config.host.io_threads as u64, 1, 256)?;
+        range("limits.control_connections", config.limits.control_connections as u64, 1, 65_536)?;
+        if let Some(migration) = &config.migration {
+            range("migration.streams", u64::from(migration.streams), 1, 16)?;
+            range("migration.downtime_ms", u64::from(migration.downtime_ms), 1, 60_000)?;
+            range("migration.max_rounds", u64::from(migration.max_rounds), 1, 1000)?;
+            range("migration.timeout_s", u64::from(migration.timeout_s), 1, 3600)?;
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "[host]\nstate_dir = '/s'\n[migration]\nlisten = '127.0.0.1:0'\n\
+                        ca = 'a'\ncertificate = 'b'\nkey = 'c'\n";
+
+    #[test]
+    fn defaults_are_filled_in_and_mistakes_are_named() {
+        let config = Config::parse(TEXT, Path::new("x")).unwrap();
+        assert_eq!(config.migration.unwrap().downtime_ms, 30);
+        let error = Config::parse(&TEXT.replace("ca =", "caa ="), Path::new("x")).unwrap_err();
+        assert!(error.to_string().contains("line 5") && error.to_string().contains("caa"), "{error}");
+        let error = Config::parse(&format!("{TEXT}streams = 99\n"), Path::new("x")).unwrap_err();
+        assert!(error.to_string().contains("migration.streams"), "{error}");
+    }
+
+    #[test]
+    fn the_shipped_configuration_is_valid() {
+        let text = include_str!("../../conf/hyperv-host.toml");
+        Config::parse(text, Path::new("conf/hyperv-host.toml")).unwrap();
+        let vm = include_str!("../../conf/vm.toml");
+        host_api::VmDefinition::from_toml(vm).unwrap();
+    }
+}

@@ -1,0 +1,182 @@
+//! The control socket: one thread a connection, one JSON object a line (see `host-api`).
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use host_api::{Event, MAX_LINE, Reply, Request, VmName};
+
+use super::{Host, HostError, spawn};
+use crate::{migrate, vmm::error::chain};
+
+const STOP_LIMIT: u32 = 60;
+/// How often a console connection looks whether its reader is still there.
+const CONSOLE_TICK: Duration = Duration::from_millis(500);
+
+/// Binds the control socket, readable and writable by its owner only.
+///
+/// # Errors
+/// `AddrInUse` if a daemon listens there, else what the operating system says.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The socket must never be there with wider permissions, not even for a moment.
+    let listener = {
+        let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let listener = UnixListener::bind(path);
+        rustix::process::umask(old);
+        listener?
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket for ever.
+pub fn serve(host: &Arc<Host>, listener: &UnixListener) {
+    let open = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "control socket");
+                continue;
+            }
+        };
+        if open.load(Ordering::Relaxed) >= host.config.limits.control_connections {
+            continue;
+        }
+        open.fetch_add(1, Ordering::Relaxed);
+        let (host, open) = (host.clone(), open.clone());
+        spawn("control".into(), move || {
+            if let Err(error) = connection(&host, stream) {
+                tracing::debug!(%error, "control connection");
+            }
+            open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+fn tell(stream: &mut UnixStream, event: &Event) -> io::Result<()> {
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+fn connection(host: &Arc<Host>, stream: UnixStream) -> io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut stream = stream;
+    loop {
+        let mut line = Vec::new();
+        if reader.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        let request = match serde_json::from_slice(&line) {
+            Ok(request) => request,
+            Err(error) => {
+                tell(&mut stream, &Event::Failed { message: format!("bad request: {error}") })?;
+                return Ok(());
+            }
+        };
+        if let Request::Console { name, replay } = &request {
+            return console(host, stream, reader, name, *replay);
+        }
+        let event = match carry_out(host, request, &mut stream) {
+            Ok(reply) => Event::Done { reply },
+            Err(error) => Event::Failed { message: chain(&error) },
+        };
+        tell(&mut stream, &event)?;
+    }
+}
+
+fn carry_out(
+    host: &Arc<Host>,
+    request: Request,
+    stream: &mut UnixStream,
+) -> Result<Reply, HostError> {
+    match request {
+        Request::Create { definition } => host.create(definition)?,
+        Request::Start { name } => host.start(&name)?,
+        Request::Stop { name, force, timeout_s } => {
+            let limit = Duration::from_secs(u64::from(timeout_s.unwrap_or(STOP_LIMIT)));
+            host.stop(&name, force, limit)?;
+        }
+        Request::List => return Ok(Reply::List { vms: host.list() }),
+        Request::Show { name } => return Ok(Reply::Show { vm: Box::new(host.show(&name)?) }),
+        Request::Move { name, options } => {
+            let statistics = migrate::source::move_vm(host, &name, options, |progress| {
+                // Whoever asked may have gone; the move goes on.
+                let _ = tell(stream, &Event::Progress { progress });
+            })?;
+            return Ok(Reply::Moved { statistics: Box::new(statistics) });
+        }
+        Request::Delete { name } => host.delete(&name)?,
+        Request::Resolve { name, run } => host.resolve(&name, run)?,
+        Request::Console { .. } => {}
+    }
+    Ok(Reply::Ok)
+}
+
+fn console(
+    host: &Arc<Host>,
+    mut stream: UnixStream,
+    mut reader: BufReader<UnixStream>,
+    name: &VmName,
+    replay: bool,
+) -> io::Result<()> {
+    let managed = match host.find(name) {
+        Ok(managed) => managed,
+        Err(error) => return tell(&mut stream, &Event::Failed { message: chain(&error) }),
+    };
+    let Some(vm) = managed.vm() else {
+        let error = HostError::State { name: name.clone(), state: managed.state() };
+        return tell(&mut stream, &Event::Failed { message: chain(&error) });
+    };
+    let out = vm.console().clone();
+    let mut position = if replay { 0 } else { out.position() };
+    tell(&mut stream, &Event::Done { reply: Reply::ConsoleAttached })?;
+    let typist = Arc::downgrade(&vm);
+    drop(vm);
+    spawn(format!("{name}/typing"), move || {
+        let mut bytes = [0; 1024];
+        while let Ok(got @ 1..) = reader.read(&mut bytes) {
+            let Some(vm) = typist.upgrade() else { break };
+            vm.type_in(&bytes[..got]);
+        }
+    });
+    while let Some((bytes, next)) = out.read_from(position, CONSOLE_TICK) {
+        stream.write_all(&bytes)?;
+        if bytes.is_empty() && hung_up(&stream) {
+            break;
+        }
+        position = next;
+    }
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+    Ok(())
+}
+
+/// Whether the other end is gone altogether (one that only stopped sending still listens).
+fn hung_up(stream: &UnixStream) -> bool {
+    let mut poll = [rustix::event::PollFd::new(stream, rustix::event::PollFlags::empty())];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut poll, Some(&now)).is_ok()
+        && poll[0].revents().contains(rustix::event::PollFlags::HUP)
+}

@@ -1,0 +1,632 @@
+//! The daemon: the table of VMs, what is done with them, and what must be remembered.
+//!
+//! ```text
+//!  control (unix socket) ──► Host ──┬─► Managed (one VM) ──► vmm::Vm
+//!  migrate::target (TLS) ──►        ├─► store (durable)
+//!                                   └─► migrate::source ═══► another host
+//!
+//!  Off ── start ──► Running ── move ──► MovingOut ──► (gone, or Running again)
+//!   ▲                 │                    └── cut off after the hand-over ──► InDoubt
+//!   └── power off ────┘        MovingIn (received) ──► Running | gone | InDoubt
+//! ```
+//!
+//! A VM's standing changes only under its operation lock; its state word is for looking at.
+
+pub mod control;
+pub mod store;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use host_api::{
+    AfterHostFailure, DiskUsage, MoveStatistics, VmDefinition, VmDetail, VmName, VmState, VmSummary,
+};
+use kvm_ioctls::Kvm;
+use tokio::runtime::Runtime;
+
+use self::store::{MoveId, Record, Store};
+use crate::{
+    config::Config,
+    disk_source,
+    migrate::{fault::Faults, target::Arrivals, tls::Tls, wire::Standing},
+    vmm::{self, DiskShape, Vm, bus::lock, error::chain, vcpu::EndReason},
+};
+
+/// Why something asked of the host was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// There is no such VM.
+    #[error("there is no VM {0}")]
+    Unknown(VmName),
+    /// There is one already.
+    #[error("there is a VM {0} already")]
+    Exists(VmName),
+    /// It is not in a state for that.
+    #[error("VM {name} is {}", .state.as_str())]
+    State {
+        /// Which.
+        name: VmName,
+        /// How it is.
+        state: VmState,
+    },
+    /// Something else is being done with it.
+    #[error("VM {0} is busy")]
+    Busy(VmName),
+    /// A limit of the configuration.
+    #[error("limit reached: {0}")]
+    Limit(&'static str),
+    /// It did not end in time.
+    #[error("VM {name} did not power off within {seconds} s; --force ends it")]
+    StillOn {
+        /// Which.
+        name: VmName,
+        /// How long it had.
+        seconds: u64,
+    },
+    /// The machine failed.
+    #[error(transparent)]
+    Vm(#[from] vmm::Error),
+    /// A definition is not possible.
+    #[error(transparent)]
+    Definition(#[from] host_api::DefinitionError),
+    /// The state folder failed.
+    #[error("cannot keep the host's records")]
+    Store(#[source] io::Error),
+    /// A move failed; the VM runs on here.
+    #[error("not moved: {0}")]
+    NotMoved(String),
+    /// The outcome of a move is not known yet.
+    #[error("the other host was lost at the hand-over; it is being asked: {0}")]
+    InDoubt(String),
+    /// The configuration has no part for moving.
+    #[error("this host has no [migration] in its configuration")]
+    NoMigration,
+}
+
+/// What of a VM can be looked at at any time.
+#[derive(Debug)]
+pub struct Inner {
+    /// How it is.
+    pub state: VmState,
+    /// The machine while it runs or is paused here.
+    pub vm: Option<Arc<Vm>>,
+    /// More about the state.
+    pub reason: Option<String>,
+    /// The last move.
+    pub last_move: Option<MoveStatistics>,
+    /// The operator's word on a VM in doubt: run it here or not.
+    pub resolve: Option<bool>,
+    /// The move by which it was given to another host, until that host is known to have it.
+    pub handed_over: Option<MoveId>,
+}
+
+/// A VM of this host.
+#[derive(Debug)]
+pub struct Managed {
+    /// What it is.
+    pub definition: VmDefinition,
+    operation: Mutex<()>,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl Managed {
+    /// A VM that is not running.
+    pub fn new(definition: VmDefinition, state: VmState) -> Arc<Self> {
+        Arc::new(Self {
+            definition,
+            operation: Mutex::new(()),
+            inner: Mutex::new(Inner {
+                state,
+                vm: None,
+                reason: None,
+                last_move: None,
+                resolve: None,
+                handed_over: None,
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &VmName {
+        &self.definition.name
+    }
+
+    /// Waits for the right to change its standing.
+    pub fn operate(&self) -> MutexGuard<'_, ()> {
+        lock(&self.operation)
+    }
+
+    /// Takes the right to change its standing if no one has it.
+    ///
+    /// # Errors
+    /// [`HostError::Busy`].
+    pub fn try_operate(&self) -> Result<MutexGuard<'_, ()>, HostError> {
+        match self.operation.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poison)) => Ok(poison.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(HostError::Busy(self.name().clone())),
+        }
+    }
+
+    /// How it is.
+    pub fn state(&self) -> VmState {
+        lock(&self.inner).state
+    }
+
+    /// The machine, if there is one.
+    pub fn vm(&self) -> Option<Arc<Vm>> {
+        lock(&self.inner).vm.clone()
+    }
+
+    /// Changes what can be looked at and tells those who wait.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = lock(&self.inner);
+        let result = change(&mut inner);
+        self.changed.notify_all();
+        result
+    }
+
+    /// Waits until `done` says so, at most `limit`; whether it did.
+    pub fn wait(&self, limit: Duration, mut done: impl FnMut(&Inner) -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut inner = lock(&self.inner);
+        while !done(&inner) {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            inner = self
+                .changed
+                .wait_timeout(inner, left)
+                .unwrap_or_else(|poison| poison.into_inner())
+                .0;
+        }
+        true
+    }
+
+    fn summary(&self) -> VmSummary {
+        VmSummary {
+            name: self.name().clone(),
+            state: self.state(),
+            vcpus: self.definition.vcpus,
+            memory_mib: self.definition.memory_mib,
+        }
+    }
+}
+
+/// A VM host.
+#[derive(Debug)]
+pub struct Host {
+    /// Its configuration.
+    pub config: Config,
+    /// KVM.
+    pub kvm: Kvm,
+    /// Where disks' I/O runs.
+    pub runtime: Runtime,
+    /// What it remembers.
+    pub store: Store,
+    /// Its identity, if it takes part in moves.
+    pub tls: Option<Tls>,
+    /// Where it listens for other hosts.
+    pub migration_address: OnceLock<SocketAddr>,
+    /// Faults that were asked for.
+    pub faults: Faults,
+    /// Moves out that are still deciding.
+    pub deciding: Mutex<Vec<MoveId>>,
+    /// VMs being received.
+    pub arrivals: Arrivals,
+    vms: Mutex<BTreeMap<VmName, Arc<Managed>>>,
+    shutting_down: AtomicBool,
+}
+
+impl Host {
+    /// Opens the state folder and KVM. Nothing runs yet: see [`Host::recover`].
+    ///
+    /// # Errors
+    /// What KVM, the certificates or the state folder say.
+    pub fn open(config: Config, faults: Faults) -> anyhow::Result<Arc<Self>> {
+        use anyhow::Context;
+        let kvm = Kvm::new().context("cannot open /dev/kvm")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(config.host.io_threads)
+            .thread_name("disk-io")
+            .enable_all()
+            .build()
+            .context("cannot start the I/O threads")?;
+        let store = Store::open(&config.host.state_dir).with_context(|| {
+            format!("cannot use the state folder {}", config.host.state_dir.display())
+        })?;
+        let tls = config.migration.as_ref().map(Tls::load).transpose()?;
+        Ok(Arc::new(Self {
+            config,
+            kvm,
+            runtime,
+            store,
+            tls,
+            migration_address: OnceLock::new(),
+            faults,
+            deciding: Mutex::default(),
+            arrivals: Arrivals::default(),
+            vms: Mutex::default(),
+            shutting_down: AtomicBool::new(false),
+        }))
+    }
+
+    /// Takes up what the records say after a start of the daemon: VMs that ran are started
+    /// afresh (if they want it), VMs that were being handed over are asked for.
+    ///
+    /// # Errors
+    /// What the state folder says.
+    pub fn recover(self: &Arc<Self>) -> Result<(), HostError> {
+        self.store.recover_arrivals().map_err(HostError::Store)?;
+        for (definition, record) in self.store.load().map_err(HostError::Store)? {
+            let managed = Managed::new(definition, VmState::Off);
+            lock(&self.vms).insert(managed.name().clone(), managed.clone());
+            let host = self.clone();
+            match record {
+                Record::Off => {}
+                Record::Running | Record::MovingOut { .. } => {
+                    let name = managed.name().clone();
+                    self.store.record(&name, &Record::Running).map_err(HostError::Store)?;
+                    if managed.definition.after_host_failure == AfterHostFailure::Restart {
+                        tracing::info!(vm = %name, "ran when this host stopped, starting it");
+                        spawn(format!("{name}/start"), move || {
+                            if let Err(error) = host.start(&name) {
+                                tracing::error!(vm = %name, error = chain(&error), "not started");
+                            }
+                        });
+                    } else {
+                        self.store.record(&name, &Record::Off).map_err(HostError::Store)?;
+                        managed.update(|inner| {
+                            inner.reason = Some("its host failed while it ran".into());
+                        });
+                    }
+                }
+                Record::HandedOver { id, peer } => {
+                    managed.update(|inner| {
+                        inner.state = VmState::InDoubt;
+                        inner.handed_over = Some(id.clone());
+                    });
+                    spawn(format!("{}/resolve", managed.name()), move || {
+                        let operation = managed.operate();
+                        crate::migrate::source::resolve(&host, &managed, &id, &peer, operation);
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What this host, as the source of a move, answers when asked about it.
+    pub fn standing_as_source(&self, id: &MoveId) -> Standing {
+        if lock(&self.deciding).contains(id) {
+            return Standing::Waiting;
+        }
+        let given = |managed: &Arc<Managed>| lock(&managed.inner).handed_over.as_ref() == Some(id);
+        if lock(&self.vms).values().any(given) { Standing::Given } else { Standing::Never }
+    }
+
+    /// The VM of that name.
+    ///
+    /// # Errors
+    /// [`HostError::Unknown`].
+    pub fn find(&self, name: &VmName) -> Result<Arc<Managed>, HostError> {
+        lock(&self.vms).get(name).cloned().ok_or_else(|| HostError::Unknown(name.clone()))
+    }
+
+    /// Adds a VM to the table.
+    ///
+    /// # Errors
+    /// [`HostError::Exists`], [`HostError::Limit`].
+    pub fn insert(&self, managed: &Arc<Managed>) -> Result<(), HostError> {
+        let mut vms = lock(&self.vms);
+        if vms.len() >= self.config.limits.vms {
+            return Err(HostError::Limit("vms"));
+        }
+        let name = managed.name().clone();
+        if vms.contains_key(&name) {
+            return Err(HostError::Exists(name));
+        }
+        vms.insert(name, managed.clone());
+        Ok(())
+    }
+
+    /// Takes a VM off the table.
+    pub fn remove(&self, managed: &Managed) {
+        lock(&self.vms).remove(managed.name());
+    }
+
+    /// Takes in a VM.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn create(&self, definition: VmDefinition) -> Result<(), HostError> {
+        definition.check()?;
+        let managed = Managed::new(definition, VmState::Off);
+        self.insert(&managed)?;
+        self.store.create(&managed.definition).map_err(|error| {
+            self.remove(&managed);
+            HostError::Store(error)
+        })
+    }
+
+    /// Forgets a VM that is off.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn delete(&self, name: &VmName) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let _operation = managed.try_operate()?;
+        let state = managed.state();
+        if !matches!(state, VmState::Off | VmState::Failed) {
+            return Err(HostError::State { name: name.clone(), state });
+        }
+        self.store.delete(name).map_err(HostError::Store)?;
+        self.remove(&managed);
+        Ok(())
+    }
+
+    /// Memory of all machines in MiB.
+    pub fn memory_in_use(&self) -> u64 {
+        let vms = lock(&self.vms);
+        vms.values()
+            .filter(|managed| !matches!(managed.state(), VmState::Off | VmState::Failed))
+            .map(|managed| managed.definition.memory_mib)
+            .sum()
+    }
+
+    /// Checks that `memory_mib` more may be used.
+    ///
+    /// # Errors
+    /// [`HostError::Limit`].
+    pub fn check_memory(&self, memory_mib: u64) -> Result<(), HostError> {
+        let limit = self.config.limits.memory_mib;
+        if limit != 0 && self.memory_in_use() + memory_mib > limit {
+            return Err(HostError::Limit("memory_mib"));
+        }
+        Ok(())
+    }
+
+    /// Starts a VM that is off.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn start(self: &Arc<Self>, name: &VmName) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let operation = managed.try_operate()?;
+        let state = managed.state();
+        if !matches!(state, VmState::Off | VmState::Failed) {
+            return Err(HostError::State { name: name.clone(), state });
+        }
+        self.start_locked(&managed, &operation)
+    }
+
+    /// Starts a VM whose operation lock is held.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn start_locked(
+        self: &Arc<Self>,
+        managed: &Arc<Managed>,
+        _operation: &MutexGuard<'_, ()>,
+    ) -> Result<(), HostError> {
+        let definition = &managed.definition;
+        self.check_memory(definition.memory_mib)?;
+        let disks = self.runtime.block_on(async {
+            let prepared = disk_source::prepare_all(&definition.disks).await?;
+            disk_source::open_all(&prepared).await
+        })?;
+        let shapes: Vec<DiskShape> = disks
+            .iter()
+            .map(|disk| DiskShape { geometry: disk.geometry(), read_only: disk.is_read_only() })
+            .collect();
+        let built = Vm::build(&self.kvm, definition, &shapes, None, self.runtime.handle().clone())
+            .and_then(|vm| {
+                vm.load()?;
+                vm.attach_disks(disks.clone())?;
+                Ok(vm)
+            });
+        let recorded = built.map_err(HostError::from).and_then(|vm| {
+            self.store.record(managed.name(), &Record::Running).map_err(HostError::Store)?;
+            Ok(vm)
+        });
+        let vm = match recorded {
+            Ok(vm) => Arc::new(vm),
+            Err(error) => {
+                self.close_disks(managed.name(), disks);
+                return Err(error);
+            }
+        };
+        vm.resume();
+        self.adopt(managed, vm);
+        tracing::info!(vm = %managed.name(), "started");
+        Ok(())
+    }
+
+    /// Makes a running machine this VM's and watches over its end.
+    pub fn adopt(self: &Arc<Self>, managed: &Arc<Managed>, vm: Arc<Vm>) {
+        managed.update(|inner| {
+            inner.state = VmState::Running;
+            inner.reason = None;
+            inner.vm = Some(vm.clone());
+        });
+        let (host, managed) = (self.clone(), managed.clone());
+        spawn(format!("{}/watch", managed.name()), move || host.watch(&managed, &vm));
+    }
+
+    /// Waits for a machine's end and puts things in order after it.
+    fn watch(self: &Arc<Self>, managed: &Arc<Managed>, vm: &Arc<Vm>) {
+        let reason = loop {
+            if let Some(reason) = vm.control().wait_end(Duration::from_secs(3600)) {
+                break reason;
+            }
+        };
+        let operation = managed.operate();
+        if !managed.vm().is_some_and(|current| Arc::ptr_eq(&current, vm)) {
+            // It was moved away, or another machine has taken its place.
+            return;
+        }
+        if self.shutting_down.load(Ordering::Acquire) {
+            return;
+        }
+        tracing::info!(vm = %managed.name(), ?reason, "ended");
+        self.tear_down(managed, vm);
+        let (state, why) = match &reason {
+            EndReason::Failed(why) => (VmState::Failed, Some(why.clone())),
+            EndReason::Stopped => (VmState::Off, Some("stopped by force".to_owned())),
+            EndReason::PowerOff => (VmState::Off, None),
+            EndReason::Reset => (VmState::Off, Some("it asked for a reset".to_owned())),
+        };
+        if let Err(error) = self.store.record(managed.name(), &Record::Off) {
+            tracing::error!(vm = %managed.name(), %error, "cannot record that it is off");
+        }
+        managed.update(|inner| {
+            inner.state = state;
+            inner.reason = why;
+            inner.vm = None;
+        });
+        if reason == EndReason::Reset
+            && let Err(error) = self.start_locked(managed, &operation)
+        {
+            tracing::error!(vm = %managed.name(), error = chain(&error), "not started after a reset");
+            managed.update(|inner| inner.reason = Some(chain(&error)));
+        }
+    }
+
+    /// Ends a machine and closes its disks.
+    pub fn tear_down(&self, managed: &Managed, vm: &Vm) {
+        vm.stop();
+        let disks = vm.detach_disks().into_iter().map(|(_, disk)| disk).collect();
+        self.close_disks(managed.name(), disks);
+    }
+
+    fn close_disks(&self, name: &VmName, disks: Vec<Arc<dyn block_io::Disk>>) {
+        for disk in disks {
+            if let Err(error) = self.runtime.block_on(disk.close()) {
+                tracing::error!(vm = %name, error = chain(&error), "a disk was not closed in order");
+            }
+        }
+    }
+
+    /// Stops a VM.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn stop(&self, name: &VmName, force: bool, limit: Duration) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let state = managed.state();
+        let vm = match (state, managed.vm()) {
+            (VmState::Running, Some(vm)) => vm,
+            _ => return Err(HostError::State { name: name.clone(), state }),
+        };
+        if force {
+            let _operation = managed.try_operate()?;
+            vm.control().end(EndReason::Stopped);
+        } else {
+            vm.press_power_button();
+        }
+        let gone = |inner: &Inner| {
+            !inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, &vm))
+        };
+        if managed.wait(limit, gone) {
+            Ok(())
+        } else {
+            Err(HostError::StillOn { name: name.clone(), seconds: limit.as_secs() })
+        }
+    }
+
+    /// The operator's decision on a VM in doubt.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn resolve(&self, name: &VmName, run: bool) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let state = managed.state();
+        if state != VmState::InDoubt {
+            return Err(HostError::State { name: name.clone(), state });
+        }
+        tracing::warn!(vm = %name, run, "decided by the operator");
+        managed.update(|inner| inner.resolve = Some(run));
+        Ok(())
+    }
+
+    /// All VMs.
+    pub fn list(&self) -> Vec<VmSummary> {
+        lock(&self.vms).values().map(|managed| managed.summary()).collect()
+    }
+
+    /// Everything about a VM.
+    ///
+    /// # Errors
+    /// [`HostError::Unknown`].
+    pub fn show(&self, name: &VmName) -> Result<VmDetail, HostError> {
+        let managed = self.find(name)?;
+        let summary = managed.summary();
+        let vm = managed.vm();
+        let usage = |(location, blk): &(String, Arc<crate::devices::virtio::blk::Blk>)| {
+            let counters = &blk.counters;
+            DiskUsage {
+                location: location.clone(),
+                size: blk.geometry().size,
+                reads: counters.reads.load(Ordering::Relaxed),
+                writes: counters.writes.load(Ordering::Relaxed),
+                flushes: counters.flushes.load(Ordering::Relaxed),
+                read_bytes: counters.read_bytes.load(Ordering::Relaxed),
+                written_bytes: counters.written_bytes.load(Ordering::Relaxed),
+                errors: counters.errors.load(Ordering::Relaxed),
+                longest_us: counters.longest_us.load(Ordering::Relaxed),
+            }
+        };
+        let disks = vm.as_ref().map(|vm| vm.disks().iter().map(usage).collect());
+        let (pauses, longest_pause_us) = vm.as_ref().map(|vm| vm.pauses()).unwrap_or_default();
+        let inner = lock(&managed.inner);
+        Ok(VmDetail {
+            summary,
+            definition: managed.definition.clone(),
+            reason: inner.reason.clone(),
+            disks: disks.unwrap_or_default(),
+            pauses,
+            longest_pause_us,
+            last_move: inner.last_move.clone(),
+        })
+    }
+
+    /// Ends everything: guests get `limit` to power off, then are ended. Records stay, so that
+    /// what ran is started again with the host.
+    pub fn shut_down(&self, limit: Duration) {
+        self.shutting_down.store(true, Ordering::Release);
+        let all: Vec<_> = lock(&self.vms).values().cloned().collect();
+        let running: Vec<_> =
+            all.iter().filter_map(|managed| Some((managed.clone(), managed.vm()?))).collect();
+        for (managed, vm) in &running {
+            if managed.state() == VmState::Running {
+                vm.press_power_button();
+            }
+        }
+        let deadline = Instant::now() + limit;
+        for (managed, vm) in running {
+            let left = deadline.saturating_duration_since(Instant::now());
+            vm.control().wait_end(left);
+            if let Ok(_operation) = managed.try_operate()
+                && managed.update(|inner| inner.vm.take()).is_some()
+            {
+                self.tear_down(&managed, &vm);
+            }
+        }
+    }
+}
+
+/// Starts a named thread; a host that cannot is out of resources and says so.
+pub fn spawn(name: String, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name(name.clone()).spawn(work) {
+        tracing::error!(thread = name, %error, "cannot start a thread");
+    }
+}

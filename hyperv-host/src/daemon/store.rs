@@ -1,0 +1,334 @@
+//! What a host must remember over its own death, one small file a fact, written durably: to a
+//! temporary file, synced, renamed, and the folder synced.
+//!
+//! ```text
+//!  state_dir/vms/NAME/vm.toml        definition
+//!  state_dir/vms/NAME/record.json    Record: where the VM stands (absent: off)
+//!  state_dir/arriving/ID/vm.toml     a VM being received; counts only once …
+//!  state_dir/moves/ID.json           … its verdict says `ran`
+//! ```
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use host_api::{VmDefinition, VmName};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Identity of one move: 32 lower-case hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MoveId(String);
+
+impl MoveId {
+    /// A new, random one.
+    pub fn random() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for MoveId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.len() == 32 && text.as_bytes().iter().all(digit) {
+            Ok(Self(text))
+        } else {
+            Err("not the identity of a move".into())
+        }
+    }
+}
+
+impl From<MoveId> for String {
+    fn from(id: MoveId) -> Self {
+        id.0
+    }
+}
+
+/// Where a VM stands, as its host must know it after a crash.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Record {
+    /// Not running.
+    #[default]
+    Off,
+    /// Running here.
+    Running,
+    /// Running here; a peer may hold a copy that must not run.
+    MovingOut {
+        /// The move.
+        id: MoveId,
+        /// The peer's address.
+        peer: String,
+    },
+    /// Given to the peer. It runs here again only if the peer says that it never ran there.
+    HandedOver {
+        /// The move.
+        id: MoveId,
+        /// The peer's address.
+        peer: String,
+    },
+}
+
+/// What became of a VM that was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It was told to run here, and this host has it from then on.
+    Ran,
+    /// It never ran here and never will.
+    Refused,
+}
+
+/// The files.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens a state folder, making what is missing.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        for part in ["vms", "arriving", "moves"] {
+            fs::create_dir_all(root.join(part))?;
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    fn vm_dir(&self, name: &VmName) -> PathBuf {
+        self.root.join("vms").join(name.as_str())
+    }
+
+    fn arriving_dir(&self, id: &MoveId) -> PathBuf {
+        self.root.join("arriving").join(id.as_str())
+    }
+
+    fn verdict_file(&self, id: &MoveId) -> PathBuf {
+        self.root.join("moves").join(format!("{}.json", id.as_str()))
+    }
+
+    /// Takes in a new VM.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is one of that name, else what the file system says.
+    pub fn create(&self, definition: &VmDefinition) -> io::Result<()> {
+        let dir = self.vm_dir(&definition.name);
+        fs::create_dir(&dir)?;
+        write_durably(&dir.join("vm.toml"), definition.to_toml().as_bytes())?;
+        sync(&self.root.join("vms"))
+    }
+
+    /// All VMs with their records.
+    ///
+    /// # Errors
+    /// What the file system says; a file that is not understood is an error with its path.
+    pub fn load(&self) -> io::Result<Vec<(VmDefinition, Record)>> {
+        let mut vms = Vec::new();
+        for entry in fs::read_dir(self.root.join("vms"))? {
+            let dir = entry?.path();
+            let file = dir.join("vm.toml");
+            let text = match fs::read_to_string(&file) {
+                Ok(text) => text,
+                // A create or delete that was cut short.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::remove_dir_all(&dir)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let definition = VmDefinition::from_toml(&text).map_err(|error| damaged(&file, &error))?;
+            let record = read_json(&dir.join("record.json"))?.unwrap_or_default();
+            vms.push((definition, record));
+        }
+        Ok(vms)
+    }
+
+    /// Remembers where a VM stands.
+    ///
+    /// # Errors
+    /// What the file system says; the old record is then still the one.
+    pub fn record(&self, name: &VmName, record: &Record) -> io::Result<()> {
+        write_json(&self.vm_dir(name).join("record.json"), record)
+    }
+
+    /// Forgets a VM.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn delete(&self, name: &VmName) -> io::Result<()> {
+        let dir = self.vm_dir(name);
+        // The definition first: without it the folder is only rubbish to be cleared away.
+        fs::remove_file(dir.join("vm.toml"))?;
+        sync(&dir)?;
+        fs::remove_dir_all(&dir)?;
+        sync(&self.root.join("vms"))
+    }
+
+    /// Writes down a VM that is being received; it counts only once its verdict is `ran`.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn arrive(&self, id: &MoveId, definition: &VmDefinition) -> io::Result<()> {
+        let dir = self.arriving_dir(id);
+        fs::create_dir(&dir)?;
+        write_durably(&dir.join("vm.toml"), definition.to_toml().as_bytes())?;
+        sync(&self.root.join("arriving"))
+    }
+
+    /// Writes down the verdict on a move.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn set_verdict(&self, id: &MoveId, verdict: Verdict) -> io::Result<()> {
+        write_json(&self.verdict_file(id), &verdict)
+    }
+
+    /// The verdict on a move, if there is one.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn verdict(&self, id: &MoveId) -> io::Result<Option<Verdict>> {
+        read_json(&self.verdict_file(id))
+    }
+
+    /// Forgets a verdict that no one will ask for any more.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn forget_verdict(&self, id: &MoveId) -> io::Result<()> {
+        match fs::remove_file(self.verdict_file(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a received VM one of this host's, running.
+    ///
+    /// # Errors
+    /// What the file system says; the verdict still says whose it is.
+    pub fn settle(&self, id: &MoveId, definition: &VmDefinition) -> io::Result<()> {
+        let dir = self.vm_dir(&definition.name);
+        fs::create_dir_all(&dir)?;
+        write_json(&dir.join("record.json"), &Record::Running)?;
+        write_durably(&dir.join("vm.toml"), definition.to_toml().as_bytes())?;
+        sync(&self.root.join("vms"))?;
+        self.forget_arrival(id)
+    }
+
+    /// Clears away a VM that was being received.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn forget_arrival(&self, id: &MoveId) -> io::Result<()> {
+        match fs::remove_dir_all(self.arriving_dir(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// After a restart: settles what had been told to run and clears away the rest.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn recover_arrivals(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.root.join("arriving"))? {
+            let dir = entry?.path();
+            let id = dir.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+            let Some(Ok(id)) = id.map(MoveId::try_from) else { continue };
+            if self.verdict(&id)? == Some(Verdict::Ran) {
+                let file = dir.join("vm.toml");
+                let text = fs::read_to_string(&file)?;
+                let definition =
+                    VmDefinition::from_toml(&text).map_err(|error| damaged(&file, &error))?;
+                self.settle(&id, &definition)?;
+            } else {
+                self.forget_arrival(&id)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn damaged(path: &Path, error: &dyn std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(path, &error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    write_durably(path, &serde_json::to_vec(value)?)
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), sync)
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition(name: &str) -> VmDefinition {
+        let text = format!("name = '{name}'\nmemory_mib = 64\n[boot]\nkernel = '/k'\n");
+        VmDefinition::from_toml(&text).unwrap()
+    }
+
+    #[test]
+    fn records_survive_and_arrivals_count_only_with_a_verdict() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.create(&definition("a")).unwrap();
+        assert!(store.create(&definition("a")).is_err());
+        let (ran, lost) = (MoveId::random().unwrap(), MoveId::random().unwrap());
+        let handed = Record::HandedOver { id: ran.clone(), peer: "p:1".into() };
+        store.record(&"a".parse().unwrap(), &handed).unwrap();
+        store.arrive(&ran, &definition("b")).unwrap();
+        store.arrive(&lost, &definition("c")).unwrap();
+        store.set_verdict(&ran, Verdict::Ran).unwrap();
+
+        let store = Store::open(dir.path()).unwrap();
+        store.recover_arrivals().unwrap();
+        let mut vms = store.load().unwrap();
+        vms.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        assert_eq!(vms.len(), 2);
+        assert_eq!(vms[0], (definition("a"), handed));
+        assert_eq!(vms[1], (definition("b"), Record::Running));
+        assert_eq!(store.verdict(&ran).unwrap(), Some(Verdict::Ran));
+        assert_eq!(store.verdict(&lost).unwrap(), None);
+
+        store.delete(&"a".parse().unwrap()).unwrap();
+        fs::remove_file(dir.path().join("vms/b/vm.toml")).unwrap();
+        assert!(store.load().unwrap().is_empty());
+    }
+}

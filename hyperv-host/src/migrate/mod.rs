@@ -1,0 +1,74 @@
+//! Live migration: only memory and state move, the disk is handed over.
+//!
+//! ```text
+//!  source                                             target
+//!  ──────                                             ──────
+//!  Hello (definition, CPU model, disk shapes) ──────► checks: version, name, memory, CPU, disks
+//!                                             ◄────── Accepted
+//!  Join × N (memory connections)              ──────►
+//!  record MovingOut
+//!  rounds: all pages, then dirty pages …      ══════► guest memory        (guest runs on)
+//!  pause; drain disks; last pages             ══════►
+//!  close disks (flushed, given up)
+//!  State                                      ──────► vCPUs, chips, devices
+//!                                             ◄────── Ready      target: waiting for the word
+//!  record HandedOver   ◄── the decision, durable
+//!  Commit                                     ──────► verdict `ran`, durable; opens the disks;
+//!                                             ◄────── Running     the guest runs here
+//!  forgets the VM
+//! ```
+//!
+//! Who goes on when something breaks:
+//!
+//! ```text
+//!  source before HandedOver   the guest runs on at the source: disks are opened again if they
+//!                             were closed. A target that had it all asks and hears `never`.
+//!  source after HandedOver    it does not run at the source until the target says `never` (it
+//!                             never ran there and never will, by a durable verdict or because
+//!                             it knows nothing of the move). While the target waits, the word
+//!                             is given again. While it cannot be reached the VM is in doubt.
+//!  target before its verdict  it never runs by itself. If the source is lost it asks until it
+//!                             hears `given` (then it runs) or `never` (then it forgets).
+//!  target after its verdict   it runs, or, after a crash, is started afresh: the source does not.
+//!  target cannot open a disk  verdict `refused`, durable, then the source is told and goes on.
+//! ```
+//!
+//! Both records are single files renamed into place before the message that depends on them is
+//! sent. An operator may end a doubt by `vm resolve` when one host will never come back.
+//!
+//! Modules: [`wire`] the stream's format, [`tls`] who may connect, [`source`] and [`send`] the
+//! sending side, [`target`] the receiving side, [`fault`] points where tests break it.
+
+pub mod fault;
+pub mod send;
+pub mod source;
+pub mod target;
+pub mod tls;
+pub mod wire;
+
+/// Why a move did not come about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MoveError {
+    /// The connection or what came over it.
+    #[error(transparent)]
+    Wire(#[from] wire::WireError),
+    /// The connection could not be made.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// The machine.
+    #[error(transparent)]
+    Vm(#[from] crate::vmm::Error),
+    /// The other host does not take it.
+    #[error("the other host refuses: {0}")]
+    Refused(String),
+    /// The guest ended on the way.
+    #[error("the guest ended meanwhile")]
+    Ended,
+    /// A record could not be written.
+    #[error("cannot keep the host's records")]
+    Store(#[source] std::io::Error),
+    /// The peer said something that does not belong there.
+    #[error("the other host answered out of turn")]
+    Protocol,
+}

@@ -1,0 +1,547 @@
+//! The receiving side. The protocol and its guarantees are drawn in [`super`].
+//!
+//! ```text
+//!  Receiving ── state restored ──► Waiting ── Commit (from any connection), or the source
+//!      │ lost                         │       answers `given` ──► verdict ran ──► Ran
+//!      ▼                              │ Abort, or the source answers `never`
+//!     Gone ◄──────────────────────────┘           (a disk that cannot be opened: verdict refused)
+//! ```
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use host_api::VmState;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::{
+    MoveError,
+    tls::{Cutter, Stream},
+    wire::{self, Hello, Kind, Message, Standing, WireError, parse_pages, read_frame, receive, send},
+};
+use crate::{
+    daemon::{
+        Host, Managed, spawn,
+        store::{MoveId, Verdict},
+    },
+    disk_source::{self, Prepared},
+    vmm::{
+        Error, Vm,
+        bus::lock,
+        cpu::CpuModel,
+        error::chain,
+        memory::{GuestRam, PAGE},
+        state,
+    },
+};
+
+/// Connections of other hosts at a time.
+const MOST_CONNECTIONS: usize = 128;
+/// How long a target tries to open the disks that the source has given up.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Receiving,
+    Waiting,
+    Ran,
+    Gone,
+}
+
+/// A VM being received.
+#[derive(Debug)]
+struct Arrival {
+    id: MoveId,
+    token: String,
+    source: String,
+    managed: Arc<Managed>,
+    vm: Arc<Vm>,
+    disks: Vec<Prepared>,
+    phase: Mutex<Phase>,
+    /// Memory connections that may still join.
+    joins: AtomicUsize,
+    /// A memory connection broke before its last round.
+    broken: AtomicBool,
+    cutters: Mutex<Vec<Cutter>>,
+}
+
+/// All VMs being received.
+#[derive(Debug, Default)]
+pub struct Arrivals(Mutex<HashMap<MoveId, Arc<Arrival>>>);
+
+impl Arrivals {
+    fn get(&self, id: &MoveId) -> Option<Arc<Arrival>> {
+        lock(&self.0).get(id).cloned()
+    }
+}
+
+/// Binds the address for other hosts.
+///
+/// # Errors
+/// Of the operating system.
+pub fn bind(host: &Host) -> io::Result<Option<TcpListener>> {
+    let Some(config) = &host.config.migration else { return Ok(None) };
+    let listener = TcpListener::bind(config.listen)?;
+    let address = listener.local_addr()?;
+    host.migration_address.get_or_init(|| address);
+    Ok(Some(listener))
+}
+
+/// Serves other hosts for ever.
+pub fn serve(host: &Arc<Host>, listener: &TcpListener) {
+    let open = Arc::new(AtomicUsize::new(0));
+    for socket in listener.incoming() {
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "migration listener");
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        if open.load(Ordering::Relaxed) >= MOST_CONNECTIONS {
+            continue;
+        }
+        open.fetch_add(1, Ordering::Relaxed);
+        let (host, open) = (host.clone(), open.clone());
+        spawn("migration".into(), move || {
+            if let Err(error) = connection(&host, socket) {
+                tracing::debug!(error = chain(&error), "migration connection");
+            }
+            open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+fn connection(host: &Arc<Host>, socket: TcpStream) -> Result<(), MoveError> {
+    let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
+    let mut stream = tls.accept(socket)?;
+    wire::greet(&mut stream)?;
+    match receive(&mut stream)? {
+        Message::Hello(hello) => incoming(host, stream, *hello),
+        Message::Join { id, token } => join(host, stream, &id, &token),
+        Message::Query { id, from_source: true } => query(host, stream, &id),
+        Message::Query { id, from_source: false } => {
+            let standing = host.standing_as_source(&id);
+            Ok(send(&mut stream, &Message::Standing { standing })?)
+        }
+        _ => Err(MoveError::Protocol),
+    }
+}
+
+/// The source asks; if we wait for its word it may give it on the same connection.
+fn query(host: &Arc<Host>, mut stream: Stream, id: &MoveId) -> Result<(), MoveError> {
+    let arrival = host.arrivals.get(id);
+    let phase = arrival.as_ref().map(|arrival| *lock(&arrival.phase));
+    let standing = match phase {
+        Some(Phase::Waiting | Phase::Receiving) => Standing::Waiting,
+        Some(Phase::Ran) => Standing::Given,
+        Some(Phase::Gone) | None => {
+            match host.store.verdict(id).map_err(MoveError::Store)? {
+                Some(Verdict::Ran) => Standing::Given,
+                Some(Verdict::Refused) | None => Standing::Never,
+            }
+        }
+    };
+    send(&mut stream, &Message::Standing { standing })?;
+    loop {
+        match receive(&mut stream)? {
+            Message::Commit { id: given } if given == *id => {
+                let Some(arrival) = &arrival else { return Err(MoveError::Protocol) };
+                answer_commit(host, &mut stream, arrival)?;
+            }
+            Message::Forget { id: known } if known == *id => {
+                return host.store.forget_verdict(id).map_err(MoveError::Store);
+            }
+            _ => return Err(MoveError::Protocol),
+        }
+    }
+}
+
+fn answer_commit(
+    host: &Arc<Host>,
+    stream: &mut Stream,
+    arrival: &Arc<Arrival>,
+) -> Result<(), MoveError> {
+    let answer = match commit(host, arrival) {
+        Ok(()) => Message::Running,
+        Err(why) => Message::RunFailed { why },
+    };
+    fault(host, arrival, "target.running");
+    Ok(send(stream, &answer)?)
+}
+
+fn timeout(host: &Host) -> Duration {
+    let seconds = host.config.migration.as_ref().map_or(1, |migration| migration.timeout_s);
+    Duration::from_secs(u64::from(seconds))
+}
+
+fn fault(host: &Host, arrival: &Arrival, point: &str) {
+    host.faults.pass(point, timeout(host), || {
+        for cutter in lock(&arrival.cutters).iter() {
+            cutter.cut();
+        }
+    });
+}
+
+/// Whether this host can take the VM; builds it if so.
+fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
+    if hello.version != wire::VERSION || hello.state_version != state::VERSION {
+        return Err(format!(
+            "it speaks version {}.{}, this host {}.{}",
+            hello.version, hello.state_version, wire::VERSION, state::VERSION
+        ));
+    }
+    let text = |error: &(dyn std::error::Error + 'static)| chain(error);
+    let definition = &hello.definition;
+    definition.check().map_err(|error| text(&error))?;
+    if !(1..=16).contains(&hello.streams) {
+        return Err(format!("{} memory connections", hello.streams));
+    }
+    let shapes: Option<Vec<_>> = hello.shapes.iter().map(wire::Shape::checked).collect();
+    let shapes = shapes
+        .filter(|shapes| shapes.len() == definition.disks.len())
+        .ok_or("the shapes of its disks are not possible")?;
+    let here = CpuModel::of_host(&host.kvm).map_err(|error| text(&error))?;
+    if let Some(missing) = hello.model.missing_on(&here) {
+        return Err(format!("this host lacks {missing}"));
+    }
+    host.check_memory(definition.memory_mib).map_err(|error| text(&error))?;
+    let disks = host
+        .runtime
+        .block_on(disk_source::prepare_all(&definition.disks))
+        .map_err(|error| text(&error))?;
+    let managed = Managed::new(definition.clone(), VmState::MovingIn);
+    host.insert(&managed).map_err(|error| text(&error))?;
+    let build = || -> Result<Arc<Arrival>, String> {
+        let runtime = host.runtime.handle().clone();
+        let vm = Vm::build(&host.kvm, definition, &shapes, Some(hello.model.clone()), runtime)
+            .map_err(|error| text(&error))?;
+        let token = MoveId::random().map_err(|error| text(&error))?;
+        let arrival = Arc::new(Arrival {
+            id: hello.id.clone(),
+            token: token.into(),
+            source: hello.source.clone(),
+            managed: managed.clone(),
+            vm: Arc::new(vm),
+            disks,
+            phase: Mutex::new(Phase::Receiving),
+            joins: AtomicUsize::new(hello.streams as usize),
+            broken: AtomicBool::new(false),
+            cutters: Mutex::default(),
+        });
+        let limit = host.config.migration.as_ref().map_or(0, |migration| migration.max_incoming);
+        let mut arrivals = lock(&host.arrivals.0);
+        if arrivals.len() >= limit {
+            return Err("as many VMs as allowed are on their way in".into());
+        }
+        if arrivals.contains_key(&hello.id) || host.store.verdict(&hello.id).ok().flatten().is_some()
+        {
+            return Err("this move was here before".into());
+        }
+        host.store.arrive(&hello.id, definition).map_err(|error| text(&error))?;
+        arrivals.insert(hello.id.clone(), arrival.clone());
+        Ok(arrival)
+    };
+    build().inspect_err(|_| host.remove(&managed))
+}
+
+/// The control connection of a move.
+fn incoming(host: &Arc<Host>, mut stream: Stream, hello: Hello) -> Result<(), MoveError> {
+    let arrival = match admit(host, &hello) {
+        Ok(arrival) => arrival,
+        Err(why) => {
+            tracing::info!(vm = %hello.definition.name, why, "a VM is refused");
+            return Ok(send(&mut stream, &Message::Refused { why })?);
+        }
+    };
+    let name = arrival.managed.name();
+    tracing::info!(vm = %name, id = arrival.id.as_str(), "a VM is coming");
+    lock(&arrival.cutters).extend(stream.cutter().ok());
+    let token = arrival.token.clone();
+    if let Err(error) = receive_all(host, &mut stream, &arrival, token) {
+        tracing::warn!(vm = %name, error = chain(&error), "a VM did not come");
+        let why = chain(&error);
+        give_up(host, &arrival, "it did not come");
+        let _ = send(&mut stream, &Message::Refused { why });
+        return Err(error);
+    }
+    let word = send(&mut stream, &Message::Ready).map_err(MoveError::from).and_then(|()| {
+        fault(host, &arrival, "target.ready");
+        loop {
+            match receive(&mut stream)? {
+                Message::Alive { .. } => {}
+                message => return Ok(message),
+            }
+        }
+    });
+    match word {
+        Ok(Message::Commit { id }) if id == arrival.id => {
+            answer_commit(host, &mut stream, &arrival)?;
+            if let Message::Forget { id } = receive(&mut stream)?
+                && id == arrival.id
+            {
+                host.store.forget_verdict(&id).map_err(MoveError::Store)?;
+            }
+            Ok(())
+        }
+        Ok(Message::Abort { id }) if id == arrival.id => {
+            give_up(host, &arrival, "the source keeps it");
+            Ok(())
+        }
+        Ok(_) => {
+            in_doubt(host, &arrival, &MoveError::Protocol);
+            Ok(())
+        }
+        Err(error) => {
+            in_doubt(host, &arrival, &error);
+            Ok(())
+        }
+    }
+}
+
+fn receive_all(
+    host: &Arc<Host>,
+    stream: &mut Stream,
+    arrival: &Arrival,
+    token: String,
+) -> Result<(), MoveError> {
+    send(stream, &Message::Accepted { token })?;
+    fault(host, arrival, "target.accepted");
+    let mut body = Vec::new();
+    loop {
+        match read_frame(stream, &[Kind::Message, Kind::State], &mut body)? {
+            Kind::State => break,
+            _ => match serde_json::from_slice(&body).map_err(WireError::from)? {
+                Message::Alive { .. } => {}
+                Message::Abort { .. } => return Err(MoveError::Refused("it stays there".into())),
+                _ => return Err(MoveError::Protocol),
+            },
+        }
+        if arrival.broken.load(Ordering::Acquire) {
+            return Err(WireError::Io(io::ErrorKind::ConnectionReset.into()).into());
+        }
+    }
+    fault(host, arrival, "target.state");
+    let saved: state::MachineState = serde_json::from_slice(&body).map_err(WireError::from)?;
+    arrival.vm.restore(&saved)?;
+    *lock(&arrival.phase) = Phase::Waiting;
+    Ok(())
+}
+
+/// A memory connection.
+fn join(host: &Arc<Host>, mut stream: Stream, id: &MoveId, token: &str) -> Result<(), MoveError> {
+    let arrival = host.arrivals.get(id).ok_or(MoveError::Protocol)?;
+    let take = |left: usize| left.checked_sub(1);
+    let known = arrival.token == token
+        && arrival.joins.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok();
+    if !known || *lock(&arrival.phase) != Phase::Receiving {
+        return Err(MoveError::Protocol);
+    }
+    lock(&arrival.cutters).extend(stream.cutter().ok());
+    send(&mut stream, &Message::Joined)?;
+    let result = receive_memory(host, &mut stream, &arrival);
+    if *lock(&arrival.phase) == Phase::Receiving {
+        arrival.broken.store(true, Ordering::Release);
+    }
+    result
+}
+
+fn receive_memory(
+    host: &Arc<Host>,
+    stream: &mut Stream,
+    arrival: &Arrival,
+) -> Result<(), MoveError> {
+    let ram = arrival.vm.ram();
+    let mut body = Vec::new();
+    loop {
+        match read_frame(stream, &[Kind::Pages, Kind::Sync], &mut body)? {
+            Kind::Pages => {
+                // After the state has been restored memory is the guest's.
+                if *lock(&arrival.phase) != Phase::Receiving {
+                    return Err(MoveError::Protocol);
+                }
+                store_pages(ram, &body)?;
+            }
+            _ => {
+                fault(host, arrival, "target.precopy");
+                wire::write_frame(stream, Kind::Sync, &body)?;
+                io::Write::flush(stream).map_err(WireError::from)?;
+            }
+        }
+    }
+}
+
+/// Puts a batch into guest memory. Pages of zeros are written only where something was written
+/// before: fresh memory is zero and stays unallocated.
+fn store_pages(ram: &GuestRam, body: &[u8]) -> Result<(), WireError> {
+    const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+    parse_pages(body, |run, data| {
+        let bytes = u64::from(run.pages) * PAGE;
+        let outside = WireError::Pages("an address outside of memory");
+        let Some((region, at)) = ram.to_region_addr(GuestAddress(run.address)) else {
+            return Err(outside);
+        };
+        if bytes > region.len() - at.0 {
+            return Err(outside);
+        }
+        if !run.zero {
+            return ram.write_slice(data, GuestAddress(run.address)).map_err(|_| outside);
+        }
+        let written = region.get_mmap();
+        for page in 0..u64::from(run.pages) {
+            let offset = at.0 + page * PAGE;
+            if written.bitmap().is_addr_set(offset as usize) {
+                let address = GuestAddress(run.address + page * PAGE);
+                if ram.write_slice(&ZEROS, address).is_err() {
+                    return Err(WireError::Pages("an address outside of memory"));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The word was given: from the verdict on the VM is ours.
+fn commit(host: &Arc<Host>, arrival: &Arc<Arrival>) -> Result<(), String> {
+    let mut phase = lock(&arrival.phase);
+    match *phase {
+        Phase::Ran => return Ok(()),
+        Phase::Waiting => {}
+        Phase::Receiving | Phase::Gone => return Err("it is not complete here".into()),
+    }
+    fault(host, arrival, "target.commit");
+    let name = arrival.managed.name();
+    let ours = host.store.set_verdict(&arrival.id, Verdict::Ran);
+    let opened = match ours {
+        Ok(()) => {
+            fault(host, arrival, "target.recorded");
+            open_disks(host, arrival).map_err(|error| chain(&error))
+        }
+        Err(error) => Err(format!("cannot keep the host's records: {error}")),
+    };
+    if let Err(why) = opened {
+        tracing::error!(vm = %name, why, "a VM that was handed over cannot run here");
+        // The source may take it back only after this is written.
+        while let Err(error) = host.store.set_verdict(&arrival.id, Verdict::Refused) {
+            tracing::error!(vm = %name, %error, "cannot record the refusal");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        *phase = Phase::Gone;
+        drop(phase);
+        forget(host, arrival);
+        return Err(why);
+    }
+    fault(host, arrival, "target.disk-open");
+    arrival.vm.resume();
+    host.adopt(&arrival.managed, arrival.vm.clone());
+    *phase = Phase::Ran;
+    tracing::info!(vm = %name, "a VM has come and runs");
+    drop(phase);
+    let (host, arrival) = (host.clone(), arrival.clone());
+    // The verdict is what counts; the rest can wait until after the answer.
+    spawn("settle".into(), move || {
+        if let Err(error) = host.store.settle(&arrival.id, &arrival.managed.definition) {
+            tracing::error!(vm = %arrival.managed.name(), %error, "cannot record a VM that came");
+        }
+        lock(&host.arrivals.0).remove(&arrival.id);
+    });
+    Ok(())
+}
+
+fn open_disks(host: &Host, arrival: &Arrival) -> Result<(), Error> {
+    let deadline = Instant::now() + OPEN_LIMIT;
+    loop {
+        match host.runtime.block_on(disk_source::open_all(&arrival.disks)) {
+            Ok(disks) => return arrival.vm.attach_disks(disks),
+            // A server may take a moment to see that the source has closed a file.
+            Err(Error::Disk { source: block_io::Error::Busy(_), .. })
+                if Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The VM will not run here by this move.
+fn give_up(host: &Host, arrival: &Arc<Arrival>, why: &str) {
+    {
+        let mut phase = lock(&arrival.phase);
+        if !matches!(*phase, Phase::Receiving | Phase::Waiting) {
+            return;
+        }
+        *phase = Phase::Gone;
+    }
+    tracing::info!(vm = %arrival.managed.name(), why, "a VM that was coming is given up");
+    forget(host, arrival);
+}
+
+fn forget(host: &Host, arrival: &Arc<Arrival>) {
+    for cutter in lock(&arrival.cutters).iter() {
+        cutter.cut();
+    }
+    arrival.vm.stop();
+    host.remove(&arrival.managed);
+    if let Err(error) = host.store.forget_arrival(&arrival.id) {
+        tracing::warn!(%error, "cannot clear away a VM that did not come");
+    }
+    lock(&host.arrivals.0).remove(&arrival.id);
+}
+
+/// Everything is here and the source is lost: asks it until the word is known.
+fn in_doubt(host: &Arc<Host>, arrival: &Arc<Arrival>, error: &MoveError) {
+    const LONGEST: Duration = Duration::from_secs(5);
+    let managed = &arrival.managed;
+    let waiting = || *lock(&arrival.phase) == Phase::Waiting;
+    if !waiting() {
+        return;
+    }
+    tracing::warn!(vm = %managed.name(), error = chain(error), "the source was lost, asking it");
+    managed.update(|inner| {
+        inner.state = VmState::InDoubt;
+        inner.reason = Some(format!("complete here, {} must say whose it is", arrival.source));
+    });
+    let mut pause = Duration::from_millis(100);
+    while waiting() {
+        let said = match managed.update(|inner| inner.resolve.take()) {
+            Some(true) => Ok(Standing::Given),
+            Some(false) => Ok(Standing::Never),
+            None => ask(host, arrival),
+        };
+        match said {
+            Ok(Standing::Given) => {
+                // Whether it runs or is refused is in the verdict, which the source asks for.
+                if let Err(why) = commit(host, arrival) {
+                    tracing::warn!(vm = %managed.name(), why, "it does not run here");
+                }
+            }
+            Ok(Standing::Never) => give_up(host, arrival, "the source keeps it"),
+            Ok(Standing::Waiting) => {}
+            Err(error) => tracing::debug!(error = chain(&error), "asking the source"),
+        }
+        if waiting() {
+            managed.wait(pause, |inner| inner.resolve.is_some());
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+}
+
+fn ask(host: &Host, arrival: &Arrival) -> Result<Standing, MoveError> {
+    let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
+    let mut stream = tls.connect(&arrival.source)?;
+    wire::greet(&mut stream)?;
+    send(&mut stream, &Message::Query { id: arrival.id.clone(), from_source: false })?;
+    match receive(&mut stream)? {
+        Message::Standing { standing } => Ok(standing),
+        _ => Err(MoveError::Protocol),
+    }
+}

@@ -1,0 +1,258 @@
+//! TLS 1.3 between hosts, with certificates on both sides.
+//!
+//! Trust is the private authority: who has a certificate of it that names the role
+//! `hyperv-host` is a VM host; `peers` in the configuration can narrow that to some names. What
+//! address a host has does not matter, so hosts can be renumbered.
+
+use std::{
+    io,
+    net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    client::verify_server_name,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    server::{ParsedCertificate, WebPkiClientVerifier},
+};
+
+use crate::config::MigrationConfig;
+
+/// The name that every host's certificate carries beside its own.
+pub const ROLE: &str = host_api::pki::ROLE;
+
+/// Why TLS cannot be set up or a peer is not trusted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A certificate or key file is not usable.
+    #[error("{path}: {why}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// The configuration as a whole is not usable.
+    #[error("TLS cannot be set up")]
+    Setup(#[from] rustls::Error),
+    /// The connection could not be made or broke.
+    #[error("cannot connect to {address}")]
+    Connect {
+        /// The peer.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The peer is not who it must be.
+    #[error("the peer is not trusted: {0}")]
+    Untrusted(String),
+    /// The connection broke.
+    #[error("the connection broke while it was set up")]
+    Io(#[from] io::Error),
+}
+
+/// An encrypted connection, from either side.
+pub enum Stream {
+    /// Connected.
+    Client(Box<StreamOwned<ClientConnection, TcpStream>>),
+    /// Accepted.
+    Server(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.socket().fmt(f)
+    }
+}
+
+impl Stream {
+    /// The socket below.
+    pub fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Client(stream) => &stream.sock,
+            Self::Server(stream) => &stream.sock,
+        }
+    }
+
+    /// A handle that can cut the connection from another thread.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    pub fn cutter(&self) -> io::Result<Cutter> {
+        self.socket().try_clone().map(Cutter)
+    }
+}
+
+/// Cuts a connection.
+#[derive(Debug)]
+pub struct Cutter(TcpStream);
+
+impl Cutter {
+    /// Cuts it; both ends see it at once.
+    pub fn cut(&self) {
+        // It may be closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl io::Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Client(stream) => stream.read(into),
+            Self::Server(stream) => stream.read(into),
+        }
+    }
+}
+
+impl io::Write for Stream {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Client(stream) => stream.write(from),
+            Self::Server(stream) => stream.write(from),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Client(stream) => stream.flush(),
+            Self::Server(stream) => stream.flush(),
+        }
+    }
+}
+
+/// A host's identity and whom it trusts.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+    peers: Vec<String>,
+    timeout: Duration,
+}
+
+fn bad(path: &Path, why: impl std::fmt::Display) -> TlsError {
+    TlsError::File { path: path.display().to_string(), why: why.to_string() }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| bad(path, error))
+}
+
+impl Tls {
+    /// Reads the files that the configuration names.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn load(config: &MigrationConfig) -> Result<Self, TlsError> {
+        // One provider, the fast cipher first; all that is offered is TLS 1.3.
+        let mut provider = aws_lc_rs::default_provider();
+        provider.cipher_suites = vec![
+            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+            aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ];
+        let provider: Arc<CryptoProvider> = Arc::new(provider);
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(&config.ca)? {
+            roots.add(certificate).map_err(|error| bad(&config.ca, error))?;
+        }
+        let roots = Arc::new(roots);
+        let chain = certificates(&config.certificate)?;
+        let key = || {
+            PrivateKeyDer::from_pem_file(&config.key).map_err(|error| bad(&config.key, error))
+        };
+        let versions = &[&rustls::version::TLS13];
+        let client = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(versions)?
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(chain.clone(), key()?)?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+            .build()
+            .map_err(|error| bad(&config.ca, error))?;
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key()?)?;
+        Ok(Self {
+            client: Arc::new(client),
+            server: Arc::new(server),
+            peers: config.peers.clone(),
+            timeout: Duration::from_secs(u64::from(config.timeout_s)),
+        })
+    }
+
+    fn prepare(&self, socket: &TcpStream) -> io::Result<()> {
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(self.timeout))?;
+        socket.set_write_timeout(Some(self.timeout))
+    }
+
+    /// Connects to another host.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn connect(&self, address: &str) -> Result<Stream, TlsError> {
+        let failed = |source| TlsError::Connect { address: address.to_owned(), source };
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(failed)?.collect();
+        for candidate in addresses {
+            match TcpStream::connect_timeout(&candidate, self.timeout) {
+                Ok(mut socket) => {
+                    self.prepare(&socket)?;
+                    let name = ServerName::try_from(ROLE).expect("the role is a DNS name");
+                    let mut tls = ClientConnection::new(self.client.clone(), name)?;
+                    complete(|| tls.complete_io(&mut socket).map(|_| tls.is_handshaking()))
+                        .map_err(failed)?;
+                    self.check_peer(tls.peer_certificates())?;
+                    return Ok(Stream::Client(Box::new(StreamOwned::new(tls, socket))));
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(failed(last))
+    }
+
+    /// Sets up an accepted connection.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn accept(&self, mut socket: TcpStream) -> Result<Stream, TlsError> {
+        self.prepare(&socket)?;
+        let mut tls = ServerConnection::new(self.server.clone())?;
+        complete(|| tls.complete_io(&mut socket).map(|_| tls.is_handshaking()))?;
+        self.check_peer(tls.peer_certificates())?;
+        Ok(Stream::Server(Box::new(StreamOwned::new(tls, socket))))
+    }
+
+    fn check_peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<(), TlsError> {
+        let untrusted = |why: &str| TlsError::Untrusted(why.to_owned());
+        let certificate = chain
+            .and_then(<[_]>::first)
+            .ok_or_else(|| untrusted("it has no certificate"))?;
+        let certificate = ParsedCertificate::try_from(certificate)?;
+        let named = |name: &str| {
+            ServerName::try_from(name.to_owned())
+                .is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
+        };
+        if !named(ROLE) {
+            return Err(untrusted("its certificate is not a VM host's"));
+        }
+        if !self.peers.is_empty() && !self.peers.iter().any(|peer| named(peer)) {
+            return Err(untrusted("its name is not among the configured peers"));
+        }
+        Ok(())
+    }
+}
+
+/// Runs a handshake to its end.
+fn complete(mut step: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    while step()? {}
+    Ok(())
+}
