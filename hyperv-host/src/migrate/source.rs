@@ -483,19 +483,25 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         let mut pace =
             Pace::new(Duration::from_millis(u64::from(limit)), self.config.max_rounds);
         let ram = self.vm.ram().clone();
-        let mut set = PageSet::all(&ram);
+        // What was never touched is zero here and fresh there: it is counted, not sent.
+        let mut set = PageSet::touched(&ram);
+        let untouched = PageSet::all(&ram).count() - set.count();
         let begin = Instant::now();
         let mut round = 0;
         loop {
             let total = set.count();
             self.tell("precopy", round, 0, total);
             send(control, &Message::Alive { round })?;
-            let sent = send_round(streams, &ram, &set, round, |pages| {
+            let mut sent = send_round(streams, &ram, &set, round, |pages| {
                 self.tell("precopy", round, pages, total);
                 send(control, &Message::Alive { round })
             })?;
             self.fault("source.precopy");
             pace.learn(&sent);
+            if round == 0 {
+                sent.pages += untouched;
+                sent.zero_pages += untouched;
+            }
             self.count(sent);
             if self.vm.control().ended().is_some() {
                 return Err(MoveError::Ended);

@@ -10,12 +10,13 @@
 //! With `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` reading the log does not clear it; bits are cleared
 //! just before their pages are read, so a page that is written meanwhile is seen again.
 
-use std::os::fd::AsRawFd;
+use std::{ops::Range, os::fd::AsRawFd};
 
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PAGES, kvm_clear_dirty_log, kvm_enable_cap,
 };
 use kvm_ioctls::VmFd;
+use rustix::fs::SeekFrom;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iowr_nr};
 
@@ -52,6 +53,21 @@ impl PageSet {
         Self { words: words.collect() }
     }
 
+    /// The pages of `ram` that were ever touched; all others are zeros. Whoever asks while the
+    /// guest runs must have the dirty log on, which has what is touched from then on.
+    pub fn touched(ram: &GuestRam) -> Self {
+        let mut set = Self::all(ram);
+        for (region, words) in ram.iter().zip(&mut set.words) {
+            let Some(file) = region.file_offset() else { continue };
+            if let Some(holes) = holes(file.file(), file.start(), region.len()) {
+                for hole in holes {
+                    clear(words, hole);
+                }
+            }
+        }
+        set
+    }
+
     /// Adds the pages of a set of the same memory.
     pub fn join(&mut self, other: &Self) {
         for (words, more) in self.words.iter_mut().zip(&other.words) {
@@ -64,6 +80,39 @@ impl PageSet {
     /// Number of pages.
     pub fn count(&self) -> u64 {
         self.words.iter().flatten().map(|word| u64::from(word.count_ones())).sum()
+    }
+}
+
+/// Ranges of pages of a memfd from `start` on that have no memory behind them; `None` if the
+/// kernel cannot tell.
+fn holes(file: &std::fs::File, start: u64, len: u64) -> Option<Vec<Range<u64>>> {
+    let end = start + len;
+    let mut holes = Vec::new();
+    let mut at = start;
+    while at < end {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data.min(end),
+            // No data from here on.
+            Err(rustix::io::Errno::NXIO) => end,
+            Err(_) => return None,
+        };
+        holes.push((at - start).div_ceil(PAGE)..(data - start) / PAGE);
+        if data == end {
+            break;
+        }
+        at = rustix::fs::seek(file, SeekFrom::Hole(data)).ok()?.min(end);
+    }
+    Some(holes)
+}
+
+fn clear(words: &mut [u64], pages: Range<u64>) {
+    let mut page = pages.start;
+    while page < pages.end {
+        let (word, bit) = ((page / 64) as usize, page % 64);
+        let count = (64 - bit).min(pages.end - page);
+        let mask = if count == 64 { u64::MAX } else { ((1 << count) - 1) << bit };
+        words[word] &= !mask;
+        page += count;
     }
 }
 
@@ -149,5 +198,35 @@ impl Drop for DirtyLog<'_> {
         if let Err(error) = memory::register(self.vm, self.ram, 0) {
             tracing::warn!(error = %super::error::chain(&error), "dirty logging stays on");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    #[test]
+    fn touched_pages_are_found() {
+        let ram = memory::allocate(8 << 20).unwrap();
+        assert_eq!(PageSet::all(&ram).count(), 2048);
+        for page in [0, 63, 64, 65, 500, 2047] {
+            ram.write_obj(1u8, GuestAddress(page * PAGE)).unwrap();
+        }
+        let touched = PageSet::touched(&ram);
+        let mut wanted = vec![0u64; 32];
+        for page in [0, 63, 64, 65, 500, 2047] {
+            wanted[page / 64] |= 1 << (page % 64);
+        }
+        assert_eq!(touched.words, vec![wanted]);
+    }
+
+    #[test]
+    fn clearing_a_range_clears_exactly_it() {
+        let mut words = vec![u64::MAX; 4];
+        clear(&mut words, 60..130);
+        let left = |page: usize| words[page / 64] >> (page % 64) & 1 == 1;
+        assert!((0..256).all(|page| left(page) != (60..130).contains(&page)));
     }
 }

@@ -1,6 +1,8 @@
 //! What the tests share: the guest's lines, and its disk's checker.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod hosts;
+
 use std::{fs::File, os::unix::fs::FileExt, path::Path, time::{Duration, Instant}};
 
 use hyperv_host::vmm::Vm;

@@ -1,0 +1,238 @@
+//! Two VM hosts as processes, a VM with the payload guest, and what can be asked of them.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use host_api::{Client, ClientError, MoveOptions, MoveStatistics, Reply, Request, VmName, VmState};
+
+use super::Line;
+
+/// Longest time anything here is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A VM host process; killed when dropped.
+pub struct HostProcess {
+    child: Child,
+    socket: PathBuf,
+    /// Its migration address.
+    pub address: String,
+    log: Arc<Mutex<String>>,
+}
+
+impl Drop for HostProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of {}\n{}", self.socket.display(), self.log.lock().unwrap());
+        }
+    }
+}
+
+impl HostProcess {
+    /// Starts a host whose files are in `dir`, at a fixed migration address if it had one.
+    pub fn start(dir: &Path, name: &str, port: u16, faults: &[&str]) -> Self {
+        let root = dir.join(name);
+        if !root.exists() {
+            host_api::pki::init(&dir.join("ca"), name, &root).unwrap();
+        }
+        let config = root.join("host.toml");
+        let text = format!(
+            "[host]\nstate_dir = {state:?}\ncontrol_socket = {socket:?}\n[migration]\n\
+             listen = '127.0.0.1:{port}'\nca = {ca:?}\ncertificate = {certificate:?}\n\
+             key = {key:?}\ntimeout_s = 2\n",
+            state = root.join("state"),
+            socket = root.join("control.sock"),
+            ca = root.join("ca.pem"),
+            certificate = root.join("host.pem"),
+            key = root.join("host-key.pem"),
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hyperv-host"));
+        command.arg("--config").arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env_remove("NOTIFY_SOCKET");
+        for fault in faults {
+            command.arg("--fault").arg(fault);
+        }
+        let mut child = command.spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (sink, stderr) = (log.clone(), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut log = sink.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        let address = ready.trim().rsplit_once("migration=").map(|(_, address)| address.to_owned());
+        let Some(address) = address else {
+            let _ = child.wait();
+            panic!("{name} does not start: {}", log.lock().unwrap());
+        };
+        Self { child, socket: root.join("control.sock"), address, log }
+    }
+
+    /// The port of the migration address.
+    pub fn port(&self) -> u16 {
+        self.address.rsplit_once(':').unwrap().1.parse().unwrap()
+    }
+
+    /// Asks the host.
+    pub fn call(&self, request: &Request) -> Result<Reply, ClientError> {
+        Client::connect(&self.socket)?.call(request)
+    }
+
+    /// State of a VM; `None` if the host has none of that name or is not there.
+    pub fn state(&self, name: &VmName) -> Option<VmState> {
+        match self.call(&Request::Show { name: name.clone() }) {
+            Ok(Reply::Show { vm }) => Some(vm.summary.state),
+            _ => None,
+        }
+    }
+
+    /// Moves a VM to another host.
+    pub fn move_to(&self, name: &VmName, to: &Self) -> Result<MoveStatistics, ClientError> {
+        let options = MoveOptions { to: to.address.clone(), ..MoveOptions::default() };
+        match self.call(&Request::Move { name: name.clone(), options })? {
+            Reply::Moved { statistics } => Ok(*statistics),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whether the process is still there.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until the process has died.
+    pub fn wait_dead(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.is_alive() {
+            assert!(Instant::now() < deadline, "it is still alive");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Attaches to a console.
+    pub fn console(&self, name: &VmName) -> Option<Console> {
+        let mut client = Client::connect(&self.socket).ok()?;
+        match client.call(&Request::Console { name: name.clone(), replay: true }) {
+            Ok(Reply::ConsoleAttached) => {
+                let (first, stream) = client.into_console();
+                stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                Some(Console { text: String::from_utf8_lossy(&first).into_owned(), stream })
+            }
+            _ => None,
+        }
+    }
+
+    /// Waits until a VM is in a state.
+    pub fn wait_state(&self, name: &VmName, wanted: Option<VmState>) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.state(name) != wanted {
+            assert!(
+                Instant::now() < deadline,
+                "{name} is {:?}, not {wanted:?}", self.state(name)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// An attached console.
+pub struct Console {
+    /// What was read so far.
+    pub text: String,
+    stream: std::os::unix::net::UnixStream,
+}
+
+impl Console {
+    /// Reads what comes within half a second; false at the end.
+    pub fn read(&mut self) -> bool {
+        let mut bytes = [0; 16384];
+        match std::io::Read::read(&mut self.stream, &mut bytes) {
+            Ok(0) => false,
+            Ok(got) => {
+                self.text.push_str(&String::from_utf8_lossy(&bytes[..got]));
+                true
+            }
+            Err(error) => matches!(
+                error.kind(),
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+            ),
+        }
+    }
+
+    /// Reads until the end, as when the host dies or the VM goes.
+    pub fn read_to_end(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.read() {
+            assert!(Instant::now() < deadline, "the console goes on:\n{}", self.text);
+        }
+    }
+
+    /// The last line that starts with `word`; waits for one that is not `after`.
+    pub fn next_line(&mut self, word: &str) -> Line {
+        let seen = self.text.len();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let start = self.text[..seen].rfind('\n').map_or(0, |at| at + 1);
+            if let Some(line) = Line::last(&self.text[start..], word) {
+                return line;
+            }
+            assert!(self.read() && Instant::now() < deadline, "no {word}:\n{}", self.text);
+        }
+    }
+
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) {
+        std::io::Write::write_all(&mut self.stream, format!("{line}\n").as_bytes()).unwrap();
+    }
+}
+
+/// A VM with the payload guest on a raw local disk.
+pub struct Payload {
+    /// Its name.
+    pub name: VmName,
+    /// Its disk.
+    pub image: PathBuf,
+    /// `blocks=` that the guest will say.
+    pub blocks: u64,
+    /// `seed=`.
+    pub seed: u64,
+}
+
+impl Payload {
+    /// Writes kernel and disk and creates the VM on a host.
+    pub fn create(dir: &Path, host: &HostProcess, memory_mib: u64, more: &str) -> Self {
+        let kernel = dir.join("guest.elf");
+        std::fs::write(&kernel, payload_guest::GUEST).unwrap();
+        let image = dir.join("disk.raw");
+        std::fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+        let definition = host_api::VmDefinition::from_toml(&format!(
+            "name = 'payload'\nmemory_mib = {memory_mib}\nvcpus = 2\nconsole = 'virtio'\n[boot]\n\
+             kernel = {kernel:?}\ncmdline = 'span=16 seed=11 {more}'\n[[disk]]\n\
+             location = {image:?}\n"
+        ))
+        .unwrap();
+        let name = definition.name.clone();
+        assert_eq!(host.call(&Request::Create { definition }).unwrap(), Reply::Ok);
+        Self { name, image, blocks: 4096, seed: 11 }
+    }
+
+    /// Verifies every write up to `acked` in the image.
+    pub fn verify(&self, acked: u64, submitted: u64) -> payload_guest::Report {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::File::open(&self.image).unwrap();
+        let expected =
+            payload_guest::Expected { seed: self.seed, blocks: self.blocks, acked, submitted };
+        payload_guest::check(&expected, |at, bytes| file.read_exact_at(bytes, at)).unwrap()
+    }
+}
