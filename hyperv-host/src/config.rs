@@ -1,6 +1,9 @@
 //! The daemon's configuration file.
 
-use std::{net::SocketAddr, path::{Path, PathBuf}};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 
@@ -166,8 +169,10 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: source.into() })?;
+        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: source.into(),
+        })?;
         let range = |key, value: u64, least, most| {
             if (least..=most).contains(&value) {
                 Ok(())
@@ -199,7 +204,10 @@ mod tests {
         let config = Config::parse(TEXT, Path::new("x")).unwrap();
         assert_eq!(config.migration.unwrap().downtime_ms, 30);
         let error = Config::parse(&TEXT.replace("ca =", "caa ="), Path::new("x")).unwrap_err();
-        assert!(error.to_string().contains("line 5") && error.to_string().contains("caa"), "{error}");
+        assert!(
+            error.to_string().contains("line 5") && error.to_string().contains("caa"),
+            "{error}"
+        );
         let error = Config::parse(&format!("{TEXT}streams = 99\n"), Path::new("x")).unwrap_err();
         assert!(error.to_string().contains("migration.streams"), "{error}");
     }

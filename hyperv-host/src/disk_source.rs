@@ -72,16 +72,12 @@ impl Prepared {
         let read_only = self.definition.read_only;
         let file: Arc<dyn File> = match &self.place {
             Place::Local => {
-                let options = if read_only {
-                    LocalOptions::read_only()
-                } else {
-                    LocalOptions::read_write()
-                };
+                let options =
+                    if read_only { LocalOptions::read_only() } else { LocalOptions::read_write() };
                 Arc::new(LocalFile::open(&self.definition.location, &options)?)
             }
             Place::Share { tree, path } => {
-                let options =
-                    if read_only { OpenOptions::read() } else { OpenOptions::write() };
+                let options = if read_only { OpenOptions::read() } else { OpenOptions::write() };
                 Arc::new(tree.open(path, options).await?)
             }
         };
@@ -97,7 +93,9 @@ impl Prepared {
 ///
 /// # Errors
 /// The first failure, with the location of its disk; disks opened before it are closed again.
-pub async fn open_all(prepared: &[Prepared]) -> std::result::Result<Vec<Arc<dyn Disk>>, crate::vmm::Error> {
+pub async fn open_all(
+    prepared: &[Prepared],
+) -> std::result::Result<Vec<Arc<dyn Disk>>, crate::vmm::Error> {
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     for disk in prepared {
         match disk.open().await {

@@ -64,8 +64,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let signals = signals()?;
     let socket = config.host.control_socket.clone();
     let host = Host::open(config, Faults::new(args.fault.clone()))?;
-    let listener = control::bind(&socket)
-        .with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let listener =
+        control::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
     let migration = target::bind(&host).context("cannot listen for other hosts")?;
     host.recover()?;
     if let Some(migration) = migration {

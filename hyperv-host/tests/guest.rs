@@ -8,7 +8,11 @@ use block_io::{Disk, LocalFile, LocalOptions, RawDisk};
 use host_api::VmDefinition;
 use hyperv_host::vmm::{DRAIN_LIMIT, DiskShape, Vm, vcpu::EndReason};
 
-fn run(cmdline: &str, vcpus: u32, during: impl FnOnce(&Vm)) -> Option<(String, std::path::PathBuf, tempfile::TempDir)> {
+fn run(
+    cmdline: &str,
+    vcpus: u32,
+    during: impl FnOnce(&Vm),
+) -> Option<(String, std::path::PathBuf, tempfile::TempDir)> {
     let kvm = support::kvm()?;
     let dir = tempfile::tempdir().unwrap();
     let kernel = dir.path().join("guest.elf");
@@ -20,11 +24,8 @@ fn run(cmdline: &str, vcpus: u32, during: impl FnOnce(&Vm)) -> Option<(String, s
          cmdline = '{cmdline}'\n[[disk]]\nlocation = {image:?}\n"
     ))
     .unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let disk: Arc<dyn Disk> = runtime.block_on(async {
         let file = LocalFile::open(&image, &LocalOptions::read_write()).unwrap();
         Arc::new(RawDisk::open(Arc::new(file), 512).await.unwrap())

@@ -11,10 +11,8 @@ fn twenty_moves_in_a_row_lose_nothing() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let hosts = [
-        HostProcess::start(dir.path(), "a", 0, &[]),
-        HostProcess::start(dir.path(), "b", 0, &[]),
-    ];
+    let hosts =
+        [HostProcess::start(dir.path(), "a", 0, &[]), HostProcess::start(dir.path(), "b", 0, &[])];
     let payload = Payload::create(dir.path(), &hosts[0], 128, "ws_mib=8 iops=3000");
     let name = &payload.name;
     hosts[0].call(&Request::Start { name: name.clone() }).unwrap();

@@ -111,12 +111,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Create { file } => {
             let text = std::fs::read_to_string(&file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
-            let definition = VmDefinition::from_toml(&text)
-                .with_context(|| format!("{}", file.display()))?;
+            let definition =
+                VmDefinition::from_toml(&text).with_context(|| format!("{}", file.display()))?;
             let done = format!("created {}", definition.name);
             (Request::Create { definition }, done)
         }
-        Command::Start { name } => (Request::Start { name: name.clone() }, format!("started {name}")),
+        Command::Start { name } => {
+            (Request::Start { name: name.clone() }, format!("started {name}"))
+        }
         Command::Stop { name, force, timeout } => {
             let done = format!("stopped {name}");
             (Request::Stop { name, force, timeout_s: timeout }, done)

@@ -533,9 +533,8 @@ impl Host {
         } else {
             vm.press_power_button();
         }
-        let gone = |inner: &Inner| {
-            !inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, &vm))
-        };
+        let gone =
+            |inner: &Inner| !inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, &vm));
         if managed.wait(limit, gone) {
             Ok(())
         } else {

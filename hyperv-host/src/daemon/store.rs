@@ -149,7 +149,8 @@ impl Store {
                 }
                 Err(error) => return Err(error),
             };
-            let definition = VmDefinition::from_toml(&text).map_err(|error| damaged(&file, &error))?;
+            let definition =
+                VmDefinition::from_toml(&text).map_err(|error| damaged(&file, &error))?;
             let record = read_json(&dir.join("record.json"))?.unwrap_or_default();
             vms.push((definition, record));
         }

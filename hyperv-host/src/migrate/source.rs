@@ -21,7 +21,13 @@ use crate::{
         store::{MoveId, Record},
     },
     disk_source,
-    vmm::{DRAIN_LIMIT, Vm, bus::lock, dirty::{DirtyLog, PageSet}, error::chain, state},
+    vmm::{
+        DRAIN_LIMIT, Vm,
+        bus::lock,
+        dirty::{DirtyLog, PageSet},
+        error::chain,
+        state,
+    },
 };
 
 /// How long a source tries to get its disks back after a failed move.
@@ -158,12 +164,7 @@ fn gone(host: &Arc<Host>, managed: &Arc<Managed>) {
 }
 
 /// The VM stays: it runs on, with its disks opened again if they were closed.
-fn stay(
-    host: &Arc<Host>,
-    managed: &Arc<Managed>,
-    paused: bool,
-    operation: &MutexGuard<'_, ()>,
-) {
+fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &MutexGuard<'_, ()>) {
     let name = managed.name();
     if let Err(error) = host.store.record(name, &Record::Running) {
         tracing::error!(vm = %name, %error, "cannot record that it runs here");
@@ -363,10 +364,7 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
 
     /// Everything up to the target's word that it has it all. Afterwards the guest is paused and
     /// its disks are closed; the log goes on until the hand-over is done.
-    fn until_ready(
-        &mut self,
-        control: &mut Stream,
-    ) -> Result<(Instant, DirtyLog<'a>), MoveError> {
+    fn until_ready(&mut self, control: &mut Stream) -> Result<(Instant, DirtyLog<'a>), MoveError> {
         let mut streams = self.open_streams(control)?;
         let record = Record::MovingOut { id: self.id.clone(), peer: self.options.to.clone() };
         self.host.store.record(self.managed.name(), &record).map_err(MoveError::Store)?;
@@ -480,8 +478,7 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         brake: &Brake,
     ) -> Result<(PageSet, u32), MoveError> {
         let limit = self.options.downtime_ms.unwrap_or(self.config.downtime_ms);
-        let mut pace =
-            Pace::new(Duration::from_millis(u64::from(limit)), self.config.max_rounds);
+        let mut pace = Pace::new(Duration::from_millis(u64::from(limit)), self.config.max_rounds);
         let ram = self.vm.ram().clone();
         // What was never touched is zero here and fresh there: it is counted, not sent.
         let mut set = PageSet::touched(&ram);

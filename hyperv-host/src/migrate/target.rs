@@ -24,7 +24,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use super::{
     MoveError,
     tls::{Cutter, Stream},
-    wire::{self, Hello, Kind, Message, Standing, WireError, parse_pages, read_frame, receive, send},
+    wire::{
+        self, Hello, Kind, Message, Standing, WireError, parse_pages, read_frame, receive, send,
+    },
 };
 use crate::{
     daemon::{
@@ -143,12 +145,10 @@ fn query(host: &Arc<Host>, mut stream: Stream, id: &MoveId) -> Result<(), MoveEr
     let standing = match phase {
         Some(Phase::Waiting | Phase::Receiving) => Standing::Waiting,
         Some(Phase::Ran) => Standing::Given,
-        Some(Phase::Gone) | None => {
-            match host.store.verdict(id).map_err(MoveError::Store)? {
-                Some(Verdict::Ran) => Standing::Given,
-                Some(Verdict::Refused) | None => Standing::Never,
-            }
-        }
+        Some(Phase::Gone) | None => match host.store.verdict(id).map_err(MoveError::Store)? {
+            Some(Verdict::Ran) => Standing::Given,
+            Some(Verdict::Refused) | None => Standing::Never,
+        },
     };
     send(&mut stream, &Message::Standing { standing })?;
     loop {
@@ -196,7 +196,10 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     if hello.version != wire::VERSION || hello.state_version != state::VERSION {
         return Err(format!(
             "it speaks version {}.{}, this host {}.{}",
-            hello.version, hello.state_version, wire::VERSION, state::VERSION
+            hello.version,
+            hello.state_version,
+            wire::VERSION,
+            state::VERSION
         ));
     }
     let text = |error: &(dyn std::error::Error + 'static)| chain(error);
@@ -242,7 +245,8 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
         if arrivals.len() >= limit {
             return Err("as many VMs as allowed are on their way in".into());
         }
-        if arrivals.contains_key(&hello.id) || host.store.verdict(&hello.id).ok().flatten().is_some()
+        if arrivals.contains_key(&hello.id)
+            || host.store.verdict(&hello.id).ok().flatten().is_some()
         {
             return Err("this move was here before".into());
         }

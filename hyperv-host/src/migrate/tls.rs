@@ -165,9 +165,8 @@ impl Tls {
         }
         let roots = Arc::new(roots);
         let chain = certificates(&config.certificate)?;
-        let key = || {
-            PrivateKeyDer::from_pem_file(&config.key).map_err(|error| bad(&config.key, error))
-        };
+        let key =
+            || PrivateKeyDer::from_pem_file(&config.key).map_err(|error| bad(&config.key, error));
         let versions = &[&rustls::version::TLS13];
         let client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
@@ -233,9 +232,8 @@ impl Tls {
 
     fn check_peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<(), TlsError> {
         let untrusted = |why: &str| TlsError::Untrusted(why.to_owned());
-        let certificate = chain
-            .and_then(<[_]>::first)
-            .ok_or_else(|| untrusted("it has no certificate"))?;
+        let certificate =
+            chain.and_then(<[_]>::first).ok_or_else(|| untrusted("it has no certificate"))?;
         let certificate = ParsedCertificate::try_from(certificate)?;
         let named = |name: &str| {
             ServerName::try_from(name.to_owned())

@@ -287,7 +287,8 @@ pub fn read_frame(
     let number = u16::from_le_bytes([header[0], header[1]]);
     let len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
     let sum = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-    let kind = *allowed.iter().find(|kind| kind.number() == number).ok_or(WireError::Kind(number))?;
+    let kind =
+        *allowed.iter().find(|kind| kind.number() == number).ok_or(WireError::Kind(number))?;
     if len as usize > kind.limit() || header[2..4] != [0, 0] {
         return Err(WireError::Length { kind: number, len });
     }

@@ -30,8 +30,6 @@ mod ioctl {
     ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, 0xae, 0xc0, kvm_clear_dirty_log);
 }
 
-
-
 /// Pages of guest memory as bits, one word list a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageSet {
@@ -174,7 +172,8 @@ impl<'a> DirtyLog<'a> {
             kvm_clear_dirty_log { slot, num_pages, first_page: 0, ..Default::default() };
         request.__bindgen_anon_1.dirty_bitmap = bits.as_mut_ptr().cast();
         // SAFETY: the bitmap has a bit for each page of the slot, and KVM only reads it.
-        let result = unsafe { ioctl_with_ref(&VmRef(self.vm), ioctl::KVM_CLEAR_DIRTY_LOG(), &request) };
+        let result =
+            unsafe { ioctl_with_ref(&VmRef(self.vm), ioctl::KVM_CLEAR_DIRTY_LOG(), &request) };
         if result < 0 {
             return Err(Error::Os {
                 what: "clear the dirty log",

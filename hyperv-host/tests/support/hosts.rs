@@ -37,6 +37,11 @@ impl Drop for HostProcess {
 impl HostProcess {
     /// Starts a host whose files are in `dir`, at a fixed migration address if it had one.
     pub fn start(dir: &Path, name: &str, port: u16, faults: &[&str]) -> Self {
+        Self::start_with(dir, name, port, faults, 20)
+    }
+
+    /// As [`HostProcess::start`], with the time after which a silent peer counts as lost.
+    pub fn start_with(dir: &Path, name: &str, port: u16, faults: &[&str], timeout_s: u32) -> Self {
         let root = dir.join(name);
         if !root.exists() {
             host_api::pki::init(&dir.join("ca"), name, &root).unwrap();
@@ -45,7 +50,7 @@ impl HostProcess {
         let text = format!(
             "[host]\nstate_dir = {state:?}\ncontrol_socket = {socket:?}\n[migration]\n\
              listen = '127.0.0.1:{port}'\nca = {ca:?}\ncertificate = {certificate:?}\n\
-             key = {key:?}\ntimeout_s = 2\n",
+             key = {key:?}\ntimeout_s = {timeout_s}\n",
             state = root.join("state"),
             socket = root.join("control.sock"),
             ca = root.join("ca.pem"),
@@ -137,10 +142,7 @@ impl HostProcess {
     pub fn wait_state(&self, name: &VmName, wanted: Option<VmState>) {
         let deadline = Instant::now() + PATIENCE;
         while self.state(name) != wanted {
-            assert!(
-                Instant::now() < deadline,
-                "{name} is {:?}, not {wanted:?}", self.state(name)
-            );
+            assert!(Instant::now() < deadline, "{name} is {:?}, not {wanted:?}", self.state(name));
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -3,7 +3,12 @@
 
 pub mod hosts;
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path, time::{Duration, Instant}};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use hyperv_host::vmm::Vm;
 use kvm_ioctls::Kvm;
@@ -49,8 +54,12 @@ pub fn wait_console(vm: &Vm, word: &str) {
         let Some((bytes, next)) = console.read_from(at, Duration::from_secs(1)) else { break };
         at = next;
         seen.push_str(&String::from_utf8_lossy(&bytes));
-        assert!(Instant::now() < deadline && vm.control().ended().is_none(),
-            "no {word}: {:?}\n{}", vm.control().ended(), String::from_utf8_lossy(&console.tail()));
+        assert!(
+            Instant::now() < deadline && vm.control().ended().is_none(),
+            "no {word}: {:?}\n{}",
+            vm.control().ended(),
+            String::from_utf8_lossy(&console.tail())
+        );
     }
 }
 

@@ -1,0 +1,166 @@
+//! A move broken at every point, in every way: exactly one guest goes on, and no acknowledged
+//! write is lost.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use host_api::{Request, VmState};
+use support::hosts::{Console, HostProcess, PATIENCE, Payload};
+
+/// What becomes of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It goes on as it was, at the source.
+    Source,
+    /// It goes on as it was, at the target.
+    Target,
+    /// It goes on as it was, at either.
+    Live,
+    /// Its host died with it: it is started afresh where it was.
+    Afresh,
+}
+
+/// Whether both hosts say that the VM runs; that must never be.
+fn running(a: &HostProcess, b: &HostProcess, payload: &Payload) -> (bool, bool) {
+    let runs = |host: &HostProcess| {
+        matches!(host.state(&payload.name), Some(VmState::Running | VmState::MovingOut))
+    };
+    (runs(a), runs(b))
+}
+
+fn last_acked(console: &Console) -> (u64, u64) {
+    let line = support::Line::last(&console.text, "progress").expect("it made progress");
+    (line.get("acked"), line.get("seq"))
+}
+
+fn scenario(point: &str, action: &str, fate: Fate) {
+    if support::kvm().is_none() {
+        return;
+    }
+    eprintln!("{point}={action}");
+    let dir = tempfile::tempdir().unwrap();
+    let fault = format!("{point}={action}");
+    let at_source = point.starts_with("source");
+    let faults = |mine: bool| if mine { vec![fault.as_str()] } else { vec![] };
+    let mut a = HostProcess::start_with(dir.path(), "a", 0, &faults(at_source), 1);
+    let mut b = HostProcess::start_with(dir.path(), "b", 0, &faults(!at_source), 1);
+    let ports = (a.port(), b.port());
+    let payload = Payload::create(dir.path(), &a, 64, "ws_mib=4 iops=2000");
+    let name = payload.name.clone();
+    a.call(&Request::Start { name: name.clone() }).unwrap();
+    let mut before = a.console(&name).unwrap();
+    before.next_line("progress");
+
+    let moved = a.move_to(&name, &b);
+    // What the guest said at the source is all there when that console has ended, or is what
+    // was read by now.
+    if action == "die" {
+        let victim = if at_source { &mut a } else { &mut b };
+        victim.wait_dead();
+    }
+    if !a.is_alive() {
+        before.read_to_end();
+    } else {
+        before.read();
+    }
+    let (acked, submitted) = last_acked(&before);
+
+    if fate == Fate::Afresh {
+        // No one may run it now: all that was acknowledged must be in the image.
+        payload.verify(acked, submitted + 100_000);
+    }
+    if !a.is_alive() {
+        assert!(!running(&a, &b, &payload).1 || fate != Fate::Afresh);
+        a = HostProcess::start_with(dir.path(), "a", ports.0, &[], 1);
+    }
+    if !b.is_alive() {
+        b = HostProcess::start_with(dir.path(), "b", ports.1, &[], 1);
+    }
+
+    // Exactly one goes on: one runs it, the other does not know it any more.
+    let deadline = Instant::now() + PATIENCE;
+    let at_target = loop {
+        let (at_a, at_b) = running(&a, &b, &payload);
+        assert!(!(at_a && at_b), "it runs on both");
+        let states = (a.state(&name), b.state(&name));
+        match states {
+            (Some(VmState::Running), None) => break false,
+            (None, Some(VmState::Running)) => break true,
+            _ => {}
+        }
+        assert!(Instant::now() < deadline, "{point}={action}: {states:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    match fate {
+        Fate::Source => assert!(!at_target),
+        Fate::Target => assert!(at_target),
+        Fate::Live => {}
+        Fate::Afresh => assert_eq!(at_target, !at_source),
+    }
+    if moved.is_ok() {
+        assert!(at_target, "the source said that it moved");
+    }
+    let survivor = if at_target { &b } else { &a };
+    let mut console = survivor.console(&name).unwrap();
+    let line = loop {
+        let line = console.next_line("progress");
+        // One that was printed before the fault may still be in the source's ring.
+        if fate == Fate::Afresh || line.get("acked") > acked {
+            break line;
+        }
+    };
+    assert_eq!((line.get("verify_errors"), line.get("memory_errors")), (0, 0), "{line:?}");
+    if fate == Fate::Afresh {
+        let stop = Request::Stop { name: name.clone(), force: true, timeout_s: None };
+        survivor.call(&stop).unwrap();
+        return;
+    }
+    console.type_line("stop");
+    let last = console.next_line("final");
+    survivor.wait_state(&name, Some(VmState::Off));
+    assert_eq!((last.get("verify_errors"), last.get("memory_errors")), (0, 0), "{last:?}");
+    let report = payload.verify(last.get("flushed"), last.get("seq"));
+    assert_eq!(report.newer, 0);
+}
+
+macro_rules! points {
+    ($($test:ident $point:literal die $die:ident drop $drop:ident stall $stall:ident;)*) => {
+        $(
+            #[test]
+            fn $test() {
+                scenario($point, "die", Fate::$die);
+                scenario($point, "drop", Fate::$drop);
+                scenario($point, "stall", Fate::$stall);
+            }
+        )*
+
+        #[test]
+        fn every_point_has_a_test() {
+            let tested = [$($point),*];
+            for point in hyperv_host::migrate::fault::POINTS {
+                assert!(tested.contains(&point), "{point}");
+            }
+        }
+    };
+}
+
+points! {
+    target_accepted "target.accepted" die Source drop Source stall Source;
+    source_connected "source.connected" die Afresh drop Source stall Source;
+    source_precopy "source.precopy" die Afresh drop Source stall Source;
+    target_precopy "target.precopy" die Source drop Source stall Source;
+    source_paused "source.paused" die Afresh drop Source stall Source;
+    source_disk_closed "source.disk-closed" die Afresh drop Source stall Source;
+    source_state_sent "source.state-sent" die Afresh drop Source stall Live;
+    target_state "target.state" die Source drop Source stall Source;
+    target_ready "target.ready" die Source drop Live stall Live;
+    source_ready "source.ready" die Afresh drop Target stall Target;
+    source_recorded "source.recorded" die Target drop Target stall Target;
+    source_commit_sent "source.commit-sent" die Target drop Target stall Target;
+    target_commit "target.commit" die Source drop Target stall Target;
+    target_recorded "target.recorded" die Afresh drop Target stall Target;
+    target_disk_open "target.disk-open" die Afresh drop Target stall Target;
+    target_running "target.running" die Afresh drop Target stall Target;
+    source_running "source.running" die Target drop Target stall Target;
+}
