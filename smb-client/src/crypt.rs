@@ -136,3 +136,70 @@ pub(crate) fn split_compound(plain: &[u8]) -> Result<(Header, usize)> {
     }
     Ok((header, next))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use smb_protocol::{MessageId, crypto::SigningAlgorithm};
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// A compound splits into the messages it was made of, and whatever comes, every step
+        /// takes something or gives an error.
+        #[test]
+        fn compounds_split(
+            lens in prop::collection::vec(0..6usize, 1..6),
+            change in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let mut all = Vec::new();
+            for (i, len) in lens.iter().enumerate() {
+                let more = i + 1 < lens.len();
+                let next_command = if more { 64 + *len as u32 * 8 } else { 0 };
+                let message_id = MessageId(i as u64);
+                Header { next_command, message_id, ..Header::default() }.encode(&mut all);
+                all.resize(all.len() + len * 8, 0x5a);
+            }
+            if let Some((index, value)) = &change {
+                let index = index.index(all.len());
+                all[index] = *value;
+            }
+            let (mut rest, mut count) = (&all[..], 0);
+            while !rest.is_empty() {
+                let Ok((header, len)) = split_compound(rest) else { break };
+                prop_assert!((HEADER_LEN..=rest.len()).contains(&len));
+                if change.is_none() {
+                    prop_assert_eq!(header.message_id.0, count);
+                    prop_assert_eq!(len, 64 + lens[count as usize] * 8);
+                }
+                rest = &rest[len..];
+                count += 1;
+            }
+            prop_assert!(change.is_some() || count as usize == lens.len());
+        }
+
+        #[test]
+        fn opening_is_total(mut bytes in prop::collection::vec(any::<u8>(), 0..150), kind in 0..3u8) {
+            if bytes.len() >= 4 {
+                match kind {
+                    0 => bytes[..4].copy_from_slice(&PROTOCOL_SMB2),
+                    1 => bytes[..4].copy_from_slice(&TransformHeader::PROTOCOL_ID),
+                    _ => {}
+                }
+            }
+            let crypt = Crypt {
+                dialect: Dialect::SMB_3_1_1,
+                session_id: SessionId(1),
+                signing: SigningKey::new(SigningAlgorithm::AesGmac, &[1; 16]),
+                sign: true,
+                sealing: None,
+            };
+            match Crypt::open(Some(&crypt), &mut bytes) {
+                Ok((range, sealed)) => prop_assert!(!sealed && range == (0..bytes.len())),
+                Err(error) => prop_assert!(matches!(error, Error::Protocol(_))),
+            }
+        }
+    }
+}

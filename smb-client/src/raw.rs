@@ -67,13 +67,12 @@ pub struct RawConnection {
 impl RawConnection {
     /// Connects, logs on, connects to a share and opens a file: to read, or to read and write
     /// and made if it is missing. Others may do as they like with it meanwhile.
-    pub async fn connect(
-        options: &ConnectOptions,
-        share: &str,
-        path: &str,
-        write: bool,
-    ) -> Result<Self> {
-        let established = establish(options, random(), SessionId(0)).await?;
+    ///
+    /// Blocks the thread, and so must not be called from a task of an asynchronous runtime.
+    pub fn connect(options: &ConnectOptions, share: &str, path: &str, write: bool) -> Result<Self> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(lost)?;
+        let established = runtime.block_on(establish(options, random(), SessionId(0)))?;
         let stream = established.stream.into_std().and_then(|stream| {
             stream.set_nonblocking(false)?;
             stream.set_read_timeout(Some(options.request_timeout))?;

@@ -28,6 +28,7 @@ use smb_protocol::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::JoinHandle,
 };
 
@@ -53,6 +54,7 @@ enum Trick {
     CompoundLoop,
     RequestInstead,
     CreditFlood,
+    DeafToEcho,
 }
 
 /// Sets one byte of the n-th response of the handshake, and tells whether that changed it.
@@ -60,6 +62,7 @@ type Mutation = Option<(usize, prop::sample::Index, u8, Arc<AtomicBool>)>;
 
 struct Server {
     address: SocketAddr,
+    cancelled: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -77,15 +80,19 @@ struct Peer {
     signing: Option<SigningKey>,
     sealing: Option<(SealingKey, OpeningKey)>,
     seal: bool,
+    cancelled: Arc<Notify>,
 }
 
 impl Server {
     async fn start(trick: Trick, mutation: Mutation) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let cancelled = Arc::new(Notify::new());
+        let for_task = Arc::clone(&cancelled);
         let task = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let mutation = mutation.clone();
+                let cancelled = Arc::clone(&for_task);
                 tokio::spawn(async move {
                     let mut peer = Peer {
                         socket,
@@ -95,13 +102,14 @@ impl Server {
                         signing: None,
                         sealing: None,
                         seal: false,
+                        cancelled,
                     };
                     // The end of the client's patience is the end of the connection.
                     let _ = peer.serve().await;
                 });
             }
         });
-        Self { address, task }
+        Self { address, cancelled, task }
     }
 
     fn options(&self, encryption: Encryption) -> ConnectOptions {
@@ -260,6 +268,11 @@ impl Peer {
                     let body = create::Response { file_id, ..Default::default() };
                     Self::reply(&header, NtStatus::SUCCESS, |out| body.encode(out))
                 }
+                Command::ECHO if self.trick == Trick::DeafToEcho => continue,
+                Command::CANCEL => {
+                    self.cancelled.notify_one();
+                    continue;
+                }
                 Command::ECHO => Self::reply(&header, NtStatus::SUCCESS, |out| Empty.encode(out)),
                 Command::READ => {
                     self.play(&header, &request).await?;
@@ -291,7 +304,7 @@ impl Peer {
             message
         };
         match self.trick {
-            Trick::Honest => self.send(good, true).await,
+            Trick::Honest | Trick::DeafToEcho => self.send(good, true).await,
             Trick::CutInside => {
                 self.socket.write_all(&frame_prefix(good.len()).unwrap()).await?;
                 self.socket.write_all(&good[..good.len() / 2]).await?;
@@ -440,6 +453,45 @@ async fn a_flood_of_credits_is_bounded() {
     for _ in 0..200 {
         file.read(0, &mut buf).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_dropped_operation_is_cancelled_at_the_server() {
+    for encryption in [Encryption::IfRequired, Encryption::Required] {
+        for announced in [false, true] {
+            let server = Server::start(Trick::PendingForEver, None).await;
+            let (session, file) = open(&server, encryption).await;
+            let mut buf = [0; 512];
+            let until = async {
+                if announced {
+                    // Answered after the announcement that the read is pending.
+                    session.echo().await.unwrap();
+                }
+            };
+            tokio::select! {
+                biased;
+                result = file.read(0, &mut buf) => panic!("answered: {result:?}"),
+                () = until => {}
+            }
+            let cancelled = server.cancelled.notified();
+            tokio::time::timeout(Duration::from_secs(20), cancelled).await.expect("no CANCEL");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_to_a_dead_server_is_given_up() {
+    let server = Server::start(Trick::DeafToEcho, None).await;
+    let (session, file) = open(&server, Encryption::IfRequired).await;
+    let noticed = tokio::time::timeout(Duration::from_secs(30), async {
+        // Nothing is asked of the server meanwhile: this looks at the session's state only.
+        while session.dialect().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    noticed.await.expect("the dead server is not noticed");
+    let error = file.read(0, &mut [0; 512]).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { what: "ECHO", .. }), "{error}");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 //!
 //! Everything works in place on the buffer that goes to, or came from, the wire.
 
+mod ccm;
 pub mod kdf;
 pub mod preauth;
 pub mod seal;

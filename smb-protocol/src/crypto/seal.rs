@@ -5,18 +5,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use aes::{Aes128, Aes256};
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use ccm::{
-    Ccm,
-    aead::{AeadInOut, KeyInit},
-    consts::{U11, U16},
-};
 
-use super::{SecretKey, random};
-
-type Aes128Ccm = Ccm<Aes128, U16, U11>;
-type Aes256Ccm = Ccm<Aes256, U16, U11>;
+use super::{SecretKey, ccm::CcmKey, random};
 
 /// How messages are encrypted (MS-SMB2 2.2.3.1.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -176,46 +167,30 @@ impl TransformHeader {
 }
 
 enum Key {
-    Ccm128(Box<Aes128Ccm>),
-    Ccm256(Box<Aes256Ccm>),
-    Gcm(LessSafeKey),
+    Ccm(CcmKey),
+    Gcm(Box<LessSafeKey>),
 }
 
 impl Key {
     fn new(cipher: Cipher, key: &SecretKey) -> Self {
         const PROOF: &str = "keys derived for a cipher have its key length";
-        let key = key.as_bytes();
-        match cipher {
-            Cipher::Aes128Ccm => {
-                Self::Ccm128(Box::new(Aes128Ccm::new_from_slice(key).expect(PROOF)))
-            }
-            Cipher::Aes256Ccm => {
-                Self::Ccm256(Box::new(Aes256Ccm::new_from_slice(key).expect(PROOF)))
-            }
-            Cipher::Aes128Gcm => {
-                Self::Gcm(LessSafeKey::new(UnboundKey::new(&AES_128_GCM, key).expect(PROOF)))
-            }
-            Cipher::Aes256Gcm => {
-                Self::Gcm(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect(PROOF)))
-            }
-        }
+        assert_eq!(key.as_bytes().len(), cipher.key_len(), "{PROOF}");
+        let algorithm = match cipher {
+            Cipher::Aes128Ccm | Cipher::Aes256Ccm => return Self::Ccm(CcmKey::new(key)),
+            Cipher::Aes128Gcm => &AES_128_GCM,
+            Cipher::Aes256Gcm => &AES_256_GCM,
+        };
+        let key = UnboundKey::new(algorithm, key.as_bytes()).expect(PROOF);
+        Self::Gcm(Box::new(LessSafeKey::new(key)))
     }
 
     fn seal(&self, nonce: &[u8; 16], aad: &[u8], payload: &mut [u8]) -> [u8; 16] {
-        const PROOF: &str = "a message is far below the limits of AES-CCM and AES-GCM";
         match self {
-            Self::Ccm128(key) => key
-                .encrypt_inout_detached(&ccm_nonce(nonce).into(), aad, payload.into())
-                .expect(PROOF)
-                .into(),
-            Self::Ccm256(key) => key
-                .encrypt_inout_detached(&ccm_nonce(nonce).into(), aad, payload.into())
-                .expect(PROOF)
-                .into(),
+            Self::Ccm(key) => key.seal(ccm_nonce(nonce), aad, payload),
             Self::Gcm(key) => {
                 let tag = key
                     .seal_in_place_separate_tag(gcm_nonce(nonce), Aad::from(aad), payload)
-                    .expect(PROOF);
+                    .expect("a message is far below the limits of AES-GCM");
                 let mut signature = [0; 16];
                 signature.copy_from_slice(tag.as_ref());
                 signature
@@ -225,22 +200,7 @@ impl Key {
 
     fn open(&self, nonce: &[u8; 16], aad: &[u8], tag: &[u8; 16], payload: &mut [u8]) -> bool {
         match self {
-            Self::Ccm128(key) => key
-                .decrypt_inout_detached(
-                    &ccm_nonce(nonce).into(),
-                    aad,
-                    payload.into(),
-                    &(*tag).into(),
-                )
-                .is_ok(),
-            Self::Ccm256(key) => key
-                .decrypt_inout_detached(
-                    &ccm_nonce(nonce).into(),
-                    aad,
-                    payload.into(),
-                    &(*tag).into(),
-                )
-                .is_ok(),
+            Self::Ccm(key) => key.open(ccm_nonce(nonce), aad, tag, payload),
             Self::Gcm(key) => key
                 .open_in_place_separate_tag(gcm_nonce(nonce), Aad::from(aad), tag, payload)
                 .is_ok(),
@@ -248,8 +208,8 @@ impl Key {
     }
 }
 
-fn ccm_nonce(nonce: &[u8; 16]) -> [u8; 11] {
-    *nonce.first_chunk().expect("11 bytes are within 16")
+fn ccm_nonce(nonce: &[u8; 16]) -> &[u8; 11] {
+    nonce.first_chunk().expect("11 bytes are within 16")
 }
 
 fn gcm_nonce(nonce: &[u8; 16]) -> Nonce {

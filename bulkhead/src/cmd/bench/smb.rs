@@ -166,18 +166,16 @@ fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
     // Fails early when there is no such process.
     args.server_pid.map(cpu::of_tree).transpose()?;
     let options = args.options()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut workers = Vec::new();
     let mut protocol = serde_json::Value::Null;
     for number in 0..args.connections {
         let connect =
-            RawConnection::connect(&options, &args.url.share, &args.url.path, args.writes());
-        let mut connection = match runtime.block_on(connect) {
+            |write| RawConnection::connect(&options, &args.url.share, &args.url.path, write);
+        let mut connection = match connect(args.writes()) {
             // To be filled before it can be read.
             Err(error) if number == 0 && !args.writes() => {
                 pass_if_missing(&error)?;
-                let made = RawConnection::connect(&options, &args.url.share, &args.url.path, true);
-                runtime.block_on(made)?
+                connect(true)?
             }
             other => other?,
         };
@@ -192,7 +190,7 @@ fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
                 "signing": connection.signing().map(|a| format!("{a:?}")),
                 "cipher": connection.cipher().map(|c| format!("{c:?}")),
             });
-            prepare(args, &options, &runtime, &mut connection, blocks)?;
+            prepare(args, &options, &mut connection, blocks)?;
         }
         workers.push(Worker::new(connection, args.plan(number, blocks)));
     }
@@ -270,7 +268,6 @@ fn pass_if_missing(error: &smb_client::Error) -> anyhow::Result<()> {
 fn prepare(
     args: &Args,
     options: &ConnectOptions,
-    runtime: &tokio::runtime::Runtime,
     connection: &mut RawConnection,
     blocks: u64,
 ) -> anyhow::Result<()> {
@@ -292,7 +289,7 @@ fn prepare(
         blocks: size.div_ceil(CHUNK) - first,
         seed: 1,
     };
-    let mut worker = Worker::new(runtime.block_on(fresh)?, plan);
+    let mut worker = Worker::new(fresh?, plan);
     worker.prepare().context("cannot fill the file")?;
     worker.finish()?;
     Ok(())
