@@ -503,6 +503,8 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
             if self.vm.control().ended().is_some() {
                 return Err(MoveError::Ended);
             }
+            // What is flushed now need not be flushed while the guest is paused.
+            self.host.runtime.block_on(self.vm.flush_disks());
             set = log.take()?;
             round += 1;
             let dirty = set.count();

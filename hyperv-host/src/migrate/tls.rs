@@ -60,9 +60,9 @@ pub enum TlsError {
 /// An encrypted connection, from either side.
 pub enum Stream {
     /// Connected.
-    Client(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Client(Box<StreamOwned<ClientConnection, Buffered>>),
     /// Accepted.
-    Server(Box<StreamOwned<ServerConnection, TcpStream>>),
+    Server(Box<StreamOwned<ServerConnection, Buffered>>),
 }
 
 impl std::fmt::Debug for Stream {
@@ -75,8 +75,8 @@ impl Stream {
     /// The socket below.
     pub fn socket(&self) -> &TcpStream {
         match self {
-            Self::Client(stream) => &stream.sock,
-            Self::Server(stream) => &stream.sock,
+            Self::Client(stream) => &stream.sock.socket,
+            Self::Server(stream) => &stream.sock.socket,
         }
     }
 
@@ -86,6 +86,49 @@ impl Stream {
     /// Of the operating system.
     pub fn cutter(&self) -> io::Result<Cutter> {
         self.socket().try_clone().map(Cutter)
+    }
+}
+
+/// A socket that is read in large pieces: TLS asks for 4 KiB at a time.
+pub struct Buffered {
+    socket: TcpStream,
+    buffer: Box<[u8]>,
+    at: usize,
+    end: usize,
+}
+
+impl Buffered {
+    const SIZE: usize = 256 << 10;
+
+    fn new(socket: TcpStream) -> Self {
+        Self { socket, buffer: vec![0; Self::SIZE].into(), at: 0, end: 0 }
+    }
+}
+
+impl io::Read for Buffered {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.end {
+            self.end = self.socket.read(&mut self.buffer)?;
+            self.at = 0;
+        }
+        let len = into.len().min(self.end - self.at);
+        into[..len].copy_from_slice(&self.buffer[self.at..self.at + len]);
+        self.at += len;
+        Ok(len)
+    }
+}
+
+impl io::Write for Buffered {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.socket.write(from)
+    }
+
+    fn write_vectored(&mut self, from: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        self.socket.write_vectored(from)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
     }
 }
 
@@ -210,7 +253,10 @@ impl Tls {
                     complete(|| tls.complete_io(&mut socket).map(|_| tls.is_handshaking()))
                         .map_err(failed)?;
                     self.check_peer(tls.peer_certificates())?;
-                    return Ok(Stream::Client(Box::new(StreamOwned::new(tls, socket))));
+                    return Ok(Stream::Client(Box::new(StreamOwned::new(
+                        tls,
+                        Buffered::new(socket),
+                    ))));
                 }
                 Err(error) => last = error,
             }
@@ -227,7 +273,7 @@ impl Tls {
         let mut tls = ServerConnection::new(self.server.clone())?;
         complete(|| tls.complete_io(&mut socket).map(|_| tls.is_handshaking()))?;
         self.check_peer(tls.peer_certificates())?;
-        Ok(Stream::Server(Box::new(StreamOwned::new(tls, socket))))
+        Ok(Stream::Server(Box::new(StreamOwned::new(tls, Buffered::new(socket)))))
     }
 
     fn check_peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<(), TlsError> {

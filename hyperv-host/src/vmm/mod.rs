@@ -273,6 +273,19 @@ impl Vm {
         Ok(())
     }
 
+    /// Makes durable what the disks have taken so far; the guest need not be paused. An error
+    /// is left to the next flush that matters.
+    pub async fn flush_disks(&self) {
+        for (location, blk) in &self.disks {
+            if let Some(disk) = blk.disk()
+                && !disk.is_read_only()
+                && let Err(error) = disk.flush().await
+            {
+                tracing::debug!(location, error = error::chain(&error), "flush");
+            }
+        }
+    }
+
     /// Takes the disks away from a paused machine.
     pub fn detach_disks(&self) -> Vec<(String, Arc<dyn Disk>)> {
         let taken = |(location, blk): &(String, Arc<Blk>)| Some((location.clone(), blk.detach()?));

@@ -1,10 +1,12 @@
 //! `payload-guest`: writes the guest's image to a file, checks a raw disk that it wrote.
 
-use std::{fs::File, os::unix::fs::FileExt, path::PathBuf};
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context;
+use block_io::{LocalFile, LocalOptions};
 use clap::Parser;
 use payload_guest::{Expected, GUEST, check};
+use vhd::Format;
 
 /// The payload guest and the checker of its disk.
 #[derive(Debug, Parser)]
@@ -14,7 +16,7 @@ enum Command {
         /// The file.
         file: PathBuf,
     },
-    /// Verify every acknowledged block of a raw image.
+    /// Verify every acknowledged block of an image, raw or VHDX by its ending.
     Check {
         /// The image.
         image: PathBuf,
@@ -39,11 +41,20 @@ fn main() -> anyhow::Result<()> {
             std::fs::write(&file, GUEST).with_context(|| format!("cannot write {}", file.display()))
         }
         Command::Check { image, seed, blocks, acked, submitted } => {
-            let file =
-                File::open(&image).with_context(|| format!("cannot open {}", image.display()))?;
             let submitted = submitted.unwrap_or(acked).max(acked);
             let expected = Expected { seed, blocks, acked, submitted };
-            let report = check(&expected, |at, bytes| file.read_exact_at(bytes, at))?;
+            let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
+            let open = async {
+                let file = Arc::new(LocalFile::open(&image, &LocalOptions::read_only())?);
+                let format = Format::from_path(&image).unwrap_or(Format::Raw);
+                anyhow::Ok(vhd::open_disk(file, format).await?)
+            };
+            let disk = runtime
+                .block_on(open)
+                .with_context(|| format!("cannot open {}", image.display()))?;
+            let report = check(&expected, |at, bytes| {
+                runtime.block_on(disk.read_at(at, bytes)).map_err(std::io::Error::other)
+            })?;
             println!(
                 "verified blocks={blocks} exact={} newer={} blank={}",
                 report.exact, report.newer, report.blank

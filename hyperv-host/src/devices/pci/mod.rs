@@ -81,10 +81,10 @@ impl BusDevice for ConfigPorts {
             for (index, byte) in data.iter_mut().enumerate() {
                 *byte = bytes.get(from + index).copied().unwrap_or(0xff);
             }
-        } else if let Some((function, register)) = self.target(offset as usize - 4) {
-            if offset as usize + data.len() <= 8 {
-                lock(function).config_read(register, data);
-            }
+        } else if offset as usize + data.len() <= 8
+            && let Some((function, register)) = self.target(offset as usize - 4)
+        {
+            lock(function).config_read(register, data);
         }
     }
 

@@ -127,7 +127,8 @@ impl Blk {
         self.geometry
     }
 
-    fn disk(&self) -> Option<Arc<dyn Disk>> {
+    /// The open disk.
+    pub fn disk(&self) -> Option<Arc<dyn Disk>> {
         self.disk.read().unwrap_or_else(|poison| poison.into_inner()).clone()
     }
 
