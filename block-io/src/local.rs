@@ -32,9 +32,10 @@ use rustix::{
 
 use crate::{Error, File, FlushGroup, IoFuture, Result};
 
-/// Writes up to this size go to the page cache on the caller; larger ones are copied once and
-/// left to the engine, so that one caller does not hold its thread for long.
-const INLINE_WRITE: usize = 256 << 10;
+/// Writes up to this size go to the page cache on the caller, which holds its thread for some
+/// tenths of a millisecond at most, as reads from the cache do; larger ones are copied once and
+/// left to the engine.
+const INLINE_WRITE: usize = 1 << 20;
 /// Whole pages never need a read before they can be written.
 const PAGE: u64 = 4096;
 
