@@ -216,14 +216,15 @@ impl Connection {
         u16::try_from((len - 1) / CREDIT + 1).unwrap_or(u16::MAX)
     }
 
-    /// The longest read or write that limits and credits allow, at most `wanted`.
+    /// The longest read or write that limits and credits allow, at most `wanted` and 8 MiB, which
+    /// the length of a frame has room for.
     pub fn max_io(&self, limit: u32, wanted: u32) -> u32 {
         let by_credits = if self.limits.large_mtu {
             self.total_credits.load(Ordering::Relaxed).saturating_mul(CREDIT)
         } else {
             CREDIT
         };
-        limit.min(wanted).min(by_credits).max(4096)
+        limit.min(wanted).min(by_credits).clamp(4096, 8 << 20)
     }
 
     /// Waits until the connection is given up.

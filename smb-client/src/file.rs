@@ -61,6 +61,12 @@ impl RemoteFile {
         &self.open.path
     }
 
+    /// Whether the server has promised to keep the file open when the connection is lost.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.open.is_durable()
+    }
+
     /// Fills `buf` from `offset` and gives how much there was before the end of the file.
     pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let mut patience = Patience::default();

@@ -33,6 +33,7 @@ async fn a_cut_connection_is_restored_and_what_was_in_flight_is_sent_again() {
         let session = Client::connect(options).await.unwrap();
         let tree = session.tree("vms").await.unwrap();
         let file = Arc::new(tree.open("disk", OpenOptions::create(Create::Replace)).await.unwrap());
+        assert!(file.is_durable(), "{dialect:?}");
         file.write_at(0, &pattern(0, 1 << 20)).await.unwrap();
         // Unflushed and acknowledged: the durable open keeps them.
         for round in 1..6u64 {
@@ -104,6 +105,7 @@ async fn writes_that_a_server_lost_unflushed_are_reported() {
     let session = Client::connect(options).await.unwrap();
     let tree = session.tree("vms").await.unwrap();
     let dirty = tree.open("dirty", OpenOptions::create(Create::New)).await.unwrap();
+    assert!(!dirty.is_durable());
     let clean = tree.open("clean", OpenOptions::create(Create::New)).await.unwrap();
     let again = OpenOptions { reopen: true, ..OpenOptions::create(Create::New) };
     let again = tree.open("again", again).await.unwrap();
