@@ -7,10 +7,11 @@
 //! ```
 //!
 //! The writer sends everything that gathered while the last send was under way at once; the only
-//! request in flight is sent by its caller. The
-//! reader takes as much as the socket has and answers every complete message in it. Nothing a
-//! server sends makes memory grow beyond what was asked for: frames are bounded, and responses
-//! nobody waits for end the connection.
+//! request in flight is sent by its caller. The reader takes as much as the socket has and
+//! answers every complete message in it. Nothing a server sends makes memory grow beyond what was
+//! asked for: frames are bounded, and answers to nothing end the connection.
+
+mod tasks;
 
 use std::{
     collections::HashMap,
@@ -22,15 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use rustix::net::{Shutdown, shutdown};
 use smb_protocol::{
-    Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
-    header::{FRAME_LEN, HEADER_LEN, frame_len},
-    msg::{
-        oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
-        simple::Empty,
-    },
+    Command, FileId, Header, HeaderFlags, MessageId, SessionId, TreeId, msg::simple::Empty,
 };
 use tokio::{
     net::TcpStream,
@@ -39,7 +35,7 @@ use tokio::{
 
 use crate::{
     ConnectOptions, Error, Result,
-    crypt::{Crypt, Guard, begin_frame, end_frame, split_compound},
+    crypt::{Crypt, Guard, begin_frame, end_frame},
     handshake::{Established, Limits, Validation},
 };
 
@@ -47,10 +43,6 @@ use crate::{
 pub(crate) const CREDIT: u32 = 65536;
 /// Requests up to this long are gathered into one buffer; longer ones are sent from their own.
 const SMALL: usize = 32 * 1024;
-/// Room beyond the largest payload in a frame: headers and padding.
-const OVERHEAD: usize = 64 * 1024;
-/// What is read from the socket at once at least.
-const READ_AHEAD: usize = 256 * 1024;
 
 /// A response: its header and the bytes behind it.
 #[derive(Debug)]
@@ -224,14 +216,15 @@ impl Connection {
         u16::try_from((len - 1) / CREDIT + 1).unwrap_or(u16::MAX)
     }
 
-    /// The longest read or write that limits and credits allow, at most `wanted`.
+    /// The longest read or write that limits and credits allow, at most `wanted` and 8 MiB, which
+    /// the length of a frame has room for.
     pub fn max_io(&self, limit: u32, wanted: u32) -> u32 {
         let by_credits = if self.limits.large_mtu {
             self.total_credits.load(Ordering::Relaxed).saturating_mul(CREDIT)
         } else {
             CREDIT
         };
-        limit.min(wanted).min(by_credits).max(4096)
+        limit.min(wanted).min(by_credits).clamp(4096, 8 << 20)
     }
 
     /// Waits until the connection is given up.
@@ -441,260 +434,6 @@ impl Connection {
     /// Forgets an open.
     pub fn forget_open(&self, file: FileId) {
         lock(&self.opens).remove(&file);
-    }
-
-    async fn write_loop(self: Arc<Self>) {
-        let mut batch = Vec::new();
-        loop {
-            batch.clear();
-            let work = {
-                let mut shared = lock(&self.shared);
-                if shared.closed.is_some() {
-                    return;
-                }
-                // A caller that is sending wakes this task when it is done and there is more.
-                if shared.sending || shared.is_idle() {
-                    None
-                } else {
-                    shared.sending = true;
-                    std::mem::swap(&mut batch, &mut shared.small);
-                    Some((std::mem::take(&mut shared.begun), std::mem::take(&mut shared.large)))
-                }
-            };
-            let Some((begun, large)) = work else {
-                self.wake_writer.notified().await;
-                continue;
-            };
-            let closed = self.wait_closed();
-            let send = async {
-                self.send_all(&begun).await?;
-                self.send_all(&batch).await?;
-                for request in &large {
-                    self.send_all(request).await?;
-                }
-                std::io::Result::Ok(())
-            };
-            tokio::select! {
-                result = send => match result {
-                    Ok(()) => lock(&self.shared).sending = false,
-                    Err(error) => self.close(Error::disconnected(error.to_string())),
-                },
-                () = closed => {}
-            }
-        }
-    }
-
-    async fn send_all(&self, mut bytes: &[u8]) -> std::io::Result<()> {
-        while !bytes.is_empty() {
-            match self.socket.try_write(bytes) {
-                Ok(sent) => bytes = &bytes[sent..],
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    self.socket.writable().await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    async fn read_loop(self: Arc<Self>) {
-        let closed = self.wait_closed();
-        let reason = tokio::select! {
-            reason = self.receive() => reason,
-            () = closed => return,
-        };
-        tracing::debug!(%reason, "connection ended");
-        self.close(reason);
-    }
-
-    /// Receives until there is a reason to stop.
-    async fn receive(self: &Arc<Self>) -> Error {
-        let largest = self.limits.max_read.max(self.limits.max_transact) as usize;
-        let longest = largest.min(16 << 20) + OVERHEAD;
-        let mut buffer = BytesMut::with_capacity(READ_AHEAD);
-        loop {
-            let missing = match self.take_frames(&mut buffer, longest) {
-                Ok(missing) => missing,
-                Err(error) => return error,
-            };
-            buffer.reserve(missing.max(READ_AHEAD / 4));
-            match self.socket.try_read_buf(&mut buffer) {
-                Ok(0) => return Error::disconnected("the server closed it"),
-                Ok(_) => {
-                    let heard = self.started.elapsed().as_millis();
-                    self.last_heard
-                        .store(u64::try_from(heard).unwrap_or(u64::MAX), Ordering::Relaxed);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    if let Err(error) = self.socket.readable().await {
-                        return Error::disconnected(error.to_string());
-                    }
-                }
-                Err(error) => return Error::disconnected(error.to_string()),
-            }
-        }
-    }
-
-    /// Handles all complete frames and gives the number of bytes missing from the next.
-    fn take_frames(self: &Arc<Self>, buffer: &mut BytesMut, longest: usize) -> Result<usize> {
-        while let Some(prefix) = buffer.first_chunk::<FRAME_LEN>() {
-            let len = frame_len(*prefix)?;
-            if !(HEADER_LEN..=longest).contains(&len) {
-                return Err(Error::Protocol(format!("a message of {len} bytes")));
-            }
-            let Some(missing) = (FRAME_LEN + len).checked_sub(buffer.len()).filter(|n| *n > 0)
-            else {
-                buffer.advance(FRAME_LEN);
-                let frame = buffer.split_to(len);
-                self.take_frame(frame)?;
-                continue;
-            };
-            return Ok(missing);
-        }
-        Ok(FRAME_LEN)
-    }
-
-    fn take_frame(self: &Arc<Self>, mut frame: BytesMut) -> Result<()> {
-        let (plain, sealed) = Crypt::open(Some(&self.crypt), &mut frame)?;
-        frame.advance(plain.start);
-        while !frame.is_empty() {
-            let (header, len) = split_compound(&frame)?;
-            let message = frame.split_to(len);
-            self.take_message(header, message, sealed)?;
-        }
-        Ok(())
-    }
-
-    fn take_message(
-        self: &Arc<Self>,
-        header: Header,
-        mut message: BytesMut,
-        sealed: bool,
-    ) -> Result<()> {
-        if !header.is_response() {
-            return Err(Error::Protocol("a request from the server".into()));
-        }
-        if header.message_id == MessageId::UNSOLICITED {
-            return self.take_break(&header, &message[HEADER_LEN..]);
-        }
-        let unasked = || Error::Protocol(format!("an answer to nothing: {:?}", header.command));
-        let mut shared = lock(&self.shared);
-        let pending = shared.pending.get_mut(&header.message_id.0).ok_or_else(unasked)?;
-        let guard = pending.guard;
-        let interim = header.status == NtStatus::PENDING && header.flags.has(HeaderFlags::ASYNC);
-        if interim {
-            Crypt::check(Some(&self.crypt), &mut message, &header, sealed, guard)?;
-            if pending.async_id.replace(header.async_or_tree).is_some() {
-                return Err(Error::Protocol("a request is announced as pending twice".into()));
-            }
-            let abandoned = pending.reply.is_closed();
-            drop(shared);
-            self.grant(0, header.credits);
-            if abandoned {
-                self.abandon(header.message_id.0);
-            }
-            return Ok(());
-        }
-        let Some(pending) = shared.pending.remove(&header.message_id.0) else {
-            return Err(unasked());
-        };
-        drop(shared);
-        Crypt::check(Some(&self.crypt), &mut message, &header, sealed, guard)?;
-        self.grant(pending.charge, header.credits);
-        message.advance(HEADER_LEN);
-        // An error means that nobody waits any more.
-        let _ = pending.reply.send(Ok(Response { header, body: message.freeze() }));
-        Ok(())
-    }
-
-    /// Books the credits that a response spent and granted.
-    fn grant(&self, spent: u16, granted: u16) {
-        let (spent, granted) = (u32::from(spent), u32::from(granted));
-        let total = self.total_credits.load(Ordering::Relaxed);
-        // A server cannot make the client hold more than it could ever use.
-        const MOST: u32 = 65536;
-        let granted = granted.min((MOST + spent).saturating_sub(total));
-        let _ = self.total_credits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
-            Some((total + granted).saturating_sub(spent))
-        });
-        self.credits.add_permits(granted as usize);
-    }
-
-    /// Answers a break: nothing is cached here, so what is broken is given up at once.
-    fn take_break(self: &Arc<Self>, header: &Header, body: &[u8]) -> Result<()> {
-        if header.command != Command::OPLOCK_BREAK {
-            return Err(Error::Protocol(format!("{:?} without being asked", header.command)));
-        }
-        match Message::parse(body)? {
-            Message::Oplock(broken) => {
-                let Some(tree) = lock(&self.opens).get(&broken.file_id).copied() else {
-                    return Ok(());
-                };
-                let level = match broken.level {
-                    OplockLevel::II => OplockLevel::II,
-                    _ => OplockLevel::NONE,
-                };
-                let answer = OplockBreak { level, file_id: broken.file_id };
-                self.answer_break(tree, move |out| answer.encode(out));
-            }
-            Message::LeaseBreak(broken) => {
-                const ACK_REQUIRED: u32 = 1;
-                if broken.flags & ACK_REQUIRED != 0 {
-                    let tree = lock(&self.opens).values().next().copied().unwrap_or_default();
-                    let answer = LeaseAck { key: broken.key, state: broken.new };
-                    self.answer_break(tree, move |out| answer.encode(out));
-                }
-            }
-            Message::LeaseAck(_) => {
-                return Err(Error::Protocol("an acknowledgement without being asked".into()));
-            }
-        }
-        Ok(())
-    }
-
-    fn answer_break(
-        self: &Arc<Self>,
-        tree: TreeId,
-        encode: impl FnOnce(&mut Vec<u8>) + Send + 'static,
-    ) {
-        let connection = Arc::clone(self);
-        tokio::spawn(async move {
-            // A refusal means that the open is gone, and its oplock with it.
-            let _ = connection.call(Command::OPLOCK_BREAK, tree, 1, encode).await;
-        });
-    }
-
-    /// Gives the connection up when an answer is overdue, and asks for a sign of life when it
-    /// is silent.
-    async fn tend(connection: Weak<Self>) {
-        loop {
-            let Some(this) = connection.upgrade() else { return };
-            let period = (this.request_timeout.min(this.echo_interval) / 4)
-                .clamp(Duration::from_millis(20), Duration::from_secs(1));
-            let closed = this.wait_closed();
-            let now = Instant::now();
-            let overdue = {
-                let shared = lock(&this.shared);
-                let late = |p: &&Pending| now.duration_since(p.sent) > p.patience;
-                shared.pending.values().find(late).map(|p| (p.what, p.patience))
-            };
-            if let Some((what, after)) = overdue {
-                this.close(Error::Timeout { what, after });
-                return;
-            }
-            let heard = Duration::from_millis(this.last_heard.load(Ordering::Relaxed));
-            if this.started.elapsed().saturating_sub(heard) > this.echo_interval {
-                let busy = lock(&this.shared).pending.values().any(|p| p.what == "ECHO");
-                if !busy {
-                    this.send_and_forget(Command::ECHO, TreeId(0), |out| Empty.encode(out));
-                }
-            }
-            drop(this);
-            tokio::select! {
-                () = tokio::time::sleep(period) => {}
-                () = closed => return,
-            }
-        }
     }
 }
 

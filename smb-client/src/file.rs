@@ -61,6 +61,12 @@ impl RemoteFile {
         &self.open.path
     }
 
+    /// Whether the server has promised to keep the file open when the connection is lost.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.open.is_durable()
+    }
+
     /// Fills `buf` from `offset` and gives how much there was before the end of the file.
     pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let mut patience = Patience::default();
@@ -231,6 +237,10 @@ impl RemoteFile {
 
     /// Length in bytes.
     pub async fn length(&self) -> Result<u64> {
+        Ok(self.standard().await?.end_of_file)
+    }
+
+    async fn standard(&self) -> Result<Standard> {
         let encode = |live: &Live, out: &mut Vec<u8>| {
             query_info::Request {
                 info_type: query_info::InfoType::FILE,
@@ -244,7 +254,7 @@ impl RemoteFile {
         let response = self.ask(Command::QUERY_INFO, 0, false, encode).await?;
         self.expect(&response, "ask the length of")?;
         let output = query_directory::Response::parse(&response.body)?.output;
-        Ok(Standard::parse(output)?.end_of_file)
+        Ok(Standard::parse(output)?)
     }
 
     /// Grows or cuts the file.
@@ -426,7 +436,12 @@ impl block_io::File for RemoteFile {
                 Err(error) if cannot(&error) => {
                     Err(block_io::Error::Unsupported("reserving space on this share"))
                 }
-                other => Ok(other?),
+                Err(error) => Err(error.into()),
+                // Some servers agree and do nothing.
+                Ok(()) if self.standard().await?.allocation_size < range.end => {
+                    Err(block_io::Error::Unsupported("reserving space on this share"))
+                }
+                Ok(()) => Ok(()),
             }
         })
     }

@@ -150,6 +150,11 @@ impl Open {
         }
     }
 
+    /// Whether the server has promised to keep the open when the connection is lost.
+    pub fn is_durable(&self) -> bool {
+        self.live().is_ok_and(|live| live.durable != Durable::No)
+    }
+
     /// Notes that a write on `live` was acknowledged. An error means that the acknowledgement
     /// came too late to count, and the write must be sent again.
     pub fn note_write(&self, live: &Live) -> Result<()> {

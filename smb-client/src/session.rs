@@ -154,9 +154,11 @@ impl Inner {
         opens.push(Arc::downgrade(open));
     }
 
-    /// Makes the next connection and takes all opens up again.
-    async fn revive(&self, generation: u64, previous: SessionId) -> Result<Arc<Link>> {
-        let established = establish(&self.options, self.client_guid, previous).await?;
+    /// Makes the next connection and takes all opens up again. `previous` is the last session
+    /// that was established, on which opens may be; it is kept up to date even on failure.
+    async fn revive(&self, generation: u64, previous: &mut SessionId) -> Result<Arc<Link>> {
+        let established = establish(&self.options, self.client_guid, *previous).await?;
+        *previous = established.crypt.session_id;
         let handle = Connection::start(established, &self.options);
         let link = Arc::new(Link::new(handle, generation));
         let opens: Vec<_> = {
@@ -283,7 +285,7 @@ async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
                 this.state.send_replace(State::Failed(last));
                 return;
             }
-            match this.revive(watched.generation + 1, watched.session).await {
+            match this.revive(watched.generation + 1, &mut watched.session).await {
                 Ok(link) => {
                     tracing::info!(server = %this.options.address(), "session restored");
                     this.state.send_replace(State::Up(Arc::clone(&link)));

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use block_io::File;
 use common::{PASSWORD, Samba, USER, pattern};
 use smb_client::{
@@ -225,4 +227,50 @@ async fn many_requests_in_flight() {
         done.unwrap();
     }
     file.flush().await.unwrap();
+}
+
+/// A durable open that nobody closed would keep others out for a minute.
+#[tokio::test]
+async fn a_dropped_file_is_soon_free_for_others() {
+    let Some(samba) = Samba::start("") else { return };
+    for drop_file_first in [true, false] {
+        let session = Client::connect(samba.options()).await.unwrap();
+        let tree = session.tree("vms").await.unwrap();
+        let owner = OpenOptions { share: Share::None, ..OpenOptions::create(Create::OpenOrNew) };
+        let file = tree.open("disk", owner).await.unwrap();
+        file.write_at(0, b"x").await.unwrap();
+        if drop_file_first {
+            drop(file);
+            drop((session, tree));
+        } else {
+            drop((session, tree));
+            drop(file);
+        }
+        let other = Client::connect(samba.options()).await.unwrap().tree("vms").await.unwrap();
+        let opened = tokio::time::timeout(Duration::from_secs(20), async {
+            while other.open("disk", owner).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        opened.await.expect("the file stays in use");
+    }
+}
+
+/// Samba agrees to reserve space for a file as long as it is, and does nothing.
+#[tokio::test]
+async fn space_that_was_not_reserved_is_not_claimed() {
+    let Some(samba) = Samba::start("") else { return };
+    let session = Client::connect(samba.options()).await.unwrap();
+    let tree = session.tree("vms").await.unwrap();
+    let file = tree.open("fixed", OpenOptions::create(Create::New)).await.unwrap();
+    file.set_len(8 << 20).await.unwrap();
+    file.write_at(100, b"kept").await.unwrap();
+    for range in [1 << 20..8 << 20, 0..1 << 20] {
+        let answer = file.allocate(range).await;
+        assert!(matches!(answer, Err(block_io::Error::Unsupported(_))), "{answer:?}");
+    }
+    assert_eq!(file.len().await.unwrap(), 8 << 20);
+    let mut back = [0; 4];
+    file.read_at(100, &mut back).await.unwrap();
+    assert_eq!(&back, b"kept");
 }

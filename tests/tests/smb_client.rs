@@ -83,6 +83,8 @@ async fn exercise(session: &Session, share: &str) {
     let ranges = file.allocated_ranges(0..8 << 20).await.unwrap();
     let may_hold = |at: u64| ranges.iter().any(|range| range.contains(&at));
     assert!(may_hold(0) && may_hold(3_003_999) && !may_hold(7 << 20), "{ranges:?}");
+    file.allocate(0..8 << 20).await.unwrap();
+    assert_eq!(tree.stat("a.bin").await.unwrap().allocated, 8 << 20);
     file.set_len(100).await.unwrap();
     assert_eq!(file.read_at(50, &mut back).await.unwrap(), 50);
     file.close().await.unwrap();

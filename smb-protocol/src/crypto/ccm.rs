@@ -61,7 +61,7 @@ impl CcmKey {
             block
         };
         // RFC 3610 2.2: a length field of 4 bytes, a tag of 16, and additional data.
-        const FLAGS: u8 = 0x40 | (16 - 2) / 2 << 3 | (4 - 1);
+        const FLAGS: u8 = 0x40 | (((16 - 2) / 2) << 3) | (4 - 1);
         let len = u32::try_from(payload_len).expect("messages are below 16 MiB");
         let counter = EncryptionContext::Iv128(FixedLength::from(with_nonce(4 - 1, 0)));
         let zero = EncryptionContext::Iv128(FixedLength::from([0; BLOCK]));
