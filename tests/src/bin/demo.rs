@@ -214,7 +214,7 @@ fn demo(story: &Story) -> Outcome<()> {
         .truncate(true)
         .mode(0o600)
         .open(folder.join("credentials"))
-        .and_then(|mut file| writeln!(file, "username = {USER}\npassword = {PASSWORD}"))
+        .and_then(|mut file| writeln!(file, "username={USER}\npassword={PASSWORD}"))
         .map_err(|e| e.to_string())?;
     let one = Host::start("host-1", &folder)?;
     let two = Host::start("host-2", &folder)?;
