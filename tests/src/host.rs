@@ -1,0 +1,216 @@
+//! VM hosts as private processes, driven by `bulkhead vm` as an administrator would, and the
+//! payload guest's lines on its console.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{
+    process::{Stopped, ours, run},
+    smbd::{PASSWORD, Smbd, USER},
+};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A result whose error is a sentence for a person.
+pub type Outcome<T> = Result<T, String>;
+
+/// Address of a file on a server's share `vms`.
+pub fn share_url(server: &Smbd, name: &str) -> String {
+    format!("smb://{USER}@127.0.0.1:{}/vms/{name}", server.port())
+}
+
+/// Writes the credentials that hosts in `folder` use for shares.
+pub fn write_credentials(folder: &Path) -> Outcome<()> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(folder.join("credentials"))
+        .and_then(|mut file| write!(file, "username={USER}\npassword={PASSWORD}\n"))
+        .map_err(|e| e.to_string())
+}
+
+/// Writes the payload guest and a VM file for it; returns the VM file.
+pub fn write_vm(folder: &Path, url: &str, guest: &str) -> Outcome<PathBuf> {
+    let kernel = folder.join("guest.elf");
+    let output = run(Command::new(ours("payload-guest")).arg("kernel").arg(&kernel), LIMIT);
+    if !output.status.success() {
+        return Err("the guest's kernel was not written".into());
+    }
+    let vm = folder.join("demo.toml");
+    let text = format!(
+        "name = \"demo\"\nmemory_mib = 256\nvcpus = 1\nconsole = \"virtio\"\n[boot]\n\
+         kernel = \"{}\"\ncmdline = \"{guest}\"\n[[disk]]\nlocation = \"{url}\"\n\
+         format = \"vhdx\"\n",
+        kernel.display()
+    );
+    fs::write(&vm, text).map_err(|e| e.to_string())?;
+    Ok(vm)
+}
+
+/// Verifies every acknowledged write of a guest that stopped with the line `last`, in the image
+/// at `url` with nobody writing; returns what the checker said.
+pub fn verify(folder: &Path, url: &str, start: &Line, last: &Line) -> Outcome<String> {
+    let raw = folder.join("demo.raw");
+    cli(&["disk", "check", url])?;
+    cli(&["disk", "convert", url, &shown(&raw)])?;
+    let mut check = Command::new(ours("payload-guest"));
+    check.arg("check").arg(&raw);
+    for (flag, line, key) in [
+        ("--seed", start, "seed"),
+        ("--blocks", start, "blocks"),
+        ("--acked", last, "flushed"),
+        ("--submitted", last, "seq"),
+    ] {
+        check.args([flag, &line.get(key)?.to_string()]);
+    }
+    let output = run(&mut check, LIMIT);
+    let text = String::from_utf8_lossy(&output.stdout);
+    if output.status.success() {
+        Ok(text.trim().to_owned())
+    } else {
+        Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+/// A VM host process.
+#[derive(Debug)]
+pub struct Host {
+    /// What it is called.
+    pub name: &'static str,
+    _process: Stopped,
+    socket: PathBuf,
+    /// Where other hosts connect.
+    pub migration: String,
+}
+
+impl Host {
+    /// Starts one in a folder below `folder`, with a certificate of the authority in it.
+    pub fn start(name: &'static str, folder: &Path) -> Outcome<Self> {
+        let root = folder.join(name);
+        fs::create_dir_all(&root).map_err(|e| e.to_string())?;
+        cli(&[
+            "host",
+            "init",
+            "--ca",
+            &shown(&folder.join("ca")),
+            "--name",
+            name,
+            "--out",
+            &shown(&root.join("keys")),
+        ])?;
+        let socket = root.join("control.sock");
+        let keys = root.join("keys");
+        let text = format!(
+            "[host]\nstate_dir = \"{}\"\ncontrol_socket = \"{}\"\n[migration]\n\
+             listen = \"127.0.0.1:0\"\nca = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\n",
+            root.join("state").display(),
+            socket.display(),
+            keys.join("ca.pem").display(),
+            keys.join("host.pem").display(),
+            keys.join("host-key.pem").display(),
+        );
+        let config = root.join("hyperv-host.toml");
+        fs::write(&config, text).map_err(|e| e.to_string())?;
+        let log = fs::File::create(root.join("log")).map_err(|e| e.to_string())?;
+        let mut child = Command::new(ours("hyperv-host"))
+            .arg("--config")
+            .arg(&config)
+            .env("BULKHEAD_SMB_CREDENTIALS", folder.join("credentials"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .map_err(|e| format!("hyperv-host: {e}"))?;
+        let line = first_line(&mut child)?;
+        let process = Stopped(child);
+        let migration = line
+            .split_once("migration=")
+            .map(|(_, rest)| rest.trim().to_owned())
+            .ok_or_else(|| {
+                let log = fs::read_to_string(root.join("log")).unwrap_or_default();
+                format!("hyperv-host {name} did not start: {log}")
+            })?;
+        Ok(Self { name, _process: process, socket, migration })
+    }
+
+    /// Runs `bulkhead vm` for this host.
+    pub fn ask(&self, args: &[&str]) -> Outcome<String> {
+        let socket = shown(&self.socket);
+        cli(&[&["vm"], args, &["--socket", &socket]].concat())
+    }
+
+    /// Runs `bulkhead vm --json` for this host.
+    pub fn ask_json(&self, args: &[&str]) -> Outcome<Value> {
+        let text = self.ask(&[args, &["--json"]].concat())?;
+        serde_json::from_str(&text).map_err(|e| format!("{args:?}: {e}: {text}"))
+    }
+
+    /// The guest's next line that starts with `word`.
+    pub fn progress(&self, word: &str) -> Outcome<Line> {
+        let text = self.ask(&["console", "demo", "--until", word])?;
+        Line::last(&text, word).ok_or_else(|| format!("no {word:?} on the console: {text}"))
+    }
+}
+
+fn first_line(child: &mut Child) -> Outcome<String> {
+    let stdout = child.stdout.take().ok_or("no output")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).map_err(|e| e.to_string())?;
+    Ok(line)
+}
+
+/// A line of the guest: a word and `key=value` pairs.
+#[derive(Debug)]
+pub struct Line(String);
+
+impl Line {
+    /// The last line of a text that starts with `word`.
+    pub fn last(text: &str, word: &str) -> Option<Self> {
+        let starts = |line: &&str| line.split(' ').next() == Some(word);
+        text.lines().rev().find(starts).map(|line| Self(line.trim().to_owned()))
+    }
+
+    /// The number of a key.
+    pub fn get(&self, key: &str) -> Outcome<u64> {
+        let value = self.0.split(' ').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+        let number = value.and_then(|value| value.parse().ok());
+        number.ok_or_else(|| format!("no {key} in {:?}", self.0))
+    }
+}
+
+/// A path as text.
+pub fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Runs `bulkhead`.
+pub fn cli(args: &[&str]) -> Outcome<String> {
+    let mut command = Command::new(ours("bulkhead"));
+    command.args(args).env("BULKHEAD_SMB_PASSWORD", PASSWORD);
+    let output = run(&mut command, LIMIT);
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(format!("bulkhead {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+/// Fails if the guest found an error in its disk or memory.
+pub fn healthy(line: &Line) -> Outcome<()> {
+    for key in ["verify_errors", "memory_errors"] {
+        if line.get(key)? != 0 {
+            return Err(format!("the guest found errors: {}", line.0));
+        }
+    }
+    Ok(())
+}
