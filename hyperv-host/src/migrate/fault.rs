@@ -2,7 +2,7 @@
 //!
 //! A point is passed by its name ([`POINTS`]); `--fault POINT=ACTION` says what happens there:
 //! `die` kills the process, `drop` cuts the move's connections, `stall` stops the move's thread
-//! for three timeouts. Each acts once.
+//! for two timeouts. Each acts once.
 
 use std::{str::FromStr, sync::Mutex, time::Duration};
 
@@ -36,7 +36,7 @@ pub enum Action {
     Die,
     /// The connections of the move are cut.
     Drop,
-    /// The thread stops for three timeouts.
+    /// The thread stops for two timeouts.
     Stall,
 }
 
@@ -94,7 +94,7 @@ impl Faults {
                 );
             }
             Action::Drop => cut(),
-            Action::Stall => std::thread::sleep(timeout * 3),
+            Action::Stall => std::thread::sleep(timeout * 2),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! guarantees are drawn in [`super`].
 
 use std::{
-    sync::{Arc, MutexGuard},
+    sync::{Arc, MutexGuard, mpsc},
     time::{Duration, Instant},
 };
 
@@ -293,6 +293,29 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         });
     }
 
+    /// Does `work`, which may take long, and lets the target know meanwhile that this host is
+    /// still there. A connection that fails meanwhile shows at its next use.
+    fn keeping_alive<T: Send>(
+        &self,
+        control: &mut Stream,
+        round: u32,
+        work: impl FnOnce() -> T + Send,
+    ) -> T {
+        std::thread::scope(|scope| {
+            let (tell, told) = mpsc::channel();
+            let worker = scope.spawn(move || {
+                let result = work();
+                // The receiver waits for just this.
+                let _ = tell.send(());
+                result
+            });
+            while let Err(mpsc::RecvTimeoutError::Timeout) = told.recv_timeout(self.timeout / 4) {
+                let _ = send(control, &Message::Alive { round });
+            }
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     fn tell(&mut self, phase: &str, round: u32, sent_pages: u64, total_pages: u64) {
         let bytes = self.statistics.bytes;
         let phase = phase.to_owned();
@@ -367,7 +390,9 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
     fn until_ready(&mut self, control: &mut Stream) -> Result<(Instant, DirtyLog<'a>), MoveError> {
         let mut streams = self.open_streams(control)?;
         let record = Record::MovingOut { id: self.id.clone(), peer: self.options.to.clone() };
-        self.host.store.record(self.managed.name(), &record).map_err(MoveError::Store)?;
+        let (host, name) = (self.host, self.managed.name());
+        self.keeping_alive(control, 0, || host.store.record(name, &record))
+            .map_err(MoveError::Store)?;
         self.fault("source.connected");
         let vm: &'a Vm = self.vm;
         let log = DirtyLog::start(vm.fd(), vm.ram())?;
@@ -381,7 +406,7 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
 
         self.tell("handover", round, 0, 0);
         let paused_at = Instant::now();
-        self.vm.pause(DRAIN_LIMIT)?;
+        self.keeping_alive(control, round, || vm.pause(DRAIN_LIMIT))?;
         self.paused = true;
         self.part("pause and drain", paused_at);
         if self.vm.control().ended().is_some() {
@@ -391,16 +416,17 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         let mut last = log.take()?;
         last.join(&pending);
         let begin = Instant::now();
-        let (sent, closed) = std::thread::scope(|scope| {
-            let closing = scope.spawn(|| {
+        let (sent, closed, close_ms) = self.keeping_alive(control, round, || {
+            std::thread::scope(|scope| {
+                let sending =
+                    scope.spawn(|| send_round(&mut streams, vm.ram(), &last, round, |_| Ok(())));
                 let begin = Instant::now();
-                (close_disks(self.host, self.vm), begin.elapsed().as_secs_f64() * 1e3)
-            });
-            let sent = send_round(&mut streams, vm.ram(), &last, round, |_| Ok(()));
-            (sent, closing.join())
+                let closed = close_disks(host, vm);
+                let close_ms = millis(begin);
+                let sent = sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                (sent, closed, close_ms)
+            })
         });
-        let (closed, close_ms) =
-            closed.unwrap_or_else(|_| (Err(crate::vmm::Error::Config("closing".into())), 0.0));
         let sent = sent?;
         closed?;
         self.part("last pages", begin);
@@ -504,7 +530,8 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
                 return Err(MoveError::Ended);
             }
             // What is flushed now need not be flushed while the guest is paused.
-            self.host.runtime.block_on(self.vm.flush_disks());
+            let (host, vm) = (self.host, self.vm);
+            self.keeping_alive(control, round, || host.runtime.block_on(vm.flush_disks()));
             set = log.take()?;
             round += 1;
             let dirty = set.count();

@@ -286,3 +286,31 @@ pub fn restore_chips(vm: &VmFd, state: &ChipState) -> Result<(), Error> {
     clock.flags &= KVM_CLOCK_REALTIME;
     vm.set_clock(&clock).map_err(Error::kvm("restore the clock"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn kernel_structures_round_trip() {
+        let regs = kvm_regs { rip: 0x1234, rflags: 2, ..Default::default() };
+        let text = serde_json::to_string(&Abi(regs)).unwrap();
+        let back: Abi<kvm_regs> = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.0, regs);
+        assert_eq!(text.len(), 2 + 2 * size_of::<kvm_regs>());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Only text of exactly the right length and alphabet is a structure.
+        #[test]
+        fn other_text_is_refused(text in "[0-9a-g]{0,20}") {
+            let parsed = serde_json::from_str::<Abi<kvm_mp_state>>(&format!("\"{text}\""));
+            let right = text.len() == 2 * size_of::<kvm_mp_state>() && !text.contains('g');
+            prop_assert_eq!(parsed.is_ok(), right);
+        }
+    }
+}

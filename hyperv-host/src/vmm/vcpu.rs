@@ -56,9 +56,9 @@ enum Want {
 #[derive(Debug)]
 struct Shared {
     want: Want,
-    /// Threads now in their run loop or on the way there.
+    /// Threads in their run loop. A thread counts itself, under the lock under which it saw
+    /// that it may run.
     running: usize,
-    alive: usize,
     end: Option<EndReason>,
 }
 
@@ -160,12 +160,7 @@ impl Vcpus {
     ) -> Result<Self, Error> {
         install_handler();
         let control = Arc::new(Control {
-            shared: Mutex::new(Shared {
-                want: Want::Pause,
-                running: 0,
-                alive: fds.len(),
-                end: None,
-            }),
+            shared: Mutex::new(Shared { want: Want::Pause, running: 0, end: None }),
             changed: Condvar::new(),
             leave: AtomicBool::new(true),
         });
@@ -227,7 +222,6 @@ impl Vcpus {
         let mut shared = lock(&self.control.shared);
         if shared.want == Want::Pause {
             shared.want = Want::Run;
-            shared.running = shared.alive;
             self.control.leave.store(false, Ordering::Release);
             self.control.changed.notify_all();
         }
@@ -273,12 +267,11 @@ impl Worker {
                 let mut shared = lock(&self.control.shared);
                 loop {
                     match shared.want {
-                        Want::Run => break,
-                        Want::Stop => {
-                            shared.alive -= 1;
-                            self.control.changed.notify_all();
-                            return;
+                        Want::Run => {
+                            shared.running += 1;
+                            break;
                         }
+                        Want::Stop => return,
                         Want::Pause => {
                             shared = self
                                 .control

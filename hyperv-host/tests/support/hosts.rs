@@ -111,6 +111,20 @@ impl HostProcess {
         }
     }
 
+    /// Whether the host logged a line with `text`; gives the log a moment to arrive.
+    pub fn said(&self, text: &str) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            if self.log.lock().unwrap().contains(text) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Whether the process is still there.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -218,6 +218,7 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
         if !draining {
             loop {
                 io.disarm();
+                let before = in_flight.len();
                 while in_flight.len() < IN_FLIGHT
                     && let Some(chain) = io.pop()
                 {
@@ -227,7 +228,8 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
                         Done { head: chain.head, written }
                     });
                 }
-                if in_flight.len() >= IN_FLIGHT || !io.rearm() {
+                let popped = in_flight.len() > before;
+                if in_flight.len() >= IN_FLIGHT || !io.rearm(popped) {
                     break;
                 }
             }

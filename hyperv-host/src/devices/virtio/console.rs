@@ -75,7 +75,7 @@ async fn from_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> Queu
         if any {
             io.signal();
         }
-        if io.rearm() {
+        if io.rearm(any) {
             continue;
         }
         tokio::select! {
@@ -117,7 +117,7 @@ async fn to_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> QueueI
         if any {
             io.signal();
         }
-        if io.rearm() && console.has_input() {
+        if io.rearm(any) && console.has_input() {
             continue;
         }
         tokio::select! {

@@ -53,9 +53,22 @@ pub struct QueueIo {
     pub msix: Arc<Msix>,
     /// The queue's vector.
     pub vector: u16,
+    empty_looks: u8,
 }
 
 impl QueueIo {
+    fn new(
+        index: u16,
+        queue: Queue,
+        mem: Arc<GuestRam>,
+        kick: Kick,
+        features: u64,
+        msix: Arc<Msix>,
+        vector: u16,
+    ) -> Self {
+        Self { index, queue, mem, kick, features, msix, vector, empty_looks: 0 }
+    }
+
     /// Next request of the guest, if there is one.
     pub fn pop(&mut self) -> Option<Chain> {
         let chain = self.queue.pop_descriptor_chain(&*self.mem)?;
@@ -76,9 +89,21 @@ impl QueueIo {
         }
     }
 
-    /// Asks for notifications again; whether requests came in meanwhile.
-    pub fn rearm(&mut self) -> bool {
-        self.queue.enable_notification(&*self.mem).unwrap_or(false)
+    /// Asks for notifications again; whether to look for requests once more. `popped` says
+    /// whether the last look found any: a ring that claims requests and gives none is broken by
+    /// the guest, and not worth more than another look.
+    pub fn rearm(&mut self, popped: bool) -> bool {
+        const LOOKS: u8 = 2;
+        if !self.queue.enable_notification(&*self.mem).unwrap_or(false) {
+            self.empty_looks = 0;
+            return false;
+        }
+        self.empty_looks = if popped { 0 } else { self.empty_looks + 1 };
+        if self.empty_looks < LOOKS {
+            return true;
+        }
+        self.empty_looks = 0;
+        false
     }
 
     /// Says that no notifications are needed for now.

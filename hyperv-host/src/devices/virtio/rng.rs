@@ -63,7 +63,7 @@ async fn serve(mut io: QueueIo, mut drain: Drain) -> QueueIo {
         if any {
             io.signal();
         }
-        if io.rearm() {
+        if io.rearm(any) {
             continue;
         }
         tokio::select! {

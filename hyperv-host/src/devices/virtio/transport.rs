@@ -230,7 +230,7 @@ impl VirtioPci {
             slot.worker = Some(self.runtime.spawn(async move {
                 let kick = Kick::new(kick);
                 let index = index as u16;
-                let io = QueueIo { index, queue, mem, kick, features, msix, vector };
+                let io = QueueIo::new(index, queue, mem, kick, features, msix, vector);
                 backend.serve(io, drain).await
             }));
         }
