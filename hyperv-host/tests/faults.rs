@@ -173,7 +173,7 @@ points! {
     target_precopy "target.precopy" die Source drop Source stall Source;
     source_paused "source.paused" die Afresh drop Source stall Source;
     source_disk_closed "source.disk-closed" die Afresh drop Source stall Source;
-    source_state_sent "source.state-sent" die Afresh drop Source stall Live;
+    source_state_sent "source.state-sent" die Afresh drop Live stall Live;
     target_state "target.state" die Source drop Source stall Source;
     target_ready "target.ready" die Source drop Live stall Live;
     source_ready "source.ready" die Afresh drop Target stall Target;
