@@ -41,6 +41,11 @@ pub fn write_credentials(folder: &Path) -> Outcome<()> {
 
 /// Writes the payload guest and a VM file for it; returns the VM file.
 pub fn write_vm(folder: &Path, url: &str, guest: &str) -> Outcome<PathBuf> {
+    write_vm_of(folder, url, guest, 256)
+}
+
+/// Likewise, with as many MiB of memory.
+pub fn write_vm_of(folder: &Path, url: &str, guest: &str, memory: u32) -> Outcome<PathBuf> {
     let kernel = folder.join("guest.elf");
     let output = run(Command::new(ours("payload-guest")).arg("kernel").arg(&kernel), LIMIT);
     if !output.status.success() {
@@ -48,7 +53,7 @@ pub fn write_vm(folder: &Path, url: &str, guest: &str) -> Outcome<PathBuf> {
     }
     let vm = folder.join("demo.toml");
     let text = format!(
-        "name = \"demo\"\nmemory_mib = 256\nvcpus = 1\nconsole = \"virtio\"\n[boot]\n\
+        "name = \"demo\"\nmemory_mib = {memory}\nvcpus = 1\nconsole = \"virtio\"\n[boot]\n\
          kernel = \"{}\"\ncmdline = \"{guest}\"\n[[disk]]\nlocation = \"{url}\"\n\
          format = \"vhdx\"\n",
         kernel.display()
@@ -191,6 +196,11 @@ impl Line {
 /// A path as text.
 pub fn shown(path: &Path) -> String {
     path.display().to_string()
+}
+
+/// A number in a JSON object; NaN if there is none.
+pub fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or(f64::NAN)
 }
 
 /// Runs `bulkhead`.

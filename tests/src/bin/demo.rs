@@ -16,7 +16,8 @@ use std::{
 
 use bulkhead_tests::{
     host::{
-        Host, Line, Outcome, cli, healthy, share_url, shown, verify, write_credentials, write_vm,
+        Host, Line, Outcome, cli, healthy, number, share_url, shown, verify, write_credentials,
+        write_vm,
     },
     process::{foreign, run},
     smbd::Smbd,
@@ -37,10 +38,6 @@ impl Story {
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "[{:7.3} s] {}", self.since.elapsed().as_secs_f64(), text.as_ref());
     }
-}
-
-fn number(value: &Value, key: &str) -> f64 {
-    value[key].as_f64().unwrap_or(f64::NAN)
 }
 
 /// Moves the guest and prints what the move was like; returns the statistics.
