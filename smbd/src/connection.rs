@@ -93,10 +93,31 @@ pub async fn run(
         output: Vec::new(),
         write_time: Duration::from_secs(limits.write_seconds),
     };
-    let authentication = tokio::time::sleep(Duration::from_secs(limits.authentication_seconds));
-    tokio::pin!(authentication);
     let mut waiting = Waiting::new();
-    let result = loop {
+    let time = Duration::from_secs(limits.authentication_seconds);
+    let result = serve(&mut link, &mut exchange, &mut waiting, &mut stopped, time).await;
+    // What the disk was given must be over before the files are free for others: a late write
+    // must never land on a newer one.
+    let mut unsent = Vec::new();
+    while let Some(done) = exchange.finish_io(&mut waiting).await {
+        exchange.complete(done, &mut unsent);
+        unsent.clear();
+    }
+    exchange.end();
+    result
+}
+
+/// Receives, answers and sends until the connection ends or the server is to stop.
+async fn serve(
+    link: &mut Link,
+    exchange: &mut Exchange,
+    waiting: &mut Waiting,
+    stopped: &mut watch::Receiver<bool>,
+    authentication_time: Duration,
+) -> Result<(), Dropped> {
+    let authentication = tokio::time::sleep(authentication_time);
+    tokio::pin!(authentication);
+    loop {
         if link.output.capacity() == 0 {
             link.output = take_buffer();
         }
@@ -115,7 +136,7 @@ pub async fn run(
                 link.send().await?;
             }
         }
-        while let Some(done) = next_now(&mut waiting) {
+        while let Some(done) = next_now(waiting) {
             exchange.complete(done, &mut link.output);
             if link.output.len() >= SEND_AT {
                 link.send().await?;
@@ -133,23 +154,21 @@ pub async fn run(
             }
             got = link.receive() => {
                 if !got? {
-                    break Ok(());
+                    return Ok(());
                 }
             }
             () = &mut authentication, if !exchange.authenticated() => {
-                break Err(Dropped::Unauthenticated);
+                return Err(Dropped::Unauthenticated);
             }
-            () = told_to_stop(&mut stopped) => {
-                while let Some(done) = exchange.finish_io(&mut waiting).await {
+            () = told_to_stop(stopped) => {
+                while let Some(done) = exchange.finish_io(waiting).await {
                     exchange.complete(done, &mut link.output);
                 }
                 link.send().await?;
-                break Ok(());
+                return Ok(());
             }
         }
-    };
-    exchange.end();
-    result
+    }
 }
 
 /// Ends when the server is to stop.

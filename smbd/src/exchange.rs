@@ -344,7 +344,8 @@ impl Exchange {
         if header.command == Command::NEGOTIATE {
             return Ok(None);
         }
-        let session = self.sessions.get(&header.session_id);
+        // Another connection may have taken the place of the session (3.3.5.5.3).
+        let session = self.sessions.get(&header.session_id).filter(|session| !session.ended());
         if let Protection::Sealed(opener) = protection {
             return match session {
                 Some(session) if Arc::ptr_eq(session, opener) => Ok(Some(session.clone())),

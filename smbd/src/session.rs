@@ -77,7 +77,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Session {
     /// A session without trees and opens.
-    #[expect(clippy::too_many_arguments, reason = "each is a property of the session")]
     pub fn new(
         id: SessionId,
         user: String,

@@ -200,7 +200,7 @@ fn parse_contexts(mut list: &[u8]) -> Result<Vec<RawContext<'_>>> {
         if next == 0 {
             break;
         }
-        if next < 16 || next % 8 != 0 {
+        if next < 16 || !next.is_multiple_of(8) {
             return Err(crate::WireError::Value {
                 field: "create_context.Next",
                 value: next as u64,
