@@ -35,8 +35,9 @@ const SEND_AT: usize = 256 << 10;
 const INPUT: usize = 256 << 10;
 /// Room beyond the payload that a message may have: headers, contexts, names.
 const OVERHEAD: usize = 64 << 10;
-/// Buffers kept for the next connection that has something to do.
-const POOLED: usize = 64;
+/// Buffers kept for the next connection that has something to do, and the largest that is kept.
+const POOLED: usize = 32;
+const POOLED_SIZE: usize = 4 << 20;
 
 /// Why a connection was dropped.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +71,7 @@ fn take_buffer() -> Vec<u8> {
 
 fn give_buffer(mut buffer: Vec<u8>) {
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    if pool.len() < POOLED && buffer.capacity() <= 16 << 20 && buffer.capacity() >= INPUT {
+    if pool.len() < POOLED && buffer.capacity() <= POOLED_SIZE && buffer.capacity() >= INPUT {
         buffer.clear();
         pool.push(buffer);
     }

@@ -251,6 +251,11 @@ impl Exchange {
                 return Ok(());
             }
         };
+        if !answer.has_room(self.max_message) {
+            // One frame cannot carry more; the client may ask again in another.
+            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, session.as_ref());
+            return Ok(());
+        }
         let mut ctx = Ctx {
             ex: self,
             header,
@@ -521,6 +526,12 @@ impl<'a> Answer<'a> {
         Self { out, frame, messages, last: messages, sealed }
     }
 
+    /// Whether an answer with `payload` bytes still fits the frame, whose length has 24 bits.
+    fn has_room(&self, payload: usize) -> bool {
+        const OVERHEAD: usize = 64 << 10;
+        self.out.len() - self.frame + payload + OVERHEAD < 1 << 24
+    }
+
     /// Makes room for the header of a message; returns where its body begins.
     fn open(&mut self, header: &Header) -> usize {
         self.out.extend_from_slice(&header.to_bytes());
@@ -602,7 +613,7 @@ impl<'a> Answer<'a> {
             sealing.seal(session.id.0, &mut self.out[payload..]);
         }
         let len = self.out.len() - payload;
-        let prefix = frame_prefix(len).expect("answers are bounded by the largest I/O size");
+        let prefix = frame_prefix(len).expect("every message was begun with room for the largest");
         self.out[self.frame..payload].copy_from_slice(&prefix);
     }
 }

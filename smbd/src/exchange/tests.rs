@@ -344,6 +344,45 @@ fn a_wrong_signature_is_refused() {
     assert_eq!(answer[0].0.status, NtStatus::ACCESS_DENIED);
 }
 
+/// More than a frame can carry is asked for in one compound.
+#[test]
+fn a_compound_of_large_reads_is_answered_in_part() {
+    let mut direct = Direct::new();
+    direct.login();
+    let file = direct.open("a", create::CreateOptions::NON_DIRECTORY_FILE);
+    let size = 8u32 << 20;
+    let grow = (u64::from(size)).to_le_bytes();
+    let request = set_info::Request {
+        info_type: query_info::InfoType::FILE,
+        class: InfoClass::END_OF_FILE,
+        file_id: file,
+        input: &grow,
+        ..Default::default()
+    };
+    direct.ask(Command::SET_INFO, |out| request.encode(out));
+    for _ in 0..20 {
+        direct.ask(Command::ECHO, |out| Empty.encode(out));
+    }
+    let mut frame = Vec::new();
+    for index in 0..3 {
+        let mut header = direct.header(Command::READ);
+        header.credit_charge = 128;
+        direct.next_id += 127;
+        let mut message = header.to_bytes().to_vec();
+        read::Request { length: size, file_id: file, ..Default::default() }.encode(&mut message);
+        if index < 2 {
+            message.resize(message.len().next_multiple_of(8), 0);
+            let next = message.len() as u32;
+            message[20..24].copy_from_slice(&next.to_le_bytes());
+        }
+        frame.extend_from_slice(&message);
+    }
+    let answers = direct.send(&mut frame).unwrap();
+    let statuses: Vec<_> = answers.iter().map(|(header, _)| header.status).collect();
+    let full = NtStatus::INSUFFICIENT_RESOURCES;
+    assert_eq!(statuses, [NtStatus::SUCCESS, full, full]);
+}
+
 #[test]
 fn a_message_id_cannot_be_used_twice() {
     let mut direct = Direct::new();
