@@ -1,0 +1,191 @@
+#!/bin/bash
+# The lab: a Linux guest on a true /dev/kvm, with its disk on an SMB 3 share, moved while it works.
+#
+#   this machine
+#   └─ QEMU without KVM (TCG emulates a CPU with SVM)      Debian's kernel, initramfs of this script
+#      └─ /dev/kvm: smbd, two hyperv-hosts, the program `lab`   (tests/src/bin/lab.rs)
+#         └─ guest of hyperv-host                          the same kernel, initramfs, tests/lab/guest-init
+#            /dev/vda = VHDX on smbd's share: ext4, checksummed files, live migration
+#
+# Nothing is installed: packages are unpacked below $LAB and kept between runs.
+# usage: run.sh FOLDER-OF-RELEASE-PROGRAMS
+set -euo pipefail
+
+bin=$(realpath "${1:-target/release}")
+here=$(realpath "$(dirname "$0")")
+LAB=${BULKHEAD_LAB_CACHE:-$(realpath "$here/../..")/target/lab}
+limit=${BULKHEAD_LAB_SECONDS:-420}
+
+skip() { echo "lab: skipped: $*"; exit 0; }
+fail() { echo "lab: FAIL: $*"; exit 1; }
+
+[ "$(uname -m)" = x86_64 ] || skip "the lab is for x86_64"
+for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
+    PATH=$PATH:/usr/sbin:/sbin command -v $tool >/dev/null || skip "$tool is not installed"
+done
+PATH=$PATH:/usr/sbin:/sbin
+for program in smbd hyperv-host bulkhead lab; do
+    [ -x "$bin/$program" ] || fail "$bin/$program is missing; run: make release"
+done
+mkdir -p "$LAB"
+exec 9>"$LAB/lock"
+flock -n 9 || fail "another lab runs in $LAB"
+
+# ---- packages, unpacked once --------------------------------------------------------------
+
+# get FOLDER PACKAGE...: unpacks packages below $LAB/FOLDER, whole or not at all.
+get() {
+    local folder=$LAB/$1; shift
+    [ -e "$folder/.done" ] && return 0
+    rm -rf "$folder" "$folder.debs"
+    mkdir -p "$folder" "$folder.debs"
+    (cd "$folder.debs" && apt-get download -q "$@" >"$LAB/apt.log" 2>&1) ||
+        { apt-get update -q >/dev/null 2>&1 || true
+          (cd "$folder.debs" && apt-get download -q "$@" >"$LAB/apt.log" 2>&1); } ||
+        skip "packages cannot be had ($(tail -n 1 "$LAB/apt.log")): $*"
+    local deb
+    for deb in "$folder.debs"/*.deb; do dpkg-deb -x "$deb" "$folder"; done
+    rm -rf "$folder.debs"
+    touch "$folder/.done"
+}
+
+# What a package depends on and is not installed here, so that it runs from a folder.
+missing_libraries() {
+    apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+        --no-replaces --no-enhances "$1" | grep -E '^lib[a-z0-9.+-]+$' | sort -u |
+        while read -r package; do # one that is only virtual has nothing to show
+            dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+                ! apt-cache show --no-all-versions "$package" >/dev/null 2>&1 || echo "$package"
+        done
+}
+
+kernel_package() {
+    apt-cache depends linux-image-amd64 2>/dev/null |
+        awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }'
+}
+
+if [ ! -e "$LAB/kernel/.done" ]; then
+    name=$(kernel_package)
+    [ -n "$name" ] || { apt-get update -q >/dev/null 2>&1 || true; name=$(kernel_package); }
+    [ -n "$name" ] || skip "apt knows no linux-image-amd64"
+    get kernel "$name"
+fi
+get busybox busybox-static
+qemu=(qemu-system-x86_64)
+if ! command -v qemu-system-x86_64 >/dev/null; then
+    [ -e "$LAB/qemu/.done" ] || get qemu qemu-system-x86 qemu-system-common qemu-system-data \
+        seabios ipxe-qemu $(missing_libraries qemu-system-x86)
+    libraries=$LAB/qemu/usr/lib/x86_64-linux-gnu:$LAB/qemu/lib/x86_64-linux-gnu
+    qemu=(env "LD_LIBRARY_PATH=$libraries" "$LAB/qemu/usr/bin/qemu-system-x86_64"
+        -L "$LAB/qemu/usr/share/qemu" -L "$LAB/qemu/usr/share/seabios"
+        -L "$LAB/qemu/usr/lib/ipxe/qemu")
+fi
+"${qemu[@]}" --version >"$LAB/qemu.log" 2>&1 || skip "QEMU does not run: $(tail -n 1 "$LAB/qemu.log")"
+
+kernel=$(echo "$LAB"/kernel/boot/vmlinuz-*)
+version=${kernel##*/vmlinuz-}
+modules=$LAB/kernel/lib/modules/$version
+busybox=$(find "$LAB/busybox" -name busybox -type f -perm -1 | head -n 1)
+
+# ---- the two initramfs --------------------------------------------------------------------
+
+# root FOLDER MODULE...: busybox, mke2fs and modules with all they need.
+root() {
+    local folder=$1; shift
+    mkdir -p "$folder"/{bin,dev,proc,sys,tmp,etc,run,lib/modules/"$version"}
+    cp "$busybox" "$folder/bin/busybox"
+    "$busybox" --list | while read -r applet; do
+        [ "$applet" = busybox ] || ln -s busybox "$folder/bin/$applet"
+    done
+    ln -sf /proc/mounts "$folder/etc/mtab"
+    program "$folder" "$(command -v mkfs.ext4)"
+    rm -f "$folder/bin/mkfs.ext4"; mv "$folder/opt/mkfs.ext4" "$folder/bin/mkfs.ext4"
+    local module
+    for module in "$@"; do with_needs "$folder" "$module"; done
+}
+
+# Puts a module and those it needs into a folder, and its name behind theirs in /modules.
+with_needs() {
+    local folder=$1 name=${2//-/_} file need
+    grep -qx "$name" "$folder/modules" 2>/dev/null && return 0
+    file=$(find "$modules/kernel" -name "${name//_/[-_]}.ko" | head -n 1)
+    if [ -z "$file" ]; then
+        grep -q "/${name//_/[-_]}.ko" "$modules/modules.builtin" && return 0
+        fail "the kernel package has no module $name"
+    fi
+    for need in $(grep -aoz 'depends=[^\x00]*' "$file" | tr '\0' '\n' | sed 's/^depends=//' | tr ',' ' '); do
+        with_needs "$folder" "$need"
+    done
+    cp "$file" "$folder/lib/modules/$version/$name.ko"
+    echo "$name" >>"$folder/modules"
+}
+
+# A program of this machine below /opt, and the libraries it needs.
+program() {
+    local folder=$1 library
+    mkdir -p "$folder/opt"
+    cp "$2" "$folder/opt/"
+    strip "$folder/opt/$(basename "$2")" 2>/dev/null || true
+    ldd "$2" | grep -o '/[^ ]*' | while read -r library; do
+        [ -e "$folder$library" ] || install -D "$library" "$folder$library"
+    done
+}
+
+pack() { (cd "$1" && find . | "$busybox" cpio -o -H newc 2>/dev/null) | gzip -1 >"$2"; }
+
+work=$(mktemp -d "$LAB/run.XXXXXX")
+pid=
+# Ends what this started, by its id, and removes what it wrote.
+cleanup() {
+    [ -z "$pid" ] || { kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; }
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+root "$work/guest" virtio_pci virtio_blk crc32c_generic ext4
+install -m 755 "$here/guest-init" "$work/guest/init"
+pack "$work/guest" "$work/guest.cpio.gz"
+
+root "$work/host" virtio_pci virtio_blk crc32c_generic ext4 kvm_amd
+install -m 755 "$here/host-init" "$work/host/init"
+# The folder `deps` is how our test programs know where the others are.
+mkdir -p "$work/host/opt/deps" "$work/host/boot"
+for name in smbd hyperv-host bulkhead lab; do program "$work/host" "$bin/$name"; done
+cp "$kernel" "$work/host/boot/vmlinuz"
+cp "$work/guest.cpio.gz" "$work/host/boot/initrd"
+pack "$work/host" "$work/host.cpio.gz"
+
+# Where smbd's share lies: a disk of the lab VM.
+truncate -s 2G "$work/disk.img"
+mkfs.ext4 -q -F "$work/disk.img"
+
+# ---- run ----------------------------------------------------------------------------------
+
+console=$LAB/console.log
+: >"$console"
+"${qemu[@]}" -accel tcg,thread=multi -cpu max -M q35 -smp 2 -m 2048 \
+    -nodefaults -no-user-config -display none -monitor none -no-reboot \
+    -kernel "$kernel" -initrd "$work/host.cpio.gz" \
+    -append "console=ttyS0 quiet panic=-1 mitigations=off" \
+    -drive "file=$work/disk.img,if=none,id=d0,format=raw,cache=unsafe" \
+    -device virtio-blk-pci,drive=d0 -device virtio-rng-pci \
+    -chardev "stdio,id=s0,signal=off" -serial chardev:s0 \
+    </dev/null >"$console" 2>&1 9>&- &
+pid=$!
+tail -n +1 -f --pid="$pid" "$console" 9>&- | sed -u 's,\r$,,' &
+follow=$!
+( sleep "$limit" & nap=$!; trap 'kill $nap' TERM; wait $nap; echo "lab: no end after $limit s" >>"$console"; kill "$pid" ) 9>&- 2>/dev/null &
+watch=$!
+wait "$pid" || true
+pid=
+kill "$watch" 2>/dev/null || true
+wait "$follow" "$watch" 2>/dev/null || true
+
+if grep -q '^lab: passed' "$console"; then
+    echo "lab: PASS"
+else
+    echo "lab: the console of the lab VM is in $console"
+    echo "lab: FAIL"
+    exit 1
+fi
