@@ -173,6 +173,8 @@ points! {
     target_precopy "target.precopy" die Source drop Source stall Source;
     source_paused "source.paused" die Afresh drop Source stall Source;
     source_disk_closed "source.disk-closed" die Afresh drop Source stall Source;
+    // The target's "ready" may be here already when the link is cut; then the source records the
+    // hand-over, and the guest goes on at the target. Else it goes on at the source.
     source_state_sent "source.state-sent" die Afresh drop Live stall Live;
     target_state "target.state" die Source drop Source stall Source;
     target_ready "target.ready" die Source drop Live stall Live;
