@@ -488,12 +488,15 @@ impl Host {
         if let Err(error) = self.store.record(managed.name(), &Record::Off) {
             tracing::error!(vm = %managed.name(), %error, "cannot record that it is off");
         }
-        managed.update(|inner| {
+        let restart = reason == EndReason::Reset;
+        let operation = managed.update(|inner| {
             inner.state = state;
             inner.reason = why;
             inner.vm = None;
+            // Whoever sees that it is off may start or delete it at once.
+            restart.then_some(operation)
         });
-        if reason == EndReason::Reset
+        if let Some(operation) = operation
             && let Err(error) = self.start_locked(managed, &operation)
         {
             tracing::error!(vm = %managed.name(), error = chain(&error), "not started after a reset");

@@ -18,7 +18,7 @@ use smb_protocol::{
     security::{Descriptor, parts},
 };
 
-use super::{Ctx, Fail, Handled, create::reserve};
+use super::{Ctx, Fail, Handled, create::job::reserve};
 use crate::volume::{Found, RelPath, attributes, listing::Listing, open::Open, security};
 
 /// Handles a SET_INFO.

@@ -1,4 +1,5 @@
-//! CREATE (MS-SMB2 3.3.5.9, MS-FSA 2.1.5.1).
+//! One CREATE on the volume: finding or making the file, access and share checks
+//! (MS-FSA 2.1.5.1).
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -15,23 +16,18 @@ use smb_protocol::{
     fscc::FileAttributes,
     msg::{
         context::{self, names},
-        create::{
-            Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response,
-            ShareAccess,
-        },
-        oplock::OplockLevel,
+        create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
     },
     security::Sid,
 };
 
-use super::{Ctx, Fail, Handled};
 use crate::{
-    config::IoEngine,
+    command::Fail,
     session::Tree,
     status::of_errno,
     volume::{
         Found, RelPath, Volume, attributes,
-        node::Nodes,
+        node::{Node, Nodes},
         open::{Open, Parts},
         reopen, security,
     },
@@ -42,126 +38,29 @@ const CONTENT: Access =
     Access(Access::READ_DATA.0 | Access::EXECUTE.0 | Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
 /// Rights that change the content of a file.
 const CHANGE: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
-/// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
-const ACCESS_UNKNOWN: Access = Access(0x0ce0_fe00);
-/// Attributes that a create may carry.
-const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
-
-/// Handles a CREATE.
-pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
-    let request = Request::parse(body)?;
-    check(&request)?;
-    let tree = ctx.tree()?.clone();
-    let Some(volume) = tree.volume.clone() else {
-        // IPC$ has no pipes.
-        return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
-    };
-    let session = ctx.session()?.clone();
-    let limits = ctx.ex.limits();
-    session.room_for_open(limits.opens_per_session, limits.opens)?;
-    for unsupported in [names::TWRP, names::DHNC, names::DH2C] {
-        if context::find(&request.contexts, unsupported).is_some() {
-            return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
-        }
-    }
-    if context::find(&request.contexts, names::EXTA).is_some_and(|data| !data.is_empty()) {
-        return Err(NtStatus::EAS_NOT_SUPPORTED.into());
-    }
-    let server = ctx.ex.server.clone();
-    let id = server.new_open_id();
-    let job = Job {
-        request: &request,
-        tree: &tree,
-        sids: &session.sids,
-        volume,
-        nodes: server.nodes.clone(),
-        id: FileId { persistent: id, volatile: id },
-        path: RelPath::parse(&request.name)?,
-        engine: match server.current().config.io_engine {
-            IoEngine::Auto => Engine::Auto,
-            IoEngine::Uring => Engine::Uring,
-            IoEngine::Threads => Engine::Threads,
-        },
-    };
-    let (open, action) = job.run()?;
-    let facts = open.facts()?;
-    let open = Arc::new(open);
-    let maximal;
-    let disk_id = context::disk_id(facts.file_id, 0);
-    let mut contexts = Vec::new();
-    if context::find(&request.contexts, names::MXAC).is_some() {
-        let listed = security::access(open.handle(), &session.sids)?;
-        maximal = context::maximal_access(tree.maximal_access.and(listed).0);
-        contexts.push(RawContext { name: names::MXAC, data: &maximal });
-    }
-    if context::find(&request.contexts, names::QFID).is_some() {
-        contexts.push(RawContext { name: names::QFID, data: &disk_id });
-    }
-    Response {
-        oplock: OplockLevel::NONE,
-        flags: 0,
-        action,
-        times: facts.times,
-        allocation_size: facts.allocation_size,
-        end_of_file: facts.end_of_file,
-        attributes: facts.attributes,
-        file_id: open.id,
-        contexts,
-    }
-    .encode(out);
-    ctx.file = Some(open.id);
-    session.add_open(tree.id, open);
-    Ok(NtStatus::SUCCESS)
-}
-
-/// Refuses what no file system is asked about (MS-SMB2 3.3.5.9, MS-FSA 2.1.5.1).
-fn check(request: &Request<'_>) -> Result<(), NtStatus> {
-    let options = request.options;
-    let directory = options.has(CreateOptions::DIRECTORY_FILE);
-    if request.impersonation > 3 {
-        return Err(NtStatus::BAD_IMPERSONATION_LEVEL);
-    }
-    if request.disposition > Disposition::OVERWRITE_IF
-        || request.share.0 & !7 != 0
-        || request.attributes.0 & !ATTRIBUTES_KNOWN != 0
-        || options.0 & 0xff00_0000 != 0
-        || directory && options.has(CreateOptions::NON_DIRECTORY_FILE)
-    {
-        return Err(NtStatus::INVALID_PARAMETER);
-    }
-    let cuts = matches!(
-        request.disposition,
-        Disposition::SUPERSEDE | Disposition::OVERWRITE | Disposition::OVERWRITE_IF
-    );
-    if directory && cuts {
-        return Err(NtStatus::INVALID_PARAMETER);
-    }
-    if options.has(CreateOptions::OPEN_BY_FILE_ID) {
-        return Err(NtStatus::NOT_SUPPORTED);
-    }
-    if request.access.any(ACCESS_UNKNOWN) || request.access == Access::NONE {
-        return Err(NtStatus::ACCESS_DENIED);
-    }
-    if request.access.has(Access::ACCESS_SYSTEM_SECURITY) {
-        return Err(NtStatus::PRIVILEGE_NOT_HELD);
-    }
-    Ok(())
-}
-
 /// One CREATE on its way.
-struct Job<'a> {
-    request: &'a Request<'a>,
-    tree: &'a Tree,
-    sids: &'a [Sid],
-    volume: Arc<Volume>,
-    nodes: Arc<Nodes>,
-    id: FileId,
-    path: RelPath,
-    engine: Engine,
+pub struct Job<'a> {
+    /// What is asked.
+    pub request: &'a Request<'a>,
+    /// On which tree.
+    pub tree: &'a Tree,
+    /// Who asks.
+    pub sids: &'a [Sid],
+    /// Where.
+    pub volume: Arc<Volume>,
+    /// Files that are open.
+    pub nodes: Arc<Nodes>,
+    /// How the open will be named.
+    pub id: FileId,
+    /// Which file.
+    pub path: RelPath,
+    /// How content is read and written.
+    pub engine: Engine,
 }
 
 impl Job<'_> {
-    fn run(self) -> Result<(Open, CreateAction), Fail> {
+    /// Carries it out.
+    pub fn run(self) -> Result<(Open, CreateAction), Fail> {
         // Someone may make or remove the file between our look and our step; then look again.
         for _ in 0..16 {
             let outcome = match self.volume.find(&self.path)? {
@@ -278,7 +177,7 @@ impl Job<'_> {
         &self,
         fd: OwnedFd,
         access: Access,
-        node: Arc<crate::volume::node::Node>,
+        node: Arc<Node>,
         directory: bool,
         cuts: bool,
     ) -> Result<Open, Errno> {
@@ -312,7 +211,7 @@ impl Job<'_> {
         &self,
         handle: OwnedFd,
         access: Access,
-        node: Arc<crate::volume::node::Node>,
+        node: Arc<Node>,
         data: Option<Arc<LocalFile>>,
         directory: bool,
     ) -> Open {
