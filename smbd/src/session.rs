@@ -3,19 +3,27 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
 use smb_protocol::{
     FileId, NtStatus, SessionId, TreeId,
     crypto::{OpeningKey, SealingKey, SigningKey},
-    msg::create::Access,
+    msg::{
+        create::Access,
+        oplock::{self, LeaseBreak, OplockBreak},
+    },
     security::Sid,
 };
+use tokio::sync::mpsc::UnboundedSender;
 
-use crate::volume::{Volume, open::Open};
+use crate::volume::{
+    Volume,
+    node::caching::{self, Break, Holder},
+    open::Open,
+};
 
 /// An authenticated session.
 #[derive(Debug)]
@@ -38,7 +46,23 @@ pub struct Session {
     trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
     opens: RwLock<HashMap<u64, Entry>>,
     next_tree: AtomicU32,
-    opens_of_server: Arc<AtomicUsize>,
+    links: Mutex<Vec<Link>>,
+}
+
+/// A connection that carries a session.
+#[derive(Debug)]
+struct Link {
+    connection: u64,
+    notices: UnboundedSender<Notice>,
+}
+
+/// Something that a client is told unasked.
+#[derive(Debug, Clone, Copy)]
+pub struct Notice {
+    /// The session it is about.
+    pub session: SessionId,
+    /// What.
+    pub message: oplock::Message,
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +108,6 @@ impl Session {
         keys: Keys,
         must_sign: bool,
         must_encrypt: bool,
-        opens_of_server: Arc<AtomicUsize>,
     ) -> Self {
         Self {
             id,
@@ -98,15 +121,47 @@ impl Session {
             trees: RwLock::default(),
             opens: RwLock::default(),
             next_tree: AtomicU32::new(1),
-            opens_of_server,
+            links: Mutex::default(),
         }
     }
 
-    /// Ends the session: trees and opens are closed, requests are refused from now on.
+    /// Ends the session: trees and opens are closed, but for those that are worth keeping;
+    /// requests are refused from now on.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.trees.write().unwrap_or_else(PoisonError::into_inner).clear();
-        self.close_where(|_| true);
+        self.close_where(|_| true, true);
+    }
+
+    /// The connection carries the session from now on.
+    pub fn link(&self, connection: u64, notices: UnboundedSender<Notice>) {
+        lock(&self.links).push(Link { connection, notices });
+    }
+
+    /// The connection is gone; whether any is left.
+    pub fn unlink(&self, connection: u64) -> bool {
+        let mut links = lock(&self.links);
+        links.retain(|link| link.connection != connection);
+        !links.is_empty()
+    }
+
+    /// Tells the client to give up caching; whether a connection took it (MS-SMB2 3.3.4.6).
+    pub fn tell(&self, open: FileId, due: &Break) -> bool {
+        let message = match due.holder {
+            Holder::Open(_) => oplock::Message::Oplock(OplockBreak {
+                level: caching::level_of(due.to),
+                file_id: open,
+            }),
+            Holder::Lease(id) => oplock::Message::LeaseBreak(LeaseBreak {
+                epoch: due.epoch,
+                flags: due.acknowledge.into(),
+                key: id.key,
+                current: due.from.0,
+                new: due.to.0,
+            }),
+        };
+        let notice = Notice { session: self.id, message };
+        lock(&self.links).iter().any(|link| link.notices.send(notice).is_ok())
     }
 
     /// Whether the session was ended.
@@ -137,11 +192,11 @@ impl Session {
     /// Takes a tree away and closes its opens.
     pub fn remove_tree(&self, id: TreeId) -> bool {
         let known = self.trees.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        self.close_where(|tree| tree == id);
+        self.close_where(|tree| tree == id, false);
         known.is_some()
     }
 
-    fn close_where(&self, which: impl Fn(TreeId) -> bool) {
+    fn close_where(&self, which: impl Fn(TreeId) -> bool, keep: bool) {
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         let mut closed = Vec::new();
         opens.retain(|_, entry| {
@@ -151,26 +206,27 @@ impl Session {
             }
             !close
         });
-        self.opens_of_server.fetch_sub(closed.len(), Ordering::Relaxed);
         drop(opens);
-        for entry in closed {
-            entry.open.closed.notify_waiters();
+        for Entry { open, .. } in closed {
+            open.closed.notify_waiters();
+            if keep && let Some(time) = open.worth_keeping() {
+                open.standing().session = Weak::new();
+                open.nodes().clone().kept.keep(open, time);
+            }
         }
     }
 
-    /// Fails when one more open would pass a limit.
-    pub fn room_for_open(&self, of_session: usize, of_server: usize) -> Result<(), NtStatus> {
-        let mine = self.opens.read().unwrap_or_else(PoisonError::into_inner).len();
-        let all = self.opens_of_server.load(Ordering::Relaxed);
-        if mine >= of_session || all >= of_server {
+    /// Fails when one more open would pass the limit.
+    pub fn room_for_open(&self, limit: usize) -> Result<(), NtStatus> {
+        if self.open_count() >= limit {
             return Err(NtStatus::TOO_MANY_OPENED_FILES);
         }
         Ok(())
     }
 
     /// Adds an open.
-    pub fn add_open(&self, tree: TreeId, open: Arc<Open>) {
-        self.opens_of_server.fetch_add(1, Ordering::Relaxed);
+    pub fn add_open(self: &Arc<Self>, tree: TreeId, open: Arc<Open>) {
+        open.standing().session = Arc::downgrade(self);
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         opens.insert(open.id.volatile, Entry { tree, open });
     }
@@ -189,11 +245,18 @@ impl Session {
         let open = self.open(tree, id)?;
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         match opens.remove(&id.volatile) {
-            Some(_) => {
-                self.opens_of_server.fetch_sub(1, Ordering::Relaxed);
-                Ok(open)
-            }
+            Some(_) => Ok(open),
             None => Err(NtStatus::FILE_CLOSED),
+        }
+    }
+
+    /// Closes an open on whatever tree.
+    pub fn close_open(&self, id: FileId) {
+        let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = opens.remove(&id.volatile);
+        drop(opens);
+        if let Some(entry) = gone {
+            entry.open.closed.notify_waiters();
         }
     }
 

@@ -91,9 +91,8 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
                 return Err(NtStatus::ACCESS_DENIED.into());
             }
             let sids = vec![server.user_sid(&user), Sid::everyone(), Sid::authenticated_users()];
-            let opens = server.opens.clone();
-            let session =
-                Arc::new(Session::new(id, user, sids, keys, must_sign, must_encrypt, opens));
+            let session = Arc::new(Session::new(id, user, sids, keys, must_sign, must_encrypt));
+            session.link(ctx.ex.id, ctx.ex.notices());
             if request.previous_session != SessionId(0) && request.previous_session != id {
                 replace_previous(ctx, request.previous_session, &session.user);
             }
