@@ -9,7 +9,7 @@ use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync:
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::{
     Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId,
-    crypto::{Role, TransformHeader},
+    crypto::{Role, SigningKey, TransformHeader},
     header::{
         FRAME_LEN, HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM, frame_prefix,
     },
@@ -19,10 +19,15 @@ use tokio::sync::oneshot;
 
 use crate::{
     Server,
-    command::{self, Ctx, Fail, Later, negotiate::Negotiated, session_setup::Authentication},
+    command::{
+        self, Ctx, Fail, Later,
+        negotiate::Negotiated,
+        session_setup::{self, Authentication, BindingRequest},
+    },
     connection::Dropped,
     credits::CreditWindow,
-    session::Session,
+    server,
+    session::{Channel, ConnectionId, Session},
 };
 
 /// A future whose end becomes an answer.
@@ -46,7 +51,7 @@ pub struct Completion {
 struct Pending {
     header: Header,
     sealed_for: Option<Arc<Session>>,
-    signed_for: Option<Arc<Session>>,
+    signed_for: Option<Arc<SigningKey>>,
     cancel: Option<oneshot::Sender<()>>,
     bytes: usize,
     io: bool,
@@ -63,14 +68,16 @@ enum Protection {
 pub struct Exchange {
     /// What all connections share.
     pub server: Arc<Server>,
+    /// Its name.
+    pub id: ConnectionId,
     /// The client's address.
     pub peer: SocketAddr,
     /// Our address that the client dialled.
     pub local: SocketAddr,
     /// What was negotiated.
     pub negotiated: Option<Negotiated>,
-    /// Sessions of this connection.
-    pub sessions: HashMap<SessionId, Arc<Session>>,
+    /// Sessions of this connection: `Connection.SessionTable`.
+    pub sessions: HashMap<SessionId, Arc<Channel>>,
     /// Sessions that are being authenticated.
     pub authentications: HashMap<SessionId, Authentication>,
     window: CreditWindow,
@@ -92,6 +99,29 @@ struct Chain {
     failed: Option<NtStatus>,
 }
 
+/// What is known of a request before it is dispatched.
+#[derive(Default)]
+struct Admitted {
+    channel: Option<Arc<Channel>>,
+    /// It wants to bind the connection to a session.
+    binding: Option<BindingRequest>,
+}
+
+impl Admitted {
+    fn to(channel: &Arc<Channel>) -> Self {
+        Self { channel: Some(channel.clone()), binding: None }
+    }
+}
+
+/// Refuses what a session may not do any more when its time is over (MS-SMB2 3.3.5.2.9).
+fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> {
+    let always = [Command::SESSION_SETUP, Command::LOGOFF, Command::CLOSE, Command::LOCK];
+    if session.expired(server::now) && !always.contains(&header.command) {
+        return Err(NtStatus::NETWORK_SESSION_EXPIRED);
+    }
+    Ok(())
+}
+
 impl Exchange {
     /// The state of a new connection.
     pub fn new(server: Arc<Server>, peer: SocketAddr, local: SocketAddr) -> Self {
@@ -99,6 +129,7 @@ impl Exchange {
         let limits = current.config.limits.clone();
         let max_message = current.config.max_io_size as usize;
         Self {
+            id: server.new_connection_id(),
             server,
             peer,
             local,
@@ -114,14 +145,25 @@ impl Exchange {
         }
     }
 
-    /// Longest payload of a message.
+    /// Longest payload of a message; what one credit pays for where there is no more than one
+    /// (MS-SMB2 3.3.5.4).
     pub fn max_message(&self) -> usize {
-        self.max_message
+        match &self.negotiated {
+            Some(negotiated) if !negotiated.large_mtu() => self.max_message.min(1 << 16),
+            _ => self.max_message,
+        }
     }
 
     /// Limits that held when the connection began.
     pub fn limits(&self) -> &crate::config::Limits {
         &self.limits
+    }
+
+    /// Takes the next message id for a message that has none of its own.
+    pub fn skip_message_id(&mut self) {
+        if self.window.consume(MessageId(0), 1) {
+            self.window.grant(1);
+        }
     }
 
     /// Whether anyone is authenticated.
@@ -138,7 +180,8 @@ impl Exchange {
                 let header = TransformHeader::parse(message)
                     .map_err(|_| Dropped::Protocol("malformed transform header"))?;
                 let id = SessionId(header.session_id);
-                let session = self.sessions.get(&id).cloned();
+                let session = self.sessions.get(&id).map(|channel| channel.session.clone());
+                let session = session.filter(|session| !session.ended());
                 let session = session.ok_or(Dropped::Protocol("encrypted for no session"))?;
                 let Some((_, opening)) = &session.sealing else {
                     return Err(Dropped::Protocol("encrypted without a cipher"));
@@ -213,15 +256,16 @@ impl Exchange {
             self.cancel(&header);
             return Ok(());
         }
-        let charge = header.credit_charge.max(1);
+        let multi = self.negotiated.as_ref().is_none_or(Negotiated::large_mtu);
+        let charge = if multi { header.credit_charge.max(1) } else { 1 };
         if !self.window.consume(header.message_id, charge) {
             return Err(Dropped::Protocol("a message id that was not granted"));
         }
         let credits = self.grant(&header);
         let related = header.flags.has(HeaderFlags::RELATED);
         if related && place.first {
-            let session = self.sessions.get(&header.session_id).cloned();
-            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, session.as_ref());
+            let signer = self.signer(&header);
+            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, signer.as_ref());
             chain.failed = Some(NtStatus::INVALID_PARAMETER);
             return Ok(());
         }
@@ -236,30 +280,31 @@ impl Exchange {
             };
         }
         if related && let Some(status) = chain.failed {
-            let session = self.sessions.get(&header.session_id).cloned();
-            answer.failure(&header, status, credits, session.as_ref());
+            let signer = self.signer(&header);
+            answer.failure(&header, status, credits, signer.as_ref());
             return Ok(());
         }
-        let session = match self.admit(&header, message, protection) {
-            Ok(session) => session,
+        let Admitted { channel, binding } = match self.admit(&header, message, protection) {
+            Ok(admitted) => admitted,
             Err(status) => {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
                 chain.failed = Some(NtStatus::INVALID_PARAMETER);
-                let session = self.sessions.get(&header.session_id).cloned();
-                let signer = session.filter(|_| header.flags.has(HeaderFlags::SIGNED));
+                let signer = self.failure_signer(&header, message);
                 answer.failure(&header, status, credits, signer.as_ref());
                 return Ok(());
             }
         };
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
-            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, session.as_ref());
+            let signer = self.signer(&header);
+            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, signer.as_ref());
             return Ok(());
         }
         let mut ctx = Ctx {
             ex: self,
             header,
-            session,
+            session: channel.as_ref().map(|channel| channel.session.clone()),
+            binding,
             tree: None,
             sealed: matches!(protection, Protection::Sealed(_)),
             related_file: if related { chain.file } else { None },
@@ -268,9 +313,10 @@ impl Exchange {
         };
         let body_at = answer.open(&ctx.header);
         let result = command::dispatch(&mut ctx, message, answer.out);
-        let Ctx { header: done, session, tree, file, signer, .. } = ctx;
+        let Ctx { header: done, tree, file, signer, .. } = ctx;
+        let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs =
-            signer.or_else(|| session.clone().filter(|_| header.flags.has(HeaderFlags::SIGNED)));
+            signer.or_else(|| channel.filter(|_| signed).map(|channel| channel.signing.clone()));
         let mut response = done;
         response.credits = credits;
         let result = match result {
@@ -339,47 +385,80 @@ impl Exchange {
         Ok(())
     }
 
+    /// The key that signs answers to a request's session on this connection.
+    fn signer(&self, header: &Header) -> Option<Arc<SigningKey>> {
+        self.sessions.get(&header.session_id).map(|channel| channel.signing.clone())
+    }
+
+    /// The key that signs the refusal of a request. One that names a session of other
+    /// connections is refused with the session's own key, if it came with that.
+    fn failure_signer(&self, header: &Header, message: &mut [u8]) -> Option<Arc<SigningKey>> {
+        if !header.flags.has(HeaderFlags::SIGNED) {
+            return None;
+        }
+        self.signer(header).or_else(|| {
+            let session = self.server.sessions.get(header.session_id)?;
+            session.signing.verify(message, Role::Client).then(|| session.signing.clone())
+        })
+    }
+
     /// Finds the session of a request and checks its protection (MS-SMB2 3.3.5.2.4, 3.3.5.2.9).
     fn admit(
         &self,
         header: &Header,
         message: &mut [u8],
         protection: &Protection,
-    ) -> Result<Option<Arc<Session>>, NtStatus> {
+    ) -> Result<Admitted, NtStatus> {
         if header.command == Command::NEGOTIATE {
-            return Ok(None);
+            return match header.flags.has(HeaderFlags::SIGNED) {
+                true => Err(NtStatus::INVALID_PARAMETER),
+                false => Ok(Admitted::default()),
+            };
         }
         // Another connection may have taken the place of the session (3.3.5.5.3).
-        let session = self.sessions.get(&header.session_id).filter(|session| !session.ended());
+        let channel = self.sessions.get(&header.session_id);
+        let channel = channel.filter(|channel| !channel.session.ended());
         if let Protection::Sealed(opener) = protection {
-            return match session {
-                Some(session) if Arc::ptr_eq(session, opener) => Ok(Some(session.clone())),
-                _ if header.command == Command::SESSION_SETUP => Ok(session.cloned()),
+            return match channel {
+                Some(channel) if Arc::ptr_eq(&channel.session, opener) => {
+                    alive(header, &channel.session)?;
+                    Ok(Admitted::to(channel))
+                }
+                _ if header.command == Command::SESSION_SETUP => Ok(Admitted::default()),
                 _ => Err(NtStatus::USER_SESSION_DELETED),
             };
         }
-        let Some(session) = session else {
+        let Some(channel) = channel else {
             return match header.command {
-                Command::SESSION_SETUP | Command::ECHO => Ok(None),
+                Command::SESSION_SETUP => {
+                    let binding = session_setup::binding(&self.server, header, message);
+                    let id = header.session_id;
+                    let known = id == SessionId(0) || self.authentications.contains_key(&id);
+                    match known || session_setup::binds(message) {
+                        true => Ok(Admitted { channel: None, binding }),
+                        false => Err(NtStatus::USER_SESSION_DELETED),
+                    }
+                }
+                Command::ECHO => Ok(Admitted::default()),
                 _ => Err(NtStatus::USER_SESSION_DELETED),
             };
         };
+        let session = &channel.session;
         if header.flags.has(HeaderFlags::SIGNED) {
-            if !session.signing.verify(message, Role::Client) {
+            if !channel.signing.verify(message, Role::Client) {
                 tracing::debug!(peer = %self.peer, "a request with a wrong signature");
                 return Err(NtStatus::ACCESS_DENIED);
             }
-        } else if header.command == Command::SESSION_SETUP {
-            return Ok(Some(session.clone()));
         } else if session.must_sign {
             return Err(NtStatus::ACCESS_DENIED);
         }
+        alive(header, session)?;
         if session.must_encrypt
             && !matches!(header.command, Command::SESSION_SETUP | Command::LOGOFF)
         {
             return Err(NtStatus::ACCESS_DENIED);
         }
-        Ok(Some(session.clone()))
+        Ok(Admitted::to(channel))
     }
 
     /// Credits for the answer to a request: what it asks for, at least what it used.
@@ -398,7 +477,7 @@ impl Exchange {
         mut response: Header,
         body_at: usize,
         protection: &Protection,
-        signs: Option<Arc<Session>>,
+        signs: Option<Arc<SigningKey>>,
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
         place: Place,
@@ -478,10 +557,12 @@ impl Exchange {
         if self.pending.values().any(|pending| pending.io) { waiting.next().await } else { None }
     }
 
-    /// Ends all sessions of the connection.
+    /// Takes the connection out of its sessions; those without another end.
     pub fn end(&mut self) {
-        for (id, _) in self.sessions.drain() {
-            self.server.sessions.end(id);
+        for (id, channel) in self.sessions.drain() {
+            if channel.session.leave(self.id) {
+                self.server.sessions.end(id);
+            }
         }
     }
 }
@@ -553,7 +634,7 @@ impl<'a> Answer<'a> {
         &mut self,
         mut header: Header,
         body_at: usize,
-        signer: Option<&Arc<Session>>,
+        signer: Option<&Arc<SigningKey>>,
         place: Place,
     ) {
         let start = body_at - HEADER_LEN;
@@ -570,10 +651,10 @@ impl<'a> Answer<'a> {
             header.next_command = (self.out.len() - start) as u32;
         }
         self.out[start..body_at].copy_from_slice(&header.to_bytes());
-        if let Some(session) = signer
+        if let Some(signing) = signer
             && self.sealed.is_none()
         {
-            session.signing.sign(&mut self.out[start..], Role::Server);
+            signing.sign(&mut self.out[start..], Role::Server);
         }
         self.last = start;
     }
@@ -584,7 +665,7 @@ impl<'a> Answer<'a> {
         header: &Header,
         status: NtStatus,
         credits: u16,
-        signer: Option<&Arc<Session>>,
+        signer: Option<&Arc<SigningKey>>,
     ) {
         let mut response = *header;
         let last = header.next_command == 0;
