@@ -173,6 +173,8 @@ open_enum! {
         PATH_NOT_COVERED = 0xc0000257,
         /// `STATUS_NETWORK_SESSION_EXPIRED`.
         NETWORK_SESSION_EXPIRED = 0xc000035c,
+        /// A binding request signed by other means than the session's.
+        REQUEST_OUT_OF_SEQUENCE = 0xc000042a,
         /// `STATUS_FILE_NOT_AVAILABLE`.
         FILE_NOT_AVAILABLE = 0xc0000467,
         /// `STATUS_FILE_FORCED_CLOSED`.

@@ -24,7 +24,8 @@ use std::{
 };
 
 use smb_protocol::{
-    Command, Dialect, FileId, Header, NtStatus, WireError, header::HEADER_LEN, msg::simple::Empty,
+    Command, Dialect, FileId, Header, NtStatus, WireError, crypto::SigningKey, header::HEADER_LEN,
+    msg::simple::Empty,
 };
 use tokio::sync::oneshot;
 
@@ -111,6 +112,8 @@ pub struct Ctx<'a> {
     pub header: Header,
     /// Its session, checked.
     pub session: Option<Arc<Session>>,
+    /// What a SESSION_SETUP is to be bound to.
+    pub binding: Option<session_setup::BindingRequest>,
     /// Its tree, checked.
     pub tree: Option<Arc<Tree>>,
     /// It came encrypted.
@@ -119,8 +122,8 @@ pub struct Ctx<'a> {
     pub related_file: Option<Result<FileId, NtStatus>>,
     /// The file that the next related request means.
     pub file: Option<FileId>,
-    /// A session that signs the answer whether or not the request was signed.
-    pub signer: Option<Arc<Session>>,
+    /// Signs the answer whether or not the request was signed.
+    pub signer: Option<Arc<SigningKey>>,
 }
 
 impl Ctx<'_> {
@@ -199,7 +202,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     match command {
         Command::LOGOFF => {
             Empty::parse(body)?;
-            ctx.ex.sessions.remove(&session.id);
+            // Its channels stay until their connections need the room: refusals are signed.
             ctx.ex.server.sessions.end(session.id);
             Empty.encode(out);
             return Ok(NtStatus::SUCCESS);

@@ -4,21 +4,12 @@
 //! No socket and no clock: a frame goes in, bytes come out, and what must wait comes back as a
 //! future whose completion is fed in again.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::{
     Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId,
-    crypto::{Role, TransformHeader},
+    crypto::{Role, SigningKey, TransformHeader},
     header::{
         FRAME_LEN, HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM, frame_prefix,
     },
@@ -32,15 +23,16 @@ use tokio::sync::{
 use crate::{
     Server,
     command::{
-        self, Ctx, Fail, Handled, Later, negotiate::Negotiated, session_setup::Authentication,
+        self, Ctx, Fail, Handled, Later,
+        negotiate::Negotiated,
+        session_setup::{self, Authentication, BindingRequest},
     },
     connection::Dropped,
     credits::CreditWindow,
-    session::{Notice, Session},
+    server,
+    session::{Channel, ConnectionId, Notice, Session},
     volume::node::Wake,
 };
-
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// A future whose end becomes an answer.
 pub type WaitingFuture = Pin<Box<dyn Future<Output = Completion> + Send>>;
@@ -79,8 +71,8 @@ struct Pending {
 
 /// How a request that waits goes on.
 enum Rest {
-    /// Its answer is signed for this session.
-    Answer(Option<Arc<Session>>),
+    /// Its answer is signed with this key.
+    Answer(Option<Arc<SigningKey>>),
     /// It is carried out again, and what stands behind it in its compound after it.
     Again(Box<Suspended>),
 }
@@ -96,7 +88,8 @@ struct Suspended {
 /// A request whose place, credits and protection were checked.
 struct Accepted {
     header: Header,
-    session: Option<Arc<Session>>,
+    channel: Option<Arc<Channel>>,
+    binding: Option<BindingRequest>,
     credits: u16,
     /// Its name once it was answered with PENDING.
     async_id: Option<u64>,
@@ -120,14 +113,16 @@ enum Protection {
 pub struct Exchange {
     /// What all connections share.
     pub server: Arc<Server>,
+    /// Its name.
+    pub id: ConnectionId,
     /// The client's address.
     pub peer: SocketAddr,
     /// Our address that the client dialled.
     pub local: SocketAddr,
     /// What was negotiated.
     pub negotiated: Option<Negotiated>,
-    /// Sessions of this connection.
-    pub sessions: HashMap<SessionId, Arc<Session>>,
+    /// Sessions of this connection: `Connection.SessionTable`.
+    pub sessions: HashMap<SessionId, Arc<Channel>>,
     /// Sessions that are being authenticated.
     pub authentications: HashMap<SessionId, Authentication>,
     window: CreditWindow,
@@ -136,8 +131,6 @@ pub struct Exchange {
     next_key: u64,
     limits: crate::config::Limits,
     max_message: usize,
-    /// Its name on this server.
-    pub id: u64,
     notices: (UnboundedSender<Notice>, UnboundedReceiver<Notice>),
 }
 
@@ -152,6 +145,29 @@ struct Chain {
     failed: Option<NtStatus>,
 }
 
+/// What is known of a request before it is dispatched.
+#[derive(Default)]
+struct Admitted {
+    channel: Option<Arc<Channel>>,
+    /// It wants to bind the connection to a session.
+    binding: Option<BindingRequest>,
+}
+
+impl Admitted {
+    fn to(channel: &Arc<Channel>) -> Self {
+        Self { channel: Some(channel.clone()), binding: None }
+    }
+}
+
+/// Refuses what a session may not do any more when its time is over (MS-SMB2 3.3.5.2.9).
+fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> {
+    let always = [Command::SESSION_SETUP, Command::LOGOFF, Command::CLOSE, Command::LOCK];
+    if session.expired(server::now) && !always.contains(&header.command) {
+        return Err(NtStatus::NETWORK_SESSION_EXPIRED);
+    }
+    Ok(())
+}
+
 impl Exchange {
     /// The state of a new connection.
     pub fn new(server: Arc<Server>, peer: SocketAddr, local: SocketAddr) -> Self {
@@ -159,6 +175,7 @@ impl Exchange {
         let limits = current.config.limits.clone();
         let max_message = current.config.max_io_size as usize;
         Self {
+            id: server.new_connection_id(),
             server,
             peer,
             local,
@@ -171,7 +188,6 @@ impl Exchange {
             next_key: 1,
             limits,
             max_message,
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             notices: mpsc::unbounded_channel(),
         }
     }
@@ -188,14 +204,14 @@ impl Exchange {
 
     /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7).
     pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) {
-        let Some(session) = self.sessions.get(&notice.session) else { return };
+        let Some(channel) = self.sessions.get(&notice.session) else { return };
         let mut header = Header {
             command: Command::OPLOCK_BREAK,
             message_id: MessageId::UNSOLICITED,
             ..Header::default()
         };
-        let protection = if session.must_encrypt {
-            Protection::Sealed(session.clone())
+        let protection = if channel.session.must_encrypt {
+            Protection::Sealed(channel.session.clone())
         } else {
             Protection::Plain
         };
@@ -209,14 +225,25 @@ impl Exchange {
         answer.end();
     }
 
-    /// Longest payload of a message.
+    /// Longest payload of a message; what one credit pays for where there is no more than one
+    /// (MS-SMB2 3.3.5.4).
     pub fn max_message(&self) -> usize {
-        self.max_message
+        match &self.negotiated {
+            Some(negotiated) if !negotiated.large_mtu() => self.max_message.min(1 << 16),
+            _ => self.max_message,
+        }
     }
 
     /// Limits that held when the connection began.
     pub fn limits(&self) -> &crate::config::Limits {
         &self.limits
+    }
+
+    /// Takes the next message id for a message that has none of its own.
+    pub fn skip_message_id(&mut self) {
+        if self.window.consume(MessageId(0), 1) {
+            self.window.grant(1);
+        }
     }
 
     /// Whether anyone is authenticated.
@@ -233,7 +260,8 @@ impl Exchange {
                 let header = TransformHeader::parse(message)
                     .map_err(|_| Dropped::Protocol("malformed transform header"))?;
                 let id = SessionId(header.session_id);
-                let session = self.sessions.get(&id).cloned();
+                let session = self.sessions.get(&id).map(|channel| channel.session.clone());
+                let session = session.filter(|session| !session.ended());
                 let session = session.ok_or(Dropped::Protocol("encrypted for no session"))?;
                 let Some((_, opening)) = &session.sealing else {
                     return Err(Dropped::Protocol("encrypted without a cipher"));
@@ -311,15 +339,16 @@ impl Exchange {
             self.cancel(&header);
             return Ok(None);
         }
-        let charge = header.credit_charge.max(1);
+        let multi = self.negotiated.as_ref().is_none_or(Negotiated::large_mtu);
+        let charge = if multi { header.credit_charge.max(1) } else { 1 };
         if !self.window.consume(header.message_id, charge) {
             return Err(Dropped::Protocol("a message id that was not granted"));
         }
         let credits = self.grant(&header);
         let related = header.flags.has(HeaderFlags::RELATED);
         if related && place.first {
-            let session = self.sessions.get(&header.session_id).cloned();
-            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, session.as_ref());
+            let signer = self.signer(&header);
+            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, signer.as_ref());
             chain.failed = Some(NtStatus::INVALID_PARAMETER);
             return Ok(None);
         }
@@ -334,22 +363,21 @@ impl Exchange {
             };
         }
         if related && let Some(status) = chain.failed {
-            let session = self.sessions.get(&header.session_id).cloned();
-            answer.failure(&header, status, credits, session.as_ref());
+            let signer = self.signer(&header);
+            answer.failure(&header, status, credits, signer.as_ref());
             return Ok(None);
         }
-        let session = match self.admit(&header, message, protection) {
-            Ok(session) => session,
+        let Admitted { channel, binding } = match self.admit(&header, message, protection) {
+            Ok(admitted) => admitted,
             Err(status) => {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
                 chain.failed = Some(NtStatus::INVALID_PARAMETER);
-                let session = self.sessions.get(&header.session_id).cloned();
-                let signer = session.filter(|_| header.flags.has(HeaderFlags::SIGNED));
+                let signer = self.failure_signer(&header, message);
                 answer.failure(&header, status, credits, signer.as_ref());
                 return Ok(None);
             }
         };
-        Ok(Some(Accepted { header, session, credits, async_id: None }))
+        Ok(Some(Accepted { header, channel, binding, credits, async_id: None }))
     }
 
     /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
@@ -365,17 +393,19 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) -> Result<Flow, Dropped> {
-        let Accepted { header, session, credits, async_id } = accepted;
+        let Accepted { header, channel, binding, credits, async_id } = accepted;
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
-            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, session.as_ref());
+            let signer = self.signer(&header);
+            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, signer.as_ref());
             return Ok(Flow::On);
         }
         let related = header.flags.has(HeaderFlags::RELATED);
         let mut ctx = Ctx {
             ex: self,
             header,
-            session,
+            session: channel.as_ref().map(|channel| channel.session.clone()),
+            binding,
             tree: None,
             sealed: matches!(protection, Protection::Sealed(_)),
             related_file: if related { chain.file } else { None },
@@ -384,9 +414,10 @@ impl Exchange {
         };
         let body_at = answer.open(&ctx.header);
         let result = command::dispatch(&mut ctx, &rest[..len], answer.out);
-        let Ctx { header: done, session, tree, file, signer, .. } = ctx;
+        let Ctx { header: done, tree, file, signer, .. } = ctx;
+        let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs =
-            signer.or_else(|| session.clone().filter(|_| header.flags.has(HeaderFlags::SIGNED)));
+            signer.or_else(|| channel.as_ref().filter(|_| signed).map(|c| c.signing.clone()));
         let mut response = done;
         response.credits = credits;
         if let Some(id) = async_id {
@@ -445,7 +476,7 @@ impl Exchange {
                 answer.reset(body_at);
                 let suspended = Suspended {
                     bytes: rest.to_vec(),
-                    accepted: Accepted { header, session, credits: 0, async_id },
+                    accepted: Accepted { header, channel, binding: None, credits: 0, async_id },
                     chain: chain.clone(),
                     first: place.first,
                 };
@@ -531,47 +562,80 @@ impl Exchange {
         key
     }
 
+    /// The key that signs answers to a request's session on this connection.
+    fn signer(&self, header: &Header) -> Option<Arc<SigningKey>> {
+        self.sessions.get(&header.session_id).map(|channel| channel.signing.clone())
+    }
+
+    /// The key that signs the refusal of a request. One that names a session of other
+    /// connections is refused with the session's own key, if it came with that.
+    fn failure_signer(&self, header: &Header, message: &mut [u8]) -> Option<Arc<SigningKey>> {
+        if !header.flags.has(HeaderFlags::SIGNED) {
+            return None;
+        }
+        self.signer(header).or_else(|| {
+            let session = self.server.sessions.get(header.session_id)?;
+            session.signing.verify(message, Role::Client).then(|| session.signing.clone())
+        })
+    }
+
     /// Finds the session of a request and checks its protection (MS-SMB2 3.3.5.2.4, 3.3.5.2.9).
     fn admit(
         &self,
         header: &Header,
         message: &mut [u8],
         protection: &Protection,
-    ) -> Result<Option<Arc<Session>>, NtStatus> {
+    ) -> Result<Admitted, NtStatus> {
         if header.command == Command::NEGOTIATE {
-            return Ok(None);
+            return match header.flags.has(HeaderFlags::SIGNED) {
+                true => Err(NtStatus::INVALID_PARAMETER),
+                false => Ok(Admitted::default()),
+            };
         }
         // Another connection may have taken the place of the session (3.3.5.5.3).
-        let session = self.sessions.get(&header.session_id).filter(|session| !session.ended());
+        let channel = self.sessions.get(&header.session_id);
+        let channel = channel.filter(|channel| !channel.session.ended());
         if let Protection::Sealed(opener) = protection {
-            return match session {
-                Some(session) if Arc::ptr_eq(session, opener) => Ok(Some(session.clone())),
-                _ if header.command == Command::SESSION_SETUP => Ok(session.cloned()),
+            return match channel {
+                Some(channel) if Arc::ptr_eq(&channel.session, opener) => {
+                    alive(header, &channel.session)?;
+                    Ok(Admitted::to(channel))
+                }
+                _ if header.command == Command::SESSION_SETUP => Ok(Admitted::default()),
                 _ => Err(NtStatus::USER_SESSION_DELETED),
             };
         }
-        let Some(session) = session else {
+        let Some(channel) = channel else {
             return match header.command {
-                Command::SESSION_SETUP | Command::ECHO => Ok(None),
+                Command::SESSION_SETUP => {
+                    let binding = session_setup::binding(&self.server, header, message);
+                    let id = header.session_id;
+                    let known = id == SessionId(0) || self.authentications.contains_key(&id);
+                    match known || session_setup::binds(message) {
+                        true => Ok(Admitted { channel: None, binding }),
+                        false => Err(NtStatus::USER_SESSION_DELETED),
+                    }
+                }
+                Command::ECHO => Ok(Admitted::default()),
                 _ => Err(NtStatus::USER_SESSION_DELETED),
             };
         };
+        let session = &channel.session;
         if header.flags.has(HeaderFlags::SIGNED) {
-            if !session.signing.verify(message, Role::Client) {
+            if !channel.signing.verify(message, Role::Client) {
                 tracing::debug!(peer = %self.peer, "a request with a wrong signature");
                 return Err(NtStatus::ACCESS_DENIED);
             }
-        } else if header.command == Command::SESSION_SETUP {
-            return Ok(Some(session.clone()));
         } else if session.must_sign {
             return Err(NtStatus::ACCESS_DENIED);
         }
+        alive(header, session)?;
         if session.must_encrypt
             && !matches!(header.command, Command::SESSION_SETUP | Command::LOGOFF)
         {
             return Err(NtStatus::ACCESS_DENIED);
         }
-        Ok(Some(session.clone()))
+        Ok(Admitted::to(channel))
     }
 
     /// Credits for the answer to a request: what it asks for, at least what it used.
@@ -590,7 +654,7 @@ impl Exchange {
         mut response: Header,
         body_at: usize,
         protection: &Protection,
-        signs: Option<Arc<Session>>,
+        signs: Option<Arc<SigningKey>>,
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) {
@@ -680,7 +744,8 @@ impl Exchange {
                     header.flags |= HeaderFlags::ASYNC;
                     header.async_or_tree = accepted.async_id.unwrap_or_default();
                     chain.file = Some(Err(status));
-                    let signs = accepted.session.filter(|_| header.flags.has(HeaderFlags::SIGNED));
+                    let signed = header.flags.has(HeaderFlags::SIGNED);
+                    let signs = accepted.channel.filter(|_| signed).map(|c| c.signing.clone());
                     answer.failure(&header, status, 0, signs.as_ref());
                 }
                 (Some(accepted), _) => {
@@ -721,10 +786,10 @@ impl Exchange {
         if self.pending.values().any(|pending| pending.io) { waiting.next().await } else { None }
     }
 
-    /// Ends all sessions of the connection.
+    /// Takes the connection out of its sessions; those without another end.
     pub fn end(&mut self) {
-        for (id, session) in self.sessions.drain() {
-            if !session.unlink(self.id) {
+        for (id, channel) in self.sessions.drain() {
+            if channel.session.leave(self.id) {
                 self.server.sessions.end(id);
             }
         }
@@ -824,7 +889,7 @@ impl<'a> Answer<'a> {
         &mut self,
         mut header: Header,
         body_at: usize,
-        signer: Option<&Arc<Session>>,
+        signer: Option<&Arc<SigningKey>>,
         place: Place,
     ) {
         let start = body_at - HEADER_LEN;
@@ -841,10 +906,10 @@ impl<'a> Answer<'a> {
             header.next_command = (self.out.len() - start) as u32;
         }
         self.out[start..body_at].copy_from_slice(&header.to_bytes());
-        if let Some(session) = signer
+        if let Some(signing) = signer
             && self.sealed.is_none()
         {
-            session.signing.sign(&mut self.out[start..], Role::Server);
+            signing.sign(&mut self.out[start..], Role::Server);
         }
         self.last = start;
     }
@@ -855,7 +920,7 @@ impl<'a> Answer<'a> {
         header: &Header,
         status: NtStatus,
         credits: u16,
-        signer: Option<&Arc<Session>>,
+        signer: Option<&Arc<SigningKey>>,
     ) {
         let mut response = *header;
         let last = header.next_command == 0;

@@ -1,16 +1,27 @@
-//! Sessions and trees: who is talking, and about which share.
+//! Sessions, their channels and their trees: who is talking, over which connections, and about
+//! which share.
+//!
+//! ```text
+//!  Exchange ── Channel ──┐                 one channel for each connection of a session, with a
+//!  Exchange ── Channel ──┴─► Session       signing key of its own; all share the cipher keys
+//!                               ├─ trees
+//!                               └─ opens
+//! ```
+//!
+//! A session ends with its last channel, with LOGOFF, or when another takes its place.
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use smb_protocol::{
-    FileId, NtStatus, SessionId, TreeId,
-    crypto::{OpeningKey, SealingKey, SigningKey},
+    Dialect, FileId, NtStatus, SessionId, TreeId,
+    crypto::{Cipher, OpeningKey, SealingKey, SigningKey},
     msg::{
         create::Access,
         oplock::{self, LeaseBreak, OplockBreak},
@@ -34,26 +45,24 @@ pub struct Session {
     pub user: String,
     /// Who the user is to access lists: the user first, then groups.
     pub sids: Vec<Sid>,
-    /// Signs and verifies.
-    pub signing: SigningKey,
-    /// Encrypts and decrypts, where the dialect can.
+    /// `Session.SigningKey`: of the channel it began on, and what binding requests are signed
+    /// with.
+    pub signing: Arc<SigningKey>,
+    /// Encrypts and decrypts, where the dialect can; shared by all channels.
     pub sealing: Option<(SealingKey, OpeningKey)>,
     /// Unsigned requests are refused.
     pub must_sign: bool,
     /// Unencrypted requests are refused.
     pub must_encrypt: bool,
+    /// What the connection it began on had negotiated.
+    pub origin: Origin,
+    /// When the right to it ends, as FILETIME; [`NEVER`] if it does not.
+    expires: AtomicU64,
+    channels: Mutex<Vec<ChannelInfo>>,
     ended: AtomicBool,
     trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
     opens: RwLock<HashMap<u64, Entry>>,
     next_tree: AtomicU32,
-    links: Mutex<Vec<Link>>,
-}
-
-/// A connection that carries a session.
-#[derive(Debug)]
-struct Link {
-    connection: u64,
-    notices: UnboundedSender<Notice>,
 }
 
 /// Something that a client is told unasked.
@@ -80,6 +89,70 @@ pub struct Keys {
     pub sealing: Option<(SealingKey, OpeningKey)>,
 }
 
+/// What a logon came to.
+#[derive(Debug)]
+pub struct Logon {
+    /// Name on the wire.
+    pub id: SessionId,
+    /// The user, folded.
+    pub user: String,
+    /// The user's identifier, then the groups'.
+    pub sids: Vec<Sid>,
+    /// Keys.
+    pub keys: Keys,
+    /// Unsigned requests are refused.
+    pub must_sign: bool,
+    /// Unencrypted requests are refused.
+    pub must_encrypt: bool,
+    /// What the connection had negotiated.
+    pub origin: Origin,
+    /// When the right to it ends, as FILETIME, or [`NEVER`].
+    pub expires: u64,
+}
+
+/// Expiry of a session that does not expire.
+pub const NEVER: u64 = u64::MAX;
+
+/// What binding another connection to a session is checked against (MS-SMB2 3.3.5.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The dialect.
+    pub dialect: Dialect,
+    /// The cipher, if there is one.
+    pub cipher: Option<Cipher>,
+    /// The client.
+    pub client_guid: [u8; 16],
+}
+
+/// Names a connection as long as the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// A connection of a session.
+#[derive(Debug, Clone)]
+pub struct ChannelInfo {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Takes what the client is told unasked.
+    pub notices: UnboundedSender<Notice>,
+}
+
+/// A session as one of its connections sees it.
+#[derive(Debug)]
+pub struct Channel {
+    /// The session.
+    pub session: Arc<Session>,
+    /// `Channel.SigningKey`: signs and verifies on this connection.
+    pub signing: Arc<SigningKey>,
+    /// The connection.
+    pub connection: ConnectionId,
+}
+
+/// Connections that one session can have.
+const CHANNELS: usize = 32;
+
 /// A connection to a share.
 #[derive(Debug)]
 pub struct Tree {
@@ -100,29 +173,72 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Session {
-    /// A session without trees and opens.
-    pub fn new(
-        id: SessionId,
-        user: String,
-        sids: Vec<Sid>,
-        keys: Keys,
-        must_sign: bool,
-        must_encrypt: bool,
-    ) -> Self {
+    /// A session without channels, trees and opens.
+    pub fn new(logon: Logon) -> Self {
         Self {
-            id,
-            user,
-            sids,
-            signing: keys.signing,
-            sealing: keys.sealing,
-            must_sign,
-            must_encrypt,
+            id: logon.id,
+            user: logon.user,
+            sids: logon.sids,
+            signing: Arc::new(logon.keys.signing),
+            sealing: logon.keys.sealing,
+            must_sign: logon.must_sign,
+            must_encrypt: logon.must_encrypt,
+            origin: logon.origin,
+            expires: AtomicU64::new(logon.expires),
+            channels: Mutex::default(),
             ended: AtomicBool::new(false),
             trees: RwLock::default(),
             opens: RwLock::default(),
             next_tree: AtomicU32::new(1),
-            links: Mutex::default(),
         }
+    }
+
+    /// Adds a connection; fails on a session that has ended or has too many.
+    pub fn join(
+        self: &Arc<Self>,
+        info: ChannelInfo,
+        signing: Arc<SigningKey>,
+    ) -> Result<Arc<Channel>, NtStatus> {
+        let mut channels = lock(&self.channels);
+        // Looked at under the lock, so that the last one to leave and a newcomer agree.
+        if self.ended() {
+            return Err(NtStatus::USER_SESSION_DELETED);
+        }
+        if channels.len() >= CHANNELS {
+            return Err(NtStatus::INSUFFICIENT_RESOURCES);
+        }
+        let connection = info.connection;
+        channels.push(info);
+        Ok(Arc::new(Channel { session: self.clone(), signing, connection }))
+    }
+
+    /// Takes a connection away; `true` if it was the last, with which the session is over.
+    pub fn leave(&self, connection: ConnectionId) -> bool {
+        let mut channels = lock(&self.channels);
+        channels.retain(|channel| channel.connection != connection);
+        let last = channels.is_empty();
+        if last {
+            self.ended.store(true, Ordering::Release);
+        }
+        last
+    }
+
+    /// Its connections, the oldest first.
+    pub fn channels(&self) -> Vec<ChannelInfo> {
+        lock(&self.channels).clone()
+    }
+
+    /// Whether the right to it has run out at `now` (FILETIME) and the client must log on again.
+    pub fn expired(&self, now: impl FnOnce() -> u64) -> bool {
+        match self.expires.load(Ordering::Relaxed) {
+            NEVER => false,
+            end => now() >= end,
+        }
+    }
+
+    /// Prolongs it after another logon.
+    pub fn renew(&self, expires: u64) {
+        self.expires.store(expires, Ordering::Relaxed);
     }
 
     /// Ends the session: trees and opens are closed, but for those that are worth keeping;
@@ -131,18 +247,6 @@ impl Session {
         self.ended.store(true, Ordering::Release);
         self.trees.write().unwrap_or_else(PoisonError::into_inner).clear();
         self.close_where(|_| true, true);
-    }
-
-    /// The connection carries the session from now on.
-    pub fn link(&self, connection: u64, notices: UnboundedSender<Notice>) {
-        lock(&self.links).push(Link { connection, notices });
-    }
-
-    /// The connection is gone; whether any is left.
-    pub fn unlink(&self, connection: u64) -> bool {
-        let mut links = lock(&self.links);
-        links.retain(|link| link.connection != connection);
-        !links.is_empty()
     }
 
     /// Tells the client to give up caching; whether a connection took it (MS-SMB2 3.3.4.6).
@@ -161,7 +265,7 @@ impl Session {
             }),
         };
         let notice = Notice { session: self.id, message };
-        lock(&self.links).iter().any(|link| link.notices.send(notice).is_ok())
+        lock(&self.channels).iter().any(|channel| channel.notices.send(notice).is_ok())
     }
 
     /// Whether the session was ended.

@@ -196,9 +196,7 @@ impl Caching {
         for hold in &mut self.holds {
             // Not even its holder may change what an oplock of level II shows others.
             let shared = hold.is_oplock() && !hold.state.any(W) && cause == Cause::Change;
-            if Self::is_mine(hold, open, lease) && !shared
-                || !concerns(&hold.holder, &hold.opens)
-            {
+            if Self::is_mine(hold, open, lease) && !shared || !concerns(&hold.holder, &hold.opens) {
                 continue;
             }
             let to = hold.left_by(cause);
