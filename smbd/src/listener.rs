@@ -74,6 +74,10 @@ pub fn start(server: Arc<Server>) -> io::Result<Running> {
         addresses.push(listener.local_addr()?);
         listeners.spawn(accept(listener, server.clone(), census.clone(), stopped.clone()));
     }
+    let sweeper = server.clone();
+    std::thread::Builder::new()
+        .name("streams".to_owned())
+        .spawn(move || sweeper.sweep_streams())?;
     Ok(Running { server, addresses, stop, listeners })
 }
 

@@ -19,7 +19,7 @@ use self::job::Job;
 use super::{Ctx, Handled};
 use crate::{
     config::IoEngine,
-    volume::{RelPath, security},
+    volume::{FileName, security},
 };
 
 /// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
@@ -56,7 +56,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         volume,
         nodes: server.nodes.clone(),
         id: FileId { persistent: id, volatile: id },
-        path: RelPath::parse(&request.name)?,
+        name: FileName::parse(&request.name)?,
         engine: match server.current().config.io_engine {
             IoEngine::Auto => Engine::Auto,
             IoEngine::Uring => Engine::Uring,
