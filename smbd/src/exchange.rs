@@ -31,7 +31,10 @@ use crate::{
     credits::CreditWindow,
     server,
     session::{Channel, ConnectionId, Notice, Session},
-    volume::node::Wake,
+    volume::{
+        node::{Creating, Wake},
+        open::InProgress,
+    },
 };
 
 /// A future whose end becomes an answer.
@@ -93,6 +96,8 @@ struct Accepted {
     credits: u16,
     /// Its name once it was answered with PENDING.
     async_id: Option<u64>,
+    /// A CREATE that its client may repeat while it waits.
+    creating: Option<Creating>,
 }
 
 /// Whether the next request of a frame can be carried out.
@@ -377,7 +382,7 @@ impl Exchange {
                 return Ok(None);
             }
         };
-        Ok(Some(Accepted { header, channel, binding, credits, async_id: None }))
+        Ok(Some(Accepted { header, channel, binding, credits, async_id: None, creating: None }))
     }
 
     /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
@@ -393,7 +398,7 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) -> Result<Flow, Dropped> {
-        let Accepted { header, channel, binding, credits, async_id } = accepted;
+        let Accepted { header, channel, binding, credits, async_id, creating } = accepted;
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
             let signer = self.signer(&header);
@@ -409,12 +414,14 @@ impl Exchange {
             tree: None,
             sealed: matches!(protection, Protection::Sealed(_)),
             related_file: if related { chain.file } else { None },
+            creating,
+            in_progress: None,
             file: None,
             signer: None,
         };
         let body_at = answer.open(&ctx.header);
         let result = command::dispatch(&mut ctx, &rest[..len], answer.out);
-        let Ctx { header: done, tree, file, signer, .. } = ctx;
+        let Ctx { header: done, tree, file, signer, creating, in_progress, .. } = ctx;
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs =
             signer.or_else(|| channel.as_ref().filter(|_| signed).map(|c| c.signing.clone()));
@@ -470,13 +477,20 @@ impl Exchange {
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
-                self.wait(later, response, body_at, protection, signs, answer, waits);
+                self.wait(later, in_progress, response, body_at, protection, signs, answer, waits);
             }
             Err(Fail::Wait(wake)) => {
                 answer.reset(body_at);
                 let suspended = Suspended {
                     bytes: rest.to_vec(),
-                    accepted: Accepted { header, channel, binding: None, credits: 0, async_id },
+                    accepted: Accepted {
+                        header,
+                        channel,
+                        binding: None,
+                        credits: 0,
+                        async_id,
+                        creating,
+                    },
                     chain: chain.clone(),
                     first: place.first,
                 };
@@ -651,6 +665,7 @@ impl Exchange {
     fn wait(
         &mut self,
         later: Later,
+        in_progress: Option<InProgress>,
         mut response: Header,
         body_at: usize,
         protection: &Protection,
@@ -670,9 +685,11 @@ impl Exchange {
         let protection = protection.clone();
         let rest = Rest::Answer(signs);
         self.pending.insert(key, Pending { header: response, protection, cancel, bytes, io, rest });
-        waits.push(Box::pin(
-            async move { Completion { key, outcome: Outcome::Answer(future.await) } },
-        ));
+        waits.push(Box::pin(async move {
+            let result = future.await;
+            drop(in_progress);
+            Completion { key, outcome: Outcome::Answer(result) }
+        }));
     }
 
     /// Answers a request that has waited, or carries it out again.

@@ -17,6 +17,7 @@ pub mod open;
 pub mod path;
 pub mod pattern;
 pub mod security;
+pub mod sequence;
 pub mod streams;
 
 use std::{
