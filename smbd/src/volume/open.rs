@@ -12,6 +12,7 @@ use block_io::LocalFile;
 use smb_protocol::{
     FileId, NtStatus,
     msg::create::{Access, CreateOptions},
+    security::Sid,
 };
 use tokio::sync::Notify;
 
@@ -20,6 +21,7 @@ use super::{
     attributes::{self, Facts},
     listing::Listing,
     node::{Node, Nodes},
+    security,
 };
 use crate::status::of_errno;
 
@@ -150,6 +152,12 @@ impl Open {
     /// Where the file is in its share, as it is now.
     pub fn path(&self) -> Result<RelPath, NtStatus> {
         self.volume.path_of(self.handle()).map_err(of_errno)
+    }
+
+    /// Every right that a token has in the file.
+    pub fn rights(&self, sids: &[Sid]) -> Result<Access, NtStatus> {
+        let folder = self.volume.folder_of(&self.path()?).map_err(of_errno)?;
+        security::access_in(self.handle(), folder.as_fd(), sids).map_err(of_errno)
     }
 
     /// The name from the root of the share, with the stream's if it is one: `\a\b:stream:$DATA`.

@@ -17,10 +17,7 @@ use smb_protocol::{
 
 use self::job::Job;
 use super::{Ctx, Handled};
-use crate::{
-    config::IoEngine,
-    volume::{FileName, security},
-};
+use crate::{config::IoEngine, volume::FileName};
 
 /// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
 const ACCESS_UNKNOWN: Access = Access(0x0ce0_fe00);
@@ -70,7 +67,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let disk_id = context::disk_id(facts.file_id, 0);
     let mut contexts = Vec::new();
     if context::find(&request.contexts, names::MXAC).is_some() {
-        let listed = security::access(open.handle(), &session.sids)?;
+        let listed = open.rights(&session.sids)?;
         maximal = context::maximal_access(tree.maximal_access.and(listed).0);
         contexts.push(RawContext { name: names::MXAC, data: &maximal });
     }
