@@ -249,7 +249,7 @@ mod tests {
         let you = Sid::new(5, &[21, 2]);
         let change = Descriptor { owner: Some(you.clone()), ..Descriptor::default() };
         let give = |sids: &[Sid]| update(file.as_fd(), false, parts::OWNER, change.clone(), sids);
-        assert_eq!(give(&[me.clone()]), Err(NtStatus::INVALID_OWNER));
+        assert_eq!(give(std::slice::from_ref(&me)), Err(NtStatus::INVALID_OWNER));
         assert_eq!(give(&[me.clone(), Sid::administrators()]), Ok(()));
         let take = Descriptor { owner: Some(me.clone()), ..Descriptor::default() };
         assert_eq!(update(file.as_fd(), false, parts::OWNER, take, &[me]), Ok(()));
