@@ -3,10 +3,10 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 # Debian packages that tests and benchmarks talk to; none is part of the product.
-TEST_PACKAGES := smbclient samba samba-testsuite samba-vfs-modules qemu-utils util-linux
+TEST_PACKAGES := smbclient samba samba-testsuite samba-vfs-modules qemu-utils util-linux iproute2
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU.
 
-.PHONY: help build release demo test lint bench lab packages clean
+.PHONY: help build release demo test interop lint bench lab packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ demo: release ## A guest on a VHDX on an SMB 3 share moves between two hosts whi
 test: packages build ## All tests
 	cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 	cargo nextest run --workspace --no-fail-fast
+
+interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
+	$${CARGO_TARGET_DIR:-target}/debug/interop
 
 lab: release ## Debian's kernel as a guest in an emulated machine, moved while it writes files
 	tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release

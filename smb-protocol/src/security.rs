@@ -606,7 +606,8 @@ mod tests {
         let me = Sid::new(5, &[21, 7]);
         let of = |dacl: Vec<Ace>| {
             let owner = Some(me.clone());
-            Descriptor { owner, dacl: Some(dacl), ..Default::default() }.access_of(std::slice::from_ref(&me))
+            Descriptor { owner, dacl: Some(dacl), ..Default::default() }
+                .access_of(std::slice::from_ref(&me))
         };
         assert_eq!(of(vec![]), Access::READ_CONTROL | Access::WRITE_DAC);
         let read = |flags| allow(flags, Access::READ_DATA, Sid::owner_rights());

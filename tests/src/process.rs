@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    fs::File,
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -43,12 +44,42 @@ pub fn free_port() -> u16 {
 
 /// Waits until something accepts at a loopback port.
 pub fn wait_for_port(port: u16) {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    wait_for(SocketAddr::from(([127, 0, 0, 1], port)));
+}
+
+/// Waits until something accepts at an address.
+pub fn wait_for(address: SocketAddr) {
     let since = Instant::now();
     while TcpStream::connect(address).is_err() {
         assert!(since.elapsed() < Duration::from_secs(30), "nothing listens on {address}");
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Runs a command to its end or to `limit`, with what it prints in the files `output` and
+/// `errors`; says whether it ended by itself.
+///
+/// # Panics
+/// If the command cannot be started or the files cannot be made.
+pub fn run_into(command: &mut Command, output: &Path, errors: &Path, limit: Duration) -> bool {
+    let file = File::create(output).expect("the folder is writable");
+    let errors = File::create(errors).expect("the folder is writable");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(file)
+        .stderr(errors)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let since = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) {
+        if since.elapsed() > limit {
+            let _ = child.kill();
+            let _ = child.wait();
+            return false;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    true
 }
 
 /// Runs a command to its end, or ends it after `limit` and panics.

@@ -2,13 +2,15 @@
 
 use std::{
     fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use tempfile::TempDir;
 
-use crate::process::{Stopped, free_port, ours, wait_for_port};
+use crate::process::{Stopped, free_port, ours, wait_for};
 
 /// The user that every share admits.
 pub const USER: &str = "admin";
@@ -20,33 +22,42 @@ pub const USER2: &str = "second";
 pub const PASSWORD2: &str = "pw-of-second";
 
 /// A running smbd with the shares `vms` (open to both users), `sealed` (encryption required) and
-/// `ro` (read-only), all over one folder.
+/// `ro` (read-only), all over one folder, and `noperm` over one that nobody may enter.
 #[derive(Debug)]
 pub struct Smbd {
     process: Option<Stopped>,
-    port: u16,
+    address: SocketAddr,
     folder: TempDir,
 }
 
 impl Smbd {
     /// Starts one; `server` and `rest` are put into the `[server]` table and behind it.
     pub fn start(server: &str, rest: &str) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], free_port())), server, rest)
+    }
+
+    /// Starts one that listens on `address`.
+    pub fn start_at(address: SocketAddr, server: &str, rest: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("bulkhead").tempdir().expect("a folder");
-        fs::create_dir(folder.path().join("files")).expect("a new folder takes another");
-        let port = free_port();
+        for name in ["files", "noperm"] {
+            fs::create_dir(folder.path().join(name)).expect("a new folder takes another");
+        }
+        fs::set_permissions(folder.path().join("noperm"), fs::Permissions::from_mode(0o0))
+            .expect("it is ours");
         let config = format!(
-            "[server]\nlisten = [\"127.0.0.1:{port}\"]\nstate_dir = \"{state}\"\n{server}\n\
+            "[server]\nlisten = [\"{address}\"]\nstate_dir = \"{state}\"\n{server}\n\
              [[user]]\nname = \"{USER}\"\npassword = \"{PASSWORD}\"\n\
              [[user]]\nname = \"{USER2}\"\npassword = \"{PASSWORD2}\"\n\
              [[share]]\nname = \"vms\"\npath = \"files\"\nusers = [\"{USER}\", \"{USER2}\"]\n\
              [[share]]\nname = \"sealed\"\npath = \"files\"\nusers = [\"{USER}\"]\n\
              encryption = \"required\"\n\
+             [[share]]\nname = \"noperm\"\npath = \"noperm\"\nusers = [\"{USER}\"]\n\
              [[share]]\nname = \"ro\"\npath = \"files\"\nusers = [\"{USER}\"]\nread_only = true\n\
              {rest}\n",
             state = folder.path().join("state").display(),
         );
         fs::write(folder.path().join("smbd.toml"), config).expect("the folder is writable");
-        let mut server = Self { process: None, port, folder };
+        let mut server = Self { process: None, address, folder };
         server.spawn();
         server
     }
@@ -66,7 +77,7 @@ impl Smbd {
             .spawn()
             .expect("smbd starts");
         self.process = Some(Stopped(child));
-        wait_for_port(self.port);
+        wait_for(self.address);
     }
 
     /// Kills it without warning and starts it again at the same port.
@@ -78,9 +89,14 @@ impl Smbd {
         self.spawn();
     }
 
-    /// Its port on loopback.
+    /// Its port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.address.port()
+    }
+
+    /// The address it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Its process id.
@@ -120,19 +136,28 @@ impl Smbd {
     }
 }
 
+impl Smbd {
+    /// Stops it and returns the lines of its log that say that something is wrong.
+    pub fn stop(&mut self) -> Vec<String> {
+        self.process = None;
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let bad = |l: &&str| [" ERROR ", " WARN ", "panicked"].iter().any(|w| l.contains(w));
+        log.lines().filter(bad).map(str::to_owned).collect()
+    }
+}
+
 impl Drop for Smbd {
     /// Stops it; a warning or error in its log fails the test that caused it.
     fn drop(&mut self) {
-        self.process = None;
-        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        if self.process.is_none() {
+            return;
+        }
+        let bad = self.stop();
         if std::thread::panicking() {
+            let log = fs::read_to_string(self.log()).unwrap_or_default();
             eprintln!("--- smbd's log\n{log}");
             return;
         }
-        let bad: Vec<_> = log
-            .lines()
-            .filter(|l| [" ERROR ", " WARN ", "panicked"].iter().any(|w| l.contains(w)))
-            .collect();
         assert!(bad.is_empty(), "smbd complained:\n{}", bad.join("\n"));
     }
 }

@@ -1,9 +1,14 @@
 //! smbtorture against our server, with its results counted.
 
-use std::{process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use crate::{
-    process::{foreign, run},
+    process::{foreign, run_into},
     smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2},
 };
 
@@ -12,16 +17,28 @@ use crate::{
 pub struct Results {
     /// Tests that passed.
     pub passed: Vec<String>,
-    /// Tests that failed.
+    /// Tests that failed, or that began and never ended.
     pub failed: Vec<String>,
     /// Tests that did not apply.
     pub skipped: Vec<String>,
+    /// The suite ended by itself.
+    pub ended: bool,
+    /// How long it took.
+    pub time: Duration,
     /// Everything that was printed.
     pub output: String,
 }
 
-/// Runs a suite; `protection` is `sign`, `encrypt` or `off`. `None` if smbtorture is missing.
+/// Runs a suite and expects it to end; `protection` is `sign`, `encrypt` or `off`. `None` if
+/// smbtorture is missing.
 pub fn suite(server: &Smbd, name: &str, protection: &str, limit: Duration) -> Option<Results> {
+    let results = attempt(server, name, protection, limit)?;
+    assert!(results.ended, "{name} did not end within {limit:?}:\n{}", results.output);
+    Some(results)
+}
+
+/// Runs a suite that may hang, up to `limit`.
+pub fn attempt(server: &Smbd, name: &str, protection: &str, limit: Duration) -> Option<Results> {
     let program = foreign("smbtorture")?;
     let mut command = Command::new(program);
     command
@@ -29,33 +46,63 @@ pub fn suite(server: &Smbd, name: &str, protection: &str, limit: Duration) -> Op
         .args(["--format=subunit", "--fullname", "-s", "/dev/null"])
         .args(["-p", &server.port().to_string()])
         .args(["-U", &format!("DOM\\{USER}%{PASSWORD}")])
-        .arg("--option=client min protocol=SMB2_10")
+        .arg("--option=client min protocol=SMB2_02")
         .arg(format!("--client-protection={protection}"))
         .arg(format!("--option=torture:user2name={USER2}"))
         .arg(format!("--option=torture:user2password={PASSWORD2}"))
-        .arg("//127.0.0.1/vms")
+        .arg(format!("//{}/vms", server.address().ip()))
         .arg(name);
-    let output = run(&mut command, limit);
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let named = |kinds: &[&str]| {
-        let mut names = Vec::new();
-        for line in text.lines() {
-            for kind in kinds {
-                if let Some(rest) = line.strip_prefix(kind) {
-                    names.push(rest.trim_end_matches('[').trim().to_owned());
-                }
+    let file = server.scratch().join(format!("{name}.{protection}.out"));
+    let since = Instant::now();
+    let errors = file.with_extension("err");
+    let ended = run_into(&mut command, &file, &errors, limit);
+    let time = since.elapsed();
+    let text = [file, errors].map(|path| fs::read(path).unwrap_or_default()).concat();
+    let output = String::from_utf8_lossy(&text).into_owned();
+    Some(Results { ended, time, ..count(name, output) })
+}
+
+/// Reads the names of tests and what became of them from what a suite printed.
+fn count(suite: &str, output: String) -> Results {
+    let mut results = Results::default();
+    let mut begun = BTreeSet::new();
+    for line in output.lines() {
+        let Some((kind, name)) = line.split_once(": ") else { continue };
+        // The reason for a failure follows in brackets, on the same line and those after it.
+        let name = name.trim_end_matches('[').trim().to_owned();
+        let list = match kind {
+            "test" => {
+                begun.insert(name);
+                continue;
             }
-        }
-        names
-    };
-    Some(Results {
-        passed: named(&["success: "]),
-        failed: named(&["failure: ", "error: "]),
-        skipped: named(&["skip: "]),
-        output: text,
-    })
+            "success" => &mut results.passed,
+            "failure" | "error" => &mut results.failed,
+            "skip" => &mut results.skipped,
+            _ => continue,
+        };
+        begun.remove(&name);
+        list.push(name);
+    }
+    results.failed.extend(begun);
+    if results.passed.len() + results.failed.len() + results.skipped.len() == 0 {
+        results.failed.push(suite.to_owned());
+    }
+    results.output = output;
+    results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_never_ends_has_failed() {
+        let text = "time: 2026\ntest: s.a\nsuccess: s.a\ntest: s.b\nskip: s.b [\nnot here\n]\n\
+                    test: s.c\nfailure: s.c [\nwhy\n]\ntest: s.d\n";
+        let results = count("s", text.to_owned());
+        assert_eq!(results.passed, ["s.a"]);
+        assert_eq!(results.skipped, ["s.b"]);
+        assert_eq!(results.failed, ["s.c", "s.d"]);
+        assert_eq!(count("s", "Connection refused".to_owned()).failed, ["s"]);
+    }
 }

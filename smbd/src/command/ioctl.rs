@@ -5,10 +5,7 @@ use smb_protocol::{
     FileId, NtStatus,
     fscc::{
         FsctlCode,
-        fsctl::{
-            self, FileRange, InterfaceCapability, NetworkInterface, ValidateNegotiate,
-            ValidateNegotiateResponse,
-        },
+        fsctl::{self, FileRange, ValidateNegotiate, ValidateNegotiateResponse},
     },
     msg::{
         create::Access,
@@ -18,6 +15,7 @@ use smb_protocol::{
 
 use super::{Ctx, Fail, Handled, Later};
 use crate::{
+    interfaces,
     status::{of_errno, of_storage},
     volume::{attributes, open::Open},
 };
@@ -93,19 +91,14 @@ fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled 
     answer(request, &output, out)
 }
 
-/// The address that the client dialled; further ones come with multichannel (3.3.5.15.11).
+/// The addresses that the client may use (3.3.5.15.11).
 fn interfaces(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
     if request.file_id != FileId::RELATED {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let mut output = Vec::new();
-    let here = NetworkInterface {
-        index: 1,
-        capability: InterfaceCapability::NONE,
-        link_speed: 10_000_000_000,
-        address: ctx.ex.local.ip(),
-    };
-    fsctl::encode_interfaces(&[here], &mut output);
+    let listen = &ctx.ex.server.current().config.listen;
+    fsctl::encode_interfaces(&interfaces::list(listen, ctx.ex.local), &mut output);
     answer(request, &output, out)
 }
 

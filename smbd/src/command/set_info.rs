@@ -23,7 +23,8 @@ use smb_protocol::{
 
 use super::{Ctx, Fail, Handled, create::job::reserve};
 use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, listing::Listing, open::Open, security,
+    FileName, Found, RelPath, StreamPart, attributes, listing::Listing, node::caching::Cause,
+    open::Open, security,
 };
 
 /// Handles a SET_INFO.
@@ -75,6 +76,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             if len > i64::MAX as u64 {
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
+            open.others_forget()?;
             rustix::fs::ftruncate(data.as_fd(), len)?;
         }
         InfoClass::ALLOCATION => {
@@ -83,6 +85,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             if size > i64::MAX as u64 {
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
+            open.others_forget()?;
             if size < open.facts()?.end_of_file {
                 rustix::fs::ftruncate(data.as_fd(), size)?;
             } else if size > 0 {
@@ -119,6 +122,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
 /// Marks a file to be deleted when its last opener leaves (MS-FSA 2.1.5.15.3).
 fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
     if delete {
+        open.others_let_go(Cause::Delete)?;
         let root = open.stream.is_none() && open.path()?.is_root();
         if root || open.facts()?.attributes.has(FileAttributes::READONLY) {
             return Err(NtStatus::CANNOT_DELETE.into());
@@ -161,8 +165,9 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     if wanted.is_root() || from.is_root() || open.stream.is_some() {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
+    open.others_let_go(Cause::Rename)?;
     let nodes = &ctx.ex.server.nodes;
-    if open.node.others_forbid_delete(open.id.volatile) {
+    if open.node.others_forbid_delete(open.node_id()) {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
     let stat = rustix::fs::fstat(open.handle())?;

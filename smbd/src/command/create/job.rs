@@ -27,8 +27,8 @@ use crate::{
     volume::{
         FileName, Found, RelPath, StreamName, StreamPart, Volume,
         attributes::{self, Facts},
-        node::{BESIDE, Node, Nodes},
-        open::{Open, Parts, StreamOpen},
+        node::{BESIDE, Node, Nodes, Opener, Refused, caching::LeaseId},
+        open::{Open, Origin, Parts, StreamOpen},
         reopen, security,
     },
 };
@@ -56,6 +56,10 @@ pub struct Job<'a> {
     pub name: FileName,
     /// How content is read and written.
     pub engine: Engine,
+    /// The lease that the open is to have.
+    pub lease: Option<LeaseId>,
+    /// Where the open comes from.
+    pub origin: Origin,
 }
 
 impl Job<'_> {
@@ -180,7 +184,7 @@ impl Job<'_> {
             self.check_cut(&facts, listed)?;
         }
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
-        let joined = self.join(&stat, &path, sharing, self.request.share)?;
+        let joined = self.join(&stat, &path, sharing, self.request.share, cuts)?;
         let data = self.content(&fd, access, directory, cuts)?;
         if cuts {
             let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
@@ -269,9 +273,9 @@ impl Job<'_> {
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
         let beside = if sharing.any(CONTENT.or(Access::DELETE)) { BESIDE } else { Access::NONE };
         let share = ShareAccess::READ | ShareAccess::WRITE | asked.and(ShareAccess::DELETE);
-        let with_base = self.join(base_stat, path, beside, share)?;
+        let with_base = self.join(base_stat, path, beside, share, false)?;
         let stat = rustix::fs::fstat(file)?;
-        let joined = self.join(&stat, path, sharing, asked)?;
+        let joined = self.join(&stat, path, sharing, asked, cuts)?;
         let data = self.content(file, access, false, cuts)?;
         let stream = StreamOpen {
             name: std::sync::Mutex::new(name.clone()),
@@ -289,9 +293,11 @@ impl Job<'_> {
         path: &RelPath,
         access: Access,
         share: ShareAccess,
-    ) -> Result<Joined<'_>, NtStatus> {
-        let id = self.id.volatile;
-        let node = self.nodes.join(stat, path, id, access, share)?;
+        overwrites: bool,
+    ) -> Result<Joined<'_>, Refused> {
+        let (id, lease) = (self.id.persistent, self.lease.filter(|_| access != BESIDE));
+        let by = Opener { id, access, share, lease, overwrites };
+        let node = self.nodes.join(stat, path, by)?;
         Ok(Joined { nodes: &self.nodes, node: Some(node), id })
     }
 
@@ -346,6 +352,8 @@ impl Job<'_> {
             directory,
             volume: self.volume.clone(),
             nodes: self.nodes.clone(),
+            lease: self.lease,
+            origin: self.origin.clone(),
         })
     }
 
@@ -369,6 +377,9 @@ impl Job<'_> {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
         let access = self.granted(FileAttributes::NONE, Access::ALL)?;
+        if let Some(lease) = self.lease {
+            self.nodes.check_lease(lease, None)?;
+        }
         let folder = match self.volume.folder_of(&path) {
             Ok(folder) => folder,
             Err(Errno::NOENT) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into()),
@@ -409,7 +420,7 @@ impl Job<'_> {
                 let file = self.volume.streams().create(fd.as_fd(), name)?;
                 return self.open_stream(name, &file, &fd, &stat, &path, access, false);
             }
-            let joined = self.join(&stat, &path, access, self.request.share)?;
+            let joined = self.join(&stat, &path, access, self.request.share, false)?;
             let mut data = None;
             if !directory && access.any(CONTENT) {
                 data = Some(self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?);
