@@ -17,6 +17,7 @@ use smb_protocol::{
         create::{Access, CreateOptions},
         oplock::OplockLevel,
     },
+    security::Sid,
 };
 use tokio::sync::Notify;
 
@@ -28,6 +29,7 @@ use super::{
         Node, Nodes, Refused,
         caching::{self, Break, Cause, LeaseId},
     },
+    security,
     sequence::ChannelSequence,
 };
 use crate::{session::Session, status::of_errno};
@@ -314,6 +316,12 @@ impl Open {
     /// Where the file is in its share, as it is now.
     pub fn path(&self) -> Result<RelPath, NtStatus> {
         self.volume.path_of(self.handle()).map_err(of_errno)
+    }
+
+    /// Every right that a token has in the file.
+    pub fn rights(&self, sids: &[Sid]) -> Result<Access, NtStatus> {
+        let folder = self.volume.folder_of(&self.path()?).map_err(of_errno)?;
+        security::access_in(self.handle(), folder.as_fd(), sids).map_err(of_errno)
     }
 
     /// The name from the root of the share, with the stream's if it is one: `\a\b:stream:$DATA`.

@@ -312,7 +312,11 @@ impl Caching {
         match self.holds.iter_mut().find(|hold| hold.holder == holder) {
             Some(hold) => {
                 hold.opens.push(open);
-                let more = state.without(hold.state) != NOTHING
+                // A lease grows by all that is asked for or by nothing (MS-SMB2 3.3.5.9.8).
+                let whole =
+                    matches!(want, Want::Lease { state: asked, .. } if asked == state) || directory;
+                let more = whole
+                    && state.without(hold.state) != NOTHING
                     && hold.state.without(state) == NOTHING
                     && hold.breaking.is_none();
                 if more {
