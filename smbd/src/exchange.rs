@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     Server,
-    command::{self, Ctx, Fail, Later, negotiate::Negotiated, session_setup::Authentication},
+    command::{self, Ctx, Ends, Fail, Later, negotiate::Negotiated, session_setup::Authentication},
     connection::Dropped,
     credits::CreditWindow,
     session::Session,
@@ -39,7 +39,44 @@ pub enum Frame {
 /// The end of something that waited.
 pub struct Completion {
     key: u64,
-    result: Result<Vec<u8>, NtStatus>,
+    status: NtStatus,
+    /// Body of the answer; a failure without one is answered as an error.
+    body: Vec<u8>,
+}
+
+/// A request that is to wait, of either kind.
+struct Wait {
+    future: Pin<Box<dyn Future<Output = (NtStatus, Vec<u8>)> + Send>>,
+    cancel: Option<oneshot::Sender<()>>,
+    interim: bool,
+    bytes: usize,
+    io: bool,
+}
+
+impl From<Later> for Wait {
+    fn from(later: Later) -> Self {
+        let Later { future, cancel, interim, bytes, io } = later;
+        let future = async move {
+            match future.await {
+                Ok(body) => (NtStatus::SUCCESS, body),
+                Err(status) => (status, Vec::new()),
+            }
+        };
+        Self { future: Box::pin(future), cancel, interim, bytes, io }
+    }
+}
+
+impl From<Ends> for Wait {
+    fn from(ends: Ends) -> Self {
+        let Ends { future, interim, bytes } = ends;
+        Self { future, cancel: None, interim, bytes, io: true }
+    }
+}
+
+/// Waits in place for something that ends by itself.
+fn awaited<T>(future: Pin<Box<dyn Future<Output = T> + Send>>) -> T {
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| runtime.block_on(future))
 }
 
 /// What is remembered of a request that waits.
@@ -277,9 +314,7 @@ impl Exchange {
             Err(Fail::Later(later)) if later.io && !(place.first && place.last) => {
                 // In a compound: what follows must see the effect, and what stands before is
                 // signed with the place of this answer, so it is awaited.
-                let runtime = tokio::runtime::Handle::current();
-                let result = tokio::task::block_in_place(|| runtime.block_on(later.future));
-                match result {
+                match awaited(later.future) {
                     Ok(body) => {
                         answer.out.extend_from_slice(&body);
                         Ok(NtStatus::SUCCESS)
@@ -287,6 +322,12 @@ impl Exchange {
                     Err(status) => Err(Fail::Status(status)),
                 }
             }
+            Err(Fail::Ends(ends)) if !(place.first && place.last) => {
+                let (status, body) = awaited(ends.future);
+                answer.out.extend_from_slice(&body);
+                if body.is_empty() { Err(Fail::Status(status)) } else { Ok(status) }
+            }
+            Err(Fail::Ends(ends)) => Err(Fail::Ends(ends)),
             // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
             Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
             other => other,
@@ -311,17 +352,12 @@ impl Exchange {
             }
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
-                if self.pending.len() >= self.limits.pending_requests
-                    || self.pending_bytes + later.bytes > self.limits.pending_bytes.0 as usize
-                {
-                    answer.reset(body_at);
-                    error::Response::default().encode(answer.out);
-                    response.status = NtStatus::INSUFFICIENT_RESOURCES;
-                    answer.close(response, body_at, signs.as_ref(), place);
-                } else {
-                    answer.reset(body_at);
-                    self.wait(later, response, body_at, protection, signs, answer, waits, place);
-                }
+                answer.reset(body_at);
+                self.wait(later.into(), response, body_at, protection, signs, answer, waits, place);
+            }
+            Err(Fail::Ends(ends)) => {
+                answer.reset(body_at);
+                self.wait(ends.into(), response, body_at, protection, signs, answer, waits, place);
             }
         }
         // What a related request inherits.
@@ -394,7 +430,7 @@ impl Exchange {
     #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
     fn wait(
         &mut self,
-        later: Later,
+        wait: Wait,
         mut response: Header,
         body_at: usize,
         protection: &Protection,
@@ -403,9 +439,17 @@ impl Exchange {
         waits: &mut Vec<WaitingFuture>,
         place: Place,
     ) {
+        if self.pending.len() >= self.limits.pending_requests
+            || self.pending_bytes + wait.bytes > self.limits.pending_bytes.0 as usize
+        {
+            error::Response::default().encode(answer.out);
+            response.status = NtStatus::INSUFFICIENT_RESOURCES;
+            answer.close(response, body_at, signs.as_ref(), place);
+            return;
+        }
         let key = self.next_key;
         self.next_key += 1;
-        let Later { future, cancel, interim, bytes, io } = later;
+        let Wait { future, cancel, interim, bytes, io } = wait;
         if interim {
             response.flags |= HeaderFlags::ASYNC;
             response.async_or_tree = key;
@@ -426,7 +470,10 @@ impl Exchange {
             key,
             Pending { header: response, sealed_for, signed_for: signs, cancel, bytes, io },
         );
-        waits.push(Box::pin(async move { Completion { key, result: future.await } }));
+        waits.push(Box::pin(async move {
+            let (status, body) = future.await;
+            Completion { key, status, body }
+        }));
     }
 
     /// Answers a request that has waited.
@@ -440,15 +487,11 @@ impl Exchange {
         let mut answer = Answer::begin(out, &protection);
         let mut header = pending.header;
         let body_at = answer.open(&header);
-        match completion.result {
-            Ok(body) => {
-                header.status = NtStatus::SUCCESS;
-                answer.out.extend_from_slice(&body);
-            }
-            Err(status) => {
-                header.status = status;
-                error::Response::default().encode(answer.out);
-            }
+        header.status = completion.status;
+        if completion.body.is_empty() {
+            error::Response::default().encode(answer.out);
+        } else {
+            answer.out.extend_from_slice(&completion.body);
         }
         let place = Place { first: true, last: true };
         answer.close(header, body_at, pending.signed_for.as_ref(), place);

@@ -24,6 +24,7 @@ mod listener;
 mod server;
 mod session;
 mod status;
+mod tokens;
 mod volume;
 
 pub use listener::{Running, start};

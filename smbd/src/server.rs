@@ -18,6 +18,7 @@ use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, securi
 use crate::{
     config::Config,
     session::Sessions,
+    tokens::Tokens,
     volume::{Volume, node::Nodes},
 };
 
@@ -34,6 +35,8 @@ pub struct Server {
     pub nodes: Arc<Nodes>,
     /// Number of opens.
     pub opens: Arc<AtomicUsize>,
+    /// Tokens of offloaded transfers.
+    pub tokens: Arc<Tokens>,
     current: RwLock<Arc<Current>>,
     next_session: AtomicU64,
     next_open: AtomicU64,
@@ -84,6 +87,7 @@ impl Server {
             sessions: Sessions::default(),
             nodes: Arc::default(),
             opens: Arc::default(),
+            tokens: Arc::default(),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
             next_session: AtomicU64::new((seed & 0xffff_ffff_0000) | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),

@@ -184,6 +184,12 @@ impl Session {
         }
     }
 
+    /// An open by name, on whichever tree it was made.
+    pub fn any_open(&self, id: FileId) -> Option<Arc<Open>> {
+        let opens = self.opens.read().unwrap_or_else(PoisonError::into_inner);
+        opens.get(&id.volatile).filter(|entry| entry.open.id == id).map(|entry| entry.open.clone())
+    }
+
     /// Takes an open away.
     pub fn close(&self, tree: TreeId, id: FileId) -> Result<Arc<Open>, NtStatus> {
         let open = self.open(tree, id)?;

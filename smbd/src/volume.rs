@@ -16,6 +16,7 @@ pub mod open;
 pub mod path;
 pub mod pattern;
 pub mod security;
+pub mod space;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -24,6 +25,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    sync::OnceLock,
 };
 
 use rustix::{
@@ -39,6 +41,7 @@ pub use path::RelPath;
 #[derive(Debug)]
 pub struct Volume {
     root: OwnedFd,
+    shares_blocks: OnceLock<bool>,
 }
 
 /// Where a name leads.
@@ -66,7 +69,13 @@ impl Volume {
     /// Opens a share's folder.
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
+        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self { root, shares_blocks: OnceLock::new() })
+    }
+
+    /// Whether files on it can share blocks.
+    pub fn shares_blocks(&self) -> bool {
+        *self.shares_blocks.get_or_init(|| space::can_share(self.root()))
     }
 
     /// The folder itself.
@@ -207,6 +216,16 @@ impl Volume {
 /// Opens what `fd` already names with other access; no path is followed.
 pub fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(magic_path(fd.as_fd()).as_str(), flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens the file that `fd` names for writing.
+pub fn reopen_for_writing(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(magic_path(fd).as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Bytes of an allocation unit, as clients are told.
+pub fn cluster_size(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    Ok(rustix::fs::fstatvfs(fd)?.f_frsize.max(512))
 }
 
 /// The path under /proc by which a descriptor can be named where no call takes it.
