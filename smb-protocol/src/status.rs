@@ -75,6 +75,10 @@ open_enum! {
         FILE_LOCK_CONFLICT = 0xc0000054,
         /// `STATUS_LOCK_NOT_GRANTED`.
         LOCK_NOT_GRANTED = 0xc0000055,
+        /// `STATUS_INVALID_DEVICE_STATE`.
+        INVALID_DEVICE_STATE = 0xc0000184,
+        /// `STATUS_INVALID_LOCK_RANGE`.
+        INVALID_LOCK_RANGE = 0xc00001a1,
         /// `STATUS_DELETE_PENDING`.
         DELETE_PENDING = 0xc0000056,
         /// `STATUS_PRIVILEGE_NOT_HELD`.
@@ -187,6 +191,8 @@ open_enum! {
         PATH_NOT_COVERED = 0xc0000257,
         /// `STATUS_NETWORK_SESSION_EXPIRED`.
         NETWORK_SESSION_EXPIRED = 0xc000035c,
+        /// A binding request signed by other means than the session's.
+        REQUEST_OUT_OF_SEQUENCE = 0xc000042a,
         /// `STATUS_FILE_NOT_AVAILABLE`.
         FILE_NOT_AVAILABLE = 0xc0000467,
         /// `STATUS_FILE_FORCED_CLOSED`.

@@ -7,6 +7,7 @@ pub mod ioctl;
 pub mod lock;
 pub mod negotiate;
 pub mod notify;
+pub mod oplock_break;
 pub mod query_directory;
 pub mod query_info;
 pub mod read;
@@ -16,10 +17,15 @@ pub mod smb1;
 pub mod tree_connect;
 pub mod write;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use smb_protocol::{
-    Command, FileId, Header, NtStatus, WireError, header::HEADER_LEN, msg::simple::Empty,
+    Command, Dialect, FileId, Header, NtStatus, WireError, crypto::SigningKey, header::HEADER_LEN,
+    msg::simple::Empty,
 };
 use tokio::sync::oneshot;
 
@@ -27,7 +33,10 @@ use crate::{
     exchange::Exchange,
     session::{Session, Tree},
     status::{of_errno, of_storage},
-    volume::open::Open,
+    volume::{
+        node::{Refused, Wake},
+        open::Open,
+    },
 };
 
 /// Why a request is not answered with success here and now.
@@ -40,6 +49,8 @@ pub enum Fail {
     Later(Later),
     /// It waits, and its answer may have a body even if it fails.
     Ends(Ends),
+    /// It is to be tried again when something has changed.
+    Wait(Wake),
     /// The connection must end.
     Drop(&'static str),
 }
@@ -77,6 +88,15 @@ impl From<NtStatus> for Fail {
     }
 }
 
+impl From<Refused> for Fail {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Status(status) => Fail::Status(status),
+            Refused::Wait(wake) => Fail::Wait(wake),
+        }
+    }
+}
+
 impl From<WireError> for Fail {
     fn from(error: WireError) -> Self {
         tracing::debug!(%error, "malformed request");
@@ -104,6 +124,8 @@ pub struct Ctx<'a> {
     pub header: Header,
     /// Its session, checked.
     pub session: Option<Arc<Session>>,
+    /// What a SESSION_SETUP is to be bound to.
+    pub binding: Option<session_setup::BindingRequest>,
     /// Its tree, checked.
     pub tree: Option<Arc<Tree>>,
     /// It came encrypted.
@@ -112,8 +134,8 @@ pub struct Ctx<'a> {
     pub related_file: Option<Result<FileId, NtStatus>>,
     /// The file that the next related request means.
     pub file: Option<FileId>,
-    /// A session that signs the answer whether or not the request was signed.
-    pub signer: Option<Arc<Session>>,
+    /// Signs the answer whether or not the request was signed.
+    pub signer: Option<Arc<SigningKey>>,
 }
 
 impl Ctx<'_> {
@@ -140,7 +162,21 @@ impl Ctx<'_> {
     /// The open that a request means.
     pub fn open(&mut self, id: FileId) -> Result<Arc<Open>, NtStatus> {
         let id = self.resolve(id)?;
-        self.session()?.open(self.tree()?.id, id)
+        let open = self.session()?.open(self.tree()?.id, id)?;
+        if open.replayable.load(Ordering::Relaxed) {
+            open.replayable.store(false, Ordering::Release);
+        }
+        Ok(open)
+    }
+
+    /// The dialect that is spoken.
+    pub fn dialect(&self) -> Dialect {
+        self.ex.negotiated.as_ref().map_or(Dialect::SMB_2_1, |n| n.dialect)
+    }
+
+    /// The client's identity.
+    pub fn client_guid(&self) -> [u8; 16] {
+        self.ex.negotiated.as_ref().map_or([0; 16], |n| n.client_guid)
     }
 
     /// Checks that a request paid for its payload (MS-SMB2 3.3.5.2.5).
@@ -178,7 +214,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     match command {
         Command::LOGOFF => {
             Empty::parse(body)?;
-            ctx.ex.sessions.remove(&session.id);
+            // Its channels stay until their connections need the room: refusals are signed.
             ctx.ex.server.sessions.end(session.id);
             Empty.encode(out);
             return Ok(NtStatus::SUCCESS);
@@ -211,8 +247,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
             Empty.encode(out);
             Ok(NtStatus::SUCCESS)
         }
-        // Nothing to acknowledge: no oplock or lease is granted.
-        Command::OPLOCK_BREAK => Err(NtStatus::INVALID_PARAMETER.into()),
+        Command::OPLOCK_BREAK => oplock_break::handle(ctx, body, out),
         _ => Err(NtStatus::INVALID_PARAMETER.into()),
     }
 }

@@ -122,6 +122,8 @@ pub enum Encryption {
 /// Dialects by the names administrators write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 enum DialectName {
+    #[serde(rename = "2.0.2")]
+    V2_0_2,
     #[serde(rename = "2.1")]
     V2_1,
     #[serde(rename = "3.0")]
@@ -135,6 +137,7 @@ enum DialectName {
 impl DialectName {
     fn dialect(self) -> Dialect {
         match self {
+            Self::V2_0_2 => Dialect::SMB_2_0_2,
             Self::V2_1 => Dialect::SMB_2_1,
             Self::V3_0 => Dialect::SMB_3_0,
             Self::V3_0_2 => Dialect::SMB_3_0_2,
@@ -174,6 +177,12 @@ struct ServerSection {
     #[serde(default)]
     io_engine: IoEngine,
     threads: Option<usize>,
+    #[serde(default = "yes")]
+    multichannel: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_name() -> String {
@@ -312,6 +321,8 @@ pub struct Config {
     pub io_engine: IoEngine,
     /// Worker threads; `None` is one per CPU.
     pub threads: Option<usize>,
+    /// Sessions may use several connections.
+    pub multichannel: bool,
     /// Limits.
     pub limits: Limits,
     /// Users by folded name.
@@ -352,7 +363,7 @@ impl Config {
         if file.server.threads == Some(0) {
             return Err(check.bad("server.threads", "at least 1"));
         }
-        let min = file.server.min_dialect.unwrap_or(DialectName::V2_1).dialect();
+        let min = file.server.min_dialect.unwrap_or(DialectName::V2_0_2).dialect();
         let max = file.server.max_dialect.unwrap_or(DialectName::V3_1_1).dialect();
         if min > max {
             return Err(check.bad("server.min_dialect", "must not be above max_dialect"));
@@ -370,6 +381,7 @@ impl Config {
             max_io_size: u32::try_from(max_io).unwrap_or(8 << 20),
             io_engine: file.server.io_engine,
             threads: file.server.threads,
+            multichannel: file.server.multichannel,
             limits: file.limits,
             users,
             shares,

@@ -9,20 +9,29 @@ use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync:
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::{
     Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId,
-    crypto::{Role, TransformHeader},
+    crypto::{Role, SigningKey, TransformHeader},
     header::{
         FRAME_LEN, HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM, frame_prefix,
     },
-    msg::error,
+    msg::{error, oplock::Message},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{
+    mpsc::{self, UnboundedReceiver, UnboundedSender},
+    oneshot,
+};
 
 use crate::{
     Server,
-    command::{self, Ctx, Ends, Fail, Later, negotiate::Negotiated, session_setup::Authentication},
+    command::{
+        self, Ctx, Ends, Fail, Handled, Later,
+        negotiate::Negotiated,
+        session_setup::{self, Authentication, BindingRequest},
+    },
     connection::Dropped,
     credits::CreditWindow,
-    session::Session,
+    server,
+    session::{Channel, ConnectionId, Notice, Session},
+    volume::node::Wake,
 };
 
 /// A future whose end becomes an answer.
@@ -39,14 +48,21 @@ pub enum Frame {
 /// The end of something that waited.
 pub struct Completion {
     key: u64,
-    status: NtStatus,
-    /// Body of the answer; a failure without one is answered as an error.
-    body: Vec<u8>,
+    outcome: Outcome,
 }
 
-/// A request that is to wait, of either kind.
+enum Outcome {
+    /// The body of the answer, or why there is none.
+    Answer(Result<Vec<u8>, NtStatus>),
+    /// Status and body of the answer; a failure without body is answered as an error.
+    Ended(NtStatus, Vec<u8>),
+    /// The request is to be carried out again.
+    Again,
+}
+
+/// A request that is to wait for its answer.
 struct Wait {
-    future: Pin<Box<dyn Future<Output = (NtStatus, Vec<u8>)> + Send>>,
+    future: Pin<Box<dyn Future<Output = Outcome> + Send>>,
     cancel: Option<oneshot::Sender<()>>,
     interim: bool,
     bytes: usize,
@@ -56,19 +72,18 @@ struct Wait {
 impl From<Later> for Wait {
     fn from(later: Later) -> Self {
         let Later { future, cancel, interim, bytes, io } = later;
-        let future = async move {
-            match future.await {
-                Ok(body) => (NtStatus::SUCCESS, body),
-                Err(status) => (status, Vec::new()),
-            }
-        };
-        Self { future: Box::pin(future), cancel, interim, bytes, io }
+        let future = Box::pin(async move { Outcome::Answer(future.await) });
+        Self { future, cancel, interim, bytes, io }
     }
 }
 
 impl From<Ends> for Wait {
     fn from(ends: Ends) -> Self {
         let Ends { future, interim, bytes } = ends;
+        let future = Box::pin(async move {
+            let (status, body) = future.await;
+            Outcome::Ended(status, body)
+        });
         Self { future, cancel: None, interim, bytes, io: true }
     }
 }
@@ -81,12 +96,46 @@ fn awaited<T>(future: Pin<Box<dyn Future<Output = T> + Send>>) -> T {
 
 /// What is remembered of a request that waits.
 struct Pending {
+    /// The header of its answer.
     header: Header,
-    sealed_for: Option<Arc<Session>>,
-    signed_for: Option<Arc<Session>>,
+    protection: Protection,
     cancel: Option<oneshot::Sender<()>>,
     bytes: usize,
     io: bool,
+    rest: Rest,
+}
+
+/// How a request that waits goes on.
+enum Rest {
+    /// Its answer is signed with this key.
+    Answer(Option<Arc<SigningKey>>),
+    /// It is carried out again, and what stands behind it in its compound after it.
+    Again(Box<Suspended>),
+}
+
+/// A compound from a request on that could not be carried out yet.
+struct Suspended {
+    bytes: Vec<u8>,
+    accepted: Accepted,
+    chain: Chain,
+    first: bool,
+}
+
+/// A request whose place, credits and protection were checked.
+struct Accepted {
+    header: Header,
+    channel: Option<Arc<Channel>>,
+    binding: Option<BindingRequest>,
+    credits: u16,
+    /// Its name once it was answered with PENDING.
+    async_id: Option<u64>,
+}
+
+/// Whether the next request of a frame can be carried out.
+#[derive(PartialEq, Eq)]
+enum Flow {
+    On,
+    Suspended,
 }
 
 /// How the answers to one frame are protected.
@@ -100,14 +149,16 @@ enum Protection {
 pub struct Exchange {
     /// What all connections share.
     pub server: Arc<Server>,
+    /// Its name.
+    pub id: ConnectionId,
     /// The client's address.
     pub peer: SocketAddr,
     /// Our address that the client dialled.
     pub local: SocketAddr,
     /// What was negotiated.
     pub negotiated: Option<Negotiated>,
-    /// Sessions of this connection.
-    pub sessions: HashMap<SessionId, Arc<Session>>,
+    /// Sessions of this connection: `Connection.SessionTable`.
+    pub sessions: HashMap<SessionId, Arc<Channel>>,
     /// Sessions that are being authenticated.
     pub authentications: HashMap<SessionId, Authentication>,
     window: CreditWindow,
@@ -116,17 +167,41 @@ pub struct Exchange {
     next_key: u64,
     limits: crate::config::Limits,
     max_message: usize,
+    notices: (UnboundedSender<Notice>, UnboundedReceiver<Notice>),
 }
 
 /// State that goes from one request of a compound to the next related one
 /// (MS-SMB2 3.3.5.2.7.2).
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Chain {
     session_id: SessionId,
     tree: u64,
     file: Option<Result<FileId, NtStatus>>,
     /// How the request before ended, if it failed before it had a session or tree.
     failed: Option<NtStatus>,
+}
+
+/// What is known of a request before it is dispatched.
+#[derive(Default)]
+struct Admitted {
+    channel: Option<Arc<Channel>>,
+    /// It wants to bind the connection to a session.
+    binding: Option<BindingRequest>,
+}
+
+impl Admitted {
+    fn to(channel: &Arc<Channel>) -> Self {
+        Self { channel: Some(channel.clone()), binding: None }
+    }
+}
+
+/// Refuses what a session may not do any more when its time is over (MS-SMB2 3.3.5.2.9).
+fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> {
+    let always = [Command::SESSION_SETUP, Command::LOGOFF, Command::CLOSE, Command::LOCK];
+    if session.expired(server::now) && !always.contains(&header.command) {
+        return Err(NtStatus::NETWORK_SESSION_EXPIRED);
+    }
+    Ok(())
 }
 
 impl Exchange {
@@ -136,6 +211,7 @@ impl Exchange {
         let limits = current.config.limits.clone();
         let max_message = current.config.max_io_size as usize;
         Self {
+            id: server.new_connection_id(),
             server,
             peer,
             local,
@@ -148,17 +224,62 @@ impl Exchange {
             next_key: 1,
             limits,
             max_message,
+            notices: mpsc::unbounded_channel(),
         }
     }
 
-    /// Longest payload of a message.
+    /// Where the client's sessions leave what it is told unasked.
+    pub fn notices(&self) -> UnboundedSender<Notice> {
+        self.notices.0.clone()
+    }
+
+    /// The next thing to tell the client.
+    pub async fn notice(&mut self) -> Option<Notice> {
+        self.notices.1.recv().await
+    }
+
+    /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7).
+    pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) {
+        let Some(channel) = self.sessions.get(&notice.session) else { return };
+        let mut header = Header {
+            command: Command::OPLOCK_BREAK,
+            message_id: MessageId::UNSOLICITED,
+            ..Header::default()
+        };
+        let protection = if channel.session.must_encrypt {
+            Protection::Sealed(channel.session.clone())
+        } else {
+            Protection::Plain
+        };
+        if let Message::Oplock(_) = notice.message {
+            header.session_id = notice.session;
+        }
+        let mut answer = Answer::begin(out, &protection);
+        let body_at = answer.open(&header);
+        notice.message.encode(answer.out);
+        answer.close(header, body_at, None, Place { first: true, last: true });
+        answer.end();
+    }
+
+    /// Longest payload of a message; what one credit pays for where there is no more than one
+    /// (MS-SMB2 3.3.5.4).
     pub fn max_message(&self) -> usize {
-        self.max_message
+        match &self.negotiated {
+            Some(negotiated) if !negotiated.large_mtu() => self.max_message.min(1 << 16),
+            _ => self.max_message,
+        }
     }
 
     /// Limits that held when the connection began.
     pub fn limits(&self) -> &crate::config::Limits {
         &self.limits
+    }
+
+    /// Takes the next message id for a message that has none of its own.
+    pub fn skip_message_id(&mut self) {
+        if self.window.consume(MessageId(0), 1) {
+            self.window.grant(1);
+        }
     }
 
     /// Whether anyone is authenticated.
@@ -175,7 +296,8 @@ impl Exchange {
                 let header = TransformHeader::parse(message)
                     .map_err(|_| Dropped::Protocol("malformed transform header"))?;
                 let id = SessionId(header.session_id);
-                let session = self.sessions.get(&id).cloned();
+                let session = self.sessions.get(&id).map(|channel| channel.session.clone());
+                let session = session.filter(|session| !session.ended());
                 let session = session.ok_or(Dropped::Protocol("encrypted for no session"))?;
                 let Some((_, opening)) = &session.sealing else {
                     return Err(Dropped::Protocol("encrypted without a cipher"));
@@ -208,31 +330,35 @@ impl Exchange {
         let mut waits = Vec::new();
         let mut chain = Chain::default();
         let mut first = true;
-        loop {
-            let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
-            if header.is_response() {
-                return Err(Dropped::Protocol("a response from a client"));
-            }
-            let next = header.next_command as usize;
-            let len = if next == 0 { rest.len() } else { next };
-            if len < HEADER_LEN || len > rest.len() || (next != 0 && !next.is_multiple_of(8)) {
-                return Err(Dropped::Protocol("malformed compound"));
-            }
-            let (message, behind) = rest.split_at_mut(len);
-            let place = Place { first, last: next == 0 };
-            self.one(header, message, place, &protection, &mut chain, &mut answer, &mut waits)?;
-            if next == 0 {
-                break;
+        while !rest.is_empty() {
+            let (header, len) = split(rest)?;
+            let place = Place { first, last: len == rest.len() };
+            let accepted =
+                self.accept(header, &mut rest[..len], place, &protection, &mut chain, &mut answer)?;
+            if let Some(accepted) = accepted {
+                let flow = self.one(
+                    accepted,
+                    rest,
+                    len,
+                    place,
+                    &protection,
+                    &mut chain,
+                    &mut answer,
+                    &mut waits,
+                )?;
+                if flow == Flow::Suspended {
+                    break;
+                }
             }
             first = false;
-            rest = behind;
+            rest = &mut rest[len..];
         }
         answer.end();
         Ok(if waits.is_empty() { Frame::Answered } else { Frame::Waits(waits) })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
-    fn one(
+    /// Checks a request's place, credits and protection. What it can refuse it answers.
+    fn accept(
         &mut self,
         mut header: Header,
         message: &mut [u8],
@@ -240,27 +366,27 @@ impl Exchange {
         protection: &Protection,
         chain: &mut Chain,
         answer: &mut Answer<'_>,
-        waits: &mut Vec<WaitingFuture>,
-    ) -> Result<(), Dropped> {
+    ) -> Result<Option<Accepted>, Dropped> {
         if header.command == Command::CANCEL {
             if !(place.first && place.last) {
                 // It has no answer that could stand in the answer to a compound.
                 return Err(Dropped::Protocol("CANCEL in a compound"));
             }
             self.cancel(&header);
-            return Ok(());
+            return Ok(None);
         }
-        let charge = header.credit_charge.max(1);
+        let multi = self.negotiated.as_ref().is_none_or(Negotiated::large_mtu);
+        let charge = if multi { header.credit_charge.max(1) } else { 1 };
         if !self.window.consume(header.message_id, charge) {
             return Err(Dropped::Protocol("a message id that was not granted"));
         }
         let credits = self.grant(&header);
         let related = header.flags.has(HeaderFlags::RELATED);
         if related && place.first {
-            let session = self.sessions.get(&header.session_id).cloned();
-            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, session.as_ref());
+            let signer = self.signer(&header);
+            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, signer.as_ref());
             chain.failed = Some(NtStatus::INVALID_PARAMETER);
-            return Ok(());
+            return Ok(None);
         }
         if related {
             header.session_id = chain.session_id;
@@ -273,30 +399,49 @@ impl Exchange {
             };
         }
         if related && let Some(status) = chain.failed {
-            let session = self.sessions.get(&header.session_id).cloned();
-            answer.failure(&header, status, credits, session.as_ref());
-            return Ok(());
+            let signer = self.signer(&header);
+            answer.failure(&header, status, credits, signer.as_ref());
+            return Ok(None);
         }
-        let session = match self.admit(&header, message, protection) {
-            Ok(session) => session,
+        let Admitted { channel, binding } = match self.admit(&header, message, protection) {
+            Ok(admitted) => admitted,
             Err(status) => {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
                 chain.failed = Some(NtStatus::INVALID_PARAMETER);
-                let session = self.sessions.get(&header.session_id).cloned();
-                let signer = session.filter(|_| header.flags.has(HeaderFlags::SIGNED));
+                let signer = self.failure_signer(&header, message);
                 answer.failure(&header, status, credits, signer.as_ref());
-                return Ok(());
+                return Ok(None);
             }
         };
+        Ok(Some(Accepted { header, channel, binding, credits, async_id: None }))
+    }
+
+    /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
+    fn one(
+        &mut self,
+        accepted: Accepted,
+        rest: &[u8],
+        len: usize,
+        place: Place,
+        protection: &Protection,
+        chain: &mut Chain,
+        answer: &mut Answer<'_>,
+        waits: &mut Vec<WaitingFuture>,
+    ) -> Result<Flow, Dropped> {
+        let Accepted { header, channel, binding, credits, async_id } = accepted;
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
-            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, session.as_ref());
-            return Ok(());
+            let signer = self.signer(&header);
+            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, signer.as_ref());
+            return Ok(Flow::On);
         }
+        let related = header.flags.has(HeaderFlags::RELATED);
         let mut ctx = Ctx {
             ex: self,
             header,
-            session,
+            session: channel.as_ref().map(|channel| channel.session.clone()),
+            binding,
             tree: None,
             sealed: matches!(protection, Protection::Sealed(_)),
             related_file: if related { chain.file } else { None },
@@ -304,12 +449,17 @@ impl Exchange {
             signer: None,
         };
         let body_at = answer.open(&ctx.header);
-        let result = command::dispatch(&mut ctx, message, answer.out);
-        let Ctx { header: done, session, tree, file, signer, .. } = ctx;
+        let result = command::dispatch(&mut ctx, &rest[..len], answer.out);
+        let Ctx { header: done, tree, file, signer, .. } = ctx;
+        let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs =
-            signer.or_else(|| session.clone().filter(|_| header.flags.has(HeaderFlags::SIGNED)));
+            signer.or_else(|| channel.as_ref().filter(|_| signed).map(|c| c.signing.clone()));
         let mut response = done;
         response.credits = credits;
+        if let Some(id) = async_id {
+            response.flags |= HeaderFlags::ASYNC;
+            response.async_or_tree = id;
+        }
         let result = match result {
             Err(Fail::Later(later)) if later.io && !(place.first && place.last) => {
                 // In a compound: what follows must see the effect, and what stands before is
@@ -327,11 +477,17 @@ impl Exchange {
                 answer.out.extend_from_slice(&body);
                 if body.is_empty() { Err(Fail::Status(status)) } else { Ok(status) }
             }
-            Err(Fail::Ends(ends)) => Err(Fail::Ends(ends)),
             // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
             Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
             other => other,
         };
+        if self.is_full(&result) {
+            answer.reset(body_at);
+            error::Response::default().encode(answer.out);
+            response.status = NtStatus::INSUFFICIENT_RESOURCES;
+            answer.close(response, body_at, signs.as_ref(), place);
+            return Ok(Flow::On);
+        }
         match result {
             Ok(status) => {
                 response.status = status;
@@ -353,11 +509,22 @@ impl Exchange {
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
-                self.wait(later.into(), response, body_at, protection, signs, answer, waits, place);
+                self.wait(later.into(), response, body_at, protection, signs, answer, waits);
             }
             Err(Fail::Ends(ends)) => {
                 answer.reset(body_at);
-                self.wait(ends.into(), response, body_at, protection, signs, answer, waits, place);
+                self.wait(ends.into(), response, body_at, protection, signs, answer, waits);
+            }
+            Err(Fail::Wait(wake)) => {
+                answer.reset(body_at);
+                let suspended = Suspended {
+                    bytes: rest.to_vec(),
+                    accepted: Accepted { header, channel, binding: None, credits: 0, async_id },
+                    chain: chain.clone(),
+                    first: place.first,
+                };
+                self.suspend(wake, suspended, response, body_at, protection, answer, waits);
+                return Ok(Flow::Suspended);
             }
         }
         // What a related request inherits.
@@ -372,7 +539,88 @@ impl Exchange {
         } else if let Some(file) = file {
             chain.file = Some(Ok(file));
         }
-        Ok(())
+        Ok(Flow::On)
+    }
+
+    /// Whether a request that would wait finds too many that wait already.
+    fn is_full(&self, result: &Handled) -> bool {
+        let bytes = match result {
+            Err(Fail::Later(later)) => later.bytes,
+            Err(Fail::Ends(ends)) => ends.bytes,
+            Err(Fail::Wait(_)) => 0,
+            _ => return false,
+        };
+        self.pending.len() >= self.limits.pending_requests
+            || self.pending_bytes + bytes > self.limits.pending_bytes.0 as usize
+    }
+
+    /// Puts a compound aside from a request on that must wait for others.
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
+    fn suspend(
+        &mut self,
+        wake: Wake,
+        mut suspended: Suspended,
+        mut response: Header,
+        body_at: usize,
+        protection: &Protection,
+        answer: &mut Answer<'_>,
+        waits: &mut Vec<WaitingFuture>,
+    ) {
+        let key = match suspended.accepted.async_id {
+            Some(key) => {
+                answer.abandon(body_at);
+                key
+            }
+            None => {
+                let key = self.new_key();
+                interim(&mut response, key, body_at, answer);
+                suspended.accepted.async_id = Some(key);
+                key
+            }
+        };
+        let (cancel, cancelled) = oneshot::channel();
+        let bytes = suspended.bytes.len();
+        self.pending_bytes += bytes;
+        let pending = Pending {
+            header: response,
+            protection: protection.clone(),
+            cancel: Some(cancel),
+            bytes,
+            io: false,
+            rest: Rest::Again(Box::new(suspended)),
+        };
+        self.pending.insert(key, pending);
+        waits.push(Box::pin(async move {
+            let outcome = tokio::select! {
+                () = wake.changed => Outcome::Again,
+                () = tokio::time::sleep_until(wake.until.into()) => Outcome::Again,
+                Ok(()) = cancelled => Outcome::Answer(Err(NtStatus::CANCELLED)),
+            };
+            Completion { key, outcome }
+        }));
+    }
+
+    fn new_key(&mut self) -> u64 {
+        let key = self.next_key;
+        self.next_key += 1;
+        key
+    }
+
+    /// The key that signs answers to a request's session on this connection.
+    fn signer(&self, header: &Header) -> Option<Arc<SigningKey>> {
+        self.sessions.get(&header.session_id).map(|channel| channel.signing.clone())
+    }
+
+    /// The key that signs the refusal of a request. One that names a session of other
+    /// connections is refused with the session's own key, if it came with that.
+    fn failure_signer(&self, header: &Header, message: &mut [u8]) -> Option<Arc<SigningKey>> {
+        if !header.flags.has(HeaderFlags::SIGNED) {
+            return None;
+        }
+        self.signer(header).or_else(|| {
+            let session = self.server.sessions.get(header.session_id)?;
+            session.signing.verify(message, Role::Client).then(|| session.signing.clone())
+        })
     }
 
     /// Finds the session of a request and checks its protection (MS-SMB2 3.3.5.2.4, 3.3.5.2.9).
@@ -381,41 +629,57 @@ impl Exchange {
         header: &Header,
         message: &mut [u8],
         protection: &Protection,
-    ) -> Result<Option<Arc<Session>>, NtStatus> {
+    ) -> Result<Admitted, NtStatus> {
         if header.command == Command::NEGOTIATE {
-            return Ok(None);
+            return match header.flags.has(HeaderFlags::SIGNED) {
+                true => Err(NtStatus::INVALID_PARAMETER),
+                false => Ok(Admitted::default()),
+            };
         }
         // Another connection may have taken the place of the session (3.3.5.5.3).
-        let session = self.sessions.get(&header.session_id).filter(|session| !session.ended());
+        let channel = self.sessions.get(&header.session_id);
+        let channel = channel.filter(|channel| !channel.session.ended());
         if let Protection::Sealed(opener) = protection {
-            return match session {
-                Some(session) if Arc::ptr_eq(session, opener) => Ok(Some(session.clone())),
-                _ if header.command == Command::SESSION_SETUP => Ok(session.cloned()),
+            return match channel {
+                Some(channel) if Arc::ptr_eq(&channel.session, opener) => {
+                    alive(header, &channel.session)?;
+                    Ok(Admitted::to(channel))
+                }
+                _ if header.command == Command::SESSION_SETUP => Ok(Admitted::default()),
                 _ => Err(NtStatus::USER_SESSION_DELETED),
             };
         }
-        let Some(session) = session else {
+        let Some(channel) = channel else {
             return match header.command {
-                Command::SESSION_SETUP | Command::ECHO => Ok(None),
+                Command::SESSION_SETUP => {
+                    let binding = session_setup::binding(&self.server, header, message);
+                    let id = header.session_id;
+                    let known = id == SessionId(0) || self.authentications.contains_key(&id);
+                    match known || session_setup::binds(message) {
+                        true => Ok(Admitted { channel: None, binding }),
+                        false => Err(NtStatus::USER_SESSION_DELETED),
+                    }
+                }
+                Command::ECHO => Ok(Admitted::default()),
                 _ => Err(NtStatus::USER_SESSION_DELETED),
             };
         };
+        let session = &channel.session;
         if header.flags.has(HeaderFlags::SIGNED) {
-            if !session.signing.verify(message, Role::Client) {
+            if !channel.signing.verify(message, Role::Client) {
                 tracing::debug!(peer = %self.peer, "a request with a wrong signature");
                 return Err(NtStatus::ACCESS_DENIED);
             }
-        } else if header.command == Command::SESSION_SETUP {
-            return Ok(Some(session.clone()));
         } else if session.must_sign {
             return Err(NtStatus::ACCESS_DENIED);
         }
+        alive(header, session)?;
         if session.must_encrypt
             && !matches!(header.command, Command::SESSION_SETUP | Command::LOGOFF)
         {
             return Err(NtStatus::ACCESS_DENIED);
         }
-        Ok(Some(session.clone()))
+        Ok(Admitted::to(channel))
     }
 
     /// Credits for the answer to a request: what it asks for, at least what it used.
@@ -434,68 +698,113 @@ impl Exchange {
         mut response: Header,
         body_at: usize,
         protection: &Protection,
-        signs: Option<Arc<Session>>,
+        signs: Option<Arc<SigningKey>>,
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
-        place: Place,
     ) {
-        if self.pending.len() >= self.limits.pending_requests
-            || self.pending_bytes + wait.bytes > self.limits.pending_bytes.0 as usize
-        {
-            error::Response::default().encode(answer.out);
-            response.status = NtStatus::INSUFFICIENT_RESOURCES;
-            answer.close(response, body_at, signs.as_ref(), place);
-            return;
-        }
-        let key = self.next_key;
-        self.next_key += 1;
-        let Wait { future, cancel, interim, bytes, io } = wait;
-        if interim {
-            response.flags |= HeaderFlags::ASYNC;
-            response.async_or_tree = key;
-            response.status = NtStatus::PENDING;
-            error::Response::default().encode(answer.out);
-            // Not signed: the final answer has the same message id, and with it the same nonce.
-            answer.close(response, body_at, None, place);
-            response.credits = 0;
+        let Wait { future, cancel, interim: tells, bytes, io } = wait;
+        let asynchronous = response.flags.has(HeaderFlags::ASYNC);
+        let key = if asynchronous { response.async_or_tree } else { self.new_key() };
+        if tells && !asynchronous {
+            interim(&mut response, key, body_at, answer);
         } else {
             answer.abandon(body_at);
         }
-        let sealed_for = match protection {
-            Protection::Sealed(session) => Some(session.clone()),
-            Protection::Plain => None,
-        };
         self.pending_bytes += bytes;
-        self.pending.insert(
-            key,
-            Pending { header: response, sealed_for, signed_for: signs, cancel, bytes, io },
-        );
-        waits.push(Box::pin(async move {
-            let (status, body) = future.await;
-            Completion { key, status, body }
-        }));
+        let protection = protection.clone();
+        let rest = Rest::Answer(signs);
+        self.pending.insert(key, Pending { header: response, protection, cancel, bytes, io, rest });
+        waits.push(Box::pin(async move { Completion { key, outcome: future.await } }));
     }
 
-    /// Answers a request that has waited.
-    pub fn complete(&mut self, completion: Completion, out: &mut Vec<u8>) {
-        let Some(pending) = self.pending.remove(&completion.key) else { return };
+    /// Answers a request that has waited, or carries it out again.
+    pub fn complete(
+        &mut self,
+        completion: Completion,
+        out: &mut Vec<u8>,
+    ) -> Result<Vec<WaitingFuture>, Dropped> {
+        let mut waits = Vec::new();
+        let Some(pending) = self.pending.remove(&completion.key) else { return Ok(waits) };
         self.pending_bytes -= pending.bytes;
-        let protection = match &pending.sealed_for {
-            Some(session) => Protection::Sealed(session.clone()),
-            None => Protection::Plain,
-        };
+        let protection = pending.protection;
         let mut answer = Answer::begin(out, &protection);
         let mut header = pending.header;
-        let body_at = answer.open(&header);
-        header.status = completion.status;
-        if completion.body.is_empty() {
-            error::Response::default().encode(answer.out);
-        } else {
-            answer.out.extend_from_slice(&completion.body);
+        match (pending.rest, completion.outcome) {
+            (Rest::Answer(signs), outcome) => {
+                let (status, body) = match outcome {
+                    Outcome::Ended(status, body) => (status, body),
+                    Outcome::Answer(Ok(body)) => (NtStatus::SUCCESS, body),
+                    Outcome::Answer(Err(status)) => (status, Vec::new()),
+                    // Only what was put aside is carried out again.
+                    Outcome::Again => (NtStatus::INTERNAL_ERROR, Vec::new()),
+                };
+                let body_at = answer.open(&header);
+                header.status = status;
+                if body.is_empty() {
+                    error::Response::default().encode(answer.out);
+                } else {
+                    answer.out.extend_from_slice(&body);
+                }
+                let place = Place { first: true, last: true };
+                answer.close(header, body_at, signs.as_ref(), place);
+            }
+            (Rest::Again(suspended), outcome) => {
+                let failed = match outcome {
+                    Outcome::Answer(Err(status)) => Some(status),
+                    _ => None,
+                };
+                self.resume(*suspended, failed, &protection, &mut answer, &mut waits)?;
+            }
         }
-        let place = Place { first: true, last: true };
-        answer.close(header, body_at, pending.signed_for.as_ref(), place);
         answer.end();
+        Ok(waits)
+    }
+
+    /// Goes on with a compound where it was put aside.
+    fn resume(
+        &mut self,
+        suspended: Suspended,
+        failed: Option<NtStatus>,
+        protection: &Protection,
+        answer: &mut Answer<'_>,
+        waits: &mut Vec<WaitingFuture>,
+    ) -> Result<(), Dropped> {
+        let Suspended { mut bytes, accepted, mut chain, mut first } = suspended;
+        let mut rest = &mut bytes[..];
+        let mut next = Some(accepted);
+        while !rest.is_empty() {
+            let (header, len) = split(rest)?;
+            let place = Place { first, last: len == rest.len() };
+            let resumed = next.is_some();
+            let accepted = match next.take() {
+                Some(accepted) => Some(accepted),
+                None => {
+                    self.accept(header, &mut rest[..len], place, protection, &mut chain, answer)?
+                }
+            };
+            match (accepted, failed) {
+                (Some(accepted), Some(status)) if resumed => {
+                    let mut header = accepted.header;
+                    header.flags |= HeaderFlags::ASYNC;
+                    header.async_or_tree = accepted.async_id.unwrap_or_default();
+                    chain.file = Some(Err(status));
+                    let signed = header.flags.has(HeaderFlags::SIGNED);
+                    let signs = accepted.channel.filter(|_| signed).map(|c| c.signing.clone());
+                    answer.failure(&header, status, 0, signs.as_ref());
+                }
+                (Some(accepted), _) => {
+                    let flow = self
+                        .one(accepted, rest, len, place, protection, &mut chain, answer, waits)?;
+                    if flow == Flow::Suspended {
+                        break;
+                    }
+                }
+                (None, _) => {}
+            }
+            first = false;
+            rest = &mut rest[len..];
+        }
+        Ok(())
     }
 
     /// Gives up a request that waits for an event (MS-SMB2 3.3.5.16); one that is being carried
@@ -521,10 +830,12 @@ impl Exchange {
         if self.pending.values().any(|pending| pending.io) { waiting.next().await } else { None }
     }
 
-    /// Ends all sessions of the connection.
+    /// Takes the connection out of its sessions; those without another end.
     pub fn end(&mut self) {
-        for (id, _) in self.sessions.drain() {
-            self.server.sessions.end(id);
+        for (id, channel) in self.sessions.drain() {
+            if channel.session.leave(self.id) {
+                self.server.sessions.end(id);
+            }
         }
     }
 }
@@ -533,6 +844,32 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// The header of the first message and its length with what pads it.
+fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
+    let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
+    if header.is_response() {
+        return Err(Dropped::Protocol("a response from a client"));
+    }
+    let next = header.next_command as usize;
+    let len = if next == 0 { rest.len() } else { next };
+    if len < HEADER_LEN || len > rest.len() || (next != 0 && !next.is_multiple_of(8)) {
+        return Err(Dropped::Protocol("malformed compound"));
+    }
+    Ok((header, len))
+}
+
+/// Tells the client that its request waits (MS-SMB2 3.3.4.2).
+fn interim(response: &mut Header, key: u64, body_at: usize, answer: &mut Answer<'_>) {
+    response.flags |= HeaderFlags::ASYNC;
+    response.async_or_tree = key;
+    response.status = NtStatus::PENDING;
+    error::Response::default().encode(answer.out);
+    // Not signed: the final answer has the same message id, and with it the same nonce. It is
+    // the last of its frame: what stands behind it is answered later.
+    answer.close(*response, body_at, None, Place { first: false, last: true });
+    response.credits = 0;
 }
 
 /// Where a message stands in its frame.
@@ -596,7 +933,7 @@ impl<'a> Answer<'a> {
         &mut self,
         mut header: Header,
         body_at: usize,
-        signer: Option<&Arc<Session>>,
+        signer: Option<&Arc<SigningKey>>,
         place: Place,
     ) {
         let start = body_at - HEADER_LEN;
@@ -613,10 +950,10 @@ impl<'a> Answer<'a> {
             header.next_command = (self.out.len() - start) as u32;
         }
         self.out[start..body_at].copy_from_slice(&header.to_bytes());
-        if let Some(session) = signer
+        if let Some(signing) = signer
             && self.sealed.is_none()
         {
-            session.signing.sign(&mut self.out[start..], Role::Server);
+            signing.sign(&mut self.out[start..], Role::Server);
         }
         self.last = start;
     }
@@ -627,7 +964,7 @@ impl<'a> Answer<'a> {
         header: &Header,
         status: NtStatus,
         credits: u16,
-        signer: Option<&Arc<Session>>,
+        signer: Option<&Arc<SigningKey>>,
     ) {
         let mut response = *header;
         let last = header.next_command == 0;

@@ -20,6 +20,7 @@ pub mod config;
 mod connection;
 mod credits;
 mod exchange;
+mod interfaces;
 mod listener;
 mod server;
 mod session;

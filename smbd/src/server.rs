@@ -8,7 +8,7 @@ use std::{
     path::Path,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
 };
@@ -17,7 +17,7 @@ use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, securi
 
 use crate::{
     config::Config,
-    session::Sessions,
+    session::{ConnectionId, Sessions},
     tokens::Tokens,
     volume::{Volume, node::Nodes},
 };
@@ -33,13 +33,12 @@ pub struct Server {
     pub sessions: Sessions,
     /// All files that are open.
     pub nodes: Arc<Nodes>,
-    /// Number of opens.
-    pub opens: Arc<AtomicUsize>,
     /// Tokens of offloaded transfers.
     pub tokens: Arc<Tokens>,
     current: RwLock<Arc<Current>>,
     next_session: AtomicU64,
     next_open: AtomicU64,
+    next_connection: AtomicU64,
 }
 
 /// Configuration with the folders of its shares; replaced as a whole by a reload.
@@ -86,11 +85,11 @@ impl Server {
             ntlm,
             sessions: Sessions::default(),
             nodes: Arc::default(),
-            opens: Arc::default(),
             tokens: Arc::default(),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
-            next_session: AtomicU64::new((seed & 0xffff_ffff_0000) | 1),
+            next_session: AtomicU64::new((seed & 0x3fff_0000) | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),
+            next_connection: AtomicU64::new(1),
         })
     }
 
@@ -111,6 +110,11 @@ impl Server {
     /// A name for a new session.
     pub fn new_session_id(&self) -> SessionId {
         SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A name for a new connection.
+    pub fn new_connection_id(&self) -> ConnectionId {
+        ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The SID of a user: below this server's identity, numbered by the folded name.

@@ -1,21 +1,40 @@
-//! Sessions and trees: who is talking, and about which share.
+//! Sessions, their channels and their trees: who is talking, over which connections, and about
+//! which share.
+//!
+//! ```text
+//!  Exchange ── Channel ──┐                 one channel for each connection of a session, with a
+//!  Exchange ── Channel ──┴─► Session       signing key of its own; all share the cipher keys
+//!                               ├─ trees
+//!                               └─ opens
+//! ```
+//!
+//! A session ends with its last channel, with LOGOFF, or when another takes its place.
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use smb_protocol::{
-    FileId, NtStatus, SessionId, TreeId,
-    crypto::{OpeningKey, SealingKey, SigningKey},
-    msg::create::Access,
+    Dialect, FileId, NtStatus, SessionId, TreeId,
+    crypto::{Cipher, OpeningKey, SealingKey, SigningKey},
+    msg::{
+        create::Access,
+        oplock::{self, LeaseBreak, OplockBreak},
+    },
     security::Sid,
 };
+use tokio::sync::mpsc::UnboundedSender;
 
-use crate::volume::{Volume, open::Open};
+use crate::volume::{
+    Volume,
+    node::caching::{self, Break, Holder},
+    open::Open,
+};
 
 /// An authenticated session.
 #[derive(Debug)]
@@ -26,19 +45,33 @@ pub struct Session {
     pub user: String,
     /// Who the user is to access lists: the user first, then groups.
     pub sids: Vec<Sid>,
-    /// Signs and verifies.
-    pub signing: SigningKey,
-    /// Encrypts and decrypts, where the dialect can.
+    /// `Session.SigningKey`: of the channel it began on, and what binding requests are signed
+    /// with.
+    pub signing: Arc<SigningKey>,
+    /// Encrypts and decrypts, where the dialect can; shared by all channels.
     pub sealing: Option<(SealingKey, OpeningKey)>,
     /// Unsigned requests are refused.
     pub must_sign: bool,
     /// Unencrypted requests are refused.
     pub must_encrypt: bool,
+    /// What the connection it began on had negotiated.
+    pub origin: Origin,
+    /// When the right to it ends, as FILETIME; [`NEVER`] if it does not.
+    expires: AtomicU64,
+    channels: Mutex<Vec<ChannelInfo>>,
     ended: AtomicBool,
     trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
     opens: RwLock<HashMap<u64, Entry>>,
     next_tree: AtomicU32,
-    opens_of_server: Arc<AtomicUsize>,
+}
+
+/// Something that a client is told unasked.
+#[derive(Debug, Clone, Copy)]
+pub struct Notice {
+    /// The session it is about.
+    pub session: SessionId,
+    /// What.
+    pub message: oplock::Message,
 }
 
 #[derive(Debug, Clone)]
@@ -55,6 +88,70 @@ pub struct Keys {
     /// Encrypts and decrypts.
     pub sealing: Option<(SealingKey, OpeningKey)>,
 }
+
+/// What a logon came to.
+#[derive(Debug)]
+pub struct Logon {
+    /// Name on the wire.
+    pub id: SessionId,
+    /// The user, folded.
+    pub user: String,
+    /// The user's identifier, then the groups'.
+    pub sids: Vec<Sid>,
+    /// Keys.
+    pub keys: Keys,
+    /// Unsigned requests are refused.
+    pub must_sign: bool,
+    /// Unencrypted requests are refused.
+    pub must_encrypt: bool,
+    /// What the connection had negotiated.
+    pub origin: Origin,
+    /// When the right to it ends, as FILETIME, or [`NEVER`].
+    pub expires: u64,
+}
+
+/// Expiry of a session that does not expire.
+pub const NEVER: u64 = u64::MAX;
+
+/// What binding another connection to a session is checked against (MS-SMB2 3.3.5.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The dialect.
+    pub dialect: Dialect,
+    /// The cipher, if there is one.
+    pub cipher: Option<Cipher>,
+    /// The client.
+    pub client_guid: [u8; 16],
+}
+
+/// Names a connection as long as the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// A connection of a session.
+#[derive(Debug, Clone)]
+pub struct ChannelInfo {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Takes what the client is told unasked.
+    pub notices: UnboundedSender<Notice>,
+}
+
+/// A session as one of its connections sees it.
+#[derive(Debug)]
+pub struct Channel {
+    /// The session.
+    pub session: Arc<Session>,
+    /// `Channel.SigningKey`: signs and verifies on this connection.
+    pub signing: Arc<SigningKey>,
+    /// The connection.
+    pub connection: ConnectionId,
+}
+
+/// Connections that one session can have.
+const CHANNELS: usize = 32;
 
 /// A connection to a share.
 #[derive(Debug)]
@@ -76,37 +173,99 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Session {
-    /// A session without trees and opens.
-    pub fn new(
-        id: SessionId,
-        user: String,
-        sids: Vec<Sid>,
-        keys: Keys,
-        must_sign: bool,
-        must_encrypt: bool,
-        opens_of_server: Arc<AtomicUsize>,
-    ) -> Self {
+    /// A session without channels, trees and opens.
+    pub fn new(logon: Logon) -> Self {
         Self {
-            id,
-            user,
-            sids,
-            signing: keys.signing,
-            sealing: keys.sealing,
-            must_sign,
-            must_encrypt,
+            id: logon.id,
+            user: logon.user,
+            sids: logon.sids,
+            signing: Arc::new(logon.keys.signing),
+            sealing: logon.keys.sealing,
+            must_sign: logon.must_sign,
+            must_encrypt: logon.must_encrypt,
+            origin: logon.origin,
+            expires: AtomicU64::new(logon.expires),
+            channels: Mutex::default(),
             ended: AtomicBool::new(false),
             trees: RwLock::default(),
             opens: RwLock::default(),
             next_tree: AtomicU32::new(1),
-            opens_of_server,
         }
     }
 
-    /// Ends the session: trees and opens are closed, requests are refused from now on.
+    /// Adds a connection; fails on a session that has ended or has too many.
+    pub fn join(
+        self: &Arc<Self>,
+        info: ChannelInfo,
+        signing: Arc<SigningKey>,
+    ) -> Result<Arc<Channel>, NtStatus> {
+        let mut channels = lock(&self.channels);
+        // Looked at under the lock, so that the last one to leave and a newcomer agree.
+        if self.ended() {
+            return Err(NtStatus::USER_SESSION_DELETED);
+        }
+        if channels.len() >= CHANNELS {
+            return Err(NtStatus::INSUFFICIENT_RESOURCES);
+        }
+        let connection = info.connection;
+        channels.push(info);
+        Ok(Arc::new(Channel { session: self.clone(), signing, connection }))
+    }
+
+    /// Takes a connection away; `true` if it was the last, with which the session is over.
+    pub fn leave(&self, connection: ConnectionId) -> bool {
+        let mut channels = lock(&self.channels);
+        channels.retain(|channel| channel.connection != connection);
+        let last = channels.is_empty();
+        if last {
+            self.ended.store(true, Ordering::Release);
+        }
+        last
+    }
+
+    /// Its connections, the oldest first.
+    pub fn channels(&self) -> Vec<ChannelInfo> {
+        lock(&self.channels).clone()
+    }
+
+    /// Whether the right to it has run out at `now` (FILETIME) and the client must log on again.
+    pub fn expired(&self, now: impl FnOnce() -> u64) -> bool {
+        match self.expires.load(Ordering::Relaxed) {
+            NEVER => false,
+            end => now() >= end,
+        }
+    }
+
+    /// Prolongs it after another logon.
+    pub fn renew(&self, expires: u64) {
+        self.expires.store(expires, Ordering::Relaxed);
+    }
+
+    /// Ends the session: trees and opens are closed, but for those that are worth keeping;
+    /// requests are refused from now on.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.trees.write().unwrap_or_else(PoisonError::into_inner).clear();
-        self.close_where(|_| true);
+        self.close_where(|_| true, true);
+    }
+
+    /// Tells the client to give up caching; whether a connection took it (MS-SMB2 3.3.4.6).
+    pub fn tell(&self, open: FileId, due: &Break) -> bool {
+        let message = match due.holder {
+            Holder::Open(_) => oplock::Message::Oplock(OplockBreak {
+                level: caching::level_of(due.to),
+                file_id: open,
+            }),
+            Holder::Lease(id) => oplock::Message::LeaseBreak(LeaseBreak {
+                epoch: due.epoch,
+                flags: due.acknowledge.into(),
+                key: id.key,
+                current: due.from.0,
+                new: due.to.0,
+            }),
+        };
+        let notice = Notice { session: self.id, message };
+        lock(&self.channels).iter().any(|channel| channel.notices.send(notice).is_ok())
     }
 
     /// Whether the session was ended.
@@ -137,11 +296,11 @@ impl Session {
     /// Takes a tree away and closes its opens.
     pub fn remove_tree(&self, id: TreeId) -> bool {
         let known = self.trees.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        self.close_where(|tree| tree == id);
+        self.close_where(|tree| tree == id, false);
         known.is_some()
     }
 
-    fn close_where(&self, which: impl Fn(TreeId) -> bool) {
+    fn close_where(&self, which: impl Fn(TreeId) -> bool, keep: bool) {
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         let mut closed = Vec::new();
         opens.retain(|_, entry| {
@@ -151,26 +310,27 @@ impl Session {
             }
             !close
         });
-        self.opens_of_server.fetch_sub(closed.len(), Ordering::Relaxed);
         drop(opens);
-        for entry in closed {
-            entry.open.closed.notify_waiters();
+        for Entry { open, .. } in closed {
+            open.closed.notify_waiters();
+            if keep && let Some(time) = open.worth_keeping() {
+                open.standing().session = Weak::new();
+                open.nodes().clone().kept.keep(open, time);
+            }
         }
     }
 
-    /// Fails when one more open would pass a limit.
-    pub fn room_for_open(&self, of_session: usize, of_server: usize) -> Result<(), NtStatus> {
-        let mine = self.opens.read().unwrap_or_else(PoisonError::into_inner).len();
-        let all = self.opens_of_server.load(Ordering::Relaxed);
-        if mine >= of_session || all >= of_server {
+    /// Fails when one more open would pass the limit.
+    pub fn room_for_open(&self, limit: usize) -> Result<(), NtStatus> {
+        if self.open_count() >= limit {
             return Err(NtStatus::TOO_MANY_OPENED_FILES);
         }
         Ok(())
     }
 
     /// Adds an open.
-    pub fn add_open(&self, tree: TreeId, open: Arc<Open>) {
-        self.opens_of_server.fetch_add(1, Ordering::Relaxed);
+    pub fn add_open(self: &Arc<Self>, tree: TreeId, open: Arc<Open>) {
+        open.standing().session = Arc::downgrade(self);
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         opens.insert(open.id.volatile, Entry { tree, open });
     }
@@ -195,11 +355,18 @@ impl Session {
         let open = self.open(tree, id)?;
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         match opens.remove(&id.volatile) {
-            Some(_) => {
-                self.opens_of_server.fetch_sub(1, Ordering::Relaxed);
-                Ok(open)
-            }
+            Some(_) => Ok(open),
             None => Err(NtStatus::FILE_CLOSED),
+        }
+    }
+
+    /// Closes an open on whatever tree.
+    pub fn close_open(&self, id: FileId) {
+        let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = opens.remove(&id.volatile);
+        drop(opens);
+        if let Some(entry) = gone {
+            entry.open.closed.notify_waiters();
         }
     }
 

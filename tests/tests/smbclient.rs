@@ -80,9 +80,9 @@ fn every_dialect_signed_and_encrypted() {
     let back = server.scratch().join("back");
     let content = pattern(3_000_001);
     fs::write(&local, &content).unwrap();
-    for dialect in ["SMB2_10", "SMB3_00", "SMB3_02", "SMB3_11"] {
+    for dialect in ["SMB2_02", "SMB2_10", "SMB3_00", "SMB3_02", "SMB3_11"] {
         for protection in ["sign", "encrypt"] {
-            if protection == "encrypt" && dialect == "SMB2_10" {
+            if protection == "encrypt" && dialect.starts_with("SMB2") {
                 continue;
             }
             let args = [
@@ -105,6 +105,24 @@ fn every_dialect_signed_and_encrypted() {
             assert_eq!(fs::read_dir(server.files()).unwrap().count(), 0);
         }
     }
+}
+
+/// Clients that begin with SMB 1 are led to SMB 2; those that know nothing else are refused.
+#[test]
+fn a_multi_protocol_negotiate_leads_to_smb_2() {
+    let Some(client) = Client::find() else { return };
+    let server = Smbd::start("", "");
+    for highest in ["SMB2_02", "SMB2_10", "SMB3_11"] {
+        let args = [
+            "--option=client min protocol=NT1",
+            &format!("--option=client max protocol={highest}"),
+        ];
+        client.ok(&server, "vms", &args, "mkdir here; rmdir here");
+    }
+    let old = ["--option=client min protocol=CORE", "--option=client max protocol=NT1"];
+    let login = format!("{USER}%{PASSWORD}");
+    let output = client.command(&server, "vms", &login, &old, "ls");
+    assert!(!output.status.success() && text(&output).contains("NT_STATUS_"), "{}", text(&output));
 }
 
 #[test]

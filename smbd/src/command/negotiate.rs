@@ -57,7 +57,7 @@ const SIGNING: [SigningAlgorithm; 3] =
 
 /// The highest dialect that both know.
 fn choose(config: &Config, dialects: &[Dialect]) -> Option<Dialect> {
-    [Dialect::SMB_3_1_1, Dialect::SMB_3_0_2, Dialect::SMB_3_0, Dialect::SMB_2_1]
+    [Dialect::SMB_3_1_1, Dialect::SMB_3_0_2, Dialect::SMB_3_0, Dialect::SMB_2_1, Dialect::SMB_2_0_2]
         .into_iter()
         .filter(|d| (config.min_dialect..=config.max_dialect).contains(d))
         .find(|d| dialects.contains(d))
@@ -69,6 +69,11 @@ pub fn security_mode(config: &Config) -> SecurityMode {
         Signing::Required => SecurityMode::SIGNING_ENABLED | SecurityMode::SIGNING_REQUIRED,
         Signing::Enabled => SecurityMode::SIGNING_ENABLED,
     }
+}
+
+/// Largest read, write and transaction: what one credit pays for where there is no other.
+pub fn max_payload(config: &Config, dialect: Dialect) -> u32 {
+    if dialect == Dialect::SMB_2_0_2 { config.max_io_size.min(1 << 16) } else { config.max_io_size }
 }
 
 /// Handles a NEGOTIATE.
@@ -93,12 +98,21 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     {
         cipher = Some(Cipher::Aes128Ccm);
     }
-    let mut capabilities = Capabilities::LARGE_MTU;
+    let mut capabilities = Capabilities::NONE;
+    if dialect != Dialect::SMB_2_0_2 {
+        capabilities |= Capabilities::LARGE_MTU;
+    }
     if cipher.is_some() && dialect != Dialect::SMB_3_1_1 {
         capabilities |= Capabilities::ENCRYPTION;
     }
+    if dialect.is_smb3()
+        && config.multichannel
+        && request.capabilities.has(Capabilities::MULTI_CHANNEL)
+    {
+        capabilities |= Capabilities::MULTI_CHANNEL;
+    }
     let security_mode = security_mode(config);
-    let max = config.max_io_size;
+    let max = max_payload(config, dialect);
     Response {
         security_mode,
         dialect,
@@ -165,11 +179,13 @@ fn contexts_311(
                 let offered = |a: &SigningAlgorithm| {
                     algorithms.contains(&wire::SigningAlgorithm(a.wire_id()))
                 };
-                if let Some(chosen) = SIGNING.into_iter().find(offered) {
-                    *signing = chosen;
-                    let id = wire::SigningAlgorithm(chosen.wire_id());
-                    answer.push(Context::Signing(vec![id]));
+                if algorithms.is_empty() {
+                    return Err(NtStatus::INVALID_PARAMETER.into());
                 }
+                // Without one in common it is AES-CMAC.
+                *signing = SIGNING.into_iter().find(offered).unwrap_or(SigningAlgorithm::AesCmac);
+                let id = wire::SigningAlgorithm(signing.wire_id());
+                answer.push(Context::Signing(vec![id]));
             }
             _ => {}
         }

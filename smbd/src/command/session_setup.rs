@@ -1,11 +1,18 @@
 //! SESSION_SETUP (MS-SMB2 3.3.5.5).
+//!
+//! ```text
+//!  SessionId 0 ─────────────► New ──────► a session with its first channel
+//!  a session of this          Again ────► the same session and keys, its time prolonged
+//!  connection
+//!  any session + BINDING ───► Binding ──► one more channel, with a signing key of its own
+//! ```
 
 use std::sync::Arc;
 
 use smb_protocol::{
-    Dialect, NtStatus, SessionId,
+    Dialect, Header, HeaderFlags, NtStatus, SessionId,
     crypto::{
-        OpeningKey, PreauthHash, SealingKey, SecretKey, SigningKey,
+        OpeningKey, PreauthHash, Role, SealingKey, SecretKey, SigningAlgorithm, SigningKey,
         kdf::{self, Binding},
     },
     header::HEADER_LEN,
@@ -15,21 +22,68 @@ use smb_protocol::{
     },
     ntlm::users,
     security::Sid,
-    spnego::{Acceptor, Step},
+    spnego::{self, Acceptor, Completed, Step},
 };
 
 use super::{Ctx, Fail, Handled, negotiate::Negotiated};
 use crate::{
+    Server,
     config::{Encryption, Signing},
     server,
-    session::{Keys, Session},
+    session::{ChannelInfo, Keys, Logon, NEVER, Origin, Session},
 };
+
+/// What an authentication is for.
+#[derive(Clone)]
+enum Purpose {
+    New,
+    Again(Arc<Session>),
+    Binding(Arc<Session>),
+}
 
 /// A session that is being authenticated.
 pub struct Authentication {
     acceptor: Acceptor,
+    purpose: Purpose,
     /// Hash of the negotiation and of this session's setup so far.
     pub preauth: PreauthHash,
+}
+
+/// How a binding request is signed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Signed {
+    Not,
+    Wrong,
+    Right,
+}
+
+/// A request to bind the connection to a session of another one.
+pub struct BindingRequest {
+    session: Arc<Session>,
+    signed: Signed,
+}
+
+/// Whether a message asks to bind the connection to a session.
+pub fn binds(message: &[u8]) -> bool {
+    let request = message.get(HEADER_LEN..).and_then(|body| Request::parse(body).ok());
+    request.is_some_and(|request| request.flags.has(RequestFlags::BINDING))
+}
+
+/// Recognises a binding request and verifies its signature with the session's key
+/// (MS-SMB2 3.3.5.2.4); `None` for any other request or an unknown session.
+pub fn binding(server: &Server, header: &Header, message: &mut [u8]) -> Option<BindingRequest> {
+    if !binds(message) {
+        return None;
+    }
+    let session = server.sessions.get(header.session_id).filter(|session| !session.ended())?;
+    let signed = if !header.flags.has(HeaderFlags::SIGNED) {
+        Signed::Not
+    } else if session.signing.verify(message, Role::Client) {
+        Signed::Right
+    } else {
+        Signed::Wrong
+    };
+    Some(BindingRequest { session, signed })
 }
 
 /// Handles a SESSION_SETUP.
@@ -38,81 +92,221 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     let Some(negotiated) = ctx.ex.negotiated.clone() else {
         return Err(Fail::Drop("a request before NEGOTIATE"));
     };
-    if request.flags.has(RequestFlags::BINDING) {
-        // Multichannel is not offered, so there is nothing to bind to (3.3.5.5, step 4).
-        return Err(NtStatus::REQUEST_NOT_ACCEPTED.into());
-    }
     let server = ctx.ex.server.clone();
-    let id = match ctx.header.session_id {
-        SessionId(0) => {
-            let busy = ctx.ex.sessions.len() + ctx.ex.authentications.len();
-            if busy >= ctx.ex.limits().sessions_per_connection {
-                return Err(NtStatus::REQUEST_NOT_ACCEPTED.into());
-            }
-            server.new_session_id()
-        }
-        id if ctx.ex.authentications.contains_key(&id) || ctx.ex.sessions.contains_key(&id) => id,
-        _ => return Err(NtStatus::USER_SESSION_DELETED.into()),
+    let id = ctx.header.session_id;
+    let binds = request.flags.has(RequestFlags::BINDING);
+    let purpose = if binds {
+        Purpose::Binding(bindable(ctx, &negotiated)?)
+    } else if id == SessionId(0) {
+        room(ctx)?;
+        ctx.header.session_id = server.new_session_id();
+        Purpose::New
+    } else if let Some(channel) = ctx.ex.sessions.get(&id).filter(|c| !c.session.ended()) {
+        Purpose::Again(channel.session.clone())
+    } else if ctx.ex.authentications.contains_key(&id) {
+        Purpose::New
+    } else {
+        return Err(NtStatus::USER_SESSION_DELETED.into());
     };
-    let mut authentication = ctx.ex.authentications.remove(&id).unwrap_or_else(|| Authentication {
-        acceptor: Acceptor::new(server.ntlm.clone()),
-        preauth: negotiated.preauth,
-    });
+    let id = ctx.header.session_id;
+    let mut authentication = match ctx.ex.authentications.remove(&id) {
+        // A binding that goes on as something else has no session on this connection.
+        Some(begun) if matches!(begun.purpose, Purpose::Binding(_)) != binds => {
+            return Err(NtStatus::USER_SESSION_DELETED.into());
+        }
+        Some(begun) => begun,
+        None => Authentication {
+            acceptor: Acceptor::new(server.ntlm.clone()),
+            purpose,
+            preauth: negotiated.preauth,
+        },
+    };
     authentication.preauth.update(message);
     let current = server.current();
     let lookup = |user: &str, _domain: &str| current.config.users.get(&users::fold(user)).cloned();
-    let step = authentication.acceptor.step(request.security_buffer, server::now(), lookup);
-    ctx.header.session_id = id;
-    match step {
+    match authentication.acceptor.step(request.security_buffer, server::now(), lookup) {
         Ok(Step::Continue(token)) => {
             Response { flags: SessionFlags::NONE, security_buffer: &token }.encode(out);
             ctx.ex.authentications.insert(id, authentication);
             Ok(NtStatus::MORE_PROCESSING_REQUIRED)
         }
         Ok(Step::Done(done)) => {
-            let user = users::fold(&done.identity.user);
-            if let Some(existing) = ctx.ex.sessions.get(&id) {
-                // Authenticated anew; keys stay (3.3.5.5.3), and so must the user.
-                if existing.user != user {
-                    return Err(NtStatus::LOGON_FAILURE.into());
-                }
-                ctx.signer = Some(existing.clone());
-                let flags = flags_of(existing);
-                Response { flags, security_buffer: &done.token }.encode(out);
-                return Ok(NtStatus::SUCCESS);
-            }
-            let client_signs = SecurityMode(request.security_mode.into());
-            let must_sign = current.config.signing == Signing::Required
-                || client_signs.has(SecurityMode::SIGNING_REQUIRED);
-            let keys = derive(&negotiated, &done.session_key, &authentication.preauth);
-            let must_encrypt = current.config.encryption == Encryption::Required
-                || current.config.encryption == Encryption::Desired && keys.sealing.is_some();
-            if must_encrypt && keys.sealing.is_none() {
-                return Err(NtStatus::ACCESS_DENIED.into());
-            }
-            let sids = vec![server.user_sid(&user), Sid::everyone(), Sid::authenticated_users()];
-            let opens = server.opens.clone();
-            let session =
-                Arc::new(Session::new(id, user, sids, keys, must_sign, must_encrypt, opens));
-            if request.previous_session != SessionId(0) && request.previous_session != id {
-                replace_previous(ctx, request.previous_session, &session.user);
-            }
-            tracing::info!(peer = %ctx.ex.peer, user = session.user, "session established");
+            let preauth = authentication.preauth;
+            let session = match authentication.purpose {
+                Purpose::New => establish(ctx, &request, &negotiated, &done, &preauth)?,
+                Purpose::Again(session) => again(ctx, session, &done)?,
+                Purpose::Binding(session) => bind(ctx, session, &negotiated, &done, &preauth)?,
+            };
             Response { flags: flags_of(&session), security_buffer: &done.token }.encode(out);
-            server.sessions.add(session.clone());
-            ctx.ex.sessions.insert(id, session.clone());
-            ctx.signer = Some(session);
             Ok(NtStatus::SUCCESS)
         }
-        Err(error) => {
-            tracing::info!(peer = %ctx.ex.peer, %error, "authentication failed");
-            if error.is_malformed() {
-                Err(NtStatus::INVALID_PARAMETER.into())
-            } else {
-                Err(NtStatus::LOGON_FAILURE.into())
-            }
-        }
+        Err(error) => Err(refused(ctx, &authentication.purpose, &error)),
     }
+}
+
+/// Fails when the connection has as many sessions as it may have.
+fn room(ctx: &mut Ctx<'_>) -> Result<(), NtStatus> {
+    ctx.ex.sessions.retain(|_, channel| !channel.session.ended());
+    let busy = ctx.ex.sessions.len() + ctx.ex.authentications.len();
+    if busy >= ctx.ex.limits().sessions_per_connection {
+        return Err(NtStatus::REQUEST_NOT_ACCEPTED);
+    }
+    Ok(())
+}
+
+/// The session that a connection may be bound to, or why not (3.3.5.5, the steps for
+/// SMB2_SESSION_FLAG_BINDING).
+fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, NtStatus> {
+    let multichannel = ctx.ex.server.current().config.multichannel;
+    if let Some(BindingRequest { session, signed: Signed::Right }) = &ctx.binding {
+        // All answers until the channel has a key of its own, refusals too.
+        ctx.signer = Some(session.signing.clone());
+    }
+    let ours = negotiated.signing == SigningAlgorithm::AesGmac;
+    let theirs = ctx.binding.as_ref().map(|b| b.session.signing.algorithm());
+    let theirs = theirs == Some(SigningAlgorithm::AesGmac);
+    // AES-GMAC is negotiated for all channels or none; of the others each signs as it agreed.
+    if theirs && !ours {
+        return Err(NtStatus::REQUEST_OUT_OF_SEQUENCE);
+    }
+    // It may be a channel of that session already.
+    if !negotiated.dialect.is_smb3() || !multichannel || ctx.session.is_some() {
+        return Err(NtStatus::REQUEST_NOT_ACCEPTED);
+    }
+    let Some(BindingRequest { session, signed }) = ctx.binding.take() else {
+        return Err(NtStatus::USER_SESSION_DELETED);
+    };
+    if ours && !theirs {
+        return Err(NtStatus::NOT_SUPPORTED);
+    }
+    let origin = session.origin;
+    if origin.dialect != negotiated.dialect
+        || origin.cipher != negotiated.cipher
+        || signed == Signed::Not
+    {
+        return Err(NtStatus::INVALID_PARAMETER);
+    }
+    if session.expired(server::now) {
+        return Err(NtStatus::NETWORK_SESSION_EXPIRED);
+    }
+    if signed == Signed::Wrong {
+        return Err(NtStatus::ACCESS_DENIED);
+    }
+    if !ctx.ex.authentications.contains_key(&session.id) {
+        room(ctx)?;
+    }
+    Ok(session)
+}
+
+/// Makes a new session with its first channel (3.3.5.5.3).
+fn establish(
+    ctx: &mut Ctx<'_>,
+    request: &Request<'_>,
+    negotiated: &Negotiated,
+    done: &Completed,
+    preauth: &PreauthHash,
+) -> Result<Arc<Session>, Fail> {
+    let server = ctx.ex.server.clone();
+    let current = server.current();
+    let id = ctx.header.session_id;
+    let user = users::fold(&done.identity.user);
+    let client_signs = SecurityMode(request.security_mode.into());
+    let must_sign = current.config.signing == Signing::Required
+        || client_signs.has(SecurityMode::SIGNING_REQUIRED);
+    let keys = derive(negotiated, &done.session_key, preauth);
+    let must_encrypt = current.config.encryption == Encryption::Required
+        || current.config.encryption == Encryption::Desired && keys.sealing.is_some();
+    if must_encrypt && keys.sealing.is_none() {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let logon = Logon {
+        id,
+        sids: vec![server.user_sid(&user), Sid::everyone(), Sid::authenticated_users()],
+        user,
+        keys,
+        must_sign,
+        must_encrypt,
+        origin: Origin {
+            dialect: negotiated.dialect,
+            cipher: negotiated.cipher,
+            client_guid: negotiated.client_guid,
+        },
+        expires: NEVER,
+    };
+    let session = Arc::new(Session::new(logon));
+    if request.previous_session != SessionId(0) && request.previous_session != id {
+        replace_previous(ctx, request.previous_session, &session.user);
+    }
+    tracing::info!(peer = %ctx.ex.peer, user = session.user, "session established");
+    server.sessions.add(session.clone());
+    let signing = session.signing.clone();
+    enter(ctx, &session, signing)?;
+    Ok(session)
+}
+
+/// Makes the connection a channel of the session.
+fn enter(
+    ctx: &mut Ctx<'_>,
+    session: &Arc<Session>,
+    signing: Arc<SigningKey>,
+) -> Result<(), NtStatus> {
+    let notices = ctx.ex.notices();
+    let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer, notices };
+    let channel = session.join(info, signing)?;
+    ctx.signer = Some(channel.signing.clone());
+    ctx.ex.sessions.insert(session.id, channel);
+    Ok(())
+}
+
+/// Prolongs a session whose user logged on once more; keys stay (3.3.5.5.2), and so must the
+/// user.
+fn again(ctx: &mut Ctx<'_>, session: Arc<Session>, done: &Completed) -> Result<Arc<Session>, Fail> {
+    if session.user != users::fold(&done.identity.user) {
+        expel(ctx, &session);
+        return Err(NtStatus::LOGON_FAILURE.into());
+    }
+    session.renew(NEVER);
+    let channel = ctx.ex.sessions.get(&session.id).ok_or(NtStatus::USER_SESSION_DELETED)?;
+    ctx.signer = Some(channel.signing.clone());
+    Ok(session)
+}
+
+/// Adds the connection to a session of the same user.
+fn bind(
+    ctx: &mut Ctx<'_>,
+    session: Arc<Session>,
+    negotiated: &Negotiated,
+    done: &Completed,
+    preauth: &PreauthHash,
+) -> Result<Arc<Session>, Fail> {
+    if session.user != users::fold(&done.identity.user) {
+        // What clients know; the specification names STATUS_NOT_SUPPORTED.
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let signing = Arc::new(signing_key(negotiated, &done.session_key, preauth));
+    enter(ctx, &session, signing)?;
+    tracing::debug!(peer = %ctx.ex.peer, user = session.user, "a channel joined its session");
+    Ok(session)
+}
+
+/// What a failed authentication comes to: a session that failed to log on again is over, one
+/// that a channel failed to join is not concerned.
+fn refused(ctx: &mut Ctx<'_>, purpose: &Purpose, error: &spnego::Error) -> Fail {
+    tracing::info!(peer = %ctx.ex.peer, %error, "authentication failed");
+    if let Purpose::Again(session) = purpose {
+        expel(ctx, session);
+    }
+    if error.is_malformed() {
+        NtStatus::INVALID_PARAMETER.into()
+    } else {
+        NtStatus::LOGON_FAILURE.into()
+    }
+}
+
+/// Ends a session. Its channel stays until the connection needs the room, so that what is still
+/// asked of it gets a signed refusal.
+fn expel(ctx: &mut Ctx<'_>, session: &Session) {
+    ctx.ex.server.sessions.end(session.id);
 }
 
 fn flags_of(session: &Session) -> SessionFlags {
@@ -123,29 +317,40 @@ fn flags_of(session: &Session) -> SessionFlags {
 fn replace_previous(ctx: &mut Ctx<'_>, previous: SessionId, user: &str) {
     let server = &ctx.ex.server;
     if server.sessions.get(previous).is_some_and(|session| session.user == user) {
-        ctx.ex.sessions.remove(&previous);
         server.sessions.end(previous);
+    }
+}
+
+/// `Session.SigningKey` or, of a further connection, `Channel.SigningKey` (3.3.5.5.3).
+fn signing_key(
+    negotiated: &Negotiated,
+    session_key: &SecretKey,
+    preauth: &PreauthHash,
+) -> SigningKey {
+    let short = session_key.first_16();
+    if !negotiated.dialect.is_smb3() {
+        return SigningKey::new(negotiated.signing, &short);
+    }
+    let key = kdf::signing_key(&short, context(negotiated, preauth)).first_16();
+    SigningKey::new(negotiated.signing, &key)
+}
+
+fn context<'a>(negotiated: &Negotiated, preauth: &'a PreauthHash) -> Binding<'a> {
+    match negotiated.dialect {
+        Dialect::SMB_3_1_1 => Binding::Smb311(preauth),
+        _ => Binding::Smb30,
     }
 }
 
 /// Keys of a new session (3.3.5.5.3).
 fn derive(negotiated: &Negotiated, session_key: &SecretKey, preauth: &PreauthHash) -> Keys {
-    let short = session_key.first_16();
-    if !negotiated.dialect.is_smb3() {
-        return Keys { signing: SigningKey::new(negotiated.signing, &short), sealing: None };
-    }
-    let binding = if negotiated.dialect == Dialect::SMB_3_1_1 {
-        Binding::Smb311(preauth)
-    } else {
-        Binding::Smb30
-    };
-    let signing = kdf::signing_key(&short, binding).first_16();
-    let sealing = negotiated.cipher.map(|cipher| {
-        let keys = kdf::cipher_keys(session_key, cipher, binding);
+    let cipher = negotiated.cipher.filter(|_| negotiated.dialect.is_smb3());
+    let sealing = cipher.map(|cipher| {
+        let keys = kdf::cipher_keys(session_key, cipher, context(negotiated, preauth));
         (
             SealingKey::new(cipher, &keys.server_to_client),
             OpeningKey::new(cipher, &keys.client_to_server),
         )
     });
-    Keys { signing: SigningKey::new(negotiated.signing, &signing), sealing }
+    Keys { signing: signing_key(negotiated, session_key, preauth), sealing }
 }

@@ -3,11 +3,12 @@
 
 use smb_protocol::{
     Command, Dialect, NtStatus,
+    crypto::{PreauthHash, SigningAlgorithm},
     msg::negotiate::{Capabilities, Response},
     spnego::Acceptor,
 };
 
-use super::negotiate::security_mode;
+use super::negotiate::{Negotiated, max_payload, security_mode};
 use crate::{
     connection::Dropped,
     exchange::{Exchange, plain_frame, plain_header},
@@ -17,26 +18,34 @@ use crate::{
 const SMB1_NEGOTIATE: u8 = 0x72;
 const SMB1_HEADER: usize = 32;
 
-/// Answers an SMB 1 NEGOTIATE; everything else of SMB 1 ends the connection.
+/// Answers an SMB 1 NEGOTIATE; everything else of SMB 1 ends the connection. A client that knows
+/// `SMB 2.???` is asked to negotiate again, one that knows `SMB 2.002` alone speaks that from now
+/// on.
 pub fn answer(ex: &mut Exchange, message: &[u8], out: &mut Vec<u8>) -> Result<(), Dropped> {
     if message.get(4) != Some(&SMB1_NEGOTIATE) || message.len() < SMB1_HEADER + 3 {
         return Err(Dropped::Protocol("SMB 1 is not served"));
     }
-    let dialects = &message[SMB1_HEADER + 3..];
-    let wildcard = dialects.split(|b| *b == 0).any(|d| d == b"\x02SMB 2.???");
-    if !wildcard {
+    let offers = |name: &[u8]| message[SMB1_HEADER + 3..].split(|b| *b == 0).any(|d| d == name);
+    let current = ex.server.current();
+    let config = &current.config;
+    let wildcard = offers(b"\x02SMB 2.???") && config.max_dialect > Dialect::SMB_2_0_2;
+    let old = offers(b"\x02SMB 2.002") && config.min_dialect == Dialect::SMB_2_0_2;
+    if !wildcard && !old {
         refuse(message, out);
         return Ok(());
     }
-    let current = ex.server.current();
+    let dialect = if wildcard { Dialect::WILDCARD } else { Dialect::SMB_2_0_2 };
+    let capabilities = if wildcard { Capabilities::LARGE_MTU } else { Capabilities::NONE };
+    let security_mode = security_mode(config);
+    let max = max_payload(config, dialect);
     let response = Response {
-        security_mode: security_mode(&current.config),
-        dialect: Dialect::WILDCARD,
+        security_mode,
+        dialect,
         server_guid: ex.server.guid,
-        capabilities: Capabilities::LARGE_MTU,
-        max_transact_size: current.config.max_io_size,
-        max_read_size: current.config.max_io_size,
-        max_write_size: current.config.max_io_size,
+        capabilities,
+        max_transact_size: max,
+        max_read_size: max,
+        max_write_size: max,
         system_time: server::now(),
         security_buffer: Acceptor::hint(),
         contexts: Vec::new(),
@@ -44,6 +53,22 @@ pub fn answer(ex: &mut Exchange, message: &[u8], out: &mut Vec<u8>) -> Result<()
     let mut header = plain_header(Command::NEGOTIATE);
     header.status = NtStatus::SUCCESS;
     plain_frame(header, out, |out| response.encode(out));
+    // The SMB 1 request took the first message id (3.3.5.3).
+    ex.skip_message_id();
+    if !wildcard {
+        ex.negotiated = Some(Negotiated {
+            dialect,
+            signing: SigningAlgorithm::HmacSha256,
+            cipher: None,
+            client_guid: [0; 16],
+            client_capabilities: 0,
+            client_security_mode: 0,
+            client_dialects: vec![dialect],
+            capabilities,
+            security_mode,
+            preauth: PreauthHash::new(),
+        });
+    }
     Ok(())
 }
 

@@ -92,7 +92,7 @@ impl Direct {
             if let Ok(done) =
                 self.runtime.block_on(async { tokio::time::timeout(limit, wait).await })
             {
-                self.exchange.complete(done, &mut out);
+                self.exchange.complete(done, &mut out)?;
             }
         }
         Ok(answers(&out))
@@ -350,8 +350,8 @@ proptest! {
 fn a_wrong_signature_is_refused() {
     let mut direct = Direct::new();
     direct.login();
-    let session = direct.exchange.sessions[&direct.session].clone();
-    assert!(!session.must_sign);
+    let channel = direct.exchange.sessions[&direct.session].clone();
+    assert!(!channel.session.must_sign);
     // A wrong signature is refused even where none is needed.
     let mut message = direct.header(Command::ECHO).to_bytes().to_vec();
     message[16] |= 8;

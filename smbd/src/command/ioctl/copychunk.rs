@@ -11,7 +11,7 @@ use smb_protocol::{
     msg::create::Access,
 };
 
-use super::{Call, Ctx, Handled, LONG, answer, answer_as, sparse};
+use super::{Call, Ctx, Handled, LONG, answer, answer_as, changes, reads, sparse};
 use crate::{status::of_errno, volume::space};
 
 /// Most chunks of a request.
@@ -75,16 +75,25 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     {
         return too_much(out);
     }
-    let reads = Access::READ_DATA.or(Access::EXECUTE);
+    let readable = Access::READ_DATA.or(Access::EXECUTE);
     call.open.need(Access::WRITE_DATA.or(Access::APPEND_DATA))?;
     if call.request.code == FsctlCode::SRV_COPYCHUNK {
         call.open.need(Access::READ_DATA)?;
     }
-    let from = source.content(reads)?.clone();
+    let from = source.content(readable)?.clone();
     let to = call.open.content(Access::WRITE_DATA.or(Access::APPEND_DATA))?.clone();
     let longest = ctx.ex.limits().file_size.0;
     if chunks.iter().any(|chunk| chunk.target + u64::from(chunk.length) > longest) {
         return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    for chunk in &chunks {
+        let len = u64::from(chunk.length);
+        let free = reads(&source, chunk.source, len);
+        if let Err(status) = free.and_then(|()| changes(&call.open, chunk.target, len)) {
+            let mut output = Vec::new();
+            CopyResult::default().encode(&mut output);
+            return answer_as(status, call.request, &output, out);
+        }
     }
     call.later(chunks.len() * 24, total > LONG, move |open| {
         let mut result = CopyResult::default();

@@ -52,6 +52,8 @@ pub fn duplicate(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     if length == 0 {
         return call.later(0, false, |_| DONE);
     }
+    // Locks of byte ranges are not asked, as on ReFS (notes 91 and 92 of MS-FSA).
+    open.others_forget()?;
     call.later(0, false, move |open| {
         let (theirs, ours) = (source.facts()?, open.facts()?);
         // What is asked for beyond the last block of the source is not there.

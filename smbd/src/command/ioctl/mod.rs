@@ -162,5 +162,16 @@ impl Call<'_> {
     }
 }
 
+/// Fails if a lock forbids `open` to read a range (MS-FSA 2.1.4.10).
+fn reads(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
+    open.node.check_io(open.node_id(), offset, len, false)
+}
+
+/// Fails if a lock forbids `open` to change a range; else what others cached is void.
+fn changes(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
+    open.node.check_io(open.node_id(), offset, len, true)?;
+    open.others_forget()
+}
+
 /// A control that succeeded without output.
 const DONE: Outcome = Ok((NtStatus::SUCCESS, Vec::new()));

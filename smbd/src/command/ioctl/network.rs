@@ -2,13 +2,12 @@
 //! (MS-SMB2 3.3.5.15.11, 3.3.5.15.12).
 
 use smb_protocol::{
-    fscc::fsctl::{
-        self, InterfaceCapability, NetworkInterface, ValidateNegotiate, ValidateNegotiateResponse,
-    },
+    fscc::fsctl::{self, ValidateNegotiate, ValidateNegotiateResponse},
     msg::ioctl::Request,
 };
 
 use super::{super::Fail, Ctx, Handled, answer};
+use crate::interfaces;
 
 /// Whether the client saw the negotiation that we saw (3.3.5.15.12); if not, someone is between.
 pub fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
@@ -34,15 +33,10 @@ pub fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Hand
     answer(request, &output, out)
 }
 
-/// The address that the client dialled; further ones come with multichannel (3.3.5.15.11).
+/// The addresses that the client may use (3.3.5.15.11).
 pub fn interfaces(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
     let mut output = Vec::new();
-    let here = NetworkInterface {
-        index: 1,
-        capability: InterfaceCapability::NONE,
-        link_speed: 10_000_000_000,
-        address: ctx.ex.local.ip(),
-    };
-    fsctl::encode_interfaces(&[here], &mut output);
+    let listen = &ctx.ex.server.current().config.listen;
+    fsctl::encode_interfaces(&interfaces::list(listen, ctx.ex.local), &mut output);
     answer(request, &output, out)
 }

@@ -12,7 +12,7 @@ use smb_protocol::{
     msg::create::Access,
 };
 
-use super::{Call, Ctx, Handled, LONG, answer, sparse};
+use super::{Call, Ctx, Handled, LONG, answer, changes, reads, sparse};
 use crate::{status::of_errno, volume::space};
 
 /// Unit of offsets and lengths: a logical sector.
@@ -41,6 +41,7 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
         return Err(NtStatus::OFFLOAD_READ_FILE_NOT_SUPPORTED.into());
     }
     let data = call.open.content(Access::READ_DATA)?.clone();
+    reads(&call.open, offset, length)?;
     let user = ctx.session()?.user.clone();
     let server = ctx.ex.server.clone();
     let runtime = tokio::runtime::Handle::current();
@@ -112,6 +113,7 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         offload::encode_offload_written(0, &mut output);
         return answer(call.request, &output, out);
     }
+    changes(&call.open, offset, length)?;
     let user = ctx.session()?.user.clone();
     let server = ctx.ex.server.clone();
     call.later(OffloadWrite::LEN as usize, length > LONG, move |open| {

@@ -17,7 +17,7 @@ use smb_protocol::{
     wire::Put,
 };
 
-use super::{Call, DONE, Handled, Outcome, answer};
+use super::{Call, DONE, Handled, Outcome, answer, changes};
 use crate::{
     status::of_errno,
     volume::{attributes, open::Open, space},
@@ -68,6 +68,7 @@ pub fn zero_data(call: Call<'_>) -> Handled {
     }
     let data = call.open.content(Access::WRITE_DATA)?.clone();
     let range = fsctl::parse_zero_data(call.request.input)?;
+    changes(&call.open, range.start, range.end - range.start)?;
     call.later(0, false, move |open| {
         let facts = open.facts()?;
         let end = range.end.min(facts.end_of_file);
@@ -164,6 +165,9 @@ pub fn trim(call: Call<'_>) -> Handled {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let held = ranges.len() * 16;
+    for (offset, length) in &ranges {
+        changes(&call.open, *offset, *length)?;
+    }
     call.later(held, false, move |open| -> Outcome {
         let size = open.facts()?.end_of_file;
         let mut processed = 0u32;

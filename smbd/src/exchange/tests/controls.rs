@@ -250,7 +250,7 @@ fn blocks_are_shared_or_the_request_is_refused() {
     let mut direct = ready();
     let (source, target) = (direct.file("s", &[3; 70_000]), direct.file("t", &[4; 40_000]));
     let session = direct.exchange.sessions[&direct.session].clone();
-    let shares = session.open(direct.tree, source).unwrap().volume().shares_blocks();
+    let shares = session.session.open(direct.tree, source).unwrap().volume().shares_blocks();
     let ask = |direct: &mut Direct, file_id, source, to, length| {
         let ranges = Duplicate { file_id, source, target: to, length, atomic: true };
         let plain = encoded(|out| ranges.encode(out));
