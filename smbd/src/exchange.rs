@@ -941,11 +941,13 @@ impl<'a> Answer<'a> {
             HeaderFlags::RESPONSE.or(header.flags.and(HeaderFlags::ASYNC.or(HeaderFlags::RELATED)));
         header.next_command = 0;
         header.signature = [0; 16];
-        if !place.last {
+        if !(place.first && place.last) {
             let over = (self.out.len() - start) % 8;
             if over != 0 {
                 self.out.resize(self.out.len() + 8 - over, 0);
             }
+        }
+        if !place.last {
             // Signed as it will be: the next message begins here.
             header.next_command = (self.out.len() - start) as u32;
         }
@@ -970,9 +972,10 @@ impl<'a> Answer<'a> {
         let last = header.next_command == 0;
         response.status = status;
         response.credits = credits;
+        let first = self.out.len() == self.messages;
         let body_at = self.open(header);
         error::Response::default().encode(self.out);
-        self.close(response, body_at, signer, Place { first: false, last });
+        self.close(response, body_at, signer, Place { first, last });
     }
 
     /// The bytes of the message that was closed last.

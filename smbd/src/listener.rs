@@ -76,6 +76,10 @@ pub fn start(server: Arc<Server>) -> io::Result<Running> {
         listeners.spawn(accept(listener, server.clone(), census.clone(), stopped.clone()));
     }
     listeners.spawn(keep_house(server.clone(), stopped));
+    let sweeper = server.clone();
+    std::thread::Builder::new()
+        .name("streams".to_owned())
+        .spawn(move || sweeper.sweep_streams())?;
     Ok(Running { server, addresses, stop, listeners })
 }
 

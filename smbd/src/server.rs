@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     session::{ConnectionId, Sessions},
     tokens::Tokens,
-    volume::{Volume, node::Nodes},
+    volume::{Volume, node::Nodes, streams},
 };
 
 /// What all connections share.
@@ -67,6 +67,10 @@ impl Current {
                 };
             volumes.insert(key.clone(), volume);
         }
+        let all: Vec<_> = volumes.values().cloned().collect();
+        for volume in &all {
+            volume.know(&all)?;
+        }
         Ok(Self { config, volumes })
     }
 }
@@ -105,6 +109,27 @@ impl Server {
         let new = Arc::new(Current::new(config, Some(&old))?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
+    }
+
+    /// Looks for named streams whose file was removed while the server did not see it; to be done
+    /// once, when the server starts, on a thread of its own.
+    pub fn sweep_streams(&self) {
+        let all: Vec<_> = self.current().volumes.values().cloned().collect();
+        let mut done = Vec::new();
+        for volume in &all {
+            let swept = rustix::fs::fstat(volume.root()).and_then(|stat| {
+                if done.contains(&stat.st_dev) {
+                    return Ok(0);
+                }
+                done.push(stat.st_dev);
+                streams::sweep(volume.homes(&all)?)
+            });
+            match swept {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "removed streams of files that are gone"),
+                Err(error) => tracing::info!(%error, "streams of files that are gone may remain"),
+            }
+        }
     }
 
     /// A name for a new session.

@@ -18,15 +18,16 @@ pub mod path;
 pub mod pattern;
 pub mod security;
 pub mod space;
+pub mod streams;
 
 use std::{
     ffi::{OsStr, OsString},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::ffi::{OsStrExt, OsStringExt},
     },
-    path::Path,
-    sync::OnceLock,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use rustix::{
@@ -36,13 +37,15 @@ use rustix::{
 use smb_protocol::{NtStatus, name::same_name};
 
 use crate::status::of_errno;
-pub use path::RelPath;
+pub use path::{FileName, RelPath, StreamName, StreamPart};
+use streams::StreamStore;
 
 /// The folder of a share.
 #[derive(Debug)]
 pub struct Volume {
     root: OwnedFd,
     shares_blocks: OnceLock<bool>,
+    streams: RwLock<Arc<StreamStore>>,
 }
 
 /// Where a name leads.
@@ -71,12 +74,52 @@ impl Volume {
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { root, shares_blocks: OnceLock::new() })
+        let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
+        let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
+        Ok(Self { root, streams, shares_blocks: OnceLock::new() })
     }
 
     /// Whether files on it can share blocks.
     pub fn shares_blocks(&self) -> bool {
         *self.shares_blocks.get_or_init(|| space::can_share(self.root()))
+    }
+
+    /// Says which other shares there are: on one file system a file's named streams are the same
+    /// through all of them.
+    pub fn know(&self, others: &[Arc<Self>]) -> Result<(), Errno> {
+        let homes = self.homes(others)?;
+        *self.streams.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(StreamStore::new(homes));
+        Ok(())
+    }
+
+    /// The roots of the shares on this file system, those around this one first, the outermost
+    /// before all.
+    pub fn homes(&self, others: &[Arc<Self>]) -> Result<Vec<OwnedFd>, Errno> {
+        let device = rustix::fs::fstat(&self.root)?.st_dev;
+        let mine = place_of(self.root())?;
+        let mut homes = Vec::new();
+        for other in others.iter().map(AsRef::as_ref) {
+            if rustix::fs::fstat(&other.root)?.st_dev == device {
+                let place = place_of(other.root())?;
+                homes.push((!mine.starts_with(&place), place, other));
+            }
+        }
+        homes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        homes.dedup_by(|a, b| a.1 == b.1);
+        homes.iter().map(|home| rustix::io::fcntl_dupfd_cloexec(&home.2.root, 0)).collect()
+    }
+
+    /// The named streams of the files here.
+    pub fn streams(&self) -> Arc<StreamStore> {
+        self.streams.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The path from the share's root to what `fd` names, as it is now, whoever moved it; the
+    /// root's for what is not below it any more.
+    pub fn path_of(&self, fd: BorrowedFd<'_>) -> Result<RelPath, Errno> {
+        let (root, place) = (place_of(self.root())?, place_of(fd)?);
+        Ok(RelPath::from_system(place.strip_prefix(root).unwrap_or(Path::new(""))))
     }
 
     /// The folder itself.
@@ -178,14 +221,31 @@ impl Volume {
     /// Removes `path` if it still names the file that `stat` describes.
     pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
         let (parent, name) = self.parent(path)?;
-        let now = rustix::fs::statat(&parent, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let kind = FileType::from_raw_mode(now.st_mode);
-        let same = (now.st_dev, now.st_ino) == (stat.st_dev, stat.st_ino);
-        if !same && kind != FileType::Symlink {
-            return Err(Errno::NOENT);
+        unlink_same(parent.as_fd(), &name, stat)
+    }
+
+    /// Removes the name of what `fd` names, and the streams of a file that is gone with it. The
+    /// name is the one it was opened by, which may be a symbolic link, or, if it is not there any
+    /// more or the file has several, the one that it has now.
+    pub fn remove_open(&self, fd: BorrowedFd<'_>, opened: &RelPath) -> Result<(), Errno> {
+        let stat = rustix::fs::fstat(fd)?;
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if (directory || stat.st_nlink == 1) && self.remove(opened, &stat).is_ok() {
+            return self.forget_streams(fd);
         }
-        let flags = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        rustix::fs::unlinkat(&parent, &*name, flags)
+        let place = place_of(fd)?;
+        match place.strip_prefix(place_of(self.root())?) {
+            Ok(below) => self.remove(&RelPath::from_system(below), &stat)?,
+            // It was moved out of this share through one that holds it.
+            Err(_) => remove_at(&place, &stat)?,
+        }
+        self.forget_streams(fd)
+    }
+
+    /// Removes the streams of a file that has no name any more.
+    pub fn forget_streams(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let stat = rustix::fs::fstat(fd)?;
+        if stat.st_nlink == 0 { self.streams().clear(fd, |_| false) } else { Ok(()) }
     }
 
     /// The folder that `path` is in, opened without access to its content.
@@ -212,6 +272,37 @@ impl Volume {
         let fd = self.openat(&parent.to_os(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
         rustix::fs::fsync(&fd)
     }
+}
+
+/// Removes a name if it still names the file that `stat` describes, or is a link to it.
+fn unlink_same(folder: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<(), Errno> {
+    let now = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let kind = FileType::from_raw_mode(now.st_mode);
+    let means = match kind {
+        FileType::Symlink => rustix::fs::statat(folder, name, AtFlags::empty())?,
+        _ => now,
+    };
+    if (means.st_dev, means.st_ino) != (stat.st_dev, stat.st_ino) {
+        return Err(Errno::NOENT);
+    }
+    let flags = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+    rustix::fs::unlinkat(folder, name, flags)
+}
+
+fn remove_at(place: &Path, stat: &Stat) -> Result<(), Errno> {
+    let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
+        return Err(Errno::BUSY);
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    let folder = rustix::fs::openat2(rustix::fs::CWD, folder, flags, Mode::empty(), resolve)?;
+    unlink_same(folder.as_fd(), name, stat)
+}
+
+/// Where in the system's tree the file is that `fd` names.
+pub fn place_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
+    let text = rustix::fs::readlink(magic_path(fd).as_str(), Vec::new())?;
+    Ok(PathBuf::from(OsString::from_vec(text.into_bytes())))
 }
 
 /// Opens what `fd` already names with other access; no path is followed.

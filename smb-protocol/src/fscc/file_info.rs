@@ -3,7 +3,7 @@
 use super::{FileAttributes, Times};
 use crate::{
     name,
-    wire::{Put, Reader, Result, len32},
+    wire::{Put, Reader, Result, WireError, len32},
 };
 
 /// `FileBasicInformation` (2.4.7). In a set a time of 0 leaves it as it is, -1 stops and -2
@@ -160,12 +160,64 @@ pub fn encode_name(name: &str, out: &mut Vec<u8>) {
     out.put(&name);
 }
 
-/// One entry of `FileStreamInformation` (2.4.43); entries are chained as directory entries are.
-pub fn encode_stream(name: &str, size: u64, allocation: u64, out: &mut Vec<u8>) {
-    let name = name::to_utf16(name);
-    out.put_u32(0);
-    out.put_u32(len32(name.len()));
-    out.put_u64(size);
-    out.put_u64(allocation);
-    out.put(&name);
+/// `FileStreamInformation` (2.4.49): entries of name (`:name:$DATA`), length and allocation,
+/// chained as directory entries are.
+pub fn encode_streams<'a>(streams: impl Iterator<Item = (&'a str, u64, u64)>, out: &mut Vec<u8>) {
+    let start = out.len();
+    let mut last = None;
+    for (name, size, allocation) in streams {
+        let name = name::to_utf16(name);
+        out.pad_to(start, 8);
+        let at = out.len();
+        if let Some(last) = last {
+            out.patch(last, &len32(at - last).to_le_bytes());
+        }
+        last = Some(at);
+        out.put_u32(0);
+        out.put_u32(len32(name.len()));
+        out.put_u64(size);
+        out.put_u64(allocation);
+        out.put(&name);
+    }
+}
+
+/// Reads `FileStreamInformation`: name, length and allocation of each stream.
+pub fn parse_streams(mut data: &[u8]) -> Result<Vec<(String, u64, u64)>> {
+    let mut list = Vec::new();
+    while !data.is_empty() {
+        let mut r = Reader::new(data);
+        let next = r.u32("stream.NextEntryOffset")? as usize;
+        let len = r.u32("stream.StreamNameLength")? as usize;
+        let (size, allocation) = (r.u64("stream.StreamSize")?, r.u64("stream.AllocationSize")?);
+        let name = name::utf16(r.bytes(len, "stream.StreamName")?, "stream.StreamName")?;
+        list.push((name, size, allocation));
+        if next == 0 {
+            break;
+        }
+        let behind = data.get(next..).filter(|_| next >= 24);
+        let value = next as u64;
+        data = behind.ok_or(WireError::Value { field: "stream.NextEntryOffset", value })?;
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn streams_round_trip(list in prop::collection::vec((".{0,20}", any::<u64>(), any::<u64>()), 0..6)) {
+            let mut out = vec![7; 3];
+            encode_streams(list.iter().map(|(name, size, room)| (name.as_str(), *size, *room)), &mut out);
+            prop_assert_eq!(parse_streams(&out[3..]).unwrap(), list);
+        }
+
+        #[test]
+        fn parsing_streams_is_total(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = parse_streams(&bytes);
+        }
+    }
 }

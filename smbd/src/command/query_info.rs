@@ -17,7 +17,11 @@ use smb_protocol::{
 };
 
 use super::{Ctx, Fail, Handled};
-use crate::volume::{attributes::Facts, open::Open, security};
+use crate::volume::{
+    attributes::{self, Facts},
+    open::Open,
+    security,
+};
 
 /// Length of the fields in front of the information.
 const PREFIX: usize = 8;
@@ -57,7 +61,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 }
 
 fn standard(open: &Open, facts: &Facts) -> Standard {
-    let delete_pending = open.node.delete_pending();
+    let delete_pending = open.node.delete_pending() || open.base_node().delete_pending();
     Standard {
         allocation_size: facts.allocation_size,
         end_of_file: facts.end_of_file,
@@ -65,6 +69,19 @@ fn standard(open: &Open, facts: &Facts) -> Standard {
         delete_pending,
         directory: facts.directory,
     }
+}
+
+/// All streams of the file, the unnamed one first.
+fn streams(open: &Open, out: &mut Vec<u8>) -> Result<(), Fail> {
+    let base = attributes::facts(open.handle())?;
+    let mut list = Vec::new();
+    if !base.directory {
+        list.push(("::$DATA".to_owned(), base.end_of_file, base.allocation_size));
+    }
+    let named = open.volume().streams().list(open.handle())?;
+    list.extend(named.into_iter().map(|s| (format!(":{}:$DATA", s.name), s.size, s.allocation)));
+    file_info::encode_streams(list.iter().map(|(name, a, b)| (name.as_str(), *a, *b)), out);
+    Ok(())
 }
 
 fn mode(open: &Open) -> u32 {
@@ -80,11 +97,11 @@ fn mode(open: &Open) -> u32 {
 /// Appends information about a file; returns the length of its fixed part.
 fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail> {
     let facts = open.facts()?;
-    let attributes = Access::READ_ATTRIBUTES;
+    let shown = Access::READ_ATTRIBUTES;
     let position = || open.position.load(Ordering::Relaxed);
     Ok(match class {
         InfoClass::BASIC => {
-            open.need(attributes)?;
+            open.need(shown)?;
             Basic { times: facts.times, attributes: facts.attributes }.encode(out);
             40
         }
@@ -117,7 +134,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             4
         }
         InfoClass::ALL => {
-            open.need(attributes)?;
+            open.need(shown)?;
             Basic { times: facts.times, attributes: facts.attributes }.encode(out);
             standard(open, &facts).encode(out);
             out.put_u64(facts.file_id);
@@ -126,11 +143,11 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             out.put_u64(position());
             out.put_u32(mode(open));
             out.put_u32(0);
-            file_info::encode_name(&open.node.path().to_windows(), out);
+            file_info::encode_name(&open.full_name()?, out);
             100
         }
         InfoClass::NETWORK_OPEN => {
-            open.need(attributes)?;
+            open.need(shown)?;
             NetworkOpen {
                 times: facts.times,
                 allocation_size: facts.allocation_size,
@@ -141,15 +158,13 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             56
         }
         InfoClass::ATTRIBUTE_TAG => {
-            open.need(attributes)?;
+            open.need(shown)?;
             out.put_u32(facts.attributes.0);
             out.put_u32(0);
             8
         }
         InfoClass::STREAM => {
-            if !facts.directory {
-                file_info::encode_stream("::$DATA", facts.end_of_file, facts.allocation_size, out);
-            }
+            streams(open, out)?;
             0
         }
         InfoClass::COMPRESSION => {
@@ -158,7 +173,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             16
         }
         InfoClass::NORMALIZED_NAME => {
-            let name = open.node.path().to_windows();
+            let name = open.full_name()?;
             file_info::encode_name(name.trim_start_matches('\\'), out);
             4
         }
@@ -170,7 +185,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
         }
         InfoClass::ALTERNATE_NAME => {
             // No short names are made up: a file has one only if its name is one.
-            let path = open.node.path();
+            let path = open.path()?;
             let short = path.split().map(|(_, name)| name).filter(|name| is_short(name));
             file_info::encode_name(short.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?, out);
             4
@@ -228,6 +243,7 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
                 .or(FsAttributes::CASE_PRESERVED_NAMES)
                 .or(FsAttributes::UNICODE_ON_DISK)
                 .or(FsAttributes::SPARSE_FILES)
+                .or(FsAttributes::NAMED_STREAMS)
                 .or(FsAttributes::SPARSE_VDL);
             if open.volume().shares_blocks() {
                 attributes |= FsAttributes::BLOCK_REFCOUNTING;

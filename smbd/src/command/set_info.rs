@@ -1,6 +1,9 @@
 //! SET_INFO (MS-SMB2 3.3.5.21).
 
-use std::{os::fd::AsFd, sync::atomic::Ordering};
+use std::{
+    os::fd::AsFd,
+    sync::{PoisonError, atomic::Ordering},
+};
 
 use rustix::io::Errno;
 use smb_protocol::{
@@ -19,7 +22,10 @@ use smb_protocol::{
 };
 
 use super::{Ctx, Fail, Handled, create::job::reserve};
-use crate::volume::{Found, RelPath, attributes, listing::Listing, open::Open, security};
+use crate::volume::{
+    FileName, Found, RelPath, StreamPart, attributes, listing::Listing, node::caching::Cause,
+    open::Open, security,
+};
 
 /// Handles a SET_INFO.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -65,6 +71,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             if len > i64::MAX as u64 {
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
+            open.others_forget()?;
             rustix::fs::ftruncate(data.as_fd(), len)?;
         }
         InfoClass::ALLOCATION => {
@@ -73,6 +80,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             if size > i64::MAX as u64 {
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
+            open.others_forget()?;
             if size < open.facts()?.end_of_file {
                 rustix::fs::ftruncate(data.as_fd(), size)?;
             } else if size > 0 {
@@ -109,7 +117,9 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
 /// Marks a file to be deleted when its last opener leaves (MS-FSA 2.1.5.15.3).
 fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
     if delete {
-        if open.facts()?.attributes.has(FileAttributes::READONLY) || open.node.path().is_root() {
+        open.others_let_go(Cause::Delete)?;
+        let root = open.stream.is_none() && open.path()?.is_root();
+        if root || open.facts()?.attributes.has(FileAttributes::READONLY) {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
         if open.directory {
@@ -134,24 +144,35 @@ fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
     Ok(())
 }
 
-/// Gives a file another name in the same share (MS-FSA 2.1.5.15.11).
+/// Gives a file another name in the same share, or a stream one of the same file
+/// (MS-FSA 2.1.5.15.12).
 fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+    if request.name.starts_with(':') {
+        return rename_stream(ctx, open, request);
+    }
+    if open.stream.is_some() && request.name.contains(':') {
+        // The name of a stream stands alone; with its file's name it means the file that this open
+        // keeps from being renamed.
+        return Err(NtStatus::SHARING_VIOLATION.into());
+    }
     let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
-    let from = open.node.path();
-    if wanted.is_root() || from.is_root() {
+    let from = open.path()?;
+    if wanted.is_root() || from.is_root() || open.stream.is_some() {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
+    open.others_let_go(Cause::Rename)?;
+    let nodes = &ctx.ex.server.nodes;
     if open.node.others_forbid_delete(open.node_id()) {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
     let stat = rustix::fs::fstat(open.handle())?;
-    if open.directory && ctx.ex.server.nodes.any_below(stat.st_dev, &from) {
+    if open.directory && nodes.any_below(stat.st_dev, &open.node.path()) {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
-    let mut replace = false;
+    let mut replaced = None;
     let to = match open.volume().find(&wanted)? {
         Found::Missing { path } => path,
-        Found::Here { stat: target, path, .. } => {
+        Found::Here { fd, stat: target, path } => {
             let itself = (target.st_dev, target.st_ino) == (stat.st_dev, stat.st_ino);
             let (Some((folder, name)), Some((_, new))) = (path.split(), wanted.split()) else {
                 return Err(NtStatus::INVALID_PARAMETER.into());
@@ -165,10 +186,10 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
                 if !request.replace {
                     return Err(NtStatus::OBJECT_NAME_COLLISION.into());
                 }
-                if directory || ctx.ex.server.nodes.is_open(&target) {
+                if directory || nodes.is_open(&target) {
                     return Err(NtStatus::ACCESS_DENIED.into());
                 }
-                replace = true;
+                replaced = Some(fd);
                 path
             }
         }
@@ -176,7 +197,34 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     if to == from {
         return Ok(());
     }
-    open.volume().rename(&from, &to, replace)?;
+    open.volume().rename(&from, &to, replaced.is_some())?;
     open.node.set_path(to);
+    if let Some(replaced) = replaced {
+        open.volume().forget_streams(replaced.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Gives a stream another name (MS-FSA 2.1.5.15.12.1).
+fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+    let invalid = NtStatus::INVALID_PARAMETER;
+    let part = FileName::parse(&request.name).map_err(|_| invalid)?.part;
+    let StreamPart::Named(to) = part else { return Err(invalid.into()) };
+    let Some(stream) = &open.stream else { return Err(invalid.into()) };
+    let mut name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
+    if same_name(name.as_str(), to.as_str()) {
+        return Ok(());
+    }
+    let store = open.volume().streams();
+    if let Some((_, target)) = store.find(open.handle(), &to)? {
+        if !request.replace {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        if ctx.ex.server.nodes.is_open(&target) || target.st_size != 0 {
+            return Err(invalid.into());
+        }
+    }
+    store.rename(open.handle(), &name, &to, request.replace)?;
+    *name = to;
     Ok(())
 }

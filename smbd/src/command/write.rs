@@ -74,7 +74,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 /// A write may not leave a gap that the volume could never fill: as on NTFS, only a file that was
 /// made sparse may be longer than the space there is.
 fn check_gap(open: &Open, offset: u64, end: u64) -> Result<(), Fail> {
-    let length = u64::try_from(rustix::fs::fstat(open.handle())?.st_size).unwrap_or(0);
+    let length = open.facts()?.end_of_file;
     if offset > length {
         let space = rustix::fs::fstatvfs(open.handle())?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
@@ -99,7 +99,7 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
             match &data {
                 Some(data) => data.flush().await.map_err(|error| of_storage(&error))?,
                 None => {
-                    let path = open.node.path();
+                    let path = open.path()?;
                     open.volume().sync_folder(&path).map_err(crate::status::of_errno)?;
                 }
             }

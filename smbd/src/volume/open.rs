@@ -21,7 +21,7 @@ use smb_protocol::{
 use tokio::sync::Notify;
 
 use super::{
-    Volume,
+    RelPath, StreamName, Volume,
     attributes::{self, Facts},
     listing::Listing,
     node::{
@@ -83,7 +83,18 @@ pub struct Standing {
     pub outstanding_before: u32,
 }
 
-/// One open of one file or folder.
+/// What an open of a named stream has beside one of a file.
+#[derive(Debug)]
+pub struct StreamOpen {
+    /// The stream's name.
+    pub name: Mutex<StreamName>,
+    /// The file that holds its content, opened without access to it.
+    pub file: OwnedFd,
+    /// The file that the stream belongs to, joined as the open is to its own node.
+    pub base: Arc<Node>,
+}
+
+/// One open of one file, folder or named stream.
 #[derive(Debug)]
 pub struct Open {
     /// How the client names it.
@@ -96,8 +107,10 @@ pub struct Open {
     pub node: Arc<Node>,
     /// The content, when it is a file that was opened for its content.
     pub data: Option<Arc<LocalFile>>,
-    /// Names the file when `data` does not.
+    /// Names the file; for a stream the file it belongs to.
     pub(super) handle: OwnedFd,
+    /// The stream, if it is a named one; `node` and `data` are the stream's own then.
+    pub stream: Option<StreamOpen>,
     /// Is a folder.
     pub directory: bool,
     /// Delete the file when this open is closed.
@@ -136,6 +149,8 @@ pub struct Parts {
     pub data: Option<Arc<LocalFile>>,
     /// Names the file.
     pub handle: OwnedFd,
+    /// The named stream.
+    pub stream: Option<StreamOpen>,
     /// Is a folder.
     pub directory: bool,
     /// Where it is.
@@ -151,7 +166,8 @@ pub struct Parts {
 impl Open {
     /// Puts an open together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, access, options, node, data, handle, directory, volume, nodes, .. } = parts;
+        let Parts { id, access, options, node, data, handle, .. } = parts;
+        let Parts { stream, directory, volume, nodes, .. } = parts;
         let standing = Standing {
             session: Weak::new(),
             durability: Durability::None,
@@ -167,6 +183,7 @@ impl Open {
             node,
             data,
             handle,
+            stream,
             directory,
             delete_on_close: AtomicBool::new(options.has(CreateOptions::DELETE_ON_CLOSE)),
             listing: Mutex::new(None),
@@ -217,10 +234,15 @@ impl Open {
     /// Tells others that what they have read is no longer so, before it is changed. Nobody is
     /// waited for: whoever caches writes was told when this open was made.
     pub fn others_forget(&self) -> Result<(), NtStatus> {
-        match self.nodes.break_for(&self.node, Cause::Change, (self.node_id(), self.lease)) {
+        match self.others_let_go(Cause::Change) {
             Ok(()) | Err(Refused::Wait(_)) => Ok(()),
             Err(Refused::Status(status)) => Err(status),
         }
+    }
+
+    /// Asks others to give up what `cause` does not go together with.
+    pub fn others_let_go(&self, cause: Cause) -> Result<(), Refused> {
+        self.nodes.break_for(&self.node, cause, (self.node_id(), self.lease))
     }
 
     /// Closes it, whoever has it.
@@ -265,9 +287,56 @@ impl Open {
         &self.nodes
     }
 
-    /// What the file is now.
+    /// What the file is now; a stream has its own sizes.
     pub fn facts(&self) -> Result<Facts, NtStatus> {
-        attributes::facts(self.handle()).map_err(of_errno)
+        let mut facts = attributes::facts(self.handle()).map_err(of_errno)?;
+        if let Some(stream) = &self.stream {
+            let stat = rustix::fs::fstat(&stream.file).map_err(of_errno)?;
+            facts.end_of_file = u64::try_from(stat.st_size).unwrap_or(0);
+            facts.allocation_size = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            facts.directory = false;
+        }
+        Ok(facts)
+    }
+
+    /// Where the file is in its share, as it is now.
+    pub fn path(&self) -> Result<RelPath, NtStatus> {
+        self.volume.path_of(self.handle()).map_err(of_errno)
+    }
+
+    /// The name from the root of the share, with the stream's if it is one: `\a\b:stream:$DATA`.
+    pub fn full_name(&self) -> Result<String, NtStatus> {
+        let mut name = self.path()?.to_windows();
+        if let Some(stream) = self.stream_name() {
+            name = format!("{name}:{}:$DATA", stream.as_str());
+        }
+        Ok(name)
+    }
+
+    /// The stream's name, if it is one.
+    pub fn stream_name(&self) -> Option<StreamName> {
+        let stream = self.stream.as_ref()?;
+        Some(stream.name.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// The node of the file: that of the file a stream belongs to.
+    pub fn base_node(&self) -> &Arc<Node> {
+        self.stream.as_ref().map_or(&self.node, |stream| &stream.base)
+    }
+
+    fn remove_stream(&self, stream: &StreamOpen) {
+        let name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = rustix::fs::fstat(&stream.file)
+            .and_then(|stat| self.volume.streams().remove(self.handle(), &name, &stat));
+        if let Err(error) = removed {
+            tracing::debug!(name = name.as_str(), %error, "could not delete a stream on close");
+        }
+    }
+
+    fn remove_file(&self, opened: &RelPath) {
+        if let Err(error) = self.volume.remove_open(self.handle(), opened) {
+            tracing::debug!(%error, "could not delete on close");
+        }
     }
 
     /// Fails unless any of the rights in `any` was granted.
@@ -296,13 +365,14 @@ impl Drop for Open {
         if self.delete_on_close.load(Ordering::Acquire) {
             self.node.set_delete_pending(true);
         }
-        let stat = rustix::fs::fstat(&self.handle);
         self.nodes.forget(self);
-        self.nodes.leave(&self.node, self.node_id(), |path| {
-            let removed = stat.and_then(|stat| self.volume.remove(path, &stat));
-            if let Err(error) = removed {
-                tracing::warn!(path = path.to_windows(), %error, "could not delete on close");
+        let id = self.node_id();
+        match &self.stream {
+            None => self.nodes.leave(&self.node, id, |path| self.remove_file(path)),
+            Some(stream) => {
+                self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
+                self.nodes.leave(&stream.base, id, |path| self.remove_file(path));
             }
-        });
+        }
     }
 }

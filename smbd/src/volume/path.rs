@@ -1,6 +1,9 @@
 //! Names below a share, checked part by part (MS-FSCC 2.1.5).
 
-use std::ffi::OsString;
+use std::{
+    ffi::OsString,
+    path::{Component, Path},
+};
 
 use smb_protocol::NtStatus;
 
@@ -15,6 +18,10 @@ const MAX_PART: usize = 255;
 /// Longest path in characters.
 const MAX_PATH: usize = 32_760;
 
+/// The folder in a share's root where the server keeps what is its own; no client sees it, at
+/// whatever depth, because a share may lie inside another.
+pub const PRIVATE: &str = ".bulkhead";
+
 /// Whether Windows allows `part` as the name of a file.
 pub fn valid_part(part: &str) -> bool {
     let forbidden = |c: char| (c as u32) < 0x20 || "\"\\/:|<>*?".contains(c);
@@ -22,6 +29,7 @@ pub fn valid_part(part: &str) -> bool {
         && part.len() <= MAX_PART
         && part != "."
         && part != ".."
+        && !part.eq_ignore_ascii_case(PRIVATE)
         && !part.contains(forbidden)
 }
 
@@ -31,8 +39,7 @@ impl RelPath {
         Self::default()
     }
 
-    /// Checks a name as a client sends it. The stream `::$DATA` is the file itself; other
-    /// streams are refused.
+    /// Checks the name of a file or folder as a client sends it; streams are for [`FileName`].
     pub fn parse(name: &str) -> Result<Self, NtStatus> {
         if name.is_empty() {
             return Ok(Self::root());
@@ -43,11 +50,6 @@ impl RelPath {
         if name.len() > MAX_PATH {
             return Err(NtStatus::OBJECT_NAME_INVALID);
         }
-        let name = match name.split_once(':') {
-            Some((file, stream)) if stream.eq_ignore_ascii_case(":$DATA") => file,
-            Some(_) => return Err(NtStatus::OBJECT_NAME_INVALID),
-            None => name,
-        };
         let name = name.strip_suffix('\\').unwrap_or(name);
         let mut parts = Vec::new();
         for part in name.split('\\') {
@@ -59,6 +61,15 @@ impl RelPath {
             }
         }
         Ok(Self { parts })
+    }
+
+    /// The path that the system gives; a part that is not UTF-8 is shown as well as it can be.
+    pub fn from_system(path: &Path) -> Self {
+        let parts = path.components().filter_map(|component| match component {
+            Component::Normal(part) => Some(part.to_string_lossy().into_owned()),
+            _ => None,
+        });
+        Self { parts: parts.collect() }
     }
 
     /// The parts from the root down.
@@ -105,6 +116,83 @@ impl RelPath {
     }
 }
 
+/// Which part of a file a name means (MS-FSA 2.1.5.1, phases 5 to 7).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum StreamPart {
+    /// None is named: the folder, or the content of the file.
+    #[default]
+    Unsaid,
+    /// `::$DATA`: the content of a file.
+    Content,
+    /// `::$INDEX_ALLOCATION`: a folder.
+    Folder,
+    /// A named stream.
+    Named(StreamName),
+}
+
+/// The name of a stream, without colons (MS-FSCC 2.1.5.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamName(String);
+
+impl StreamName {
+    /// Checks a name: 1 to 255 UTF-16 units, none of them a separator or 0.
+    pub fn new(text: &str) -> Option<Self> {
+        let len = text.encode_utf16().count();
+        let plain = !text.contains(['\\', '/', ':', '\0']);
+        ((1..=255).contains(&len) && plain).then(|| Self(text.to_owned()))
+    }
+
+    /// The name as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a client names in a CREATE: a file or folder and a part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FileName {
+    /// The file or folder.
+    pub path: RelPath,
+    /// The part.
+    pub part: StreamPart,
+    /// The name ended in a backslash, so it can only be a folder's.
+    pub slash: bool,
+}
+
+impl FileName {
+    /// Checks a name as a client sends it.
+    pub fn parse(name: &str) -> Result<Self, NtStatus> {
+        let slash = name.ends_with('\\');
+        let last = name.rfind('\\').map_or(0, |at| at + 1);
+        let Some(colon) = name[last..].find(':').map(|at| last + at) else {
+            return Ok(Self { path: RelPath::parse(name)?, part: StreamPart::Unsaid, slash });
+        };
+        let path = RelPath::parse(&name[..colon])?;
+        Ok(Self { path, part: parse_part(&name[colon + 1..])?, slash })
+    }
+}
+
+/// What stands behind the first colon: a stream, `stream:type` or `:type`.
+fn parse_part(text: &str) -> Result<StreamPart, NtStatus> {
+    let (name, kind) = match text.split_once(':') {
+        Some((name, kind)) => (name, Some(kind)),
+        None => (text, None),
+    };
+    let invalid = NtStatus::OBJECT_NAME_INVALID;
+    match kind {
+        Some(kind) if kind.eq_ignore_ascii_case("$INDEX_ALLOCATION") => {
+            if name.is_empty() || name.eq_ignore_ascii_case("$I30") {
+                Ok(StreamPart::Folder)
+            } else {
+                Err(NtStatus::INVALID_PARAMETER)
+            }
+        }
+        Some(kind) if !kind.eq_ignore_ascii_case("$DATA") => Err(invalid),
+        Some(_) if name.is_empty() => Ok(StreamPart::Content),
+        _ => StreamName::new(name).map(StreamPart::Named).ok_or(invalid),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,8 +203,24 @@ mod tests {
         for name in ["..", "a\\..\\b", ".", "a\\.", "\\a", "a/b", "a\\\\b", "a:b", "a*", "x\u{1}"] {
             assert!(RelPath::parse(name).is_err(), "{name:?}");
         }
-        assert_eq!(RelPath::parse("a\\b::$DATA").unwrap().to_windows(), "\\a\\b");
         assert!(RelPath::parse("").unwrap().is_root());
+        assert!(RelPath::parse("a\\.BulkHead\\streams").is_err());
+    }
+
+    #[test]
+    fn parts_of_a_file() {
+        let part = |name| FileName::parse(name).map(|name| name.part);
+        let named = |name| Ok(StreamPart::Named(StreamName::new(name).unwrap()));
+        assert_eq!(part("a\\b"), Ok(StreamPart::Unsaid));
+        assert_eq!(part("a\\b::$data"), Ok(StreamPart::Content));
+        assert_eq!(part("d::$INDEX_ALLOCATION"), Ok(StreamPart::Folder));
+        assert_eq!(part("d:$I30:$INDEX_ALLOCATION"), Ok(StreamPart::Folder));
+        assert_eq!(part("b:s"), named("s"));
+        assert_eq!(part("b:s?*<\"\n:$DATA"), named("s?*<\"\n"));
+        for name in ["b:", "b::", "b:s:", "b:s:x", "b:s:$DATA:", "a:s\\b", "b:s/t", "b:s\0"] {
+            assert!(part(name).is_err(), "{name:?}");
+        }
+        assert_eq!(FileName::parse("a\\b::$DATA").unwrap().path.to_windows(), "\\a\\b");
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use smb_protocol::{
     fscc::FileAttributes,
     msg::{
         context::{self, names},
-        create::{Access, CreateAction, CreateOptions, Disposition, Request},
+        create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
     },
     security::Sid,
 };
@@ -24,11 +24,11 @@ use smb_protocol::{
 use crate::{
     command::Fail,
     session::Tree,
-    status::of_errno,
     volume::{
-        Found, RelPath, Volume, attributes,
-        node::{Node, Nodes, Opener, Refused, caching::LeaseId},
-        open::{Open, Origin, Parts},
+        FileName, Found, RelPath, StreamName, StreamPart, Volume,
+        attributes::{self, Facts},
+        node::{BESIDE, Node, Nodes, Opener, Refused, caching::LeaseId},
+        open::{Open, Origin, Parts, StreamOpen},
         reopen, security,
     },
 };
@@ -52,8 +52,8 @@ pub struct Job<'a> {
     pub nodes: Arc<Nodes>,
     /// How the open will be named.
     pub id: FileId,
-    /// Which file.
-    pub path: RelPath,
+    /// Which file, and which part of it.
+    pub name: FileName,
     /// How content is read and written.
     pub engine: Engine,
     /// The lease that the open is to have.
@@ -67,7 +67,7 @@ impl Job<'_> {
     pub fn run(self) -> Result<(Open, CreateAction), Fail> {
         // Someone may make or remove the file between our look and our step; then look again.
         for _ in 0..16 {
-            let outcome = match self.volume.find(&self.path)? {
+            let outcome = match self.volume.find(&self.name.path)? {
                 Found::Here { fd, stat, path } => self.existing(fd, stat, path),
                 Found::Missing { path } => self.fresh(path),
             };
@@ -108,6 +108,41 @@ impl Job<'_> {
         Ok(wanted)
     }
 
+    /// Fails when the name or the options want another kind of thing than the one that is there
+    /// (MS-FSA 2.1.5.1, phase 7).
+    fn check_kind(&self, directory: bool) -> Result<(), NtStatus> {
+        let options = self.request.options;
+        let part = &self.name.part;
+        let wants_folder =
+            options.has(CreateOptions::DIRECTORY_FILE) || *part == StreamPart::Folder;
+        if wants_folder && matches!(part, StreamPart::Content | StreamPart::Named(_)) {
+            return Err(NtStatus::NOT_A_DIRECTORY);
+        }
+        if directory {
+            let wants_file = options.has(CreateOptions::NON_DIRECTORY_FILE)
+                && matches!(part, StreamPart::Unsaid | StreamPart::Folder);
+            if wants_file || *part == StreamPart::Content {
+                return Err(NtStatus::FILE_IS_A_DIRECTORY);
+            }
+        } else if wants_folder {
+            return Err(NtStatus::NOT_A_DIRECTORY);
+        }
+        Ok(())
+    }
+
+    /// The named stream that is asked for.
+    fn stream(&self) -> Option<&StreamName> {
+        match &self.name.part {
+            StreamPart::Named(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether the content that is there is to be thrown away.
+    fn cuts(&self) -> bool {
+        !matches!(self.request.disposition, Disposition::OPEN | Disposition::OPEN_IF)
+    }
+
     fn existing(
         &self,
         fd: OwnedFd,
@@ -115,27 +150,22 @@ impl Job<'_> {
         path: RelPath,
     ) -> Result<(Open, CreateAction), Fail> {
         let options = self.request.options;
-        let disposition = self.request.disposition;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let directory = kind == FileType::Directory;
         if !directory && kind != FileType::RegularFile {
             // Pipes, sockets and devices of Linux are not files to Windows.
             return Err(NtStatus::ACCESS_DENIED.into());
         }
-        if disposition == Disposition::CREATE {
+        let stream = self.stream();
+        if self.request.disposition == Disposition::CREATE && stream.is_none() {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
-        if directory && options.has(CreateOptions::NON_DIRECTORY_FILE) {
-            return Err(NtStatus::FILE_IS_A_DIRECTORY.into());
-        }
-        if !directory && options.has(CreateOptions::DIRECTORY_FILE) {
-            return Err(NtStatus::NOT_A_DIRECTORY.into());
-        }
-        let cuts = !matches!(disposition, Disposition::OPEN | Disposition::OPEN_IF);
-        if directory && cuts {
+        self.check_kind(directory)?;
+        let cuts = self.cuts();
+        if directory && cuts && stream.is_none() {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
-        if path.is_root() && options.has(CreateOptions::DELETE_ON_CLOSE) {
+        if path.is_root() && stream.is_none() && options.has(CreateOptions::DELETE_ON_CLOSE) {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
         let facts = attributes::facts(fd.as_fd())?;
@@ -148,72 +178,158 @@ impl Job<'_> {
             }
         }
         let access = self.granted(facts.attributes, listed)?;
+        if let Some(stream) = stream {
+            return self.in_stream(stream, fd, &stat, &path, (access, listed), &facts);
+        }
         if cuts {
             let keep = FileAttributes::HIDDEN.or(FileAttributes::SYSTEM);
             let lost = facts.attributes.and(keep).without(self.request.attributes);
-            if facts.attributes.has(FileAttributes::READONLY)
-                || lost != FileAttributes::NONE
-                || !self.tree.maximal_access.and(listed).has(Access::WRITE_DATA)
-            {
+            if lost != FileAttributes::NONE {
                 return Err(NtStatus::ACCESS_DENIED.into());
             }
+            self.check_cut(&facts, listed)?;
         }
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
-        let node = self.join(&stat, &path, sharing, cuts)?;
-        let made = self.finish(fd, access, node.clone(), directory, cuts);
-        match made {
-            Ok(open) => {
-                let action = match disposition {
-                    Disposition::SUPERSEDE => CreateAction::SUPERSEDED,
-                    _ if cuts => CreateAction::OVERWRITTEN,
-                    _ => CreateAction::OPENED,
-                };
-                Ok((open, action))
-            }
-            Err(errno) => {
-                self.nodes.leave(&node, self.id.persistent, |_| {});
-                Err(errno.into())
-            }
+        let joined = self.join(&stat, &path, sharing, self.request.share, cuts)?;
+        let data = self.content(&fd, access, directory, cuts)?;
+        if cuts {
+            let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
+            attributes::set_attributes(fd.as_fd(), wanted)?;
+            // What is overwritten loses its streams too, but for those that someone has open.
+            self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
+        }
+        let open = self.open(fd, access, joined.keep(), data, directory, None);
+        Ok((open, self.action(cuts)))
+    }
+
+    /// Fails unless the content of a file or stream may be thrown away.
+    fn check_cut(&self, facts: &Facts, listed: Access) -> Result<(), NtStatus> {
+        if facts.attributes.has(FileAttributes::READONLY)
+            || !self.tree.maximal_access.and(listed).has(Access::WRITE_DATA)
+        {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        Ok(())
+    }
+
+    fn action(&self, cuts: bool) -> CreateAction {
+        match self.request.disposition {
+            Disposition::SUPERSEDE => CreateAction::SUPERSEDED,
+            _ if cuts => CreateAction::OVERWRITTEN,
+            _ => CreateAction::OPENED,
         }
     }
 
+    /// Opens or makes a named stream of a file that is there (MS-FSA 2.1.5.1.2).
+    fn in_stream(
+        &self,
+        name: &StreamName,
+        base: OwnedFd,
+        base_stat: &Stat,
+        path: &RelPath,
+        (access, listed): (Access, Access),
+        facts: &Facts,
+    ) -> Result<(Open, CreateAction), Fail> {
+        let disposition = self.request.disposition;
+        let store = self.volume.streams();
+        let found = store.find(base.as_fd(), name)?;
+        let (cuts, made) = match found {
+            Some(_) if disposition == Disposition::CREATE => {
+                return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+            }
+            Some(_) => (self.cuts(), false),
+            None if matches!(disposition, Disposition::OPEN | Disposition::OVERWRITE) => {
+                return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+            }
+            None => (false, true),
+        };
+        if cuts || made {
+            self.check_cut(facts, listed)?;
+        }
+        let file = match found {
+            Some((file, _)) => file,
+            None => match store.create(base.as_fd(), name) {
+                Ok(file) => file,
+                Err(Errno::EXIST) => return Err(NtStatus::RETRY.into()),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        let opened = self.open_stream(name, &file, &base, base_stat, path, access, cuts);
+        if opened.is_err()
+            && made
+            && let Ok(stat) = rustix::fs::fstat(&file)
+        {
+            let _ = store.remove(base.as_fd(), name, &stat);
+        }
+        Ok((opened?, if made { CreateAction::CREATED } else { self.action(cuts) }))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a stream and the file it belongs to")]
+    fn open_stream(
+        &self,
+        name: &StreamName,
+        file: &OwnedFd,
+        base: &OwnedFd,
+        base_stat: &Stat,
+        path: &RelPath,
+        access: Access,
+        cuts: bool,
+    ) -> Result<Open, Fail> {
+        let asked = self.request.share;
+        let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
+        let beside = if sharing.any(CONTENT.or(Access::DELETE)) { BESIDE } else { Access::NONE };
+        let share = ShareAccess::READ | ShareAccess::WRITE | asked.and(ShareAccess::DELETE);
+        let with_base = self.join(base_stat, path, beside, share, false)?;
+        let stat = rustix::fs::fstat(file)?;
+        let joined = self.join(&stat, path, sharing, asked, cuts)?;
+        let data = self.content(file, access, false, cuts)?;
+        let stream = StreamOpen {
+            name: std::sync::Mutex::new(name.clone()),
+            file: rustix::io::fcntl_dupfd_cloexec(file, 0)?,
+            base: with_base.keep(),
+        };
+        let base = rustix::io::fcntl_dupfd_cloexec(base, 0)?;
+        Ok(self.open(base, access, joined.keep(), data, false, Some(stream)))
+    }
+
+    /// Joins those who have the file open; leaves them again unless it is kept.
     fn join(
         &self,
         stat: &Stat,
         path: &RelPath,
         access: Access,
+        share: ShareAccess,
         overwrites: bool,
-    ) -> Result<Arc<Node>, Refused> {
-        let (id, share, lease) = (self.id.persistent, self.request.share, self.lease);
-        self.nodes.join(stat, path, Opener { id, access, share, lease, overwrites })
+    ) -> Result<Joined<'_>, Refused> {
+        let (id, lease) = (self.id.persistent, self.lease.filter(|_| access != BESIDE));
+        let by = Opener { id, access, share, lease, overwrites };
+        let node = self.nodes.join(stat, path, by)?;
+        Ok(Joined { nodes: &self.nodes, node: Some(node), id })
     }
 
-    fn finish(
+    /// Opens the content as far as the access needs it, and cuts it.
+    fn content(
         &self,
-        fd: OwnedFd,
+        fd: &OwnedFd,
         access: Access,
-        node: Arc<Node>,
         directory: bool,
         cuts: bool,
-    ) -> Result<Open, Errno> {
-        let mut data = None;
-        if !directory && (access.any(CONTENT) || cuts) {
-            let reads = access.any(Access::READ_DATA.or(Access::EXECUTE));
-            let writes = access.any(CHANGE) || cuts;
-            let flags = match (reads, writes) {
-                (true, false) => OFlags::RDONLY,
-                (false, true) => OFlags::WRONLY,
-                _ => OFlags::RDWR,
-            };
-            let content = reopen(&fd, flags)?;
-            if cuts {
-                rustix::fs::ftruncate(&content, 0)?;
-                let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
-                attributes::set_attributes(fd.as_fd(), wanted)?;
-            }
-            data = Some(self.local(content, !writes)?);
+    ) -> Result<Option<Arc<LocalFile>>, Errno> {
+        if directory || !(access.any(CONTENT) || cuts) {
+            return Ok(None);
         }
-        Ok(self.open(fd, access, node, data, directory))
+        let reads = access.any(Access::READ_DATA.or(Access::EXECUTE));
+        let writes = access.any(CHANGE) || cuts;
+        let flags = match (reads, writes) {
+            (true, false) => OFlags::RDONLY,
+            (false, true) => OFlags::WRONLY,
+            _ => OFlags::RDWR,
+        };
+        let content = reopen(fd, flags)?;
+        if cuts {
+            rustix::fs::ftruncate(&content, 0)?;
+        }
+        self.local(content, !writes).map(Some)
     }
 
     fn local(&self, fd: OwnedFd, read_only: bool) -> Result<Arc<LocalFile>, Errno> {
@@ -229,6 +345,7 @@ impl Job<'_> {
         node: Arc<Node>,
         data: Option<Arc<LocalFile>>,
         directory: bool,
+        stream: Option<StreamOpen>,
     ) -> Open {
         Open::new(Parts {
             id: self.id,
@@ -237,6 +354,7 @@ impl Job<'_> {
             node,
             data,
             handle,
+            stream,
             directory,
             volume: self.volume.clone(),
             nodes: self.nodes.clone(),
@@ -250,7 +368,12 @@ impl Job<'_> {
         if matches!(self.request.disposition, Disposition::OPEN | Disposition::OVERWRITE) {
             return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
         }
-        let directory = options.has(CreateOptions::DIRECTORY_FILE);
+        let stream = self.stream();
+        let directory =
+            options.has(CreateOptions::DIRECTORY_FILE) || self.name.part == StreamPart::Folder;
+        if directory && matches!(self.name.part, StreamPart::Content | StreamPart::Named(_)) {
+            return Err(NtStatus::NOT_A_DIRECTORY.into());
+        }
         let adds = if directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
         if !self.tree.maximal_access.has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
@@ -281,8 +404,7 @@ impl Job<'_> {
             Err(error) => return Err(error.into()),
         };
         let stat = rustix::fs::fstat(&fd)?;
-        let node = self.join(&stat, &path, access, false)?;
-        let finish = || -> Result<Open, Errno> {
+        let finish = || -> Result<Open, Fail> {
             let extra = self.request.attributes.without(FileAttributes::DIRECTORY);
             if extra.without(FileAttributes::NORMAL.or(FileAttributes::ARCHIVE))
                 != FileAttributes::NONE
@@ -293,6 +415,11 @@ impl Job<'_> {
             if let Some(descriptor) = &inherited {
                 security::set(fd.as_fd(), descriptor)?;
             }
+            if let Some(name) = stream {
+                let file = self.volume.streams().create(fd.as_fd(), name)?;
+                return self.open_stream(name, &file, &fd, &stat, &path, access, false);
+            }
+            let joined = self.join(&stat, &path, access, self.request.share, false)?;
             let mut data = None;
             if !directory && access.any(CONTENT) {
                 data = Some(self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?);
@@ -303,17 +430,18 @@ impl Job<'_> {
             Ok(self.open(
                 rustix::io::fcntl_dupfd_cloexec(&fd, 0)?,
                 access,
-                node.clone(),
+                joined.keep(),
                 data,
                 directory,
+                None,
             ))
         };
         match finish() {
             Ok(open) => Ok((open, CreateAction::CREATED)),
             Err(error) => {
                 let _ = self.volume.remove(&path, &stat);
-                self.nodes.leave(&node, self.id.persistent, |_| {});
-                Err(Fail::Status(of_errno(error)))
+                let _ = self.volume.forget_streams(fd.as_fd());
+                Err(error)
             }
         }
     }
@@ -323,6 +451,28 @@ impl Job<'_> {
         let data = context::find(&self.request.contexts, names::ALSI)?;
         let size = data.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))?;
         (size > 0 && size <= i64::MAX as u64).then_some(size)
+    }
+}
+
+/// A place among those who have a file open.
+struct Joined<'a> {
+    nodes: &'a Nodes,
+    node: Option<Arc<Node>>,
+    id: u64,
+}
+
+impl Joined<'_> {
+    /// The place is taken for good; who has it leaves by itself.
+    fn keep(mut self) -> Arc<Node> {
+        self.node.take().expect("a place is kept once, by value")
+    }
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = &self.node {
+            self.nodes.leave(node, self.id, |_| {});
+        }
     }
 }
 

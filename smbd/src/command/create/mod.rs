@@ -26,7 +26,7 @@ use super::{Ctx, Handled};
 use crate::{
     config::IoEngine,
     volume::{
-        RelPath,
+        FileName,
         open::{Open, Origin},
         security,
     },
@@ -72,7 +72,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         volume,
         nodes: server.nodes.clone(),
         id: FileId { persistent: id, volatile: id },
-        path: RelPath::parse(&request.name)?,
+        name: FileName::parse(&request.name)?,
         engine: match server.current().config.io_engine {
             IoEngine::Auto => Engine::Auto,
             IoEngine::Uring => Engine::Uring,

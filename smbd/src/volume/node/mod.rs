@@ -130,8 +130,13 @@ impl From<NtStatus> for Refused {
 const READS: Access = Access(Access::READ_DATA.0 | Access::EXECUTE.0);
 const WRITES: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
 /// Who asks for no more than this leaves caches alone (MS-FSA 2.1.4.12).
-const LOOKS: Access =
-    Access(Access::READ_ATTRIBUTES.0 | Access::WRITE_ATTRIBUTES.0 | Access::SYNCHRONIZE.0);
+const LOOKS: Access = Access(
+    Access::READ_ATTRIBUTES.0 | Access::WRITE_ATTRIBUTES.0 | Access::SYNCHRONIZE.0 | BESIDE.0,
+);
+
+/// Marks the opener of a stream among those of its file: it takes part in the sharing of deletion
+/// and of nothing else (MS-FSA 2.1.5.1.2.1). No client can ask for this bit.
+pub const BESIDE: Access = Access(0x0800_0000);
 
 fn conflicts(access: Access, share: ShareAccess) -> bool {
     access.any(READS) && !share.has(ShareAccess::READ)
@@ -140,7 +145,7 @@ fn conflicts(access: Access, share: ShareAccess) -> bool {
 }
 
 fn takes_part(access: Access) -> bool {
-    access.any(READS.or(WRITES).or(Access::DELETE))
+    access.any(READS.or(WRITES).or(Access::DELETE).or(BESIDE))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,0 +1,526 @@
+//! Named streams (MS-FSCC 5, MS-FSA 2.1.1.5): each is a real file, so its content is read and
+//! written as any other and has no limit of its own.
+//!
+//! ```text
+//!  base file ── xattr user.bulkhead.streams: id (16 bytes), inode (8 bytes)
+//!                  │
+//!                  ▼
+//!  <root of a share>/.bulkhead/streams/<id>/<SHA-256 of the folded name>
+//!                                               └─ xattr user.bulkhead.name: the name
+//! ```
+//!
+//! The inode number tells a file from its copy: a copy made with its extended attributes names the
+//! same folder but has no streams. A file that is removed by other means than this server leaves
+//! its folder behind; [`sweep`] finds such folders when the server starts, marks them, and removes
+//! those that were marked at the start before.
+//!
+//! Shares may lie inside one another, and a file's streams must be the same through all of them:
+//! the folder is made below the outermost share that holds the file and looked for below all
+//! shares on the same file system.
+
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aws_lc_rs::digest;
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
+    io::Errno,
+};
+use smb_protocol::name::fold_char;
+
+use super::{
+    magic_path,
+    path::{PRIVATE, StreamName},
+};
+
+const MARK: &str = "user.bulkhead.streams";
+const MARK_LEN: usize = 24;
+const NAME: &str = "user.bulkhead.name";
+const ORPHAN: &str = "user.bulkhead.orphan";
+/// Longest name of a stream in UTF-8.
+const MAX_NAME: usize = 255 * 3;
+/// Streams of one file that are listed.
+const MAX_LISTED: usize = 4096;
+
+/// Identity of a file's streams.
+type Id = [u8; 16];
+
+/// A stream as listings show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamEntry {
+    /// Its name, without colons.
+    pub name: String,
+    /// Length in bytes.
+    pub size: u64,
+    /// Allocated bytes.
+    pub allocation: u64,
+}
+
+/// Where the streams of the files of one share are: the roots of all shares on its file system,
+/// the preferred one first.
+#[derive(Debug)]
+pub struct StreamStore {
+    homes: Vec<OwnedFd>,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &[u8]) -> Option<Id> {
+    let text = std::str::from_utf8(text).ok().filter(|text| text.len() == 32)?;
+    let mut id = [0; 16];
+    for (index, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
+    }
+    Some(id)
+}
+
+/// Where the stream is kept: names that are the same to Windows give the same file.
+fn file_name(name: &StreamName) -> String {
+    let folded: String = name.as_str().chars().map(fold_char).collect();
+    hex(digest::digest(&digest::SHA256, folded.as_bytes()).as_ref())
+}
+
+/// The identity that an extended attribute gives a file, and the inode it was given to.
+fn read_mark(path: &str) -> Option<(Id, u64)> {
+    let mut raw = [0; MARK_LEN];
+    match rustix::fs::getxattr(path, MARK, &mut raw[..]) {
+        Ok(MARK_LEN) => {
+            let (id, inode) = raw.split_first_chunk::<16>()?;
+            Some((*id, u64::from_le_bytes(*inode.first_chunk()?)))
+        }
+        _ => None,
+    }
+}
+
+fn open_below(home: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(home, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+
+impl StreamStore {
+    /// The store over the roots `homes`; new folders are made below the first.
+    pub fn new(homes: Vec<OwnedFd>) -> Self {
+        Self { homes }
+    }
+
+    /// The identity of the streams of `base`, if it has any.
+    fn id(base: BorrowedFd<'_>) -> Result<Option<Id>, Errno> {
+        let Some((id, inode)) = read_mark(&magic_path(base)) else { return Ok(None) };
+        Ok((rustix::fs::fstat(base)?.st_ino == inode).then_some(id))
+    }
+
+    fn folder_of(&self, id: Id) -> Result<Option<OwnedFd>, Errno> {
+        let path = format!("{PRIVATE}/streams/{}", hex(&id));
+        for home in &self.homes {
+            match open_below(home.as_fd(), &path, FOLDER) {
+                Err(Errno::NOENT) => {}
+                other => return other.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The folder with the streams of `base`, if it has any.
+    fn folder(&self, base: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
+        match Self::id(base)? {
+            Some(id) => self.folder_of(id),
+            None => Ok(None),
+        }
+    }
+
+    /// The folder with the streams of `base`, made if there is none.
+    fn make_folder(&self, base: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+        loop {
+            if let Some(folder) = self.folder(base)? {
+                return Ok(folder);
+            }
+            let home = self.homes.first().ok_or(Errno::OPNOTSUPP)?;
+            let id: Id = crate::server::random().map_err(|_| Errno::IO)?;
+            let mode = Mode::from_raw_mode(0o700);
+            let path = format!("{PRIVATE}/streams/{}", hex(&id));
+            for made in [PRIVATE, &format!("{PRIVATE}/streams"), &path] {
+                match rustix::fs::mkdirat(home, made, mode) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let mut mark = id.to_vec();
+            mark.extend_from_slice(&rustix::fs::fstat(base)?.st_ino.to_le_bytes());
+            let base_path = magic_path(base);
+            // A mark that is not the file's own, or leads nowhere, is replaced.
+            let flags = match read_mark(&base_path) {
+                Some(_) => XattrFlags::REPLACE,
+                None => XattrFlags::CREATE,
+            };
+            match rustix::fs::setxattr(base_path.as_str(), MARK, &mark, flags) {
+                Ok(()) => {}
+                Err(error) => {
+                    let _ = rustix::fs::unlinkat(home, path.as_str(), AtFlags::REMOVEDIR);
+                    // Someone else was faster: look again.
+                    if error == Errno::EXIST || error == Errno::NODATA {
+                        continue;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Finds a stream; the descriptor gives no access to its content.
+    pub fn find(
+        &self,
+        base: BorrowedFd<'_>,
+        name: &StreamName,
+    ) -> Result<Option<(OwnedFd, Stat)>, Errno> {
+        let Some(folder) = self.folder(base)? else { return Ok(None) };
+        match open_below(folder.as_fd(), &file_name(name), OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(fd) => {
+                let stat = rustix::fs::fstat(&fd)?;
+                Ok(Some((fd, stat)))
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a stream that must not be there yet, opened for reading and writing.
+    pub fn create(&self, base: BorrowedFd<'_>, name: &StreamName) -> Result<OwnedFd, Errno> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let folder = self.make_folder(base)?;
+        // It gets its place only when it has its name.
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let fresh = format!("new-{}-{next}", std::process::id());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let fd = rustix::fs::openat(&folder, fresh.as_str(), flags, mode)?;
+        let placed =
+            rustix::fs::fsetxattr(&fd, NAME, name.as_str().as_bytes(), XattrFlags::empty())
+                .and_then(|()| {
+                    let place = file_name(name);
+                    let only_new = RenameFlags::NOREPLACE;
+                    rustix::fs::renameat_with(&folder, fresh.as_str(), &folder, place, only_new)
+                });
+        if let Err(error) = placed {
+            let _ = rustix::fs::unlinkat(&folder, fresh.as_str(), AtFlags::empty());
+            return Err(error);
+        }
+        Ok(fd)
+    }
+
+    /// Removes a stream if it is still the file that `stat` describes.
+    pub fn remove(
+        &self,
+        base: BorrowedFd<'_>,
+        name: &StreamName,
+        stat: &Stat,
+    ) -> Result<(), Errno> {
+        let folder = self.folder(base)?.ok_or(Errno::NOENT)?;
+        let place = file_name(name);
+        let now = rustix::fs::statat(&folder, place.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        if now.st_ino != stat.st_ino {
+            return Err(Errno::NOENT);
+        }
+        rustix::fs::unlinkat(&folder, place, AtFlags::empty())
+    }
+
+    /// Gives a stream another name; `replace` allows that name to be taken.
+    pub fn rename(
+        &self,
+        base: BorrowedFd<'_>,
+        from: &StreamName,
+        to: &StreamName,
+        replace: bool,
+    ) -> Result<(), Errno> {
+        let folder = self.folder(base)?.ok_or(Errno::NOENT)?;
+        let (old, new) = (file_name(from), file_name(to));
+        let flags =
+            if replace || old == new { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        rustix::fs::renameat_with(&folder, old.as_str(), &folder, new.as_str(), flags)?;
+        let file = open_below(folder.as_fd(), &new, OFlags::PATH | OFlags::NOFOLLOW)?;
+        let text = to.as_str().as_bytes();
+        rustix::fs::setxattr(magic_path(file.as_fd()).as_str(), NAME, text, XattrFlags::empty())
+    }
+
+    /// The named streams of a file, sorted by name.
+    pub fn list(&self, base: BorrowedFd<'_>) -> Result<Vec<StreamEntry>, Errno> {
+        let Some(folder) = self.folder(base)? else { return Ok(Vec::new()) };
+        let mut list = Vec::new();
+        for name in names_in(folder.as_fd())? {
+            if list.len() >= MAX_LISTED {
+                break;
+            }
+            if name.len() != 64 {
+                continue;
+            }
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let Ok(fd) = rustix::fs::openat(&folder, &name, flags, Mode::empty()) else { continue };
+            let mut text = vec![0; MAX_NAME];
+            let Ok(len) =
+                rustix::fs::getxattr(magic_path(fd.as_fd()).as_str(), NAME, &mut text[..])
+            else {
+                continue;
+            };
+            text.truncate(len);
+            let (Ok(name), Ok(stat)) = (String::from_utf8(text), rustix::fs::fstat(&fd)) else {
+                continue;
+            };
+            list.push(StreamEntry {
+                name,
+                size: u64::try_from(stat.st_size).unwrap_or(0),
+                allocation: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+            });
+        }
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(list)
+    }
+
+    /// Removes the streams of a file that are not `kept`: all of a file that is gone, those that
+    /// nobody has open of one that was overwritten.
+    pub fn clear(&self, base: BorrowedFd<'_>, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
+        let Some(id) = Self::id(base)? else { return Ok(()) };
+        self.clear_folder(id, kept)
+    }
+
+    fn clear_folder(&self, id: Id, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
+        let Some(folder) = self.folder_of(id)? else { return Ok(()) };
+        for name in names_in(folder.as_fd())? {
+            let stat = rustix::fs::statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.is_ok_and(|stat| !kept(&stat)) {
+                let _ = rustix::fs::unlinkat(&folder, &name, AtFlags::empty());
+            }
+        }
+        let path = format!("{PRIVATE}/streams/{}", hex(&id));
+        for home in &self.homes {
+            match rustix::fs::unlinkat(home, path.as_str(), AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in Dir::new(fd)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Looks for stream folders below `homes`, all on one file system, that no file names any more.
+/// The first time one is marked, the next time it is removed: a file that was moved while the
+/// search went on is not lost. A folder whose file was put back from a backup, and so has another
+/// inode, is given to it when no other file names it. Returns how many folders were removed.
+///
+/// The search reads every file's attributes, but only where there are stream folders at all.
+pub fn sweep(homes: Vec<OwnedFd>) -> Result<usize, Errno> {
+    let mut known: HashMap<Id, Reference> = HashMap::new();
+    for home in &homes {
+        match open_below(home.as_fd(), &format!("{PRIVATE}/streams"), FOLDER) {
+            Ok(folders) => {
+                let names = names_in(folders.as_fd())?;
+                let ids = names.iter().filter_map(|name| unhex(name.as_bytes()));
+                known.extend(ids.map(|id| (id, Reference::None)));
+            }
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if known.is_empty() {
+        return Ok(0);
+    }
+    for home in &homes {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        search(rustix::fs::openat(home, ".", flags, Mode::empty())?, &mut known, 0)?;
+    }
+    let store = StreamStore::new(homes);
+    let mut removed = 0;
+    for (id, reference) in known {
+        let Some(folder) = store.folder_of(id)? else { continue };
+        let path = magic_path(folder.as_fd());
+        let mut mark = [0; 1];
+        let marked = rustix::fs::getxattr(path.as_str(), ORPHAN, &mut mark[..]).is_ok();
+        match reference {
+            Reference::Own => {
+                if marked {
+                    rustix::fs::removexattr(path.as_str(), ORPHAN)?;
+                }
+            }
+            Reference::Copy(file, inode) => {
+                let mut mark = id.to_vec();
+                mark.extend_from_slice(&inode.to_le_bytes());
+                let file = magic_path(file.as_fd());
+                rustix::fs::setxattr(file.as_str(), MARK, &mark, XattrFlags::REPLACE)?;
+            }
+            Reference::Copies => {}
+            Reference::None if marked => {
+                store.clear_folder(id, |_| false)?;
+                removed += 1;
+            }
+            Reference::None => {
+                rustix::fs::setxattr(path.as_str(), ORPHAN, &[1], XattrFlags::empty())?;
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// Who names a stream folder.
+enum Reference {
+    /// Nobody.
+    None,
+    /// The file it was made for.
+    Own,
+    /// One other file: it was copied or put back.
+    Copy(OwnedFd, u64),
+    /// Several other files.
+    Copies,
+}
+
+/// Depth of folders that are searched.
+const MAX_DEPTH: usize = 256;
+
+fn search(folder: OwnedFd, known: &mut HashMap<Id, Reference>, depth: usize) -> Result<(), Errno> {
+    let here = rustix::io::fcntl_dupfd_cloexec(&folder, 0)?;
+    for entry in Dir::new(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") || name.to_bytes() == PRIVATE.as_bytes() {
+            continue;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(fd) = rustix::fs::openat(&here, name, flags, Mode::empty()) else { continue };
+        let stat = rustix::fs::fstat(&fd)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind != FileType::Directory && kind != FileType::RegularFile {
+            continue;
+        }
+        let path = magic_path(fd.as_fd());
+        if let Some((id, inode)) = read_mark(&path)
+            && let Some(reference) = known.get_mut(&id)
+        {
+            match reference {
+                _ if inode == stat.st_ino => *reference = Reference::Own,
+                Reference::None => *reference = Reference::Copy(fd, stat.st_ino),
+                // Seen before through a share inside another.
+                Reference::Copy(_, seen) if *seen == stat.st_ino => {}
+                Reference::Copy(..) => *reference = Reference::Copies,
+                Reference::Own | Reference::Copies => {}
+            }
+        }
+        if kind == FileType::Directory && depth < MAX_DEPTH {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            if let Ok(below) = rustix::fs::openat(&here, name, flags, Mode::empty()) {
+                search(below, known, depth + 1)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn name(text: &str) -> StreamName {
+        StreamName::new(text).unwrap()
+    }
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    fn store(root: &std::path::Path) -> StreamStore {
+        StreamStore::new(vec![open(root)])
+    }
+
+    #[test]
+    fn streams_come_and_go_without_regard_to_case() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a"), "x").unwrap();
+        let store = store(root.path());
+        let base = open(&root.path().join("a"));
+        assert!(store.find(base.as_fd(), &name("S")).unwrap().is_none());
+        let made = store.create(base.as_fd(), &name("Stream")).unwrap();
+        rustix::io::write(&made, b"12345").unwrap();
+        assert_eq!(store.create(base.as_fd(), &name("sTREAM")).unwrap_err(), Errno::EXIST);
+        let (_, stat) = store.find(base.as_fd(), &name("STREAM")).unwrap().unwrap();
+        assert_eq!(stat.st_size, 5);
+        store.create(base.as_fd(), &name("b?*<")).unwrap();
+        let list = store.list(base.as_fd()).unwrap();
+        let names: Vec<_> = list.iter().map(|entry| (entry.name.as_str(), entry.size)).collect();
+        assert_eq!(names, [("Stream", 5), ("b?*<", 0)]);
+        store.rename(base.as_fd(), &name("stream"), &name("new"), false).unwrap();
+        assert!(store.find(base.as_fd(), &name("stream")).unwrap().is_none());
+        store.remove(base.as_fd(), &name("NEW"), &stat).unwrap();
+        store.clear(base.as_fd(), |_| false).unwrap();
+        assert!(store.list(base.as_fd()).unwrap().is_empty());
+        assert!(fs::read_dir(root.path().join(".bulkhead/streams")).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_copy_has_no_streams_and_can_get_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a"), "x").unwrap();
+        fs::write(root.path().join("b"), "x").unwrap();
+        let store = store(root.path());
+        let (a, b) = (open(&root.path().join("a")), open(&root.path().join("b")));
+        store.create(a.as_fd(), &name("s")).unwrap();
+        let mut mark = [0; MARK_LEN];
+        rustix::fs::getxattr(root.path().join("a"), MARK, &mut mark[..]).unwrap();
+        rustix::fs::setxattr(root.path().join("b"), MARK, &mark, XattrFlags::empty()).unwrap();
+        assert!(store.find(b.as_fd(), &name("s")).unwrap().is_none());
+        let mut other = OwnedFd::from(fs::File::from(store.create(b.as_fd(), &name("s")).unwrap()));
+        rustix::io::write(&mut other, b"mine").unwrap();
+        assert_eq!(store.list(a.as_fd()).unwrap()[0].size, 0);
+        assert_eq!(store.list(b.as_fd()).unwrap()[0].size, 4);
+    }
+
+    #[test]
+    fn the_second_sweep_removes_what_nobody_names() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("d")).unwrap();
+        let store = store(root.path());
+        for file in ["d/kept", "gone", "restored"] {
+            let path = root.path().join(file);
+            fs::write(&path, "x").unwrap();
+            store.create(open(&path).as_fd(), &name("s")).unwrap();
+        }
+        fs::remove_file(root.path().join("gone")).unwrap();
+        // A backup that keeps extended attributes, but not the inode.
+        let mut mark = [0; MARK_LEN];
+        let restored = root.path().join("restored");
+        rustix::fs::getxattr(&restored, MARK, &mut mark[..]).unwrap();
+        fs::write(root.path().join("other"), "x").unwrap();
+        fs::remove_file(&restored).unwrap();
+        fs::rename(root.path().join("other"), &restored).unwrap();
+        rustix::fs::setxattr(&restored, MARK, &mark, XattrFlags::empty()).unwrap();
+        let homes = || vec![open(root.path()), open(&root.path().join("d"))];
+        assert_eq!(sweep(homes()).unwrap(), 0);
+        assert_eq!(sweep(homes()).unwrap(), 1);
+        assert_eq!(sweep(homes()).unwrap(), 0);
+        for file in ["d/kept", "restored"] {
+            assert_eq!(store.list(open(&root.path().join(file)).as_fd()).unwrap().len(), 1);
+        }
+    }
+}
