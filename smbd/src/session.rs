@@ -154,7 +154,7 @@ pub struct Channel {
 const CHANNELS: usize = 32;
 
 /// A connection to a share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tree {
     /// Its name on the wire.
     pub id: TreeId,

@@ -17,6 +17,7 @@ pub mod open;
 pub mod path;
 pub mod pattern;
 pub mod security;
+pub mod snapshots;
 pub mod space;
 pub mod streams;
 
@@ -38,6 +39,7 @@ use smb_protocol::{NtStatus, name::same_name};
 
 use crate::status::of_errno;
 pub use path::{FileName, RelPath, StreamName, StreamPart};
+use snapshots::Snapshots;
 use streams::StreamStore;
 
 /// The folder of a share.
@@ -45,6 +47,7 @@ use streams::StreamStore;
 pub struct Volume {
     root: OwnedFd,
     shares_blocks: OnceLock<bool>,
+    snapshots: Snapshots,
     streams: RwLock<Arc<StreamStore>>,
 }
 
@@ -74,9 +77,14 @@ impl Volume {
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self::from_root(root)?)
+    }
+
+    fn from_root(root: OwnedFd) -> Result<Self, Errno> {
         let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
         let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
-        Ok(Self { root, streams, shares_blocks: OnceLock::new() })
+        let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
+        Ok(Self { root, streams, shares_blocks, snapshots })
     }
 
     /// Whether files on it can share blocks.

@@ -7,6 +7,7 @@
 //!                                            ├► duplicate  blocks shared between two files
 //!                                            ├► odx        tokens that stand for data
 //!                                            ├► integrity  checksums and compression
+//!                                            ├► snapshots  previous versions
 //!                                            └► objects    object ids, reparse points, volume
 //! ```
 //!
@@ -18,6 +19,7 @@ mod integrity;
 mod network;
 mod objects;
 mod odx;
+mod snapshots;
 mod sparse;
 
 use std::sync::Arc;
@@ -91,6 +93,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         FsctlCode::DUPLICATE_EXTENTS_TO_FILE_EX => duplicate::duplicate(ctx, call),
         FsctlCode::OFFLOAD_READ => odx::read(ctx, call),
         FsctlCode::OFFLOAD_WRITE => odx::write(ctx, call, out),
+        FsctlCode::SRV_ENUMERATE_SNAPSHOTS => snapshots::enumerate(ctx, call),
         FsctlCode::GET_COMPRESSION => integrity::compression(call, out),
         FsctlCode::SET_COMPRESSION => integrity::set_compression(call, out),
         FsctlCode::GET_INTEGRITY_INFORMATION => integrity::integrity(call, out),
