@@ -49,6 +49,8 @@ pub enum Fail {
     Data(NtStatus, Vec<u8>),
     /// It waits.
     Later(Later),
+    /// It waits, and its answer may have a body even if it fails.
+    Ends(Ends),
     /// It is to be tried again when something has changed.
     Wait(Wake),
     /// The connection must end.
@@ -67,6 +69,16 @@ pub struct Later {
     pub bytes: usize,
     /// It waits for storage, which ends by itself; else for an event that may never come.
     pub io: bool,
+}
+
+/// A request that waits for storage and whose answer may have a body whatever its status is.
+pub struct Ends {
+    /// Gives the status and the body of the answer; an error without body is answered as such.
+    pub future: Pin<Box<dyn Future<Output = (NtStatus, Vec<u8>)> + Send>>,
+    /// Tell the client that it waits.
+    pub interim: bool,
+    /// Memory that it holds.
+    pub bytes: usize,
 }
 
 /// What a handler answers.

@@ -23,7 +23,7 @@ use tokio::sync::{
 use crate::{
     Server,
     command::{
-        self, Ctx, Fail, Handled, Later,
+        self, Ctx, Ends, Fail, Handled, Later,
         negotiate::Negotiated,
         session_setup::{self, Authentication, BindingRequest},
     },
@@ -57,8 +57,44 @@ pub struct Completion {
 enum Outcome {
     /// The body of the answer, or why there is none.
     Answer(Result<Vec<u8>, NtStatus>),
+    /// Status and body of the answer; a failure without body is answered as an error.
+    Ended(NtStatus, Vec<u8>),
     /// The request is to be carried out again.
     Again,
+}
+
+/// A request that is to wait for its answer.
+struct Wait {
+    future: Pin<Box<dyn Future<Output = Outcome> + Send>>,
+    cancel: Option<oneshot::Sender<()>>,
+    interim: bool,
+    bytes: usize,
+    io: bool,
+}
+
+impl From<Later> for Wait {
+    fn from(later: Later) -> Self {
+        let Later { future, cancel, interim, bytes, io } = later;
+        let future = Box::pin(async move { Outcome::Answer(future.await) });
+        Self { future, cancel, interim, bytes, io }
+    }
+}
+
+impl From<Ends> for Wait {
+    fn from(ends: Ends) -> Self {
+        let Ends { future, interim, bytes } = ends;
+        let future = Box::pin(async move {
+            let (status, body) = future.await;
+            Outcome::Ended(status, body)
+        });
+        Self { future, cancel: None, interim, bytes, io: true }
+    }
+}
+
+/// Waits in place for something that ends by itself.
+fn awaited<T>(future: Pin<Box<dyn Future<Output = T> + Send>>) -> T {
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| runtime.block_on(future))
 }
 
 /// What is remembered of a request that waits.
@@ -435,15 +471,18 @@ impl Exchange {
             Err(Fail::Later(later)) if later.io && !(place.first && place.last) => {
                 // In a compound: what follows must see the effect, and what stands before is
                 // signed with the place of this answer, so it is awaited.
-                let runtime = tokio::runtime::Handle::current();
-                let result = tokio::task::block_in_place(|| runtime.block_on(later.future));
-                match result {
+                match awaited(later.future) {
                     Ok(body) => {
                         answer.out.extend_from_slice(&body);
                         Ok(NtStatus::SUCCESS)
                     }
                     Err(status) => Err(Fail::Status(status)),
                 }
+            }
+            Err(Fail::Ends(ends)) if !(place.first && place.last) => {
+                let (status, body) = awaited(ends.future);
+                answer.out.extend_from_slice(&body);
+                if body.is_empty() { Err(Fail::Status(status)) } else { Ok(status) }
             }
             // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
             Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
@@ -477,7 +516,13 @@ impl Exchange {
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
-                self.wait(later, in_progress, response, body_at, protection, signs, answer, waits);
+                let wait = later.into();
+                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
+            }
+            Err(Fail::Ends(ends)) => {
+                answer.reset(body_at);
+                let wait = ends.into();
+                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
             }
             Err(Fail::Wait(wake)) => {
                 answer.reset(body_at);
@@ -517,6 +562,7 @@ impl Exchange {
     fn is_full(&self, result: &Handled) -> bool {
         let bytes = match result {
             Err(Fail::Later(later)) => later.bytes,
+            Err(Fail::Ends(ends)) => ends.bytes,
             Err(Fail::Wait(_)) => 0,
             _ => return false,
         };
@@ -664,7 +710,7 @@ impl Exchange {
     #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
     fn wait(
         &mut self,
-        later: Later,
+        wait: Wait,
         in_progress: Option<InProgress>,
         mut response: Header,
         body_at: usize,
@@ -673,7 +719,7 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) {
-        let Later { future, cancel, interim: tells, bytes, io } = later;
+        let Wait { future, cancel, interim: tells, bytes, io } = wait;
         let asynchronous = response.flags.has(HeaderFlags::ASYNC);
         let key = if asynchronous { response.async_or_tree } else { self.new_key() };
         if tells && !asynchronous {
@@ -686,9 +732,9 @@ impl Exchange {
         let rest = Rest::Answer(signs);
         self.pending.insert(key, Pending { header: response, protection, cancel, bytes, io, rest });
         waits.push(Box::pin(async move {
-            let result = future.await;
+            let outcome = future.await;
             drop(in_progress);
-            Completion { key, outcome: Outcome::Answer(result) }
+            Completion { key, outcome }
         }));
     }
 
@@ -705,17 +751,20 @@ impl Exchange {
         let mut answer = Answer::begin(out, &protection);
         let mut header = pending.header;
         match (pending.rest, completion.outcome) {
-            (Rest::Answer(signs), Outcome::Answer(result)) => {
+            (Rest::Answer(signs), outcome) => {
+                let (status, body) = match outcome {
+                    Outcome::Ended(status, body) => (status, body),
+                    Outcome::Answer(Ok(body)) => (NtStatus::SUCCESS, body),
+                    Outcome::Answer(Err(status)) => (status, Vec::new()),
+                    // Only what was put aside is carried out again.
+                    Outcome::Again => (NtStatus::INTERNAL_ERROR, Vec::new()),
+                };
                 let body_at = answer.open(&header);
-                match result {
-                    Ok(body) => {
-                        header.status = NtStatus::SUCCESS;
-                        answer.out.extend_from_slice(&body);
-                    }
-                    Err(status) => {
-                        header.status = status;
-                        error::Response::default().encode(answer.out);
-                    }
+                header.status = status;
+                if body.is_empty() {
+                    error::Response::default().encode(answer.out);
+                } else {
+                    answer.out.extend_from_slice(&body);
                 }
                 let place = Place { first: true, last: true };
                 answer.close(header, body_at, signs.as_ref(), place);
@@ -727,7 +776,6 @@ impl Exchange {
                 };
                 self.resume(*suspended, failed, &protection, &mut answer, &mut waits)?;
             }
-            (Rest::Answer(_), Outcome::Again) => {}
         }
         answer.end();
         Ok(waits)

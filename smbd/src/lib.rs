@@ -25,6 +25,7 @@ mod listener;
 mod server;
 mod session;
 mod status;
+mod tokens;
 mod volume;
 
 pub use listener::{Running, start};

@@ -18,6 +18,7 @@ use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, securi
 use crate::{
     config::Config,
     session::{ConnectionId, Sessions},
+    tokens::Tokens,
     volume::{Volume, node::Nodes, streams},
 };
 
@@ -32,6 +33,8 @@ pub struct Server {
     pub sessions: Sessions,
     /// All files that are open.
     pub nodes: Arc<Nodes>,
+    /// Tokens of offloaded transfers.
+    pub tokens: Arc<Tokens>,
     current: RwLock<Arc<Current>>,
     next_session: AtomicU64,
     next_open: AtomicU64,
@@ -86,6 +89,7 @@ impl Server {
             ntlm,
             sessions: Sessions::default(),
             nodes: Arc::default(),
+            tokens: Arc::default(),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
             next_session: AtomicU64::new((seed & 0x3fff_0000) | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),

@@ -154,7 +154,7 @@ pub struct Channel {
 const CHANNELS: usize = 32;
 
 /// A connection to a share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tree {
     /// Its name on the wire.
     pub id: TreeId,
@@ -342,6 +342,12 @@ impl Session {
             Some(entry) if entry.tree == tree && entry.open.id == id => Ok(entry.open.clone()),
             _ => Err(NtStatus::FILE_CLOSED),
         }
+    }
+
+    /// An open by name, on whichever tree it was made.
+    pub fn any_open(&self, id: FileId) -> Option<Arc<Open>> {
+        let opens = self.opens.read().unwrap_or_else(PoisonError::into_inner);
+        opens.get(&id.volatile).filter(|entry| entry.open.id == id).map(|entry| entry.open.clone())
     }
 
     /// Takes an open away.

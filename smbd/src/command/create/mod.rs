@@ -4,6 +4,7 @@
 
 pub mod caching;
 pub mod job;
+mod previous;
 pub mod reconnect;
 
 use std::sync::{Arc, atomic::Ordering};
@@ -56,9 +57,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if server.nodes.open_count() >= limits.opens {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
-    if context::find(&request.contexts, names::TWRP).is_some() {
-        return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
-    }
+    let (name, time) = previous::moment(&request)?;
+    let then = time.map(|time| previous::at(&tree, &volume, time)).transpose()?;
+    let frozen = then.as_ref().unwrap_or(&tree);
+    let volume = frozen.volume.clone().unwrap_or(volume);
     if context::find(&request.contexts, names::EXTA).is_some_and(|data| !data.is_empty()) {
         return Err(NtStatus::EAS_NOT_SUPPORTED.into());
     }
@@ -66,12 +68,12 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let id = server.new_open_id();
     let job = Job {
         request: &request,
-        tree: &tree,
+        tree: frozen,
         sids: &session.sids,
         volume,
         nodes: server.nodes.clone(),
         id: FileId { persistent: id, volatile: id },
-        name: FileName::parse(&request.name)?,
+        name: FileName::parse(&name)?,
         engine: match server.current().config.io_engine {
             IoEngine::Auto => Engine::Auto,
             IoEngine::Uring => Engine::Uring,
