@@ -716,4 +716,6 @@ pub fn plain_frame(header: Header, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec
 }
 
 #[cfg(test)]
+mod channels;
+#[cfg(test)]
 mod tests;
