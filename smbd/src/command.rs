@@ -7,6 +7,7 @@ pub mod ioctl;
 pub mod lock;
 pub mod negotiate;
 pub mod notify;
+pub mod oplock_break;
 pub mod query_directory;
 pub mod query_info;
 pub mod read;
@@ -16,10 +17,14 @@ pub mod smb1;
 pub mod tree_connect;
 pub mod write;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use smb_protocol::{
-    Command, FileId, Header, NtStatus, WireError, crypto::SigningKey, header::HEADER_LEN,
+    Command, Dialect, FileId, Header, NtStatus, WireError, crypto::SigningKey, header::HEADER_LEN,
     msg::simple::Empty,
 };
 use tokio::sync::oneshot;
@@ -28,7 +33,10 @@ use crate::{
     exchange::Exchange,
     session::{Session, Tree},
     status::{of_errno, of_storage},
-    volume::open::Open,
+    volume::{
+        node::{Refused, Wake},
+        open::Open,
+    },
 };
 
 /// Why a request is not answered with success here and now.
@@ -39,6 +47,8 @@ pub enum Fail {
     Data(NtStatus, Vec<u8>),
     /// It waits.
     Later(Later),
+    /// It is to be tried again when something has changed.
+    Wait(Wake),
     /// The connection must end.
     Drop(&'static str),
 }
@@ -63,6 +73,15 @@ pub type Handled = Result<NtStatus, Fail>;
 impl From<NtStatus> for Fail {
     fn from(status: NtStatus) -> Self {
         Fail::Status(status)
+    }
+}
+
+impl From<Refused> for Fail {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Status(status) => Fail::Status(status),
+            Refused::Wait(wake) => Fail::Wait(wake),
+        }
     }
 }
 
@@ -131,7 +150,21 @@ impl Ctx<'_> {
     /// The open that a request means.
     pub fn open(&mut self, id: FileId) -> Result<Arc<Open>, NtStatus> {
         let id = self.resolve(id)?;
-        self.session()?.open(self.tree()?.id, id)
+        let open = self.session()?.open(self.tree()?.id, id)?;
+        if open.replayable.load(Ordering::Relaxed) {
+            open.replayable.store(false, Ordering::Release);
+        }
+        Ok(open)
+    }
+
+    /// The dialect that is spoken.
+    pub fn dialect(&self) -> Dialect {
+        self.ex.negotiated.as_ref().map_or(Dialect::SMB_2_1, |n| n.dialect)
+    }
+
+    /// The client's identity.
+    pub fn client_guid(&self) -> [u8; 16] {
+        self.ex.negotiated.as_ref().map_or([0; 16], |n| n.client_guid)
     }
 
     /// Checks that a request paid for its payload (MS-SMB2 3.3.5.2.5).
@@ -202,8 +235,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
             Empty.encode(out);
             Ok(NtStatus::SUCCESS)
         }
-        // Nothing to acknowledge: no oplock or lease is granted.
-        Command::OPLOCK_BREAK => Err(NtStatus::INVALID_PARAMETER.into()),
+        Command::OPLOCK_BREAK => oplock_break::handle(ctx, body, out),
         _ => Err(NtStatus::INVALID_PARAMETER.into()),
     }
 }

@@ -101,9 +101,10 @@ pub async fn run(
     // must never land on a newer one.
     let mut unsent = Vec::new();
     while let Some(done) = exchange.finish_io(&mut waiting).await {
-        exchange.complete(done, &mut unsent);
+        let _ = exchange.complete(done, &mut unsent);
         unsent.clear();
     }
+    drop(waiting);
     exchange.end();
     result
 }
@@ -138,7 +139,7 @@ async fn serve(
             }
         }
         while let Some(done) = next_now(waiting) {
-            exchange.complete(done, &mut link.output);
+            waiting.extend(exchange.complete(done, &mut link.output)?);
             if link.output.len() >= SEND_AT {
                 link.send().await?;
             }
@@ -151,8 +152,9 @@ async fn serve(
         tokio::select! {
             biased;
             Some(done) = waiting.next(), if !waiting.is_empty() => {
-                exchange.complete(done, &mut link.output);
+                waiting.extend(exchange.complete(done, &mut link.output)?);
             }
+            Some(notice) = exchange.notice() => exchange.tell(notice, &mut link.output),
             got = link.receive() => {
                 if !got? {
                     return Ok(());
@@ -163,7 +165,7 @@ async fn serve(
             }
             () = told_to_stop(stopped) => {
                 while let Some(done) = exchange.finish_io(waiting).await {
-                    exchange.complete(done, &mut link.output);
+                    waiting.extend(exchange.complete(done, &mut link.output)?);
                 }
                 link.send().await?;
                 return Ok(());

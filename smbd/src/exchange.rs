@@ -13,21 +13,25 @@ use smb_protocol::{
     header::{
         FRAME_LEN, HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM, frame_prefix,
     },
-    msg::error,
+    msg::{error, oplock::Message},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{
+    mpsc::{self, UnboundedReceiver, UnboundedSender},
+    oneshot,
+};
 
 use crate::{
     Server,
     command::{
-        self, Ctx, Fail, Later,
+        self, Ctx, Fail, Handled, Later,
         negotiate::Negotiated,
         session_setup::{self, Authentication, BindingRequest},
     },
     connection::Dropped,
     credits::CreditWindow,
     server,
-    session::{Channel, ConnectionId, Session},
+    session::{Channel, ConnectionId, Notice, Session},
+    volume::node::Wake,
 };
 
 /// A future whose end becomes an answer.
@@ -44,17 +48,57 @@ pub enum Frame {
 /// The end of something that waited.
 pub struct Completion {
     key: u64,
-    result: Result<Vec<u8>, NtStatus>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    /// The body of the answer, or why there is none.
+    Answer(Result<Vec<u8>, NtStatus>),
+    /// The request is to be carried out again.
+    Again,
 }
 
 /// What is remembered of a request that waits.
 struct Pending {
+    /// The header of its answer.
     header: Header,
-    sealed_for: Option<Arc<Session>>,
-    signed_for: Option<Arc<SigningKey>>,
+    protection: Protection,
     cancel: Option<oneshot::Sender<()>>,
     bytes: usize,
     io: bool,
+    rest: Rest,
+}
+
+/// How a request that waits goes on.
+enum Rest {
+    /// Its answer is signed with this key.
+    Answer(Option<Arc<SigningKey>>),
+    /// It is carried out again, and what stands behind it in its compound after it.
+    Again(Box<Suspended>),
+}
+
+/// A compound from a request on that could not be carried out yet.
+struct Suspended {
+    bytes: Vec<u8>,
+    accepted: Accepted,
+    chain: Chain,
+    first: bool,
+}
+
+/// A request whose place, credits and protection were checked.
+struct Accepted {
+    header: Header,
+    admitted: Admitted,
+    credits: u16,
+    /// Its name once it was answered with PENDING.
+    async_id: Option<u64>,
+}
+
+/// Whether the next request of a frame can be carried out.
+#[derive(PartialEq, Eq)]
+enum Flow {
+    On,
+    Suspended,
 }
 
 /// How the answers to one frame are protected.
@@ -86,11 +130,12 @@ pub struct Exchange {
     next_key: u64,
     limits: crate::config::Limits,
     max_message: usize,
+    notices: (UnboundedSender<Notice>, UnboundedReceiver<Notice>),
 }
 
 /// State that goes from one request of a compound to the next related one
 /// (MS-SMB2 3.3.5.2.7.2).
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Chain {
     session_id: SessionId,
     tree: u64,
@@ -142,7 +187,42 @@ impl Exchange {
             next_key: 1,
             limits,
             max_message,
+            notices: mpsc::unbounded_channel(),
         }
+    }
+
+    /// Where the client's sessions leave what it is told unasked.
+    pub fn notices(&self) -> UnboundedSender<Notice> {
+        self.notices.0.clone()
+    }
+
+    /// The next thing to tell the client.
+    pub async fn notice(&mut self) -> Option<Notice> {
+        self.notices.1.recv().await
+    }
+
+    /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7).
+    pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) {
+        let Some(channel) = self.sessions.get(&notice.session) else { return };
+        let session = &channel.session;
+        let mut header = Header {
+            command: Command::OPLOCK_BREAK,
+            message_id: MessageId::UNSOLICITED,
+            ..Header::default()
+        };
+        let protection = if session.must_encrypt {
+            Protection::Sealed(session.clone())
+        } else {
+            Protection::Plain
+        };
+        if let Message::Oplock(_) = notice.message {
+            header.session_id = notice.session;
+        }
+        let mut answer = Answer::begin(out, &protection);
+        let body_at = answer.open(&header);
+        notice.message.encode(answer.out);
+        answer.close(header, body_at, None, Place { first: true, last: true });
+        answer.end();
     }
 
     /// Longest payload of a message; what one credit pays for where there is no more than one
@@ -214,31 +294,35 @@ impl Exchange {
         let mut waits = Vec::new();
         let mut chain = Chain::default();
         let mut first = true;
-        loop {
-            let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
-            if header.is_response() {
-                return Err(Dropped::Protocol("a response from a client"));
-            }
-            let next = header.next_command as usize;
-            let len = if next == 0 { rest.len() } else { next };
-            if len < HEADER_LEN || len > rest.len() || (next != 0 && !next.is_multiple_of(8)) {
-                return Err(Dropped::Protocol("malformed compound"));
-            }
-            let (message, behind) = rest.split_at_mut(len);
-            let place = Place { first, last: next == 0 };
-            self.one(header, message, place, &protection, &mut chain, &mut answer, &mut waits)?;
-            if next == 0 {
-                break;
+        while !rest.is_empty() {
+            let (header, len) = split(rest)?;
+            let place = Place { first, last: len == rest.len() };
+            let accepted =
+                self.accept(header, &mut rest[..len], place, &protection, &mut chain, &mut answer)?;
+            if let Some(accepted) = accepted {
+                let flow = self.one(
+                    accepted,
+                    rest,
+                    len,
+                    place,
+                    &protection,
+                    &mut chain,
+                    &mut answer,
+                    &mut waits,
+                )?;
+                if flow == Flow::Suspended {
+                    break;
+                }
             }
             first = false;
-            rest = behind;
+            rest = &mut rest[len..];
         }
         answer.end();
         Ok(if waits.is_empty() { Frame::Answered } else { Frame::Waits(waits) })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
-    fn one(
+    /// Checks a request's place, credits and protection. What it can refuse it answers.
+    fn accept(
         &mut self,
         mut header: Header,
         message: &mut [u8],
@@ -246,15 +330,14 @@ impl Exchange {
         protection: &Protection,
         chain: &mut Chain,
         answer: &mut Answer<'_>,
-        waits: &mut Vec<WaitingFuture>,
-    ) -> Result<(), Dropped> {
+    ) -> Result<Option<Accepted>, Dropped> {
         if header.command == Command::CANCEL {
             if !(place.first && place.last) {
                 // It has no answer that could stand in the answer to a compound.
                 return Err(Dropped::Protocol("CANCEL in a compound"));
             }
             self.cancel(&header);
-            return Ok(());
+            return Ok(None);
         }
         let multi = self.negotiated.as_ref().is_none_or(Negotiated::large_mtu);
         let charge = if multi { header.credit_charge.max(1) } else { 1 };
@@ -267,7 +350,7 @@ impl Exchange {
             let signer = self.signer(&header);
             answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, signer.as_ref());
             chain.failed = Some(NtStatus::INVALID_PARAMETER);
-            return Ok(());
+            return Ok(None);
         }
         if related {
             header.session_id = chain.session_id;
@@ -282,24 +365,43 @@ impl Exchange {
         if related && let Some(status) = chain.failed {
             let signer = self.signer(&header);
             answer.failure(&header, status, credits, signer.as_ref());
-            return Ok(());
+            return Ok(None);
         }
-        let Admitted { channel, binding } = match self.admit(&header, message, protection) {
+        let admitted = match self.admit(&header, message, protection) {
             Ok(admitted) => admitted,
             Err(status) => {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
                 chain.failed = Some(NtStatus::INVALID_PARAMETER);
                 let signer = self.failure_signer(&header, message);
                 answer.failure(&header, status, credits, signer.as_ref());
-                return Ok(());
+                return Ok(None);
             }
         };
+        Ok(Some(Accepted { header, admitted, credits, async_id: None }))
+    }
+
+    /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
+    fn one(
+        &mut self,
+        accepted: Accepted,
+        rest: &[u8],
+        len: usize,
+        place: Place,
+        protection: &Protection,
+        chain: &mut Chain,
+        answer: &mut Answer<'_>,
+        waits: &mut Vec<WaitingFuture>,
+    ) -> Result<Flow, Dropped> {
+        let Accepted { header, admitted: Admitted { channel, binding }, credits, async_id } =
+            accepted;
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
             let signer = self.signer(&header);
             answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, signer.as_ref());
-            return Ok(());
+            return Ok(Flow::On);
         }
+        let related = header.flags.has(HeaderFlags::RELATED);
         let mut ctx = Ctx {
             ex: self,
             header,
@@ -312,13 +414,17 @@ impl Exchange {
             signer: None,
         };
         let body_at = answer.open(&ctx.header);
-        let result = command::dispatch(&mut ctx, message, answer.out);
+        let result = command::dispatch(&mut ctx, &rest[..len], answer.out);
         let Ctx { header: done, tree, file, signer, .. } = ctx;
         let signed = header.flags.has(HeaderFlags::SIGNED);
-        let signs =
-            signer.or_else(|| channel.filter(|_| signed).map(|channel| channel.signing.clone()));
+        let of_channel = channel.as_ref().filter(|_| signed).map(|channel| channel.signing.clone());
+        let signs = signer.or(of_channel);
         let mut response = done;
         response.credits = credits;
+        if let Some(id) = async_id {
+            response.flags |= HeaderFlags::ASYNC;
+            response.async_or_tree = id;
+        }
         let result = match result {
             Err(Fail::Later(later)) if later.io && !(place.first && place.last) => {
                 // In a compound: what follows must see the effect, and what stands before is
@@ -337,6 +443,13 @@ impl Exchange {
             Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
             other => other,
         };
+        if self.is_full(&result) {
+            answer.reset(body_at);
+            error::Response::default().encode(answer.out);
+            response.status = NtStatus::INSUFFICIENT_RESOURCES;
+            answer.close(response, body_at, signs.as_ref(), place);
+            return Ok(Flow::On);
+        }
         match result {
             Ok(status) => {
                 response.status = status;
@@ -357,17 +470,24 @@ impl Exchange {
             }
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
-                if self.pending.len() >= self.limits.pending_requests
-                    || self.pending_bytes + later.bytes > self.limits.pending_bytes.0 as usize
-                {
-                    answer.reset(body_at);
-                    error::Response::default().encode(answer.out);
-                    response.status = NtStatus::INSUFFICIENT_RESOURCES;
-                    answer.close(response, body_at, signs.as_ref(), place);
-                } else {
-                    answer.reset(body_at);
-                    self.wait(later, response, body_at, protection, signs, answer, waits, place);
-                }
+                answer.reset(body_at);
+                self.wait(later, response, body_at, protection, signs, answer, waits);
+            }
+            Err(Fail::Wait(wake)) => {
+                answer.reset(body_at);
+                let suspended = Suspended {
+                    bytes: rest.to_vec(),
+                    accepted: Accepted {
+                        header,
+                        admitted: Admitted { channel, binding: None },
+                        credits: 0,
+                        async_id,
+                    },
+                    chain: chain.clone(),
+                    first: place.first,
+                };
+                self.suspend(wake, suspended, response, body_at, protection, answer, waits);
+                return Ok(Flow::Suspended);
             }
         }
         // What a related request inherits.
@@ -382,7 +502,70 @@ impl Exchange {
         } else if let Some(file) = file {
             chain.file = Some(Ok(file));
         }
-        Ok(())
+        Ok(Flow::On)
+    }
+
+    /// Whether a request that would wait finds too many that wait already.
+    fn is_full(&self, result: &Handled) -> bool {
+        let bytes = match result {
+            Err(Fail::Later(later)) => later.bytes,
+            Err(Fail::Wait(_)) => 0,
+            _ => return false,
+        };
+        self.pending.len() >= self.limits.pending_requests
+            || self.pending_bytes + bytes > self.limits.pending_bytes.0 as usize
+    }
+
+    /// Puts a compound aside from a request on that must wait for others.
+    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
+    fn suspend(
+        &mut self,
+        wake: Wake,
+        mut suspended: Suspended,
+        mut response: Header,
+        body_at: usize,
+        protection: &Protection,
+        answer: &mut Answer<'_>,
+        waits: &mut Vec<WaitingFuture>,
+    ) {
+        let key = match suspended.accepted.async_id {
+            Some(key) => {
+                answer.abandon(body_at);
+                key
+            }
+            None => {
+                let key = self.new_key();
+                interim(&mut response, key, body_at, answer);
+                suspended.accepted.async_id = Some(key);
+                key
+            }
+        };
+        let (cancel, cancelled) = oneshot::channel();
+        let bytes = suspended.bytes.len();
+        self.pending_bytes += bytes;
+        let pending = Pending {
+            header: response,
+            protection: protection.clone(),
+            cancel: Some(cancel),
+            bytes,
+            io: false,
+            rest: Rest::Again(Box::new(suspended)),
+        };
+        self.pending.insert(key, pending);
+        waits.push(Box::pin(async move {
+            let outcome = tokio::select! {
+                () = wake.changed => Outcome::Again,
+                () = tokio::time::sleep_until(wake.until.into()) => Outcome::Again,
+                Ok(()) = cancelled => Outcome::Answer(Err(NtStatus::CANCELLED)),
+            };
+            Completion { key, outcome }
+        }));
+    }
+
+    fn new_key(&mut self) -> u64 {
+        let key = self.next_key;
+        self.next_key += 1;
+        key
     }
 
     /// The key that signs answers to a request's session on this connection.
@@ -480,58 +663,111 @@ impl Exchange {
         signs: Option<Arc<SigningKey>>,
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
-        place: Place,
     ) {
-        let key = self.next_key;
-        self.next_key += 1;
-        let Later { future, cancel, interim, bytes, io } = later;
-        if interim {
-            response.flags |= HeaderFlags::ASYNC;
-            response.async_or_tree = key;
-            response.status = NtStatus::PENDING;
-            error::Response::default().encode(answer.out);
-            // Not signed: the final answer has the same message id, and with it the same nonce.
-            answer.close(response, body_at, None, place);
-            response.credits = 0;
+        let Later { future, cancel, interim: tells, bytes, io } = later;
+        let asynchronous = response.flags.has(HeaderFlags::ASYNC);
+        let key = if asynchronous { response.async_or_tree } else { self.new_key() };
+        if tells && !asynchronous {
+            interim(&mut response, key, body_at, answer);
         } else {
             answer.abandon(body_at);
         }
-        let sealed_for = match protection {
-            Protection::Sealed(session) => Some(session.clone()),
-            Protection::Plain => None,
-        };
         self.pending_bytes += bytes;
-        self.pending.insert(
-            key,
-            Pending { header: response, sealed_for, signed_for: signs, cancel, bytes, io },
-        );
-        waits.push(Box::pin(async move { Completion { key, result: future.await } }));
+        let protection = protection.clone();
+        let rest = Rest::Answer(signs);
+        self.pending.insert(key, Pending { header: response, protection, cancel, bytes, io, rest });
+        waits.push(Box::pin(
+            async move { Completion { key, outcome: Outcome::Answer(future.await) } },
+        ));
     }
 
-    /// Answers a request that has waited.
-    pub fn complete(&mut self, completion: Completion, out: &mut Vec<u8>) {
-        let Some(pending) = self.pending.remove(&completion.key) else { return };
+    /// Answers a request that has waited, or carries it out again.
+    pub fn complete(
+        &mut self,
+        completion: Completion,
+        out: &mut Vec<u8>,
+    ) -> Result<Vec<WaitingFuture>, Dropped> {
+        let mut waits = Vec::new();
+        let Some(pending) = self.pending.remove(&completion.key) else { return Ok(waits) };
         self.pending_bytes -= pending.bytes;
-        let protection = match &pending.sealed_for {
-            Some(session) => Protection::Sealed(session.clone()),
-            None => Protection::Plain,
-        };
+        let protection = pending.protection;
         let mut answer = Answer::begin(out, &protection);
         let mut header = pending.header;
-        let body_at = answer.open(&header);
-        match completion.result {
-            Ok(body) => {
-                header.status = NtStatus::SUCCESS;
-                answer.out.extend_from_slice(&body);
+        match (pending.rest, completion.outcome) {
+            (Rest::Answer(signs), Outcome::Answer(result)) => {
+                let body_at = answer.open(&header);
+                match result {
+                    Ok(body) => {
+                        header.status = NtStatus::SUCCESS;
+                        answer.out.extend_from_slice(&body);
+                    }
+                    Err(status) => {
+                        header.status = status;
+                        error::Response::default().encode(answer.out);
+                    }
+                }
+                let place = Place { first: true, last: true };
+                answer.close(header, body_at, signs.as_ref(), place);
             }
-            Err(status) => {
-                header.status = status;
-                error::Response::default().encode(answer.out);
+            (Rest::Again(suspended), outcome) => {
+                let failed = match outcome {
+                    Outcome::Answer(Err(status)) => Some(status),
+                    _ => None,
+                };
+                self.resume(*suspended, failed, &protection, &mut answer, &mut waits)?;
             }
+            (Rest::Answer(_), Outcome::Again) => {}
         }
-        let place = Place { first: true, last: true };
-        answer.close(header, body_at, pending.signed_for.as_ref(), place);
         answer.end();
+        Ok(waits)
+    }
+
+    /// Goes on with a compound where it was put aside.
+    fn resume(
+        &mut self,
+        suspended: Suspended,
+        failed: Option<NtStatus>,
+        protection: &Protection,
+        answer: &mut Answer<'_>,
+        waits: &mut Vec<WaitingFuture>,
+    ) -> Result<(), Dropped> {
+        let Suspended { mut bytes, accepted, mut chain, mut first } = suspended;
+        let mut rest = &mut bytes[..];
+        let mut next = Some(accepted);
+        while !rest.is_empty() {
+            let (header, len) = split(rest)?;
+            let place = Place { first, last: len == rest.len() };
+            let resumed = next.is_some();
+            let accepted = match next.take() {
+                Some(accepted) => Some(accepted),
+                None => {
+                    self.accept(header, &mut rest[..len], place, protection, &mut chain, answer)?
+                }
+            };
+            match (accepted, failed) {
+                (Some(accepted), Some(status)) if resumed => {
+                    let mut header = accepted.header;
+                    header.flags |= HeaderFlags::ASYNC;
+                    header.async_or_tree = accepted.async_id.unwrap_or_default();
+                    chain.file = Some(Err(status));
+                    let signed = header.flags.has(HeaderFlags::SIGNED);
+                    let channel = accepted.admitted.channel.as_ref().filter(|_| signed);
+                    let signs = channel.map(|channel| &channel.signing);
+                    answer.failure(&header, status, 0, signs);
+                }
+                (Some(accepted), _) => {
+                    let flow = self
+                        .one(accepted, rest, len, place, protection, &mut chain, answer, waits)?;
+                    if flow == Flow::Suspended {
+                        break;
+                    }
+                }
+                (None, _) => {}
+            }
+            first = false;
+            rest = &mut rest[len..];
+        }
+        Ok(())
     }
 
     /// Gives up a request that waits for an event (MS-SMB2 3.3.5.16); one that is being carried
@@ -571,6 +807,32 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// The header of the first message and its length with what pads it.
+fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
+    let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
+    if header.is_response() {
+        return Err(Dropped::Protocol("a response from a client"));
+    }
+    let next = header.next_command as usize;
+    let len = if next == 0 { rest.len() } else { next };
+    if len < HEADER_LEN || len > rest.len() || (next != 0 && !next.is_multiple_of(8)) {
+        return Err(Dropped::Protocol("malformed compound"));
+    }
+    Ok((header, len))
+}
+
+/// Tells the client that its request waits (MS-SMB2 3.3.4.2).
+fn interim(response: &mut Header, key: u64, body_at: usize, answer: &mut Answer<'_>) {
+    response.flags |= HeaderFlags::ASYNC;
+    response.async_or_tree = key;
+    response.status = NtStatus::PENDING;
+    error::Response::default().encode(answer.out);
+    // Not signed: the final answer has the same message id, and with it the same nonce. It is
+    // the last of its frame: what stands behind it is answered later.
+    answer.close(*response, body_at, None, Place { first: false, last: true });
+    response.credits = 0;
 }
 
 /// Where a message stands in its frame.

@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
@@ -74,7 +75,19 @@ pub fn start(server: Arc<Server>) -> io::Result<Running> {
         addresses.push(listener.local_addr()?);
         listeners.spawn(accept(listener, server.clone(), census.clone(), stopped.clone()));
     }
+    listeners.spawn(keep_house(server.clone(), stopped));
     Ok(Running { server, addresses, stop, listeners })
+}
+
+/// Closes, every second, the opens whose clients have stayed away for too long.
+async fn keep_house(server: Arc<Server>, mut stopped: watch::Receiver<bool>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            now = tick.tick() => server.nodes.kept.sweep(now.into_std()),
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -134,7 +147,7 @@ async fn accept(
             // Out of descriptors, or the peer is gone already: others may still be served.
             Err(error) => {
                 tracing::warn!(%error, "could not accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
     }

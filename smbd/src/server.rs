@@ -8,7 +8,7 @@ use std::{
     path::Path,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
 };
@@ -32,8 +32,6 @@ pub struct Server {
     pub sessions: Sessions,
     /// All files that are open.
     pub nodes: Arc<Nodes>,
-    /// Number of opens.
-    pub opens: Arc<AtomicUsize>,
     current: RwLock<Arc<Current>>,
     next_session: AtomicU64,
     next_open: AtomicU64,
@@ -84,7 +82,6 @@ impl Server {
             ntlm,
             sessions: Sessions::default(),
             nodes: Arc::default(),
-            opens: Arc::default(),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
             next_session: AtomicU64::new((seed & 0x3fff_0000) | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),

@@ -14,19 +14,27 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use smb_protocol::{
     Dialect, FileId, NtStatus, SessionId, TreeId,
     crypto::{Cipher, OpeningKey, SealingKey, SigningKey},
-    msg::create::Access,
+    msg::{
+        create::Access,
+        oplock::{self, LeaseBreak, OplockBreak},
+    },
     security::Sid,
 };
+use tokio::sync::mpsc::UnboundedSender;
 
-use crate::volume::{Volume, open::Open};
+use crate::volume::{
+    Volume,
+    node::caching::{self, Break, Holder},
+    open::Open,
+};
 
 /// An authenticated session.
 #[derive(Debug)]
@@ -50,12 +58,27 @@ pub struct Session {
     pub origin: Origin,
     /// When the right to it ends, as FILETIME; [`NEVER`] if it does not.
     expires: AtomicU64,
-    channels: Mutex<Vec<ChannelInfo>>,
     ended: AtomicBool,
     trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
     opens: RwLock<HashMap<u64, Entry>>,
     next_tree: AtomicU32,
-    opens_of_server: Arc<AtomicUsize>,
+    links: Mutex<Vec<Link>>,
+}
+
+/// A connection that carries a session.
+#[derive(Debug)]
+struct Link {
+    info: ChannelInfo,
+    notices: UnboundedSender<Notice>,
+}
+
+/// Something that a client is told unasked.
+#[derive(Debug, Clone, Copy)]
+pub struct Notice {
+    /// The session it is about.
+    pub session: SessionId,
+    /// What.
+    pub message: oplock::Message,
 }
 
 #[derive(Debug, Clone)]
@@ -156,7 +179,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Session {
     /// A session without channels, trees and opens.
-    pub fn new(logon: Logon, opens_of_server: Arc<AtomicUsize>) -> Self {
+    pub fn new(logon: Logon) -> Self {
         Self {
             id: logon.id,
             user: logon.user,
@@ -167,38 +190,39 @@ impl Session {
             must_encrypt: logon.must_encrypt,
             origin: logon.origin,
             expires: AtomicU64::new(logon.expires),
-            channels: Mutex::default(),
             ended: AtomicBool::new(false),
             trees: RwLock::default(),
             opens: RwLock::default(),
             next_tree: AtomicU32::new(1),
-            opens_of_server,
+            links: Mutex::default(),
         }
     }
 
-    /// Adds a connection; fails on a session that has ended or has too many.
+    /// Adds a connection, at which `notices` reach the client; fails on a session that has ended
+    /// or has too many.
     pub fn join(
         self: &Arc<Self>,
         info: ChannelInfo,
+        notices: UnboundedSender<Notice>,
         signing: Arc<SigningKey>,
     ) -> Result<Arc<Channel>, NtStatus> {
-        let mut channels = lock(&self.channels);
+        let mut links = lock(&self.links);
         // Looked at under the lock, so that the last one to leave and a newcomer agree.
         if self.ended() {
             return Err(NtStatus::USER_SESSION_DELETED);
         }
-        if channels.len() >= CHANNELS {
+        if links.len() >= CHANNELS {
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
-        channels.push(info);
+        links.push(Link { info, notices });
         Ok(Arc::new(Channel { session: self.clone(), signing, connection: info.connection }))
     }
 
     /// Takes a connection away; `true` if it was the last, with which the session is over.
     pub fn leave(&self, connection: ConnectionId) -> bool {
-        let mut channels = lock(&self.channels);
-        channels.retain(|channel| channel.connection != connection);
-        let last = channels.is_empty();
+        let mut links = lock(&self.links);
+        links.retain(|link| link.info.connection != connection);
+        let last = links.is_empty();
         if last {
             self.ended.store(true, Ordering::Release);
         }
@@ -207,7 +231,7 @@ impl Session {
 
     /// Its connections, the oldest first.
     pub fn channels(&self) -> Vec<ChannelInfo> {
-        lock(&self.channels).clone()
+        lock(&self.links).iter().map(|link| link.info).collect()
     }
 
     /// Whether the right to it has run out at `now` (FILETIME) and the client must log on again.
@@ -223,11 +247,31 @@ impl Session {
         self.expires.store(expires, Ordering::Relaxed);
     }
 
-    /// Ends the session: trees and opens are closed, requests are refused from now on.
+    /// Ends the session: trees and opens are closed, but for those that are worth keeping;
+    /// requests are refused from now on.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.trees.write().unwrap_or_else(PoisonError::into_inner).clear();
-        self.close_where(|_| true);
+        self.close_where(|_| true, true);
+    }
+
+    /// Tells the client to give up caching; whether a connection took it (MS-SMB2 3.3.4.6).
+    pub fn tell(&self, open: FileId, due: &Break) -> bool {
+        let message = match due.holder {
+            Holder::Open(_) => oplock::Message::Oplock(OplockBreak {
+                level: caching::level_of(due.to),
+                file_id: open,
+            }),
+            Holder::Lease(id) => oplock::Message::LeaseBreak(LeaseBreak {
+                epoch: due.epoch,
+                flags: due.acknowledge.into(),
+                key: id.key,
+                current: due.from.0,
+                new: due.to.0,
+            }),
+        };
+        let notice = Notice { session: self.id, message };
+        lock(&self.links).iter().any(|link| link.notices.send(notice).is_ok())
     }
 
     /// Whether the session was ended.
@@ -258,11 +302,11 @@ impl Session {
     /// Takes a tree away and closes its opens.
     pub fn remove_tree(&self, id: TreeId) -> bool {
         let known = self.trees.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        self.close_where(|tree| tree == id);
+        self.close_where(|tree| tree == id, false);
         known.is_some()
     }
 
-    fn close_where(&self, which: impl Fn(TreeId) -> bool) {
+    fn close_where(&self, which: impl Fn(TreeId) -> bool, keep: bool) {
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         let mut closed = Vec::new();
         opens.retain(|_, entry| {
@@ -272,26 +316,27 @@ impl Session {
             }
             !close
         });
-        self.opens_of_server.fetch_sub(closed.len(), Ordering::Relaxed);
         drop(opens);
-        for entry in closed {
-            entry.open.closed.notify_waiters();
+        for Entry { open, .. } in closed {
+            open.closed.notify_waiters();
+            if keep && let Some(time) = open.worth_keeping() {
+                open.standing().session = Weak::new();
+                open.nodes().clone().kept.keep(open, time);
+            }
         }
     }
 
-    /// Fails when one more open would pass a limit.
-    pub fn room_for_open(&self, of_session: usize, of_server: usize) -> Result<(), NtStatus> {
-        let mine = self.opens.read().unwrap_or_else(PoisonError::into_inner).len();
-        let all = self.opens_of_server.load(Ordering::Relaxed);
-        if mine >= of_session || all >= of_server {
+    /// Fails when one more open would pass the limit.
+    pub fn room_for_open(&self, limit: usize) -> Result<(), NtStatus> {
+        if self.open_count() >= limit {
             return Err(NtStatus::TOO_MANY_OPENED_FILES);
         }
         Ok(())
     }
 
     /// Adds an open.
-    pub fn add_open(&self, tree: TreeId, open: Arc<Open>) {
-        self.opens_of_server.fetch_add(1, Ordering::Relaxed);
+    pub fn add_open(self: &Arc<Self>, tree: TreeId, open: Arc<Open>) {
+        open.standing().session = Arc::downgrade(self);
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         opens.insert(open.id.volatile, Entry { tree, open });
     }
@@ -310,11 +355,18 @@ impl Session {
         let open = self.open(tree, id)?;
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         match opens.remove(&id.volatile) {
-            Some(_) => {
-                self.opens_of_server.fetch_sub(1, Ordering::Relaxed);
-                Ok(open)
-            }
+            Some(_) => Ok(open),
             None => Err(NtStatus::FILE_CLOSED),
+        }
+    }
+
+    /// Closes an open on whatever tree.
+    pub fn close_open(&self, id: FileId) {
+        let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = opens.remove(&id.volatile);
+        drop(opens);
+        if let Some(entry) = gone {
+            entry.open.closed.notify_waiters();
         }
     }
 

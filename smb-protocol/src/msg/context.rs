@@ -31,6 +31,12 @@ pub mod names {
     pub const DH2Q: &[u8] = b"DH2Q";
     /// Durable handle reconnect, version 2.
     pub const DH2C: &[u8] = b"DH2C";
+    /// Instance of an application (MS-SMB2 2.2.13.2.13).
+    pub const APP_INSTANCE_ID: &[u8] =
+        b"\x45\xbc\xa6\x6a\xef\xa7\xf7\x4a\x90\x08\xfa\x46\x2e\x14\x4d\x74";
+    /// Version of an instance (MS-SMB2 2.2.13.2.15).
+    pub const APP_INSTANCE_VERSION: &[u8] =
+        b"\xb9\x82\xd0\xb7\x3b\x56\x07\x4f\xa0\x7b\x52\x4a\x81\x16\xa0\x10";
 }
 
 /// Finds a context by name.
@@ -166,6 +172,52 @@ impl ReconnectV2 {
         out.put(&self.file_id.to_bytes());
         out.put(&self.create_guid);
         out.put_u32(self.flags);
+        out
+    }
+}
+
+/// `SMB2_CREATE_APP_INSTANCE_ID`: the instance (MS-SMB2 2.2.13.2.13).
+pub fn parse_app_instance(data: &[u8]) -> Result<[u8; 16]> {
+    let mut r = Reader::new(data);
+    r.structure_size(20, "app_instance.StructureSize")?;
+    r.skip(2, "app_instance.Reserved")?;
+    r.array("app_instance.AppInstanceId")
+}
+
+/// The content of `SMB2_CREATE_APP_INSTANCE_ID`.
+pub fn app_instance(id: [u8; 16]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(20);
+    out.put_u16(20);
+    out.put_u16(0);
+    out.put(&id);
+    out
+}
+
+/// `SMB2_CREATE_APP_INSTANCE_VERSION` (MS-SMB2 2.2.13.2.15).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct AppVersion {
+    /// The higher half.
+    pub high: u64,
+    /// The lower half.
+    pub low: u64,
+}
+
+impl AppVersion {
+    /// Reads the content.
+    pub fn parse(data: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(data);
+        r.structure_size(24, "app_version.StructureSize")?;
+        r.skip(6, "app_version.Reserved")?;
+        Ok(Self { high: r.u64("app_version.High")?, low: r.u64("app_version.Low")? })
+    }
+
+    /// The content.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(24);
+        out.put_u16(24);
+        out.put_zeros(6);
+        out.put_u64(self.high);
+        out.put_u64(self.low);
         out
     }
 }

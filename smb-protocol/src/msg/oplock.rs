@@ -103,6 +103,15 @@ pub enum Message {
 }
 
 impl Message {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Message::Oplock(message) => message.encode(out),
+            Message::LeaseAck(message) => message.encode(out),
+            Message::LeaseBreak(message) => message.encode(out),
+        }
+    }
+
     /// Reads the body.
     pub fn parse(body: &[u8]) -> Result<Self> {
         let mut r = Reader::new(body);

@@ -1,12 +1,168 @@
 //! LOCK (MS-SMB2 3.3.5.14).
 
-use smb_protocol::{NtStatus, msg::lock::Request};
+use std::sync::Arc;
 
-use super::{Ctx, Handled};
+use smb_protocol::{
+    NtStatus,
+    msg::{
+        lock::{Element, LockFlags, Request},
+        simple::Empty,
+    },
+};
+use tokio::sync::oneshot;
+
+use super::{Ctx, Fail, Handled, Later};
+use crate::volume::{
+    node::locks::Range,
+    open::{LOCK_SEQUENCES, Open},
+};
 
 /// Handles a LOCK.
-pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], _out: &mut Vec<u8>) -> Handled {
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
-    ctx.open(request.file_id)?;
-    Err(NtStatus::NOT_SUPPORTED.into())
+    let open = ctx.open(request.file_id)?;
+    if open.directory {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    let unlocks = request.locks[0].flags.has(LockFlags::UNLOCK);
+    let sequence = Sequence::of(&request);
+    if sequence.is_some_and(|sequence| sequence.was_done(&open)) {
+        Empty.encode(out);
+        return Ok(NtStatus::SUCCESS);
+    }
+    if unlocks {
+        unlock(&open, &request.locks)?;
+    } else {
+        open.others_forget()?;
+        if let Some((range, exclusive)) = lock(&open, &request.locks)? {
+            return Err(Fail::Later(wait(open, range, exclusive, sequence)));
+        }
+    }
+    if let Some(sequence) = sequence {
+        sequence.note(&open);
+    }
+    Empty.encode(out);
+    Ok(NtStatus::SUCCESS)
+}
+
+fn range(element: &Element) -> Result<Range, NtStatus> {
+    Range::new(element.offset, element.length).ok_or(NtStatus::INVALID_LOCK_RANGE)
+}
+
+/// Releases ranges in turn; those before one that cannot be released stay released (3.3.5.14.1).
+fn unlock(open: &Open, elements: &[Element]) -> Result<(), NtStatus> {
+    for element in elements {
+        let flags = element.flags.without(LockFlags::FAIL_IMMEDIATELY);
+        if flags != LockFlags::UNLOCK {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
+        let found = Range::new(element.offset, element.length)
+            .is_some_and(|range| open.node.unlock_range(open.node_id(), range));
+        if !found {
+            return Err(NtStatus::RANGE_NOT_LOCKED);
+        }
+    }
+    Ok(())
+}
+
+/// Takes ranges in turn; none is kept when one cannot be had (3.3.5.14.2). Gives back the range
+/// that must be waited for.
+fn lock(open: &Open, elements: &[Element]) -> Result<Option<(Range, bool)>, NtStatus> {
+    let several = elements.len() > 1;
+    let mut taken = Vec::new();
+    let mut take = |element: &Element| {
+        let now = element.flags.has(LockFlags::FAIL_IMMEDIATELY);
+        let exclusive = match element.flags.without(LockFlags::FAIL_IMMEDIATELY) {
+            LockFlags::SHARED => false,
+            LockFlags::EXCLUSIVE => true,
+            _ => return Err(NtStatus::INVALID_PARAMETER),
+        };
+        if several && !now {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
+        let range = range(element)?;
+        if open.node.lock_range(open.node_id(), range, exclusive)? {
+            taken.push(range);
+            return Ok(None);
+        }
+        if now { Err(NtStatus::LOCK_NOT_GRANTED) } else { Ok(Some((range, exclusive))) }
+    };
+    let mut result = Ok(None);
+    for element in elements {
+        result = take(element);
+        if !matches!(result, Ok(None)) {
+            break;
+        }
+    }
+    if result.is_err() {
+        for range in taken {
+            open.node.unlock_range(open.node_id(), range);
+        }
+    }
+    result
+}
+
+/// Waits until a range is free.
+fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequence>) -> Later {
+    let (cancel, mut cancelled) = oneshot::channel::<()>();
+    let ended = open.closed.clone().notified_owned();
+    Later {
+        future: Box::pin(async move {
+            tokio::pin!(ended);
+            loop {
+                let changed = open.node.changed();
+                if open.node.lock_range(open.node_id(), range, exclusive)? {
+                    break;
+                }
+                tokio::select! {
+                    () = changed => {}
+                    () = &mut ended => return Err(NtStatus::RANGE_NOT_LOCKED),
+                    Ok(()) = &mut cancelled => return Err(NtStatus::CANCELLED),
+                }
+            }
+            if let Some(sequence) = sequence {
+                sequence.note(&open);
+            }
+            let mut body = Vec::new();
+            Empty.encode(&mut body);
+            Ok(body)
+        }),
+        cancel: Some(cancel),
+        interim: true,
+        bytes: 0,
+        io: false,
+    }
+}
+
+/// A numbered request: one that comes again is not carried out twice (3.3.5.14).
+#[derive(Debug, Clone, Copy)]
+struct Sequence {
+    index: usize,
+    number: u8,
+}
+
+impl Sequence {
+    fn of(request: &Request) -> Option<Self> {
+        let index = (request.sequence >> 4) as usize;
+        let number = (request.sequence & 0xf) as u8;
+        (1..=LOCK_SEQUENCES).contains(&index).then(|| Self { index: index - 1, number })
+    }
+
+    /// Whether it was carried out before; an older number in its place is forgotten.
+    fn was_done(self, open: &Open) -> bool {
+        let mut standing = open.standing();
+        let Some(numbers) = &mut standing.lock_sequences else { return false };
+        if numbers[self.index] == self.number {
+            return true;
+        }
+        numbers[self.index] = u8::MAX;
+        false
+    }
+
+    fn note(self, open: &Open) {
+        let mut standing = open.standing();
+        let numbers =
+            standing.lock_sequences.get_or_insert_with(|| Box::new([u8::MAX; LOCK_SEQUENCES]));
+        numbers[self.index] = self.number;
+    }
 }

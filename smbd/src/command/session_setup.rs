@@ -233,7 +233,7 @@ fn establish(
         },
         expires: NEVER,
     };
-    let session = Arc::new(Session::new(logon, server.opens.clone()));
+    let session = Arc::new(Session::new(logon));
     if request.previous_session != SessionId(0) && request.previous_session != id {
         replace_previous(ctx, request.previous_session, &session.user);
     }
@@ -251,7 +251,7 @@ fn enter(
     signing: Arc<SigningKey>,
 ) -> Result<(), NtStatus> {
     let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer };
-    let channel = session.join(info, signing)?;
+    let channel = session.join(info, ctx.ex.notices(), signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);
     Ok(())

@@ -141,7 +141,7 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     if wanted.is_root() || from.is_root() {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
-    if open.node.others_forbid_delete(open.id.volatile) {
+    if open.node.others_forbid_delete(open.node_id()) {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
     let stat = rustix::fs::fstat(open.handle())?;

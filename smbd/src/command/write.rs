@@ -39,6 +39,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if len > 0 && end > open.known_end.load(Ordering::Relaxed) {
         check_gap(&open, request.offset, end)?;
     }
+    open.node.check_io(open.node_id(), request.offset, len as u64, true)?;
+    open.others_forget()?;
     open.position.store(end, Ordering::Relaxed);
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
     let count = request.length;

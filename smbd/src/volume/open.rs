@@ -3,15 +3,20 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use block_io::LocalFile;
 use smb_protocol::{
     FileId, NtStatus,
-    msg::create::{Access, CreateOptions},
+    msg::{
+        context::LeaseState,
+        create::{Access, CreateOptions},
+        oplock::OplockLevel,
+    },
 };
 use tokio::sync::Notify;
 
@@ -19,9 +24,64 @@ use super::{
     Volume,
     attributes::{self, Facts},
     listing::Listing,
-    node::{Node, Nodes},
+    node::{
+        Node, Nodes, Refused,
+        caching::{self, Break, Cause, LeaseId},
+    },
 };
-use crate::status::of_errno;
+use crate::{session::Session, status::of_errno};
+
+/// How long an open is kept for a client that is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Not at all.
+    None,
+    /// As long as it caches the handle, for that time (MS-SMB2 3.3.5.9.6, 3.3.5.9.10).
+    Durable(Duration),
+    /// In any case, for that time (MS-SMB2 3.3.5.15.9).
+    Resilient(Duration),
+}
+
+/// What a CREATE said about its open that matters after it.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// `ClientGuid` of the connection.
+    pub client: [u8; 16],
+    /// The user, folded.
+    pub user: String,
+    /// Share name, folded.
+    pub share: String,
+    /// Name in the share, as asked for.
+    pub name: String,
+    /// `CreateGuid` of a durable request of version 2.
+    pub create_guid: Option<[u8; 16]>,
+    /// `AppInstanceId`.
+    pub app_instance: Option<[u8; 16]>,
+    /// `AppInstanceVersion`.
+    pub app_version: Option<(u64, u64)>,
+    /// What the CREATE did.
+    pub action: u32,
+}
+
+/// Lock sequences that a client can have (MS-SMB2 3.3.1.10).
+pub const LOCK_SEQUENCES: usize = 64;
+
+/// What changes over the life of an open.
+#[derive(Debug)]
+pub struct Standing {
+    /// The session that has it.
+    pub session: Weak<Session>,
+    /// Kept when the client is away.
+    pub durability: Durability,
+    /// Sequence numbers of locks by index from 1; 255 is none.
+    pub lock_sequences: Option<Box<[u8; LOCK_SEQUENCES]>>,
+    /// `ChannelSequence` of the client.
+    pub channel_sequence: u16,
+    /// Requests in progress with that sequence.
+    pub outstanding: u32,
+    /// Requests in progress with an older one.
+    pub outstanding_before: u32,
+}
 
 /// One open of one file or folder.
 #[derive(Debug)]
@@ -50,6 +110,14 @@ pub struct Open {
     pub known_end: AtomicU64,
     /// Wakes what waits on this open when it is closed.
     pub closed: Arc<Notify>,
+    /// Its lease.
+    pub lease: Option<LeaseId>,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// A repeated CREATE gets the same answer, until the open is used (MS-SMB2 3.3.1.10,
+    /// `IsReplayEligible`).
+    pub replayable: AtomicBool,
+    standing: Mutex<Standing>,
     volume: Arc<Volume>,
     nodes: Arc<Nodes>,
 }
@@ -74,12 +142,24 @@ pub struct Parts {
     pub volume: Arc<Volume>,
     /// Where `node` is kept.
     pub nodes: Arc<Nodes>,
+    /// Its lease.
+    pub lease: Option<LeaseId>,
+    /// Where it comes from.
+    pub origin: Origin,
 }
 
 impl Open {
     /// Puts an open together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, access, options, node, data, handle, directory, volume, nodes } = parts;
+        let Parts { id, access, options, node, data, handle, directory, volume, nodes, .. } = parts;
+        let standing = Standing {
+            session: Weak::new(),
+            durability: Durability::None,
+            lock_sequences: None,
+            channel_sequence: 0,
+            outstanding: 0,
+            outstanding_before: 0,
+        };
         Self {
             id,
             access,
@@ -93,9 +173,76 @@ impl Open {
             position: AtomicU64::new(0),
             known_end: AtomicU64::new(0),
             closed: Arc::default(),
+            lease: parts.lease,
+            origin: parts.origin,
+            replayable: AtomicBool::new(false),
+            standing: Mutex::new(standing),
             volume,
             nodes,
         }
+    }
+
+    /// Its name among the openers of its node.
+    pub fn node_id(&self) -> u64 {
+        self.id.persistent
+    }
+
+    /// What changes over its life.
+    pub fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session that has it.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.standing().session.upgrade().filter(|session| !session.ended())
+    }
+
+    /// Kept whatever it caches.
+    pub fn is_resilient(&self) -> bool {
+        matches!(self.standing().durability, Durability::Resilient(_))
+    }
+
+    /// For how long it is to be kept now that its client is away (MS-SMB2 3.3.7.1).
+    pub fn worth_keeping(&self) -> Option<Duration> {
+        match self.standing().durability {
+            Durability::None => None,
+            Durability::Resilient(time) => Some(time),
+            Durability::Durable(time) => {
+                let (state, breaking) = self.node.caching(self.node_id());
+                (state.has(LeaseState::HANDLE) && !breaking).then_some(time)
+            }
+        }
+    }
+
+    /// Tells others that what they have read is no longer so, before it is changed. Nobody is
+    /// waited for: whoever caches writes was told when this open was made.
+    pub fn others_forget(&self) -> Result<(), NtStatus> {
+        match self.nodes.break_for(&self.node, Cause::Change, (self.node_id(), self.lease)) {
+            Ok(()) | Err(Refused::Wait(_)) => Ok(()),
+            Err(Refused::Status(status)) => Err(status),
+        }
+    }
+
+    /// Closes it, whoever has it.
+    pub fn close_for_good(&self) {
+        match self.session() {
+            Some(session) => session.close_open(self.id),
+            None => drop(self.nodes.kept.take(self.id.persistent)),
+        }
+    }
+
+    /// Tells its client to give up caching; whether it could be told.
+    pub fn notify(&self, due: &Break) -> bool {
+        let Some(session) = self.session() else { return false };
+        session.tell(self.id, due)
+    }
+
+    /// The oplock it has, as answers show it.
+    pub fn oplock_level(&self) -> OplockLevel {
+        if self.lease.is_some() {
+            return OplockLevel::LEASE;
+        }
+        caching::level_of(self.node.caching(self.node_id()).0)
     }
 
     /// Names the file for calls that need no content.
@@ -150,7 +297,8 @@ impl Drop for Open {
             self.node.set_delete_pending(true);
         }
         let stat = rustix::fs::fstat(&self.handle);
-        self.nodes.leave(&self.node, self.id.volatile, |path| {
+        self.nodes.forget(self);
+        self.nodes.leave(&self.node, self.node_id(), |path| {
             let removed = stat.and_then(|stat| self.volume.remove(path, &stat));
             if let Err(error) = removed {
                 tracing::warn!(path = path.to_windows(), %error, "could not delete on close");

@@ -16,7 +16,7 @@ use smb_protocol::{
     fscc::FileAttributes,
     msg::{
         context::{self, names},
-        create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
+        create::{Access, CreateAction, CreateOptions, Disposition, Request},
     },
     security::Sid,
 };
@@ -27,8 +27,8 @@ use crate::{
     status::of_errno,
     volume::{
         Found, RelPath, Volume, attributes,
-        node::{Node, Nodes},
-        open::{Open, Parts},
+        node::{Node, Nodes, Opener, Refused, caching::LeaseId},
+        open::{Open, Origin, Parts},
         reopen, security,
     },
 };
@@ -56,6 +56,10 @@ pub struct Job<'a> {
     pub path: RelPath,
     /// How content is read and written.
     pub engine: Engine,
+    /// The lease that the open is to have.
+    pub lease: Option<LeaseId>,
+    /// Where the open comes from.
+    pub origin: Origin,
 }
 
 impl Job<'_> {
@@ -155,7 +159,7 @@ impl Job<'_> {
             }
         }
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
-        let node = self.nodes.join(&stat, &path, self.id.volatile, sharing, self.request.share)?;
+        let node = self.join(&stat, &path, sharing, cuts)?;
         let made = self.finish(fd, access, node.clone(), directory, cuts);
         match made {
             Ok(open) => {
@@ -167,10 +171,21 @@ impl Job<'_> {
                 Ok((open, action))
             }
             Err(errno) => {
-                self.nodes.leave(&node, self.id.volatile, |_| {});
+                self.nodes.leave(&node, self.id.persistent, |_| {});
                 Err(errno.into())
             }
         }
+    }
+
+    fn join(
+        &self,
+        stat: &Stat,
+        path: &RelPath,
+        access: Access,
+        overwrites: bool,
+    ) -> Result<Arc<Node>, Refused> {
+        let (id, share, lease) = (self.id.persistent, self.request.share, self.lease);
+        self.nodes.join(stat, path, Opener { id, access, share, lease, overwrites })
     }
 
     fn finish(
@@ -225,6 +240,8 @@ impl Job<'_> {
             directory,
             volume: self.volume.clone(),
             nodes: self.nodes.clone(),
+            lease: self.lease,
+            origin: self.origin.clone(),
         })
     }
 
@@ -243,6 +260,9 @@ impl Job<'_> {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
         let access = self.granted(FileAttributes::NONE, Access::ALL)?;
+        if let Some(lease) = self.lease {
+            self.nodes.check_lease(lease, None)?;
+        }
         let folder = security::own(self.volume.folder_of(&path)?.as_fd())?;
         if folder.as_ref().is_some_and(|folder| !folder.access_of(self.sids).has(adds)) {
             return Err(NtStatus::ACCESS_DENIED.into());
@@ -261,8 +281,7 @@ impl Job<'_> {
             Err(error) => return Err(error.into()),
         };
         let stat = rustix::fs::fstat(&fd)?;
-        let share: ShareAccess = self.request.share;
-        let node = self.nodes.join(&stat, &path, self.id.volatile, access, share)?;
+        let node = self.join(&stat, &path, access, false)?;
         let finish = || -> Result<Open, Errno> {
             let extra = self.request.attributes.without(FileAttributes::DIRECTORY);
             if extra.without(FileAttributes::NORMAL.or(FileAttributes::ARCHIVE))
@@ -293,7 +312,7 @@ impl Job<'_> {
             Ok(open) => Ok((open, CreateAction::CREATED)),
             Err(error) => {
                 let _ = self.volume.remove(&path, &stat);
-                self.nodes.leave(&node, self.id.volatile, |_| {});
+                self.nodes.leave(&node, self.id.persistent, |_| {});
                 Err(Fail::Status(of_errno(error)))
             }
         }

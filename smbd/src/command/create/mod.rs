@@ -1,25 +1,35 @@
 //! CREATE (MS-SMB2 3.3.5.9): the request's checks, its contexts and the answer. What happens on
-//! the volume is in [`job`].
+//! the volume is in [`job`], what is asked for beside the file in [`caching`], opens that are taken up
+//! again in [`reconnect`].
 
+pub mod caching;
 pub mod job;
+pub mod reconnect;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use block_io::Engine;
 use smb_protocol::{
     FileId, NtStatus,
     msg::{
         context::{self, names},
-        create::{Access, CreateOptions, Disposition, RawContext, Request, Response},
-        oplock::OplockLevel,
+        create::{Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response},
     },
+    name::same_name,
 };
 
-use self::job::Job;
+use self::{
+    caching::{Answers, Durable, REPLAYABLE, Wishes},
+    job::Job,
+};
 use super::{Ctx, Handled};
 use crate::{
     config::IoEngine,
-    volume::{RelPath, security},
+    volume::{
+        RelPath,
+        open::{Open, Origin},
+        security,
+    },
 };
 
 /// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
@@ -37,17 +47,23 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
     };
     let session = ctx.session()?.clone();
+    let wishes = Wishes::read(&request, ctx.dialect(), ctx.client_guid())?;
+    if let Some(handled) = reconnect::handle(ctx, &request, &wishes, out) {
+        return handled;
+    }
+    let server = ctx.ex.server.clone();
     let limits = ctx.ex.limits();
-    session.room_for_open(limits.opens_per_session, limits.opens)?;
-    for unsupported in [names::TWRP, names::DHNC, names::DH2C] {
-        if context::find(&request.contexts, unsupported).is_some() {
-            return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
-        }
+    session.room_for_open(limits.opens_per_session)?;
+    if server.nodes.open_count() >= limits.opens {
+        return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
+    }
+    if context::find(&request.contexts, names::TWRP).is_some() {
+        return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
     }
     if context::find(&request.contexts, names::EXTA).is_some_and(|data| !data.is_empty()) {
         return Err(NtStatus::EAS_NOT_SUPPORTED.into());
     }
-    let server = ctx.ex.server.clone();
+    fence(ctx, &request, &wishes)?;
     let id = server.new_open_id();
     let job = Job {
         request: &request,
@@ -62,23 +78,59 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             IoEngine::Uring => Engine::Uring,
             IoEngine::Threads => Engine::Threads,
         },
+        lease: wishes.lease(),
+        origin: Origin {
+            client: ctx.client_guid(),
+            user: session.user.clone(),
+            share: tree.share.clone(),
+            name: request.name.clone(),
+            create_guid: wishes.create_guid(),
+            app_instance: wishes.app_instance,
+            app_version: wishes.app_version,
+            action: 0,
+        },
     };
-    let (open, action) = job.run()?;
-    let facts = open.facts()?;
+    let (mut open, action) = job.run()?;
+    open.origin.action = action.0;
     let open = Arc::new(open);
-    let maximal;
-    let disk_id = context::disk_id(facts.file_id, 0);
+    server.nodes.add_open(&open);
+    if let Some(want) = wishes.caching {
+        let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
+        open.standing().durability = wishes.durability(&open, granted);
+    }
+    open.standing().channel_sequence = ctx.header.channel_sequence();
+    let replayable =
+        wishes.create_guid().is_some() && !open.directory && open.access.any(REPLAYABLE);
+    open.replayable.store(replayable, Ordering::Release);
     let mut contexts = Vec::new();
     if context::find(&request.contexts, names::MXAC).is_some() {
         let listed = security::access(open.handle(), &session.sids)?;
-        maximal = context::maximal_access(tree.maximal_access.and(listed).0);
-        contexts.push(RawContext { name: names::MXAC, data: &maximal });
+        let maximal = context::maximal_access(tree.maximal_access.and(listed).0);
+        contexts.push((names::MXAC, maximal.to_vec()));
     }
     if context::find(&request.contexts, names::QFID).is_some() {
-        contexts.push(RawContext { name: names::QFID, data: &disk_id });
+        contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
+    session.add_open(tree.id, open.clone());
+    answer(ctx, &open, wishes.durable, contexts, action, out)
+}
+
+/// Writes the answer about an open that the session has.
+fn answer(
+    ctx: &mut Ctx<'_>,
+    open: &Open,
+    durable: Option<Durable>,
+    extra: Vec<(&'static [u8], Vec<u8>)>,
+    action: CreateAction,
+    out: &mut Vec<u8>,
+) -> Handled {
+    let facts = open.facts()?;
+    let answers = Answers::of(open, durable);
+    let mut contexts: Vec<RawContext<'_>> =
+        extra.iter().map(|(name, data)| RawContext { name, data }).collect();
+    answers.add_to(&mut contexts);
     Response {
-        oplock: OplockLevel::NONE,
+        oplock: open.oplock_level(),
         flags: 0,
         action,
         times: facts.times,
@@ -90,8 +142,32 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     .encode(out);
     ctx.file = Some(open.id);
-    session.add_open(tree.id, open);
     Ok(NtStatus::SUCCESS)
+}
+
+/// Closes what an earlier instance of the same application has open (MS-SMB2 3.3.5.9.13): a VM
+/// that was started elsewhere fences its disks from where it was.
+fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &Wishes) -> Result<(), NtStatus> {
+    let Some(instance) = wishes.app_instance else { return Ok(()) };
+    let nodes = &ctx.ex.server.nodes;
+    let share = &ctx.tree()?.share;
+    let client = ctx.client_guid();
+    let stale = nodes.all_opens().into_iter().filter(|open| {
+        open.origin.app_instance == Some(instance)
+            && open.origin.client != client
+            && open.origin.share == *share
+            && same_name(&open.origin.name, &request.name)
+    });
+    for open in stale {
+        match (open.origin.app_version, wishes.app_version) {
+            (Some(old), Some(new)) if old >= new => return Err(NtStatus::FILE_FORCED_CLOSED),
+            (Some(_), None) => return Err(NtStatus::FILE_FORCED_CLOSED),
+            _ => {}
+        }
+        tracing::info!(file = request.name, "an earlier instance is fenced");
+        open.close_for_good();
+    }
+    Ok(())
 }
 
 /// Refuses what no file system is asked about (MS-SMB2 3.3.5.9, MS-FSA 2.1.5.1).

@@ -1,0 +1,197 @@
+//! What a CREATE asks for beside the file: an oplock or lease, a durable handle, an instance of an
+//! application (MS-SMB2 3.3.5.9.6 to 3.3.5.9.13).
+
+use std::time::Duration;
+
+use smb_protocol::{
+    Dialect, NtStatus,
+    msg::{
+        context::{self, AppVersion, DurableV2, Lease, LeaseState, names},
+        create::{Access, RawContext, Request},
+        oplock::OplockLevel,
+    },
+};
+
+use crate::volume::{
+    node::caching::{LeaseId, LeaseView, Want},
+    open::{Durability, Open},
+};
+
+/// How long a durable handle is kept if the client does not say (MS-SMB2, note on 3.3.5.9.6).
+const DURABLE_TIME: Duration = Duration::from_secs(120);
+/// Longest time that a client may ask for.
+const DURABLE_MOST: Duration = Duration::from_secs(300);
+/// Flags of leases in answers.
+const BREAK_IN_PROGRESS: u32 = 2;
+const PARENT_KEY_SET: u32 = 4;
+
+/// A request for a durable handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durable {
+    /// Version 1.
+    V1,
+    /// Version 2.
+    V2(DurableV2),
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// An oplock or lease.
+    pub caching: Option<Want>,
+    /// A durable handle.
+    pub durable: Option<Durable>,
+    /// `AppInstanceId`.
+    pub app_instance: Option<[u8; 16]>,
+    /// `AppInstanceVersion`.
+    pub app_version: Option<(u64, u64)>,
+}
+
+impl Wishes {
+    /// Reads them; combinations that make no sense are refused.
+    pub fn read(
+        request: &Request<'_>,
+        dialect: Dialect,
+        client: [u8; 16],
+    ) -> Result<Self, NtStatus> {
+        let find = |name| context::find(&request.contexts, name);
+        let bad = |_| NtStatus::INVALID_PARAMETER;
+        let smb3 = dialect.is_smb3();
+        let caching = match request.oplock {
+            OplockLevel::LEASE if dialect != Dialect::SMB_2_0_2 => match find(names::RQLS) {
+                Some(data) if data.len() == 32 || data.len() == 52 => {
+                    let lease = Lease::parse(data).map_err(bad)?;
+                    // Version 2 has no meaning to SMB 2.1, which then gets no lease.
+                    (smb3 || lease.v2.is_none()).then(|| want(&lease, client))
+                }
+                Some(_) => return Err(NtStatus::INVALID_PARAMETER),
+                None => None,
+            },
+            level @ (OplockLevel::II | OplockLevel::EXCLUSIVE | OplockLevel::BATCH) => {
+                Some(Want::Oplock(level))
+            }
+            _ => None,
+        };
+        let v2 = find(names::DH2Q).filter(|_| smb3);
+        let durable = match (find(names::DHNQ), v2) {
+            (Some(_), Some(_)) => return Err(NtStatus::INVALID_PARAMETER),
+            (_, Some(data)) => Some(Durable::V2(DurableV2::parse(data).map_err(bad)?)),
+            (Some(data), _) if data.len() == 16 => Some(Durable::V1),
+            (Some(_), _) => return Err(NtStatus::INVALID_PARAMETER),
+            (None, None) => None,
+        };
+        let app_instance = match find(names::APP_INSTANCE_ID).filter(|_| smb3) {
+            Some(data) => Some(context::parse_app_instance(data).map_err(bad)?),
+            None => None,
+        };
+        let app_version = match find(names::APP_INSTANCE_VERSION) {
+            Some(data) if dialect == Dialect::SMB_3_1_1 => {
+                let AppVersion { high, low } = AppVersion::parse(data).map_err(bad)?;
+                Some((high, low))
+            }
+            _ => None,
+        };
+        Ok(Self { caching, durable, app_instance, app_version })
+    }
+
+    /// The lease that is asked for.
+    pub fn lease(&self) -> Option<LeaseId> {
+        match self.caching {
+            Some(Want::Lease { id, .. }) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// `CreateGuid`, if there is one.
+    pub fn create_guid(&self) -> Option<[u8; 16]> {
+        match self.durable {
+            Some(Durable::V2(v2)) => Some(v2.create_guid),
+            _ => None,
+        }
+    }
+
+    /// For how long an open that caches `state` is kept when its client is away.
+    pub fn durability(&self, open: &Open, state: LeaseState) -> Durability {
+        if open.directory || !state.has(LeaseState::HANDLE) {
+            return Durability::None;
+        }
+        match self.durable {
+            None => Durability::None,
+            Some(Durable::V1) => Durability::Durable(DURABLE_TIME),
+            Some(Durable::V2(v2)) => Durability::Durable(match v2.timeout {
+                0 => DURABLE_TIME,
+                ms => Duration::from_millis(ms.into()).min(DURABLE_MOST),
+            }),
+        }
+    }
+}
+
+fn want(lease: &Lease, client: [u8; 16]) -> Want {
+    let parent = |key| (lease.flags & PARENT_KEY_SET != 0).then_some(key);
+    Want::Lease {
+        id: LeaseId { client, key: lease.key },
+        state: lease.state,
+        v2: lease.v2.map(|(key, epoch)| (parent(key), epoch)),
+    }
+}
+
+/// Rights without which a repeated CREATE is a new one (MS-SMB2 3.3.5.9.10).
+pub const REPLAYABLE: Access = Access(
+    Access::READ_DATA.0
+        | Access::EXECUTE.0
+        | Access::WRITE_DATA.0
+        | Access::APPEND_DATA.0
+        | Access::DELETE.0,
+);
+
+/// The answer's contexts about caching and durability, with their bytes.
+#[derive(Debug, Default)]
+pub struct Answers {
+    lease: Option<Vec<u8>>,
+    durable_v1: bool,
+    durable_v2: Option<[u8; 8]>,
+}
+
+impl Answers {
+    /// What stands of the open now.
+    pub fn of(open: &Open, durable: Option<Durable>) -> Self {
+        let granted = open.standing().durability;
+        let mut answers = Self {
+            lease: open.node.lease(open.node_id()).as_ref().map(lease_bytes),
+            ..Self::default()
+        };
+        if let Durability::Durable(time) = granted {
+            let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+            match durable {
+                Some(Durable::V1) => answers.durable_v1 = true,
+                Some(Durable::V2(_)) => answers.durable_v2 = Some(DurableV2::response(ms, 0)),
+                None => {}
+            }
+        }
+        answers
+    }
+
+    /// Adds them to the contexts of an answer.
+    pub fn add_to<'a>(&'a self, contexts: &mut Vec<RawContext<'a>>) {
+        if let Some(data) = &self.lease {
+            contexts.push(RawContext { name: names::RQLS, data });
+        }
+        if self.durable_v1 {
+            contexts.push(RawContext { name: names::DHNQ, data: &[0; 8] });
+        }
+        if let Some(data) = &self.durable_v2 {
+            contexts.push(RawContext { name: names::DH2Q, data });
+        }
+    }
+}
+
+fn lease_bytes(view: &LeaseView) -> Vec<u8> {
+    let mut flags = if view.breaking { BREAK_IN_PROGRESS } else { 0 };
+    let v2 = view.v2.map(|(parent, epoch)| {
+        if parent.is_some() {
+            flags |= PARENT_KEY_SET;
+        }
+        (parent.unwrap_or_default(), epoch)
+    });
+    Lease { key: view.id.key, state: view.state, flags, v2 }.to_bytes()
+}

@@ -1,0 +1,155 @@
+//! Taking up an open again: durable reconnect (MS-SMB2 3.3.5.9.7, 3.3.5.9.12) and a repeated
+//! CREATE (3.3.5.9.10).
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use smb_protocol::{
+    FileId, NtStatus,
+    header::HeaderFlags,
+    msg::{
+        context::{self, Lease, LeaseState, ReconnectV2, names},
+        create::Request,
+    },
+};
+
+use super::{Wishes, answer};
+use crate::{
+    command::{Ctx, Fail, Handled},
+    volume::{
+        node::Wake,
+        open::{Durability, Open},
+    },
+};
+
+/// What is to be taken up again.
+struct Claim {
+    file: FileId,
+    create_guid: Option<[u8; 16]>,
+}
+
+/// Handles the CREATE if it takes up an open again; `None` if it does not.
+pub fn handle(
+    ctx: &mut Ctx<'_>,
+    request: &Request<'_>,
+    wishes: &Wishes,
+    out: &mut Vec<u8>,
+) -> Option<Handled> {
+    let smb3 = ctx.dialect().is_smb3();
+    let find = |name| context::find(&request.contexts, name);
+    let claim = match (find(names::DHNC), find(names::DH2C).filter(|_| smb3)) {
+        (None, None) => return replay(ctx, wishes, out),
+        (Some(_), Some(_)) => return Some(Err(NtStatus::INVALID_PARAMETER.into())),
+        (Some(data), None) => {
+            if find(names::DH2Q).is_some_and(|_| smb3) {
+                return Some(Err(NtStatus::INVALID_PARAMETER.into()));
+            }
+            let Ok(file) = context::parse_reconnect_v1(data) else {
+                return Some(Err(NtStatus::INVALID_PARAMETER.into()));
+            };
+            Claim { file, create_guid: None }
+        }
+        (None, Some(data)) => {
+            if find(names::DHNQ).is_some() || find(names::DH2Q).is_some() {
+                return Some(Err(NtStatus::INVALID_PARAMETER.into()));
+            }
+            let Ok(v2) = ReconnectV2::parse(data) else {
+                return Some(Err(NtStatus::INVALID_PARAMETER.into()));
+            };
+            Claim { file: v2.file_id, create_guid: Some(v2.create_guid) }
+        }
+    };
+    Some(take_up(ctx, request, &claim, out))
+}
+
+fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Vec<u8>) -> Handled {
+    let session = ctx.session()?.clone();
+    let tree = ctx.tree()?.clone();
+    let nodes = ctx.ex.server.nodes.clone();
+    let persistent = claim.file.persistent;
+    let open = nodes.kept.get(persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+    check(ctx, request, claim, &open)?;
+    // Requests of the connection that is gone may still be on their way to the disk.
+    if Arc::strong_count(&open) > 2 {
+        let changed = open.node.changed();
+        drop(open);
+        let until = Instant::now() + Duration::from_millis(20);
+        return Err(Fail::Wait(Wake { changed, until }));
+    }
+    session.room_for_open(ctx.ex.limits().opens_per_session)?;
+    let open = nodes.kept.take(persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+    tracing::debug!(user = session.user, file = request.name, "taken up again");
+    session.add_open(tree.id, open.clone());
+    answer(ctx, &open, None, Vec::new(), smb_protocol::msg::create::CreateAction::OPENED, out)
+}
+
+fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Result<(), NtStatus> {
+    const NOT_FOUND: NtStatus = NtStatus::OBJECT_NAME_NOT_FOUND;
+    let find = |name| context::find(&request.contexts, name);
+    let session = ctx.session()?;
+    let tree = ctx.tree()?;
+    if open.origin.share != tree.share
+        || claim.create_guid.is_some_and(|guid| Some(guid) != open.origin.create_guid)
+    {
+        return Err(NOT_FOUND);
+    }
+    let resilient = open.is_resilient();
+    let lease = find(names::RQLS).map(Lease::parse).transpose();
+    let lease = lease.map_err(|_| NtStatus::INVALID_PARAMETER)?;
+    match (open.lease, lease) {
+        (None, None) => {
+            let (state, _) = open.node.caching(open.node_id());
+            if !resilient && !state.has(LeaseState::HANDLE) {
+                return Err(NOT_FOUND);
+            }
+        }
+        (Some(id), Some(asked)) => {
+            let view = open.node.lease(open.node_id()).ok_or(NOT_FOUND)?;
+            if id.client != ctx.client_guid()
+                || asked.key != id.key
+                || asked.v2.is_some() != view.v2.is_some()
+                || !resilient && !view.state.has(LeaseState::HANDLE)
+            {
+                return Err(NOT_FOUND);
+            }
+            if !smb_protocol::name::same_name(&open.origin.name, &request.name) {
+                return Err(NtStatus::INVALID_PARAMETER);
+            }
+        }
+        _ => return Err(NOT_FOUND),
+    }
+    if open.origin.user != session.user {
+        return Err(NtStatus::ACCESS_DENIED);
+    }
+    Ok(())
+}
+
+/// A CREATE that came before, on a connection that may have been lost.
+fn replay(ctx: &mut Ctx<'_>, wishes: &Wishes, out: &mut Vec<u8>) -> Option<Handled> {
+    let guid = wishes.create_guid()?;
+    let replays = ctx.header.flags.has(HeaderFlags::REPLAY);
+    let key = (guid, ctx.client_guid());
+    let nodes = ctx.ex.server.nodes.clone();
+    let open = nodes.created(key).filter(|open| open.replayable.load(Ordering::Acquire))?;
+    if !replays {
+        return Some(Err(NtStatus::DUPLICATE_OBJECTID.into()));
+    }
+    Some(again(ctx, wishes, &open, out))
+}
+
+fn again(ctx: &mut Ctx<'_>, wishes: &Wishes, open: &Arc<Open>, out: &mut Vec<u8>) -> Handled {
+    let session = ctx.session()?.clone();
+    let owned = open.standing().durability != Durability::None;
+    if open.origin.user != session.user || open.lease != wishes.lease() && open.lease.is_some() {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    match open.session() {
+        Some(holder) if holder.id == session.id => {}
+        _ => return Err(NtStatus::DUPLICATE_OBJECTID.into()),
+    }
+    let durable = wishes.durable.filter(|_| owned);
+    let action = smb_protocol::msg::create::CreateAction(open.origin.action);
+    answer(ctx, open, durable, Vec::new(), action, out)
+}

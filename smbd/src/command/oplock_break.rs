@@ -1,0 +1,48 @@
+//! Acknowledgements of oplock and lease breaks (MS-SMB2 3.3.5.22).
+
+use smb_protocol::{
+    NtStatus,
+    msg::{
+        context::LeaseState,
+        oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
+    },
+};
+
+use super::{Ctx, Handled};
+use crate::volume::node::caching::{self, Holder, LeaseId, NotSo};
+
+/// Handles an acknowledgement.
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
+    match Message::parse(body)? {
+        Message::Oplock(ack) => oplock(ctx, ack, out),
+        Message::LeaseAck(ack) => lease(ctx, ack, out),
+        // A client notifies nobody.
+        Message::LeaseBreak(_) => Err(NtStatus::INVALID_PARAMETER.into()),
+    }
+}
+
+fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
+    let open = ctx.open(ack.file_id)?;
+    let kept = match ack.level {
+        OplockLevel::NONE | OplockLevel::II => caching::state_of(ack.level),
+        // More than it was told, or nothing that an oplock can be.
+        _ => LeaseState::READ.or(LeaseState::WRITE).or(LeaseState::HANDLE),
+    };
+    let holder = Holder::Open(open.node_id());
+    let left = open.node.acknowledge(holder, kept).map_err(|why| match why {
+        NotSo::NotBreaking => NtStatus::INVALID_DEVICE_STATE,
+        // A break to nothing awaits no acknowledgement.
+        NotSo::NotHeld => NtStatus::INVALID_OPLOCK_PROTOCOL,
+        NotSo::TooMuch if ack.level == OplockLevel::LEASE => NtStatus::INVALID_PARAMETER,
+        NotSo::TooMuch => NtStatus::INVALID_OPLOCK_PROTOCOL,
+    })?;
+    OplockBreak { level: caching::level_of(left), file_id: open.id }.encode(out);
+    Ok(NtStatus::SUCCESS)
+}
+
+fn lease(ctx: &mut Ctx<'_>, ack: LeaseAck, out: &mut Vec<u8>) -> Handled {
+    let id = LeaseId { client: ctx.client_guid(), key: ack.key };
+    let state = ctx.ex.server.nodes.acknowledge_lease(id, LeaseState(ack.state))?;
+    LeaseAck { key: ack.key, state: state.0 }.encode(out);
+    Ok(NtStatus::SUCCESS)
+}

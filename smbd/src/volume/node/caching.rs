@@ -1,0 +1,409 @@
+//! What clients may cache of one file: oplocks and leases, and how they are broken
+//! (MS-FSA 2.1.4.12, 2.1.5.18; MS-SMB2 3.3.4.6, 3.3.4.7).
+//!
+//! Both are the same thing here: a *hold* with a state of read, write and handle caching. The
+//! holder of an oplock is one open, that of a lease is whatever opens carry its key.
+//!
+//! ```text
+//!   held ──break──► breaking to less ──acknowledged, or the holder is gone──► held
+//!                        └──────────────── time is over ──► nothing
+//! ```
+//! A state without write and handle caching is taken away at once, without acknowledgement.
+
+use std::time::{Duration, Instant};
+
+use smb_protocol::msg::{context::LeaseState, oplock::OplockLevel};
+
+/// How long a holder may take to acknowledge (MS-SMB2, note on 3.3.4.6).
+pub const BREAK_TIME: Duration = Duration::from_secs(35);
+
+const R: LeaseState = LeaseState::READ;
+const W: LeaseState = LeaseState::WRITE;
+const H: LeaseState = LeaseState::HANDLE;
+/// Caches nothing.
+pub const NOTHING: LeaseState = LeaseState(0);
+
+/// A lease: the client that has it and the key it gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseId {
+    /// `ClientGuid` of the client's connections.
+    pub client: [u8; 16],
+    /// `LeaseKey`.
+    pub key: [u8; 16],
+}
+
+/// Who holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// One open, by name.
+    Open(u64),
+    /// All opens with this lease.
+    Lease(LeaseId),
+}
+
+/// Why others must give up caching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The file is opened.
+    Open,
+    /// The file is opened and its content thrown away.
+    Overwrite,
+    /// An opener does not want to share.
+    Sharing,
+    /// The content or its length changes, or a range is locked.
+    Change,
+    /// The file gets another name.
+    Rename,
+    /// The file is to be deleted, or its access list changes.
+    Delete,
+}
+
+/// A break to be told to the holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Break {
+    /// Whom to tell.
+    pub holder: Holder,
+    /// Opens of the holder.
+    pub opens: Vec<u64>,
+    /// State until now.
+    pub from: LeaseState,
+    /// State to go down to.
+    pub to: LeaseState,
+    /// An acknowledgement is awaited.
+    pub acknowledge: bool,
+    /// Epoch of leases of version 2, else 0.
+    pub epoch: u16,
+}
+
+/// What is asked for at a create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// An oplock.
+    Oplock(OplockLevel),
+    /// A lease.
+    Lease {
+        /// Which.
+        id: LeaseId,
+        /// State.
+        state: LeaseState,
+        /// Parent key, if set, and epoch of version 2.
+        v2: Option<(Option<[u8; 16]>, u16)>,
+    },
+}
+
+/// A lease as it stands, for answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseView {
+    /// Which.
+    pub id: LeaseId,
+    /// State.
+    pub state: LeaseState,
+    /// A break waits for its acknowledgement.
+    pub breaking: bool,
+    /// Parent key, if set, and epoch of version 2.
+    pub v2: Option<(Option<[u8; 16]>, u16)>,
+}
+
+#[derive(Debug)]
+struct Breaking {
+    to: LeaseState,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+struct Hold {
+    holder: Holder,
+    opens: Vec<u64>,
+    state: LeaseState,
+    breaking: Option<Breaking>,
+    v2: Option<(Option<[u8; 16]>, u16)>,
+}
+
+impl Hold {
+    /// What the holder may cache once it has done as told.
+    fn remaining(&self) -> LeaseState {
+        self.breaking.as_ref().map_or(self.state, |breaking| breaking.to)
+    }
+
+    fn is_oplock(&self) -> bool {
+        matches!(self.holder, Holder::Open(_))
+    }
+
+    /// What `cause` leaves of the state.
+    fn left_by(&self, cause: Cause) -> LeaseState {
+        let now = self.remaining();
+        match (cause, self.is_oplock()) {
+            (Cause::Open, true) if now.any(W) => R,
+            (Cause::Open, _) => now.without(W),
+            (Cause::Overwrite | Cause::Change, _) => NOTHING,
+            (Cause::Sharing | Cause::Delete, true) if now.any(H) => R,
+            (Cause::Rename, true) if now.any(H) => NOTHING,
+            (Cause::Sharing | Cause::Delete | Cause::Rename, _) => now.without(H),
+        }
+    }
+}
+
+/// Everything that is held of one file.
+#[derive(Debug, Default)]
+pub struct Caching {
+    holds: Vec<Hold>,
+}
+
+/// The level of an oplock with that state.
+pub fn level_of(state: LeaseState) -> OplockLevel {
+    match (state.any(H), state.any(W), state.any(R)) {
+        (true, ..) => OplockLevel::BATCH,
+        (_, true, _) => OplockLevel::EXCLUSIVE,
+        (_, _, true) => OplockLevel::II,
+        _ => OplockLevel::NONE,
+    }
+}
+
+/// The state of an oplock of that level.
+pub fn state_of(level: OplockLevel) -> LeaseState {
+    match level {
+        OplockLevel::BATCH => R.or(W).or(H),
+        OplockLevel::EXCLUSIVE => R.or(W),
+        OplockLevel::II => R,
+        _ => NOTHING,
+    }
+}
+
+impl Caching {
+    /// Whether nobody holds anything.
+    pub fn is_empty(&self) -> bool {
+        self.holds.is_empty()
+    }
+
+    /// Whether `open` belongs to the holder.
+    fn is_mine(hold: &Hold, open: u64, lease: Option<LeaseId>) -> bool {
+        hold.opens.contains(&open) || lease.is_some_and(|id| hold.holder == Holder::Lease(id))
+    }
+
+    /// Breaks what does not go together with `cause`, done by `open` (with `lease`, if it has
+    /// one), where `concerns` says so of the opens of a holder. Returns until when the doer must
+    /// wait at most, if it must, and adds to `breaks` what is to be told.
+    pub fn break_for(
+        &mut self,
+        cause: Cause,
+        (open, lease): (u64, Option<LeaseId>),
+        concerns: impl Fn(&Holder, &[u64]) -> bool,
+        now: Instant,
+        breaks: &mut Vec<Break>,
+    ) -> Option<Instant> {
+        self.expire(now);
+        let mut wait: Option<Instant> = None;
+        for hold in &mut self.holds {
+            // Not even its holder may change what an oplock of level II shows others.
+            let shared = hold.is_oplock() && !hold.state.any(W) && cause == Cause::Change;
+            if Self::is_mine(hold, open, lease) && !shared || !concerns(&hold.holder, &hold.opens) {
+                continue;
+            }
+            let to = hold.left_by(cause);
+            let lost = hold.state.without(to);
+            // What is waited for: write caching by an open, handle caching where it hinders.
+            let awaited = match cause {
+                Cause::Open | Cause::Overwrite => W,
+                Cause::Sharing | Cause::Delete | Cause::Rename => H,
+                Cause::Change => W,
+            };
+            let awaited = if hold.is_oplock() { W.or(H) } else { awaited };
+            match &mut hold.breaking {
+                Some(breaking) => {
+                    // It goes on from there when that is acknowledged; who must wait, waits.
+                    if lost.any(awaited) {
+                        wait = Some(wait.map_or(breaking.deadline, |w| w.min(breaking.deadline)));
+                    }
+                }
+                None if lost != NOTHING => {
+                    let acknowledge = hold.state.any(W.or(H));
+                    let epoch = hold.v2.as_mut().map_or(0, |(_, epoch)| {
+                        *epoch = epoch.wrapping_add(1);
+                        *epoch
+                    });
+                    breaks.push(Break {
+                        holder: hold.holder,
+                        opens: hold.opens.clone(),
+                        from: hold.state,
+                        to,
+                        acknowledge,
+                        epoch,
+                    });
+                    if acknowledge {
+                        let deadline = now + BREAK_TIME;
+                        hold.breaking = Some(Breaking { to, deadline });
+                        if lost.any(awaited) {
+                            wait = Some(wait.map_or(deadline, |w| w.min(deadline)));
+                        }
+                    } else {
+                        hold.state = to;
+                    }
+                }
+                None => {}
+            }
+        }
+        self.tidy();
+        wait
+    }
+
+    /// Takes everything from those who did not acknowledge in time.
+    fn expire(&mut self, now: Instant) {
+        for hold in &mut self.holds {
+            if hold.breaking.as_ref().is_some_and(|breaking| breaking.deadline <= now) {
+                hold.breaking = None;
+                hold.state = NOTHING;
+            }
+        }
+        self.tidy();
+    }
+
+    /// Oplocks without caching are nothing; a lease lasts as long as its opens.
+    fn tidy(&mut self) {
+        self.holds.retain(|hold| !hold.is_oplock() || hold.state != NOTHING);
+    }
+
+    /// Grants what can be granted of `want` to `open`. `others` says whether an open that has no
+    /// part in the lease, and reads or writes, is there; `locked` whether ranges are locked.
+    pub fn acquire(
+        &mut self,
+        open: u64,
+        want: Want,
+        directory: bool,
+        others: bool,
+        locked: bool,
+    ) -> LeaseState {
+        let (holder, mut state, v2) = match want {
+            Want::Oplock(level) => (Holder::Open(open), state_of(level), None),
+            Want::Lease { id, state, v2 } => (Holder::Lease(id), state, v2),
+        };
+        if directory {
+            state = if holder == Holder::Open(open) { NOTHING } else { state.without(W) };
+        }
+        // Only R, RH, RW and RWH can be had.
+        if !state.any(R) || locked {
+            state = NOTHING;
+        }
+        let theirs = |hold: &&Hold| hold.holder != holder;
+        let oplock = |hold: &Hold| hold.is_oplock();
+        let exclusive = self.holds.iter().filter(theirs).any(|h| h.state.any(W));
+        let handles = self.holds.iter().filter(theirs).any(|h| h.state.any(H));
+        let two = self.holds.iter().filter(theirs).any(|h| oplock(h) && h.state != NOTHING);
+        if exclusive {
+            state = NOTHING;
+        }
+        match holder {
+            Holder::Open(_) => {
+                if state.any(W) && others {
+                    state = R;
+                }
+                if handles {
+                    state = NOTHING;
+                }
+            }
+            Holder::Lease(_) => {
+                if others || handles {
+                    state = state.without(W);
+                }
+                if two {
+                    state = state.without(H.or(W));
+                }
+            }
+        }
+        match self.holds.iter_mut().find(|hold| hold.holder == holder) {
+            Some(hold) => {
+                hold.opens.push(open);
+                let more = state.without(hold.state) != NOTHING
+                    && hold.state.without(state) == NOTHING
+                    && hold.breaking.is_none();
+                if more {
+                    hold.state = state;
+                    if let Some((_, epoch)) = &mut hold.v2 {
+                        *epoch = epoch.wrapping_add(1);
+                    }
+                }
+                hold.state
+            }
+            None => {
+                if holder == Holder::Open(open) && state == NOTHING {
+                    return NOTHING;
+                }
+                let v2 = v2.map(|(parent, epoch)| (parent, epoch.wrapping_add(1)));
+                let opens = vec![open];
+                self.holds.push(Hold { holder, opens, state, breaking: None, v2 });
+                state
+            }
+        }
+    }
+
+    /// The client has done as told; the state it kept. The error says why that is wrong.
+    pub fn acknowledge(&mut self, holder: Holder, kept: LeaseState) -> Result<LeaseState, NotSo> {
+        let hold = self.holds.iter_mut().find(|h| h.holder == holder).ok_or(NotSo::NotHeld)?;
+        let Some(breaking) = &hold.breaking else { return Err(NotSo::NotBreaking) };
+        if kept.without(breaking.to) != NOTHING {
+            if hold.is_oplock() {
+                hold.state = NOTHING;
+                hold.breaking = None;
+                self.tidy();
+            }
+            return Err(NotSo::TooMuch);
+        }
+        hold.state = kept;
+        hold.breaking = None;
+        self.tidy();
+        Ok(kept)
+    }
+
+    /// Takes an open away from what it holds; the lease that ended with it.
+    pub fn leave(&mut self, open: u64) -> Option<LeaseId> {
+        let at = self.holds.iter().position(|hold| hold.opens.contains(&open))?;
+        let hold = &mut self.holds[at];
+        hold.opens.retain(|id| *id != open);
+        if !hold.opens.is_empty() {
+            return None;
+        }
+        match self.holds.swap_remove(at).holder {
+            Holder::Lease(id) => Some(id),
+            Holder::Open(_) => None,
+        }
+    }
+
+    /// What an open holds; a break that waits counts as done.
+    pub fn state(&self, open: u64) -> (LeaseState, bool) {
+        let hold = self.holds.iter().find(|hold| hold.opens.contains(&open));
+        hold.map_or((NOTHING, false), |hold| (hold.state, hold.breaking.is_some()))
+    }
+
+    /// The lease that an open has part in.
+    pub fn lease(&self, open: u64) -> Option<LeaseView> {
+        let hold = self.holds.iter().find(|hold| hold.opens.contains(&open))?;
+        match hold.holder {
+            Holder::Lease(id) => Some(LeaseView {
+                id,
+                state: hold.state,
+                breaking: hold.breaking.is_some(),
+                v2: hold.v2,
+            }),
+            Holder::Open(_) => None,
+        }
+    }
+
+    /// The holder cannot be told: what it holds goes down at once.
+    pub fn unreachable(&mut self, holder: Holder, to: LeaseState) {
+        if let Some(hold) = self.holds.iter_mut().find(|hold| hold.holder == holder) {
+            hold.state = to;
+            hold.breaking = None;
+        }
+        self.tidy();
+    }
+}
+
+/// Why an acknowledgement is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotSo {
+    /// The holder holds nothing.
+    NotHeld,
+    /// Nothing was to be acknowledged.
+    NotBreaking,
+    /// It keeps more than it may.
+    TooMuch,
+}

@@ -1,0 +1,573 @@
+//! One file as all its openers see it: share modes, deletion, byte-range locks and what clients
+//! may cache.
+
+pub mod caching;
+pub mod locks;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use rustix::fs::Stat;
+use smb_protocol::{
+    NtStatus,
+    msg::{
+        context::LeaseState,
+        create::{Access, ShareAccess},
+    },
+};
+use tokio::sync::{Notify, futures::OwnedNotified};
+
+use self::{
+    caching::{Break, Caching, Cause, Holder, LeaseId, LeaseView, NotSo, Want},
+    locks::{Intent, Locks, Range},
+};
+use super::{RelPath, open::Open};
+
+/// Identity of a file on this machine: device and inode.
+pub type NodeKey = (u64, u64);
+
+/// Names a create: `CreateGuid` and `ClientGuid`.
+pub type CreateKey = ([u8; 16], [u8; 16]);
+
+/// Locks that one file can have.
+pub const MAX_LOCKS: usize = 16_384;
+
+/// Key of a file.
+pub fn key(stat: &Stat) -> NodeKey {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Everything that is open.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    shards: [Mutex<HashMap<NodeKey, Arc<Node>>>; 16],
+    opens: [Mutex<HashMap<u64, Weak<Open>>>; 16],
+    leases: Mutex<HashMap<LeaseId, Weak<Node>>>,
+    /// Creates that a client may repeat, by `CreateGuid` and client.
+    creates: Mutex<HashMap<CreateKey, Weak<Open>>>,
+    count: AtomicUsize,
+    /// Opens whose client is away and may come back.
+    pub kept: super::kept::Kept,
+}
+
+/// A file that is open.
+#[derive(Debug)]
+pub struct Node {
+    key: NodeKey,
+    state: Mutex<State>,
+    /// Somebody caches something.
+    cached: AtomicBool,
+    /// Number of byte-range locks.
+    locked: AtomicUsize,
+    /// Told when a break is done, an open or a lock is gone.
+    changed: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct State {
+    users: Vec<Use>,
+    delete_pending: bool,
+    path: RelPath,
+    caching: Caching,
+    locks: Locks,
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opener {
+    /// Name of the open.
+    pub id: u64,
+    /// What it may do.
+    pub access: Access,
+    /// What others may do.
+    pub share: ShareAccess,
+    /// Its lease.
+    pub lease: Option<LeaseId>,
+    /// The content is thrown away.
+    pub overwrites: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    id: u64,
+    access: Access,
+    share: ShareAccess,
+    lease: Option<LeaseId>,
+}
+
+/// Why a file cannot be opened or changed now.
+#[derive(Debug)]
+pub enum Refused {
+    /// With this status.
+    Status(NtStatus),
+    /// A client was told to give up what it caches; try again then.
+    Wait(Wake),
+}
+
+/// When to try again.
+#[derive(Debug)]
+pub struct Wake {
+    /// Something has changed.
+    pub changed: OwnedNotified,
+    /// Nobody needs to be waited for any longer.
+    pub until: Instant,
+}
+
+impl From<NtStatus> for Refused {
+    fn from(status: NtStatus) -> Self {
+        Self::Status(status)
+    }
+}
+
+/// Rights that take part in sharing; an opener with none of them neither blocks nor is blocked
+/// (MS-FSA 2.1.5.1.2).
+const READS: Access = Access(Access::READ_DATA.0 | Access::EXECUTE.0);
+const WRITES: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
+/// Who asks for no more than this leaves caches alone (MS-FSA 2.1.4.12).
+const LOOKS: Access =
+    Access(Access::READ_ATTRIBUTES.0 | Access::WRITE_ATTRIBUTES.0 | Access::SYNCHRONIZE.0);
+
+fn conflicts(access: Access, share: ShareAccess) -> bool {
+    access.any(READS) && !share.has(ShareAccess::READ)
+        || access.any(WRITES) && !share.has(ShareAccess::WRITE)
+        || access.has(Access::DELETE) && !share.has(ShareAccess::DELETE)
+}
+
+fn takes_part(access: Access) -> bool {
+    access.any(READS.or(WRITES).or(Access::DELETE))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Nodes {
+    fn shard(&self, key: NodeKey) -> &Mutex<HashMap<NodeKey, Arc<Node>>> {
+        &self.shards[(key.1 % 16) as usize]
+    }
+
+    fn opens(&self, id: u64) -> &Mutex<HashMap<u64, Weak<Open>>> {
+        &self.opens[(id % 16) as usize]
+    }
+
+    /// Adds an opener if those that are there agree; asks them to give up what they cache first.
+    pub fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Arc<Node>, Refused> {
+        let mut breaks = Vec::new();
+        let mut shard = lock(self.shard(key(stat)));
+        let node = shard.entry(key(stat)).or_insert_with(|| Node::new(key(stat), path.clone()));
+        let node = node.clone();
+        let mut state = lock(&node.state);
+        let joined = self.admit(&node, &mut state, by, &mut breaks);
+        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        drop(state);
+        drop(shard);
+        self.tell(&node, breaks);
+        joined.map(|()| node)
+    }
+
+    fn admit(
+        &self,
+        node: &Arc<Node>,
+        state: &mut State,
+        by: Opener,
+        breaks: &mut Vec<Break>,
+    ) -> Result<(), Refused> {
+        if state.delete_pending {
+            return Err(NtStatus::DELETE_PENDING.into());
+        }
+        if let Some(id) = by.lease {
+            self.check_lease(id, Some(node.key))?;
+        }
+        let me = (by.id, by.lease);
+        let now = Instant::now();
+        if takes_part(by.access) {
+            let hinders = |other: &&Use| {
+                takes_part(other.access)
+                    && (conflicts(by.access, other.share) || conflicts(other.access, by.share))
+            };
+            let hindering: Vec<u64> = state.users.iter().filter(hinders).map(|u| u.id).collect();
+            if !hindering.is_empty() {
+                let concerns =
+                    |_: &Holder, opens: &[u64]| opens.iter().any(|open| hindering.contains(open));
+                let wait = state.caching.break_for(Cause::Sharing, me, concerns, now, breaks);
+                return Err(match wait {
+                    Some(until) => node.wake(until),
+                    None => NtStatus::SHARING_VIOLATION.into(),
+                });
+            }
+        }
+        let looks = by.access.without(LOOKS) == Access::NONE;
+        let looks_closely = by.access.without(LOOKS.or(Access::READ_CONTROL)) == Access::NONE;
+        if !looks {
+            let cause = if by.overwrites { Cause::Overwrite } else { Cause::Open };
+            let concerns =
+                |holder: &Holder, _: &[u64]| !looks_closely || matches!(holder, Holder::Open(_));
+            if let Some(until) = state.caching.break_for(cause, me, concerns, now, breaks) {
+                return Err(node.wake(until));
+            }
+        }
+        let Opener { id, access, share, lease, .. } = by;
+        state.users.push(Use { id, access, share, lease });
+        Ok(())
+    }
+
+    /// Fails if a lease is that of another file (MS-SMB2 3.3.5.9.8).
+    pub fn check_lease(&self, id: LeaseId, key: Option<NodeKey>) -> Result<(), NtStatus> {
+        let holder = lock(&self.leases).get(&id).and_then(Weak::upgrade);
+        match holder {
+            Some(node) if Some(node.key) != key => Err(NtStatus::INVALID_PARAMETER),
+            _ => Ok(()),
+        }
+    }
+
+    /// Grants what can be granted of an oplock or lease to an open.
+    pub fn acquire(&self, node: &Arc<Node>, open: u64, want: Want, directory: bool) -> LeaseState {
+        let mut state = lock(&node.state);
+        let lease = match want {
+            Want::Lease { id, .. } => Some(id),
+            Want::Oplock(_) => None,
+        };
+        let others = state.users.iter().any(|user| {
+            let other = user.id != open && (lease.is_none() || user.lease != lease);
+            other && (lease.is_none() || takes_part(user.access))
+        });
+        let want = match want {
+            // What is to be deleted is not worth keeping open.
+            Want::Lease { id, state: wanted, v2 } if state.delete_pending => {
+                Want::Lease { id, state: wanted.without(LeaseState::HANDLE), v2 }
+            }
+            want => want,
+        };
+        let locked = state.locks.len() > 0;
+        let granted = state.caching.acquire(open, want, directory, others, locked);
+        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        drop(state);
+        if let Some(id) = lease {
+            lock(&self.leases).insert(id, Arc::downgrade(node));
+        }
+        granted
+    }
+
+    /// Breaks what `cause` does not go together with. Fails when the doer must wait.
+    pub fn break_for(
+        &self,
+        node: &Arc<Node>,
+        cause: Cause,
+        by: (u64, Option<LeaseId>),
+    ) -> Result<(), Refused> {
+        if !node.cached.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut breaks = Vec::new();
+        let mut state = lock(&node.state);
+        let wait = state.caching.break_for(cause, by, |_, _| true, Instant::now(), &mut breaks);
+        let refused = wait.map(|until| node.wake(until));
+        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        drop(state);
+        self.tell(node, breaks);
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Tells holders; one that cannot be reached loses what it holds, and its opens if without it
+    /// they are not worth keeping.
+    fn tell(&self, node: &Arc<Node>, breaks: Vec<Break>) {
+        for due in breaks {
+            let opens: Vec<Arc<Open>> = due.opens.iter().filter_map(|id| self.open(*id)).collect();
+            if opens.iter().any(|open| open.notify(&due)) {
+                continue;
+            }
+            lock(&node.state).caching.unreachable(due.holder, due.to);
+            node.changed.notify_waiters();
+            if !due.to.has(LeaseState::HANDLE) {
+                for open in &opens {
+                    self.kept.drop_open(open.id.persistent);
+                }
+            }
+        }
+    }
+
+    /// The holder of a lease has done as told.
+    pub fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
+        let node = lock(&self.leases).get(&id).and_then(Weak::upgrade);
+        let node = node.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+        node.acknowledge(Holder::Lease(id), kept).map_err(|why| match why {
+            NotSo::NotHeld => NtStatus::OBJECT_NAME_NOT_FOUND,
+            NotSo::NotBreaking => NtStatus::UNSUCCESSFUL,
+            NotSo::TooMuch => NtStatus::REQUEST_NOT_ACCEPTED,
+        })
+    }
+
+    /// Makes an open known.
+    pub fn add_open(&self, open: &Arc<Open>) {
+        let id = open.node_id();
+        if lock(self.opens(id)).insert(id, Arc::downgrade(open)).is_none() {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(guid) = open.origin.create_guid {
+            lock(&self.creates).insert((guid, open.origin.client), Arc::downgrade(open));
+        }
+    }
+
+    /// An open by the name it has in its node.
+    pub fn open(&self, id: u64) -> Option<Arc<Open>> {
+        lock(self.opens(id)).get(&id).and_then(Weak::upgrade)
+    }
+
+    /// The open that a create made, if it is still there.
+    pub fn created(&self, key: CreateKey) -> Option<Arc<Open>> {
+        lock(&self.creates).get(&key).and_then(Weak::upgrade)
+    }
+
+    /// An open is closed for good.
+    pub fn forget(&self, open: &Open) {
+        if lock(self.opens(open.node_id())).remove(&open.node_id()).is_some() {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(guid) = open.origin.create_guid {
+            let mut creates = lock(&self.creates);
+            let key = (guid, open.origin.client);
+            if creates.get(&key).is_some_and(|at| std::ptr::eq(at.as_ptr(), open)) {
+                creates.remove(&key);
+            }
+        }
+    }
+
+    /// Number of opens.
+    pub fn open_count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// All opens.
+    pub fn all_opens(&self) -> Vec<Arc<Open>> {
+        let shards = self.opens.iter();
+        shards
+            .flat_map(|shard| lock(shard).values().filter_map(Weak::upgrade).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Takes an opener away. When it was the last and the file is to be deleted, its path is
+    /// returned; the caller removes it while `remove` runs, before anyone can open it again.
+    pub fn leave(&self, node: &Node, id: u64, remove: impl FnOnce(&RelPath)) {
+        let mut shard = lock(self.shard(node.key));
+        let mut state = lock(&node.state);
+        state.users.retain(|user| user.id != id);
+        state.locks.release_all(id);
+        node.locked.store(state.locks.len(), Ordering::Release);
+        let ended = state.caching.leave(id);
+        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        if state.users.is_empty() {
+            if state.delete_pending {
+                remove(&state.path);
+            }
+            shard.remove(&node.key);
+        }
+        drop(state);
+        drop(shard);
+        if let Some(lease) = ended {
+            let mut leases = lock(&self.leases);
+            if leases.get(&lease).is_some_and(|at| std::ptr::eq(at.as_ptr(), node)) {
+                leases.remove(&lease);
+            }
+        }
+        node.changed.notify_waiters();
+    }
+
+    /// Whether anything strictly below `folder` is open.
+    pub fn any_below(&self, device: u64, folder: &RelPath) -> bool {
+        self.shards.iter().any(|shard| {
+            lock(shard)
+                .values()
+                .any(|node| node.key.0 == device && lock(&node.state).path.is_below(folder))
+        })
+    }
+
+    /// Whether the file is open at all.
+    pub fn is_open(&self, stat: &Stat) -> bool {
+        lock(self.shard(key(stat))).contains_key(&key(stat))
+    }
+
+    /// The file, if it is open.
+    pub fn get(&self, stat: &Stat) -> Option<Arc<Node>> {
+        lock(self.shard(key(stat))).get(&key(stat)).cloned()
+    }
+
+    /// Number of files that are open.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+}
+
+impl Node {
+    fn new(key: NodeKey, path: RelPath) -> Arc<Self> {
+        let state = State {
+            users: Vec::new(),
+            delete_pending: false,
+            path,
+            caching: Caching::default(),
+            locks: Locks::default(),
+        };
+        Arc::new(Self {
+            key,
+            state: Mutex::new(state),
+            cached: AtomicBool::new(false),
+            locked: AtomicUsize::new(0),
+            changed: Arc::default(),
+        })
+    }
+
+    /// Which file it is.
+    pub fn key(&self) -> NodeKey {
+        self.key
+    }
+
+    fn wake(&self, until: Instant) -> Refused {
+        Refused::Wait(Wake { changed: self.changed.clone().notified_owned(), until })
+    }
+
+    /// Resolves when something has changed.
+    pub fn changed(&self) -> OwnedNotified {
+        self.changed.clone().notified_owned()
+    }
+
+    /// A holder has done as told.
+    pub fn acknowledge(&self, holder: Holder, kept: LeaseState) -> Result<LeaseState, NotSo> {
+        let result = lock(&self.state).caching.acknowledge(holder, kept);
+        self.changed.notify_waiters();
+        result
+    }
+
+    /// What an open caches, and whether it was told to give some of it up.
+    pub fn caching(&self, open: u64) -> (LeaseState, bool) {
+        lock(&self.state).caching.state(open)
+    }
+
+    /// The lease of an open.
+    pub fn lease(&self, open: u64) -> Option<LeaseView> {
+        lock(&self.state).caching.lease(open)
+    }
+
+    /// Fails if a lock forbids `open` to read or write there.
+    pub fn check_io(&self, open: u64, offset: u64, len: u64, write: bool) -> Result<(), NtStatus> {
+        if self.locked.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let Some(range) = Range::new(offset, len) else { return Ok(()) };
+        let intent = if write { Intent::Write } else { Intent::Read };
+        if len > 0 && lock(&self.state).locks.conflict(open, range, intent) {
+            return Err(NtStatus::FILE_LOCK_CONFLICT);
+        }
+        Ok(())
+    }
+
+    /// Takes a lock if nothing forbids it; whether it was taken.
+    pub fn lock_range(&self, open: u64, range: Range, exclusive: bool) -> Result<bool, NtStatus> {
+        let mut state = lock(&self.state);
+        if state.locks.len() >= MAX_LOCKS {
+            return Err(NtStatus::INSUFFICIENT_RESOURCES);
+        }
+        let taken = state.locks.take(open, range, exclusive);
+        self.locked.store(state.locks.len(), Ordering::Release);
+        Ok(taken)
+    }
+
+    /// Releases a lock; whether there was one.
+    pub fn unlock_range(&self, open: u64, range: Range) -> bool {
+        let mut state = lock(&self.state);
+        let released = state.locks.release(open, range);
+        self.locked.store(state.locks.len(), Ordering::Release);
+        drop(state);
+        self.changed.notify_waiters();
+        released
+    }
+
+    /// Number of locks that an open holds.
+    pub fn locks_of(&self, open: u64) -> Vec<(Range, bool)> {
+        lock(&self.state).locks.of(open).collect()
+    }
+
+    /// Marks the file to be deleted when the last opener leaves, or takes that back.
+    pub fn set_delete_pending(&self, pending: bool) {
+        lock(&self.state).delete_pending = pending;
+    }
+
+    /// Whether the file is to be deleted when the last opener leaves.
+    pub fn delete_pending(&self) -> bool {
+        lock(&self.state).delete_pending
+    }
+
+    /// Where the file is now.
+    pub fn path(&self) -> RelPath {
+        lock(&self.state).path.clone()
+    }
+
+    /// Notes that the file was renamed.
+    pub fn set_path(&self, path: RelPath) {
+        lock(&self.state).path = path;
+    }
+
+    /// Whether openers other than `id` forbid that the file is deleted or renamed.
+    pub fn others_forbid_delete(&self, id: u64) -> bool {
+        lock(&self.state).users.iter().any(|user| {
+            user.id != id && takes_part(user.access) && !user.share.has(ShareAccess::DELETE)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn join(
+        nodes: &Nodes,
+        id: u64,
+        access: Access,
+        share: ShareAccess,
+    ) -> Result<Arc<Node>, Refused> {
+        let stat = rustix::fs::stat("/").unwrap();
+        let by = Opener { id, access, share, lease: None, overwrites: false };
+        nodes.join(&stat, &RelPath::root(), by)
+    }
+
+    /// Access × sharing of two openers, as MS-FSA 2.1.5.1.2 has it.
+    #[test]
+    fn sharing_is_symmetric_and_ignores_attribute_opens() {
+        let r = Access::READ_DATA;
+        let w = Access::WRITE_DATA;
+        let all = ShareAccess(7);
+        for (first, second, ok) in [
+            ((r, ShareAccess::READ), (r, ShareAccess::READ), true),
+            ((r, ShareAccess::READ), (w, all), false),
+            ((w, all), (r, ShareAccess::READ), false),
+            ((w, ShareAccess::NONE), (Access::READ_ATTRIBUTES, ShareAccess::NONE), true),
+            ((w, ShareAccess::NONE), (r, all), false),
+            ((r, ShareAccess::READ), (Access::DELETE, all), false),
+        ] {
+            let nodes = Nodes::default();
+            let node = join(&nodes, 1, first.0, first.1).unwrap();
+            assert_eq!(join(&nodes, 2, second.0, second.1).is_ok(), ok);
+            nodes.leave(&node, 1, |_| panic!("not to be deleted"));
+            nodes.leave(&node, 2, |_| panic!("not to be deleted"));
+            assert_eq!(nodes.len(), 0);
+        }
+    }
+
+    #[test]
+    fn the_last_opener_deletes() {
+        let nodes = Nodes::default();
+        let open = |id| join(&nodes, id, Access::NONE, ShareAccess(7));
+        let node = open(1).unwrap();
+        open(2).unwrap();
+        node.set_delete_pending(true);
+        assert!(matches!(open(3), Err(Refused::Status(NtStatus::DELETE_PENDING))));
+        nodes.leave(&node, 1, |_| panic!("one is left"));
+        let mut removed = false;
+        nodes.leave(&node, 2, |_| removed = true);
+        assert!(removed);
+    }
+}
