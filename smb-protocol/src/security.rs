@@ -66,6 +66,19 @@ impl Sid {
         self.sub.iter().for_each(|sub| out.put_u32(*sub));
     }
 
+    /// The SID with this number below it.
+    #[must_use]
+    pub fn below(&self, number: u32) -> Self {
+        let sub = self.sub.iter().copied().chain([number]).take(MAX_SUB_AUTHORITIES).collect();
+        Self { authority: self.authority, sub }
+    }
+
+    /// The number of this SID if it stands right below `domain`.
+    pub fn number_below(&self, domain: &Self) -> Option<u32> {
+        let (last, rest) = self.sub.split_last()?;
+        (self.authority == domain.authority && rest == domain.sub).then_some(*last)
+    }
+
     fn len(&self) -> usize {
         8 + 4 * self.sub.len()
     }

@@ -160,6 +160,7 @@ impl Admitted {
 
 /// Refuses what a session may not do any more when its time is over (MS-SMB2 3.3.5.2.9).
 fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> {
+    session.touch();
     let always = [Command::SESSION_SETUP, Command::LOGOFF, Command::CLOSE, Command::LOCK];
     if session.expired(server::now) && !always.contains(&header.command) {
         return Err(NtStatus::NETWORK_SESSION_EXPIRED);
