@@ -202,6 +202,7 @@ impl Admitted {
 
 /// Refuses what a session may not do any more when its time is over (MS-SMB2 3.3.5.2.9).
 fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> {
+    session.touch();
     let always = [Command::SESSION_SETUP, Command::LOGOFF, Command::CLOSE, Command::LOCK];
     if session.expired(server::now) && !always.contains(&header.command) {
         return Err(NtStatus::NETWORK_SESSION_EXPIRED);
@@ -408,7 +409,7 @@ impl Exchange {
             answer.failure(&header, status, credits, signer.as_ref());
             return Ok(None);
         }
-        let Admitted { channel, binding } = match self.admit(&header, message, protection) {
+        let admitted = match self.admit(&header, message, protection) {
             Ok(admitted) => admitted,
             Err(status) => {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
@@ -1038,5 +1039,7 @@ pub fn plain_frame(header: Header, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec
     start
 }
 
+#[cfg(test)]
+mod channels;
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use smb_protocol::{
@@ -30,6 +31,7 @@ use smb_protocol::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::pipe::{PIPES_PER_SESSION, Pipe};
 use crate::volume::{
     Volume,
     node::caching::{self, Break, Holder},
@@ -58,10 +60,13 @@ pub struct Session {
     pub origin: Origin,
     /// When the right to it ends, as FILETIME; [`NEVER`] if it does not.
     expires: AtomicU64,
-    channels: Mutex<Vec<ChannelInfo>>,
     ended: AtomicBool,
     trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
     opens: RwLock<HashMap<u64, Entry>>,
+    pipes: Mutex<HashMap<u64, (TreeId, Arc<Pipe>)>>,
+    began: Instant,
+    /// When it was last used, in seconds after `began`.
+    used: AtomicU32,
     next_tree: AtomicU32,
 }
 
@@ -185,10 +190,12 @@ impl Session {
             must_encrypt: logon.must_encrypt,
             origin: logon.origin,
             expires: AtomicU64::new(logon.expires),
-            channels: Mutex::default(),
             ended: AtomicBool::new(false),
             trees: RwLock::default(),
             opens: RwLock::default(),
+            pipes: Mutex::default(),
+            began: Instant::now(),
+            used: AtomicU32::new(0),
             next_tree: AtomicU32::new(1),
         }
     }
@@ -197,14 +204,15 @@ impl Session {
     pub fn join(
         self: &Arc<Self>,
         info: ChannelInfo,
+        notices: UnboundedSender<Notice>,
         signing: Arc<SigningKey>,
     ) -> Result<Arc<Channel>, NtStatus> {
-        let mut channels = lock(&self.channels);
+        let mut links = lock(&self.links);
         // Looked at under the lock, so that the last one to leave and a newcomer agree.
         if self.ended() {
             return Err(NtStatus::USER_SESSION_DELETED);
         }
-        if channels.len() >= CHANNELS {
+        if links.len() >= CHANNELS {
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
         let connection = info.connection;
@@ -214,9 +222,9 @@ impl Session {
 
     /// Takes a connection away; `true` if it was the last, with which the session is over.
     pub fn leave(&self, connection: ConnectionId) -> bool {
-        let mut channels = lock(&self.channels);
-        channels.retain(|channel| channel.connection != connection);
-        let last = channels.is_empty();
+        let mut links = lock(&self.links);
+        links.retain(|link| link.info.connection != connection);
+        let last = links.is_empty();
         if last {
             self.ended.store(true, Ordering::Release);
         }
@@ -225,7 +233,7 @@ impl Session {
 
     /// Its connections, the oldest first.
     pub fn channels(&self) -> Vec<ChannelInfo> {
-        lock(&self.channels).clone()
+        lock(&self.links).iter().map(|link| link.info).collect()
     }
 
     /// Whether the right to it has run out at `now` (FILETIME) and the client must log on again.
@@ -246,6 +254,7 @@ impl Session {
     pub fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.trees.write().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.pipes).clear();
         self.close_where(|_| true, true);
     }
 
@@ -296,6 +305,7 @@ impl Session {
     /// Takes a tree away and closes its opens.
     pub fn remove_tree(&self, id: TreeId) -> bool {
         let known = self.trees.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.pipes).retain(|_, (tree, _)| *tree != id);
         self.close_where(|tree| tree == id, false);
         known.is_some()
     }
@@ -370,6 +380,53 @@ impl Session {
         }
     }
 
+    /// Adds a pipe.
+    pub fn add_pipe(&self, tree: TreeId, pipe: Arc<Pipe>) -> Result<(), NtStatus> {
+        let mut pipes = lock(&self.pipes);
+        if pipes.len() >= PIPES_PER_SESSION {
+            return Err(NtStatus::TOO_MANY_OPENED_FILES);
+        }
+        pipes.insert(pipe.id.volatile, (tree, pipe));
+        Ok(())
+    }
+
+    /// A pipe by name, if it was opened on `tree`.
+    pub fn pipe(&self, tree: TreeId, id: FileId) -> Result<Arc<Pipe>, NtStatus> {
+        match lock(&self.pipes).get(&id.volatile) {
+            Some((on, pipe)) if *on == tree && pipe.id == id => Ok(pipe.clone()),
+            _ => Err(NtStatus::FILE_CLOSED),
+        }
+    }
+
+    /// Takes a pipe away.
+    pub fn close_pipe(&self, tree: TreeId, id: FileId) -> Result<(), NtStatus> {
+        self.pipe(tree, id)?;
+        lock(&self.pipes).remove(&id.volatile);
+        Ok(())
+    }
+
+    /// How many trees it has on a share, folded.
+    pub fn trees_of(&self, share: &str) -> usize {
+        let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner);
+        trees.values().filter(|tree| tree.share == share).count()
+    }
+
+    /// Notes that it is used.
+    pub fn touch(&self) {
+        self.used.store(self.age().as_secs() as u32, Ordering::Relaxed);
+    }
+
+    /// How long it has been there.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// How long it was not used.
+    pub fn idle(&self) -> Duration {
+        let used = Duration::from_secs(self.used.load(Ordering::Relaxed).into());
+        self.age().saturating_sub(used)
+    }
+
     /// Number of opens.
     pub fn open_count(&self) -> usize {
         self.opens.read().unwrap_or_else(PoisonError::into_inner).len()
@@ -403,6 +460,16 @@ impl Sessions {
     /// A session by name.
     pub fn get(&self, id: SessionId) -> Option<Arc<Session>> {
         lock(self.shard(id)).get(&id).cloned()
+    }
+
+    /// All sessions, in the order of their names.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.extend(lock(shard).values().cloned());
+        }
+        all.sort_by_key(|session| session.id);
+        all
     }
 
     /// Number of sessions.
