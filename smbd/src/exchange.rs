@@ -13,7 +13,7 @@ use smb_protocol::{
     header::{
         FRAME_LEN, HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM, frame_prefix,
     },
-    msg::{error, oplock::Message},
+    msg::error,
 };
 use tokio::sync::{
     mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -244,12 +244,22 @@ impl Exchange {
         self.notices.1.recv().await
     }
 
+    /// The next thing to tell the client, if there is one now.
+    pub fn notice_now(&mut self) -> Option<Notice> {
+        self.notices.1.try_recv().ok()
+    }
+
     /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7).
     pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) {
-        let Some(channel) = self.sessions.get(&notice.session) else { return };
-        let mut header = Header {
+        let channel = match notice.session {
+            Some(id) => self.sessions.get(&id),
+            None => self.sessions.values().next(),
+        };
+        let Some(channel) = channel else { return };
+        let header = Header {
             command: Command::OPLOCK_BREAK,
             message_id: MessageId::UNSOLICITED,
+            session_id: notice.session.unwrap_or_default(),
             ..Header::default()
         };
         let protection = if channel.session.must_encrypt {
@@ -257,9 +267,6 @@ impl Exchange {
         } else {
             Protection::Plain
         };
-        if let Message::Oplock(_) = notice.message {
-            header.session_id = notice.session;
-        }
         let mut answer = Answer::begin(out, &protection);
         let body_at = answer.open(&header);
         notice.message.encode(answer.out);
@@ -409,7 +416,7 @@ impl Exchange {
             answer.failure(&header, status, credits, signer.as_ref());
             return Ok(None);
         }
-        let admitted = match self.admit(&header, message, protection) {
+        let Admitted { channel, binding } = match self.admit(&header, message, protection) {
             Ok(admitted) => admitted,
             Err(status) => {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
@@ -854,6 +861,9 @@ impl Exchange {
 
     /// Takes the connection out of its sessions; those without another end.
     pub fn end(&mut self) {
+        if let Some(negotiated) = &self.negotiated {
+            self.server.nodes.clients.remove(negotiated.client_guid, self.id);
+        }
         for (id, channel) in self.sessions.drain() {
             if channel.session.leave(self.id) {
                 self.server.sessions.end(id);

@@ -17,6 +17,7 @@
 //! are never held across a wait.
 
 mod accounts;
+mod clients;
 mod command;
 pub mod config;
 mod connection;

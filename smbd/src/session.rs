@@ -23,20 +23,13 @@ use std::{
 use smb_protocol::{
     Dialect, FileId, NtStatus, SessionId, TreeId,
     crypto::{Cipher, OpeningKey, SealingKey, SigningKey},
-    msg::{
-        create::Access,
-        oplock::{self, LeaseBreak, OplockBreak},
-    },
+    msg::{create::Access, oplock},
     security::Sid,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::pipe::{PIPES_PER_SESSION, Pipe};
-use crate::volume::{
-    Volume,
-    node::caching::{self, Break, Holder},
-    open::Open,
-};
+use crate::volume::{Volume, open::Open};
 
 /// An authenticated session.
 #[derive(Debug)]
@@ -60,6 +53,7 @@ pub struct Session {
     pub origin: Origin,
     /// When the right to it ends, as FILETIME; [`NEVER`] if it does not.
     expires: AtomicU64,
+    channels: Mutex<Vec<ChannelInfo>>,
     ended: AtomicBool,
     trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
     opens: RwLock<HashMap<u64, Entry>>,
@@ -73,8 +67,8 @@ pub struct Session {
 /// Something that a client is told unasked.
 #[derive(Debug, Clone, Copy)]
 pub struct Notice {
-    /// The session it is about.
-    pub session: SessionId,
+    /// The session it is about, if it is about one.
+    pub session: Option<SessionId>,
     /// What.
     pub message: oplock::Message,
 }
@@ -190,6 +184,7 @@ impl Session {
             must_encrypt: logon.must_encrypt,
             origin: logon.origin,
             expires: AtomicU64::new(logon.expires),
+            channels: Mutex::default(),
             ended: AtomicBool::new(false),
             trees: RwLock::default(),
             opens: RwLock::default(),
@@ -204,15 +199,14 @@ impl Session {
     pub fn join(
         self: &Arc<Self>,
         info: ChannelInfo,
-        notices: UnboundedSender<Notice>,
         signing: Arc<SigningKey>,
     ) -> Result<Arc<Channel>, NtStatus> {
-        let mut links = lock(&self.links);
+        let mut channels = lock(&self.channels);
         // Looked at under the lock, so that the last one to leave and a newcomer agree.
         if self.ended() {
             return Err(NtStatus::USER_SESSION_DELETED);
         }
-        if links.len() >= CHANNELS {
+        if channels.len() >= CHANNELS {
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
         let connection = info.connection;
@@ -222,9 +216,9 @@ impl Session {
 
     /// Takes a connection away; `true` if it was the last, with which the session is over.
     pub fn leave(&self, connection: ConnectionId) -> bool {
-        let mut links = lock(&self.links);
-        links.retain(|link| link.info.connection != connection);
-        let last = links.is_empty();
+        let mut channels = lock(&self.channels);
+        channels.retain(|channel| channel.connection != connection);
+        let last = channels.is_empty();
         if last {
             self.ended.store(true, Ordering::Release);
         }
@@ -233,7 +227,7 @@ impl Session {
 
     /// Its connections, the oldest first.
     pub fn channels(&self) -> Vec<ChannelInfo> {
-        lock(&self.links).iter().map(|link| link.info).collect()
+        lock(&self.channels).clone()
     }
 
     /// Whether the right to it has run out at `now` (FILETIME) and the client must log on again.
@@ -258,22 +252,10 @@ impl Session {
         self.close_where(|_| true, true);
     }
 
-    /// Tells the client to give up caching; whether a connection took it (MS-SMB2 3.3.4.6).
-    pub fn tell(&self, open: FileId, due: &Break) -> bool {
-        let message = match due.holder {
-            Holder::Open(_) => oplock::Message::Oplock(OplockBreak {
-                level: caching::level_of(due.to),
-                file_id: open,
-            }),
-            Holder::Lease(id) => oplock::Message::LeaseBreak(LeaseBreak {
-                epoch: due.epoch,
-                flags: due.acknowledge.into(),
-                key: id.key,
-                current: due.from.0,
-                new: due.to.0,
-            }),
-        };
-        let notice = Notice { session: self.id, message };
+    /// Tells the client something about one of its opens; whether a connection took it
+    /// (MS-SMB2 3.3.4.6).
+    pub fn tell(&self, message: oplock::Message) -> bool {
+        let notice = Notice { session: Some(self.id), message };
         lock(&self.channels).iter().any(|channel| channel.notices.send(notice).is_ok())
     }
 

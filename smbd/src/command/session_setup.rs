@@ -259,6 +259,8 @@ fn enter(
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);
+    let (client, id) = (ctx.client_guid(), ctx.ex.id);
+    ctx.ex.server.nodes.clients.add(client, id, || ctx.ex.notices());
     Ok(())
 }
 

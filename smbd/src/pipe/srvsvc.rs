@@ -115,7 +115,7 @@ impl<'a> Shown<'a> {
             true => share.path.display().to_string(),
             false => String::new(),
         };
-        let allow = |sid: Sid| Ace { kind: ALLOW, flags: AceFlags::NONE, access: Access::ALL, sid };
+        let allow = |sid: Sid| Ace::new(ALLOW, AceFlags::NONE, Access::ALL, sid);
         let mut users: Vec<_> = share.users.iter().collect();
         users.sort();
         let descriptor = Descriptor {

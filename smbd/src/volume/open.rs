@@ -15,7 +15,7 @@ use smb_protocol::{
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions},
-        oplock::OplockLevel,
+        oplock::{self, OplockBreak, OplockLevel},
     },
     security::Sid,
 };
@@ -27,7 +27,7 @@ use super::{
     listing::Listing,
     node::{
         Node, Nodes, Refused,
-        caching::{self, Break, Cause, LeaseId},
+        caching::{self, Cause, LeaseId},
     },
     security,
     sequence::ChannelSequence,
@@ -267,10 +267,10 @@ impl Open {
         }
     }
 
-    /// Tells its client to give up caching; whether it could be told.
-    pub fn notify(&self, due: &Break) -> bool {
-        let Some(session) = self.session() else { return false };
-        session.tell(self.id, due)
+    /// Tells its client to go down to an oplock of that level; whether it could be told.
+    pub fn break_oplock(&self, level: OplockLevel) -> bool {
+        let message = oplock::Message::Oplock(OplockBreak { level, file_id: self.id });
+        self.session().is_some_and(|session| session.tell(message))
     }
 
     /// The oplock it has, as answers show it.
@@ -383,6 +383,7 @@ impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
         if self.delete_on_close.load(Ordering::Acquire) {
+            let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
         }
         self.nodes.forget(self);
