@@ -10,6 +10,7 @@
 //! `..` nor by a symbolic link. A file is reached by descriptor from then on, never by path.
 
 pub mod attributes;
+pub mod changes;
 pub mod kept;
 pub mod listing;
 pub mod node;

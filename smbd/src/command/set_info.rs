@@ -14,6 +14,7 @@ use smb_protocol::{
     },
     msg::{
         create::Access,
+        notify::{Action, ChangeFilter},
         query_info::InfoType,
         set_info::{Request, Response},
     },
@@ -52,8 +53,42 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         }
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     }
+    if let Some(filter) = modified(request.info_type, request.class, request.input) {
+        open.tell_modified(filter);
+    }
     Response.encode(out);
     Ok(NtStatus::SUCCESS)
+}
+
+/// What a change of information is of interest to, beside names.
+fn modified(info_type: InfoType, class: InfoClass, input: &[u8]) -> Option<ChangeFilter> {
+    if info_type == InfoType::SECURITY {
+        return Some(ChangeFilter::SECURITY);
+    }
+    match class {
+        InfoClass::BASIC => {
+            let set = |at: usize, len: usize| {
+                input.get(at..at + len).is_some_and(|field| field.iter().any(|byte| *byte != 0))
+            };
+            let mut filter = ChangeFilter::NONE;
+            for (at, len, flag) in [
+                (0, 8, ChangeFilter::CREATION),
+                (8, 8, ChangeFilter::LAST_ACCESS),
+                (16, 8, ChangeFilter::LAST_WRITE),
+                (32, 4, ChangeFilter::ATTRIBUTES),
+            ] {
+                if set(at, len) {
+                    filter |= flag;
+                }
+            }
+            Some(filter)
+        }
+        InfoClass::END_OF_FILE | InfoClass::ALLOCATION => {
+            Some(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE)
+        }
+        InfoClass::FULL_EA => Some(ChangeFilter::EA),
+        _ => None,
+    }
 }
 
 fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<(), Fail> {
@@ -146,6 +181,9 @@ fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
         open.delete_on_close.store(false, Ordering::Release);
     }
     open.node.set_delete_pending(delete);
+    if delete && open.directory {
+        open.nodes().watches.gone(open.node.key());
+    }
     Ok(())
 }
 
@@ -203,6 +241,14 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
         return Ok(());
     }
     open.volume().rename(&from, &to, replaced.is_some())?;
+    let filter = open.name_filter();
+    let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
+    let (was, is) = match stays {
+        true => (Action::RENAMED_OLD_NAME, Action::RENAMED_NEW_NAME),
+        false => (Action::REMOVED, Action::ADDED),
+    };
+    open.tell_at(&from, was, filter);
+    open.tell_at(&to, is, filter);
     open.node.set_path(to);
     if let Some(replaced) = replaced {
         open.volume().forget_streams(replaced.as_fd())?;

@@ -3,7 +3,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -15,6 +15,7 @@ use smb_protocol::{
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions},
+        notify::{Action, ChangeFilter},
         oplock::{self, OplockBreak, OplockLevel},
     },
     security::Sid,
@@ -24,6 +25,7 @@ use tokio::sync::Notify;
 use super::{
     RelPath, StreamName, Volume,
     attributes::{self, Facts},
+    changes::{Change, Watch, Watches},
     listing::Listing,
     node::{
         Node, Nodes, Refused,
@@ -82,6 +84,8 @@ pub struct Origin {
     pub app_instance: Option<[u8; 16]>,
     /// `AppInstanceVersion`.
     pub app_version: Option<(u64, u64)>,
+    /// The lease on the folder that the client says it has.
+    pub parent_lease: Option<LeaseId>,
     /// What the CREATE did.
     pub action: u32,
 }
@@ -149,6 +153,9 @@ pub struct Open {
     pub replayable: AtomicBool,
     /// Which requests on it are too old.
     pub sequence: ChannelSequence,
+    /// Its content was changed.
+    pub written: AtomicBool,
+    watch: OnceLock<Arc<Watch>>,
     standing: Mutex<Standing>,
     volume: Arc<Volume>,
     nodes: Arc<Nodes>,
@@ -207,6 +214,8 @@ impl Open {
             origin: parts.origin,
             replayable: AtomicBool::new(false),
             sequence: ChannelSequence::default(),
+            written: AtomicBool::new(false),
+            watch: OnceLock::new(),
             standing: Mutex::new(standing),
             volume,
             nodes,
@@ -296,6 +305,42 @@ impl Open {
         &self.volume
     }
 
+    /// What it watches, begun by `begin` if nothing was yet.
+    pub fn watch(&self, begin: impl FnOnce(&Arc<Watches>) -> Arc<Watch>) -> Arc<Watch> {
+        self.watch.get_or_init(|| begin(&self.nodes.watches)).clone()
+    }
+
+    /// Tells those who watch its folder that it has changed.
+    pub fn tell_modified(&self, filter: ChangeFilter) {
+        self.tell(Action::MODIFIED, filter);
+    }
+
+    /// Tells those who watch its folder what became of it.
+    pub fn tell(&self, action: Action, filter: ChangeFilter) {
+        if !self.nodes.is_watched() && !self.nodes.any_folder_cached() {
+            return;
+        }
+        let Ok(path) = self.path() else { return };
+        self.tell_at(&path, action, filter);
+    }
+
+    /// Tells those who watch its folder what became of it at that place.
+    pub fn tell_at(&self, path: &RelPath, action: Action, filter: ChangeFilter) {
+        let stream = self.stream_name();
+        let stream = stream.as_ref().map(|stream| stream.as_str());
+        let (volume, by) = (&*self.volume, self.origin.parent_lease);
+        self.nodes.changed(&Change { volume, path, stream, action, filter, by });
+    }
+
+    /// What a change of its name is of interest to.
+    pub fn name_filter(&self) -> ChangeFilter {
+        match (&self.stream, self.directory) {
+            (Some(_), _) => ChangeFilter::STREAM_NAME,
+            (None, true) => ChangeFilter::DIR_NAME,
+            (None, false) => ChangeFilter::FILE_NAME,
+        }
+    }
+
     /// Where files that are open are known.
     pub fn nodes(&self) -> &Arc<Nodes> {
         &self.nodes
@@ -353,10 +398,13 @@ impl Open {
         }
     }
 
-    fn remove_file(&self, opened: &RelPath) {
+    fn remove_file(&self, opened: &RelPath) -> Option<RelPath> {
+        let path = self.path().unwrap_or_else(|_| opened.clone());
         if let Err(error) = self.volume.remove_open(self.handle(), opened) {
             tracing::debug!(%error, "could not delete on close");
+            return None;
         }
+        Some(path)
     }
 
     /// Fails unless any of the rights in `any` was granted.
@@ -385,15 +433,35 @@ impl Drop for Open {
         if self.delete_on_close.load(Ordering::Acquire) {
             let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
+            if self.directory {
+                self.nodes.watches.gone(self.node.key());
+            }
         }
         self.nodes.forget(self);
         let id = self.node_id();
+        let mut removed = None;
         match &self.stream {
-            None => self.nodes.leave(&self.node, id, |path| self.remove_file(path)),
+            None => self.nodes.leave(&self.node, id, |path| removed = self.remove_file(path)),
             Some(stream) => {
                 self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
-                self.nodes.leave(&stream.base, id, |path| self.remove_file(path));
+                self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));
             }
+        }
+        match removed {
+            Some(path) => {
+                let filter =
+                    if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
+                let (volume, by) = (&*self.volume, self.origin.parent_lease);
+                let (path, action) = (&path, Action::REMOVED);
+                self.nodes.changed(&Change { volume, path, stream: None, action, filter, by });
+            }
+            // Sizes and times that a listing shows are others now.
+            None if self.written.load(Ordering::Relaxed) && self.nodes.any_folder_cached() => {
+                if let Ok(path) = self.path() {
+                    self.tell_at(&path, Action::MODIFIED, ChangeFilter::NONE);
+                }
+            }
+            None => {}
         }
     }
 }
