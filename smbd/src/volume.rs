@@ -18,6 +18,7 @@ pub mod path;
 pub mod pattern;
 pub mod security;
 pub mod streams;
+pub mod times;
 
 use std::{
     ffi::{OsStr, OsString},

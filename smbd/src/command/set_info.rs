@@ -62,13 +62,16 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
         InfoClass::BASIC => {
             open.need(Access::WRITE_ATTRIBUTES)?;
             let basic = Basic::parse(input).map_err(short)?;
-            if basic.attributes != FileAttributes::NONE {
-                if basic.attributes.has(FileAttributes::DIRECTORY) && !open.directory {
-                    return Err(NtStatus::INVALID_PARAMETER.into());
-                }
-                attributes::set_attributes(open.handle(), basic.attributes)?;
+            let kinds = FileAttributes::DIRECTORY;
+            let times =
+                [basic.times.creation, basic.times.access, basic.times.write, basic.times.change];
+            if times.iter().any(|time| (i64::MAX as u64 + 1..u64::MAX - 1).contains(time))
+                || basic.attributes.has(kinds) && !open.directory
+                || basic.attributes.has(FileAttributes::TEMPORARY) && open.directory
+            {
+                return Err(NtStatus::INVALID_PARAMETER.into());
             }
-            attributes::set_times(open.handle(), &basic.times)?;
+            open.set_basic(&basic)?;
         }
         InfoClass::END_OF_FILE => {
             let data = open.content(Access::WRITE_DATA)?;
@@ -77,6 +80,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
             open.others_forget()?;
+            open.base_node().times.settle();
             rustix::fs::ftruncate(data.as_fd(), len)?;
         }
         InfoClass::ALLOCATION => {
@@ -89,7 +93,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             if size < open.facts()?.end_of_file {
                 rustix::fs::ftruncate(data.as_fd(), size)?;
             } else if size > 0 {
-                reserve(&rustix::io::fcntl_dupfd_cloexec(data.as_fd(), 0)?, size)?;
+                reserve(data.as_fd(), size)?;
             }
         }
         // Everything up to the end of the file is valid data here.

@@ -2,7 +2,7 @@
 //! (MS-FSA 2.1.5.1).
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -189,6 +189,9 @@ impl Job<'_> {
         if cuts {
             let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
             attributes::set_attributes(fd.as_fd(), wanted)?;
+            if let (Some(size), Some(data)) = (self.allocation(), &data) {
+                reserve(data.as_fd(), size)?;
+            }
             // What is overwritten loses its streams too, but for those that someone has open.
             self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
         }
@@ -372,6 +375,9 @@ impl Job<'_> {
         if !self.tree.maximal_access.has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
+        if directory && self.request.attributes.has(FileAttributes::TEMPORARY) {
+            return Err(NtStatus::INVALID_PARAMETER.into());
+        }
         let read_only = self.request.attributes.has(FileAttributes::READONLY);
         if read_only && options.has(CreateOptions::DELETE_ON_CLOSE) {
             return Err(NtStatus::CANNOT_DELETE.into());
@@ -426,7 +432,7 @@ impl Job<'_> {
                 data = Some(self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?);
             }
             if !directory && let Some(size) = self.allocation() {
-                reserve(&fd, size)?;
+                reserve(fd.as_fd(), size)?;
             }
             Ok(self.open(
                 rustix::io::fcntl_dupfd_cloexec(&fd, 0)?,
@@ -478,7 +484,7 @@ impl Drop for Joined<'_> {
 }
 
 /// Sets space aside without changing the length; a file system that cannot is not an error.
-pub fn reserve(fd: &OwnedFd, size: u64) -> Result<(), Errno> {
+pub fn reserve(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
     match rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size) {
         Err(Errno::OPNOTSUPP) => Ok(()),
         other => other,

@@ -33,6 +33,9 @@ use crate::{
 
 /// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
 const ACCESS_UNKNOWN: Access = Access(0x0ce0_fe00);
+/// Options that no server carries out: opening by file number, tree connections and filter oplocks
+/// (MS-SMB2 3.3.5.9).
+const NOT_SERVED: CreateOptions = CreateOptions(0x0010_2080);
 /// Attributes that a create may carry.
 const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
 
@@ -176,6 +179,10 @@ fn check(request: &Request<'_>) -> Result<(), NtStatus> {
     if request.impersonation > 3 {
         return Err(NtStatus::BAD_IMPERSONATION_LEVEL);
     }
+    let nothing = [Access::NONE, Access::SYNCHRONIZE].contains(&request.access);
+    if nothing || request.access.any(ACCESS_UNKNOWN) {
+        return Err(NtStatus::ACCESS_DENIED);
+    }
     if request.disposition > Disposition::OVERWRITE_IF
         || request.share.0 & !7 != 0
         || request.attributes.0 & !ATTRIBUTES_KNOWN != 0
@@ -191,11 +198,8 @@ fn check(request: &Request<'_>) -> Result<(), NtStatus> {
     if directory && cuts {
         return Err(NtStatus::INVALID_PARAMETER);
     }
-    if options.has(CreateOptions::OPEN_BY_FILE_ID) {
+    if options.any(NOT_SERVED) {
         return Err(NtStatus::NOT_SUPPORTED);
-    }
-    if request.access.any(ACCESS_UNKNOWN) || request.access == Access::NONE {
-        return Err(NtStatus::ACCESS_DENIED);
     }
     if request.access.has(Access::ACCESS_SYSTEM_SECURITY) {
         return Err(NtStatus::PRIVILEGE_NOT_HELD);

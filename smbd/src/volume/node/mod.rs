@@ -67,6 +67,8 @@ pub struct Node {
     locked: AtomicUsize,
     /// Told when a break is done, an open or a lock is gone.
     changed: Arc<Notify>,
+    /// Times that are shown instead of the system's.
+    pub times: super::times::Shown,
 }
 
 #[derive(Debug)]
@@ -423,6 +425,7 @@ impl Node {
             cached: AtomicBool::new(false),
             locked: AtomicUsize::new(0),
             changed: Arc::default(),
+            times: super::times::Shown::default(),
         })
     }
 
