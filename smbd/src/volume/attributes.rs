@@ -3,8 +3,8 @@
 //! DOS attributes, a creation time and a change time that a client has set live in the extended
 //! attribute `user.bulkhead`: a version byte (2), three zero bytes, the attributes, the creation
 //! time, the change time and the last moment at which the system's own change time may stand for
-//! the latter to hold (each FILETIME, 0 if not set), little-endian. A file without it has ARCHIVE,
-//! a folder has none.
+//! the latter to hold (each FILETIME, 0 if not set), little-endian. Without a change time it ends
+//! before that, as version 1. A file without the attribute has ARCHIVE, a folder has none.
 
 use std::os::fd::BorrowedFd;
 
@@ -20,7 +20,7 @@ use crate::server::now;
 const XATTR: &str = "user.bulkhead";
 const VERSION: u8 = 2;
 const LEN: usize = 32;
-/// The first version ended behind the creation time.
+/// Version and length without a change time.
 const FIRST: (u8, usize) = (1, 16);
 /// How much later than we look at the clock the system may stamp what we then do, in 100 ns; each
 /// try takes ten times as long.
@@ -51,6 +51,8 @@ pub struct Facts {
     pub end_of_file: u64,
     /// File number.
     pub file_id: u64,
+    /// Length of the extended attributes.
+    pub ea_size: u32,
     /// Hard links.
     pub links: u32,
     /// Is a folder.
@@ -77,14 +79,14 @@ impl Kept {
         Some(Self { attributes: FileAttributes(attributes), creation: number(8)?, change })
     }
 
-    fn encode(&self) -> [u8; LEN] {
-        let mut raw = [0; LEN];
-        let (change, until) = self.change.unwrap_or_default();
-        raw[0] = VERSION;
-        raw[4..8].copy_from_slice(&self.attributes.0.to_le_bytes());
-        raw[8..16].copy_from_slice(&self.creation.to_le_bytes());
-        raw[16..24].copy_from_slice(&change.to_le_bytes());
-        raw[24..].copy_from_slice(&until.to_le_bytes());
+    fn encode(&self) -> Vec<u8> {
+        let mut raw = vec![if self.change.is_some() { VERSION } else { FIRST.0 }, 0, 0, 0];
+        raw.extend_from_slice(&self.attributes.0.to_le_bytes());
+        raw.extend_from_slice(&self.creation.to_le_bytes());
+        if let Some((change, until)) = self.change {
+            raw.extend_from_slice(&change.to_le_bytes());
+            raw.extend_from_slice(&until.to_le_bytes());
+        }
         raw
     }
 }
@@ -156,12 +158,49 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
             },
         },
         attributes,
-        allocation_size: if directory { 0 } else { statx.stx_blocks * 512 },
+        allocation_size: if directory {
+            0
+        } else {
+            allocated(fd, statx.stx_size, statx.stx_blocks)
+        },
         end_of_file: if directory { 0 } else { statx.stx_size },
         file_id: statx.stx_ino,
+        ea_size: super::eas::size(fd),
         links: statx.stx_nlink,
         directory,
     })
+}
+
+/// Bytes allocated to content. What ext4 counts may hold a block of extended attributes, which is
+/// not the client's business, and would make every new file seem to have content.
+pub fn allocated(fd: BorrowedFd<'_>, size: u64, blocks: u64) -> u64 {
+    const BLOCK: u64 = 4096;
+    let all = blocks * 512;
+    let beyond = all.saturating_sub(size.next_multiple_of(BLOCK));
+    if beyond >= BLOCK && has_attribute_block(fd) { all - BLOCK } else { all }
+}
+
+/// Whether the extended attributes of a file on ext4 are more than fit beside its inode of the
+/// usual size.
+fn has_attribute_block(fd: BorrowedFd<'_>) -> bool {
+    const EXT4: i64 = 0xef53;
+    const BESIDE_INODE: usize = 88;
+    const ENTRY: usize = 16;
+    if rustix::fs::fstatfs(fd).map(|stat| stat.f_type as i64) != Ok(EXT4) {
+        return false;
+    }
+    let path = magic_path(fd);
+    let (mut names, mut value) = ([0u8; 1024], [0u8; 256]);
+    let Ok(len) = rustix::fs::listxattr(path.as_str(), &mut names[..]) else { return true };
+    let mut sum = 0;
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let Ok(len) = rustix::fs::getxattr(path.as_str(), name, &mut value[..]) else {
+            return true;
+        };
+        let name = name.strip_prefix(b"user.").unwrap_or(name);
+        sum += ENTRY + name.len().next_multiple_of(4) + len.next_multiple_of(4);
+    }
+    sum > BESIDE_INODE
 }
 
 /// What of attributes and times a request changes.

@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -30,7 +30,7 @@ use super::{
         Node, Nodes, Refused,
         caching::{self, Break, Cause, LeaseId},
     },
-    security,
+    security, streams,
 };
 use crate::{server::now, session::Session, status::of_errno};
 
@@ -86,6 +86,23 @@ pub struct Standing {
     pub outstanding_before: u32,
 }
 
+/// Options that `FileModeInformation` shows (MS-FSA 2.1.5.1, phase 3).
+const MODES: CreateOptions = CreateOptions(
+    CreateOptions::WRITE_THROUGH.0
+        | CreateOptions::SEQUENTIAL_ONLY.0
+        | CreateOptions::NO_INTERMEDIATE_BUFFERING.0
+        | CreateOptions::SYNCHRONOUS_IO_ALERT.0
+        | CreateOptions::SYNCHRONOUS_IO_NONALERT.0
+        | CreateOptions::DELETE_ON_CLOSE.0,
+);
+/// Those that can be set (MS-FSA 2.1.5.15.8).
+const MODES_SET: CreateOptions = CreateOptions(
+    CreateOptions::WRITE_THROUGH.0
+        | CreateOptions::SEQUENTIAL_ONLY.0
+        | CreateOptions::SYNCHRONOUS_IO_ALERT.0
+        | CreateOptions::SYNCHRONOUS_IO_NONALERT.0,
+);
+
 /// What an open of a named stream has beside one of a file.
 #[derive(Debug)]
 pub struct StreamOpen {
@@ -122,6 +139,10 @@ pub struct Open {
     pub listing: Mutex<Option<Listing>>,
     /// Behind the last byte read or written; kept because clients ask for it.
     pub position: AtomicU64,
+    /// `Mode`: options that show in `FileModeInformation` and that some sets change.
+    pub mode: AtomicU32,
+    /// Index of the extended attribute that is answered next.
+    pub next_ea: AtomicUsize,
     /// The content of a stream was changed.
     wrote: AtomicBool,
     /// The file was at least this long when this open last looked; it may have been cut since.
@@ -194,6 +215,8 @@ impl Open {
             listing: Mutex::new(None),
             position: AtomicU64::new(0),
             known_end: AtomicU64::new(0),
+            mode: AtomicU32::new(options.and(MODES).0),
+            next_ea: AtomicUsize::new(0),
             wrote: AtomicBool::new(false),
             closed: Arc::default(),
             lease: parts.lease,
@@ -300,7 +323,7 @@ impl Open {
         if let Some(stream) = &self.stream {
             let stat = rustix::fs::fstat(&stream.file).map_err(of_errno)?;
             facts.end_of_file = u64::try_from(stat.st_size).unwrap_or(0);
-            facts.allocation_size = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            facts.allocation_size = streams::allocated_of(stream.file.as_fd(), &stat);
             facts.directory = false;
         }
         Ok(facts)
@@ -390,6 +413,26 @@ impl Open {
         }
     }
 
+    /// Sets the mode, as far as it can be set.
+    pub fn set_mode(&self, mode: u32) -> Result<(), NtStatus> {
+        let wanted = CreateOptions(mode);
+        let now = CreateOptions(self.mode.load(Ordering::Relaxed));
+        let waits = CreateOptions::SYNCHRONOUS_IO_ALERT.or(CreateOptions::SYNCHRONOUS_IO_NONALERT);
+        // How an open waits can be changed, but not whether it does.
+        if wanted.without(MODES_SET) != CreateOptions::NONE
+            || wanted.any(waits) != now.any(waits)
+            || wanted.has(waits)
+        {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
+        let mut set = MODES_SET;
+        if now.has(CreateOptions::NO_INTERMEDIATE_BUFFERING) {
+            set = set.without(CreateOptions::WRITE_THROUGH);
+        }
+        self.mode.store(now.without(set).or(wanted.and(set)).0, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Where the file is in its share, as it is now.
     pub fn path(&self) -> Result<RelPath, NtStatus> {
         self.volume.path_of(self.handle()).map_err(of_errno)
@@ -452,7 +495,7 @@ impl Open {
 
     /// Whether each write must be durable before its answer.
     pub fn write_through(&self) -> bool {
-        self.options.has(CreateOptions::WRITE_THROUGH)
+        CreateOptions(self.mode.load(Ordering::Relaxed)).has(CreateOptions::WRITE_THROUGH)
     }
 }
 

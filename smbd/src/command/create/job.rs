@@ -13,7 +13,10 @@ use rustix::{
 };
 use smb_protocol::{
     FileId, NtStatus,
-    fscc::FileAttributes,
+    fscc::{
+        FileAttributes,
+        ea::{self, Ea},
+    },
     msg::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
@@ -27,9 +30,10 @@ use crate::{
     volume::{
         FileName, Found, RelPath, StreamName, StreamPart, Volume,
         attributes::{self, Facts},
+        eas,
         node::{BESIDE, Node, Nodes, Opener, Refused, caching::LeaseId},
         open::{Open, Origin, Parts, StreamOpen},
-        reopen, security,
+        reopen, security, streams,
     },
 };
 
@@ -189,6 +193,13 @@ impl Job<'_> {
         if cuts {
             let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
             attributes::set_attributes(fd.as_fd(), wanted)?;
+            // All that the file had go, those that come with the request stay.
+            let mut eas = eas::list(fd.as_fd())?;
+            eas.iter_mut().for_each(|ea| ea.value.clear());
+            eas.extend(self.wanted_eas()?);
+            if !eas.is_empty() {
+                eas::set(fd.as_fd(), eas)?;
+            }
             if let (Some(size), Some(data)) = (self.allocation(), &data) {
                 reserve(data.as_fd(), size)?;
             }
@@ -281,7 +292,9 @@ impl Job<'_> {
         let joined = self.join(&stat, path, sharing, asked, cuts)?;
         let data = self.content(file, access, false, cuts)?;
         let stream = StreamOpen {
-            name: std::sync::Mutex::new(name.clone()),
+            name: std::sync::Mutex::new(
+                streams::name_of(file.as_fd()).unwrap_or_else(|| name.clone()),
+            ),
             file: rustix::io::fcntl_dupfd_cloexec(file, 0)?,
             base: with_base.keep(),
         };
@@ -400,6 +413,8 @@ impl Job<'_> {
             }
             None => None,
         };
+        let extra_eas = self.wanted_eas()?;
+        let path = self.volume.tunnelled(folder.as_fd(), path);
         let made = if directory {
             self.volume.create_folder(&path)
         } else {
@@ -422,6 +437,9 @@ impl Job<'_> {
                 attributes::set_attributes(fd.as_fd(), extra.or(base))?;
             }
             security::begin(fd.as_fd(), folder.as_fd(), directory, wanted, self.sids)?;
+            if !extra_eas.is_empty() {
+                eas::set(fd.as_fd(), extra_eas)?;
+            }
             if let Some(name) = stream {
                 let file = self.volume.streams().create(fd.as_fd(), name)?;
                 return self.open_stream(name, &file, &fd, &stat, &path, access, false);
@@ -451,6 +469,18 @@ impl Job<'_> {
                 Err(error)
             }
         }
+    }
+
+    /// The extended attributes that a new file gets (MS-SMB2 2.2.13.2.1).
+    fn wanted_eas(&self) -> Result<Vec<Ea>, NtStatus> {
+        let Some(data) = context::find(&self.request.contexts, names::EXTA) else {
+            return Ok(Vec::new());
+        };
+        let list = ea::parse(data).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
+        if !list.iter().all(Ea::is_valid) {
+            return Err(NtStatus::INVALID_EA_NAME);
+        }
+        Ok(list)
     }
 
     /// The size that the client wants to be set aside (MS-SMB2 2.2.13.2.6).

@@ -62,9 +62,6 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if context::find(&request.contexts, names::TWRP).is_some() {
         return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
     }
-    if context::find(&request.contexts, names::EXTA).is_some_and(|data| !data.is_empty()) {
-        return Err(NtStatus::EAS_NOT_SUPPORTED.into());
-    }
     fence(ctx, &request, &wishes)?;
     let id = server.new_open_id();
     let job = Job {
@@ -179,8 +176,7 @@ fn check(request: &Request<'_>) -> Result<(), NtStatus> {
     if request.impersonation > 3 {
         return Err(NtStatus::BAD_IMPERSONATION_LEVEL);
     }
-    let nothing = [Access::NONE, Access::SYNCHRONIZE].contains(&request.access);
-    if nothing || request.access.any(ACCESS_UNKNOWN) {
+    if request.access == Access::NONE || request.access.any(ACCESS_UNKNOWN) {
         return Err(NtStatus::ACCESS_DENIED);
     }
     if request.disposition > Disposition::OVERWRITE_IF

@@ -519,6 +519,14 @@ impl Node {
         lock(&self.state).path = path;
     }
 
+    /// Whether someone has it open in a way that does not go together with this.
+    pub fn forbids(&self, access: Access, share: ShareAccess) -> bool {
+        lock(&self.state).users.iter().any(|other| {
+            takes_part(other.access)
+                && (conflicts(access, other.share) || conflicts(other.access, share))
+        })
+    }
+
     /// Whether openers other than `id` forbid that the file is deleted or renamed.
     pub fn others_forbid_delete(&self, id: u64) -> bool {
         lock(&self.state).users.iter().any(|user| {
