@@ -11,6 +11,7 @@
 
 pub mod attributes;
 pub mod changes;
+pub mod eas;
 pub mod kept;
 pub mod listing;
 pub mod node;
@@ -19,9 +20,12 @@ pub mod path;
 pub mod pattern;
 pub mod security;
 pub mod sequence;
+pub mod short;
 pub mod snapshots;
 pub mod space;
 pub mod streams;
+pub mod times;
+pub mod tunnel;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -31,6 +35,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::Instant,
 };
 
 use rustix::{
@@ -51,6 +56,7 @@ pub struct Volume {
     shares_blocks: OnceLock<bool>,
     snapshots: Snapshots,
     streams: RwLock<Arc<StreamStore>>,
+    tunnel: tunnel::Tunnel,
 }
 
 /// Where a name leads.
@@ -86,7 +92,7 @@ impl Volume {
         let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
         let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
         let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
-        Ok(Self { root, streams, shares_blocks, snapshots })
+        Ok(Self { root, streams, shares_blocks, snapshots, tunnel: tunnel::Tunnel::default() })
     }
 
     /// Whether files on it can share blocks.
@@ -198,15 +204,23 @@ impl Volume {
             Err(Errno::NOTDIR) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND),
             Err(error) => return Err(of_errno(error)),
         };
+        let by_short = part.contains('~') && short::is_short(part);
+        let mut short_for = Vec::new();
         for entry in Dir::new(fd).map_err(of_errno)? {
             let entry = entry.map_err(of_errno)?;
-            if let Ok(text) = entry.file_name().to_str()
-                && same_name(text, part)
-            {
+            let Ok(text) = entry.file_name().to_str() else { continue };
+            if same_name(text, part) {
                 return Ok(Some(text.to_owned()));
             }
+            if by_short
+                && path::valid_part(text)
+                && short::short_name(text).is_some_and(|short| same_name(&short, part))
+            {
+                short_for.push(text.to_owned());
+            }
         }
-        Ok(None)
+        // A short name that could mean two files means none.
+        Ok(short_for.pop().filter(|_| short_for.is_empty()))
     }
 
     /// Makes a regular file that must not be there yet, opened for reading and writing.
@@ -231,7 +245,25 @@ impl Volume {
     /// Removes `path` if it still names the file that `stat` describes.
     pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
         let (parent, name) = self.parent(path)?;
-        unlink_same(parent.as_fd(), &name, stat)
+        unlink_same(parent.as_fd(), &name, stat)?;
+        if let Ok(folder) = rustix::fs::fstat(&parent) {
+            self.tunnel.went(node::key(&folder), &name.to_string_lossy(), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// The name that a new file really gets: one that is made by the short name of a file that has
+    /// just gone gets that one's long name.
+    pub fn tunnelled(&self, folder: BorrowedFd<'_>, path: RelPath) -> RelPath {
+        let long = path.split().filter(|(_, name)| name.contains('~')).and_then(|(above, name)| {
+            let folder = rustix::fs::fstat(folder).ok()?;
+            let long = self.tunnel.comes_back(node::key(&folder), name, Instant::now())?;
+            Some(above.child(&long))
+        });
+        match long {
+            Some(long) if matches!(self.look(&long), Err(Errno::NOENT)) => long,
+            _ => path,
+        }
     }
 
     /// Removes the name of what `fd` names, and the streams of a file that is gone with it. The

@@ -51,6 +51,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
     let count = request.length;
+    open.note_write();
     let written = data.write_now(request.offset, request.data)?;
     if written && !through {
         Response { count }.encode(out);
@@ -100,6 +101,7 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let open = ctx.open(request.file_id)?;
     let writes = Access::WRITE_DATA.or(Access::APPEND_DATA);
     open.need(writes)?;
+    open.base_node().times.settle();
     let data = open.data.clone();
     Err(Fail::Later(Later {
         future: Box::pin(async move {

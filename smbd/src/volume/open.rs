@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -12,6 +12,7 @@ use std::{
 use block_io::LocalFile;
 use smb_protocol::{
     FileId, NtStatus,
+    fscc::{FileAttributes, file_info::Basic},
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions},
@@ -33,8 +34,9 @@ use super::{
     },
     security,
     sequence::ChannelSequence,
+    streams,
 };
-use crate::{session::Session, status::of_errno};
+use crate::{server::now, session::Session, status::of_errno};
 
 /// A request on an open that is in progress.
 #[derive(Debug)]
@@ -104,6 +106,23 @@ pub struct Standing {
     pub lock_sequences: Option<Box<[u8; LOCK_SEQUENCES]>>,
 }
 
+/// Options that `FileModeInformation` shows (MS-FSA 2.1.5.1, phase 3).
+const MODES: CreateOptions = CreateOptions(
+    CreateOptions::WRITE_THROUGH.0
+        | CreateOptions::SEQUENTIAL_ONLY.0
+        | CreateOptions::NO_INTERMEDIATE_BUFFERING.0
+        | CreateOptions::SYNCHRONOUS_IO_ALERT.0
+        | CreateOptions::SYNCHRONOUS_IO_NONALERT.0
+        | CreateOptions::DELETE_ON_CLOSE.0,
+);
+/// Those that can be set (MS-FSA 2.1.5.15.8).
+const MODES_SET: CreateOptions = CreateOptions(
+    CreateOptions::WRITE_THROUGH.0
+        | CreateOptions::SEQUENTIAL_ONLY.0
+        | CreateOptions::SYNCHRONOUS_IO_ALERT.0
+        | CreateOptions::SYNCHRONOUS_IO_NONALERT.0,
+);
+
 /// What an open of a named stream has beside one of a file.
 #[derive(Debug)]
 pub struct StreamOpen {
@@ -140,6 +159,12 @@ pub struct Open {
     pub listing: Mutex<Option<Listing>>,
     /// Behind the last byte read or written; kept because clients ask for it.
     pub position: AtomicU64,
+    /// `Mode`: options that show in `FileModeInformation` and that some sets change.
+    pub mode: AtomicU32,
+    /// Index of the extended attribute that is answered next.
+    pub next_ea: AtomicUsize,
+    /// The content of a stream was changed.
+    wrote: AtomicBool,
     /// The file was at least this long when this open last looked; it may have been cut since.
     pub known_end: AtomicU64,
     /// Wakes what waits on this open when it is closed.
@@ -209,6 +234,9 @@ impl Open {
             listing: Mutex::new(None),
             position: AtomicU64::new(0),
             known_end: AtomicU64::new(0),
+            mode: AtomicU32::new(options.and(MODES).0),
+            next_ea: AtomicUsize::new(0),
+            wrote: AtomicBool::new(false),
             closed: Arc::default(),
             lease: parts.lease,
             origin: parts.origin,
@@ -349,13 +377,118 @@ impl Open {
     /// What the file is now; a stream has its own sizes.
     pub fn facts(&self) -> Result<Facts, NtStatus> {
         let mut facts = attributes::facts(self.handle()).map_err(of_errno)?;
+        self.base_node().times.apply(&mut facts.times);
         if let Some(stream) = &self.stream {
             let stat = rustix::fs::fstat(&stream.file).map_err(of_errno)?;
             facts.end_of_file = u64::try_from(stat.st_size).unwrap_or(0);
-            facts.allocation_size = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            facts.allocation_size = streams::allocated_of(stream.file.as_fd(), &stat);
             facts.directory = false;
         }
         Ok(facts)
+    }
+
+    /// This open is about to change the content: its times are shown late, or as they were set.
+    pub fn note_write(&self) {
+        if self.stream.is_some() {
+            self.wrote.store(true, Ordering::Relaxed);
+        }
+        let times = &self.base_node().times;
+        if !times.knows_of_writes(self.node_id())
+            && let Ok(facts) = attributes::facts(self.handle())
+        {
+            times.written(self.node_id(), facts.times.write);
+        }
+    }
+
+    /// Sets attributes and times as a client asks for them: of a time 0 leaves it, -1 holds it
+    /// where it is while this open lasts, -2 lets it go, and any other value sets and holds it
+    /// (MS-FSA 2.1.5.15.2).
+    pub fn set_basic(&self, basic: &Basic) -> Result<(), NtStatus> {
+        const HOLD: u64 = u64::MAX;
+        const RELEASE: u64 = u64::MAX - 1;
+        let given = |time: u64| (!matches!(time, 0 | HOLD | RELEASE)).then_some(time);
+        let asked = &basic.times;
+        let mut to = attributes::Change {
+            attributes: Some(basic.attributes).filter(|a| *a != FileAttributes::NONE),
+            creation: given(asked.creation),
+            access: given(asked.access),
+            write: given(asked.write),
+            change: given(asked.change),
+        };
+        let shown = self.facts()?.times;
+        let (node, id) = (self.base_node(), self.node_id());
+        node.times.settle();
+        match asked.change {
+            0 => {}
+            RELEASE => node.times.release_change(id),
+            HOLD => {
+                node.times.hold_change(id, shown.change);
+                to.change = Some(shown.change);
+            }
+            time => node.times.hold_change(id, time),
+        }
+        attributes::set(self.handle(), &to).map_err(of_errno)?;
+        match asked.write {
+            0 => {}
+            RELEASE => node.times.release_write(id),
+            HOLD => node.times.hold_write(id, shown.write),
+            time => node.times.hold_write(id, time),
+        }
+        Ok(())
+    }
+
+    /// This open is about to be closed: its writes are dated.
+    pub fn date_writes(&self) {
+        if self.base_node().times.settle_close(self.node_id()) {
+            let to = attributes::Change { write: Some(now()), ..attributes::Change::default() };
+            if let Err(error) = attributes::set(self.handle(), &to) {
+                tracing::debug!(%error, "the time of the last write is not kept");
+            }
+        }
+    }
+
+    /// What this open held of the file's times is given to the system.
+    fn leave_times(&self) {
+        let remains = self.base_node().times.close(self.node_id());
+        let mut to = attributes::Change {
+            write: remains.write,
+            change: remains.change,
+            ..attributes::Change::default()
+        };
+        if self.wrote.load(Ordering::Relaxed) {
+            // The system knows nothing of a stream's file.
+            to.write = to.write.or_else(|| Some(now()));
+        }
+        let Ok(facts) = attributes::facts(self.handle()) else { return };
+        to.write = to.write.filter(|time| *time != facts.times.write);
+        if to.write.is_none() {
+            to.change = to.change.filter(|time| *time != facts.times.change);
+        }
+        if (to.write.is_some() || to.change.is_some())
+            && let Err(error) = attributes::set(self.handle(), &to)
+        {
+            tracing::debug!(%error, "times that were set are lost");
+        }
+    }
+
+    /// Sets the mode, as far as it can be set.
+    pub fn set_mode(&self, mode: u32) -> Result<(), NtStatus> {
+        let wanted = CreateOptions(mode);
+        let now = CreateOptions(self.mode.load(Ordering::Relaxed));
+        let waits = CreateOptions::SYNCHRONOUS_IO_ALERT.or(CreateOptions::SYNCHRONOUS_IO_NONALERT);
+        // How an open waits can be changed, but not whether it does.
+        if wanted.without(MODES_SET) != CreateOptions::NONE
+            || wanted.any(waits) != now.any(waits)
+            || wanted.has(waits)
+        {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
+        let mut set = MODES_SET;
+        if now.has(CreateOptions::NO_INTERMEDIATE_BUFFERING) {
+            set = set.without(CreateOptions::WRITE_THROUGH);
+        }
+        self.mode.store(now.without(set).or(wanted.and(set)).0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Where the file is in its share, as it is now.
@@ -423,7 +556,7 @@ impl Open {
 
     /// Whether each write must be durable before its answer.
     pub fn write_through(&self) -> bool {
-        self.options.has(CreateOptions::WRITE_THROUGH)
+        CreateOptions(self.mode.load(Ordering::Relaxed)).has(CreateOptions::WRITE_THROUGH)
     }
 }
 
@@ -438,6 +571,8 @@ impl Drop for Open {
             }
         }
         self.nodes.forget(self);
+        self.date_writes();
+        self.leave_times();
         let id = self.node_id();
         let mut removed = None;
         match &self.stream {

@@ -76,6 +76,8 @@ pub struct Node {
     locked: AtomicUsize,
     /// Told when a break is done, an open or a lock is gone.
     changed: Arc<Notify>,
+    /// Times that are shown instead of the system's.
+    pub times: super::times::Shown,
 }
 
 #[derive(Debug)]
@@ -496,6 +498,7 @@ impl Node {
             cached: AtomicBool::new(false),
             locked: AtomicUsize::new(0),
             changed: Arc::default(),
+            times: super::times::Shown::default(),
         })
     }
 
@@ -580,6 +583,14 @@ impl Node {
     /// Notes that the file was renamed.
     pub fn set_path(&self, path: RelPath) {
         lock(&self.state).path = path;
+    }
+
+    /// Whether someone has it open in a way that does not go together with this.
+    pub fn forbids(&self, access: Access, share: ShareAccess) -> bool {
+        lock(&self.state).users.iter().any(|other| {
+            takes_part(other.access)
+                && (conflicts(access, other.share) || conflicts(other.access, share))
+        })
     }
 
     /// Whether openers other than `id` forbid that the file is deleted or renamed.
