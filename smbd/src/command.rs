@@ -24,7 +24,9 @@ use std::{
 };
 
 use smb_protocol::{
-    Command, Dialect, FileId, Header, NtStatus, WireError, crypto::SigningKey, header::HEADER_LEN,
+    Command, Dialect, FileId, Header, NtStatus, WireError,
+    crypto::SigningKey,
+    header::{HEADER_LEN, HeaderFlags},
     msg::simple::Empty,
 };
 use tokio::sync::oneshot;
@@ -34,8 +36,8 @@ use crate::{
     session::{Session, Tree},
     status::{of_errno, of_storage},
     volume::{
-        node::{Refused, Wake},
-        open::Open,
+        node::{Creating, Refused, Wake},
+        open::{InProgress, Open},
     },
 };
 
@@ -132,6 +134,10 @@ pub struct Ctx<'a> {
     pub sealed: bool,
     /// The file of the request before in a related compound, or why there is none.
     pub related_file: Option<Result<FileId, NtStatus>>,
+    /// The CREATE was repeated, or may be, while it waits.
+    pub creating: Option<Creating>,
+    /// Its open must know that it is in progress.
+    pub in_progress: Option<InProgress>,
     /// The file that the next related request means.
     pub file: Option<FileId>,
     /// Signs the answer whether or not the request was signed.
@@ -165,6 +171,16 @@ impl Ctx<'_> {
         let open = self.session()?.open(self.tree()?.id, id)?;
         if open.replayable.load(Ordering::Relaxed) {
             open.replayable.store(false, Ordering::Release);
+        }
+        if self.dialect().is_smb3() {
+            let replay = self.header.flags.has(HeaderFlags::REPLAY);
+            let number = self.header.channel_sequence();
+            self.in_progress = InProgress::begin(&open, number, replay);
+            let changes =
+                matches!(self.header.command, Command::WRITE | Command::SET_INFO | Command::IOCTL);
+            if self.in_progress.is_none() && changes {
+                return Err(NtStatus::FILE_NOT_AVAILABLE);
+            }
         }
         Ok(open)
     }

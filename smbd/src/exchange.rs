@@ -31,7 +31,10 @@ use crate::{
     credits::CreditWindow,
     server,
     session::{Channel, ConnectionId, Notice, Session},
-    volume::node::Wake,
+    volume::{
+        node::{Creating, Wake},
+        open::InProgress,
+    },
 };
 
 /// A future whose end becomes an answer.
@@ -129,6 +132,8 @@ struct Accepted {
     credits: u16,
     /// Its name once it was answered with PENDING.
     async_id: Option<u64>,
+    /// A CREATE that its client may repeat while it waits.
+    creating: Option<Creating>,
 }
 
 /// Whether the next request of a frame can be carried out.
@@ -413,7 +418,7 @@ impl Exchange {
                 return Ok(None);
             }
         };
-        Ok(Some(Accepted { header, channel, binding, credits, async_id: None }))
+        Ok(Some(Accepted { header, channel, binding, credits, async_id: None, creating: None }))
     }
 
     /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
@@ -429,7 +434,7 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) -> Result<Flow, Dropped> {
-        let Accepted { header, channel, binding, credits, async_id } = accepted;
+        let Accepted { header, channel, binding, credits, async_id, creating } = accepted;
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
             let signer = self.signer(&header);
@@ -445,12 +450,14 @@ impl Exchange {
             tree: None,
             sealed: matches!(protection, Protection::Sealed(_)),
             related_file: if related { chain.file } else { None },
+            creating,
+            in_progress: None,
             file: None,
             signer: None,
         };
         let body_at = answer.open(&ctx.header);
         let result = command::dispatch(&mut ctx, &rest[..len], answer.out);
-        let Ctx { header: done, tree, file, signer, .. } = ctx;
+        let Ctx { header: done, tree, file, signer, creating, in_progress, .. } = ctx;
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs =
             signer.or_else(|| channel.as_ref().filter(|_| signed).map(|c| c.signing.clone()));
@@ -509,17 +516,42 @@ impl Exchange {
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
-                self.wait(later.into(), response, body_at, protection, signs, answer, waits);
+                self.wait(
+                    later.into(),
+                    in_progress,
+                    response,
+                    body_at,
+                    protection,
+                    signs,
+                    answer,
+                    waits,
+                );
             }
             Err(Fail::Ends(ends)) => {
                 answer.reset(body_at);
-                self.wait(ends.into(), response, body_at, protection, signs, answer, waits);
+                self.wait(
+                    ends.into(),
+                    in_progress,
+                    response,
+                    body_at,
+                    protection,
+                    signs,
+                    answer,
+                    waits,
+                );
             }
             Err(Fail::Wait(wake)) => {
                 answer.reset(body_at);
                 let suspended = Suspended {
                     bytes: rest.to_vec(),
-                    accepted: Accepted { header, channel, binding: None, credits: 0, async_id },
+                    accepted: Accepted {
+                        header,
+                        channel,
+                        binding: None,
+                        credits: 0,
+                        async_id,
+                        creating,
+                    },
                     chain: chain.clone(),
                     first: place.first,
                 };
@@ -695,6 +727,7 @@ impl Exchange {
     fn wait(
         &mut self,
         wait: Wait,
+        in_progress: Option<InProgress>,
         mut response: Header,
         body_at: usize,
         protection: &Protection,
@@ -714,7 +747,11 @@ impl Exchange {
         let protection = protection.clone();
         let rest = Rest::Answer(signs);
         self.pending.insert(key, Pending { header: response, protection, cancel, bytes, io, rest });
-        waits.push(Box::pin(async move { Completion { key, outcome: future.await } }));
+        waits.push(Box::pin(async move {
+            let outcome = future.await;
+            drop(in_progress);
+            Completion { key, outcome }
+        }));
     }
 
     /// Answers a request that has waited, or carries it out again.

@@ -17,6 +17,7 @@ pub mod open;
 pub mod path;
 pub mod pattern;
 pub mod security;
+pub mod sequence;
 pub mod snapshots;
 pub mod space;
 pub mod streams;

@@ -28,8 +28,29 @@ use super::{
         Node, Nodes, Refused,
         caching::{self, Break, Cause, LeaseId},
     },
+    sequence::ChannelSequence,
 };
 use crate::{session::Session, status::of_errno};
+
+/// A request on an open that is in progress.
+#[derive(Debug)]
+pub struct InProgress {
+    open: Arc<Open>,
+    number: u16,
+}
+
+impl InProgress {
+    /// Begins a request with a client's sequence number; `None` if it must not change anything.
+    pub fn begin(open: &Arc<Open>, number: u16, replay: bool) -> Option<Self> {
+        open.sequence.begin(number, replay).then(|| Self { open: open.clone(), number })
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.open.sequence.end(self.number);
+    }
+}
 
 /// How long an open is kept for a client that is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,12 +96,6 @@ pub struct Standing {
     pub durability: Durability,
     /// Sequence numbers of locks by index from 1; 255 is none.
     pub lock_sequences: Option<Box<[u8; LOCK_SEQUENCES]>>,
-    /// `ChannelSequence` of the client.
-    pub channel_sequence: u16,
-    /// Requests in progress with that sequence.
-    pub outstanding: u32,
-    /// Requests in progress with an older one.
-    pub outstanding_before: u32,
 }
 
 /// What an open of a named stream has beside one of a file.
@@ -130,6 +145,8 @@ pub struct Open {
     /// A repeated CREATE gets the same answer, until the open is used (MS-SMB2 3.3.1.10,
     /// `IsReplayEligible`).
     pub replayable: AtomicBool,
+    /// Which requests on it are too old.
+    pub sequence: ChannelSequence,
     standing: Mutex<Standing>,
     volume: Arc<Volume>,
     nodes: Arc<Nodes>,
@@ -168,14 +185,8 @@ impl Open {
     pub fn new(parts: Parts) -> Self {
         let Parts { id, access, options, node, data, handle, .. } = parts;
         let Parts { stream, directory, volume, nodes, .. } = parts;
-        let standing = Standing {
-            session: Weak::new(),
-            durability: Durability::None,
-            lock_sequences: None,
-            channel_sequence: 0,
-            outstanding: 0,
-            outstanding_before: 0,
-        };
+        let standing =
+            Standing { session: Weak::new(), durability: Durability::None, lock_sequences: None };
         Self {
             id,
             access,
@@ -193,6 +204,7 @@ impl Open {
             lease: parts.lease,
             origin: parts.origin,
             replayable: AtomicBool::new(false),
+            sequence: ChannelSequence::default(),
             standing: Mutex::new(standing),
             volume,
             nodes,

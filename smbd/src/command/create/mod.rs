@@ -23,7 +23,7 @@ use self::{
     caching::{Answers, Durable, REPLAYABLE, Wishes},
     job::Job,
 };
-use super::{Ctx, Handled};
+use super::{Ctx, Fail, Handled};
 use crate::{
     config::IoEngine,
     volume::{
@@ -41,7 +41,6 @@ const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
 /// Handles a CREATE.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
-    check(&request)?;
     let tree = ctx.tree()?.clone();
     let Some(volume) = tree.volume.clone() else {
         // IPC$ has no pipes.
@@ -52,6 +51,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if let Some(handled) = reconnect::handle(ctx, &request, &wishes, out) {
         return handled;
     }
+    check(&request)?;
     let server = ctx.ex.server.clone();
     let limits = ctx.ex.limits();
     session.room_for_open(limits.opens_per_session)?;
@@ -92,7 +92,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             action: 0,
         },
     };
-    let (mut open, action) = job.run()?;
+    let (mut open, action) = job.run().inspect_err(|fail| {
+        if let (Fail::Wait(_), Some(guid), None) = (fail, wishes.create_guid(), &ctx.creating) {
+            let key = (guid, ctx.client_guid());
+            ctx.creating = Some(server.nodes.begin_create(key));
+        }
+    })?;
+    ctx.creating = None;
     open.origin.action = action.0;
     let open = Arc::new(open);
     server.nodes.add_open(&open);
@@ -100,7 +106,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
         open.standing().durability = wishes.durability(&open, granted);
     }
-    open.standing().channel_sequence = ctx.header.channel_sequence();
+    open.sequence.start(ctx.header.channel_sequence());
     let replayable =
         wishes.create_guid().is_some() && !open.directory && open.access.any(REPLAYABLE);
     open.replayable.store(replayable, Ordering::Release);

@@ -5,7 +5,7 @@ pub mod caching;
 pub mod locks;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -51,6 +51,7 @@ pub struct Nodes {
     leases: Mutex<HashMap<LeaseId, Weak<Node>>>,
     /// Creates that a client may repeat, by `CreateGuid` and client.
     creates: Mutex<HashMap<CreateKey, Weak<Open>>>,
+    creating: Arc<Mutex<HashSet<CreateKey>>>,
     count: AtomicUsize,
     /// Opens whose client is away and may come back.
     pub kept: super::kept::Kept,
@@ -99,6 +100,19 @@ struct Use {
     access: Access,
     share: ShareAccess,
     lease: Option<LeaseId>,
+}
+
+/// A create in progress that its client may repeat.
+#[derive(Debug)]
+pub struct Creating {
+    all: Arc<Mutex<HashSet<CreateKey>>>,
+    key: CreateKey,
+}
+
+impl Drop for Creating {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.key);
+    }
 }
 
 /// Why a file cannot be opened or changed now.
@@ -322,6 +336,17 @@ impl Nodes {
     /// An open by the name it has in its node.
     pub fn open(&self, id: u64) -> Option<Arc<Open>> {
         lock(self.opens(id)).get(&id).and_then(Weak::upgrade)
+    }
+
+    /// A create waits for others; it is in progress as long as the result lives.
+    pub fn begin_create(&self, key: CreateKey) -> Creating {
+        lock(&self.creating).insert(key);
+        Creating { all: self.creating.clone(), key }
+    }
+
+    /// Whether a create is in progress.
+    pub fn is_creating(&self, key: CreateKey) -> bool {
+        lock(&self.creating).contains(&key)
     }
 
     /// The open that a create made, if it is still there.
