@@ -15,6 +15,7 @@
 //! and its answer goes out when it is ready. Tables shared between connections (sessions, nodes)
 //! are never held across a wait.
 
+pub mod admin;
 mod command;
 pub mod config;
 mod connection;

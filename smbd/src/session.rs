@@ -288,6 +288,14 @@ impl Session {
         Ok(tree)
     }
 
+    /// The shares of its trees, folded.
+    pub fn tree_shares(&self) -> Vec<String> {
+        let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner);
+        let mut shares: Vec<_> = trees.values().map(|tree| tree.share.clone()).collect();
+        shares.sort_unstable();
+        shares
+    }
+
     /// A tree by name.
     pub fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
         self.trees.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
@@ -403,6 +411,14 @@ impl Sessions {
     /// A session by name.
     pub fn get(&self, id: SessionId) -> Option<Arc<Session>> {
         lock(self.shard(id)).get(&id).cloned()
+    }
+
+    /// All sessions there are.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.shards
+            .iter()
+            .flat_map(|shard| lock(shard).values().cloned().collect::<Vec<_>>())
+            .collect()
     }
 
     /// Number of sessions.
