@@ -46,6 +46,39 @@ impl Sid {
         Self::new(3, &[0])
     }
 
+    /// S-1-3-1: in what is inherited, the primary group of whoever makes the file.
+    pub fn creator_group() -> Self {
+        Self::new(3, &[1])
+    }
+
+    /// S-1-3-4: the owner; where a list names it, it replaces what owners may do otherwise.
+    pub fn owner_rights() -> Self {
+        Self::new(3, &[4])
+    }
+
+    /// S-1-5-18: the system itself.
+    pub fn system() -> Self {
+        Self::new(5, &[18])
+    }
+
+    /// S-1-5-32-545: the users of the machine.
+    pub fn users() -> Self {
+        Self::new(5, &[32, 545])
+    }
+
+    /// The SID with this number below it.
+    #[must_use]
+    pub fn below(&self, number: u32) -> Self {
+        let sub = self.sub.iter().copied().chain([number]).take(MAX_SUB_AUTHORITIES).collect();
+        Self { authority: self.authority, sub }
+    }
+
+    /// The number of this SID if it stands right below `domain`.
+    pub fn number_below(&self, domain: &Self) -> Option<u32> {
+        let (last, rest) = self.sub.split_last()?;
+        (self.authority == domain.authority && rest == domain.sub).then_some(*last)
+    }
+
     /// Reads a SID.
     pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
         let revision = r.u8("sid.Revision")?;
@@ -64,10 +97,6 @@ impl Sid {
         out.put_u8(self.sub.len() as u8);
         out.put(&self.authority);
         self.sub.iter().for_each(|sub| out.put_u32(*sub));
-    }
-
-    fn len(&self) -> usize {
-        8 + 4 * self.sub.len()
     }
 }
 
@@ -101,17 +130,19 @@ flag_set! {
     }
 }
 
-/// One entry of an access list. Types other than allow (0) and deny (1) are kept and not used.
+/// One entry of an access list (MS-DTYP 2.4.4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ace {
-    /// 0 allows, 1 denies.
+    /// 0 allows, 1 denies, 2 audits; the others are kept and decide nothing.
     pub kind: u8,
     /// How it is inherited.
     pub flags: AceFlags,
     /// Rights.
     pub access: Access,
-    /// Whose.
+    /// Whose; S-1-0-0 where `rest` says it.
     pub sid: Sid,
+    /// What follows the SID; of an entry for objects, what follows the rights.
+    pub rest: Vec<u8>,
 }
 
 /// `ACCESS_ALLOWED_ACE_TYPE`.
@@ -120,12 +151,36 @@ pub const ALLOW: u8 = 0;
 pub const DENY: u8 = 1;
 
 impl Ace {
+    /// An entry that allows or denies.
+    pub fn new(kind: u8, flags: AceFlags, access: Access, sid: Sid) -> Self {
+        Self { kind, flags, access, sid, rest: Vec::new() }
+    }
+
+    /// Entries for directory objects have GUIDs between rights and SID (MS-DTYP 2.4.4.3).
+    fn is_for_objects(kind: u8) -> bool {
+        matches!(kind, 5..=8 | 11 | 12 | 15 | 16)
+    }
+
+    fn parse(kind: u8, flags: AceFlags, mut body: Reader<'_>) -> Result<Self> {
+        let access = Access(body.u32("ace.Mask")?);
+        let sid =
+            if Self::is_for_objects(kind) { Sid::new(0, &[0]) } else { Sid::parse(&mut body)? };
+        Ok(Self { kind, flags, access, sid, rest: body.rest().to_vec() })
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
         out.put_u8(self.kind);
         out.put_u8(self.flags.0);
-        out.put_u16(len16(8 + self.sid.len()));
+        out.put_u16(0);
         out.put_u32(self.access.0);
-        self.sid.encode(out);
+        if !Self::is_for_objects(self.kind) {
+            self.sid.encode(out);
+        }
+        out.put(&self.rest);
+        out.pad_to(start, 4);
+        let size = len16(out.len() - start);
+        out.patch(start + 2, &size.to_le_bytes());
     }
 }
 
@@ -141,27 +196,24 @@ fn parse_acl(bytes: &[u8]) -> Result<Acl> {
     let mut entries = Reader::new(r.bytes(size.saturating_sub(8), "acl")?);
     let mut acl = Vec::new();
     for _ in 0..count {
-        let start = entries.clone();
         let kind = entries.u8("ace.AceType")?;
         let flags = AceFlags(entries.u8("ace.AceFlags")?);
         let size = usize::from(entries.u16("ace.AceSize")?);
-        let mut body = Reader::new(start.region(start.position(), size, "ace")?);
-        body.skip(4, "ace.Header")?;
-        entries.skip(size.saturating_sub(4), "ace")?;
-        if size < 4 {
-            return Err(WireError::Value { field: "ace.AceSize", value: size as u64 });
-        }
-        if kind <= DENY {
-            let access = Access(body.u32("ace.Mask")?);
-            acl.push(Ace { kind, flags, access, sid: Sid::parse(&mut body)? });
-        }
+        let len = size
+            .checked_sub(4)
+            .ok_or(WireError::Value { field: "ace.AceSize", value: size as u64 })?;
+        acl.push(Ace::parse(kind, flags, Reader::new(entries.bytes(len, "ace")?))?);
     }
     Ok(acl)
 }
 
 fn encode_acl(acl: &[Ace], out: &mut Vec<u8>) {
+    const REVISION: u8 = 2;
+    const REVISION_OBJECTS: u8 = 4;
     let start = out.len();
-    out.put_u16(2);
+    let objects = acl.iter().any(|ace| Ace::is_for_objects(ace.kind));
+    out.put_u8(if objects { REVISION_OBJECTS } else { REVISION });
+    out.put_u8(0);
     out.put_u16(0);
     out.put_u16(len16(acl.len()));
     out.put_u16(0);
@@ -182,25 +234,87 @@ pub mod parts {
     pub const SACL: u32 = 8;
 }
 
-const DACL_PRESENT: u16 = 0x0004;
-const DACL_PROTECTED: u16 = 0x1000;
-const SELF_RELATIVE: u16 = 0x8000;
+flag_set! {
+    /// `Control` of a descriptor (MS-DTYP 2.4.6).
+    Control: u16 {
+        /// The owner was chosen by default.
+        OWNER_DEFAULTED = 0x0001,
+        /// The group was chosen by default.
+        GROUP_DEFAULTED = 0x0002,
+        /// There is an access list.
+        DACL_PRESENT = 0x0004,
+        /// The access list was chosen by default.
+        DACL_DEFAULTED = 0x0008,
+        /// There is an audit list.
+        SACL_PRESENT = 0x0010,
+        /// The audit list was chosen by default.
+        SACL_DEFAULTED = 0x0020,
+        /// In a set: the access list takes part in inheritance.
+        DACL_AUTO_INHERIT_REQ = 0x0100,
+        /// In a set: the audit list takes part in inheritance.
+        SACL_AUTO_INHERIT_REQ = 0x0200,
+        /// The access list takes part in inheritance.
+        DACL_AUTO_INHERITED = 0x0400,
+        /// The audit list takes part in inheritance.
+        SACL_AUTO_INHERITED = 0x0800,
+        /// The access list does not change with that of the folder.
+        DACL_PROTECTED = 0x1000,
+        /// The audit list does not change with that of the folder.
+        SACL_PROTECTED = 0x2000,
+        /// Offsets, not pointers.
+        SELF_RELATIVE = 0x8000,
+    }
+}
 
-/// A security descriptor in self-relative form.
+impl Control {
+    const OF_OWNER: Self = Self::OWNER_DEFAULTED;
+    const OF_GROUP: Self = Self::GROUP_DEFAULTED;
+    const OF_DACL: Self = Self(
+        Self::DACL_PRESENT.0
+            | Self::DACL_DEFAULTED.0
+            | Self::DACL_AUTO_INHERIT_REQ.0
+            | Self::DACL_AUTO_INHERITED.0
+            | Self::DACL_PROTECTED.0,
+    );
+    const OF_SACL: Self = Self(
+        Self::SACL_PRESENT.0
+            | Self::SACL_DEFAULTED.0
+            | Self::SACL_AUTO_INHERIT_REQ.0
+            | Self::SACL_AUTO_INHERITED.0
+            | Self::SACL_PROTECTED.0,
+    );
+
+    /// The bits that belong to the parts that `which` names.
+    fn of(which: u32) -> Self {
+        let parts = [
+            (parts::OWNER, Self::OF_OWNER),
+            (parts::GROUP, Self::OF_GROUP),
+            (parts::DACL, Self::OF_DACL),
+            (parts::SACL, Self::OF_SACL),
+        ];
+        let named = parts.iter().filter(|(part, _)| which & part != 0);
+        named.fold(Self::NONE, |all, (_, bits)| all.or(*bits))
+    }
+}
+
+/// A security descriptor (MS-DTYP 2.4.6).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Descriptor {
+    /// How the lists came about; `SELF_RELATIVE` is left out.
+    pub control: Control,
     /// Who owns the file.
     pub owner: Option<Sid>,
     /// Primary group.
     pub group: Option<Sid>,
-    /// Access list; absent means that everyone may do everything.
+    /// Audit list.
+    pub sacl: Option<Acl>,
+    /// Access list; where the control says that there is one, none means that everyone may do
+    /// everything.
     pub dacl: Option<Acl>,
-    /// The list does not change with that of the folder.
-    pub protected: bool,
 }
 
 impl Descriptor {
-    /// Reads a descriptor.
+    /// Reads a descriptor in self-relative form.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader::new(bytes);
         let revision = r.u8("descriptor.Revision")?;
@@ -208,11 +322,12 @@ impl Descriptor {
             return Err(WireError::Value { field: "descriptor.Revision", value: revision.into() });
         }
         r.skip(1, "descriptor.Sbz1")?;
-        let control = r.u16("descriptor.Control")?;
-        let owner = r.u32("descriptor.OffsetOwner")? as usize;
-        let group = r.u32("descriptor.OffsetGroup")? as usize;
-        r.skip(4, "descriptor.OffsetSacl")?;
-        let dacl = r.u32("descriptor.OffsetDacl")? as usize;
+        let control = Control(r.u16("descriptor.Control")?).without(Control::SELF_RELATIVE);
+        let mut offset = |field| r.u32(field).map(|offset| offset as usize);
+        let owner = offset("descriptor.OffsetOwner")?;
+        let group = offset("descriptor.OffsetGroup")?;
+        let sacl = offset("descriptor.OffsetSacl")?;
+        let dacl = offset("descriptor.OffsetDacl")?;
         let at = |offset: usize| {
             let outside =
                 WireError::Outside { field: "descriptor", offset, len: 8, have: bytes.len() };
@@ -222,45 +337,71 @@ impl Descriptor {
             0 => Ok(None),
             offset => Sid::parse(&mut Reader::new(at(offset)?)).map(Some),
         };
-        let dacl = if control & DACL_PRESENT != 0 && dacl != 0 {
-            Some(parse_acl(at(dacl)?)?)
-        } else {
-            None
+        let list = |present: Control, offset: usize| match offset {
+            0 => Ok(None),
+            offset if control.has(present) => parse_acl(at(offset)?).map(Some),
+            _ => Ok(None),
         };
-        let protected = control & DACL_PROTECTED != 0;
-        Ok(Self { owner: sid(owner)?, group: sid(group)?, dacl, protected })
+        Ok(Self {
+            control,
+            owner: sid(owner)?,
+            group: sid(group)?,
+            sacl: list(Control::SACL_PRESENT, sacl)?,
+            dacl: list(Control::DACL_PRESENT, dacl)?,
+        })
     }
 
-    /// Appends the parts of the descriptor that `which` names.
+    /// Appends the parts of the descriptor that `which` names, in self-relative form.
     pub fn encode(&self, which: u32, out: &mut Vec<u8>) {
         let start = out.len();
+        let mut control = self.control.and(Control::of(which)).or(Control::SELF_RELATIVE);
+        let sacl = self.sacl.as_ref().filter(|_| which & parts::SACL != 0);
         let dacl = self.dacl.as_ref().filter(|_| which & parts::DACL != 0);
-        let mut control = SELF_RELATIVE;
-        if which & parts::DACL != 0 {
-            control |= DACL_PRESENT | if self.protected { DACL_PROTECTED } else { 0 };
+        if sacl.is_some() {
+            control |= Control::SACL_PRESENT;
+        }
+        if dacl.is_some() {
+            control |= Control::DACL_PRESENT;
         }
         out.put_u8(1);
         out.put_u8(0);
-        out.put_u16(control);
+        out.put_u16(control.0);
         out.put_zeros(16);
+        let here = |out: &mut Vec<u8>, field: usize| {
+            let at = (out.len() - start) as u32;
+            out.patch(start + field, &at.to_le_bytes());
+        };
         for (part, sid, field) in [(parts::OWNER, &self.owner, 4), (parts::GROUP, &self.group, 8)] {
             if which & part != 0
                 && let Some(sid) = sid
             {
-                let at = (out.len() - start) as u32;
-                out.patch(start + field, &at.to_le_bytes());
+                here(out, field);
                 sid.encode(out);
             }
         }
-        if let Some(dacl) = dacl {
-            let at = (out.len() - start) as u32;
-            out.patch(start + 16, &at.to_le_bytes());
-            encode_acl(dacl, out);
+        for (list, field) in [(sacl, 12), (dacl, 16)] {
+            if let Some(list) = list {
+                here(out, field);
+                encode_acl(list, out);
+            }
         }
     }
 
-    /// Takes the parts that `which` names from `other`.
+    /// Takes the parts that `which` names from `other`, as a client sets them: generic rights
+    /// become the specific ones they stand for, and a list takes part in inheritance only if that
+    /// is asked for with both of its bits (MS-DTYP 2.5.3.4.2).
     pub fn update(&mut self, which: u32, other: Self) {
+        let of = Control::of(which);
+        let mut control = other.control.and(of);
+        for (asked, taken) in [
+            (Control::DACL_AUTO_INHERIT_REQ, Control::DACL_AUTO_INHERITED),
+            (Control::SACL_AUTO_INHERIT_REQ, Control::SACL_AUTO_INHERITED),
+        ] {
+            if !control.has(asked) {
+                control = control.without(taken);
+            }
+            control = control.without(asked);
+        }
         if which & parts::OWNER != 0 && other.owner.is_some() {
             self.owner = other.owner;
         }
@@ -268,22 +409,30 @@ impl Descriptor {
             self.group = other.group;
         }
         if which & parts::DACL != 0 {
-            self.dacl = other.dacl;
-            self.protected = other.protected;
+            self.dacl = other.dacl.map(specific);
+            control |= Control::DACL_PRESENT;
         }
+        if which & parts::SACL != 0 {
+            self.sacl = other.sacl;
+        }
+        self.control = self.control.without(of).or(control);
     }
 
     /// Every right that a token of `sids` has (MS-DTYP 2.5.3.2): an entry decides a right the
-    /// first time it names it; the owner may always read and change the list.
+    /// first time it names it; the owner may always read and change the list, unless the list says
+    /// what owners may do.
     pub fn access_of(&self, sids: &[Sid]) -> Access {
         let mut allowed = Access::NONE;
         let mut denied = Access::NONE;
-        if self.owner.as_ref().is_some_and(|owner| sids.contains(owner)) {
+        let owns = self.owner.as_ref().is_some_and(|owner| sids.contains(owner));
+        let Some(dacl) = &self.dacl else { return Access::ALL };
+        let owner_rights = Sid::owner_rights();
+        let holds = |ace: &&Ace| !ace.flags.has(AceFlags::INHERIT_ONLY) && ace.kind <= DENY;
+        if owns && !dacl.iter().filter(holds).any(|ace| ace.sid == owner_rights) {
             allowed |= Access::READ_CONTROL | Access::WRITE_DAC;
         }
-        let Some(dacl) = &self.dacl else { return Access::ALL };
-        for ace in dacl {
-            if ace.flags.has(AceFlags::INHERIT_ONLY) || !sids.contains(&ace.sid) {
+        for ace in dacl.iter().filter(holds) {
+            if !(sids.contains(&ace.sid) || owns && ace.sid == owner_rights) {
                 continue;
             }
             let access = ace.access.expand_generic();
@@ -295,36 +444,65 @@ impl Descriptor {
         allowed
     }
 
-    /// What a new file or folder in a folder with this descriptor gets (MS-DTYP 2.5.3.4);
-    /// `None` when nothing is inherited.
-    pub fn inherited(&self, creator: &Sid, directory: bool) -> Option<Self> {
-        let mut list = Vec::new();
-        for ace in self.dacl.as_ref()? {
-            let here =
-                if directory { AceFlags::CONTAINER_INHERIT } else { AceFlags::OBJECT_INHERIT };
-            let passes = directory && ace.flags.has(AceFlags::OBJECT_INHERIT);
-            let applies = ace.flags.has(here);
-            if !applies && (!passes || ace.flags.has(AceFlags::NO_PROPAGATE)) {
-                continue;
-            }
-            let mut flags = AceFlags::INHERITED;
-            if directory && !ace.flags.has(AceFlags::NO_PROPAGATE) {
-                flags |= ace.flags.and(AceFlags::OBJECT_INHERIT | AceFlags::CONTAINER_INHERIT);
-                if !applies {
-                    flags |= AceFlags::INHERIT_ONLY;
-                }
-            }
-            let own = ace.sid == Sid::creator_owner();
-            let sid = if own { creator.clone() } else { ace.sid.clone() };
-            list.push(Ace { kind: ace.kind, flags, access: ace.access, sid });
-        }
-        (!list.is_empty()).then(|| Self {
-            owner: Some(creator.clone()),
-            group: self.group.clone(),
-            dacl: Some(list),
-            protected: false,
-        })
+    /// The access list of a new file or folder in a folder with this descriptor
+    /// (MS-DTYP 2.5.3.4.4, 2.5.3.4.7); `None` when nothing is inherited.
+    pub fn inherited(&self, owner: &Sid, group: &Sid, directory: bool) -> Option<Acl> {
+        let mark = if self.control.has(Control::DACL_AUTO_INHERITED) {
+            AceFlags::INHERITED
+        } else {
+            AceFlags::NONE
+        };
+        let list: Acl = self
+            .dacl
+            .as_ref()?
+            .iter()
+            .flat_map(|ace| inherit(ace, owner, group, directory, mark))
+            .collect();
+        (!list.is_empty()).then_some(list)
     }
+}
+
+/// Generic rights of entries that hold become specific ones; in those that only are inherited
+/// they stay.
+fn specific(list: Acl) -> Acl {
+    let map = |mut ace: Ace| {
+        if ace.kind <= DENY && !ace.flags.has(AceFlags::INHERIT_ONLY) {
+            ace.access = ace.access.expand_generic();
+        }
+        ace
+    };
+    list.into_iter().map(map).collect()
+}
+
+/// What becomes of one entry: one that holds, one to be passed on, both, or none.
+fn inherit(
+    ace: &Ace,
+    owner: &Sid,
+    group: &Sid,
+    directory: bool,
+    mark: AceFlags,
+) -> impl Iterator<Item = Ace> + use<> {
+    let passing = AceFlags::OBJECT_INHERIT | AceFlags::CONTAINER_INHERIT;
+    let reach = if directory { AceFlags::CONTAINER_INHERIT } else { AceFlags::OBJECT_INHERIT };
+    let holds = ace.flags.has(reach);
+    let passes = directory && ace.flags.any(passing) && !ace.flags.has(AceFlags::NO_PROPAGATE);
+    let real = match &ace.sid {
+        sid if *sid == Sid::creator_owner() => owner,
+        sid if *sid == Sid::creator_group() => group,
+        sid => sid,
+    };
+    let access = if ace.kind <= DENY { ace.access.expand_generic() } else { ace.access };
+    let same = *real == ace.sid && access == ace.access;
+    let passed = ace.flags.and(passing).or(mark);
+    let effective = holds.then(|| Ace {
+        flags: if passes && same { passed } else { mark },
+        access,
+        sid: real.clone(),
+        ..ace.clone()
+    });
+    let onward = (passes && !(holds && same))
+        .then(|| Ace { flags: passed.or(AceFlags::INHERIT_ONLY), ..ace.clone() });
+    effective.into_iter().chain(onward)
 }
 
 #[cfg(test)]
@@ -337,20 +515,28 @@ mod tests {
     }
 
     fn ace() -> impl Strategy<Value = Ace> {
-        (0u8..2, 0u8..32, any::<u32>(), sid()).prop_map(|(kind, flags, access, sid)| Ace {
-            kind,
-            flags: AceFlags(flags),
-            access: Access(access),
-            sid,
-        })
+        let rest = prop::collection::vec(any::<u32>(), 0..3);
+        (0u8..21, 0u8..32, any::<u32>(), sid(), rest).prop_map(
+            |(kind, flags, access, sid, rest)| {
+                let rest: Vec<u8> = rest.iter().flat_map(|word| word.to_le_bytes()).collect();
+                let sid = if Ace::is_for_objects(kind) { Sid::new(0, &[0]) } else { sid };
+                Ace { kind, flags: AceFlags(flags), access: Access(access), sid, rest }
+            },
+        )
+    }
+
+    fn acl() -> impl Strategy<Value = Acl> {
+        prop::collection::vec(ace(), 0..8)
     }
 
     proptest! {
         #[test]
-        fn descriptors_round_trip(owner in sid(), group in sid(), dacl in prop::collection::vec(ace(), 0..8), protected in any::<bool>()) {
-            let descriptor = Descriptor { owner: Some(owner), group: Some(group), dacl: Some(dacl), protected };
+        fn descriptors_round_trip(owner in sid(), group in sid(), dacl in acl(), sacl in acl(), protected in any::<bool>()) {
+            let mut control = Control::DACL_PRESENT | Control::SACL_PRESENT;
+            if protected { control |= Control::DACL_PROTECTED; }
+            let descriptor = Descriptor { control, owner: Some(owner), group: Some(group), sacl: Some(sacl), dacl: Some(dacl) };
             let mut bytes = Vec::new();
-            descriptor.encode(7, &mut bytes);
+            descriptor.encode(15, &mut bytes);
             prop_assert_eq!(Descriptor::parse(&bytes).unwrap(), descriptor);
         }
 
@@ -366,9 +552,9 @@ mod tests {
         fn the_first_entry_decides(dacl in prop::collection::vec((0u8..2, 0u32..0x1ff, any::<bool>()), 0..8)) {
             let me = Sid::new(5, &[21, 1]);
             let other = Sid::new(5, &[21, 2]);
-            let list: Acl = dacl.iter().map(|(kind, access, mine)| Ace {
-                kind: *kind, flags: AceFlags::NONE, access: Access(*access),
-                sid: if *mine { me.clone() } else { other.clone() },
+            let list: Acl = dacl.iter().map(|(kind, access, mine)| {
+                let sid = if *mine { me.clone() } else { other.clone() };
+                Ace::new(*kind, AceFlags::NONE, Access(*access), sid)
             }).collect();
             let got = Descriptor { dacl: Some(list), ..Default::default() }.access_of(&[me]);
             for bit in 0..9 {
@@ -378,22 +564,70 @@ mod tests {
         }
     }
 
+    fn allow(flags: AceFlags, access: Access, sid: Sid) -> Ace {
+        Ace::new(ALLOW, flags, access, sid)
+    }
+
     #[test]
     fn inheritance_reaches_files_and_folders() {
-        let me = Sid::new(5, &[21, 7]);
-        let entry = |flags, sid| Ace { kind: ALLOW, flags, access: Access::READ_DATA, sid };
+        let (me, group) = (Sid::new(5, &[21, 7]), Sid::users());
         let folder = Descriptor {
+            control: Control::DACL_AUTO_INHERITED,
             dacl: Some(vec![
-                entry(AceFlags::OBJECT_INHERIT, Sid::creator_owner()),
-                entry(AceFlags::CONTAINER_INHERIT, Sid::everyone()),
+                allow(AceFlags::OBJECT_INHERIT, Access::READ_DATA, Sid::creator_owner()),
+                allow(AceFlags::CONTAINER_INHERIT, Access::READ_DATA, Sid::everyone()),
             ]),
             ..Default::default()
         };
-        let file = folder.inherited(&me, false).unwrap().dacl.unwrap();
-        assert_eq!(file, vec![entry(AceFlags::INHERITED, me.clone())]);
-        let below = folder.inherited(&me, true).unwrap().dacl.unwrap();
+        let file = folder.inherited(&me, &group, false).unwrap();
+        assert_eq!(file, [allow(AceFlags::INHERITED, Access::READ_DATA, me.clone())]);
+        let below = folder.inherited(&me, &group, true).unwrap();
         assert!(below[0].flags.has(AceFlags::INHERIT_ONLY));
+        assert_eq!(below[0].sid, Sid::creator_owner());
         assert!(below[1].flags.has(AceFlags::CONTAINER_INHERIT));
         assert_eq!(Sid::administrators().to_string(), "S-1-5-32-544");
+    }
+
+    /// The creator's entry holds for the new folder and is passed on for what is made in it.
+    #[test]
+    fn what_stands_for_the_creator_is_split() {
+        let (me, group) = (Sid::new(5, &[21, 7]), Sid::users());
+        let both = AceFlags::OBJECT_INHERIT | AceFlags::CONTAINER_INHERIT;
+        let folder = Descriptor {
+            dacl: Some(vec![allow(both, Access::GENERIC_ALL, Sid::creator_owner())]),
+            ..Default::default()
+        };
+        let below = folder.inherited(&me, &group, true).unwrap();
+        let onward = both.or(AceFlags::INHERIT_ONLY);
+        assert_eq!(
+            below,
+            [
+                allow(AceFlags::NONE, Access::ALL, me.clone()),
+                allow(onward, Access::GENERIC_ALL, Sid::creator_owner())
+            ]
+        );
+        let once = Descriptor {
+            dacl: Some(vec![allow(both.or(AceFlags::NO_PROPAGATE), Access::ALL, me.clone())]),
+            ..Default::default()
+        };
+        let below = once.inherited(&me, &group, true).unwrap();
+        assert_eq!(below, [allow(AceFlags::NONE, Access::ALL, me)]);
+    }
+
+    #[test]
+    fn what_owners_may_do_can_be_said() {
+        let me = Sid::new(5, &[21, 7]);
+        let of = |dacl: Vec<Ace>| {
+            let owner = Some(me.clone());
+            Descriptor { owner, dacl: Some(dacl), ..Default::default() }
+                .access_of(std::slice::from_ref(&me))
+        };
+        assert_eq!(of(vec![]), Access::READ_CONTROL | Access::WRITE_DAC);
+        let read = |flags| allow(flags, Access::READ_DATA, Sid::owner_rights());
+        assert_eq!(of(vec![read(AceFlags::NONE)]), Access::READ_DATA);
+        assert_eq!(
+            of(vec![read(AceFlags::INHERIT_ONLY)]),
+            Access::READ_CONTROL | Access::WRITE_DAC
+        );
     }
 }

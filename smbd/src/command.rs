@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     exchange::Exchange,
+    pipe,
     session::{Session, Tree},
     status::{of_errno, of_storage},
     volume::{
@@ -245,6 +246,9 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     ctx.tree = Some(tree.clone());
+    if tree.volume.is_none() && command != Command::TREE_DISCONNECT {
+        return pipe::handle(ctx, body, out);
+    }
     match command {
         Command::READ => read::handle(ctx, body, out),
         Command::WRITE => write::handle(ctx, body, out),

@@ -13,7 +13,7 @@ use smb_protocol::{
     header::{
         FRAME_LEN, HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM, frame_prefix,
     },
-    msg::{error, oplock::Message},
+    msg::error,
 };
 use tokio::sync::{
     mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -202,6 +202,7 @@ impl Admitted {
 
 /// Refuses what a session may not do any more when its time is over (MS-SMB2 3.3.5.2.9).
 fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> {
+    session.touch();
     let always = [Command::SESSION_SETUP, Command::LOGOFF, Command::CLOSE, Command::LOCK];
     if session.expired(server::now) && !always.contains(&header.command) {
         return Err(NtStatus::NETWORK_SESSION_EXPIRED);
@@ -243,12 +244,22 @@ impl Exchange {
         self.notices.1.recv().await
     }
 
+    /// The next thing to tell the client, if there is one now.
+    pub fn notice_now(&mut self) -> Option<Notice> {
+        self.notices.1.try_recv().ok()
+    }
+
     /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7).
     pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) {
-        let Some(channel) = self.sessions.get(&notice.session) else { return };
-        let mut header = Header {
+        let channel = match notice.session {
+            Some(id) => self.sessions.get(&id),
+            None => self.sessions.values().next(),
+        };
+        let Some(channel) = channel else { return };
+        let header = Header {
             command: Command::OPLOCK_BREAK,
             message_id: MessageId::UNSOLICITED,
+            session_id: notice.session.unwrap_or_default(),
             ..Header::default()
         };
         let protection = if channel.session.must_encrypt {
@@ -256,9 +267,6 @@ impl Exchange {
         } else {
             Protection::Plain
         };
-        if let Message::Oplock(_) = notice.message {
-            header.session_id = notice.session;
-        }
         let mut answer = Answer::begin(out, &protection);
         let body_at = answer.open(&header);
         notice.message.encode(answer.out);
@@ -516,29 +524,13 @@ impl Exchange {
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
-                self.wait(
-                    later.into(),
-                    in_progress,
-                    response,
-                    body_at,
-                    protection,
-                    signs,
-                    answer,
-                    waits,
-                );
+                let wait = later.into();
+                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
             }
             Err(Fail::Ends(ends)) => {
                 answer.reset(body_at);
-                self.wait(
-                    ends.into(),
-                    in_progress,
-                    response,
-                    body_at,
-                    protection,
-                    signs,
-                    answer,
-                    waits,
-                );
+                let wait = ends.into();
+                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
             }
             Err(Fail::Wait(wake)) => {
                 answer.reset(body_at);
@@ -869,6 +861,9 @@ impl Exchange {
 
     /// Takes the connection out of its sessions; those without another end.
     pub fn end(&mut self) {
+        if let Some(negotiated) = &self.negotiated {
+            self.server.nodes.clients.remove(negotiated.client_guid, self.id);
+        }
         for (id, channel) in self.sessions.drain() {
             if channel.session.leave(self.id) {
                 self.server.sessions.end(id);
@@ -1054,5 +1049,7 @@ pub fn plain_frame(header: Header, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec
     start
 }
 
+#[cfg(test)]
+mod channels;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use std::{
 use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, security::Sid};
 
 use crate::{
+    accounts,
     config::Config,
     session::{ConnectionId, Sessions},
     tokens::Tokens,
@@ -148,8 +149,8 @@ impl Server {
         ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The SID of a user: below this server's identity, numbered by the folded name.
-    pub fn user_sid(&self, user: &str) -> Sid {
+    /// The SID of the server, made of its identity.
+    pub fn machine_sid(&self) -> Sid {
         let word = |at: usize| {
             u32::from_le_bytes([
                 self.guid[at],
@@ -158,23 +159,18 @@ impl Server {
                 self.guid[at + 3],
             ])
         };
-        let digest = fnv(user.as_bytes());
-        // Two sub-authorities of 32 bits, so that two names do not meet by chance.
-        let (high, low) = ((digest >> 32) as u32, digest as u32);
-        Sid::new(5, &[21, word(0), word(4), word(8), high, low])
+        Sid::new(5, &[21, word(0), word(4), word(8)])
+    }
+
+    /// The SID of a user: below the server's, numbered by the folded name.
+    pub fn user_sid(&self, user: &str) -> Sid {
+        self.machine_sid().below(accounts::rid(user))
     }
 
     /// A name for a new open.
     pub fn new_open_id(&self) -> u64 {
         self.next_open.fetch_add(1, Ordering::Relaxed)
     }
-}
-
-/// FNV-1a, 64 bits.
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// The time as FILETIME.

@@ -13,6 +13,7 @@ use smb_protocol::{
         create::{Access, CreateOptions},
         query_info::{InfoType, Request},
     },
+    security::parts,
     wire::Put,
 };
 
@@ -268,8 +269,14 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
 
 /// The security descriptor, as far as it was asked for.
 fn security(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: usize) -> Handled {
-    open.need(Access::READ_CONTROL)?;
-    let descriptor = security::own(open.handle())?.unwrap_or_else(security::default);
+    if request.additional & (parts::OWNER | parts::GROUP | parts::DACL) != 0 {
+        open.need(Access::READ_CONTROL)?;
+    }
+    if request.additional & parts::SACL != 0 {
+        open.need(Access::ACCESS_SYSTEM_SECURITY)?;
+    }
+    let directory = attributes::facts(open.handle())?.directory;
+    let descriptor = security::of(open.handle(), directory)?;
     descriptor.encode(request.additional, out);
     let len = out.len() - info;
     if len > request.output_len as usize {

@@ -42,8 +42,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             if which & (parts::OWNER | parts::GROUP) != 0 {
                 open.need(Access::WRITE_OWNER)?;
             }
-            let change = Descriptor::parse(request.input)?;
-            security::update(open.handle(), which, change, &ctx.session()?.sids[0])?;
+            if which & parts::SACL != 0 {
+                open.need(Access::ACCESS_SYSTEM_SECURITY)?;
+            }
+            let change =
+                Descriptor::parse(request.input).map_err(|_| NtStatus::INVALID_SECURITY_DESCR)?;
+            let directory = attributes::facts(open.handle())?.directory;
+            security::update(open.handle(), directory, which, change, &ctx.session()?.sids)?;
         }
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     }

@@ -15,8 +15,9 @@ use smb_protocol::{
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions},
-        oplock::OplockLevel,
+        oplock::{self, OplockBreak, OplockLevel},
     },
+    security::Sid,
 };
 use tokio::sync::Notify;
 
@@ -26,8 +27,9 @@ use super::{
     listing::Listing,
     node::{
         Node, Nodes, Refused,
-        caching::{self, Break, Cause, LeaseId},
+        caching::{self, Cause, LeaseId},
     },
+    security,
     sequence::ChannelSequence,
 };
 use crate::{session::Session, status::of_errno};
@@ -265,10 +267,10 @@ impl Open {
         }
     }
 
-    /// Tells its client to give up caching; whether it could be told.
-    pub fn notify(&self, due: &Break) -> bool {
-        let Some(session) = self.session() else { return false };
-        session.tell(self.id, due)
+    /// Tells its client to go down to an oplock of that level; whether it could be told.
+    pub fn break_oplock(&self, level: OplockLevel) -> bool {
+        let message = oplock::Message::Oplock(OplockBreak { level, file_id: self.id });
+        self.session().is_some_and(|session| session.tell(message))
     }
 
     /// The oplock it has, as answers show it.
@@ -314,6 +316,12 @@ impl Open {
     /// Where the file is in its share, as it is now.
     pub fn path(&self) -> Result<RelPath, NtStatus> {
         self.volume.path_of(self.handle()).map_err(of_errno)
+    }
+
+    /// Every right that a token has in the file.
+    pub fn rights(&self, sids: &[Sid]) -> Result<Access, NtStatus> {
+        let folder = self.volume.folder_of(&self.path()?).map_err(of_errno)?;
+        security::access_in(self.handle(), folder.as_fd(), sids).map_err(of_errno)
     }
 
     /// The name from the root of the share, with the stream's if it is one: `\a\b:stream:$DATA`.
@@ -379,6 +387,7 @@ impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
         if self.delete_on_close.load(Ordering::Acquire) {
+            let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
         }
         self.nodes.forget(self);

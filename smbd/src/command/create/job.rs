@@ -18,7 +18,7 @@ use smb_protocol::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
     },
-    security::Sid,
+    security::{Descriptor, Sid},
 };
 
 use crate::{
@@ -89,7 +89,7 @@ impl Job<'_> {
             if wanted.any(CHANGE) {
                 return Err(NtStatus::ACCESS_DENIED);
             }
-            allowed = allowed.without(CHANGE);
+            allowed = allowed.without(CHANGE.or(Access::DELETE_CHILD));
         }
         if wanted.has(Access::MAXIMUM_ALLOWED) {
             wanted = wanted.without(Access::MAXIMUM_ALLOWED).or(allowed);
@@ -173,14 +173,8 @@ impl Job<'_> {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
         let facts = attributes::facts(fd.as_fd())?;
-        let mut listed = security::access(fd.as_fd(), self.sids)?;
-        if !listed.has(Access::DELETE) && self.request.access.has(Access::DELETE) {
-            // Whoever may delete what the folder holds may delete this (MS-FSA 2.1.5.1.2.1).
-            let folder = self.volume.folder_of(&path)?;
-            if security::access(folder.as_fd(), self.sids)?.has(Access::DELETE_CHILD) {
-                listed |= Access::DELETE;
-            }
-        }
+        let folder = self.volume.folder_of(&path)?;
+        let listed = security::access_in(fd.as_fd(), folder.as_fd(), self.sids)?;
         let access = self.granted(facts.attributes, listed)?;
         if let Some(stream) = stream {
             return self.in_stream(stream, fd, &stat, &path, (access, listed), &facts);
@@ -390,11 +384,20 @@ impl Job<'_> {
         if let Some(lease) = self.lease {
             self.nodes.check_lease(lease, None)?;
         }
-        let folder = security::own(self.volume.folder_of(&path)?.as_fd())?;
-        if folder.as_ref().is_some_and(|folder| !folder.access_of(self.sids).has(adds)) {
+        let folder = match self.volume.folder_of(&path) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into()),
+            Err(error) => return Err(error.into()),
+        };
+        if !security::access(folder.as_fd(), self.sids)?.has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
-        let inherited = folder.and_then(|folder| folder.inherited(&self.sids[0], directory));
+        let wanted = match context::find(&self.request.contexts, names::SECD) {
+            Some(data) => {
+                Some(Descriptor::parse(data).map_err(|_| NtStatus::INVALID_SECURITY_DESCR)?)
+            }
+            None => None,
+        };
         let made = if directory {
             self.volume.create_folder(&path)
         } else {
@@ -416,9 +419,7 @@ impl Job<'_> {
                 let base = if directory { FileAttributes::NONE } else { FileAttributes::ARCHIVE };
                 attributes::set_attributes(fd.as_fd(), extra.or(base))?;
             }
-            if let Some(descriptor) = &inherited {
-                security::set(fd.as_fd(), descriptor)?;
-            }
+            security::begin(fd.as_fd(), folder.as_fd(), directory, wanted, self.sids)?;
             if let Some(name) = stream {
                 let file = self.volume.streams().create(fd.as_fd(), name)?;
                 return self.open_stream(name, &file, &fd, &stat, &path, access, false);

@@ -29,7 +29,6 @@ use crate::{
     volume::{
         FileName,
         open::{Open, Origin},
-        security,
     },
 };
 
@@ -112,7 +111,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     open.replayable.store(replayable, Ordering::Release);
     let mut contexts = Vec::new();
     if context::find(&request.contexts, names::MXAC).is_some() {
-        let listed = security::access(open.handle(), &session.sids)?;
+        let listed = open.rights(&session.sids)?;
         let maximal = context::maximal_access(tree.maximal_access.and(listed).0);
         contexts.push((names::MXAC, maximal.to_vec()));
     }
