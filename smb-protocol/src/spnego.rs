@@ -14,7 +14,7 @@
 //! [`token`].
 
 mod acceptor;
-mod der;
+pub(crate) mod der;
 mod initiator;
 pub mod token;
 
