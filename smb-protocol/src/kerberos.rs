@@ -69,3 +69,6 @@ impl Error {
         matches!(self, Self::Malformed(_))
     }
 }
+
+#[cfg(test)]
+pub(crate) use service::tests as service_tests;

@@ -33,6 +33,14 @@ pub fn reply_token(ap_rep: &[u8]) -> Vec<u8> {
     element(der::APPLICATION_0, &content)
 }
 
+/// Takes the frame off a reply.
+#[cfg(test)]
+pub(crate) fn reply_body(bytes: &[u8]) -> &[u8] {
+    let mut r = Reader::new(Reader::only(bytes, der::APPLICATION_0).unwrap());
+    r.expect(der::OID).unwrap();
+    r.rest().strip_prefix(&TOKEN_AP_REP).unwrap()
+}
+
 /// Frames an AP-REQ.
 pub fn request_token(ap_req: &[u8]) -> Vec<u8> {
     let mut content = element(der::OID, token::KERBEROS);
