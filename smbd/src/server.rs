@@ -8,9 +8,9 @@ use std::{
     path::Path,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use smb_protocol::{
@@ -38,6 +38,10 @@ pub struct Server {
     pub nodes: Arc<Nodes>,
     /// Tokens of offloaded transfers.
     pub tokens: Arc<Tokens>,
+    /// When it started.
+    pub started: Instant,
+    /// Number of connections.
+    pub connections: AtomicUsize,
     current: RwLock<Arc<Current>>,
     next_session: AtomicU64,
     next_open: AtomicU64,
@@ -103,6 +107,8 @@ impl Server {
             sessions: Sessions::default(),
             nodes: Arc::default(),
             tokens: Arc::default(),
+            started: Instant::now(),
+            connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
             next_session: AtomicU64::new((seed & 0x3fff_0000) | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),
