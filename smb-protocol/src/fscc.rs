@@ -6,6 +6,8 @@ pub mod ea;
 pub mod file_info;
 pub mod fs_info;
 pub mod fsctl;
+pub mod offload;
+pub mod snapshots;
 
 use crate::{
     flag_set, open_enum,

@@ -19,6 +19,7 @@ pub mod ids;
 pub mod msg;
 pub mod name;
 pub mod ntlm;
+pub mod rpc;
 pub mod security;
 pub mod spnego;
 pub mod status;

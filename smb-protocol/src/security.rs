@@ -66,6 +66,19 @@ impl Sid {
         Self::new(5, &[32, 545])
     }
 
+    /// The SID with this number below it.
+    #[must_use]
+    pub fn below(&self, number: u32) -> Self {
+        let sub = self.sub.iter().copied().chain([number]).take(MAX_SUB_AUTHORITIES).collect();
+        Self { authority: self.authority, sub }
+    }
+
+    /// The number of this SID if it stands right below `domain`.
+    pub fn number_below(&self, domain: &Self) -> Option<u32> {
+        let (last, rest) = self.sub.split_last()?;
+        (self.authority == domain.authority && rest == domain.sub).then_some(*last)
+    }
+
     /// Reads a SID.
     pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
         let revision = r.u8("sid.Revision")?;

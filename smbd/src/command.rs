@@ -24,18 +24,21 @@ use std::{
 };
 
 use smb_protocol::{
-    Command, Dialect, FileId, Header, NtStatus, WireError, crypto::SigningKey, header::HEADER_LEN,
+    Command, Dialect, FileId, Header, NtStatus, WireError,
+    crypto::SigningKey,
+    header::{HEADER_LEN, HeaderFlags},
     msg::simple::Empty,
 };
 use tokio::sync::oneshot;
 
 use crate::{
     exchange::Exchange,
+    pipe,
     session::{Session, Tree},
     status::{of_errno, of_storage},
     volume::{
-        node::{Refused, Wake},
-        open::Open,
+        node::{Creating, Refused, Wake},
+        open::{InProgress, Open},
     },
 };
 
@@ -47,6 +50,8 @@ pub enum Fail {
     Data(NtStatus, Vec<u8>),
     /// It waits.
     Later(Later),
+    /// It waits, and its answer may have a body even if it fails.
+    Ends(Ends),
     /// It is to be tried again when something has changed.
     Wait(Wake),
     /// The connection must end.
@@ -65,6 +70,16 @@ pub struct Later {
     pub bytes: usize,
     /// It waits for storage, which ends by itself; else for an event that may never come.
     pub io: bool,
+}
+
+/// A request that waits for storage and whose answer may have a body whatever its status is.
+pub struct Ends {
+    /// Gives the status and the body of the answer; an error without body is answered as such.
+    pub future: Pin<Box<dyn Future<Output = (NtStatus, Vec<u8>)> + Send>>,
+    /// Tell the client that it waits.
+    pub interim: bool,
+    /// Memory that it holds.
+    pub bytes: usize,
 }
 
 /// What a handler answers.
@@ -120,6 +135,10 @@ pub struct Ctx<'a> {
     pub sealed: bool,
     /// The file of the request before in a related compound, or why there is none.
     pub related_file: Option<Result<FileId, NtStatus>>,
+    /// The CREATE was repeated, or may be, while it waits.
+    pub creating: Option<Creating>,
+    /// Its open must know that it is in progress.
+    pub in_progress: Option<InProgress>,
     /// The file that the next related request means.
     pub file: Option<FileId>,
     /// Signs the answer whether or not the request was signed.
@@ -153,6 +172,16 @@ impl Ctx<'_> {
         let open = self.session()?.open(self.tree()?.id, id)?;
         if open.replayable.load(Ordering::Relaxed) {
             open.replayable.store(false, Ordering::Release);
+        }
+        if self.dialect().is_smb3() {
+            let replay = self.header.flags.has(HeaderFlags::REPLAY);
+            let number = self.header.channel_sequence();
+            self.in_progress = InProgress::begin(&open, number, replay);
+            let changes =
+                matches!(self.header.command, Command::WRITE | Command::SET_INFO | Command::IOCTL);
+            if self.in_progress.is_none() && changes {
+                return Err(NtStatus::FILE_NOT_AVAILABLE);
+            }
         }
         Ok(open)
     }
@@ -217,6 +246,9 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     ctx.tree = Some(tree.clone());
+    if tree.volume.is_none() && command != Command::TREE_DISCONNECT {
+        return pipe::handle(ctx, body, out);
+    }
     match command {
         Command::READ => read::handle(ctx, body, out),
         Command::WRITE => write::handle(ctx, body, out),

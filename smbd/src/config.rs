@@ -16,6 +16,8 @@ use smb_protocol::{
 };
 use zeroize::Zeroizing;
 
+use crate::accounts;
+
 /// A configuration that cannot be used; the text says where and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -179,6 +181,10 @@ struct ServerSection {
     threads: Option<usize>,
     #[serde(default = "yes")]
     multichannel: bool,
+    #[serde(default)]
+    comment: String,
+    #[serde(default)]
+    admin_users: Vec<String>,
 }
 
 fn yes() -> bool {
@@ -279,6 +285,8 @@ struct ShareSection {
     read_only: bool,
     #[serde(default)]
     comment: String,
+    #[serde(default = "yes")]
+    browseable: bool,
 }
 
 /// A share.
@@ -296,6 +304,8 @@ pub struct Share {
     pub read_only: bool,
     /// Shown in listings.
     pub comment: String,
+    /// Shown in listings at all.
+    pub browseable: bool,
 }
 
 /// A configuration that was checked.
@@ -325,8 +335,14 @@ pub struct Config {
     pub multichannel: bool,
     /// Limits.
     pub limits: Limits,
+    /// Shown beside the name in listings.
+    pub comment: String,
     /// Users by folded name.
     pub users: BTreeMap<String, NtHash>,
+    /// How they are written, by folded name.
+    pub user_names: BTreeMap<String, String>,
+    /// Users who administer the server, folded.
+    pub admin_users: HashSet<String>,
     /// Shares by folded name.
     pub shares: BTreeMap<String, Share>,
 }
@@ -368,7 +384,8 @@ impl Config {
         if min > max {
             return Err(check.bad("server.min_dialect", "must not be above max_dialect"));
         }
-        let users = check.users(&file)?;
+        let (users, user_names) = check.users(&file)?;
+        let admin_users = check.known(&file.server.admin_users, &users, "server.admin_users")?;
         let shares = check.shares(&file, &users)?;
         Ok(Self {
             listen: file.server.listen,
@@ -382,8 +399,11 @@ impl Config {
             io_engine: file.server.io_engine,
             threads: file.server.threads,
             multichannel: file.server.multichannel,
+            comment: file.server.comment,
             limits: file.limits,
             users,
+            user_names,
+            admin_users,
             shares,
         })
     }
@@ -445,8 +465,14 @@ impl Check<'_> {
         self.path.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path))
     }
 
-    fn users(&self, file: &File) -> Result<BTreeMap<String, NtHash>, ConfigError> {
+    /// Hashes and written names by folded name.
+    #[expect(clippy::type_complexity, reason = "two maps with the same keys")]
+    fn users(
+        &self,
+        file: &File,
+    ) -> Result<(BTreeMap<String, NtHash>, BTreeMap<String, String>), ConfigError> {
         let mut all = BTreeMap::new();
+        let mut names = BTreeMap::new();
         for user in &file.user {
             let key = format!("user {:?}", user.name);
             if !users::is_user_name(&user.name) {
@@ -476,6 +502,7 @@ impl Check<'_> {
                     );
                 }
             };
+            names.insert(users::fold(&user.name), user.name.clone());
             if all.insert(users::fold(&user.name), hash).is_some() {
                 return Err(self.bad(&key, "defined twice"));
             }
@@ -485,12 +512,38 @@ impl Check<'_> {
             let list = users::parse(&text)
                 .map_err(|e| self.bad("server.users_file", format!("{}: {e}", path.display())))?;
             for user in list {
+                names.insert(users::fold(&user.name), user.name.clone());
                 if all.insert(users::fold(&user.name), user.hash).is_some() {
                     return Err(self.bad(&format!("user {:?}", user.name), "defined twice"));
                 }
             }
         }
-        Ok(all)
+        let mut numbers = BTreeMap::new();
+        for (folded, name) in &names {
+            if let Some(other) = numbers.insert(accounts::rid(folded), name) {
+                let key = format!("user {name:?}");
+                return Err(self.bad(&key, format!("has the number of {other:?}; rename one")));
+            }
+        }
+        Ok((all, names))
+    }
+
+    /// The folded names of users, who must be defined.
+    fn known(
+        &self,
+        names: &[String],
+        users: &BTreeMap<String, NtHash>,
+        key: &str,
+    ) -> Result<HashSet<String>, ConfigError> {
+        let mut known = HashSet::new();
+        for name in names {
+            let folded = users::fold(name);
+            if !users.contains_key(&folded) {
+                return Err(self.bad(key, format!("{name:?} is not defined")));
+            }
+            known.insert(folded);
+        }
+        Ok(known)
     }
 
     fn shares(
@@ -515,14 +568,7 @@ impl Check<'_> {
                 let message = format!("path {}: no such folder; create it", path.display());
                 return Err(self.bad(&key, message));
             }
-            let mut allowed = HashSet::new();
-            for user in &share.users {
-                let user_folded = users::fold(user);
-                if !users.contains_key(&user_folded) {
-                    return Err(self.bad(&key, format!("users: {user:?} is not defined")));
-                }
-                allowed.insert(user_folded);
-            }
+            let allowed = self.known(&share.users, users, &format!("{key}: users"))?;
             let share = Share {
                 name: share.name.clone(),
                 path,
@@ -530,6 +576,7 @@ impl Check<'_> {
                 encryption: share.encryption,
                 read_only: share.read_only,
                 comment: share.comment.clone(),
+                browseable: share.browseable,
             };
             if all.insert(folded, share).is_some() {
                 return Err(self.bad(&key, "defined twice"));

@@ -144,6 +144,9 @@ async fn serve(
                 link.send().await?;
             }
         }
+        while let Some(notice) = exchange.notice_now() {
+            exchange.tell(notice, &mut link.output);
+        }
         link.send().await?;
         if link.receive_now()? {
             continue;

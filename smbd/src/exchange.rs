@@ -13,7 +13,7 @@ use smb_protocol::{
     header::{
         FRAME_LEN, HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM, frame_prefix,
     },
-    msg::{error, oplock::Message},
+    msg::error,
 };
 use tokio::sync::{
     mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -23,7 +23,7 @@ use tokio::sync::{
 use crate::{
     Server,
     command::{
-        self, Ctx, Fail, Handled, Later,
+        self, Ctx, Ends, Fail, Handled, Later,
         negotiate::Negotiated,
         session_setup::{self, Authentication, BindingRequest},
     },
@@ -31,7 +31,10 @@ use crate::{
     credits::CreditWindow,
     server,
     session::{Channel, ConnectionId, Notice, Session},
-    volume::node::Wake,
+    volume::{
+        node::{Creating, Wake},
+        open::InProgress,
+    },
 };
 
 /// A future whose end becomes an answer.
@@ -54,8 +57,44 @@ pub struct Completion {
 enum Outcome {
     /// The body of the answer, or why there is none.
     Answer(Result<Vec<u8>, NtStatus>),
+    /// Status and body of the answer; a failure without body is answered as an error.
+    Ended(NtStatus, Vec<u8>),
     /// The request is to be carried out again.
     Again,
+}
+
+/// A request that is to wait for its answer.
+struct Wait {
+    future: Pin<Box<dyn Future<Output = Outcome> + Send>>,
+    cancel: Option<oneshot::Sender<()>>,
+    interim: bool,
+    bytes: usize,
+    io: bool,
+}
+
+impl From<Later> for Wait {
+    fn from(later: Later) -> Self {
+        let Later { future, cancel, interim, bytes, io } = later;
+        let future = Box::pin(async move { Outcome::Answer(future.await) });
+        Self { future, cancel, interim, bytes, io }
+    }
+}
+
+impl From<Ends> for Wait {
+    fn from(ends: Ends) -> Self {
+        let Ends { future, interim, bytes } = ends;
+        let future = Box::pin(async move {
+            let (status, body) = future.await;
+            Outcome::Ended(status, body)
+        });
+        Self { future, cancel: None, interim, bytes, io: true }
+    }
+}
+
+/// Waits in place for something that ends by itself.
+fn awaited<T>(future: Pin<Box<dyn Future<Output = T> + Send>>) -> T {
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| runtime.block_on(future))
 }
 
 /// What is remembered of a request that waits.
@@ -93,6 +132,8 @@ struct Accepted {
     credits: u16,
     /// Its name once it was answered with PENDING.
     async_id: Option<u64>,
+    /// A CREATE that its client may repeat while it waits.
+    creating: Option<Creating>,
 }
 
 /// Whether the next request of a frame can be carried out.
@@ -161,6 +202,7 @@ impl Admitted {
 
 /// Refuses what a session may not do any more when its time is over (MS-SMB2 3.3.5.2.9).
 fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> {
+    session.touch();
     let always = [Command::SESSION_SETUP, Command::LOGOFF, Command::CLOSE, Command::LOCK];
     if session.expired(server::now) && !always.contains(&header.command) {
         return Err(NtStatus::NETWORK_SESSION_EXPIRED);
@@ -202,12 +244,22 @@ impl Exchange {
         self.notices.1.recv().await
     }
 
+    /// The next thing to tell the client, if there is one now.
+    pub fn notice_now(&mut self) -> Option<Notice> {
+        self.notices.1.try_recv().ok()
+    }
+
     /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7).
     pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) {
-        let Some(channel) = self.sessions.get(&notice.session) else { return };
-        let mut header = Header {
+        let channel = match notice.session {
+            Some(id) => self.sessions.get(&id),
+            None => self.sessions.values().next(),
+        };
+        let Some(channel) = channel else { return };
+        let header = Header {
             command: Command::OPLOCK_BREAK,
             message_id: MessageId::UNSOLICITED,
+            session_id: notice.session.unwrap_or_default(),
             ..Header::default()
         };
         let protection = if channel.session.must_encrypt {
@@ -215,9 +267,6 @@ impl Exchange {
         } else {
             Protection::Plain
         };
-        if let Message::Oplock(_) = notice.message {
-            header.session_id = notice.session;
-        }
         let mut answer = Answer::begin(out, &protection);
         let body_at = answer.open(&header);
         notice.message.encode(answer.out);
@@ -377,7 +426,7 @@ impl Exchange {
                 return Ok(None);
             }
         };
-        Ok(Some(Accepted { header, channel, binding, credits, async_id: None }))
+        Ok(Some(Accepted { header, channel, binding, credits, async_id: None, creating: None }))
     }
 
     /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
@@ -393,7 +442,7 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) -> Result<Flow, Dropped> {
-        let Accepted { header, channel, binding, credits, async_id } = accepted;
+        let Accepted { header, channel, binding, credits, async_id, creating } = accepted;
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
             let signer = self.signer(&header);
@@ -409,12 +458,14 @@ impl Exchange {
             tree: None,
             sealed: matches!(protection, Protection::Sealed(_)),
             related_file: if related { chain.file } else { None },
+            creating,
+            in_progress: None,
             file: None,
             signer: None,
         };
         let body_at = answer.open(&ctx.header);
         let result = command::dispatch(&mut ctx, &rest[..len], answer.out);
-        let Ctx { header: done, tree, file, signer, .. } = ctx;
+        let Ctx { header: done, tree, file, signer, creating, in_progress, .. } = ctx;
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs =
             signer.or_else(|| channel.as_ref().filter(|_| signed).map(|c| c.signing.clone()));
@@ -428,15 +479,18 @@ impl Exchange {
             Err(Fail::Later(later)) if later.io && !(place.first && place.last) => {
                 // In a compound: what follows must see the effect, and what stands before is
                 // signed with the place of this answer, so it is awaited.
-                let runtime = tokio::runtime::Handle::current();
-                let result = tokio::task::block_in_place(|| runtime.block_on(later.future));
-                match result {
+                match awaited(later.future) {
                     Ok(body) => {
                         answer.out.extend_from_slice(&body);
                         Ok(NtStatus::SUCCESS)
                     }
                     Err(status) => Err(Fail::Status(status)),
                 }
+            }
+            Err(Fail::Ends(ends)) if !(place.first && place.last) => {
+                let (status, body) = awaited(ends.future);
+                answer.out.extend_from_slice(&body);
+                if body.is_empty() { Err(Fail::Status(status)) } else { Ok(status) }
             }
             // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
             Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
@@ -470,13 +524,26 @@ impl Exchange {
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
-                self.wait(later, response, body_at, protection, signs, answer, waits);
+                let wait = later.into();
+                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
+            }
+            Err(Fail::Ends(ends)) => {
+                answer.reset(body_at);
+                let wait = ends.into();
+                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
             }
             Err(Fail::Wait(wake)) => {
                 answer.reset(body_at);
                 let suspended = Suspended {
                     bytes: rest.to_vec(),
-                    accepted: Accepted { header, channel, binding: None, credits: 0, async_id },
+                    accepted: Accepted {
+                        header,
+                        channel,
+                        binding: None,
+                        credits: 0,
+                        async_id,
+                        creating,
+                    },
                     chain: chain.clone(),
                     first: place.first,
                 };
@@ -503,6 +570,7 @@ impl Exchange {
     fn is_full(&self, result: &Handled) -> bool {
         let bytes = match result {
             Err(Fail::Later(later)) => later.bytes,
+            Err(Fail::Ends(ends)) => ends.bytes,
             Err(Fail::Wait(_)) => 0,
             _ => return false,
         };
@@ -650,7 +718,8 @@ impl Exchange {
     #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
     fn wait(
         &mut self,
-        later: Later,
+        wait: Wait,
+        in_progress: Option<InProgress>,
         mut response: Header,
         body_at: usize,
         protection: &Protection,
@@ -658,7 +727,7 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) {
-        let Later { future, cancel, interim: tells, bytes, io } = later;
+        let Wait { future, cancel, interim: tells, bytes, io } = wait;
         let asynchronous = response.flags.has(HeaderFlags::ASYNC);
         let key = if asynchronous { response.async_or_tree } else { self.new_key() };
         if tells && !asynchronous {
@@ -670,9 +739,11 @@ impl Exchange {
         let protection = protection.clone();
         let rest = Rest::Answer(signs);
         self.pending.insert(key, Pending { header: response, protection, cancel, bytes, io, rest });
-        waits.push(Box::pin(
-            async move { Completion { key, outcome: Outcome::Answer(future.await) } },
-        ));
+        waits.push(Box::pin(async move {
+            let outcome = future.await;
+            drop(in_progress);
+            Completion { key, outcome }
+        }));
     }
 
     /// Answers a request that has waited, or carries it out again.
@@ -688,17 +759,20 @@ impl Exchange {
         let mut answer = Answer::begin(out, &protection);
         let mut header = pending.header;
         match (pending.rest, completion.outcome) {
-            (Rest::Answer(signs), Outcome::Answer(result)) => {
+            (Rest::Answer(signs), outcome) => {
+                let (status, body) = match outcome {
+                    Outcome::Ended(status, body) => (status, body),
+                    Outcome::Answer(Ok(body)) => (NtStatus::SUCCESS, body),
+                    Outcome::Answer(Err(status)) => (status, Vec::new()),
+                    // Only what was put aside is carried out again.
+                    Outcome::Again => (NtStatus::INTERNAL_ERROR, Vec::new()),
+                };
                 let body_at = answer.open(&header);
-                match result {
-                    Ok(body) => {
-                        header.status = NtStatus::SUCCESS;
-                        answer.out.extend_from_slice(&body);
-                    }
-                    Err(status) => {
-                        header.status = status;
-                        error::Response::default().encode(answer.out);
-                    }
+                header.status = status;
+                if body.is_empty() {
+                    error::Response::default().encode(answer.out);
+                } else {
+                    answer.out.extend_from_slice(&body);
                 }
                 let place = Place { first: true, last: true };
                 answer.close(header, body_at, signs.as_ref(), place);
@@ -710,7 +784,6 @@ impl Exchange {
                 };
                 self.resume(*suspended, failed, &protection, &mut answer, &mut waits)?;
             }
-            (Rest::Answer(_), Outcome::Again) => {}
         }
         answer.end();
         Ok(waits)
@@ -788,6 +861,9 @@ impl Exchange {
 
     /// Takes the connection out of its sessions; those without another end.
     pub fn end(&mut self) {
+        if let Some(negotiated) = &self.negotiated {
+            self.server.nodes.clients.remove(negotiated.client_guid, self.id);
+        }
         for (id, channel) in self.sessions.drain() {
             if channel.session.leave(self.id) {
                 self.server.sessions.end(id);
@@ -973,5 +1049,7 @@ pub fn plain_frame(header: Header, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec
     start
 }
 
+#[cfg(test)]
+mod channels;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@
 //!                  │  one request at a time, synchronously
 //!                  ▼
 //!               command::<name> ─► volume (names, opens, sharing, attributes) ─► block-io
+//!                              └─► pipe (remote procedures on IPC$)
 //! ```
 //!
 //! A connection is one task that owns its state. Everything that the page cache can answer is
@@ -15,6 +16,8 @@
 //! and its answer goes out when it is ready. Tables shared between connections (sessions, nodes)
 //! are never held across a wait.
 
+mod accounts;
+mod clients;
 mod command;
 pub mod config;
 mod connection;
@@ -22,9 +25,11 @@ mod credits;
 mod exchange;
 mod interfaces;
 mod listener;
+mod pipe;
 mod server;
 mod session;
 mod status;
+mod tokens;
 mod volume;
 
 pub use listener::{Running, start};

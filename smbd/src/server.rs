@@ -16,8 +16,10 @@ use std::{
 use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, security::Sid};
 
 use crate::{
+    accounts,
     config::Config,
     session::{ConnectionId, Sessions},
+    tokens::Tokens,
     volume::{Volume, node::Nodes, streams},
 };
 
@@ -32,6 +34,8 @@ pub struct Server {
     pub sessions: Sessions,
     /// All files that are open.
     pub nodes: Arc<Nodes>,
+    /// Tokens of offloaded transfers.
+    pub tokens: Arc<Tokens>,
     current: RwLock<Arc<Current>>,
     next_session: AtomicU64,
     next_open: AtomicU64,
@@ -86,6 +90,7 @@ impl Server {
             ntlm,
             sessions: Sessions::default(),
             nodes: Arc::default(),
+            tokens: Arc::default(),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
             next_session: AtomicU64::new((seed & 0x3fff_0000) | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),
@@ -138,8 +143,8 @@ impl Server {
         ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The SID of a user: below this server's identity, numbered by the folded name.
-    pub fn user_sid(&self, user: &str) -> Sid {
+    /// The SID of the server, made of its identity.
+    pub fn machine_sid(&self) -> Sid {
         let word = |at: usize| {
             u32::from_le_bytes([
                 self.guid[at],
@@ -148,23 +153,18 @@ impl Server {
                 self.guid[at + 3],
             ])
         };
-        let digest = fnv(user.as_bytes());
-        // Two sub-authorities of 32 bits, so that two names do not meet by chance.
-        let (high, low) = ((digest >> 32) as u32, digest as u32);
-        Sid::new(5, &[21, word(0), word(4), word(8), high, low])
+        Sid::new(5, &[21, word(0), word(4), word(8)])
+    }
+
+    /// The SID of a user: below the server's, numbered by the folded name.
+    pub fn user_sid(&self, user: &str) -> Sid {
+        self.machine_sid().below(accounts::rid(user))
     }
 
     /// A name for a new open.
     pub fn new_open_id(&self) -> u64 {
         self.next_open.fetch_add(1, Ordering::Relaxed)
     }
-}
-
-/// FNV-1a, 64 bits.
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// The time as FILETIME.

@@ -17,24 +17,19 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use smb_protocol::{
     Dialect, FileId, NtStatus, SessionId, TreeId,
     crypto::{Cipher, OpeningKey, SealingKey, SigningKey},
-    msg::{
-        create::Access,
-        oplock::{self, LeaseBreak, OplockBreak},
-    },
+    msg::{create::Access, oplock},
     security::Sid,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::volume::{
-    Volume,
-    node::caching::{self, Break, Holder},
-    open::Open,
-};
+use crate::pipe::{PIPES_PER_SESSION, Pipe};
+use crate::volume::{Volume, open::Open};
 
 /// An authenticated session.
 #[derive(Debug)]
@@ -62,14 +57,18 @@ pub struct Session {
     ended: AtomicBool,
     trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
     opens: RwLock<HashMap<u64, Entry>>,
+    pipes: Mutex<HashMap<u64, (TreeId, Arc<Pipe>)>>,
+    began: Instant,
+    /// When it was last used, in seconds after `began`.
+    used: AtomicU32,
     next_tree: AtomicU32,
 }
 
 /// Something that a client is told unasked.
 #[derive(Debug, Clone, Copy)]
 pub struct Notice {
-    /// The session it is about.
-    pub session: SessionId,
+    /// The session it is about, if it is about one.
+    pub session: Option<SessionId>,
     /// What.
     pub message: oplock::Message,
 }
@@ -154,7 +153,7 @@ pub struct Channel {
 const CHANNELS: usize = 32;
 
 /// A connection to a share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tree {
     /// Its name on the wire.
     pub id: TreeId,
@@ -189,6 +188,9 @@ impl Session {
             ended: AtomicBool::new(false),
             trees: RwLock::default(),
             opens: RwLock::default(),
+            pipes: Mutex::default(),
+            began: Instant::now(),
+            used: AtomicU32::new(0),
             next_tree: AtomicU32::new(1),
         }
     }
@@ -246,25 +248,14 @@ impl Session {
     pub fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.trees.write().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.pipes).clear();
         self.close_where(|_| true, true);
     }
 
-    /// Tells the client to give up caching; whether a connection took it (MS-SMB2 3.3.4.6).
-    pub fn tell(&self, open: FileId, due: &Break) -> bool {
-        let message = match due.holder {
-            Holder::Open(_) => oplock::Message::Oplock(OplockBreak {
-                level: caching::level_of(due.to),
-                file_id: open,
-            }),
-            Holder::Lease(id) => oplock::Message::LeaseBreak(LeaseBreak {
-                epoch: due.epoch,
-                flags: due.acknowledge.into(),
-                key: id.key,
-                current: due.from.0,
-                new: due.to.0,
-            }),
-        };
-        let notice = Notice { session: self.id, message };
+    /// Tells the client something about one of its opens; whether a connection took it
+    /// (MS-SMB2 3.3.4.6).
+    pub fn tell(&self, message: oplock::Message) -> bool {
+        let notice = Notice { session: Some(self.id), message };
         lock(&self.channels).iter().any(|channel| channel.notices.send(notice).is_ok())
     }
 
@@ -296,6 +287,7 @@ impl Session {
     /// Takes a tree away and closes its opens.
     pub fn remove_tree(&self, id: TreeId) -> bool {
         let known = self.trees.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.pipes).retain(|_, (tree, _)| *tree != id);
         self.close_where(|tree| tree == id, false);
         known.is_some()
     }
@@ -344,6 +336,12 @@ impl Session {
         }
     }
 
+    /// An open by name, on whichever tree it was made.
+    pub fn any_open(&self, id: FileId) -> Option<Arc<Open>> {
+        let opens = self.opens.read().unwrap_or_else(PoisonError::into_inner);
+        opens.get(&id.volatile).filter(|entry| entry.open.id == id).map(|entry| entry.open.clone())
+    }
+
     /// Takes an open away.
     pub fn close(&self, tree: TreeId, id: FileId) -> Result<Arc<Open>, NtStatus> {
         let open = self.open(tree, id)?;
@@ -362,6 +360,53 @@ impl Session {
         if let Some(entry) = gone {
             entry.open.closed.notify_waiters();
         }
+    }
+
+    /// Adds a pipe.
+    pub fn add_pipe(&self, tree: TreeId, pipe: Arc<Pipe>) -> Result<(), NtStatus> {
+        let mut pipes = lock(&self.pipes);
+        if pipes.len() >= PIPES_PER_SESSION {
+            return Err(NtStatus::TOO_MANY_OPENED_FILES);
+        }
+        pipes.insert(pipe.id.volatile, (tree, pipe));
+        Ok(())
+    }
+
+    /// A pipe by name, if it was opened on `tree`.
+    pub fn pipe(&self, tree: TreeId, id: FileId) -> Result<Arc<Pipe>, NtStatus> {
+        match lock(&self.pipes).get(&id.volatile) {
+            Some((on, pipe)) if *on == tree && pipe.id == id => Ok(pipe.clone()),
+            _ => Err(NtStatus::FILE_CLOSED),
+        }
+    }
+
+    /// Takes a pipe away.
+    pub fn close_pipe(&self, tree: TreeId, id: FileId) -> Result<(), NtStatus> {
+        self.pipe(tree, id)?;
+        lock(&self.pipes).remove(&id.volatile);
+        Ok(())
+    }
+
+    /// How many trees it has on a share, folded.
+    pub fn trees_of(&self, share: &str) -> usize {
+        let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner);
+        trees.values().filter(|tree| tree.share == share).count()
+    }
+
+    /// Notes that it is used.
+    pub fn touch(&self) {
+        self.used.store(self.age().as_secs() as u32, Ordering::Relaxed);
+    }
+
+    /// How long it has been there.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// How long it was not used.
+    pub fn idle(&self) -> Duration {
+        let used = Duration::from_secs(self.used.load(Ordering::Relaxed).into());
+        self.age().saturating_sub(used)
     }
 
     /// Number of opens.
@@ -397,6 +442,16 @@ impl Sessions {
     /// A session by name.
     pub fn get(&self, id: SessionId) -> Option<Arc<Session>> {
         lock(self.shard(id)).get(&id).cloned()
+    }
+
+    /// All sessions, in the order of their names.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.extend(lock(shard).values().cloned());
+        }
+        all.sort_by_key(|session| session.id);
+        all
     }
 
     /// Number of sessions.

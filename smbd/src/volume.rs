@@ -18,7 +18,10 @@ pub mod open;
 pub mod path;
 pub mod pattern;
 pub mod security;
+pub mod sequence;
 pub mod short;
+pub mod snapshots;
+pub mod space;
 pub mod streams;
 pub mod times;
 pub mod tunnel;
@@ -30,7 +33,7 @@ use std::{
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Instant,
 };
 
@@ -42,12 +45,15 @@ use smb_protocol::{NtStatus, name::same_name};
 
 use crate::status::of_errno;
 pub use path::{FileName, RelPath, StreamName, StreamPart};
+use snapshots::Snapshots;
 use streams::StreamStore;
 
 /// The folder of a share.
 #[derive(Debug)]
 pub struct Volume {
     root: OwnedFd,
+    shares_blocks: OnceLock<bool>,
+    snapshots: Snapshots,
     streams: RwLock<Arc<StreamStore>>,
     tunnel: tunnel::Tunnel,
 }
@@ -78,9 +84,20 @@ impl Volume {
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self::from_root(root)?)
+    }
+
+    fn from_root(root: OwnedFd) -> Result<Self, Errno> {
         let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
         let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
-        Ok(Self { root, streams, tunnel: tunnel::Tunnel::default() })
+        let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
+        let tunnel = tunnel::Tunnel::default();
+        Ok(Self { root, streams, shares_blocks, snapshots, tunnel })
+    }
+
+    /// Whether files on it can share blocks.
+    pub fn shares_blocks(&self) -> bool {
+        *self.shares_blocks.get_or_init(|| space::can_share(self.root()))
     }
 
     /// Says which other shares there are: on one file system a file's named streams are the same
@@ -333,6 +350,16 @@ pub fn place_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
 /// Opens what `fd` already names with other access; no path is followed.
 pub fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(magic_path(fd.as_fd()).as_str(), flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens the file that `fd` names for writing.
+pub fn reopen_for_writing(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(magic_path(fd).as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Bytes of an allocation unit, as clients are told.
+pub fn cluster_size(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    Ok(rustix::fs::fstatvfs(fd)?.f_frsize.max(512))
 }
 
 /// The path under /proc by which a descriptor can be named where no call takes it.

@@ -10,3 +10,4 @@ pub mod process;
 pub mod samba;
 pub mod smbd;
 pub mod torture;
+pub mod volume;

@@ -36,9 +36,19 @@ impl Smbd {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], free_port())), server, rest)
     }
 
+    /// Starts one whose folders are made in `base`.
+    pub fn start_in(base: &Path, server: &str, rest: &str) -> Self {
+        Self::start_with(SocketAddr::from(([127, 0, 0, 1], free_port())), base, server, rest)
+    }
+
     /// Starts one that listens on `address`.
     pub fn start_at(address: SocketAddr, server: &str, rest: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("bulkhead").tempdir().expect("a folder");
+        Self::start_with(address, &std::env::temp_dir(), server, rest)
+    }
+
+    fn start_with(address: SocketAddr, base: &Path, server: &str, rest: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("bulkhead").tempdir_in(base);
+        let folder = folder.expect("a folder");
         for name in ["files", "noperm"] {
             fs::create_dir(folder.path().join(name)).expect("a new folder takes another");
         }

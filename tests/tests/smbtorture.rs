@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use bulkhead_tests::{smbd::Smbd, torture::suite};
+use bulkhead_tests::{
+    smbd::Smbd,
+    torture::suite,
+    volume::{Kind, Volume},
+};
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -67,4 +71,23 @@ fn sharemode() {
 #[test]
 fn compound() {
     check("smb2.compound", 18, &["smb2.compound.compound-padding"]);
+}
+
+/// On a file system whose files share blocks; what needs compression or Samba's private test
+/// controls does not apply.
+#[test]
+fn ioctl() {
+    let Some(volume) = Volume::mount(Kind::Xfs) else { return };
+    let server = "signing = \"enabled\"\nencryption = \"offered\"";
+    let server = Smbd::start_in(&volume.path(), server, "");
+    let Some(results) = suite(&server, "smb2.ioctl", "sign", LIMIT) else { return };
+    let surprise: Vec<_> = results
+        .failed
+        .iter()
+        .filter(|test| {
+            !["smb2.ioctl.copy-chunk streams", "smb2.ioctl.bug14769"].contains(&test.as_str())
+        })
+        .collect();
+    assert!(surprise.is_empty(), "{surprise:?}\n{}", results.output);
+    assert!(results.passed.len() >= 57, "{} passed\n{}", results.passed.len(), results.output);
 }

@@ -136,15 +136,16 @@ pub fn encode_control(out: &mut Vec<u8>) {
     out.put_u64(0);
 }
 
-/// Appends `FileFsSectorSizeInformation` (2.5.7).
+/// Appends `FileFsSectorSizeInformation` (2.5.7): aligned sectors, and trims that are heard.
 pub fn encode_sector_size(logical: u32, physical: u32, out: &mut Vec<u8>) {
     const ALIGNED_DEVICE: u32 = 1;
     const PARTITION_ALIGNED_ON_DEVICE: u32 = 2;
+    const TRIM_ENABLED: u32 = 8;
     out.put_u32(logical);
     out.put_u32(physical);
     out.put_u32(physical);
     out.put_u32(physical);
-    out.put_u32(ALIGNED_DEVICE | PARTITION_ALIGNED_ON_DEVICE);
+    out.put_u32(ALIGNED_DEVICE | PARTITION_ALIGNED_ON_DEVICE | TRIM_ENABLED);
     out.put_u32(0);
     out.put_u32(0);
 }

@@ -64,8 +64,66 @@ open_enum! {
         OFFLOAD_WRITE = 0x0009_8268,
         /// Is this a shared virtual disk.
         SVHDX_SYNC_TUNNEL_REQUEST = 0x0009_0304,
-        /// On-disk identity of the volume.
+        /// Is the server able to share virtual disks.
+        QUERY_SHARED_VIRTUAL_DISK_SUPPORT = 0x0009_0300,
+        /// Further requests to a shared virtual disk.
+        SVHDX_ASYNC_TUNNEL_REQUEST = 0x0009_0364,
+        /// On-disk identity of a UDF volume.
         QUERY_ON_DISK_VOLUME_INFO = 0x0009_013c,
+        /// Share blocks, all or nothing.
+        DUPLICATE_EXTENTS_TO_FILE_EX = 0x0009_83e8,
+        /// Set integrity, newer form.
+        SET_INTEGRITY_INFORMATION_EX = 0x0009_0380,
+        /// Take the object id away.
+        DELETE_OBJECT_ID = 0x0009_00a0,
+        /// Give an object id.
+        SET_OBJECT_ID = 0x0009_0098,
+        /// Change what stands beside the object id.
+        SET_OBJECT_ID_EXTENDED = 0x0009_00bc,
+        /// Take a reparse point away.
+        DELETE_REPARSE_POINT = 0x0009_00ac,
+        /// Ranges up to the valid data length.
+        QUERY_FILE_REGIONS = 0x0009_0284,
+        /// Zero what is given back.
+        SET_ZERO_ON_DEALLOCATION = 0x0009_0194,
+        /// Files of an owner.
+        FIND_FILES_BY_SID = 0x0009_008f,
+        /// Sizes of an NTFS volume.
+        GET_NTFS_VOLUME_DATA = 0x0009_0064,
+        /// Sizes of a ReFS volume.
+        GET_REFS_VOLUME_DATA = 0x0009_02d8,
+        /// Counters of the file system.
+        FILESYSTEM_GET_STATISTICS = 0x0009_0060,
+        /// Number of extents.
+        GET_RETRIEVAL_POINTER_COUNT = 0x0009_042b,
+        /// Extents.
+        GET_RETRIEVAL_POINTERS = 0x0009_0073,
+        /// Extents and their sharers.
+        GET_RETRIEVAL_POINTERS_AND_REFCOUNT = 0x0009_03d3,
+        /// Is a path well formed.
+        IS_PATHNAME_VALID = 0x0009_002c,
+        /// Link tracking of a server.
+        LMR_SET_LINK_TRACKING_INFORMATION = 0x0014_00ec,
+        /// Which copy of a mirror to read.
+        MARK_HANDLE = 0x0009_00fc,
+        /// First sector of a FAT volume.
+        QUERY_FAT_BPB = 0x0009_0058,
+        /// Spare sectors of a UDF volume.
+        QUERY_SPARING_INFO = 0x0009_0138,
+        /// Last change of a file in the journal.
+        READ_FILE_USN_DATA = 0x0009_00eb,
+        /// Bring a file back from slow storage.
+        RECALL_FILE = 0x0009_0117,
+        /// Snapshots of a stream.
+        REFS_STREAM_SNAPSHOT_MANAGEMENT = 0x0009_0440,
+        /// Defects of a UDF volume.
+        SET_DEFECT_MANAGEMENT = 0x0009_8134,
+        /// Encryption of a file.
+        SET_ENCRYPTION = 0x0009_00d7,
+        /// Single-instance copy.
+        SIS_COPYFILE = 0x0009_0100,
+        /// A record in the change journal.
+        WRITE_USN_CLOSE_RECORD = 0x0009_00ef,
     }
 }
 
@@ -152,6 +210,9 @@ pub struct FileRange {
 }
 
 impl FileRange {
+    /// Length on the wire.
+    pub const LEN: usize = 16;
+
     /// Reads one range; negative numbers and overflow are refused.
     pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
         let offset = r.u64("range.FileOffset")?;

@@ -100,7 +100,10 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let mut capabilities = Capabilities::NONE;
     if dialect != Dialect::SMB_2_0_2 {
-        capabilities |= Capabilities::LARGE_MTU;
+        capabilities |= Capabilities::LARGE_MTU | Capabilities::LEASING;
+    }
+    if dialect.is_smb3() {
+        capabilities |= Capabilities::DIRECTORY_LEASING;
     }
     if cipher.is_some() && dialect != Dialect::SMB_3_1_1 {
         capabilities |= Capabilities::ENCRYPTION;

@@ -29,7 +29,7 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
         _ => LeaseState::READ.or(LeaseState::WRITE).or(LeaseState::HANDLE),
     };
     let holder = Holder::Open(open.node_id());
-    let left = open.node.acknowledge(holder, kept).map_err(|why| match why {
+    let left = open.nodes().acknowledge(&open.node, holder, kept).map_err(|why| match why {
         NotSo::NotBreaking => NtStatus::INVALID_DEVICE_STATE,
         // A break to nothing awaits no acknowledgement.
         NotSo::NotHeld => NtStatus::INVALID_OPLOCK_PROTOCOL,

@@ -290,14 +290,18 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
             8
         }
         fs_info::ATTRIBUTE => {
-            let attributes = FsAttributes::CASE_SENSITIVE_SEARCH
+            let mut attributes = FsAttributes::CASE_SENSITIVE_SEARCH
                 .or(FsAttributes::CASE_PRESERVED_NAMES)
                 .or(FsAttributes::UNICODE_ON_DISK)
                 .or(FsAttributes::SPARSE_FILES)
                 .or(FsAttributes::NAMED_STREAMS)
                 .or(FsAttributes::PERSISTENT_ACLS)
                 .or(FsAttributes::HARD_LINKS)
-                .or(FsAttributes::EXTENDED_ATTRIBUTES);
+                .or(FsAttributes::EXTENDED_ATTRIBUTES)
+                .or(FsAttributes::SPARSE_VDL);
+            if open.volume().shares_blocks() {
+                attributes |= FsAttributes::BLOCK_REFCOUNTING;
+            }
             fs_info::encode_attribute(attributes, 255, "NTFS", out);
             16
         }

@@ -219,9 +219,13 @@ fn establish(
     if must_encrypt && keys.sealing.is_none() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
+    let mut sids = vec![server.user_sid(&user), Sid::everyone(), Sid::authenticated_users()];
+    if current.config.admin_users.contains(&user) {
+        sids.push(Sid::administrators());
+    }
     let logon = Logon {
         id,
-        sids: vec![server.user_sid(&user), Sid::everyone(), Sid::authenticated_users()],
+        sids,
         user,
         keys,
         must_sign,
@@ -255,6 +259,8 @@ fn enter(
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);
+    let (client, id) = (ctx.client_guid(), ctx.ex.id);
+    ctx.ex.server.nodes.clients.add(client, id, || ctx.ex.notices());
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use super::{Ctx, Handled};
 use crate::{config::Encryption, session::Tree};
 
 /// Access on a share that may not be changed: read and execute.
-const READ_ONLY: Access = Access(0x0012_00a9);
+pub const READ_ONLY: Access = Access(0x0012_00a9);
 
 /// Handles a TREE_CONNECT.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {

@@ -15,6 +15,8 @@ use smb_protocol::{
     spnego::Initiator,
 };
 
+mod controls;
+
 use super::*;
 use crate::config::Config;
 
@@ -222,11 +224,25 @@ fn body(command: u16, id: FileId, number: u64) -> Vec<u8> {
                 FsctlCode::CREATE_OR_GET_OBJECT_ID,
                 FsctlCode::QUERY_NETWORK_INTERFACE_INFO,
                 FsctlCode::DFS_GET_REFERRALS,
+                FsctlCode::QUERY_FILE_REGIONS,
+                FsctlCode::FILE_LEVEL_TRIM,
+                FsctlCode::SRV_REQUEST_RESUME_KEY,
+                FsctlCode::SRV_COPYCHUNK,
+                FsctlCode::DUPLICATE_EXTENTS_TO_FILE,
+                FsctlCode::DUPLICATE_EXTENTS_TO_FILE_EX,
+                FsctlCode::OFFLOAD_READ,
+                FsctlCode::OFFLOAD_WRITE,
+                FsctlCode::SET_COMPRESSION,
+                FsctlCode::GET_INTEGRITY_INFORMATION,
+                FsctlCode::SET_INTEGRITY_INFORMATION,
+                FsctlCode::SET_INTEGRITY_INFORMATION_EX,
+                FsctlCode::DELETE_REPARSE_POINT,
+                FsctlCode::GET_NTFS_VOLUME_DATA,
             ];
             ioctl::Request {
                 code: codes[number as usize % codes.len()],
                 file_id: id,
-                input: &number.to_le_bytes().repeat(2),
+                input: &number.to_le_bytes().repeat([1, 2, 4, 5, 7, 68][number as usize % 6]),
                 max_output: small,
                 flags: 1,
                 ..Default::default()

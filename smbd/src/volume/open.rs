@@ -16,7 +16,7 @@ use smb_protocol::{
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions},
-        oplock::OplockLevel,
+        oplock::{self, OplockBreak, OplockLevel},
     },
     security::Sid,
 };
@@ -28,11 +28,33 @@ use super::{
     listing::Listing,
     node::{
         Node, Nodes, Refused,
-        caching::{self, Break, Cause, LeaseId},
+        caching::{self, Cause, LeaseId},
     },
-    security, streams,
+    security,
+    sequence::ChannelSequence,
+    streams,
 };
 use crate::{server::now, session::Session, status::of_errno};
+
+/// A request on an open that is in progress.
+#[derive(Debug)]
+pub struct InProgress {
+    open: Arc<Open>,
+    number: u16,
+}
+
+impl InProgress {
+    /// Begins a request with a client's sequence number; `None` if it must not change anything.
+    pub fn begin(open: &Arc<Open>, number: u16, replay: bool) -> Option<Self> {
+        open.sequence.begin(number, replay).then(|| Self { open: open.clone(), number })
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.open.sequence.end(self.number);
+    }
+}
 
 /// How long an open is kept for a client that is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +100,6 @@ pub struct Standing {
     pub durability: Durability,
     /// Sequence numbers of locks by index from 1; 255 is none.
     pub lock_sequences: Option<Box<[u8; LOCK_SEQUENCES]>>,
-    /// `ChannelSequence` of the client.
-    pub channel_sequence: u16,
-    /// Requests in progress with that sequence.
-    pub outstanding: u32,
-    /// Requests in progress with an older one.
-    pub outstanding_before: u32,
 }
 
 /// Options that `FileModeInformation` shows (MS-FSA 2.1.5.1, phase 3).
@@ -156,6 +172,8 @@ pub struct Open {
     /// A repeated CREATE gets the same answer, until the open is used (MS-SMB2 3.3.1.10,
     /// `IsReplayEligible`).
     pub replayable: AtomicBool,
+    /// Which requests on it are too old.
+    pub sequence: ChannelSequence,
     standing: Mutex<Standing>,
     volume: Arc<Volume>,
     nodes: Arc<Nodes>,
@@ -194,14 +212,8 @@ impl Open {
     pub fn new(parts: Parts) -> Self {
         let Parts { id, access, options, node, data, handle, .. } = parts;
         let Parts { stream, directory, volume, nodes, .. } = parts;
-        let standing = Standing {
-            session: Weak::new(),
-            durability: Durability::None,
-            lock_sequences: None,
-            channel_sequence: 0,
-            outstanding: 0,
-            outstanding_before: 0,
-        };
+        let standing =
+            Standing { session: Weak::new(), durability: Durability::None, lock_sequences: None };
         Self {
             id,
             access,
@@ -222,6 +234,7 @@ impl Open {
             lease: parts.lease,
             origin: parts.origin,
             replayable: AtomicBool::new(false),
+            sequence: ChannelSequence::default(),
             standing: Mutex::new(standing),
             volume,
             nodes,
@@ -282,10 +295,10 @@ impl Open {
         }
     }
 
-    /// Tells its client to give up caching; whether it could be told.
-    pub fn notify(&self, due: &Break) -> bool {
-        let Some(session) = self.session() else { return false };
-        session.tell(self.id, due)
+    /// Tells its client to go down to an oplock of that level; whether it could be told.
+    pub fn break_oplock(&self, level: OplockLevel) -> bool {
+        let message = oplock::Message::Oplock(OplockBreak { level, file_id: self.id });
+        self.session().is_some_and(|session| session.tell(message))
     }
 
     /// The oplock it has, as answers show it.
@@ -503,6 +516,7 @@ impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
         if self.delete_on_close.load(Ordering::Acquire) {
+            let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
         }
         self.nodes.forget(self);

@@ -114,6 +114,20 @@ fn read_mark(path: &str) -> Option<(Id, u64)> {
     }
 }
 
+/// Makes the streams of a file that was copied with its mark, and whose streams were copied too,
+/// those of the copy; `source` is the inode that it was copied from.
+pub fn adopt(copy: BorrowedFd<'_>, source: u64) -> Result<(), Errno> {
+    let path = magic_path(copy);
+    match read_mark(&path) {
+        Some((id, inode)) if inode == source => {
+            let mut mark = id.to_vec();
+            mark.extend_from_slice(&rustix::fs::fstat(copy)?.st_ino.to_le_bytes());
+            rustix::fs::setxattr(path.as_str(), MARK, &mark, XattrFlags::REPLACE)
+        }
+        _ => Ok(()),
+    }
+}
+
 fn open_below(home: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     rustix::fs::openat2(home, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)

@@ -24,9 +24,10 @@ use std::{
 };
 
 use bulkhead_tests::{
-    process::{foreign, free_port, run},
+    process::{foreign, run},
     smbd::Smbd,
     torture,
+    volume::{Kind, Volume},
 };
 use serde_json::{Value, json};
 
@@ -94,9 +95,15 @@ fn table(text: &str) -> BTreeMap<String, (Counts, f64)> {
     text.lines().filter(|line| line.starts_with("smb2.")).filter_map(row).collect()
 }
 
-/// Runs one suite against a server of its own and returns what became of each test.
-fn measure(suite: &Suite, address: SocketAddr, protection: &str) -> Option<Value> {
-    let mut server = Smbd::start_at(address, suite.server(), "");
+/// Runs one suite against a server of its own, at `address` or wherever, and returns what became of each test.
+fn measure(suite: &Suite, address: Option<SocketAddr>, protection: &str) -> Option<Value> {
+    // Some of these tests apply only where files can share blocks.
+    let volume = if suite.name == "smb2.ioctl" { Volume::mount(Kind::Xfs) } else { None };
+    let mut server = match (address, &volume) {
+        (Some(address), _) => Smbd::start_at(address, suite.server(), ""),
+        (None, Some(volume)) => Smbd::start_in(&volume.path(), suite.server(), ""),
+        (None, None) => Smbd::start(suite.server(), ""),
+    };
     let results = torture::attempt(&server, &suite.name, protection, suite.limit())?;
     let alive = server.alive();
     let mut complaints = server.stop();
@@ -151,7 +158,7 @@ fn one(suite: &Suite, protection: &str) -> Option<Value> {
         }
         return in_namespace(suite, protection);
     }
-    measure(suite, SocketAddr::from(([127, 0, 0, 1], free_port())), protection)
+    measure(suite, None, protection)
 }
 
 fn counts(result: &Value) -> Counts {
@@ -211,7 +218,8 @@ fn main() -> ExitCode {
     }
     if args.inside {
         let Some(suite) = suites.first() else { return ExitCode::from(2) };
-        let result = measure(suite, SocketAddr::from(([192, 0, 2, 1], 445)), protection);
+        let address = SocketAddr::from(([192, 0, 2, 1], 445));
+        let result = measure(suite, Some(address), protection);
         println!("{}", result.unwrap_or(Value::Null));
         return ExitCode::SUCCESS;
     }

@@ -4,6 +4,7 @@
 
 pub mod caching;
 pub mod job;
+mod previous;
 pub mod reconnect;
 
 use std::sync::{Arc, atomic::Ordering};
@@ -22,7 +23,7 @@ use self::{
     caching::{Answers, Durable, REPLAYABLE, Wishes},
     job::Job,
 };
-use super::{Ctx, Handled};
+use super::{Ctx, Fail, Handled};
 use crate::{
     config::IoEngine,
     volume::{
@@ -42,7 +43,6 @@ const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
 /// Handles a CREATE.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
-    check(&request)?;
     let tree = ctx.tree()?.clone();
     let Some(volume) = tree.volume.clone() else {
         // IPC$ has no pipes.
@@ -53,25 +53,27 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if let Some(handled) = reconnect::handle(ctx, &request, &wishes, out) {
         return handled;
     }
+    check(&request)?;
     let server = ctx.ex.server.clone();
     let limits = ctx.ex.limits();
     session.room_for_open(limits.opens_per_session)?;
     if server.nodes.open_count() >= limits.opens {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
-    if context::find(&request.contexts, names::TWRP).is_some() {
-        return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
-    }
+    let (name, time) = previous::moment(&request)?;
+    let then = time.map(|time| previous::at(&tree, &volume, time)).transpose()?;
+    let frozen = then.as_ref().unwrap_or(&tree);
+    let volume = frozen.volume.clone().unwrap_or(volume);
     fence(ctx, &request, &wishes)?;
     let id = server.new_open_id();
     let job = Job {
         request: &request,
-        tree: &tree,
+        tree: frozen,
         sids: &session.sids,
         volume,
         nodes: server.nodes.clone(),
         id: FileId { persistent: id, volatile: id },
-        name: FileName::parse(&request.name)?,
+        name: FileName::parse(&name)?,
         engine: match server.current().config.io_engine {
             IoEngine::Auto => Engine::Auto,
             IoEngine::Uring => Engine::Uring,
@@ -89,7 +91,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             action: 0,
         },
     };
-    let (mut open, action) = job.run()?;
+    let (mut open, action) = job.run().inspect_err(|fail| {
+        if let (Fail::Wait(_), Some(guid), None) = (fail, wishes.create_guid(), &ctx.creating) {
+            let key = (guid, ctx.client_guid());
+            ctx.creating = Some(server.nodes.begin_create(key));
+        }
+    })?;
+    ctx.creating = None;
     open.origin.action = action.0;
     let open = Arc::new(open);
     server.nodes.add_open(&open);
@@ -97,7 +105,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
         open.standing().durability = wishes.durability(&open, granted);
     }
-    open.standing().channel_sequence = ctx.header.channel_sequence();
+    open.sequence.start(ctx.header.channel_sequence());
     let replayable =
         wishes.create_guid().is_some() && !open.directory && open.access.any(REPLAYABLE);
     open.replayable.store(replayable, Ordering::Release);

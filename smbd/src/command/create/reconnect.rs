@@ -132,6 +132,9 @@ fn replay(ctx: &mut Ctx<'_>, wishes: &Wishes, out: &mut Vec<u8>) -> Option<Handl
     let replays = ctx.header.flags.has(HeaderFlags::REPLAY);
     let key = (guid, ctx.client_guid());
     let nodes = ctx.ex.server.nodes.clone();
+    if replays && ctx.creating.is_none() && nodes.is_creating(key) {
+        return Some(Err(NtStatus::FILE_NOT_AVAILABLE.into()));
+    }
     let open = nodes.created(key).filter(|open| open.replayable.load(Ordering::Acquire))?;
     if !replays {
         return Some(Err(NtStatus::DUPLICATE_OBJECTID.into()));

@@ -108,6 +108,10 @@ pub struct LeaseView {
 struct Breaking {
     to: LeaseState,
     deadline: Instant,
+    /// What must be given up as well, once this is acknowledged.
+    then: LeaseState,
+    /// It follows on another, and who had to wait for that waits for this too.
+    chained: bool,
 }
 
 #[derive(Debug)]
@@ -116,6 +120,8 @@ struct Hold {
     opens: Vec<u64>,
     state: LeaseState,
     breaking: Option<Breaking>,
+    /// What the break that was acknowledged last left to be done.
+    then: Option<LeaseState>,
     v2: Option<(Option<[u8; 16]>, u16)>,
 }
 
@@ -127,6 +133,23 @@ impl Hold {
 
     fn is_oplock(&self) -> bool {
         matches!(self.holder, Holder::Open(_))
+    }
+
+    /// Begins to take away what is not in `to`; what the holder is to be told.
+    fn start_break(&mut self, to: LeaseState, chained: bool, now: Instant) -> Break {
+        let acknowledge = self.state.any(W.or(H));
+        let epoch = self.v2.as_mut().map_or(0, |(_, epoch)| {
+            *epoch = epoch.wrapping_add(1);
+            *epoch
+        });
+        let (holder, opens, from) = (self.holder, self.opens.clone(), self.state);
+        if acknowledge {
+            let deadline = now + BREAK_TIME;
+            self.breaking = Some(Breaking { to, deadline, then: to, chained });
+        } else {
+            self.state = to;
+        }
+        Break { holder, opens, from, to, acknowledge, epoch }
     }
 
     /// What `cause` leaves of the state.
@@ -208,35 +231,24 @@ impl Caching {
                 Cause::Change => W,
             };
             let awaited = if hold.is_oplock() { W.or(H) } else { awaited };
+            let wait_for = |wait: &mut Option<Instant>, deadline: Instant| {
+                *wait = Some(wait.map_or(deadline, |other| other.min(deadline)));
+            };
             match &mut hold.breaking {
                 Some(breaking) => {
                     // It goes on from there when that is acknowledged; who must wait, waits.
-                    if lost.any(awaited) {
-                        wait = Some(wait.map_or(breaking.deadline, |w| w.min(breaking.deadline)));
+                    breaking.then = LeaseState(breaking.then.0 & to.0);
+                    let chained = breaking.chained && cause == Cause::Overwrite;
+                    if lost.any(awaited) || chained {
+                        wait_for(&mut wait, breaking.deadline);
                     }
                 }
                 None if lost != NOTHING => {
-                    let acknowledge = hold.state.any(W.or(H));
-                    let epoch = hold.v2.as_mut().map_or(0, |(_, epoch)| {
-                        *epoch = epoch.wrapping_add(1);
-                        *epoch
-                    });
-                    breaks.push(Break {
-                        holder: hold.holder,
-                        opens: hold.opens.clone(),
-                        from: hold.state,
-                        to,
-                        acknowledge,
-                        epoch,
-                    });
-                    if acknowledge {
-                        let deadline = now + BREAK_TIME;
-                        hold.breaking = Some(Breaking { to, deadline });
-                        if lost.any(awaited) {
-                            wait = Some(wait.map_or(deadline, |w| w.min(deadline)));
-                        }
-                    } else {
-                        hold.state = to;
+                    breaks.push(hold.start_break(to, false, now));
+                    if let Some(breaking) = &hold.breaking
+                        && lost.any(awaited)
+                    {
+                        wait_for(&mut wait, breaking.deadline);
                     }
                 }
                 None => {}
@@ -312,7 +324,11 @@ impl Caching {
         match self.holds.iter_mut().find(|hold| hold.holder == holder) {
             Some(hold) => {
                 hold.opens.push(open);
-                let more = state.without(hold.state) != NOTHING
+                // A lease grows by all that is asked for or by nothing (MS-SMB2 3.3.5.9.8).
+                let whole =
+                    matches!(want, Want::Lease { state: asked, .. } if asked == state) || directory;
+                let more = whole
+                    && state.without(hold.state) != NOTHING
                     && hold.state.without(state) == NOTHING
                     && hold.breaking.is_none();
                 if more {
@@ -329,7 +345,7 @@ impl Caching {
                 }
                 let v2 = v2.map(|(parent, epoch)| (parent, epoch.wrapping_add(1)));
                 let opens = vec![open];
-                self.holds.push(Hold { holder, opens, state, breaking: None, v2 });
+                self.holds.push(Hold { holder, opens, state, breaking: None, then: None, v2 });
                 state
             }
         }
@@ -347,10 +363,21 @@ impl Caching {
             }
             return Err(NotSo::TooMuch);
         }
+        hold.then = Some(breaking.then);
         hold.state = kept;
         hold.breaking = None;
         self.tidy();
         Ok(kept)
+    }
+
+    /// What the holder is to be told after it has acknowledged, because more was asked of it
+    /// meanwhile.
+    pub fn next_break(&mut self, holder: Holder, now: Instant) -> Option<Break> {
+        let hold = self.holds.iter_mut().find(|h| h.holder == holder)?;
+        let then = hold.then.take()?;
+        let to = LeaseState(hold.state.0 & then.0);
+        (hold.breaking.is_none() && hold.state.without(to) != NOTHING)
+            .then(|| hold.start_break(to, true, now))
     }
 
     /// Takes an open away from what it holds; the lease that ended with it.

@@ -5,7 +5,7 @@ pub mod caching;
 pub mod locks;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -19,6 +19,7 @@ use smb_protocol::{
     msg::{
         context::LeaseState,
         create::{Access, ShareAccess},
+        oplock::{self, LeaseBreak},
     },
 };
 use tokio::sync::{Notify, futures::OwnedNotified};
@@ -28,6 +29,7 @@ use self::{
     locks::{Intent, Locks, Range},
 };
 use super::{RelPath, open::Open};
+use crate::{clients::Clients, session::Notice};
 
 /// Identity of a file on this machine: device and inode.
 pub type NodeKey = (u64, u64);
@@ -51,7 +53,10 @@ pub struct Nodes {
     leases: Mutex<HashMap<LeaseId, Weak<Node>>>,
     /// Creates that a client may repeat, by `CreateGuid` and client.
     creates: Mutex<HashMap<CreateKey, Weak<Open>>>,
+    creating: Arc<Mutex<HashSet<CreateKey>>>,
     count: AtomicUsize,
+    /// Who is connected.
+    pub clients: Clients,
     /// Opens whose client is away and may come back.
     pub kept: super::kept::Kept,
 }
@@ -101,6 +106,19 @@ struct Use {
     access: Access,
     share: ShareAccess,
     lease: Option<LeaseId>,
+}
+
+/// A create in progress that its client may repeat.
+#[derive(Debug)]
+pub struct Creating {
+    all: Arc<Mutex<HashSet<CreateKey>>>,
+    key: CreateKey,
+}
+
+impl Drop for Creating {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.key);
+    }
 }
 
 /// Why a file cannot be opened or changed now.
@@ -283,17 +301,32 @@ impl Nodes {
 
     /// Tells holders; one that cannot be reached loses what it holds, and its opens if without it
     /// they are not worth keeping.
-    fn tell(&self, node: &Arc<Node>, breaks: Vec<Break>) {
+    fn tell(&self, node: &Node, breaks: Vec<Break>) {
         for due in breaks {
-            let opens: Vec<Arc<Open>> = due.opens.iter().filter_map(|id| self.open(*id)).collect();
-            if opens.iter().any(|open| open.notify(&due)) {
+            let told = match due.holder {
+                Holder::Lease(id) => {
+                    let message = oplock::Message::LeaseBreak(LeaseBreak {
+                        epoch: due.epoch,
+                        flags: due.acknowledge.into(),
+                        key: id.key,
+                        current: due.from.0,
+                        new: due.to.0,
+                    });
+                    self.clients.tell(id.client, Notice { session: None, message })
+                }
+                Holder::Open(id) => {
+                    let level = caching::level_of(due.to);
+                    self.open(id).is_some_and(|open| open.break_oplock(level))
+                }
+            };
+            if told {
                 continue;
             }
             lock(&node.state).caching.unreachable(due.holder, due.to);
             node.changed.notify_waiters();
             if !due.to.has(LeaseState::HANDLE) {
-                for open in &opens {
-                    self.kept.drop_open(open.id.persistent);
+                for open in due.opens {
+                    self.kept.drop_open(open);
                 }
             }
         }
@@ -303,11 +336,28 @@ impl Nodes {
     pub fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
         let node = lock(&self.leases).get(&id).and_then(Weak::upgrade);
         let node = node.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
-        node.acknowledge(Holder::Lease(id), kept).map_err(|why| match why {
+        self.acknowledge(&node, Holder::Lease(id), kept).map_err(|why| match why {
             NotSo::NotHeld => NtStatus::OBJECT_NAME_NOT_FOUND,
             NotSo::NotBreaking => NtStatus::UNSUCCESSFUL,
             NotSo::TooMuch => NtStatus::REQUEST_NOT_ACCEPTED,
         })
+    }
+
+    /// A holder has done as told; what is to be given up after that, it is told at once.
+    pub fn acknowledge(
+        &self,
+        node: &Node,
+        holder: Holder,
+        kept: LeaseState,
+    ) -> Result<LeaseState, NotSo> {
+        let mut state = lock(&node.state);
+        let result = state.caching.acknowledge(holder, kept);
+        let next = state.caching.next_break(holder, Instant::now());
+        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        drop(state);
+        self.tell(node, next.into_iter().collect());
+        node.changed.notify_waiters();
+        result
     }
 
     /// Makes an open known.
@@ -324,6 +374,17 @@ impl Nodes {
     /// An open by the name it has in its node.
     pub fn open(&self, id: u64) -> Option<Arc<Open>> {
         lock(self.opens(id)).get(&id).and_then(Weak::upgrade)
+    }
+
+    /// A create waits for others; it is in progress as long as the result lives.
+    pub fn begin_create(&self, key: CreateKey) -> Creating {
+        lock(&self.creating).insert(key);
+        Creating { all: self.creating.clone(), key }
+    }
+
+    /// Whether a create is in progress.
+    pub fn is_creating(&self, key: CreateKey) -> bool {
+        lock(&self.creating).contains(&key)
     }
 
     /// The open that a create made, if it is still there.
@@ -441,13 +502,6 @@ impl Node {
     /// Resolves when something has changed.
     pub fn changed(&self) -> OwnedNotified {
         self.changed.clone().notified_owned()
-    }
-
-    /// A holder has done as told.
-    pub fn acknowledge(&self, holder: Holder, kept: LeaseState) -> Result<LeaseState, NotSo> {
-        let result = lock(&self.state).caching.acknowledge(holder, kept);
-        self.changed.notify_waiters();
-        result
     }
 
     /// What an open caches, and whether it was told to give some of it up.

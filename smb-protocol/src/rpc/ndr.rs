@@ -1,0 +1,338 @@
+//! NDR, the 32-bit transfer syntax (C706 14): numbers stand at multiples of their length from the
+//! start of the stub; what pointers refer to stands behind the structure they are in.
+//!
+//! ```text
+//!  structure        ┌ number ┐┌ pointer ┐┌ pointer ┐
+//!  behind it                                        ┌ referent ┐┌ referent ┐
+//! ```
+//!
+//! Only little-endian data is read, which is what every client of these interfaces sends.
+
+use crate::{
+    name,
+    security::Sid,
+    wire::{self, Put, Result, WireError, len32},
+};
+
+/// Reads parameters from a stub.
+#[derive(Debug, Clone)]
+pub struct Reader<'a>(wire::Reader<'a>);
+
+impl<'a> Reader<'a> {
+    /// Starts at the first byte of a stub.
+    pub fn new(stub: &'a [u8]) -> Self {
+        Self(wire::Reader::new(stub))
+    }
+
+    /// Skips to a multiple of `to`.
+    pub fn align(&mut self, to: usize) -> Result<()> {
+        let over = self.0.position() % to;
+        if over != 0 {
+            self.0.skip(to - over, "ndr.Alignment")?;
+        }
+        Ok(())
+    }
+
+    /// A byte.
+    pub fn u8(&mut self, field: &'static str) -> Result<u8> {
+        self.0.u8(field)
+    }
+
+    /// A 16-bit number.
+    pub fn u16(&mut self, field: &'static str) -> Result<u16> {
+        self.align(2)?;
+        self.0.u16(field)
+    }
+
+    /// A 32-bit number.
+    pub fn u32(&mut self, field: &'static str) -> Result<u32> {
+        self.align(4)?;
+        self.0.u32(field)
+    }
+
+    /// A 64-bit number.
+    pub fn u64(&mut self, field: &'static str) -> Result<u64> {
+        self.align(8)?;
+        self.0.u64(field)
+    }
+
+    /// Bytes.
+    pub fn bytes(&mut self, n: usize, field: &'static str) -> Result<&'a [u8]> {
+        self.0.bytes(n, field)
+    }
+
+    /// A pointer; whether it refers to anything.
+    pub fn pointer(&mut self, field: &'static str) -> Result<bool> {
+        Ok(self.u32(field)? != 0)
+    }
+
+    /// A count of elements, each at least `least` bytes long, that the rest of the stub can hold.
+    pub fn count(&mut self, least: usize, field: &'static str) -> Result<usize> {
+        let count = self.u32(field)?;
+        let most = self.0.rest().len() / least.max(1);
+        match usize::try_from(count) {
+            Ok(count) if count <= most => Ok(count),
+            _ => Err(WireError::Value { field, value: count.into() }),
+        }
+    }
+
+    /// A conformant and varying array of 16-bit units: `[string] wchar_t`, without its
+    /// terminating zero.
+    pub fn string(&mut self, field: &'static str) -> Result<String> {
+        let most = self.u32(field)?;
+        let offset = self.u32(field)?;
+        let units = self.count(2, field)?;
+        if offset != 0 || units as u64 > u64::from(most) {
+            return Err(WireError::Value { field, value: offset.into() });
+        }
+        let text = name::utf16(self.0.bytes(units * 2, field)?, field)?;
+        Ok(text.split('\0').next().unwrap_or_default().to_owned())
+    }
+
+    /// A unique pointer to a string.
+    pub fn optional_string(&mut self, field: &'static str) -> Result<Option<String>> {
+        if self.pointer(field)? { self.string(field).map(Some) } else { Ok(None) }
+    }
+
+    /// The fixed part of an `RPC_UNICODE_STRING` (MS-DTYP 2.3.10): whether text follows.
+    pub fn unicode_header(&mut self, field: &'static str) -> Result<bool> {
+        self.align(4)?;
+        self.0.u16(field)?;
+        self.0.u16(field)?;
+        self.pointer(field)
+    }
+
+    /// A SID with its conformant count (MS-DTYP 2.4.2.3).
+    pub fn sid(&mut self, field: &'static str) -> Result<Sid> {
+        let count = self.u32(field)?;
+        let at = self.0.position();
+        let sid = Sid::parse(&mut self.0)?;
+        if (self.0.position() - at - 8) as u64 != u64::from(count) * 4 {
+            return Err(WireError::Value { field, value: count.into() });
+        }
+        Ok(sid)
+    }
+
+    /// A context handle.
+    pub fn handle(&mut self) -> Result<Handle> {
+        self.align(4)?;
+        let mut handle = [0; 20];
+        handle.copy_from_slice(self.0.bytes(20, "ndr.Handle")?);
+        Ok(Handle(handle))
+    }
+}
+
+/// A context handle (MS-RPCE 2.2.1.1): attributes and a UUID, all zero when there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Handle(pub [u8; 20]);
+
+/// Writes results to a stub.
+#[derive(Debug, Default)]
+pub struct Writer {
+    out: Vec<u8>,
+    referents: u32,
+}
+
+impl Writer {
+    /// An empty stub.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The stub.
+    pub fn finish(self) -> Vec<u8> {
+        self.out
+    }
+
+    /// Length so far.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Whether nothing was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    /// Fills up to a multiple of `to`.
+    pub fn align(&mut self, to: usize) -> &mut Self {
+        self.out.pad_to(0, to);
+        self
+    }
+
+    /// A byte.
+    pub fn u8(&mut self, v: u8) -> &mut Self {
+        self.out.put_u8(v);
+        self
+    }
+
+    /// A 16-bit number.
+    pub fn u16(&mut self, v: u16) -> &mut Self {
+        self.align(2).out.put_u16(v);
+        self
+    }
+
+    /// A 32-bit number.
+    pub fn u32(&mut self, v: u32) -> &mut Self {
+        self.align(4).out.put_u32(v);
+        self
+    }
+
+    /// A 64-bit number as a structure of two 32-bit ones (`OLD_LARGE_INTEGER`).
+    pub fn split_u64(&mut self, v: u64) -> &mut Self {
+        self.align(4).out.put_u64(v);
+        self
+    }
+
+    /// Bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.out.put(bytes);
+        self
+    }
+
+    /// A pointer; what it refers to is the caller's to write behind the structure.
+    pub fn pointer(&mut self, some: bool) -> &mut Self {
+        let id = if some {
+            self.referents += 1;
+            0x0002_0000 + self.referents * 4
+        } else {
+            0
+        };
+        self.u32(id)
+    }
+
+    /// `[string] wchar_t` with its terminating zero.
+    pub fn string(&mut self, text: &str) -> &mut Self {
+        let units: Vec<u16> = text.encode_utf16().chain([0]).collect();
+        let count = len32(units.len());
+        self.u32(count).u32(0).u32(count);
+        units.iter().for_each(|unit| self.out.put_u16(*unit));
+        self
+    }
+
+    /// The fixed part of an `RPC_UNICODE_STRING`.
+    pub fn unicode_header(&mut self, text: &str) -> &mut Self {
+        let bytes = u16::try_from(text.encode_utf16().count() * 2).unwrap_or(u16::MAX - 1);
+        self.align(4);
+        self.u16(bytes).u16(bytes).pointer(true)
+    }
+
+    /// What an `RPC_UNICODE_STRING` refers to: no terminating zero.
+    pub fn unicode_body(&mut self, text: &str) -> &mut Self {
+        let most = usize::from(u16::MAX / 2);
+        let units: Vec<u16> = text.encode_utf16().take(most).collect();
+        let count = len32(units.len());
+        self.u32(count).u32(0).u32(count);
+        units.iter().for_each(|unit| self.out.put_u16(*unit));
+        self
+    }
+
+    /// A SID with its conformant count.
+    pub fn sid(&mut self, sid: &Sid) -> &mut Self {
+        let mut bytes = Vec::new();
+        sid.encode(&mut bytes);
+        self.u32(len32(bytes.len().saturating_sub(8) / 4)).bytes(&bytes)
+    }
+
+    /// A context handle.
+    pub fn handle(&mut self, handle: &Handle) -> &mut Self {
+        self.align(4).bytes(&handle.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The layout that C706 14.3.4.2 gives a string of three characters and its zero.
+    #[test]
+    fn a_string_has_three_counts() {
+        let mut w = Writer::new();
+        w.u8(1).string("abc");
+        let stub = w.finish();
+        assert_eq!(
+            stub,
+            [1, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, b'a', 0, b'b', 0, b'c', 0, 0, 0]
+        );
+    }
+
+    #[derive(Debug, Clone)]
+    enum Item {
+        Byte(u8),
+        Word(u16),
+        Long(u32),
+        Text(String),
+        Optional(Option<String>),
+        Unicode(String),
+        Sid(Vec<u32>),
+        Handle([u8; 20]),
+    }
+
+    fn item() -> impl Strategy<Value = Item> {
+        prop_oneof![
+            any::<u8>().prop_map(Item::Byte),
+            any::<u16>().prop_map(Item::Word),
+            any::<u32>().prop_map(Item::Long),
+            "[a-zA-Zäß€𝄞]{0,20}".prop_map(Item::Text),
+            prop::option::of("[a-z]{0,20}").prop_map(Item::Optional),
+            "[a-zA-Zäß€𝄞]{0,20}".prop_map(Item::Unicode),
+            prop::collection::vec(any::<u32>(), 1..15).prop_map(Item::Sid),
+            any::<[u8; 20]>().prop_map(Item::Handle),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Whatever is written is read back the same.
+        #[test]
+        fn round_trip(items in prop::collection::vec(item(), 0..20)) {
+            let mut w = Writer::new();
+            for item in &items {
+                match item {
+                    Item::Byte(v) => { w.u8(*v); }
+                    Item::Word(v) => { w.u16(*v); }
+                    Item::Long(v) => { w.u32(*v); }
+                    Item::Text(v) => { w.string(v); }
+                    Item::Optional(v) => {
+                        w.pointer(v.is_some());
+                        if let Some(v) = v { w.string(v); }
+                    }
+                    Item::Unicode(v) => { w.unicode_header(v).unicode_body(v); }
+                    Item::Sid(v) => { w.sid(&Sid::new(5, v)); }
+                    Item::Handle(v) => { w.handle(&Handle(*v)); }
+                }
+            }
+            let stub = w.finish();
+            let mut r = Reader::new(&stub);
+            for item in &items {
+                match item {
+                    Item::Byte(v) => prop_assert_eq!(r.u8("x").unwrap(), *v),
+                    Item::Word(v) => prop_assert_eq!(r.u16("x").unwrap(), *v),
+                    Item::Long(v) => prop_assert_eq!(r.u32("x").unwrap(), *v),
+                    Item::Text(v) => prop_assert_eq!(&r.string("x").unwrap(), v),
+                    Item::Optional(v) => prop_assert_eq!(&r.optional_string("x").unwrap(), v),
+                    Item::Unicode(v) => {
+                        prop_assert!(r.unicode_header("x").unwrap());
+                        prop_assert_eq!(&r.string("x").unwrap(), v);
+                    }
+                    Item::Sid(v) => prop_assert_eq!(r.sid("x").unwrap(), Sid::new(5, v)),
+                    Item::Handle(v) => prop_assert_eq!(r.handle().unwrap(), Handle(*v)),
+                }
+            }
+            prop_assert!(r.u8("end").is_err());
+        }
+
+        /// Noise gives errors, never more than it holds.
+        #[test]
+        fn reading_is_total(noise in prop::collection::vec(any::<u8>(), 0..100)) {
+            let start = Reader::new(&noise);
+            if let Ok(text) = start.clone().string("x") { prop_assert!(text.len() <= noise.len() * 3); }
+            let _ = start.clone().sid("x");
+            let _ = start.clone().handle();
+            if let Ok(count) = start.clone().count(4, "x") { prop_assert!(count * 4 <= noise.len()); }
+        }
+    }
+}

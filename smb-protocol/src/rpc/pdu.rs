@@ -1,0 +1,382 @@
+//! The messages of connection-oriented RPC (C706 12.6, MS-RPCE 2.2.2): a common header of 16
+//! bytes, then what the type says.
+
+use super::{FaultStatus, SyntaxId};
+use crate::{
+    flag_set, open_enum,
+    wire::{Put, Reader, Result, WireError, len16},
+};
+
+open_enum! {
+    /// `PTYPE`.
+    Kind: u8 {
+        /// A part of a call.
+        REQUEST = 0,
+        /// A part of its result.
+        RESPONSE = 2,
+        /// Why it has none.
+        FAULT = 3,
+        /// Begin of an association.
+        BIND = 11,
+        /// Its acceptance.
+        BIND_ACK = 12,
+        /// Its refusal.
+        BIND_NAK = 13,
+        /// More interfaces.
+        ALTER_CONTEXT = 14,
+        /// Which of them.
+        ALTER_CONTEXT_RESPONSE = 15,
+        /// The third part of an authentication.
+        AUTH3 = 16,
+        /// Give up a call.
+        CANCEL = 18,
+        /// Forget a call.
+        ORPHANED = 19,
+    }
+}
+
+flag_set! {
+    /// `pfc_flags`.
+    Flags: u8 {
+        /// The first fragment of a call.
+        FIRST = 1,
+        /// The last one.
+        LAST = 2,
+        /// A UUID stands before the stub.
+        OBJECT = 0x80,
+    }
+}
+
+/// Length of the common header.
+pub const HEADER_LEN: usize = 16;
+/// Length of what a request or response has before its stub.
+pub const CALL_HEADER_LEN: usize = HEADER_LEN + 8;
+
+/// The common header and what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pdu<'a> {
+    /// What it is.
+    pub kind: Kind,
+    /// Where it stands among its fragments.
+    pub flags: Flags,
+    /// Which call it belongs to.
+    pub call_id: u32,
+    /// What follows the header, without authentication data.
+    pub body: &'a [u8],
+    /// It carries authentication data, which are not looked at.
+    pub authenticated: bool,
+}
+
+impl<'a> Pdu<'a> {
+    /// The first message of a byte stream with its length; `None` if more bytes are needed. No
+    /// message is longer than `most`.
+    pub fn split(bytes: &'a [u8], most: usize) -> Result<Option<(Self, usize)>> {
+        if bytes.len() < HEADER_LEN {
+            return Ok(None);
+        }
+        let mut r = Reader::new(bytes);
+        let version = r.u8("rpc.Version")?;
+        let minor = r.u8("rpc.MinorVersion")?;
+        if version != 5 || minor > 1 {
+            return Err(WireError::Value { field: "rpc.Version", value: version.into() });
+        }
+        let kind = Kind(r.u8("rpc.PType")?);
+        let flags = Flags(r.u8("rpc.Flags")?);
+        let representation = r.u32("rpc.DataRepresentation")?;
+        if representation & 0xff != 0x10 {
+            // Not little-endian, ASCII, IEEE.
+            let value = representation.into();
+            return Err(WireError::Value { field: "rpc.DataRepresentation", value });
+        }
+        let len = usize::from(r.u16("rpc.FragLength")?);
+        let auth = usize::from(r.u16("rpc.AuthLength")?);
+        let call_id = r.u32("rpc.CallId")?;
+        if len < HEADER_LEN || len > most {
+            return Err(WireError::Value { field: "rpc.FragLength", value: len as u64 });
+        }
+        if bytes.len() < len {
+            return Ok(None);
+        }
+        let mut body = &bytes[HEADER_LEN..len];
+        if auth > 0 {
+            // sec_trailer (MS-RPCE 2.2.2.11): 8 bytes, the third of which counts the padding.
+            const FIELD: &str = "rpc.AuthLength";
+            let at = body.len().checked_sub(auth + 8);
+            let at = at.ok_or(WireError::Value { field: FIELD, value: auth as u64 })?;
+            let padding = usize::from(body[at + 2]);
+            let end = at.checked_sub(padding);
+            let end = end.ok_or(WireError::Value { field: FIELD, value: padding as u64 })?;
+            body = &body[..end];
+        }
+        Ok(Some((Self { kind, flags, call_id, body, authenticated: auth > 0 }, len)))
+    }
+
+    /// The message's bytes.
+    pub fn encode(
+        kind: Kind,
+        flags: Flags,
+        call_id: u32,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> Vec<u8> {
+        let mut out = vec![5, 0, kind.0, flags.0, 0x10, 0, 0, 0, 0, 0, 0, 0];
+        out.put_u32(call_id);
+        body(&mut out);
+        let len = len16(out.len());
+        out.patch(8, &len.to_le_bytes());
+        out
+    }
+}
+
+/// What a client wants to talk about.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Context {
+    /// Its name in this association.
+    pub id: u16,
+    /// The interface.
+    pub interface: SyntaxId,
+    /// How data may be represented.
+    pub transfers: Vec<SyntaxId>,
+}
+
+/// Bind and alter context (C706 12.6.4.1, 12.6.4.3).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bind {
+    /// Longest fragment that the client sends.
+    pub max_transmit: u16,
+    /// Longest fragment that the client takes.
+    pub max_receive: u16,
+    /// Association group, 0 for a new one.
+    pub group: u32,
+    /// What it wants.
+    pub contexts: Vec<Context>,
+}
+
+fn syntax(r: &mut Reader<'_>) -> Result<SyntaxId> {
+    Ok(SyntaxId {
+        uuid: r.array("rpc.Syntax")?,
+        major: r.u16("rpc.SyntaxMajor")?,
+        minor: r.u16("rpc.SyntaxMinor")?,
+    })
+}
+
+fn put_syntax(out: &mut Vec<u8>, id: &SyntaxId) {
+    out.put(&id.uuid);
+    out.put_u16(id.major);
+    out.put_u16(id.minor);
+}
+
+impl Bind {
+    /// Reads the body.
+    pub fn parse(body: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(body);
+        let max_transmit = r.u16("bind.MaxXmitFrag")?;
+        let max_receive = r.u16("bind.MaxRecvFrag")?;
+        let group = r.u32("bind.AssocGroupId")?;
+        let count = r.u8("bind.NumContexts")?;
+        r.skip(3, "bind.Reserved")?;
+        let mut contexts = Vec::new();
+        for _ in 0..count {
+            let id = r.u16("bind.ContextId")?;
+            let transfers = r.u8("bind.NumTransferSyntaxes")?;
+            r.skip(1, "bind.Reserved2")?;
+            let interface = syntax(&mut r)?;
+            let transfers = (0..transfers).map(|_| syntax(&mut r)).collect::<Result<_>>()?;
+            contexts.push(Context { id, interface, transfers });
+        }
+        Ok(Self { max_transmit, max_receive, group, contexts })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u16(self.max_transmit);
+        out.put_u16(self.max_receive);
+        out.put_u32(self.group);
+        out.put_u32(self.contexts.len() as u32 & 0xff);
+        for context in &self.contexts {
+            out.put_u16(context.id);
+            out.put_u16(context.transfers.len() as u16 & 0xff);
+            put_syntax(out, &context.interface);
+            context.transfers.iter().for_each(|id| put_syntax(out, id));
+        }
+    }
+}
+
+/// What became of one context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Accepted, with NDR.
+    Accepted,
+    /// Features were negotiated: none of them.
+    NoFeatures,
+    /// The interface is not here.
+    NoInterface,
+    /// None of the transfer syntaxes is known.
+    NoTransferSyntax,
+}
+
+/// Bind ack and alter context response (C706 12.6.4.4, 12.6.4.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindAck<'a> {
+    /// Longest fragment that the server sends.
+    pub max_transmit: u16,
+    /// Longest fragment that the server takes.
+    pub max_receive: u16,
+    /// Association group.
+    pub group: u32,
+    /// The pipe as a secondary address, empty in the answer to alter context.
+    pub address: &'a str,
+    /// One for each context.
+    pub verdicts: Vec<Verdict>,
+}
+
+impl BindAck<'_> {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.put_u16(self.max_transmit);
+        out.put_u16(self.max_receive);
+        out.put_u32(self.group);
+        if self.address.is_empty() {
+            out.put_u16(0);
+        } else {
+            out.put_u16(len16(self.address.len() + 1));
+            out.put(self.address.as_bytes());
+            out.put_u8(0);
+        }
+        out.pad_to(start, 4);
+        out.put_u32(self.verdicts.len() as u32 & 0xff);
+        for verdict in &self.verdicts {
+            let (result, reason, transfer) = match verdict {
+                Verdict::Accepted => (0, 0, SyntaxId::NDR),
+                Verdict::NoFeatures => (3, 0, SyntaxId::default()),
+                Verdict::NoInterface => (2, 1, SyntaxId::default()),
+                Verdict::NoTransferSyntax => (2, 2, SyntaxId::default()),
+            };
+            out.put_u16(result);
+            out.put_u16(reason);
+            put_syntax(out, &transfer);
+        }
+    }
+}
+
+/// A part of a call (C706 12.6.4.9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// The context that was bound.
+    pub context: u16,
+    /// The operation.
+    pub opnum: u16,
+    /// Parameters, or a part of them.
+    pub stub: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// Reads the body.
+    pub fn parse(flags: Flags, body: &'a [u8]) -> Result<Self> {
+        let mut r = Reader::new(body);
+        r.skip(4, "request.AllocHint")?;
+        let context = r.u16("request.ContextId")?;
+        let opnum = r.u16("request.OpNum")?;
+        if flags.has(Flags::OBJECT) {
+            r.skip(16, "request.Object")?;
+        }
+        Ok(Self { context, opnum, stub: r.rest() })
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u32(self.stub.len() as u32);
+        out.put_u16(self.context);
+        out.put_u16(self.opnum);
+        out.put(self.stub);
+    }
+}
+
+/// Appends the body of a response: `left` bytes of stub from here on to the end of the call, of
+/// which `stub` stands in this fragment (C706 12.6.4.10).
+pub fn put_response(out: &mut Vec<u8>, context: u16, left: usize, stub: &[u8]) {
+    out.put_u32(left as u32);
+    out.put_u16(context);
+    out.put_u16(0);
+    out.put(stub);
+}
+
+/// Appends the body of a fault (C706 12.6.4.7).
+pub fn put_fault(out: &mut Vec<u8>, context: u16, status: FaultStatus) {
+    out.put_u32(0);
+    out.put_u16(context);
+    out.put_u16(0);
+    out.put_u32(status.0);
+    out.put_u32(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id() -> impl Strategy<Value = SyntaxId> {
+        (any::<[u8; 16]>(), any::<u16>(), any::<u16>()).prop_map(|(uuid, major, minor)| SyntaxId {
+            uuid,
+            major,
+            minor,
+        })
+    }
+
+    fn bind() -> impl Strategy<Value = Bind> {
+        let context = (any::<u16>(), id(), prop::collection::vec(id(), 0..4))
+            .prop_map(|(id, interface, transfers)| Context { id, interface, transfers });
+        (any::<u16>(), any::<u16>(), any::<u32>(), prop::collection::vec(context, 0..5)).prop_map(
+            |(max_transmit, max_receive, group, contexts)| Bind {
+                max_transmit,
+                max_receive,
+                group,
+                contexts,
+            },
+        )
+    }
+
+    #[test]
+    fn the_uuid_of_ndr_is_written_as_it_is_known() {
+        assert_eq!(format!("{:?}", SyntaxId::NDR), "8a885d04-1ceb-11c9-9fe8-08002b104860 v2.0");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn binds_and_requests_round_trip(
+            bind in bind(), call_id: u32, context: u16, opnum: u16,
+            stub in prop::collection::vec(any::<u8>(), 0..200), behind in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let whole = Flags::FIRST.or(Flags::LAST);
+            let bytes = Pdu::encode(Kind::BIND, whole, call_id, |out| bind.encode(out));
+            let (pdu, len) = Pdu::split(&bytes, 5000).unwrap().unwrap();
+            prop_assert_eq!((len, pdu.kind, pdu.call_id), (bytes.len(), Kind::BIND, call_id));
+            prop_assert_eq!(Bind::parse(pdu.body).unwrap(), bind);
+            let request = Request { context, opnum, stub: &stub };
+            let mut bytes = Pdu::encode(Kind::REQUEST, Flags::FIRST, call_id, |out| request.encode(out));
+            let whole = bytes.len();
+            bytes.extend(behind);
+            let (pdu, len) = Pdu::split(&bytes, 5000).unwrap().unwrap();
+            prop_assert_eq!(len, whole);
+            prop_assert_eq!(Request::parse(pdu.flags, pdu.body).unwrap(), request);
+            prop_assert_eq!(Pdu::split(&bytes[..whole - 1], 5000).unwrap(), None);
+        }
+
+        #[test]
+        fn parsing_is_total(mut noise in prop::collection::vec(any::<u8>(), 0..120), real: bool) {
+            if real && noise.len() >= 10 {
+                noise[0] = 5; noise[1] = 0; noise[4] = 0x10;
+                let len = noise.len() as u16;
+                noise[8..10].copy_from_slice(&len.to_le_bytes());
+            }
+            if let Ok(Some((pdu, len))) = Pdu::split(&noise, 5000) {
+                prop_assert!(len <= noise.len() && pdu.body.len() + HEADER_LEN <= len);
+                let _ = Bind::parse(pdu.body);
+                let _ = Request::parse(pdu.flags, pdu.body);
+            }
+        }
+    }
+}

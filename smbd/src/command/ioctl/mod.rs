@@ -1,0 +1,180 @@
+//! IOCTL (MS-SMB2 3.3.5.15): checks that all controls share, and who carries out which.
+//!
+//! ```text
+//!  request ─► size, credit and handle checks ─► network    no file: negotiation, interfaces
+//!                                            ├► sparse     holes, zeros, ranges, trim
+//!                                            ├► copychunk  copy between two opens of a session
+//!                                            ├► duplicate  blocks shared between two files
+//!                                            ├► odx        tokens that stand for data
+//!                                            ├► integrity  checksums and compression
+//!                                            ├► snapshots  previous versions
+//!                                            └► objects    object ids, reparse points, volume
+//! ```
+//!
+//! What may touch the disk runs on a thread for blocking work; the open is held until it ends.
+
+mod copychunk;
+mod duplicate;
+mod integrity;
+mod network;
+mod objects;
+mod odx;
+mod snapshots;
+mod sparse;
+
+use std::sync::Arc;
+
+use smb_protocol::{
+    FileId, NtStatus,
+    fscc::FsctlCode,
+    msg::ioctl::{IS_FSCTL, Request, Response},
+};
+
+use super::{Ctx, Ends, Fail, Handled};
+use crate::volume::open::Open;
+
+/// Copies longer than this tell the client that it waits.
+const LONG: u64 = 4 << 20;
+
+/// A control on an open.
+struct Call<'a> {
+    request: &'a Request<'a>,
+    open: Arc<Open>,
+}
+
+/// What a control gives when it ends: status and output, or an error without any.
+type Outcome = Result<(NtStatus, Vec<u8>), NtStatus>;
+
+/// Handles an IOCTL.
+pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
+    let request = Request::parse(body)?;
+    if request.flags != IS_FSCTL {
+        return Err(NtStatus::NOT_SUPPORTED.into());
+    }
+    let most = ctx.ex.max_message();
+    let (input, output) = (request.max_input as usize, request.max_output as usize);
+    if request.input.len() > most || input > most || output > most {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    ctx.check_charge(request.input.len().max(input + output))?;
+    let code = request.code;
+    if matches!(
+        code,
+        FsctlCode::DFS_GET_REFERRALS
+            | FsctlCode::DFS_GET_REFERRALS_EX
+            | FsctlCode::QUERY_NETWORK_INTERFACE_INFO
+            | FsctlCode::VALIDATE_NEGOTIATE_INFO
+            | FsctlCode::PIPE_WAIT
+    ) {
+        if request.file_id != FileId::RELATED {
+            return Err(NtStatus::INVALID_PARAMETER.into());
+        }
+        return match code {
+            FsctlCode::VALIDATE_NEGOTIATE_INFO => network::validate(ctx, &request, out),
+            FsctlCode::QUERY_NETWORK_INTERFACE_INFO => network::interfaces(ctx, &request, out),
+            // No DFS here (MS-SMB2 3.3.5.15.2).
+            FsctlCode::DFS_GET_REFERRALS | FsctlCode::DFS_GET_REFERRALS_EX => {
+                Err(NtStatus::NOT_FOUND.into())
+            }
+            _ => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
+        };
+    }
+    let call = Call { open: ctx.open(request.file_id)?, request: &request };
+    match code {
+        FsctlCode::SET_SPARSE => sparse::set_sparse(call),
+        FsctlCode::SET_ZERO_DATA => sparse::zero_data(call),
+        FsctlCode::QUERY_ALLOCATED_RANGES => sparse::allocated_ranges(call, out),
+        FsctlCode::QUERY_FILE_REGIONS => sparse::file_regions(call, out),
+        FsctlCode::FILE_LEVEL_TRIM => sparse::trim(call),
+        FsctlCode::SRV_REQUEST_RESUME_KEY => copychunk::resume_key(call, out),
+        FsctlCode::SRV_COPYCHUNK => copychunk::copy(ctx, call, out),
+        FsctlCode::SRV_COPYCHUNK_WRITE => copychunk::copy(ctx, call, out),
+        FsctlCode::DUPLICATE_EXTENTS_TO_FILE => duplicate::duplicate(ctx, call),
+        FsctlCode::DUPLICATE_EXTENTS_TO_FILE_EX => duplicate::duplicate(ctx, call),
+        FsctlCode::OFFLOAD_READ => odx::read(ctx, call),
+        FsctlCode::OFFLOAD_WRITE => odx::write(ctx, call, out),
+        FsctlCode::SRV_ENUMERATE_SNAPSHOTS => snapshots::enumerate(ctx, call),
+        FsctlCode::GET_COMPRESSION => integrity::compression(call, out),
+        FsctlCode::SET_COMPRESSION => integrity::set_compression(call, out),
+        FsctlCode::GET_INTEGRITY_INFORMATION => integrity::integrity(call, out),
+        FsctlCode::SET_INTEGRITY_INFORMATION => integrity::set_integrity(call, out),
+        FsctlCode::SET_INTEGRITY_INFORMATION_EX => integrity::set_integrity_ex(call, out),
+        FsctlCode::CREATE_OR_GET_OBJECT_ID | FsctlCode::GET_OBJECT_ID => {
+            objects::object_id(call, out)
+        }
+        FsctlCode::SET_OBJECT_ID => objects::set_object_id(call),
+        FsctlCode::GET_REPARSE_POINT => Err(NtStatus::NOT_A_REPARSE_POINT.into()),
+        FsctlCode::DELETE_REPARSE_POINT => objects::delete_reparse_point(call),
+        FsctlCode::SET_REPARSE_POINT => objects::set_reparse_point(call),
+        FsctlCode::FIND_FILES_BY_SID => objects::find_by_sid(call),
+        FsctlCode::GET_NTFS_VOLUME_DATA => objects::ntfs_volume_data(call, out),
+        FsctlCode::SET_ZERO_ON_DEALLOCATION => objects::zero_on_deallocation(call),
+        // Controls that a file system may lack; among them those of UDF and ReFS, of a change
+        // journal and of shared virtual disks (MS-FSCC 2.3, MS-SMB2 3.3.5.15.15).
+        known if known.known_name().is_some() => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
+        // A vendor's own, which is passed on to a file system that has none.
+        private if private.0 >> 31 == 1 => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
+        _ => Err(NtStatus::NOT_SUPPORTED.into()),
+    }
+}
+
+/// Answers at once.
+fn answer(request: &Request<'_>, output: &[u8], out: &mut Vec<u8>) -> Handled {
+    answer_as(NtStatus::SUCCESS, request, output, out)
+}
+
+/// Answers at once with a status of its own and output.
+fn answer_as(status: NtStatus, request: &Request<'_>, output: &[u8], out: &mut Vec<u8>) -> Handled {
+    if output.len() > request.max_output as usize {
+        return Err(NtStatus::BUFFER_TOO_SMALL.into());
+    }
+    Response { code: request.code, file_id: request.file_id, output }.encode(out);
+    Ok(status)
+}
+
+impl Call<'_> {
+    /// Bytes of output that the client takes.
+    fn room(&self) -> usize {
+        self.request.max_output as usize
+    }
+
+    /// Answers when `work`, run where it may wait, has ended. `held` is the memory it takes.
+    fn later(
+        self,
+        held: usize,
+        interim: bool,
+        work: impl FnOnce(&Open) -> Outcome + Send + 'static,
+    ) -> Handled {
+        let (code, file_id, open) = (self.request.code, self.open.id, self.open);
+        let future = async move {
+            let ended = tokio::task::spawn_blocking(move || work(&open)).await;
+            match ended {
+                Ok(Ok((status, output))) => {
+                    let mut body = Vec::with_capacity(48 + output.len());
+                    Response { code, file_id, output: &output }.encode(&mut body);
+                    (status, body)
+                }
+                Ok(Err(status)) => (status, Vec::new()),
+                Err(error) => {
+                    tracing::error!(%error, "a control's thread failed; this is a defect");
+                    (NtStatus::INTERNAL_ERROR, Vec::new())
+                }
+            }
+        };
+        Err(Fail::Ends(Ends { future: Box::pin(future), interim, bytes: held }))
+    }
+}
+
+/// Fails if a lock forbids `open` to read a range (MS-FSA 2.1.4.10).
+fn reads(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
+    open.node.check_io(open.node_id(), offset, len, false)
+}
+
+/// Fails if a lock forbids `open` to change a range; else what others cached is void.
+fn changes(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
+    open.node.check_io(open.node_id(), offset, len, true)?;
+    open.others_forget()
+}
+
+/// A control that succeeded without output.
+const DONE: Outcome = Ok((NtStatus::SUCCESS, Vec::new()));

@@ -1,0 +1,42 @@
+//! Controls without a file: the negotiation checked again, the server's interfaces
+//! (MS-SMB2 3.3.5.15.11, 3.3.5.15.12).
+
+use smb_protocol::{
+    fscc::fsctl::{self, ValidateNegotiate, ValidateNegotiateResponse},
+    msg::ioctl::Request,
+};
+
+use super::{super::Fail, Ctx, Handled, answer};
+use crate::interfaces;
+
+/// Whether the client saw the negotiation that we saw (3.3.5.15.12); if not, someone is between.
+pub fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
+    const TAMPERED: Fail = Fail::Drop("the negotiation was tampered with");
+    let Some(negotiated) = &ctx.ex.negotiated else { return Err(TAMPERED) };
+    let claim = ValidateNegotiate::parse(request.input)?;
+    let dialects: Vec<u16> = negotiated.client_dialects.iter().map(|d| d.0).collect();
+    if claim.capabilities != negotiated.client_capabilities
+        || claim.guid != negotiated.client_guid
+        || claim.security_mode != negotiated.client_security_mode
+        || claim.dialects != dialects
+    {
+        return Err(TAMPERED);
+    }
+    let mut output = Vec::new();
+    ValidateNegotiateResponse {
+        capabilities: negotiated.capabilities.0,
+        guid: ctx.ex.server.guid,
+        security_mode: negotiated.security_mode.0,
+        dialect: negotiated.dialect.0,
+    }
+    .encode(&mut output);
+    answer(request, &output, out)
+}
+
+/// The addresses that the client may use (3.3.5.15.11).
+pub fn interfaces(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
+    let mut output = Vec::new();
+    let listen = &ctx.ex.server.current().config.listen;
+    fsctl::encode_interfaces(&interfaces::list(listen, ctx.ex.local), &mut output);
+    answer(request, &output, out)
+}

@@ -1,0 +1,359 @@
+//! Several connections of one session, driven without sockets by a client that signs.
+
+use std::sync::Arc;
+
+use smb_protocol::{
+    Command, Dialect, Header, MessageId, NtStatus, SessionId,
+    crypto::{
+        PreauthHash, Role, SecretKey, SigningAlgorithm, SigningKey,
+        kdf::{self, Binding},
+    },
+    header::{FRAME_LEN, HEADER_LEN},
+    msg::{negotiate, session_setup, simple::Empty},
+    ntlm::{Credentials, NtHash},
+    spnego::Initiator,
+};
+
+use super::*;
+use crate::config::Config;
+
+fn server(extra: &str) -> (Arc<Server>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("files")).unwrap();
+    let text = format!(
+        "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='required'\n\
+         encryption='off'\n{extra}\n\
+         [[user]]\nname='u'\npassword='p'\n[[user]]\nname='v'\npassword='p'\n\
+         [[share]]\nname='s'\npath='files'\nusers=['u']\n",
+        folder.path().join("state").display()
+    );
+    let config = Config::parse(&text, &folder.path().join("c")).unwrap();
+    (Arc::new(Server::new(config).unwrap()), folder)
+}
+
+/// One connection of a client.
+struct Line {
+    exchange: Exchange,
+    next_id: u64,
+    dialect: Dialect,
+    algorithm: SigningAlgorithm,
+    preauth: PreauthHash,
+}
+
+/// What a client knows of a session on one connection.
+struct Known {
+    id: SessionId,
+    signing: SigningKey,
+}
+
+impl Line {
+    fn new(
+        server: &Arc<Server>,
+        guid: u8,
+        dialect: Dialect,
+        algorithms: &[SigningAlgorithm],
+    ) -> Self {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let mut line = Self {
+            exchange: Exchange::new(server.clone(), address, address),
+            next_id: 0,
+            dialect,
+            algorithm: match dialect.is_smb3() {
+                true => SigningAlgorithm::AesCmac,
+                false => SigningAlgorithm::HmacSha256,
+            },
+            preauth: PreauthHash::new(),
+        };
+        let mut contexts = Vec::new();
+        if dialect == Dialect::SMB_3_1_1 {
+            let hashes = vec![negotiate::HashAlgorithm::SHA_512];
+            contexts.push(negotiate::Context::Preauth { hashes, salt: vec![1; 32] });
+            if let Some(algorithm) = algorithms.first() {
+                line.algorithm = *algorithm;
+                let list = algorithms.iter().map(|a| negotiate::SigningAlgorithm(a.wire_id()));
+                contexts.push(negotiate::Context::Signing(list.collect()));
+            }
+        }
+        let offer = negotiate::Request {
+            dialects: vec![dialect],
+            client_guid: [guid; 16],
+            capabilities: negotiate::Capabilities::MULTI_CHANNEL,
+            contexts,
+            ..Default::default()
+        };
+        let (header, request, response) =
+            line.ask(Command::NEGOTIATE, SessionId(0), None, |out| offer.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        line.preauth.update(&request);
+        line.preauth.update(&response);
+        line
+    }
+
+    /// Sends one message; returns the answer's header, what was sent and what came.
+    fn ask(
+        &mut self,
+        command: Command,
+        session: SessionId,
+        key: Option<&SigningKey>,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> (Header, Vec<u8>, Vec<u8>) {
+        let header = Header {
+            command,
+            credit_charge: 1,
+            credits: 8,
+            message_id: MessageId(self.next_id),
+            session_id: session,
+            ..Header::default()
+        };
+        self.next_id += 1;
+        let mut message = header.to_bytes().to_vec();
+        body(&mut message);
+        if let Some(key) = key {
+            key.sign(&mut message, Role::Client);
+        }
+        let mut out = Vec::new();
+        let sent = message.clone();
+        assert!(matches!(self.exchange.receive(&mut message, &mut out).unwrap(), Frame::Answered));
+        let answer = out.split_off(FRAME_LEN);
+        (Header::parse(&answer).unwrap(), sent, answer)
+    }
+
+    /// Authenticates: for a new session, or to bind to one that is known elsewhere, or again.
+    /// The answer is checked to be signed by the key that it should be.
+    fn setup(
+        &mut self,
+        user: &str,
+        password: &str,
+        known: Option<&Known>,
+        flags: session_setup::RequestFlags,
+    ) -> Result<Known, NtStatus> {
+        let who = Credentials {
+            user: user.into(),
+            domain: String::new(),
+            hash: NtHash::of_password(password),
+        };
+        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let mut id = known.map_or(SessionId(0), |known| known.id);
+        let mut preauth = self.preauth;
+        let mut token = initiator.first(&[]).unwrap();
+        for round in 0..2 {
+            let request = session_setup::Request {
+                flags,
+                security_mode: 1,
+                security_buffer: &token,
+                ..Default::default()
+            };
+            let key = known.map(|known| &known.signing);
+            let (header, sent, mut answer) =
+                self.ask(Command::SESSION_SETUP, id, key, |out| request.encode(out));
+            preauth.update(&sent);
+            if round == 0 && header.status == NtStatus::MORE_PROCESSING_REQUIRED {
+                if let Some(known) = known {
+                    assert!(known.signing.verify(&mut answer, Role::Server));
+                }
+                preauth.update(&answer);
+                id = header.session_id;
+                let body = session_setup::Response::parse(&answer[HEADER_LEN..]).unwrap();
+                token = initiator.second(body.security_buffer, 0).unwrap();
+                continue;
+            }
+            if header.status != NtStatus::SUCCESS {
+                return Err(header.status);
+            }
+            let secret = initiator.session_key().unwrap();
+            let signing = self.signing_key(secret, &preauth);
+            let keeps = known.is_some() && !flags.has(session_setup::RequestFlags::BINDING);
+            let signs = if keeps { &known.unwrap().signing } else { &signing };
+            assert!(signs.verify(&mut answer, Role::Server), "signed with another key");
+            return Ok(Known { id, signing });
+        }
+        panic!("an authentication without end")
+    }
+
+    fn signing_key(&self, secret: &SecretKey, preauth: &PreauthHash) -> SigningKey {
+        let short = secret.first_16();
+        let binding = match self.dialect {
+            Dialect::SMB_3_1_1 => Binding::Smb311(preauth),
+            _ => Binding::Smb30,
+        };
+        match self.dialect.is_smb3() {
+            true => SigningKey::new(self.algorithm, &kdf::signing_key(&short, binding).first_16()),
+            false => SigningKey::new(self.algorithm, &short),
+        }
+    }
+
+    fn login(&mut self) -> Known {
+        self.setup("u", "p", None, session_setup::RequestFlags::NONE).unwrap()
+    }
+
+    fn bind(&mut self, known: &Known) -> Result<Known, NtStatus> {
+        self.setup("u", "p", Some(known), session_setup::RequestFlags::BINDING)
+    }
+
+    /// The status of a signed request that needs a session and a tree, of which there is none,
+    /// and whether the answer is signed.
+    fn probe(&mut self, known: &Known) -> (NtStatus, bool) {
+        let key = Some(&known.signing);
+        let (header, _, mut answer) =
+            self.ask(Command::TREE_DISCONNECT, known.id, key, |out| Empty.encode(out));
+        (header.status, known.signing.verify(&mut answer, Role::Server))
+    }
+}
+
+const CMAC: &[SigningAlgorithm] = &[SigningAlgorithm::AesCmac];
+const GMAC: &[SigningAlgorithm] = &[SigningAlgorithm::AesGmac];
+const HMAC: &[SigningAlgorithm] = &[SigningAlgorithm::HmacSha256];
+const LIVES: (NtStatus, bool) = (NtStatus::NETWORK_NAME_DELETED, true);
+
+#[test]
+fn a_session_lives_as_long_as_one_of_its_channels() {
+    for (dialect, algorithms) in [
+        (Dialect::SMB_3_0, CMAC),
+        (Dialect::SMB_3_1_1, CMAC),
+        (Dialect::SMB_3_1_1, GMAC),
+        (Dialect::SMB_3_1_1, HMAC),
+    ] {
+        let (server, _folder) = server("");
+        let mut first = Line::new(&server, 7, dialect, algorithms);
+        let mut second = Line::new(&server, 7, dialect, algorithms);
+        let one = first.login();
+        let two = second.bind(&one).unwrap();
+        let session = server.sessions.get(one.id).unwrap();
+        let ids = [first.exchange.id, second.exchange.id];
+        assert_eq!(session.channels().iter().map(|c| c.connection).collect::<Vec<_>>(), ids);
+        assert_eq!((first.probe(&one), second.probe(&two)), (LIVES, LIVES));
+        if dialect == Dialect::SMB_3_1_1 {
+            // Each channel has a key of its own.
+            assert_eq!(second.probe(&one).0, NtStatus::ACCESS_DENIED);
+        }
+        first.exchange.end();
+        assert!(!session.ended());
+        assert_eq!(second.probe(&two), LIVES);
+        second.exchange.end();
+        assert!(session.ended() && server.sessions.get(one.id).is_none());
+    }
+}
+
+#[test]
+fn channels_sign_as_each_agreed_but_gmac_is_for_all_or_none() {
+    for (first, second, status) in [
+        (CMAC, HMAC, NtStatus::SUCCESS),
+        (HMAC, CMAC, NtStatus::SUCCESS),
+        (GMAC, CMAC, NtStatus::REQUEST_OUT_OF_SEQUENCE),
+        (CMAC, GMAC, NtStatus::NOT_SUPPORTED),
+        (HMAC, GMAC, NtStatus::NOT_SUPPORTED),
+    ] {
+        let (server, _folder) = server("");
+        let mut kept = Line::new(&server, 7, Dialect::SMB_3_1_1, first);
+        let one = kept.login();
+        let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, second);
+        let bound = line.bind(&one);
+        assert_eq!(bound.as_ref().err().copied().unwrap_or_default(), status);
+        if let Ok(two) = bound {
+            assert_eq!(line.probe(&two), LIVES);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_bound_is_refused_and_the_session_unharmed() {
+    let (server, _folder) = server("");
+    let mut first = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let one = first.login();
+    let new = |dialect| Line::new(&server, 7, dialect, CMAC);
+    let binding = session_setup::RequestFlags::BINDING;
+    let refusal = |line: &mut Line, user: &str, password: &str| {
+        line.setup(user, password, Some(&one), binding).err()
+    };
+    // Another dialect, and one that has no channels.
+    let mut other = new(Dialect::SMB_3_0);
+    assert_eq!(refusal(&mut other, "u", "p"), Some(NtStatus::INVALID_PARAMETER));
+    let mut old = new(Dialect::SMB_2_1);
+    assert_eq!(refusal(&mut old, "u", "p"), Some(NtStatus::REQUEST_NOT_ACCEPTED));
+    // Another user, a wrong password.
+    let mut line = new(Dialect::SMB_3_1_1);
+    assert_eq!(refusal(&mut line, "v", "p"), Some(NtStatus::ACCESS_DENIED));
+    assert_eq!(refusal(&mut line, "u", "wrong"), Some(NtStatus::LOGON_FAILURE));
+    // Without a signature, with a wrong one, to a session that is not there.
+    let request = session_setup::Request { flags: binding, ..Default::default() };
+    let ask = |line: &mut Line, id, key: Option<&SigningKey>| {
+        line.ask(Command::SESSION_SETUP, id, key, |out| request.encode(out)).0.status
+    };
+    assert_eq!(ask(&mut line, one.id, None), NtStatus::INVALID_PARAMETER);
+    let wrong = SigningKey::new(SigningAlgorithm::AesCmac, &[1; 16]);
+    assert_eq!(ask(&mut line, one.id, Some(&wrong)), NtStatus::ACCESS_DENIED);
+    assert_eq!(ask(&mut line, SessionId(99), Some(&wrong)), NtStatus::USER_SESSION_DELETED);
+    // Where it is a channel already.
+    assert_eq!(refusal(&mut first, "u", "p"), Some(NtStatus::REQUEST_NOT_ACCEPTED));
+    // A session of other connections cannot be used, and the refusal is signed.
+    assert_eq!(line.probe(&one), (NtStatus::USER_SESSION_DELETED, true));
+    assert_eq!(first.probe(&one), LIVES);
+    assert!(line.bind(&one).is_ok());
+}
+
+#[test]
+fn a_server_without_multichannel_says_so() {
+    let (server, _folder) = server("multichannel = false");
+    let mut first = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let negotiated = first.exchange.negotiated.as_ref().unwrap();
+    assert!(!negotiated.capabilities.has(negotiate::Capabilities::MULTI_CHANNEL));
+    let one = first.login();
+    let mut second = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    assert_eq!(second.bind(&one).err(), Some(NtStatus::REQUEST_NOT_ACCEPTED));
+}
+
+#[test]
+fn channels_of_a_session_are_limited() {
+    let (server, _folder) = server("");
+    let mut first = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let one = first.login();
+    let mut lines = Vec::new();
+    for _ in 1..32 {
+        let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+        line.bind(&one).unwrap();
+        lines.push(line);
+    }
+    let mut more = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    assert_eq!(more.bind(&one).err(), Some(NtStatus::INSUFFICIENT_RESOURCES));
+    lines.pop();
+    assert!(more.bind(&one).is_ok());
+}
+
+#[test]
+fn logging_on_again_keeps_the_keys_and_failing_to_ends_the_session() {
+    let (server, _folder) = server("");
+    let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, GMAC);
+    let one = line.login();
+    let none = session_setup::RequestFlags::NONE;
+    line.setup("u", "p", Some(&one), none).unwrap();
+    assert_eq!(line.probe(&one), LIVES);
+    let failed = line.setup("u", "wrong", Some(&one), none);
+    assert_eq!(failed.err(), Some(NtStatus::LOGON_FAILURE));
+    assert_eq!(line.probe(&one), (NtStatus::USER_SESSION_DELETED, true));
+}
+
+#[test]
+fn an_expired_session_waits_for_its_user_to_log_on_again() {
+    let (server, _folder) = server("");
+    let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let one = line.login();
+    server.sessions.get(one.id).unwrap().renew(1);
+    assert_eq!(line.probe(&one), (NtStatus::NETWORK_SESSION_EXPIRED, true));
+    let mut other = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    assert_eq!(other.bind(&one).err(), Some(NtStatus::NETWORK_SESSION_EXPIRED));
+    line.setup("u", "p", Some(&one), session_setup::RequestFlags::NONE).unwrap();
+    assert_eq!(line.probe(&one), LIVES);
+}
+
+#[test]
+fn logoff_on_one_channel_is_logoff_on_all() {
+    let (server, _folder) = server("");
+    let mut first = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut second = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let one = first.login();
+    let two = second.bind(&one).unwrap();
+    let logoff = second.ask(Command::LOGOFF, two.id, Some(&two.signing), |out| Empty.encode(out));
+    assert_eq!(logoff.0.status, NtStatus::SUCCESS);
+    let gone = (NtStatus::USER_SESSION_DELETED, true);
+    assert_eq!((first.probe(&one), second.probe(&two)), (gone, gone));
+}

@@ -1,0 +1,115 @@
+//! Remote procedures over IPC$ as Samba's smbclient and rpcclient call them.
+
+use std::{process::Command, time::Duration};
+
+use bulkhead_tests::{
+    process::{foreign, run},
+    smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2},
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const HIDDEN: &str = "[[share]]\nname = \"hidden\"\npath = \"files\"\nusers = [\"admin\"]\n\
+                      browseable = false\ncomment = \"not shown\"\n";
+
+fn server() -> Smbd {
+    Smbd::start("name = \"TESTER\"\ncomment = \"Disks\"\nadmin_users = [\"admin\"]", HIDDEN)
+}
+
+/// What `program` prints, run as a user against the server.
+fn output(program: &str, server: &Smbd, user: &str, args: &[&str]) -> Option<String> {
+    let password = if user == USER { PASSWORD } else { PASSWORD2 };
+    let mut command = Command::new(foreign(program)?);
+    command
+        .current_dir(server.scratch())
+        .args(["-s", "/dev/null", "-p", &server.port().to_string()])
+        .args(["-U", &format!("{user}%{password}")])
+        .args(args);
+    let output = run(&mut command, LIMIT);
+    let out = String::from_utf8_lossy(&output.stdout);
+    Some(format!("{out}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn rpc(server: &Smbd, user: &str, what: &str) -> Option<String> {
+    output("rpcclient", server, user, &["127.0.0.1", "-c", what])
+}
+
+fn contains(text: &str, all: &[&str]) {
+    for part in all {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn smbclient_lists_what_is_shown() {
+    let server = server();
+    let Some(list) = output("smbclient", &server, USER2, &["-L", "127.0.0.1"]) else { return };
+    contains(&list, &["vms", "sealed", "ro", "Disk", "IPC$"]);
+    assert!(!list.contains("hidden"), "{list}");
+}
+
+#[test]
+fn rpcclient_asks_about_the_server() {
+    let server = server();
+    let what = "srvinfo; netshareenumall; netshareenum 1; netsharegetinfo vms; \
+                netsharegetinfo hidden 1; netsharegetinfo vms 1005; netremotetod; \
+                netnamevalidate fine 9; netnamevalidate a/b 9";
+    let Some(text) = rpc(&server, USER, what) else { return };
+    contains(
+        &text,
+        &["TESTER", "Disks", "netname: vms", "netname: IPC$", "not shown", "csc caching: 0"],
+    );
+    contains(&text, &["files", "max_uses", "SEC_DESC_DACL_PRESENT", "INVALID_NAME"]);
+    let second = rpc(&server, USER2, "netsharegetinfo vms").unwrap_or_default();
+    contains(&second, &["netname: vms"]);
+    assert!(!second.contains("files"), "paths are for administrators: {second}");
+    let nothing = rpc(&server, USER, "netsharegetinfo nothing 1").unwrap_or_default();
+    contains(&nothing, &["NETNAMENOTFOUND"]);
+}
+
+#[test]
+fn rpcclient_translates_names_and_browses_accounts() {
+    let server = server();
+    let Some(text) = rpc(&server, USER, "lookupnames admin Second Administrators") else { return };
+    contains(&text, &["admin S-1-5-21-", "Second S-1-5-21-", "S-1-5-32-544 (Local Group: 4)"]);
+    let sid = text.split_whitespace().nth(1).unwrap_or_default().to_owned();
+    let text = rpc(&server, USER, &format!("lookupsids {sid} S-1-1-0")).unwrap_or_default();
+    contains(&text, &["TESTER\\admin (1)", "\\Everyone (5)"]);
+    let what = "lsaquery; getusername; enumdomains; querydominfo; enumdomusers; enumdomgroups; \
+                enumalsgroups builtin; samlookupnames domain admin; queryuser admin";
+    let text = rpc(&server, USER, what).unwrap_or_default();
+    contains(&text, &["WORKGROUP", "Account Name: admin", "name:[TESTER]", "name:[Builtin]"]);
+    contains(&text, &["Total Users:\t2", "user:[admin]", "user:[second]", "group:[None]"]);
+    contains(&text, &["group:[Administrators]", "name admin:", "User Name   :\tadmin"]);
+    for class in ["1", "2", "3", "5", "7", "8", "12"] {
+        let text = rpc(&server, USER, &format!("querydominfo {class}")).unwrap_or_default();
+        assert!(!text.contains("NT_STATUS"), "{class}: {text}");
+    }
+}
+
+#[test]
+fn administrators_see_and_end_sessions() {
+    let server = server();
+    let Some(program) = foreign("smbclient") else { return };
+    // A client that stays until its input ends.
+    let mut second = Command::new(program)
+        .current_dir(server.scratch())
+        .args(["-s", "/dev/null", "-p", &server.port().to_string()])
+        .args(["-U", &format!("{USER2}%{PASSWORD2}"), "//127.0.0.1/vms"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let since = std::time::Instant::now();
+    let Some(mut text) = rpc(&server, USER, "netsessenum") else { return };
+    while !text.contains("Received 2 entries") {
+        assert!(since.elapsed() < LIMIT, "{text}");
+        text = rpc(&server, USER, "netsessenum").unwrap_or_default();
+    }
+    let refused = rpc(&server, USER2, "netsessenum; netfileenum").unwrap_or_default();
+    contains(&refused, &["ACCESS_DENIED"]);
+    let gone = rpc(&server, USER, &format!("netsessdel 127.0.0.1 {USER2}; netsessenum"));
+    contains(&gone.unwrap_or_default(), &["Received 1 entries"]);
+    drop(second.stdin.take());
+    let _ = second.wait();
+}
