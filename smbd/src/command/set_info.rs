@@ -5,7 +5,6 @@ use std::{
     sync::{PoisonError, atomic::Ordering},
 };
 
-use rustix::io::Errno;
 use smb_protocol::{
     NtStatus,
     fscc::{
@@ -14,6 +13,7 @@ use smb_protocol::{
     },
     msg::{
         create::{Access, ShareAccess},
+        notify::{Action, ChangeFilter},
         query_info::InfoType,
         set_info::{Request, Response},
     },
@@ -23,7 +23,7 @@ use smb_protocol::{
 
 use super::{Ctx, Fail, Handled, create::job::reserve};
 use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, eas, listing::Listing, node::caching::Cause,
+    FileName, Found, RelPath, StreamPart, attributes, eas, listing, node::caching::Cause,
     open::Open, security,
 };
 
@@ -52,8 +52,42 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         }
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     }
+    if let Some(filter) = modified(request.info_type, request.class, request.input) {
+        open.tell_modified(filter);
+    }
     Response.encode(out);
     Ok(NtStatus::SUCCESS)
+}
+
+/// What a change of information is of interest to, beside names.
+fn modified(info_type: InfoType, class: InfoClass, input: &[u8]) -> Option<ChangeFilter> {
+    if info_type == InfoType::SECURITY {
+        return Some(ChangeFilter::SECURITY);
+    }
+    match class {
+        InfoClass::BASIC => {
+            let set = |at: usize, len: usize| {
+                input.get(at..at + len).is_some_and(|field| field.iter().any(|byte| *byte != 0))
+            };
+            let mut filter = ChangeFilter::NONE;
+            for (at, len, flag) in [
+                (0, 8, ChangeFilter::CREATION),
+                (8, 8, ChangeFilter::LAST_ACCESS),
+                (16, 8, ChangeFilter::LAST_WRITE),
+                (32, 4, ChangeFilter::ATTRIBUTES),
+            ] {
+                if set(at, len) {
+                    filter |= flag;
+                }
+            }
+            Some(filter)
+        }
+        InfoClass::END_OF_FILE | InfoClass::ALLOCATION => {
+            Some(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE)
+        }
+        InfoClass::FULL_EA => Some(ChangeFilter::EA),
+        _ => None,
+    }
 }
 
 fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<(), Fail> {
@@ -136,25 +170,16 @@ fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
         if root || open.facts()?.attributes.has(FileAttributes::READONLY) {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
-        if open.directory {
-            let mut listing =
-                Listing::start(open.folder(), "*", 3).map_err(|error| match error {
-                    Errno::NOMEM => NtStatus::DIRECTORY_NOT_EMPTY.into(),
-                    other => Fail::from(other),
-                })?;
-            let mut entries = 0;
-            while listing.peek(open.folder()).is_some() {
-                listing.advance();
-                entries += 1;
-            }
-            if entries > 2 {
-                return Err(NtStatus::DIRECTORY_NOT_EMPTY.into());
-            }
+        if open.directory && open.stream.is_none() && !listing::is_empty(open.folder())? {
+            return Err(NtStatus::DIRECTORY_NOT_EMPTY.into());
         }
     } else {
         open.delete_on_close.store(false, Ordering::Release);
     }
     open.node.set_delete_pending(delete);
+    if delete && open.directory {
+        open.nodes().watches.gone(open.node.key());
+    }
     Ok(())
 }
 
@@ -213,7 +238,15 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     }
     enter_folder(ctx, open, &to)?;
     open.volume().rename(&from, &to, replaced.is_some())?;
-    open.node.set_path(to);
+    let filter = open.name_filter();
+    let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
+    let (was, is) = match stays {
+        true => (Action::RENAMED_OLD_NAME, Action::RENAMED_NEW_NAME),
+        false => (Action::REMOVED, Action::ADDED),
+    };
+    open.tell_at(&from, was, filter);
+    open.tell_at(&to, is, filter);
+    open.node.set_path(open.volume().system(&to));
     if let Some(replaced) = replaced {
         open.volume().forget_streams(replaced.as_fd())?;
     }

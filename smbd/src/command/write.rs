@@ -9,6 +9,7 @@ use smb_protocol::{
     msg::{
         create::Access,
         flush,
+        notify::ChangeFilter,
         simple::Empty,
         write::{Request, Response, WRITE_THROUGH},
     },
@@ -42,6 +43,12 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     open.node.check_io(open.node_id(), request.offset, len as u64, true)?;
     open.others_forget()?;
     open.position.store(end, Ordering::Relaxed);
+    if !open.written.load(Ordering::Relaxed) {
+        open.written.store(true, Ordering::Relaxed);
+    }
+    if open.nodes().is_watched() {
+        open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
+    }
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
     let count = request.length;
     open.note_write();

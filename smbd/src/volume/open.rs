@@ -3,7 +3,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use smb_protocol::{
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions},
+        notify::{Action, ChangeFilter},
         oplock::{self, OplockBreak, OplockLevel},
     },
     security::Sid,
@@ -25,6 +26,7 @@ use tokio::sync::Notify;
 use super::{
     RelPath, StreamName, Volume,
     attributes::{self, Facts},
+    changes::{Change, Watch, Watches},
     listing::Listing,
     node::{
         Node, Nodes, Refused,
@@ -84,6 +86,8 @@ pub struct Origin {
     pub app_instance: Option<[u8; 16]>,
     /// `AppInstanceVersion`.
     pub app_version: Option<(u64, u64)>,
+    /// The lease on the folder that the client says it has.
+    pub parent_lease: Option<LeaseId>,
     /// What the CREATE did.
     pub action: u32,
 }
@@ -174,6 +178,9 @@ pub struct Open {
     pub replayable: AtomicBool,
     /// Which requests on it are too old.
     pub sequence: ChannelSequence,
+    /// Its content was changed.
+    pub written: AtomicBool,
+    watch: OnceLock<Arc<Watch>>,
     standing: Mutex<Standing>,
     volume: Arc<Volume>,
     nodes: Arc<Nodes>,
@@ -235,6 +242,8 @@ impl Open {
             origin: parts.origin,
             replayable: AtomicBool::new(false),
             sequence: ChannelSequence::default(),
+            written: AtomicBool::new(false),
+            watch: OnceLock::new(),
             standing: Mutex::new(standing),
             volume,
             nodes,
@@ -322,6 +331,42 @@ impl Open {
     /// Where it is.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume
+    }
+
+    /// What it watches, begun by `begin` if nothing was yet.
+    pub fn watch(&self, begin: impl FnOnce(&Arc<Watches>) -> Arc<Watch>) -> Arc<Watch> {
+        self.watch.get_or_init(|| begin(&self.nodes.watches)).clone()
+    }
+
+    /// Tells those who watch its folder that it has changed.
+    pub fn tell_modified(&self, filter: ChangeFilter) {
+        self.tell(Action::MODIFIED, filter);
+    }
+
+    /// Tells those who watch its folder what became of it.
+    pub fn tell(&self, action: Action, filter: ChangeFilter) {
+        if !self.nodes.is_watched() && !self.nodes.any_folder_cached() {
+            return;
+        }
+        let Ok(path) = self.path() else { return };
+        self.tell_at(&path, action, filter);
+    }
+
+    /// Tells those who watch its folder what became of it at that place.
+    pub fn tell_at(&self, path: &RelPath, action: Action, filter: ChangeFilter) {
+        let stream = self.stream_name();
+        let stream = stream.as_ref().map(|stream| stream.as_str());
+        let (volume, by) = (&*self.volume, self.origin.parent_lease);
+        self.nodes.changed(&Change { volume, path, stream, action, filter, by });
+    }
+
+    /// What a change of its name is of interest to.
+    pub fn name_filter(&self) -> ChangeFilter {
+        match (&self.stream, self.directory) {
+            (Some(_), _) => ChangeFilter::STREAM_NAME,
+            (None, true) => ChangeFilter::DIR_NAME,
+            (None, false) => ChangeFilter::FILE_NAME,
+        }
     }
 
     /// Where files that are open are known.
@@ -486,10 +531,14 @@ impl Open {
         }
     }
 
-    fn remove_file(&self, opened: &RelPath) {
-        if let Err(error) = self.volume.remove_open(self.handle(), opened) {
+    fn remove_file(&self, opened: &RelPath) -> Option<RelPath> {
+        let opened = self.volume.own(opened);
+        let path = self.path().ok().or_else(|| opened.clone())?;
+        if let Err(error) = self.volume.remove_open(self.handle(), opened.as_ref()) {
             tracing::debug!(%error, "could not delete on close");
+            return None;
         }
+        Some(path)
     }
 
     /// Fails unless any of the rights in `any` was granted.
@@ -518,17 +567,37 @@ impl Drop for Open {
         if self.delete_on_close.load(Ordering::Acquire) {
             let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
+            if self.directory {
+                self.nodes.watches.gone(self.node.key());
+            }
         }
         self.nodes.forget(self);
         self.date_writes();
         self.leave_times();
         let id = self.node_id();
+        let mut removed = None;
         match &self.stream {
-            None => self.nodes.leave(&self.node, id, |path| self.remove_file(path)),
+            None => self.nodes.leave(&self.node, id, |path| removed = self.remove_file(path)),
             Some(stream) => {
                 self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
-                self.nodes.leave(&stream.base, id, |path| self.remove_file(path));
+                self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));
             }
+        }
+        match removed {
+            Some(path) => {
+                let filter =
+                    if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
+                let (volume, by) = (&*self.volume, self.origin.parent_lease);
+                let (path, action) = (&path, Action::REMOVED);
+                self.nodes.changed(&Change { volume, path, stream: None, action, filter, by });
+            }
+            // Sizes and times that a listing shows are others now.
+            None if self.written.load(Ordering::Relaxed) && self.nodes.any_folder_cached() => {
+                if let Ok(path) = self.path() {
+                    self.tell_at(&path, Action::MODIFIED, ChangeFilter::NONE);
+                }
+            }
+            None => {}
         }
     }
 }

@@ -325,8 +325,8 @@ fn copy_facts(
     }
     streams::adopt(target, stat.st_ino)?;
     let creation = attributes::facts(source)?.times.creation;
-    let to = attributes::Change { creation: Some(creation), ..attributes::Change::default() };
-    attributes::set(target, &to)?;
+    let kept = attributes::Change { creation: Some(creation), ..Default::default() };
+    attributes::set(target, &kept)?;
     let time = |tv_sec, nanos: u64| Timespec { tv_sec, tv_nsec: nanos.try_into().unwrap_or(0) };
     let times = Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),

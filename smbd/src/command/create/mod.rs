@@ -15,6 +15,7 @@ use smb_protocol::{
     msg::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response},
+        notify::{Action, ChangeFilter},
     },
     name::same_name,
 };
@@ -88,6 +89,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             create_guid: wishes.create_guid(),
             app_instance: wishes.app_instance,
             app_version: wishes.app_version,
+            parent_lease: wishes.parent_lease(),
             action: 0,
         },
     };
@@ -101,6 +103,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     open.origin.action = action.0;
     let open = Arc::new(open);
     server.nodes.add_open(&open);
+    tell(&open, action);
     if let Some(want) = wishes.caching {
         let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
         open.standing().durability = wishes.durability(&open, granted);
@@ -150,6 +153,21 @@ fn answer(
     .encode(out);
     ctx.file = Some(open.id);
     Ok(NtStatus::SUCCESS)
+}
+
+/// Tells those who watch the folder what a CREATE changed.
+fn tell(open: &Open, action: CreateAction) {
+    match action {
+        CreateAction::CREATED if open.stream.is_some() => {
+            open.tell(Action::ADDED_STREAM, open.name_filter());
+        }
+        CreateAction::CREATED => open.tell(Action::ADDED, open.name_filter()),
+        CreateAction::OPENED => {}
+        _ => open.tell(
+            Action::MODIFIED,
+            ChangeFilter::SIZE | ChangeFilter::LAST_WRITE | ChangeFilter::ATTRIBUTES,
+        ),
+    }
 }
 
 /// Closes what an earlier instance of the same application has open (MS-SMB2 3.3.5.9.13): a VM

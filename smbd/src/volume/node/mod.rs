@@ -28,7 +28,7 @@ use self::{
     caching::{Break, Caching, Cause, Holder, LeaseId, LeaseView, NotSo, Want},
     locks::{Intent, Locks, Range},
 };
-use super::{RelPath, open::Open};
+use super::{RelPath, changes::Watches, open::Open};
 use crate::{clients::Clients, session::Notice};
 
 /// Identity of a file on this machine: device and inode.
@@ -55,6 +55,10 @@ pub struct Nodes {
     creates: Mutex<HashMap<CreateKey, Weak<Open>>>,
     creating: Arc<Mutex<HashSet<CreateKey>>>,
     count: AtomicUsize,
+    /// Folders that are watched.
+    pub watches: Arc<Watches>,
+    /// Folders that somebody caches; once there was one it may stay counted.
+    folders_cached: AtomicBool,
     /// Who is connected.
     pub clients: Clients,
     /// Opens whose client is away and may come back.
@@ -273,6 +277,9 @@ impl Nodes {
         let granted = state.caching.acquire(open, want, directory, others, locked);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         drop(state);
+        if directory && granted != LeaseState::NONE {
+            self.folders_cached.store(true, Ordering::Release);
+        }
         if let Some(id) = lease {
             lock(&self.leases).insert(id, Arc::downgrade(node));
         }
@@ -404,6 +411,11 @@ impl Nodes {
                 creates.remove(&key);
             }
         }
+    }
+
+    /// Whether a client may cache what is in a folder.
+    pub fn any_folder_cached(&self) -> bool {
+        self.folders_cached.load(Ordering::Acquire)
     }
 
     /// Number of opens.
@@ -563,12 +575,12 @@ impl Node {
         lock(&self.state).delete_pending
     }
 
-    /// Where the file is now.
+    /// Where the file is now, from the root of the system.
     pub fn path(&self) -> RelPath {
         lock(&self.state).path.clone()
     }
 
-    /// Notes that the file was renamed.
+    /// Notes that the file was renamed; `path` is from the root of the system.
     pub fn set_path(&self, path: RelPath) {
         lock(&self.state).path = path;
     }
