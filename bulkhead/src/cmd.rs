@@ -3,5 +3,7 @@
 pub mod bench;
 pub mod disk;
 pub mod host;
+pub mod server;
+pub mod share;
 pub mod user;
 pub mod vm;

@@ -27,6 +27,10 @@ enum Command {
     Vm(cmd::vm::Args),
     /// Set up a VM host.
     Host(cmd::host::Args),
+    /// Look at a running file server and tell it what to do.
+    Server(cmd::server::Args),
+    /// Take, list and delete snapshots of a share.
+    Share(cmd::share::Args),
     /// Write the server's users file.
     User(cmd::user::Args),
     /// Measure a server.
@@ -38,6 +42,8 @@ fn main() -> ExitCode {
         Command::Disk(args) => cmd::disk::run(args),
         Command::Vm(args) => cmd::vm::run(args),
         Command::Host(args) => cmd::host::run(args),
+        Command::Server(args) => cmd::server::run(args),
+        Command::Share(args) => cmd::share::run(args),
         Command::User(args) => cmd::user::run(args),
         Command::Bench(args) => cmd::bench::run(args),
     };

@@ -17,6 +17,7 @@
 //! are never held across a wait.
 
 mod accounts;
+pub mod admin;
 mod clients;
 mod command;
 pub mod config;

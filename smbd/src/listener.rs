@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -167,8 +167,10 @@ async fn serve(
     _counted: Counted,
 ) {
     let _ = stream.set_nodelay(true);
-    match connection::run(stream, peer, server, stopped).await {
+    server.connections.fetch_add(1, Ordering::Relaxed);
+    match connection::run(stream, peer, server.clone(), stopped).await {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::debug!(%peer, %error, "connection dropped"),
     }
+    server.connections.fetch_sub(1, Ordering::Relaxed);
 }

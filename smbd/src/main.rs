@@ -1,6 +1,10 @@
 //! `smbd`: reads its configuration, starts the server, and answers signals.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Parser;
 use smbd::{Server, config::Config};
@@ -56,10 +60,16 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let running = smbd::start(Arc::new(Server::new(config)?))?;
+        let state_dir = config.state_dir.clone();
+        let server = Arc::new(Server::new(config)?);
+        let socket = smbd::admin::bind(&state_dir)?;
+        let running = smbd::start(server.clone())?;
         for address in running.addresses() {
             tracing::info!(%address, "listening");
         }
+        let file = args.config.clone();
+        let again = Box::new(move |server: &Server| reload(&file, server));
+        let admin = tokio::spawn(smbd::admin::serve(server, socket, again));
         notify("READY=1");
         loop {
             tokio::select! {
@@ -67,27 +77,28 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => {
                     notify("RELOADING=1");
-                    reload(&args, running.server());
+                    if let Err(error) = reload(&args.config, running.server()) {
+                        tracing::error!(error, "configuration not reloaded; the old one stays");
+                    }
                     notify("READY=1");
                 }
             }
         }
         tracing::info!("draining");
         notify("STOPPING=1");
+        admin.abort();
         running.drain().await;
+        let _ = std::fs::remove_file(state_dir.join(server_api::SOCKET));
         Ok(())
     })
 }
 
 /// Takes the new configuration if it is correct; else the old one stays.
-fn reload(args: &Args, server: &Server) {
-    let result = Config::load(&args.config)
-        .map_err(|error| error.to_string())
-        .and_then(|config| server.reload(config).map_err(|error| error.to_string()));
-    match result {
-        Ok(()) => tracing::info!("configuration reloaded"),
-        Err(error) => tracing::error!(error, "configuration not reloaded; the old one stays"),
-    }
+fn reload(file: &Path, server: &Server) -> Result<(), String> {
+    let config = Config::load(file).map_err(|error| error.to_string())?;
+    server.reload(config).map_err(|error| error.to_string())?;
+    tracing::info!("configuration reloaded");
+    Ok(())
 }
 
 /// Tells the service manager how we are (sd_notify(3)); without one nothing happens.

@@ -8,12 +8,14 @@ use std::{
     path::Path,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
-use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, security::Sid};
+use smb_protocol::{
+    SessionId, fscc::filetime_from_unix, kerberos, ntlm::ServerInfo, security::Sid,
+};
 
 use crate::{
     accounts,
@@ -36,6 +38,10 @@ pub struct Server {
     pub nodes: Arc<Nodes>,
     /// Tokens of offloaded transfers.
     pub tokens: Arc<Tokens>,
+    /// When it started.
+    pub started: Instant,
+    /// Number of connections.
+    pub connections: AtomicUsize,
     current: RwLock<Arc<Current>>,
     next_session: AtomicU64,
     next_open: AtomicU64,
@@ -49,6 +55,8 @@ pub struct Current {
     pub config: Config,
     /// Folders by folded share name.
     pub volumes: BTreeMap<String, Arc<Volume>>,
+    /// Takes tickets, if Kerberos is spoken.
+    pub kerberos: Option<Arc<kerberos::Service>>,
 }
 
 impl Current {
@@ -72,7 +80,15 @@ impl Current {
         for volume in &all {
             volume.know(&all)?;
         }
-        Ok(Self { config, volumes })
+        let before = old.and_then(|old| old.kerberos.clone());
+        let kerberos = config.kerberos.as_ref().map(|kerberos| {
+            let keytab = kerberos.keytab.clone();
+            Arc::new(match before {
+                Some(before) => before.with_keys(keytab),
+                None => kerberos::Service::new(keytab),
+            })
+        });
+        Ok(Self { config, volumes, kerberos })
     }
 }
 
@@ -91,6 +107,8 @@ impl Server {
             sessions: Sessions::default(),
             nodes: Arc::default(),
             tokens: Arc::default(),
+            started: Instant::now(),
+            connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
             next_session: AtomicU64::new((seed & 0x3fff_0000) | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),

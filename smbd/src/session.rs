@@ -281,6 +281,14 @@ impl Session {
         Ok(tree)
     }
 
+    /// The shares of its trees, folded.
+    pub fn tree_shares(&self) -> Vec<String> {
+        let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner);
+        let mut shares: Vec<_> = trees.values().map(|tree| tree.share.clone()).collect();
+        shares.sort_unstable();
+        shares
+    }
+
     /// A tree by name.
     pub fn tree(&self, id: TreeId) -> Option<Arc<Tree>> {
         self.trees.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()

@@ -57,6 +57,8 @@ pub struct Volume {
     base: RelPath,
     shares_blocks: OnceLock<bool>,
     snapshots: Snapshots,
+    /// It is a snapshot of another.
+    past: bool,
     streams: RwLock<Arc<StreamStore>>,
     tunnel: tunnel::Tunnel,
 }
@@ -87,22 +89,21 @@ impl Volume {
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self::from_root(root)?)
+        Ok(Self::from_root(root, false)?)
     }
 
-    fn from_root(root: OwnedFd) -> Result<Self, Errno> {
+    fn from_root(root: OwnedFd, past: bool) -> Result<Self, Errno> {
         let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
         let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
         let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
         let base = RelPath::from_system(&place_of(root.as_fd())?);
-        Ok(Self {
-            root,
-            base,
-            streams,
-            shares_blocks,
-            snapshots,
-            tunnel: tunnel::Tunnel::default(),
-        })
+        let tunnel = tunnel::Tunnel::default();
+        Ok(Self { root, base, streams, shares_blocks, snapshots, past, tunnel })
+    }
+
+    /// Whether it is a snapshot, in which nothing changes any more.
+    pub fn is_past(&self) -> bool {
+        self.past
     }
 
     /// Whether files on it can share blocks.

@@ -5,12 +5,13 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use tempfile::TempDir;
 
-use crate::process::{Stopped, free_port, ours, wait_for};
+use crate::process::{Stopped, free_port, ours, run, wait_for};
 
 /// The user that every share admits.
 pub const USER: &str = "admin";
@@ -119,6 +120,13 @@ impl Smbd {
         if let Some(process) = &self.process {
             process.signal(signal);
         }
+    }
+
+    /// Runs `bulkhead` against its admin socket.
+    pub fn admin(&self, args: &[&str]) -> Output {
+        let socket = self.folder.path().join("state/admin.sock");
+        let mut command = Command::new(ours("bulkhead"));
+        run(command.args(args).env("BULKHEAD_SERVER_SOCKET", socket), Duration::from_secs(60))
     }
 
     /// The shared folder.

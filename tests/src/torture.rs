@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    process::{foreign, run_into},
+    process::{foreign, run, run_into},
     smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2},
 };
 
@@ -50,6 +50,7 @@ pub fn attempt(server: &Smbd, name: &str, protection: &str, limit: Duration) -> 
         .arg(format!("--client-protection={protection}"))
         .arg(format!("--option=torture:user2name={USER2}"))
         .arg(format!("--option=torture:user2password={PASSWORD2}"))
+        .args(if name == "smb2.twrp" { past(server) } else { Vec::new() })
         .arg(format!("//{}/vms", server.address().ip()))
         .arg(name);
     let file = server.scratch().join(format!("{name}.{protection}.out"));
@@ -60,6 +61,34 @@ pub fn attempt(server: &Smbd, name: &str, protection: &str, limit: Duration) -> 
     let text = [file, errors].map(|path| fs::read(path).unwrap_or_default()).concat();
     let output = String::from_utf8_lossy(&text).into_owned();
     Some(Results { ended, time, ..count(name, output) })
+}
+
+/// Puts a file with a stream on the share and takes a snapshot; the options that tell of it. None
+/// where the share's file system cannot.
+fn past(server: &Smbd) -> Vec<String> {
+    const STREAM: &str = "a stream";
+    let local = server.scratch().join("local");
+    fs::write(&local, STREAM).expect("the folder is writable");
+    let Some(client) = foreign("smbclient") else { return Vec::new() };
+    let put = run(
+        Command::new(client)
+            .args(["-s", "/dev/null", "-p", &server.port().to_string()])
+            .args(["-U", &format!("{USER}%{PASSWORD}")])
+            .arg(format!("//{}/vms", server.address().ip()))
+            .args(["-c", &format!("put {0} file; put {0} file:stream", local.display())]),
+        Duration::from_secs(60),
+    );
+    let taken = server.admin(&["share", "snapshot", "vms"]);
+    if !put.status.success() || !taken.status.success() {
+        return Vec::new();
+    }
+    let time = String::from_utf8_lossy(&taken.stdout).trim().to_owned();
+    vec![
+        format!("--option=torture:twrp_snapshot={time}"),
+        "--option=torture:twrp_file=file".to_owned(),
+        "--option=torture:twrp_stream=stream".to_owned(),
+        format!("--option=torture:twrp_stream_size={}", STREAM.len()),
+    ]
 }
 
 /// Reads the names of tests and what became of them from what a suite printed.

@@ -73,6 +73,18 @@ fn compound() {
     check("smb2.compound", 18, &["smb2.compound.compound-padding"]);
 }
 
+/// Previous versions, on each file system that has them.
+#[test]
+fn twrp() {
+    for kind in [Kind::Xfs, Kind::Btrfs] {
+        let Some(volume) = Volume::mount(kind) else { return };
+        let server = Smbd::start_in(&volume.path(), "signing = \"enabled\"", "");
+        let Some(results) = suite(&server, "smb2.twrp", "sign", LIMIT) else { return };
+        let passed = ["smb2.twrp.write", "smb2.twrp.stream", "smb2.twrp.openroot"];
+        assert_eq!(results.passed, passed, "{kind:?}:\n{}", results.output);
+    }
+}
+
 /// On a file system whose files share blocks; what needs compression or Samba's private test
 /// controls does not apply.
 #[test]

@@ -23,6 +23,9 @@ use super::{
     short::short_name,
 };
 
+/// Rights that make a file readable: what `GENERIC_READ` is without waiting.
+const READABLE: Access = Access(0x0002_0089);
+
 /// A listing under way.
 #[derive(Debug)]
 pub struct Listing {
@@ -157,7 +160,7 @@ impl Listing {
         if let Some(sids) = &self.readable_by {
             let fd = open(folder.as_fd(), name)?;
             let rights = security::access(fd.as_fd(), sids).unwrap_or(Access::NONE);
-            if !rights.has(Access::READ_DATA) {
+            if !rights.has(READABLE) {
                 return None;
             }
         }

@@ -543,7 +543,11 @@ impl Open {
 
     /// Fails unless any of the rights in `any` was granted.
     pub fn need(&self, any: Access) -> Result<(), NtStatus> {
-        if self.access.any(any) { Ok(()) } else { Err(NtStatus::ACCESS_DENIED) }
+        match self.access.any(any) {
+            true => Ok(()),
+            false if self.volume.is_past() => Err(NtStatus::MEDIA_WRITE_PROTECTED),
+            false => Err(NtStatus::ACCESS_DENIED),
+        }
     }
 
     /// The content, if this is a file opened with one of the rights in `any`.

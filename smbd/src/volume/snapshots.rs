@@ -139,7 +139,7 @@ impl Volume {
                 if let Some(volume) = open.get(&time) {
                     return Ok(Some(volume.clone()));
                 }
-                let volume = Arc::new(Volume::from_root(root)?);
+                let volume = Arc::new(Volume::from_root(root, true)?);
                 open.insert(time, volume.clone());
                 Ok(Some(volume))
             }

@@ -98,7 +98,8 @@ fn table(text: &str) -> BTreeMap<String, (Counts, f64)> {
 /// Runs one suite against a server of its own, at `address` or wherever, and returns what became of each test.
 fn measure(suite: &Suite, address: Option<SocketAddr>, protection: &str) -> Option<Value> {
     // Some of these tests apply only where files can share blocks.
-    let volume = if suite.name == "smb2.ioctl" { Volume::mount(Kind::Xfs) } else { None };
+    let sharing = ["smb2.ioctl", "smb2.twrp"].contains(&suite.name.as_str());
+    let volume = if sharing { Volume::mount(Kind::Xfs) } else { None };
     let mut server = match (address, &volume) {
         (Some(address), _) => Smbd::start_at(address, suite.server(), ""),
         (None, Some(volume)) => Smbd::start_in(&volume.path(), suite.server(), ""),

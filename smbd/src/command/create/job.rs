@@ -98,6 +98,10 @@ impl Job<'_> {
         if wanted.has(Access::MAXIMUM_ALLOWED) {
             wanted = wanted.without(Access::MAXIMUM_ALLOWED).or(allowed);
         }
+        if self.volume.is_past() {
+            // It opens; what would change it is refused then.
+            wanted = wanted.and(self.tree.maximal_access);
+        }
         if wanted.any(Access::ALL.without(allowed)) {
             return Err(NtStatus::ACCESS_DENIED);
         }

@@ -1,0 +1,193 @@
+//! `bulkhead server`: what a running file server is doing, and telling it to stop doing so.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use serde::Serialize;
+use server_api::{Client, Reply, Request, Target};
+
+/// Where the server's admin socket is.
+#[derive(Debug, clap::Args)]
+pub struct Socket {
+    /// The server's admin socket: admin.sock in its state folder.
+    #[arg(
+        long,
+        global = true,
+        env = "BULKHEAD_SERVER_SOCKET",
+        default_value = "/var/lib/bulkhead/admin.sock"
+    )]
+    socket: PathBuf,
+}
+
+impl Socket {
+    /// Asks the server.
+    pub fn ask(&self, request: &Request) -> anyhow::Result<Reply> {
+        let mut client = Client::connect(&self.socket)?;
+        client.call(request).context("the server refused")
+    }
+}
+
+/// Arguments of `bulkhead server`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    socket: Socket,
+    /// Print JSON instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// How the server is.
+    Status,
+    /// Who is logged in.
+    Sessions,
+    /// What is open.
+    Opens,
+    /// Byte ranges that are locked.
+    Locks,
+    /// The shares.
+    Shares,
+    /// End sessions with all they have open, or close one open.
+    Disconnect(Which),
+    /// Read the configuration again.
+    Reload,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// One session, as `sessions` shows it.
+    #[arg(long, value_parser = number)]
+    session: Option<u64>,
+    /// All sessions of a user.
+    #[arg(long)]
+    user: Option<String>,
+    /// All sessions from an address, with or without port.
+    #[arg(long)]
+    address: Option<String>,
+    /// One open, as `opens` shows it.
+    #[arg(long, value_parser = number)]
+    open: Option<u64>,
+}
+
+/// A number, in hexadecimal as the tables show it (with or without 0x).
+fn number(text: &str) -> Result<u64, std::num::ParseIntError> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
+}
+
+/// Runs the subcommand.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let request = match args.command {
+        Command::Status => Request::Status,
+        Command::Sessions => Request::Sessions,
+        Command::Opens => Request::Opens,
+        Command::Locks => Request::Locks,
+        Command::Shares => Request::Shares,
+        Command::Reload => Request::Reload,
+        Command::Disconnect(Which { session, user, address, open }) => {
+            let target = session
+                .map(Target::Session)
+                .or(user.map(Target::User))
+                .or(address.map(Target::Address))
+                .or(open.map(Target::Open));
+            Request::Disconnect { target: target.context("say whom to disconnect")? }
+        }
+    };
+    show(args.socket.ask(&request)?, args.json)
+}
+
+fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}
+
+fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
+    match reply {
+        Reply::Status { status } if as_json => json(&status)?,
+        Reply::Sessions { sessions } if as_json => json(&sessions)?,
+        Reply::Opens { opens } if as_json => json(&opens)?,
+        Reply::Locks { locks } if as_json => json(&locks)?,
+        Reply::Shares { shares } if as_json => json(&shares)?,
+        Reply::Disconnected { count } if as_json => json(&count)?,
+        Reply::Status { status } => {
+            let row = |key: &str, value: String| println!("{key:<12} {value}");
+            row("name", status.name);
+            row("version", status.version);
+            row("process", status.pid.to_string());
+            row("uptime", format!("{} s", status.uptime_s));
+            row("listens on", status.listen.join(", "));
+            row("connections", status.connections.to_string());
+            row("sessions", status.sessions.to_string());
+            row("opens", format!("{} of {} files", status.opens, status.files));
+            row("shares", status.shares.to_string());
+        }
+        Reply::Sessions { sessions } => table(
+            &["SESSION", "USER", "CLIENT", "DIALECT", "PROTECTION", "SHARES", "OPENS"],
+            sessions.into_iter().map(|s| {
+                let protection = match (s.encrypted, s.signed, s.cipher) {
+                    (true, _, Some(cipher)) => cipher,
+                    (_, true, _) => "signed".to_owned(),
+                    _ => "-".to_owned(),
+                };
+                let (clients, shares) = (s.clients.join(" "), s.shares.join(" "));
+                let opens = s.opens.to_string();
+                [format!("{:x}", s.id), s.user, clients, s.dialect, protection, shares, opens]
+            }),
+        ),
+        Reply::Opens { opens } => table(
+            &["OPEN", "SESSION", "USER", "SHARE", "ACCESS", "CACHING", "LOCKS", "PATH"],
+            opens.into_iter().map(|o| {
+                let session = o.session.map_or_else(|| "-".to_owned(), |id| format!("{id:x}"));
+                let caching = if o.caching.is_empty() { "-".to_owned() } else { o.caching };
+                let access = format!("{:08x}", o.access);
+                let (id, locks) = (format!("{:x}", o.id), o.locks.to_string());
+                [id, session, o.user, o.share, access, caching, locks, o.path]
+            }),
+        ),
+        Reply::Locks { locks } => table(
+            &["OPEN", "USER", "SHARE", "OFFSET", "LENGTH", "KIND", "PATH"],
+            locks.into_iter().map(|l| {
+                let kind = if l.exclusive { "exclusive" } else { "shared" }.to_owned();
+                let (offset, length) = (l.offset.to_string(), l.length.to_string());
+                [format!("{:x}", l.open), l.user, l.share, offset, length, kind, l.path]
+            }),
+        ),
+        Reply::Shares { shares } => table(
+            &["SHARE", "MODE", "CONNECTED", "OPENS", "SNAPSHOTS", "BLOCKS", "FOLDER"],
+            shares.into_iter().map(|s| {
+                let mode = if s.read_only { "ro" } else { "rw" }.to_owned();
+                let blocks = if s.shares_blocks { "shared" } else { "-" }.to_owned();
+                let (connected, opens) = (s.connected.to_string(), s.opens.to_string());
+                [s.name, mode, connected, opens, s.snapshots.to_string(), blocks, s.path]
+            }),
+        ),
+        Reply::Disconnected { count } => println!("{count} ended"),
+        Reply::Ok => {}
+        other => bail!("the server answered {other:?}"),
+    }
+    Ok(())
+}
+
+/// Prints rows below a heading, each column as wide as it must be.
+fn table<const N: usize>(heading: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let rows: Vec<_> = rows.collect();
+    let mut widths = heading.map(str::len);
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    };
+    line(heading.to_vec());
+    for row in &rows {
+        line(row.iter().map(String::as_str).collect());
+    }
+}

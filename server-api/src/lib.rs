@@ -1,0 +1,20 @@
+//! The local control API of a file server: the types both ends speak and a small blocking client.
+//!
+//! ```text
+//!  bulkhead server … ──► Client ── unix socket, one JSON object a line ──► smbd
+//!  bulkhead share …        │  Request           ──►
+//!                          │  ◄── Event::Done(Reply) or Event::Failed
+//! ```
+//!
+//! The socket is `admin.sock` in the server's state folder; only its owner may use it. A
+//! connection carries one request at a time. This crate opens nothing but that socket and may be
+//! used by anything; it depends on no other crate of the product.
+
+mod client;
+mod wire;
+
+pub use client::{Client, ClientError};
+pub use wire::{
+    Event, LockInfo, MAX_LINE, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status,
+    Target,
+};

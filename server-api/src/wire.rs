@@ -1,0 +1,270 @@
+//! Requests and answers, one JSON object a line.
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the socket in the server's state folder.
+pub const SOCKET: &str = "admin.sock";
+
+/// Longest line either side accepts, in bytes: a list of a quarter of a million opens.
+pub const MAX_LINE: usize = 256 << 20;
+
+/// What is asked of the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How the server is.
+    Status,
+    /// All sessions.
+    Sessions,
+    /// All opens.
+    Opens,
+    /// All byte-range locks.
+    Locks,
+    /// All shares.
+    Shares,
+    /// End sessions, or close an open.
+    Disconnect {
+        /// Which.
+        target: Target,
+    },
+    /// Read the configuration again.
+    Reload,
+    /// Take a snapshot of a share.
+    SnapshotCreate {
+        /// Which share.
+        share: String,
+    },
+    /// List the snapshots of a share.
+    SnapshotList {
+        /// Which share.
+        share: String,
+    },
+    /// Remove a snapshot of a share.
+    SnapshotDelete {
+        /// Which share.
+        share: String,
+        /// Its time, as [`Reply::Snapshots`] has it.
+        time: String,
+    },
+}
+
+/// What is to be ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Target {
+    /// One session.
+    Session(u64),
+    /// All sessions of a user.
+    User(String),
+    /// All sessions from an address.
+    Address(String),
+    /// One open.
+    Open(u64),
+}
+
+/// How the server is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the server.
+    pub version: String,
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Addresses it listens on.
+    pub listen: Vec<String>,
+    /// Connections.
+    pub connections: u64,
+    /// Sessions.
+    pub sessions: u64,
+    /// Opens.
+    pub opens: u64,
+    /// Files that are open.
+    pub files: u64,
+    /// Shares.
+    pub shares: u64,
+}
+
+/// A session.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// Its name on the wire.
+    pub id: u64,
+    /// The user, folded.
+    pub user: String,
+    /// Addresses of its connections.
+    pub clients: Vec<String>,
+    /// The dialect.
+    pub dialect: String,
+    /// The cipher, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cipher: Option<String>,
+    /// It must encrypt.
+    pub encrypted: bool,
+    /// It must sign.
+    pub signed: bool,
+    /// Shares it is connected to, folded.
+    pub shares: Vec<String>,
+    /// Its opens.
+    pub opens: u64,
+}
+
+/// An open.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenInfo {
+    /// Its name on the wire.
+    pub id: u64,
+    /// The session that has it; none while a durable open waits for its client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<u64>,
+    /// The user, folded.
+    pub user: String,
+    /// The share, folded.
+    pub share: String,
+    /// The path in the share.
+    pub path: String,
+    /// It is a folder.
+    pub directory: bool,
+    /// Access that was granted, as a mask.
+    pub access: u32,
+    /// Oplock or lease it has.
+    pub caching: String,
+    /// Byte-range locks it has.
+    pub locks: u64,
+}
+
+/// A byte-range lock.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockInfo {
+    /// The open that has it.
+    pub open: u64,
+    /// The user, folded.
+    pub user: String,
+    /// The share, folded.
+    pub share: String,
+    /// The path in the share.
+    pub path: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Nobody else may read there.
+    pub exclusive: bool,
+}
+
+/// A share.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareInfo {
+    /// Its name.
+    pub name: String,
+    /// Its folder.
+    pub path: String,
+    /// Nothing in it may be changed.
+    pub read_only: bool,
+    /// Trees that are connected to it.
+    pub connected: u64,
+    /// Opens in it.
+    pub opens: u64,
+    /// Its snapshots.
+    pub snapshots: u64,
+    /// Files in it can share blocks.
+    pub shares_blocks: bool,
+    /// What administrators see.
+    pub comment: String,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done, nothing to tell.
+    Ok,
+    /// To [`Request::Status`].
+    Status {
+        /// How it is.
+        status: Box<Status>,
+    },
+    /// To [`Request::Sessions`].
+    Sessions {
+        /// By name.
+        sessions: Vec<SessionInfo>,
+    },
+    /// To [`Request::Opens`].
+    Opens {
+        /// By share and path.
+        opens: Vec<OpenInfo>,
+    },
+    /// To [`Request::Locks`].
+    Locks {
+        /// By share, path and offset.
+        locks: Vec<LockInfo>,
+    },
+    /// To [`Request::Shares`].
+    Shares {
+        /// By name.
+        shares: Vec<ShareInfo>,
+    },
+    /// To [`Request::Disconnect`].
+    Disconnected {
+        /// Sessions or opens that were ended.
+        count: u64,
+    },
+    /// To [`Request::SnapshotCreate`].
+    SnapshotTaken {
+        /// Its time, which is its name.
+        time: String,
+    },
+    /// To [`Request::SnapshotList`].
+    Snapshots {
+        /// The last first.
+        times: Vec<String>,
+    },
+}
+
+/// A line from the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The request was carried out.
+    Done {
+        /// Answer.
+        reply: Reply,
+    },
+    /// The request failed.
+    Failed {
+        /// Why, in one line.
+        message: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_the_documented_form() {
+        let text = r#"{"op":"disconnect","target":{"session":7}}"#;
+        let request = Request::Disconnect { target: Target::Session(7) };
+        assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
+        assert_eq!(serde_json::from_str::<Request>(r#"{"op":"status"}"#).unwrap(), Request::Status);
+        for bad in [r#"{"op":"snapshot-create"}"#, r#"{"op":"sessions","x":1}x"#, "{}", ""] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn events_round_trip() {
+        for event in [
+            Event::Failed { message: "no".into() },
+            Event::Done { reply: Reply::Status { status: Box::default() } },
+            Event::Done { reply: Reply::Opens { opens: vec![OpenInfo::default()] } },
+            Event::Done { reply: Reply::Locks { locks: vec![LockInfo::default()] } },
+        ] {
+            let line = serde_json::to_string(&event).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+        }
+    }
+}

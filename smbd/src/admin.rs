@@ -1,0 +1,310 @@
+//! The admin socket: what administrators ask of the running server (see `server-api`).
+//!
+//! ```text
+//!  bulkhead server … ──► state_dir/admin.sock (mode 0600) ──► one task a connection
+//!                                                                  │ a thread that may wait
+//!                                                                  ▼
+//!                                    sessions, opens, locks, shares, snapshots, reload
+//! ```
+//!
+//! Nothing here is on the path of a client's request: lists are made from the tables that are
+//! there anyway, when someone asks.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
+
+use server_api::{
+    Event, LockInfo, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status, Target,
+};
+use smb_protocol::{Dialect, SessionId, fscc::snapshots::SnapshotTime, ntlm::users};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+};
+
+use crate::{Server, session::Session, volume::Volume, volume::open::Open};
+
+/// Longest request.
+const MAX_REQUEST: u64 = 64 << 10;
+/// Connections at a time.
+const CONNECTIONS: usize = 16;
+
+/// Reads the configuration again and hands it to the server.
+pub type Reload = Box<dyn Fn(&Server) -> Result<(), String> + Send + Sync>;
+
+/// Binds the admin socket in the state folder, for its owner only. Must run inside a tokio
+/// runtime.
+///
+/// # Errors
+/// `AddrInUse` if a server listens there, else what the operating system says.
+pub fn bind(state_dir: &Path) -> io::Result<UnixListener> {
+    let path = state_dir.join(SOCKET);
+    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        let text = format!("another server uses {}", state_dir.display());
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+    }
+    // It is made where nobody else can reach it, so that it never has wider permissions.
+    let hidden = state_dir.join(format!(".admin-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&hidden);
+    fs::DirBuilder::new().mode(0o700).create(&hidden)?;
+    let made = hidden.join("s");
+    let listener = UnixListener::bind(&made);
+    let placed = listener.and_then(|listener| {
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&made, &path)?;
+        Ok(listener)
+    });
+    let _ = fs::remove_dir_all(&hidden);
+    placed
+}
+
+/// Serves the socket for ever.
+pub async fn serve(server: Arc<Server>, listener: UnixListener, reload: Reload) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let reload = Arc::new(reload);
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "admin socket");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+        let (server, reload) = (server.clone(), reload.clone());
+        tokio::spawn(async move {
+            if let Err(error) = connection(server, stream, reload).await {
+                tracing::debug!(%error, "admin connection");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn connection(
+    server: Arc<Server>,
+    stream: UnixStream,
+    reload: Arc<Reload>,
+) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    loop {
+        let mut line = Vec::new();
+        if (&mut read).take(MAX_REQUEST).read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        let event = match serde_json::from_slice(&line) {
+            Ok(request) => {
+                let (server, reload) = (server.clone(), reload.clone());
+                let done =
+                    tokio::task::spawn_blocking(move || carry_out(&server, request, &reload));
+                match done.await.map_err(io::Error::other)? {
+                    Ok(reply) => Event::Done { reply },
+                    Err(message) => Event::Failed { message },
+                }
+            }
+            Err(error) => Event::Failed { message: format!("bad request: {error}") },
+        };
+        let mut line = serde_json::to_vec(&event)?;
+        line.push(b'\n');
+        write.write_all(&line).await?;
+    }
+}
+
+fn carry_out(server: &Server, request: Request, reload: &Reload) -> Result<Reply, String> {
+    Ok(match request {
+        Request::Status => Reply::Status { status: Box::new(status(server)) },
+        Request::Sessions => Reply::Sessions { sessions: sessions(server) },
+        Request::Opens => Reply::Opens { opens: opens(server) },
+        Request::Locks => Reply::Locks { locks: locks(server) },
+        Request::Shares => Reply::Shares { shares: shares(server) },
+        Request::Disconnect { target } => {
+            let count = disconnect(server, &target);
+            if count == 0 {
+                return Err("nothing to disconnect by that name".to_owned());
+            }
+            tracing::info!(?target, count, "disconnected by an administrator");
+            Reply::Disconnected { count }
+        }
+        Request::Reload => {
+            reload(server)?;
+            Reply::Ok
+        }
+        Request::SnapshotCreate { share } => {
+            let time = volume(server, &share)?.take_snapshot().map_err(|e| e.to_string())?;
+            tracing::info!(share, %time, "snapshot taken");
+            Reply::SnapshotTaken { time: time.to_string() }
+        }
+        Request::SnapshotList { share } => {
+            let times = volume(server, &share)?.snapshots().map_err(|e| e.to_string())?;
+            Reply::Snapshots { times: times.iter().map(SnapshotTime::to_string).collect() }
+        }
+        Request::SnapshotDelete { share, time } => {
+            let moment = time.parse().map_err(|e| format!("{time}: {e}"))?;
+            volume(server, &share)?.delete_snapshot(moment).map_err(|e| e.to_string())?;
+            tracing::info!(share, time, "snapshot deleted");
+            Reply::Ok
+        }
+    })
+}
+
+fn volume(server: &Server, share: &str) -> Result<Arc<Volume>, String> {
+    let found = server.current().volumes.get(&users::fold(share)).cloned();
+    found.ok_or_else(|| format!("no share {share}"))
+}
+
+fn status(server: &Server) -> Status {
+    let current = server.current();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: current.config.name.clone(),
+        pid: std::process::id(),
+        uptime_s: server.started.elapsed().as_secs(),
+        listen: current.config.listen.iter().map(ToString::to_string).collect(),
+        connections: server.connections.load(Ordering::Relaxed) as u64,
+        sessions: server.sessions.len() as u64,
+        opens: server.nodes.open_count() as u64,
+        files: server.nodes.len() as u64,
+        shares: current.config.shares.len() as u64,
+    }
+}
+
+fn sessions(server: &Server) -> Vec<SessionInfo> {
+    let mut list: Vec<_> =
+        server.sessions.all().iter().map(|session| session_info(session)).collect();
+    list.sort_by_key(|session| session.id);
+    list
+}
+
+fn session_info(session: &Session) -> SessionInfo {
+    SessionInfo {
+        id: session.id.0,
+        user: session.user.clone(),
+        clients: session.channels().iter().map(|channel| channel.peer.to_string()).collect(),
+        dialect: dialect(session.origin.dialect),
+        cipher: session.origin.cipher.map(|cipher| format!("{cipher:?}")),
+        encrypted: session.must_encrypt,
+        signed: session.must_sign,
+        shares: session.tree_shares(),
+        opens: session.open_count() as u64,
+    }
+}
+
+/// A dialect as the configuration writes it.
+fn dialect(dialect: Dialect) -> String {
+    let (major, minor, patch) = (dialect.0 >> 8, dialect.0 >> 4 & 0xf, dialect.0 & 0xf);
+    if patch == 0 { format!("{major}.{minor}") } else { format!("{major}.{minor}.{patch}") }
+}
+
+fn open_info(open: &Open) -> OpenInfo {
+    OpenInfo {
+        id: open.id.persistent,
+        session: open.session().map(|session| session.id.0),
+        user: open.origin.user.clone(),
+        share: open.origin.share.clone(),
+        path: open.full_name().unwrap_or_else(|_| open.origin.name.clone()),
+        directory: open.directory,
+        access: open.access.0,
+        caching: caching(open),
+        locks: open.node.locks_of(open.node_id()).len() as u64,
+    }
+}
+
+/// What an open may cache, in the letters of leases.
+fn caching(open: &Open) -> String {
+    let (state, _) = open.node.caching(open.node_id());
+    let letters = [(1, 'R'), (2, 'H'), (4, 'W')];
+    let held = letters.iter().filter(|(bit, _)| state.0 & bit != 0);
+    held.map(|(_, letter)| *letter).collect()
+}
+
+fn opens(server: &Server) -> Vec<OpenInfo> {
+    let mut list: Vec<_> = server.nodes.all_opens().iter().map(|open| open_info(open)).collect();
+    list.sort_by(|a, b| (&a.share, &a.path, a.id).cmp(&(&b.share, &b.path, b.id)));
+    list
+}
+
+fn locks(server: &Server) -> Vec<LockInfo> {
+    let mut list = Vec::new();
+    for open in server.nodes.all_opens() {
+        for (range, exclusive) in open.node.locks_of(open.node_id()) {
+            let info = open_info(&open);
+            list.push(LockInfo {
+                open: info.id,
+                user: info.user,
+                share: info.share,
+                path: info.path,
+                offset: range.offset,
+                length: range.length,
+                exclusive,
+            });
+        }
+    }
+    list.sort_by(|a, b| (&a.share, &a.path, a.offset).cmp(&(&b.share, &b.path, b.offset)));
+    list
+}
+
+fn shares(server: &Server) -> Vec<ShareInfo> {
+    let current = server.current();
+    let sessions = server.sessions.all();
+    let opens = server.nodes.all_opens();
+    let info = |(key, share): (&String, &crate::config::Share)| {
+        let trees = sessions.iter().flat_map(|session| session.tree_shares());
+        let volume = current.volumes.get(key);
+        ShareInfo {
+            name: share.name.clone(),
+            path: share.path.display().to_string(),
+            read_only: share.read_only,
+            connected: trees.filter(|name| name == key).count() as u64,
+            opens: opens.iter().filter(|open| open.origin.share == *key).count() as u64,
+            snapshots: volume.and_then(|v| v.snapshots().ok()).map_or(0, |list| list.len()) as u64,
+            shares_blocks: volume.is_some_and(|volume| volume.shares_blocks()),
+            comment: share.comment.clone(),
+        }
+    };
+    current.config.shares.iter().map(info).collect()
+}
+
+/// Ends sessions with all their opens, or closes one open; how many there were.
+fn disconnect(server: &Server, target: &Target) -> u64 {
+    let by = |wanted: &dyn Fn(&Session) -> bool| {
+        let gone: Vec<_> = server.sessions.all().into_iter().filter(|s| wanted(s)).collect();
+        for session in &gone {
+            for open in server.nodes.all_opens() {
+                if open.session().is_some_and(|its| its.id == session.id) {
+                    open.close_for_good();
+                }
+            }
+            server.sessions.end(session.id);
+        }
+        gone.len() as u64
+    };
+    match target {
+        Target::Session(id) => by(&|session| session.id == SessionId(*id)),
+        Target::User(name) => {
+            let folded = users::fold(name);
+            by(&|session| session.user == folded)
+        }
+        Target::Address(text) => by(&|session| {
+            let its = |address: &std::net::SocketAddr| {
+                address.to_string() == *text || address.ip().to_string() == *text
+            };
+            session.channels().iter().any(|channel| its(&channel.peer))
+        }),
+        Target::Open(id) => {
+            match server.nodes.all_opens().iter().find(|o| o.id.persistent == *id) {
+                Some(open) => {
+                    open.close_for_good();
+                    1
+                }
+                None => 0,
+            }
+        }
+    }
+}
