@@ -18,6 +18,7 @@ use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, securi
 use crate::{
     accounts,
     config::Config,
+    meters::Meters,
     session::{ConnectionId, Sessions},
     tokens::Tokens,
     volume::{Volume, node::Nodes, streams},
@@ -36,6 +37,8 @@ pub struct Server {
     pub nodes: Arc<Nodes>,
     /// Tokens of offloaded transfers.
     pub tokens: Arc<Tokens>,
+    /// What connections count.
+    pub meters: Meters,
     /// When it started.
     pub started: Instant,
     /// Number of connections.
@@ -95,6 +98,7 @@ impl Server {
             sessions: Sessions::default(),
             nodes: Arc::default(),
             tokens: Arc::default(),
+            meters: Meters::default(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
