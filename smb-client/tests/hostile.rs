@@ -196,7 +196,7 @@ impl Peer {
             max_transact_size: 1 << 20,
             max_read_size: 1 << 20,
             max_write_size: 1 << 20,
-            security_buffer: Acceptor::hint(),
+            security_buffer: Acceptor::hint(false),
             contexts: vec![
                 negotiate::Context::Preauth {
                     hashes: vec![negotiate::HashAlgorithm::SHA_512],
@@ -211,7 +211,7 @@ impl Peer {
         preauth.update(&message);
         self.send(message, false).await?;
 
-        let mut acceptor = Acceptor::new(Arc::new(ServerInfo::standalone("fake")));
+        let mut acceptor = Acceptor::new(Arc::new(ServerInfo::standalone("fake")), None);
         loop {
             let (mut header, request) = self.receive().await?;
             preauth.update(&request);

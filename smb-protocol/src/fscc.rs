@@ -2,6 +2,7 @@
 //! controls.
 
 pub mod directory;
+pub mod ea;
 pub mod file_info;
 pub mod fs_info;
 pub mod fsctl;
@@ -168,9 +169,17 @@ open_enum! {
         ID = 59,
         /// Directory entry with 128-bit file number.
         ID_EXTD_DIRECTORY = 60,
+        /// Directory entry with 128-bit file number and short name.
+        ID_EXTD_BOTH_DIRECTORY = 63,
         /// Delete with POSIX rules.
         DISPOSITION_EX = 64,
         /// Rename with POSIX rules.
         RENAME_EX = 65,
+        /// Hard link with POSIX rules.
+        LINK_EX = 72,
+        /// Directory entry with 64-bit file number and reparse tag.
+        ID_64_EXTD_DIRECTORY = 78,
+        /// The same with short name.
+        ID_64_EXTD_BOTH_DIRECTORY = 79,
     }
 }

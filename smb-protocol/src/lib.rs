@@ -16,6 +16,7 @@ pub mod crypto;
 pub mod fscc;
 pub mod header;
 pub mod ids;
+pub mod kerberos;
 pub mod msg;
 pub mod name;
 pub mod ntlm;

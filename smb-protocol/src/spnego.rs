@@ -8,20 +8,19 @@
 //!  server ── NegTokenResp completed [MIC] ───────────► client
 //! ```
 //!
-//! [`Acceptor`] and [`Initiator`] are the two sides, without I/O. Bare NTLM tokens, as some
-//! kernel clients send them, are accepted too. The one mechanism so far is NTLM; another is a
-//! further arm of the mechanism choice in [`acceptor`](Acceptor) and a further identifier in
-//! [`token`].
+//! [`Acceptor`] and [`Initiator`] are the two sides, without I/O. Bare NTLM and Kerberos tokens,
+//! as some clients send them, are accepted too. The server speaks Kerberos, in two messages, when
+//! it has keys, and NTLM; the client speaks NTLM.
 
 mod acceptor;
-mod der;
+pub(crate) mod der;
 mod initiator;
 pub mod token;
 
-pub use acceptor::{Acceptor, Completed, Identity, Step};
+pub use acceptor::{Acceptor, Completed, Identity, Step, Ticket};
 pub use initiator::Initiator;
 
-use crate::ntlm;
+use crate::{kerberos, ntlm};
 
 /// Why a token was refused or authentication failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +44,9 @@ pub enum Error {
     /// The mechanism failed.
     #[error(transparent)]
     Ntlm(#[from] ntlm::Error),
+    /// Kerberos failed.
+    #[error(transparent)]
+    Kerberos(#[from] kerberos::Error),
 }
 
 impl Error {
@@ -57,7 +59,7 @@ impl Error {
             Self::Malformed(_)
                 | Self::OutOfOrder
                 | Self::Ntlm(ntlm::Error::Malformed { .. } | ntlm::Error::OutOfOrder)
-        )
+        ) || matches!(self, Self::Kerberos(error) if error.is_malformed())
     }
 }
 
@@ -68,7 +70,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{token::*, *};
-    use crate::ntlm::{Client, Credentials, NtHash, ServerInfo};
+    use crate::{
+        kerberos::service_tests,
+        ntlm::{Client, Credentials, NtHash, ServerInfo},
+    };
 
     fn credentials(password: &str) -> Credentials {
         let hash = NtHash::of_password(password);
@@ -80,7 +85,7 @@ mod tests {
     }
 
     fn acceptor() -> Acceptor {
-        Acceptor::new(Arc::new(ServerInfo::standalone("bulkhead")))
+        Acceptor::new(Arc::new(ServerInfo::standalone("bulkhead")), None)
     }
 
     fn initiator(password: &str) -> Initiator {
@@ -97,7 +102,7 @@ mod tests {
     #[test]
     fn both_sides_agree() {
         let (mut client, mut server) = (initiator("geheim"), acceptor());
-        let first = client.first(&Acceptor::hint()).unwrap();
+        let first = client.first(&Acceptor::hint(false)).unwrap();
         let second = cont(server.step(&first, 1, lookup).unwrap());
         let third = client.second(&second, 1).unwrap();
         let Step::Done(done) = server.step(&third, 1, lookup).unwrap() else { panic!("not done") };
@@ -143,6 +148,70 @@ mod tests {
         assert!(security.verify_first(ntlm::compute::Side::Server, &list, last.mic.unwrap()));
     }
 
+    fn with_kerberos() -> Acceptor {
+        let service = Arc::new(service_tests::service());
+        Acceptor::new(Arc::new(ServerInfo::standalone("bulkhead")), Some(service))
+    }
+
+    #[test]
+    fn a_ticket_is_enough_where_kerberos_is_preferred() {
+        let request = service_tests::Client::new().token();
+        let now = service_tests::at(service_tests::NOW);
+        for mech in [KERBEROS, MS_KERBEROS] {
+            let list = mech_list(&[mech, NTLM]);
+            let init = InitToken { mech_list: &list, mech_token: Some(&request), mic: None };
+            let Step::Done(done) = with_kerberos().step(&init.encode(), now, lookup).unwrap()
+            else {
+                panic!("not done")
+            };
+            let reply = RespToken::parse(&done.token).unwrap();
+            assert_eq!((reply.state, reply.mech), (Some(State::Completed), Some(mech)));
+            assert!(reply.token.is_some());
+            let ticket = done.ticket.unwrap();
+            assert_eq!(ticket.client.to_string(), "alice@EXAMPLE");
+            assert_eq!(ticket.expires, service_tests::at(service_tests::NOW + 1000));
+        }
+        // Without a frame of SPNEGO.
+        assert!(matches!(with_kerberos().step(&request, now, lookup), Ok(Step::Done(_))));
+        // Who has no ticket is served as before.
+        let (mut client, mut server) = (initiator("geheim"), with_kerberos());
+        let second = cont(server.step(&client.first(&[]).unwrap(), now, lookup).unwrap());
+        let third = client.second(&second, now).unwrap();
+        assert!(matches!(server.step(&third, now, lookup), Ok(Step::Done(_))));
+    }
+
+    #[test]
+    fn kerberos_that_was_not_preferred_needs_a_signed_list() {
+        const UNKNOWN: &[u8] = &[0x2a, 3, 4];
+        let client = service_tests::Client::new();
+        let key = client.proof.subkey.clone().unwrap();
+        let now = service_tests::at(service_tests::NOW);
+        let list = mech_list(&[UNKNOWN, KERBEROS]);
+        let first = InitToken { mech_list: &list, mech_token: None, mic: None }.encode();
+        for right in [true, false] {
+            let mut server = with_kerberos();
+            let reply = cont(server.step(&first, now, lookup).unwrap());
+            let reply = RespToken::parse(&reply).unwrap();
+            assert_eq!((reply.state, reply.mech), (Some(State::RequestMic), Some(KERBEROS)));
+            let request = client.token();
+            let second = RespToken { token: Some(&request), ..RespToken::default() };
+            let reply = cont(server.step(&second.encode(), now, lookup).unwrap());
+            assert!(RespToken::parse(&reply).unwrap().token.is_some());
+            let text: &[u8] = if right { &list } else { b"another list" };
+            let mic = kerberos::gss::mic(&key, kerberos::gss::Side::Initiator, 77, text);
+            let third = RespToken { mic: Some(&mic), ..RespToken::default() };
+            match server.step(&third.encode(), now, lookup) {
+                Ok(Step::Done(done)) => {
+                    assert!(right);
+                    let last = RespToken::parse(&done.token).unwrap();
+                    let side = kerberos::gss::Side::Acceptor;
+                    assert!(kerberos::gss::verify_mic(&key, side, &list, last.mic.unwrap()));
+                }
+                other => assert!(!right && matches!(other, Err(Error::MechListMic))),
+            }
+        }
+    }
+
     #[test]
     fn a_missing_or_wrong_list_mic_is_refused() {
         for wrong in [None, Some([1u8; 16])] {
@@ -160,7 +229,7 @@ mod tests {
     #[test]
     fn a_wrong_password_fails_and_ends_the_exchange() {
         let (mut client, mut server) = (initiator("falsch"), acceptor());
-        let first = client.first(&Acceptor::hint()).unwrap();
+        let first = client.first(&Acceptor::hint(false)).unwrap();
         let second = cont(server.step(&first, 1, lookup).unwrap());
         let third = client.second(&second, 1).unwrap();
         let error = server.step(&third, 1, lookup).unwrap_err();

@@ -19,6 +19,8 @@ open_enum! {
         NO_MORE_FILES = 0x80000006,
         /// `STATUS_STOPPED_ON_SYMLINK`.
         STOPPED_ON_SYMLINK = 0x8000002d,
+        /// `STATUS_NO_MORE_EAS`.
+        NO_MORE_EAS = 0x80000012,
         /// `STATUS_INVALID_EA_NAME`.
         INVALID_EA_NAME = 0x80000013,
         /// `STATUS_EA_LIST_INCONSISTENT`.
@@ -81,6 +83,8 @@ open_enum! {
         INVALID_LOCK_RANGE = 0xc00001a1,
         /// `STATUS_DELETE_PENDING`.
         DELETE_PENDING = 0xc0000056,
+        /// `STATUS_TOO_MANY_LINKS`.
+        TOO_MANY_LINKS = 0xc0000265,
         /// `STATUS_INVALID_OWNER`.
         INVALID_OWNER = 0xc000005a,
         /// `STATUS_INVALID_SECURITY_DESCR`.

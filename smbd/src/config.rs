@@ -18,6 +18,10 @@ use zeroize::Zeroizing;
 
 use crate::accounts;
 
+mod kerberos;
+
+pub use kerberos::Kerberos;
+
 /// A configuration that cannot be used; the text says where and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -154,6 +158,7 @@ struct File {
     server: ServerSection,
     #[serde(default)]
     limits: Limits,
+    kerberos: Option<kerberos::Section>,
     #[serde(default)]
     user: Vec<UserSection>,
     #[serde(default)]
@@ -340,9 +345,11 @@ pub struct Config {
     pub limits: Limits,
     /// Shown beside the name in listings.
     pub comment: String,
-    /// Users by folded name.
+    /// Kerberos, if it is spoken.
+    pub kerberos: Option<Kerberos>,
+    /// Hashes of users who have one, by folded name.
     pub users: BTreeMap<String, NtHash>,
-    /// How they are written, by folded name.
+    /// All users as they are written, by folded name.
     pub user_names: BTreeMap<String, String>,
     /// Users who administer the server, folded.
     pub admin_users: HashSet<String>,
@@ -388,8 +395,11 @@ impl Config {
             return Err(check.bad("server.min_dialect", "must not be above max_dialect"));
         }
         let (users, user_names) = check.users(&file)?;
-        let admin_users = check.known(&file.server.admin_users, &users, "server.admin_users")?;
-        let shares = check.shares(&file, &users)?;
+        let admin_users =
+            check.known(&file.server.admin_users, &user_names, "server.admin_users")?;
+        let shares = check.shares(&file, &user_names)?;
+        let section = file.kerberos.as_ref();
+        let kerberos = section.map(|section| check.kerberos(section, &user_names)).transpose()?;
         Ok(Self {
             listen: file.server.listen,
             name: file.server.name,
@@ -405,6 +415,7 @@ impl Config {
             multichannel: file.server.multichannel,
             comment: file.server.comment,
             limits: file.limits,
+            kerberos,
             users,
             user_names,
             admin_users,
@@ -449,6 +460,11 @@ impl Check<'_> {
 
     /// Reads a secret that only its owner may read.
     fn secret_file(&self, key: &str, path: &Path) -> Result<Zeroizing<String>, ConfigError> {
+        read_text(&self.secret_path(key, path)?)
+    }
+
+    /// The path of a secret, which only its owner may read.
+    fn secret_path(&self, key: &str, path: &Path) -> Result<PathBuf, ConfigError> {
         let path = &self.relative(path);
         let meta = std::fs::metadata(path)
             .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
@@ -461,7 +477,7 @@ impl Check<'_> {
             );
             return Err(self.bad(key, message));
         }
-        read_text(path)
+        Ok(path.clone())
     }
 
     /// Paths are taken from the folder of the configuration file.
@@ -500,14 +516,21 @@ impl Check<'_> {
                     }
                     NtHash::of_password(line)
                 }
+                // Such a user can come with a ticket only.
+                (None, None, None) if file.kerberos.is_some() => {
+                    if names.insert(users::fold(&user.name), user.name.clone()).is_some() {
+                        return Err(self.bad(&key, "defined twice"));
+                    }
+                    continue;
+                }
                 _ => {
                     return Err(
                         self.bad(&key, "give exactly one of password, nt_hash, password_file")
                     );
                 }
             };
-            names.insert(users::fold(&user.name), user.name.clone());
-            if all.insert(users::fold(&user.name), hash).is_some() {
+            all.insert(users::fold(&user.name), hash);
+            if names.insert(users::fold(&user.name), user.name.clone()).is_some() {
                 return Err(self.bad(&key, "defined twice"));
             }
         }
@@ -516,8 +539,8 @@ impl Check<'_> {
             let list = users::parse(&text)
                 .map_err(|e| self.bad("server.users_file", format!("{}: {e}", path.display())))?;
             for user in list {
-                names.insert(users::fold(&user.name), user.name.clone());
-                if all.insert(users::fold(&user.name), user.hash).is_some() {
+                all.insert(users::fold(&user.name), user.hash);
+                if names.insert(users::fold(&user.name), user.name.clone()).is_some() {
                     return Err(self.bad(&format!("user {:?}", user.name), "defined twice"));
                 }
             }
@@ -536,7 +559,7 @@ impl Check<'_> {
     fn known(
         &self,
         names: &[String],
-        users: &BTreeMap<String, NtHash>,
+        users: &BTreeMap<String, String>,
         key: &str,
     ) -> Result<HashSet<String>, ConfigError> {
         let mut known = HashSet::new();
@@ -553,7 +576,7 @@ impl Check<'_> {
     fn shares(
         &self,
         file: &File,
-        users: &BTreeMap<String, NtHash>,
+        users: &BTreeMap<String, String>,
     ) -> Result<BTreeMap<String, Share>, ConfigError> {
         let mut all = BTreeMap::new();
         for share in &file.share {

@@ -13,7 +13,9 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use smb_protocol::{SessionId, fscc::filetime_from_unix, ntlm::ServerInfo, security::Sid};
+use smb_protocol::{
+    SessionId, fscc::filetime_from_unix, kerberos, ntlm::ServerInfo, security::Sid,
+};
 
 use crate::{
     accounts,
@@ -56,6 +58,8 @@ pub struct Current {
     pub config: Config,
     /// Folders by folded share name.
     pub volumes: BTreeMap<String, Arc<Volume>>,
+    /// Takes tickets, if Kerberos is spoken.
+    pub kerberos: Option<Arc<kerberos::Service>>,
 }
 
 impl Current {
@@ -79,7 +83,15 @@ impl Current {
         for volume in &all {
             volume.know(&all)?;
         }
-        Ok(Self { config, volumes })
+        let before = old.and_then(|old| old.kerberos.clone());
+        let kerberos = config.kerberos.as_ref().map(|kerberos| {
+            let keytab = kerberos.keytab.clone();
+            Arc::new(match before {
+                Some(before) => before.with_keys(keytab),
+                None => kerberos::Service::new(keytab),
+            })
+        });
+        Ok(Self { config, volumes, kerberos })
     }
 }
 

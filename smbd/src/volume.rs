@@ -10,6 +10,8 @@
 //! `..` nor by a symbolic link. A file is reached by descriptor from then on, never by path.
 
 pub mod attributes;
+pub mod changes;
+pub mod eas;
 pub mod kept;
 pub mod listing;
 pub mod node;
@@ -18,9 +20,12 @@ pub mod path;
 pub mod pattern;
 pub mod security;
 pub mod sequence;
+pub mod short;
 pub mod snapshots;
 pub mod space;
 pub mod streams;
+pub mod times;
+pub mod tunnel;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -30,6 +35,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::Instant,
 };
 
 use rustix::{
@@ -52,6 +58,7 @@ pub struct Volume {
     /// It is a snapshot of another.
     past: bool,
     streams: RwLock<Arc<StreamStore>>,
+    tunnel: tunnel::Tunnel,
 }
 
 /// Where a name leads.
@@ -87,7 +94,8 @@ impl Volume {
         let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
         let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
         let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
-        Ok(Self { root, streams, shares_blocks, snapshots, past })
+        let tunnel = tunnel::Tunnel::default();
+        Ok(Self { root, streams, shares_blocks, snapshots, past, tunnel })
     }
 
     /// Whether it is a snapshot, in which nothing changes any more.
@@ -204,15 +212,23 @@ impl Volume {
             Err(Errno::NOTDIR) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND),
             Err(error) => return Err(of_errno(error)),
         };
+        let by_short = part.contains('~') && short::is_short(part);
+        let mut short_for = Vec::new();
         for entry in Dir::new(fd).map_err(of_errno)? {
             let entry = entry.map_err(of_errno)?;
-            if let Ok(text) = entry.file_name().to_str()
-                && same_name(text, part)
-            {
+            let Ok(text) = entry.file_name().to_str() else { continue };
+            if same_name(text, part) {
                 return Ok(Some(text.to_owned()));
             }
+            if by_short
+                && path::valid_part(text)
+                && short::short_name(text).is_some_and(|short| same_name(&short, part))
+            {
+                short_for.push(text.to_owned());
+            }
         }
-        Ok(None)
+        // A short name that could mean two files means none.
+        Ok(short_for.pop().filter(|_| short_for.is_empty()))
     }
 
     /// Makes a regular file that must not be there yet, opened for reading and writing.
@@ -237,7 +253,25 @@ impl Volume {
     /// Removes `path` if it still names the file that `stat` describes.
     pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
         let (parent, name) = self.parent(path)?;
-        unlink_same(parent.as_fd(), &name, stat)
+        unlink_same(parent.as_fd(), &name, stat)?;
+        if let Ok(folder) = rustix::fs::fstat(&parent) {
+            self.tunnel.went(node::key(&folder), &name.to_string_lossy(), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// The name that a new file really gets: one that is made by the short name of a file that has
+    /// just gone gets that one's long name.
+    pub fn tunnelled(&self, folder: BorrowedFd<'_>, path: RelPath) -> RelPath {
+        let long = path.split().filter(|(_, name)| name.contains('~')).and_then(|(above, name)| {
+            let folder = rustix::fs::fstat(folder).ok()?;
+            let long = self.tunnel.comes_back(node::key(&folder), name, Instant::now())?;
+            Some(above.child(&long))
+        });
+        match long {
+            Some(long) if matches!(self.look(&long), Err(Errno::NOENT)) => long,
+            _ => path,
+        }
     }
 
     /// Removes the name of what `fd` names, and the streams of a file that is gone with it. The

@@ -23,6 +23,8 @@ pub struct Entry {
     pub file_id: u64,
     /// Name.
     pub name: String,
+    /// Name of the form 8.3, at most 12 characters; empty if the name is of that form itself.
+    pub short_name: String,
 }
 
 /// Length of the fixed part of an entry, or `None` if `class` is no directory class.
@@ -35,6 +37,9 @@ pub fn fixed_len(class: InfoClass) -> Option<usize> {
         InfoClass::ID_FULL_DIRECTORY => 80,
         InfoClass::ID_BOTH_DIRECTORY => 104,
         InfoClass::ID_EXTD_DIRECTORY => 88,
+        InfoClass::ID_EXTD_BOTH_DIRECTORY => 114,
+        InfoClass::ID_64_EXTD_DIRECTORY => 80,
+        InfoClass::ID_64_EXTD_BOTH_DIRECTORY => 106,
         _ => return None,
     })
 }
@@ -59,12 +64,13 @@ impl Entry {
             out.put_u32(self.ea_size);
         }
         match class {
-            InfoClass::BOTH_DIRECTORY => out.put_zeros(26),
+            InfoClass::BOTH_DIRECTORY => self.encode_short(out),
             InfoClass::ID_BOTH_DIRECTORY => {
-                out.put_zeros(28);
+                self.encode_short(out);
+                out.put_u16(0);
                 out.put_u64(self.file_id);
             }
-            InfoClass::ID_FULL_DIRECTORY => {
+            InfoClass::ID_FULL_DIRECTORY | InfoClass::ID_64_EXTD_DIRECTORY => {
                 out.put_u32(0);
                 out.put_u64(self.file_id);
             }
@@ -73,9 +79,41 @@ impl Entry {
                 out.put_u64(self.file_id);
                 out.put_u64(0);
             }
+            InfoClass::ID_EXTD_BOTH_DIRECTORY => {
+                out.put_u32(0);
+                out.put_u64(self.file_id);
+                out.put_u64(0);
+                self.encode_short(out);
+            }
+            InfoClass::ID_64_EXTD_BOTH_DIRECTORY => {
+                out.put_u32(0);
+                out.put_u64(self.file_id);
+                self.encode_short(out);
+            }
             _ => {}
         }
         out.put(&name);
+    }
+
+    fn encode_short(&self, out: &mut Vec<u8>) {
+        let mut short = name::to_utf16(&self.short_name);
+        short.truncate(24);
+        out.put_u8(short.len() as u8);
+        out.put_u8(0);
+        let left = 24 - short.len();
+        out.put(&short);
+        out.put_zeros(left);
+    }
+
+    fn parse_short(&mut self, r: &mut Reader<'_>) -> Result<()> {
+        let len = usize::from(r.u8("entry.ShortNameLength")?);
+        r.skip(1, "entry.Reserved")?;
+        let field = r.bytes(24, "entry.ShortName")?;
+        let value = len as u64;
+        let short =
+            field.get(..len).ok_or(WireError::Value { field: "entry.ShortNameLength", value })?;
+        self.short_name = name::utf16(short, "entry.ShortName")?;
+        Ok(())
     }
 
     /// Reads one entry; the second value is its next offset.
@@ -98,12 +136,13 @@ impl Entry {
             }
         }
         match class {
-            InfoClass::BOTH_DIRECTORY => r.skip(26, "entry.ShortName")?,
+            InfoClass::BOTH_DIRECTORY => entry.parse_short(&mut r)?,
             InfoClass::ID_BOTH_DIRECTORY => {
-                r.skip(28, "entry.ShortName")?;
+                entry.parse_short(&mut r)?;
+                r.skip(2, "entry.Reserved")?;
                 entry.file_id = r.u64("entry.FileId")?;
             }
-            InfoClass::ID_FULL_DIRECTORY => {
+            InfoClass::ID_FULL_DIRECTORY | InfoClass::ID_64_EXTD_DIRECTORY => {
                 r.skip(4, "entry.Reserved")?;
                 entry.file_id = r.u64("entry.FileId")?;
             }
@@ -111,6 +150,17 @@ impl Entry {
                 r.skip(4, "entry.ReparsePointTag")?;
                 entry.file_id = r.u64("entry.FileId")?;
                 r.skip(8, "entry.FileId")?;
+            }
+            InfoClass::ID_EXTD_BOTH_DIRECTORY => {
+                r.skip(4, "entry.ReparsePointTag")?;
+                entry.file_id = r.u64("entry.FileId")?;
+                r.skip(8, "entry.FileId")?;
+                entry.parse_short(&mut r)?;
+            }
+            InfoClass::ID_64_EXTD_BOTH_DIRECTORY => {
+                r.skip(4, "entry.ReparsePointTag")?;
+                entry.file_id = r.u64("entry.FileId")?;
+                entry.parse_short(&mut r)?;
             }
             _ => {}
         }

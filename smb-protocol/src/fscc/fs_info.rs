@@ -41,6 +41,10 @@ flag_set! {
         OBJECT_IDS = 0x1_0000,
         /// Named streams.
         NAMED_STREAMS = 0x4_0000,
+        /// Hard links.
+        HARD_LINKS = 0x40_0000,
+        /// Extended attributes.
+        EXTENDED_ATTRIBUTES = 0x80_0000,
         /// Opening by file number.
         OPEN_BY_FILE_ID = 0x100_0000,
         /// Blocks may be shared between files.
@@ -121,6 +125,15 @@ pub fn encode_device(out: &mut Vec<u8>) {
     const FILE_DEVICE_IS_MOUNTED: u32 = 0x20;
     out.put_u32(FILE_DEVICE_DISK);
     out.put_u32(FILE_DEVICE_IS_MOUNTED);
+}
+
+/// Appends `FileFsControlInformation` (2.5.2) of a volume without quotas.
+pub fn encode_control(out: &mut Vec<u8>) {
+    const NO_LIMIT: u64 = u64::MAX;
+    out.put_zeros(24);
+    out.put_u64(NO_LIMIT);
+    out.put_u64(NO_LIMIT);
+    out.put_u64(0);
 }
 
 /// Appends `FileFsSectorSizeInformation` (2.5.7): aligned sectors, and trims that are heard.

@@ -2,10 +2,118 @@
 //! [`super::query_directory::Response`].
 
 use crate::{
+    flag_set,
     header::file_id,
     ids::FileId,
-    wire::{Put, Reader, Result},
+    name, open_enum,
+    wire::{Put, Reader, Result, len32},
 };
+
+flag_set! {
+    /// `CompletionFilter` (MS-SMB2 2.2.35).
+    ChangeFilter: u32 {
+        /// Files come, go or are renamed.
+        FILE_NAME = 0x1,
+        /// Folders come, go or are renamed.
+        DIR_NAME = 0x2,
+        /// Attributes.
+        ATTRIBUTES = 0x4,
+        /// Length.
+        SIZE = 0x8,
+        /// Time of the last write.
+        LAST_WRITE = 0x10,
+        /// Time of the last access.
+        LAST_ACCESS = 0x20,
+        /// Time of creation.
+        CREATION = 0x40,
+        /// Extended attributes.
+        EA = 0x80,
+        /// Access list.
+        SECURITY = 0x100,
+        /// Streams come, go or are renamed.
+        STREAM_NAME = 0x200,
+        /// Length of a stream.
+        STREAM_SIZE = 0x400,
+        /// Content of a stream.
+        STREAM_WRITE = 0x800,
+    }
+}
+
+open_enum! {
+    /// `Action` of an event (MS-FSCC 2.7.1).
+    Action: u32 {
+        /// It is new.
+        ADDED = 1,
+        /// It is gone.
+        REMOVED = 2,
+        /// Its content or attributes changed.
+        MODIFIED = 3,
+        /// It was called this.
+        RENAMED_OLD_NAME = 4,
+        /// It is called this now.
+        RENAMED_NEW_NAME = 5,
+        /// The stream is new.
+        ADDED_STREAM = 6,
+        /// The stream is gone.
+        REMOVED_STREAM = 7,
+        /// The stream changed.
+        MODIFIED_STREAM = 8,
+    }
+}
+
+/// One thing that happened in a folder (MS-FSCC 2.7.1, `FILE_NOTIFY_INFORMATION`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub action: Action,
+    /// To what, from the folder on.
+    pub name: String,
+}
+
+impl Event {
+    /// Bytes that it takes in an answer, with padding.
+    pub fn wire_len(&self) -> usize {
+        (12 + name::to_utf16(&self.name).len()).next_multiple_of(4)
+    }
+
+    /// The content of an answer.
+    pub fn encode_all(events: &[Self]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (index, event) in events.iter().enumerate() {
+            let start = out.len();
+            let name = name::to_utf16(&event.name);
+            out.put_u32(0);
+            out.put_u32(event.action.0);
+            out.put_u32(len32(name.len()));
+            out.put(&name);
+            if index + 1 < events.len() {
+                let len = (out.len() - start).next_multiple_of(4);
+                out.resize(start + len, 0);
+                out[start..start + 4].copy_from_slice(&len32(len).to_le_bytes());
+            }
+        }
+        out
+    }
+
+    /// Reads the content of an answer.
+    pub fn parse_all(mut bytes: &[u8]) -> Result<Vec<Self>> {
+        let mut events = Vec::new();
+        while !bytes.is_empty() {
+            let mut r = Reader::new(bytes);
+            let next = r.u32("notify.NextEntryOffset")? as usize;
+            let action = Action(r.u32("notify.Action")?);
+            let len = r.u32("notify.FileNameLength")? as usize;
+            let name = name::utf16(r.bytes(len, "notify.FileName")?, "notify.FileName")?;
+            events.push(Self { action, name });
+            if next == 0 {
+                break;
+            }
+            // An entry that does not end in itself would be read for ever.
+            bytes = bytes.get(next.max(12)..).unwrap_or_default();
+        }
+        Ok(events)
+    }
+}
 
 /// `SMB2_WATCH_TREE`: everything below, not the directory alone.
 pub const WATCH_TREE: u16 = 1;
@@ -42,5 +150,28 @@ impl Request {
         out.put(&self.file_id.to_bytes());
         out.put_u32(self.filter);
         out.put_u32(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn events_round_trip(events in prop::collection::vec((1u32..9, "[a-zäß\\\\]{0,9}"), 0..6)) {
+            let events: Vec<_> =
+                events.into_iter().map(|(a, name)| Event { action: Action(a), name }).collect();
+            let bytes = Event::encode_all(&events);
+            prop_assert!(bytes.len() <= events.iter().map(Event::wire_len).sum());
+            prop_assert_eq!(Event::parse_all(&bytes).unwrap(), events);
+        }
+
+        #[test]
+        fn parsing_is_total(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Event::parse_all(&bytes);
+        }
     }
 }

@@ -2,18 +2,26 @@
 //!
 //! ```text
 //!  Start ──NegTokenInit──► (NTLM first, with token) ──► Challenged ──► Done
-//!    │                └──► (NTLM later, or no token) ─► Chosen ─────► Challenged
+//!    │                ├──► (Kerberos first, with token) ────────────► Done
+//!    │                └──► (neither first, or no token) ► Chosen ───► as above
 //!    └──bare NTLM──────────────────────────────────────► Challenged (bare)
 //! ```
+//!
+//! Kerberos that the client did not prefer is done only when the list of mechanisms is signed:
+//! Chosen ─► Unsigned ─► Done.
 
 use std::sync::Arc;
 
 use super::{
     Error,
-    token::{InitToken, NTLM, RespToken, State as NegState, mech_list, parse_mech_list},
+    token::{
+        InitToken, KERBEROS, MS_KERBEROS, NTLM, RespToken, State as NegState, mech_list,
+        parse_mech_list,
+    },
 };
 use crate::{
     crypto::SecretKey,
+    kerberos::{Established, Service, gss, message::Principal},
     ntlm::{self, FileTime, NtHash, ServerInfo, compute::Side, message::is_ntlm},
 };
 
@@ -37,6 +45,17 @@ pub struct Completed {
     pub identity: Identity,
     /// Key to derive the session's keys from.
     pub session_key: SecretKey,
+    /// What Kerberos vouches for, when it did.
+    pub ticket: Option<Ticket>,
+}
+
+/// What a client's ticket said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ticket {
+    /// The client.
+    pub client: Principal,
+    /// When it ends, and with it the right to the session.
+    pub expires: FileTime,
 }
 
 /// What to do after a client's token.
@@ -51,8 +70,10 @@ pub enum Step {
 #[derive(Debug)]
 enum State {
     Start,
-    /// NTLM is chosen but its first message is yet to come.
+    /// A mechanism is chosen but its first message is yet to come.
     Chosen(Wrap),
+    /// Kerberos is done; the client is yet to sign the list of mechanisms.
+    Unsigned(Box<Established>, Wrap),
     /// CHALLENGE was sent.
     Challenged(Option<Wrap>),
     Ended,
@@ -64,26 +85,32 @@ struct Wrap {
     mech_list: Vec<u8>,
     /// The client would have preferred another mechanism.
     not_preferred: bool,
+    /// What was chosen.
+    mechanism: &'static [u8],
 }
 
 /// One authentication at a server. After an error it has ended.
 #[derive(Debug)]
 pub struct Acceptor {
     ntlm: ntlm::Server,
+    kerberos: Option<Arc<Service>>,
     state: State,
 }
 
 impl Acceptor {
-    /// Prepares one authentication.
+    /// Prepares one authentication, with Kerberos if there is a service for it.
     #[must_use]
-    pub fn new(info: Arc<ServerInfo>) -> Self {
-        Self { ntlm: ntlm::Server::new(info), state: State::Start }
+    pub fn new(info: Arc<ServerInfo>, kerberos: Option<Arc<Service>>) -> Self {
+        Self { ntlm: ntlm::Server::new(info), kerberos, state: State::Start }
     }
 
     /// The token of the negotiate response, which tells the client the mechanisms.
     #[must_use]
-    pub fn hint() -> Vec<u8> {
-        let list = mech_list(&[NTLM]);
+    pub fn hint(kerberos: bool) -> Vec<u8> {
+        let list = match kerberos {
+            true => mech_list(&[MS_KERBEROS, KERBEROS, NTLM]),
+            false => mech_list(&[NTLM]),
+        };
         InitToken { mech_list: &list, mech_token: None, mic: None }.encode_hint()
     }
 
@@ -101,10 +128,23 @@ impl Acceptor {
                 self.state = State::Challenged(None);
                 Ok(Step::Continue(challenge))
             }
+            State::Start if self.kerberos.is_some() && gss::initial_token(token).is_ok() => {
+                let (done, reply) = self.ticket(token, now)?;
+                Ok(Step::Done(of_ticket(&done, reply)))
+            }
             State::Start => self.start(token, now),
             State::Chosen(wrap) => {
-                let token = RespToken::parse(token)?.token;
-                self.challenge(token.ok_or(Error::Malformed("no token"))?, now, wrap, None)
+                let response = RespToken::parse(token)?;
+                let token = response.token.ok_or(Error::Malformed("no token"))?;
+                match wrap.mechanism {
+                    NTLM => self.challenge(token, now, wrap, None),
+                    _ => self.kerberos(token, response.mic, now, wrap, None),
+                }
+            }
+            State::Unsigned(done, wrap) => {
+                let response = RespToken::parse(token)?;
+                let mic = response.mic.ok_or(Error::MechListMic)?;
+                signed(&done, &wrap, mic, None)
             }
             State::Challenged(None) => {
                 let done = self.ntlm.authenticate(token, lookup)?;
@@ -118,18 +158,68 @@ impl Acceptor {
     fn start(&mut self, token: &[u8], now: FileTime) -> Result<Step, Error> {
         let init = InitToken::parse(token)?;
         let mechs = parse_mech_list(init.mech_list)?;
-        let place = mechs.iter().position(|oid| *oid == NTLM).ok_or(Error::NoMechanism)?;
-        let wrap = Wrap { mech_list: init.mech_list.to_vec(), not_preferred: place > 0 };
+        let spoken: &[&'static [u8]] = match self.kerberos {
+            Some(_) => &[MS_KERBEROS, KERBEROS, NTLM],
+            None => &[NTLM],
+        };
+        let known = |oid: &&[u8]| spoken.iter().copied().find(|known| known == oid);
+        let found = mechs.iter().enumerate().find_map(|(at, oid)| Some((at, known(oid)?)));
+        let (place, mechanism) = found.ok_or(Error::NoMechanism)?;
+        let wrap = Wrap { mech_list: init.mech_list.to_vec(), not_preferred: place > 0, mechanism };
         match init.mech_token {
-            Some(negotiate) if place == 0 => {
+            Some(negotiate) if place == 0 && mechanism == NTLM => {
                 self.challenge(negotiate, now, wrap, Some(NegState::Incomplete))
             }
+            Some(request) if place == 0 => self.kerberos(request, None, now, wrap, Some(mechanism)),
             _ => {
                 let state = if place > 0 { NegState::RequestMic } else { NegState::Incomplete };
-                let reply =
-                    RespToken { state: Some(state), mech: Some(NTLM), ..RespToken::default() };
+                let mech = Some(mechanism);
+                let reply = RespToken { state: Some(state), mech, ..RespToken::default() };
                 self.state = State::Chosen(wrap);
                 Ok(Step::Continue(reply.encode()))
+            }
+        }
+    }
+
+    /// Checks a ticket; who came with it and the token for it.
+    fn ticket(&self, token: &[u8], now: FileTime) -> Result<(Established, Vec<u8>), Error> {
+        let service = self.kerberos.as_ref().ok_or(Error::NoMechanism)?;
+        let mut done = service.accept(token, now)?;
+        let reply = std::mem::take(&mut done.token);
+        Ok((done, reply))
+    }
+
+    /// Answers a ticket; the mechanism is named when this is the first reply.
+    fn kerberos(
+        &mut self,
+        token: &[u8],
+        mic: Option<&[u8]>,
+        now: FileTime,
+        wrap: Wrap,
+        first: Option<&[u8]>,
+    ) -> Result<Step, Error> {
+        let (done, reply) = self.ticket(token, now)?;
+        match mic {
+            Some(mic) => signed(&done, &wrap, mic, Some(&reply)),
+            None if wrap.not_preferred => {
+                let token = RespToken {
+                    state: Some(NegState::Incomplete),
+                    mech: first,
+                    token: Some(&reply),
+                    mic: None,
+                };
+                let step = Step::Continue(token.encode());
+                self.state = State::Unsigned(Box::new(done), wrap);
+                Ok(step)
+            }
+            None => {
+                let token = RespToken {
+                    state: Some(NegState::Completed),
+                    mech: first,
+                    token: Some(&reply).filter(|reply| !reply.is_empty()).map(|r| &r[..]),
+                    mic: None,
+                };
+                Ok(Step::Done(of_ticket(&done, token.encode())))
             }
         }
     }
@@ -184,7 +274,37 @@ impl Acceptor {
     }
 }
 
+/// Ends with Kerberos once the client has signed the list of mechanisms.
+fn signed(
+    done: &Established,
+    wrap: &Wrap,
+    mic: &[u8],
+    reply: Option<&[u8]>,
+) -> Result<Step, Error> {
+    if !done.verify_mic(&wrap.mech_list, mic) {
+        return Err(Error::MechListMic);
+    }
+    let ours = done.mic(&wrap.mech_list);
+    let token = RespToken {
+        state: Some(NegState::Completed),
+        mech: None,
+        token: reply.filter(|reply| !reply.is_empty()),
+        mic: Some(&ours),
+    };
+    Ok(Step::Done(of_ticket(done, token.encode())))
+}
+
+fn of_ticket(done: &Established, token: Vec<u8>) -> Completed {
+    let identity = Identity {
+        user: done.client.name.clone(),
+        domain: done.client.realm.clone(),
+        workstation: String::new(),
+    };
+    let ticket = Ticket { client: done.client.clone(), expires: done.expires };
+    Completed { token, identity, session_key: done.session_key(), ticket: Some(ticket) }
+}
+
 fn completed(done: ntlm::Authenticated, token: Vec<u8>) -> Completed {
     let ntlm::Authenticated { user, domain, workstation, session_key, .. } = done;
-    Completed { token, identity: Identity { user, domain, workstation }, session_key }
+    Completed { token, identity: Identity { user, domain, workstation }, session_key, ticket: None }
 }

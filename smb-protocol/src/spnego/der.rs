@@ -1,38 +1,42 @@
-//! The little of DER (X.690) that SPNEGO needs: definite, shortest lengths; one-byte tags.
+//! The little of DER (X.690) that SPNEGO and Kerberos need: definite, shortest lengths; one-byte tags.
 
 use super::Error;
 
-pub(super) const OCTET_STRING: u8 = 0x04;
-pub(super) const OID: u8 = 0x06;
-pub(super) const ENUMERATED: u8 = 0x0a;
-pub(super) const GENERAL_STRING: u8 = 0x1b;
-pub(super) const SEQUENCE: u8 = 0x30;
-pub(super) const APPLICATION_0: u8 = 0x60;
+pub(crate) const OCTET_STRING: u8 = 0x04;
+pub(crate) const OID: u8 = 0x06;
+pub(crate) const ENUMERATED: u8 = 0x0a;
+pub(crate) const GENERAL_STRING: u8 = 0x1b;
+pub(crate) const SEQUENCE: u8 = 0x30;
+pub(crate) const APPLICATION_0: u8 = 0x60;
 
 /// Tag of `[n]` around another element.
-pub(super) const fn context(n: u8) -> u8 {
+pub(crate) const fn context(n: u8) -> u8 {
     0xa0 | n
 }
 
 /// Reads elements one after another.
 #[derive(Clone, Copy)]
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn peek(&self) -> Option<u8> {
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(crate) fn peek(&self) -> Option<u8> {
         self.0.first().copied()
     }
 
     /// The next element's tag and content.
-    pub(super) fn next(&mut self) -> Result<(u8, &'a [u8]), Error> {
+    pub(crate) fn next(&mut self) -> Result<(u8, &'a [u8]), Error> {
         let short = Error::Malformed("element beyond the end");
         let (&tag, rest) = self.0.split_first().ok_or(short.clone())?;
         if tag & 0x1f == 0x1f {
@@ -60,7 +64,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next element, which must have this tag.
-    pub(super) fn expect(&mut self, tag: u8) -> Result<&'a [u8], Error> {
+    pub(crate) fn expect(&mut self, tag: u8) -> Result<&'a [u8], Error> {
         match self.next()? {
             (found, content) if found == tag => Ok(content),
             _ => Err(Error::Malformed("unexpected element")),
@@ -68,7 +72,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The one element that `bytes` are.
-    pub(super) fn only(bytes: &'a [u8], tag: u8) -> Result<&'a [u8], Error> {
+    pub(crate) fn only(bytes: &'a [u8], tag: u8) -> Result<&'a [u8], Error> {
         let mut reader = Self::new(bytes);
         let content = reader.expect(tag)?;
         if reader.is_empty() { Ok(content) } else { Err(Error::Malformed("trailing bytes")) }
@@ -76,7 +80,7 @@ impl<'a> Reader<'a> {
 }
 
 /// One element with its content.
-pub(super) fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+pub(crate) fn element(tag: u8, content: &[u8]) -> Vec<u8> {
     let mut out = vec![tag];
     if content.len() < 0x80 {
         out.push(content.len() as u8);

@@ -11,6 +11,8 @@ pub const SPNEGO: &[u8] = &[0x2b, 6, 1, 5, 5, 2];
 pub const NTLM: &[u8] = &[0x2b, 6, 1, 4, 1, 0x82, 0x37, 2, 2, 0x0a];
 /// Content of an object identifier: 1.2.840.113554.1.2.2, Kerberos.
 pub const KERBEROS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x12, 1, 2, 2];
+/// Content of an object identifier: 1.2.840.48018.1.2.2, what Windows calls Kerberos.
+pub const MS_KERBEROS: &[u8] = &[0x2a, 0x86, 0x48, 0x82, 0xf7, 0x12, 1, 2, 2];
 
 /// Most mechanisms that are looked at in a list.
 const MAX_MECHS: usize = 32;

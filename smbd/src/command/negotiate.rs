@@ -125,7 +125,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         max_read_size: max,
         max_write_size: max,
         system_time: server::now(),
-        security_buffer: Acceptor::hint(),
+        security_buffer: Acceptor::hint(current.kerberos.is_some()),
         contexts,
     }
     .encode(out);

@@ -2,34 +2,52 @@
 
 use smb_protocol::{
     NtStatus,
-    msg::{create::Access, notify::Request},
+    msg::{
+        create::Access,
+        notify::{ChangeFilter, Request, WATCH_TREE},
+        query_directory::Response,
+    },
 };
 use tokio::sync::oneshot;
 
 use super::{Ctx, Fail, Handled, Later};
 
-/// Handles a CHANGE_NOTIFY: it waits until the client cancels it or closes the folder.
-///
-/// No change completes it: clients that are not told look again by themselves.
+/// Handles a CHANGE_NOTIFY: it waits until something happens in the folder, or the client cancels
+/// it or closes the folder.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;
-    if !open.directory || request.output_len as usize > ctx.ex.max_message() {
+    let room = request.output_len as usize;
+    if !open.directory || room > ctx.ex.max_message() {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
+    ctx.check_charge(room)?;
     open.need(Access::READ_DATA)?;
-    let (cancel, cancelled) = oneshot::channel();
+    if open.node.delete_pending() {
+        return Err(NtStatus::DELETE_PENDING.into());
+    }
+    let watch = open.watch(|watches| {
+        let tree = request.flags & WATCH_TREE != 0;
+        watches.watch(open.node.key(), ChangeFilter(request.filter), tree, room)
+    });
+    let (cancel, cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();
+    drop(open);
     Err(Fail::Later(Later {
         future: Box::pin(async move {
-            tokio::select! {
-                () = ended => Err(NtStatus::NOTIFY_CLEANUP),
-                _ = cancelled => Err(NtStatus::CANCELLED),
-            }
+            let events = tokio::select! {
+                biased;
+                Ok(()) = cancelled => return Err(NtStatus::CANCELLED),
+                () = ended => return Err(NtStatus::NOTIFY_CLEANUP),
+                events = watch.next(room) => events?,
+            };
+            let mut body = Vec::with_capacity(8 + events.len());
+            Response { output: &events }.encode(&mut body);
+            Ok(body)
         }),
         cancel: Some(cancel),
         interim: true,
-        bytes: 0,
+        bytes: room.min(4096),
         io: false,
     }))
 }

@@ -3,14 +3,15 @@
 use std::sync::atomic::Ordering;
 
 use smb_protocol::{
-    NtStatus,
+    Dialect, NtStatus,
     fscc::{
         InfoClass,
+        ea::{self, Ea},
         file_info::{self, Basic, NetworkOpen, Standard},
         fs_info::{self, FsAttributes, Space},
     },
     msg::{
-        create::{Access, CreateOptions},
+        create::Access,
         query_info::{InfoType, Request},
     },
     security::parts,
@@ -20,8 +21,10 @@ use smb_protocol::{
 use super::{Ctx, Fail, Handled};
 use crate::volume::{
     attributes::{self, Facts},
+    eas,
     open::Open,
     security,
+    short::short_name,
 };
 
 /// Length of the fields in front of the information.
@@ -42,6 +45,16 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     // Fixed part of the structure: less room than that is an error, more than that but less
     // than all gives as much as fits.
     let least = match request.info_type {
+        InfoType::FILE if request.class == InfoClass::FULL_EA => {
+            return attributes_of(&open, &request, out, info);
+        }
+        // Older dialects do not know it (MS-SMB2 3.3.5.20.1).
+        InfoType::FILE
+            if request.class == InfoClass::NORMALIZED_NAME
+                && ctx.ex.negotiated.as_ref().is_none_or(|n| n.dialect != Dialect::SMB_3_1_1) =>
+        {
+            return Err(NtStatus::NOT_SUPPORTED.into());
+        }
         InfoType::FILE => file(&open, request.class, out)?,
         InfoType::FILESYSTEM => file_system(ctx, &open, request.class.0, out)?,
         InfoType::SECURITY => return security(&open, &request, out, info),
@@ -86,13 +99,7 @@ fn streams(open: &Open, out: &mut Vec<u8>) -> Result<(), Fail> {
 }
 
 fn mode(open: &Open) -> u32 {
-    let shown = CreateOptions::WRITE_THROUGH
-        .or(CreateOptions::SEQUENTIAL_ONLY)
-        .or(CreateOptions::NO_INTERMEDIATE_BUFFERING)
-        .or(CreateOptions::SYNCHRONOUS_IO_ALERT)
-        .or(CreateOptions::SYNCHRONOUS_IO_NONALERT)
-        .or(CreateOptions::DELETE_ON_CLOSE);
-    open.options.and(shown).0
+    open.mode.load(Ordering::Relaxed)
 }
 
 /// Appends information about a file; returns the length of its fixed part.
@@ -115,7 +122,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             8
         }
         InfoClass::EA => {
-            out.put_u32(0);
+            out.put_u32(facts.ea_size);
             4
         }
         InfoClass::ACCESS => {
@@ -139,13 +146,13 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             Basic { times: facts.times, attributes: facts.attributes }.encode(out);
             standard(open, &facts).encode(out);
             out.put_u64(facts.file_id);
-            out.put_u32(0);
+            out.put_u32(facts.ea_size);
             out.put_u32(open.access.0);
             out.put_u64(position());
             out.put_u32(mode(open));
             out.put_u32(0);
             file_info::encode_name(&open.full_name()?, out);
-            100
+            104
         }
         InfoClass::NETWORK_OPEN => {
             open.need(shown)?;
@@ -166,7 +173,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
         }
         InfoClass::STREAM => {
             streams(open, out)?;
-            0
+            32
         }
         InfoClass::COMPRESSION => {
             out.put_u64(facts.end_of_file);
@@ -174,9 +181,12 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             16
         }
         InfoClass::NORMALIZED_NAME => {
-            let name = open.full_name()?;
+            let mut name = open.path()?.to_windows();
+            if let Some(stream) = open.stream_name() {
+                name = format!("{name}:{}", stream.as_str());
+            }
             file_info::encode_name(name.trim_start_matches('\\'), out);
-            4
+            8
         }
         InfoClass::ID => {
             out.put_u64(0);
@@ -185,25 +195,65 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             24
         }
         InfoClass::ALTERNATE_NAME => {
-            // No short names are made up: a file has one only if its name is one.
             let path = open.path()?;
-            let short = path.split().map(|(_, name)| name).filter(|name| is_short(name));
-            file_info::encode_name(short.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?, out);
-            4
+            let name = path.split().map(|(_, name)| name).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+            file_info::encode_name(&short_name(name).unwrap_or_else(|| name.to_owned()), out);
+            8
         }
-        InfoClass::FULL_EA => return Err(NtStatus::NO_EAS_ON_FILE.into()),
         InfoClass::NAME => return Err(NtStatus::NOT_SUPPORTED.into()),
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     })
 }
 
-/// Whether a name is of the form 8.3 (MS-FSCC 2.1.5.2.1).
-fn is_short(name: &str) -> bool {
-    let (base, extension) = name.split_once('.').unwrap_or((name, ""));
-    let plain = |c: char| c.is_ascii_graphic() && !"\"*+,./:;<=>?[\\]|".contains(c);
-    (1..=8).contains(&base.len())
-        && extension.len() <= 3
-        && base.chars().chain(extension.chars()).all(plain)
+/// `FileFullEaInformation` (MS-FSA 2.1.5.12.12, MS-SMB2 3.3.5.20.1): the attributes that are asked
+/// for by name, those from an index on, or the next ones.
+fn attributes_of(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: usize) -> Handled {
+    const RESTART_SCAN: u32 = 1;
+    const RETURN_SINGLE_ENTRY: u32 = 2;
+    const INDEX_SPECIFIED: u32 = 4;
+    open.need(Access::READ_EA)?;
+    let room = request.output_len as usize;
+    let all = eas::list(open.handle())?;
+    let (wanted, first);
+    if request.input.is_empty() {
+        if all.is_empty() {
+            return Err(NtStatus::NO_EAS_ON_FILE.into());
+        }
+        first = if request.flags & INDEX_SPECIFIED != 0 {
+            let index = (request.additional as usize).checked_sub(1);
+            index.filter(|at| *at < all.len()).ok_or(NtStatus::NONEXISTENT_EA_ENTRY)?
+        } else if request.flags & RESTART_SCAN != 0 {
+            0
+        } else {
+            open.next_ea.load(Ordering::Relaxed)
+        };
+        wanted = all;
+        if first >= wanted.len() {
+            return Err(NtStatus::NO_MORE_EAS.into());
+        }
+    } else {
+        first = 0;
+        let names = ea::parse_names(request.input).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
+        if !names.iter().all(|name| ea::valid_name(name)) {
+            return Err(NtStatus::INVALID_EA_NAME.into());
+        }
+        // One that is not there is answered without value.
+        let find = |name: String| {
+            let known = all.iter().find(|ea| ea.name.eq_ignore_ascii_case(&name)).cloned();
+            known.unwrap_or_else(|| Ea { name: name.to_ascii_uppercase(), ..Ea::default() })
+        };
+        wanted = names.into_iter().map(find).collect();
+    }
+    let single = request.flags & RETURN_SINGLE_ENTRY != 0;
+    let last = if single { first + 1 } else { wanted.len() };
+    let count = ea::encode(wanted[first..last].iter(), room, out);
+    if count == 0 {
+        return Err(NtStatus::BUFFER_TOO_SMALL.into());
+    }
+    open.next_ea.store(first + count, Ordering::Relaxed);
+    let len = (out.len() - info) as u32;
+    out.patch(info - 4, &len.to_le_bytes());
+    Ok(if first + count < last { NtStatus::BUFFER_OVERFLOW } else { NtStatus::SUCCESS })
 }
 
 /// Appends information about the file system; returns the length of its fixed part.
@@ -225,7 +275,7 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
             let created = smb_protocol::fscc::filetime_from_unix(root.st_ctime, 0);
             let serial = (root.st_dev as u32) ^ (root.st_ino as u32);
             fs_info::encode_volume(created, serial, label, out);
-            18
+            24
         }
         fs_info::SIZE => {
             space.encode_size(out);
@@ -245,12 +295,15 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
                 .or(FsAttributes::UNICODE_ON_DISK)
                 .or(FsAttributes::SPARSE_FILES)
                 .or(FsAttributes::NAMED_STREAMS)
+                .or(FsAttributes::PERSISTENT_ACLS)
+                .or(FsAttributes::HARD_LINKS)
+                .or(FsAttributes::EXTENDED_ATTRIBUTES)
                 .or(FsAttributes::SPARSE_VDL);
             if open.volume().shares_blocks() {
                 attributes |= FsAttributes::BLOCK_REFCOUNTING;
             }
             fs_info::encode_attribute(attributes, 255, "NTFS", out);
-            12
+            16
         }
         fs_info::OBJECT_ID => {
             out.put_u64(root.st_dev);
@@ -262,7 +315,10 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
             fs_info::encode_sector_size(512, 4096, out);
             28
         }
-        fs_info::CONTROL => return Err(NtStatus::NOT_SUPPORTED.into()),
+        fs_info::CONTROL => {
+            fs_info::encode_control(out);
+            48
+        }
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     })
 }

@@ -28,7 +28,7 @@ use smb_protocol::{
 use super::{Ctx, Fail, Handled, negotiate::Negotiated};
 use crate::{
     Server,
-    config::{Encryption, Signing},
+    config::{Config, Encryption, Signing},
     server,
     session::{ChannelInfo, Keys, Logon, NEVER, Origin, Session},
 };
@@ -116,7 +116,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         }
         Some(begun) => begun,
         None => Authentication {
-            acceptor: Acceptor::new(server.ntlm.clone()),
+            acceptor: Acceptor::new(server.ntlm.clone(), server.current().kerberos.clone()),
             purpose,
             preauth: negotiated.preauth,
         },
@@ -132,16 +132,38 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         }
         Ok(Step::Done(done)) => {
             let preauth = authentication.preauth;
+            let Some(user) = user_of(&current.config, &done) else {
+                let who = &done.identity;
+                tracing::info!(user = who.user, domain = who.domain, "a ticket of no user");
+                if let Purpose::Again(session) = &authentication.purpose {
+                    expel(ctx, session);
+                }
+                return Err(NtStatus::LOGON_FAILURE.into());
+            };
             let session = match authentication.purpose {
-                Purpose::New => establish(ctx, &request, &negotiated, &done, &preauth)?,
-                Purpose::Again(session) => again(ctx, session, &done)?,
-                Purpose::Binding(session) => bind(ctx, session, &negotiated, &done, &preauth)?,
+                Purpose::New => establish(ctx, user, &request, &negotiated, &done, &preauth)?,
+                Purpose::Again(session) => again(ctx, session, &user, &done)?,
+                Purpose::Binding(session) => {
+                    bind(ctx, session, &user, &negotiated, &done, &preauth)?
+                }
             };
             Response { flags: flags_of(&session), security_buffer: &done.token }.encode(out);
             Ok(NtStatus::SUCCESS)
         }
         Err(error) => Err(refused(ctx, &authentication.purpose, &error)),
     }
+}
+
+/// The user, folded, who was authenticated; `None` if a principal stands for no user.
+fn user_of(config: &Config, done: &Completed) -> Option<String> {
+    let Some(ticket) = &done.ticket else { return Some(users::fold(&done.identity.user)) };
+    let user = config.kerberos.as_ref()?.user_of(&ticket.client)?;
+    config.user_names.contains_key(&user).then_some(user)
+}
+
+/// When the right that was proven ends.
+fn expiry(done: &Completed) -> u64 {
+    done.ticket.as_ref().map_or(NEVER, |ticket| ticket.expires)
 }
 
 /// Fails when the connection has as many sessions as it may have.
@@ -201,6 +223,7 @@ fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, 
 /// Makes a new session with its first channel (3.3.5.5.3).
 fn establish(
     ctx: &mut Ctx<'_>,
+    user: String,
     request: &Request<'_>,
     negotiated: &Negotiated,
     done: &Completed,
@@ -209,7 +232,6 @@ fn establish(
     let server = ctx.ex.server.clone();
     let current = server.current();
     let id = ctx.header.session_id;
-    let user = users::fold(&done.identity.user);
     let client_signs = SecurityMode(request.security_mode.into());
     let must_sign = current.config.signing == Signing::Required
         || client_signs.has(SecurityMode::SIGNING_REQUIRED);
@@ -235,7 +257,7 @@ fn establish(
             cipher: negotiated.cipher,
             client_guid: negotiated.client_guid,
         },
-        expires: NEVER,
+        expires: expiry(done),
     };
     let session = Arc::new(Session::new(logon));
     if request.previous_session != SessionId(0) && request.previous_session != id {
@@ -266,12 +288,17 @@ fn enter(
 
 /// Prolongs a session whose user logged on once more; keys stay (3.3.5.5.2), and so must the
 /// user.
-fn again(ctx: &mut Ctx<'_>, session: Arc<Session>, done: &Completed) -> Result<Arc<Session>, Fail> {
-    if session.user != users::fold(&done.identity.user) {
+fn again(
+    ctx: &mut Ctx<'_>,
+    session: Arc<Session>,
+    user: &str,
+    done: &Completed,
+) -> Result<Arc<Session>, Fail> {
+    if session.user != user {
         expel(ctx, &session);
         return Err(NtStatus::LOGON_FAILURE.into());
     }
-    session.renew(NEVER);
+    session.renew(expiry(done));
     let channel = ctx.ex.sessions.get(&session.id).ok_or(NtStatus::USER_SESSION_DELETED)?;
     ctx.signer = Some(channel.signing.clone());
     Ok(session)
@@ -281,11 +308,12 @@ fn again(ctx: &mut Ctx<'_>, session: Arc<Session>, done: &Completed) -> Result<A
 fn bind(
     ctx: &mut Ctx<'_>,
     session: Arc<Session>,
+    user: &str,
     negotiated: &Negotiated,
     done: &Completed,
     preauth: &PreauthHash,
 ) -> Result<Arc<Session>, Fail> {
-    if session.user != users::fold(&done.identity.user) {
+    if session.user != user {
         // What clients know; the specification names STATUS_NOT_SUPPORTED.
         return Err(NtStatus::ACCESS_DENIED.into());
     }

@@ -9,11 +9,12 @@ use rustix::io::Errno;
 use smb_protocol::{
     NtStatus,
     fscc::{
-        FileAttributes, InfoClass,
+        FileAttributes, InfoClass, ea,
         file_info::{self, Basic, Rename},
     },
     msg::{
-        create::Access,
+        create::{Access, ShareAccess},
+        notify::{Action, ChangeFilter},
         query_info::InfoType,
         set_info::{Request, Response},
     },
@@ -23,7 +24,7 @@ use smb_protocol::{
 
 use super::{Ctx, Fail, Handled, create::job::reserve};
 use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, listing::Listing, node::caching::Cause,
+    FileName, Found, RelPath, StreamPart, attributes, eas, listing::Listing, node::caching::Cause,
     open::Open, security,
 };
 
@@ -52,8 +53,42 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         }
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     }
+    if let Some(filter) = modified(request.info_type, request.class, request.input) {
+        open.tell_modified(filter);
+    }
     Response.encode(out);
     Ok(NtStatus::SUCCESS)
+}
+
+/// What a change of information is of interest to, beside names.
+fn modified(info_type: InfoType, class: InfoClass, input: &[u8]) -> Option<ChangeFilter> {
+    if info_type == InfoType::SECURITY {
+        return Some(ChangeFilter::SECURITY);
+    }
+    match class {
+        InfoClass::BASIC => {
+            let set = |at: usize, len: usize| {
+                input.get(at..at + len).is_some_and(|field| field.iter().any(|byte| *byte != 0))
+            };
+            let mut filter = ChangeFilter::NONE;
+            for (at, len, flag) in [
+                (0, 8, ChangeFilter::CREATION),
+                (8, 8, ChangeFilter::LAST_ACCESS),
+                (16, 8, ChangeFilter::LAST_WRITE),
+                (32, 4, ChangeFilter::ATTRIBUTES),
+            ] {
+                if set(at, len) {
+                    filter |= flag;
+                }
+            }
+            Some(filter)
+        }
+        InfoClass::END_OF_FILE | InfoClass::ALLOCATION => {
+            Some(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE)
+        }
+        InfoClass::FULL_EA => Some(ChangeFilter::EA),
+        _ => None,
+    }
 }
 
 fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<(), Fail> {
@@ -62,13 +97,16 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
         InfoClass::BASIC => {
             open.need(Access::WRITE_ATTRIBUTES)?;
             let basic = Basic::parse(input).map_err(short)?;
-            if basic.attributes != FileAttributes::NONE {
-                if basic.attributes.has(FileAttributes::DIRECTORY) && !open.directory {
-                    return Err(NtStatus::INVALID_PARAMETER.into());
-                }
-                attributes::set_attributes(open.handle(), basic.attributes)?;
+            let kinds = FileAttributes::DIRECTORY;
+            let times =
+                [basic.times.creation, basic.times.access, basic.times.write, basic.times.change];
+            if times.iter().any(|time| (i64::MAX as u64 + 1..u64::MAX - 1).contains(time))
+                || basic.attributes.has(kinds) && !open.directory
+                || basic.attributes.has(FileAttributes::TEMPORARY) && open.directory
+            {
+                return Err(NtStatus::INVALID_PARAMETER.into());
             }
-            attributes::set_times(open.handle(), &basic.times)?;
+            open.set_basic(&basic)?;
         }
         InfoClass::END_OF_FILE => {
             let data = open.content(Access::WRITE_DATA)?;
@@ -77,6 +115,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
             open.others_forget()?;
+            open.base_node().times.settle();
             rustix::fs::ftruncate(data.as_fd(), len)?;
         }
         InfoClass::ALLOCATION => {
@@ -89,7 +128,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             if size < open.facts()?.end_of_file {
                 rustix::fs::ftruncate(data.as_fd(), size)?;
             } else if size > 0 {
-                reserve(&rustix::io::fcntl_dupfd_cloexec(data.as_fd(), 0)?, size)?;
+                reserve(data.as_fd(), size)?;
             }
         }
         // Everything up to the end of the file is valid data here.
@@ -102,7 +141,8 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             open.position.store(position, Ordering::Relaxed);
         }
         InfoClass::MODE => {
-            file_info::parse_length(&[input, &[0; 4]].concat()).map_err(short)?;
+            let mode = input.first_chunk::<4>().ok_or(NtStatus::INFO_LENGTH_MISMATCH)?;
+            open.set_mode(u32::from_le_bytes(*mode))?;
         }
         InfoClass::DISPOSITION | InfoClass::DISPOSITION_EX => {
             open.need(Access::DELETE)?;
@@ -112,7 +152,11 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             open.need(Access::DELETE)?;
             rename(ctx, open, &Rename::parse(input).map_err(short)?)?;
         }
-        InfoClass::FULL_EA => return Err(NtStatus::EAS_NOT_SUPPORTED.into()),
+        InfoClass::FULL_EA => {
+            open.need(Access::WRITE_EA)?;
+            let list = ea::parse(input).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
+            eas::set(open.handle(), list)?;
+        }
         InfoClass::LINK => return Err(NtStatus::NOT_SUPPORTED.into()),
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     }
@@ -146,6 +190,9 @@ fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
         open.delete_on_close.store(false, Ordering::Release);
     }
     open.node.set_delete_pending(delete);
+    if delete && open.directory {
+        open.nodes().watches.gone(open.node.key());
+    }
     Ok(())
 }
 
@@ -202,10 +249,39 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     if to == from {
         return Ok(());
     }
+    enter_folder(ctx, open, &to)?;
     open.volume().rename(&from, &to, replaced.is_some())?;
+    let filter = open.name_filter();
+    let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
+    let (was, is) = match stays {
+        true => (Action::RENAMED_OLD_NAME, Action::RENAMED_NEW_NAME),
+        false => (Action::REMOVED, Action::ADDED),
+    };
+    open.tell_at(&from, was, filter);
+    open.tell_at(&to, is, filter);
     open.node.set_path(to);
     if let Some(replaced) = replaced {
         open.volume().forget_streams(replaced.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Whether a file may be given a name in a folder: the one who does it may add to the folder, and
+/// those who have it open do not mind. Windows opens it for that, without letting others delete it
+/// (MS-FSA 2.1.5.15.12, footnote 185).
+fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
+    let folder = open.volume().folder_of(to)?;
+    let adds = if open.directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
+    let rights = security::access(folder.as_fd(), &ctx.session()?.sids)?;
+    if !ctx.tree()?.maximal_access.and(rights).has(adds) {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let stat = rustix::fs::fstat(&folder)?;
+    let wants = Access::DELETE.or(adds);
+    if let Some(node) = ctx.ex.server.nodes.get(&stat)
+        && node.forbids(wants, ShareAccess::READ | ShareAccess::WRITE)
+    {
+        return Err(NtStatus::SHARING_VIOLATION.into());
     }
     Ok(())
 }

@@ -47,7 +47,7 @@ pub fn answer(ex: &mut Exchange, message: &[u8], out: &mut Vec<u8>) -> Result<()
         max_read_size: max,
         max_write_size: max,
         system_time: server::now(),
-        security_buffer: Acceptor::hint(),
+        security_buffer: Acceptor::hint(current.kerberos.is_some()),
         contexts: Vec::new(),
     };
     let mut header = plain_header(Command::NEGOTIATE);

@@ -9,6 +9,7 @@ use smb_protocol::{
     msg::{
         create::Access,
         flush,
+        notify::ChangeFilter,
         simple::Empty,
         write::{Request, Response, WRITE_THROUGH},
     },
@@ -42,8 +43,15 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     open.node.check_io(open.node_id(), request.offset, len as u64, true)?;
     open.others_forget()?;
     open.position.store(end, Ordering::Relaxed);
+    if !open.written.load(Ordering::Relaxed) {
+        open.written.store(true, Ordering::Relaxed);
+    }
+    if open.nodes().is_watched() {
+        open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
+    }
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
     let count = request.length;
+    open.note_write();
     let written = data.write_now(request.offset, request.data)?;
     if written && !through {
         Response { count }.encode(out);
@@ -93,6 +101,7 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let open = ctx.open(request.file_id)?;
     let writes = Access::WRITE_DATA.or(Access::APPEND_DATA);
     open.need(writes)?;
+    open.base_node().times.settle();
     let data = open.data.clone();
     Err(Fail::Later(Later {
         future: Box::pin(async move {

@@ -18,6 +18,7 @@ use super::{
     attributes::{self, Facts},
     pattern::Pattern,
     presentable, reopen,
+    short::short_name,
 };
 
 /// A listing under way.
@@ -103,8 +104,13 @@ fn describe(folder: &OwnedFd, name: &OsStr) -> Option<Entry> {
         end_of_file: facts.end_of_file,
         allocation_size: facts.allocation_size,
         attributes: facts.attributes,
-        ea_size: 0,
+        ea_size: facts.ea_size,
         file_id: facts.file_id,
+        short_name: if text.starts_with('.') && text.trim_start_matches('.').is_empty() {
+            String::new()
+        } else {
+            short_name(text).unwrap_or_default()
+        },
         name: text.to_owned(),
     })
 }

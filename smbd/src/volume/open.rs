@@ -3,8 +3,8 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -12,9 +12,11 @@ use std::{
 use block_io::LocalFile;
 use smb_protocol::{
     FileId, NtStatus,
+    fscc::{FileAttributes, file_info::Basic},
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions},
+        notify::{Action, ChangeFilter},
         oplock::{self, OplockBreak, OplockLevel},
     },
     security::Sid,
@@ -24,6 +26,7 @@ use tokio::sync::Notify;
 use super::{
     RelPath, StreamName, Volume,
     attributes::{self, Facts},
+    changes::{Change, Watch, Watches},
     listing::Listing,
     node::{
         Node, Nodes, Refused,
@@ -31,8 +34,9 @@ use super::{
     },
     security,
     sequence::ChannelSequence,
+    streams,
 };
-use crate::{session::Session, status::of_errno};
+use crate::{server::now, session::Session, status::of_errno};
 
 /// A request on an open that is in progress.
 #[derive(Debug)]
@@ -82,6 +86,8 @@ pub struct Origin {
     pub app_instance: Option<[u8; 16]>,
     /// `AppInstanceVersion`.
     pub app_version: Option<(u64, u64)>,
+    /// The lease on the folder that the client says it has.
+    pub parent_lease: Option<LeaseId>,
     /// What the CREATE did.
     pub action: u32,
 }
@@ -99,6 +105,23 @@ pub struct Standing {
     /// Sequence numbers of locks by index from 1; 255 is none.
     pub lock_sequences: Option<Box<[u8; LOCK_SEQUENCES]>>,
 }
+
+/// Options that `FileModeInformation` shows (MS-FSA 2.1.5.1, phase 3).
+const MODES: CreateOptions = CreateOptions(
+    CreateOptions::WRITE_THROUGH.0
+        | CreateOptions::SEQUENTIAL_ONLY.0
+        | CreateOptions::NO_INTERMEDIATE_BUFFERING.0
+        | CreateOptions::SYNCHRONOUS_IO_ALERT.0
+        | CreateOptions::SYNCHRONOUS_IO_NONALERT.0
+        | CreateOptions::DELETE_ON_CLOSE.0,
+);
+/// Those that can be set (MS-FSA 2.1.5.15.8).
+const MODES_SET: CreateOptions = CreateOptions(
+    CreateOptions::WRITE_THROUGH.0
+        | CreateOptions::SEQUENTIAL_ONLY.0
+        | CreateOptions::SYNCHRONOUS_IO_ALERT.0
+        | CreateOptions::SYNCHRONOUS_IO_NONALERT.0,
+);
 
 /// What an open of a named stream has beside one of a file.
 #[derive(Debug)]
@@ -136,6 +159,12 @@ pub struct Open {
     pub listing: Mutex<Option<Listing>>,
     /// Behind the last byte read or written; kept because clients ask for it.
     pub position: AtomicU64,
+    /// `Mode`: options that show in `FileModeInformation` and that some sets change.
+    pub mode: AtomicU32,
+    /// Index of the extended attribute that is answered next.
+    pub next_ea: AtomicUsize,
+    /// The content of a stream was changed.
+    wrote: AtomicBool,
     /// The file was at least this long when this open last looked; it may have been cut since.
     pub known_end: AtomicU64,
     /// Wakes what waits on this open when it is closed.
@@ -149,6 +178,9 @@ pub struct Open {
     pub replayable: AtomicBool,
     /// Which requests on it are too old.
     pub sequence: ChannelSequence,
+    /// Its content was changed.
+    pub written: AtomicBool,
+    watch: OnceLock<Arc<Watch>>,
     standing: Mutex<Standing>,
     volume: Arc<Volume>,
     nodes: Arc<Nodes>,
@@ -202,11 +234,16 @@ impl Open {
             listing: Mutex::new(None),
             position: AtomicU64::new(0),
             known_end: AtomicU64::new(0),
+            mode: AtomicU32::new(options.and(MODES).0),
+            next_ea: AtomicUsize::new(0),
+            wrote: AtomicBool::new(false),
             closed: Arc::default(),
             lease: parts.lease,
             origin: parts.origin,
             replayable: AtomicBool::new(false),
             sequence: ChannelSequence::default(),
+            written: AtomicBool::new(false),
+            watch: OnceLock::new(),
             standing: Mutex::new(standing),
             volume,
             nodes,
@@ -296,6 +333,42 @@ impl Open {
         &self.volume
     }
 
+    /// What it watches, begun by `begin` if nothing was yet.
+    pub fn watch(&self, begin: impl FnOnce(&Arc<Watches>) -> Arc<Watch>) -> Arc<Watch> {
+        self.watch.get_or_init(|| begin(&self.nodes.watches)).clone()
+    }
+
+    /// Tells those who watch its folder that it has changed.
+    pub fn tell_modified(&self, filter: ChangeFilter) {
+        self.tell(Action::MODIFIED, filter);
+    }
+
+    /// Tells those who watch its folder what became of it.
+    pub fn tell(&self, action: Action, filter: ChangeFilter) {
+        if !self.nodes.is_watched() && !self.nodes.any_folder_cached() {
+            return;
+        }
+        let Ok(path) = self.path() else { return };
+        self.tell_at(&path, action, filter);
+    }
+
+    /// Tells those who watch its folder what became of it at that place.
+    pub fn tell_at(&self, path: &RelPath, action: Action, filter: ChangeFilter) {
+        let stream = self.stream_name();
+        let stream = stream.as_ref().map(|stream| stream.as_str());
+        let (volume, by) = (&*self.volume, self.origin.parent_lease);
+        self.nodes.changed(&Change { volume, path, stream, action, filter, by });
+    }
+
+    /// What a change of its name is of interest to.
+    pub fn name_filter(&self) -> ChangeFilter {
+        match (&self.stream, self.directory) {
+            (Some(_), _) => ChangeFilter::STREAM_NAME,
+            (None, true) => ChangeFilter::DIR_NAME,
+            (None, false) => ChangeFilter::FILE_NAME,
+        }
+    }
+
     /// Where files that are open are known.
     pub fn nodes(&self) -> &Arc<Nodes> {
         &self.nodes
@@ -304,13 +377,118 @@ impl Open {
     /// What the file is now; a stream has its own sizes.
     pub fn facts(&self) -> Result<Facts, NtStatus> {
         let mut facts = attributes::facts(self.handle()).map_err(of_errno)?;
+        self.base_node().times.apply(&mut facts.times);
         if let Some(stream) = &self.stream {
             let stat = rustix::fs::fstat(&stream.file).map_err(of_errno)?;
             facts.end_of_file = u64::try_from(stat.st_size).unwrap_or(0);
-            facts.allocation_size = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            facts.allocation_size = streams::allocated_of(stream.file.as_fd(), &stat);
             facts.directory = false;
         }
         Ok(facts)
+    }
+
+    /// This open is about to change the content: its times are shown late, or as they were set.
+    pub fn note_write(&self) {
+        if self.stream.is_some() {
+            self.wrote.store(true, Ordering::Relaxed);
+        }
+        let times = &self.base_node().times;
+        if !times.knows_of_writes(self.node_id())
+            && let Ok(facts) = attributes::facts(self.handle())
+        {
+            times.written(self.node_id(), facts.times.write);
+        }
+    }
+
+    /// Sets attributes and times as a client asks for them: of a time 0 leaves it, -1 holds it
+    /// where it is while this open lasts, -2 lets it go, and any other value sets and holds it
+    /// (MS-FSA 2.1.5.15.2).
+    pub fn set_basic(&self, basic: &Basic) -> Result<(), NtStatus> {
+        const HOLD: u64 = u64::MAX;
+        const RELEASE: u64 = u64::MAX - 1;
+        let given = |time: u64| (!matches!(time, 0 | HOLD | RELEASE)).then_some(time);
+        let asked = &basic.times;
+        let mut to = attributes::Change {
+            attributes: Some(basic.attributes).filter(|a| *a != FileAttributes::NONE),
+            creation: given(asked.creation),
+            access: given(asked.access),
+            write: given(asked.write),
+            change: given(asked.change),
+        };
+        let shown = self.facts()?.times;
+        let (node, id) = (self.base_node(), self.node_id());
+        node.times.settle();
+        match asked.change {
+            0 => {}
+            RELEASE => node.times.release_change(id),
+            HOLD => {
+                node.times.hold_change(id, shown.change);
+                to.change = Some(shown.change);
+            }
+            time => node.times.hold_change(id, time),
+        }
+        attributes::set(self.handle(), &to).map_err(of_errno)?;
+        match asked.write {
+            0 => {}
+            RELEASE => node.times.release_write(id),
+            HOLD => node.times.hold_write(id, shown.write),
+            time => node.times.hold_write(id, time),
+        }
+        Ok(())
+    }
+
+    /// This open is about to be closed: its writes are dated.
+    pub fn date_writes(&self) {
+        if self.base_node().times.settle_close(self.node_id()) {
+            let to = attributes::Change { write: Some(now()), ..attributes::Change::default() };
+            if let Err(error) = attributes::set(self.handle(), &to) {
+                tracing::debug!(%error, "the time of the last write is not kept");
+            }
+        }
+    }
+
+    /// What this open held of the file's times is given to the system.
+    fn leave_times(&self) {
+        let remains = self.base_node().times.close(self.node_id());
+        let mut to = attributes::Change {
+            write: remains.write,
+            change: remains.change,
+            ..attributes::Change::default()
+        };
+        if self.wrote.load(Ordering::Relaxed) {
+            // The system knows nothing of a stream's file.
+            to.write = to.write.or_else(|| Some(now()));
+        }
+        let Ok(facts) = attributes::facts(self.handle()) else { return };
+        to.write = to.write.filter(|time| *time != facts.times.write);
+        if to.write.is_none() {
+            to.change = to.change.filter(|time| *time != facts.times.change);
+        }
+        if (to.write.is_some() || to.change.is_some())
+            && let Err(error) = attributes::set(self.handle(), &to)
+        {
+            tracing::debug!(%error, "times that were set are lost");
+        }
+    }
+
+    /// Sets the mode, as far as it can be set.
+    pub fn set_mode(&self, mode: u32) -> Result<(), NtStatus> {
+        let wanted = CreateOptions(mode);
+        let now = CreateOptions(self.mode.load(Ordering::Relaxed));
+        let waits = CreateOptions::SYNCHRONOUS_IO_ALERT.or(CreateOptions::SYNCHRONOUS_IO_NONALERT);
+        // How an open waits can be changed, but not whether it does.
+        if wanted.without(MODES_SET) != CreateOptions::NONE
+            || wanted.any(waits) != now.any(waits)
+            || wanted.has(waits)
+        {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
+        let mut set = MODES_SET;
+        if now.has(CreateOptions::NO_INTERMEDIATE_BUFFERING) {
+            set = set.without(CreateOptions::WRITE_THROUGH);
+        }
+        self.mode.store(now.without(set).or(wanted.and(set)).0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Where the file is in its share, as it is now.
@@ -353,10 +531,13 @@ impl Open {
         }
     }
 
-    fn remove_file(&self, opened: &RelPath) {
+    fn remove_file(&self, opened: &RelPath) -> Option<RelPath> {
+        let path = self.path().unwrap_or_else(|_| opened.clone());
         if let Err(error) = self.volume.remove_open(self.handle(), opened) {
             tracing::debug!(%error, "could not delete on close");
+            return None;
         }
+        Some(path)
     }
 
     /// Fails unless any of the rights in `any` was granted.
@@ -379,7 +560,7 @@ impl Open {
 
     /// Whether each write must be durable before its answer.
     pub fn write_through(&self) -> bool {
-        self.options.has(CreateOptions::WRITE_THROUGH)
+        CreateOptions(self.mode.load(Ordering::Relaxed)).has(CreateOptions::WRITE_THROUGH)
     }
 }
 
@@ -389,15 +570,37 @@ impl Drop for Open {
         if self.delete_on_close.load(Ordering::Acquire) {
             let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
+            if self.directory {
+                self.nodes.watches.gone(self.node.key());
+            }
         }
         self.nodes.forget(self);
+        self.date_writes();
+        self.leave_times();
         let id = self.node_id();
+        let mut removed = None;
         match &self.stream {
-            None => self.nodes.leave(&self.node, id, |path| self.remove_file(path)),
+            None => self.nodes.leave(&self.node, id, |path| removed = self.remove_file(path)),
             Some(stream) => {
                 self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
-                self.nodes.leave(&stream.base, id, |path| self.remove_file(path));
+                self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));
             }
+        }
+        match removed {
+            Some(path) => {
+                let filter =
+                    if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
+                let (volume, by) = (&*self.volume, self.origin.parent_lease);
+                let (path, action) = (&path, Action::REMOVED);
+                self.nodes.changed(&Change { volume, path, stream: None, action, filter, by });
+            }
+            // Sizes and times that a listing shows are others now.
+            None if self.written.load(Ordering::Relaxed) && self.nodes.any_folder_cached() => {
+                if let Ok(path) = self.path() {
+                    self.tell_at(&path, Action::MODIFIED, ChangeFilter::NONE);
+                }
+            }
+            None => {}
         }
     }
 }

@@ -44,15 +44,16 @@ impl RelPath {
         if name.is_empty() {
             return Ok(Self::root());
         }
-        if name.starts_with('\\') {
+        if name.starts_with(['\\', '/']) {
             return Err(NtStatus::INVALID_PARAMETER);
         }
         if name.len() > MAX_PATH {
             return Err(NtStatus::OBJECT_NAME_INVALID);
         }
-        let name = name.strip_suffix('\\').unwrap_or(name);
+        let name = name.strip_suffix(['\\', '/']).unwrap_or(name);
         let mut parts = Vec::new();
-        for part in name.split('\\') {
+        // NTFS has no name with a slash; that it separates is what Samba's clients expect.
+        for part in name.split(['\\', '/']) {
             match part {
                 // What remains of ".." would name something above the share.
                 "." | ".." => return Err(NtStatus::OBJECT_PATH_SYNTAX_BAD),
@@ -162,7 +163,7 @@ pub struct FileName {
 impl FileName {
     /// Checks a name as a client sends it.
     pub fn parse(name: &str) -> Result<Self, NtStatus> {
-        let slash = name.ends_with('\\');
+        let slash = name.ends_with(['\\', '/']);
         let last = name.rfind('\\').map_or(0, |at| at + 1);
         let Some(colon) = name[last..].find(':').map(|at| last + at) else {
             return Ok(Self { path: RelPath::parse(name)?, part: StreamPart::Unsaid, slash });
@@ -200,7 +201,10 @@ mod tests {
 
     #[test]
     fn escapes_and_forbidden_names_are_refused() {
-        for name in ["..", "a\\..\\b", ".", "a\\.", "\\a", "a/b", "a\\\\b", "a:b", "a*", "x\u{1}"] {
+        for name in [
+            "..", "a\\..\\b", ".", "a\\.", "\\a", "a//b", "a/../b", "/a", "a\\\\b", "a:b", "a*",
+            "x\u{1}",
+        ] {
             assert!(RelPath::parse(name).is_err(), "{name:?}");
         }
         assert!(RelPath::parse("").unwrap().is_root());

@@ -25,7 +25,7 @@ use rustix::{
     },
     io::Errno,
 };
-use smb_protocol::fscc::{Times, snapshots::SnapshotTime};
+use smb_protocol::fscc::snapshots::SnapshotTime;
 
 use super::{Volume, attributes, path::PRIVATE, space, streams};
 
@@ -325,7 +325,8 @@ fn copy_facts(
     }
     streams::adopt(target, stat.st_ino)?;
     let creation = attributes::facts(source)?.times.creation;
-    attributes::set_times(target, &Times { creation, access: 0, write: 0, change: 0 })?;
+    let kept = attributes::Change { creation: Some(creation), ..Default::default() };
+    attributes::set(target, &kept)?;
     let time = |tv_sec, nanos: u64| Timespec { tv_sec, tv_nsec: nanos.try_into().unwrap_or(0) };
     let times = Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),

@@ -36,7 +36,7 @@ use rustix::{
 use smb_protocol::name::fold_char;
 
 use super::{
-    magic_path,
+    attributes, magic_path,
     path::{PRIVATE, StreamName},
 };
 
@@ -87,6 +87,19 @@ fn unhex(text: &[u8]) -> Option<Id> {
 fn file_name(name: &StreamName) -> String {
     let folded: String = name.as_str().chars().map(fold_char).collect();
     hex(digest::digest(&digest::SHA256, folded.as_bytes()).as_ref())
+}
+
+/// Bytes allocated to a stream.
+pub fn allocated_of(file: BorrowedFd<'_>, stat: &Stat) -> u64 {
+    let number = |n| u64::try_from(n).unwrap_or(0);
+    attributes::allocated(file, number(stat.st_size), number(stat.st_blocks))
+}
+
+/// The name of a stream, from its file.
+pub fn name_of(file: BorrowedFd<'_>) -> Option<StreamName> {
+    let mut text = [0; MAX_NAME];
+    let len = rustix::fs::getxattr(magic_path(file).as_str(), NAME, &mut text[..]).ok()?;
+    StreamName::new(std::str::from_utf8(&text[..len]).ok()?)
 }
 
 /// The identity that an extended attribute gives a file, and the inode it was given to.
@@ -279,20 +292,13 @@ impl StreamStore {
             }
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let Ok(fd) = rustix::fs::openat(&folder, &name, flags, Mode::empty()) else { continue };
-            let mut text = vec![0; MAX_NAME];
-            let Ok(len) =
-                rustix::fs::getxattr(magic_path(fd.as_fd()).as_str(), NAME, &mut text[..])
-            else {
-                continue;
-            };
-            text.truncate(len);
-            let (Ok(name), Ok(stat)) = (String::from_utf8(text), rustix::fs::fstat(&fd)) else {
+            let (Some(name), Ok(stat)) = (name_of(fd.as_fd()), rustix::fs::fstat(&fd)) else {
                 continue;
             };
             list.push(StreamEntry {
-                name,
+                name: name.as_str().to_owned(),
                 size: u64::try_from(stat.st_size).unwrap_or(0),
-                allocation: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+                allocation: allocated_of(fd.as_fd(), &stat),
             });
         }
         list.sort_by(|a, b| a.name.cmp(&b.name));

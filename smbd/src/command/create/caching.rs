@@ -102,6 +102,16 @@ impl Wishes {
         }
     }
 
+    /// The lease on the folder that the client says it has.
+    pub fn parent_lease(&self) -> Option<LeaseId> {
+        match self.caching {
+            Some(Want::Lease { id, v2: Some((Some(key), _)), .. }) => {
+                Some(LeaseId { client: id.client, key })
+            }
+            _ => None,
+        }
+    }
+
     /// `CreateGuid`, if there is one.
     pub fn create_guid(&self) -> Option<[u8; 16]> {
         match self.durable {

@@ -2,7 +2,7 @@
 //! (MS-FSA 2.1.5.1).
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -13,7 +13,10 @@ use rustix::{
 };
 use smb_protocol::{
     FileId, NtStatus,
-    fscc::FileAttributes,
+    fscc::{
+        FileAttributes,
+        ea::{self, Ea},
+    },
     msg::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
@@ -27,9 +30,10 @@ use crate::{
     volume::{
         FileName, Found, RelPath, StreamName, StreamPart, Volume,
         attributes::{self, Facts},
+        eas,
         node::{BESIDE, Node, Nodes, Opener, Refused, caching::LeaseId},
         open::{Open, Origin, Parts, StreamOpen},
-        reopen, security,
+        reopen, security, streams,
     },
 };
 
@@ -193,6 +197,16 @@ impl Job<'_> {
         if cuts {
             let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
             attributes::set_attributes(fd.as_fd(), wanted)?;
+            // All that the file had go, those that come with the request stay.
+            let mut eas = eas::list(fd.as_fd())?;
+            eas.iter_mut().for_each(|ea| ea.value.clear());
+            eas.extend(self.wanted_eas()?);
+            if !eas.is_empty() {
+                eas::set(fd.as_fd(), eas)?;
+            }
+            if let (Some(size), Some(data)) = (self.allocation(), &data) {
+                reserve(data.as_fd(), size)?;
+            }
             // What is overwritten loses its streams too, but for those that someone has open.
             self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
         }
@@ -282,7 +296,9 @@ impl Job<'_> {
         let joined = self.join(&stat, path, sharing, asked, cuts)?;
         let data = self.content(file, access, false, cuts)?;
         let stream = StreamOpen {
-            name: std::sync::Mutex::new(name.clone()),
+            name: std::sync::Mutex::new(
+                streams::name_of(file.as_fd()).unwrap_or_else(|| name.clone()),
+            ),
             file: rustix::io::fcntl_dupfd_cloexec(file, 0)?,
             base: with_base.keep(),
         };
@@ -376,6 +392,9 @@ impl Job<'_> {
         if !self.tree.maximal_access.has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
+        if directory && self.request.attributes.has(FileAttributes::TEMPORARY) {
+            return Err(NtStatus::INVALID_PARAMETER.into());
+        }
         let read_only = self.request.attributes.has(FileAttributes::READONLY);
         if read_only && options.has(CreateOptions::DELETE_ON_CLOSE) {
             return Err(NtStatus::CANNOT_DELETE.into());
@@ -398,6 +417,8 @@ impl Job<'_> {
             }
             None => None,
         };
+        let extra_eas = self.wanted_eas()?;
+        let path = self.volume.tunnelled(folder.as_fd(), path);
         let made = if directory {
             self.volume.create_folder(&path)
         } else {
@@ -420,6 +441,9 @@ impl Job<'_> {
                 attributes::set_attributes(fd.as_fd(), extra.or(base))?;
             }
             security::begin(fd.as_fd(), folder.as_fd(), directory, wanted, self.sids)?;
+            if !extra_eas.is_empty() {
+                eas::set(fd.as_fd(), extra_eas)?;
+            }
             if let Some(name) = stream {
                 let file = self.volume.streams().create(fd.as_fd(), name)?;
                 return self.open_stream(name, &file, &fd, &stat, &path, access, false);
@@ -430,7 +454,7 @@ impl Job<'_> {
                 data = Some(self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?);
             }
             if !directory && let Some(size) = self.allocation() {
-                reserve(&fd, size)?;
+                reserve(fd.as_fd(), size)?;
             }
             Ok(self.open(
                 rustix::io::fcntl_dupfd_cloexec(&fd, 0)?,
@@ -449,6 +473,18 @@ impl Job<'_> {
                 Err(error)
             }
         }
+    }
+
+    /// The extended attributes that a new file gets (MS-SMB2 2.2.13.2.1).
+    fn wanted_eas(&self) -> Result<Vec<Ea>, NtStatus> {
+        let Some(data) = context::find(&self.request.contexts, names::EXTA) else {
+            return Ok(Vec::new());
+        };
+        let list = ea::parse(data).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
+        if !list.iter().all(Ea::is_valid) {
+            return Err(NtStatus::INVALID_EA_NAME);
+        }
+        Ok(list)
     }
 
     /// The size that the client wants to be set aside (MS-SMB2 2.2.13.2.6).
@@ -482,7 +518,7 @@ impl Drop for Joined<'_> {
 }
 
 /// Sets space aside without changing the length; a file system that cannot is not an error.
-pub fn reserve(fd: &OwnedFd, size: u64) -> Result<(), Errno> {
+pub fn reserve(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
     match rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size) {
         Err(Errno::OPNOTSUPP) => Ok(()),
         other => other,

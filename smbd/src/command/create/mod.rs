@@ -15,6 +15,7 @@ use smb_protocol::{
     msg::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response},
+        notify::{Action, ChangeFilter},
     },
     name::same_name,
 };
@@ -34,6 +35,9 @@ use crate::{
 
 /// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
 const ACCESS_UNKNOWN: Access = Access(0x0ce0_fe00);
+/// Options that no server carries out: opening by file number, tree connections and filter oplocks
+/// (MS-SMB2 3.3.5.9).
+const NOT_SERVED: CreateOptions = CreateOptions(0x0010_2080);
 /// Attributes that a create may carry.
 const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
 
@@ -61,9 +65,6 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let then = time.map(|time| previous::at(&tree, &volume, time)).transpose()?;
     let frozen = then.as_ref().unwrap_or(&tree);
     let volume = frozen.volume.clone().unwrap_or(volume);
-    if context::find(&request.contexts, names::EXTA).is_some_and(|data| !data.is_empty()) {
-        return Err(NtStatus::EAS_NOT_SUPPORTED.into());
-    }
     fence(ctx, &request, &wishes)?;
     let id = server.new_open_id();
     let job = Job {
@@ -88,6 +89,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             create_guid: wishes.create_guid(),
             app_instance: wishes.app_instance,
             app_version: wishes.app_version,
+            parent_lease: wishes.parent_lease(),
             action: 0,
         },
     };
@@ -101,6 +103,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     open.origin.action = action.0;
     let open = Arc::new(open);
     server.nodes.add_open(&open);
+    tell(&open, action);
     if let Some(want) = wishes.caching {
         let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
         open.standing().durability = wishes.durability(&open, granted);
@@ -152,6 +155,21 @@ fn answer(
     Ok(NtStatus::SUCCESS)
 }
 
+/// Tells those who watch the folder what a CREATE changed.
+fn tell(open: &Open, action: CreateAction) {
+    match action {
+        CreateAction::CREATED if open.stream.is_some() => {
+            open.tell(Action::ADDED_STREAM, open.name_filter());
+        }
+        CreateAction::CREATED => open.tell(Action::ADDED, open.name_filter()),
+        CreateAction::OPENED => {}
+        _ => open.tell(
+            Action::MODIFIED,
+            ChangeFilter::SIZE | ChangeFilter::LAST_WRITE | ChangeFilter::ATTRIBUTES,
+        ),
+    }
+}
+
 /// Closes what an earlier instance of the same application has open (MS-SMB2 3.3.5.9.13): a VM
 /// that was started elsewhere fences its disks from where it was.
 fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &Wishes) -> Result<(), NtStatus> {
@@ -184,6 +202,9 @@ fn check(request: &Request<'_>) -> Result<(), NtStatus> {
     if request.impersonation > 3 {
         return Err(NtStatus::BAD_IMPERSONATION_LEVEL);
     }
+    if request.access == Access::NONE || request.access.any(ACCESS_UNKNOWN) {
+        return Err(NtStatus::ACCESS_DENIED);
+    }
     if request.disposition > Disposition::OVERWRITE_IF
         || request.share.0 & !7 != 0
         || request.attributes.0 & !ATTRIBUTES_KNOWN != 0
@@ -199,11 +220,8 @@ fn check(request: &Request<'_>) -> Result<(), NtStatus> {
     if directory && cuts {
         return Err(NtStatus::INVALID_PARAMETER);
     }
-    if options.has(CreateOptions::OPEN_BY_FILE_ID) {
+    if options.any(NOT_SERVED) {
         return Err(NtStatus::NOT_SUPPORTED);
-    }
-    if request.access.any(ACCESS_UNKNOWN) || request.access == Access::NONE {
-        return Err(NtStatus::ACCESS_DENIED);
     }
     if request.access.has(Access::ACCESS_SYSTEM_SECURITY) {
         return Err(NtStatus::PRIVILEGE_NOT_HELD);

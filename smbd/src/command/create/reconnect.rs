@@ -145,7 +145,7 @@ fn replay(ctx: &mut Ctx<'_>, wishes: &Wishes, out: &mut Vec<u8>) -> Option<Handl
 fn again(ctx: &mut Ctx<'_>, wishes: &Wishes, open: &Arc<Open>, out: &mut Vec<u8>) -> Handled {
     let session = ctx.session()?.clone();
     let owned = open.standing().durability != Durability::None;
-    if open.origin.user != session.user || open.lease != wishes.lease() && open.lease.is_some() {
+    if open.origin.user != session.user || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     match open.session() {

@@ -238,7 +238,8 @@ impl Caching {
                 Some(breaking) => {
                     // It goes on from there when that is acknowledged; who must wait, waits.
                     breaking.then = LeaseState(breaking.then.0 & to.0);
-                    let chained = breaking.chained && cause == Cause::Overwrite;
+                    let chained =
+                        breaking.chained && matches!(cause, Cause::Open | Cause::Overwrite);
                     if lost.any(awaited) || chained {
                         wait_for(&mut wait, breaking.deadline);
                     }

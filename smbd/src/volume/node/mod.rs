@@ -28,7 +28,7 @@ use self::{
     caching::{Break, Caching, Cause, Holder, LeaseId, LeaseView, NotSo, Want},
     locks::{Intent, Locks, Range},
 };
-use super::{RelPath, open::Open};
+use super::{RelPath, changes::Watches, open::Open};
 use crate::{clients::Clients, session::Notice};
 
 /// Identity of a file on this machine: device and inode.
@@ -55,6 +55,10 @@ pub struct Nodes {
     creates: Mutex<HashMap<CreateKey, Weak<Open>>>,
     creating: Arc<Mutex<HashSet<CreateKey>>>,
     count: AtomicUsize,
+    /// Folders that are watched.
+    pub watches: Arc<Watches>,
+    /// Folders that somebody caches; once there was one it may stay counted.
+    folders_cached: AtomicBool,
     /// Who is connected.
     pub clients: Clients,
     /// Opens whose client is away and may come back.
@@ -72,6 +76,8 @@ pub struct Node {
     locked: AtomicUsize,
     /// Told when a break is done, an open or a lock is gone.
     changed: Arc<Notify>,
+    /// Times that are shown instead of the system's.
+    pub times: super::times::Shown,
 }
 
 #[derive(Debug)]
@@ -271,6 +277,9 @@ impl Nodes {
         let granted = state.caching.acquire(open, want, directory, others, locked);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         drop(state);
+        if directory && granted != LeaseState::NONE {
+            self.folders_cached.store(true, Ordering::Release);
+        }
         if let Some(id) = lease {
             lock(&self.leases).insert(id, Arc::downgrade(node));
         }
@@ -404,6 +413,11 @@ impl Nodes {
         }
     }
 
+    /// Whether a client may cache what is in a folder.
+    pub fn any_folder_cached(&self) -> bool {
+        self.folders_cached.load(Ordering::Acquire)
+    }
+
     /// Number of opens.
     pub fn open_count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
@@ -484,6 +498,7 @@ impl Node {
             cached: AtomicBool::new(false),
             locked: AtomicUsize::new(0),
             changed: Arc::default(),
+            times: super::times::Shown::default(),
         })
     }
 
@@ -568,6 +583,14 @@ impl Node {
     /// Notes that the file was renamed.
     pub fn set_path(&self, path: RelPath) {
         lock(&self.state).path = path;
+    }
+
+    /// Whether someone has it open in a way that does not go together with this.
+    pub fn forbids(&self, access: Access, share: ShareAccess) -> bool {
+        lock(&self.state).users.iter().any(|other| {
+            takes_part(other.access)
+                && (conflicts(access, other.share) || conflicts(other.access, share))
+        })
     }
 
     /// Whether openers other than `id` forbid that the file is deleted or renamed.

@@ -1,0 +1,309 @@
+//! The server: which tickets it takes, and what it remembers.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aws_lc_rs::digest;
+
+use super::{
+    Error,
+    crypto::{Etype, Key},
+    gss::{self, Side},
+    keytab::Keytab,
+    message::{ApReq, Authenticator, Principal, TicketPart, ap_rep, client_time},
+};
+use crate::{
+    crypto::{SecretKey, random},
+    fscc::{filetime_from_unix, filetime_to_unix},
+    ntlm::FileTime,
+};
+
+/// What clocks may differ by, in seconds (RFC 4120 8.2).
+const SKEW: i64 = 300;
+/// Authenticators that are remembered at a time.
+const REMEMBERED: usize = 100_000;
+
+/// A client that was let in.
+#[derive(Debug, Clone)]
+pub struct Established {
+    /// Token to send back; empty when the client did not ask for one.
+    pub token: Vec<u8>,
+    /// The client.
+    pub client: Principal,
+    /// When its ticket ends.
+    pub expires: FileTime,
+    key: Key,
+    sequence: u32,
+}
+
+impl Established {
+    /// The session key, for SMB to derive its own from (MS-SMB2 3.3.5.5.3): 16 or 32 bytes.
+    ///
+    /// # Panics
+    /// Never: keys of every encryption type fit.
+    pub fn session_key(&self) -> SecretKey {
+        SecretKey::new(self.key.as_bytes()).expect("keys of all types have 16 or 32 bytes")
+    }
+
+    /// Our integrity code for a text.
+    pub fn mic(&self, text: &[u8]) -> Vec<u8> {
+        gss::mic(&self.key, Side::Acceptor, self.sequence.into(), text)
+    }
+
+    /// Whether the client's integrity code is right.
+    pub fn verify_mic(&self, text: &[u8], mic: &[u8]) -> bool {
+        gss::verify_mic(&self.key, Side::Initiator, text, mic)
+    }
+}
+
+/// Authenticators that were used, as long as they could be used again.
+#[derive(Debug, Default)]
+struct Seen {
+    known: HashSet<[u8; 32]>,
+    order: VecDeque<(i64, [u8; 32])>,
+}
+
+impl Seen {
+    fn note(&mut self, now: i64, digest: [u8; 32]) -> Result<(), Error> {
+        // One may be used from its time less the skew to its time plus the skew.
+        while let Some((since, old)) = self.order.front()
+            && *since + 2 * SKEW < now
+        {
+            self.known.remove(old);
+            self.order.pop_front();
+        }
+        if self.known.contains(&digest) {
+            return Err(Error::Replay);
+        }
+        if self.order.len() >= REMEMBERED {
+            return Err(Error::Busy);
+        }
+        self.known.insert(digest);
+        self.order.push_back((now, digest));
+        Ok(())
+    }
+}
+
+/// The server's keys and memory; one for all connections.
+#[derive(Debug)]
+pub struct Service {
+    keytab: Keytab,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Service {
+    /// A server with these keys.
+    pub fn new(keytab: Keytab) -> Self {
+        Self { keytab, seen: Arc::default() }
+    }
+
+    /// The same server with other keys: it remembers what it has seen.
+    #[must_use]
+    pub fn with_keys(&self, keytab: Keytab) -> Self {
+        Self { keytab, seen: self.seen.clone() }
+    }
+
+    /// Takes a client's initial GSS token at the time `now` (RFC 4120 3.2.3).
+    pub fn accept(&self, token: &[u8], now: FileTime) -> Result<Established, Error> {
+        let (now, _) = filetime_to_unix(now);
+        let request = ApReq::parse(gss::initial_token(token)?)?;
+        if request.use_session_key {
+            return Err(Error::Unsupported("user-to-user authentication"));
+        }
+        let key = self.key_for(&request)?;
+        let part = key.decrypt(TicketPart::USAGE, request.ticket.cipher, "the ticket")?;
+        let ticket = TicketPart::parse(&part)?;
+        let sealed = &request.authenticator;
+        if sealed.etype != ticket.key.etype as i32 {
+            return Err(Error::Malformed("an authenticator under another key than the ticket's"));
+        }
+        let plain = ticket.key.decrypt(Authenticator::USAGE, sealed.cipher, "the authenticator")?;
+        let proof = Authenticator::parse(&plain)?;
+        if proof.client != ticket.client {
+            return Err(Error::Mismatch);
+        }
+        let off = proof.time.0.abs_diff(now);
+        if off > SKEW.unsigned_abs() {
+            return Err(Error::Skew(off));
+        }
+        if ticket.invalid || ticket.start > now + SKEW || ticket.end < now {
+            return Err(Error::TicketTime);
+        }
+        const MUTUAL: u32 = 2;
+        const DCE_STYLE: u32 = 0x1000;
+        let flags = gss::checksum_flags(proof.checksum.as_ref())?;
+        if flags & DCE_STYLE != 0 {
+            return Err(Error::Unsupported("an authentication in three parts"));
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(digest::digest(&digest::SHA256, sealed.cipher).as_ref());
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(now, digest)?;
+        let sequence = u32::from_be_bytes(random()) >> 2;
+        let token = match request.mutual || flags & MUTUAL != 0 {
+            true => gss::reply_token(&ap_rep(&ticket.key, &client_time(&plain)?, sequence)),
+            false => Vec::new(),
+        };
+        Ok(Established {
+            sequence: if token.is_empty() { 0 } else { sequence },
+            token,
+            client: proof.client,
+            expires: filetime_from_unix(ticket.end, 0),
+            // The client's choice, or the ticket's key (RFC 4121 2).
+            key: proof.subkey.unwrap_or(ticket.key),
+        })
+    }
+
+    /// The key of the service that a ticket is for.
+    fn key_for(&self, request: &ApReq<'_>) -> Result<&Key, Error> {
+        let (service, ticket) = (&request.service, &request.ticket);
+        let etype = Etype::new(ticket.etype)?;
+        let fits = self.keytab.entries.iter().filter(|entry| {
+            // Hosts are written in any case; realms are not.
+            entry.name.eq_ignore_ascii_case(&service.name)
+                && entry.realm == service.realm
+                && entry.key.etype == etype
+                && ticket.version.is_none_or(|version| version == entry.version)
+        });
+        fits.max_by_key(|entry| entry.version).map(|entry| &entry.key).ok_or(Error::NoKey {
+            principal: service.to_string(),
+            version: ticket.version,
+            etype: ticket.etype,
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::kerberos::{
+        keytab::Entry,
+        message::testing::{parse_ap_rep, put_ap_req},
+    };
+
+    pub const NOW: i64 = 1_800_000_000;
+    const MUTUAL_OPTION: u32 = 0x2000_0000;
+
+    pub fn key(byte: u8) -> Key {
+        Key::new(Etype::Aes256Sha1, &[byte; 32]).unwrap()
+    }
+
+    pub fn service() -> Service {
+        let entry = |version, byte| Entry {
+            name: "cifs/files.example".into(),
+            realm: "EXAMPLE".into(),
+            version,
+            key: key(byte),
+        };
+        Service::new(Keytab { entries: vec![entry(1, 9), entry(2, 1)] })
+    }
+
+    pub fn at(seconds: i64) -> FileTime {
+        filetime_from_unix(seconds, 0)
+    }
+
+    /// A request that is right, to be spoiled.
+    pub struct Client {
+        pub to: Principal,
+        pub with: Key,
+        pub ticket: TicketPart,
+        pub proof: Authenticator,
+        pub options: u32,
+    }
+
+    impl Client {
+        pub fn new() -> Self {
+            let principal = |name: &str| Principal { name: name.into(), realm: "EXAMPLE".into() };
+            let mut checksum = vec![0; 24];
+            checksum[0] = 16;
+            checksum[20] = 2;
+            Self {
+                to: principal("cifs/FILES.example"),
+                with: key(1),
+                ticket: TicketPart {
+                    invalid: false,
+                    key: key(2),
+                    client: principal("alice"),
+                    start: NOW - 100,
+                    end: NOW + 1000,
+                },
+                proof: Authenticator {
+                    client: principal("alice"),
+                    checksum: Some((gss::CHECKSUM_TYPE, checksum)),
+                    time: (NOW, 123_456),
+                    subkey: Some(key(3)),
+                    sequence: 77,
+                },
+                options: MUTUAL_OPTION,
+            }
+        }
+
+        pub fn token(&self) -> Vec<u8> {
+            let request = put_ap_req(&self.to, &self.with, &self.ticket, &self.proof, self.options);
+            gss::request_token(&request)
+        }
+    }
+
+    #[test]
+    fn a_right_request_is_answered() {
+        let client = Client::new();
+        let done = service().accept(&client.token(), at(NOW)).unwrap();
+        assert_eq!(done.client.to_string(), "alice@EXAMPLE");
+        assert_eq!(done.expires, at(NOW + 1000));
+        assert_eq!(done.session_key().as_bytes(), key(3).as_bytes());
+        // The reply proves that the server knows the ticket's key.
+        let body = gss::reply_body(&done.token);
+        assert_eq!(parse_ap_rep(body, &key(2)), ((NOW, 123_456), done.sequence));
+        let mic = gss::mic(&key(3), Side::Initiator, 77, b"list");
+        assert!(done.verify_mic(b"list", &mic) && !done.verify_mic(b"lost", &mic));
+        assert!(gss::verify_mic(&key(3), Side::Acceptor, b"list", &done.mic(b"list")));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_by_name() {
+        let refused = |spoil: fn(&mut Client)| {
+            let mut client = Client::new();
+            spoil(&mut client);
+            service().accept(&client.token(), at(NOW)).unwrap_err()
+        };
+        assert_eq!(refused(|c| c.with = key(8)), Error::Forged("the ticket"));
+        assert_eq!(refused(|c| c.ticket.end = NOW - 1), Error::TicketTime);
+        assert_eq!(refused(|c| c.ticket.start = NOW + 301), Error::TicketTime);
+        assert_eq!(refused(|c| c.ticket.invalid = true), Error::TicketTime);
+        assert_eq!(refused(|c| c.proof.time.0 = NOW - 301), Error::Skew(301));
+        assert_eq!(refused(|c| c.proof.time.0 = NOW + 301), Error::Skew(301));
+        assert_eq!(refused(|c| c.proof.client.name = "bob".into()), Error::Mismatch);
+        assert!(matches!(refused(|c| c.to.name = "host/x".into()), Error::NoKey { .. }));
+        assert!(matches!(refused(|c| c.to.realm = "OTHER".into()), Error::NoKey { .. }));
+        assert!(matches!(refused(|c| c.options = 0x4000_0000), Error::Unsupported(_)));
+        assert!(matches!(refused(|c| c.proof.checksum = None), Error::Malformed(_)));
+    }
+
+    #[test]
+    fn a_request_works_once() {
+        let (service, client) = (service(), Client::new());
+        let token = client.token();
+        assert!(service.accept(&token, at(NOW)).is_ok());
+        assert_eq!(service.accept(&token, at(NOW + 10)).unwrap_err(), Error::Replay);
+        // The same ticket with another proof is another request.
+        assert!(service.accept(&client.token(), at(NOW + 10)).is_ok());
+    }
+
+    #[test]
+    fn memory_is_bounded_and_forgets_what_cannot_come_again() {
+        let mut seen = Seen::default();
+        let digest = |n: usize| {
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&n.to_le_bytes());
+            digest
+        };
+        for n in 0..REMEMBERED {
+            seen.note(NOW, digest(n)).unwrap();
+        }
+        assert_eq!(seen.note(NOW, digest(REMEMBERED)), Err(Error::Busy));
+        assert_eq!(seen.note(NOW, digest(5)), Err(Error::Replay));
+        assert_eq!(seen.note(NOW + 2 * SKEW + 1, digest(REMEMBERED)), Ok(()));
+        assert_eq!(seen.order.len(), 1);
+    }
+}

@@ -1,0 +1,239 @@
+//! Changes of folders: told to those who watch them (MS-FSA 2.1.4.1, MS-SMB2 3.3.5.19) and taken
+//! from the caches of those who have a lease on them.
+//!
+//! What this server changes is seen; what other programs on this machine change is not.
+
+use std::{
+    collections::HashMap,
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use smb_protocol::{
+    NtStatus,
+    msg::notify::{Action, ChangeFilter, Event},
+};
+use tokio::sync::Notify;
+
+use super::{
+    RelPath, Volume,
+    node::{
+        NodeKey, Nodes,
+        caching::{Cause, LeaseId},
+        key,
+    },
+};
+
+/// One thing that changed in a folder.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// Where.
+    pub volume: &'a Volume,
+    /// What: its path in the share.
+    pub path: &'a RelPath,
+    /// Its stream, if that is what changed.
+    pub stream: Option<&'a str>,
+    /// How.
+    pub action: Action,
+    /// Which watches it is of interest to.
+    pub filter: ChangeFilter,
+    /// The lease on the folder of whoever changed it, who knows.
+    pub by: Option<LeaseId>,
+}
+
+/// All folders that are watched.
+#[derive(Debug, Default)]
+pub struct Watches {
+    by_folder: Mutex<HashMap<NodeKey, Vec<Weak<Watch>>>>,
+    count: AtomicUsize,
+    trees: AtomicUsize,
+}
+
+/// A folder that an open watches, from its first CHANGE_NOTIFY until it is closed.
+#[derive(Debug)]
+pub struct Watch {
+    watches: Arc<Watches>,
+    folder: NodeKey,
+    filter: ChangeFilter,
+    tree: bool,
+    /// Bytes of events that are kept between two requests.
+    limit: usize,
+    seen: Mutex<Seen>,
+    wake: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    events: Vec<Event>,
+    bytes: usize,
+    /// More happened than could be kept.
+    overflow: bool,
+    /// The folder is about to go.
+    gone: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watches {
+    /// Begins to watch a folder.
+    pub fn watch(
+        self: &Arc<Self>,
+        folder: NodeKey,
+        filter: ChangeFilter,
+        tree: bool,
+        limit: usize,
+    ) -> Arc<Watch> {
+        let watch = Arc::new(Watch {
+            watches: self.clone(),
+            folder,
+            filter,
+            tree,
+            limit,
+            seen: Mutex::default(),
+            wake: Arc::default(),
+        });
+        lock(&self.by_folder).entry(folder).or_default().push(Arc::downgrade(&watch));
+        self.count.fetch_add(1, Ordering::Release);
+        self.trees.fetch_add(tree.into(), Ordering::Release);
+        watch
+    }
+
+    /// Whether anything is watched.
+    pub fn any(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
+    /// Tells those who watch `folder`; from further up only those who watch all below.
+    fn tell(&self, folder: NodeKey, from_above: bool, name: &str, change: &Change<'_>) {
+        let watches: Vec<_> = match lock(&self.by_folder).get(&folder) {
+            Some(watches) => watches.iter().filter_map(Weak::upgrade).collect(),
+            None => return,
+        };
+        for watch in watches {
+            if (watch.tree || !from_above) && watch.filter.any(change.filter) {
+                watch.see(Event { action: change.action, name: name.to_owned() });
+            }
+        }
+    }
+
+    /// Those who watch a folder that is to be deleted are told so.
+    pub fn gone(&self, folder: NodeKey) {
+        let watches: Vec<_> = match lock(&self.by_folder).get(&folder) {
+            Some(watches) => watches.iter().filter_map(Weak::upgrade).collect(),
+            None => return,
+        };
+        for watch in watches {
+            lock(&watch.seen).gone = true;
+            watch.wake.notify_waiters();
+        }
+    }
+}
+
+impl Watch {
+    fn see(&self, event: Event) {
+        let mut seen = lock(&self.seen);
+        seen.bytes += event.wire_len();
+        if seen.overflow || seen.bytes > self.limit {
+            seen.overflow = true;
+            seen.events.clear();
+        } else {
+            seen.events.push(event);
+        }
+        drop(seen);
+        self.wake.notify_one();
+    }
+
+    /// What happened since the last request; `None` when nothing did.
+    fn take(&self, room: usize) -> Option<Result<Vec<u8>, NtStatus>> {
+        let mut seen = lock(&self.seen);
+        if seen.gone {
+            return Some(Err(NtStatus::DELETE_PENDING));
+        }
+        if seen.events.is_empty() && !seen.overflow {
+            return None;
+        }
+        let Seen { events, overflow, .. } = std::mem::take(&mut *seen);
+        drop(seen);
+        let bytes = Event::encode_all(&events);
+        if overflow || bytes.len() > room {
+            Some(Err(NtStatus::NOTIFY_ENUM_DIR))
+        } else {
+            Some(Ok(bytes))
+        }
+    }
+
+    /// Waits for changes; at most `room` bytes of them.
+    pub async fn next(&self, room: usize) -> Result<Vec<u8>, NtStatus> {
+        loop {
+            let wake = self.wake.notified();
+            if let Some(result) = self.take(room) {
+                return result;
+            }
+            wake.await;
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut all = lock(&self.watches.by_folder);
+        if let Some(watches) = all.get_mut(&self.folder) {
+            watches.retain(|watch| watch.strong_count() > 0);
+            if watches.is_empty() {
+                all.remove(&self.folder);
+            }
+        }
+        self.watches.count.fetch_sub(1, Ordering::Release);
+        self.watches.trees.fetch_sub(self.tree.into(), Ordering::Release);
+    }
+}
+
+impl Nodes {
+    /// Whether a change must be told to anyone.
+    pub fn is_watched(&self) -> bool {
+        self.watches.any()
+    }
+
+    /// Something in a folder has changed: leases on the folder are broken, those who watch it or
+    /// a folder above it are told.
+    pub fn changed(&self, change: &Change<'_>) {
+        if !self.watches.any() && !self.any_folder_cached() {
+            return;
+        }
+        let Some((folder, name)) = change.path.split() else { return };
+        let Ok(stat) =
+            change.volume.folder_of(change.path).and_then(|f| rustix::fs::fstat(f.as_fd()))
+        else {
+            return;
+        };
+        if let Some(node) = self.get(&stat) {
+            // Nobody is waited for: the change has been made.
+            let _ = self.break_for(&node, Cause::Change, (0, change.by));
+        }
+        if !self.watches.any() {
+            return;
+        }
+        let mut name = name.to_owned();
+        if let Some(stream) = change.stream {
+            name = format!("{name}:{stream}");
+        }
+        self.watches.tell(key(&stat), false, &name, change);
+        if self.watches.trees.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut below = folder;
+        while let Some((folder, part)) = below.split().map(|(f, p)| (f, p.to_owned())) {
+            name = format!("{part}\\{name}");
+            let stat = change.volume.folder_of(&below).and_then(|f| rustix::fs::fstat(f.as_fd()));
+            if let Ok(stat) = stat {
+                self.watches.tell(key(&stat), true, &name, change);
+            }
+            below = folder;
+        }
+    }
+}
