@@ -33,6 +33,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume: None,
             maximal_access: Access(0x001f_00a9),
             must_encrypt: false,
+            hides_unreadable: false,
         })?;
     } else {
         let share = current.config.shares.get(&folded).ok_or(NtStatus::BAD_NETWORK_NAME)?;
@@ -46,7 +47,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         }
         let wants = share.encryption >= Some(Encryption::Desired) && session.sealing.is_some();
         share_type = ShareType::DISK;
-        flags = if wants { ShareFlags::ENCRYPT_DATA } else { ShareFlags::NONE };
+        let mut shown = if wants { ShareFlags::ENCRYPT_DATA } else { ShareFlags::NONE };
+        if share.access_based_enumeration {
+            shown |= ShareFlags::ACCESS_BASED_ENUM;
+        }
+        flags = shown;
         let volume = current.volumes.get(&folded).cloned();
         tree = session.add_tree(limit, |id| Tree {
             id,
@@ -54,6 +59,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume,
             maximal_access: if share.read_only { READ_ONLY } else { Access::ALL },
             must_encrypt,
+            hides_unreadable: share.access_based_enumeration,
         })?;
     }
     ctx.header.set_tree_id(tree.id);

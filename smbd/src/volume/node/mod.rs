@@ -574,12 +574,12 @@ impl Node {
         lock(&self.state).delete_pending
     }
 
-    /// Where the file is now.
+    /// Where the file is now, from the root of the system.
     pub fn path(&self) -> RelPath {
         lock(&self.state).path.clone()
     }
 
-    /// Notes that the file was renamed.
+    /// Notes that the file was renamed; `path` is from the root of the system.
     pub fn set_path(&self, path: RelPath) {
         lock(&self.state).path = path;
     }
