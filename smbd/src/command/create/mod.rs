@@ -16,6 +16,7 @@ use smb_protocol::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response},
         notify::{Action, ChangeFilter},
+        oplock::OplockLevel,
     },
     name::same_name,
 };
@@ -122,13 +123,14 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
     session.add_open(tree.id, open.clone());
-    answer(ctx, &open, wishes.durable, contexts, action, out)
+    answer(ctx, &open, open.oplock_level(), wishes.durable, contexts, action, out)
 }
 
 /// Writes the answer about an open that the session has.
 fn answer(
     ctx: &mut Ctx<'_>,
     open: &Open,
+    oplock: OplockLevel,
     durable: Option<Durable>,
     extra: Vec<(&'static [u8], Vec<u8>)>,
     action: CreateAction,
@@ -140,7 +142,7 @@ fn answer(
         extra.iter().map(|(name, data)| RawContext { name, data }).collect();
     answers.add_to(&mut contexts);
     Response {
-        oplock: open.oplock_level(),
+        oplock,
         flags: 0,
         action,
         times: facts.times,
