@@ -181,6 +181,7 @@ struct ServerSection {
     encryption: Encryption,
     users_file: Option<PathBuf>,
     min_dialect: Option<DialectName>,
+    metrics: Option<SocketAddr>,
     max_dialect: Option<DialectName>,
     #[serde(default = "default_io_size")]
     max_io_size: Size,
@@ -248,8 +249,6 @@ pub struct Limits {
     pub write_seconds: u64,
     /// Length that a write may give a file. NTFS ends at 16 TiB less 64 KiB, and clients know.
     pub file_size: Size,
-    /// Entries that one directory listing may hold.
-    pub directory_entries: usize,
 }
 
 impl Default for Limits {
@@ -267,7 +266,6 @@ impl Default for Limits {
             authentication_seconds: 20,
             write_seconds: 60,
             file_size: Size(0xfff_ffff_0000),
-            directory_entries: 1_000_000,
         }
     }
 }
@@ -292,6 +290,8 @@ struct ShareSection {
     #[serde(default)]
     read_only: bool,
     #[serde(default)]
+    access_based_enumeration: bool,
+    #[serde(default)]
     comment: String,
     #[serde(default = "yes")]
     browseable: bool,
@@ -310,6 +310,8 @@ pub struct Share {
     pub encryption: Option<Encryption>,
     /// Nothing in it may be changed.
     pub read_only: bool,
+    /// Listings leave out what the user cannot read.
+    pub access_based_enumeration: bool,
     /// Shown in listings.
     pub comment: String,
     /// Shown in listings at all.
@@ -325,6 +327,8 @@ pub struct Config {
     pub name: String,
     /// Where the server keeps its state.
     pub state_dir: PathBuf,
+    /// Where Prometheus finds its metrics.
+    pub metrics: Option<SocketAddr>,
     /// Signing policy.
     pub signing: Signing,
     /// Encryption policy.
@@ -407,6 +411,7 @@ impl Config {
             listen: file.server.listen,
             name: file.server.name,
             state_dir: file.server.state_dir,
+            metrics: file.server.metrics,
             signing: file.server.signing,
             encryption: file.server.encryption,
             min_dialect: min,
@@ -605,6 +610,7 @@ impl Check<'_> {
                 users: allowed,
                 encryption: share.encryption,
                 read_only: share.read_only,
+                access_based_enumeration: share.access_based_enumeration,
                 comment: share.comment.clone(),
                 browseable: share.browseable,
             };

@@ -165,6 +165,8 @@ pub struct Tree {
     pub maximal_access: Access,
     /// Unencrypted requests are refused.
     pub must_encrypt: bool,
+    /// Listings leave out what the user cannot read.
+    pub hides_unreadable: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

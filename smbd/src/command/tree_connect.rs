@@ -34,6 +34,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume: None,
             maximal_access: Access(0x001f_00a9),
             must_encrypt: false,
+            hides_unreadable: false,
         })?;
     } else {
         let share = current.config.shares.get(&folded).ok_or(NtStatus::BAD_NETWORK_NAME)?;
@@ -48,6 +49,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         let wants = share.encryption >= Some(Encryption::Desired) && session.sealing.is_some();
         share_type = ShareType::DISK;
         flags = if wants { ShareFlags::ENCRYPT_DATA } else { ShareFlags::NONE };
+        if share.access_based_enumeration {
+            flags |= ShareFlags::ACCESS_BASED_ENUM;
+        }
         if current.config.namespaces.contains_key(&folded) {
             flags |= ShareFlags::DFS | ShareFlags::DFS_ROOT;
             capabilities |= ShareCapabilities::DFS;
@@ -59,6 +63,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume,
             maximal_access: if share.read_only { READ_ONLY } else { Access::ALL },
             must_encrypt,
+            hides_unreadable: share.access_based_enumeration,
         })?;
     }
     ctx.header.set_tree_id(tree.id);
