@@ -11,7 +11,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use block_io::Engine;
 use smb_protocol::{
-    FileId, NtStatus,
+    FileId, HeaderFlags, NtStatus,
     msg::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response},
@@ -28,6 +28,7 @@ use self::{
 use super::{Ctx, Fail, Handled};
 use crate::{
     config::IoEngine,
+    dfs,
     volume::{
         FileName,
         open::{Open, Origin},
@@ -44,12 +45,16 @@ const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
 
 /// Handles a CREATE.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
-    let request = Request::parse(body)?;
+    let mut request = Request::parse(body)?;
     let tree = ctx.tree()?.clone();
     let Some(volume) = tree.volume.clone() else {
-        // IPC$ has no pipes.
+        // Pipes are opened elsewhere.
         return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
     };
+    if let Some(namespace) = ctx.ex.server.current().config.namespaces.get(&tree.share) {
+        let whole = ctx.header.flags.has(HeaderFlags::DFS);
+        request.name = dfs::local_name(namespace, &tree.share, &request.name, whole)?;
+    }
     let session = ctx.session()?.clone();
     let wishes = Wishes::read(&request, ctx.dialect(), ctx.client_guid())?;
     if let Some(handled) = reconnect::handle(ctx, &request, &wishes, out) {
