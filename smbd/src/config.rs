@@ -178,6 +178,7 @@ struct ServerSection {
     encryption: Encryption,
     users_file: Option<PathBuf>,
     min_dialect: Option<DialectName>,
+    metrics: Option<SocketAddr>,
     max_dialect: Option<DialectName>,
     #[serde(default = "default_io_size")]
     max_io_size: Size,
@@ -323,6 +324,8 @@ pub struct Config {
     pub name: String,
     /// Where the server keeps its state.
     pub state_dir: PathBuf,
+    /// Where Prometheus finds its metrics.
+    pub metrics: Option<SocketAddr>,
     /// Signing policy.
     pub signing: Signing,
     /// Encryption policy.
@@ -402,6 +405,7 @@ impl Config {
             listen: file.server.listen,
             name: file.server.name,
             state_dir: file.server.state_dir,
+            metrics: file.server.metrics,
             signing: file.server.signing,
             encryption: file.server.encryption,
             min_dialect: min,

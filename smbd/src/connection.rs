@@ -27,6 +27,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 use crate::{
     Server,
     exchange::{Completion, Exchange, Frame},
+    meters::Meter,
 };
 
 /// Send when this many bytes of answers stand ready.
@@ -93,6 +94,7 @@ pub async fn run(
         at: 0,
         output: Vec::new(),
         write_time: Duration::from_secs(limits.write_seconds),
+        meter: exchange.meter.clone(),
     };
     let mut waiting = Waiting::new();
     let time = Duration::from_secs(limits.authentication_seconds);
@@ -202,6 +204,7 @@ struct Link {
     at: usize,
     output: Vec<u8>,
     write_time: Duration,
+    meter: Arc<Meter>,
 }
 
 impl Link {
@@ -250,7 +253,10 @@ impl Link {
         self.make_room();
         match self.stream.try_read_buf(&mut self.input) {
             Ok(0) => Ok(false),
-            Ok(_) => Ok(true),
+            Ok(got) => {
+                self.meter.received(got);
+                Ok(true)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -262,7 +268,10 @@ impl Link {
         self.make_room();
         match self.stream.try_read_buf(&mut self.input) {
             Ok(0) => Ok(false),
-            Ok(_) => Ok(true),
+            Ok(got) => {
+                self.meter.received(got);
+                Ok(true)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
             Err(error) => Err(error.into()),
         }
@@ -284,6 +293,7 @@ impl Link {
         }
         let sent = tokio::time::timeout(self.write_time, self.stream.write_all(&self.output));
         sent.await.map_err(|_| Dropped::NotReading)??;
+        self.meter.sent(self.output.len());
         self.output.clear();
         Ok(())
     }

@@ -4,7 +4,9 @@
 //! No socket and no clock: a frame goes in, bytes come out, and what must wait comes back as a
 //! future whose completion is fed in again.
 
-use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{
+    collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Instant,
+};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::{
@@ -29,6 +31,7 @@ use crate::{
     },
     connection::Dropped,
     credits::CreditWindow,
+    meters::Meter,
     server,
     session::{Channel, ConnectionId, Notice, Session},
     volume::{
@@ -70,13 +73,15 @@ struct Wait {
     interim: bool,
     bytes: usize,
     io: bool,
+    /// When it was taken up, if it is timed.
+    since: Option<Instant>,
 }
 
 impl From<Later> for Wait {
     fn from(later: Later) -> Self {
         let Later { future, cancel, interim, bytes, io } = later;
         let future = Box::pin(async move { Outcome::Answer(future.await) });
-        Self { future, cancel, interim, bytes, io }
+        Self { future, cancel, interim, bytes, io, since: None }
     }
 }
 
@@ -87,7 +92,7 @@ impl From<Ends> for Wait {
             let (status, body) = future.await;
             Outcome::Ended(status, body)
         });
-        Self { future, cancel: None, interim, bytes, io: true }
+        Self { future, cancel: None, interim, bytes, io: true, since: None }
     }
 }
 
@@ -105,6 +110,7 @@ struct Pending {
     cancel: Option<oneshot::Sender<()>>,
     bytes: usize,
     io: bool,
+    since: Option<Instant>,
     rest: Rest,
 }
 
@@ -164,6 +170,8 @@ pub struct Exchange {
     pub negotiated: Option<Negotiated>,
     /// Sessions of this connection: `Connection.SessionTable`.
     pub sessions: HashMap<SessionId, Arc<Channel>>,
+    /// What it counts.
+    pub meter: Arc<Meter>,
     /// Sessions that are being authenticated.
     pub authentications: HashMap<SessionId, Authentication>,
     window: CreditWindow,
@@ -216,8 +224,10 @@ impl Exchange {
         let current = server.current();
         let limits = current.config.limits.clone();
         let max_message = current.config.max_io_size as usize;
+        let id = server.new_connection_id();
         Self {
-            id: server.new_connection_id(),
+            id,
+            meter: server.meters.begin(id),
             server,
             peer,
             local,
@@ -422,6 +432,7 @@ impl Exchange {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
                 chain.failed = Some(NtStatus::INVALID_PARAMETER);
                 let signer = self.failure_signer(&header, message);
+                self.meter.answered(header.command, status);
                 answer.failure(&header, status, credits, signer.as_ref());
                 return Ok(None);
             }
@@ -449,6 +460,7 @@ impl Exchange {
             answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, signer.as_ref());
             return Ok(Flow::On);
         }
+        let since = self.meter.taken();
         let related = header.flags.has(HeaderFlags::RELATED);
         let mut ctx = Ctx {
             ex: self,
@@ -503,6 +515,7 @@ impl Exchange {
             answer.close(response, body_at, signs.as_ref(), place);
             return Ok(Flow::On);
         }
+        let mut answered = true;
         match result {
             Ok(status) => {
                 response.status = status;
@@ -524,12 +537,14 @@ impl Exchange {
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
-                let wait = later.into();
+                answered = false;
+                let wait = Wait { since, ..later.into() };
                 self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
             }
             Err(Fail::Ends(ends)) => {
                 answer.reset(body_at);
-                let wait = ends.into();
+                answered = false;
+                let wait = Wait { since, ..ends.into() };
                 self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
             }
             Err(Fail::Wait(wake)) => {
@@ -550,6 +565,10 @@ impl Exchange {
                 self.suspend(wake, suspended, response, body_at, protection, answer, waits);
                 return Ok(Flow::Suspended);
             }
+        }
+        if answered {
+            self.meter.answered(response.command, response.status);
+            self.meter.timed(response.command, since);
         }
         // What a related request inherits.
         chain.session_id = response.session_id;
@@ -605,12 +624,14 @@ impl Exchange {
         let (cancel, cancelled) = oneshot::channel();
         let bytes = suspended.bytes.len();
         self.pending_bytes += bytes;
+        self.meter.waits();
         let pending = Pending {
             header: response,
             protection: protection.clone(),
             cancel: Some(cancel),
             bytes,
             io: false,
+            since: None,
             rest: Rest::Again(Box::new(suspended)),
         };
         self.pending.insert(key, pending);
@@ -692,15 +713,18 @@ impl Exchange {
         if header.flags.has(HeaderFlags::SIGNED) {
             if !channel.signing.verify(message, Role::Client) {
                 tracing::debug!(peer = %self.peer, "a request with a wrong signature");
+                self.meter.bad_signature();
                 return Err(NtStatus::ACCESS_DENIED);
             }
         } else if session.must_sign {
+            self.meter.unprotected();
             return Err(NtStatus::ACCESS_DENIED);
         }
         alive(header, session)?;
         if session.must_encrypt
             && !matches!(header.command, Command::SESSION_SETUP | Command::LOGOFF)
         {
+            self.meter.unprotected();
             return Err(NtStatus::ACCESS_DENIED);
         }
         Ok(Admitted::to(channel))
@@ -727,7 +751,7 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) {
-        let Wait { future, cancel, interim: tells, bytes, io } = wait;
+        let Wait { future, cancel, interim: tells, bytes, io, since } = wait;
         let asynchronous = response.flags.has(HeaderFlags::ASYNC);
         let key = if asynchronous { response.async_or_tree } else { self.new_key() };
         if tells && !asynchronous {
@@ -738,7 +762,9 @@ impl Exchange {
         self.pending_bytes += bytes;
         let protection = protection.clone();
         let rest = Rest::Answer(signs);
-        self.pending.insert(key, Pending { header: response, protection, cancel, bytes, io, rest });
+        self.meter.waits();
+        let pending = Pending { header: response, protection, cancel, bytes, io, since, rest };
+        self.pending.insert(key, pending);
         waits.push(Box::pin(async move {
             let outcome = future.await;
             drop(in_progress);
@@ -776,6 +802,8 @@ impl Exchange {
                 }
                 let place = Place { first: true, last: true };
                 answer.close(header, body_at, signs.as_ref(), place);
+                self.meter.answered(header.command, status);
+                self.meter.timed(header.command, pending.since);
             }
             (Rest::Again(suspended), outcome) => {
                 let failed = match outcome {
@@ -875,6 +903,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.end();
+        self.server.meters.end(self.id);
     }
 }
 

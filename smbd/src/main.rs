@@ -63,12 +63,19 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         let state_dir = config.state_dir.clone();
         let server = Arc::new(Server::new(config)?);
         let socket = smbd::admin::bind(&state_dir)?;
+        let metrics = match server.current().config.metrics {
+            Some(address) => Some(smbd::scrape::bind(address).await?),
+            None => None,
+        };
         let running = smbd::start(server.clone())?;
         for address in running.addresses() {
             tracing::info!(%address, "listening");
         }
         let file = args.config.clone();
         let again = Box::new(move |server: &Server| reload(&file, server));
+        if let Some(listener) = metrics {
+            tokio::spawn(smbd::scrape::serve(server.clone(), listener));
+        }
         let admin = tokio::spawn(smbd::admin::serve(server, socket, again));
         notify("READY=1");
         loop {

@@ -20,6 +20,7 @@ use smb_protocol::{
 use crate::{
     accounts,
     config::Config,
+    meters::Meters,
     session::{ConnectionId, Sessions},
     tokens::Tokens,
     volume::{Volume, node::Nodes, streams},
@@ -38,6 +39,8 @@ pub struct Server {
     pub nodes: Arc<Nodes>,
     /// Tokens of offloaded transfers.
     pub tokens: Arc<Tokens>,
+    /// What connections count.
+    pub meters: Meters,
     /// When it started.
     pub started: Instant,
     /// Number of connections.
@@ -107,6 +110,7 @@ impl Server {
             sessions: Sessions::default(),
             nodes: Arc::default(),
             tokens: Arc::default(),
+            meters: Meters::default(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),

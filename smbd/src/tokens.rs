@@ -151,6 +151,11 @@ impl Tokens {
         Ok(held)
     }
 
+    /// Number of tokens that are out.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Forgets the tokens whose time is over.
     pub fn sweep(&self, now: Instant) {
         self.lock().retain(|_, held| held.expires > now);

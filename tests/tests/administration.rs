@@ -162,3 +162,51 @@ fn a_share_that_cannot_have_snapshots_says_so() {
     assert!(output.status.success() || errors.contains("put the share on Btrfs"), "{errors}");
     assert!(!server.admin(&["share", "snapshot", "nothing"]).status.success());
 }
+
+fn metric(page: &str, name: &str) -> u64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in\n{page}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_count_what_was_done() {
+    use std::{
+        io::{Read, Write},
+        net::TcpStream,
+    };
+    let port = bulkhead_tests::process::free_port();
+    let server = Smbd::start(&format!("metrics = \"127.0.0.1:{port}\""), "");
+    let page = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    };
+    let session = Client::connect(login(&server)).await.unwrap();
+    let tree = session.tree("vms").await.unwrap();
+    let file = tree.open("a.bin", OpenOptions::create(Create::New)).await.unwrap();
+    file.write_at(0, &[7; 100_000]).await.unwrap();
+    for _ in 0..64 {
+        file.read_at(0, &mut [0; 4096]).await.unwrap();
+    }
+    let text = page("/metrics");
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+    let count = |name: &str| metric(&text, &format!("bulkhead_smbd_{name}"));
+    assert_eq!(count("requests_total{command=\"read\",class=\"success\"}"), 64);
+    assert_eq!(count("sessions"), 1);
+    assert_eq!(count("opens"), 1);
+    assert!(count("received_bytes_total") >= 100_000);
+    assert!(count("sent_bytes_total") >= 64 * 4096);
+    assert!(count("request_seconds_count{kind=\"read\"}") >= 3, "{text}");
+    // What was counted stays when the connection is gone.
+    drop((file, tree, session));
+    let since = std::time::Instant::now();
+    while metric(&page("/metrics"), "bulkhead_smbd_connections") > 0 {
+        assert!(since.elapsed() < LIMIT, "the connection does not end");
+    }
+    let text = page("/metrics");
+    let reads = "bulkhead_smbd_requests_total{command=\"read\",class=\"success\"}";
+    assert_eq!(metric(&text, reads), 64);
+    assert!(page("/").starts_with("HTTP/1.1 404"));
+}

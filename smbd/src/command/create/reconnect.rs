@@ -91,7 +91,7 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
     let session = ctx.session()?;
     let tree = ctx.tree()?;
     if open.origin.share != tree.share
-        || claim.create_guid.is_some_and(|guid| Some(guid) != open.origin.create_guid)
+        || claim.create_guid.is_some_and(|guid| guid != open.origin.create_guid.unwrap_or_default())
     {
         return Err(NOT_FOUND);
     }

@@ -1,0 +1,107 @@
+//! The endpoint that Prometheus reads: `GET /metrics` over HTTP/1.1, one request a connection,
+//! nothing else. It shows counts only, but whoever can reach it can see them: bind it to
+//! loopback or a management network.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use crate::{Server, meters};
+
+/// Longest head of a request.
+const MAX_HEAD: usize = 8 << 10;
+/// Readers at a time.
+const READERS: usize = 8;
+/// How long a reader has.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Binds the endpoint.
+///
+/// # Errors
+/// If the address cannot be had.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let refused = |e: io::Error| {
+        io::Error::new(e.kind(), format!("cannot listen on {address} for metrics: {e}"))
+    };
+    TcpListener::bind(address).await.map_err(refused)
+}
+
+/// Serves the endpoint for ever.
+pub async fn serve(server: Arc<Server>, listener: TcpListener) {
+    let room = Arc::new(Semaphore::new(READERS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+        let server = server.clone();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(LIMIT, answer(&server, stream)).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(server: &Server, mut stream: TcpStream) -> io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        let mut part = [0; 1024];
+        let got = stream.read(&mut part).await?;
+        if got == 0 || head.len() + got > MAX_HEAD {
+            return Ok(());
+        }
+        head.extend_from_slice(&part[..got]);
+    }
+    let (status, body) = respond(&head, || meters::text(server));
+    let text = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(text.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+/// Status line and body for a request.
+fn respond(head: &[u8], page: impl FnOnce() -> String) -> (&'static str, String) {
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let (method, target, version) = (words.next(), words.next(), words.next());
+    if !version.is_some_and(|version| version.starts_with(b"HTTP/1.")) {
+        return ("400 Bad Request", "not HTTP/1\n".to_owned());
+    }
+    let path = target.unwrap_or_default().split(|byte| *byte == b'?').next();
+    match (method, path) {
+        (Some(b"GET"), Some(b"/metrics")) => ("200 OK", page()),
+        (Some(b"GET"), _) => ("404 Not Found", "only /metrics is here\n".to_owned()),
+        _ => ("405 Method Not Allowed", "only GET\n".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_page_is_served() {
+        let page = || "page".to_owned();
+        for (head, want) in [
+            ("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "200"),
+            ("GET /metrics?x=1 HTTP/1.0\r\n\r\n", "200"),
+            ("GET / HTTP/1.1\r\n\r\n", "404"),
+            ("GET /metrics/../x HTTP/1.1\r\n\r\n", "404"),
+            ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
+            ("GET /metrics\r\n\r\n", "400"),
+            ("\r\n\r\n", "400"),
+        ] {
+            let (status, body) = respond(head.as_bytes(), page);
+            assert!(status.starts_with(want), "{head:?}: {status}");
+            assert_eq!(body == "page", want == "200");
+        }
+    }
+}
