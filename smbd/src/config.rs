@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
@@ -15,6 +15,8 @@ use smb_protocol::{
     ntlm::{NtHash, users},
 };
 use zeroize::Zeroizing;
+
+use crate::network::Network;
 
 use crate::accounts;
 
@@ -293,6 +295,15 @@ struct ShareSection {
     comment: String,
     #[serde(default = "yes")]
     browseable: bool,
+    #[serde(default)]
+    hosts_allow: Vec<Network>,
+    #[serde(default)]
+    hosts_deny: Vec<Network>,
+    max_connections: Option<usize>,
+    max_opens: Option<usize>,
+    #[serde(default)]
+    force_level2_oplocks: bool,
+    group: Option<String>,
 }
 
 /// A share.
@@ -312,6 +323,26 @@ pub struct Share {
     pub comment: String,
     /// Shown in listings at all.
     pub browseable: bool,
+    /// From where it may be used; anywhere if empty.
+    pub hosts_allow: Vec<Network>,
+    /// From where it may not, whatever `hosts_allow` says.
+    pub hosts_deny: Vec<Network>,
+    /// Trees that may be connected to it at a time.
+    pub max_connections: Option<usize>,
+    /// Opens in it at a time.
+    pub max_opens: Option<usize>,
+    /// No client may cache writes (MS-SMB2 3.3.1.6, `Share.ForceLevel2Oplock`).
+    pub force_level2_oplocks: bool,
+    /// Group of the system that files made in it get.
+    pub group: Option<u32>,
+}
+
+impl Share {
+    /// Whether a client at an address may use it.
+    pub fn admits(&self, address: IpAddr) -> bool {
+        let listed = |list: &[Network]| list.iter().any(|network| network.holds(address));
+        !listed(&self.hosts_deny) && (self.hosts_allow.is_empty() || listed(&self.hosts_allow))
+    }
 }
 
 /// A configuration that was checked.
@@ -480,6 +511,20 @@ impl Check<'_> {
         Ok(path.clone())
     }
 
+    /// The number of a group of the system, by number or by its name in /etc/group.
+    fn group(&self, key: &str, group: &str) -> Result<u32, ConfigError> {
+        if let Ok(number) = group.parse() {
+            return Ok(number);
+        }
+        let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        let found = text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (name == group).then(|| fields.nth(1)?.parse().ok())?
+        });
+        found.ok_or_else(|| self.bad(key, format!("group: the system has no group {group:?}")))
+    }
+
     /// Paths are taken from the folder of the configuration file.
     fn relative(&self, path: &Path) -> PathBuf {
         self.path.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path))
@@ -604,6 +649,12 @@ impl Check<'_> {
                 read_only: share.read_only,
                 comment: share.comment.clone(),
                 browseable: share.browseable,
+                hosts_allow: share.hosts_allow.clone(),
+                hosts_deny: share.hosts_deny.clone(),
+                max_connections: share.max_connections,
+                max_opens: share.max_opens,
+                force_level2_oplocks: share.force_level2_oplocks,
+                group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
             };
             if all.insert(folded, share).is_some() {
                 return Err(self.bad(&key, "defined twice"));
@@ -648,10 +699,24 @@ mod tests {
             ("[[user]]\nname='a'\npassword=''\n", "empty"),
             ("[[user]]\nname='a'\npassword='x'\n[[user]]\nname='A'\npassword='y'\n", "twice"),
             ("[limits]\ncredits = 1\n", "between 16"),
+            ("[[share]]\nname='a'\npath='/tmp'\nhosts_allow=['1.2.3']\n", "no address"),
+            ("[[share]]\nname='a'\npath='/tmp'\ngroup='no such'\n", "has no group"),
         ] {
             let error = parse(&format!("{HEAD}{text}")).unwrap_err();
             assert!(error.contains(want), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn shares_admit_by_address() {
+        let text = "[[share]]\nname='a'\npath='/tmp'\nhosts_allow=['192.0.2.0/24', '::1']\n\
+                    hosts_deny=['192.0.2.66']\ngroup='12'\n";
+        let config = parse(&format!("{HEAD}{text}")).unwrap();
+        let share = &config.shares["A"];
+        let admits = |address: &str| share.admits(address.parse().unwrap());
+        assert!(admits("192.0.2.1") && admits("::1"));
+        assert!(!admits("192.0.2.66") && !admits("127.0.0.1"));
+        assert_eq!(share.group, Some(12));
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod exchange;
 mod interfaces;
 mod listener;
 mod meters;
+pub mod network;
 mod pipe;
 pub mod scrape;
 mod server;

@@ -16,6 +16,7 @@ use smb_protocol::{
 };
 
 mod controls;
+mod options;
 
 use super::*;
 use crate::config::Config;
@@ -32,13 +33,18 @@ struct Direct {
 
 impl Direct {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more lines about the share.
+    fn with(share: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("files")).unwrap();
         let text = format!(
             "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\n\
              encryption='off'\n[limits]\npending_requests=8\n\
              [[user]]\nname='u'\npassword='p'\n\
-             [[share]]\nname='s'\npath='files'\nusers=['u']\n",
+             [[share]]\nname='s'\npath='files'\nusers=['u']\n{share}\n",
             folder.path().join("state").display()
         );
         let config = Config::parse(&text, &folder.path().join(Path::new("c"))).unwrap();
