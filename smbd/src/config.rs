@@ -248,8 +248,6 @@ pub struct Limits {
     pub write_seconds: u64,
     /// Length that a write may give a file. NTFS ends at 16 TiB less 64 KiB, and clients know.
     pub file_size: Size,
-    /// Entries that one directory listing may hold.
-    pub directory_entries: usize,
 }
 
 impl Default for Limits {
@@ -267,7 +265,6 @@ impl Default for Limits {
             authentication_seconds: 20,
             write_seconds: 60,
             file_size: Size(0xfff_ffff_0000),
-            directory_entries: 1_000_000,
         }
     }
 }
@@ -291,6 +288,8 @@ struct ShareSection {
     encryption: Option<Encryption>,
     #[serde(default)]
     read_only: bool,
+    #[serde(default)]
+    access_based_enumeration: bool,
     #[serde(default)]
     comment: String,
     #[serde(default = "yes")]
@@ -319,6 +318,8 @@ pub struct Share {
     pub encryption: Option<Encryption>,
     /// Nothing in it may be changed.
     pub read_only: bool,
+    /// Listings leave out what the user cannot read.
+    pub access_based_enumeration: bool,
     /// Shown in listings.
     pub comment: String,
     /// Shown in listings at all.
@@ -647,6 +648,7 @@ impl Check<'_> {
                 users: allowed,
                 encryption: share.encryption,
                 read_only: share.read_only,
+                access_based_enumeration: share.access_based_enumeration,
                 comment: share.comment.clone(),
                 browseable: share.browseable,
                 hosts_allow: share.hosts_allow.clone(),

@@ -169,6 +169,8 @@ pub struct Tree {
     pub writes_cached: bool,
     /// Opens that its share may have at a time.
     pub max_opens: Option<usize>,
+    /// Listings leave out what the user cannot read.
+    pub hides_unreadable: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -56,6 +56,8 @@ use streams::StreamStore;
 #[derive(Debug)]
 pub struct Volume {
     root: OwnedFd,
+    /// Where the root was when it was opened.
+    base: RelPath,
     shares_blocks: OnceLock<bool>,
     snapshots: Snapshots,
     /// It is a snapshot of another.
@@ -101,9 +103,10 @@ impl Volume {
         let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
         let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
         let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
+        let base = RelPath::from_system(&place_of(root.as_fd())?);
         let tunnel = tunnel::Tunnel::default();
         let (opens, group) = (AtomicUsize::new(0), None);
-        Ok(Self { root, streams, shares_blocks, snapshots, past, opens, group, tunnel })
+        Ok(Self { root, base, streams, shares_blocks, snapshots, past, opens, group, tunnel })
     }
 
     /// What is made here gets this group of the system.
@@ -165,6 +168,17 @@ impl Volume {
     /// The named streams of the files here.
     pub fn streams(&self) -> Arc<StreamStore> {
         self.streams.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A path in this share as one from the root of the system, which is the same through every
+    /// share.
+    pub fn system(&self, path: &RelPath) -> RelPath {
+        self.base.join(path)
+    }
+
+    /// A path from the root of the system as one in this share; `None` if it is not in it.
+    pub fn own(&self, system: &RelPath) -> Option<RelPath> {
+        system.below(&self.base)
     }
 
     /// The path from the share's root to what `fd` names, as it is now, whoever moved it; the
@@ -315,10 +329,13 @@ impl Volume {
     /// Removes the name of what `fd` names, and the streams of a file that is gone with it. The
     /// name is the one it was opened by, which may be a symbolic link, or, if it is not there any
     /// more or the file has several, the one that it has now.
-    pub fn remove_open(&self, fd: BorrowedFd<'_>, opened: &RelPath) -> Result<(), Errno> {
+    pub fn remove_open(&self, fd: BorrowedFd<'_>, opened: Option<&RelPath>) -> Result<(), Errno> {
         let stat = rustix::fs::fstat(fd)?;
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if (directory || stat.st_nlink == 1) && self.remove(opened, &stat).is_ok() {
+        let one = directory || stat.st_nlink == 1;
+        if let Some(opened) = opened.filter(|_| one)
+            && self.remove(opened, &stat).is_ok()
+        {
             return self.forget_streams(fd);
         }
         let place = place_of(fd)?;

@@ -6,6 +6,7 @@
 //! print one line and pass.
 
 pub mod host;
+pub mod kdc;
 pub mod process;
 pub mod samba;
 pub mod smbd;

@@ -51,11 +51,10 @@ fn range(element: &Element) -> Result<Range, NtStatus> {
 
 /// Releases ranges in turn; those before one that cannot be released stay released (3.3.5.14.1).
 fn unlock(open: &Open, elements: &[Element]) -> Result<(), NtStatus> {
-    let unlocks = |e: &Element| e.flags.without(LockFlags::FAIL_IMMEDIATELY) == LockFlags::UNLOCK;
-    if !elements.iter().all(unlocks) {
-        return Err(NtStatus::INVALID_PARAMETER);
-    }
     for element in elements {
+        if element.flags != LockFlags::UNLOCK {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
         let found = Range::new(element.offset, element.length)
             .is_some_and(|range| open.node.unlock_range(open.node_id(), range));
         if !found {

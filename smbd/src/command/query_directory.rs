@@ -1,10 +1,13 @@
 //! QUERY_DIRECTORY (MS-SMB2 3.3.5.18).
+//!
+//! An answer has at most [`ENTRIES`] entries and is found among at most [`NAMES`] names here and
+//! now; a search that needs more goes on beside the connection, whose other requests go on too.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use smb_protocol::{
     NtStatus,
-    fscc::directory::fixed_len,
+    fscc::{InfoClass, directory::fixed_len},
     msg::{
         create::Access,
         query_directory::{Flags, Request},
@@ -12,11 +15,29 @@ use smb_protocol::{
     wire::Put,
 };
 
-use super::{Ctx, Handled};
-use crate::volume::listing::Listing;
+use super::{Ctx, Fail, Handled, Later};
+use crate::{
+    status::of_errno,
+    volume::{
+        listing::{Listing, Step},
+        open::Open,
+    },
+};
 
 /// Room for the fields in front of the entries.
 const PREFIX: [u8; 8] = [9, 0, 72, 0, 0, 0, 0, 0];
+/// Entries of one answer.
+const ENTRIES: usize = 512;
+/// Names that are looked at before the search leaves the connection's task.
+const NAMES: usize = 4096;
+
+/// How a listing is answered.
+#[derive(Clone, Copy)]
+struct Shape {
+    class: InfoClass,
+    room: usize,
+    single: bool,
+}
 
 /// Handles a QUERY_DIRECTORY.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -35,32 +56,74 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if room < fixed {
         return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
     }
+    let readable_by =
+        if ctx.tree()?.hides_unreadable { Some(ctx.session()?.sids.clone().into()) } else { None };
+    // A file index means nothing here, as on NTFS: names have no fixed places.
+    let start = || Listing::start(open.folder(), &request.pattern, readable_by);
     let mut slot = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
-    if slot.is_none() || request.flags.any(Flags::REOPEN) {
-        let limit = ctx.ex.limits().directory_entries;
-        *slot = Some(Listing::start(open.folder(), &request.pattern, limit)?);
-    } else if request.flags.has(Flags::RESTART_SCANS) {
-        match slot.as_mut() {
-            Some(listing) if request.pattern.is_empty() => listing.rewind(),
-            _ => {
-                let limit = ctx.ex.limits().directory_entries;
-                *slot = Some(Listing::start(open.folder(), &request.pattern, limit)?);
+    match slot.as_mut() {
+        Some(_) if request.flags.any(Flags::REOPEN) => *slot = Some(start()?),
+        Some(listing) if request.flags.has(Flags::RESTART_SCANS) => {
+            if request.pattern.is_empty() {
+                listing.rewind();
+            } else {
+                *slot = Some(start()?);
             }
         }
+        Some(_) => {}
+        None => *slot = Some(start()?),
     }
-    let Some(listing) = slot.as_mut() else { return Err(NtStatus::INTERNAL_ERROR.into()) };
+    drop(slot);
+    let single = request.flags.has(Flags::RETURN_SINGLE_ENTRY);
+    let shape = Shape { class: request.class, room, single };
+    let before = out.len();
+    if fill(&open, shape, NAMES, out)? {
+        return Ok(NtStatus::SUCCESS);
+    }
+    out.truncate(before);
+    Err(Fail::Later(Later {
+        future: Box::pin(async move {
+            let search = move || {
+                let mut body = Vec::new();
+                fill(&open, shape, usize::MAX, &mut body).map(|_| body)
+            };
+            let found = tokio::task::spawn_blocking(search).await;
+            found.unwrap_or(Err(NtStatus::INTERNAL_ERROR))
+        }),
+        cancel: None,
+        interim: false,
+        bytes: room,
+        io: true,
+    }))
+}
+
+/// Appends an answer; `false` if `names` names were not enough to find anything.
+fn fill(
+    open: &Arc<Open>,
+    shape: Shape,
+    mut names: usize,
+    out: &mut Vec<u8>,
+) -> Result<bool, NtStatus> {
+    let mut slot = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
+    let listing = slot.as_mut().ok_or(NtStatus::FILE_CLOSED)?;
     out.put(&PREFIX);
     let start = out.len();
-    let mut last = None;
-    while let Some(entry) = listing.peek(open.folder()) {
+    let (mut last, mut count) = (None, 0);
+    while count < if shape.single { 1 } else { ENTRIES } {
+        let entry = match listing.peek(open.folder(), &mut names).map_err(of_errno)? {
+            Step::Entry(entry) => entry,
+            Step::End => break,
+            Step::Unknown if last.is_some() => break,
+            Step::Unknown => return Ok(false),
+        };
         let before = out.len();
         out.pad_to(start, 8);
         let at = out.len();
-        entry.encode(request.class, out);
-        if out.len() - start > room {
+        entry.encode(shape.class, out);
+        if out.len() - start > shape.room {
             out.truncate(before);
             if last.is_none() {
-                return Err(NtStatus::BUFFER_OVERFLOW.into());
+                return Err(NtStatus::BUFFER_OVERFLOW);
             }
             break;
         }
@@ -69,17 +132,14 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             out.patch(last, &next.to_le_bytes());
         }
         last = Some(at);
+        count += 1;
         listing.advance();
-        if request.flags.has(Flags::RETURN_SINGLE_ENTRY) {
-            break;
-        }
     }
     let first = listing.first_answer();
     if last.is_none() {
-        let none = if first { NtStatus::NO_SUCH_FILE } else { NtStatus::NO_MORE_FILES };
-        return Err(none.into());
+        return Err(if first { NtStatus::NO_SUCH_FILE } else { NtStatus::NO_MORE_FILES });
     }
     let len = (out.len() - start) as u32;
     out.patch(start - 4, &len.to_le_bytes());
-    Ok(NtStatus::SUCCESS)
+    Ok(true)
 }

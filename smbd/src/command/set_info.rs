@@ -5,7 +5,6 @@ use std::{
     sync::{PoisonError, atomic::Ordering},
 };
 
-use rustix::io::Errno;
 use smb_protocol::{
     NtStatus,
     fscc::{
@@ -24,7 +23,7 @@ use smb_protocol::{
 
 use super::{Ctx, Fail, Handled, create::job::reserve};
 use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, eas, listing::Listing, node::caching::Cause,
+    FileName, Found, RelPath, StreamPart, attributes, eas, listing, node::caching::Cause,
     open::Open, security,
 };
 
@@ -171,20 +170,8 @@ fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
         if root || open.facts()?.attributes.has(FileAttributes::READONLY) {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
-        if open.directory {
-            let mut listing =
-                Listing::start(open.folder(), "*", 3).map_err(|error| match error {
-                    Errno::NOMEM => NtStatus::DIRECTORY_NOT_EMPTY.into(),
-                    other => Fail::from(other),
-                })?;
-            let mut entries = 0;
-            while listing.peek(open.folder()).is_some() {
-                listing.advance();
-                entries += 1;
-            }
-            if entries > 2 {
-                return Err(NtStatus::DIRECTORY_NOT_EMPTY.into());
-            }
+        if open.directory && open.stream.is_none() && !listing::is_empty(open.folder())? {
+            return Err(NtStatus::DIRECTORY_NOT_EMPTY.into());
         }
     } else {
         open.delete_on_close.store(false, Ordering::Release);
@@ -259,7 +246,7 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     };
     open.tell_at(&from, was, filter);
     open.tell_at(&to, is, filter);
-    open.node.set_path(to);
+    open.node.set_path(open.volume().system(&to));
     if let Some(replaced) = replaced {
         open.volume().forget_streams(replaced.as_fd())?;
     }

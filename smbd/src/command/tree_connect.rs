@@ -35,6 +35,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             must_encrypt: false,
             writes_cached: false,
             max_opens: None,
+            hides_unreadable: false,
         })?;
     } else {
         let share = current.config.shares.get(&folded).ok_or(NtStatus::BAD_NETWORK_NAME)?;
@@ -64,6 +65,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         if share.force_level2_oplocks {
             shown |= ShareFlags::FORCE_LEVELII_OPLOCK;
         }
+        if share.access_based_enumeration {
+            shown |= ShareFlags::ACCESS_BASED_ENUM;
+        }
         flags = shown;
         let volume = current.volumes.get(&folded).cloned();
         tree = session.add_tree(limit, |id| Tree {
@@ -74,6 +78,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             must_encrypt,
             writes_cached: !share.force_level2_oplocks,
             max_opens: share.max_opens,
+            hides_unreadable: share.access_based_enumeration,
         })?;
     }
     ctx.header.set_tree_id(tree.id);

@@ -533,8 +533,9 @@ impl Open {
     }
 
     fn remove_file(&self, opened: &RelPath) -> Option<RelPath> {
-        let path = self.path().unwrap_or_else(|_| opened.clone());
-        if let Err(error) = self.volume.remove_open(self.handle(), opened) {
+        let opened = self.volume.own(opened);
+        let path = self.path().ok().or_else(|| opened.clone())?;
+        if let Err(error) = self.volume.remove_open(self.handle(), opened.as_ref()) {
             tracing::debug!(%error, "could not delete on close");
             return None;
         }

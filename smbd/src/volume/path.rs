@@ -90,6 +90,17 @@ impl RelPath {
         Self { parts }
     }
 
+    /// `path` below this one.
+    pub fn join(&self, path: &Self) -> Self {
+        Self { parts: self.parts.iter().chain(&path.parts).cloned().collect() }
+    }
+
+    /// This path as seen from `base`; `None` if it is not `base` or below it.
+    pub fn below(&self, base: &Self) -> Option<Self> {
+        let parts = self.parts.strip_prefix(base.parts.as_slice())?;
+        Some(Self { parts: parts.to_vec() })
+    }
+
     /// The folder and the name in it; `None` for the root.
     pub fn split(&self) -> Option<(Self, &str)> {
         let (name, folder) = self.parts.split_last()?;

@@ -5,6 +5,7 @@ use smb_protocol::name::fold_char;
 /// A pattern, prepared for many matches.
 #[derive(Debug, Clone)]
 pub struct Pattern {
+    given: String,
     text: Vec<char>,
 }
 
@@ -12,7 +13,17 @@ impl Pattern {
     /// Prepares a pattern; an empty one matches everything.
     pub fn new(text: &str) -> Self {
         let text = if text.is_empty() { "*" } else { text };
-        Self { text: text.chars().map(fold_char).collect() }
+        Self { given: text.to_owned(), text: text.chars().map(fold_char).collect() }
+    }
+
+    /// The pattern as it was given.
+    pub fn text(&self) -> &str {
+        &self.given
+    }
+
+    /// Whether the pattern may mean names of the form 8.3 that were made up: they have a tilde.
+    pub fn may_be_short(&self) -> bool {
+        self.text.contains(&'~')
     }
 
     /// Whether the pattern is a plain name.

@@ -317,7 +317,7 @@ impl Job<'_> {
     ) -> Result<Joined<'_>, Refused> {
         let (id, lease) = (self.id.persistent, self.lease.filter(|_| access != BESIDE));
         let by = Opener { id, access, share, lease, overwrites };
-        let node = self.nodes.join(stat, path, by)?;
+        let node = self.nodes.join(stat, &self.volume.system(path), by)?;
         Ok(Joined { nodes: &self.nodes, node: Some(node), id })
     }
 

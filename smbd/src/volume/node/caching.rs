@@ -391,9 +391,17 @@ impl Caching {
     pub fn next_break(&mut self, holder: Holder, now: Instant) -> Option<Break> {
         let hold = self.holds.iter_mut().find(|h| h.holder == holder)?;
         let then = hold.then.take()?;
-        let to = LeaseState(hold.state.0 & then.0);
-        (hold.breaking.is_none() && hold.state.without(to) != NOTHING)
-            .then(|| hold.start_break(to, true, now))
+        let end = LeaseState(hold.state.0 & then.0);
+        if hold.breaking.is_some() || hold.state.without(end) == NOTHING {
+            return None;
+        }
+        // In steps: the handle first, what was read after that.
+        let to = if hold.state.any(H) && !end.any(H) { hold.state.without(H) } else { end };
+        let due = hold.start_break(to, true, now);
+        if let Some(breaking) = &mut hold.breaking {
+            breaking.then = end;
+        }
+        Some(due)
     }
 
     /// Takes an open away from what it holds; the lease that ended with it.
@@ -430,10 +438,10 @@ impl Caching {
         }
     }
 
-    /// The holder cannot be told: what it holds goes down at once.
-    pub fn unreachable(&mut self, holder: Holder, to: LeaseState) {
+    /// The holder cannot be told: it loses everything at once.
+    pub fn unreachable(&mut self, holder: Holder) {
         if let Some(hold) = self.holds.iter_mut().find(|hold| hold.holder == holder) {
-            hold.state = to;
+            hold.state = NOTHING;
             hold.breaking = None;
         }
         self.tidy();

@@ -306,8 +306,8 @@ impl Nodes {
         refused.map_or(Ok(()), Err)
     }
 
-    /// Tells holders; one that cannot be reached loses what it holds, and its opens if without it
-    /// they are not worth keeping.
+    /// Tells holders; one that cannot be reached loses what it holds, and with it the opens that
+    /// were kept because of it.
     fn tell(&self, node: &Node, breaks: Vec<Break>) {
         for due in breaks {
             let told = match due.holder {
@@ -329,12 +329,11 @@ impl Nodes {
             if told {
                 continue;
             }
-            lock(&node.state).caching.unreachable(due.holder, due.to);
+            // MS-SMB2 3.3.4.7: nothing is left, and with it nothing to come back for.
+            lock(&node.state).caching.unreachable(due.holder);
             node.changed.notify_waiters();
-            if !due.to.has(LeaseState::HANDLE) {
-                for open in due.opens {
-                    self.kept.drop_open(open);
-                }
+            for open in due.opens {
+                self.kept.drop_open(open);
             }
         }
     }
@@ -575,12 +574,12 @@ impl Node {
         lock(&self.state).delete_pending
     }
 
-    /// Where the file is now.
+    /// Where the file is now, from the root of the system.
     pub fn path(&self) -> RelPath {
         lock(&self.state).path.clone()
     }
 
-    /// Notes that the file was renamed.
+    /// Notes that the file was renamed; `path` is from the root of the system.
     pub fn set_path(&self, path: RelPath) {
         lock(&self.state).path = path;
     }
