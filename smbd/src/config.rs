@@ -1,6 +1,7 @@
 //! The configuration file: TOML, unknown keys are errors, every value is checked before use.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashSet},
     fmt,
     net::{IpAddr, SocketAddr},
@@ -181,6 +182,9 @@ struct ServerSection {
     users_file: Option<PathBuf>,
     min_dialect: Option<DialectName>,
     metrics: Option<SocketAddr>,
+    user: Option<String>,
+    #[serde(default = "yes")]
+    sandbox: bool,
     max_dialect: Option<DialectName>,
     #[serde(default = "default_io_size")]
     max_io_size: Size,
@@ -387,6 +391,12 @@ pub struct Config {
     pub admin_users: HashSet<String>,
     /// Shares by folded name.
     pub shares: BTreeMap<String, Share>,
+    /// Files with secrets that it was read from, beside its own.
+    pub secrets: Vec<PathBuf>,
+    /// User of the system that the server becomes once its ports are bound.
+    pub user: Option<String>,
+    /// The server confines itself to its folders and to the system calls it needs.
+    pub sandbox: bool,
 }
 
 impl Config {
@@ -402,7 +412,7 @@ impl Config {
             path: path.to_owned(),
             message: syntax_message(text, &error),
         })?;
-        let check = Check { path };
+        let check = Check { path, secrets: RefCell::default() };
         let ServerSection { name, listen, .. } = &file.server;
         if listen.is_empty() {
             return Err(check.bad("server.listen", "give at least one address, \"0.0.0.0:445\""));
@@ -437,6 +447,9 @@ impl Config {
             name: file.server.name,
             state_dir: file.server.state_dir,
             metrics: file.server.metrics,
+            secrets: check.secrets.take(),
+            user: file.server.user,
+            sandbox: file.server.sandbox,
             signing: file.server.signing,
             encryption: file.server.encryption,
             min_dialect: min,
@@ -479,6 +492,8 @@ fn read_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
 
 struct Check<'a> {
     path: &'a Path,
+    /// Files with secrets that were read.
+    secrets: RefCell<Vec<PathBuf>>,
 }
 
 impl Check<'_> {
@@ -509,6 +524,7 @@ impl Check<'_> {
             );
             return Err(self.bad(key, message));
         }
+        self.secrets.borrow_mut().push(path.clone());
         Ok(path.clone())
     }
 
