@@ -221,6 +221,7 @@ impl Open {
     pub fn new(parts: Parts) -> Self {
         let Parts { id, access, options, node, data, handle, .. } = parts;
         let Parts { stream, directory, volume, nodes, .. } = parts;
+        volume.entered();
         let standing =
             Standing { session: Weak::new(), durability: Durability::None, lock_sequences: None };
         Self {
@@ -571,6 +572,7 @@ impl Open {
 impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
+        self.volume.left();
         if self.delete_on_close.load(Ordering::Acquire) {
             let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
