@@ -16,8 +16,9 @@ use smb_protocol::{
 };
 use zeroize::Zeroizing;
 
-use crate::accounts;
+use crate::{accounts, dfs::Namespace};
 
+mod dfs;
 mod kerberos;
 
 pub use kerberos::Kerberos;
@@ -163,6 +164,8 @@ struct File {
     user: Vec<UserSection>,
     #[serde(default)]
     share: Vec<ShareSection>,
+    #[serde(default)]
+    dfs: Vec<dfs::Section>,
 }
 
 #[derive(Deserialize)]
@@ -356,6 +359,8 @@ pub struct Config {
     pub admin_users: HashSet<String>,
     /// Shares by folded name.
     pub shares: BTreeMap<String, Share>,
+    /// Parts of shares that are served elsewhere, by folded share name.
+    pub namespaces: BTreeMap<String, Namespace>,
 }
 
 impl Config {
@@ -399,6 +404,7 @@ impl Config {
         let admin_users =
             check.known(&file.server.admin_users, &user_names, "server.admin_users")?;
         let shares = check.shares(&file, &user_names)?;
+        let namespaces = check.namespaces(&file.dfs, &shares)?;
         let section = file.kerberos.as_ref();
         let kerberos = section.map(|section| check.kerberos(section, &user_names)).transpose()?;
         Ok(Self {
@@ -421,6 +427,7 @@ impl Config {
             user_names,
             admin_users,
             shares,
+            namespaces,
         })
     }
 

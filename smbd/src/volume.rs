@@ -14,6 +14,7 @@ pub mod changes;
 pub mod eas;
 pub mod kept;
 pub mod listing;
+pub mod names;
 pub mod node;
 pub mod open;
 pub mod path;
@@ -61,6 +62,7 @@ pub struct Volume {
     past: bool,
     streams: RwLock<Arc<StreamStore>>,
     tunnel: tunnel::Tunnel,
+    names: names::Names,
 }
 
 /// Where a name leads.
@@ -98,7 +100,16 @@ impl Volume {
         let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
         let base = RelPath::from_system(&place_of(root.as_fd())?);
         let tunnel = tunnel::Tunnel::default();
-        Ok(Self { root, base, streams, shares_blocks, snapshots, past, tunnel })
+        Ok(Self {
+            root,
+            base,
+            streams,
+            shares_blocks,
+            snapshots,
+            past,
+            tunnel,
+            names: names::Names::default(),
+        })
     }
 
     /// Whether it is a snapshot, in which nothing changes any more.
@@ -228,12 +239,18 @@ impl Volume {
         };
         let by_short = part.contains('~') && short::is_short(part);
         let mut short_for = Vec::new();
+        let stat = rustix::fs::fstat(&fd).map_err(of_errno)?;
+        if !by_short && self.names.lacks(&stat, part) {
+            return Ok(None);
+        }
+        let mut reading = names::Names::read(&stat);
         for entry in Dir::new(fd).map_err(of_errno)? {
             let entry = entry.map_err(of_errno)?;
             let Ok(text) = entry.file_name().to_str() else { continue };
             if same_name(text, part) {
                 return Ok(Some(text.to_owned()));
             }
+            self.names.saw(&mut reading, text);
             if by_short
                 && path::valid_part(text)
                 && short::short_name(text).is_some_and(|short| same_name(&short, part))
@@ -241,6 +258,7 @@ impl Volume {
                 short_for.push(text.to_owned());
             }
         }
+        self.names.done(reading);
         // A short name that could mean two files means none.
         Ok(short_for.pop().filter(|_| short_for.is_empty()))
     }
@@ -248,13 +266,19 @@ impl Volume {
     /// Makes a regular file that must not be there yet, opened for reading and writing.
     pub fn create_file(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        self.openat(&path.to_os(), flags, Mode::from_raw_mode(0o644))
+        let (folder, name) = self.parent(path)?;
+        self.names.change(folder.as_fd(), (None, name.to_str()), || {
+            let flags = flags | OFlags::CLOEXEC;
+            rustix::fs::openat(&folder, &*name, flags, Mode::from_raw_mode(0o644))
+        })
     }
 
     /// Makes a folder that must not be there yet.
     pub fn create_folder(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         let (parent, name) = self.parent(path)?;
-        rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755))?;
+        self.names.change(parent.as_fd(), (None, name.to_str()), || {
+            rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755))
+        })?;
         self.openat(&path.to_os(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
     }
 
@@ -267,7 +291,9 @@ impl Volume {
     /// Removes `path` if it still names the file that `stat` describes.
     pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
         let (parent, name) = self.parent(path)?;
-        unlink_same(parent.as_fd(), &name, stat)?;
+        self.names.change(parent.as_fd(), (name.to_str(), None), || {
+            unlink_same(parent.as_fd(), &name, stat)
+        })?;
         if let Ok(folder) = rustix::fs::fstat(&parent) {
             self.tunnel.went(node::key(&folder), &name.to_string_lossy(), Instant::now());
         }
@@ -330,7 +356,15 @@ impl Volume {
         } else {
             rustix::fs::RenameFlags::NOREPLACE
         };
-        rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags)
+        let rename = || rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags);
+        let (from, to) = (rustix::fs::fstat(&old)?, rustix::fs::fstat(&new)?);
+        // A folder that another file comes to or goes from is read anew.
+        let only = |folder: &Stat| node::key(&from) == node::key(folder);
+        if only(&to) && !replace {
+            let names = (old_name.to_str(), new_name.to_str());
+            return self.names.change(old.as_fd(), names, rename);
+        }
+        rename()
     }
 
     /// Gives what `fd` names one more name, which must be free.
@@ -338,7 +372,9 @@ impl Volume {
         let (folder, name) = self.parent(to)?;
         let path = magic_path(fd);
         let follow = AtFlags::SYMLINK_FOLLOW;
-        rustix::fs::linkat(rustix::fs::CWD, path.as_str(), &folder, &*name, follow)
+        self.names.change(folder.as_fd(), (None, name.to_str()), || {
+            rustix::fs::linkat(rustix::fs::CWD, path.as_str(), &folder, &*name, follow)
+        })
     }
 
     /// Makes the names in the folder of `path` durable.
