@@ -35,12 +35,15 @@ use std::{
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
 };
 use smb_protocol::{NtStatus, name::same_name};
@@ -60,6 +63,10 @@ pub struct Volume {
     snapshots: Snapshots,
     /// It is a snapshot of another.
     past: bool,
+    /// Opens in it.
+    opens: AtomicUsize,
+    /// Group of the system that what is made here gets.
+    group: Option<Gid>,
     streams: RwLock<Arc<StreamStore>>,
     tunnel: tunnel::Tunnel,
     names: names::Names,
@@ -100,6 +107,8 @@ impl Volume {
         let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
         let base = RelPath::from_system(&place_of(root.as_fd())?);
         let tunnel = tunnel::Tunnel::default();
+        let names = names::Names::default();
+        let (opens, group) = (AtomicUsize::new(0), None);
         Ok(Self {
             root,
             base,
@@ -107,9 +116,31 @@ impl Volume {
             shares_blocks,
             snapshots,
             past,
+            opens,
+            group,
             tunnel,
-            names: names::Names::default(),
+            names,
         })
+    }
+
+    /// What is made here gets this group of the system.
+    pub fn with_group(self, group: Option<u32>) -> Self {
+        Self { group: group.map(Gid::from_raw), ..self }
+    }
+
+    /// Number of opens.
+    pub fn open_count(&self) -> usize {
+        self.opens.load(Ordering::Relaxed)
+    }
+
+    /// Counts an open.
+    pub fn entered(&self) {
+        self.opens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an open out.
+    pub fn left(&self) {
+        self.opens.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Whether it is a snapshot, in which nothing changes any more.
@@ -267,10 +298,19 @@ impl Volume {
     pub fn create_file(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let (folder, name) = self.parent(path)?;
-        self.names.change(folder.as_fd(), (None, name.to_str()), || {
+        let fd = self.names.change(folder.as_fd(), (None, name.to_str()), || {
             let flags = flags | OFlags::CLOEXEC;
             rustix::fs::openat(&folder, &*name, flags, Mode::from_raw_mode(0o644))
-        })
+        })?;
+        self.regroup(fd)
+    }
+
+    /// Gives what was made the group that is set.
+    fn regroup(&self, fd: OwnedFd) -> Result<OwnedFd, Errno> {
+        if self.group.is_some() {
+            rustix::fs::chownat(&fd, "", None, self.group, AtFlags::EMPTY_PATH)?;
+        }
+        Ok(fd)
     }
 
     /// Makes a folder that must not be there yet.
@@ -279,7 +319,8 @@ impl Volume {
         self.names.change(parent.as_fd(), (None, name.to_str()), || {
             rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755))
         })?;
-        self.openat(&path.to_os(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        self.regroup(self.openat(&path.to_os(), flags, Mode::empty())?)
     }
 
     fn parent(&self, path: &RelPath) -> Result<(OwnedFd, OsString), Errno> {

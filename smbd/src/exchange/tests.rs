@@ -17,6 +17,7 @@ use smb_protocol::{
 
 mod controls;
 mod files;
+mod options;
 
 use super::*;
 use crate::config::Config;

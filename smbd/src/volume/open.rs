@@ -221,6 +221,7 @@ impl Open {
     pub fn new(parts: Parts) -> Self {
         let Parts { id, access, options, node, data, handle, .. } = parts;
         let Parts { stream, directory, volume, nodes, .. } = parts;
+        volume.entered();
         let standing =
             Standing { session: Weak::new(), durability: Durability::None, lock_sequences: None };
         Self {
@@ -576,6 +577,7 @@ impl Open {
 impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
+        self.volume.left();
         // A folder that is not empty stays, and nobody hears of it (MS-FSA 2.1.5.5).
         let stays = self.directory
             && self.delete_on_close.load(Ordering::Acquire)

@@ -67,6 +67,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if server.nodes.open_count() >= limits.opens {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
+    if tree.max_opens.is_some_and(|most| volume.open_count() >= most) {
+        return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
+    }
     let (name, time) = previous::moment(&request)?;
     let then = time.map(|time| previous::at(&tree, &volume, time)).transpose()?;
     let frozen = then.as_ref().unwrap_or(&tree);
@@ -111,6 +114,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     server.nodes.add_open(&open);
     tell(&open, action);
     if let Some(want) = wishes.caching {
+        let want = if tree.writes_cached { want } else { want.without_writes() };
         let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
         open.standing().durability = wishes.durability(&open, granted);
     }
@@ -121,7 +125,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let mut contexts = Vec::new();
     if context::find(&request.contexts, names::MXAC).is_some() {
         let listed = open.rights(&session.sids)?;
-        let maximal = context::maximal_access(tree.maximal_access.and(listed).0);
+        let maximal = context::maximal_access(frozen.maximal_access.and(listed).0);
         contexts.push((names::MXAC, maximal.to_vec()));
     }
     if context::find(&request.contexts, names::QFID).is_some() {
