@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod crypto;
+pub mod dfs;
 pub mod fscc;
 pub mod header;
 pub mod ids;

@@ -17,10 +17,9 @@ use smb_protocol::{
 };
 use zeroize::Zeroizing;
 
-use crate::network::Network;
+use crate::{accounts, dfs::Namespace, network::Network};
 
-use crate::accounts;
-
+mod dfs;
 mod kerberos;
 
 pub use kerberos::Kerberos;
@@ -166,6 +165,8 @@ struct File {
     user: Vec<UserSection>,
     #[serde(default)]
     share: Vec<ShareSection>,
+    #[serde(default)]
+    dfs: Vec<dfs::Section>,
 }
 
 #[derive(Deserialize)]
@@ -391,6 +392,8 @@ pub struct Config {
     pub admin_users: HashSet<String>,
     /// Shares by folded name.
     pub shares: BTreeMap<String, Share>,
+    /// Parts of shares that are served elsewhere, by folded share name.
+    pub namespaces: BTreeMap<String, Namespace>,
     /// Files with secrets that it was read from, beside its own.
     pub secrets: Vec<PathBuf>,
     /// User of the system that the server becomes once its ports are bound.
@@ -440,6 +443,7 @@ impl Config {
         let admin_users =
             check.known(&file.server.admin_users, &user_names, "server.admin_users")?;
         let shares = check.shares(&file, &user_names)?;
+        let namespaces = check.namespaces(&file.dfs, &shares)?;
         let section = file.kerberos.as_ref();
         let kerberos = section.map(|section| check.kerberos(section, &user_names)).transpose()?;
         Ok(Self {
@@ -465,6 +469,7 @@ impl Config {
             user_names,
             admin_users,
             shares,
+            namespaces,
         })
     }
 

@@ -23,6 +23,7 @@ mod command;
 pub mod config;
 mod connection;
 mod credits;
+mod dfs;
 mod exchange;
 mod interfaces;
 mod listener;

@@ -28,6 +28,8 @@ flag_set! {
         NO_CACHING = 0x30,
         /// DFS share.
         DFS = 0x1,
+        /// Root of a DFS namespace.
+        DFS_ROOT = 0x2,
         /// All messages on this tree must be encrypted.
         ENCRYPT_DATA = 0x8000,
         /// Level II oplocks at most.

@@ -99,6 +99,9 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         cipher = Some(Cipher::Aes128Ccm);
     }
     let mut capabilities = Capabilities::NONE;
+    if !config.namespaces.is_empty() {
+        capabilities |= Capabilities::DFS;
+    }
     if dialect != Dialect::SMB_2_0_2 {
         capabilities |= Capabilities::LARGE_MTU | Capabilities::LEASING;
     }

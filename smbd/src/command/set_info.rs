@@ -254,8 +254,9 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
 }
 
 /// Whether a file may be given a name in a folder: the one who does it may add to the folder, and
-/// those who have it open do not mind. Windows opens it for that, without letting others delete it
-/// (MS-FSA 2.1.5.15.12, footnote 185).
+/// those who have it open do not mind (MS-FSA 2.1.5.15.12). Windows asks for more sharing than
+/// that where a file stays in its folder; then nobody could rename a file in a folder that he
+/// watches with the right to delete it.
 fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
     let folder = open.volume().folder_of(to)?;
     let adds = if open.directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
@@ -264,9 +265,9 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let stat = rustix::fs::fstat(&folder)?;
-    let wants = Access::DELETE.or(adds);
+    let wants = adds;
     if let Some(node) = ctx.ex.server.nodes.get(&stat)
-        && node.forbids(wants, ShareAccess::READ | ShareAccess::WRITE)
+        && node.forbids(wants, ShareAccess(7))
     {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }

@@ -35,7 +35,10 @@ pub fn answer(ex: &mut Exchange, message: &[u8], out: &mut Vec<u8>) -> Result<()
         return Ok(());
     }
     let dialect = if wildcard { Dialect::WILDCARD } else { Dialect::SMB_2_0_2 };
-    let capabilities = if wildcard { Capabilities::LARGE_MTU } else { Capabilities::NONE };
+    let mut capabilities = if wildcard { Capabilities::LARGE_MTU } else { Capabilities::NONE };
+    if !config.namespaces.is_empty() {
+        capabilities |= Capabilities::DFS;
+    }
     let security_mode = security_mode(config);
     let max = max_payload(config, dialect);
     let response = Response {

@@ -23,7 +23,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let folded = users::fold(name);
     let current = ctx.ex.server.current();
     let limit = ctx.ex.limits().trees_per_session;
-    let (share_type, flags, tree);
+    let (share_type, mut flags, tree);
+    let mut capabilities = ShareCapabilities::NONE;
     if folded == "IPC$" {
         share_type = ShareType::PIPE;
         flags = ShareFlags::NO_CACHING;
@@ -61,14 +62,17 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         }
         let wants = share.encryption >= Some(Encryption::Desired) && session.sealing.is_some();
         share_type = ShareType::DISK;
-        let mut shown = if wants { ShareFlags::ENCRYPT_DATA } else { ShareFlags::NONE };
+        flags = if wants { ShareFlags::ENCRYPT_DATA } else { ShareFlags::NONE };
         if share.force_level2_oplocks {
-            shown |= ShareFlags::FORCE_LEVELII_OPLOCK;
+            flags |= ShareFlags::FORCE_LEVELII_OPLOCK;
         }
         if share.access_based_enumeration {
-            shown |= ShareFlags::ACCESS_BASED_ENUM;
+            flags |= ShareFlags::ACCESS_BASED_ENUM;
         }
-        flags = shown;
+        if current.config.namespaces.contains_key(&folded) {
+            flags |= ShareFlags::DFS | ShareFlags::DFS_ROOT;
+            capabilities |= ShareCapabilities::DFS;
+        }
         let volume = current.volumes.get(&folded).cloned();
         tree = session.add_tree(limit, |id| Tree {
             id,
@@ -82,13 +86,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         })?;
     }
     ctx.header.set_tree_id(tree.id);
-    Response {
-        share_type,
-        flags,
-        capabilities: ShareCapabilities::NONE,
-        maximal_access: tree.maximal_access.0,
-    }
-    .encode(out);
+    Response { share_type, flags, capabilities, maximal_access: tree.maximal_access.0 }.encode(out);
     Ok(NtStatus::SUCCESS)
 }
 

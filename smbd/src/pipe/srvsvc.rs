@@ -69,6 +69,8 @@ const TYPE_IPC: u32 = 0x8000_0003;
 const UNLIMITED: u32 = u32::MAX;
 /// SHI1005_FLAGS_RESTRICT_EXCLUSIVE_OPENS and others are not set; caching is off for IPC$.
 const FLAGS_NO_CACHING: u32 = 0x30;
+/// SHI1005_FLAGS_DFS and SHI1005_FLAGS_DFS_ROOT.
+const FLAGS_DFS: u32 = 0x3;
 
 /// Serves a call.
 pub fn serve(caller: &Caller<'_>, opnum: u16, r: Reader<'_>) -> Served {
@@ -133,7 +135,10 @@ impl<'a> Shown<'a> {
             comment: &share.comment,
             path,
             uses: len32(uses),
-            flags: 0,
+            flags: match caller.server.current().config.namespaces.contains_key(folded) {
+                true => FLAGS_DFS,
+                false => 0,
+            },
             limit: UNLIMITED,
             descriptor: bytes,
         }

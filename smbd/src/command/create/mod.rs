@@ -11,11 +11,12 @@ use std::sync::{Arc, atomic::Ordering};
 
 use block_io::Engine;
 use smb_protocol::{
-    FileId, NtStatus,
+    FileId, HeaderFlags, NtStatus,
     msg::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response},
         notify::{Action, ChangeFilter},
+        oplock::OplockLevel,
     },
     name::same_name,
 };
@@ -27,6 +28,7 @@ use self::{
 use super::{Ctx, Fail, Handled};
 use crate::{
     config::IoEngine,
+    dfs,
     volume::{
         FileName,
         open::{Open, Origin},
@@ -43,12 +45,16 @@ const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
 
 /// Handles a CREATE.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
-    let request = Request::parse(body)?;
+    let mut request = Request::parse(body)?;
     let tree = ctx.tree()?.clone();
     let Some(volume) = tree.volume.clone() else {
-        // IPC$ has no pipes.
+        // Pipes are opened elsewhere.
         return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
     };
+    if let Some(namespace) = ctx.ex.server.current().config.namespaces.get(&tree.share) {
+        let whole = ctx.header.flags.has(HeaderFlags::DFS);
+        request.name = dfs::local_name(namespace, &tree.share, &request.name, whole)?;
+    }
     let session = ctx.session()?.clone();
     let wishes = Wishes::read(&request, ctx.dialect(), ctx.client_guid())?;
     if let Some(handled) = reconnect::handle(ctx, &request, &wishes, out) {
@@ -126,13 +132,14 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
     session.add_open(tree.id, open.clone());
-    answer(ctx, &open, wishes.durable, contexts, action, out)
+    answer(ctx, &open, open.oplock_level(), wishes.durable, contexts, action, out)
 }
 
 /// Writes the answer about an open that the session has.
 fn answer(
     ctx: &mut Ctx<'_>,
     open: &Open,
+    oplock: OplockLevel,
     durable: Option<Durable>,
     extra: Vec<(&'static [u8], Vec<u8>)>,
     action: CreateAction,
@@ -144,7 +151,7 @@ fn answer(
         extra.iter().map(|(name, data)| RawContext { name, data }).collect();
     answers.add_to(&mut contexts);
     Response {
-        oplock: open.oplock_level(),
+        oplock,
         flags: 0,
         action,
         times: facts.times,

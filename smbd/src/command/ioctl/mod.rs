@@ -31,7 +31,7 @@ use smb_protocol::{
 };
 
 use super::{Ctx, Ends, Fail, Handled};
-use crate::volume::open::Open;
+use crate::{dfs, volume::open::Open};
 
 /// Copies longer than this tell the client that it waits.
 const LONG: u64 = 4 << 20;
@@ -72,9 +72,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return match code {
             FsctlCode::VALIDATE_NEGOTIATE_INFO => network::validate(ctx, &request, out),
             FsctlCode::QUERY_NETWORK_INTERFACE_INFO => network::interfaces(ctx, &request, out),
-            // No DFS here (MS-SMB2 3.3.5.15.2).
             FsctlCode::DFS_GET_REFERRALS | FsctlCode::DFS_GET_REFERRALS_EX => {
-                Err(NtStatus::NOT_FOUND.into())
+                dfs::referrals(ctx, &request, out)
             }
             _ => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
         };

@@ -1,0 +1,152 @@
+//! A stand-alone DFS namespace: shares parts of which are served elsewhere (MS-DFSC 3.2).
+//!
+//! ```text
+//!  CREATE share\link\file ──► PATH_NOT_COVERED ──► GET_REFERRALS \server\share\link\file
+//!                                                        └─► \target\share, "\server\share\link" consumed
+//! ```
+
+use smb_protocol::{
+    NtStatus,
+    dfs::{Request, Response},
+    fscc::FsctlCode,
+    msg::ioctl,
+    name::same_name,
+    ntlm::users,
+};
+
+use crate::command::{Ctx, Handled};
+
+/// A part of a share that is served elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Where it is in the share.
+    pub parts: Vec<String>,
+    /// Who serves it, the best first: `\server\share` and perhaps a path.
+    pub targets: Vec<String>,
+    /// Seconds that clients may remember it.
+    pub time_to_live: u32,
+}
+
+/// The links of one share.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Namespace {
+    /// The links; none is below another.
+    pub links: Vec<Link>,
+}
+
+/// Seconds that clients may remember that a share is a namespace (MS-DFSC 3.2.1.1).
+const ROOT_TIME: u32 = 300;
+
+impl Namespace {
+    /// The link that a path in the share is or lies below.
+    pub fn link<S: AsRef<str>>(&self, parts: &[S]) -> Option<&Link> {
+        self.links.iter().find(|link| {
+            let same = |(a, b): (&String, &S)| same_name(a, b.as_ref());
+            link.parts.len() <= parts.len() && link.parts.iter().zip(parts).all(same)
+        })
+    }
+}
+
+/// The name in the share of what a CREATE names, whole as `server\share\name` when `whole`; fails
+/// on what is served elsewhere (MS-SMB2 3.3.5.9, MS-DFSC 3.2.4.1).
+pub fn local_name(
+    namespace: &Namespace,
+    share: &str,
+    name: &str,
+    whole: bool,
+) -> Result<String, NtStatus> {
+    let name = if whole {
+        let mut parts = name.trim_start_matches('\\').splitn(3, '\\');
+        let (_server, on) = (parts.next(), parts.next());
+        if on.is_none_or(|on| users::fold(on) != share) {
+            return Err(NtStatus::OBJECT_PATH_NOT_FOUND);
+        }
+        parts.next().unwrap_or_default()
+    } else {
+        name
+    };
+    // A stream belongs to the last part of the path.
+    let path = name.split(':').next().unwrap_or_default();
+    let parts: Vec<_> = path.split('\\').filter(|part| !part.is_empty()).collect();
+    match namespace.link(&parts) {
+        Some(_) => Err(NtStatus::PATH_NOT_COVERED),
+        None => Ok(name.to_owned()),
+    }
+}
+
+/// FSCTL_DFS_GET_REFERRALS and its extended form (MS-SMB2 3.3.5.15.2, MS-DFSC 3.2.5.5).
+pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>) -> Handled {
+    let asked = match request.code {
+        FsctlCode::DFS_GET_REFERRALS_EX => Request::parse_ex(request.input)?,
+        _ => Request::parse(request.input)?,
+    };
+    let current = ctx.ex.server.current();
+    let mut parts = asked.path.strip_prefix('\\').unwrap_or(&asked.path).split('\\');
+    let (server, share) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let folded = users::fold(share);
+    let rest: Vec<_> = parts.filter(|part| !part.is_empty()).collect();
+    // Domains and their controllers are not known here; a share of others is not told about.
+    let allowed = |share: &crate::config::Share| {
+        share.users.contains(&ctx.session().ok()?.user).then_some(())
+    };
+    let namespace = current.config.namespaces.get(&folded);
+    let known = current.config.shares.get(&folded).and_then(allowed).and(namespace);
+    let namespace = known.ok_or(NtStatus::NOT_FOUND)?;
+    let version = asked.level.clamp(1, 4);
+    let response = match namespace.link(&rest) {
+        Some(link) => Response {
+            version,
+            prefix: format!("\\{server}\\{share}\\{}", rest[..link.parts.len()].join("\\")),
+            root: false,
+            time_to_live: link.time_to_live,
+            targets: link.targets.clone(),
+        },
+        None => Response {
+            version,
+            prefix: format!("\\{server}\\{share}"),
+            root: true,
+            time_to_live: ROOT_TIME,
+            targets: vec![format!("\\{server}\\{share}")],
+        },
+    };
+    let mut output = Vec::new();
+    response.encode(&mut output);
+    if output.len() > request.max_output as usize {
+        return Err(NtStatus::BUFFER_OVERFLOW.into());
+    }
+    let (code, file_id) = (request.code, request.file_id);
+    ioctl::Response { code, file_id, output: &output }.encode(out);
+    Ok(NtStatus::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespace() -> Namespace {
+        let link = |path: &str| Link {
+            parts: path.split('\\').map(str::to_owned).collect(),
+            targets: vec!["\\other\\share".into()],
+            time_to_live: 60,
+        };
+        Namespace { links: vec![link("Disks"), link("old\\vms")] }
+    }
+
+    #[test]
+    fn names_are_local_or_elsewhere() {
+        let names = namespace();
+        let local = |name: &str, whole| local_name(&names, "VMS", name, whole);
+        let elsewhere = Err(NtStatus::PATH_NOT_COVERED);
+        assert_eq!(local("a\\disks", false), Ok("a\\disks".into()));
+        assert_eq!(local("srv\\vms\\a", true), Ok("a".into()));
+        assert_eq!(local("\\srv\\Vms", true), Ok(String::new()));
+        assert_eq!(local("old", false), Ok("old".into()));
+        assert_eq!(local("oldvms", false), Ok("oldvms".into()));
+        for below in ["DISKS", "disks\\x\\y", "disks:stream", "old\\VMS\\a"] {
+            assert_eq!(local(below, false), elsewhere);
+            assert_eq!(local(&format!("srv\\vms\\{below}"), true), elsewhere);
+        }
+        assert_eq!(local("srv\\other\\a", true), Err(NtStatus::OBJECT_PATH_NOT_FOUND));
+        assert_eq!(local("srv", true), Err(NtStatus::OBJECT_PATH_NOT_FOUND));
+    }
+}
