@@ -371,6 +371,14 @@ impl Volume {
         rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags)
     }
 
+    /// Gives what `fd` names one more name, which must be free.
+    pub fn link(&self, fd: BorrowedFd<'_>, to: &RelPath) -> Result<(), Errno> {
+        let (folder, name) = self.parent(to)?;
+        let path = magic_path(fd);
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        rustix::fs::linkat(rustix::fs::CWD, path.as_str(), &folder, &*name, follow)
+    }
+
     /// Makes the names in the folder of `path` durable.
     pub fn sync_folder(&self, path: &RelPath) -> Result<(), Errno> {
         let parent = path.split().map_or_else(RelPath::root, |(parent, _)| parent);

@@ -71,6 +71,8 @@ impl Smbd {
              encryption = \"required\"\n\
              [[share]]\nname = \"noperm\"\npath = \"noperm\"\nusers = [\"{USER}\"]\n\
              [[share]]\nname = \"ro\"\npath = \"files\"\nusers = [\"{USER}\"]\nread_only = true\n\
+             [[share]]\nname = \"hideunread\"\npath = \"files\"\nusers = [\"{USER}\", \"{USER2}\"]\n\
+             access_based_enumeration = true\n\
              {rest}\n",
             state = folder.path().join("state").display(),
         );

@@ -155,6 +155,8 @@ pub struct Open {
     pub directory: bool,
     /// Delete the file when this open is closed.
     pub delete_on_close: AtomicBool,
+    /// The name goes when this open is closed, not only when all are.
+    pub posix_delete: AtomicBool,
     /// A listing under way.
     pub listing: Mutex<Option<Listing>>,
     /// Behind the last byte read or written; kept because clients ask for it.
@@ -232,6 +234,7 @@ impl Open {
             stream,
             directory,
             delete_on_close: AtomicBool::new(options.has(CreateOptions::DELETE_ON_CLOSE)),
+            posix_delete: AtomicBool::new(false),
             listing: Mutex::new(None),
             position: AtomicU64::new(0),
             known_end: AtomicU64::new(0),
@@ -582,8 +585,19 @@ impl Drop for Open {
         self.leave_times();
         let id = self.node_id();
         let mut removed = None;
+        if self.stream.is_none()
+            && self.posix_delete.load(Ordering::Acquire)
+            && self.node.delete_pending()
+        {
+            removed = self.remove_file(&self.node.path());
+        }
+        let gone = removed.is_some();
         match &self.stream {
-            None => self.nodes.leave(&self.node, id, |path| removed = self.remove_file(path)),
+            None => self.nodes.leave(&self.node, id, |path| {
+                if !gone {
+                    removed = self.remove_file(path);
+                }
+            }),
             Some(stream) => {
                 self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
                 self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));
