@@ -358,10 +358,21 @@ impl Open {
 
     /// Tells those who watch its folder what became of it at that place.
     pub fn tell_at(&self, path: &RelPath, action: Action, filter: ChangeFilter) {
+        self.tell_unless(path, action, filter, ChangeFilter::NONE);
+    }
+
+    /// Tells it to those of them who do not watch for `unless`.
+    pub fn tell_unless(
+        &self,
+        path: &RelPath,
+        action: Action,
+        filter: ChangeFilter,
+        unless: ChangeFilter,
+    ) {
         let stream = self.stream_name();
         let stream = stream.as_ref().map(|stream| stream.as_str());
         let (volume, by) = (&*self.volume, self.origin.parent_lease);
-        self.nodes.changed(&Change { volume, path, stream, action, filter, by });
+        self.nodes.changed(&Change { volume, path, stream, action, filter, unless, by });
     }
 
     /// What a change of its name is of interest to.
@@ -618,7 +629,8 @@ impl Drop for Open {
                     if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
                 let (volume, by) = (&*self.volume, self.origin.parent_lease);
                 let (path, action) = (&path, Action::REMOVED);
-                self.nodes.changed(&Change { volume, path, stream: None, action, filter, by });
+                let (stream, unless) = (None, ChangeFilter::NONE);
+                self.nodes.changed(&Change { volume, path, stream, action, filter, unless, by });
             }
             // Sizes and times that a listing shows are others now.
             None if self.written.load(Ordering::Relaxed) && self.nodes.any_folder_cached() => {
