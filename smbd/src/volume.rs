@@ -14,6 +14,7 @@ pub mod changes;
 pub mod eas;
 pub mod kept;
 pub mod listing;
+pub mod names;
 pub mod node;
 pub mod open;
 pub mod path;
@@ -68,6 +69,7 @@ pub struct Volume {
     group: Option<Gid>,
     streams: RwLock<Arc<StreamStore>>,
     tunnel: tunnel::Tunnel,
+    names: names::Names,
 }
 
 /// Where a name leads.
@@ -105,8 +107,20 @@ impl Volume {
         let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
         let base = RelPath::from_system(&place_of(root.as_fd())?);
         let tunnel = tunnel::Tunnel::default();
+        let names = names::Names::default();
         let (opens, group) = (AtomicUsize::new(0), None);
-        Ok(Self { root, base, streams, shares_blocks, snapshots, past, opens, group, tunnel })
+        Ok(Self {
+            root,
+            base,
+            streams,
+            shares_blocks,
+            snapshots,
+            past,
+            opens,
+            group,
+            tunnel,
+            names,
+        })
     }
 
     /// What is made here gets this group of the system.
@@ -256,12 +270,18 @@ impl Volume {
         };
         let by_short = part.contains('~') && short::is_short(part);
         let mut short_for = Vec::new();
+        let stat = rustix::fs::fstat(&fd).map_err(of_errno)?;
+        if !by_short && self.names.lacks(&stat, part) {
+            return Ok(None);
+        }
+        let mut reading = names::Names::read(&stat);
         for entry in Dir::new(fd).map_err(of_errno)? {
             let entry = entry.map_err(of_errno)?;
             let Ok(text) = entry.file_name().to_str() else { continue };
             if same_name(text, part) {
                 return Ok(Some(text.to_owned()));
             }
+            self.names.saw(&mut reading, text);
             if by_short
                 && path::valid_part(text)
                 && short::short_name(text).is_some_and(|short| same_name(&short, part))
@@ -269,6 +289,7 @@ impl Volume {
                 short_for.push(text.to_owned());
             }
         }
+        self.names.done(reading);
         // A short name that could mean two files means none.
         Ok(short_for.pop().filter(|_| short_for.is_empty()))
     }
@@ -276,7 +297,11 @@ impl Volume {
     /// Makes a regular file that must not be there yet, opened for reading and writing.
     pub fn create_file(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let fd = self.openat(&path.to_os(), flags, Mode::from_raw_mode(0o644))?;
+        let (folder, name) = self.parent(path)?;
+        let fd = self.names.change(folder.as_fd(), (None, name.to_str()), || {
+            let flags = flags | OFlags::CLOEXEC;
+            rustix::fs::openat(&folder, &*name, flags, Mode::from_raw_mode(0o644))
+        })?;
         self.regroup(fd)
     }
 
@@ -291,7 +316,9 @@ impl Volume {
     /// Makes a folder that must not be there yet.
     pub fn create_folder(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         let (parent, name) = self.parent(path)?;
-        rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755))?;
+        self.names.change(parent.as_fd(), (None, name.to_str()), || {
+            rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755))
+        })?;
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         self.regroup(self.openat(&path.to_os(), flags, Mode::empty())?)
     }
@@ -305,7 +332,9 @@ impl Volume {
     /// Removes `path` if it still names the file that `stat` describes.
     pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
         let (parent, name) = self.parent(path)?;
-        unlink_same(parent.as_fd(), &name, stat)?;
+        self.names.change(parent.as_fd(), (name.to_str(), None), || {
+            unlink_same(parent.as_fd(), &name, stat)
+        })?;
         if let Ok(folder) = rustix::fs::fstat(&parent) {
             self.tunnel.went(node::key(&folder), &name.to_string_lossy(), Instant::now());
         }
@@ -368,7 +397,15 @@ impl Volume {
         } else {
             rustix::fs::RenameFlags::NOREPLACE
         };
-        rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags)
+        let rename = || rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags);
+        let (from, to) = (rustix::fs::fstat(&old)?, rustix::fs::fstat(&new)?);
+        // A folder that another file comes to or goes from is read anew.
+        let only = |folder: &Stat| node::key(&from) == node::key(folder);
+        if only(&to) && !replace {
+            let names = (old_name.to_str(), new_name.to_str());
+            return self.names.change(old.as_fd(), names, rename);
+        }
+        rename()
     }
 
     /// Gives what `fd` names one more name, which must be free.
@@ -376,7 +413,9 @@ impl Volume {
         let (folder, name) = self.parent(to)?;
         let path = magic_path(fd);
         let follow = AtFlags::SYMLINK_FOLLOW;
-        rustix::fs::linkat(rustix::fs::CWD, path.as_str(), &folder, &*name, follow)
+        self.names.change(folder.as_fd(), (None, name.to_str()), || {
+            rustix::fs::linkat(rustix::fs::CWD, path.as_str(), &folder, &*name, follow)
+        })
     }
 
     /// Makes the names in the folder of `path` durable.

@@ -345,6 +345,11 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     };
     open.tell_at(&from, was, filter);
     open.tell_at(&to, is, filter);
+    if stays && !open.directory {
+        // Windows tells of this too, and clients wait for it.
+        let filter = ChangeFilter::ATTRIBUTES | ChangeFilter::CREATION;
+        open.tell_at(&to, Action::MODIFIED, filter);
+    }
     open.node.set_path(open.volume().system(&to));
     if let Some(replaced) = replaced {
         open.volume().forget_streams(replaced.as_fd())?;
@@ -353,9 +358,8 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
 }
 
 /// Whether a file may be given a name in a folder: the one who does it may add to the folder, and
-/// those who have it open do not mind (MS-FSA 2.1.5.15.12). Windows asks for more sharing than
-/// that where a file stays in its folder; then nobody could rename a file in a folder that he
-/// watches with the right to delete it.
+/// those who have it open do not mind. It is opened for that without letting others delete it
+/// (MS-FSA 2.1.5.15.12).
 fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
     let folder = open.volume().folder_of(to)?;
     let adds = if open.directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
@@ -364,9 +368,8 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let stat = rustix::fs::fstat(&folder)?;
-    let wants = adds;
     if let Some(node) = ctx.ex.server.nodes.get(&stat)
-        && node.forbids(wants, ShareAccess(7))
+        && node.forbids(adds, ShareAccess::READ | ShareAccess::WRITE)
     {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }

@@ -27,7 +27,7 @@ use super::{
     RelPath, StreamName, Volume,
     attributes::{self, Facts},
     changes::{Change, Watch, Watches},
-    listing::Listing,
+    listing::{self, Listing},
     node::{
         Node, Nodes, Refused,
         caching::{self, Cause, LeaseId},
@@ -401,6 +401,11 @@ impl Open {
             && let Ok(facts) = attributes::facts(self.handle())
         {
             times.written(self.node_id(), facts.times.write);
+            // What is changed is to be backed up.
+            let archive = FileAttributes::ARCHIVE;
+            if !facts.attributes.has(archive) && !facts.directory {
+                let _ = attributes::set_attributes(self.handle(), facts.attributes.or(archive));
+            }
         }
     }
 
@@ -573,7 +578,11 @@ impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
         self.volume.left();
-        if self.delete_on_close.load(Ordering::Acquire) {
+        // A folder that is not empty stays, and nobody hears of it (MS-FSA 2.1.5.5).
+        let stays = self.directory
+            && self.delete_on_close.load(Ordering::Acquire)
+            && !listing::is_empty(&self.handle).unwrap_or(false);
+        if self.delete_on_close.load(Ordering::Acquire) && !stays {
             let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
             if self.directory {

@@ -292,6 +292,16 @@ fn folders_are_deleted_only_when_they_are_empty() {
     assert_eq!(direct.set(folder, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
     direct.close(folder);
     assert!(!direct._folder.path().join("files/d").exists());
+    // To be deleted on close means nothing for one that is not empty then.
+    let options = FOLDER | CreateOptions::DELETE_ON_CLOSE;
+    let folder = direct.create("e", Disposition::CREATE, options).unwrap();
+    let file = direct.create("e\\f", Disposition::CREATE, FILE).unwrap();
+    direct.close(folder);
+    direct.close(file);
+    assert!(direct.create("e\\f", Disposition::OPEN, FILE).is_ok());
+    assert!(direct.create("e\\", Disposition::OPEN, FOLDER).is_ok());
+    let status = direct.create("e\\f\\", Disposition::OPEN, FILE).unwrap_err();
+    assert_eq!(status, NtStatus::OBJECT_NAME_INVALID);
     // The server's own folder is not there for clients.
     let status = direct.create(".BULKHEAD", Disposition::OPEN, FOLDER).unwrap_err();
     assert_eq!(status, NtStatus::OBJECT_NAME_INVALID);
