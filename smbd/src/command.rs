@@ -228,6 +228,9 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         _ => {}
     }
     let session = ctx.session()?.clone();
+    if session.is_anonymous() && matches!(command, Command::TREE_CONNECT | Command::CREATE) {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
     match command {
         Command::LOGOFF => {
             Empty::parse(body)?;

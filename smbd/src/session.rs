@@ -55,6 +55,8 @@ pub struct Session {
     expires: AtomicU64,
     channels: Mutex<Vec<ChannelInfo>>,
     ended: AtomicBool,
+    /// Its client logged on again as nobody.
+    anonymous: AtomicBool,
     trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
     opens: RwLock<HashMap<u64, Entry>>,
     pipes: Mutex<HashMap<u64, (TreeId, Arc<Pipe>)>>,
@@ -192,6 +194,7 @@ impl Session {
             expires: AtomicU64::new(logon.expires),
             channels: Mutex::default(),
             ended: AtomicBool::new(false),
+            anonymous: AtomicBool::new(false),
             trees: RwLock::default(),
             opens: RwLock::default(),
             pipes: Mutex::default(),
@@ -242,6 +245,16 @@ impl Session {
             NEVER => false,
             end => now() >= end,
         }
+    }
+
+    /// Whether it is nobody's for the time being.
+    pub fn is_anonymous(&self) -> bool {
+        self.anonymous.load(Ordering::Relaxed)
+    }
+
+    /// Takes its user away, or gives it back.
+    pub fn set_anonymous(&self, anonymous: bool) {
+        self.anonymous.store(anonymous, Ordering::Relaxed);
     }
 
     /// Prolongs it after another logon.

@@ -20,7 +20,7 @@ use smb_protocol::{
         negotiate::SecurityMode,
         session_setup::{Request, RequestFlags, Response, SessionFlags},
     },
-    ntlm::users,
+    ntlm::{self, users},
     security::Sid,
     spnego::{self, Acceptor, Completed, Step},
 };
@@ -150,8 +150,28 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
             Response { flags: flags_of(&session), security_buffer: &done.token }.encode(out);
             Ok(NtStatus::SUCCESS)
         }
-        Err(error) => Err(refused(ctx, &authentication.purpose, &error)),
+        Err(error) => match &authentication.purpose {
+            Purpose::Again(session) if error == ANONYMOUS => {
+                let session = session.clone();
+                let token = stand_back(ctx, &session)?;
+                Response { flags: flags_of(&session), security_buffer: &token }.encode(out);
+                Ok(NtStatus::SUCCESS)
+            }
+            purpose => Err(refused(ctx, purpose, &error)),
+        },
     }
+}
+
+const ANONYMOUS: spnego::Error = spnego::Error::Ntlm(ntlm::Error::Anonymous);
+
+/// A session whose client logs on again as nobody keeps its keys and opens, and may open nothing
+/// more until its user is back (3.3.5.5.2). Nobody begins a session that way.
+fn stand_back(ctx: &mut Ctx<'_>, session: &Session) -> Result<Vec<u8>, NtStatus> {
+    let channel = ctx.ex.sessions.get(&session.id).ok_or(NtStatus::USER_SESSION_DELETED)?;
+    ctx.signer = Some(channel.signing.clone());
+    session.set_anonymous(true);
+    let state = Some(spnego::token::State::Completed);
+    Ok(spnego::token::RespToken { state, ..Default::default() }.encode())
 }
 
 /// The user, folded, who was authenticated; `None` if a principal stands for no user.
@@ -299,6 +319,7 @@ fn again(
         return Err(NtStatus::LOGON_FAILURE.into());
     }
     session.renew(expiry(done));
+    session.set_anonymous(false);
     let channel = ctx.ex.sessions.get(&session.id).ok_or(NtStatus::USER_SESSION_DELETED)?;
     ctx.signer = Some(channel.signing.clone());
     Ok(session)

@@ -9,7 +9,7 @@ use smb_protocol::{
         kdf::{self, Binding},
     },
     header::{FRAME_LEN, HEADER_LEN},
-    msg::{negotiate, session_setup, simple::Empty},
+    msg::{negotiate, session_setup, simple::Empty, tree_connect},
     ntlm::{Credentials, NtHash},
     spnego::Initiator,
 };
@@ -330,6 +330,27 @@ fn logging_on_again_keeps_the_keys_and_failing_to_ends_the_session() {
     let failed = line.setup("u", "wrong", Some(&one), none);
     assert_eq!(failed.err(), Some(NtStatus::LOGON_FAILURE));
     assert_eq!(line.probe(&one), (NtStatus::USER_SESSION_DELETED, true));
+}
+
+#[test]
+fn a_session_without_its_user_opens_nothing_until_the_user_is_back() {
+    let (server, _folder) = server("");
+    let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let none = session_setup::RequestFlags::NONE;
+    // Nobody begins a session.
+    assert_eq!(line.setup("", "", None, none).err(), Some(NtStatus::LOGON_FAILURE));
+    let one = line.login();
+    let connect = |line: &mut Line| {
+        let request = tree_connect::Request { flags: 0, path: "\\\\h\\s".into() };
+        let key = Some(&one.signing);
+        line.ask(Command::TREE_CONNECT, one.id, key, |out| request.encode(out)).0.status
+    };
+    assert_eq!(connect(&mut line), NtStatus::SUCCESS);
+    line.setup("", "", Some(&one), none).unwrap();
+    assert_eq!(connect(&mut line), NtStatus::ACCESS_DENIED);
+    assert_eq!(line.probe(&one), LIVES);
+    line.setup("u", "p", Some(&one), none).unwrap();
+    assert_eq!(connect(&mut line), NtStatus::SUCCESS);
 }
 
 #[test]
