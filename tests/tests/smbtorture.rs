@@ -77,7 +77,7 @@ fn compound() {
 #[test]
 fn names_and_folders() {
     check("smb2.dir", 7, &["smb2.dir.file-index"]);
-    check("smb2.rename", 10, &["smb2.rename.share_delete_and_delete_access"]);
+    check("smb2.rename", 11, &[]);
     check("smb2.mangle", 1, &[]);
     check("smb2.charset", 3, &["smb2.charset.Testing partial surrogate"]);
     check("smb2.fileid", 4, &[]);
@@ -113,6 +113,45 @@ fn timestamps() {
 fn access_lists() {
     check("smb2.acls", 14, &[]);
     check("smb2.sdread", 1, &[]);
+}
+
+#[test]
+fn locks() {
+    let old = ["smb2.lock.ctdb-delrec-deadlock"];
+    check("smb2.lock", 22, &[&old[..], &SKIPPED_LOCKS[..]].concat());
+    check("smb2.compound_async", 2, &[]);
+}
+
+#[test]
+fn durable_handles() {
+    check("smb2.durable-open", 23, &[]);
+    check("smb2.durable-v2-open", 15, &[]);
+}
+
+/// Those that do not wait for a break to time out; `make interop` runs all.
+#[test]
+fn oplocks_and_leases() {
+    for test in [
+        "oplock.exclusive1",
+        "oplock.batch1",
+        "oplock.batch11",
+        "oplock.batch16",
+        "oplock.brl1",
+        "oplock.levelii502",
+        "lease.request",
+        "lease.break_twice",
+        "lease.upgrade2",
+        "lease.breaking3",
+        "lease.v2_request_parent",
+        "lease.v2_complex1",
+        "lease.unlink",
+        "notify.dir",
+        "notify.rec",
+        "notify.overflow",
+        "notify.rmdir3",
+    ] {
+        check(&format!("smb2.{test}"), 1, &[]);
+    }
 }
 
 /// Previous versions, on each file system that has them.
