@@ -10,6 +10,7 @@
 //!
 //! The engine owns the buffers of what it was given, so a caller may drop a future at any time.
 
+mod append;
 mod pool;
 mod ring;
 
@@ -30,6 +31,7 @@ use rustix::{
     io::{Errno, ReadWriteFlags},
 };
 
+use self::append::append_cached;
 use crate::{Error, File, FlushGroup, IoFuture, Result};
 
 /// Writes up to this size go to the page cache on the caller, which holds its thread for some
@@ -175,21 +177,27 @@ impl LocalFile {
     pub fn read_now(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<Option<usize>> {
         self.usable()?;
         let start = out.len();
-        out.resize(start + len, 0);
-        match self.read_cached(offset, &mut out[start..]) {
-            Ok((done, ended)) if ended || done == len => {
-                out.truncate(start + done);
-                Ok(Some(done))
-            }
-            Ok(_) => {
-                out.truncate(start);
-                Ok(None)
-            }
-            Err(error) => {
-                out.truncate(start);
-                Err(error)
+        let mut done = 0;
+        while done < len && self.nowait_reads.load(Ordering::Relaxed) {
+            match append_cached(self.fd.as_fd(), offset + done as u64, len - done, out) {
+                Ok(0) => return Ok(Some(done)),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                    self.nowait_reads.store(false, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    out.truncate(start);
+                    return Err(self.error("reading", error));
+                }
             }
         }
+        if done == len {
+            return Ok(Some(done));
+        }
+        out.truncate(start);
+        Ok(None)
     }
 
     /// Writes `buf` at `offset` if the page cache takes it at once; `false` means that nothing

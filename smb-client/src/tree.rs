@@ -201,7 +201,7 @@ impl Tree {
         let how = How::existing(Access::DELETE);
         let file = Brief::open(&link.connection, tree, &wire_path(from)?, &how).await?;
         let mut input = Vec::new();
-        Rename { replace, name }.encode(&mut input);
+        Rename { replace, name, ..Rename::default() }.encode(&mut input);
         let what = format!("rename {from:?} to {to:?}");
         let done = file.set(InfoClass::RENAME, &input, &what).await;
         file.end().await?;

@@ -1,9 +1,10 @@
 //! The configuration file: TOML, unknown keys are errors, every value is checked before use.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashSet},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
@@ -16,7 +17,7 @@ use smb_protocol::{
 };
 use zeroize::Zeroizing;
 
-use crate::{accounts, dfs::Namespace};
+use crate::{accounts, dfs::Namespace, network::Network};
 
 mod dfs;
 mod kerberos;
@@ -182,6 +183,9 @@ struct ServerSection {
     users_file: Option<PathBuf>,
     min_dialect: Option<DialectName>,
     metrics: Option<SocketAddr>,
+    user: Option<String>,
+    #[serde(default = "yes")]
+    sandbox: bool,
     max_dialect: Option<DialectName>,
     #[serde(default = "default_io_size")]
     max_io_size: Size,
@@ -295,6 +299,15 @@ struct ShareSection {
     comment: String,
     #[serde(default = "yes")]
     browseable: bool,
+    #[serde(default)]
+    hosts_allow: Vec<Network>,
+    #[serde(default)]
+    hosts_deny: Vec<Network>,
+    max_connections: Option<usize>,
+    max_opens: Option<usize>,
+    #[serde(default)]
+    force_level2_oplocks: bool,
+    group: Option<String>,
 }
 
 /// A share.
@@ -316,6 +329,26 @@ pub struct Share {
     pub comment: String,
     /// Shown in listings at all.
     pub browseable: bool,
+    /// From where it may be used; anywhere if empty.
+    pub hosts_allow: Vec<Network>,
+    /// From where it may not, whatever `hosts_allow` says.
+    pub hosts_deny: Vec<Network>,
+    /// Trees that may be connected to it at a time.
+    pub max_connections: Option<usize>,
+    /// Opens in it at a time.
+    pub max_opens: Option<usize>,
+    /// No client may cache writes (MS-SMB2 3.3.1.6, `Share.ForceLevel2Oplock`).
+    pub force_level2_oplocks: bool,
+    /// Group of the system that files made in it get.
+    pub group: Option<u32>,
+}
+
+impl Share {
+    /// Whether a client at an address may use it.
+    pub fn admits(&self, address: IpAddr) -> bool {
+        let listed = |list: &[Network]| list.iter().any(|network| network.holds(address));
+        !listed(&self.hosts_deny) && (self.hosts_allow.is_empty() || listed(&self.hosts_allow))
+    }
 }
 
 /// A configuration that was checked.
@@ -361,6 +394,12 @@ pub struct Config {
     pub shares: BTreeMap<String, Share>,
     /// Parts of shares that are served elsewhere, by folded share name.
     pub namespaces: BTreeMap<String, Namespace>,
+    /// Files with secrets that it was read from, beside its own.
+    pub secrets: Vec<PathBuf>,
+    /// User of the system that the server becomes once its ports are bound.
+    pub user: Option<String>,
+    /// The server confines itself to its folders and to the system calls it needs.
+    pub sandbox: bool,
 }
 
 impl Config {
@@ -376,7 +415,7 @@ impl Config {
             path: path.to_owned(),
             message: syntax_message(text, &error),
         })?;
-        let check = Check { path };
+        let check = Check { path, secrets: RefCell::default() };
         let ServerSection { name, listen, .. } = &file.server;
         if listen.is_empty() {
             return Err(check.bad("server.listen", "give at least one address, \"0.0.0.0:445\""));
@@ -412,6 +451,9 @@ impl Config {
             name: file.server.name,
             state_dir: file.server.state_dir,
             metrics: file.server.metrics,
+            secrets: check.secrets.take(),
+            user: file.server.user,
+            sandbox: file.server.sandbox,
             signing: file.server.signing,
             encryption: file.server.encryption,
             min_dialect: min,
@@ -455,6 +497,8 @@ fn read_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
 
 struct Check<'a> {
     path: &'a Path,
+    /// Files with secrets that were read.
+    secrets: RefCell<Vec<PathBuf>>,
 }
 
 impl Check<'_> {
@@ -485,7 +529,22 @@ impl Check<'_> {
             );
             return Err(self.bad(key, message));
         }
+        self.secrets.borrow_mut().push(path.clone());
         Ok(path.clone())
+    }
+
+    /// The number of a group of the system, by number or by its name in /etc/group.
+    fn group(&self, key: &str, group: &str) -> Result<u32, ConfigError> {
+        if let Ok(number) = group.parse() {
+            return Ok(number);
+        }
+        let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        let found = text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (name == group).then(|| fields.nth(1)?.parse().ok())?
+        });
+        found.ok_or_else(|| self.bad(key, format!("group: the system has no group {group:?}")))
     }
 
     /// Paths are taken from the folder of the configuration file.
@@ -613,6 +672,12 @@ impl Check<'_> {
                 access_based_enumeration: share.access_based_enumeration,
                 comment: share.comment.clone(),
                 browseable: share.browseable,
+                hosts_allow: share.hosts_allow.clone(),
+                hosts_deny: share.hosts_deny.clone(),
+                max_connections: share.max_connections,
+                max_opens: share.max_opens,
+                force_level2_oplocks: share.force_level2_oplocks,
+                group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
             };
             if all.insert(folded, share).is_some() {
                 return Err(self.bad(&key, "defined twice"));
@@ -657,10 +722,24 @@ mod tests {
             ("[[user]]\nname='a'\npassword=''\n", "empty"),
             ("[[user]]\nname='a'\npassword='x'\n[[user]]\nname='A'\npassword='y'\n", "twice"),
             ("[limits]\ncredits = 1\n", "between 16"),
+            ("[[share]]\nname='a'\npath='/tmp'\nhosts_allow=['1.2.3']\n", "no address"),
+            ("[[share]]\nname='a'\npath='/tmp'\ngroup='no such'\n", "has no group"),
         ] {
             let error = parse(&format!("{HEAD}{text}")).unwrap_err();
             assert!(error.contains(want), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn shares_admit_by_address() {
+        let text = "[[share]]\nname='a'\npath='/tmp'\nhosts_allow=['192.0.2.0/24', '::1']\n\
+                    hosts_deny=['192.0.2.66']\ngroup='12'\n";
+        let config = parse(&format!("{HEAD}{text}")).unwrap();
+        let share = &config.shares["A"];
+        let admits = |address: &str| share.admits(address.parse().unwrap());
+        assert!(admits("192.0.2.1") && admits("::1"));
+        assert!(!admits("192.0.2.66") && !admits("127.0.0.1"));
+        assert_eq!(share.group, Some(12));
     }
 
     #[test]

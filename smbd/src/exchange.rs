@@ -18,6 +18,7 @@ use smb_protocol::{
     msg::error,
 };
 use tokio::sync::{
+    Notify,
     mpsc::{self, UnboundedReceiver, UnboundedSender},
     oneshot,
 };
@@ -128,6 +129,23 @@ struct Suspended {
     accepted: Accepted,
     chain: Chain,
     first: bool,
+    /// What it waits for, and until when.
+    again: (Arc<Notify>, Instant),
+}
+
+impl Suspended {
+    /// The connection is lost. Until what a CREATE waited for has happened, its repetition on
+    /// another channel is told that it is in progress.
+    fn outlive(self) {
+        let Some(creating) = self.accepted.creating else { return };
+        let (again, until) = self.again;
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = tokio::time::timeout_at(until.into(), again.notified()).await;
+                drop(creating);
+            });
+        }
+    }
 }
 
 /// A request whose place, credits and protection were checked.
@@ -561,6 +579,7 @@ impl Exchange {
                     },
                     chain: chain.clone(),
                     first: place.first,
+                    again: (wake.again.clone(), wake.until),
                 };
                 self.suspend(wake, suspended, response, body_at, protection, answer, waits);
                 return Ok(Flow::Suspended);
@@ -826,7 +845,7 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) -> Result<(), Dropped> {
-        let Suspended { mut bytes, accepted, mut chain, mut first } = suspended;
+        let Suspended { mut bytes, accepted, mut chain, mut first, .. } = suspended;
         let mut rest = &mut bytes[..];
         let mut next = Some(accepted);
         while !rest.is_empty() {
@@ -891,6 +910,11 @@ impl Exchange {
     pub fn end(&mut self) {
         if let Some(negotiated) = &self.negotiated {
             self.server.nodes.clients.remove(negotiated.client_guid, self.id);
+        }
+        for (_, pending) in self.pending.drain() {
+            if let Rest::Again(suspended) = pending.rest {
+                suspended.outlive();
+            }
         }
         for (id, channel) in self.sessions.drain() {
             if channel.session.leave(self.id) {

@@ -28,13 +28,15 @@ mod exchange;
 mod interfaces;
 mod listener;
 mod meters;
+pub mod network;
 mod pipe;
-pub mod scrape;
+pub mod sandbox;
+mod scrape;
 mod server;
 mod session;
 mod status;
 mod tokens;
 mod volume;
 
-pub use listener::{Running, start};
+pub use listener::{Bound, Running, start, start_bound};
 pub use server::Server;

@@ -9,12 +9,15 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
 };
 
-use crate::{Server, connection};
+use crate::{Server, config::Config, connection, scrape};
+
+/// Clients that may wait to be accepted.
+const BACKLOG: i32 = 1024;
 
 /// A server that accepts connections.
 #[derive(Debug)]
@@ -64,16 +67,58 @@ impl Drop for Counted {
 
 /// Binds the configured addresses and begins to accept. Must run inside a tokio runtime.
 pub fn start(server: Arc<Server>) -> io::Result<Running> {
-    let config = server.current().config.clone();
+    let bound = Bound::new(&server.current().config)?;
+    start_bound(server, bound)
+}
+
+/// Ports that are bound and that nobody serves yet.
+#[derive(Debug)]
+pub struct Bound {
+    clients: Vec<std::net::TcpListener>,
+    metrics: Option<std::net::TcpListener>,
+}
+
+impl Bound {
+    /// Binds what the configuration says; needs no runtime, so that it can be done before the
+    /// right to do so is given up.
+    ///
+    /// # Errors
+    /// If an address cannot be had; the text says which.
+    pub fn new(config: &Config) -> io::Result<Self> {
+        Ok(Self {
+            clients: config
+                .listen
+                .iter()
+                .map(|address| bind(*address))
+                .collect::<Result<_, _>>()?,
+            metrics: config.metrics.map(bind).transpose()?,
+        })
+    }
+}
+
+/// Begins to accept at ports that are bound. Must run inside a tokio runtime.
+///
+/// # Errors
+/// If the runtime does not take the sockets or no thread can be started.
+pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
     let (stop, stopped) = watch::channel(false);
     let census = Arc::new(Census::default());
     let mut addresses = Vec::new();
     let mut listeners = JoinSet::new();
-    for address in &config.listen {
-        let listener = bind(*address)
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))?;
+    for listener in bound.clients {
+        let listener = TcpListener::from_std(listener)?;
         addresses.push(listener.local_addr()?);
         listeners.spawn(accept(listener, server.clone(), census.clone(), stopped.clone()));
+    }
+    if let Some(listener) = bound.metrics {
+        let serve = scrape::serve(server.clone(), TcpListener::from_std(listener)?);
+        let mut stopped = stopped.clone();
+        listeners.spawn(async move {
+            tokio::select! {
+                () = serve => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        });
     }
     listeners.spawn(keep_house(server.clone(), stopped));
     let sweeper = server.clone();
@@ -94,11 +139,17 @@ async fn keep_house(server: Arc<Server>, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(1024)
+/// Binds an address; one that was used a moment ago is had again.
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let bound = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        rustix::net::listen(&listener, BACKLOG)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    bound().map_err(|e: io::Error| {
+        io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"))
+    })
 }
 
 impl Running {

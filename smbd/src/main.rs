@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Parser;
-use smbd::{Server, config::Config};
+use smbd::{Bound, Server, config::Config, sandbox};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// SMB 3 file server for virtual-machine disks.
@@ -52,6 +52,17 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args, config: Config) -> anyhow::Result<()> {
+    // While there is one thread: ports first, then everything that is given up.
+    let bound = Bound::new(&config)?;
+    sandbox::become_user(&config)?;
+    let server = Arc::new(Server::new(config.clone())?);
+    let mut folders = None;
+    if config.sandbox {
+        if !sandbox::confine(&config, &args.config)?.folders {
+            tracing::info!("the kernel has no Landlock: folders outside the shares stay in reach");
+        }
+        folders = Some(sandbox::folders(&config));
+    }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {
         builder.worker_threads(threads);
@@ -61,21 +72,13 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let state_dir = config.state_dir.clone();
-        let server = Arc::new(Server::new(config)?);
         let socket = smbd::admin::bind(&state_dir)?;
-        let metrics = match server.current().config.metrics {
-            Some(address) => Some(smbd::scrape::bind(address).await?),
-            None => None,
-        };
-        let running = smbd::start(server.clone())?;
+        let running = smbd::start_bound(server.clone(), bound)?;
         for address in running.addresses() {
             tracing::info!(%address, "listening");
         }
-        let file = args.config.clone();
-        let again = Box::new(move |server: &Server| reload(&file, server));
-        if let Some(listener) = metrics {
-            tokio::spawn(smbd::scrape::serve(server.clone(), listener));
-        }
+        let (file, confined) = (args.config.clone(), folders.clone());
+        let again = Box::new(move |server: &Server| reload(&file, confined.as_deref(), server));
         let admin = tokio::spawn(smbd::admin::serve(server, socket, again));
         notify("READY=1");
         loop {
@@ -84,7 +87,8 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => {
                     notify("RELOADING=1");
-                    if let Err(error) = reload(&args.config, running.server()) {
+                    let done = reload(&args.config, folders.as_deref(), running.server());
+                    if let Err(error) = done {
                         tracing::error!(error, "configuration not reloaded; the old one stays");
                     }
                     notify("READY=1");
@@ -100,9 +104,16 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
     })
 }
 
-/// Takes the new configuration if it is correct; else the old one stays.
-fn reload(file: &Path, server: &Server) -> Result<(), String> {
+/// Takes the new configuration if it is correct; else the old one stays. A server that was
+/// confined to `folders` takes no share outside of them.
+fn reload(file: &Path, folders: Option<&[PathBuf]>, server: &Server) -> Result<(), String> {
     let config = Config::load(file).map_err(|error| error.to_string())?;
+    if let Some(share) = folders.and_then(|folders| sandbox::outside(folders, &config)) {
+        return Err(format!(
+            "share {share}: its folder lies outside of those that the server was confined to when \
+             it started; restart it"
+        ));
+    }
     server.reload(config).map_err(|error| error.to_string())?;
     tracing::info!("configuration reloaded");
     Ok(())

@@ -2,7 +2,7 @@
 //! nothing else. It shows counts only, but whoever can reach it can see them: bind it to
 //! loopback or a management network.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,17 +18,6 @@ const MAX_HEAD: usize = 8 << 10;
 const READERS: usize = 8;
 /// How long a reader has.
 const LIMIT: Duration = Duration::from_secs(10);
-
-/// Binds the endpoint.
-///
-/// # Errors
-/// If the address cannot be had.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let refused = |e: io::Error| {
-        io::Error::new(e.kind(), format!("cannot listen on {address} for metrics: {e}"))
-    };
-    TcpListener::bind(address).await.map_err(refused)
-}
 
 /// Serves the endpoint for ever.
 pub async fn serve(server: Arc<Server>, listener: TcpListener) {

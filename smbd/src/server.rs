@@ -67,16 +67,19 @@ impl Current {
         let mut volumes = BTreeMap::new();
         for (key, share) in &config.shares {
             let kept = old.and_then(|old| {
-                let same = old.config.shares.get(key)?.path == share.path;
+                let was = old.config.shares.get(key)?;
+                let same = (&was.path, was.group) == (&share.path, share.group);
                 old.volumes.get(key).filter(|_| same).cloned()
             });
-            let volume =
-                match kept {
-                    Some(volume) => volume,
-                    None => Arc::new(Volume::open(&share.path).map_err(|e| {
+            let volume = match kept {
+                Some(volume) => volume,
+                None => {
+                    let opened = Volume::open(&share.path).map_err(|e| {
                         io::Error::new(e.kind(), format!("share {}: {e}", share.name))
-                    })?),
-                };
+                    })?;
+                    Arc::new(opened.with_group(share.group))
+                }
+            };
             volumes.insert(key.clone(), volume);
         }
         let all: Vec<_> = volumes.values().cloned().collect();

@@ -167,6 +167,10 @@ pub struct Tree {
     pub maximal_access: Access,
     /// Unencrypted requests are refused.
     pub must_encrypt: bool,
+    /// Clients may cache writes.
+    pub writes_cached: bool,
+    /// Opens that its share may have at a time.
+    pub max_opens: Option<usize>,
     /// Listings leave out what the user cannot read.
     pub hides_unreadable: bool,
 }

@@ -14,6 +14,7 @@ pub mod changes;
 pub mod eas;
 pub mod kept;
 pub mod listing;
+pub mod names;
 pub mod node;
 pub mod open;
 pub mod path;
@@ -34,12 +35,15 @@ use std::{
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
 };
 use smb_protocol::{NtStatus, name::same_name};
@@ -59,8 +63,13 @@ pub struct Volume {
     snapshots: Snapshots,
     /// It is a snapshot of another.
     past: bool,
+    /// Opens in it.
+    opens: AtomicUsize,
+    /// Group of the system that what is made here gets.
+    group: Option<Gid>,
     streams: RwLock<Arc<StreamStore>>,
     tunnel: tunnel::Tunnel,
+    names: names::Names,
 }
 
 /// Where a name leads.
@@ -98,7 +107,40 @@ impl Volume {
         let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
         let base = RelPath::from_system(&place_of(root.as_fd())?);
         let tunnel = tunnel::Tunnel::default();
-        Ok(Self { root, base, streams, shares_blocks, snapshots, past, tunnel })
+        let names = names::Names::default();
+        let (opens, group) = (AtomicUsize::new(0), None);
+        Ok(Self {
+            root,
+            base,
+            streams,
+            shares_blocks,
+            snapshots,
+            past,
+            opens,
+            group,
+            tunnel,
+            names,
+        })
+    }
+
+    /// What is made here gets this group of the system.
+    pub fn with_group(self, group: Option<u32>) -> Self {
+        Self { group: group.map(Gid::from_raw), ..self }
+    }
+
+    /// Number of opens.
+    pub fn open_count(&self) -> usize {
+        self.opens.load(Ordering::Relaxed)
+    }
+
+    /// Counts an open.
+    pub fn entered(&self) {
+        self.opens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an open out.
+    pub fn left(&self) {
+        self.opens.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Whether it is a snapshot, in which nothing changes any more.
@@ -228,12 +270,18 @@ impl Volume {
         };
         let by_short = part.contains('~') && short::is_short(part);
         let mut short_for = Vec::new();
+        let stat = rustix::fs::fstat(&fd).map_err(of_errno)?;
+        if !by_short && self.names.lacks(&stat, part) {
+            return Ok(None);
+        }
+        let mut reading = names::Names::read(&stat);
         for entry in Dir::new(fd).map_err(of_errno)? {
             let entry = entry.map_err(of_errno)?;
             let Ok(text) = entry.file_name().to_str() else { continue };
             if same_name(text, part) {
                 return Ok(Some(text.to_owned()));
             }
+            self.names.saw(&mut reading, text);
             if by_short
                 && path::valid_part(text)
                 && short::short_name(text).is_some_and(|short| same_name(&short, part))
@@ -241,6 +289,7 @@ impl Volume {
                 short_for.push(text.to_owned());
             }
         }
+        self.names.done(reading);
         // A short name that could mean two files means none.
         Ok(short_for.pop().filter(|_| short_for.is_empty()))
     }
@@ -248,14 +297,30 @@ impl Volume {
     /// Makes a regular file that must not be there yet, opened for reading and writing.
     pub fn create_file(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        self.openat(&path.to_os(), flags, Mode::from_raw_mode(0o644))
+        let (folder, name) = self.parent(path)?;
+        let fd = self.names.change(folder.as_fd(), (None, name.to_str()), || {
+            let flags = flags | OFlags::CLOEXEC;
+            rustix::fs::openat(&folder, &*name, flags, Mode::from_raw_mode(0o644))
+        })?;
+        self.regroup(fd)
+    }
+
+    /// Gives what was made the group that is set.
+    fn regroup(&self, fd: OwnedFd) -> Result<OwnedFd, Errno> {
+        if self.group.is_some() {
+            rustix::fs::chownat(&fd, "", None, self.group, AtFlags::EMPTY_PATH)?;
+        }
+        Ok(fd)
     }
 
     /// Makes a folder that must not be there yet.
     pub fn create_folder(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         let (parent, name) = self.parent(path)?;
-        rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755))?;
-        self.openat(&path.to_os(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+        self.names.change(parent.as_fd(), (None, name.to_str()), || {
+            rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755))
+        })?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        self.regroup(self.openat(&path.to_os(), flags, Mode::empty())?)
     }
 
     fn parent(&self, path: &RelPath) -> Result<(OwnedFd, OsString), Errno> {
@@ -267,7 +332,9 @@ impl Volume {
     /// Removes `path` if it still names the file that `stat` describes.
     pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
         let (parent, name) = self.parent(path)?;
-        unlink_same(parent.as_fd(), &name, stat)?;
+        self.names.change(parent.as_fd(), (name.to_str(), None), || {
+            unlink_same(parent.as_fd(), &name, stat)
+        })?;
         if let Ok(folder) = rustix::fs::fstat(&parent) {
             self.tunnel.went(node::key(&folder), &name.to_string_lossy(), Instant::now());
         }
@@ -330,7 +397,25 @@ impl Volume {
         } else {
             rustix::fs::RenameFlags::NOREPLACE
         };
-        rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags)
+        let rename = || rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags);
+        let (from, to) = (rustix::fs::fstat(&old)?, rustix::fs::fstat(&new)?);
+        // A folder that another file comes to or goes from is read anew.
+        let only = |folder: &Stat| node::key(&from) == node::key(folder);
+        if only(&to) && !replace {
+            let names = (old_name.to_str(), new_name.to_str());
+            return self.names.change(old.as_fd(), names, rename);
+        }
+        rename()
+    }
+
+    /// Gives what `fd` names one more name, which must be free.
+    pub fn link(&self, fd: BorrowedFd<'_>, to: &RelPath) -> Result<(), Errno> {
+        let (folder, name) = self.parent(to)?;
+        let path = magic_path(fd);
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        self.names.change(folder.as_fd(), (None, name.to_str()), || {
+            rustix::fs::linkat(rustix::fs::CWD, path.as_str(), &folder, &*name, follow)
+        })
     }
 
     /// Makes the names in the folder of `path` durable.

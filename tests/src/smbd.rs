@@ -3,10 +3,11 @@
 use std::{
     fs,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
@@ -48,6 +49,12 @@ impl Smbd {
     }
 
     fn start_with(address: SocketAddr, base: &Path, server: &str, rest: &str) -> Self {
+        let mut server = Self::prepare(address, base, server, rest);
+        server.spawn();
+        server
+    }
+
+    fn prepare(address: SocketAddr, base: &Path, server: &str, rest: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("bulkhead").tempdir_in(base);
         let folder = folder.expect("a folder");
         for name in ["files", "noperm"] {
@@ -64,11 +71,23 @@ impl Smbd {
              encryption = \"required\"\n\
              [[share]]\nname = \"noperm\"\npath = \"noperm\"\nusers = [\"{USER}\"]\n\
              [[share]]\nname = \"ro\"\npath = \"files\"\nusers = [\"{USER}\"]\nread_only = true\n\
+             [[share]]\nname = \"hideunread\"\npath = \"files\"\nusers = [\"{USER}\", \"{USER2}\"]\n\
+             access_based_enumeration = true\n\
              {rest}\n",
             state = folder.path().join("state").display(),
         );
         fs::write(folder.path().join("smbd.toml"), config).expect("the folder is writable");
-        let mut server = Self { process: None, address, folder };
+        Self { process: None, address, folder }
+    }
+
+    /// Starts one that becomes `user`, whose number is `uid`, below `base`; needs root.
+    pub fn start_as(user: &str, uid: u32, base: &Path) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let mut server = Self::prepare(address, base, &format!("user = \"{user}\""), "");
+        for name in ["", "files", "noperm", "smbd.toml"] {
+            let path = server.folder.path().join(name);
+            std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("we are root");
+        }
         server.spawn();
         server
     }
@@ -89,6 +108,13 @@ impl Smbd {
             .expect("smbd starts");
         self.process = Some(Stopped(child));
         wait_for(self.address);
+        // The last thing that is there before clients are served.
+        let (socket, since) = (self.folder.path().join("state/admin.sock"), Instant::now());
+        while UnixStream::connect(&socket).is_err() {
+            let running = self.process.as_mut().is_some_and(|p| matches!(p.0.try_wait(), Ok(None)));
+            assert!(running && since.elapsed() < Duration::from_secs(30), "smbd does not start");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Kills it without warning and starts it again at the same port.
@@ -171,7 +197,7 @@ impl Drop for Smbd {
             return;
         }
         let bad = self.stop();
-        if std::thread::panicking() {
+        if thread::panicking() {
             let log = fs::read_to_string(self.log()).unwrap_or_default();
             eprintln!("--- smbd's log\n{log}");
             return;

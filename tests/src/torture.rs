@@ -50,7 +50,7 @@ pub fn attempt(server: &Smbd, name: &str, protection: &str, limit: Duration) -> 
         .arg(format!("--client-protection={protection}"))
         .arg(format!("--option=torture:user2name={USER2}"))
         .arg(format!("--option=torture:user2password={PASSWORD2}"))
-        .args(if name == "smb2.twrp" { past(server) } else { Vec::new() })
+        .args(needs(server, name))
         .arg(format!("//{}/vms", server.address().ip()))
         .arg(name);
     let file = server.scratch().join(format!("{name}.{protection}.out"));
@@ -61,6 +61,25 @@ pub fn attempt(server: &Smbd, name: &str, protection: &str, limit: Duration) -> 
     let text = [file, errors].map(|path| fs::read(path).unwrap_or_default()).concat();
     let output = String::from_utf8_lossy(&text).into_owned();
     Some(Results { ended, time, ..count(name, output) })
+}
+
+/// What some suites need to be told.
+fn needs(server: &Smbd, suite: &str) -> Vec<String> {
+    let file = || {
+        let made = fs::write(server.files().join("file"), [7; 100_000]);
+        made.expect("the share is writable");
+        "--option=torture:filename=file".to_owned()
+    };
+    match suite {
+        "smb2.twrp" => past(server),
+        "smb2.set-sparse-ioctl" => vec![file(), "--option=torture:set_sparse=true".to_owned()],
+        "smb2.zero-data-ioctl" => vec![
+            file(),
+            "--option=torture:offset=4096".to_owned(),
+            "--option=torture:beyond_final_zero=65536".to_owned(),
+        ],
+        _ => Vec::new(),
+    }
 }
 
 /// Puts a file with a stream on the share and takes a snapshot; the options that tell of it. None

@@ -2,7 +2,7 @@
 
 use super::{FileAttributes, Times};
 use crate::{
-    name,
+    flag_set, name,
     wire::{Put, Reader, Result, WireError, len32},
 };
 
@@ -108,11 +108,16 @@ impl NetworkOpen {
     }
 }
 
-/// `FileRenameInformation` type 2 and `FileLinkInformation` type 2 (2.4.37.2, 2.4.21.2).
+/// `FileRenameInformation` type 2 and `FileLinkInformation` type 2 (2.4.42.2, 2.4.28.2), and their
+/// `Ex` forms, whose first field has more bits (2.4.43).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rename {
     /// Replace what has the new name already.
     pub replace: bool,
+    /// Replace it even if it is open.
+    pub posix: bool,
+    /// Replace it even if it is read-only.
+    pub ignore_readonly: bool,
     /// The new name, from the root of the share.
     pub name: String,
 }
@@ -122,10 +127,28 @@ impl Rename {
     pub fn parse(data: &[u8]) -> Result<Self> {
         let mut r = Reader::new(data);
         let replace = r.u8("rename.ReplaceIfExists")? != 0;
-        r.skip(15, "rename.RootDirectory")?;
+        r.skip(7, "rename.Reserved")?;
+        let name = Self::name(&mut r)?;
+        Ok(Self { replace, name, ..Self::default() })
+    }
+
+    /// Reads the structure with flags: 1 replaces, 2 has POSIX' rules, 0x40 ignores READONLY.
+    pub fn parse_ex(data: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(data);
+        let flags = r.u32("rename.Flags")?;
+        r.skip(4, "rename.Reserved")?;
+        Ok(Self {
+            replace: flags & 1 != 0,
+            posix: flags & 2 != 0,
+            ignore_readonly: flags & 0x40 != 0,
+            name: Self::name(&mut r)?,
+        })
+    }
+
+    fn name(r: &mut Reader<'_>) -> Result<String> {
+        r.skip(8, "rename.RootDirectory")?;
         let len = r.u32("rename.FileNameLength")? as usize;
-        let name = name::utf16(r.bytes(len, "rename.FileName")?, "rename.FileName")?;
-        Ok(Self { replace, name })
+        name::utf16(r.bytes(len, "rename.FileName")?, "rename.FileName")
     }
 
     /// Appends the structure.
@@ -146,6 +169,32 @@ impl Rename {
 /// `FileValidDataLengthInformation`, `FilePositionInformation`.
 pub fn parse_length(data: &[u8]) -> Result<u64> {
     Reader::new(data).u64("length")
+}
+
+flag_set! {
+    /// `FileDispositionInformationEx` (2.4.12).
+    Disposition: u32 {
+        /// Delete it.
+        DELETE = 1,
+        /// The name goes when this open is closed, whoever else has it open.
+        POSIX_SEMANTICS = 2,
+        /// Only if nobody runs it.
+        FORCE_IMAGE_SECTION_CHECK = 4,
+        /// Changes what the open does when it is closed.
+        ON_CLOSE = 8,
+        /// Even if it is read-only.
+        IGNORE_READONLY = 0x10,
+    }
+}
+
+impl Disposition {
+    /// All flags that there are.
+    pub const ALL: Self = Self(0x1f);
+
+    /// Reads the structure.
+    pub fn parse(data: &[u8]) -> Result<Self> {
+        Reader::new(data).u32("disposition.Flags").map(Self)
+    }
 }
 
 /// `FileDispositionInformation` (2.4.11): delete on close.
@@ -206,6 +255,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn renames_with_flags() {
+        let plain = Rename { replace: true, name: "a\\b".into(), ..Rename::default() };
+        let mut data = Vec::new();
+        plain.encode(&mut data);
+        assert_eq!(Rename::parse(&data).unwrap(), plain);
+        data[0] = 0x43;
+        let ex = Rename { posix: true, ignore_readonly: true, ..plain };
+        assert_eq!(Rename::parse_ex(&data).unwrap(), ex);
+    }
 
     proptest! {
         #[test]

@@ -1,15 +1,16 @@
 //! SET_INFO (MS-SMB2 3.3.5.21).
 
 use std::{
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{PoisonError, atomic::Ordering},
 };
 
+use rustix::fs::Stat;
 use smb_protocol::{
     NtStatus,
     fscc::{
         FileAttributes, InfoClass, ea,
-        file_info::{self, Basic, Rename},
+        file_info::{self, Basic, Disposition, Rename},
     },
     msg::{
         create::{Access, ShareAccess},
@@ -143,31 +144,60 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             let mode = input.first_chunk::<4>().ok_or(NtStatus::INFO_LENGTH_MISMATCH)?;
             open.set_mode(u32::from_le_bytes(*mode))?;
         }
-        InfoClass::DISPOSITION | InfoClass::DISPOSITION_EX => {
-            open.need(Access::DELETE)?;
-            set_disposition(open, file_info::parse_disposition(input).map_err(short)?)?;
+        InfoClass::DISPOSITION => {
+            let delete = file_info::parse_disposition(input).map_err(short)?;
+            let flags = if delete { Disposition::DELETE } else { Disposition::NONE };
+            set_disposition(open, flags)?;
         }
-        InfoClass::RENAME => {
+        InfoClass::DISPOSITION_EX => {
+            set_disposition(open, Disposition::parse(input).map_err(short)?)?;
+        }
+        InfoClass::RENAME | InfoClass::RENAME_EX => {
             open.need(Access::DELETE)?;
-            rename(ctx, open, &Rename::parse(input).map_err(short)?)?;
+            let ex = class == InfoClass::RENAME_EX;
+            let parse = if ex { Rename::parse_ex } else { Rename::parse };
+            rename(ctx, open, &parse(input).map_err(short)?)?;
+        }
+        InfoClass::LINK | InfoClass::LINK_EX => {
+            let ex = class == InfoClass::LINK_EX;
+            let parse = if ex { Rename::parse_ex } else { Rename::parse };
+            link(ctx, open, &parse(input).map_err(short)?)?;
         }
         InfoClass::FULL_EA => {
             open.need(Access::WRITE_EA)?;
             let list = ea::parse(input).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
             eas::set(open.handle(), list)?;
         }
-        InfoClass::LINK => return Err(NtStatus::NOT_SUPPORTED.into()),
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     }
     Ok(())
 }
 
-/// Marks a file to be deleted when its last opener leaves (MS-FSA 2.1.5.15.3).
-fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
+/// Marks a file to be deleted when its last opener leaves, or with POSIX' rules when this one does
+/// (MS-FSA 2.1.5.15.3, 2.1.5.15.4).
+fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Fail> {
+    if flags.without(Disposition::ALL) != Disposition::NONE {
+        return Err(NtStatus::NOT_SUPPORTED.into());
+    }
+    open.need(Access::DELETE)?;
+    let delete = flags.has(Disposition::DELETE);
+    if flags.has(Disposition::ON_CLOSE) {
+        // It speaks of what the open was made for, and only of that.
+        if !open.delete_on_close.load(Ordering::Acquire) {
+            return Err(NtStatus::NOT_SUPPORTED.into());
+        }
+        open.delete_on_close.store(delete, Ordering::Release);
+        open.posix_delete
+            .store(delete && flags.has(Disposition::POSIX_SEMANTICS), Ordering::Release);
+        return Ok(());
+    }
     if delete {
         open.others_let_go(Cause::Delete)?;
         let root = open.stream.is_none() && open.path()?.is_root();
-        if root || open.facts()?.attributes.has(FileAttributes::READONLY) {
+        let ignores =
+            flags.has(Disposition::IGNORE_READONLY) && open.access.has(Access::WRITE_ATTRIBUTES);
+        let readonly = open.facts()?.attributes.has(FileAttributes::READONLY);
+        if root || readonly && !ignores {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
         if open.directory && open.stream.is_none() && !listing::is_empty(open.folder())? {
@@ -176,10 +206,76 @@ fn set_disposition(open: &Open, delete: bool) -> Result<(), Fail> {
     } else {
         open.delete_on_close.store(false, Ordering::Release);
     }
+    open.posix_delete.store(delete && flags.has(Disposition::POSIX_SEMANTICS), Ordering::Release);
     open.node.set_delete_pending(delete);
     if delete && open.directory {
         open.nodes().watches.gone(open.node.key());
     }
+    Ok(())
+}
+
+/// Whether a name that is taken may be taken away for another file; its file is no folder.
+fn check_replaced(
+    ctx: &Ctx<'_>,
+    open: &Open,
+    request: &Rename,
+    (target, stat, path): (&OwnedFd, &Stat, &RelPath),
+) -> Result<(), Fail> {
+    let denied = NtStatus::ACCESS_DENIED;
+    let facts = attributes::facts(target.as_fd())?;
+    let in_use = !request.posix && ctx.ex.server.nodes.is_open(stat);
+    let readonly = facts.attributes.has(FileAttributes::READONLY) && !request.ignore_readonly;
+    if facts.directory || in_use || readonly {
+        return Err(denied.into());
+    }
+    let folder = open.volume().folder_of(path)?;
+    let sids = &ctx.session()?.sids;
+    if !security::access_in(target.as_fd(), folder.as_fd(), sids)?.has(Access::DELETE) {
+        return Err(denied.into());
+    }
+    Ok(())
+}
+
+/// Gives a file one more name (MS-FSA 2.1.5.15.7).
+fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+    /// Names that NTFS lets a file have.
+    const MOST: u32 = 1024;
+    if open.stream.is_some() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    if open.directory {
+        return Err(NtStatus::FILE_IS_A_DIRECTORY.into());
+    }
+    if open.node.delete_pending() {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let facts = open.facts()?;
+    if facts.links >= MOST {
+        return Err(NtStatus::TOO_MANY_LINKS.into());
+    }
+    let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
+    if wanted.is_root() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    let to = match open.volume().find(&wanted)? {
+        Found::Missing { path } => path,
+        Found::Here { .. } if !request.replace => {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        Found::Here { fd, stat, path } => {
+            let own = rustix::fs::fstat(open.handle())?;
+            if (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino) {
+                return Ok(());
+            }
+            check_replaced(ctx, open, request, (&fd, &stat, &path))?;
+            open.volume().remove(&path, &stat)?;
+            open.volume().forget_streams(fd.as_fd())?;
+            path
+        }
+    };
+    enter_folder(ctx, open, &to)?;
+    open.volume().link(open.handle(), &to)?;
+    open.tell_at(&to, Action::ADDED, open.name_filter());
     Ok(())
 }
 
@@ -220,14 +316,17 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
                 // The same name in another case.
                 folder.child(new)
             } else {
-                let directory = rustix::fs::FileType::from_raw_mode(target.st_mode)
-                    == rustix::fs::FileType::Directory;
                 if !request.replace {
                     return Err(NtStatus::OBJECT_NAME_COLLISION.into());
                 }
-                if directory || nodes.is_open(&target) {
-                    return Err(NtStatus::ACCESS_DENIED.into());
+                if itself {
+                    // Two names of one file: the old one goes.
+                    open.volume().remove(&from, &stat)?;
+                    open.tell_at(&from, Action::REMOVED, open.name_filter());
+                    open.node.set_path(open.volume().system(&path));
+                    return Ok(());
                 }
+                check_replaced(ctx, open, request, (&fd, &target, &path))?;
                 replaced = Some(fd);
                 path
             }
@@ -246,6 +345,11 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     };
     open.tell_at(&from, was, filter);
     open.tell_at(&to, is, filter);
+    if stays && !open.directory {
+        // Windows tells of this too, and clients wait for it.
+        let filter = ChangeFilter::ATTRIBUTES | ChangeFilter::CREATION;
+        open.tell_at(&to, Action::MODIFIED, filter);
+    }
     open.node.set_path(open.volume().system(&to));
     if let Some(replaced) = replaced {
         open.volume().forget_streams(replaced.as_fd())?;
@@ -254,8 +358,8 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
 }
 
 /// Whether a file may be given a name in a folder: the one who does it may add to the folder, and
-/// those who have it open do not mind. Windows opens it for that, without letting others delete it
-/// (MS-FSA 2.1.5.15.12, footnote 185).
+/// those who have it open do not mind. It is opened for that without letting others delete it
+/// (MS-FSA 2.1.5.15.12).
 fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
     let folder = open.volume().folder_of(to)?;
     let adds = if open.directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
@@ -264,9 +368,8 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let stat = rustix::fs::fstat(&folder)?;
-    let wants = Access::DELETE.or(adds);
     if let Some(node) = ctx.ex.server.nodes.get(&stat)
-        && node.forbids(wants, ShareAccess::READ | ShareAccess::WRITE)
+        && node.forbids(adds, ShareAccess::READ | ShareAccess::WRITE)
     {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }

@@ -34,6 +34,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume: None,
             maximal_access: Access(0x001f_00a9),
             must_encrypt: false,
+            writes_cached: false,
+            max_opens: None,
             hides_unreadable: false,
         })?;
     } else {
@@ -42,6 +44,18 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             tracing::info!(user = session.user, share = share.name, "not allowed on this share");
             return Err(NtStatus::ACCESS_DENIED.into());
         }
+        if !share.admits(ctx.ex.peer.ip()) {
+            let (share, peer) = (&share.name, ctx.ex.peer);
+            tracing::info!(share, %peer, "this share is not for clients from there");
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        if let Some(most) = share.max_connections {
+            let sessions = ctx.ex.server.sessions.all();
+            let connected: usize = sessions.iter().map(|session| session.trees_of(&folded)).sum();
+            if connected >= most {
+                return Err(NtStatus::REQUEST_NOT_ACCEPTED.into());
+            }
+        }
         let must_encrypt = share.encryption == Some(Encryption::Required);
         if must_encrypt && session.sealing.is_none() {
             return Err(NtStatus::ACCESS_DENIED.into());
@@ -49,6 +63,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         let wants = share.encryption >= Some(Encryption::Desired) && session.sealing.is_some();
         share_type = ShareType::DISK;
         flags = if wants { ShareFlags::ENCRYPT_DATA } else { ShareFlags::NONE };
+        if share.force_level2_oplocks {
+            flags |= ShareFlags::FORCE_LEVELII_OPLOCK;
+        }
         if share.access_based_enumeration {
             flags |= ShareFlags::ACCESS_BASED_ENUM;
         }
@@ -63,6 +80,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume,
             maximal_access: if share.read_only { READ_ONLY } else { Access::ALL },
             must_encrypt,
+            writes_cached: !share.force_level2_oplocks,
+            max_opens: share.max_opens,
             hides_unreadable: share.access_based_enumeration,
         })?;
     }

@@ -16,6 +16,8 @@ use smb_protocol::{
 };
 
 mod controls;
+mod files;
+mod options;
 
 use super::*;
 use crate::config::Config;
@@ -32,13 +34,18 @@ struct Direct {
 
 impl Direct {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more lines of configuration.
+    fn with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("files")).unwrap();
         let text = format!(
             "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\n\
              encryption='off'\n[limits]\npending_requests=8\n\
              [[user]]\nname='u'\npassword='p'\n\
-             [[share]]\nname='s'\npath='files'\nusers=['u']\n",
+             [[share]]\nname='s'\npath='files'\nusers=['u']\n{more}",
             folder.path().join("state").display()
         );
         let config = Config::parse(&text, &folder.path().join(Path::new("c"))).unwrap();
@@ -131,10 +138,16 @@ impl Direct {
         let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
         let second = initiator.second(&token, 0).unwrap();
         assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
-        let request = tree_connect::Request { flags: 0, path: "\\\\s\\s".into() };
+        self.connect("s");
+    }
+
+    /// Connects to a share, which requests are about from now on.
+    fn connect(&mut self, share: &str) -> TreeId {
+        let request = tree_connect::Request { flags: 0, path: format!("\\\\s\\{share}") };
         let (header, _) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
         assert_eq!(header.status, NtStatus::SUCCESS);
         self.tree = header.tree_id();
+        self.tree
     }
 
     fn open(&mut self, name: &str, options: create::CreateOptions) -> FileId {

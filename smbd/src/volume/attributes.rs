@@ -186,7 +186,7 @@ fn has_attribute_block(fd: BorrowedFd<'_>) -> bool {
     const EXT4: i64 = 0xef53;
     const BESIDE_INODE: usize = 88;
     const ENTRY: usize = 16;
-    if rustix::fs::fstatfs(fd).map(|stat| stat.f_type as i64) != Ok(EXT4) {
+    if rustix::fs::fstatfs(fd).map(|stat| stat.f_type) != Ok(EXT4) {
         return false;
     }
     let path = magic_path(fd);

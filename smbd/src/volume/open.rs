@@ -27,7 +27,7 @@ use super::{
     RelPath, StreamName, Volume,
     attributes::{self, Facts},
     changes::{Change, Watch, Watches},
-    listing::Listing,
+    listing::{self, Listing},
     node::{
         Node, Nodes, Refused,
         caching::{self, Cause, LeaseId},
@@ -155,6 +155,8 @@ pub struct Open {
     pub directory: bool,
     /// Delete the file when this open is closed.
     pub delete_on_close: AtomicBool,
+    /// The name goes when this open is closed, not only when all are.
+    pub posix_delete: AtomicBool,
     /// A listing under way.
     pub listing: Mutex<Option<Listing>>,
     /// Behind the last byte read or written; kept because clients ask for it.
@@ -219,6 +221,7 @@ impl Open {
     pub fn new(parts: Parts) -> Self {
         let Parts { id, access, options, node, data, handle, .. } = parts;
         let Parts { stream, directory, volume, nodes, .. } = parts;
+        volume.entered();
         let standing =
             Standing { session: Weak::new(), durability: Durability::None, lock_sequences: None };
         Self {
@@ -231,6 +234,7 @@ impl Open {
             stream,
             directory,
             delete_on_close: AtomicBool::new(options.has(CreateOptions::DELETE_ON_CLOSE)),
+            posix_delete: AtomicBool::new(false),
             listing: Mutex::new(None),
             position: AtomicU64::new(0),
             known_end: AtomicU64::new(0),
@@ -397,6 +401,11 @@ impl Open {
             && let Ok(facts) = attributes::facts(self.handle())
         {
             times.written(self.node_id(), facts.times.write);
+            // What is changed is to be backed up.
+            let archive = FileAttributes::ARCHIVE;
+            if !facts.attributes.has(archive) && !facts.directory {
+                let _ = attributes::set_attributes(self.handle(), facts.attributes.or(archive));
+            }
         }
     }
 
@@ -568,7 +577,12 @@ impl Open {
 impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
-        if self.delete_on_close.load(Ordering::Acquire) {
+        self.volume.left();
+        // A folder that is not empty stays, and nobody hears of it (MS-FSA 2.1.5.5).
+        let stays = self.directory
+            && self.delete_on_close.load(Ordering::Acquire)
+            && !listing::is_empty(&self.handle).unwrap_or(false);
+        if self.delete_on_close.load(Ordering::Acquire) && !stays {
             let _ = self.others_let_go(Cause::Delete);
             self.node.set_delete_pending(true);
             if self.directory {
@@ -580,8 +594,19 @@ impl Drop for Open {
         self.leave_times();
         let id = self.node_id();
         let mut removed = None;
+        if self.stream.is_none()
+            && self.posix_delete.load(Ordering::Acquire)
+            && self.node.delete_pending()
+        {
+            removed = self.remove_file(&self.node.path());
+        }
+        let gone = removed.is_some();
         match &self.stream {
-            None => self.nodes.leave(&self.node, id, |path| removed = self.remove_file(path)),
+            None => self.nodes.leave(&self.node, id, |path| {
+                if !gone {
+                    removed = self.remove_file(path);
+                }
+            }),
             Some(stream) => {
                 self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
                 self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));

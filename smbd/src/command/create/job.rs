@@ -135,6 +135,9 @@ impl Job<'_> {
         } else if wants_folder {
             return Err(NtStatus::NOT_A_DIRECTORY);
         }
+        if self.name.slash && !self.name.path.is_root() && (!directory || self.stream().is_some()) {
+            return Err(NtStatus::OBJECT_NAME_INVALID);
+        }
         Ok(())
     }
 
@@ -387,6 +390,9 @@ impl Job<'_> {
             options.has(CreateOptions::DIRECTORY_FILE) || self.name.part == StreamPart::Folder;
         if directory && matches!(self.name.part, StreamPart::Content | StreamPart::Named(_)) {
             return Err(NtStatus::NOT_A_DIRECTORY.into());
+        }
+        if self.name.slash && !directory {
+            return Err(NtStatus::OBJECT_NAME_INVALID.into());
         }
         let adds = if directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
         if !self.tree.maximal_access.has(adds) {

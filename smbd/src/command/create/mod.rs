@@ -16,6 +16,7 @@ use smb_protocol::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, RawContext, Request, Response},
         notify::{Action, ChangeFilter},
+        oplock::OplockLevel,
     },
     name::same_name,
 };
@@ -66,6 +67,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if server.nodes.open_count() >= limits.opens {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
+    if tree.max_opens.is_some_and(|most| volume.open_count() >= most) {
+        return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
+    }
     let (name, time) = previous::moment(&request)?;
     let then = time.map(|time| previous::at(&tree, &volume, time)).transpose()?;
     let frozen = then.as_ref().unwrap_or(&tree);
@@ -110,6 +114,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     server.nodes.add_open(&open);
     tell(&open, action);
     if let Some(want) = wishes.caching {
+        let want = if tree.writes_cached { want } else { want.without_writes() };
         let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
         open.standing().durability = wishes.durability(&open, granted);
     }
@@ -120,20 +125,21 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let mut contexts = Vec::new();
     if context::find(&request.contexts, names::MXAC).is_some() {
         let listed = open.rights(&session.sids)?;
-        let maximal = context::maximal_access(tree.maximal_access.and(listed).0);
+        let maximal = context::maximal_access(frozen.maximal_access.and(listed).0);
         contexts.push((names::MXAC, maximal.to_vec()));
     }
     if context::find(&request.contexts, names::QFID).is_some() {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
     session.add_open(tree.id, open.clone());
-    answer(ctx, &open, wishes.durable, contexts, action, out)
+    answer(ctx, &open, open.oplock_level(), wishes.durable, contexts, action, out)
 }
 
 /// Writes the answer about an open that the session has.
 fn answer(
     ctx: &mut Ctx<'_>,
     open: &Open,
+    oplock: OplockLevel,
     durable: Option<Durable>,
     extra: Vec<(&'static [u8], Vec<u8>)>,
     action: CreateAction,
@@ -145,7 +151,7 @@ fn answer(
         extra.iter().map(|(name, data)| RawContext { name, data }).collect();
     answers.add_to(&mut contexts);
     Response {
-        oplock: open.oplock_level(),
+        oplock,
         flags: 0,
         action,
         times: facts.times,

@@ -11,17 +11,14 @@ use smb_protocol::{
     header::HeaderFlags,
     msg::{
         context::{self, Lease, LeaseState, ReconnectV2, names},
-        create::Request,
+        create::{CreateAction, Request},
     },
 };
 
 use super::{Wishes, answer};
 use crate::{
     command::{Ctx, Fail, Handled},
-    volume::{
-        node::Wake,
-        open::{Durability, Open},
-    },
+    volume::open::{Durability, Open},
 };
 
 /// What is to be taken up again.
@@ -40,7 +37,7 @@ pub fn handle(
     let smb3 = ctx.dialect().is_smb3();
     let find = |name| context::find(&request.contexts, name);
     let claim = match (find(names::DHNC), find(names::DH2C).filter(|_| smb3)) {
-        (None, None) => return replay(ctx, wishes, out),
+        (None, None) => return replay(ctx, request, wishes, out),
         (Some(_), Some(_)) => return Some(Err(NtStatus::INVALID_PARAMETER.into())),
         (Some(data), None) => {
             if find(names::DH2Q).is_some_and(|_| smb3) {
@@ -73,16 +70,15 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
     check(ctx, request, claim, &open)?;
     // Requests of the connection that is gone may still be on their way to the disk.
     if Arc::strong_count(&open) > 2 {
-        let changed = open.node.changed();
-        drop(open);
         let until = Instant::now() + Duration::from_millis(20);
-        return Err(Fail::Wait(Wake { changed, until }));
+        return Err(Fail::Wait(open.node.wake_by(until)));
     }
     session.room_for_open(ctx.ex.limits().opens_per_session)?;
     let open = nodes.kept.take(persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
     tracing::debug!(user = session.user, file = request.name, "taken up again");
     session.add_open(tree.id, open.clone());
-    answer(ctx, &open, None, Vec::new(), smb_protocol::msg::create::CreateAction::OPENED, out)
+    let oplock = open.oplock_level();
+    answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out)
 }
 
 fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Result<(), NtStatus> {
@@ -127,7 +123,12 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
 }
 
 /// A CREATE that came before, on a connection that may have been lost.
-fn replay(ctx: &mut Ctx<'_>, wishes: &Wishes, out: &mut Vec<u8>) -> Option<Handled> {
+fn replay(
+    ctx: &mut Ctx<'_>,
+    request: &Request<'_>,
+    wishes: &Wishes,
+    out: &mut Vec<u8>,
+) -> Option<Handled> {
     let guid = wishes.create_guid()?;
     let replays = ctx.header.flags.has(HeaderFlags::REPLAY);
     let key = (guid, ctx.client_guid());
@@ -139,10 +140,16 @@ fn replay(ctx: &mut Ctx<'_>, wishes: &Wishes, out: &mut Vec<u8>) -> Option<Handl
     if !replays {
         return Some(Err(NtStatus::DUPLICATE_OBJECTID.into()));
     }
-    Some(again(ctx, wishes, &open, out))
+    Some(again(ctx, request, wishes, &open, out))
 }
 
-fn again(ctx: &mut Ctx<'_>, wishes: &Wishes, open: &Arc<Open>, out: &mut Vec<u8>) -> Handled {
+fn again(
+    ctx: &mut Ctx<'_>,
+    request: &Request<'_>,
+    wishes: &Wishes,
+    open: &Arc<Open>,
+    out: &mut Vec<u8>,
+) -> Handled {
     let session = ctx.session()?.clone();
     let owned = open.standing().durability != Durability::None;
     if open.origin.user != session.user || open.lease != wishes.lease() {
@@ -153,6 +160,8 @@ fn again(ctx: &mut Ctx<'_>, wishes: &Wishes, open: &Arc<Open>, out: &mut Vec<u8>
         _ => return Err(NtStatus::DUPLICATE_OBJECTID.into()),
     }
     let durable = wishes.durable.filter(|_| owned);
-    let action = smb_protocol::msg::create::CreateAction(open.origin.action);
-    answer(ctx, open, durable, Vec::new(), action, out)
+    let action = CreateAction(open.origin.action);
+    // No more than this copy of the request asks for.
+    let oplock = open.oplock_level().min(request.oplock);
+    answer(ctx, open, oplock, durable, Vec::new(), action, out)
 }

@@ -12,7 +12,7 @@ use smb_protocol::{
     msg::create::Access,
 };
 
-use super::{Call, Ctx, DONE, Handled, sparse};
+use super::{Call, Ctx, DONE, Handled, sparse, touches};
 use crate::{
     status::of_errno,
     volume::{cluster_size, space},
@@ -53,7 +53,7 @@ pub fn duplicate(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
         return call.later(0, false, |_| DONE);
     }
     // Locks of byte ranges are not asked, as on ReFS (notes 91 and 92 of MS-FSA).
-    open.others_forget()?;
+    touches(open)?;
     call.later(0, false, move |open| {
         let (theirs, ours) = (source.facts()?, open.facts()?);
         // What is asked for beyond the last block of the source is not there.

@@ -8,6 +8,7 @@
 //!                                            ├► odx        tokens that stand for data
 //!                                            ├► integrity  checksums and compression
 //!                                            ├► snapshots  previous versions
+//!                                            ├► resiliency opens that outlive their connection
 //!                                            └► objects    object ids, reparse points, volume
 //! ```
 //!
@@ -19,15 +20,19 @@ mod integrity;
 mod network;
 mod objects;
 mod odx;
+mod resiliency;
 mod snapshots;
 mod sparse;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use smb_protocol::{
     FileId, NtStatus,
     fscc::FsctlCode,
-    msg::ioctl::{IS_FSCTL, Request, Response},
+    msg::{
+        ioctl::{IS_FSCTL, Request, Response},
+        notify::ChangeFilter,
+    },
 };
 
 use super::{Ctx, Ends, Fail, Handled};
@@ -93,6 +98,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         FsctlCode::OFFLOAD_READ => odx::read(ctx, call),
         FsctlCode::OFFLOAD_WRITE => odx::write(ctx, call, out),
         FsctlCode::SRV_ENUMERATE_SNAPSHOTS => snapshots::enumerate(ctx, call),
+        FsctlCode::LMR_REQUEST_RESILIENCY => resiliency::request(ctx, call, out),
         FsctlCode::GET_COMPRESSION => integrity::compression(call, out),
         FsctlCode::SET_COMPRESSION => integrity::set_compression(call, out),
         FsctlCode::GET_INTEGRITY_INFORMATION => integrity::integrity(call, out),
@@ -172,7 +178,18 @@ fn reads(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
 /// Fails if a lock forbids `open` to change a range; else what others cached is void.
 fn changes(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
     open.node.check_io(open.node_id(), offset, len, true)?;
-    open.others_forget()
+    touches(open)
+}
+
+/// Notes that the content of a file is about to change: who caches it, who watches it, its times.
+fn touches(open: &Open) -> Result<(), NtStatus> {
+    open.others_forget()?;
+    open.written.store(true, Ordering::Relaxed);
+    if open.nodes().is_watched() {
+        open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
+    }
+    open.note_write();
+    Ok(())
 }
 
 /// A control that succeeded without output.

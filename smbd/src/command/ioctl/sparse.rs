@@ -53,7 +53,8 @@ pub fn set_sparse(call: Call<'_>) -> Handled {
         }
         if !sparse {
             let len = open.facts()?.end_of_file;
-            let file = crate::volume::reopen_for_writing(open.handle()).map_err(of_errno)?;
+            let holder = open.stream.as_ref().map_or(open.handle(), |stream| stream.file.as_fd());
+            let file = crate::volume::reopen_for_writing(holder).map_err(of_errno)?;
             space::fill_holes(file.as_fd(), len).map_err(of_errno)?;
         }
         attributes::set_sparse(open.handle(), sparse).map_err(of_errno)?;

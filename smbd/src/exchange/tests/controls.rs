@@ -339,3 +339,26 @@ fn absent_features_are_refused_as_the_specification_says() {
     assert_eq!((status, output.len()), (NtStatus::SUCCESS, 40));
     assert_eq!(output[16..40], [&[0; 8][..], &[100, 0, 0, 0, 0, 0, 0, 0, 1], &[0; 7]].concat());
 }
+
+/// MS-SMB2 3.3.5.15.9; MS-HVRS demands it of a server.
+#[test]
+fn an_open_can_be_made_resilient() {
+    let mut direct = ready();
+    let file = direct.file("f", &[1; 10]);
+    let ask = |direct: &mut Direct, millis: u32, len: usize| {
+        let input = [millis.to_le_bytes(), [0; 4]].concat();
+        direct.control(FsctlCode::LMR_REQUEST_RESILIENCY, file, &input[..len]).0
+    };
+    let keeps = |direct: &Direct| {
+        let session = direct.exchange.sessions[&direct.session].session.clone();
+        session.open(direct.tree, file).unwrap().worth_keeping()
+    };
+    assert_eq!(keeps(&direct), None);
+    assert_eq!(ask(&mut direct, 300_001, 8), NtStatus::INVALID_PARAMETER);
+    assert_eq!(ask(&mut direct, 5000, 7), NtStatus::INVALID_PARAMETER);
+    assert_eq!(keeps(&direct), None);
+    assert_eq!(ask(&mut direct, 5000, 8), NtStatus::SUCCESS);
+    assert_eq!(keeps(&direct), Some(std::time::Duration::from_secs(5)));
+    assert_eq!(ask(&mut direct, 0, 8), NtStatus::SUCCESS);
+    assert_eq!(keeps(&direct), Some(std::time::Duration::from_secs(120)));
+}

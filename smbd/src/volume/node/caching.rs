@@ -91,6 +91,21 @@ pub enum Want {
     },
 }
 
+impl Want {
+    /// What is left of it where no client may cache writes (MS-SMB2 3.3.5.9, 3.3.5.9.8).
+    pub fn without_writes(self) -> Self {
+        match self {
+            Self::Oplock(OplockLevel::EXCLUSIVE | OplockLevel::BATCH) => {
+                Self::Oplock(OplockLevel::II)
+            }
+            Self::Lease { id, state, v2 } => {
+                Self::Lease { id, state: state.without(LeaseState::WRITE), v2 }
+            }
+            other => other,
+        }
+    }
+}
+
 /// A lease as it stands, for answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseView {

@@ -141,6 +141,15 @@ pub struct Wake {
     pub changed: OwnedNotified,
     /// Nobody needs to be waited for any longer.
     pub until: Instant,
+    /// Gives another `changed`.
+    pub again: Arc<Notify>,
+}
+
+impl Wake {
+    /// Waits for the next change of a file, at most until then.
+    pub fn new(again: Arc<Notify>, until: Instant) -> Self {
+        Self { changed: again.clone().notified_owned(), until, again }
+    }
 }
 
 impl From<NtStatus> for Refused {
@@ -507,12 +516,17 @@ impl Node {
     }
 
     fn wake(&self, until: Instant) -> Refused {
-        Refused::Wait(Wake { changed: self.changed.clone().notified_owned(), until })
+        Refused::Wait(Wake::new(self.changed.clone(), until))
     }
 
     /// Resolves when something has changed.
     pub fn changed(&self) -> OwnedNotified {
         self.changed.clone().notified_owned()
+    }
+
+    /// Waits for the next change, at most until then.
+    pub fn wake_by(&self, until: Instant) -> Wake {
+        Wake::new(self.changed.clone(), until)
     }
 
     /// What an open caches, and whether it was told to give some of it up.

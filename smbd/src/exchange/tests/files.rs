@@ -1,0 +1,414 @@
+//! Files, folders, links and streams as a client meets them.
+
+use std::collections::BTreeSet;
+
+use smb_protocol::{
+    fscc::{
+        directory::Entry,
+        ea::{self, Ea},
+        file_info::{self, Rename, Standard},
+    },
+    msg::create::{Access, CreateOptions, Disposition, ShareAccess},
+    security::{ALLOW, Ace, AceFlags, Control, Descriptor, Sid, parts},
+};
+
+use super::*;
+
+const FILE: CreateOptions = CreateOptions::NON_DIRECTORY_FILE;
+const FOLDER: CreateOptions = CreateOptions::DIRECTORY_FILE;
+
+impl Direct {
+    /// A create with all access and sharing.
+    fn create(
+        &mut self,
+        name: &str,
+        disposition: Disposition,
+        options: CreateOptions,
+    ) -> Result<FileId, NtStatus> {
+        let request = create::Request {
+            access: Access::ALL,
+            share: ShareAccess(7),
+            disposition,
+            options,
+            name: name.into(),
+            impersonation: 2,
+            ..Default::default()
+        };
+        let (header, body) = self.ask(Command::CREATE, |out| request.encode(out));
+        match header.status {
+            NtStatus::SUCCESS => Ok(create::Response::parse(&body).unwrap().file_id),
+            status => Err(status),
+        }
+    }
+
+    fn close(&mut self, file_id: FileId) {
+        let request = close::Request { flags: 0, file_id };
+        let (header, _) = self.ask(Command::CLOSE, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+    }
+
+    fn set(&mut self, file_id: FileId, class: InfoClass, input: &[u8]) -> NtStatus {
+        let info_type = query_info::InfoType::FILE;
+        let request = set_info::Request { info_type, class, file_id, input, ..Default::default() };
+        self.ask(Command::SET_INFO, |out| request.encode(out)).0.status
+    }
+
+    fn query(&mut self, file_id: FileId, class: InfoClass) -> Result<Vec<u8>, NtStatus> {
+        let request = query_info::Request {
+            info_type: query_info::InfoType::FILE,
+            class,
+            output_len: 60_000,
+            file_id,
+            ..Default::default()
+        };
+        let (header, body) = self.ask(Command::QUERY_INFO, |out| request.encode(out));
+        match header.status {
+            NtStatus::SUCCESS => {
+                Ok(query_directory::Response::parse(&body).unwrap().output.to_vec())
+            }
+            status => Err(status),
+        }
+    }
+
+    fn rename(&mut self, file_id: FileId, class: InfoClass, flags: u8, name: &str) -> NtStatus {
+        let mut input = Vec::new();
+        Rename { name: name.into(), ..Rename::default() }.encode(&mut input);
+        input[0] = flags;
+        self.set(file_id, class, &input)
+    }
+
+    fn store(&mut self, file_id: FileId, data: &[u8]) {
+        let request = write::Request { file_id, data, ..Default::default() };
+        let (header, _) = self.ask(Command::WRITE, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+    }
+
+    fn load(&mut self, file_id: FileId) -> Vec<u8> {
+        let request = read::Request { length: 4096, file_id, ..Default::default() };
+        let (header, body) = self.ask(Command::READ, |out| request.encode(out));
+        match header.status {
+            NtStatus::END_OF_FILE => Vec::new(),
+            _ => read::Response::parse(&body).unwrap().data.to_vec(),
+        }
+    }
+
+    fn streams(&mut self, file_id: FileId) -> Vec<String> {
+        let list = self.query(file_id, InfoClass::STREAM).unwrap();
+        file_info::parse_streams(&list).unwrap().into_iter().map(|(name, ..)| name).collect()
+    }
+
+    /// All names in a folder, taken in answers of at most `room` bytes.
+    fn names(&mut self, file_id: FileId, pattern: &str, room: u32) -> Vec<String> {
+        let mut names = Vec::new();
+        loop {
+            let request = query_directory::Request {
+                class: InfoClass::ID_BOTH_DIRECTORY,
+                file_id,
+                output_len: room,
+                pattern: pattern.into(),
+                ..Default::default()
+            };
+            let (header, body) = self.ask(Command::QUERY_DIRECTORY, |out| request.encode(out));
+            if header.status != NtStatus::SUCCESS {
+                assert!([NtStatus::NO_MORE_FILES, NtStatus::NO_SUCH_FILE].contains(&header.status));
+                return names;
+            }
+            let output = query_directory::Response::parse(&body).unwrap().output;
+            let list = Entry::parse_list(request.class, output).unwrap();
+            names.extend(list.into_iter().map(|entry| entry.name));
+        }
+    }
+}
+
+fn logged_in() -> Direct {
+    let mut direct = Direct::new();
+    direct.login();
+    direct
+}
+
+#[test]
+fn streams_go_with_their_file() {
+    let mut direct = logged_in();
+    let file = direct.create("a", Disposition::CREATE, FILE).unwrap();
+    let stream = direct.create("a:Second", Disposition::CREATE, FILE).unwrap();
+    direct.store(file, b"main");
+    direct.store(stream, b"second");
+    assert_eq!(direct.streams(file), ["::$DATA", ":Second:$DATA"]);
+    assert_eq!(direct.rename(stream, InfoClass::RENAME, 0, ":third"), NtStatus::SUCCESS);
+    direct.close(stream);
+    assert_eq!(direct.rename(file, InfoClass::RENAME, 0, "b"), NtStatus::SUCCESS);
+    let stream = direct.create("B:THIRD:$DATA", Disposition::OPEN, FILE).unwrap();
+    assert_eq!(direct.load(stream), b"second");
+    // The file waits for its streams; nobody can open either meanwhile.
+    assert_eq!(direct.set(file, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
+    direct.close(file);
+    for name in ["b", "b:third", "b:fourth"] {
+        let status = direct.create(name, Disposition::OPEN_IF, FILE).unwrap_err();
+        assert_eq!(status, NtStatus::DELETE_PENDING, "{name}");
+    }
+    direct.close(stream);
+    assert_eq!(direct.create("b", Disposition::OPEN, FILE), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+    // A new file of that name begins without streams, and nothing of the old ones is kept.
+    let file = direct.create("b", Disposition::CREATE, FILE).unwrap();
+    assert_eq!(direct.streams(file), ["::$DATA"]);
+    let kept = direct._folder.path().join("files/.bulkhead/streams");
+    assert_eq!(std::fs::read_dir(kept).unwrap().count(), 0);
+}
+
+#[test]
+fn a_stream_can_be_longer_than_any_attribute_and_is_shared_by_itself() {
+    let mut direct = logged_in();
+    let folder = direct.create("d", Disposition::CREATE, FOLDER).unwrap();
+    let stream = direct.create("d:big", Disposition::CREATE, FILE).unwrap();
+    let grow = (1u64 << 30).to_le_bytes();
+    assert_eq!(direct.set(stream, InfoClass::END_OF_FILE, &grow), NtStatus::SUCCESS);
+    let standard = direct.query(stream, InfoClass::STANDARD).unwrap();
+    let standard = Standard::parse(&standard).unwrap();
+    assert_eq!((standard.end_of_file, standard.directory), (1 << 30, false));
+    assert_eq!(direct.streams(folder), [":big:$DATA"]);
+    // Deleting the stream leaves the folder.
+    assert_eq!(direct.set(stream, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
+    direct.close(stream);
+    assert_eq!(direct.streams(folder), [""; 0]);
+}
+
+/// Two shares, one inside the other: what is opened through one is the same through the other.
+#[test]
+fn a_share_inside_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    let mut direct = Direct::with(&format!(
+        "[[share]]\nname='outer'\npath='{}'\nusers=['u']\n\
+         [[share]]\nname='inner'\npath='{}'\nusers=['u']\n",
+        folder.path().display(),
+        inner.display()
+    ));
+    direct.login();
+    let outer = direct.connect("outer");
+    let inside = direct.connect("inner");
+    for (first, second) in [(outer, inside), (inside, outer)] {
+        let name = |tree: TreeId, rest: &str| {
+            if tree == outer { format!("inner\\{rest}") } else { rest.to_owned() }
+        };
+        direct.tree = first;
+        let one = direct.create(&name(first, "f"), Disposition::CREATE, FILE).unwrap();
+        let stream = direct.create(&name(first, "f:s"), Disposition::CREATE, FILE).unwrap();
+        direct.store(stream, b"same");
+        direct.close(stream);
+        direct.tree = second;
+        let two = direct.create(&name(second, "f"), Disposition::OPEN, FILE).unwrap();
+        let stream = direct.create(&name(second, "f:s"), Disposition::OPEN, FILE).unwrap();
+        assert_eq!(direct.load(stream), b"same");
+        direct.close(stream);
+        // Each sees the name from its own root, whoever changes it.
+        let to = name(second, "g");
+        assert_eq!(direct.rename(two, InfoClass::RENAME, 0, &to), NtStatus::SUCCESS);
+        for (tree, open) in [(first, one), (second, two)] {
+            direct.tree = tree;
+            let shown = direct.query(open, InfoClass::ALL).unwrap();
+            let shown = smb_protocol::name::utf16(&shown[100..], "name").unwrap();
+            assert_eq!(shown, format!("\\{}", name(tree, "g")));
+        }
+        // Marked through the second, closed last through the first.
+        direct.tree = second;
+        assert_eq!(direct.set(two, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
+        direct.close(two);
+        assert!(inner.join("g").exists());
+        direct.tree = first;
+        direct.close(one);
+        assert!(!inner.join("g").exists());
+    }
+    // A folder cannot be renamed while something below it is open through the other share.
+    direct.tree = inside;
+    direct.create("deep", Disposition::CREATE, FOLDER).unwrap();
+    direct.create("deep\\f", Disposition::CREATE, FILE).unwrap();
+    direct.tree = outer;
+    let deep = direct.create("inner\\deep", Disposition::OPEN, FOLDER).unwrap();
+    let status = direct.rename(deep, InfoClass::RENAME, 0, "inner\\other");
+    assert_eq!(status, NtStatus::ACCESS_DENIED);
+}
+
+#[test]
+fn hard_links_and_the_name_that_goes() {
+    let mut direct = logged_in();
+    let file = direct.create("a", Disposition::CREATE, FILE).unwrap();
+    direct.store(file, b"content");
+    assert_eq!(direct.rename(file, InfoClass::LINK, 0, "b"), NtStatus::SUCCESS);
+    let taken = direct.rename(file, InfoClass::LINK, 0, "B");
+    assert_eq!(taken, NtStatus::OBJECT_NAME_COLLISION);
+    let other = direct.create("b", Disposition::OPEN, FILE).unwrap();
+    let standard = direct.query(other, InfoClass::STANDARD).unwrap();
+    assert_eq!(Standard::parse(&standard).unwrap().links, 2);
+    // The name that was opened is deleted, though the file was opened by another first.
+    assert_eq!(direct.set(other, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
+    direct.close(file);
+    direct.close(other);
+    assert_eq!(direct.create("b", Disposition::OPEN, FILE), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+    let file = direct.create("a", Disposition::OPEN, FILE).unwrap();
+    assert_eq!(direct.load(file), b"content");
+    let folder = direct.create("d", Disposition::CREATE, FOLDER).unwrap();
+    let status = direct.rename(folder, InfoClass::LINK, 0, "e");
+    assert_eq!(status, NtStatus::FILE_IS_A_DIRECTORY);
+}
+
+/// Flags of the extended forms: a name is given to another file, or goes, while it is in use.
+#[test]
+fn posix_rules_on_request() {
+    let mut direct = logged_in();
+    let old = direct.create("target", Disposition::CREATE, FILE).unwrap();
+    direct.store(old, b"old");
+    let new = direct.create("new", Disposition::CREATE, FILE).unwrap();
+    direct.store(new, b"new");
+    assert_eq!(direct.rename(new, InfoClass::RENAME, 1, "target"), NtStatus::ACCESS_DENIED);
+    assert_eq!(direct.rename(new, InfoClass::RENAME_EX, 1, "target"), NtStatus::ACCESS_DENIED);
+    assert_eq!(direct.rename(new, InfoClass::RENAME_EX, 3, "target"), NtStatus::SUCCESS);
+    assert_eq!(direct.load(old), b"old");
+    direct.close(old);
+    let again = direct.create("target", Disposition::OPEN, FILE).unwrap();
+    assert_eq!(direct.load(again), b"new");
+    // Deleted with POSIX rules the name is free when the deleter closes.
+    let posix = 3u32.to_le_bytes();
+    assert_eq!(direct.set(again, InfoClass::DISPOSITION_EX, &posix), NtStatus::SUCCESS);
+    direct.close(again);
+    let fresh = direct.create("target", Disposition::CREATE, FILE).unwrap();
+    direct.store(fresh, b"fresh");
+    assert_eq!(direct.load(new), b"new");
+    direct.close(new);
+    assert_eq!(direct.load(fresh), b"fresh");
+    let path = direct._folder.path().join("files/target");
+    assert_eq!(std::fs::read(path).unwrap(), b"fresh");
+}
+
+#[test]
+fn folders_are_deleted_only_when_they_are_empty() {
+    let mut direct = logged_in();
+    let folder = direct.create("d", Disposition::CREATE, FOLDER).unwrap();
+    let file = direct.create("d\\f", Disposition::CREATE, FILE).unwrap();
+    let status = direct.set(folder, InfoClass::DISPOSITION, &[1]);
+    assert_eq!(status, NtStatus::DIRECTORY_NOT_EMPTY);
+    assert_eq!(direct.set(file, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
+    direct.close(file);
+    assert_eq!(direct.set(folder, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
+    direct.close(folder);
+    assert!(!direct._folder.path().join("files/d").exists());
+    // To be deleted on close means nothing for one that is not empty then.
+    let options = FOLDER | CreateOptions::DELETE_ON_CLOSE;
+    let folder = direct.create("e", Disposition::CREATE, options).unwrap();
+    let file = direct.create("e\\f", Disposition::CREATE, FILE).unwrap();
+    direct.close(folder);
+    direct.close(file);
+    assert!(direct.create("e\\f", Disposition::OPEN, FILE).is_ok());
+    assert!(direct.create("e\\", Disposition::OPEN, FOLDER).is_ok());
+    let status = direct.create("e\\f\\", Disposition::OPEN, FILE).unwrap_err();
+    assert_eq!(status, NtStatus::OBJECT_NAME_INVALID);
+    // The server's own folder is not there for clients.
+    let status = direct.create(".BULKHEAD", Disposition::OPEN, FOLDER).unwrap_err();
+    assert_eq!(status, NtStatus::OBJECT_NAME_INVALID);
+}
+
+#[test]
+fn extended_attributes_come_with_a_create_and_go_with_an_overwrite() {
+    let mut direct = logged_in();
+    let list = [Ea { flags: 0, name: "ONE".into(), value: b"1".to_vec() }];
+    let mut data = Vec::new();
+    ea::encode(list.iter(), 1000, &mut data);
+    let mut request = create::Request {
+        access: Access::ALL,
+        share: ShareAccess(7),
+        disposition: Disposition::CREATE,
+        name: "a".into(),
+        impersonation: 2,
+        contexts: vec![create::RawContext { name: b"ExtA", data: &data }],
+        ..Default::default()
+    };
+    let (header, body) = direct.ask(Command::CREATE, |out| request.encode(out));
+    assert_eq!(header.status, NtStatus::SUCCESS);
+    let file = create::Response::parse(&body).unwrap().file_id;
+    let got = direct.query(file, InfoClass::FULL_EA).unwrap();
+    assert_eq!(ea::parse(&got).unwrap(), list);
+    direct.close(file);
+    let bad = [5u8; 20];
+    request.contexts[0].data = &bad;
+    request.name = "b".into();
+    let (header, _) = direct.ask(Command::CREATE, |out| request.encode(out));
+    assert_eq!(header.status, NtStatus::EA_LIST_INCONSISTENT);
+    let file = direct.create("a", Disposition::OVERWRITE, FILE).unwrap();
+    assert_eq!(direct.query(file, InfoClass::FULL_EA), Err(NtStatus::NO_EAS_ON_FILE));
+}
+
+/// More names than one answer holds; and a search among many that leaves the connection's task.
+#[test]
+fn large_folders_are_listed_in_pieces() {
+    const COUNT: usize = 6000;
+    let mut direct = logged_in();
+    let at = direct._folder.path().join("files/many");
+    std::fs::create_dir(&at).unwrap();
+    let mut want: BTreeSet<String> = [".".to_owned(), "..".to_owned()].into();
+    for number in 0..COUNT {
+        let name = format!("file-{number}");
+        std::fs::write(at.join(&name), "").unwrap();
+        want.insert(name);
+    }
+    let folder = direct.create("many", Disposition::OPEN, FOLDER).unwrap();
+    let list = direct.names(folder, "*", 60_000);
+    assert_eq!(list.len(), want.len());
+    assert_eq!(list.into_iter().collect::<BTreeSet<_>>(), want);
+    let folder = direct.create("many", Disposition::OPEN, FOLDER).unwrap();
+    assert_eq!(direct.names(folder, "no-such-*", 60_000), [""; 0]);
+    let folder = direct.create("many", Disposition::OPEN, FOLDER).unwrap();
+    assert_eq!(direct.names(folder, "FILE-4711", 60_000), ["file-4711"]);
+}
+
+#[test]
+fn what_cannot_be_read_can_be_left_out_of_listings() {
+    let shown = tempfile::tempdir().unwrap();
+    let mut direct = Direct::with(&format!(
+        "[[share]]\nname='h'\npath='{}'\nusers=['u']\naccess_based_enumeration=true\n",
+        shown.path().display()
+    ));
+    direct.login();
+    for (share, want) in [("h", vec!["open"]), ("s", vec!["closed", "open"])] {
+        direct.connect(share);
+        direct.create("open", Disposition::CREATE, FILE).unwrap();
+        let closed = direct.create("closed", Disposition::CREATE, FILE).unwrap();
+        let mut input = Vec::new();
+        let descriptor = Descriptor {
+            control: Control::DACL_PRESENT,
+            dacl: Some(vec![Ace::new(ALLOW, AceFlags::NONE, Access::ALL, Sid::system())]),
+            ..Descriptor::default()
+        };
+        descriptor.encode(parts::DACL, &mut input);
+        let request = set_info::Request {
+            info_type: query_info::InfoType::SECURITY,
+            additional: parts::DACL,
+            file_id: closed,
+            input: &input,
+            ..Default::default()
+        };
+        let (header, _) = direct.ask(Command::SET_INFO, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        let root = direct.create("", Disposition::OPEN, FOLDER).unwrap();
+        let mut names = direct.names(root, "*n", 60_000);
+        names.extend(direct.names(root, "closed", 60_000));
+        let root = direct.create("", Disposition::OPEN, FOLDER).unwrap();
+        names.extend(direct.names(root, "closed", 60_000));
+        names.sort();
+        assert_eq!(names, want);
+    }
+}
+
+/// A stream's content survives in its own file; a file made anew by another program under the same
+/// name has none of it.
+#[test]
+fn a_file_replaced_behind_the_server_has_no_streams() {
+    let mut direct = logged_in();
+    let stream = direct.create("a:s", Disposition::CREATE, FILE).unwrap();
+    direct.store(stream, b"old");
+    direct.close(stream);
+    let path = direct._folder.path().join("files/a");
+    std::fs::write(path.with_extension("new"), "").unwrap();
+    std::fs::rename(path.with_extension("new"), &path).unwrap();
+    let file = direct.create("a", Disposition::OPEN, FILE).unwrap();
+    assert_eq!(direct.streams(file), ["::$DATA"]);
+}

@@ -1,0 +1,59 @@
+//! Options of a share, as a client meets them.
+
+use smb_protocol::msg::oplock::OplockLevel;
+
+use super::*;
+
+impl Direct {
+    fn ask_oplock(&mut self, name: &str, oplock: OplockLevel) -> (NtStatus, OplockLevel) {
+        let request = create::Request {
+            access: create::Access::ALL,
+            share: create::ShareAccess(7),
+            disposition: create::Disposition::OPEN_IF,
+            name: name.into(),
+            impersonation: 2,
+            oplock,
+            ..Default::default()
+        };
+        let (header, body) = self.ask(Command::CREATE, |out| request.encode(out));
+        let level = create::Response::parse(&body).map(|answer| answer.oplock);
+        (header.status, level.unwrap_or(OplockLevel::NONE))
+    }
+}
+
+#[test]
+fn a_share_can_forbid_that_writes_are_cached() {
+    for (option, want) in
+        [("", OplockLevel::BATCH), ("force_level2_oplocks = true", OplockLevel::II)]
+    {
+        let mut direct = Direct::with(option);
+        direct.login();
+        let answer = direct.ask_oplock("f", OplockLevel::BATCH);
+        assert_eq!(answer, (NtStatus::SUCCESS, want));
+    }
+}
+
+#[test]
+fn a_share_has_only_so_many_opens() {
+    let mut direct = Direct::with("max_opens = 2");
+    direct.login();
+    let first = direct.open("a", create::CreateOptions::NON_DIRECTORY_FILE);
+    direct.open("b", create::CreateOptions::NON_DIRECTORY_FILE);
+    let full = (NtStatus::TOO_MANY_OPENED_FILES, OplockLevel::NONE);
+    assert_eq!(direct.ask_oplock("c", OplockLevel::NONE), full);
+    let close = close::Request { flags: 0, file_id: first };
+    direct.ask(Command::CLOSE, |out| close.encode(out));
+    assert_eq!(direct.ask_oplock("c", OplockLevel::NONE).0, NtStatus::SUCCESS);
+}
+
+#[test]
+fn a_share_has_only_so_many_connections_and_only_from_where_it_may() {
+    let connect = tree_connect::Request { flags: 0, path: "\\\\s\\s".into() };
+    let mut direct = Direct::with("max_connections = 1\nhosts_allow = ['127.0.0.0/8']");
+    direct.login();
+    let (header, _) = direct.ask(Command::TREE_CONNECT, |out| connect.encode(out));
+    assert_eq!(header.status, NtStatus::REQUEST_NOT_ACCEPTED);
+    direct.ask(Command::TREE_DISCONNECT, |out| Empty.encode(out));
+    let (header, _) = direct.ask(Command::TREE_CONNECT, |out| connect.encode(out));
+    assert_eq!(header.status, NtStatus::SUCCESS);
+}
