@@ -26,6 +26,7 @@ pub mod snapshots;
 pub mod space;
 pub mod streams;
 pub mod times;
+pub mod touch;
 pub mod tunnel;
 
 use std::{

@@ -345,10 +345,10 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     };
     open.tell_at(&from, was, filter);
     open.tell_at(&to, is, filter);
-    if stays && !open.directory {
-        // Windows tells of this too, and clients wait for it.
+    if !open.directory {
+        // Who does not watch for names hears of it as Windows tells it.
         let filter = ChangeFilter::ATTRIBUTES | ChangeFilter::CREATION;
-        open.tell_at(&to, Action::MODIFIED, filter);
+        open.tell_unless(&to, Action::MODIFIED, filter, ChangeFilter::FILE_NAME);
     }
     open.node.set_path(open.volume().system(&to));
     if let Some(replaced) = replaced {

@@ -40,6 +40,8 @@ pub struct Change<'a> {
     pub action: Action,
     /// Which watches it is of interest to.
     pub filter: ChangeFilter,
+    /// Watches of this hear of the same in another way.
+    pub unless: ChangeFilter,
     /// The lease on the folder of whoever changed it, who knows.
     pub by: Option<LeaseId>,
 }
@@ -115,7 +117,8 @@ impl Watches {
             None => return,
         };
         for watch in watches {
-            if (watch.tree || !from_above) && watch.filter.any(change.filter) {
+            let concerned = watch.filter.any(change.filter) && !watch.filter.any(change.unless);
+            if concerned && (watch.tree || !from_above) {
                 watch.see(Event { action: change.action, name: name.to_owned() });
             }
         }

@@ -12,7 +12,6 @@ use std::{
 use block_io::LocalFile;
 use smb_protocol::{
     FileId, NtStatus,
-    fscc::{FileAttributes, file_info::Basic},
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions},
@@ -36,7 +35,7 @@ use super::{
     sequence::ChannelSequence,
     streams,
 };
-use crate::{server::now, session::Session, status::of_errno};
+use crate::{session::Session, status::of_errno};
 
 /// A request on an open that is in progress.
 #[derive(Debug)]
@@ -166,7 +165,7 @@ pub struct Open {
     /// Index of the extended attribute that is answered next.
     pub next_ea: AtomicUsize,
     /// The content of a stream was changed.
-    wrote: AtomicBool,
+    pub(super) wrote: AtomicBool,
     /// The file was at least this long when this open last looked; it may have been cut since.
     pub known_end: AtomicU64,
     /// Wakes what waits on this open when it is closed.
@@ -358,10 +357,21 @@ impl Open {
 
     /// Tells those who watch its folder what became of it at that place.
     pub fn tell_at(&self, path: &RelPath, action: Action, filter: ChangeFilter) {
+        self.tell_unless(path, action, filter, ChangeFilter::NONE);
+    }
+
+    /// Tells it to those of them who do not watch for `unless`.
+    pub fn tell_unless(
+        &self,
+        path: &RelPath,
+        action: Action,
+        filter: ChangeFilter,
+        unless: ChangeFilter,
+    ) {
         let stream = self.stream_name();
         let stream = stream.as_ref().map(|stream| stream.as_str());
         let (volume, by) = (&*self.volume, self.origin.parent_lease);
-        self.nodes.changed(&Change { volume, path, stream, action, filter, by });
+        self.nodes.changed(&Change { volume, path, stream, action, filter, unless, by });
     }
 
     /// What a change of its name is of interest to.
@@ -389,95 +399,6 @@ impl Open {
             facts.directory = false;
         }
         Ok(facts)
-    }
-
-    /// This open is about to change the content: its times are shown late, or as they were set.
-    pub fn note_write(&self) {
-        if self.stream.is_some() {
-            self.wrote.store(true, Ordering::Relaxed);
-        }
-        let times = &self.base_node().times;
-        if !times.knows_of_writes(self.node_id())
-            && let Ok(facts) = attributes::facts(self.handle())
-        {
-            times.written(self.node_id(), facts.times.write);
-            // What is changed is to be backed up.
-            let archive = FileAttributes::ARCHIVE;
-            if !facts.attributes.has(archive) && !facts.directory {
-                let _ = attributes::set_attributes(self.handle(), facts.attributes.or(archive));
-            }
-        }
-    }
-
-    /// Sets attributes and times as a client asks for them: of a time 0 leaves it, -1 holds it
-    /// where it is while this open lasts, -2 lets it go, and any other value sets and holds it
-    /// (MS-FSA 2.1.5.15.2).
-    pub fn set_basic(&self, basic: &Basic) -> Result<(), NtStatus> {
-        const HOLD: u64 = u64::MAX;
-        const RELEASE: u64 = u64::MAX - 1;
-        let given = |time: u64| (!matches!(time, 0 | HOLD | RELEASE)).then_some(time);
-        let asked = &basic.times;
-        let mut to = attributes::Change {
-            attributes: Some(basic.attributes).filter(|a| *a != FileAttributes::NONE),
-            creation: given(asked.creation),
-            access: given(asked.access),
-            write: given(asked.write),
-            change: given(asked.change),
-        };
-        let shown = self.facts()?.times;
-        let (node, id) = (self.base_node(), self.node_id());
-        node.times.settle();
-        match asked.change {
-            0 => {}
-            RELEASE => node.times.release_change(id),
-            HOLD => {
-                node.times.hold_change(id, shown.change);
-                to.change = Some(shown.change);
-            }
-            time => node.times.hold_change(id, time),
-        }
-        attributes::set(self.handle(), &to).map_err(of_errno)?;
-        match asked.write {
-            0 => {}
-            RELEASE => node.times.release_write(id),
-            HOLD => node.times.hold_write(id, shown.write),
-            time => node.times.hold_write(id, time),
-        }
-        Ok(())
-    }
-
-    /// This open is about to be closed: its writes are dated.
-    pub fn date_writes(&self) {
-        if self.base_node().times.settle_close(self.node_id()) {
-            let to = attributes::Change { write: Some(now()), ..attributes::Change::default() };
-            if let Err(error) = attributes::set(self.handle(), &to) {
-                tracing::debug!(%error, "the time of the last write is not kept");
-            }
-        }
-    }
-
-    /// What this open held of the file's times is given to the system.
-    fn leave_times(&self) {
-        let remains = self.base_node().times.close(self.node_id());
-        let mut to = attributes::Change {
-            write: remains.write,
-            change: remains.change,
-            ..attributes::Change::default()
-        };
-        if self.wrote.load(Ordering::Relaxed) {
-            // The system knows nothing of a stream's file.
-            to.write = to.write.or_else(|| Some(now()));
-        }
-        let Ok(facts) = attributes::facts(self.handle()) else { return };
-        to.write = to.write.filter(|time| *time != facts.times.write);
-        if to.write.is_none() {
-            to.change = to.change.filter(|time| *time != facts.times.change);
-        }
-        if (to.write.is_some() || to.change.is_some())
-            && let Err(error) = attributes::set(self.handle(), &to)
-        {
-            tracing::debug!(%error, "times that were set are lost");
-        }
     }
 
     /// Sets the mode, as far as it can be set.
@@ -618,7 +539,8 @@ impl Drop for Open {
                     if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
                 let (volume, by) = (&*self.volume, self.origin.parent_lease);
                 let (path, action) = (&path, Action::REMOVED);
-                self.nodes.changed(&Change { volume, path, stream: None, action, filter, by });
+                let (stream, unless) = (None, ChangeFilter::NONE);
+                self.nodes.changed(&Change { volume, path, stream, action, filter, unless, by });
             }
             // Sizes and times that a listing shows are others now.
             None if self.written.load(Ordering::Relaxed) && self.nodes.any_folder_cached() => {
