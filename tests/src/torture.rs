@@ -97,6 +97,10 @@ fn past(server: &Smbd) -> Vec<String> {
             .args(["-c", &format!("put {0} file; put {0} file:stream", local.display())]),
         Duration::from_secs(60),
     );
+    let (files, below) = (server.files(), server.files().join("subdir"));
+    let linked = fs::create_dir(&below)
+        .and_then(|()| fs::hard_link(files.join("file"), below.join("hardlink")));
+    linked.expect("the share is writable");
     let taken = server.admin(&["share", "snapshot", "vms"]);
     if !put.status.success() || !taken.status.success() {
         return Vec::new();

@@ -50,11 +50,7 @@ struct Suite {
 impl Suite {
     /// How long it may take.
     fn limit(&self) -> Duration {
-        match self.name.as_str() {
-            // Its test of masks waits for what must not come, again and again.
-            "smb2.notify" => Duration::from_secs(420),
-            _ => LIMIT.max(Duration::from_secs_f64(self.seconds * 1.5)),
-        }
+        LIMIT.max(Duration::from_secs_f64(self.seconds * 1.5))
     }
 
     /// What stands in the `[server]` table. Some tests send requests that no session signs.
