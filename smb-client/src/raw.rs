@@ -262,6 +262,18 @@ impl RawConnection {
         self.queue(Command::READ, self.charge(len), |out| request.encode(out))
     }
 
+    /// Queues any request, with one credit; `encode` appends its body. For measuring and testing
+    /// what no file of this client asks; its answer is shown by [`RawConnection::receive_all`].
+    pub fn queue_request(&mut self, command: Command, encode: impl FnOnce(&mut Vec<u8>)) -> u64 {
+        self.queue(command, 1, encode)
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file_id(&self) -> FileId {
+        self.file
+    }
+
     /// Queues a write; [`RawConnection::can_queue`] must have said yes.
     pub fn queue_write(&mut self, offset: u64, data: &[u8]) -> u64 {
         let request = write::Request { offset, file_id: self.file, data, ..Default::default() };
@@ -312,6 +324,21 @@ impl RawConnection {
             show(Answer { message: header.message_id.0, status: header.status, data });
             Ok(())
         })
+    }
+
+    /// As [`RawConnection::receive`], with header and body of each answer. Interim answers and
+    /// what the server says unasked are passed over.
+    pub fn receive_all(&mut self, mut show: impl FnMut(&Header, &[u8])) -> Result<usize> {
+        self.receive_messages(|header, body| {
+            show(header, body);
+            Ok(())
+        })
+    }
+
+    /// The socket, to bound how long sending may block.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
     }
 
     fn receive_messages(

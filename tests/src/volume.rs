@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -20,6 +20,8 @@ pub enum Kind {
     Xfs,
     /// Btrfs, whose files share blocks and whose folders have snapshots.
     Btrfs,
+    /// Ext4, which is small enough to be filled.
+    Ext4,
 }
 
 /// A mounted image; unmounted and removed when dropped.
@@ -32,6 +34,11 @@ impl Volume {
     /// Makes and mounts one of 512 MiB, of which only what is used takes space. `None`, with a
     /// line that says why, if we are not root or the tool or the kernel's driver is missing.
     pub fn mount(kind: Kind) -> Option<Self> {
+        Self::mount_in(&std::env::temp_dir(), kind, 512 << 20)
+    }
+
+    /// The same with `len` bytes, its image in a folder below `base`.
+    pub fn mount_in(base: &Path, kind: Kind, len: u64) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: mounting an image needs root");
             return None;
@@ -39,11 +46,13 @@ impl Volume {
         let (tool, args): (_, &[&str]) = match kind {
             Kind::Xfs => ("mkfs.xfs", &["-q", "-m", "reflink=1"]),
             Kind::Btrfs => ("mkfs.btrfs", &["-q"]),
+            // Without a journal a device that fails does not make the whole of it read-only.
+            Kind::Ext4 => ("mkfs.ext4", &["-q", "-m", "0", "-O", "^has_journal"]),
         };
         let tool = foreign(tool)?;
-        let folder = tempfile::Builder::new().prefix("volume").tempdir().ok()?;
+        let folder = tempfile::Builder::new().prefix("volume").tempdir_in(base).ok()?;
         let image = folder.path().join("image");
-        File::create(&image).ok()?.set_len(512 << 20).ok()?;
+        File::create(&image).ok()?.set_len(len).ok()?;
         fs::create_dir(folder.path().join("mount")).ok()?;
         let made = run(Command::new(tool).args(args).arg(&image), LIMIT);
         let volume = Self { folder };
@@ -57,6 +66,11 @@ impl Volume {
                 None
             }
         }
+    }
+
+    /// The file behind it.
+    pub fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
     }
 
     /// Where it is mounted.

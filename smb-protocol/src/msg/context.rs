@@ -241,3 +241,147 @@ pub fn disk_id(file: u64, volume: u64) -> [u8; 32] {
     out[8..16].copy_from_slice(&volume.to_le_bytes());
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::msg::create::{self, MAX_CONTEXTS, RawContext};
+
+    fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(any::<u8>(), 0..max)
+    }
+
+    /// One content of every kind, by the context's name.
+    fn content() -> impl Strategy<Value = (&'static [u8], Vec<u8>)> {
+        let key = any::<[u8; 16]>;
+        prop_oneof![
+            (key(), any::<u32>(), any::<u32>(), prop::option::of((key(), any::<u16>()))).prop_map(
+                |(key, state, flags, v2)| {
+                    let lease = Lease { key, state: LeaseState(state), flags, v2 };
+                    (names::RQLS, lease.to_bytes())
+                }
+            ),
+            (any::<u32>(), any::<u32>(), key()).prop_map(|(timeout, flags, create_guid)| {
+                (names::DH2Q, DurableV2 { timeout, flags, create_guid }.to_bytes())
+            }),
+            (any::<[u64; 2]>(), key(), any::<u32>()).prop_map(|(id, create_guid, flags)| {
+                let file_id = FileId { persistent: id[0], volatile: id[1] };
+                (names::DH2C, ReconnectV2 { file_id, create_guid, flags }.to_bytes())
+            }),
+            any::<[u8; 16]>().prop_map(|id| (names::DHNC, id.to_vec())),
+            key().prop_map(|id| (names::APP_INSTANCE_ID, app_instance(id))),
+            any::<(u64, u64)>().prop_map(|(high, low)| {
+                (names::APP_INSTANCE_VERSION, AppVersion { high, low }.to_bytes())
+            }),
+        ]
+    }
+
+    /// Reads a content and writes it again; `None` if it cannot be read.
+    fn again(name: &[u8], data: &[u8]) -> Option<Vec<u8>> {
+        match name {
+            names::RQLS => Lease::parse(data).ok().map(|v| v.to_bytes()),
+            names::DH2Q => DurableV2::parse(data).ok().map(|v| v.to_bytes()),
+            names::DH2C => ReconnectV2::parse(data).ok().map(|v| v.to_bytes()),
+            names::DHNC => parse_reconnect_v1(data).ok().map(|v| v.to_bytes().to_vec()),
+            names::APP_INSTANCE_ID => parse_app_instance(data).ok().map(app_instance),
+            names::APP_INSTANCE_VERSION => AppVersion::parse(data).ok().map(AppVersion::to_bytes),
+            _ => None,
+        }
+    }
+
+    const ALL: [&[u8]; 6] = [
+        names::RQLS,
+        names::DH2Q,
+        names::DH2C,
+        names::DHNC,
+        names::APP_INSTANCE_ID,
+        names::APP_INSTANCE_VERSION,
+    ];
+
+    /// Fixed bytes that cannot drift together with both codecs.
+    #[test]
+    fn golden_contents() {
+        // MS-SMB2 2.2.13.2.10: key, state, flags, duration, parent key, epoch, reserved.
+        let mut lease = [0u8; 52];
+        lease[..16].fill(0x11);
+        lease[16] = 7;
+        lease[20] = 4;
+        lease[32..48].fill(0x22);
+        lease[48] = 9;
+        let parsed = Lease::parse(&lease).unwrap();
+        assert_eq!(parsed.state, LeaseState::READ | LeaseState::HANDLE | LeaseState::WRITE);
+        assert_eq!((parsed.flags, parsed.v2), (4, Some(([0x22; 16], 9))));
+        assert_eq!(parsed.to_bytes(), lease);
+        assert_eq!(Lease::parse(&lease[..32]).unwrap().v2, None);
+        // MS-SMB2 2.2.13.2.13: StructureSize 20, reserved, the id.
+        assert_eq!(parse_app_instance(&[&[20, 0, 0, 0][..], &[5; 16]].concat()).unwrap(), [5; 16]);
+        // MS-SMB2 2.2.13.2.15: StructureSize 24, padding to 8, high, low.
+        let mut version = [0u8; 24];
+        (version[0], version[8], version[16]) = (24, 3, 4);
+        assert_eq!(AppVersion::parse(&version).unwrap(), AppVersion { high: 3, low: 4 });
+    }
+
+    proptest! {
+        /// A list of contexts comes out of a CREATE as it went in, and each content too.
+        #[test]
+        fn contexts_round_trip(list in prop::collection::vec(content(), 0..8)) {
+            let contexts: Vec<_> =
+                list.iter().map(|(name, data)| RawContext { name, data }).collect();
+            let request = create::Request { contexts, ..Default::default() };
+            let mut body = Vec::new();
+            request.encode(&mut body);
+            let parsed = create::Request::parse(&body).unwrap();
+            prop_assert_eq!(&parsed, &request);
+            for (name, data) in &list {
+                let first = list.iter().find(|(other, _)| other == name);
+                prop_assert_eq!(find(&parsed.contexts, name), first.map(|(_, data)| &data[..]));
+                let back = again(name, data);
+                prop_assert_eq!(back.as_ref(), Some(data));
+                // Each byte counts: what is cut short is refused, or (a lease) the older form.
+                let cut = again(name, &data[..data.len() - 1]);
+                prop_assert!(
+                    cut.is_none() || *name == names::RQLS || *name == names::DH2C,
+                    "{name:?} {cut:?}"
+                );
+            }
+        }
+
+        /// Whatever stands in a context is answered, and what is read is written so that it is
+        /// read the same.
+        #[test]
+        fn contents_are_total(mut data in bytes(70), size in prop::sample::select(vec![0u8, 20, 24])) {
+            if let (true, [first, second, ..]) = (size > 0, &mut data[..]) {
+                (*first, *second) = (size, 0);
+            }
+            for name in ALL {
+                if let Some(written) = again(name, &data) {
+                    prop_assert_eq!(again(name, &written), Some(written));
+                }
+            }
+        }
+
+        /// A list that is damaged anywhere is read as some list or refused; never more contexts
+        /// than the limit, never bytes from outside.
+        #[test]
+        fn damaged_lists_are_answered(
+            list in prop::collection::vec(content(), 1..6),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let contexts = list.iter().map(|(name, data)| RawContext { name, data }).collect();
+            let mut body = Vec::new();
+            create::Request { contexts, ..Default::default() }.encode(&mut body);
+            for (index, value) in changes {
+                let at = 56 + index.index(body.len() - 56);
+                body[at] = value;
+            }
+            if let Ok(request) = create::Request::parse(&body) {
+                prop_assert!(request.contexts.len() <= MAX_CONTEXTS);
+                let mut written = Vec::new();
+                request.encode(&mut written);
+                prop_assert_eq!(create::Request::parse(&written).unwrap(), request);
+            }
+        }
+    }
+}

@@ -80,3 +80,49 @@ impl Request {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn element() -> impl Strategy<Value = Element> {
+        any::<(u64, u64, u32)>().prop_map(|(offset, length, flags)| Element {
+            offset,
+            length,
+            flags: LockFlags(flags),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn requests_round_trip(
+            sequence in any::<u32>(),
+            id in any::<[u64; 2]>(),
+            locks in prop::collection::vec(element(), 1..70),
+        ) {
+            let file_id = FileId { persistent: id[0], volatile: id[1] };
+            let request = Request { sequence, file_id, locks };
+            let mut body = Vec::new();
+            request.encode(&mut body);
+            prop_assert_eq!(body.len(), 24 + 24 * request.locks.len());
+            prop_assert_eq!(Request::parse(&body).unwrap(), request);
+            prop_assert!(Request::parse(&body[..body.len() - 1]).is_err());
+        }
+
+        /// The count is the peer's word: it gives nothing that is not there.
+        #[test]
+        fn parsing_is_total(mut body in prop::collection::vec(any::<u8>(), 4..200), count in any::<u16>()) {
+            body[..2].copy_from_slice(&[48, 0]);
+            body[2..4].copy_from_slice(&count.to_le_bytes());
+            match Request::parse(&body) {
+                Ok(request) => {
+                    prop_assert_eq!(request.locks.len(), usize::from(count));
+                    prop_assert!(body.len() >= 24 + 24 * usize::from(count));
+                }
+                Err(_) => prop_assert!(count == 0 || body.len() < 24 + 24 * usize::from(count)),
+            }
+        }
+    }
+}

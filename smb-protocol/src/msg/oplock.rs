@@ -147,3 +147,53 @@ impl Message {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message() -> impl Strategy<Value = Message> {
+        prop_oneof![
+            (any::<u8>(), any::<[u64; 2]>()).prop_map(|(level, id)| {
+                let file_id = FileId { persistent: id[0], volatile: id[1] };
+                Message::Oplock(OplockBreak { level: OplockLevel(level), file_id })
+            }),
+            (any::<[u8; 16]>(), any::<u32>())
+                .prop_map(|(key, state)| Message::LeaseAck(LeaseAck { key, state })),
+            (any::<u16>(), any::<u32>(), any::<[u8; 16]>(), any::<[u32; 2]>()).prop_map(
+                |(epoch, flags, key, [current, new])| {
+                    Message::LeaseBreak(LeaseBreak { epoch, flags, key, current, new })
+                }
+            ),
+        ]
+    }
+
+    proptest! {
+        /// The shapes differ in their structure size, which is the length on the wire.
+        #[test]
+        fn messages_round_trip(message in message()) {
+            let mut body = Vec::new();
+            message.encode(&mut body);
+            prop_assert_eq!(body.len(), usize::from(u16::from_le_bytes([body[0], body[1]])));
+            prop_assert_eq!(Message::parse(&body).unwrap(), message);
+        }
+
+        #[test]
+        fn parsing_is_total(
+            mut body in prop::collection::vec(any::<u8>(), 0..60),
+            size in prop::sample::select(vec![24u8, 36, 44, 25]),
+        ) {
+            if let [first, second, ..] = &mut body[..] {
+                (*first, *second) = (size, 0);
+            }
+            if let Ok(message) = Message::parse(&body) {
+                prop_assert_ne!(size, 25);
+                let mut again = Vec::new();
+                message.encode(&mut again);
+                prop_assert_eq!(Message::parse(&again).unwrap(), message);
+            }
+        }
+    }
+}

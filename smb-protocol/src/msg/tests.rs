@@ -163,7 +163,7 @@ proptest! {
             if let Ok(value) = $parse(&body) {
                 let mut again = Vec::new();
                 value.encode(&mut again);
-                let _ = $parse(&again);
+                prop_assert_eq!($parse(&again), Ok(value));
             }
         )*} }
         total!(
