@@ -122,7 +122,90 @@ async fn a_user_made_by_the_tool_can_measure_the_server() {
     let large =
         run(&["--rw", "write", "--block-size", "1M", "--encrypt", "off", "--dialect", "2.1"]);
     assert_eq!(large["protocol"]["dialect"], "SMB_2_1");
+    let three = run(&["--connections", "3"]);
+    let counts = ["least", "most"].map(|name| three["per_connection"][name].as_u64().unwrap());
+    assert!(0 < counts[0] && counts[0] <= counts[1], "{three}");
+    let sum = three["operations"].as_u64().unwrap();
+    assert!(counts[0] * 3 <= sum && sum <= counts[1] * 3, "{three}");
     running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_files_are_measured_and_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, url) = serve(directory.path());
+    let folder = |name: &str| url.replace("bench.bin", name);
+    let password = [("BULKHEAD_SMB_PASSWORD", PASSWORD)];
+    let run = |url: &str, extra: &[&str]| {
+        let mut args = vec!["bench", "smb-files", url, "--seconds", "0.1", "--json"];
+        args.extend_from_slice(extra);
+        bulkhead(&args, "", &password)
+    };
+    let json = |url: &str, extra: &[&str]| {
+        let output = run(url, extra);
+        assert!(output.status.success(), "{extra:?}: {}", text(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let pid = std::process::id().to_string();
+    let one = json(&folder("one"), &["--server-pid", &pid]);
+    assert!(one["operations"].as_u64().unwrap() > 0);
+    assert_eq!(one["operations"], one["file"]["operations"]);
+    assert!(one["server_cpu_us_per_operation"].is_number());
+    let share = directory.path().join("share");
+    assert!(!share.join("one").exists(), "the folder is removed");
+
+    let kept = json(&folder("kept"), &["--keep", "--queue-depth", "8", "--file-size", "100000"]);
+    let mut files: Vec<_> =
+        std::fs::read_dir(share.join("kept")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept["operations"], files.len());
+    files.sort();
+    for (number, file) in files.iter().enumerate() {
+        let data = std::fs::read(file).unwrap();
+        assert_eq!(data.len(), 100_000);
+        assert_eq!(data[..8], (number as u64).to_le_bytes(), "{}", file.display());
+    }
+    let again = run(&folder("kept"), &[]);
+    assert!(text(&again.stderr).contains("STATUS_OBJECT_NAME_COLLISION"));
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_sessions_are_opened_and_weighed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, url) = serve(directory.path());
+    let password = [("BULKHEAD_SMB_PASSWORD", PASSWORD)];
+    let pid = std::process::id().to_string();
+    let args = ["bench", "smb-sessions", &url, "--sessions", "40", "--json"];
+    let output = bulkhead(&[&args[..], &["--server-pid", &pid]].concat(), "", &password);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["sessions"], 40);
+    let bytes = |name: &str| report[name].as_u64().unwrap();
+    let grown = bytes("server_rss_after").saturating_sub(bytes("server_rss_before"));
+    assert_eq!(bytes("server_rss_per_session"), grown / 40);
+    let output = bulkhead(&args, "", &password);
+    assert!(text(&output.stderr).contains("--server-pid"));
+    running.drain().await;
+}
+
+#[test]
+fn the_machine_is_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    let file = file.to_str().unwrap();
+    let args = ["bench", "machine", file, "--size", "4M", "--seconds", "0.05"];
+    let output = bulkhead(&[&args[..], &["--json", "--server-cpu", "0"]].concat(), "", &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for name in
+        ["loopback", "page_cache_read", "page_cache_write", "read_then_send", "receive_then_write"]
+    {
+        let rate = report[format!("{name}_megabytes_per_second")].as_f64().unwrap();
+        assert!(rate > 0.0, "{report}");
+    }
+    assert_eq!(std::fs::metadata(file).unwrap().len(), 4 << 20);
+    let output = bulkhead(&[&args[..], &["--client-cpu", "99999"]].concat(), "", &[]);
+    assert!(text(&output.stderr).contains("there is no CPU 99999"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,8 +16,13 @@ use smb_protocol::{
     fscc::{FileAttributes, InfoClass},
     header::{FRAME_LEN, HEADER_LEN, frame_len},
     msg::{
-        close, create, flush, query_info::InfoType, read, set_info, tree_connect,
-        tree_connect::ShareFlags, write,
+        close, create,
+        create::{Access, CreateOptions, Disposition, ShareAccess},
+        flush,
+        query_info::InfoType,
+        read, set_info, tree_connect,
+        tree_connect::ShareFlags,
+        write,
     },
 };
 
@@ -35,18 +40,21 @@ const OVERHEAD: usize = 64 * 1024;
 /// A response as [`RawConnection::receive`] shows it.
 #[derive(Debug)]
 pub struct Answer<'a> {
-    /// What [`RawConnection::queue_read`] or [`RawConnection::queue_write`] gave.
+    /// What the method that queued the request gave.
     pub message: u64,
     /// The server's verdict.
     pub status: NtStatus,
     /// The bytes of a READ.
     pub data: &'a [u8],
+    /// The file of a CREATE.
+    pub file: Option<FileId>,
 }
 
-/// A blocking connection with a session, one share and one file.
+/// A blocking connection with a session, and with one share and one file if it was asked for them.
 #[derive(Debug)]
 pub struct RawConnection {
     stream: TcpStream,
+    host: String,
     crypt: Crypt,
     seal: bool,
     limits: Limits,
@@ -70,6 +78,23 @@ impl RawConnection {
     ///
     /// Blocks the thread, and so must not be called from a task of an asynchronous runtime.
     pub fn connect(options: &ConnectOptions, share: &str, path: &str, write: bool) -> Result<Self> {
+        let mut connection = Self::connect_share(options, share)?;
+        let longest = connection.limits.max_read.min(8 << 20) as usize;
+        connection.received.resize(longest + OVERHEAD, 0);
+        connection.open(path, write)?;
+        Ok(connection)
+    }
+
+    /// Connects, logs on and connects to a share. Takes 64 KiB for what is received: enough for
+    /// everything but reads. Blocks the thread as [`RawConnection::connect`] does.
+    pub fn connect_share(options: &ConnectOptions, share: &str) -> Result<Self> {
+        let mut connection = Self::log_on(options)?;
+        connection.tree_connect(share)?;
+        Ok(connection)
+    }
+
+    /// Connects and logs on. Blocks the thread as [`RawConnection::connect`] does.
+    fn log_on(options: &ConnectOptions) -> Result<Self> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(lost)?;
         let established = runtime.block_on(establish(options, random(), SessionId(0)))?;
@@ -78,13 +103,13 @@ impl RawConnection {
             stream.set_read_timeout(Some(options.request_timeout))?;
             Ok(stream)
         });
-        let limits = established.limits;
-        let mut connection = Self {
+        Ok(Self {
             stream: stream.map_err(lost)?,
+            host: options.host.clone(),
             guard: established.crypt.guard(established.seal_all),
             crypt: established.crypt,
             seal: established.seal_all,
-            limits,
+            limits: established.limits,
             next_message: established.next_message,
             credits: established.credits,
             wanted_credits: options.credits.into(),
@@ -92,13 +117,10 @@ impl RawConnection {
             tree: TreeId(0),
             file: FileId::default(),
             out: Vec::new(),
-            received: vec![0; limits.max_read.min(8 << 20) as usize + OVERHEAD],
+            received: vec![0; OVERHEAD],
             taken: 0,
             filled: 0,
-        };
-        connection.tree_connect(options, share)?;
-        connection.open(path, write)?;
-        Ok(connection)
+        })
     }
 
     /// The dialect in use.
@@ -129,8 +151,8 @@ impl RawConnection {
         (self.limits.max_read.min(most), self.limits.max_write.min(most))
     }
 
-    fn tree_connect(&mut self, options: &ConnectOptions, share: &str) -> Result<()> {
-        let path = format!("\\\\{}\\{share}", options.host);
+    fn tree_connect(&mut self, share: &str) -> Result<()> {
+        let path = format!("\\\\{}\\{share}", self.host);
         let request = tree_connect::Request { flags: 0, path };
         if self.guard == Guard::Plain {
             self.guard = Guard::Signed;
@@ -149,7 +171,6 @@ impl RawConnection {
     }
 
     fn open(&mut self, path: &str, write: bool) -> Result<()> {
-        use create::{Access, CreateOptions, Disposition, ShareAccess};
         let read = Access::READ_DATA | Access::READ_ATTRIBUTES | Access::SYNCHRONIZE;
         let request = create::Request {
             impersonation: IMPERSONATION,
@@ -169,6 +190,26 @@ impl RawConnection {
         expect(&header, || format!("open {path:?}"))?;
         self.file = create::Response::parse(&body)?.file_id;
         Ok(())
+    }
+
+    /// Makes a directory that is not there yet.
+    pub fn create_directory(&mut self, path: &str) -> Result<()> {
+        let request = create::Request {
+            impersonation: IMPERSONATION,
+            access: Access::READ_ATTRIBUTES,
+            attributes: FileAttributes::DIRECTORY,
+            share: ShareAccess::READ | ShareAccess::WRITE | ShareAccess::DELETE,
+            disposition: Disposition::CREATE,
+            options: CreateOptions::DIRECTORY_FILE,
+            name: wire_path(path)?,
+            ..Default::default()
+        };
+        let (header, body) = self.call(Command::CREATE, |out| request.encode(out))?;
+        expect(&header, || format!("make the directory {path:?}"))?;
+        let file_id = create::Response::parse(&body)?.file_id;
+        let (header, _) =
+            self.call(Command::CLOSE, |out| close::Request { flags: 0, file_id }.encode(out))?;
+        expect(&header, || format!("close the directory {path:?}"))
     }
 
     /// Sends one request and waits for its answer; nothing else may be in flight.
@@ -276,9 +317,57 @@ impl RawConnection {
 
     /// Queues a write; [`RawConnection::can_queue`] must have said yes.
     pub fn queue_write(&mut self, offset: u64, data: &[u8]) -> u64 {
-        let request = write::Request { offset, file_id: self.file, data, ..Default::default() };
+        self.queue_write_to(self.file, offset, data)
+    }
+
+    /// Queues a CREATE that makes a new file to be written and fails if there is one;
+    /// [`RawConnection::can_queue`] must have said yes. The answer has its file.
+    pub fn queue_create(&mut self, path: &str) -> Result<u64> {
+        let request = create::Request {
+            impersonation: IMPERSONATION,
+            access: Access::READ_ATTRIBUTES
+                | Access::SYNCHRONIZE
+                | Access::WRITE_DATA
+                | Access::APPEND_DATA
+                | Access::WRITE_ATTRIBUTES,
+            attributes: FileAttributes::NORMAL,
+            share: ShareAccess::READ,
+            disposition: Disposition::CREATE,
+            options: CreateOptions::NON_DIRECTORY_FILE,
+            name: wire_path(path)?,
+            ..Default::default()
+        };
+        Ok(self.queue(Command::CREATE, 1, |out| request.encode(out)))
+    }
+
+    /// Queues a CREATE of a file or an empty directory that is gone once its answer's file is
+    /// closed; [`RawConnection::can_queue`] must have said yes.
+    pub fn queue_remove(&mut self, path: &str) -> Result<u64> {
+        let request = create::Request {
+            impersonation: IMPERSONATION,
+            access: Access::DELETE,
+            share: ShareAccess::READ | ShareAccess::WRITE | ShareAccess::DELETE,
+            disposition: Disposition::OPEN,
+            options: CreateOptions::DELETE_ON_CLOSE,
+            name: wire_path(path)?,
+            ..Default::default()
+        };
+        Ok(self.queue(Command::CREATE, 1, |out| request.encode(out)))
+    }
+
+    /// Queues a write to a file of [`RawConnection::queue_create`];
+    /// [`RawConnection::can_queue`] must have said yes.
+    pub fn queue_write_to(&mut self, file_id: FileId, offset: u64, data: &[u8]) -> u64 {
+        let request = write::Request { offset, file_id, data, ..Default::default() };
         let charge = self.charge(u32::try_from(data.len()).unwrap_or(u32::MAX));
         self.queue(Command::WRITE, charge, |out| request.encode(out))
+    }
+
+    /// Queues the close of a file of [`RawConnection::queue_create`] or
+    /// [`RawConnection::queue_remove`]; [`RawConnection::can_queue`] must have said yes.
+    pub fn queue_close(&mut self, file_id: FileId) -> u64 {
+        let request = close::Request { flags: 0, file_id };
+        self.queue(Command::CLOSE, 1, |out| request.encode(out))
     }
 
     fn queue(&mut self, command: Command, charge: u16, encode: impl FnOnce(&mut Vec<u8>)) -> u64 {
@@ -316,12 +405,19 @@ impl RawConnection {
     /// yet. Gives their number.
     pub fn receive(&mut self, mut show: impl FnMut(Answer<'_>)) -> Result<usize> {
         self.receive_messages(|header, body| {
-            let data = if header.command == Command::READ && header.status == NtStatus::SUCCESS {
-                read::Response::parse(body)?.data
-            } else {
-                &[]
+            let mut answer = Answer {
+                message: header.message_id.0,
+                status: header.status,
+                data: &[],
+                file: None,
             };
-            show(Answer { message: header.message_id.0, status: header.status, data });
+            match header.command {
+                _ if header.status != NtStatus::SUCCESS => {}
+                Command::READ => answer.data = read::Response::parse(body)?.data,
+                Command::CREATE => answer.file = Some(create::Response::parse(body)?.file_id),
+                _ => {}
+            }
+            show(answer);
             Ok(())
         })
     }

@@ -10,10 +10,13 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::session::{ConnectionId, Notice};
 
+/// A connection and what takes its notices.
+type Connection = (ConnectionId, UnboundedSender<Notice>);
+
 /// Connections of clients that have logged in, the oldest first.
 #[derive(Debug, Default)]
 pub struct Clients {
-    connections: Mutex<HashMap<[u8; 16], Vec<(ConnectionId, UnboundedSender<Notice>)>>>,
+    connections: Mutex<HashMap<[u8; 16], Vec<Connection>>>,
 }
 
 impl Clients {

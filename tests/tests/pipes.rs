@@ -3,7 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use bulkhead_tests::{
-    process::{foreign, run},
+    process::{Stopped, foreign, run},
     smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2},
 };
 
@@ -91,7 +91,7 @@ fn administrators_see_and_end_sessions() {
     let server = server();
     let Some(program) = foreign("smbclient") else { return };
     // A client that stays until its input ends.
-    let mut second = Command::new(program)
+    let second = Command::new(program)
         .current_dir(server.scratch())
         .args(["-s", "/dev/null", "-p", &server.port().to_string()])
         .args(["-U", &format!("{USER2}%{PASSWORD2}"), "//127.0.0.1/vms"])
@@ -100,6 +100,7 @@ fn administrators_see_and_end_sessions() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
+    let mut second = Stopped(second);
     let since = std::time::Instant::now();
     let Some(mut text) = rpc(&server, USER, "netsessenum") else { return };
     while !text.contains("Received 2 entries") {
@@ -110,6 +111,5 @@ fn administrators_see_and_end_sessions() {
     contains(&refused, &["ACCESS_DENIED"]);
     let gone = rpc(&server, USER, &format!("netsessdel 127.0.0.1 {USER2}; netsessenum"));
     contains(&gone.unwrap_or_default(), &["Received 1 entries"]);
-    drop(second.stdin.take());
-    let _ = second.wait();
+    drop(second.0.stdin.take());
 }

@@ -3,7 +3,7 @@
 
 #![expect(unsafe_code, reason = "the system fills memory that is not initialised yet")]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
@@ -22,9 +22,13 @@ pub fn append_cached(
     out.reserve(len);
     let spare = &mut out.spare_capacity_mut()[..len];
     let target = libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: spare.len() };
-    // SAFETY: the descriptor is open as long as it is borrowed, and `target` describes `len`
-    // bytes of spare capacity that nothing else refers to during the call.
-    let read = unsafe { libc::preadv2(fd.as_fd().as_raw_fd(), &target, 1, at, libc::RWF_NOWAIT) };
+    // SAFETY: the descriptor is open as long as it is borrowed; the offset is passed whole in the
+    // first of its two words, as on every 64-bit system; and `target` describes `len` bytes of
+    // spare capacity that nothing else refers to during the call.
+    let read = unsafe {
+        // Not `libc::preadv2`, which makes every call a point where a thread can be cancelled.
+        libc::syscall(libc::SYS_preadv2, fd.as_raw_fd(), &target, 1, at, 0, libc::RWF_NOWAIT)
+    };
     let Ok(read) = usize::try_from(read) else {
         let error = std::io::Error::last_os_error();
         return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
@@ -36,7 +40,7 @@ pub fn append_cached(
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Write};
+    use std::{fs::File, io::Write, os::fd::AsFd};
 
     use super::*;
 

@@ -1,8 +1,13 @@
 //! `bulkhead bench`: measures a server.
 
+mod common;
 mod cpu;
+mod files;
 mod histogram;
 mod load;
+mod machine;
+mod memory;
+mod sessions;
 mod smb;
 mod verify;
 
@@ -18,11 +23,21 @@ enum What {
     /// Reads and writes a file on an SMB share and reports operations per second, throughput,
     /// latency and CPU.
     Smb(smb::Args),
+    /// Makes, writes and closes small files in a new folder on an SMB share and reports files
+    /// per second, latency and CPU.
+    SmbFiles(files::Args),
+    /// Opens idle sessions and reports what memory the server needs for each.
+    SmbSessions(sessions::Args),
+    /// Measures what the machine allows: TCP over loopback, copies to and from the page cache.
+    Machine(machine::Args),
 }
 
 /// Runs the subcommand.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Smb(args) => smb::run(args),
+        What::SmbFiles(args) => files::run(args),
+        What::SmbSessions(args) => sessions::run(args),
+        What::Machine(args) => machine::run(args),
     }
 }

@@ -25,9 +25,8 @@ fn parse(text: &str) -> Option<Stat> {
     Some(Stat { parent: u32::try_from(number(1)?).ok()?, ticks })
 }
 
-/// CPU time that a process, its threads, and its descendants have used so far. A descendant
-/// whose parent does not wait for it is no longer counted once it has ended.
-pub fn of_tree(pid: u32) -> anyhow::Result<Duration> {
+/// A process and all its descendants.
+fn tree(pid: u32) -> anyhow::Result<Vec<(u32, Stat)>> {
     let mut stats = HashMap::new();
     for entry in fs::read_dir("/proc").context("cannot read /proc")? {
         let Some(pid) = entry.ok().and_then(|entry| entry.file_name().to_str()?.parse().ok())
@@ -38,19 +37,29 @@ pub fn of_tree(pid: u32) -> anyhow::Result<Duration> {
             stats.insert(pid, stat);
         }
     }
-    let root = stats.get(&pid).with_context(|| format!("there is no process {pid}"))?;
-    let mut ticks = root.ticks;
-    for (other, stat) in &stats {
-        let (mut above, mut steps) = (stat.parent, 0);
+    stats.get(&pid).with_context(|| format!("there is no process {pid}"))?;
+    let belongs = |other: u32| {
+        let (mut above, mut steps) = (other, 0);
         while above != pid && steps < 64 {
             let Some(parent) = stats.get(&above) else { break };
             above = parent.parent;
             steps += 1;
         }
-        if above == pid && *other != pid {
-            ticks += stat.ticks;
-        }
-    }
+        above == pid
+    };
+    let members: Vec<u32> = stats.keys().copied().filter(|other| belongs(*other)).collect();
+    Ok(members.into_iter().filter_map(|other| Some((other, stats.remove(&other)?))).collect())
+}
+
+/// The process ids of a process and all its descendants.
+pub fn members(pid: u32) -> anyhow::Result<Vec<u32>> {
+    Ok(tree(pid)?.into_iter().map(|(pid, _)| pid).collect())
+}
+
+/// CPU time that a process, its threads, and its descendants have used so far. A descendant
+/// whose parent does not wait for it is no longer counted once it has ended.
+pub fn of_tree(pid: u32) -> anyhow::Result<Duration> {
+    let ticks: u64 = tree(pid)?.iter().map(|(_, stat)| stat.ticks).sum();
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 

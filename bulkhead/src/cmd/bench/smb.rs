@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use smb_client::{ConnectOptions, Encryption, Login, Signing, SmbUrl, raw::RawConnection};
+use smb_client::{ConnectOptions, raw::RawConnection};
 
 use super::{
+    common::{self, Target, latencies, micros},
     cpu,
     histogram::Histogram,
     load::{Outcome, Pattern, Plan, Worker},
@@ -20,8 +21,8 @@ use crate::units::parse_size;
 /// Arguments of `bulkhead bench smb`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// File to use: smb://[user@]host[:port]/share/path. It is made and filled if need be.
-    url: SmbUrl,
+    #[command(flatten)]
+    target: Target,
     /// Where requests go.
     #[arg(long, value_enum, default_value = "rand")]
     pattern: Pattern,
@@ -49,21 +50,6 @@ pub struct Args {
     /// Compare all that is read with what was written. Writes the whole file first.
     #[arg(long)]
     verify: bool,
-    /// Also report the CPU of this process and its descendants.
-    #[arg(long)]
-    server_pid: Option<u32>,
-    /// Use this dialect only: 2.1, 3.0, 3.0.2 or 3.1.1.
-    #[arg(long)]
-    dialect: Option<String>,
-    /// Sign messages; off still signs when the server demands it.
-    #[arg(long, value_enum, default_value = "on")]
-    sign: Switch,
-    /// Encrypt messages; off still encrypts when the server demands it.
-    #[arg(long, value_enum, default_value = "off")]
-    encrypt: Switch,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -71,12 +57,6 @@ enum Rw {
     Read,
     Write,
     Mixed,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Switch {
-    On,
-    Off,
 }
 
 /// What was measured.
@@ -88,28 +68,16 @@ struct Report {
     bytes: u64,
     server_cpu: Option<Duration>,
     client_cpu: Duration,
+    /// Operations of each connection.
+    shares: Vec<u64>,
     protocol: serde_json::Value,
 }
 
 impl Args {
     fn options(&self) -> anyhow::Result<ConnectOptions> {
-        let login = Login::from_env(self.url.user.as_deref())?;
-        let mut options = ConnectOptions::for_url(&self.url, login);
-        if let Some(text) = &self.dialect {
-            let dialect = smb_client::parse_dialect(text)
-                .with_context(|| format!("{text:?} is not one of 2.1, 3.0, 3.0.2, 3.1.1"))?;
-            options.dialects = (dialect, dialect);
-        }
-        options.signing =
-            if self.sign == Switch::On { Signing::Required } else { Signing::IfRequired };
-        options.encryption = match self.encrypt {
-            Switch::On => Encryption::Required,
-            Switch::Off => Encryption::IfRequired,
-        };
         let per_request = self.block_size.div_ceil(65536).max(1);
         let wanted = (per_request * u64::from(self.queue_depth)).clamp(64, 8192);
-        options.credits = u16::try_from(wanted).unwrap_or(8192);
-        Ok(options)
+        self.target.options(u16::try_from(wanted).unwrap_or(8192))
     }
 
     fn writes(&self) -> bool {
@@ -143,8 +111,8 @@ impl Args {
 
 /// Runs the subcommand.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    if args.url.path.is_empty() {
-        bail!("{} names a share and no file on it", args.url);
+    if args.target.url.path.is_empty() {
+        bail!("{} names a share and no file on it", args.target.url);
     }
     if !(args.seconds > 0.0 && args.seconds <= 86400.0) {
         bail!("--seconds must be above 0 and at most 86400");
@@ -154,7 +122,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("--size and --block-size leave less than one block for each connection");
     }
     let report = measure(&args, blocks)?;
-    if args.json {
+    if args.target.json {
         println!("{}", serde_json::to_string_pretty(&to_json(&args, &report))?);
     } else {
         print(&args, &report);
@@ -164,13 +132,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
     // Fails early when there is no such process.
-    args.server_pid.map(cpu::of_tree).transpose()?;
+    args.target.server_pid.map(cpu::of_tree).transpose()?;
     let options = args.options()?;
     let mut workers = Vec::new();
     let mut protocol = serde_json::Value::Null;
     for number in 0..args.connections {
-        let connect =
-            |write| RawConnection::connect(&options, &args.url.share, &args.url.path, write);
+        let connect = |write| {
+            RawConnection::connect(&options, &args.target.url.share, &args.target.url.path, write)
+        };
         let mut connection = match connect(args.writes()) {
             // To be filled before it can be read.
             Err(error) if number == 0 && !args.writes() => {
@@ -185,11 +154,7 @@ fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
             bail!("the server takes at most {most} bytes per request");
         }
         if number == 0 {
-            protocol = json!({
-                "dialect": format!("{:?}", connection.dialect()),
-                "signing": connection.signing().map(|a| format!("{a:?}")),
-                "cipher": connection.cipher().map(|c| format!("{c:?}")),
-            });
+            protocol = common::protocol(&connection);
             prepare(args, &options, &mut connection, blocks)?;
         }
         workers.push(Worker::new(connection, args.plan(number, blocks)));
@@ -219,12 +184,12 @@ fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
         })
         .collect();
     barrier.wait();
-    let server_before = args.server_pid.map(cpu::of_tree).transpose();
+    let server_before = args.target.server_pid.map(cpu::of_tree).transpose();
     let client_before = cpu::of_self();
     barrier.wait();
     barrier.wait();
     let client_cpu = cpu::of_self().saturating_sub(client_before);
-    let server_after = args.server_pid.map(cpu::of_tree).transpose();
+    let server_after = args.target.server_pid.map(cpu::of_tree).transpose();
     barrier.wait();
 
     let mut report = Report {
@@ -235,6 +200,7 @@ fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
         bytes: 0,
         server_cpu: None,
         client_cpu,
+        shares: Vec::new(),
         protocol,
     };
     for thread in threads {
@@ -242,6 +208,7 @@ fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
             Ok(outcome) => outcome?,
             Err(_) => bail!("a load thread panicked"),
         };
+        report.shares.push(outcome.reads.total() + outcome.writes.total());
         report.reads.merge(&outcome.reads);
         report.writes.merge(&outcome.writes);
         report.verified += outcome.verified;
@@ -277,7 +244,8 @@ fn prepare(
     if len >= size || args.verify {
         return Ok(());
     }
-    let fresh = RawConnection::connect(options, &args.url.share, &args.url.path, true);
+    let fresh =
+        RawConnection::connect(options, &args.target.url.share, &args.target.url.path, true);
     let first = len / CHUNK;
     let plan = Plan {
         pattern: Pattern::Seq,
@@ -295,21 +263,6 @@ fn prepare(
     Ok(())
 }
 
-fn micros(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e7).round() / 10.0
-}
-
-fn latencies(histogram: &Histogram) -> serde_json::Value {
-    json!({
-        "operations": histogram.total(),
-        "p50_us": micros(histogram.quantile(0.5)),
-        "p90_us": micros(histogram.quantile(0.9)),
-        "p99_us": micros(histogram.quantile(0.99)),
-        "p99_9_us": micros(histogram.quantile(0.999)),
-        "max_us": micros(histogram.longest()),
-    })
-}
-
 impl Report {
     fn operations(&self) -> u64 {
         self.reads.total() + self.writes.total()
@@ -323,20 +276,29 @@ impl Report {
         self.operations() as f64 / self.seconds.max(1e-9)
     }
 
+    /// Fewest and most operations of a connection, and how many times the fewest the most are.
+    fn fairness(&self) -> (u64, u64, f64) {
+        let least = self.shares.iter().copied().min().unwrap_or(0);
+        let most = self.shares.iter().copied().max().unwrap_or(0);
+        (least, most, most as f64 / least.max(1) as f64)
+    }
+
     fn megabytes(&self) -> f64 {
         self.bytes as f64 / 1e6 / self.seconds.max(1e-9)
     }
 }
 
 fn to_json(args: &Args, report: &Report) -> serde_json::Value {
+    let (least, most, ratio) = report.fairness();
     json!({
-        "url": args.url.to_string(),
+        "url": args.target.url.to_string(),
         "pattern": format!("{:?}", args.pattern).to_lowercase(),
         "rw": format!("{:?}", args.rw).to_lowercase(),
         "mix": (args.rw == Rw::Mixed).then_some(args.mix),
         "block_size": args.block_size,
         "queue_depth": args.queue_depth,
         "connections": args.connections,
+        "per_connection": {"least": least, "most": most, "most_over_least": ratio},
         "protocol": report.protocol,
         "seconds": report.seconds,
         "operations": report.operations(),
@@ -353,7 +315,7 @@ fn to_json(args: &Args, report: &Report) -> serde_json::Value {
 
 fn print(args: &Args, report: &Report) {
     let text = |name: &str| report.protocol[name].as_str().unwrap_or("none").to_owned();
-    println!("{}", args.url);
+    println!("{}", args.target.url);
     println!(
         "  dialect {}   signing {}   encryption {}",
         text("dialect"),
@@ -384,6 +346,10 @@ fn print(args: &Args, report: &Report) {
                 micros(histogram.longest())
             );
         }
+    }
+    if args.connections > 1 {
+        let (least, most, ratio) = report.fairness();
+        println!("  per connection {least} to {most} operations, {ratio:.2} times");
     }
     if let Some(cpu) = report.server_cpu {
         println!("  server CPU {:.2} us/op", report.per_operation(cpu));

@@ -161,8 +161,10 @@ mod tests {
                 };
                 match step {
                     Step::Take(open, at, len, exclusive) => {
-                        let free = !model.iter().any(|h| touches(at, len, h) && (h.3 || exclusive)
-                            && !(h.0 == open && h.3 && !exclusive));
+                        let free = model.iter().filter(|h| touches(at, len, h)).all(|h| match h.3 {
+                            true => h.0 == open && !exclusive,
+                            false => !exclusive,
+                        });
                         prop_assert_eq!(locks.take(open, range(at, len), exclusive), free);
                         if free { model.push((open, at, len, exclusive)); }
                     }

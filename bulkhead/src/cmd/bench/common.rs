@@ -1,0 +1,84 @@
+//! What the measurements of an SMB server share: where it is, how to talk to it, how to report.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::json;
+use smb_client::{ConnectOptions, Encryption, Login, Signing, SmbUrl, raw::RawConnection};
+
+use super::histogram::Histogram;
+
+/// The server, and how to connect to it.
+#[derive(Debug, clap::Args)]
+pub struct Target {
+    /// What to use: smb://[user@]host[:port]/share/path. It is made if need be.
+    pub url: SmbUrl,
+    /// Also report on this process and its descendants.
+    #[arg(long)]
+    pub server_pid: Option<u32>,
+    /// Use this dialect only: 2.1, 3.0, 3.0.2 or 3.1.1.
+    #[arg(long)]
+    dialect: Option<String>,
+    /// Sign messages; off still signs when the server demands it.
+    #[arg(long, value_enum, default_value = "on")]
+    sign: Switch,
+    /// Encrypt messages; off still encrypts when the server demands it.
+    #[arg(long, value_enum, default_value = "off")]
+    encrypt: Switch,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl Target {
+    /// How to connect, asking for so many credits.
+    pub fn options(&self, credits: u16) -> anyhow::Result<ConnectOptions> {
+        let login = Login::from_env(self.url.user.as_deref())?;
+        let mut options = ConnectOptions::for_url(&self.url, login);
+        if let Some(text) = &self.dialect {
+            let dialect = smb_client::parse_dialect(text)
+                .with_context(|| format!("{text:?} is not one of 2.1, 3.0, 3.0.2, 3.1.1"))?;
+            options.dialects = (dialect, dialect);
+        }
+        options.signing =
+            if self.sign == Switch::On { Signing::Required } else { Signing::IfRequired };
+        options.encryption = match self.encrypt {
+            Switch::On => Encryption::Required,
+            Switch::Off => Encryption::IfRequired,
+        };
+        options.credits = credits;
+        Ok(options)
+    }
+}
+
+/// Dialect, signing and cipher of a connection.
+pub fn protocol(connection: &RawConnection) -> serde_json::Value {
+    json!({
+        "dialect": format!("{:?}", connection.dialect()),
+        "signing": connection.signing().map(|a| format!("{a:?}")),
+        "cipher": connection.cipher().map(|c| format!("{c:?}")),
+    })
+}
+
+/// Microseconds with one decimal.
+pub fn micros(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e7).round() / 10.0
+}
+
+/// A histogram's count and percentiles.
+pub fn latencies(histogram: &Histogram) -> serde_json::Value {
+    json!({
+        "operations": histogram.total(),
+        "p50_us": micros(histogram.quantile(0.5)),
+        "p90_us": micros(histogram.quantile(0.9)),
+        "p99_us": micros(histogram.quantile(0.99)),
+        "p99_9_us": micros(histogram.quantile(0.999)),
+        "max_us": micros(histogram.longest()),
+    })
+}
