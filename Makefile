@@ -7,7 +7,7 @@ TEST_PACKAGES := smbclient python3-venv krb5-kdc krb5-admin-server krb5-user sam
   xfsprogs btrfs-progs
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU.
 
-.PHONY: help build release demo test interop lint bench lab packages clean
+.PHONY: help build release demo test soak interop lint bench lab packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ demo: release ## A guest on a VHDX on an SMB 3 share moves between two hosts whi
 test: packages build ## All tests
 	cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 	cargo nextest run --workspace --no-fail-fast
+
+soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEAD_SOAK_SECONDS)
+	BULKHEAD_SOAK_SECONDS=$${BULKHEAD_SOAK_SECONDS:-600} cargo nextest run -p bulkhead-tests --test soak --no-capture
 
 interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
 	$${CARGO_TARGET_DIR:-target}/debug/interop

@@ -180,6 +180,8 @@ impl Exchange {
     /// (MS-SMB2 3.3.5.4).
     pub fn max_message(&self) -> usize {
         match &self.negotiated {
+            // Nobody who has not logged in makes the server hold more than a long ticket.
+            _ if !self.authenticated() => self.max_message.min(1 << 16),
             Some(negotiated) if !negotiated.large_mtu() => self.max_message.min(1 << 16),
             _ => self.max_message,
         }

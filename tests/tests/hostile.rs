@@ -8,11 +8,17 @@ use std::{
 };
 
 use bulkhead_tests::smbd::{PASSWORD, Smbd, USER};
-use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions};
+use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, raw::RawConnection};
 use smb_protocol::{
-    Command, Dialect, Header,
+    Command, Dialect, FileId, Header, NtStatus,
     header::frame_prefix,
-    msg::negotiate::{Request, SecurityMode},
+    msg::{
+        close, context, create,
+        lock::{self, LockFlags},
+        negotiate::{Request, SecurityMode},
+        notify,
+        oplock::OplockLevel,
+    },
 };
 
 fn connect(server: &Smbd) -> TcpStream {
@@ -181,4 +187,283 @@ async fn a_client_that_does_not_read_pins_little_memory() {
     assert!(grown < 32 << 10, "grew by {grown} KiB");
     drop(file);
     honest(&server, "after").await;
+}
+
+/// A connection of this test with a session, the share `vms` and a file of its own.
+fn raw(server: &Smbd, file: &str) -> RawConnection {
+    RawConnection::connect(&options(server), "vms", file, true).unwrap()
+}
+
+/// Receives until `count` requests are answered: their message ids, statuses and bodies.
+fn answers(raw: &mut RawConnection, count: usize) -> Vec<(u64, NtStatus, Vec<u8>)> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        raw.receive_all(|header, body| {
+            all.push((header.message_id.0, header.status, body.to_vec()));
+        })
+        .unwrap();
+    }
+    all
+}
+
+/// Sends one request and waits for its answer.
+fn ask(
+    raw: &mut RawConnection,
+    command: Command,
+    encode: impl FnOnce(&mut Vec<u8>),
+) -> (NtStatus, Vec<u8>) {
+    raw.queue_request(command, encode);
+    raw.send().unwrap();
+    let (_, status, body) = answers(raw, 1).remove(0);
+    (status, body)
+}
+
+/// A CREATE of anything that may be there or not, which others may use as they like.
+fn opening<'a>(name: &str) -> create::Request<'a> {
+    use create::{Access, Disposition, ShareAccess};
+    create::Request {
+        impersonation: 2,
+        access: Access::READ_DATA | Access::WRITE_DATA,
+        share: ShareAccess::READ | ShareAccess::WRITE | ShareAccess::DELETE,
+        disposition: Disposition::OPEN_IF,
+        name: name.into(),
+        ..Default::default()
+    }
+}
+
+fn open(raw: &mut RawConnection, request: &create::Request<'_>) -> (OplockLevel, FileId) {
+    let (status, body) = ask(raw, Command::CREATE, |out| request.encode(out));
+    assert_eq!(status, NtStatus::SUCCESS);
+    let response = create::Response::parse(&body).unwrap();
+    (response.oplock, response.file_id)
+}
+
+fn close(raw: &mut RawConnection, file_id: FileId) {
+    let request = close::Request { flags: 0, file_id };
+    raw.queue_request(Command::CLOSE, |out| request.encode(out));
+    raw.send().unwrap();
+}
+
+/// Who has not logged in can announce no more than a login needs, and so makes the server hold
+/// no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_cannot_announce_much() {
+    let mut server = Smbd::start("", "[limits]\nauthentication_seconds = 600\n");
+    honest(&server, "before").await;
+    let before = memory(&server);
+    let mut held = Vec::new();
+    for round in 0..300 {
+        let mut stream = connect(&server);
+        stream.write_all(&negotiate()).unwrap();
+        if round % 3 == 0 {
+            // As long as the longest WRITE.
+            stream.write_all(&[0, 0x80, 0, 0]).unwrap();
+            is_dropped(stream);
+        } else {
+            // Allowed, and never finished.
+            stream.write_all(&[0, 0, 0xff, 0xff]).unwrap();
+            stream.write_all(&[0; 60_000]).unwrap();
+            held.push(stream);
+        }
+    }
+    honest(&server, "meanwhile").await;
+    let grown = memory(&server).saturating_sub(before);
+    assert!(grown < 128 << 10, "{} strangers cost {grown} KiB", held.len());
+    drop(held);
+    assert!(server.alive());
+}
+
+/// Logged in, and asking for far more than it ever reads.
+#[test]
+fn unread_data_pins_little_memory() {
+    const CLIENTS: u64 = 12;
+    let mut server = Smbd::start("", "");
+    let content: Vec<u8> = (0..64u32 << 20).map(|at| (at >> 12) as u8).collect();
+    fs::write(server.files().join("big"), content).unwrap();
+    // Half of it must come from the disk.
+    let file = fs::File::open(server.files().join("big")).unwrap();
+    file.sync_all().unwrap();
+    let half = std::num::NonZeroU64::new(32 << 20);
+    rustix::fs::fadvise(&file, 0, half, rustix::fs::Advice::DontNeed).unwrap();
+    let mut greedy: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let options = ConnectOptions { credits: 8192, ..options(&server) };
+            RawConnection::connect(&options, "vms", "big", false).unwrap()
+        })
+        .collect();
+    // Credits come with answers: one round of reading brings many.
+    for raw in &mut greedy {
+        raw.queue_read(0, 4096);
+        raw.send().unwrap();
+        answers(raw, 1);
+    }
+    let before = memory(&server);
+    for raw in &mut greedy {
+        raw.stream().set_nonblocking(true).unwrap();
+        let mut asked = 0;
+        while raw.can_queue(1 << 20) && asked < 64 {
+            raw.queue_read(asked << 20, 1 << 20);
+            asked += 1;
+        }
+        assert!(asked >= 16, "only {asked} MiB could be asked for");
+        raw.send().unwrap();
+    }
+    // The server has done what it can when an honest client is through.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for _ in 0..3 {
+        runtime.block_on(honest(&server, "meanwhile"));
+    }
+    let grown = memory(&server).saturating_sub(before);
+    assert!(grown < CLIENTS * (8 << 10), "{CLIENTS} clients cost {grown} KiB");
+    drop(greedy);
+    runtime.block_on(honest(&server, "after"));
+    assert!(server.alive());
+}
+
+/// Waits for changes beyond the limit are refused, the others stay, and all end with the folder.
+#[test]
+fn waits_for_changes_are_limited() {
+    let server = Smbd::start("", "[limits]\npending_requests = 100\n");
+    let mut raw = raw(&server, "file");
+    let folder = create::Request {
+        options: create::CreateOptions::DIRECTORY_FILE,
+        access: create::Access::READ_DATA,
+        disposition: create::Disposition::OPEN,
+        ..opening("")
+    };
+    let (_, id) = open(&mut raw, &folder);
+    let filter = 0x17;
+    let request = notify::Request { flags: 0, output_len: 4096, file_id: id, filter };
+    for _ in 0..350 {
+        raw.queue_request(Command::CHANGE_NOTIFY, |out| request.encode(out));
+    }
+    raw.send().unwrap();
+    for (_, status, _) in answers(&mut raw, 250) {
+        assert_eq!(status, NtStatus::INSUFFICIENT_RESOURCES);
+    }
+    // What needs no waiting is served meanwhile.
+    raw.queue_read(0, 10);
+    raw.send().unwrap();
+    assert_eq!(answers(&mut raw, 1)[0].1, NtStatus::END_OF_FILE);
+    close(&mut raw, id);
+    let ended = answers(&mut raw, 101);
+    let cleaned = ended.iter().filter(|(_, status, _)| *status == NtStatus::NOTIFY_CLEANUP);
+    assert_eq!(cleaned.count(), 100);
+}
+
+/// The same for locks; those that wait are granted when the holder goes away without a word.
+#[test]
+fn waits_for_locks_are_limited() {
+    let server = Smbd::start("", "[limits]\npending_requests = 100\n");
+    let (mut holder, mut waiter) = (raw(&server, "file"), raw(&server, "file"));
+    let locking = |raw: &RawConnection, offset, length, flags| lock::Request {
+        sequence: 0,
+        file_id: raw.file_id(),
+        locks: vec![lock::Element { offset, length, flags }],
+    };
+    let request = locking(&holder, 0, 1000, LockFlags::EXCLUSIVE);
+    assert_eq!(ask(&mut holder, Command::LOCK, |out| request.encode(out)).0, NtStatus::SUCCESS);
+    for offset in 0..300 {
+        let request = locking(&waiter, offset, 1, LockFlags::EXCLUSIVE);
+        waiter.queue_request(Command::LOCK, |out| request.encode(out));
+    }
+    waiter.send().unwrap();
+    for (_, status, _) in answers(&mut waiter, 200) {
+        assert_eq!(status, NtStatus::INSUFFICIENT_RESOURCES);
+    }
+    drop(holder);
+    for (_, status, _) in answers(&mut waiter, 100) {
+        assert_eq!(status, NtStatus::SUCCESS);
+    }
+}
+
+/// A file has 16,384 locks and not one more; those it has can be released.
+#[test]
+fn locks_of_a_file_are_limited() {
+    const LOCKS: u64 = 16_384;
+    const AT_ONCE: u64 = 1024;
+    let server = Smbd::start("", "");
+    let mut raw = raw(&server, "file");
+    let at_once = |raw: &RawConnection, first: u64, count: u64, flags| lock::Request {
+        sequence: 0,
+        file_id: raw.file_id(),
+        locks: (first..first + count)
+            .map(|n| lock::Element { offset: n * 2, length: 1, flags })
+            .collect(),
+    };
+    let exclusive = LockFlags::EXCLUSIVE | LockFlags::FAIL_IMMEDIATELY;
+    for first in (0..LOCKS).step_by(AT_ONCE as usize) {
+        let request = at_once(&raw, first, AT_ONCE, exclusive);
+        assert_eq!(ask(&mut raw, Command::LOCK, |out| request.encode(out)).0, NtStatus::SUCCESS);
+    }
+    let more = at_once(&raw, LOCKS, 1, exclusive);
+    let refused = ask(&mut raw, Command::LOCK, |out| more.encode(out)).0;
+    assert_eq!(refused, NtStatus::INSUFFICIENT_RESOURCES);
+    let first = at_once(&raw, 0, AT_ONCE, LockFlags::UNLOCK);
+    assert_eq!(ask(&mut raw, Command::LOCK, |out| first.encode(out)).0, NtStatus::SUCCESS);
+    assert_eq!(ask(&mut raw, Command::LOCK, |out| more.encode(out)).0, NtStatus::SUCCESS);
+}
+
+/// As many leases as a session has opens; then no more, and what they cost is given back.
+#[test]
+fn leases_are_limited_by_opens() {
+    let server = Smbd::start("", "[limits]\nopens_per_session = 2000\n");
+    let mut raw = raw(&server, "file");
+    let mut last = None;
+    let before = memory(&server);
+    // The connection has one file open already.
+    for number in 0..2010u32 {
+        let mut key = [0xaa; 16];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        let lease =
+            context::Lease { key, state: context::LeaseState(7), flags: 0, v2: Some(([0; 16], 1)) }
+                .to_bytes();
+        let request = create::Request {
+            oplock: OplockLevel::LEASE,
+            contexts: vec![create::RawContext { name: context::names::RQLS, data: &lease }],
+            ..opening(&format!("lease{number}"))
+        };
+        let (status, body) = ask(&mut raw, Command::CREATE, |out| request.encode(out));
+        if number < 1999 {
+            assert_eq!(status, NtStatus::SUCCESS, "open {number}");
+            let response = create::Response::parse(&body).unwrap();
+            assert_eq!(response.oplock, OplockLevel::LEASE);
+            last = Some(response.file_id);
+        } else {
+            assert_eq!(status, NtStatus::TOO_MANY_OPENED_FILES, "open {number}");
+        }
+    }
+    let grown = memory(&server).saturating_sub(before);
+    assert!(grown < 2000 * 16, "2000 leases cost {grown} KiB");
+    close(&mut raw, last.unwrap());
+    assert_eq!(answers(&mut raw, 1)[0].1, NtStatus::SUCCESS);
+    let another = opening("another");
+    open(&mut raw, &another);
+}
+
+/// The holder of an oplock never answers the break: the opener goes on after the break's time,
+/// and a holder that is cut off holds up nobody.
+#[test]
+fn an_oplock_that_is_not_given_up_is_taken() {
+    for leaves in [true, false] {
+        let server = Smbd::start("", "");
+        let (mut holder, mut opener) = (raw(&server, "holder"), raw(&server, "opener"));
+        let batch = create::Request { oplock: OplockLevel::BATCH, ..opening("disk") };
+        let (level, _) = open(&mut holder, &batch);
+        assert_eq!(level, OplockLevel::BATCH);
+        opener.queue_request(Command::CREATE, |out| opening("disk").encode(out));
+        opener.queue_read(0, 10);
+        opener.send().unwrap();
+        // What does not need the file is answered while the open waits.
+        let first = answers(&mut opener, 1).remove(0);
+        assert_eq!(first.1, NtStatus::END_OF_FILE);
+        // Keeps the connection, and does not read.
+        let holder = (!leaves).then_some(holder);
+        let (_, status, body) = answers(&mut opener, 1).remove(0);
+        assert_eq!(status, NtStatus::SUCCESS);
+        let id = create::Response::parse(&body).unwrap().file_id;
+        close(&mut opener, id);
+        assert_eq!(answers(&mut opener, 1)[0].1, NtStatus::SUCCESS);
+        drop(holder);
+    }
 }
