@@ -241,6 +241,10 @@ pub struct Limits {
     pub opens_per_session: usize,
     /// Opens of the whole server.
     pub opens: usize,
+    /// Durable and resilient opens that are kept for clients that are away.
+    pub kept_opens: usize,
+    /// Byte-range locks of the whole server.
+    pub locks: usize,
     /// Credits a connection may hold: requests in flight.
     pub credits: u16,
     /// Requests of one connection that wait for storage or an event.
@@ -264,6 +268,8 @@ impl Default for Limits {
             trees_per_session: 256,
             opens_per_session: 16_384,
             opens: 262_144,
+            kept_opens: 65_536,
+            locks: 1_048_576,
             credits: 8192,
             pending_requests: 1024,
             pending_bytes: Size(64 << 20),

@@ -107,11 +107,13 @@ impl Server {
         // Names of sessions and opens start at a random place, so that one from before a restart
         // does not fit by chance.
         let seed = u64::from_le_bytes(random()?);
+        let nodes = Arc::<Nodes>::default();
+        nodes.limit(config.limits.locks, config.limits.kept_opens);
         Ok(Self {
             guid,
             ntlm,
             sessions: Sessions::default(),
-            nodes: Arc::default(),
+            nodes,
             tokens: Arc::default(),
             meters: Meters::default(),
             started: Instant::now(),
@@ -132,7 +134,9 @@ impl Server {
     /// are there stay. Listening addresses and the state folder need a restart.
     pub fn reload(&self, config: Config) -> io::Result<()> {
         let old = self.current();
+        let (locks, kept_opens) = (config.limits.locks, config.limits.kept_opens);
         let new = Arc::new(Current::new(config, Some(&old))?);
+        self.nodes.limit(locks, kept_opens);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
     }

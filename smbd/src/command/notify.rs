@@ -12,6 +12,9 @@ use tokio::sync::oneshot;
 
 use super::{Ctx, Fail, Handled, Later};
 
+/// Bytes of changes that are kept for a folder between two requests.
+const MOST: usize = 64 << 10;
+
 /// Handles a CHANGE_NOTIFY: it waits until something happens in the folder, or the client cancels
 /// it or closes the folder.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
@@ -28,7 +31,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     }
     let watch = open.watch(|watches| {
         let tree = request.flags & WATCH_TREE != 0;
-        watches.watch(open.node.key(), ChangeFilter(request.filter), tree, room)
+        watches.watch(open.node.key(), ChangeFilter(request.filter), tree, room.min(MOST))
     });
     let (cancel, cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();

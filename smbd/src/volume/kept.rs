@@ -3,16 +3,26 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use super::open::Open;
 
 /// Opens that nobody has, by their persistent name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Kept {
     opens: Mutex<HashMap<u64, Entry>>,
+    most: AtomicUsize,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { opens: Mutex::default(), most: AtomicUsize::new(usize::MAX) }
+    }
 }
 
 #[derive(Debug)]
@@ -26,11 +36,22 @@ impl Kept {
         self.opens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an open for `time`.
+    /// Says how many opens are kept at most.
+    pub fn limit(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
+    /// Keeps an open for `time`; when too many are kept it is closed as if it were not durable.
     pub fn keep(&self, open: Arc<Open>, time: Duration) {
         let entry = Entry { until: Instant::now() + time, open };
-        let old = self.lock().insert(entry.open.id.persistent, entry);
-        drop(old);
+        let mut opens = self.lock();
+        let unwanted = if opens.len() < self.most.load(Ordering::Relaxed) {
+            opens.insert(entry.open.id.persistent, entry)
+        } else {
+            Some(entry)
+        };
+        drop(opens);
+        drop(unwanted);
     }
 
     /// Looks at an open that is kept.

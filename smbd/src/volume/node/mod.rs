@@ -55,6 +55,7 @@ pub struct Nodes {
     creates: Mutex<HashMap<CreateKey, Weak<Open>>>,
     creating: Arc<Mutex<HashSet<CreateKey>>>,
     count: AtomicUsize,
+    all_locks: Arc<LockCount>,
     /// Folders that are watched.
     pub watches: Arc<Watches>,
     /// Folders that somebody caches; once there was one it may stay counted.
@@ -63,6 +64,19 @@ pub struct Nodes {
     pub clients: Clients,
     /// Opens whose client is away and may come back.
     pub kept: super::kept::Kept,
+}
+
+/// Byte-range locks of all files, and how many there may be.
+#[derive(Debug)]
+struct LockCount {
+    held: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Default for LockCount {
+    fn default() -> Self {
+        Self { held: AtomicUsize::new(0), most: AtomicUsize::new(usize::MAX) }
+    }
 }
 
 /// A file that is open.
@@ -74,6 +88,7 @@ pub struct Node {
     cached: AtomicBool,
     /// Number of byte-range locks.
     locked: AtomicUsize,
+    all_locks: Arc<LockCount>,
     /// Told when a break is done, an open or a lock is gone.
     changed: Arc<Notify>,
     /// Times that are shown instead of the system's.
@@ -194,11 +209,19 @@ impl Nodes {
         &self.opens[(id % 16) as usize]
     }
 
+    /// Says how many byte-range locks and opens of absent clients there may be.
+    pub fn limit(&self, locks: usize, kept_opens: usize) {
+        self.all_locks.most.store(locks, Ordering::Relaxed);
+        self.kept.limit(kept_opens);
+    }
+
     /// Adds an opener if those that are there agree; asks them to give up what they cache first.
     pub fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Arc<Node>, Refused> {
         let mut breaks = Vec::new();
         let mut shard = lock(self.shard(key(stat)));
-        let node = shard.entry(key(stat)).or_insert_with(|| Node::new(key(stat), path.clone()));
+        let node = shard
+            .entry(key(stat))
+            .or_insert_with(|| Node::new(key(stat), path.clone(), self.all_locks.clone()));
         let node = node.clone();
         let mut state = lock(&node.state);
         let joined = self.admit(&node, &mut state, by, &mut breaks);
@@ -446,7 +469,7 @@ impl Nodes {
         let mut state = lock(&node.state);
         state.users.retain(|user| user.id != id);
         state.locks.release_all(id);
-        node.locked.store(state.locks.len(), Ordering::Release);
+        node.count_locks(&state);
         let ended = state.caching.leave(id);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         if state.users.is_empty() {
@@ -492,7 +515,7 @@ impl Nodes {
 }
 
 impl Node {
-    fn new(key: NodeKey, path: RelPath) -> Arc<Self> {
+    fn new(key: NodeKey, path: RelPath, all_locks: Arc<LockCount>) -> Arc<Self> {
         let state = State {
             users: Vec::new(),
             delete_pending: false,
@@ -505,6 +528,7 @@ impl Node {
             state: Mutex::new(state),
             cached: AtomicBool::new(false),
             locked: AtomicUsize::new(0),
+            all_locks,
             changed: Arc::default(),
             times: super::times::Shown::default(),
         })
@@ -552,14 +576,23 @@ impl Node {
         Ok(())
     }
 
+    fn count_locks(&self, state: &State) {
+        let now = state.locks.len();
+        let before = self.locked.swap(now, Ordering::AcqRel);
+        // Wraps where there are fewer now.
+        self.all_locks.held.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
     /// Takes a lock if nothing forbids it; whether it was taken.
     pub fn lock_range(&self, open: u64, range: Range, exclusive: bool) -> Result<bool, NtStatus> {
         let mut state = lock(&self.state);
-        if state.locks.len() >= MAX_LOCKS {
+        let LockCount { held, most } = &*self.all_locks;
+        let full = held.load(Ordering::Relaxed) >= most.load(Ordering::Relaxed);
+        if full || state.locks.len() >= MAX_LOCKS {
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
         let taken = state.locks.take(open, range, exclusive);
-        self.locked.store(state.locks.len(), Ordering::Release);
+        self.count_locks(&state);
         Ok(taken)
     }
 
@@ -567,7 +600,7 @@ impl Node {
     pub fn unlock_range(&self, open: u64, range: Range) -> bool {
         let mut state = lock(&self.state);
         let released = state.locks.release(open, range);
-        self.locked.store(state.locks.len(), Ordering::Release);
+        self.count_locks(&state);
         drop(state);
         self.changed.notify_waiters();
         released
@@ -650,6 +683,23 @@ mod tests {
             nodes.leave(&node, 2, |_| panic!("not to be deleted"));
             assert_eq!(nodes.len(), 0);
         }
+    }
+
+    #[test]
+    fn locks_of_the_server_are_bounded_and_counted() {
+        let nodes = Nodes::default();
+        nodes.limit(2, 0);
+        let all = ShareAccess(7);
+        let node = join(&nodes, 1, Access::READ_DATA, all).unwrap();
+        let range = |at| Range::new(at, 1).unwrap();
+        assert_eq!(node.lock_range(1, range(0), true), Ok(true));
+        assert_eq!(node.lock_range(1, range(0), true), Ok(false));
+        assert_eq!(node.lock_range(1, range(1), true), Ok(true));
+        assert_eq!(node.lock_range(1, range(2), true), Err(NtStatus::INSUFFICIENT_RESOURCES));
+        assert!(node.unlock_range(1, range(0)));
+        assert_eq!(node.lock_range(1, range(2), true), Ok(true));
+        nodes.leave(&node, 1, |_| panic!("not to be deleted"));
+        assert_eq!(nodes.all_locks.held.load(Ordering::Relaxed), 0);
     }
 
     #[test]
