@@ -5,7 +5,9 @@
 //! and how it is protected; `ratio` is our operations per second over Samba's best. Beside the
 //! rows stand what the machine allows, the memory of idle sessions, and each target with what
 //! was measured. The only argument is how many seconds a row takes: 5, or 1 for a quick look.
-//! The shares are made in `TMPDIR`: `TMPDIR=/dev/shm` takes the disk out of the comparison.
+//! The shares are made in `TMPDIR`: `TMPDIR=/dev/shm` takes the disk out of the rows of small
+//! files. Take the rows of reads from a disk's file system: tmpfs cannot read without waiting, so
+//! that our reads from it go through io_uring.
 
 mod targets;
 
