@@ -203,9 +203,13 @@ fn the_machine_is_measured() {
         let rate = report[format!("{name}_megabytes_per_second")].as_f64().unwrap();
         assert!(rate > 0.0, "{report}");
     }
-    assert_eq!(std::fs::metadata(file).unwrap().len(), 4 << 20);
+    assert!(!Path::new(file).exists(), "the file is removed");
     let output = bulkhead(&[&args[..], &["--client-cpu", "99999"]].concat(), "", &[]);
     assert!(text(&output.stderr).contains("there is no CPU 99999"));
+    std::fs::write(file, "precious").unwrap();
+    let output = bulkhead(&args, "", &[]);
+    assert!(text(&output.stderr).contains("cannot make"));
+    assert_eq!(std::fs::read(file).unwrap(), b"precious");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

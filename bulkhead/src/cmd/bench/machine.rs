@@ -12,7 +12,7 @@
 //! CPU, which is what a server with one thread and no protocol could do.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::FileExt,
@@ -35,9 +35,9 @@ const SEND: usize = 256 << 10;
 /// Arguments of `bulkhead bench machine`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// File to use on the file system that the share is on; it is grown to --size.
+    /// File to make on the file system that the share is on; it must not be there, and is removed.
     file: PathBuf,
-    /// Bytes of the file to use.
+    /// Bytes of the file.
     #[arg(long, default_value = "256M", value_parser = parse_size)]
     size: u64,
     /// How long to measure each, in seconds.
@@ -175,38 +175,53 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         // Says what is wrong before there is a connection whose end would hide it.
         thread::scope(|scope| join(scope.spawn(move || pin(cpu))))?;
     }
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(&args.file);
-    let file = file.with_context(|| format!("cannot open {}", args.file.display()))?;
-    let mut blocks = Blocks::new(&file, args.size);
+    let file = File::options().read(true).write(true).create_new(true).open(&args.file);
+    let file = file.with_context(|| format!("cannot make {}", args.file.display()))?;
+    let measured = measure(&args, &file);
+    fs::remove_file(&args.file)
+        .with_context(|| format!("cannot remove {}", args.file.display()))?;
+    report(&args, measured?);
+    Ok(())
+}
+
+/// Names and bytes per second.
+type Figures = [(&'static str, f64); 5];
+
+fn measure(args: &Args, file: &File) -> anyhow::Result<Figures> {
+    let mut blocks = Blocks::new(file, args.size);
     for _ in 0..blocks.count {
         blocks.write()?;
     }
     let (server, client) = (args.server_cpu, args.client_cpu);
-    let loopback = stream(&args, (server, client), |_| Ok(()), |_| Ok(()))?;
-    let read = copies(&args, || blocks.read())?;
-    let write = copies(&args, || blocks.write())?;
-    let mut copied = Blocks::new(&file, args.size);
+    let loopback = stream(args, (server, client), |_| Ok(()), |_| Ok(()))?;
+    let read = copies(args, || blocks.read())?;
+    let write = copies(args, || blocks.write())?;
+    let mut copied = Blocks::new(file, args.size);
     let load = |block: &mut [u8]| {
         let offset = copied.step();
         file.read_exact_at(block, offset).context("cannot read the file")
     };
-    let both_read = stream(&args, (server, client), load, |_| Ok(()))?;
-    let mut copied = Blocks::new(&file, args.size);
+    let both_read = stream(args, (server, client), load, |_| Ok(()))?;
+    let mut copied = Blocks::new(file, args.size);
     let store = |block: &[u8]| {
         let offset = copied.step();
         file.write_all_at(block, offset).context("cannot write the file")
     };
-    let both_write = stream(&args, (client, server), |_| Ok(()), store)?;
-    let figures = [
+    let both_write = stream(args, (client, server), |_| Ok(()), store)?;
+    Ok([
         ("loopback", loopback),
         ("page_cache_read", read),
         ("page_cache_write", write),
         ("read_then_send", both_read),
         ("receive_then_write", both_write),
-    ];
+    ])
+}
+
+fn report(args: &Args, figures: Figures) {
     if args.json {
         let mut report = json!({
-            "server_cpu": server, "client_cpu": client, "size": args.size, "seconds": args.seconds,
+            "server_cpu": args.server_cpu, "client_cpu": args.client_cpu,
+            "size": args.size, "seconds": args.seconds,
             "send_bytes": SEND, "copy_bytes": COPY,
         });
         for (name, rate) in figures {
@@ -218,5 +233,4 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             println!("{name:<20} {:>10.1} MB/s", rate / 1e6);
         }
     }
-    Ok(())
 }
