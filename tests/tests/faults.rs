@@ -253,7 +253,7 @@ async fn modes_that_change_bind_the_next_open() {
     file.write(0, &block(0)).await.unwrap();
     let path = server.files().join("disk");
     std::os::unix::fs::chown(&path, Some(0), Some(0)).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
     file.write(BLOCK as u64, &block(1)).await.unwrap();
     file.sync().await.unwrap();
     file.close().await.unwrap();
