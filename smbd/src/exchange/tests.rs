@@ -90,12 +90,11 @@ impl Direct {
         };
         for wait in waits {
             // A wait for an event may never end; storage always answers.
-            let limit =
-                std::time::Duration::from_millis(if self.exchange.pending.values().any(|p| p.io) {
-                    10_000
-                } else {
-                    1
-                });
+            let limit = std::time::Duration::from_millis(if self.exchange.waits_for_storage() {
+                10_000
+            } else {
+                1
+            });
             if let Ok(done) =
                 self.runtime.block_on(async { tokio::time::timeout(limit, wait).await })
             {
