@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use block_io::File;
 use bulkhead_tests::smbd::{PASSWORD, Smbd, USER};
 use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, raw::RawConnection};
 use smb_protocol::{
@@ -93,6 +94,8 @@ async fn honest(port: u16, client: u64, stop: &AtomicBool, done: &AtomicU64) -> 
             }
             done.fetch_add(1, Ordering::Relaxed);
         }
+        // An open that is not closed would be kept for its client to come back.
+        file.close().await.unwrap();
         let names = tree.read_dir("").await.unwrap();
         assert!(names.iter().any(|entry| entry.name == name));
     }

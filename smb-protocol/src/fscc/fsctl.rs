@@ -340,3 +340,94 @@ pub fn parse_interfaces(mut data: &[u8]) -> Result<Vec<NetworkInterface>> {
             .ok_or(WireError::Value { field: "interface.Next", value: next as u64 })?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn interface() -> impl Strategy<Value = NetworkInterface> {
+        (any::<u32>(), any::<u32>(), any::<u64>(), any::<std::net::IpAddr>()).prop_map(
+            |(index, capability, link_speed, address)| NetworkInterface {
+                index,
+                capability: InterfaceCapability(capability),
+                link_speed,
+                address,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn interfaces_come_back(list in prop::collection::vec(interface(), 1..9)) {
+            let mut data = Vec::new();
+            encode_interfaces(&list, &mut data);
+            prop_assert_eq!(data.len(), list.len() * INTERFACE_LEN);
+            prop_assert_eq!(parse_interfaces(&data).unwrap(), list);
+        }
+
+        /// A damaged chain ends: every link leads forward by one interface at least.
+        #[test]
+        fn damaged_interfaces_are_answered(
+            list in prop::collection::vec(interface(), 1..6),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut data = Vec::new();
+            encode_interfaces(&list, &mut data);
+            for (index, value) in changes {
+                let at = index.index(data.len());
+                data[at] = value;
+            }
+            data.truncate(cut.index(data.len() + 1));
+            if let Ok(found) = parse_interfaces(&data) {
+                prop_assert!(found.len() <= data.len().div_ceil(INTERFACE_LEN));
+                if !found.is_empty() {
+                    let mut again = Vec::new();
+                    encode_interfaces(&found, &mut again);
+                    prop_assert_eq!(parse_interfaces(&again).unwrap(), found);
+                }
+            }
+        }
+
+        /// Ranges are taken if they lie in a file of any length, and only then.
+        #[test]
+        fn ranges_are_checked(
+            numbers in prop::collection::vec((any::<u64>(), any::<u64>(), 0..4u32), 0..9),
+        ) {
+            let mut data = Vec::new();
+            let mut all = Vec::new();
+            for (offset, length, shift) in numbers {
+                let range = FileRange { offset: offset >> shift, length: length >> shift };
+                range.encode(&mut data);
+                all.push(range);
+            }
+            let end = |r: &FileRange| u128::from(r.offset) + u128::from(r.length);
+            let right = all.iter().all(|range| end(range) <= i64::MAX as u128);
+            prop_assert_eq!(FileRange::parse_list(&data).ok(), right.then_some(all));
+        }
+
+        #[test]
+        fn zeroed_ranges_are_checked(start in any::<u64>(), end in any::<u64>(), shift in 0..3u32) {
+            let (start, end) = (start >> shift, end >> shift);
+            let mut data = Vec::new();
+            encode_zero_data(start..end, &mut data);
+            let right = start <= end && end <= i64::MAX as u64;
+            prop_assert_eq!(parse_zero_data(&data).ok(), right.then_some(start..end));
+            prop_assert!(parse_zero_data(&data[..15]).is_err());
+        }
+
+        #[test]
+        fn negotiations_to_validate_come_back(
+            guid in any::<[u8; 16]>(),
+            dialects in prop::collection::vec(any::<u16>(), 1..20),
+        ) {
+            let value = ValidateNegotiate { guid, dialects, ..Default::default() };
+            let mut data = Vec::new();
+            value.encode(&mut data);
+            prop_assert!(ValidateNegotiate::parse(&data[..data.len() - 1]).is_err());
+            prop_assert_eq!(ValidateNegotiate::parse(&data).unwrap(), value);
+        }
+    }
+}
