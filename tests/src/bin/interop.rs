@@ -50,7 +50,9 @@ struct Suite {
 impl Suite {
     /// How long it may take.
     fn limit(&self) -> Duration {
-        LIMIT.max(Duration::from_secs_f64(self.seconds * 1.5))
+        // Its test of filters sleeps for more than a minute, and Samba's own run was cut off.
+        let least = if self.name == "smb2.notify" { LIMIT * 2 } else { LIMIT };
+        least.max(Duration::from_secs_f64(self.seconds * 1.5))
     }
 
     /// What stands in the `[server]` table. Some tests send requests that no session signs.
