@@ -474,8 +474,11 @@ impl Job<'_> {
         match finish() {
             Ok(open) => Ok((open, CreateAction::CREATED)),
             Err(error) => {
-                let _ = self.volume.remove(&path, &stat);
-                let _ = self.volume.forget_streams(fd.as_fd());
+                // Whoever has opened it since it was made may have written to it already.
+                if !self.nodes.is_open(&stat) {
+                    let _ = self.volume.remove(&path, &stat);
+                    let _ = self.volume.forget_streams(fd.as_fd());
+                }
                 Err(error)
             }
         }
