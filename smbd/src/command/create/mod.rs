@@ -200,6 +200,11 @@ fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &Wishes) -> Result<(), Nt
             (Some(_), None) => return Err(NtStatus::FILE_FORCED_CLOSED),
             _ => {}
         }
+        // Knowing the name of an instance is not enough to close what it has open.
+        let readable = ctx.tree()?.maximal_access.and(open.rights(&ctx.session()?.sids)?);
+        if !readable.has(Access::READ_DATA) {
+            continue;
+        }
         tracing::info!(file = request.name, "an earlier instance is fenced");
         open.close_for_good();
     }
