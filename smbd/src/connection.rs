@@ -21,6 +21,7 @@ use std::{
 };
 
 use block_io::LowWater;
+use bytes::BufMut;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::header::{FRAME_LEN, frame_len};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
@@ -95,6 +96,7 @@ pub async fn run(
         input: Vec::new(),
         at: 0,
         missing: FRAME_LEN,
+        at_once: INPUT,
         low_water: LowWater::default(),
         output: Vec::new(),
         write_time: Duration::from_secs(limits.write_seconds),
@@ -154,7 +156,7 @@ async fn serve(
             exchange.tell(notice, &mut link.output);
         }
         link.send().await?;
-        if link.receive_now()? {
+        if link.receive_now()?.is_some_and(|got| got > 0) {
             continue;
         }
         link.rest();
@@ -208,6 +210,9 @@ struct Link {
     at: usize,
     /// Bytes that are missing from the frame whose beginning is in `input`.
     missing: usize,
+    /// How much is received at once at most: a large frame alone, so that it stays in the CPU's
+    /// cache until it is written and nothing behind it has to be moved to the front.
+    at_once: usize,
     low_water: LowWater,
     output: Vec<u8>,
     write_time: Duration,
@@ -218,7 +223,7 @@ impl Link {
     /// The next complete message in the input, if there is one.
     fn next_frame(&mut self, max: usize) -> Result<Option<std::ops::Range<usize>>, Dropped> {
         let rest = &self.input[self.at..];
-        self.missing = FRAME_LEN;
+        (self.missing, self.at_once) = (FRAME_LEN, INPUT);
         let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else { return Ok(None) };
         let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
         if len > max + OVERHEAD {
@@ -235,6 +240,9 @@ impl Link {
             self.at = 0;
         }
         self.missing = FRAME_LEN + len - self.input.len();
+        if len > INPUT {
+            self.at_once = self.missing;
+        }
         self.input.reserve(self.missing);
         Ok(None)
     }
@@ -256,16 +264,16 @@ impl Link {
         }
     }
 
-    /// Receives what is there already.
-    fn receive_now(&mut self) -> Result<bool, Dropped> {
+    /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
+    fn receive_now(&mut self) -> Result<Option<usize>, Dropped> {
         self.make_room();
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
+        let mut space = (&mut self.input).limit(self.at_once);
+        match self.stream.try_read_buf(&mut space) {
             Ok(got) => {
                 self.meter.received(got);
-                Ok(true)
+                Ok(Some(got))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -274,16 +282,7 @@ impl Link {
     async fn receive(&mut self) -> Result<bool, Dropped> {
         self.low_water.wait_for(&self.stream, self.missing);
         self.stream.readable().await?;
-        self.make_room();
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
-            Ok(got) => {
-                self.meter.received(got);
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.receive_now()? != Some(0))
     }
 
     /// Gives buffers back that hold nothing.
