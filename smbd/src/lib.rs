@@ -30,6 +30,7 @@ mod listener;
 mod meters;
 pub mod network;
 mod pipe;
+mod recovery;
 pub mod sandbox;
 mod scrape;
 mod server;

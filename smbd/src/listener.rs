@@ -101,6 +101,8 @@ impl Bound {
 /// # Errors
 /// If the runtime does not take the sockets or no thread can be started.
 pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
+    // Before anyone is served: a client that comes back finds what it had.
+    server.recover()?;
     let (stop, stopped) = watch::channel(false);
     let census = Arc::new(Census::default());
     let mut addresses = Vec::new();
@@ -167,6 +169,8 @@ impl Running {
     pub async fn drain(mut self) {
         let _ = self.stop.send(true);
         while self.listeners.join_next().await.is_some() {}
+        self.server.nodes.stable.freeze().await;
+        self.server.nodes.kept.clear();
     }
 }
 

@@ -92,10 +92,10 @@ impl LocalStore {
 impl Store for LocalStore {
     fn commit(&self, batch: Batch) -> Commit {
         if let Err(error) = batch.check() {
-            return Box::pin(async move { Err(error) });
+            return Commit::ready(Err(error));
         }
         if batch.is_empty() {
-            return Box::pin(async { Ok(()) });
+            return Commit::ready(Ok(()));
         }
         let (tell, told) = oneshot::channel();
         let mut queue = lock(&self.shared.queue);
@@ -112,7 +112,7 @@ impl Store for LocalStore {
         }
         drop(queue);
         self.shared.wake.notify_one();
-        Box::pin(async move { told.await.unwrap_or(Err(StoreError::Closed)) })
+        Commit::new(async move { told.await.unwrap_or(Err(StoreError::Closed)) })
     }
 
     fn commits(&self) -> u64 {

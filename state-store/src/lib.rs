@@ -20,7 +20,16 @@ pub mod log;
 mod medium;
 pub mod record;
 
-use std::{collections::BTreeMap, fmt, future::Future, io, path::PathBuf, pin::Pin, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 pub use engine::LocalStore;
 
@@ -131,7 +140,33 @@ impl Batch {
 }
 
 /// Resolves when a batch is durable. Dropping it does not undo the batch.
-pub type Commit = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+pub struct Commit(Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>);
+
+impl Commit {
+    /// Resolves with a future.
+    pub fn new(future: impl Future<Output = Result<(), StoreError>> + Send + 'static) -> Self {
+        Self(Box::pin(future))
+    }
+
+    /// Has resolved.
+    pub fn ready(result: Result<(), StoreError>) -> Self {
+        Self::new(std::future::ready(result))
+    }
+}
+
+impl Future for Commit {
+    type Output = Result<(), StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Commit")
+    }
+}
 
 /// Where batches become durable.
 ///
