@@ -25,6 +25,7 @@ mod connection;
 mod credits;
 mod dfs;
 mod exchange;
+pub mod inherit;
 mod interfaces;
 mod listener;
 mod meters;
@@ -36,6 +37,7 @@ mod scrape;
 mod server;
 mod session;
 mod status;
+pub mod supervise;
 mod tokens;
 mod volume;
 

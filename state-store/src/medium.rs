@@ -89,7 +89,7 @@ impl Medium for Folder {
     }
 
     fn replace(&mut self, bytes: &[u8], len: u64) -> io::Result<()> {
-        const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         let new = self.folder.join(format!("{}.new", self.name));
         let write = || -> io::Result<File> {
             let mut file = Self::private().truncate(true).open(&new)?;
