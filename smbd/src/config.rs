@@ -192,6 +192,7 @@ struct ServerSection {
     #[serde(default)]
     io_engine: IoEngine,
     threads: Option<usize>,
+    congestion_control: Option<String>,
     #[serde(default = "yes")]
     multichannel: bool,
     #[serde(default)]
@@ -396,6 +397,8 @@ pub struct Config {
     pub io_engine: IoEngine,
     /// Worker threads; `None` is one per CPU.
     pub threads: Option<usize>,
+    /// How TCP reacts to a full network; `None` is CUBIC where the system has it.
+    pub congestion_control: Option<String>,
     /// Sessions may use several connections.
     pub multichannel: bool,
     /// Limits.
@@ -481,6 +484,7 @@ impl Config {
             max_io_size: u32::try_from(max_io).unwrap_or(8 << 20),
             io_engine: file.server.io_engine,
             threads: file.server.threads,
+            congestion_control: file.server.congestion_control,
             multichannel: file.server.multichannel,
             comment: file.server.comment,
             limits: file.limits,

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use block_io::LowWater;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::header::{FRAME_LEN, frame_len};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
@@ -30,8 +31,9 @@ use crate::{
     meters::Meter,
 };
 
-/// Send when this many bytes of answers stand ready.
-const SEND_AT: usize = 256 << 10;
+/// Send when this many bytes of answers stand ready: few enough that the client works on them
+/// while the next are made, so many that a send costs little beside them.
+const SEND_AT: usize = 32 << 10;
 /// Room for input that an idle connection does not hold.
 const INPUT: usize = 256 << 10;
 /// Room beyond the payload that a message may have: headers, contexts, names.
@@ -92,6 +94,8 @@ pub async fn run(
         stream,
         input: Vec::new(),
         at: 0,
+        missing: FRAME_LEN,
+        low_water: LowWater::default(),
         output: Vec::new(),
         write_time: Duration::from_secs(limits.write_seconds),
         meter: exchange.meter.clone(),
@@ -202,6 +206,9 @@ struct Link {
     input: Vec<u8>,
     /// Where the first byte not yet looked at stands in `input`.
     at: usize,
+    /// Bytes that are missing from the frame whose beginning is in `input`.
+    missing: usize,
+    low_water: LowWater,
     output: Vec<u8>,
     write_time: Duration,
     meter: Arc<Meter>,
@@ -211,6 +218,7 @@ impl Link {
     /// The next complete message in the input, if there is one.
     fn next_frame(&mut self, max: usize) -> Result<Option<std::ops::Range<usize>>, Dropped> {
         let rest = &self.input[self.at..];
+        self.missing = FRAME_LEN;
         let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else { return Ok(None) };
         let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
         if len > max + OVERHEAD {
@@ -226,8 +234,8 @@ impl Link {
             self.input.drain(..self.at);
             self.at = 0;
         }
-        let missing = FRAME_LEN + len - self.input.len();
-        self.input.reserve(missing);
+        self.missing = FRAME_LEN + len - self.input.len();
+        self.input.reserve(self.missing);
         Ok(None)
     }
 
@@ -264,6 +272,7 @@ impl Link {
 
     /// Waits for input; `false` at its end. An idle connection holds no buffer meanwhile.
     async fn receive(&mut self) -> Result<bool, Dropped> {
+        self.low_water.wait_for(&self.stream, self.missing);
         self.stream.readable().await?;
         self.make_room();
         match self.stream.try_read_buf(&mut self.input) {

@@ -106,7 +106,11 @@ impl Bound {
             clients: config
                 .listen
                 .iter()
-                .map(|address| get(*address))
+                .map(|address| {
+                    let listener = get(*address)?;
+                    choose_congestion_control(&listener, config)?;
+                    Ok(listener)
+                })
                 .collect::<io::Result<_>>()?,
             metrics: config.metrics.map(get).transpose()?,
         })
@@ -174,6 +178,26 @@ fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     bound().map_err(|e: io::Error| {
         io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"))
     })
+}
+
+/// Chooses how the connections of a listener react to a full network. CUBIC unless something else
+/// is configured: what is made for wide-area networks, as BBR is, sends by timers, which on a
+/// storage network cost more than the copying.
+fn choose_congestion_control(listener: &std::net::TcpListener, config: &Config) -> io::Result<()> {
+    let choose = |name| rustix::net::sockopt::set_tcp_congestion(listener, name);
+    match config.congestion_control.as_deref() {
+        Some("system") => Ok(()),
+        Some(name) => choose(name).map_err(|error| {
+            let (key, error) = ("server.congestion_control", io::Error::from(error));
+            io::Error::new(error.kind(), format!("{key} = {name:?}: {error}"))
+        }),
+        None => {
+            if let Err(error) = choose("cubic") {
+                tracing::debug!(%error, "CUBIC is not to be had; the system's choice stays");
+            }
+            Ok(())
+        }
+    }
 }
 
 impl Running {
@@ -250,4 +274,26 @@ async fn serve(
         Err(error) => tracing::debug!(%peer, %error, "connection dropped"),
     }
     server.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn bound(line: &str) -> io::Result<Bound> {
+        let text = format!("[server]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = \"/x\"\n{line}\n");
+        Bound::new(&Config::parse(&text, Path::new("smbd.toml")).unwrap())
+    }
+
+    #[test]
+    fn a_congestion_control_that_is_not_there_is_named() {
+        let error = bound("congestion_control = \"carrier-pigeon\"").unwrap_err().to_string();
+        assert!(error.starts_with("server.congestion_control = \"carrier-pigeon\": "), "{error}");
+        let listener = &bound("congestion_control = \"reno\"").unwrap().clients[0];
+        assert_eq!(rustix::net::sockopt::tcp_congestion(listener).unwrap(), "reno");
+        bound("congestion_control = \"system\"").unwrap();
+        bound("").unwrap();
+    }
 }

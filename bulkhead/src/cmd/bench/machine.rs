@@ -129,6 +129,8 @@ fn stream(
     let mut sender = TcpStream::connect(listener.local_addr()?)?;
     let (mut receiver, _) = listener.accept()?;
     sender.set_nodelay(true)?;
+    // As servers and clients of storage have it; pacing by timers would hide what loopback can do.
+    let _ = rustix::net::sockopt::set_tcp_congestion(&sender, "cubic");
     let time = Duration::from_secs_f64(args.seconds);
     let send = move || {
         pin(from)?;
