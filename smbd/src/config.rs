@@ -226,6 +226,16 @@ pub enum IoEngine {
     Threads,
 }
 
+impl From<IoEngine> for block_io::Engine {
+    fn from(engine: IoEngine) -> Self {
+        match engine {
+            IoEngine::Auto => Self::Auto,
+            IoEngine::Uring => Self::Uring,
+            IoEngine::Threads => Self::Threads,
+        }
+    }
+}
+
 /// Everything a peer can make grow.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -314,6 +324,8 @@ struct ShareSection {
     max_opens: Option<usize>,
     #[serde(default)]
     force_level2_oplocks: bool,
+    #[serde(default)]
+    continuously_available: bool,
     group: Option<String>,
 }
 
@@ -346,6 +358,8 @@ pub struct Share {
     pub max_opens: Option<usize>,
     /// No client may cache writes (MS-SMB2 3.3.1.6, `Share.ForceLevel2Oplock`).
     pub force_level2_oplocks: bool,
+    /// Opens may outlive the server (MS-SMB2 3.3.1.6, `Share.IsCA`).
+    pub continuously_available: bool,
     /// Group of the system that files made in it get.
     pub group: Option<u32>,
 }
@@ -687,6 +701,7 @@ impl Check<'_> {
                 max_connections: share.max_connections,
                 max_opens: share.max_opens,
                 force_level2_oplocks: share.force_level2_oplocks,
+                continuously_available: share.continuously_available,
                 group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
             };
             if all.insert(folded, share).is_some() {

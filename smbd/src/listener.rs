@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{Server, config::Config, connection, scrape};
+use crate::{Server, config::Config, connection, inherit, scrape};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -85,18 +86,39 @@ impl Bound {
     /// # Errors
     /// If an address cannot be had; the text says which.
     pub fn new(config: &Config) -> io::Result<Self> {
+        Self::with(config, Vec::new())
+    }
+
+    /// Takes what the configuration says from sockets that are bound already, and binds the rest.
+    /// Sockets that nobody wants are closed.
+    ///
+    /// # Errors
+    /// As for [`Bound::new`].
+    pub fn with(config: &Config, mut sockets: Vec<std::net::TcpListener>) -> io::Result<Self> {
+        let mut get = |address: SocketAddr| match inherit::bound_to(address, &mut sockets) {
+            Some(socket) => {
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            }
+            None => bind(address),
+        };
         Ok(Self {
             clients: config
                 .listen
                 .iter()
                 .map(|address| {
-                    let listener = bind(*address)?;
+                    let listener = get(*address)?;
                     choose_congestion_control(&listener, config)?;
                     Ok(listener)
                 })
                 .collect::<io::Result<_>>()?,
-            metrics: config.metrics.map(bind).transpose()?,
+            metrics: config.metrics.map(get).transpose()?,
         })
+    }
+
+    /// The sockets, to be handed to another process.
+    pub fn into_fds(self) -> Vec<OwnedFd> {
+        self.clients.into_iter().chain(self.metrics).map(OwnedFd::from).collect()
     }
 }
 
@@ -105,6 +127,8 @@ impl Bound {
 /// # Errors
 /// If the runtime does not take the sockets or no thread can be started.
 pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
+    // Before anyone is served: a client that comes back finds what it had.
+    server.recover()?;
     let (stop, stopped) = watch::channel(false);
     let census = Arc::new(Census::default());
     let mut addresses = Vec::new();
@@ -191,6 +215,8 @@ impl Running {
     pub async fn drain(mut self) {
         let _ = self.stop.send(true);
         while self.listeners.join_next().await.is_some() {}
+        self.server.nodes.stable.freeze().await;
+        self.server.nodes.kept.clear();
     }
 }
 
