@@ -29,6 +29,7 @@ mod interfaces;
 mod listener;
 mod meters;
 pub mod network;
+mod notices;
 mod pipe;
 pub mod sandbox;
 mod scrape;

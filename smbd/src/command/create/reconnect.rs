@@ -12,6 +12,7 @@ use smb_protocol::{
     msg::{
         context::{self, Lease, LeaseState, ReconnectV2, names},
         create::{CreateAction, Request},
+        oplock::OplockLevel,
     },
 };
 
@@ -159,9 +160,10 @@ fn again(
         Some(holder) if holder.id == session.id => {}
         _ => return Err(NtStatus::DUPLICATE_OBJECTID.into()),
     }
-    let durable = wishes.durable.filter(|_| owned);
     let action = CreateAction(open.origin.action);
-    // No more than this copy of the request asks for.
+    // No more than this copy of the request asks for, and without an oplock no durability.
     let oplock = open.oplock_level().min(request.oplock);
+    let worth = matches!(oplock, OplockLevel::BATCH | OplockLevel::LEASE);
+    let durable = wishes.durable.filter(|_| owned && worth);
     answer(ctx, open, oplock, durable, Vec::new(), action, out)
 }
