@@ -14,6 +14,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -23,6 +24,7 @@ use std::{
 use block_io::LowWater;
 use bytes::BufMut;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use rustix::net::sockopt;
 use smb_protocol::header::{FRAME_LEN, frame_len};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 
@@ -30,6 +32,7 @@ use crate::{
     Server,
     exchange::{Completion, Exchange, Frame},
     meters::Meter,
+    notices::Post,
 };
 
 /// Send when this many bytes of answers stand ready: few enough that the client works on them
@@ -58,6 +61,9 @@ pub enum Dropped {
     /// The client did not authenticate in time.
     #[error("not authenticated in time")]
     Unauthenticated,
+    /// The client's system does not acknowledge what it is sent.
+    #[error("what is sent is not acknowledged")]
+    Silent,
     /// The client does not read.
     #[error("answers are not read")]
     NotReading,
@@ -99,6 +105,7 @@ pub async fn run(
         at_once: INPUT,
         low_water: LowWater::default(),
         output: Vec::new(),
+        written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
         meter: exchange.meter.clone(),
     };
@@ -152,8 +159,8 @@ async fn serve(
                 link.send().await?;
             }
         }
-        while let Some(notice) = exchange.notice_now() {
-            exchange.tell(notice, &mut link.output);
+        while let Some(post) = exchange.post_now() {
+            link.handle(post, exchange)?;
         }
         link.send().await?;
         if link.receive_now()?.is_some_and(|got| got > 0) {
@@ -165,7 +172,7 @@ async fn serve(
             Some(done) = waiting.next(), if !waiting.is_empty() => {
                 waiting.extend(exchange.complete(done, &mut link.output)?);
             }
-            Some(notice) = exchange.notice() => exchange.tell(notice, &mut link.output),
+            Some(post) = exchange.post() => link.handle(post, exchange)?,
             got = link.receive() => {
                 if !got? {
                     return Ok(());
@@ -215,6 +222,8 @@ struct Link {
     at_once: usize,
     low_water: LowWater,
     output: Vec<u8>,
+    /// Bytes that were sent.
+    written: u64,
     write_time: Duration,
     meter: Arc<Meter>,
 }
@@ -295,6 +304,27 @@ impl Link {
         }
     }
 
+    /// Does what others ask of this connection.
+    fn handle(&mut self, post: Post, exchange: &Exchange) -> Result<(), Dropped> {
+        match post {
+            Post::Tell(notice, receipt) => match exchange.tell(notice, &mut self.output) {
+                true => receipt.sent(self.written + self.output.len() as u64),
+                false => receipt.lost(),
+            },
+            Post::Arrived(answer) => {
+                let arrived = self.written.saturating_sub(unacknowledged(&self.stream));
+                let _ = answer.send(arrived);
+            }
+            Post::Close => {
+                // Nobody waits for what is still to be sent, and the client, if it hears, hears
+                // at once.
+                let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+                return Err(Dropped::Silent);
+            }
+        }
+        Ok(())
+    }
+
     async fn send(&mut self) -> Result<(), Dropped> {
         if self.output.is_empty() {
             return Ok(());
@@ -302,6 +332,7 @@ impl Link {
         let sent = tokio::time::timeout(self.write_time, self.stream.write_all(&self.output));
         sent.await.map_err(|_| Dropped::NotReading)??;
         self.meter.sent(self.output.len());
+        self.written += self.output.len() as u64;
         self.output.clear();
         Ok(())
     }
@@ -312,4 +343,14 @@ impl Drop for Link {
         give_buffer(std::mem::take(&mut self.input));
         give_buffer(std::mem::take(&mut self.output));
     }
+}
+
+/// Bytes that were sent and that the client's system has not acknowledged.
+#[expect(unsafe_code, reason = "SIOCOUTQ has no safe wrapper")]
+fn unacknowledged(stream: &TcpStream) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request (the same number as TIOCOUTQ) writes one int, which lives that long.
+    let failed = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } < 0;
+    // A socket that says nothing has not delivered anything.
+    if failed { u64::MAX } else { u64::try_from(bytes).unwrap_or(0) }
 }
