@@ -190,7 +190,7 @@ boot() {
     pids+=("$pid")
     tail -n +1 -f --pid="$pid" "$console" 9>&- | sed -u 's,\r$,,' &
     follow=$!
-    ( sleep "$limit" & nap=$!; trap 'kill $nap' TERM; wait $nap
+    ( sleep "$limit" & nap=$!; trap 'kill $nap; exit' TERM; wait $nap
       echo "lab: no end after $limit s" >>"$console"; kill "$pid" ) 9>&- 2>/dev/null &
     watch=$!
     pids+=("$watch")

@@ -3,6 +3,7 @@
 # (tests/src/bin/lab-cifs), with fio and git of Debian beside it.
 #
 # BULKHEAD_LAB_SOAK   seconds that each of the random soaks takes (default 20)
+# BULKHEAD_LAB_ONLY   the one mount that is tried, as the run prints it (default: all)
 # BULKHEAD_LAB_SEED   the seed of the random operations (printed; default: taken from the clock)
 
 soak=${BULKHEAD_LAB_SOAK:-20}
@@ -29,7 +30,7 @@ prepare() {
     cat >"$work/host/opt/start" <<START
 #!/bin/sh
 ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up
-exec /opt/lab-cifs --port $port --seed $seed --seconds $soak
+exec /opt/lab-cifs --port $port --seed $seed --seconds $soak ${BULKHEAD_LAB_ONLY:+--only $BULKHEAD_LAB_ONLY}
 START
     chmod 755 "$work/host/opt/start"
     machine=(-netdev user,id=n0,ipv6=off -device virtio-net-pci,netdev=n0,romfile=)

@@ -264,7 +264,7 @@ fn stat(path: &Path) -> io::Result<Outcome> {
     let found = fs::symlink_metadata(path)?;
     let kind = found.file_type();
     Ok(Outcome::Text(if kind.is_file() {
-        format!("file {} bytes {} links", found.len(), found.nlink())
+        format!("file of {} bytes", found.len())
     } else if kind.is_dir() {
         "folder".to_owned()
     } else {

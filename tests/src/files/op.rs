@@ -60,7 +60,7 @@ pub enum Op {
     Rmdir { name: String },
     /// Lists a folder.
     List { name: String },
-    /// Kind, size, links, and whether it may be written.
+    /// Kind and size.
     Stat { name: String },
     /// Makes it read-only and writable again.
     ReadOnly { name: String },

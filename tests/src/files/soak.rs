@@ -134,7 +134,7 @@ pub fn soak(tested: &Path, trusted: &Path, options: &Options) -> Result<Summary,
             continue;
         }
         let shown = format!("{op:?}");
-        if recent.len() == 60 {
+        if recent.len() == 40 {
             recent.pop_front();
         }
         recent.push_back(format!("{} {shown}", summary.operations));

@@ -52,27 +52,23 @@ impl Mount {
         let mounts = fs::read_to_string("/proc/mounts").map_err(|e| e.to_string())?;
         let line = mounts.lines().find(|l| l.contains(" cifs ")).ok_or("it is not mounted")?;
         for asked in self.options.split(',').filter(|o| !o.is_empty()) {
-            // Shown by another name, or not at all.
-            let shown = match asked {
-                "resilienthandles" => "resilienthandles",
-                other => other,
-            };
-            if !line.contains(shown) {
+            if !line.contains(asked) {
                 return Err(format!("no {asked} in {line}"));
             }
         }
-        let data = fs::read_to_string("/proc/fs/cifs/DebugData").map_err(|e| e.to_string())?;
+        let data = debug_data();
         let dialect = match self.dialect {
             "2.1" => "0x210",
             "3.0" => "0x300",
             "3.0.2" => "0x302",
             _ => "0x311",
         };
-        let protected = if self.options.contains("seal") { "encrypted" } else { "signed" };
-        for word in [format!("Dialect {dialect}"), protected.to_owned()] {
-            if !data.contains(&word) {
-                return Err(format!("the client does not say {word:?}:\n{data}"));
-            }
+        let says = |words: &[&str]| data.lines().any(|l| words.iter().all(|w| l.contains(w)));
+        if !says(&[&format!("Dialect {dialect} signed")]) {
+            return Err(format!("the client does not say that it signs {dialect}:\n{data}"));
+        }
+        if says(&["DISK", "Encrypted"]) != self.options.contains("seal") {
+            return Err(format!("the client encrypts what it should not, or not at all:\n{data}"));
         }
         Ok(())
     }
@@ -127,4 +123,9 @@ pub fn forget() {
         let _ = fs::remove_dir_all(Path::new("/tmp").join(name));
     }
     let _ = unmount(PLACE, UnmountFlags::DETACH);
+}
+
+/// What the client tells of its servers, sessions and shares.
+pub fn debug_data() -> String {
+    fs::read_to_string("/proc/fs/cifs/DebugData").unwrap_or_default()
 }
