@@ -21,6 +21,8 @@ use std::{
     time::Duration,
 };
 
+use block_io::LowWater;
+use bytes::BufMut;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustix::net::sockopt;
 use smb_protocol::header::{FRAME_LEN, frame_len};
@@ -33,8 +35,12 @@ use crate::{
     notices::Post,
 };
 
-/// Send when this many bytes of answers stand ready.
-const SEND_AT: usize = 256 << 10;
+/// After so many turns others have theirs: a client that asks again at once, each time it is
+/// answered, would keep a thread for itself.
+const TURNS: u32 = 2;
+/// Send when this many bytes of answers stand ready: few enough that the client works on them
+/// while the next are made, so many that a send costs little beside them.
+const SEND_AT: usize = 32 << 10;
 /// Room for input that an idle connection does not hold.
 const INPUT: usize = 256 << 10;
 /// Room beyond the payload that a message may have: headers, contexts, names.
@@ -98,6 +104,9 @@ pub async fn run(
         stream,
         input: Vec::new(),
         at: 0,
+        missing: FRAME_LEN,
+        at_once: INPUT,
+        low_water: LowWater::default(),
         output: Vec::new(),
         written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
@@ -128,6 +137,7 @@ async fn serve(
 ) -> Result<(), Dropped> {
     let authentication = tokio::time::sleep(authentication_time);
     tokio::pin!(authentication);
+    let mut turns = 0u32;
     loop {
         if link.output.capacity() == 0 {
             link.output = take_buffer();
@@ -157,8 +167,14 @@ async fn serve(
             link.handle(post, exchange)?;
         }
         link.send().await?;
-        if link.receive_now()? {
-            continue;
+        if link.receive_now()?.is_some_and(|got| got > 0) {
+            turns += 1;
+            if turns.is_multiple_of(TURNS) {
+                tokio::task::yield_now().await;
+            }
+            if !*stopped.borrow() {
+                continue;
+            }
         }
         link.rest();
         tokio::select! {
@@ -167,6 +183,13 @@ async fn serve(
                 waiting.extend(exchange.complete(done, &mut link.output)?);
             }
             Some(post) = exchange.post() => link.handle(post, exchange)?,
+            () = told_to_stop(stopped) => {
+                while let Some(done) = exchange.finish_io(waiting).await {
+                    waiting.extend(exchange.complete(done, &mut link.output)?);
+                }
+                link.send().await?;
+                return Ok(());
+            }
             got = link.receive() => {
                 if !got? {
                     return Ok(());
@@ -174,13 +197,6 @@ async fn serve(
             }
             () = &mut authentication, if !exchange.authenticated() => {
                 return Err(Dropped::Unauthenticated);
-            }
-            () = told_to_stop(stopped) => {
-                while let Some(done) = exchange.finish_io(waiting).await {
-                    waiting.extend(exchange.complete(done, &mut link.output)?);
-                }
-                link.send().await?;
-                return Ok(());
             }
         }
     }
@@ -209,6 +225,12 @@ struct Link {
     input: Vec<u8>,
     /// Where the first byte not yet looked at stands in `input`.
     at: usize,
+    /// Bytes that are missing from the frame whose beginning is in `input`.
+    missing: usize,
+    /// How much is received at once at most: a large frame alone, so that it stays in the CPU's
+    /// cache until it is written and nothing behind it has to be moved to the front.
+    at_once: usize,
+    low_water: LowWater,
     output: Vec<u8>,
     /// Bytes that were sent.
     written: u64,
@@ -220,6 +242,7 @@ impl Link {
     /// The next complete message in the input, if there is one.
     fn next_frame(&mut self, max: usize) -> Result<Option<std::ops::Range<usize>>, Dropped> {
         let rest = &self.input[self.at..];
+        (self.missing, self.at_once) = (FRAME_LEN, INPUT);
         let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else { return Ok(None) };
         let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
         if len > max + OVERHEAD {
@@ -235,8 +258,11 @@ impl Link {
             self.input.drain(..self.at);
             self.at = 0;
         }
-        let missing = FRAME_LEN + len - self.input.len();
-        self.input.reserve(missing);
+        self.missing = FRAME_LEN + len - self.input.len();
+        if len > INPUT {
+            self.at_once = self.missing;
+        }
+        self.input.reserve(self.missing);
         Ok(None)
     }
 
@@ -257,33 +283,25 @@ impl Link {
         }
     }
 
-    /// Receives what is there already.
-    fn receive_now(&mut self) -> Result<bool, Dropped> {
+    /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
+    fn receive_now(&mut self) -> Result<Option<usize>, Dropped> {
         self.make_room();
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
+        let mut space = (&mut self.input).limit(self.at_once);
+        match self.stream.try_read_buf(&mut space) {
             Ok(got) => {
                 self.meter.received(got);
-                Ok(true)
+                Ok(Some(got))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Waits for input; `false` at its end. An idle connection holds no buffer meanwhile.
     async fn receive(&mut self) -> Result<bool, Dropped> {
+        self.low_water.wait_for(&self.stream, self.missing);
         self.stream.readable().await?;
-        self.make_room();
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
-            Ok(got) => {
-                self.meter.received(got);
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.receive_now()? != Some(0))
     }
 
     /// Gives buffers back that hold nothing.

@@ -162,6 +162,8 @@ pub struct Tree {
     pub must_encrypt: bool,
     /// Clients may cache writes.
     pub writes_cached: bool,
+    /// Opens may outlive the server, and what is changed is durable before it is answered.
+    pub continuous: bool,
     /// Opens that its share may have at a time.
     pub max_opens: Option<usize>,
     /// Listings leave out what the user cannot read.
@@ -328,6 +330,7 @@ impl Session {
             open.closed.notify_waiters();
             if keep && let Some(time) = open.worth_keeping() {
                 open.standing().session = Weak::new();
+                open.note_away(true);
                 open.nodes().clone().kept.keep(open, time);
             }
         }

@@ -24,6 +24,7 @@ pub mod sequence;
 pub mod short;
 pub mod snapshots;
 pub mod space;
+pub mod stable;
 pub mod streams;
 pub mod times;
 pub mod touch;

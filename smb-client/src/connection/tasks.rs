@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use block_io::LowWater;
 use bytes::{Buf, BytesMut};
 use smb_protocol::{
     Command, Header, HeaderFlags, MessageId, NtStatus, TreeId,
@@ -98,6 +99,7 @@ impl Connection {
         let largest = self.limits.max_read.max(self.limits.max_transact) as usize;
         let longest = largest.min(16 << 20) + OVERHEAD;
         let mut buffer = BytesMut::with_capacity(READ_AHEAD);
+        let mut low_water = LowWater::default();
         loop {
             let missing = match self.take_frames(&mut buffer, longest) {
                 Ok(missing) => missing,
@@ -112,6 +114,7 @@ impl Connection {
                         .store(u64::try_from(heard).unwrap_or(u64::MAX), Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    low_water.wait_for(&self.socket, missing);
                     if let Err(error) = self.socket.readable().await {
                         return Error::disconnected(error.to_string());
                     }

@@ -64,6 +64,8 @@ pub struct Job<'a> {
     pub lease: Option<LeaseId>,
     /// Where the open comes from.
     pub origin: Origin,
+    /// The client speaks SMB 3.
+    pub smb3: bool,
 }
 
 impl Job<'_> {
@@ -319,7 +321,7 @@ impl Job<'_> {
         overwrites: bool,
     ) -> Result<Joined<'_>, Refused> {
         let (id, lease) = (self.id.persistent, self.lease.filter(|_| access != BESIDE));
-        let by = Opener { id, access, share, lease, overwrites };
+        let by = Opener { id, access, share, lease, overwrites, smb3: self.smb3 };
         let node = self.nodes.join(stat, &self.volume.system(path), by)?;
         Ok(Joined { nodes: &self.nodes, node: Some(node), id })
     }
@@ -335,14 +337,8 @@ impl Job<'_> {
         if directory || !(access.any(CONTENT) || cuts) {
             return Ok(None);
         }
-        let reads = access.any(Access::READ_DATA.or(Access::EXECUTE));
         let writes = access.any(CHANGE) || cuts;
-        let flags = match (reads, writes) {
-            (true, false) => OFlags::RDONLY,
-            (false, true) => OFlags::WRONLY,
-            _ => OFlags::RDWR,
-        };
-        let content = reopen(fd, flags)?;
+        let content = reopen(fd, flags(access, writes))?;
         if cuts {
             rustix::fs::ftruncate(&content, 0)?;
         }
@@ -502,6 +498,31 @@ impl Job<'_> {
         let size = data.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))?;
         (size > 0 && size <= i64::MAX as u64).then_some(size)
     }
+}
+
+/// How the content is opened for an access.
+fn flags(access: Access, writes: bool) -> OFlags {
+    match (access.any(Access::READ_DATA.or(Access::EXECUTE)), writes) {
+        (true, false) => OFlags::RDONLY,
+        (false, true) => OFlags::WRONLY,
+        _ => OFlags::RDWR,
+    }
+}
+
+/// Opens the content of a file again that an open had with that access; `name` is for messages.
+pub fn content_again(
+    fd: &OwnedFd,
+    access: Access,
+    name: &str,
+    engine: Engine,
+) -> Result<Option<Arc<LocalFile>>, Errno> {
+    if !access.any(CONTENT) {
+        return Ok(None);
+    }
+    let writes = access.any(CHANGE);
+    LocalFile::from_fd(reopen(fd, flags(access, writes))?, name, !writes, engine)
+        .map(|file| Some(Arc::new(file)))
+        .map_err(|_| Errno::OPNOTSUPP)
 }
 
 /// A place among those who have a file open.

@@ -9,7 +9,6 @@ pub mod reconnect;
 
 use std::sync::{Arc, atomic::Ordering};
 
-use block_io::Engine;
 use smb_protocol::{
     FileId, HeaderFlags, NtStatus,
     msg::{
@@ -25,13 +24,13 @@ use self::{
     caching::{Answers, Durable, REPLAYABLE, Wishes},
     job::Job,
 };
-use super::{Ctx, Fail, Handled};
+use super::{Ctx, Fail, Handled, Later};
 use crate::{
-    config::IoEngine,
     dfs,
     volume::{
         FileName,
         open::{Open, Origin},
+        stable::of_store,
     },
 };
 
@@ -61,6 +60,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return handled;
     }
     check(&request)?;
+    if tree.continuous {
+        request.options |= CreateOptions::WRITE_THROUGH;
+    }
     let server = ctx.ex.server.clone();
     let limits = ctx.ex.limits();
     session.room_for_open(limits.opens_per_session)?;
@@ -84,11 +86,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         nodes: server.nodes.clone(),
         id: FileId { persistent: id, volatile: id },
         name: FileName::parse(&name)?,
-        engine: match server.current().config.io_engine {
-            IoEngine::Auto => Engine::Auto,
-            IoEngine::Uring => Engine::Uring,
-            IoEngine::Threads => Engine::Threads,
-        },
+        engine: server.current().config.io_engine.into(),
         lease: wishes.lease(),
         origin: Origin {
             client: ctx.client_guid(),
@@ -100,7 +98,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             app_version: wishes.app_version,
             parent_lease: wishes.parent_lease(),
             action: 0,
+            desired_access: request.access,
+            share_access: request.share,
         },
+        smb3: ctx.dialect().is_smb3(),
     };
     let (mut open, action) = job.run().inspect_err(|fail| {
         if let (Fail::Wait(_), Some(guid), None) = (fail, wishes.create_guid(), &ctx.creating) {
@@ -131,8 +132,54 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if context::find(&request.contexts, names::QFID).is_some() {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
+    let time = wishes.persistence(&open).filter(|_| tree.continuous && ctx.keeps_persistent());
+    let remembered = time.map(|time| open.remember(time)).transpose()?.flatten();
     session.add_open(tree.id, open.clone());
-    answer(ctx, &open, open.oplock_level(), wishes.durable, contexts, action, out)
+    let oplock = open.oplock_level();
+    let made = tree.continuous && action != CreateAction::OPENED;
+    if remembered.is_none() && !made {
+        return answer(ctx, &open, oplock, wishes.durable, contexts, action, out);
+    }
+    let mut body = Vec::new();
+    answer(ctx, &open, oplock, wishes.durable, contexts, action, &mut body)?;
+    let creating = wishes.create_guid().map(|guid| {
+        // A repetition of the request is not answered before this one is.
+        server.nodes.begin_create((guid, ctx.client_guid()))
+    });
+    Err(Fail::Later(Later {
+        bytes: body.len(),
+        future: Box::pin(async move {
+            let _creating = creating;
+            let done = async {
+                if let Some(remembered) = remembered {
+                    remembered.await.map_err(|error| of_store(&error))?;
+                }
+                if made {
+                    settle(open.clone()).await?;
+                }
+                Ok(body)
+            };
+            done.await.inspect_err(|status| {
+                tracing::debug!(%status, "an open that cannot be promised is closed");
+                open.close_for_good();
+            })
+        }),
+        cancel: None,
+        interim: false,
+        io: true,
+    }))
+}
+
+/// Makes a file that was made or cut durable, with its name.
+pub(super) async fn settle(open: Arc<Open>) -> Result<(), NtStatus> {
+    let work = move || open.settle();
+    match tokio::task::spawn_blocking(work).await {
+        Ok(settled) => settled,
+        Err(error) => {
+            tracing::error!(%error, "a thread that makes files durable failed; this is a defect");
+            Err(NtStatus::INTERNAL_ERROR)
+        }
+    }
 }
 
 /// Writes the answer about an open that the session has.
