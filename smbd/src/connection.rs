@@ -14,6 +14,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -21,7 +22,9 @@ use std::{
 };
 
 use block_io::LowWater;
+use bytes::BufMut;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use rustix::net::sockopt;
 use smb_protocol::header::{FRAME_LEN, frame_len};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 
@@ -29,6 +32,7 @@ use crate::{
     Server,
     exchange::{Completion, Exchange, Frame},
     meters::Meter,
+    notices::Post,
 };
 
 /// Send when this many bytes of answers stand ready: few enough that the client works on them
@@ -57,6 +61,9 @@ pub enum Dropped {
     /// The client did not authenticate in time.
     #[error("not authenticated in time")]
     Unauthenticated,
+    /// The client's system does not acknowledge what it is sent.
+    #[error("what is sent is not acknowledged")]
+    Silent,
     /// The client does not read.
     #[error("answers are not read")]
     NotReading,
@@ -95,8 +102,10 @@ pub async fn run(
         input: Vec::new(),
         at: 0,
         missing: FRAME_LEN,
+        at_once: INPUT,
         low_water: LowWater::default(),
         output: Vec::new(),
+        written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
         meter: exchange.meter.clone(),
     };
@@ -150,11 +159,11 @@ async fn serve(
                 link.send().await?;
             }
         }
-        while let Some(notice) = exchange.notice_now() {
-            exchange.tell(notice, &mut link.output);
+        while let Some(post) = exchange.post_now() {
+            link.handle(post, exchange)?;
         }
         link.send().await?;
-        if link.receive_now()? {
+        if link.receive_now()?.is_some_and(|got| got > 0) {
             continue;
         }
         link.rest();
@@ -163,7 +172,7 @@ async fn serve(
             Some(done) = waiting.next(), if !waiting.is_empty() => {
                 waiting.extend(exchange.complete(done, &mut link.output)?);
             }
-            Some(notice) = exchange.notice() => exchange.tell(notice, &mut link.output),
+            Some(post) = exchange.post() => link.handle(post, exchange)?,
             got = link.receive() => {
                 if !got? {
                     return Ok(());
@@ -208,8 +217,13 @@ struct Link {
     at: usize,
     /// Bytes that are missing from the frame whose beginning is in `input`.
     missing: usize,
+    /// How much is received at once at most: a large frame alone, so that it stays in the CPU's
+    /// cache until it is written and nothing behind it has to be moved to the front.
+    at_once: usize,
     low_water: LowWater,
     output: Vec<u8>,
+    /// Bytes that were sent.
+    written: u64,
     write_time: Duration,
     meter: Arc<Meter>,
 }
@@ -218,7 +232,7 @@ impl Link {
     /// The next complete message in the input, if there is one.
     fn next_frame(&mut self, max: usize) -> Result<Option<std::ops::Range<usize>>, Dropped> {
         let rest = &self.input[self.at..];
-        self.missing = FRAME_LEN;
+        (self.missing, self.at_once) = (FRAME_LEN, INPUT);
         let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else { return Ok(None) };
         let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
         if len > max + OVERHEAD {
@@ -235,6 +249,9 @@ impl Link {
             self.at = 0;
         }
         self.missing = FRAME_LEN + len - self.input.len();
+        if len > INPUT {
+            self.at_once = self.missing;
+        }
         self.input.reserve(self.missing);
         Ok(None)
     }
@@ -256,16 +273,16 @@ impl Link {
         }
     }
 
-    /// Receives what is there already.
-    fn receive_now(&mut self) -> Result<bool, Dropped> {
+    /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
+    fn receive_now(&mut self) -> Result<Option<usize>, Dropped> {
         self.make_room();
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
+        let mut space = (&mut self.input).limit(self.at_once);
+        match self.stream.try_read_buf(&mut space) {
             Ok(got) => {
                 self.meter.received(got);
-                Ok(true)
+                Ok(Some(got))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -274,16 +291,7 @@ impl Link {
     async fn receive(&mut self) -> Result<bool, Dropped> {
         self.low_water.wait_for(&self.stream, self.missing);
         self.stream.readable().await?;
-        self.make_room();
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
-            Ok(got) => {
-                self.meter.received(got);
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.receive_now()? != Some(0))
     }
 
     /// Gives buffers back that hold nothing.
@@ -296,6 +304,27 @@ impl Link {
         }
     }
 
+    /// Does what others ask of this connection.
+    fn handle(&mut self, post: Post, exchange: &Exchange) -> Result<(), Dropped> {
+        match post {
+            Post::Tell(notice, receipt) => match exchange.tell(notice, &mut self.output) {
+                true => receipt.sent(self.written + self.output.len() as u64),
+                false => receipt.lost(),
+            },
+            Post::Arrived(answer) => {
+                let arrived = self.written.saturating_sub(unacknowledged(&self.stream));
+                let _ = answer.send(arrived);
+            }
+            Post::Close => {
+                // Nobody waits for what is still to be sent, and the client, if it hears, hears
+                // at once.
+                let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+                return Err(Dropped::Silent);
+            }
+        }
+        Ok(())
+    }
+
     async fn send(&mut self) -> Result<(), Dropped> {
         if self.output.is_empty() {
             return Ok(());
@@ -303,6 +332,7 @@ impl Link {
         let sent = tokio::time::timeout(self.write_time, self.stream.write_all(&self.output));
         sent.await.map_err(|_| Dropped::NotReading)??;
         self.meter.sent(self.output.len());
+        self.written += self.output.len() as u64;
         self.output.clear();
         Ok(())
     }
@@ -313,4 +343,14 @@ impl Drop for Link {
         give_buffer(std::mem::take(&mut self.input));
         give_buffer(std::mem::take(&mut self.output));
     }
+}
+
+/// Bytes that were sent and that the client's system has not acknowledged.
+#[expect(unsafe_code, reason = "SIOCOUTQ has no safe wrapper")]
+fn unacknowledged(stream: &TcpStream) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request (the same number as TIOCOUTQ) writes one int, which lives that long.
+    let failed = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } < 0;
+    // A socket that says nothing has not delivered anything.
+    if failed { u64::MAX } else { u64::try_from(bytes).unwrap_or(0) }
 }

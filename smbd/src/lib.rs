@@ -30,6 +30,7 @@ mod interfaces;
 mod listener;
 mod meters;
 pub mod network;
+mod notices;
 mod pipe;
 mod recovery;
 pub mod sandbox;

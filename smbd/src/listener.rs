@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -268,12 +269,30 @@ async fn serve(
     _counted: Counted,
 ) {
     let _ = stream.set_nodelay(true);
+    let patience = Duration::from_secs(server.current().config.limits.write_seconds);
+    if let Err(error) = notice_death(&stream, patience) {
+        tracing::debug!(%peer, %error, "the system will not notice that the client is gone");
+    }
     server.connections.fetch_add(1, Ordering::Relaxed);
     match connection::run(stream, peer, server.clone(), stopped).await {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::debug!(%peer, %error, "connection dropped"),
     }
     server.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Has the system end a connection whose client is gone without a word: one that does not
+/// acknowledge what it was sent for `patience`, and an idle one that does not answer to being
+/// asked whether it is there.
+fn notice_death(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    /// After how long an idle client is asked, and how long until it is asked again.
+    const ASKED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
+    let ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(stream, ms)?;
+    sockopt::set_tcp_keepidle(stream, ASKED.0)?;
+    sockopt::set_tcp_keepintvl(stream, ASKED.1)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! process handle when the value is dropped. Tests that need a program which is not installed
 //! print one line and pass.
 
+pub mod files;
 pub mod host;
 pub mod kdc;
 pub mod process;

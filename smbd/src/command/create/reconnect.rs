@@ -12,6 +12,7 @@ use smb_protocol::{
     msg::{
         context::{self, DurableV2, Lease, LeaseState, ReconnectV2, names},
         create::{CreateAction, CreateOptions, Request},
+        oplock::OplockLevel,
     },
 };
 
@@ -225,7 +226,7 @@ fn again(
     out: &mut Vec<u8>,
 ) -> Handled {
     let session = ctx.session()?.clone();
-    let owned = open.standing().durability != Durability::None;
+    let durability = open.standing().durability;
     if open.origin.user != session.user || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
@@ -233,9 +234,15 @@ fn again(
         Some(holder) if holder.id == session.id => {}
         _ => return Err(NtStatus::DUPLICATE_OBJECTID.into()),
     }
-    let durable = wishes.durable.filter(|_| owned);
     let action = CreateAction(open.origin.action);
-    // No more than this copy of the request asks for.
+    // No more than this copy of the request asks for, and without an oplock no durability, unless
+    // what it was given does not hang on one.
     let oplock = open.oplock_level().min(request.oplock);
+    let owned = match durability {
+        Durability::None => false,
+        Durability::Resilient(_) | Durability::Persistent(_) => true,
+        Durability::Durable(_) => matches!(oplock, OplockLevel::BATCH | OplockLevel::LEASE),
+    };
+    let durable = wishes.durable.filter(|_| owned);
     answer(ctx, open, oplock, durable, Vec::new(), action, out)
 }

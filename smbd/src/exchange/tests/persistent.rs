@@ -528,7 +528,8 @@ fn a_lease_that_was_given_up_stays_given_up() {
         drop((server, runtime));
         (other, got)
     });
-    let notice = house.runtime.block_on(guest.exchange.notice()).unwrap();
+    let post = house.runtime.block_on(guest.exchange.post()).unwrap();
+    let Post::Tell(notice, _) = post else { panic!("{post:?}") };
     let oplock::Message::LeaseBreak(due) = notice.message else { panic!("{notice:?}") };
     assert_eq!(due.new, 3);
     let ack = oplock::LeaseAck { key: due.key, state: due.new };

@@ -33,7 +33,7 @@ use self::{
     locks::{Intent, Locks, Range},
 };
 use super::{RelPath, changes::Watches, open::Open, stable::Stable};
-use crate::{clients::Clients, session::Notice};
+use crate::{clients::Clients, notices::Notice};
 
 /// Identity of a file on this machine: device and inode.
 pub type NodeKey = (u64, u64);
