@@ -16,7 +16,7 @@ use smb_protocol::{
     },
 };
 
-use super::{Durable, Wishes, answer};
+use super::{Wishes, answer};
 use crate::{
     command::{Ctx, Fail, Handled},
     session::Session,
@@ -174,8 +174,7 @@ fn replay(
         return Some(Err(NtStatus::FILE_NOT_AVAILABLE.into()));
     }
     let found = nodes.created(key);
-    let wants_persistent =
-        matches!(wishes.durable, Some(Durable::V2(v2)) if v2.flags & DurableV2::PERSISTENT != 0);
+    let wants_persistent = wishes.wants_persistence();
     if let Some(open) = found.as_ref().filter(|open| {
         replays && wants_persistent && open.is_persistent() && open.session().is_none()
     }) {
