@@ -35,6 +35,9 @@ use crate::{
     notices::Post,
 };
 
+/// After so many turns others have theirs: a client that asks again at once, each time it is
+/// answered, would keep a thread for itself.
+const TURNS: u32 = 2;
 /// Send when this many bytes of answers stand ready: few enough that the client works on them
 /// while the next are made, so many that a send costs little beside them.
 const SEND_AT: usize = 32 << 10;
@@ -134,6 +137,7 @@ async fn serve(
 ) -> Result<(), Dropped> {
     let authentication = tokio::time::sleep(authentication_time);
     tokio::pin!(authentication);
+    let mut turns = 0u32;
     loop {
         if link.output.capacity() == 0 {
             link.output = take_buffer();
@@ -164,7 +168,13 @@ async fn serve(
         }
         link.send().await?;
         if link.receive_now()?.is_some_and(|got| got > 0) {
-            continue;
+            turns += 1;
+            if turns.is_multiple_of(TURNS) {
+                tokio::task::yield_now().await;
+            }
+            if !*stopped.borrow() {
+                continue;
+            }
         }
         link.rest();
         tokio::select! {
@@ -173,6 +183,13 @@ async fn serve(
                 waiting.extend(exchange.complete(done, &mut link.output)?);
             }
             Some(post) = exchange.post() => link.handle(post, exchange)?,
+            () = told_to_stop(stopped) => {
+                while let Some(done) = exchange.finish_io(waiting).await {
+                    waiting.extend(exchange.complete(done, &mut link.output)?);
+                }
+                link.send().await?;
+                return Ok(());
+            }
             got = link.receive() => {
                 if !got? {
                     return Ok(());
@@ -180,13 +197,6 @@ async fn serve(
             }
             () = &mut authentication, if !exchange.authenticated() => {
                 return Err(Dropped::Unauthenticated);
-            }
-            () = told_to_stop(stopped) => {
-                while let Some(done) = exchange.finish_io(waiting).await {
-                    waiting.extend(exchange.complete(done, &mut link.output)?);
-                }
-                link.send().await?;
-                return Ok(());
             }
         }
     }

@@ -20,12 +20,10 @@ prepare() {
     program "$work/host" "$bin/lab-cifs"
     program "$work/host" "$LAB/fio/usr/bin/fio"
     program "$work/host" "$LAB/git/usr/bin/git"
-    mkdir -p "$work/host/usr/bin" "$work/host/usr/share"
-    ln -s /opt/git "$work/host/usr/bin/git"
     # What git runs by itself; none of it is a script.
-    local core=usr/lib/git-core
-    mkdir -p "$work/host/$core"
-    ln -s /opt/git "$work/host/$core/git"
+    mkdir -p "$work/host/usr/share" "$work/host/usr/lib/git-core"
+    ln -s git "$work/host/opt/git-upload-pack"
+    ln -s /opt/git "$work/host/usr/lib/git-core/git"
     cp -r "$LAB/git/usr/share/git-core" "$work/host/usr/share/"
     cat >"$work/host/opt/start" <<START
 #!/bin/sh

@@ -10,8 +10,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, FallocateFlags, FlockOperation, RenameFlags, SeekFrom, Timespec, Timestamps,
-        XattrFlags,
+        AtFlags, CWD, FallocateFlags, FlockOperation, RenameFlags, SeekFrom, StatxFlags, Timespec,
+        Timestamps, XattrFlags,
     },
     io::Errno,
 };
@@ -95,6 +95,10 @@ impl Side {
                 options.write(true).create(true).truncate(*truncate);
                 let file = options.custom_flags(libc_nofollow()).open(self.at(name))?;
                 file.write_all_at(&bytes(*seed, *len), *at)?;
+                if *truncate {
+                    // On SMB they may end with what is overwritten (MS-FSA 2.1.5.1.2.1).
+                    remove_attributes(&self.at(name))?;
+                }
             }
             Op::Append { name, lens, seed } => {
                 let mut options = OpenOptions::new();
@@ -155,10 +159,14 @@ impl Side {
                 if !fs::symlink_metadata(&path)?.is_file() {
                     return Ok(Outcome::Done);
                 }
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o444))?;
-                let shut = fs::metadata(&path)?.permissions().mode() & 0o200 == 0;
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
-                let open = fs::metadata(&path)?.permissions().mode() & 0o200 != 0;
+                let writable = |mode| -> io::Result<bool> {
+                    fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+                    // A client asks the server again only when its cache is old, or when told to.
+                    let flags = AtFlags::STATX_FORCE_SYNC;
+                    let found = rustix::fs::statx(CWD, &path, flags, StatxFlags::BASIC_STATS)?;
+                    Ok(found.stx_mode & 0o200 != 0)
+                };
+                let (shut, open) = (!writable(0o444)?, writable(0o644)?);
                 return Ok(Outcome::Text(format!("shut {shut} open {open}")));
             }
             Op::Times { name, seconds, nanoseconds } => {
@@ -272,8 +280,22 @@ fn stat(path: &Path) -> io::Result<Outcome> {
     }))
 }
 
+fn remove_attributes(path: &Path) -> io::Result<()> {
+    for name in names_of_attributes(path)? {
+        match rustix::fs::lremovexattr(path, name.as_str()) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Names of the extended attributes that a user set.
 pub fn attributes(path: &Path) -> io::Result<Outcome> {
+    Ok(Outcome::Text(names_of_attributes(path)?.join("\n")))
+}
+
+fn names_of_attributes(path: &Path) -> io::Result<Vec<String>> {
     let mut list = vec![0; 8192];
     let len = rustix::fs::llistxattr(path, &mut list[..])?;
     list.truncate(len);
@@ -283,7 +305,7 @@ pub fn attributes(path: &Path) -> io::Result<Outcome> {
         .filter(|name| name.starts_with("user."))
         .collect();
     names.sort();
-    Ok(Outcome::Text(names.join("\n")))
+    Ok(names)
 }
 
 /// The ranges that the file system calls holes.
