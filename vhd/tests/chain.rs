@@ -377,12 +377,12 @@ async fn libvhdi_reads_the_same_from_a_chain() {
     let disk = chain::open(file, &path(2), &Local, OpenOptions::read_only()).await.unwrap();
     let raw = folder.path().join("raw");
     std::fs::write(&raw, read_all(&disk).await).unwrap();
-    let Ok(output) = std::process::Command::new("python3")
+    let Ok(output) = std::process::Command::new("/usr/bin/python3")
         .env("PYTHONPATH", std::env::var_os("BULKHEAD_PYVHDI").unwrap_or_default())
         .args(["-c", READ, &path(2), &path(1), &path(0)])
         .output()
     else {
-        println!("skipping: no python3 here");
+        println!("skipping: no /usr/bin/python3 here");
         return;
     };
     if output.status.code() == Some(77) {
