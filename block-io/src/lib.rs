@@ -8,7 +8,8 @@
 //!                                                            └────► smb-client (a remote open)
 //! ```
 //!
-//! [`FlushGroup`] merges concurrent flushes of anything. With the feature `testing`, the module
+//! [`FlushGroup`] merges concurrent flushes of anything; [`LowWater`] lets a socket's reader sleep
+//! until much is there. With the feature `testing`, the module
 //! `testing` has files in memory and files that lose what was not flushed.
 //!
 //! This crate knows no protocol and no image format.
@@ -18,6 +19,7 @@ mod error;
 mod file;
 mod flush;
 mod local;
+mod low_water;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
@@ -26,3 +28,4 @@ pub use error::{Error, Result};
 pub use file::{File, IoFuture, read_exact_at};
 pub use flush::FlushGroup;
 pub use local::{Engine, LocalFile, LocalOptions};
+pub use low_water::LowWater;

@@ -21,12 +21,16 @@ impl Files for Parents {
     }
 }
 
-/// Opens the disk in an image for reading, with its parents if it is a differencing one.
-pub async fn open_disk(location: &str, format: Format) -> anyhow::Result<Arc<dyn Disk>> {
-    let file = open(location, Mode::Read).await?;
+/// Opens the disk in an image, with its parents (which are only read) if it is a differencing one.
+pub async fn open_disk(
+    location: &str,
+    format: Format,
+    mode: Mode,
+) -> anyhow::Result<Arc<dyn Disk>> {
+    let file = open(location, mode).await?;
     let disk: anyhow::Result<Arc<dyn Disk>> = match format {
         Format::Vhdx => {
-            let options = vhdx::OpenOptions::read_only();
+            let options = vhdx::OpenOptions::default();
             let disk = vhd::chain::open(file, location, &Parents, options).await;
             disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(Into::into)
         }
@@ -40,6 +44,8 @@ pub async fn open_disk(location: &str, format: Format) -> anyhow::Result<Arc<dyn
 pub enum Mode {
     /// Read only. An image that is in use elsewhere can be looked at.
     Read,
+    /// Read and write it; nobody else writes it meanwhile.
+    Write,
     /// Make it; it must not exist.
     CreateNew,
     /// Make it, or take over the one that is there; its content is the caller's to replace.
@@ -57,6 +63,7 @@ pub async fn open(location: &str, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
     }
     let options = match mode {
         Mode::Read => LocalOptions::read_only(),
+        Mode::Write => LocalOptions::read_write(),
         Mode::CreateNew => LocalOptions::create_new(),
         Mode::Replace => LocalOptions { create: true, ..LocalOptions::default() },
     };
@@ -74,6 +81,7 @@ async fn open_remote(url: &SmbUrl, mode: Mode) -> anyhow::Result<Arc<dyn File>> 
     let tree = session.tree(&url.share).await?;
     let options = match mode {
         Mode::Read => OpenOptions::read(),
+        Mode::Write => OpenOptions::write(),
         Mode::CreateNew => OpenOptions::create(Create::New),
         Mode::Replace => OpenOptions::create(Create::OpenOrNew),
     };

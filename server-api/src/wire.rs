@@ -29,6 +29,8 @@ pub enum Request {
     },
     /// Read the configuration again.
     Reload,
+    /// Put the program that is installed now in the place of the one that runs.
+    Upgrade,
     /// Take a snapshot of a share.
     SnapshotCreate {
         /// Which share.

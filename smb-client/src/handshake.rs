@@ -164,6 +164,9 @@ pub(crate) async fn establish(
                 Error::Connect { address: options.address(), source: Arc::new(source) }
             })?;
         stream.set_nodelay(true).map_err(lost)?;
+        // What paces by timers, as BBR does, costs a fast network more than it gives. A system that
+        // does not have it, or does not let us, keeps its own.
+        let _ = rustix::net::sockopt::set_tcp_congestion(&stream, "cubic");
         let mut exchange =
             Exchange { stream, next_message: 0, credits: 1, wanted: options.credits.max(1) };
         let negotiated = negotiate(&mut exchange, options, client_guid).await?;

@@ -201,6 +201,8 @@ open_enum! {
         NETWORK_SESSION_EXPIRED = 0xc000035c,
         /// A binding request signed by other means than the session's.
         REQUEST_OUT_OF_SEQUENCE = 0xc000042a,
+        /// `STATUS_CONTEXT_MISMATCH`.
+        CONTEXT_MISMATCH = 0xc0000719,
         /// `STATUS_FILE_NOT_AVAILABLE`.
         FILE_NOT_AVAILABLE = 0xc0000467,
         /// `STATUS_FILE_FORCED_CLOSED`.

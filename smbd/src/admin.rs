@@ -34,8 +34,13 @@ const MAX_REQUEST: u64 = 64 << 10;
 /// Connections at a time.
 const CONNECTIONS: usize = 16;
 
-/// Reads the configuration again and hands it to the server.
-pub type Reload = Box<dyn Fn(&Server) -> Result<(), String> + Send + Sync>;
+/// What the program around the server does.
+pub struct Program {
+    /// Reads the configuration again and hands it to the server.
+    pub reload: Box<dyn Fn(&Server) -> Result<(), String> + Send + Sync>,
+    /// Has another program take over.
+    pub upgrade: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
 
 /// Binds the admin socket in the state folder, for its owner only. Must run inside a tokio
 /// runtime.
@@ -64,9 +69,9 @@ pub fn bind(state_dir: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves the socket for ever.
-pub async fn serve(server: Arc<Server>, listener: UnixListener, reload: Reload) {
+pub async fn serve(server: Arc<Server>, listener: UnixListener, program: Program) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let reload = Arc::new(reload);
+    let program = Arc::new(program);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -77,9 +82,9 @@ pub async fn serve(server: Arc<Server>, listener: UnixListener, reload: Reload) 
             }
         };
         let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-        let (server, reload) = (server.clone(), reload.clone());
+        let (server, program) = (server.clone(), program.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(server, stream, reload).await {
+            if let Err(error) = connection(server, stream, program).await {
                 tracing::debug!(%error, "admin connection");
             }
             drop(permit);
@@ -90,7 +95,7 @@ pub async fn serve(server: Arc<Server>, listener: UnixListener, reload: Reload) 
 async fn connection(
     server: Arc<Server>,
     stream: UnixStream,
-    reload: Arc<Reload>,
+    program: Arc<Program>,
 ) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
@@ -101,9 +106,9 @@ async fn connection(
         }
         let event = match serde_json::from_slice(&line) {
             Ok(request) => {
-                let (server, reload) = (server.clone(), reload.clone());
+                let (server, program) = (server.clone(), program.clone());
                 let done =
-                    tokio::task::spawn_blocking(move || carry_out(&server, request, &reload));
+                    tokio::task::spawn_blocking(move || carry_out(&server, request, &program));
                 match done.await.map_err(io::Error::other)? {
                     Ok(reply) => Event::Done { reply },
                     Err(message) => Event::Failed { message },
@@ -117,7 +122,7 @@ async fn connection(
     }
 }
 
-fn carry_out(server: &Server, request: Request, reload: &Reload) -> Result<Reply, String> {
+fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Reply, String> {
     Ok(match request {
         Request::Status => Reply::Status { status: Box::new(status(server)) },
         Request::Sessions => Reply::Sessions { sessions: sessions(server) },
@@ -133,7 +138,12 @@ fn carry_out(server: &Server, request: Request, reload: &Reload) -> Result<Reply
             Reply::Disconnected { count }
         }
         Request::Reload => {
-            reload(server)?;
+            (program.reload)(server)?;
+            Reply::Ok
+        }
+        Request::Upgrade => {
+            (program.upgrade)()?;
+            tracing::info!("an administrator has asked for an upgrade");
             Reply::Ok
         }
         Request::SnapshotCreate { share } => {

@@ -3,52 +3,51 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::mpsc::UnboundedSender;
+use crate::{
+    notices::{self, Line, Notice},
+    session::ConnectionId,
+};
 
-use crate::session::{ConnectionId, Notice};
+/// Lines to clients by their `ClientGuid`, of each the oldest first.
+type Lines = HashMap<[u8; 16], Vec<Arc<Line>>>;
 
-/// A connection and what takes its notices.
-type Connection = (ConnectionId, UnboundedSender<Notice>);
-
-/// Connections of clients that have logged in, the oldest first.
+/// Connections of clients that have logged in.
 #[derive(Debug, Default)]
 pub struct Clients {
-    connections: Mutex<HashMap<[u8; 16], Vec<Connection>>>,
+    lines: Arc<Mutex<Lines>>,
+}
+
+fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
+    lines.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Clients {
     /// Adds a connection of a client; once is enough.
-    pub fn add(
-        &self,
-        client: [u8; 16],
-        connection: ConnectionId,
-        notices: impl FnOnce() -> UnboundedSender<Notice>,
-    ) {
-        let mut all = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn add(&self, client: [u8; 16], line: &Arc<Line>) {
+        let mut all = lock(&self.lines);
         let mine = all.entry(client).or_default();
-        if mine.iter().all(|(known, _)| *known != connection) {
-            mine.push((connection, notices()));
+        if mine.iter().all(|known| known.connection != line.connection) {
+            mine.push(line.clone());
         }
     }
 
     /// Takes a connection away.
     pub fn remove(&self, client: [u8; 16], connection: ConnectionId) {
-        let mut all = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.lines);
         if let Some(mine) = all.get_mut(&client) {
-            mine.retain(|(known, _)| *known != connection);
+            mine.retain(|known| known.connection != connection);
             if mine.is_empty() {
                 all.remove(&client);
             }
         }
     }
 
-    /// Tells a client something on the first of its connections that takes it.
+    /// Tells a client something on one of its connections; `false` if it has none.
     pub fn tell(&self, client: [u8; 16], notice: Notice) -> bool {
-        let all = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(&client)
-            .is_some_and(|mine| mine.iter().any(|(_, notices)| notices.send(notice).is_ok()))
+        let lines = self.lines.clone();
+        notices::tell(move || lock(&lines).get(&client).cloned().unwrap_or_default(), notice)
     }
 }

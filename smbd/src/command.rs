@@ -27,7 +27,7 @@ use smb_protocol::{
     Command, Dialect, FileId, Header, NtStatus, WireError,
     crypto::SigningKey,
     header::{HEADER_LEN, HeaderFlags},
-    msg::simple::Empty,
+    msg::{negotiate::Capabilities, simple::Empty},
 };
 use tokio::sync::oneshot;
 
@@ -189,6 +189,12 @@ impl Ctx<'_> {
     /// The dialect that is spoken.
     pub fn dialect(&self) -> Dialect {
         self.ex.negotiated.as_ref().map_or(Dialect::SMB_2_1, |n| n.dialect)
+    }
+
+    /// Whether the client may have opens that outlive the server.
+    pub fn keeps_persistent(&self) -> bool {
+        let negotiated = self.ex.negotiated.as_ref();
+        negotiated.is_some_and(|n| n.capabilities.has(Capabilities::PERSISTENT_HANDLES))
     }
 
     /// The client's identity.

@@ -192,6 +192,7 @@ struct ServerSection {
     #[serde(default)]
     io_engine: IoEngine,
     threads: Option<usize>,
+    congestion_control: Option<String>,
     #[serde(default = "yes")]
     multichannel: bool,
     #[serde(default)]
@@ -223,6 +224,16 @@ pub enum IoEngine {
     Uring,
     /// A pool of threads.
     Threads,
+}
+
+impl From<IoEngine> for block_io::Engine {
+    fn from(engine: IoEngine) -> Self {
+        match engine {
+            IoEngine::Auto => Self::Auto,
+            IoEngine::Uring => Self::Uring,
+            IoEngine::Threads => Self::Threads,
+        }
+    }
 }
 
 /// Everything a peer can make grow.
@@ -313,6 +324,8 @@ struct ShareSection {
     max_opens: Option<usize>,
     #[serde(default)]
     force_level2_oplocks: bool,
+    #[serde(default)]
+    continuously_available: bool,
     group: Option<String>,
 }
 
@@ -345,6 +358,8 @@ pub struct Share {
     pub max_opens: Option<usize>,
     /// No client may cache writes (MS-SMB2 3.3.1.6, `Share.ForceLevel2Oplock`).
     pub force_level2_oplocks: bool,
+    /// Opens may outlive the server (MS-SMB2 3.3.1.6, `Share.IsCA`).
+    pub continuously_available: bool,
     /// Group of the system that files made in it get.
     pub group: Option<u32>,
 }
@@ -382,6 +397,8 @@ pub struct Config {
     pub io_engine: IoEngine,
     /// Worker threads; `None` is one per CPU.
     pub threads: Option<usize>,
+    /// How TCP reacts to a full network; `None` is CUBIC where the system has it.
+    pub congestion_control: Option<String>,
     /// Sessions may use several connections.
     pub multichannel: bool,
     /// Limits.
@@ -467,6 +484,7 @@ impl Config {
             max_io_size: u32::try_from(max_io).unwrap_or(8 << 20),
             io_engine: file.server.io_engine,
             threads: file.server.threads,
+            congestion_control: file.server.congestion_control,
             multichannel: file.server.multichannel,
             comment: file.server.comment,
             limits: file.limits,
@@ -683,6 +701,7 @@ impl Check<'_> {
                 max_connections: share.max_connections,
                 max_opens: share.max_opens,
                 force_level2_oplocks: share.force_level2_oplocks,
+                continuously_available: share.continuously_available,
                 group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
             };
             if all.insert(folded, share).is_some() {

@@ -14,13 +14,17 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
+use block_io::LowWater;
+use bytes::BufMut;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use rustix::net::sockopt;
 use smb_protocol::header::{FRAME_LEN, frame_len};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 
@@ -28,10 +32,15 @@ use crate::{
     Server,
     exchange::{Completion, Exchange, Frame},
     meters::Meter,
+    notices::Post,
 };
 
-/// Send when this many bytes of answers stand ready.
-const SEND_AT: usize = 256 << 10;
+/// After so many turns others have theirs: a client that asks again at once, each time it is
+/// answered, would keep a thread for itself.
+const TURNS: u32 = 2;
+/// Send when this many bytes of answers stand ready: few enough that the client works on them
+/// while the next are made, so many that a send costs little beside them.
+const SEND_AT: usize = 32 << 10;
 /// Room for input that an idle connection does not hold.
 const INPUT: usize = 256 << 10;
 /// Room beyond the payload that a message may have: headers, contexts, names.
@@ -55,6 +64,9 @@ pub enum Dropped {
     /// The client did not authenticate in time.
     #[error("not authenticated in time")]
     Unauthenticated,
+    /// The client's system does not acknowledge what it is sent.
+    #[error("what is sent is not acknowledged")]
+    Silent,
     /// The client does not read.
     #[error("answers are not read")]
     NotReading,
@@ -92,7 +104,11 @@ pub async fn run(
         stream,
         input: Vec::new(),
         at: 0,
+        missing: FRAME_LEN,
+        at_once: INPUT,
+        low_water: LowWater::default(),
         output: Vec::new(),
+        written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
         meter: exchange.meter.clone(),
     };
@@ -121,6 +137,7 @@ async fn serve(
 ) -> Result<(), Dropped> {
     let authentication = tokio::time::sleep(authentication_time);
     tokio::pin!(authentication);
+    let mut turns = 0u32;
     loop {
         if link.output.capacity() == 0 {
             link.output = take_buffer();
@@ -146,12 +163,18 @@ async fn serve(
                 link.send().await?;
             }
         }
-        while let Some(notice) = exchange.notice_now() {
-            exchange.tell(notice, &mut link.output);
+        while let Some(post) = exchange.post_now() {
+            link.handle(post, exchange)?;
         }
         link.send().await?;
-        if link.receive_now()? {
-            continue;
+        if link.receive_now()?.is_some_and(|got| got > 0) {
+            turns += 1;
+            if turns.is_multiple_of(TURNS) {
+                tokio::task::yield_now().await;
+            }
+            if !*stopped.borrow() {
+                continue;
+            }
         }
         link.rest();
         tokio::select! {
@@ -159,7 +182,14 @@ async fn serve(
             Some(done) = waiting.next(), if !waiting.is_empty() => {
                 waiting.extend(exchange.complete(done, &mut link.output)?);
             }
-            Some(notice) = exchange.notice() => exchange.tell(notice, &mut link.output),
+            Some(post) = exchange.post() => link.handle(post, exchange)?,
+            () = told_to_stop(stopped) => {
+                while let Some(done) = exchange.finish_io(waiting).await {
+                    waiting.extend(exchange.complete(done, &mut link.output)?);
+                }
+                link.send().await?;
+                return Ok(());
+            }
             got = link.receive() => {
                 if !got? {
                     return Ok(());
@@ -167,13 +197,6 @@ async fn serve(
             }
             () = &mut authentication, if !exchange.authenticated() => {
                 return Err(Dropped::Unauthenticated);
-            }
-            () = told_to_stop(stopped) => {
-                while let Some(done) = exchange.finish_io(waiting).await {
-                    waiting.extend(exchange.complete(done, &mut link.output)?);
-                }
-                link.send().await?;
-                return Ok(());
             }
         }
     }
@@ -202,7 +225,15 @@ struct Link {
     input: Vec<u8>,
     /// Where the first byte not yet looked at stands in `input`.
     at: usize,
+    /// Bytes that are missing from the frame whose beginning is in `input`.
+    missing: usize,
+    /// How much is received at once at most: a large frame alone, so that it stays in the CPU's
+    /// cache until it is written and nothing behind it has to be moved to the front.
+    at_once: usize,
+    low_water: LowWater,
     output: Vec<u8>,
+    /// Bytes that were sent.
+    written: u64,
     write_time: Duration,
     meter: Arc<Meter>,
 }
@@ -211,6 +242,7 @@ impl Link {
     /// The next complete message in the input, if there is one.
     fn next_frame(&mut self, max: usize) -> Result<Option<std::ops::Range<usize>>, Dropped> {
         let rest = &self.input[self.at..];
+        (self.missing, self.at_once) = (FRAME_LEN, INPUT);
         let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else { return Ok(None) };
         let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
         if len > max + OVERHEAD {
@@ -226,8 +258,11 @@ impl Link {
             self.input.drain(..self.at);
             self.at = 0;
         }
-        let missing = FRAME_LEN + len - self.input.len();
-        self.input.reserve(missing);
+        self.missing = FRAME_LEN + len - self.input.len();
+        if len > INPUT {
+            self.at_once = self.missing;
+        }
+        self.input.reserve(self.missing);
         Ok(None)
     }
 
@@ -248,33 +283,25 @@ impl Link {
         }
     }
 
-    /// Receives what is there already.
-    fn receive_now(&mut self) -> Result<bool, Dropped> {
+    /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
+    fn receive_now(&mut self) -> Result<Option<usize>, Dropped> {
         self.make_room();
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
+        let mut space = (&mut self.input).limit(self.at_once);
+        match self.stream.try_read_buf(&mut space) {
             Ok(got) => {
                 self.meter.received(got);
-                Ok(true)
+                Ok(Some(got))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Waits for input; `false` at its end. An idle connection holds no buffer meanwhile.
     async fn receive(&mut self) -> Result<bool, Dropped> {
+        self.low_water.wait_for(&self.stream, self.missing);
         self.stream.readable().await?;
-        self.make_room();
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => Ok(false),
-            Ok(got) => {
-                self.meter.received(got);
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.receive_now()? != Some(0))
     }
 
     /// Gives buffers back that hold nothing.
@@ -287,6 +314,27 @@ impl Link {
         }
     }
 
+    /// Does what others ask of this connection.
+    fn handle(&mut self, post: Post, exchange: &Exchange) -> Result<(), Dropped> {
+        match post {
+            Post::Tell(notice, receipt) => match exchange.tell(notice, &mut self.output) {
+                true => receipt.sent(self.written + self.output.len() as u64),
+                false => receipt.lost(),
+            },
+            Post::Arrived(answer) => {
+                let arrived = self.written.saturating_sub(unacknowledged(&self.stream));
+                let _ = answer.send(arrived);
+            }
+            Post::Close => {
+                // Nobody waits for what is still to be sent, and the client, if it hears, hears
+                // at once.
+                let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+                return Err(Dropped::Silent);
+            }
+        }
+        Ok(())
+    }
+
     async fn send(&mut self) -> Result<(), Dropped> {
         if self.output.is_empty() {
             return Ok(());
@@ -294,6 +342,7 @@ impl Link {
         let sent = tokio::time::timeout(self.write_time, self.stream.write_all(&self.output));
         sent.await.map_err(|_| Dropped::NotReading)??;
         self.meter.sent(self.output.len());
+        self.written += self.output.len() as u64;
         self.output.clear();
         Ok(())
     }
@@ -304,4 +353,14 @@ impl Drop for Link {
         give_buffer(std::mem::take(&mut self.input));
         give_buffer(std::mem::take(&mut self.output));
     }
+}
+
+/// Bytes that were sent and that the client's system has not acknowledged.
+#[expect(unsafe_code, reason = "SIOCOUTQ has no safe wrapper")]
+fn unacknowledged(stream: &TcpStream) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request (the same number as TIOCOUTQ) writes one int, which lives that long.
+    let failed = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } < 0;
+    // A socket that says nothing has not delivered anything.
+    if failed { u64::MAX } else { u64::try_from(bytes).unwrap_or(0) }
 }

@@ -16,7 +16,7 @@ use smb_protocol::{
     header::{HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM},
     msg::error,
 };
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
     Server,
@@ -28,7 +28,8 @@ use crate::{
     connection::Dropped,
     credits::CreditWindow,
     meters::Meter,
-    session::{Channel, ConnectionId, Notice},
+    notices::{Line, Notice, Post},
+    session::{Channel, ConnectionId},
     volume::node::Creating,
 };
 
@@ -96,7 +97,8 @@ pub struct Exchange {
     next_key: u64,
     limits: crate::config::Limits,
     max_message: usize,
-    notices: (UnboundedSender<Notice>, UnboundedReceiver<Notice>),
+    line: Arc<Line>,
+    posts: UnboundedReceiver<Post>,
 }
 
 /// State that goes from one request of a compound to the next related one
@@ -117,6 +119,7 @@ impl Exchange {
         let limits = current.config.limits.clone();
         let max_message = current.config.max_io_size as usize;
         let id = server.new_connection_id();
+        let (sender, posts) = mpsc::unbounded_channel();
         Self {
             id,
             meter: server.meters.begin(id),
@@ -132,32 +135,34 @@ impl Exchange {
             next_key: 1,
             limits,
             max_message,
-            notices: mpsc::unbounded_channel(),
+            line: Line::new(id, sender),
+            posts,
         }
     }
 
-    /// Where the client's sessions leave what it is told unasked.
-    pub fn notices(&self) -> UnboundedSender<Notice> {
-        self.notices.0.clone()
+    /// How the client is told something unasked.
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
     }
 
-    /// The next thing to tell the client.
-    pub async fn notice(&mut self) -> Option<Notice> {
-        self.notices.1.recv().await
+    /// What this connection is asked to do for others next.
+    pub async fn post(&mut self) -> Option<Post> {
+        self.posts.recv().await
     }
 
-    /// The next thing to tell the client, if there is one now.
-    pub fn notice_now(&mut self) -> Option<Notice> {
-        self.notices.1.try_recv().ok()
+    /// What it is asked to do now, if there is anything.
+    pub fn post_now(&mut self) -> Option<Post> {
+        self.posts.try_recv().ok()
     }
 
-    /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7).
-    pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) {
+    /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7);
+    /// `false` if the session is not on this connection any more.
+    pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) -> bool {
         let channel = match notice.session {
             Some(id) => self.sessions.get(&id),
             None => self.sessions.values().next(),
         };
-        let Some(channel) = channel else { return };
+        let Some(channel) = channel else { return false };
         let header = Header {
             command: Command::OPLOCK_BREAK,
             message_id: MessageId::UNSOLICITED,
@@ -174,6 +179,7 @@ impl Exchange {
         notice.message.encode(answer.out);
         answer.close(header, body_at, None, Place { first: true, last: true });
         answer.end();
+        true
     }
 
     /// Longest payload of a message; what one credit pays for where there is no more than one
@@ -526,5 +532,7 @@ fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
 
 #[cfg(test)]
 mod channels;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -4,17 +4,19 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
+use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
 };
 
-use crate::{Server, config::Config, connection, scrape};
+use crate::{Server, config::Config, connection, inherit, scrape};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -85,14 +87,39 @@ impl Bound {
     /// # Errors
     /// If an address cannot be had; the text says which.
     pub fn new(config: &Config) -> io::Result<Self> {
+        Self::with(config, Vec::new())
+    }
+
+    /// Takes what the configuration says from sockets that are bound already, and binds the rest.
+    /// Sockets that nobody wants are closed.
+    ///
+    /// # Errors
+    /// As for [`Bound::new`].
+    pub fn with(config: &Config, mut sockets: Vec<std::net::TcpListener>) -> io::Result<Self> {
+        let mut get = |address: SocketAddr| match inherit::bound_to(address, &mut sockets) {
+            Some(socket) => {
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            }
+            None => bind(address),
+        };
         Ok(Self {
             clients: config
                 .listen
                 .iter()
-                .map(|address| bind(*address))
-                .collect::<Result<_, _>>()?,
-            metrics: config.metrics.map(bind).transpose()?,
+                .map(|address| {
+                    let listener = get(*address)?;
+                    choose_congestion_control(&listener, config)?;
+                    Ok(listener)
+                })
+                .collect::<io::Result<_>>()?,
+            metrics: config.metrics.map(get).transpose()?,
         })
+    }
+
+    /// The sockets, to be handed to another process.
+    pub fn into_fds(self) -> Vec<OwnedFd> {
+        self.clients.into_iter().chain(self.metrics).map(OwnedFd::from).collect()
     }
 }
 
@@ -101,6 +128,8 @@ impl Bound {
 /// # Errors
 /// If the runtime does not take the sockets or no thread can be started.
 pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
+    // Before anyone is served: a client that comes back finds what it had.
+    server.recover()?;
     let (stop, stopped) = watch::channel(false);
     let census = Arc::new(Census::default());
     let mut addresses = Vec::new();
@@ -152,6 +181,26 @@ fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     })
 }
 
+/// Chooses how the connections of a listener react to a full network. CUBIC unless something else
+/// is configured: what is made for wide-area networks, as BBR is, sends by timers, which on a
+/// storage network cost more than the copying.
+fn choose_congestion_control(listener: &std::net::TcpListener, config: &Config) -> io::Result<()> {
+    let choose = |name| rustix::net::sockopt::set_tcp_congestion(listener, name);
+    match config.congestion_control.as_deref() {
+        Some("system") => Ok(()),
+        Some(name) => choose(name).map_err(|error| {
+            let (key, error) = ("server.congestion_control", io::Error::from(error));
+            io::Error::new(error.kind(), format!("{key} = {name:?}: {error}"))
+        }),
+        None => {
+            if let Err(error) = choose("cubic") {
+                tracing::debug!(%error, "CUBIC is not to be had; the system's choice stays");
+            }
+            Ok(())
+        }
+    }
+}
+
 impl Running {
     /// The addresses that were bound.
     pub fn addresses(&self) -> &[SocketAddr] {
@@ -167,6 +216,8 @@ impl Running {
     pub async fn drain(mut self) {
         let _ = self.stop.send(true);
         while self.listeners.join_next().await.is_some() {}
+        self.server.nodes.stable.freeze().await;
+        self.server.nodes.kept.clear();
     }
 }
 
@@ -218,10 +269,50 @@ async fn serve(
     _counted: Counted,
 ) {
     let _ = stream.set_nodelay(true);
+    let patience = Duration::from_secs(server.current().config.limits.write_seconds);
+    if let Err(error) = notice_death(&stream, patience) {
+        tracing::debug!(%peer, %error, "the system will not notice that the client is gone");
+    }
     server.connections.fetch_add(1, Ordering::Relaxed);
     match connection::run(stream, peer, server.clone(), stopped).await {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::debug!(%peer, %error, "connection dropped"),
     }
     server.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Has the system end a connection whose client is gone without a word: one that does not
+/// acknowledge what it was sent for `patience`, and an idle one that does not answer to being
+/// asked whether it is there.
+fn notice_death(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    /// After how long an idle client is asked, and how long until it is asked again.
+    const ASKED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
+    let ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(stream, ms)?;
+    sockopt::set_tcp_keepidle(stream, ASKED.0)?;
+    sockopt::set_tcp_keepintvl(stream, ASKED.1)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn bound(line: &str) -> io::Result<Bound> {
+        let text = format!("[server]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = \"/x\"\n{line}\n");
+        Bound::new(&Config::parse(&text, Path::new("smbd.toml")).unwrap())
+    }
+
+    #[test]
+    fn a_congestion_control_that_is_not_there_is_named() {
+        let error = bound("congestion_control = \"carrier-pigeon\"").unwrap_err().to_string();
+        assert!(error.starts_with("server.congestion_control = \"carrier-pigeon\": "), "{error}");
+        let listener = &bound("congestion_control = \"reno\"").unwrap().clients[0];
+        assert_eq!(rustix::net::sockopt::tcp_congestion(listener).unwrap(), "reno");
+        bound("congestion_control = \"system\"").unwrap();
+        bound("").unwrap();
+    }
 }

@@ -1,13 +1,18 @@
 //! `smbd`: reads its configuration, starts the server, and answers signals.
 
 use std::{
+    fs::File,
+    io::{IsTerminal, Write},
+    os::unix::{fs::OpenOptionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use clap::Parser;
-use smbd::{Bound, Server, config::Config, sandbox};
+use rustix::io::Errno;
+use smbd::{Bound, Server, config::Config, inherit, sandbox, supervise};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// SMB 3 file server for virtual-machine disks.
@@ -20,6 +25,13 @@ struct Args {
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
+    /// Keep the ports, start the server, and start it again when it ends.
+    #[arg(long)]
+    supervise: bool,
+    /// With --supervise: kill a server that is silent for so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "supervise",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    watchdog: u64,
 }
 
 fn main() -> ExitCode {
@@ -29,6 +41,7 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("SMBD_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     let config = match Config::load(&args.config) {
@@ -42,7 +55,8 @@ fn main() -> ExitCode {
         println!("{}: correct", args.config.display());
         return ExitCode::SUCCESS;
     }
-    match run(args, config) {
+    let done = if args.supervise { supervise(&args, &config) } else { run(args, config) };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("smbd: {error:#}");
@@ -51,9 +65,72 @@ fn main() -> ExitCode {
     }
 }
 
+/// Keeps the ports and a server behind them.
+fn supervise(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let bound = Bound::with(config, inherit::take().sockets)?;
+    let plan = supervise::Plan {
+        // By the name it was started by: an upgrade puts another program there.
+        program: std::env::args_os().next().map_or_else(|| "smbd".into(), PathBuf::from),
+        arguments: vec!["--config".into(), args.config.clone().into()],
+        patience: Duration::from_secs(args.watchdog),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(supervise::run(plan, bound, notify))
+}
+
+/// The line to the supervisor, if there is one.
+#[derive(Clone, Default)]
+struct Line(Option<Arc<UnixStream>>);
+
+impl Line {
+    fn say(&self, what: &str) -> Result<(), String> {
+        let line = self.0.as_deref().ok_or("smbd was not started with --supervise")?;
+        match (&mut &*line).write_all(format!("{what}\n").as_bytes()) {
+            // It has not read for long; there is nothing to add to what it finds then.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            other => other.map_err(|error| error.to_string()),
+        }
+    }
+
+    /// Says again and again that the server is alive; ends when nobody listens any more.
+    async fn beat(self) {
+        if self.0.is_none() {
+            return std::future::pending().await;
+        }
+        let mut tick = tokio::time::interval(supervise::BEAT);
+        while self.say("alive").is_ok() {
+            tick.tick().await;
+        }
+    }
+}
+
+/// Takes the state folder for this process, waiting for one that is about to end if a supervisor
+/// has arranged that.
+fn take_state(folder: &Path, line: &Line) -> anyhow::Result<File> {
+    std::fs::create_dir_all(folder)?;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let lock = options.open(folder.join("server.lock"))?;
+    use rustix::fs::{FlockOperation, flock};
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) if line.0.is_some() => {
+            let _ = line.say("waiting");
+            flock(&lock, FlockOperation::LockExclusive)?;
+        }
+        Err(Errno::WOULDBLOCK) => anyhow::bail!("another server uses {}", folder.display()),
+        other => other?,
+    }
+    Ok(lock)
+}
+
 fn run(args: Args, config: Config) -> anyhow::Result<()> {
     // While there is one thread: ports first, then everything that is given up.
-    let bound = Bound::new(&config)?;
+    let inherited = inherit::take();
+    if let Some(line) = &inherited.supervisor {
+        line.set_nonblocking(true)?;
+    }
+    let line = Line(inherited.supervisor.map(Arc::new));
+    let bound = Bound::with(&config, inherited.sockets)?;
     sandbox::become_user(&config)?;
     let server = Arc::new(Server::new(config.clone())?);
     let mut folders = None;
@@ -72,19 +149,31 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let state_dir = config.state_dir.clone();
+        let _mine = take_state(&state_dir, &line)?;
         let socket = smbd::admin::bind(&state_dir)?;
         let running = smbd::start_bound(server.clone(), bound)?;
         for address in running.addresses() {
             tracing::info!(%address, "listening");
         }
         let (file, confined) = (args.config.clone(), folders.clone());
-        let again = Box::new(move |server: &Server| reload(&file, confined.as_deref(), server));
-        let admin = tokio::spawn(smbd::admin::serve(server, socket, again));
+        let upgrader = line.clone();
+        let program = smbd::admin::Program {
+            reload: Box::new(move |server| reload(&file, confined.as_deref(), server)),
+            upgrade: Box::new(move || upgrader.say("upgrade")),
+        };
+        let admin = tokio::spawn(smbd::admin::serve(server, socket, program));
         notify("READY=1");
+        let _ = line.say("ready");
+        let beat = line.clone().beat();
+        tokio::pin!(beat);
+        let mut watchdog = tokio::time::interval(supervise::BEAT);
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                // Nobody would start another server behind these ports.
+                () = &mut beat => break,
+                _ = watchdog.tick() => notify("WATCHDOG=1"),
                 _ = hangup.recv() => {
                     notify("RELOADING=1");
                     let done = reload(&args.config, folders.as_deref(), running.server());
@@ -97,9 +186,10 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         }
         tracing::info!("draining");
         notify("STOPPING=1");
+        // Before the state is let go of: who comes next makes its own.
+        let _ = std::fs::remove_file(state_dir.join(server_api::SOCKET));
         admin.abort();
         running.drain().await;
-        let _ = std::fs::remove_file(state_dir.join(server_api::SOCKET));
         Ok(())
     })
 }

@@ -138,7 +138,7 @@ impl Server {
         let new = Arc::new(Current::new(config, Some(&old))?);
         self.nodes.limit(locks, kept_opens);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(())
+        self.recover()
     }
 
     /// Looks for named streams whose file was removed while the server did not see it; to be done
@@ -188,6 +188,11 @@ impl Server {
     /// The SID of a user: below the server's, numbered by the folded name.
     pub fn user_sid(&self, user: &str) -> Sid {
         self.machine_sid().below(accounts::rid(user))
+    }
+
+    /// No new open is named like that one, nor like any before it.
+    pub fn skip_open_ids(&self, id: u64) {
+        self.next_open.fetch_max(id.saturating_add(1), Ordering::Relaxed);
     }
 
     /// A name for a new open.

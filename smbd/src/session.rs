@@ -26,10 +26,12 @@ use smb_protocol::{
     msg::{create::Access, oplock},
     security::Sid,
 };
-use tokio::sync::mpsc::UnboundedSender;
 
-use crate::pipe::{PIPES_PER_SESSION, Pipe};
-use crate::volume::{Volume, open::Open};
+use crate::{
+    notices::{self, Line, Notice},
+    pipe::{PIPES_PER_SESSION, Pipe},
+    volume::{Volume, open::Open},
+};
 
 /// An authenticated session.
 #[derive(Debug)]
@@ -64,15 +66,6 @@ pub struct Session {
     /// When it was last used, in seconds after `began`.
     used: AtomicU32,
     next_tree: AtomicU32,
-}
-
-/// Something that a client is told unasked.
-#[derive(Debug, Clone, Copy)]
-pub struct Notice {
-    /// The session it is about, if it is about one.
-    pub session: Option<SessionId>,
-    /// What.
-    pub message: oplock::Message,
 }
 
 #[derive(Debug, Clone)]
@@ -136,8 +129,8 @@ pub struct ChannelInfo {
     pub connection: ConnectionId,
     /// The client's address.
     pub peer: SocketAddr,
-    /// Takes what the client is told unasked.
-    pub notices: UnboundedSender<Notice>,
+    /// The way to tell the client something unasked.
+    pub line: Arc<Line>,
 }
 
 /// A session as one of its connections sees it.
@@ -169,6 +162,8 @@ pub struct Tree {
     pub must_encrypt: bool,
     /// Clients may cache writes.
     pub writes_cached: bool,
+    /// Opens may outlive the server, and what is changed is durable before it is answered.
+    pub continuous: bool,
     /// Opens that its share may have at a time.
     pub max_opens: Option<usize>,
     /// Listings leave out what the user cannot read.
@@ -273,9 +268,10 @@ impl Session {
 
     /// Tells the client something about one of its opens; whether a connection took it
     /// (MS-SMB2 3.3.4.6).
-    pub fn tell(&self, message: oplock::Message) -> bool {
-        let notice = Notice { session: Some(self.id), message };
-        lock(&self.channels).iter().any(|channel| channel.notices.send(notice).is_ok())
+    pub fn tell(self: &Arc<Self>, message: oplock::Message) -> bool {
+        let session = self.clone();
+        let lines = move || lock(&session.channels).iter().map(|c| c.line.clone()).collect();
+        notices::tell(lines, Notice { session: Some(self.id), message })
     }
 
     /// Whether the session was ended.
@@ -334,6 +330,7 @@ impl Session {
             open.closed.notify_waiters();
             if keep && let Some(time) = open.worth_keeping() {
                 open.standing().session = Weak::new();
+                open.note_away(true);
                 open.nodes().clone().kept.keep(open, time);
             }
         }

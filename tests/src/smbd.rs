@@ -30,6 +30,7 @@ pub struct Smbd {
     process: Option<Stopped>,
     address: SocketAddr,
     folder: TempDir,
+    arguments: Vec<String>,
 }
 
 impl Smbd {
@@ -46,6 +47,15 @@ impl Smbd {
     /// Starts one that listens on `address`.
     pub fn start_at(address: SocketAddr, server: &str, rest: &str) -> Self {
         Self::start_with(address, &std::env::temp_dir(), server, rest)
+    }
+
+    /// Starts one below a supervisor, with more arguments for it.
+    pub fn supervised(arguments: &[&str], server: &str, rest: &str) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let mut server = Self::prepare(address, &std::env::temp_dir(), server, rest);
+        server.arguments = ["--supervise"].iter().chain(arguments).map(|a| a.to_string()).collect();
+        server.spawn();
+        server
     }
 
     fn start_with(address: SocketAddr, base: &Path, server: &str, rest: &str) -> Self {
@@ -77,7 +87,7 @@ impl Smbd {
             state = folder.path().join("state").display(),
         );
         fs::write(folder.path().join("smbd.toml"), config).expect("the folder is writable");
-        Self { process: None, address, folder }
+        Self { process: None, address, folder, arguments: Vec::new() }
     }
 
     /// Starts one that becomes `user`, whose number is `uid`, below `base`; needs root.
@@ -101,6 +111,7 @@ impl Smbd {
         let child = Command::new(ours("smbd"))
             .arg("--config")
             .arg(self.config())
+            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -139,6 +150,13 @@ impl Smbd {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.as_ref().map_or(0, Stopped::pid)
+    }
+
+    /// The process that serves: the supervisor's child, if there is one.
+    pub fn serving_pid(&self) -> Option<u32> {
+        let output = self.admin(&["server", "--json", "status"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        u32::try_from(status["pid"].as_u64()?).ok()
     }
 
     /// Sends it a signal.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt,
     process::Command,
     time::{Duration, Instant},
 };
@@ -32,13 +33,19 @@ pub struct Results {
 /// Runs a suite and expects it to end; `protection` is `sign`, `encrypt` or `off`. `None` if
 /// smbtorture is missing.
 pub fn suite(server: &Smbd, name: &str, protection: &str, limit: Duration) -> Option<Results> {
-    let results = attempt(server, name, protection, limit)?;
+    let results = attempt(server, name, protection, &[], limit)?;
     assert!(results.ended, "{name} did not end within {limit:?}:\n{}", results.output);
     Some(results)
 }
 
-/// Runs a suite that may hang, up to `limit`.
-pub fn attempt(server: &Smbd, name: &str, protection: &str, limit: Duration) -> Option<Results> {
+/// Runs a suite that may hang, up to `limit`, with more options.
+pub fn attempt(
+    server: &Smbd,
+    name: &str,
+    protection: &str,
+    options: &[String],
+    limit: Duration,
+) -> Option<Results> {
     let program = foreign("smbtorture")?;
     let mut command = Command::new(program);
     command
@@ -51,6 +58,7 @@ pub fn attempt(server: &Smbd, name: &str, protection: &str, limit: Duration) -> 
         .arg(format!("--option=torture:user2name={USER2}"))
         .arg(format!("--option=torture:user2password={PASSWORD2}"))
         .args(needs(server, name))
+        .args(options)
         .arg(format!("//{}/vms", server.address().ip()))
         .arg(name);
     let file = server.scratch().join(format!("{name}.{protection}.out"));
@@ -61,6 +69,27 @@ pub fn attempt(server: &Smbd, name: &str, protection: &str, limit: Duration) -> 
     let text = [file, errors].map(|path| fs::read(path).unwrap_or_default()).concat();
     let output = String::from_utf8_lossy(&text).into_owned();
     Some(Results { ended, time, ..count(name, output) })
+}
+
+/// The options with which suites cut connections by a packet filter. Only for a network namespace
+/// of its own, where nothing else is cut. `None`, with one line, where there is no filter.
+pub fn filter(server: &Smbd) -> Option<Vec<String>> {
+    let program = foreign("iptables")?;
+    let works = Command::new(&program).args(["-L", "-n"]).output();
+    if !works.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no packet filter can be set here");
+        return None;
+    }
+    // What the client has received is to be acknowledged before its packets are dropped, which
+    // systems do a little later; else the server's would not get through either.
+    let script = server.scratch().join("filter");
+    let text = format!("#!/bin/sh\nsleep 0.06\nexec {} \"$@\"\n", program.display());
+    fs::write(&script, text).expect("the folder is writable");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    Some(vec![
+        "--option=torture:use_iptables=yes".to_owned(),
+        format!("--option=torture:iptables_command={}", script.display()),
+    ])
 }
 
 /// What some suites need to be told.

@@ -56,6 +56,9 @@ enum Command {
     Disconnect(Which),
     /// Read the configuration again.
     Reload,
+    /// Have the program that is installed now take over from the one that runs: persistent opens
+    /// stay, clients connect again by themselves. Needs smbd --supervise.
+    Upgrade,
 }
 
 #[derive(Debug, clap::Args)]
@@ -89,6 +92,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Locks => Request::Locks,
         Command::Shares => Request::Shares,
         Command::Reload => Request::Reload,
+        Command::Upgrade => Request::Upgrade,
         Command::Disconnect(Which { session, user, address, open }) => {
             let target = session
                 .map(Target::Session)

@@ -484,11 +484,15 @@ impl Host {
             EndReason::Stopped => (VmState::Off, Some("stopped by force".to_owned())),
             EndReason::PowerOff => (VmState::Off, None),
             EndReason::Reset => (VmState::Off, Some("it asked for a reset".to_owned())),
+            EndReason::TripleFault(place) => {
+                tracing::warn!(vm = %managed.name(), place, "triple fault, the machine is reset");
+                (VmState::Off, Some(format!("a triple fault: {place}")))
+            }
         };
         if let Err(error) = self.store.record(managed.name(), &Record::Off) {
             tracing::error!(vm = %managed.name(), %error, "cannot record that it is off");
         }
-        let restart = reason == EndReason::Reset;
+        let restart = matches!(reason, EndReason::Reset | EndReason::TripleFault(_));
         let operation = managed.update(|inner| {
             inner.state = state;
             inner.reason = why;
@@ -585,6 +589,8 @@ impl Host {
                 written_bytes: counters.written_bytes.load(Ordering::Relaxed),
                 errors: counters.errors.load(Ordering::Relaxed),
                 longest_us: counters.longest_us.load(Ordering::Relaxed),
+                pauses: counters.pauses.load(Ordering::Relaxed),
+                longest_pause_us: counters.longest_pause_us.load(Ordering::Relaxed),
             }
         };
         let disks = vm.as_ref().map(|vm| vm.disks().iter().map(usage).collect());

@@ -222,7 +222,10 @@ pub fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
     vcpu.set_regs(&state.regs.0).map_err(Error::kvm("restore the registers"))?;
     vcpu.set_sregs(&state.sregs.0).map_err(Error::kvm("restore the system registers"))?;
     set_xsave(vcpu, &state.xsave.0)?;
-    vcpu.set_xcrs(&state.xcrs.0).map_err(Error::kvm("restore XCR0"))?;
+    // A CPU without XSAVE has none, and KVM refuses to set it even to nothing.
+    if state.xcrs.0.nr_xcrs > 0 {
+        vcpu.set_xcrs(&state.xcrs.0).map_err(Error::kvm("restore XCR0"))?;
+    }
     vcpu.set_debug_regs(&state.debug.0).map_err(Error::kvm("restore the debug registers"))?;
     vcpu.set_lapic(&state.lapic.0).map_err(Error::kvm("restore the local APIC"))?;
     // The TSC went on while the guest was away, if both hosts' clocks make sense of it.

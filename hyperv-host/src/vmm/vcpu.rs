@@ -40,6 +40,8 @@ pub enum EndReason {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// A vCPU could not deliver a fault (AMD APM 2 15.14.3): a machine resets then. Where it was.
+    TripleFault(String),
     /// The host stopped it.
     Stopped,
     /// It could not go on.
@@ -307,15 +309,14 @@ impl Worker {
                 Ok(VcpuExit::MmioRead(address, data)) => self.mmio.read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => self.mmio.write_to(address, data),
                 Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr) => {}
-                Ok(VcpuExit::Shutdown) => return Some(EndReason::Reset),
+                Ok(VcpuExit::Shutdown) => return Some(EndReason::TripleFault(self.place(&fd))),
                 Ok(VcpuExit::SystemEvent(kind, _)) => {
                     return Some(EndReason::Failed(format!("system event {kind}")));
                 }
                 Ok(exit) => {
                     let what = format!("{exit:?}");
-                    let at = fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
-                    let index = self.index;
-                    return Some(EndReason::Failed(format!("vCPU {index}: {what} at {at:#x}")));
+                    let place = self.place(&fd);
+                    return Some(EndReason::Failed(format!("{what}, {place}")));
                 }
                 Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
                     fd.set_kvm_immediate_exit(0);
@@ -325,6 +326,25 @@ impl Worker {
                 }
                 Err(error) => return Some(EndReason::Failed(format!("KVM_RUN: {error}"))),
             }
+        }
+    }
+
+    /// The vCPU and the registers that tell where the guest is, for the log.
+    fn place(&self, fd: &VcpuFd) -> String {
+        let index = self.index;
+        match (fd.get_regs(), fd.get_sregs()) {
+            (Ok(regs), Ok(special)) => format!(
+                "vCPU {index} at {:#x}, rsp {:#x}, cr0 {:#x}, cr2 {:#x}, cr3 {:#x}, cr4 {:#x}, \
+                 efer {:#x}",
+                regs.rip,
+                regs.rsp,
+                special.cr0,
+                special.cr2,
+                special.cr3,
+                special.cr4,
+                special.efer
+            ),
+            (Err(error), _) | (_, Err(error)) => format!("vCPU {index}, registers: {error}"),
         }
     }
 }

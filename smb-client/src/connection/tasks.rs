@@ -5,14 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use block_io::LowWater;
 use bytes::{Buf, BytesMut};
 use smb_protocol::{
     Command, Header, HeaderFlags, MessageId, NtStatus, TreeId,
     header::{FRAME_LEN, HEADER_LEN, frame_len},
-    msg::{
-        oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
-        simple::Empty,
-    },
+    msg::oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
 };
 
 use super::{Connection, Pending, Response, lock};
@@ -98,6 +96,7 @@ impl Connection {
         let largest = self.limits.max_read.max(self.limits.max_transact) as usize;
         let longest = largest.min(16 << 20) + OVERHEAD;
         let mut buffer = BytesMut::with_capacity(READ_AHEAD);
+        let mut low_water = LowWater::default();
         loop {
             let missing = match self.take_frames(&mut buffer, longest) {
                 Ok(missing) => missing,
@@ -112,6 +111,7 @@ impl Connection {
                         .store(u64::try_from(heard).unwrap_or(u64::MAX), Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    low_water.wait_for(&self.socket, missing);
                     if let Err(error) = self.socket.readable().await {
                         return Error::disconnected(error.to_string());
                     }
@@ -200,9 +200,11 @@ impl Connection {
         // A server cannot make the client hold more than it could ever use.
         const MOST: u32 = 65536;
         let granted = granted.min((MOST + spent).saturating_sub(total));
+        let several = total + granted > spent + 1;
         let _ = self.total_credits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
             Some((total + granted).saturating_sub(spent))
         });
+        let granted = if several { self.keep_echo_credit(granted) } else { granted };
         self.credits.add_permits(granted as usize);
     }
 
@@ -272,7 +274,7 @@ impl Connection {
             if this.started.elapsed().saturating_sub(heard) > this.echo_interval {
                 let busy = lock(&this.shared).pending.values().any(|p| p.what == "ECHO");
                 if !busy {
-                    this.send_and_forget(Command::ECHO, TreeId(0), |out| Empty.encode(out));
+                    this.echo();
                 }
             }
             drop(this);

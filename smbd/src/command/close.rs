@@ -7,7 +7,7 @@ use smb_protocol::{
     msg::close::{POSTQUERY_ATTRIB, Request, Response},
 };
 
-use super::{Ctx, Handled};
+use super::{Ctx, Fail, Handled, Later};
 use crate::volume::node::caching::Cause;
 
 /// Handles a CLOSE.
@@ -35,6 +35,24 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             end_of_file: facts.end_of_file,
             attributes: facts.attributes,
         };
+    }
+    if let Some(forgotten) = open.let_go() {
+        let mut body = Vec::new();
+        response.encode(&mut body);
+        return Err(Fail::Later(Later {
+            bytes: body.len(),
+            future: Box::pin(async move {
+                // If that failed the open is closed all the same; after a crash it would be there
+                // again until its time is over.
+                if let Err(error) = forgotten.await {
+                    tracing::debug!(%error, "a closed open is not forgotten");
+                }
+                Ok(body)
+            }),
+            cancel: None,
+            interim: false,
+            io: true,
+        }));
     }
     response.encode(out);
     Ok(NtStatus::SUCCESS)

@@ -15,6 +15,7 @@ use super::{Ctx, Fail, Handled, Later};
 use crate::volume::{
     node::locks::Range,
     open::{LOCK_SEQUENCES, Open},
+    stable::of_store,
 };
 
 /// Handles a LOCK.
@@ -40,6 +41,21 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     if let Some(sequence) = sequence {
         sequence.note(&open);
+    }
+    if let Some(noted) = open.note_locks() {
+        return Err(Fail::Later(Later {
+            future: Box::pin(async move {
+                noted.await.map_err(|error| of_store(&error))?;
+                let _open = open;
+                let mut body = Vec::new();
+                Empty.encode(&mut body);
+                Ok(body)
+            }),
+            cancel: None,
+            interim: false,
+            bytes: 0,
+            io: true,
+        }));
     }
     Empty.encode(out);
     Ok(NtStatus::SUCCESS)
@@ -121,6 +137,9 @@ fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequenc
             }
             if let Some(sequence) = sequence {
                 sequence.note(&open);
+            }
+            if let Some(noted) = open.note_locks() {
+                noted.await.map_err(|error| of_store(&error))?;
             }
             let mut body = Vec::new();
             Empty.encode(&mut body);

@@ -117,6 +117,12 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     {
         capabilities |= Capabilities::MULTI_CHANNEL;
     }
+    if dialect.is_smb3()
+        && server.nodes.stable.is_there()
+        && request.capabilities.has(Capabilities::PERSISTENT_HANDLES)
+    {
+        capabilities |= Capabilities::PERSISTENT_HANDLES;
+    }
     let security_mode = security_mode(config);
     let max = max_payload(config, dialect);
     Response {

@@ -296,13 +296,12 @@ fn enter(
     session: &Arc<Session>,
     signing: Arc<SigningKey>,
 ) -> Result<(), NtStatus> {
-    let notices = ctx.ex.notices();
-    let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer, notices };
+    let line = ctx.ex.line().clone();
+    let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer, line };
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);
-    let (client, id) = (ctx.client_guid(), ctx.ex.id);
-    ctx.ex.server.nodes.clients.add(client, id, || ctx.ex.notices());
+    ctx.ex.server.nodes.clients.add(ctx.client_guid(), ctx.ex.line());
     Ok(())
 }
 

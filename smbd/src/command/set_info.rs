@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::{PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
 };
 
 use rustix::fs::Stat;
@@ -22,10 +22,13 @@ use smb_protocol::{
     security::{Descriptor, parts},
 };
 
-use super::{Ctx, Fail, Handled, create::job::reserve};
+use super::{
+    Ctx, Fail, Handled, Later,
+    create::{job::reserve, settle},
+};
 use crate::volume::{
     FileName, Found, RelPath, StreamPart, attributes, eas, listing, node::caching::Cause,
-    open::Open, security,
+    open::Open, security, stable::of_store,
 };
 
 /// Handles a SET_INFO.
@@ -56,8 +59,46 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if let Some(filter) = modified(request.info_type, request.class, request.input) {
         open.tell_modified(filter);
     }
+    if ctx.tree()?.continuous {
+        return Err(Fail::Later(stays(open, request.info_type, request.class)));
+    }
     Response.encode(out);
     Ok(NtStatus::SUCCESS)
+}
+
+/// Answers when what was changed is durable, and with it what is remembered of persistent opens.
+fn stays(open: Arc<Open>, info_type: InfoType, class: InfoClass) -> Later {
+    let renames = matches!(
+        class,
+        InfoClass::RENAME
+            | InfoClass::RENAME_EX
+            | InfoClass::DISPOSITION
+            | InfoClass::DISPOSITION_EX
+    );
+    let mut noted = Vec::new();
+    if info_type == InfoType::FILE && renames {
+        let others = open.node.remembered().into_iter();
+        let others = others.filter_map(|id| open.nodes().open(id));
+        noted = others.filter_map(|other| other.remember_anew()).collect();
+    }
+    Later {
+        future: Box::pin(async move {
+            for noted in noted {
+                noted.await.map_err(|error| of_store(&error))?;
+            }
+            // What stands in no file needs no disk.
+            if !matches!(class, InfoClass::POSITION | InfoClass::MODE) {
+                settle(open).await?;
+            }
+            let mut body = Vec::new();
+            Response.encode(&mut body);
+            Ok(body)
+        }),
+        cancel: None,
+        interim: false,
+        bytes: 0,
+        io: true,
+    }
 }
 
 /// What a change of information is of interest to, beside names.

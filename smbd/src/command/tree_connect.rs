@@ -35,6 +35,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             maximal_access: Access(0x001f_00a9),
             must_encrypt: false,
             writes_cached: false,
+            continuous: false,
             max_opens: None,
             hides_unreadable: false,
         })?;
@@ -73,6 +74,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             flags |= ShareFlags::DFS | ShareFlags::DFS_ROOT;
             capabilities |= ShareCapabilities::DFS;
         }
+        // Older dialects know nothing of it (MS-SMB2 3.3.5.7).
+        let continuous = share.continuously_available
+            && ctx.dialect().is_smb3()
+            && ctx.ex.server.nodes.stable.is_there();
+        if continuous {
+            capabilities |= ShareCapabilities::CONTINUOUS_AVAILABILITY;
+        }
         let volume = current.volumes.get(&folded).cloned();
         tree = session.add_tree(limit, |id| Tree {
             id,
@@ -81,6 +89,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             maximal_access: if share.read_only { READ_ONLY } else { Access::ALL },
             must_encrypt,
             writes_cached: !share.force_level2_oplocks,
+            continuous,
             max_opens: share.max_opens,
             hides_unreadable: share.access_based_enumeration,
         })?;

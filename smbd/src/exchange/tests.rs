@@ -18,6 +18,7 @@ use smb_protocol::{
 mod controls;
 mod files;
 mod options;
+mod persistent;
 
 use super::*;
 use crate::config::Config;

@@ -1,5 +1,5 @@
-//! Opens whose client is away: durable and resilient handles that wait to be taken up again
-//! (MS-SMB2 3.3.7.1, 3.3.2.2, 3.3.2.4).
+//! Opens whose client is away: durable, resilient and persistent handles that wait to be taken up
+//! again (MS-SMB2 3.3.7.1, 3.3.2.2, 3.3.2.4).
 
 use std::{
     collections::HashMap,
@@ -45,13 +45,17 @@ impl Kept {
     pub fn keep(&self, open: Arc<Open>, time: Duration) {
         let entry = Entry { until: Instant::now() + time, open };
         let mut opens = self.lock();
-        let unwanted = if opens.len() < self.most.load(Ordering::Relaxed) {
-            opens.insert(entry.open.id.persistent, entry)
-        } else {
-            Some(entry)
-        };
+        // Persistent ones have their own limit, and what was promised them is kept.
+        let room = opens.len() < self.most.load(Ordering::Relaxed) || entry.open.is_persistent();
+        let unwanted =
+            if room { opens.insert(entry.open.id.persistent, entry) } else { Some(entry) };
         drop(opens);
         drop(unwanted);
+    }
+
+    /// Whether an open is kept.
+    pub fn has(&self, persistent: u64) -> bool {
+        self.lock().contains_key(&persistent)
     }
 
     /// Looks at an open that is kept.
@@ -82,6 +86,12 @@ impl Kept {
             opens.iter().filter(|(_, entry)| entry.until <= now).map(|(id, _)| *id).collect();
         let gone: Vec<Entry> = over.iter().filter_map(|id| opens.remove(id)).collect();
         drop(opens);
+        drop(gone);
+    }
+
+    /// Lets go of all.
+    pub fn clear(&self) {
+        let gone = std::mem::take(&mut *self.lock());
         drop(gone);
     }
 

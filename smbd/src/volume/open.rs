@@ -14,13 +14,14 @@ use smb_protocol::{
     FileId, NtStatus,
     msg::{
         context::LeaseState,
-        create::{Access, CreateOptions},
+        create::{Access, CreateOptions, ShareAccess},
         notify::{Action, ChangeFilter},
         oplock::{self, OplockBreak, OplockLevel},
     },
     security::Sid,
 };
-use tokio::sync::Notify;
+use state_store::Commit;
+use tokio::sync::{Notify, oneshot};
 
 use super::{
     RelPath, StreamName, Volume,
@@ -66,6 +67,8 @@ pub enum Durability {
     Durable(Duration),
     /// In any case, for that time (MS-SMB2 3.3.5.15.9).
     Resilient(Duration),
+    /// In any case, for that time, and beyond the end of the server (MS-SMB2 3.3.5.9.10).
+    Persistent(Duration),
 }
 
 /// What a CREATE said about its open that matters after it.
@@ -89,6 +92,10 @@ pub struct Origin {
     pub parent_lease: Option<LeaseId>,
     /// What the CREATE did.
     pub action: u32,
+    /// `DesiredAccess`.
+    pub desired_access: Access,
+    /// `ShareAccess`.
+    pub share_access: ShareAccess,
 }
 
 /// Lock sequences that a client can have (MS-SMB2 3.3.1.10).
@@ -181,6 +188,10 @@ pub struct Open {
     pub sequence: ChannelSequence,
     /// Its content was changed.
     pub written: AtomicBool,
+    /// The state store knows it.
+    pub(super) remembered: AtomicBool,
+    /// Who wants to know when the state store has forgotten it.
+    forgotten: Mutex<Option<oneshot::Sender<Commit>>>,
     watch: OnceLock<Arc<Watch>>,
     standing: Mutex<Standing>,
     volume: Arc<Volume>,
@@ -246,6 +257,8 @@ impl Open {
             replayable: AtomicBool::new(false),
             sequence: ChannelSequence::default(),
             written: AtomicBool::new(false),
+            remembered: AtomicBool::new(false),
+            forgotten: Mutex::new(None),
             watch: OnceLock::new(),
             standing: Mutex::new(standing),
             volume,
@@ -270,14 +283,15 @@ impl Open {
 
     /// Kept whatever it caches.
     pub fn is_resilient(&self) -> bool {
-        matches!(self.standing().durability, Durability::Resilient(_))
+        let durability = self.standing().durability;
+        matches!(durability, Durability::Resilient(_) | Durability::Persistent(_))
     }
 
     /// For how long it is to be kept now that its client is away (MS-SMB2 3.3.7.1).
     pub fn worth_keeping(&self) -> Option<Duration> {
         match self.standing().durability {
             Durability::None => None,
-            Durability::Resilient(time) => Some(time),
+            Durability::Resilient(time) | Durability::Persistent(time) => Some(time),
             Durability::Durable(time) => {
                 let (state, breaking) = self.node.caching(self.node_id());
                 (state.has(LeaseState::HANDLE) && !breaking).then_some(time)
@@ -297,6 +311,15 @@ impl Open {
     /// Asks others to give up what `cause` does not go together with.
     pub fn others_let_go(&self, cause: Cause) -> Result<(), Refused> {
         self.nodes.break_for(&self.node, cause, (self.node_id(), self.lease))
+    }
+
+    /// Lets go of it; if that closed it and it was persistent, the result resolves when it is
+    /// forgotten for good.
+    pub fn let_go(self: Arc<Self>) -> Option<Commit> {
+        let (tell, mut told) = oneshot::channel();
+        *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+        drop(self);
+        told.try_recv().ok()
     }
 
     /// Closes it, whoever has it.
@@ -498,6 +521,13 @@ impl Open {
 impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
+        if self.is_persistent() && self.nodes.stable.is_frozen() {
+            // It is not closed: the server that comes next has it.
+            return;
+        }
+        if self.is_persistent() {
+            self.node.forget(self.node_id());
+        }
         self.volume.left();
         // A folder that is not empty stays, and nobody hears of it (MS-FSA 2.1.5.5).
         let stays = self.directory
@@ -549,6 +579,11 @@ impl Drop for Open {
                 }
             }
             None => {}
+        }
+        // Last, so that a file that was to be deleted is, whenever the server ends.
+        let teller = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(commit), Some(teller)) = (self.forget(), teller) {
+            let _ = teller.send(commit);
         }
     }
 }

@@ -22,6 +22,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use block_io::LowWater;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::json;
 
@@ -129,6 +130,8 @@ fn stream(
     let mut sender = TcpStream::connect(listener.local_addr()?)?;
     let (mut receiver, _) = listener.accept()?;
     sender.set_nodelay(true)?;
+    // As servers and clients of storage have it; pacing by timers would hide what loopback can do.
+    let _ = rustix::net::sockopt::set_tcp_congestion(&sender, "cubic");
     let time = Duration::from_secs_f64(args.seconds);
     let send = move || {
         pin(from)?;
@@ -144,7 +147,9 @@ fn stream(
     let receive = move || {
         pin(to)?;
         let (started, mut block, mut filled, mut sum) = (Instant::now(), vec![0; COPY], 0, 0u64);
+        let mut low_water = LowWater::default();
         loop {
+            low_water.wait_for(&receiver, COPY - filled);
             let count = receiver.read(&mut block[filled..]).context("cannot receive")?;
             filled += count;
             sum += count as u64;

@@ -13,12 +13,15 @@ use smb_protocol::{
 };
 
 use crate::volume::{
+    Mark,
     node::caching::{LeaseId, LeaseView, Want},
     open::{Durability, Open},
 };
 
 /// How long a durable handle is kept if the client does not say (MS-SMB2, note on 3.3.5.9.6).
 const DURABLE_TIME: Duration = Duration::from_secs(120);
+/// How long a persistent handle is kept if the client does not say (note on 3.3.5.9.10).
+const PERSISTENT_TIME: Duration = Duration::from_secs(60);
 /// Longest time that a client may ask for.
 const DURABLE_MOST: Duration = Duration::from_secs(300);
 /// Flags of leases in answers.
@@ -120,6 +123,34 @@ impl Wishes {
         }
     }
 
+    /// Whether a persistent open is asked for.
+    pub fn wants_persistence(&self) -> bool {
+        matches!(self.durable, Some(Durable::V2(v2)) if v2.flags & DurableV2::PERSISTENT != 0)
+    }
+
+    /// What a file bears that this CREATE of a client makes.
+    pub fn mark(&self, client: [u8; 16]) -> Option<Mark> {
+        let mut mark = [0; 32];
+        mark[..16].copy_from_slice(&self.create_guid()?);
+        mark[16..].copy_from_slice(&client);
+        Some(mark)
+    }
+
+    /// For how long a persistent open is kept, if that is what is asked for (MS-SMB2 3.3.5.9.10).
+    /// Folders and named streams are not made persistent.
+    pub fn persistence(&self, open: &Open) -> Option<Duration> {
+        match self.durable {
+            Some(Durable::V2(v2)) if v2.flags & DurableV2::PERSISTENT != 0 => {
+                let time = match v2.timeout {
+                    0 => PERSISTENT_TIME,
+                    ms => Duration::from_millis(ms.into()).min(DURABLE_MOST),
+                };
+                (!open.directory && open.stream.is_none()).then_some(time)
+            }
+            _ => None,
+        }
+    }
+
     /// For how long an open that caches `state` is kept when its client is away.
     pub fn durability(&self, open: &Open, state: LeaseState) -> Durability {
         if open.directory || !state.has(LeaseState::HANDLE) {
@@ -170,13 +201,16 @@ impl Answers {
             lease: open.node.lease(open.node_id()).as_ref().map(lease_bytes),
             ..Self::default()
         };
-        if let Durability::Durable(time) = granted {
-            let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-            match durable {
-                Some(Durable::V1) => answers.durable_v1 = true,
-                Some(Durable::V2(_)) => answers.durable_v2 = Some(DurableV2::response(ms, 0)),
-                None => {}
-            }
+        let (time, flags) = match granted {
+            Durability::Durable(time) => (time, 0),
+            Durability::Persistent(time) => (time, DurableV2::PERSISTENT),
+            Durability::None | Durability::Resilient(_) => return answers,
+        };
+        let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        match durable {
+            Some(Durable::V1) => answers.durable_v1 = true,
+            Some(Durable::V2(_)) => answers.durable_v2 = Some(DurableV2::response(ms, flags)),
+            None => {}
         }
         answers
     }

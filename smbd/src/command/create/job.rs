@@ -28,9 +28,9 @@ use crate::{
     command::Fail,
     session::Tree,
     volume::{
-        FileName, Found, RelPath, StreamName, StreamPart, Volume,
+        FileName, Found, Mark, RelPath, StreamName, StreamPart, Volume,
         attributes::{self, Facts},
-        eas,
+        bears, eas,
         node::{BESIDE, Node, Nodes, Opener, Refused, caching::LeaseId},
         open::{Open, Origin, Parts, StreamOpen},
         reopen, security, streams,
@@ -64,6 +64,12 @@ pub struct Job<'a> {
     pub lease: Option<LeaseId>,
     /// Where the open comes from.
     pub origin: Origin,
+    /// The client speaks SMB 3.
+    pub smb3: bool,
+    /// What a file bears that this CREATE makes, if its open is to outlive the server.
+    pub mark: Option<Mark>,
+    /// It may have been carried out before, by a server that ended before it could remember.
+    pub replays: bool,
 }
 
 impl Job<'_> {
@@ -168,11 +174,12 @@ impl Job<'_> {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
         let stream = self.stream();
-        if self.request.disposition == Disposition::CREATE && stream.is_none() {
+        let made = self.replays && self.mark.is_some_and(|mark| bears(fd.as_fd(), &mark));
+        if self.request.disposition == Disposition::CREATE && stream.is_none() && !made {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
         self.check_kind(directory)?;
-        let cuts = self.cuts();
+        let cuts = self.cuts() && !made;
         if directory && cuts && stream.is_none() {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
@@ -214,7 +221,7 @@ impl Job<'_> {
             self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
         }
         let open = self.open(fd, access, joined.keep(), data, directory, None);
-        Ok((open, self.action(cuts)))
+        Ok((open, if made { CreateAction::CREATED } else { self.action(cuts) }))
     }
 
     /// Fails unless the content of a file or stream may be thrown away.
@@ -319,7 +326,7 @@ impl Job<'_> {
         overwrites: bool,
     ) -> Result<Joined<'_>, Refused> {
         let (id, lease) = (self.id.persistent, self.lease.filter(|_| access != BESIDE));
-        let by = Opener { id, access, share, lease, overwrites };
+        let by = Opener { id, access, share, lease, overwrites, smb3: self.smb3 };
         let node = self.nodes.join(stat, &self.volume.system(path), by)?;
         Ok(Joined { nodes: &self.nodes, node: Some(node), id })
     }
@@ -335,14 +342,8 @@ impl Job<'_> {
         if directory || !(access.any(CONTENT) || cuts) {
             return Ok(None);
         }
-        let reads = access.any(Access::READ_DATA.or(Access::EXECUTE));
         let writes = access.any(CHANGE) || cuts;
-        let flags = match (reads, writes) {
-            (true, false) => OFlags::RDONLY,
-            (false, true) => OFlags::WRONLY,
-            _ => OFlags::RDWR,
-        };
-        let content = reopen(fd, flags)?;
+        let content = reopen(fd, flags(access, writes))?;
         if cuts {
             rustix::fs::ftruncate(&content, 0)?;
         }
@@ -427,6 +428,8 @@ impl Job<'_> {
         let path = self.volume.tunnelled(folder.as_fd(), path);
         let made = if directory {
             self.volume.create_folder(&path)
+        } else if let Some(mark) = self.mark.as_ref().filter(|_| stream.is_none()) {
+            self.volume.create_marked(&path, mark)
         } else {
             self.volume.create_file(&path)
         };
@@ -502,6 +505,31 @@ impl Job<'_> {
         let size = data.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))?;
         (size > 0 && size <= i64::MAX as u64).then_some(size)
     }
+}
+
+/// How the content is opened for an access.
+fn flags(access: Access, writes: bool) -> OFlags {
+    match (access.any(Access::READ_DATA.or(Access::EXECUTE)), writes) {
+        (true, false) => OFlags::RDONLY,
+        (false, true) => OFlags::WRONLY,
+        _ => OFlags::RDWR,
+    }
+}
+
+/// Opens the content of a file again that an open had with that access; `name` is for messages.
+pub fn content_again(
+    fd: &OwnedFd,
+    access: Access,
+    name: &str,
+    engine: Engine,
+) -> Result<Option<Arc<LocalFile>>, Errno> {
+    if !access.any(CONTENT) {
+        return Ok(None);
+    }
+    let writes = access.any(CHANGE);
+    LocalFile::from_fd(reopen(fd, flags(access, writes))?, name, !writes, engine)
+        .map(|file| Some(Arc::new(file)))
+        .map_err(|_| Errno::OPNOTSUPP)
 }
 
 /// A place among those who have a file open.

@@ -9,7 +9,6 @@ pub mod reconnect;
 
 use std::sync::{Arc, atomic::Ordering};
 
-use block_io::Engine;
 use smb_protocol::{
     FileId, HeaderFlags, NtStatus,
     msg::{
@@ -25,13 +24,14 @@ use self::{
     caching::{Answers, Durable, REPLAYABLE, Wishes},
     job::Job,
 };
-use super::{Ctx, Fail, Handled};
+use super::{Ctx, Fail, Handled, Later};
 use crate::{
-    config::IoEngine,
     dfs,
     volume::{
         FileName,
         open::{Open, Origin},
+        stable::of_store,
+        unmark,
     },
 };
 
@@ -61,6 +61,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return handled;
     }
     check(&request)?;
+    if tree.continuous {
+        request.options |= CreateOptions::WRITE_THROUGH;
+    }
     let server = ctx.ex.server.clone();
     let limits = ctx.ex.limits();
     session.room_for_open(limits.opens_per_session)?;
@@ -75,6 +78,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let frozen = then.as_ref().unwrap_or(&tree);
     let volume = frozen.volume.clone().unwrap_or(volume);
     fence(ctx, &request, &wishes)?;
+    let persistent = tree.continuous && ctx.keeps_persistent() && wishes.wants_persistence();
     let id = server.new_open_id();
     let job = Job {
         request: &request,
@@ -84,11 +88,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         nodes: server.nodes.clone(),
         id: FileId { persistent: id, volatile: id },
         name: FileName::parse(&name)?,
-        engine: match server.current().config.io_engine {
-            IoEngine::Auto => Engine::Auto,
-            IoEngine::Uring => Engine::Uring,
-            IoEngine::Threads => Engine::Threads,
-        },
+        engine: server.current().config.io_engine.into(),
         lease: wishes.lease(),
         origin: Origin {
             client: ctx.client_guid(),
@@ -100,7 +100,12 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             app_version: wishes.app_version,
             parent_lease: wishes.parent_lease(),
             action: 0,
+            desired_access: request.access,
+            share_access: request.share,
         },
+        smb3: ctx.dialect().is_smb3(),
+        mark: persistent.then(|| wishes.mark(ctx.client_guid())).flatten(),
+        replays: ctx.header.flags.has(HeaderFlags::REPLAY),
     };
     let (mut open, action) = job.run().inspect_err(|fail| {
         if let (Fail::Wait(_), Some(guid), None) = (fail, wishes.create_guid(), &ctx.creating) {
@@ -131,8 +136,55 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if context::find(&request.contexts, names::QFID).is_some() {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
+    let time = wishes.persistence(&open).filter(|_| persistent);
+    let remembered = time.map(|time| open.remember(time)).transpose()?.flatten();
     session.add_open(tree.id, open.clone());
-    answer(ctx, &open, open.oplock_level(), wishes.durable, contexts, action, out)
+    let oplock = open.oplock_level();
+    let made = tree.continuous && action != CreateAction::OPENED;
+    if remembered.is_none() && !made {
+        return answer(ctx, &open, oplock, wishes.durable, contexts, action, out);
+    }
+    let mut body = Vec::new();
+    answer(ctx, &open, oplock, wishes.durable, contexts, action, &mut body)?;
+    let creating = wishes.create_guid().map(|guid| {
+        // A repetition of the request is not answered before this one is.
+        server.nodes.begin_create((guid, ctx.client_guid()))
+    });
+    Err(Fail::Later(Later {
+        bytes: body.len(),
+        future: Box::pin(async move {
+            let _creating = creating;
+            let done = async {
+                if let Some(remembered) = remembered {
+                    remembered.await.map_err(|error| of_store(&error))?;
+                }
+                if made {
+                    unmark(open.handle());
+                    settle(open.clone()).await?;
+                }
+                Ok(body)
+            };
+            done.await.inspect_err(|status| {
+                tracing::debug!(%status, "an open that cannot be promised is closed");
+                open.close_for_good();
+            })
+        }),
+        cancel: None,
+        interim: false,
+        io: true,
+    }))
+}
+
+/// Makes a file that was made or cut durable, with its name.
+pub(super) async fn settle(open: Arc<Open>) -> Result<(), NtStatus> {
+    let work = move || open.settle();
+    match tokio::task::spawn_blocking(work).await {
+        Ok(settled) => settled,
+        Err(error) => {
+            tracing::error!(%error, "a thread that makes files durable failed; this is a defect");
+            Err(NtStatus::INTERNAL_ERROR)
+        }
+    }
 }
 
 /// Writes the answer about an open that the session has.

@@ -10,14 +10,16 @@ use smb_protocol::{
     FileId, NtStatus,
     header::HeaderFlags,
     msg::{
-        context::{self, Lease, LeaseState, ReconnectV2, names},
-        create::{CreateAction, Request},
+        context::{self, DurableV2, Lease, LeaseState, ReconnectV2, names},
+        create::{CreateAction, CreateOptions, Request},
+        oplock::OplockLevel,
     },
 };
 
 use super::{Wishes, answer};
 use crate::{
     command::{Ctx, Fail, Handled},
+    session::Session,
     volume::open::{Durability, Open},
 };
 
@@ -25,6 +27,8 @@ use crate::{
 struct Claim {
     file: FileId,
     create_guid: Option<[u8; 16]>,
+    /// `SMB2_DHANDLE_FLAG_PERSISTENT`.
+    persistent: bool,
 }
 
 /// Handles the CREATE if it takes up an open again; `None` if it does not.
@@ -46,7 +50,7 @@ pub fn handle(
             let Ok(file) = context::parse_reconnect_v1(data) else {
                 return Some(Err(NtStatus::INVALID_PARAMETER.into()));
             };
-            Claim { file, create_guid: None }
+            Claim { file, create_guid: None, persistent: false }
         }
         (None, Some(data)) => {
             if find(names::DHNQ).is_some() || find(names::DH2Q).is_some() {
@@ -55,7 +59,11 @@ pub fn handle(
             let Ok(v2) = ReconnectV2::parse(data) else {
                 return Some(Err(NtStatus::INVALID_PARAMETER.into()));
             };
-            Claim { file: v2.file_id, create_guid: Some(v2.create_guid) }
+            Claim {
+                file: v2.file_id,
+                create_guid: Some(v2.create_guid),
+                persistent: v2.flags & DurableV2::PERSISTENT != 0,
+            }
         }
     };
     Some(take_up(ctx, request, &claim, out))
@@ -65,20 +73,37 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
     let session = ctx.session()?.clone();
     let tree = ctx.tree()?.clone();
     let nodes = ctx.ex.server.nodes.clone();
-    let persistent = claim.file.persistent;
-    let open = nodes.kept.get(persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+    let by_guid = || {
+        let guid = claim.create_guid.filter(|_| claim.persistent && tree.continuous)?;
+        nodes.created((guid, ctx.client_guid()))
+    };
+    let open = nodes.kept.get(claim.file.persistent);
+    let open = open.or_else(by_guid).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
     check(ctx, request, claim, &open)?;
-    // Requests of the connection that is gone may still be on their way to the disk.
-    if Arc::strong_count(&open) > 2 {
-        let until = Instant::now() + Duration::from_millis(20);
-        return Err(Fail::Wait(open.node.wake_by(until)));
-    }
-    session.room_for_open(ctx.ex.limits().opens_per_session)?;
-    let open = nodes.kept.take(persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+    take(ctx, &open, &session)?;
     tracing::debug!(user = session.user, file = request.name, "taken up again");
     session.add_open(tree.id, open.clone());
     let oplock = open.oplock_level();
     answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out)
+}
+
+/// Takes an open from those that nobody has.
+fn take(ctx: &Ctx<'_>, open: &Arc<Open>, session: &Session) -> Result<(), Fail> {
+    let nodes = &ctx.ex.server.nodes;
+    if !nodes.kept.has(open.id.persistent) {
+        return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+    }
+    // Requests of the connection that is gone may still be on their way to the disk.
+    if Arc::strong_count(open) > 2 {
+        let until = Instant::now() + Duration::from_millis(20);
+        return Err(Fail::Wait(open.node.wake_by(until)));
+    }
+    session.room_for_open(ctx.ex.limits().opens_per_session)?;
+    nodes.kept.take(open.id.persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+    open.note_away(false);
+    // The client's numbers go on from where they are now.
+    open.sequence.start(ctx.header.channel_sequence());
+    Ok(())
 }
 
 fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Result<(), NtStatus> {
@@ -88,6 +113,18 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
     let tree = ctx.tree()?;
     if open.origin.share != tree.share
         || claim.create_guid.is_some_and(|guid| guid != open.origin.create_guid.unwrap_or_default())
+    {
+        return Err(NOT_FOUND);
+    }
+    if claim.create_guid.is_some() && open.is_persistent() != claim.persistent {
+        // A promise is called in as it was given.
+        return Err(match claim.persistent {
+            true => NtStatus::INVALID_PARAMETER,
+            false => NOT_FOUND,
+        });
+    }
+    if open.is_persistent()
+        && (claim.create_guid.is_none() || open.origin.client != ctx.client_guid())
     {
         return Err(NOT_FOUND);
     }
@@ -136,11 +173,48 @@ fn replay(
     if replays && ctx.creating.is_none() && nodes.is_creating(key) {
         return Some(Err(NtStatus::FILE_NOT_AVAILABLE.into()));
     }
-    let open = nodes.created(key).filter(|open| open.replayable.load(Ordering::Acquire))?;
+    let found = nodes.created(key);
+    let wants_persistent = wishes.wants_persistence();
+    if let Some(open) = found.as_ref().filter(|open| {
+        replays && wants_persistent && open.is_persistent() && open.session().is_none()
+    }) {
+        return Some(after_loss(ctx, request, wishes, open, out));
+    }
+    let open = found.filter(|open| open.replayable.load(Ordering::Acquire))?;
     if !replays {
         return Some(Err(NtStatus::DUPLICATE_OBJECTID.into()));
     }
     Some(again(ctx, request, wishes, &open, out))
+}
+
+/// The CREATE of a persistent open is repeated because its answer was lost with the session
+/// (MS-SMB2 3.3.5.9, create context validation).
+fn after_loss(
+    ctx: &mut Ctx<'_>,
+    request: &Request<'_>,
+    wishes: &Wishes,
+    open: &Arc<Open>,
+    out: &mut Vec<u8>,
+) -> Handled {
+    let (session, tree) = (ctx.session()?.clone(), ctx.tree()?.clone());
+    let origin = &open.origin;
+    if origin.user != session.user || open.lease != wishes.lease() {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    if origin.share != tree.share
+        || !smb_protocol::name::same_name(&origin.name, &request.name)
+        || origin.desired_access != request.access
+        || origin.share_access != request.share
+        || open.options.without(CreateOptions::WRITE_THROUGH)
+            != request.options.without(CreateOptions::WRITE_THROUGH)
+    {
+        return Err(NtStatus::CONTEXT_MISMATCH.into());
+    }
+    take(ctx, open, &session)?;
+    session.add_open(tree.id, open.clone());
+    let oplock = open.oplock_level().min(request.oplock);
+    let action = CreateAction(open.origin.action);
+    answer(ctx, open, oplock, wishes.durable, Vec::new(), action, out)
 }
 
 fn again(
@@ -151,7 +225,7 @@ fn again(
     out: &mut Vec<u8>,
 ) -> Handled {
     let session = ctx.session()?.clone();
-    let owned = open.standing().durability != Durability::None;
+    let durability = open.standing().durability;
     if open.origin.user != session.user || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
@@ -159,9 +233,15 @@ fn again(
         Some(holder) if holder.id == session.id => {}
         _ => return Err(NtStatus::DUPLICATE_OBJECTID.into()),
     }
-    let durable = wishes.durable.filter(|_| owned);
     let action = CreateAction(open.origin.action);
-    // No more than this copy of the request asks for.
+    // No more than this copy of the request asks for, and without an oplock no durability, unless
+    // what it was given does not hang on one.
     let oplock = open.oplock_level().min(request.oplock);
+    let owned = match durability {
+        Durability::None => false,
+        Durability::Resilient(_) | Durability::Persistent(_) => true,
+        Durability::Durable(_) => matches!(oplock, OplockLevel::BATCH | OplockLevel::LEASE),
+    };
+    let durable = wishes.durable.filter(|_| owned);
     answer(ctx, open, oplock, durable, Vec::new(), action, out)
 }

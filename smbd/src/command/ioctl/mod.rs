@@ -152,7 +152,14 @@ impl Call<'_> {
     ) -> Handled {
         let (code, file_id, open) = (self.request.code, self.open.id, self.open);
         let future = async move {
-            let ended = tokio::task::spawn_blocking(move || work(&open)).await;
+            let work = move || {
+                let done = work(&open)?;
+                if open.write_through() && open.written.load(Ordering::Relaxed) {
+                    open.settle()?;
+                }
+                Ok(done)
+            };
+            let ended = tokio::task::spawn_blocking(work).await;
             match ended {
                 Ok(Ok((status, output))) => {
                     let mut body = Vec::with_capacity(48 + output.len());

@@ -13,6 +13,7 @@
 use std::time::{Duration, Instant};
 
 use smb_protocol::msg::{context::LeaseState, oplock::OplockLevel};
+use state_store::record::CachingRecord;
 
 /// How long a holder may take to acknowledge (MS-SMB2, note on 3.3.4.6).
 pub const BREAK_TIME: Duration = Duration::from_secs(35);
@@ -415,6 +416,29 @@ impl Caching {
         match self.holds.swap_remove(at).holder {
             Holder::Lease(id) => Some(id),
             Holder::Open(_) => None,
+        }
+    }
+
+    /// What an open holds as it would be remembered: until a break is acknowledged, all of it.
+    pub fn held(&self, open: u64) -> Option<CachingRecord> {
+        let hold = self.holds.iter().find(|hold| hold.opens.contains(&open))?;
+        Some(CachingRecord { state: hold.state.0, v2: hold.v2 })
+    }
+
+    /// Gives an open back what it held when the server ended.
+    pub fn restore(
+        &mut self,
+        open: u64,
+        holder: Holder,
+        state: LeaseState,
+        v2: Option<(Option<[u8; 16]>, u16)>,
+    ) {
+        match self.holds.iter_mut().find(|hold| hold.holder == holder) {
+            Some(hold) => hold.opens.push(open),
+            None => {
+                let opens = vec![open];
+                self.holds.push(Hold { holder, opens, state, breaking: None, then: None, v2 });
+            }
         }
     }
 

@@ -22,14 +22,18 @@ use smb_protocol::{
         oplock::{self, LeaseBreak},
     },
 };
+use state_store::{
+    Batch, Commit,
+    record::{self, CachingRecord, Kind},
+};
 use tokio::sync::{Notify, futures::OwnedNotified};
 
 use self::{
     caching::{Break, Caching, Cause, Holder, LeaseId, LeaseView, NotSo, Want},
     locks::{Intent, Locks, Range},
 };
-use super::{RelPath, changes::Watches, open::Open};
-use crate::{clients::Clients, session::Notice};
+use super::{RelPath, changes::Watches, open::Open, stable::Stable};
+use crate::{clients::Clients, notices::Notice};
 
 /// Identity of a file on this machine: device and inode.
 pub type NodeKey = (u64, u64);
@@ -64,6 +68,8 @@ pub struct Nodes {
     pub clients: Clients,
     /// Opens whose client is away and may come back.
     pub kept: super::kept::Kept,
+    /// Opens that outlive the server.
+    pub stable: super::stable::Stable,
 }
 
 /// Byte-range locks of all files, and how many there may be.
@@ -102,6 +108,8 @@ struct State {
     path: RelPath,
     caching: Caching,
     locks: Locks,
+    /// Persistent opens, with what the state store has of their caching.
+    remembered: Vec<(u64, Option<CachingRecord>)>,
 }
 
 /// How a file is opened.
@@ -117,6 +125,8 @@ pub struct Opener {
     pub lease: Option<LeaseId>,
     /// The content is thrown away.
     pub overwrites: bool,
+    /// It is told that the file will be back (MS-SMB2 3.3.5.9).
+    pub smb3: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -213,6 +223,7 @@ impl Nodes {
     pub fn limit(&self, locks: usize, kept_opens: usize) {
         self.all_locks.most.store(locks, Ordering::Relaxed);
         self.kept.limit(kept_opens);
+        self.stable.limit(kept_opens);
     }
 
     /// Adds an opener if those that are there agree; asks them to give up what they cache first.
@@ -225,6 +236,7 @@ impl Nodes {
         let node = node.clone();
         let mut state = lock(&node.state);
         let joined = self.admit(&node, &mut state, by, &mut breaks);
+        state.note_caching(&self.stable);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         drop(state);
         drop(shard);
@@ -241,6 +253,13 @@ impl Nodes {
     ) -> Result<(), Refused> {
         if state.delete_pending {
             return Err(NtStatus::DELETE_PENDING.into());
+        }
+        if state.remembered.iter().any(|(id, _)| self.kept.has(*id)) {
+            // Its client will be back, and what it caches is not taken away meanwhile.
+            return Err(match by.smb3 {
+                true => NtStatus::FILE_NOT_AVAILABLE.into(),
+                false => NtStatus::SHARING_VIOLATION.into(),
+            });
         }
         if let Some(id) = by.lease {
             self.check_lease(id, Some(node.key))?;
@@ -307,6 +326,7 @@ impl Nodes {
         };
         let locked = state.locks.len() > 0;
         let granted = state.caching.acquire(open, want, directory, others, locked);
+        state.note_caching(&self.stable);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         drop(state);
         if directory && granted != LeaseState::NONE {
@@ -331,6 +351,7 @@ impl Nodes {
         let mut breaks = Vec::new();
         let mut state = lock(&node.state);
         let wait = state.caching.break_for(cause, by, |_, _| true, Instant::now(), &mut breaks);
+        state.note_caching(&self.stable);
         let refused = wait.map(|until| node.wake(until));
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         drop(state);
@@ -362,11 +383,22 @@ impl Nodes {
                 continue;
             }
             // MS-SMB2 3.3.4.7: nothing is left, and with it nothing to come back for.
-            lock(&node.state).caching.unreachable(due.holder);
+            let mut state = lock(&node.state);
+            state.caching.unreachable(due.holder);
+            state.note_caching(&self.stable);
+            drop(state);
             node.changed.notify_waiters();
             for open in due.opens {
                 self.kept.drop_open(open);
             }
+        }
+    }
+
+    /// An open is persistent, and the state store has this of what it caches.
+    pub fn remembered_again(&self, open: &Open, holder: Holder, caching: Option<CachingRecord>) {
+        open.node.remembered_again(open.node_id(), holder, caching);
+        if let (Holder::Lease(id), Some(_)) = (holder, caching) {
+            lock(&self.leases).insert(id, Arc::downgrade(&open.node));
         }
     }
 
@@ -391,6 +423,7 @@ impl Nodes {
         let mut state = lock(&node.state);
         let result = state.caching.acknowledge(holder, kept);
         let next = state.caching.next_break(holder, Instant::now());
+        state.note_caching(&self.stable);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         drop(state);
         self.tell(node, next.into_iter().collect());
@@ -471,6 +504,7 @@ impl Nodes {
         state.locks.release_all(id);
         node.count_locks(&state);
         let ended = state.caching.leave(id);
+        state.note_caching(&self.stable);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         if state.users.is_empty() {
             if state.delete_pending {
@@ -514,6 +548,31 @@ impl Nodes {
     }
 }
 
+impl State {
+    /// Puts what clients of persistent opens may cache into the state store, where it has changed,
+    /// in the order in which it changes.
+    fn note_caching(&mut self, stable: &Stable) {
+        if self.remembered.is_empty() {
+            return;
+        }
+        let mut batch = Batch::new();
+        for (open, known) in &mut self.remembered {
+            let now = self.caching.held(*open);
+            if now != *known {
+                let key = record::key(Kind::Caching, *open);
+                batch = match &now {
+                    Some(caching) => batch.put(key, caching.to_bytes()),
+                    None => batch.delete(key),
+                };
+                *known = now;
+            }
+        }
+        if !batch.is_empty() {
+            stable.queue(batch);
+        }
+    }
+}
+
 impl Node {
     fn new(key: NodeKey, path: RelPath, all_locks: Arc<LockCount>) -> Arc<Self> {
         let state = State {
@@ -522,6 +581,7 @@ impl Node {
             path,
             caching: Caching::default(),
             locks: Locks::default(),
+            remembered: Vec::new(),
         };
         Arc::new(Self {
             key,
@@ -532,6 +592,37 @@ impl Node {
             changed: Arc::default(),
             times: super::times::Shown::default(),
         })
+    }
+
+    /// An open is persistent from now on: `batch` says so, and what it caches goes with it.
+    pub fn remember(&self, open: u64, stable: &Stable, mut batch: Batch) -> Commit {
+        let mut state = lock(&self.state);
+        let caching = state.caching.held(open);
+        if let Some(caching) = &caching {
+            batch = batch.put(record::key(Kind::Caching, open), caching.to_bytes());
+        }
+        state.remembered.push((open, caching));
+        stable.commit(batch)
+    }
+
+    /// An open is persistent, and the state store has this of what it caches.
+    pub fn remembered_again(&self, open: u64, holder: Holder, caching: Option<CachingRecord>) {
+        let mut state = lock(&self.state);
+        if let Some(caching) = caching {
+            state.caching.restore(open, holder, LeaseState(caching.state), caching.v2);
+            self.cached.store(true, Ordering::Release);
+        }
+        state.remembered.push((open, caching));
+    }
+
+    /// An open is no longer persistent.
+    pub fn forget(&self, open: u64) {
+        lock(&self.state).remembered.retain(|(id, _)| *id != open);
+    }
+
+    /// Its persistent opens.
+    pub fn remembered(&self) -> Vec<u64> {
+        lock(&self.state).remembered.iter().map(|(id, _)| *id).collect()
     }
 
     /// Which file it is.
@@ -658,7 +749,7 @@ mod tests {
         share: ShareAccess,
     ) -> Result<Arc<Node>, Refused> {
         let stat = rustix::fs::stat("/").unwrap();
-        let by = Opener { id, access, share, lease: None, overwrites: false };
+        let by = Opener { id, access, share, lease: None, overwrites: false, smb3: true };
         nodes.join(&stat, &RelPath::root(), by)
     }
 

@@ -4,7 +4,8 @@
 //! Writes `target/bench/smb.json` and prints tables. A row is one combination of what is done
 //! and how it is protected; `ratio` is our operations per second over Samba's best. Beside the
 //! rows stand what the machine allows, the memory of idle sessions, and each target with what
-//! was measured. The only argument is how many seconds a row takes: 5, or 1 for a quick look.
+//! was measured. The first argument is how many seconds a row takes: 5, or 1 for a quick look; the
+//! second, if there is one, a part of the names of the loads that are wanted (`bench-smb 1 files`).
 //! The shares are made in `TMPDIR`: `TMPDIR=/dev/shm` takes the disk out of the rows of small
 //! files. Take the rows of reads from a disk's file system: tmpfs cannot read without waiting, so
 //! that our reads from it go through io_uring.
@@ -145,6 +146,8 @@ fn file_system(folder: &Path) -> String {
 
 /// Collects the rows and prints each as it is measured.
 struct Rows {
+    /// Part of the names of the loads that are wanted.
+    wanted: String,
     rows: Vec<Value>,
     machine: Value,
 }
@@ -157,8 +160,13 @@ impl Rows {
         servers: &[Server<'_>],
         measure: impl Fn(&Server<'_>) -> Value,
     ) {
+        if !load.contains(&self.wanted) {
+            return;
+        }
         let mut results = Map::new();
         for server in servers {
+            // What was written before does not compete.
+            rustix::fs::sync();
             let result = measure(server);
             let latency = ["read", "write", "file"]
                 .into_iter()
@@ -212,6 +220,7 @@ fn main() -> ExitCode {
         eprintln!("bench-smb [SECONDS]: {text:?} is not a number of seconds from 0.1 to 600");
         return ExitCode::FAILURE;
     };
+    let wanted = env::args().nth(2).unwrap_or_default();
     let ours_server = Smbd::start(SERVER_OPTIONS, "");
     // Idle sessions are weighed on a server that has done nothing yet, whose free memory cannot
     // hide what they take.
@@ -231,7 +240,8 @@ fn main() -> ExitCode {
 
     let sessions = sessions(&idle);
     drop(ours_idle);
-    let mut rows = Rows { rows: Vec::new(), machine: machine(&ours_server.files(), seconds) };
+    let mut rows =
+        Rows { wanted, rows: Vec::new(), machine: machine(&ours_server.files(), seconds) };
     println!(
         "{:<28} {:<10} {:<15} {:>10} {:>9} {:>8} {:>9}",
         "load", "protection", "server", "op/s", "MB/s", "CPU µs", "p50 µs"
@@ -249,7 +259,10 @@ fn main() -> ExitCode {
         for (name, protection) in PROTECTIONS {
             let folder = format!("files-{depth}-{name}");
             rows.measure(load, name, &servers, |server| {
-                server.bench("smb-files", &folder, &[time, &["--queue-depth", depth], protection])
+                // Nothing is removed meanwhile: ext4 passes over the inodes of files that have just
+                // gone, which takes it long.
+                let args: &[&str] = &["--keep", "--queue-depth", depth];
+                server.bench("smb-files", &folder, &[time, args, protection])
             });
         }
     }

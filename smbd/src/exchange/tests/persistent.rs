@@ -1,0 +1,594 @@
+//! Opens that outlive the server: what is granted, what comes back after the server was killed,
+//! and who does not get it.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use smb_protocol::msg::{
+    context::{self, DurableV2, Lease, LeaseState, ReconnectV2, names},
+    create::{Access, CreateAction, CreateOptions, Disposition, RawContext, ShareAccess},
+    oplock::{self, OplockLevel},
+    tree_connect::ShareCapabilities,
+};
+use state_store::{Batch, Commit, Store, StoreError};
+
+use super::*;
+
+const RWH: LeaseState = LeaseState(7);
+
+/// A server that can be killed and started again over the same folders.
+struct House {
+    folder: tempfile::TempDir,
+    server: Arc<Server>,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn serve(folder: &Path) -> Arc<Server> {
+    let text = format!(
+        "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\nencryption='off'\n\
+         [[user]]\nname='u'\npassword='p'\n[[user]]\nname='v'\npassword='p'\n\
+         [[share]]\nname='ca'\npath='files'\nusers=['u','v']\ncontinuously_available=true\n\
+         [[share]]\nname='ca2'\npath='files'\nusers=['u','v']\ncontinuously_available=true\n\
+         [[share]]\nname='plain'\npath='files'\nusers=['u','v']\n",
+        folder.join("state").display()
+    );
+    let config = Config::parse(&text, &folder.join("c")).unwrap();
+    Arc::new(Server::new(config).unwrap())
+}
+
+impl House {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("files")).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let server = serve(folder.path());
+        let house = Self { folder, server, runtime };
+        house.recover();
+        house
+    }
+
+    fn recover(&self) {
+        let _inside = self.runtime.enter();
+        self.server.recover().unwrap();
+    }
+
+    fn files(&self) -> std::path::PathBuf {
+        self.folder.path().join("files")
+    }
+
+    /// Ends the server like `kill -9` does. Clients that are connected must be given.
+    fn kill(&mut self, clients: Vec<Guest>) {
+        self.server.nodes.stable.kill();
+        drop(clients);
+        self.server.nodes.kept.clear();
+        let gone = Arc::downgrade(&self.server.nodes);
+        self.server = serve(self.folder.path());
+        assert!(gone.upgrade().is_none(), "nothing of it is left");
+    }
+
+    fn restart(&mut self, clients: Vec<Guest>) {
+        self.kill(clients);
+        self.recover();
+    }
+
+    fn guest(&self, guid: u8, user: &str, dialect: Dialect, share: &str) -> Guest {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let mut guest = Guest {
+            exchange: Exchange::new(self.server.clone(), address, address),
+            runtime: self.runtime.handle().clone(),
+            next_id: 0,
+            session: SessionId(0),
+            tree: TreeId(0),
+            replay: false,
+            capabilities: ShareCapabilities::NONE,
+        };
+        guest.login(guid, user, dialect);
+        guest.connect(share);
+        guest
+    }
+
+    fn one(&self) -> Guest {
+        self.guest(1, "u", Dialect::SMB_3_0_2, "ca")
+    }
+}
+
+/// A client on one connection.
+struct Guest {
+    exchange: Exchange,
+    runtime: tokio::runtime::Handle,
+    next_id: u64,
+    session: SessionId,
+    tree: TreeId,
+    replay: bool,
+    capabilities: ShareCapabilities,
+}
+
+/// What a CREATE asks for.
+#[derive(Clone)]
+struct Ask {
+    name: &'static str,
+    access: Access,
+    share: ShareAccess,
+    options: CreateOptions,
+    oplock: OplockLevel,
+    durable: Option<DurableV2>,
+    reconnect: Option<ReconnectV2>,
+    lease: Option<Lease>,
+}
+
+fn ask(name: &'static str) -> Ask {
+    Ask {
+        name,
+        access: Access(0x0012_019f),
+        share: ShareAccess::NONE,
+        options: CreateOptions::NON_DIRECTORY_FILE,
+        oplock: OplockLevel::NONE,
+        durable: None,
+        reconnect: None,
+        lease: None,
+    }
+}
+
+impl Ask {
+    fn persistent(self, guid: u8) -> Self {
+        let flags = DurableV2::PERSISTENT;
+        let durable = Some(DurableV2 { timeout: 0, flags, create_guid: [guid; 16] });
+        Self { durable, ..self }
+    }
+
+    fn lease(self, key: u8) -> Self {
+        let lease = Lease { key: [key; 16], state: RWH, flags: 0, v2: Some(([0; 16], 5)) };
+        Self { oplock: OplockLevel::LEASE, lease: Some(lease), ..self }
+    }
+
+    fn back(self, file_id: FileId, guid: u8) -> Self {
+        let flags = DurableV2::PERSISTENT;
+        let reconnect = Some(ReconnectV2 { file_id, create_guid: [guid; 16], flags });
+        Self { durable: None, reconnect, ..self }
+    }
+}
+
+/// What a CREATE gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Got {
+    id: FileId,
+    action: CreateAction,
+    /// Time and flags of the durable answer.
+    durable: Option<(u32, u32)>,
+    lease: Option<(LeaseState, Option<u16>)>,
+}
+
+impl Guest {
+    fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
+        let mut header = Header {
+            command,
+            credit_charge: 1,
+            credits: 32,
+            message_id: MessageId(self.next_id),
+            session_id: self.session,
+            ..Header::default()
+        };
+        if self.replay {
+            header.flags |= HeaderFlags::REPLAY;
+        }
+        header.set_tree_id(self.tree);
+        self.next_id += 1;
+        let mut message = header.to_bytes().to_vec();
+        body(&mut message);
+        let mut out = Vec::new();
+        let _inside = self.runtime.enter();
+        let mut waits = match self.exchange.receive(&mut message, &mut out).unwrap() {
+            Frame::Answered => Vec::new(),
+            Frame::Waits(waits) => waits,
+        };
+        while let Some(wait) = waits.pop() {
+            let done = self.runtime.block_on(wait);
+            waits.extend(self.exchange.complete(done, &mut out).unwrap());
+        }
+        answers(&out).pop().unwrap()
+    }
+
+    fn login(&mut self, guid: u8, user: &str, dialect: Dialect) {
+        let offer = negotiate::Request {
+            dialects: vec![dialect],
+            security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
+            capabilities: negotiate::Capabilities::PERSISTENT_HANDLES,
+            client_guid: [guid; 16],
+            ..Default::default()
+        };
+        let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
+        let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
+        let hash = NtHash::of_password("p");
+        let who = Credentials { user: user.into(), domain: String::new(), hash };
+        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let setup = |guest: &mut Self, token: &[u8]| {
+            let request = session_setup::Request {
+                security_mode: 1,
+                security_buffer: token,
+                ..Default::default()
+            };
+            guest.ask(Command::SESSION_SETUP, |out| request.encode(out))
+        };
+        let first = initiator.first(&hint).unwrap();
+        let (header, body) = setup(self, &first);
+        self.session = header.session_id;
+        let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
+        let second = initiator.second(&token, 0).unwrap();
+        assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
+    }
+
+    fn connect(&mut self, share: &str) {
+        let request = tree_connect::Request { flags: 0, path: format!("\\\\s\\{share}") };
+        let (header, body) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        self.tree = header.tree_id();
+        self.capabilities = tree_connect::Response::parse(&body).unwrap().capabilities;
+    }
+
+    fn create(&mut self, ask: &Ask) -> Result<Got, NtStatus> {
+        let durable = ask.durable.map(|durable| durable.to_bytes());
+        let reconnect = ask.reconnect.map(|reconnect| reconnect.to_bytes());
+        let lease = ask.lease.as_ref().map(|lease| lease.to_bytes());
+        let all = [(names::DH2Q, durable), (names::DH2C, reconnect), (names::RQLS, lease)];
+        let contexts = all
+            .iter()
+            .filter_map(|(name, data)| data.as_ref().map(|data| RawContext { name, data }));
+        let request = create::Request {
+            access: ask.access,
+            share: ask.share,
+            disposition: Disposition::OPEN_IF,
+            options: ask.options,
+            oplock: ask.oplock,
+            name: ask.name.into(),
+            impersonation: 2,
+            contexts: contexts.collect(),
+            ..Default::default()
+        };
+        let (header, body) = self.ask(Command::CREATE, |out| request.encode(out));
+        if header.status != NtStatus::SUCCESS {
+            return Err(header.status);
+        }
+        let response = create::Response::parse(&body).unwrap();
+        let find = |name| context::find(&response.contexts, name);
+        let word =
+            |data: &[u8], at: usize| u32::from_le_bytes(data[at..at + 4].try_into().unwrap());
+        Ok(Got {
+            id: response.file_id,
+            action: response.action,
+            durable: find(names::DH2Q).map(|data| (word(data, 0), word(data, 4))),
+            lease: find(names::RQLS).map(|data| {
+                let lease = Lease::parse(data).unwrap();
+                (lease.state, lease.v2.map(|(_, epoch)| epoch))
+            }),
+        })
+    }
+
+    fn close(&mut self, id: FileId) -> NtStatus {
+        let request = close::Request { flags: 0, file_id: id };
+        self.ask(Command::CLOSE, |out| request.encode(out)).0.status
+    }
+
+    fn write(&mut self, id: FileId, offset: u64, data: &[u8]) -> NtStatus {
+        let request = write::Request { offset, file_id: id, data, ..Default::default() };
+        self.ask(Command::WRITE, |out| request.encode(out)).0.status
+    }
+
+    fn lock(&mut self, id: FileId, offset: u64, sequence: u32, flags: u32) -> NtStatus {
+        let locks = vec![lock::Element { offset, length: 10, flags: lock::LockFlags(flags) }];
+        let request = lock::Request { file_id: id, sequence, locks };
+        self.ask(Command::LOCK, |out| request.encode(out)).0.status
+    }
+
+    fn set(&mut self, id: FileId, class: InfoClass, input: &[u8]) -> NtStatus {
+        let info_type = query_info::InfoType::FILE;
+        let request =
+            set_info::Request { info_type, class, file_id: id, input, ..Default::default() };
+        self.ask(Command::SET_INFO, |out| request.encode(out)).0.status
+    }
+}
+
+/// Exclusive, at once.
+const OWN: u32 = 0x12;
+const UNLOCK: u32 = 4;
+
+#[test]
+fn persistent_is_what_is_asked_for_where_it_can_be() {
+    let house = House::new();
+    let ca = ShareCapabilities::CONTINUOUS_AVAILABILITY;
+    let flag = DurableV2::PERSISTENT;
+    for (dialect, share, flags, granted) in [
+        (Dialect::SMB_3_0_2, "ca", flag, Some((60_000, flag))),
+        (Dialect::SMB_3_0_2, "ca", 0, None),
+        (Dialect::SMB_3_0_2, "plain", flag, None),
+        (Dialect::SMB_2_1, "ca", flag, None),
+    ] {
+        let mut guest = house.guest(1, "u", dialect, share);
+        assert_eq!(guest.capabilities.has(ca), share == "ca" && dialect != Dialect::SMB_2_1);
+        let mut wanted = ask("a").persistent(1);
+        wanted.durable.as_mut().unwrap().flags = flags;
+        let got = guest.create(&wanted).unwrap();
+        assert_eq!(got.durable, granted, "{dialect:?} {share} {flags}");
+        assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
+    }
+    // Folders are not; a time that is asked for is given up to five minutes.
+    let mut guest = house.one();
+    let folder = Ask { options: CreateOptions::DIRECTORY_FILE, ..ask("d").persistent(2) };
+    assert_eq!(guest.create(&folder).unwrap().durable, None);
+    let mut long = ask("b").persistent(3);
+    long.durable.as_mut().unwrap().timeout = u32::MAX;
+    assert_eq!(guest.create(&long).unwrap().durable, Some((300_000, flag)));
+}
+
+#[test]
+fn an_open_and_its_close_cost_two_commits_and_io_none() {
+    let house = House::new();
+    let mut guest = house.one();
+    let commits = || house.server.nodes.stable.commits();
+    let before = commits();
+    let got = guest.create(&ask("a").persistent(1).lease(1)).unwrap();
+    assert_eq!(commits() - before, 1);
+    for n in 0..20 {
+        assert_eq!(guest.write(got.id, n * 10, b"0123456789"), NtStatus::SUCCESS);
+    }
+    assert_eq!(commits() - before, 1);
+    assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
+    assert_eq!(commits() - before, 2);
+    assert_eq!(house.server.nodes.stable.held(), 0);
+}
+
+#[test]
+fn an_open_comes_back_with_its_lease_and_locks_to_its_client_alone() {
+    let mut house = House::new();
+    let mut guest = house.one();
+    let wanted = ask("a").persistent(1).lease(9);
+    let got = guest.create(&wanted).unwrap();
+    assert_eq!(got.lease, Some((RWH, Some(6))));
+    assert_eq!(guest.write(got.id, 0, b"kept"), NtStatus::SUCCESS);
+    assert_eq!(guest.lock(got.id, 100, 0x11, OWN), NtStatus::SUCCESS);
+    assert_eq!(guest.lock(got.id, 200, 0x21, OWN), NtStatus::SUCCESS);
+    assert_eq!(guest.lock(got.id, 200, 0x31, UNLOCK), NtStatus::SUCCESS);
+    house.restart(vec![guest]);
+
+    // Others are told that the file will be back; those who know no better, that it is in use.
+    let mut other = house.guest(2, "v", Dialect::SMB_3_0_2, "plain");
+    assert_eq!(other.create(&ask("a")), Err(NtStatus::FILE_NOT_AVAILABLE));
+    let mut old = house.guest(3, "v", Dialect::SMB_2_1, "plain");
+    assert_eq!(old.create(&ask("a")), Err(NtStatus::SHARING_VIOLATION));
+
+    // Whoever is not its client does not get it.
+    let back = wanted.clone().back(got.id, 1);
+    let strange = FileId { persistent: got.id.persistent + 1, ..got.id };
+    let mut without_flag = back.clone();
+    without_flag.reconnect.as_mut().unwrap().flags = 0;
+    let no_lease = Ask { lease: None, oplock: OplockLevel::NONE, ..back.clone() };
+    let not_found = NtStatus::OBJECT_NAME_NOT_FOUND;
+    for (who, share, tried, status) in [
+        ((1, "v"), "ca", back.clone(), NtStatus::ACCESS_DENIED),
+        ((2, "u"), "ca", back.clone(), not_found),
+        ((1, "u"), "ca2", back.clone(), not_found),
+        ((1, "u"), "plain", back.clone(), not_found),
+        ((1, "u"), "ca", wanted.clone().back(got.id, 2), not_found),
+        ((1, "u"), "ca", wanted.clone().back(strange, 3), not_found),
+        ((1, "u"), "ca", without_flag, not_found),
+        ((1, "u"), "ca", no_lease, not_found),
+        ((1, "u"), "ca", back.clone().lease(8), not_found),
+        ((1, "u"), "ca", Ask { name: "b", ..back.clone() }, NtStatus::INVALID_PARAMETER),
+    ] {
+        let mut guest = house.guest(who.0, who.1, Dialect::SMB_3_0_2, share);
+        assert_eq!(guest.create(&tried), Err(status), "{who:?} {share} {}", tried.name);
+    }
+
+    let mut guest = house.one();
+    let again = guest.create(&back).unwrap();
+    assert_eq!((again.id, again.lease), (got.id, got.lease));
+    // It has it; nobody gets it a second time.
+    assert_eq!(house.one().create(&back), Err(not_found));
+    assert_eq!(guest.write(got.id, 4, b" on"), NtStatus::SUCCESS);
+    assert_eq!(std::fs::read(house.files().join("a")).unwrap(), b"kept on");
+    // What was locked and unlocked before stays so, and its repetition does nothing.
+    assert_eq!(guest.lock(got.id, 100, 0x11, OWN), NtStatus::SUCCESS);
+    assert_eq!(guest.lock(got.id, 200, 0x31, UNLOCK), NtStatus::SUCCESS);
+    assert_eq!(guest.lock(got.id, 100, 0x12, OWN), NtStatus::LOCK_NOT_GRANTED);
+    assert_eq!(guest.lock(got.id, 200, 0x32, UNLOCK), NtStatus::RANGE_NOT_LOCKED);
+    assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
+    // Closed is closed, for the next server too.
+    house.restart(vec![guest, other, old]);
+    assert_eq!(house.server.nodes.stable.held(), 0);
+    assert!(house.guest(2, "v", Dialect::SMB_3_0_2, "plain").create(&ask("a")).is_ok());
+}
+
+#[test]
+fn a_create_whose_answer_was_lost_is_repeated_and_made_once() {
+    let mut house = House::new();
+    let wanted = ask("a").persistent(1);
+    let mut guest = house.one();
+    let got = guest.create(&wanted).unwrap();
+    assert_eq!(got.action, CreateAction::CREATED);
+    // On the same session it is answered again.
+    guest.replay = true;
+    assert_eq!(guest.create(&wanted).unwrap(), got);
+    guest.replay = false;
+    assert_eq!(guest.create(&wanted), Err(NtStatus::DUPLICATE_OBJECTID));
+    house.restart(vec![guest]);
+    let mut guest = house.one();
+    guest.replay = true;
+    let other = Ask { share: ShareAccess::READ, ..wanted.clone() };
+    assert_eq!(guest.create(&other), Err(NtStatus::CONTEXT_MISMATCH));
+    let mut thief = house.guest(1, "v", Dialect::SMB_3_0_2, "ca");
+    thief.replay = true;
+    assert_eq!(thief.create(&wanted), Err(NtStatus::ACCESS_DENIED));
+    assert_eq!(guest.create(&wanted).unwrap(), got);
+    assert_eq!(guest.write(got.id, 0, b"x"), NtStatus::SUCCESS);
+}
+
+#[test]
+fn a_file_that_was_replaced_is_not_the_file_that_was_open() {
+    let mut house = House::new();
+    let mut guest = house.one();
+    let replaced = guest.create(&ask("replaced").persistent(1)).unwrap();
+    let removed = guest.create(&ask("removed").persistent(2)).unwrap();
+    let moved = Ask { access: Access::ALL, ..ask("old").persistent(3) };
+    let renamed = guest.create(&moved).unwrap();
+    let mut rename = vec![0; 20];
+    rename[16] = 6;
+    rename.extend("new".encode_utf16().flat_map(u16::to_le_bytes));
+    assert_eq!(guest.set(renamed.id, InfoClass::RENAME, &rename), NtStatus::SUCCESS);
+    house.kill(vec![guest]);
+    let at = |name| house.files().join(name);
+    std::fs::write(at("x"), "another").unwrap();
+    std::fs::rename(at("x"), at("replaced")).unwrap();
+    std::fs::remove_file(at("removed")).unwrap();
+    house.recover();
+    assert_eq!(house.server.nodes.stable.held(), 1);
+    let mut guest = house.one();
+    let gone = Err(NtStatus::OBJECT_NAME_NOT_FOUND);
+    assert_eq!(guest.create(&ask("replaced").back(replaced.id, 1)), gone);
+    assert_eq!(guest.create(&ask("removed").back(removed.id, 2)), gone);
+    assert_eq!(guest.create(&moved.back(renamed.id, 3)).unwrap().id, renamed.id);
+    assert!(guest.create(&ask("replaced")).is_ok(), "it is like any other file");
+}
+
+#[test]
+fn a_file_to_be_deleted_is_deleted_when_its_client_stays_away() {
+    let mut house = House::new();
+    let mut guest = house.one();
+    let own = Ask {
+        access: Access::ALL,
+        options: CreateOptions::NON_DIRECTORY_FILE.or(CreateOptions::DELETE_ON_CLOSE),
+        ..ask("made to go").persistent(1)
+    };
+    guest.create(&own).unwrap();
+    let later = Ask { access: Access::ALL, ..ask("marked later").persistent(2) };
+    let marked = guest.create(&later).unwrap();
+    assert_eq!(guest.set(marked.id, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
+    guest.create(&ask("stays").persistent(3)).unwrap();
+    house.restart(vec![guest]);
+    let names = || {
+        let entries = std::fs::read_dir(house.files()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["made to go", "marked later", "stays"]);
+    let kept = &house.server.nodes.kept;
+    assert_eq!(kept.len(), 3);
+    kept.sweep(Instant::now() + Duration::from_secs(59));
+    assert_eq!(kept.len(), 3, "they have a minute");
+    kept.sweep(Instant::now() + Duration::from_secs(61));
+    assert_eq!((kept.len(), names()), (0, vec!["stays".to_owned()]));
+    assert!(house.one().create(&ask("stays")).is_ok());
+}
+
+#[test]
+fn time_goes_on_over_restarts() {
+    let mut house = House::new();
+    let mut guest = house.one();
+    let short = |timeout| Some(DurableV2 { timeout, flags: 2, create_guid: [4; 16] });
+    guest.create(&Ask { durable: short(20_000), ..ask("a") }).unwrap();
+    house.restart(vec![guest]);
+    // The clock of the first absence goes on, however often the server starts.
+    let (mut records, mut before) = (Vec::new(), None);
+    for _ in 0..3 {
+        house.restart(Vec::new());
+        let away = house.server.nodes.stable.is_there();
+        assert!(away && house.server.nodes.kept.len() == 1);
+        house.kill(Vec::new());
+        let store = state_store::LocalStore::open(&house.folder.path().join("state"), "opens");
+        let (opens, bad) = state_store::record::opens(&store.unwrap().records);
+        assert!(bad.is_empty());
+        let since = opens[0].away.unwrap().since;
+        assert_eq!(*before.get_or_insert(since), since);
+        records.push(opens);
+        house.recover();
+    }
+    assert!(records.iter().all(|opens| opens.len() == 1));
+}
+
+#[test]
+fn a_lease_that_was_given_up_stays_given_up() {
+    let mut house = House::new();
+    let mut guest = house.one();
+    let shared = Ask { share: ShareAccess(7), ..ask("a") };
+    let wanted = shared.clone().persistent(1).lease(9);
+    let got = guest.create(&wanted).unwrap();
+    assert_eq!(got.lease.unwrap().0, RWH);
+    // Another opens it: writes are no longer cached, once the client has said so.
+    let mut other = house.guest(2, "v", Dialect::SMB_3_0_2, "ca");
+    let second = shared.clone().persistent(2).lease(8);
+    let (server, runtime) = (house.server.clone(), house.runtime.handle().clone());
+    let opener = std::thread::spawn(move || {
+        let got = other.create(&second);
+        drop((server, runtime));
+        (other, got)
+    });
+    let post = house.runtime.block_on(guest.exchange.post()).unwrap();
+    let Post::Tell(notice, _) = post else { panic!("{post:?}") };
+    let oplock::Message::LeaseBreak(due) = notice.message else { panic!("{notice:?}") };
+    assert_eq!(due.new, 3);
+    let ack = oplock::LeaseAck { key: due.key, state: due.new };
+    let (header, _) = guest.ask(Command::OPLOCK_BREAK, |out| ack.encode(out));
+    assert_eq!(header.status, NtStatus::SUCCESS);
+    let (other, second) = opener.join().unwrap();
+    assert_eq!(second.unwrap().lease.unwrap().0, LeaseState(3));
+    house.restart(vec![guest, other]);
+    let mut guest = house.one();
+    let again = guest.create(&wanted.back(got.id, 1)).unwrap();
+    assert_eq!(again.lease, Some((LeaseState(3), Some(7))));
+}
+
+/// A store that can be told to be full.
+#[derive(Debug, Default)]
+struct Narrow {
+    full: AtomicBool,
+}
+
+impl Store for Narrow {
+    fn commit(&self, batch: Batch) -> Commit {
+        let full = self.full.load(Ordering::Relaxed) && !batch.only_deletes();
+        Commit::ready(if full { Err(StoreError::Full) } else { Ok(()) })
+    }
+
+    fn commits(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_full_store_refuses_new_opens_and_the_old_ones_are_served() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("files")).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let house = House { server: serve(folder.path()), folder, runtime };
+    let store = Arc::new(Narrow::default());
+    house.server.nodes.stable.begin(store.clone());
+    let mut guest = house.one();
+    let old = guest.create(&ask("a").persistent(1)).unwrap();
+    store.full.store(true, Ordering::Relaxed);
+    assert_eq!(guest.create(&ask("b").persistent(2)), Err(NtStatus::DISK_FULL));
+    // Nothing of it stays, and what needs no promise is served.
+    assert_eq!(guest.create(&ask("b")).map(|got| got.durable), Ok(None));
+    assert_eq!(guest.lock(old.id, 0, 0x11, OWN), NtStatus::DISK_FULL);
+    assert_eq!(guest.write(old.id, 0, b"served"), NtStatus::SUCCESS);
+    assert_eq!(guest.close(old.id), NtStatus::SUCCESS);
+    assert_eq!(guest.create(&ask("a")).map(|got| got.durable), Ok(None));
+}
+
+#[test]
+fn a_damaged_store_is_refused() {
+    let mut house = House::new();
+    house.kill(Vec::new());
+    let path = house.folder.path().join("state/opens");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4100] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let _inside = house.runtime.enter();
+    let error = house.server.recover().unwrap_err().to_string();
+    assert!(error.contains("damaged at byte 4096") && error.contains("opens"), "{error}");
+}

@@ -1,0 +1,357 @@
+//! Telling clients something unasked, on a connection that reaches them (MS-SMB2 3.3.4.6,
+//! 3.3.4.7).
+//!
+//! ```text
+//!  break ─► first line that is not silent ─► connection's task ─► socket
+//!              ▲                                                    │ acknowledged by the
+//!              │                                                    ▼ client's system?
+//!              └── the next line ◄── silent for PATIENCE: closed ───┘
+//! ```
+//!
+//! TCP takes what is sent to a client that is gone, so a notice counts as delivered when the
+//! client's system has acknowledged its bytes. A connection whose bytes nobody acknowledges has
+//! failed: it is closed, and the notice goes out once more on another. The client's last
+//! connection gets more time, but less than the holder of an oplock or lease has. A client may
+//! get a notice twice, which does no harm: the second answer finds nothing to be done.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use smb_protocol::{SessionId, msg::oplock};
+use tokio::{
+    sync::{mpsc::UnboundedSender, oneshot},
+    time::{self, Instant},
+};
+
+use crate::session::ConnectionId;
+
+/// How long a client's system may acknowledge nothing before a notice is repeated elsewhere: a
+/// packet that was lost has been sent again several times by then.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long after the notice was first sent the last connection of a client is given up. It is
+/// before the break times out, so that who waits finds the opens of the dead client closed.
+const LAST: Duration = Duration::from_secs(30);
+/// How often is looked.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Something that a client is told unasked.
+#[derive(Debug, Clone, Copy)]
+pub struct Notice {
+    /// The session it is about, if it is about one.
+    pub session: Option<SessionId>,
+    /// What.
+    pub message: oplock::Message,
+}
+
+/// What a connection's task is asked to do.
+#[derive(Debug)]
+pub enum Post {
+    /// Tell the client.
+    Tell(Notice, Receipt),
+    /// Say how many of the bytes that were sent the client's system has acknowledged.
+    Arrived(oneshot::Sender<u64>),
+    /// End the connection, which has failed.
+    Close,
+}
+
+/// Where a notice ends among the bytes that its connection sends.
+#[derive(Debug, Clone, Default)]
+pub struct Receipt(Arc<AtomicU64>);
+
+impl Receipt {
+    /// It ends `end` bytes after the beginning of the connection.
+    pub fn sent(&self, end: u64) {
+        self.0.store(end, Ordering::Release);
+    }
+
+    /// It cannot be sent there.
+    pub fn lost(&self) {
+        self.0.store(u64::MAX, Ordering::Release);
+    }
+
+    fn end(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What became of a notice on a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// The client's system has it.
+    Arrived,
+    /// The connection has ended, or cannot carry it.
+    Gone,
+    /// The connection's task has had other things to do.
+    Busy,
+    /// The client's system acknowledges nothing.
+    Silent,
+}
+
+/// A connection as the way to a client.
+#[derive(Debug)]
+pub struct Line {
+    /// The connection.
+    pub connection: ConnectionId,
+    posts: UnboundedSender<Post>,
+}
+
+impl Line {
+    /// The line to the connection that receives these.
+    pub fn new(connection: ConnectionId, posts: UnboundedSender<Post>) -> Arc<Self> {
+        Arc::new(Self { connection, posts })
+    }
+
+    fn post(&self, post: Post) -> bool {
+        self.posts.send(post).is_ok()
+    }
+
+    fn tell(&self, notice: Notice) -> Option<Receipt> {
+        let receipt = Receipt::default();
+        self.post(Post::Tell(notice, receipt.clone())).then_some(receipt)
+    }
+
+    /// How far the client's system has acknowledged what it was sent.
+    async fn arrived(&self) -> Result<u64, Fate> {
+        let (answer, arrived) = oneshot::channel();
+        if !self.post(Post::Arrived(answer)) {
+            return Err(Fate::Gone);
+        }
+        match time::timeout(PATIENCE, arrived).await {
+            Ok(arrived) => arrived.map_err(|_| Fate::Gone),
+            Err(_) => Err(Fate::Busy),
+        }
+    }
+
+    /// Waits until a notice has arrived, or nothing has until `deadline` and for [`PATIENCE`]. A
+    /// slow line is not a silent one.
+    async fn fate(&self, receipt: &Receipt, deadline: Instant) -> Result<Fate, Fate> {
+        // What is posted is taken up in turn, so the notice has been sent when this is answered.
+        let mut before = self.arrived().await?;
+        let mut since = Instant::now();
+        loop {
+            if receipt.end() == u64::MAX {
+                return Ok(Fate::Gone);
+            }
+            if receipt.end() <= before {
+                return Ok(Fate::Arrived);
+            }
+            let now = Instant::now();
+            if now >= deadline && now >= since + PATIENCE {
+                return Ok(Fate::Silent);
+            }
+            time::sleep(LOOK).await;
+            let arrived = self.arrived().await?;
+            if arrived > before {
+                (before, since) = (arrived, Instant::now());
+            }
+        }
+    }
+}
+
+/// Tells a client something on the first of its connections that takes it, and on another when
+/// it does not arrive; `false` if none takes it. `lines` gives those that there are at the moment.
+pub fn tell(lines: impl Fn() -> Vec<Arc<Line>> + Send + 'static, notice: Notice) -> bool {
+    let Some((line, receipt)) = send(lines(), &[], notice) else { return false };
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(see_to(lines, line, receipt, notice));
+    }
+    true
+}
+
+/// Sends on a line that was not tried.
+fn send(
+    lines: Vec<Arc<Line>>,
+    tried: &[ConnectionId],
+    notice: Notice,
+) -> Option<(Arc<Line>, Receipt)> {
+    let mut others = lines.into_iter().filter(|line| !tried.contains(&line.connection));
+    others.find_map(|line| line.tell(notice).map(|receipt| (line, receipt)))
+}
+
+/// Sees to it that a notice arrives, on one line after the other.
+async fn see_to(
+    lines: impl Fn() -> Vec<Arc<Line>>,
+    mut line: Arc<Line>,
+    mut receipt: Receipt,
+    notice: Notice,
+) {
+    let last = Instant::now() + LAST;
+    let mut tried = Vec::new();
+    loop {
+        tried.push(line.connection);
+        let mut fate = line.fate(&receipt, Instant::now()).await;
+        let only = |lines: Vec<Arc<Line>>| lines.iter().all(|l| tried.contains(&l.connection));
+        if fate == Ok(Fate::Silent) && only(lines()) {
+            // Perhaps it comes back, or the client comes on another.
+            fate = line.fate(&receipt, last).await;
+        }
+        match fate.unwrap_or_else(|fate| fate) {
+            Fate::Arrived => return,
+            Fate::Silent => {
+                tracing::debug!(connection = line.connection.0, "silent, so it is closed");
+                line.post(Post::Close);
+            }
+            Fate::Busy | Fate::Gone => {}
+        }
+        let Some(next) = send(lines(), &tried, notice) else { return };
+        (line, receipt) = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+    use super::*;
+
+    /// A connection whose task the test is.
+    struct Task {
+        line: Arc<Line>,
+        posts: Option<UnboundedReceiver<Post>>,
+        written: u64,
+        arrived: u64,
+        told: usize,
+    }
+
+    /// How a connection is.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Is {
+        Well,
+        /// What it sends comes slowly.
+        Slow,
+        /// What it sends does not come.
+        Silent,
+        /// Its task is stuck in something.
+        Stuck,
+    }
+    use Is::*;
+
+    impl Task {
+        fn new(id: u64) -> Self {
+            let (sender, posts) = mpsc::unbounded_channel();
+            let line = Line::new(ConnectionId(id), sender);
+            Self { line, posts: Some(posts), written: 0, arrived: 0, told: 0 }
+        }
+
+        fn closed(&self) -> bool {
+            self.posts.is_none()
+        }
+
+        /// Does for some milliseconds what a connection does.
+        fn work(&mut self, is: Is) {
+            self.arrived = match is {
+                Well => self.written,
+                Slow => self.written.min(self.arrived + 1),
+                Silent | Stuck => self.arrived,
+            };
+            while is != Stuck
+                && let Some(Ok(post)) = self.posts.as_mut().map(UnboundedReceiver::try_recv)
+            {
+                match post {
+                    Post::Tell(_, receipt) => {
+                        self.written += 500;
+                        self.told += 1;
+                        receipt.sent(self.written);
+                    }
+                    Post::Arrived(answer) => drop(answer.send(self.arrived)),
+                    Post::Close => self.posts = None,
+                }
+            }
+        }
+    }
+
+    fn notice() -> Notice {
+        let message = oplock::Message::LeaseBreak(oplock::LeaseBreak {
+            epoch: 1,
+            flags: 1,
+            key: [1; 16],
+            current: 7,
+            new: 3,
+        });
+        Notice { session: None, message }
+    }
+
+    /// Lets the clock, which is the test's, go on by `seconds` while the connections work.
+    async fn pass(seconds: u32, tasks: &mut [Task], are: &[Is]) {
+        for _ in 0..seconds * 100 {
+            time::sleep(Duration::from_millis(10)).await;
+            for (task, is) in tasks.iter_mut().zip(are) {
+                task.work(*is);
+            }
+        }
+    }
+
+    fn three() -> [Task; 3] {
+        [1, 2, 3].map(Task::new)
+    }
+
+    fn lines(tasks: &[Task]) -> impl Fn() -> Vec<Arc<Line>> + Send + Clone + use<> {
+        let lines: Vec<_> = tasks.iter().map(|task| task.line.clone()).collect();
+        move || lines.iter().filter(|line| !line.posts.is_closed()).cloned().collect()
+    }
+
+    fn told(tasks: &[Task]) -> Vec<(usize, bool)> {
+        tasks.iter().map(|task| (task.told, task.closed())).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_arrives_is_told_once() {
+        for first in [Well, Slow] {
+            let mut tasks = three();
+            assert!(tell(lines(&tasks), notice()));
+            pass(60, &mut tasks, &[first, Well, Well]).await;
+            assert_eq!(told(&tasks), [(1, false), (0, false), (0, false)]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_arrive_is_repeated_on_the_next_line() {
+        let mut tasks = three();
+        assert!(tell(lines(&tasks), notice()));
+        pass(60, &mut tasks, &[Silent, Silent, Well]).await;
+        assert_eq!(told(&tasks), [(1, true), (1, true), (1, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_line_has_time_to_come_back() {
+        let mut tasks = three();
+        assert!(tell(lines(&tasks), notice()));
+        let all = [Silent; 3];
+        pass(25, &mut tasks, &all).await;
+        assert_eq!(told(&tasks), [(1, true), (1, true), (1, false)]);
+        pass(1, &mut tasks, &[Silent, Silent, Well]).await;
+        pass(60, &mut tasks, &all).await;
+        assert!(!tasks[2].closed(), "it had arrived");
+        assert!(tell(lines(&tasks), notice()));
+        pass(29, &mut tasks, &all).await;
+        assert!(!tasks[2].closed());
+        pass(3, &mut tasks, &all).await;
+        assert!(tasks[2].closed());
+        assert!(!tell(lines(&tasks), notice()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_line_is_passed_over_but_not_closed() {
+        let mut tasks = three();
+        assert!(tell(lines(&tasks), notice()));
+        pass(40, &mut tasks, &[Stuck, Stuck, Well]).await;
+        pass(40, &mut tasks, &[Well; 3]).await;
+        assert_eq!(told(&tasks), [(1, false), (1, false), (1, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_has_ended_is_passed_over() {
+        let mut tasks = three();
+        let all = lines(&tasks);
+        tasks[0].posts = None;
+        assert!(tell(all.clone(), notice()));
+        tasks[1].posts = None;
+        pass(5, &mut tasks, &[Well; 3]).await;
+        assert_eq!(told(&tasks), [(0, true), (0, true), (1, false)]);
+    }
+}

@@ -1,0 +1,210 @@
+//! Persistent opens of a server that has ended, made again before the first client is served
+//! (MS-SMB2 3.3.5.9.12).
+//!
+//! ```text
+//!  state store ─► each open: its share, its user, its file ─► joins the file's node as it had it
+//!                     │  not what it was: forgotten               │
+//!                     ▼                                           ▼
+//!                  its client is told so when it comes     kept for its client, with the rest of
+//!                                                          its time
+//! ```
+//!
+//! A file is known by its place and its identity: one that was put there in place of another is
+//! not the file that was open, and the open is gone.
+
+use std::{io, os::fd::AsFd, sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use block_io::Engine;
+use rustix::fs::FileType;
+use smb_protocol::{
+    FileId,
+    msg::create::{Access, CreateOptions, ShareAccess},
+};
+use state_store::{
+    LocalStore, Opened,
+    record::{self, OpenRecord, Remembered},
+};
+
+use crate::{
+    Server,
+    command::create::job::content_again,
+    server::Current,
+    volume::{
+        Found, RelPath,
+        node::{
+            Opener,
+            caching::{Holder, LeaseId},
+            locks::Range,
+        },
+        open::{LOCK_SEQUENCES, Open, Origin, Parts},
+        path, stable,
+    },
+};
+
+/// Name of the store in the state folder.
+const STORE: &str = "opens";
+
+/// Why an open is not made again.
+#[derive(Debug, thiserror::Error)]
+enum Gone {
+    #[error("its share is not there, or not continuously available")]
+    Share,
+    #[error("its user may not use the share any more")]
+    User,
+    #[error("its file is not there")]
+    Missing,
+    #[error("its file was replaced by another")]
+    Replaced,
+    #[error("others have its file open")]
+    Taken,
+    #[error("its file cannot be opened: {0}")]
+    System(#[from] rustix::io::Errno),
+}
+
+impl Server {
+    /// Opens the state store, if a share needs it or one was there, and makes the opens again that
+    /// it holds. To be done before any client is served, inside a tokio runtime; nothing happens
+    /// the second time.
+    ///
+    /// # Errors
+    /// If the store cannot be opened or is damaged.
+    pub fn recover(&self) -> io::Result<()> {
+        let current = self.current();
+        let config = &current.config;
+        let needed = config.shares.values().any(|share| share.continuously_available);
+        let stable = &self.nodes.stable;
+        if stable.is_there() || !needed && !config.state_dir.join(STORE).exists() {
+            return Ok(());
+        }
+        let opened = LocalStore::open(&config.state_dir, STORE).map_err(io::Error::other)?;
+        self.recover_from(opened);
+        Ok(())
+    }
+
+    /// Makes the opens again that a store holds, and remembers others there.
+    pub fn recover_from(&self, opened: Opened) {
+        let current = self.current();
+        let stable = &self.nodes.stable;
+        let Opened { store, records } = opened;
+        stable.begin(store);
+        let (opens, bad) = record::opens(&records);
+        for (id, why) in bad {
+            tracing::error!(id, %why, "a persistent open is lost");
+            stable.queue(record::forget(id));
+        }
+        let mut back = Vec::new();
+        for remembered in opens {
+            let id = remembered.open.id;
+            self.skip_open_ids(id);
+            match self.make_again(&current, &remembered.open) {
+                Ok(open) => back.push((open, remembered)),
+                Err(why) => {
+                    let OpenRecord { name, share, .. } = &remembered.open;
+                    tracing::info!(%why, name, share, "a persistent open is not made again");
+                    stable.queue(record::forget(id));
+                }
+            }
+        }
+        // Once all have joined: what one may cache or has locked hinders none of the others.
+        let count = back.len();
+        for (open, remembered) in back {
+            restore(&open, &remembered);
+            let timeout = Duration::from_millis(remembered.open.timeout.into());
+            if remembered.away.is_none() {
+                open.note_away(true);
+            }
+            self.nodes.kept.keep(open, stable::remaining(timeout, remembered.away));
+        }
+        if count > 0 {
+            tracing::info!(count, "persistent opens wait for their clients");
+        }
+    }
+
+    fn make_again(&self, current: &Current, record: &OpenRecord) -> Result<Arc<Open>, Gone> {
+        let share = current.config.shares.get(&record.share).ok_or(Gone::Share)?;
+        let volume = current.volumes.get(&record.share).cloned().ok_or(Gone::Share)?;
+        let access = Access(record.access);
+        let changes = Access::WRITE_DATA.or(Access::APPEND_DATA).or(Access::DELETE);
+        if !share.continuously_available || share.read_only && access.any(changes) {
+            return Err(Gone::Share);
+        }
+        if !share.users.contains(&record.user) {
+            return Err(Gone::User);
+        }
+        let path = record.path.split('/').try_fold(RelPath::root(), |path, part| {
+            path::valid_part(part).then(|| path.child(part))
+        });
+        let Ok(Found::Here { fd, stat, path }) = volume.find(&path.ok_or(Gone::Missing)?) else {
+            return Err(Gone::Missing);
+        };
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if !regular || stable::identity(fd.as_fd())? != record.file {
+            return Err(Gone::Replaced);
+        }
+        let lease = |key| LeaseId { client: record.client, key };
+        let by = Opener {
+            id: record.id,
+            access,
+            share: ShareAccess(record.share_access),
+            lease: record.lease.map(lease),
+            overwrites: false,
+            smb3: true,
+        };
+        let engine = Engine::from(current.config.io_engine);
+        let data = content_again(&fd, access, &record.name, engine)?;
+        let node = self.nodes.join(&stat, &volume.system(&path), by).map_err(|_| Gone::Taken)?;
+        let open = Open::new(Parts {
+            id: FileId { persistent: record.id, volatile: record.volatile },
+            access,
+            options: CreateOptions(record.options),
+            node,
+            data,
+            handle: fd,
+            stream: None,
+            directory: false,
+            volume,
+            nodes: self.nodes.clone(),
+            lease: record.lease.map(lease),
+            origin: Origin {
+                client: record.client,
+                user: record.user.clone(),
+                share: record.share.clone(),
+                name: record.name.clone(),
+                create_guid: Some(record.create_guid),
+                app_instance: record.app_instance,
+                app_version: record.app_version,
+                parent_lease: record.parent_lease.map(lease),
+                action: record.action,
+                desired_access: Access(record.desired_access),
+                share_access: ShareAccess(record.share_access),
+            },
+        });
+        open.delete_on_close.store(record.delete_on_close, Ordering::Release);
+        open.replayable.store(true, Ordering::Release);
+        open.remembered_again(Duration::from_millis(record.timeout.into()));
+        let open = Arc::new(open);
+        self.nodes.add_open(&open);
+        Ok(open)
+    }
+}
+
+/// Gives an open back its locks, what its client may cache, and that its file is to be deleted.
+fn restore(open: &Arc<Open>, remembered: &Remembered) {
+    let id = open.node_id();
+    for lock in &remembered.locks.locks {
+        let range = Range::new(lock.offset, lock.length);
+        let taken = range.map(|range| open.node.lock_range(id, range, lock.exclusive));
+        if !matches!(taken, Some(Ok(true))) {
+            tracing::error!(id, ?lock, "a lock of a persistent open is lost");
+        }
+    }
+    if let Some(sequences) = remembered.locks.sequences {
+        const _: () = assert!(LOCK_SEQUENCES == 64);
+        open.standing().lock_sequences = Some(Box::new(sequences));
+    }
+    let holder = open.lease.map_or(Holder::Open(id), Holder::Lease);
+    open.nodes().remembered_again(open, holder, remembered.caching);
+    if remembered.open.delete_pending {
+        open.node.set_delete_pending(true);
+    }
+}
