@@ -5,9 +5,9 @@ SHELL := /bin/bash
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils util-linux iproute2 \
   xfsprogs btrfs-progs iptables faketime
-# What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU.
+# What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo test soak interop lint bench lab packages clean
+.PHONY: help build release demo demo-failover test soak interop lint bench lab lab-soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ release: ## The programs, optimised
 demo: release ## A guest on a VHDX on an SMB 3 share moves between two hosts while it writes
 	target/release/demo
 
+demo-failover: release ## A guest writes while its file server is killed twenty times and upgraded five times
+	target/release/demo-failover
+
 test: packages build ## All tests
 	cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 	cargo nextest run --workspace --no-fail-fast
@@ -31,8 +34,11 @@ soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEA
 interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
 	$${CARGO_TARGET_DIR:-target}/debug/interop
 
-lab: release ## Debian's kernel as a guest in an emulated machine, moved while it writes files
-	tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release
+lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs)
+	tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release $(SCENARIO)
+
+lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)
+	BULKHEAD_LAB_SOAK=$${BULKHEAD_LAB_SOAK:-500} tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release cifs
 
 lint: ## Formatting and clippy
 	cargo fmt --check

@@ -11,6 +11,8 @@ use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, SmbUrl};
 pub enum Mode {
     /// Read only. An image that is in use elsewhere can be looked at.
     Read,
+    /// Read and write it; nobody else writes it meanwhile.
+    Write,
     /// Make it; it must not exist.
     CreateNew,
     /// Make it, or take over the one that is there; its content is the caller's to replace.
@@ -28,6 +30,7 @@ pub async fn open(location: &str, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
     }
     let options = match mode {
         Mode::Read => LocalOptions::read_only(),
+        Mode::Write => LocalOptions::read_write(),
         Mode::CreateNew => LocalOptions::create_new(),
         Mode::Replace => LocalOptions { create: true, ..LocalOptions::default() },
     };
@@ -45,6 +48,7 @@ async fn open_remote(url: &SmbUrl, mode: Mode) -> anyhow::Result<Arc<dyn File>> 
     let tree = session.tree(&url.share).await?;
     let options = match mode {
         Mode::Read => OpenOptions::read(),
+        Mode::Write => OpenOptions::write(),
         Mode::CreateNew => OpenOptions::create(Create::New),
         Mode::Replace => OpenOptions::create(Create::OpenOrNew),
     };

@@ -151,6 +151,13 @@ pub struct DiskUsage {
     pub errors: u64,
     /// Longest time one request took, in microseconds.
     pub longest_us: u64,
+    /// Times when requests were under way and none was completed for 20 ms or longer: what the
+    /// guest sees of a file server that is lost and found again.
+    #[serde(default)]
+    pub pauses: u64,
+    /// Longest of them in microseconds.
+    #[serde(default)]
+    pub longest_pause_us: u64,
 }
 
 /// What `vm show` tells.

@@ -90,6 +90,9 @@ pub(crate) struct Connection {
     pub validate: Option<Validation>,
     seal_all: AtomicBool,
     credits: Semaphore,
+    /// One more credit is kept for a question for a sign of life: a server that is silent while
+    /// all others are in use is noticed too.
+    echo_credit: AtomicBool,
     /// Credits available and in flight.
     total_credits: AtomicU32,
     wanted_credits: u32,
@@ -172,7 +175,8 @@ impl Connection {
             limits,
             validate,
             seal_all: AtomicBool::new(seal_all),
-            credits: Semaphore::new(credits as usize),
+            credits: Semaphore::new(credits.max(2) as usize - 1),
+            echo_credit: AtomicBool::new(credits > 1),
             total_credits: AtomicU32::new(credits),
             wanted_credits: options.credits.max(1).into(),
             next_message: AtomicU64::new(next_message),
@@ -220,7 +224,9 @@ impl Connection {
     /// the length of a frame has room for.
     pub fn max_io(&self, limit: u32, wanted: u32) -> u32 {
         let by_credits = if self.limits.large_mtu {
-            self.total_credits.load(Ordering::Relaxed).saturating_mul(CREDIT)
+            // One is not for this.
+            let total = self.total_credits.load(Ordering::Relaxed);
+            total.saturating_sub(1).max(1).saturating_mul(CREDIT)
         } else {
             CREDIT
         };
@@ -273,6 +279,18 @@ impl Connection {
         self.submit(command, tree, charge, encode).await?.reply().await
     }
 
+    /// Likewise for one credit, with flags in the header.
+    pub async fn call_as(
+        self: &Arc<Self>,
+        command: Command,
+        tree: TreeId,
+        flags: HeaderFlags,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Response> {
+        self.acquire(1).await?;
+        self.send(command, tree, 1, flags, encode)?.reply().await
+    }
+
     /// Sends a request once there are credits for it.
     pub async fn submit(
         self: &Arc<Self>,
@@ -281,6 +299,12 @@ impl Connection {
         charge: u16,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Ticket> {
+        self.acquire(charge).await?;
+        self.send(command, tree, charge, HeaderFlags::NONE, encode)
+    }
+
+    /// Takes credits, waiting for them.
+    async fn acquire(&self, charge: u16) -> Result<()> {
         match self.credits.try_acquire_many(charge.into()) {
             Ok(permit) => permit.forget(),
             Err(TryAcquireError::Closed) => return Err(self.reason()),
@@ -297,7 +321,7 @@ impl Connection {
                 }
             }
         }
-        self.send(command, tree, charge, encode)
+        Ok(())
     }
 
     /// Sends a request at once if there is a credit for it. Nobody waits for the answer.
@@ -309,9 +333,29 @@ impl Connection {
     ) {
         if let Ok(permit) = self.credits.try_acquire() {
             permit.forget();
-            if let Ok(mut ticket) = self.send(command, tree, 1, encode) {
+            if let Ok(mut ticket) = self.send(command, tree, 1, HeaderFlags::NONE, encode) {
                 ticket.answered = true;
             }
+        }
+    }
+
+    /// Asks the server for a sign of life, with the credit that is kept for that.
+    fn echo(self: &Arc<Self>) {
+        if !self.echo_credit.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let encode = |out: &mut Vec<u8>| Empty.encode(out);
+        if let Ok(mut ticket) = self.send(Command::ECHO, TreeId(0), 1, HeaderFlags::NONE, encode) {
+            ticket.answered = true;
+        }
+    }
+
+    /// Keeps one of `granted` credits for the next question for a sign of life; the rest.
+    fn keep_echo_credit(&self, granted: u32) -> u32 {
+        match granted {
+            0 => 0,
+            more if self.echo_credit.swap(true, Ordering::AcqRel) => more,
+            more => more - 1,
         }
     }
 
@@ -321,6 +365,7 @@ impl Connection {
         command: Command,
         tree: TreeId,
         charge: u16,
+        flags: HeaderFlags,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Ticket> {
         let total = self.total_credits.load(Ordering::Relaxed);
@@ -337,6 +382,7 @@ impl Connection {
             credits: u16::try_from(u32::from(charge) + more).unwrap_or(u16::MAX),
             message_id: MessageId(message),
             session_id: self.crypt.session_id,
+            flags,
             ..Header::default()
         };
         header.set_tree_id(tree);

@@ -19,7 +19,7 @@ use std::{
 };
 
 use smb_protocol::{
-    Command, FileId, NtStatus, TreeId,
+    Command, FileId, HeaderFlags, NtStatus, TreeId,
     crypto::random,
     fscc::FileAttributes,
     msg::{
@@ -119,11 +119,13 @@ impl Open {
             session,
         });
         let mut patience = Patience::default();
+        let mut again = false;
         loop {
             let link = open.session.link().await?;
             let result = async {
                 let tree = link.tree(&open.session.options, &open.share).await?;
-                open.create(&link, tree, options.create).await
+                let sent = std::mem::replace(&mut again, true);
+                open.create(&link, tree, options.create, sent).await
             };
             match result.await {
                 Ok(live) => {
@@ -230,6 +232,7 @@ impl Open {
         link: &Arc<Link>,
         tree: ConnectedTree,
         disposition: Create,
+        again: bool,
     ) -> Result<Live> {
         let v2 = DurableV2 {
             timeout: u32::try_from(self.session.options.reconnect_timeout.as_millis())
@@ -250,8 +253,14 @@ impl Open {
                 contexts.push(RawContext { name: names::DHNQ, data: &[0; 16] });
             }
         }
+        // A server that knows the request by its GUID carries it out once (MS-SMB2 3.2.4.1.11);
+        // one that has no open of it does as if it were new.
+        let flags = match again && self.options.durable && link.connection.crypt.dialect.is_smb3() {
+            true => HeaderFlags::REPLAY,
+            false => HeaderFlags::NONE,
+        };
         let request = self.request(disposition, contexts);
-        self.send_create(link, tree.id, &request, None).await
+        self.send_create(link, tree.id, &request, None, flags).await
     }
 
     async fn send_create(
@@ -260,9 +269,10 @@ impl Open {
         tree: TreeId,
         request: &create::Request<'_>,
         known: Option<Durable>,
+        flags: HeaderFlags,
     ) -> Result<Live> {
         let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = link.connection.call(Command::CREATE, tree, 1, encode).await?;
+        let response = link.connection.call_as(Command::CREATE, tree, flags, encode).await?;
         expect(&response, || format!("open {:?}", self.path))?;
         let body = create::Response::parse(&response.body)?;
         let durable = known.unwrap_or(
@@ -302,7 +312,10 @@ impl Open {
         let mut status = NtStatus::FILE_CLOSED;
         if let Some((name, data)) = &context {
             let request = self.request(Create::Open, vec![RawContext { name, data }]);
-            match self.send_create(link, tree.id, &request, Some(old.durable)).await {
+            match self
+                .send_create(link, tree.id, &request, Some(old.durable), HeaderFlags::NONE)
+                .await
+            {
                 Ok(live) => {
                     self.set(Slot::Live(live));
                     return Ok(());
@@ -319,7 +332,7 @@ impl Open {
             return Ok(());
         }
         if self.options.reopen {
-            match self.create(link, tree, Create::Open).await {
+            match self.create(link, tree, Create::Open, false).await {
                 Ok(live) => {
                     self.set(Slot::Live(live));
                     return Ok(());

@@ -54,7 +54,8 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// How long the server may take to answer a request; after that the connection is given up.
     pub request_timeout: Duration,
-    /// How long the connection may be silent before the server is asked for a sign of life.
+    /// How long the connection may be silent before the server is asked for a sign of life; after
+    /// twice that time (two seconds at least) without one the connection is given up.
     pub echo_interval: Duration,
     /// How long a lost connection is tried to be restored; zero for not at all.
     pub reconnect_timeout: Duration,
@@ -86,7 +87,7 @@ impl ConnectOptions {
             max_io: 1 << 20,
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(60),
-            echo_interval: Duration::from_secs(5),
+            echo_interval: Duration::from_secs(1),
             reconnect_timeout: Duration::from_secs(60),
         }
     }

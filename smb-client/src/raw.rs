@@ -441,7 +441,12 @@ impl RawConnection {
         &mut self,
         mut show: impl FnMut(&Header, &[u8]) -> Result<()>,
     ) -> Result<usize> {
-        let count = self.stream.read(&mut self.received[self.filled..]).map_err(lost)?;
+        let count = loop {
+            match self.stream.read(&mut self.received[self.filled..]) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => break other.map_err(lost)?,
+            }
+        };
         if count == 0 {
             return Err(Error::disconnected("the server closed it"));
         }

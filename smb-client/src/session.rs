@@ -264,8 +264,8 @@ impl Watched {
 
 /// Keeps a session up until it is dropped or cannot be restored.
 async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
-    const FIRST_PAUSE: Duration = Duration::from_millis(50);
-    const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+    const FIRST_PAUSE: Duration = Duration::from_millis(20);
+    const LONGEST_PAUSE: Duration = Duration::from_millis(500);
     loop {
         watched.closed.await;
         let reason = watched.connection.upgrade().map_or(Error::Closed, |link| link.reason());

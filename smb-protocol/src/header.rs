@@ -133,6 +133,9 @@ pub struct Header {
 }
 
 impl Header {
+    /// Where NextCommand stands, for those who take a message out of a compound.
+    pub const NEXT_COMMAND_AT: usize = 20;
+
     /// Reads a header, checking protocol id and structure size.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader::new(bytes);
@@ -168,7 +171,7 @@ impl Header {
         b[12..14].copy_from_slice(&self.command.0.to_le_bytes());
         b[14..16].copy_from_slice(&self.credits.to_le_bytes());
         b[16..20].copy_from_slice(&self.flags.0.to_le_bytes());
-        b[20..24].copy_from_slice(&self.next_command.to_le_bytes());
+        b[Self::NEXT_COMMAND_AT..24].copy_from_slice(&self.next_command.to_le_bytes());
         b[24..32].copy_from_slice(&self.message_id.0.to_le_bytes());
         b[32..40].copy_from_slice(&self.async_or_tree.to_le_bytes());
         b[40..48].copy_from_slice(&self.session_id.0.to_le_bytes());

@@ -533,4 +533,6 @@ fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
 #[cfg(test)]
 mod channels;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

@@ -76,8 +76,16 @@ impl Server {
         if stable.is_there() || !needed && !config.state_dir.join(STORE).exists() {
             return Ok(());
         }
-        let Opened { store, records } =
-            LocalStore::open(&config.state_dir, STORE).map_err(io::Error::other)?;
+        let opened = LocalStore::open(&config.state_dir, STORE).map_err(io::Error::other)?;
+        self.recover_from(opened);
+        Ok(())
+    }
+
+    /// Makes the opens again that a store holds, and remembers others there.
+    pub fn recover_from(&self, opened: Opened) {
+        let current = self.current();
+        let stable = &self.nodes.stable;
+        let Opened { store, records } = opened;
         stable.begin(store);
         let (opens, bad) = record::opens(&records);
         for (id, why) in bad {
@@ -110,7 +118,6 @@ impl Server {
         if count > 0 {
             tracing::info!(count, "persistent opens wait for their clients");
         }
-        Ok(())
     }
 
     fn make_again(&self, current: &Current, record: &OpenRecord) -> Result<Arc<Open>, Gone> {

@@ -16,6 +16,7 @@
 //! nothing that a client sends. If it ends, the server ends too: its line is cut.
 
 use std::{
+    collections::VecDeque,
     ffi::OsString,
     io,
     os::{
@@ -41,8 +42,9 @@ use crate::{Bound, inherit};
 pub const BEAT: Duration = Duration::from_millis(500);
 /// How long a server may take to become ready, or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A server that ran this long did not fail at its start.
-const SETTLED: Duration = Duration::from_secs(5);
+/// Within that time so many servers may end before the next is made to wait.
+const LATELY: Duration = Duration::from_secs(10);
+const AT_ONCE: usize = 20;
 /// Longest pause before another start.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -61,7 +63,6 @@ pub struct Plan {
 struct Server {
     child: Child,
     line: Lines<BufReader<UnixStream>>,
-    since: Instant,
     heard: Instant,
     ready: bool,
 }
@@ -90,8 +91,7 @@ impl Server {
             .spawn()?;
         ours.set_nonblocking(true)?;
         let line = BufReader::new(UnixStream::from_std(ours)?).lines();
-        let now = Instant::now();
-        Ok(Self { child, line, since: now, heard: now, ready: false })
+        Ok(Self { child, line, heard: Instant::now(), ready: false })
     }
 
     fn signal(&self, signal: Signal) {
@@ -133,13 +133,12 @@ impl Server {
     }
 }
 
-/// How long to wait before the next start after so many that failed in a row.
-fn pause(failed: u32) -> Duration {
-    match failed {
-        0 | 1 => Duration::ZERO,
-        more => {
-            LONGEST_PAUSE.min(Duration::from_millis(50) * 2u32.saturating_pow((more - 2).min(16)))
-        }
+/// How long to wait before the next start after so many that ended lately.
+fn pause(ended: usize) -> Duration {
+    match u32::try_from(ended.saturating_sub(AT_ONCE)) {
+        Ok(0) => Duration::ZERO,
+        Ok(more) => LONGEST_PAUSE.min(Duration::from_millis(25) * 2u32.pow(more.min(16))),
+        Err(_) => LONGEST_PAUSE,
     }
 }
 
@@ -157,7 +156,8 @@ pub async fn run(plan: Plan, bound: Bound, notify: impl Fn(&str)) -> anyhow::Res
     let mut hangup = signal(SignalKind::hangup())?;
     let mut upgrade = signal(SignalKind::user_defined2())?;
     let mut server = Server::start(&plan, &sockets)?;
-    let (mut served, mut failed) = (false, 0u32);
+    let mut served = false;
+    let mut ended = VecDeque::new();
     loop {
         let event = tokio::select! {
             event = server.next(plan.patience) => event,
@@ -187,11 +187,14 @@ pub async fn run(plan: Plan, bound: Bound, notify: impl Fn(&str)) -> anyhow::Res
             }
             Event::Ended(status) => {
                 let status = status?;
-                if !served && failed > 0 || !served && status.code() == Some(2) {
+                if !served {
                     anyhow::bail!("the server does not start ({status})");
                 }
-                failed = if server.since.elapsed() > SETTLED { 1 } else { failed + 1 };
-                let pause = pause(failed);
+                ended.push_back(Instant::now());
+                while ended.front().is_some_and(|at| at.elapsed() > LATELY) {
+                    ended.pop_front();
+                }
+                let pause = pause(ended.len());
                 tracing::error!(%status, ?pause, "the server has ended and is started again");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -253,11 +256,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_fails_again_and_again_is_started_ever_later() {
-        assert_eq!((pause(1), pause(2)), (Duration::ZERO, Duration::from_millis(50)));
-        for failed in 2..100 {
-            assert!(pause(failed) <= pause(failed + 1) && pause(failed) <= LONGEST_PAUSE);
+    fn a_server_that_ends_again_and_again_is_started_ever_later() {
+        assert_eq!((pause(1), pause(AT_ONCE)), (Duration::ZERO, Duration::ZERO));
+        assert_eq!(pause(AT_ONCE + 1), Duration::from_millis(50));
+        for ended in 0..100 {
+            assert!(pause(ended) <= pause(ended + 1) && pause(ended) <= LONGEST_PAUSE);
         }
-        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+        assert_eq!(pause(usize::MAX), LONGEST_PAUSE);
     }
 }

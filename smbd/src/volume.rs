@@ -45,7 +45,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, XattrFlags},
     io::Errno,
 };
 use smb_protocol::{NtStatus, name::same_name};
@@ -91,6 +91,25 @@ pub enum Found {
         /// The name with the folder's part as the disk has it.
         path: RelPath,
     },
+}
+
+/// Says which CREATE made a file: `CreateGuid` and `ClientGuid`.
+pub type Mark = [u8; 32];
+
+/// Where a file bears its mark until the open that made it is remembered elsewhere.
+const MADE: &str = "user.bulkhead.made";
+
+/// Whether a file bears a mark.
+pub fn bears(fd: BorrowedFd<'_>, mark: &Mark) -> bool {
+    let mut found = [0; 32];
+    let path = magic_path(fd);
+    rustix::fs::getxattr(path.as_str(), MADE, &mut found[..]) == Ok(32) && found == *mark
+}
+
+/// Takes the mark away that a file may bear.
+pub fn unmark(fd: BorrowedFd<'_>) {
+    // It does no harm where it stays: no other CREATE has its name.
+    let _ = rustix::fs::removexattr(magic_path(fd).as_str(), MADE);
 }
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
@@ -305,6 +324,31 @@ impl Volume {
             rustix::fs::openat(&folder, &*name, flags, Mode::from_raw_mode(0o644))
         })?;
         self.regroup(fd)
+    }
+
+    /// Makes a regular file as [`Volume::create_file`] does, which bears a mark from the moment it
+    /// has its name.
+    pub fn create_marked(&self, path: &RelPath, mark: &Mark) -> Result<OwnedFd, Errno> {
+        let (folder, _) = self.parent(path)?;
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let nameless = rustix::fs::openat(&folder, ".", flags, Mode::from_raw_mode(0o644));
+        let nameless = match nameless {
+            Ok(nameless) => nameless,
+            // A file system that cannot: for a moment the file is there without its mark.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
+                let fd = self.create_file(path)?;
+                rustix::fs::fsetxattr(&fd, MADE, mark, XattrFlags::empty())?;
+                return Ok(fd);
+            }
+            Err(error) => return Err(error),
+        };
+        rustix::fs::fsetxattr(&nameless, MADE, mark, XattrFlags::empty())?;
+        let nameless = self.regroup(nameless)?;
+        self.link(nameless.as_fd(), path)?;
+        // A descriptor from before it had a name does not tell the name.
+        let fd = self.openat(&path.to_os(), OFlags::RDWR | OFlags::NOFOLLOW, Mode::empty())?;
+        let same = node::key(&rustix::fs::fstat(&fd)?) == node::key(&rustix::fs::fstat(&nameless)?);
+        if same { Ok(fd) } else { Err(Errno::EXIST) }
     }
 
     /// Gives what was made the group that is set.

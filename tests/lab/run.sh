@@ -1,31 +1,43 @@
 #!/bin/bash
-# The lab: a Linux guest on a true /dev/kvm, with its disk on an SMB 3 share, moved while it works.
+# The lab: what needs a Linux kernel of its own runs in an emulated machine.
 #
 #   this machine
-#   └─ QEMU without KVM (TCG emulates a CPU with SVM)      Debian's kernel, initramfs of this script
-#      └─ /dev/kvm: smbd, two hyperv-hosts, the program `lab`   (tests/src/bin/lab.rs)
-#         └─ guest of hyperv-host                          the same kernel, initramfs, tests/lab/guest-init
-#            /dev/vda = VHDX on smbd's share: ext4, checksummed files, live migration
+#   └─ QEMU without KVM (TCG emulates a CPU with SVM)    Debian's kernel, initramfs of this script
+#      └─ one scenario of scenarios/*.sh:
+#           guest  a Linux guest of hyperv-host, moved between two hosts while it works
+#           cifs   the kernel's SMB client against smbd
 #
+# A scenario's file says what goes into the initramfs (`prepare`, in the folder $work), what runs
+# beside the machine, and what is looked at afterwards (`conclude`); the rest is here.
 # Nothing is installed: packages are unpacked below $LAB and kept between runs.
-# usage: run.sh FOLDER-OF-RELEASE-PROGRAMS
+# usage: run.sh FOLDER-OF-PROGRAMS [SCENARIO...]
 set -euo pipefail
 
 bin=$(realpath "${1:-target/release}")
+shift || true
 here=$(realpath "$(dirname "$0")")
 LAB=${BULKHEAD_LAB_CACHE:-$(realpath "$here/../..")/target/lab}
-limit=${BULKHEAD_LAB_SECONDS:-420}
+PATH=$PATH:/usr/sbin:/sbin
 
 skip() { echo "lab: skipped: $*"; exit 0; }
 fail() { echo "lab: FAIL: $*"; exit 1; }
 
+# needs PROGRAM...: our programs that a scenario runs.
+needs() {
+    local program
+    for program in "$@"; do
+        [ -x "$bin/$program" ] || fail "$bin/$program is missing; run: make release"
+    done
+}
+
 [ "$(uname -m)" = x86_64 ] || skip "the lab is for x86_64"
 for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
-    PATH=$PATH:/usr/sbin:/sbin command -v $tool >/dev/null || skip "$tool is not installed"
+    command -v $tool >/dev/null || skip "$tool is not installed"
 done
-PATH=$PATH:/usr/sbin:/sbin
-for program in smbd hyperv-host bulkhead lab; do
-    [ -x "$bin/$program" ] || fail "$bin/$program is missing; run: make release"
+scenarios=("$@")
+[ $# -gt 0 ] || scenarios=(guest cifs)
+for scenario in "${scenarios[@]}"; do
+    [ -e "$here/scenarios/$scenario.sh" ] || fail "no scenario $scenario"
 done
 mkdir -p "$LAB"
 exec 9>"$LAB/lock"
@@ -75,8 +87,8 @@ qemu=(qemu-system-x86_64)
 if ! command -v qemu-system-x86_64 >/dev/null; then
     [ -e "$LAB/qemu/.done" ] || get qemu qemu-system-x86 qemu-system-common qemu-system-data \
         seabios ipxe-qemu $(missing_libraries qemu-system-x86)
-    libraries=$LAB/qemu/usr/lib/x86_64-linux-gnu:$LAB/qemu/lib/x86_64-linux-gnu
-    qemu=(env "LD_LIBRARY_PATH=$libraries" "$LAB/qemu/usr/bin/qemu-system-x86_64"
+    found=$LAB/qemu/usr/lib/x86_64-linux-gnu:$LAB/qemu/lib/x86_64-linux-gnu
+    qemu=(env "LD_LIBRARY_PATH=$found" "$LAB/qemu/usr/bin/qemu-system-x86_64"
         -L "$LAB/qemu/usr/share/qemu" -L "$LAB/qemu/usr/share/seabios"
         -L "$LAB/qemu/usr/lib/ipxe/qemu")
 fi
@@ -87,7 +99,7 @@ version=${kernel##*/vmlinuz-}
 modules=$LAB/kernel/lib/modules/$version
 busybox=$(find "$LAB/busybox" -name busybox -type f -perm -1 | head -n 1)
 
-# ---- the two initramfs --------------------------------------------------------------------
+# ---- initramfs --------------------------------------------------------------------
 
 # root FOLDER MODULE...: busybox, mke2fs and modules with all they need.
 root() {
@@ -120,74 +132,104 @@ with_needs() {
     echo "$name" >>"$folder/modules"
 }
 
-# A program of this machine below /opt, and the libraries it needs.
+# A program below /opt, and the libraries it needs, those of an unpacked package among them.
 program() {
-    local folder=$1 library
+    local folder=$1
     mkdir -p "$folder/opt"
     cp "$2" "$folder/opt/"
     strip "$folder/opt/$(basename "$2")" 2>/dev/null || true
-    ldd "$2" | grep -o '/[^ ]*' | while read -r library; do
-        [ -e "$folder$library" ] || install -D "$library" "$folder$library"
+    libraries "$folder" "$2"
+}
+
+libraries() {
+    local folder=$1 library to unpacked=
+    [[ $2 != "$LAB"/* ]] || { unpacked=${2#"$LAB"/}; unpacked=$LAB/${unpacked%%/*}; }
+    LD_LIBRARY_PATH=${unpacked:+$unpacked/usr/lib/x86_64-linux-gnu:$unpacked/lib/x86_64-linux-gnu} \
+        ldd "$2" | grep -o '/[^ ]*' | while read -r library; do
+        to=$library
+        [ -z "$unpacked" ] || to=${to#"$unpacked"}
+        [ -e "$folder$to" ] || install -D "$library" "$folder$to"
     done
 }
 
 pack() { (cd "$1" && find . | "$busybox" cpio -o -H newc 2>/dev/null) | gzip -1 >"$2"; }
 
-work=$(mktemp -d "$LAB/run.XXXXXX")
-pid=
+# ---- one scenario -------------------------------------------------------------------------
+
+# The scenario's own functions: `prepare` fills $work/host, whose /opt/start the machine runs, and
+# may set $limit (seconds), $machine (more arguments of QEMU) and $words (of the kernel's command
+# line); `conclude` looks at what is left when the console says that the program passed.
+prepare() { fail "the scenario prepares nothing"; }
+conclude() { :; }
+
 # Ends what this started, by its id, and removes what it wrote.
+pids=()
+work=
 cleanup() {
-    [ -z "$pid" ] || { kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; }
-    rm -rf "$work"
+    local pid
+    for pid in "${pids[@]}"; do
+        kill "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done
+    [ -z "$work" ] || rm -rf "$work"
 }
-trap cleanup EXIT
-trap 'exit 130' INT TERM
 
-root "$work/guest" virtio_pci virtio_blk crc32c_generic ext4
-install -m 755 "$here/guest-init" "$work/guest/init"
-pack "$work/guest" "$work/guest.cpio.gz"
+# Boots the lab VM with what `prepare` made and waits for its end.
+boot() {
+    local pid follow watch
+    : >"$console"
+    # No XSAVE: QEMU's SVM lets a nested guest's XSETBV through without telling the hypervisor, which
+    # then runs the guest with an XCR0 that it did not choose; some boots hang or end in a triple
+    # fault.
+    "${qemu[@]}" -accel tcg,thread=multi -cpu max,-xsave,-avx,-avx2,-pku -M q35 -smp 2 -m 2048 \
+        -nodefaults -no-user-config -display none -monitor none -no-reboot \
+        -kernel "$kernel" -initrd "$work/host.cpio.gz" \
+        -append "console=ttyS0 quiet panic=-1 mitigations=off $words" \
+        -drive "file=$work/disk.img,if=none,id=d0,format=raw,cache=unsafe" \
+        -device virtio-blk-pci,drive=d0 -device virtio-rng-pci "${machine[@]}" \
+        -chardev "stdio,id=s0,signal=off" -serial chardev:s0 \
+        </dev/null >"$console" 2>&1 9>&- &
+    pid=$!
+    pids+=("$pid")
+    tail -n +1 -f --pid="$pid" "$console" 9>&- | sed -u 's,\r$,,' &
+    follow=$!
+    ( sleep "$limit" & nap=$!; trap 'kill $nap; exit' TERM; wait $nap
+      echo "lab: no end after $limit s" >>"$console"; kill "$pid" ) 9>&- 2>/dev/null &
+    watch=$!
+    pids+=("$watch")
+    wait "$pid" || true
+    kill "$watch" 2>/dev/null || true
+    wait "$follow" "$watch" 2>/dev/null || true
+}
 
-root "$work/host" virtio_pci virtio_blk crc32c_generic ext4 kvm_amd
-install -m 755 "$here/host-init" "$work/host/init"
-# The folder `deps` is how our test programs know where the others are.
-mkdir -p "$work/host/opt/deps" "$work/host/boot"
-for name in smbd hyperv-host bulkhead lab; do program "$work/host" "$bin/$name"; done
-cp "$kernel" "$work/host/boot/vmlinuz"
-cp "$work/guest.cpio.gz" "$work/host/boot/initrd"
-pack "$work/host" "$work/host.cpio.gz"
+# run SCENARIO, in a process of its own.
+run() {
+    trap cleanup EXIT
+    trap 'exit 130' INT TERM
+    work=$(mktemp -d "$LAB/run.XXXXXX")
+    console=$LAB/console-$1.log
+    limit=420 words='' machine=()
+    # shellcheck source=/dev/null
+    source "$here/scenarios/$1.sh"
+    prepare
+    install -m 755 "$here/host-init" "$work/host/init"
+    pack "$work/host" "$work/host.cpio.gz"
+    # A disk of the machine, at /tmp.
+    truncate -s 2G "$work/disk.img"
+    mkfs.ext4 -q -F "$work/disk.img"
+    boot
+    if grep -q '^lab: passed' "$console" && conclude; then
+        echo "lab: $1: PASS"
+    else
+        echo "lab: the console of the lab VM is in $console"
+        echo "lab: $1: FAIL"
+        return 1
+    fi
+}
 
-# Where smbd's share lies: a disk of the lab VM.
-truncate -s 2G "$work/disk.img"
-mkfs.ext4 -q -F "$work/disk.img"
-
-# ---- run ----------------------------------------------------------------------------------
-
-console=$LAB/console.log
-: >"$console"
-# No XSAVE: QEMU's SVM lets a nested guest's XSETBV through without telling the hypervisor, which
-# then runs the guest with an XCR0 that it did not choose; some boots hang or end in a triple fault.
-"${qemu[@]}" -accel tcg,thread=multi -cpu max,-xsave,-avx,-avx2,-pku -M q35 -smp 2 -m 2048 \
-    -nodefaults -no-user-config -display none -monitor none -no-reboot \
-    -kernel "$kernel" -initrd "$work/host.cpio.gz" \
-    -append "console=ttyS0 quiet panic=-1 mitigations=off" \
-    -drive "file=$work/disk.img,if=none,id=d0,format=raw,cache=unsafe" \
-    -device virtio-blk-pci,drive=d0 -device virtio-rng-pci \
-    -chardev "stdio,id=s0,signal=off" -serial chardev:s0 \
-    </dev/null >"$console" 2>&1 9>&- &
-pid=$!
-tail -n +1 -f --pid="$pid" "$console" 9>&- | sed -u 's,\r$,,' &
-follow=$!
-( sleep "$limit" & nap=$!; trap 'kill $nap' TERM; wait $nap; echo "lab: no end after $limit s" >>"$console"; kill "$pid" ) 9>&- 2>/dev/null &
-watch=$!
-wait "$pid" || true
-pid=
-kill "$watch" 2>/dev/null || true
-wait "$follow" "$watch" 2>/dev/null || true
-
-if grep -q '^lab: passed' "$console"; then
-    echo "lab: PASS"
-else
-    echo "lab: the console of the lab VM is in $console"
-    echo "lab: FAIL"
-    exit 1
-fi
+failed=()
+for scenario in "${scenarios[@]}"; do
+    echo "lab: $scenario"
+    (run "$scenario") || failed+=("$scenario")
+done
+[ ${#failed[@]} = 0 ] || fail "${failed[*]}"

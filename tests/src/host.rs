@@ -24,7 +24,12 @@ pub type Outcome<T> = Result<T, String>;
 
 /// Address of a file on a server's share `vms`.
 pub fn share_url(server: &Smbd, name: &str) -> String {
-    format!("smb://{USER}@127.0.0.1:{}/vms/{name}", server.port())
+    url_in(server, "vms", name)
+}
+
+/// Address of a file on a share of a server.
+pub fn url_in(server: &Smbd, share: &str, name: &str) -> String {
+    format!("smb://{USER}@127.0.0.1:{}/{share}/{name}", server.port())
 }
 
 /// Writes the credentials that hosts in `folder` use for shares.

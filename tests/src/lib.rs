@@ -5,9 +5,11 @@
 //! process handle when the value is dropped. Tests that need a program which is not installed
 //! print one line and pass.
 
+pub mod files;
 pub mod host;
 pub mod kdc;
 pub mod process;
+pub mod proxy;
 pub mod samba;
 pub mod smbd;
 pub mod torture;

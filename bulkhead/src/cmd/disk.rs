@@ -1,9 +1,10 @@
-//! `bulkhead disk`: making, describing, checking and converting disk images.
+//! `bulkhead disk`: making, describing, checking, converting and serving disk images.
 
 mod check;
 mod convert;
 mod create;
 mod info;
+mod serve;
 
 use anyhow::Context;
 use clap::{Args as ClapArgs, Subcommand};
@@ -28,6 +29,8 @@ enum Command {
     Check(check::Args),
     /// Copy an image into another format or layout.
     Convert(convert::Args),
+    /// Offer an image as a network block device (NBD) until interrupted.
+    Serve(serve::Args),
 }
 
 /// Runs the subcommand.
@@ -40,6 +43,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Command::Info(args) => info::run(args).await,
             Command::Check(args) => check::run(args).await,
             Command::Convert(args) => convert::run(args).await,
+            Command::Serve(args) => serve::run(args).await,
         }
     })
 }

@@ -589,6 +589,8 @@ impl Host {
                 written_bytes: counters.written_bytes.load(Ordering::Relaxed),
                 errors: counters.errors.load(Ordering::Relaxed),
                 longest_us: counters.longest_us.load(Ordering::Relaxed),
+                pauses: counters.pauses.load(Ordering::Relaxed),
+                longest_pause_us: counters.longest_pause_us.load(Ordering::Relaxed),
             }
         };
         let disks = vm.as_ref().map(|vm| vm.disks().iter().map(usage).collect());

@@ -10,10 +10,7 @@ use bytes::{Buf, BytesMut};
 use smb_protocol::{
     Command, Header, HeaderFlags, MessageId, NtStatus, TreeId,
     header::{FRAME_LEN, HEADER_LEN, frame_len},
-    msg::{
-        oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
-        simple::Empty,
-    },
+    msg::oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
 };
 
 use super::{Connection, Pending, Response, lock};
@@ -203,9 +200,11 @@ impl Connection {
         // A server cannot make the client hold more than it could ever use.
         const MOST: u32 = 65536;
         let granted = granted.min((MOST + spent).saturating_sub(total));
+        let several = total + granted > spent + 1;
         let _ = self.total_credits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
             Some((total + granted).saturating_sub(spent))
         });
+        let granted = if several { self.keep_echo_credit(granted) } else { granted };
         self.credits.add_permits(granted as usize);
     }
 
@@ -275,7 +274,7 @@ impl Connection {
             if this.started.elapsed().saturating_sub(heard) > this.echo_interval {
                 let busy = lock(&this.shared).pending.values().any(|p| p.what == "ECHO");
                 if !busy {
-                    this.send_and_forget(Command::ECHO, TreeId(0), |out| Empty.encode(out));
+                    this.echo();
                 }
             }
             drop(this);

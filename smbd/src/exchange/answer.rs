@@ -35,22 +35,31 @@ pub(super) struct Answer<'a> {
     pub(super) messages: usize,
     /// Where the last closed message stands.
     pub(super) last: usize,
+    /// The key that signed it.
+    signer: Option<Arc<SigningKey>>,
     pub(super) sealed: Option<Arc<Session>>,
 }
 
 impl<'a> Answer<'a> {
     pub(super) fn begin(out: &'a mut Vec<u8>, protection: &Protection) -> Self {
-        let frame = out.len();
-        out.extend_from_slice(&[0; FRAME_LEN]);
         let sealed = match protection {
             Protection::Plain => None,
-            Protection::Sealed(session) => {
-                out.extend_from_slice(&[0; TransformHeader::LEN]);
-                Some(session.clone())
-            }
+            Protection::Sealed(session) => Some(session.clone()),
         };
-        let messages = out.len();
-        Self { out, frame, messages, last: messages, sealed }
+        let mut answer = Self { out, frame: 0, messages: 0, last: 0, signer: None, sealed };
+        answer.begin_frame();
+        answer
+    }
+
+    fn begin_frame(&mut self) {
+        self.frame = self.out.len();
+        self.out.extend_from_slice(&[0; FRAME_LEN]);
+        if self.sealed.is_some() {
+            self.out.extend_from_slice(&[0; TransformHeader::LEN]);
+        }
+        self.messages = self.out.len();
+        self.last = self.messages;
+        self.signer = None;
     }
 
     /// Whether an answer with `payload` bytes still fits the frame, whose length has 24 bits.
@@ -103,8 +112,29 @@ impl<'a> Answer<'a> {
             && self.sealed.is_none()
         {
             signing.sign(&mut self.out[start..], Role::Server);
+            self.signer = Some(signing.clone());
+        } else {
+            self.signer = None;
         }
         self.last = start;
+    }
+
+    /// Puts a message that was opened, and of which nothing but the header is there, into a frame
+    /// of its own; what was answered before it goes out in the frame before. Linux' client drops
+    /// the whole of an encrypted frame of which the last message says PENDING.
+    pub(super) fn apart(&mut self, header: &Header, body_at: usize) -> usize {
+        if body_at - HEADER_LEN == self.messages {
+            return body_at;
+        }
+        self.abandon(body_at);
+        let next = self.last + Header::NEXT_COMMAND_AT;
+        self.out[next..next + 4].fill(0);
+        if let Some(signing) = self.signer.take() {
+            signing.sign(&mut self.out[self.last..], Role::Server);
+        }
+        self.finish();
+        self.begin_frame();
+        self.open(header)
     }
 
     /// Answers a request that was refused before it was dispatched.
@@ -131,7 +161,11 @@ impl<'a> Answer<'a> {
     }
 
     /// Completes the frame: seals it, writes its prefix; nothing remains of an empty one.
-    pub(super) fn end(self) {
+    pub(super) fn end(mut self) {
+        self.finish();
+    }
+
+    fn finish(&mut self) {
         if self.out.len() == self.messages {
             self.out.truncate(self.frame);
             return;
@@ -150,6 +184,7 @@ impl<'a> Answer<'a> {
 
 /// Tells the client that its request waits (MS-SMB2 3.3.4.2).
 pub(super) fn interim(response: &mut Header, key: u64, body_at: usize, answer: &mut Answer<'_>) {
+    let body_at = answer.apart(response, body_at);
     response.flags |= HeaderFlags::ASYNC;
     response.async_or_tree = key;
     response.status = NtStatus::PENDING;

@@ -32,22 +32,24 @@ fn server(extra: &str) -> (Arc<Server>, tempfile::TempDir) {
 }
 
 /// One connection of a client.
-struct Line {
-    exchange: Exchange,
-    next_id: u64,
+pub(super) struct Line {
+    pub(super) exchange: Exchange,
+    pub(super) next_id: u64,
+    /// The session that the client had before.
+    pub(super) previous: SessionId,
     dialect: Dialect,
     algorithm: SigningAlgorithm,
     preauth: PreauthHash,
 }
 
 /// What a client knows of a session on one connection.
-struct Known {
-    id: SessionId,
+pub(super) struct Known {
+    pub(super) id: SessionId,
     signing: SigningKey,
 }
 
 impl Line {
-    fn new(
+    pub(super) fn new(
         server: &Arc<Server>,
         guid: u8,
         dialect: Dialect,
@@ -57,6 +59,7 @@ impl Line {
         let mut line = Self {
             exchange: Exchange::new(server.clone(), address, address),
             next_id: 0,
+            previous: SessionId(0),
             dialect,
             algorithm: match dialect.is_smb3() {
                 true => SigningAlgorithm::AesCmac,
@@ -77,7 +80,8 @@ impl Line {
         let offer = negotiate::Request {
             dialects: vec![dialect],
             client_guid: [guid; 16],
-            capabilities: negotiate::Capabilities::MULTI_CHANNEL,
+            capabilities: negotiate::Capabilities::MULTI_CHANNEL
+                | negotiate::Capabilities::PERSISTENT_HANDLES,
             contexts,
             ..Default::default()
         };
@@ -140,6 +144,7 @@ impl Line {
             let request = session_setup::Request {
                 flags,
                 security_mode: 1,
+                previous_session: self.previous,
                 security_buffer: &token,
                 ..Default::default()
             };
@@ -182,11 +187,11 @@ impl Line {
         }
     }
 
-    fn login(&mut self) -> Known {
+    pub(super) fn login(&mut self) -> Known {
         self.setup("u", "p", None, session_setup::RequestFlags::NONE).unwrap()
     }
 
-    fn bind(&mut self, known: &Known) -> Result<Known, NtStatus> {
+    pub(super) fn bind(&mut self, known: &Known) -> Result<Known, NtStatus> {
         self.setup("u", "p", Some(known), session_setup::RequestFlags::BINDING)
     }
 

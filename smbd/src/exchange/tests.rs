@@ -421,3 +421,38 @@ fn a_message_id_cannot_be_used_twice() {
     assert_eq!(direct.send(&mut message.clone()).unwrap()[0].0.status, NtStatus::SUCCESS);
     assert!(direct.send(&mut message).is_err());
 }
+
+/// Linux' client drops all of an encrypted frame whose last message says PENDING.
+#[test]
+fn what_waits_in_a_compound_is_told_apart_from_what_is_answered() {
+    let mut direct = Direct::new();
+    direct.login();
+    let create = create::Request {
+        access: create::Access::ALL,
+        share: create::ShareAccess(7),
+        disposition: create::Disposition::OPEN_IF,
+        options: create::CreateOptions::DIRECTORY_FILE,
+        name: "d".into(),
+        impersonation: 2,
+        ..Default::default()
+    };
+    let mut frame = direct.header(Command::CREATE).to_bytes().to_vec();
+    create.encode(&mut frame);
+    frame.resize(frame.len().next_multiple_of(8), 0);
+    let next = frame.len() as u32;
+    frame[20..24].copy_from_slice(&next.to_le_bytes());
+    let mut header = direct.header(Command::CHANGE_NOTIFY);
+    header.flags |= HeaderFlags::RELATED;
+    frame.extend_from_slice(&header.to_bytes());
+    let watch = notify::Request {
+        file_id: FileId::RELATED,
+        output_len: 100,
+        filter: 1,
+        ..Default::default()
+    };
+    watch.encode(&mut frame);
+    let answers = direct.send(&mut frame).unwrap();
+    let seen: Vec<_> = answers.iter().map(|(h, _)| (h.status, h.next_command)).collect();
+    assert_eq!(seen, [(NtStatus::SUCCESS, 0), (NtStatus::PENDING, 0)]);
+    assert!(create::Response::parse(&answers[0].1).is_ok());
+}

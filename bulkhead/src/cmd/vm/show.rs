@@ -50,6 +50,8 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
         row("  flushes", disk.flushes);
         row("  errors", disk.errors);
         row("  longest I/O", format_args!("{:.1} ms", disk.longest_us as f64 / 1e3));
+        let ms = disk.longest_pause_us as f64 / 1e3;
+        row("  pauses", format_args!("{}, longest {ms:.1} ms", disk.pauses));
     }
     if let Some(last) = &vm.last_move {
         println!("last move:");

@@ -15,7 +15,7 @@ use std::{
         Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use block_io::{Disk, Geometry};
@@ -73,6 +73,30 @@ pub struct Counters {
     pub errors: AtomicU64,
     /// Longest request in microseconds.
     pub longest_us: AtomicU64,
+    /// Times when requests were under way and none was completed for [`PAUSE`] or longer, as when
+    /// a file server is lost and found again.
+    pub pauses: AtomicU64,
+    /// The longest of them in microseconds.
+    pub longest_pause_us: AtomicU64,
+}
+
+/// What counts as a pause of a disk.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// When a queue's requests last went on.
+struct Progress(Instant);
+
+impl Progress {
+    /// Requests were completed: counts a pause before that.
+    fn completed(&mut self, counters: &Counters) {
+        let now = Instant::now();
+        let quiet = now.duration_since(std::mem::replace(&mut self.0, now));
+        if quiet >= PAUSE {
+            let micros = u64::try_from(quiet.as_micros()).unwrap_or(u64::MAX);
+            counters.pauses.fetch_add(1, Ordering::Relaxed);
+            counters.longest_pause_us.fetch_max(micros, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The device.
@@ -209,6 +233,7 @@ struct Done {
 async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
     let disk = blk.disk();
     let mut in_flight = FuturesUnordered::new();
+    let mut progress = Progress(Instant::now());
     loop {
         let draining = *drain.borrow_and_update();
         if draining && in_flight.is_empty() {
@@ -229,6 +254,9 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
                     });
                 }
                 let popped = in_flight.len() > before;
+                if popped && before == 0 {
+                    progress.0 = Instant::now();
+                }
                 if in_flight.len() >= IN_FLIGHT || !io.rearm(popped) {
                     break;
                 }
@@ -237,6 +265,7 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
         tokio::select! {
             biased;
             Some(done) = in_flight.next(), if !in_flight.is_empty() => {
+                progress.completed(&blk.counters);
                 io.push(done.head, done.written);
                 while let Some(Some(done)) = in_flight.next().now_or_never() {
                     io.push(done.head, done.written);

@@ -13,6 +13,7 @@ use smb_protocol::{
 };
 
 use crate::volume::{
+    Mark,
     node::caching::{LeaseId, LeaseView, Want},
     open::{Durability, Open},
 };
@@ -120,6 +121,19 @@ impl Wishes {
             Some(Durable::V2(v2)) => Some(v2.create_guid),
             _ => None,
         }
+    }
+
+    /// Whether a persistent open is asked for.
+    pub fn wants_persistence(&self) -> bool {
+        matches!(self.durable, Some(Durable::V2(v2)) if v2.flags & DurableV2::PERSISTENT != 0)
+    }
+
+    /// What a file bears that this CREATE of a client makes.
+    pub fn mark(&self, client: [u8; 16]) -> Option<Mark> {
+        let mut mark = [0; 32];
+        mark[..16].copy_from_slice(&self.create_guid()?);
+        mark[16..].copy_from_slice(&client);
+        Some(mark)
     }
 
     /// For how long a persistent open is kept, if that is what is asked for (MS-SMB2 3.3.5.9.10).

@@ -28,9 +28,9 @@ use crate::{
     command::Fail,
     session::Tree,
     volume::{
-        FileName, Found, RelPath, StreamName, StreamPart, Volume,
+        FileName, Found, Mark, RelPath, StreamName, StreamPart, Volume,
         attributes::{self, Facts},
-        eas,
+        bears, eas,
         node::{BESIDE, Node, Nodes, Opener, Refused, caching::LeaseId},
         open::{Open, Origin, Parts, StreamOpen},
         reopen, security, streams,
@@ -66,6 +66,10 @@ pub struct Job<'a> {
     pub origin: Origin,
     /// The client speaks SMB 3.
     pub smb3: bool,
+    /// What a file bears that this CREATE makes, if its open is to outlive the server.
+    pub mark: Option<Mark>,
+    /// It may have been carried out before, by a server that ended before it could remember.
+    pub replays: bool,
 }
 
 impl Job<'_> {
@@ -170,11 +174,12 @@ impl Job<'_> {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
         let stream = self.stream();
-        if self.request.disposition == Disposition::CREATE && stream.is_none() {
+        let made = self.replays && self.mark.is_some_and(|mark| bears(fd.as_fd(), &mark));
+        if self.request.disposition == Disposition::CREATE && stream.is_none() && !made {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
         self.check_kind(directory)?;
-        let cuts = self.cuts();
+        let cuts = self.cuts() && !made;
         if directory && cuts && stream.is_none() {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
@@ -216,7 +221,7 @@ impl Job<'_> {
             self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
         }
         let open = self.open(fd, access, joined.keep(), data, directory, None);
-        Ok((open, self.action(cuts)))
+        Ok((open, if made { CreateAction::CREATED } else { self.action(cuts) }))
     }
 
     /// Fails unless the content of a file or stream may be thrown away.
@@ -423,6 +428,8 @@ impl Job<'_> {
         let path = self.volume.tunnelled(folder.as_fd(), path);
         let made = if directory {
             self.volume.create_folder(&path)
+        } else if let Some(mark) = self.mark.as_ref().filter(|_| stream.is_none()) {
+            self.volume.create_marked(&path, mark)
         } else {
             self.volume.create_file(&path)
         };

@@ -31,6 +31,7 @@ use crate::{
         FileName,
         open::{Open, Origin},
         stable::of_store,
+        unmark,
     },
 };
 
@@ -77,6 +78,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let frozen = then.as_ref().unwrap_or(&tree);
     let volume = frozen.volume.clone().unwrap_or(volume);
     fence(ctx, &request, &wishes)?;
+    let persistent = tree.continuous && ctx.keeps_persistent() && wishes.wants_persistence();
     let id = server.new_open_id();
     let job = Job {
         request: &request,
@@ -102,6 +104,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             share_access: request.share,
         },
         smb3: ctx.dialect().is_smb3(),
+        mark: persistent.then(|| wishes.mark(ctx.client_guid())).flatten(),
+        replays: ctx.header.flags.has(HeaderFlags::REPLAY),
     };
     let (mut open, action) = job.run().inspect_err(|fail| {
         if let (Fail::Wait(_), Some(guid), None) = (fail, wishes.create_guid(), &ctx.creating) {
@@ -132,7 +136,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if context::find(&request.contexts, names::QFID).is_some() {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
-    let time = wishes.persistence(&open).filter(|_| tree.continuous && ctx.keeps_persistent());
+    let time = wishes.persistence(&open).filter(|_| persistent);
     let remembered = time.map(|time| open.remember(time)).transpose()?.flatten();
     session.add_open(tree.id, open.clone());
     let oplock = open.oplock_level();
@@ -155,6 +159,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
                     remembered.await.map_err(|error| of_store(&error))?;
                 }
                 if made {
+                    unmark(open.handle());
                     settle(open.clone()).await?;
                 }
                 Ok(body)

@@ -16,7 +16,7 @@ use smb_protocol::{
     },
 };
 
-use super::{Durable, Wishes, answer};
+use super::{Wishes, answer};
 use crate::{
     command::{Ctx, Fail, Handled},
     session::Session,
@@ -174,8 +174,7 @@ fn replay(
         return Some(Err(NtStatus::FILE_NOT_AVAILABLE.into()));
     }
     let found = nodes.created(key);
-    let wants_persistent =
-        matches!(wishes.durable, Some(Durable::V2(v2)) if v2.flags & DurableV2::PERSISTENT != 0);
+    let wants_persistent = wishes.wants_persistence();
     if let Some(open) = found.as_ref().filter(|open| {
         replays && wants_persistent && open.is_persistent() && open.session().is_none()
     }) {
@@ -226,7 +225,7 @@ fn again(
     out: &mut Vec<u8>,
 ) -> Handled {
     let session = ctx.session()?.clone();
-    let owned = open.standing().durability != Durability::None;
+    let durability = open.standing().durability;
     if open.origin.user != session.user || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
@@ -235,9 +234,14 @@ fn again(
         _ => return Err(NtStatus::DUPLICATE_OBJECTID.into()),
     }
     let action = CreateAction(open.origin.action);
-    // No more than this copy of the request asks for, and without an oplock no durability.
+    // No more than this copy of the request asks for, and without an oplock no durability, unless
+    // what it was given does not hang on one.
     let oplock = open.oplock_level().min(request.oplock);
-    let worth = matches!(oplock, OplockLevel::BATCH | OplockLevel::LEASE) || open.is_persistent();
-    let durable = wishes.durable.filter(|_| owned && worth);
+    let owned = match durability {
+        Durability::None => false,
+        Durability::Resilient(_) | Durability::Persistent(_) => true,
+        Durability::Durable(_) => matches!(oplock, OplockLevel::BATCH | OplockLevel::LEASE),
+    };
+    let durable = wishes.durable.filter(|_| owned);
     answer(ctx, open, oplock, durable, Vec::new(), action, out)
 }

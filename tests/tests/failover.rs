@@ -1,0 +1,114 @@
+//! Connections that break at every point of the protocol while a client works on a continuously
+//! available share: it sees a pause, nothing is lost and nothing is done twice.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use block_io::File;
+use bulkhead_tests::{
+    proxy::{Fate, Proxy, Way},
+    smbd::{PASSWORD, Smbd, USER},
+};
+use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions};
+use smb_protocol::Command;
+
+const SHARE: &str = "[[share]]\nname = \"ca\"\npath = \"files\"\nusers = [\"admin\"]\n\
+                     continuously_available = true";
+
+fn options(proxy: &Proxy) -> ConnectOptions {
+    ConnectOptions {
+        echo_interval: Duration::from_millis(200),
+        connect_timeout: Duration::from_secs(3),
+        request_timeout: Duration::from_secs(3600),
+        reconnect_timeout: Duration::from_secs(60),
+        ..ConnectOptions::new("127.0.0.1", proxy.port(), Login::new(USER, PASSWORD))
+    }
+}
+
+/// Makes a file, writes, cuts, zeroes and reads it, closes it; it must not be there before.
+async fn work(proxy: &Proxy, name: &str) {
+    let session = Client::connect(options(proxy)).await.unwrap();
+    let tree = session.tree("ca").await.unwrap();
+    let file = tree.open(name, OpenOptions::create(Create::New)).await.unwrap();
+    assert!(file.is_durable());
+    for n in 0..4u64 {
+        file.write_at(n * 4096, &[n as u8 + 1; 4096]).await.unwrap();
+    }
+    file.flush().await.unwrap();
+    file.set_len(5 * 4096).await.unwrap();
+    file.punch_hole(4096..8192).await.unwrap();
+    let mut found = vec![0xff; 5 * 4096];
+    assert_eq!(file.read_at(0, &mut found).await.unwrap(), found.len());
+    for (n, block) in found.chunks(4096).enumerate() {
+        let wanted = [1, 0, 3, 4, 0][n];
+        assert!(block.iter().all(|byte| *byte == wanted), "block {n}");
+    }
+    File::close(&file).await.unwrap();
+}
+
+async fn broken(fate: Fate, commands: &[Command]) {
+    let mut server = Smbd::start("encryption = \"offered\"", SHARE);
+    let proxy = Proxy::start(server.address());
+    let mut round = 0;
+    for way in [Way::Request, Way::Answer] {
+        for command in commands {
+            for nth in 0..2 {
+                let name = format!("disk{round}");
+                let before = proxy.accepted();
+                let struck = proxy.once(way, command.0, nth, fate);
+                work(&proxy, &name).await;
+                let struck = struck.load(Ordering::SeqCst);
+                assert!(struck || nth > 0, "{way:?} {command:?} {nth}: the workload has none");
+                let lost = struck && fate == Fate::Cut;
+                assert!(!lost || proxy.accepted() > before + 1, "{command:?}: no new connection");
+                let len = std::fs::metadata(server.files().join(&name)).unwrap().len();
+                assert_eq!(len, 5 * 4096);
+                round += 1;
+            }
+        }
+    }
+    // Whatever was made twice or not closed would still be there.
+    let opens = server.admin(&["server", "--json", "opens"]);
+    assert_eq!(String::from_utf8_lossy(&opens.stdout).trim(), "[]");
+    assert!(server.alive());
+}
+
+const FILES: [Command; 7] = [
+    Command::CREATE,
+    Command::WRITE,
+    Command::FLUSH,
+    Command::SET_INFO,
+    Command::IOCTL,
+    Command::READ,
+    Command::CLOSE,
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_cut_at_any_request_or_answer_costs_nothing_but_time() {
+    broken(Fate::Cut, &FILES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_closed_one_way_costs_nothing_but_time() {
+    broken(Fate::HalfClose, &FILES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_falls_silent_is_noticed() {
+    let server = Smbd::start("encryption = \"offered\"", SHARE);
+    let proxy = Proxy::start(server.address());
+    for (round, (way, command)) in [
+        (Way::Answer, Command::WRITE),
+        (Way::Request, Command::FLUSH),
+        (Way::Answer, Command::CREATE),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let struck = proxy.once(way, command.0, 0, Fate::BlackHole);
+        // Not by the time that a request may take, which is an hour here.
+        let name = format!("disk{round}");
+        let done = tokio::time::timeout(Duration::from_secs(120), work(&proxy, &name)).await;
+        assert!(done.is_ok(), "{way:?} {command:?}: nobody noticed");
+        assert!(struck.load(Ordering::SeqCst));
+    }
+}
