@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -176,7 +177,9 @@ print("left", [p for p in files(admin) if "held" in p])
 "#;
     let file = server.scratch().join("close.py");
     fs::write(&file, script).unwrap();
-    let Some(python) = foreign("python3").filter(|python| {
+    // Debian's packages are those of its own Python, which need not be the first in the path.
+    let mut pythons = ["/usr/bin/python3".into()].into_iter().chain(foreign("python3"));
+    let Some(python) = pythons.find(|python: &PathBuf| {
         let known = Command::new(python).args(["-c", "import samba.dcerpc.srvsvc"]).output();
         known.is_ok_and(|output| output.status.success())
     }) else {
