@@ -196,6 +196,8 @@ struct ServerSection {
     #[serde(default = "yes")]
     multichannel: bool,
     #[serde(default)]
+    test_controls: bool,
+    #[serde(default)]
     comment: String,
     #[serde(default)]
     admin_users: Vec<String>,
@@ -401,6 +403,8 @@ pub struct Config {
     pub congestion_control: Option<String>,
     /// Sessions may use several connections.
     pub multichannel: bool,
+    /// Clients may use the private controls of Samba's test suite.
+    pub test_controls: bool,
     /// Limits.
     pub limits: Limits,
     /// Shown beside the name in listings.
@@ -486,6 +490,7 @@ impl Config {
             threads: file.server.threads,
             congestion_control: file.server.congestion_control,
             multichannel: file.server.multichannel,
+            test_controls: file.server.test_controls,
             comment: file.server.comment,
             limits: file.limits,
             kerberos,
