@@ -3,8 +3,41 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use block_io::{File, LocalFile, LocalOptions};
+use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions};
 use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, SmbUrl};
+use vhd::{Format, chain::Files, vhdx};
+
+/// The files that differencing images name as their parents, wherever the first one is.
+pub struct Parents;
+
+impl Files for Parents {
+    fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>> {
+        Box::pin(async move {
+            let failed = |e: anyhow::Error| {
+                block_io::Error::io("opening", std::io::Error::other(format!("{e:#}")))
+            };
+            open(location, Mode::Read).await.map_err(failed)
+        })
+    }
+}
+
+/// Opens the disk in an image, with its parents (which are only read) if it is a differencing one.
+pub async fn open_disk(
+    location: &str,
+    format: Format,
+    mode: Mode,
+) -> anyhow::Result<Arc<dyn Disk>> {
+    let file = open(location, mode).await?;
+    let disk: anyhow::Result<Arc<dyn Disk>> = match format {
+        Format::Vhdx => {
+            let options = vhdx::OpenOptions::default();
+            let disk = vhd::chain::open(file, location, &Parents, options).await;
+            disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(Into::into)
+        }
+        other => vhd::open_disk(file, other).await.map_err(Into::into),
+    };
+    disk.with_context(|| location.to_owned())
+}
 
 /// What is to be done with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

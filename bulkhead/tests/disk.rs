@@ -156,3 +156,40 @@ fn a_raw_file_of_any_length_is_filled_up_to_a_sector() {
         assert!(std::fs::read(dir.join("b.raw")).unwrap() == bytes, "{extra} {sector}");
     }
 }
+
+#[test]
+fn a_child_holds_what_differs_and_refuses_a_changed_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let bytes = raw(&dir.join("disk.raw"), 0);
+    ok(dir, &["disk", "convert", "disk.raw", "base.vhdx", "--block-size", "1M"]);
+    std::fs::create_dir(dir.join("below")).unwrap();
+    ok(dir, &["disk", "create", "below/one.vhdx", "--parent", "base.vhdx"]);
+    ok(dir, &["disk", "create", "two.vhdx", "--parent", "below/one.vhdx"]);
+    let info = json(dir, &["disk", "info", "two.vhdx", "--json"]);
+    assert_eq!(
+        (info["kind"].as_str(), info["size"].as_u64()),
+        (Some("differencing"), Some(bytes.len() as u64))
+    );
+    assert_eq!(info["parent"]["relative_path"], r".\below\one.vhdx");
+    assert_eq!(info["allocated_blocks"], 0);
+    ok(dir, &["disk", "check", "two.vhdx"]);
+    ok(dir, &["disk", "convert", "two.vhdx", "back.raw"]);
+    assert!(std::fs::read(dir.join("back.raw")).unwrap() == bytes);
+
+    let error =
+        fails(dir, &["disk", "create", "base.vhdx", "--parent", "below/one.vhdx", "--force"]);
+    assert!(error.contains("parent's own chain"), "{error}");
+    let error = fails(dir, &["disk", "create", "x.raw", "--parent", "base.vhdx"]);
+    assert!(error.contains("has no parent"), "{error}");
+    let error = fails(dir, &["disk", "create", "x.vhdx", "--parent", "base.vhdx", "--size", "1M"]);
+    assert!(error.contains("the parent is larger"), "{error}");
+
+    // Another image at the parent's place.
+    ok(dir, &["disk", "convert", "disk.raw", "base.vhdx", "--force"]);
+    let error = fails(dir, &["disk", "convert", "two.vhdx", "again.raw"]);
+    assert!(error.contains("is not the parent or was changed since"), "{error}");
+    std::fs::remove_file(dir.join("base.vhdx")).unwrap();
+    let error = fails(dir, &["disk", "convert", "two.vhdx", "again.raw"]);
+    assert!(error.contains("is not there (looked at: below/../base.vhdx)"), "{error}");
+}

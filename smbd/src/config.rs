@@ -200,6 +200,8 @@ struct ServerSection {
     #[serde(default = "yes")]
     multichannel: bool,
     #[serde(default)]
+    test_controls: bool,
+    #[serde(default)]
     comment: String,
     #[serde(default)]
     admin_users: Vec<String>,
@@ -422,6 +424,8 @@ pub struct Config {
     pub multichannel: bool,
     /// What clients are told of interfaces, where it is not what the system says.
     pub interfaces: Interfaces,
+    /// Clients may use the private controls of Samba's test suite.
+    pub test_controls: bool,
     /// Limits.
     pub limits: Limits,
     /// Shown beside the name in listings.
@@ -508,6 +512,7 @@ impl Config {
             congestion_control: file.server.congestion_control,
             multichannel: file.server.multichannel,
             interfaces: check.interfaces(&file.interface)?,
+            test_controls: file.server.test_controls,
             comment: file.server.comment,
             limits: file.limits,
             kerberos,

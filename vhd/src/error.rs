@@ -21,10 +21,34 @@ pub enum Error {
     #[error("not supported: {0}")]
     Unsupported(String),
     /// The image holds differences to a parent and cannot be used alone.
-    #[error("a differencing image needs its parent {parent}, and chains are not supported yet")]
+    #[error("a differencing image needs its parent {parent}")]
     Differencing {
         /// Where the image says its parent is, or its identity.
         parent: String,
+    },
+    /// No place that a differencing image names has its parent.
+    #[error("the parent {parent} is not there (looked at: {})", tried.join(", "))]
+    ParentMissing {
+        /// Where the image says its parent is.
+        parent: String,
+        /// The locations at which it was looked for.
+        tried: Vec<String>,
+        /// What the last of them said.
+        source: Option<block_io::Error>,
+    },
+    /// The file at the parent's place is another disk, or was changed since the child was made.
+    #[error("{parent} is not the parent or was changed since: its content is {found} now")]
+    ParentChanged {
+        /// Where it is.
+        parent: String,
+        /// The identity of its content.
+        found: Guid,
+    },
+    /// A chain that comes back to where it was, or has more images than any has.
+    #[error("the chain of parents has no end: {at}")]
+    EndlessChain {
+        /// The image at which this showed.
+        at: String,
     },
     /// The parameters asked for make no valid image.
     #[error("{0}")]

@@ -1,6 +1,6 @@
 //! 128-bit identifiers as Windows stores and prints them.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 /// A GUID in its stored form: the first three fields little-endian (MS-DTYP 2.3.4.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -66,6 +66,34 @@ impl fmt::Display for Guid {
     }
 }
 
+impl FromStr for Guid {
+    type Err = NoGuid;
+
+    /// Reads the printed form, in braces or without.
+    fn from_str(text: &str) -> Result<Self, NoGuid> {
+        let bare = text.strip_prefix('{').and_then(|t| t.strip_suffix('}')).unwrap_or(text);
+        let parts: Vec<&str> = bare.split('-').collect();
+        let lengths = parts.iter().map(|part| part.len());
+        let hex = bare.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
+        if !hex || !lengths.eq([8, 4, 4, 4, 12]) {
+            return Err(NoGuid);
+        }
+        let number = |text: &str| u64::from_str_radix(text, 16).map_err(|_| NoGuid);
+        let [a, b, c, d, e] = parts[..] else { return Err(NoGuid) };
+        Ok(Self::from_fields(
+            number(a)? as u32,
+            number(b)? as u16,
+            number(c)? as u16,
+            number(d)? << 48 | number(e)?,
+        ))
+    }
+}
+
+/// A text is no GUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a GUID of 32 hexadecimal digits with hyphens")]
+pub struct NoGuid;
+
 impl fmt::Debug for Guid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
@@ -82,5 +110,16 @@ mod tests {
         assert_eq!(bat.to_string(), "2dc27766-f623-4200-9d64-115e9bfd4a08");
         assert_eq!(bat.to_bytes()[..4], [0x66, 0x77, 0xc2, 0x2d]);
         assert_ne!(Guid::random(), Guid::random());
+        let random = Guid::random();
+        assert_eq!(random.to_string().parse(), Ok(random));
+        assert_eq!(format!("{{{}}}", random.to_string().to_uppercase()).parse(), Ok(random));
+        for bad in [
+            "",
+            "{}",
+            "2dc27766-f623-4200-9d64-115e9bfd4a0",
+            "2dc27766-f623-4200-9d64-115e9bfd4a0+",
+        ] {
+            assert_eq!(bad.parse::<Guid>(), Err(NoGuid), "{bad}");
+        }
     }
 }

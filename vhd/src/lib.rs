@@ -6,13 +6,15 @@
 //!       └── convert: any disk to any disk, sparse-aware
 //! ```
 //!
-//! - [`vhdx`]: the VHDX format (MS-VHDX), dynamic and fixed.
+//! - [`vhdx`]: the VHDX format (MS-VHDX), dynamic, fixed and differencing.
+//! - [`chain`]: finding and opening the parents of differencing images.
 //! - [`convert`]: copying between disks of any format.
 //! - [`Format`], [`open_disk`]: choosing a format by name or by a file's ending.
 //!
 //! Everything here is driven through the [`block_io::File`] trait; nothing knows where a file is.
 
 mod bytes;
+pub mod chain;
 pub mod convert;
 mod error;
 mod format;
@@ -21,4 +23,4 @@ pub mod vhdx;
 
 pub use error::{Damage, Error, Fault, Result, Structure};
 pub use format::{Format, open_disk};
-pub use guid::Guid;
+pub use guid::{Guid, NoGuid};

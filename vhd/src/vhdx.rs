@@ -1,4 +1,4 @@
-//! The VHDX format (MS-VHDX), dynamic and fixed, as a disk over any file.
+//! The VHDX format (MS-VHDX), dynamic, fixed and differencing, as a disk over any file.
 //!
 //! ```text
 //!  file:  | identifier, headers, region tables | log | metadata | block table | payload blocks ... |
@@ -20,11 +20,12 @@
 //! | `header`, `region`, `metadata`, `locator`, `bat`, `log` | structures: parse and encode, no I/O |
 //! | `load`, `overlay`, `scan`, `open` | reading an image with every check, log replay |
 //! | `table`, `space`, `epoch` | the open image's memory: table pages, free space, requests in flight |
-//! | `disk`, `alloc`, `commit` | reads and writes; new blocks; flush and the headers |
+//! | `disk`, `alloc`, `below`, `commit` | reads and writes; new blocks; the parent; flush and the headers |
 //! | `create`, `check`, `info` | making images, judging them, describing them |
 
 mod alloc;
 pub mod bat;
+mod below;
 mod check;
 mod commit;
 mod create;
@@ -44,9 +45,9 @@ mod space;
 mod table;
 
 pub use check::{Finding, Report, check};
-pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE, create};
+pub use create::{CHILD_BLOCK_SIZE, CreateOptions, DEFAULT_BLOCK_SIZE, create};
 pub use disk::Vhdx;
-pub use info::{Info, Kind, info};
+pub use info::{Identity, Info, Kind, identity, info};
 pub use open::OpenOptions;
 
 use std::ops::Range;

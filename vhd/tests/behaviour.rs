@@ -186,7 +186,7 @@ async fn discarded_space_is_given_back_and_used_again() {
 #[tokio::test]
 async fn a_fixed_image_keeps_its_blocks_and_its_metadata() {
     let file = mem_image(&CreateOptions { fixed: true, ..small(16 * MIB, 2 * MIB) }).await;
-    assert_eq!(info(file.clone()).await.unwrap().allocated_blocks, Some(8));
+    assert_eq!(info(file.clone()).await.unwrap().allocated_blocks, 8);
     let disk = open(file.clone()).await;
     disk.write_at(0, &vec![5; 16 << 20]).await.unwrap();
     disk.discard(0, 16 * MIB).await.unwrap();

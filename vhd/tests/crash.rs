@@ -217,13 +217,14 @@ async fn one_round(
     blocks: &mut Vec<Vec<Cell>>,
     rng: &mut Rng,
     what: &str,
+    parent: Option<&Arc<dyn Disk>>,
 ) -> MemFile {
     let file = Arc::new(CrashFile::new(base, rng.next_u64()));
     // Sometimes the crash comes while opening or in the first commit.
     file.fail_after(
         [rng.below(12), rng.below(60), rng.below(300), u64::MAX / 2][rng.below(4) as usize],
     );
-    let options = OpenOptions { table_cache: 4096, ..OpenOptions::default() };
+    let options = OpenOptions { table_cache: 4096, parent: parent.cloned(), read_only: false };
     let state: Blocks = Arc::new(Mutex::new(blocks.clone()));
     if let Ok(disk) = Vhdx::open(file.clone(), options).await {
         let disk = Arc::new(disk);
@@ -254,26 +255,66 @@ async fn one_round(
     let frozen: Arc<dyn File> = Arc::new(after.read_only_copy());
     let report = vhd::vhdx::check(frozen.clone()).await.unwrap();
     assert!(report.is_clean(), "{what}: {report:#?}");
-    let disk = open_read_only(frozen).await;
+    let options = OpenOptions { parent: parent.cloned(), ..OpenOptions::read_only() };
+    let disk = Vhdx::open(frozen, options).await.unwrap();
     verify(&disk, &mut blocks.clone(), what).await;
     after
+}
+
+/// A parent in which most cells have a content of their own, and what is known of it.
+async fn parent(blocks: &mut [Vec<Cell>], rng: &mut Rng) -> Arc<MemFile> {
+    let file = mem_image(&small(DISK, MIB)).await;
+    let disk = common::open(file.clone()).await;
+    for cell in blocks.iter_mut().flatten() {
+        if rng.chance(70) {
+            let value = 1 << 33;
+            disk.write_at(cell.offset, &content(cell.offset, value)).await.unwrap();
+            cell.steps = vec![vec![value]];
+        }
+    }
+    disk.close().await.unwrap();
+    file
 }
 
 #[test]
 fn every_crash_leaves_a_good_image_with_all_flushed_data() {
     let first: u64 = std::env::var("BULKHEAD_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
-    let with_qemu = have_qemu();
+    let replays = crashes(first..first + SEEDS, false);
+    assert!(replays > SEEDS / 4, "only {replays} crashes left a log to replay");
+}
+
+#[test]
+fn every_crash_leaves_a_good_differencing_image_with_all_flushed_data() {
+    let first: u64 = std::env::var("BULKHEAD_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    let replays = crashes(first..first + SEEDS, true);
+    assert!(replays > SEEDS / 4, "only {replays} crashes left a log to replay");
+}
+
+/// Crashes of images from these seeds; says how many left a log to replay.
+fn crashes(seeds: std::ops::Range<u64>, differencing: bool) -> u64 {
+    let with_qemu = !differencing && have_qemu();
     let mut replays = 0;
-    for seed in first..first + SEEDS {
+    let count = seeds.end - seeds.start;
+    for seed in seeds {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let mut rng = Rng::new(seed);
             let mut blocks = layout(&mut rng);
-            let image = mem_image(&small(DISK, MIB)).await;
+            let mut options = small(DISK, MIB);
+            let mut below: Option<Arc<dyn Disk>> = None;
+            if differencing {
+                let file = parent(&mut blocks, &mut rng).await;
+                let info = vhd::vhdx::info(file.clone()).await.unwrap();
+                let child = vhd::vhdx::CreateOptions::child(&info, "parent.vhdx");
+                options = vhd::vhdx::CreateOptions { block_size: MIB as u32, ..child };
+                below = Some(Arc::new(open_read_only(file).await));
+            }
+            let below = below.as_ref();
+            let image = mem_image(&options).await;
             let mut base = image.read_only_copy();
             for round in 0..ROUNDS {
                 let what = format!("seed {seed} round {round}");
-                let after = one_round(&base, &mut blocks, &mut rng, &what).await;
+                let after = one_round(&base, &mut blocks, &mut rng, &what, below).await;
                 let dirty = vhd::vhdx::info(Arc::new(after.read_only_copy())).await.unwrap();
                 replays += u64::from(dirty.log_pending);
                 if with_qemu && seed % 10 == 0 {
@@ -281,7 +322,8 @@ fn every_crash_leaves_a_good_image_with_all_flushed_data() {
                 }
                 // Replayed in the file it holds the same, and passes again.
                 let file = Arc::new(after);
-                let disk = common::open(file.clone()).await;
+                let options = OpenOptions { parent: below.cloned(), ..OpenOptions::default() };
+                let disk = Vhdx::open(file.clone(), options).await.unwrap();
                 verify(&disk, &mut blocks, &what).await;
                 if rng.chance(50) {
                     disk.close().await.unwrap();
@@ -292,8 +334,8 @@ fn every_crash_leaves_a_good_image_with_all_flushed_data() {
             }
         });
     }
-    println!("{} crash points, {replays} with a log to replay", SEEDS * ROUNDS);
-    assert!(replays > SEEDS / 4, "only {replays} crashes left a log to replay");
+    println!("{} crash points, {replays} with a log to replay", count * ROUNDS);
+    replays
 }
 
 /// qemu replays the log and finds no error.

@@ -676,43 +676,70 @@ impl<'a> World<'a> {
     fn run(&mut self) -> Checked {
         for client in 0..self.clients.len() {
             self.come_back(client)?;
+            self.bind(client);
         }
-        for _ in 0..90 {
+        for _ in 0..120 {
             self.step()?;
         }
         self.end()
     }
 
+    /// One of the connections of which something is so.
+    fn pick(&mut self, what: impl Fn(&Wire) -> bool) -> Option<usize> {
+        let fit = |(number, wire): (usize, &Option<Wire>)| {
+            wire.as_ref().is_some_and(&what).then_some(number)
+        };
+        let all: Vec<_> = self.wires.iter().enumerate().filter_map(fit).collect();
+        (!all.is_empty()).then(|| all[self.dice.roll(all.len())])
+    }
+
     /// One step.
     fn step(&mut self) -> Checked {
         let client = self.dice.roll(self.clients.len());
-        let wires = self.wires.len();
-        let wire = if wires == 0 { 0 } else { self.dice.roll(wires) };
-        let exists = wires > 0 && self.wires[wire].is_some();
         match self.dice.roll(100) {
-            0..25 => self.begin(client),
-            25..50 if exists => self.deliver(wire),
-            50..65 if exists => {
-                let waits = self.wires[wire].as_ref().map_or(0, |w| w.waits.len());
-                if waits > 0 {
+            0..30 => self.begin(client),
+            30..52 => {
+                // What is on its way on a lost connection may come late.
+                let late = self.dice.roll(6) == 0;
+                if let Some(wire) = self.pick(|w| w.left == late && !w.to_server.is_empty()) {
+                    self.say(|| format!("connection {wire} delivers"));
+                    self.deliver(wire);
+                }
+            }
+            52..64 => {
+                if let Some(wire) = self.pick(|w| !w.waits.is_empty()) {
+                    let waits = self.wires[wire].as_ref().map_or(0, |w| w.waits.len());
                     let which = self.dice.roll(waits);
                     self.progress(wire, which)?;
                 }
             }
-            65..82 if exists => self.hear(wire)?,
-            82..85 => self.resend(client)?,
-            85..88 if exists => self.lose(wire),
-            88..91 if exists && self.wires[wire].as_ref().is_some_and(|w| w.left) => {
-                // What it still has may be carried out first.
-                if self.dice.roll(2) == 0 {
-                    self.run_out(wire)?;
+            64..82 => {
+                if let Some(wire) = self.pick(|w| !w.left && !w.to_client.is_empty()) {
+                    self.hear(wire)?;
                 }
-                self.notice(wire)?;
             }
-            91..95 => self.bind(client),
-            95..97 => self.crash(),
-            97..99 => self.intrude(client)?,
-            _ => self.resend(client)?,
+            82..88 => self.resend(client)?,
+            88..91 => {
+                if let Some(wire) = self.pick(|w| !w.left) {
+                    self.lose(wire);
+                }
+            }
+            91 => {
+                if let Some(wire) = self.pick(|w| w.left) {
+                    // What it still has may be carried out first.
+                    if self.dice.roll(2) == 0 {
+                        self.run_out(wire)?;
+                    }
+                    self.notice(wire)?;
+                }
+            }
+            92..97 => self.bind(client),
+            97 => {
+                if self.dice.roll(2) == 0 {
+                    self.crash();
+                }
+            }
+            _ => self.intrude(client)?,
         }
         Ok(())
     }

@@ -62,7 +62,7 @@ impl Space {
     }
 
     /// Zeroed space for one block.
-    fn take(&mut self, block_size: u64) -> Option<u64> {
+    pub(super) fn take(&mut self, block_size: u64) -> Option<u64> {
         if let Some(at) = self.clean.pop() {
             return Some(at);
         }
@@ -71,6 +71,12 @@ impl Space {
             self.fresh.start += block_size;
             at
         })
+    }
+
+    /// Space that was taken and never known to the table. It may hold anything now, so it is
+    /// zeroed before it is used again.
+    pub(super) fn give_back(&mut self, at: u64, block_size: u64) {
+        self.map.release(at..at + block_size);
     }
 
     /// Notes that the table in memory no longer points at this space.
@@ -176,7 +182,7 @@ impl Inner {
     }
 
     /// Makes space ready for at least one block.
-    async fn refill(&self) -> Result<()> {
+    pub(super) async fn refill(&self) -> Result<()> {
         let _one = self.refill.lock().await;
         let block_size = self.layout.block_size;
         {

@@ -7,6 +7,8 @@
 //!           payload      bitmap 0   payload      bitmap 1
 //! ```
 
+use std::ops::Range;
+
 use super::{MAX_FILE, MIB, metadata::Metadata};
 use crate::{Damage, Fault, Structure};
 
@@ -86,11 +88,11 @@ impl RawEntry {
         (self.0 >> 20) << 20
     }
 
-    /// The space in the file that this payload entry of a dynamic or fixed image owns, or `None`.
-    /// States that keep their old place (MS-VHDX 2.5.1.1 "leave the field unmodified") own it.
+    /// The space in the file that this payload entry owns, or `None`. States that keep their old
+    /// place (MS-VHDX 2.5.1.1 "leave the field unmodified") own it.
     pub fn owned(self) -> Option<u64> {
         match BlockState::from_bits(self.state_bits()) {
-            Some(BlockState::FullyPresent) => Some(self.offset()),
+            Some(BlockState::FullyPresent | BlockState::PartiallyPresent) => Some(self.offset()),
             Some(BlockState::Undefined | BlockState::Unmapped) if self.offset() != 0 => {
                 Some(self.offset())
             }
@@ -98,10 +100,38 @@ impl RawEntry {
         }
     }
 
-    /// Where reads of this payload entry go, or `None` for zeros.
+    /// Where a payload block is that is wholly in this file.
     pub fn data(self) -> Option<u64> {
         (self.state_bits() == BlockState::FullyPresent.bits()).then(|| self.offset())
     }
+
+    /// Whether some of a payload block is in this file.
+    pub fn is_stored(self) -> bool {
+        matches!(self.content(), Content::Here(_) | Content::Partly(_))
+    }
+
+    /// Where reads of this payload entry go.
+    pub fn content(self) -> Content {
+        match BlockState::from_bits(self.state_bits()) {
+            Some(BlockState::FullyPresent) => Content::Here(self.offset()),
+            Some(BlockState::PartiallyPresent) => Content::Partly(self.offset()),
+            Some(BlockState::NotPresent) => Content::Below,
+            _ => Content::Zero,
+        }
+    }
+}
+
+/// Where the content of a payload block is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// In this file.
+    Here(u64),
+    /// In this file where the sector bitmap says so, else in the parent.
+    Partly(u64),
+    /// In the parent; zeros without one.
+    Below,
+    /// Zeros.
+    Zero,
 }
 
 /// Counts and places in the table of one image.
@@ -117,6 +147,8 @@ pub struct BatLayout {
     pub entries: u64,
     /// Bytes of the disk.
     pub disk_size: u64,
+    /// Sectors may be in a parent, so there may be sector bitmaps.
+    pub has_parent: bool,
 }
 
 impl BatLayout {
@@ -132,7 +164,8 @@ impl BatLayout {
             // The disk has at least one block.
             blocks + (blocks - 1) / chunk_ratio
         };
-        Self { block_size, chunk_ratio, blocks, entries, disk_size: metadata.disk_size }
+        let (disk_size, has_parent) = (metadata.disk_size, metadata.has_parent);
+        Self { block_size, chunk_ratio, blocks, entries, disk_size, has_parent }
     }
 
     /// Index of a payload block's entry.
@@ -146,6 +179,20 @@ impl BatLayout {
         (within != self.chunk_ratio).then(|| chunk * self.chunk_ratio + within)
     }
 
+    /// Index of the sector bitmap's entry for a payload block, and the byte of the bitmap block
+    /// at which its bits begin.
+    pub fn bitmap(&self, block: u64) -> (u64, u64) {
+        let (chunk, within) = (block / self.chunk_ratio, block % self.chunk_ratio);
+        // 2^23 bits of a bitmap block (MS-VHDX 2.4) shared by the payload blocks of a chunk.
+        (chunk * (self.chunk_ratio + 1) + self.chunk_ratio, within * (MIB / self.chunk_ratio))
+    }
+
+    /// The bytes of the file that an entry owns.
+    pub fn claim(&self, index: u64, entry: RawEntry) -> Option<Range<u64>> {
+        let len = if self.block(index).is_some() { self.block_size } else { MIB };
+        entry.owned().map(|start| start..start + len)
+    }
+
     /// Bytes of the disk within a block: less than a block only in the last.
     pub fn used(&self, block: u64) -> u64 {
         (self.disk_size - block * self.block_size).min(self.block_size)
@@ -156,8 +203,7 @@ impl BatLayout {
         self.entries.div_ceil(PAGE_ENTRIES)
     }
 
-    /// Checks one entry of a dynamic or fixed image by itself. `bat` is the region's offset and
-    /// `file_len` the file's length.
+    /// Checks one entry by itself. `bat` is the region's offset and `file_len` the file's length.
     pub fn check_entry(
         &self,
         index: u64,
@@ -170,13 +216,20 @@ impl BatLayout {
             let (field, value, rule) = ("Reserved", entry.reserved(), "must be zero");
             return fault(Fault::Field { field, value, rule });
         }
-        let state = entry.state_bits();
-        let Some(block) = self.block(index) else {
+        let bits = entry.state_bits();
+        let state = BlockState::from_bits(bits);
+        let (known, used) = match self.block(index) {
+            // Blocks past the disk's end fill up the last chunk of a differencing image.
+            Some(block) if block >= self.blocks => (bits == 0, 0),
+            Some(block) => {
+                let partly = state == Some(BlockState::PartiallyPresent);
+                (state.is_some() && (self.has_parent || !partly), self.used(block))
+            }
             // Without a parent there are no sector bitmaps (MS-VHDX 2.5.1.2).
-            return if state == 0 { Ok(()) } else { fault(Fault::EntryState { index, state }) };
+            None => (bits == 0 || self.has_parent && bits == BlockState::FullyPresent.bits(), MIB),
         };
-        if matches!(BlockState::from_bits(state), None | Some(BlockState::PartiallyPresent)) {
-            return fault(Fault::EntryState { index, state });
+        if !known {
+            return fault(Fault::EntryState { index, state: bits });
         }
         let Some(start) = entry.owned() else { return Ok(()) };
         if start < MIB {
@@ -184,7 +237,7 @@ impl BatLayout {
             return fault(Fault::EntryOffset { index, start, rule });
         }
         // The last block may be cut to what the disk has of it.
-        let end = start.checked_add(self.used(block)).filter(|end| *end <= file_len);
+        let end = start.checked_add(used).filter(|end| *end <= file_len);
         if end.is_none() || start > MAX_FILE - self.block_size {
             let rule = "past the end of the file";
             return fault(Fault::EntryOffset { index, start, rule });
@@ -209,6 +262,18 @@ mod tests {
             physical_sector: 4096,
             parent: None,
         })
+    }
+
+    #[test]
+    fn bits_of_a_block_lie_in_the_bitmap_behind_its_chunk() {
+        let l = layout(64 << 30, 2 << 20, 512);
+        assert_eq!((l.chunk_ratio, l.index(2047), l.index(2048)), (2048, 2047, 2049));
+        assert_eq!(l.bitmap(0), (2048, 0));
+        // 4096 sectors of a block are 512 bytes of bits.
+        assert_eq!(l.bitmap(3), (2048, 3 * 512));
+        assert_eq!(l.bitmap(2048 + 5), (2049 + 2048, 5 * 512));
+        let l = layout(64 << 30, 256 << 20, 512);
+        assert_eq!(l.bitmap(17), (33, 64 << 10));
     }
 
     #[test]

@@ -5,9 +5,7 @@ use std::{ops::Range, sync::Arc};
 use block_io::File;
 
 use super::{
-    Vhdx,
-    bat::BlockState,
-    header,
+    Vhdx, header,
     load::{headers, load, region_tables},
     scan::scan,
 };
@@ -91,7 +89,6 @@ async fn judge(file: Arc<dyn File>, report: &mut Report) -> Result<()> {
         [first, second].into_iter().filter_map(|h| h.err()).for_each(|d| report.warn(d));
     }
     let image = load(file).await?;
-    super::open::refuse_differencing(&image)?;
     match region_tables(&*image.view).await? {
         [Ok(first), Ok(second)] if first != second => {
             let fault = crate::Fault::NoValidCopy("the two copies differ".into());
@@ -104,8 +101,7 @@ async fn judge(file: Arc<dyn File>, report: &mut Report) -> Result<()> {
     report.blocks = image.layout.blocks;
     let mut allocated = 0;
     let seen = |index, entry: super::bat::RawEntry| {
-        let present = entry.state_bits() == BlockState::FullyPresent.bits();
-        allocated += u64::from(present && image.layout.block(index).is_some());
+        allocated += u64::from(entry.is_stored() && image.layout.block(index).is_some());
     };
     let found = |damage| {
         report.error(damage);

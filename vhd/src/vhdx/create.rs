@@ -8,6 +8,7 @@ use super::{
     HEADER_OFFSETS, MAX_DISK, MIB, REGION_TABLE_OFFSETS,
     bat::{BatLayout, BlockState, ENTRY_SIZE, PAGE_ENTRIES, PAGE_SIZE, RawEntry},
     header::{FileIdentifier, Header},
+    info::Info,
     locator::ParentLocator,
     metadata::Metadata,
     region::{BAT_REGION, METADATA_REGION, Region, RegionTable},
@@ -16,6 +17,10 @@ use crate::{Error, Guid, Result};
 
 /// Block size of dynamic images unless told otherwise.
 pub const DEFAULT_BLOCK_SIZE: u32 = 32 << 20;
+
+/// Block size of differencing images unless told otherwise: the first write to a block copies the
+/// rest of it from the parent.
+pub const CHILD_BLOCK_SIZE: u32 = 2 << 20;
 
 /// What to make.
 #[derive(Debug, Clone)]
@@ -34,6 +39,8 @@ pub struct CreateOptions {
     pub log_size: u32,
     /// Identity of the disk; random if `None`.
     pub disk_id: Option<Guid>,
+    /// Where the parent is, for a differencing image.
+    pub parent: Option<ParentLocator>,
 }
 
 impl CreateOptions {
@@ -47,6 +54,22 @@ impl CreateOptions {
             physical_sector: 4096,
             log_size: MIB as u32,
             disk_id: None,
+            parent: None,
+        }
+    }
+
+    /// An empty differencing image of the disk that `parent` describes, found from the image's
+    /// own folder at `relative_path` (with the separators of either system). The disk keeps its
+    /// identity (MS-VHDX 2.6.2.3).
+    pub fn child(parent: &Info, relative_path: &str) -> Self {
+        Self {
+            size: parent.disk_size,
+            block_size: CHILD_BLOCK_SIZE,
+            logical_sector: parent.logical_sector,
+            physical_sector: parent.physical_sector,
+            disk_id: Some(parent.disk_id),
+            parent: Some(ParentLocator::vhdx(parent.data_write_id, relative_path)),
+            ..Self::new(parent.disk_size)
         }
     }
 
@@ -81,15 +104,18 @@ impl CreateOptions {
         if log == 0 || !log.is_multiple_of(MIB) || self.log_size > super::load::MAX_REPLAY {
             return invalid(format!("log size {log}: a multiple of 1 MiB, at most 64 MiB"));
         }
+        if self.fixed && self.parent.is_some() {
+            return invalid("a differencing image is not fixed".into());
+        }
         Ok(Metadata {
             block_size: self.block_size,
             leave_allocated: self.fixed,
-            has_parent: false,
+            has_parent: self.parent.is_some(),
             disk_size: self.size,
             disk_id: self.disk_id.unwrap_or_else(Guid::random),
             logical_sector: self.logical_sector,
             physical_sector: self.physical_sector,
-            parent: None::<ParentLocator>,
+            parent: self.parent.clone(),
         })
     }
 }

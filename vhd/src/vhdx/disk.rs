@@ -13,7 +13,7 @@ use futures_util::future::try_join_all;
 
 use super::{
     alloc::Space,
-    bat::{BatLayout, BlockState, RawEntry},
+    bat::{BatLayout, BlockState, Content, RawEntry},
     commit::{Headers, LogWriter},
     epoch::{Epochs, InFlight},
     table::{BatCache, Updated},
@@ -49,29 +49,46 @@ pub(super) struct Inner {
     pub(super) headers: Headers,
     pub(super) log: tokio::sync::Mutex<LogWriter>,
     pub(super) flushes: FlushGroup,
+    /// What a differencing image lacks.
+    pub(super) parent: Option<Arc<dyn Disk>>,
+    /// Held, one for many blocks, while a block of a differencing image changes its state.
+    pub(super) fills: [tokio::sync::Mutex<()>; FILLS],
 }
 
-/// A run of a request: where it is in the request's buffer and in the file (`None`: nowhere).
+/// Blocks of a differencing image that can be filled at once.
+const FILLS: usize = 16;
+
+/// Where a run of a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Nowhere: zeros.
+    Zero,
+    /// At this place of the file.
+    File(u64),
+    /// At the same place of the parent.
+    Parent,
+}
+
+/// A run of a request: where it is in the request's buffer and where its bytes are.
 #[derive(Debug, PartialEq, Eq)]
-struct Extent {
+pub(super) struct Extent {
     buffer: Range<usize>,
-    file: Option<u64>,
+    source: Source,
 }
 
-/// Appends a piece, merged with the last if they are neighbours in the file too.
-fn push(extents: &mut Vec<Extent>, buffer: Range<usize>, file: Option<u64>) {
+/// Appends a piece, merged with the last if they are neighbours where they are too.
+pub(super) fn push(extents: &mut Vec<Extent>, buffer: Range<usize>, source: Source) {
     if let Some(last) = extents.last_mut() {
-        let follows = match (last.file, file) {
-            (None, None) => true,
-            (Some(a), Some(b)) => a + last.buffer.len() as u64 == b,
-            _ => false,
+        let follows = match (last.source, source) {
+            (Source::File(a), Source::File(b)) => a + last.buffer.len() as u64 == b,
+            (a, b) => a == b,
         };
         if follows {
             last.buffer.end = buffer.end;
             return;
         }
     }
-    extents.push(Extent { buffer, file });
+    extents.push(Extent { buffer, source });
 }
 
 impl Inner {
@@ -115,30 +132,42 @@ impl Inner {
         let _guard = self.enter()?;
         let mut extents = Vec::with_capacity(1);
         for (block, part) in self.blocks(offset..offset + buf.len() as u64) {
-            let data = self.entry(block).await?.data();
-            let file = data.map(|at| at + part.start % self.layout.block_size);
             let at = (part.start - offset) as usize..(part.end - offset) as usize;
-            push(&mut extents, at, file);
+            let within = part.start % self.layout.block_size;
+            let source = match self.entry(block).await?.content() {
+                Content::Here(base) => Source::File(base + within),
+                Content::Below if self.parent.is_some() => Source::Parent,
+                Content::Below | Content::Zero => Source::Zero,
+                Content::Partly(base) => {
+                    self.sectors(block, base, part, offset, &mut extents).await?;
+                    continue;
+                }
+            };
+            push(&mut extents, at, source);
         }
         let mut rest = buf;
-        let mut reads = Vec::new();
+        let mut reads: Vec<IoFuture<'_, ()>> = Vec::new();
         let last = extents.len();
         for (i, extent) in extents.into_iter().enumerate() {
             let (piece, after) = rest.split_at_mut(extent.buffer.len());
             rest = after;
-            match extent.file {
-                None => piece.fill(0),
+            match extent.source {
+                Source::Zero => piece.fill(0),
                 // The usual case: nothing to join.
-                Some(at) if i + 1 == last && reads.is_empty() => {
+                Source::File(at) if i + 1 == last && reads.is_empty() => {
                     return self.read_payload(at, piece).await;
                 }
-                Some(at) => reads.push(self.read_payload(at, piece)),
+                Source::File(at) => reads.push(Box::pin(self.read_payload(at, piece))),
+                Source::Parent => {
+                    let at = offset + extent.buffer.start as u64;
+                    reads.push(Box::pin(self.read_parent(at, piece)));
+                }
             }
         }
         try_join_all(reads).await.map(drop)
     }
 
-    async fn read_payload(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+    pub(super) async fn read_payload(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         match block_io::read_exact_at(&*self.file, at, buf).await {
             Err(Error::OutOfRange { offset, size, .. }) => Err(Error::Corrupt(format!(
                 "the file was cut to {size:#x} below the block at {offset:#x}"
@@ -152,24 +181,31 @@ impl Inner {
         let _guard = self.enter_to_change().await?;
         let mut extents = Vec::with_capacity(1);
         for (block, part) in self.blocks(offset..offset + buf.len() as u64) {
+            let at = (part.start - offset) as usize..(part.end - offset) as usize;
             let base = match self.entry(block).await?.data() {
                 Some(base) => base,
+                None if self.parent.is_some() => {
+                    match self.fill(block, Some((&part, &buf[at.clone()]))).await? {
+                        (_, true) => continue,
+                        (base, false) => base,
+                    }
+                }
                 None => self.allocate(block).await?,
             };
-            let at = (part.start - offset) as usize..(part.end - offset) as usize;
-            push(&mut extents, at, Some(base + part.start % self.layout.block_size));
+            push(&mut extents, at, Source::File(base + part.start % self.layout.block_size));
         }
-        if let [Extent { file: Some(at), .. }] = extents[..] {
-            return self.file.write_at(at, buf).await;
+        if let [Extent { source: Source::File(at), buffer }] = &extents[..] {
+            return self.file.write_at(*at, &buf[buffer.clone()]).await;
         }
-        let writes = extents.iter().filter_map(|extent| {
-            extent.file.map(|at| self.file.write_at(at, &buf[extent.buffer.clone()]))
+        let writes = extents.iter().filter_map(|extent| match extent.source {
+            Source::File(at) => Some(self.file.write_at(at, &buf[extent.buffer.clone()])),
+            Source::Zero | Source::Parent => None,
         });
         try_join_all(writes).await.map(drop)
     }
 
     /// Whether a part of a block is all of it that the disk has.
-    fn is_whole(&self, block: u64, part: &Range<u64>) -> bool {
+    pub(super) fn is_whole(&self, block: u64, part: &Range<u64>) -> bool {
         part.end - part.start == self.layout.used(block)
     }
 
@@ -181,7 +217,14 @@ impl Inner {
             return Ok(());
         }
         for (block, part) in self.blocks(offset..offset + len) {
-            let Some(base) = self.entry(block).await?.data() else { continue };
+            let _changes = self.changing(block).await;
+            let content = self.entry(block).await?.content();
+            if self.is_whole(block, &part) && content != Content::Zero && self.parent.is_some() {
+                // What the parent has must not come to light again.
+                self.set_empty(block, BlockState::Unmapped).await?;
+                continue;
+            }
+            let Content::Here(base) = content else { continue };
             if self.is_whole(block, &part) {
                 self.set_empty(block, BlockState::Unmapped).await?;
             } else {
@@ -199,8 +242,16 @@ impl Inner {
         self.geometry.check(offset, len)?;
         let _guard = self.enter_to_change().await?;
         for (block, part) in self.blocks(offset..offset + len) {
-            let entry = self.entry(block).await?;
             let whole = self.is_whole(block, &part);
+            let below = match self.entry(block).await?.content() {
+                Content::Below | Content::Partly(_) => self.parent.is_some() && !whole,
+                Content::Here(_) | Content::Zero => false,
+            };
+            if below {
+                self.fill(block, None).await?;
+            }
+            let _changes = self.changing(block).await;
+            let entry = self.entry(block).await?;
             match entry.data() {
                 Some(base) if self.fixed || !whole => {
                     let start = base + part.start % self.layout.block_size;
@@ -224,7 +275,7 @@ impl Inner {
     }
 
     /// Puts a block into a state without data and retires its space.
-    async fn set_empty(self: &Arc<Self>, block: u64, state: BlockState) -> Result<()> {
+    pub(super) async fn set_empty(self: &Arc<Self>, block: u64, state: BlockState) -> Result<()> {
         let index = self.layout.index(block);
         loop {
             let updated = {
@@ -253,15 +304,21 @@ impl Inner {
         let _guard = self.enter()?;
         let mut found: Vec<Range<u64>> = Vec::new();
         for (block, part) in self.blocks(range) {
-            let Some(base) = self.entry(block).await?.data() else { continue };
-            let at = base + part.start % self.layout.block_size;
-            let within = at..at + (part.end - part.start);
-            for piece in self.file.allocated_ranges(within).await? {
-                let piece = part.start + (piece.start - at)..part.start + (piece.end - at);
-                match found.last_mut() {
-                    Some(last) if last.end == piece.start => last.end = piece.end,
-                    _ => found.push(piece),
+            let mut add = |piece: Range<u64>| match found.last_mut() {
+                Some(last) if last.end == piece.start => last.end = piece.end,
+                _ => found.push(piece),
+            };
+            match self.entry(block).await?.content() {
+                Content::Here(base) => {
+                    let at = base + part.start % self.layout.block_size;
+                    let within = at..at + (part.end - part.start);
+                    for piece in self.file.allocated_ranges(within).await? {
+                        add(part.start + (piece.start - at)..part.start + (piece.end - at));
+                    }
                 }
+                Content::Partly(_) => add(part),
+                Content::Below => self.ranges_below(part).await?.into_iter().for_each(add),
+                Content::Zero => {}
             }
         }
         Ok(found)

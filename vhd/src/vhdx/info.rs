@@ -5,8 +5,8 @@ use std::sync::Arc;
 use block_io::File;
 
 use super::{
-    bat::BlockState,
     load::{Loaded, load},
+    locator::ParentLocator,
     scan::scan,
 };
 use crate::{Guid, Result};
@@ -50,15 +50,35 @@ pub struct Info {
     pub log_pending: bool,
     /// Payload blocks of the disk.
     pub blocks: u64,
-    /// Payload blocks stored in the file; `None` for a differencing image.
-    pub allocated_blocks: Option<u64>,
+    /// Payload blocks stored in the file, wholly or in part.
+    pub allocated_blocks: u64,
+}
+
+/// Who an image is and whom it builds on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Identity of the disk, the same in a whole chain.
+    pub disk_id: Guid,
+    /// Identity of the content, renewed by each session that changes it.
+    pub data_write_id: Guid,
+    /// Where the parent of a differencing image is.
+    pub parent: Option<ParentLocator>,
+}
+
+/// Reads who an image is, without its block table. Never writes.
+pub async fn identity(file: Arc<dyn File>) -> Result<Identity> {
+    let image = load(file).await?;
+    Ok(Identity {
+        disk_id: image.metadata.disk_id,
+        data_write_id: image.header.1.data_write,
+        parent: image.metadata.parent,
+    })
 }
 
 /// Reads what an image is. Never writes.
 pub async fn info(file: Arc<dyn File>) -> Result<Info> {
     let image = load(file).await?;
-    let allocated_blocks =
-        if image.metadata.has_parent { None } else { Some(count(&image).await?) };
+    let allocated_blocks = count(&image).await?;
     let metadata = &image.metadata;
     let kind = match &metadata.parent {
         Some(parent) => Kind::Differencing { parent: parent.entries.clone() },
@@ -84,8 +104,7 @@ pub async fn info(file: Arc<dyn File>) -> Result<Info> {
 async fn count(image: &Loaded) -> Result<u64> {
     let mut allocated = 0;
     let seen = |index, entry: super::bat::RawEntry| {
-        let present = entry.state_bits() == BlockState::FullyPresent.bits();
-        allocated += u64::from(present && image.layout.block(index).is_some());
+        allocated += u64::from(entry.is_stored() && image.layout.block(index).is_some());
     };
     scan(image, |_| Ok(()), seen, |_, _| {}).await?;
     Ok(allocated)

@@ -20,6 +20,26 @@ pub struct ParentLocator {
 }
 
 impl ParentLocator {
+    /// The locator of a VHDX parent with the given DataWriteGuid (MS-VHDX 2.6.2.6.3). Paths are
+    /// written with backslashes, as every reader of the format expects them.
+    pub fn vhdx(data_write: Guid, relative_path: &str) -> Self {
+        let mut path = relative_path.replace('/', "\\");
+        if !path.starts_with("..\\") && !path.starts_with(".\\") {
+            path.insert_str(0, ".\\");
+        }
+        let entries = vec![
+            ("parent_linkage".to_owned(), format!("{{{data_write}}}")),
+            ("relative_path".to_owned(), path),
+        ];
+        Self { kind: VHDX_LOCATOR, entries }
+    }
+
+    /// The identities that the parent may have (`parent_linkage`, `parent_linkage2`).
+    pub fn linkages(&self) -> Vec<Guid> {
+        let keys = ["parent_linkage", "parent_linkage2"];
+        keys.into_iter().filter_map(|key| self.get(key)?.parse().ok()).collect()
+    }
+
     /// Parses the item's bytes; `offset` is where they stand in the file, for errors.
     pub fn parse(buf: &[u8], offset: u64) -> Result<Self, Damage> {
         let fault = |at: usize, fault| {

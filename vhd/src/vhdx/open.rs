@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
-use block_io::{File, FlushGroup, Geometry};
+use block_io::{Disk, File, FlushGroup, Geometry};
 
 use super::{
     MIB, Vhdx,
@@ -20,6 +20,9 @@ use crate::{Error, Guid, Result};
 /// How to open an image.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
+    /// What a differencing image lacks is read from this disk, which is only read; its identity is
+    /// the caller's to check ([`crate::chain`] does). Not used by other images.
+    pub parent: Option<Arc<dyn Disk>>,
     /// Never write, not even to replay the log (which then happens in memory). Implied by a file
     /// that is read-only.
     pub read_only: bool,
@@ -29,7 +32,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { read_only: false, table_cache: 64 << 20 }
+        Self { parent: None, read_only: false, table_cache: 64 << 20 }
     }
 }
 
@@ -52,7 +55,7 @@ impl Vhdx {
     pub async fn open(file: Arc<dyn File>, options: OpenOptions) -> Result<Self> {
         let read_only = options.read_only || file.is_read_only();
         let mut image = load(file.clone()).await?;
-        refuse_differencing(&image)?;
+        let parent = parent(&image, options.parent)?;
         if !read_only && let Some(overlay) = image.overlay.take() {
             // MS-VHDX 2.2.2: a new FileWriteGuid before the replay, LogGuid zero after it.
             let headers = Headers::new(image.header);
@@ -62,7 +65,6 @@ impl Vhdx {
             file.flush().await?;
             state.update(&*file, |h| h.log = Guid::ZERO).await?;
             image = load(file.clone()).await?;
-            refuse_differencing(&image)?;
         }
         let layout = image.layout;
         let pages = options.table_cache / 4096;
@@ -94,6 +96,8 @@ impl Vhdx {
             geometry,
             layout,
             fixed: metadata.leave_allocated,
+            parent,
+            fills: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             bat_offset: image.bat.offset,
             read_only,
             bat,
@@ -110,11 +114,22 @@ impl Vhdx {
     }
 }
 
-/// Fails for an image that needs its parent.
-pub(super) fn refuse_differencing(image: &Loaded) -> Result<()> {
-    if !image.metadata.has_parent {
-        return Ok(());
+/// The disk below a differencing image, `None` for others.
+fn parent(image: &Loaded, given: Option<Arc<dyn Disk>>) -> Result<Option<Arc<dyn Disk>>> {
+    let metadata = &image.metadata;
+    if !metadata.has_parent {
+        return Ok(None);
     }
-    let parent = image.metadata.parent.as_ref().map_or_else(String::new, |p| p.place());
-    Err(Error::Differencing { parent })
+    let Some(parent) = given else {
+        let parent = metadata.parent.as_ref().map_or_else(String::new, |p| p.place());
+        return Err(Error::Differencing { parent });
+    };
+    let sector = parent.geometry().logical_sector;
+    if sector != metadata.logical_sector {
+        return Err(Error::InvalidOptions(format!(
+            "the parent has {sector}-byte sectors, the image {}-byte ones",
+            metadata.logical_sector
+        )));
+    }
+    Ok(Some(parent))
 }

@@ -10,7 +10,7 @@ use crate::{Damage, Fault, Result, Structure};
 /// Bytes of the table read at once.
 const STEP: u64 = 1 << 20;
 
-/// Walks the table of a dynamic or fixed image: checks every entry by itself and against all
+/// Walks the table of an image: checks every entry by itself and against all
 /// others, and collects the space they own.
 ///
 /// `found` hears of each wrong entry and whether it stops there; `page` sees each 4 KiB page.
@@ -58,12 +58,12 @@ pub(super) async fn scan(
                 found(damage)?;
                 continue;
             }
-            let owned = layout.block(index).and_then(|_| entry.owned());
-            if let Some(start) = owned
-                && !space.claim(start..start + layout.block_size)
+            if let Some(range) = layout.claim(index, entry)
+                && !space.claim(range.clone())
             {
+                let (start, len) = (range.start, range.end - range.start);
                 let other = "another block or structure".to_owned();
-                let fault = Fault::Overlap { start, len: layout.block_size, other };
+                let fault = Fault::Overlap { start, len, other };
                 let at = image.bat.offset + index * ENTRY_SIZE;
                 found(Damage::new(Structure::Bat, at, fault))?;
             }

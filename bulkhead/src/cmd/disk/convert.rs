@@ -53,8 +53,7 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let from = format(args.from, &args.source)?;
     let to = format(args.to, &args.target)?;
-    let source_file = storage::open(&args.source, Mode::Read).await?;
-    let source = vhd::open_disk(source_file, from).await.with_context(|| args.source.clone())?;
+    let source = storage::open_disk(&args.source, from, Mode::Read).await?;
 
     let mut layout = args.layout.clone();
     if from == Format::Vhdx && layout.logical_sector_size.is_none() {

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use block_io::File;
 use serde_json::json;
-use vhd::Format;
+use vhd::{Format, vhdx::CreateOptions};
 
 use super::{Layout, format, print_json};
 use crate::{
-    storage::{self, Mode},
+    storage::{self, Mode, Parents},
     units::{Human, parse_size},
 };
 
@@ -18,9 +18,15 @@ use crate::{
 pub struct Args {
     /// Where to make the image.
     file: String,
-    /// Capacity: 4GiB, 10M, 512K; units are powers of 1024.
+    /// Capacity: 4GiB, 10M, 512K; units are powers of 1024. With --parent the parent's, unless
+    /// a larger one is given.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    size: u64,
+    #[arg(required_unless_present = "parent")]
+    size: Option<u64>,
+    /// Hold only what differs from this image, which must not be changed from now on. The path is
+    /// kept relative to FILE.
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["fixed", "logical_sector_size"])]
+    parent: Option<String>,
     #[command(flatten)]
     layout: Layout,
     /// raw or vhdx; by default as the ending of FILE says.
@@ -36,24 +42,96 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let format = format(args.format, &args.file)?;
-    check(format, args.size, &args.layout)?;
     let mode = if args.force { Mode::Replace } else { Mode::CreateNew };
-    let file = storage::open(&args.file, mode).await?;
-    make(&file, format, args.size, &args.layout)
-        .await
-        .with_context(|| format!("cannot make {}", args.file))?;
-    file.close().await?;
+    let cannot = || format!("cannot make {}", args.file);
+    let size = match (&args.parent, args.size) {
+        (Some(parent), size) => {
+            let options = child(&args, parent, format, size).await?;
+            let file = storage::open(&args.file, mode).await?;
+            vhd::vhdx::create(file.clone(), &options).await.with_context(cannot)?;
+            file.close().await?;
+            options.size
+        }
+        (None, Some(size)) => {
+            check(format, size, &args.layout)?;
+            let file = storage::open(&args.file, mode).await?;
+            make(&file, format, size, &args.layout).await.with_context(cannot)?;
+            file.close().await?;
+            size
+        }
+        (None, None) => bail!("the size is missing"),
+    };
     if args.json {
         print_json(&json!({
             "file": args.file,
             "format": format.to_string(),
-            "size": args.size,
+            "size": size,
             "fixed": args.layout.fixed,
+            "parent": args.parent,
         }));
     } else {
-        println!("{}: {format}, {}", args.file, Human(args.size));
+        println!("{}: {format}, {}", args.file, Human(size));
     }
     Ok(())
+}
+
+/// The options for a child of `parent`, whose whole chain must be there.
+async fn child(
+    args: &Args,
+    parent: &str,
+    format: Format,
+    size: Option<u64>,
+) -> anyhow::Result<CreateOptions> {
+    ensure!(format == Format::Vhdx, "{}: a {format} image has no parent", args.file);
+    let path = relative(&args.file, parent)
+        .with_context(|| format!("{parent} is not reached from the folder of {}", args.file))?;
+    let file = storage::open(parent, Mode::Read).await?;
+    let links = vhd::chain::links(file.clone(), parent, &Parents).await;
+    let links = links.with_context(|| parent.to_owned())?;
+    if let Some(link) = links.iter().find(|link| same(&link.location, &args.file)) {
+        bail!("{} is an image of the parent's own chain", link.location);
+    }
+    let info = vhd::vhdx::info(file.clone()).await.with_context(|| parent.to_owned())?;
+    file.close().await?;
+    let mut options = CreateOptions::child(&info, &path);
+    if let Some(size) = size {
+        ensure!(size >= info.disk_size, "the parent is larger: {}", Human(info.disk_size));
+        options.size = size;
+    }
+    if let Some(block) = args.layout.block_size {
+        options.block_size = block.try_into().context("a power of two from 1M to 256M")?;
+    }
+    options.validate()?;
+    Ok(options)
+}
+
+/// Whether two locations are one file that is there.
+fn same(a: &str, b: &str) -> bool {
+    let found = |location: &str| std::fs::canonicalize(location).ok();
+    a == b || found(a).is_some_and(|a| Some(a) == found(b))
+}
+
+/// The path of `to` as seen from the folder of `from`, both local or both on one share.
+fn relative(from: &str, to: &str) -> Option<String> {
+    let parts = |location: &str| -> Option<(String, Vec<String>)> {
+        if let Some((scheme, rest)) = location.split_once("://") {
+            let mut parts = rest.split('/').map(str::to_owned);
+            let root = format!("{scheme}://{}/{}", parts.next()?, parts.next()?);
+            return Some((root, parts.collect()));
+        }
+        let whole = std::path::absolute(location).ok()?;
+        let parts = whole.to_str()?.split('/').filter(|part| !part.is_empty());
+        Some((String::new(), parts.map(str::to_owned).collect()))
+    };
+    let ((from_root, from), (to_root, to)) = (parts(from)?, parts(to)?);
+    if from_root != to_root || from.iter().chain(&to).any(|part| part == "..") {
+        return None;
+    }
+    let folder = &from[..from.len().checked_sub(1)?];
+    let common = folder.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    let up = vec!["..".to_owned(); folder.len() - common];
+    let path = [up.as_slice(), to.get(common..)?].concat().join("/");
+    (!path.is_empty()).then_some(path)
 }
 
 /// Whether such an image can be made, before a file is made for it.
@@ -86,4 +164,21 @@ pub(super) async fn make(
         other => anyhow::bail!("cannot make {other} images"),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::relative;
+
+    #[test]
+    fn parents_are_named_from_the_folder_of_the_child() {
+        let named = |from: &str, to: &str| relative(from, to);
+        assert_eq!(named("/vm/a.vhdx", "/vm/b.vhdx").as_deref(), Some("b.vhdx"));
+        assert_eq!(named("/vm/x/a.vhdx", "/vm/b.vhdx").as_deref(), Some("../b.vhdx"));
+        assert_eq!(named("a.vhdx", "base/b.vhdx").as_deref(), Some("base/b.vhdx"));
+        let (one, two) = ("smb://h/s/d/a.vhdx", "smb://h/s/b.vhdx");
+        assert_eq!(named(one, two).as_deref(), Some("../b.vhdx"));
+        assert_eq!(named(one, "smb://h/t/b.vhdx"), None);
+        assert_eq!(named(one, "/vm/b.vhdx"), None);
+    }
 }

@@ -86,9 +86,7 @@ fn show(args: &Args, info: &Info) {
     line("file", Human(info.file_size).to_string());
     line("block size", Human(u64::from(info.block_size)).to_string());
     line("sectors", format!("{} logical, {} physical", info.logical_sector, info.physical_sector));
-    if let Some(allocated) = info.allocated_blocks {
-        line("allocated blocks", format!("{allocated} of {}", info.blocks));
-    }
+    line("allocated blocks", format!("{} of {}", info.allocated_blocks, info.blocks));
     line("disk id", info.disk_id.to_string());
     line("made by", info.creator.clone());
     let log = if info.log_pending { "to be replayed (in use, or not closed)" } else { "empty" };

@@ -125,8 +125,7 @@ fn bind_unix(path: &Path) -> anyhow::Result<Listener> {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let format = format(args.format, &args.file)?;
     let mode = if args.read_only { Mode::Read } else { Mode::Write };
-    let file = storage::open(&args.file, mode).await?;
-    let disk = vhd::open_disk(file, format).await.with_context(|| args.file.clone())?;
+    let disk = storage::open_disk(&args.file, format, mode).await?;
     let served = serve(&args, Export::new(args.export.clone(), disk.clone(), args.read_only)).await;
     let closed = disk.close().await.with_context(|| format!("cannot close {}", args.file));
     served.and(closed)

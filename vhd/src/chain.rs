@@ -1,0 +1,183 @@
+//! Differencing images and the parents they name.
+//!
+//! ```text
+//!  location, file ─► identity ─► parent locator ─► location of the parent ─► its file ─► ...
+//!                                     │                                        │
+//!                                     └── parent_linkage  =  DataWriteGuid ────┘
+//!  then from the last parent upwards: each opened for reading, as what the one above lacks
+//! ```
+//!
+//! A parent that was changed after its child was made has another DataWriteGuid and is refused:
+//! what the child lacks is not what it was (MS-VHDX 2.2.2, 2.6.2.6.3).
+
+use std::sync::Arc;
+
+use block_io::{Disk, File, IoFuture};
+
+use crate::{
+    Error, Result,
+    vhdx::{self, Identity, OpenOptions, Vhdx, locator::ParentLocator},
+};
+
+/// Images in one chain at most. What a chain costs is a file and a table for each.
+pub const MAX_DEPTH: usize = 256;
+
+/// Opens the files that a chain is made of.
+pub trait Files: Send + Sync {
+    /// Opens the file at a location, in the form in which the first image's was given, for
+    /// reading.
+    fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>>;
+}
+
+/// One image of a chain.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Where it is.
+    pub location: String,
+    /// Its file.
+    pub file: Arc<dyn File>,
+    /// Who it is.
+    pub identity: Identity,
+}
+
+/// Finds the images below the VHDX in `file`, which is at `location`; that one is the first.
+///
+/// # Errors
+/// [`Error::ParentMissing`], [`Error::ParentChanged`], [`Error::EndlessChain`]; what an image of
+/// the chain says.
+pub async fn links(file: Arc<dyn File>, location: &str, files: &dyn Files) -> Result<Vec<Link>> {
+    let identity = vhdx::identity(file.clone()).await?;
+    let mut chain = vec![Link { location: location.to_owned(), file, identity }];
+    while let Some(last) = chain.last()
+        && let Some(locator) = &last.identity.parent
+    {
+        let parent = find(&last.location, locator, files).await?;
+        let known = |link: &Link| link.location == parent.location;
+        if chain.len() >= MAX_DEPTH || chain.iter().any(known) {
+            return Err(Error::EndlessChain { at: parent.location });
+        }
+        let expected = locator.linkages();
+        let found = parent.identity.data_write_id;
+        if !expected.contains(&found) {
+            return Err(Error::ParentChanged { parent: parent.location, found });
+        }
+        chain.push(parent);
+    }
+    Ok(chain)
+}
+
+/// Opens the VHDX in `file`, which is at `location`, with all its parents. These are only read.
+///
+/// # Errors
+/// As [`links`]; what opening an image says.
+pub async fn open(
+    file: Arc<dyn File>,
+    location: &str,
+    files: &dyn Files,
+    options: OpenOptions,
+) -> Result<Vhdx> {
+    let mut chain = links(file, location, files).await?;
+    let first = chain.remove(0);
+    let mut parent: Option<Arc<dyn Disk>> = None;
+    for link in chain.into_iter().rev() {
+        let options = OpenOptions { parent: parent.take(), ..OpenOptions::read_only() };
+        parent = Some(Arc::new(Vhdx::open(link.file, options).await?));
+    }
+    Vhdx::open(first.file, OpenOptions { parent, ..options }).await
+}
+
+/// The parent that a locator names: the first of its places at which there is an image.
+async fn find(child: &str, locator: &ParentLocator, files: &dyn Files) -> Result<Link> {
+    let tried = places(child, locator);
+    let mut last = None;
+    for location in &tried {
+        match files.open(location).await {
+            Ok(file) => {
+                let identity = vhdx::identity(file.clone()).await?;
+                return Ok(Link { location: location.clone(), file, identity });
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(Error::ParentMissing { parent: locator.place(), tried, source: last })
+}
+
+/// Where the parent of the image at `child` may be: relative to it, then by its full name
+/// (MS-VHDX 2.6.2.6.3), if that has a meaning here.
+fn places(child: &str, locator: &ParentLocator) -> Vec<String> {
+    let mut places = Vec::new();
+    if let Some(path) = locator.get("relative_path") {
+        places.extend(beside(child, &path.replace('\\', "/")));
+    }
+    for key in ["absolute_win32_path", "volume_path"] {
+        let Some(path) = locator.get(key) else { continue };
+        if path.starts_with('/') && !child.contains("://") {
+            places.push(path.to_owned());
+        }
+        places.extend(on_share(child, path));
+    }
+    places
+}
+
+/// A path relative to the folder of `child`. One on a share does not leave it.
+fn beside(child: &str, path: &str) -> Option<String> {
+    let folder = child.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let Some((scheme, rest)) = folder.split_once("://") else {
+        let path = path.trim_start_matches("./");
+        return Some(match child.contains('/') {
+            true => format!("{folder}/{path}"),
+            false => path.to_owned(),
+        });
+    };
+    let mut parts: Vec<&str> = rest.split('/').collect();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            // Host and share stay.
+            ".." if parts.len() <= 2 => return None,
+            ".." => drop(parts.pop()),
+            name => parts.push(name),
+        }
+    }
+    Some(format!("{scheme}://{}", parts.join("/")))
+}
+
+/// A path of the form `\\host\share\path`, on the host of `child`: an image cannot send anyone
+/// who opens it, and what they log in with, to another.
+fn on_share(child: &str, path: &str) -> Option<String> {
+    let (scheme, rest) = child.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    let host = authority.rsplit('@').next()?.split(':').next()?;
+    let unc = path.strip_prefix(r"\\?\UNC\").or_else(|| path.strip_prefix(r"\\"))?;
+    let (named, below) = unc.split_once('\\')?;
+    let climbs = below.split('\\').any(|part| part == "..");
+    let same = named.eq_ignore_ascii_case(host) && !climbs;
+    same.then(|| format!("{scheme}://{authority}/{}", below.replace('\\', "/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Guid;
+
+    #[test]
+    fn places_are_taken_from_the_child_and_stay_on_its_share() {
+        let at = |child: &str, path: &str| places(child, &ParentLocator::vhdx(Guid::ZERO, path));
+        assert_eq!(at("/vm/child.vhdx", "base.vhdx"), ["/vm/base.vhdx"]);
+        assert_eq!(at("/vm/child.vhdx", "../base.vhdx"), ["/vm/../base.vhdx"]);
+        assert_eq!(at("child.vhdx", "base.vhdx"), ["base.vhdx"]);
+        let url = "smb://me@host:1445/vms/a/child.vhdx";
+        assert_eq!(at(url, "base.vhdx"), ["smb://me@host:1445/vms/a/base.vhdx"]);
+        assert_eq!(at(url, "../b/base.vhdx"), ["smb://me@host:1445/vms/b/base.vhdx"]);
+        assert!(at(url, "../../other/base.vhdx").is_empty());
+        let full = |path: &str| {
+            let entries = vec![("absolute_win32_path".to_owned(), path.to_owned())];
+            places(url, &ParentLocator { entries, ..ParentLocator::vhdx(Guid::ZERO, "") })
+        };
+        assert_eq!(full(r"\\HOST\vms\base.vhdx"), ["smb://me@host:1445/vms/base.vhdx"]);
+        assert_eq!(full(r"\\?\UNC\host\x\base.vhdx"), ["smb://me@host:1445/x/base.vhdx"]);
+        for elsewhere in [r"\\other\vms\base.vhdx", r"\\host\vms\..\..\x", r"C:\base.vhdx", "/b"] {
+            assert!(full(elsewhere).is_empty(), "{elsewhere}");
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Differencing images: chains behave like an array of bytes, parents are found and checked,
+//! sector bitmaps that others wrote are honoured.
+
+mod common;
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use block_io::{
+    Disk, File, IoFuture, LocalFile, LocalOptions,
+    testing::{MemFile, Rng},
+};
+use common::{MIB, assert_clean, mem_image, open, read_all, small};
+use proptest::prelude::*;
+use vhd::{
+    Error, Guid,
+    chain::{self, Files},
+    vhdx::{
+        CreateOptions, OpenOptions, Vhdx,
+        bat::{BlockState, RawEntry},
+        create, info,
+        locator::ParentLocator,
+    },
+};
+
+/// Files in memory, by name.
+#[derive(Debug, Default)]
+struct Shelf(HashMap<String, Arc<MemFile>>);
+
+impl Files for Shelf {
+    fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>> {
+        Box::pin(async move {
+            match self.0.get(location) {
+                Some(file) => Ok(Arc::new(file.read_only_copy()) as Arc<dyn File>),
+                None => Err(block_io::Error::io("opening", std::io::ErrorKind::NotFound.into())),
+            }
+        })
+    }
+}
+
+impl Shelf {
+    fn name(level: usize) -> String {
+        format!("level-{level}.vhdx")
+    }
+
+    /// Puts a child on top of level `level - 1`.
+    async fn grow(&mut self, level: usize, block_size: u64) {
+        let parent = self.0[&Self::name(level - 1)].clone();
+        let options = CreateOptions {
+            block_size: block_size as u32,
+            ..CreateOptions::child(&info(parent).await.unwrap(), &Self::name(level - 1))
+        };
+        self.0.insert(Self::name(level), mem_image(&options).await);
+    }
+
+    async fn open_level(&self, level: usize, read_only: bool) -> Vhdx {
+        let name = Self::name(level);
+        let options = OpenOptions { read_only, ..OpenOptions::default() };
+        chain::open(self.0[&name].clone(), &name, self, options).await.unwrap()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Write(u64, u64, u64),
+    Zero(u64, u64),
+    Discard(u64, u64),
+    Read(u64, u64),
+    Flush,
+    Reopen,
+    Drop,
+    Snapshot(u32),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let place = prop_oneof![(0u64..60).prop_map(|q| q << 18), any::<u32>().prop_map(u64::from)];
+    let len = prop_oneof![(1u64..20).prop_map(|q| q << 18), (1u64..200_000)];
+    let op = prop_oneof![
+        6 => (place.clone(), len.clone(), any::<u64>()).prop_map(|(a, b, c)| Op::Write(a, b, c)),
+        2 => (place.clone(), len.clone()).prop_map(|(a, b)| Op::Zero(a, b)),
+        2 => (place.clone(), len.clone()).prop_map(|(a, b)| Op::Discard(a, b)),
+        2 => (place, len).prop_map(|(a, b)| Op::Read(a, b)),
+        1 => Just(Op::Flush),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::Drop),
+        3 => (0u32..3).prop_map(Op::Snapshot),
+    ];
+    proptest::collection::vec(op, 1..40)
+}
+
+/// Carries operations out on the newest image of a chain that snapshots make longer, up to five.
+async fn behaves(size: u64, sector: u32, ops: Vec<Op>) {
+    let options = CreateOptions { logical_sector: sector, ..small(size, MIB) };
+    let mut shelf = Shelf::default();
+    shelf.0.insert(Shelf::name(0), mem_image(&options).await);
+    let (mut level, mut disk) = (0, shelf.open_level(0, false).await);
+    let mut model = vec![0u8; size as usize];
+    // What each level had when the next was put on it.
+    let mut frozen: Vec<Vec<u8>> = Vec::new();
+    let unit = u64::from(sector);
+    let fit = |at: u64, len: u64| {
+        let at = at % size / unit * unit;
+        (at, len.next_multiple_of(unit).min(size - at))
+    };
+    for op in ops {
+        match op {
+            Op::Write(at, len, seed) => {
+                let (at, len) = fit(at, len);
+                let range = at as usize..(at + len) as usize;
+                Rng::new(seed).fill(&mut model[range.clone()]);
+                disk.write_at(at, &model[range]).await.unwrap();
+            }
+            Op::Zero(at, len) => {
+                let (at, len) = fit(at, len);
+                model[at as usize..(at + len) as usize].fill(0);
+                disk.write_zeroes(at, len).await.unwrap();
+            }
+            Op::Discard(at, len) => {
+                let (at, len) = fit(at, len);
+                disk.discard(at, len).await.unwrap();
+                let mut now = vec![0xee; len as usize];
+                disk.read_at(at, &mut now).await.unwrap();
+                let old = &mut model[at as usize..(at + len) as usize];
+                for (now, old) in now.chunks(512).zip(old.chunks(512)) {
+                    assert!(now == old || now.iter().all(|b| *b == 0), "neither old nor zero");
+                }
+                old.copy_from_slice(&now);
+            }
+            Op::Read(at, len) => {
+                let (at, len) = fit(at, len);
+                let mut now = vec![0xee; len as usize];
+                disk.read_at(at, &mut now).await.unwrap();
+                assert!(now == model[at as usize..(at + len) as usize], "at {at} for {len}");
+            }
+            Op::Flush => disk.flush().await.unwrap(),
+            Op::Reopen => {
+                disk.close().await.unwrap();
+                assert_clean(shelf.0[&Shelf::name(level)].clone()).await;
+                disk = shelf.open_level(level, false).await;
+            }
+            Op::Drop => {
+                disk.flush().await.unwrap();
+                drop(disk);
+                disk = shelf.open_level(level, false).await;
+            }
+            Op::Snapshot(shift) if level < 4 => {
+                disk.close().await.unwrap();
+                frozen.push(model.clone());
+                level += 1;
+                shelf.grow(level, MIB << shift).await;
+                disk = shelf.open_level(level, false).await;
+            }
+            Op::Snapshot(_) => {}
+        }
+    }
+    assert!(read_all(&disk).await == model);
+    // What a disk calls empty is zeros.
+    let mut known = vec![0; model.len()];
+    for range in disk.allocated_ranges(0..size).await.unwrap() {
+        let range = range.start as usize..range.end as usize;
+        known[range.clone()].copy_from_slice(&model[range]);
+    }
+    assert!(known == model, "data outside of the allocated ranges");
+    disk.close().await.unwrap();
+    for (level, expected) in frozen.iter().chain([&model]).enumerate() {
+        let disk = shelf.open_level(level, true).await;
+        assert!(read_all(&disk).await == *expected, "level {level} changed");
+        assert_clean(shelf.0[&Shelf::name(level)].clone()).await;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn a_chain_is_an_array_of_bytes(size in 1u64..14 * MIB, big in any::<bool>(), ops in ops()) {
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(behaves(size.next_multiple_of(4096), if big { 4096 } else { 512 }, ops));
+    }
+}
+
+/// A parent of 8 MiB filled with 1, in a shelf.
+async fn one_parent() -> Shelf {
+    let mut shelf = Shelf::default();
+    let file = mem_image(&small(8 * MIB, MIB)).await;
+    let disk = open(file.clone()).await;
+    disk.write_at(0, &vec![1; 8 << 20]).await.unwrap();
+    disk.close().await.unwrap();
+    shelf.0.insert(Shelf::name(0), file);
+    shelf
+}
+
+/// A child with a block that another program left partly present: three runs of sectors of block
+/// 1 are 2, the rest of it is the parent's.
+async fn partly_present() -> (Shelf, Vec<u8>) {
+    let mut shelf = one_parent().await;
+    shelf.grow(1, MIB).await;
+    let file = shelf.0[&Shelf::name(1)].clone();
+    let end = file.len().await.unwrap();
+    // 8192 blocks of 1 MiB share a bitmap block, in which each has 256 bytes... of 8 sectors.
+    let (bat, ratio) = (3 * MIB, 4096);
+    let mut bits = vec![0u8; MIB as usize];
+    let mut model = vec![1u8; 8 << 20];
+    for sector in [0u64, 1, 2, 777, 778, 1000, 2047] {
+        bits[(256 + sector / 8) as usize] |= 1 << (sector % 8);
+        let at = MIB + sector * 512;
+        file.write_at(end + at % MIB, &[2; 512]).await.unwrap();
+        model[at as usize..at as usize + 512].fill(2);
+    }
+    file.write_at(end + MIB, &bits).await.unwrap();
+    let entry = |state, offset| RawEntry::new(state, offset).0.to_le_bytes();
+    file.write_at(bat + 8, &entry(BlockState::PartiallyPresent, end)).await.unwrap();
+    file.write_at(bat + ratio * 8, &entry(BlockState::FullyPresent, end + MIB)).await.unwrap();
+    (shelf, model)
+}
+
+#[tokio::test]
+async fn sector_bitmaps_say_what_is_here_and_what_is_below() {
+    let (shelf, mut model) = partly_present().await;
+    let file = shelf.0[&Shelf::name(1)].clone();
+    let report = vhd::vhdx::check(file.clone()).await.unwrap();
+    assert!(report.is_clean(), "{report:#?}");
+    assert_eq!(report.allocated_blocks, 1);
+    let disk = shelf.open_level(1, true).await;
+    assert!(read_all(&disk).await == model);
+    let mut one = [0; 512];
+    for sector in [2047u64, 2048, 2048 + 777, 2048 + 779] {
+        disk.read_at(sector * 512, &mut one).await.unwrap();
+        assert!(one == model[sector as usize * 512..][..512], "sector {sector}");
+    }
+    // Written to, it becomes whole.
+    let disk = shelf.open_level(1, false).await;
+    disk.write_at(MIB + 512, &[3; 1024]).await.unwrap();
+    model[MIB as usize + 512..][..1024].fill(3);
+    disk.write_zeroes(MIB + 8192, 512).await.unwrap();
+    model[MIB as usize + 8192..][..512].fill(0);
+    disk.close().await.unwrap();
+    let disk = shelf.open_level(1, true).await;
+    assert!(read_all(&disk).await == model);
+}
+
+#[tokio::test]
+async fn a_partly_present_block_without_its_bitmap_is_an_error() {
+    let (shelf, _) = partly_present().await;
+    let file = shelf.0[&Shelf::name(1)].clone();
+    file.write_at(3 * MIB + 4096 * 8, &[0; 8]).await.unwrap();
+    let disk = shelf.open_level(1, true).await;
+    let error = disk.read_at(MIB, &mut [0; 512]).await.unwrap_err();
+    assert!(error.to_string().contains("entry 4096 has state 0"), "{error}");
+}
+
+#[tokio::test]
+async fn a_parent_that_was_changed_or_is_gone_is_refused() {
+    let mut shelf = one_parent().await;
+    shelf.grow(1, MIB).await;
+    let attempt = async |shelf: &Shelf| {
+        let name = Shelf::name(1);
+        chain::open(shelf.0[&name].clone(), &name, shelf, OpenOptions::read_only()).await
+    };
+    assert!(attempt(&shelf).await.is_ok());
+    let parent = open(shelf.0[&Shelf::name(0)].clone()).await;
+    parent.write_at(0, &[9; 512]).await.unwrap();
+    parent.close().await.unwrap();
+    let error = attempt(&shelf).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::ParentChanged { parent, .. } if parent == "level-0.vhdx"),
+        "{error}"
+    );
+    shelf.0.remove(&Shelf::name(0));
+    let error = attempt(&shelf).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::ParentMissing { tried, .. } if *tried == ["level-0.vhdx"]),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_chain_that_bites_its_tail_is_refused() {
+    let mut shelf = one_parent().await;
+    let id = info(shelf.0[&Shelf::name(0)].clone()).await.unwrap();
+    let itself = CreateOptions {
+        parent: Some(ParentLocator::vhdx(Guid::ZERO, "itself.vhdx")),
+        ..CreateOptions::child(&id, "")
+    };
+    let file = mem_image(&itself).await;
+    let own = info(file.clone()).await.unwrap().data_write_id;
+    // The locator's text has a fixed length, so it can be made to name the image itself.
+    let text = |id: Guid| -> Vec<u8> {
+        format!("{{{id}}}").encode_utf16().flat_map(u16::to_le_bytes).collect()
+    };
+    let bytes = file.to_bytes();
+    let at = bytes.windows(76).position(|w| w == text(Guid::ZERO)).unwrap();
+    file.write_at(at as u64, &text(own)).await.unwrap();
+    shelf.0.insert("itself.vhdx".into(), file.clone());
+    let error = chain::open(file, "itself.vhdx", &shelf, OpenOptions::read_only()).await;
+    assert!(matches!(error, Err(Error::EndlessChain { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn another_sector_size_than_the_parents_is_refused() {
+    let shelf = one_parent().await;
+    let id = info(shelf.0[&Shelf::name(0)].clone()).await.unwrap();
+    let options =
+        CreateOptions { logical_sector: 4096, ..CreateOptions::child(&id, "level-0.vhdx") };
+    let file = mem_image(&options).await;
+    let error = chain::open(file, "x.vhdx", &shelf, OpenOptions::read_only()).await.unwrap_err();
+    assert!(matches!(error, Error::InvalidOptions(_)), "{error}");
+    let fixed = CreateOptions { fixed: true, ..CreateOptions::child(&id, "level-0.vhdx") };
+    assert!(matches!(fixed.validate(), Err(Error::InvalidOptions(_))));
+}
+
+/// A child that is longer than its parent reads as zeros behind the parent's end.
+#[tokio::test]
+async fn a_longer_child_ends_with_zeros() {
+    let shelf = one_parent().await;
+    let id = info(shelf.0[&Shelf::name(0)].clone()).await.unwrap();
+    let options =
+        CreateOptions { size: 11 * MIB + 512, ..CreateOptions::child(&id, "level-0.vhdx") };
+    let file = mem_image(&options).await;
+    let disk = chain::open(file, "x.vhdx", &shelf, OpenOptions::default()).await.unwrap();
+    let mut model = vec![1u8; 8 << 20];
+    model.resize(options.size as usize, 0);
+    assert!(read_all(&disk).await == model);
+    disk.write_at(7 * MIB + 4096, &vec![5; 2 << 20]).await.unwrap();
+    model[(7 << 20) + 4096..][..2 << 20].fill(5);
+    assert!(read_all(&disk).await == model);
+}
+
+/// Local files by path.
+struct Local;
+
+impl Files for Local {
+    fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>> {
+        Box::pin(async move {
+            let file = LocalFile::open(location, &LocalOptions::read_only())?;
+            Ok(Arc::new(file) as Arc<dyn File>)
+        })
+    }
+}
+
+/// libvhdi reads the same from chains written here, with bitmaps and without.
+#[tokio::test]
+async fn libvhdi_reads_the_same_from_a_chain() {
+    const READ: &str = "import sys, hashlib\ntry:\n import pyvhdi\nexcept ImportError:\n sys.exit(77)\n\
+        chain = []\n\
+        for path in sys.argv[1:]:\n f = pyvhdi.file(); f.open(path); chain.append(f)\n\
+        for child, parent in zip(chain, chain[1:]): child.set_parent(parent)\n\
+        f = chain[0]; h = hashlib.sha256(); left = f.get_media_size()\n\
+        while left:\n b = f.read_buffer(min(left, 1 << 20)); h.update(b); left -= len(b)\n\
+        print(h.hexdigest())";
+    let folder = tempfile::tempdir().unwrap();
+    let path = |level: usize| folder.path().join(Shelf::name(level)).display().to_string();
+    let mut rng = Rng::new(11);
+    let size = 70 * MIB;
+    for level in 0..3 {
+        let file = common::local(path(level), LocalOptions::create_new());
+        let options = if level == 0 {
+            small(size, MIB)
+        } else {
+            let below = common::local(path(level - 1), LocalOptions::read_only());
+            let below = info(below).await.unwrap();
+            CreateOptions::child(&below, Path::new(&Shelf::name(level - 1)).to_str().unwrap())
+        };
+        create(file.clone(), &options).await.unwrap();
+        let disk = chain::open(file, &path(level), &Local, OpenOptions::default()).await.unwrap();
+        for _ in 0..12 {
+            let mut data = vec![0; 512 * (1 + rng.below(4000)) as usize];
+            rng.fill(&mut data);
+            let at = rng.below(size - data.len() as u64) / 512 * 512;
+            disk.write_at(at, &data).await.unwrap();
+        }
+        disk.write_zeroes((10 + 4 * level as u64) * MIB, 3 * MIB).await.unwrap();
+        disk.close().await.unwrap();
+    }
+    let file = common::local(path(2), LocalOptions::read_only());
+    let disk = chain::open(file, &path(2), &Local, OpenOptions::read_only()).await.unwrap();
+    let raw = folder.path().join("raw");
+    std::fs::write(&raw, read_all(&disk).await).unwrap();
+    let Ok(output) = std::process::Command::new("/usr/bin/python3")
+        .env("PYTHONPATH", std::env::var_os("BULKHEAD_PYVHDI").unwrap_or_default())
+        .args(["-c", READ, &path(2), &path(1), &path(0)])
+        .output()
+    else {
+        println!("skipping: no /usr/bin/python3 here");
+        return;
+    };
+    if output.status.code() == Some(77) {
+        println!("skipping: no pyvhdi here");
+        return;
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), common::sha256(&raw));
+}
