@@ -165,7 +165,7 @@ def files(admin):
     got, _, _ = admin.NetFileEnum(None, None, None, ctr, 0xffffffff, None)
     return {f.path: f for f in got.ctr.array or []}
 admin = server(sys.argv[2], sys.argv[3])
-held = files(admin)["\vms\held"]
+held = files(admin)[r"\vms\held"]
 print("user", held.user, "permissions", held.permissions & 1)
 try:
     server(sys.argv[4], sys.argv[5]).NetFileClose(None, held.fid)
