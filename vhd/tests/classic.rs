@@ -152,7 +152,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let file = image(&CreateOptions::new(8 * MIB)).await;
-            let disk = open(&[file.clone()]).await;
+            let disk = open(std::slice::from_ref(&file)).await;
             disk.write_at(0, &[7; 4096]).await.unwrap();
             disk.close().await.unwrap();
             let mut bytes = file.to_bytes();
@@ -326,7 +326,7 @@ async fn an_image_without_its_parent_and_one_with_wrong_checksums_are_refused() 
 #[tokio::test]
 async fn structures_that_overlap_or_lie_outside_are_named() {
     let file = image(&CreateOptions::new(8 * MIB)).await;
-    let disk = open(&[file.clone()]).await;
+    let disk = open(std::slice::from_ref(&file)).await;
     disk.write_at(0, &vec![7; 4 << 20]).await.unwrap();
     disk.close().await.unwrap();
     let good = file.to_bytes();
@@ -351,7 +351,7 @@ async fn structures_that_overlap_or_lie_outside_are_named() {
 #[tokio::test]
 async fn a_lost_footer_is_taken_from_its_copy_and_written_again() {
     let file = image(&CreateOptions::new(8 * MIB)).await;
-    let disk = open(&[file.clone()]).await;
+    let disk = open(std::slice::from_ref(&file)).await;
     disk.write_at(MIB, &[9; 512]).await.unwrap();
     disk.close().await.unwrap();
     let len = file.len().await.unwrap();
@@ -359,7 +359,7 @@ async fn a_lost_footer_is_taken_from_its_copy_and_written_again() {
     // What a crash left behind the last block must not show in the next one.
     file.write_at(len - 512, &vec![0xcc; 3 << 20]).await.unwrap();
     assert!(info(file.clone()).await.unwrap().lost_footer);
-    let disk = open(&[file.clone()]).await;
+    let disk = open(std::slice::from_ref(&file)).await;
     disk.write_at(4 * MIB, &[8; 512]).await.unwrap();
     disk.close().await.unwrap();
     assert_clean(file.clone()).await;
@@ -373,7 +373,7 @@ async fn a_lost_footer_is_taken_from_its_copy_and_written_again() {
 #[tokio::test]
 async fn sector_bitmaps_say_what_is_here_and_what_is_below() {
     let parent = image(&CreateOptions::new(4 * MIB)).await;
-    let disk = open(&[parent.clone()]).await;
+    let disk = open(std::slice::from_ref(&parent)).await;
     disk.write_at(0, &vec![1; 4 << 20]).await.unwrap();
     disk.close().await.unwrap();
     let options = CreateOptions::child(&info(parent.clone()).await.unwrap(), "parent.vhd");
