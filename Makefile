@@ -3,11 +3,11 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 # Debian packages that tests and benchmarks talk to; none is part of the product.
-TEST_PACKAGES := smbclient python3-venv python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils util-linux iproute2 \
-  xfsprogs btrfs-progs iptables
+TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils util-linux iproute2 \
+  xfsprogs btrfs-progs iptables faketime
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover test soak interop lint bench lab lab-soak packages clean
+.PHONY: help build release demo demo-failover bench-failover test soak interop lint bench lab lab-soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ release: ## The programs, optimised
 
 demo: release ## A guest on a VHDX on an SMB 3 share moves between two hosts while it writes
 	target/release/demo
+
+bench-failover: release ## What continuous availability costs; JSON under target/bench
+	target/release/bench-failover
 
 demo-failover: release ## A guest writes while its file server is killed twenty times and upgraded five times
 	target/release/demo-failover

@@ -153,3 +153,46 @@ fn a_read_only_image_is_left_to_others() {
     assert!(error.contains("there is something already"), "{error}");
     served.stop();
 }
+
+/// Numbers that look random and are the same in every run.
+fn numbers() -> impl FnMut(u64) -> u64 {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    }
+}
+
+#[test]
+fn qemu_finds_every_byte_where_a_raw_file_has_it() {
+    let Some(mut io) = qemu("qemu-io") else { return };
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (image, reference, socket) = (at("disk.vhdx"), at("reference.raw"), at("nbd"));
+    let create = ["disk", "create", "--size", "32M", "--block-size", "1M"];
+    run(Command::new(BULKHEAD).args(create).arg(&image));
+    std::fs::File::create(&reference).unwrap().set_len(32 << 20).unwrap();
+    let served = Served::start(&image, &["--socket", socket.to_str().unwrap()]);
+    // The driver does everything twice and ends QEMU when a read differs.
+    io.args(["-f", "blkverify"]).arg(format!("blkverify:{}:{}", reference.display(), served.url));
+    let mut number = numbers();
+    for _ in 0..300 {
+        let (offset, len) = (number(63 << 10) * 512, (1 + number(256)) * 512);
+        let len = len.min((32 << 20) - offset);
+        // One after the other: which of two overlapping writes lands last is nobody's to say.
+        let step = match number(4) {
+            0 | 1 => format!("write -P {} {offset} {len}", 1 + number(255)),
+            2 => "flush".to_owned(),
+            _ => format!("read {offset} {len}"),
+        };
+        io.args(["-c", &step]);
+    }
+    io.args(["-c", "flush", "-c", "read 0 32M"]);
+    let said = run(&mut io);
+    assert!(said.contains("read 33554432/33554432"), "{said}");
+    served.stop();
+    let compare = ["compare", "-f", "raw", "-F", "vhdx"];
+    run(Command::new("qemu-img").args(compare).arg(&reference).arg(&image));
+}

@@ -15,7 +15,7 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use smb_protocol::{
@@ -38,6 +38,8 @@ use crate::{
     url::is_path_part,
 };
 
+/// How long to wait before asking again for a file that is not available yet.
+const NOT_AVAILABLE_PAUSE: Duration = Duration::from_millis(250);
 /// What `ImpersonationLevel` is always asked for.
 pub(crate) const IMPERSONATION: u32 = 2;
 
@@ -120,6 +122,7 @@ impl Open {
         });
         let mut patience = Patience::default();
         let mut again = false;
+        let since = Instant::now();
         loop {
             let link = open.session.link().await?;
             let result = async {
@@ -132,6 +135,13 @@ impl Open {
                     open.set(Slot::Live(live));
                     open.session.register(&open);
                     return Ok(open);
+                }
+                // Another's open of it waits for its client, for so long at most as a server keeps
+                // such opens (MS-SMB2 3.3.5.9); one's own from before a crash is another's too.
+                Err(Error::Status { status: NtStatus::FILE_NOT_AVAILABLE, .. })
+                    if since.elapsed() < open.session.options.reconnect_timeout =>
+                {
+                    tokio::time::sleep(NOT_AVAILABLE_PAUSE).await;
                 }
                 Err(error) => patience.recover(&open.session, &link, error).await?,
             }

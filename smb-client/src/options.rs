@@ -57,7 +57,8 @@ pub struct ConnectOptions {
     /// How long the connection may be silent before the server is asked for a sign of life; after
     /// twice that time (two seconds at least) without one the connection is given up.
     pub echo_interval: Duration,
-    /// How long a lost connection is tried to be restored; zero for not at all.
+    /// How long a lost connection is tried to be restored; zero for not at all. So long, too, is
+    /// waited for a file that another has open who is away.
     pub reconnect_timeout: Duration,
 }
 

@@ -91,6 +91,8 @@ pub struct Exchange {
     pub meter: Arc<Meter>,
     /// Sessions that are being authenticated.
     pub authentications: HashMap<SessionId, Authentication>,
+    /// Bytes between the body of a READ answer and the data; none but in a test of clients.
+    pub read_padding: u8,
     window: CreditWindow,
     pending: HashMap<u64, Pending>,
     pending_bytes: usize,
@@ -129,6 +131,7 @@ impl Exchange {
             negotiated: None,
             sessions: HashMap::new(),
             authentications: HashMap::new(),
+            read_padding: 0,
             window: CreditWindow::new(limits.credits),
             pending: HashMap::new(),
             pending_bytes: 0,

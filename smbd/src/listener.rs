@@ -216,8 +216,7 @@ impl Running {
     pub async fn drain(mut self) {
         let _ = self.stop.send(true);
         while self.listeners.join_next().await.is_some() {}
-        self.server.nodes.stable.freeze().await;
-        self.server.nodes.kept.clear();
+        self.server.hand_over().await;
     }
 }
 

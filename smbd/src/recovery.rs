@@ -1,5 +1,6 @@
-//! Persistent opens of a server that has ended, made again before the first client is served
-//! (MS-SMB2 3.3.5.9.12).
+//! Opens of a server that has ended, made again before the first client is served
+//! (MS-SMB2 3.3.5.9.12): persistent ones however it ended, durable and resilient ones if it had
+//! the time to hand them over.
 //!
 //! ```text
 //!  state store ─► each open: its share, its user, its file ─► joins the file's node as it had it
@@ -22,7 +23,7 @@ use smb_protocol::{
 };
 use state_store::{
     LocalStore, Opened,
-    record::{self, OpenRecord, Remembered},
+    record::{self, OpenRecord, Promise, Remembered},
 };
 
 use crate::{
@@ -100,7 +101,7 @@ impl Server {
                 Ok(open) => back.push((open, remembered)),
                 Err(why) => {
                     let OpenRecord { name, share, .. } = &remembered.open;
-                    tracing::info!(%why, name, share, "a persistent open is not made again");
+                    tracing::info!(%why, name, share, "an open is not made again");
                     stable.queue(record::forget(id));
                 }
             }
@@ -110,14 +111,41 @@ impl Server {
         for (open, remembered) in back {
             restore(&open, &remembered);
             let timeout = Duration::from_millis(remembered.open.timeout.into());
-            if remembered.away.is_none() {
+            if !open.is_persistent() {
+                // Handed over once; only an orderly end hands it over again.
+                stable.queue(record::forget(open.id.persistent));
+            } else if remembered.away.is_none() {
                 open.note_away(true);
             }
             self.nodes.kept.keep(open, stable::remaining(timeout, remembered.away));
         }
         if count > 0 {
-            tracing::info!(count, "persistent opens wait for their clients");
+            tracing::info!(count, "opens wait for their clients");
         }
+    }
+
+    /// Ends in an orderly way, when nobody is served any more: what clients who are away were
+    /// promised is handed over to the server that comes next.
+    pub async fn hand_over(&self) {
+        let stable = &self.nodes.stable;
+        let kept = self.nodes.kept.all();
+        if !stable.is_there() && !kept.is_empty() {
+            let state_dir = self.current().config.state_dir.clone();
+            match LocalStore::open(&state_dir, STORE) {
+                Ok(opened) => stable.begin(opened.store),
+                Err(error) => tracing::warn!(%error, "durable opens are lost"),
+            }
+        }
+        for open in kept {
+            match open.hand_over() {
+                Some(batch) => stable.queue(batch),
+                None if open.is_persistent() => {}
+                // It is closed now, while its file can still be deleted if it was to be.
+                None => drop(self.nodes.kept.take(open.id.persistent)),
+            }
+        }
+        stable.freeze().await;
+        self.nodes.kept.clear();
     }
 
     fn make_again(&self, current: &Current, record: &OpenRecord) -> Result<Arc<Open>, Gone> {
@@ -125,7 +153,8 @@ impl Server {
         let volume = current.volumes.get(&record.share).cloned().ok_or(Gone::Share)?;
         let access = Access(record.access);
         let changes = Access::WRITE_DATA.or(Access::APPEND_DATA).or(Access::DELETE);
-        if !share.continuously_available || share.read_only && access.any(changes) {
+        let kept = record.promise != Promise::Persistent || share.continuously_available;
+        if !kept || share.read_only && access.any(changes) {
             return Err(Gone::Share);
         }
         if !share.users.contains(&record.user) {
@@ -170,7 +199,7 @@ impl Server {
                 user: record.user.clone(),
                 share: record.share.clone(),
                 name: record.name.clone(),
-                create_guid: Some(record.create_guid),
+                create_guid: record.create_guid,
                 app_instance: record.app_instance,
                 app_version: record.app_version,
                 parent_lease: record.parent_lease.map(lease),
@@ -181,7 +210,7 @@ impl Server {
         });
         open.delete_on_close.store(record.delete_on_close, Ordering::Release);
         open.replayable.store(true, Ordering::Release);
-        open.remembered_again(Duration::from_millis(record.timeout.into()));
+        open.remembered_again(record.promise, Duration::from_millis(record.timeout.into()));
         let open = Arc::new(open);
         self.nodes.add_open(&open);
         Ok(open)

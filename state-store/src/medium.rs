@@ -6,6 +6,13 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
 };
 
 /// A file that is written in place and replaced as a whole.
@@ -35,14 +42,24 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Takes the lock; `None` if another process has it.
+    /// Takes the lock; `None` if another process has it and keeps it.
     pub fn lock(folder: &Path, name: &'static str) -> io::Result<Option<Self>> {
         fs::create_dir_all(folder)?;
         let lock = Self::private().open(folder.join(format!("{name}.lock")))?;
-        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        /// A process that ends closes its files one after the other: one that has let go of
+        /// others may have this for a moment longer.
+        const PATIENCE: Duration = Duration::from_secs(3);
+        let since = Instant::now();
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if since.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(Some(Self { folder: folder.to_owned(), name, file: None, _lock: lock }))
     }

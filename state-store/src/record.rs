@@ -62,15 +62,28 @@ pub struct FileIdentity {
     pub born: (i64, u32),
 }
 
-/// A persistent open (MS-SMB2 3.3.1.10).
+/// What the client of an open was promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Promise {
+    /// It outlives its connection as long as its handle is cached; a server that ended in an
+    /// orderly way has handed it over.
+    Durable,
+    /// It outlives its connection; handed over likewise.
+    Resilient,
+    /// It outlives the server.
+    #[default]
+    Persistent,
+}
+
+/// An open that outlives its server (MS-SMB2 3.3.1.10).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OpenRecord {
     /// Its persistent name.
     pub id: u64,
     /// Its volatile name.
     pub volatile: u64,
-    /// `CreateGuid`.
-    pub create_guid: [u8; 16],
+    /// `CreateGuid`, if there is one.
+    pub create_guid: Option<[u8; 16]>,
     /// `ClientGuid` of the connection.
     pub client: [u8; 16],
     /// The user, folded: `DurableOwner`.
@@ -95,8 +108,8 @@ pub struct OpenRecord {
     pub action: u32,
     /// How long it is kept when its client is away, in milliseconds.
     pub timeout: u32,
-    /// It was made persistent; else it is durable, and was handed over by a server that ended.
-    pub persistent: bool,
+    /// What its client was promised.
+    pub promise: Promise,
     /// The file is to be deleted when this open is closed.
     pub delete_on_close: bool,
     /// The file is to be deleted when all are closed.
@@ -244,7 +257,7 @@ impl OpenRecord {
         let out = Out::new()
             .put(&self.id.to_le_bytes())
             .put(&self.volatile.to_le_bytes())
-            .put(&self.create_guid)
+            .option(self.create_guid.as_ref().map(|guid| &guid[..]))
             .put(&self.client)
             .text(&self.user)
             .text(&self.share)
@@ -259,7 +272,11 @@ impl OpenRecord {
             .put(&self.options.to_le_bytes())
             .put(&self.action.to_le_bytes())
             .put(&self.timeout.to_le_bytes())
-            .flag(self.persistent)
+            .put(&[match self.promise {
+                Promise::Durable => 1,
+                Promise::Resilient => 2,
+                Promise::Persistent => 3,
+            }])
             .flag(self.delete_on_close)
             .flag(self.delete_pending)
             .option(self.lease.as_ref().map(|key| &key[..]))
@@ -278,7 +295,7 @@ impl OpenRecord {
         let record = Self {
             id: r.u64()?,
             volatile: r.u64()?,
-            create_guid: r.array()?,
+            create_guid: r.option(In::array)?,
             client: r.array()?,
             user: r.text()?,
             share: r.text()?,
@@ -294,7 +311,12 @@ impl OpenRecord {
             options: r.u32()?,
             action: r.u32()?,
             timeout: r.u32()?,
-            persistent: r.flag()?,
+            promise: match r.array()? {
+                [1] => Promise::Durable,
+                [2] => Promise::Resilient,
+                [3] => Promise::Persistent,
+                _ => return Err(Malformed("the promise")),
+            },
             delete_on_close: r.flag()?,
             delete_pending: r.flag()?,
             lease: r.option(In::array)?,
@@ -424,7 +446,7 @@ mod tests {
         let guid = any::<[u8; 16]>;
         let option = || prop::option::of(guid());
         (
-            any::<(u64, u64, [u32; 6], [bool; 3])>(),
+            any::<(u64, u64, [u32; 6], [bool; 2], u8)>(),
             (guid(), guid(), ".{0,9}", ".{0,9}", ".{0,20}", ".{0,20}"),
             any::<(u64, i64, u32)>(),
             (option(), option(), option(), any::<Option<(u64, u64)>>()),
@@ -438,10 +460,11 @@ mod tests {
                 options: plain.2[3],
                 action: plain.2[4],
                 timeout: plain.2[5],
-                persistent: plain.3[0],
-                delete_on_close: plain.3[1],
-                delete_pending: plain.3[2],
-                create_guid: names.0,
+                delete_on_close: plain.3[0],
+                delete_pending: plain.3[1],
+                promise: [Promise::Durable, Promise::Resilient, Promise::Persistent]
+                    [usize::from(plain.4) % 3],
+                create_guid: (plain.4 > 9).then_some(names.0),
                 client: names.1,
                 user: names.2,
                 share: names.3,

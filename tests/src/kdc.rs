@@ -110,10 +110,16 @@ impl Kdc {
 
     /// Makes a user and gets a ticket for it.
     pub fn log_in(&self, user: &str) {
+        self.log_in_for(user, Duration::from_secs(3600));
+    }
+
+    /// The same; it and all tickets that are got with it end after `time`.
+    pub fn log_in_for(&self, user: &str, time: Duration) {
         self.admin(&format!("addprinc -pw secret {user}"));
         let mut command = Command::new(foreign("kinit").expect("it was there a moment ago"));
         self.client(&mut command);
         let mut child = command
+            .args(["-l", &format!("{}s", time.as_secs())])
             .arg(OsStr::new(user))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -92,6 +92,33 @@ async fn a_connection_closed_one_way_costs_nothing_but_time() {
     broken(Fate::HalfClose, &FILES).await;
 }
 
+/// A host that died and starts its VM again meets what it had open itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_whose_client_died_is_had_when_its_time_is_over() {
+    let server = Smbd::start("encryption = \"offered\"", SHARE);
+    let proxy = Proxy::start(server.address());
+    let dies = ConnectOptions { reconnect_timeout: Duration::from_secs(2), ..options(&proxy) };
+    let session = Client::connect(dies).await.unwrap();
+    let tree = session.tree("ca").await.unwrap();
+    let lost = tree.open("disk", OpenOptions::create(Create::New)).await.unwrap();
+    lost.write_at(0, b"kept").await.unwrap();
+    proxy.rule(|_, _| Fate::Cut);
+    proxy.cut();
+    let direct = ConnectOptions {
+        reconnect_timeout: Duration::from_secs(60),
+        ..ConnectOptions::new("127.0.0.1", server.port(), Login::new(USER, PASSWORD))
+    };
+    let hasty = ConnectOptions { reconnect_timeout: Duration::ZERO, ..direct.clone() };
+    let tree = Client::connect(hasty).await.unwrap().tree("ca").await.unwrap();
+    let error = tree.open("disk", OpenOptions::write()).await.unwrap_err();
+    assert_eq!(error.nt_status(), Some(smb_protocol::NtStatus::FILE_NOT_AVAILABLE));
+    let tree = Client::connect(direct).await.unwrap().tree("ca").await.unwrap();
+    let file = tree.open("disk", OpenOptions::write()).await.unwrap();
+    let mut found = [0; 4];
+    assert_eq!(file.read_at(0, &mut found).await.unwrap(), 4);
+    assert_eq!(&found, b"kept");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_falls_silent_is_noticed() {
     let server = Smbd::start("encryption = \"offered\"", SHARE);

@@ -1,12 +1,20 @@
 //! Kerberos with MIT's KDC and Samba's smbclient, which has an implementation of its own.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    process::Command,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
 use bulkhead_tests::{
     kdc::{HOST, Kdc, REALM},
     process::{foreign, run},
     smbd::Smbd,
 };
+use smb_protocol::{Command as Smb, Header, NtStatus, header::FRAME_LEN};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -27,11 +35,23 @@ fn server(kdc: &Kdc) -> (Smbd, tempfile::TempDir) {
 }
 
 fn smbclient(kdc: &Kdc, server: &Smbd, args: &[&str], what: &str) -> String {
-    let mut command = Command::new(foreign("smbclient").unwrap());
+    let client = Command::new(foreign("smbclient").unwrap());
+    smbclient_as(client, server.port(), kdc, server, args, what)
+}
+
+/// Runs `client`, which runs smbclient, against a port.
+fn smbclient_as(
+    mut command: Command,
+    port: u16,
+    kdc: &Kdc,
+    server: &Smbd,
+    args: &[&str],
+    what: &str,
+) -> String {
     kdc.client(&mut command);
     command
         .current_dir(server.scratch())
-        .args(["-s", "/dev/null", "-I", "127.0.0.1", "-p", &server.port().to_string()])
+        .args(["-s", "/dev/null", "-I", "127.0.0.1", "-p", &port.to_string()])
         .arg(format!("--option=realm={REALM}"))
         .arg("--use-kerberos=required")
         .arg(format!("--use-krb5-ccache={}", kdc.tickets().display()))
@@ -106,4 +126,111 @@ fn principals_that_are_no_users_and_keys_that_are_old_are_refused() {
         .args(["-U", "alice%", "//127.0.0.1/ours", "-c", "ls"]);
     let output = run(&mut command, LIMIT);
     assert!(!output.status.success(), "a user without password came in with none");
+}
+
+/// The next message on a connection, with its frame; `None` at the end.
+fn message(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut message = vec![0; FRAME_LEN];
+    stream.read_exact(&mut message).ok()?;
+    let len = u32::from_be_bytes([0, message[1], message[2], message[3]]) as usize;
+    message.resize(FRAME_LEN + len, 0);
+    stream.read_exact(&mut message[FRAME_LEN..]).ok()?;
+    Some(message)
+}
+
+fn header(message: &[u8]) -> Option<Header> {
+    Header::parse(&message[FRAME_LEN..]).ok()
+}
+
+/// Stands between a client and the server for one connection and sees what the client sends before
+/// the server does. The result is what it sent, up to its first logon.
+fn between(
+    server: &Smbd,
+    mut before_logon: impl FnMut() + Send + 'static,
+) -> (u16, JoinHandle<Vec<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, to) = (listener.local_addr().unwrap().port(), server.address());
+    let watch = thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut server = TcpStream::connect(to).unwrap();
+        let mut back = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        let answers = thread::spawn(move || {
+            let _ = io::copy(&mut back.0, &mut back.1);
+            let _ = back.1.shutdown(Shutdown::Both);
+        });
+        let (mut sent, mut logon) = (Vec::new(), false);
+        while let Some(message) = message(&mut client) {
+            let setup = header(&message).is_some_and(|h| h.command == Smb::SESSION_SETUP);
+            if setup && !logon {
+                before_logon();
+            }
+            if !logon {
+                sent.push(message.clone());
+            }
+            logon |= setup;
+            if server.write_all(&message).is_err() {
+                break;
+            }
+        }
+        let _ = server.shutdown(Shutdown::Both);
+        answers.join().unwrap();
+        sent
+    });
+    (port, watch)
+}
+
+#[test]
+fn a_ticket_that_has_ended_is_refused() {
+    const TIME: Duration = Duration::from_secs(8);
+    let Some(program) = foreign("smbclient") else { return };
+    let Some(kdc) = Kdc::start("aes256-cts-hmac-sha1-96") else { return };
+    let (server, _folder) = server(&kdc);
+    kdc.log_in_for("alice", TIME);
+    let end = Instant::now() + TIME;
+    assert!(smbclient(&kdc, &server, &[], "ls").contains("blocks available"));
+    // The client sends it while it is good, and it comes when it is not.
+    let wait = move || thread::sleep(end.saturating_duration_since(Instant::now()) + TIME / 4);
+    let (port, watch) = between(&server, wait);
+    let text = smbclient_as(Command::new(program), port, &kdc, &server, &[], "ls");
+    assert!(text.contains("NT_STATUS_LOGON_FAILURE"), "{text}");
+    assert!(watch.join().unwrap().len() >= 2, "the ticket came to the server");
+}
+
+#[test]
+fn a_logon_that_is_sent_again_is_refused() {
+    let Some(program) = foreign("smbclient") else { return };
+    let Some(kdc) = Kdc::start("aes256-cts-hmac-sha1-96") else { return };
+    let (server, _folder) = server(&kdc);
+    kdc.log_in("alice");
+    let (port, watch) = between(&server, || {});
+    let text = smbclient_as(Command::new(program), port, &kdc, &server, &[], "ls");
+    assert!(text.contains("blocks available"), "{text}");
+    let sent = watch.join().unwrap();
+    let mut thief = TcpStream::connect(server.address()).unwrap();
+    let mut last = NtStatus::SUCCESS;
+    for request in sent {
+        thief.write_all(&request).unwrap();
+        let answer = message(&mut thief).expect("it is answered");
+        last = header(&answer).expect("it is SMB 2").status;
+    }
+    assert_eq!(last, NtStatus::LOGON_FAILURE);
+}
+
+#[test]
+fn a_client_whose_clock_is_wrong_is_refused() {
+    let (Some(faketime), Some(program)) = (foreign("faketime"), foreign("smbclient")) else {
+        return;
+    };
+    let Some(kdc) = Kdc::start("aes256-cts-hmac-sha1-96") else { return };
+    let (server, _folder) = server(&kdc);
+    kdc.log_in("alice");
+    // The ticket for the server is got with the right time.
+    assert!(smbclient(&kdc, &server, &[], "ls").contains("blocks available"));
+    for (off, fine) in [("+60s", true), ("+1000s", false), ("-1000s", false)] {
+        let mut client = Command::new(&faketime);
+        client.args(["-f", off]).arg(&program);
+        let text = smbclient_as(client, server.port(), &kdc, &server, &[], "ls");
+        assert_eq!(text.contains("blocks available"), fine, "{off}: {text}");
+        assert_eq!(text.contains("NT_STATUS_LOGON_FAILURE"), !fine, "{off}: {text}");
+    }
 }

@@ -1,6 +1,12 @@
 //! Remote procedures over IPC$ as Samba's smbclient and rpcclient call them.
 
-use std::{process::Command, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use bulkhead_tests::{
     process::{Stopped, foreign, run},
@@ -112,4 +118,79 @@ fn administrators_see_and_end_sessions() {
     let gone = rpc(&server, USER, &format!("netsessdel 127.0.0.1 {USER2}; netsessenum"));
     contains(&gone.unwrap_or_default(), &["Received 1 entries"]);
     drop(second.0.stdin.take());
+}
+
+/// A client that opens a file of the share and keeps it open until its input ends.
+fn holder(server: &Smbd) -> Option<Stopped> {
+    let mut child = Command::new(foreign("smbclient")?)
+        .current_dir(server.scratch())
+        .args(["-s", "/dev/null", "-p", &server.port().to_string()])
+        .args(["-U", &format!("{USER2}%{PASSWORD2}"), "//127.0.0.1/vms"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"open held\n").unwrap();
+    Some(Stopped(child))
+}
+
+#[test]
+fn administrators_see_and_close_files() {
+    let server = server();
+    fs::write(server.files().join("held"), "x").unwrap();
+    let Some(_holder) = holder(&server) else { return };
+    let since = Instant::now();
+    loop {
+        let Some(text) = rpc(&server, USER, "netfileenum 3") else { return };
+        if text.lines().any(|line| line == "\\vms\\held") {
+            break;
+        }
+        assert!(since.elapsed() < LIMIT, "{text}");
+    }
+    let refused = rpc(&server, USER2, "netfileenum 3").unwrap_or_default();
+    assert!(!refused.contains("held"), "{refused}");
+    // rpcclient cannot close; Samba's bindings for Python can.
+    let script = r#"
+import sys
+from samba import credentials, param
+from samba.dcerpc import srvsvc
+lp = param.LoadParm(); lp.set("smb ports", sys.argv[1])
+def server(user, password):
+    who = credentials.Credentials(); who.guess(lp)
+    who.set_username(user); who.set_password(password)
+    return srvsvc.srvsvc("ncacn_np:127.0.0.1", lp, who)
+def files(admin):
+    ctr = srvsvc.NetFileInfoCtr(); ctr.level = 3; ctr.ctr = srvsvc.NetFileCtr3()
+    got, _, _ = admin.NetFileEnum(None, None, None, ctr, 0xffffffff, None)
+    return {f.path: f for f in got.ctr.array or []}
+admin = server(sys.argv[2], sys.argv[3])
+held = files(admin)["\vms\held"]
+print("user", held.user, "permissions", held.permissions & 1)
+try:
+    server(sys.argv[4], sys.argv[5]).NetFileClose(None, held.fid)
+    print("closed by anyone")
+except Exception as error:
+    print("refused", error.args[0])
+admin.NetFileClose(None, held.fid)
+print("left", [p for p in files(admin) if "held" in p])
+"#;
+    let file = server.scratch().join("close.py");
+    fs::write(&file, script).unwrap();
+    // Debian's packages are those of its own Python, which need not be the first in the path.
+    let mut pythons = ["/usr/bin/python3".into()].into_iter().chain(foreign("python3"));
+    let Some(python) = pythons.find(|python: &PathBuf| {
+        let known = Command::new(python).args(["-c", "import samba.dcerpc.srvsvc"]).output();
+        known.is_ok_and(|output| output.status.success())
+    }) else {
+        eprintln!("skipped: python3-samba is not installed");
+        return;
+    };
+    let port = server.port().to_string();
+    let output =
+        run(Command::new(python).arg(&file).args([&port, USER, PASSWORD, USER2, PASSWORD2]), LIMIT);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    contains(&text, &["user SECOND permissions 1", "refused 5", "left []"]);
+    assert!(output.status.success(), "{text}{errors}");
 }

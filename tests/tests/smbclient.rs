@@ -2,12 +2,15 @@
 
 use std::{
     fs,
-    process::{Command, Output},
-    time::Duration,
+    io::{BufRead, BufReader},
+    process::{Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use bulkhead_tests::{
-    process::{foreign, run},
+    process::{Stopped, foreign, run},
     smbd::{PASSWORD, Smbd, USER},
 };
 
@@ -192,4 +195,76 @@ fn users_and_shares_are_reloaded_while_clients_stay() {
     while !client.command(&server, "late", &login, &[], "ls").status.success() {
         assert!(since.elapsed() < LIMIT, "the new share does not appear");
     }
+}
+
+/// A hundred thousand entries come once each, at the oldest and the newest dialect.
+#[test]
+fn a_folder_of_a_hundred_thousand_files_is_listed() {
+    const FILES: usize = 100_000;
+    let Some(client) = Client::find() else { return };
+    let server = Smbd::start("", "");
+    let folder = server.files().join("many");
+    fs::create_dir(&folder).unwrap();
+    for n in 0..FILES {
+        fs::File::create(folder.join(format!("file-{n:06}"))).unwrap();
+    }
+    for dialect in ["SMB2_02", "SMB3_11"] {
+        let dialect = format!("--option=client max protocol={dialect}");
+        let least = "--option=client min protocol=SMB2_02";
+        let text = client.ok(&server, "vms", &[&dialect, least], "cd many; ls");
+        let mut names: Vec<_> =
+            text.lines().filter_map(|line| line.trim().split(' ').next()).collect();
+        names.retain(|name| name.starts_with("file-"));
+        names.sort_unstable();
+        assert_eq!(names.len(), FILES);
+        let all = (0..FILES).zip(&names).all(|(n, name)| *name == format!("file-{n:06}"));
+        assert!(all, "a name is missing or came twice");
+    }
+}
+
+/// What one client does in a folder is told to another that watches it.
+#[test]
+fn changes_are_told() {
+    let Some(client) = Client::find() else { return };
+    let Some(unbuffered) = foreign("stdbuf") else { return };
+    let server = Smbd::start("", "");
+    fs::create_dir(server.files().join("watched")).unwrap();
+    let local = server.scratch().join("local");
+    fs::write(&local, "content").unwrap();
+    let mut watcher = Command::new(unbuffered);
+    watcher
+        .arg("-oL")
+        .arg(&client.program)
+        .current_dir(server.scratch())
+        .args(["-s", "/dev/null", "-p", &server.port().to_string()])
+        .args(["-U", &format!("{USER}%{PASSWORD}"), "//127.0.0.1/vms", "-c", "notify watched"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut watcher = Stopped(watcher.spawn().unwrap());
+    let output = BufReader::new(watcher.0.stdout.take().unwrap());
+    let (told, changes) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok) {
+            let _ = told.send(line);
+        }
+    });
+    // When the watch begins cannot be seen from outside, so something happens until it is told.
+    let since = Instant::now();
+    let what = format!("cd watched; put {} first; del first", local.display());
+    while changes.try_recv().is_err() {
+        client.ok(&server, "vms", &[], &what);
+        assert!(since.elapsed() < LIMIT, "nothing is told");
+    }
+    let what =
+        format!("cd watched; put {} a; rename a b; mkdir c; del b; rmdir c", local.display());
+    client.ok(&server, "vms", &[], &what);
+    let wanted = ["0001 a", "0004 a", "0005 b", "0001 c", "0002 b", "0002 c"];
+    let mut next = 0;
+    while next < wanted.len() {
+        let line = changes.recv_timeout(LIMIT).expect("more is to be told");
+        next += usize::from(line == wanted[next]);
+    }
+    drop(watcher);
+    reader.join().unwrap();
 }

@@ -30,7 +30,8 @@ fn check(name: &str, least: usize, allowed: &[&str]) {
             continue;
         }
         // Some tests send requests that no session signs.
-        let server = Smbd::start("signing = \"enabled\"\nencryption = \"offered\"", "");
+        let options = "signing = \"enabled\"\nencryption = \"offered\"\ntest_controls = true";
+        let server = Smbd::start(options, "");
         let Some(results) = suite(&server, name, protection, LIMIT) else { return };
         let surprise: Vec<_> = results
             .failed
@@ -61,7 +62,7 @@ fn rw() {
 
 #[test]
 fn read() {
-    check("smb2.read", 4, &["smb2.read.bug14607"]);
+    check("smb2.read", 5, &[]);
 }
 
 #[test]

@@ -37,24 +37,25 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     open.node.check_io(open.node_id(), request.offset, len as u64, false)?;
     let least = request.minimum_count as usize;
-    let start = out.len();
-    out.extend_from_slice(&[0; 16]);
+    let (start, padding) = (out.len(), ctx.ex.read_padding);
+    out.resize(start + HEAD + usize::from(padding), 0);
     if let Some(got) = data.read_now(request.offset, len, out)? {
         check_count(got, len, least)?;
         open.position.store(request.offset + got as u64, Ordering::Relaxed);
-        out[start..start + 16].copy_from_slice(&Response::prefix(len32(got), 0));
+        out[start..start + HEAD].copy_from_slice(&head(got, padding));
         return Ok(NtStatus::SUCCESS);
     }
     let data = data.clone();
     Err(Fail::Later(Later {
         future: Box::pin(async move {
-            let mut body = vec![0; 16 + len];
-            let got = data.read_at(request.offset, &mut body[16..]).await;
+            let start = HEAD + usize::from(padding);
+            let mut body = vec![0; start + len];
+            let got = data.read_at(request.offset, &mut body[start..]).await;
             let got = got.map_err(|error| of_storage(&error))?;
             drop(open);
             check_count(got, len, least)?;
-            body.truncate(16 + got);
-            body[..16].copy_from_slice(&Response::prefix(len32(got), 0));
+            body.truncate(start + got);
+            body[..HEAD].copy_from_slice(&head(got, padding));
             Ok(body)
         }),
         cancel: None,
@@ -62,6 +63,17 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         bytes: len,
         io: true,
     }))
+}
+
+/// Bytes of an answer before padding and data.
+const HEAD: usize = 16;
+
+/// The beginning of an answer with so much data.
+fn head(got: usize, padding: u8) -> [u8; HEAD] {
+    const DATA_OFFSET_AT: usize = 2;
+    let mut head = Response::prefix(len32(got), 0);
+    head[DATA_OFFSET_AT] += padding;
+    head
 }
 
 /// A read that got nothing, or too little, met the end of the file.

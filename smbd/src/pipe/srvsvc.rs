@@ -503,7 +503,7 @@ fn file_enum(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
             let share = current.config.shares.get(&open.origin.share);
             let share = share.map_or(open.origin.share.as_str(), |share| &share.name);
             let name = open.full_name().unwrap_or_default();
-            let path = format!("\\{share}\\{name}");
+            let path = format!("\\{share}\\{}", name.trim_start_matches('\\'));
             let reads = open.access.any(Access::READ_DATA.or(Access::EXECUTE));
             let writes = open.access.any(Access::WRITE_DATA.or(Access::APPEND_DATA));
             let creates = open.directory && writes;

@@ -89,6 +89,11 @@ impl Kept {
         drop(gone);
     }
 
+    /// All that are kept.
+    pub fn all(&self) -> Vec<Arc<Open>> {
+        self.lock().values().map(|entry| entry.open.clone()).collect()
+    }
+
     /// Lets go of all.
     pub fn clear(&self) {
         let gone = std::mem::take(&mut *self.lock());

@@ -521,7 +521,7 @@ impl Open {
 impl Drop for Open {
     /// Closing is dropping the last reference: requests in flight hold one.
     fn drop(&mut self) {
-        if self.is_persistent() && self.nodes.stable.is_frozen() {
+        if self.nodes.stable.is_frozen() {
             // It is not closed: the server that comes next has it.
             return;
         }

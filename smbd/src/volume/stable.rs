@@ -26,7 +26,7 @@ use rustix::{
 use smb_protocol::NtStatus;
 use state_store::{
     Batch, Commit, Store, StoreError,
-    record::{self, AwayRecord, FileIdentity, Kind, Lock, LocksRecord, OpenRecord},
+    record::{self, AwayRecord, FileIdentity, Kind, Lock, LocksRecord, OpenRecord, Promise},
 };
 
 use super::open::{Durability, Open};
@@ -157,7 +157,7 @@ impl Open {
         Ok(OpenRecord {
             id: self.id.persistent,
             volatile: self.id.volatile,
-            create_guid: origin.create_guid.unwrap_or_default(),
+            create_guid: origin.create_guid,
             client: origin.client,
             user: origin.user.clone(),
             share: origin.share.clone(),
@@ -170,7 +170,11 @@ impl Open {
             options: self.options.0,
             action: origin.action,
             timeout: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
-            persistent: true,
+            promise: match self.standing().durability {
+                Durability::Resilient(_) => Promise::Resilient,
+                Durability::Durable(_) | Durability::None => Promise::Durable,
+                Durability::Persistent(_) => Promise::Persistent,
+            },
             delete_on_close: self.delete_on_close.load(Ordering::Acquire),
             delete_pending: self.node.delete_pending(),
             lease: self.lease.map(|lease| lease.key),
@@ -194,11 +198,37 @@ impl Open {
         Ok(Some(self.node.remember(self.node_id(), stable, batch)))
     }
 
-    /// It was made persistent by a server that has ended.
-    pub fn remembered_again(&self, timeout: Duration) {
-        self.nodes().stable.held.fetch_add(1, Ordering::Relaxed);
-        self.remembered.store(true, Ordering::Release);
-        self.standing().durability = Durability::Persistent(timeout);
+    /// It was promised by a server that has ended.
+    pub fn remembered_again(&self, promise: Promise, timeout: Duration) {
+        self.standing().durability = match promise {
+            Promise::Durable => Durability::Durable(timeout),
+            Promise::Resilient => Durability::Resilient(timeout),
+            Promise::Persistent => Durability::Persistent(timeout),
+        };
+        if promise == Promise::Persistent {
+            self.nodes().stable.held.fetch_add(1, Ordering::Relaxed);
+            self.remembered.store(true, Ordering::Release);
+        }
+    }
+
+    /// What the next server must know of it to have it, though it is not persistent; `None` if it
+    /// cannot be handed over.
+    pub fn hand_over(&self) -> Option<Batch> {
+        let timeout = self.worth_keeping()?;
+        if self.is_persistent() || self.directory || self.stream.is_some() {
+            return None;
+        }
+        let record = self.record(timeout).ok()?;
+        let key = |kind| record::key(kind, record.id);
+        let away = AwayRecord { since: clock() };
+        let batch = Batch::new()
+            .put(key(Kind::Open), record.to_bytes())
+            .put(key(Kind::Locks), self.locks_record().to_bytes())
+            .put(key(Kind::Away), away.to_bytes());
+        Some(match self.node.caching_record(self.node_id()) {
+            Some(caching) => batch.put(key(Kind::Caching), caching.to_bytes()),
+            None => batch,
+        })
     }
 
     /// Notes its name and whether its file is to be deleted, as they are now.
@@ -226,6 +256,12 @@ impl Open {
         if !self.is_persistent() {
             return None;
         }
+        let key = record::key(Kind::Locks, self.id.persistent);
+        let record = self.locks_record();
+        Some(self.nodes().stable.commit(Batch::new().put(key, record.to_bytes())))
+    }
+
+    fn locks_record(&self) -> LocksRecord {
         let sequences = self.standing().lock_sequences.as_deref().copied();
         let locks = self.node.locks_of(self.node_id()).into_iter();
         let locks = locks
@@ -235,9 +271,7 @@ impl Open {
                 exclusive,
             })
             .collect();
-        let record = LocksRecord { locks, sequences };
-        let key = record::key(Kind::Locks, self.id.persistent);
-        Some(self.nodes().stable.commit(Batch::new().put(key, record.to_bytes())))
+        LocksRecord { locks, sequences }
     }
 
     /// Its client is away from now on, or is back.

@@ -62,6 +62,7 @@ impl Suite {
     fn server(&self) -> &'static str {
         match self.name.as_str() {
             "smb2.session-require-signing" => "signing = \"required\"",
+            "smb2.read" => "signing = \"enabled\"\nencryption = \"offered\"\ntest_controls = true",
             _ => "signing = \"enabled\"\nencryption = \"offered\"",
         }
     }

@@ -41,6 +41,10 @@ use crate::{dfs, volume::open::Open};
 /// Copies longer than this tell the client that it waits.
 const LONG: u64 = 4 << 20;
 
+/// A control of Samba's test suite, which makes the answers to the connection's READs begin their
+/// data 8 bytes later than they need to.
+const PAD_READS: FsctlCode = FsctlCode(0x8384_8023);
+
 /// A control on an open.
 struct Call<'a> {
     request: &'a Request<'a>,
@@ -82,6 +86,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             }
             _ => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
         };
+    }
+    if code == PAD_READS && ctx.ex.server.current().config.test_controls {
+        ctx.ex.read_padding = 8;
+        return answer(&request, &[], out);
     }
     let call = Call { open: ctx.open(request.file_id)?, request: &request };
     match code {

@@ -543,6 +543,35 @@ fn a_lease_that_was_given_up_stays_given_up() {
     assert_eq!(again.lease, Some((LeaseState(3), Some(7))));
 }
 
+#[test]
+fn an_orderly_end_hands_over_what_a_kill_loses() {
+    let mut house = House::new();
+    let durable = DurableV2 { timeout: 90_000, flags: 0, create_guid: [1; 16] };
+    let wanted = Ask { durable: Some(durable), ..ask("a").lease(9) };
+    let mut guest = house.guest(1, "u", Dialect::SMB_3_0_2, "plain");
+    let got = guest.create(&wanted).unwrap();
+    assert_eq!(got.durable, Some((90_000, 0)));
+    assert_eq!(guest.write(got.id, 0, b"kept"), NtStatus::SUCCESS);
+    assert_eq!(guest.lock(got.id, 100, 0x11, OWN), NtStatus::SUCCESS);
+    let plain = guest.create(&ask("b")).unwrap();
+    drop(guest);
+    house.runtime.block_on(house.server.hand_over());
+    house.restart(Vec::new());
+
+    let mut guest = house.guest(1, "u", Dialect::SMB_3_0_2, "plain");
+    let mut back = wanted.back(got.id, 1);
+    back.reconnect.as_mut().unwrap().flags = 0;
+    let again = guest.create(&back).unwrap();
+    assert_eq!((again.id, again.lease), (got.id, got.lease));
+    assert_eq!(guest.lock(got.id, 100, 0x12, OWN), NtStatus::LOCK_NOT_GRANTED);
+    assert_eq!(guest.write(plain.id, 0, b"x"), NtStatus::FILE_CLOSED, "it was promised nothing");
+    // The next server is killed, and has nothing to hand over.
+    house.restart(vec![guest]);
+    let mut guest = house.guest(1, "u", Dialect::SMB_3_0_2, "plain");
+    assert_eq!(guest.create(&back), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+    assert!(guest.create(&ask("a")).is_ok());
+}
+
 /// A store that can be told to be full.
 #[derive(Debug, Default)]
 struct Narrow {

@@ -394,9 +394,9 @@ impl Nodes {
         }
     }
 
-    /// An open is persistent, and the state store has this of what it caches.
+    /// An open that outlived its server had this of what it caches.
     pub fn remembered_again(&self, open: &Open, holder: Holder, caching: Option<CachingRecord>) {
-        open.node.remembered_again(open.node_id(), holder, caching);
+        open.node.remembered_again(open.node_id(), open.is_persistent(), holder, caching);
         if let (Holder::Lease(id), Some(_)) = (holder, caching) {
             lock(&self.leases).insert(id, Arc::downgrade(&open.node));
         }
@@ -605,14 +605,28 @@ impl Node {
         stable.commit(batch)
     }
 
-    /// An open is persistent, and the state store has this of what it caches.
-    pub fn remembered_again(&self, open: u64, holder: Holder, caching: Option<CachingRecord>) {
+    /// What an open caches, as it would be remembered.
+    pub fn caching_record(&self, open: u64) -> Option<CachingRecord> {
+        lock(&self.state).caching.held(open)
+    }
+
+    /// An open that outlived its server had this of what it caches, and the state store has it if
+    /// the open is persistent.
+    fn remembered_again(
+        &self,
+        open: u64,
+        persistent: bool,
+        holder: Holder,
+        caching: Option<CachingRecord>,
+    ) {
         let mut state = lock(&self.state);
         if let Some(caching) = caching {
             state.caching.restore(open, holder, LeaseState(caching.state), caching.v2);
             self.cached.store(true, Ordering::Release);
         }
-        state.remembered.push((open, caching));
+        if persistent {
+            state.remembered.push((open, caching));
+        }
     }
 
     /// An open is no longer persistent.
