@@ -7,7 +7,7 @@ TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc k
   xfsprogs btrfs-progs iptables faketime
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover test soak interop lint bench lab lab-soak packages clean
+.PHONY: help build release demo demo-failover bench-failover test soak interop lint bench lab lab-soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ release: ## The programs, optimised
 
 demo: release ## A guest on a VHDX on an SMB 3 share moves between two hosts while it writes
 	target/release/demo
+
+bench-failover: release ## What continuous availability costs; JSON under target/bench
+	target/release/bench-failover
 
 demo-failover: release ## A guest writes while its file server is killed twenty times and upgraded five times
 	target/release/demo-failover
@@ -34,7 +37,7 @@ soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEA
 interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
 	$${CARGO_TARGET_DIR:-target}/debug/interop
 
-lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs)
+lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs|failover)
 	tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release $(SCENARIO)
 
 lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)

@@ -34,10 +34,13 @@ const MAX_REQUEST: u64 = 64 << 10;
 /// Connections at a time.
 const CONNECTIONS: usize = 16;
 
+/// Reads the configuration again and hands it to the server.
+pub type Reload = Box<dyn Fn(&Server) -> Result<(), String> + Send + Sync>;
+
 /// What the program around the server does.
 pub struct Program {
-    /// Reads the configuration again and hands it to the server.
-    pub reload: Box<dyn Fn(&Server) -> Result<(), String> + Send + Sync>,
+    /// At the wish of an administrator.
+    pub reload: Reload,
     /// Has another program take over.
     pub upgrade: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }

@@ -422,10 +422,10 @@ pub struct Config {
     pub congestion_control: Option<String>,
     /// Sessions may use several connections.
     pub multichannel: bool,
-    /// What clients are told of interfaces, where it is not what the system says.
-    pub interfaces: Interfaces,
     /// Clients may use the private controls of Samba's test suite.
     pub test_controls: bool,
+    /// What clients are told of interfaces, where it is not what the system says.
+    pub interfaces: Interfaces,
     /// Limits.
     pub limits: Limits,
     /// Shown beside the name in listings.
@@ -511,8 +511,8 @@ impl Config {
             threads: file.server.threads,
             congestion_control: file.server.congestion_control,
             multichannel: file.server.multichannel,
-            interfaces: check.interfaces(&file.interface)?,
             test_controls: file.server.test_controls,
+            interfaces: check.interfaces(&file.interface)?,
             comment: file.server.comment,
             limits: file.limits,
             kerberos,

@@ -221,6 +221,7 @@ pub fn text(server: &Server) -> String {
         ("connections", "TCP connections", server.connections.load(Ordering::Relaxed) as u64),
         ("sessions", "sessions", server.sessions.len() as u64),
         ("opens", "opens of files and folders", server.nodes.open_count() as u64),
+        ("persistent_opens", "opens that outlive the server", server.nodes.stable.held() as u64),
         ("open_files", "files and folders that are open", server.nodes.len() as u64),
         ("offload_tokens", "tokens of offloaded transfers", server.tokens.len() as u64),
         ("uptime_seconds", "time since the start", server.started.elapsed().as_secs()),
@@ -236,9 +237,11 @@ pub fn text(server: &Server) -> String {
             page.line("requests_total", &labels, *count);
         }
     }
+    let commits = server.nodes.stable.commits();
     let counters = [
         ("received_bytes_total", "bytes from clients", totals.received),
         ("sent_bytes_total", "bytes to clients", totals.sent),
+        ("state_commits_total", "times the state store was made durable", commits),
         ("waits_total", "requests that waited for the disk or an event", totals.waits),
         ("signature_refusals_total", "requests with a wrong signature", totals.signatures),
         (

@@ -36,7 +36,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             attributes: facts.attributes,
         };
     }
-    if let Some(forgotten) = open.let_go() {
+    let forgotten = if open.is_persistent() { open.let_go() } else { None };
+    if let Some(forgotten) = forgotten {
         let mut body = Vec::new();
         response.encode(&mut body);
         return Err(Fail::Later(Later {

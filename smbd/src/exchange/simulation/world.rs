@@ -1,25 +1,9 @@
-//! Clients, servers and the network between them in one thread, in any order that a seed makes:
-//! frames wait, connections are lost while some of what was sent is still on its way, servers are
-//! killed and started again. What comes out is held against a model of the files.
-//!
-//! ```text
-//!  client ─► queue ─► server's exchange ─► I/O under way ─► queue ─► client
-//!     ▲        └────────────── each arrow is a step; the seed chooses which is next ──┘
-//!     └── loses a connection: repeats on another with the next channel sequence, or logs on
-//!         again and takes its opens up
-//! ```
-//!
-//! The model: a file is its client's alone from its CREATE to its CLOSE; a block has the value of
-//! its last acknowledged write; a lock is there from its answer to that of its release. The
-//! server is the real one on real files. The clients are of this test: they keep the rules of
-//! MS-SMB2 3.2, and each rule can be broken ([`Broken`]) to see that the model notices.
-//!
-//! `BULKHEAD_SEED=n` runs that history alone and tells its steps.
+//! The world of the simulation: the server, the connections and the steps that can be taken.
 
 use std::{
     collections::VecDeque,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -27,194 +11,51 @@ use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
     header::{FRAME_LEN, HEADER_LEN, frame_len},
     msg::{
-        close,
         context::{DurableV2, ReconnectV2, names},
-        create::{self, Access, CreateOptions, Disposition, RawContext, ShareAccess},
-        flush, lock, read, tree_connect, write,
+        create::{self, Access, Disposition, RawContext, ShareAccess},
+        tree_connect,
     },
 };
-use state_store::{Batch, Commit, Opened, Records, Store};
+use state_store::{Opened, Records};
 
 use super::{
-    Frame, WaitingFuture,
-    channels::{Known, Line},
+    super::{Frame, WaitingFuture, channels::Line},
+    Broken, Checked, Dice,
+    client::{BLOCK, BLOCKS, Client, Flight, Op, Place},
+    store::{Disk, Shelf, own},
 };
 use crate::{Server, config::Config};
 
-/// A rule that is broken, to see that the model notices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Broken {
-    Nothing,
-    /// A client does not count its channel sequence up when it loses a channel.
-    ChannelSequence,
-    /// A client repeats a CREATE as if it were new.
-    ReplayFlag,
-    /// A client does not number its locks.
-    LockSequence,
-    /// The store says that something is durable that is not.
-    Durability,
-    /// The store loses what is taken away.
-    Forgetting,
-    /// A server that starts does not look for what the last one knew.
-    Recovery,
-    /// Locks are not remembered.
-    Locks,
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % sides as u64) as usize
-    }
-}
-
-/// A store whose durability is simulated: what was not waited for may be lost with the server,
-/// from the end.
-#[derive(Debug)]
-struct Disk {
-    base: Records,
-    log: Vec<Batch>,
-    durable: usize,
-    broken: Broken,
-    /// Which server has it.
-    owner: u32,
-}
-
-#[derive(Debug)]
-struct Shelf {
-    disk: Arc<Mutex<Disk>>,
-    owner: u32,
-}
-
-fn own<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Store for Shelf {
-    fn commit(&self, batch: Batch) -> Commit {
-        let (disk, owner) = (self.disk.clone(), self.owner);
-        let mut now = own(&disk);
-        if now.owner != owner {
-            return Commit::ready(Err(state_store::StoreError::Closed));
-        }
-        let batch = match now.broken {
-            Broken::Forgetting => filter(&batch, |_, value| value.is_some()),
-            Broken::Locks => filter(&batch, |key, _| key[0] != b'l'),
-            _ => batch,
-        };
-        now.log.push(batch);
-        let end = now.log.len();
-        drop(now);
-        Commit::new(async move {
-            let mut disk = own(&disk);
-            if disk.owner == owner && disk.broken != Broken::Durability {
-                disk.durable = disk.durable.max(end);
-            }
-            Ok(())
-        })
-    }
-
-    fn commits(&self) -> u64 {
-        own(&self.disk).durable as u64
-    }
-}
-
-fn filter(batch: &Batch, keep: impl Fn(&[u8], &Option<Vec<u8>>) -> bool) -> Batch {
-    let kept = batch.changes().iter().filter(|(key, value)| keep(key, value));
-    kept.fold(Batch::new(), |batch, (key, value)| match value {
-        Some(value) => batch.put(key.clone(), value.clone()),
-        None => batch.delete(key.clone()),
-    })
-}
-
 /// One connection: both ends and what is on its way.
-struct Wire {
-    line: Line,
-    to_server: VecDeque<Vec<u8>>,
-    to_client: VecDeque<(Header, Vec<u8>)>,
-    waits: Vec<WaitingFuture>,
+pub(super) struct Wire {
+    pub(super) line: Line,
+    pub(super) to_server: VecDeque<Vec<u8>>,
+    pub(super) to_client: VecDeque<(Header, Vec<u8>)>,
+    pub(super) waits: Vec<WaitingFuture>,
     /// The client has given it up.
-    left: bool,
+    pub(super) left: bool,
 }
 
-/// What a client asks of its file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Op {
-    Create,
-    Write(usize, u8),
-    Read(usize),
-    Flush,
-    Lock(u8),
-    Unlock(u8),
-    Close,
-}
-
-/// An operation under way.
-#[derive(Debug, Clone)]
-struct Flight {
-    op: Op,
-    /// Connection and message id, unless it is to be sent again.
-    sent: Option<(usize, MessageId)>,
-    /// It was sent before.
-    again: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Absent,
-    Open,
-    Closed,
-}
-
-const BLOCKS: usize = 3;
-const BLOCK: usize = 64;
-
-/// A client with one file.
-struct Client {
-    guid: u8,
-    name: String,
-    create_guid: [u8; 16],
-    known: Option<Known>,
-    previous: SessionId,
-    tree: TreeId,
-    wires: Vec<usize>,
-    sequence: u16,
-    file: FileId,
-    flights: Vec<Flight>,
-    // The model.
-    place: Place,
-    blocks: [u8; BLOCKS],
-    locked: bool,
-    lock_number: u8,
-    next_value: u8,
-}
-
-struct World<'a> {
-    dice: Dice,
-    broken: Broken,
-    house: &'a House,
-    server: Arc<Server>,
-    disk: Arc<Mutex<Disk>>,
-    wires: Vec<Option<Wire>>,
-    clients: Vec<Client>,
-    tell: bool,
+pub(super) struct World<'a> {
+    pub(super) dice: Dice,
+    pub(super) broken: Broken,
+    pub(super) house: &'a House,
+    pub(super) server: Arc<Server>,
+    pub(super) disk: Arc<Mutex<Disk>>,
+    pub(super) wires: Vec<Option<Wire>>,
+    pub(super) clients: Vec<Client>,
+    pub(super) tell: bool,
 }
 
 /// What all histories share: folders and a runtime.
-struct House {
-    folder: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
-    config: Config,
+pub(super) struct House {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) runtime: tokio::runtime::Runtime,
+    pub(super) config: Config,
 }
 
 impl House {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // In memory where there is such a place: the model is about order, not about disks.
         let shm = PathBuf::from("/dev/shm");
         let base = if shm.is_dir() { shm } else { std::env::temp_dir() };
@@ -236,14 +77,12 @@ impl House {
         Self { folder, runtime, config }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join("files").join(name)
     }
 }
 
-type Checked = Result<(), String>;
-
-fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken) -> Arc<Server> {
+pub(super) fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken) -> Arc<Server> {
     let server = Arc::new(Server::new(house.config.clone()).unwrap());
     let mut now = own(disk);
     now.owner += 1;
@@ -258,7 +97,7 @@ fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken) -> Arc<Ser
 }
 
 impl<'a> World<'a> {
-    fn new(house: &'a House, seed: u64, broken: Broken, tell: bool) -> Self {
+    pub(super) fn new(house: &'a House, seed: u64, broken: Broken, tell: bool) -> Self {
         let disk = Arc::new(Mutex::new(Disk {
             base: Records::new(),
             log: Vec::new(),
@@ -296,14 +135,14 @@ impl<'a> World<'a> {
         }
     }
 
-    fn say(&self, text: impl FnOnce() -> String) {
+    pub(super) fn say(&self, text: impl FnOnce() -> String) {
         if self.tell {
             println!("  {}", text());
         }
     }
 
     /// Sends what a wire has for the server, all of it, and finishes what it began.
-    fn run_out(&mut self, wire: usize) -> Checked {
+    pub(super) fn run_out(&mut self, wire: usize) -> Checked {
         while self.wires[wire].as_ref().is_some_and(|w| !w.to_server.is_empty()) {
             self.deliver(wire);
         }
@@ -314,7 +153,7 @@ impl<'a> World<'a> {
     }
 
     /// The server gets the next frame of a wire.
-    fn deliver(&mut self, wire: usize) {
+    pub(super) fn deliver(&mut self, wire: usize) {
         let Some(w) = &mut self.wires[wire] else { return };
         let Some(mut message) = w.to_server.pop_front() else { return };
         let mut out = Vec::new();
@@ -328,7 +167,7 @@ impl<'a> World<'a> {
     }
 
     /// Something that the server began on a wire is done, or lets wait for longer.
-    fn progress(&mut self, wire: usize, which: usize) -> Checked {
+    pub(super) fn progress(&mut self, wire: usize, which: usize) -> Checked {
         let Some(w) = &mut self.wires[wire] else { return Ok(()) };
         let mut wait = w.waits.swap_remove(which);
         let _inside = self.house.runtime.enter();
@@ -343,7 +182,7 @@ impl<'a> World<'a> {
     }
 
     /// Sends an operation of a client on one of its connections.
-    fn send(&mut self, client: usize, flight: usize) {
+    pub(super) fn send(&mut self, client: usize, flight: usize) {
         let c = &mut self.clients[client];
         if c.wires.is_empty() {
             return;
@@ -375,7 +214,7 @@ impl<'a> World<'a> {
     }
 
     /// A client begins something.
-    fn begin(&mut self, client: usize) {
+    pub(super) fn begin(&mut self, client: usize) {
         let c = &self.clients[client];
         let busy = |what: &dyn Fn(&Op) -> bool| c.flights.iter().any(|f| what(&f.op));
         let all = busy(&|op| matches!(op, Op::Create | Op::Close));
@@ -410,7 +249,7 @@ impl<'a> World<'a> {
     }
 
     /// A client gets the next answer on a connection.
-    fn hear(&mut self, wire: usize) -> Checked {
+    pub(super) fn hear(&mut self, wire: usize) -> Checked {
         let Some(w) = &mut self.wires[wire] else { return Ok(()) };
         let Some((header, body)) = w.to_client.pop_front() else { return Ok(()) };
         if w.left || header.status == NtStatus::PENDING {
@@ -437,7 +276,7 @@ impl<'a> World<'a> {
     }
 
     /// A client loses a connection; what it has sent there goes again elsewhere.
-    fn lose(&mut self, wire: usize) {
+    pub(super) fn lose(&mut self, wire: usize) {
         let Some(w) = &mut self.wires[wire] else { return };
         if std::mem::replace(&mut w.left, true) {
             return;
@@ -460,7 +299,7 @@ impl<'a> World<'a> {
     }
 
     /// The server notices that a connection is gone.
-    fn notice(&mut self, wire: usize) -> Checked {
+    pub(super) fn notice(&mut self, wire: usize) -> Checked {
         while self.wires[wire].as_ref().is_some_and(|w| !w.waits.is_empty()) {
             self.progress(wire, 0)?;
         }
@@ -473,7 +312,7 @@ impl<'a> World<'a> {
     }
 
     /// A client without connections comes back: a new session, its open taken up.
-    fn come_back(&mut self, client: usize) -> Checked {
+    pub(super) fn come_back(&mut self, client: usize) -> Checked {
         let c = &mut self.clients[client];
         let mut line = Line::new(&self.server, c.guid, Dialect::SMB_3_0_2, &[]);
         line.previous = c.previous;
@@ -534,7 +373,7 @@ impl<'a> World<'a> {
     }
 
     /// Asks on a connection and sees to it that there is an answer, whatever else is under way.
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         wire: usize,
         session: SessionId,
@@ -570,7 +409,7 @@ impl<'a> World<'a> {
     }
 
     /// Everything that the server has begun anywhere goes on by one step; `wire` is served first.
-    fn run_out_once(&mut self, wire: usize) -> Checked {
+    pub(super) fn run_out_once(&mut self, wire: usize) -> Checked {
         self.deliver(wire);
         for other in 0..self.wires.len() {
             if self.wires[other].as_ref().is_some_and(|w| !w.waits.is_empty()) {
@@ -581,7 +420,7 @@ impl<'a> World<'a> {
     }
 
     /// A client adds a connection to its session.
-    fn bind(&mut self, client: usize) {
+    pub(super) fn bind(&mut self, client: usize) {
         let c = &mut self.clients[client];
         let Some(known) = c.known.as_ref().filter(|_| c.wires.len() == 1) else { return };
         let mut line = Line::new(&self.server, c.guid, Dialect::SMB_3_0_2, &[]);
@@ -600,7 +439,7 @@ impl<'a> World<'a> {
     }
 
     /// The server is killed, and another started.
-    fn crash(&mut self) {
+    pub(super) fn crash(&mut self) {
         self.say(|| "the server is killed".to_owned());
         for wire in 0..self.wires.len() {
             self.lose(wire);
@@ -627,7 +466,7 @@ impl<'a> World<'a> {
     }
 
     /// Another program's open of a client's file goes together with what the model says.
-    fn intrude(&mut self, client: usize) -> Checked {
+    pub(super) fn intrude(&mut self, client: usize) -> Checked {
         let c = &self.clients[client];
         let (place, settled) =
             (c.place, c.flights.iter().all(|f| f.op != Op::Close && f.op != Op::Create));
@@ -673,7 +512,7 @@ impl<'a> World<'a> {
     }
 
     /// A history from its beginning to its end.
-    fn run(&mut self) -> Checked {
+    pub(super) fn run(&mut self) -> Checked {
         for client in 0..self.clients.len() {
             self.come_back(client)?;
             self.bind(client);
@@ -685,7 +524,7 @@ impl<'a> World<'a> {
     }
 
     /// One of the connections of which something is so.
-    fn pick(&mut self, what: impl Fn(&Wire) -> bool) -> Option<usize> {
+    pub(super) fn pick(&mut self, what: impl Fn(&Wire) -> bool) -> Option<usize> {
         let fit = |(number, wire): (usize, &Option<Wire>)| {
             wire.as_ref().is_some_and(&what).then_some(number)
         };
@@ -694,7 +533,7 @@ impl<'a> World<'a> {
     }
 
     /// One step.
-    fn step(&mut self) -> Checked {
+    pub(super) fn step(&mut self) -> Checked {
         let client = self.dice.roll(self.clients.len());
         match self.dice.roll(100) {
             0..30 => self.begin(client),
@@ -745,7 +584,7 @@ impl<'a> World<'a> {
     }
 
     /// A client comes back if it has to, and sends again what has no answer.
-    fn resend(&mut self, client: usize) -> Checked {
+    pub(super) fn resend(&mut self, client: usize) -> Checked {
         if self.clients[client].wires.is_empty() {
             self.come_back(client)?;
         }
@@ -758,7 +597,7 @@ impl<'a> World<'a> {
     }
 
     /// All that is under way ends well, and the files are as the model says.
-    fn end(&mut self) -> Checked {
+    pub(super) fn end(&mut self) -> Checked {
         for round in 0.. {
             for client in 0..self.clients.len() {
                 self.resend(client)?;
@@ -797,105 +636,8 @@ impl<'a> World<'a> {
     }
 }
 
-impl Client {
-    fn create<'b>(&self, contexts: Vec<RawContext<'b>>) -> create::Request<'b> {
-        create::Request {
-            access: Access(0x0012_019f),
-            share: ShareAccess::NONE,
-            // It must not be there: a CREATE that is carried out twice fails.
-            disposition: Disposition::CREATE,
-            options: CreateOptions::NON_DIRECTORY_FILE,
-            name: self.name.clone(),
-            impersonation: 2,
-            contexts,
-            ..Default::default()
-        }
-    }
-
-    fn encode(&self, op: &Op, broken: Broken, out: &mut Vec<u8>) -> Command {
-        let file_id = self.file;
-        match op {
-            Op::Create => {
-                let durable = DurableV2 {
-                    timeout: 0,
-                    flags: DurableV2::PERSISTENT,
-                    create_guid: self.create_guid,
-                }
-                .to_bytes();
-                self.create(vec![RawContext { name: names::DH2Q, data: &durable }]).encode(out);
-                Command::CREATE
-            }
-            Op::Write(block, value) => {
-                let data = &[*value; BLOCK];
-                let offset = (block * BLOCK) as u64;
-                // What stands in the body is counted from the header.
-                let request = write::Request { offset, file_id, data, ..Default::default() };
-                request.encode(out);
-                Command::WRITE
-            }
-            Op::Read(block) => {
-                let (length, offset) = (BLOCK as u32, (block * BLOCK) as u64);
-                read::Request { length, offset, file_id, ..Default::default() }.encode(out);
-                Command::READ
-            }
-            Op::Flush => {
-                flush::Request { file_id }.encode(out);
-                Command::FLUSH
-            }
-            Op::Lock(number) | Op::Unlock(number) => {
-                let flags = if matches!(op, Op::Lock(_)) { 0x12 } else { 4 };
-                let index = if broken == Broken::LockSequence { 0 } else { 1 << 4 };
-                let locks = vec![lock::Element {
-                    offset: 1 << 20,
-                    length: 8,
-                    flags: lock::LockFlags(flags),
-                }];
-                lock::Request { file_id, sequence: index | u32::from(*number), locks }.encode(out);
-                Command::LOCK
-            }
-            Op::Close => {
-                close::Request { flags: 0, file_id }.encode(out);
-                Command::CLOSE
-            }
-        }
-    }
-
-    fn answered(&mut self, op: &Op, status: NtStatus, body: &[u8]) -> Checked {
-        let eof = matches!(op, Op::Read(_)) && status == NtStatus::END_OF_FILE;
-        // Its first copy was carried out.
-        let closed = *op == Op::Close && status == NtStatus::FILE_CLOSED;
-        if status != NtStatus::SUCCESS && !eof && !closed {
-            return Err(format!("{op:?}: {status}"));
-        }
-        match op {
-            Op::Create => {
-                self.file = create::Response::parse(body).map_err(|e| e.to_string())?.file_id;
-                self.place = Place::Open;
-            }
-            Op::Write(block, value) => self.blocks[*block] = *value,
-            Op::Read(block) => {
-                let wanted = self.blocks[*block];
-                let data = if eof {
-                    &[][..]
-                } else {
-                    read::Response::parse(body).map_err(|e| e.to_string())?.data
-                };
-                let short = data.len() != BLOCK && wanted != 0;
-                if short || data.iter().any(|byte| *byte != wanted) {
-                    return Err(format!("block {block} reads as {data:?}, not {wanted}"));
-                }
-            }
-            Op::Lock(_) => self.locked = true,
-            Op::Unlock(_) => self.locked = false,
-            Op::Close => (self.place, self.locked) = (Place::Closed, false),
-            Op::Flush => {}
-        }
-        Ok(())
-    }
-}
-
 /// Takes what the server sent apart.
-fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
+pub(super) fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
     let mut list = Vec::new();
     while let Some(prefix) = out.first_chunk::<FRAME_LEN>() {
         let len = frame_len(*prefix).unwrap();
@@ -906,73 +648,4 @@ fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
         list.push((header, frame[HEADER_LEN..].to_vec()));
     }
     list
-}
-
-/// Runs one history.
-fn history(house: &House, seed: u64, broken: Broken, tell: bool) -> Checked {
-    let mut world = World::new(house, seed, broken, tell);
-    let result = world.run();
-    world.server.nodes.stable.kill();
-    let _inside = house.runtime.enter();
-    world.wires.clear();
-    world.server.nodes.kept.clear();
-    for client in &world.clients {
-        let _ = std::fs::remove_file(house.file(&client.name));
-    }
-    result
-}
-
-fn histories(seeds: std::ops::Range<u64>) {
-    let house = House::new();
-    if let Some(seed) = std::env::var("BULKHEAD_SEED").ok().and_then(|seed| seed.parse().ok()) {
-        if let Err(why) = history(&house, seed, Broken::Nothing, true) {
-            panic!("seed {seed}: {why}");
-        }
-        return;
-    }
-    for seed in seeds {
-        if let Err(why) = history(&house, seed, Broken::Nothing, false) {
-            panic!("BULKHEAD_SEED={seed}: {why}");
-        }
-    }
-}
-
-#[test]
-fn histories_are_as_the_model_says_1() {
-    histories(0..2500);
-}
-
-#[test]
-fn histories_are_as_the_model_says_2() {
-    histories(2500..5000);
-}
-
-#[test]
-fn histories_are_as_the_model_says_3() {
-    histories(5000..7500);
-}
-
-#[test]
-fn histories_are_as_the_model_says_4() {
-    histories(7500..10_000);
-}
-
-/// Each rule, broken, is noticed in some history.
-#[test]
-fn a_broken_rule_is_noticed() {
-    let house = House::new();
-    for broken in [
-        Broken::ChannelSequence,
-        Broken::ReplayFlag,
-        Broken::LockSequence,
-        Broken::Durability,
-        Broken::Forgetting,
-        Broken::Recovery,
-        Broken::Locks,
-    ] {
-        let noticed = (0..3000)
-            .find_map(|seed| history(&house, seed, broken, false).err().map(|why| (seed, why)));
-        let (seed, why) = noticed.unwrap_or_else(|| panic!("{broken:?} is not noticed"));
-        println!("{broken:?} is noticed with seed {seed}: {why}");
-    }
 }

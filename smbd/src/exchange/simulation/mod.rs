@@ -1,0 +1,128 @@
+//! Clients, servers and the network between them in one thread, in any order that a seed makes:
+//! frames wait, connections are lost while some of what was sent is still on its way, servers are
+//! killed and started again. What comes out is held against a model of the files.
+//!
+//! ```text
+//!  client ─► queue ─► server's exchange ─► I/O under way ─► queue ─► client
+//!     ▲        └────────────── each arrow is a step; the seed chooses which is next ──┘
+//!     └── loses a connection: repeats on another with the next channel sequence, or logs on
+//!         again and takes its opens up
+//! ```
+//!
+//! The model: a file is its client's alone from its CREATE to its CLOSE; a block has the value of
+//! its last acknowledged write; a lock is there from its answer to that of its release. The
+//! server is the real one on real files. The clients are of this test: they keep the rules of
+//! MS-SMB2 3.2, and each rule can be broken ([`Broken`]) to see that the model notices.
+//!
+//! `BULKHEAD_SEED=n` runs that history alone and tells its steps.
+
+mod client;
+mod store;
+mod world;
+
+use self::world::{House, World};
+
+/// What a step comes to: nothing, or what is not as the model says.
+type Checked = Result<(), String>;
+
+/// A rule that is broken, to see that the model notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    Nothing,
+    /// A client does not count its channel sequence up when it loses a channel.
+    ChannelSequence,
+    /// A client repeats a CREATE as if it were new.
+    ReplayFlag,
+    /// A client does not number its locks.
+    LockSequence,
+    /// The store says that something is durable that is not.
+    Durability,
+    /// The store loses what is taken away.
+    Forgetting,
+    /// A server that starts does not look for what the last one knew.
+    Recovery,
+    /// Locks are not remembered.
+    Locks,
+}
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % sides as u64) as usize
+    }
+}
+
+/// Runs one history.
+fn history(house: &House, seed: u64, broken: Broken, tell: bool) -> Checked {
+    let mut world = World::new(house, seed, broken, tell);
+    let result = world.run();
+    world.server.nodes.stable.kill();
+    let _inside = house.runtime.enter();
+    world.wires.clear();
+    world.server.nodes.kept.clear();
+    for client in &world.clients {
+        let _ = std::fs::remove_file(house.file(&client.name));
+    }
+    result
+}
+
+fn histories(seeds: std::ops::Range<u64>) {
+    let house = House::new();
+    if let Some(seed) = std::env::var("BULKHEAD_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        if let Err(why) = history(&house, seed, Broken::Nothing, true) {
+            panic!("seed {seed}: {why}");
+        }
+        return;
+    }
+    for seed in seeds {
+        if let Err(why) = history(&house, seed, Broken::Nothing, false) {
+            panic!("BULKHEAD_SEED={seed}: {why}");
+        }
+    }
+}
+
+#[test]
+fn histories_are_as_the_model_says_1() {
+    histories(0..2500);
+}
+
+#[test]
+fn histories_are_as_the_model_says_2() {
+    histories(2500..5000);
+}
+
+#[test]
+fn histories_are_as_the_model_says_3() {
+    histories(5000..7500);
+}
+
+#[test]
+fn histories_are_as_the_model_says_4() {
+    histories(7500..10_000);
+}
+
+/// Each rule, broken, is noticed in some history.
+#[test]
+fn a_broken_rule_is_noticed() {
+    let house = House::new();
+    for broken in [
+        Broken::ChannelSequence,
+        Broken::ReplayFlag,
+        Broken::LockSequence,
+        Broken::Durability,
+        Broken::Forgetting,
+        Broken::Recovery,
+        Broken::Locks,
+    ] {
+        let noticed = (0..3000)
+            .find_map(|seed| history(&house, seed, broken, false).err().map(|why| (seed, why)));
+        let (seed, why) = noticed.unwrap_or_else(|| panic!("{broken:?} is not noticed"));
+        println!("{broken:?} is noticed with seed {seed}: {why}");
+    }
+}
