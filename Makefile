@@ -37,7 +37,7 @@ soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEA
 interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
 	$${CARGO_TARGET_DIR:-target}/debug/interop
 
-lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs)
+lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs|failover)
 	tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release $(SCENARIO)
 
 lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)

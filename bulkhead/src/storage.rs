@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions};
 use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, SmbUrl};
-use vhd::{Format, chain::Files, vhdx};
+use vhd::{Format, chain::Files};
 
 /// The files that differencing images name as their parents, wherever the first one is.
 pub struct Parents;
@@ -28,14 +28,7 @@ pub async fn open_disk(
     mode: Mode,
 ) -> anyhow::Result<Arc<dyn Disk>> {
     let file = open(location, mode).await?;
-    let disk: anyhow::Result<Arc<dyn Disk>> = match format {
-        Format::Vhdx => {
-            let options = vhdx::OpenOptions::default();
-            let disk = vhd::chain::open(file, location, &Parents, options).await;
-            disk.map(|disk| Arc::new(disk) as Arc<dyn Disk>).map_err(Into::into)
-        }
-        other => vhd::open_disk(file, other).await.map_err(Into::into),
-    };
+    let disk = vhd::chain::open_disk(file, location, format, &Parents).await;
     disk.with_context(|| location.to_owned())
 }
 

@@ -193,3 +193,27 @@ fn a_child_holds_what_differs_and_refuses_a_changed_parent() {
     let error = fails(dir, &["disk", "convert", "two.vhdx", "again.raw"]);
     assert!(error.contains("is not there (looked at: below/../base.vhdx)"), "{error}");
 }
+
+#[test]
+fn a_vhd_is_made_described_checked_and_converted() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let bytes = raw(&dir.join("disk.raw"), 512);
+    ok(dir, &["disk", "convert", "disk.raw", "base.vhd", "--block-size", "512K"]);
+    ok(dir, &["disk", "create", "child.vhd", "--parent", "base.vhd"]);
+    for (name, kind) in [("base.vhd", "dynamic"), ("child.vhd", "differencing")] {
+        let info = json(dir, &["disk", "info", name, "--json"]);
+        assert_eq!((&info["format"], &info["kind"]), (&"vhd".into(), &kind.into()), "{info}");
+        assert_eq!(info["size"], bytes.len());
+        assert!(ok(dir, &["disk", "info", name]).contains(kind));
+        assert_eq!(json(dir, &["disk", "check", name, "--json"])["errors"], 0);
+    }
+    ok(dir, &["disk", "convert", "child.vhd", "copy.vhdx"]);
+    ok(dir, &["disk", "convert", "copy.vhdx", "fixed.vhd", "--fixed"]);
+    ok(dir, &["disk", "convert", "fixed.vhd", "back.raw"]);
+    assert!(std::fs::read(dir.join("back.raw")).unwrap() == bytes);
+    let error = fails(dir, &["disk", "create", "big.vhd", "--size", "3TiB"]);
+    assert!(error.contains("at most 2040 GiB") && !dir.join("big.vhd").exists(), "{error}");
+    let error = fails(dir, &["disk", "create", "x.vhdx", "--parent", "base.vhd"]);
+    assert!(error.contains("base.vhd"), "{error}");
+}

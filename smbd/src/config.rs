@@ -20,8 +20,10 @@ use zeroize::Zeroizing;
 use crate::{accounts, dfs::Namespace, network::Network};
 
 mod dfs;
+mod interface;
 mod kerberos;
 
+pub use interface::{Interface, Interfaces};
 pub use kerberos::Kerberos;
 
 /// A configuration that cannot be used; the text says where and what to do.
@@ -162,6 +164,8 @@ struct File {
     limits: Limits,
     kerberos: Option<kerberos::Section>,
     #[serde(default)]
+    interface: Vec<interface::Section>,
+    #[serde(default)]
     user: Vec<UserSection>,
     #[serde(default)]
     share: Vec<ShareSection>,
@@ -236,6 +240,17 @@ impl From<IoEngine> for block_io::Engine {
             IoEngine::Threads => Self::Threads,
         }
     }
+}
+
+/// What sparse files of a share are to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sparse {
+    /// Disks of virtual machines: hosts are told that they can rely on them (MS-HVRS, C0009).
+    #[default]
+    Vm,
+    /// Files like others.
+    General,
 }
 
 /// Everything a peer can make grow.
@@ -328,6 +343,8 @@ struct ShareSection {
     force_level2_oplocks: bool,
     #[serde(default)]
     continuously_available: bool,
+    #[serde(default)]
+    sparse: Sparse,
     group: Option<String>,
 }
 
@@ -360,6 +377,8 @@ pub struct Share {
     pub max_opens: Option<usize>,
     /// No client may cache writes (MS-SMB2 3.3.1.6, `Share.ForceLevel2Oplock`).
     pub force_level2_oplocks: bool,
+    /// What its files are.
+    pub sparse: Sparse,
     /// Opens may outlive the server (MS-SMB2 3.3.1.6, `Share.IsCA`).
     pub continuously_available: bool,
     /// Group of the system that files made in it get.
@@ -403,6 +422,8 @@ pub struct Config {
     pub congestion_control: Option<String>,
     /// Sessions may use several connections.
     pub multichannel: bool,
+    /// What clients are told of interfaces, where it is not what the system says.
+    pub interfaces: Interfaces,
     /// Clients may use the private controls of Samba's test suite.
     pub test_controls: bool,
     /// Limits.
@@ -490,6 +511,7 @@ impl Config {
             threads: file.server.threads,
             congestion_control: file.server.congestion_control,
             multichannel: file.server.multichannel,
+            interfaces: check.interfaces(&file.interface)?,
             test_controls: file.server.test_controls,
             comment: file.server.comment,
             limits: file.limits,
@@ -706,6 +728,7 @@ impl Check<'_> {
                 max_connections: share.max_connections,
                 max_opens: share.max_opens,
                 force_level2_oplocks: share.force_level2_oplocks,
+                sparse: share.sparse,
                 continuously_available: share.continuously_available,
                 group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
             };

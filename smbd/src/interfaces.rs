@@ -4,9 +4,12 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use smb_protocol::fscc::fsctl::{InterfaceCapability, NetworkInterface};
+
+use crate::config::{Interface, Interfaces};
 
 /// Speed of an interface that does not say, as virtual ones do: bits per second.
 const UNKNOWN_SPEED: u64 = 10_000_000_000;
@@ -14,8 +17,13 @@ const UNKNOWN_SPEED: u64 = 10_000_000_000;
 const MOST: usize = 64;
 
 /// Addresses that a client of `dialled` may use as well: those that `listen` covers at the same
-/// port. Who came over the loopback stays there.
-pub fn list(listen: &[SocketAddr], dialled: SocketAddr) -> Vec<NetworkInterface> {
+/// port, of interfaces that work at the moment. `told` is what the configuration says of them.
+/// Who came over the loopback stays there.
+pub fn list(
+    listen: &[SocketAddr],
+    dialled: SocketAddr,
+    told: &Interfaces,
+) -> Vec<NetworkInterface> {
     let local = dialled.ip().to_canonical();
     if !local.is_loopback() {
         let serves = |ip: IpAddr| {
@@ -25,11 +33,14 @@ pub fn list(listen: &[SocketAddr], dialled: SocketAddr) -> Vec<NetworkInterface>
             };
             usable(ip) && listen.iter().any(covers)
         };
+        let system = Path::new("/sys/class/net");
         let mut found: Vec<_> = if_addrs::get_if_addrs()
             .unwrap_or_default()
             .into_iter()
-            .filter(|interface| serves(interface.ip()))
-            .map(|interface| described(&interface.name, interface.index, interface.ip()))
+            // One without a number must not be told (MS-SMB2 3.3.5.15.11).
+            .filter_map(|i| Some((i.index.filter(|n| *n != 0)?, i.ip(), i.name)))
+            .filter(|(_, ip, _)| serves(*ip))
+            .filter_map(|(index, ip, name)| described(system, &name, index, ip, told.get(&name)))
             .collect();
         found.truncate(MOST);
         if !found.is_empty() {
@@ -52,23 +63,35 @@ fn usable(ip: IpAddr) -> bool {
     }
 }
 
-fn described(name: &str, index: Option<u32>, address: IpAddr) -> NetworkInterface {
-    let folder = std::path::Path::new("/sys/class/net").join(name);
-    let speed = fs::read_to_string(folder.join("speed")).ok();
-    let megabits = speed.and_then(|text| text.trim().parse::<u64>().ok());
+/// An address as clients are told of it; `None` if its interface is not offered or has no link.
+fn described(
+    system: &Path,
+    name: &str,
+    index: u32,
+    address: IpAddr,
+    told: Option<&Interface>,
+) -> Option<NetworkInterface> {
+    let folder = system.join(name);
+    let read = |file: &str| fs::read_to_string(folder.join(file)).ok();
+    if told.is_some_and(|told| !told.offered) || read("carrier").is_some_and(|c| c.trim() == "0") {
+        return None;
+    }
+    let megabits = read("speed").and_then(|text| text.trim().parse::<u64>().ok());
     let queues = fs::read_dir(folder.join("queues")).into_iter().flatten().flatten();
     let receives = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("rx-");
     // Clients open several connections to an interface that spreads them over queues.
-    let capability = match queues.filter(receives).count() {
-        0 | 1 => InterfaceCapability::NONE,
-        _ => InterfaceCapability::RSS,
-    };
-    NetworkInterface {
-        index: index.unwrap_or(0),
-        capability,
-        link_speed: megabits.map_or(UNKNOWN_SPEED, |m| m.saturating_mul(1_000_000)),
-        address,
+    let spreads = queues.filter(receives).count() > 1;
+    let mut capability = InterfaceCapability::NONE;
+    if told.and_then(|told| told.rss).unwrap_or(spreads) {
+        capability |= InterfaceCapability::RSS;
     }
+    // That a card could do it does not mean that somebody serves it.
+    if told.is_some_and(|told| told.rdma) {
+        capability |= InterfaceCapability::RDMA;
+    }
+    let speed = megabits.map_or(UNKNOWN_SPEED, |m| m.saturating_mul(1_000_000));
+    let link_speed = told.and_then(|told| told.speed).unwrap_or(speed);
+    Some(NetworkInterface { index, capability, link_speed, address })
 }
 
 #[cfg(test)]
@@ -76,7 +99,7 @@ mod tests {
     use super::*;
 
     fn addresses(listen: &str, dialled: &str) -> Vec<IpAddr> {
-        let found = list(&[listen.parse().unwrap()], dialled.parse().unwrap());
+        let found = list(&[listen.parse().unwrap()], dialled.parse().unwrap(), &Interfaces::new());
         found.into_iter().map(|interface| interface.address).collect()
     }
 
@@ -93,5 +116,39 @@ mod tests {
         assert_eq!(addresses(fixed, fixed), ["192.0.2.77".parse::<IpAddr>().unwrap()]);
         let all = addresses("0.0.0.0:445", fixed);
         assert!(all.iter().all(|ip| ip.is_ipv4() && !ip.is_loopback()));
+    }
+
+    /// An interface as the system shows it.
+    fn system(carrier: &str, speed: &str, queues: usize) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let interface = folder.path().join("eth7");
+        fs::create_dir_all(&interface).unwrap();
+        fs::write(interface.join("carrier"), carrier).unwrap();
+        fs::write(interface.join("speed"), speed).unwrap();
+        for queue in 0..queues {
+            fs::create_dir_all(interface.join(format!("queues/rx-{queue}"))).unwrap();
+            fs::create_dir_all(interface.join(format!("queues/tx-{queue}"))).unwrap();
+        }
+        folder
+    }
+
+    fn told(system: &tempfile::TempDir, told: Option<Interface>) -> Option<(u64, u32)> {
+        let address = "192.0.2.1".parse().unwrap();
+        let told = described(system.path(), "eth7", 7, address, told.as_ref())?;
+        assert_eq!((told.index, told.address), (7, address));
+        Some((told.link_speed, told.capability.0))
+    }
+
+    #[test]
+    fn the_system_says_what_an_interface_can_and_the_configuration_knows_better() {
+        assert_eq!(told(&system("1\n", "25000\n", 8), None), Some((25_000_000_000, 1)));
+        assert_eq!(told(&system("1\n", "-1\n", 1), None), Some((UNKNOWN_SPEED, 0)));
+        assert_eq!(told(&system("0\n", "1000\n", 1), None), None, "no link");
+        let plain = Interface { speed: None, rss: None, rdma: false, offered: true };
+        assert_eq!(told(&system("1\n", "1000\n", 2), Some(plain)), Some((1_000_000_000, 1)));
+        let other = Interface { speed: Some(7), rss: Some(false), rdma: true, offered: true };
+        assert_eq!(told(&system("1\n", "1000\n", 2), Some(other)), Some((7, 2)));
+        let hidden = Interface { offered: false, ..plain };
+        assert_eq!(told(&system("1\n", "1000\n", 2), Some(hidden)), None);
     }
 }

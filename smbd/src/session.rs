@@ -162,6 +162,8 @@ pub struct Tree {
     pub must_encrypt: bool,
     /// Clients may cache writes.
     pub writes_cached: bool,
+    /// Virtual machines may have their disks in sparse files.
+    pub sparse_disks: bool,
     /// Opens may outlive the server, and what is changed is durable before it is answered.
     pub continuous: bool,
     /// Opens that its share may have at a time.

@@ -6,6 +6,8 @@
 #      └─ one scenario of scenarios/*.sh:
 #           guest  a Linux guest of hyperv-host, moved between two hosts while it works
 #           cifs   the kernel's SMB client against smbd
+#           failover  the same with persistent handles and two paths, while smbd is killed and
+#                  paths are cut
 #
 # A scenario's file says what goes into the initramfs (`prepare`, in the folder $work), what runs
 # beside the machine, and what is looked at afterwards (`conclude`); the rest is here.
@@ -35,7 +37,7 @@ for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
 scenarios=("$@")
-[ $# -gt 0 ] || scenarios=(guest cifs)
+[ $# -gt 0 ] || scenarios=(guest cifs failover)
 for scenario in "${scenarios[@]}"; do
     [ -e "$here/scenarios/$scenario.sh" ] || fail "no scenario $scenario"
 done
@@ -157,10 +159,12 @@ pack() { (cd "$1" && find . | "$busybox" cpio -o -H newc 2>/dev/null) | gzip -1 
 # ---- one scenario -------------------------------------------------------------------------
 
 # The scenario's own functions: `prepare` fills $work/host, whose /opt/start the machine runs, and
-# may set $limit (seconds), $machine (more arguments of QEMU) and $words (of the kernel's command
+# may set $limit (seconds), $qemu, $machine (more arguments of QEMU) and $words (of the kernel's command
 # line); `conclude` looks at what is left when the console says that the program passed.
 prepare() { fail "the scenario prepares nothing"; }
 conclude() { :; }
+# What else is to be undone at the end, once all that was started has ended.
+undo() { :; }
 
 # Ends what this started, by its id, and removes what it wrote.
 pids=()
@@ -171,6 +175,7 @@ cleanup() {
         kill "$pid" 2>/dev/null || true
         wait "$pid" 2>/dev/null || true
     done
+    undo
     [ -z "$work" ] || rm -rf "$work"
 }
 

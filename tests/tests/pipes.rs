@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -164,7 +165,7 @@ def files(admin):
     got, _, _ = admin.NetFileEnum(None, None, None, ctr, 0xffffffff, None)
     return {f.path: f for f in got.ctr.array or []}
 admin = server(sys.argv[2], sys.argv[3])
-held = files(admin)["\vms\held"]
+held = files(admin)[r"\vms\held"]
 print("user", held.user, "permissions", held.permissions & 1)
 try:
     server(sys.argv[4], sys.argv[5]).NetFileClose(None, held.fid)
@@ -176,7 +177,9 @@ print("left", [p for p in files(admin) if "held" in p])
 "#;
     let file = server.scratch().join("close.py");
     fs::write(&file, script).unwrap();
-    let Some(python) = foreign("python3").filter(|python| {
+    // Debian's packages are those of its own Python, which need not be the first in the path.
+    let mut pythons = ["/usr/bin/python3".into()].into_iter().chain(foreign("python3"));
+    let Some(python) = pythons.find(|python: &PathBuf| {
         let known = Command::new(python).args(["-c", "import samba.dcerpc.srvsvc"]).output();
         known.is_ok_and(|output| output.status.success())
     }) else {

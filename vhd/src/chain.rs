@@ -8,14 +8,16 @@
 //! ```
 //!
 //! A parent that was changed after its child was made has another DataWriteGuid and is refused:
-//! what the child lacks is not what it was (MS-VHDX 2.2.2, 2.6.2.6.3).
+//! what the child lacks is not what it was (MS-VHDX 2.2.2, 2.6.2.6.3). A VHD's identity does not
+//! change with its content, so of its parents only that is checked.
 
 use std::sync::Arc;
 
 use block_io::{Disk, File, IoFuture};
 
 use crate::{
-    Error, Result,
+    Error, Format, Result,
+    classic::{self, ParentPlaces, Vhd},
     vhdx::{self, Identity, OpenOptions, Vhdx, locator::ParentLocator},
 };
 
@@ -86,6 +88,88 @@ pub async fn open(
     Vhdx::open(first.file, OpenOptions { parent, ..options }).await
 }
 
+/// Opens the disk in `file`, which is at `location`, in any format, with all its parents. These are
+/// only read; the image itself is if its file is.
+///
+/// # Errors
+/// As [`links`]; what opening an image says.
+pub async fn open_disk(
+    file: Arc<dyn File>,
+    location: &str,
+    format: Format,
+    files: &dyn Files,
+) -> Result<Arc<dyn Disk>> {
+    Ok(match format {
+        Format::Vhdx => Arc::new(open(file, location, files, OpenOptions::default()).await?),
+        Format::Vhd => Arc::new(open_vhd(file, location, files).await?),
+        Format::Raw => crate::open_disk(file, format).await?,
+    })
+}
+
+/// Opens the VHD in `file`, which is at `location`, with all its parents. These are only read.
+///
+/// # Errors
+/// As [`links`]; what opening an image says.
+pub async fn open_vhd(file: Arc<dyn File>, location: &str, files: &dyn Files) -> Result<Vhd> {
+    let mut chain = vhd_images(file.clone(), location, files).await?;
+    let mut parent: Option<Arc<dyn Disk>> = None;
+    for (_, file) in chain.drain(1..).rev() {
+        let options = classic::OpenOptions { parent: parent.take(), read_only: true };
+        parent = Some(Arc::new(Vhd::open(file, options).await?));
+    }
+    Vhd::open(file, classic::OpenOptions { parent, read_only: false }).await
+}
+
+/// Finds the images below the VHD in `file`, which is at `location`; that one is the first.
+///
+/// # Errors
+/// As [`links`].
+pub async fn vhd_images(
+    file: Arc<dyn File>,
+    location: &str,
+    files: &dyn Files,
+) -> Result<Vec<(String, Arc<dyn File>)>> {
+    let mut chain = vec![(location.to_owned(), file)];
+    while let Some((child, file)) = chain.last()
+        && let Some((id, named)) = classic::info(file.clone()).await?.parent
+    {
+        let (at, parent) = find_vhd(child, &named, files).await?;
+        if chain.len() >= MAX_DEPTH || chain.iter().any(|(location, _)| *location == at) {
+            return Err(Error::EndlessChain { at });
+        }
+        let found = classic::info(parent.clone()).await?.id;
+        if found != id {
+            return Err(Error::ParentChanged { parent: at, found });
+        }
+        chain.push((at, parent));
+    }
+    Ok(chain)
+}
+
+/// The first of a parent's places at which there is a file.
+async fn find_vhd(
+    child: &str,
+    named: &ParentPlaces,
+    files: &dyn Files,
+) -> Result<(String, Arc<dyn File>)> {
+    let mut tried = Vec::new();
+    for path in &named.relative {
+        tried.extend(beside(child, &path.replace('\\', "/")));
+    }
+    for path in &named.absolute {
+        tried.extend(full(child, path));
+    }
+    let mut source = None;
+    for location in &tried {
+        match files.open(location).await {
+            Ok(file) => return Ok((location.clone(), file)),
+            Err(error) => source = Some(error),
+        }
+    }
+    let parent = named.relative.iter().chain(&named.absolute).next().cloned().unwrap_or_default();
+    Err(Error::ParentMissing { parent, tried, source })
+}
+
 /// The parent that a locator names: the first of its places at which there is an image.
 async fn find(child: &str, locator: &ParentLocator, files: &dyn Files) -> Result<Link> {
     let tried = places(child, locator);
@@ -111,12 +195,15 @@ fn places(child: &str, locator: &ParentLocator) -> Vec<String> {
     }
     for key in ["absolute_win32_path", "volume_path"] {
         let Some(path) = locator.get(key) else { continue };
-        if path.starts_with('/') && !child.contains("://") {
-            places.push(path.to_owned());
-        }
-        places.extend(on_share(child, path));
+        places.extend(full(child, path));
     }
     places
+}
+
+/// A full path, if it has a meaning where `child` is.
+fn full(child: &str, path: &str) -> Option<String> {
+    let local = path.starts_with('/') && !child.contains("://");
+    if local { Some(path.to_owned()) } else { on_share(child, path) }
 }
 
 /// A path relative to the folder of `child`. One on a share does not leave it.

@@ -86,12 +86,16 @@ pub enum Structure {
     RegionTable(u8),
     /// The log (MS-VHDX 2.3).
     Log,
-    /// The block allocation table (MS-VHDX 2.5).
+    /// The block table (MS-VHDX 2.5, and that of a VHD).
     Bat,
     /// The metadata table (MS-VHDX 2.6.1).
     MetadataTable,
     /// A metadata item (MS-VHDX 2.6.2).
     MetadataItem(Guid),
+    /// The footer of a VHD.
+    Footer,
+    /// The header of a dynamic or differencing VHD.
+    DynamicHeader,
     /// The file as a whole.
     File,
 }
@@ -106,6 +110,8 @@ impl fmt::Display for Structure {
             Self::Bat => write!(f, "block table"),
             Self::MetadataTable => write!(f, "metadata table"),
             Self::MetadataItem(id) => write!(f, "metadata item {id}"),
+            Self::Footer => write!(f, "footer"),
+            Self::DynamicHeader => write!(f, "dynamic header"),
             Self::File => write!(f, "file"),
         }
     }

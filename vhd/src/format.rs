@@ -6,6 +6,7 @@ use block_io::{Disk, File, RawDisk};
 
 use crate::{
     Result,
+    classic::{self, Vhd},
     vhdx::{OpenOptions, Vhdx},
 };
 
@@ -17,14 +18,17 @@ pub enum Format {
     Raw,
     /// MS-VHDX.
     Vhdx,
+    /// The format before it, with a footer.
+    Vhd,
 }
 
 impl Format {
-    /// The format that a path's ending names: `.vhdx`, or raw for `.raw`, `.img`, `.bin` and `.iso`.
+    /// The format that a path's ending names: `.vhdx`, `.vhd`, or raw for `.raw`, `.img`, `.bin` and `.iso`.
     pub fn from_path(path: impl AsRef<Path>) -> Option<Self> {
         let ending = path.as_ref().extension()?.to_str()?.to_ascii_lowercase();
         match ending.as_str() {
             "vhdx" => Some(Self::Vhdx),
+            "vhd" | "vpc" => Some(Self::Vhd),
             "raw" | "img" | "bin" | "iso" => Some(Self::Raw),
             _ => None,
         }
@@ -36,6 +40,7 @@ impl fmt::Display for Format {
         f.write_str(match self {
             Self::Raw => "raw",
             Self::Vhdx => "vhdx",
+            Self::Vhd => "vhd",
         })
     }
 }
@@ -47,7 +52,8 @@ impl FromStr for Format {
         match name.to_ascii_lowercase().as_str() {
             "raw" => Ok(Self::Raw),
             "vhdx" => Ok(Self::Vhdx),
-            _ => Err(format!("unknown image format {name:?}: raw or vhdx")),
+            "vhd" | "vpc" => Ok(Self::Vhd),
+            _ => Err(format!("unknown image format {name:?}: raw, vhdx or vhd")),
         }
     }
 }
@@ -57,5 +63,6 @@ pub async fn open_disk(file: Arc<dyn File>, format: Format) -> Result<Arc<dyn Di
     Ok(match format {
         Format::Raw => Arc::new(RawDisk::open(file, 512).await?),
         Format::Vhdx => Arc::new(Vhdx::open(file, OpenOptions::default()).await?),
+        Format::Vhd => Arc::new(Vhd::open(file, classic::OpenOptions::default()).await?),
     })
 }

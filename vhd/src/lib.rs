@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - [`vhdx`]: the VHDX format (MS-VHDX), dynamic, fixed and differencing.
+//! - [`classic`]: the VHD format before it, likewise.
 //! - [`chain`]: finding and opening the parents of differencing images.
 //! - [`convert`]: copying between disks of any format.
 //! - [`Format`], [`open_disk`]: choosing a format by name or by a file's ending.
@@ -15,6 +16,7 @@
 
 mod bytes;
 pub mod chain;
+pub mod classic;
 pub mod convert;
 mod error;
 mod format;

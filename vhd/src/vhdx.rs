@@ -67,7 +67,7 @@ pub const HEADER_OFFSETS: [u64; 2] = [64 << 10, 128 << 10];
 pub const REGION_TABLE_OFFSETS: [u64; 2] = [192 << 10, 256 << 10];
 
 /// Makes a range read as zeros, by a hole where the file can.
-async fn zero_range(file: &dyn File, range: Range<u64>) -> block_io::Result<()> {
+pub(crate) async fn zero_range(file: &dyn File, range: Range<u64>) -> block_io::Result<()> {
     const CHUNK: u64 = 1 << 20;
     match file.punch_hole(range.clone()).await {
         Err(block_io::Error::Unsupported(_)) => {}

@@ -12,8 +12,11 @@ use block_io::{
     Disk, File,
     testing::{CrashFile, MemFile, Rng, Survival},
 };
-use common::{MIB, assert_clean, have_qemu, mem_image, open_read_only, small};
-use vhd::vhdx::{OpenOptions, Vhdx};
+use common::{MIB, assert_clean, have_qemu, mem_image, small};
+use vhd::{
+    classic,
+    vhdx::{OpenOptions, Vhdx},
+};
 
 const CELL: u64 = 4096;
 const CELLS_PER_BLOCK: usize = 5;
@@ -84,7 +87,7 @@ type Blocks = Arc<Mutex<Vec<Vec<Cell>>>>;
 
 /// Reads any cell and discards any block while others work on them. What it reads must be
 /// something the cell once had: never another block's data.
-async fn meddle(disk: Arc<Vhdx>, blocks: Blocks, seed: u64, what: String) {
+async fn meddle(disk: Arc<dyn Disk>, blocks: Blocks, seed: u64, what: String) {
     let mut rng = Rng::new(seed);
     for _ in 0..60 {
         let block = rng.below(BLOCKS as u64) as usize;
@@ -121,13 +124,13 @@ async fn meddle(disk: Arc<Vhdx>, blocks: Blocks, seed: u64, what: String) {
 }
 
 /// Works on its blocks until the file fails or the steps are done.
-async fn work(disk: Arc<Vhdx>, blocks: Blocks, task: usize, seed: u64) {
+async fn work(disk: Arc<dyn Disk>, blocks: Blocks, task: usize, seed: u64) {
     let mut rng = Rng::new(seed);
     for step in 0..40u64 {
         let block = task + TASKS * rng.below((BLOCKS / TASKS) as u64) as usize;
         let action = rng.below(100);
         let done = if action < 22 {
-            flush(&disk, &blocks).await
+            flush(&*disk, &blocks).await
         } else {
             // One cell, or the whole block.
             let whole = action < 40;
@@ -175,7 +178,7 @@ async fn work(disk: Arc<Vhdx>, blocks: Blocks, task: usize, seed: u64) {
     }
 }
 
-async fn flush(disk: &Vhdx, blocks: &Blocks) -> block_io::Result<()> {
+async fn flush(disk: &dyn Disk, blocks: &Blocks) -> block_io::Result<()> {
     let completed: Vec<Vec<usize>> = {
         let blocks = blocks.lock().unwrap();
         blocks.iter().map(|cells| cells.iter().map(|c| c.completed).collect()).collect()
@@ -217,6 +220,7 @@ async fn one_round(
     blocks: &mut Vec<Vec<Cell>>,
     rng: &mut Rng,
     what: &str,
+    kind: Kind,
     parent: Option<&Arc<dyn Disk>>,
 ) -> MemFile {
     let file = Arc::new(CrashFile::new(base, rng.next_u64()));
@@ -224,10 +228,8 @@ async fn one_round(
     file.fail_after(
         [rng.below(12), rng.below(60), rng.below(300), u64::MAX / 2][rng.below(4) as usize],
     );
-    let options = OpenOptions { table_cache: 4096, parent: parent.cloned(), read_only: false };
     let state: Blocks = Arc::new(Mutex::new(blocks.clone()));
-    if let Ok(disk) = Vhdx::open(file.clone(), options).await {
-        let disk = Arc::new(disk);
+    if let Ok(disk) = kind.open(file.clone(), parent, false).await {
         let tasks: Vec<_> = (0..TASKS)
             .map(|task| {
                 let (disk, state) = (disk.clone(), state.clone());
@@ -239,7 +241,7 @@ async fn one_round(
         for task in tasks {
             task.await.unwrap();
         }
-        if rng.chance(30) && flush(&disk, &state).await.is_ok() {
+        if rng.chance(30) && flush(&*disk, &state).await.is_ok() {
             let _ = disk.close().await;
         }
     }
@@ -253,18 +255,84 @@ async fn one_round(
 
     // Read-only first: the log is replayed in memory and nothing is written.
     let frozen: Arc<dyn File> = Arc::new(after.read_only_copy());
-    let report = vhd::vhdx::check(frozen.clone()).await.unwrap();
+    let report = kind.check(frozen.clone()).await;
     assert!(report.is_clean(), "{what}: {report:#?}");
-    let options = OpenOptions { parent: parent.cloned(), ..OpenOptions::read_only() };
-    let disk = Vhdx::open(frozen, options).await.unwrap();
-    verify(&disk, &mut blocks.clone(), what).await;
+    let disk = kind.open(frozen, parent, true).await.unwrap();
+    verify(&*disk, &mut blocks.clone(), what).await;
     after
 }
 
+/// What kind of image crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Vhdx,
+    VhdxChild,
+    Vhd,
+    VhdChild,
+}
+
+impl Kind {
+    fn is_child(self) -> bool {
+        matches!(self, Self::VhdxChild | Self::VhdChild)
+    }
+
+    fn is_vhdx(self) -> bool {
+        matches!(self, Self::Vhdx | Self::VhdxChild)
+    }
+
+    async fn open(
+        self,
+        file: Arc<dyn File>,
+        parent: Option<&Arc<dyn Disk>>,
+        read_only: bool,
+    ) -> vhd::Result<Arc<dyn Disk>> {
+        let parent = parent.cloned();
+        if self.is_vhdx() {
+            let options = OpenOptions { table_cache: 4096, parent, read_only };
+            return Ok(Arc::new(Vhdx::open(file, options).await?));
+        }
+        let options = classic::OpenOptions { parent, read_only };
+        Ok(Arc::new(classic::Vhd::open(file, options).await?))
+    }
+
+    async fn check(self, file: Arc<dyn File>) -> vhd::vhdx::Report {
+        let report =
+            if self.is_vhdx() { vhd::vhdx::check(file).await } else { classic::check(file).await };
+        report.unwrap()
+    }
+
+    /// An empty image of the disk, of the parent's format if there is one.
+    async fn make(self, parent: Option<&Arc<MemFile>>) -> Arc<MemFile> {
+        let file = Arc::new(MemFile::new());
+        match (self.is_vhdx(), parent) {
+            (true, None) => return mem_image(&small(DISK, MIB)).await,
+            (true, Some(parent)) => {
+                let info = vhd::vhdx::info(parent.clone()).await.unwrap();
+                let child = vhd::vhdx::CreateOptions::child(&info, "parent.vhdx");
+                let options = vhd::vhdx::CreateOptions { block_size: MIB as u32, ..child };
+                return mem_image(&options).await;
+            }
+            (false, None) => {
+                let new = classic::CreateOptions::new(DISK);
+                let options = classic::CreateOptions { block_size: MIB as u32, ..new };
+                classic::create(file.clone(), &options).await.unwrap();
+            }
+            (false, Some(parent)) => {
+                let info = classic::info(parent.clone()).await.unwrap();
+                let child = classic::CreateOptions::child(&info, "parent.vhd");
+                let options = classic::CreateOptions { block_size: MIB as u32, ..child };
+                classic::create(file.clone(), &options).await.unwrap();
+            }
+        }
+        file
+    }
+}
+
 /// A parent in which most cells have a content of their own, and what is known of it.
-async fn parent(blocks: &mut [Vec<Cell>], rng: &mut Rng) -> Arc<MemFile> {
-    let file = mem_image(&small(DISK, MIB)).await;
-    let disk = common::open(file.clone()).await;
+async fn parent(kind: Kind, blocks: &mut [Vec<Cell>], rng: &mut Rng) -> Arc<MemFile> {
+    let file = kind.make(None).await;
+    let orphan = if kind.is_vhdx() { Kind::Vhdx } else { Kind::Vhd };
+    let disk = orphan.open(file.clone(), None, false).await.unwrap();
     for cell in blocks.iter_mut().flatten() {
         if rng.chance(70) {
             let value = 1 << 33;
@@ -276,66 +344,76 @@ async fn parent(blocks: &mut [Vec<Cell>], rng: &mut Rng) -> Arc<MemFile> {
     file
 }
 
+fn first_seed() -> u64 {
+    std::env::var("BULKHEAD_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0)
+}
+
 #[test]
 fn every_crash_leaves_a_good_image_with_all_flushed_data() {
-    let first: u64 = std::env::var("BULKHEAD_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
-    let replays = crashes(first..first + SEEDS, false);
+    let replays = crashes(Kind::Vhdx, first_seed()..first_seed() + SEEDS);
     assert!(replays > SEEDS / 4, "only {replays} crashes left a log to replay");
 }
 
 #[test]
 fn every_crash_leaves_a_good_differencing_image_with_all_flushed_data() {
-    let first: u64 = std::env::var("BULKHEAD_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
-    let replays = crashes(first..first + SEEDS, true);
+    let replays = crashes(Kind::VhdxChild, first_seed()..first_seed() + SEEDS);
     assert!(replays > SEEDS / 4, "only {replays} crashes left a log to replay");
 }
 
-/// Crashes of images from these seeds; says how many left a log to replay.
-fn crashes(seeds: std::ops::Range<u64>, differencing: bool) -> u64 {
-    let with_qemu = !differencing && have_qemu();
-    let mut replays = 0;
+#[test]
+fn every_crash_leaves_a_good_vhd_with_all_flushed_data() {
+    let lost = crashes(Kind::Vhd, first_seed()..first_seed() + SEEDS);
+    assert!(lost > SEEDS / 10, "only {lost} crashes lost a footer");
+}
+
+#[test]
+fn every_crash_leaves_a_good_differencing_vhd_with_all_flushed_data() {
+    let lost = crashes(Kind::VhdChild, first_seed()..first_seed() + SEEDS);
+    assert!(lost > SEEDS / 10, "only {lost} crashes lost a footer");
+}
+
+/// Crashes of images from these seeds; says how many left a log to replay, or lost a footer.
+fn crashes(kind: Kind, seeds: std::ops::Range<u64>) -> u64 {
+    let with_qemu = kind == Kind::Vhdx && have_qemu();
+    let mut unclean = 0;
     let count = seeds.end - seeds.start;
     for seed in seeds {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let mut rng = Rng::new(seed);
             let mut blocks = layout(&mut rng);
-            let mut options = small(DISK, MIB);
-            let mut below: Option<Arc<dyn Disk>> = None;
-            if differencing {
-                let file = parent(&mut blocks, &mut rng).await;
-                let info = vhd::vhdx::info(file.clone()).await.unwrap();
-                let child = vhd::vhdx::CreateOptions::child(&info, "parent.vhdx");
-                options = vhd::vhdx::CreateOptions { block_size: MIB as u32, ..child };
-                below = Some(Arc::new(open_read_only(file).await));
+            let (mut file, mut below) = (None, None);
+            if kind.is_child() {
+                let parent = parent(kind, &mut blocks, &mut rng).await;
+                let orphan = if kind.is_vhdx() { Kind::Vhdx } else { Kind::Vhd };
+                below = Some(orphan.open(parent.clone(), None, true).await.unwrap());
+                file = Some(parent);
             }
             let below = below.as_ref();
-            let image = mem_image(&options).await;
-            let mut base = image.read_only_copy();
+            let mut base = kind.make(file.as_ref()).await.read_only_copy();
             for round in 0..ROUNDS {
-                let what = format!("seed {seed} round {round}");
-                let after = one_round(&base, &mut blocks, &mut rng, &what, below).await;
-                let dirty = vhd::vhdx::info(Arc::new(after.read_only_copy())).await.unwrap();
-                replays += u64::from(dirty.log_pending);
+                let what = format!("{kind:?} seed {seed} round {round}");
+                let after = one_round(&base, &mut blocks, &mut rng, &what, kind, below).await;
+                let found = kind.check(Arc::new(after.read_only_copy())).await;
+                unclean += u64::from(found.log_pending || found.warnings > 0);
                 if with_qemu && seed % 10 == 0 {
                     qemu_accepts(&after, &what).await;
                 }
-                // Replayed in the file it holds the same, and passes again.
+                // Opened for writing, which mends it, it holds the same, and passes again.
                 let file = Arc::new(after);
-                let options = OpenOptions { parent: below.cloned(), ..OpenOptions::default() };
-                let disk = Vhdx::open(file.clone(), options).await.unwrap();
-                verify(&disk, &mut blocks, &what).await;
+                let disk = kind.open(file.clone(), below, false).await.unwrap();
+                verify(&*disk, &mut blocks, &what).await;
                 if rng.chance(50) {
                     disk.close().await.unwrap();
                 }
-                let report = vhd::vhdx::check(file.clone()).await.unwrap();
+                let report = kind.check(file.clone()).await;
                 assert!(report.is_clean() && !report.log_pending, "{what}: {report:#?}");
                 base = file.read_only_copy();
             }
         });
     }
-    println!("{} crash points, {replays} with a log to replay", count * ROUNDS);
-    replays
+    println!("{} crash points, {unclean} with a log to replay or a lost footer", count * ROUNDS);
+    unclean
 }
 
 /// qemu replays the log and finds no error.

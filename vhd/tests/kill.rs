@@ -8,9 +8,10 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use block_io::{Disk, LocalOptions, testing::Rng};
+use block_io::{Disk, LocalFile, LocalOptions, testing::Rng};
 use common::{MIB, assert_clean, have_qemu, local, open, qemu_check, small};
 use tempfile::TempDir;
 use vhd::vhdx::create;
@@ -92,6 +93,21 @@ fn killed_writer(path: &Path, round: u64) -> u64 {
     flushed
 }
 
+/// Opens the image for writing once the kernel has let go of what the killed process had in
+/// flight: it keeps the file, and with it the lock, for a moment longer than the process.
+fn freed(path: &Path) -> Arc<LocalFile> {
+    let since = Instant::now();
+    loop {
+        match LocalFile::open(path, &LocalOptions::read_write()) {
+            Ok(file) => return Arc::new(file),
+            Err(block_io::Error::Busy(_)) if since.elapsed() < Duration::from_secs(30) => {
+                std::thread::yield_now();
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 #[test]
 fn a_killed_process_loses_nothing_flushed() {
     if let (Ok(path), Ok(round)) = (std::env::var(FILE), std::env::var(ROUND)) {
@@ -109,7 +125,7 @@ fn a_killed_process_loses_nothing_flushed() {
             let mut report =
                 vhd::vhdx::check(local(&path, LocalOptions::read_only())).await.unwrap();
             assert!(report.is_clean(), "round {round}: {report:?}");
-            let disk = open(local(&path, LocalOptions::read_write())).await;
+            let disk = open(freed(&path)).await;
             verify(&disk, round, flushed).await;
             // Every round starts from zeros.
             disk.discard(0, SIZE).await.unwrap();

@@ -34,7 +34,8 @@ impl Change {
         match self {
             Change::Write(offset, data) => to.write(*offset, data),
             Change::SetLen(len) => to.set_len(*len),
-            Change::Zero(range) => to.zero(range.start..range.end.min(to.len())),
+            // The write that made the file as long may be lost.
+            Change::Zero(range) => to.zero(range.start.min(to.len())..range.end.min(to.len())),
         }
     }
 }

@@ -54,7 +54,7 @@ struct Layout {
     /// Reserve all space now instead of as the disk is written.
     #[arg(long)]
     fixed: bool,
-    /// Bytes per block of a VHDX: a power of two from 1M to 256M.
+    /// Bytes per block: a power of two from 1M to 256M, of a VHD from 512K.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     block_size: Option<u64>,
     /// Smallest unit the disk is addressed by.
@@ -82,10 +82,24 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// The options for a VHD of `size` bytes.
+    fn vhd(&self, size: u64) -> anyhow::Result<vhd::classic::CreateOptions> {
+        let mut options = vhd::classic::CreateOptions::new(size);
+        options.fixed = self.fixed;
+        if let Some(block) = self.block_size {
+            options.block_size =
+                block.try_into().context("the block size is a power of two from 512K to 256M")?;
+        }
+        anyhow::ensure!(self.logical_sector() != Some(4096), "a VHD has 512-byte sectors");
+        Ok(options)
+    }
+}
+
 /// The format asked for, or the one the location's ending names.
 fn format(asked: Option<Format>, location: &str) -> anyhow::Result<Format> {
     asked.or_else(|| Format::from_path(location)).with_context(|| {
-        format!("{location}: the ending names no image format (.vhdx, .raw, .img); name it")
+        format!("{location}: the ending names no image format (.vhdx, .vhd, .raw, .img); name it")
     })
 }
 

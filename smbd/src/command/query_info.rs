@@ -297,8 +297,11 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
                 .or(FsAttributes::NAMED_STREAMS)
                 .or(FsAttributes::PERSISTENT_ACLS)
                 .or(FsAttributes::HARD_LINKS)
-                .or(FsAttributes::EXTENDED_ATTRIBUTES)
-                .or(FsAttributes::SPARSE_VDL);
+                .or(FsAttributes::EXTENDED_ATTRIBUTES);
+            // Without it a VM host takes no disk that is marked sparse (MS-HVRS, C0008, C0009).
+            if ctx.tree.as_ref().is_some_and(|tree| tree.sparse_disks) {
+                attributes |= FsAttributes::SPARSE_VDL;
+            }
             if open.volume().shares_blocks() {
                 attributes |= FsAttributes::BLOCK_REFCOUNTING;
             }

@@ -10,7 +10,10 @@ use smb_protocol::{
 };
 
 use super::{Ctx, Handled};
-use crate::{config::Encryption, session::Tree};
+use crate::{
+    config::{Encryption, Sparse},
+    session::Tree,
+};
 
 /// Access on a share that may not be changed: read and execute.
 pub const READ_ONLY: Access = Access(0x0012_00a9);
@@ -35,6 +38,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             maximal_access: Access(0x001f_00a9),
             must_encrypt: false,
             writes_cached: false,
+            sparse_disks: false,
             continuous: false,
             max_opens: None,
             hides_unreadable: false,
@@ -89,6 +93,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             maximal_access: if share.read_only { READ_ONLY } else { Access::ALL },
             must_encrypt,
             writes_cached: !share.force_level2_oplocks,
+            sparse_disks: share.sparse == Sparse::Vm,
             continuous,
             max_opens: share.max_opens,
             hides_unreadable: share.access_based_enumeration,

@@ -37,7 +37,7 @@ START
 # Starts smbd at a port that is free.
 serve() {
     local since tries
-    mkdir "$work/share"
+    mkdir "$work/share" "$work/available"
     for tries in 1 2 3 4 5; do
         port=$((20000 + RANDOM % 12000))
         cat >"$work/smbd.toml" <<CONFIG
@@ -52,6 +52,11 @@ password = "pw-of-admin"
 name = "vms"
 path = "$work/share"
 users = ["admin"]
+[[share]]
+name = "available"
+path = "$work/available"
+users = ["admin"]
+continuously_available = true
 CONFIG
         "$bin/smbd" --config "$work/smbd.toml" >"$LAB/smbd.log" 2>&1 </dev/null 9>&- &
         pids+=("$!")

@@ -13,6 +13,8 @@ pub struct Abilities {
     pub symlinks: bool,
     /// Locks of byte ranges.
     pub locks: bool,
+    /// Reserving a range fills its holes with zeros, all of them.
+    pub reserves: bool,
 }
 
 /// One operation on a folder; names are relative to it.
@@ -199,7 +201,7 @@ pub fn choose(random: &mut Random, present: &Present, able: Abilities) -> Op {
         }
         38..=40 => Op::Punch { name, at, len: len as u64 },
         41..=43 => Op::Zero { name, at, len: len as u64, keep_size },
-        44 | 45 => Op::Allocate { name, at, len: len as u64, keep_size },
+        44 | 45 if able.reserves => Op::Allocate { name, at, len: len as u64, keep_size },
         46 => Op::Collapse { name, at: at & !0xfff, len: (len as u64).next_multiple_of(4096) },
         47 if size < MOST => {
             Op::Insert { name, at: at & !0xfff, len: (len as u64).next_multiple_of(4096) }

@@ -227,7 +227,7 @@ fn differ(trusted: &Side, op: &Op, seen: &Outcome, expected: &Outcome) -> Option
 mod tests {
     use super::*;
 
-    const ABLE: Abilities = Abilities { maps: true, symlinks: true, locks: true };
+    const ABLE: Abilities = Abilities { maps: true, symlinks: true, locks: true, reserves: true };
 
     fn options(seed: u64) -> Options {
         Options {

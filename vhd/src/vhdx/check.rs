@@ -50,14 +50,14 @@ impl Report {
         self.errors == 0
     }
 
-    fn error(&mut self, damage: Damage) {
+    pub(crate) fn error(&mut self, damage: Damage) {
         self.errors += 1;
         if self.errors <= KEEP as u64 {
             self.findings.push(Finding::Error(damage));
         }
     }
 
-    fn warn(&mut self, damage: Damage) {
+    pub(crate) fn warn(&mut self, damage: Damage) {
         self.warnings += 1;
         if self.warnings <= KEEP as u64 {
             self.findings.push(Finding::Warning(damage));

@@ -140,3 +140,30 @@ pub fn same(a: &Path, b: &Path) -> bool {
         }
     }
 }
+
+/// The SHA-256 of what libvhdi reads from a chain of images, the newest first; `None` with a line
+/// if its Python module is not here. `BULKHEAD_PYVHDI` may name the folder it is in.
+pub fn libvhdi_sum(chain: &[&str]) -> Option<String> {
+    const READ: &str = "import sys, hashlib\ntry:\n import pyvhdi\nexcept ImportError:\n sys.exit(77)\n\
+        chain = []\n\
+        for path in sys.argv[1:]:\n f = pyvhdi.file(); f.open(path); chain.append(f)\n\
+        for child, parent in zip(chain, chain[1:]): child.set_parent(parent)\n\
+        f = chain[0]; h = hashlib.sha256(); left = f.get_media_size()\n\
+        while left:\n b = f.read_buffer(min(left, 1 << 20)); h.update(b); left -= len(b)\n\
+        print(h.hexdigest())";
+    let Ok(output) = Command::new("/usr/bin/python3")
+        .env("PYTHONPATH", std::env::var_os("BULKHEAD_PYVHDI").unwrap_or_default())
+        .args(["-c", READ])
+        .args(chain)
+        .output()
+    else {
+        println!("skipping: no /usr/bin/python3 here");
+        return None;
+    };
+    if output.status.code() == Some(77) {
+        println!("skipping: no pyvhdi here");
+        return None;
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

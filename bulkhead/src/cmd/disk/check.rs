@@ -29,10 +29,12 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let format = format(args.format, &args.file)?;
     let file = storage::open(&args.file, Mode::Read).await?;
-    if format != Format::Vhdx {
-        bail!("{}: there is nothing to check in a {format} image", args.file);
-    }
-    let report = vhd::vhdx::check(file).await.with_context(|| args.file.clone())?;
+    let report = match format {
+        Format::Vhdx => vhd::vhdx::check(file).await,
+        Format::Vhd => vhd::classic::check(file).await,
+        _ => bail!("{}: there is nothing to check in a {format} image", args.file),
+    };
+    let report = report.with_context(|| args.file.clone())?;
     if args.json {
         print_json(&to_json(&args.file, &report));
     } else {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use block_io::File;
 use serde_json::json;
-use vhd::{Format, vhdx::CreateOptions};
+use vhd::Format;
 
 use super::{Layout, format, print_json};
 use crate::{
@@ -29,7 +29,7 @@ pub struct Args {
     parent: Option<String>,
     #[command(flatten)]
     layout: Layout,
-    /// raw or vhdx; by default as the ending of FILE says.
+    /// raw, vhdx or vhd; by default as the ending of FILE says.
     #[arg(long)]
     format: Option<Format>,
     /// Replace FILE if it is there already.
@@ -46,11 +46,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let cannot = || format!("cannot make {}", args.file);
     let size = match (&args.parent, args.size) {
         (Some(parent), size) => {
-            let options = child(&args, parent, format, size).await?;
+            let child = child(&args, parent, format, size).await?;
             let file = storage::open(&args.file, mode).await?;
-            vhd::vhdx::create(file.clone(), &options).await.with_context(cannot)?;
+            let size = child.make(&file).await.with_context(cannot)?;
             file.close().await?;
-            options.size
+            size
         }
         (None, Some(size)) => {
             check(format, size, &args.layout)?;
@@ -75,34 +75,70 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The options for a child of `parent`, whose whole chain must be there.
+/// A differencing image to be made.
+enum Child {
+    Vhdx(vhd::vhdx::CreateOptions),
+    Vhd(vhd::classic::CreateOptions),
+}
+
+impl Child {
+    /// Makes it; returns the size of its disk.
+    async fn make(&self, file: &Arc<dyn File>) -> vhd::Result<u64> {
+        match self {
+            Self::Vhdx(options) => {
+                vhd::vhdx::create(file.clone(), options).await.map(|()| options.size)
+            }
+            Self::Vhd(options) => {
+                vhd::classic::create(file.clone(), options).await.map(|()| options.size)
+            }
+        }
+    }
+}
+
+/// What a child of `parent` is made of. The parent's whole chain must be there.
 async fn child(
     args: &Args,
     parent: &str,
     format: Format,
     size: Option<u64>,
-) -> anyhow::Result<CreateOptions> {
-    ensure!(format == Format::Vhdx, "{}: a {format} image has no parent", args.file);
+) -> anyhow::Result<Child> {
     let path = relative(&args.file, parent)
         .with_context(|| format!("{parent} is not reached from the folder of {}", args.file))?;
     let file = storage::open(parent, Mode::Read).await?;
-    let links = vhd::chain::links(file.clone(), parent, &Parents).await;
-    let links = links.with_context(|| parent.to_owned())?;
-    if let Some(link) = links.iter().find(|link| same(&link.location, &args.file)) {
-        bail!("{} is an image of the parent's own chain", link.location);
+    let named = || parent.to_owned();
+    let block_size = args.layout.block_size.map(u32::try_from).transpose();
+    let block_size = block_size.context("a power of two up to 256M")?;
+    let (child, images, least) = match format {
+        Format::Vhdx => {
+            let links = vhd::chain::links(file.clone(), parent, &Parents).await;
+            let links = links.with_context(named)?;
+            let info = vhd::vhdx::info(file.clone()).await.with_context(named)?;
+            let mut options = vhd::vhdx::CreateOptions::child(&info, &path);
+            options.size = size.unwrap_or(info.disk_size);
+            options.block_size = block_size.unwrap_or(options.block_size);
+            options.validate()?;
+            let images = links.into_iter().map(|link| link.location).collect();
+            (Child::Vhdx(options), images, info.disk_size)
+        }
+        Format::Vhd => {
+            let images = vhd::chain::vhd_images(file.clone(), parent, &Parents).await;
+            let images = images.with_context(named)?.into_iter().map(|(at, _)| at).collect();
+            let info = vhd::classic::info(file.clone()).await.with_context(named)?;
+            let mut options = vhd::classic::CreateOptions::child(&info, &path);
+            options.size = size.unwrap_or(info.disk_size);
+            options.block_size = block_size.unwrap_or(options.block_size);
+            options.validate()?;
+            (Child::Vhd(options), images, info.disk_size)
+        }
+        other => bail!("{}: a {other} image has no parent", args.file),
+    };
+    let images: Vec<String> = images;
+    if let Some(location) = images.iter().find(|location| same(location, &args.file)) {
+        bail!("{location} is an image of the parent's own chain");
     }
-    let info = vhd::vhdx::info(file.clone()).await.with_context(|| parent.to_owned())?;
+    ensure!(size.is_none_or(|size| size >= least), "the parent is larger: {}", Human(least));
     file.close().await?;
-    let mut options = CreateOptions::child(&info, &path);
-    if let Some(size) = size {
-        ensure!(size >= info.disk_size, "the parent is larger: {}", Human(info.disk_size));
-        options.size = size;
-    }
-    if let Some(block) = args.layout.block_size {
-        options.block_size = block.try_into().context("a power of two from 1M to 256M")?;
-    }
-    options.validate()?;
-    Ok(options)
+    Ok(child)
 }
 
 /// Whether two locations are one file that is there.
@@ -138,6 +174,7 @@ fn relative(from: &str, to: &str) -> Option<String> {
 pub(super) fn check(format: Format, size: u64, layout: &Layout) -> anyhow::Result<()> {
     match format {
         Format::Vhdx => layout.vhdx(size)?.validate()?,
+        Format::Vhd => layout.vhd(size)?.validate()?,
         Format::Raw => anyhow::ensure!(layout.block_size.is_none(), "a raw image has no blocks"),
         other => anyhow::bail!("cannot make {other} images"),
     }
@@ -153,6 +190,7 @@ pub(super) async fn make(
 ) -> anyhow::Result<()> {
     match format {
         Format::Vhdx => vhd::vhdx::create(file.clone(), &layout.vhdx(size)?).await?,
+        Format::Vhd => vhd::classic::create(file.clone(), &layout.vhd(size)?).await?,
         Format::Raw => {
             file.set_len(0).await?;
             file.set_len(size).await?;

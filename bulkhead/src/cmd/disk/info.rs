@@ -34,6 +34,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let info = vhd::vhdx::info(file).await.with_context(|| args.file.clone())?;
             show(&args, &info);
         }
+        Format::Vhd => {
+            let info = vhd::classic::info(file).await.with_context(|| args.file.clone())?;
+            show_vhd(&args, &info);
+        }
         other => {
             let size = file.len().await?;
             if args.json {
@@ -45,6 +49,54 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn show_vhd(args: &Args, info: &vhd::classic::Info) {
+    let kind = match info.kind {
+        vhd::classic::footer::Kind::Fixed => "fixed",
+        vhd::classic::footer::Kind::Dynamic => "dynamic",
+        vhd::classic::footer::Kind::Differencing => "differencing",
+    };
+    let parent = info.parent.as_ref();
+    if args.json {
+        print_json(&json!({
+            "file": args.file,
+            "format": "vhd",
+            "kind": kind,
+            "size": info.disk_size,
+            "file_size": info.file_size,
+            "block_size": info.block_size,
+            "disk_id": info.id.to_string(),
+            "creator": info.creator,
+            "blocks": info.blocks,
+            "allocated_blocks": info.allocated_blocks,
+            "lost_footer": info.lost_footer,
+            "parent": parent.map(|(id, at)| json!({
+                "id": id.to_string(),
+                "relative": at.relative,
+                "absolute": at.absolute,
+            })),
+        }));
+        return;
+    }
+    println!("{}: vhd, {kind}", args.file);
+    let line = |name: &str, value: String| println!("  {name:<20} {value}");
+    line("capacity", format!("{} ({} bytes)", Human(info.disk_size), info.disk_size));
+    line("file", Human(info.file_size).to_string());
+    if let Some(block) = info.block_size {
+        line("block size", Human(u64::from(block)).to_string());
+        line("allocated blocks", format!("{} of {}", info.allocated_blocks, info.blocks));
+    }
+    line("disk id", info.id.to_string());
+    line("made by", info.creator.clone());
+    if info.lost_footer {
+        line("footer", "lost; its copy was taken".to_owned());
+    }
+    if let Some((id, at)) = parent {
+        line("parent id", id.to_string());
+        at.relative.iter().for_each(|path| line("parent", path.clone()));
+        at.absolute.iter().for_each(|path| line("parent", path.clone()));
+    }
 }
 
 fn show(args: &Args, info: &Info) {

@@ -36,7 +36,8 @@ pub fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Hand
 /// The addresses that the client may use (3.3.5.15.11).
 pub fn interfaces(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
     let mut output = Vec::new();
-    let listen = &ctx.ex.server.current().config.listen;
-    fsctl::encode_interfaces(&interfaces::list(listen, ctx.ex.local), &mut output);
+    let current = ctx.ex.server.current();
+    let list = interfaces::list(&current.config.listen, ctx.ex.local, &current.config.interfaces);
+    fsctl::encode_interfaces(&list, &mut output);
     answer(request, &output, out)
 }

@@ -57,3 +57,27 @@ fn a_share_has_only_so_many_connections_and_only_from_where_it_may() {
     let (header, _) = direct.ask(Command::TREE_CONNECT, |out| connect.encode(out));
     assert_eq!(header.status, NtStatus::SUCCESS);
 }
+
+#[test]
+fn sparse_files_are_disks_of_virtual_machines_unless_the_share_says_otherwise() {
+    const SPARSE_FILES: u32 = 0x40;
+    const SPARSE_VDL: u32 = 0x1000_0000;
+    for (option, disks) in [("", true), ("sparse = 'vm'", true), ("sparse = 'general'", false)] {
+        let mut direct = Direct::with(option);
+        direct.login();
+        let file = direct.open("f", create::CreateOptions::NON_DIRECTORY_FILE);
+        let request = query_info::Request {
+            info_type: query_info::InfoType::FILESYSTEM,
+            class: InfoClass(5),
+            output_len: 64,
+            file_id: file,
+            ..Default::default()
+        };
+        let (header, body) = direct.ask(Command::QUERY_INFO, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        let output = query_directory::Response::parse(&body).unwrap().output;
+        let attributes = u32::from_le_bytes(*output.first_chunk().unwrap());
+        assert_eq!(attributes & SPARSE_FILES, SPARSE_FILES);
+        assert_eq!(attributes & SPARSE_VDL != 0, disks, "{option}");
+    }
+}

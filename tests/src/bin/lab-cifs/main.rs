@@ -146,6 +146,9 @@ fn one(story: &Story, arguments: &Arguments, server: &Server, mount: &Mount) -> 
         maps: !mount.options.contains("cache=none"),
         symlinks: mount.options.contains("mfsymlinks"),
         locks: true,
+        // This kernel writes the zeros for a range's holes from one buffer, and seals in place what
+        // it sends: from the second hole on they are what the first were sealed to.
+        reserves: !mount.options.contains("seal"),
     };
     let options = Options {
         seed: arguments.seed,

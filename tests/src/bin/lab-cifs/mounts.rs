@@ -47,6 +47,11 @@ impl Mount {
         }
     }
 
+    /// The share: persistent handles are for those that are continuously available.
+    fn share(&self) -> &'static str {
+        if self.options.contains("persistenthandles") { "available" } else { "vms" }
+    }
+
     /// Whether the client and smbd agreed on what was asked for.
     pub fn was_agreed(&self) -> Outcome<()> {
         let mounts = fs::read_to_string("/proc/mounts").map_err(|e| e.to_string())?;
@@ -83,6 +88,7 @@ pub fn all() -> Vec<Mount> {
         with("3.1.1", "seal,cache=none", &[Fio, Soak]),
         with("3.1.1", "nobrl,mfsymlinks", &[]),
         with("3.1.1", "resilienthandles", &[]),
+        with("3.1.1", "persistenthandles", &[Fio]),
         with("3.0.2", "", &[]),
         with("3.0.2", "seal", &[]),
         with("3.0", "cache=none", &[]),
@@ -98,7 +104,7 @@ pub struct Mounted(());
 impl Mounted {
     /// Mounts the share at /mnt.
     pub fn new(server: &Server, how: &Mount) -> Outcome<Self> {
-        let source = format!("//{}/vms", server.address);
+        let source = format!("//{}/{}", server.address, how.share());
         let more = if how.options.is_empty() { String::new() } else { format!(",{}", how.options) };
         let options = format!(
             "ip={},port={},username=admin,password=pw-of-admin,vers={}{more}",

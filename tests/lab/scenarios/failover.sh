@@ -1,0 +1,105 @@
+# Debian's cifs.ko with persistent handles over two network paths, while smbd is killed and the
+# paths are cut: a namespace of its own holds smbd and one end of each path, the lab VM the other.
+#
+#   namespace                                       lab VM
+#   smbd --supervise :445   tap0 10.77.1.1 ═════ 10.77.1.2 eth0    cifs.ko, hard, max_channels=4
+#                           tap1 10.77.2.1 ═════ 10.77.2.2 eth1    fio --verify=crc32c, over and over
+#
+# fio runs in rounds until the share says that all faults are over, and once more after that.
+# Needs root, for the namespace.
+
+ns=
+
+prepare() {
+    [ "$(id -u)" = 0 ] || { echo "lab: skipped: failover needs root for a network namespace"; exit 0; }
+    command -v ip >/dev/null && command -v iptables >/dev/null || {
+        echo "lab: skipped: failover needs ip and iptables"; exit 0; }
+    needs smbd
+    [ -e "$LAB/fio/.done" ] || get fio fio $(missing_libraries fio)
+    limit=${BULKHEAD_LAB_SECONDS:-600}
+    network
+    serve
+    root "$work/host" virtio_pci virtio_blk virtio_net crc32c_generic ext4 \
+        cifs ecb cmac ccm gcm ctr ghash_generic sha512_generic nls_utf8
+    program "$work/host" "$LAB/fio/usr/bin/fio"
+    install -m 755 "$here/failover-start" "$work/host/opt/start"
+    qemu=(ip netns exec "$ns" "${qemu[@]}")
+    machine=(
+        -netdev tap,id=n0,ifname=tap0,script=no,downscript=no
+        -device virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:77:01:02
+        -netdev tap,id=n1,ifname=tap1,script=no,downscript=no
+        -device virtio-net-pci,netdev=n1,romfile=,mac=52:54:00:77:02:02)
+    disturb 9>&- &
+    pids+=("$!")
+}
+
+# Two paths in a namespace, which goes with this run.
+network() {
+    local n
+    ns=bulkhead-lab-$$-$RANDOM
+    ip netns add "$ns"
+    ip -n "$ns" link set lo up
+    for n in 0 1; do
+        ip -n "$ns" tuntap add "tap$n" mode tap
+        ip -n "$ns" addr add "10.77.$((n + 1)).1/24" dev "tap$n"
+        ip -n "$ns" link set "tap$n" up
+    done
+}
+
+undo() { [ -z "$ns" ] || ip netns del "$ns"; }
+
+serve() {
+    local since=$SECONDS
+    mkdir "$work/share"
+    cat >"$work/smbd.toml" <<CONFIG
+[server]
+listen = ["0.0.0.0:445"]
+state_dir = "$work/state"
+encryption = "offered"
+[[user]]
+name = "admin"
+password = "pw-of-admin"
+[[share]]
+name = "ca"
+path = "$work/share"
+users = ["admin"]
+continuously_available = true
+CONFIG
+    ip netns exec "$ns" "$bin/smbd" --supervise --config "$work/smbd.toml" >"$LAB/smbd.log" 2>&1 </dev/null 9>&- &
+    supervisor=$!
+    pids+=("$supervisor")
+    until ip netns exec "$ns" bash -c 'exec 3<>/dev/tcp/127.0.0.1/445' 2>/dev/null; do
+        kill -0 "$supervisor" && [ $((SECONDS - since)) -lt 30 ] || {
+            tail -n 5 "$LAB/smbd.log"; fail "smbd does not start"; }
+        nap 0.1
+    done
+}
+
+nap() { read -rt "$1" <> <(:) || true; }
+
+kill_smbd() {
+    local pid
+    pid=$(pgrep -P "$supervisor" | head -n 1)
+    kill -9 "$pid" && echo "lab: killed smbd ($pid)"
+}
+
+# Ten kills, each path down for a while, each path silent for a while.
+disturb() {
+    local n
+    until grep -q '^lab: fio runs' "$console"; do nap 0.5; done
+    for n in 0 1; do
+        for _ in 1 2 3; do nap 4; kill_smbd; done
+        nap 4
+        ip -n "$ns" link set "tap$n" down; echo "lab: path $n is down"; nap 5
+        ip -n "$ns" link set "tap$n" up; echo "lab: path $n is up"; nap 6
+        ip netns exec "$ns" iptables -A INPUT -i "tap$n" -j DROP; echo "lab: path $n is silent"; nap 6
+        ip netns exec "$ns" iptables -F INPUT; echo "lab: path $n is heard"; nap 6
+    done
+    for _ in 1 2 3 4; do kill_smbd; nap 4; done
+    : >"$work/share/over"
+}
+
+# smbd has nothing to complain of but that it was killed.
+conclude() {
+    ! grep -E ' (WARN|ERROR) |panicked' "$LAB/smbd.log" | grep -v 'has ended and is started again'
+}

@@ -1,0 +1,257 @@
+//! Reading an image with every check.
+
+use std::{ops::Range, sync::Arc};
+
+use block_io::File;
+
+use super::{
+    SECTOR,
+    footer::{self, Footer, Kind},
+    header::{self, ABSOLUTE, Header, RELATIVE},
+};
+use crate::{Damage, Fault, Guid, Result, Structure};
+
+/// An entry of a block that is not in the file.
+pub(super) const ABSENT: u32 = u32::MAX;
+
+/// An image's structures, checked.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub footer: Footer,
+    pub file_len: u64,
+    /// The footer at the end is missing or wrong; the copy was taken.
+    pub lost_footer: Option<Damage>,
+    pub blocks: Option<Blocks>,
+}
+
+/// The block table of a dynamic or differencing image.
+#[derive(Debug)]
+pub(super) struct Blocks {
+    pub header: Header,
+    /// Sector of each block's bitmap.
+    pub table: Vec<u32>,
+    /// Where the first byte is that nothing uses.
+    pub end: u64,
+    pub parent: ParentPlaces,
+}
+
+/// Where an image says its parent is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ParentPlaces {
+    /// Paths relative to the image's folder, with backslashes.
+    pub relative: Vec<String>,
+    /// Full paths.
+    pub absolute: Vec<String>,
+}
+
+/// What an image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// Fixed, dynamic or differencing.
+    pub kind: Kind,
+    /// Bytes of the disk.
+    pub disk_size: u64,
+    /// Bytes of the file.
+    pub file_size: u64,
+    /// Bytes per block; none in a fixed image.
+    pub block_size: Option<u32>,
+    /// Identity of the image.
+    pub id: Guid,
+    /// The program that made it.
+    pub creator: String,
+    /// When it was made: seconds since 2000.
+    pub timestamp: u32,
+    /// Blocks of the disk.
+    pub blocks: u64,
+    /// Blocks stored in the file, wholly or in part.
+    pub allocated_blocks: u64,
+    /// Identity of the parent of a differencing image, and where it is.
+    pub parent: Option<(Guid, ParentPlaces)>,
+    /// The footer at the end is missing; its copy was taken.
+    pub lost_footer: bool,
+}
+
+/// Reads what an image is. Never writes.
+///
+/// # Errors
+/// What is wrong with it, as for opening it.
+pub async fn info(file: Arc<dyn File>) -> Result<Info> {
+    let image = load(&*file).await?;
+    let blocks = image.blocks.as_ref();
+    let count = |b: &Blocks| b.table.iter().filter(|entry| **entry != ABSENT).count() as u64;
+    let differs = image.footer.kind == Kind::Differencing;
+    Ok(Info {
+        kind: image.footer.kind,
+        disk_size: image.footer.size,
+        file_size: image.file_len,
+        block_size: blocks.map(|b| b.header.block_size),
+        id: image.footer.id,
+        creator: String::from_utf8_lossy(&image.footer.creator)
+            .trim_end_matches([' ', '\0'])
+            .to_owned(),
+        timestamp: image.footer.timestamp,
+        blocks: blocks.map_or(0, |b| b.table.len() as u64),
+        allocated_blocks: blocks.map_or(0, count),
+        parent: blocks.filter(|_| differs).map(|b| (b.header.parent_id, b.parent.clone())),
+        lost_footer: image.lost_footer.is_some(),
+    })
+}
+
+/// Judges an image: what stops it from being opened, then what is not as it should be without
+/// harm. Never writes.
+///
+/// # Errors
+/// Only what the file says; damage is in the report.
+pub async fn check(file: Arc<dyn File>) -> Result<crate::vhdx::Report> {
+    let mut report = crate::vhdx::Report::default();
+    match load(&*file).await {
+        Ok(image) => {
+            image.lost_footer.into_iter().for_each(|damage| report.warn(damage));
+            if let Some(blocks) = image.blocks {
+                report.blocks = blocks.table.len() as u64;
+                report.allocated_blocks =
+                    blocks.table.iter().filter(|entry| **entry != ABSENT).count() as u64;
+                let used = blocks.end + footer::LEN as u64;
+                report.leaked = image.file_len.saturating_sub(used);
+            }
+        }
+        Err(crate::Error::Damaged(damage)) => report.error(damage),
+        Err(error) => return Err(error),
+    }
+    Ok(report)
+}
+
+async fn read(file: &dyn File, at: u64, len: usize) -> Result<Vec<u8>> {
+    let mut buf = vec![0; len];
+    let got = file.read_at(at, &mut buf).await?;
+    buf.truncate(got);
+    Ok(buf)
+}
+
+pub(super) async fn load(file: &dyn File) -> Result<Loaded> {
+    let file_len = file.len().await?;
+    let at_end = file_len.saturating_sub(footer::LEN as u64);
+    let last = Footer::parse(&read(file, at_end, footer::LEN).await?, at_end);
+    let (footer, lost_footer) = match last {
+        Ok(footer) => (footer, None),
+        Err(damage) => {
+            // A fixed image has no copy, so what stands at the front of one is the disk's.
+            match Footer::parse(&read(file, 0, footer::LEN).await?, 0) {
+                Ok(copy) if copy.kind != Kind::Fixed => (copy, Some(damage)),
+                _ => return Err(damage.into()),
+            }
+        }
+    };
+    if footer.kind == Kind::Fixed {
+        if footer.size > at_end {
+            let (field, value, rule) = ("CurrentSize", footer.size, "the file is shorter");
+            let fault = Fault::Field { field, value, rule };
+            return Err(Damage::new(Structure::Footer, at_end + 48, fault).into());
+        }
+        return Ok(Loaded { footer, file_len, lost_footer, blocks: None });
+    }
+    let limit = if lost_footer.is_some() { file_len } else { at_end };
+    let blocks = Some(load_blocks(file, &footer, limit).await?);
+    Ok(Loaded { footer, file_len, lost_footer, blocks })
+}
+
+/// Reads header, table and the parent's places; everything lies before `limit`.
+async fn load_blocks(file: &dyn File, footer: &Footer, limit: u64) -> Result<Blocks> {
+    let at = footer.data_offset;
+    let header = Header::parse(&read(file, at, header::LEN).await?, at)?;
+    let wanted = footer.size.div_ceil(u64::from(header.block_size));
+    if u64::from(header.entries) < wanted {
+        let (field, value) = ("MaxTableEntries", u64::from(header.entries));
+        let fault = Fault::Field { field, value, rule: "too few for the disk" };
+        return Err(Damage::new(Structure::DynamicHeader, at + 28, fault).into());
+    }
+    let table_at = header.table_offset;
+    let table_len = (u64::from(header.entries) * 4).next_multiple_of(SECTOR);
+    if table_at.checked_add(table_len).is_none_or(|end| end > limit) {
+        return Err(Damage::new(Structure::Bat, table_at, Fault::Truncated).into());
+    }
+    let bytes = read(file, table_at, (wanted * 4) as usize).await?;
+    let table: Vec<u32> =
+        bytes.as_chunks::<4>().0.iter().map(|raw| u32::from_be_bytes(*raw)).collect();
+    if (table.len() as u64) < wanted {
+        return Err(Damage::new(Structure::Bat, table_at, Fault::Truncated).into());
+    }
+    let mut taken: Vec<(Range<u64>, String)> = vec![
+        (0..footer::LEN as u64, "the footer's copy".into()),
+        (at..at + header::LEN as u64, "the header".into()),
+        (table_at..table_at + table_len, "the block table".into()),
+    ];
+    let parent = parent_places(file, &header, limit, &mut taken).await?;
+    let end = places(&header, &table, limit, taken)?;
+    Ok(Blocks { header, table, end, parent })
+}
+
+/// Checks that nothing overlaps and all blocks lie before `limit`; returns where free space begins.
+fn places(
+    header: &Header,
+    table: &[u32],
+    limit: u64,
+    taken: Vec<(Range<u64>, String)>,
+) -> Result<u64> {
+    let len = header.bitmap_len() + u64::from(header.block_size);
+    let entry_at = |index: usize| header.table_offset + 4 * index as u64;
+    let mut blocks: Vec<(u64, usize)> = Vec::new();
+    for (index, entry) in table.iter().enumerate().filter(|(_, entry)| **entry != ABSENT) {
+        let start = u64::from(*entry) * SECTOR;
+        if start + len > limit {
+            let (index_64, rule) = (index as u64, "past the end of the file");
+            let fault = Fault::EntryOffset { index: index_64, start, rule };
+            return Err(Damage::new(Structure::Bat, entry_at(index), fault).into());
+        }
+        blocks.push((start, index));
+    }
+    blocks.sort_unstable();
+    let overlap = |start, index, other: String| {
+        let fault = Fault::Overlap { start, len, other };
+        Err(Damage::new(Structure::Bat, entry_at(index), fault).into())
+    };
+    if let Some(pair) = blocks.windows(2).find(|pair| pair[0].0 + len > pair[1].0) {
+        return overlap(pair[1].0, pair[1].1, format!("block {}", pair[0].1));
+    }
+    let mut end = blocks.last().map_or(0, |(start, _)| start + len);
+    for (range, name) in taken {
+        // The blocks ascend: the one that begins before the range's end is the last that can
+        // reach into it.
+        let next = blocks.partition_point(|(start, _)| *start < range.end);
+        if let Some((start, index)) = next.checked_sub(1).and_then(|i| blocks.get(i))
+            && start + len > range.start
+        {
+            return overlap(*start, *index, name);
+        }
+        end = end.max(range.end);
+    }
+    Ok(end.next_multiple_of(SECTOR))
+}
+
+async fn parent_places(
+    file: &dyn File,
+    header: &Header,
+    limit: u64,
+    taken: &mut Vec<(Range<u64>, String)>,
+) -> Result<ParentPlaces> {
+    let mut found = ParentPlaces::default();
+    for locator in &header.locators {
+        let end = locator.offset.checked_add(u64::from(locator.length));
+        if end.is_none_or(|end| end > limit) {
+            let structure = Structure::DynamicHeader;
+            return Err(Damage::new(structure, locator.offset, Fault::Truncated).into());
+        }
+        let end = locator.offset + u64::from(locator.length.max(1)).next_multiple_of(SECTOR);
+        taken.push((locator.offset..end, "a parent locator".into()));
+        let list = match locator.platform {
+            RELATIVE => &mut found.relative,
+            ABSOLUTE => &mut found.absolute,
+            _ => continue,
+        };
+        let bytes = read(file, locator.offset, locator.length as usize).await?;
+        let units: Vec<u16> =
+            bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
+        list.push(String::from_utf16_lossy(&units).trim_end_matches('\0').to_owned());
+    }
+    Ok(found)
+}
