@@ -210,6 +210,18 @@ pub async fn run(plan: Plan, bound: Bound, notify: impl Fn(&str)) -> anyhow::Res
     Ok(())
 }
 
+/// Awaits something and tells the service manager meanwhile that all is well.
+async fn minding<T>(notify: &impl Fn(&str), what: impl Future<Output = T>) -> T {
+    let mut tick = tokio::time::interval(BEAT);
+    tokio::pin!(what);
+    loop {
+        tokio::select! {
+            done = &mut what => return done,
+            _ = tick.tick() => notify("WATCHDOG=1"),
+        }
+    }
+}
+
 /// Puts a new server in the place of the old one: it is started beside it, and when it needs
 /// nothing but the state, the old one is told to end. If it does not come that far, the old one
 /// stays.
@@ -223,7 +235,7 @@ async fn replace(plan: &Plan, sockets: &[OwnedFd], server: &mut Server, notify: 
         }
     };
     loop {
-        match new.next(PATIENCE).await {
+        match minding(notify, new.next(PATIENCE)).await {
             Event::Said(said) if said == "waiting" => break,
             Event::Said(_) => {}
             Event::Ended(_) | Event::Silent => {
@@ -233,11 +245,11 @@ async fn replace(plan: &Plan, sockets: &[OwnedFd], server: &mut Server, notify: 
         }
     }
     let prepared = since.elapsed();
-    server.end().await;
+    minding(notify, server.end()).await;
     let mut old = std::mem::replace(server, new);
     let _ = old.child.wait().await;
     while !server.ready {
-        match server.next(PATIENCE).await {
+        match minding(notify, server.next(PATIENCE)).await {
             Event::Said(_) => {}
             // The main loop starts another.
             Event::Ended(_) | Event::Silent => {
@@ -246,7 +258,6 @@ async fn replace(plan: &Plan, sockets: &[OwnedFd], server: &mut Server, notify: 
             }
         }
     }
-    notify("WATCHDOG=1");
     let away = since.elapsed() - prepared;
     tracing::info!(?prepared, ?away, "a new server has taken over");
 }
