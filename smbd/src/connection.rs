@@ -40,7 +40,7 @@ use crate::{
 const TURNS: u32 = 2;
 /// Send when this many bytes of answers stand ready: few enough that the client works on them
 /// while the next are made, so many that a send costs little beside them.
-const SEND_AT: usize = 32 << 10;
+const SEND_AT: usize = 64 << 10;
 /// Room for input that an idle connection does not hold.
 const INPUT: usize = 256 << 10;
 /// Room beyond the payload that a message may have: headers, contexts, names.
