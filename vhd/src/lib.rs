@@ -21,6 +21,7 @@ pub mod convert;
 mod error;
 mod format;
 mod guid;
+mod parent;
 pub mod vhdx;
 
 pub use error::{Damage, Error, Fault, Result, Structure};

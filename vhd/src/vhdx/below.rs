@@ -21,7 +21,7 @@ use super::{
     disk::{Extent, Inner, Source, push},
     table::Updated,
 };
-use crate::{Damage, Fault, Structure};
+use crate::{Damage, Fault, Structure, parent};
 
 /// Bytes copied from the parent at once.
 const CHUNK: u64 = 1 << 20;
@@ -35,21 +35,12 @@ impl Inner {
 
     /// Reads the parent; zeros behind its end, if the image was made longer.
     pub(super) async fn read_parent(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let Some(parent) = &self.parent else {
-            buf.fill(0);
-            return Ok(());
-        };
-        let there = parent.geometry().size.saturating_sub(offset).min(buf.len() as u64) as usize;
-        let (there, rest) = buf.split_at_mut(there);
-        rest.fill(0);
-        if there.is_empty() { Ok(()) } else { parent.read_at(offset, there).await }
+        parent::read(self.parent.as_ref(), offset, buf).await
     }
 
     /// The parts of a range that may hold data in the parent.
     pub(super) async fn ranges_below(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        let Some(parent) = &self.parent else { return Ok(Vec::new()) };
-        let end = range.end.min(parent.geometry().size);
-        if range.start < end { parent.allocated_ranges(range.start..end).await } else { Ok(vec![]) }
+        parent::ranges(self.parent.as_ref(), range).await
     }
 
     /// The runs of sectors of a part of a block that are here, and those that are not.
