@@ -169,7 +169,7 @@ async fn behaves(size: u64, sector: u32, ops: Vec<Op>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn a_chain_is_an_array_of_bytes(size in 1u64..14 * MIB, big in any::<bool>(), ops in ops()) {
@@ -189,6 +189,24 @@ async fn one_parent() -> Shelf {
     disk.close().await.unwrap();
     shelf.0.insert(Shelf::name(0), file);
     shelf
+}
+
+#[tokio::test]
+async fn a_write_over_a_new_block_between_neighbours_in_the_file_goes_where_it_belongs() {
+    let mut shelf = one_parent().await;
+    shelf.grow(1, MIB).await;
+    let disk = shelf.open_level(1, false).await;
+    // Blocks 2 and 4 get neighbouring places in the file; block 3 comes to be with the write.
+    disk.write_at(2 * MIB, &[2; 512]).await.unwrap();
+    disk.write_at(4 * MIB, &[4; 512]).await.unwrap();
+    let mut data = vec![0; 3 << 20];
+    Rng::new(1).fill(&mut data);
+    disk.write_at(2 * MIB, &data).await.unwrap();
+    let mut now = vec![0; data.len()];
+    disk.read_at(2 * MIB, &mut now).await.unwrap();
+    assert!(now == data);
+    disk.read_at(5 * MIB, &mut now[..512]).await.unwrap();
+    assert!(now[..512] == [1; 512], "past the write");
 }
 
 /// A child with a block that another program left partly present: three runs of sectors of block

@@ -76,14 +76,15 @@ pub(super) struct Extent {
     source: Source,
 }
 
-/// Appends a piece, merged with the last if they are neighbours where they are too.
+/// Appends a piece, merged with the last if they are neighbours in the buffer and where they are.
+/// A write skips what it has written already, so the buffer may have gaps.
 pub(super) fn push(extents: &mut Vec<Extent>, buffer: Range<usize>, source: Source) {
     if let Some(last) = extents.last_mut() {
         let follows = match (last.source, source) {
             (Source::File(a), Source::File(b)) => a + last.buffer.len() as u64 == b,
             (a, b) => a == b,
         };
-        if follows {
+        if follows && last.buffer.end == buffer.start {
             last.buffer.end = buffer.end;
             return;
         }
