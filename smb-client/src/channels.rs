@@ -153,8 +153,8 @@ impl Group {
         }
         let mut best: Option<(bool, u64, &Arc<Connection>)> = None;
         for channel in list.iter().filter(|channel| !channel.is_closed()) {
-            let spare = channel.suspect.load(Ordering::Relaxed)
-                || channel.retired.load(Ordering::Relaxed);
+            let spare =
+                channel.suspect.load(Ordering::Relaxed) || channel.retired.load(Ordering::Relaxed);
             let load = channel.load.load(Ordering::Relaxed) + 1;
             let load = load.saturating_mul(channel.path.weight.into());
             if best.is_none_or(|(its, least, _)| (spare, load) < (its, least)) {

@@ -25,9 +25,7 @@ use std::{
 
 use bytes::Bytes;
 use rustix::net::{Shutdown, shutdown};
-use smb_protocol::{
-    Command, Header, HeaderFlags, MessageId, NtStatus, TreeId, msg::simple::Empty,
-};
+use smb_protocol::{Command, Header, HeaderFlags, MessageId, NtStatus, TreeId, msg::simple::Empty};
 use tokio::{
     net::TcpStream,
     sync::{Notify, Semaphore, TryAcquireError, oneshot, watch},
@@ -340,7 +338,8 @@ impl Connection {
     ) {
         if let Ok(permit) = self.credits.try_acquire() {
             permit.forget();
-            if let Ok(mut ticket) = self.send(command, tree, Cost::LEAST, HeaderFlags::NONE, encode) {
+            if let Ok(mut ticket) = self.send(command, tree, Cost::LEAST, HeaderFlags::NONE, encode)
+            {
                 ticket.answered = true;
             }
         }

@@ -211,12 +211,8 @@ impl RemoteFile {
         let channel = live.pick();
         let most = channel.max_io(channel.limits.max_write, self.open.session.options.max_io);
         let len = buf.len().min(most as usize);
-        let request = write::Request {
-            offset,
-            file_id: live.file,
-            data: &buf[..len],
-            ..Default::default()
-        };
+        let request =
+            write::Request { offset, file_id: live.file, data: &buf[..len], ..Default::default() };
         let encode = |out: &mut Vec<u8>| {
             out.reserve(len + 128);
             request.encode(out);
@@ -250,24 +246,25 @@ impl RemoteFile {
         let mut again = Again::default();
         loop {
             let live = self.open.live()?;
-            let error = match self.ask_once(&live, command, moves, again.flags(&live), &encode).await {
-                Ok(response) if response.header.status.is_success() => {
-                    let counted = if changes { self.open.note_write(&live) } else { Ok(()) };
-                    match counted {
-                        Ok(()) => return Ok(response),
-                        Err(error) => error,
+            let error =
+                match self.ask_once(&live, command, moves, again.flags(&live), &encode).await {
+                    Ok(response) if response.header.status.is_success() => {
+                        let counted = if changes { self.open.note_write(&live) } else { Ok(()) };
+                        match counted {
+                            Ok(()) => return Ok(response),
+                            Err(error) => error,
+                        }
                     }
-                }
-                Ok(response) => {
-                    let status = response.header.status;
-                    let error = Error::status(format!("use {:?}", self.open.path), status);
-                    if !error.is_disconnect() && status != NtStatus::FILE_NOT_AVAILABLE {
-                        return Ok(response);
+                    Ok(response) => {
+                        let status = response.header.status;
+                        let error = Error::status(format!("use {:?}", self.open.path), status);
+                        if !error.is_disconnect() && status != NtStatus::FILE_NOT_AVAILABLE {
+                            return Ok(response);
+                        }
+                        error
                     }
-                    error
-                }
-                Err(error) => error,
-            };
+                    Err(error) => error,
+                };
             self.open.recover(&mut patience, &live, error).await?;
         }
     }

@@ -8,6 +8,7 @@
 pub mod files;
 pub mod host;
 pub mod kdc;
+pub mod ledger;
 pub mod process;
 pub mod proxy;
 pub mod samba;

@@ -154,9 +154,8 @@ impl Keeper {
             most: self.options.max_channels.into(),
             per_interface: self.options.channels_per_interface,
         };
-        let plan = |usable: &dyn Fn(IpAddr) -> bool| {
-            targets(&self.offers, self.dialled, bounds, usable)
-        };
+        let plan =
+            |usable: &dyn Fn(IpAddr) -> bool| targets(&self.offers, self.dialled, bounds, usable);
         let wanted = plan(&|ip| !self.troubles.contains_key(&ip));
         let mut begin: Vec<Target> = Vec::new();
         for target in &wanted {
@@ -283,8 +282,7 @@ fn give_up_without_link(channels: &[Arc<Connection>]) {
     let works = |c: &&Arc<Connection>| {
         interfaces.iter().any(|interface| interface.ip() == c.path.local && interface.is_oper_up())
     };
-    let (up, down): (Vec<_>, Vec<_>) =
-        channels.iter().filter(|c| !c.is_closed()).partition(works);
+    let (up, down): (Vec<_>, Vec<_>) = channels.iter().filter(|c| !c.is_closed()).partition(works);
     if !up.is_empty() {
         for channel in down {
             channel.close(Error::disconnected("its interface is down"));

@@ -106,7 +106,11 @@ mod tests {
         }
     }
 
-    fn plan(offers: &[NetworkInterface], most: usize, per_interface: u16) -> Vec<(String, usize, u32)> {
+    fn plan(
+        offers: &[NetworkInterface],
+        most: usize,
+        per_interface: u16,
+    ) -> Vec<(String, usize, u32)> {
         let bounds = Bounds { most, per_interface };
         let targets = targets(offers, "192.0.2.1".parse().unwrap(), bounds, |_| true);
         targets.iter().map(|t| (t.address.to_string(), t.count, t.weight)).collect()
@@ -119,21 +123,12 @@ mod tests {
     #[test]
     fn channels_go_to_every_interface_first_and_to_fast_ones_most() {
         let (one, two) = (offer(1, "192.0.2.1", 10, false), offer(2, "198.51.100.1", 10, false));
-        assert_eq!(plan(&[two, one], 4, 0), [
-            is("192.0.2.1", 1, 1),
-            is("198.51.100.1", 1, 1)
-        ]);
+        assert_eq!(plan(&[two, one], 4, 0), [is("192.0.2.1", 1, 1), is("198.51.100.1", 1, 1)]);
         assert_eq!(plan(&[two, one], 1, 0), [is("192.0.2.1", 1, 1)]);
         assert_eq!(plan(&[one, two], 8, 3), [is("192.0.2.1", 3, 1), is("198.51.100.1", 3, 1)]);
         let (slow, fast) = (offer(1, "192.0.2.1", 1, false), offer(2, "198.51.100.1", 100, true));
-        assert_eq!(plan(&[slow, fast], 4, 0), [
-            is("198.51.100.1", 3, 1),
-            is("192.0.2.1", 1, 100)
-        ]);
-        assert_eq!(plan(&[slow, fast], 8, 0), [
-            is("198.51.100.1", 4, 1),
-            is("192.0.2.1", 1, 100)
-        ]);
+        assert_eq!(plan(&[slow, fast], 4, 0), [is("198.51.100.1", 3, 1), is("192.0.2.1", 1, 100)]);
+        assert_eq!(plan(&[slow, fast], 8, 0), [is("198.51.100.1", 4, 1), is("192.0.2.1", 1, 100)]);
     }
 
     #[test]
