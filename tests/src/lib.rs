@@ -9,6 +9,7 @@ pub mod files;
 pub mod host;
 pub mod kdc;
 pub mod ledger;
+pub mod paths;
 pub mod process;
 pub mod proxy;
 pub mod samba;
