@@ -19,7 +19,7 @@ mod wire;
 pub use client::{Client, ClientError};
 pub use definition::{
     AfterHostFailure, BootDefinition, ConsoleKind, DefinitionError, DiskDefinition, DiskFormat,
-    VmDefinition, VmName,
+    VmDefinition, VmId, VmName,
 };
 pub use wire::{
     DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound,
