@@ -402,13 +402,11 @@ impl Volume {
     }
 
     /// Removes the name of what `fd` names, and the streams of a file that is gone with it. The
-    /// name is the one it was opened by, which may be a symbolic link, or, if it is not there any
-    /// more or the file has several, the one that it has now.
+    /// name is the one it was opened by, which may be a symbolic link, or, if that is not there any
+    /// more, the one that it has now.
     pub fn remove_open(&self, fd: BorrowedFd<'_>, opened: Option<&RelPath>) -> Result<(), Errno> {
         let stat = rustix::fs::fstat(fd)?;
-        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let one = directory || stat.st_nlink == 1;
-        if let Some(opened) = opened.filter(|_| one)
+        if let Some(opened) = opened
             && self.remove(opened, &stat).is_ok()
         {
             return self.forget_streams(fd);

@@ -75,12 +75,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 }
 
 fn standard(open: &Open, facts: &Facts) -> Standard {
-    let delete_pending = open.node.delete_pending() || open.base_node().delete_pending();
+    let links = facts.links.saturating_sub(open.base_node().names_going());
     Standard {
         allocation_size: facts.allocation_size,
         end_of_file: facts.end_of_file,
-        links: if delete_pending { facts.links.saturating_sub(1) } else { facts.links },
-        delete_pending,
+        links,
+        // MS-FSA 2.1.5.12.27
+        delete_pending: open.delete_pending() || links == 0,
         directory: facts.directory,
     }
 }

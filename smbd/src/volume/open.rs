@@ -475,6 +475,12 @@ impl Open {
         self.stream.as_ref().map_or(&self.node, |stream| &stream.base)
     }
 
+    /// Whether it, or the file that its stream belongs to, is to be deleted.
+    pub fn delete_pending(&self) -> bool {
+        let id = self.node_id();
+        self.node.delete_pending(id) || self.base_node().delete_pending(id)
+    }
+
     fn remove_stream(&self, stream: &StreamOpen) {
         let name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = rustix::fs::fstat(&stream.file)
@@ -535,7 +541,7 @@ impl Drop for Open {
             && !listing::is_empty(&self.handle).unwrap_or(false);
         if self.delete_on_close.load(Ordering::Acquire) && !stays {
             let _ = self.others_let_go(Cause::Delete);
-            self.node.set_delete_pending(true);
+            self.node.set_delete_pending(self.node_id(), true);
             if self.directory {
                 self.nodes.watches.gone(self.node.key());
             }
@@ -547,17 +553,16 @@ impl Drop for Open {
         let mut removed = None;
         if self.stream.is_none()
             && self.posix_delete.load(Ordering::Acquire)
-            && self.node.delete_pending()
+            && self.node.delete_pending(id)
+            && let Some(path) = self.node.path(id)
         {
-            removed = self.remove_file(&self.node.path());
+            removed = self.remove_file(&path);
+            if removed.is_some() {
+                self.node.name_is_gone(id);
+            }
         }
-        let gone = removed.is_some();
         match &self.stream {
-            None => self.nodes.leave(&self.node, id, |path| {
-                if !gone {
-                    removed = self.remove_file(path);
-                }
-            }),
+            None => self.nodes.leave(&self.node, id, |path| removed = self.remove_file(path)),
             Some(stream) => {
                 self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
                 self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));

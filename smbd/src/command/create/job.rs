@@ -303,7 +303,8 @@ impl Job<'_> {
         let share = ShareAccess::READ | ShareAccess::WRITE | asked.and(ShareAccess::DELETE);
         let with_base = self.join(base_stat, path, beside, share, false)?;
         let stat = rustix::fs::fstat(file)?;
-        let joined = self.join(&stat, path, sharing, asked, cuts)?;
+        // A stream is one, by whatever name of its file it was reached.
+        let joined = self.join(&stat, &RelPath::root(), sharing, asked, cuts)?;
         let data = self.content(file, access, false, cuts)?;
         let stream = StreamOpen {
             name: std::sync::Mutex::new(

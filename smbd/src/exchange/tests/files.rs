@@ -252,6 +252,43 @@ fn hard_links_and_the_name_that_goes() {
     assert_eq!(status, NtStatus::FILE_IS_A_DIRECTORY);
 }
 
+/// A name goes with the last open that came by it, whoever else has the file open by another.
+#[test]
+fn each_name_of_a_file_is_deleted_by_itself() {
+    for closes_last in ["a", "b"] {
+        let mut direct = logged_in();
+        let a = direct.create("a", Disposition::CREATE, FILE).unwrap();
+        direct.store(a, b"content");
+        assert_eq!(direct.rename(a, InfoClass::LINK, 0, "b"), NtStatus::SUCCESS);
+        let b = direct.create("b", Disposition::OPEN, FILE).unwrap();
+        let second = direct.create("b", Disposition::OPEN, FILE).unwrap();
+        assert_eq!(direct.set(b, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
+        let standard = direct.query(a, InfoClass::STANDARD).unwrap();
+        let standard = Standard::parse(&standard).unwrap();
+        assert_eq!((standard.links, standard.delete_pending), (1, false));
+        let open = |direct: &mut Direct, name| direct.create(name, Disposition::OPEN, FILE);
+        assert_eq!(open(&mut direct, "b"), Err(NtStatus::DELETE_PENDING));
+        let again = open(&mut direct, "a").unwrap();
+        assert_eq!(direct.rename(again, InfoClass::LINK, 0, "c"), NtStatus::SUCCESS);
+        direct.close(again);
+        direct.close(b);
+        assert_eq!(open(&mut direct, "b"), Err(NtStatus::DELETE_PENDING));
+        if closes_last == "b" {
+            direct.close(a);
+        }
+        direct.close(second);
+        assert_eq!(open(&mut direct, "b"), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+        if closes_last == "a" {
+            direct.close(a);
+        }
+        for name in ["a", "c"] {
+            let file = open(&mut direct, name).unwrap();
+            assert_eq!(direct.load(file), b"content", "{name}");
+            direct.close(file);
+        }
+    }
+}
+
 /// Flags of the extended forms: a name is given to another file, or goes, while it is in use.
 #[test]
 fn posix_rules_on_request() {
