@@ -121,7 +121,14 @@ impl Volume {
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self::from_root(root, false)?)
+        let volume = Self::from_root(root, false)?;
+        match volume.openat(OsStr::new("."), flags, Mode::empty()) {
+            Err(Errno::NOSYS) => Err(std::io::Error::other(
+                "the system refuses openat2, by which paths are kept below it: Linux 5.6 or later \
+                 is needed, and no filter that refuses it (RestrictSUIDSGID of systemd does)",
+            )),
+            other => Ok(other.map(|_| volume)?),
+        }
     }
 
     fn from_root(root: OwnedFd, past: bool) -> Result<Self, Errno> {
