@@ -10,6 +10,7 @@
 //! - [`classic`]: the VHD format before it, likewise.
 //! - [`chain`]: finding and opening the parents of differencing images.
 //! - [`convert`]: copying between disks of any format.
+//! - [`ops`]: changing images that nobody uses: size, parents, density, repair.
 //! - [`Format`], [`open_disk`]: choosing a format by name or by a file's ending.
 //!
 //! Everything here is driven through the [`block_io::File`] trait; nothing knows where a file is.
@@ -19,11 +20,14 @@ pub mod chain;
 pub mod classic;
 pub mod convert;
 mod error;
+mod extent;
 mod format;
 mod guid;
+pub mod ops;
 mod parent;
 pub mod vhdx;
 
 pub use error::{Damage, Error, Fault, Result, Structure};
+pub use extent::{Extent, Place};
 pub use format::{Format, open_disk};
 pub use guid::{Guid, NoGuid};
