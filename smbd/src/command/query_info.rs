@@ -123,7 +123,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             8
         }
         InfoClass::EA => {
-            out.put_u32(facts.ea_size);
+            out.put_u32(eas::size(open.handle()));
             4
         }
         InfoClass::ACCESS => {
@@ -147,7 +147,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             Basic { times: facts.times, attributes: facts.attributes }.encode(out);
             standard(open, &facts).encode(out);
             out.put_u64(facts.file_id);
-            out.put_u32(facts.ea_size);
+            out.put_u32(eas::size(open.handle()));
             out.put_u32(open.access.0);
             out.put_u64(position());
             out.put_u32(mode(open));

@@ -299,7 +299,7 @@ fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let to = match open.volume().find(&wanted)? {
-        Found::Missing { path } => path,
+        Found::Missing { path, .. } => path,
         Found::Here { .. } if !request.replace => {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
@@ -350,7 +350,7 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     }
     let mut replaced = None;
     let to = match open.volume().find(&wanted)? {
-        Found::Missing { path } => path,
+        Found::Missing { path, .. } => path,
         Found::Here { fd, stat: target, path } => {
             let itself = (target.st_dev, target.st_ino) == (stat.st_dev, stat.st_ino);
             let (Some((folder, name)), Some((_, new))) = (path.split(), wanted.split()) else {

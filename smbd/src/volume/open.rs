@@ -424,6 +424,13 @@ impl Open {
         Ok(facts)
     }
 
+    /// Length of the content in bytes.
+    pub fn length(&self) -> Result<u64, NtStatus> {
+        let handle = self.stream.as_ref().map_or(self.handle(), |stream| stream.file.as_fd());
+        let stat = rustix::fs::fstat(handle).map_err(of_errno)?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    }
+
     /// Sets the mode, as far as it can be set.
     pub fn set_mode(&self, mode: u32) -> Result<(), NtStatus> {
         let wanted = CreateOptions(mode);
