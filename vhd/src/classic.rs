@@ -23,7 +23,7 @@
 //! | `load` | reading an image with every check, describing it |
 //! | `disk`, `blocks` | reads and writes; new blocks and flush |
 //! | `create` | making images |
-//! | `edit`, `resize`, `repack` | changing structures of an image that is not open as a disk |
+//! | `edit`, `resize`, `repack`, `mend` | changing structures of an image that is not open as a disk |
 
 mod blocks;
 mod create;
@@ -32,11 +32,13 @@ pub(crate) mod edit;
 pub mod footer;
 pub mod header;
 mod load;
+pub(crate) mod mend;
 pub(crate) mod repack;
 pub(crate) mod resize;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE, Parent, create};
 pub use disk::{OpenOptions, Vhd};
+pub(crate) use edit::clone_parts;
 pub use load::{Info, ParentPlaces, check, info};
 
 /// The unit of every place in the file, and the only sector size.

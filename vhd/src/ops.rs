@@ -13,14 +13,24 @@
 //! Images are VHDX or VHD; a [`Format`] says which.
 
 mod compact;
+mod compare;
+mod identity;
+mod map;
 mod merge;
 mod rebase;
+mod repair;
 mod resize;
+mod trim;
 
 pub use compact::{Compacted, compact};
+pub use compare::compare;
+pub use identity::{Set, clone, set};
+pub use map::{Mapped, map};
 pub use merge::{Level, merge, merge_into};
 pub use rebase::{rebase, relink};
+pub use repair::{Action, Repair, Repaired, repair};
 pub use resize::{ResizeOptions, resize};
+pub use trim::trim;
 
 use std::sync::Arc;
 

@@ -21,7 +21,7 @@
 //! | `load`, `overlay`, `scan`, `open` | reading an image with every check, log replay |
 //! | `table`, `space`, `epoch` | the open image's memory: table pages, free space, requests in flight |
 //! | `disk`, `alloc`, `below`, `commit` | reads and writes; new blocks; the parent; flush and the headers |
-//! | `edit`, `resize`, `repack` | changing structures of an image that is not open as a disk |
+//! | `edit`, `resize`, `repack`, `mend` | changing structures of an image that is not open as a disk |
 //! | `create`, `check`, `info` | making images, judging them, describing them |
 
 mod alloc;
@@ -38,6 +38,7 @@ mod info;
 mod load;
 pub mod locator;
 pub mod log;
+pub(crate) mod mend;
 pub mod metadata;
 mod open;
 mod overlay;
@@ -51,6 +52,7 @@ mod table;
 pub use check::{Finding, Report, check};
 pub use create::{CHILD_BLOCK_SIZE, CreateOptions, DEFAULT_BLOCK_SIZE, create};
 pub use disk::Vhdx;
+pub(crate) use edit::clone_parts;
 pub use info::{Identity, Info, Kind, identity, info};
 pub use open::OpenOptions;
 

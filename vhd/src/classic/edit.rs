@@ -13,7 +13,7 @@ use super::{
     SECTOR,
     footer::{self, Footer, Kind},
     header::{self, ABSOLUTE, Header, Locator, RELATIVE},
-    load::{ABSENT, Blocks, load},
+    load::{ABSENT, Blocks, Loaded, load},
 };
 use crate::{Error, Guid, Result};
 
@@ -33,8 +33,13 @@ impl Editor {
             return Err(block_io::Error::ReadOnly.into());
         }
         let image = load(&*file).await?;
-        let mut editor =
-            Self { footer: image.footer, file_len: image.file_len, blocks: image.blocks, file };
+        Self::from_loaded(file, image).await
+    }
+
+    /// As [`Editor::open`], of an image whose table was judged by the caller.
+    pub(super) async fn from_loaded(file: Arc<dyn File>, image: Loaded) -> Result<Self> {
+        let Loaded { footer, file_len, blocks, .. } = image;
+        let mut editor = Self { file, footer, file_len, blocks };
         if editor.blocks.is_some() {
             if image.lost_copy.is_some() {
                 editor.file.write_at(0, &editor.footer.encode()).await?;
@@ -273,4 +278,17 @@ impl Editor {
         self.cut().await?;
         Ok(self.file_len)
     }
+}
+
+/// What a copy of an image is made of: its footer, and where that is to stand.
+pub(crate) struct CloneParts {
+    pub(crate) footer: Footer,
+    pub(crate) end: u64,
+}
+
+/// Reads what a copy of the image in `file` is made of. Never writes.
+pub(crate) async fn clone_parts(file: &Arc<dyn File>) -> Result<CloneParts> {
+    let image = load(&**file).await?;
+    let end = image.blocks.map_or(image.footer.size, |blocks| blocks.end);
+    Ok(CloneParts { footer: image.footer, end })
 }

@@ -106,8 +106,14 @@ pub async fn info(file: Arc<dyn File>) -> Result<Info> {
 /// Only what the file says; damage is in the report.
 pub async fn check(file: Arc<dyn File>) -> Result<crate::vhdx::Report> {
     let mut report = crate::vhdx::Report::default();
-    match load(&*file).await {
+    let mut entries = Vec::new();
+    let found = |damage, _| {
+        entries.push(damage);
+        Ok(())
+    };
+    match load_with(&*file, found).await {
         Ok(image) => {
+            entries.into_iter().for_each(|damage| report.error(damage));
             let copies = image.lost_footer.into_iter().chain(image.lost_copy);
             copies.for_each(|damage| report.warn(damage));
             if let Some(blocks) = image.blocks {
@@ -132,6 +138,15 @@ async fn read(file: &dyn File, at: u64, len: usize) -> Result<Vec<u8>> {
 }
 
 pub(super) async fn load(file: &dyn File) -> Result<Loaded> {
+    load_with(file, |damage, _| Err(damage.into())).await
+}
+
+/// As [`load`], but `wrong` hears of each wrong table entry, with the block, and whether it stops
+/// there. Wrong entries are in the table as they stand in the file.
+pub(super) async fn load_with(
+    file: &dyn File,
+    wrong: impl FnMut(Damage, u64) -> Result<()>,
+) -> Result<Loaded> {
     let file_len = file.len().await?;
     let at_end = file_len.saturating_sub(footer::LEN as u64);
     let last = Footer::parse(&read(file, at_end, footer::LEN).await?, at_end);
@@ -165,12 +180,17 @@ pub(super) async fn load(file: &dyn File) -> Result<Loaded> {
         return Ok(Loaded { footer, file_len, lost_footer, lost_copy, blocks: None });
     }
     let limit = if lost_footer.is_some() { file_len } else { at_end };
-    let blocks = Some(load_blocks(file, &footer, limit).await?);
+    let blocks = Some(load_blocks(file, &footer, limit, wrong).await?);
     Ok(Loaded { footer, file_len, lost_footer, lost_copy, blocks })
 }
 
 /// Reads header, table and the parent's places; everything lies before `limit`.
-async fn load_blocks(file: &dyn File, footer: &Footer, limit: u64) -> Result<Blocks> {
+async fn load_blocks(
+    file: &dyn File,
+    footer: &Footer,
+    limit: u64,
+    wrong: impl FnMut(Damage, u64) -> Result<()>,
+) -> Result<Blocks> {
     let at = footer.data_offset;
     let header = Header::parse(&read(file, at, header::LEN).await?, at)?;
     let wanted = footer.size.div_ceil(u64::from(header.block_size));
@@ -196,7 +216,7 @@ async fn load_blocks(file: &dyn File, footer: &Footer, limit: u64) -> Result<Blo
         (table_at..table_at + table_len, "the block table".into()),
     ];
     let parent = parent_places(file, &header, limit, &mut taken).await?;
-    let end = places(&header, &table, limit, taken)?;
+    let end = places(&header, &table, limit, taken, wrong)?;
     Ok(Blocks { header, table, end, parent })
 }
 
@@ -206,40 +226,61 @@ fn places(
     table: &[u32],
     limit: u64,
     taken: Vec<(Range<u64>, String)>,
+    mut wrong: impl FnMut(Damage, u64) -> Result<()>,
 ) -> Result<u64> {
     let len = header.bitmap_len() + u64::from(header.block_size);
-    let entry_at = |index: usize| header.table_offset + 4 * index as u64;
-    let mut blocks: Vec<(u64, usize)> = Vec::new();
+    let damage =
+        |block: u64, fault| Damage::new(Structure::Bat, header.table_offset + 4 * block, fault);
+    let mut all: Vec<(Range<u64>, Owner)> =
+        taken.into_iter().map(|(range, name)| (range, Owner::Structure(name))).collect();
     for (index, entry) in table.iter().enumerate().filter(|(_, entry)| **entry != ABSENT) {
-        let start = u64::from(*entry) * SECTOR;
+        let (block, start) = (index as u64, u64::from(*entry) * SECTOR);
         if start + len > limit {
-            let (index_64, rule) = (index as u64, "past the end of the file");
-            let fault = Fault::EntryOffset { index: index_64, start, rule };
-            return Err(Damage::new(Structure::Bat, entry_at(index), fault).into());
+            let rule = "past the end of the file";
+            wrong(damage(block, Fault::EntryOffset { index: block, start, rule }), block)?;
+            if start >= limit {
+                continue;
+            }
         }
-        blocks.push((start, index));
+        all.push((start..start + len, Owner::Block(block)));
     }
-    blocks.sort_unstable();
-    let overlap = |start, index, other: String| {
-        let fault = Fault::Overlap { start, len, other };
-        Err(Damage::new(Structure::Bat, entry_at(index), fault).into())
-    };
-    if let Some(pair) = blocks.windows(2).find(|pair| pair[0].0 + len > pair[1].0) {
-        return overlap(pair[1].0, pair[1].1, format!("block {}", pair[0].1));
-    }
-    let mut end = blocks.last().map_or(0, |(start, _)| start + len);
-    for (range, name) in taken {
-        // The blocks ascend: the one that begins before the range's end is the last that can
-        // reach into it.
-        let next = blocks.partition_point(|(start, _)| *start < range.end);
-        if let Some((start, index)) = next.checked_sub(1).and_then(|i| blocks.get(i))
-            && start + len > range.start
+    all.sort_by_key(|(range, _)| range.start);
+    // Of those before, the one that reaches farthest.
+    let mut farthest: Option<&(Range<u64>, Owner)> = None;
+    for item in &all {
+        if let Some(before) = farthest
+            && before.0.end > item.0.start
         {
-            return overlap(*start, *index, name);
+            // A structure is never what is wrong.
+            let (block, other) = match (&item.1, &before.1) {
+                (Owner::Block(block), other) | (other, Owner::Block(block)) => (*block, other),
+                (Owner::Structure(_), Owner::Structure(_)) => continue,
+            };
+            let range = if item.1 == Owner::Block(block) { &item.0 } else { &before.0 };
+            let (start, other) = (range.start, other.to_string());
+            wrong(damage(block, Fault::Overlap { start, len, other }), block)?;
         }
-        end = end.max(range.end);
+        if farthest.is_none_or(|before| before.0.end < item.0.end) {
+            farthest = Some(item);
+        }
     }
-    Ok(end.next_multiple_of(SECTOR))
+    Ok(farthest.map_or(0, |(range, _)| range.end).next_multiple_of(SECTOR))
+}
+
+/// Whose a part of the file is.
+#[derive(Debug, PartialEq, Eq)]
+enum Owner {
+    Structure(String),
+    Block(u64),
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Structure(name) => f.write_str(name),
+            Self::Block(block) => write!(f, "block {block}"),
+        }
+    }
 }
 
 async fn parent_places(

@@ -112,7 +112,7 @@ async fn move_table_down(editor: &mut Editor) -> Result<()> {
 
 /// Copies a range of the file to another place. It is all there, but for the part of the last block
 /// that the file may lack.
-async fn copy(file: &dyn File, from: Range<u64>, to: u64) -> Result<()> {
+pub(super) async fn copy(file: &dyn File, from: Range<u64>, to: u64) -> Result<()> {
     let mut buf = vec![0; STEP.min(from.end - from.start) as usize];
     let mut at = from.start;
     while at < from.end {

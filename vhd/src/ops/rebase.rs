@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use block_io::{Disk, File};
 
-use super::{Image, Progress, no_such};
+use super::{Image, Progress, compare::touches, no_such};
 use crate::{
     Error, Format, Place, Result,
     classic::{self, edit},
@@ -99,11 +99,7 @@ pub async fn rebase(
             let mut at = extent.range.start;
             while at < extent.range.end {
                 let end = ((at / STEP + 1) * STEP).min(extent.range.end);
-                let touches = |ranges: &[std::ops::Range<u64>]| {
-                    let first = ranges.partition_point(|range| range.end <= at);
-                    ranges.get(first).is_some_and(|range| range.start < end)
-                };
-                if touches(&at_old) || touches(&at_new) {
+                if touches(&at_old, at..end) || touches(&at_new, at..end) {
                     taken += take_over(&image, &old, &new, at..end).await?;
                 }
                 at = end;

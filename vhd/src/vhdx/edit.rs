@@ -18,6 +18,7 @@ use super::{
     MIB, REGION_TABLE_OFFSETS,
     bat::{BatLayout, ENTRY_SIZE, RawEntry},
     commit::{Headers, LogWriter},
+    header::Header,
     load::{Loaded, load, read_up_to},
     locator::ParentLocator,
     log::{self, Update},
@@ -78,7 +79,7 @@ impl Editor {
     /// content (MS-VHDX 2.2.2).
     pub(crate) async fn begin(&mut self, content: Option<Guid>) -> Result<()> {
         if !self.begun || content.is_some() {
-            let change = |header: &mut super::header::Header| {
+            let change = |header: &mut Header| {
                 header.file_write = Guid::random();
                 header.data_write = content.unwrap_or(header.data_write);
             };
@@ -312,6 +313,49 @@ impl Editor {
         self.image.metadata.parent = Some(locator.clone());
         Ok(())
     }
+}
+
+/// What a copy of an image with identities of its own is made of.
+pub(crate) struct CloneParts {
+    /// The image as it reads after the replay of its log.
+    pub(crate) view: Arc<dyn File>,
+    pub(crate) file_len: u64,
+    /// The first 4 KiB, to be written last.
+    pub(crate) identifier: Vec<u8>,
+    /// Without a log, with new identities.
+    pub(crate) header: Header,
+    /// A region table.
+    pub(crate) regions: Vec<u8>,
+    /// Bytes of the metadata that are others in the copy, and where they are.
+    pub(crate) changes: Vec<(u64, Vec<u8>)>,
+}
+
+/// Reads what a copy of the image in `file` is made of. Never writes.
+pub(crate) async fn clone_parts(file: Arc<dyn File>) -> Result<CloneParts> {
+    let image = load(file).await?;
+    let mut identifier = image.identifier.encode();
+    identifier.resize(PAGE as usize, 0);
+    let mut changes = Vec::new();
+    let region = image.regions.find(super::region::METADATA_REGION);
+    if let Some(base) = region.map(|region| region.offset)
+        && !image.metadata.has_parent
+    {
+        let bytes = read_up_to(&*image.view, base, metadata::TABLE_SIZE).await?;
+        let length = region.map_or(0, |region| region.length);
+        if let Some(item) = Table::parse(&bytes, base, length)?.find(metadata::DISK_ID) {
+            changes.push((base + u64::from(item.offset), Guid::random().to_bytes().to_vec()));
+        }
+    }
+    let header = Header {
+        sequence: 0,
+        file_write: Guid::random(),
+        data_write: Guid::random(),
+        log: Guid::ZERO,
+        ..image.header.1
+    };
+    let regions = image.regions.encode();
+    let (view, file_len) = (image.view, image.file_len);
+    Ok(CloneParts { view, file_len, identifier, header, regions, changes })
 }
 
 /// The first gap of `len` bytes that no item is in, on a boundary of 4 KiB.

@@ -18,7 +18,7 @@ use crate::{
 pub struct Args {
     /// The image.
     file: String,
-    /// raw or vhdx; by default as the ending of FILE says.
+    /// The format; by default as the ending of FILE says.
     #[arg(long)]
     format: Option<Format>,
     /// Print JSON.
@@ -32,6 +32,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let report = match format {
         Format::Vhdx => vhd::vhdx::check(file).await,
         Format::Vhd => vhd::classic::check(file).await,
+        Format::Qcow2 => vhd::qcow2::check(file).await,
+        Format::Vmdk => vhd::vmdk::check(file).await,
         _ => bail!("{}: there is nothing to check in a {format} image", args.file),
     };
     let report = report.with_context(|| args.file.clone())?;

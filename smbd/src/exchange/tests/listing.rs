@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use smb_protocol::{
     fscc::{
-        directory::{Entry, fixed_len},
+        directory::{CLASSES, Entry, fixed_len},
         fs_info,
     },
     msg::create::Disposition,
@@ -14,19 +14,6 @@ use super::{
     files::{FILE, FOLDER, logged_in},
     *,
 };
-
-const CLASSES: [InfoClass; 10] = [
-    InfoClass::NAMES,
-    InfoClass::DIRECTORY,
-    InfoClass::FULL_DIRECTORY,
-    InfoClass::BOTH_DIRECTORY,
-    InfoClass::ID_FULL_DIRECTORY,
-    InfoClass::ID_BOTH_DIRECTORY,
-    InfoClass::ID_EXTD_DIRECTORY,
-    InfoClass::ID_EXTD_BOTH_DIRECTORY,
-    InfoClass::ID_64_EXTD_DIRECTORY,
-    InfoClass::ID_64_EXTD_BOTH_DIRECTORY,
-];
 
 impl Direct {
     /// All entries of a folder, taken in answers of at most `room` bytes.
