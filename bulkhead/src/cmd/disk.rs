@@ -1,9 +1,10 @@
-//! `bulkhead disk`: making, describing, checking, converting and serving disk images.
+//! `bulkhead disk`: making, describing, checking, converting, changing and serving disk images.
 
 mod check;
 mod convert;
 mod create;
 mod info;
+mod ops;
 mod serve;
 
 use anyhow::Context;
@@ -25,12 +26,14 @@ enum Command {
     Create(create::Args),
     /// Say what an image is.
     Info(info::Args),
-    /// Look for errors in an image; fails if there are any. Never writes.
+    /// Look for errors in an image; fails if there are any. Writes only to repair.
     Check(check::Args),
     /// Copy an image into another format or layout.
     Convert(convert::Args),
     /// Offer an image as a network block device (NBD) until interrupted.
     Serve(serve::Args),
+    #[command(flatten)]
+    Ops(ops::Command),
 }
 
 /// Runs the subcommand.
@@ -44,6 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Command::Check(args) => check::run(args).await,
             Command::Convert(args) => convert::run(args).await,
             Command::Serve(args) => serve::run(args).await,
+            Command::Ops(command) => ops::run(command).await,
         }
     })
 }

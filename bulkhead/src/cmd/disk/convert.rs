@@ -128,7 +128,7 @@ impl Job<'_> {
 }
 
 /// A bar on a terminal, else nothing.
-fn bar(total: u64, json: bool) -> ProgressBar {
+pub(super) fn bar(total: u64, json: bool) -> ProgressBar {
     if json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
