@@ -217,3 +217,154 @@ fn a_vhd_is_made_described_checked_and_converted() {
     let error = fails(dir, &["disk", "create", "x.vhdx", "--parent", "base.vhd"]);
     assert!(error.contains("base.vhd"), "{error}");
 }
+
+/// A parent and a child in both formats, each with data of its own, and what the child reads as.
+fn parent_and_child(dir: &Path, ending: &str) -> (String, String, Vec<u8>) {
+    let bytes = raw(&dir.join("disk.raw"), 0);
+    let (base, child) = (format!("base.{ending}"), format!("child.{ending}"));
+    ok(dir, &["disk", "convert", "disk.raw", &base, "--block-size", "1M"]);
+    ok(dir, &["disk", "create", &child, "--parent", &base]);
+    (base, child, bytes)
+}
+
+fn reads_as(dir: &Path, image: &str, bytes: &[u8]) {
+    ok(dir, &["disk", "convert", image, "now.raw", "--force"]);
+    assert!(std::fs::read(dir.join("now.raw")).unwrap() == bytes, "{image}");
+    let check = json(dir, &["disk", "check", image, "--json"]);
+    assert_eq!((&check["errors"], &check["warnings"]), (&0.into(), &0.into()), "{check}");
+}
+
+#[test]
+fn resize_keeps_data_unless_told_not_to() {
+    for ending in ["vhdx", "vhd"] {
+        let dir = TempDir::new().unwrap();
+        let dir = dir.path();
+        let (base, _, mut bytes) = parent_and_child(dir, ending);
+        let done = json(dir, &["disk", "resize", &base, "11M", "--json"]);
+        assert_eq!(done["size"], 11 << 20);
+        bytes.resize(11 << 20, 0);
+        reads_as(dir, &base, &bytes);
+        let error = fails(dir, &["disk", "resize", &base, "6M"]);
+        assert!(error.contains("there is data up to 9437184, past the new size"), "{error}");
+        ok(dir, &["disk", "resize", &base, "9M"]);
+        ok(dir, &["disk", "resize", &base, "6M", "--force"]);
+        bytes.truncate(6 << 20);
+        reads_as(dir, &base, &bytes);
+        let error = fails(dir, &["disk", "resize", &base, "1"]);
+        assert!(error.contains("whole"), "{error}");
+        let error = fails(dir, &["disk", "resize", "disk.raw", "1M"]);
+        assert!(error.contains("no structures"), "{error}");
+    }
+}
+
+#[test]
+fn snapshots_are_merged_again() {
+    for ending in ["vhdx", "vhd"] {
+        let dir = TempDir::new().unwrap();
+        let dir = dir.path();
+        let (base, _, bytes) = parent_and_child(dir, ending);
+        let one = json(dir, &["disk", "snapshot", &base, "--json"]);
+        let one = one["file"].as_str().unwrap().to_owned();
+        assert_eq!(one, format!("base.1.{ending}"));
+        let mode = std::fs::metadata(dir.join(&base)).unwrap().permissions();
+        assert!(mode.readonly(), "{base} can be written to");
+        ok(dir, &["disk", "snapshot", &one, "--name", "top"]);
+        let top = format!("base.1.top.{ending}");
+        let map = json(dir, &["disk", "map", &top, "--json"]);
+        let parts = map.as_array().unwrap();
+        let data = parts.iter().find(|part| part["kind"] == "data").unwrap();
+        assert_eq!((&data["depth"], data["file"].as_str()), (&2.into(), Some(base.as_str())));
+        let length: u64 = parts.iter().map(|part| part["length"].as_u64().unwrap()).sum();
+        assert_eq!(length, bytes.len() as u64);
+        assert!(ok(dir, &["disk", "map", &top]).contains(&base));
+
+        let error = fails(dir, &["disk", "merge", &top, "--into", &top]);
+        assert!(error.contains("is not below"), "{error}");
+        let done = json(dir, &["disk", "merge", &top, "--into", &base, "--json"]);
+        assert_eq!(done["not_needed"], serde_json::json!([top, one]));
+        reads_as(dir, &top, &bytes);
+        reads_as(dir, &base, &bytes);
+        let error = fails(dir, &["disk", "merge", &base]);
+        assert!(error.contains("has no parent"), "{error}");
+    }
+}
+
+#[test]
+fn rebase_keeps_what_the_disk_reads_as() {
+    for ending in ["vhdx", "vhd"] {
+        let dir = TempDir::new().unwrap();
+        let dir = dir.path();
+        let (base, child, bytes) = parent_and_child(dir, ending);
+        let other = format!("other.{ending}");
+        std::fs::create_dir(dir.join("below")).unwrap();
+        ok(dir, &["disk", "create", &other, "--size", "9M"]);
+        let done = json(dir, &["disk", "rebase", &child, "--parent", &other, "--json"]);
+        assert!(done["taken_over"].as_u64().unwrap() > 0, "{done}");
+        reads_as(dir, &child, &bytes);
+        // The same content somewhere else: only the place changes.
+        let moved = format!("below/{base}");
+        std::fs::rename(dir.join(&base), dir.join(&moved)).unwrap();
+        ok(dir, &["disk", "rebase", &child, "--parent", &moved, "--unsafe"]);
+        let info = json(dir, &["disk", "info", &child, "--json"]);
+        assert!(info["parent"].to_string().contains("below"), "{info}");
+        reads_as(dir, &child, &bytes);
+        let error = fails(dir, &["disk", "rebase", &moved, "--parent", &child, "--unsafe"]);
+        assert!(error.contains("parent's own chain"), "{error}");
+    }
+}
+
+#[test]
+fn compact_trim_clone_set_and_compare() {
+    for ending in ["vhdx", "vhd"] {
+        let dir = TempDir::new().unwrap();
+        let dir = dir.path();
+        let bytes = raw(&dir.join("disk.raw"), 0);
+        let (a, b) = (format!("a.{ending}"), format!("b.{ending}"));
+        ok(dir, &["disk", "convert", "disk.raw", &a, "--block-size", "1M"]);
+        ok(dir, &["disk", "resize", &a, "6M", "--force"]);
+        ok(dir, &["disk", "compact", &a]);
+        let done = json(dir, &["disk", "trim", &a, "--zeros", "--json"]);
+        assert!(done["holes"].as_u64().unwrap() > 1 << 20, "{done}");
+        reads_as(dir, &a, &bytes[..6 << 20]);
+
+        ok(dir, &["disk", "clone", &a, &b]);
+        assert!(fails(dir, &["disk", "clone", &a, &b]).contains("exists"));
+        reads_as(dir, &b, &bytes[..6 << 20]);
+        let id = |name: &str| json(dir, &["disk", "info", name, "--json"])["disk_id"].clone();
+        assert_ne!(id(&a), id(&b));
+        let wanted = "01234567-89ab-cdef-0123-456789abcdef";
+        ok(dir, &["disk", "set", &b, "--disk-id", wanted]);
+        assert_eq!(id(&b), wanted);
+        assert!(fails(dir, &["disk", "set", &b, "--disk-id", "x"]).contains("no identifier"));
+        assert!(fails(dir, &["disk", "set", &b]).contains("nothing to set"));
+        assert!(ok(dir, &["disk", "compare", &a, &b]).contains("read the same"));
+        let error = fails(dir, &["disk", "compare", &a, "disk.raw"]);
+        assert!(error.contains("differ from byte"), "{error}");
+        if ending == "vhdx" {
+            ok(dir, &["disk", "set", &b, "--physical-sector-size", "512"]);
+            assert_eq!(json(dir, &["disk", "info", &b, "--json"])["physical_sector_size"], 512);
+        }
+        let error = fails(dir, &["disk", "compact", &a, "--format", "raw"]);
+        assert!(error.contains("no structures"), "{error}");
+    }
+}
+
+#[test]
+fn repair_says_what_it_did() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.vhdx");
+    ok(dir.path(), &["disk", "create", "a.vhdx", "--size", "1G"]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[3 << 20..][..8].copy_from_slice(&(0x1000u64 << 20 | 6).to_le_bytes());
+    bytes[64 << 10] = 0;
+    std::fs::write(&path, &bytes).unwrap();
+    fails(dir.path(), &["disk", "check", "a.vhdx"]);
+    let report = json(dir.path(), &["disk", "check", "a.vhdx", "--repair", "--json"]);
+    assert_eq!(report["errors"], 0);
+    let done = report["repairs"].as_array().unwrap();
+    assert_eq!(done.len(), 2, "{report}");
+    assert_eq!(done[0]["structure"], "header 1");
+    assert_eq!((&done[1]["offset"], &done[1]["kind"]), (&(3 << 20).into(), &"repaired".into()));
+    let said = ok(dir.path(), &["disk", "check", "a.vhdx", "--repair"]);
+    assert!(!said.contains("repaired") && said.contains("0 errors, 0 warnings"), "{said}");
+}

@@ -11,10 +11,10 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use block_io::{Disk, Error, File, LocalFile, LocalOptions, Result};
+use block_io::{Disk, Error, File, IoFuture, LocalFile, LocalOptions, Result};
 use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
 use smb_client::{Client, ConnectOptions, Instance, Login, OpenOptions, SmbUrl, Tree};
-use vhd::Format;
+use vhd::{Format, chain};
 
 /// Connections to a server at most.
 const CHANNELS: u16 = 4;
@@ -48,16 +48,8 @@ impl std::fmt::Debug for Place {
 /// What the file system or the server says.
 async fn prepare(vm: Option<VmId>, definition: &DiskDefinition) -> Result<Prepared> {
     let place = if SmbUrl::looks_like(&definition.location) {
-        let url: SmbUrl = definition
-            .location
-            .parse()
-            .map_err(|error: smb_client::UrlError| Error::Corrupt(error.to_string()))?;
-        let login = Login::from_env(url.user.as_deref())
-            .map_err(|error| Error::Disconnected(crate::vmm::error::chain(&error)))?;
-        let options =
-            ConnectOptions { max_channels: CHANNELS, ..ConnectOptions::for_url(&url, login) };
-        let session = Client::connect(options).await?;
-        let tree = session.tree(&url.share).await?;
+        let url = parse(&definition.location)?;
+        let tree = connect(&url).await?;
         tree.stat(&url.path).await?;
         Place::Share { tree, path: url.path }
     } else {
@@ -105,8 +97,44 @@ impl Prepared {
             DiskFormat::Raw => Format::Raw,
             DiskFormat::Vhdx => Format::Vhdx,
         };
-        Ok(vhd::open_disk(file, format).await?)
+        let location = &self.definition.location;
+        if read_only && format == Format::Vhdx {
+            let options = vhd::vhdx::OpenOptions::read_only();
+            return Ok(Arc::new(chain::open(file, location, self, options).await?));
+        }
+        Ok(chain::open_disk(file, location, format, self).await?)
     }
+}
+
+/// The parents of a differencing image: files beside it, or on the same server.
+impl chain::Files for Prepared {
+    fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>> {
+        Box::pin(async move {
+            let Place::Share { tree, .. } = &self.place else {
+                return Ok(Arc::new(LocalFile::open(location, &LocalOptions::read_only())?) as _);
+            };
+            let url = parse(location)?;
+            let file = if url.share.eq_ignore_ascii_case(tree.share()) {
+                tree.open(&url.path, OpenOptions::read()).await?
+            } else {
+                connect(&url).await?.open(&url.path, OpenOptions::read()).await?
+            };
+            Ok(Arc::new(file) as _)
+        })
+    }
+}
+
+fn parse(location: &str) -> Result<SmbUrl> {
+    location.parse().map_err(|error: smb_client::UrlError| Error::Corrupt(error.to_string()))
+}
+
+/// A session with the share that a location names.
+async fn connect(url: &SmbUrl) -> Result<Tree> {
+    let login = Login::from_env(url.user.as_deref())
+        .map_err(|error| Error::Disconnected(crate::vmm::error::chain(&error)))?;
+    let options = ConnectOptions { max_channels: CHANNELS, ..ConnectOptions::for_url(url, login) };
+    let session = Client::connect(options).await?;
+    Ok(session.tree(&url.share).await?)
 }
 
 /// Prepares and opens all disks of a machine, in order.
@@ -149,4 +177,45 @@ pub async fn prepare_all(
         prepared.push(disk);
     }
     Ok(prepared)
+}
+
+#[cfg(test)]
+mod tests {
+    use vhd::vhdx::{CreateOptions, create, info};
+
+    use super::*;
+
+    /// A disk whose parent is in another folder; the parent is left alone.
+    #[tokio::test]
+    async fn a_differencing_image_opens_with_its_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::create_dir(dir.path().join("base")).unwrap();
+        let file = |path: &str, options: LocalOptions| -> Arc<dyn File> {
+            Arc::new(LocalFile::open(path, &options).unwrap())
+        };
+        let (base, child) = (path("base/base.vhdx"), path("child.vhdx"));
+        let made = file(&base, LocalOptions::create_new());
+        create(made.clone(), &CreateOptions::new(64 << 20)).await.unwrap();
+        let disk = vhd::open_disk(made, Format::Vhdx).await.unwrap();
+        disk.write_at(0, &[1; 4096]).await.unwrap();
+        disk.close().await.unwrap();
+        let about = info(file(&base, LocalOptions::read_only())).await.unwrap();
+        let options = CreateOptions::child(&about, "base/base.vhdx");
+        create(file(&child, LocalOptions::create_new()), &options).await.unwrap();
+        let before = std::fs::read(&base).unwrap();
+
+        let definition = DiskDefinition { location: child, format: None, read_only: false };
+        let disk = prepare(None, &definition).await.unwrap().open().await.unwrap();
+        let mut bytes = [0; 8192];
+        disk.write_at(4096, &[2; 4096]).await.unwrap();
+        disk.read_at(0, &mut bytes).await.unwrap();
+        assert!(bytes[..4096] == [1; 4096] && bytes[4096..] == [2; 4096]);
+        disk.close().await.unwrap();
+        assert!(std::fs::read(&base).unwrap() == before, "the parent was changed");
+
+        std::fs::remove_file(&base).unwrap();
+        let error = prepare(None, &definition).await.unwrap().open().await.unwrap_err();
+        assert!(error.to_string().contains("base.vhdx"), "{error}");
+    }
 }

@@ -58,6 +58,14 @@ pub enum Error {
         /// Where the last data ends.
         end: u64,
     },
+    /// What the file system on a disk does not use cannot be known for certain.
+    #[error("the file system at {at:#x} of the disk: {refusal}")]
+    FileSystem {
+        /// Where it begins, in bytes of the disk.
+        at: u64,
+        /// Why not.
+        refusal: crate::ops::Refusal,
+    },
     /// The parameters asked for make no valid image.
     #[error("{0}")]
     InvalidOptions(String),

@@ -14,6 +14,8 @@
 
 mod compact;
 mod compare;
+mod ext4;
+mod free;
 mod identity;
 mod map;
 mod merge;
@@ -24,6 +26,7 @@ mod trim;
 
 pub use compact::{Compacted, compact};
 pub use compare::compare;
+pub use free::{Refusal, Volume, discard_free, free_space};
 pub use identity::{Set, clone, set};
 pub use map::{Mapped, map};
 pub use merge::{Level, merge, merge_into};

@@ -1,5 +1,4 @@
-//! Differencing images: chains behave like an array of bytes, parents are found and checked,
-//! sector bitmaps that others wrote are honoured.
+//! Differencing images: parents are found and checked, sector bitmaps that others wrote are honoured.
 
 mod common;
 
@@ -9,8 +8,7 @@ use block_io::{
     Disk, File, IoFuture, LocalFile, LocalOptions,
     testing::{MemFile, Rng},
 };
-use common::{MIB, assert_clean, mem_image, open, read_all, small};
-use proptest::prelude::*;
+use common::{MIB, mem_image, open, read_all, small};
 use vhd::{
     Error, Guid,
     chain::{self, Files},
@@ -56,127 +54,6 @@ impl Shelf {
         let name = Self::name(level);
         let options = OpenOptions { read_only, ..OpenOptions::default() };
         chain::open(self.0[&name].clone(), &name, self, options).await.unwrap()
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Op {
-    Write(u64, u64, u64),
-    Zero(u64, u64),
-    Discard(u64, u64),
-    Read(u64, u64),
-    Flush,
-    Reopen,
-    Drop,
-    Snapshot(u32),
-}
-
-fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let place = prop_oneof![(0u64..60).prop_map(|q| q << 18), any::<u32>().prop_map(u64::from)];
-    let len = prop_oneof![(1u64..20).prop_map(|q| q << 18), (1u64..200_000)];
-    let op = prop_oneof![
-        6 => (place.clone(), len.clone(), any::<u64>()).prop_map(|(a, b, c)| Op::Write(a, b, c)),
-        2 => (place.clone(), len.clone()).prop_map(|(a, b)| Op::Zero(a, b)),
-        2 => (place.clone(), len.clone()).prop_map(|(a, b)| Op::Discard(a, b)),
-        2 => (place, len).prop_map(|(a, b)| Op::Read(a, b)),
-        1 => Just(Op::Flush),
-        1 => Just(Op::Reopen),
-        1 => Just(Op::Drop),
-        3 => (0u32..3).prop_map(Op::Snapshot),
-    ];
-    proptest::collection::vec(op, 1..40)
-}
-
-/// Carries operations out on the newest image of a chain that snapshots make longer, up to five.
-async fn behaves(size: u64, sector: u32, ops: Vec<Op>) {
-    let options = CreateOptions { logical_sector: sector, ..small(size, MIB) };
-    let mut shelf = Shelf::default();
-    shelf.0.insert(Shelf::name(0), mem_image(&options).await);
-    let (mut level, mut disk) = (0, shelf.open_level(0, false).await);
-    let mut model = vec![0u8; size as usize];
-    // What each level had when the next was put on it.
-    let mut frozen: Vec<Vec<u8>> = Vec::new();
-    let unit = u64::from(sector);
-    let fit = |at: u64, len: u64| {
-        let at = at % size / unit * unit;
-        (at, len.next_multiple_of(unit).min(size - at))
-    };
-    for op in ops {
-        match op {
-            Op::Write(at, len, seed) => {
-                let (at, len) = fit(at, len);
-                let range = at as usize..(at + len) as usize;
-                Rng::new(seed).fill(&mut model[range.clone()]);
-                disk.write_at(at, &model[range]).await.unwrap();
-            }
-            Op::Zero(at, len) => {
-                let (at, len) = fit(at, len);
-                model[at as usize..(at + len) as usize].fill(0);
-                disk.write_zeroes(at, len).await.unwrap();
-            }
-            Op::Discard(at, len) => {
-                let (at, len) = fit(at, len);
-                disk.discard(at, len).await.unwrap();
-                let mut now = vec![0xee; len as usize];
-                disk.read_at(at, &mut now).await.unwrap();
-                let old = &mut model[at as usize..(at + len) as usize];
-                for (now, old) in now.chunks(512).zip(old.chunks(512)) {
-                    assert!(now == old || now.iter().all(|b| *b == 0), "neither old nor zero");
-                }
-                old.copy_from_slice(&now);
-            }
-            Op::Read(at, len) => {
-                let (at, len) = fit(at, len);
-                let mut now = vec![0xee; len as usize];
-                disk.read_at(at, &mut now).await.unwrap();
-                assert!(now == model[at as usize..(at + len) as usize], "at {at} for {len}");
-            }
-            Op::Flush => disk.flush().await.unwrap(),
-            Op::Reopen => {
-                disk.close().await.unwrap();
-                assert_clean(shelf.0[&Shelf::name(level)].clone()).await;
-                disk = shelf.open_level(level, false).await;
-            }
-            Op::Drop => {
-                disk.flush().await.unwrap();
-                drop(disk);
-                disk = shelf.open_level(level, false).await;
-            }
-            Op::Snapshot(shift) if level < 4 => {
-                disk.close().await.unwrap();
-                frozen.push(model.clone());
-                level += 1;
-                shelf.grow(level, MIB << shift).await;
-                disk = shelf.open_level(level, false).await;
-            }
-            Op::Snapshot(_) => {}
-        }
-    }
-    assert!(read_all(&disk).await == model);
-    // What a disk calls empty is zeros.
-    let mut known = vec![0; model.len()];
-    for range in disk.allocated_ranges(0..size).await.unwrap() {
-        let range = range.start as usize..range.end as usize;
-        known[range.clone()].copy_from_slice(&model[range]);
-    }
-    assert!(known == model, "data outside of the allocated ranges");
-    disk.close().await.unwrap();
-    for (level, expected) in frozen.iter().chain([&model]).enumerate() {
-        let disk = shelf.open_level(level, true).await;
-        assert!(read_all(&disk).await == *expected, "level {level} changed");
-        assert_clean(shelf.0[&Shelf::name(level)].clone()).await;
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
-
-    #[test]
-    fn a_chain_is_an_array_of_bytes(size in 1u64..14 * MIB, big in any::<bool>(), ops in ops()) {
-        tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap()
-            .block_on(behaves(size.next_multiple_of(4096), if big { 4096 } else { 512 }, ops));
     }
 }
 

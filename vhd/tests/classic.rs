@@ -1,5 +1,4 @@
-//! The VHD format: an image behaves like an array of bytes, also in chains; what qemu writes
-//! reads back right and the other way round; images of other makers; damage is named.
+//! The VHD format: what qemu writes reads back right and the other way round; images of other makers; damage is named.
 
 mod common;
 
@@ -17,30 +16,6 @@ use vhd::{
     classic::{CreateOptions, OpenOptions, Vhd, check, create, footer::Kind, info},
     convert::{CopyOptions, copy},
 };
-
-#[derive(Debug, Clone)]
-enum Op {
-    Write(u64, u64, u64),
-    Zero(u64, u64),
-    Discard(u64, u64),
-    Flush,
-    Reopen,
-    Snapshot,
-}
-
-fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let place = prop_oneof![(0u64..60).prop_map(|q| q << 17), any::<u32>().prop_map(u64::from)];
-    let len = prop_oneof![(1u64..20).prop_map(|q| q << 17), (1u64..200_000)];
-    let op = prop_oneof![
-        6 => (place.clone(), len.clone(), any::<u64>()).prop_map(|(a, b, c)| Op::Write(a, b, c)),
-        2 => (place.clone(), len.clone()).prop_map(|(a, b)| Op::Zero(a, b)),
-        2 => (place, len).prop_map(|(a, b)| Op::Discard(a, b)),
-        1 => Just(Op::Flush),
-        1 => Just(Op::Reopen),
-        2 => Just(Op::Snapshot),
-    ];
-    proptest::collection::vec(op, 1..40)
-}
 
 async fn image(options: &CreateOptions) -> Arc<MemFile> {
     let file = Arc::new(MemFile::new());
@@ -65,82 +40,8 @@ async fn assert_clean(file: Arc<dyn File>) {
     assert!(report.is_clean() && report.warnings == 0 && report.leaked == 0, "{report:#?}");
 }
 
-async fn behaves(options: CreateOptions, ops: Vec<Op>) {
-    let size = options.size;
-    let mut chain = vec![image(&options).await];
-    let mut disk = open(&chain).await;
-    let mut model = vec![0u8; size as usize];
-    let mut frozen = Vec::new();
-    let fit = |at: u64, len: u64| {
-        let at = at % size / 512 * 512;
-        (at, len.next_multiple_of(512).min(size - at))
-    };
-    for op in ops {
-        match op {
-            Op::Write(at, len, seed) => {
-                let (at, len) = fit(at, len);
-                let range = at as usize..(at + len) as usize;
-                Rng::new(seed).fill(&mut model[range.clone()]);
-                disk.write_at(at, &model[range]).await.unwrap();
-            }
-            Op::Zero(at, len) => {
-                let (at, len) = fit(at, len);
-                model[at as usize..(at + len) as usize].fill(0);
-                disk.write_zeroes(at, len).await.unwrap();
-            }
-            Op::Discard(at, len) => {
-                let (at, len) = fit(at, len);
-                disk.discard(at, len).await.unwrap();
-                let mut now = vec![0xee; len as usize];
-                disk.read_at(at, &mut now).await.unwrap();
-                let old = &mut model[at as usize..(at + len) as usize];
-                for (now, old) in now.chunks(512).zip(old.chunks(512)) {
-                    assert!(now == old || now.iter().all(|b| *b == 0), "neither old nor zero");
-                }
-                old.copy_from_slice(&now);
-            }
-            Op::Flush => disk.flush().await.unwrap(),
-            Op::Reopen => {
-                disk.close().await.unwrap();
-                assert_clean(chain[chain.len() - 1].clone()).await;
-                disk = open(&chain).await;
-            }
-            Op::Snapshot if chain.len() < 4 => {
-                disk.close().await.unwrap();
-                frozen.push(model.clone());
-                let below = info(chain[chain.len() - 1].clone()).await.unwrap();
-                let child = CreateOptions::child(&below, "parent.vhd");
-                chain.push(image(&CreateOptions { block_size: 512 << 10, ..child }).await);
-                disk = open(&chain).await;
-            }
-            Op::Snapshot => {}
-        }
-        assert_eq!(model.len() as u64, disk.geometry().size);
-    }
-    assert!(read_all(&disk).await == model);
-    let mut known = vec![0; model.len()];
-    for range in disk.allocated_ranges(0..size).await.unwrap() {
-        let range = range.start as usize..range.end as usize;
-        known[range.clone()].copy_from_slice(&model[range]);
-    }
-    assert!(known == model, "data outside of the allocated ranges");
-    disk.close().await.unwrap();
-    for (level, expected) in frozen.iter().chain([&model]).enumerate() {
-        let disk = open(&chain[..=level]).await;
-        assert!(read_all(&disk).await == *expected, "level {level} changed");
-        assert_clean(chain[level].clone()).await;
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
-
-    #[test]
-    fn a_chain_is_an_array_of_bytes(sectors in 1u64..12_000, fixed: bool, big: bool, ops in ops()) {
-        let block_size = if big { 2 << 20 } else { 512 << 10 };
-        let options = CreateOptions { fixed, block_size, ..CreateOptions::new(sectors * 512) };
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(behaves(options, ops));
-    }
 
     /// Whatever is in the structures, an image opens or says what is wrong, and what it then
     /// reads is an answer or an error.

@@ -1,10 +1,11 @@
-//! `bulkhead disk`: making, describing, checking, converting and serving disk images.
+//! `bulkhead disk`: making, describing, checking, converting, changing and serving disk images.
 
 mod check;
 mod convert;
 mod create;
 mod import;
 mod info;
+mod ops;
 mod serve;
 mod track;
 
@@ -27,7 +28,7 @@ enum Command {
     Create(create::Args),
     /// Say what an image is.
     Info(info::Args),
-    /// Look for errors in an image; fails if there are any. Never writes.
+    /// Look for errors in an image; fails if there are any. Writes only to repair.
     Check(check::Args),
     /// Copy an image into another format or layout.
     Convert(convert::Args),
@@ -39,6 +40,8 @@ enum Command {
     Track(track::Args),
     /// Tell which parts of an image changed since a point.
     Changes(track::ChangesArgs),
+    #[command(flatten)]
+    Ops(ops::Command),
 }
 
 /// Runs the subcommand.
@@ -55,6 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Command::Serve(args) => serve::run(args).await,
             Command::Track(args) => track::run(args).await,
             Command::Changes(args) => track::changes(args).await,
+            Command::Ops(command) => ops::run(command).await,
         }
     })
 }

@@ -43,8 +43,21 @@ pub async fn merge(
     below: Option<Arc<dyn Disk>>,
     progress: impl FnMut(Progress),
 ) -> Result<()> {
+    merge_one(child, parent, format, below, false, progress).await
+}
+
+/// As [`merge`]. With `longer` a parent that is longer than the child stays so, with zeros behind
+/// the child's end: what is merged next may reach there.
+async fn merge_one(
+    child: Arc<dyn File>,
+    parent: Arc<dyn File>,
+    format: Format,
+    below: Option<Arc<dyn Disk>>,
+    longer: bool,
+    progress: impl FnMut(Progress),
+) -> Result<()> {
     match format {
-        Format::Vhdx => merge_vhdx(child, parent, below, progress).await,
+        Format::Vhdx => merge_vhdx(child, parent, below, longer, progress).await,
         Format::Vhd => {
             let about = crate::classic::info(child.clone()).await?;
             let found = crate::classic::info(parent.clone()).await?;
@@ -61,9 +74,12 @@ pub async fn merge(
             }
             let target = Image::open(parent.clone(), format, below.clone(), false).await?;
             transfer(&own(child, format, 512).await?, &target, progress).await?;
+            if longer && size < found.disk_size {
+                target.disk().write_zeroes(size, found.disk_size - size).await?;
+            }
             target.disk().flush().await?;
             drop(target);
-            if size < found.disk_size {
+            if size < found.disk_size && !longer {
                 fit(&parent, format, size, &below, None).await?;
             }
             Ok(())
@@ -76,6 +92,7 @@ async fn merge_vhdx(
     child: Arc<dyn File>,
     parent: Arc<dyn File>,
     below: Option<Arc<dyn Disk>>,
+    longer: bool,
     progress: impl FnMut(Progress),
 ) -> Result<()> {
     let format = Format::Vhdx;
@@ -107,10 +124,13 @@ async fn merge_vhdx(
         disk.choose_content_id(merged);
         transfer(&own(child.clone(), format, about.logical_sector).await?, &target, progress)
             .await?;
+        if longer && size < before {
+            target.disk().write_zeroes(size, before - size).await?;
+        }
         disk.end().await?;
     }
     drop(target);
-    if size < before {
+    if size < before && !longer {
         fit(&parent, format, size, &below, Some(merged)).await?;
     }
     // Nothing was written if the child had nothing: the parent is then what it was.
@@ -238,6 +258,14 @@ pub struct Level {
     pub file: Arc<dyn File>,
 }
 
+/// Bytes of an image's disk.
+async fn size_of(level: &Level, format: Format) -> Result<u64> {
+    Ok(match format {
+        Format::Vhdx => vhdx::info(level.file.clone()).await?.disk_size,
+        _ => crate::classic::info(level.file.clone()).await?.disk_size,
+    })
+}
+
 /// Moves what all images of a chain but the last have into the last of `levels` (the newest comes
 /// first), one after the other from below; `below` is the disk below that. After each step the next
 /// image has the last one as its parent, so the newest image can be opened, and is the disk it was,
@@ -252,9 +280,22 @@ pub async fn merge_into(
     mut progress: impl FnMut(Progress),
 ) -> Result<()> {
     let Some((last, above)) = levels.split_last() else { return Ok(()) };
+    // Seen before anything is changed.
+    let size = size_of(last, format).await?;
+    let longer_below = below.as_ref().map(|disk| disk.geometry().size).filter(|b| *b > size);
+    for level in above {
+        let own = size_of(level, format).await?;
+        if let Some(below) = longer_below.filter(|_| own > size) {
+            return Err(Error::InvalidOptions(format!(
+                "{} would become longer, and a disk below it is longer ({below} bytes): what that \
+                 has past {size} would show",
+                last.location
+            )));
+        }
+    }
     for (i, level) in above.iter().enumerate().rev() {
         let (file, target) = (level.file.clone(), last.file.clone());
-        merge(file, target, format, below.clone(), &mut progress).await?;
+        merge_one(file, target, format, below.clone(), i > 0, &mut progress).await?;
         let Some(next) = i.checked_sub(1).and_then(|i| above.get(i)) else { break };
         let path = chain::relative(&next.location, &last.location).ok_or_else(|| {
             let (from, to) = (&next.location, &last.location);

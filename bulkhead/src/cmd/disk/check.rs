@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use vhd::{
     Damage, Format,
+    ops::Repair,
     vhdx::{Finding, Report},
 };
 
@@ -21,6 +22,10 @@ pub struct Args {
     /// The format; by default as the ending of FILE says.
     #[arg(long)]
     format: Option<Format>,
+    /// Mend what can be mended without making anything worse, and replay a log that waits. FILE must
+    /// not be in use.
+    #[arg(long)]
+    repair: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -28,18 +33,31 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let format = format(args.format, &args.file)?;
-    let file = storage::open(&args.file, Mode::Read).await?;
+    let mode = if args.repair { Mode::Write } else { Mode::Read };
+    let file = storage::open(&args.file, mode).await?;
+    let named = || args.file.clone();
+    let mut repairs = Vec::new();
     let report = match format {
-        Format::Vhdx => vhd::vhdx::check(file).await,
-        Format::Vhd => vhd::classic::check(file).await,
-        Format::Qcow2 => vhd::qcow2::check(file).await,
-        Format::Vmdk => vhd::vmdk::check(file).await,
+        Format::Vhdx | Format::Vhd if args.repair => {
+            let repaired = vhd::ops::repair(file.clone(), format).await.with_context(named)?;
+            file.close().await?;
+            repairs = repaired.repairs;
+            repaired.report
+        }
+        Format::Vhdx => vhd::vhdx::check(file).await.with_context(named)?,
+        Format::Vhd => vhd::classic::check(file).await.with_context(named)?,
+        Format::Qcow2 => vhd::qcow2::check(file).await.with_context(named)?,
+        Format::Vmdk => vhd::vmdk::check(file).await.with_context(named)?,
         _ => bail!("{}: there is nothing to check in a {format} image", args.file),
     };
-    let report = report.with_context(|| args.file.clone())?;
     if args.json {
-        print_json(&to_json(&args.file, &report));
+        let mut value = to_json(&args.file, &report);
+        value["repairs"] = repairs_json(&repairs);
+        print_json(&value);
     } else {
+        for repair in &repairs {
+            println!("repaired: {}: {}", repair.damage, repair.action);
+        }
         show(&args.file, &report);
     }
     match report.errors {
@@ -73,15 +91,25 @@ fn show(file: &str, report: &Report) {
     );
 }
 
-fn to_json(file: &str, report: &Report) -> Value {
-    let place = |kind: &str, damage: &Damage| {
-        json!({
-            "kind": kind,
-            "structure": damage.structure.to_string(),
-            "offset": damage.offset,
-            "fault": damage.fault.to_string(),
-        })
+fn place(kind: &str, damage: &Damage) -> Value {
+    json!({
+        "kind": kind,
+        "structure": damage.structure.to_string(),
+        "offset": damage.offset,
+        "fault": damage.fault.to_string(),
+    })
+}
+
+fn repairs_json(repairs: &[Repair]) -> Value {
+    let one = |repair: &Repair| {
+        let mut value = place("repaired", &repair.damage);
+        value["action"] = repair.action.to_string().into();
+        value
     };
+    repairs.iter().map(one).collect()
+}
+
+fn to_json(file: &str, report: &Report) -> Value {
     let findings: Vec<Value> = report
         .findings
         .iter()
