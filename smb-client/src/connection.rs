@@ -25,9 +25,7 @@ use std::{
 
 use bytes::Bytes;
 use rustix::net::{Shutdown, shutdown};
-use smb_protocol::{
-    Command, FileId, Header, HeaderFlags, MessageId, SessionId, TreeId, msg::simple::Empty,
-};
+use smb_protocol::{Command, Header, HeaderFlags, MessageId, NtStatus, TreeId, msg::simple::Empty};
 use tokio::{
     net::TcpStream,
     sync::{Notify, Semaphore, TryAcquireError, oneshot, watch},
@@ -35,6 +33,7 @@ use tokio::{
 
 use crate::{
     ConnectOptions, Error, Result,
+    channels::{Group, Path},
     crypt::{Crypt, Guard, begin_frame, end_frame},
     handshake::{Established, Limits, Validation},
 };
@@ -51,10 +50,22 @@ pub(crate) struct Response {
     pub body: Bytes,
 }
 
+/// What a request costs: credits (MS-SMB2 3.2.4.1.5), and bytes that it moves either way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    charge: u16,
+    bytes: u32,
+}
+
+impl Cost {
+    /// Of a request that moves little.
+    pub const LEAST: Self = Self { charge: 1, bytes: 1024 };
+}
+
 struct Pending {
     reply: oneshot::Sender<Result<Response>>,
     what: &'static str,
-    charge: u16,
+    cost: Cost,
     guard: Guard,
     sent: Instant,
     patience: Duration,
@@ -71,6 +82,8 @@ struct Shared {
     begun: Vec<u8>,
     /// Somebody is sending: the writer task, or a caller in [`Connection::send_now`].
     sending: bool,
+    /// Bytes that all of `pending` move.
+    load: u64,
     /// Set once, when the connection is given up.
     closed: Option<Error>,
 }
@@ -82,13 +95,21 @@ impl Shared {
     }
 }
 
-/// A connection with a session on it. Dropping the last [`Handle`] closes it.
+/// A connection with a session on it: one of its channels.
 pub(crate) struct Connection {
     socket: TcpStream,
-    pub crypt: Crypt,
+    pub crypt: Arc<Crypt>,
     pub limits: Limits,
     pub validate: Option<Validation>,
-    seal_all: AtomicBool,
+    /// What it has in common with the other channels of its session.
+    pub group: Arc<Group>,
+    /// Where it goes.
+    pub path: Path,
+    /// What [`Group::pick`] looks at: bytes under way, and whether it is to be spared.
+    pub load: AtomicU64,
+    pub suspect: AtomicBool,
+    pub retired: AtomicBool,
+    pub is_closed: AtomicBool,
     credits: Semaphore,
     /// One more credit is kept for a question for a sign of life: a server that is silent while
     /// all others are in use is noticed too.
@@ -100,31 +121,11 @@ pub(crate) struct Connection {
     shared: Mutex<Shared>,
     wake_writer: Notify,
     closed: watch::Sender<bool>,
-    /// Trees of the opens whose oplock breaks must be answered.
-    opens: Mutex<HashMap<FileId, TreeId>>,
     started: Instant,
     /// Milliseconds after `started` when something was last received.
     last_heard: AtomicU64,
     request_timeout: Duration,
     echo_interval: Duration,
-}
-
-/// Keeps a connection open.
-pub(crate) struct Handle(Arc<Connection>);
-
-impl std::ops::Deref for Handle {
-    type Target = Arc<Connection>;
-    fn deref(&self) -> &Arc<Connection> {
-        &self.0
-    }
-}
-
-impl Drop for Handle {
-    /// Ends the session, which closes all that is open in it.
-    fn drop(&mut self) {
-        self.0.send_and_forget(Command::LOGOFF, TreeId(0), |out| Empty.encode(out));
-        self.0.close(Error::Closed);
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -165,16 +166,27 @@ impl Drop for Ticket {
 }
 
 impl Connection {
-    /// Starts the tasks of an established connection.
-    pub fn start(established: Established, options: &ConnectOptions) -> Handle {
-        let Established { stream, crypt, seal_all, limits, next_message, credits, validate } =
+    /// Starts the tasks of an established connection, which goes over `path` and was counted
+    /// into `group`.
+    pub fn start(
+        established: Established,
+        options: &ConnectOptions,
+        group: Arc<Group>,
+        path: Path,
+    ) -> Arc<Self> {
+        let Established { stream, crypt, limits, next_message, credits, validate, .. } =
             established;
         let connection = Arc::new(Self {
             socket: stream,
             crypt,
             limits,
             validate,
-            seal_all: AtomicBool::new(seal_all),
+            group,
+            path,
+            load: AtomicU64::new(0),
+            suspect: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             credits: Semaphore::new(credits.max(2) as usize - 1),
             echo_credit: AtomicBool::new(credits > 1),
             total_credits: AtomicU32::new(credits),
@@ -183,7 +195,6 @@ impl Connection {
             shared: Mutex::default(),
             wake_writer: Notify::new(),
             closed: watch::Sender::new(false),
-            opens: Mutex::default(),
             started: Instant::now(),
             last_heard: AtomicU64::new(0),
             request_timeout: options.request_timeout,
@@ -192,11 +203,7 @@ impl Connection {
         tokio::spawn(Arc::clone(&connection).write_loop());
         tokio::spawn(Arc::clone(&connection).read_loop());
         tokio::spawn(Self::tend(Arc::downgrade(&connection)));
-        Handle(connection)
-    }
-
-    pub fn session_id(&self) -> SessionId {
-        self.crypt.session_id
+        connection
     }
 
     /// From now on every request is sealed.
@@ -204,20 +211,26 @@ impl Connection {
         if self.crypt.sealing.is_none() {
             return Err(Error::NotOffered("encryption, which the share demands"));
         }
-        self.seal_all.store(true, Ordering::Relaxed);
+        self.group.seal_all.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     pub fn is_sealed(&self) -> bool {
-        self.seal_all.load(Ordering::Relaxed)
+        self.group.seal_all.load(Ordering::Relaxed)
     }
 
-    /// Credits that a request moving `len` bytes costs (MS-SMB2 3.2.4.1.5).
-    pub fn charge(&self, len: u32) -> u16 {
-        if !self.limits.large_mtu || len == 0 {
-            return 1;
-        }
-        u16::try_from((len - 1) / CREDIT + 1).unwrap_or(u16::MAX)
+    /// What a request moving `len` bytes costs.
+    pub fn cost(&self, len: u32) -> Cost {
+        let charge = match self.limits.large_mtu && len > 0 {
+            true => u16::try_from((len - 1) / CREDIT + 1).unwrap_or(u16::MAX),
+            false => 1,
+        };
+        Cost { charge, bytes: len.max(Cost::LEAST.bytes) }
+    }
+
+    /// Whether it was given up.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
     }
 
     /// The longest read or write that limits and credits allow, at most `wanted` and 8 MiB, which
@@ -253,6 +266,9 @@ impl Connection {
         if shared.closed.is_some() {
             return;
         }
+        // Before anybody learns of it: what is sent again has the next number of the session.
+        self.is_closed.store(true, Ordering::Release);
+        self.group.leave();
         if matches!(reason, Error::Closed) && !shared.sending && shared.large.is_empty() {
             // What can still be said without waiting: closes of files, the end of the session.
             let last = [&shared.begun[..], &shared.small[..]].concat();
@@ -268,27 +284,15 @@ impl Connection {
         self.closed.send_replace(true);
     }
 
-    /// Sends a request and waits for its answer, whatever its status.
+    /// Sends a request that moves little and waits for its answer, whatever its status.
     pub async fn call(
         self: &Arc<Self>,
         command: Command,
         tree: TreeId,
-        charge: u16,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Response> {
-        self.submit(command, tree, charge, encode).await?.reply().await
-    }
-
-    /// Likewise for one credit, with flags in the header.
-    pub async fn call_as(
-        self: &Arc<Self>,
-        command: Command,
-        tree: TreeId,
-        flags: HeaderFlags,
-        encode: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<Response> {
-        self.acquire(1).await?;
-        self.send(command, tree, 1, flags, encode)?.reply().await
+        let flags = HeaderFlags::NONE;
+        self.submit(command, tree, Cost::LEAST, flags, encode).await?.reply().await
     }
 
     /// Sends a request once there are credits for it.
@@ -296,11 +300,12 @@ impl Connection {
         self: &Arc<Self>,
         command: Command,
         tree: TreeId,
-        charge: u16,
+        cost: Cost,
+        flags: HeaderFlags,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Ticket> {
-        self.acquire(charge).await?;
-        self.send(command, tree, charge, HeaderFlags::NONE, encode)
+        self.acquire(cost.charge).await?;
+        self.send(command, tree, cost, flags, encode)
     }
 
     /// Takes credits, waiting for them.
@@ -333,7 +338,8 @@ impl Connection {
     ) {
         if let Ok(permit) = self.credits.try_acquire() {
             permit.forget();
-            if let Ok(mut ticket) = self.send(command, tree, 1, HeaderFlags::NONE, encode) {
+            if let Ok(mut ticket) = self.send(command, tree, Cost::LEAST, HeaderFlags::NONE, encode)
+            {
                 ticket.answered = true;
             }
         }
@@ -345,7 +351,8 @@ impl Connection {
             return;
         }
         let encode = |out: &mut Vec<u8>| Empty.encode(out);
-        if let Ok(mut ticket) = self.send(Command::ECHO, TreeId(0), 1, HeaderFlags::NONE, encode) {
+        let none = HeaderFlags::NONE;
+        if let Ok(mut ticket) = self.send(Command::ECHO, TreeId(0), Cost::LEAST, none, encode) {
             ticket.answered = true;
         }
     }
@@ -364,10 +371,11 @@ impl Connection {
         self: &Arc<Self>,
         command: Command,
         tree: TreeId,
-        charge: u16,
+        cost: Cost,
         flags: HeaderFlags,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Ticket> {
+        let charge = cost.charge;
         let total = self.total_credits.load(Ordering::Relaxed);
         let more = self.wanted_credits.saturating_sub(total);
         let message = self.next_message.fetch_add(charge.into(), Ordering::Relaxed);
@@ -385,6 +393,9 @@ impl Connection {
             flags,
             ..Header::default()
         };
+        if self.crypt.dialect.is_smb3() {
+            header.status = NtStatus(self.group.sequence().into());
+        }
         header.set_tree_id(tree);
         let mut out = Vec::with_capacity(256);
         let at = begin_frame(&mut out, guard);
@@ -400,7 +411,7 @@ impl Connection {
         let pending = Pending {
             reply,
             what: command.known_name().unwrap_or("a request"),
-            charge,
+            cost,
             guard,
             sent: Instant::now(),
             patience: timeout,
@@ -411,6 +422,8 @@ impl Connection {
             return Err(reason.clone());
         }
         shared.pending.insert(message, pending);
+        shared.load += u64::from(cost.bytes);
+        self.load.store(shared.load, Ordering::Relaxed);
         if shared.pending.len() == 1 && !shared.sending {
             shared.sending = true;
             drop(shared);
@@ -471,22 +484,13 @@ impl Connection {
         drop(shared);
         self.wake_writer.notify_one();
     }
-
-    /// Notes the tree of an open, so that breaks of its oplock can be answered.
-    pub fn note_open(&self, file: FileId, tree: TreeId) {
-        lock(&self.opens).insert(file, tree);
-    }
-
-    /// Forgets an open.
-    pub fn forget_open(&self, file: FileId) {
-        lock(&self.opens).remove(&file);
-    }
 }
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection")
             .field("session", &self.crypt.session_id)
+            .field("path", &self.path)
             .field("dialect", &self.crypt.dialect)
             .finish_non_exhaustive()
     }

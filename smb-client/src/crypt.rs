@@ -5,7 +5,7 @@
 //!  sealed:           │ length 4 │ transform 52 │ header 64 │ body … │   (from header on encrypted)
 //! ```
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use smb_protocol::{
     Dialect, Header, HeaderFlags, NtStatus, SessionId,
@@ -23,8 +23,9 @@ pub(crate) struct Crypt {
     pub signing: SigningKey,
     /// Whether every message that is not sealed must be signed.
     pub sign: bool,
-    /// Keys for sealing, if the server can.
-    pub sealing: Option<(SealingKey, OpeningKey)>,
+    /// Keys for sealing, if the server can: one pair for all channels of a session, as no nonce may
+    /// be used twice with a key.
+    pub sealing: Option<Arc<(SealingKey, OpeningKey)>>,
 }
 
 /// How one request is protected, and its response must be.
@@ -50,8 +51,8 @@ pub(crate) fn end_frame(out: &mut [u8], at: usize, guard: Guard, crypt: Option<&
     prefix.copy_from_slice(&len);
     match (guard, crypt) {
         (Guard::Signed, Some(crypt)) => crypt.signing.sign(message, Role::Client),
-        (Guard::Sealed, Some(Crypt { sealing: Some((key, _)), session_id, .. })) => {
-            key.seal(session_id.0, message);
+        (Guard::Sealed, Some(Crypt { sealing: Some(keys), session_id, .. })) => {
+            keys.0.seal(session_id.0, message);
         }
         (Guard::Plain, _) => {}
         _ => unreachable!("a guard is chosen from the keys there are"),
@@ -78,13 +79,13 @@ impl Crypt {
         if !TransformHeader::starts(frame) {
             return Err(Error::Protocol("a message is neither SMB 2 nor encrypted".into()));
         }
-        let Some(Self { sealing: Some((_, key)), session_id, .. }) = crypt else {
+        let Some(Self { sealing: Some(keys), session_id, .. }) = crypt else {
             return Err(Error::Protocol("an encrypted message without a key for it".into()));
         };
         if TransformHeader::parse(frame)?.session_id != session_id.0 {
             return Err(Error::Protocol("an encrypted message of another session".into()));
         }
-        key.open(frame)?;
+        keys.1.open(frame)?;
         Ok((TransformHeader::LEN..whole.end, true))
     }
 

@@ -1,7 +1,6 @@
 //! An open remote file.
 
 use std::{
-    collections::VecDeque,
     ops::Range,
     sync::{
         Arc,
@@ -10,8 +9,9 @@ use std::{
 };
 
 use block_io::IoFuture;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
 use smb_protocol::{
-    Command, NtStatus,
+    Command, HeaderFlags, NtStatus,
     fscc::{
         FsctlCode, InfoClass,
         file_info::Standard,
@@ -22,7 +22,8 @@ use smb_protocol::{
 
 use crate::{
     Error, Result,
-    connection::{Response, Ticket},
+    connection::Response,
+    handshake::Limits,
     open::{Live, Open, Patience},
 };
 
@@ -47,8 +48,21 @@ impl Drop for RemoteFile {
     }
 }
 
-/// Parts of one read or write on their way: length and ticket.
-type Flight = VecDeque<(usize, Ticket)>;
+/// Whether a request was sent before in the same session, on a channel that was lost: it is then
+/// told to the server (MS-SMB2 3.2.4.1), which carries it out when its first copy is over.
+#[derive(Default)]
+struct Again(Option<u64>);
+
+impl Again {
+    /// The flags of the next attempt.
+    fn flags(&mut self, live: &Live) -> HeaderFlags {
+        let generation = live.link.generation;
+        match self.0.replace(generation) == Some(generation) && live.link.dialect().is_smb3() {
+            true => HeaderFlags::REPLAY,
+            false => HeaderFlags::NONE,
+        }
+    }
+}
 
 impl RemoteFile {
     pub(crate) fn new(open: Arc<Open>) -> Self {
@@ -69,116 +83,150 @@ impl RemoteFile {
 
     /// Fills `buf` from `offset` and gives how much there was before the end of the file.
     pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let mut patience = Patience::default();
+        let piece = self.piece(|limits| limits.max_read)?;
+        if buf.len() <= piece {
+            return self.read_piece(offset, buf).await;
+        }
+        let mut pieces = (offset..).step_by(piece).zip(buf.chunks_mut(piece));
+        let mut flight = FuturesOrdered::new();
         let mut done = 0;
         loop {
-            let live = self.open.live()?;
-            match self.try_read(&live, offset, buf, &mut done).await {
-                Ok(()) => return Ok(done),
-                Err(error) => self.open.recover(&mut patience, &live, error).await?,
+            while flight.len() < WINDOW
+                && let Some((at, part)) = pieces.next()
+            {
+                let wanted = part.len();
+                flight.push_back(async move { (self.read_piece(at, part).await, wanted) });
+            }
+            let Some((got, wanted)) = flight.next().await else { return Ok(done) };
+            let got = got?;
+            done += got;
+            if got < wanted {
+                return Ok(done);
             }
         }
     }
 
-    async fn try_read(
-        &self,
-        live: &Live,
-        offset: u64,
-        buf: &mut [u8],
-        done: &mut usize,
-    ) -> Result<()> {
-        let connection = live.connection();
-        let limit = connection.limits.max_read;
-        let piece = connection.max_io(limit, self.open.session.options.max_io) as usize;
-        let mut flight = Flight::new();
-        let mut sent = *done;
-        loop {
-            while sent < buf.len() && flight.len() < WINDOW {
-                let len = piece.min(buf.len() - sent);
-                let request = read::Request {
-                    length: wire_len(len),
-                    offset: offset + sent as u64,
-                    file_id: live.file,
-                    ..Default::default()
-                };
-                let charge = connection.charge(wire_len(len));
-                let encode = |out: &mut Vec<u8>| request.encode(out);
-                let ticket = connection.submit(Command::READ, live.tree, charge, encode).await?;
-                flight.push_back((len, ticket));
-                sent += len;
-            }
-            let Some((len, ticket)) = flight.pop_front() else { return Ok(()) };
-            let response = ticket.reply().await?;
-            if response.header.status == NtStatus::END_OF_FILE {
-                return Ok(());
-            }
-            self.expect(&response, "read")?;
-            let data = read::Response::parse(&response.body)?.data;
-            if data.len() > len {
-                return Err(Error::Protocol("more read than was asked for".into()));
-            }
-            buf[*done..*done + data.len()].copy_from_slice(data);
-            *done += data.len();
-            if data.len() < len {
-                return Ok(());
+    /// How much one request moves at most.
+    fn piece(&self, limit: impl Fn(&Limits) -> u32) -> Result<usize> {
+        let main = self.open.live()?.link.channels.main();
+        Ok(main.max_io(limit(&main.limits), self.open.session.options.max_io) as usize)
+    }
+
+    /// Reads what one request can; more of them if a channel takes less than it did.
+    async fn read_piece(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let mut patience = Patience::default();
+        let mut done = 0;
+        while done < buf.len() {
+            let live = self.open.live()?;
+            match self.try_read(&live, offset + done as u64, &mut buf[done..]).await {
+                Ok((got, wanted)) => {
+                    done += got;
+                    if got < wanted {
+                        break;
+                    }
+                }
+                Err(error) => self.open.recover(&mut patience, &live, error).await?,
             }
         }
+        Ok(done)
+    }
+
+    /// One READ: the bytes that came, and that were asked for.
+    async fn try_read(&self, live: &Live, offset: u64, buf: &mut [u8]) -> Result<(usize, usize)> {
+        let channel = live.pick();
+        let most = channel.max_io(channel.limits.max_read, self.open.session.options.max_io);
+        let len = buf.len().min(most as usize);
+        let request = read::Request {
+            length: wire_len(len),
+            offset,
+            file_id: live.file,
+            ..Default::default()
+        };
+        let cost = channel.cost(wire_len(len));
+        let encode = |out: &mut Vec<u8>| request.encode(out);
+        let ticket =
+            channel.submit(Command::READ, live.tree, cost, HeaderFlags::NONE, encode).await?;
+        let response = ticket.reply().await?;
+        if response.header.status == NtStatus::END_OF_FILE {
+            return Ok((0, len));
+        }
+        self.expect(&response, "read")?;
+        let data = read::Response::parse(&response.body)?.data;
+        if data.len() > len {
+            return Err(Error::Protocol("more read than was asked for".into()));
+        }
+        buf[..data.len()].copy_from_slice(data);
+        Ok((data.len(), len))
     }
 
     /// Writes all of `buf` at `offset`.
     pub async fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        let mut patience = Patience::default();
-        let mut done = 0;
+        let piece = self.piece(|limits| limits.max_write)?;
+        if buf.len() <= piece {
+            return self.write_piece(offset, buf).await;
+        }
+        let mut pieces = (offset..).step_by(piece).zip(buf.chunks(piece));
+        let mut flight = FuturesUnordered::new();
         loop {
-            let live = self.open.live()?;
-            match self.try_write(&live, offset, buf, &mut done).await {
-                Ok(()) => return Ok(()),
-                Err(error) => self.open.recover(&mut patience, &live, error).await?,
+            while flight.len() < WINDOW
+                && let Some((at, part)) = pieces.next()
+            {
+                flight.push(self.write_piece(at, part));
+            }
+            match flight.next().await {
+                Some(written) => written?,
+                None => return Ok(()),
             }
         }
     }
 
+    /// Writes what one request can; more of them if a channel takes less than it did. Each request
+    /// has an answer, or was lost with its channel, before it is sent again.
+    async fn write_piece(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        let mut patience = Patience::default();
+        let mut again = Again::default();
+        let mut done = 0;
+        while done < buf.len() {
+            let live = self.open.live()?;
+            let flags = again.flags(&live);
+            match self.try_write(&live, flags, offset + done as u64, &buf[done..]).await {
+                Ok(written) => {
+                    done += written;
+                    again = Again::default();
+                }
+                Err(error) => self.open.recover(&mut patience, &live, error).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// One WRITE: the bytes that were written.
     async fn try_write(
         &self,
         live: &Live,
+        flags: HeaderFlags,
         offset: u64,
         buf: &[u8],
-        done: &mut usize,
-    ) -> Result<()> {
-        let connection = live.connection();
-        let limit = connection.limits.max_write;
-        let piece = connection.max_io(limit, self.open.session.options.max_io) as usize;
-        let mut flight = Flight::new();
-        let mut sent = *done;
-        loop {
-            while sent < buf.len() && flight.len() < WINDOW {
-                let len = piece.min(buf.len() - sent);
-                let request = write::Request {
-                    offset: offset + sent as u64,
-                    file_id: live.file,
-                    data: &buf[sent..sent + len],
-                    ..Default::default()
-                };
-                let charge = connection.charge(wire_len(len));
-                let encode = |out: &mut Vec<u8>| {
-                    out.reserve(len + 128);
-                    request.encode(out);
-                };
-                let ticket = connection.submit(Command::WRITE, live.tree, charge, encode).await?;
-                flight.push_back((len, ticket));
-                sent += len;
-            }
-            let Some((len, ticket)) = flight.pop_front() else { return Ok(()) };
-            let response = ticket.reply().await?;
-            self.expect(&response, "write")?;
-            let count = write::Response::parse(&response.body)?.count as usize;
-            // Before the next await: an acknowledged part counts even if a later one fails.
-            self.open.note_write(live)?;
-            if count != len {
-                return Err(Error::Protocol(format!("wrote {count} bytes of {len}")));
-            }
-            *done += len;
+    ) -> Result<usize> {
+        let channel = live.pick();
+        let most = channel.max_io(channel.limits.max_write, self.open.session.options.max_io);
+        let len = buf.len().min(most as usize);
+        let request =
+            write::Request { offset, file_id: live.file, data: &buf[..len], ..Default::default() };
+        let encode = |out: &mut Vec<u8>| {
+            out.reserve(len + 128);
+            request.encode(out);
+        };
+        let cost = channel.cost(wire_len(len));
+        let ticket = channel.submit(Command::WRITE, live.tree, cost, flags, encode).await?;
+        let response = ticket.reply().await?;
+        self.expect(&response, "write")?;
+        let count = write::Response::parse(&response.body)?.count as usize;
+        self.open.note_write(live)?;
+        if count != len {
+            return Err(Error::Protocol(format!("wrote {count} bytes of {len}")));
         }
+        Ok(len)
     }
 
     fn expect(&self, response: &Response, what: &str) -> Result<()> {
@@ -190,37 +238,49 @@ impl RemoteFile {
     async fn ask(
         &self,
         command: Command,
-        charge_for: u32,
+        moves: u32,
         changes: bool,
         encode: impl Fn(&Live, &mut Vec<u8>),
     ) -> Result<Response> {
         let mut patience = Patience::default();
+        let mut again = Again::default();
         loop {
             let live = self.open.live()?;
-            let connection = live.connection();
-            let charge = connection.charge(charge_for);
-            let result =
-                connection.call(command, live.tree, charge, |out| encode(&live, out)).await;
-            let error = match result {
-                Ok(response) if response.header.status.is_success() => {
-                    let counted = if changes { self.open.note_write(&live) } else { Ok(()) };
-                    match counted {
-                        Ok(()) => return Ok(response),
-                        Err(error) => error,
+            let error =
+                match self.ask_once(&live, command, moves, again.flags(&live), &encode).await {
+                    Ok(response) if response.header.status.is_success() => {
+                        let counted = if changes { self.open.note_write(&live) } else { Ok(()) };
+                        match counted {
+                            Ok(()) => return Ok(response),
+                            Err(error) => error,
+                        }
                     }
-                }
-                Ok(response) => {
-                    let status = response.header.status;
-                    let error = Error::status(format!("use {:?}", self.open.path), status);
-                    if !error.is_disconnect() {
-                        return Ok(response);
+                    Ok(response) => {
+                        let status = response.header.status;
+                        let error = Error::status(format!("use {:?}", self.open.path), status);
+                        if !error.is_disconnect() && status != NtStatus::FILE_NOT_AVAILABLE {
+                            return Ok(response);
+                        }
+                        error
                     }
-                    error
-                }
-                Err(error) => error,
-            };
+                    Err(error) => error,
+                };
             self.open.recover(&mut patience, &live, error).await?;
         }
+    }
+
+    async fn ask_once(
+        &self,
+        live: &Live,
+        command: Command,
+        moves: u32,
+        flags: HeaderFlags,
+        encode: &impl Fn(&Live, &mut Vec<u8>),
+    ) -> Result<Response> {
+        let channel = live.pick();
+        let cost = channel.cost(moves);
+        let encode = |out: &mut Vec<u8>| encode(live, out);
+        channel.submit(command, live.tree, cost, flags, encode).await?.reply().await
     }
 
     /// Makes every write that was acknowledged before durable.

@@ -1,8 +1,10 @@
-//! Negotiating a dialect and logging on (MS-SMB2 3.2.4.2.1, 3.2.5.2, 3.2.5.3).
+//! Negotiating a dialect and logging on (MS-SMB2 3.2.4.2.1, 3.2.5.2, 3.2.5.3), for a session of
+//! its own or for one more channel of a session (3.2.5.3.3).
 
 use std::{
+    net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use smb_protocol::{
@@ -16,13 +18,14 @@ use smb_protocol::{
     header::{FRAME_LEN, HEADER_LEN, frame_len},
     msg::{
         negotiate::{self, Capabilities, Context, HashAlgorithm, SecurityMode},
-        session_setup::{self, SessionFlags},
+        session_setup::{self, RequestFlags, SessionFlags},
     },
     spnego::Initiator,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
 };
 
 use crate::{
@@ -34,12 +37,39 @@ use crate::{
 const MAX_HANDSHAKE: usize = 128 * 1024;
 /// Rounds of session setup before the server is taken to be playing.
 const MAX_ROUNDS: usize = 4;
+/// How long one address has before the next is tried beside it.
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// What a connection is made for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Purpose<'a> {
+    /// A session of its own. It takes the place of the session `previous` of a lost connection;
+    /// `others` are addresses at which the server may be found besides.
+    Session { previous: SessionId, others: &'a [IpAddr] },
+    /// One more channel of a session, at one address of the server.
+    Channel { anchor: &'a Anchor, address: IpAddr },
+}
+
+impl Purpose<'_> {
+    /// The first connection.
+    pub fn new() -> Self {
+        Self::Session { previous: SessionId(0), others: &[] }
+    }
+}
+
+/// What a connection must know of a session to become one of its channels.
+#[derive(Clone, Debug)]
+pub(crate) struct Anchor {
+    /// The session's own keys, which are those of its first channel.
+    pub crypt: Arc<Crypt>,
+    pub server_guid: [u8; 16],
+}
 
 /// A connection with a session on it.
 #[derive(Debug)]
 pub(crate) struct Established {
     pub stream: TcpStream,
-    pub crypt: Crypt,
+    pub crypt: Arc<Crypt>,
     /// Whether all messages must be sealed, whatever the share says.
     pub seal_all: bool,
     pub limits: Limits,
@@ -47,6 +77,9 @@ pub(crate) struct Established {
     pub credits: u32,
     /// What FSCTL_VALIDATE_NEGOTIATE_INFO has to confirm (3.0 and 3.0.2).
     pub validate: Option<Validation>,
+    pub server_guid: [u8; 16],
+    /// Sessions may have several channels.
+    pub multichannel: bool,
 }
 
 /// What the server can take in one request.
@@ -151,26 +184,34 @@ struct Negotiated {
     validate: Option<Validation>,
 }
 
-/// Connects, negotiates and logs on. `previous` is a session of a lost connection that the
-/// server is to end. All of it within the connect timeout.
+/// Connects, negotiates and logs on, all of it within the connect timeout.
 pub(crate) async fn establish(
     options: &ConnectOptions,
     client_guid: [u8; 16],
-    previous: SessionId,
+    purpose: Purpose<'_>,
 ) -> Result<Established> {
     let work = async {
-        let stream =
-            TcpStream::connect((&*options.host, options.port)).await.map_err(|source| {
-                Error::Connect { address: options.address(), source: Arc::new(source) }
-            })?;
+        let stream = match purpose {
+            Purpose::Session { others, .. } => dial(options, others).await,
+            Purpose::Channel { address, .. } => TcpStream::connect((address, options.port)).await,
+        };
+        let stream = stream.map_err(|source| Error::Connect {
+            address: match purpose {
+                Purpose::Session { .. } => options.address(),
+                Purpose::Channel { address, .. } => {
+                    SocketAddr::new(address, options.port).to_string()
+                }
+            },
+            source: Arc::new(source),
+        })?;
         stream.set_nodelay(true).map_err(lost)?;
         // What paces by timers, as BBR does, costs a fast network more than it gives. A system that
         // does not have it, or does not let us, keeps its own.
         let _ = rustix::net::sockopt::set_tcp_congestion(&stream, "cubic");
         let mut exchange =
             Exchange { stream, next_message: 0, credits: 1, wanted: options.credits.max(1) };
-        let negotiated = negotiate(&mut exchange, options, client_guid).await?;
-        log_on(exchange, options, negotiated, previous).await
+        let negotiated = negotiate(&mut exchange, options, client_guid, purpose).await?;
+        log_on(exchange, options, negotiated, purpose).await
     };
     match tokio::time::timeout(options.connect_timeout, work).await {
         Ok(result) => result,
@@ -178,12 +219,44 @@ pub(crate) async fn establish(
     }
 }
 
+/// Connects to the server by its name, and to the `others` if that takes long: the first that is
+/// connected is taken. The error is that of the name.
+async fn dial(options: &ConnectOptions, others: &[IpAddr]) -> std::io::Result<TcpStream> {
+    let (host, port) = (options.host.clone(), options.port);
+    if others.is_empty() {
+        return TcpStream::connect((&*host, port)).await;
+    }
+    let mut attempts = JoinSet::new();
+    attempts.spawn(async move { (true, TcpStream::connect((&*host, port)).await) });
+    let mut left = others.iter();
+    let mut error = None;
+    loop {
+        tokio::select! {
+            Some(ended) = attempts.join_next() => match ended {
+                Ok((_, Ok(stream))) => return Ok(stream),
+                Ok((true, Err(why))) => error = Some(why),
+                _ => {}
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS), if left.len() > 0 && error.is_none() => {}
+            else => return Err(error.unwrap_or_else(|| std::io::ErrorKind::NotConnected.into())),
+        }
+        // One that was refused does not let the next wait.
+        if let Some(&next) = left.next() {
+            attempts.spawn(async move { (false, TcpStream::connect((next, port)).await) });
+        }
+    }
+}
+
 async fn negotiate(
     exchange: &mut Exchange,
     options: &ConnectOptions,
     client_guid: [u8; 16],
+    purpose: Purpose<'_>,
 ) -> Result<Negotiated> {
-    let dialects = options.offered_dialects();
+    let mut dialects = options.offered_dialects();
+    if let Purpose::Channel { anchor, .. } = purpose {
+        dialects.retain(|dialect| *dialect == anchor.crypt.dialect);
+    }
     if dialects.is_empty() {
         return Err(Error::NotOffered("a dialect between the oldest and the newest allowed"));
     }
@@ -194,6 +267,9 @@ async fn negotiate(
     let mut capabilities = Capabilities::LARGE_MTU;
     if dialects.iter().any(|dialect| dialect.is_smb3()) {
         capabilities |= Capabilities::PERSISTENT_HANDLES | Capabilities::ENCRYPTION;
+        if options.max_channels > 1 {
+            capabilities |= Capabilities::MULTI_CHANNEL;
+        }
     }
     let mut contexts = Vec::new();
     if dialects.contains(&Dialect::SMB_3_1_1) {
@@ -229,6 +305,12 @@ async fn negotiate(
     let response = negotiate::Response::parse(&answer.response[HEADER_LEN..])?;
     if !dialects.contains(&response.dialect) {
         return Err(Error::Protocol(format!("chose the dialect {:?}", response.dialect)));
+    }
+    // What answers at another address must be the same server (MS-SMB2 3.2.5.2).
+    if let Purpose::Channel { anchor, .. } = purpose
+        && response.server_guid != anchor.server_guid
+    {
+        return Err(Error::NotAuthentic("another server answers at this address"));
     }
     let mut preauth = PreauthHash::new();
     preauth.update(&answer.request);
@@ -303,7 +385,7 @@ async fn log_on(
     mut exchange: Exchange,
     options: &ConnectOptions,
     negotiated: Negotiated,
-    previous: SessionId,
+    purpose: Purpose<'_>,
 ) -> Result<Established> {
     let Negotiated { response, mut preauth, signing, cipher, validate } = negotiated;
     let target = format!("cifs/{}", options.host);
@@ -313,16 +395,25 @@ async fn log_on(
         Signing::Required => SecurityMode::SIGNING_ENABLED | SecurityMode::SIGNING_REQUIRED,
         Signing::IfRequired => SecurityMode::SIGNING_ENABLED,
     };
-    let mut session = SessionId(0);
+    let (anchor, previous) = match purpose {
+        Purpose::Session { previous, .. } => (None, previous),
+        Purpose::Channel { anchor, .. } => (Some(&*anchor.crypt), SessionId(0)),
+    };
+    let mut session = anchor.map_or(SessionId(0), |crypt| crypt.session_id);
     for _ in 0..MAX_ROUNDS {
         let request = session_setup::Request {
+            flags: if anchor.is_some() { RequestFlags::BINDING } else { RequestFlags::NONE },
             security_mode: mode.0 as u8,
             previous_session: previous,
             security_buffer: &token,
             ..Default::default()
         };
-        let mut answer =
-            exchange.call(Command::SESSION_SETUP, session, None, |out| request.encode(out)).await?;
+        let key = anchor.map(|crypt| &crypt.signing);
+        let encode = |out: &mut Vec<u8>| request.encode(out);
+        let mut answer = exchange.call(Command::SESSION_SETUP, session, key, encode).await?;
+        if anchor.is_some() && answer.header.session_id != session {
+            return Err(Error::Protocol("bound to another session".into()));
+        }
         session = answer.header.session_id;
         preauth.update(&answer.request);
         let status = answer.header.status;
@@ -340,12 +431,13 @@ async fn log_on(
         if body.flags.any(SessionFlags::IS_GUEST | SessionFlags::IS_NULL) {
             return Err(Error::Guest);
         }
-        let wants_sealing = body.flags.has(SessionFlags::ENCRYPT_DATA);
+        // That the session is encrypted was said when it began (MS-SMB2 3.2.5.3.3).
+        let wants_sealing = body.flags.has(SessionFlags::ENCRYPT_DATA) && anchor.is_none();
         initiator.last(body.security_buffer)?;
         let key = initiator
             .session_key()
             .ok_or(Error::Protocol("logged on before the challenge was answered".into()))?;
-        let crypt = session_keys(response.dialect, session, key, signing, cipher, &preauth);
+        let mut crypt = session_keys(response.dialect, session, key, signing, cipher, &preauth);
         // The last response proves that the server knows the session key, and with 3.1.1 that
         // nothing before it was changed.
         if !answer.header.flags.has(HeaderFlags::SIGNED) {
@@ -353,6 +445,10 @@ async fn log_on(
         }
         if !crypt.signing.verify(&mut answer.response, Role::Server) {
             return Err(Error::NotAuthentic("the signature of the logon is wrong"));
+        }
+        if let Some(anchor) = anchor {
+            // A channel has a signing key of its own, and encrypts with the session's.
+            crypt.sealing = anchor.sealing.clone();
         }
         return finish(exchange, options, &response, crypt, wants_sealing, validate);
     }
@@ -379,10 +475,10 @@ fn session_keys(
     let signing = SigningKey::new(algorithm, &kdf::signing_key(&session_key, binding).first_16());
     let sealing = cipher.map(|cipher| {
         let keys = kdf::cipher_keys(key, cipher, binding);
-        (
+        Arc::new((
             SealingKey::new(cipher, &keys.client_to_server),
             OpeningKey::new(cipher, &keys.server_to_client),
-        )
+        ))
     });
     Crypt { dialect, session_id, signing, sign: true, sealing }
 }
@@ -413,11 +509,14 @@ fn finish(
     }
     Ok(Established {
         stream: exchange.stream,
-        crypt,
+        crypt: Arc::new(crypt),
         seal_all,
         limits,
         next_message: exchange.next_message,
         credits: exchange.credits,
         validate,
+        server_guid: response.server_guid,
+        multichannel: response.dialect.is_smb3()
+            && response.capabilities.has(Capabilities::MULTI_CHANNEL),
     })
 }

@@ -21,6 +21,7 @@
 //! - [`SmbUrl`] reads `smb://` addresses; passwords come from the environment, a file or the
 //!   program, never from an address.
 
+mod channels;
 mod connection;
 mod credentials;
 mod crypt;

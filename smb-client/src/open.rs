@@ -33,13 +33,16 @@ use smb_protocol::{
 
 use crate::{
     Create, Error, OpenOptions, Result, Share,
-    connection::Connection,
+    connection::{Connection, Cost},
     session::{ConnectedTree, Inner, Link, expect},
     url::is_path_part,
 };
 
 /// How long to wait before asking again for a file that is not available yet.
 const NOT_AVAILABLE_PAUSE: Duration = Duration::from_millis(250);
+/// How long to wait before something is repeated whose first copy is in progress.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// What `ImpersonationLevel` is always asked for.
 pub(crate) const IMPERSONATION: u32 = 2;
 
@@ -87,8 +90,9 @@ enum Durable {
 }
 
 impl Live {
-    pub fn connection(&self) -> &Arc<Connection> {
-        &self.link.connection
+    /// The channel on which the next request is carried soonest.
+    pub fn pick(&self) -> Arc<Connection> {
+        self.link.channels.pick()
     }
 }
 
@@ -143,9 +147,22 @@ impl Open {
                 {
                     tokio::time::sleep(NOT_AVAILABLE_PAUSE).await;
                 }
+                Err(error) if error.nt_status() == Some(NtStatus::FILE_NOT_AVAILABLE) => {
+                    return Err(error);
+                }
+                // Whether the server has opened it cannot be found out: it ends with the session.
+                Err(error) if error.is_disconnect() && !open.is_replayable(&link) => {
+                    link.channels.close(&error);
+                    patience.recover(&open.session, &link, error).await?;
+                }
                 Err(error) => patience.recover(&open.session, &link, error).await?,
             }
         }
+    }
+
+    /// Whether a CREATE that is repeated is carried out once (MS-SMB2 3.2.4.1.11).
+    fn is_replayable(&self, link: &Link) -> bool {
+        self.options.durable && link.dialect().is_smb3()
     }
 
     fn set(&self, slot: Slot) {
@@ -257,7 +274,7 @@ impl Open {
         .to_bytes();
         let mut contexts = Vec::new();
         if self.options.durable {
-            if link.connection.crypt.dialect.is_smb3() {
+            if link.dialect().is_smb3() {
                 contexts.push(RawContext { name: names::DH2Q, data: &v2 });
             } else {
                 contexts.push(RawContext { name: names::DHNQ, data: &[0; 16] });
@@ -265,7 +282,7 @@ impl Open {
         }
         // A server that knows the request by its GUID carries it out once (MS-SMB2 3.2.4.1.11);
         // one that has no open of it does as if it were new.
-        let flags = match again && self.options.durable && link.connection.crypt.dialect.is_smb3() {
+        let flags = match again && self.is_replayable(link) {
             true => HeaderFlags::REPLAY,
             false => HeaderFlags::NONE,
         };
@@ -282,7 +299,9 @@ impl Open {
         flags: HeaderFlags,
     ) -> Result<Live> {
         let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = link.connection.call_as(Command::CREATE, tree, flags, encode).await?;
+        let channel = link.channels.pick();
+        let ticket = channel.submit(Command::CREATE, tree, Cost::LEAST, flags, encode).await?;
+        let response = ticket.reply().await?;
         expect(&response, || format!("open {:?}", self.path))?;
         let body = create::Response::parse(&response.body)?;
         let durable = known.unwrap_or(
@@ -295,7 +314,7 @@ impl Open {
                 Durable::No
             },
         );
-        link.connection.note_open(body.file_id, tree);
+        link.channels.note_open(body.file_id, tree);
         Ok(Live { link: Arc::clone(link), tree, file: body.file_id, durable })
     }
 
@@ -365,18 +384,21 @@ impl Open {
     /// the file. Closing twice is no error.
     pub async fn close(&self) -> Result<()> {
         let mut patience = Patience::default();
+        let mut again = None;
         loop {
             let Ok(live) = self.live() else { return Ok(()) };
-            let connection = live.connection();
             let request = close::Request { flags: 0, file_id: live.file };
             let encode = |out: &mut Vec<u8>| request.encode(out);
-            let error = match connection.call(Command::CLOSE, live.tree, 1, encode).await {
+            let repeated = again.replace(live.link.generation) == Some(live.link.generation);
+            let error = match live.pick().call(Command::CLOSE, live.tree, encode).await {
                 Ok(response) => match expect(&response, || format!("close {:?}", self.path)) {
                     Err(error) if error.is_disconnect() => error,
                     result => {
-                        connection.forget_open(live.file);
+                        live.link.channels.forget_open(live.file);
                         self.set(Slot::Closed);
-                        return result;
+                        // It was closed on a channel that was lost before it said so.
+                        let closed = response.header.status == NtStatus::FILE_CLOSED;
+                        return if repeated && closed { Ok(()) } else { result };
                     }
                 },
                 Err(error) => error,
@@ -393,8 +415,9 @@ impl Open {
         if let Ok(live) = self.live() {
             let request = close::Request { flags: 0, file_id: live.file };
             let encode = |out: &mut Vec<u8>| request.encode(out);
-            live.connection().send_and_forget(Command::CLOSE, live.tree, encode);
-            live.connection().forget_open(live.file);
+            // The way that the end of the session goes, which must not come before it.
+            live.link.channels.main().send_and_forget(Command::CLOSE, live.tree, encode);
+            live.link.channels.forget_open(live.file);
             self.set(Slot::Closed);
         }
     }
@@ -402,20 +425,37 @@ impl Open {
 
 /// How long one operation has been trying to get through.
 #[derive(Debug, Default)]
-pub(crate) struct Patience(Option<Instant>);
+pub(crate) struct Patience {
+    since: Option<Instant>,
+    pause: Duration,
+}
 
 impl Patience {
-    /// Waits for a connection after `link` if `error` says that it was lost and there is time;
-    /// else gives the error back.
+    /// Waits until an operation may be tried again after `error`, if that is how it can get
+    /// through and there is time; else gives the error back. If `error` says that a channel was
+    /// lost, that is at once while `link` has others, and else with the session after it. If it
+    /// says that something older is still in progress on the file, it is after a little while.
     pub async fn recover(&mut self, session: &Inner, link: &Link, error: Error) -> Result<()> {
-        if !error.is_disconnect() {
+        let held_up = error.nt_status() == Some(NtStatus::FILE_NOT_AVAILABLE);
+        if !error.is_disconnect() && !held_up {
             return Err(error);
         }
-        let since = *self.0.get_or_insert_with(Instant::now);
+        let since = *self.since.get_or_insert_with(Instant::now);
         if since.elapsed() >= session.options.reconnect_timeout {
             return Err(error);
         }
-        link.connection.close(error);
+        if held_up {
+            self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+            tokio::time::sleep(self.pause).await;
+            return Ok(());
+        }
+        // What a server says of the session holds on all its channels.
+        if error.nt_status().is_some() {
+            link.channels.close(&error);
+        }
+        if link.channels.live() > 0 {
+            return Ok(());
+        }
         session.newer_link(link.generation).await.map(drop)
     }
 }

@@ -60,6 +60,12 @@ pub struct ConnectOptions {
     /// How long a lost connection is tried to be restored; zero for not at all. So long, too, is
     /// waited for a file that another has open who is away.
     pub reconnect_timeout: Duration,
+    /// Connections that a session has at most; with 1 it has one, and the server is not asked for
+    /// its other addresses. Needs SMB 3.
+    pub max_channels: u16,
+    /// Connections to each of the server's interfaces at most; 0 for what it offers: four to one
+    /// that spreads connections over queues (RSS), one to any other.
+    pub channels_per_interface: u16,
 }
 
 impl ConnectOptions {
@@ -90,6 +96,8 @@ impl ConnectOptions {
             request_timeout: Duration::from_secs(60),
             echo_interval: Duration::from_secs(1),
             reconnect_timeout: Duration::from_secs(60),
+            max_channels: 1,
+            channels_per_interface: 0,
         }
     }
 

@@ -8,10 +8,11 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    sync::Arc,
 };
 
 use smb_protocol::{
-    Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
+    Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, TreeId,
     crypto::{Cipher, SigningAlgorithm, random},
     fscc::{FileAttributes, InfoClass},
     header::{FRAME_LEN, HEADER_LEN, frame_len},
@@ -30,7 +31,7 @@ use crate::{
     ConnectOptions, Error, Result,
     connection::CREDIT,
     crypt::{Crypt, Guard, begin_frame, end_frame, split_compound},
-    handshake::{Limits, establish},
+    handshake::{Limits, Purpose, establish},
     open::{IMPERSONATION, wire_path},
 };
 
@@ -55,7 +56,7 @@ pub struct Answer<'a> {
 pub struct RawConnection {
     stream: TcpStream,
     host: String,
-    crypt: Crypt,
+    crypt: Arc<Crypt>,
     seal: bool,
     limits: Limits,
     next_message: u64,
@@ -97,7 +98,7 @@ impl RawConnection {
     fn log_on(options: &ConnectOptions) -> Result<Self> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(lost)?;
-        let established = runtime.block_on(establish(options, random(), SessionId(0)))?;
+        let established = runtime.block_on(establish(options, random(), Purpose::new()))?;
         let stream = established.stream.into_std().and_then(|stream| {
             stream.set_nonblocking(false)?;
             stream.set_read_timeout(Some(options.request_timeout))?;
@@ -139,7 +140,7 @@ impl RawConnection {
     #[must_use]
     pub fn cipher(&self) -> Option<Cipher> {
         match (&self.crypt.sealing, self.guard) {
-            (Some((key, _)), Guard::Sealed) => Some(key.cipher()),
+            (Some(keys), Guard::Sealed) => Some(keys.0.cipher()),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! A session that outlives its connections.
 //!
 //! ```text
-//!            ┌────────────── connection lost ──────────────┐
+//!            ┌────────────── all channels lost ────────────┐
 //!            ▼                                             │
 //!  connect ─► Up(link n) ─► lost ─► Down ─► link n+1, opens taken up again ─► Up(link n+1)
 //!                                    └── out of time, or refused ─► Failed
@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -26,8 +27,9 @@ use tokio::sync::watch;
 
 use crate::{
     ConnectOptions, Error, Result, Tree,
-    connection::{Connection, Handle, Response},
-    handshake::establish,
+    channels::{self, Channels, Group, Path},
+    connection::{Connection, Response},
+    handshake::{Anchor, Established, Purpose, establish},
     open::Open,
 };
 
@@ -39,15 +41,18 @@ impl Client {
     /// Connects and logs on. The session keeps itself up as the options say.
     pub async fn connect(options: ConnectOptions) -> Result<Session> {
         let client_guid = random();
-        let established = establish(&options, client_guid, SessionId(0)).await?;
-        let link = Arc::new(Link::new(Connection::start(established, &options), 1));
+        let established = establish(&options, client_guid, Purpose::new()).await?;
+        let (link, anchor) = Link::start(established, &options, 1)?;
         let watched = Watched::of(&link);
         let inner = Arc::new(Inner {
             options,
             client_guid,
-            state: watch::Sender::new(State::Up(link)),
+            state: watch::Sender::new(State::Up(Arc::clone(&link))),
             opens: Mutex::default(),
+            addresses: Mutex::default(),
         });
+        inner.keep_channels(&link, anchor);
+        drop(link);
         tokio::spawn(supervise(Arc::downgrade(&inner), watched));
         Ok(Session { inner })
     }
@@ -73,24 +78,32 @@ impl Session {
     pub async fn echo(&self) -> Result<()> {
         let link = self.inner.link().await?;
         let encode = |out: &mut Vec<u8>| smb_protocol::msg::simple::Empty.encode(out);
-        let response = link.connection.call(Command::ECHO, TreeId(0), 1, encode).await?;
+        let response = link.channels.main().call(Command::ECHO, TreeId(0), encode).await?;
         expect(&response, || "echo".into())
     }
 
     /// The dialect in use.
     pub async fn dialect(&self) -> Result<Dialect> {
-        Ok(self.inner.link().await?.connection.crypt.dialect)
+        Ok(self.inner.link().await?.dialect())
     }
 
     /// Whether all messages are encrypted.
     pub async fn is_encrypted(&self) -> Result<bool> {
-        Ok(self.inner.link().await?.connection.is_sealed())
+        Ok(self.inner.link().await?.channels.main().is_sealed())
     }
 
-    /// Gives the present connection up as if it were lost, so that a new one is made.
+    /// The connections that the session has at present: their local address and the server's.
+    pub async fn channels(&self) -> Result<Vec<(IpAddr, IpAddr)>> {
+        let link = self.inner.link().await?;
+        let channels = link.channels.all();
+        let live = channels.iter().filter(|channel| !channel.is_closed());
+        Ok(live.map(|channel| (channel.path.local, channel.path.server)).collect())
+    }
+
+    /// Gives the present connections up as if they were lost, so that new ones are made.
     pub async fn reset(&self) -> Result<()> {
         let link = self.inner.link().await?;
-        link.connection.close(Error::disconnected("reset by the user"));
+        link.channels.close(&Error::disconnected("reset by the user"));
         self.inner.newer_link(link.generation).await.map(drop)
     }
 }
@@ -98,9 +111,11 @@ impl Session {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub options: ConnectOptions,
-    client_guid: [u8; 16],
+    pub client_guid: [u8; 16],
     state: watch::Sender<State>,
     opens: Mutex<Vec<Weak<Open>>>,
+    /// What the server told last of where it is.
+    addresses: Mutex<Vec<IpAddr>>,
 }
 
 #[derive(Clone, Debug)]
@@ -110,11 +125,11 @@ enum State {
     Failed(Error),
 }
 
-/// One connection of a session and the trees on it.
+/// A session at the server: its channels and the trees in it.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub connection: Handle,
-    /// Counts the session's connections.
+    pub channels: Channels,
+    /// Counts the sessions that this one has been.
     pub generation: u64,
     trees: tokio::sync::Mutex<HashMap<String, ConnectedTree>>,
 }
@@ -126,12 +141,12 @@ pub(crate) struct ConnectedTree {
 }
 
 impl Inner {
-    /// The present connection; waits while one is being made.
+    /// The present session; waits while one is being made.
     pub async fn link(&self) -> Result<Arc<Link>> {
         self.newer_link(0).await
     }
 
-    /// A connection after number `generation`; waits while one is being made.
+    /// A session after number `generation`; waits while one is being made.
     pub async fn newer_link(&self, generation: u64) -> Result<Arc<Link>> {
         let mut state = self.state.subscribe();
         let settled = |state: &State| match state {
@@ -154,13 +169,33 @@ impl Inner {
         opens.push(Arc::downgrade(open));
     }
 
-    /// Makes the next connection and takes all opens up again. `previous` is the last session
+    /// Notes where the server can be found.
+    pub fn note_addresses(&self, found: impl Iterator<Item = IpAddr>) {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        addresses.clear();
+        addresses.extend(found);
+    }
+
+    /// Has more channels made for a session where that is wanted and can be.
+    fn keep_channels(self: &Arc<Self>, link: &Arc<Link>, anchor: Option<Anchor>) {
+        if let Some(anchor) = anchor.filter(|_| self.options.max_channels > 1) {
+            let (inner, link) = (Arc::downgrade(self), Arc::downgrade(link));
+            tokio::spawn(channels::keep(inner, link, anchor));
+        }
+    }
+
+    /// Makes the next session and takes all opens up again. `previous` is the last session
     /// that was established, on which opens may be; it is kept up to date even on failure.
-    async fn revive(&self, generation: u64, previous: &mut SessionId) -> Result<Arc<Link>> {
-        let established = establish(&self.options, self.client_guid, *previous).await?;
+    async fn revive(
+        self: &Arc<Self>,
+        generation: u64,
+        previous: &mut SessionId,
+    ) -> Result<Arc<Link>> {
+        let others = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let purpose = Purpose::Session { previous: *previous, others: &others };
+        let established = establish(&self.options, self.client_guid, purpose).await?;
         *previous = established.crypt.session_id;
-        let handle = Connection::start(established, &self.options);
-        let link = Arc::new(Link::new(handle, generation));
+        let (link, anchor) = Link::start(established, &self.options, generation)?;
         let opens: Vec<_> = {
             let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
             opens.iter().filter_map(Weak::upgrade).collect()
@@ -168,26 +203,50 @@ impl Inner {
         for open in opens {
             open.restore(&link).await?;
         }
+        self.keep_channels(&link, anchor);
         Ok(link)
     }
 }
 
 impl Link {
-    fn new(connection: Handle, generation: u64) -> Self {
-        Self { connection, generation, trees: tokio::sync::Mutex::default() }
+    /// Starts the first channel of a session. Gives what further ones must know, if there can be
+    /// any.
+    fn start(
+        established: Established,
+        options: &ConnectOptions,
+        generation: u64,
+    ) -> Result<(Arc<Self>, Option<Anchor>)> {
+        let anchor = established.multichannel.then(|| Anchor {
+            crypt: Arc::clone(&established.crypt),
+            server_guid: established.server_guid,
+        });
+        let path = Path::of(&established, 1)?;
+        let group = Group::new(established.seal_all);
+        let first = Connection::start(established, options, group, path);
+        let channels = Channels::new(first);
+        Ok((Arc::new(Self { channels, generation, trees: tokio::sync::Mutex::default() }), anchor))
     }
 
-    /// The share's tree on this connection, connected on first use.
+    pub fn dialect(&self) -> Dialect {
+        self.channels.main().crypt.dialect
+    }
+
+    /// Some tree of the session.
+    pub fn some_tree(&self) -> Option<TreeId> {
+        self.trees.try_lock().ok()?.values().next().map(|tree| tree.id)
+    }
+
+    /// The share's tree in this session, connected on first use.
     pub async fn tree(&self, options: &ConnectOptions, share: &str) -> Result<ConnectedTree> {
         let mut trees = self.trees.lock().await;
         if let Some(tree) = trees.get(share) {
             return Ok(*tree);
         }
-        let connection = &self.connection;
+        let connection = &self.channels.main();
         let path = format!("\\\\{}\\{share}", options.host);
         let request = tree_connect::Request { flags: 0, path };
         let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = connection.call(Command::TREE_CONNECT, TreeId(0), 1, encode).await?;
+        let response = connection.call(Command::TREE_CONNECT, TreeId(0), encode).await?;
         expect(&response, || format!("connect to share {share:?}"))?;
         let body = tree_connect::Response::parse(&response.body)?;
         if body.flags.has(ShareFlags::ENCRYPT_DATA) {
@@ -198,6 +257,7 @@ impl Link {
             validate(connection, tree.id).await?;
         }
         trees.insert(share.to_owned(), tree);
+        self.channels.look_again();
         Ok(tree)
     }
 }
@@ -217,7 +277,7 @@ async fn validate(connection: &Arc<Connection>, tree: TreeId) -> Result<()> {
         ..Default::default()
     };
     let encode = |out: &mut Vec<u8>| request.encode(out);
-    let response = connection.call(Command::IOCTL, tree, 1, encode).await?;
+    let response = connection.call(Command::IOCTL, tree, encode).await?;
     // An old server that does not know it answers signed that it does not.
     if matches!(
         response.header.status,
@@ -245,8 +305,8 @@ pub(crate) fn expect(response: &Response, what: impl FnOnce() -> String) -> Resu
 
 /// What the supervisor has to know of a link without keeping it alive.
 struct Watched {
-    closed: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
-    connection: Weak<Connection>,
+    ended: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
+    link: Weak<Link>,
     generation: u64,
     session: SessionId,
 }
@@ -254,10 +314,10 @@ struct Watched {
 impl Watched {
     fn of(link: &Arc<Link>) -> Self {
         Self {
-            closed: Box::pin(link.connection.wait_closed()),
-            connection: Arc::downgrade(&link.connection),
+            ended: Box::pin(link.channels.ended()),
+            link: Arc::downgrade(link),
             generation: link.generation,
-            session: link.connection.session_id(),
+            session: link.channels.main().crypt.session_id,
         }
     }
 }
@@ -267,8 +327,9 @@ async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
     const FIRST_PAUSE: Duration = Duration::from_millis(20);
     const LONGEST_PAUSE: Duration = Duration::from_millis(500);
     loop {
-        watched.closed.await;
-        let reason = watched.connection.upgrade().map_or(Error::Closed, |link| link.reason());
+        watched.ended.await;
+        let link = watched.link.upgrade();
+        let reason = link.map_or(Error::Closed, |link| link.channels.main().reason());
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut last = reason;
@@ -313,11 +374,5 @@ fn describe(error: &Error) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
-    }
-}
-
-impl std::fmt::Debug for Handle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        Connection::fmt(self, f)
     }
 }

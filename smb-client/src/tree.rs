@@ -62,8 +62,8 @@ pub struct DirEntry {
 const MAX_ENTRIES: usize = 1 << 20;
 
 /// A short-lived open on one connection; closed by [`Brief::end`].
-struct Brief<'a> {
-    connection: &'a Arc<Connection>,
+struct Brief {
+    connection: Arc<Connection>,
     tree: TreeId,
     file: FileId,
     metadata: Metadata,
@@ -82,9 +82,9 @@ impl How {
     }
 }
 
-impl<'a> Brief<'a> {
+impl Brief {
     async fn open(
-        connection: &'a Arc<Connection>,
+        connection: &Arc<Connection>,
         tree: TreeId,
         path: &str,
         how: &How,
@@ -99,7 +99,7 @@ impl<'a> Brief<'a> {
             ..Default::default()
         };
         let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = connection.call(Command::CREATE, tree, 1, encode).await?;
+        let response = connection.call(Command::CREATE, tree, encode).await?;
         expect(&response, || format!("open {path:?}"))?;
         let body = create::Response::parse(&response.body)?;
         let metadata = Metadata {
@@ -108,13 +108,13 @@ impl<'a> Brief<'a> {
             attributes: body.attributes,
             times: body.times,
         };
-        Ok(Self { connection, tree, file: body.file_id, metadata })
+        Ok(Self { connection: Arc::clone(connection), tree, file: body.file_id, metadata })
     }
 
     async fn end(self) -> Result<()> {
         let request = close::Request { flags: 0, file_id: self.file };
         let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = self.connection.call(Command::CLOSE, self.tree, 1, encode).await?;
+        let response = self.connection.call(Command::CLOSE, self.tree, encode).await?;
         expect(&response, || "close".into())
     }
 
@@ -127,7 +127,7 @@ impl<'a> Brief<'a> {
             ..Default::default()
         };
         let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = self.connection.call(Command::SET_INFO, self.tree, 1, encode).await?;
+        let response = self.connection.call(Command::SET_INFO, self.tree, encode).await?;
         expect(&response, || what.to_owned())
     }
 }
@@ -164,7 +164,7 @@ impl Tree {
     pub async fn stat(&self, path: &str) -> Result<Metadata> {
         let (link, tree) = self.on_link().await?;
         let how = How::existing(Access::READ_ATTRIBUTES);
-        let file = Brief::open(&link.connection, tree, &wire_path(path)?, &how).await?;
+        let file = Brief::open(&link.channels.main(), tree, &wire_path(path)?, &how).await?;
         let metadata = file.metadata;
         file.end().await?;
         Ok(metadata)
@@ -190,7 +190,7 @@ impl Tree {
             options: CreateOptions::DIRECTORY_FILE,
             disposition: Disposition::CREATE,
         };
-        Brief::open(&link.connection, tree, &wire_path(path)?, &how).await?.end().await
+        Brief::open(&link.channels.main(), tree, &wire_path(path)?, &how).await?.end().await
     }
 
     /// Gives a file or directory another name on the same share. What has that name already is
@@ -199,7 +199,7 @@ impl Tree {
         let (link, tree) = self.on_link().await?;
         let name = wire_path(to)?;
         let how = How::existing(Access::DELETE);
-        let file = Brief::open(&link.connection, tree, &wire_path(from)?, &how).await?;
+        let file = Brief::open(&link.channels.main(), tree, &wire_path(from)?, &how).await?;
         let mut input = Vec::new();
         Rename { replace, name, ..Rename::default() }.encode(&mut input);
         let what = format!("rename {from:?} to {to:?}");
@@ -212,7 +212,7 @@ impl Tree {
     pub async fn delete(&self, path: &str) -> Result<()> {
         let (link, tree) = self.on_link().await?;
         let how = How::existing(Access::DELETE);
-        let file = Brief::open(&link.connection, tree, &wire_path(path)?, &how).await?;
+        let file = Brief::open(&link.channels.main(), tree, &wire_path(path)?, &how).await?;
         let what = format!("delete {path:?}");
         let done = file.set(InfoClass::DISPOSITION, &[1], &what).await;
         file.end().await?;
@@ -227,16 +227,16 @@ impl Tree {
             options: CreateOptions::DIRECTORY_FILE,
             disposition: Disposition::OPEN,
         };
-        let directory = Brief::open(&link.connection, tree, &wire_path(path)?, &how).await?;
+        let directory = Brief::open(&link.channels.main(), tree, &wire_path(path)?, &how).await?;
         let entries = list(&directory, path).await;
         directory.end().await?;
         entries
     }
 }
 
-async fn list(directory: &Brief<'_>, path: &str) -> Result<Vec<DirEntry>> {
+async fn list(directory: &Brief, path: &str) -> Result<Vec<DirEntry>> {
     const CLASS: InfoClass = InfoClass::ID_BOTH_DIRECTORY;
-    let connection = directory.connection;
+    let connection = &directory.connection;
     let mut entries = Vec::new();
     loop {
         let request = query_directory::Request {
@@ -247,7 +247,7 @@ async fn list(directory: &Brief<'_>, path: &str) -> Result<Vec<DirEntry>> {
             ..Default::default()
         };
         let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = connection.call(Command::QUERY_DIRECTORY, directory.tree, 1, encode).await?;
+        let response = connection.call(Command::QUERY_DIRECTORY, directory.tree, encode).await?;
         if response.header.status == NtStatus::NO_MORE_FILES {
             return Ok(entries);
         }

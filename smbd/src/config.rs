@@ -1,30 +1,32 @@
 //! The configuration file: TOML, unknown keys are errors, every value is checked before use.
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, HashSet},
-    fmt,
-    net::{IpAddr, SocketAddr},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use serde::Deserialize;
-use smb_protocol::{
-    Dialect,
-    ntlm::{NtHash, users},
-};
-use zeroize::Zeroizing;
+use smb_protocol::{Dialect, ntlm::NtHash};
 
-use crate::{accounts, dfs::Namespace, network::Network};
+use crate::dfs::Namespace;
 
+mod check;
 mod dfs;
 mod interface;
 mod kerberos;
+mod limits;
+mod share;
+mod users;
+mod values;
 
+use check::{Check, read_text};
 pub use interface::{Interface, Interfaces};
 pub use kerberos::Kerberos;
+pub use limits::Limits;
+pub use share::Share;
+use values::DialectName;
+pub use values::{Encryption, IoEngine, Signing, Size, Sparse};
 
 /// A configuration that cannot be used; the text says where and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -57,105 +59,6 @@ pub enum ConfigError {
     },
 }
 
-/// A size in bytes, written as a number or as text with a unit: `"8MiB"`, `"512K"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "SizeText")]
-pub struct Size(pub u64);
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum SizeText {
-    Number(u64),
-    Text(String),
-}
-
-impl TryFrom<SizeText> for Size {
-    type Error = String;
-
-    fn try_from(value: SizeText) -> Result<Self, String> {
-        match value {
-            SizeText::Number(n) => Ok(Size(n)),
-            SizeText::Text(text) => text.parse(),
-        }
-    }
-}
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let shift = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kib" => 10,
-            "m" | "mib" => 20,
-            "g" | "gib" => 30,
-            "t" | "tib" => 40,
-            _ => return Err(format!("{text:?} is no size; write for example \"8MiB\"")),
-        };
-        number
-            .parse::<u64>()
-            .ok()
-            .and_then(|n| n.checked_mul(1 << shift))
-            .map(Size)
-            .ok_or_else(|| format!("{text:?} is no size; write for example \"8MiB\""))
-    }
-}
-
-/// Whether messages must be signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Signing {
-    /// Every session signs or encrypts.
-    #[default]
-    Required,
-    /// A session signs if the client wants it.
-    Enabled,
-}
-
-/// Whether messages are encrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Encryption {
-    /// Not even offered.
-    Off,
-    /// Offered; the client decides.
-    Offered,
-    /// Clients that can are told to encrypt.
-    #[default]
-    Desired,
-    /// Who does not encrypt is refused.
-    Required,
-}
-
-/// Dialects by the names administrators write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-enum DialectName {
-    #[serde(rename = "2.0.2")]
-    V2_0_2,
-    #[serde(rename = "2.1")]
-    V2_1,
-    #[serde(rename = "3.0")]
-    V3_0,
-    #[serde(rename = "3.0.2")]
-    V3_0_2,
-    #[serde(rename = "3.1.1")]
-    V3_1_1,
-}
-
-impl DialectName {
-    fn dialect(self) -> Dialect {
-        match self {
-            Self::V2_0_2 => Dialect::SMB_2_0_2,
-            Self::V2_1 => Dialect::SMB_2_1,
-            Self::V3_0 => Dialect::SMB_3_0,
-            Self::V3_0_2 => Dialect::SMB_3_0_2,
-            Self::V3_1_1 => Dialect::SMB_3_1_1,
-        }
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -166,9 +69,9 @@ struct File {
     #[serde(default)]
     interface: Vec<interface::Section>,
     #[serde(default)]
-    user: Vec<UserSection>,
+    user: Vec<users::Section>,
     #[serde(default)]
-    share: Vec<ShareSection>,
+    share: Vec<share::Section>,
     #[serde(default)]
     dfs: Vec<dfs::Section>,
 }
@@ -217,180 +120,6 @@ fn default_name() -> String {
 
 fn default_io_size() -> Size {
     Size(8 << 20)
-}
-
-/// What does file I/O that may wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum IoEngine {
-    /// io_uring where the kernel has it.
-    #[default]
-    Auto,
-    /// io_uring or nothing.
-    Uring,
-    /// A pool of threads.
-    Threads,
-}
-
-impl From<IoEngine> for block_io::Engine {
-    fn from(engine: IoEngine) -> Self {
-        match engine {
-            IoEngine::Auto => Self::Auto,
-            IoEngine::Uring => Self::Uring,
-            IoEngine::Threads => Self::Threads,
-        }
-    }
-}
-
-/// What sparse files of a share are to clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sparse {
-    /// Disks of virtual machines: hosts are told that they can rely on them (MS-HVRS, C0009).
-    #[default]
-    Vm,
-    /// Files like others.
-    General,
-}
-
-/// Everything a peer can make grow.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Connections at a time.
-    pub connections: usize,
-    /// Connections from one address at a time.
-    pub connections_per_address: usize,
-    /// Sessions of one connection.
-    pub sessions_per_connection: usize,
-    /// Trees of one session.
-    pub trees_per_session: usize,
-    /// Opens of one session.
-    pub opens_per_session: usize,
-    /// Opens of the whole server.
-    pub opens: usize,
-    /// Durable and resilient opens that are kept for clients that are away.
-    pub kept_opens: usize,
-    /// Byte-range locks of the whole server.
-    pub locks: usize,
-    /// Credits a connection may hold: requests in flight.
-    pub credits: u16,
-    /// Requests of one connection that wait for storage or an event.
-    pub pending_requests: usize,
-    /// Memory of one connection for pending requests.
-    pub pending_bytes: Size,
-    /// Seconds a connection has to authenticate.
-    pub authentication_seconds: u64,
-    /// Seconds a client may leave answers unread.
-    pub write_seconds: u64,
-    /// Length that a write may give a file. NTFS ends at 16 TiB less 64 KiB, and clients know.
-    pub file_size: Size,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            connections_per_address: 2048,
-            sessions_per_connection: 64,
-            trees_per_session: 256,
-            opens_per_session: 16_384,
-            opens: 262_144,
-            kept_opens: 65_536,
-            locks: 1_048_576,
-            credits: 8192,
-            pending_requests: 1024,
-            pending_bytes: Size(64 << 20),
-            authentication_seconds: 20,
-            write_seconds: 60,
-            file_size: Size(0xfff_ffff_0000),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UserSection {
-    name: String,
-    password: Option<Zeroizing<String>>,
-    nt_hash: Option<Zeroizing<String>>,
-    password_file: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ShareSection {
-    name: String,
-    path: PathBuf,
-    #[serde(default)]
-    users: Vec<String>,
-    encryption: Option<Encryption>,
-    #[serde(default)]
-    read_only: bool,
-    #[serde(default)]
-    access_based_enumeration: bool,
-    #[serde(default)]
-    comment: String,
-    #[serde(default = "yes")]
-    browseable: bool,
-    #[serde(default)]
-    hosts_allow: Vec<Network>,
-    #[serde(default)]
-    hosts_deny: Vec<Network>,
-    max_connections: Option<usize>,
-    max_opens: Option<usize>,
-    #[serde(default)]
-    force_level2_oplocks: bool,
-    #[serde(default)]
-    continuously_available: bool,
-    #[serde(default)]
-    sparse: Sparse,
-    group: Option<String>,
-}
-
-/// A share.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Share {
-    /// Name, unique without regard to case.
-    pub name: String,
-    /// Folder it shows.
-    pub path: PathBuf,
-    /// Users who may use it, folded; nobody else may.
-    pub users: HashSet<String>,
-    /// Whether it must be encrypted.
-    pub encryption: Option<Encryption>,
-    /// Nothing in it may be changed.
-    pub read_only: bool,
-    /// Listings leave out what the user cannot read.
-    pub access_based_enumeration: bool,
-    /// Shown in listings.
-    pub comment: String,
-    /// Shown in listings at all.
-    pub browseable: bool,
-    /// From where it may be used; anywhere if empty.
-    pub hosts_allow: Vec<Network>,
-    /// From where it may not, whatever `hosts_allow` says.
-    pub hosts_deny: Vec<Network>,
-    /// Trees that may be connected to it at a time.
-    pub max_connections: Option<usize>,
-    /// Opens in it at a time.
-    pub max_opens: Option<usize>,
-    /// No client may cache writes (MS-SMB2 3.3.1.6, `Share.ForceLevel2Oplock`).
-    pub force_level2_oplocks: bool,
-    /// What its files are.
-    pub sparse: Sparse,
-    /// Opens may outlive the server (MS-SMB2 3.3.1.6, `Share.IsCA`).
-    pub continuously_available: bool,
-    /// Group of the system that files made in it get.
-    pub group: Option<u32>,
-}
-
-impl Share {
-    /// Whether a client at an address may use it.
-    pub fn admits(&self, address: IpAddr) -> bool {
-        let listed = |list: &[Network]| list.iter().any(|network| network.holds(address));
-        !listed(&self.hosts_deny) && (self.hosts_allow.is_empty() || listed(&self.hosts_allow))
-    }
 }
 
 /// A configuration that was checked.
@@ -463,7 +192,7 @@ impl Config {
             path: path.to_owned(),
             message: syntax_message(text, &error),
         })?;
-        let check = Check { path, secrets: RefCell::default() };
+        let check = Check::new(path);
         let ServerSection { name, listen, .. } = &file.server;
         if listen.is_empty() {
             return Err(check.bad("server.listen", "give at least one address, \"0.0.0.0:445\""));
@@ -499,7 +228,7 @@ impl Config {
             name: file.server.name,
             state_dir: file.server.state_dir,
             metrics: file.server.metrics,
-            secrets: check.secrets.take(),
+            secrets: check.secrets(),
             user: file.server.user,
             sandbox: file.server.sandbox,
             signing: file.server.signing,
@@ -540,208 +269,10 @@ fn syntax_message(text: &str, error: &toml::de::Error) -> String {
     format!("line {line}, column {column}: {}", error.message())
 }
 
-fn read_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
-    std::fs::read_to_string(path)
-        .map(Zeroizing::new)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
-}
-
-struct Check<'a> {
-    path: &'a Path,
-    /// Files with secrets that were read.
-    secrets: RefCell<Vec<PathBuf>>,
-}
-
-impl Check<'_> {
-    fn bad(&self, key: &str, message: impl fmt::Display) -> ConfigError {
-        ConfigError::Value {
-            path: self.path.to_owned(),
-            key: key.to_owned(),
-            message: message.to_string(),
-        }
-    }
-
-    /// Reads a secret that only its owner may read.
-    fn secret_file(&self, key: &str, path: &Path) -> Result<Zeroizing<String>, ConfigError> {
-        read_text(&self.secret_path(key, path)?)
-    }
-
-    /// The path of a secret, which only its owner may read.
-    fn secret_path(&self, key: &str, path: &Path) -> Result<PathBuf, ConfigError> {
-        let path = &self.relative(path);
-        let meta = std::fs::metadata(path)
-            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        if meta.permissions().mode() & 0o077 != 0 {
-            let message = format!(
-                "{} can be read by others (mode {:03o}); run: chmod 600 {}",
-                path.display(),
-                meta.mode() & 0o777,
-                path.display()
-            );
-            return Err(self.bad(key, message));
-        }
-        self.secrets.borrow_mut().push(path.clone());
-        Ok(path.clone())
-    }
-
-    /// The number of a group of the system, by number or by its name in /etc/group.
-    fn group(&self, key: &str, group: &str) -> Result<u32, ConfigError> {
-        if let Ok(number) = group.parse() {
-            return Ok(number);
-        }
-        let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
-        let found = text.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?;
-            (name == group).then(|| fields.nth(1)?.parse().ok())?
-        });
-        found.ok_or_else(|| self.bad(key, format!("group: the system has no group {group:?}")))
-    }
-
-    /// Paths are taken from the folder of the configuration file.
-    fn relative(&self, path: &Path) -> PathBuf {
-        self.path.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path))
-    }
-
-    /// Hashes and written names by folded name.
-    #[expect(clippy::type_complexity, reason = "two maps with the same keys")]
-    fn users(
-        &self,
-        file: &File,
-    ) -> Result<(BTreeMap<String, NtHash>, BTreeMap<String, String>), ConfigError> {
-        let mut all = BTreeMap::new();
-        let mut names = BTreeMap::new();
-        for user in &file.user {
-            let key = format!("user {:?}", user.name);
-            if !users::is_user_name(&user.name) {
-                return Err(self.bad(&key, "not a user name"));
-            }
-            let hash = match (&user.password, &user.nt_hash, &user.password_file) {
-                (Some(password), None, None) => {
-                    if password.is_empty() {
-                        return Err(self.bad(&key, "the password is empty"));
-                    }
-                    NtHash::of_password(password)
-                }
-                (None, Some(hash), None) => hash
-                    .parse()
-                    .map_err(|e: smb_protocol::ntlm::ParseHashError| self.bad(&key, e))?,
-                (None, None, Some(path)) => {
-                    let text = self.secret_file(&key, path)?;
-                    let line = text.lines().next().unwrap_or("");
-                    if line.is_empty() {
-                        return Err(self.bad(&key, "the password file is empty"));
-                    }
-                    NtHash::of_password(line)
-                }
-                // Such a user can come with a ticket only.
-                (None, None, None) if file.kerberos.is_some() => {
-                    if names.insert(users::fold(&user.name), user.name.clone()).is_some() {
-                        return Err(self.bad(&key, "defined twice"));
-                    }
-                    continue;
-                }
-                _ => {
-                    return Err(
-                        self.bad(&key, "give exactly one of password, nt_hash, password_file")
-                    );
-                }
-            };
-            all.insert(users::fold(&user.name), hash);
-            if names.insert(users::fold(&user.name), user.name.clone()).is_some() {
-                return Err(self.bad(&key, "defined twice"));
-            }
-        }
-        if let Some(path) = &file.server.users_file {
-            let text = self.secret_file("server.users_file", path)?;
-            let list = users::parse(&text)
-                .map_err(|e| self.bad("server.users_file", format!("{}: {e}", path.display())))?;
-            for user in list {
-                all.insert(users::fold(&user.name), user.hash);
-                if names.insert(users::fold(&user.name), user.name.clone()).is_some() {
-                    return Err(self.bad(&format!("user {:?}", user.name), "defined twice"));
-                }
-            }
-        }
-        let mut numbers = BTreeMap::new();
-        for (folded, name) in &names {
-            if let Some(other) = numbers.insert(accounts::rid(folded), name) {
-                let key = format!("user {name:?}");
-                return Err(self.bad(&key, format!("has the number of {other:?}; rename one")));
-            }
-        }
-        Ok((all, names))
-    }
-
-    /// The folded names of users, who must be defined.
-    fn known(
-        &self,
-        names: &[String],
-        users: &BTreeMap<String, String>,
-        key: &str,
-    ) -> Result<HashSet<String>, ConfigError> {
-        let mut known = HashSet::new();
-        for name in names {
-            let folded = users::fold(name);
-            if !users.contains_key(&folded) {
-                return Err(self.bad(key, format!("{name:?} is not defined")));
-            }
-            known.insert(folded);
-        }
-        Ok(known)
-    }
-
-    fn shares(
-        &self,
-        file: &File,
-        users: &BTreeMap<String, String>,
-    ) -> Result<BTreeMap<String, Share>, ConfigError> {
-        let mut all = BTreeMap::new();
-        for share in &file.share {
-            let key = format!("share {:?}", share.name);
-            let plain = |c: char| !c.is_control() && !"\"\\/[]:|<>+=;,*?".contains(c);
-            let len = share.name.chars().count();
-            if !(1..=80).contains(&len) || !share.name.chars().all(plain) {
-                return Err(self.bad(&key, "not a share name"));
-            }
-            let folded = users::fold(&share.name);
-            if folded == "IPC$" {
-                return Err(self.bad(&key, "IPC$ is the server's own"));
-            }
-            let path = self.relative(&share.path);
-            if !path.is_dir() {
-                let message = format!("path {}: no such folder; create it", path.display());
-                return Err(self.bad(&key, message));
-            }
-            let allowed = self.known(&share.users, users, &format!("{key}: users"))?;
-            let share = Share {
-                name: share.name.clone(),
-                path,
-                users: allowed,
-                encryption: share.encryption,
-                read_only: share.read_only,
-                access_based_enumeration: share.access_based_enumeration,
-                comment: share.comment.clone(),
-                browseable: share.browseable,
-                hosts_allow: share.hosts_allow.clone(),
-                hosts_deny: share.hosts_deny.clone(),
-                max_connections: share.max_connections,
-                max_opens: share.max_opens,
-                force_level2_oplocks: share.force_level2_oplocks,
-                sparse: share.sparse,
-                continuously_available: share.continuously_available,
-                group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
-            };
-            if all.insert(folded, share).is_some() {
-                return Err(self.bad(&key, "defined twice"));
-            }
-        }
-        Ok(all)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {

@@ -8,9 +8,12 @@
 //!
 //! Answers are collected while frames are at hand and sent together, at the latest when
 //! [`SEND_AT`] bytes stand in the output. While a send blocks nothing more is read, so a client
-//! that does not read its answers holds what is in these two buffers and no more.
+//! that does not read its answers holds what is in these two buffers and no more. What it has begun
+//! goes on to its end meanwhile: a channel that fell silent must not keep its requests in progress
+//! for the other channels of its session.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     io,
     net::SocketAddr,
@@ -110,6 +113,7 @@ pub async fn run(
         output: Vec::new(),
         written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
+        held: VecDeque::new(),
         meter: exchange.meter.clone(),
     };
     let mut waiting = Waiting::new();
@@ -118,6 +122,10 @@ pub async fn run(
     // What the disk was given must be over before the files are free for others: a late write
     // must never land on a newer one.
     let mut unsent = Vec::new();
+    for done in link.held.drain(..) {
+        let _ = exchange.complete(done, &mut unsent);
+        unsent.clear();
+    }
     while let Some(done) = exchange.finish_io(&mut waiting).await {
         let _ = exchange.complete(done, &mut unsent);
         unsent.clear();
@@ -149,24 +157,27 @@ async fn serve(
                 Ok(Frame::Waits(futures)) => waiting.extend(futures),
                 Err(dropped) => {
                     // What was answered before is still the client's.
-                    let _ = link.send().await;
+                    let _ = link.send(waiting).await;
                     return Err(dropped);
                 }
             }
             if link.output.len() >= SEND_AT {
-                link.send().await?;
+                link.send(waiting).await?;
             }
         }
-        while let Some(done) = next_now(waiting) {
+        while let Some(done) = link.held.pop_front().or_else(|| next_now(waiting)) {
             waiting.extend(exchange.complete(done, &mut link.output)?);
             if link.output.len() >= SEND_AT {
-                link.send().await?;
+                link.send(waiting).await?;
             }
         }
         while let Some(post) = exchange.post_now() {
             link.handle(post, exchange)?;
         }
-        link.send().await?;
+        link.send(waiting).await?;
+        if !link.held.is_empty() {
+            continue;
+        }
         if link.receive_now()?.is_some_and(|got| got > 0) {
             turns += 1;
             if turns.is_multiple_of(TURNS) {
@@ -187,7 +198,7 @@ async fn serve(
                 while let Some(done) = exchange.finish_io(waiting).await {
                     waiting.extend(exchange.complete(done, &mut link.output)?);
                 }
-                link.send().await?;
+                link.send(waiting).await?;
                 return Ok(());
             }
             got = link.receive() => {
@@ -235,6 +246,8 @@ struct Link {
     /// Bytes that were sent.
     written: u64,
     write_time: Duration,
+    /// What ended while a send was under way.
+    held: VecDeque<Completion>,
     meter: Arc<Meter>,
 }
 
@@ -335,12 +348,24 @@ impl Link {
         Ok(())
     }
 
-    async fn send(&mut self) -> Result<(), Dropped> {
+    async fn send(&mut self, waiting: &mut Waiting) -> Result<(), Dropped> {
         if self.output.is_empty() {
             return Ok(());
         }
-        let sent = tokio::time::timeout(self.write_time, self.stream.write_all(&self.output));
-        sent.await.map_err(|_| Dropped::NotReading)??;
+        let held = &mut self.held;
+        let work = async {
+            let write = self.stream.write_all(&self.output);
+            tokio::pin!(write);
+            loop {
+                tokio::select! {
+                    biased;
+                    sent = &mut write => return sent,
+                    Some(done) = waiting.next(), if !waiting.is_empty() => held.push_back(done),
+                }
+            }
+        };
+        let sent = tokio::time::timeout(self.write_time, work).await;
+        sent.map_err(|_| Dropped::NotReading)??;
         self.meter.sent(self.output.len());
         self.written += self.output.len() as u64;
         self.output.clear();

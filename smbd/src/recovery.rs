@@ -234,6 +234,6 @@ fn restore(open: &Arc<Open>, remembered: &Remembered) {
     let holder = open.lease.map_or(Holder::Open(id), Holder::Lease);
     open.nodes().remembered_again(open, holder, remembered.caching);
     if remembered.open.delete_pending {
-        open.node.set_delete_pending(true);
+        open.node.set_delete_pending(open.node_id(), true);
     }
 }

@@ -88,6 +88,8 @@ pub enum Found {
     },
     /// To nothing, but the folder it would be in is there.
     Missing {
+        /// The folder, opened for listing.
+        folder: OwnedFd,
         /// The name with the folder's part as the disk has it.
         path: RelPath,
     },
@@ -119,7 +121,14 @@ impl Volume {
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self::from_root(root, false)?)
+        let volume = Self::from_root(root, false)?;
+        match volume.openat(OsStr::new("."), flags, Mode::empty()) {
+            Err(Errno::NOSYS) => Err(std::io::Error::other(
+                "the system refuses openat2, by which paths are kept below it: Linux 5.6 or later \
+                 is needed, and no filter that refuses it (RestrictSUIDSGID of systemd does)",
+            )),
+            other => Ok(other.map(|_| volume)?),
+        }
     }
 
     fn from_root(root: OwnedFd, past: bool) -> Result<Self, Errno> {
@@ -252,51 +261,58 @@ impl Volume {
             Err(Errno::NOENT) => {}
             Err(error) => return Err(of_errno(error)),
         }
-        let mut path = RelPath::root();
-        let parts = wanted.parts();
-        for (index, part) in parts.iter().enumerate() {
-            let last = index + 1 == parts.len();
-            let mut next = path.child(part);
-            let known = match self.look(&next) {
-                Ok(_) => true,
-                Err(Errno::NOENT) => match self.fold(&path, part)? {
-                    Some(real) => {
-                        next = path.child(&real);
-                        true
-                    }
-                    None => false,
-                },
-                Err(error) => return Err(of_errno(error)),
-            };
-            match (known, last) {
-                (true, _) => path = next,
-                (false, true) => return Ok(Found::Missing { path: next }),
-                (false, false) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND),
-            }
-        }
+        let (above, name) = wanted.split().ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
+        let (folder, above) = match self.open_folder(&above) {
+            Ok(folder) => (folder, above),
+            Err(Errno::NOENT) => self.find_folder(&above)?,
+            Err(error) => return Err(of_folder(error)),
+        };
+        let Some(real) = self.fold(&folder, name)? else {
+            return Ok(Found::Missing { folder, path: above.child(name) });
+        };
+        let path = above.child(&real);
         match self.look(&path) {
             Ok((fd, stat)) => Ok(Found::Here { fd, stat, path }),
-            Err(Errno::NOENT) => Ok(Found::Missing { path }),
+            Err(Errno::NOENT) => Ok(Found::Missing { folder, path }),
             Err(error) => Err(of_errno(error)),
         }
     }
 
+    /// Follows the name of a folder part by part.
+    fn find_folder(&self, wanted: &RelPath) -> Result<(OwnedFd, RelPath), NtStatus> {
+        let mut path = RelPath::root();
+        let mut folder = self.open_folder(&path).map_err(of_folder)?;
+        for part in wanted.parts() {
+            let mut next = path.child(part);
+            folder = match self.open_folder(&next) {
+                Err(Errno::NOENT) => {
+                    let real = self.fold(&folder, part)?.ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
+                    next = path.child(&real);
+                    self.open_folder(&next)
+                }
+                other => other,
+            }
+            .map_err(of_folder)?;
+            path = next;
+        }
+        Ok((folder, path))
+    }
+
+    /// Opens a folder for listing.
+    fn open_folder(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+        self.openat(&path.to_os(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+    }
+
     /// The name in `folder` that Windows holds for the same as `part`.
-    fn fold(&self, folder: &RelPath, part: &str) -> Result<Option<String>, NtStatus> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let fd = match self.openat(&folder.to_os(), flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::NOTDIR) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND),
-            Err(error) => return Err(of_errno(error)),
-        };
+    fn fold(&self, folder: &OwnedFd, part: &str) -> Result<Option<String>, NtStatus> {
         let by_short = part.contains('~') && short::is_short(part);
         let mut short_for = Vec::new();
-        let stat = rustix::fs::fstat(&fd).map_err(of_errno)?;
+        let stat = rustix::fs::fstat(folder).map_err(of_errno)?;
         if !by_short && self.names.lacks(&stat, part) {
             return Ok(None);
         }
         let mut reading = names::Names::read(&stat);
-        for entry in Dir::new(fd).map_err(of_errno)? {
+        for entry in Dir::read_from(folder).map_err(of_errno)? {
             let entry = entry.map_err(of_errno)?;
             let Ok(text) = entry.file_name().to_str() else { continue };
             if same_name(text, part) {
@@ -315,28 +331,31 @@ impl Volume {
         Ok(short_for.pop().filter(|_| short_for.is_empty()))
     }
 
-    /// Makes a regular file that must not be there yet, opened for reading and writing.
-    pub fn create_file(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+    /// Makes a regular file in a folder that must not be there yet, opened for reading and writing.
+    pub fn create_file(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let (folder, name) = self.parent(path)?;
-        let fd = self.names.change(folder.as_fd(), (None, name.to_str()), || {
+        let fd = self.names.change(folder, (None, Some(name)), || {
             let flags = flags | OFlags::CLOEXEC;
-            rustix::fs::openat(&folder, &*name, flags, Mode::from_raw_mode(0o644))
+            rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o644))
         })?;
         self.regroup(fd)
     }
 
     /// Makes a regular file as [`Volume::create_file`] does, which bears a mark from the moment it
     /// has its name.
-    pub fn create_marked(&self, path: &RelPath, mark: &Mark) -> Result<OwnedFd, Errno> {
-        let (folder, _) = self.parent(path)?;
+    pub fn create_marked(
+        &self,
+        folder: BorrowedFd<'_>,
+        name: &str,
+        mark: &Mark,
+    ) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let nameless = rustix::fs::openat(&folder, ".", flags, Mode::from_raw_mode(0o644));
+        let nameless = rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o644));
         let nameless = match nameless {
             Ok(nameless) => nameless,
             // A file system that cannot: for a moment the file is there without its mark.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
-                let fd = self.create_file(path)?;
+                let fd = self.create_file(folder, name)?;
                 rustix::fs::fsetxattr(&fd, MADE, mark, XattrFlags::empty())?;
                 return Ok(fd);
             }
@@ -344,9 +363,10 @@ impl Volume {
         };
         rustix::fs::fsetxattr(&nameless, MADE, mark, XattrFlags::empty())?;
         let nameless = self.regroup(nameless)?;
-        self.link(nameless.as_fd(), path)?;
+        self.link_in(nameless.as_fd(), folder, name)?;
         // A descriptor from before it had a name does not tell the name.
-        let fd = self.openat(&path.to_os(), OFlags::RDWR | OFlags::NOFOLLOW, Mode::empty())?;
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(folder, name, flags, Mode::empty())?;
         let same = node::key(&rustix::fs::fstat(&fd)?) == node::key(&rustix::fs::fstat(&nameless)?);
         if same { Ok(fd) } else { Err(Errno::EXIST) }
     }
@@ -359,14 +379,13 @@ impl Volume {
         Ok(fd)
     }
 
-    /// Makes a folder that must not be there yet.
-    pub fn create_folder(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
-        let (parent, name) = self.parent(path)?;
-        self.names.change(parent.as_fd(), (None, name.to_str()), || {
-            rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755))
+    /// Makes a folder in another that must not be there yet.
+    pub fn create_folder(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+        self.names.change(folder, (None, Some(name)), || {
+            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o755))
         })?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        self.regroup(self.openat(&path.to_os(), flags, Mode::empty())?)
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.regroup(rustix::fs::openat(folder, name, flags, Mode::empty())?)
     }
 
     fn parent(&self, path: &RelPath) -> Result<(OwnedFd, OsString), Errno> {
@@ -402,13 +421,11 @@ impl Volume {
     }
 
     /// Removes the name of what `fd` names, and the streams of a file that is gone with it. The
-    /// name is the one it was opened by, which may be a symbolic link, or, if it is not there any
-    /// more or the file has several, the one that it has now.
+    /// name is the one it was opened by, which may be a symbolic link, or, if that is not there any
+    /// more, the one that it has now.
     pub fn remove_open(&self, fd: BorrowedFd<'_>, opened: Option<&RelPath>) -> Result<(), Errno> {
         let stat = rustix::fs::fstat(fd)?;
-        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let one = directory || stat.st_nlink == 1;
-        if let Some(opened) = opened.filter(|_| one)
+        if let Some(opened) = opened
             && self.remove(opened, &stat).is_ok()
         {
             return self.forget_streams(fd);
@@ -457,10 +474,14 @@ impl Volume {
     /// Gives what `fd` names one more name, which must be free.
     pub fn link(&self, fd: BorrowedFd<'_>, to: &RelPath) -> Result<(), Errno> {
         let (folder, name) = self.parent(to)?;
+        self.link_in(fd, folder.as_fd(), &name.to_string_lossy())
+    }
+
+    fn link_in(&self, fd: BorrowedFd<'_>, folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
         let path = magic_path(fd);
         let follow = AtFlags::SYMLINK_FOLLOW;
-        self.names.change(folder.as_fd(), (None, name.to_str()), || {
-            rustix::fs::linkat(rustix::fs::CWD, path.as_str(), &folder, &*name, follow)
+        self.names.change(folder, (None, Some(name)), || {
+            rustix::fs::linkat(rustix::fs::CWD, path.as_str(), folder, name, follow)
         })
     }
 
@@ -469,6 +490,14 @@ impl Volume {
         let parent = path.split().map_or_else(RelPath::root, |(parent, _)| parent);
         let fd = self.openat(&parent.to_os(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
         rustix::fs::fsync(&fd)
+    }
+}
+
+/// The status of a folder on the way to a file that cannot be opened.
+fn of_folder(error: Errno) -> NtStatus {
+    match error {
+        Errno::NOENT | Errno::NOTDIR => NtStatus::OBJECT_PATH_NOT_FOUND,
+        other => of_errno(other),
     }
 }
 

@@ -8,6 +8,8 @@
 pub mod files;
 pub mod host;
 pub mod kdc;
+pub mod ledger;
+pub mod paths;
 pub mod process;
 pub mod proxy;
 pub mod samba;

@@ -6,7 +6,9 @@
 //! ```
 //!
 //! It reads frames, not bytes, and looks at the command of a frame that is not encrypted. Each
-//! direction of each connection has a thread; all end when the proxy is dropped.
+//! direction of each connection has a thread; all end when the proxy is dropped. Connections are
+//! numbered from 0, so that the channels of a session fare differently: delays of one and not of
+//! another change the order in which their requests arrive.
 
 use std::{
     fmt,
@@ -44,11 +46,11 @@ pub enum Fate {
     Delay(Duration),
 }
 
-type Rule = dyn Fn(Way, Option<u16>) -> Fate + Send + Sync;
+type Rule = dyn Fn(usize, Way, Option<u16>) -> Fate + Send + Sync;
 
 struct Shared {
     rule: Mutex<Arc<Rule>>,
-    streams: Mutex<Vec<TcpStream>>,
+    streams: Mutex<Vec<(usize, TcpStream)>>,
     accepted: AtomicUsize,
     over: AtomicBool,
 }
@@ -75,7 +77,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
-            rule: Mutex::new(Arc::new(|_, _| Fate::Pass)),
+            rule: Mutex::new(Arc::new(|_, _, _| Fate::Pass)),
             streams: Mutex::default(),
             accepted: AtomicUsize::new(0),
             over: AtomicBool::new(false),
@@ -89,7 +91,7 @@ impl Proxy {
                 let (Ok(client), Ok(server)) = (client, TcpStream::connect(server)) else {
                     continue;
                 };
-                all.accepted.fetch_add(1, Ordering::SeqCst);
+                let number = all.accepted.fetch_add(1, Ordering::SeqCst);
                 let dead = Arc::new(AtomicBool::new(false));
                 for (from, to, way) in
                     [(&client, &server, Way::Request), (&server, &client, Way::Answer)]
@@ -97,10 +99,10 @@ impl Proxy {
                     let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };
                     let (all, dead) = (all.clone(), dead.clone());
                     thread::spawn(move || {
-                        carry(&all, from, to, way, &dead);
+                        carry(&all, number, from, to, way, &dead);
                     });
                 }
-                lock(&all.streams).extend([client, server]);
+                lock(&all.streams).extend([(number, client), (number, server)]);
             }
         });
         Self { address, shared }
@@ -113,6 +115,14 @@ impl Proxy {
 
     /// From now on frames fare by that rule; it is given the way and the command.
     pub fn rule(&self, rule: impl Fn(Way, Option<u16>) -> Fate + Send + Sync + 'static) {
+        self.rule_of_each(move |_, way, command| rule(way, command));
+    }
+
+    /// Likewise by a rule that is given the connection's number too.
+    pub fn rule_of_each(
+        &self,
+        rule: impl Fn(usize, Way, Option<u16>) -> Fate + Send + Sync + 'static,
+    ) {
         *lock(&self.shared.rule) = Arc::new(rule);
     }
 
@@ -140,7 +150,14 @@ impl Proxy {
 
     /// Closes all connections.
     pub fn cut(&self) {
-        for stream in lock(&self.shared.streams).drain(..) {
+        for (_, stream) in lock(&self.shared.streams).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Closes one connection.
+    pub fn cut_one(&self, number: usize) {
+        for (_, stream) in lock(&self.shared.streams).iter().filter(|(n, _)| *n == number) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -172,7 +189,14 @@ fn command(frame: &[u8]) -> Option<u16> {
     plain.then(|| u16::from_le_bytes([field[0], field[1]]))
 }
 
-fn carry(all: &Shared, mut from: TcpStream, mut to: TcpStream, way: Way, dead: &AtomicBool) {
+fn carry(
+    all: &Shared,
+    number: usize,
+    mut from: TcpStream,
+    mut to: TcpStream,
+    way: Way,
+    dead: &AtomicBool,
+) {
     let both = |from: &TcpStream, to: &TcpStream| {
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
@@ -180,8 +204,10 @@ fn carry(all: &Shared, mut from: TcpStream, mut to: TcpStream, way: Way, dead: &
     while let Some(frame) = frame(&mut from) {
         let rule = lock(&all.rule).clone();
         // A connection that fell silent stays so; what comes is read and lost.
-        let fate =
-            if dead.load(Ordering::SeqCst) { Fate::BlackHole } else { rule(way, command(&frame)) };
+        let fate = match dead.load(Ordering::SeqCst) {
+            true => Fate::BlackHole,
+            false => rule(number, way, command(&frame)),
+        };
         match fate {
             Fate::BlackHole => {
                 dead.store(true, Ordering::SeqCst);

@@ -31,6 +31,8 @@ pub struct Smbd {
     address: SocketAddr,
     folder: TempDir,
     arguments: Vec<String>,
+    /// The network namespace that it runs in.
+    namespace: Option<String>,
 }
 
 impl Smbd {
@@ -87,7 +89,17 @@ impl Smbd {
             state = folder.path().join("state").display(),
         );
         fs::write(folder.path().join("smbd.toml"), config).expect("the folder is writable");
-        Self { process: None, address, folder, arguments: Vec::new() }
+        Self { process: None, address, folder, arguments: Vec::new(), namespace: None }
+    }
+
+    /// Starts one at all addresses of a network namespace, where it is reached at `address`; needs
+    /// root and `ip`.
+    pub fn start_within(namespace: &str, address: SocketAddr, server: &str, rest: &str) -> Self {
+        let every = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        let mut server = Self::prepare(every, &std::env::temp_dir(), server, rest);
+        (server.address, server.namespace) = (address, Some(namespace.to_owned()));
+        server.spawn();
+        server
     }
 
     /// Starts one that becomes `user`, whose number is `uid`, below `base`; needs root.
@@ -108,7 +120,15 @@ impl Smbd {
             .append(true)
             .open(self.log())
             .expect("the folder is writable");
-        let child = Command::new(ours("smbd"))
+        let mut command = match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(ours("smbd"));
+                command
+            }
+            None => Command::new(ours("smbd")),
+        };
+        let child = command
             .arg("--config")
             .arg(self.config())
             .args(&self.arguments)

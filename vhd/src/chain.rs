@@ -245,6 +245,30 @@ fn on_share(child: &str, path: &str) -> Option<String> {
     same.then(|| format!("{scheme}://{authority}/{}", below.replace('\\', "/")))
 }
 
+/// The path of `to` as seen from the folder of `from`, both local or both on one share: what a
+/// child at `from` says of its parent at `to`.
+pub fn relative(from: &str, to: &str) -> Option<String> {
+    let parts = |location: &str| -> Option<(String, Vec<String>)> {
+        if let Some((scheme, rest)) = location.split_once("://") {
+            let mut parts = rest.split('/').map(str::to_owned);
+            let root = format!("{scheme}://{}/{}", parts.next()?, parts.next()?);
+            return Some((root, parts.collect()));
+        }
+        let whole = std::path::absolute(location).ok()?;
+        let parts = whole.to_str()?.split('/').filter(|part| !part.is_empty());
+        Some((String::new(), parts.map(str::to_owned).collect()))
+    };
+    let ((from_root, from), (to_root, to)) = (parts(from)?, parts(to)?);
+    if from_root != to_root || from.iter().chain(&to).any(|part| part == "..") {
+        return None;
+    }
+    let folder = &from[..from.len().checked_sub(1)?];
+    let common = folder.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    let up = vec!["..".to_owned(); folder.len() - common];
+    let path = [up.as_slice(), to.get(common..)?].concat().join("/");
+    (!path.is_empty()).then_some(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,5 +293,17 @@ mod tests {
         for elsewhere in [r"\\other\vms\base.vhdx", r"\\host\vms\..\..\x", r"C:\base.vhdx", "/b"] {
             assert!(full(elsewhere).is_empty(), "{elsewhere}");
         }
+    }
+
+    #[test]
+    fn parents_are_named_from_the_folder_of_the_child() {
+        let named = |from: &str, to: &str| relative(from, to);
+        assert_eq!(named("/vm/a.vhdx", "/vm/b.vhdx").as_deref(), Some("b.vhdx"));
+        assert_eq!(named("/vm/x/a.vhdx", "/vm/b.vhdx").as_deref(), Some("../b.vhdx"));
+        assert_eq!(named("a.vhdx", "base/b.vhdx").as_deref(), Some("base/b.vhdx"));
+        let (one, two) = ("smb://h/s/d/a.vhdx", "smb://h/s/b.vhdx");
+        assert_eq!(named(one, two).as_deref(), Some("../b.vhdx"));
+        assert_eq!(named(one, "smb://h/t/b.vhdx"), None);
+        assert_eq!(named(one, "/vm/b.vhdx"), None);
     }
 }

@@ -23,13 +23,17 @@
 //! | `load` | reading an image with every check, describing it |
 //! | `disk`, `blocks` | reads and writes; new blocks and flush |
 //! | `create` | making images |
+//! | `edit`, `resize`, `repack` | changing structures of an image that is not open as a disk |
 
 mod blocks;
 mod create;
 mod disk;
+pub(crate) mod edit;
 pub mod footer;
 pub mod header;
 mod load;
+pub(crate) mod repack;
+pub(crate) mod resize;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE, Parent, create};
 pub use disk::{OpenOptions, Vhd};

@@ -50,6 +50,14 @@ pub enum Error {
         /// The image at which this showed.
         at: String,
     },
+    /// The disk would become shorter than its data.
+    #[error("there is data up to {end}, past the new size of {size} bytes")]
+    WouldLose {
+        /// The size asked for, in bytes.
+        size: u64,
+        /// Where the last data ends.
+        end: u64,
+    },
     /// The parameters asked for make no valid image.
     #[error("{0}")]
     InvalidOptions(String),

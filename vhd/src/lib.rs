@@ -15,6 +15,7 @@
 //! - [`set`]: the images of a VHD set.
 //! - [`tracking`]: which parts of a disk changed since a point.
 //! - [`import`]: taking over a disk that may change meanwhile.
+//! - [`ops`]: changing images that nobody uses: size, parents, density, repair.
 //! - [`Format`], [`open_disk`]: choosing a format by name or by a file's ending.
 //!
 //! Everything here is driven through the [`block_io::File`] trait; nothing knows where a file is.
@@ -24,10 +25,12 @@ pub mod chain;
 pub mod classic;
 pub mod convert;
 mod error;
+mod extent;
 mod format;
 mod guid;
 pub mod import;
 mod kept;
+pub mod ops;
 mod parent;
 pub mod qcow2;
 pub mod set;
@@ -36,5 +39,6 @@ pub mod vhdx;
 pub mod vmdk;
 
 pub use error::{Damage, Error, Fault, Result, Structure};
+pub use extent::{Extent, Place};
 pub use format::{Format, open_disk};
 pub use guid::{Guid, NoGuid};

@@ -21,6 +21,7 @@
 //! | `load`, `overlay`, `scan`, `open` | reading an image with every check, log replay |
 //! | `table`, `space`, `epoch` | the open image's memory: table pages, free space, requests in flight |
 //! | `disk`, `alloc`, `below`, `commit` | reads and writes; new blocks; the parent; flush and the headers |
+//! | `edit`, `resize`, `repack` | changing structures of an image that is not open as a disk |
 //! | `create`, `check`, `info` | making images, judging them, describing them |
 
 mod alloc;
@@ -30,6 +31,7 @@ mod check;
 mod commit;
 mod create;
 mod disk;
+pub(crate) mod edit;
 mod epoch;
 pub mod header;
 mod info;
@@ -40,6 +42,8 @@ pub mod metadata;
 mod open;
 mod overlay;
 pub mod region;
+pub(crate) mod repack;
+pub(crate) mod resize;
 mod scan;
 mod space;
 mod table;

@@ -184,9 +184,11 @@ impl Connection {
         let Some(pending) = shared.pending.remove(&header.message_id.0) else {
             return Err(unasked());
         };
+        shared.load = shared.load.saturating_sub(pending.cost.bytes.into());
+        self.load.store(shared.load, Ordering::Relaxed);
         drop(shared);
         Crypt::check(Some(&self.crypt), &mut message, &header, sealed, guard)?;
-        self.grant(pending.charge, header.credits);
+        self.grant(pending.cost.charge, header.credits);
         message.advance(HEADER_LEN);
         // An error means that nobody waits any more.
         let _ = pending.reply.send(Ok(Response { header, body: message.freeze() }));
@@ -215,7 +217,7 @@ impl Connection {
         }
         match Message::parse(body)? {
             Message::Oplock(broken) => {
-                let Some(tree) = lock(&self.opens).get(&broken.file_id).copied() else {
+                let Some(tree) = self.group.tree_of(broken.file_id) else {
                     return Ok(());
                 };
                 let level = match broken.level {
@@ -228,7 +230,7 @@ impl Connection {
             Message::LeaseBreak(broken) => {
                 const ACK_REQUIRED: u32 = 1;
                 if broken.flags & ACK_REQUIRED != 0 {
-                    let tree = lock(&self.opens).values().next().copied().unwrap_or_default();
+                    let tree = self.group.any_tree();
                     let answer = LeaseAck { key: broken.key, state: broken.new };
                     self.answer_break(tree, move |out| answer.encode(out));
                 }
@@ -243,12 +245,16 @@ impl Connection {
     fn answer_break(
         self: &Arc<Self>,
         tree: TreeId,
-        encode: impl FnOnce(&mut Vec<u8>) + Send + 'static,
+        encode: impl Fn(&mut Vec<u8>) + Send + Sync + 'static,
     ) {
-        let connection = Arc::clone(self);
+        let mut connection = Arc::clone(self);
         tokio::spawn(async move {
-            // A refusal means that the open is gone, and its oplock with it.
-            let _ = connection.call(Command::OPLOCK_BREAK, tree, 1, encode).await;
+            // A refusal means that the open is gone, and its oplock with it. What a channel took
+            // with it is said again on another.
+            while connection.call(Command::OPLOCK_BREAK, tree, &encode).await.is_err() {
+                let Some(next) = connection.group.any() else { return };
+                connection = next;
+            }
         });
     }
 
@@ -271,12 +277,16 @@ impl Connection {
                 return;
             }
             let heard = Duration::from_millis(this.last_heard.load(Ordering::Relaxed));
-            if this.started.elapsed().saturating_sub(heard) > this.echo_interval {
+            let silent = this.started.elapsed().saturating_sub(heard);
+            if silent > this.echo_interval {
                 let busy = lock(&this.shared).pending.values().any(|p| p.what == "ECHO");
                 if !busy {
                     this.echo();
                 }
             }
+            // It was asked and does not answer: other channels are better.
+            let suspect = silent > this.echo_interval + this.echo_interval / 2;
+            this.suspect.store(suspect, Ordering::Relaxed);
             drop(this);
             tokio::select! {
                 () = tokio::time::sleep(period) => {}

@@ -116,7 +116,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Reads one entry; the second value is its next offset.
+    /// Reads one entry; the second value is its next offset, which is not within it.
     fn parse(class: InfoClass, data: &[u8]) -> Result<(Self, usize)> {
         let mut r = Reader::new(data);
         let next = r.u32("entry.NextEntryOffset")? as usize;
@@ -166,6 +166,9 @@ impl Entry {
         }
         let name = r.bytes(name_len as usize, "entry.FileName")?;
         entry.name = name::utf16(name, "entry.FileName")?;
+        if next != 0 && next < r.position() {
+            return Err(WireError::Value { field: "entry.NextEntryOffset", value: next as u64 });
+        }
         Ok((entry, next))
     }
 
@@ -183,9 +186,166 @@ impl Entry {
             }
             data = data
                 .get(next..)
-                .filter(|_| next >= 12)
                 .ok_or(WireError::Value { field: "entry.NextEntryOffset", value: next as u64 })?;
         }
         Ok(list)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fscc::filetime_from_unix;
+
+    const CLASSES: [InfoClass; 10] = [
+        InfoClass::NAMES,
+        InfoClass::DIRECTORY,
+        InfoClass::FULL_DIRECTORY,
+        InfoClass::BOTH_DIRECTORY,
+        InfoClass::ID_FULL_DIRECTORY,
+        InfoClass::ID_BOTH_DIRECTORY,
+        InfoClass::ID_EXTD_DIRECTORY,
+        InfoClass::ID_EXTD_BOTH_DIRECTORY,
+        InfoClass::ID_64_EXTD_DIRECTORY,
+        InfoClass::ID_64_EXTD_BOTH_DIRECTORY,
+    ];
+
+    /// Where the drawings of MS-FSCC 2.4 have `FileId`, `ShortNameLength` and `FileName`.
+    fn places(class: InfoClass) -> (Option<usize>, Option<usize>, usize) {
+        match class {
+            InfoClass::NAMES => (None, None, 12),
+            InfoClass::DIRECTORY => (None, None, 64),
+            InfoClass::FULL_DIRECTORY => (None, None, 68),
+            InfoClass::BOTH_DIRECTORY => (None, Some(68), 94),
+            InfoClass::ID_FULL_DIRECTORY => (Some(72), None, 80),
+            InfoClass::ID_BOTH_DIRECTORY => (Some(96), Some(68), 104),
+            InfoClass::ID_EXTD_DIRECTORY => (Some(72), None, 88),
+            InfoClass::ID_EXTD_BOTH_DIRECTORY => (Some(72), Some(88), 114),
+            InfoClass::ID_64_EXTD_DIRECTORY => (Some(72), None, 80),
+            InfoClass::ID_64_EXTD_BOTH_DIRECTORY => (Some(72), Some(80), 106),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn entries() -> impl Strategy<Value = Vec<Entry>> {
+        let times = any::<[u32; 4]>().prop_map(|t| Times {
+            creation: filetime_from_unix(t[0].into(), 100),
+            access: filetime_from_unix(t[1].into(), 200),
+            write: filetime_from_unix(t[2].into(), 300),
+            change: filetime_from_unix(t[3].into(), 400),
+        });
+        let numbers = any::<(u64, u64, u64, u32, u32)>();
+        let entry = (times, numbers, "[a-zé\u{1f600}~. ]{0,40}", "[A-Z0-9~.]{0,12}").prop_map(
+            |(times, (end_of_file, allocation_size, file_id, attributes, ea_size), name, short)| {
+                Entry {
+                    times,
+                    end_of_file,
+                    allocation_size,
+                    attributes: FileAttributes(attributes),
+                    ea_size,
+                    file_id,
+                    name,
+                    short_name: short,
+                }
+            },
+        );
+        proptest::collection::vec(entry, 1..8)
+    }
+
+    /// The entries behind one another, each at a multiple of 8.
+    fn chain(class: InfoClass, entries: &[Entry]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut last = None;
+        for entry in entries {
+            out.resize(out.len().next_multiple_of(8), 0);
+            let at = out.len();
+            if let Some(last) = last.replace(at) {
+                out[last..last + 4].copy_from_slice(&((at - last) as u32).to_le_bytes());
+            }
+            entry.encode(class, &mut out);
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn fields_stand_where_the_specification_draws_them(
+            entries in entries(),
+            class in prop::sample::select(&CLASSES[..]),
+        ) {
+            let entry = &entries[0];
+            let mut raw = Vec::new();
+            entry.encode(class, &mut raw);
+            let u32_at = |at: usize| u32::from_le_bytes(raw[at..at + 4].try_into().unwrap());
+            let u64_at = |at: usize| u64::from_le_bytes(raw[at..at + 8].try_into().unwrap());
+            let (id, short, name) = places(class);
+            prop_assert_eq!(Some(name), fixed_len(class));
+            let wide: Vec<u8> = entry.name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+            prop_assert_eq!(&raw[name..], &wide[..]);
+            let length_at = if class == InfoClass::NAMES { 8 } else { 60 };
+            prop_assert_eq!(u32_at(length_at) as usize, wide.len());
+            if class == InfoClass::NAMES {
+                return Ok(());
+            }
+            let Times { creation, access, write, change } = entry.times;
+            for (at, time) in [(8, creation), (16, access), (24, write), (32, change)] {
+                prop_assert_eq!(u64_at(at), time);
+            }
+            prop_assert_eq!((u64_at(40), u64_at(48)), (entry.end_of_file, entry.allocation_size));
+            prop_assert_eq!(u32_at(56), entry.attributes.0);
+            if class != InfoClass::DIRECTORY {
+                prop_assert_eq!(u32_at(64), entry.ea_size);
+            }
+            if let Some(at) = id {
+                prop_assert_eq!(u64_at(at), entry.file_id);
+            }
+            if let Some(at) = short {
+                let wide: Vec<u8> =
+                    entry.short_name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+                prop_assert_eq!(usize::from(raw[at]), wide.len());
+                prop_assert_eq!(&raw[at + 2..at + 2 + wide.len()], &wide[..]);
+                prop_assert!(raw[at + 2 + wide.len()..at + 26].iter().all(|byte| *byte == 0));
+            }
+        }
+
+        #[test]
+        fn a_chain_is_read_as_it_was_written(
+            entries in entries(),
+            class in prop::sample::select(&CLASSES[..]),
+        ) {
+            let (id, short, _) = places(class);
+            let expected: Vec<Entry> = entries.iter().map(|entry| match class {
+                InfoClass::NAMES => Entry { name: entry.name.clone(), ..Entry::default() },
+                _ => Entry {
+                    ea_size: if class == InfoClass::DIRECTORY { 0 } else { entry.ea_size },
+                    file_id: id.map_or(0, |_| entry.file_id),
+                    short_name: short.map_or(String::new(), |_| entry.short_name.clone()),
+                    ..entry.clone()
+                },
+            }).collect();
+            let raw = chain(class, &entries);
+            prop_assert_eq!(Entry::parse_list(class, &raw).unwrap(), expected);
+        }
+
+        /// Whatever a server sends: an error, or names that are no longer than what was sent.
+        #[test]
+        fn names_never_take_more_than_was_sent(
+            entries in entries(),
+            class in prop::sample::select(&CLASSES[..]),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut raw = chain(class, &entries);
+            let at = at.index(raw.len());
+            raw[at] = byte;
+            raw.truncate(cut.index(raw.len()) + 1);
+            if let Ok(list) = Entry::parse_list(class, &raw) {
+                let names: usize = list.iter().map(|e| e.name.encode_utf16().count() * 2).sum();
+                prop_assert!(names <= raw.len());
+            }
+        }
     }
 }

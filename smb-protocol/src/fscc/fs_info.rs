@@ -149,3 +149,71 @@ pub fn encode_sector_size(logical: u32, physical: u32, out: &mut Vec<u8>) {
     out.put_u32(0);
     out.put_u32(0);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One field as MS-FSCC 2.5 draws it: where it begins, its length, what it is to hold.
+    fn check(raw: &[u8], fields: &[(usize, usize, u64)]) {
+        for (at, len, value) in fields {
+            assert_eq!(raw[*at..at + len], value.to_le_bytes()[..*len], "at {at}");
+        }
+    }
+
+    fn wide(text: &str) -> Vec<u8> {
+        text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn fields_stand_where_the_specification_draws_them(
+            (total, caller_free, free) in any::<(u64, u64, u64)>(),
+            (sectors_per_unit, bytes_per_sector) in any::<(u32, u32)>(),
+            (created, serial, attributes, max_name) in any::<(u64, u32, u32, u32)>(),
+            label in "[a-zé\u{1f600} ]{0,32}",
+        ) {
+            let space = Space { total, caller_free, free, sectors_per_unit, bytes_per_sector };
+            let units = (u64::from(sectors_per_unit), u64::from(bytes_per_sector));
+            let mut size = Vec::new();
+            space.encode_size(&mut size);
+            check(&size, &[(0, 8, total), (8, 8, caller_free), (16, 4, units.0), (20, 4, units.1)]);
+            prop_assert_eq!(size.len(), 24);
+            let mut full = Vec::new();
+            space.encode_full_size(&mut full);
+            check(&full, &[(0, 8, total), (8, 8, caller_free), (16, 8, free), (24, 4, units.0)]);
+            check(&full, &[(28, 4, units.1)]);
+            prop_assert_eq!(full.len(), 32);
+            prop_assert_eq!(Space::parse_full_size(&full).unwrap(), space);
+            for cut in 0..full.len() {
+                prop_assert!(Space::parse_full_size(&full[..cut]).is_err());
+            }
+            let mut volume = Vec::new();
+            encode_volume(created, serial, &label, &mut volume);
+            let len = wide(&label).len() as u64;
+            check(&volume, &[(0, 8, created), (8, 4, serial.into()), (12, 4, len), (16, 2, 0)]);
+            prop_assert_eq!(&volume[18..], &wide(&label)[..]);
+            let mut attribute = Vec::new();
+            encode_attribute(FsAttributes(attributes), max_name, &label, &mut attribute);
+            check(&attribute, &[(0, 4, attributes.into()), (4, 4, max_name.into()), (8, 4, len)]);
+            prop_assert_eq!(&attribute[12..], &wide(&label)[..]);
+            let mut sectors = Vec::new();
+            encode_sector_size(sectors_per_unit, bytes_per_sector, &mut sectors);
+            check(&sectors, &[(0, 4, units.0), (4, 4, units.1), (8, 4, units.1), (12, 4, units.1)]);
+            check(&sectors, &[(20, 4, 0), (24, 4, 0)]);
+            prop_assert_eq!(sectors.len(), 28);
+        }
+    }
+
+    #[test]
+    fn classes_without_a_value_have_the_length_that_is_drawn() {
+        let (mut device, mut control) = (Vec::new(), Vec::new());
+        encode_device(&mut device);
+        encode_control(&mut control);
+        assert_eq!(device, [7, 0, 0, 0, 0x20, 0, 0, 0]);
+        check(&control, &[(0, 8, 0), (8, 8, 0), (16, 8, 0), (24, 8, u64::MAX), (32, 8, u64::MAX)]);
+        assert_eq!(control.len(), 48);
+    }
+}

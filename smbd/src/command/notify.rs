@@ -26,7 +26,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     }
     ctx.check_charge(room)?;
     open.need(Access::READ_DATA)?;
-    if open.node.delete_pending() {
+    if open.delete_pending() {
         return Err(NtStatus::DELETE_PENDING.into());
     }
     let watch = open.watch(|watches| {

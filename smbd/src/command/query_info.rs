@@ -75,12 +75,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 }
 
 fn standard(open: &Open, facts: &Facts) -> Standard {
-    let delete_pending = open.node.delete_pending() || open.base_node().delete_pending();
+    let links = facts.links.saturating_sub(open.base_node().names_going());
     Standard {
         allocation_size: facts.allocation_size,
         end_of_file: facts.end_of_file,
-        links: if delete_pending { facts.links.saturating_sub(1) } else { facts.links },
-        delete_pending,
+        links,
+        // MS-FSA 2.1.5.12.27
+        delete_pending: open.delete_pending() || links == 0,
         directory: facts.directory,
     }
 }
@@ -122,7 +123,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             8
         }
         InfoClass::EA => {
-            out.put_u32(facts.ea_size);
+            out.put_u32(eas::size(open.handle()));
             4
         }
         InfoClass::ACCESS => {
@@ -146,7 +147,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             Basic { times: facts.times, attributes: facts.attributes }.encode(out);
             standard(open, &facts).encode(out);
             out.put_u64(facts.file_id);
-            out.put_u32(facts.ea_size);
+            out.put_u32(eas::size(open.handle()));
             out.put_u32(open.access.0);
             out.put_u64(position());
             out.put_u32(mode(open));

@@ -248,7 +248,7 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Fail> {
         open.delete_on_close.store(false, Ordering::Release);
     }
     open.posix_delete.store(delete && flags.has(Disposition::POSIX_SEMANTICS), Ordering::Release);
-    open.node.set_delete_pending(delete);
+    open.node.set_delete_pending(open.node_id(), delete);
     if delete && open.directory {
         open.nodes().watches.gone(open.node.key());
     }
@@ -287,7 +287,7 @@ fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
     if open.directory {
         return Err(NtStatus::FILE_IS_A_DIRECTORY.into());
     }
-    if open.node.delete_pending() {
+    if open.delete_pending() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let facts = open.facts()?;
@@ -299,7 +299,7 @@ fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let to = match open.volume().find(&wanted)? {
-        Found::Missing { path } => path,
+        Found::Missing { path, .. } => path,
         Found::Here { .. } if !request.replace => {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
@@ -342,12 +342,15 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
     let stat = rustix::fs::fstat(open.handle())?;
-    if open.directory && nodes.any_below(stat.st_dev, &open.node.path()) {
+    if open.directory
+        && let Some(folder) = open.node.path(open.node_id())
+        && nodes.any_below(stat.st_dev, &folder)
+    {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let mut replaced = None;
     let to = match open.volume().find(&wanted)? {
-        Found::Missing { path } => path,
+        Found::Missing { path, .. } => path,
         Found::Here { fd, stat: target, path } => {
             let itself = (target.st_dev, target.st_ino) == (stat.st_dev, stat.st_ino);
             let (Some((folder, name)), Some((_, new))) = (path.split(), wanted.split()) else {
@@ -364,7 +367,7 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
                     // Two names of one file: the old one goes.
                     open.volume().remove(&from, &stat)?;
                     open.tell_at(&from, Action::REMOVED, open.name_filter());
-                    open.node.set_path(open.volume().system(&path));
+                    open.node.set_path(open.node_id(), open.volume().system(&path));
                     return Ok(());
                 }
                 check_replaced(ctx, open, request, (&fd, &target, &path))?;
@@ -391,7 +394,7 @@ fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
         let filter = ChangeFilter::ATTRIBUTES | ChangeFilter::CREATION;
         open.tell_unless(&to, Action::MODIFIED, filter, ChangeFilter::FILE_NAME);
     }
-    open.node.set_path(open.volume().system(&to));
+    open.node.set_path(open.node_id(), open.volume().system(&to));
     if let Some(replaced) = replaced {
         open.volume().forget_streams(replaced.as_fd())?;
     }

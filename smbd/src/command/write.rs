@@ -82,7 +82,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 /// A write may not leave a gap that the volume could never fill: as on NTFS, only a file that was
 /// made sparse may be longer than the space there is.
 fn check_gap(open: &Open, offset: u64, end: u64) -> Result<(), Fail> {
-    let length = open.facts()?.end_of_file;
+    let length = open.length()?;
     if offset > length {
         let space = rustix::fs::fstatvfs(open.handle())?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);

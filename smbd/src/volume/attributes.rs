@@ -51,8 +51,6 @@ pub struct Facts {
     pub end_of_file: u64,
     /// File number.
     pub file_id: u64,
-    /// Length of the extended attributes.
-    pub ea_size: u32,
     /// Hard links.
     pub links: u32,
     /// Is a folder.
@@ -165,7 +163,6 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
         },
         end_of_file: if directory { 0 } else { statx.stx_size },
         file_id: statx.stx_ino,
-        ea_size: super::eas::size(fd),
         links: statx.stx_nlink,
         directory,
     })

@@ -18,6 +18,7 @@ use smb_protocol::{fscc::directory::Entry, msg::create::Access, security::Sid};
 
 use super::{
     attributes::{self, Facts},
+    eas,
     pattern::Pattern,
     presentable, reopen, security,
     short::short_name,
@@ -184,7 +185,7 @@ fn describe(folder: &OwnedFd, name: &OsStr) -> Option<Entry> {
         end_of_file: facts.end_of_file,
         allocation_size: facts.allocation_size,
         attributes: facts.attributes,
-        ea_size: facts.ea_size,
+        ea_size: eas::size(fd.as_fd()),
         file_id: facts.file_id,
         short_name: if dots { None } else { short_name(text) }.unwrap_or_default(),
         name: text.to_owned(),

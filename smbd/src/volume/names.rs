@@ -22,7 +22,7 @@ use smb_protocol::name::fold_char;
 use super::node::{self, NodeKey};
 
 /// Folders with fewer names are quickly looked through.
-const LEAST: usize = 256;
+const LEAST: usize = 32;
 /// Folders with more are not remembered.
 const MOST: usize = 512 << 10;
 /// Folders that are remembered.

@@ -424,6 +424,13 @@ impl Open {
         Ok(facts)
     }
 
+    /// Length of the content in bytes.
+    pub fn length(&self) -> Result<u64, NtStatus> {
+        let handle = self.stream.as_ref().map_or(self.handle(), |stream| stream.file.as_fd());
+        let stat = rustix::fs::fstat(handle).map_err(of_errno)?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    }
+
     /// Sets the mode, as far as it can be set.
     pub fn set_mode(&self, mode: u32) -> Result<(), NtStatus> {
         let wanted = CreateOptions(mode);
@@ -473,6 +480,12 @@ impl Open {
     /// The node of the file: that of the file a stream belongs to.
     pub fn base_node(&self) -> &Arc<Node> {
         self.stream.as_ref().map_or(&self.node, |stream| &stream.base)
+    }
+
+    /// Whether it, or the file that its stream belongs to, is to be deleted.
+    pub fn delete_pending(&self) -> bool {
+        let id = self.node_id();
+        self.node.delete_pending(id) || self.base_node().delete_pending(id)
     }
 
     fn remove_stream(&self, stream: &StreamOpen) {
@@ -535,7 +548,7 @@ impl Drop for Open {
             && !listing::is_empty(&self.handle).unwrap_or(false);
         if self.delete_on_close.load(Ordering::Acquire) && !stays {
             let _ = self.others_let_go(Cause::Delete);
-            self.node.set_delete_pending(true);
+            self.node.set_delete_pending(self.node_id(), true);
             if self.directory {
                 self.nodes.watches.gone(self.node.key());
             }
@@ -547,17 +560,16 @@ impl Drop for Open {
         let mut removed = None;
         if self.stream.is_none()
             && self.posix_delete.load(Ordering::Acquire)
-            && self.node.delete_pending()
+            && self.node.delete_pending(id)
+            && let Some(path) = self.node.path(id)
         {
-            removed = self.remove_file(&self.node.path());
+            removed = self.remove_file(&path);
+            if removed.is_some() {
+                self.node.name_is_gone(id);
+            }
         }
-        let gone = removed.is_some();
         match &self.stream {
-            None => self.nodes.leave(&self.node, id, |path| {
-                if !gone {
-                    removed = self.remove_file(path);
-                }
-            }),
+            None => self.nodes.leave(&self.node, id, |path| removed = self.remove_file(path)),
             Some(stream) => {
                 self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
                 self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));

@@ -95,13 +95,33 @@ pub fn of(fd: BorrowedFd<'_>, directory: bool) -> Result<Descriptor, Errno> {
     Ok(complete(kept(fd)?, directory))
 }
 
+fn access_by(kept: Option<&Descriptor>, sids: &[Sid]) -> Access {
+    // Who the default list lets in, it lets do everything.
+    match kept {
+        Some(own) if !is_default(own) => own.access_of(sids),
+        _ => Access::ALL,
+    }
+}
+
 /// Rights of a token in a file by the file's own list.
 pub fn access(fd: BorrowedFd<'_>, sids: &[Sid]) -> Result<Access, Errno> {
-    // Who the default list lets in, it lets do everything.
-    Ok(match kept(fd)? {
-        Some(own) if !is_default(&own) => own.access_of(sids),
-        _ => Access::ALL,
-    })
+    Ok(access_by(kept(fd)?.as_ref(), sids))
+}
+
+/// What a folder keeps, for what is made in it.
+#[derive(Debug)]
+pub struct Above(Option<Descriptor>);
+
+impl Above {
+    /// Reads it.
+    pub fn of(folder: BorrowedFd<'_>) -> Result<Self, Errno> {
+        kept(folder).map(Self)
+    }
+
+    /// Rights of a token in the folder by its own list.
+    pub fn access(&self, sids: &[Sid]) -> Access {
+        access_by(self.0.as_ref(), sids)
+    }
 }
 
 /// Rights of a token in a file, with those that it has through the folder: who may delete what the
@@ -133,12 +153,11 @@ pub fn is_administrator(sids: &[Sid]) -> bool {
 /// folder, or by default. The first of `sids` is who makes it.
 pub fn begin(
     fd: BorrowedFd<'_>,
-    folder: BorrowedFd<'_>,
+    above: Above,
     directory: bool,
     wanted: Option<Descriptor>,
     sids: &[Sid],
 ) -> Result<(), Errno> {
-    let above = kept(folder)?;
     let mut fresh = Descriptor { control: Control::DACL_DEFAULTED, ..Descriptor::default() };
     let mut lists = false;
     if let Some(wanted) = wanted {
@@ -153,7 +172,7 @@ pub fn begin(
         fresh.update(which, wanted);
     }
     let owner = fresh.owner.get_or_insert_with(|| sids[0].clone()).clone();
-    if let Some(above) = above.filter(|above| !lists && !is_default(above)) {
+    if let Some(above) = above.0.filter(|above| !lists && !is_default(above)) {
         let group = fresh.group.clone().unwrap_or_else(Sid::users);
         let all = |sid| Ace::new(ALLOW, AceFlags::NONE, Access::ALL, sid);
         let list = above.inherited(&owner, &group, directory);
@@ -213,7 +232,7 @@ mod tests {
     fn a_new_file_belongs_to_its_maker_and_lets_everyone_in() {
         let (_root, folder, file) = tree();
         let me = [Sid::new(5, &[21, 1]), Sid::everyone()];
-        begin(file.as_fd(), folder.as_fd(), false, None, &me).unwrap();
+        begin(file.as_fd(), Above::of(folder.as_fd()).unwrap(), false, None, &me).unwrap();
         let descriptor = of(file.as_fd(), false).unwrap();
         assert_eq!(descriptor.owner.as_ref(), Some(&me[0]));
         assert_eq!(descriptor.dacl, Some(default_list(false)));
@@ -234,7 +253,7 @@ mod tests {
             ..Descriptor::default()
         };
         update(folder.as_fd(), true, parts::DACL, change, &me).unwrap();
-        begin(file.as_fd(), folder.as_fd(), false, None, &me).unwrap();
+        begin(file.as_fd(), Above::of(folder.as_fd()).unwrap(), false, None, &me).unwrap();
         assert_eq!(access(file.as_fd(), &me).unwrap(), Access::ALL);
         assert_eq!(access(file.as_fd(), &other).unwrap(), Access::NONE);
         // But who may delete what the folder holds may do that.

@@ -176,7 +176,7 @@ impl Open {
                 Durability::Persistent(_) => Promise::Persistent,
             },
             delete_on_close: self.delete_on_close.load(Ordering::Acquire),
-            delete_pending: self.node.delete_pending(),
+            delete_pending: self.delete_pending(),
             lease: self.lease.map(|lease| lease.key),
             parent_lease: origin.parent_lease.map(|lease| lease.key),
             app_instance: origin.app_instance,

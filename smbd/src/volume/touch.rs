@@ -88,6 +88,9 @@ impl Open {
             // The system knows nothing of a stream's file.
             to.write = to.write.or_else(|| Some(now()));
         }
+        if to.write.is_none() && to.change.is_none() {
+            return;
+        }
         let Ok(facts) = attributes::facts(self.handle()) else { return };
         to.write = to.write.filter(|time| *time != facts.times.write);
         if to.write.is_none() {

@@ -211,6 +211,9 @@ impl Inner {
     pub(super) async fn tidy(&self, table: &Table) -> Result<()> {
         let mut space = table.space.lock().await;
         if !space.tidy {
+            // Until the footer stands at the end again the copy is all there is.
+            self.file.write_at(0, &self.footer.encode()).await?;
+            self.file.flush().await?;
             self.file.set_len(space.end).await?;
             self.file.write_at(space.end, &self.footer.encode()).await?;
             self.file.flush().await?;

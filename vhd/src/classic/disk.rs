@@ -16,7 +16,7 @@ use super::{
     footer::{self, Footer, Kind},
     load::load,
 };
-use crate::{Result, parent};
+use crate::{Result, extent, parent};
 
 type Done<T> = block_io::Result<T>;
 
@@ -73,7 +73,8 @@ impl Vhd {
         }
         let table = image.blocks.as_ref().map(|blocks| {
             let ends = blocks.end + footer::LEN as u64 == image.file_len;
-            Table::new(blocks, ends && image.lost_footer.is_none(), differencing)
+            let whole = image.lost_footer.is_none() && image.lost_copy.is_none();
+            Table::new(blocks, ends && whole, differencing)
         });
         let block = image.blocks.as_ref().map_or(0, |b| b.header.block_size);
         let geometry = Geometry {
@@ -93,6 +94,22 @@ impl Vhd {
             closed: AtomicBool::new(false),
         };
         Ok(Self { inner })
+    }
+}
+
+impl Vhd {
+    /// What of a range this image has itself, whatever its parent has: all of the range, in order.
+    /// Zeros that it has are in its file.
+    ///
+    /// # Errors
+    /// A range past the end; what the file says.
+    pub async fn extents(&self, range: Range<u64>) -> Done<Vec<extent::Extent>> {
+        self.inner.extents(range).await
+    }
+
+    /// The size of the disk below a differencing image.
+    pub(crate) fn parent_size(&self) -> Option<u64> {
+        self.inner.parent.as_ref().map(|parent| parent.geometry().size)
     }
 }
 
@@ -228,6 +245,35 @@ impl Inner {
                     let within = at..at + (part.end - part.start);
                     for piece in self.file.allocated_ranges(within).await? {
                         add(part.start + (piece.start - at)..part.start + (piece.end - at));
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    async fn extents(&self, range: Range<u64>) -> Done<Vec<extent::Extent>> {
+        let len = range.end.saturating_sub(range.start);
+        Error::check_range(range.start, len, self.geometry.size)?;
+        let mut found = Vec::new();
+        let Some(table) = &self.table else {
+            let place = extent::Place::File(range.start);
+            extent::push(&mut found, range, place);
+            return Ok(found);
+        };
+        for (block, part) in parts(table, range) {
+            match table.place(block) {
+                Place::Absent => extent::push(&mut found, part, extent::Place::Below),
+                Place::Whole(base) => {
+                    let at = base + part.start % table.block_size;
+                    extent::push(&mut found, part, extent::Place::File(at));
+                }
+                Place::Partly(bitmap, base) => {
+                    for (run, here) in self.presence(table, bitmap, &part).await? {
+                        let at = base + run.start % table.block_size;
+                        let place =
+                            if here { extent::Place::File(at) } else { extent::Place::Below };
+                        extent::push(&mut found, run, place);
                     }
                 }
             }

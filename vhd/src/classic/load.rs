@@ -21,12 +21,14 @@ pub(super) struct Loaded {
     pub file_len: u64,
     /// The footer at the end is missing or wrong; the copy was taken.
     pub lost_footer: Option<Damage>,
+    /// The copy at the front is wrong, or says something else than the footer.
+    pub lost_copy: Option<Damage>,
     pub blocks: Option<Blocks>,
 }
 
 /// The block table of a dynamic or differencing image.
 #[derive(Debug)]
-pub(super) struct Blocks {
+pub(crate) struct Blocks {
     pub header: Header,
     /// Sector of each block's bitmap.
     pub table: Vec<u32>,
@@ -106,7 +108,8 @@ pub async fn check(file: Arc<dyn File>) -> Result<crate::vhdx::Report> {
     let mut report = crate::vhdx::Report::default();
     match load(&*file).await {
         Ok(image) => {
-            image.lost_footer.into_iter().for_each(|damage| report.warn(damage));
+            let copies = image.lost_footer.into_iter().chain(image.lost_copy);
+            copies.for_each(|damage| report.warn(damage));
             if let Some(blocks) = image.blocks {
                 report.blocks = blocks.table.len() as u64;
                 report.allocated_blocks =
@@ -142,17 +145,28 @@ pub(super) async fn load(file: &dyn File) -> Result<Loaded> {
             }
         }
     };
+    let mut lost_copy = None;
+    if footer.kind != Kind::Fixed && lost_footer.is_none() {
+        lost_copy = match Footer::parse(&read(file, 0, footer::LEN).await?, 0) {
+            Ok(copy) if copy == footer => None,
+            Ok(_) => {
+                let fault = Fault::NoValidCopy("it differs from the footer at the end".into());
+                Some(Damage::new(Structure::Footer, 0, fault))
+            }
+            Err(damage) => Some(damage),
+        };
+    }
     if footer.kind == Kind::Fixed {
         if footer.size > at_end {
             let (field, value, rule) = ("CurrentSize", footer.size, "the file is shorter");
             let fault = Fault::Field { field, value, rule };
             return Err(Damage::new(Structure::Footer, at_end + 48, fault).into());
         }
-        return Ok(Loaded { footer, file_len, lost_footer, blocks: None });
+        return Ok(Loaded { footer, file_len, lost_footer, lost_copy, blocks: None });
     }
     let limit = if lost_footer.is_some() { file_len } else { at_end };
     let blocks = Some(load_blocks(file, &footer, limit).await?);
-    Ok(Loaded { footer, file_len, lost_footer, blocks })
+    Ok(Loaded { footer, file_len, lost_footer, lost_copy, blocks })
 }
 
 /// Reads header, table and the parent's places; everything lies before `limit`.

@@ -136,7 +136,9 @@ impl Inner {
         if (got as u64) < wanted * ENTRY_SIZE {
             return Err(Damage::new(Structure::Bat, at, Fault::Truncated).into());
         }
-        let file_len = self.space().file_len;
+        let known = self.space().file_len;
+        // A reader finds blocks that were made since it opened the file.
+        let file_len = if self.read_only { self.file.len().await?.max(known) } else { known };
         for (i, raw) in bytes.as_chunks::<8>().0.iter().enumerate().take(wanted as usize) {
             let entry = RawEntry(u64::from_le_bytes(*raw));
             self.layout.check_entry(first + i as u64, entry, self.bat_offset, file_len)?;

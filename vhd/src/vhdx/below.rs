@@ -44,7 +44,11 @@ impl Inner {
     }
 
     /// The runs of sectors of a part of a block that are here, and those that are not.
-    async fn presence(&self, block: u64, part: &Range<u64>) -> Result<Vec<(Range<u64>, bool)>> {
+    pub(super) async fn presence(
+        &self,
+        block: u64,
+        part: &Range<u64>,
+    ) -> Result<Vec<(Range<u64>, bool)>> {
         let (index, byte) = self.layout.bitmap(block);
         let entry = loop {
             match self.bat.get(index) {

@@ -86,6 +86,41 @@ impl LogWriter {
         Self { offset, length, next: 0, sequence: 1, guid: None, broken: false }
     }
 
+    /// Makes one entry of these updates durable. What they expose must be durable before, and so
+    /// must the pages of the entry before, in their places.
+    pub(super) async fn commit(
+        &mut self,
+        file: &dyn File,
+        headers: &Headers,
+        updates: Vec<Update>,
+        stable_len: u64,
+        used_end: u64,
+    ) -> Result<()> {
+        let guid = self.guid.unwrap_or_else(Guid::random);
+        let entry = LogEntry {
+            sequence: self.sequence,
+            tail: self.next as u32,
+            guid,
+            flushed_file_offset: stable_len / MIB * MIB,
+            last_file_offset: used_end,
+            updates,
+        };
+        self.append(file, &entry.encode()).await?;
+        file.flush().await?;
+        if self.guid.is_none() {
+            // The first entry stands before the header says that there are any, so there is no
+            // moment at which the header names a log without a valid entry.
+            headers.lock().await.update(file, |header| header.log = guid).await?;
+            self.guid = Some(guid);
+        }
+        Ok(())
+    }
+
+    /// Whether the header names entries of this session; they are given up by the caller then.
+    pub(super) fn end(&mut self) -> bool {
+        self.guid.take().is_some()
+    }
+
     /// Writes an entry at the head, wrapped where the ring ends. Not yet durable.
     async fn append(&mut self, file: &dyn File, entry: &[u8]) -> Result<()> {
         let first = (entry.len() as u64).min(self.length - self.next) as usize;
@@ -107,7 +142,8 @@ impl Inner {
             headers
                 .update(&*self.file, |header| {
                     header.file_write = Guid::random();
-                    header.data_write = Guid::random();
+                    header.data_write =
+                        self.next_content.get().copied().unwrap_or_else(Guid::random);
                 })
                 .await?;
             self.started.store(true, Ordering::Release);
@@ -166,28 +202,12 @@ impl Inner {
         stable_len: u64,
         used_end: u64,
     ) -> Result<()> {
-        let guid = log.guid.unwrap_or_else(Guid::random);
         let update = |(page, data): &(usize, PageBytes)| Update::Data {
             offset: self.bat_offset + *page as u64 * PAGE_SIZE,
             data: data.clone(),
         };
-        let entry = LogEntry {
-            sequence: log.sequence,
-            tail: log.next as u32,
-            guid,
-            flushed_file_offset: stable_len / MIB * MIB,
-            last_file_offset: used_end,
-            updates: pages.iter().map(update).collect(),
-        };
-        log.append(&*self.file, &entry.encode()).await?;
-        self.file.flush().await?;
-        if log.guid.is_none() {
-            // The first entry stands before the header says that there are any, so there is no
-            // moment at which the header names a log without a valid entry.
-            self.headers.lock().await.update(&*self.file, |header| header.log = guid).await?;
-            log.guid = Some(guid);
-        }
-        Ok(())
+        let updates = pages.iter().map(update).collect();
+        log.commit(&*self.file, &self.headers, updates, stable_len, used_end).await
     }
 
     /// Writes the pages where they belong, neighbours together.
@@ -212,6 +232,15 @@ impl Inner {
 
     /// Ends the session: everything durable, the log empty, the file cut to what is used.
     pub(super) async fn close(self: &Arc<Self>) -> Result<()> {
+        if !self.epochs.is_closed() {
+            self.end().await?;
+            self.file.close().await?;
+        }
+        Ok(())
+    }
+
+    /// As [`Inner::close`], but the file stays open.
+    pub(super) async fn end(self: &Arc<Self>) -> Result<()> {
         if !self.epochs.close() {
             return Ok(());
         }
@@ -219,7 +248,7 @@ impl Inner {
         if !self.read_only && self.started.load(Ordering::Acquire) {
             self.flush().await?;
             let _no_refill = self.refill.lock().await;
-            let logged = self.log.lock().await.guid.take().is_some();
+            let logged = self.log.lock().await.end();
             if logged {
                 // The pages in place are durable before the log is given up.
                 self.file.flush().await?;
@@ -236,6 +265,6 @@ impl Inner {
                 self.file.flush().await?;
             }
         }
-        self.file.close().await
+        Ok(())
     }
 }

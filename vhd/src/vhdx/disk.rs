@@ -3,7 +3,7 @@
 use std::{
     ops::Range,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -19,6 +19,7 @@ use super::{
     table::{BatCache, Updated},
     zero_range,
 };
+use crate::{Guid, extent};
 
 /// An open VHDX image; a [`Disk`].
 ///
@@ -46,6 +47,8 @@ pub(super) struct Inner {
     pub(super) epochs: Epochs,
     /// The identifiers were renewed: the image may be changed.
     pub(super) started: AtomicBool,
+    /// The identity of the content from the first change on, if it was chosen.
+    pub(super) next_content: OnceLock<Guid>,
     pub(super) headers: Headers,
     pub(super) log: tokio::sync::Mutex<LogWriter>,
     pub(super) flushes: FlushGroup,
@@ -323,6 +326,62 @@ impl Inner {
             }
         }
         Ok(found)
+    }
+
+    async fn extents(&self, range: Range<u64>) -> Result<Vec<extent::Extent>> {
+        let len = range.end.saturating_sub(range.start);
+        Error::check_range(range.start, len, self.geometry.size)?;
+        let _guard = self.enter()?;
+        let mut found = Vec::new();
+        for (block, part) in self.blocks(range) {
+            let within = part.start % self.layout.block_size;
+            match self.entry(block).await?.content() {
+                Content::Here(base) => {
+                    extent::push(&mut found, part, extent::Place::File(base + within));
+                }
+                Content::Zero => extent::push(&mut found, part, extent::Place::Zero),
+                Content::Below => extent::push(&mut found, part, extent::Place::Below),
+                Content::Partly(base) => {
+                    for (run, here) in self.presence(block, &part).await? {
+                        let at = base + run.start % self.layout.block_size;
+                        let place =
+                            if here { extent::Place::File(at) } else { extent::Place::Below };
+                        extent::push(&mut found, run, place);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Vhdx {
+    /// What of a range this image has itself, whatever its parent has: all of the range, in order.
+    /// What it costs grows with the range; ask for windows of a large disk.
+    ///
+    /// # Errors
+    /// A range past the end; what the file says.
+    pub async fn extents(&self, range: Range<u64>) -> Result<Vec<extent::Extent>> {
+        self.inner.extents(range).await
+    }
+
+    /// Gives up what the image has of a block that reads the same without it: as zeros, or as the
+    /// parent has it.
+    pub(crate) async fn give_up(&self, block: u64, state: BlockState) -> Result<()> {
+        let inner = &self.inner;
+        let _guard = inner.enter_to_change().await?;
+        let _changes = inner.changing(block).await;
+        inner.set_empty(block, state).await
+    }
+
+    /// As [`Disk::close`], but the file stays open.
+    pub(crate) async fn end(&self) -> Result<()> {
+        self.inner.end().await
+    }
+
+    /// The size of the disk below a differencing image.
+    pub(crate) fn parent_size(&self) -> Option<u64> {
+        self.inner.parent.as_ref().map(|parent| parent.geometry().size)
     }
 }
 

@@ -34,6 +34,15 @@ impl ParentLocator {
         Self { kind: VHDX_LOCATOR, entries }
     }
 
+    /// The same paths, with other identities that the parent may have.
+    pub(crate) fn with_linkages(&self, first: Guid, second: Option<Guid>) -> Self {
+        let mut entries = vec![("parent_linkage".to_owned(), format!("{{{first}}}"))];
+        entries.extend(second.map(|id| ("parent_linkage2".to_owned(), format!("{{{id}}}"))));
+        let paths = self.entries.iter().filter(|(key, _)| !key.starts_with("parent_linkage"));
+        entries.extend(paths.cloned());
+        Self { kind: self.kind, entries }
+    }
+
     /// The identities that the parent may have (`parent_linkage`, `parent_linkage2`).
     pub fn linkages(&self) -> Vec<Guid> {
         let keys = ["parent_linkage", "parent_linkage2"];

@@ -1,6 +1,6 @@
 //! Opening an image.
 
-use std::sync::{Arc, Mutex, atomic::AtomicBool};
+use std::sync::{Arc, Mutex, OnceLock, atomic::AtomicBool};
 
 use block_io::{Disk, File, FlushGroup, Geometry};
 
@@ -54,18 +54,9 @@ impl Vhdx {
     /// [`Error::Unsupported`]; [`Error::Storage`] for what the file says.
     pub async fn open(file: Arc<dyn File>, options: OpenOptions) -> Result<Self> {
         let read_only = options.read_only || file.is_read_only();
-        let mut image = load(file.clone()).await?;
+        let image =
+            if read_only { load(file.clone()).await? } else { load_to_change(&file).await? };
         let parent = parent(&image, options.parent)?;
-        if !read_only && let Some(overlay) = image.overlay.take() {
-            // MS-VHDX 2.2.2: a new FileWriteGuid before the replay, LogGuid zero after it.
-            let headers = Headers::new(image.header);
-            let mut state = headers.lock().await;
-            state.update(&*file, |h| h.file_write = Guid::random()).await?;
-            overlay.apply(&*file).await?;
-            file.flush().await?;
-            state.update(&*file, |h| h.log = Guid::ZERO).await?;
-            image = load(file.clone()).await?;
-        }
         let layout = image.layout;
         let pages = options.table_cache / 4096;
         let log_len = u64::from(image.header.1.log_length);
@@ -105,6 +96,7 @@ impl Vhdx {
             refill: tokio::sync::Mutex::default(),
             epochs: Epochs::default(),
             started: AtomicBool::new(false),
+            next_content: OnceLock::new(),
             headers: Headers::new(image.header),
             log: tokio::sync::Mutex::new(LogWriter::new(image.header.1.log_offset, log_len)),
             flushes: FlushGroup::new(),
@@ -112,6 +104,28 @@ impl Vhdx {
         debug_assert!(image.file_len >= MIB);
         Ok(Self { inner: Arc::new(inner) })
     }
+
+    /// Chooses the identity that the content gets with the first change (DataWriteGuid, MS-VHDX
+    /// 2.2.2) instead of a random one: for changes that readers of the disk cannot see, and for
+    /// those that a child was told of before. Without effect after the first change or the first
+    /// call.
+    pub(crate) fn choose_content_id(&self, id: Guid) {
+        let _ = self.inner.next_content.set(id);
+    }
+}
+
+/// Reads an image that is going to be changed; a log left by a crash is replayed into the file.
+pub(super) async fn load_to_change(file: &Arc<dyn File>) -> Result<Loaded> {
+    let mut image = load(file.clone()).await?;
+    let Some(overlay) = image.overlay.take() else { return Ok(image) };
+    // MS-VHDX 2.2.2: a new FileWriteGuid before the replay, LogGuid zero after it.
+    let headers = Headers::new(image.header);
+    let mut state = headers.lock().await;
+    state.update(&**file, |h| h.file_write = Guid::random()).await?;
+    overlay.apply(&**file).await?;
+    file.flush().await?;
+    state.update(&**file, |h| h.log = Guid::ZERO).await?;
+    load(file.clone()).await
 }
 
 /// The disk below a differencing image, `None` for others.

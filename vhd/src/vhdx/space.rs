@@ -89,6 +89,11 @@ impl SpaceMap {
         (i as u64 * 64 + 64 - u64::from(self.words[i].leading_zeros())) * MIB
     }
 
+    /// Bytes taken.
+    pub fn taken(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>() * MIB
+    }
+
     /// The free runs before `limit`.
     pub fn free_runs(&self, limit: u64) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();

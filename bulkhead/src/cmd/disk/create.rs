@@ -102,7 +102,7 @@ async fn child(
     format: Format,
     size: Option<u64>,
 ) -> anyhow::Result<Child> {
-    let path = relative(&args.file, parent)
+    let path = vhd::chain::relative(&args.file, parent)
         .with_context(|| format!("{parent} is not reached from the folder of {}", args.file))?;
     let file = storage::open(parent, Mode::Read).await?;
     let named = || parent.to_owned();
@@ -147,29 +147,6 @@ fn same(a: &str, b: &str) -> bool {
     a == b || found(a).is_some_and(|a| Some(a) == found(b))
 }
 
-/// The path of `to` as seen from the folder of `from`, both local or both on one share.
-fn relative(from: &str, to: &str) -> Option<String> {
-    let parts = |location: &str| -> Option<(String, Vec<String>)> {
-        if let Some((scheme, rest)) = location.split_once("://") {
-            let mut parts = rest.split('/').map(str::to_owned);
-            let root = format!("{scheme}://{}/{}", parts.next()?, parts.next()?);
-            return Some((root, parts.collect()));
-        }
-        let whole = std::path::absolute(location).ok()?;
-        let parts = whole.to_str()?.split('/').filter(|part| !part.is_empty());
-        Some((String::new(), parts.map(str::to_owned).collect()))
-    };
-    let ((from_root, from), (to_root, to)) = (parts(from)?, parts(to)?);
-    if from_root != to_root || from.iter().chain(&to).any(|part| part == "..") {
-        return None;
-    }
-    let folder = &from[..from.len().checked_sub(1)?];
-    let common = folder.iter().zip(&to).take_while(|(a, b)| a == b).count();
-    let up = vec!["..".to_owned(); folder.len() - common];
-    let path = [up.as_slice(), to.get(common..)?].concat().join("/");
-    (!path.is_empty()).then_some(path)
-}
-
 /// Whether such an image can be made, before a file is made for it.
 pub(super) fn check(format: Format, size: u64, layout: &Layout) -> anyhow::Result<()> {
     match format {
@@ -207,21 +184,4 @@ pub(super) async fn make(
         other => anyhow::bail!("cannot make {other} images"),
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::relative;
-
-    #[test]
-    fn parents_are_named_from_the_folder_of_the_child() {
-        let named = |from: &str, to: &str| relative(from, to);
-        assert_eq!(named("/vm/a.vhdx", "/vm/b.vhdx").as_deref(), Some("b.vhdx"));
-        assert_eq!(named("/vm/x/a.vhdx", "/vm/b.vhdx").as_deref(), Some("../b.vhdx"));
-        assert_eq!(named("a.vhdx", "base/b.vhdx").as_deref(), Some("base/b.vhdx"));
-        let (one, two) = ("smb://h/s/d/a.vhdx", "smb://h/s/b.vhdx");
-        assert_eq!(named(one, two).as_deref(), Some("../b.vhdx"));
-        assert_eq!(named(one, "smb://h/t/b.vhdx"), None);
-        assert_eq!(named(one, "/vm/b.vhdx"), None);
-    }
 }

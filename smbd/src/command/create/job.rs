@@ -79,7 +79,7 @@ impl Job<'_> {
         for _ in 0..16 {
             let outcome = match self.volume.find(&self.name.path)? {
                 Found::Here { fd, stat, path } => self.existing(fd, stat, path),
-                Found::Missing { path } => self.fresh(path),
+                Found::Missing { folder, path } => self.fresh(&folder, path),
             };
             match outcome {
                 Err(Fail::Status(NtStatus::RETRY)) => {}
@@ -303,7 +303,8 @@ impl Job<'_> {
         let share = ShareAccess::READ | ShareAccess::WRITE | asked.and(ShareAccess::DELETE);
         let with_base = self.join(base_stat, path, beside, share, false)?;
         let stat = rustix::fs::fstat(file)?;
-        let joined = self.join(&stat, path, sharing, asked, cuts)?;
+        // A stream is one, by whatever name of its file it was reached.
+        let joined = self.join(&stat, &RelPath::root(), sharing, asked, cuts)?;
         let data = self.content(file, access, false, cuts)?;
         let stream = StreamOpen {
             name: std::sync::Mutex::new(
@@ -381,7 +382,7 @@ impl Job<'_> {
         })
     }
 
-    fn fresh(&self, path: RelPath) -> Result<(Open, CreateAction), Fail> {
+    fn fresh(&self, folder: &OwnedFd, path: RelPath) -> Result<(Open, CreateAction), Fail> {
         let options = self.request.options;
         if matches!(self.request.disposition, Disposition::OPEN | Disposition::OVERWRITE) {
             return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
@@ -410,12 +411,8 @@ impl Job<'_> {
         if let Some(lease) = self.lease {
             self.nodes.check_lease(lease, None)?;
         }
-        let folder = match self.volume.folder_of(&path) {
-            Ok(folder) => folder,
-            Err(Errno::NOENT) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into()),
-            Err(error) => return Err(error.into()),
-        };
-        if !security::access(folder.as_fd(), self.sids)?.has(adds) {
+        let above = security::Above::of(folder.as_fd())?;
+        if !above.access(self.sids).has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
         let wanted = match context::find(&self.request.contexts, names::SECD) {
@@ -426,12 +423,13 @@ impl Job<'_> {
         };
         let extra_eas = self.wanted_eas()?;
         let path = self.volume.tunnelled(folder.as_fd(), path);
+        let (_, name) = path.split().ok_or(NtStatus::OBJECT_NAME_COLLISION)?;
         let made = if directory {
-            self.volume.create_folder(&path)
+            self.volume.create_folder(folder.as_fd(), name)
         } else if let Some(mark) = self.mark.as_ref().filter(|_| stream.is_none()) {
-            self.volume.create_marked(&path, mark)
+            self.volume.create_marked(folder.as_fd(), name, mark)
         } else {
-            self.volume.create_file(&path)
+            self.volume.create_file(folder.as_fd(), name)
         };
         let fd = match made {
             Ok(fd) => fd,
@@ -449,7 +447,7 @@ impl Job<'_> {
                 let base = if directory { FileAttributes::NONE } else { FileAttributes::ARCHIVE };
                 attributes::set_attributes(fd.as_fd(), extra.or(base))?;
             }
-            security::begin(fd.as_fd(), folder.as_fd(), directory, wanted, self.sids)?;
+            security::begin(fd.as_fd(), above, directory, wanted, self.sids)?;
             if !extra_eas.is_empty() {
                 eas::set(fd.as_fd(), extra_eas)?;
             }

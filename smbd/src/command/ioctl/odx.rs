@@ -55,7 +55,7 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
         if facts.attributes.has(FileAttributes::SPARSE_FILE) {
             return Err(NtStatus::OFFLOAD_READ_FILE_NOT_SUPPORTED);
         }
-        if open.node.delete_pending() {
+        if open.delete_pending() {
             return Err(NtStatus::FILE_DELETED);
         }
         if offset >= facts.end_of_file {
@@ -121,7 +121,7 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         if facts.attributes.has(FileAttributes::SPARSE_FILE) {
             return Err(NtStatus::OFFLOAD_WRITE_FILE_NOT_SUPPORTED);
         }
-        if open.node.delete_pending() {
+        if open.delete_pending() {
             return Err(NtStatus::FILE_DELETED);
         }
         if offset >= facts.end_of_file {

@@ -2,6 +2,7 @@
 //! may cache.
 
 pub mod caching;
+pub mod links;
 pub mod locks;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use rustix::fs::Stat;
+use rustix::fs::{FileType, Stat};
 use smb_protocol::{
     NtStatus,
     msg::{
@@ -30,6 +31,7 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 
 use self::{
     caching::{Break, Caching, Cause, Holder, LeaseId, LeaseView, NotSo, Want},
+    links::{LinkId, Links},
     locks::{Intent, Locks, Range},
 };
 use super::{RelPath, changes::Watches, open::Open, stable::Stable};
@@ -104,8 +106,7 @@ pub struct Node {
 #[derive(Debug)]
 struct State {
     users: Vec<Use>,
-    delete_pending: bool,
-    path: RelPath,
+    links: Links,
     caching: Caching,
     locks: Locks,
     /// Persistent opens, with what the state store has of their caching.
@@ -132,6 +133,8 @@ pub struct Opener {
 #[derive(Debug, Clone, Copy)]
 struct Use {
     id: u64,
+    /// The name that it came by.
+    link: LinkId,
     access: Access,
     share: ShareAccess,
     lease: Option<LeaseId>,
@@ -230,12 +233,13 @@ impl Nodes {
     pub fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Arc<Node>, Refused> {
         let mut breaks = Vec::new();
         let mut shard = lock(self.shard(key(stat)));
-        let node = shard
-            .entry(key(stat))
-            .or_insert_with(|| Node::new(key(stat), path.clone(), self.all_locks.clone()));
+        let node =
+            shard.entry(key(stat)).or_insert_with(|| Node::new(key(stat), self.all_locks.clone()));
         let node = node.clone();
         let mut state = lock(&node.state);
-        let joined = self.admit(&node, &mut state, by, &mut breaks);
+        let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let way = (path, folder || stat.st_nlink <= 1);
+        let joined = self.admit(&node, &mut state, way, by, &mut breaks);
         state.note_caching(&self.stable);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
         drop(state);
@@ -248,10 +252,11 @@ impl Nodes {
         &self,
         node: &Arc<Node>,
         state: &mut State,
+        (path, only): (&RelPath, bool),
         by: Opener,
         breaks: &mut Vec<Break>,
     ) -> Result<(), Refused> {
-        if state.delete_pending {
+        if state.links.is_going(path, only) {
             return Err(NtStatus::DELETE_PENDING.into());
         }
         if state.remembered.iter().any(|(id, _)| self.kept.has(*id)) {
@@ -293,7 +298,8 @@ impl Nodes {
             }
         }
         let Opener { id, access, share, lease, .. } = by;
-        state.users.push(Use { id, access, share, lease });
+        let link = state.links.enter(path, only);
+        state.users.push(Use { id, link, access, share, lease });
         Ok(())
     }
 
@@ -319,7 +325,7 @@ impl Nodes {
         });
         let want = match want {
             // What is to be deleted is not worth keeping open.
-            Want::Lease { id, state: wanted, v2 } if state.delete_pending => {
+            Want::Lease { id, state: wanted, v2 } if state.is_going(open) => {
                 Want::Lease { id, state: wanted.without(LeaseState::HANDLE), v2 }
             }
             want => want,
@@ -495,21 +501,25 @@ impl Nodes {
             .collect()
     }
 
-    /// Takes an opener away. When it was the last and the file is to be deleted, its path is
-    /// returned; the caller removes it while `remove` runs, before anyone can open it again.
+    /// Takes an opener away. When it was the last that came by a name and that is to be deleted,
+    /// `remove` does it, before anyone can open it again.
     pub fn leave(&self, node: &Node, id: u64, remove: impl FnOnce(&RelPath)) {
         let mut shard = lock(self.shard(node.key));
         let mut state = lock(&node.state);
+        let link = state.link(id);
         state.users.retain(|user| user.id != id);
         state.locks.release_all(id);
         node.count_locks(&state);
         let ended = state.caching.leave(id);
         state.note_caching(&self.stable);
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        if let Some(left) = link.and_then(|link| state.links.leave(link))
+            && left.delete_pending
+            && !left.gone
+        {
+            remove(&left.path);
+        }
         if state.users.is_empty() {
-            if state.delete_pending {
-                remove(&state.path);
-            }
             shard.remove(&node.key);
         }
         drop(state);
@@ -526,9 +536,10 @@ impl Nodes {
     /// Whether anything strictly below `folder` is open.
     pub fn any_below(&self, device: u64, folder: &RelPath) -> bool {
         self.shards.iter().any(|shard| {
-            lock(shard)
-                .values()
-                .any(|node| node.key.0 == device && lock(&node.state).path.is_below(folder))
+            lock(shard).values().any(|node| {
+                let below = || lock(&node.state).links.iter().any(|at| at.path.is_below(folder));
+                node.key.0 == device && below()
+            })
         })
     }
 
@@ -549,6 +560,17 @@ impl Nodes {
 }
 
 impl State {
+    /// The name that an opener came by.
+    fn link(&self, open: u64) -> Option<LinkId> {
+        self.users.iter().find(|user| user.id == open).map(|user| user.link)
+    }
+
+    /// Whether the name that an opener came by is to go.
+    fn is_going(&self, open: u64) -> bool {
+        let link = self.link(open).and_then(|link| self.links.get(link));
+        link.is_some_and(|link| link.delete_pending)
+    }
+
     /// Puts what clients of persistent opens may cache into the state store, where it has changed,
     /// in the order in which it changes.
     fn note_caching(&mut self, stable: &Stable) {
@@ -574,11 +596,10 @@ impl State {
 }
 
 impl Node {
-    fn new(key: NodeKey, path: RelPath, all_locks: Arc<LockCount>) -> Arc<Self> {
+    fn new(key: NodeKey, all_locks: Arc<LockCount>) -> Arc<Self> {
         let state = State {
             users: Vec::new(),
-            delete_pending: false,
-            path,
+            links: Links::default(),
             caching: Caching::default(),
             locks: Locks::default(),
             remembered: Vec::new(),
@@ -716,24 +737,46 @@ impl Node {
         lock(&self.state).locks.of(open).collect()
     }
 
-    /// Marks the file to be deleted when the last opener leaves, or takes that back.
-    pub fn set_delete_pending(&self, pending: bool) {
-        lock(&self.state).delete_pending = pending;
+    /// Marks the name that an opener came by to be deleted when the last who did leaves, or takes
+    /// that back (MS-FSA 2.1.5.15.3).
+    pub fn set_delete_pending(&self, open: u64, pending: bool) {
+        let mut state = lock(&self.state);
+        if let Some(link) = state.link(open).and_then(|link| state.links.get_mut(link)) {
+            link.delete_pending = pending;
+        }
     }
 
-    /// Whether the file is to be deleted when the last opener leaves.
-    pub fn delete_pending(&self) -> bool {
-        lock(&self.state).delete_pending
+    /// Whether the name that an opener came by is to be deleted.
+    pub fn delete_pending(&self, open: u64) -> bool {
+        lock(&self.state).is_going(open)
     }
 
-    /// Where the file is now, from the root of the system.
-    pub fn path(&self) -> RelPath {
-        lock(&self.state).path.clone()
+    /// Names that are to be deleted and are still there.
+    pub fn names_going(&self) -> u32 {
+        let state = lock(&self.state);
+        state.links.iter().filter(|link| link.delete_pending && !link.gone).count() as u32
     }
 
-    /// Notes that the file was renamed; `path` is from the root of the system.
-    pub fn set_path(&self, path: RelPath) {
-        lock(&self.state).path = path;
+    /// The name that an opener came by is gone, though some still use it.
+    pub fn name_is_gone(&self, open: u64) {
+        let mut state = lock(&self.state);
+        if let Some(link) = state.link(open).and_then(|link| state.links.get_mut(link)) {
+            link.gone = true;
+        }
+    }
+
+    /// Where the name is now that an opener came by, from the root of the system.
+    pub fn path(&self, open: u64) -> Option<RelPath> {
+        let state = lock(&self.state);
+        state.link(open).and_then(|link| state.links.get(link)).map(|link| link.path.clone())
+    }
+
+    /// Notes that the name that an opener came by is now `path`, from the root of the system.
+    pub fn set_path(&self, open: u64, path: RelPath) {
+        let mut state = lock(&self.state);
+        if let Some(link) = state.link(open).and_then(|link| state.links.get_mut(link)) {
+            link.path = path;
+        }
     }
 
     /// Whether someone has it open in a way that does not go together with this.
@@ -813,7 +856,7 @@ mod tests {
         let open = |id| join(&nodes, id, Access::NONE, ShareAccess(7));
         let node = open(1).unwrap();
         open(2).unwrap();
-        node.set_delete_pending(true);
+        node.set_delete_pending(1, true);
         assert!(matches!(open(3), Err(Refused::Status(NtStatus::DELETE_PENDING))));
         nodes.leave(&node, 1, |_| panic!("one is left"));
         let mut removed = false;

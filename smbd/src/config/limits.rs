@@ -1,0 +1,60 @@
+//! `[limits]`: everything a peer can make grow.
+
+use serde::Deserialize;
+
+use super::Size;
+
+/// Everything a peer can make grow.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections at a time.
+    pub connections: usize,
+    /// Connections from one address at a time.
+    pub connections_per_address: usize,
+    /// Sessions of one connection.
+    pub sessions_per_connection: usize,
+    /// Trees of one session.
+    pub trees_per_session: usize,
+    /// Opens of one session.
+    pub opens_per_session: usize,
+    /// Opens of the whole server.
+    pub opens: usize,
+    /// Durable and resilient opens that are kept for clients that are away.
+    pub kept_opens: usize,
+    /// Byte-range locks of the whole server.
+    pub locks: usize,
+    /// Credits a connection may hold: requests in flight.
+    pub credits: u16,
+    /// Requests of one connection that wait for storage or an event.
+    pub pending_requests: usize,
+    /// Memory of one connection for pending requests.
+    pub pending_bytes: Size,
+    /// Seconds a connection has to authenticate.
+    pub authentication_seconds: u64,
+    /// Seconds a client may leave answers unread.
+    pub write_seconds: u64,
+    /// Length that a write may give a file. NTFS ends at 16 TiB less 64 KiB, and clients know.
+    pub file_size: Size,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_address: 2048,
+            sessions_per_connection: 64,
+            trees_per_session: 256,
+            opens_per_session: 16_384,
+            opens: 262_144,
+            kept_opens: 65_536,
+            locks: 1_048_576,
+            credits: 8192,
+            pending_requests: 1024,
+            pending_bytes: Size(64 << 20),
+            authentication_seconds: 20,
+            write_seconds: 60,
+            file_size: Size(0xfff_ffff_0000),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `[[share]]`.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use serde::Deserialize;
+use smb_protocol::ntlm::users;
+
+use super::{Check, ConfigError, Encryption, File, Sparse, yes};
+use crate::network::Network;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Section {
+    name: String,
+    path: PathBuf,
+    #[serde(default)]
+    users: Vec<String>,
+    encryption: Option<Encryption>,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    access_based_enumeration: bool,
+    #[serde(default)]
+    comment: String,
+    #[serde(default = "yes")]
+    browseable: bool,
+    #[serde(default)]
+    hosts_allow: Vec<Network>,
+    #[serde(default)]
+    hosts_deny: Vec<Network>,
+    max_connections: Option<usize>,
+    max_opens: Option<usize>,
+    #[serde(default)]
+    force_level2_oplocks: bool,
+    #[serde(default)]
+    continuously_available: bool,
+    #[serde(default)]
+    sparse: Sparse,
+    group: Option<String>,
+}
+
+/// A share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Name, unique without regard to case.
+    pub name: String,
+    /// Folder it shows.
+    pub path: PathBuf,
+    /// Users who may use it, folded; nobody else may.
+    pub users: HashSet<String>,
+    /// Whether it must be encrypted.
+    pub encryption: Option<Encryption>,
+    /// Nothing in it may be changed.
+    pub read_only: bool,
+    /// Listings leave out what the user cannot read.
+    pub access_based_enumeration: bool,
+    /// Shown in listings.
+    pub comment: String,
+    /// Shown in listings at all.
+    pub browseable: bool,
+    /// From where it may be used; anywhere if empty.
+    pub hosts_allow: Vec<Network>,
+    /// From where it may not, whatever `hosts_allow` says.
+    pub hosts_deny: Vec<Network>,
+    /// Trees that may be connected to it at a time.
+    pub max_connections: Option<usize>,
+    /// Opens in it at a time.
+    pub max_opens: Option<usize>,
+    /// No client may cache writes (MS-SMB2 3.3.1.6, `Share.ForceLevel2Oplock`).
+    pub force_level2_oplocks: bool,
+    /// What its files are.
+    pub sparse: Sparse,
+    /// Opens may outlive the server (MS-SMB2 3.3.1.6, `Share.IsCA`).
+    pub continuously_available: bool,
+    /// Group of the system that files made in it get.
+    pub group: Option<u32>,
+}
+
+impl Share {
+    /// Whether a client at an address may use it.
+    pub fn admits(&self, address: IpAddr) -> bool {
+        let listed = |list: &[Network]| list.iter().any(|network| network.holds(address));
+        !listed(&self.hosts_deny) && (self.hosts_allow.is_empty() || listed(&self.hosts_allow))
+    }
+}
+
+impl Check<'_> {
+    pub(super) fn shares(
+        &self,
+        file: &File,
+        users: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, Share>, ConfigError> {
+        let mut all = BTreeMap::new();
+        for share in &file.share {
+            let key = format!("share {:?}", share.name);
+            let plain = |c: char| !c.is_control() && !"\"\\/[]:|<>+=;,*?".contains(c);
+            let len = share.name.chars().count();
+            if !(1..=80).contains(&len) || !share.name.chars().all(plain) {
+                return Err(self.bad(&key, "not a share name"));
+            }
+            let folded = users::fold(&share.name);
+            if folded == "IPC$" {
+                return Err(self.bad(&key, "IPC$ is the server's own"));
+            }
+            let path = self.relative(&share.path);
+            if !path.is_dir() {
+                let message = format!("path {}: no such folder; create it", path.display());
+                return Err(self.bad(&key, message));
+            }
+            let allowed = self.known(&share.users, users, &format!("{key}: users"))?;
+            let share = Share {
+                name: share.name.clone(),
+                path,
+                users: allowed,
+                encryption: share.encryption,
+                read_only: share.read_only,
+                access_based_enumeration: share.access_based_enumeration,
+                comment: share.comment.clone(),
+                browseable: share.browseable,
+                hosts_allow: share.hosts_allow.clone(),
+                hosts_deny: share.hosts_deny.clone(),
+                max_connections: share.max_connections,
+                max_opens: share.max_opens,
+                force_level2_oplocks: share.force_level2_oplocks,
+                sparse: share.sparse,
+                continuously_available: share.continuously_available,
+                group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
+            };
+            if all.insert(folded, share).is_some() {
+                return Err(self.bad(&key, "defined twice"));
+            }
+        }
+        Ok(all)
+    }
+}

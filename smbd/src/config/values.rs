@@ -1,0 +1,139 @@
+//! Kinds of values that several tables of the file have.
+
+use std::str::FromStr;
+
+use serde::Deserialize;
+use smb_protocol::Dialect;
+
+/// A size in bytes, written as a number or as text with a unit: `"8MiB"`, `"512K"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SizeText")]
+pub struct Size(pub u64);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SizeText {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = String;
+
+    fn try_from(value: SizeText) -> Result<Self, String> {
+        match value {
+            SizeText::Number(n) => Ok(Size(n)),
+            SizeText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let shift = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kib" => 10,
+            "m" | "mib" => 20,
+            "g" | "gib" => 30,
+            "t" | "tib" => 40,
+            _ => return Err(format!("{text:?} is no size; write for example \"8MiB\"")),
+        };
+        number
+            .parse::<u64>()
+            .ok()
+            .and_then(|n| n.checked_mul(1 << shift))
+            .map(Size)
+            .ok_or_else(|| format!("{text:?} is no size; write for example \"8MiB\""))
+    }
+}
+
+/// Whether messages must be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signing {
+    /// Every session signs or encrypts.
+    #[default]
+    Required,
+    /// A session signs if the client wants it.
+    Enabled,
+}
+
+/// Whether messages are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    /// Not even offered.
+    Off,
+    /// Offered; the client decides.
+    Offered,
+    /// Clients that can are told to encrypt.
+    #[default]
+    Desired,
+    /// Who does not encrypt is refused.
+    Required,
+}
+
+/// Dialects by the names administrators write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(super) enum DialectName {
+    #[serde(rename = "2.0.2")]
+    V2_0_2,
+    #[serde(rename = "2.1")]
+    V2_1,
+    #[serde(rename = "3.0")]
+    V3_0,
+    #[serde(rename = "3.0.2")]
+    V3_0_2,
+    #[serde(rename = "3.1.1")]
+    V3_1_1,
+}
+
+impl DialectName {
+    pub(super) fn dialect(self) -> Dialect {
+        match self {
+            Self::V2_0_2 => Dialect::SMB_2_0_2,
+            Self::V2_1 => Dialect::SMB_2_1,
+            Self::V3_0 => Dialect::SMB_3_0,
+            Self::V3_0_2 => Dialect::SMB_3_0_2,
+            Self::V3_1_1 => Dialect::SMB_3_1_1,
+        }
+    }
+}
+
+/// What does file I/O that may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IoEngine {
+    /// io_uring where the kernel has it.
+    #[default]
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// A pool of threads.
+    Threads,
+}
+
+impl From<IoEngine> for block_io::Engine {
+    fn from(engine: IoEngine) -> Self {
+        match engine {
+            IoEngine::Auto => Self::Auto,
+            IoEngine::Uring => Self::Uring,
+            IoEngine::Threads => Self::Threads,
+        }
+    }
+}
+
+/// What sparse files of a share are to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sparse {
+    /// Disks of virtual machines: hosts are told that they can rely on them (MS-HVRS, C0009).
+    #[default]
+    Vm,
+    /// Files like others.
+    General,
+}

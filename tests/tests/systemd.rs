@@ -1,0 +1,34 @@
+//! The units of packaging/ under a real service manager, which is process 1 of namespaces of its
+//! own: everything that its filters forbid and smbd needs shows here.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use bulkhead_tests::process::{foreign, ours, run};
+
+#[test]
+fn smbd_is_a_service() {
+    let systemd = Path::new("/lib/systemd/systemd");
+    if !rustix::process::geteuid().is_root() || !systemd.exists() {
+        eprintln!("skipped: needs root and systemd");
+        return;
+    }
+    let tools = ["unshare", "smbclient", "runuser", "useradd", "pgrep", "ip"];
+    if !tools.iter().all(|tool| foreign(tool).is_some()) {
+        return;
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (report, root) = (folder.path().join("report"), Path::new(env!("CARGO_MANIFEST_DIR")));
+    fs::write(&report, "").unwrap();
+    let smbd = ours("smbd");
+    let namespaces = ["--fork", "--pid", "--mount", "--cgroup", "--uts", "--ipc", "--net"];
+    let mut command = Command::new("unshare");
+    command.args(namespaces).arg("--kill-child").arg(root.join("systemd/enter.sh"));
+    let output = run(command.arg(smbd.parent().unwrap()).arg(&report), Duration::from_secs(240));
+    let report = fs::read_to_string(&report).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !report.contains("systemd: ") && said.contains("Operation not permitted") {
+        eprintln!("skipped: this machine allows no namespaces: {said}");
+        return;
+    }
+    assert!(report.contains("systemd: PASS"), "{report}\n{said}");
+}

@@ -1,0 +1,366 @@
+//! Every operation on an image, cut off at any point by a crash that loses and tears what was not
+//! flushed: the image opens, passes the check and reads as before or as after; the same operation
+//! again completes.
+
+mod common;
+#[path = "common/family.rs"]
+mod family;
+
+use std::{ops::Range, sync::Arc};
+
+use block_io::{
+    Disk, File,
+    testing::{CrashFile, MemFile, Rng, Survival},
+};
+use common::MIB;
+use family::{Family, Shape, block};
+use vhd::{
+    Format, chain,
+    ops::{self, Level, ResizeOptions},
+};
+
+/// Crash points of each operation and format.
+const POINTS: u64 = 1000;
+/// Images on which these are tried.
+const VARIANTS: u64 = 8;
+
+/// What is done to a chain of three levels, of which 2 is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Op {
+    /// The table must move, in both formats.
+    GrowFar,
+    Grow,
+    Shrink,
+    /// A fixed image, both ways.
+    GrowFixed,
+    ShrinkFixed,
+    Merge,
+    MergeInto,
+    Rebase,
+    Relink,
+    Compact,
+}
+
+impl Op {
+    /// The level that is looked at, and those that are changed.
+    fn levels(self) -> (usize, Range<usize>) {
+        match self {
+            Self::GrowFixed | Self::ShrinkFixed => (0, 0..1),
+            Self::Grow | Self::GrowFar | Self::Shrink | Self::Compact => (2, 2..3),
+            Self::Rebase | Self::Relink => (2, 2..3),
+            Self::Merge => (2, 1..3),
+            Self::MergeInto => (2, 0..3),
+        }
+    }
+
+    fn size(self, format: Format) -> Option<u64> {
+        Some(match (self, format) {
+            (Self::Grow, _) => SIZE + 2 * MIB + 512,
+            (Self::GrowFar, Format::Vhdx) => 140_000 * MIB,
+            (Self::GrowFar, _) => 2_000 * MIB,
+            (Self::Shrink, _) => SIZE - 2 * MIB - 1024,
+            (Self::GrowFixed, _) => SIZE + 2 * MIB,
+            (Self::ShrinkFixed, _) => SIZE - MIB - 512,
+            _ => return None,
+        })
+    }
+}
+
+const SIZE: u64 = 5 * MIB + 512;
+
+async fn apply(op: Op, family: &Family) -> vhd::Result<()> {
+    let format = family.format;
+    let below = async |level: usize| {
+        let disk: vhd::Result<Option<Arc<dyn Disk>>> = match level {
+            0 => Ok(None),
+            level => frozen(family, level - 1).await.map(Some),
+        };
+        disk
+    };
+    let quiet = |_: ops::Progress| {};
+    let (top, _) = op.levels();
+    match op {
+        Op::Grow | Op::GrowFar | Op::Shrink | Op::GrowFixed | Op::ShrinkFixed => {
+            let parent = below(top).await?;
+            let options = ResizeOptions { force: true, parent, ..ResizeOptions::default() };
+            let size = op.size(format).unwrap();
+            ops::resize(family.file(top), format, size, options).await
+        }
+        Op::Merge => {
+            let (child, parent) = (family.file(2), family.file(1));
+            ops::merge(child, parent, format, below(1).await?, quiet).await
+        }
+        Op::MergeInto => {
+            // After an interrupted call the chain may have become shorter.
+            let mut locations = Vec::new();
+            match format {
+                Format::Vhdx => {
+                    let links = chain::links(family.file(2), &family.name(2), family).await?;
+                    locations.extend(links.into_iter().map(|link| link.location));
+                }
+                _ => {
+                    let images = chain::vhd_images(family.file(2), &family.name(2), family).await?;
+                    locations.extend(images.into_iter().map(|(location, _)| location));
+                }
+            }
+            let level = |location: String| {
+                let file = family.files.lock().unwrap()[&location].clone();
+                Level { location, file }
+            };
+            let levels: Vec<Level> = locations.into_iter().map(level).collect();
+            ops::merge_into(&levels, format, None, quiet).await
+        }
+        Op::Rebase => {
+            let (old, new) = (parent_of(family, 2).await?, frozen(family, 3).await?);
+            let (child, parent) = (family.file(2), family.file(3));
+            let name = family.name(3);
+            ops::rebase(child, parent, format, &name, (old, new), quiet).await.map(drop)
+        }
+        Op::Relink => {
+            let (child, parent) = (family.file(2), family.file(4));
+            ops::relink(child, parent, format, &family.name(4)).await
+        }
+        Op::Compact => ops::compact(family.file(2), format, below(2).await?, quiet).await.map(drop),
+    }
+}
+
+/// A level as a disk that is only read.
+async fn frozen(family: &Family, level: usize) -> vhd::Result<Arc<dyn Disk>> {
+    match family.format {
+        Format::Vhdx => {
+            let options = vhd::vhdx::OpenOptions::read_only();
+            let (file, name) = (family.file(level), family.name(level));
+            Ok(Arc::new(chain::open(file, &name, family, options).await?))
+        }
+        _ => family.open(level).await,
+    }
+}
+
+/// The disk below a level, whichever its parent is by now.
+async fn parent_of(family: &Family, level: usize) -> vhd::Result<Arc<dyn Disk>> {
+    let (file, name) = (family.file(level), family.name(level));
+    let location = match family.format {
+        Format::Vhdx => chain::links(file, &name, family).await?.remove(1).location,
+        _ => chain::vhd_images(file, &name, family).await?.remove(1).0,
+    };
+    let level = (0..5).find(|level| family.name(*level) == location).unwrap();
+    frozen(family, level).await
+}
+
+/// Levels 0 to 2; 3 is another base, 4 a copy of level 1 by content.
+async fn base(op: Op, format: Format, seed: u64) -> Family {
+    let mut rng = Rng::new(seed);
+    let family = Family::new(format);
+    let fixed = matches!(op, Op::GrowFixed | Op::ShrinkFixed);
+    let shape = Shape { size: SIZE, block: block(format), sector: 512, fixed };
+    family.make(shape).await;
+    family.fill(0, &mut rng, 4).await;
+    family.grow(0, 1, block(format), None).await;
+    family.fill(1, &mut rng, 3).await;
+    let longer = (seed % 3 == 1 && matches!(op, Op::Merge | Op::MergeInto)).then_some(SIZE + MIB);
+    family.grow(1, 2, block(format) << (seed % 2), longer).await;
+    family.fill(2, &mut rng, 5).await;
+    if seed % 3 == 2 && matches!(op, Op::Merge | Op::MergeInto) {
+        let options = ResizeOptions { force: true, ..ResizeOptions::default() };
+        let parent = Some(frozen(&family, 1).await.unwrap());
+        let options = ResizeOptions { parent, ..options };
+        ops::resize(family.file(2), format, SIZE - MIB, options).await.unwrap();
+    }
+    if op == Op::Compact {
+        // Blocks that read as zeros or as the parent, among others, and a table behind them.
+        let parent = Some(frozen(&family, 1).await.unwrap());
+        let options = ResizeOptions { parent, ..ResizeOptions::default() };
+        ops::resize(family.file(2), format, 2_000 * MIB, options).await.unwrap();
+        let disk = family.open(2).await.unwrap();
+        let unit = block(format) as usize;
+        for block in [7usize, 9, 30, 700] {
+            let mut data = vec![0; unit];
+            rng.fill(&mut data[..4096]);
+            disk.write_at((block * unit) as u64, &data).await.unwrap();
+        }
+        for block in [7usize, 30] {
+            disk.write_at((block * unit) as u64, &vec![0; unit]).await.unwrap();
+        }
+        disk.close().await.unwrap();
+    }
+    if op == Op::Rebase {
+        let other = Family::new(format);
+        other.make(shape).await;
+        other.fill(0, &mut rng, 4).await;
+        family.put(3, other.file(0));
+    }
+    if op == Op::Relink {
+        family.put(4, Arc::new(copy(&family.file(1)).await));
+    }
+    family
+}
+
+/// The bytes of a file in memory of its own.
+async fn copy(file: &Arc<dyn File>) -> MemFile {
+    let target = MemFile::new();
+    let len = file.len().await.unwrap();
+    target.set_len(len).await.unwrap();
+    for range in file.allocated_ranges(0..len).await.unwrap() {
+        let mut data = vec![0; (range.end - range.start) as usize];
+        file.read_at(range.start, &mut data).await.unwrap();
+        target.write_at(range.start, &data).await.unwrap();
+    }
+    target
+}
+
+/// The same files with some of them by others; returns those too.
+async fn crashing(
+    family: &Family,
+    levels: Range<usize>,
+    seed: u64,
+) -> (Family, Vec<Arc<CrashFile>>) {
+    let copy_of = Family::new(family.format);
+    copy_of.files.lock().unwrap().clone_from(&family.files.lock().unwrap());
+    let mut files = Vec::new();
+    for level in levels {
+        let file = Arc::new(CrashFile::new(&copy(&family.file(level)).await, seed + level as u64));
+        copy_of.put(level, file.clone());
+        files.push(file);
+    }
+    (copy_of, files)
+}
+
+/// The start of a disk, and a few places far behind; a disk of terabytes is not read whole.
+async fn content(family: &Family, level: usize) -> vhd::Result<(u64, Vec<u8>)> {
+    let disk = frozen(family, level).await?;
+    let size = disk.geometry().size;
+    let mut bytes = vec![0xee; size.min(SIZE + 4 * MIB) as usize];
+    disk.read_at(0, &mut bytes).await?;
+    for far in [15 * MIB, 350 * MIB, 700 * MIB, 1999 * MIB] {
+        if far + MIB <= size {
+            let mut more = vec![0xee; 1 << 16];
+            disk.read_at(far, &mut more).await?;
+            bytes.extend(more);
+        }
+    }
+    Ok((size, bytes))
+}
+
+/// Crashes an operation at seeded points; returns how many points left something half done.
+async fn crash(op: Op, format: Format) -> u64 {
+    let (top, changed) = op.levels();
+    let mut halves = 0;
+    for variant in 0..VARIANTS {
+        let family = base(op, format, variant).await;
+        let before = content(&family, top).await.unwrap();
+        // Once to the end, to know what comes out and how many steps there are.
+        let (whole, files) = crashing(&family, changed.clone(), 1).await;
+        apply(op, &whole).await.unwrap();
+        let steps: Vec<u64> = files.iter().map(|file| file.operations()).collect();
+        let after = content(&whole, top).await.unwrap();
+        let mut expected = before.1.clone();
+        if let Some(size) = op.size(format) {
+            let kept = size.min(before.0) as usize;
+            assert_eq!(after.0, size);
+            expected = after.1.clone();
+            expected[..kept.min(before.1.len())]
+                .copy_from_slice(&before.1[..kept.min(before.1.len())]);
+            expected[kept.min(after.1.len())..].fill(0);
+        }
+        assert!(after.1 == expected, "{op:?} {format} variant {variant}: the content changed");
+        let length = whole.file(top).len().await.unwrap();
+        for point in 0..POINTS / VARIANTS {
+            let what = format!("{op:?} {format} variant {variant} point {point}");
+            let mut rng = Rng::new(point << 8 | variant);
+            let (broken, files) = crashing(&family, changed.clone(), rng.next_u64() >> 1).await;
+            let which = rng.below(files.len() as u64) as usize;
+            files[which].fail_after(rng.below(steps[which] + 1));
+            let done = apply(op, &broken).await.is_ok();
+            halves += u64::from(!done);
+            let survival = match rng.below(8) {
+                0 => Survival::None,
+                1 => Survival::All,
+                _ => Survival::Some,
+            };
+            let found = Family::new(format);
+            found.files.lock().unwrap().clone_from(&family.files.lock().unwrap());
+            for (level, file) in changed.clone().zip(&files) {
+                found.put(level, Arc::new(file.crash(rng.next_u64(), survival)));
+            }
+            for level in changed.clone() {
+                let report = found.check(level).await;
+                assert!(report.is_clean(), "{what}: level {level}: {report:#?}");
+            }
+            let now = content(&found, top).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(now == before || now == after, "{what}: neither as before nor as after");
+            assert!(!done || now == after, "{what}: what was done is not there");
+            // Again, to the end.
+            apply(op, &found).await.unwrap_or_else(|e| panic!("{what}, again: {e}"));
+            let now = content(&found, top).await.unwrap();
+            assert!(now == after, "{what}: not completed");
+            for level in changed.clone() {
+                let report = found.check(level).await;
+                let clean = report.is_clean() && report.warnings == 0 && !report.log_pending;
+                assert!(clean, "{what}: level {level} again: {report:#?}");
+            }
+            if op == Op::Compact {
+                assert!(found.file(top).len().await.unwrap() <= length, "{what}: left long");
+            }
+        }
+    }
+    halves
+}
+
+fn run(op: Op) {
+    for format in [Format::Vhdx, Format::Vhd] {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let halves = runtime.block_on(crash(op, format));
+        println!("{op:?} {format}: {POINTS} crash points, {halves} within");
+        assert!(halves > POINTS / 3, "{op:?} {format}: only {halves} points were within");
+    }
+}
+
+#[test]
+fn growing() {
+    run(Op::Grow);
+}
+
+#[test]
+fn growing_past_the_tables_end() {
+    run(Op::GrowFar);
+}
+
+#[test]
+fn shrinking() {
+    run(Op::Shrink);
+}
+
+#[test]
+fn growing_a_fixed_image() {
+    run(Op::GrowFixed);
+}
+
+#[test]
+fn shrinking_a_fixed_image() {
+    run(Op::ShrinkFixed);
+}
+
+#[test]
+fn merging() {
+    run(Op::Merge);
+}
+
+#[test]
+fn merging_a_chain() {
+    run(Op::MergeInto);
+}
+
+#[test]
+fn rebasing() {
+    run(Op::Rebase);
+}
+
+#[test]
+fn relinking() {
+    run(Op::Relink);
+}
+
+#[test]
+fn compacting() {
+    run(Op::Compact);
+}
