@@ -15,6 +15,7 @@ use smb_protocol::{
     NtStatus,
     msg::{
         context::LeaseState,
+        create::Access,
         oplock::{self, LeaseBreak},
     },
 };
@@ -416,7 +417,10 @@ impl Nodes {
 
 #[cfg(test)]
 mod tests {
+    use smb_protocol::msg::create::ShareAccess;
+
     use super::*;
+    use crate::volume::node::locks::Range;
 
     fn join(
         nodes: &Nodes,
