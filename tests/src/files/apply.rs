@@ -85,6 +85,22 @@ impl Side {
         }
     }
 
+    /// Linux refuses to link a file of which its own count of names is 0. Its SMB client counts itself
+    /// while it may cache a file, from a guess of one where a listing met the file first.
+    fn link(&self, from: &str, to: &str) -> io::Result<Outcome> {
+        let Err(error) = fs::hard_link(self.at(from), self.at(to)) else {
+            return Ok(Outcome::Done);
+        };
+        let (flags, mask) = (AtFlags::STATX_DONT_SYNC, StatxFlags::NLINK);
+        let known = rustix::fs::statx(CWD, self.at(from), flags, mask);
+        match known {
+            Ok(known) if error.kind() == io::ErrorKind::NotFound && known.stx_nlink == 0 => {
+                Ok(Outcome::Cannot(Errno::NOENT))
+            }
+            _ => Err(error),
+        }
+    }
+
     fn perform(&mut self, op: &Op) -> io::Result<Outcome> {
         match op {
             Op::Create { name } => {
@@ -136,7 +152,7 @@ impl Side {
                 let flags = if *replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
                 rustix::fs::renameat_with(CWD, self.at(from), CWD, self.at(to), flags)?;
             }
-            Op::Link { from, to } => fs::hard_link(self.at(from), self.at(to))?,
+            Op::Link { from, to } => return self.link(from, to),
             Op::Symlink { name, target } => std::os::unix::fs::symlink(target, self.at(name))?,
             Op::ReadLink { name } => {
                 let target = fs::read_link(self.at(name))?;
