@@ -166,8 +166,10 @@ impl Server {
         let Ok(Found::Here { fd, stat, path }) = volume.find(&path.ok_or(Gone::Missing)?) else {
             return Err(Gone::Missing);
         };
-        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if !regular || stable::identity(fd.as_fd())? != record.file {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let directory = kind == FileType::Directory;
+        let fits = directory || kind == FileType::RegularFile;
+        if !fits || stable::identity(fd.as_fd())? != record.file {
             return Err(Gone::Replaced);
         }
         let lease = |key| LeaseId { client: record.client, key };
@@ -180,7 +182,10 @@ impl Server {
             smb3: true,
         };
         let engine = Engine::from(current.config.io_engine);
-        let data = content_again(&fd, access, &record.name, engine)?;
+        let data = match directory {
+            true => None,
+            false => content_again(&fd, access, &record.name, engine)?,
+        };
         let node = self.nodes.join(&stat, &volume.system(&path), by).map_err(|_| Gone::Taken)?;
         let open = Open::new(Parts {
             id: FileId { persistent: record.id, volatile: record.volatile },
@@ -190,7 +195,7 @@ impl Server {
             data,
             handle: fd,
             stream: None,
-            directory: false,
+            directory,
             volume,
             nodes: self.nodes.clone(),
             lease: record.lease.map(lease),

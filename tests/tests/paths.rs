@@ -11,6 +11,7 @@ use bulkhead_tests::{
     process::free_port,
     smbd::{PASSWORD, Smbd, USER},
 };
+use rustix::process::Signal;
 use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, RemoteFile, Session};
 
 const SHARE: &str = "[[share]]\nname = \"ca\"\npath = \"files\"\nusers = [\"admin\"]\n\
@@ -119,6 +120,30 @@ fn either_path_may_fail_and_is_used_again() {
                 channels(&session, 2).await;
             }
         }
+        ledger.end().await.unwrap();
+    });
+}
+
+/// Channels come and go with what the server offers, while requests are under way.
+#[test]
+fn an_interface_that_is_not_offered_any_more_is_left_alone() {
+    between(async |paths, server| {
+        let (session, file) = open(server, 4, "disk").await;
+        channels(&session, 2).await;
+        let ledger = Ledger::start(&file, Load { depth: 8, blocks: 16, block: 4096, seed: 4 });
+        ledger.go_on(100).await;
+        let config = std::fs::read_to_string(server.config()).unwrap();
+        let hidden = "\n[[interface]]\nname = \"b1\"\noffered = false\n";
+        std::fs::write(server.config(), format!("{config}{hidden}")).unwrap();
+        server.signal(Signal::HUP);
+        channels(&session, 1).await;
+        let before = paths.carried(Path::B);
+        ledger.go_on(500).await;
+        assert!(paths.carried(Path::B) < before + 100_000, "it is still used");
+        std::fs::write(server.config(), config).unwrap();
+        server.signal(Signal::HUP);
+        channels(&session, 2).await;
+        ledger.go_on(100).await;
         ledger.end().await.unwrap();
     });
 }

@@ -156,9 +156,11 @@ impl Keeper {
         };
         let plan =
             |usable: &dyn Fn(IpAddr) -> bool| targets(&self.offers, self.dialled, bounds, usable);
-        let wanted = plan(&|ip| !self.troubles.contains_key(&ip));
+        // Where no more can be had, what is there stays.
+        let works = |ip: IpAddr| !self.troubles.contains_key(&ip) || have(ip) > 0;
+        let wanted = plan(&works);
         let mut begin: Vec<Target> = Vec::new();
-        for target in &wanted {
+        for target in wanted.iter().filter(|t| !self.troubles.contains_key(&t.address)) {
             let begun = self.under_way.get(&target.address).copied().unwrap_or(0);
             let missing = target.count.saturating_sub(have(target.address) + begun);
             begin.extend(std::iter::repeat_n(*target, missing));
@@ -166,8 +168,9 @@ impl Keeper {
         for (ip, trouble) in &self.troubles {
             if trouble.again <= now && !self.under_way.contains_key(ip) {
                 // Only if it would have a place.
-                let with = plan(&|other| other == *ip || !self.troubles.contains_key(&other));
-                begin.extend(with.iter().find(|target| target.address == *ip));
+                let with = plan(&|other| other == *ip || works(other));
+                let found = with.iter().find(|target| target.address == *ip);
+                begin.extend(found.filter(|target| target.count > have(*ip)));
             }
         }
         begin.into_iter().for_each(|target| self.begin(target));

@@ -32,6 +32,9 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     row("name", &vm.summary.name);
+    if let Some(id) = vm.definition.id {
+        row("id", String::from(id));
+    }
     row("state", vm.summary.state.as_str());
     if let Some(reason) = &vm.reason {
         row("reason", reason);

@@ -137,7 +137,7 @@ impl Wishes {
     }
 
     /// For how long a persistent open is kept, if that is what is asked for (MS-SMB2 3.3.5.9.10).
-    /// Folders and named streams are not made persistent.
+    /// Named streams are not made persistent.
     pub fn persistence(&self, open: &Open) -> Option<Duration> {
         match self.durable {
             Some(Durable::V2(v2)) if v2.flags & DurableV2::PERSISTENT != 0 => {
@@ -145,7 +145,7 @@ impl Wishes {
                     0 => PERSISTENT_TIME,
                     ms => Duration::from_millis(ms.into()).min(DURABLE_MOST),
                 };
-                (!open.directory && open.stream.is_none()).then_some(time)
+                open.stream.is_none().then_some(time)
             }
             _ => None,
         }

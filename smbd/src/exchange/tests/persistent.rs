@@ -316,10 +316,9 @@ fn persistent_is_what_is_asked_for_where_it_can_be() {
         assert_eq!(got.durable, granted, "{dialect:?} {share} {flags}");
         assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
     }
-    // Folders are not; a time that is asked for is given up to five minutes.
+    // A named stream is not; a time that is asked for is given up to five minutes.
     let mut guest = house.one();
-    let folder = Ask { options: CreateOptions::DIRECTORY_FILE, ..ask("d").persistent(2) };
-    assert_eq!(guest.create(&folder).unwrap().durable, None);
+    assert_eq!(guest.create(&ask("a:s").persistent(2)).unwrap().durable, None);
     let mut long = ask("b").persistent(3);
     long.durable.as_mut().unwrap().timeout = u32::MAX;
     assert_eq!(guest.create(&long).unwrap().durable, Some((300_000, flag)));
@@ -452,6 +451,29 @@ fn a_file_that_was_replaced_is_not_the_file_that_was_open() {
     assert_eq!(guest.create(&ask("removed").back(removed.id, 2)), gone);
     assert_eq!(guest.create(&moved.back(renamed.id, 3)).unwrap().id, renamed.id);
     assert!(guest.create(&ask("replaced")).is_ok(), "it is like any other file");
+}
+
+/// A folder that is open is as a file: others meet it, and it comes back to its client alone.
+#[test]
+fn an_open_folder_comes_back_too() {
+    let mut house = House::new();
+    let folder =
+        |guid: u8| Ask { options: CreateOptions::DIRECTORY_FILE, ..ask("d").persistent(guid) };
+    let mut guest = house.one();
+    let got = guest.create(&folder(2)).unwrap();
+    assert_eq!(got.durable, Some((60_000, DurableV2::PERSISTENT)));
+    house.restart(vec![guest]);
+    let mut other = house.guest(2, "v", Dialect::SMB_3_0_2, "ca");
+    assert_eq!(other.create(&folder(3)).err(), Some(NtStatus::FILE_NOT_AVAILABLE));
+    let mut guest = house.one();
+    let gone = Err(NtStatus::OBJECT_NAME_NOT_FOUND);
+    assert_eq!(guest.create(&folder(9).back(got.id, 9)), gone);
+    let back = guest.create(&folder(2).back(got.id, 2)).unwrap();
+    assert_eq!(back.id, got.id);
+    assert_eq!(other.create(&folder(3)).err(), Some(NtStatus::SHARING_VIOLATION));
+    assert_eq!(guest.close(back.id), NtStatus::SUCCESS);
+    assert!(other.create(&folder(3)).is_ok());
+    assert_eq!(house.server.nodes.stable.held(), 1);
 }
 
 #[test]
