@@ -32,6 +32,7 @@ pub(super) async fn scan(
         }
     }
     let layout = &image.layout;
+    let mut file_len = image.file_len;
     let mut first = 0;
     while first < layout.entries {
         let at = image.bat.offset + first * ENTRY_SIZE;
@@ -53,8 +54,13 @@ pub(super) async fn scan(
             if entry.0 == 0 {
                 continue;
             }
-            if let Err(damage) = layout.check_entry(index, entry, image.bat.offset, image.file_len)
-            {
+            let mut checked = layout.check_entry(index, entry, image.bat.offset, file_len);
+            if let Err(Damage { fault: Fault::EntryOffset { .. }, .. }) = checked {
+                // A reader may find blocks that were made since the file was measured.
+                file_len = image.view.len().await?;
+                checked = layout.check_entry(index, entry, image.bat.offset, file_len);
+            }
+            if let Err(damage) = checked {
                 found(damage)?;
                 continue;
             }
