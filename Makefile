@@ -50,6 +50,7 @@ lint: ## Formatting and clippy
 bench: packages release ## Side by side with peers; JSON under target/bench
 	target/release/bench-smb
 	target/release/bench-migration
+	target/release/bench-disk
 
 # Installs what is missing when root, else says what to run. Never starts Debian's own services.
 packages:

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! [`FlushGroup`] merges concurrent flushes of anything; [`LowWater`] lets a socket's reader sleep
-//! until much is there. With the feature `testing`, the module
+//! until much is there; [`Volatile`] is a file without its flushes. With the feature `testing`, the module
 //! `testing` has files in memory and files that lose what was not flushed.
 //!
 //! This crate knows no protocol and no image format.
@@ -22,6 +22,7 @@ mod local;
 mod low_water;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod volatile;
 
 pub use disk::{Disk, Geometry, RawDisk};
 pub use error::{Error, Result};
@@ -29,3 +30,4 @@ pub use file::{File, IoFuture, read_exact_at};
 pub use flush::FlushGroup;
 pub use local::{Engine, LocalFile, LocalOptions};
 pub use low_water::LowWater;
+pub use volatile::Volatile;

@@ -1,11 +1,18 @@
 //! Finding the file that a location on the command line names.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions};
 use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, SmbUrl};
-use vhd::{Format, chain::Files};
+use vhd::{
+    Format,
+    chain::Files,
+    tracking::{ENDING, Tracked},
+};
 
 /// The files that differencing images name as their parents, wherever the first one is.
 pub struct Parents;
@@ -21,16 +28,43 @@ impl Files for Parents {
     }
 }
 
-/// Opens the disk in an image, with its parents (which are only read) if it is a differencing one.
+/// Where the changes of an image are kept track of, if they are.
+pub fn tracking_of(location: &str) -> String {
+    format!("{location}{ENDING}")
+}
+
+/// Opens the disk in an image, with its parents (which are only read) if it is a differencing one. If
+/// track is kept of its changes, those made through it are.
 pub async fn open_disk(
     location: &str,
     format: Format,
     mode: Mode,
 ) -> anyhow::Result<Arc<dyn Disk>> {
     let file = open(location, mode).await?;
-    let disk = vhd::chain::open_disk(file, location, format, &Parents).await;
-    disk.with_context(|| location.to_owned())
+    let disk = vhd::chain::open_disk(file.clone(), location, format, &Parents).await;
+    let disk = disk.with_context(|| location.to_owned())?;
+    if mode != Mode::Write || format != Format::Vhdx {
+        return Ok(disk);
+    }
+    let place = tracking_of(location);
+    let tracking = if SmbUrl::looks_like(location) {
+        // A share that has no such file, most likely; if it has one, that will not belong to the
+        // content any more.
+        match open(&place, Mode::Write).await {
+            Ok(tracking) => tracking,
+            Err(_) => return Ok(disk),
+        }
+    } else if std::fs::exists(&place).context("cannot look for what is known of its changes")? {
+        open(&place, Mode::Write).await?
+    } else {
+        return Ok(disk);
+    };
+    let tracked = Tracked::vhdx(disk, file, tracking).await;
+    Ok(Arc::new(tracked.with_context(|| place)?))
 }
+
+/// How long a file that is in use is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is to be done with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +94,17 @@ pub async fn open(location: &str, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
         Mode::CreateNew => LocalOptions::create_new(),
         Mode::Replace => LocalOptions { create: true, ..LocalOptions::default() },
     };
-    Ok(Arc::new(LocalFile::open(location, &options).context("cannot open")?))
+    let since = Instant::now();
+    loop {
+        match LocalFile::open(location, &options) {
+            Ok(file) => return Ok(Arc::new(file)),
+            // A program that was killed lets go of what it had open a moment after it is gone.
+            Err(block_io::Error::Busy(_)) if since.elapsed() < PATIENCE => {
+                tokio::time::sleep(PATIENCE / 50).await;
+            }
+            Err(error) => return Err(error).context("cannot open"),
+        }
+    }
 }
 
 /// Opens a file on a share, with the password of the environment or its credentials file. The

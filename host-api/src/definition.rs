@@ -13,6 +13,9 @@ pub enum DefinitionError {
         "VM name {0:?} must be 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', not starting with '.' or '-'"
     )]
     Name(String),
+    /// Not the identity of a VM.
+    #[error("VM id {0:?} must be 32 hexadecimal digits")]
+    Id(String),
     /// A number is outside what the host can do.
     #[error("{field} is {value}, must be {least} to {most}")]
     Range {
@@ -71,6 +74,40 @@ impl From<VmName> for String {
 impl fmt::Display for VmName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// What tells a VM from all others, wherever it runs: 32 hexadecimal digits. File servers know the
+/// runs of a VM by it: a VM that is started again or elsewhere takes its disks from the run before,
+/// which cannot write to them any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VmId(pub [u8; 16]);
+
+impl FromStr for VmId {
+    type Err = DefinitionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = || {
+            let hexadecimal = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+            u128::from_str_radix(text, 16).ok().filter(|_| hexadecimal)
+        };
+        let number = number().ok_or_else(|| DefinitionError::Id(text.to_owned()))?;
+        Ok(Self(number.to_be_bytes()))
+    }
+}
+
+impl TryFrom<String> for VmId {
+    type Error = DefinitionError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<VmId> for String {
+    fn from(id: VmId) -> Self {
+        format!("{:032x}", u128::from_be_bytes(id.0))
     }
 }
 
@@ -154,6 +191,10 @@ pub enum AfterHostFailure {
 pub struct VmDefinition {
     /// Unique on its host.
     pub name: VmName,
+    /// Unique everywhere; made up when the VM is created if it is not said. To start a VM on
+    /// another host because its own is gone, create it there with the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<VmId>,
     /// Guest memory in MiB.
     pub memory_mib: u64,
     /// Number of virtual CPUs.
@@ -216,6 +257,19 @@ mod tests {
         let vm = VmDefinition::from_toml(TEXT).unwrap();
         assert_eq!(vm.disks[0].format(), DiskFormat::Vhdx);
         assert_eq!(VmDefinition::from_toml(&vm.to_toml()).unwrap(), vm);
+    }
+
+    #[test]
+    fn an_id_is_32_digits() {
+        let with = |id: &str| VmDefinition::from_toml(&format!("id = '{id}'\n{TEXT}"));
+        let id = "00ff0000000000000000000000000a01";
+        let vm = with(id).unwrap();
+        assert_eq!(vm.id.map(|id| id.0[..2].to_vec()), Some(vec![0, 0xff]));
+        assert_eq!(VmDefinition::from_toml(&vm.to_toml()).unwrap(), vm);
+        assert!(vm.to_toml().contains(id));
+        for bad in ["", "+0ff0000000000000000000000000a01", &id[1..], "x", &format!("{id}0")] {
+            assert!(with(bad).unwrap_err().to_string().contains("32"), "{bad:?}");
+        }
     }
 
     #[test]

@@ -9,17 +9,18 @@
 //! ```
 //!
 //! A connection carries one request at a time. This crate opens nothing but that socket and may
-//! be used by anything; it depends on no other crate of the product.
+//! be used by anything; of the product it needs `control-socket` alone.
 
 mod client;
 mod definition;
 pub mod pki;
 mod wire;
 
-pub use client::{Client, ClientError};
+pub use client::Client;
+pub use control_socket::ClientError;
 pub use definition::{
     AfterHostFailure, BootDefinition, ConsoleKind, DefinitionError, DiskDefinition, DiskFormat,
-    VmDefinition, VmName,
+    VmDefinition, VmId, VmName,
 };
 pub use wire::{
     DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound,

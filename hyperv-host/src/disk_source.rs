@@ -1,22 +1,30 @@
 //! Opening a VM's disk wherever it is: the one place that knows locations and formats.
 //!
+//! On a share a disk is opened as an instance of its VM, later than any before: what an earlier run
+//! of the VM still has open, on this host or on one that is gone, the server closes at once, and it
+//! does not come back. Hosts' clocks say which is later.
+//!
 //! ```text
 //!  location ── prepare ──► reachable, session set up ── open ──► Disk (this host the only writer)
 //!     local path: LocalFile, exclusive lock      smb://…: RemoteFile, others may only read
 //! ```
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use block_io::{Disk, Error, File, IoFuture, LocalFile, LocalOptions, Result};
-use host_api::{DiskDefinition, DiskFormat};
-use smb_client::{Client, ConnectOptions, Login, OpenOptions, SmbUrl, Tree};
+use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
+use smb_client::{Client, ConnectOptions, Instance, Login, OpenOptions, SmbUrl, Tree};
 use vhd::{Format, chain};
+
+/// Connections to a server at most.
+const CHANNELS: u16 = 4;
 
 /// A disk that can be opened quickly: its place is known to be reachable.
 #[derive(Debug)]
 pub struct Prepared {
     definition: DiskDefinition,
     place: Place,
+    vm: Option<VmId>,
 }
 
 enum Place {
@@ -38,7 +46,7 @@ impl std::fmt::Debug for Place {
 ///
 /// # Errors
 /// What the file system or the server says.
-pub async fn prepare(definition: &DiskDefinition) -> Result<Prepared> {
+async fn prepare(vm: Option<VmId>, definition: &DiskDefinition) -> Result<Prepared> {
     let place = if SmbUrl::looks_like(&definition.location) {
         let url = parse(&definition.location)?;
         let tree = connect(&url).await?;
@@ -49,13 +57,20 @@ pub async fn prepare(definition: &DiskDefinition) -> Result<Prepared> {
         tokio::fs::metadata(&definition.location).await.map_err(at)?;
         Place::Local
     };
-    Ok(Prepared { definition: definition.clone(), place })
+    Ok(Prepared { definition: definition.clone(), place, vm })
 }
 
 impl Prepared {
     /// Where the disk is.
     pub fn location(&self) -> &str {
         &self.definition.location
+    }
+
+    /// The run of its VM that begins now.
+    fn instance(&self) -> Option<Instance> {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let version = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        self.vm.map(|vm| Instance { id: vm.0, version })
     }
 
     /// Opens the disk. Unless it is read-only, no one else can then open it for writing.
@@ -71,7 +86,10 @@ impl Prepared {
                 Arc::new(LocalFile::open(&self.definition.location, &options)?)
             }
             Place::Share { tree, path } => {
-                let options = if read_only { OpenOptions::read() } else { OpenOptions::write() };
+                let options = match read_only {
+                    true => OpenOptions::read(),
+                    false => OpenOptions { instance: self.instance(), ..OpenOptions::write() },
+                };
                 Arc::new(tree.open(path, options).await?)
             }
         };
@@ -114,7 +132,8 @@ fn parse(location: &str) -> Result<SmbUrl> {
 async fn connect(url: &SmbUrl) -> Result<Tree> {
     let login = Login::from_env(url.user.as_deref())
         .map_err(|error| Error::Disconnected(crate::vmm::error::chain(&error)))?;
-    let session = Client::connect(ConnectOptions::for_url(url, login)).await?;
+    let options = ConnectOptions { max_channels: CHANNELS, ..ConnectOptions::for_url(url, login) };
+    let session = Client::connect(options).await?;
     Ok(session.tree(&url.share).await?)
 }
 
@@ -147,12 +166,12 @@ pub async fn open_all(
 /// # Errors
 /// The first failure, with the location of its disk.
 pub async fn prepare_all(
-    definitions: &[DiskDefinition],
+    machine: &VmDefinition,
 ) -> std::result::Result<Vec<Prepared>, crate::vmm::Error> {
     let mut prepared = Vec::new();
-    for definition in definitions {
+    for definition in &machine.disks {
         let location = definition.location.clone();
-        let disk = prepare(definition)
+        let disk = prepare(machine.id, definition)
             .await
             .map_err(|source| crate::vmm::Error::Disk { location, source })?;
         prepared.push(disk);
@@ -187,7 +206,7 @@ mod tests {
         let before = std::fs::read(&base).unwrap();
 
         let definition = DiskDefinition { location: child, format: None, read_only: false };
-        let disk = prepare(&definition).await.unwrap().open().await.unwrap();
+        let disk = prepare(None, &definition).await.unwrap().open().await.unwrap();
         let mut bytes = [0; 8192];
         disk.write_at(4096, &[2; 4096]).await.unwrap();
         disk.read_at(0, &mut bytes).await.unwrap();
@@ -196,7 +215,7 @@ mod tests {
         assert!(std::fs::read(&base).unwrap() == before, "the parent was changed");
 
         std::fs::remove_file(&base).unwrap();
-        let error = prepare(&definition).await.unwrap().open().await.unwrap_err();
+        let error = prepare(None, &definition).await.unwrap().open().await.unwrap_err();
         assert!(error.to_string().contains("base.vhdx"), "{error}");
     }
 }

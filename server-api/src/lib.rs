@@ -8,12 +8,13 @@
 //!
 //! The socket is `admin.sock` in the server's state folder; only its owner may use it. A
 //! connection carries one request at a time. This crate opens nothing but that socket and may be
-//! used by anything; it depends on no other crate of the product.
+//! used by anything; of the product it needs `control-socket` alone.
 
 mod client;
 mod wire;
 
-pub use client::{Client, ClientError};
+pub use client::Client;
+pub use control_socket::ClientError;
 pub use wire::{
     Event, LockInfo, MAX_LINE, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status,
     Target,

@@ -3,7 +3,8 @@
 //! ```text
 //!  RemoteFile (block_io::File) ─► Open ─┐        ┌─► supervisor: reconnect, open handles again
 //!  Tree: open, stat, list, rename … ────┼► Session ┤
-//!                                       │        └─► Link ─► Connection ═══ TCP ═══ server
+//!                                       │        └─► Link ─► channels ─► Connection ═══ TCP ═══ server
+//!                                       │             (one or several)  │
 //!                                       │                      │  callers encode, sign and seal
 //!                                       │                      ├─ writer task: one send per batch
 //!                                       │                      └─ reader task: verify, open, answer
@@ -14,7 +15,10 @@
 //!   [`RemoteFile`].
 //! - Many requests are in flight at once, limited by the server's credits; large reads and
 //!   writes are split and merged.
-//! - When the connection is lost, the session is set up again for as long as
+//! - A session may have several connections ([`ConnectOptions::max_channels`]), over all paths
+//!   to the server; requests are spread over them, and what a lost one had under way is repeated
+//!   on another so that the server carries it out once.
+//! - When the last connection is lost, the session is set up again for as long as
 //!   [`ConnectOptions::reconnect_timeout`] says; durable opens are taken up again and what was in
 //!   flight is sent again. An open that the server has lost while acknowledged writes were not
 //!   yet flushed gives [`Error::WritesLost`] from then on: nothing is lost silently.
@@ -38,7 +42,9 @@ mod url;
 pub use credentials::{CredentialsError, Login};
 pub use error::{Error, Result};
 pub use file::RemoteFile;
-pub use options::{ConnectOptions, Create, Encryption, OpenOptions, Share, Signing, parse_dialect};
+pub use options::{
+    ConnectOptions, Create, Encryption, Instance, OpenOptions, Share, Signing, parse_dialect,
+};
 pub use session::{Client, Session};
 pub use tree::{DirEntry, Metadata, Tree};
 pub use url::{SmbUrl, UrlError};

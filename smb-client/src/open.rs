@@ -19,12 +19,12 @@ use std::{
 };
 
 use smb_protocol::{
-    Command, FileId, HeaderFlags, NtStatus, TreeId,
+    Command, Dialect, FileId, HeaderFlags, NtStatus, TreeId,
     crypto::random,
     fscc::FileAttributes,
     msg::{
         close,
-        context::{DurableV2, ReconnectV2, find, names},
+        context::{self, AppVersion, DurableV2, ReconnectV2, find, names},
         create::{self, Access, CreateOptions, Disposition, RawContext, ShareAccess},
         oplock::OplockLevel,
         tree_connect::ShareCapabilities,
@@ -233,7 +233,7 @@ impl Open {
             options |= CreateOptions::WRITE_THROUGH;
         }
         create::Request {
-            oplock: if contexts.is_empty() { OplockLevel::NONE } else { OplockLevel::BATCH },
+            oplock: if self.options.durable { OplockLevel::BATCH } else { OplockLevel::NONE },
             impersonation: IMPERSONATION,
             access: self.access(),
             attributes: FileAttributes::NORMAL,
@@ -278,6 +278,15 @@ impl Open {
                 contexts.push(RawContext { name: names::DH2Q, data: &v2 });
             } else {
                 contexts.push(RawContext { name: names::DHNQ, data: &[0; 16] });
+            }
+        }
+        let (id, version);
+        if let Some(instance) = self.options.instance.filter(|_| link.dialect().is_smb3()) {
+            id = context::app_instance(instance.id);
+            contexts.push(RawContext { name: names::APP_INSTANCE_ID, data: &id });
+            if link.dialect() == Dialect::SMB_3_1_1 {
+                version = AppVersion { high: instance.version, low: 0 }.to_bytes();
+                contexts.push(RawContext { name: names::APP_INSTANCE_VERSION, data: &version });
             }
         }
         // A server that knows the request by its GUID carries it out once (MS-SMB2 3.2.4.1.11);

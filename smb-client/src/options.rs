@@ -161,6 +161,17 @@ pub enum Share {
     ReadWrite,
 }
 
+/// Which run of an application opens a file, so that a later run elsewhere takes it over at once
+/// and an earlier one never gets it back (MS-SMB2 3.3.5.9.13). Needs SMB 3.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Instance {
+    /// The application, the same in all its runs.
+    pub id: [u8; 16],
+    /// Grows from run to run; with SMB 3.1.1 a server refuses a file to one that is not newer than
+    /// the one that has it.
+    pub version: u64,
+}
+
 /// How to open a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OpenOptions {
@@ -177,6 +188,8 @@ pub struct OpenOptions {
     /// Whether a file may be opened anew when the server has lost the open and nothing
     /// unflushed was lost. Meanwhile another may have opened and changed it.
     pub reopen: bool,
+    /// Which run of which application this is, if there can be several.
+    pub instance: Option<Instance>,
 }
 
 impl OpenOptions {
@@ -190,6 +203,7 @@ impl OpenOptions {
             write_through: false,
             durable: false,
             reopen: true,
+            instance: None,
         }
     }
 

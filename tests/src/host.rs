@@ -97,7 +97,7 @@ pub fn verify(folder: &Path, url: &str, start: &Line, last: &Line) -> Outcome<St
 pub struct Host {
     /// What it is called.
     pub name: &'static str,
-    _process: Stopped,
+    process: Stopped,
     socket: PathBuf,
     /// Where other hosts connect.
     pub migration: String,
@@ -150,7 +150,12 @@ impl Host {
                 let log = fs::read_to_string(root.join("log")).unwrap_or_default();
                 format!("hyperv-host {name} did not start: {log}")
             })?;
-        Ok(Self { name, _process: process, socket, migration })
+        Ok(Self { name, process, socket, migration })
+    }
+
+    /// Sends the host a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        self.process.signal(signal);
     }
 
     /// Runs `bulkhead vm` for this host.

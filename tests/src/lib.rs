@@ -14,5 +14,6 @@ pub mod process;
 pub mod proxy;
 pub mod samba;
 pub mod smbd;
+pub mod target;
 pub mod torture;
 pub mod volume;

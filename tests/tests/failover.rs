@@ -8,8 +8,8 @@ use bulkhead_tests::{
     proxy::{Fate, Proxy, Way},
     smbd::{PASSWORD, Smbd, USER},
 };
-use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions};
-use smb_protocol::Command;
+use smb_client::{Client, ConnectOptions, Create, Instance, Login, OpenOptions};
+use smb_protocol::{Command, NtStatus};
 
 const SHARE: &str = "[[share]]\nname = \"ca\"\npath = \"files\"\nusers = [\"admin\"]\n\
                      continuously_available = true";
@@ -111,12 +111,51 @@ async fn a_file_whose_client_died_is_had_when_its_time_is_over() {
     let hasty = ConnectOptions { reconnect_timeout: Duration::ZERO, ..direct.clone() };
     let tree = Client::connect(hasty).await.unwrap().tree("ca").await.unwrap();
     let error = tree.open("disk", OpenOptions::write()).await.unwrap_err();
-    assert_eq!(error.nt_status(), Some(smb_protocol::NtStatus::FILE_NOT_AVAILABLE));
+    assert_eq!(error.nt_status(), Some(NtStatus::FILE_NOT_AVAILABLE));
     let tree = Client::connect(direct).await.unwrap().tree("ca").await.unwrap();
     let file = tree.open("disk", OpenOptions::write()).await.unwrap();
     let mut found = [0; 4];
     assert_eq!(file.read_at(0, &mut found).await.unwrap(), 4);
     assert_eq!(&found, b"kept");
+}
+
+/// A VM that is started again, here or elsewhere, does not wait for its run before, even over the
+/// death of the server; and that one has nothing any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_instance_takes_the_file_and_an_earlier_one_never_gets_it() {
+    let mut server = Smbd::start("encryption = \"offered\"", SHARE);
+    let login = ConnectOptions::new("127.0.0.1", server.port(), Login::new(USER, PASSWORD));
+    let open = async |version: u64, id: u8| {
+        // Whoever is not let in says so at once.
+        let hasty = ConnectOptions { reconnect_timeout: Duration::ZERO, ..login.clone() };
+        let tree = Client::connect(hasty).await.unwrap().tree("ca").await.unwrap();
+        let instance = Some(Instance { id: [id; 16], version });
+        let options = OpenOptions { instance, ..OpenOptions::create(Create::OpenOrNew) };
+        tree.open("disk", options).await
+    };
+    let first = open(10, 1).await.unwrap();
+    first.write_at(0, b"first").await.unwrap();
+    // Another VM has no right to it.
+    let status = open(99, 2).await.unwrap_err().nt_status();
+    assert_eq!(status, Some(NtStatus::SHARING_VIOLATION));
+    for earlier in [9, 10] {
+        let status = open(earlier, 1).await.unwrap_err().nt_status();
+        assert_eq!(status, Some(NtStatus::FILE_FORCED_CLOSED), "{earlier}");
+    }
+    first.write_at(0, b"FIRST").await.unwrap();
+    let second = open(11, 1).await.unwrap();
+    assert!(first.write_at(0, b"late!").await.is_err());
+    let mut found = [0; 5];
+    assert_eq!(second.read_at(0, &mut found).await.unwrap(), 5);
+    assert_eq!(&found, b"FIRST");
+    // What the server remembers of the second over its own death keeps nobody waiting.
+    server.kill_and_restart();
+    let status = open(11, 1).await.unwrap_err().nt_status();
+    assert_eq!(status, Some(NtStatus::FILE_FORCED_CLOSED));
+    let third = open(12, 1).await.unwrap();
+    assert!(second.write_at(0, b"late!").await.is_err());
+    assert_eq!(third.read_at(0, &mut found).await.unwrap(), 5);
+    assert_eq!(&found, b"FIRST");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,7 @@ use bulkhead_tests::{
     host::{Host, Line, cli, healthy, share_url, shown, verify, write_credentials, write_vm},
     smbd::Smbd,
 };
+use rustix::process::Signal;
 
 const GUEST: &str = "span=64 flush_every=8 ws_mib=8 iops=2000 seed=7";
 
@@ -66,6 +67,35 @@ fn only_memory_moves() {
     assert_eq!(moved["disk_bytes"], 0, "{moved}");
     healthy(&stage.two.progress("progress").unwrap()).unwrap();
     stage.finish(&stage.two);
+}
+
+/// A host that stands still keeps its VM's disk from nobody who starts the VM elsewhere, and when
+/// it goes on it cannot write there any more.
+#[test]
+fn a_vm_started_elsewhere_takes_its_disk_from_a_host_that_hangs() {
+    let Some(stage) = Stage::set() else { return };
+    let folder = stage.server.scratch();
+    let id = stage.one.ask_json(&["show", "demo"]).unwrap()["definition"]["id"].clone();
+    let id = id.as_str().expect("a VM has an id").to_owned();
+    let text = std::fs::read_to_string(folder.join("demo.toml")).unwrap();
+    let vm = folder.join("again.toml");
+    std::fs::write(&vm, format!("id = \"{id}\"\n{text}")).unwrap();
+    stage.one.signal(Signal::STOP);
+    stage.two.ask(&["create", &shown(&vm)]).unwrap();
+    let started = stage.two.ask(&["start", "demo"]);
+    stage.one.signal(Signal::CONT);
+    started.unwrap();
+    stage.two.ask(&["console", "demo", "--replay", "--until", "progress"]).unwrap();
+    // Its guest meets errors: it has lost its disk, and tells.
+    let lost = |line: Result<Line, String>| match line {
+        Ok(line) => line.get("io_errors").is_ok_and(|errors| errors > 0),
+        Err(_) => true,
+    };
+    while !lost(stage.one.progress("progress")) {}
+    let before = stage.two.progress("progress").unwrap().get("seq").unwrap();
+    let after = stage.two.progress("progress").unwrap();
+    healthy(&after).unwrap();
+    assert!(after.get("seq").unwrap() > before, "the guest stands still");
 }
 
 #[test]

@@ -38,3 +38,15 @@ pub(crate) fn checksum(buf: &[u8], at: usize) -> u32 {
     let crc = crc32c::crc32c_append(crc, &[0; 4]);
     crc32c::crc32c_append(crc, &buf[at + 4..])
 }
+
+/// Big-endian fields by offset, as total as [`Fields`].
+pub(crate) trait BigEndian: AsRef<[u8]> {
+    fn u32_be(&self, at: usize) -> u32 {
+        u32::from_be_bytes(self.as_ref().array(at))
+    }
+    fn u64_be(&self, at: usize) -> u64 {
+        u64::from_be_bytes(self.as_ref().array(at))
+    }
+}
+
+impl BigEndian for [u8] {}

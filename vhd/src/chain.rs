@@ -19,6 +19,7 @@ use crate::{
     Error, Format, Result,
     classic::{self, ParentPlaces, Vhd},
     vhdx::{self, Identity, OpenOptions, Vhdx, locator::ParentLocator},
+    vmdk::Vmdk,
 };
 
 /// Images in one chain at most. What a chain costs is a file and a table for each.
@@ -107,6 +108,8 @@ pub async fn open_disk(
     Ok(match format {
         Format::Vhdx => Arc::new(open(file, location, files, OpenOptions::default()).await?),
         Format::Vhd => Arc::new(open_vhd(file, location, files).await?),
+        Format::Qcow2 => crate::qcow2::open_chain(file, location, files).await?,
+        Format::Vmdk => Arc::new(Vmdk::open_at(file, location, files).await?),
         Format::Raw => crate::open_disk(file, format).await?,
     })
 }
@@ -212,7 +215,7 @@ fn full(child: &str, path: &str) -> Option<String> {
 }
 
 /// A path relative to the folder of `child`. One on a share does not leave it.
-fn beside(child: &str, path: &str) -> Option<String> {
+pub(crate) fn beside(child: &str, path: &str) -> Option<String> {
     let folder = child.rsplit_once('/').map_or("", |(folder, _)| folder);
     let Some((scheme, rest)) = folder.split_once("://") else {
         let path = path.trim_start_matches("./");

@@ -1,9 +1,18 @@
 //! Copying one disk to another: holes stay holes, several requests in flight.
+//!
+//! ```text
+//!  what the source has ──► pieces ──► workers, each with one buffer: read ─► zeros? ─► write
+//!                                        │ every FLUSH_EVERY bytes
+//!                                        └──► a flush of the target beside them
+//! ```
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use block_io::Disk;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::JoinSet,
+};
 
 use crate::{Error, Result};
 
@@ -41,6 +50,9 @@ pub struct Progress {
 const GRAIN: usize = 64 << 10;
 /// Bytes of the disk whose allocation is asked for at once.
 const WINDOW: u64 = 1 << 30;
+/// Bytes after which a flush is begun, so that the storage below works all the time and the one at
+/// the end finds little to do.
+const FLUSH_EVERY: u64 = 128 << 20;
 
 /// Copies all of `source` to `target` and flushes it. `progress` hears of every step.
 ///
@@ -51,8 +63,8 @@ const WINDOW: u64 = 1 << 30;
 /// # Errors
 /// [`Error::InvalidOptions`] if the target is too short; what either disk says.
 pub async fn copy(
-    source: &dyn Disk,
-    target: &dyn Disk,
+    source: Arc<dyn Disk>,
+    target: Arc<dyn Disk>,
     options: CopyOptions,
     mut progress: impl FnMut(Progress),
 ) -> Result<Progress> {
@@ -64,28 +76,74 @@ pub async fn copy(
         )));
     }
     let chunk = (options.chunk.max(1) as u64).next_multiple_of(GRAIN as u64);
-    let mut state = Progress { total, ..Progress::default() };
-    let mut flight = FuturesUnordered::new();
-    let mut at = 0;
-    while at < total {
-        let window = at..(at + WINDOW).min(total);
-        for piece in pieces(source, window.clone(), chunk).await? {
-            if flight.len() >= options.in_flight.max(1)
-                && let Some(step) = flight.next().await
-            {
-                state.add(step?);
-                progress(state);
-            }
-            flight.push(copy_piece(source, target, piece, options.target_is_zero));
-        }
-        at = window.end;
+    let workers = options.in_flight.max(1);
+    let (give, pieces) = mpsc::channel(2 * workers);
+    let pieces = Arc::new(Mutex::new(pieces));
+    let (tell, mut steps) = mpsc::channel(2 * workers);
+    // Dropped with this future: nothing goes on without it.
+    let mut tasks = JoinSet::new();
+    for _ in 0..workers {
+        let worker = Worker {
+            source: source.clone(),
+            target: target.clone(),
+            target_is_zero: options.target_is_zero,
+            sector,
+        };
+        tasks.spawn(worker.run(pieces.clone(), tell.clone()));
     }
-    while let Some(step) = flight.next().await {
-        state.add(step?);
+    drop((tell, pieces));
+    tasks.spawn({
+        let source = source.clone();
+        async move {
+            let mut at = 0;
+            while at < total {
+                let window = at..(at + WINDOW).min(total);
+                at = window.end;
+                for piece in cut(&*source, window, chunk).await? {
+                    if give.send(piece).await.is_err() {
+                        // A worker failed and says so itself.
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        }
+    });
+
+    let mut state = Progress { total, ..Progress::default() };
+    let mut flushes: JoinSet<block_io::Result<()>> = JoinSet::new();
+    let mut flush_at = FLUSH_EVERY;
+    while let Some(step) = steps.recv().await {
+        state.add(step);
         progress(state);
+        while let Some(flushed) = flushes.try_join_next() {
+            joined(flushed)??;
+        }
+        if state.written >= flush_at && flushes.is_empty() {
+            flush_at = state.written + FLUSH_EVERY;
+            let target = target.clone();
+            flushes.spawn(async move { target.flush().await });
+        }
+    }
+    // All workers have ended: each with its last piece, or with an error.
+    while let Some(ended) = tasks.join_next().await {
+        joined(ended)??;
+    }
+    while let Some(flushed) = flushes.join_next().await {
+        joined(flushed)??;
     }
     target.flush().await?;
     Ok(state)
+}
+
+/// What a task came to; a panic in it goes on here.
+fn joined<T>(ended: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
+    ended.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(error) => {
+            block_io::Error::io("copying", std::io::Error::other(error.to_string())).into()
+        }
+    })
 }
 
 impl Progress {
@@ -109,7 +167,7 @@ enum Piece {
 
 /// Cuts a window of the disk into pieces: data in chunks on chunk boundaries, and the zeros
 /// between. Together they are the whole window.
-async fn pieces(source: &dyn Disk, window: Range<u64>, chunk: u64) -> Result<Vec<Piece>> {
+async fn cut(source: &dyn Disk, window: Range<u64>, chunk: u64) -> Result<Vec<Piece>> {
     let end = window.end;
     let mut pieces = Vec::new();
     let mut at = window.start;
@@ -134,38 +192,67 @@ async fn pieces(source: &dyn Disk, window: Range<u64>, chunk: u64) -> Result<Vec
     Ok(pieces)
 }
 
-async fn copy_piece(
-    source: &dyn Disk,
-    target: &dyn Disk,
-    piece: Piece,
+/// Copies pieces one after the other.
+struct Worker {
+    source: Arc<dyn Disk>,
+    target: Arc<dyn Disk>,
     target_is_zero: bool,
-) -> Result<Step> {
-    // Only the last piece of the disk may end within a sector of the target.
-    let sector = u64::from(target.geometry().logical_sector);
-    let range = match piece {
-        Piece::Zero(range) => {
-            let done = range.end - range.start;
-            if !target_is_zero {
-                target.write_zeroes(range.start, done.next_multiple_of(sector)).await?;
+    /// Bytes of a sector of the target.
+    sector: u64,
+}
+
+impl Worker {
+    /// Works until there are no more pieces or one fails.
+    async fn run(
+        self,
+        pieces: Arc<Mutex<mpsc::Receiver<Piece>>>,
+        steps: mpsc::Sender<Step>,
+    ) -> Result<()> {
+        let mut buf = Vec::new();
+        loop {
+            let piece = pieces.lock().await.recv().await;
+            let Some(piece) = piece else { return Ok(()) };
+            match self.copy(piece, &mut buf).await {
+                Ok(step) => steps.send(step).await.unwrap_or_default(),
+                Err(error) => {
+                    // The others find nothing more to do.
+                    pieces.lock().await.close();
+                    return Err(error);
+                }
             }
-            return Ok(Step { done, read: 0, written: 0 });
-        }
-        Piece::Data(range) => range,
-    };
-    let len = range.end - range.start;
-    let mut buf = vec![0; len.next_multiple_of(sector) as usize];
-    source.read_at(range.start, &mut buf[..len as usize]).await?;
-    let mut written = 0;
-    for (part, is_zero) in runs(&buf) {
-        let (at, n) = (range.start + part.start as u64, part.len() as u64);
-        if !is_zero {
-            target.write_at(at, &buf[part]).await?;
-            written += n;
-        } else if !target_is_zero {
-            target.write_zeroes(at, n).await?;
         }
     }
-    Ok(Step { done: len, read: len, written })
+
+    async fn copy(&self, piece: Piece, buf: &mut Vec<u8>) -> Result<Step> {
+        // Only the last piece of the disk may end within a sector of the target.
+        let range = match piece {
+            Piece::Zero(range) => {
+                let done = range.end - range.start;
+                if !self.target_is_zero {
+                    let len = done.next_multiple_of(self.sector);
+                    self.target.write_zeroes(range.start, len).await?;
+                }
+                return Ok(Step { done, read: 0, written: 0 });
+            }
+            Piece::Data(range) => range,
+        };
+        let len = range.end - range.start;
+        buf.resize(len.next_multiple_of(self.sector) as usize, 0);
+        let (data, rest) = buf.split_at_mut(len as usize);
+        rest.fill(0);
+        self.source.read_at(range.start, data).await?;
+        let mut written = 0;
+        for (part, is_zero) in runs(buf) {
+            let (at, n) = (range.start + part.start as u64, part.len() as u64);
+            if !is_zero {
+                self.target.write_at(at, &buf[part]).await?;
+                written += n;
+            } else if !self.target_is_zero {
+                self.target.write_zeroes(at, n).await?;
+            }
+        }
+        Ok(Step { done: len, read: len, written })
+    }
 }
 
 /// The runs of zero and of other grains.

@@ -112,6 +112,26 @@ pub enum Structure {
     Footer,
     /// The header of a dynamic or differencing VHD.
     DynamicHeader,
+    /// The header of a QCOW2 image.
+    Qcow2Header,
+    /// The first table of a QCOW2 image.
+    L1Table,
+    /// A second table of a QCOW2 image.
+    L2Table,
+    /// The reference counts of a QCOW2 image.
+    RefcountTable,
+    /// The internal snapshots of a QCOW2 image.
+    Snapshots,
+    /// A cluster of a QCOW2 image, or a grain of a VMDK.
+    Cluster,
+    /// The header of a sparse VMDK.
+    VmdkHeader,
+    /// The text that describes a VMDK.
+    Descriptor,
+    /// A table of a sparse VMDK.
+    GrainTable,
+    /// What is kept of the changes of a disk.
+    Tracking,
     /// The file as a whole.
     File,
 }
@@ -128,6 +148,16 @@ impl fmt::Display for Structure {
             Self::MetadataItem(id) => write!(f, "metadata item {id}"),
             Self::Footer => write!(f, "footer"),
             Self::DynamicHeader => write!(f, "dynamic header"),
+            Self::Qcow2Header => write!(f, "QCOW2 header"),
+            Self::L1Table => write!(f, "L1 table"),
+            Self::L2Table => write!(f, "L2 table"),
+            Self::RefcountTable => write!(f, "reference counts"),
+            Self::Snapshots => write!(f, "snapshot table"),
+            Self::Cluster => write!(f, "cluster"),
+            Self::VmdkHeader => write!(f, "VMDK header"),
+            Self::Descriptor => write!(f, "descriptor"),
+            Self::GrainTable => write!(f, "grain table"),
+            Self::Tracking => write!(f, "change tracking"),
             Self::File => write!(f, "file"),
         }
     }
@@ -234,6 +264,25 @@ pub enum Fault {
         /// Where it points.
         start: u64,
         /// What is wrong there.
+        rule: &'static str,
+    },
+    /// Compressed bytes are not what they should be.
+    #[error("it cannot be decompressed")]
+    Compressed,
+    /// A reference count is not the number of uses.
+    #[error("reference count {stored}, used {counted} times")]
+    References {
+        /// Value in the file.
+        stored: u64,
+        /// Uses found.
+        counted: u64,
+    },
+    /// A line of a text is not as it should be.
+    #[error("line {line}: {rule}")]
+    Line {
+        /// Number of the line, from 1.
+        line: u64,
+        /// What it must be.
         rule: &'static str,
     },
     /// A string is not well-formed UTF-16.

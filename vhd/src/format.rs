@@ -7,7 +7,9 @@ use block_io::{Disk, File, RawDisk};
 use crate::{
     Result,
     classic::{self, Vhd},
+    qcow2::Qcow2,
     vhdx::{OpenOptions, Vhdx},
+    vmdk::Vmdk,
 };
 
 /// An image format.
@@ -20,15 +22,22 @@ pub enum Format {
     Vhdx,
     /// The format before it, with a footer.
     Vhd,
+    /// QEMU's; read, or written whole.
+    Qcow2,
+    /// VMware's; read.
+    Vmdk,
 }
 
 impl Format {
-    /// The format that a path's ending names: `.vhdx`, `.vhd`, or raw for `.raw`, `.img`, `.bin` and `.iso`.
+    /// The format that a path's ending names: `.vhdx`, `.vhd`, `.qcow2`,
+    /// `.vmdk`, or raw for `.raw`, `.img`, `.bin` and `.iso`.
     pub fn from_path(path: impl AsRef<Path>) -> Option<Self> {
         let ending = path.as_ref().extension()?.to_str()?.to_ascii_lowercase();
         match ending.as_str() {
-            "vhdx" => Some(Self::Vhdx),
-            "vhd" | "vpc" => Some(Self::Vhd),
+            "vhdx" | "avhdx" => Some(Self::Vhdx),
+            "vhd" | "vpc" | "avhd" => Some(Self::Vhd),
+            "qcow2" => Some(Self::Qcow2),
+            "vmdk" => Some(Self::Vmdk),
             "raw" | "img" | "bin" | "iso" => Some(Self::Raw),
             _ => None,
         }
@@ -41,6 +50,8 @@ impl fmt::Display for Format {
             Self::Raw => "raw",
             Self::Vhdx => "vhdx",
             Self::Vhd => "vhd",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
         })
     }
 }
@@ -53,16 +64,21 @@ impl FromStr for Format {
             "raw" => Ok(Self::Raw),
             "vhdx" => Ok(Self::Vhdx),
             "vhd" | "vpc" => Ok(Self::Vhd),
-            _ => Err(format!("unknown image format {name:?}: raw, vhdx or vhd")),
+            "qcow2" => Ok(Self::Qcow2),
+            "vmdk" => Ok(Self::Vmdk),
+            _ => Err(format!("unknown image format {name:?}: raw, vhdx, vhd, qcow2 or vmdk")),
         }
     }
 }
 
-/// Opens `file` as a disk of this format, for reading only if the file is.
+/// Opens `file` as a disk of this format, for reading only if the file is or the format is one that
+/// is only read. An image that is more than its file is opened by [`crate::chain::open_disk`].
 pub async fn open_disk(file: Arc<dyn File>, format: Format) -> Result<Arc<dyn Disk>> {
     Ok(match format {
         Format::Raw => Arc::new(RawDisk::open(file, 512).await?),
         Format::Vhdx => Arc::new(Vhdx::open(file, OpenOptions::default()).await?),
         Format::Vhd => Arc::new(Vhd::open(file, classic::OpenOptions::default()).await?),
+        Format::Qcow2 => Arc::new(Qcow2::open(file, None).await?),
+        Format::Vmdk => Arc::new(Vmdk::open(file).await?),
     })
 }

@@ -123,11 +123,11 @@ async fn qemu_reads_what_is_written_here_and_the_other_way_round() {
         let file = local(path("ours.vhd"), LocalOptions::create_new());
         let options = CreateOptions { block_size: block, fixed, ..CreateOptions::new(SIZE) };
         create(file.clone(), &options).await.unwrap();
-        let disk = Vhd::open(file, OpenOptions::default()).await.unwrap();
+        let disk = Arc::new(Vhd::open(file, OpenOptions::default()).await.unwrap());
         let source = local(path("raw"), LocalOptions::read_only());
         let source = RawDisk::open(source, 512).await.unwrap();
         let options = CopyOptions { target_is_zero: true, ..CopyOptions::default() };
-        copy(&source, &disk, options, |_| {}).await.unwrap();
+        copy(Arc::new(source), disk.clone(), options, |_| {}).await.unwrap();
         disk.close().await.unwrap();
         let name = |name: &str| path(name).to_str().unwrap().to_owned();
         qemu_img(&["compare", "-f", "vpc", "-F", "raw", &name("ours.vhd"), &name("raw")]);

@@ -52,7 +52,7 @@ async fn into_image(raw: &Path, format: Format) -> Family {
     family.make(Shape { size: SIZE, block, sector: 512, fixed: false }).await;
     let source = RawDisk::open(local(raw, LocalOptions::read_only()), 512).await.unwrap();
     let disk = family.open(0).await.unwrap();
-    copy(&source, &*disk, CopyOptions::default(), |_| {}).await.unwrap();
+    copy(Arc::new(source), disk.clone(), CopyOptions::default(), |_| {}).await.unwrap();
     disk.close().await.unwrap();
     family
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use block_io::{Disk, File, LocalOptions, RawDisk, testing::Rng};
 use common::{
@@ -50,10 +50,10 @@ async fn qemu_reads_what_is_written_here() {
         let block_size = (block_mib * MIB) as u32;
         let options = CreateOptions { fixed, block_size, ..CreateOptions::new(SIZE) };
         create(file.clone(), &options).await.unwrap();
-        let disk = open(file).await;
+        let disk = Arc::new(open(file).await);
         let source = RawDisk::open(local(&raw, LocalOptions::read_only()), 512).await.unwrap();
         let options = CopyOptions { target_is_zero: true, ..Default::default() };
-        let done = copy(&source, &disk, options, |_| {}).await.unwrap();
+        let done = copy(Arc::new(source), disk.clone(), options, |_| {}).await.unwrap();
         assert_eq!((done.done, done.total), (SIZE, SIZE));
         assert!(done.written < SIZE / 2, "{done:?}");
         disk.close().await.unwrap();

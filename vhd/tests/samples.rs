@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use block_io::{Disk, LocalOptions, RawDisk};
 use common::{assert_clean, local, open, open_read_only, sample, sha256};
@@ -10,13 +10,12 @@ use tempfile::TempDir;
 use vhd::convert::{CopyOptions, copy};
 
 /// Converts the image to a raw file beside it.
-async fn to_raw(disk: &dyn Disk, raw: &Path) {
+async fn to_raw(disk: Arc<dyn Disk>, raw: &Path) {
     let file = local(raw, LocalOptions::create_new());
     block_io::File::set_len(&*file, disk.geometry().size).await.unwrap();
-    let target = RawDisk::open(file, 512).await.unwrap();
-    copy(disk, &target, CopyOptions { target_is_zero: true, ..Default::default() }, |_| {})
-        .await
-        .unwrap();
+    let target = Arc::new(RawDisk::open(file, 512).await.unwrap());
+    let options = CopyOptions { target_is_zero: true, ..Default::default() };
+    copy(disk, target.clone(), options, |_| {}).await.unwrap();
     target.close().await.unwrap();
 }
 
@@ -29,9 +28,9 @@ async fn a_dirty_log_is_replayed_in_memory_when_read_only() {
     let before = sha256(&path);
     let file = local(&path, LocalOptions::read_only());
     assert!(assert_clean(file.clone()).await.log_pending);
-    let disk = open_read_only(file).await;
+    let disk = Arc::new(open_read_only(file).await);
     let raw = dir.path().join("raw");
-    to_raw(&disk, &raw).await;
+    to_raw(disk, &raw).await;
     assert_eq!(sha256(&raw), REPLAYED);
     assert_eq!(sha256(&path), before, "a read-only open wrote to the file");
 }
@@ -44,9 +43,9 @@ async fn a_dirty_log_is_replayed_into_the_file() {
     disk.close().await.unwrap();
     let file = local(&path, LocalOptions::read_only());
     assert!(!assert_clean(file.clone()).await.log_pending);
-    let disk = open_read_only(file).await;
+    let disk = Arc::new(open_read_only(file).await);
     let raw = dir.path().join("raw");
-    to_raw(&disk, &raw).await;
+    to_raw(disk, &raw).await;
     assert_eq!(sha256(&raw), REPLAYED);
     if common::have_qemu() {
         common::qemu_check(&path);
@@ -63,9 +62,9 @@ async fn clean_images_read_as_qemu_reads_them() {
         let Some(path) = sample(name, dir.path()) else { return };
         let file = local(&path, LocalOptions::read_only());
         assert_clean(file.clone()).await;
-        let disk = open_read_only(file).await;
+        let disk = Arc::new(open_read_only(file).await);
         let raw = dir.path().join("raw");
-        to_raw(&disk, &raw).await;
+        to_raw(disk, &raw).await;
         let (path, raw_name) = (path.to_str().unwrap(), raw.to_str().unwrap());
         common::qemu_img(&["compare", "-f", "vhdx", "-F", "raw", path, raw_name]);
         std::fs::remove_file(&raw).unwrap();

@@ -3,9 +3,11 @@
 mod check;
 mod convert;
 mod create;
+mod import;
 mod info;
 mod ops;
 mod serve;
+mod track;
 
 use anyhow::Context;
 use clap::{Args as ClapArgs, Subcommand};
@@ -30,8 +32,14 @@ enum Command {
     Check(check::Args),
     /// Copy an image into another format or layout.
     Convert(convert::Args),
+    /// Make an image of a block device, also of one that is in use.
+    Import(import::Args),
     /// Offer an image as a network block device (NBD) until interrupted.
     Serve(serve::Args),
+    /// Keep track of which parts of an image change.
+    Track(track::Args),
+    /// Tell which parts of an image changed since a point.
+    Changes(track::ChangesArgs),
     #[command(flatten)]
     Ops(ops::Command),
 }
@@ -46,7 +54,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Command::Info(args) => info::run(args).await,
             Command::Check(args) => check::run(args).await,
             Command::Convert(args) => convert::run(args).await,
+            Command::Import(args) => import::run(args).await,
             Command::Serve(args) => serve::run(args).await,
+            Command::Track(args) => track::run(args).await,
+            Command::Changes(args) => track::changes(args).await,
             Command::Ops(command) => ops::run(command).await,
         }
     })
@@ -58,7 +69,8 @@ struct Layout {
     /// Reserve all space now instead of as the disk is written.
     #[arg(long)]
     fixed: bool,
-    /// Bytes per block: a power of two from 1M to 256M, of a VHD from 512K.
+    /// Bytes per block: a power of two from 1M to 256M, of a VHD from 512K; of a QCOW2 image, whose
+    /// blocks are called clusters, 512 to 2M.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     block_size: Option<u64>,
     /// Smallest unit the disk is addressed by.
@@ -100,10 +112,23 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// The options for a QCOW2 image of `size` bytes.
+    fn qcow2(&self, size: u64) -> anyhow::Result<vhd::qcow2::CreateOptions> {
+        let mut options = vhd::qcow2::CreateOptions::new(size);
+        anyhow::ensure!(!self.fixed, "a QCOW2 image is not fixed");
+        if let Some(block) = self.block_size {
+            options.cluster_size = block.try_into().context("clusters are of 512 to 2M")?;
+        }
+        anyhow::ensure!(self.logical_sector() != Some(4096), "a QCOW2 image has 512-byte sectors");
+        Ok(options)
+    }
+}
+
 /// The format asked for, or the one the location's ending names.
 fn format(asked: Option<Format>, location: &str) -> anyhow::Result<Format> {
     asked.or_else(|| Format::from_path(location)).with_context(|| {
-        format!("{location}: the ending names no image format (.vhdx, .vhd, .raw, .img); name it")
+        format!("{location}: the ending names no image format (.vhdx, .vhd, .qcow2, .vmdk, .raw, .img); name it")
     })
 }
 

@@ -348,8 +348,14 @@ impl Host {
     ///
     /// # Errors
     /// [`HostError`].
-    pub fn create(&self, definition: VmDefinition) -> Result<(), HostError> {
+    pub fn create(&self, mut definition: VmDefinition) -> Result<(), HostError> {
         definition.check()?;
+        if definition.id.is_none() {
+            let mut id = [0; 16];
+            let random = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty());
+            random.map_err(|error| HostError::Store(error.into()))?;
+            definition.id = Some(host_api::VmId(id));
+        }
         let managed = Managed::new(definition, VmState::Off);
         self.insert(&managed)?;
         self.store.create(&managed.definition).map_err(|error| {
@@ -421,7 +427,7 @@ impl Host {
         let definition = &managed.definition;
         self.check_memory(definition.memory_mib)?;
         let disks = self.runtime.block_on(async {
-            let prepared = disk_source::prepare_all(&definition.disks).await?;
+            let prepared = disk_source::prepare_all(definition).await?;
             disk_source::open_all(&prepared).await
         })?;
         let shapes: Vec<DiskShape> = disks

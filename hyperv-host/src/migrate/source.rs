@@ -205,7 +205,7 @@ fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), crate::vmm::Err
     let deadline = Instant::now() + REOPEN_LIMIT;
     loop {
         let opened = host.runtime.block_on(async {
-            let prepared = disk_source::prepare_all(&managed.definition.disks).await?;
+            let prepared = disk_source::prepare_all(&managed.definition).await?;
             disk_source::open_all(&prepared).await
         });
         match opened {

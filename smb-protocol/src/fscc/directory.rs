@@ -27,6 +27,20 @@ pub struct Entry {
     pub short_name: String,
 }
 
+/// The classes of directory entries.
+pub const CLASSES: [InfoClass; 10] = [
+    InfoClass::NAMES,
+    InfoClass::DIRECTORY,
+    InfoClass::FULL_DIRECTORY,
+    InfoClass::BOTH_DIRECTORY,
+    InfoClass::ID_FULL_DIRECTORY,
+    InfoClass::ID_BOTH_DIRECTORY,
+    InfoClass::ID_EXTD_DIRECTORY,
+    InfoClass::ID_EXTD_BOTH_DIRECTORY,
+    InfoClass::ID_64_EXTD_DIRECTORY,
+    InfoClass::ID_64_EXTD_BOTH_DIRECTORY,
+];
+
 /// Length of the fixed part of an entry, or `None` if `class` is no directory class.
 pub fn fixed_len(class: InfoClass) -> Option<usize> {
     Some(match class {
@@ -198,19 +212,6 @@ mod tests {
 
     use super::*;
     use crate::fscc::filetime_from_unix;
-
-    const CLASSES: [InfoClass; 10] = [
-        InfoClass::NAMES,
-        InfoClass::DIRECTORY,
-        InfoClass::FULL_DIRECTORY,
-        InfoClass::BOTH_DIRECTORY,
-        InfoClass::ID_FULL_DIRECTORY,
-        InfoClass::ID_BOTH_DIRECTORY,
-        InfoClass::ID_EXTD_DIRECTORY,
-        InfoClass::ID_EXTD_BOTH_DIRECTORY,
-        InfoClass::ID_64_EXTD_DIRECTORY,
-        InfoClass::ID_64_EXTD_BOTH_DIRECTORY,
-    ];
 
     /// Where the drawings of MS-FSCC 2.4 have `FileId`, `ShortNameLength` and `FileName`.
     fn places(class: InfoClass) -> (Option<usize>, Option<usize>, usize) {

@@ -17,6 +17,7 @@ use smb_protocol::{
 
 mod controls;
 mod files;
+mod listing;
 mod options;
 mod persistent;
 

@@ -1,7 +1,8 @@
 //! What continuous availability costs: opens and closes of persistent handles beside durable ones,
-//! and small reads and writes beside the same with write-through, in one run with one server.
+//! and small reads and writes beside the same with write-through, in one run with one server; and
+//! opens and closes of durable handles at Samba, if it is installed, which has no persistent ones.
 //!
-//! Writes `target/bench/failover.json` and prints a table. Each load is run in turns on both
+//! Writes `target/bench/failover.json` and prints a table. Each load is run in turns on all
 //! shares; the best turn of each counts. The argument is how many seconds a turn takes (1).
 //! `TMPDIR` says where the shares are.
 
@@ -20,6 +21,7 @@ use std::{
 use block_io::File;
 use bulkhead_tests::{
     process::free_port,
+    samba::{self, Samba},
     smbd::{PASSWORD, Smbd, USER},
 };
 use serde_json::{Value, json};
@@ -116,9 +118,23 @@ async fn bench(time: Duration) -> Outcome<Value> {
         }
         File::close(&disk).await?;
     }
+    let samba = Samba::start(
+        "durable handles = yes\nkernel oplocks = no",
+        "posix locking = no\n\
+        kernel share modes = no",
+    );
+    let theirs = match &samba {
+        Some(samba) => {
+            let login = Login::new(samba::USER, samba::PASSWORD);
+            let options = ConnectOptions::new("127.0.0.1", samba.port(), login);
+            Some(Client::connect(options).await?.tree("vms").await?)
+        }
+        None => None,
+    };
     let mut rows = Vec::new();
     for (name, load) in LOADS {
         let (mut best, mut pairs, mut commits) = ([0.0f64; 2], 0.0, 0.0);
+        let mut best_of_theirs = None;
         for _ in 0..TURNS {
             for (at, share) in ["plain", "ca"].into_iter().enumerate() {
                 let before = metric(port, "state_commits_total")?;
@@ -130,17 +146,22 @@ async fn bench(time: Duration) -> Outcome<Value> {
                 }
                 best[at] = best[at].max(rate);
             }
+            if let (Some(tree), Load::OpenClose(_)) = (&theirs, load) {
+                let rate = rate(tree, "samba", load, time).await?;
+                best_of_theirs = Some(rate.max(best_of_theirs.unwrap_or(0.0)));
+            }
         }
         let ratio = best[1] / best[0];
         println!(
-            "{name:<34} {:>10.0}/s plain {:>10.0}/s CA   {ratio:.2}   {:.3} commits each",
+            "{name:<34} {:>10.0}/s plain {:>10.0}/s CA   {ratio:.2}   {:.3} commits each{}",
             best[0],
             best[1],
-            commits / pairs
+            commits / pairs,
+            best_of_theirs.map_or(String::new(), |rate| format!("   {rate:.0}/s Samba"))
         );
         rows.push(json!({
             "load": name, "plain_per_s": best[0], "ca_per_s": best[1], "ratio": ratio,
-            "commits_each": commits / pairs,
+            "commits_each": commits / pairs, "samba_per_s": best_of_theirs,
         }));
     }
     Ok(json!({ "seconds": time.as_secs_f64(), "turns": TURNS, "rows": rows }))

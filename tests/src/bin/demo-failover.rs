@@ -3,12 +3,19 @@
 //! smbd serves a continuously available share below its supervisor; a guest runs from a VHDX on it
 //! and writes with flushes; the server is killed with SIGKILL twenty times and upgraded in place
 //! five times. The guest sees no error, every write that was acknowledged to it is in the image,
-//! and the longest pause of each kind is printed. Everything is private; nothing is left running.
+//! and the longest pause of each kind is printed. Beside each pause stands how long the file system
+//! itself took at most to make a small write durable meanwhile: no server can be faster than that.
+//! Everything is private; nothing is left running.
 
 use std::{
     io::Write,
+    os::unix::fs::FileExt,
     path::Path,
     process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -68,6 +75,44 @@ impl Pauses {
     }
 }
 
+/// Writes a little to a file of its own beside the image and waits until it is durable, over and
+/// over, and keeps the longest time that took.
+struct Disk {
+    longest: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn watch(folder: &Path) -> Outcome<Self> {
+        let file = std::fs::File::create(folder.join("probe")).map_err(|e| e.to_string())?;
+        let (longest, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (told, ends) = (longest.clone(), over.clone());
+        thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                let since = Instant::now();
+                let done = file.write_all_at(b"probe", 0).and_then(|()| file.sync_data());
+                if done.is_err() {
+                    return;
+                }
+                told.fetch_max(since.elapsed().as_micros() as u64, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Ok(Self { longest, over })
+    }
+
+    /// The longest time since the last call in milliseconds.
+    fn longest(&self) -> f64 {
+        self.longest.swap(0, Ordering::Relaxed) as f64 / 1e3
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The longest time without a completed request that the guest saw, until it goes on.
 fn pause(host: &Host, before: u64) -> Outcome<(f64, u64)> {
     let mut longest = 0;
@@ -107,10 +152,12 @@ fn demo(since: Instant) -> Outcome<()> {
     let start = Line::last(&text, "start").ok_or_else(|| format!("no start line: {text}"))?;
     tell(since, "a guest runs from a continuously available share and writes");
 
+    let disk = Disk::watch(&server.files())?;
     let mut pid = server.serving_pid().ok_or("the server does not answer")?;
     let mut acked = host.progress("progress")?.get("acked")?;
     let (mut kills, mut upgrades) = (Pauses::default(), Pauses::default());
     for round in 0..KILLS + UPGRADES {
+        let _ = disk.longest();
         let upgrade = round % 5 == 4;
         if upgrade {
             let asked = server.admin(&["server", "upgrade"]);
@@ -127,7 +174,13 @@ fn demo(since: Instant) -> Outcome<()> {
         let pauses = if upgrade { &mut upgrades } else { &mut kills };
         pauses.0.push(longest);
         let what = if upgrade { "upgraded" } else { "killed" };
-        tell(since, &format!("{what}: paused {longest:.0} ms, {acked} writes acknowledged"));
+        tell(
+            since,
+            &format!(
+                "{what}: paused {longest:.0} ms (the disk alone {:.0} ms), {acked} writes acknowledged",
+                disk.longest()
+            ),
+        );
     }
     let text = host.ask(&["console", "demo", "--send", "stop", "--until", "final"])?;
     let last = Line::last(&text, "final").ok_or_else(|| format!("no final line: {text}"))?;

@@ -133,7 +133,10 @@ pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> 
     let bat_length = (layout.entries * ENTRY_SIZE).next_multiple_of(MIB);
     let payload = bat_offset + bat_length;
 
-    file.set_len(0).await?;
+    // ext4 writes a file that was cut to nothing out when it is closed, and has its user wait.
+    if file.len().await? > 0 {
+        file.set_len(0).await?;
+    }
     let blocks = if options.fixed { layout.blocks } else { 0 };
     let len = payload + blocks * layout.block_size;
     file.set_len(len).await?;

@@ -33,12 +33,20 @@ pub(super) async fn scan(
     }
     let layout = &image.layout;
     let mut file_len = image.file_len;
+    // Most of the table of a large image that is nearly empty is a hole: blocks that are nowhere.
+    let table = image.bat.offset..image.bat.offset + layout.entries * ENTRY_SIZE;
+    let mut written = image.view.allocated_ranges(table).await?.into_iter().peekable();
     let mut first = 0;
     while first < layout.entries {
         let at = image.bat.offset + first * ENTRY_SIZE;
         let pages = (layout.entries - first).div_ceil(PAGE_SIZE / ENTRY_SIZE);
         // The region is whole megabytes, so whole pages are there unless the file is cut.
         let len = (pages * PAGE_SIZE).min(STEP);
+        while written.next_if(|range| range.end <= at).is_some() {}
+        if written.peek().is_none_or(|range| range.start >= at + len) {
+            first += len / ENTRY_SIZE;
+            continue;
+        }
         let bytes = read_up_to(&*image.view, at, len as usize).await?;
         let wanted = ((layout.entries - first) * ENTRY_SIZE).min(len) as usize;
         if bytes.len() < wanted {

@@ -19,7 +19,7 @@ use crate::{
 pub struct Args {
     /// The image.
     file: String,
-    /// raw or vhdx; by default as the ending of FILE says.
+    /// The format; by default as the ending of FILE says.
     #[arg(long)]
     format: Option<Format>,
     /// Mend what can be mended without making anything worse, and replay a log that waits. FILE must
@@ -46,6 +46,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         Format::Vhdx => vhd::vhdx::check(file).await.with_context(named)?,
         Format::Vhd => vhd::classic::check(file).await.with_context(named)?,
+        Format::Qcow2 => vhd::qcow2::check(file).await.with_context(named)?,
+        Format::Vmdk => vhd::vmdk::check(file).await.with_context(named)?,
         _ => bail!("{}: there is nothing to check in a {format} image", args.file),
     };
     if args.json {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use block_io::{Disk, File, RawDisk};
+use block_io::{Disk, File, RawDisk, Volatile};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use vhd::{
@@ -31,10 +31,10 @@ pub struct Args {
     source: String,
     /// The image to make.
     target: String,
-    /// Format of SOURCE: raw or vhdx; by default as its ending says.
+    /// Format of SOURCE: raw, vhdx, vhd, qcow2 or vmdk; by default as its ending says.
     #[arg(long, value_name = "FORMAT")]
     from: Option<Format>,
-    /// Format of TARGET: raw or vhdx; by default as its ending says.
+    /// Format of TARGET: raw, vhdx, vhd or qcow2; by default as its ending says.
     #[arg(long, value_name = "FORMAT")]
     to: Option<Format>,
     #[command(flatten)]
@@ -42,7 +42,11 @@ pub struct Args {
     /// Replace TARGET if it is there already.
     #[arg(long)]
     force: bool,
-    /// Requests of 1 MiB under way at once.
+    /// Leave TARGET to the page cache, as qemu-img does: sooner done, and gone or damaged if the
+    /// machine fails in the next half minute.
+    #[arg(long)]
+    volatile: bool,
+    /// Requests under way at once.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..))]
     in_flight: u8,
     /// Print JSON and no progress.
@@ -67,9 +71,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     create::check(to, size, &layout)?;
     let mode = if args.force { Mode::Replace } else { Mode::CreateNew };
-    let target_file = storage::open(&args.target, mode).await?;
+    let mut target_file = storage::open(&args.target, mode).await?;
+    if args.volatile {
+        target_file = Arc::new(Volatile::new(target_file));
+    }
     let started = Instant::now();
-    let job = Job { source: &*source, target: target_file, to, size, layout: &layout };
+    let job = Job { source: &source, target: target_file, to, size, layout: &layout };
     let done = job.run(&args).await.with_context(|| {
         format!("converting {} to {} (which is not complete now)", args.source, args.target)
     })?;
@@ -99,7 +106,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 struct Job<'a> {
-    source: &'a dyn Disk,
+    source: &'a Arc<dyn Disk>,
     target: Arc<dyn File>,
     to: Format,
     size: u64,
@@ -108,23 +115,37 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn run(&self, args: &Args) -> anyhow::Result<Progress> {
-        create::make(&self.target, self.to, self.size, self.layout).await?;
-        let target: Arc<dyn Disk> = match self.to {
-            Format::Raw => Arc::new(RawDisk::open(self.target.clone(), SECTOR as u32).await?),
-            to => vhd::open_disk(self.target.clone(), to).await?,
-        };
+        let target = new_target(self.target.clone(), self.to, self.size, self.layout).await?;
         let bar = bar(self.size, args.json);
         let options = CopyOptions {
             in_flight: usize::from(args.in_flight),
             target_is_zero: true,
             ..CopyOptions::default()
         };
-        let done = copy(self.source, &*target, options, |progress| bar.set_position(progress.done))
-            .await?;
+        let tell = |progress: Progress| bar.set_position(progress.done);
+        let done = copy(self.source.clone(), target.clone(), options, tell).await?;
         target.close().await?;
         bar.finish_and_clear();
         Ok(done)
     }
+}
+
+/// Replaces the content of `file` by a new image; gives its disk to be written.
+pub(super) async fn new_target(
+    file: Arc<dyn File>,
+    to: Format,
+    size: u64,
+    layout: &Layout,
+) -> anyhow::Result<Arc<dyn Disk>> {
+    if to == Format::Qcow2 {
+        let options = layout.qcow2(size)?;
+        return Ok(Arc::new(vhd::qcow2::Writer::new(file, options).await?));
+    }
+    create::make(&file, to, size, layout).await?;
+    Ok(match to {
+        Format::Raw => Arc::new(RawDisk::open(file, SECTOR as u32).await?),
+        to => vhd::open_disk(file, to).await?,
+    })
 }
 
 /// A bar on a terminal, else nothing.

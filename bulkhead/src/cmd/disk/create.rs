@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use block_io::File;
+use block_io::{Disk, File};
 use serde_json::json;
 use vhd::Format;
 
@@ -29,7 +29,7 @@ pub struct Args {
     parent: Option<String>,
     #[command(flatten)]
     layout: Layout,
-    /// raw, vhdx or vhd; by default as the ending of FILE says.
+    /// raw, vhdx, vhd or qcow2; by default as the ending of FILE says.
     #[arg(long)]
     format: Option<Format>,
     /// Replace FILE if it is there already.
@@ -152,6 +152,7 @@ pub(super) fn check(format: Format, size: u64, layout: &Layout) -> anyhow::Resul
     match format {
         Format::Vhdx => layout.vhdx(size)?.validate()?,
         Format::Vhd => layout.vhd(size)?.validate()?,
+        Format::Qcow2 => layout.qcow2(size)?.validate()?,
         Format::Raw => anyhow::ensure!(layout.block_size.is_none(), "a raw image has no blocks"),
         other => anyhow::bail!("cannot make {other} images"),
     }
@@ -168,6 +169,10 @@ pub(super) async fn make(
     match format {
         Format::Vhdx => vhd::vhdx::create(file.clone(), &layout.vhdx(size)?).await?,
         Format::Vhd => vhd::classic::create(file.clone(), &layout.vhd(size)?).await?,
+        Format::Qcow2 => {
+            let writer = vhd::qcow2::Writer::new(file.clone(), layout.qcow2(size)?).await?;
+            writer.close().await?;
+        }
         Format::Raw => {
             file.set_len(0).await?;
             file.set_len(size).await?;

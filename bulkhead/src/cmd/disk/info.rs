@@ -1,5 +1,8 @@
 //! `bulkhead disk info`.
 
+mod foreign;
+mod set;
+
 use anyhow::Context;
 use serde_json::json;
 use vhd::{
@@ -18,7 +21,7 @@ use crate::{
 pub struct Args {
     /// The image.
     file: String,
-    /// raw or vhdx; by default as the ending of FILE says.
+    /// The format; by default as the ending of FILE says.
     #[arg(long)]
     format: Option<Format>,
     /// Print JSON.
@@ -27,6 +30,9 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    if args.format.is_none() && vhd::set::is_set(&args.file) {
+        return set::show(&args).await;
+    }
     let format = format(args.format, &args.file)?;
     let file = storage::open(&args.file, Mode::Read).await?;
     match format {
@@ -37,6 +43,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Format::Vhd => {
             let info = vhd::classic::info(file).await.with_context(|| args.file.clone())?;
             show_vhd(&args, &info);
+        }
+        Format::Qcow2 => {
+            let info = vhd::qcow2::info(file).await.with_context(|| args.file.clone())?;
+            foreign::show_qcow2(&args, &info);
+        }
+        Format::Vmdk => {
+            let info = vhd::vmdk::info(file).await.with_context(|| args.file.clone())?;
+            foreign::show_vmdk(&args, &info);
         }
         other => {
             let size = file.len().await?;

@@ -26,7 +26,7 @@ use crate::storage::{self, Mode};
 pub struct Args {
     /// The image.
     file: String,
-    /// raw or vhdx; by default as the ending of FILE says.
+    /// The format; by default as the ending of FILE says. QCOW2 and VMDK are served read-only.
     #[arg(long)]
     format: Option<Format>,
     /// Unix socket to make, for this user alone.

@@ -285,7 +285,7 @@ fn main() -> ExitCode {
     for target in &targets {
         println!("{target}");
     }
-    report["targets"] = targets.iter().map(targets::Target::to_json).collect();
+    report["targets"] = targets.iter().map(bulkhead_tests::target::Target::to_json).collect();
     let folder = ours("bulkhead").ancestors().nth(2).map(|target| target.join("bench"));
     let folder = folder.expect("binaries stand in target/PROFILE");
     fs::create_dir_all(&folder).expect("target is writable");

@@ -82,6 +82,12 @@ fn complaints(log: &str) -> Vec<&str> {
     let bad = ["CIFS", "BUG", "Oops", "WARNING", "Call Trace", "soft lockup", "I/O error"];
     // Said of every mount by its name, and of old dialects.
     let harmless = ["Attempting to mount", "Use of the less secure dialect"];
+    // The answer to the acknowledgement of a break comes when an unmount has taken its session away:
+    // ENOENT, which a wrong signature is not.
+    let late = [
+        "smb3_get_sign_key: Could not find session",
+        "smb3_calc_signature: Could not get signing key",
+    ];
     let lines: Vec<_> = log.lines().collect();
     let mut found = Vec::new();
     for (at, line) in lines.iter().enumerate() {
@@ -90,7 +96,9 @@ fn complaints(log: &str) -> Vec<&str> {
             && lines
                 .get(at + 1)
                 .is_some_and(|dump| dump.contains("424d53fe 00000040 00000000 00000012"));
-        let known = crossed || harmless.iter().any(|word| line.contains(word));
+        let unsigned = late.iter().any(|text| line.contains(text))
+            || line.trim_end().ends_with("SMB signature verification returned error = -2");
+        let known = crossed || unsigned || harmless.iter().any(|text| line.contains(text));
         if !known && bad.iter().any(|word| line.contains(word)) {
             found.push(*line);
         }

@@ -1,0 +1,28 @@
+//! Which openers of a file go together (MS-FSA 2.1.5.1.2).
+
+use smb_protocol::msg::create::{Access, ShareAccess};
+
+/// Rights that take part in sharing; an opener with none of them neither blocks nor is blocked
+/// (MS-FSA 2.1.5.1.2).
+const READS: Access = Access(Access::READ_DATA.0 | Access::EXECUTE.0);
+const WRITES: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
+/// Who asks for no more than this leaves caches alone (MS-FSA 2.1.4.12).
+pub(super) const LOOKS: Access = Access(
+    Access::READ_ATTRIBUTES.0 | Access::WRITE_ATTRIBUTES.0 | Access::SYNCHRONIZE.0 | BESIDE.0,
+);
+
+/// Marks the opener of a stream among those of its file: it takes part in the sharing of deletion
+/// and of nothing else (MS-FSA 2.1.5.1.2.1). No client can ask for this bit.
+pub const BESIDE: Access = Access(0x0800_0000);
+
+/// Whether an opener with this access and one that shares like this exclude each other.
+pub(super) fn conflicts(access: Access, share: ShareAccess) -> bool {
+    access.any(READS) && !share.has(ShareAccess::READ)
+        || access.any(WRITES) && !share.has(ShareAccess::WRITE)
+        || access.has(Access::DELETE) && !share.has(ShareAccess::DELETE)
+}
+
+/// Whether an opener with this access takes part in sharing.
+pub(super) fn takes_part(access: Access) -> bool {
+    access.any(READS.or(WRITES).or(Access::DELETE).or(BESIDE))
+}
