@@ -62,7 +62,12 @@ pub async fn links(file: Arc<dyn File>, location: &str, files: &dyn Files) -> Re
         let expected = locator.linkages();
         let found = parent.identity.data_write_id;
         if !expected.contains(&found) {
-            return Err(Error::ParentChanged { parent: parent.location, found });
+            // A merge tells the child before it renews the parent: it may have begun in between.
+            let now = vhdx::identity(last.file.clone()).await?;
+            let told = now.parent.as_ref().is_some_and(|now| now.linkages().contains(&found));
+            if !told {
+                return Err(Error::ParentChanged { parent: parent.location, found });
+            }
         }
         chain.push(parent);
     }

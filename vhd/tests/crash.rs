@@ -22,7 +22,7 @@ const CELL: u64 = 4096;
 const CELLS_PER_BLOCK: usize = 5;
 const BLOCKS: usize = 18;
 const TASKS: usize = 3;
-const SEEDS: u64 = 230;
+const SEEDS: u64 = 334;
 const ROUNDS: u64 = 3;
 /// Forty table pages of 1 MiB blocks, so that each commit changes some of them only.
 const DISK: u64 = 20_000 * MIB;

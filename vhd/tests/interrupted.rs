@@ -39,6 +39,7 @@ enum Op {
     Rebase,
     Relink,
     Compact,
+    Set,
 }
 
 impl Op {
@@ -47,7 +48,7 @@ impl Op {
         match self {
             Self::GrowFixed | Self::ShrinkFixed => (0, 0..1),
             Self::Grow | Self::GrowFar | Self::Shrink | Self::Compact => (2, 2..3),
-            Self::Rebase | Self::Relink => (2, 2..3),
+            Self::Rebase | Self::Relink | Self::Set => (2, 2..3),
             Self::Merge => (2, 1..3),
             Self::MergeInto => (2, 0..3),
         }
@@ -119,6 +120,12 @@ async fn apply(op: Op, family: &Family) -> vhd::Result<()> {
         Op::Relink => {
             let (child, parent) = (family.file(2), family.file(4));
             ops::relink(child, parent, format, &family.name(4)).await
+        }
+        Op::Set => {
+            let physical_sector = (format == Format::Vhdx).then_some(512);
+            let disk_id = Some("01234567-89ab-cdef-0123-456789abcdef".parse().unwrap());
+            let what = ops::Set { physical_sector, disk_id };
+            ops::set(family.file(2), format, what).await
         }
         Op::Compact => ops::compact(family.file(2), format, below(2).await?, quiet).await.map(drop),
     }
@@ -209,36 +216,49 @@ async fn copy(file: &Arc<dyn File>) -> MemFile {
 }
 
 /// The same files with some of them by others; returns those too.
-async fn crashing(
-    family: &Family,
-    levels: Range<usize>,
-    seed: u64,
-) -> (Family, Vec<Arc<CrashFile>>) {
+fn crashing(family: &Family, at: &[(usize, MemFile)], seed: u64) -> (Family, Vec<Arc<CrashFile>>) {
     let copy_of = Family::new(family.format);
     copy_of.files.lock().unwrap().clone_from(&family.files.lock().unwrap());
     let mut files = Vec::new();
-    for level in levels {
-        let file = Arc::new(CrashFile::new(&copy(&family.file(level)).await, seed + level as u64));
-        copy_of.put(level, file.clone());
+    for (level, original) in at {
+        let file = Arc::new(CrashFile::new(original, seed + *level as u64));
+        copy_of.put(*level, file.clone());
         files.push(file);
     }
     (copy_of, files)
 }
 
-/// The start of a disk, and a few places far behind; a disk of terabytes is not read whole.
-async fn content(family: &Family, level: usize) -> vhd::Result<(u64, Vec<u8>)> {
+/// Reads the start of a disk, and a few places far behind, in pieces; returns its size. A disk of
+/// gigabytes is not read whole.
+async fn pieces(family: &Family, level: usize, mut seen: impl FnMut(&[u8])) -> vhd::Result<u64> {
     let disk = frozen(family, level).await?;
     let size = disk.geometry().size;
-    let mut bytes = vec![0xee; size.min(SIZE + 4 * MIB) as usize];
-    disk.read_at(0, &mut bytes).await?;
-    for far in [15 * MIB, 350 * MIB, 700 * MIB, 1999 * MIB] {
-        if far + MIB <= size {
-            let mut more = vec![0xee; 1 << 16];
-            disk.read_at(far, &mut more).await?;
-            bytes.extend(more);
+    let mut buf = vec![0xee; 128 << 10];
+    let start = 0..size.min(SIZE + 5 * MIB / 2);
+    let far = [15 * MIB, 350 * MIB, 700 * MIB, 1999 * MIB].map(|at| at..at + (64 << 10));
+    for range in std::iter::once(start).chain(far).filter(|range| range.end <= size) {
+        let mut at = range.start;
+        while at < range.end {
+            let n = (range.end - at).min(buf.len() as u64) as usize;
+            disk.read_at(at, &mut buf[..n]).await?;
+            seen(&buf[..n]);
+            at += n as u64;
         }
     }
+    Ok(size)
+}
+
+async fn content(family: &Family, level: usize) -> vhd::Result<(u64, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let size = pieces(family, level, |piece| bytes.extend_from_slice(piece)).await?;
     Ok((size, bytes))
+}
+
+/// The size and a checksum of what [`content`] reads.
+async fn sum(family: &Family, level: usize) -> vhd::Result<(u64, u32)> {
+    let mut sum = 0;
+    let size = pieces(family, level, |piece| sum = crc32c::crc32c_append(sum, piece)).await?;
+    Ok((size, sum))
 }
 
 /// Crashes an operation at seeded points; returns how many points left something half done.
@@ -249,7 +269,11 @@ async fn crash(op: Op, format: Format) -> u64 {
         let family = base(op, format, variant).await;
         let before = content(&family, top).await.unwrap();
         // Once to the end, to know what comes out and how many steps there are.
-        let (whole, files) = crashing(&family, changed.clone(), 1).await;
+        let mut originals = Vec::new();
+        for level in changed.clone() {
+            originals.push((level, copy(&family.file(level)).await));
+        }
+        let (whole, files) = crashing(&family, &originals, 1);
         apply(op, &whole).await.unwrap();
         let steps: Vec<u64> = files.iter().map(|file| file.operations()).collect();
         let after = content(&whole, top).await.unwrap();
@@ -264,10 +288,11 @@ async fn crash(op: Op, format: Format) -> u64 {
         }
         assert!(after.1 == expected, "{op:?} {format} variant {variant}: the content changed");
         let length = whole.file(top).len().await.unwrap();
+        let (before, after) = (sum(&family, top).await.unwrap(), sum(&whole, top).await.unwrap());
         for point in 0..POINTS / VARIANTS {
             let what = format!("{op:?} {format} variant {variant} point {point}");
             let mut rng = Rng::new(point << 8 | variant);
-            let (broken, files) = crashing(&family, changed.clone(), rng.next_u64() >> 1).await;
+            let (broken, files) = crashing(&family, &originals, rng.next_u64() >> 1);
             let which = rng.below(files.len() as u64) as usize;
             files[which].fail_after(rng.below(steps[which] + 1));
             let done = apply(op, &broken).await.is_ok();
@@ -286,12 +311,12 @@ async fn crash(op: Op, format: Format) -> u64 {
                 let report = found.check(level).await;
                 assert!(report.is_clean(), "{what}: level {level}: {report:#?}");
             }
-            let now = content(&found, top).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+            let now = sum(&found, top).await.unwrap_or_else(|e| panic!("{what}: {e}"));
             assert!(now == before || now == after, "{what}: neither as before nor as after");
             assert!(!done || now == after, "{what}: what was done is not there");
             // Again, to the end.
             apply(op, &found).await.unwrap_or_else(|e| panic!("{what}, again: {e}"));
-            let now = content(&found, top).await.unwrap();
+            let now = sum(&found, top).await.unwrap();
             assert!(now == after, "{what}: not completed");
             for level in changed.clone() {
                 let report = found.check(level).await;
@@ -363,4 +388,63 @@ fn relinking() {
 #[test]
 fn compacting() {
     run(Op::Compact);
+}
+
+#[test]
+fn setting() {
+    run(Op::Set);
+}
+
+/// A snapshot, or a copy, that was cut off is no image, or a whole one.
+#[test]
+fn snapshotting_and_copying() {
+    for format in [Format::Vhdx, Format::Vhd] {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (none, whole) = runtime.block_on(async {
+            let family = base(Op::Merge, format, 0).await;
+            let before = sum(&family, 2).await.unwrap();
+            let (mut none, mut whole) = (0, 0);
+            for point in 0..POINTS {
+                let mut rng = Rng::new(point);
+                let file = Arc::new(CrashFile::new(&MemFile::new(), rng.next_u64()));
+                file.fail_after(rng.below(if point % 2 == 0 { 14 } else { 40 }));
+                let made = if point % 2 == 0 {
+                    snapshot(&family, file.clone()).await
+                } else {
+                    ops::clone(family.file(2), file.clone(), format, |_| {}).await
+                };
+                let left = file.crash(rng.next_u64(), Survival::Some);
+                family.put(3, Arc::new(left));
+                let report = family.check(3).await;
+                if report.is_clean() {
+                    let now = sum(&family, 3).await.unwrap();
+                    assert!(now == before, "{format} point {point}: an image of something else");
+                    whole += 1;
+                } else {
+                    assert!(made.is_err(), "{format} point {point}: {report:#?}");
+                    none += 1;
+                }
+            }
+            (none, whole)
+        });
+        println!("{format}: {none} of {POINTS} points left no image, {whole} a whole one");
+        assert!(none > POINTS / 10 && whole > POINTS / 10);
+    }
+}
+
+/// A child of level 2 in this file.
+async fn snapshot(family: &Family, file: Arc<dyn File>) -> vhd::Result<()> {
+    let (parent, name) = (family.file(2), family.name(2));
+    match family.format {
+        Format::Vhdx => {
+            let about = vhd::vhdx::info(parent).await?;
+            let options = vhd::vhdx::CreateOptions::child(&about, &name);
+            vhd::vhdx::create(file, &options).await
+        }
+        _ => {
+            let about = vhd::classic::info(parent).await?;
+            let options = vhd::classic::CreateOptions::child(&about, &name);
+            vhd::classic::create(file, &options).await
+        }
+    }
 }

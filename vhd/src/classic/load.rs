@@ -137,7 +137,18 @@ async fn read(file: &dyn File, at: u64, len: usize) -> Result<Vec<u8>> {
     Ok(buf)
 }
 
+/// Times that an image is looked at that another makes longer meanwhile.
+const ATTEMPTS: usize = 8;
+
 pub(super) async fn load(file: &dyn File) -> Result<Loaded> {
+    for _ in 1..ATTEMPTS {
+        let len = file.len().await?;
+        match load_with(file, |damage, _| Err(damage.into())).await {
+            // Measured before, and its table read after, a block came to be.
+            Err(crate::Error::Damaged(_)) if file.len().await? != len => {}
+            other => return other,
+        }
+    }
     load_with(file, |damage, _| Err(damage.into())).await
 }
 

@@ -60,12 +60,16 @@ pub async fn compact(
     // The second half is moving.
     let half = |done| Progress { done: done / 2, total };
     let (mut dropped, mut in_vhd) = (0, Vec::new());
+    let mut buffers = (vec![0; STEP as usize], vec![0; STEP as usize]);
     let mut at = 0;
     while at < total {
         // Whole blocks: they are powers of two up to 256 MiB.
         let window = at..(at + WINDOW).min(total);
         for (block, range) in stored(&image, window.clone(), block_size).await? {
-            let Some(state) = superfluous(&image, parent.as_ref(), range).await? else { continue };
+            let Some(state) = superfluous(&image, parent.as_ref(), range, &mut buffers).await?
+            else {
+                continue;
+            };
             match &image {
                 Image::Vhdx(disk) => disk.give_up(block, state).await?,
                 // At most 16 Mi blocks.
@@ -117,12 +121,12 @@ async fn superfluous(
     image: &Image,
     parent: Option<&Arc<dyn Disk>>,
     range: Range<u64>,
+    (own, below): &mut (Vec<u8>, Vec<u8>),
 ) -> Result<Option<BlockState>> {
     let vhdx = matches!(image, Image::Vhdx(_));
     let parent = parent.filter(|_| image.parent_size().is_some());
     let (mut zero, mut same) = (vhdx || parent.is_none(), parent.is_some());
     let mut at = range.start;
-    let (mut own, mut below) = (vec![0; STEP as usize], vec![0; STEP as usize]);
     while at < range.end && (zero || same) {
         let n = (range.end - at).min(STEP) as usize;
         // What is known to be a hole need not be read.

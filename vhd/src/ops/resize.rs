@@ -36,7 +36,13 @@ pub async fn resize(
     options: ResizeOptions,
 ) -> Result<()> {
     let image = Image::open(file.clone(), format, options.parent.clone(), true).await?;
-    let old = image.disk().geometry().size;
+    let (old, sector) =
+        (image.disk().geometry().size, u64::from(image.disk().geometry().logical_sector));
+    if size == 0 || !size.is_multiple_of(sector) {
+        return Err(Error::InvalidOptions(format!(
+            "disk size {size}: whole {sector}-byte sectors, more than nothing"
+        )));
+    }
     if size > old
         && let Some(below) = image.parent_size()
         && below > old

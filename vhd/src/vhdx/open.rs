@@ -15,7 +15,10 @@ use super::{
     scan::scan,
     table::BatCache,
 };
-use crate::{Error, Guid, Result};
+use crate::{Damage, Error, Fault, Guid, Result};
+
+/// Times that a reader tries to open an image that another may be changing.
+const ATTEMPTS: usize = 4;
 
 /// How to open an image.
 #[derive(Debug, Clone)]
@@ -53,6 +56,18 @@ impl Vhdx {
     /// [`Error::Damaged`] naming structure, offset and fault; [`Error::Differencing`];
     /// [`Error::Unsupported`]; [`Error::Storage`] for what the file says.
     pub async fn open(file: Arc<dyn File>, options: OpenOptions) -> Result<Self> {
+        let read_only = options.read_only || file.is_read_only();
+        for _ in 1..ATTEMPTS {
+            match Self::open_once(file.clone(), options.clone()).await {
+                // A writer may have moved a block while the table was read.
+                Err(Error::Damaged(Damage { fault: Fault::Overlap { .. }, .. })) if read_only => {}
+                other => return other,
+            }
+        }
+        Self::open_once(file, options).await
+    }
+
+    async fn open_once(file: Arc<dyn File>, options: OpenOptions) -> Result<Self> {
         let read_only = options.read_only || file.is_read_only();
         let image =
             if read_only { load(file.clone()).await? } else { load_to_change(&file).await? };

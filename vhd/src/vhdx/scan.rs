@@ -32,6 +32,7 @@ pub(super) async fn scan(
         }
     }
     let layout = &image.layout;
+    let mut file_len = image.file_len;
     // Most of the table of a large image that is nearly empty is a hole: blocks that are nowhere.
     let table = image.bat.offset..image.bat.offset + layout.entries * ENTRY_SIZE;
     let mut written = image.view.allocated_ranges(table).await?.into_iter().peekable();
@@ -61,8 +62,13 @@ pub(super) async fn scan(
             if entry.0 == 0 {
                 continue;
             }
-            if let Err(damage) = layout.check_entry(index, entry, image.bat.offset, image.file_len)
-            {
+            let mut checked = layout.check_entry(index, entry, image.bat.offset, file_len);
+            if let Err(Damage { fault: Fault::EntryOffset { .. }, .. }) = checked {
+                // A reader may find blocks that were made since the file was measured.
+                file_len = image.view.len().await?;
+                checked = layout.check_entry(index, entry, image.bat.offset, file_len);
+            }
+            if let Err(damage) = checked {
                 found(damage)?;
                 continue;
             }
