@@ -35,7 +35,8 @@ pub struct CreateOptions {
     pub logical_sector: u32,
     /// 512 or 4096.
     pub physical_sector: u32,
-    /// Bytes of the log, a multiple of 1 MiB.
+    /// Bytes of the log, a multiple of 1 MiB; 0: so many that one commit holds the table, or 4 MiB of
+    /// it.
     pub log_size: u32,
     /// Identity of the disk; random if `None`.
     pub disk_id: Option<Guid>,
@@ -52,7 +53,7 @@ impl CreateOptions {
             block_size: DEFAULT_BLOCK_SIZE,
             logical_sector: 512,
             physical_sector: 4096,
-            log_size: MIB as u32,
+            log_size: 0,
             disk_id: None,
             parent: None,
         }
@@ -101,7 +102,7 @@ impl CreateOptions {
             return invalid(format!("disk size {} is not whole {sector}-byte sectors", self.size));
         }
         let log = u64::from(self.log_size);
-        if log == 0 || !log.is_multiple_of(MIB) || self.log_size > super::load::MAX_REPLAY {
+        if !log.is_multiple_of(MIB) || self.log_size > super::load::MAX_REPLAY {
             return invalid(format!("log size {log}: a multiple of 1 MiB, at most 64 MiB"));
         }
         if self.fixed && self.parent.is_some() {
@@ -128,7 +129,11 @@ pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> 
     let metadata = options.metadata()?;
     let layout = BatLayout::new(&metadata);
     let log_offset = MIB;
-    let metadata_offset = log_offset + u64::from(options.log_size);
+    let log_size = match options.log_size {
+        0 => log_size(&layout),
+        given => given,
+    };
+    let metadata_offset = log_offset + u64::from(log_size);
     let bat_offset = metadata_offset + MIB;
     let bat_length = (layout.entries * ENTRY_SIZE).next_multiple_of(MIB);
     let payload = bat_offset + bat_length;
@@ -169,7 +174,7 @@ pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> 
         data_write: Guid::random(),
         log: Guid::ZERO,
         log_version: 0,
-        log_length: options.log_size,
+        log_length: log_size,
         log_offset,
     };
     for at in HEADER_OFFSETS {
@@ -183,6 +188,17 @@ pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> 
     file.write_at(0, &identifier).await?;
     file.flush().await?;
     Ok(())
+}
+
+/// Bytes of a log half of which holds the pages of the table, or a thousand of them: else writes all
+/// over a large disk have to wait for one commit after the other.
+fn log_size(layout: &BatLayout) -> u32 {
+    const MOST_PAGES: u64 = 1000;
+    let pages = layout.pages().min(MOST_PAGES);
+    // A page has a descriptor of 32 bytes besides, in sectors of their own.
+    let entry = pages * PAGE_SIZE + (pages / 100 + 1) * PAGE_SIZE;
+    // At most 9 MiB.
+    (2 * entry).next_multiple_of(MIB) as u32
 }
 
 /// Writes the table of a fixed image: every block present, one after the other.

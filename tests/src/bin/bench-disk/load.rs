@@ -34,9 +34,12 @@ pub struct Pattern {
 }
 
 /// The distance from one request to the next: a golden section of the disk, so that they come
-/// everywhere in no order, and `qemu-img bench` can be told to do the same.
+/// everywhere in no order. `qemu-img bench` can be told to do the same, but for distances from
+/// 2 GiB on, for which a large one that has no factor with the disk's blocks must do.
 pub fn step(size: u64) -> u64 {
-    (size as f64 * 0.618_033_988_749_895) as u64 / BLOCK * BLOCK
+    const LARGEST: u64 = 485_993 * BLOCK;
+    let golden = (size as f64 * 0.618_033_988_749_895) as u64;
+    if golden < 1 << 31 { golden / BLOCK * BLOCK } else { LARGEST }
 }
 
 /// Requests a second.
