@@ -24,9 +24,28 @@ pub(crate) fn deflate(bytes: &[u8], out: &mut [u8]) -> bool {
     filled && written == out.len()
 }
 
-/// The decoder keeps a window of the frame's own choosing, so a frame that wants more than a few
-/// clusters is refused by it.
+/// Window of a frame that is believed in: four of the largest clusters. The decoder takes as much
+/// memory as the frame asks for.
+const MAX_WINDOW: u64 = 8 << 20;
+
 fn zstd(bytes: &[u8], out: &mut [u8]) -> Option<()> {
-    let mut decoder = ruzstd::decoding::StreamingDecoder::new(bytes).ok()?;
-    decoder.read_exact(out).ok()
+    let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(bytes, MAX_WINDOW);
+    decoder.ok()?.read_exact(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_wants_a_large_window_is_refused() {
+        // Magic, a descriptor without content size, windows of 8 MiB and 16 MiB, one raw last block.
+        let frame = |exponent: u8| {
+            [&[0x28, 0xb5, 0x2f, 0xfd, 0, exponent << 3, 0x21, 0, 0][..], &[7; 4]].concat()
+        };
+        let mut out = [0; 4];
+        assert!(inflate(Compression::Zstd, &frame(13), &mut out));
+        assert_eq!(out, [7; 4]);
+        assert!(!inflate(Compression::Zstd, &frame(14), &mut out));
+    }
 }
