@@ -70,8 +70,8 @@ pub fn order(images: Vec<(String, Identity)>) -> Result<Vec<Image>> {
         Ok(depth)
     };
     let mut order = Vec::with_capacity(images.len());
-    for at in 0..images.len() {
-        order.push((depth(at)?, &images[at].0, at));
+    for (at, (name, _)) in images.iter().enumerate() {
+        order.push((depth(at)?, name, at));
     }
     order.sort_unstable();
     let place = |at: usize| order.iter().position(|(_, _, other)| *other == at);

@@ -64,7 +64,7 @@ async fn bytes_of(path: &Path) -> Vec<u8> {
     let size = disk.geometry().size;
     let ranges = disk.allocated_ranges(0..size).await.unwrap();
     let mut at = 0;
-    for range in ranges.into_iter().chain([size..size]) {
+    for range in ranges.into_iter().chain(std::iter::once(size..size)) {
         assert!(bytes[at..range.start as usize].iter().all(|b| *b == 0), "a hole with data");
         at = range.end as usize;
     }

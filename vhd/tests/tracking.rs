@@ -352,7 +352,7 @@ async fn a_change_without_tracking_is_seen() {
     disk.close().await.unwrap();
     let now = content(&(image.clone() as Arc<dyn File>)).await;
     let store = Store::open(sidecar.clone()).await.unwrap();
-    let one = Changes::Ranges(vec![MIB..MIB + GRANULE]);
+    let one = Changes::Ranges(Vec::from_iter([(MIB, MIB + GRANULE)].map(|(a, b)| a..b)));
     assert_eq!(store.changes_since(point.id, DISK, now).await.unwrap(), one);
 
     let other = open(image.clone()).await;

@@ -82,7 +82,7 @@ async fn every_kind_reads_as_qemu_wrote_it() {
         let stored: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         assert!(stored < size, "{kind}: {ranges:?}");
         let mut at = 0;
-        for range in ranges.into_iter().chain([size..size]) {
+        for range in ranges.into_iter().chain(std::iter::once(size..size)) {
             assert!(bytes[at..range.start as usize].iter().all(|b| *b == 0), "{kind}");
             at = range.end as usize;
         }

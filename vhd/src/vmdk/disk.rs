@@ -28,7 +28,7 @@ pub struct Vmdk {
 enum Part {
     Zero,
     Flat { file: Arc<dyn File>, from: u64 },
-    Sparse(Sparse),
+    Sparse(Box<Sparse>),
 }
 
 /// What a VMDK is.
@@ -149,7 +149,7 @@ impl Vmdk {
                         let fault = Fault::Field { field, value, rule: "what the descriptor says" };
                         return Err(Damage::new(Structure::VmdkHeader, 12, fault).into());
                     }
-                    Part::Sparse(sparse)
+                    Part::Sparse(Box::new(sparse))
                 }
             };
             parts.push((at, part));
@@ -164,7 +164,7 @@ impl Vmdk {
 
     async fn of_one(file: Arc<dyn File>) -> crate::Result<Self> {
         let sparse = Sparse::open(file).await?;
-        Ok(Self::new(sparse.header.capacity, vec![(0, Part::Sparse(sparse))]))
+        Ok(Self::new(sparse.header.capacity, vec![(0, Part::Sparse(Box::new(sparse)))]))
     }
 
     fn new(size: u64, parts: Vec<(u64, Part)>) -> Self {
