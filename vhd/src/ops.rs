@@ -52,6 +52,7 @@ pub struct Progress {
 
 /// An image open as a disk, in either format.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are one or two at a time")]
 pub(crate) enum Image {
     Vhdx(vhdx::Vhdx),
     Vhd(classic::Vhd),

@@ -247,7 +247,7 @@ impl Editor {
 
     /// What is used of the file but for the footer at the end, ascending.
     pub(crate) fn used(&self) -> Vec<Range<u64>> {
-        let mut used = vec![0..footer::LEN as u64];
+        let mut used: Vec<_> = std::iter::once(0..footer::LEN as u64).collect();
         if let Some(blocks) = &self.blocks {
             let header = &blocks.header;
             let at = self.footer.data_offset;

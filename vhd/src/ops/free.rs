@@ -57,7 +57,7 @@ async fn partitions(disk: &dyn Disk) -> Result<Vec<Range<u64>>> {
     let size = disk.geometry().size;
     let sector = u64::from(disk.geometry().logical_sector);
     let first = ext4::read(disk, 0, 512, size).await?;
-    let whole = vec![0..size];
+    let whole = std::iter::once(0..size).collect();
     if first.u16(510) != 0xaa55 {
         return Ok(whole);
     }

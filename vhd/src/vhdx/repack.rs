@@ -52,7 +52,7 @@ pub(crate) async fn repack(file: Arc<dyn File>, mut progress: impl FnMut(u64, u6
             let Some(to) = space.claim_free(len, from.start) else { continue };
             zero_range(&**editor.file(), to..to + len).await?;
             copy_range(&**editor.file(), from.clone(), to).await?;
-            let entry = RawEntry(entry.0 & 0xf_ffff | to / MIB << 20);
+            let entry = RawEntry(entry.0 & 0xf_ffff | (to / MIB) << 20);
             editor.stage_entry(index, entry).await?;
             batch.add(&mut editor, &mut space, from).await?;
             done += len;

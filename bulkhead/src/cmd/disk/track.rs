@@ -171,7 +171,7 @@ pub async fn changes(args: ChangesArgs) -> anyhow::Result<()> {
     let point = find(&store, &args.file, &args.since)?;
     let changes = store.changes_since(point.id, size, id).await?;
     let (all, ranges) = match changes {
-        Changes::All => (true, vec![0..size]),
+        Changes::All => (true, std::iter::once(0..size).collect()),
         Changes::Ranges(ranges) => (false, ranges),
     };
     let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();

@@ -123,7 +123,7 @@ proptest! {
         }
         prop_assert_eq!(names, expected);
         // "." and ".." are listed where everything is (MS-FSA 2.1.5.6.3).
-        prop_assert!(dots == 0 || dots == 2 || wanted.iter().any(|c| *c == '?'));
+        prop_assert!(dots == 0 || dots == 2 || wanted.contains(&'?'));
     }
 
     /// What the answers say is what the system says; with less room they are refused, or cut where
