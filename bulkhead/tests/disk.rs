@@ -1,49 +1,12 @@
 //! `bulkhead disk` as a user runs it.
 
-use std::{
-    path::Path,
-    process::{Command, Output},
-};
+mod common;
+
+use std::path::Path;
 
 use tempfile::TempDir;
 
-fn bulkhead(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bulkhead")).current_dir(dir).args(args).output().unwrap()
-}
-
-/// Runs and returns what was printed; fails with both outputs if it fails.
-fn ok(dir: &Path, args: &[&str]) -> String {
-    let output = bulkhead(dir, args);
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{args:?}: {}\n{out}{err}", output.status);
-    out
-}
-
-/// Runs, expects failure, and returns the message.
-fn fails(dir: &Path, args: &[&str]) -> String {
-    let output = bulkhead(dir, args);
-    assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output.stdout));
-    text(&output.stderr)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn json(dir: &Path, args: &[&str]) -> serde_json::Value {
-    serde_json::from_str(&ok(dir, args)).unwrap()
-}
-
-/// A raw file with data at both ends and in the middle, 9 MiB and `extra` bytes.
-fn raw(path: &Path, extra: usize) -> Vec<u8> {
-    let mut bytes = vec![0u8; (9 << 20) + extra];
-    let len = bytes.len();
-    for (i, at) in [0, 3 << 20, 5_000_000, len - 700].into_iter().enumerate() {
-        bytes[at..at + 700].fill(i as u8 + 1);
-    }
-    std::fs::write(path, &bytes).unwrap();
-    bytes
-}
+use common::{bulkhead, fails, json, ok, raw};
 
 #[test]
 fn create_info_check() {

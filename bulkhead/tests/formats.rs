@@ -1,48 +1,12 @@
 //! `bulkhead disk` with images of other formats, sets, devices in use, and kept track of.
 
-use std::{
-    path::Path,
-    process::{Command, Output},
-};
+mod common;
+
+use std::{path::Path, process::Command};
 
 use tempfile::TempDir;
 
-fn bulkhead(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bulkhead")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// Runs and returns what was printed; fails with both outputs if it fails.
-fn ok(dir: &Path, args: &[&str]) -> String {
-    let output = bulkhead(dir, args);
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{args:?}: {}\n{out}{err}", output.status);
-    out
-}
-
-/// Runs, expects failure, and returns the message.
-fn fails(dir: &Path, args: &[&str]) -> String {
-    let output = bulkhead(dir, args);
-    assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output.stdout));
-    text(&output.stderr)
-}
-
-fn json(dir: &Path, args: &[&str]) -> serde_json::Value {
-    serde_json::from_str(&ok(dir, args)).unwrap()
-}
-
-fn raw(path: &Path) -> Vec<u8> {
-    let mut bytes = vec![0u8; 9 << 20];
-    let len = bytes.len();
-    for (i, at) in [0, 3 << 20, 5_000_000, len - 700].into_iter().enumerate() {
-        bytes[at..at + 700].fill(i as u8 + 1);
-    }
-    std::fs::write(path, &bytes).unwrap();
-    bytes
-}
+use common::{fails, json, ok, raw, text};
 
 fn qemu_img(dir: &Path, args: &[&str]) -> Option<String> {
     let Ok(output) = Command::new("qemu-img").current_dir(dir).args(args).output() else {
@@ -57,7 +21,7 @@ fn qemu_img(dir: &Path, args: &[&str]) -> Option<String> {
 fn images_go_from_format_to_format() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
-    let bytes = raw(&dir.join("a.raw"));
+    let bytes = raw(&dir.join("a.raw"), 0);
     ok(dir, &["disk", "convert", "a.raw", "a.qcow2"]);
     let info = json(dir, &["disk", "info", "a.qcow2", "--json"]);
     assert_eq!((&info["size"], &info["cluster_size"]), (&bytes.len().into(), &65536.into()));
@@ -190,7 +154,7 @@ fn a_set_is_told_by_its_images() {
 fn a_device_at_rest_is_taken_over_in_two_passes() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
-    let bytes = raw(&dir.join("device"));
+    let bytes = raw(&dir.join("device"), 0);
     let done = json(dir, &["disk", "import", "device", "a.vhdx", "--json"]);
     assert_eq!((&done["consistent"], &done["changed"]), (&true.into(), &serde_json::json!([0])));
     ok(dir, &["disk", "convert", "a.vhdx", "back.raw"]);

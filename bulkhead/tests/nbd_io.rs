@@ -2,6 +2,8 @@
 //! qemu-io with the patterns of generic block tests, fio with checksums, nbdcopy over several
 //! connections. `FIO` and `NBDCOPY` may name programs that are not in the path.
 
+mod common;
+
 use std::{
     io::{BufRead, BufReader},
     path::Path,
@@ -11,7 +13,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-const BULKHEAD: &str = env!("CARGO_BIN_EXE_bulkhead");
+use common::{BULKHEAD, run, tool};
+
 const SIZE: u64 = 64 << 20;
 /// Images that are served, and how each is made.
 const IMAGES: [(&str, &[&str]); 4] = [
@@ -20,24 +23,6 @@ const IMAGES: [(&str, &[&str]); 4] = [
     ("large.vhdx", &["--block-size", "32M", "--logical-sector-size", "4096"]),
     ("disk.vhd", &["--block-size", "2M"]),
 ];
-
-/// A program, unless it is not here.
-fn tool(name: &str) -> Option<Command> {
-    let path = std::env::var(name.to_uppercase().replace('-', "_")).unwrap_or(name.to_owned());
-    let there = Command::new(&path).arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !there {
-        println!("skipping: no {name} here");
-    }
-    there.then(|| Command::new(path))
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{text}{error}", output.status);
-    text
-}
 
 /// A server of a new image; checks the image when it is stopped.
 struct Served {

@@ -1,5 +1,7 @@
 //! `bulkhead disk serve` with the clients that people have: qemu-img and qemu-io.
 
+mod common;
+
 use std::{
     io::{BufRead, BufReader, Read},
     os::unix::fs::PermissionsExt,
@@ -10,24 +12,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-const BULKHEAD: &str = env!("CARGO_BIN_EXE_bulkhead");
-
-/// A tool of QEMU, unless it is not installed.
-fn qemu(tool: &str) -> Option<Command> {
-    let there = Command::new(tool).arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !there {
-        eprintln!("skipped: {tool} is not installed");
-    }
-    there.then(|| Command::new(tool))
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{text}{error}", output.status);
-    text
-}
+use common::{BULKHEAD, run, tool as qemu};
 
 /// A server of an image, stopped by SIGTERM.
 struct Served {
