@@ -64,7 +64,9 @@ fn the_guest_writes_a_disk_that_verifies() {
     assert!(report.exact > 1000, "{report:?}\n{text}");
     let last = support::Line::last(&text, "final").unwrap();
     assert_eq!(last.get("seq"), 3000);
-    assert!(last.get("reads") > 100 && last.get("irqs") > 0, "{text}");
+    // A read is tried at every eighth write and done where the block is known by then: some
+    // hundred of them, fewer where two reads are still on the way.
+    assert!(last.get("reads") > 10 && last.get("irqs") > 0, "{text}");
 }
 
 #[test]
