@@ -6,7 +6,7 @@
 //! allocation per request, so that the generator costs little beside the server it measures.
 
 use std::{
-    io::{Read, Write},
+    io::{IoSlice, Read, Write},
     net::TcpStream,
     sync::Arc,
 };
@@ -15,7 +15,7 @@ use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, TreeId,
     crypto::{Cipher, SigningAlgorithm, random},
     fscc::{FileAttributes, InfoClass},
-    header::{FRAME_LEN, HEADER_LEN, frame_len},
+    header::{FRAME_LEN, HEADER_LEN, frame_len, frame_prefix},
     msg::{
         close, create,
         create::{Access, CreateOptions, Disposition, ShareAccess},
@@ -37,6 +37,8 @@ use crate::{
 
 /// Room in the receive buffer beyond the longest payload.
 const OVERHEAD: usize = 64 * 1024;
+/// Data of an unprotected write that are so long are sent from where they are.
+const NOT_COPIED: usize = 64 * 1024;
 
 /// A response as [`RawConnection::receive`] shows it.
 #[derive(Debug)]
@@ -71,6 +73,8 @@ pub struct RawConnection {
     taken: usize,
     filled: usize,
     guard: Guard,
+    /// What went wrong when a request was sent as it was queued.
+    failed: Option<Error>,
 }
 
 impl RawConnection {
@@ -121,6 +125,7 @@ impl RawConnection {
             received: vec![0; OVERHEAD],
             taken: 0,
             filled: 0,
+            failed: None,
         })
     }
 
@@ -357,11 +362,26 @@ impl RawConnection {
     }
 
     /// Queues a write to a file of [`RawConnection::queue_create`];
-    /// [`RawConnection::can_queue`] must have said yes.
+    /// [`RawConnection::can_queue`] must have said yes. A long one without protection is sent at
+    /// once, with what is queued, rather than copied; [`RawConnection::send`] says if that failed.
     pub fn queue_write_to(&mut self, file_id: FileId, offset: u64, data: &[u8]) -> u64 {
         let request = write::Request { offset, file_id, data, ..Default::default() };
-        let charge = self.charge(u32::try_from(data.len()).unwrap_or(u32::MAX));
-        self.queue(Command::WRITE, charge, |out| request.encode(out))
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let charge = self.charge(len);
+        if self.guard != Guard::Plain || data.len() < NOT_COPIED {
+            return self.queue(Command::WRITE, charge, |out| request.encode(out));
+        }
+        let at = self.out.len();
+        let message = self.queue(Command::WRITE, charge, |out| request.encode_head(len, out));
+        let whole = self.out.len() - at - FRAME_LEN + data.len();
+        let prefix = frame_prefix(whole).expect("requests are bounded below 16 MiB");
+        self.out[at..at + FRAME_LEN].copy_from_slice(&prefix);
+        if self.failed.is_none() {
+            let sent = send_both(&mut self.stream, &self.out, data);
+            self.failed = sent.map_err(lost).err();
+            self.out.clear();
+        }
+        message
     }
 
     /// Queues the close of a file of [`RawConnection::queue_create`] or
@@ -395,6 +415,9 @@ impl RawConnection {
 
     /// Sends all that is queued at once.
     pub fn send(&mut self) -> Result<()> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         if !self.out.is_empty() {
             self.stream.write_all(&self.out).map_err(lost)?;
             self.out.clear();
@@ -500,6 +523,15 @@ impl RawConnection {
         }
         Ok(shown)
     }
+}
+
+/// Sends two pieces behind one another.
+fn send_both(stream: &mut TcpStream, first: &[u8], second: &[u8]) -> std::io::Result<()> {
+    let sent = stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)])?;
+    if sent < first.len() {
+        stream.write_all(&first[sent..])?;
+    }
+    stream.write_all(&second[sent.saturating_sub(first.len())..])
 }
 
 fn expect(header: &Header, what: impl FnOnce() -> String) -> Result<()> {

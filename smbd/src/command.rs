@@ -143,9 +143,29 @@ pub struct Ctx<'a> {
     pub file: Option<FileId>,
     /// Signs the answer whether or not the request was signed.
     pub signer: Option<Arc<SigningKey>>,
+    /// Bytes of a WRITE's data that are in the file already and not in the message any more.
+    pub placed: usize,
 }
 
-impl Ctx<'_> {
+impl<'a> Ctx<'a> {
+    /// A request that stands alone and came as it is.
+    pub fn new(ex: &'a mut Exchange, header: Header, session: Option<Arc<Session>>) -> Self {
+        Self {
+            ex,
+            header,
+            session,
+            binding: None,
+            tree: None,
+            sealed: false,
+            related_file: None,
+            creating: None,
+            in_progress: None,
+            file: None,
+            signer: None,
+            placed: 0,
+        }
+    }
+
     /// The session; commands that need one are dispatched with one.
     pub fn session(&self) -> Result<&Arc<Session>, NtStatus> {
         self.session.as_ref().ok_or(NtStatus::USER_SESSION_DELETED)

@@ -17,6 +17,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    ops::Range,
     os::fd::AsRawFd,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -28,7 +29,10 @@ use block_io::LowWater;
 use bytes::BufMut;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustix::net::sockopt;
-use smb_protocol::header::{FRAME_LEN, frame_len};
+use smb_protocol::{
+    header::{FRAME_LEN, HEADER_LEN, frame_len},
+    msg::write::DATA_OFFSET,
+};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 
 use crate::{
@@ -47,6 +51,9 @@ const TURNS: u32 = 2;
 const SEND_AT: usize = 64 << 10;
 /// Room for input that an idle connection does not hold.
 const INPUT: usize = 256 << 10;
+/// About so much of a large write goes to its file at once: few enough that the second copy comes
+/// from the CPU's cache.
+const PIECE: usize = 256 << 10;
 /// Room beyond the payload that a message may have: headers, contexts, names.
 const OVERHEAD: usize = 64 << 10;
 /// Buffers kept for the next connection that has something to do, and the largest that is kept.
@@ -113,6 +120,8 @@ pub async fn run(
         at: 0,
         missing: FRAME_LEN,
         at_once: INPUT,
+        placing: Placing::Unknown,
+        placed: 0,
         low_water: LowWater::default(),
         output: Vec::new(),
         written: 0,
@@ -158,8 +167,9 @@ async fn serve(
         let mut answered_some = false;
         while let Some(frame) = link.next_frame(exchange.max_message())? {
             answered_some = true;
-            let message = &mut link.input[frame];
-            match exchange.receive(message, &mut link.output) {
+            let (range, placed) = frame;
+            let message = &mut link.input[range];
+            match exchange.receive_rest(message, placed, &mut link.output) {
                 Ok(Frame::Answered) => {}
                 Ok(Frame::Waits(futures)) => waiting.extend(futures),
                 Err(dropped) => {
@@ -172,6 +182,7 @@ async fn serve(
                 link.send(waiting).await?;
             }
         }
+        link.place(exchange);
         while let Some(done) = link.held.pop_front().or_else(|| next_now(waiting)) {
             waiting.extend(exchange.complete(done, &mut link.output)?);
             if link.output.len() >= SEND_AT {
@@ -248,6 +259,17 @@ fn next_now(waiting: &mut Waiting) -> Option<Completion> {
     }
 }
 
+/// What is known of a message of which only a part has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Placing {
+    /// It is received as a whole.
+    No,
+    /// Nobody has looked yet.
+    Unknown,
+    /// It is a write whose data may go to their file before all have come.
+    Yes,
+}
+
 /// The socket with its buffers.
 struct Link {
     stream: TcpStream,
@@ -259,6 +281,10 @@ struct Link {
     /// How much is received at once at most: a large frame alone, so that it stays in the CPU's
     /// cache until it is written and nothing behind it has to be moved to the front.
     at_once: usize,
+    /// Whether the data of the message whose beginning is in `input` go to their file as they come.
+    placing: Placing,
+    /// Bytes of its data that have gone there and are not in `input` any more.
+    placed: usize,
     low_water: LowWater,
     output: Vec<u8>,
     /// Bytes that were sent.
@@ -271,42 +297,75 @@ struct Link {
 }
 
 impl Link {
-    /// The next complete message in the input, if there is one.
-    fn next_frame(&mut self, max: usize) -> Result<Option<std::ops::Range<usize>>, Dropped> {
+    /// The next complete message in the input, if there is one, and how many bytes of its data
+    /// have been placed and taken out.
+    fn next_frame(&mut self, max: usize) -> Result<Option<(Range<usize>, usize)>, Dropped> {
         let rest = &self.input[self.at..];
         (self.missing, self.at_once) = (FRAME_LEN, INPUT);
-        let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else { return Ok(None) };
+        let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else {
+            self.to_front();
+            return Ok(None);
+        };
         let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
         if len > max + OVERHEAD {
             return Err(Dropped::TooLong(len));
         }
         let start = self.at + FRAME_LEN;
-        if self.input.len() - start >= len {
-            self.at = start + len;
-            return Ok(Some(start..start + len));
+        let end = start + len - self.placed;
+        if self.input.len() >= end {
+            self.at = end;
+            self.placing = Placing::Unknown;
+            return Ok(Some((start..end, std::mem::take(&mut self.placed))));
         }
-        // Make room for the whole of it, so that it is received in few calls.
-        if self.at > 0 {
-            self.input.drain(..self.at);
-            self.at = 0;
-        }
-        self.missing = FRAME_LEN + len - self.input.len();
+        self.missing = end - self.input.len();
+        self.to_front();
         if len > INPUT {
             self.at_once = self.missing;
         }
+        if len < 2 * PIECE {
+            self.placing = Placing::No;
+        }
+        // Room for the whole of it, so that it is received in few calls.
         self.input.reserve(self.missing);
         Ok(None)
     }
 
-    /// Puts what is left to the front and sees that there is room.
-    fn make_room(&mut self) {
-        if self.at == self.input.len() {
-            self.input.clear();
-            self.at = 0;
-        } else if self.at > 0 {
+    /// Puts what has come of the data of the message at the front into its file, if it is a large
+    /// write that allows that; the room it took is used again.
+    fn place(&mut self, exchange: &mut Exchange) {
+        let Some(message) = self.input.get_mut(FRAME_LEN..) else { return };
+        if self.placing == Placing::Unknown && message.len() >= HEADER_LEN {
+            let may = Exchange::may_place(message);
+            self.placing = if may { Placing::Yes } else { Placing::No };
+        }
+        if self.placing != Placing::Yes {
+            return;
+        }
+        if message.len() >= DATA_OFFSET + PIECE / 2 {
+            match exchange.place(message, self.placed) {
+                Some(piece) => {
+                    self.placed += piece.len();
+                    self.input.drain(FRAME_LEN + piece.start..FRAME_LEN + piece.end);
+                }
+                None => self.placing = Placing::No,
+            }
+        }
+        if self.placing == Placing::Yes {
+            let full = FRAME_LEN + DATA_OFFSET + PIECE;
+            self.at_once = self.missing.min(full.saturating_sub(self.input.len()).max(1));
+        }
+    }
+
+    /// Puts what is left to the front.
+    fn to_front(&mut self) {
+        if self.at > 0 {
             self.input.drain(..self.at);
             self.at = 0;
         }
+    }
+
+    /// Sees that there is room.
+    fn make_room(&mut self) {
         if self.input.capacity() == 0 {
             self.input = take_buffer();
         }
@@ -350,7 +409,7 @@ impl Link {
 
     /// Waits for input; `false` at its end. An idle connection holds no buffer meanwhile.
     async fn receive(&mut self) -> Result<bool, Dropped> {
-        self.low_water.wait_for(&self.stream, self.missing);
+        self.low_water.wait_for(&self.stream, self.missing.min(self.at_once));
         self.stream.readable().await?;
         Ok(self.receive_now()? != Some(0))
     }

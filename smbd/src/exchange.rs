@@ -8,7 +8,7 @@ mod admission;
 mod answer;
 mod waiting;
 
-use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{collections::HashMap, future::Future, net::SocketAddr, ops::Range, pin::Pin, sync::Arc};
 
 use smb_protocol::{
     Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId,
@@ -64,6 +64,8 @@ struct Accepted {
     async_id: Option<u64>,
     /// A CREATE that its client may repeat while it waits.
     creating: Option<Creating>,
+    /// Bytes of a WRITE's data that are in the file already.
+    placed: usize,
 }
 
 /// Whether the next request of a frame can be carried out.
@@ -101,6 +103,8 @@ pub struct Exchange {
     max_message: usize,
     line: Arc<Line>,
     posts: UnboundedReceiver<Post>,
+    /// Bytes of the next message's data that are in the file already.
+    placed: usize,
 }
 
 /// State that goes from one request of a compound to the next related one
@@ -140,6 +144,7 @@ impl Exchange {
             max_message,
             line: Line::new(id, sender),
             posts,
+            placed: 0,
         }
     }
 
@@ -211,6 +216,48 @@ impl Exchange {
     /// Whether anyone is authenticated.
     pub fn authenticated(&self) -> bool {
         !self.sessions.is_empty()
+    }
+
+    /// Whether the data of a message that begins like this may go to their file before all of it
+    /// has come: a WRITE that stands alone and has no signature to be verified first.
+    pub fn may_place(message: &[u8]) -> bool {
+        Header::parse(message).is_ok_and(|header| {
+            let not = HeaderFlags::SIGNED | HeaderFlags::RELATED | HeaderFlags::ASYNC;
+            header.command == Command::WRITE
+                && header.next_command == 0
+                && !header.is_response()
+                && !header.flags.any(not)
+        })
+    }
+
+    /// Puts what has come of the data of such a message into its file, behind the `placed` bytes
+    /// before it, if the whole message would be let in now. Says which bytes of it that were; they
+    /// may be taken out of it. Each part is checked anew: a client may have come back on another
+    /// connection and have gone on there.
+    pub fn place(&mut self, message: &mut [u8], placed: usize) -> Option<Range<usize>> {
+        let header = Header::parse(message).ok()?;
+        let admitted = self.admit(&header, message, &Protection::Plain).ok()?;
+        let session = admitted.channel?.session.clone();
+        let tree = session.tree(header.tree_id())?;
+        if tree.must_encrypt || tree.volume.is_none() {
+            return None;
+        }
+        let mut ctx = Ctx::new(self, header, Some(session));
+        ctx.tree = Some(tree);
+        command::write::place(&mut ctx, message, placed)
+    }
+
+    /// Takes a message of whose data `placed` bytes are in their file and not in the message.
+    pub fn receive_rest(
+        &mut self,
+        message: &mut [u8],
+        placed: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Frame, Dropped> {
+        self.placed = placed;
+        let result = self.receive(message, out);
+        self.placed = 0;
+        result
     }
 
     /// Takes one message apart, answers what can be answered.
@@ -340,7 +387,16 @@ impl Exchange {
                 return Ok(None);
             }
         };
-        Ok(Some(Accepted { header, channel, binding, credits, async_id: None, creating: None }))
+        let placed = std::mem::take(&mut self.placed);
+        Ok(Some(Accepted {
+            header,
+            channel,
+            binding,
+            credits,
+            async_id: None,
+            creating: None,
+            placed,
+        }))
     }
 
     /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
@@ -356,7 +412,7 @@ impl Exchange {
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
     ) -> Result<Flow, Dropped> {
-        let Accepted { header, channel, binding, credits, async_id, creating } = accepted;
+        let Accepted { header, channel, binding, credits, async_id, creating, placed } = accepted;
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
             let signer = self.signer(&header);
@@ -365,18 +421,14 @@ impl Exchange {
         }
         let since = self.meter.taken();
         let related = header.flags.has(HeaderFlags::RELATED);
+        let session = channel.as_ref().map(|channel| channel.session.clone());
         let mut ctx = Ctx {
-            ex: self,
-            header,
-            session: channel.as_ref().map(|channel| channel.session.clone()),
             binding,
-            tree: None,
             sealed: matches!(protection, Protection::Sealed(_)),
             related_file: if related { chain.file } else { None },
             creating,
-            in_progress: None,
-            file: None,
-            signer: None,
+            placed,
+            ..Ctx::new(self, header, session)
         };
         let body_at = answer.open(&ctx.header);
         let result = command::dispatch(&mut ctx, &rest[..len], answer.out);
@@ -461,6 +513,7 @@ impl Exchange {
                         credits: 0,
                         async_id,
                         creating,
+                        placed,
                     },
                     chain: chain.clone(),
                     first: place.first,

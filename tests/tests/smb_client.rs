@@ -133,6 +133,36 @@ async fn every_dialect_signature_and_cipher() {
     }
 }
 
+/// Without signatures the server puts the data of large writes into the file as they come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_unsigned_writes_land_where_they_belong() {
+    const LEN: usize = 24 << 20;
+    let host = Host::start("signing = \"enabled\"");
+    let options = ConnectOptions { signing: Signing::IfRequired, ..host.options() };
+    let tree = Client::connect(options).await.unwrap().tree("vms").await.unwrap();
+    let file = tree.open("large", OpenOptions::create(Create::New)).await.unwrap();
+    let mut model = vec![0; LEN];
+    let (mut random, data) = (7u64, pattern(1, LEN));
+    for turn in 0..12 {
+        // Of each quarter a part, so that writes at one time do not meet.
+        let parts = [0, 1, 2, 3].map(|quarter: usize| {
+            random = random.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) + turn;
+            let start = quarter * LEN / 4 + random as usize % (LEN / 8);
+            let len = 1 + (random >> 32) as usize % (LEN / 8);
+            let from = (random >> 20) as usize % (LEN / 2);
+            model[start..start + len].copy_from_slice(&data[from..from + len]);
+            (start as u64, &data[from..from + len])
+        });
+        let [a, b, c, d] = parts.map(|(start, part)| file.write_at(start, part));
+        tokio::try_join!(a, b, c, d).unwrap();
+    }
+    file.close().await.unwrap();
+    let mut stored = std::fs::read(host.directory.path().join("share/large")).unwrap();
+    assert!(stored.len() <= LEN);
+    stored.resize(LEN, 0);
+    assert!(stored == model, "the file differs from the model");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_share_that_demands_encryption_gets_it() {
     let host = Host::start("encryption = \"off\"");

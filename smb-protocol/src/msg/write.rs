@@ -37,6 +37,12 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// Reads the body.
     pub fn parse(body: &'a [u8]) -> Result<Self> {
+        Self::parse_rest(body, 0)
+    }
+
+    /// Reads the body of a request out of which the first `taken` bytes of the data were taken, or
+    /// all if there are not so many; `data` is what is left.
+    pub fn parse_rest(body: &'a [u8], taken: usize) -> Result<Self> {
         let mut r = Reader::new(body);
         r.structure_size(49, "write.StructureSize")?;
         let data_offset = r.u16("write.DataOffset")?.into();
@@ -49,22 +55,35 @@ impl<'a> Request<'a> {
         let info_len = r.u16("write.WriteChannelInfoLength")?.into();
         let flags = r.u32("write.Flags")?;
         let channel_info = body_region(&r, info_offset, info_len, "write.ChannelInfo")?;
-        let data = body_region(&r, data_offset, length as usize, "write.Buffer")?;
+        let left = (length as usize).saturating_sub(taken);
+        let data = body_region(&r, data_offset, left, "write.Buffer")?;
         Ok(Self { offset, file_id, channel, remaining, flags, length, data, channel_info })
+    }
+
+    /// Where the data stand, from the message's header; the rest of the body need not have come.
+    pub fn data_offset(body: &[u8]) -> Result<usize> {
+        let mut r = Reader::new(body);
+        r.structure_size(49, "write.StructureSize")?;
+        Ok(r.u16("write.DataOffset")?.into())
     }
 
     /// Appends the body; `length` is taken from `data`.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        self.encode_head(len32(self.data.len()), out);
+        out.put(self.data);
+    }
+
+    /// Appends the body up to the data, of which `length` bytes are to follow.
+    pub fn encode_head(&self, length: u32, out: &mut Vec<u8>) {
         out.put_u16(49);
         out.put_u16(len16(DATA_OFFSET));
-        out.put_u32(len32(self.data.len()));
+        out.put_u32(length);
         out.put_u64(self.offset);
         out.put(&self.file_id.to_bytes());
         out.put_u32(self.channel);
         out.put_u32(self.remaining);
         out.put_u32(0);
         out.put_u32(self.flags);
-        out.put(self.data);
     }
 }
 

@@ -1,17 +1,21 @@
 //! WRITE and FLUSH (MS-SMB2 3.3.5.13, 3.3.5.11).
 
-use std::sync::atomic::Ordering;
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+};
 
-use block_io::File;
+use block_io::{File, LocalFile};
 use smb_protocol::{
     NtStatus,
     fscc::FileAttributes,
+    header::HEADER_LEN,
     msg::{
         create::Access,
         flush,
         notify::ChangeFilter,
         simple::Empty,
-        write::{Request, Response, WRITE_THROUGH},
+        write::{DATA_OFFSET, Request, Response, WRITE_THROUGH},
     },
 };
 
@@ -19,17 +23,71 @@ use super::{Ctx, Fail, Handled, Later};
 use crate::{status::of_storage, volume::open::Open};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
+/// Parts of pages are not placed: what is not in the page cache would have to be read for them.
+const PAGE: u64 = 4096;
 
 /// Handles a WRITE: the page cache takes it inline; write-through waits for the disk.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
-    let request = Request::parse(body)?;
+    let request = Request::parse_rest(body, ctx.placed)?;
+    let (open, data) = begin(ctx, &request)?;
+    let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
+    let count = request.length;
+    open.note_write();
+    let offset = request.offset + ctx.placed as u64;
+    let written = data.write_now(offset, request.data)?;
+    if written && !through {
+        Response { count }.encode(out);
+        return Ok(NtStatus::SUCCESS);
+    }
+    let rest = if written { Vec::new() } else { request.data.to_vec() };
+    Err(Fail::Later(Later {
+        bytes: rest.len(),
+        future: Box::pin(async move {
+            let _open = open;
+            if !rest.is_empty() {
+                data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
+            }
+            if through {
+                data.flush().await.map_err(|error| of_storage(&error))?;
+            }
+            let mut body = Vec::with_capacity(16);
+            Response { count }.encode(&mut body);
+            Ok(body)
+        }),
+        cancel: None,
+        interim: false,
+        io: true,
+    }))
+}
+
+/// Puts what has come of the data of a WRITE into its file, behind the `placed` bytes before it,
+/// while the rest is still on its way: whole pages, if the WRITE could be carried out at once. Says
+/// which bytes of the message it was.
+pub fn place(ctx: &mut Ctx<'_>, message: &[u8], placed: usize) -> Option<Range<usize>> {
+    let start = Request::data_offset(message.get(HEADER_LEN..)?).ok()?;
+    if start < DATA_OFFSET || start > message.len() {
+        return None;
+    }
+    let request = Request::parse_rest(&message[HEADER_LEN..start], usize::MAX).ok()?;
+    let left = (request.length as usize).checked_sub(placed)?;
+    let there = (message.len() - start).min(left);
+    let offset = request.offset.checked_add(placed as u64)?;
+    let taken = there.checked_sub((offset.checked_add(there as u64)? % PAGE) as usize)?;
+    let (_open, data) = begin(ctx, &request).ok()?;
+    let range = start..start + taken;
+    data.write_now(offset, &message[range.clone()]).ok()?.then_some(range)
+}
+
+/// Checks all that is to be checked of a WRITE, and does what goes before the data: others lose
+/// what they cache.
+fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<LocalFile>), Fail> {
     let open = ctx.open(request.file_id)?;
-    let len = request.data.len();
+    let len = request.length as usize;
     if len > ctx.ex.max_message() || request.channel != 0 {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     ctx.check_charge(len)?;
-    let data = open.content(Access::WRITE_DATA.or(Access::APPEND_DATA))?;
+    let data = open.content(Access::WRITE_DATA.or(Access::APPEND_DATA))?.clone();
     let end = request.offset.checked_add(len as u64);
     let Some(end) = end.filter(|end| *end <= MAX_OFFSET) else {
         return Err(NtStatus::INVALID_PARAMETER.into());
@@ -49,34 +107,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if open.nodes().is_watched() {
         open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
     }
-    let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
-    let count = request.length;
-    open.note_write();
-    let written = data.write_now(request.offset, request.data)?;
-    if written && !through {
-        Response { count }.encode(out);
-        return Ok(NtStatus::SUCCESS);
-    }
-    let rest = if written { Vec::new() } else { request.data.to_vec() };
-    let (data, offset) = (data.clone(), request.offset);
-    Err(Fail::Later(Later {
-        bytes: rest.len(),
-        future: Box::pin(async move {
-            let _open = open;
-            if !rest.is_empty() {
-                data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
-            }
-            if through {
-                data.flush().await.map_err(|error| of_storage(&error))?;
-            }
-            let mut body = Vec::with_capacity(16);
-            Response { count }.encode(&mut body);
-            Ok(body)
-        }),
-        cancel: None,
-        interim: false,
-        io: true,
-    }))
+    Ok((open, data))
 }
 
 /// A write may not leave a gap that the volume could never fill: as on NTFS, only a file that was

@@ -20,6 +20,7 @@ mod files;
 mod listing;
 mod options;
 mod persistent;
+mod placing;
 
 use super::*;
 use crate::config::Config;
@@ -84,9 +85,19 @@ impl Direct {
 
     /// Sends messages as one frame and returns the answers, each checked to be well formed.
     fn send(&mut self, frame: &mut [u8]) -> Result<Vec<(Header, Vec<u8>)>, Dropped> {
+        self.send_rest(frame, 0)
+    }
+
+    /// As [`Direct::send`], but for `placed` bytes of data that are in their file already.
+    fn send_rest(
+        &mut self,
+        frame: &mut [u8],
+        placed: usize,
+    ) -> Result<Vec<(Header, Vec<u8>)>, Dropped> {
         let mut out = Vec::new();
-        let _inside = self.runtime.enter();
-        let waits = match self.exchange.receive(frame, &mut out)? {
+        let runtime = self.runtime.handle().clone();
+        let _inside = runtime.enter();
+        let waits = match self.exchange.receive_rest(frame, placed, &mut out)? {
             Frame::Answered => Vec::new(),
             Frame::Waits(waits) => waits,
         };
