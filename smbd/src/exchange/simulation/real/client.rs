@@ -325,10 +325,10 @@ impl Client {
                     return wrong(format!("{found:?} and not {wanted:?}"));
                 }
             }
-            (Op::Write(block, _) | Op::Zero(block), _) => {
-                if !self.blocks[block].end(place, None) && !self.blind {
-                    return wrong("no order explains it".to_owned());
-                }
+            (Op::Write(block, _) | Op::Zero(block), _)
+                if !self.blocks[block].end(place, None) && !self.blind =>
+            {
+                return wrong("no order explains it".to_owned());
             }
             _ => {}
         }
