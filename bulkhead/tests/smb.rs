@@ -122,6 +122,10 @@ async fn a_user_made_by_the_tool_can_measure_the_server() {
     let large =
         run(&["--rw", "write", "--block-size", "1M", "--encrypt", "off", "--dialect", "2.1"]);
     assert_eq!(large["protocol"]["dialect"], "SMB_2_1");
+    let several = run(&["--channels", "3", "--rw", "mixed"]);
+    assert_eq!(several["protocol"]["channels"].as_array().unwrap().len(), 3, "{several}");
+    let counts = ["read", "write"].map(|name| several[name]["operations"].as_u64().unwrap());
+    assert!(counts.iter().all(|count| *count > 0), "{several}");
     let three = run(&["--connections", "3"]);
     let counts = ["least", "most"].map(|name| three["per_connection"][name].as_u64().unwrap());
     assert!(0 < counts[0] && counts[0] <= counts[1], "{three}");

@@ -33,7 +33,7 @@ use std::{
 use smb_protocol::{Command, FileId, TreeId, msg::simple::Empty};
 use tokio::sync::{Notify, watch};
 
-use crate::{Error, Result, connection::Connection, handshake::Established};
+use crate::{Error, connection::Connection};
 
 pub(crate) use self::keeper::keep;
 
@@ -46,16 +46,6 @@ pub(crate) struct Path {
     pub local: IpAddr,
     /// How much slower it is than the fastest, at least 1.
     pub weight: u32,
-}
-
-impl Path {
-    /// That of a connection.
-    pub fn of(established: &Established, weight: u32) -> Result<Self> {
-        let lost = |error: std::io::Error| Error::disconnected(error.to_string());
-        let server = established.stream.peer_addr().map_err(lost)?.ip().to_canonical();
-        let local = established.stream.local_addr().map_err(lost)?.ip().to_canonical();
-        Ok(Self { server, local, weight })
-    }
 }
 
 /// What the channels of one session have in common.

@@ -11,6 +11,7 @@
 //! answers every complete message in it. Nothing a server sends makes memory grow beyond what was
 //! asked for: frames are bounded, and answers to nothing end the connection.
 
+mod chain;
 mod tasks;
 
 use std::{
@@ -20,28 +21,33 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use rustix::net::{Shutdown, shutdown};
+use rustix::net::Shutdown;
 use smb_protocol::{Command, Header, HeaderFlags, MessageId, NtStatus, TreeId, msg::simple::Empty};
 use tokio::{
-    net::TcpStream,
     sync::{Notify, Semaphore, TryAcquireError, oneshot, watch},
+    time::Instant,
 };
 
+pub(crate) use self::chain::Part;
 use crate::{
     ConnectOptions, Error, Result,
     channels::{Group, Path},
     crypt::{Crypt, Guard, begin_frame, end_frame},
     handshake::{Established, Limits, Validation},
+    wire::Wire,
 };
 
 /// Payload that one credit pays for.
 pub(crate) const CREDIT: u32 = 65536;
 /// Requests up to this long are gathered into one buffer; longer ones are sent from their own.
 const SMALL: usize = 32 * 1024;
+
+/// Credits that a connection asks for at least: what a chain needs, and one for a sign of life.
+const LEAST_CREDITS: u16 = 8;
 
 /// A response: its header and the bytes behind it.
 #[derive(Debug)]
@@ -97,7 +103,7 @@ impl Shared {
 
 /// A connection with a session on it: one of its channels.
 pub(crate) struct Connection {
-    socket: TcpStream,
+    wire: Wire,
     pub crypt: Arc<Crypt>,
     pub limits: Limits,
     pub validate: Option<Validation>,
@@ -174,10 +180,9 @@ impl Connection {
         group: Arc<Group>,
         path: Path,
     ) -> Arc<Self> {
-        let Established { stream, crypt, limits, next_message, credits, validate, .. } =
-            established;
+        let Established { wire, crypt, limits, next_message, credits, validate, .. } = established;
         let connection = Arc::new(Self {
-            socket: stream,
+            wire,
             crypt,
             limits,
             validate,
@@ -190,7 +195,7 @@ impl Connection {
             credits: Semaphore::new(credits.max(2) as usize - 1),
             echo_credit: AtomicBool::new(credits > 1),
             total_credits: AtomicU32::new(credits),
-            wanted_credits: options.credits.max(1).into(),
+            wanted_credits: options.credits.max(LEAST_CREDITS).into(),
             next_message: AtomicU64::new(next_message),
             shared: Mutex::default(),
             wake_writer: Notify::new(),
@@ -272,13 +277,18 @@ impl Connection {
         if matches!(reason, Error::Closed) && !shared.sending && shared.large.is_empty() {
             // What can still be said without waiting: closes of files, the end of the session.
             let last = [&shared.begun[..], &shared.small[..]].concat();
-            let _ = self.socket.try_write(&last);
-            let _ = shutdown(&self.socket, Shutdown::Write);
+            let _ = self.wire.try_write(&last);
+            self.wire.shutdown(Shutdown::Write);
         } else {
-            let _ = shutdown(&self.socket, Shutdown::Both);
+            self.wire.shutdown(Shutdown::Both);
         }
-        *shared = Shared { closed: Some(reason), ..Shared::default() };
+        let ended = Shared { closed: Some(reason), ..Shared::default() };
+        let pending = std::mem::replace(&mut *shared, ended).pending;
         drop(shared);
+        // In the order in which they were sent, as they are sent again.
+        let mut pending: Vec<_> = pending.into_iter().collect();
+        pending.sort_unstable_by_key(|(message, _)| *message);
+        drop(pending);
         self.credits.close();
         self.wake_writer.notify_one();
         self.closed.send_replace(true);
@@ -375,36 +385,63 @@ impl Connection {
         flags: HeaderFlags,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Ticket> {
-        let charge = cost.charge;
-        let total = self.total_credits.load(Ordering::Relaxed);
-        let more = self.wanted_credits.saturating_sub(total);
-        let message = self.next_message.fetch_add(charge.into(), Ordering::Relaxed);
+        let message = self.take_numbers(cost.charge.into());
         let mut guard = self.crypt.guard(self.is_sealed());
         if command == Command::TREE_CONNECT && guard == Guard::Plain {
             // MS-SMB2 3.2.4.1.1: proves to the server that this is the authenticated client.
             guard = Guard::Signed;
         }
+        let mut header = self.header(command, tree, message, cost);
+        header.flags |= flags;
+        let mut out = Vec::with_capacity(256);
+        let at = begin_frame(&mut out, guard);
+        header.encode(&mut out);
+        encode(&mut out);
+        end_frame(&mut out, at, guard, Some(&self.crypt));
+        let (pending, ticket) = self.expected(command, message, cost, guard);
+        self.enqueue(out, [(message, pending)])?;
+        Ok(ticket)
+    }
+
+    /// Takes the next numbers of messages; gives the first.
+    fn take_numbers(&self, count: u64) -> u64 {
+        self.next_message.fetch_add(count, Ordering::Relaxed)
+    }
+
+    /// Credits available and in flight.
+    fn total_credits(&self) -> u32 {
+        self.total_credits.load(Ordering::Relaxed)
+    }
+
+    /// The header of a request whose credits were taken.
+    fn header(&self, command: Command, tree: TreeId, message: u64, cost: Cost) -> Header {
+        let charge = cost.charge;
+        let more = self.wanted_credits.saturating_sub(self.total_credits());
         let mut header = Header {
             credit_charge: if self.limits.large_mtu { charge } else { 0 },
             command,
             credits: u16::try_from(u32::from(charge) + more).unwrap_or(u16::MAX),
             message_id: MessageId(message),
             session_id: self.crypt.session_id,
-            flags,
             ..Header::default()
         };
         if self.crypt.dialect.is_smb3() {
             header.status = NtStatus(self.group.sequence().into());
         }
         header.set_tree_id(tree);
-        let mut out = Vec::with_capacity(256);
-        let at = begin_frame(&mut out, guard);
-        header.encode(&mut out);
-        encode(&mut out);
-        end_frame(&mut out, at, guard, Some(&self.crypt));
+        header
+    }
 
+    /// What is remembered of a request that is about to be sent, and who waits for its answer.
+    fn expected(
+        self: &Arc<Self>,
+        command: Command,
+        message: u64,
+        cost: Cost,
+        guard: Guard,
+    ) -> (Pending, Ticket) {
         let (reply, answer) = oneshot::channel();
-        let timeout = match command {
+        let patience = match command {
             Command::ECHO => self.echo_interval.max(Duration::from_secs(1)) * 2,
             _ => self.request_timeout,
         };
@@ -414,17 +451,30 @@ impl Connection {
             cost,
             guard,
             sent: Instant::now(),
-            patience: timeout,
+            patience,
             async_id: None,
         };
+        let connection = Arc::downgrade(self);
+        (pending, Ticket { connection, message, answer, answered: false })
+    }
+
+    /// Sends a frame with its requests, now or behind what is being sent.
+    fn enqueue(
+        &self,
+        out: Vec<u8>,
+        requests: impl IntoIterator<Item = (u64, Pending)>,
+    ) -> Result<()> {
         let mut shared = lock(&self.shared);
         if let Some(reason) = &shared.closed {
             return Err(reason.clone());
         }
-        shared.pending.insert(message, pending);
-        shared.load += u64::from(cost.bytes);
+        let alone = shared.pending.is_empty();
+        for (message, pending) in requests {
+            shared.load += u64::from(pending.cost.bytes);
+            shared.pending.insert(message, pending);
+        }
         self.load.store(shared.load, Ordering::Relaxed);
-        if shared.pending.len() == 1 && !shared.sending {
+        if alone && !shared.sending {
             shared.sending = true;
             drop(shared);
             self.send_now(out);
@@ -440,13 +490,13 @@ impl Connection {
                 self.wake_writer.notify_one();
             }
         }
-        Ok(Ticket { connection: Arc::downgrade(self), message, answer, answered: false })
+        Ok(())
     }
 
     /// Sends the only request in flight from the caller's own task, which saves the way through
     /// the writer task. The caller has set `sending`.
     fn send_now(&self, out: Vec<u8>) {
-        let sent = match self.socket.try_write(&out) {
+        let sent = match self.wire.try_write(&out) {
             Ok(sent) => sent,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
             Err(error) => return self.close(Error::disconnected(error.to_string())),

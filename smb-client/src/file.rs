@@ -160,6 +160,10 @@ impl RemoteFile {
     }
 
     /// Writes all of `buf` at `offset`.
+    ///
+    /// Of writes that overlap and are under way together any may be the last. One whose answer is
+    /// lost with its connection is sent again, and then comes over the others; who begins a write
+    /// when the one before it on the same range is answered sees each take effect once.
     pub async fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
         let piece = self.piece(|limits| limits.max_write)?;
         if buf.len() <= piece {

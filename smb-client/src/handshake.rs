@@ -22,15 +22,12 @@ use smb_protocol::{
     },
     spnego::Initiator,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 
 use crate::{
     ConnectOptions, Encryption, Error, Result, Signing,
     crypt::{Crypt, Guard, begin_frame, end_frame},
+    wire::{self, Wire},
 };
 
 /// Longest response accepted while nobody is authenticated.
@@ -68,7 +65,7 @@ pub(crate) struct Anchor {
 /// A connection with a session on it.
 #[derive(Debug)]
 pub(crate) struct Established {
-    pub stream: TcpStream,
+    pub wire: Wire,
     pub crypt: Arc<Crypt>,
     /// Whether all messages must be sealed, whatever the share says.
     pub seal_all: bool,
@@ -103,7 +100,7 @@ pub(crate) struct Validation {
 }
 
 struct Exchange {
-    stream: TcpStream,
+    wire: Wire,
     next_message: u64,
     credits: u32,
     wanted: u16,
@@ -141,16 +138,16 @@ impl Exchange {
             key.sign(&mut out[FRAME_LEN..], Role::Client);
         }
         self.next_message += 1;
-        self.stream.write_all(&out).await.map_err(lost)?;
+        self.wire.send(&out).await.map_err(lost)?;
 
         let mut prefix = [0; FRAME_LEN];
-        self.stream.read_exact(&mut prefix).await.map_err(lost)?;
+        self.wire.receive_exactly(&mut prefix).await.map_err(lost)?;
         let len = frame_len(prefix)?;
         if !(HEADER_LEN..=MAX_HANDSHAKE).contains(&len) {
             return Err(Error::Protocol(format!("a response of {len} bytes to {command:?}")));
         }
         let mut response = vec![0; len];
-        self.stream.read_exact(&mut response).await.map_err(lost)?;
+        self.wire.receive_exactly(&mut response).await.map_err(lost)?;
         let header = Header::parse(&response)?;
         if !header.is_response()
             || header.command != command
@@ -191,11 +188,14 @@ pub(crate) async fn establish(
     purpose: Purpose<'_>,
 ) -> Result<Established> {
     let work = async {
-        let stream = match purpose {
+        let network = options.network.as_ref();
+        let wire = match purpose {
             Purpose::Session { others, .. } => dial(options, others).await,
-            Purpose::Channel { address, .. } => TcpStream::connect((address, options.port)).await,
+            Purpose::Channel { address, .. } => {
+                wire::dial(network, &address.to_string(), options.port).await
+            }
         };
-        let stream = stream.map_err(|source| Error::Connect {
+        let wire = wire.map_err(|source| Error::Connect {
             address: match purpose {
                 Purpose::Session { .. } => options.address(),
                 Purpose::Channel { address, .. } => {
@@ -204,12 +204,8 @@ pub(crate) async fn establish(
             },
             source: Arc::new(source),
         })?;
-        stream.set_nodelay(true).map_err(lost)?;
-        // What paces by timers, as BBR does, costs a fast network more than it gives. A system that
-        // does not have it, or does not let us, keeps its own.
-        let _ = rustix::net::sockopt::set_tcp_congestion(&stream, "cubic");
         let mut exchange =
-            Exchange { stream, next_message: 0, credits: 1, wanted: options.credits.max(1) };
+            Exchange { wire, next_message: 0, credits: 1, wanted: options.credits.max(1) };
         let negotiated = negotiate(&mut exchange, options, client_guid, purpose).await?;
         log_on(exchange, options, negotiated, purpose).await
     };
@@ -221,19 +217,22 @@ pub(crate) async fn establish(
 
 /// Connects to the server by its name, and to the `others` if that takes long: the first that is
 /// connected is taken. The error is that of the name.
-async fn dial(options: &ConnectOptions, others: &[IpAddr]) -> std::io::Result<TcpStream> {
+async fn dial(options: &ConnectOptions, others: &[IpAddr]) -> std::io::Result<Wire> {
+    let network = options.network.clone();
     let (host, port) = (options.host.clone(), options.port);
     if others.is_empty() {
-        return TcpStream::connect((&*host, port)).await;
+        return wire::dial(network.as_ref(), &host, port).await;
     }
     let mut attempts = JoinSet::new();
-    attempts.spawn(async move { (true, TcpStream::connect((&*host, port)).await) });
+    let by_name = network.clone();
+    attempts.spawn(async move { (true, wire::dial(by_name.as_ref(), &host, port).await) });
     let mut left = others.iter();
     let mut error = None;
     loop {
         tokio::select! {
+            biased;
             Some(ended) = attempts.join_next() => match ended {
-                Ok((_, Ok(stream))) => return Ok(stream),
+                Ok((_, Ok(wire))) => return Ok(wire),
                 Ok((true, Err(why))) => error = Some(why),
                 _ => {}
             },
@@ -242,7 +241,10 @@ async fn dial(options: &ConnectOptions, others: &[IpAddr]) -> std::io::Result<Tc
         }
         // One that was refused does not let the next wait.
         if let Some(&next) = left.next() {
-            attempts.spawn(async move { (false, TcpStream::connect((next, port)).await) });
+            let network = network.clone();
+            attempts.spawn(async move {
+                (false, wire::dial(network.as_ref(), &next.to_string(), port).await)
+            });
         }
     }
 }
@@ -508,7 +510,7 @@ fn finish(
         return Err(Error::Protocol(format!("takes only {limits:?}")));
     }
     Ok(Established {
-        stream: exchange.stream,
+        wire: exchange.wire,
         crypt: Arc::new(crypt),
         seal_all,
         limits,

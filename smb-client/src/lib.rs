@@ -3,7 +3,7 @@
 //! ```text
 //!  RemoteFile (block_io::File) ─► Open ─┐        ┌─► supervisor: reconnect, open handles again
 //!  Tree: open, stat, list, rename … ────┼► Session ┤
-//!                                       │        └─► Link ─► channels ─► Connection ═══ TCP ═══ server
+//!                                       │        └─► Link ─► channels ─► Connection ═══ wire ═══ server
 //!                                       │             (one or several)  │
 //!                                       │                      │  callers encode, sign and seal
 //!                                       │                      ├─ writer task: one send per batch
@@ -22,6 +22,7 @@
 //!   [`ConnectOptions::reconnect_timeout`] says; durable opens are taken up again and what was in
 //!   flight is sent again. An open that the server has lost while acknowledged writes were not
 //!   yet flushed gives [`Error::WritesLost`] from then on: nothing is lost silently.
+//! - Servers are reached by TCP, or by what a [`Network`] puts in its place.
 //! - [`SmbUrl`] reads `smb://` addresses; passwords come from the environment, a file or the
 //!   program, never from an address.
 
@@ -38,6 +39,7 @@ pub mod raw;
 mod session;
 mod tree;
 mod url;
+mod wire;
 
 pub use credentials::{CredentialsError, Login};
 pub use error::{Error, Result};
@@ -48,3 +50,4 @@ pub use options::{
 pub use session::{Client, Session};
 pub use tree::{DirEntry, Metadata, Tree};
 pub use url::{SmbUrl, UrlError};
+pub use wire::{Dialled, Network, Stream};

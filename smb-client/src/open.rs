@@ -12,10 +12,10 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use smb_protocol::{
@@ -30,6 +30,7 @@ use smb_protocol::{
         tree_connect::ShareCapabilities,
     },
 };
+use tokio::time::Instant;
 
 use crate::{
     Create, Error, OpenOptions, Result, Share,
@@ -53,7 +54,7 @@ pub(crate) struct Open {
     share: String,
     pub path: String,
     pub options: OpenOptions,
-    create_guid: [u8; 16],
+    create_guid: Mutex<[u8; 16]>,
     slot: RwLock<Place>,
     acknowledged: AtomicU64,
     flushed: AtomicU64,
@@ -118,21 +119,21 @@ impl Open {
             share: share.to_owned(),
             path: wire_path(path)?,
             options,
-            create_guid: random(),
+            create_guid: Mutex::new(random()),
             slot: RwLock::new(Place { slot: Slot::Closed, stale: false }),
             acknowledged: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             session,
         });
         let mut patience = Patience::default();
-        let mut again = false;
+        let (mut again, mut disposition) = (false, options.create);
         let since = Instant::now();
         loop {
             let link = open.session.link().await?;
             let result = async {
                 let tree = link.tree(&open.session.options, &open.share).await?;
                 let sent = std::mem::replace(&mut again, true);
-                open.create(&link, tree, options.create, sent).await
+                open.create(&link, tree, disposition, sent).await
             };
             match result.await {
                 Ok(live) => {
@@ -146,6 +147,13 @@ impl Open {
                     if since.elapsed() < open.session.options.reconnect_timeout =>
                 {
                     tokio::time::sleep(NOT_AVAILABLE_PAUSE).await;
+                }
+                // Its first copy was carried out in a session that is gone (MS-SMB2 3.3.5.9.10), and
+                // its answer is lost: what was to be made is made, and is opened once more. The
+                // server gives the other open up, whose client is away.
+                Err(error) if again && error.nt_status() == Some(NtStatus::DUPLICATE_OBJECTID) => {
+                    *open.guid() = random();
+                    (again, disposition) = (false, Create::Open);
                 }
                 Err(error) if error.nt_status() == Some(NtStatus::FILE_NOT_AVAILABLE) => {
                     return Err(error);
@@ -163,6 +171,10 @@ impl Open {
     /// Whether a CREATE that is repeated is carried out once (MS-SMB2 3.2.4.1.11).
     fn is_replayable(&self, link: &Link) -> bool {
         self.options.durable && link.dialect().is_smb3()
+    }
+
+    fn guid(&self) -> MutexGuard<'_, [u8; 16]> {
+        self.create_guid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, slot: Slot) {
@@ -269,7 +281,7 @@ impl Open {
             } else {
                 0
             },
-            create_guid: self.create_guid,
+            create_guid: *self.guid(),
         }
         .to_bytes();
         let mut contexts = Vec::new();
@@ -342,8 +354,7 @@ impl Open {
             Durable::No => None,
             Durable::V1 => Some((names::DHNC, v1.to_vec())),
             Durable::V2 { flags } => {
-                let reconnect =
-                    ReconnectV2 { file_id: old.file, create_guid: self.create_guid, flags };
+                let reconnect = ReconnectV2 { file_id: old.file, create_guid: *self.guid(), flags };
                 Some((names::DH2C, reconnect.to_bytes()))
             }
         };

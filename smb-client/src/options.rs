@@ -1,13 +1,13 @@
 //! How to connect and how to open.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use smb_protocol::{
     Dialect,
     crypto::{Cipher, SigningAlgorithm},
 };
 
-use crate::{Login, SmbUrl};
+use crate::{Login, Network, SmbUrl};
 
 /// When messages are signed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +46,7 @@ pub struct ConnectOptions {
     pub ciphers: Vec<Cipher>,
     /// Signing algorithms offered with 3.1.1, best first.
     pub signing_algorithms: Vec<SigningAlgorithm>,
-    /// Credits to hold at most, which bounds what is in flight: 64 KiB each.
+    /// Credits to hold at most, which bounds what is in flight: 64 KiB each. At least 8.
     pub credits: u16,
     /// Longest single read or write in bytes, further bounded by the server.
     pub max_io: u32,
@@ -66,6 +66,8 @@ pub struct ConnectOptions {
     /// Connections to each of the server's interfaces at most; 0 for what it offers: four to one
     /// that spreads connections over queues (RSS), one to any other.
     pub channels_per_interface: u16,
+    /// How servers are reached; `None` for the system's TCP.
+    pub network: Option<Arc<dyn Network>>,
 }
 
 impl ConnectOptions {
@@ -98,6 +100,7 @@ impl ConnectOptions {
             reconnect_timeout: Duration::from_secs(60),
             max_channels: 1,
             channels_per_interface: 0,
+            network: None,
         }
     }
 

@@ -103,7 +103,7 @@ impl RawConnection {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(lost)?;
         let established = runtime.block_on(establish(options, random(), Purpose::new()))?;
-        let stream = established.stream.into_std().and_then(|stream| {
+        let stream = established.wire.into_tcp()?.into_std().and_then(|stream| {
             stream.set_nonblocking(false)?;
             stream.set_read_timeout(Some(options.request_timeout))?;
             Ok(stream)

@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use smb_protocol::{
@@ -23,11 +23,11 @@ use smb_protocol::{
         tree_connect::{self, ShareCapabilities, ShareFlags},
     },
 };
-use tokio::sync::watch;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     ConnectOptions, Error, Result, Tree,
-    channels::{self, Channels, Group, Path},
+    channels::{self, Channels, Group},
     connection::{Connection, Response},
     handshake::{Anchor, Established, Purpose, establish},
     open::Open,
@@ -47,7 +47,8 @@ impl Client {
         let inner = Arc::new(Inner {
             options,
             client_guid,
-            state: watch::Sender::new(State::Up(Arc::clone(&link))),
+            state: Mutex::new(State::Up(Arc::clone(&link))),
+            changed: Notify::new(),
             opens: Mutex::default(),
             addresses: Mutex::default(),
         });
@@ -69,8 +70,7 @@ impl Session {
     /// Connects to a share.
     pub async fn tree(&self, share: &str) -> Result<Tree> {
         let tree = Tree::new(Arc::clone(&self.inner), share);
-        let link = self.inner.link().await?;
-        link.tree(&self.inner.options, share).await?;
+        tree.connect().await?;
         Ok(tree)
     }
 
@@ -112,7 +112,9 @@ impl Session {
 pub(crate) struct Inner {
     pub options: ConnectOptions,
     pub client_guid: [u8; 16],
-    state: watch::Sender<State>,
+    state: Mutex<State>,
+    /// Wakes who waits for another state, in the order in which they came.
+    changed: Notify,
     opens: Mutex<Vec<Weak<Open>>>,
     /// What the server told last of where it is.
     addresses: Mutex<Vec<IpAddr>>,
@@ -148,18 +150,27 @@ impl Inner {
 
     /// A session after number `generation`; waits while one is being made.
     pub async fn newer_link(&self, generation: u64) -> Result<Arc<Link>> {
-        let mut state = self.state.subscribe();
-        let settled = |state: &State| match state {
-            State::Up(link) => link.generation > generation,
-            State::Down => false,
-            State::Failed(_) => true,
-        };
-        let state = state.wait_for(settled).await.map_err(|_| Error::Closed)?;
-        match &*state {
-            State::Up(link) => Ok(Arc::clone(link)),
-            State::Failed(error) => Err(error.clone()),
-            State::Down => Err(Error::Closed),
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+                State::Up(link) if link.generation > generation => return Ok(Arc::clone(link)),
+                State::Failed(error) => return Err(error.clone()),
+                State::Up(_) | State::Down => {}
+            }
+            changed.await;
         }
+    }
+
+    fn set(&self, state: State) {
+        let old = std::mem::replace(
+            &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            state,
+        );
+        self.changed.notify_waiters();
+        // A link that goes says goodbye, which nobody has to wait for.
+        drop(old);
     }
 
     /// Has an open taken up again with every new connection.
@@ -220,7 +231,7 @@ impl Link {
             crypt: Arc::clone(&established.crypt),
             server_guid: established.server_guid,
         });
-        let path = Path::of(&established, 1)?;
+        let path = established.wire.path(1)?;
         let group = Group::new(established.seal_all);
         let first = Connection::start(established, options, group, path);
         let channels = Channels::new(first);
@@ -336,20 +347,20 @@ async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
         let link = loop {
             let Some(this) = inner.upgrade() else { return };
             if this.options.reconnect_timeout.is_zero() {
-                this.state.send_replace(State::Failed(last));
+                this.set(State::Failed(last));
                 return;
             }
-            this.state.send_replace(State::Down);
+            this.set(State::Down);
             let left = this.options.reconnect_timeout.saturating_sub(started.elapsed());
             if left.is_zero() {
                 tracing::warn!(server = %this.options.address(), "session cannot be restored");
-                this.state.send_replace(State::Failed(last));
+                this.set(State::Failed(last));
                 return;
             }
             match this.revive(watched.generation + 1, &mut watched.session).await {
                 Ok(link) => {
                     tracing::info!(server = %this.options.address(), "session restored");
-                    this.state.send_replace(State::Up(Arc::clone(&link)));
+                    this.set(State::Up(Arc::clone(&link)));
                     break link;
                 }
                 // A server that is just starting may not know its shares or users yet.
@@ -357,7 +368,7 @@ async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
                     last = Error::disconnected(describe(&error));
                 }
                 Err(error) => {
-                    this.state.send_replace(State::Failed(error));
+                    this.set(State::Failed(error));
                     return;
                 }
             }

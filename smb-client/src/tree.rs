@@ -1,24 +1,33 @@
 //! A share and what can be done on it besides reading and writing files.
+//!
+//! ```text
+//!  stat, identify, list ─► one message: CREATE, …, CLOSE ─► lost: again, on another channel
+//!  mkdir, rename, delete ─► the same ─► lost: the session ends; what is found decides
+//! ```
+//!
+//! Names have no channel sequence that would keep a lost copy of a request from being carried out
+//! late, so whoever changes names ends the session with the channel. An open that is durable comes
+//! through that; the session's others are made anew.
+
+mod listing;
+mod task;
 
 use std::sync::Arc;
 
 use smb_protocol::{
-    Command, FileId, NtStatus, TreeId,
-    fscc::{FileAttributes, InfoClass, Times, directory::Entry, file_info::Rename},
-    msg::{
-        close,
-        create::{self, Access, CreateOptions, Disposition, ShareAccess},
-        query_directory,
-        query_info::InfoType,
-        set_info,
-    },
+    NtStatus,
+    fscc::{FileAttributes, InfoClass, Times, file_info::Rename},
+    msg::{create::Access, query_directory},
 };
 
+use self::{
+    listing::Listing,
+    task::{Seen, Task, is_gone},
+};
 use crate::{
     Error, OpenOptions, RemoteFile, Result,
-    connection::Connection,
-    open::{IMPERSONATION, Open, Patience, wire_path},
-    session::{Inner, Link, expect},
+    open::{Open, Patience, wire_path},
+    session::{Inner, Link},
 };
 
 /// A share of a server. Paths have `/` or `\` between their parts.
@@ -58,78 +67,12 @@ pub struct DirEntry {
     pub metadata: Metadata,
 }
 
-/// Most entries of a directory that are read.
-const MAX_ENTRIES: usize = 1 << 20;
-
-/// A short-lived open on one connection; closed by [`Brief::end`].
-struct Brief {
-    connection: Arc<Connection>,
-    tree: TreeId,
-    file: FileId,
-    metadata: Metadata,
-}
-
-/// How a short-lived open is made.
-struct How {
-    access: Access,
-    options: CreateOptions,
-    disposition: Disposition,
-}
-
-impl How {
-    fn existing(access: Access) -> Self {
-        Self { access, options: CreateOptions::NONE, disposition: Disposition::OPEN }
-    }
-}
-
-impl Brief {
-    async fn open(
-        connection: &Arc<Connection>,
-        tree: TreeId,
-        path: &str,
-        how: &How,
-    ) -> Result<Self> {
-        let request = create::Request {
-            impersonation: IMPERSONATION,
-            access: how.access | Access::READ_ATTRIBUTES | Access::SYNCHRONIZE,
-            share: ShareAccess::READ | ShareAccess::WRITE | ShareAccess::DELETE,
-            disposition: how.disposition,
-            options: how.options,
-            name: path.to_owned(),
-            ..Default::default()
-        };
-        let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = connection.call(Command::CREATE, tree, encode).await?;
-        expect(&response, || format!("open {path:?}"))?;
-        let body = create::Response::parse(&response.body)?;
-        let metadata = Metadata {
-            len: body.end_of_file,
-            allocated: body.allocation_size,
-            attributes: body.attributes,
-            times: body.times,
-        };
-        Ok(Self { connection: Arc::clone(connection), tree, file: body.file_id, metadata })
-    }
-
-    async fn end(self) -> Result<()> {
-        let request = close::Request { flags: 0, file_id: self.file };
-        let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = self.connection.call(Command::CLOSE, self.tree, encode).await?;
-        expect(&response, || "close".into())
-    }
-
-    async fn set(&self, class: InfoClass, input: &[u8], what: &str) -> Result<()> {
-        let request = set_info::Request {
-            info_type: InfoType::FILE,
-            class,
-            file_id: self.file,
-            input,
-            ..Default::default()
-        };
-        let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = self.connection.call(Command::SET_INFO, self.tree, encode).await?;
-        expect(&response, || what.to_owned())
-    }
+/// What is the same file under another name, and another file under the same name: its number on
+/// the volume, and when it was made, since numbers are used again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Identity {
+    number: u64,
+    made: u64,
 }
 
 impl Tree {
@@ -149,25 +92,70 @@ impl Tree {
         Ok(RemoteFile::new(open))
     }
 
-    async fn on_link(&self) -> Result<(Arc<Link>, TreeId)> {
+    /// Connects to the share if that is not done yet.
+    pub(crate) async fn connect(&self) -> Result<()> {
         let mut patience = Patience::default();
         loop {
             let link = self.session.link().await?;
             match link.tree(&self.session.options, &self.share).await {
-                Ok(tree) => return Ok((link, tree.id)),
+                Ok(_) => return Ok(()),
                 Err(error) => patience.recover(&self.session, &link, error).await?,
             }
         }
     }
 
+    /// Does something once, over the session `link`.
+    async fn attempt(&self, link: &Link, task: &Task) -> Result<Seen> {
+        let tree = link.tree(&self.session.options, &self.share).await?;
+        task.carry_out(&link.channels.pick(), tree.id).await
+    }
+
+    /// Does something that changes nothing, again if its connection is lost.
+    async fn look(&self, task: &Task) -> Result<Seen> {
+        let mut patience = Patience::default();
+        loop {
+            let link = self.session.link().await?;
+            match self.attempt(&link, task).await {
+                Err(error) if error.is_disconnect() => {
+                    patience.recover(&self.session, &link, error).await?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Which file has a name now; `None` if none has.
+    async fn identify(&self, path: &str) -> Result<Option<Identity>> {
+        let seen = match self.look(&Task::identify(path)?).await {
+            Err(error) if is_gone(&error) => return Ok(None),
+            result => result?,
+        };
+        let answer = seen.answer.ok_or(Error::Protocol("a file without a number".into()))?;
+        let output = query_directory::Response::parse(&answer.body)?.output;
+        let number = output.first_chunk().map(|number| u64::from_le_bytes(*number));
+        let number = number.ok_or(Error::Protocol("a file without a number".into()))?;
+        Ok(Some(Identity { number, made: seen.metadata.times.creation }))
+    }
+
+    /// Tries to change something. `Ok(false)` says that it is not known whether that was done: the
+    /// connection was lost. Its session is then ended and another begun, so that a copy of the
+    /// request which is still on its way is not carried out any more.
+    async fn change(&self, patience: &mut Patience, task: &Task) -> Result<bool> {
+        let link = self.session.link().await?;
+        match self.attempt(&link, task).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_disconnect() => {
+                link.channels.close(&error);
+                patience.recover(&self.session, &link, error).await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// What is known of a file or directory.
     pub async fn stat(&self, path: &str) -> Result<Metadata> {
-        let (link, tree) = self.on_link().await?;
-        let how = How::existing(Access::READ_ATTRIBUTES);
-        let file = Brief::open(&link.channels.main(), tree, &wire_path(path)?, &how).await?;
-        let metadata = file.metadata;
-        file.end().await?;
-        Ok(metadata)
+        Ok(self.look(&Task::open(path, Access::READ_ATTRIBUTES)?).await?.metadata)
     }
 
     /// Whether there is a file or directory of this name.
@@ -182,90 +170,88 @@ impl Tree {
         }
     }
 
-    /// Makes a directory, which must not be there yet.
+    /// Makes a directory, which must not be there yet. If the connection is lost before the answer
+    /// and the directory is there afterwards, it is taken to be the one that was made.
     pub async fn mkdir(&self, path: &str) -> Result<()> {
-        let (link, tree) = self.on_link().await?;
-        let how = How {
-            access: Access::READ_ATTRIBUTES,
-            options: CreateOptions::DIRECTORY_FILE,
-            disposition: Disposition::CREATE,
-        };
-        Brief::open(&link.channels.main(), tree, &wire_path(path)?, &how).await?.end().await
+        let task = Task::make_directory(path)?;
+        let mut patience = Patience::default();
+        let mut again = false;
+        loop {
+            match self.change(&mut patience, &task).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => again = true,
+                Err(error)
+                    if again && error.nt_status() == Some(NtStatus::OBJECT_NAME_COLLISION) =>
+                {
+                    return if self.stat(path).await?.is_dir() { Ok(()) } else { Err(error) };
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Gives a file or directory another name on the same share. What has that name already is
     /// replaced if `replace` says so and it is a file.
+    ///
+    /// If the connection is lost before the answer, what is found under the old and the new name
+    /// decides: the file itself, not merely a file. It is renamed once, and not again if another
+    /// has renamed it since.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`] also if the answer was lost and the file has neither name.
     pub async fn rename(&self, from: &str, to: &str, replace: bool) -> Result<()> {
-        let (link, tree) = self.on_link().await?;
-        let name = wire_path(to)?;
-        let how = How::existing(Access::DELETE);
-        let file = Brief::open(&link.channels.main(), tree, &wire_path(from)?, &how).await?;
         let mut input = Vec::new();
-        Rename { replace, name, ..Rename::default() }.encode(&mut input);
+        Rename { replace, name: wire_path(to)?, ..Rename::default() }.encode(&mut input);
         let what = format!("rename {from:?} to {to:?}");
-        let done = file.set(InfoClass::RENAME, &input, &what).await;
-        file.end().await?;
-        done
+        let task = Task::open(from, Access::DELETE)?.and_set(InfoClass::RENAME, &input, &what);
+        let file = self.identify(from).await?;
+        let mut patience = Patience::default();
+        // One that is not there is refused by the server in its own words.
+        while !self.change(&mut patience, &task).await? {
+            let there = self.identify(from).await?;
+            if file.is_some() && there == file {
+                continue;
+            }
+            if file.is_some() && self.identify(to).await? == file {
+                return Ok(());
+            }
+            return Err(Error::disconnected(format!("lost when it was asked to {what}")));
+        }
+        Ok(())
     }
 
     /// Deletes a file or an empty directory.
+    ///
+    /// If the connection is lost before the answer, it is tried again if the same file is still
+    /// there; another that has got its name since is left alone.
     pub async fn delete(&self, path: &str) -> Result<()> {
-        let (link, tree) = self.on_link().await?;
-        let how = How::existing(Access::DELETE);
-        let file = Brief::open(&link.channels.main(), tree, &wire_path(path)?, &how).await?;
         let what = format!("delete {path:?}");
-        let done = file.set(InfoClass::DISPOSITION, &[1], &what).await;
-        file.end().await?;
-        done
+        let task = Task::open(path, Access::DELETE)?.and_set(InfoClass::DISPOSITION, &[1], &what);
+        let file = self.identify(path).await?;
+        let mut patience = Patience::default();
+        while !self.change(&mut patience, &task).await? {
+            if self.identify(path).await? != file {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Lists a directory, without `.` and `..`.
     pub async fn read_dir(&self, path: &str) -> Result<Vec<DirEntry>> {
-        let (link, tree) = self.on_link().await?;
-        let how = How {
-            access: Access::READ_DATA,
-            options: CreateOptions::DIRECTORY_FILE,
-            disposition: Disposition::OPEN,
-        };
-        let directory = Brief::open(&link.channels.main(), tree, &wire_path(path)?, &how).await?;
-        let entries = list(&directory, path).await;
-        directory.end().await?;
-        entries
-    }
-}
-
-async fn list(directory: &Brief, path: &str) -> Result<Vec<DirEntry>> {
-    const CLASS: InfoClass = InfoClass::ID_BOTH_DIRECTORY;
-    let connection = &directory.connection;
-    let mut entries = Vec::new();
-    loop {
-        let request = query_directory::Request {
-            class: CLASS,
-            file_id: directory.file,
-            output_len: connection.limits.max_transact.min(65536),
-            pattern: "*".into(),
-            ..Default::default()
-        };
-        let encode = |out: &mut Vec<u8>| request.encode(out);
-        let response = connection.call(Command::QUERY_DIRECTORY, directory.tree, encode).await?;
-        if response.header.status == NtStatus::NO_MORE_FILES {
-            return Ok(entries);
-        }
-        expect(&response, || format!("list {path:?}"))?;
-        let body = query_directory::Response::parse(&response.body)?;
-        let found = Entry::parse_list(CLASS, body.output)?;
-        if found.is_empty() || entries.len() + found.len() > MAX_ENTRIES {
-            return Err(Error::Protocol("a directory without end".into()));
-        }
-        for entry in found {
-            if entry.name != "." && entry.name != ".." {
-                let metadata = Metadata {
-                    len: entry.end_of_file,
-                    allocated: entry.allocation_size,
-                    attributes: entry.attributes,
-                    times: entry.times,
-                };
-                entries.push(DirEntry { name: entry.name, metadata });
+        let task = Task::directory(path, Access::READ_DATA)?;
+        let mut patience = Patience::default();
+        loop {
+            let link = self.session.link().await?;
+            let listed = async {
+                let tree = link.tree(&self.session.options, &self.share).await?;
+                Listing::read(&link, tree.id, &task).await
+            };
+            match listed.await {
+                Err(error) if error.is_disconnect() => {
+                    patience.recover(&self.session, &link, error).await?;
+                }
+                result => return result,
             }
         }
     }

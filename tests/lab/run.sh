@@ -213,6 +213,8 @@ run() {
     trap 'exit 130' INT TERM
     work=$(mktemp -d "$LAB/run.XXXXXX")
     console=$LAB/console-$1.log
+    # What waits for a line of it must not find that of the run before.
+    : >"$console"
     limit=420 words='' machine=()
     # shellcheck source=/dev/null
     source "$here/scenarios/$1.sh"

@@ -48,10 +48,17 @@ struct Shared {
     since: Instant,
     /// When something was last done, and the longest time without anything, in microseconds.
     last: Mutex<(u64, u64)>,
+    /// Requests that each task has seen answered.
+    turns: Vec<AtomicU64>,
+    /// How long the slowest request took, in microseconds.
+    slowest: AtomicU64,
 }
 
 impl Shared {
-    fn count(&self, bytes: usize) {
+    fn count(&self, me: u64, bytes: usize, begun: Instant) {
+        let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.slowest.fetch_max(took, Ordering::Relaxed);
+        self.turns[me as usize].fetch_add(1, Ordering::Relaxed);
         self.done.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.gap(true);
@@ -112,6 +119,7 @@ async fn task(
         dice ^= dice << 17;
         let at = (dice >> 8) as usize % versions.len();
         let number = at as u64 * load.depth + me;
+        let begun = Instant::now();
         match dice % 32 {
             0 => file.flush().await.map_err(|error| format!("flush: {error}"))?,
             1..=12 if versions[at] > 0 => check(at, versions[at], &mut buffer).await?,
@@ -123,7 +131,7 @@ async fn task(
                 versions[at] += 1;
             }
         }
-        shared.count(load.block);
+        shared.count(me, load.block, begun);
     }
     for (at, version) in versions.iter().enumerate().filter(|(_, version)| **version > 0) {
         check(at, *version, &mut buffer).await?;
@@ -140,6 +148,8 @@ impl Ledger {
             bytes: AtomicU64::new(0),
             since: Instant::now(),
             last: Mutex::new((0, 0)),
+            turns: (0..load.depth).map(|_| AtomicU64::new(0)).collect(),
+            slowest: AtomicU64::new(0),
         });
         let start = |me| tokio::spawn(task(Arc::clone(file), Arc::clone(&shared), load, me));
         let tasks = (0..load.depth).map(start).collect();
@@ -161,8 +171,27 @@ impl Ledger {
     /// # Panics
     /// If a task failed, or nothing at all is answered for two minutes.
     pub async fn go_on(&self, more: u64) {
-        let (goal, mut seen, mut since) = (self.done() + more, self.done(), Instant::now());
-        while self.done() < goal {
+        let goal = self.done() + more;
+        self.wait(|shared| shared.done.load(Ordering::Relaxed) >= goal).await;
+    }
+
+    /// Waits until what every task has under way now was answered.
+    ///
+    /// # Panics
+    /// As [`Ledger::go_on`].
+    pub async fn each_goes_on(&self) {
+        let turns = |shared: &Shared| -> Vec<u64> {
+            shared.turns.iter().map(|turns| turns.load(Ordering::Relaxed)).collect()
+        };
+        let before = turns(&self.shared);
+        let passed =
+            |shared: &Shared| turns(shared).iter().zip(&before).all(|(now, was)| now > was);
+        self.wait(passed).await;
+    }
+
+    async fn wait(&self, reached: impl Fn(&Shared) -> bool) {
+        let (mut seen, mut since) = (self.done(), Instant::now());
+        while !reached(&self.shared) {
             if self.done() > seen {
                 (seen, since) = (self.done(), Instant::now());
             }
@@ -178,6 +207,12 @@ impl Ledger {
         let longest = self.shared.gap(false);
         self.shared.last.lock().unwrap_or_else(PoisonError::into_inner).1 = 0;
         Duration::from_micros(longest)
+    }
+
+    /// How long the slowest request took that was answered since the last call: what the caller of
+    /// the file waited.
+    pub fn slowest_request(&self) -> Duration {
+        Duration::from_micros(self.shared.slowest.swap(0, Ordering::Relaxed))
     }
 
     /// Ends the load and looks at every block once more.

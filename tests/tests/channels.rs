@@ -233,3 +233,53 @@ async fn a_channel_cut_at_any_request_or_answer_costs_nothing() {
     let opens = server.admin(&["server", "--json", "opens"]);
     assert_eq!(String::from_utf8_lossy(&opens.stdout).trim(), "[]");
 }
+
+/// Names are looked up and changed as if nothing had happened, whatever is lost with its channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_changed_once_whatever_is_cut() {
+    let server = Smbd::start("encryption = \"offered\"", SHARE);
+    let proxy = Proxy::start(server.address());
+    let session = Client::connect(options(proxy.port(), 3)).await.unwrap();
+    let tree = session.tree("ca").await.unwrap();
+    have(&session, 3).await;
+    // What keeps its open over all of it.
+    let kept = tree.open("kept", OpenOptions::create(Create::New)).await.unwrap();
+    // Of several messages that begin alike, each in its turn: the look at the file, the change.
+    let cuts = [Way::Request, Way::Answer].into_iter().flat_map(|way| {
+        [(Command::CREATE, 0), (Command::CREATE, 1), (Command::QUERY_DIRECTORY, 0)]
+            .map(|(command, nth)| (way, command, nth))
+    });
+    for (round, (way, command, nth)) in cuts.enumerate() {
+        let (old, new) = (format!("old{round}"), format!("new{round}"));
+        let cut = async || {
+            have(&session, 3).await;
+            proxy.once(way, command.0, nth, Fate::Cut)
+        };
+        let was = |struck: &std::sync::atomic::AtomicBool| {
+            struck.load(std::sync::atomic::Ordering::SeqCst)
+        };
+        let lists = command == Command::QUERY_DIRECTORY;
+        // A directory is made, and a file looked at, with one message; a name is changed with two.
+        let struck = cut().await;
+        tree.mkdir(&old).await.unwrap();
+        assert!(tree.exists(&old).await.unwrap() && !tree.exists(&new).await.unwrap());
+        assert_eq!(was(&struck), !lists, "{way:?} {command:?} {nth}");
+        let struck = cut().await;
+        tree.rename(&old, &new, false).await.unwrap();
+        assert_eq!(was(&struck), !lists, "{way:?} {command:?} {nth}");
+        assert!(tree.exists(&new).await.unwrap() && !tree.exists(&old).await.unwrap());
+        let struck = cut().await;
+        let names: Vec<_> = tree.read_dir("").await.unwrap().into_iter().map(|e| e.name).collect();
+        assert!(names.len() == 2 && names.contains(&new), "{names:?}");
+        assert_eq!(was(&struck), nth == 0, "{way:?} {command:?} {nth}");
+        let struck = cut().await;
+        tree.delete(&new).await.unwrap();
+        assert!(!tree.exists(&new).await.unwrap());
+        assert_eq!(was(&struck), !lists, "{way:?} {command:?} {nth}");
+    }
+    kept.write_at(0, &[1; 512]).await.unwrap();
+    File::close(&kept).await.unwrap();
+    // Neither is an open left behind.
+    let opens = server.admin(&["server", "--json", "opens"]);
+    assert_eq!(String::from_utf8_lossy(&opens.stdout).trim(), "[]");
+}

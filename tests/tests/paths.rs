@@ -96,7 +96,7 @@ fn either_path_may_fail_and_is_used_again() {
         for cut in [Cut::Link(End::Client), Cut::Link(End::Server), Cut::Silence] {
             for path in Path::BOTH {
                 ledger.go_on(200).await;
-                let _ = ledger.longest_pause();
+                let _ = (ledger.longest_pause(), ledger.slowest_request());
                 let since = Instant::now();
                 let set = |broken: bool| match cut {
                     Cut::Link(end) => paths.link(path, end, !broken),
@@ -105,16 +105,17 @@ fn either_path_may_fail_and_is_used_again() {
                 set(true);
                 channels(&session, 1).await;
                 let noticed = since.elapsed();
-                // Every task goes on: each has one request under way.
                 ledger.go_on(500).await;
-                let pause = ledger.longest_pause();
+                // What was lost with the path was answered, too.
+                ledger.each_goes_on().await;
+                let (pause, slowest) = (ledger.longest_pause(), ledger.slowest_request());
                 set(false);
                 let since = Instant::now();
                 let before = paths.carried(path);
                 until("the path is used", async || paths.carried(path) > before + (1 << 20)).await;
                 println!(
-                    "{path:?} {cut:?}: noticed after {noticed:?}, longest pause {pause:?}, \
-                     used again after {:?}",
+                    "{path:?} {cut:?}: noticed after {noticed:?}, slowest request {slowest:?}, \
+                     longest time without any answer {pause:?}, used again after {:?}",
                     since.elapsed()
                 );
                 channels(&session, 2).await;
@@ -168,7 +169,8 @@ fn a_session_comes_back_by_the_other_path() {
         ledger.go_on(100).await;
         let addresses = session.channels().await.unwrap();
         assert!(addresses.iter().all(|(_, server)| *server == Path::B.address(End::Server)));
-        println!("both paths silent, one for good: {:?}", ledger.longest_pause());
+        ledger.each_goes_on().await;
+        println!("both paths silent, one for good: slowest request {:?}", ledger.slowest_request());
         paths.swallow(Path::A, false);
         channels(&session, 2).await;
         ledger.end().await.unwrap();

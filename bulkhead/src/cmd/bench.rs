@@ -1,5 +1,6 @@
 //! `bulkhead bench`: measures a server.
 
+mod channels;
 mod common;
 mod cpu;
 mod files;

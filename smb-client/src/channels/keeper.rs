@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Weak, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use smb_protocol::{
@@ -27,10 +27,10 @@ use smb_protocol::{
     },
     msg::ioctl,
 };
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    Group, Path,
+    Group,
     plan::{Bounds, Target, targets},
 };
 use crate::{
@@ -38,6 +38,7 @@ use crate::{
     connection::Connection,
     handshake::{Anchor, Established, Purpose, establish},
     session::{Inner, Link, expect},
+    wire::Network,
 };
 
 /// How often the keeper looks.
@@ -120,6 +121,7 @@ pub(crate) async fn keep(inner: Weak<Inner>, link: Weak<Link>, anchor: Anchor) {
             return;
         }
         tokio::select! {
+            biased;
             () = &mut ended => return,
             () = group.changed.notified() => {}
             Some(event) = keeper.events.join_next() => {
@@ -139,7 +141,7 @@ impl Keeper {
     fn look(&mut self, inner: &Inner, link: &Link) {
         self.group.prune();
         let channels = self.group.all();
-        give_up_without_link(&channels);
+        give_up_without_link(&channels, self.options.network.as_deref());
         self.ask(link);
         if self.offers.is_empty() {
             return;
@@ -237,7 +239,7 @@ impl Keeper {
 
     /// Makes a bound connection one of the session's channels.
     fn join(&self, established: Established, weight: u32) -> Result<()> {
-        let path = Path::of(&established, weight)?;
+        let path = established.wire.path(weight)?;
         if !self.group.join() {
             return Err(Error::Closed);
         }
@@ -277,13 +279,20 @@ async fn interfaces(connection: &Arc<Connection>, tree: TreeId) -> Result<Vec<Ne
 
 /// Gives up the channels whose local interface is down or has lost its address, if others are
 /// left: a lost channel is replaced at once, a silent one only after a while.
-fn give_up_without_link(channels: &[Arc<Connection>]) {
+fn give_up_without_link(channels: &[Arc<Connection>], network: Option<&dyn Network>) {
     if channels.len() < 2 {
         return;
     }
-    let Ok(interfaces) = if_addrs::get_if_addrs() else { return };
-    let works = |c: &&Arc<Connection>| {
-        interfaces.iter().any(|interface| interface.ip() == c.path.local && interface.is_oper_up())
+    let interfaces = match network {
+        Some(_) => Vec::new(),
+        None => match if_addrs::get_if_addrs() {
+            Ok(interfaces) => interfaces,
+            Err(_) => return,
+        },
+    };
+    let works = |c: &&Arc<Connection>| match network {
+        Some(network) => network.has_link(c.path.local),
+        None => interfaces.iter().any(|i| i.ip() == c.path.local && i.is_oper_up()),
     };
     let (up, down): (Vec<_>, Vec<_>) = channels.iter().filter(|c| !c.is_closed()).partition(works);
     if !up.is_empty() {

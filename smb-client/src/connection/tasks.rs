@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Weak, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use block_io::LowWater;
@@ -12,6 +12,7 @@ use smb_protocol::{
     header::{FRAME_LEN, HEADER_LEN, frame_len},
     msg::oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
 };
+use tokio::time::Instant;
 
 use super::{Connection, Pending, Response, lock};
 use crate::{
@@ -50,14 +51,15 @@ impl Connection {
             };
             let closed = self.wait_closed();
             let send = async {
-                self.send_all(&begun).await?;
-                self.send_all(&batch).await?;
+                self.wire.send(&begun).await?;
+                self.wire.send(&batch).await?;
                 for request in &large {
-                    self.send_all(request).await?;
+                    self.wire.send(request).await?;
                 }
                 std::io::Result::Ok(())
             };
             tokio::select! {
+                biased;
                 result = send => match result {
                     Ok(()) => lock(&self.shared).sending = false,
                     Err(error) => self.close(Error::disconnected(error.to_string())),
@@ -67,23 +69,11 @@ impl Connection {
         }
     }
 
-    async fn send_all(&self, mut bytes: &[u8]) -> std::io::Result<()> {
-        while !bytes.is_empty() {
-            match self.socket.try_write(bytes) {
-                Ok(sent) => bytes = &bytes[sent..],
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    self.socket.writable().await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
     /// Receives until the connection is given up.
     pub(super) async fn read_loop(self: Arc<Self>) {
         let closed = self.wait_closed();
         let reason = tokio::select! {
+            biased;
             reason = self.receive() => reason,
             () = closed => return,
         };
@@ -103,18 +93,12 @@ impl Connection {
                 Err(error) => return error,
             };
             buffer.reserve(missing.max(READ_AHEAD / 4));
-            match self.socket.try_read_buf(&mut buffer) {
+            match self.wire.receive(&mut buffer, missing, &mut low_water).await {
                 Ok(0) => return Error::disconnected("the server closed it"),
                 Ok(_) => {
                     let heard = self.started.elapsed().as_millis();
                     self.last_heard
                         .store(u64::try_from(heard).unwrap_or(u64::MAX), Ordering::Relaxed);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    low_water.wait_for(&self.socket, missing);
-                    if let Err(error) = self.socket.readable().await {
-                        return Error::disconnected(error.to_string());
-                    }
                 }
                 Err(error) => return Error::disconnected(error.to_string()),
             }
@@ -289,6 +273,7 @@ impl Connection {
             this.suspect.store(suspect, Ordering::Relaxed);
             drop(this);
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(period) => {}
                 () = closed => return,
             }

@@ -11,6 +11,7 @@ use serde_json::json;
 use smb_client::{ConnectOptions, raw::RawConnection};
 
 use super::{
+    channels,
     common::{self, Target, latencies, micros},
     cpu,
     histogram::Histogram,
@@ -41,6 +42,11 @@ pub struct Args {
     /// Connections, each with a thread of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     connections: u16,
+    /// One session with so many connections, through the client that virtual disks use; the queue
+    /// depth is that of all of them together.
+    #[arg(long, conflicts_with_all = ["connections", "verify"],
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    channels: Option<u16>,
     /// How long to measure, in seconds.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
@@ -80,6 +86,15 @@ impl Args {
         self.target.options(u16::try_from(wanted).unwrap_or(8192))
     }
 
+    /// Reads among 100 operations.
+    fn reads(&self) -> u32 {
+        match self.rw {
+            Rw::Read => 100,
+            Rw::Write => 0,
+            Rw::Mixed => self.mix,
+        }
+    }
+
     fn writes(&self) -> bool {
         self.verify || self.rw != Rw::Read
     }
@@ -94,11 +109,7 @@ impl Args {
         };
         Plan {
             pattern: self.pattern,
-            reads: match self.rw {
-                Rw::Read => 100,
-                Rw::Write => 0,
-                Rw::Mixed => self.mix,
-            },
+            reads: self.reads(),
             block_size: u32::try_from(self.block_size).unwrap_or(u32::MAX),
             depth: self.queue_depth.into(),
             verify: self.verify,
@@ -121,13 +132,48 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if blocks < u64::from(args.connections) || (args.verify && args.block_size < 16) {
         bail!("--size and --block-size leave less than one block for each connection");
     }
-    let report = measure(&args, blocks)?;
+    let report = match args.channels {
+        Some(channels) => measure_session(&args, blocks, channels)?,
+        None => measure(&args, blocks)?,
+    };
     if args.target.json {
         println!("{}", serde_json::to_string_pretty(&to_json(&args, &report))?);
     } else {
         print(&args, &report);
     }
     Ok(())
+}
+
+/// Measures one session with several connections.
+fn measure_session(args: &Args, blocks: u64, count: u16) -> anyhow::Result<Report> {
+    let mut options = args.options()?;
+    options.max_channels = count;
+    options.channels_per_interface = count;
+    options.max_io = u32::try_from(args.block_size).unwrap_or(u32::MAX).max(options.max_io);
+    let load = channels::Load {
+        pattern: args.pattern,
+        reads: args.reads(),
+        block_size: args.block_size,
+        depth: args.queue_depth,
+        blocks,
+        time: Duration::from_secs_f64(args.seconds),
+    };
+    let server = args.target.server_pid;
+    let cpu = || Ok((cpu::of_self(), server.map(cpu::of_tree).transpose()?));
+    let url = &args.target.url;
+    let done = channels::run(options, &url.share, &url.path, load, cpu)?;
+    let operations = done.reads.total() + done.writes.total();
+    Ok(Report {
+        reads: done.reads,
+        writes: done.writes,
+        verified: 0,
+        seconds: done.seconds,
+        bytes: operations * args.block_size,
+        server_cpu: done.server_cpu,
+        client_cpu: done.client_cpu,
+        shares: vec![operations],
+        protocol: done.protocol,
+    })
 }
 
 fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
@@ -316,12 +362,18 @@ fn to_json(args: &Args, report: &Report) -> serde_json::Value {
 fn print(args: &Args, report: &Report) {
     let text = |name: &str| report.protocol[name].as_str().unwrap_or("none").to_owned();
     println!("{}", args.target.url);
-    println!(
-        "  dialect {}   signing {}   encryption {}",
-        text("dialect"),
-        text("signing"),
-        text("cipher")
-    );
+    match report.protocol["encrypted"].as_bool() {
+        Some(encrypted) => println!("  dialect {}   encrypted {encrypted}", text("dialect")),
+        None => println!(
+            "  dialect {}   signing {}   encryption {}",
+            text("dialect"),
+            text("signing"),
+            text("cipher")
+        ),
+    }
+    for channel in report.protocol["channels"].as_array().into_iter().flatten() {
+        println!("  connection {}", channel.as_str().unwrap_or(""));
+    }
     println!(
         "  {:.0} op/s   {:.1} MB/s   {} operations in {:.2} s",
         report.rate(),

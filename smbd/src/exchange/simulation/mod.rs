@@ -17,6 +17,7 @@
 //! `BULKHEAD_SEED=n` runs that history alone and tells its steps.
 
 mod client;
+mod real;
 mod store;
 mod world;
 

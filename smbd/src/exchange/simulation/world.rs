@@ -63,9 +63,10 @@ impl House {
         std::fs::create_dir(folder.path().join("files")).unwrap();
         let text = format!(
             "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\n\
-             encryption='off'\nio_engine='threads'\n\
+             encryption='offered'\nio_engine='threads'\n\
              [[user]]\nname='u'\npassword='p'\n\
-             [[share]]\nname='s'\npath='files'\nusers=['u']\ncontinuously_available=true\n",
+             [[share]]\nname='s'\npath='files'\nusers=['u']\ncontinuously_available=true\n\
+             [[share]]\nname='n'\npath='files'\nusers=['u']\n",
             folder.path().join("state").display()
         );
         let config = Config::parse(&text, &folder.path().join("c")).unwrap();

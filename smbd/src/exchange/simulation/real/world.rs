@@ -1,0 +1,667 @@
+//! The world of the real client: the server, the connections, and the steps that can be taken.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use smb_protocol::{
+    Command, Dialect, Header, MessageId, NtStatus, SessionId, TreeId,
+    header::{FRAME_LEN, frame_len},
+    msg::{
+        create::{self, Access, Disposition, ShareAccess},
+        tree_connect,
+    },
+};
+use state_store::Records;
+
+use super::{
+    super::{
+        super::{Exchange, Frame, WaitingFuture, channels::Line},
+        Broken, Checked, Dice,
+        store::{Disk, own},
+        world::{House, answers, new_server},
+    },
+    client::{BLOCK, Client, Heard, Place},
+    pipe::{CLIENT, End, Net, Pipe, SERVER},
+};
+use crate::{Server, notices::Post};
+
+/// A connection as the server sees it, and what is on its way.
+struct Wire {
+    number: usize,
+    client: usize,
+    pipe: Arc<Mutex<Pipe>>,
+    exchange: Exchange,
+    /// What was received and is not a whole frame yet.
+    input: Vec<u8>,
+    /// What was sent and has not come to the client.
+    output: VecDeque<u8>,
+    waits: Vec<WaitingFuture>,
+    /// Nothing comes to the client any more, nothing to the server; nobody is told.
+    mute: bool,
+    deaf: bool,
+}
+
+impl Wire {
+    /// The client has given it up, or its system says that it is gone.
+    fn is_left(&self) -> bool {
+        let pipe = own(&self.pipe);
+        pipe.left || pipe.end.is_some()
+    }
+}
+
+pub(super) struct World<'a> {
+    dice: Dice,
+    house: &'a House,
+    server: Arc<Server>,
+    disk: Arc<Mutex<Disk>>,
+    net: Arc<Mutex<Net>>,
+    wires: Vec<Wire>,
+    next_wire: usize,
+    pub(super) clients: Vec<Client>,
+    heard: Heard,
+    /// What of each client's file a loss of power leaves: it was flushed.
+    flushed: [Vec<u8>; 2],
+    /// The clients' own, whose clock stands still while the server works.
+    runtime: Option<tokio::runtime::Runtime>,
+    tell: bool,
+    /// FNV-1a of all that happened.
+    pub(super) trace: u64,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(house: &'a House, seed: u64, broken: Broken, tell: bool) -> Self {
+        let disk = Arc::new(Mutex::new(Disk {
+            base: Records::new(),
+            log: Vec::new(),
+            durable: 0,
+            broken,
+            owner: 0,
+        }));
+        let mut dice = Dice(seed);
+        let room = [100, 1000, 100_000][dice.roll(3)];
+        let net = Arc::new(Mutex::new(Net { listens: true, room, ..Net::default() }));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let clients =
+            (0..2).map(|n| Client::new(n, format!("r{seed:x}-{n}"), &mut dice, &net)).collect();
+        Self {
+            dice,
+            house,
+            server: new_server(house, &disk, broken),
+            disk,
+            net,
+            wires: Vec::new(),
+            next_wire: 0,
+            clients,
+            heard: Heard::default(),
+            flushed: Default::default(),
+            runtime: Some(runtime),
+            tell,
+            trace: 0xcbf2_9ce4_8422_2325,
+        }
+    }
+
+    fn say(&mut self, text: impl FnOnce() -> String) {
+        let text = text();
+        for byte in text.bytes() {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+        if self.tell {
+            println!("  {text}");
+        }
+    }
+
+    /// Lets the clients go on for a while. All that needs no time happens first.
+    fn pass(&mut self, time: Duration) -> Checked {
+        let runtime = self.runtime.as_ref().expect("until the end");
+        runtime.block_on(async { tokio::time::sleep(time).await });
+        self.meet();
+        loop {
+            let Some((client, id, result)) = own(&self.heard).pop_front() else { return Ok(()) };
+            let what = match &result {
+                Ok(_) => "done".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            self.say(|| format!("client {client}: number {id}: {what}"));
+            self.clients[client].heard(id, result)?;
+        }
+    }
+
+    /// The server accepts who has connected.
+    fn meet(&mut self) {
+        let arrivals = std::mem::take(&mut own(&self.net).arrivals);
+        let _inside = self.house.runtime.enter();
+        for (client, pipe) in arrivals {
+            let number = self.next_wire;
+            self.next_wire += 1;
+            let exchange =
+                Exchange::new(self.server.clone(), (CLIENT, 40_000).into(), (SERVER, 445).into());
+            self.wires.push(Wire {
+                number,
+                client,
+                pipe,
+                exchange,
+                input: Vec::new(),
+                output: VecDeque::new(),
+                waits: Vec::new(),
+                mute: false,
+                deaf: false,
+            });
+            self.say(|| format!("connection {number} is made"));
+        }
+    }
+
+    /// The server receives up to `most` bytes of a connection, and answers what it can.
+    fn take(&mut self, wire: usize, most: usize) -> Checked {
+        let w = &mut self.wires[wire];
+        if w.deaf {
+            return Ok(());
+        }
+        let number = w.number;
+        {
+            let mut pipe = own(&w.pipe);
+            let len = most.min(pipe.up.len());
+            if len == 0 {
+                return Ok(());
+            }
+            w.input.extend(pipe.up.drain(..len));
+            pipe.wake();
+        }
+        let mut out = Vec::new();
+        let mut frames = 0;
+        let _inside = self.house.runtime.enter();
+        while let Some(prefix) = w.input.first_chunk::<FRAME_LEN>() {
+            let len = frame_len(*prefix).map_err(|e| e.to_string())?;
+            if w.input.len() < FRAME_LEN + len {
+                break;
+            }
+            let mut frame: Vec<u8> = w.input.drain(..FRAME_LEN + len).skip(FRAME_LEN).collect();
+            frames += 1;
+            match w.exchange.receive(&mut frame, &mut out) {
+                Ok(Frame::Answered) => {}
+                Ok(Frame::Waits(waits)) => w.waits.extend(waits),
+                // What comes late for a session that has ended cannot be read any more.
+                Err(_) if w.is_left() => (w.deaf, w.mute) = (true, true),
+                Err(error) => {
+                    return Err(format!("a client that keeps the rules is dropped: {error}"));
+                }
+            }
+        }
+        w.output.extend(&out);
+        self.note_flushes(wire, &out);
+        self.say(|| format!("connection {number}: the server takes {frames}: {} bytes", out.len()));
+        Ok(())
+    }
+
+    /// Something that the server began on a connection is done.
+    fn progress(&mut self, wire: usize, which: usize) -> Checked {
+        if !self.wires[wire].exchange.waits_for_storage() {
+            // It waits for what others have begun.
+            for other in 0..self.wires.len() {
+                while self.wires[other].exchange.waits_for_storage() {
+                    self.complete(other, 0)?;
+                }
+            }
+        }
+        if which < self.wires[wire].waits.len() { self.complete(wire, which) } else { Ok(()) }
+    }
+
+    fn complete(&mut self, wire: usize, which: usize) -> Checked {
+        let w = &mut self.wires[wire];
+        let mut wait = w.waits.swap_remove(which);
+        let number = w.number;
+        let _inside = self.house.runtime.enter();
+        let limit = async { tokio::time::timeout(LIMIT, &mut wait).await };
+        let done = self.house.runtime.block_on(limit);
+        let done = done.map_err(|_| "something never ends".to_owned())?;
+        let mut out = Vec::new();
+        let more = w.exchange.complete(done, &mut out).map_err(|e| e.to_string())?;
+        w.waits.extend(more);
+        w.output.extend(&out);
+        self.note_flushes(wire, &out);
+        self.say(|| format!("connection {number}: something is done: {} bytes", out.len()));
+        Ok(())
+    }
+
+    /// What was flushed stays.
+    fn note_flushes(&mut self, wire: usize, out: &[u8]) {
+        let client = self.wires[wire].client;
+        if !self.clients[client].plain {
+            return;
+        }
+        let mut rest = out;
+        let mut done = false;
+        while let Some((prefix, frame)) = rest.split_first_chunk::<FRAME_LEN>() {
+            let len = frame_len(*prefix).expect("the server's own");
+            let header = Header::parse(frame).expect("the server's own");
+            done |= header.command == Command::FLUSH && header.status == NtStatus::SUCCESS;
+            rest = &frame[len..];
+        }
+        if done {
+            let path = self.house.file(&self.clients[client].name);
+            self.flushed[client] = std::fs::read(path).unwrap_or_default();
+        }
+    }
+
+    /// Files of which nobody was promised more are as they were flushed.
+    fn lose_power(&mut self) {
+        for (client, flushed) in self.clients.iter_mut().zip(&self.flushed) {
+            client.lose_power();
+            let path = self.house.file(&client.name);
+            if client.plain && path.exists() {
+                std::fs::write(path, flushed).unwrap();
+            }
+        }
+        self.say(|| "and the power is lost".to_owned());
+    }
+
+    /// Clients are told what the server has to tell them unasked.
+    fn pump(&mut self) {
+        for w in &mut self.wires {
+            while let Some(post) = w.exchange.post_now() {
+                match post {
+                    Post::Tell(notice, receipt) => {
+                        let mut out = Vec::new();
+                        match w.exchange.tell(notice, &mut out) {
+                            true => receipt.sent(0),
+                            false => receipt.lost(),
+                        }
+                        w.output.extend(&out);
+                    }
+                    // Whether it has does not matter here: it is told once.
+                    Post::Arrived(answer) => drop(answer.send(u64::MAX)),
+                    Post::Close => {}
+                }
+            }
+        }
+    }
+
+    /// Up to `most` bytes of what the server has sent come to the client.
+    fn carry(&mut self, wire: usize, most: usize) {
+        let w = &mut self.wires[wire];
+        let mut pipe = own(&w.pipe);
+        if w.mute || pipe.end.is_some() || w.output.is_empty() {
+            return;
+        }
+        let len = most.min(w.output.len());
+        pipe.down.extend(w.output.drain(..len));
+        pipe.wake();
+        drop(pipe);
+        let number = w.number;
+        self.say(|| format!("connection {number}: {len} bytes come to the client"));
+    }
+
+    /// A number of bytes: mostly all.
+    fn some(&mut self, all: usize) -> usize {
+        if all > 1 && self.dice.roll(4) == 0 { self.dice.roll(all) } else { all }
+    }
+
+    /// All that a connection can do, it does.
+    fn flow(&mut self, wire: usize) -> Checked {
+        self.take(wire, usize::MAX)?;
+        while !self.wires[wire].waits.is_empty() {
+            self.progress(wire, 0)?;
+        }
+        self.carry(wire, usize::MAX);
+        Ok(())
+    }
+
+    /// The client's system learns that a connection is gone; some of what was on its way to the
+    /// client comes before that, and what is on its way to the server may still come.
+    fn cut(&mut self, wire: usize) {
+        let most = self.wires[wire].output.len() + 1;
+        let most = self.dice.roll(most);
+        self.carry(wire, most);
+        let end = if self.dice.roll(2) == 0 { End::Closed } else { End::Reset };
+        let w = &mut self.wires[wire];
+        let number = w.number;
+        let mut pipe = own(&w.pipe);
+        pipe.end.get_or_insert(end);
+        pipe.wake();
+        drop(pipe);
+        self.say(|| format!("connection {number} is cut: {end:?}"));
+    }
+
+    /// The server's system learns that a connection is gone.
+    fn notice(&mut self, wire: usize) -> Checked {
+        while !self.wires[wire].waits.is_empty() {
+            self.progress(wire, 0)?;
+        }
+        let mut w = self.wires.remove(wire);
+        let _inside = self.house.runtime.enter();
+        w.exchange.end();
+        {
+            let mut pipe = own(&w.pipe);
+            pipe.end.get_or_insert(End::Reset);
+            pipe.wake();
+        }
+        let number = w.number;
+        drop(w);
+        self.say(|| format!("the server notices that connection {number} is gone"));
+        Ok(())
+    }
+
+    /// The server is killed.
+    fn crash(&mut self) {
+        own(&self.net).listens = false;
+        for wire in 0..self.wires.len() {
+            if !self.wires[wire].mute {
+                self.cut(wire);
+            }
+        }
+        self.server.nodes.stable.kill();
+        {
+            let mut disk = own(&self.disk);
+            let loose = disk.log.len() - disk.durable;
+            let kept = disk.durable + self.dice.roll(loose + 1);
+            let kept = if disk.broken == Broken::Durability { disk.durable } else { kept };
+            disk.log.truncate(kept);
+            disk.owner += 1;
+        }
+        let _inside = self.house.runtime.enter();
+        // What was under way goes no further.
+        self.wires.clear();
+        self.server.nodes.kept.clear();
+        self.say(|| "the server is killed".to_owned());
+        if self.dice.roll(2) == 0 {
+            self.lose_power();
+        }
+    }
+
+    /// A server starts where one was killed.
+    fn restart(&mut self, broken: Broken) {
+        let _inside = self.house.runtime.enter();
+        self.server = new_server(self.house, &self.disk, broken);
+        own(&self.net).listens = true;
+        self.say(|| "a server starts".to_owned());
+    }
+
+    fn is_up(&self) -> bool {
+        own(&self.net).listens
+    }
+
+    /// Another program's open of a client's file goes together with what the model says.
+    fn intrude(&mut self, client: usize) -> Checked {
+        let c = &self.clients[client];
+        if c.place == Place::Absent || !c.is_settled() || !self.is_up() {
+            return Ok(());
+        }
+        let (place, name) = (c.place, c.name.clone());
+        let _inside = self.house.runtime.enter();
+        let mut line = Line::new(&self.server, 9, Dialect::SMB_3_0_2, &[]);
+        let session = line.login().id;
+        let connect = tree_connect::Request { flags: 0, path: "\\\\s\\s".into() };
+        let encode = |out: &mut Vec<u8>| connect.encode(out);
+        let connected = self.ask(&mut line, session, TreeId(0), Command::TREE_CONNECT, encode)?;
+        let tree = connected.ok_or("no answer")?.0.tree_id();
+        let request = create::Request {
+            access: Access(0x0012_019f),
+            share: ShareAccess::NONE,
+            disposition: Disposition::OPEN,
+            name,
+            impersonation: 2,
+            ..Default::default()
+        };
+        let encode = |out: &mut Vec<u8>| request.encode(out);
+        let opened = self.ask(&mut line, session, tree, Command::CREATE, encode)?;
+        line.exchange.end();
+        let Some((Header { status, .. }, _)) = opened else {
+            self.say(|| "another waits and gives up".to_owned());
+            return match place {
+                Place::Open => Ok(()),
+                _ => Err(format!("nobody has the file of client {client}, and another waits")),
+            };
+        };
+        self.say(|| format!("another is told {status}"));
+        let refused = matches!(status, NtStatus::SHARING_VIOLATION | NtStatus::FILE_NOT_AVAILABLE);
+        match (place, status) {
+            (Place::Open, _) if refused => Ok(()),
+            (Place::Closed, NtStatus::SUCCESS) => Ok(()),
+            (_, status) => Err(format!(
+                "another opens the file of client {client}, which is {place:?}: {status}"
+            )),
+        }
+    }
+
+    /// Asks on a connection of another client and waits for the answer, if it comes in time.
+    fn ask(
+        &mut self,
+        line: &mut Line,
+        session: SessionId,
+        tree: TreeId,
+        command: Command,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Option<(Header, Vec<u8>)>, String> {
+        let mut header = Header {
+            command,
+            credit_charge: 1,
+            credits: 8,
+            message_id: MessageId(line.next_id),
+            session_id: session,
+            ..Header::default()
+        };
+        line.next_id += 1;
+        header.set_tree_id(tree);
+        let mut message = header.to_bytes().to_vec();
+        body(&mut message);
+        let mut out = Vec::new();
+        let mut waits = VecDeque::new();
+        match line.exchange.receive(&mut message, &mut out).map_err(|e| e.to_string())? {
+            Frame::Answered => {}
+            Frame::Waits(more) => waits.extend(more),
+        }
+        let mut rounds = 0;
+        while let Some(mut wait) = waits.pop_front() {
+            let done = if line.exchange.waits_for_storage() {
+                let limit = async { tokio::time::timeout(LIMIT, &mut wait).await };
+                Some(self.house.runtime.block_on(limit).map_err(|_| "it never ends".to_owned())?)
+            } else {
+                // It waits for what others have begun, or for a client to give up its oplock.
+                self.pump();
+                for other in (0..self.wires.len()).filter(|_| rounds < PATIENCE) {
+                    self.flow(other)?;
+                }
+                self.pass(Duration::from_millis(1))?;
+                rounds += 1;
+                match wait.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Ready(done) => Some(done),
+                    Poll::Pending if rounds < PATIENCE => {
+                        waits.push_back(wait);
+                        None
+                    }
+                    Poll::Pending => return Ok(None),
+                }
+            };
+            if let Some(done) = done {
+                waits.extend(line.exchange.complete(done, &mut out).map_err(|e| e.to_string())?);
+            }
+        }
+        Ok(answers(&out).pop())
+    }
+
+    /// One of the connections of which something is so.
+    fn pick(&mut self, what: impl Fn(&Wire) -> bool) -> Option<usize> {
+        let all: Vec<_> = (0..self.wires.len()).filter(|at| what(&self.wires[*at])).collect();
+        (!all.is_empty()).then(|| all[self.dice.roll(all.len())])
+    }
+
+    /// A history from its beginning to its end.
+    pub(super) fn run(&mut self, broken: Broken) -> Checked {
+        for _ in 0..STEPS {
+            self.step(broken)?;
+        }
+        self.end(broken)
+    }
+
+    /// A client begins something.
+    fn begin(&mut self, client: usize) {
+        let Some(op) = self.clients[client].choose(&mut self.dice) else { return };
+        let runtime = self.runtime.as_ref().expect("until the end");
+        if self.clients[client].begin(op, runtime, &self.heard) {
+            self.say(|| format!("client {client} begins {op:?}"));
+        }
+    }
+
+    fn step(&mut self, broken: Broken) -> Checked {
+        if !self.is_up() && self.dice.roll(10) == 0 {
+            self.restart(broken);
+        }
+        match self.dice.roll(100) {
+            0..25 => {
+                let client = self.dice.roll(self.clients.len());
+                self.begin(client);
+            }
+            25..45 => self.pass(Duration::from_millis(1))?,
+            45..50 => {
+                let time = [5, 20, 100, 500, 1500][self.dice.roll(5)];
+                self.pass(Duration::from_millis(time))?;
+            }
+            50..60 => {
+                if let Some(wire) = self.pick(|w| !w.is_left()) {
+                    self.flow(wire)?;
+                }
+            }
+            60..74 => {
+                // What is on its way on a lost connection may come late.
+                let late = self.dice.roll(6) == 0;
+                let holds = |w: &Wire| !w.deaf && !own(&w.pipe).up.is_empty();
+                if let Some(wire) = self.pick(|w| w.is_left() == late && holds(w)) {
+                    let all = own(&self.wires[wire].pipe).up.len();
+                    let some = self.some(all);
+                    self.take(wire, some)?;
+                }
+            }
+            74..82 => {
+                if let Some(wire) = self.pick(|w| !w.waits.is_empty()) {
+                    let which = self.dice.roll(self.wires[wire].waits.len());
+                    self.progress(wire, which)?;
+                }
+            }
+            82..92 => {
+                if let Some(wire) = self.pick(|w| !w.output.is_empty()) {
+                    let all = self.wires[wire].output.len();
+                    let some = self.some(all);
+                    self.carry(wire, some);
+                }
+            }
+            92..94 => {
+                if let Some(wire) = self.pick(|w| !w.is_left()) {
+                    self.cut(wire);
+                }
+            }
+            94 => {
+                if let Some(wire) = self.pick(|w| !w.is_left()) {
+                    let (mute, deaf) =
+                        [(true, true), (true, false), (false, true)][self.dice.roll(3)];
+                    let w = &mut self.wires[wire];
+                    (w.mute, w.deaf) = (w.mute || mute, w.deaf || deaf);
+                    let number = w.number;
+                    self.say(|| format!("connection {number} falls silent: {mute} {deaf}"));
+                }
+            }
+            95..97 => {
+                if let Some(wire) = self.pick(Wire::is_left) {
+                    // What it still has may be carried out first.
+                    if self.dice.roll(2) == 0 {
+                        self.flow(wire)?;
+                    }
+                    self.notice(wire)?;
+                }
+            }
+            97 => {
+                if self.is_up() && self.dice.roll(2) == 0 {
+                    self.crash();
+                }
+            }
+            _ => {
+                let client = self.dice.roll(self.clients.len());
+                self.intrude(client)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The network and the server are well from now on.
+    fn heal(&mut self, broken: Broken) -> Checked {
+        if !self.is_up() {
+            self.restart(broken);
+        }
+        while let Some(wire) = self.wires.iter().position(|w| w.mute || w.deaf || w.is_left()) {
+            self.notice(wire)?;
+        }
+        for wire in 0..self.wires.len() {
+            self.flow(wire)?;
+        }
+        Ok(())
+    }
+
+    /// All that is under way ends well, and the files are as the model says.
+    fn end(&mut self, broken: Broken) -> Checked {
+        for round in 0.. {
+            self.heal(broken)?;
+            self.pass(Duration::from_millis(if round % 4 == 3 { 100 } else { 1 }))?;
+            if self.clients.iter().all(|c| c.flights.is_empty()) {
+                break;
+            }
+            if round > 2000 {
+                let left: Vec<_> = self.clients.iter().map(|c| &c.flights).collect();
+                return Err(format!("what is under way does not end: {left:?}"));
+            }
+        }
+        for client in 0..self.clients.len() {
+            self.intrude(client)?;
+            self.look(client)?;
+        }
+        Ok(())
+    }
+
+    /// The file of a client on the disk is as the model says.
+    fn look(&mut self, client: usize) -> Checked {
+        let c = &mut self.clients[client];
+        let folders = c.folders().map(|name| self.house.file(&name).is_dir());
+        if !c.folder_is(folders) {
+            return Err(format!("client {client}: its folder is {folders:?}"));
+        }
+        if !c.is_known() {
+            return Ok(());
+        }
+        let mut found = std::fs::read(self.house.file(&c.name)).map_err(|e| e.to_string())?;
+        found.resize(found.len().max(super::client::BLOCKS * BLOCK), 0);
+        for (block, bytes) in found.chunks(BLOCK).enumerate() {
+            let same = bytes.iter().all(|byte| *byte == bytes[0]);
+            if !same || !c.blocks.get_mut(block).is_some_and(|b| b.may_be(bytes[0])) {
+                return Err(format!("client {client}: block {block} is {bytes:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything apart and removes the files.
+    pub(super) fn clean(mut self) {
+        self.server.nodes.stable.kill();
+        for client in self.clients.drain(..) {
+            let _ = std::fs::remove_file(self.house.file(&client.name));
+            for folder in client.folders() {
+                let _ = std::fs::remove_dir(self.house.file(&folder));
+            }
+        }
+        self.runtime = None;
+        let _inside = self.house.runtime.enter();
+        self.wires.clear();
+        self.server.nodes.kept.clear();
+    }
+}
+
+/// Steps of a history before it comes to its end.
+const STEPS: usize = 500;
+/// How often another client that waits for the file of one is looked after.
+const PATIENCE: usize = 12;
+/// Longest wait for what the server's threads do.
+const LIMIT: Duration = Duration::from_secs(60);
