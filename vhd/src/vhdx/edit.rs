@@ -235,12 +235,19 @@ impl Editor {
     pub(crate) async fn move_table_to(&mut self, to: u64, length: u64, keep: u64) -> Result<()> {
         let from = self.image.bat.offset;
         copy_range(&*self.file, from..from + keep * ENTRY_SIZE, to).await?;
+        // At most 64 Mi entries of 8 bytes and their bitmap entries: under 1 GiB.
+        self.move_region(BAT_REGION, to, length as u32).await
+    }
+
+    /// Stages another place of a region; what is to be there is there.
+    pub(super) async fn move_region(&mut self, id: Guid, to: u64, length: u32) -> Result<()> {
         let mut regions = self.image.regions.clone();
-        for region in regions.regions.iter_mut().filter(|region| region.id == BAT_REGION) {
+        for region in regions.regions.iter_mut().filter(|region| region.id == id) {
             region.offset = to;
-            // At most 64 Mi entries of 8 bytes and their bitmap entries: under 1 GiB.
-            region.length = length as u32;
-            self.image.bat = *region;
+            region.length = length;
+            if id == BAT_REGION {
+                self.image.bat = *region;
+            }
         }
         self.stage_regions(&regions).await?;
         self.image.regions = regions;
@@ -359,7 +366,11 @@ pub(crate) async fn clone_parts(file: Arc<dyn File>) -> Result<CloneParts> {
 }
 
 /// The first gap of `len` bytes that no item is in, on a boundary of 4 KiB.
-fn gap<'a>(items: impl Iterator<Item = &'a Entry>, region_len: u32, len: usize) -> Option<u32> {
+pub(super) fn gap<'a>(
+    items: impl Iterator<Item = &'a Entry>,
+    region_len: u32,
+    len: usize,
+) -> Option<u32> {
     let mut taken: Vec<Range<u64>> = items
         .filter(|item| item.length != 0)
         .map(|item| u64::from(item.offset)..u64::from(item.offset) + u64::from(item.length))
