@@ -57,11 +57,13 @@ pub struct Progress {
 const GRAIN: usize = 64 << 10;
 /// Bytes of the disk whose allocation is asked for at once.
 const WINDOW: u64 = 1 << 30;
+/// Bytes after which a worker tells of them: whoever is told needs a processor, too.
+const TELL_EVERY: u64 = 8 << 20;
 /// Bytes after which a flush is begun, so that the storage below works all the time and the one at
 /// the end finds little to do.
 const FLUSH_EVERY: u64 = 128 << 20;
 
-/// Copies all of `source` to `target` and flushes it. `progress` hears of every step.
+/// Copies all of `source` to `target` and flushes it. `progress` hears of steps of some megabytes.
 ///
 /// What the source knows to be zeros is not read; with [`CopyOptions::target_is_zero`] zeros are
 /// not written either, else they are written with [`Disk::write_zeroes`]. If the target is longer
@@ -152,6 +154,7 @@ impl Progress {
     }
 }
 
+#[derive(Default)]
 struct Step {
     done: u64,
     read: u64,
@@ -270,15 +273,23 @@ impl Worker {
     }
 
     async fn work(&self, plan: &Plan, steps: mpsc::Sender<Step>) -> Result<()> {
+        let mut done = Step::default();
         while let Some(piece) = plan.next().await? {
             let mut buf = self.buffers.take();
             let copied = self.copy(piece, &mut buf).await;
             self.buffers.put(buf);
-            steps.send(copied?).await.unwrap_or_default();
+            let step = copied?;
+            done.done += step.done;
+            done.read += step.read;
+            done.written += step.written;
+            if done.done >= TELL_EVERY {
+                steps.send(std::mem::take(&mut done)).await.unwrap_or_default();
+            }
             // Between files in the page cache nothing waits: a worker would keep its thread, and the
             // next one that is to run on it from an idle thread.
             tokio::task::yield_now().await;
         }
+        steps.send(done).await.unwrap_or_default();
         Ok(())
     }
 
