@@ -387,6 +387,19 @@ impl Vhdx {
         inner.set_empty(block, state).await
     }
 
+    /// Makes the last block of a differencing image its own, unless it is empty or ends where the disk
+    /// ends.
+    pub(crate) async fn take_over_last(&self) -> Result<()> {
+        let (inner, last) = (&self.inner, self.inner.layout.blocks - 1);
+        let _guard = inner.enter_to_change().await?;
+        if inner.layout.used(last) < inner.layout.block_size
+            && matches!(inner.entry(last).await?.content(), Content::Below | Content::Partly(_))
+        {
+            inner.fill(last, None).await?;
+        }
+        Ok(())
+    }
+
     /// As [`Disk::close`], but the file stays open.
     pub(crate) async fn end(&self) -> Result<()> {
         self.inner.end().await
