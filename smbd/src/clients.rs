@@ -45,9 +45,16 @@ impl Clients {
         }
     }
 
-    /// Tells a client something on one of its connections; `false` if it has none.
-    pub fn tell(&self, client: [u8; 16], notice: Notice) -> bool {
+    /// Tells a client something on one of its connections, and on another as long as it is
+    /// `awaited` that it has heard; `false` if it has none.
+    pub fn tell(
+        &self,
+        client: [u8; 16],
+        notice: Notice,
+        awaited: impl Fn() -> bool + Send + 'static,
+    ) -> bool {
         let lines = self.lines.clone();
-        notices::tell(move || lock(&lines).get(&client).cloned().unwrap_or_default(), notice)
+        let lines = move || lock(&lines).get(&client).cloned().unwrap_or_default();
+        notices::tell(lines, notice, awaited)
     }
 }

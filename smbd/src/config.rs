@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -27,6 +28,9 @@ pub use limits::Limits;
 pub use share::Share;
 use values::DialectName;
 pub use values::{Encryption, IoEngine, Signing, Size, Sparse};
+
+/// Longest time a thread may look out for a client's next request.
+const MOST_LINGER_US: u64 = 1000;
 
 /// A configuration that cannot be used; the text says where and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +103,8 @@ struct ServerSection {
     #[serde(default)]
     io_engine: IoEngine,
     threads: Option<usize>,
+    #[serde(default = "default_linger")]
+    linger_us: u64,
     congestion_control: Option<String>,
     #[serde(default = "yes")]
     multichannel: bool,
@@ -112,6 +118,10 @@ struct ServerSection {
 
 fn yes() -> bool {
     true
+}
+
+fn default_linger() -> u64 {
+    50
 }
 
 fn default_name() -> String {
@@ -147,6 +157,8 @@ pub struct Config {
     pub io_engine: IoEngine,
     /// Worker threads; `None` is one per CPU.
     pub threads: Option<usize>,
+    /// How long a thread looks out for a client's next request before it sleeps.
+    pub linger: Duration,
     /// How TCP reacts to a full network; `None` is CUBIC where the system has it.
     pub congestion_control: Option<String>,
     /// Sessions may use several connections.
@@ -211,6 +223,9 @@ impl Config {
         if file.server.threads == Some(0) {
             return Err(check.bad("server.threads", "at least 1"));
         }
+        if file.server.linger_us > MOST_LINGER_US {
+            return Err(check.bad("server.linger_us", "at most 1000 microseconds; 0 is never"));
+        }
         let min = file.server.min_dialect.unwrap_or(DialectName::V2_0_2).dialect();
         let max = file.server.max_dialect.unwrap_or(DialectName::V3_1_1).dialect();
         if min > max {
@@ -238,6 +253,7 @@ impl Config {
             max_io_size: u32::try_from(max_io).unwrap_or(8 << 20),
             io_engine: file.server.io_engine,
             threads: file.server.threads,
+            linger: Duration::from_micros(file.server.linger_us),
             congestion_control: file.server.congestion_control,
             multichannel: file.server.multichannel,
             interfaces: check.interfaces(&file.interface)?,
@@ -280,6 +296,14 @@ mod tests {
     }
 
     const HEAD: &str = "[server]\nlisten = [\"127.0.0.1:0\"]\nstate_dir = \"/tmp/x\"\n";
+
+    #[test]
+    fn a_thread_lingers_as_long_as_it_is_told_and_no_longer_than_a_millisecond() {
+        let linger = |line: &str| parse(&format!("{HEAD}{line}\n")).map(|c| c.linger);
+        assert_eq!(linger("").unwrap(), Duration::from_micros(50));
+        assert_eq!(linger("linger_us = 0").unwrap(), Duration::ZERO);
+        assert!(linger("linger_us = 1001").unwrap_err().contains("server.linger_us"));
+    }
 
     #[test]
     fn defaults_are_the_safe_ones() {

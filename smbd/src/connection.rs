@@ -21,7 +21,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use block_io::LowWater;
@@ -34,6 +34,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 use crate::{
     Server,
     exchange::{Completion, Exchange, Frame},
+    linger::Linger,
     meters::Meter,
     notices::Post,
 };
@@ -100,7 +101,10 @@ pub async fn run(
     server: Arc<Server>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Dropped> {
-    let limits = server.current().config.limits.clone();
+    let current = server.current();
+    let limits = current.config.limits.clone();
+    let linger = Linger::new(current.config.linger);
+    drop(current);
     let local = stream.local_addr()?;
     let mut exchange = Exchange::new(server, peer, local);
     let mut link = Link {
@@ -114,6 +118,7 @@ pub async fn run(
         written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
         held: VecDeque::new(),
+        linger,
         meter: exchange.meter.clone(),
     };
     let mut waiting = Waiting::new();
@@ -150,7 +155,9 @@ async fn serve(
         if link.output.capacity() == 0 {
             link.output = take_buffer();
         }
+        let mut answered_some = false;
         while let Some(frame) = link.next_frame(exchange.max_message())? {
+            answered_some = true;
             let message = &mut link.input[frame];
             match exchange.receive(message, &mut link.output) {
                 Ok(Frame::Answered) => {}
@@ -187,6 +194,16 @@ async fn serve(
                 continue;
             }
         }
+        let answered = Instant::now();
+        if answered_some
+            && waiting.is_empty()
+            && exchange.authenticated()
+            && !*stopped.borrow()
+            && let Some(window) = link.linger.window()
+            && link.look_out(answered + window).await?
+        {
+            continue;
+        }
         link.rest();
         tokio::select! {
             biased;
@@ -205,6 +222,7 @@ async fn serve(
                 if !got? {
                     return Ok(());
                 }
+                link.linger.slept(answered.elapsed());
             }
             () = &mut authentication, if !exchange.authenticated() => {
                 return Err(Dropped::Unauthenticated);
@@ -248,6 +266,7 @@ struct Link {
     write_time: Duration,
     /// What ended while a send was under way.
     held: VecDeque<Completion>,
+    linger: Linger,
     meter: Arc<Meter>,
 }
 
@@ -307,6 +326,25 @@ impl Link {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Looks for input until then, while others have their turns; whether some came.
+    async fn look_out(&mut self, until: Instant) -> Result<bool, Dropped> {
+        loop {
+            tokio::task::yield_now().await;
+            match self.receive_now()? {
+                Some(0) => return Ok(false),
+                Some(_) => {
+                    self.linger.hit();
+                    return Ok(true);
+                }
+                None if Instant::now() < until => {}
+                None => {
+                    self.linger.missed();
+                    return Ok(false);
+                }
+            }
         }
     }
 

@@ -27,6 +27,7 @@ mod dfs;
 mod exchange;
 pub mod inherit;
 mod interfaces;
+mod linger;
 mod listener;
 mod meters;
 pub mod network;

@@ -11,8 +11,9 @@
 //! TCP takes what is sent to a client that is gone, so a notice counts as delivered when the
 //! client's system has acknowledged its bytes. A connection whose bytes nobody acknowledges has
 //! failed: it is closed, and the notice goes out once more on another. The client's last
-//! connection gets more time, but less than the holder of an oplock or lease has. A client may
-//! get a notice twice, which does no harm: the second answer finds nothing to be done.
+//! connection gets more time, but less than the holder of an oplock or lease has. What the client
+//! has done as told meanwhile, on whichever connection, is not repeated. It may get a notice twice
+//! all the same, which does no harm: the second answer finds nothing to be done.
 
 use std::{
     sync::{
@@ -154,11 +155,16 @@ impl Line {
 }
 
 /// Tells a client something on the first of its connections that takes it, and on another when
-/// it does not arrive; `false` if none takes it. `lines` gives those that there are at the moment.
-pub fn tell(lines: impl Fn() -> Vec<Arc<Line>> + Send + 'static, notice: Notice) -> bool {
+/// it does not arrive and is still `awaited`; `false` if none takes it. `lines` gives those that
+/// there are at the moment.
+pub fn tell(
+    lines: impl Fn() -> Vec<Arc<Line>> + Send + 'static,
+    notice: Notice,
+    awaited: impl Fn() -> bool + Send + 'static,
+) -> bool {
     let Some((line, receipt)) = send(lines(), &[], notice) else { return false };
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn(see_to(lines, line, receipt, notice));
+        runtime.spawn(see_to(lines, line, receipt, notice, awaited));
     }
     true
 }
@@ -179,6 +185,7 @@ async fn see_to(
     mut line: Arc<Line>,
     mut receipt: Receipt,
     notice: Notice,
+    awaited: impl Fn() -> bool,
 ) {
     let last = Instant::now() + LAST;
     let mut tried = Vec::new();
@@ -197,6 +204,9 @@ async fn see_to(
                 line.post(Post::Close);
             }
             Fate::Busy | Fate::Gone => {}
+        }
+        if !awaited() {
+            return;
         }
         let Some(next) = send(lines(), &tried, notice) else { return };
         (line, receipt) = next;
@@ -303,7 +313,7 @@ mod tests {
     async fn what_arrives_is_told_once() {
         for first in [Well, Slow] {
             let mut tasks = three();
-            assert!(tell(lines(&tasks), notice()));
+            assert!(tell(lines(&tasks), notice(), || true));
             pass(60, &mut tasks, &[first, Well, Well]).await;
             assert_eq!(told(&tasks), [(1, false), (0, false), (0, false)]);
         }
@@ -312,33 +322,47 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_does_not_arrive_is_repeated_on_the_next_line() {
         let mut tasks = three();
-        assert!(tell(lines(&tasks), notice()));
+        assert!(tell(lines(&tasks), notice(), || true));
         pass(60, &mut tasks, &[Silent, Silent, Well]).await;
         assert_eq!(told(&tasks), [(1, true), (1, true), (1, false)]);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_done_as_told_is_not_repeated() {
+        let mut tasks = three();
+        let all = lines(&tasks);
+        let waits = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let awaited = waits.clone();
+        assert!(tell(all, notice(), move || awaited.load(Ordering::Relaxed)));
+        tasks[0].work(Silent);
+        tasks[0].posts = None;
+        waits.store(false, Ordering::Relaxed);
+        pass(60, &mut tasks, &[Well; 3]).await;
+        assert_eq!(told(&tasks), [(1, true), (0, false), (0, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_last_line_has_time_to_come_back() {
         let mut tasks = three();
-        assert!(tell(lines(&tasks), notice()));
+        assert!(tell(lines(&tasks), notice(), || true));
         let all = [Silent; 3];
         pass(25, &mut tasks, &all).await;
         assert_eq!(told(&tasks), [(1, true), (1, true), (1, false)]);
         pass(1, &mut tasks, &[Silent, Silent, Well]).await;
         pass(60, &mut tasks, &all).await;
         assert!(!tasks[2].closed(), "it had arrived");
-        assert!(tell(lines(&tasks), notice()));
+        assert!(tell(lines(&tasks), notice(), || true));
         pass(29, &mut tasks, &all).await;
         assert!(!tasks[2].closed());
         pass(3, &mut tasks, &all).await;
         assert!(tasks[2].closed());
-        assert!(!tell(lines(&tasks), notice()));
+        assert!(!tell(lines(&tasks), notice(), || true));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_busy_line_is_passed_over_but_not_closed() {
         let mut tasks = three();
-        assert!(tell(lines(&tasks), notice()));
+        assert!(tell(lines(&tasks), notice(), || true));
         pass(40, &mut tasks, &[Stuck, Stuck, Well]).await;
         pass(40, &mut tasks, &[Well; 3]).await;
         assert_eq!(told(&tasks), [(1, false), (1, false), (1, false)]);
@@ -349,7 +373,7 @@ mod tests {
         let mut tasks = three();
         let all = lines(&tasks);
         tasks[0].posts = None;
-        assert!(tell(all.clone(), notice()));
+        assert!(tell(all.clone(), notice(), || true));
         tasks[1].posts = None;
         pass(5, &mut tasks, &[Well; 3]).await;
         assert_eq!(told(&tasks), [(0, true), (0, true), (1, false)]);

@@ -268,12 +268,16 @@ impl Session {
         self.close_where(|_| true, true);
     }
 
-    /// Tells the client something about one of its opens; whether a connection took it
-    /// (MS-SMB2 3.3.4.6).
-    pub fn tell(self: &Arc<Self>, message: oplock::Message) -> bool {
+    /// Tells the client something about one of its opens, on other connections too as long as it
+    /// is `awaited` that it has heard; whether a connection took it (MS-SMB2 3.3.4.6).
+    pub fn tell(
+        self: &Arc<Self>,
+        message: oplock::Message,
+        awaited: impl Fn() -> bool + Send + 'static,
+    ) -> bool {
         let session = self.clone();
         let lines = move || lock(&session.channels).iter().map(|c| c.line.clone()).collect();
-        notices::tell(lines, Notice { session: Some(self.id), message })
+        notices::tell(lines, Notice { session: Some(self.id), message }, awaited)
     }
 
     /// Whether the session was ended.

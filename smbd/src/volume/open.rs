@@ -331,9 +331,13 @@ impl Open {
     }
 
     /// Tells its client to go down to an oplock of that level; whether it could be told.
-    pub fn break_oplock(&self, level: OplockLevel) -> bool {
+    pub fn break_oplock(
+        &self,
+        level: OplockLevel,
+        awaited: impl Fn() -> bool + Send + 'static,
+    ) -> bool {
         let message = oplock::Message::Oplock(OplockBreak { level, file_id: self.id });
-        self.session().is_some_and(|session| session.tell(message))
+        self.session().is_some_and(|session| session.tell(message, awaited))
     }
 
     /// The oplock it has, as answers show it.

@@ -223,8 +223,13 @@ impl Nodes {
 
     /// Tells holders; one that cannot be reached loses what it holds, and with it the opens that
     /// were kept because of it.
-    fn tell(&self, node: &Node, breaks: Vec<Break>) {
+    fn tell(&self, node: &Arc<Node>, breaks: Vec<Break>) {
         for due in breaks {
+            let (file, holder, to) = (Arc::downgrade(node), due.holder, due.to);
+            let awaited = move || {
+                let awaits = |file: Arc<Node>| lock(&file.state).caching.awaits(holder, to);
+                !due.acknowledge || file.upgrade().is_some_and(awaits)
+            };
             let told = match due.holder {
                 Holder::Lease(id) => {
                     let message = oplock::Message::LeaseBreak(LeaseBreak {
@@ -234,11 +239,11 @@ impl Nodes {
                         current: due.from.0,
                         new: due.to.0,
                     });
-                    self.clients.tell(id.client, Notice { session: None, message })
+                    self.clients.tell(id.client, Notice { session: None, message }, awaited)
                 }
                 Holder::Open(id) => {
                     let level = caching::level_of(due.to);
-                    self.open(id).is_some_and(|open| open.break_oplock(level))
+                    self.open(id).is_some_and(|open| open.break_oplock(level, awaited))
                 }
             };
             if told {
@@ -278,7 +283,7 @@ impl Nodes {
     /// A holder has done as told; what is to be given up after that, it is told at once.
     pub fn acknowledge(
         &self,
-        node: &Node,
+        node: &Arc<Node>,
         holder: Holder,
         kept: LeaseState,
     ) -> Result<LeaseState, NotSo> {

@@ -387,6 +387,12 @@ impl Caching {
         Ok(kept)
     }
 
+    /// Whether the holder has still to acknowledge that it goes down to `to`.
+    pub fn awaits(&self, holder: Holder, to: LeaseState) -> bool {
+        let hold = self.holds.iter().find(|hold| hold.holder == holder);
+        hold.and_then(|hold| hold.breaking.as_ref()).is_some_and(|breaking| breaking.to == to)
+    }
+
     /// What the holder is to be told after it has acknowledged, because more was asked of it
     /// meanwhile.
     pub fn next_break(&mut self, holder: Holder, now: Instant) -> Option<Break> {
@@ -516,7 +522,9 @@ mod tests {
         let (breaks, waits) = break_all(&mut caching, Cause::Open, 3);
         assert!(waits && breaks.is_empty(), "it was told once");
         assert_eq!(caching.acknowledge(Holder::Lease(lease(1)), RWH), Err(NotSo::TooMuch));
+        assert!(caching.awaits(Holder::Lease(lease(1)), RH));
         assert_eq!(caching.acknowledge(Holder::Lease(lease(1)), RH), Ok(RH));
+        assert!(!caching.awaits(Holder::Lease(lease(1)), RH));
         assert_eq!(caching.acknowledge(Holder::Lease(lease(1)), RH), Err(NotSo::NotBreaking));
         assert!(!break_all(&mut caching, Cause::Open, 2).1);
         assert_eq!(caching.acquire(2, want(2, RWH), false, true, false), RH);
