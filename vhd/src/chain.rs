@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use block_io::{Disk, File, IoFuture};
+use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions};
 
 use crate::{
     Error, Format, Result,
@@ -30,6 +30,19 @@ pub trait Files: Send + Sync {
     /// Opens the file at a location, in the form in which the first image's was given, for
     /// reading.
     fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>>;
+}
+
+/// Local files, by their paths.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LocalFiles;
+
+impl Files for LocalFiles {
+    fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>> {
+        Box::pin(async move {
+            let file = LocalFile::open(location, &LocalOptions::read_only())?;
+            Ok(Arc::new(file) as Arc<dyn File>)
+        })
+    }
 }
 
 /// One image of a chain.

@@ -1,12 +1,19 @@
 //! Copying one disk to another: holes stay holes, several requests in flight.
 //!
 //! ```text
-//!  what the source has ──► pieces ──► workers, each with one buffer: read ─► zeros? ─► write
+//!  what the source has ──► pieces ──► workers, a buffer each piece: read ─► zeros? ─► write
 //!                                        │ every FLUSH_EVERY bytes
 //!                                        └──► a flush of the target beside them
 //! ```
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use block_io::Disk;
 use tokio::{
@@ -50,11 +57,13 @@ pub struct Progress {
 const GRAIN: usize = 64 << 10;
 /// Bytes of the disk whose allocation is asked for at once.
 const WINDOW: u64 = 1 << 30;
+/// Bytes after which a worker tells of them: whoever is told needs a processor, too.
+const TELL_EVERY: u64 = 8 << 20;
 /// Bytes after which a flush is begun, so that the storage below works all the time and the one at
 /// the end finds little to do.
 const FLUSH_EVERY: u64 = 128 << 20;
 
-/// Copies all of `source` to `target` and flushes it. `progress` hears of every step.
+/// Copies all of `source` to `target` and flushes it. `progress` hears of steps of some megabytes.
 ///
 /// What the source knows to be zeros is not read; with [`CopyOptions::target_is_zero`] zeros are
 /// not written either, else they are written with [`Disk::write_zeroes`]. If the target is longer
@@ -77,9 +86,16 @@ pub async fn copy(
     }
     let chunk = (options.chunk.max(1) as u64).next_multiple_of(GRAIN as u64);
     let workers = options.in_flight.max(1);
-    let (give, pieces) = mpsc::channel(2 * workers);
-    let pieces = Arc::new(Mutex::new(pieces));
+    let plan = Arc::new(Plan {
+        source: source.clone(),
+        total,
+        chunk,
+        ready: std::sync::Mutex::default(),
+        cut_to: Mutex::new(0),
+        failed: AtomicBool::new(false),
+    });
     let (tell, mut steps) = mpsc::channel(2 * workers);
+    let buffers = Arc::new(Buffers::default());
     // Dropped with this future: nothing goes on without it.
     let mut tasks = JoinSet::new();
     for _ in 0..workers {
@@ -88,27 +104,11 @@ pub async fn copy(
             target: target.clone(),
             target_is_zero: options.target_is_zero,
             sector,
+            buffers: buffers.clone(),
         };
-        tasks.spawn(worker.run(pieces.clone(), tell.clone()));
+        tasks.spawn(worker.run(plan.clone(), tell.clone()));
     }
-    drop((tell, pieces));
-    tasks.spawn({
-        let source = source.clone();
-        async move {
-            let mut at = 0;
-            while at < total {
-                let window = at..(at + WINDOW).min(total);
-                at = window.end;
-                for piece in cut(&*source, window, chunk).await? {
-                    if give.send(piece).await.is_err() {
-                        // A worker failed and says so itself.
-                        return Ok(());
-                    }
-                }
-            }
-            Ok(())
-        }
-    });
+    drop(tell);
 
     let mut state = Progress { total, ..Progress::default() };
     let mut flushes: JoinSet<block_io::Result<()>> = JoinSet::new();
@@ -154,15 +154,60 @@ impl Progress {
     }
 }
 
+#[derive(Default)]
 struct Step {
     done: u64,
     read: u64,
     written: u64,
 }
 
+#[derive(Debug)]
 enum Piece {
     Data(Range<u64>),
     Zero(Range<u64>),
+}
+
+/// The pieces still to be copied. Workers take them without waiting for each other, but for the one
+/// that cuts the next window.
+#[derive(Debug)]
+struct Plan {
+    source: Arc<dyn Disk>,
+    total: u64,
+    chunk: u64,
+    ready: std::sync::Mutex<VecDeque<Piece>>,
+    /// Up to where the disk was cut.
+    cut_to: Mutex<u64>,
+    /// A worker failed: there is nothing more to do.
+    failed: AtomicBool,
+}
+
+impl Plan {
+    fn ready(&self) -> std::sync::MutexGuard<'_, VecDeque<Piece>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next piece, or `None` if there are no more.
+    async fn next(&self) -> Result<Option<Piece>> {
+        if self.failed.load(Relaxed) {
+            return Ok(None);
+        }
+        if let Some(piece) = self.ready().pop_front() {
+            return Ok(Some(piece));
+        }
+        let mut at = self.cut_to.lock().await;
+        loop {
+            if let Some(piece) = self.ready().pop_front() {
+                return Ok(Some(piece));
+            }
+            if *at >= self.total {
+                return Ok(None);
+            }
+            let end = at.saturating_add(WINDOW).min(self.total);
+            let pieces = cut(&*self.source, *at..end, self.chunk).await?;
+            *at = end;
+            self.ready().extend(pieces);
+        }
+    }
 }
 
 /// Cuts a window of the disk into pieces: data in chunks on chunk boundaries, and the zeros
@@ -192,6 +237,21 @@ async fn cut(source: &dyn Disk, window: Range<u64>, chunk: u64) -> Result<Vec<Pi
     Ok(pieces)
 }
 
+/// Buffers that are not in use, the last used one on top: where nothing waits, as between files in
+/// the page cache, one for each processor does, and stays in its cache.
+#[derive(Debug, Default)]
+struct Buffers(std::sync::Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn put(&self, buffer: Vec<u8>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
 /// Copies pieces one after the other.
 struct Worker {
     source: Arc<dyn Disk>,
@@ -199,28 +259,38 @@ struct Worker {
     target_is_zero: bool,
     /// Bytes of a sector of the target.
     sector: u64,
+    buffers: Arc<Buffers>,
 }
 
 impl Worker {
     /// Works until there are no more pieces or one fails.
-    async fn run(
-        self,
-        pieces: Arc<Mutex<mpsc::Receiver<Piece>>>,
-        steps: mpsc::Sender<Step>,
-    ) -> Result<()> {
-        let mut buf = Vec::new();
-        loop {
-            let piece = pieces.lock().await.recv().await;
-            let Some(piece) = piece else { return Ok(()) };
-            match self.copy(piece, &mut buf).await {
-                Ok(step) => steps.send(step).await.unwrap_or_default(),
-                Err(error) => {
-                    // The others find nothing more to do.
-                    pieces.lock().await.close();
-                    return Err(error);
-                }
-            }
+    async fn run(self, plan: Arc<Plan>, steps: mpsc::Sender<Step>) -> Result<()> {
+        let ended = self.work(&plan, steps).await;
+        if ended.is_err() {
+            plan.failed.store(true, Relaxed);
         }
+        ended
+    }
+
+    async fn work(&self, plan: &Plan, steps: mpsc::Sender<Step>) -> Result<()> {
+        let mut done = Step::default();
+        while let Some(piece) = plan.next().await? {
+            let mut buf = self.buffers.take();
+            let copied = self.copy(piece, &mut buf).await;
+            self.buffers.put(buf);
+            let step = copied?;
+            done.done += step.done;
+            done.read += step.read;
+            done.written += step.written;
+            if done.done >= TELL_EVERY {
+                steps.send(std::mem::take(&mut done)).await.unwrap_or_default();
+            }
+            // Between files in the page cache nothing waits: a worker would keep its thread, and the
+            // next one that is to run on it from an idle thread.
+            tokio::task::yield_now().await;
+        }
+        steps.send(done).await.unwrap_or_default();
+        Ok(())
     }
 
     async fn copy(&self, piece: Piece, buf: &mut Vec<u8>) -> Result<Step> {

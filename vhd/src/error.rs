@@ -256,6 +256,12 @@ pub enum Fault {
         /// Its state bits.
         state: u8,
     },
+    /// Some sectors of a block are here, and nothing says which.
+    #[error("entry {index}: a partly present block without its sector bitmap")]
+    NoBitmap {
+        /// Index in the table.
+        index: u64,
+    },
     /// A table entry points where no block can be.
     #[error("entry {index} points to {start:#x}: {rule}")]
     EntryOffset {

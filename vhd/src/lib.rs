@@ -17,9 +17,55 @@
 //! - [`tracking`]: which parts of a disk changed since a point.
 //! - [`import`]: taking over a disk that may change meanwhile.
 //! - [`Format`], [`open_disk`]: choosing a format by name or by a file's ending.
+//! - [`blocking`]: all of it without an asynchronous runtime.
 //!
-//! Everything here is driven through the [`block_io::File`] trait; nothing knows where a file is.
+//! Everything here is driven through the [`block_io::File`] trait; nothing knows where a file is but
+//! [`chain::LocalFiles`] and [`blocking`].
+//!
+//! # Who may do what at the same time
+//!
+//! - One writer: a writable [`block_io::LocalFile`] holds a lock on its file, a file on a share is
+//!   opened so that nobody else can write it. A second writer is refused with
+//!   [`block_io::Error::Busy`].
+//! - Readers, besides it: opening for reading takes no lock and never writes. A log that a crash left
+//!   is replayed in memory ([`vhdx::OpenOptions::read_only`]).
+//! - All requests to an open disk may run at the same time, from any number of tasks.
+//!
+//! Memory does not grow with the disk: an image of 64 TiB has some thousand table pages in memory at
+//! most (`vhd/tests/library.rs` measures it).
+//!
+//! # Example
+//!
+//! A dynamic VHDX of 1 TiB, a write that is durable, and what is in the file then:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), vhd::Error> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let path = folder.path().join("disk.vhdx");
+//! use std::sync::Arc;
+//!
+//! use block_io::{Disk, LocalFile, LocalOptions};
+//! use vhd::vhdx::{self, CreateOptions, OpenOptions, Vhdx};
+//!
+//! let file = Arc::new(LocalFile::open(&path, &LocalOptions::create_new())?);
+//! vhdx::create(file.clone(), &CreateOptions::new(1 << 40)).await?;
+//!
+//! let disk = Vhdx::open(file.clone(), OpenOptions::default()).await?;
+//! disk.write_at(512 << 30, &[7; 4096]).await?;
+//! disk.flush().await?;
+//! disk.close().await?;
+//!
+//! let file = Arc::new(LocalFile::open(&path, &LocalOptions::read_only())?);
+//! let report = vhdx::check(file).await?;
+//! assert_eq!((report.is_clean(), report.allocated_blocks), (true, 1));
+//! # Ok(())
+//! # }
+//! ```
 
+#![forbid(unsafe_code)]
+
+pub mod blocking;
 mod bytes;
 pub mod chain;
 pub mod classic;

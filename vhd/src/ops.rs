@@ -19,6 +19,7 @@ mod free;
 mod identity;
 mod map;
 mod merge;
+mod ntfs;
 mod rebase;
 mod repair;
 mod resize;

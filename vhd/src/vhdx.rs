@@ -22,6 +22,7 @@
 //! | `table`, `space`, `epoch` | the open image's memory: table pages, free space, requests in flight |
 //! | `disk`, `alloc`, `below`, `commit` | reads and writes; new blocks; the parent; flush and the headers |
 //! | `edit`, `resize`, `repack`, `mend` | changing structures of an image that is not open as a disk |
+//! | `items` | metadata items of one's own |
 //! | `create`, `check`, `info` | making images, judging them, describing them |
 
 mod alloc;
@@ -35,6 +36,7 @@ pub(crate) mod edit;
 mod epoch;
 pub mod header;
 mod info;
+mod items;
 mod load;
 pub mod locator;
 pub mod log;
@@ -54,6 +56,11 @@ pub use create::{CHILD_BLOCK_SIZE, CreateOptions, DEFAULT_BLOCK_SIZE, create};
 pub use disk::Vhdx;
 pub(crate) use edit::clone_parts;
 pub use info::{Identity, Info, Kind, identity, info};
+pub(crate) use items::replace_inherited;
+pub use items::{
+    MAX_INHERITED, UserItem, UserItemInfo, inherited_items, remove_user_item, set_user_item,
+    user_item,
+};
 pub use open::OpenOptions;
 
 use std::ops::Range;

@@ -2,14 +2,10 @@
 //! soon. And the structures' parsers and encoders are each other's inverse.
 
 mod common;
+#[path = "common/counting.rs"]
+mod counting;
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use block_io::{Disk, File, testing::MemFile};
 use common::{MIB, mem_image, open, small};
@@ -27,32 +23,6 @@ use vhd::{
     },
 };
 
-/// Counts the bytes in use, to see that a small image cannot take much memory.
-struct Counting;
-
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-#[expect(unsafe_code, reason = "an allocator is unsafe to implement")]
-// SAFETY: every call is the system allocator's own, which keeps the contract.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = IN_USE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's layout, passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: `ptr` came from `alloc` above with this layout.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 /// One measurement at a time: the counter is the process's.
 static MEASURING: Mutex<()> = Mutex::new(());
 
@@ -67,8 +37,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 fn exercise(bytes: &[u8]) {
     let _one = MEASURING.lock().unwrap_or_else(|e| e.into_inner());
     let file = Arc::new(MemFile::from_bytes(bytes));
-    PEAK.store(IN_USE.load(Ordering::Relaxed), Ordering::Relaxed);
-    let before = IN_USE.load(Ordering::Relaxed);
+    let before = counting::begin();
     run(async {
         let frozen: Arc<dyn File> = Arc::new(file.read_only_copy());
         let clean = check(frozen.clone()).await.is_ok_and(|report| report.is_clean());
@@ -103,7 +72,7 @@ fn exercise(bytes: &[u8]) {
             assert!(report.is_clean(), "{report:?}");
         }
     });
-    let peak = PEAK.load(Ordering::Relaxed) - before;
+    let peak = counting::peak_since(before);
     // The file itself, twice, is the test's.
     assert!(peak < MEMORY + 4 * bytes.len(), "{peak} bytes for an image of {}", bytes.len());
 }

@@ -30,6 +30,8 @@ enum Op {
     /// The table must move, in both formats.
     GrowFar,
     Grow,
+    /// Below it is a longer disk, which must not show. VHDX only.
+    GrowOver,
     Shrink,
     /// A fixed image, both ways.
     GrowFixed,
@@ -47,7 +49,7 @@ impl Op {
     fn levels(self) -> (usize, Range<usize>) {
         match self {
             Self::GrowFixed | Self::ShrinkFixed => (0, 0..1),
-            Self::Grow | Self::GrowFar | Self::Shrink | Self::Compact => (2, 2..3),
+            Self::Grow | Self::GrowFar | Self::GrowOver | Self::Shrink | Self::Compact => (2, 2..3),
             Self::Rebase | Self::Relink | Self::Set => (2, 2..3),
             Self::Merge => (2, 1..3),
             Self::MergeInto => (2, 0..3),
@@ -57,6 +59,7 @@ impl Op {
     fn size(self, format: Format) -> Option<u64> {
         Some(match (self, format) {
             (Self::Grow, _) => SIZE + 2 * MIB + 512,
+            (Self::GrowOver, _) => SIZE + MIB,
             (Self::GrowFar, Format::Vhdx) => 140_000 * MIB,
             (Self::GrowFar, _) => 2_000 * MIB,
             (Self::Shrink, _) => SIZE - 2 * MIB - 1024,
@@ -81,7 +84,7 @@ async fn apply(op: Op, family: &Family) -> vhd::Result<()> {
     let quiet = |_: ops::Progress| {};
     let (top, _) = op.levels();
     match op {
-        Op::Grow | Op::GrowFar | Op::Shrink | Op::GrowFixed | Op::ShrinkFixed => {
+        Op::Grow | Op::GrowFar | Op::GrowOver | Op::Shrink | Op::GrowFixed | Op::ShrinkFixed => {
             let parent = below(top).await?;
             let options = ResizeOptions { force: true, parent, ..ResizeOptions::default() };
             let size = op.size(format).unwrap();
@@ -172,6 +175,12 @@ async fn base(op: Op, format: Format, seed: u64) -> Family {
         let parent = Some(frozen(&family, 1).await.unwrap());
         let options = ResizeOptions { parent, ..options };
         ops::resize(family.file(2), format, SIZE - MIB, options).await.unwrap();
+    }
+    if op == Op::GrowOver {
+        let parent = Some(frozen(&family, 1).await.unwrap());
+        let options = ResizeOptions { force: true, parent, ..ResizeOptions::default() };
+        let size = SIZE - (2 + seed % 3) * MIB - 512 * (seed % 2);
+        ops::resize(family.file(2), format, size, options).await.unwrap();
     }
     if op == Op::Compact {
         // Blocks that read as zeros or as the parent, among others, and a table behind them.
@@ -333,6 +342,9 @@ async fn crash(op: Op, format: Format) -> u64 {
 
 fn run(op: Op) {
     for format in [Format::Vhdx, Format::Vhd] {
+        if op == Op::GrowOver && format == Format::Vhd {
+            continue;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let halves = runtime.block_on(crash(op, format));
         println!("{op:?} {format}: {POINTS} crash points, {halves} within");
@@ -348,6 +360,11 @@ fn growing() {
 #[test]
 fn growing_past_the_tables_end() {
     run(Op::GrowFar);
+}
+
+#[test]
+fn growing_over_a_longer_parent() {
+    run(Op::GrowOver);
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! What the file systems on a disk do not use.
 //!
 //! ```text
-//!  disk ─► partitions (MBR, GPT; none: one volume) ─► ext2/3/4 ─► free ranges
+//!  disk ─► partitions (MBR, GPT; none: one volume) ─► ext2/3/4, NTFS ─► free ranges
 //! ```
 
 use std::{ops::Range, sync::Arc};
 
 use block_io::{Disk, File};
 
-use super::{Image, ext4};
+use super::{Image, ext4, ntfs};
 use crate::{Error, Format, Result, bytes::Fields};
 
 /// Partitions looked at.
@@ -46,7 +46,10 @@ pub struct Volume {
 pub async fn free_space(disk: &dyn Disk) -> Result<Vec<Volume>> {
     let mut volumes = Vec::new();
     for range in partitions(disk).await? {
-        let free = ext4::free(disk, range.clone()).await?;
+        let free = match ext4::free(disk, range.clone()).await? {
+            Ok(None) => ntfs::free(disk, range.clone()).await?,
+            known => known,
+        };
         volumes.push(Volume { range, free });
     }
     Ok(volumes)
@@ -58,7 +61,8 @@ async fn partitions(disk: &dyn Disk) -> Result<Vec<Range<u64>>> {
     let sector = u64::from(disk.geometry().logical_sector);
     let first = ext4::read(disk, 0, 512, size).await?;
     let whole = std::iter::once(0..size).collect();
-    if first.u16(510) != 0xaa55 {
+    // The boot sector of NTFS ends as a partition table does.
+    if first.u16(510) != 0xaa55 || ntfs::is_boot_sector(&first) {
         return Ok(whole);
     }
     let mut found = Vec::new();

@@ -133,6 +133,9 @@ async fn merge_vhdx(
     if size < before && !longer {
         fit(&parent, format, size, &below, Some(merged)).await?;
     }
+    // MS-VHDX 2.6.1.2: the disk's items are the child's.
+    let items = vhdx::inherited_items(child.clone()).await?;
+    vhdx::replace_inherited(parent.clone(), &items, merged).await?;
     // Nothing was written if the child had nothing: the parent is then what it was.
     let now = vhdx::identity(parent).await?.data_write_id;
     say(now, None).await.map(drop)

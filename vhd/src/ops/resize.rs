@@ -27,8 +27,9 @@ pub struct ResizeOptions {
 ///
 /// # Errors
 /// [`Error::WouldLose`] if there is data past the new end, without `force`;
-/// [`Error::InvalidOptions`] for a size that the format has not, or a differencing image that would
-/// become longer and show more of a parent that is longer than it.
+/// [`Error::InvalidOptions`] for a size that the format has not, or a differencing VHD that would
+/// become longer and show more of a parent that is longer than it: a VHD has no way to say that a
+/// block is zeros.
 pub async fn resize(
     file: Arc<dyn File>,
     format: Format,
@@ -43,9 +44,9 @@ pub async fn resize(
             "disk size {size}: whole {sector}-byte sectors, more than nothing"
         )));
     }
-    if size > old
-        && let Some(below) = image.parent_size()
-        && below > old
+    let below = image.parent_size().filter(|below| size > old && *below > old);
+    if let Some(below) = below
+        && format != Format::Vhdx
     {
         return Err(Error::InvalidOptions(format!(
             "the parent's disk is longer ({below} bytes): what it has past {old} would show"
@@ -61,7 +62,16 @@ pub async fn resize(
     match format {
         Format::Vhdx => {
             let content = options.content_id.unwrap_or_else(Guid::random);
-            vhdx::resize::resize(file, size, content).await
+            if below.is_some() {
+                // The block in which the disk ends is the image's own from here on.
+                let disk = Image::open(file.clone(), format, options.parent, false).await?;
+                if let Image::Vhdx(disk) = &disk {
+                    disk.choose_content_id(content);
+                    disk.take_over_last().await?;
+                    disk.end().await?;
+                }
+            }
+            vhdx::resize::resize(file, size, below.unwrap_or(0), content).await
         }
         Format::Vhd => classic::resize::resize(file, size).await,
         other => Err(no_such(other)),

@@ -9,6 +9,7 @@ use super::{
     bat::{BatLayout, BlockState, ENTRY_SIZE, PAGE_ENTRIES, PAGE_SIZE, RawEntry},
     header::{FileIdentifier, Header},
     info::Info,
+    items::{self, UserItem},
     locator::ParentLocator,
     metadata::Metadata,
     region::{BAT_REGION, METADATA_REGION, Region, RegionTable},
@@ -42,6 +43,9 @@ pub struct CreateOptions {
     pub disk_id: Option<Guid>,
     /// Where the parent is, for a differencing image.
     pub parent: Option<ParentLocator>,
+    /// Metadata items of users; of a differencing image those that it is given by its parent
+    /// ([`super::inherited_items`]).
+    pub user_items: Vec<UserItem>,
 }
 
 impl CreateOptions {
@@ -56,6 +60,7 @@ impl CreateOptions {
             log_size: 0,
             disk_id: None,
             parent: None,
+            user_items: Vec::new(),
         }
     }
 
@@ -72,6 +77,14 @@ impl CreateOptions {
             parent: Some(ParentLocator::vhdx(parent.data_write_id, relative_path)),
             ..Self::new(parent.disk_size)
         }
+    }
+
+    /// These options with the metadata items that a child of the image in `parent` is given.
+    ///
+    /// # Errors
+    /// As [`super::inherited_items`].
+    pub async fn inheriting(self, parent: Arc<dyn File>) -> Result<Self> {
+        Ok(Self { user_items: super::inherited_items(parent).await?, ..self })
     }
 
     /// Whether an image can be made of these: to be asked before a file is made for it.
@@ -127,6 +140,8 @@ impl CreateOptions {
 /// A fixed image's space is reserved where the file can; it reads as zeros.
 pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> {
     let metadata = options.metadata()?;
+    let items = items::append(metadata.encode(), &options.user_items)?;
+    let metadata_length = (items.len() as u64).next_multiple_of(MIB);
     let layout = BatLayout::new(&metadata);
     let log_offset = MIB;
     let log_size = match options.log_size {
@@ -134,7 +149,7 @@ pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> 
         given => given,
     };
     let metadata_offset = log_offset + u64::from(log_size);
-    let bat_offset = metadata_offset + MIB;
+    let bat_offset = metadata_offset + metadata_length;
     let bat_length = (layout.entries * ENTRY_SIZE).next_multiple_of(MIB);
     let payload = bat_offset + bat_length;
 
@@ -152,7 +167,7 @@ pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> 
         }
         write_fixed_bat(&*file, &layout, bat_offset, payload).await?;
     }
-    file.write_at(metadata_offset, &metadata.encode()).await?;
+    file.write_at(metadata_offset, &items).await?;
     let region = |id, offset, length: u64| Region {
         id,
         offset,
@@ -162,7 +177,7 @@ pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> 
     };
     let regions = vec![
         region(BAT_REGION, bat_offset, bat_length),
-        region(METADATA_REGION, metadata_offset, MIB),
+        region(METADATA_REGION, metadata_offset, metadata_length),
     ];
     let table = RegionTable { regions }.encode();
     for at in REGION_TABLE_OFFSETS {

@@ -123,6 +123,9 @@ impl Inner {
     /// The table entry of a payload block.
     pub(super) async fn entry(&self, block: u64) -> Result<RawEntry> {
         let index = self.layout.index(block);
+        if let Some(entry) = self.bat.recent(index) {
+            return Ok(entry);
+        }
         loop {
             if let Some(entry) = self.bat.get(index) {
                 return Ok(entry);
@@ -131,8 +134,19 @@ impl Inner {
         }
     }
 
+    /// Where a range is in the file if it lies within one block that is present and was asked for
+    /// lately: what most requests are.
+    fn present(&self, offset: u64, len: usize) -> Option<u64> {
+        let size = self.layout.block_size;
+        let within = offset & (size - 1);
+        if len as u64 > size - within {
+            return None;
+        }
+        let index = self.layout.index(offset >> size.trailing_zeros());
+        Some(self.bat.recent(index)?.data()? + within)
+    }
+
     async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.geometry.check(offset, buf.len() as u64)?;
         let _guard = self.enter()?;
         let mut extents = Vec::with_capacity(1);
         for (block, part) in self.blocks(offset..offset + buf.len() as u64) {
@@ -181,7 +195,6 @@ impl Inner {
     }
 
     async fn write(self: &Arc<Self>, offset: u64, buf: &[u8]) -> Result<()> {
-        self.geometry.check(offset, buf.len() as u64)?;
         let _guard = self.enter_to_change().await?;
         let mut extents = Vec::with_capacity(1);
         for (block, part) in self.blocks(offset..offset + buf.len() as u64) {
@@ -374,6 +387,19 @@ impl Vhdx {
         inner.set_empty(block, state).await
     }
 
+    /// Makes the last block of a differencing image its own, unless it is empty or ends where the disk
+    /// ends.
+    pub(crate) async fn take_over_last(&self) -> Result<()> {
+        let (inner, last) = (&self.inner, self.inner.layout.blocks - 1);
+        let _guard = inner.enter_to_change().await?;
+        if inner.layout.used(last) < inner.layout.block_size
+            && matches!(inner.entry(last).await?.content(), Content::Below | Content::Partly(_))
+        {
+            inner.fill(last, None).await?;
+        }
+        Ok(())
+    }
+
     /// As [`Disk::close`], but the file stays open.
     pub(crate) async fn end(&self) -> Result<()> {
         self.inner.end().await
@@ -391,11 +417,32 @@ impl Disk for Vhdx {
     }
 
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, ()> {
-        Box::pin(self.inner.read(offset, buf))
+        Box::pin(async move {
+            let inner = &*self.inner;
+            inner.geometry.check(offset, buf.len() as u64)?;
+            let guard = inner.enter()?;
+            if let Some(at) = inner.present(offset, buf.len()) {
+                return inner.read_payload(at, buf).await;
+            }
+            drop(guard);
+            // Its own box keeps the usual case small.
+            Box::pin(inner.read(offset, buf)).await
+        })
     }
 
     fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
-        Box::pin(self.inner.write(offset, buf))
+        Box::pin(async move {
+            let inner = &self.inner;
+            inner.geometry.check(offset, buf.len() as u64)?;
+            if inner.started.load(Ordering::Acquire) {
+                let guard = inner.enter()?;
+                if let Some(at) = inner.present(offset, buf.len()) {
+                    return inner.file.write_at(at, buf).await;
+                }
+                drop(guard);
+            }
+            Box::pin(inner.write(offset, buf)).await
+        })
     }
 
     fn flush(&self) -> IoFuture<'_, ()> {

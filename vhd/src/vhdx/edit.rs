@@ -25,7 +25,7 @@ use super::{
     metadata::{self, Entry, PARENT_LOCATOR, Table},
     open::load_to_change,
     region::{BAT_REGION, RegionTable},
-    scan::scan,
+    scan::{refuse, scan},
     space::SpaceMap,
     zero_range,
 };
@@ -173,11 +173,21 @@ impl Editor {
     }
 
     /// Ends the session and gives the space back that nothing uses: cut off at the end, punched
-    /// elsewhere. Returns the length of the file. It stays open.
+    /// elsewhere; but not while a block lacks its bitmap. Returns the length of the file. It stays open.
     pub(crate) async fn finish(mut self) -> Result<u64> {
         self.settle().await?;
         self.image = load(self.file.clone()).await?;
-        let space = self.space().await?;
+        let mut searched_for = false;
+        let found = |damage: Damage| {
+            searched_for |= matches!(damage.fault, Fault::NoBitmap { .. });
+            refuse(damage)
+        };
+        let space = scan(&self.image, found, |_, _| {}, |_, _| {}).await?;
+        if searched_for {
+            // A bitmap that nothing names any more may be in what looks unused.
+            self.file.flush().await?;
+            return Ok(self.image.file_len);
+        }
         let end = self.cut(&space).await?;
         punch(&*self.file, space.free_runs(end)).await?;
         self.file.flush().await?;
@@ -196,7 +206,7 @@ impl Editor {
 
     /// What is taken of the file; fails at the first contradiction.
     pub(crate) async fn space(&self) -> Result<SpaceMap> {
-        scan(&self.image, |damage| Err(damage.into()), |_, _| {}, |_, _| {}).await
+        scan(&self.image, refuse, |_, _| {}, |_, _| {}).await
     }
 
     /// Space for a structure: a hole, else past the end. Claimed, and zeros.
@@ -235,12 +245,19 @@ impl Editor {
     pub(crate) async fn move_table_to(&mut self, to: u64, length: u64, keep: u64) -> Result<()> {
         let from = self.image.bat.offset;
         copy_range(&*self.file, from..from + keep * ENTRY_SIZE, to).await?;
+        // At most 64 Mi entries of 8 bytes and their bitmap entries: under 1 GiB.
+        self.move_region(BAT_REGION, to, length as u32).await
+    }
+
+    /// Stages another place of a region; what is to be there is there.
+    pub(super) async fn move_region(&mut self, id: Guid, to: u64, length: u32) -> Result<()> {
         let mut regions = self.image.regions.clone();
-        for region in regions.regions.iter_mut().filter(|region| region.id == BAT_REGION) {
+        for region in regions.regions.iter_mut().filter(|region| region.id == id) {
             region.offset = to;
-            // At most 64 Mi entries of 8 bytes and their bitmap entries: under 1 GiB.
-            region.length = length as u32;
-            self.image.bat = *region;
+            region.length = length;
+            if id == BAT_REGION {
+                self.image.bat = *region;
+            }
         }
         self.stage_regions(&regions).await?;
         self.image.regions = regions;
@@ -359,7 +376,11 @@ pub(crate) async fn clone_parts(file: Arc<dyn File>) -> Result<CloneParts> {
 }
 
 /// The first gap of `len` bytes that no item is in, on a boundary of 4 KiB.
-fn gap<'a>(items: impl Iterator<Item = &'a Entry>, region_len: u32, len: usize) -> Option<u32> {
+pub(super) fn gap<'a>(
+    items: impl Iterator<Item = &'a Entry>,
+    region_len: u32,
+    len: usize,
+) -> Option<u32> {
     let mut taken: Vec<Range<u64>> = items
         .filter(|item| item.length != 0)
         .map(|item| u64::from(item.offset)..u64::from(item.offset) + u64::from(item.length))

@@ -9,16 +9,30 @@
 //!  epoch 5: requests C          (4 is empty when 6 begins)
 //!  epoch 6: X is nobody's
 //! ```
+//!
+//! Threads count in places of their own, so that requests on several processors do not pass one
+//! line of memory to and fro.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use tokio::sync::Notify;
+
+/// Places to count in; more threads than these share some.
+const SHARDS: usize = 16;
+
+/// Requests of some threads in flight, by the parity of their epoch. On lines of memory of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard([AtomicU64; 2]);
 
 /// Requests in flight, by epoch.
 #[derive(Debug, Default)]
 pub struct Epochs {
     current: AtomicU64,
-    active: [AtomicU64; 2],
+    active: [Shard; SHARDS],
     closed: AtomicBool,
     idle: Notify,
 }
@@ -27,17 +41,27 @@ pub struct Epochs {
 #[derive(Debug)]
 pub struct InFlight<'a> {
     epochs: &'a Epochs,
-    slot: usize,
+    active: &'a AtomicU64,
+}
+
+/// The place in which this thread counts.
+fn shard() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static MINE: usize = NEXT.fetch_add(1, Relaxed) % SHARDS;
+    }
+    MINE.with(|mine| *mine)
 }
 
 impl Epochs {
     /// Counts a request in; `None` after [`Epochs::close`].
     pub fn enter(&self) -> Option<InFlight<'_>> {
+        let Shard(counts) = &self.active[shard()];
         loop {
             let epoch = self.current.load(SeqCst);
-            let slot = (epoch % 2) as usize;
-            self.active[slot].fetch_add(1, SeqCst);
-            let guard = InFlight { epochs: self, slot };
+            let active = &counts[(epoch % 2) as usize];
+            active.fetch_add(1, SeqCst);
+            let guard = InFlight { epochs: self, active };
             if self.closed.load(SeqCst) {
                 return None;
             }
@@ -57,7 +81,8 @@ impl Epochs {
     pub fn advance(&self) -> u64 {
         for _ in 0..2 {
             let epoch = self.current.load(SeqCst);
-            if self.active[((epoch + 1) % 2) as usize].load(SeqCst) != 0 {
+            let other = ((epoch + 1) % 2) as usize;
+            if self.active.iter().any(|Shard(counts)| counts[other].load(SeqCst) != 0) {
                 break;
             }
             self.current.store(epoch + 1, SeqCst);
@@ -81,7 +106,8 @@ impl Epochs {
             let idle = self.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            if self.active.iter().all(|a| a.load(SeqCst) == 0) {
+            let none = |Shard(counts): &Shard| counts.iter().all(|count| count.load(SeqCst) == 0);
+            if self.active.iter().all(none) {
                 return;
             }
             idle.await;
@@ -91,7 +117,7 @@ impl Epochs {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let last = self.epochs.active[self.slot].fetch_sub(1, SeqCst) == 1;
+        let last = self.active.fetch_sub(1, SeqCst) == 1;
         if last && self.epochs.closed.load(SeqCst) {
             self.epochs.idle.notify_waiters();
         }

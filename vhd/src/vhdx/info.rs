@@ -5,6 +5,7 @@ use std::sync::Arc;
 use block_io::File;
 
 use super::{
+    items::{UserItemInfo, described},
     load::{Loaded, load},
     locator::ParentLocator,
     scan::scan,
@@ -52,6 +53,8 @@ pub struct Info {
     pub blocks: u64,
     /// Payload blocks stored in the file, wholly or in part.
     pub allocated_blocks: u64,
+    /// Metadata items of users.
+    pub user_items: Vec<UserItemInfo>,
 }
 
 /// Who an image is and whom it builds on.
@@ -79,6 +82,7 @@ pub async fn identity(file: Arc<dyn File>) -> Result<Identity> {
 pub async fn info(file: Arc<dyn File>) -> Result<Info> {
     let image = load(file).await?;
     let allocated_blocks = count(&image).await?;
+    let user_items = described(&image).await?;
     let metadata = &image.metadata;
     let kind = match &metadata.parent {
         Some(parent) => Kind::Differencing { parent: parent.entries.clone() },
@@ -98,6 +102,7 @@ pub async fn info(file: Arc<dyn File>) -> Result<Info> {
         log_pending: image.overlay.is_some(),
         blocks: image.layout.blocks,
         allocated_blocks,
+        user_items,
     })
 }
 

@@ -112,7 +112,28 @@ async fn replay(file: &dyn File, header: &Header, file_len: u64) -> Result<Optio
 }
 
 /// Reads and checks the structures. Differencing images load too: [`Metadata::has_parent`].
+///
+/// Someone may change the image meanwhile, as a merge does whose child is being opened. What was read
+/// may then be of two moments, right or not; the headers tell, and it is read again.
 pub async fn load(file: Arc<dyn File>) -> Result<Loaded> {
+    const TRIES: usize = 10;
+    let newest = async || -> Result<Option<u64>> {
+        let [first, second] = headers(&*file).await?;
+        Ok(header::current(&first, &second).ok().map(|(_, header)| header.sequence))
+    };
+    let mut before = newest().await?;
+    for _ in 1..TRIES {
+        let loaded = load_once(file.clone()).await;
+        let after = newest().await?;
+        if before == after {
+            return loaded;
+        }
+        before = after;
+    }
+    load_once(file).await
+}
+
+async fn load_once(file: Arc<dyn File>) -> Result<Loaded> {
     let identifier = FileIdentifier::parse(&read_up_to(&*file, 0, IDENTIFIER_SIZE).await?)?;
     let [first, second] = headers(&*file).await?;
     let (index, current) = header::current(&first, &second)?;

@@ -30,7 +30,8 @@ const SIGNATURE: &[u8; 8] = b"metadata";
 /// Size of the metadata table in bytes; items follow it in the region.
 pub const TABLE_SIZE: usize = 64 << 10;
 const MAX_ENTRIES: u16 = 2047;
-const MAX_USER_ENTRIES: usize = 1024;
+/// Most items of users.
+pub const MAX_USER_ENTRIES: usize = 1024;
 
 /// One entry of the table: an item that lies within the region and overlaps no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::{
     epoch::Epochs,
     load::{Loaded, load},
     log,
-    scan::scan,
+    scan::{refuse, scan},
     table::BatCache,
 };
 use crate::{Damage, Error, Fault, Guid, Result};
@@ -81,7 +81,7 @@ impl Vhdx {
         let keep = layout.pages() <= pages as u64;
         let space = scan(
             &image,
-            |damage| Err(damage.into()),
+            refuse,
             |_, _| {},
             |page, bytes| {
                 if keep {

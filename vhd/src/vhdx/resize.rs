@@ -27,9 +27,15 @@ use crate::{Error, Guid, Result};
 /// Entries of new blocks written at once.
 const STEP: u64 = 1 << 17;
 
-/// Gives the disk `size` bytes. Whether anything is lost is the caller's to know, and that the
-/// parent is no longer than the disk is now. `content`: its identity from now on.
-pub(crate) async fn resize(file: Arc<dyn File>, size: u64, content: Guid) -> Result<()> {
+/// Gives the disk `size` bytes. Whether anything is lost is the caller's to know. `below` is the size of
+/// a parent that is longer than the disk is now, else 0: new blocks that it has are zeros here, and the
+/// one in which the disk ends now is the image's own. `content`: its identity from now on.
+pub(crate) async fn resize(
+    file: Arc<dyn File>,
+    size: u64,
+    below: u64,
+    content: Guid,
+) -> Result<()> {
     let mut editor = Editor::open(file).await?;
     let metadata = &editor.image.metadata;
     let sector = u64::from(metadata.logical_sector);
@@ -47,6 +53,7 @@ pub(crate) async fn resize(file: Arc<dyn File>, size: u64, content: Guid) -> Res
         editor.cut(&space).await?;
         zero_rest_of_last(&mut editor).await?;
         grow_table(&mut editor, &mut space, &new).await?;
+        hide(&mut editor, &old, &new, below).await?;
         if fixed {
             add_blocks(&mut editor, &mut space, &old, &new).await?;
         }
@@ -108,6 +115,28 @@ async fn grow_table(editor: &mut Editor, space: &mut SpaceMap, new: &BatLayout) 
     }
     let range = bat.offset + old.entries * ENTRY_SIZE..bat.offset + new.entries * ENTRY_SIZE;
     if range.is_empty() { Ok(()) } else { Ok(zero_range(&**editor.file(), range).await?) }
+}
+
+/// Says of the new blocks that start before `below` that they are zeros. Those of the last chunk there
+/// was, whose entries are looked at already, say so with the commit.
+async fn hide(editor: &mut Editor, old: &BatLayout, new: &BatLayout, below: u64) -> Result<()> {
+    let last = below.div_ceil(new.block_size).min(new.blocks);
+    let zero = RawEntry::new(BlockState::Zero, 0);
+    let mut block = old.blocks;
+    while block < last && new.index(block) < old.entries {
+        editor.stage_entry(new.index(block), zero).await?;
+        block += 1;
+    }
+    while block < last {
+        let first = new.index(block);
+        // Up to the bitmap's entry, which stays empty.
+        let chunk_end = (block / new.chunk_ratio + 1) * new.chunk_ratio;
+        let next = last.min(chunk_end).min(block + STEP);
+        let bytes: Vec<u8> = (block..next).flat_map(|_| zero.0.to_le_bytes()).collect();
+        editor.file().write_at(editor.image.bat.offset + first * ENTRY_SIZE, &bytes).await?;
+        block = next;
+    }
+    Ok(())
 }
 
 /// Space for the new blocks of a fixed image, and their entries, which do not count yet.

@@ -1,7 +1,7 @@
 //! Walking the whole block table once, for opening and checking.
 
 use super::{
-    bat::{ENTRY_SIZE, PAGE_SIZE, RawEntry},
+    bat::{Content, ENTRY_SIZE, PAGE_SIZE, RawEntry},
     load::{Loaded, read_up_to},
     space::SpaceMap,
 };
@@ -36,6 +36,7 @@ pub(super) async fn scan(
     // Most of the table of a large image that is nearly empty is a hole: blocks that are nowhere.
     let table = image.bat.offset..image.bat.offset + layout.entries * ENTRY_SIZE;
     let mut written = image.view.allocated_ranges(table).await?.into_iter().peekable();
+    let mut partly = Partly::default();
     let mut first = 0;
     while first < layout.entries {
         let at = image.bat.offset + first * ENTRY_SIZE;
@@ -62,6 +63,9 @@ pub(super) async fn scan(
             if entry.0 == 0 {
                 continue;
             }
+            if layout.has_parent {
+                partly.see(image, index, entry, &mut found)?;
+            }
             let mut checked = layout.check_entry(index, entry, image.bat.offset, file_len);
             if let Err(Damage { fault: Fault::EntryOffset { .. }, .. }) = checked {
                 // A reader may find blocks that were made since the file was measured.
@@ -84,5 +88,55 @@ pub(super) async fn scan(
         }
         first += wanted as u64 / ENTRY_SIZE;
     }
+    partly.end(image, &mut found)?;
     Ok(space)
+}
+
+/// The partly present blocks of the chunk that is being walked, whose sector bitmap stands behind them.
+#[derive(Default)]
+struct Partly {
+    chunk: u64,
+    /// At most 32768: the blocks of a chunk.
+    entries: Vec<u64>,
+}
+
+impl Partly {
+    fn see(
+        &mut self,
+        image: &Loaded,
+        index: u64,
+        entry: RawEntry,
+        found: &mut impl FnMut(Damage) -> Result<()>,
+    ) -> Result<()> {
+        let chunk = index / (image.layout.chunk_ratio + 1);
+        if chunk != self.chunk {
+            self.end(image, found)?;
+            self.chunk = chunk;
+        }
+        match entry.content() {
+            Content::Partly(_) if image.layout.block(index).is_some() => self.entries.push(index),
+            // The bitmap of them all.
+            Content::Here(_) if image.layout.block(index).is_none() => self.entries.clear(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Those that are left have no bitmap.
+    fn end(&mut self, image: &Loaded, found: &mut impl FnMut(Damage) -> Result<()>) -> Result<()> {
+        for index in self.entries.drain(..) {
+            let at = image.bat.offset + index * ENTRY_SIZE;
+            found(Damage::new(Structure::Bat, at, Fault::NoBitmap { index }))?;
+        }
+        Ok(())
+    }
+}
+
+/// For those who cannot go on with a contradiction in the table. A block whose bitmap is missing
+/// contradicts nothing else: reading it fails, and the rest of the image is usable.
+pub(super) fn refuse(damage: Damage) -> Result<()> {
+    match damage.fault {
+        Fault::NoBitmap { .. } => Ok(()),
+        _ => Err(damage.into()),
+    }
 }

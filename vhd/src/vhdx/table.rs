@@ -7,14 +7,26 @@
 //!                   └ being committed ─► stays until it stands in its place in the file
 //! ```
 //!
+//! In front of the pages stand some entries that were asked for lately, each one word:
+//!
+//! ```text
+//!  recent[index % 1024]:  | index / 1024 (17 bits) | MiB of the file (44 bits) | state (3 bits) |
+//! ```
+//!
+//! A word is read without a lock, and written only under the lock of its entry's page, so what it says
+//! of an entry is never older than the page.
+//!
 //! Nothing here waits or does I/O; a page that is not in memory is the caller's to load.
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering, Ordering::SeqCst},
 };
 
-use super::bat::{PAGE_ENTRIES, PAGE_SIZE, RawEntry};
+use super::{
+    MIB,
+    bat::{PAGE_ENTRIES, PAGE_SIZE, RawEntry},
+};
 
 /// Entries of one page.
 type Entries = Box<[u64; PAGE_ENTRIES as usize]>;
@@ -52,6 +64,29 @@ pub struct BatCache {
     hand: AtomicUsize,
     dirty: Mutex<Vec<usize>>,
     max_dirty: usize,
+    /// Entries asked for lately. Sequentially consistent, as [`super::epoch`] is: who reads an old
+    /// word is counted by the time that it is looked for who may have read it.
+    recent: Box<[AtomicU64]>,
+}
+
+/// Entries kept in front of the pages.
+const RECENT: u64 = 1024;
+/// Bits of a word below the entry's tag.
+const TAG_SHIFT: u32 = 47;
+
+/// An entry as one word; 0 if it cannot be, or is nothing to keep.
+fn word(index: u64, entry: RawEntry) -> u64 {
+    let tag = index / RECENT;
+    if tag >> (64 - TAG_SHIFT) != 0 || entry.reserved() != 0 {
+        return 0;
+    }
+    tag << TAG_SHIFT | (entry.offset() / MIB) << 3 | u64::from(entry.state_bits())
+}
+
+/// The entry that a word holds if it is that of `index`.
+fn entry_of(index: u64, word: u64) -> Option<RawEntry> {
+    let own = word != 0 && word >> TAG_SHIFT == index / RECENT;
+    own.then_some(RawEntry(word & 7 | (word & ((1 << TAG_SHIFT) - 1)) >> 3 << 20))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,15 +109,27 @@ impl BatCache {
             hand: AtomicUsize::new(0),
             dirty: Mutex::default(),
             max_dirty: max_dirty.max(1),
+            recent: (0..RECENT).map(|_| AtomicU64::new(0)).collect(),
         }
+    }
+
+    /// An entry that was asked for lately, without a lock.
+    pub fn recent(&self, index: u64) -> Option<RawEntry> {
+        entry_of(index, self.recent[(index % RECENT) as usize].load(SeqCst))
     }
 
     /// An entry, or `None` if its page is not in memory.
     pub fn get(&self, index: u64) -> Option<RawEntry> {
         let mut slot = lock(self.slots.get(page_of(index))?);
-        let entry = slot.entries.as_ref()?[(index % PAGE_ENTRIES) as usize];
+        let entry = RawEntry(slot.entries.as_ref()?[(index % PAGE_ENTRIES) as usize]);
         slot.used = true;
-        Some(RawEntry(entry))
+        self.remember(index, entry);
+        Some(entry)
+    }
+
+    /// Puts an entry in front; called with its page locked.
+    fn remember(&self, index: u64, entry: RawEntry) {
+        self.recent[(index % RECENT) as usize].store(word(index, entry), SeqCst);
     }
 
     /// Changes an entry to what `decide` makes of it, if anything.
@@ -99,6 +146,7 @@ impl BatCache {
         }
         let Some(new) = decide(RawEntry(*entry)) else { return Updated::Left };
         *entry = new.0;
+        self.remember(index, new);
         *dirty = true;
         if let Some(list) = &mut list {
             list.push(page);
@@ -184,6 +232,64 @@ impl BatCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_in_front_is_the_entry() {
+        use crate::vhdx::bat::BlockState::{FullyPresent, Unmapped};
+        let largest = RawEntry::new(FullyPresent, ((1 << 44) - 1) * MIB);
+        for index in [0, 1, 1023, 1024, 70_000, (1 << 26) + (1 << 14) - 1] {
+            for entry in [RawEntry::new(Unmapped, 0), RawEntry::new(FullyPresent, MIB), largest] {
+                assert_eq!(entry_of(index, word(index, entry)), Some(entry));
+                assert_eq!(entry_of(index + 1024, word(index, entry)), None);
+            }
+        }
+        assert_eq!(word(0, RawEntry(8)), 0, "reserved bits do not fit");
+        assert_eq!(word(1 << 27, largest), 0, "the tag does not fit");
+
+        let cache = BatCache::new(4, 10, 4);
+        (0..4).for_each(|page| cache.insert(page, &[0; 4096]));
+        assert_eq!(cache.recent(5), None);
+        assert_eq!(cache.update(5, |_| Some(largest)), Updated::Yes);
+        assert_eq!(cache.recent(5), Some(largest));
+        // Another in its place, and back.
+        assert_eq!((cache.get(5 + 1024), cache.recent(5)), (Some(RawEntry(0)), None));
+        assert_eq!((cache.get(5), cache.recent(5)), (Some(largest), Some(largest)));
+    }
+
+    #[test]
+    fn what_is_kept_in_front_is_never_older_than_the_page() {
+        let cache = BatCache::new(8, 100, 8);
+        (0..8).for_each(|page| cache.insert(page, &[0; 4096]));
+        // Both have the same place in front.
+        let entries = [7, 7 + 1024];
+        std::thread::scope(|scope| {
+            for index in entries {
+                let cache = &cache;
+                scope.spawn(move || {
+                    for n in 1..20_000 {
+                        let new =
+                            RawEntry::new(crate::vhdx::bat::BlockState::FullyPresent, n * MIB);
+                        assert_eq!(cache.update(index, |_| Some(new)), Updated::Yes);
+                        let seen = cache.recent(index);
+                        assert!(seen.is_none_or(|seen| seen == new), "{seen:?} after {new:?}");
+                        assert_eq!(cache.get(index), Some(new));
+                    }
+                });
+            }
+            for index in entries {
+                let cache = &cache;
+                scope.spawn(move || {
+                    let mut last = 0;
+                    for n in 0..20_000 {
+                        let entry = if n % 2 == 0 { cache.get(index) } else { cache.recent(index) };
+                        let now = entry.map_or(last, |entry| entry.offset());
+                        assert!(now >= last, "{now} after {last}");
+                        last = now;
+                    }
+                });
+            }
+        });
+    }
 
     #[test]
     fn pages_come_and_go_but_dirty_ones_stay() {

@@ -113,7 +113,8 @@ async fn child(
             let links = vhd::chain::links(file.clone(), parent, &Parents).await;
             let links = links.with_context(named)?;
             let info = vhd::vhdx::info(file.clone()).await.with_context(named)?;
-            let mut options = vhd::vhdx::CreateOptions::child(&info, &path);
+            let options = vhd::vhdx::CreateOptions::child(&info, &path);
+            let mut options = options.inheriting(file.clone()).await.with_context(named)?;
             options.size = size.unwrap_or(info.disk_size);
             options.block_size = block_size.unwrap_or(options.block_size);
             options.validate()?;

@@ -136,6 +136,14 @@ fn show(args: &Args, info: &Info) {
             "blocks": info.blocks,
             "allocated_blocks": info.allocated_blocks,
         });
+        value["items"] = info
+            .user_items
+            .iter()
+            .map(|item| {
+                let (id, length) = (item.id.to_string(), item.length);
+                json!({ "id": id, "length": length, "of_disk": item.of_disk })
+            })
+            .collect();
         if let Kind::Differencing { parent } = &info.kind {
             value["parent"] = parent
                 .iter()
@@ -157,6 +165,9 @@ fn show(args: &Args, info: &Info) {
     line("made by", info.creator.clone());
     let log = if info.log_pending { "to be replayed (in use, or not closed)" } else { "empty" };
     line("log", log.to_owned());
+    for item in &info.user_items {
+        line("metadata item", format!("{}, {} bytes", item.id, item.length));
+    }
     if let Kind::Differencing { parent } = &info.kind {
         for (key, value) in parent {
             line(key, value.clone());

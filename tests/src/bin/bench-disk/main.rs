@@ -168,9 +168,12 @@ async fn raw(path: &Path, size: u64, full: bool) -> Outcome<Arc<dyn Disk>> {
     Ok(Arc::new(disk))
 }
 
+/// Fills a disk in pieces so small that the page cache has room for each in one: ext4 walks all
+/// blocks of the piece that a write goes to, and of larger ones whoever is filled first has more.
 async fn fill(disk: &dyn Disk) -> Outcome<()> {
-    let data = vec![0x5a; MIB as usize];
-    for at in (0..disk.geometry().size).step_by(MIB as usize) {
+    const PIECE: usize = 64 << 10;
+    let data = vec![0x5a; PIECE];
+    for at in (0..disk.geometry().size).step_by(PIECE) {
         disk.write_at(at, &data).await?;
     }
     Ok(disk.flush().await?)

@@ -1,8 +1,13 @@
 //! `bulkhead disk clone`, `set` and `compare`.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, bail, ensure};
 use serde_json::json;
-use vhd::{Format, Guid, chain, ops};
+use vhd::{
+    Format, Guid, chain, ops,
+    vhdx::{self, UserItem},
+};
 
 use super::{super::format, Image, locations, print_json, watch};
 use crate::storage::{self, Mode};
@@ -60,6 +65,19 @@ pub struct Set {
     /// The identity of the disk, or "new" for one that nobody has.
     #[arg(long, value_name = "ID")]
     disk_id: Option<String>,
+    /// Put the content of a local file, at most 1 MiB, into a VHDX as a metadata item of this
+    /// identifier. It belongs to the disk: children made later have it too.
+    #[arg(long, value_name = "ID=FILE", value_parser = item)]
+    item: Vec<(Guid, PathBuf)>,
+    /// Take a metadata item out of a VHDX.
+    #[arg(long, value_name = "ID")]
+    remove_item: Vec<Guid>,
+}
+
+/// An identifier and the file with its value.
+fn item(text: &str) -> Result<(Guid, PathBuf), String> {
+    let (id, path) = text.split_once('=').ok_or("ID=FILE is wanted")?;
+    Ok((id.parse().map_err(|e| format!("{id}: {e}"))?, path.into()))
 }
 
 impl Set {
@@ -75,10 +93,24 @@ impl Set {
             })?),
         };
         let what = ops::Set { physical_sector, disk_id };
-        ensure!(what != ops::Set::default(), "there is nothing to set");
+        let items = !self.item.is_empty() || !self.remove_item.is_empty();
+        ensure!(items || what != ops::Set::default(), "there is nothing to set");
+        ensure!(!items || format == Format::Vhdx, "a {format} image has no metadata items");
+        let mut values = Vec::new();
+        for (id, path) in &self.item {
+            let value = std::fs::read(path).with_context(|| path.display().to_string())?;
+            values.push(UserItem { id: *id, of_disk: true, value });
+        }
         let file = image.open().await?;
-        let outcome = ops::set(file.clone(), format, what).await;
-        outcome.with_context(|| format!("cannot change {}", image.file))?;
+        let cannot = || format!("cannot change {}", image.file);
+        ops::set(file.clone(), format, what).await.with_context(cannot)?;
+        for id in &self.remove_item {
+            let removed = vhdx::remove_user_item(file.clone(), *id).await.with_context(cannot)?;
+            ensure!(removed, "{} has no item {id}", image.file);
+        }
+        for value in &values {
+            vhdx::set_user_item(file.clone(), value).await.with_context(cannot)?;
+        }
         file.close().await?;
         let json = json!({
             "file": image.file,

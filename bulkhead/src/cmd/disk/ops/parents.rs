@@ -155,6 +155,7 @@ impl Snapshot {
                 let info = vhdx::info(parent.clone()).await.with_context(|| image.file.clone())?;
                 let file = storage::open(&target, Mode::CreateNew).await?;
                 let options = vhdx::CreateOptions::child(&info, &path);
+                let options = options.inheriting(parent.clone()).await.with_context(cannot)?;
                 vhdx::create(file.clone(), &options).await.with_context(cannot)?;
                 file.close().await?;
             }

@@ -18,7 +18,7 @@ use crate::{
 pub struct Compact {
     #[command(flatten)]
     image: Image,
-    /// Also give up what the file systems on the disk do not use (ext2, ext3, ext4; refused unless
+    /// Also give up what the file systems on the disk do not use (ext2, ext3, ext4, NTFS; refused unless
     /// each was unmounted in an orderly way). Images that have this one as their parent cannot be
     /// used afterwards.
     #[arg(long)]
