@@ -103,6 +103,9 @@ pub(super) struct Client {
     flushed: u64,
     /// Writes were lost, and that was told: nobody knows what the file holds.
     blind: bool,
+    /// The power was lost before the request with this number was begun, and the client has asked
+    /// nothing since that would tell it.
+    robbed: Option<u64>,
 }
 
 impl Client {
@@ -136,6 +139,7 @@ impl Client {
             written: 0,
             flushed: 0,
             blind: false,
+            robbed: None,
         }
     }
 
@@ -257,11 +261,15 @@ impl Client {
     /// go with it, which this model does not know how to say.
     pub(super) fn lose_power(&mut self) {
         self.blind |= self.blocks.iter().any(Register::is_peeked);
+        if self.plain {
+            self.robbed = Some(self.next_id);
+        }
     }
 
     /// Whether the file must be as the model says.
     pub(super) fn is_known(&self) -> bool {
-        self.place != Place::Absent && !self.blind
+        let untold = self.robbed.is_some() && self.written > self.flushed;
+        self.place != Place::Absent && !self.blind && !untold
     }
 
     /// An operation has ended.
@@ -279,6 +287,8 @@ impl Client {
             Err(error) if self.plain && self.is_lost(op, place, &error) => return Ok(()),
             Err(error) => return Err(format!("client {}: {op:?}: {error}", self.number)),
         };
+        let asks = matches!(op, Op::Write(..) | Op::Zero(_) | Op::Read(_) | Op::Flush);
+        self.robbed = self.robbed.filter(|first| !asks || id < *first);
         match op {
             Op::Write(..) | Op::Zero(_) => self.written += 1,
             Op::Flush => self.flushed = self.flushed.max(place as u64),
