@@ -303,7 +303,7 @@ impl Link {
         let rest = &self.input[self.at..];
         (self.missing, self.at_once) = (FRAME_LEN, INPUT);
         let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else {
-            self.to_front();
+            self.bring_forward();
             return Ok(None);
         };
         let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
@@ -318,7 +318,7 @@ impl Link {
             return Ok(Some((start..end, std::mem::take(&mut self.placed))));
         }
         self.missing = end - self.input.len();
-        self.to_front();
+        self.bring_forward();
         if len > INPUT {
             self.at_once = self.missing;
         }
@@ -357,7 +357,7 @@ impl Link {
     }
 
     /// Puts what is left to the front.
-    fn to_front(&mut self) {
+    fn bring_forward(&mut self) {
         if self.at > 0 {
             self.input.drain(..self.at);
             self.at = 0;
