@@ -71,7 +71,8 @@ proptest! {
             let mut coming = Coming::new(&mut direct, id, *offset, &data);
             for cut in cuts {
                 coming.more(&mut direct, *cut);
-                prop_assert!(coming.placed == 0 || (coming.placed as u64 + offset) % 4096 == 0);
+                let end = coming.placed as u64 + offset;
+                prop_assert!(coming.placed == 0 || end.is_multiple_of(4096));
             }
             prop_assert_eq!(coming.rest(&mut direct), (NtStatus::SUCCESS, *len as u32));
             let end = *offset as usize + len;
