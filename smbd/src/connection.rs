@@ -342,7 +342,7 @@ impl Link {
             return;
         }
         if message.len() >= DATA_OFFSET + PIECE / 2 {
-            match exchange.place(message, self.placed) {
+            match exchange.place(message, self.placed, self.missing) {
                 Some(piece) => {
                     self.placed += piece.len();
                     self.input.drain(FRAME_LEN + piece.start..FRAME_LEN + piece.end);

@@ -231,10 +231,15 @@ impl Exchange {
     }
 
     /// Puts what has come of the data of such a message into its file, behind the `placed` bytes
-    /// before it, if the whole message would be let in now. Says which bytes of it that were; they
+    /// before it, if the whole message, of which `missing` are to come, would be let in now. Says which bytes of it that were; they
     /// may be taken out of it. Each part is checked anew: a client may have come back on another
     /// connection and have gone on there.
-    pub fn place(&mut self, message: &mut [u8], placed: usize) -> Option<Range<usize>> {
+    pub fn place(
+        &mut self,
+        message: &mut [u8],
+        placed: usize,
+        missing: usize,
+    ) -> Option<Range<usize>> {
         let header = Header::parse(message).ok()?;
         let admitted = self.admit(&header, message, &Protection::Plain).ok()?;
         let session = admitted.channel?.session.clone();
@@ -244,7 +249,7 @@ impl Exchange {
         }
         let mut ctx = Ctx::new(self, header, Some(session));
         ctx.tree = Some(tree);
-        command::write::place(&mut ctx, message, placed)
+        command::write::place(&mut ctx, message, placed, missing)
     }
 
     /// Takes a message of whose data `placed` bytes are in their file and not in the message.

@@ -62,14 +62,23 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 
 /// Puts what has come of the data of a WRITE into its file, behind the `placed` bytes before it,
 /// while the rest is still on its way: whole pages, if the WRITE could be carried out at once. Says
-/// which bytes of the message it was.
-pub fn place(ctx: &mut Ctx<'_>, message: &[u8], placed: usize) -> Option<Range<usize>> {
+/// which bytes of the message it was; `missing` are still to come of it.
+pub fn place(
+    ctx: &mut Ctx<'_>,
+    message: &[u8],
+    placed: usize,
+    missing: usize,
+) -> Option<Range<usize>> {
     let start = Request::data_offset(message.get(HEADER_LEN..)?).ok()?;
     if start < DATA_OFFSET || start > message.len() {
         return None;
     }
     let request = Request::parse_rest(&message[HEADER_LEN..start], usize::MAX).ok()?;
     let left = (request.length as usize).checked_sub(placed)?;
+    if left > message.len() - start + missing {
+        // It names more than its message has, and will be refused.
+        return None;
+    }
     let there = (message.len() - start).min(left);
     let offset = request.offset.checked_add(placed as u64)?;
     let taken = there.checked_sub((offset.checked_add(there as u64)? % PAGE) as usize)?;

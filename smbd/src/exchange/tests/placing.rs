@@ -27,7 +27,9 @@ impl Coming {
         self.input.extend_from_slice(&self.message[self.come..end]);
         self.come = end;
         assert!(self.input.len() < HEADER_LEN || Exchange::may_place(&self.input));
-        let Some(range) = direct.exchange.place(&mut self.input, self.placed) else { return false };
+        let missing = self.message.len() - end;
+        let range = direct.exchange.place(&mut self.input, self.placed, missing);
+        let Some(range) = range else { return false };
         assert_eq!(range.start, DATA_OFFSET);
         self.placed += range.len();
         self.input.drain(range);
@@ -122,6 +124,19 @@ fn what_may_not_be_written_is_not_placed() {
         assert_eq!(coming.rest(&mut direct).0, status);
         assert!(direct.content("f") == before, "{status:?}");
     }
+}
+
+#[test]
+fn a_write_that_names_more_than_it_has_changes_nothing() {
+    let mut direct = Direct::new();
+    direct.login();
+    let id = direct.open("f", FILE);
+    let mut coming = Coming::new(&mut direct, id, 0, &pattern(2, 30_000));
+    // Length (MS-SMB2 2.2.21): one byte more than there is.
+    coming.message[HEADER_LEN + 4..HEADER_LEN + 8].copy_from_slice(&30_001u32.to_le_bytes());
+    assert!(!coming.more(&mut direct, 20_000));
+    assert_eq!(coming.rest(&mut direct).0, NtStatus::INVALID_PARAMETER);
+    assert!(direct.content("f").is_empty());
 }
 
 #[test]
