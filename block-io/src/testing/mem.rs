@@ -33,6 +33,20 @@ impl MemFile {
         file
     }
 
+    /// As [`MemFile::from_bytes`], with holes where 4 KiB are zeros: a copy of an image costs what is in it.
+    pub fn with_holes(bytes: &[u8]) -> Self {
+        let file = Self::default();
+        let mut data = file.lock();
+        for (at, chunk) in (0..).step_by(4096).zip(bytes.chunks(4096)) {
+            if *chunk != [0; 4096][..chunk.len()] {
+                data.write(at, chunk);
+            }
+        }
+        data.set_len(bytes.len() as u64);
+        drop(data);
+        file
+    }
+
     pub(super) fn from_sparse(data: Sparse) -> Self {
         Self { data: Mutex::new(data), ..Self::default() }
     }

@@ -1,6 +1,10 @@
 //! Judging an image: its tables, and its reference counts against what they count.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use block_io::File;
 
@@ -98,6 +102,7 @@ impl Judge<'_> {
         let l1 = table(self.file, Structure::L1Table, at, entries).await?;
         self.count(at..at + entries * 8);
         let size = self.header.cluster_size;
+        let mut seen = HashSet::new();
         for (index, raw) in l1.into_iter().enumerate() {
             let offset = l2_offset(raw);
             if offset == 0 {
@@ -109,6 +114,13 @@ impl Judge<'_> {
                 continue;
             }
             self.count(offset..offset + size);
+            if !seen.insert(offset) {
+                // Walked once: else a small file would be work for hours.
+                let (len, other) = (size, "another L2 table".to_owned());
+                let fault = Fault::Overlap { start: offset, len, other };
+                self.report.error(Damage::new(Structure::L1Table, place, fault));
+                continue;
+            }
             let entries = self.header.l2_entries();
             let l2 = table(self.file, Structure::L2Table, offset, entries).await?;
             for (index, raw) in l2.into_iter().enumerate() {

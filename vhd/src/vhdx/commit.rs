@@ -53,7 +53,10 @@ impl HeaderState {
         let mut next = self.current;
         change(&mut next);
         for _ in 0..2 {
-            next.sequence = self.current.sequence + 1;
+            // One change a nanosecond comes there in 584 years; an image that is there was made so.
+            next.sequence = self.current.sequence.checked_add(1).ok_or_else(|| {
+                Error::Corrupt("the headers' sequence number is the largest there is".into())
+            })?;
             let index = 1 - self.index;
             file.write_at(HEADER_OFFSETS[index], &next.encode()).await?;
             file.flush().await?;

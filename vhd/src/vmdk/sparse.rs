@@ -86,12 +86,17 @@ impl Sparse {
         })
     }
 
+    /// Where a grain table is in the file; 0 if it is not there.
+    pub(super) fn table_place(&self, index: u64) -> u64 {
+        u64::from(self.directory.get(index as usize).copied().unwrap_or(0)) * SECTOR
+    }
+
     async fn table(&self, index: u64) -> Result<Option<Arc<[u32]>>> {
         let known = self.tables.lock().unwrap_or_else(PoisonError::into_inner).get(index);
         if known.is_some() {
             return Ok(known);
         }
-        let at = u64::from(self.directory.get(index as usize).copied().unwrap_or(0)) * SECTOR;
+        let at = self.table_place(index);
         if at == 0 {
             return Ok(None);
         }
