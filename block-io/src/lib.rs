@@ -9,7 +9,7 @@
 //! ```
 //!
 //! [`FlushGroup`] merges concurrent flushes of anything; [`LowWater`] lets a socket's reader sleep
-//! until much is there; [`Volatile`] is a file without its flushes. With the feature `testing`, the module
+//! until much is there; a [`SplicePipe`] takes data from there to a file uncopied; [`Volatile`] is a file without its flushes. With the feature `testing`, the module
 //! `testing` has files in memory and files that lose what was not flushed.
 //!
 //! This crate knows no protocol and no image format.
@@ -20,6 +20,7 @@ mod file;
 mod flush;
 mod local;
 mod low_water;
+mod splice_pipe;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod volatile;
@@ -30,4 +31,5 @@ pub use file::{File, IoFuture, read_exact_at};
 pub use flush::FlushGroup;
 pub use local::{Engine, LocalFile, LocalOptions};
 pub use low_water::LowWater;
+pub use splice_pipe::SplicePipe;
 pub use volatile::Volatile;

@@ -32,7 +32,7 @@ use rustix::{
 };
 
 use self::append::append_cached;
-use crate::{Error, File, FlushGroup, IoFuture, Result};
+use crate::{Error, File, FlushGroup, IoFuture, Result, SplicePipe};
 
 /// Writes up to this size go to the page cache on the caller, which holds its thread for some
 /// tenths of a millisecond at most, as reads from the cache do; larger ones are copied once and
@@ -205,6 +205,16 @@ impl LocalFile {
     pub fn write_now(&self, offset: u64, buf: &[u8]) -> Result<bool> {
         self.writable()?;
         Ok(self.write_cached(offset, buf)? == buf.len())
+    }
+
+    /// As [`LocalFile::write_now`], for the first `len` bytes of what `pipe` holds, with no copy but
+    /// the one to the page cache. Says how many of them were taken; the others stay in the pipe.
+    ///
+    /// # Errors
+    /// What the file system says; nothing was taken then.
+    pub fn write_piped(&self, offset: u64, pipe: &mut SplicePipe, len: usize) -> Result<usize> {
+        self.writable()?;
+        pipe.drain(&*self.fd, offset, len.min(INLINE_WRITE)).map_err(|e| self.error("writing", e))
     }
 
     /// Where the file was opened.

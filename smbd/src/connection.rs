@@ -1,9 +1,9 @@
-//! One connection: the socket, its buffers and the batching of answers.
+//! One connection: the socket, what comes from it and the batching of answers.
 //!
 //! ```text
-//!  socket ─► input (one buffer) ─► every complete frame ─► exchange ─► output (one buffer) ─► socket
-//!                                                     │                   ▲
-//!                                                     └─► waiting futures ┘   one send per batch
+//!  socket ─► Input ─► every complete message ─► exchange ─► output (one buffer) ─► socket
+//!                                              │                   ▲
+//!                                              └─► waiting futures ┘   one send per batch
 //! ```
 //!
 //! Answers are collected while frames are at hand and sent together, at the latest when
@@ -12,29 +12,25 @@
 //! goes on to its end meanwhile: a channel that fell silent must not keep its requests in progress
 //! for the other channels of its session.
 
+mod input;
+
 use std::{
     collections::VecDeque,
     future::Future,
     io,
     net::SocketAddr,
-    ops::Range,
     os::fd::AsRawFd,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use block_io::LowWater;
-use bytes::BufMut;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustix::net::sockopt;
-use smb_protocol::{
-    header::{FRAME_LEN, HEADER_LEN, frame_len},
-    msg::write::DATA_OFFSET,
-};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 
+use self::input::{Input, give_buffer, take_buffer};
 use crate::{
     Server,
     exchange::{Completion, Exchange, Frame},
@@ -49,16 +45,6 @@ const TURNS: u32 = 2;
 /// Send when this many bytes of answers stand ready: few enough that the client works on them
 /// while the next are made, so many that a send costs little beside them.
 const SEND_AT: usize = 64 << 10;
-/// Room for input that an idle connection does not hold.
-const INPUT: usize = 256 << 10;
-/// About so much of a large write goes to its file at once: few enough that the second copy comes
-/// from the CPU's cache.
-const PIECE: usize = 256 << 10;
-/// Room beyond the payload that a message may have: headers, contexts, names.
-const OVERHEAD: usize = 64 << 10;
-/// Buffers kept for the next connection that has something to do, and the largest that is kept.
-const POOLED: usize = 32;
-const POOLED_SIZE: usize = 4 << 20;
 
 /// Why a connection was dropped.
 #[derive(Debug, thiserror::Error)]
@@ -85,22 +71,6 @@ pub enum Dropped {
 
 type Waiting = FuturesUnordered<Pin<Box<dyn Future<Output = Completion> + Send>>>;
 
-/// Buffers that no connection uses at the moment.
-static POOL: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-
-fn take_buffer() -> Vec<u8> {
-    let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
-    pooled.unwrap_or_else(|| Vec::with_capacity(INPUT))
-}
-
-fn give_buffer(mut buffer: Vec<u8>) {
-    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    if pool.len() < POOLED && buffer.capacity() <= POOLED_SIZE && buffer.capacity() >= INPUT {
-        buffer.clear();
-        pool.push(buffer);
-    }
-}
-
 /// Serves one connection until it ends.
 pub async fn run(
     stream: TcpStream,
@@ -116,13 +86,7 @@ pub async fn run(
     let mut exchange = Exchange::new(server, peer, local);
     let mut link = Link {
         stream,
-        input: Vec::new(),
-        at: 0,
-        missing: FRAME_LEN,
-        at_once: INPUT,
-        placing: Placing::Unknown,
-        placed: 0,
-        low_water: LowWater::default(),
+        input: Input::new(),
         output: Vec::new(),
         written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
@@ -165,10 +129,8 @@ async fn serve(
             link.output = take_buffer();
         }
         let mut answered_some = false;
-        while let Some(frame) = link.next_frame(exchange.max_message())? {
+        while let Some((message, placed)) = link.input.next_message(exchange)? {
             answered_some = true;
-            let (range, placed) = frame;
-            let message = &mut link.input[range];
             match exchange.receive_rest(message, placed, &mut link.output) {
                 Ok(Frame::Answered) => {}
                 Ok(Frame::Waits(futures)) => waiting.extend(futures),
@@ -182,7 +144,6 @@ async fn serve(
                 link.send(waiting).await?;
             }
         }
-        link.place(exchange);
         while let Some(done) = link.held.pop_front().or_else(|| next_now(waiting)) {
             waiting.extend(exchange.complete(done, &mut link.output)?);
             if link.output.len() >= SEND_AT {
@@ -259,33 +220,10 @@ fn next_now(waiting: &mut Waiting) -> Option<Completion> {
     }
 }
 
-/// What is known of a message of which only a part has come.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Placing {
-    /// It is received as a whole.
-    No,
-    /// Nobody has looked yet.
-    Unknown,
-    /// It is a write whose data may go to their file before all have come.
-    Yes,
-}
-
 /// The socket with its buffers.
 struct Link {
     stream: TcpStream,
-    input: Vec<u8>,
-    /// Where the first byte not yet looked at stands in `input`.
-    at: usize,
-    /// Bytes that are missing from the frame whose beginning is in `input`.
-    missing: usize,
-    /// How much is received at once at most: a large frame alone, so that it stays in the CPU's
-    /// cache until it is written and nothing behind it has to be moved to the front.
-    at_once: usize,
-    /// Whether the data of the message whose beginning is in `input` go to their file as they come.
-    placing: Placing,
-    /// Bytes of its data that have gone there and are not in `input` any more.
-    placed: usize,
-    low_water: LowWater,
+    input: Input,
     output: Vec<u8>,
     /// Bytes that were sent.
     written: u64,
@@ -297,95 +235,11 @@ struct Link {
 }
 
 impl Link {
-    /// The next complete message in the input, if there is one, and how many bytes of its data
-    /// have been placed and taken out.
-    fn next_frame(&mut self, max: usize) -> Result<Option<(Range<usize>, usize)>, Dropped> {
-        let rest = &self.input[self.at..];
-        (self.missing, self.at_once) = (FRAME_LEN, INPUT);
-        let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else {
-            self.bring_forward();
-            return Ok(None);
-        };
-        let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
-        if len > max + OVERHEAD {
-            return Err(Dropped::TooLong(len));
-        }
-        let start = self.at + FRAME_LEN;
-        let end = start + len - self.placed;
-        if self.input.len() >= end {
-            self.at = end;
-            self.placing = Placing::Unknown;
-            return Ok(Some((start..end, std::mem::take(&mut self.placed))));
-        }
-        self.missing = end - self.input.len();
-        self.bring_forward();
-        if len > INPUT {
-            self.at_once = self.missing;
-        }
-        if len < 2 * PIECE {
-            self.placing = Placing::No;
-        }
-        // Room for the whole of it, so that it is received in few calls.
-        self.input.reserve(self.missing);
-        Ok(None)
-    }
-
-    /// Puts what has come of the data of the message at the front into its file, if it is a large
-    /// write that allows that; the room it took is used again.
-    fn place(&mut self, exchange: &mut Exchange) {
-        let Some(message) = self.input.get_mut(FRAME_LEN..) else { return };
-        if self.placing == Placing::Unknown && message.len() >= HEADER_LEN {
-            let may = Exchange::may_place(message);
-            self.placing = if may { Placing::Yes } else { Placing::No };
-        }
-        if self.placing != Placing::Yes {
-            return;
-        }
-        if message.len() >= DATA_OFFSET + PIECE / 2 {
-            match exchange.place(message, self.placed, self.missing) {
-                Some(piece) => {
-                    self.placed += piece.len();
-                    self.input.drain(FRAME_LEN + piece.start..FRAME_LEN + piece.end);
-                }
-                None => self.placing = Placing::No,
-            }
-        }
-        if self.placing == Placing::Yes {
-            let full = FRAME_LEN + DATA_OFFSET + PIECE;
-            self.at_once = self.missing.min(full.saturating_sub(self.input.len()).max(1));
-        }
-    }
-
-    /// Puts what is left to the front.
-    fn bring_forward(&mut self) {
-        if self.at > 0 {
-            self.input.drain(..self.at);
-            self.at = 0;
-        }
-    }
-
-    /// Sees that there is room.
-    fn make_room(&mut self) {
-        if self.input.capacity() == 0 {
-            self.input = take_buffer();
-        }
-        if self.input.capacity() - self.input.len() < FRAME_LEN {
-            self.input.reserve(INPUT);
-        }
-    }
-
     /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
     fn receive_now(&mut self) -> Result<Option<usize>, Dropped> {
-        self.make_room();
-        let mut space = (&mut self.input).limit(self.at_once);
-        match self.stream.try_read_buf(&mut space) {
-            Ok(got) => {
-                self.meter.received(got);
-                Ok(Some(got))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let got = self.input.receive_now(&self.stream)?;
+        self.meter.received(got.unwrap_or(0));
+        Ok(got)
     }
 
     /// Looks for input until then, while others have their turns; whether some came.
@@ -409,16 +263,13 @@ impl Link {
 
     /// Waits for input; `false` at its end. An idle connection holds no buffer meanwhile.
     async fn receive(&mut self) -> Result<bool, Dropped> {
-        self.low_water.wait_for(&self.stream, self.missing.min(self.at_once));
-        self.stream.readable().await?;
+        self.input.wait(&self.stream).await?;
         Ok(self.receive_now()? != Some(0))
     }
 
     /// Gives buffers back that hold nothing.
     fn rest(&mut self) {
-        if self.input.is_empty() && self.input.capacity() > 0 {
-            give_buffer(std::mem::take(&mut self.input));
-        }
+        self.input.rest();
         if self.output.is_empty() && self.output.capacity() > 0 {
             give_buffer(std::mem::take(&mut self.output));
         }
@@ -472,7 +323,6 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        give_buffer(std::mem::take(&mut self.input));
         give_buffer(std::mem::take(&mut self.output));
     }
 }

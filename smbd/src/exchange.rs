@@ -8,8 +8,9 @@ mod admission;
 mod answer;
 mod waiting;
 
-use std::{collections::HashMap, future::Future, net::SocketAddr, ops::Range, pin::Pin, sync::Arc};
+use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
+use block_io::SplicePipe;
 use smb_protocol::{
     Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId,
     crypto::TransformHeader,
@@ -231,15 +232,17 @@ impl Exchange {
     }
 
     /// Puts what has come of the data of such a message into its file, behind the `placed` bytes
-    /// before it, if the whole message, of which `missing` are to come, would be let in now. Says which bytes of it that were; they
-    /// may be taken out of it. Each part is checked anew: a client may have come back on another
-    /// connection and have gone on there.
+    /// before it, if the whole message, of which `missing` are to come, would be let in now. The
+    /// data are in the message, or in `pipe` if there is one. Says how many bytes went, which may
+    /// be taken out of the message and are out of the pipe. Each part is checked anew: a client may
+    /// have come back on another connection and have gone on there.
     pub fn place(
         &mut self,
         message: &mut [u8],
         placed: usize,
         missing: usize,
-    ) -> Option<Range<usize>> {
+        pipe: Option<&mut SplicePipe>,
+    ) -> Option<usize> {
         let header = Header::parse(message).ok()?;
         let admitted = self.admit(&header, message, &Protection::Plain).ok()?;
         let session = admitted.channel?.session.clone();
@@ -249,7 +252,7 @@ impl Exchange {
         }
         let mut ctx = Ctx::new(self, header, Some(session));
         ctx.tree = Some(tree);
-        command::write::place(&mut ctx, message, placed, missing)
+        command::write::place(&mut ctx, message, placed, missing, pipe)
     }
 
     /// Takes a message of whose data `placed` bytes are in their file and not in the message.

@@ -1,11 +1,8 @@
 //! WRITE and FLUSH (MS-SMB2 3.3.5.13, 3.3.5.11).
 
-use std::{
-    ops::Range,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
-use block_io::{File, LocalFile};
+use block_io::{File, LocalFile, SplicePipe};
 use smb_protocol::{
     NtStatus,
     fscc::FileAttributes,
@@ -64,30 +61,36 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 }
 
 /// Puts what has come of the data of a WRITE into its file, behind the `placed` bytes before it,
-/// while the rest is still on its way: whole pages, if the WRITE could be carried out at once. Says
-/// which bytes of the message it was; `missing` are still to come of it.
+/// while the rest is still on its way: whole pages, if the WRITE could be carried out at once. They
+/// are in the message, or in `pipe` if there is one; `missing` are still to come. Says how many
+/// bytes went.
 pub fn place(
     ctx: &mut Ctx<'_>,
     message: &[u8],
     placed: usize,
     missing: usize,
-) -> Option<Range<usize>> {
-    let start = Request::data_offset(message.get(HEADER_LEN..)?).ok()?;
-    if start < DATA_OFFSET || start > message.len() {
+    pipe: Option<&mut SplicePipe>,
+) -> Option<usize> {
+    let (head, data) = message.split_at_checked(DATA_OFFSET)?;
+    if Request::data_offset(&head[HEADER_LEN..]).ok()? != DATA_OFFSET {
         return None;
     }
-    let request = Request::parse_rest(&message[HEADER_LEN..start], usize::MAX).ok()?;
+    let request = Request::parse_rest(&head[HEADER_LEN..], usize::MAX).ok()?;
+    let here = pipe.as_ref().map_or(data.len(), |pipe| pipe.held());
     let left = (request.length as usize).checked_sub(placed)?;
-    if left > message.len() - start + missing {
+    if left > here + missing {
         // It names more than its message has, and will be refused.
         return None;
     }
-    let there = (message.len() - start).min(left);
     let offset = request.offset.checked_add(placed as u64)?;
-    let taken = there.checked_sub((offset.checked_add(there as u64)? % PAGE) as usize)?;
-    let (_open, data) = begin(ctx, &request).ok()?;
-    let range = start..start + taken;
-    data.write_now(offset, &message[range.clone()]).ok()?.then_some(range)
+    let here = here.min(left);
+    let pages = here.checked_sub((offset.checked_add(here as u64)? % PAGE) as usize)?;
+    let (_open, file) = begin(ctx, &request).ok()?;
+    match pipe {
+        _ if pages == 0 => Some(0),
+        Some(pipe) => file.write_piped(offset, pipe, pages).ok().filter(|taken| *taken > 0),
+        None => file.write_now(offset, &data[..pages]).ok()?.then_some(pages),
+    }
 }
 
 /// Checks all that is to be checked of a WRITE, and does what goes before the data: others lose

@@ -1,0 +1,292 @@
+//! What comes from a client: frames put together, and the data of large writes on their way to
+//! their files.
+//!
+//! ```text
+//!  socket ──► bytes ──► whole frames                            (small messages, many at once)
+//!     │         └─────► a piece of a large WRITE ──► its file   (it came with its header)
+//!     └─────► pipe ───► the rest of it ────────────► its file   (no copy but the page cache's)
+//! ```
+//!
+//! After a write that went to its file in pieces only as much is received at once as the header of
+//! another has: what stands behind it goes through the pipe.
+
+use std::{
+    io,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+
+use block_io::{LowWater, SplicePipe};
+use bytes::BufMut;
+use smb_protocol::{
+    header::{FRAME_LEN, frame_len},
+    msg::write::DATA_OFFSET,
+};
+use tokio::{io::Interest, net::TcpStream};
+
+use super::Dropped;
+use crate::exchange::Exchange;
+
+/// Room for input that an idle connection does not hold.
+const INPUT: usize = 256 << 10;
+/// About so much of a large write goes from the buffer to its file at once: few enough that the
+/// second copy comes from the CPU's cache.
+const PIECE: usize = 256 << 10;
+/// Most that goes through the pipe at once.
+const PIPED: usize = 1 << 20;
+/// Less than this is not worth a pipe.
+const LEAST_PIPED: usize = 16 << 10;
+/// Frame and message up to the data of a WRITE.
+const WRITE_HEAD: usize = FRAME_LEN + DATA_OFFSET;
+/// Room beyond the payload that a message may have: headers, contexts, names.
+const OVERHEAD: usize = 64 << 10;
+/// Buffers kept for the next connection that has something to do, and the largest that is kept.
+const POOLED: usize = 32;
+const POOLED_SIZE: usize = 4 << 20;
+
+/// Buffers that no connection uses at the moment.
+static BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// Pipes that no connection uses at the moment, all of them empty.
+static PIPES: Mutex<Vec<SplicePipe>> = Mutex::new(Vec::new());
+
+pub(super) fn take_buffer() -> Vec<u8> {
+    let pooled = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    pooled.unwrap_or_else(|| Vec::with_capacity(INPUT))
+}
+
+pub(super) fn give_buffer(mut buffer: Vec<u8>) {
+    let mut pool = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if pool.len() < POOLED && buffer.capacity() <= POOLED_SIZE && buffer.capacity() >= INPUT {
+        buffer.clear();
+        pool.push(buffer);
+    }
+}
+
+/// A pipe, if there may be another.
+fn take_pipe() -> Option<SplicePipe> {
+    let pooled = PIPES.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    pooled.or_else(|| SplicePipe::new().ok())
+}
+
+fn give_pipe(pipe: SplicePipe) {
+    let mut pool = PIPES.lock().unwrap_or_else(PoisonError::into_inner);
+    if pool.len() < POOLED && pipe.held() == 0 {
+        pool.push(pipe);
+    }
+}
+
+/// Where the data of the message go whose beginning stands in the buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Data {
+    /// They are received with their message.
+    Whole,
+    /// The message is large: it has to be seen whether they may go to their file as they come.
+    Unknown,
+    /// They go to their file as they come.
+    Placed,
+}
+
+/// What has come from the client and is not answered yet.
+pub(super) struct Input {
+    bytes: Vec<u8>,
+    /// Where the first byte not yet looked at stands in `bytes`.
+    at: usize,
+    /// Bytes that are still to come of the frame whose beginning is in `bytes`.
+    missing: usize,
+    /// How much is received at once at most: a large frame alone, so that it stays in the CPU's
+    /// cache until it is written and nothing behind it has to be moved to the front.
+    at_once: usize,
+    data: Data,
+    /// Bytes of these data that have gone to their file and are not here any more.
+    placed: usize,
+    /// What came of them behind `bytes`.
+    pipe: Option<SplicePipe>,
+    /// The message before had data that were placed.
+    again: bool,
+    low_water: LowWater,
+}
+
+impl Input {
+    /// Nothing has come.
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: Vec::new(),
+            at: 0,
+            missing: FRAME_LEN,
+            at_once: INPUT,
+            data: Data::Whole,
+            placed: 0,
+            pipe: None,
+            again: false,
+            low_water: LowWater::default(),
+        }
+    }
+
+    /// The next complete message, if there is one, and how many bytes of its data have gone to
+    /// their file and are not in it.
+    pub(super) fn next_message(
+        &mut self,
+        exchange: &mut Exchange,
+    ) -> Result<Option<(&mut [u8], usize)>, Dropped> {
+        self.place(exchange)?;
+        let Some(range) = self.message(exchange.max_message())? else {
+            if self.data == Data::Unknown && self.bytes.len() >= WRITE_HEAD {
+                let may = Exchange::may_place(&self.bytes[FRAME_LEN..]);
+                self.data = if may { Data::Placed } else { Data::Whole };
+                self.place(exchange)?;
+            }
+            return Ok(None);
+        };
+        self.at = range.end;
+        self.data = Data::Whole;
+        self.again = self.placed > 0;
+        Ok(Some((&mut self.bytes[range], std::mem::take(&mut self.placed))))
+    }
+
+    /// Where the next message stands, if all of it has come.
+    fn message(&mut self, max: usize) -> Result<Option<Range<usize>>, Dropped> {
+        let rest = &self.bytes[self.at..];
+        let head = if self.again { WRITE_HEAD.saturating_sub(rest.len()) } else { 0 };
+        self.at_once = if head > 0 { head } else { INPUT };
+        let Some(prefix) = rest.first_chunk::<FRAME_LEN>() else {
+            self.missing = FRAME_LEN;
+            self.bring_forward();
+            return Ok(None);
+        };
+        let len = frame_len(*prefix).map_err(|_| Dropped::Protocol("not a direct-TCP frame"))?;
+        if len > max + OVERHEAD {
+            return Err(Dropped::TooLong(len));
+        }
+        let start = self.at + FRAME_LEN;
+        let end = start + len - self.placed;
+        let there = self.bytes.len() + self.piped();
+        if there >= end {
+            self.pour()?;
+            return Ok(Some(start..end));
+        }
+        self.missing = end - there;
+        self.bring_forward();
+        if len >= 2 * PIECE && self.data == Data::Whole && self.placed == 0 {
+            self.data = Data::Unknown;
+        }
+        if head == 0 && len > INPUT {
+            self.at_once = self.missing;
+        }
+        Ok(None)
+    }
+
+    /// Puts what has come of the data of the message at the front into their file, if it is a large
+    /// write that allows that; the room they took is used again.
+    fn place(&mut self, exchange: &mut Exchange) -> Result<(), Dropped> {
+        if self.data != Data::Placed {
+            return Ok(());
+        }
+        let message = &mut self.bytes[FRAME_LEN..];
+        let here = message.len() - DATA_OFFSET;
+        let pipe = self.pipe.as_mut().filter(|pipe| pipe.held() > 0);
+        if pipe.is_some() || (here >= PIECE / 2 && self.missing > 0) {
+            let piped = pipe.is_some();
+            match exchange.place(message, self.placed, self.missing, pipe) {
+                Some(taken) => {
+                    self.placed += taken;
+                    if !piped {
+                        self.bytes.drain(WRITE_HEAD..WRITE_HEAD + taken);
+                    }
+                }
+                None => {
+                    self.data = Data::Whole;
+                    self.pour()?;
+                    return Ok(());
+                }
+            }
+        }
+        let room = (WRITE_HEAD + PIECE).saturating_sub(self.bytes.len()).max(1);
+        self.at_once = self.missing.min(room);
+        if self.pipe.is_none() && self.missing >= LEAST_PIPED && self.bytes.len() == WRITE_HEAD {
+            self.pipe = take_pipe();
+        }
+        Ok(())
+    }
+
+    /// Bytes in the pipe.
+    fn piped(&self) -> usize {
+        self.pipe.as_ref().map_or(0, SplicePipe::held)
+    }
+
+    /// Puts what is in the pipe behind the other bytes.
+    fn pour(&mut self) -> Result<(), Dropped> {
+        match &mut self.pipe {
+            Some(pipe) if pipe.held() > 0 => Ok(pipe.pour(&mut self.bytes)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts what is left to the front.
+    fn bring_forward(&mut self) {
+        if self.at > 0 {
+            self.bytes.drain(..self.at);
+            self.at = 0;
+        }
+    }
+
+    /// Sees that there is room, for a large message so much that it comes in few calls.
+    fn make_room(&mut self) {
+        if self.bytes.capacity() == 0 {
+            self.bytes = take_buffer();
+        }
+        let room = self.missing.min(self.at_once);
+        if self.bytes.capacity() - self.bytes.len() < room {
+            self.bytes.reserve(room.max(INPUT));
+        }
+    }
+
+    /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
+    pub(super) fn receive_now(&mut self, stream: &TcpStream) -> Result<Option<usize>, Dropped> {
+        let got = match &mut self.pipe {
+            Some(pipe)
+                if self.data == Data::Placed
+                    && self.bytes.len() == WRITE_HEAD
+                    && self.missing >= LEAST_PIPED =>
+            {
+                let most = self.missing.min(PIPED);
+                stream.try_io(Interest::READABLE, || pipe.fill(stream, most))
+            }
+            _ => {
+                self.pour()?;
+                self.make_room();
+                stream.try_read_buf(&mut (&mut self.bytes).limit(self.at_once))
+            }
+        };
+        match got {
+            Ok(got) => {
+                self.missing = self.missing.saturating_sub(got);
+                Ok(Some(got))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until there is something to receive that is worth it, or the end.
+    pub(super) async fn wait(&mut self, stream: &TcpStream) -> Result<(), Dropped> {
+        self.low_water.wait_for(stream, self.missing.min(self.at_once));
+        Ok(stream.readable().await?)
+    }
+
+    /// Gives back what holds nothing.
+    pub(super) fn rest(&mut self) {
+        if self.bytes.is_empty() && self.bytes.capacity() > 0 {
+            give_buffer(std::mem::take(&mut self.bytes));
+        }
+        if let Some(pipe) = self.pipe.take_if(|pipe| pipe.held() == 0 && self.bytes.is_empty()) {
+            give_pipe(pipe);
+        }
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        give_buffer(std::mem::take(&mut self.bytes));
+        self.pipe.take().map(give_pipe);
+    }
+}
