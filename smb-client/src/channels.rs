@@ -33,7 +33,7 @@ use std::{
 use smb_protocol::{Command, FileId, TreeId, msg::simple::Empty};
 use tokio::sync::{Notify, watch};
 
-use crate::{Error, connection::Connection};
+use crate::{ConnectOptions, Error, connection::Connection, rules::Rule};
 
 pub(crate) use self::keeper::keep;
 
@@ -53,6 +53,8 @@ pub(crate) struct Path {
 pub(crate) struct Group {
     /// `Session.ChannelSequence`.
     sequence: AtomicU16,
+    /// What a lost channel adds to it: always one, but where a simulation breaks that.
+    step: u16,
     /// Whether every request is to be sealed.
     pub seal_all: AtomicBool,
     /// Those that were not lost; never more than none again.
@@ -66,9 +68,10 @@ pub(crate) struct Group {
 
 impl Group {
     /// Of a session that is about to have its first channel, which is counted in.
-    pub fn new(seal_all: bool) -> Arc<Self> {
+    pub fn new(seal_all: bool, options: &ConnectOptions) -> Arc<Self> {
         Arc::new(Self {
             sequence: AtomicU16::new(0),
+            step: options.keeps(Rule::ChannelSequence).into(),
             seal_all: AtomicBool::new(seal_all),
             live: watch::Sender::new(1),
             list: RwLock::default(),
@@ -93,7 +96,7 @@ impl Group {
 
     /// A channel is lost. Its requests are not yet told.
     pub fn leave(&self) {
-        self.sequence.fetch_add(1, Ordering::AcqRel);
+        self.sequence.fetch_add(self.step, Ordering::AcqRel);
         self.live.send_modify(|live| *live = live.saturating_sub(1));
         self.changed.notify_one();
     }

@@ -21,10 +21,11 @@ use smb_protocol::{
 };
 
 use crate::{
-    Error, Result,
+    ConnectOptions, Error, Result,
     connection::Response,
     handshake::Limits,
     open::{Live, Open, Patience},
+    rules::Rule,
 };
 
 /// Requests of one large read or write that are in flight together.
@@ -55,9 +56,10 @@ struct Again(Option<u64>);
 
 impl Again {
     /// The flags of the next attempt.
-    fn flags(&mut self, live: &Live) -> HeaderFlags {
+    fn flags(&mut self, live: &Live, options: &ConnectOptions) -> HeaderFlags {
         let generation = live.link.generation;
-        match self.0.replace(generation) == Some(generation) && live.link.dialect().is_smb3() {
+        let again = self.0.replace(generation) == Some(generation);
+        match again && live.link.dialect().is_smb3() && options.keeps(Rule::ReplayFlag) {
             true => HeaderFlags::REPLAY,
             false => HeaderFlags::NONE,
         }
@@ -192,7 +194,7 @@ impl RemoteFile {
         let mut done = 0;
         while done < buf.len() {
             let live = self.open.live()?;
-            let flags = again.flags(&live);
+            let flags = again.flags(&live, &self.open.session.options);
             match self.try_write(&live, flags, offset + done as u64, &buf[done..]).await {
                 Ok(written) => {
                     done += written;
@@ -250,25 +252,25 @@ impl RemoteFile {
         let mut again = Again::default();
         loop {
             let live = self.open.live()?;
-            let error =
-                match self.ask_once(&live, command, moves, again.flags(&live), &encode).await {
-                    Ok(response) if response.header.status.is_success() => {
-                        let counted = if changes { self.open.note_write(&live) } else { Ok(()) };
-                        match counted {
-                            Ok(()) => return Ok(response),
-                            Err(error) => error,
-                        }
+            let flags = again.flags(&live, &self.open.session.options);
+            let error = match self.ask_once(&live, command, moves, flags, &encode).await {
+                Ok(response) if response.header.status.is_success() => {
+                    let counted = if changes { self.open.note_write(&live) } else { Ok(()) };
+                    match counted {
+                        Ok(()) => return Ok(response),
+                        Err(error) => error,
                     }
-                    Ok(response) => {
-                        let status = response.header.status;
-                        let error = Error::status(format!("use {:?}", self.open.path), status);
-                        if !error.is_disconnect() && status != NtStatus::FILE_NOT_AVAILABLE {
-                            return Ok(response);
-                        }
-                        error
+                }
+                Ok(response) => {
+                    let status = response.header.status;
+                    let error = Error::status(format!("use {:?}", self.open.path), status);
+                    if !error.is_disconnect() && status != NtStatus::FILE_NOT_AVAILABLE {
+                        return Ok(response);
                     }
-                    Err(error) => error,
-                };
+                    error
+                }
+                Err(error) => error,
+            };
             self.open.recover(&mut patience, &live, error).await?;
         }
     }
@@ -289,12 +291,15 @@ impl RemoteFile {
 
     /// Makes every write that was acknowledged before durable.
     pub async fn sync(&self) -> Result<()> {
-        let writes = self.open.writes();
+        let mut writes = self.open.writes();
         let encode = |live: &Live, out: &mut Vec<u8>| {
             flush::Request { file_id: live.file }.encode(out);
         };
         let response = self.ask(Command::FLUSH, 0, false, encode).await?;
         self.expect(&response, "flush")?;
+        if !self.open.session.options.keeps(Rule::FlushBarrier) {
+            writes = self.open.writes();
+        }
         self.open.note_flush(writes);
         Ok(())
     }

@@ -36,6 +36,7 @@ mod handshake;
 mod open;
 mod options;
 pub mod raw;
+mod rules;
 mod session;
 mod tree;
 mod url;
@@ -47,6 +48,8 @@ pub use file::RemoteFile;
 pub use options::{
     ConnectOptions, Create, Encryption, Instance, OpenOptions, Share, Signing, parse_dialect,
 };
+#[cfg(feature = "testing")]
+pub use rules::Rule;
 pub use session::{Client, Session};
 pub use tree::{DirEntry, Metadata, Tree};
 pub use url::{SmbUrl, UrlError};

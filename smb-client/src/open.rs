@@ -35,6 +35,7 @@ use tokio::time::Instant;
 use crate::{
     Create, Error, OpenOptions, Result, Share,
     connection::{Connection, Cost},
+    rules::Rule,
     session::{ConnectedTree, Inner, Link, expect},
     url::is_path_part,
 };
@@ -56,6 +57,8 @@ pub(crate) struct Open {
     pub options: OpenOptions,
     create_guid: Mutex<[u8; 16]>,
     slot: RwLock<Place>,
+    /// Held by who takes the open up again.
+    restoring: tokio::sync::Mutex<()>,
     acknowledged: AtomicU64,
     flushed: AtomicU64,
 }
@@ -121,6 +124,7 @@ impl Open {
             options,
             create_guid: Mutex::new(random()),
             slot: RwLock::new(Place { slot: Slot::Closed, stale: false }),
+            restoring: tokio::sync::Mutex::default(),
             acknowledged: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             session,
@@ -200,8 +204,11 @@ impl Open {
     /// came too late to count, and the write must be sent again.
     pub fn note_write(&self, live: &Live) -> Result<()> {
         let place = self.slot.read().unwrap_or_else(PoisonError::into_inner);
+        let late = |now: &Live| now.link.generation != live.link.generation || place.stale;
+        let keeps = self.session.options.keeps(Rule::LateAcknowledgement);
         match &place.slot {
-            Slot::Live(now) if now.link.generation == live.link.generation && !place.stale => {
+            Slot::Lost(_) if !keeps => Ok(()),
+            Slot::Live(now) if !late(now) || !keeps => {
                 self.acknowledged.fetch_add(1, Ordering::AcqRel);
                 Ok(())
             }
@@ -303,7 +310,8 @@ impl Open {
         }
         // A server that knows the request by its GUID carries it out once (MS-SMB2 3.2.4.1.11);
         // one that has no open of it does as if it were new.
-        let flags = match again && self.is_replayable(link) {
+        let marks = self.session.options.keeps(Rule::CreateReplayFlag);
+        let flags = match again && marks && self.is_replayable(link) {
             true => HeaderFlags::REPLAY,
             false => HeaderFlags::NONE,
         };
@@ -342,9 +350,13 @@ impl Open {
     /// Takes the open up again on a new connection. An error means that the connection or the
     /// share failed; that the server has lost the open is kept for whoever uses it next.
     pub async fn restore(&self, link: &Arc<Link>) -> Result<()> {
+        let _alone = self.restoring.lock().await;
         let (old, unflushed) = {
             let mut place = self.slot.write().unwrap_or_else(PoisonError::into_inner);
             let Slot::Live(old) = place.slot.clone() else { return Ok(()) };
+            if old.link.generation >= link.generation {
+                return Ok(());
+            }
             place.stale = true;
             (old, self.has_unflushed())
         };
@@ -397,7 +409,25 @@ impl Open {
 
     /// After an operation on `live` failed: restores what can be restored, or gives the error.
     pub async fn recover(&self, patience: &mut Patience, live: &Live, error: Error) -> Result<()> {
-        patience.recover(&self.session, &live.link, error).await
+        patience.recover(&self.session, &live.link, error).await?;
+        // A session takes up again what it knows. An open whose CREATE was answered as the one
+        // before ended, and that was told only then, sees to itself.
+        while live.link.channels.live() == 0
+            && let Ok(now) = self.live()
+            && now.link.generation == live.link.generation
+        {
+            let link = self.session.newer_link(live.link.generation).await?;
+            match self.restore(&link).await {
+                // Whether the server has given it back cannot be found out: it gets it back from
+                // the session after.
+                Err(error) if error.is_disconnect() => {
+                    link.channels.close(&error);
+                    self.session.newer_link(link.generation).await?;
+                }
+                result => return result,
+            }
+        }
+        Ok(())
     }
 
     /// Closes the open at the server, on a new connection if need be, so that another can have

@@ -68,6 +68,9 @@ pub struct ConnectOptions {
     pub channels_per_interface: u16,
     /// How servers are reached; `None` for the system's TCP.
     pub network: Option<Arc<dyn Network>>,
+    /// A rule that the client breaks, for tests of tests.
+    #[cfg(feature = "testing")]
+    pub broken: Option<crate::Rule>,
 }
 
 impl ConnectOptions {
@@ -101,6 +104,8 @@ impl ConnectOptions {
             max_channels: 1,
             channels_per_interface: 0,
             network: None,
+            #[cfg(feature = "testing")]
+            broken: None,
         }
     }
 

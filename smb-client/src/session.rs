@@ -232,7 +232,7 @@ impl Link {
             server_guid: established.server_guid,
         });
         let path = established.wire.path(1)?;
-        let group = Group::new(established.seal_all);
+        let group = Group::new(established.seal_all, options);
         let first = Connection::start(established, options, group, path);
         let channels = Channels::new(first);
         Ok((Arc::new(Self { channels, generation, trees: tokio::sync::Mutex::default() }), anchor))

@@ -27,6 +27,7 @@ use self::{
 use crate::{
     Error, OpenOptions, RemoteFile, Result,
     open::{Open, Patience, wire_path},
+    rules::Rule,
     session::{Inner, Link},
 };
 
@@ -145,7 +146,9 @@ impl Tree {
         match self.attempt(&link, task).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_disconnect() => {
-                link.channels.close(&error);
+                if self.session.options.keeps(Rule::Names) {
+                    link.channels.close(&error);
+                }
                 patience.recover(&self.session, &link, error).await?;
                 Ok(false)
             }

@@ -25,6 +25,8 @@ mod connection;
 mod credits;
 mod dfs;
 mod exchange;
+#[cfg(test)]
+mod faults;
 pub mod inherit;
 mod interfaces;
 mod linger;

@@ -13,17 +13,22 @@
 //! A file is known by its place and its identity: one that was put there in place of another is
 //! not the file that was open, and the open is gone.
 
-use std::{io, os::fd::AsFd, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
 
 use block_io::Engine;
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 use smb_protocol::{
     FileId,
     msg::create::{Access, CreateOptions, ShareAccess},
 };
 use state_store::{
     LocalStore, Opened,
-    record::{self, OpenRecord, Promise, Remembered},
+    record::{self, OpenRecord, Promise, Remembered, StreamRecord},
 };
 
 use crate::{
@@ -31,14 +36,14 @@ use crate::{
     command::create::job::content_again,
     server::Current,
     volume::{
-        Found, RelPath,
+        Found, RelPath, StreamName, Volume,
         node::{
-            Opener,
+            Opener, beside,
             caching::{Holder, LeaseId},
             locks::Range,
         },
-        open::{LOCK_SEQUENCES, Open, Origin, Parts},
-        path, stable,
+        open::{LOCK_SEQUENCES, Open, Origin, Parts, StreamOpen},
+        path, stable, streams,
     },
 };
 
@@ -182,11 +187,29 @@ impl Server {
             smb3: true,
         };
         let engine = Engine::from(current.config.io_engine);
-        let data = match directory {
-            true => None,
-            false => content_again(&fd, access, &record.name, engine)?,
+        let system = volume.system(&path);
+        let (node, data, stream) = match &record.stream {
+            Some(stream) => {
+                let (file, stream_stat, name) = find_stream(&volume, fd.as_fd(), stream)?;
+                let data = content_again(&file, access, &record.name, engine)?;
+                let base = self.nodes.join(&stat, &system, beside(&by));
+                let base = base.map_err(|_| Gone::Taken)?;
+                let joined = self.nodes.join(&stream_stat, &RelPath::root(), by);
+                let node = joined.map_err(|_| {
+                    self.nodes.leave(&base, record.id, |_| {});
+                    Gone::Taken
+                })?;
+                (node, data, Some(StreamOpen { name: Mutex::new(name), file, base }))
+            }
+            None => {
+                let data = match directory {
+                    true => None,
+                    false => content_again(&fd, access, &record.name, engine)?,
+                };
+                let joined = self.nodes.join(&stat, &system, by);
+                (joined.map_err(|_| Gone::Taken)?, data, None)
+            }
         };
-        let node = self.nodes.join(&stat, &volume.system(&path), by).map_err(|_| Gone::Taken)?;
         let open = Open::new(Parts {
             id: FileId { persistent: record.id, volatile: record.volatile },
             access,
@@ -194,7 +217,7 @@ impl Server {
             node,
             data,
             handle: fd,
-            stream: None,
+            stream,
             directory,
             volume,
             nodes: self.nodes.clone(),
@@ -220,6 +243,21 @@ impl Server {
         self.nodes.add_open(&open);
         Ok(open)
     }
+}
+
+/// The stream that was open, its name as it is now.
+fn find_stream(
+    volume: &Volume,
+    base: BorrowedFd<'_>,
+    record: &StreamRecord,
+) -> Result<(OwnedFd, Stat, StreamName), Gone> {
+    let name = StreamName::new(&record.name).ok_or(Gone::Missing)?;
+    let (file, stat) = volume.streams().find(base, &name)?.ok_or(Gone::Missing)?;
+    if stable::identity(file.as_fd())? != record.file {
+        return Err(Gone::Replaced);
+    }
+    let name = streams::name_of(file.as_fd()).unwrap_or(name);
+    Ok((file, stat, name))
 }
 
 /// Gives an open back its locks, what its client may cache, and that its file is to be deleted.

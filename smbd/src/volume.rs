@@ -11,6 +11,7 @@
 
 pub mod attributes;
 pub mod changes;
+mod durable;
 pub mod eas;
 pub mod kept;
 pub mod listing;
@@ -534,7 +535,7 @@ pub fn place_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
 }
 
 /// Opens what `fd` already names with other access; no path is followed.
-pub fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(magic_path(fd.as_fd()).as_str(), flags | OFlags::CLOEXEC, Mode::empty())
 }
 

@@ -7,12 +7,14 @@
 //!  'a' id   AwayRecord     since when its client is away
 //! ```
 //!
-//! Each begins with a version byte. Numbers are little-endian, in keys big-endian. A record of
+//! Each begins with a version byte, which is 2 for the open of a named stream and else 1. Numbers are little-endian, in keys big-endian. A record of
 //! another version, or one that is malformed, is refused as a whole.
 
 use crate::{Batch, Records};
 
 const VERSION: u8 = 1;
+/// Of the record of an open that has a stream at its end.
+const WITH_STREAM: u8 = 2;
 
 /// A record cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +62,15 @@ pub struct FileIdentity {
     pub inode: u64,
     /// When it was made: seconds and nanoseconds; zeros where the file system does not say.
     pub born: (i64, u32),
+}
+
+/// A named stream of the file that is open.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StreamRecord {
+    /// Its name, without colons.
+    pub name: String,
+    /// Which file held its content.
+    pub file: FileIdentity,
 }
 
 /// What the client of an open was promised.
@@ -122,6 +133,8 @@ pub struct OpenRecord {
     pub app_instance: Option<[u8; 16]>,
     /// `AppInstanceVersion`.
     pub app_version: Option<(u64, u64)>,
+    /// The stream, if it is a named one that is open; `file` is the file it belongs to.
+    pub stream: Option<StreamRecord>,
 }
 
 /// A byte-range lock.
@@ -176,6 +189,12 @@ impl Out {
         self.put(&[flag.into()])
     }
 
+    fn identity(self, file: FileIdentity) -> Self {
+        self.put(&file.inode.to_le_bytes())
+            .put(&file.born.0.to_le_bytes())
+            .put(&file.born.1.to_le_bytes())
+    }
+
     fn text(self, text: &str) -> Self {
         // Longer than any name there is would be a defect; it does not become another name.
         let len = u32::try_from(text.len()).unwrap_or(u32::MAX);
@@ -228,6 +247,11 @@ impl<'a> In<'a> {
         }
     }
 
+    fn identity(&mut self) -> Result<FileIdentity, Malformed> {
+        let inode = self.u64()?;
+        Ok(FileIdentity { inode, born: (self.array().map(i64::from_le_bytes)?, self.u32()?) })
+    }
+
     fn text(&mut self) -> Result<String, Malformed> {
         let len = self.u32()? as usize;
         let text = std::str::from_utf8(self.take(len)?).map_err(|_| Malformed("a name"))?;
@@ -254,7 +278,8 @@ impl OpenRecord {
             bytes.extend_from_slice(&low.to_le_bytes());
             bytes
         });
-        let out = Out::new()
+        let begin = if self.stream.is_some() { Out(vec![WITH_STREAM]) } else { Out::new() };
+        let out = begin
             .put(&self.id.to_le_bytes())
             .put(&self.volatile.to_le_bytes())
             .option(self.create_guid.as_ref().map(|guid| &guid[..]))
@@ -263,9 +288,8 @@ impl OpenRecord {
             .text(&self.share)
             .text(&self.name)
             .text(&self.path);
-        out.put(&self.file.inode.to_le_bytes())
-            .put(&self.file.born.0.to_le_bytes())
-            .put(&self.file.born.1.to_le_bytes())
+        let out = out
+            .identity(self.file)
             .put(&self.access.to_le_bytes())
             .put(&self.desired_access.to_le_bytes())
             .put(&self.share_access.to_le_bytes())
@@ -282,8 +306,11 @@ impl OpenRecord {
             .option(self.lease.as_ref().map(|key| &key[..]))
             .option(self.parent_lease.as_ref().map(|key| &key[..]))
             .option(self.app_instance.as_ref().map(|id| &id[..]))
-            .option(version.as_deref())
-            .0
+            .option(version.as_deref());
+        match &self.stream {
+            Some(stream) => out.text(&stream.name).identity(stream.file).0,
+            None => out.0,
+        }
     }
 
     /// Reads its bytes.
@@ -291,7 +318,10 @@ impl OpenRecord {
     /// # Errors
     /// If they are not of this version, or malformed.
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut r = In::new(bytes)?;
+        let (mut r, streams) = match bytes {
+            [WITH_STREAM, rest @ ..] => (In(rest), true),
+            _ => (In::new(bytes)?, false),
+        };
         let record = Self {
             id: r.u64()?,
             volatile: r.u64()?,
@@ -301,10 +331,7 @@ impl OpenRecord {
             share: r.text()?,
             name: r.text()?,
             path: r.text()?,
-            file: FileIdentity {
-                inode: r.u64()?,
-                born: (r.array().map(i64::from_le_bytes)?, r.u32()?),
-            },
+            file: r.identity()?,
             access: r.u32()?,
             desired_access: r.u32()?,
             share_access: r.u32()?,
@@ -323,6 +350,10 @@ impl OpenRecord {
             parent_lease: r.option(In::array)?,
             app_instance: r.option(In::array)?,
             app_version: r.option(|r| Ok((r.u64()?, r.u64()?)))?,
+            stream: match streams {
+                true => Some(StreamRecord { name: r.text()?, file: r.identity()? }),
+                false => None,
+            },
         };
         r.end(record)
     }
@@ -450,8 +481,9 @@ mod tests {
             (guid(), guid(), ".{0,9}", ".{0,9}", ".{0,20}", ".{0,20}"),
             any::<(u64, i64, u32)>(),
             (option(), option(), option(), any::<Option<(u64, u64)>>()),
+            prop::option::of((".{0,9}", any::<(u64, i64, u32)>())),
         )
-            .prop_map(|(plain, names, file, options)| OpenRecord {
+            .prop_map(|(plain, names, file, options, stream)| OpenRecord {
                 id: plain.0,
                 volatile: plain.1,
                 access: plain.2[0],
@@ -475,6 +507,10 @@ mod tests {
                 parent_lease: options.1,
                 app_instance: options.2,
                 app_version: options.3,
+                stream: stream.map(|(name, file)| StreamRecord {
+                    name,
+                    file: FileIdentity { inode: file.0, born: (file.1, file.2) },
+                }),
             })
     }
 

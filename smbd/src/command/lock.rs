@@ -28,8 +28,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let unlocks = request.locks[0].flags.has(LockFlags::UNLOCK);
     let sequence = Sequence::of(&request);
     if sequence.is_some_and(|sequence| sequence.was_done(&open)) {
-        Empty.encode(out);
-        return Ok(NtStatus::SUCCESS);
+        // It may not be durable yet: the first copy may still wait for that.
+        return noted(open, out);
     }
     if unlocks {
         unlock(&open, &request.locks)?;
@@ -42,23 +42,28 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if let Some(sequence) = sequence {
         sequence.note(&open);
     }
-    if let Some(noted) = open.note_locks() {
-        return Err(Fail::Later(Later {
-            future: Box::pin(async move {
-                noted.await.map_err(|error| of_store(&error))?;
-                let _open = open;
-                let mut body = Vec::new();
-                Empty.encode(&mut body);
-                Ok(body)
-            }),
-            cancel: None,
-            interim: false,
-            bytes: 0,
-            io: true,
-        }));
-    }
-    Empty.encode(out);
-    Ok(NtStatus::SUCCESS)
+    noted(open, out)
+}
+
+/// Answers when the locks of the open, as they are now, outlive the server as it does.
+fn noted(open: Arc<Open>, out: &mut Vec<u8>) -> Handled {
+    let Some(noted) = open.note_locks() else {
+        Empty.encode(out);
+        return Ok(NtStatus::SUCCESS);
+    };
+    Err(Fail::Later(Later {
+        future: Box::pin(async move {
+            noted.await.map_err(|error| of_store(&error))?;
+            let _open = open;
+            let mut body = Vec::new();
+            Empty.encode(&mut body);
+            Ok(body)
+        }),
+        cancel: None,
+        interim: false,
+        bytes: 0,
+        io: true,
+    }))
 }
 
 fn range(element: &Element) -> Result<Range, NtStatus> {

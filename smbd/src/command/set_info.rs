@@ -27,8 +27,11 @@ use super::{
     create::{job::reserve, settle},
 };
 use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, eas, listing, node::caching::Cause,
-    open::Open, security, stable::of_store,
+    FileName, Found, RelPath, StreamPart, attributes, eas, listing,
+    node::caching::Cause,
+    open::{Open, StreamOpen},
+    security,
+    stable::of_store,
 };
 
 /// Handles a SET_INFO.
@@ -79,7 +82,11 @@ fn stays(open: Arc<Open>, info_type: InfoType, class: InfoClass) -> Later {
     if info_type == InfoType::FILE && renames {
         let others = open.node.remembered().into_iter();
         let others = others.filter_map(|id| open.nodes().open(id));
-        noted = others.filter_map(|other| other.remember_anew()).collect();
+        // What is open of its streams has the file's name, too.
+        let of_it = |stream: &StreamOpen| Arc::ptr_eq(&stream.base, &open.node);
+        let streams = open.nodes().all_opens().into_iter();
+        let streams = streams.filter(|other| other.stream.as_ref().is_some_and(of_it));
+        noted = others.chain(streams).filter_map(|other| other.remember_anew()).collect();
     }
     Later {
         future: Box::pin(async move {

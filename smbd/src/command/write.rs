@@ -31,7 +31,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let count = request.length;
     open.note_write();
     let offset = request.offset + ctx.placed as u64;
-    let written = data.write_now(offset, request.data)?;
+    #[cfg(test)]
+    let late = open.nodes().faults.is_late();
+    #[cfg(not(test))]
+    let late = false;
+    let written = !late && data.write_now(offset, request.data)?;
     if written && !through {
         Response { count }.encode(out);
         return Ok(NtStatus::SUCCESS);
@@ -40,12 +44,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     Err(Fail::Later(Later {
         bytes: rest.len(),
         future: Box::pin(async move {
-            let _open = open;
             if !rest.is_empty() {
                 data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
             }
             if through {
-                data.flush().await.map_err(|error| of_storage(&error))?;
+                open.harden().await?;
             }
             let mut body = Vec::with_capacity(16);
             Response { count }.encode(&mut body);
@@ -145,11 +148,11 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let writes = Access::WRITE_DATA.or(Access::APPEND_DATA);
     open.need(writes)?;
     open.base_node().times.settle();
-    let data = open.data.clone();
+    let hardened = open.harden();
     Err(Fail::Later(Later {
         future: Box::pin(async move {
-            match &data {
-                Some(data) => data.flush().await.map_err(|error| of_storage(&error))?,
+            match &open.data {
+                Some(_) => hardened.await?,
                 None => {
                     let path = open.path()?;
                     open.volume().sync_folder(&path).map_err(crate::status::of_errno)?;

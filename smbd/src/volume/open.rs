@@ -455,6 +455,11 @@ impl Open {
         Ok(())
     }
 
+    /// What holds the content: the file, or that of the stream.
+    pub fn holder(&self) -> BorrowedFd<'_> {
+        self.stream.as_ref().map_or(self.handle(), |stream| stream.file.as_fd())
+    }
+
     /// Where the file is in its share, as it is now.
     pub fn path(&self) -> Result<RelPath, NtStatus> {
         self.volume.path_of(self.handle()).map_err(of_errno)

@@ -13,7 +13,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -26,10 +26,12 @@ use rustix::{
 use smb_protocol::NtStatus;
 use state_store::{
     Batch, Commit, Store, StoreError,
-    record::{self, AwayRecord, FileIdentity, Kind, Lock, LocksRecord, OpenRecord, Promise},
+    record::{
+        self, AwayRecord, FileIdentity, Kind, Lock, LocksRecord, OpenRecord, Promise, StreamRecord,
+    },
 };
 
-use super::open::{Durability, Open};
+use super::open::{Durability, Open, StreamOpen};
 use crate::status::of_errno;
 
 /// Time that a client has at least to come back to a server that was started again.
@@ -181,7 +183,14 @@ impl Open {
             parent_lease: origin.parent_lease.map(|lease| lease.key),
             app_instance: origin.app_instance,
             app_version: origin.app_version,
+            stream: self.stream.as_ref().map(|stream| self.stream_record(stream)).transpose()?,
         })
+    }
+
+    fn stream_record(&self, stream: &StreamOpen) -> Result<StreamRecord, NtStatus> {
+        let name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = identity(stream.file.as_fd()).map_err(of_errno)?;
+        Ok(StreamRecord { name: name.as_str().to_owned(), file })
     }
 
     /// Makes it persistent, to be kept for `timeout` when its client is away; the result resolves
@@ -215,7 +224,7 @@ impl Open {
     /// cannot be handed over.
     pub fn hand_over(&self) -> Option<Batch> {
         let timeout = self.worth_keeping()?;
-        if self.is_persistent() || self.directory || self.stream.is_some() {
+        if self.is_persistent() || self.directory {
             return None;
         }
         let record = self.record(timeout).ok()?;
@@ -243,8 +252,13 @@ impl Open {
     pub fn settle(&self) -> Result<(), NtStatus> {
         let sync = || -> Result<(), Errno> {
             match &self.data {
-                Some(data) => rustix::fs::fsync(data.as_fd())?,
-                None => rustix::fs::fsync(super::reopen(&self.handle, OFlags::RDONLY)?)?,
+                Some(_) => self.harden_by(|fd| rustix::fs::fsync(fd))?,
+                None => rustix::fs::fsync(super::reopen(self.holder(), OFlags::RDONLY)?)?,
+            }
+            if self.stream.is_some() {
+                // The file says which streams are its own.
+                rustix::fs::fsync(super::reopen(&self.handle, OFlags::RDONLY)?)?;
+                self.volume().streams().sync(self.handle())?;
             }
             self.volume().sync_folder(&self.volume().path_of(self.handle())?)
         };

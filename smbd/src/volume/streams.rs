@@ -36,7 +36,7 @@ use rustix::{
 use smb_protocol::name::fold_char;
 
 use super::{
-    attributes, magic_path,
+    MADE, Mark, attributes, magic_path,
     path::{PRIVATE, StreamName},
 };
 
@@ -221,8 +221,14 @@ impl StreamStore {
         }
     }
 
-    /// Makes a stream that must not be there yet, opened for reading and writing.
-    pub fn create(&self, base: BorrowedFd<'_>, name: &StreamName) -> Result<OwnedFd, Errno> {
+    /// Makes a stream that must not be there yet, opened for reading and writing; it may bear a
+    /// mark from the beginning.
+    pub fn create(
+        &self,
+        base: BorrowedFd<'_>,
+        name: &StreamName,
+        mark: Option<&Mark>,
+    ) -> Result<OwnedFd, Errno> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let folder = self.make_folder(base)?;
         // It gets its place only when it has its name.
@@ -233,6 +239,10 @@ impl StreamStore {
         let fd = rustix::fs::openat(&folder, fresh.as_str(), flags, mode)?;
         let placed =
             rustix::fs::fsetxattr(&fd, NAME, name.as_str().as_bytes(), XattrFlags::empty())
+                .and_then(|()| match mark {
+                    Some(mark) => rustix::fs::fsetxattr(&fd, MADE, mark, XattrFlags::empty()),
+                    None => Ok(()),
+                })
                 .and_then(|()| {
                     let place = file_name(name);
                     let only_new = RenameFlags::NOREPLACE;
@@ -243,6 +253,17 @@ impl StreamStore {
             return Err(error);
         }
         Ok(fd)
+    }
+
+    /// Makes the names of the streams of `base` durable, and the folders that hold them.
+    pub fn sync(&self, base: BorrowedFd<'_>) -> Result<(), Errno> {
+        let folder = self.folder(base)?.ok_or(Errno::NOENT)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // The streams of all files, what is private, and the home.
+        for above in [".", "..", "../..", "../../.."] {
+            rustix::fs::fsync(rustix::fs::openat(&folder, above, flags, Mode::empty())?)?;
+        }
+        Ok(())
     }
 
     /// Removes a stream if it is still the file that `stat` describes.
@@ -481,12 +502,12 @@ mod tests {
         let store = store(root.path());
         let base = open(&root.path().join("a"));
         assert!(store.find(base.as_fd(), &name("S")).unwrap().is_none());
-        let made = store.create(base.as_fd(), &name("Stream")).unwrap();
+        let made = store.create(base.as_fd(), &name("Stream"), None).unwrap();
         rustix::io::write(&made, b"12345").unwrap();
-        assert_eq!(store.create(base.as_fd(), &name("sTREAM")).unwrap_err(), Errno::EXIST);
+        assert_eq!(store.create(base.as_fd(), &name("sTREAM"), None).unwrap_err(), Errno::EXIST);
         let (_, stat) = store.find(base.as_fd(), &name("STREAM")).unwrap().unwrap();
         assert_eq!(stat.st_size, 5);
-        store.create(base.as_fd(), &name("b?*<")).unwrap();
+        store.create(base.as_fd(), &name("b?*<"), None).unwrap();
         let list = store.list(base.as_fd()).unwrap();
         let names: Vec<_> = list.iter().map(|entry| (entry.name.as_str(), entry.size)).collect();
         assert_eq!(names, [("Stream", 5), ("b?*<", 0)]);
@@ -505,12 +526,13 @@ mod tests {
         fs::write(root.path().join("b"), "x").unwrap();
         let store = store(root.path());
         let (a, b) = (open(&root.path().join("a")), open(&root.path().join("b")));
-        store.create(a.as_fd(), &name("s")).unwrap();
+        store.create(a.as_fd(), &name("s"), None).unwrap();
         let mut mark = [0; MARK_LEN];
         rustix::fs::getxattr(root.path().join("a"), MARK, &mut mark[..]).unwrap();
         rustix::fs::setxattr(root.path().join("b"), MARK, &mark, XattrFlags::empty()).unwrap();
         assert!(store.find(b.as_fd(), &name("s")).unwrap().is_none());
-        let mut other = OwnedFd::from(fs::File::from(store.create(b.as_fd(), &name("s")).unwrap()));
+        let mut other =
+            OwnedFd::from(fs::File::from(store.create(b.as_fd(), &name("s"), None).unwrap()));
         rustix::io::write(&mut other, b"mine").unwrap();
         assert_eq!(store.list(a.as_fd()).unwrap()[0].size, 0);
         assert_eq!(store.list(b.as_fd()).unwrap()[0].size, 4);
@@ -524,7 +546,7 @@ mod tests {
         for file in ["d/kept", "gone", "restored"] {
             let path = root.path().join(file);
             fs::write(&path, "x").unwrap();
-            store.create(open(&path).as_fd(), &name("s")).unwrap();
+            store.create(open(&path).as_fd(), &name("s"), None).unwrap();
         }
         fs::remove_file(root.path().join("gone")).unwrap();
         // A backup that keeps extended attributes, but not the inode.

@@ -137,15 +137,13 @@ impl Wishes {
     }
 
     /// For how long a persistent open is kept, if that is what is asked for (MS-SMB2 3.3.5.9.10).
-    /// Named streams are not made persistent.
-    pub fn persistence(&self, open: &Open) -> Option<Duration> {
+    pub fn persistence(&self) -> Option<Duration> {
         match self.durable {
             Some(Durable::V2(v2)) if v2.flags & DurableV2::PERSISTENT != 0 => {
-                let time = match v2.timeout {
+                Some(match v2.timeout {
                     0 => PERSISTENT_TIME,
                     ms => Duration::from_millis(ms.into()).min(DURABLE_MOST),
-                };
-                open.stream.is_none().then_some(time)
+                })
             }
             _ => None,
         }

@@ -31,7 +31,7 @@ use crate::{
         FileName, Found, Mark, RelPath, StreamName, StreamPart, Volume,
         attributes::{self, Facts},
         bears, eas,
-        node::{BESIDE, Node, Nodes, Opener, Refused, caching::LeaseId},
+        node::{Node, Nodes, Opener, Refused, beside, caching::LeaseId},
         open::{Open, Origin, Parts, StreamOpen},
         reopen, security, streams,
     },
@@ -174,7 +174,7 @@ impl Job<'_> {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
         let stream = self.stream();
-        let made = self.replays && self.mark.is_some_and(|mark| bears(fd.as_fd(), &mark));
+        let made = self.has_made(fd.as_fd());
         if self.request.disposition == Disposition::CREATE && stream.is_none() && !made {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
@@ -202,7 +202,7 @@ impl Job<'_> {
             self.check_cut(&facts, listed)?;
         }
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
-        let joined = self.join(&stat, &path, sharing, self.request.share, cuts)?;
+        let joined = self.join(&stat, &path, self.opener(sharing, self.request.share, cuts))?;
         let data = self.content(&fd, access, directory, cuts)?;
         if cuts {
             let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
@@ -242,6 +242,11 @@ impl Job<'_> {
         }
     }
 
+    /// Whether a file was made by the first copy of this CREATE.
+    fn has_made(&self, fd: BorrowedFd<'_>) -> bool {
+        self.replays && self.mark.is_some_and(|mark| bears(fd, &mark))
+    }
+
     /// Opens or makes a named stream of a file that is there (MS-FSA 2.1.5.1.2).
     fn in_stream(
         &self,
@@ -255,7 +260,9 @@ impl Job<'_> {
         let disposition = self.request.disposition;
         let store = self.volume.streams();
         let found = store.find(base.as_fd(), name)?;
-        let (cuts, made) = match found {
+        let (cuts, made) = match &found {
+            // Its first copy made it, and nothing else remembers that.
+            Some((file, _)) if self.has_made(file.as_fd()) => (false, true),
             Some(_) if disposition == Disposition::CREATE => {
                 return Err(NtStatus::OBJECT_NAME_COLLISION.into());
             }
@@ -270,7 +277,7 @@ impl Job<'_> {
         }
         let file = match found {
             Some((file, _)) => file,
-            None => match store.create(base.as_fd(), name) {
+            None => match store.create(base.as_fd(), name, self.mark.as_ref()) {
                 Ok(file) => file,
                 Err(Errno::EXIST) => return Err(NtStatus::RETRY.into()),
                 Err(error) => return Err(error.into()),
@@ -297,14 +304,12 @@ impl Job<'_> {
         access: Access,
         cuts: bool,
     ) -> Result<Open, Fail> {
-        let asked = self.request.share;
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
-        let beside = if sharing.any(CONTENT.or(Access::DELETE)) { BESIDE } else { Access::NONE };
-        let share = ShareAccess::READ | ShareAccess::WRITE | asked.and(ShareAccess::DELETE);
-        let with_base = self.join(base_stat, path, beside, share, false)?;
+        let by = self.opener(sharing, self.request.share, cuts);
+        let with_base = self.join(base_stat, path, beside(&by))?;
         let stat = rustix::fs::fstat(file)?;
         // A stream is one, by whatever name of its file it was reached.
-        let joined = self.join(&stat, &RelPath::root(), sharing, asked, cuts)?;
+        let joined = self.join(&stat, &RelPath::root(), by)?;
         let data = self.content(file, access, false, cuts)?;
         let stream = StreamOpen {
             name: std::sync::Mutex::new(
@@ -317,19 +322,15 @@ impl Job<'_> {
         Ok(self.open(base, access, joined.keep(), data, false, Some(stream)))
     }
 
+    fn opener(&self, access: Access, share: ShareAccess, overwrites: bool) -> Opener {
+        let (id, lease) = (self.id.persistent, self.lease);
+        Opener { id, access, share, lease, overwrites, smb3: self.smb3 }
+    }
+
     /// Joins those who have the file open; leaves them again unless it is kept.
-    fn join(
-        &self,
-        stat: &Stat,
-        path: &RelPath,
-        access: Access,
-        share: ShareAccess,
-        overwrites: bool,
-    ) -> Result<Joined<'_>, Refused> {
-        let (id, lease) = (self.id.persistent, self.lease.filter(|_| access != BESIDE));
-        let by = Opener { id, access, share, lease, overwrites, smb3: self.smb3 };
+    fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Joined<'_>, Refused> {
         let node = self.nodes.join(stat, &self.volume.system(path), by)?;
-        Ok(Joined { nodes: &self.nodes, node: Some(node), id })
+        Ok(Joined { nodes: &self.nodes, node: Some(node), id: by.id })
     }
 
     /// Opens the content as far as the access needs it, and cuts it.
@@ -452,10 +453,10 @@ impl Job<'_> {
                 eas::set(fd.as_fd(), extra_eas)?;
             }
             if let Some(name) = stream {
-                let file = self.volume.streams().create(fd.as_fd(), name)?;
+                let file = self.volume.streams().create(fd.as_fd(), name, self.mark.as_ref())?;
                 return self.open_stream(name, &file, &fd, &stat, &path, access, false);
             }
-            let joined = self.join(&stat, &path, access, self.request.share, false)?;
+            let joined = self.join(&stat, &path, self.opener(access, self.request.share, false))?;
             let mut data = None;
             if !directory && access.any(CONTENT) {
                 data = Some(self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?);

@@ -136,7 +136,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if context::find(&request.contexts, names::QFID).is_some() {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
-    let time = wishes.persistence(&open).filter(|_| persistent);
+    let time = wishes.persistence().filter(|_| persistent);
     let remembered = time.map(|time| open.remember(time)).transpose()?.flatten();
     session.add_open(tree.id, open.clone());
     let oplock = open.oplock_level();
@@ -159,7 +159,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
                     remembered.await.map_err(|error| of_store(&error))?;
                 }
                 if made {
-                    unmark(open.handle());
+                    unmark(open.holder());
                     settle(open.clone()).await?;
                 }
                 Ok(body)

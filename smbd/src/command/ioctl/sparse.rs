@@ -33,7 +33,9 @@ fn is_sparse(open: &Open) -> Result<bool, NtStatus> {
 /// Makes what a control did durable if the open wants that of every write.
 pub fn settle(open: &Open) -> Result<(), NtStatus> {
     match &open.data {
-        Some(data) if open.write_through() => rustix::fs::fdatasync(&**data).map_err(of_errno),
+        Some(_) if open.write_through() => {
+            open.harden_by(|fd| rustix::fs::fdatasync(fd)).map_err(of_errno)
+        }
         _ => Ok(()),
     }
 }
@@ -53,8 +55,7 @@ pub fn set_sparse(call: Call<'_>) -> Handled {
         }
         if !sparse {
             let len = open.facts()?.end_of_file;
-            let holder = open.stream.as_ref().map_or(open.handle(), |stream| stream.file.as_fd());
-            let file = crate::volume::reopen_for_writing(holder).map_err(of_errno)?;
+            let file = crate::volume::reopen_for_writing(open.holder()).map_err(of_errno)?;
             space::fill_holes(file.as_fd(), len).map_err(of_errno)?;
         }
         attributes::set_sparse(open.handle(), sparse).map_err(of_errno)?;

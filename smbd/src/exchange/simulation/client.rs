@@ -4,13 +4,15 @@ use smb_protocol::{
     Command, FileId, MessageId, NtStatus, SessionId, TreeId,
     msg::{
         close,
-        context::{DurableV2, names},
+        context::{self, DurableV2, Lease, LeaseState, names},
         create::{self, Access, CreateOptions, Disposition, RawContext, ShareAccess},
-        flush, lock, read, write,
+        flush, lock,
+        oplock::OplockLevel,
+        read, write,
     },
 };
 
-use super::{super::channels::Known, Broken, Checked};
+use super::{super::channels::Known, Broken, Checked, frames::Place};
 
 /// What a client asks of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,18 +36,22 @@ pub(super) struct Flight {
     pub(super) again: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    Absent,
-    Open,
-    Closed,
-}
-
 pub(super) const BLOCKS: usize = 3;
 pub(super) const BLOCK: usize = 64;
 
+/// What is special about a client's open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    /// It has a lease to cache all there is.
+    Leased,
+    /// Its file was there, and goes when it is closed.
+    Deleting,
+}
+
 /// A client with one file.
 pub(super) struct Client {
+    pub(super) kind: Kind,
     pub(super) guid: u8,
     pub(super) name: String,
     pub(super) create_guid: [u8; 16],
@@ -57,6 +63,8 @@ pub(super) struct Client {
     pub(super) file: FileId,
     pub(super) flights: Vec<Flight>,
     // The model.
+    /// Another program has made a file of the name since it was deleted.
+    pub(super) replaced: bool,
     pub(super) place: Place,
     pub(super) blocks: [u8; BLOCKS],
     pub(super) locked: bool,
@@ -65,18 +73,55 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn create<'b>(&self, contexts: Vec<RawContext<'b>>) -> create::Request<'b> {
+    /// The CREATE, and the one that takes the open up again.
+    pub(super) fn create(&self, name: &'static [u8], data: &[u8], out: &mut Vec<u8>) {
+        let lease = Lease {
+            key: [self.guid; 16],
+            state: LeaseState::READ | LeaseState::HANDLE | LeaseState::WRITE,
+            flags: 0,
+            v2: Some(([0; 16], 0)),
+        }
+        .to_bytes();
+        let leased = self.kind == Kind::Leased;
+        let mut contexts = vec![RawContext { name, data }];
+        if leased {
+            contexts.push(RawContext { name: names::RQLS, data: &lease });
+        }
+        let deletes = self.kind == Kind::Deleting;
         create::Request {
-            access: Access(0x0012_019f),
+            oplock: if leased { OplockLevel::LEASE } else { OplockLevel::NONE },
+            access: Access(if deletes { 0x0013_019f } else { 0x0012_019f }),
             share: ShareAccess::NONE,
             // It must not be there: a CREATE that is carried out twice fails.
-            disposition: Disposition::CREATE,
-            options: CreateOptions::NON_DIRECTORY_FILE,
+            disposition: if deletes { Disposition::OPEN } else { Disposition::CREATE },
+            options: match deletes {
+                true => CreateOptions::NON_DIRECTORY_FILE | CreateOptions::DELETE_ON_CLOSE,
+                false => CreateOptions::NON_DIRECTORY_FILE,
+            },
             name: self.name.clone(),
             impersonation: 2,
             contexts,
             ..Default::default()
         }
+        .encode(out);
+    }
+
+    /// What the server says of the open that it gives, or gives again.
+    pub(super) fn opened(&mut self, body: &[u8]) -> Checked {
+        let answer = create::Response::parse(body).map_err(|e| e.to_string())?;
+        self.file = answer.file_id;
+        let lease = context::find(&answer.contexts, names::RQLS).map(Lease::parse);
+        let state = lease.transpose().map_err(|e| e.to_string())?.map(|lease| lease.state);
+        let all = LeaseState::READ | LeaseState::HANDLE | LeaseState::WRITE;
+        if state != (self.kind == Kind::Leased).then_some(all) {
+            return Err(format!("its lease is {state:?}"));
+        }
+        Ok(())
+    }
+
+    /// Whether its file is there when it is closed.
+    pub(super) fn stays(&self) -> bool {
+        self.kind != Kind::Deleting || self.replaced
     }
 
     pub(super) fn encode(&self, op: &Op, broken: Broken, out: &mut Vec<u8>) -> Command {
@@ -89,7 +134,7 @@ impl Client {
                     create_guid: self.create_guid,
                 }
                 .to_bytes();
-                self.create(vec![RawContext { name: names::DH2Q, data: &durable }]).encode(out);
+                self.create(names::DH2Q, &durable, out);
                 Command::CREATE
             }
             Op::Write(block, value) => {
@@ -136,7 +181,7 @@ impl Client {
         }
         match op {
             Op::Create => {
-                self.file = create::Response::parse(body).map_err(|e| e.to_string())?.file_id;
+                self.opened(body)?;
                 self.place = Place::Open;
             }
             Op::Write(block, value) => self.blocks[*block] = *value,

@@ -2,30 +2,71 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use state_store::{Batch, Commit, Records, Store};
+use state_store::{
+    Batch, Commit, Records, Store,
+    record::{LocksRecord, OpenRecord},
+};
 
-use super::Broken;
+use super::{Broken, Dice};
+use crate::faults::Platter;
 
 /// A store whose durability is simulated: what was not waited for may be lost with the server,
-/// from the end.
+/// from the end. And what of the files is durable.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) base: Records,
-    pub(super) log: Vec<Batch>,
-    pub(super) durable: usize,
-    pub(super) broken: Broken,
+    log: Vec<Batch>,
+    durable: usize,
+    broken: Broken,
     /// Which server has it.
-    pub(super) owner: u32,
+    owner: u32,
+    pub(super) platter: Arc<Platter>,
+    /// What servers that start on it are told to dice with.
+    pub(super) seed: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Shelf {
-    pub(super) disk: Arc<Mutex<Disk>>,
-    pub(super) owner: u32,
+    disk: Arc<Mutex<Disk>>,
+    owner: u32,
 }
 
 pub(super) fn own<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Disk {
+    pub(super) fn new(broken: Broken, seed: u64) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            base: Records::new(),
+            log: Vec::new(),
+            durable: 0,
+            broken,
+            owner: 0,
+            platter: Arc::default(),
+            seed,
+        }))
+    }
+
+    /// The server that has it is killed: what nobody waited for is there up to some point.
+    pub(super) fn crash(&mut self, dice: &mut Dice) {
+        let loose = self.log.len() - self.durable;
+        let kept = self.durable + dice.roll(loose + 1);
+        let kept = if self.broken == Broken::Commit { self.durable } else { kept };
+        self.log.truncate(kept);
+        self.owner += 1;
+    }
+
+    /// A server starts on what there is.
+    pub(super) fn take_over(disk: &Arc<Mutex<Self>>) -> (Arc<Shelf>, Records) {
+        let mut now = own(disk);
+        now.owner += 1;
+        now.seed = now.seed.wrapping_add(1);
+        let mut records = now.base.clone();
+        now.log.iter().for_each(|batch| batch.apply(&mut records));
+        (now.base, now.log, now.durable) = (records.clone(), Vec::new(), 0);
+        (Arc::new(Shelf { disk: disk.clone(), owner: now.owner }), records)
+    }
 }
 
 impl Store for Shelf {
@@ -35,17 +76,13 @@ impl Store for Shelf {
         if now.owner != owner {
             return Commit::ready(Err(state_store::StoreError::Closed));
         }
-        let batch = match now.broken {
-            Broken::Forgetting => filter(&batch, |_, value| value.is_some()),
-            Broken::Locks => filter(&batch, |key, _| key[0] != b'l'),
-            _ => batch,
-        };
+        let batch = damaged(batch, now.broken);
         now.log.push(batch);
         let end = now.log.len();
         drop(now);
         Commit::new(async move {
             let mut disk = own(&disk);
-            if disk.owner == owner && disk.broken != Broken::Durability {
+            if disk.owner == owner && disk.broken != Broken::Commit {
                 disk.durable = disk.durable.max(end);
             }
             Ok(())
@@ -57,10 +94,28 @@ impl Store for Shelf {
     }
 }
 
-pub(super) fn filter(batch: &Batch, keep: impl Fn(&[u8], &Option<Vec<u8>>) -> bool) -> Batch {
-    let kept = batch.changes().iter().filter(|(key, value)| keep(key, value));
-    kept.fold(Batch::new(), |batch, (key, value)| match value {
-        Some(value) => batch.put(key.clone(), value.clone()),
-        None => batch.delete(key.clone()),
-    })
+/// What a store that breaks a rule makes of a batch.
+fn damaged(batch: Batch, broken: Broken) -> Batch {
+    let change = |key: &[u8], value: &Option<Vec<u8>>| match (broken, key[0], value) {
+        (Broken::Forgetting, _, None) => None,
+        (Broken::Locks, b'l', _) | (Broken::Caching, b'c', _) => None,
+        (Broken::LockNumbers, b'l', Some(bytes)) => {
+            let record = LocksRecord::parse(bytes).expect("the server's own");
+            Some(Some(LocksRecord { sequences: None, ..record }.to_bytes()))
+        }
+        (Broken::DeleteOnClose, b'o', Some(bytes)) => {
+            let record = OpenRecord::parse(bytes).expect("the server's own");
+            Some(Some(OpenRecord { delete_on_close: false, ..record }.to_bytes()))
+        }
+        _ => Some(value.clone()),
+    };
+    let mut damaged = Batch::new();
+    for (key, value) in batch.changes() {
+        damaged = match change(key, value) {
+            Some(Some(value)) => damaged.put(key.clone(), value),
+            Some(None) => damaged.delete(key.clone()),
+            None => damaged,
+        };
+    }
+    damaged
 }

@@ -4,25 +4,20 @@ use std::{
     collections::VecDeque,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
-    header::{FRAME_LEN, HEADER_LEN, frame_len},
-    msg::{
-        context::{DurableV2, ReconnectV2, names},
-        create::{self, Access, Disposition, RawContext, ShareAccess},
-        tree_connect,
-    },
+    msg::context::{DurableV2, ReconnectV2, names},
 };
 use state_store::{Opened, Records};
 
 use super::{
-    super::{Frame, WaitingFuture, channels::Line},
+    super::{WaitingFuture, channels::Line},
     Broken, Checked, Dice,
-    client::{BLOCK, BLOCKS, Client, Flight, Op, Place},
-    store::{Disk, Shelf, own},
+    client::{BLOCK, BLOCKS, Client, Flight, Kind, Op},
+    frames::{self, Place, answers},
+    store::{Disk, own},
 };
 use crate::{Server, config::Config};
 
@@ -85,13 +80,12 @@ impl House {
 
 pub(super) fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken) -> Arc<Server> {
     let server = Arc::new(Server::new(house.config.clone()).unwrap());
-    let mut now = own(disk);
-    now.owner += 1;
-    let mut records = now.base.clone();
-    now.log.iter().for_each(|batch| batch.apply(&mut records));
-    (now.base, now.log, now.durable) = (records.clone(), Vec::new(), 0);
-    let store = Arc::new(Shelf { disk: disk.clone(), owner: now.owner });
-    drop(now);
+    let (store, records) = Disk::take_over(disk);
+    let (platter, seed) = {
+        let disk = own(disk);
+        (disk.platter.clone(), disk.seed)
+    };
+    server.nodes.faults.begin(broken.of_server(), platter, seed);
     let records = if broken == Broken::Recovery { Records::new() } else { records };
     server.recover_from(Opened { store, records });
     server
@@ -99,17 +93,17 @@ pub(super) fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken)
 
 impl<'a> World<'a> {
     pub(super) fn new(house: &'a House, seed: u64, broken: Broken, tell: bool) -> Self {
-        let disk = Arc::new(Mutex::new(Disk {
-            base: Records::new(),
-            log: Vec::new(),
-            durable: 0,
-            broken,
-            owner: 0,
-        }));
+        let disk = Disk::new(broken, seed);
         let server = new_server(house, &disk, broken);
-        let client = |guid: u8| Client {
+        let client = |guid: u8, kind: Kind| Client {
+            kind,
+            replaced: false,
             guid,
-            name: format!("{seed:x}-{guid}"),
+            // Those of every other history have a named stream.
+            name: match kind {
+                Kind::Plain if seed % 2 == 1 => format!("{seed:x}-{guid}:s"),
+                _ => format!("{seed:x}-{guid}"),
+            },
             create_guid: [guid; 16],
             known: None,
             previous: SessionId(0),
@@ -124,16 +118,24 @@ impl<'a> World<'a> {
             lock_number: 0,
             next_value: 1,
         };
-        Self {
+        let world = Self {
             dice: Dice(seed),
             broken,
             house,
             server,
             disk,
             wires: Vec::new(),
-            clients: vec![client(1), client(2)],
+            clients: vec![
+                client(1, Kind::Plain),
+                client(2, Kind::Leased),
+                client(3, Kind::Deleting),
+            ],
             tell,
+        };
+        for client in world.clients.iter().filter(|client| client.kind == Kind::Deleting) {
+            std::fs::write(house.file(&client.name), []).unwrap();
         }
+        world
     }
 
     pub(super) fn say(&self, text: impl FnOnce() -> String) {
@@ -157,27 +159,16 @@ impl<'a> World<'a> {
     pub(super) fn deliver(&mut self, wire: usize) {
         let Some(w) = &mut self.wires[wire] else { return };
         let Some(mut message) = w.to_server.pop_front() else { return };
-        let mut out = Vec::new();
-        let _inside = self.house.runtime.enter();
-        match w.line.exchange.receive(&mut message, &mut out) {
-            Ok(Frame::Answered) => {}
-            Ok(Frame::Waits(waits)) => w.waits.extend(waits),
-            Err(error) => panic!("a client that keeps the rules is dropped: {error}"),
-        }
+        let exchange = &mut w.line.exchange;
+        let out = frames::receive(self.house, exchange, &mut w.waits, &mut message)
+            .unwrap_or_else(|error| panic!("a client that keeps the rules is dropped: {error}"));
         w.to_client.extend(answers(&out));
     }
 
     /// Something that the server began on a wire is done, or lets wait for longer.
     pub(super) fn progress(&mut self, wire: usize, which: usize) -> Checked {
         let Some(w) = &mut self.wires[wire] else { return Ok(()) };
-        let mut wait = w.waits.swap_remove(which);
-        let _inside = self.house.runtime.enter();
-        let limit = tokio::time::timeout(Duration::from_secs(20), &mut wait);
-        let done = self.house.runtime.block_on(limit);
-        let done = done.map_err(|_| "something never ends".to_owned())?;
-        let mut out = Vec::new();
-        let more = w.line.exchange.complete(done, &mut out).map_err(|e| e.to_string())?;
-        w.waits.extend(more);
+        let out = frames::complete(self.house, &mut w.line.exchange, &mut w.waits, which)?;
         w.to_client.extend(answers(&out));
         Ok(())
     }
@@ -204,7 +195,12 @@ impl<'a> World<'a> {
         let mut body = Vec::new();
         header.command = c.encode(&op, self.broken, &mut body);
         header.status = NtStatus(c.sequence.into());
-        if again && !(op == Op::Create && self.broken == Broken::ReplayFlag) {
+        let marked = match op {
+            Op::Create => self.broken != Broken::CreateReplayFlag,
+            Op::Write(..) => self.broken != Broken::WriteReplayFlag,
+            _ => true,
+        };
+        if again && marked {
             header.flags |= HeaderFlags::REPLAY;
         }
         let mut message = header.to_bytes().to_vec();
@@ -282,6 +278,10 @@ impl<'a> World<'a> {
         if std::mem::replace(&mut w.left, true) {
             return;
         }
+        // No sequence keeps a late copy of a LOCK from being carried out (MS-SMB2 3.3.5.2.10).
+        w.to_server.retain(|frame| {
+            Header::parse(frame).is_ok_and(|header| header.command != Command::LOCK)
+        });
         self.say(|| format!("connection {wire} is lost"));
         for c in &mut self.clients {
             if !c.wires.contains(&wire) {
@@ -332,9 +332,8 @@ impl<'a> World<'a> {
         };
         self.wires.push(Some(wire));
         self.say(|| format!("client {client} is back on connection {number}"));
-        let connect = tree_connect::Request { flags: 0, path: "\\\\s\\s".into() };
         let (header, _) =
-            self.ask(number, session, TreeId(0), Command::TREE_CONNECT, |out| connect.encode(out))?;
+            self.ask(number, session, TreeId(0), Command::TREE_CONNECT, frames::share)?;
         if header.status != NtStatus::SUCCESS {
             return Err(format!("tree connect: {}", header.status));
         }
@@ -350,19 +349,15 @@ impl<'a> World<'a> {
             flags: DurableV2::PERSISTENT,
         }
         .to_bytes();
-        let request = c.create(vec![RawContext { name: names::DH2C, data: &reconnect }]);
         let mut body = Vec::new();
-        request.encode(&mut body);
+        c.create(names::DH2C, &reconnect, &mut body);
         let (header, answer) = self.ask(number, session, tree, Command::CREATE, |out| {
             out.extend_from_slice(&body);
         })?;
         let c = &mut self.clients[client];
         let closing = c.flights.iter().any(|f| f.op == Op::Close);
         match header.status {
-            NtStatus::SUCCESS => {
-                c.file = create::Response::parse(&answer).map_err(|e| e.to_string())?.file_id;
-                Ok(())
-            }
+            NtStatus::SUCCESS => c.opened(&answer),
             // It was closed, and only the answer is missing.
             NtStatus::OBJECT_NAME_NOT_FOUND if closing => {
                 c.flights.clear();
@@ -383,19 +378,7 @@ impl<'a> World<'a> {
         body: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(Header, Vec<u8>), String> {
         let w = self.wires[wire].as_mut().expect("just made");
-        let mut header = Header {
-            command,
-            credit_charge: 1,
-            credits: 64,
-            message_id: MessageId(w.line.next_id),
-            session_id: session,
-            ..Header::default()
-        };
-        w.line.next_id += 1;
-        header.set_tree_id(tree);
-        let id = header.message_id;
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
+        let (id, message) = frames::request(&mut w.line.next_id, session, tree, command, body);
         w.to_server.push_back(message);
         loop {
             self.run_out_once(wire)?;
@@ -446,14 +429,7 @@ impl<'a> World<'a> {
             self.lose(wire);
         }
         self.server.nodes.stable.kill();
-        {
-            let mut disk = own(&self.disk);
-            let loose = disk.log.len() - disk.durable;
-            let kept = disk.durable + self.dice.roll(loose + 1);
-            let kept = if disk.broken == Broken::Durability { disk.durable } else { kept };
-            disk.log.truncate(kept);
-            disk.owner += 1;
-        }
+        own(&self.disk).crash(&mut self.dice);
         let _inside = self.house.runtime.enter();
         // What was under way goes no further; its effect on files may be there or not.
         self.wires.iter_mut().for_each(|wire| *wire = None);
@@ -474,7 +450,11 @@ impl<'a> World<'a> {
         if place == Place::Absent || !settled {
             return Ok(());
         }
-        let name = c.name.clone();
+        let (name, there) = (c.name.clone(), c.stays());
+        if c.kind == Kind::Leased && place == Place::Open {
+            // It would have to give up its lease.
+            return Ok(());
+        }
         let mut line = Line::new(&self.server, 9, Dialect::SMB_3_0_2, &[]);
         let known = line.login();
         let session = known.id;
@@ -486,30 +466,29 @@ impl<'a> World<'a> {
             waits: Vec::new(),
             left: true,
         }));
-        let connect = tree_connect::Request { flags: 0, path: "\\\\s\\s".into() };
         let (header, _) =
-            self.ask(number, session, TreeId(0), Command::TREE_CONNECT, |out| connect.encode(out))?;
+            self.ask(number, session, TreeId(0), Command::TREE_CONNECT, frames::share)?;
         let tree = header.tree_id();
-        let request = create::Request {
-            access: Access(0x0012_019f),
-            share: ShareAccess::NONE,
-            disposition: Disposition::OPEN,
-            name,
-            impersonation: 2,
-            ..Default::default()
-        };
+        let request = frames::intrusion(&name);
         let (header, _) =
             self.ask(number, session, tree, Command::CREATE, |out| request.encode(out))?;
         self.notice(number)?;
-        let refused =
-            matches!(header.status, NtStatus::SHARING_VIOLATION | NtStatus::FILE_NOT_AVAILABLE);
-        match (place, header.status) {
-            (Place::Open, _) if refused => Ok(()),
-            (Place::Closed, NtStatus::SUCCESS) => Ok(()),
-            (_, status) => Err(format!(
-                "another opens the file of client {client}, which is {place:?}: {status}"
-            )),
+        frames::judge(client, place, there, header.status)
+    }
+
+    /// Another program makes a file of the name that one had which was deleted when it was closed.
+    /// Nothing that is still on its way from a connection that was lost can mean it.
+    fn replace(&mut self) -> Checked {
+        let late = self.wires.iter().flatten().any(|wire| wire.left);
+        let goes = |c: &&mut Client| c.place == Place::Closed && !c.stays();
+        let Some(c) = self.clients.iter_mut().find(goes).filter(|_| !late) else { return Ok(()) };
+        let path = self.house.file(&c.name);
+        if path.exists() {
+            return Err(format!("{} is closed and not deleted", c.name));
         }
+        std::fs::write(path, OTHERS).unwrap();
+        c.replaced = true;
+        Ok(())
     }
 
     /// A history from its beginning to its end.
@@ -518,7 +497,7 @@ impl<'a> World<'a> {
             self.come_back(client)?;
             self.bind(client);
         }
-        for _ in 0..120 {
+        for _ in 0..150 {
             self.step()?;
         }
         self.end()
@@ -579,6 +558,7 @@ impl<'a> World<'a> {
                     self.crash();
                 }
             }
+            98 if self.dice.roll(4) == 0 => self.replace()?,
             _ => self.intrude(client)?,
         }
         Ok(())
@@ -622,6 +602,17 @@ impl<'a> World<'a> {
             if c.place == Place::Absent {
                 continue;
             }
+            if c.place == Place::Closed && c.kind == Kind::Deleting {
+                let found = std::fs::read(self.house.file(&c.name)).ok();
+                if found.as_deref() != c.replaced.then_some(&OTHERS[..]) {
+                    return Err(format!("client {client}: its file is deleted, and {found:?}"));
+                }
+                continue;
+            }
+            if c.name.contains(':') {
+                // Where streams are is the server's affair; reads have seen it.
+                continue;
+            }
             let found = std::fs::read(self.house.file(&c.name)).map_err(|e| e.to_string())?;
             for (block, value) in c.blocks.iter().enumerate() {
                 let start = (block * BLOCK).min(found.len());
@@ -637,16 +628,5 @@ impl<'a> World<'a> {
     }
 }
 
-/// Takes what the server sent apart.
-pub(super) fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
-    let mut list = Vec::new();
-    while let Some(prefix) = out.first_chunk::<FRAME_LEN>() {
-        let len = frame_len(*prefix).unwrap();
-        let frame = &out[FRAME_LEN..FRAME_LEN + len];
-        out = &out[FRAME_LEN + len..];
-        let header = Header::parse(frame).unwrap();
-        assert_eq!(header.next_command, 0);
-        list.push((header, frame[HEADER_LEN..].to_vec()));
-    }
-    list
-}
+/// What another program writes.
+const OTHERS: [u8; 7] = *b"another";

@@ -316,9 +316,8 @@ fn persistent_is_what_is_asked_for_where_it_can_be() {
         assert_eq!(got.durable, granted, "{dialect:?} {share} {flags}");
         assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
     }
-    // A named stream is not; a time that is asked for is given up to five minutes.
+    // A time that is asked for is given up to five minutes.
     let mut guest = house.one();
-    assert_eq!(guest.create(&ask("a:s").persistent(2)).unwrap().durable, None);
     let mut long = ask("b").persistent(3);
     long.durable.as_mut().unwrap().timeout = u32::MAX;
     assert_eq!(guest.create(&long).unwrap().durable, Some((300_000, flag)));
@@ -451,6 +450,62 @@ fn a_file_that_was_replaced_is_not_the_file_that_was_open() {
     assert_eq!(guest.create(&ask("removed").back(removed.id, 2)), gone);
     assert_eq!(guest.create(&moved.back(renamed.id, 3)).unwrap().id, renamed.id);
     assert!(guest.create(&ask("replaced")).is_ok(), "it is like any other file");
+}
+
+fn rename_to(name: &str) -> Vec<u8> {
+    let name: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut input = vec![0; 20];
+    input[16] = name.len() as u8;
+    input.extend(name);
+    input
+}
+
+/// A named stream is as a file: it comes back with its locks and its lease, to its client alone,
+/// under the names that it and its file have by then.
+#[test]
+fn an_open_stream_comes_back_too() {
+    let mut house = House::new();
+    let mut guest = house.one();
+    let wanted = Ask { access: Access(0x0013_019f), ..ask("a:s").persistent(1).lease(4) };
+    let got = guest.create(&wanted).unwrap();
+    assert_eq!(got.durable, Some((60_000, DurableV2::PERSISTENT)));
+    assert_eq!(guest.write(got.id, 0, b"content"), NtStatus::SUCCESS);
+    assert_eq!(guest.lock(got.id, 100, 0x11, OWN), NtStatus::SUCCESS);
+    assert_eq!(guest.set(got.id, InfoClass::RENAME, &rename_to(":t")), NtStatus::SUCCESS);
+    let other = guest.create(&ask("b:s").persistent(2)).unwrap();
+    let gone = guest.create(&ask("c:s").persistent(3)).unwrap();
+    house.kill(vec![guest]);
+    std::fs::rename(house.files().join("b"), house.files().join("elsewhere")).unwrap();
+    let streams = house.files().join(".bulkhead/streams");
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&path.metadata().unwrap());
+    let all = std::fs::read_dir(streams).unwrap().map(|folder| folder.unwrap().path());
+    let files = all.flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.sort_by_key(|path| inode(path));
+    assert_eq!(files.len(), 3);
+    // That of `c` was made last.
+    let last = files.pop().unwrap();
+    std::fs::copy(&last, last.with_extension("x")).unwrap();
+    std::fs::rename(last.with_extension("x"), &last).unwrap();
+    house.recover();
+    assert_eq!(house.server.nodes.stable.held(), 1);
+
+    let mut stranger = house.guest(2, "u", Dialect::SMB_3_0_2, "ca");
+    let held = Err(NtStatus::FILE_NOT_AVAILABLE);
+    assert_eq!(stranger.create(&ask("a:t")), held);
+    assert!(stranger.create(&ask("a:u")).is_ok(), "another stream is another's");
+    let missing = Err(NtStatus::OBJECT_NAME_NOT_FOUND);
+    assert_eq!(stranger.create(&wanted.clone().back(got.id, 1)), missing);
+    let mut guest = house.one();
+    assert_eq!(guest.create(&ask("b:s").back(other.id, 2)), missing);
+    assert_eq!(guest.create(&ask("c:s").back(gone.id, 3)), missing);
+    let again = guest.create(&wanted.back(got.id, 1)).unwrap();
+    assert_eq!((again.id, again.lease), (got.id, got.lease));
+    assert_eq!(guest.lock(got.id, 100, 0x12, OWN), NtStatus::LOCK_NOT_GRANTED);
+    assert_eq!(guest.write(got.id, 7, b"!"), NtStatus::SUCCESS);
+    assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
+    assert_eq!(house.server.nodes.stable.held(), 0);
+    assert!(stranger.create(&ask("a:t")).is_ok());
 }
 
 /// A folder that is open is as a file: others meet it, and it comes back to its client alone.

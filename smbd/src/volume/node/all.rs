@@ -54,6 +54,9 @@ pub struct Nodes {
     pub kept: Kept,
     /// Opens that outlive the server.
     pub stable: Stable,
+    /// What a simulation does to the server.
+    #[cfg(test)]
+    pub faults: crate::faults::Faults,
 }
 
 /// A create in progress that its client may repeat.
@@ -115,7 +118,12 @@ impl Nodes {
         if state.links.is_going(path, only) {
             return Err(NtStatus::DELETE_PENDING.into());
         }
-        if state.remembered.iter().any(|(id, _)| self.kept.has(*id)) {
+        #[cfg(test)]
+        let ignored =
+            |id| !self.faults.keeps(crate::faults::Rule::NotAvailable) && self.kept.has(id);
+        #[cfg(not(test))]
+        let ignored = |_| false;
+        if state.remembered.iter().any(|(id, _)| self.kept.has(*id) && !ignored(*id)) {
             // Its client will be back, and what it caches is not taken away meanwhile.
             return Err(match by.smb3 {
                 true => NtStatus::FILE_NOT_AVAILABLE.into(),
@@ -130,6 +138,7 @@ impl Nodes {
         if takes_part(by.access) {
             let hinders = |other: &&Use| {
                 takes_part(other.access)
+                    && !ignored(other.id)
                     && (conflicts(by.access, other.share) || conflicts(other.access, by.share))
             };
             let hindering: Vec<u64> = state.users.iter().filter(hinders).map(|u| u.id).collect();

@@ -39,7 +39,7 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 
 pub use self::{
     all::{Creating, Nodes},
-    sharing::BESIDE,
+    sharing::beside,
 };
 use self::{
     caching::{Caching, Holder, LeaseId, LeaseView},

@@ -2,6 +2,8 @@
 
 use smb_protocol::msg::create::{Access, ShareAccess};
 
+use super::Opener;
+
 /// Rights that take part in sharing; an opener with none of them neither blocks nor is blocked
 /// (MS-FSA 2.1.5.1.2).
 const READS: Access = Access(Access::READ_DATA.0 | Access::EXECUTE.0);
@@ -14,6 +16,18 @@ pub(super) const LOOKS: Access = Access(
 /// Marks the opener of a stream among those of its file: it takes part in the sharing of deletion
 /// and of nothing else (MS-FSA 2.1.5.1.2.1). No client can ask for this bit.
 pub const BESIDE: Access = Access(0x0800_0000);
+
+/// How the opener of a stream stands among those of its file.
+pub fn beside(by: &Opener) -> Opener {
+    let takes_part = by.access.any(READS.or(WRITES).or(Access::DELETE));
+    Opener {
+        access: if takes_part { BESIDE } else { Access::NONE },
+        share: ShareAccess::READ | ShareAccess::WRITE | by.share.and(ShareAccess::DELETE),
+        lease: by.lease.filter(|_| !takes_part),
+        overwrites: false,
+        ..*by
+    }
+}
 
 /// Whether an opener with this access and one that shares like this exclude each other.
 pub(super) fn conflicts(access: Access, share: ShareAccess) -> bool {

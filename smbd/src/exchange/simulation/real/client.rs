@@ -3,7 +3,9 @@
 
 use std::{
     collections::VecDeque,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -15,7 +17,7 @@ use smb_client::{
 use smb_protocol::NtStatus;
 
 use super::{
-    super::{Checked, Dice, store::own},
+    super::{Broken, Checked, Dice, frames::Place, store::own},
     model::Register,
     pipe::{Net, Way},
 };
@@ -52,6 +54,18 @@ impl Op {
     }
 }
 
+/// What a history is mostly about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mood {
+    Mixed,
+    /// Flushes, and power that is lost when one was answered.
+    Flushes,
+    /// Folders.
+    Names,
+    /// Connections that are lost while there are others.
+    Losses,
+}
+
 /// What comes of it.
 pub(super) enum Done {
     Nothing,
@@ -74,20 +88,14 @@ pub(super) struct Flight {
     place: usize,
 }
 
-/// What the file is for its client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    Absent,
-    Open,
-    Closed,
-}
-
 pub(super) struct Client {
     number: usize,
     pub(super) name: String,
     /// Its share is not continuously available: what is not flushed may be lost with the machine,
     /// and opens are with the server.
     pub(super) plain: bool,
+    /// Its open is made anew when it was lost and nothing with it.
+    reopens: bool,
     options: ConnectOptions,
     tree: Option<(Session, Tree)>,
     file: Option<Arc<RemoteFile>>,
@@ -109,16 +117,25 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(number: usize, name: String, dice: &mut Dice, net: &Arc<Mutex<Net>>) -> Self {
+    pub(super) fn new(
+        number: usize,
+        name: String,
+        (mood, broken): (Mood, Broken),
+        dice: &mut Dice,
+        net: &Arc<Mutex<Net>>,
+    ) -> Self {
         let mut options = ConnectOptions::new("server", 445, Login::new("u", "p"));
-        options.network = Some(Arc::new(Way { net: net.clone(), client: number }));
-        options.max_channels = 1 + dice.roll(3) as u16;
+        options.network = Some(Arc::new(Way { net: net.clone() }));
+        options.max_channels = match mood {
+            Mood::Losses => 3,
+            _ => 1 + dice.roll(3) as u16,
+        };
         options.channels_per_interface = 3;
         options.credits = [2, 4, 32][dice.roll(3)];
         options.reconnect_timeout = Duration::from_secs(600);
-        let plain = dice.roll(3) == 0;
-        // The simulation must see flushes where they decide.
-        if dice.roll(4) == 0 && !plain {
+        options.broken = broken.of_client();
+        let plain = mood == Mood::Flushes || mood == Mood::Mixed && dice.roll(3) == 0;
+        if dice.roll(4) == 0 {
             options.encryption = Encryption::Required;
         }
         let dialect = ["3.0", "3.0.2", "3.1.1", "3.1.1"][dice.roll(4)];
@@ -127,6 +144,7 @@ impl Client {
             number,
             name,
             plain,
+            reopens: plain && dice.roll(2) == 0,
             options,
             tree: None,
             file: None,
@@ -173,16 +191,21 @@ impl Client {
     }
 
     /// What is begun next, if anything can be.
-    pub(super) fn choose(&mut self, dice: &mut Dice) -> Option<Op> {
-        if dice.roll(5) == 0 {
+    pub(super) fn choose(&mut self, mood: Mood, dice: &mut Dice) -> Option<Op> {
+        if dice.roll(5) < if mood == Mood::Names { 4 } else { 1 } {
             return self.choose_of_folder(dice);
         }
         let alone = |op: &Op| matches!(op, Op::Connect | Op::Open(_) | Op::Close);
         if self.flights.len() >= 5 || self.flights.iter().any(|f| alone(&f.op)) {
             return None;
         }
-        let block = dice.roll(BLOCKS);
-        Some(match (self.place, dice.roll(16)) {
+        let block = dice.roll(if mood == Mood::Losses { 1 } else { BLOCKS });
+        let what = match mood {
+            Mood::Flushes => dice.roll(20),
+            Mood::Losses => dice.roll(16).saturating_sub(dice.roll(8)),
+            _ => dice.roll(16),
+        };
+        Some(match (self.place, what) {
             _ if self.tree.is_none() => Op::Connect,
             (Place::Absent, _) => Op::Open(Create::New),
             (Place::Closed, 0..4) if self.flights.iter().all(|f| f.op.is_of_folder()) => {
@@ -195,7 +218,7 @@ impl Client {
             }
             (Place::Open, 7..12) => Op::Read(block),
             (Place::Open, 12) => Op::Zero(block),
-            (Place::Open, 13..15) => Op::Flush,
+            (Place::Open, 13 | 14 | 16..) => Op::Flush,
             (Place::Open, _) if self.flights.is_empty() && dice.roll(4) == 0 => Op::Close,
             (Place::Open, _) => return None,
         })
@@ -207,6 +230,7 @@ impl Client {
         op: Op,
         runtime: &tokio::runtime::Runtime,
         heard: &Heard,
+        (rarely, seed): (usize, u64),
     ) -> bool {
         let place = match op {
             Op::Write(block, value) => self.blocks[block].write(value),
@@ -221,12 +245,14 @@ impl Client {
         self.flights.push(Flight { id, op, place });
         let (tree, file) = (self.tree.clone(), self.file.clone());
         let (options, name, folders) = (self.options.clone(), self.name.clone(), self.folders());
-        let share = if self.plain { "n" } else { "s" };
+        let (share, reopens) = (if self.plain { "n" } else { "s" }, self.reopens);
         let (heard, number) = (heard.clone(), self.number);
+        let tree = tree.map(|(_, tree)| tree);
+        let work = async move {
+            carry_out(op, options, tree, file, &name, &folders, share, reopens).await
+        };
         runtime.spawn(async move {
-            let result =
-                carry_out(op, options, tree.map(|(_, tree)| tree), file, &name, &folders, share)
-                    .await;
+            let result = Slow { work: Box::pin(work), wait: None, rarely, dice: Dice(seed) }.await;
             own(&heard).push_back((number, id, result));
         });
         true
@@ -235,7 +261,7 @@ impl Client {
     /// Whether an error is one that a client of a server that was killed may see, since its open
     /// was in that server's memory only. That writes were lost may only be said if some were not
     /// flushed, and if it is not said all are there.
-    fn is_lost(&mut self, op: Op, place: usize, error: &Error) -> bool {
+    fn is_lost(&mut self, id: u64, op: Op, place: usize, error: &Error) -> bool {
         match (op, error) {
             // It was made, and the answer was lost with the server.
             (Op::Open(Create::New), Error::Status { status, .. })
@@ -246,7 +272,10 @@ impl Client {
             }
             (Op::Close, _) => {}
             (_, Error::WritesLost { .. }) if self.written > self.flushed => self.blind = true,
-            (_, Error::HandleLost { .. }) => {}
+            // Then nothing was lost.
+            (_, Error::HandleLost { .. }) => {
+                self.robbed = self.robbed.filter(|first| id < *first);
+            }
             _ => return false,
         }
         if let Op::Write(block, _) | Op::Zero(block) | Op::Read(block) = op {
@@ -257,19 +286,39 @@ impl Client {
         true
     }
 
-    /// The machine of the server loses its power. What was read of a write that has no answer may
-    /// go with it, which this model does not know how to say.
-    pub(super) fn lose_power(&mut self) {
-        self.blind |= self.blocks.iter().any(Register::is_peeked);
+    /// The machine of the server loses its power, and this is what is left of the file. On a
+    /// continuously available share that must be all that was acknowledged. On another, what was
+    /// read of a write that has no answer may go, too, which this model does not know how to say.
+    pub(super) fn lose_power(&mut self, left: &[u8]) -> Checked {
         if self.plain {
+            self.blind |= self.blocks.iter().any(Register::is_peeked);
             self.robbed = Some(self.next_id);
+            return Ok(());
         }
+        for (number, (block, bytes)) in self.blocks.iter_mut().zip(left.chunks(BLOCK)).enumerate() {
+            let same = bytes.iter().all(|byte| *byte == bytes[0]);
+            if !same || !block.lose_power(bytes[0]) {
+                let client = self.number;
+                return Err(format!("client {client}: block {number} is {bytes:?} without power"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the file must be as the model says.
     pub(super) fn is_known(&self) -> bool {
         let untold = self.robbed.is_some() && self.written > self.flushed;
         self.place != Place::Absent && !self.blind && !untold
+    }
+
+    /// Whether its file is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.place == Place::Open
+    }
+
+    /// What an operation under way is.
+    pub(super) fn op(&self, id: u64) -> Op {
+        self.flights.iter().find(|f| f.id == id).expect("it was begun").op
     }
 
     /// An operation has ended.
@@ -284,7 +333,7 @@ impl Client {
             {
                 return Ok(());
             }
-            Err(error) if self.plain && self.is_lost(op, place, &error) => return Ok(()),
+            Err(error) if self.plain && self.is_lost(id, op, place, &error) => return Ok(()),
             Err(error) => return Err(format!("client {}: {op:?}: {error}", self.number)),
         };
         let asks = matches!(op, Op::Write(..) | Op::Zero(_) | Op::Read(_) | Op::Flush);
@@ -346,6 +395,33 @@ impl Client {
     }
 }
 
+/// A program that does not always see at once what has come.
+struct Slow<T> {
+    work: Pin<Box<dyn Future<Output = T> + Send>>,
+    wait: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Once in so many times.
+    rarely: usize,
+    dice: Dice,
+}
+
+impl<T> Future for Slow<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let rarely = self.rarely;
+        if self.wait.is_none() && self.dice.roll(rarely) == 0 {
+            let time = [1, 30, 300, 3000, 10_000][self.dice.roll(5)];
+            self.wait = Some(Box::pin(tokio::time::sleep(Duration::from_millis(time))));
+        }
+        if let Some(wait) = &mut self.wait {
+            std::task::ready!(wait.as_mut().poll(context));
+            self.wait = None;
+        }
+        self.work.as_mut().poll(context)
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "all that a program has")]
 async fn carry_out(
     op: Op,
     options: ConnectOptions,
@@ -354,6 +430,7 @@ async fn carry_out(
     name: &str,
     folders: &[String; 2],
     share_name: &str,
+    reopen: bool,
 ) -> Result<Done, Error> {
     let share = || tree.as_ref().ok_or(Error::Closed);
     let file = || file.as_ref().ok_or(Error::Closed);
@@ -365,7 +442,7 @@ async fn carry_out(
             Done::Connected(session, tree)
         }
         Op::Open(create) => {
-            let options = OpenOptions { share: Share::None, ..OpenOptions::create(create) };
+            let options = OpenOptions { share: Share::None, reopen, ..OpenOptions::create(create) };
             Done::Opened(share()?.open(name, options).await?)
         }
         Op::Write(block, value) => {

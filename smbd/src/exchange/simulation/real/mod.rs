@@ -10,13 +10,15 @@
 //!
 //! The clients run in a runtime of one thread with a clock that stands still; it goes on for as
 //! long as a step says, and all that the clients can do until then they do, in an order that is
-//! always the same. The server works between such steps, outside of that runtime: what it has
-//! given to its blocking threads is waited for one by one, in the order of the dice, so these
-//! threads change neither time nor order.
+//! always the same; programs are slow now and then to see what has come. The server works between
+//! such steps, outside of that runtime: what it has given to its blocking threads is waited for
+//! one by one, in the order of the dice, so these threads change neither time nor order. With the
+//! power of its machine goes what was not made durable, block by block ([`crate::faults`]).
 //!
 //! The model is that of one register for each block ([`model`]): reads may overlap with a write, and
 //! what is read must be explained by some order of them. A folder of each client is made, renamed
-//! and deleted, each of it once. On a continuously available share no request may fail. On another
+//! and deleted, each of it once. On a continuously available share no request may fail, and what was
+//! acknowledged is on the disk whatever happens. On another
 //! an open may be lost with the server, and with the power what was not flushed: what the client
 //! then says must be so.
 //!
@@ -31,7 +33,7 @@ use self::world::World;
 use super::{Broken, Checked, world::House};
 
 /// Runs one history; gives what came of it and a digest of all that happened.
-fn history(house: &House, seed: u64, broken: Broken, tell: bool) -> (Checked, u64) {
+pub(super) fn history(house: &House, seed: u64, broken: Broken, tell: bool) -> (Checked, u64) {
     let mut world = World::new(house, seed, broken, tell);
     let result = world.run(broken);
     let trace = world.trace;

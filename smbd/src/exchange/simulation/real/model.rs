@@ -34,6 +34,8 @@ enum Action {
 #[derive(Debug)]
 pub(super) struct Register {
     states: BTreeSet<State>,
+    /// The same without what reads saw: what may be durable where writes are when they end.
+    durable: BTreeSet<State>,
     places: [Option<Action>; MOST],
     /// Which of these are writes that have failed, and may have taken effect.
     failed: [bool; MOST],
@@ -47,6 +49,7 @@ impl Register {
         let state = State { value, done: [false; MOST], seen: [0; MOST] };
         Self {
             states: BTreeSet::from([state]),
+            durable: BTreeSet::from([state]),
             places: [None; MOST],
             failed: [false; MOST],
             peeked: false,
@@ -74,18 +77,21 @@ impl Register {
 
     /// Adds every state that what is under way may have led to.
     fn spread(&mut self) {
-        let mut new: Vec<_> = self.states.iter().copied().collect();
-        while let Some(state) = new.pop() {
-            for (place, action) in self.places.iter().enumerate() {
-                let Some(action) = action.filter(|_| !state.done[place]) else { continue };
-                let mut next = state;
-                next.done[place] = true;
-                match action {
-                    Action::Write(value) => next.value = value,
-                    Action::Read => next.seen[place] = state.value,
-                }
-                if self.states.insert(next) {
-                    new.push(next);
+        for (states, reads) in [(&mut self.states, true), (&mut self.durable, false)] {
+            let mut new: Vec<_> = states.iter().copied().collect();
+            while let Some(state) = new.pop() {
+                for (place, action) in self.places.iter().enumerate() {
+                    let Some(action) = action.filter(|_| !state.done[place]) else { continue };
+                    let mut next = state;
+                    next.done[place] = true;
+                    match action {
+                        Action::Write(value) => next.value = value,
+                        Action::Read if reads => next.seen[place] = state.value,
+                        Action::Read => continue,
+                    }
+                    if states.insert(next) {
+                        new.push(next);
+                    }
                 }
             }
         }
@@ -104,6 +110,9 @@ impl Register {
         };
         self.states = self.states.iter().filter_map(allowed).collect();
         let read = matches!(self.places[place].take(), Some(Action::Read));
+        if !read {
+            self.durable = self.durable.iter().filter_map(allowed).collect();
+        }
         let writes = self.places.iter().any(|action| matches!(action, Some(Action::Write(_))));
         self.peeked = writes && (self.peeked || read);
         !self.states.is_empty()
@@ -112,6 +121,27 @@ impl Register {
     /// Whether a read may have seen a write that has no answer.
     pub(super) fn is_peeked(&self) -> bool {
         self.peeked
+    }
+
+    /// The power is lost where writes are durable when they end, and this value is left; `false` if
+    /// it cannot be. What was read of a write that has not ended may be gone, and come again.
+    pub(super) fn lose_power(&mut self, left: u8) -> bool {
+        self.spread();
+        self.durable.retain(|state| state.value == left);
+        let is_read = |place: usize| matches!(self.places[place], Some(Action::Read));
+        let mut states = BTreeSet::new();
+        for (durable, before) in
+            self.durable.iter().flat_map(|now| self.states.iter().map(move |then| (now, then)))
+        {
+            let mut state = *durable;
+            for place in (0..MOST).filter(|place| is_read(*place)) {
+                (state.done[place], state.seen[place]) = (before.done[place], before.seen[place]);
+            }
+            states.insert(state);
+        }
+        self.states = states;
+        self.peeked = false;
+        !self.durable.is_empty()
     }
 
     /// What is in a place has failed: a read saw nothing, a write may take effect yet.
@@ -158,6 +188,14 @@ fn a_register_knows_what_overlaps() {
     assert!(!block.may_be(1));
     let read = block.read().unwrap();
     assert!(!block.end(read, Some(1)));
+    // What was acknowledged outlives the power; what was only seen does not.
+    let mut block = Register::new(0);
+    let write = block.write(1).unwrap();
+    let read = block.read().unwrap();
+    assert!(block.end(read, Some(1)) && block.lose_power(0));
+    let read = block.read().unwrap();
+    assert!(block.end(read, Some(0)) && block.end(write, None));
+    assert!(block.may_be(1) && !block.may_be(0) && !block.lose_power(0));
     // A write that failed may be there or not.
     let mut block = Register::new(0);
     let write = block.write(1).unwrap();

@@ -113,8 +113,8 @@ impl Drop for ClientEnd {
 /// What the clients dial.
 #[derive(Debug, Default)]
 pub(super) struct Net {
-    /// Connections that the server has not met yet, and whose they are.
-    pub(super) arrivals: Vec<(usize, Arc<Mutex<Pipe>>)>,
+    /// Connections that the server has not met yet.
+    pub(super) arrivals: Vec<Arc<Mutex<Pipe>>>,
     /// Whether anybody listens.
     pub(super) listens: bool,
     /// What a system keeps of what a client sends, at most.
@@ -125,7 +125,6 @@ pub(super) struct Net {
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) net: Arc<Mutex<Net>>,
-    pub(super) client: usize,
 }
 
 /// Where the server is, and where the clients are.
@@ -141,7 +140,7 @@ impl Network for Way {
         let mut net = own(&self.net);
         let dialled = if net.listens {
             let pipe = Arc::new(Mutex::new(Pipe { room: net.room, ..Pipe::default() }));
-            net.arrivals.push((self.client, pipe.clone()));
+            net.arrivals.push(pipe.clone());
             let stream = Box::new(ClientEnd(pipe));
             Ok(Dialled { stream, local: CLIENT, server: SERVER })
         } else {

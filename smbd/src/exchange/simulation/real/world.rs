@@ -2,29 +2,27 @@
 
 use std::{
     collections::VecDeque,
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use smb_protocol::{
-    Command, Dialect, Header, MessageId, NtStatus, SessionId, TreeId,
+    Command, Dialect, Header, SessionId, TreeId,
     header::{FRAME_LEN, frame_len},
-    msg::{
-        create::{self, Access, Disposition, ShareAccess},
-        tree_connect,
-    },
 };
-use state_store::Records;
 
 use super::{
     super::{
         super::{Exchange, Frame, WaitingFuture, channels::Line},
         Broken, Checked, Dice,
+        frames::{self, Place, answers},
         store::{Disk, own},
-        world::{House, answers, new_server},
+        world::{House, new_server},
     },
-    client::{BLOCK, Client, Heard, Place},
+    client::{BLOCK, BLOCKS, Client, Heard, Mood, Op},
     pipe::{CLIENT, End, Net, Pipe, SERVER},
 };
 use crate::{Server, notices::Post};
@@ -32,7 +30,6 @@ use crate::{Server, notices::Post};
 /// A connection as the server sees it, and what is on its way.
 struct Wire {
     number: usize,
-    client: usize,
     pipe: Arc<Mutex<Pipe>>,
     exchange: Exchange,
     /// What was received and is not a whole frame yet.
@@ -55,6 +52,7 @@ impl Wire {
 
 pub(super) struct World<'a> {
     dice: Dice,
+    mood: Mood,
     house: &'a House,
     server: Arc<Server>,
     disk: Arc<Mutex<Disk>>,
@@ -63,8 +61,6 @@ pub(super) struct World<'a> {
     next_wire: usize,
     pub(super) clients: Vec<Client>,
     heard: Heard,
-    /// What of each client's file a loss of power leaves: it was flushed.
-    flushed: [Vec<u8>; 2],
     /// The clients' own, whose clock stands still while the server works.
     runtime: Option<tokio::runtime::Runtime>,
     tell: bool,
@@ -74,14 +70,10 @@ pub(super) struct World<'a> {
 
 impl<'a> World<'a> {
     pub(super) fn new(house: &'a House, seed: u64, broken: Broken, tell: bool) -> Self {
-        let disk = Arc::new(Mutex::new(Disk {
-            base: Records::new(),
-            log: Vec::new(),
-            durable: 0,
-            broken,
-            owner: 0,
-        }));
+        let disk = Disk::new(broken, seed);
         let mut dice = Dice(seed);
+        let mood = [Mood::Mixed, Mood::Mixed, Mood::Flushes, Mood::Names, Mood::Losses];
+        let mood = mood[dice.roll(mood.len())];
         let room = [100, 1000, 100_000][dice.roll(3)];
         let net = Arc::new(Mutex::new(Net { listens: true, room, ..Net::default() }));
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -89,10 +81,12 @@ impl<'a> World<'a> {
             .start_paused(true)
             .build()
             .unwrap();
-        let clients =
-            (0..2).map(|n| Client::new(n, format!("r{seed:x}-{n}"), &mut dice, &net)).collect();
+        let clients = (0..2)
+            .map(|n| Client::new(n, format!("r{seed:x}-{n}"), (mood, broken), &mut dice, &net))
+            .collect();
         Self {
             dice,
+            mood,
             house,
             server: new_server(house, &disk, broken),
             disk,
@@ -101,7 +95,6 @@ impl<'a> World<'a> {
             next_wire: 0,
             clients,
             heard: Heard::default(),
-            flushed: Default::default(),
             runtime: Some(runtime),
             tell,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -130,7 +123,12 @@ impl<'a> World<'a> {
                 Err(error) => error.to_string(),
             };
             self.say(|| format!("client {client}: number {id}: {what}"));
+            let flushed = self.clients[client].op(id) == Op::Flush && result.is_ok();
             self.clients[client].heard(id, result)?;
+            // Then it shows what a flush is worth.
+            if flushed && self.mood == Mood::Flushes && self.is_up() && self.dice.roll(3) == 0 {
+                self.crash(true)?;
+            }
         }
     }
 
@@ -138,14 +136,13 @@ impl<'a> World<'a> {
     fn meet(&mut self) {
         let arrivals = std::mem::take(&mut own(&self.net).arrivals);
         let _inside = self.house.runtime.enter();
-        for (client, pipe) in arrivals {
+        for pipe in arrivals {
             let number = self.next_wire;
             self.next_wire += 1;
             let exchange =
                 Exchange::new(self.server.clone(), (CLIENT, 40_000).into(), (SERVER, 445).into());
             self.wires.push(Wire {
                 number,
-                client,
                 pipe,
                 exchange,
                 input: Vec::new(),
@@ -175,18 +172,16 @@ impl<'a> World<'a> {
             pipe.wake();
         }
         let mut out = Vec::new();
-        let mut frames = 0;
-        let _inside = self.house.runtime.enter();
+        let mut count = 0;
         while let Some(prefix) = w.input.first_chunk::<FRAME_LEN>() {
             let len = frame_len(*prefix).map_err(|e| e.to_string())?;
             if w.input.len() < FRAME_LEN + len {
                 break;
             }
             let mut frame: Vec<u8> = w.input.drain(..FRAME_LEN + len).skip(FRAME_LEN).collect();
-            frames += 1;
-            match w.exchange.receive(&mut frame, &mut out) {
-                Ok(Frame::Answered) => {}
-                Ok(Frame::Waits(waits)) => w.waits.extend(waits),
+            count += 1;
+            match frames::receive(self.house, &mut w.exchange, &mut w.waits, &mut frame) {
+                Ok(answer) => out.extend(answer),
                 // What comes late for a session that has ended cannot be read any more.
                 Err(_) if w.is_left() => (w.deaf, w.mute) = (true, true),
                 Err(error) => {
@@ -195,8 +190,7 @@ impl<'a> World<'a> {
             }
         }
         w.output.extend(&out);
-        self.note_flushes(wire, &out);
-        self.say(|| format!("connection {number}: the server takes {frames}: {} bytes", out.len()));
+        self.say(|| format!("connection {number}: the server takes {count}: {} bytes", out.len()));
         Ok(())
     }
 
@@ -215,51 +209,40 @@ impl<'a> World<'a> {
 
     fn complete(&mut self, wire: usize, which: usize) -> Checked {
         let w = &mut self.wires[wire];
-        let mut wait = w.waits.swap_remove(which);
         let number = w.number;
-        let _inside = self.house.runtime.enter();
-        let limit = async { tokio::time::timeout(LIMIT, &mut wait).await };
-        let done = self.house.runtime.block_on(limit);
-        let done = done.map_err(|_| "something never ends".to_owned())?;
-        let mut out = Vec::new();
-        let more = w.exchange.complete(done, &mut out).map_err(|e| e.to_string())?;
-        w.waits.extend(more);
+        let out = frames::complete(self.house, &mut w.exchange, &mut w.waits, which)?;
         w.output.extend(&out);
-        self.note_flushes(wire, &out);
         self.say(|| format!("connection {number}: something is done: {} bytes", out.len()));
         Ok(())
     }
 
-    /// What was flushed stays.
-    fn note_flushes(&mut self, wire: usize, out: &[u8]) {
-        let client = self.wires[wire].client;
-        if !self.clients[client].plain {
-            return;
-        }
-        let mut rest = out;
-        let mut done = false;
-        while let Some((prefix, frame)) = rest.split_first_chunk::<FRAME_LEN>() {
-            let len = frame_len(*prefix).expect("the server's own");
-            let header = Header::parse(frame).expect("the server's own");
-            done |= header.command == Command::FLUSH && header.status == NtStatus::SUCCESS;
-            rest = &frame[len..];
-        }
-        if done {
-            let path = self.house.file(&self.clients[client].name);
-            self.flushed[client] = std::fs::read(path).unwrap_or_default();
-        }
-    }
-
-    /// Files of which nobody was promised more are as they were flushed.
-    fn lose_power(&mut self) {
-        for (client, flushed) in self.clients.iter_mut().zip(&self.flushed) {
-            client.lose_power();
-            let path = self.house.file(&client.name);
-            if client.plain && path.exists() {
-                std::fs::write(path, flushed).unwrap();
-            }
-        }
+    /// What was not made durable is lost, or a part of it.
+    fn lose_power(&mut self) -> Checked {
         self.say(|| "and the power is lost".to_owned());
+        let platter = own(&self.disk).platter.clone();
+        let all = self.dice.roll(2) == 0;
+        for client in &mut self.clients {
+            let path = self.house.file(&client.name);
+            let Ok(mut file) = std::fs::File::options().write(true).read(true).open(&path) else {
+                continue;
+            };
+            let mut cached = Vec::new();
+            file.read_to_end(&mut cached).map_err(|e| e.to_string())?;
+            let mut durable = platter.content(file.metadata().map_err(|e| e.to_string())?.ino());
+            for start in (0..cached.len()).step_by(BLOCK) {
+                let end = cached.len().min(start + BLOCK);
+                if !all && self.dice.roll(2) == 0 {
+                    durable.resize(durable.len().max(end), 0);
+                    durable[start..end].copy_from_slice(&cached[start..end]);
+                }
+            }
+            // In place: it stays the file that it is.
+            file.set_len(durable.len() as u64).map_err(|e| e.to_string())?;
+            file.write_all_at(&durable, 0).map_err(|e| e.to_string())?;
+            durable.resize(durable.len().max(BLOCKS * BLOCK), 0);
+            client.lose_power(&durable)?;
+        }
+        Ok(())
     }
 
     /// Clients are told what the server has to tell them unasked.
@@ -349,7 +332,7 @@ impl<'a> World<'a> {
     }
 
     /// The server is killed.
-    fn crash(&mut self) {
+    fn crash(&mut self, power: bool) -> Checked {
         own(&self.net).listens = false;
         for wire in 0..self.wires.len() {
             if !self.wires[wire].mute {
@@ -357,22 +340,13 @@ impl<'a> World<'a> {
             }
         }
         self.server.nodes.stable.kill();
-        {
-            let mut disk = own(&self.disk);
-            let loose = disk.log.len() - disk.durable;
-            let kept = disk.durable + self.dice.roll(loose + 1);
-            let kept = if disk.broken == Broken::Durability { disk.durable } else { kept };
-            disk.log.truncate(kept);
-            disk.owner += 1;
-        }
+        own(&self.disk).crash(&mut self.dice);
         let _inside = self.house.runtime.enter();
         // What was under way goes no further.
         self.wires.clear();
         self.server.nodes.kept.clear();
         self.say(|| "the server is killed".to_owned());
-        if self.dice.roll(2) == 0 {
-            self.lose_power();
-        }
+        if power { self.lose_power() } else { Ok(()) }
     }
 
     /// A server starts where one was killed.
@@ -397,18 +371,10 @@ impl<'a> World<'a> {
         let _inside = self.house.runtime.enter();
         let mut line = Line::new(&self.server, 9, Dialect::SMB_3_0_2, &[]);
         let session = line.login().id;
-        let connect = tree_connect::Request { flags: 0, path: "\\\\s\\s".into() };
-        let encode = |out: &mut Vec<u8>| connect.encode(out);
-        let connected = self.ask(&mut line, session, TreeId(0), Command::TREE_CONNECT, encode)?;
+        let command = Command::TREE_CONNECT;
+        let connected = self.ask(&mut line, session, TreeId(0), command, frames::share)?;
         let tree = connected.ok_or("no answer")?.0.tree_id();
-        let request = create::Request {
-            access: Access(0x0012_019f),
-            share: ShareAccess::NONE,
-            disposition: Disposition::OPEN,
-            name,
-            impersonation: 2,
-            ..Default::default()
-        };
+        let request = frames::intrusion(&name);
         let encode = |out: &mut Vec<u8>| request.encode(out);
         let opened = self.ask(&mut line, session, tree, Command::CREATE, encode)?;
         line.exchange.end();
@@ -420,14 +386,7 @@ impl<'a> World<'a> {
             };
         };
         self.say(|| format!("another is told {status}"));
-        let refused = matches!(status, NtStatus::SHARING_VIOLATION | NtStatus::FILE_NOT_AVAILABLE);
-        match (place, status) {
-            (Place::Open, _) if refused => Ok(()),
-            (Place::Closed, NtStatus::SUCCESS) => Ok(()),
-            (_, status) => Err(format!(
-                "another opens the file of client {client}, which is {place:?}: {status}"
-            )),
-        }
+        frames::judge(client, place, true, status)
     }
 
     /// Asks on a connection of another client and waits for the answer, if it comes in time.
@@ -439,18 +398,7 @@ impl<'a> World<'a> {
         command: Command,
         body: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Option<(Header, Vec<u8>)>, String> {
-        let mut header = Header {
-            command,
-            credit_charge: 1,
-            credits: 8,
-            message_id: MessageId(line.next_id),
-            session_id: session,
-            ..Header::default()
-        };
-        line.next_id += 1;
-        header.set_tree_id(tree);
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
+        let (_, mut message) = frames::request(&mut line.next_id, session, tree, command, body);
         let mut out = Vec::new();
         let mut waits = VecDeque::new();
         match line.exchange.receive(&mut message, &mut out).map_err(|e| e.to_string())? {
@@ -502,9 +450,15 @@ impl<'a> World<'a> {
 
     /// A client begins something.
     fn begin(&mut self, client: usize) {
-        let Some(op) = self.clients[client].choose(&mut self.dice) else { return };
+        if let Some(op) = self.clients[client].choose(self.mood, &mut self.dice) {
+            self.begin_with(client, op);
+        }
+    }
+
+    fn begin_with(&mut self, client: usize, op: Op) {
+        let slow = (if self.mood == Mood::Flushes { 3 } else { 8 }, self.dice.0);
         let runtime = self.runtime.as_ref().expect("until the end");
-        if self.clients[client].begin(op, runtime, &self.heard) {
+        if self.clients[client].begin(op, runtime, &self.heard, slow) {
             self.say(|| format!("client {client} begins {op:?}"));
         }
     }
@@ -539,7 +493,8 @@ impl<'a> World<'a> {
                 }
             }
             74..82 => {
-                if let Some(wire) = self.pick(|w| !w.waits.is_empty()) {
+                let late = self.dice.roll(6) == 0;
+                if let Some(wire) = self.pick(|w| w.is_left() == late && !w.waits.is_empty()) {
                     let which = self.dice.roll(self.wires[wire].waits.len());
                     self.progress(wire, which)?;
                 }
@@ -552,6 +507,10 @@ impl<'a> World<'a> {
                 }
             }
             92..94 => {
+                let others = self.wires.iter().filter(|w| !w.is_left()).count() > 3;
+                if self.mood == Mood::Losses && !others {
+                    return Ok(());
+                }
                 if let Some(wire) = self.pick(|w| !w.is_left()) {
                     self.cut(wire);
                 }
@@ -577,7 +536,8 @@ impl<'a> World<'a> {
             }
             97 => {
                 if self.is_up() && self.dice.roll(2) == 0 {
-                    self.crash();
+                    let power = self.dice.roll(2) == 0;
+                    self.crash(power)?;
                 }
             }
             _ => {
@@ -604,6 +564,23 @@ impl<'a> World<'a> {
 
     /// All that is under way ends well, and the files are as the model says.
     fn end(&mut self, broken: Broken) -> Checked {
+        self.settle(broken)?;
+        for client in 0..self.clients.len() {
+            let open = self.clients[client].is_open();
+            for block in (0..BLOCKS).filter(|_| open) {
+                self.begin_with(client, Op::Read(block));
+            }
+        }
+        self.settle(broken)?;
+        for client in 0..self.clients.len() {
+            self.intrude(client)?;
+            self.look(client)?;
+        }
+        Ok(())
+    }
+
+    /// All that is under way ends well.
+    fn settle(&mut self, broken: Broken) -> Checked {
         for round in 0.. {
             self.heal(broken)?;
             self.pass(Duration::from_millis(if round % 4 == 3 { 100 } else { 1 }))?;
@@ -614,10 +591,6 @@ impl<'a> World<'a> {
                 let left: Vec<_> = self.clients.iter().map(|c| &c.flights).collect();
                 return Err(format!("what is under way does not end: {left:?}"));
             }
-        }
-        for client in 0..self.clients.len() {
-            self.intrude(client)?;
-            self.look(client)?;
         }
         Ok(())
     }
@@ -633,7 +606,7 @@ impl<'a> World<'a> {
             return Ok(());
         }
         let mut found = std::fs::read(self.house.file(&c.name)).map_err(|e| e.to_string())?;
-        found.resize(found.len().max(super::client::BLOCKS * BLOCK), 0);
+        found.resize(found.len().max(BLOCKS * BLOCK), 0);
         for (block, bytes) in found.chunks(BLOCK).enumerate() {
             let same = bytes.iter().all(|byte| *byte == bytes[0]);
             if !same || !c.blocks.get_mut(block).is_some_and(|b| b.may_be(bytes[0])) {
