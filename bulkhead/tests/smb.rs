@@ -52,18 +52,23 @@ fn serve(directory: &Path) -> (Running, String) {
     (running, format!("smb://admin@127.0.0.1:{port}/vms/bench.bin"))
 }
 
+/// What the tool prints, which must succeed.
+fn run(args: &[&str]) -> String {
+    let output = bulkhead(args, "", &[("BULKHEAD_SMB_PASSWORD", PASSWORD)]);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout).to_owned()
+}
+
+fn json(args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&run(args)).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disks_are_made_checked_and_converted_on_a_share() {
     let directory = tempfile::tempdir().unwrap();
     let (running, url) = serve(directory.path());
     let on_share = |name: &str| url.replace("bench.bin", name);
     let password = [("BULKHEAD_SMB_PASSWORD", PASSWORD)];
-    let run = |args: &[&str]| {
-        let output = bulkhead(args, "", &password);
-        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-        text(&output.stdout).to_owned()
-    };
-    let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&run(args)).unwrap();
 
     let empty = on_share("empty.vhdx");
     run(&["disk", "create", &empty, "--size", "4G"]);
@@ -104,12 +109,6 @@ async fn images_on_a_share_are_changed_by_every_subcommand() {
     let (running, url) = serve(directory.path());
     let on_share = |name: &str| url.replace("bench.bin", name);
     let password = [("BULKHEAD_SMB_PASSWORD", PASSWORD)];
-    let run = |args: &[&str]| {
-        let output = bulkhead(args, "", &password);
-        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-        text(&output.stdout).to_owned()
-    };
-    let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&run(args)).unwrap();
     let fails = |args: &[&str]| {
         let output = bulkhead(args, "", &password);
         assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output.stdout));

@@ -79,6 +79,7 @@ mod kept;
 pub mod ops;
 mod parent;
 pub mod qcow2;
+mod reading;
 pub mod set;
 mod staged;
 pub mod tracking;

@@ -137,7 +137,10 @@ impl File for Staged {
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
-        Box::pin(async move { Ok(vec![range.start..range.end.min(self.state().len)]) })
+        Box::pin(async move {
+            let end = range.end.min(self.state().len);
+            Ok(if range.start < end { std::iter::once(range.start..end).collect() } else { vec![] })
+        })
     }
 
     fn is_read_only(&self) -> bool {

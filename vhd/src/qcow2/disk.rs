@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use block_io::{Disk, Error, File, Geometry, IoFuture, Result};
+use block_io::{Disk, Error, File, Geometry, Result};
 
 use super::{
     entry::{Cluster, l2_offset},
@@ -241,44 +241,10 @@ fn follows(last: &Range<u64>, kind: Cluster, next: Cluster) -> bool {
     }
 }
 
-fn refused<T: Send + 'static>() -> IoFuture<'static, T> {
-    Box::pin(async { Err(Error::ReadOnly) })
-}
-
-impl Disk for Qcow2 {
-    fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, ()> {
-        Box::pin(self.read(offset, buf))
-    }
-
-    fn write_at<'a>(&'a self, _offset: u64, _buf: &'a [u8]) -> IoFuture<'a, ()> {
-        refused()
-    }
-
-    fn flush(&self) -> IoFuture<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> IoFuture<'_, ()> {
-        refused()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64) -> IoFuture<'_, ()> {
-        refused()
-    }
-
-    fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
-        Box::pin(self.ranges(range))
-    }
-
-    fn is_read_only(&self) -> bool {
-        true
-    }
-
-    fn close(&self) -> IoFuture<'_, ()> {
-        self.file.close()
+impl Qcow2 {
+    async fn close_files(&self) -> Result<()> {
+        self.file.close().await
     }
 }
+
+crate::reading::read_only_disk!(Qcow2);

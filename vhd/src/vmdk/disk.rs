@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use block_io::{Disk, Error, File, Geometry, IoFuture, Result};
+use block_io::{Error, File, Geometry, Result};
 
 use super::{
     descriptor::{self, Descriptor, Kind},
@@ -16,7 +16,7 @@ use crate::{
 
 const SECTOR: u32 = 512;
 
-/// An open VMDK; a read-only [`Disk`].
+/// An open VMDK; a read-only [`block_io::Disk`].
 #[derive(Debug)]
 pub struct Vmdk {
     geometry: Geometry,
@@ -250,53 +250,17 @@ async fn find(location: &str, name: &str, files: &dyn Files) -> crate::Result<Ar
     })
 }
 
-fn refused<T: Send + 'static>() -> IoFuture<'static, T> {
-    Box::pin(async { Err(Error::ReadOnly) })
-}
-
-impl Disk for Vmdk {
-    fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, ()> {
-        Box::pin(self.read(offset, buf))
-    }
-
-    fn write_at<'a>(&'a self, _offset: u64, _buf: &'a [u8]) -> IoFuture<'a, ()> {
-        refused()
-    }
-
-    fn flush(&self) -> IoFuture<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> IoFuture<'_, ()> {
-        refused()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64) -> IoFuture<'_, ()> {
-        refused()
-    }
-
-    fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
-        Box::pin(self.ranges(range))
-    }
-
-    fn is_read_only(&self) -> bool {
-        true
-    }
-
-    fn close(&self) -> IoFuture<'_, ()> {
-        Box::pin(async {
-            for (_, part) in &self.parts {
-                match part {
-                    Part::Zero => {}
-                    Part::Flat { file, .. } => file.close().await?,
-                    Part::Sparse(sparse) => sparse.close().await?,
-                }
+impl Vmdk {
+    async fn close_files(&self) -> Result<()> {
+        for (_, part) in &self.parts {
+            match part {
+                Part::Zero => {}
+                Part::Flat { file, .. } => file.close().await?,
+                Part::Sparse(sparse) => sparse.close().await?,
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 }
+
+crate::reading::read_only_disk!(Vmdk);
