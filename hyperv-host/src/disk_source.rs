@@ -310,6 +310,6 @@ mod tests {
         assert_eq!(std::fs::read(&beside).unwrap(), [7; 9000], "damage was written over");
         std::fs::write(&beside, []).unwrap();
         run(3 << 20).await;
-        assert_eq!(std::fs::read(&beside).unwrap(), []);
+        assert!(std::fs::read(&beside).unwrap().is_empty());
     }
 }
