@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Most that is waited for: copying it goes on while the rest of a message comes.
-const MOST: usize = 256 << 10;
+const MOST: usize = 512 << 10;
 /// Less is not worth a system call.
 const LEAST: usize = 64 << 10;
 

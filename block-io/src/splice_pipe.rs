@@ -80,7 +80,10 @@ impl SplicePipe {
     }
 
     /// Moves up to `len` bytes to a file at `offset`; says how many went.
-    pub(crate) fn drain(&mut self, to: impl AsFd, offset: u64, len: usize) -> io::Result<usize> {
+    ///
+    /// # Errors
+    /// What the file system says; nothing went then.
+    pub fn drain(&mut self, to: impl AsFd, offset: u64, len: usize) -> io::Result<usize> {
         let mut at = offset;
         let mut done = 0;
         let len = len.min(self.held);

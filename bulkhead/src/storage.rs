@@ -11,7 +11,7 @@ use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, SmbUrl};
 use vhd::{
     Format,
     chain::Files,
-    tracking::{ENDING, Tracked},
+    tracking::{ENDING, attach},
 };
 
 /// The files that differencing images name as their parents, wherever the first one is.
@@ -59,8 +59,7 @@ pub async fn open_disk(
     } else {
         return Ok(disk);
     };
-    let tracked = Tracked::vhdx(disk, file, tracking).await;
-    Ok(Arc::new(tracked.with_context(|| place)?))
+    attach(disk, file, tracking).await.with_context(|| place)
 }
 
 /// How long a file that is in use is waited for.

@@ -197,3 +197,46 @@ fn a_file_in_use_is_waited_for_and_named() {
     child.wait().unwrap();
     assert!(line.contains("two"), "{line}");
 }
+
+/// A loop device over a file, given up when the test ends.
+struct Loop(String);
+
+impl Loop {
+    /// `None` with a line where there are no loop devices, or not for this user.
+    fn over(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        match output {
+            Ok(output) if output.status.success() => Some(Self(text(&output.stdout).trim().into())),
+            other => {
+                println!("skipping: no loop device here: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // If it is gone already there is nothing to give up.
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_taken_over() {
+    use std::{io::Write, os::unix::fs::FileExt};
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    let mut bytes = raw(&dir.join("under"), 0);
+    let Some(device) = Loop::over(&dir.join("under")) else { return };
+    // Written through the device and not yet in the file below.
+    let mut open = std::fs::OpenOptions::new().write(true).open(&device.0).unwrap();
+    open.write_all_at(&[0x77; 5000], 6 << 20).unwrap();
+    open.flush().unwrap();
+    bytes[6 << 20..][..5000].fill(0x77);
+    let done = json(dir, &["disk", "import", &device.0, "a.vhdx", "--json"]);
+    assert_eq!((&done["consistent"], &done["size"]), (&true.into(), &(bytes.len() as u64).into()));
+    ok(dir, &["disk", "compare", "a.vhdx", &device.0, "--other-format", "raw"]);
+    ok(dir, &["disk", "convert", "a.vhdx", "back.raw"]);
+    assert!(std::fs::read(dir.join("back.raw")).unwrap() == bytes);
+}

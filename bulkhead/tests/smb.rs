@@ -96,6 +96,98 @@ async fn disks_are_made_checked_and_converted_on_a_share() {
     running.drain().await;
 }
 
+/// Every subcommand that changes an image or tells of one, on images that are on a share, with what
+/// they read as seen after each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_on_a_share_are_changed_by_every_subcommand() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, url) = serve(directory.path());
+    let on_share = |name: &str| url.replace("bench.bin", name);
+    let password = [("BULKHEAD_SMB_PASSWORD", PASSWORD)];
+    let run = |args: &[&str]| {
+        let output = bulkhead(args, "", &password);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&run(args)).unwrap();
+    let fails = |args: &[&str]| {
+        let output = bulkhead(args, "", &password);
+        assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output.stdout));
+        text(&output.stderr).to_owned()
+    };
+    let mut data = vec![0u8; 6 << 20];
+    for at in [0, 3 << 20, (6 << 20) - 512] {
+        data[at..at + 512].fill(0x42);
+    }
+    let raw = directory.path().join("a.raw");
+    std::fs::write(&raw, &data).unwrap();
+    let raw = raw.to_str().unwrap().to_owned();
+    std::fs::write(format!("{raw}.item"), b"value").unwrap();
+    // Reads as the raw file, whose zeros behind its end do not count, and has no error.
+    let holds = |image: &str| {
+        run(&["disk", "compare", image, &raw]);
+        assert_eq!(json(&["disk", "check", image, "--json"])["errors"], 0, "{image}");
+    };
+    for ending in ["vhdx", "vhd"] {
+        let named = |name: &str| on_share(&format!("{name}.{ending}"));
+        let (base, moved) = (named("base"), named("moved"));
+        let imported = json(&["disk", "import", &raw, &base, "--block-size", "1M", "--json"]);
+        assert_eq!(imported["consistent"], true);
+        holds(&base);
+
+        run(&["disk", "resize", &base, "12M"]);
+        let lost = fails(&["disk", "resize", &base, "5M"]);
+        assert!(lost.contains("there is data"), "{lost}");
+        run(&["disk", "resize", &base, "6M"]);
+        holds(&base);
+        run(&["disk", "set", &base, "--disk-id", "new"]);
+        run(&["disk", "compact", &base]);
+        let trimmed = json(&["disk", "trim", &base, "--zeros", "--json"]);
+        assert!(trimmed["holes"].as_u64().is_some(), "{trimmed}");
+        holds(&base);
+        run(&["disk", "clone", &base, &moved]);
+        holds(&moved);
+        assert!(fails(&["disk", "clone", &base, &moved]).contains("COLLISION"));
+        run(&["disk", "check", &moved, "--repair"]);
+
+        let one = json(&["disk", "snapshot", &base, "--json"])["file"].as_str().unwrap().to_owned();
+        assert_eq!(one, named("base.1"));
+        run(&["disk", "snapshot", &one, "--name", "top"]);
+        let top = named("base.1.top");
+        holds(&top);
+        let map = json(&["disk", "map", &top, "--json"]);
+        let of_base = |part: &&serde_json::Value| part["file"].as_str() == Some(base.as_str());
+        assert!(map.as_array().unwrap().iter().any(|part| of_base(&part)), "{map}");
+        run(&["disk", "rebase", &one, "--parent", &moved]);
+        holds(&one);
+        run(&["disk", "merge", &top, "--into", &moved]);
+        holds(&moved);
+        let other = named("other");
+        run(&["disk", "create", &other, "--parent", &moved]);
+        holds(&other);
+    }
+
+    let image = on_share("tracked.vhdx");
+    run(&["disk", "convert", &raw, &image, "--block-size", "1M"]);
+    run(&["disk", "track", "enable", &image]);
+    let id = run(&["disk", "track", "point", &image, "one"]);
+    let changes = json(&["disk", "changes", &image, "--since", id.trim(), "--json"]);
+    assert_eq!((&changes["changed"], &changes["everything"]), (&0.into(), &false.into()));
+    assert_eq!(json(&["disk", "track", "list", &image, "--json"])[0]["name"], "one");
+    // Changed without keeping track.
+    let item = "01234567-89ab-cdef-0123-456789abcdef";
+    run(&["disk", "set", &image, "--item", &format!("{item}={raw}.item")]);
+    let info = json(&["disk", "info", &image, "--json"]);
+    assert_eq!((&info["items"][0]["id"], &info["items"][0]["length"]), (&item.into(), &5.into()));
+    let changes = json(&["disk", "changes", &image, "--since", "one", "--json"]);
+    assert_eq!(changes["everything"], true);
+    run(&["disk", "set", &image, "--remove-item", item]);
+    holds(&image);
+    run(&["disk", "track", "disable", &image]);
+    assert!(fails(&["disk", "changes", &image, "--since", "one"]).contains("tracking"));
+    running.drain().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_made_by_the_tool_can_measure_the_server() {
     let directory = tempfile::tempdir().unwrap();
@@ -201,9 +293,14 @@ fn the_machine_is_measured() {
     let output = bulkhead(&[&args[..], &["--json", "--server-cpu", "0"]].concat(), "", &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    for name in
-        ["loopback", "page_cache_read", "page_cache_write", "read_then_send", "receive_then_write"]
-    {
+    for name in [
+        "loopback",
+        "page_cache_read",
+        "page_cache_write",
+        "read_then_send",
+        "receive_then_write",
+        "splice_to_file",
+    ] {
         let rate = report[format!("{name}_megabytes_per_second")].as_f64().unwrap();
         assert!(rate > 0.0, "{report}");
     }

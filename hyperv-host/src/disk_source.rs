@@ -14,7 +14,7 @@ use std::{sync::Arc, time::SystemTime};
 use block_io::{Disk, Error, File, IoFuture, LocalFile, LocalOptions, Result};
 use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
 use smb_client::{Client, ConnectOptions, Instance, Login, OpenOptions, SmbUrl, Tree};
-use vhd::{Format, chain};
+use vhd::{Format, chain, tracking};
 
 /// Connections to a server at most.
 const CHANNELS: u16 = 4;
@@ -79,20 +79,7 @@ impl Prepared {
     /// [`Error::Busy`] while another has it, and whatever else the storage or the image says.
     pub async fn open(&self) -> Result<Arc<dyn Disk>> {
         let read_only = self.definition.read_only;
-        let file: Arc<dyn File> = match &self.place {
-            Place::Local => {
-                let options =
-                    if read_only { LocalOptions::read_only() } else { LocalOptions::read_write() };
-                Arc::new(LocalFile::open(&self.definition.location, &options)?)
-            }
-            Place::Share { tree, path } => {
-                let options = match read_only {
-                    true => OpenOptions::read(),
-                    false => OpenOptions { instance: self.instance(), ..OpenOptions::write() },
-                };
-                Arc::new(tree.open(path, options).await?)
-            }
-        };
+        let file = self.file("").await?;
         let format = match self.definition.format() {
             DiskFormat::Raw => Format::Raw,
             DiskFormat::Vhdx => Format::Vhdx,
@@ -102,7 +89,63 @@ impl Prepared {
             let options = vhd::vhdx::OpenOptions::read_only();
             return Ok(Arc::new(chain::open(file, location, self, options).await?));
         }
-        Ok(chain::open_disk(file, location, format, self).await?)
+        let disk = chain::open_disk(file.clone(), location, format, self).await?;
+        if read_only || format != Format::Vhdx {
+            return Ok(disk);
+        }
+        let tracked = self.tracked(disk.clone(), file).await;
+        if tracked.is_err() {
+            // The failure that matters is the one that is returned.
+            let _ = disk.close().await;
+        }
+        tracked
+    }
+
+    /// Opens the disk's file, or the one beside it whose name has this ending.
+    async fn file(&self, ending: &str) -> Result<Arc<dyn File>> {
+        let read_only = self.definition.read_only;
+        Ok(match &self.place {
+            Place::Local => {
+                let options =
+                    if read_only { LocalOptions::read_only() } else { LocalOptions::read_write() };
+                let path = format!("{}{ending}", self.definition.location);
+                Arc::new(LocalFile::open(path, &options)?)
+            }
+            Place::Share { tree, path } => {
+                let options = match read_only {
+                    true => OpenOptions::read(),
+                    false => OpenOptions { instance: self.instance(), ..OpenOptions::write() },
+                };
+                Arc::new(tree.open(&format!("{path}{ending}"), options).await?)
+            }
+        })
+    }
+
+    /// The disk as it is; if track is kept of its changes, those of the machine are.
+    async fn tracked(&self, disk: Arc<dyn Disk>, file: Arc<dyn File>) -> Result<Arc<dyn Disk>> {
+        let location = format!("{}{}", self.definition.location, tracking::ENDING);
+        let there = match &self.place {
+            Place::Local => {
+                let at = |error| Error::io(format!("cannot look for {location}"), error);
+                tokio::fs::try_exists(&location).await.map_err(at)?
+            }
+            Place::Share { tree, path } => {
+                tree.exists(&format!("{path}{}", tracking::ENDING)).await?
+            }
+        };
+        if !there {
+            return Ok(disk);
+        }
+        let beside = self.file(tracking::ENDING).await?;
+        match tracking::attach(disk.clone(), file, beside).await {
+            // The machine is worth more than what is known of its changes: they are not told as
+            // others than they are, since the content has another identity from its first one on.
+            Err(vhd::Error::Damaged(damage)) => {
+                tracing::warn!(%location, %damage, "no track is kept of a disk's changes");
+                Ok(disk)
+            }
+            other => Ok(other?),
+        }
     }
 }
 
@@ -217,5 +260,56 @@ mod tests {
         std::fs::remove_file(&base).unwrap();
         let error = prepare(None, &definition).await.unwrap().open().await.unwrap_err();
         assert!(error.to_string().contains("base.vhdx"), "{error}");
+    }
+
+    /// What a machine changes is told afterwards, and no more than that; without a readable file it
+    /// runs all the same.
+    #[tokio::test]
+    async fn track_is_kept_of_what_a_machine_changes() {
+        use vhd::tracking::{Changes, ENDING, Store};
+
+        let dir = tempfile::tempdir().unwrap();
+        let location = dir.path().join("disk.vhdx").display().to_string();
+        let beside = format!("{location}{ENDING}");
+        let open = |path: &str, options: LocalOptions| -> Arc<dyn File> {
+            Arc::new(LocalFile::open(path, &options).unwrap())
+        };
+        let image = open(&location, LocalOptions::create_new());
+        create(image.clone(), &CreateOptions::new(64 << 20)).await.unwrap();
+        let about = info(image).await.unwrap();
+        let (size, id) = (about.disk_size, about.data_write_id);
+        let file = open(&beside, LocalOptions::create_new());
+        let point = Store::create(file, size, id).await.unwrap().point("before").await.unwrap();
+        let definition =
+            DiskDefinition { location: location.clone(), format: None, read_only: false };
+        let run = async |at: u64| {
+            let disk = prepare(None, &definition).await.unwrap().open().await.unwrap();
+            disk.write_at(at, &[1; 4096]).await.unwrap();
+            disk.close().await.unwrap();
+        };
+        let changes = async || {
+            let now = info(open(&location, LocalOptions::read_only())).await.unwrap();
+            let store = Store::open(open(&beside, LocalOptions::read_only())).await.unwrap();
+            store.changes_since(point.id, size, now.data_write_id).await.unwrap()
+        };
+        assert_eq!(changes().await, Changes::Ranges(vec![]));
+        // Two runs of the machine.
+        run(1 << 20).await;
+        run(40 << 20).await;
+        let granule = 64 << 10;
+        let expected = [1u64 << 20, 40 << 20].map(|at| at..at + granule);
+        assert_eq!(changes().await, Changes::Ranges(expected.to_vec()));
+        // While one runs nobody else keeps track, and the other way round.
+        let held = open(&beside, LocalOptions::read_write());
+        let refused = prepare(None, &definition).await.unwrap().open().await;
+        assert!(matches!(refused, Err(Error::Busy(_))), "{refused:?}");
+        held.close().await.unwrap();
+
+        std::fs::write(&beside, [7; 9000]).unwrap();
+        run(2 << 20).await;
+        assert_eq!(std::fs::read(&beside).unwrap(), [7; 9000], "damage was written over");
+        std::fs::write(&beside, []).unwrap();
+        run(3 << 20).await;
+        assert!(std::fs::read(&beside).unwrap().is_empty());
     }
 }

@@ -5,11 +5,15 @@
 //! [`receive`](RawConnection::receive) whatever has come. No hand-over between tasks and no
 //! allocation per request, so that the generator costs little beside the server it measures.
 
+mod block;
+
 use std::{
-    io::{IoSlice, Read, Write},
+    io::{Read, Write},
     net::TcpStream,
     sync::Arc,
 };
+
+pub use self::block::Block;
 
 use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, TreeId,
@@ -362,22 +366,29 @@ impl RawConnection {
     }
 
     /// Queues a write to a file of [`RawConnection::queue_create`];
-    /// [`RawConnection::can_queue`] must have said yes. A long one without protection is sent at
-    /// once, with what is queued, rather than copied; [`RawConnection::send`] says if that failed.
+    /// [`RawConnection::can_queue`] must have said yes.
     pub fn queue_write_to(&mut self, file_id: FileId, offset: u64, data: &[u8]) -> u64 {
         let request = write::Request { offset, file_id, data, ..Default::default() };
-        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let charge = self.charge(len);
+        let charge = self.charge(u32::try_from(data.len()).unwrap_or(u32::MAX));
+        self.queue(Command::WRITE, charge, |out| request.encode(out))
+    }
+
+    /// As [`RawConnection::queue_write`] with the block's data. Long ones without protection are
+    /// sent at once, with what is queued; [`RawConnection::send`] says if that failed.
+    pub fn queue_block(&mut self, offset: u64, block: &Block) -> u64 {
+        let data = block.data();
         if self.guard != Guard::Plain || data.len() < NOT_COPIED {
-            return self.queue(Command::WRITE, charge, |out| request.encode(out));
+            return self.queue_write(offset, data);
         }
-        let at = self.out.len();
+        let request = write::Request { offset, file_id: self.file, data, ..Default::default() };
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let (charge, at) = (self.charge(len), self.out.len());
         let message = self.queue(Command::WRITE, charge, |out| request.encode_head(len, out));
         let whole = self.out.len() - at - FRAME_LEN + data.len();
         let prefix = frame_prefix(whole).expect("requests are bounded below 16 MiB");
         self.out[at..at + FRAME_LEN].copy_from_slice(&prefix);
         if self.failed.is_none() {
-            let sent = send_both(&mut self.stream, &self.out, data);
+            let sent = block.send_behind(&self.out, &mut self.stream);
             self.failed = sent.map_err(lost).err();
             self.out.clear();
         }
@@ -523,15 +534,6 @@ impl RawConnection {
         }
         Ok(shown)
     }
-}
-
-/// Sends two pieces behind one another.
-fn send_both(stream: &mut TcpStream, first: &[u8], second: &[u8]) -> std::io::Result<()> {
-    let sent = stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)])?;
-    if sent < first.len() {
-        stream.write_all(&first[sent..])?;
-    }
-    stream.write_all(&second[sent.saturating_sub(first.len())..])
 }
 
 fn expect(header: &Header, what: impl FnOnce() -> String) -> Result<()> {

@@ -80,6 +80,7 @@ pub mod ops;
 mod parent;
 pub mod qcow2;
 pub mod set;
+mod staged;
 pub mod tracking;
 pub mod vhdx;
 pub mod vmdk;

@@ -33,7 +33,7 @@ mod tracked;
 
 pub use state::{Point, State};
 pub use store::{Changes, Store};
-pub use tracked::{Content, Tracked};
+pub use tracked::{Content, Tracked, attach};
 
 /// What a tracking file's name ends in, after the image's.
 pub const ENDING: &str = ".tracking";

@@ -171,6 +171,50 @@ async fn a_partly_present_block_without_its_bitmap_is_an_error() {
     );
 }
 
+/// Blocks whose bitmap is lost can be saved by who finds it, so nothing is put where it may be.
+#[tokio::test]
+async fn what_looks_unused_is_kept_while_a_bitmap_is_missing() {
+    let (shelf, _) = partly_present().await;
+    let file = shelf.0[&Shelf::name(1)].clone();
+    let mut entry = [0; 8];
+    file.read_at(3 * MIB + 4096 * 8, &mut entry).await.unwrap();
+    let bitmap = u64::from_le_bytes(entry) >> 20 << 20;
+    let len = file.len().await.unwrap();
+    assert!(bitmap >= 4 * MIB && bitmap < len, "{bitmap:#x} of {len:#x}");
+    // Another one behind all that is used.
+    let lost = len.next_multiple_of(MIB);
+    file.write_at(lost, &[0xb1; 4096]).await.unwrap();
+    file.set_len(lost + MIB).await.unwrap();
+    let mut bits = vec![0; MIB as usize];
+    file.read_at(bitmap, &mut bits).await.unwrap();
+    file.write_at(3 * MIB + 4096 * 8, &[0; 8]).await.unwrap();
+
+    let disk = shelf.open_level(1, false).await;
+    for block in [0, 5, 7] {
+        disk.write_at(block * MIB, &[9; 512]).await.unwrap();
+    }
+    disk.discard(5 * MIB, MIB).await.unwrap();
+    disk.flush().await.unwrap();
+    disk.write_at(6 * MIB, &[9; 512]).await.unwrap();
+    disk.close().await.unwrap();
+    ops::trim(file.clone(), Format::Vhdx, false, |_| {}).await.unwrap();
+    let set = ops::Set { physical_sector: Some(512), disk_id: None };
+    ops::set(file.clone(), Format::Vhdx, set).await.unwrap();
+
+    let mut found = vec![0; MIB as usize];
+    file.read_at(bitmap, &mut found).await.unwrap();
+    assert!(found == bits, "the bitmap was written over");
+    file.read_at(lost, &mut found[..4096]).await.unwrap();
+    assert!(found[..4096] == [0xb1; 4096], "the end was cut off or written over");
+    // With its name back all is there again.
+    file.write_at(3 * MIB + 4096 * 8, &entry).await.unwrap();
+    let disk = shelf.open_level(1, true).await;
+    let mut sector = [0; 512];
+    disk.read_at(MIB, &mut sector).await.unwrap();
+    disk.read_at(6 * MIB, &mut sector).await.unwrap();
+    assert_eq!(sector, [9; 512]);
+}
+
 #[tokio::test]
 async fn a_parent_that_was_changed_or_is_gone_is_refused() {
     let mut shelf = one_parent().await;

@@ -78,7 +78,7 @@ proptest! {
                 .unwrap();
             ops::compact(file.clone(), Format::Vhdx, None, |_| {}).await.unwrap();
             let copy: Arc<dyn File> = Arc::new(MemFile::new());
-            ops::clone(file.clone(), copy.clone(), Format::Vhdx, |_| {}).await.unwrap();
+            ops::clone(file.clone(), copy.clone(), Format::Vhdx, None, |_| {}).await.unwrap();
             for file in [file, copy] {
                 assert_eq!(items(&file).await, model);
                 assert_clean(file.clone()).await;

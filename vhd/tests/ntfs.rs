@@ -7,7 +7,7 @@ use std::{path::Path, process::Command, sync::Arc};
 use block_io::{Disk, File, LocalOptions, RawDisk, testing::MemFile, testing::Rng};
 use common::{MIB, have, local, run};
 use vhd::{
-    Format,
+    Error, Format, classic,
     convert::{CopyOptions, copy},
     ops::{self, Refusal, free_space},
     vhdx,
@@ -180,4 +180,82 @@ fn a_volume_that_is_marked_dirty_is_refused() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let bytes = std::fs::read(&raw).unwrap();
     assert_eq!(runtime.block_on(free_in(&bytes, false)), Err(Refusal::NotClean));
+}
+
+/// A disk as people have it: the volume is a partition of a GUID partition table that sfdisk made.
+#[tokio::test]
+async fn a_volume_in_a_guid_partition_is_compacted_or_refused() {
+    if !tools() || !have("sfdisk") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let raw = volume(dir.path(), "4096");
+    let whole = dir.path().join("whole");
+    let clean = std::fs::read(&raw).unwrap();
+    std::fs::File::create(&whole).unwrap().set_len(PART + SIZE + MIB).unwrap();
+    partition(&whole);
+    let mut bytes = std::fs::read(&whole).unwrap();
+    let expected = free_in(&clean, false).await.unwrap().unwrap();
+    // A check is pending: nothing is given up, and the image is what it was.
+    run("ntfsfix", &[raw.to_str().unwrap()]);
+    for (volume, is_clean) in [(std::fs::read(&raw).unwrap(), false), (clean, true)] {
+        bytes[PART as usize..(PART + SIZE) as usize].copy_from_slice(&volume);
+        for format in [Format::Vhdx, Format::Vhd] {
+            let file: Arc<dyn File> = Arc::new(MemFile::new());
+            let size = bytes.len() as u64;
+            if format == Format::Vhdx {
+                let options =
+                    vhdx::CreateOptions { block_size: 1 << 20, ..vhdx::CreateOptions::new(size) };
+                vhdx::create(file.clone(), &options).await.unwrap();
+            } else {
+                let options = classic::CreateOptions {
+                    block_size: 512 << 10,
+                    ..classic::CreateOptions::new(size)
+                };
+                classic::create(file.clone(), &options).await.unwrap();
+            }
+            let disk = vhd::open_disk(file.clone(), format).await.unwrap();
+            disk.write_at(0, &bytes).await.unwrap();
+            disk.close().await.unwrap();
+            let before = file.len().await.unwrap();
+            let given_up = ops::discard_free(file.clone(), format, None).await;
+            if !is_clean {
+                let refused = Error::FileSystem { at: PART, refusal: Refusal::NotClean };
+                assert_eq!(given_up.unwrap_err().to_string(), refused.to_string());
+                let disk = vhd::open_disk(file, format).await.unwrap();
+                assert!(common::read_all(&*disk).await == bytes, "{format}: given up");
+                continue;
+            }
+            assert_eq!(given_up.unwrap(), expected);
+            let done = ops::compact(file.clone(), format, None, |_| {}).await.unwrap();
+            assert!(done.after + 16 * MIB < before, "{format}: {before}, then {done:?}");
+            let disk = vhd::open_disk(file, format).await.unwrap();
+            let now = common::read_all(&*disk).await;
+            let (start, end) = (PART as usize, (PART + SIZE) as usize);
+            assert!(now[..start] == bytes[..start] && now[end..] == bytes[end..], "the tables");
+            let after = dir.path().join("after");
+            std::fs::write(&after, &now[start..end]).unwrap();
+            let name = after.to_str().unwrap();
+            run("ntfsfix", &["-n", name]);
+            for i in 0..5 {
+                let out = run("ntfscat", &["-q", name, &format!("file-{i}")]).stdout;
+                let original = std::fs::read(dir.path().join(format!("file-{i}"))).unwrap();
+                assert!(out == original, "{format}: file-{i}");
+            }
+        }
+    }
+}
+
+/// Gives a disk a GUID partition table with one partition at `PART`.
+fn partition(disk: &Path) {
+    use std::io::Write;
+    let mut sfdisk = Command::new("sfdisk")
+        .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+        .arg(disk)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let table = format!("label: gpt\nstart={}, size={}\n", PART / 512, SIZE / 512);
+    sfdisk.stdin.take().unwrap().write_all(table.as_bytes()).unwrap();
+    assert!(sfdisk.wait().unwrap().success());
 }

@@ -151,7 +151,7 @@ async fn qemu_reads_what_operations_leave() {
         qemu_agrees(&path, format, &expected, "set");
         let copy = dir.path().join("copy").display().to_string();
         let target = local(&copy, LocalOptions::create_new());
-        ops::clone(file(), target, format, |_| {}).await.unwrap();
+        ops::clone(file(), target, format, None, |_| {}).await.unwrap();
         qemu_agrees(&copy, format, &expected, "clone");
         if !fixed {
             // The copy of what is doubled is lost.

@@ -287,6 +287,8 @@ impl Input {
 impl Drop for Input {
     fn drop(&mut self) {
         give_buffer(std::mem::take(&mut self.bytes));
-        self.pipe.take().map(give_pipe);
+        if let Some(pipe) = self.pipe.take() {
+            give_pipe(pipe);
+        }
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::{
     SECTOR,
     disk::Inner,
+    header,
     load::{ABSENT, Blocks},
 };
 
@@ -99,9 +100,7 @@ impl Table {
 
     /// A bitmap that says that all sectors are here.
     fn full_bitmap(&self) -> Vec<u8> {
-        let mut bits = vec![0xff; (self.block_size / SECTOR).div_ceil(8) as usize];
-        bits.resize(self.bitmap_len as usize, 0);
-        bits
+        header::full_bitmap(self.block_size, self.bitmap_len)
     }
 }
 

@@ -20,6 +20,9 @@ use crate::{Result, extent, parent};
 
 type Done<T> = block_io::Result<T>;
 
+/// Bytes of the disk below whose allocation is asked for at once.
+const WINDOW: u64 = 1 << 30;
+
 /// How to open an image.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
@@ -105,6 +108,37 @@ impl Vhd {
     /// A range past the end; what the file says.
     pub async fn extents(&self, range: Range<u64>) -> Done<Vec<extent::Extent>> {
         self.inner.extents(range).await
+    }
+
+    /// Makes the last block of a differencing image its own, unless it ends where the disk ends.
+    pub(crate) async fn take_over_last(&self) -> Done<()> {
+        let inner = &self.inner;
+        let size = inner.geometry.size;
+        let Some(table) = inner.table.as_ref().filter(|t| !size.is_multiple_of(t.block_size))
+        else {
+            return Ok(());
+        };
+        inner.check_to_change(0, 0).await?;
+        inner.whole(table, size / table.block_size, None).await?;
+        inner.flush().await
+    }
+
+    /// The blocks past the disk's end, up to `end`, that the disk below may have something of.
+    pub(crate) async fn blocks_below(&self, end: u64) -> Done<Vec<usize>> {
+        let mut found: Vec<usize> = Vec::new();
+        let Some(table) = &self.inner.table else { return Ok(found) };
+        let size = table.block_size;
+        let mut at = self.inner.geometry.size.next_multiple_of(size);
+        while at < end {
+            let next = at.saturating_add(WINDOW).min(end);
+            for range in self.inner.ranges_below(at..next).await? {
+                let first = (range.start / size) as usize;
+                let first = found.last().map_or(first, |last| first.max(last + 1));
+                found.extend(first..range.end.div_ceil(size) as usize);
+            }
+            at = next;
+        }
+        Ok(found)
     }
 
     /// The size of the disk below a differencing image.

@@ -152,6 +152,18 @@ impl Header {
     pub fn bitmap_len(&self) -> u64 {
         (u64::from(self.block_size) / SECTOR).div_ceil(8).next_multiple_of(SECTOR)
     }
+
+    /// The bitmap of a block of which all sectors are in the file.
+    pub fn full_bitmap(&self) -> Vec<u8> {
+        full_bitmap(u64::from(self.block_size), self.bitmap_len())
+    }
+}
+
+/// The bitmap, of `len` bytes, of a block of which all sectors are in the file.
+pub(super) fn full_bitmap(block_size: u64, len: u64) -> Vec<u8> {
+    let mut bits = vec![0xff; (block_size / SECTOR).div_ceil(8) as usize];
+    bits.resize(len as usize, 0);
+    bits
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@
 //!  fixed, shrink   footer (new size) ─► the same at its own end ─► cut
 //!  others          table (moved if it must be longer) ─► both footers ─► entries past the end
 //! ```
+//!
+//! A VHD cannot say that a block is zeros. New blocks that a longer parent has something of are made,
+//! as holes of the file behind a full bitmap, before the table names them.
 
 use std::sync::Arc;
 
@@ -18,9 +21,10 @@ use super::{
 };
 use crate::{Error, Result, vhdx::zero_range};
 
-/// Gives the disk `size` bytes. Whether anything is lost is the caller's to know, and that the
-/// parent is no longer than the disk is now.
-pub(crate) async fn resize(file: Arc<dyn File>, size: u64) -> Result<()> {
+/// Gives the disk `size` bytes. Whether anything is lost is the caller's to know. `hidden`: the new
+/// blocks that a longer parent may have something of, which are zeros here; the block in which the
+/// disk ends now is the image's own then.
+pub(crate) async fn resize(file: Arc<dyn File>, size: u64, hidden: &[usize]) -> Result<()> {
     if size == 0 || size > MAX_DISK || !size.is_multiple_of(SECTOR) {
         return Err(Error::InvalidOptions(format!(
             "disk size {size}: whole sectors, more than nothing, at most 2040 GiB"
@@ -33,7 +37,8 @@ pub(crate) async fn resize(file: Arc<dyn File>, size: u64) -> Result<()> {
     let old_size = editor.footer.size;
     if size > old_size {
         zero_rest_of_last(&editor).await?;
-        grow_table(&mut editor, size).await?;
+        let zeros = add_zeros(&mut editor, hidden).await?;
+        grow_table(&mut editor, size, &zeros).await?;
     }
     if size != old_size {
         editor.set_footer(Footer { size, ..editor.footer.clone() }).await?;
@@ -94,8 +99,27 @@ async fn zero_rest_of_last(editor: &Editor) -> Result<()> {
     Ok(())
 }
 
-/// Sees that the table has room for the blocks of a disk of `size` bytes, none of which is there.
-async fn grow_table(editor: &mut Editor, size: u64) -> Result<()> {
+/// Makes blocks of zeros, durably; returns each with its entry.
+async fn add_zeros(editor: &mut Editor, which: &[usize]) -> Result<Vec<(usize, u32)>> {
+    let Some(blocks) = editor.blocks().filter(|_| !which.is_empty()) else { return Ok(Vec::new()) };
+    let bitmap = blocks.header.full_bitmap();
+    let len = bitmap.len() as u64 + u64::from(blocks.header.block_size);
+    // All of the file behind the footer that stands here is made by this; the footer itself is under
+    // the first bitmap.
+    let start = editor.extend(which.len() as u64 * len).await?;
+    let mut made = Vec::with_capacity(which.len());
+    for (at, block) in (start..).step_by(len as usize).zip(which) {
+        editor.file().write_at(at, &bitmap).await?;
+        // `extend` has seen that the sector has 32 bits.
+        made.push((*block, (at / SECTOR) as u32));
+    }
+    editor.file().flush().await?;
+    Ok(made)
+}
+
+/// Sees that the table has room for the blocks of a disk of `size` bytes, none of which is there but
+/// for `zeros`.
+async fn grow_table(editor: &mut Editor, size: u64, zeros: &[(usize, u32)]) -> Result<()> {
     let Some(blocks) = editor.blocks_mut() else { return Ok(()) };
     let wanted = size.div_ceil(u64::from(blocks.header.block_size));
     let had = blocks.table.len();
@@ -107,6 +131,11 @@ async fn grow_table(editor: &mut Editor, size: u64) -> Result<()> {
     }
     let (offset, entries) = (blocks.header.table_offset, u64::from(blocks.header.entries));
     blocks.table.resize(wanted as usize, ABSENT);
+    for (block, entry) in zeros {
+        if let Some(place) = blocks.table.get_mut(*block) {
+            *place = *entry;
+        }
+    }
     if wanted <= entries {
         return editor.write_table(had..wanted as usize).await;
     }

@@ -4,10 +4,11 @@ use std::{ops::Range, sync::Arc};
 
 use block_io::File;
 
-use super::{Progress, no_such};
+use super::{Progress, no_such, rebase::relink};
 use crate::{
     Error, Format, Guid, Result,
     classic::{edit, footer},
+    staged::Staged,
     vhdx::{
         self, HEADER_OFFSETS, REGION_TABLE_OFFSETS,
         edit::Editor,
@@ -71,8 +72,9 @@ pub async fn set(file: Arc<dyn File>, format: Format, what: Set) -> Result<()> {
 
 /// Makes the file `target` a copy of the image in `source` with identities of its own: another
 /// disk with the same content. A differencing image stays the child of its parent (and keeps the
-/// disk identity that is the chain's); that its path is right in another folder is the caller's to
-/// see ([`super::relink`]). What makes the file an image is written last.
+/// disk identity that is the chain's); `parent` is that image's file and how it is reached from the
+/// copy's folder, where that is another way. What makes the file an image is written last, so a copy
+/// that was cut off is none, or a whole one that finds its parent.
 ///
 /// # Errors
 /// What the image or a file says.
@@ -80,20 +82,32 @@ pub async fn clone(
     source: Arc<dyn File>,
     target: Arc<dyn File>,
     format: Format,
+    parent: Option<(Arc<dyn File>, &str)>,
     mut progress: impl FnMut(Progress),
 ) -> Result<()> {
-    match format {
-        Format::Vhdx => clone_vhdx(source, target, &mut progress).await,
-        Format::Vhd => clone_vhd(source, target, &mut progress).await,
-        other => Err(no_such(other)),
+    let staged = match format {
+        Format::Vhdx => clone_vhdx(source, target, &mut progress).await?,
+        Format::Vhd => clone_vhd(source, target, &mut progress).await?,
+        other => return Err(no_such(other)),
+    };
+    if let Some((parent, path)) = parent {
+        relink(staged.clone(), parent, format, path).await?;
     }
+    let end = staged.len().await?;
+    Ok(staged
+        .commit(|at| match format {
+            Format::Vhdx => at < HEADER_OFFSETS[0],
+            _ => at == 0 || at + footer::LEN as u64 == end,
+        })
+        .await?)
 }
 
+/// Copies all but what makes the target an image; that is in what is returned.
 async fn clone_vhdx(
     source: Arc<dyn File>,
     target: Arc<dyn File>,
     progress: &mut impl FnMut(Progress),
-) -> Result<()> {
+) -> Result<Arc<Staged>> {
     let image = vhdx::clone_parts(source).await?;
     target.set_len(0).await?;
     target.set_len(image.file_len).await?;
@@ -113,15 +127,17 @@ async fn clone_vhdx(
         header.sequence += 1;
     }
     target.flush().await?;
-    target.write_at(0, &image.identifier).await?;
-    Ok(target.flush().await?)
+    let staged = Arc::new(Staged::new(target).await?);
+    staged.write_at(0, &image.identifier).await?;
+    Ok(staged)
 }
 
+/// As [`clone_vhdx`].
 async fn clone_vhd(
     source: Arc<dyn File>,
     target: Arc<dyn File>,
     progress: &mut impl FnMut(Progress),
-) -> Result<()> {
+) -> Result<Arc<Staged>> {
     const LEN: u64 = footer::LEN as u64;
     let image = crate::classic::clone_parts(&source).await?;
     let footer = footer::Footer { id: Guid::random(), ..image.footer };
@@ -131,11 +147,12 @@ async fn clone_vhd(
     let first = if fixed { 0 } else { LEN };
     copy(&*source, &*target, first..image.end, progress).await?;
     target.flush().await?;
+    let staged = Arc::new(Staged::new(target).await?);
     if !fixed {
-        target.write_at(0, &footer.encode()).await?;
+        staged.write_at(0, &footer.encode()).await?;
     }
-    target.write_at(image.end, &footer.encode()).await?;
-    Ok(target.flush().await?)
+    staged.write_at(image.end, &footer.encode()).await?;
+    Ok(staged)
 }
 
 /// Copies a range of one file to the same place of another, which is zeros there.

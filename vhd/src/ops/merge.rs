@@ -261,14 +261,6 @@ pub struct Level {
     pub file: Arc<dyn File>,
 }
 
-/// Bytes of an image's disk.
-async fn size_of(level: &Level, format: Format) -> Result<u64> {
-    Ok(match format {
-        Format::Vhdx => vhdx::info(level.file.clone()).await?.disk_size,
-        _ => crate::classic::info(level.file.clone()).await?.disk_size,
-    })
-}
-
 /// Moves what all images of a chain but the last have into the last of `levels` (the newest comes
 /// first), one after the other from below; `below` is the disk below that. After each step the next
 /// image has the last one as its parent, so the newest image can be opened, and is the disk it was,
@@ -283,19 +275,6 @@ pub async fn merge_into(
     mut progress: impl FnMut(Progress),
 ) -> Result<()> {
     let Some((last, above)) = levels.split_last() else { return Ok(()) };
-    // Seen before anything is changed.
-    let size = size_of(last, format).await?;
-    let longer_below = below.as_ref().map(|disk| disk.geometry().size).filter(|b| *b > size);
-    for level in above {
-        let own = size_of(level, format).await?;
-        if let Some(below) = longer_below.filter(|_| own > size) {
-            return Err(Error::InvalidOptions(format!(
-                "{} would become longer, and a disk below it is longer ({below} bytes): what that \
-                 has past {size} would show",
-                last.location
-            )));
-        }
-    }
     for (i, level) in above.iter().enumerate().rev() {
         let (file, target) = (level.file.clone(), last.file.clone());
         merge_one(file, target, format, below.clone(), i > 0, &mut progress).await?;

@@ -23,13 +23,13 @@ pub struct ResizeOptions {
     pub content_id: Option<Guid>,
 }
 
-/// Gives the disk in `file` `size` bytes. What is new reads as zeros.
+/// Gives the disk in `file` `size` bytes. What is new reads as zeros, also where a parent is longer than
+/// the disk was: a VHDX says so of each block, a VHD has no way to and gets blocks of zeros there, which
+/// are holes in its file.
 ///
 /// # Errors
 /// [`Error::WouldLose`] if there is data past the new end, without `force`;
-/// [`Error::InvalidOptions`] for a size that the format has not, or a differencing VHD that would
-/// become longer and show more of a parent that is longer than it: a VHD has no way to say that a
-/// block is zeros.
+/// [`Error::InvalidOptions`] for a size that the format has not; what the image or its parent says.
 pub async fn resize(
     file: Arc<dyn File>,
     format: Format,
@@ -45,13 +45,6 @@ pub async fn resize(
         )));
     }
     let below = image.parent_size().filter(|below| size > old && *below > old);
-    if let Some(below) = below
-        && format != Format::Vhdx
-    {
-        return Err(Error::InvalidOptions(format!(
-            "the parent's disk is longer ({below} bytes): what it has past {old} would show"
-        )));
-    }
     if size < old
         && !options.force
         && let Some(end) = data_end(image.disk(), size).await?
@@ -59,21 +52,25 @@ pub async fn resize(
         return Err(Error::WouldLose { size, end });
     }
     drop(image);
-    match format {
-        Format::Vhdx => {
-            let content = options.content_id.unwrap_or_else(Guid::random);
-            if below.is_some() {
-                // The block in which the disk ends is the image's own from here on.
-                let disk = Image::open(file.clone(), format, options.parent, false).await?;
-                if let Image::Vhdx(disk) = &disk {
-                    disk.choose_content_id(content);
-                    disk.take_over_last().await?;
-                    disk.end().await?;
-                }
+    let content = options.content_id.unwrap_or_else(Guid::random);
+    let mut hidden = Vec::new();
+    if let Some(below) = below {
+        // The block in which the disk ends is the image's own from here on.
+        match Image::open(file.clone(), format, options.parent, false).await? {
+            Image::Vhdx(disk) => {
+                disk.choose_content_id(content);
+                disk.take_over_last().await?;
+                disk.end().await?;
             }
-            vhdx::resize::resize(file, size, below.unwrap_or(0), content).await
+            Image::Vhd(disk) => {
+                disk.take_over_last().await?;
+                hidden = disk.blocks_below(below.min(size)).await?;
+            }
         }
-        Format::Vhd => classic::resize::resize(file, size).await,
+    }
+    match format {
+        Format::Vhdx => vhdx::resize::resize(file, size, below.unwrap_or(0), content).await,
+        Format::Vhd => classic::resize::resize(file, size, &hidden).await,
         other => Err(no_such(other)),
     }
 }

@@ -251,6 +251,23 @@ impl Tracked {
     }
 }
 
+/// The open VHDX in `image` with its changes kept track of in `tracking`; as it is if that file is empty,
+/// which is what is left where keeping track was ended and a file could not be removed.
+///
+/// # Errors
+/// As [`Tracked::open`].
+pub async fn attach(
+    disk: Arc<dyn Disk>,
+    image: Arc<dyn File>,
+    tracking: Arc<dyn File>,
+) -> crate::Result<Arc<dyn Disk>> {
+    if tracking.len().await? == 0 {
+        tracking.close().await?;
+        return Ok(disk);
+    }
+    Ok(Arc::new(Tracked::vhdx(disk, image, tracking).await?))
+}
+
 impl Disk for Tracked {
     fn geometry(&self) -> Geometry {
         self.disk.geometry()

@@ -25,7 +25,7 @@ use super::{
     metadata::{self, Entry, PARENT_LOCATOR, Table},
     open::load_to_change,
     region::{BAT_REGION, RegionTable},
-    scan::{refuse, scan},
+    scan::taken,
     space::SpaceMap,
     zero_range,
 };
@@ -173,21 +173,11 @@ impl Editor {
     }
 
     /// Ends the session and gives the space back that nothing uses: cut off at the end, punched
-    /// elsewhere; but not while a block lacks its bitmap. Returns the length of the file. It stays open.
+    /// elsewhere. Returns the length of the file. It stays open.
     pub(crate) async fn finish(mut self) -> Result<u64> {
         self.settle().await?;
         self.image = load(self.file.clone()).await?;
-        let mut searched_for = false;
-        let found = |damage: Damage| {
-            searched_for |= matches!(damage.fault, Fault::NoBitmap { .. });
-            refuse(damage)
-        };
-        let space = scan(&self.image, found, |_, _| {}, |_, _| {}).await?;
-        if searched_for {
-            // A bitmap that nothing names any more may be in what looks unused.
-            self.file.flush().await?;
-            return Ok(self.image.file_len);
-        }
+        let space = self.space().await?;
         let end = self.cut(&space).await?;
         punch(&*self.file, space.free_runs(end)).await?;
         self.file.flush().await?;
@@ -206,7 +196,7 @@ impl Editor {
 
     /// What is taken of the file; fails at the first contradiction.
     pub(crate) async fn space(&self) -> Result<SpaceMap> {
-        scan(&self.image, refuse, |_, _| {}, |_, _| {}).await
+        taken(&self.image, |_, _| {}).await
     }
 
     /// Space for a structure: a hole, else past the end. Claimed, and zeros.

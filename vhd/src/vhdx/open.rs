@@ -12,7 +12,7 @@ use super::{
     epoch::Epochs,
     load::{Loaded, load},
     log,
-    scan::{refuse, scan},
+    scan::taken,
     table::BatCache,
 };
 use crate::{Damage, Error, Fault, Guid, Result};
@@ -79,17 +79,12 @@ impl Vhdx {
         let max_dirty = log::data_capacity(log_len / 2).min(1024);
         let bat = BatCache::new(layout.pages(), pages, max_dirty);
         let keep = layout.pages() <= pages as u64;
-        let space = scan(
-            &image,
-            refuse,
-            |_, _| {},
-            |page, bytes| {
-                if keep {
-                    bat.insert(page, bytes);
-                }
-            },
-        )
-        .await?;
+        let seen = |page, bytes: &[u8]| {
+            if keep {
+                bat.insert(page, bytes);
+            }
+        };
+        let space = taken(&image, seen).await?;
         let metadata = &image.metadata;
         let geometry = Geometry {
             size: metadata.disk_size,

@@ -132,11 +132,22 @@ impl Partly {
     }
 }
 
-/// For those who cannot go on with a contradiction in the table. A block whose bitmap is missing
-/// contradicts nothing else: reading it fails, and the rest of the image is usable.
-pub(super) fn refuse(damage: Damage) -> Result<()> {
-    match damage.fault {
-        Fault::NoBitmap { .. } => Ok(()),
+/// What is taken of the file, for those who use or give up the rest and cannot go on with a contradiction
+/// in the table. A block whose bitmap is missing contradicts nothing else: reading it fails, and the
+/// rest of the image is usable; but a bitmap that nothing names any more may be in what looks unused, so
+/// all of the file is taken then.
+pub(super) async fn taken(image: &Loaded, page: impl FnMut(usize, &[u8])) -> Result<SpaceMap> {
+    let mut searched_for = false;
+    let found = |damage: Damage| match damage.fault {
+        Fault::NoBitmap { .. } => {
+            searched_for = true;
+            Ok(())
+        }
         _ => Err(damage.into()),
+    };
+    let mut space = scan(image, found, |_, _| {}, page).await?;
+    if searched_for {
+        space.take_all(image.file_len);
     }
+    Ok(space)
 }

@@ -89,6 +89,14 @@ impl SpaceMap {
         (i as u64 * 64 + 64 - u64::from(self.words[i].leading_zeros())) * MIB
     }
 
+    /// Takes all that is free before `limit`, which the caller bounds.
+    pub fn take_all(&mut self, limit: u64) {
+        for run in self.free_runs(limit) {
+            let claimed = self.claim(run);
+            debug_assert!(claimed, "it was free");
+        }
+    }
+
     /// Bytes taken.
     pub fn taken(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>() * MIB
@@ -140,5 +148,8 @@ mod tests {
         assert_eq!(map.claim_free(MIB, 70 * MIB), Some(10 * MIB));
         assert_eq!(map.claim_free(MIB, 70 * MIB), Some(11 * MIB));
         assert_eq!(map.claim_free(MIB, 70 * MIB), None);
+        map.release(10 * MIB..12 * MIB);
+        map.take_all(80 * MIB + 5);
+        assert_eq!((map.claim_free(MIB, 81 * MIB), map.end()), (None, 81 * MIB));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use smb_client::raw::RawConnection;
+use smb_client::raw::{Block, RawConnection};
 use smb_protocol::NtStatus;
 
 use super::{
@@ -66,6 +66,9 @@ pub struct Worker {
     random: u64,
     cursor: u64,
     flight: HashMap<u64, Flight>,
+    /// What is written, without verification.
+    same: Block,
+    /// What is written next, with verification.
     data: Vec<u8>,
     /// With verification: how often each block was written, and whether it is in flight.
     sequences: Vec<u32>,
@@ -75,15 +78,16 @@ pub struct Worker {
 
 impl Worker {
     /// Takes a connection with its file open.
-    pub fn new(connection: RawConnection, plan: Plan) -> Self {
+    pub fn new(connection: RawConnection, plan: Plan) -> anyhow::Result<Self> {
         let known = if plan.verify { plan.blocks as usize } else { 0 };
         let mut data = vec![0; plan.block_size as usize];
         fill(&mut data, plan.seed, 0);
-        Self {
+        Ok(Self {
             connection,
             random: plan.seed,
             cursor: 0,
             flight: HashMap::with_capacity(plan.depth * 2),
+            same: Block::new(data.clone()).context("cannot keep a block to write")?,
             data,
             sequences: vec![0; known],
             busy: vec![false; known],
@@ -94,7 +98,7 @@ impl Worker {
                 elapsed: Duration::ZERO,
             },
             plan,
-        }
+        })
     }
 
     /// Writes every block once, so that there is something to read and to compare.
@@ -205,8 +209,10 @@ impl Worker {
                 let sequence = self.sequences[block as usize].wrapping_add(1);
                 fill(&mut self.data, index, sequence.into());
                 self.sequences[block as usize] = sequence;
+                self.connection.queue_write(offset, &self.data)
+            } else {
+                self.connection.queue_block(offset, &self.same)
             }
-            self.connection.queue_write(offset, &self.data)
         } else {
             self.connection.queue_read(offset, size)
         };

@@ -203,7 +203,7 @@ fn measure(args: &Args, blocks: u64) -> anyhow::Result<Report> {
             protocol = common::protocol(&connection);
             prepare(args, &options, &mut connection, blocks)?;
         }
-        workers.push(Worker::new(connection, args.plan(number, blocks)));
+        workers.push(Worker::new(connection, args.plan(number, blocks))?);
     }
 
     let barrier = Arc::new(Barrier::new(workers.len() + 1));
@@ -303,7 +303,7 @@ fn prepare(
         blocks: size.div_ceil(CHUNK) - first,
         seed: 1,
     };
-    let mut worker = Worker::new(fresh?, plan);
+    let mut worker = Worker::new(fresh?, plan)?;
     worker.prepare().context("cannot fill the file")?;
     worker.finish()?;
     Ok(())

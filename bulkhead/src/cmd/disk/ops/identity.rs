@@ -39,13 +39,15 @@ impl Clone {
         let mode = if self.force { Mode::Replace } else { Mode::CreateNew };
         let copy = storage::open(target, mode).await?;
         let (bar, progress) = watch(image.json);
-        let outcome = ops::clone(source.clone(), copy.clone(), format, progress).await;
+        let parent = match (&path, chain.get(1)) {
+            (Some(path), Some(parent)) => {
+                Some((storage::open(parent, Mode::Read).await?, path.as_str()))
+            }
+            _ => None,
+        };
+        let outcome = ops::clone(source.clone(), copy.clone(), format, parent, progress).await;
         bar.finish_and_clear();
         outcome.with_context(|| format!("copying {} to {target}", image.file))?;
-        if let (Some(path), Some(parent)) = (path, chain.get(1)) {
-            let parent = storage::open(parent, Mode::Read).await?;
-            ops::relink(copy.clone(), parent, format, &path).await?;
-        }
         let length = copy.len().await?;
         copy.close().await?;
         let json = json!({ "file": target, "source": image.file, "file_size": length });
