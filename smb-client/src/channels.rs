@@ -166,9 +166,7 @@ impl Group {
     /// Forgets the channels that were lost, but for one.
     fn prune(&self) {
         let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
-        if list.iter().any(|channel| !channel.is_closed()) {
-            list.retain(|channel| !channel.is_closed());
-        }
+        prune(&mut list, |channel| channel.is_closed());
     }
 
     /// Gives all channels up. The first reason counts.
@@ -208,6 +206,14 @@ impl Group {
     }
 }
 
+/// Removes what is lost, unless all is. Each is looked at once, since any may be lost meanwhile.
+fn prune<T: Clone>(list: &mut Vec<T>, is_lost: impl Fn(&T) -> bool) {
+    let live: Vec<T> = list.iter().filter(|one| !is_lost(one)).cloned().collect();
+    if !live.is_empty() {
+        *list = live;
+    }
+}
+
 /// Keeps the channels of a session. Dropping it ends the session, which closes all that is open
 /// in it.
 #[derive(Debug)]
@@ -235,5 +241,28 @@ impl Drop for Channels {
         self.main().send_and_forget(Command::LOGOFF, TreeId(0), |out| Empty.encode(out));
         self.close(&Error::Closed);
         self.list.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// The last channel may be lost while the lost ones are removed: one is left all the same.
+    #[test]
+    fn a_group_is_never_without_a_channel() {
+        for alive in 0..20 {
+            let looks = Cell::new(0);
+            // All are lost once so many looks were taken.
+            let is_lost = |_: &u8| looks.replace(looks.get() + 1) >= alive;
+            let mut list = vec![1, 2, 3];
+            prune(&mut list, is_lost);
+            assert!(!list.is_empty() && list.len() <= 3, "{alive}: {list:?}");
+        }
+        let mut list = vec![1, 2, 3];
+        prune(&mut list, |one| *one != 2);
+        assert_eq!(list, [2]);
     }
 }

@@ -31,6 +31,7 @@ pub struct Smbd {
     address: SocketAddr,
     folder: TempDir,
     arguments: Vec<String>,
+    program: PathBuf,
     /// The network namespace that it runs in.
     namespace: Option<String>,
 }
@@ -56,6 +57,17 @@ impl Smbd {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut server = Self::prepare(address, &std::env::temp_dir(), server, rest);
         server.arguments = ["--supervise"].iter().chain(arguments).map(|a| a.to_string()).collect();
+        server.spawn();
+        server
+    }
+
+    /// Starts one below a supervisor from a copy of the program, which is put at `program`.
+    pub fn supervised_copy(program: &Path, server: &str, rest: &str) -> Self {
+        fs::copy(ours("smbd"), program).expect("there is room for a program");
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let mut server = Self::prepare(address, &std::env::temp_dir(), server, rest);
+        server.arguments = vec!["--supervise".to_owned()];
+        server.program = program.to_owned();
         server.spawn();
         server
     }
@@ -89,7 +101,8 @@ impl Smbd {
             state = folder.path().join("state").display(),
         );
         fs::write(folder.path().join("smbd.toml"), config).expect("the folder is writable");
-        Self { process: None, address, folder, arguments: Vec::new(), namespace: None }
+        let (arguments, program) = (Vec::new(), ours("smbd"));
+        Self { process: None, address, folder, arguments, program, namespace: None }
     }
 
     /// Starts one at all addresses of a network namespace, where it is reached at `address`; needs
@@ -123,10 +136,10 @@ impl Smbd {
         let mut command = match &self.namespace {
             Some(namespace) => {
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(ours("smbd"));
+                command.args(["netns", "exec", namespace]).arg(&self.program);
                 command
             }
-            None => Command::new(ours("smbd")),
+            None => Command::new(&self.program),
         };
         let child = command
             .arg("--config")
@@ -210,6 +223,15 @@ impl Smbd {
     /// A folder for what the test needs beside the share.
     pub fn scratch(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Waits until its log has a line with this text.
+    pub fn wait_for_log(&self, text: &str) {
+        let since = Instant::now();
+        while !fs::read_to_string(self.log()).is_ok_and(|log| log.contains(text)) {
+            assert!(since.elapsed() < Duration::from_secs(60), "nothing is said of {text:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Whether it still runs.

@@ -3,7 +3,11 @@
 use std::{
     fs,
     net::TcpListener,
-    os::fd::AsRawFd,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -85,6 +89,52 @@ async fn clients_of_a_server_that_is_killed_or_upgraded_go_on() {
     let bad = server.stop();
     let killed = |line: &&String| line.contains("has ended and is started again");
     assert!(bad.iter().all(|line| killed(&line)) && bad.len() == 2, "{bad:#?}");
+}
+
+/// Puts a program in the place of another that may be running, as a package manager does.
+fn install(from: &Path, to: &Path) {
+    let fresh = to.with_extension("fresh");
+    fs::copy(from, &fresh).unwrap();
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(fresh, to).unwrap();
+}
+
+/// The new program takes over; one that does not start leaves the old server where it is, and the
+/// next that does takes over again. Clients see no error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_is_to_the_program_that_is_installed_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("smbd");
+    let mut server = Smbd::supervised_copy(&program, "", SHARE);
+    let running = |pid: u32| fs::metadata(format!("/proc/{pid}/exe")).unwrap().ino();
+    let supervisor = running(server.pid());
+    let file = open(&server).await;
+    step(&file, 0).await;
+    let mut pid = server.serving_pid().unwrap();
+    assert_eq!(running(pid), supervisor);
+
+    let (working, broken) = (ours("smbd"), folder.path().join("broken"));
+    fs::write(&broken, "#!/bin/sh\nexit 1\n").unwrap();
+    for (n, starts) in [(1, true), (2, false), (3, true)] {
+        install(if starts { &working } else { &broken }, &program);
+        let installed = fs::metadata(&program).unwrap().ino();
+        let asked = server.admin(&["server", "upgrade"]);
+        assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+        step(&file, 2 * n).await;
+        if starts {
+            pid = successor(&server, pid);
+            assert_eq!(running(pid), installed);
+        } else {
+            server.wait_for_log("the old one stays");
+            assert_eq!(server.serving_pid(), Some(pid));
+        }
+        step(&file, 2 * n + 1).await;
+    }
+    // The supervisor is still the program that it was.
+    assert_eq!(running(server.pid()), supervisor);
+    File::close(&file).await.unwrap();
+    let bad = server.stop();
+    assert!(bad.len() == 1 && bad[0].contains("the new server does not start"), "{bad:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

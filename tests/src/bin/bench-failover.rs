@@ -2,9 +2,11 @@
 //! and small reads and writes beside the same with write-through, in one run with one server; and
 //! opens and closes of durable handles at Samba, if it is installed, which has no persistent ones.
 //!
-//! Writes `target/bench/failover.json` and prints a table. Each load is run in turns on all
-//! shares; the best turn of each counts. The argument is how many seconds a turn takes (1).
-//! `TMPDIR` says where the shares are.
+//! Writes `target/bench/failover.json` and prints a table. Each load is run in short turns on both
+//! shares, which are over one folder and use the same open file, laid out before: what the machine
+//! and its disk do meanwhile meets both. The ratio of all that was done counts; the quartiles of
+//! the ratios of neighbouring turns show how much they swing. The argument is how many seconds a
+//! turn takes (0.1). `TMPDIR` says where the shares are.
 
 use std::{
     env, fs,
@@ -25,9 +27,9 @@ use bulkhead_tests::{
     smbd::{PASSWORD, Smbd, USER},
 };
 use serde_json::{Value, json};
-use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, Tree};
+use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, RemoteFile, Share, Tree};
 
-const TURNS: usize = 3;
+const PAIRS: usize = 80;
 const BLOCKS: u64 = 16_384;
 const SHARES: &str = "[[share]]\nname = \"ca\"\npath = \"files\"\nusers = [\"admin\"]\n\
                       continuously_available = true\n\
@@ -49,14 +51,26 @@ const LOADS: [(&str, Load); 4] = [
     ("4 KiB random write-through QD32", Load::Write),
 ];
 
-/// Operations a second.
-async fn rate(tree: &Tree, share: &str, load: Load, time: Duration) -> Outcome<f64> {
-    let through = OpenOptions { write_through: true, ..OpenOptions::create(Create::OpenOrNew) };
-    let depth = if let Load::OpenClose(depth) = load { depth } else { 32 };
-    let file = match load {
-        Load::OpenClose(_) => None,
-        _ => Some(Arc::new(tree.open(&format!("{share}.disk"), through).await?)),
+/// The file of the loads that read and write, for both shares at once.
+async fn disk(tree: &Tree) -> Outcome<Arc<RemoteFile>> {
+    let through = OpenOptions {
+        write_through: true,
+        share: Share::ReadWrite,
+        ..OpenOptions::create(Create::OpenOrNew)
     };
+    Ok(Arc::new(tree.open("disk", through).await?))
+}
+
+/// Operations a second.
+async fn rate(
+    tree: &Tree,
+    disk: Option<&Arc<RemoteFile>>,
+    share: &str,
+    load: Load,
+    time: Duration,
+) -> Outcome<f64> {
+    let depth = if let Load::OpenClose(depth) = load { depth } else { 32 };
+    let file = if let Load::OpenClose(_) = load { None } else { disk.cloned() };
     let (done, since) = (Arc::new(AtomicU64::new(0)), Instant::now());
     let mut tasks = Vec::new();
     for task in 0..depth as u64 {
@@ -86,11 +100,14 @@ async fn rate(tree: &Tree, share: &str, load: Load, time: Duration) -> Outcome<f
     for task in tasks {
         task.await??;
     }
-    let rate = done.load(Ordering::Relaxed) as f64 / since.elapsed().as_secs_f64();
-    if let Some(file) = file {
-        File::close(&*file).await?;
-    }
-    Ok(rate)
+    Ok(done.load(Ordering::Relaxed) as f64 / since.elapsed().as_secs_f64())
+}
+
+/// The quartiles of some figures.
+fn spread(figures: &mut [f64]) -> (f64, f64, f64) {
+    figures.sort_by(f64::total_cmp);
+    let at = |quarter: usize| figures[(figures.len() - 1) * quarter / 4];
+    (at(1), at(2), at(3))
 }
 
 /// A number of the metrics page.
@@ -111,13 +128,14 @@ async fn bench(time: Duration) -> Outcome<Value> {
     let login = ConnectOptions::new("127.0.0.1", server.port(), Login::new(USER, PASSWORD));
     let session = Client::connect(login).await?;
     let trees = [session.tree("plain").await?, session.tree("ca").await?];
-    for (tree, share) in trees.iter().zip(["plain", "ca"]) {
-        let disk = tree.open(&format!("{share}.disk"), OpenOptions::create(Create::New)).await?;
-        for at in 0..BLOCKS / 256 {
-            disk.write_at(at << 20, &vec![1; 1 << 20]).await?;
-        }
-        File::close(&disk).await?;
+    let disk = trees[0].open("disk", OpenOptions::create(Create::New)).await?;
+    disk.allocate(0..BLOCKS * 4096).await?;
+    for at in 0..BLOCKS / 256 {
+        disk.write_at(at << 20, &vec![1; 1 << 20]).await?;
     }
+    disk.flush().await?;
+    File::close(&disk).await?;
+    let disks = [self::disk(&trees[0]).await?, self::disk(&trees[1]).await?];
     let samba = Samba::start(
         "durable handles = yes\nkernel oplocks = no",
         "posix locking = no\n\
@@ -133,42 +151,53 @@ async fn bench(time: Duration) -> Outcome<Value> {
     };
     let mut rows = Vec::new();
     for (name, load) in LOADS {
-        let (mut best, mut pairs, mut commits) = ([0.0f64; 2], 0.0, 0.0);
-        let mut best_of_theirs = None;
-        for _ in 0..TURNS {
-            for (at, share) in ["plain", "ca"].into_iter().enumerate() {
+        let (mut ratios, mut all) = (Vec::new(), [Vec::new(), Vec::new()]);
+        let (mut opens, mut commits, mut theirs_all) = (0.0, 0.0, Vec::new());
+        // The first pair is not counted: files are made, caches are filled.
+        for pair in 0..=PAIRS {
+            let mut rates = [0.0; 2];
+            let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
+            for at in order {
                 let before = metric(port, "state_commits_total")?;
                 let since = Instant::now();
-                let rate = rate(&trees[at], share, load, time).await?;
-                if share == "ca" {
-                    pairs += rate * since.elapsed().as_secs_f64();
+                let share = ["plain", "ca"][at];
+                rates[at] = rate(&trees[at], Some(&disks[at]), share, load, time).await?;
+                if at == 1 {
+                    opens += rates[at] * since.elapsed().as_secs_f64();
                     commits += metric(port, "state_commits_total")? - before;
                 }
-                best[at] = best[at].max(rate);
             }
-            if let (Some(tree), Load::OpenClose(_)) = (&theirs, load) {
-                let rate = rate(tree, "samba", load, time).await?;
-                best_of_theirs = Some(rate.max(best_of_theirs.unwrap_or(0.0)));
+            if let (Some(tree), Load::OpenClose(_)) = (&theirs, load)
+                && pair % 4 == 1
+            {
+                theirs_all.push(rate(tree, None, "samba", load, time).await?);
+            }
+            if pair > 0 {
+                ratios.push(rates[1] / rates[0]);
+                all.iter_mut().zip(rates).for_each(|(all, rate)| all.push(rate));
             }
         }
-        let ratio = best[1] / best[0];
+        let (least, _, most) = spread(&mut ratios);
+        let [plain, ca] = all.map(|all| all.iter().sum::<f64>() / all.len() as f64);
+        let ratio = ca / plain;
+        let samba = (!theirs_all.is_empty()).then(|| spread(&mut theirs_all).1);
         println!(
-            "{name:<34} {:>10.0}/s plain {:>10.0}/s CA   {ratio:.2}   {:.3} commits each{}",
-            best[0],
-            best[1],
-            commits / pairs,
-            best_of_theirs.map_or(String::new(), |rate| format!("   {rate:.0}/s Samba"))
+            "{name:<34} {plain:>10.0}/s plain {ca:>10.0}/s CA   {ratio:.3} ({least:.2}-{most:.2})   \
+             {:.3} commits each{}",
+            commits / opens,
+            samba.map_or(String::new(), |rate| format!("   {rate:.0}/s Samba"))
         );
         rows.push(json!({
-            "load": name, "plain_per_s": best[0], "ca_per_s": best[1], "ratio": ratio,
-            "commits_each": commits / pairs, "samba_per_s": best_of_theirs,
+            "load": name, "plain_per_s": plain, "ca_per_s": ca, "ratio": ratio,
+            "ratio_quartiles": [least, most], "commits_each": commits / opens,
+            "samba_per_s": samba,
         }));
     }
-    Ok(json!({ "seconds": time.as_secs_f64(), "turns": TURNS, "rows": rows }))
+    Ok(json!({ "seconds": time.as_secs_f64(), "pairs": PAIRS, "rows": rows }))
 }
 
 fn main() -> ExitCode {
-    let seconds = env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1.0);
+    let seconds = env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0.1);
     let run = || -> Outcome<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(bench(Duration::from_secs_f64(seconds)))?;
