@@ -120,8 +120,9 @@ impl Server {
             connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
             // A client names its last session when it comes back, and must not mean one that
-            // another has got from the next server (MS-SMB2 3.3.5.5.3).
-            next_session: AtomicU64::new((seed & 0xffff_ffff_0000) | 1),
+            // another has got from the next server (MS-SMB2 3.3.5.5.3). They fit 32 bits, as those
+            // of other servers do: smbtorture's session-id takes a longer one for one it made up.
+            next_session: AtomicU64::new((seed & 0xffff_0000) | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),
             next_connection: AtomicU64::new(1),
         })

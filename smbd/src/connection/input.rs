@@ -80,7 +80,7 @@ fn give_pipe(pipe: SplicePipe) {
 enum Data {
     /// They are received with their message.
     Whole,
-    /// The message is large: it has to be seen whether they may go to their file as they come.
+    /// Nobody has looked yet.
     Unknown,
     /// They go to their file as they come.
     Placed,
@@ -114,7 +114,7 @@ impl Input {
             at: 0,
             missing: FRAME_LEN,
             at_once: INPUT,
-            data: Data::Whole,
+            data: Data::Unknown,
             placed: 0,
             pipe: None,
             again: false,
@@ -131,14 +131,17 @@ impl Input {
         self.place(exchange)?;
         let Some(range) = self.message(exchange.max_message())? else {
             if self.data == Data::Unknown && self.bytes.len() >= WRITE_HEAD {
-                let may = Exchange::may_place(&self.bytes[FRAME_LEN..]);
+                let may = exchange.authenticated() && Exchange::may_place(&self.bytes[FRAME_LEN..]);
                 self.data = if may { Data::Placed } else { Data::Whole };
                 self.place(exchange)?;
+            }
+            if self.data == Data::Placed {
+                self.receive_data();
             }
             return Ok(None);
         };
         self.at = range.end;
-        self.data = Data::Whole;
+        self.data = Data::Unknown;
         self.again = self.placed > 0;
         Ok(Some((&mut self.bytes[range], std::mem::take(&mut self.placed))))
     }
@@ -166,8 +169,8 @@ impl Input {
         }
         self.missing = end - there;
         self.bring_forward();
-        if len >= 2 * PIECE && self.data == Data::Whole && self.placed == 0 {
-            self.data = Data::Unknown;
+        if len < 2 * PIECE {
+            self.data = Data::Whole;
         }
         if head == 0 && len > INPUT {
             self.at_once = self.missing;
@@ -196,16 +199,19 @@ impl Input {
                 None => {
                     self.data = Data::Whole;
                     self.pour()?;
-                    return Ok(());
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The next bytes are data to be placed: a piece of them, or a pipe full.
+    fn receive_data(&mut self) {
         let room = (WRITE_HEAD + PIECE).saturating_sub(self.bytes.len()).max(1);
         self.at_once = self.missing.min(room);
         if self.pipe.is_none() && self.missing >= LEAST_PIPED && self.bytes.len() == WRITE_HEAD {
             self.pipe = take_pipe();
         }
-        Ok(())
     }
 
     /// Bytes in the pipe.
