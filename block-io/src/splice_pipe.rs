@@ -83,7 +83,7 @@ impl SplicePipe {
     ///
     /// # Errors
     /// What the file system says; nothing went then.
-    pub fn drain(&mut self, to: impl AsFd, offset: u64, len: usize) -> io::Result<usize> {
+    pub(crate) fn drain(&mut self, to: impl AsFd, offset: u64, len: usize) -> io::Result<usize> {
         let mut at = offset;
         let mut done = 0;
         let len = len.min(self.held);
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out_in_order_by_either_end() {
-        let data: Vec<u8> = (0..100_000u32).map(|at| (at * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..100_000u32).map(|at| ((at * 7) >> 3) as u8).collect();
         let mut pipe = filled(&data);
         let mut file = tempfile::tempfile().unwrap();
         assert_eq!(pipe.drain(&file, 500, 40_000).unwrap(), 40_000);

@@ -52,11 +52,7 @@ impl Block {
         self.send(stream)
     }
 
-    /// Sends them.
-    ///
-    /// # Errors
-    /// The connection is gone, or its time is over.
-    pub fn send(&self, stream: &mut TcpStream) -> io::Result<()> {
+    fn send(&self, stream: &mut TcpStream) -> io::Result<()> {
         let mut at = 0;
         while let left @ 1.. = self.data.len() - at as usize {
             match sendfile(&*stream, &self.pages, Some(&mut at), left) {

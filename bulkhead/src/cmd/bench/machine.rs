@@ -6,7 +6,6 @@
 //!  page cache   pread / pwrite 1 MiB of a file in memory
 //!  both, read   pread, send  ═══ TCP ══► receive
 //!  both, write  receive, pwrite ◄═ TCP ═ send
-//!  spliced      pipe to file    ◄═ TCP ═ send pages  (one copy in all)
 //! ```
 //!
 //! The first two are limits that no server passes; `both` does the two after one another on one
@@ -23,13 +22,9 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use block_io::{LowWater, SplicePipe};
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    thread::{CpuSet, sched_setaffinity},
-};
+use block_io::LowWater;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::json;
-use smb_client::raw::Block;
 
 use crate::units::parse_size;
 
@@ -173,50 +168,6 @@ fn stream(
     })
 }
 
-/// Bytes per second over one TCP connection to a file, block by block, without a copy but the one
-/// to the page cache.
-fn spliced(args: &Args, file: &File) -> anyhow::Result<f64> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen on loopback")?;
-    let mut sender = TcpStream::connect(listener.local_addr()?)?;
-    let (receiver, _) = listener.accept()?;
-    let _ = rustix::net::sockopt::set_tcp_congestion(&sender, "cubic");
-    let time = Duration::from_secs_f64(args.seconds);
-    let send = move || {
-        pin(args.client_cpu)?;
-        let block = Block::new(vec![0x5a; COPY]).context("cannot keep a block to send")?;
-        let started = Instant::now();
-        while started.elapsed() < time {
-            block.send(&mut sender).context("cannot send over loopback")?;
-        }
-        sender.shutdown(Shutdown::Write).context("cannot end the connection")
-    };
-    let receive = move || {
-        pin(args.server_cpu)?;
-        let (started, mut sum) = (Instant::now(), 0u64);
-        let mut pipe = SplicePipe::new().context("cannot make a pipe")?;
-        let mut blocks = Blocks::new(file, args.size);
-        let mut low_water = LowWater::default();
-        loop {
-            let (offset, mut done) = (blocks.step(), 0);
-            while done < COPY {
-                low_water.wait_for(&receiver, COPY - done);
-                poll(&mut [PollFd::new(&receiver, PollFlags::IN)], None).context("cannot wait")?;
-                let count = pipe.fill(&receiver, COPY - done).context("cannot receive")?;
-                sum += count as u64;
-                if count == 0 {
-                    return Ok(sum as f64 / started.elapsed().as_secs_f64());
-                }
-                pipe.drain(file, offset + done as u64, count).context("cannot write the file")?;
-                done += count;
-            }
-        }
-    };
-    thread::scope(|scope| {
-        let (receiving, sending) = (scope.spawn(receive), scope.spawn(send));
-        join(sending).and(join(receiving))
-    })
-}
-
 /// Runs the subcommand.
 pub fn run(args: Args) -> anyhow::Result<()> {
     if args.size < COPY as u64 {
@@ -239,7 +190,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Names and bytes per second.
-type Figures = [(&'static str, f64); 6];
+type Figures = [(&'static str, f64); 5];
 
 fn measure(args: &Args, file: &File) -> anyhow::Result<Figures> {
     let mut blocks = Blocks::new(file, args.size);
@@ -268,7 +219,6 @@ fn measure(args: &Args, file: &File) -> anyhow::Result<Figures> {
         ("page_cache_write", write),
         ("read_then_send", both_read),
         ("receive_then_write", both_write),
-        ("splice_to_file", spliced(args, file)?),
     ])
 }
 

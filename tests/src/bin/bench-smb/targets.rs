@@ -29,18 +29,17 @@ pub fn ratio(results: &Map<String, Value>) -> Option<f64> {
 
 /// Which part of what the machine allows our server reaches with a sequential load: of the
 /// smaller of loopback and page cache, and of both after one another on the server's CPU. The
-/// latter is what is judged, where there are two ways the faster: the bytes go both ways, and the
-/// server has one CPU for them.
+/// latter is what is judged: the bytes go both ways, and the server has one CPU for them.
 pub fn limits(load: &str, row: &Value, machine: &Value) -> Option<Value> {
     let (copy, both) = match load {
-        SEQ_READ => ("page_cache_read", ["read_then_send"].as_slice()),
-        SEQ_WRITE => ("page_cache_write", ["receive_then_write", "splice_to_file"].as_slice()),
+        SEQ_READ => ("page_cache_read", "read_then_send"),
+        SEQ_WRITE => ("page_cache_write", "receive_then_write"),
         _ => return None,
     };
     let rate = |name: &str| machine[format!("{name}_megabytes_per_second")].as_f64();
     let ours = row["servers"][BULKHEAD]["megabytes_per_second"].as_f64()?;
     let smaller = rate("loopback")?.min(rate(copy)?);
-    let both = both.iter().filter_map(|name| rate(name)).reduce(f64::max)?;
+    let both = rate(both)?;
     Some(json!({
         "smaller_megabytes_per_second": smaller,
         "share_of_smaller": ours / smaller,
