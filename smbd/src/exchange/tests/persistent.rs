@@ -2,6 +2,7 @@
 //! and who does not get it.
 
 use std::{
+    collections::HashSet,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -473,20 +474,21 @@ fn an_open_stream_comes_back_too() {
     assert_eq!(guest.lock(got.id, 100, 0x11, OWN), NtStatus::SUCCESS);
     assert_eq!(guest.set(got.id, InfoClass::RENAME, &rename_to(":t")), NtStatus::SUCCESS);
     let other = guest.create(&ask("b:s").persistent(2)).unwrap();
+    let streams = house.files().join(".bulkhead/streams");
+    let stream_files = || -> HashSet<std::path::PathBuf> {
+        let folders = std::fs::read_dir(&streams).unwrap().map(|folder| folder.unwrap().path());
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap());
+        files.map(|file| file.unwrap().path()).collect()
+    };
+    let before = stream_files();
     let gone = guest.create(&ask("c:s").persistent(3)).unwrap();
+    let all = stream_files();
+    let mut new = all.difference(&before);
+    let (Some(last), None) = (new.next(), new.next()) else { panic!("not one: {all:?}") };
     house.kill(vec![guest]);
     std::fs::rename(house.files().join("b"), house.files().join("elsewhere")).unwrap();
-    let streams = house.files().join(".bulkhead/streams");
-    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&path.metadata().unwrap());
-    let all = std::fs::read_dir(streams).unwrap().map(|folder| folder.unwrap().path());
-    let files = all.flat_map(|folder| std::fs::read_dir(folder).unwrap());
-    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-    files.sort_by_key(|path| inode(path));
-    assert_eq!(files.len(), 3);
-    // That of `c` was made last.
-    let last = files.pop().unwrap();
-    std::fs::copy(&last, last.with_extension("x")).unwrap();
-    std::fs::rename(last.with_extension("x"), &last).unwrap();
+    std::fs::copy(last, last.with_extension("x")).unwrap();
+    std::fs::rename(last.with_extension("x"), last).unwrap();
     house.recover();
     assert_eq!(house.server.nodes.stable.held(), 1);
 
