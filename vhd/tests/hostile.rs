@@ -653,6 +653,21 @@ fn tables_that_are_named_often_are_walked_once() {
         });
         assert_eq!((overlaps.count(), report.errors >= 4095), (1000, true), "{}", report.errors);
         assert!(report.allocated_blocks < 512);
+
+        let mut bytes = qcow2_image().await.bytes;
+        // Three snapshots whose tables are the active one.
+        let table = bytes.len();
+        let mut snapshot = bytes[40..48].to_vec();
+        snapshot.extend(1u32.to_be_bytes());
+        snapshot.resize(40, 0);
+        bytes[60..64].copy_from_slice(&3u32.to_be_bytes());
+        bytes[64..72].copy_from_slice(&(table as u64).to_be_bytes());
+        bytes.extend(snapshot.repeat(3));
+        let report = qcow2::check(Arc::new(MemFile::with_holes(&bytes))).await.unwrap();
+        let overlaps = report.findings.iter().filter(|finding| {
+            matches!(finding, Finding::Error(Damage { fault: Fault::Overlap { .. }, .. }))
+        });
+        assert_eq!(overlaps.count(), 3, "{:?}", report.findings);
     });
 }
 

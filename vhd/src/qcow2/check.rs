@@ -1,7 +1,7 @@
 //! Judging an image: its tables, and its reference counts against what they count.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
     sync::Arc,
 };
@@ -54,6 +54,7 @@ async fn judge(file: &dyn File, report: &mut Report) -> Result<()> {
     let l1 = (header.l1_offset, u64::from(header.l1_size));
     judge.tables(l1, true).await?;
     let found = snapshots(file, &header).await?;
+    let mut walked = BTreeMap::from([(l1.0, l1.0 + l1.1 * 8)]);
     for snapshot in &found {
         let entries = u64::from(snapshot.l1.1);
         if entries * 8 > MAX_L1 || !snapshot.l1.0.is_multiple_of(header.cluster_size) {
@@ -61,7 +62,17 @@ async fn judge(file: &dyn File, report: &mut Report) -> Result<()> {
             let fault = Fault::Field { field, value, rule: "at most 32 MiB, at a cluster" };
             return Err(Damage::new(Structure::Snapshots, header.snapshots_offset, fault).into());
         }
-        judge.tables((snapshot.l1.0, entries), false).await?;
+        // Each has a table of its own: else a small file with many would be work for hours.
+        let (start, len) = (snapshot.l1.0, entries * 8);
+        let other = walked.range(..start.saturating_add(len)).next_back();
+        if len > 0 && other.is_some_and(|(_, end)| *end > start) {
+            let fault = Fault::Overlap { start, len, other: "another L1 table".to_owned() };
+            let place = header.snapshots_offset;
+            judge.report.error(Damage::new(Structure::Snapshots, place, fault));
+            continue;
+        }
+        walked.insert(start, start.saturating_add(len));
+        judge.tables((start, entries), false).await?;
     }
     if header.snapshots > 0 {
         // The table's own length is known by reading it; it is given no names of its own here.
