@@ -9,8 +9,9 @@
 //! ```
 //!
 //! [`FlushGroup`] merges concurrent flushes of anything; [`LowWater`] lets a socket's reader sleep
-//! until much is there; a [`SplicePipe`] takes data from there to a file uncopied; [`Volatile`] is a file without its flushes. With the feature `testing`, the module
-//! `testing` has files in memory and files that lose what was not flushed.
+//! until much is there; a [`SplicePipe`] takes data from there to a file uncopied; [`Volatile`] is a
+//! file without its flushes. With the feature `testing`, the module `testing` has files in memory
+//! and files that lose what was not flushed.
 //!
 //! This crate knows no protocol and no image format.
 

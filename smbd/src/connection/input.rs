@@ -268,8 +268,10 @@ impl Input {
                 self.missing = self.missing.saturating_sub(got);
                 Ok(Some(got))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+                _ => Err(error.into()),
+            },
         }
     }
 
