@@ -72,6 +72,16 @@ pub struct Later {
     pub io: bool,
 }
 
+impl Later {
+    /// It waits for storage, which ends by itself, and holds that many bytes of memory meanwhile.
+    pub fn storage(
+        bytes: usize,
+        answer: impl Future<Output = Result<Vec<u8>, NtStatus>> + Send + 'static,
+    ) -> Self {
+        Self { future: Box::pin(answer), cancel: None, interim: false, bytes, io: true }
+    }
+}
+
 /// A request that waits for storage and whose answer may have a body whatever its status is.
 pub struct Ends {
     /// Gives the status and the body of the answer; an error without body is answered as such.

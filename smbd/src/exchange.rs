@@ -86,6 +86,8 @@ pub struct Exchange {
     pub peer: SocketAddr,
     /// Our address that the client dialled.
     pub local: SocketAddr,
+    /// When it connected.
+    pub since: tokio::time::Instant,
     /// What was negotiated.
     pub negotiated: Option<Negotiated>,
     /// Sessions of this connection: `Connection.SessionTable`.
@@ -133,6 +135,7 @@ impl Exchange {
             server,
             peer,
             local,
+            since: tokio::time::Instant::now(),
             negotiated: None,
             sessions: HashMap::new(),
             authentications: HashMap::new(),

@@ -116,7 +116,7 @@ impl Server {
         for (open, remembered) in back {
             restore(&open, &remembered);
             let timeout = Duration::from_millis(remembered.open.timeout.into());
-            if !open.is_persistent() {
+            if !open.is_remembered() {
                 // Handed over once; only an orderly end hands it over again.
                 stable.queue(record::forget(open.id.persistent));
             } else if remembered.away.is_none() {
@@ -144,7 +144,7 @@ impl Server {
         for open in kept {
             match open.hand_over() {
                 Some(batch) => stable.queue(batch),
-                None if open.is_persistent() => {}
+                None if open.is_remembered() => {}
                 // It is closed now, while its file can still be deleted if it was to be.
                 None => drop(self.nodes.kept.take(open.id.persistent)),
             }
@@ -238,7 +238,8 @@ impl Server {
         });
         open.delete_on_close.store(record.delete_on_close, Ordering::Release);
         open.replayable.store(true, Ordering::Release);
-        open.remembered_again(record.promise, Duration::from_millis(record.timeout.into()));
+        let timeout = Duration::from_millis(record.timeout.into());
+        open.remembered_again(record.promise, timeout, share.continuously_available);
         let open = Arc::new(open);
         self.nodes.add_open(&open);
         Ok(open)

@@ -36,24 +36,18 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             attributes: facts.attributes,
         };
     }
-    let forgotten = if open.is_persistent() { open.let_go() } else { None };
+    let forgotten = if open.is_remembered() { open.let_go() } else { None };
     if let Some(forgotten) = forgotten {
         let mut body = Vec::new();
         response.encode(&mut body);
-        return Err(Fail::Later(Later {
-            bytes: body.len(),
-            future: Box::pin(async move {
-                // If that failed the open is closed all the same; after a crash it would be there
-                // again until its time is over.
-                if let Err(error) = forgotten.await {
-                    tracing::debug!(%error, "a closed open is not forgotten");
-                }
-                Ok(body)
-            }),
-            cancel: None,
-            interim: false,
-            io: true,
-        }));
+        return Err(Fail::Later(Later::storage(body.len(), async move {
+            // If that failed the open is closed all the same; after a crash it would be there
+            // again until its time is over.
+            if let Err(error) = forgotten.await {
+                tracing::debug!(%error, "a closed open is not forgotten");
+            }
+            Ok(body)
+        })));
     }
     response.encode(out);
     Ok(NtStatus::SUCCESS)

@@ -51,19 +51,13 @@ fn noted(open: Arc<Open>, out: &mut Vec<u8>) -> Handled {
         Empty.encode(out);
         return Ok(NtStatus::SUCCESS);
     };
-    Err(Fail::Later(Later {
-        future: Box::pin(async move {
-            noted.await.map_err(|error| of_store(&error))?;
-            let _open = open;
-            let mut body = Vec::new();
-            Empty.encode(&mut body);
-            Ok(body)
-        }),
-        cancel: None,
-        interim: false,
-        bytes: 0,
-        io: true,
-    }))
+    Err(Fail::Later(Later::storage(0, async move {
+        noted.await.map_err(|error| of_store(&error))?;
+        let _open = open;
+        let mut body = Vec::new();
+        Empty.encode(&mut body);
+        Ok(body)
+    })))
 }
 
 fn range(element: &Element) -> Result<Range, NtStatus> {

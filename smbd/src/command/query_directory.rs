@@ -81,20 +81,14 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Ok(NtStatus::SUCCESS);
     }
     out.truncate(before);
-    Err(Fail::Later(Later {
-        future: Box::pin(async move {
-            let search = move || {
-                let mut body = Vec::new();
-                fill(&open, shape, usize::MAX, &mut body).map(|_| body)
-            };
-            let found = tokio::task::spawn_blocking(search).await;
-            found.unwrap_or(Err(NtStatus::INTERNAL_ERROR))
-        }),
-        cancel: None,
-        interim: false,
-        bytes: room,
-        io: true,
-    }))
+    Err(Fail::Later(Later::storage(room, async move {
+        let search = move || {
+            let mut body = Vec::new();
+            fill(&open, shape, usize::MAX, &mut body).map(|_| body)
+        };
+        let found = tokio::task::spawn_blocking(search).await;
+        found.unwrap_or(Err(NtStatus::INTERNAL_ERROR))
+    })))
 }
 
 /// Appends an answer; `false` if `names` names were not enough to find anything.

@@ -46,23 +46,17 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Ok(NtStatus::SUCCESS);
     }
     let data = data.clone();
-    Err(Fail::Later(Later {
-        future: Box::pin(async move {
-            let start = HEAD + usize::from(padding);
-            let mut body = vec![0; start + len];
-            let got = data.read_at(request.offset, &mut body[start..]).await;
-            let got = got.map_err(|error| of_storage(&error))?;
-            drop(open);
-            check_count(got, len, least)?;
-            body.truncate(start + got);
-            body[..HEAD].copy_from_slice(&head(got, padding));
-            Ok(body)
-        }),
-        cancel: None,
-        interim: false,
-        bytes: len,
-        io: true,
-    }))
+    Err(Fail::Later(Later::storage(len, async move {
+        let start = HEAD + usize::from(padding);
+        let mut body = vec![0; start + len];
+        let got = data.read_at(request.offset, &mut body[start..]).await;
+        let got = got.map_err(|error| of_storage(&error))?;
+        drop(open);
+        check_count(got, len, least)?;
+        body.truncate(start + got);
+        body[..HEAD].copy_from_slice(&head(got, padding));
+        Ok(body)
+    })))
 }
 
 /// Bytes of an answer before padding and data.

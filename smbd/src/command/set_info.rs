@@ -88,24 +88,18 @@ fn stays(open: Arc<Open>, info_type: InfoType, class: InfoClass) -> Later {
         let streams = streams.filter(|other| other.stream.as_ref().is_some_and(of_it));
         noted = others.chain(streams).filter_map(|other| other.remember_anew()).collect();
     }
-    Later {
-        future: Box::pin(async move {
-            for noted in noted {
-                noted.await.map_err(|error| of_store(&error))?;
-            }
-            // What stands in no file needs no disk.
-            if !matches!(class, InfoClass::POSITION | InfoClass::MODE) {
-                settle(open).await?;
-            }
-            let mut body = Vec::new();
-            Response.encode(&mut body);
-            Ok(body)
-        }),
-        cancel: None,
-        interim: false,
-        bytes: 0,
-        io: true,
-    }
+    Later::storage(0, async move {
+        for noted in noted {
+            noted.await.map_err(|error| of_store(&error))?;
+        }
+        // What stands in no file needs no disk.
+        if !matches!(class, InfoClass::POSITION | InfoClass::MODE) {
+            settle(open).await?;
+        }
+        let mut body = Vec::new();
+        Response.encode(&mut body);
+        Ok(body)
+    })
 }
 
 /// What a change of information is of interest to, beside names.

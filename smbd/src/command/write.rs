@@ -41,23 +41,17 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Ok(NtStatus::SUCCESS);
     }
     let rest = if written { Vec::new() } else { request.data.to_vec() };
-    Err(Fail::Later(Later {
-        bytes: rest.len(),
-        future: Box::pin(async move {
-            if !rest.is_empty() {
-                data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
-            }
-            if through {
-                open.harden().await?;
-            }
-            let mut body = Vec::with_capacity(16);
-            Response { count }.encode(&mut body);
-            Ok(body)
-        }),
-        cancel: None,
-        interim: false,
-        io: true,
-    }))
+    Err(Fail::Later(Later::storage(rest.len(), async move {
+        if !rest.is_empty() {
+            data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
+        }
+        if through {
+            open.harden().await?;
+        }
+        let mut body = Vec::with_capacity(16);
+        Response { count }.encode(&mut body);
+        Ok(body)
+    })))
 }
 
 /// Puts what has come of the data of a WRITE into its file, behind the `placed` bytes before it,
@@ -149,22 +143,16 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     open.need(writes)?;
     open.base_node().times.settle();
     let hardened = open.harden();
-    Err(Fail::Later(Later {
-        future: Box::pin(async move {
-            match &open.data {
-                Some(_) => hardened.await?,
-                None => {
-                    let path = open.path()?;
-                    open.volume().sync_folder(&path).map_err(crate::status::of_errno)?;
-                }
+    Err(Fail::Later(Later::storage(0, async move {
+        match &open.data {
+            Some(_) => hardened.await?,
+            None => {
+                let path = open.path()?;
+                open.volume().sync_folder(&path).map_err(crate::status::of_errno)?;
             }
-            let mut body = Vec::new();
-            Empty.encode(&mut body);
-            Ok(body)
-        }),
-        cancel: None,
-        interim: false,
-        bytes: 0,
-        io: true,
-    }))
+        }
+        let mut body = Vec::new();
+        Empty.encode(&mut body);
+        Ok(body)
+    })))
 }

@@ -17,10 +17,12 @@ use smb_protocol::{
 
 mod controls;
 mod files;
+mod house;
 mod listing;
 mod options;
 mod persistent;
 mod placing;
+mod resilient;
 
 use super::*;
 use crate::config::Config;

@@ -45,8 +45,8 @@ impl Kept {
     pub fn keep(&self, open: Arc<Open>, time: Duration) {
         let entry = Entry { until: Instant::now() + time, open };
         let mut opens = self.lock();
-        // Persistent ones have their own limit, and what was promised them is kept.
-        let room = opens.len() < self.most.load(Ordering::Relaxed) || entry.open.is_persistent();
+        // Those that outlive the server have their own limit, and what was promised them is kept.
+        let room = opens.len() < self.most.load(Ordering::Relaxed) || entry.open.is_remembered();
         let unwanted =
             if room { opens.insert(entry.open.id.persistent, entry) } else { Some(entry) };
         drop(opens);

@@ -71,6 +71,16 @@ pub enum Durability {
     Persistent(Duration),
 }
 
+impl Durability {
+    /// For how long.
+    pub fn timeout(self) -> Option<Duration> {
+        match self {
+            Self::None => None,
+            Self::Durable(time) | Self::Resilient(time) | Self::Persistent(time) => Some(time),
+        }
+    }
+}
+
 /// What a CREATE said about its open that matters after it.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
@@ -190,6 +200,8 @@ pub struct Open {
     pub written: AtomicBool,
     /// The state store knows it.
     pub(super) remembered: AtomicBool,
+    /// Held while what the state store is to have of it is looked up and put there.
+    pub(super) noting: Mutex<()>,
     /// Who wants to know when the state store has forgotten it.
     forgotten: Mutex<Option<oneshot::Sender<Commit>>>,
     watch: OnceLock<Arc<Watch>>,
@@ -258,6 +270,7 @@ impl Open {
             sequence: ChannelSequence::default(),
             written: AtomicBool::new(false),
             remembered: AtomicBool::new(false),
+            noting: Mutex::new(()),
             forgotten: Mutex::new(None),
             watch: OnceLock::new(),
             standing: Mutex::new(standing),
@@ -281,6 +294,11 @@ impl Open {
         self.standing().session.upgrade().filter(|session| !session.ended())
     }
 
+    /// Whether the client was told that its open outlives the server.
+    pub fn is_persistent(&self) -> bool {
+        matches!(self.standing().durability, Durability::Persistent(_))
+    }
+
     /// Kept whatever it caches.
     pub fn is_resilient(&self) -> bool {
         let durability = self.standing().durability;
@@ -289,14 +307,12 @@ impl Open {
 
     /// For how long it is to be kept now that its client is away (MS-SMB2 3.3.7.1).
     pub fn worth_keeping(&self) -> Option<Duration> {
-        match self.standing().durability {
-            Durability::None => None,
-            Durability::Resilient(time) | Durability::Persistent(time) => Some(time),
-            Durability::Durable(time) => {
-                let (state, breaking) = self.node.caching(self.node_id());
-                (state.has(LeaseState::HANDLE) && !breaking).then_some(time)
-            }
-        }
+        let durability = self.standing().durability;
+        let cached = || {
+            let (state, breaking) = self.node.caching(self.node_id());
+            state.has(LeaseState::HANDLE) && !breaking
+        };
+        durability.timeout().filter(|_| !matches!(durability, Durability::Durable(_)) || cached())
     }
 
     /// Tells others that what they have read is no longer so, before it is changed. Nobody is
@@ -547,7 +563,7 @@ impl Drop for Open {
             // It is not closed: the server that comes next has it.
             return;
         }
-        if self.is_persistent() {
+        if self.is_remembered() {
             self.node.forget(self.node_id());
         }
         self.volume.left();

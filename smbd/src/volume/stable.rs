@@ -13,7 +13,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc, OnceLock, PoisonError,
+        Arc, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -147,9 +147,15 @@ pub fn remaining(timeout: Duration, away: Option<AwayRecord>) -> Duration {
 }
 
 impl Open {
-    /// Whether it outlives the server.
-    pub fn is_persistent(&self) -> bool {
+    /// Whether it outlives the server, however that ends: it is in the store.
+    pub fn is_remembered(&self) -> bool {
         self.remembered.load(Ordering::Acquire)
+    }
+
+    /// Nothing else is noted of it meanwhile: what is read of it now is in its place in the store
+    /// before what is read later.
+    fn noting(&self) -> MutexGuard<'_, ()> {
+        self.noting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is remembered of it.
@@ -193,28 +199,76 @@ impl Open {
         Ok(StreamRecord { name: name.as_str().to_owned(), file })
     }
 
-    /// Makes it persistent, to be kept for `timeout` when its client is away; the result resolves
-    /// when that is durable. `None` if as many as there may be are.
-    pub fn remember(&self, timeout: Duration) -> Result<Option<Commit>, NtStatus> {
+    /// Keeps a promise beyond the end of the server; the result resolves when that is durable.
+    /// `None`, and nothing is promised, if as many as there may be are.
+    pub fn remember(&self, promised: Durability) -> Result<Option<Commit>, NtStatus> {
         let stable = &self.nodes().stable;
-        if !stable.is_there() || !stable.take_place() {
+        let Some(timeout) = promised.timeout() else { return Ok(None) };
+        let _noting = self.noting();
+        let known = self.is_remembered();
+        let has_place = known || stable.is_there() && stable.take_place();
+        if !has_place {
             return Ok(None);
         }
         self.remembered.store(true, Ordering::Release);
-        self.standing().durability = Durability::Persistent(timeout);
+        self.standing().durability = promised;
         let record = self.record(timeout)?;
-        let batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
-        Ok(Some(self.node.remember(self.node_id(), stable, batch)))
+        let mut batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
+        if known {
+            return Ok(Some(stable.commit(batch)));
+        }
+        let locks = self.locks_record();
+        if locks != LocksRecord::default() {
+            batch = batch.put(record::key(Kind::Locks, record.id), locks.to_bytes());
+        }
+        let persistent = matches!(promised, Durability::Persistent(_));
+        Ok(Some(self.node.remember(self.node_id(), persistent, stable, batch)))
     }
 
-    /// It was promised by a server that has ended.
-    pub fn remembered_again(&self, promise: Promise, timeout: Duration) {
+    /// Is kept for `timeout` from when its client is away, whatever it caches; on a continuously
+    /// available share beyond the end of the server, too, from when the result has resolved. If the
+    /// store has no room it is kept as long as this server runs.
+    pub fn make_resilient(
+        self: &Arc<Self>,
+        timeout: Duration,
+        continuous: bool,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let resilient = Durability::Resilient(timeout);
+        let mut standing = self.standing();
+        let before = standing.durability;
+        if let Durability::Persistent(_) = before {
+            // That is more.
+            return None;
+        }
+        standing.durability = resilient;
+        drop(standing);
+        let known = self.is_remembered();
+        if !continuous || known && before == resilient {
+            return None;
+        }
+        let remembered = self.remember(resilient).transpose()?;
+        let open = self.clone();
+        Some(async move {
+            let kept = async { remembered?.await.map_err(|error| of_store(&error)) };
+            if let Err(status) = kept.await {
+                tracing::debug!(%status, "a resilient open will not outlive the server");
+                if !known {
+                    open.node.forget(open.node_id());
+                    drop(open.forget());
+                }
+            }
+        })
+    }
+
+    /// It was promised by a server that has ended, on a share that is continuously available now
+    /// or is not.
+    pub fn remembered_again(&self, promise: Promise, timeout: Duration, continuous: bool) {
         self.standing().durability = match promise {
             Promise::Durable => Durability::Durable(timeout),
             Promise::Resilient => Durability::Resilient(timeout),
             Promise::Persistent => Durability::Persistent(timeout),
         };
-        if promise == Promise::Persistent {
+        if continuous && promise != Promise::Durable {
             self.nodes().stable.held.fetch_add(1, Ordering::Relaxed);
             self.remembered.store(true, Ordering::Release);
         }
@@ -224,7 +278,7 @@ impl Open {
     /// cannot be handed over.
     pub fn hand_over(&self) -> Option<Batch> {
         let timeout = self.worth_keeping()?;
-        if self.is_persistent() || self.directory {
+        if self.is_remembered() || self.directory {
             return None;
         }
         let record = self.record(timeout).ok()?;
@@ -242,7 +296,8 @@ impl Open {
 
     /// Notes its name and whether its file is to be deleted, as they are now.
     pub fn remember_anew(&self) -> Option<Commit> {
-        let Durability::Persistent(timeout) = self.standing().durability else { return None };
+        let timeout = self.standing().durability.timeout().filter(|_| self.is_remembered())?;
+        let _noting = self.noting();
         let record = self.record(timeout).ok()?;
         let batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
         Some(self.nodes().stable.commit(batch))
@@ -265,11 +320,12 @@ impl Open {
         sync().map_err(of_errno)
     }
 
-    /// Notes its locks; `None` if it is not persistent.
+    /// Notes its locks; `None` if it does not outlive the server.
     pub fn note_locks(&self) -> Option<Commit> {
-        if !self.is_persistent() {
+        if !self.is_remembered() {
             return None;
         }
+        let _noting = self.noting();
         let key = record::key(Kind::Locks, self.id.persistent);
         let record = self.locks_record();
         Some(self.nodes().stable.commit(Batch::new().put(key, record.to_bytes())))
@@ -290,7 +346,7 @@ impl Open {
 
     /// Its client is away from now on, or is back.
     pub fn note_away(&self, away: bool) {
-        if !self.is_persistent() {
+        if !self.is_remembered() {
             return;
         }
         let key = record::key(Kind::Away, self.id.persistent);
@@ -301,8 +357,8 @@ impl Open {
         self.nodes().stable.queue(batch);
     }
 
-    /// Forgets it, if it was persistent: it is closed. The result resolves when it is forgotten
-    /// for good.
+    /// Forgets it, if it was to outlive the server: it is closed. The result resolves when it is
+    /// forgotten for good.
     pub(super) fn forget(&self) -> Option<Commit> {
         let stable = &self.nodes().stable;
         if !self.remembered.swap(false, Ordering::AcqRel) {

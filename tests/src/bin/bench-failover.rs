@@ -1,6 +1,7 @@
 //! What continuous availability costs: opens and closes of persistent handles beside durable ones,
 //! and small reads and writes beside the same with write-through, in one run with one server; and
-//! opens and closes of durable handles at Samba, if it is installed, which has no persistent ones.
+//! the same at Samba, if it is installed, with durable handles, for it has no persistent ones, and
+//! with every write made durable before its answer (`sync always`).
 //!
 //! Writes `target/bench/failover.json` and prints a table. Each load is run in short turns on both
 //! shares, which are over one folder and use the same open file, laid out before: what the machine
@@ -59,6 +60,17 @@ async fn disk(tree: &Tree) -> Outcome<Arc<RemoteFile>> {
         ..OpenOptions::create(Create::OpenOrNew)
     };
     Ok(Arc::new(tree.open("disk", through).await?))
+}
+
+/// Lays the file out that is read and written.
+async fn lay_out(tree: &Tree) -> Outcome<()> {
+    let disk = tree.open("disk", OpenOptions::create(Create::New)).await?;
+    disk.allocate(0..BLOCKS * 4096).await?;
+    for at in 0..BLOCKS / 256 {
+        disk.write_at(at << 20, &vec![1; 1 << 20]).await?;
+    }
+    disk.flush().await?;
+    Ok(File::close(&disk).await?)
 }
 
 /// Operations a second.
@@ -128,24 +140,20 @@ async fn bench(time: Duration) -> Outcome<Value> {
     let login = ConnectOptions::new("127.0.0.1", server.port(), Login::new(USER, PASSWORD));
     let session = Client::connect(login).await?;
     let trees = [session.tree("plain").await?, session.tree("ca").await?];
-    let disk = trees[0].open("disk", OpenOptions::create(Create::New)).await?;
-    disk.allocate(0..BLOCKS * 4096).await?;
-    for at in 0..BLOCKS / 256 {
-        disk.write_at(at << 20, &vec![1; 1 << 20]).await?;
-    }
-    disk.flush().await?;
-    File::close(&disk).await?;
+    lay_out(&trees[0]).await?;
     let disks = [self::disk(&trees[0]).await?, self::disk(&trees[1]).await?];
     let samba = Samba::start(
         "durable handles = yes\nkernel oplocks = no",
-        "posix locking = no\n\
-        kernel share modes = no",
+        "posix locking = no\nkernel share modes = no\nsync always = yes",
     );
     let theirs = match &samba {
         Some(samba) => {
             let login = Login::new(samba::USER, samba::PASSWORD);
             let options = ConnectOptions::new("127.0.0.1", samba.port(), login);
-            Some(Client::connect(options).await?.tree("vms").await?)
+            let tree = Client::connect(options).await?.tree("vms").await?;
+            lay_out(&tree).await?;
+            let disk = self::disk(&tree).await?;
+            Some((tree, disk))
         }
         None => None,
     };
@@ -167,10 +175,8 @@ async fn bench(time: Duration) -> Outcome<Value> {
                     commits += metric(port, "state_commits_total")? - before;
                 }
             }
-            if let (Some(tree), Load::OpenClose(_)) = (&theirs, load)
-                && pair % 4 == 1
-            {
-                theirs_all.push(rate(tree, None, "samba", load, time).await?);
+            if let Some((tree, disk)) = theirs.as_ref().filter(|_| pair % 4 == 1) {
+                theirs_all.push(rate(tree, Some(disk), "samba", load, time).await?);
             }
             if pair > 0 {
                 ratios.push(rates[1] / rates[0]);

@@ -29,7 +29,7 @@ use crate::{
     dfs,
     volume::{
         FileName,
-        open::{Open, Origin},
+        open::{Durability, Open, Origin},
         stable::of_store,
         unmark,
     },
@@ -136,8 +136,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if context::find(&request.contexts, names::QFID).is_some() {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
-    let time = wishes.persistence().filter(|_| persistent);
-    let remembered = time.map(|time| open.remember(time)).transpose()?.flatten();
+    let promised = wishes.persistence().filter(|_| persistent).map(Durability::Persistent);
+    let remembered = promised.map(|promised| open.remember(promised)).transpose()?.flatten();
     session.add_open(tree.id, open.clone());
     let oplock = open.oplock_level();
     let made = tree.continuous && action != CreateAction::OPENED;
@@ -150,29 +150,23 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         // A repetition of the request is not answered before this one is.
         server.nodes.begin_create((guid, ctx.client_guid()))
     });
-    Err(Fail::Later(Later {
-        bytes: body.len(),
-        future: Box::pin(async move {
-            let _creating = creating;
-            let done = async {
-                if let Some(remembered) = remembered {
-                    remembered.await.map_err(|error| of_store(&error))?;
-                }
-                if made {
-                    unmark(open.holder());
-                    settle(open.clone()).await?;
-                }
-                Ok(body)
-            };
-            done.await.inspect_err(|status| {
-                tracing::debug!(%status, "an open that cannot be promised is closed");
-                open.close_for_good();
-            })
-        }),
-        cancel: None,
-        interim: false,
-        io: true,
-    }))
+    Err(Fail::Later(Later::storage(body.len(), async move {
+        let _creating = creating;
+        let done = async {
+            if let Some(remembered) = remembered {
+                remembered.await.map_err(|error| of_store(&error))?;
+            }
+            if made {
+                unmark(open.holder());
+                settle(open.clone()).await?;
+            }
+            Ok(body)
+        };
+        done.await.inspect_err(|status| {
+            tracing::debug!(%status, "an open that cannot be promised is closed");
+            open.close_for_good();
+        })
+    })))
 }
 
 /// Makes a file that was made or cut durable, with its name.

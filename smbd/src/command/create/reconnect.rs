@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use smb_protocol::{
@@ -15,6 +15,7 @@ use smb_protocol::{
         oplock::OplockLevel,
     },
 };
+use tokio::time::Instant;
 
 use super::{Wishes, answer};
 use crate::{
@@ -22,6 +23,10 @@ use crate::{
     session::Session,
     volume::open::{Durability, Open},
 };
+
+/// How long after a client has come back on a new connection the end of its old one may still be
+/// unnoticed, though the client closed it before.
+const LOSS_NOTICED: Duration = Duration::from_secs(1);
 
 /// What is to be taken up again.
 struct Claim {
@@ -77,9 +82,17 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
         let guid = claim.create_guid.filter(|_| claim.persistent && tree.continuous)?;
         nodes.created((guid, ctx.client_guid()))
     };
-    let open = nodes.kept.get(claim.file.persistent);
-    let open = open.or_else(by_guid).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
-    check(ctx, request, claim, &open)?;
+    let open = match nodes.kept.get(claim.file.persistent).or_else(by_guid) {
+        Some(open) => {
+            check(ctx, request, claim, &open)?;
+            open
+        }
+        None => {
+            let held = nodes.open(claim.file.persistent);
+            let held = held.filter(|open| check(ctx, request, claim, open).is_ok());
+            held.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?
+        }
+    };
     take(ctx, &open, &session)?;
     tracing::debug!(user = session.user, file = request.name, "taken up again");
     session.add_open(tree.id, open.clone());
@@ -90,13 +103,18 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
 /// Takes an open from those that nobody has.
 fn take(ctx: &Ctx<'_>, open: &Arc<Open>, session: &Session) -> Result<(), Fail> {
     let nodes = &ctx.ex.server.nodes;
+    let in_a_while = Instant::now() + Duration::from_millis(20);
+    let soon = || Fail::Wait(open.node.wake_by(in_a_while.into_std()));
     if !nodes.kept.has(open.id.persistent) {
-        return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+        let elsewhere = open.session().is_none_or(|holder| holder.id != session.id);
+        return Err(match elsewhere && ctx.ex.since.elapsed() < LOSS_NOTICED {
+            true => soon(),
+            false => NtStatus::OBJECT_NAME_NOT_FOUND.into(),
+        });
     }
     // Requests of the connection that is gone may still be on their way to the disk.
     if Arc::strong_count(open) > 2 {
-        let until = Instant::now() + Duration::from_millis(20);
-        return Err(Fail::Wait(open.node.wake_by(until)));
+        return Err(soon());
     }
     session.room_for_open(ctx.ex.limits().opens_per_session)?;
     nodes.kept.take(open.id.persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;

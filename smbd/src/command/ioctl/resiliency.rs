@@ -1,11 +1,12 @@
-//! Resilient handles (MS-SMB2 3.3.5.15.9): an open that outlives its connection whatever it caches.
+//! Resilient handles (MS-SMB2 3.3.5.15.9): an open that outlives its connection whatever it caches,
+//! and on a continuously available share the server, too.
 
 use std::time::Duration;
 
 use smb_protocol::{Dialect, NtStatus, wire::Reader};
 
 use super::{Call, Ctx, Handled, answer};
-use crate::volume::open::Durability;
+use crate::command::{Fail, Later};
 
 /// Longest time that a client can ask for (`MaxResiliencyTimeout`).
 const LONGEST: Duration = Duration::from_secs(300);
@@ -24,6 +25,13 @@ pub fn request(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let time = if time.is_zero() { USUAL } else { time };
-    call.open.standing().durability = Durability::Resilient(time);
-    answer(call.request, &[], out)
+    let Some(remembered) = call.open.make_resilient(time, ctx.tree()?.continuous) else {
+        return answer(call.request, &[], out);
+    };
+    let mut body = Vec::new();
+    answer(call.request, &[], &mut body)?;
+    Err(Fail::Later(Later::storage(body.len(), async move {
+        remembered.await;
+        Ok(body)
+    })))
 }

@@ -8,295 +8,15 @@ use std::{
 };
 
 use smb_protocol::msg::{
-    context::{self, DurableV2, Lease, LeaseState, ReconnectV2, names},
-    create::{Access, CreateAction, CreateOptions, Disposition, RawContext, ShareAccess},
+    context::{DurableV2, LeaseState},
+    create::{Access, CreateAction, CreateOptions, ShareAccess},
     oplock::{self, OplockLevel},
     tree_connect::ShareCapabilities,
 };
-use state_store::{Batch, Commit, Store, StoreError};
+use state_store::{Batch, Commit, LocalStore, Store};
 
-use super::*;
-
-const RWH: LeaseState = LeaseState(7);
-
-/// A server that can be killed and started again over the same folders.
-struct House {
-    folder: tempfile::TempDir,
-    server: Arc<Server>,
-    runtime: tokio::runtime::Runtime,
-}
-
-fn serve(folder: &Path) -> Arc<Server> {
-    let text = format!(
-        "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\nencryption='off'\n\
-         [[user]]\nname='u'\npassword='p'\n[[user]]\nname='v'\npassword='p'\n\
-         [[share]]\nname='ca'\npath='files'\nusers=['u','v']\ncontinuously_available=true\n\
-         [[share]]\nname='ca2'\npath='files'\nusers=['u','v']\ncontinuously_available=true\n\
-         [[share]]\nname='plain'\npath='files'\nusers=['u','v']\n",
-        folder.join("state").display()
-    );
-    let config = Config::parse(&text, &folder.join("c")).unwrap();
-    Arc::new(Server::new(config).unwrap())
-}
-
-impl House {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("files")).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let server = serve(folder.path());
-        let house = Self { folder, server, runtime };
-        house.recover();
-        house
-    }
-
-    fn recover(&self) {
-        let _inside = self.runtime.enter();
-        self.server.recover().unwrap();
-    }
-
-    fn files(&self) -> std::path::PathBuf {
-        self.folder.path().join("files")
-    }
-
-    /// Ends the server like `kill -9` does. Clients that are connected must be given.
-    fn kill(&mut self, clients: Vec<Guest>) {
-        self.server.nodes.stable.kill();
-        drop(clients);
-        self.server.nodes.kept.clear();
-        let gone = Arc::downgrade(&self.server.nodes);
-        self.server = serve(self.folder.path());
-        assert!(gone.upgrade().is_none(), "nothing of it is left");
-    }
-
-    fn restart(&mut self, clients: Vec<Guest>) {
-        self.kill(clients);
-        self.recover();
-    }
-
-    fn guest(&self, guid: u8, user: &str, dialect: Dialect, share: &str) -> Guest {
-        let address = "127.0.0.1:1".parse().unwrap();
-        let mut guest = Guest {
-            exchange: Exchange::new(self.server.clone(), address, address),
-            runtime: self.runtime.handle().clone(),
-            next_id: 0,
-            session: SessionId(0),
-            tree: TreeId(0),
-            replay: false,
-            capabilities: ShareCapabilities::NONE,
-        };
-        guest.login(guid, user, dialect);
-        guest.connect(share);
-        guest
-    }
-
-    fn one(&self) -> Guest {
-        self.guest(1, "u", Dialect::SMB_3_0_2, "ca")
-    }
-}
-
-/// A client on one connection.
-struct Guest {
-    exchange: Exchange,
-    runtime: tokio::runtime::Handle,
-    next_id: u64,
-    session: SessionId,
-    tree: TreeId,
-    replay: bool,
-    capabilities: ShareCapabilities,
-}
-
-/// What a CREATE asks for.
-#[derive(Clone)]
-struct Ask {
-    name: &'static str,
-    access: Access,
-    share: ShareAccess,
-    options: CreateOptions,
-    oplock: OplockLevel,
-    durable: Option<DurableV2>,
-    reconnect: Option<ReconnectV2>,
-    lease: Option<Lease>,
-}
-
-fn ask(name: &'static str) -> Ask {
-    Ask {
-        name,
-        access: Access(0x0012_019f),
-        share: ShareAccess::NONE,
-        options: CreateOptions::NON_DIRECTORY_FILE,
-        oplock: OplockLevel::NONE,
-        durable: None,
-        reconnect: None,
-        lease: None,
-    }
-}
-
-impl Ask {
-    fn persistent(self, guid: u8) -> Self {
-        let flags = DurableV2::PERSISTENT;
-        let durable = Some(DurableV2 { timeout: 0, flags, create_guid: [guid; 16] });
-        Self { durable, ..self }
-    }
-
-    fn lease(self, key: u8) -> Self {
-        let lease = Lease { key: [key; 16], state: RWH, flags: 0, v2: Some(([0; 16], 5)) };
-        Self { oplock: OplockLevel::LEASE, lease: Some(lease), ..self }
-    }
-
-    fn back(self, file_id: FileId, guid: u8) -> Self {
-        let flags = DurableV2::PERSISTENT;
-        let reconnect = Some(ReconnectV2 { file_id, create_guid: [guid; 16], flags });
-        Self { durable: None, reconnect, ..self }
-    }
-}
-
-/// What a CREATE gave.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Got {
-    id: FileId,
-    action: CreateAction,
-    /// Time and flags of the durable answer.
-    durable: Option<(u32, u32)>,
-    lease: Option<(LeaseState, Option<u16>)>,
-}
-
-impl Guest {
-    fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
-        let mut header = Header {
-            command,
-            credit_charge: 1,
-            credits: 32,
-            message_id: MessageId(self.next_id),
-            session_id: self.session,
-            ..Header::default()
-        };
-        if self.replay {
-            header.flags |= HeaderFlags::REPLAY;
-        }
-        header.set_tree_id(self.tree);
-        self.next_id += 1;
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
-        let mut out = Vec::new();
-        let _inside = self.runtime.enter();
-        let mut waits = match self.exchange.receive(&mut message, &mut out).unwrap() {
-            Frame::Answered => Vec::new(),
-            Frame::Waits(waits) => waits,
-        };
-        while let Some(wait) = waits.pop() {
-            let done = self.runtime.block_on(wait);
-            waits.extend(self.exchange.complete(done, &mut out).unwrap());
-        }
-        answers(&out).pop().unwrap()
-    }
-
-    fn login(&mut self, guid: u8, user: &str, dialect: Dialect) {
-        let offer = negotiate::Request {
-            dialects: vec![dialect],
-            security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
-            capabilities: negotiate::Capabilities::PERSISTENT_HANDLES,
-            client_guid: [guid; 16],
-            ..Default::default()
-        };
-        let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
-        let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
-        let hash = NtHash::of_password("p");
-        let who = Credentials { user: user.into(), domain: String::new(), hash };
-        let mut initiator = Initiator::new(who, "", "cifs/s");
-        let setup = |guest: &mut Self, token: &[u8]| {
-            let request = session_setup::Request {
-                security_mode: 1,
-                security_buffer: token,
-                ..Default::default()
-            };
-            guest.ask(Command::SESSION_SETUP, |out| request.encode(out))
-        };
-        let first = initiator.first(&hint).unwrap();
-        let (header, body) = setup(self, &first);
-        self.session = header.session_id;
-        let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
-        let second = initiator.second(&token, 0).unwrap();
-        assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
-    }
-
-    fn connect(&mut self, share: &str) {
-        let request = tree_connect::Request { flags: 0, path: format!("\\\\s\\{share}") };
-        let (header, body) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
-        assert_eq!(header.status, NtStatus::SUCCESS);
-        self.tree = header.tree_id();
-        self.capabilities = tree_connect::Response::parse(&body).unwrap().capabilities;
-    }
-
-    fn create(&mut self, ask: &Ask) -> Result<Got, NtStatus> {
-        let durable = ask.durable.map(|durable| durable.to_bytes());
-        let reconnect = ask.reconnect.map(|reconnect| reconnect.to_bytes());
-        let lease = ask.lease.as_ref().map(|lease| lease.to_bytes());
-        let all = [(names::DH2Q, durable), (names::DH2C, reconnect), (names::RQLS, lease)];
-        let contexts = all
-            .iter()
-            .filter_map(|(name, data)| data.as_ref().map(|data| RawContext { name, data }));
-        let request = create::Request {
-            access: ask.access,
-            share: ask.share,
-            disposition: Disposition::OPEN_IF,
-            options: ask.options,
-            oplock: ask.oplock,
-            name: ask.name.into(),
-            impersonation: 2,
-            contexts: contexts.collect(),
-            ..Default::default()
-        };
-        let (header, body) = self.ask(Command::CREATE, |out| request.encode(out));
-        if header.status != NtStatus::SUCCESS {
-            return Err(header.status);
-        }
-        let response = create::Response::parse(&body).unwrap();
-        let find = |name| context::find(&response.contexts, name);
-        let word =
-            |data: &[u8], at: usize| u32::from_le_bytes(data[at..at + 4].try_into().unwrap());
-        Ok(Got {
-            id: response.file_id,
-            action: response.action,
-            durable: find(names::DH2Q).map(|data| (word(data, 0), word(data, 4))),
-            lease: find(names::RQLS).map(|data| {
-                let lease = Lease::parse(data).unwrap();
-                (lease.state, lease.v2.map(|(_, epoch)| epoch))
-            }),
-        })
-    }
-
-    fn close(&mut self, id: FileId) -> NtStatus {
-        let request = close::Request { flags: 0, file_id: id };
-        self.ask(Command::CLOSE, |out| request.encode(out)).0.status
-    }
-
-    fn write(&mut self, id: FileId, offset: u64, data: &[u8]) -> NtStatus {
-        let request = write::Request { offset, file_id: id, data, ..Default::default() };
-        self.ask(Command::WRITE, |out| request.encode(out)).0.status
-    }
-
-    fn lock(&mut self, id: FileId, offset: u64, sequence: u32, flags: u32) -> NtStatus {
-        let locks = vec![lock::Element { offset, length: 10, flags: lock::LockFlags(flags) }];
-        let request = lock::Request { file_id: id, sequence, locks };
-        self.ask(Command::LOCK, |out| request.encode(out)).0.status
-    }
-
-    fn set(&mut self, id: FileId, class: InfoClass, input: &[u8]) -> NtStatus {
-        let info_type = query_info::InfoType::FILE;
-        let request =
-            set_info::Request { info_type, class, file_id: id, input, ..Default::default() };
-        self.ask(Command::SET_INFO, |out| request.encode(out)).0.status
-    }
-}
-
-/// Exclusive, at once.
-const OWN: u32 = 0x12;
-const UNLOCK: u32 = 4;
+use super::{house::*, *};
+use crate::volume::node::locks::Range;
 
 #[test]
 fn persistent_is_what_is_asked_for_where_it_can_be() {
@@ -400,6 +120,22 @@ fn an_open_comes_back_with_its_lease_and_locks_to_its_client_alone() {
     house.restart(vec![guest, other, old]);
     assert_eq!(house.server.nodes.stable.held(), 0);
     assert!(house.guest(2, "v", Dialect::SMB_3_0_2, "plain").create(&ask("a")).is_ok());
+}
+
+/// Its old connection has ended, but the server has not come to that yet.
+#[test]
+fn a_client_that_is_back_at_once_waits_until_its_loss_is_noticed() {
+    let house = House::new();
+    let mut guest = house.one();
+    let wanted = ask("a").persistent(1).lease(9);
+    let got = guest.create(&wanted).unwrap();
+    let mut anew = house.one();
+    let back = wanted.back(got.id, 1);
+    let taken = std::thread::spawn(move || (anew.create(&back), anew));
+    std::thread::sleep(Duration::from_millis(100));
+    drop(guest);
+    let (taken, _anew) = taken.join().unwrap();
+    assert_eq!(taken.map(|again| again.id), Ok(got.id));
 }
 
 #[test]
@@ -651,34 +387,67 @@ fn an_orderly_end_hands_over_what_a_kill_loses() {
     assert!(guest.create(&ask("a")).is_ok());
 }
 
-/// A store that can be told to be full.
-#[derive(Debug, Default)]
-struct Narrow {
-    full: AtomicBool,
+/// A store that takes its time for one change.
+#[derive(Debug)]
+struct Slow {
+    inner: Arc<dyn Store>,
+    next: AtomicBool,
 }
 
-impl Store for Narrow {
+impl Store for Slow {
     fn commit(&self, batch: Batch) -> Commit {
-        let full = self.full.load(Ordering::Relaxed) && !batch.only_deletes();
-        Commit::ready(if full { Err(StoreError::Full) } else { Ok(()) })
+        if self.next.swap(false, Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.inner.commit(batch)
     }
 
     fn commits(&self) -> u64 {
-        0
+        self.inner.commits()
+    }
+}
+
+/// Channels lock at the same time; what the store has at last is what both have locked.
+#[test]
+fn locks_are_noted_in_the_order_they_are_taken() {
+    let mut house = House::empty();
+    let mut opened = LocalStore::open(&house.folder.path().join("state"), "opens").unwrap();
+    let slow = Arc::new(Slow { inner: opened.store.clone(), next: AtomicBool::new(false) });
+    opened.store = slow.clone();
+    house.server.recover_from(opened);
+    let mut guest = house.one();
+    let wanted = ask("a").persistent(1);
+    let got = guest.create(&wanted).unwrap();
+    let open = house.server.nodes.open(got.id.persistent).unwrap();
+    let take = |offset| {
+        let range = Range::new(offset, 10).unwrap();
+        assert_eq!(open.node.lock_range(open.node_id(), range, true), Ok(true));
+        house.runtime.block_on(open.note_locks().unwrap()).unwrap();
+    };
+    slow.next.store(true, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| take(100));
+        while slow.next.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        take(200);
+    });
+    drop((open, slow));
+    house.restart(vec![guest]);
+    let mut guest = house.one();
+    let again = guest.create(&wanted.back(got.id, 1)).unwrap();
+    for (offset, sequence) in [(100, 0x11), (200, 0x21)] {
+        assert_eq!(guest.lock(again.id, offset, sequence, OWN), NtStatus::LOCK_NOT_GRANTED);
     }
 }
 
 #[test]
 fn a_full_store_refuses_new_opens_and_the_old_ones_are_served() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("files")).unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let house = House { server: serve(folder.path()), folder, runtime };
     let store = Arc::new(Narrow::default());
-    house.server.nodes.stable.begin(store.clone());
+    let house = House::with_store(store.clone());
     let mut guest = house.one();
     let old = guest.create(&ask("a").persistent(1)).unwrap();
-    store.full.store(true, Ordering::Relaxed);
+    store.fill();
     assert_eq!(guest.create(&ask("b").persistent(2)), Err(NtStatus::DISK_FULL));
     // Nothing of it stays, and what needs no promise is served.
     assert_eq!(guest.create(&ask("b")).map(|got| got.durable), Ok(None));

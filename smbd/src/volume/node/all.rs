@@ -123,7 +123,8 @@ impl Nodes {
             |id| !self.faults.keeps(crate::faults::Rule::NotAvailable) && self.kept.has(id);
         #[cfg(not(test))]
         let ignored = |_| false;
-        if state.remembered.iter().any(|(id, _)| self.kept.has(*id) && !ignored(*id)) {
+        let mut persistent = state.remembered.iter().filter(|known| known.persistent);
+        if persistent.any(|known| self.kept.has(known.open) && !ignored(known.open)) {
             // Its client will be back, and what it caches is not taken away meanwhile.
             return Err(match by.smb3 {
                 true => NtStatus::FILE_NOT_AVAILABLE.into(),
@@ -272,9 +273,15 @@ impl Nodes {
 
     /// An open that outlived its server had this of what it caches.
     pub fn remembered_again(&self, open: &Open, holder: Holder, caching: Option<CachingRecord>) {
-        open.node.remembered_again(open.node_id(), open.is_persistent(), holder, caching);
-        if let (Holder::Lease(id), Some(_)) = (holder, caching) {
-            lock(&self.leases).insert(id, Arc::downgrade(&open.node));
+        let id = open.node_id();
+        if let Some(caching) = caching {
+            open.node.cached_again(id, holder, caching);
+            if let Holder::Lease(lease) = holder {
+                lock(&self.leases).insert(lease, Arc::downgrade(&open.node));
+            }
+        }
+        if open.is_remembered() {
+            open.node.remembered_again(id, open.is_persistent(), caching);
         }
     }
 

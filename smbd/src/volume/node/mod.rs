@@ -98,8 +98,18 @@ struct State {
     links: Links,
     caching: Caching,
     locks: Locks,
-    /// Persistent opens, with what the state store has of their caching.
-    remembered: Vec<(u64, Option<CachingRecord>)>,
+    /// Opens that outlive the server.
+    remembered: Vec<Remembered>,
+}
+
+/// An open that outlives the server.
+#[derive(Debug)]
+struct Remembered {
+    open: u64,
+    /// Others do not get the file while its client is away.
+    persistent: bool,
+    /// What the state store has of its caching.
+    caching: Option<CachingRecord>,
 }
 
 /// How a file is opened.
@@ -178,22 +188,22 @@ impl State {
         link.is_some_and(|link| link.delete_pending)
     }
 
-    /// Puts what clients of persistent opens may cache into the state store, where it has changed,
-    /// in the order in which it changes.
+    /// Puts what clients of opens that outlive the server may cache into the state store, where it
+    /// has changed, in the order in which it changes.
     fn note_caching(&mut self, stable: &Stable) {
         if self.remembered.is_empty() {
             return;
         }
         let mut batch = Batch::new();
-        for (open, known) in &mut self.remembered {
+        for Remembered { open, caching, .. } in &mut self.remembered {
             let now = self.caching.held(*open);
-            if now != *known {
+            if now != *caching {
                 let key = record::key(Kind::Caching, *open);
                 batch = match &now {
                     Some(caching) => batch.put(key, caching.to_bytes()),
                     None => batch.delete(key),
                 };
-                *known = now;
+                *caching = now;
             }
         }
         if !batch.is_empty() {
@@ -222,14 +232,20 @@ impl Node {
         })
     }
 
-    /// An open is persistent from now on: `batch` says so, and what it caches goes with it.
-    pub fn remember(&self, open: u64, stable: &Stable, mut batch: Batch) -> Commit {
+    /// An open outlives the server from now on: `batch` says so, and what it caches goes with it.
+    pub fn remember(
+        &self,
+        open: u64,
+        persistent: bool,
+        stable: &Stable,
+        mut batch: Batch,
+    ) -> Commit {
         let mut state = lock(&self.state);
         let caching = state.caching.held(open);
         if let Some(caching) = &caching {
             batch = batch.put(record::key(Kind::Caching, open), caching.to_bytes());
         }
-        state.remembered.push((open, caching));
+        state.remembered.push(Remembered { open, persistent, caching });
         stable.commit(batch)
     }
 
@@ -238,33 +254,26 @@ impl Node {
         lock(&self.state).caching.held(open)
     }
 
-    /// An open that outlived its server had this of what it caches, and the state store has it if
-    /// the open is persistent.
-    fn remembered_again(
-        &self,
-        open: u64,
-        persistent: bool,
-        holder: Holder,
-        caching: Option<CachingRecord>,
-    ) {
+    /// An open had this of what it caches at a server that has ended.
+    fn cached_again(&self, open: u64, holder: Holder, caching: CachingRecord) {
         let mut state = lock(&self.state);
-        if let Some(caching) = caching {
-            state.caching.restore(open, holder, LeaseState(caching.state), caching.v2);
-            self.cached.store(true, Ordering::Release);
-        }
-        if persistent {
-            state.remembered.push((open, caching));
-        }
+        state.caching.restore(open, holder, LeaseState(caching.state), caching.v2);
+        self.cached.store(true, Ordering::Release);
     }
 
-    /// An open is no longer persistent.
+    /// An open is in the state store, with that of what it caches.
+    fn remembered_again(&self, open: u64, persistent: bool, caching: Option<CachingRecord>) {
+        lock(&self.state).remembered.push(Remembered { open, persistent, caching });
+    }
+
+    /// An open outlives the server no more.
     pub fn forget(&self, open: u64) {
-        lock(&self.state).remembered.retain(|(id, _)| *id != open);
+        lock(&self.state).remembered.retain(|remembered| remembered.open != open);
     }
 
-    /// Its persistent opens.
+    /// Its opens that outlive the server.
     pub fn remembered(&self) -> Vec<u64> {
-        lock(&self.state).remembered.iter().map(|(id, _)| *id).collect()
+        lock(&self.state).remembered.iter().map(|remembered| remembered.open).collect()
     }
 
     /// Which file it is.

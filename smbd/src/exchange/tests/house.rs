@@ -1,0 +1,354 @@
+//! A server that can be killed and started again, and its clients, each on one connection.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use smb_protocol::msg::{
+    context::{self, DurableV2, Lease, LeaseState, ReconnectV2, names},
+    create::{Access, CreateAction, CreateOptions, Disposition, RawContext, ShareAccess},
+    oplock::OplockLevel,
+    tree_connect::ShareCapabilities,
+};
+
+use state_store::{Batch, Commit, Store, StoreError};
+
+use super::*;
+
+/// All that a lease can be.
+pub const RWH: LeaseState = LeaseState(7);
+
+/// A server that can be killed and started again over the same folders.
+pub struct House {
+    pub folder: tempfile::TempDir,
+    pub server: Arc<Server>,
+    pub runtime: tokio::runtime::Runtime,
+}
+
+/// The server of a house.
+pub fn serve(folder: &Path) -> Arc<Server> {
+    let text = format!(
+        "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\nencryption='off'\n\
+         [[user]]\nname='u'\npassword='p'\n[[user]]\nname='v'\npassword='p'\n\
+         [[share]]\nname='ca'\npath='files'\nusers=['u','v']\ncontinuously_available=true\n\
+         [[share]]\nname='ca2'\npath='files'\nusers=['u','v']\ncontinuously_available=true\n\
+         [[share]]\nname='plain'\npath='files'\nusers=['u','v']\n",
+        folder.join("state").display()
+    );
+    let config = Config::parse(&text, &folder.join("c")).unwrap();
+    Arc::new(Server::new(config).unwrap())
+}
+
+impl House {
+    /// Folders and a server that remembers nothing.
+    pub fn empty() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("files")).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        Self { server: serve(folder.path()), folder, runtime }
+    }
+
+    pub fn new() -> Self {
+        let house = Self::empty();
+        house.recover();
+        house
+    }
+
+    /// One whose server remembers opens there, and cannot be started again.
+    pub fn with_store(store: Arc<dyn Store>) -> Self {
+        let house = Self::empty();
+        house.server.nodes.stable.begin(store);
+        house
+    }
+
+    pub fn recover(&self) {
+        let _inside = self.runtime.enter();
+        self.server.recover().unwrap();
+    }
+
+    pub fn files(&self) -> std::path::PathBuf {
+        self.folder.path().join("files")
+    }
+
+    /// Ends the server like `kill -9` does. Clients that are connected must be given.
+    pub fn kill(&mut self, clients: Vec<Guest>) {
+        self.server.nodes.stable.kill();
+        drop(clients);
+        self.server.nodes.kept.clear();
+        let gone = Arc::downgrade(&self.server.nodes);
+        self.server = serve(self.folder.path());
+        assert!(gone.upgrade().is_none(), "nothing of it is left");
+    }
+
+    pub fn restart(&mut self, clients: Vec<Guest>) {
+        self.kill(clients);
+        self.recover();
+    }
+
+    pub fn guest(&self, guid: u8, user: &str, dialect: Dialect, share: &str) -> Guest {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let mut guest = Guest {
+            exchange: Exchange::new(self.server.clone(), address, address),
+            runtime: self.runtime.handle().clone(),
+            next_id: 0,
+            session: SessionId(0),
+            tree: TreeId(0),
+            replay: false,
+            capabilities: ShareCapabilities::NONE,
+        };
+        guest.login(guid, user, dialect);
+        guest.connect(share);
+        guest
+    }
+
+    pub fn one(&self) -> Guest {
+        self.guest(1, "u", Dialect::SMB_3_0_2, "ca")
+    }
+}
+
+/// A client on one connection.
+pub struct Guest {
+    pub exchange: Exchange,
+    pub runtime: tokio::runtime::Handle,
+    pub next_id: u64,
+    pub session: SessionId,
+    pub tree: TreeId,
+    pub replay: bool,
+    pub capabilities: ShareCapabilities,
+}
+
+/// What a CREATE asks for.
+#[derive(Clone)]
+pub struct Ask {
+    pub name: &'static str,
+    pub access: Access,
+    pub share: ShareAccess,
+    pub options: CreateOptions,
+    pub oplock: OplockLevel,
+    pub durable: Option<DurableV2>,
+    pub reconnect: Option<ReconnectV2>,
+    /// Takes up an open as clients of version 1 do.
+    pub reconnect_v1: Option<FileId>,
+    pub lease: Option<Lease>,
+}
+
+/// Reads and writes a file of that name alone, and asks for no promise.
+pub fn ask(name: &'static str) -> Ask {
+    Ask {
+        name,
+        access: Access(0x0012_019f),
+        share: ShareAccess::NONE,
+        options: CreateOptions::NON_DIRECTORY_FILE,
+        oplock: OplockLevel::NONE,
+        durable: None,
+        reconnect: None,
+        reconnect_v1: None,
+        lease: None,
+    }
+}
+
+impl Ask {
+    pub fn persistent(self, guid: u8) -> Self {
+        let flags = DurableV2::PERSISTENT;
+        let durable = Some(DurableV2 { timeout: 0, flags, create_guid: [guid; 16] });
+        Self { durable, ..self }
+    }
+
+    pub fn lease(self, key: u8) -> Self {
+        let lease = Lease { key: [key; 16], state: RWH, flags: 0, v2: Some(([0; 16], 5)) };
+        Self { oplock: OplockLevel::LEASE, lease: Some(lease), ..self }
+    }
+
+    pub fn back(self, file_id: FileId, guid: u8) -> Self {
+        let flags = DurableV2::PERSISTENT;
+        let reconnect = Some(ReconnectV2 { file_id, create_guid: [guid; 16], flags });
+        Self { durable: None, reconnect, ..self }
+    }
+}
+
+/// What a CREATE gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Got {
+    pub id: FileId,
+    pub action: CreateAction,
+    /// Time and flags of the durable answer.
+    pub durable: Option<(u32, u32)>,
+    pub lease: Option<(LeaseState, Option<u16>)>,
+}
+
+impl Guest {
+    pub fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
+        let mut header = Header {
+            command,
+            credit_charge: 1,
+            credits: 32,
+            message_id: MessageId(self.next_id),
+            session_id: self.session,
+            ..Header::default()
+        };
+        if self.replay {
+            header.flags |= HeaderFlags::REPLAY;
+        }
+        header.set_tree_id(self.tree);
+        self.next_id += 1;
+        let mut message = header.to_bytes().to_vec();
+        body(&mut message);
+        let mut out = Vec::new();
+        let _inside = self.runtime.enter();
+        let mut waits = match self.exchange.receive(&mut message, &mut out).unwrap() {
+            Frame::Answered => Vec::new(),
+            Frame::Waits(waits) => waits,
+        };
+        while let Some(wait) = waits.pop() {
+            let done = self.runtime.block_on(wait);
+            waits.extend(self.exchange.complete(done, &mut out).unwrap());
+        }
+        answers(&out).pop().unwrap()
+    }
+
+    pub fn login(&mut self, guid: u8, user: &str, dialect: Dialect) {
+        let offer = negotiate::Request {
+            dialects: vec![dialect],
+            security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
+            capabilities: negotiate::Capabilities::PERSISTENT_HANDLES,
+            client_guid: [guid; 16],
+            ..Default::default()
+        };
+        let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
+        let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
+        let hash = NtHash::of_password("p");
+        let who = Credentials { user: user.into(), domain: String::new(), hash };
+        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let setup = |guest: &mut Self, token: &[u8]| {
+            let request = session_setup::Request {
+                security_mode: 1,
+                security_buffer: token,
+                ..Default::default()
+            };
+            guest.ask(Command::SESSION_SETUP, |out| request.encode(out))
+        };
+        let first = initiator.first(&hint).unwrap();
+        let (header, body) = setup(self, &first);
+        self.session = header.session_id;
+        let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
+        let second = initiator.second(&token, 0).unwrap();
+        assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
+    }
+
+    pub fn connect(&mut self, share: &str) {
+        let request = tree_connect::Request { flags: 0, path: format!("\\\\s\\{share}") };
+        let (header, body) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        self.tree = header.tree_id();
+        self.capabilities = tree_connect::Response::parse(&body).unwrap().capabilities;
+    }
+
+    pub fn create(&mut self, ask: &Ask) -> Result<Got, NtStatus> {
+        let durable = ask.durable.map(|durable| durable.to_bytes());
+        let reconnect = ask.reconnect.map(|reconnect| reconnect.to_bytes());
+        let lease = ask.lease.as_ref().map(|lease| lease.to_bytes());
+        let reconnect_v1 = ask.reconnect_v1.map(|id| id.to_bytes().to_vec());
+        let all = [
+            (names::DH2Q, durable),
+            (names::DH2C, reconnect),
+            (names::DHNC, reconnect_v1),
+            (names::RQLS, lease),
+        ];
+        let contexts = all
+            .iter()
+            .filter_map(|(name, data)| data.as_ref().map(|data| RawContext { name, data }));
+        let request = create::Request {
+            access: ask.access,
+            share: ask.share,
+            disposition: Disposition::OPEN_IF,
+            options: ask.options,
+            oplock: ask.oplock,
+            name: ask.name.into(),
+            impersonation: 2,
+            contexts: contexts.collect(),
+            ..Default::default()
+        };
+        let (header, body) = self.ask(Command::CREATE, |out| request.encode(out));
+        if header.status != NtStatus::SUCCESS {
+            return Err(header.status);
+        }
+        let response = create::Response::parse(&body).unwrap();
+        let find = |name| context::find(&response.contexts, name);
+        let word =
+            |data: &[u8], at: usize| u32::from_le_bytes(data[at..at + 4].try_into().unwrap());
+        Ok(Got {
+            id: response.file_id,
+            action: response.action,
+            durable: find(names::DH2Q).map(|data| (word(data, 0), word(data, 4))),
+            lease: find(names::RQLS).map(|data| {
+                let lease = Lease::parse(data).unwrap();
+                (lease.state, lease.v2.map(|(_, epoch)| epoch))
+            }),
+        })
+    }
+
+    pub fn close(&mut self, id: FileId) -> NtStatus {
+        let request = close::Request { flags: 0, file_id: id };
+        self.ask(Command::CLOSE, |out| request.encode(out)).0.status
+    }
+
+    pub fn write(&mut self, id: FileId, offset: u64, data: &[u8]) -> NtStatus {
+        let request = write::Request { offset, file_id: id, data, ..Default::default() };
+        self.ask(Command::WRITE, |out| request.encode(out)).0.status
+    }
+
+    pub fn control(&mut self, id: FileId, code: FsctlCode, input: &[u8]) -> NtStatus {
+        let request =
+            ioctl::Request { code, file_id: id, input, flags: 1, ..ioctl::Request::default() };
+        self.ask(Command::IOCTL, |out| request.encode(out)).0.status
+    }
+
+    /// Has an open kept for a minute when its client is away.
+    pub fn make_resilient(&mut self, id: FileId) -> NtStatus {
+        let input = [60_000_u32.to_le_bytes(), [0; 4]].concat();
+        self.control(id, FsctlCode::LMR_REQUEST_RESILIENCY, &input)
+    }
+
+    pub fn lock(&mut self, id: FileId, offset: u64, sequence: u32, flags: u32) -> NtStatus {
+        let locks = vec![lock::Element { offset, length: 10, flags: lock::LockFlags(flags) }];
+        let request = lock::Request { file_id: id, sequence, locks };
+        self.ask(Command::LOCK, |out| request.encode(out)).0.status
+    }
+
+    pub fn set(&mut self, id: FileId, class: InfoClass, input: &[u8]) -> NtStatus {
+        let info_type = query_info::InfoType::FILE;
+        let request =
+            set_info::Request { info_type, class, file_id: id, input, ..Default::default() };
+        self.ask(Command::SET_INFO, |out| request.encode(out)).0.status
+    }
+}
+
+/// LOCK: exclusive, at once.
+pub const OWN: u32 = 0x12;
+/// LOCK: no more.
+pub const UNLOCK: u32 = 4;
+
+/// A store that can be told to be full.
+#[derive(Debug, Default)]
+pub struct Narrow {
+    full: AtomicBool,
+}
+
+impl Narrow {
+    pub fn fill(&self) {
+        self.full.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Store for Narrow {
+    fn commit(&self, batch: Batch) -> Commit {
+        let full = self.full.load(Ordering::Relaxed) && !batch.only_deletes();
+        Commit::ready(if full { Err(StoreError::Full) } else { Ok(()) })
+    }
+
+    fn commits(&self) -> u64 {
+        0
+    }
+}
