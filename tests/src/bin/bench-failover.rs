@@ -65,7 +65,6 @@ async fn disk(tree: &Tree) -> Outcome<Arc<RemoteFile>> {
 /// Lays the file out that is read and written.
 async fn lay_out(tree: &Tree) -> Outcome<()> {
     let disk = tree.open("disk", OpenOptions::create(Create::New)).await?;
-    disk.allocate(0..BLOCKS * 4096).await?;
     for at in 0..BLOCKS / 256 {
         disk.write_at(at << 20, &vec![1; 1 << 20]).await?;
     }
