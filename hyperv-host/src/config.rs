@@ -93,6 +93,24 @@ pub struct MigrationConfig {
     pub max_outgoing: usize,
 }
 
+/// `[storage]`: how shares with disks are used.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageConfig {
+    /// Within how long a connection that fell silent is noticed and done without.
+    pub keep_alive_ms: u32,
+    /// How long a guest waits for a server that is away before it sees an error.
+    pub reconnect_s: u32,
+    /// Connections to a server at most.
+    pub channels: u16,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { keep_alive_ms: 2000, reconnect_s: 60, channels: 4 }
+    }
+}
+
 /// `[limits]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -120,6 +138,9 @@ pub struct Config {
     /// `[migration]`; without it VMs cannot be moved.
     #[serde(default)]
     pub migration: Option<MigrationConfig>,
+    /// `[storage]`.
+    #[serde(default)]
+    pub storage: StorageConfig,
     /// `[limits]`.
     #[serde(default)]
     pub limits: Limits,
@@ -182,6 +203,10 @@ impl Config {
         };
         range("host.io_threads", config.host.io_threads as u64, 1, 256)?;
         range("limits.control_connections", config.limits.control_connections as u64, 1, 65_536)?;
+        let storage = &config.storage;
+        range("storage.keep_alive_ms", storage.keep_alive_ms.into(), 200, 60_000)?;
+        range("storage.reconnect_s", storage.reconnect_s.into(), 1, 3600)?;
+        range("storage.channels", storage.channels.into(), 1, 32)?;
         if let Some(migration) = &config.migration {
             range("migration.streams", u64::from(migration.streams), 1, 16)?;
             range("migration.downtime_ms", u64::from(migration.downtime_ms), 1, 60_000)?;
@@ -210,6 +235,11 @@ mod tests {
         );
         let error = Config::parse(&format!("{TEXT}streams = 99\n"), Path::new("x")).unwrap_err();
         assert!(error.to_string().contains("migration.streams"), "{error}");
+        for (bad, key) in [("keep_alive_ms = 100", "keep_alive_ms"), ("channels = 0", "channels")] {
+            let text = format!("{TEXT}[storage]\n{bad}\n");
+            let error = Config::parse(&text, Path::new("x")).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("must be"), "{error}");
+        }
     }
 
     #[test]

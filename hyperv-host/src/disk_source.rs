@@ -9,15 +9,17 @@
 //!     local path: LocalFile, exclusive lock      smb://…: RemoteFile, others may only read
 //! ```
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use block_io::{Disk, Error, File, IoFuture, LocalFile, LocalOptions, Result};
 use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
 use smb_client::{Client, ConnectOptions, Instance, Login, OpenOptions, SmbUrl, Tree};
 use vhd::{Format, chain, tracking};
 
-/// Connections to a server at most.
-const CHANNELS: u16 = 4;
+use crate::config::StorageConfig;
 
 /// A disk that can be opened quickly: its place is known to be reachable.
 #[derive(Debug)]
@@ -25,6 +27,7 @@ pub struct Prepared {
     definition: DiskDefinition,
     place: Place,
     vm: Option<VmId>,
+    storage: StorageConfig,
 }
 
 enum Place {
@@ -46,10 +49,14 @@ impl std::fmt::Debug for Place {
 ///
 /// # Errors
 /// What the file system or the server says.
-async fn prepare(vm: Option<VmId>, definition: &DiskDefinition) -> Result<Prepared> {
+async fn prepare(
+    vm: Option<VmId>,
+    definition: &DiskDefinition,
+    storage: StorageConfig,
+) -> Result<Prepared> {
     let place = if SmbUrl::looks_like(&definition.location) {
         let url = parse(&definition.location)?;
-        let tree = connect(&url).await?;
+        let tree = connect(&url, storage).await?;
         tree.stat(&url.path).await?;
         Place::Share { tree, path: url.path }
     } else {
@@ -57,7 +64,7 @@ async fn prepare(vm: Option<VmId>, definition: &DiskDefinition) -> Result<Prepar
         tokio::fs::metadata(&definition.location).await.map_err(at)?;
         Place::Local
     };
-    Ok(Prepared { definition: definition.clone(), place, vm })
+    Ok(Prepared { definition: definition.clone(), place, vm, storage })
 }
 
 impl Prepared {
@@ -160,7 +167,7 @@ impl chain::Files for Prepared {
             let file = if url.share.eq_ignore_ascii_case(tree.share()) {
                 tree.open(&url.path, OpenOptions::read()).await?
             } else {
-                connect(&url).await?.open(&url.path, OpenOptions::read()).await?
+                connect(&url, self.storage).await?.open(&url.path, OpenOptions::read()).await?
             };
             Ok(Arc::new(file) as _)
         })
@@ -172,10 +179,15 @@ fn parse(location: &str) -> Result<SmbUrl> {
 }
 
 /// A session with the share that a location names.
-async fn connect(url: &SmbUrl) -> Result<Tree> {
+async fn connect(url: &SmbUrl, storage: StorageConfig) -> Result<Tree> {
     let login = Login::from_env(url.user.as_deref())
         .map_err(|error| Error::Disconnected(crate::vmm::error::chain(&error)))?;
-    let options = ConnectOptions { max_channels: CHANNELS, ..ConnectOptions::for_url(url, login) };
+    let options = ConnectOptions {
+        max_channels: storage.channels,
+        keep_alive: Duration::from_millis(storage.keep_alive_ms.into()),
+        reconnect_timeout: Duration::from_secs(storage.reconnect_s.into()),
+        ..ConnectOptions::for_url(url, login)
+    };
     let session = Client::connect(options).await?;
     Ok(session.tree(&url.share).await?)
 }
@@ -210,11 +222,12 @@ pub async fn open_all(
 /// The first failure, with the location of its disk.
 pub async fn prepare_all(
     machine: &VmDefinition,
+    storage: StorageConfig,
 ) -> std::result::Result<Vec<Prepared>, crate::vmm::Error> {
     let mut prepared = Vec::new();
     for definition in &machine.disks {
         let location = definition.location.clone();
-        let disk = prepare(machine.id, definition)
+        let disk = prepare(machine.id, definition, storage)
             .await
             .map_err(|source| crate::vmm::Error::Disk { location, source })?;
         prepared.push(disk);
@@ -227,6 +240,10 @@ mod tests {
     use vhd::vhdx::{CreateOptions, create, info};
 
     use super::*;
+
+    async fn local(definition: &DiskDefinition) -> Result<Prepared> {
+        prepare(None, definition, StorageConfig::default()).await
+    }
 
     /// A disk whose parent is in another folder; the parent is left alone.
     #[tokio::test]
@@ -249,7 +266,7 @@ mod tests {
         let before = std::fs::read(&base).unwrap();
 
         let definition = DiskDefinition { location: child, format: None, read_only: false };
-        let disk = prepare(None, &definition).await.unwrap().open().await.unwrap();
+        let disk = local(&definition).await.unwrap().open().await.unwrap();
         let mut bytes = [0; 8192];
         disk.write_at(4096, &[2; 4096]).await.unwrap();
         disk.read_at(0, &mut bytes).await.unwrap();
@@ -258,7 +275,7 @@ mod tests {
         assert!(std::fs::read(&base).unwrap() == before, "the parent was changed");
 
         std::fs::remove_file(&base).unwrap();
-        let error = prepare(None, &definition).await.unwrap().open().await.unwrap_err();
+        let error = local(&definition).await.unwrap().open().await.unwrap_err();
         assert!(error.to_string().contains("base.vhdx"), "{error}");
     }
 
@@ -283,7 +300,7 @@ mod tests {
         let definition =
             DiskDefinition { location: location.clone(), format: None, read_only: false };
         let run = async |at: u64| {
-            let disk = prepare(None, &definition).await.unwrap().open().await.unwrap();
+            let disk = local(&definition).await.unwrap().open().await.unwrap();
             disk.write_at(at, &[1; 4096]).await.unwrap();
             disk.close().await.unwrap();
         };
@@ -301,7 +318,7 @@ mod tests {
         assert_eq!(changes().await, Changes::Ranges(expected.to_vec()));
         // While one runs nobody else keeps track, and the other way round.
         let held = open(&beside, LocalOptions::read_write());
-        let refused = prepare(None, &definition).await.unwrap().open().await;
+        let refused = local(&definition).await.unwrap().open().await;
         assert!(matches!(refused, Err(Error::Busy(_))), "{refused:?}");
         held.close().await.unwrap();
 

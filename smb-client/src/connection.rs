@@ -12,6 +12,7 @@
 //! asked for: frames are bounded, and answers to nothing end the connection.
 
 mod chain;
+mod silence;
 mod tasks;
 
 use std::{
@@ -131,7 +132,7 @@ pub(crate) struct Connection {
     /// Milliseconds after `started` when something was last received.
     last_heard: AtomicU64,
     request_timeout: Duration,
-    echo_interval: Duration,
+    keep_alive: Duration,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -203,7 +204,7 @@ impl Connection {
             started: Instant::now(),
             last_heard: AtomicU64::new(0),
             request_timeout: options.request_timeout,
-            echo_interval: options.echo_interval,
+            keep_alive: options.keep_alive.max(Duration::from_millis(200)),
         });
         tokio::spawn(Arc::clone(&connection).write_loop());
         tokio::spawn(Arc::clone(&connection).read_loop());
@@ -441,17 +442,13 @@ impl Connection {
         guard: Guard,
     ) -> (Pending, Ticket) {
         let (reply, answer) = oneshot::channel();
-        let patience = match command {
-            Command::ECHO => self.echo_interval.max(Duration::from_secs(1)) * 2,
-            _ => self.request_timeout,
-        };
         let pending = Pending {
             reply,
             what: command.known_name().unwrap_or("a request"),
             cost,
             guard,
             sent: Instant::now(),
-            patience,
+            patience: self.request_timeout,
             async_id: None,
         };
         let connection = Arc::downgrade(self);

@@ -54,9 +54,10 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// How long the server may take to answer a request; after that the connection is given up.
     pub request_timeout: Duration,
-    /// How long the connection may be silent before the server is asked for a sign of life; after
-    /// twice that time (two seconds at least) without one the connection is given up.
-    pub echo_interval: Duration,
+    /// How long a connection may be silent: after half of that time the server is asked for a sign
+    /// of life, and without one the connection is given up before all of it has passed, so that
+    /// what was under way goes on elsewhere by then. At least 200 ms.
+    pub keep_alive: Duration,
     /// How long a lost connection is tried to be restored; zero for not at all. So long, too, is
     /// waited for a file that another has open who is away.
     pub reconnect_timeout: Duration,
@@ -99,7 +100,7 @@ impl ConnectOptions {
             max_io: 1 << 20,
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(60),
-            echo_interval: Duration::from_secs(1),
+            keep_alive: Duration::from_secs(2),
             reconnect_timeout: Duration::from_secs(60),
             max_channels: 1,
             channels_per_interface: 0,

@@ -117,7 +117,7 @@ impl Server {
             encryption,
             request_timeout: Duration::from_millis(1200),
             connect_timeout: Duration::from_secs(10),
-            echo_interval: Duration::from_millis(200),
+            keep_alive: Duration::from_secs(1),
             reconnect_timeout: Duration::ZERO,
             ciphers: vec![Cipher::Aes128Gcm],
             signing_algorithms: vec![SigningAlgorithm::AesGmac],

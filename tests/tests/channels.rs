@@ -25,7 +25,7 @@ fn options(port: u16, channels: u16) -> ConnectOptions {
     ConnectOptions {
         max_channels: channels,
         channels_per_interface: channels,
-        echo_interval: Duration::from_millis(200),
+        keep_alive: Duration::from_secs(1),
         connect_timeout: Duration::from_secs(3),
         request_timeout: Duration::from_secs(3600),
         ..ConnectOptions::new("127.0.0.1", port, Login::new(USER, PASSWORD))

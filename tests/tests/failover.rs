@@ -16,7 +16,7 @@ const SHARE: &str = "[[share]]\nname = \"ca\"\npath = \"files\"\nusers = [\"admi
 
 fn options(proxy: &Proxy) -> ConnectOptions {
     ConnectOptions {
-        echo_interval: Duration::from_millis(200),
+        keep_alive: Duration::from_secs(1),
         connect_timeout: Duration::from_secs(3),
         request_timeout: Duration::from_secs(3600),
         reconnect_timeout: Duration::from_secs(60),

@@ -427,7 +427,7 @@ impl Host {
         let definition = &managed.definition;
         self.check_memory(definition.memory_mib)?;
         let disks = self.runtime.block_on(async {
-            let prepared = disk_source::prepare_all(definition).await?;
+            let prepared = disk_source::prepare_all(definition, self.config.storage).await?;
             disk_source::open_all(&prepared).await
         })?;
         let shapes: Vec<DiskShape> = disks

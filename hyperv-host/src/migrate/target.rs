@@ -219,7 +219,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     host.check_memory(definition.memory_mib).map_err(|error| text(&error))?;
     let disks = host
         .runtime
-        .block_on(disk_source::prepare_all(definition))
+        .block_on(disk_source::prepare_all(definition, host.config.storage))
         .map_err(|error| text(&error))?;
     let managed = Managed::new(definition.clone(), VmState::MovingIn);
     host.insert(&managed).map_err(|error| text(&error))?;

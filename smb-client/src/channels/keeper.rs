@@ -19,6 +19,10 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    ifaddrs::{InterfaceAddress, getifaddrs},
+    net::if_::InterfaceFlags,
+};
 use smb_protocol::{
     FileId, NtStatus, TreeId,
     fscc::{
@@ -283,16 +287,16 @@ fn give_up_without_link(channels: &[Arc<Connection>], network: Option<&dyn Netwo
     if channels.len() < 2 {
         return;
     }
-    let interfaces = match network {
+    let linked = match network {
         Some(_) => Vec::new(),
-        None => match if_addrs::get_if_addrs() {
-            Ok(interfaces) => interfaces,
-            Err(_) => return,
+        None => match addresses_with_link() {
+            Some(addresses) => addresses,
+            None => return,
         },
     };
     let works = |c: &&Arc<Connection>| match network {
         Some(network) => network.has_link(c.path.local),
-        None => interfaces.iter().any(|i| i.ip() == c.path.local && i.is_oper_up()),
+        None => linked.contains(&c.path.local),
     };
     let (up, down): (Vec<_>, Vec<_>) = channels.iter().filter(|c| !c.is_closed()).partition(works);
     if !up.is_empty() {
@@ -300,6 +304,18 @@ fn give_up_without_link(channels: &[Arc<Connection>], network: Option<&dyn Netwo
             channel.close(Error::disconnected("its interface is down"));
         }
     }
+}
+
+/// Local addresses whose interface is up and has a link now: that it is running the system says up
+/// to a second late.
+fn addresses_with_link() -> Option<Vec<IpAddr>> {
+    let works = InterfaceFlags::IFF_RUNNING | InterfaceFlags::IFF_LOWER_UP;
+    let address = |interface: InterfaceAddress| {
+        let address = interface.address.filter(|_| interface.flags.contains(works))?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    };
+    Some(getifaddrs().ok()?.filter_map(address).collect())
 }
 
 /// Retires channels beyond what is wanted at their address, and closes retired ones that are idle.

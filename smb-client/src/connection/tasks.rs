@@ -14,7 +14,7 @@ use smb_protocol::{
 };
 use tokio::time::Instant;
 
-use super::{Connection, Pending, Response, lock};
+use super::{Connection, Pending, Response, lock, silence::Silence};
 use crate::{
     Error, Result,
     crypt::{Crypt, split_compound},
@@ -242,19 +242,20 @@ impl Connection {
         });
     }
 
-    /// Gives the connection up when an answer is overdue, and asks for a sign of life when it
-    /// is silent.
+    /// Gives the connection up when an answer is overdue or it has been silent for long, and asks
+    /// for a sign of life before.
     pub(super) async fn tend(connection: Weak<Self>) {
+        let mut doubted = false;
         loop {
             let Some(this) = connection.upgrade() else { return };
-            let period = (this.request_timeout.min(this.echo_interval) / 4)
-                .clamp(Duration::from_millis(20), Duration::from_secs(1));
             let closed = this.wait_closed();
             let now = Instant::now();
-            let overdue = {
+            let (overdue, asked) = {
                 let shared = lock(&this.shared);
-                let late = |p: &&Pending| now.duration_since(p.sent) > p.patience;
-                shared.pending.values().find(late).map(|p| (p.what, p.patience))
+                let ago = |p: &Pending| now.duration_since(p.sent);
+                let late = shared.pending.values().find(|p| ago(p) > p.patience);
+                let echo = shared.pending.values().find(|p| p.what == ECHO);
+                (late.map(|p| (p.what, p.patience)), echo.map(ago))
             };
             if let Some((what, after)) = overdue {
                 this.close(Error::Timeout { what, after });
@@ -262,15 +263,20 @@ impl Connection {
             }
             let heard = Duration::from_millis(this.last_heard.load(Ordering::Relaxed));
             let silent = this.started.elapsed().saturating_sub(heard);
-            if silent > this.echo_interval {
-                let busy = lock(&this.shared).pending.values().any(|p| p.what == "ECHO");
-                if !busy {
-                    this.echo();
-                }
+            let silence = Silence { keep_alive: this.keep_alive, silent, asked };
+            if silence.is_to_be_broken() {
+                this.echo();
             }
-            // It was asked and does not answer: other channels are better.
-            let suspect = silent > this.echo_interval + this.echo_interval / 2;
-            this.suspect.store(suspect, Ordering::Relaxed);
+            // Other channels are better.
+            this.suspect.store(silence.is_suspect(), Ordering::Relaxed);
+            // What came while this process did not run is heard before the second look.
+            if silence.is_death() && doubted {
+                this.close(Error::Timeout { what: ECHO, after: this.keep_alive });
+                return;
+            }
+            doubted = silence.is_death();
+            let period =
+                silence.next_look().min(this.request_timeout / 4).max(Duration::from_millis(10));
             drop(this);
             tokio::select! {
                 biased;
@@ -280,3 +286,6 @@ impl Connection {
         }
     }
 }
+
+/// Name of the question for a sign of life.
+const ECHO: &str = "ECHO";
