@@ -66,6 +66,18 @@ pub(super) enum Mood {
     Losses,
 }
 
+impl Mood {
+    /// Histories in which a broken rule shows, where it seldom does in others.
+    pub(super) fn that_shows(broken: Broken) -> Option<Self> {
+        match broken {
+            Broken::ChannelSequence | Broken::WriteReplayFlag => Some(Self::Losses),
+            Broken::Flush | Broken::FlushBarrier => Some(Self::Flushes),
+            Broken::Names => Some(Self::Names),
+            _ => None,
+        }
+    }
+}
+
 /// What comes of it.
 pub(super) enum Done {
     Nothing,

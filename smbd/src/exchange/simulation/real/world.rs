@@ -73,7 +73,8 @@ impl<'a> World<'a> {
         let disk = Disk::new(broken, seed);
         let mut dice = Dice(seed);
         let mood = [Mood::Mixed, Mood::Mixed, Mood::Flushes, Mood::Names, Mood::Losses];
-        let mood = mood[dice.roll(mood.len())];
+        let rolled = mood[dice.roll(mood.len())];
+        let mood = Mood::that_shows(broken).unwrap_or(rolled);
         let room = [100, 1000, 100_000][dice.roll(3)];
         let net = Arc::new(Mutex::new(Net { listens: true, room, ..Net::default() }));
         let runtime = tokio::runtime::Builder::new_current_thread()
