@@ -158,6 +158,12 @@ impl Open {
         self.noting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether something is being noted of it.
+    #[cfg(test)]
+    pub fn is_being_noted(&self) -> bool {
+        self.noting.try_lock().is_err()
+    }
+
     /// What is remembered of it.
     fn record(&self, timeout: Duration) -> Result<OpenRecord, NtStatus> {
         let origin = &self.origin;

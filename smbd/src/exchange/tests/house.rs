@@ -178,8 +178,26 @@ pub struct Got {
     pub lease: Option<(LeaseState, Option<u16>)>,
 }
 
+/// A request that was sent.
+pub struct Begun {
+    out: Vec<u8>,
+    waits: Vec<WaitingFuture>,
+}
+
+impl Begun {
+    pub fn waits(&self) -> bool {
+        !self.waits.is_empty()
+    }
+}
+
 impl Guest {
     pub fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
+        let begun = self.begin(command, body);
+        self.finish(begun)
+    }
+
+    /// Sends a request, which is answered or waits.
+    fn begin(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> Begun {
         let mut header = Header {
             command,
             credit_charge: 1,
@@ -197,10 +215,17 @@ impl Guest {
         body(&mut message);
         let mut out = Vec::new();
         let _inside = self.runtime.enter();
-        let mut waits = match self.exchange.receive(&mut message, &mut out).unwrap() {
+        let waits = match self.exchange.receive(&mut message, &mut out).unwrap() {
             Frame::Answered => Vec::new(),
             Frame::Waits(waits) => waits,
         };
+        Begun { out, waits }
+    }
+
+    /// The answer to a request.
+    fn finish(&mut self, begun: Begun) -> (Header, Vec<u8>) {
+        let Begun { mut out, mut waits } = begun;
+        let _inside = self.runtime.enter();
         while let Some(wait) = waits.pop() {
             let done = self.runtime.block_on(wait);
             waits.extend(self.exchange.complete(done, &mut out).unwrap());
@@ -246,6 +271,11 @@ impl Guest {
     }
 
     pub fn create(&mut self, ask: &Ask) -> Result<Got, NtStatus> {
+        let begun = self.begin_create(ask);
+        self.finish_create(begun)
+    }
+
+    pub fn begin_create(&mut self, ask: &Ask) -> Begun {
         let durable = ask.durable.map(|durable| durable.to_bytes());
         let reconnect = ask.reconnect.map(|reconnect| reconnect.to_bytes());
         let lease = ask.lease.as_ref().map(|lease| lease.to_bytes());
@@ -270,7 +300,11 @@ impl Guest {
             contexts: contexts.collect(),
             ..Default::default()
         };
-        let (header, body) = self.ask(Command::CREATE, |out| request.encode(out));
+        self.begin(Command::CREATE, |out| request.encode(out))
+    }
+
+    pub fn finish_create(&mut self, begun: Begun) -> Result<Got, NtStatus> {
+        let (header, body) = self.finish(begun);
         if header.status != NtStatus::SUCCESS {
             return Err(header.status);
         }

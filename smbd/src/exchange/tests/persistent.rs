@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,7 @@ use smb_protocol::msg::{
 use state_store::{Batch, Commit, LocalStore, Store};
 
 use super::{house::*, *};
-use crate::volume::node::locks::Range;
+use crate::volume::{node::locks::Range, open::Open};
 
 #[test]
 fn persistent_is_what_is_asked_for_where_it_can_be() {
@@ -130,12 +130,10 @@ fn a_client_that_is_back_at_once_waits_until_its_loss_is_noticed() {
     let wanted = ask("a").persistent(1).lease(9);
     let got = guest.create(&wanted).unwrap();
     let mut anew = house.one();
-    let back = wanted.back(got.id, 1);
-    let taken = std::thread::spawn(move || (anew.create(&back), anew));
-    std::thread::sleep(Duration::from_millis(100));
+    let begun = anew.begin_create(&wanted.back(got.id, 1));
+    assert!(begun.waits());
     drop(guest);
-    let (taken, _anew) = taken.join().unwrap();
-    assert_eq!(taken.map(|again| again.id), Ok(got.id));
+    assert_eq!(anew.finish_create(begun).map(|again| again.id), Ok(got.id));
 }
 
 #[test]
@@ -387,17 +385,23 @@ fn an_orderly_end_hands_over_what_a_kill_loses() {
     assert!(guest.create(&ask("a")).is_ok());
 }
 
-/// A store that takes its time for one change.
-#[derive(Debug)]
-struct Slow {
+/// A store at which something happens when it is told of a change.
+struct Hooked {
     inner: Arc<dyn Store>,
-    next: AtomicBool,
+    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl Store for Slow {
+impl std::fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooked")
+    }
+}
+
+impl Store for Hooked {
     fn commit(&self, batch: Batch) -> Commit {
-        if self.next.swap(false, Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(100));
+        let hook = self.hook.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
         }
         self.inner.commit(batch)
     }
@@ -412,27 +416,29 @@ impl Store for Slow {
 fn locks_are_noted_in_the_order_they_are_taken() {
     let mut house = House::empty();
     let mut opened = LocalStore::open(&house.folder.path().join("state"), "opens").unwrap();
-    let slow = Arc::new(Slow { inner: opened.store.clone(), next: AtomicBool::new(false) });
-    opened.store = slow.clone();
+    let hooked = Arc::new(Hooked { inner: opened.store.clone(), hook: Mutex::default() });
+    opened.store = hooked.clone();
     house.server.recover_from(opened);
     let mut guest = house.one();
     let wanted = ask("a").persistent(1);
     let got = guest.create(&wanted).unwrap();
     let open = house.server.nodes.open(got.id.persistent).unwrap();
-    let take = |offset| {
+    let (another, runtime) = (open.clone(), house.runtime.handle().clone());
+    let take = move |open: &Open, offset| {
         let range = Range::new(offset, 10).unwrap();
         assert_eq!(open.node.lock_range(open.node_id(), range, true), Ok(true));
-        house.runtime.block_on(open.note_locks().unwrap()).unwrap();
+        runtime.block_on(open.note_locks().unwrap()).unwrap();
     };
-    slow.next.store(true, Ordering::Relaxed);
-    std::thread::scope(|scope| {
-        scope.spawn(|| take(100));
-        while slow.next.load(Ordering::Relaxed) {
-            std::thread::yield_now();
-        }
-        take(200);
-    });
-    drop((open, slow));
+    // The second comes when the store is just being told of the first.
+    let (tell, told) = std::sync::mpsc::channel();
+    let second = take.clone();
+    *hooked.hook.lock().unwrap() = Some(Box::new(move || {
+        assert!(another.is_being_noted(), "what is noted may be old by now");
+        tell.send(std::thread::spawn(move || second(&another, 200))).unwrap();
+    }));
+    take(&open, 100);
+    told.recv().unwrap().join().unwrap();
+    drop((open, hooked));
     house.restart(vec![guest]);
     let mut guest = house.one();
     let again = guest.create(&wanted.back(got.id, 1)).unwrap();
