@@ -37,6 +37,58 @@ struct Direct {
     _folder: tempfile::TempDir,
 }
 
+/// A client, which asks for one thing after another.
+trait Asks {
+    fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>);
+
+    /// The session that requests are of.
+    fn session(&mut self) -> &mut SessionId;
+
+    /// Negotiates and logs in with the password `p`.
+    fn log_in(&mut self, user: &str, offer: &negotiate::Request) {
+        let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
+        let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
+        let hash = NtHash::of_password("p");
+        let who = Credentials { user: user.into(), domain: String::new(), hash };
+        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let setup = |client: &mut Self, token: &[u8]| {
+            let request = session_setup::Request {
+                security_mode: 1,
+                security_buffer: token,
+                ..Default::default()
+            };
+            client.ask(Command::SESSION_SETUP, |out| request.encode(out))
+        };
+        let first = initiator.first(&hint).unwrap();
+        let (header, body) = setup(self, &first);
+        assert_eq!(header.status, NtStatus::MORE_PROCESSING_REQUIRED);
+        *self.session() = header.session_id;
+        let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
+        let second = initiator.second(&token, 0).unwrap();
+        assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
+    }
+
+    /// Connects to a share: its tree, and the body of the answer.
+    fn tree_connect(&mut self, share: &str) -> (TreeId, Vec<u8>) {
+        let request = tree_connect::Request { flags: 0, path: format!("\\\\s\\{share}") };
+        let (header, body) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        (header.tree_id(), body)
+    }
+}
+
+impl Asks for Direct {
+    fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
+        let mut message = self.header(command).to_bytes().to_vec();
+        body(&mut message);
+        self.send(&mut message).unwrap().pop().unwrap()
+    }
+
+    fn session(&mut self) -> &mut SessionId {
+        &mut self.session
+    }
+}
+
 impl Direct {
     fn new() -> Self {
         Self::with("")
@@ -119,12 +171,6 @@ impl Direct {
         Ok(answers(&out))
     }
 
-    fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
-        let mut message = self.header(command).to_bytes().to_vec();
-        body(&mut message);
-        self.send(&mut message).unwrap().pop().unwrap()
-    }
-
     /// Negotiates, logs in and connects to the share.
     fn login(&mut self) {
         let offer = negotiate::Request {
@@ -132,35 +178,13 @@ impl Direct {
             security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
             ..Default::default()
         };
-        let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
-        let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
-        let hash = NtHash::of_password("p");
-        let who = Credentials { user: "u".into(), domain: String::new(), hash };
-        let mut initiator = Initiator::new(who, "", "cifs/s");
-        let setup = |direct: &mut Self, token: &[u8]| {
-            let request = session_setup::Request {
-                security_mode: 1,
-                security_buffer: token,
-                ..Default::default()
-            };
-            direct.ask(Command::SESSION_SETUP, |out| request.encode(out))
-        };
-        let first = initiator.first(&hint).unwrap();
-        let (header, body) = setup(self, &first);
-        assert_eq!(header.status, NtStatus::MORE_PROCESSING_REQUIRED);
-        self.session = header.session_id;
-        let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
-        let second = initiator.second(&token, 0).unwrap();
-        assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
+        self.log_in("u", &offer);
         self.connect("s");
     }
 
     /// Connects to a share, which requests are about from now on.
     fn connect(&mut self, share: &str) -> TreeId {
-        let request = tree_connect::Request { flags: 0, path: format!("\\\\s\\{share}") };
-        let (header, _) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
-        assert_eq!(header.status, NtStatus::SUCCESS);
-        self.tree = header.tree_id();
+        self.tree = self.tree_connect(share).0;
         self.tree
     }
 

@@ -190,12 +190,18 @@ impl Begun {
     }
 }
 
-impl Guest {
-    pub fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
+impl Asks for Guest {
+    fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
         let begun = self.begin(command, body);
         self.finish(begun)
     }
 
+    fn session(&mut self) -> &mut SessionId {
+        &mut self.session
+    }
+}
+
+impl Guest {
     /// Sends a request, which is answered or waits.
     fn begin(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> Begun {
         let mut header = Header {
@@ -241,32 +247,12 @@ impl Guest {
             client_guid: [guid; 16],
             ..Default::default()
         };
-        let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
-        let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
-        let hash = NtHash::of_password("p");
-        let who = Credentials { user: user.into(), domain: String::new(), hash };
-        let mut initiator = Initiator::new(who, "", "cifs/s");
-        let setup = |guest: &mut Self, token: &[u8]| {
-            let request = session_setup::Request {
-                security_mode: 1,
-                security_buffer: token,
-                ..Default::default()
-            };
-            guest.ask(Command::SESSION_SETUP, |out| request.encode(out))
-        };
-        let first = initiator.first(&hint).unwrap();
-        let (header, body) = setup(self, &first);
-        self.session = header.session_id;
-        let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
-        let second = initiator.second(&token, 0).unwrap();
-        assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
+        self.log_in(user, &offer);
     }
 
     pub fn connect(&mut self, share: &str) {
-        let request = tree_connect::Request { flags: 0, path: format!("\\\\s\\{share}") };
-        let (header, body) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
-        assert_eq!(header.status, NtStatus::SUCCESS);
-        self.tree = header.tree_id();
+        let (tree, body) = self.tree_connect(share);
+        self.tree = tree;
         self.capabilities = tree_connect::Response::parse(&body).unwrap().capabilities;
     }
 
