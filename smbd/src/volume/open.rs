@@ -157,6 +157,8 @@ pub struct Open {
     pub id: FileId,
     /// Access granted.
     pub access: Access,
+    /// What the tree that it was made on grants at most, whatever becomes of the tree.
+    pub ceiling: Access,
     /// Options of the create.
     pub options: CreateOptions,
     /// The file with its other openers.
@@ -216,6 +218,8 @@ pub struct Parts {
     pub id: FileId,
     /// Access granted.
     pub access: Access,
+    /// What the tree that it is made on grants at most.
+    pub ceiling: Access,
     /// Options of the create.
     pub options: CreateOptions,
     /// The file with its other openers; joined as `id.volatile`.
@@ -241,7 +245,7 @@ pub struct Parts {
 impl Open {
     /// Puts an open together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, access, options, node, data, handle, .. } = parts;
+        let Parts { id, access, ceiling, options, node, data, handle, .. } = parts;
         let Parts { stream, directory, volume, nodes, .. } = parts;
         volume.entered();
         let standing =
@@ -249,6 +253,7 @@ impl Open {
         Self {
             id,
             access,
+            ceiling,
             options,
             node,
             data,
@@ -525,8 +530,12 @@ impl Open {
     fn remove_file(&self, opened: &RelPath) -> Option<RelPath> {
         let opened = self.volume.own(opened);
         let path = self.path().ok().or_else(|| opened.clone())?;
-        if let Err(error) = self.volume.remove_open(self.handle(), opened.as_ref()) {
-            tracing::debug!(%error, "could not delete on close");
+        let removed = self.volume.permit(self.ceiling).and_then(|permit| {
+            permit.remove_open(self.handle(), opened.as_ref()).map_err(of_errno)
+        });
+        if let Err(status) = removed {
+            let file = self.origin.name.as_str();
+            tracing::warn!(?file, %status, "a file that was to be deleted on close stays");
             return None;
         }
         Some(path)

@@ -212,7 +212,7 @@ impl Job<'_> {
             eas.iter_mut().for_each(|ea| ea.value.clear());
             eas.extend(self.wanted_eas()?);
             if !eas.is_empty() {
-                eas::set(fd.as_fd(), eas)?;
+                eas::set(self.volume.permit(self.tree.maximal_access)?, fd.as_fd(), eas)?;
             }
             if let (Some(size), Some(data)) = (self.allocation(), &data) {
                 reserve(data.as_fd(), size)?;
@@ -226,6 +226,7 @@ impl Job<'_> {
 
     /// Fails unless the content of a file or stream may be thrown away.
     fn check_cut(&self, facts: &Facts, listed: Access) -> Result<(), NtStatus> {
+        self.volume.permit(self.tree.maximal_access)?;
         if facts.attributes.has(FileAttributes::READONLY)
             || !self.tree.maximal_access.and(listed).has(Access::WRITE_DATA)
         {
@@ -370,6 +371,7 @@ impl Job<'_> {
         Open::new(Parts {
             id: self.id,
             access,
+            ceiling: self.tree.maximal_access,
             options: self.request.options,
             node,
             data,
@@ -398,6 +400,7 @@ impl Job<'_> {
             return Err(NtStatus::OBJECT_NAME_INVALID.into());
         }
         let adds = if directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
+        let permit = self.volume.permit(self.tree.maximal_access)?;
         if !self.tree.maximal_access.has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
@@ -426,11 +429,11 @@ impl Job<'_> {
         let path = self.volume.tunnelled(folder.as_fd(), path);
         let (_, name) = path.split().ok_or(NtStatus::OBJECT_NAME_COLLISION)?;
         let made = if directory {
-            self.volume.create_folder(folder.as_fd(), name)
+            permit.create_folder(folder.as_fd(), name)
         } else if let Some(mark) = self.mark.as_ref().filter(|_| stream.is_none()) {
-            self.volume.create_marked(folder.as_fd(), name, mark)
+            permit.create_marked(folder.as_fd(), name, mark)
         } else {
-            self.volume.create_file(folder.as_fd(), name)
+            permit.create_file(folder.as_fd(), name)
         };
         let fd = match made {
             Ok(fd) => fd,
@@ -448,9 +451,9 @@ impl Job<'_> {
                 let base = if directory { FileAttributes::NONE } else { FileAttributes::ARCHIVE };
                 attributes::set_attributes(fd.as_fd(), extra.or(base))?;
             }
-            security::begin(fd.as_fd(), above, directory, wanted, self.sids)?;
+            security::begin(permit, fd.as_fd(), above, directory, wanted, self.sids)?;
             if !extra_eas.is_empty() {
-                eas::set(fd.as_fd(), extra_eas)?;
+                eas::set(permit, fd.as_fd(), extra_eas)?;
             }
             if let Some(name) = stream {
                 let file = self.volume.streams().create(fd.as_fd(), name, self.mark.as_ref())?;
@@ -478,8 +481,8 @@ impl Job<'_> {
             Err(error) => {
                 // Whoever has opened it since it was made may have written to it already.
                 if !self.nodes.is_open(&stat) {
-                    let _ = self.volume.remove(&path, &stat);
-                    let _ = self.volume.forget_streams(fd.as_fd());
+                    let _ = permit.remove(&path, &stat);
+                    let _ = permit.forget_streams(fd.as_fd());
                 }
                 Err(error)
             }
