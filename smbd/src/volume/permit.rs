@@ -44,6 +44,46 @@ const CHANGES: Access = Access(
         | Access::WRITE_OWNER.0,
 );
 
+/// The single checks, which the test of all of them opens one by one to see that it notices.
+pub(crate) mod gates {
+    /// A check.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Gate {
+        /// A file's list says who gets which right.
+        List,
+        /// An open does what it was granted.
+        Right,
+        /// A name comes into a folder by a right in the folder.
+        Folder,
+        /// A name is taken from a file by a right to delete that file.
+        Replaced,
+    }
+
+    #[cfg(test)]
+    thread_local! {
+        static OPEN: std::cell::Cell<Option<Gate>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// From now on this thread passes a gate unchecked.
+    #[cfg(test)]
+    pub fn open(gate: Option<Gate>) {
+        OPEN.set(gate);
+    }
+
+    /// Whether a check counts.
+    #[cfg(test)]
+    pub fn holds(gate: Gate) -> bool {
+        OPEN.get() != Some(gate)
+    }
+
+    /// Whether a check counts: it does.
+    #[cfg(not(test))]
+    #[inline(always)]
+    pub const fn holds(_: Gate) -> bool {
+        true
+    }
+}
+
 /// Says that whoever is about to change a volume may do so; there is no other way to change one.
 #[derive(Debug, Clone, Copy)]
 pub struct Permit<'a> {

@@ -33,6 +33,7 @@ use crate::{
         bears, eas,
         node::{Node, Nodes, Opener, Refused, beside, caching::LeaseId},
         open::{Open, Origin, Parts, StreamOpen},
+        permit::gates,
         reopen, security, streams,
     },
 };
@@ -188,7 +189,10 @@ impl Job<'_> {
         }
         let facts = attributes::facts(fd.as_fd())?;
         let folder = self.volume.folder_of(&path)?;
-        let listed = security::access_in(fd.as_fd(), folder.as_fd(), self.sids)?;
+        let mut listed = security::access_in(fd.as_fd(), folder.as_fd(), self.sids)?;
+        if !gates::holds(gates::Gate::List) {
+            listed = Access::ALL;
+        }
         let access = self.granted(facts.attributes, listed)?;
         if let Some(stream) = stream {
             return self.in_stream(stream, fd, &stat, &path, (access, listed), &facts);

