@@ -19,11 +19,16 @@ use smb_protocol::{
 
 use crate::{
     accounts,
+    budget::Budgets,
     config::Config,
     meters::Meters,
     session::{ConnectionId, Sessions},
     tokens::Tokens,
-    volume::{Volume, node::Nodes, streams},
+    volume::{
+        Volume,
+        node::Nodes,
+        sweep::{self, Swept},
+    },
 };
 
 /// What all connections share.
@@ -41,6 +46,8 @@ pub struct Server {
     pub tokens: Arc<Tokens>,
     /// What connections count.
     pub meters: Meters,
+    /// What each user has the server hold.
+    pub budgets: Budgets,
     /// When it started.
     pub started: Instant,
     /// Number of connections.
@@ -116,6 +123,7 @@ impl Server {
             nodes,
             tokens: Arc::default(),
             meters: Meters::default(),
+            budgets: Budgets::default(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),
@@ -152,14 +160,19 @@ impl Server {
         for volume in &all {
             let swept = rustix::fs::fstat(volume.root()).and_then(|stat| {
                 if done.contains(&stat.st_dev) {
-                    return Ok(0);
+                    return Ok(Swept::All(0));
                 }
                 done.push(stat.st_dev);
-                streams::sweep(volume.homes(&all)?)
+                sweep::sweep(volume.homes(&all)?)
             });
             match swept {
-                Ok(0) => {}
-                Ok(count) => tracing::info!(count, "removed streams of files that are gone"),
+                Ok(Swept::All(0)) => {}
+                Ok(Swept::Incomplete) => tracing::warn!(
+                    "not every file of the shares could be seen; streams of files that are gone stay"
+                ),
+                Ok(Swept::All(count)) => {
+                    tracing::info!(count, "removed streams of files that are gone")
+                }
                 Err(error) => tracing::info!(%error, "streams of files that are gone may remain"),
             }
         }

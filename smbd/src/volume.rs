@@ -28,6 +28,7 @@ pub mod snapshots;
 pub mod space;
 pub mod stable;
 pub mod streams;
+pub mod sweep;
 pub mod times;
 pub mod touch;
 pub mod tunnel;
@@ -52,7 +53,10 @@ use rustix::{
 };
 use smb_protocol::{NtStatus, name::same_name};
 
-use crate::status::of_errno;
+use crate::{
+    status::of_errno,
+    work::{self, aside},
+};
 pub use path::{FileName, RelPath, StreamName, StreamPart};
 use snapshots::Snapshots;
 use streams::StreamStore;
@@ -283,22 +287,43 @@ impl Volume {
 
     /// Follows the name of a folder part by part.
     fn find_folder(&self, wanted: &RelPath) -> Result<(OwnedFd, RelPath), NtStatus> {
-        let mut path = RelPath::root();
-        let mut folder = self.open_folder(&path).map_err(of_folder)?;
-        for part in wanted.parts() {
-            let mut next = path.child(part);
-            folder = match self.open_folder(&next) {
-                Err(Errno::NOENT) => {
-                    let real = self.fold(&folder, part)?.ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
-                    next = path.child(&real);
-                    self.open_folder(&next)
-                }
+        /// More folders than that, one in the other, are not followed on a thread that serves.
+        const DEEP: usize = 16;
+        let parts = wanted.parts();
+        let mut at = (self.open_folder(&RelPath::root()).map_err(of_folder)?, RelPath::root());
+        let (first, rest) = parts.split_at(parts.len().min(DEEP));
+        for part in first {
+            at = self.enter(at, part)?;
+        }
+        if rest.is_empty() {
+            return Ok(at);
+        }
+        aside(|| rest.iter().try_fold(at, |at, part| self.enter(at, part)))
+    }
+
+    /// Follows one part of a name from a folder.
+    fn enter(
+        &self,
+        (folder, above): (OwnedFd, RelPath),
+        part: &str,
+    ) -> Result<(OwnedFd, RelPath), NtStatus> {
+        let open = |name: &str| {
+            // From the folder itself, whose depth does not matter then.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match rustix::fs::openat2(&folder, name, flags, Mode::empty(), RESOLVE) {
+                // A link that leads out of this folder may still lead to one of the share.
+                Err(Errno::XDEV | Errno::AGAIN) => self.open_folder(&above.child(name)),
                 other => other,
             }
-            .map_err(of_folder)?;
-            path = next;
+        };
+        match open(part) {
+            Err(Errno::NOENT) => {
+                let real = self.fold(&folder, part)?.ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
+                let next = open(&real).map_err(of_folder)?;
+                Ok((next, above.child(&real)))
+            }
+            other => Ok((other.map_err(of_folder)?, above.child(part))),
         }
-        Ok((folder, path))
     }
 
     /// Opens a folder for listing.
@@ -306,28 +331,48 @@ impl Volume {
         self.openat(&path.to_os(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
     }
 
+    /// Opens a folder in another, without access to its content.
+    fn step(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(folder, name, flags, Mode::empty(), RESOLVE)
+    }
+
     /// The name in `folder` that Windows holds for the same as `part`.
     fn fold(&self, folder: &OwnedFd, part: &str) -> Result<Option<String>, NtStatus> {
+        /// So many names are looked at on a thread that serves.
+        const FEW: usize = 256;
         let by_short = part.contains('~') && short::is_short(part);
-        let mut short_for = Vec::new();
         let stat = rustix::fs::fstat(folder).map_err(of_errno)?;
         if !by_short && self.names.lacks(&stat, part) {
             return Ok(None);
         }
         let mut reading = names::Names::read(&stat);
-        for entry in Dir::read_from(folder).map_err(of_errno)? {
-            let entry = entry.map_err(of_errno)?;
-            let Ok(text) = entry.file_name().to_str() else { continue };
-            if same_name(text, part) {
-                return Ok(Some(text.to_owned()));
+        let mut entries = Dir::read_from(folder).map_err(of_errno)?;
+        let mut short_for = Vec::new();
+        let mut look = |most: usize| -> Result<Looked, NtStatus> {
+            for _ in 0..most {
+                let Some(entry) = entries.next() else { return Ok(Looked::At(None)) };
+                let entry = entry.map_err(of_errno)?;
+                let Ok(text) = entry.file_name().to_str() else { continue };
+                if same_name(text, part) {
+                    return Ok(Looked::At(Some(text.to_owned())));
+                }
+                self.names.saw(&mut reading, text);
+                if by_short
+                    && path::valid_part(text)
+                    && short::short_name(text).is_some_and(|short| same_name(&short, part))
+                {
+                    short_for.push(text.to_owned());
+                }
             }
-            self.names.saw(&mut reading, text);
-            if by_short
-                && path::valid_part(text)
-                && short::short_name(text).is_some_and(|short| same_name(&short, part))
-            {
-                short_for.push(text.to_owned());
-            }
+            Ok(Looked::NotYet)
+        };
+        let mut looked = look(FEW)?;
+        if matches!(looked, Looked::NotYet) {
+            looked = aside(|| look(usize::MAX))?;
+        }
+        if let Looked::At(Some(found)) = looked {
+            return Ok(Some(found));
         }
         self.names.done(reading);
         // A short name that could mean two files means none.
@@ -368,12 +413,40 @@ impl Volume {
     }
 }
 
+/// What a look at some of a folder's names came to.
+enum Looked {
+    /// All, or up to the one that was looked for.
+    At(Option<String>),
+    /// There are more.
+    NotYet,
+}
+
 /// The status of a folder on the way to a file that cannot be opened.
 fn of_folder(error: Errno) -> NtStatus {
     match error {
         Errno::NOENT | Errno::NOTDIR => NtStatus::OBJECT_PATH_NOT_FOUND,
         other => of_errno(other),
     }
+}
+
+/// Bytes whose release is not worth another thread.
+const SMALL: u64 = 64 << 20;
+
+/// Closes what may be the last that keeps a removed file. The system gives its blocks back then,
+/// which takes long for a large one, so another thread does it.
+pub fn close_removed(fd: impl AsFd + Send + 'static) {
+    let large = |stat: Stat| stat.st_nlink == 0 && stat.st_blocks as u64 * 512 > SMALL;
+    if rustix::fs::fstat(fd.as_fd()).is_ok_and(large) {
+        work::later(move || drop(fd));
+    }
+}
+
+/// Sets the length of a file, aside if that frees many blocks.
+pub fn set_length(fd: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
+    let stat = rustix::fs::fstat(fd)?;
+    let frees = (stat.st_size as u64).saturating_sub(length).min(stat.st_blocks as u64 * 512);
+    let cut = || rustix::fs::ftruncate(fd, length);
+    if frees > SMALL { aside(cut) } else { cut() }
 }
 
 /// Where in the system's tree the file is that `fd` names.

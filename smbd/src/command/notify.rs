@@ -29,9 +29,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     if open.delete_pending() {
         return Err(NtStatus::DELETE_PENDING.into());
     }
+    let budget = ctx.budget()?;
     let watch = open.watch(|watches| {
         let tree = request.flags & WATCH_TREE != 0;
-        watches.watch(open.node.key(), ChangeFilter(request.filter), tree, room.min(MOST))
+        let filter = ChangeFilter(request.filter);
+        watches.watch(open.node.key(), filter, tree, room.min(MOST), budget)
     });
     let (cancel, cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();

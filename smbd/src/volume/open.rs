@@ -27,6 +27,7 @@ use super::{
     RelPath, StreamName, Volume,
     attributes::{self, Facts},
     changes::{Change, Watch, Watches},
+    close_removed,
     listing::{self, Listing},
     node::{
         Node, Nodes, Refused,
@@ -542,6 +543,23 @@ impl Open {
         Some(path)
     }
 
+    /// Gives what may be the last descriptors of removed files to [`close_removed`].
+    fn close_aside(&mut self) {
+        // What takes their place names the share's folder, and nobody looks at it any more.
+        let stand_in = || rustix::io::fcntl_dupfd_cloexec(self.volume.root(), 0);
+        if let Some(stream) = &mut self.stream
+            && let Ok(root) = stand_in()
+        {
+            close_removed(std::mem::replace(&mut stream.file, root));
+        }
+        if let Ok(root) = stand_in() {
+            close_removed(std::mem::replace(&mut self.handle, root));
+        }
+        if let Some(data) = self.data.take() {
+            close_removed(data);
+        }
+    }
+
     /// Fails unless any of the rights in `any` was granted.
     pub fn need(&self, any: Access) -> Result<(), NtStatus> {
         match self.access.any(any) || !gates::holds(gates::Gate::Right) {
@@ -609,6 +627,9 @@ impl Drop for Open {
                 self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
                 self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));
             }
+        }
+        if removed.is_some() || self.stream.is_some() {
+            self.close_aside();
         }
         match removed {
             Some(path) => {

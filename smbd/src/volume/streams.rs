@@ -11,15 +11,13 @@
 //!
 //! The inode number tells a file from its copy: a copy made with its extended attributes names the
 //! same folder but has no streams. A file that is removed by other means than this server leaves
-//! its folder behind; [`sweep`] finds such folders when the server starts, marks them, and removes
-//! those that were marked at the start before.
+//! its folder behind; [`super::sweep`] finds such folders when the server starts.
 //!
 //! Shares may lie inside one another, and a file's streams must be the same through all of them:
 //! the folder is made below the outermost share that holds the file and looked for below all
 //! shares on the same file system.
 
 use std::{
-    collections::HashMap,
     ffi::{OsStr, OsString},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -30,7 +28,7 @@ use std::{
 
 use aws_lc_rs::digest;
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
+    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
     io::Errno,
 };
 use smb_protocol::name::fold_char;
@@ -40,17 +38,16 @@ use super::{
     path::{PRIVATE, StreamName},
 };
 
-const MARK: &str = "user.bulkhead.streams";
+pub(super) const MARK: &str = "user.bulkhead.streams";
 const MARK_LEN: usize = 24;
 const NAME: &str = "user.bulkhead.name";
-const ORPHAN: &str = "user.bulkhead.orphan";
 /// Longest name of a stream in UTF-8.
 const MAX_NAME: usize = 255 * 3;
 /// Streams of one file that are listed.
 const MAX_LISTED: usize = 4096;
 
 /// Identity of a file's streams.
-type Id = [u8; 16];
+pub(super) type Id = [u8; 16];
 
 /// A stream as listings show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,11 +67,11 @@ pub struct StreamStore {
     homes: Vec<OwnedFd>,
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &[u8]) -> Option<Id> {
+pub(super) fn unhex(text: &[u8]) -> Option<Id> {
     let text = std::str::from_utf8(text).ok().filter(|text| text.len() == 32)?;
     let mut id = [0; 16];
     for (index, byte) in id.iter_mut().enumerate() {
@@ -103,15 +100,25 @@ pub fn name_of(file: BorrowedFd<'_>) -> Option<StreamName> {
 }
 
 /// The identity that an extended attribute gives a file, and the inode it was given to.
-fn read_mark(path: &str) -> Option<(Id, u64)> {
+/// Whose streams a file says it has: nothing where it says nothing, or nothing that can be read.
+///
+/// # Errors
+/// What keeps the file from being asked.
+pub(super) fn mark_of(path: &str) -> Result<Option<(Id, u64)>, Errno> {
     let mut raw = [0; MARK_LEN];
+    let parse = |raw: &[u8; MARK_LEN]| {
+        let (id, inode) = raw.split_first_chunk::<16>()?;
+        Some((*id, u64::from_le_bytes(*inode.first_chunk()?)))
+    };
     match rustix::fs::getxattr(path, MARK, &mut raw[..]) {
-        Ok(MARK_LEN) => {
-            let (id, inode) = raw.split_first_chunk::<16>()?;
-            Some((*id, u64::from_le_bytes(*inode.first_chunk()?)))
-        }
-        _ => None,
+        Ok(MARK_LEN) => Ok(parse(&raw)),
+        Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+fn read_mark(path: &str) -> Option<(Id, u64)> {
+    mark_of(path).ok().flatten()
 }
 
 /// Makes the streams of a file that was copied with its mark, and whose streams were copied too,
@@ -128,12 +135,16 @@ pub fn adopt(copy: BorrowedFd<'_>, source: u64) -> Result<(), Errno> {
     }
 }
 
-fn open_below(home: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn open_below(
+    home: BorrowedFd<'_>,
+    path: &str,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     rustix::fs::openat2(home, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+pub(super) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
 impl StreamStore {
     /// The store over the roots `homes`; new folders are made below the first.
@@ -147,7 +158,7 @@ impl StreamStore {
         Ok((rustix::fs::fstat(base)?.st_ino == inode).then_some(id))
     }
 
-    fn folder_of(&self, id: Id) -> Result<Option<OwnedFd>, Errno> {
+    pub(super) fn folder_of(&self, id: Id) -> Result<Option<OwnedFd>, Errno> {
         let path = format!("{PRIVATE}/streams/{}", hex(&id));
         for home in &self.homes {
             match open_below(home.as_fd(), &path, FOLDER) {
@@ -333,7 +344,7 @@ impl StreamStore {
         self.clear_folder(id, kept)
     }
 
-    fn clear_folder(&self, id: Id, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
+    pub(super) fn clear_folder(&self, id: Id, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
         let Some(folder) = self.folder_of(id)? else { return Ok(()) };
         for name in names_in(folder.as_fd())? {
             let stat = rustix::fs::statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW);
@@ -352,7 +363,7 @@ impl StreamStore {
     }
 }
 
-fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
+pub(super) fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
     let mut names = Vec::new();
@@ -366,122 +377,14 @@ fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
     Ok(names)
 }
 
-/// Looks for stream folders below `homes`, all on one file system, that no file names any more.
-/// The first time one is marked, the next time it is removed: a file that was moved while the
-/// search went on is not lost. A folder whose file was put back from a backup, and so has another
-/// inode, is given to it when no other file names it. Returns how many folders were removed.
-///
-/// The search reads every file's attributes, but only where there are stream folders at all.
-pub fn sweep(homes: Vec<OwnedFd>) -> Result<usize, Errno> {
-    let mut known: HashMap<Id, Reference> = HashMap::new();
-    for home in &homes {
-        match open_below(home.as_fd(), &format!("{PRIVATE}/streams"), FOLDER) {
-            Ok(folders) => {
-                let names = names_in(folders.as_fd())?;
-                let ids = names.iter().filter_map(|name| unhex(name.as_bytes()));
-                known.extend(ids.map(|id| (id, Reference::None)));
-            }
-            Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if known.is_empty() {
-        return Ok(0);
-    }
-    for home in &homes {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        search(rustix::fs::openat(home, ".", flags, Mode::empty())?, &mut known, 0)?;
-    }
-    let store = StreamStore::new(homes);
-    let mut removed = 0;
-    for (id, reference) in known {
-        let Some(folder) = store.folder_of(id)? else { continue };
-        let path = magic_path(folder.as_fd());
-        let mut mark = [0; 1];
-        let marked = rustix::fs::getxattr(path.as_str(), ORPHAN, &mut mark[..]).is_ok();
-        match reference {
-            Reference::Own => {
-                if marked {
-                    rustix::fs::removexattr(path.as_str(), ORPHAN)?;
-                }
-            }
-            Reference::Copy(file, inode) => {
-                let mut mark = id.to_vec();
-                mark.extend_from_slice(&inode.to_le_bytes());
-                let file = magic_path(file.as_fd());
-                rustix::fs::setxattr(file.as_str(), MARK, &mark, XattrFlags::REPLACE)?;
-            }
-            Reference::Copies => {}
-            Reference::None if marked => {
-                store.clear_folder(id, |_| false)?;
-                removed += 1;
-            }
-            Reference::None => {
-                rustix::fs::setxattr(path.as_str(), ORPHAN, &[1], XattrFlags::empty())?;
-            }
-        }
-    }
-    Ok(removed)
-}
-
-/// Who names a stream folder.
-enum Reference {
-    /// Nobody.
-    None,
-    /// The file it was made for.
-    Own,
-    /// One other file: it was copied or put back.
-    Copy(OwnedFd, u64),
-    /// Several other files.
-    Copies,
-}
-
-/// Depth of folders that are searched.
-const MAX_DEPTH: usize = 256;
-
-fn search(folder: OwnedFd, known: &mut HashMap<Id, Reference>, depth: usize) -> Result<(), Errno> {
-    let here = rustix::io::fcntl_dupfd_cloexec(&folder, 0)?;
-    for entry in Dir::new(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") || name.to_bytes() == PRIVATE.as_bytes() {
-            continue;
-        }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(fd) = rustix::fs::openat(&here, name, flags, Mode::empty()) else { continue };
-        let stat = rustix::fs::fstat(&fd)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind != FileType::Directory && kind != FileType::RegularFile {
-            continue;
-        }
-        let path = magic_path(fd.as_fd());
-        if let Some((id, inode)) = read_mark(&path)
-            && let Some(reference) = known.get_mut(&id)
-        {
-            match reference {
-                _ if inode == stat.st_ino => *reference = Reference::Own,
-                Reference::None => *reference = Reference::Copy(fd, stat.st_ino),
-                // Seen before through a share inside another.
-                Reference::Copy(_, seen) if *seen == stat.st_ino => {}
-                Reference::Copy(..) => *reference = Reference::Copies,
-                Reference::Own | Reference::Copies => {}
-            }
-        }
-        if kind == FileType::Directory && depth < MAX_DEPTH {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            if let Ok(below) = rustix::fs::openat(&here, name, flags, Mode::empty()) {
-                search(below, known, depth + 1)?;
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::{
+        super::sweep::{Swept, sweep},
+        *,
+    };
 
     fn name(text: &str) -> StreamName {
         StreamName::new(text).unwrap()
@@ -558,9 +461,9 @@ mod tests {
         fs::rename(root.path().join("other"), &restored).unwrap();
         rustix::fs::setxattr(&restored, MARK, &mark, XattrFlags::empty()).unwrap();
         let homes = || vec![open(root.path()), open(&root.path().join("d"))];
-        assert_eq!(sweep(homes()).unwrap(), 0);
-        assert_eq!(sweep(homes()).unwrap(), 1);
-        assert_eq!(sweep(homes()).unwrap(), 0);
+        assert_eq!(sweep(homes()).unwrap(), Swept::All(0));
+        assert_eq!(sweep(homes()).unwrap(), Swept::All(1));
+        assert_eq!(sweep(homes()).unwrap(), Swept::All(0));
         for file in ["d/kept", "restored"] {
             assert_eq!(store.list(open(&root.path().join(file)).as_fd()).unwrap().len(), 1);
         }

@@ -34,8 +34,9 @@ use crate::{
         node::{Node, Nodes, Opener, Refused, beside, caching::LeaseId},
         open::{Open, Origin, Parts, StreamOpen},
         permit::gates,
-        reopen, security, streams,
+        reopen, security, set_length, streams,
     },
+    work::aside,
 };
 
 /// Rights that need the content of a file.
@@ -352,7 +353,7 @@ impl Job<'_> {
         let writes = access.any(CHANGE) || cuts;
         let content = reopen(fd, flags(access, writes))?;
         if cuts {
-            rustix::fs::ftruncate(&content, 0)?;
+            set_length(content.as_fd(), 0)?;
         }
         self.local(content, !writes).map(Some)
     }
@@ -562,7 +563,10 @@ impl Drop for Joined<'_> {
 
 /// Sets space aside without changing the length; a file system that cannot is not an error.
 pub fn reserve(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-    match rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size) {
+    /// Bytes that are quickly set aside.
+    const SMALL: u64 = 64 << 20;
+    let give = || rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size);
+    match if size > SMALL { aside(give) } else { give() } {
         Err(Errno::OPNOTSUPP) => Ok(()),
         other => other,
     }

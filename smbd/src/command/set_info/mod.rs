@@ -31,7 +31,7 @@ use crate::volume::{
     attributes, eas, listing,
     node::caching::Cause,
     open::{Open, StreamOpen},
-    security,
+    security, set_length,
     stable::of_store,
 };
 
@@ -191,7 +191,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             }
             open.others_forget()?;
             open.base_node().times.settle();
-            rustix::fs::ftruncate(data.as_fd(), len)?;
+            set_length(data.as_fd(), len)?;
         }
         InfoClass::ALLOCATION => {
             let data = open.writable(Access::WRITE_DATA)?;
@@ -201,7 +201,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             }
             open.others_forget()?;
             if size < open.facts()?.end_of_file {
-                rustix::fs::ftruncate(data.as_fd(), size)?;
+                set_length(data.as_fd(), size)?;
             } else if size > 0 {
                 reserve(data.as_fd(), size)?;
             }

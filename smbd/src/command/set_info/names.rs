@@ -20,8 +20,8 @@ use smb_protocol::{
 
 use super::{Ctx, Fail};
 use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, node, node::caching::Cause, open::Open,
-    permit::gates, security,
+    FileName, Found, RelPath, StreamPart, attributes, close_removed, node, node::caching::Cause,
+    open::Open, permit::gates, security,
 };
 
 /// Whether a name that is taken may be taken away for another file; its file is no folder.
@@ -75,7 +75,8 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let found = open.volume().find(&wanted)?;
-    let (Found::Missing { path: to, .. } | Found::Here { path: to, .. }) = &found;
+    let (Found::Missing { path, .. } | Found::Here { path, .. }) = &found;
+    let to = &path.clone();
     enter_folder(ctx, open, to)?;
     let mut replaced = None;
     if let Found::Here { fd, stat, .. } = &found {
@@ -92,6 +93,9 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
     permit.link(open.handle(), to, replaced.is_some())?;
     if let Some(fd) = replaced {
         permit.forget_streams(fd.as_fd())?;
+    }
+    if let Found::Here { fd, .. } = found {
+        close_removed(fd);
     }
     open.tell_at(to, Action::ADDED, open.name_filter());
     Ok(())
@@ -179,6 +183,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
     open.node.set_path(open.node_id(), open.volume().system(&to));
     if let Some(replaced) = replaced {
         permit.forget_streams(replaced.as_fd())?;
+        close_removed(replaced);
     }
     Ok(())
 }
