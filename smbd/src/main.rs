@@ -131,7 +131,7 @@ fn descriptors_for(config: &Config) {
         ("limits.opens", limits.opens, descriptors::most_opens()),
     ] {
         if limit > most {
-            tracing::warn!(
+            tracing::info!(
                 "{key} = {limit}, but the process may have descriptors for {most} only: raise its \
                  limit (ulimit -Hn, LimitNOFILE= of a service)"
             );

@@ -31,7 +31,7 @@ use rustix::{
     fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
     io::Errno,
 };
-use smb_protocol::name::fold_char;
+use smb_protocol::name::{fold, same_name};
 
 use super::{
     MADE, Mark, attributes, magic_path,
@@ -82,8 +82,57 @@ pub(super) fn unhex(text: &[u8]) -> Option<Id> {
 
 /// Where the stream is kept: names that are the same to Windows give the same file.
 fn file_name(name: &StreamName) -> String {
-    let folded: String = name.as_str().chars().map(fold_char).collect();
+    hex(digest::digest(&digest::SHA256, fold(name.as_str()).as_bytes()).as_ref())
+}
+
+/// Where Unicode's upper case says that it is kept.
+fn former_name(name: &StreamName) -> String {
+    let by_unicode = |c: char| {
+        let mut upper = c.to_uppercase();
+        upper.next().filter(|_| upper.next().is_none()).unwrap_or(c)
+    };
+    let folded: String = name.as_str().chars().map(by_unicode).collect();
     hex(digest::digest(&digest::SHA256, folded.as_bytes()).as_ref())
+}
+
+/// Where a stream of that name is now. Some were made when names were compared by Unicode's upper
+/// case, and lie where that says.
+fn place_of_stream(folder: BorrowedFd<'_>, name: &StreamName) -> Result<String, Errno> {
+    let place = file_name(name);
+    let former = former_name(name);
+    if former == place {
+        return Ok(place);
+    }
+    let bears = |place: &str, wanted: &StreamName| -> Result<Option<bool>, Errno> {
+        match open_below(folder, place, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(file) => Ok(Some(
+                name_of(file.as_fd()).is_some_and(|is| same_name(is.as_str(), wanted.as_str())),
+            )),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    match bears(&place, name)? {
+        None if bears(&former, name)? == Some(true) => Ok(former),
+        _ => Ok(place),
+    }
+}
+
+/// Moves a stream of another name out of the place of `name`, where it lies because Unicode holds
+/// the two for the same.
+fn make_way(folder: BorrowedFd<'_>, name: &StreamName) -> Result<(), Errno> {
+    let place = file_name(name);
+    let file = match open_below(folder, &place, OFlags::PATH | OFlags::NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    match name_of(file.as_fd()) {
+        Some(is) if !same_name(is.as_str(), name.as_str()) => {
+            let own = file_name(&is);
+            rustix::fs::renameat_with(folder, &*place, folder, &*own, RenameFlags::NOREPLACE)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Bytes allocated to a stream.
@@ -222,7 +271,14 @@ impl StreamStore {
         name: &StreamName,
     ) -> Result<Option<(OwnedFd, Stat)>, Errno> {
         let Some(folder) = self.folder(base)? else { return Ok(None) };
-        match open_below(folder.as_fd(), &file_name(name), OFlags::PATH | OFlags::NOFOLLOW) {
+        let place = place_of_stream(folder.as_fd(), name)?;
+        match open_below(folder.as_fd(), &place, OFlags::PATH | OFlags::NOFOLLOW) {
+            // That of another name lies in its place.
+            Ok(fd)
+                if name_of(fd.as_fd()).is_some_and(|is| !same_name(is.as_str(), name.as_str())) =>
+            {
+                Ok(None)
+            }
             Ok(fd) => {
                 let stat = rustix::fs::fstat(&fd)?;
                 Ok(Some((fd, stat)))
@@ -242,6 +298,7 @@ impl StreamStore {
     ) -> Result<OwnedFd, Errno> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let folder = self.make_folder(base)?;
+        make_way(folder.as_fd(), name)?;
         // It gets its place only when it has its name.
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let fresh = format!("new-{}-{next}", std::process::id());
@@ -255,7 +312,7 @@ impl StreamStore {
                     None => Ok(()),
                 })
                 .and_then(|()| {
-                    let place = file_name(name);
+                    let place = place_of_stream(folder.as_fd(), name)?;
                     let only_new = RenameFlags::NOREPLACE;
                     rustix::fs::renameat_with(&folder, fresh.as_str(), &folder, place, only_new)
                 });
@@ -285,7 +342,7 @@ impl StreamStore {
         stat: &Stat,
     ) -> Result<(), Errno> {
         let folder = self.folder(base)?.ok_or(Errno::NOENT)?;
-        let place = file_name(name);
+        let place = place_of_stream(folder.as_fd(), name)?;
         let now = rustix::fs::statat(&folder, place.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
         if now.st_ino != stat.st_ino {
             return Err(Errno::NOENT);
@@ -302,7 +359,9 @@ impl StreamStore {
         replace: bool,
     ) -> Result<(), Errno> {
         let folder = self.folder(base)?.ok_or(Errno::NOENT)?;
-        let (old, new) = (file_name(from), file_name(to));
+        let old = place_of_stream(folder.as_fd(), from)?;
+        make_way(folder.as_fd(), to)?;
+        let new = place_of_stream(folder.as_fd(), to)?;
         let flags =
             if replace || old == new { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         rustix::fs::renameat_with(&folder, old.as_str(), &folder, new.as_str(), flags)?;
@@ -396,6 +455,27 @@ mod tests {
 
     fn store(root: &std::path::Path) -> StreamStore {
         StreamStore::new(vec![open(root)])
+    }
+
+    #[test]
+    fn streams_that_lie_where_unicode_says_stay_reachable() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("f"), "").unwrap();
+        let (base, store) = (open(&root.path().join("f")), store(root.path()));
+        // Under the rule of Unicode this name and "KIZ" were one, and so lay in one place.
+        store.create(base.as_fd(), &name("k\u{131}z"), None).unwrap();
+        let folder = store.folder(base.as_fd()).unwrap().unwrap();
+        let former = hex(digest::digest(&digest::SHA256, b"KIZ").as_ref());
+        let now = file_name(&name("k\u{131}z"));
+        assert_ne!(now, former);
+        rustix::fs::renameat(&folder, now.as_str(), &folder, former.as_str()).unwrap();
+        let (_, stat) = store.find(base.as_fd(), &name("K\u{131}Z")).unwrap().expect("it is there");
+        // The other name has its own, which that place does not hinder.
+        assert!(store.find(base.as_fd(), &name("kiz")).unwrap().is_none());
+        store.rename(base.as_fd(), &name("k\u{131}z"), &name("other"), false).unwrap();
+        store.create(base.as_fd(), &name("kiz"), None).unwrap();
+        store.remove(base.as_fd(), &name("OTHER"), &stat).unwrap();
+        assert_eq!(store.list(base.as_fd()).unwrap().len(), 1);
     }
 
     #[test]

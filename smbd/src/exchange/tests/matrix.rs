@@ -78,6 +78,8 @@ impl Place {
     }
 }
 
+type Run = Box<dyn Fn(&mut Direct, FileId) -> NtStatus>;
+
 /// One thing to do through an open.
 struct Act {
     /// What, with the section that says what it needs.
@@ -86,7 +88,7 @@ struct Act {
     with: Access,
     /// What it is done to: `file`, `folder` or `file:stream`.
     target: &'static str,
-    run: Box<dyn Fn(&mut Direct, FileId) -> NtStatus>,
+    run: Run,
 }
 
 fn act(
