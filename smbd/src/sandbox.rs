@@ -17,7 +17,7 @@ use std::{
 };
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, path_beneath_rules,
 };
 use rustix::{
@@ -188,6 +188,8 @@ pub fn confine(config: &Config, file: &Path) -> Result<Confined, SandboxError> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
+        // Its ports are bound, and it connects to nobody.
+        .handle_access(AccessNet::from_all(abi))?
         .create()?
         .add_rules(path_beneath_rules(shares(config), inside))?
         // The admin socket is made there.

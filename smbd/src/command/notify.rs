@@ -30,10 +30,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
         return Err(NtStatus::DELETE_PENDING.into());
     }
     let budget = ctx.budget()?;
+    let hides = ctx.tree()?.hides_unreadable;
     let watch = open.watch(|watches| {
         let tree = request.flags & WATCH_TREE != 0;
         let filter = ChangeFilter(request.filter);
-        watches.watch(open.node.key(), filter, tree, room.min(MOST), budget)
+        // A client that may not see every name is told that something changed, and not what.
+        let most = if hides { 0 } else { room.min(MOST) };
+        watches.watch(open.node.key(), filter, tree, most, budget)
     });
     let (cancel, cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();

@@ -135,7 +135,7 @@ impl Permit<'_> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let fd = self.volume.names.change(folder, (None, Some(name)), || {
             let flags = flags | OFlags::CLOEXEC;
-            rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o644))
+            rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o640))
         })?;
         self.regroup(fd)
     }
@@ -149,7 +149,7 @@ impl Permit<'_> {
         mark: &Mark,
     ) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let nameless = rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o644));
+        let nameless = rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o640));
         let nameless = match nameless {
             Ok(nameless) => nameless,
             // A file system that cannot: for a moment the file is there without its mark.
@@ -181,7 +181,7 @@ impl Permit<'_> {
     /// Makes a folder in another that must not be there yet.
     pub fn create_folder(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
         self.volume.names.change(folder, (None, Some(name)), || {
-            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o755))
+            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o750))
         })?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         self.regroup(rustix::fs::openat(folder, name, flags, Mode::empty())?)
