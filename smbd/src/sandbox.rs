@@ -102,9 +102,9 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
 /// Gives up root's privileges but for [`KEPT`], and on Btrfs that of removing a snapshot, which is
 /// an administrator's there.
 fn give_up_privileges(config: &Config) -> Result<(), SandboxError> {
-    const BTRFS: i64 = 0x9123_683e;
+    const BTRFS: u64 = 0x9123_683e;
     let on_btrfs = |share: &crate::config::Share| {
-        rustix::fs::statfs(&share.path).is_ok_and(|file_system| file_system.f_type as i64 == BTRFS)
+        rustix::fs::statfs(&share.path).is_ok_and(|file_system| file_system.f_type as u64 == BTRFS)
     };
     let mut kept = KEPT;
     if config.shares.values().any(on_btrfs) {
