@@ -6,35 +6,17 @@
 set -euo pipefail
 programs=$(realpath "$1") report=$(realpath "$2") here=$(realpath "$(dirname "$0")")
 
-mount --make-rprivate /
+. "$here/../scratch/layer.sh"
 # The layer's place lies beside the report, in the folder that the caller removes.
-layer=$(mktemp -d -p "$(dirname "$report")")
-mount -t tmpfs tmpfs "$layer"
-mkdir "$layer"/{up,work,root}
-root=$layer/root
-mount -t overlay overlay -o "lowerdir=/,upperdir=$layer/up,workdir=$layer/work" "$root"
-# The layer holds what lies on the file system of /; programs may lie on another.
-if mountpoint -q /usr; then mount --bind -o ro /usr "$root/usr"; fi
-mount --rbind /dev "$root/dev"
-mkdir -p "$root"/{proc,sys,run,mnt}
-mount -t proc proc "$root/proc"
-# The kernel's parameters are the machine's, but for those of the network, which is ours.
-mount --bind "$root/proc/sys" "$root/proc/sys"
-mount -o remount,bind,ro "$root/proc/sys"
-mount -t sysfs -o ro sysfs "$root/sys"
+layer "$(dirname "$report")"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
-for folder in run srv tmp var/lib; do mount -t tmpfs tmpfs "$root/$folder"; done
-mkdir "$root/var/lib/systemd" "$root/run/bulkhead-test"
+mkdir "$root/var/lib/systemd"
 : >"$root/run/bulkhead-test/report"
 mount --bind "$report" "$root/run/bulkhead-test/report"
-mount -t tmpfs tmpfs "$root/usr/local/sbin"
 cp "$programs"/{smbd,bulkhead} "$root/usr/local/sbin"
 cp "$here/scenario.sh" "$root/usr/local/sbin/scenario"
 cp "$here"/../../packaging/smbd.{service,socket} "$root/run/bulkhead-test"
-cd "$root"
-pivot_root . mnt
-umount -l /mnt
-cd /
+enter_layer
 report=/run/bulkhead-test/report
 # Nothing of the machine's own boot belongs here.
 rm -rf /lib/systemd/system/sysinit.target.wants /etc/systemd/system/*.wants
@@ -79,6 +61,5 @@ ExecStart=/usr/local/sbin/scenario
 ExecStopPost=/bin/systemctl exit --force 0
 T
 
-ip link set lo up
 export container=lxc
 exec /lib/systemd/systemd --system --unit=scenario.service --log-target=console --show-status=false
