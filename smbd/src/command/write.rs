@@ -125,7 +125,7 @@ fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<Loc
     let Some(end) = end.filter(|end| *end <= MAX_OFFSET) else {
         return Err(NtStatus::INVALID_PARAMETER.into());
     };
-    if end > ctx.ex.limits().file_size.0 {
+    if len > 0 && end > ctx.ex.limits().file_size.0 {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     if len > 0 && end > open.known_end.load(Ordering::Relaxed) {

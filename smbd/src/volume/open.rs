@@ -543,18 +543,23 @@ impl Open {
         removed
     }
 
-    fn remove_file(&self, opened: &RelPath) -> Result<RelPath, NtStatus> {
+    /// Takes the name of the file away, and says which, if it was still there.
+    fn remove_file(&self, opened: &RelPath) -> Result<Option<RelPath>, NtStatus> {
         let opened = self.volume.own(opened);
         let path = self.path().or_else(|status| opened.clone().ok_or(status))?;
         let removed = self.volume.permit(self.ceiling).and_then(|permit| {
             permit.remove_open(self.handle(), opened.as_ref()).map_err(of_errno)
         });
         if let Err(status) = removed {
+            if status == NtStatus::OBJECT_NAME_NOT_FOUND {
+                // Somebody else has taken the name away: there is nothing left to delete.
+                return Ok(None);
+            }
             let file = self.origin.name.as_str();
             tracing::warn!(?file, %status, "a file that was to be deleted on close stays");
             return Err(status);
         }
-        Ok(path)
+        Ok(Some(path))
     }
 
     /// Gives what may be the last descriptors of removed files to [`close_removed`].
@@ -626,7 +631,7 @@ impl Drop for Open {
         let id = self.node_id();
         let (mut removed, mut failed) = (None, None);
         let mut remove = |path: &RelPath| match self.remove_file(path) {
-            Ok(path) => removed = Some(path),
+            Ok(gone) => removed = gone,
             Err(status) => failed = Some(status),
         };
         if self.stream.is_none()
@@ -640,7 +645,7 @@ impl Drop for Open {
             }
         }
         let mut remove = |path: &RelPath| match self.remove_file(path) {
-            Ok(path) => removed = Some(path),
+            Ok(gone) => removed = gone,
             Err(status) => failed = Some(status),
         };
         match &self.stream {

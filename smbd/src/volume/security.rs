@@ -149,11 +149,11 @@ pub fn is_administrator(sids: &[Sid]) -> bool {
     sids.contains(&Sid::administrators())
 }
 
-/// Fails unless a token may make `owner` the owner of a file: itself, or anyone for who has an
-/// administrator's privileges (MS-FSA 2.1.5.1.1, 2.1.5.17).
+/// Fails unless a token may make `owner` the owner of a file: who it is, or one of its groups, or
+/// anyone for who has an administrator's privileges (MS-FSA 2.1.5.1.1, 2.1.5.17).
 fn check_owner(owner: Option<&Sid>, sids: &[Sid]) -> Result<(), NtStatus> {
     match owner {
-        Some(owner) if !is_administrator(sids) && sids.first() != Some(owner) => {
+        Some(owner) if !is_administrator(sids) && !sids.contains(owner) => {
             Err(NtStatus::INVALID_OWNER)
         }
         _ => Ok(()),
