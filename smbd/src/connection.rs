@@ -28,6 +28,7 @@ use std::{
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustix::net::sockopt;
+use smb_protocol::crypto::NonceError;
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 
 use self::input::{Input, give_buffer, take_buffer};
@@ -64,6 +65,9 @@ pub enum Dropped {
     /// The client's system does not acknowledge what it is sent.
     #[error("what is sent is not acknowledged")]
     Silent,
+    /// An answer cannot be protected as it must be.
+    #[error("an answer cannot be signed or encrypted: {0}")]
+    Unprotected(#[from] NonceError),
     /// The client does not read.
     #[error("answers are not read")]
     NotReading,

@@ -30,7 +30,7 @@ use crate::{
     Server,
     config::{Config, Encryption, Signing},
     server,
-    session::{ChannelInfo, Keys, Logon, NEVER, Origin, Session},
+    session::{ChannelInfo, Keys, Logon, NEVER, Origin, Sealing, Session},
 };
 
 /// What an authentication is for.
@@ -200,8 +200,10 @@ fn room(ctx: &mut Ctx<'_>) -> Result<(), NtStatus> {
 /// SMB2_SESSION_FLAG_BINDING).
 fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, NtStatus> {
     let multichannel = ctx.ex.server.current().config.multichannel;
-    if let Some(BindingRequest { session, signed: Signed::Right }) = &ctx.binding {
-        // All answers until the channel has a key of its own, refusals too.
+    if let Some(BindingRequest { session, signed: Signed::Right }) = &ctx.binding
+        && session.signing.algorithm() != SigningAlgorithm::AesGmac
+    {
+        // All answers until the channel has a key of its own, refusals too (3.3.4.1.1).
         ctx.signer = Some(session.signing.clone());
     }
     let ours = negotiated.signing == SigningAlgorithm::AesGmac;
@@ -211,8 +213,9 @@ fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, 
     if theirs && !ours {
         return Err(NtStatus::REQUEST_OUT_OF_SEQUENCE);
     }
-    // It may be a channel of that session already.
-    if !negotiated.dialect.is_smb3() || !multichannel || ctx.session.is_some() {
+    // It may be a channel of that session already, or one that has no channels because of how it
+    // is signed.
+    if !negotiated.dialect.is_smb3() || !multichannel || theirs || ctx.session.is_some() {
         return Err(NtStatus::REQUEST_NOT_ACCEPTED);
     }
     let Some(BindingRequest { session, signed }) = ctx.binding.take() else {
@@ -401,10 +404,10 @@ fn derive(negotiated: &Negotiated, session_key: &SecretKey, preauth: &PreauthHas
     let cipher = negotiated.cipher.filter(|_| negotiated.dialect.is_smb3());
     let sealing = cipher.map(|cipher| {
         let keys = kdf::cipher_keys(session_key, cipher, context(negotiated, preauth));
-        (
-            SealingKey::new(cipher, &keys.server_to_client),
-            OpeningKey::new(cipher, &keys.client_to_server),
-        )
+        Sealing {
+            seals: SealingKey::new(cipher, keys.server_to_client),
+            opens: OpeningKey::new(cipher, &keys.client_to_server),
+        }
     });
     Keys { signing: signing_key(negotiated, session_key, preauth), sealing }
 }
