@@ -340,3 +340,6 @@ fn unacknowledged(stream: &TcpStream) -> u64 {
     // A socket that says nothing has not delivered anything.
     if failed { u64::MAX } else { u64::try_from(bytes).unwrap_or(0) }
 }
+
+#[cfg(test)]
+mod tests;

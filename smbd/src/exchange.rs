@@ -356,6 +356,10 @@ impl Exchange {
         chain: &mut Chain,
         answer: &mut Answer<'_>,
     ) -> Result<Option<Accepted>, Dropped> {
+        // 3.3.5.2.2.
+        if self.negotiated.is_none() && header.command != Command::NEGOTIATE {
+            return Err(Dropped::Protocol("a request before NEGOTIATE"));
+        }
         let related = header.flags.has(HeaderFlags::RELATED);
         if let Protection::Sealed(sealed) = protection {
             // What is inside names the session that it is sealed for (3.3.5.2.1.1).
@@ -601,6 +605,10 @@ fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
     let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
     if header.is_response() {
         return Err(Dropped::Protocol("a response from a client"));
+    }
+    // 3.3.5.2.6.
+    if !header.command.is_known() {
+        return Err(Dropped::Protocol("a command that there is not"));
     }
     let next = header.next_command as usize;
     let len = if next == 0 { rest.len() } else { next };
