@@ -259,6 +259,12 @@ fn establish(
     let must_sign = current.config.signing == Signing::Required
         || client_signs.has(SecurityMode::SIGNING_REQUIRED);
     let keys = derive(negotiated, &done.session_key, preauth);
+    #[cfg(test)]
+    if !server.nodes.faults.keeps(crate::faults::Rule::Nonces)
+        && let Some(sealing) = &keys.sealing
+    {
+        sealing.seals.repeat_nonces();
+    }
     let must_encrypt = current.config.encryption == Encryption::Required
         || current.config.encryption == Encryption::Desired && keys.sealing.is_some();
     if must_encrypt && keys.sealing.is_none() {
