@@ -96,6 +96,9 @@ pub struct Exchange {
     pub meter: Arc<Meter>,
     /// Sessions that are being authenticated.
     pub authentications: HashMap<SessionId, Authentication>,
+    /// Logons that have failed, and refusals of them that wait.
+    pub failed_logons: u32,
+    pub refusals: Arc<()>,
     /// Bytes between the body of a READ answer and the data; none but in a test of clients.
     pub read_padding: u8,
     window: CreditWindow,
@@ -139,6 +142,8 @@ impl Exchange {
             negotiated: None,
             sessions: HashMap::new(),
             authentications: HashMap::new(),
+            failed_logons: 0,
+            refusals: Arc::default(),
             read_padding: 0,
             window: CreditWindow::new(limits.credits),
             pending: HashMap::new(),

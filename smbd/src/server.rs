@@ -20,7 +20,9 @@ use smb_protocol::{
 use crate::{
     accounts,
     config::Config,
+    logons::Logons,
     meters::Meters,
+    quoted::Rate,
     session::{ConnectionId, Sessions},
     tokens::Tokens,
     volume::{Volume, node::Nodes, streams},
@@ -41,6 +43,10 @@ pub struct Server {
     pub tokens: Arc<Tokens>,
     /// What connections count.
     pub meters: Meters,
+    /// Lines of the log that clients cause who have not logged in.
+    pub strangers: Rate,
+    /// Logons that have failed.
+    pub logons: Logons,
     /// When it started.
     pub started: Instant,
     /// Number of connections.
@@ -91,7 +97,7 @@ impl Current {
             let keytab = kerberos.keytab.clone();
             Arc::new(match before {
                 Some(before) => before.with_keys(keytab),
-                None => kerberos::Service::new(keytab),
+                None => kerberos::Service::new(keytab, now()),
             })
         });
         Ok(Self { config, volumes, kerberos })
@@ -116,6 +122,8 @@ impl Server {
             nodes,
             tokens: Arc::default(),
             meters: Meters::default(),
+            strangers: Rate::default(),
+            logons: Logons::default(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),

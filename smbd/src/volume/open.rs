@@ -518,7 +518,8 @@ impl Open {
         let removed = rustix::fs::fstat(&stream.file)
             .and_then(|stat| self.volume.streams().remove(self.handle(), &name, &stat));
         if let Err(error) = removed {
-            tracing::debug!(name = name.as_str(), %error, "could not delete a stream on close");
+            let name = crate::quoted::Quoted(name.as_str());
+            tracing::debug!(%name, %error, "could not delete a stream on close");
         }
     }
 
