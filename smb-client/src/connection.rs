@@ -398,7 +398,7 @@ impl Connection {
         let at = begin_frame(&mut out, guard);
         header.encode(&mut out);
         encode(&mut out);
-        end_frame(&mut out, at, guard, Some(&self.crypt));
+        end_frame(&mut out, at, guard, Some(&self.crypt))?;
         let (pending, ticket) = self.expected(command, message, cost, guard);
         self.enqueue(out, [(message, pending)])?;
         Ok(ticket)
@@ -527,7 +527,11 @@ impl Connection {
         let at = begin_frame(&mut shared.small, guard);
         header.encode(&mut shared.small);
         Empty.encode(&mut shared.small);
-        end_frame(&mut shared.small, at, guard, Some(&self.crypt));
+        if end_frame(&mut shared.small, at, guard, Some(&self.crypt)).is_err() {
+            // The server goes on with it, and its answer finds nobody.
+            shared.small.truncate(at);
+            return;
+        }
         drop(shared);
         self.wake_writer.notify_one();
     }

@@ -45,18 +45,24 @@ pub(crate) fn begin_frame(out: &mut Vec<u8>, guard: Guard) -> usize {
 }
 
 /// Ends the frame that began at `at`: writes its length and protects its message.
-pub(crate) fn end_frame(out: &mut [u8], at: usize, guard: Guard, crypt: Option<&Crypt>) {
+pub(crate) fn end_frame(
+    out: &mut [u8],
+    at: usize,
+    guard: Guard,
+    crypt: Option<&Crypt>,
+) -> Result<()> {
     let (prefix, message) = out[at..].split_at_mut(FRAME_LEN);
     let len = frame_prefix(message.len()).expect("requests are bounded below 16 MiB");
     prefix.copy_from_slice(&len);
     match (guard, crypt) {
-        (Guard::Signed, Some(crypt)) => crypt.signing.sign(message, Role::Client),
+        (Guard::Signed, Some(crypt)) => crypt.signing.sign(message, Role::Client)?,
         (Guard::Sealed, Some(Crypt { sealing: Some(keys), session_id, .. })) => {
-            keys.0.seal(session_id.0, message);
+            keys.0.seal(session_id.0, message)?;
         }
         (Guard::Plain, _) => {}
         _ => unreachable!("a guard is chosen from the keys there are"),
     }
+    Ok(())
 }
 
 impl Crypt {

@@ -2,7 +2,11 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use smb_protocol::{NtStatus, WireError, crypto::SealError, spnego};
+use smb_protocol::{
+    NtStatus, WireError,
+    crypto::{NonceError, SealError},
+    spnego,
+};
 
 use crate::credentials::CredentialsError;
 
@@ -39,6 +43,10 @@ pub enum Error {
     /// A message is not what the server sent: wrong signature or seal, or none where one must be.
     #[error("message from the server is not authentic: {0}")]
     NotAuthentic(&'static str),
+    /// The session's key may protect nothing more: with a nonce of its own each message is safe, and
+    /// there is none left. A new session has a new key.
+    #[error("the session cannot protect another message: {0}")]
+    KeySpent(#[from] NonceError),
     /// The server lacks something that the options demand.
     #[error("server does not offer {0}")]
     NotOffered(&'static str),
@@ -104,7 +112,10 @@ impl Error {
     /// Whether a new connection may help.
     pub(crate) fn is_disconnect(&self) -> bool {
         match self {
-            Self::Disconnected(_) | Self::Connect { .. } | Self::Timeout { .. } => true,
+            Self::Disconnected(_)
+            | Self::Connect { .. }
+            | Self::Timeout { .. }
+            | Self::KeySpent(_) => true,
             Self::Status { status, .. } => matches!(
                 *status,
                 NtStatus::USER_SESSION_DELETED

@@ -133,9 +133,9 @@ impl Exchange {
         }
         .encode(&mut out);
         encode(&mut out);
-        end_frame(&mut out, at, Guard::Plain, None);
+        end_frame(&mut out, at, Guard::Plain, None)?;
         if let Some(key) = sign {
-            key.sign(&mut out[FRAME_LEN..], Role::Client);
+            key.sign(&mut out[FRAME_LEN..], Role::Client)?;
         }
         self.next_message += 1;
         self.wire.send(&out).await.map_err(lost)?;
@@ -269,7 +269,7 @@ async fn negotiate(
     let mut capabilities = Capabilities::LARGE_MTU;
     if dialects.iter().any(|dialect| dialect.is_smb3()) {
         capabilities |= Capabilities::PERSISTENT_HANDLES | Capabilities::ENCRYPTION;
-        if options.max_channels > 1 {
+        if options.may_have_channels() {
             capabilities |= Capabilities::MULTI_CHANNEL;
         }
     }
@@ -283,8 +283,9 @@ async fn negotiate(
             let list = options.ciphers.iter().map(|cipher| negotiate::Cipher(cipher.wire_id()));
             contexts.push(Context::Encryption(list.collect()));
         }
-        if !options.signing_algorithms.is_empty() {
-            let list = options.signing_algorithms.iter();
+        let list = options.offered_signing();
+        if !list.is_empty() {
+            let list = list.iter();
             let list = list.map(|a| negotiate::SigningAlgorithm(a.wire_id())).collect();
             contexts.push(Context::Signing(list));
         }
@@ -367,7 +368,7 @@ fn choose(
                 let known = list.first().and_then(|id| SigningAlgorithm::from_wire_id(id.0));
                 match known {
                     Some(known)
-                        if list.len() == 1 && options.signing_algorithms.contains(&known) =>
+                        if list.len() == 1 && options.offered_signing().contains(&known) =>
                     {
                         signing = known;
                     }
@@ -478,7 +479,7 @@ fn session_keys(
     let sealing = cipher.map(|cipher| {
         let keys = kdf::cipher_keys(key, cipher, binding);
         Arc::new((
-            SealingKey::new(cipher, &keys.client_to_server),
+            SealingKey::new(cipher, keys.client_to_server),
             OpeningKey::new(cipher, &keys.server_to_client),
         ))
     });
@@ -519,6 +520,7 @@ fn finish(
         validate,
         server_guid: response.server_guid,
         multichannel: response.dialect.is_smb3()
-            && response.capabilities.has(Capabilities::MULTI_CHANNEL),
+            && response.capabilities.has(Capabilities::MULTI_CHANNEL)
+            && options.may_have_channels(),
     })
 }

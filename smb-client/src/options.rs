@@ -116,6 +116,24 @@ impl ConnectOptions {
         Self::new(&url.host, url.port, login)
     }
 
+    /// Whether a session may have more than one connection. AES-GMAC makes its nonces of message ids,
+    /// which every connection counts anew, and the messages that bind a connection are all signed
+    /// with one key (MS-SMB2 3.1.4.1, 3.2.4.1.1): who signs with nothing else has one connection.
+    pub(crate) fn may_have_channels(&self) -> bool {
+        let gmac = |algorithm: &SigningAlgorithm| *algorithm == SigningAlgorithm::AesGmac;
+        let other = self.dialects.1 < Dialect::SMB_3_1_1
+            || self.signing_algorithms.is_empty()
+            || !self.signing_algorithms.iter().all(gmac);
+        self.max_channels > 1 && other
+    }
+
+    /// The signing algorithms offered, the preferred first.
+    pub(crate) fn offered_signing(&self) -> Vec<SigningAlgorithm> {
+        let channels = self.may_have_channels();
+        let safe = |a: &SigningAlgorithm| !channels || *a != SigningAlgorithm::AesGmac;
+        self.signing_algorithms.iter().copied().filter(safe).collect()
+    }
+
     /// The dialects offered, oldest first.
     pub(crate) fn offered_dialects(&self) -> Vec<Dialect> {
         let (oldest, newest) = self.dialects;

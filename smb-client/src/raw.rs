@@ -384,14 +384,15 @@ impl RawConnection {
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let (charge, at) = (self.charge(len), self.out.len());
         let message = self.queue(Command::WRITE, charge, |out| request.encode_head(len, out));
+        if self.failed.is_some() {
+            return message;
+        }
         let whole = self.out.len() - at - FRAME_LEN + data.len();
         let prefix = frame_prefix(whole).expect("requests are bounded below 16 MiB");
         self.out[at..at + FRAME_LEN].copy_from_slice(&prefix);
-        if self.failed.is_none() {
-            let sent = block.send_behind(&self.out, &mut self.stream);
-            self.failed = sent.map_err(lost).err();
-            self.out.clear();
-        }
+        let sent = block.send_behind(&self.out, &mut self.stream);
+        self.failed = sent.map_err(lost).err();
+        self.out.clear();
         message
     }
 
@@ -420,7 +421,10 @@ impl RawConnection {
         let at = begin_frame(&mut self.out, self.guard);
         header.encode(&mut self.out);
         encode(&mut self.out);
-        end_frame(&mut self.out, at, self.guard, Some(&self.crypt));
+        if let Err(error) = end_frame(&mut self.out, at, self.guard, Some(&self.crypt)) {
+            self.out.truncate(at);
+            self.failed.get_or_insert(error);
+        }
         message
     }
 

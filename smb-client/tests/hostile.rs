@@ -164,9 +164,9 @@ impl Peer {
             let mut sealed = vec![0; TransformHeader::LEN];
             sealed.append(&mut message);
             message = sealed;
-            self.sealing.as_ref().unwrap().0.seal(9, &mut message);
+            self.sealing.as_ref().unwrap().0.seal(9, &mut message).unwrap();
         } else if sign && let Some(key) = &self.signing {
-            key.sign(&mut message, Role::Server);
+            key.sign(&mut message, Role::Server).unwrap();
         }
         self.send_raw(message).await
     }
@@ -234,7 +234,7 @@ impl Peer {
                     let cipher = Cipher::Aes128Gcm;
                     let keys = kdf::cipher_keys(&done.session_key, cipher, binding);
                     self.sealing = Some((
-                        SealingKey::new(cipher, &keys.server_to_client),
+                        SealingKey::new(cipher, keys.server_to_client),
                         OpeningKey::new(cipher, &keys.client_to_server),
                     ));
                     let body = session_setup::Response {
@@ -318,7 +318,7 @@ impl Peer {
             }
             Trick::WrongSignature => {
                 let mut message = good;
-                self.signing.as_ref().unwrap().sign(&mut message, Role::Server);
+                self.signing.as_ref().unwrap().sign(&mut message, Role::Server).unwrap();
                 let last = message.len() - 1;
                 message[last] ^= 1;
                 self.send_raw(message).await
@@ -326,7 +326,7 @@ impl Peer {
             Trick::NoSignature => self.send(good, false).await,
             Trick::Reflected => {
                 let mut message = good;
-                self.signing.as_ref().unwrap().sign(&mut message, Role::Client);
+                self.signing.as_ref().unwrap().sign(&mut message, Role::Client).unwrap();
                 self.send_raw(message).await
             }
             Trick::PendingForEver => self.send(pending(), false).await,
@@ -362,7 +362,7 @@ impl Peer {
             Trick::BadSeal => {
                 let mut message = vec![0; TransformHeader::LEN];
                 message.extend_from_slice(&good);
-                self.sealing.as_ref().unwrap().0.seal(9, &mut message);
+                self.sealing.as_ref().unwrap().0.seal(9, &mut message).unwrap();
                 let last = message.len() - 1;
                 message[last] ^= 1;
                 self.send_raw(message).await

@@ -12,11 +12,13 @@
 
 mod ccm;
 pub mod kdf;
+pub mod once;
 pub mod preauth;
 pub mod seal;
 mod secret;
 pub mod sign;
 
+pub use once::NonceError;
 pub use preauth::PreauthHash;
 pub use seal::{Cipher, OpeningKey, SealError, SealingKey, TransformHeader};
 pub use secret::SecretKey;

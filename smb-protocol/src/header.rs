@@ -100,6 +100,13 @@ open_enum! {
     }
 }
 
+impl Command {
+    /// Whether there is such a command.
+    pub fn is_known(self) -> bool {
+        self <= Self::OPLOCK_BREAK
+    }
+}
+
 impl Dialect {
     /// Whether this is any 3.x dialect.
     pub fn is_smb3(self) -> bool {

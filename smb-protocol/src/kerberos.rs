@@ -54,6 +54,9 @@ pub enum Error {
     /// The same request came before.
     #[error("the request was used before")]
     Replay,
+    /// The request is older than what the server remembers, and may have been used.
+    #[error("the request was made before this server started, which cannot know if it was used")]
+    BeforeStart,
     /// Too many requests are remembered.
     #[error("too many logons at once")]
     Busy,

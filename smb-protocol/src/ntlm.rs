@@ -18,6 +18,7 @@ mod client;
 pub mod compute;
 mod hash;
 pub mod message;
+mod oem;
 mod security;
 mod server;
 pub mod users;

@@ -318,6 +318,15 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     }
 }
 
+/// Whether an answer goes into a pre-authentication hash (MS-SMB2 3.3.5.4, 3.3.5.5.3).
+pub fn is_hashed(response: &Header) -> bool {
+    match response.command {
+        Command::NEGOTIATE => true,
+        Command::SESSION_SETUP => response.status == NtStatus::MORE_PROCESSING_REQUIRED,
+        _ => false,
+    }
+}
+
 /// What an answer changes once its bytes stand: the pre-authentication hashes.
 pub fn after_answer(exchange: &mut Exchange, response: &Header, message: &[u8]) {
     match response.command {

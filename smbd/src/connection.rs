@@ -28,6 +28,7 @@ use std::{
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustix::net::sockopt;
+use smb_protocol::crypto::NonceError;
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 
 use self::input::{Input, give_buffer, take_buffer};
@@ -69,6 +70,9 @@ pub enum Dropped {
     /// The client's system does not acknowledge what it is sent.
     #[error("what is sent is not acknowledged")]
     Silent,
+    /// An answer cannot be protected as it must be.
+    #[error("an answer cannot be signed or encrypted: {0}")]
+    Unprotected(#[from] NonceError),
     /// The client does not read.
     #[error("answers are not read")]
     NotReading,
@@ -354,3 +358,6 @@ fn unacknowledged(stream: &TcpStream) -> u64 {
     // A socket that says nothing has not delivered anything.
     if failed { u64::MAX } else { u64::try_from(bytes).unwrap_or(0) }
 }
+
+#[cfg(test)]
+mod tests;

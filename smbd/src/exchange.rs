@@ -36,7 +36,7 @@ use crate::{
 
 use self::{
     admission::Admitted,
-    answer::{Answer, Place, Protection},
+    answer::{Answer, Place, Protection, Sealed},
     waiting::{Pending, Suspended, Wait, awaited},
 };
 pub use self::{
@@ -96,6 +96,9 @@ pub struct Exchange {
     pub meter: Arc<Meter>,
     /// Sessions that are being authenticated.
     pub authentications: HashMap<SessionId, Authentication>,
+    /// Logons that have failed, and refusals of them that wait.
+    pub failed_logons: u32,
+    pub refusals: Arc<()>,
     /// Bytes between the body of a READ answer and the data; none but in a test of clients.
     pub read_padding: u8,
     window: CreditWindow,
@@ -139,6 +142,8 @@ impl Exchange {
             negotiated: None,
             sessions: HashMap::new(),
             authentications: HashMap::new(),
+            failed_logons: 0,
+            refusals: Arc::default(),
             read_padding: 0,
             window: CreditWindow::new(limits.credits),
             pending: HashMap::new(),
@@ -181,17 +186,21 @@ impl Exchange {
             session_id: notice.session.unwrap_or_default(),
             ..Header::default()
         };
-        let protection = if channel.session.must_encrypt {
-            Protection::Sealed(channel.session.clone())
-        } else {
-            Protection::Plain
+        // What is of a session that must be encrypted is (3.3.4.1.4). The break of a lease is of no
+        // session: its header names none (3.3.4.7), and a client throws away what names another
+        // session inside than outside (3.2.5.1.1.1), so it goes in the clear. It tells a key that
+        // the client made up and what may be cached.
+        let session = notice.session.map(|_| &channel.session);
+        let protection = match session.filter(|session| session.must_encrypt).map(Sealed::of) {
+            None => Protection::Plain,
+            Some(Some(sealed)) => Protection::Sealed(sealed),
+            Some(None) => return false,
         };
         let mut answer = Answer::begin(out, &protection);
         let body_at = answer.open(&header);
         notice.message.encode(answer.out);
-        answer.close(header, body_at, None, Place { first: true, last: true });
-        answer.end();
-        true
+        let place = Place { first: true, last: true };
+        answer.close(header, body_at, None, place).is_ok() && answer.end().is_ok()
     }
 
     /// Longest payload of a message; what one credit pays for where there is no more than one
@@ -283,16 +292,13 @@ impl Exchange {
                 let session = self.sessions.get(&id).map(|channel| channel.session.clone());
                 let session = session.filter(|session| !session.ended());
                 let session = session.ok_or(Dropped::Protocol("encrypted for no session"))?;
-                let Some((_, opening)) = &session.sealing else {
-                    return Err(Dropped::Protocol("encrypted without a cipher"));
-                };
-                let message = opening
-                    .open(message)
-                    .map_err(|_| Dropped::Protocol("a message does not decrypt"))?;
+                let sealed = Sealed::of(&session);
+                let sealed = sealed.ok_or(Dropped::Protocol("encrypted without a cipher"))?;
+                let message = sealed.open(message)?;
                 if message.first_chunk::<4>() != Some(&PROTOCOL_SMB2) {
                     return Err(Dropped::Protocol("something else than SMB 2 was encrypted"));
                 }
-                self.messages(message, Protection::Sealed(session.clone()), out)
+                self.messages(message, Protection::Sealed(sealed), out)
             }
             PROTOCOL_SMB1 if self.negotiated.is_none() => {
                 command::smb1::answer(self, message, out)?;
@@ -311,6 +317,10 @@ impl Exchange {
         out: &mut Vec<u8>,
     ) -> Result<Frame, Dropped> {
         let mut answer = Answer::begin(out, &protection);
+        #[cfg(test)]
+        {
+            answer.leaks = !self.server.nodes.faults.keeps(crate::faults::Rule::TakenBack);
+        }
         let mut waits = Vec::new();
         let mut chain = Chain::default();
         let mut first = true;
@@ -337,7 +347,7 @@ impl Exchange {
             first = false;
             rest = &mut rest[len..];
         }
-        answer.end();
+        answer.end()?;
         Ok(if waits.is_empty() { Frame::Answered } else { Frame::Waits(waits) })
     }
 
@@ -351,12 +361,23 @@ impl Exchange {
         chain: &mut Chain,
         answer: &mut Answer<'_>,
     ) -> Result<Option<Accepted>, Dropped> {
+        // 3.3.5.2.2.
+        if self.negotiated.is_none() && header.command != Command::NEGOTIATE {
+            return Err(Dropped::Protocol("a request before NEGOTIATE"));
+        }
+        let related = header.flags.has(HeaderFlags::RELATED);
+        if let Protection::Sealed(sealed) = protection {
+            // What is inside names the session that it is sealed for (3.3.5.2.1.1).
+            if related && place.first || !related && header.session_id != sealed.session.id {
+                return Err(Dropped::Protocol("encrypted for one session, and names another"));
+            }
+        }
         if header.command == Command::CANCEL {
             if !(place.first && place.last) {
                 // It has no answer that could stand in the answer to a compound.
                 return Err(Dropped::Protocol("CANCEL in a compound"));
             }
-            self.cancel(&header);
+            self.cancel(&header, message, protection);
             return Ok(None);
         }
         let multi = self.negotiated.as_ref().is_none_or(Negotiated::large_mtu);
@@ -365,10 +386,9 @@ impl Exchange {
             return Err(Dropped::Protocol("a message id that was not granted"));
         }
         let credits = self.grant(&header);
-        let related = header.flags.has(HeaderFlags::RELATED);
         if related && place.first {
             let signer = self.signer(&header);
-            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, signer.as_ref());
+            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, signer.as_ref())?;
             chain.failed = Some(NtStatus::INVALID_PARAMETER);
             return Ok(None);
         }
@@ -384,7 +404,7 @@ impl Exchange {
         }
         if related && let Some(status) = chain.failed {
             let signer = self.signer(&header);
-            answer.failure(&header, status, credits, signer.as_ref());
+            answer.failure(&header, status, credits, signer.as_ref())?;
             return Ok(None);
         }
         let Admitted { channel, binding } = match self.admit(&header, message, protection) {
@@ -392,9 +412,9 @@ impl Exchange {
             Err(status) => {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
                 chain.failed = Some(NtStatus::INVALID_PARAMETER);
-                let signer = self.failure_signer(&header, message);
+                let signer = self.signer(&header);
                 self.meter.answered(header.command, status);
-                answer.failure(&header, status, credits, signer.as_ref());
+                answer.failure(&header, status, credits, signer.as_ref())?;
                 return Ok(None);
             }
         };
@@ -427,7 +447,7 @@ impl Exchange {
         if !answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
             let signer = self.signer(&header);
-            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, signer.as_ref());
+            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, signer.as_ref())?;
             return Ok(Flow::On);
         }
         let since = self.meter.taken();
@@ -478,40 +498,42 @@ impl Exchange {
             answer.reset(body_at);
             error::Response::default().encode(answer.out);
             response.status = NtStatus::INSUFFICIENT_RESOURCES;
-            answer.close(response, body_at, signs.as_ref(), place);
+            answer.close(response, body_at, signs.as_ref(), place)?;
             return Ok(Flow::On);
         }
         let mut answered = true;
         match result {
             Ok(status) => {
                 response.status = status;
-                answer.close(response, body_at, signs.as_ref(), place);
-                command::after_answer(self, &response, answer.last_message());
+                answer.close(response, body_at, signs.as_ref(), place)?;
+                if command::is_hashed(&response) {
+                    command::after_answer(self, &response, answer.settle()?);
+                }
             }
             Err(Fail::Status(status)) => {
                 answer.reset(body_at);
                 error::Response::default().encode(answer.out);
                 response.status = status;
-                answer.close(response, body_at, signs.as_ref(), place);
+                answer.close(response, body_at, signs.as_ref(), place)?;
             }
             Err(Fail::Data(status, data)) => {
                 answer.reset(body_at);
                 error::Response { context_count: 0, data: &data }.encode(answer.out);
                 response.status = status;
-                answer.close(response, body_at, signs.as_ref(), place);
+                answer.close(response, body_at, signs.as_ref(), place)?;
             }
             Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
                 answered = false;
                 let wait = Wait::from(later).since(since);
-                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
+                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits)?;
             }
             Err(Fail::Ends(ends)) => {
                 answer.reset(body_at);
                 answered = false;
                 let wait = Wait::from(ends).since(since);
-                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits);
+                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits)?;
             }
             Err(Fail::Wait(wake)) => {
                 answer.reset(body_at);
@@ -530,7 +552,7 @@ impl Exchange {
                     first: place.first,
                     again: (wake.again.clone(), wake.until),
                 };
-                self.suspend(wake, suspended, response, body_at, protection, answer, waits);
+                self.suspend(wake, suspended, response, body_at, protection, answer, waits)?;
                 return Ok(Flow::Suspended);
             }
         }
@@ -588,6 +610,10 @@ fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
     let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
     if header.is_response() {
         return Err(Dropped::Protocol("a response from a client"));
+    }
+    // 3.3.5.2.6.
+    if !header.command.is_known() {
+        return Err(Dropped::Protocol("a command that there is not"));
     }
     let next = header.next_command as usize;
     let len = if next == 0 { rest.len() } else { next };

@@ -25,6 +25,10 @@ pub enum Rule {
     WriteThrough,
     /// Nobody else gets a file whose client is away.
     NotAvailable,
+    /// What is not finished of an answer is taken back when the connection is dropped.
+    TakenBack,
+    /// Each message is sealed with a nonce of its own.
+    Nonces,
 }
 
 /// What a loss of power leaves of files, by inode: what they were when they were last made durable,

@@ -106,7 +106,8 @@ impl Server {
                 Ok(open) => back.push((open, remembered)),
                 Err(why) => {
                     let OpenRecord { name, share, .. } = &remembered.open;
-                    tracing::info!(%why, name, share, "an open is not made again");
+                    let name = crate::quoted::Quoted(name);
+                    tracing::info!(%why, %name, share, "an open is not made again");
                     stable.queue(record::forget(id));
                 }
             }

@@ -21,7 +21,9 @@ use crate::{
     accounts,
     budget::Budgets,
     config::Config,
+    logons::Logons,
     meters::Meters,
+    quoted::Rate,
     session::{ConnectionId, Sessions},
     tokens::Tokens,
     volume::{
@@ -48,6 +50,10 @@ pub struct Server {
     pub meters: Meters,
     /// What each user has the server hold.
     pub budgets: Budgets,
+    /// Lines of the log that clients cause who have not logged in.
+    pub strangers: Rate,
+    /// Logons that have failed.
+    pub logons: Logons,
     /// When it started.
     pub started: Instant,
     /// Number of connections.
@@ -98,7 +104,7 @@ impl Current {
             let keytab = kerberos.keytab.clone();
             Arc::new(match before {
                 Some(before) => before.with_keys(keytab),
-                None => kerberos::Service::new(keytab),
+                None => kerberos::Service::new(keytab, now()),
             })
         });
         Ok(Self { config, volumes, kerberos })
@@ -124,6 +130,8 @@ impl Server {
             tokens: Arc::default(),
             meters: Meters::default(),
             budgets: Budgets::default(),
+            strangers: Rate::default(),
+            logons: Logons::default(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None)?)),

@@ -47,7 +47,7 @@ pub struct Session {
     /// with.
     pub signing: Arc<SigningKey>,
     /// Encrypts and decrypts, where the dialect can; shared by all channels.
-    pub sealing: Option<(SealingKey, OpeningKey)>,
+    pub sealing: Option<Arc<Sealing>>,
     /// Unsigned requests are refused.
     pub must_sign: bool,
     /// Unencrypted requests are refused.
@@ -81,7 +81,16 @@ pub struct Keys {
     /// Signs and verifies.
     pub signing: SigningKey,
     /// Encrypts and decrypts.
-    pub sealing: Option<(SealingKey, OpeningKey)>,
+    pub sealing: Option<Sealing>,
+}
+
+/// Both keys of a session that can be encrypted.
+#[derive(Debug)]
+pub struct Sealing {
+    /// `Session.EncryptionKey`: one for all channels, so no nonce comes twice.
+    pub seals: SealingKey,
+    /// `Session.DecryptionKey`.
+    pub opens: OpeningKey,
 }
 
 /// What a logon came to.
@@ -188,7 +197,7 @@ impl Session {
             user: logon.user,
             sids: logon.sids,
             signing: Arc::new(logon.keys.signing),
-            sealing: logon.keys.sealing,
+            sealing: logon.keys.sealing.map(Arc::new),
             must_sign: logon.must_sign,
             must_encrypt: logon.must_encrypt,
             origin: logon.origin,

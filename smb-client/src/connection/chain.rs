@@ -75,14 +75,14 @@ impl Connection {
                 out[begins..begins + HEADER_LEN].copy_from_slice(&header.to_bytes());
             }
             if guard == Guard::Signed {
-                self.crypt.signing.sign(&mut out[begins..], Role::Client);
+                self.crypt.signing.sign(&mut out[begins..], Role::Client)?;
             }
             let (waits, ticket) = self.expected(part.command, number, Cost::LEAST, guard);
             pending.push((number, waits));
             tickets.push(ticket);
         }
         let frame = if guard == Guard::Signed { Guard::Plain } else { guard };
-        end_frame(&mut out, at, frame, Some(&self.crypt));
+        end_frame(&mut out, at, frame, Some(&self.crypt))?;
         self.enqueue(out, pending)?;
         Ok(tickets)
     }

@@ -7,7 +7,7 @@ use std::{
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
-use super::{SecretKey, ccm::CcmKey, random};
+use super::{SecretKey, ccm::CcmKey, once::NonceError, random};
 
 /// How messages are encrypted (MS-SMB2 2.2.3.1.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -219,14 +219,17 @@ fn gcm_nonce(nonce: &[u8; 16]) -> Nonce {
 /// A session's key for encrypting what one side sends. Shareable between threads.
 ///
 /// A nonce is an eight-byte counter that starts at a random value, followed by bytes drawn once
-/// for the key; so no nonce repeats within 2^64 messages of one `SealingKey`. All channels of a
-/// session encrypt with the same key and must share one `SealingKey`: two made of the same bytes
-/// might use the same nonce.
+/// for the key; so no nonce repeats within 2^64 messages of one `SealingKey`, and it seals no more
+/// than [`SealingKey::MOST`]. All channels of a session encrypt with the same key and must share one
+/// `SealingKey`: two made of the same bytes might use the same nonce, so it takes the bytes away.
 pub struct SealingKey {
     key: Key,
     cipher: Cipher,
-    counter: AtomicU64,
+    start: u64,
+    sealed: AtomicU64,
     tail: [u8; 4],
+    #[cfg(feature = "testing")]
+    repeats: std::sync::atomic::AtomicBool,
 }
 
 impl SealingKey {
@@ -235,13 +238,27 @@ impl SealingKey {
     /// # Panics
     /// If the key is not [`Cipher::key_len`] bytes long.
     #[must_use]
-    pub fn new(cipher: Cipher, key: &SecretKey) -> Self {
+    #[expect(clippy::needless_pass_by_value, reason = "nobody makes a second one of the bytes")]
+    pub fn new(cipher: Cipher, key: SecretKey) -> Self {
         Self {
-            key: Key::new(cipher, key),
+            key: Key::new(cipher, &key),
             cipher,
-            counter: AtomicU64::new(u64::from_le_bytes(random())),
+            start: u64::from_le_bytes(random()),
+            sealed: AtomicU64::new(0),
             tail: random(),
+            #[cfg(feature = "testing")]
+            repeats: false.into(),
         }
+    }
+
+    /// Messages that one key seals at most: far below what would bring a nonce back, and more than
+    /// any session sends.
+    pub const MOST: u64 = 1 << 48;
+
+    /// From now on every message has the same nonce, for a test that is to notice.
+    #[cfg(feature = "testing")]
+    pub fn repeat_nonces(&self) {
+        self.repeats.store(true, Ordering::Relaxed);
     }
 
     /// The cipher the key is for.
@@ -251,17 +268,18 @@ impl SealingKey {
     }
 
     /// Encrypts in place. `buffer` is [`TransformHeader::LEN`] bytes of room, which become the
-    /// header, and then the message (or compound of messages).
+    /// header, and then the message (or compound of messages), which is left as it is if the key
+    /// has no nonce left, and must not be sent then.
     ///
     /// # Panics
     /// If there is no room for the header, or the message is 4 GiB or longer.
-    pub fn seal(&self, session_id: u64, buffer: &mut [u8]) {
+    pub fn seal(&self, session_id: u64, buffer: &mut [u8]) -> Result<(), NonceError> {
         let (room, payload) = buffer
             .split_first_chunk_mut::<{ TransformHeader::LEN }>()
             .expect("the caller leaves room for the header");
         let header = TransformHeader {
             signature: [0; 16],
-            nonce: self.next_nonce(),
+            nonce: self.next_nonce()?,
             original_message_size: u32::try_from(payload.len())
                 .expect("the transport carries messages below 16 MiB"),
             flags: TransformHeader::FLAG_ENCRYPTED,
@@ -270,15 +288,23 @@ impl SealingKey {
         *room = header.encode();
         let signature = self.key.seal(&header.nonce, &room[TransformHeader::AAD], payload);
         room[4..20].copy_from_slice(&signature);
+        Ok(())
     }
 
-    fn next_nonce(&self) -> [u8; 16] {
-        let count = self.counter.fetch_add(1, Ordering::Relaxed);
+    fn next_nonce(&self) -> Result<[u8; 16], NonceError> {
+        let count = self.sealed.fetch_add(1, Ordering::Relaxed);
+        if count >= Self::MOST {
+            // The count stays where no further call can bring it round.
+            self.sealed.store(Self::MOST, Ordering::Relaxed);
+            return Err(NonceError::Exhausted);
+        }
+        #[cfg(feature = "testing")]
+        let count = if self.repeats.load(Ordering::Relaxed) { 0 } else { count };
         let mut nonce = [0; 16];
-        nonce[..8].copy_from_slice(&count.to_le_bytes());
+        nonce[..8].copy_from_slice(&self.start.wrapping_add(count).to_le_bytes());
         let end = self.cipher.nonce_len();
         nonce[8..end].copy_from_slice(&self.tail[..end - 8]);
-        nonce
+        Ok(nonce)
     }
 }
 
@@ -371,13 +397,26 @@ mod tests {
     #[test]
     fn nonces_do_not_repeat_and_have_zero_tails() {
         for cipher in ALL {
-            let key = SealingKey::new(cipher, &sample_key(cipher));
+            let key = SealingKey::new(cipher, sample_key(cipher));
             let mut seen = HashSet::new();
             for _ in 0..1000 {
-                let nonce = key.next_nonce();
+                let nonce = key.next_nonce().unwrap();
                 assert!(nonce[cipher.nonce_len()..].iter().all(|b| *b == 0));
                 assert!(seen.insert(nonce));
             }
+        }
+    }
+
+    #[test]
+    fn a_key_that_has_sealed_all_it_may_seals_nothing_more() {
+        let key = SealingKey::new(Cipher::Aes128Gcm, sample_key(Cipher::Aes128Gcm));
+        key.sealed.store(SealingKey::MOST - 1, Ordering::Relaxed);
+        let mut last = vec![7; TransformHeader::LEN + 8];
+        key.seal(1, &mut last).unwrap();
+        for _ in 0..3 {
+            let mut more = vec![7; TransformHeader::LEN + 8];
+            assert_eq!(key.seal(1, &mut more), Err(NonceError::Exhausted));
+            assert!(more.iter().all(|byte| *byte == 7));
         }
     }
 
@@ -416,11 +455,11 @@ mod tests {
             which in 0..4usize,
         ) {
             let cipher = ALL[which];
-            let sealing = SealingKey::new(cipher, &sample_key(cipher));
+            let sealing = SealingKey::new(cipher, sample_key(cipher));
             let opening = OpeningKey::new(cipher, &sample_key(cipher));
             let mut buffer = vec![0; TransformHeader::LEN];
             buffer.extend_from_slice(&payload);
-            sealing.seal(session, &mut buffer);
+            sealing.seal(session, &mut buffer).unwrap();
             prop_assert_eq!(TransformHeader::parse(&buffer).unwrap().session_id, session);
             let mut changed = buffer.clone();
             prop_assert_eq!(&*opening.open(&mut buffer).unwrap(), &payload[..]);

@@ -7,7 +7,10 @@ use aws_lc_rs::{
     cmac, hmac,
 };
 
-use super::constant_time_eq;
+use super::{
+    constant_time_eq,
+    once::{NonceError, Once},
+};
 
 /// Length of the SMB2 header that every signed message starts with.
 const HEADER_LEN: usize = 64;
@@ -64,10 +67,24 @@ pub enum Role {
 enum Key {
     Hmac(Box<hmac::Key>),
     Cmac(cmac::Key),
-    Gmac(Box<LessSafeKey>),
+    Gmac(Box<Gmac>),
+}
+
+/// An AES-GMAC key with the nonces that it has used.
+///
+/// Two signatures under one nonce give the authentication key away (NIST SP 800-38D 8.3), and with
+/// it every signature of the session. The nonce is made of what the message says of itself, so the
+/// key is what sees to it that there is no second one.
+struct Gmac {
+    key: LessSafeKey,
+    /// By the bits of the nonce beside the message id: sender, and whether it is a CANCEL.
+    used: [Once; 4],
 }
 
 /// A session's or channel's key for signing and verifying. Shareable between threads.
+///
+/// With AES-GMAC it signs one message of each id, sender and kind in its life; one `SigningKey` is
+/// made of the same bytes, whatever the number of connections that use it.
 pub struct SigningKey(Key);
 
 impl SigningKey {
@@ -85,7 +102,8 @@ impl SigningKey {
             }
             SigningAlgorithm::AesGmac => {
                 let key = UnboundKey::new(&AES_128_GCM, key).expect(PROOF);
-                Key::Gmac(Box::new(LessSafeKey::new(key)))
+                let key = LessSafeKey::new(key);
+                Key::Gmac(Box::new(Gmac { key, used: Default::default() }))
             }
         })
     }
@@ -103,16 +121,31 @@ impl SigningKey {
     /// Signs a message in place: sets SMB2_FLAGS_SIGNED and the signature field.
     ///
     /// `message` runs from its SMB2 header to its end, in a compound to the end of its padding;
-    /// everything else in it must be final.
+    /// everything else in it must be final. A message whose nonce was used already is left as it
+    /// is, and must not be sent as if it were signed.
     ///
     /// # Panics
     /// If `message` is shorter than the SMB2 header, which no encoder produces.
-    pub fn sign(&self, message: &mut [u8], sender: Role) {
+    pub fn sign(&self, message: &mut [u8], sender: Role) -> Result<(), NonceError> {
         assert!(message.len() >= HEADER_LEN, "a message starts with its 64-byte header");
+        if let Key::Gmac(gmac) = &self.0 {
+            let nonce = gmac_nonce(message, sender);
+            gmac.used(nonce[8]).take(message_id(&nonce))?;
+        }
         message[FLAGS] |= FLAG_SIGNED;
         message[SIGNATURE].fill(0);
         let signature = self.compute(message, sender);
         message[SIGNATURE].copy_from_slice(&signature);
+        Ok(())
+    }
+
+    /// Says that the answer to message `id` is going to be signed later, after any number of
+    /// others: a key with nonces to be used once forgets which of the old ones are free.
+    pub fn keep(&self, id: u64) -> Result<(), NonceError> {
+        match &self.0 {
+            Key::Gmac(gmac) => gmac.used(NONCE_SERVER).keep(id),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the signature of a received message is right; compares in constant time.
@@ -142,9 +175,10 @@ impl SigningKey {
                 cmac::sign_to_buffer(key, message, &mut signature)
                     .expect("the buffer is as long as an AES-CMAC tag");
             }
-            Key::Gmac(key) => {
+            Key::Gmac(gmac) => {
                 let nonce = Nonce::assume_unique_for_key(gmac_nonce(message, sender));
-                let tag = key
+                let tag = gmac
+                    .key
                     .seal_in_place_separate_tag(nonce, Aad::from(message), &mut [])
                     .expect("a message is far below the limits of AES-GCM");
                 signature.copy_from_slice(tag.as_ref());
@@ -160,13 +194,27 @@ impl fmt::Debug for SigningKey {
     }
 }
 
+impl Gmac {
+    fn used(&self, bits: u8) -> &Once {
+        &self.used[usize::from(bits & 3)]
+    }
+}
+
+/// The message id in a nonce.
+fn message_id(nonce: &[u8; 12]) -> u64 {
+    u64::from_le_bytes(*nonce.first_chunk().expect("8 bytes are within 12"))
+}
+
+/// The bits of the nonce of a server's message other than CANCEL.
+const NONCE_SERVER: u8 = 1;
+
 /// MessageId, then a word with bit 0 for a server's message and bit 1 for CANCEL.
 ///
 /// A CANCEL carries the MessageId of the request it cancels, which is why it has its own bit.
 fn gmac_nonce(message: &[u8], sender: Role) -> [u8; 12] {
     let mut nonce = [0; 12];
     nonce[..8].copy_from_slice(&message[MESSAGE_ID..MESSAGE_ID + 8]);
-    nonce[8] |= u8::from(sender == Role::Server);
+    nonce[8] |= if sender == Role::Server { NONCE_SERVER } else { 0 };
     let command = u16::from_le_bytes([message[COMMAND], message[COMMAND + 1]]);
     nonce[8] |= u8::from(command == COMMAND_CANCEL) << 1;
     nonce
@@ -241,7 +289,7 @@ mod tests {
     fn hmac_signature_is_the_first_half_of_hmac_sha256() {
         let key = SigningKey::new(SigningAlgorithm::HmacSha256, &[0x0b; 16]);
         let mut message = vec![0x42; 100];
-        key.sign(&mut message, Role::Client);
+        key.sign(&mut message, Role::Client).unwrap();
         let signature = message[48..64].to_vec();
         message[48..64].fill(0);
         assert_eq!(message[16] & 8, 8);
@@ -258,9 +306,46 @@ mod tests {
         assert_eq!(gmac_nonce(&message, Role::Server), [8, 7, 6, 5, 4, 3, 2, 1, 1, 0, 0, 0]);
         message[12] = 0x0c;
         assert_eq!(gmac_nonce(&message, Role::Client), [8, 7, 6, 5, 4, 3, 2, 1, 2, 0, 0, 0]);
-        key.sign(&mut message, Role::Client);
+        key.sign(&mut message, Role::Client).unwrap();
         assert!(key.verify(&mut message, Role::Client));
         assert!(!key.verify(&mut message, Role::Server));
+    }
+
+    fn message_of(id: u64, command: u8) -> Vec<u8> {
+        let mut message = vec![0; 64];
+        message[24..32].copy_from_slice(&id.to_le_bytes());
+        message[12] = command;
+        message
+    }
+
+    /// NIST SP 800-38D 8.3: no two messages under one nonce, whichever connections they are of.
+    #[test]
+    fn gmac_signs_each_message_id_once_for_each_sender_and_for_cancel() {
+        let key = SigningKey::new(SigningAlgorithm::AesGmac, &[1; 16]);
+        for (sender, command) in
+            [(Role::Client, 0), (Role::Server, 0), (Role::Client, 0x0c), (Role::Server, 0x0c)]
+        {
+            let mut message = message_of(7, command);
+            assert_eq!(key.sign(&mut message, sender), Ok(()));
+            let mut second = message_of(7, command);
+            second[63] = 1;
+            second[62] = 2;
+            let before = second.clone();
+            assert_eq!(key.sign(&mut second, sender), Err(NonceError::Repeated(7)));
+            assert_eq!(second, before, "nothing of a signature is given");
+            assert_eq!(key.sign(&mut message_of(8, command), sender), Ok(()));
+        }
+    }
+
+    #[test]
+    fn algorithms_without_nonce_sign_as_often_as_they_are_asked() {
+        for algorithm in [SigningAlgorithm::AesCmac, SigningAlgorithm::HmacSha256] {
+            let key = SigningKey::new(algorithm, &[1; 16]);
+            for _ in 0..3 {
+                assert_eq!(key.sign(&mut message_of(7, 0), Role::Server), Ok(()));
+                assert_eq!(key.keep(7), Ok(()));
+            }
+        }
     }
 
     #[test]
@@ -296,7 +381,7 @@ mod tests {
             which in 0..3usize,
         ) {
             let key = SigningKey::new(ALL[which], &key);
-            key.sign(&mut message, Role::Client);
+            key.sign(&mut message, Role::Client).unwrap();
             let signed = message.clone();
             prop_assert!(key.verify(&mut message, Role::Client));
             prop_assert_eq!(&message, &signed, "verifying restores the message");

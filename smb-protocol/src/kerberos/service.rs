@@ -1,7 +1,8 @@
 //! The server: which tickets it takes, and what it remembers.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
+    hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -22,8 +23,9 @@ use crate::{
 
 /// What clocks may differ by, in seconds (RFC 4120 8.2).
 const SKEW: i64 = 300;
-/// Authenticators that are remembered at a time.
+/// Authenticators that are remembered at a time, and of one client.
 const REMEMBERED: usize = 100_000;
+const REMEMBERED_OF_ONE: usize = 2_000;
 
 /// A client that was let in.
 #[derive(Debug, Clone)]
@@ -59,29 +61,67 @@ impl Established {
 }
 
 /// Authenticators that were used, as long as they could be used again.
-#[derive(Debug, Default)]
+///
+/// What a server before this one has seen is not known, so whatever may have been shown to it is
+/// refused (RFC 4120 3.2.3): all that was made before this one began. A client makes a new
+/// authenticator for each attempt, so it is let in at the next.
+#[derive(Debug)]
 struct Seen {
+    /// When the memory begins: seconds and microseconds, as authenticators have them.
+    since: (i64, i64),
     known: HashSet<[u8; 32]>,
-    order: VecDeque<(i64, [u8; 32])>,
+    order: VecDeque<(i64, [u8; 32], u64)>,
+    /// How many are remembered of each client, by a hash of its name with a key of this memory.
+    of_client: HashMap<u64, usize>,
+    names: RandomState,
 }
 
 impl Seen {
-    fn note(&mut self, now: i64, digest: [u8; 32]) -> Result<(), Error> {
+    fn new(since: (i64, i64)) -> Self {
+        Self {
+            since,
+            known: HashSet::new(),
+            order: VecDeque::new(),
+            of_client: HashMap::new(),
+            names: RandomState::new(),
+        }
+    }
+
+    /// Notes the authenticator that `client` made at `made`.
+    fn note(
+        &mut self,
+        now: i64,
+        made: (i64, i64),
+        client: &Principal,
+        digest: [u8; 32],
+    ) -> Result<(), Error> {
+        if made < self.since {
+            return Err(Error::BeforeStart);
+        }
         // One may be used from its time less the skew to its time plus the skew.
-        while let Some((since, old)) = self.order.front()
+        while let Some((since, old, client)) = self.order.front()
             && *since + 2 * SKEW < now
         {
             self.known.remove(old);
+            if let Some(count) = self.of_client.get_mut(client) {
+                *count -= 1;
+                if *count == 0 {
+                    self.of_client.remove(client);
+                }
+            }
             self.order.pop_front();
         }
+        let client = self.names.hash_one((&client.name, &client.realm));
         if self.known.contains(&digest) {
             return Err(Error::Replay);
         }
-        if self.order.len() >= REMEMBERED {
+        let mine = self.of_client.get(&client).copied().unwrap_or(0);
+        if self.order.len() >= REMEMBERED || mine >= REMEMBERED_OF_ONE {
             return Err(Error::Busy);
         }
         self.known.insert(digest);
-        self.order.push_back((now, digest));
+        self.of_client.insert(client, mine + 1);
+        self.order.push_back((now, digest, client));
         Ok(())
     }
 }
@@ -94,9 +134,19 @@ pub struct Service {
 }
 
 impl Service {
-    /// A server with these keys.
-    pub fn new(keytab: Keytab) -> Self {
-        Self { keytab, seen: Arc::default() }
+    /// A server with these keys that begins at the time `now`.
+    pub fn new(keytab: Keytab, now: FileTime) -> Self {
+        let (seconds, nanoseconds) = filetime_to_unix(now);
+        let since = (seconds, i64::from(nanoseconds / 1000));
+        Self { keytab, seen: Arc::new(Mutex::new(Seen::new(since))) }
+    }
+
+    /// The server takes requests from now on: what was made before may have been shown to the one
+    /// that served until then.
+    pub fn begin(&self, now: FileTime) {
+        let (seconds, nanoseconds) = filetime_to_unix(now);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.since = seen.since.max((seconds, i64::from(nanoseconds / 1000)));
     }
 
     /// The same server with other keys: it remembers what it has seen.
@@ -139,7 +189,9 @@ impl Service {
         }
         let mut digest = [0; 32];
         digest.copy_from_slice(digest::digest(&digest::SHA256, sealed.cipher).as_ref());
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(now, digest)?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.note(now, proof.time, &proof.client, digest)?;
+        drop(seen);
         let sequence = u32::from_be_bytes(random()) >> 2;
         let token = match request.mutual || flags & MUTUAL != 0 {
             true => gss::reply_token(&ap_rep(&ticket.key, &client_time(&plain)?, sequence)),
@@ -196,7 +248,7 @@ pub(crate) mod tests {
             version,
             key: key(byte),
         };
-        Service::new(Keytab { entries: vec![entry(1, 9), entry(2, 1)] })
+        Service::new(Keytab { entries: vec![entry(1, 9), entry(2, 1)] }, at(NOW - 1000))
     }
 
     pub fn at(seconds: i64) -> FileTime {
@@ -292,18 +344,54 @@ pub(crate) mod tests {
 
     #[test]
     fn memory_is_bounded_and_forgets_what_cannot_come_again() {
-        let mut seen = Seen::default();
+        let mut seen = Seen::new((0, 0));
+        let who = |n: usize| Principal { name: format!("c{}", n / 1000), realm: "R".into() };
         let digest = |n: usize| {
             let mut digest = [0; 32];
             digest[..8].copy_from_slice(&n.to_le_bytes());
             digest
         };
         for n in 0..REMEMBERED {
-            seen.note(NOW, digest(n)).unwrap();
+            seen.note(NOW, (NOW, 0), &who(n), digest(n)).unwrap();
         }
-        assert_eq!(seen.note(NOW, digest(REMEMBERED)), Err(Error::Busy));
-        assert_eq!(seen.note(NOW, digest(5)), Err(Error::Replay));
-        assert_eq!(seen.note(NOW + 2 * SKEW + 1, digest(REMEMBERED)), Ok(()));
-        assert_eq!(seen.order.len(), 1);
+        assert_eq!(seen.note(NOW, (NOW, 0), &who(1 << 30), digest(REMEMBERED)), Err(Error::Busy));
+        assert_eq!(seen.note(NOW, (NOW, 0), &who(5), digest(5)), Err(Error::Replay));
+        let later = NOW + 2 * SKEW + 1;
+        assert_eq!(seen.note(later, (later, 0), &who(1 << 30), digest(REMEMBERED)), Ok(()));
+        assert_eq!((seen.order.len(), seen.of_client.len()), (1, 1));
+    }
+
+    #[test]
+    fn one_client_does_not_take_the_memory_from_the_others() {
+        let mut seen = Seen::new((0, 0));
+        let who = |name: &str| Principal { name: name.into(), realm: "R".into() };
+        let mut digest = [0u8; 32];
+        let mut next = || {
+            digest[0] = digest[0].wrapping_add(1);
+            if digest[0] == 0 {
+                digest[1] = digest[1].wrapping_add(1);
+            }
+            digest
+        };
+        for _ in 0..REMEMBERED_OF_ONE {
+            seen.note(NOW, (NOW, 0), &who("greedy"), next()).unwrap();
+        }
+        assert_eq!(seen.note(NOW, (NOW, 0), &who("greedy"), next()), Err(Error::Busy));
+        assert_eq!(seen.note(NOW, (NOW, 0), &who("honest"), next()), Ok(()));
+    }
+
+    /// RFC 4120 3.2.3: who does not know what was used refuses what may have been.
+    #[test]
+    fn what_may_have_been_shown_to_the_server_before_is_refused() {
+        let old = Client::new();
+        let service = Service::new(service().keytab, at(NOW + 10));
+        assert_eq!(service.accept(&old.token(), at(NOW + 11)).unwrap_err(), Error::BeforeStart);
+        let mut new = Client::new();
+        new.proof.time.0 = NOW + 11;
+        assert!(service.accept(&new.token(), at(NOW + 11)).is_ok());
+        new.proof.time = (NOW + 10, 0);
+        assert!(service.accept(&new.token(), at(NOW + 11)).is_ok());
+        new.proof.time = (NOW + 9, 999_999);
+        assert_eq!(service.accept(&new.token(), at(NOW + 11)).unwrap_err(), Error::BeforeStart);
     }
 }

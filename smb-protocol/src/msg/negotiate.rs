@@ -107,6 +107,7 @@ const PREAUTH: u16 = 1;
 const ENCRYPTION: u16 = 2;
 const COMPRESSION: u16 = 3;
 const NETNAME: u16 = 5;
+const RDMA_TRANSFORM: u16 = 7;
 const SIGNING: u16 = 8;
 
 fn u16_list(r: &mut Reader<'_>, count: u16, field: &'static str) -> Result<Vec<u16>> {
@@ -135,7 +136,11 @@ impl Context {
                 let list = u16_list(&mut r, count, "signing.SigningAlgorithms")?;
                 Context::Signing(list.into_iter().map(SigningAlgorithm).collect())
             }
-            NETNAME => Context::NetName(name::utf16(data, "netname.NetName")?),
+            // What a server is called is nothing that it needs to understand (3.3.5.4).
+            NETNAME => match name::utf16(data, "netname.NetName") {
+                Ok(name) => Context::NetName(name),
+                Err(_) => Context::Other { kind, data: data.to_vec() },
+            },
             COMPRESSION => {
                 let count = r.u16("compression.CompressionAlgorithmCount")?;
                 r.skip(2, "compression.Padding")?;
@@ -145,6 +150,41 @@ impl Context {
             }
             kind => Context::Other { kind, data: data.to_vec() },
         })
+    }
+
+    /// `ContextType`.
+    #[must_use]
+    pub fn kind(&self) -> u16 {
+        match self {
+            Context::Preauth { .. } => PREAUTH,
+            Context::Encryption(_) => ENCRYPTION,
+            Context::Signing(_) => SIGNING,
+            Context::NetName(_) => NETNAME,
+            Context::Compression { .. } => COMPRESSION,
+            Context::Other { kind, .. } => *kind,
+        }
+    }
+
+    /// Whether it is a list of something with nothing in it, which is no such context
+    /// (MS-SMB2 2.2.3.1.1 to 2.2.3.1.3, 2.2.3.1.6, 2.2.3.1.7).
+    #[must_use]
+    pub fn lists_nothing(&self) -> bool {
+        match self {
+            Context::Preauth { hashes, .. } => hashes.is_empty(),
+            Context::Encryption(ciphers) => ciphers.is_empty(),
+            Context::Signing(algorithms) => algorithms.is_empty(),
+            Context::Compression { algorithms, .. } => algorithms.is_empty(),
+            Context::Other { kind: RDMA_TRANSFORM, data } => {
+                data.len() < 2 || data.starts_with(&[0, 0])
+            }
+            Context::NetName(_) | Context::Other { .. } => false,
+        }
+    }
+
+    /// Whether a request may have one of its kind only (MS-SMB2 3.3.5.4).
+    #[must_use]
+    pub fn is_single(&self) -> bool {
+        matches!(self.kind(), PREAUTH | ENCRYPTION | COMPRESSION | RDMA_TRANSFORM | SIGNING)
     }
 
     fn encode_data(&self, out: &mut Vec<u8>) -> u16 {

@@ -1,6 +1,6 @@
 //! NEGOTIATE, CHALLENGE and AUTHENTICATE (MS-NLMP 2.2.1).
 
-use super::{Error, compute::utf16};
+use super::{Error, compute::utf16, oem};
 
 /// NegotiateFlags (MS-NLMP 2.2.2.5). Unknown bits are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -9,6 +9,8 @@ pub struct Flags(pub u32);
 impl Flags {
     /// Strings are UTF-16.
     pub const UNICODE: Self = Self(0x0000_0001);
+    /// Strings are in the OEM character set, unless they are UTF-16.
+    pub const OEM: Self = Self(0x0000_0002);
     /// The server must name itself.
     pub const REQUEST_TARGET: Self = Self(0x0000_0004);
     /// Message integrity.
@@ -53,6 +55,22 @@ impl Flags {
     pub const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
+}
+
+impl Flags {
+    /// Whether the sides can tell each other names: who clears both bits cannot (MS-NLMP 2.2.2.5).
+    #[must_use]
+    pub const fn has_strings(self) -> bool {
+        self.0 & (Self::UNICODE.0 | Self::OEM.0) != 0
+    }
+}
+
+/// What is wrong with flags without a character set.
+const NO_STRINGS: &str = "neither Unicode nor an OEM character set";
+
+/// A string as the flags say it is written.
+fn string(text: &str, flags: Flags) -> Vec<u8> {
+    if flags.contains(Flags::UNICODE) { utf16(text) } else { oem::encode(text) }
 }
 
 const SIGNATURE: &[u8; 8] = b"NTLMSSP\0";
@@ -111,8 +129,11 @@ impl<'a> Reader<'a> {
         Ok((offset, bytes))
     }
 
-    fn string(&self, at: usize) -> Result<String, Error> {
+    fn string(&self, at: usize, flags: Flags) -> Result<String, Error> {
         let (_, bytes) = self.field(at)?;
+        if !flags.contains(Flags::UNICODE) {
+            return Ok(oem::decode(bytes));
+        }
         from_utf16(bytes).ok_or(self.bad("name is not UTF-16"))
     }
 }
@@ -187,7 +208,11 @@ impl Negotiate {
     /// Reads a message.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let reader = Reader::new(bytes, "NEGOTIATE", 1, 16)?;
-        Ok(Self { flags: Flags(reader.u32(12)) })
+        let flags = Flags(reader.u32(12));
+        match flags.has_strings() {
+            true => Ok(Self { flags }),
+            false => Err(reader.bad(NO_STRINGS)),
+        }
     }
 
     /// The message's bytes.
@@ -226,16 +251,16 @@ impl Challenge {
         Ok(Self {
             flags,
             server_challenge: bytes[24..32].try_into().expect("eight bytes"),
-            target_name: reader.string(12)?,
+            target_name: reader.string(12, flags)?,
             target_info: reader.field(40)?.1.to_vec(),
         })
     }
 
-    /// The message's bytes; strings are UTF-16.
+    /// The message's bytes; strings are as the flags say.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(2, 56);
-        let name = writer.payload(&utf16(&self.target_name));
+        let name = writer.payload(&string(&self.target_name, self.flags));
         let info = writer.payload(&self.target_info);
         writer.describe(name);
         writer.put(&self.flags.0.to_le_bytes());
@@ -276,8 +301,8 @@ impl Authenticate {
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let reader = Reader::new(bytes, "AUTHENTICATE", 3, 64)?;
         let flags = Flags(reader.u32(60));
-        if !flags.contains(Flags::UNICODE) {
-            return Err(Error::Unsupported("Unicode"));
+        if !flags.has_strings() {
+            return Err(reader.bad(NO_STRINGS));
         }
         let fields = [12, 20, 28, 36, 44, 52].map(|at| reader.field(at));
         let mut payload_start = bytes.len();
@@ -294,21 +319,21 @@ impl Authenticate {
             flags,
             lm_response: lm?.1.to_vec(),
             nt_response: nt?.1.to_vec(),
-            domain: reader.string(28)?,
-            user: reader.string(36)?,
-            workstation: reader.string(44)?,
+            domain: reader.string(28, flags)?,
+            user: reader.string(36, flags)?,
+            workstation: reader.string(44, flags)?,
             encrypted_key: key?.1.to_vec(),
             mic,
         })
     }
 
-    /// The message's bytes; strings are UTF-16.
+    /// The message's bytes; strings are as the flags say.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(3, if self.mic.is_some() { 88 } else { 72 });
-        let domain = writer.payload(&utf16(&self.domain));
-        let user = writer.payload(&utf16(&self.user));
-        let workstation = writer.payload(&utf16(&self.workstation));
+        let domain = writer.payload(&string(&self.domain, self.flags));
+        let user = writer.payload(&string(&self.user, self.flags));
+        let workstation = writer.payload(&string(&self.workstation, self.flags));
         let lm = writer.payload(&self.lm_response);
         let nt = writer.payload(&self.nt_response);
         let key = writer.payload(&self.encrypted_key);

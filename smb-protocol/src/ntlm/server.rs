@@ -107,10 +107,11 @@ impl Server {
             return Err(Error::Malformed { message: "NEGOTIATE", what: "longer than 4096 bytes" });
         }
         let asked = Negotiate::parse(negotiate)?.flags;
-        if !asked.contains(Flags::UNICODE) {
-            return Err(Error::Unsupported("Unicode"));
+        let mut flags = asked.intersection(Self::SUPPORTED).union(Self::ALWAYS);
+        if !flags.contains(Flags::UNICODE) {
+            // MS-NLMP 2.2.2.5: Unicode where it is known, else the OEM character set.
+            flags = flags.union(Flags::OEM);
         }
-        let flags = asked.intersection(Self::SUPPORTED).union(Self::ALWAYS);
         let info = &*self.info;
         let target_info = AvBuilder::new()
             .name(AvId::NB_DOMAIN, &info.netbios_domain)
@@ -265,6 +266,45 @@ mod tests {
         message.domain = "ELSEWHERE".into();
         let error = server.authenticate(&message.encode(), lookup).unwrap_err();
         assert_eq!(error, Error::Mic, "the response was right, the changed message is not");
+    }
+
+    /// MS-NLMP 2.2.2.5: only who knows no character set at all is refused.
+    #[test]
+    fn a_client_without_unicode_logs_on_with_a_name_in_the_oem_character_set() {
+        let hash = || NtHash::of_password("geheim");
+        let mut server = server();
+        let asked = Flags(0x0008_8206);
+        let negotiate = Negotiate { flags: asked }.encode();
+        let challenge = server.challenge(&negotiate, NOW).unwrap();
+        let flags = Flags(u32::from_le_bytes(challenge[20..24].try_into().unwrap()));
+        assert!(flags.contains(Flags::OEM) && !flags.contains(Flags::UNICODE));
+        let name_at = 56..56 + "BULKHEAD".len();
+        assert_eq!(&challenge[name_at], b"BULKHEAD");
+        let mut temp = vec![1, 1, 0, 0, 0, 0, 0, 0];
+        temp.extend_from_slice(&NOW.to_le_bytes());
+        temp.extend_from_slice(&[7; 8]);
+        temp.extend_from_slice(&[0; 8]);
+        let key = compute::response_key(&hash(), "müller", "DOM");
+        let nonce = challenge[24..32].try_into().unwrap();
+        let mut response = compute::nt_proof(&key, nonce, &temp).to_vec();
+        response.extend_from_slice(&temp);
+        let message = Authenticate {
+            flags: asked,
+            lm_response: vec![0; 24],
+            nt_response: response,
+            domain: "DOM".into(),
+            user: "müller".into(),
+            workstation: "W".into(),
+            encrypted_key: Vec::new(),
+            mic: None,
+        };
+        let bytes = message.encode();
+        assert!(bytes.windows(6).any(|name| name == b"m\x81ller"), "one byte a character");
+        let done = server.authenticate(&bytes, |user, _| (user == "müller").then(hash)).unwrap();
+        assert_eq!((&*done.user, &*done.domain), ("müller", "DOM"));
+        let neither = Negotiate { flags: Flags(0x0008_8204) }.encode();
+        let refused = server.challenge(&neither, NOW).unwrap_err();
+        assert!(matches!(refused, Error::Malformed { message: "NEGOTIATE", .. }), "{refused}");
     }
 
     #[test]

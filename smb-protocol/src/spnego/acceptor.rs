@@ -79,6 +79,10 @@ enum State {
     Ended,
 }
 
+/// Longest list of mechanisms, in bytes, that is kept until its integrity code comes. Clients send
+/// some sixty.
+const MOST_MECHANISMS: usize = 1024;
+
 /// What SPNEGO has to remember; bare NTLM has nothing.
 #[derive(Debug)]
 struct Wrap {
@@ -157,6 +161,9 @@ impl Acceptor {
 
     fn start(&mut self, token: &[u8], now: FileTime) -> Result<Step, Error> {
         let init = InitToken::parse(token)?;
+        if init.mech_list.len() > MOST_MECHANISMS {
+            return Err(Error::Malformed("more than 1 KiB of mechanisms"));
+        }
         let mechs = parse_mech_list(init.mech_list)?;
         let spoken: &[&'static [u8]] = match self.kerberos {
             Some(_) => &[MS_KERBEROS, KERBEROS, NTLM],

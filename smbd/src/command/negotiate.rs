@@ -51,9 +51,14 @@ impl Negotiated {
 /// Our preference among ciphers: GCM is the faster, 128 bits are the default of the field.
 const CIPHERS: [Cipher; 4] =
     [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::Aes128Ccm, Cipher::Aes256Ccm];
-/// Our preference among signing algorithms.
+/// Our preference among signing algorithms for a client with one connection.
 const SIGNING: [SigningAlgorithm; 3] =
     [SigningAlgorithm::AesGmac, SigningAlgorithm::AesCmac, SigningAlgorithm::HmacSha256];
+/// The same where a session may have channels. Each of them begins to count messages anew, and binding
+/// requests and their answers are signed with `Session.SigningKey` on all of them (3.1.4.1,
+/// 3.3.4.1.1): with AES-GMAC several messages would have one nonce, which gives the key away.
+const SIGNING_WITH_CHANNELS: [SigningAlgorithm; 2] =
+    [SigningAlgorithm::AesCmac, SigningAlgorithm::HmacSha256];
 
 /// The highest dialect that both know.
 fn choose(config: &Config, dialects: &[Dialect]) -> Option<Dialect> {
@@ -90,8 +95,13 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         if dialect.is_smb3() { SigningAlgorithm::AesCmac } else { SigningAlgorithm::HmacSha256 };
     let mut cipher = None;
     let mut contexts = Vec::new();
+    let mut channels = dialect.is_smb3()
+        && config.multichannel
+        && request.capabilities.has(Capabilities::MULTI_CHANNEL);
     if dialect == Dialect::SMB_3_1_1 {
-        contexts = contexts_311(config, &request, &mut signing, &mut cipher)?;
+        contexts = contexts_311(config, &request, channels, &mut signing, &mut cipher)?;
+        // It signs with nothing else, so it has one connection.
+        channels &= signing != SigningAlgorithm::AesGmac;
     } else if dialect.is_smb3()
         && config.offers_encryption()
         && request.capabilities.has(Capabilities::ENCRYPTION)
@@ -105,16 +115,13 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     if dialect != Dialect::SMB_2_0_2 {
         capabilities |= Capabilities::LARGE_MTU | Capabilities::LEASING;
     }
-    if dialect.is_smb3() {
+    if dialect.is_smb3() && request.capabilities.has(Capabilities::DIRECTORY_LEASING) {
         capabilities |= Capabilities::DIRECTORY_LEASING;
     }
     if cipher.is_some() && dialect != Dialect::SMB_3_1_1 {
         capabilities |= Capabilities::ENCRYPTION;
     }
-    if dialect.is_smb3()
-        && config.multichannel
-        && request.capabilities.has(Capabilities::MULTI_CHANNEL)
-    {
+    if channels {
         capabilities |= Capabilities::MULTI_CHANNEL;
     }
     if dialect.is_smb3()
@@ -159,15 +166,20 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
 fn contexts_311(
     config: &Config,
     request: &Request,
+    channels: bool,
     signing: &mut SigningAlgorithm,
     cipher: &mut Option<Cipher>,
 ) -> Result<Vec<Context>, Fail> {
     let mut answer = Vec::new();
-    let mut seen = [0; 3];
+    let singles = || request.contexts.iter().filter(|context| context.is_single());
+    let of_kind = |kind| singles().filter(|context| context.kind() == kind).count();
+    let hashed = singles().any(|context| matches!(context, Context::Preauth { .. }));
+    if !hashed || singles().any(|context| context.lists_nothing() || of_kind(context.kind()) > 1) {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
     for context in &request.contexts {
         match context {
             Context::Preauth { hashes, .. } => {
-                seen[0] += 1;
                 if !hashes.contains(&HashAlgorithm::SHA_512) {
                     return Err(NtStatus::SMB_NO_PREAUTH_INTEGRITY_HASH_OVERLAP.into());
                 }
@@ -177,33 +189,28 @@ fn contexts_311(
                     salt: salt.to_vec(),
                 });
             }
-            Context::Encryption(ciphers) => {
-                seen[1] += 1;
+            // A server that does not encrypt knows no such context; a cipher of 0 says that it
+            // does, and that there is none in common.
+            Context::Encryption(ciphers) if config.offers_encryption() => {
                 let offered = |c: &Cipher| ciphers.contains(&wire::Cipher(c.wire_id()));
-                if config.offers_encryption() {
-                    *cipher = CIPHERS.into_iter().find(offered);
-                }
+                *cipher = CIPHERS.into_iter().find(offered);
                 let id = cipher.map_or(0, Cipher::wire_id);
                 answer.push(Context::Encryption(vec![wire::Cipher(id)]));
             }
             Context::Signing(algorithms) => {
-                seen[2] += 1;
                 let offered = |a: &SigningAlgorithm| {
                     algorithms.contains(&wire::SigningAlgorithm(a.wire_id()))
                 };
-                if algorithms.is_empty() {
-                    return Err(NtStatus::INVALID_PARAMETER.into());
-                }
+                let one = || SIGNING.into_iter().find(offered);
+                let several = || SIGNING_WITH_CHANNELS.into_iter().find(offered);
+                let chosen = if channels { several().or_else(one) } else { one() };
                 // Without one in common it is AES-CMAC.
-                *signing = SIGNING.into_iter().find(offered).unwrap_or(SigningAlgorithm::AesCmac);
+                *signing = chosen.unwrap_or(SigningAlgorithm::AesCmac);
                 let id = wire::SigningAlgorithm(signing.wire_id());
                 answer.push(Context::Signing(vec![id]));
             }
             _ => {}
         }
-    }
-    if seen[0] != 1 || seen[1] > 1 || seen[2] > 1 {
-        return Err(NtStatus::INVALID_PARAMETER.into());
     }
     Ok(answer)
 }

@@ -7,7 +7,7 @@
 //!  any session + BINDING ───► Binding ──► one more channel, with a signing key of its own
 //! ```
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use smb_protocol::{
     Dialect, Header, HeaderFlags, NtStatus, SessionId,
@@ -25,12 +25,16 @@ use smb_protocol::{
     spnego::{self, Acceptor, Completed, Step},
 };
 
-use super::{Ctx, Fail, Handled, negotiate::Negotiated};
+use tokio::time::Instant;
+
+use super::{Ctx, Fail, Handled, Later, negotiate::Negotiated};
 use crate::{
     Server,
     config::{Config, Encryption, Signing},
+    logons::Network,
+    quoted::Quoted,
     server,
-    session::{ChannelInfo, Keys, Logon, NEVER, Origin, Session},
+    session::{ChannelInfo, Keys, Logon, NEVER, Origin, Sealing, Session},
 };
 
 /// What an authentication is for.
@@ -89,6 +93,9 @@ pub fn binding(server: &Server, header: &Header, message: &mut [u8]) -> Option<B
 /// Handles a SESSION_SETUP.
 pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(&message[HEADER_LEN..])?;
+    if ctx.ex.failed_logons >= ctx.ex.limits().failed_logons_per_connection {
+        return Err(Fail::Drop("too many logons of the connection have failed"));
+    }
     let Some(negotiated) = ctx.ex.negotiated.clone() else {
         return Err(Fail::Drop("a request before NEGOTIATE"));
     };
@@ -123,8 +130,18 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     };
     authentication.preauth.update(message);
     let current = server.current();
-    let lookup = |user: &str, _domain: &str| current.config.users.get(&users::fold(user)).cloned();
-    match authentication.acceptor.step(request.security_buffer, server::now(), lookup) {
+    let (from, step) = (Network::from(ctx.ex.peer.ip()), logon_step(ctx));
+    let (mut tried, mut looked_at) = (None, true);
+    let lookup = |user: &str, _domain: &str| {
+        let user = tried.insert(users::fold(user));
+        looked_at = server.logons.may_try(from, user, step, Instant::now());
+        current.config.users.get(user).filter(|_| looked_at).cloned()
+    };
+    let taken = authentication.acceptor.step(request.security_buffer, server::now(), lookup);
+    if !looked_at {
+        return Err(Fail::Drop("too many logons of its address have failed"));
+    }
+    match taken {
         Ok(Step::Continue(token)) => {
             Response { flags: SessionFlags::NONE, security_buffer: &token }.encode(out);
             ctx.ex.authentications.insert(id, authentication);
@@ -134,12 +151,18 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
             let preauth = authentication.preauth;
             let Some(user) = user_of(&current.config, &done) else {
                 let who = &done.identity;
-                tracing::info!(user = who.user, domain = who.domain, "a ticket of no user");
+                tracing::info!(
+                    peer = %ctx.ex.peer,
+                    user = %Quoted(&who.user),
+                    domain = %Quoted(&who.domain),
+                    "a ticket of no user"
+                );
                 if let Purpose::Again(session) = &authentication.purpose {
                     expel(ctx, session);
                 }
                 return Err(NtStatus::LOGON_FAILURE.into());
             };
+            server.logons.succeeded(from, &user, Instant::now());
             let session = match authentication.purpose {
                 Purpose::New => establish(ctx, user, &request, &negotiated, &done, &preauth)?,
                 Purpose::Again(session) => again(ctx, session, &user, &done)?,
@@ -157,7 +180,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
                 Response { flags: flags_of(&session), security_buffer: &token }.encode(out);
                 Ok(NtStatus::SUCCESS)
             }
-            purpose => Err(refused(ctx, purpose, &error)),
+            purpose => Err(refused(ctx, purpose, &error, tried.as_deref())),
         },
     }
 }
@@ -186,11 +209,16 @@ fn expiry(done: &Completed) -> u64 {
     done.ticket.as_ref().map_or(NEVER, |ticket| ticket.expires)
 }
 
+/// Logons that one connection may have begun and not ended: what a stranger can make the server
+/// hold, times the connections.
+const UNFINISHED: usize = 2;
+
 /// Fails when the connection has as many sessions as it may have.
 fn room(ctx: &mut Ctx<'_>) -> Result<(), NtStatus> {
     ctx.ex.sessions.retain(|_, channel| !channel.session.ended());
-    let busy = ctx.ex.sessions.len() + ctx.ex.authentications.len();
-    if busy >= ctx.ex.limits().sessions_per_connection {
+    let unfinished = ctx.ex.authentications.len() + Arc::strong_count(&ctx.ex.refusals) - 1;
+    let busy = ctx.ex.sessions.len() + unfinished;
+    if busy >= ctx.ex.limits().sessions_per_connection || unfinished >= UNFINISHED {
         return Err(NtStatus::REQUEST_NOT_ACCEPTED);
     }
     Ok(())
@@ -200,8 +228,10 @@ fn room(ctx: &mut Ctx<'_>) -> Result<(), NtStatus> {
 /// SMB2_SESSION_FLAG_BINDING).
 fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, NtStatus> {
     let multichannel = ctx.ex.server.current().config.multichannel;
-    if let Some(BindingRequest { session, signed: Signed::Right }) = &ctx.binding {
-        // All answers until the channel has a key of its own, refusals too.
+    if let Some(BindingRequest { session, signed: Signed::Right }) = &ctx.binding
+        && session.signing.algorithm() != SigningAlgorithm::AesGmac
+    {
+        // All answers until the channel has a key of its own, refusals too (3.3.4.1.1).
         ctx.signer = Some(session.signing.clone());
     }
     let ours = negotiated.signing == SigningAlgorithm::AesGmac;
@@ -211,8 +241,9 @@ fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, 
     if theirs && !ours {
         return Err(NtStatus::REQUEST_OUT_OF_SEQUENCE);
     }
-    // It may be a channel of that session already.
-    if !negotiated.dialect.is_smb3() || !multichannel || ctx.session.is_some() {
+    // It may be a channel of that session already, or one that has no channels because of how it
+    // is signed.
+    if !negotiated.dialect.is_smb3() || !multichannel || theirs || ctx.session.is_some() {
         return Err(NtStatus::REQUEST_NOT_ACCEPTED);
     }
     let Some(BindingRequest { session, signed }) = ctx.binding.take() else {
@@ -256,6 +287,12 @@ fn establish(
     let must_sign = current.config.signing == Signing::Required
         || client_signs.has(SecurityMode::SIGNING_REQUIRED);
     let keys = derive(negotiated, &done.session_key, preauth);
+    #[cfg(test)]
+    if !server.nodes.faults.keeps(crate::faults::Rule::Nonces)
+        && let Some(sealing) = &keys.sealing
+    {
+        sealing.seals.repeat_nonces();
+    }
     let must_encrypt = current.config.encryption == Encryption::Required
         || current.config.encryption == Encryption::Desired && keys.sealing.is_some();
     if must_encrypt && keys.sealing.is_none() {
@@ -345,16 +382,48 @@ fn bind(
 
 /// What a failed authentication comes to: a session that failed to log on again is over, one
 /// that a channel failed to join is not concerned.
-fn refused(ctx: &mut Ctx<'_>, purpose: &Purpose, error: &spnego::Error) -> Fail {
-    tracing::info!(peer = %ctx.ex.peer, %error, "authentication failed");
+///
+/// The refusal waits, longer with each that fails ([`crate::logons`]).
+fn refused(
+    ctx: &mut Ctx<'_>,
+    purpose: &Purpose,
+    error: &spnego::Error,
+    user: Option<&str>,
+) -> Fail {
+    let server = &ctx.ex.server;
+    if server.strangers.may_log() {
+        tracing::info!(
+            peer = %ctx.ex.peer,
+            error = %Quoted(error),
+            user = %Quoted(user.unwrap_or_default()),
+            "authentication failed"
+        );
+    }
+    let from = Network::from(ctx.ex.peer.ip());
+    let wait = server.logons.failed(from, user, logon_step(ctx), Instant::now());
+    ctx.ex.failed_logons += 1;
     if let Purpose::Again(session) = purpose {
         expel(ctx, session);
     }
-    if error.is_malformed() {
-        NtStatus::INVALID_PARAMETER.into()
-    } else {
-        NtStatus::LOGON_FAILURE.into()
+    let status = match error.is_malformed() {
+        true => NtStatus::INVALID_PARAMETER,
+        false => NtStatus::LOGON_FAILURE,
+    };
+    if wait.is_zero() {
+        return status.into();
     }
+    let counted = ctx.ex.refusals.clone();
+    let future = Box::pin(async move {
+        tokio::time::sleep(wait).await;
+        drop(counted);
+        Err(status)
+    });
+    Fail::Later(Later { future, cancel: None, interim: false, bytes: 0, io: false })
+}
+
+/// What a failed logon costs its address.
+fn logon_step(ctx: &Ctx<'_>) -> Duration {
+    Duration::from_millis(ctx.ex.limits().failed_logon_ms)
 }
 
 /// Ends a session. Its channel stays until the connection needs the room, so that what is still
@@ -401,10 +470,10 @@ fn derive(negotiated: &Negotiated, session_key: &SecretKey, preauth: &PreauthHas
     let cipher = negotiated.cipher.filter(|_| negotiated.dialect.is_smb3());
     let sealing = cipher.map(|cipher| {
         let keys = kdf::cipher_keys(session_key, cipher, context(negotiated, preauth));
-        (
-            SealingKey::new(cipher, &keys.server_to_client),
-            OpeningKey::new(cipher, &keys.client_to_server),
-        )
+        Sealing {
+            seals: SealingKey::new(cipher, keys.server_to_client),
+            opens: OpeningKey::new(cipher, &keys.client_to_server),
+        }
     });
     Keys { signing: signing_key(negotiated, session_key, preauth), sealing }
 }

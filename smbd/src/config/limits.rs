@@ -36,6 +36,10 @@ pub struct Limits {
     pub user_bytes: Size,
     /// Seconds a connection has to authenticate.
     pub authentication_seconds: u64,
+    /// Milliseconds that one failed logon of an address costs it, after the first few.
+    pub failed_logon_ms: u64,
+    /// Failed logons of one connection before it is ended.
+    pub failed_logons_per_connection: u32,
     /// Seconds a client may leave answers unread.
     pub write_seconds: u64,
     /// Length that a write may give a file. NTFS ends at 16 TiB less 64 KiB, and clients know.
@@ -59,6 +63,8 @@ impl Default for Limits {
             pending_bytes: Size(64 << 20),
             user_bytes: Size(1 << 30),
             authentication_seconds: 20,
+            failed_logon_ms: 500,
+            failed_logons_per_connection: 6,
             write_seconds: 60,
             file_size: Size(0xfff_ffff_0000),
         }

@@ -40,25 +40,15 @@ pub(super) fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> 
 }
 
 impl Exchange {
-    /// The key that signs answers to a request's session on this connection.
+    /// The key that signs the refusal of a signed request: that of its session on this connection
+    /// (3.3.4.1.1). Who names a session of other connections, whoever it is, gets nothing signed
+    /// with its key (3.3.5.2.4): a replayed request would come back with a second signature under
+    /// its nonce.
     pub(super) fn signer(&self, header: &Header) -> Option<Arc<SigningKey>> {
-        self.sessions.get(&header.session_id).map(|channel| channel.signing.clone())
-    }
-
-    /// The key that signs the refusal of a request. One that names a session of other
-    /// connections is refused with the session's own key, if it came with that.
-    pub(super) fn failure_signer(
-        &self,
-        header: &Header,
-        message: &mut [u8],
-    ) -> Option<Arc<SigningKey>> {
         if !header.flags.has(HeaderFlags::SIGNED) {
             return None;
         }
-        self.signer(header).or_else(|| {
-            let session = self.server.sessions.get(header.session_id)?;
-            session.signing.verify(message, Role::Client).then(|| session.signing.clone())
-        })
+        self.sessions.get(&header.session_id).map(|channel| channel.signing.clone())
     }
 
     /// Finds the session of a request and checks its protection (MS-SMB2 3.3.5.2.4, 3.3.5.2.9).
@@ -79,11 +69,10 @@ impl Exchange {
         let channel = channel.filter(|channel| !channel.session.ended());
         if let Protection::Sealed(opener) = protection {
             return match channel {
-                Some(channel) if Arc::ptr_eq(&channel.session, opener) => {
+                Some(channel) if Arc::ptr_eq(&channel.session, &opener.session) => {
                     alive(header, &channel.session)?;
                     Ok(Admitted::to(channel))
                 }
-                _ if header.command == Command::SESSION_SETUP => Ok(Admitted::default()),
                 _ => Err(NtStatus::USER_SESSION_DELETED),
             };
         }
@@ -98,7 +87,13 @@ impl Exchange {
                         false => Err(NtStatus::USER_SESSION_DELETED),
                     }
                 }
-                Command::ECHO => Ok(Admitted::default()),
+                // Without session it asks whether anybody is there (3.3.5.17).
+                Command::ECHO
+                    if header.session_id == SessionId(0)
+                        && !header.flags.has(HeaderFlags::SIGNED) =>
+                {
+                    Ok(Admitted::default())
+                }
                 _ => Err(NtStatus::USER_SESSION_DELETED),
             };
         };
@@ -114,9 +109,7 @@ impl Exchange {
             return Err(NtStatus::ACCESS_DENIED);
         }
         alive(header, session)?;
-        if session.must_encrypt
-            && !matches!(header.command, Command::SESSION_SETUP | Command::LOGOFF)
-        {
+        if session.must_encrypt && header.command != Command::SESSION_SETUP {
             self.meter.unprotected();
             return Err(NtStatus::ACCESS_DENIED);
         }

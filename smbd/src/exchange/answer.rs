@@ -1,22 +1,56 @@
 //! The answer to one frame, under construction at the end of the output: headers, padding,
 //! signatures, sealing (MS-SMB2 3.3.4.1).
+//!
+//! ```text
+//!  output │ frames that are finished │ prefix, (transform header), messages …
+//!                                    ▲ mark                                  ▲ handlers
+//!   finish: sign the last message, seal the frame, write its prefix; the mark goes behind it
+//!   drop:   the output ends at the mark again
+//! ```
+//!
+//! So whatever becomes of a request, the output holds finished frames and nothing else once nobody
+//! is at work on an answer.
 
 use std::sync::Arc;
 
 use smb_protocol::{
     Command, Header, HeaderFlags, MessageId, NtStatus,
-    crypto::{Role, SigningKey, TransformHeader},
+    crypto::{NonceError, Role, SigningKey, TransformHeader},
     header::{FRAME_LEN, HEADER_LEN, frame_prefix},
     msg::error,
 };
 
-use crate::session::Session;
+use crate::{
+    connection::Dropped,
+    session::{Sealing, Session},
+};
 
 /// How the answers to one frame are protected.
 #[derive(Clone)]
 pub(super) enum Protection {
     Plain,
-    Sealed(Arc<Session>),
+    Sealed(Sealed),
+}
+
+/// A session with the keys that seal its messages: who has one can seal.
+#[derive(Clone)]
+pub(super) struct Sealed {
+    pub(super) session: Arc<Session>,
+    keys: Arc<Sealing>,
+}
+
+impl Sealed {
+    /// Fails for a session that cannot be encrypted.
+    pub(super) fn of(session: &Arc<Session>) -> Option<Self> {
+        let keys = session.sealing.clone()?;
+        Some(Self { session: session.clone(), keys })
+    }
+
+    /// Decrypts a message of this session.
+    pub(super) fn open<'m>(&self, message: &'m mut [u8]) -> Result<&'m mut [u8], Dropped> {
+        let opened = self.keys.opens.open(message);
+        opened.map_err(|_| Dropped::Protocol("a message does not decrypt"))
+    }
 }
 
 /// Where a message stands in its frame.
@@ -26,27 +60,44 @@ pub(super) struct Place {
     pub(super) last: bool,
 }
 
-/// The answer to one frame, under construction at the end of the output.
+/// The answer to one frame, under construction at the end of the output. What is not finished when
+/// it is dropped is taken back.
 pub(super) struct Answer<'a> {
     pub(super) out: &'a mut Vec<u8>,
-    /// Where the frame prefix stands.
-    pub(super) frame: usize,
+    /// The mark: where the frame prefix stands; all before it is finished.
+    frame: usize,
     /// Where the first message stands.
-    pub(super) messages: usize,
+    messages: usize,
     /// Where the last closed message stands.
-    pub(super) last: usize,
-    /// The key that signed it.
+    last: usize,
+    /// The key that is going to sign it. What stands in its header may change until then, and a
+    /// key signs a message once.
     signer: Option<Arc<SigningKey>>,
-    pub(super) sealed: Option<Arc<Session>>,
+    /// It was hashed as it is and cannot be changed any more.
+    settled: bool,
+    sealed: Option<Sealed>,
+    /// What is not finished stays: the rule is broken.
+    #[cfg(test)]
+    pub(super) leaks: bool,
 }
 
 impl<'a> Answer<'a> {
     pub(super) fn begin(out: &'a mut Vec<u8>, protection: &Protection) -> Self {
         let sealed = match protection {
             Protection::Plain => None,
-            Protection::Sealed(session) => Some(session.clone()),
+            Protection::Sealed(sealed) => Some(sealed.clone()),
         };
-        let mut answer = Self { out, frame: 0, messages: 0, last: 0, signer: None, sealed };
+        let mut answer = Self {
+            out,
+            frame: 0,
+            messages: 0,
+            last: 0,
+            signer: None,
+            settled: false,
+            sealed,
+            #[cfg(test)]
+            leaks: false,
+        };
         answer.begin_frame();
         answer
     }
@@ -60,6 +111,7 @@ impl<'a> Answer<'a> {
         self.messages = self.out.len();
         self.last = self.messages;
         self.signer = None;
+        self.settled = false;
     }
 
     /// Whether an answer with `payload` bytes still fits the frame, whose length has 24 bits.
@@ -84,15 +136,17 @@ impl<'a> Answer<'a> {
         self.out.truncate(body_at - HEADER_LEN);
     }
 
-    /// Completes a message: header, padding, signature.
+    /// Completes a message but for its signature: header and padding. The message before it is
+    /// signed now.
     pub(super) fn close(
         &mut self,
         mut header: Header,
         body_at: usize,
         signer: Option<&Arc<SigningKey>>,
         place: Place,
-    ) {
+    ) -> Result<(), NonceError> {
         let start = body_at - HEADER_LEN;
+        self.sign_last(start)?;
         header.flags =
             HeaderFlags::RESPONSE.or(header.flags.and(HeaderFlags::ASYNC.or(HeaderFlags::RELATED)));
         header.next_command = 0;
@@ -108,33 +162,36 @@ impl<'a> Answer<'a> {
             header.next_command = (self.out.len() - start) as u32;
         }
         self.out[start..body_at].copy_from_slice(&header.to_bytes());
-        if let Some(signing) = signer
-            && self.sealed.is_none()
-        {
-            signing.sign(&mut self.out[start..], Role::Server);
-            self.signer = Some(signing.clone());
-        } else {
-            self.signer = None;
-        }
+        self.signer = signer.filter(|_| self.sealed.is_none()).cloned();
+        self.settled = false;
         self.last = start;
+        Ok(())
+    }
+
+    /// Signs the message that was closed last, which ends at `end`, if it is to be.
+    fn sign_last(&mut self, end: usize) -> Result<(), NonceError> {
+        match self.signer.take() {
+            Some(key) => key.sign(&mut self.out[self.last..end], Role::Server),
+            None => Ok(()),
+        }
     }
 
     /// Puts a message that was opened, and of which nothing but the header is there, into a frame
     /// of its own; what was answered before it goes out in the frame before. Linux' client drops
     /// the whole of an encrypted frame of which the last message says PENDING.
-    pub(super) fn apart(&mut self, header: &Header, body_at: usize) -> usize {
+    pub(super) fn apart(&mut self, header: &Header, body_at: usize) -> Result<usize, Dropped> {
         if body_at - HEADER_LEN == self.messages {
-            return body_at;
+            return Ok(body_at);
+        }
+        if self.settled {
+            return Err(Dropped::Protocol("a logon in one message with what waits"));
         }
         self.abandon(body_at);
         let next = self.last + Header::NEXT_COMMAND_AT;
         self.out[next..next + 4].fill(0);
-        if let Some(signing) = self.signer.take() {
-            signing.sign(&mut self.out[self.last..], Role::Server);
-        }
-        self.finish();
+        self.finish()?;
         self.begin_frame();
-        self.open(header)
+        Ok(self.open(header))
     }
 
     /// Answers a request that was refused before it was dispatched.
@@ -144,7 +201,7 @@ impl<'a> Answer<'a> {
         status: NtStatus,
         credits: u16,
         signer: Option<&Arc<SigningKey>>,
-    ) {
+    ) -> Result<(), NonceError> {
         let mut response = *header;
         let last = header.next_command == 0;
         response.status = status;
@@ -152,47 +209,67 @@ impl<'a> Answer<'a> {
         let first = self.out.len() == self.messages;
         let body_at = self.open(header);
         error::Response::default().encode(self.out);
-        self.close(response, body_at, signer, Place { first, last });
+        self.close(response, body_at, signer, Place { first, last })
     }
 
-    /// The bytes of the message that was closed last.
-    pub(super) fn last_message(&self) -> &[u8] {
-        &self.out[self.last..]
+    /// The bytes of the message that was closed last, signed now and for good.
+    pub(super) fn settle(&mut self) -> Result<&[u8], NonceError> {
+        self.sign_last(self.out.len())?;
+        self.settled = true;
+        Ok(&self.out[self.last..])
     }
 
-    /// Completes the frame: seals it, writes its prefix; nothing remains of an empty one.
-    pub(super) fn end(mut self) {
-        self.finish();
+    /// Completes the frame and gives it up to be sent; nothing remains of an empty one.
+    pub(super) fn end(mut self) -> Result<(), NonceError> {
+        self.finish()
     }
 
-    fn finish(&mut self) {
+    /// The one place where bytes become part of what is sent: signed, sealed, with their prefix.
+    fn finish(&mut self) -> Result<(), NonceError> {
         if self.out.len() == self.messages {
             self.out.truncate(self.frame);
-            return;
+            return Ok(());
         }
+        self.sign_last(self.out.len())?;
         let payload = self.frame + FRAME_LEN;
-        if let Some(session) = &self.sealed
-            && let Some((sealing, _)) = &session.sealing
-        {
-            sealing.seal(session.id.0, &mut self.out[payload..]);
+        if let Some(Sealed { session, keys }) = &self.sealed {
+            keys.seals.seal(session.id.0, &mut self.out[payload..])?;
         }
         let len = self.out.len() - payload;
         let prefix = frame_prefix(len).expect("every message was begun with room for the largest");
         self.out[self.frame..payload].copy_from_slice(&prefix);
+        self.frame = self.out.len();
+        Ok(())
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        #[cfg(test)]
+        if self.leaks {
+            return;
+        }
+        self.out.truncate(self.frame);
     }
 }
 
 /// Tells the client that its request waits (MS-SMB2 3.3.4.2).
-pub(super) fn interim(response: &mut Header, key: u64, body_at: usize, answer: &mut Answer<'_>) {
-    let body_at = answer.apart(response, body_at);
+pub(super) fn interim(
+    response: &mut Header,
+    key: u64,
+    body_at: usize,
+    answer: &mut Answer<'_>,
+) -> Result<(), Dropped> {
+    let body_at = answer.apart(response, body_at)?;
     response.flags |= HeaderFlags::ASYNC;
     response.async_or_tree = key;
     response.status = NtStatus::PENDING;
     error::Response::default().encode(answer.out);
     // Not signed: the final answer has the same message id, and with it the same nonce. It is
     // the last of its frame: what stands behind it is answered later.
-    answer.close(*response, body_at, None, Place { first: false, last: true });
+    answer.close(*response, body_at, None, Place { first: false, last: true })?;
     response.credits = 0;
+    Ok(())
 }
 
 /// A header for an answer to a message that is not SMB 2.
@@ -200,13 +277,12 @@ pub fn plain_header(command: Command) -> Header {
     Header { command, message_id: MessageId(0), credits: 1, ..Header::default() }
 }
 
-/// Writes one unprotected message in a frame of its own and returns where the message stands.
-pub fn plain_frame(header: Header, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -> usize {
+/// Writes one unprotected message in a frame of its own.
+pub fn plain_frame(header: Header, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    const PLAIN: &str = "what is neither signed nor sealed needs no nonce";
     let mut answer = Answer::begin(out, &Protection::Plain);
     let body_at = answer.open(&header);
     body(answer.out);
-    answer.close(header, body_at, None, Place { first: true, last: true });
-    let start = answer.last;
-    answer.end();
-    start
+    answer.close(header, body_at, None, Place { first: true, last: true }).expect(PLAIN);
+    answer.end().expect(PLAIN);
 }

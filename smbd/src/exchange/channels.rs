@@ -71,8 +71,7 @@ impl Line {
         if dialect == Dialect::SMB_3_1_1 {
             let hashes = vec![negotiate::HashAlgorithm::SHA_512];
             contexts.push(negotiate::Context::Preauth { hashes, salt: vec![1; 32] });
-            if let Some(algorithm) = algorithms.first() {
-                line.algorithm = *algorithm;
+            if !algorithms.is_empty() {
                 let list = algorithms.iter().map(|a| negotiate::SigningAlgorithm(a.wire_id()));
                 contexts.push(negotiate::Context::Signing(list.collect()));
             }
@@ -90,6 +89,8 @@ impl Line {
         assert_eq!(header.status, NtStatus::SUCCESS);
         line.preauth.update(&request);
         line.preauth.update(&response);
+        // What the server chose is what it signs with.
+        line.algorithm = line.exchange.negotiated.as_ref().unwrap().signing;
         line
     }
 
@@ -113,7 +114,7 @@ impl Line {
         let mut message = header.to_bytes().to_vec();
         body(&mut message);
         if let Some(key) = key {
-            key.sign(&mut message, Role::Client);
+            key.sign(&mut message, Role::Client).unwrap();
         }
         let mut out = Vec::new();
         let sent = message.clone();
@@ -208,16 +209,15 @@ impl Line {
 const CMAC: &[SigningAlgorithm] = &[SigningAlgorithm::AesCmac];
 const GMAC: &[SigningAlgorithm] = &[SigningAlgorithm::AesGmac];
 const HMAC: &[SigningAlgorithm] = &[SigningAlgorithm::HmacSha256];
+const ALL: &[SigningAlgorithm] =
+    &[SigningAlgorithm::AesGmac, SigningAlgorithm::AesCmac, SigningAlgorithm::HmacSha256];
 const LIVES: (NtStatus, bool) = (NtStatus::NETWORK_NAME_DELETED, true);
 
 #[test]
 fn a_session_lives_as_long_as_one_of_its_channels() {
-    for (dialect, algorithms) in [
-        (Dialect::SMB_3_0, CMAC),
-        (Dialect::SMB_3_1_1, CMAC),
-        (Dialect::SMB_3_1_1, GMAC),
-        (Dialect::SMB_3_1_1, HMAC),
-    ] {
+    for (dialect, algorithms) in
+        [(Dialect::SMB_3_0, CMAC), (Dialect::SMB_3_1_1, CMAC), (Dialect::SMB_3_1_1, HMAC)]
+    {
         let (server, _folder) = server("");
         let mut first = Line::new(&server, 7, dialect, algorithms);
         let mut second = Line::new(&server, 7, dialect, algorithms);
@@ -240,13 +240,16 @@ fn a_session_lives_as_long_as_one_of_its_channels() {
 }
 
 #[test]
-fn channels_sign_as_each_agreed_but_gmac_is_for_all_or_none() {
+fn channels_sign_as_each_agreed_and_none_with_gmac() {
     for (first, second, status) in [
         (CMAC, HMAC, NtStatus::SUCCESS),
         (HMAC, CMAC, NtStatus::SUCCESS),
+        (ALL, CMAC, NtStatus::SUCCESS),
+        (ALL, ALL, NtStatus::SUCCESS),
         (GMAC, CMAC, NtStatus::REQUEST_OUT_OF_SEQUENCE),
         (CMAC, GMAC, NtStatus::NOT_SUPPORTED),
         (HMAC, GMAC, NtStatus::NOT_SUPPORTED),
+        (GMAC, GMAC, NtStatus::REQUEST_NOT_ACCEPTED),
     ] {
         let (server, _folder) = server("");
         let mut kept = Line::new(&server, 7, Dialect::SMB_3_1_1, first);
@@ -257,6 +260,78 @@ fn channels_sign_as_each_agreed_but_gmac_is_for_all_or_none() {
         if let Ok(two) = bound {
             assert_eq!(line.probe(&two), LIVES);
         }
+        assert_eq!(kept.probe(&one), LIVES);
+    }
+}
+
+#[test]
+fn gmac_is_chosen_where_there_are_no_channels_only() {
+    use negotiate::Capabilities;
+    for (more, algorithms, signs, channels) in [
+        ("", ALL, SigningAlgorithm::AesCmac, true),
+        ("", GMAC, SigningAlgorithm::AesGmac, false),
+        (
+            "",
+            &[SigningAlgorithm::AesGmac, SigningAlgorithm::HmacSha256][..],
+            SigningAlgorithm::HmacSha256,
+            true,
+        ),
+        ("multichannel = false", ALL, SigningAlgorithm::AesGmac, false),
+    ] {
+        let (server, _folder) = server(more);
+        let line = Line::new(&server, 7, Dialect::SMB_3_1_1, algorithms);
+        let negotiated = line.exchange.negotiated.as_ref().unwrap();
+        let has = negotiated.capabilities.has(Capabilities::MULTI_CHANNEL);
+        assert_eq!((negotiated.signing, has), (signs, channels), "{more} {algorithms:?}");
+    }
+}
+
+/// Whoever replays what was signed for a session, on a connection of their own and whatever its
+/// message id, gets nothing that the session's key has signed: with AES-GMAC it would be a second
+/// tag under one nonce, with the others an oracle.
+#[test]
+fn a_replayed_request_is_refused_without_a_signature() {
+    for (algorithms, more) in [(GMAC, ""), (ALL, "multichannel = false"), (CMAC, ""), (HMAC, "")] {
+        let (server, _folder) = server(more);
+        let mut victim = Line::new(&server, 7, Dialect::SMB_3_1_1, algorithms);
+        let one = victim.login();
+        let mut seen = Vec::new();
+        for command in [
+            Command::ECHO,
+            Command::TREE_DISCONNECT,
+            Command::CREATE,
+            Command::SESSION_SETUP,
+            Command::IOCTL,
+        ] {
+            let (_, sent, _) =
+                victim.ask(command, one.id, Some(&one.signing), |out| Empty.encode(out));
+            seen.push(sent);
+        }
+        let request = session_setup::Request {
+            flags: session_setup::RequestFlags::BINDING,
+            ..Default::default()
+        };
+        let (_, binding, _) =
+            victim.ask(Command::SESSION_SETUP, one.id, Some(&one.signing), |o| request.encode(o));
+        if algorithms == GMAC || !more.is_empty() {
+            // Where channels cannot be had, asking for one is a request like any other.
+            seen.push(binding);
+        }
+        let mut stranger = Line::new(&server, 9, Dialect::SMB_3_1_1, algorithms);
+        for sent in seen {
+            let id = Header::parse(&sent).unwrap().message_id.0;
+            while stranger.next_id < id {
+                stranger.ask(Command::ECHO, SessionId(0), None, |out| Empty.encode(out));
+            }
+            let mut out = Vec::new();
+            stranger.exchange.receive(&mut sent.clone(), &mut out).unwrap();
+            stranger.next_id += 1;
+            let answer = Header::parse(&out[FRAME_LEN..]).unwrap();
+            assert!(answer.status.is_error());
+            assert!(!answer.flags.has(HeaderFlags::SIGNED), "{algorithms:?} {answer:?}");
+            assert_eq!(answer.signature, [0; 16]);
+        }
+        assert_eq!(victim.probe(&one), LIVES);
     }
 }
 
@@ -290,8 +365,8 @@ fn what_cannot_be_bound_is_refused_and_the_session_unharmed() {
     assert_eq!(ask(&mut line, SessionId(99), Some(&wrong)), NtStatus::USER_SESSION_DELETED);
     // Where it is a channel already.
     assert_eq!(refusal(&mut first, "u", "p"), Some(NtStatus::REQUEST_NOT_ACCEPTED));
-    // A session of other connections cannot be used, and the refusal is signed.
-    assert_eq!(line.probe(&one), (NtStatus::USER_SESSION_DELETED, true));
+    // A session of other connections cannot be used, and its key signs nothing there.
+    assert_eq!(line.probe(&one), (NtStatus::USER_SESSION_DELETED, false));
     assert_eq!(first.probe(&one), LIVES);
     assert!(line.bind(&one).is_ok());
 }

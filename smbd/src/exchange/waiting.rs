@@ -4,7 +4,11 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use smb_protocol::{Header, HeaderFlags, NtStatus, crypto::SigningKey, msg::error};
+use smb_protocol::{
+    Header, HeaderFlags, NtStatus, SessionId,
+    crypto::{Role, SigningKey},
+    msg::error,
+};
 use tokio::sync::{Notify, oneshot};
 
 use super::{
@@ -145,7 +149,10 @@ impl Exchange {
         protection: &Protection,
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
-    ) {
+    ) -> Result<(), Dropped> {
+        if let Some(signing) = self.signer(&suspended.accepted.header) {
+            signing.keep(response.message_id.0)?;
+        }
         let key = match suspended.accepted.async_id {
             Some(key) => {
                 answer.abandon(body_at);
@@ -153,7 +160,7 @@ impl Exchange {
             }
             None => {
                 let key = self.new_key();
-                interim(&mut response, key, body_at, answer);
+                interim(&mut response, key, body_at, answer)?;
                 suspended.accepted.async_id = Some(key);
                 key
             }
@@ -180,6 +187,7 @@ impl Exchange {
             };
             Completion { key, outcome }
         }));
+        Ok(())
     }
 
     pub(super) fn new_key(&mut self) -> u64 {
@@ -199,12 +207,15 @@ impl Exchange {
         signs: Option<Arc<SigningKey>>,
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
-    ) {
+    ) -> Result<(), Dropped> {
+        if let Some(signing) = &signs {
+            signing.keep(response.message_id.0)?;
+        }
         let Wait { future, cancel, interim: tells, bytes, io, since } = wait;
         let asynchronous = response.flags.has(HeaderFlags::ASYNC);
         let key = if asynchronous { response.async_or_tree } else { self.new_key() };
         if tells && !asynchronous {
-            interim(&mut response, key, body_at, answer);
+            interim(&mut response, key, body_at, answer)?;
         } else {
             answer.abandon(body_at);
         }
@@ -219,6 +230,7 @@ impl Exchange {
             drop(in_progress);
             Completion { key, outcome }
         }));
+        Ok(())
     }
 
     /// Answers a request that has waited, or carries it out again.
@@ -250,7 +262,7 @@ impl Exchange {
                     answer.out.extend_from_slice(&body);
                 }
                 let place = Place { first: true, last: true };
-                answer.close(header, body_at, signs.as_ref(), place);
+                answer.close(header, body_at, signs.as_ref(), place)?;
                 self.meter.answered(header.command, status);
                 self.meter.timed(header.command, pending.since);
             }
@@ -262,7 +274,7 @@ impl Exchange {
                 self.resume(*suspended, failed, &protection, &mut answer, &mut waits)?;
             }
         }
-        answer.end();
+        answer.end()?;
         Ok(waits)
     }
 
@@ -296,7 +308,7 @@ impl Exchange {
                     chain.file = Some(Err(status));
                     let signed = header.flags.has(HeaderFlags::SIGNED);
                     let signs = accepted.channel.filter(|_| signed).map(|c| c.signing.clone());
-                    answer.failure(&header, status, 0, signs.as_ref());
+                    answer.failure(&header, status, 0, signs.as_ref())?;
                 }
                 (Some(accepted), _) => {
                     let flow = self
@@ -314,17 +326,54 @@ impl Exchange {
     }
 
     /// Gives up a request that waits for an event (MS-SMB2 3.3.5.16); one that is being carried
-    /// out ends by itself.
-    pub(super) fn cancel(&mut self, header: &Header) {
+    /// out ends by itself. It is protected as requests of the session must be whose request it
+    /// gives up, else it is ignored: there is no answer that could refuse it.
+    pub(super) fn cancel(&mut self, header: &Header, message: &mut [u8], protection: &Protection) {
         let found = if header.flags.has(HeaderFlags::ASYNC) {
             Some(header.async_or_tree)
         } else {
             let mine = |p: &Pending| p.header.message_id == header.message_id;
             self.pending.iter().find(|(_, p)| mine(p)).map(|(key, _)| *key)
         };
-        let pending = found.and_then(|key| self.pending.get_mut(&key));
-        if let Some(cancel) = pending.and_then(|p| p.cancel.take()) {
+        let Some(key) = found else { return };
+        let Some(pending) = self.pending.get(&key) else { return };
+        if !self.may_cancel(header, message, protection, pending) {
+            tracing::debug!(peer = %self.peer, "a CANCEL that is not protected as it must be");
+            self.meter.unprotected();
+            return;
+        }
+        let cancel = self.pending.get_mut(&key).and_then(|pending| pending.cancel.take());
+        if let Some(cancel) = cancel {
             let _ = cancel.send(());
+        }
+    }
+
+    /// Whether a CANCEL has the protection that its target's session demands. A signature is
+    /// verified whoever demands it (3.3.5.2.4, 3.3.5.2.9); the session may be left out of a CANCEL
+    /// without.
+    fn may_cancel(
+        &self,
+        header: &Header,
+        message: &mut [u8],
+        protection: &Protection,
+        target: &Pending,
+    ) -> bool {
+        let of = target.header.session_id;
+        if let Protection::Sealed(sealed) = protection {
+            return sealed.session.id == of;
+        }
+        if matches!(target.protection, Protection::Sealed(_)) {
+            return false;
+        }
+        let named = header.session_id;
+        let signed = header.flags.has(HeaderFlags::SIGNED);
+        if (signed || named != SessionId(0)) && named != of {
+            return false;
+        }
+        let Some(channel) = self.sessions.get(&of) else { return false };
+        match signed {
+            true => channel.signing.verify(message, Role::Client),
+            false => !channel.session.must_sign && !channel.session.must_encrypt,
         }
     }
 

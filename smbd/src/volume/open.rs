@@ -38,7 +38,7 @@ use super::{
     sequence::ChannelSequence,
     streams,
 };
-use crate::{session::Session, status::of_errno};
+use crate::{quoted::Quoted, session::Session, status::of_errno};
 
 /// A request on an open that is in progress.
 #[derive(Debug)]
@@ -537,8 +537,8 @@ impl Open {
                 .map_err(of_errno)
         });
         if let Err(status) = removed {
-            let (file, stream) = (self.origin.name.as_str(), name.as_str());
-            tracing::warn!(?file, ?stream, %status, "a stream that was to be deleted stays");
+            let (file, stream) = (Quoted(&self.origin.name), Quoted(name.as_str()));
+            tracing::warn!(%file, %stream, %status, "a stream that was to be deleted stays");
         }
         removed
     }
@@ -555,8 +555,8 @@ impl Open {
                 // Somebody else has taken the name away: there is nothing left to delete.
                 return Ok(None);
             }
-            let file = self.origin.name.as_str();
-            tracing::warn!(?file, %status, "a file that was to be deleted on close stays");
+            let file = Quoted(&self.origin.name);
+            tracing::warn!(%file, %status, "a file that was to be deleted on close stays");
             return Err(status);
         }
         Ok(Some(path))

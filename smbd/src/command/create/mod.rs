@@ -251,7 +251,7 @@ fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &Wishes) -> Result<(), Nt
         if !readable.has(Access::READ_DATA) {
             continue;
         }
-        tracing::info!(file = request.name, "an earlier instance is fenced");
+        tracing::info!(file = %crate::quoted::Quoted(&request.name), "an earlier instance is fenced");
         open.close_for_good();
     }
     Ok(())

@@ -94,7 +94,7 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
         }
     };
     take(ctx, &open, &session)?;
-    tracing::debug!(user = session.user, file = request.name, "taken up again");
+    tracing::debug!(user = session.user, file = %crate::quoted::Quoted(&request.name), "taken up again");
     session.add_open(tree.id, open.clone());
     let oplock = open.oplock_level();
     answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out)

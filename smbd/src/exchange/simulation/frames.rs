@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use smb_protocol::{
     Command, Header, MessageId, NtStatus, SessionId, TreeId,
+    crypto::SigningAlgorithm,
     header::{FRAME_LEN, HEADER_LEN, frame_len},
     msg::{
         create::{self, Access, Disposition, ShareAccess},
@@ -30,19 +31,27 @@ pub(super) enum Place {
     Closed,
 }
 
-/// The server takes a frame; what it answers at once.
+/// The server takes a frame; what it sends at once, and whether it keeps the connection.
 pub(super) fn receive(
     house: &House,
     exchange: &mut Exchange,
     waits: &mut Vec<WaitingFuture>,
     frame: &mut [u8],
-) -> Result<Vec<u8>, Dropped> {
+) -> (Vec<u8>, Result<(), Dropped>) {
     let mut out = Vec::new();
     let _inside = house.runtime.enter();
-    if let Frame::Waits(more) = exchange.receive(frame, &mut out)? {
-        waits.extend(more);
-    }
-    Ok(out)
+    let taken = exchange.receive(frame, &mut out).map(|taken| {
+        if let Frame::Waits(more) = taken {
+            waits.extend(more);
+        }
+    });
+    (out, taken)
+}
+
+/// Whether the signatures of a connection have nonces.
+pub(super) fn signs_with_gmac(exchange: &Exchange) -> bool {
+    let negotiated = exchange.negotiated.as_ref();
+    negotiated.is_some_and(|negotiated| negotiated.signing == SigningAlgorithm::AesGmac)
 }
 
 /// Something that the server began is done, or lets wait for longer; what it answers.

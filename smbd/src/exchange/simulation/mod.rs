@@ -12,7 +12,8 @@
 //! The model: a file is its client's alone from its CREATE to its CLOSE; a block has the value of
 //! its last acknowledged write; a lock is there from its answer to that of its release; a lease is
 //! what it was when its open is taken up again; a file that is to be deleted on close is deleted
-//! then, and not another that has got its name. The server is the real one on real files. The
+//! then, and not another that has got its name; nothing of an encrypted session is seen on the network
+//! in the clear, and no nonce twice ([`watch`]). The server is the real one on real files. The
 //! clients are of this test: they keep the rules of MS-SMB2 3.2. Each rule can be broken
 //! ([`rules`]) to see that the model notices.
 //!
@@ -23,6 +24,7 @@ mod frames;
 mod real;
 mod rules;
 mod store;
+mod watch;
 mod world;
 
 use self::{

@@ -46,6 +46,10 @@ pub(super) enum Broken {
     WriteThrough,
     /// Nobody else gets a file whose client is away.
     NotAvailable,
+    /// What is not finished of an answer is taken back when the connection is dropped.
+    TakenBack,
+    /// Each message is sealed with a nonce of its own.
+    Nonces,
 }
 
 impl Broken {
@@ -68,6 +72,8 @@ impl Broken {
             Self::Flush => faults::Rule::Flush,
             Self::WriteThrough => faults::Rule::WriteThrough,
             Self::NotAvailable => faults::Rule::NotAvailable,
+            Self::TakenBack => faults::Rule::TakenBack,
+            Self::Nonces => faults::Rule::Nonces,
             _ => return None,
         })
     }
@@ -131,4 +137,6 @@ rules! {
     write_through_waits_for_the_disk: WriteThrough, Real;
     others_do_not_get_the_file_made: NotAvailable, Made;
     others_do_not_get_the_file_real: NotAvailable, Real;
+    what_is_not_finished_is_taken_back: TakenBack, Real;
+    no_nonce_seals_twice: Nonces, Real;
 }

@@ -160,8 +160,10 @@ impl<'a> World<'a> {
         let Some(w) = &mut self.wires[wire] else { return };
         let Some(mut message) = w.to_server.pop_front() else { return };
         let exchange = &mut w.line.exchange;
-        let out = frames::receive(self.house, exchange, &mut w.waits, &mut message)
-            .unwrap_or_else(|error| panic!("a client that keeps the rules is dropped: {error}"));
+        let (out, taken) = frames::receive(self.house, exchange, &mut w.waits, &mut message);
+        if let Err(error) = taken {
+            panic!("a client that keeps the rules is dropped: {error}");
+        }
         w.to_client.extend(answers(&out));
     }
 

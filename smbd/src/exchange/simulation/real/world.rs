@@ -11,6 +11,7 @@ use std::{
 
 use smb_protocol::{
     Command, Dialect, Header, SessionId, TreeId,
+    crypto::Role,
     header::{FRAME_LEN, frame_len},
 };
 
@@ -20,6 +21,7 @@ use super::{
         Broken, Checked, Dice,
         frames::{self, Place, answers},
         store::{Disk, own},
+        watch::Watch,
         world::{House, new_server},
     },
     client::{BLOCK, BLOCKS, Client, Heard, Mood, Op},
@@ -34,6 +36,8 @@ struct Wire {
     exchange: Exchange,
     /// What was received and is not a whole frame yet.
     input: Vec<u8>,
+    /// The last frame that was received.
+    last: Vec<u8>,
     /// What was sent and has not come to the client.
     output: VecDeque<u8>,
     waits: Vec<WaitingFuture>,
@@ -61,6 +65,7 @@ pub(super) struct World<'a> {
     next_wire: usize,
     pub(super) clients: Vec<Client>,
     heard: Heard,
+    watch: Watch,
     /// The clients' own, whose clock stands still while the server works.
     runtime: Option<tokio::runtime::Runtime>,
     tell: bool,
@@ -96,6 +101,7 @@ impl<'a> World<'a> {
             next_wire: 0,
             clients,
             heard: Heard::default(),
+            watch: Watch::default(),
             runtime: Some(runtime),
             tell,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -147,6 +153,7 @@ impl<'a> World<'a> {
                 pipe,
                 exchange,
                 input: Vec::new(),
+                last: Vec::new(),
                 output: VecDeque::new(),
                 waits: Vec::new(),
                 mute: false,
@@ -181,8 +188,15 @@ impl<'a> World<'a> {
             }
             let mut frame: Vec<u8> = w.input.drain(..FRAME_LEN + len).skip(FRAME_LEN).collect();
             count += 1;
-            match frames::receive(self.house, &mut w.exchange, &mut w.waits, &mut frame) {
-                Ok(answer) => out.extend(answer),
+            let gmac = frames::signs_with_gmac(&w.exchange);
+            self.watch.frame(&frame, Role::Client, gmac)?;
+            w.last.clone_from(&frame);
+            let (answer, taken) =
+                frames::receive(self.house, &mut w.exchange, &mut w.waits, &mut frame);
+            self.watch.frames(&answer, gmac)?;
+            out.extend(answer);
+            match taken {
+                Ok(()) => {}
                 // What comes late for a session that has ended cannot be read any more.
                 Err(_) if w.is_left() => (w.deaf, w.mute) = (true, true),
                 Err(error) => {
@@ -212,6 +226,7 @@ impl<'a> World<'a> {
         let w = &mut self.wires[wire];
         let number = w.number;
         let out = frames::complete(self.house, &mut w.exchange, &mut w.waits, which)?;
+        self.watch.frames(&out, frames::signs_with_gmac(&w.exchange))?;
         w.output.extend(&out);
         self.say(|| format!("connection {number}: something is done: {} bytes", out.len()));
         Ok(())
@@ -311,6 +326,27 @@ impl<'a> World<'a> {
         pipe.wake();
         drop(pipe);
         self.say(|| format!("connection {number} is cut: {end:?}"));
+    }
+
+    /// Who is on the path sends a frame of the client once more; the server takes it for what it
+    /// is, and ends the connection unless there is nothing to be taken twice.
+    fn replay(&mut self, wire: usize) -> Checked {
+        let w = &mut self.wires[wire];
+        let mut frame = w.last.clone();
+        if frame.is_empty() || w.deaf {
+            return Ok(());
+        }
+        let gmac = frames::signs_with_gmac(&w.exchange);
+        let (out, taken) = frames::receive(self.house, &mut w.exchange, &mut w.waits, &mut frame);
+        self.watch.frames(&out, gmac)?;
+        w.output.extend(&out);
+        let number = w.number;
+        self.say(|| format!("connection {number}: a frame comes twice: {taken:?}"));
+        if taken.is_err() {
+            self.wires[wire].deaf = true;
+            self.cut(wire);
+        }
+        Ok(())
     }
 
     /// The server's system learns that a connection is gone.
@@ -514,6 +550,11 @@ impl<'a> World<'a> {
                 }
                 if let Some(wire) = self.pick(|w| !w.is_left()) {
                     self.cut(wire);
+                }
+            }
+            94 if self.dice.roll(3) == 0 => {
+                if let Some(wire) = self.pick(|w| !w.is_left()) {
+                    self.replay(wire)?;
                 }
             }
             94 => {

@@ -1,0 +1,4 @@
+//! What goes over a real socket, byte by byte.
+
+mod dropped;
+mod peer;
