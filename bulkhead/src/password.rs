@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use smb_client::{CredentialsError, Login, SmbUrl};
+use smb_client::{CredentialsError, Encryption, Login, SmbUrl};
 use zeroize::Zeroizing;
 
 /// Longest password in bytes.
@@ -17,7 +17,7 @@ pub const MAX_PASSWORD: u64 = 1024;
 pub const HELP: &str = "\
 The password for smb:// comes from BULKHEAD_SMB_PASSWORD, or from the credentials file that \
 BULKHEAD_SMB_CREDENTIALS names (lines username=, password= and domain=, mode 600); on a terminal it \
-is asked for.";
+is asked for. With BULKHEAD_SMB_ENCRYPTION=required a server that does not encrypt is refused.";
 
 /// Who logs on at the server of an address: by the environment, else asked for on the terminal,
 /// once for each user of a server.
@@ -40,6 +40,19 @@ pub fn login(url: &SmbUrl) -> anyhow::Result<Login> {
     let login = Login::new(user, &prompt(&format!("Password for {whose}: "))?);
     asked.insert(whose, login.clone());
     Ok(login)
+}
+
+/// Whether everything must be encrypted, by the environment.
+///
+/// # Errors
+/// For a value that is neither `required` nor `if-required`.
+pub fn encryption() -> anyhow::Result<Encryption> {
+    const VARIABLE: &str = "BULKHEAD_SMB_ENCRYPTION";
+    match std::env::var(VARIABLE).as_deref() {
+        Err(_) | Ok("if-required") => Ok(Encryption::IfRequired),
+        Ok("required") => Ok(Encryption::Required),
+        Ok(other) => bail!("{VARIABLE} is {other:?}; it can be \"required\" or \"if-required\""),
+    }
 }
 
 /// The first line of what is read, without its end.

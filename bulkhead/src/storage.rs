@@ -115,7 +115,11 @@ async fn open_remote(url: &SmbUrl, mode: Mode) -> anyhow::Result<Arc<dyn File>> 
         bail!("the address names a share and no file on it");
     }
     let login = password::login(url)?;
-    let session = Client::connect(ConnectOptions::for_url(url, login)).await?;
+    let options = ConnectOptions {
+        encryption: password::encryption()?,
+        ..ConnectOptions::for_url(url, login)
+    };
+    let session = Client::connect(options).await?;
     let tree = session.tree(&url.share).await?;
     let options = match mode {
         Mode::Read => OpenOptions::read(),

@@ -306,7 +306,8 @@ impl Connection {
         self.submit(command, tree, Cost::LEAST, flags, encode).await?.reply().await
     }
 
-    /// Sends a request once there are credits for it.
+    /// Sends a request once there are credits for it; with the flag SIGNED it is signed, and its
+    /// answer must be, where the session does not ask for that.
     pub async fn submit(
         self: &Arc<Self>,
         command: Command,
@@ -388,12 +389,13 @@ impl Connection {
     ) -> Result<Ticket> {
         let message = self.take_numbers(cost.charge.into());
         let mut guard = self.crypt.guard(self.is_sealed());
-        if command == Command::TREE_CONNECT && guard == Guard::Plain {
-            // MS-SMB2 3.2.4.1.1: proves to the server that this is the authenticated client.
+        // MS-SMB2 3.2.4.1.1: proves to the server that this is the authenticated client.
+        let signed = command == Command::TREE_CONNECT || flags.has(HeaderFlags::SIGNED);
+        if signed && guard == Guard::Plain {
             guard = Guard::Signed;
         }
         let mut header = self.header(command, tree, message, cost);
-        header.flags |= flags;
+        header.flags |= flags.without(HeaderFlags::SIGNED);
         let mut out = Vec::with_capacity(256);
         let at = begin_frame(&mut out, guard);
         header.encode(&mut out);

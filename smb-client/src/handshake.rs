@@ -72,7 +72,7 @@ pub(crate) struct Established {
     pub limits: Limits,
     pub next_message: u64,
     pub credits: u32,
-    /// What FSCTL_VALIDATE_NEGOTIATE_INFO has to confirm (3.0 and 3.0.2).
+    /// What FSCTL_VALIDATE_NEGOTIATE_INFO has to confirm, where the dialect does not do it.
     pub validate: Option<Validation>,
     pub server_guid: [u8; 16],
     /// Sessions may have several channels.
@@ -322,19 +322,21 @@ async fn negotiate(
     if options.encryption == Encryption::Required && cipher.is_none() {
         return Err(Error::NotOffered("encryption"));
     }
-    let validate =
-        matches!(response.dialect, Dialect::SMB_3_0 | Dialect::SMB_3_0_2).then(|| Validation {
-            request: ValidateNegotiate {
-                capabilities: request.capabilities.0,
-                guid: client_guid,
-                security_mode: request.security_mode.0,
-                dialects: dialects.iter().map(|dialect| dialect.0).collect(),
-            },
-            capabilities: response.capabilities.0,
-            guid: response.server_guid,
-            security_mode: response.security_mode.0,
-            dialect: response.dialect.0,
-        });
+    // MS-SMB2 3.2.5.5: whatever the dialect is, if a newer one was offered and could have been taken
+    // out on the way. 3.1.1 proves the whole negotiation by itself.
+    let offered_newer = dialects.last().is_some_and(|newest| newest.is_smb3());
+    let validate = (response.dialect != Dialect::SMB_3_1_1 && offered_newer).then(|| Validation {
+        request: ValidateNegotiate {
+            capabilities: request.capabilities.0,
+            guid: client_guid,
+            security_mode: request.security_mode.0,
+            dialects: dialects.iter().map(|dialect| dialect.0).collect(),
+        },
+        capabilities: response.capabilities.0,
+        guid: response.server_guid,
+        security_mode: response.security_mode.0,
+        dialect: response.dialect.0,
+    });
     Ok(Negotiated { response, preauth, signing, cipher, validate })
 }
 

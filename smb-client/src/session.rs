@@ -15,7 +15,7 @@ use std::{
 };
 
 use smb_protocol::{
-    Command, Dialect, FileId, NtStatus, SessionId, TreeId,
+    Command, Dialect, FileId, HeaderFlags, NtStatus, SessionId, TreeId,
     crypto::random,
     fscc::{FsctlCode, fsctl::ValidateNegotiateResponse},
     msg::{
@@ -28,7 +28,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     ConnectOptions, Error, Result, Tree,
     channels::{self, Channels, Group},
-    connection::{Connection, Response},
+    connection::{Connection, Cost, Response},
     handshake::{Anchor, Established, Purpose, establish},
     open::Open,
 };
@@ -273,8 +273,9 @@ impl Link {
     }
 }
 
-/// Has the server confirm, signed, what it negotiated unsigned (MS-SMB2 3.2.5.5, dialects 3.0
-/// and 3.0.2).
+/// Has the server confirm, signed, what it negotiated unsigned (MS-SMB2 3.2.5.5, all dialects below
+/// 3.1.1): a negotiation that was changed on its way, to an older dialect or to one without
+/// encryption, is seen here, before any file is touched.
 async fn validate(connection: &Arc<Connection>, tree: TreeId) -> Result<()> {
     let Some(validation) = &connection.validate else { return Ok(()) };
     let mut input = Vec::new();
@@ -288,7 +289,9 @@ async fn validate(connection: &Arc<Connection>, tree: TreeId) -> Result<()> {
         ..Default::default()
     };
     let encode = |out: &mut Vec<u8>| request.encode(out);
-    let response = connection.call(Command::IOCTL, tree, encode).await?;
+    let signed = HeaderFlags::SIGNED;
+    let ticket = connection.submit(Command::IOCTL, tree, Cost::LEAST, signed, encode).await?;
+    let response = ticket.reply().await?;
     // An old server that does not know it answers signed that it does not.
     if matches!(
         response.header.status,

@@ -225,3 +225,66 @@ async fn a_restarted_server_does_not_lose_writes_silently() {
         Err(error) => assert!(matches!(error, Error::WritesLost { .. }), "{error}"),
     }
 }
+
+/// Someone on the path, who leaves of the dialects that a client offers one old one.
+fn downgrading(to: u16, dialect: Dialect) -> u16 {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+        thread,
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        while let Ok((mut client, _)) = listener.accept() {
+            let mut server = TcpStream::connect(("127.0.0.1", to)).unwrap();
+            let mut frame = [0; 4];
+            if client.read_exact(&mut frame).is_err() {
+                continue;
+            }
+            let mut message = vec![0; u32::from_be_bytes(frame) as usize];
+            client.read_exact(&mut message).unwrap();
+            // NEGOTIATE (MS-SMB2 2.2.3): one dialect, and no contexts, behind 64 bytes of header.
+            message[66..68].copy_from_slice(&1u16.to_le_bytes());
+            message[92..100].fill(0);
+            message.truncate(100);
+            message.extend_from_slice(&dialect.0.to_le_bytes());
+            server.write_all(&(message.len() as u32).to_be_bytes()).unwrap();
+            server.write_all(&message).unwrap();
+            let (mut up, mut down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut up, &mut server));
+            thread::spawn(move || std::io::copy(&mut down, &mut client));
+        }
+    });
+    port
+}
+
+/// A client notices that it was led to an older dialect before it opens a file, whichever that is
+/// and whether or not it signs all it sends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_downgrade_is_noticed_before_a_file_is_opened() {
+    let host = Host::start("signing = \"enabled\"");
+    for dialect in [Dialect::SMB_2_1, Dialect::SMB_3_0, Dialect::SMB_3_0_2] {
+        let port = downgrading(host.options().port, dialect);
+        for signing in [Signing::Required, Signing::IfRequired] {
+            let options = ConnectOptions {
+                port,
+                signing,
+                reconnect_timeout: Duration::ZERO,
+                ..host.options()
+            };
+            let session = Client::connect(options).await.unwrap();
+            let tree = session.tree("vms").await;
+            assert!(tree.is_err(), "{dialect:?}, {signing:?}: nothing was noticed");
+        }
+        // Who offers no newer one is not led anywhere.
+        let dialects = (dialect, dialect);
+        let session = Client::connect(ConnectOptions { dialects, ..host.options() }).await.unwrap();
+        session.tree("vms").await.unwrap();
+    }
+    // Who must encrypt does not even begin with a dialect that cannot.
+    let port = downgrading(host.options().port, Dialect::SMB_2_1);
+    let encryption = Encryption::Required;
+    let error = Client::connect(ConnectOptions { port, encryption, ..host.options() }).await;
+    assert!(matches!(error, Err(Error::NotOffered("encryption"))));
+}
