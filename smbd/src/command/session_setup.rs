@@ -338,7 +338,7 @@ fn enter(
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);
-    ctx.ex.server.nodes.clients.add(ctx.client_guid(), ctx.ex.line());
+    ctx.ex.server.nodes.clients.add(ctx.client_guid(), ctx.ex.line(), &session.user);
     Ok(())
 }
 

@@ -231,6 +231,54 @@ impl Peer {
         assert!(self.keys.is_some());
     }
 
+    fn setup(&mut self, token: &[u8]) {
+        let request = session_setup::Request {
+            security_mode: 1,
+            security_buffer: token,
+            ..Default::default()
+        };
+        let message = self.message(Command::SESSION_SETUP, |out| request.encode(out));
+        self.send(&message);
+    }
+
+    /// Begins a logon as another session; what the server says to it.
+    pub(super) fn begin_new_log_in(&mut self) -> NtStatus {
+        self.session = SessionId(0);
+        let hash = NtHash::of_password("p");
+        let who = Credentials { user: "u".into(), domain: String::new(), hash };
+        let token = Initiator::new(who, "", "cifs/s").first(&[]).unwrap();
+        self.setup(&token);
+        Header::parse(&self.receive().pop().unwrap()).unwrap().status
+    }
+
+    /// Gives a password, and does not wait for what comes of it.
+    pub(super) fn begin_log_in(&mut self, user: &str, password: &str) -> bool {
+        self.session = SessionId(0);
+        let hash = NtHash::of_password(password);
+        let who = Credentials { user: user.into(), domain: String::new(), hash };
+        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let token = initiator.first(&[]).unwrap();
+        self.setup(&token);
+        let Some(answer) = self.receive().pop() else { return false };
+        let header = Header::parse(&answer).unwrap();
+        assert_eq!(header.status, NtStatus::MORE_PROCESSING_REQUIRED);
+        self.session = header.session_id;
+        let body = session_setup::Response::parse(&answer[HEADER_LEN..]).unwrap();
+        let token = initiator.second(body.security_buffer, 0).unwrap();
+        self.setup(&token);
+        true
+    }
+
+    /// What came of it; nothing if the connection has ended.
+    pub(super) fn end_log_in(&mut self) -> Option<NtStatus> {
+        let answer = self.receive().pop()?;
+        Some(Header::parse(&answer).unwrap().status)
+    }
+
+    pub(super) fn try_log_in(&mut self, password: &str) -> Option<NtStatus> {
+        if self.begin_log_in("u", password) { self.end_log_in() } else { None }
+    }
+
     /// A message of its session and tree.
     pub(super) fn message(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut header = Header {
