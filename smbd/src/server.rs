@@ -43,6 +43,8 @@ pub struct Server {
     pub tokens: Arc<Tokens>,
     /// What connections count.
     pub meters: Meters,
+    /// Bytes that clients have sent who have not logged in, beyond what is free.
+    pub unauthenticated_bytes: AtomicUsize,
     /// Lines of the log that clients cause who have not logged in.
     pub strangers: Rate,
     /// Logons that have failed.
@@ -122,6 +124,7 @@ impl Server {
             nodes,
             tokens: Arc::default(),
             meters: Meters::default(),
+            unauthenticated_bytes: AtomicUsize::new(0),
             strangers: Rate::default(),
             logons: Logons::default(),
             started: Instant::now(),

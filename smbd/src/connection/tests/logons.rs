@@ -1,6 +1,8 @@
 //! Logons that fail, at the socket.
 
-use smb_protocol::NtStatus;
+use std::sync::atomic::Ordering;
+
+use smb_protocol::{NtStatus, header::frame_prefix};
 
 use super::peer::{House, KINDS, Peer};
 
@@ -59,4 +61,31 @@ fn a_stranger_has_few_logons_under_way() {
             NtStatus::REQUEST_NOT_ACCEPTED,
         ]
     );
+}
+
+/// Who announces much, sends most of it and waits holds a part of what all strangers have together;
+/// beyond that it is dropped, and who logs on with a password is let in all the same.
+#[test]
+fn strangers_hold_so_much_memory_together_and_no_more() {
+    let house =
+        House::new("signing='enabled'\nencryption='off'\n[limits]\nunauthenticated_bytes='256K'");
+    let mut holders: Vec<_> = (0..16)
+        .map(|_| {
+            let mut peer = Peer::strange(&house, KINDS[1]);
+            peer.negotiate();
+            let mut frame = frame_prefix(60 << 10).unwrap().to_vec();
+            frame.resize(59 << 10, 0xfe);
+            peer.offer_frame(&frame);
+            peer
+        })
+        .collect();
+    // Each holds 55 KiB of what is counted: four have room.
+    house.until(|_| {
+        holders.retain_mut(|peer| !peer.has_ended());
+        holders.len() <= 4
+    });
+    drop(Peer::new(&house, KINDS[1]));
+    drop(holders);
+    // What they held is free again.
+    house.until(|server| server.unauthenticated_bytes.load(Ordering::Relaxed) == 0);
 }

@@ -32,6 +32,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server with one share, which any number of clients connect to.
 pub(super) struct House {
+    server: Arc<Server>,
     address: SocketAddr,
     stop: watch::Sender<bool>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -59,13 +60,25 @@ impl House {
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         let (stop, stopped) = watch::channel(false);
+        let serves = server.clone();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             while let Ok((stream, peer)) = listener.accept().await {
                 tokio::spawn(super::super::run(stream, peer, server.clone(), stopped.clone()));
             }
         });
-        Self { address, stop, runtime: Some(runtime), _folder: folder }
+        Self { server: serves, address, stop, runtime: Some(runtime), _folder: folder }
+    }
+}
+
+impl House {
+    /// Waits until something is so.
+    pub(super) fn until(&self, mut what: impl FnMut(&Server) -> bool) {
+        let begin = std::time::Instant::now();
+        while !what(&self.server) {
+            assert!(begin.elapsed() < LIMIT, "it does not come to that");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -334,6 +347,11 @@ impl Peer {
         self.stream.write_all(frame).unwrap();
     }
 
+    /// Sends as much as the server takes.
+    pub(super) fn offer_frame(&mut self, frame: &[u8]) {
+        let _ = self.stream.write_all(frame);
+    }
+
     pub(super) fn send(&mut self, message: &[u8]) {
         let frame = self.frame(&[message.to_vec()]);
         self.send_frame(&frame);
@@ -390,6 +408,17 @@ impl Peer {
             if header.status != NtStatus::PENDING {
                 return (header, answer[HEADER_LEN..].to_vec());
             }
+        }
+    }
+
+    /// Whether the connection has ended, of which nothing more is to come.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let read = self.stream.read(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        match read {
+            Ok(count) => count == 0,
+            Err(error) => is_end(&error),
         }
     }
 
