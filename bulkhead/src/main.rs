@@ -4,6 +4,7 @@
 //! crates or asked of a daemon, so this crate holds argument parsing and presentation only.
 
 mod cmd;
+mod password;
 mod storage;
 mod units;
 
@@ -13,7 +14,7 @@ use clap::{Parser, Subcommand};
 
 /// Storage for virtual machines over SMB3, and the hosts that run on it.
 #[derive(Debug, Parser)]
-#[command(name = "bulkhead", version, about)]
+#[command(name = "bulkhead", version, about, after_help = password::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -7,12 +7,14 @@ use std::{
 
 use anyhow::{Context, bail};
 use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions};
-use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, SmbUrl};
+use smb_client::{Client, ConnectOptions, Create, OpenOptions, SmbUrl};
 use vhd::{
     Format,
     chain::Files,
     tracking::{ENDING, attach},
 };
+
+use crate::password;
 
 /// The files that differencing images name as their parents, wherever the first one is.
 pub struct Parents;
@@ -112,7 +114,7 @@ async fn open_remote(url: &SmbUrl, mode: Mode) -> anyhow::Result<Arc<dyn File>> 
     if url.path.is_empty() {
         bail!("the address names a share and no file on it");
     }
-    let login = Login::from_env(url.user.as_deref())?;
+    let login = password::login(url)?;
     let session = Client::connect(ConnectOptions::for_url(url, login)).await?;
     let tree = session.tree(&url.share).await?;
     let options = match mode {

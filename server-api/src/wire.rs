@@ -87,6 +87,9 @@ pub struct Status {
     pub files: u64,
     /// Shares.
     pub shares: u64,
+    /// Longest time that a connection kept a thread without a break, in microseconds.
+    #[serde(default)]
+    pub longest_turn_us: u64,
 }
 
 /// A session.

@@ -25,6 +25,7 @@ pub mod rpc;
 pub mod security;
 pub mod spnego;
 pub mod status;
+mod upcase;
 pub mod wire;
 
 pub use header::{Command, Dialect, Header, HeaderFlags};

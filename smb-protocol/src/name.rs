@@ -1,6 +1,10 @@
-//! Text on the wire: UTF-16LE without terminator.
+//! Text on the wire, UTF-16LE without terminator, and when two names are the same: by one table for
+//! all names, of files, streams, shares and users alike.
 
-use crate::wire::{Put, Result, WireError};
+use crate::{
+    upcase,
+    wire::{Put, Result, WireError},
+};
 
 /// Reads UTF-16LE text; lone surrogates and odd lengths are refused.
 pub fn utf16(bytes: &[u8], field: &'static str) -> Result<String> {
@@ -27,13 +31,19 @@ pub fn to_utf16(text: &str) -> Vec<u8> {
     out
 }
 
-/// The character that Windows compares by: simple upper-casing, one character to one.
+/// The character that Windows compares by (MS-UCODEREF 3.1.5.3). Characters beyond the first plane
+/// are pairs of units to it, none of which has an upper case.
 pub fn fold_char(c: char) -> char {
-    let mut upper = c.to_uppercase();
-    match (upper.next(), upper.next()) {
-        (Some(one), None) => one,
-        _ => c,
+    if c.is_ascii() {
+        return c.to_ascii_uppercase();
     }
+    let upper = u16::try_from(u32::from(c)).map(|unit| u32::from(upcase::upper(unit)));
+    upper.ok().and_then(char::from_u32).unwrap_or(c)
+}
+
+/// A name in the form that is compared.
+pub fn fold(name: &str) -> String {
+    name.chars().map(fold_char).collect()
 }
 
 /// Whether two names are the same to Windows.
@@ -60,5 +70,12 @@ mod tests {
     fn case_rules() {
         assert!(same_name("Füße.VHDX", "fÜße.vhdx"));
         assert!(!same_name("straße", "STRASSE"));
+        // Names that Unicode would call the same and Windows does not.
+        for (a, b) in
+            [("kız", "kiz"), ("ısı", "ISI"), ("µ", "μ"), ("ſ", "s"), ("ა", "Ა"), ("𐐨", "𐐀")]
+        {
+            assert!(!same_name(a, b), "{a} {b}");
+            assert_ne!(fold(a), fold(b), "{a} {b}");
+        }
     }
 }

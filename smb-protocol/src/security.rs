@@ -156,6 +156,30 @@ impl Ace {
         Self { kind, flags, access, sid, rest: Vec::new() }
     }
 
+    /// Whether it takes part in a decision. Entries that allow under a condition, or a part of an
+    /// object, allow nothing here, where no condition is known to hold and files have no parts;
+    /// those that deny so deny (MS-DTYP 2.4.4.1).
+    fn decides(&self) -> bool {
+        self.kind == ALLOW || self.denies()
+    }
+
+    fn denies(&self) -> bool {
+        /// Denied, to parts of an object, under a condition, and both.
+        const DENIED: [u8; 4] = [DENY, 6, 10, 12];
+        DENIED.contains(&self.kind)
+    }
+
+    /// Whom it concerns; `None` for an entry for objects that does not say it as it should.
+    fn trustee(&self) -> Option<Sid> {
+        if !Self::is_for_objects(self.kind) {
+            return Some(self.sid.clone());
+        }
+        let mut r = Reader::new(&self.rest);
+        let flags = r.u32("ace.Flags").ok()?;
+        r.skip(16 * (flags & 3).count_ones() as usize, "ace.ObjectType").ok()?;
+        Sid::parse(&mut r).ok()
+    }
+
     /// Entries for directory objects have GUIDs between rights and SID (MS-DTYP 2.4.4.3).
     fn is_for_objects(kind: u8) -> bool {
         matches!(kind, 5..=8 | 11 | 12 | 15 | 16)
@@ -427,12 +451,17 @@ impl Descriptor {
         let owns = self.owner.as_ref().is_some_and(|owner| sids.contains(owner));
         let Some(dacl) = &self.dacl else { return Access::ALL };
         let owner_rights = Sid::owner_rights();
-        let holds = |ace: &&Ace| !ace.flags.has(AceFlags::INHERIT_ONLY) && ace.kind <= DENY;
+        let holds = |ace: &&Ace| !ace.flags.has(AceFlags::INHERIT_ONLY) && ace.decides();
         if owns && !dacl.iter().filter(holds).any(|ace| ace.sid == owner_rights) {
             allowed |= Access::READ_CONTROL | Access::WRITE_DAC;
         }
         for ace in dacl.iter().filter(holds) {
-            if !(sids.contains(&ace.sid) || owns && ace.sid == owner_rights) {
+            let concerned = match ace.trustee() {
+                Some(sid) => sids.contains(&sid) || owns && sid == owner_rights,
+                // Whom it denies cannot be told: everyone.
+                None => true,
+            };
+            if !concerned {
                 continue;
             }
             let access = ace.access.expand_generic();

@@ -185,6 +185,7 @@ fn status(server: &Server) -> Status {
         opens: server.nodes.open_count() as u64,
         files: server.nodes.len() as u64,
         shares: current.config.shares.len() as u64,
+        longest_turn_us: server.meters.longest.get().as_micros() as u64,
     }
 }
 

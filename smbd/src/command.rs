@@ -32,6 +32,7 @@ use smb_protocol::{
 use tokio::sync::oneshot;
 
 use crate::{
+    budget::Budget,
     exchange::Exchange,
     pipe,
     session::{Session, Tree},
@@ -179,6 +180,12 @@ impl<'a> Ctx<'a> {
     /// The session; commands that need one are dispatched with one.
     pub fn session(&self) -> Result<&Arc<Session>, NtStatus> {
         self.session.as_ref().ok_or(NtStatus::USER_SESSION_DELETED)
+    }
+
+    /// What the client's user may still have held.
+    pub fn budget(&self) -> Result<Arc<Budget>, NtStatus> {
+        let most = usize::try_from(self.ex.limits().user_bytes.0).unwrap_or(usize::MAX);
+        Ok(self.ex.server.budgets.of(&self.session()?.user, most))
     }
 
     /// The tree; commands that need one are dispatched with one.

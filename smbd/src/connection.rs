@@ -34,10 +34,12 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 use self::input::{Input, give_buffer, take_buffer};
 use crate::{
     Server,
+    census::Counted,
     exchange::{Completion, Exchange, Frame},
     linger::Linger,
     meters::Meter,
     notices::Post,
+    work::SLICE,
 };
 
 /// After so many turns others have theirs: a client that asks again at once, each time it is
@@ -68,6 +70,9 @@ pub enum Dropped {
     /// The client did not authenticate in time.
     #[error("not authenticated in time")]
     Unauthenticated,
+    /// It had not authenticated when others needed its place.
+    #[error("not authenticated while others need the place")]
+    MadeRoom,
     /// The client's system does not acknowledge what it is sent.
     #[error("what is sent is not acknowledged")]
     Silent,
@@ -87,6 +92,7 @@ pub async fn run(
     peer: SocketAddr,
     server: Arc<Server>,
     mut stopped: watch::Receiver<bool>,
+    counted: &Counted,
 ) -> Result<(), Dropped> {
     let current = server.current();
     let limits = current.config.limits.clone();
@@ -107,7 +113,7 @@ pub async fn run(
     };
     let mut waiting = Waiting::new();
     let time = Duration::from_secs(limits.authentication_seconds);
-    let result = serve(&mut link, &mut exchange, &mut waiting, &mut stopped, time).await;
+    let result = serve(&mut link, &mut exchange, &mut waiting, &mut stopped, (time, counted)).await;
     // What the disk was given must be over before the files are free for others: a late write
     // must never land on a newer one.
     let mut unsent = Vec::new();
@@ -130,17 +136,18 @@ async fn serve(
     exchange: &mut Exchange,
     waiting: &mut Waiting,
     stopped: &mut watch::Receiver<bool>,
-    authentication_time: Duration,
+    (authentication_time, counted): (Duration, &Counted),
 ) -> Result<(), Dropped> {
     let authentication = tokio::time::sleep(authentication_time);
     tokio::pin!(authentication);
-    let mut turns = 0u32;
+    let (mut turns, mut known) = (0u32, false);
     loop {
         if link.output.capacity() == 0 {
             link.output = take_buffer();
         }
         link.stranger.count(exchange, link.input.held())?;
         let mut answered_some = false;
+        let mut slice = Instant::now();
         while let Some((message, placed)) = link.input.next_message(exchange)? {
             answered_some = true;
             match exchange.receive_rest(message, placed, &mut link.output) {
@@ -154,6 +161,10 @@ async fn serve(
             }
             if link.output.len() >= SEND_AT {
                 link.send(waiting).await?;
+            }
+            if slice.elapsed() >= SLICE {
+                tokio::task::yield_now().await;
+                slice = Instant::now();
             }
         }
         while let Some(done) = link.held.pop_front().or_else(|| next_now(waiting)) {
@@ -188,6 +199,10 @@ async fn serve(
         {
             continue;
         }
+        if !known && exchange.authenticated() {
+            known = true;
+            counted.known();
+        }
         link.rest();
         tokio::select! {
             biased;
@@ -207,6 +222,9 @@ async fn serve(
                     return Ok(());
                 }
                 link.linger.slept(answered.elapsed());
+            }
+            () = counted.told_to_go(), if !known => {
+                return Err(Dropped::MadeRoom);
             }
             () = &mut authentication, if !exchange.authenticated() => {
                 return Err(Dropped::Unauthenticated);

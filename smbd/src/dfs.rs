@@ -8,13 +8,16 @@
 use smb_protocol::{
     NtStatus,
     dfs::{Request, Response},
-    fscc::FsctlCode,
+    fscc::{FsctlCode, snapshots::SnapshotTime},
     msg::ioctl,
     name::same_name,
     ntlm::users,
 };
 
-use crate::command::{Ctx, Handled};
+use crate::{
+    command::{Ctx, Handled},
+    volume::short::short_name,
+};
 
 /// A part of a share that is served elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +44,11 @@ impl Namespace {
     /// The link that a path in the share is or lies below.
     pub fn link<S: AsRef<str>>(&self, parts: &[S]) -> Option<&Link> {
         self.links.iter().find(|link| {
-            let same = |(a, b): (&String, &S)| same_name(a, b.as_ref());
+            // By its short name, too: a folder of the link's name may lie in the share.
+            let same = |(a, b): (&String, &S)| {
+                let short = || short_name(a).is_some_and(|short| same_name(&short, b.as_ref()));
+                same_name(a, b.as_ref()) || short()
+            };
             link.parts.len() <= parts.len() && link.parts.iter().zip(parts).all(same)
         })
     }
@@ -67,7 +74,10 @@ pub fn local_name(
     };
     // A stream belongs to the last part of the path.
     let path = name.split(':').next().unwrap_or_default();
-    let parts: Vec<_> = path.split('\\').filter(|part| !part.is_empty()).collect();
+    // As paths are read: either slash separates, and a moment of the past may stand anywhere.
+    let parts = path.split(['\\', '/']);
+    let parts: Vec<_> =
+        parts.filter(|part| !part.is_empty() && part.parse::<SnapshotTime>().is_err()).collect();
     match namespace.link(&parts) {
         Some(_) => Err(NtStatus::PATH_NOT_COVERED),
         None => Ok(name.to_owned()),
@@ -142,7 +152,18 @@ mod tests {
         assert_eq!(local("\\srv\\Vms", true), Ok(String::new()));
         assert_eq!(local("old", false), Ok("old".into()));
         assert_eq!(local("oldvms", false), Ok("oldvms".into()));
-        for below in ["DISKS", "disks\\x\\y", "disks:stream", "old\\VMS\\a"] {
+        let moment = "@GMT-2026.01.02-03.04.05";
+        let (before, between) = (format!("{moment}\\disks"), format!("old\\{moment}\\vms"));
+        for below in [
+            "DISKS",
+            "disks\\x\\y",
+            "disks:stream",
+            "old\\VMS\\a",
+            "disks/x",
+            "old/vms",
+            &before,
+            &between,
+        ] {
             assert_eq!(local(below, false), elsewhere);
             assert_eq!(local(&format!("srv\\vms\\{below}"), true), elsewhere);
         }

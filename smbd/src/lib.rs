@@ -18,11 +18,14 @@
 
 mod accounts;
 pub mod admin;
+mod budget;
+mod census;
 mod clients;
 mod command;
 pub mod config;
 mod connection;
 mod credits;
+pub mod descriptors;
 mod dfs;
 mod exchange;
 #[cfg(test)]
@@ -46,6 +49,7 @@ mod status;
 pub mod supervise;
 mod tokens;
 mod volume;
+mod work;
 
 pub use listener::{Bound, Running, start, start_bound};
 pub use server::Server;

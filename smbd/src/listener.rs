@@ -1,11 +1,10 @@
 //! Accepting connections, and ending them in an orderly way.
 
 use std::{
-    collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -16,7 +15,13 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{Server, config::Config, connection, inherit, scrape};
+use crate::{
+    Server,
+    census::{Census, Counted, Room},
+    config::{Config, Limits},
+    connection, descriptors, inherit, scrape,
+    work::Timed,
+};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -28,43 +33,6 @@ pub struct Running {
     addresses: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
     listeners: JoinSet<()>,
-}
-
-/// Connections by address, for the limit on them.
-#[derive(Debug, Default)]
-struct Census {
-    counts: Mutex<HashMap<IpAddr, usize>>,
-}
-
-impl Census {
-    /// Counts a connection in unless a limit forbids it.
-    fn enter(self: &Arc<Self>, address: IpAddr, all: usize, each: usize) -> Option<Counted> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.values().sum::<usize>() >= all || counts.get(&address).copied() >= Some(each) {
-            return None;
-        }
-        *counts.entry(address).or_default() += 1;
-        Some(Counted { census: self.clone(), address })
-    }
-}
-
-/// A connection that is counted as long as this lives.
-#[derive(Debug)]
-struct Counted {
-    census: Arc<Census>,
-    address: IpAddr,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = self.census.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
 }
 
 /// Binds the configured addresses and begins to accept. Must run inside a tokio runtime.
@@ -232,6 +200,7 @@ async fn accept(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
+    let mut failures = 0u64;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -245,9 +214,9 @@ async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let limits = server.current().config.limits.clone();
-                let each = limits.connections_per_address;
-                let Some(counted) = census.enter(peer.ip(), limits.connections, each) else {
+                failures = 0;
+                let room = room(&server.current().config.limits);
+                let Some(counted) = census.enter(peer.ip(), room) else {
                     tracing::debug!(%peer, "refused: too many connections");
                     continue;
                 };
@@ -256,7 +225,11 @@ async fn accept(
             }
             // Out of descriptors, or the peer is gone already: others may still be served.
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection");
+                // The first of a row, and every thousandth, which is one in ten seconds at most.
+                if failures.is_multiple_of(1000) {
+                    tracing::warn!(%error, failures, "could not accept a connection");
+                }
+                failures += 1;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -265,12 +238,22 @@ async fn accept(
     while connections.join_next().await.is_some() {}
 }
 
+/// How many connections the limits and the descriptors of the process allow.
+fn room(limits: &Limits) -> Room {
+    let all = limits.connections.min(descriptors::most_connections());
+    Room {
+        all,
+        each: limits.connections_per_address,
+        strangers: limits.unauthenticated_connections.min(all),
+    }
+}
+
 async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     server: Arc<Server>,
     stopped: watch::Receiver<bool>,
-    _counted: Counted,
+    counted: Counted,
 ) {
     let _ = stream.set_nodelay(true);
     let patience = Duration::from_secs(server.current().config.limits.write_seconds);
@@ -278,7 +261,8 @@ async fn serve(
         tracing::debug!(%peer, %error, "the system will not notice that the client is gone");
     }
     server.connections.fetch_add(1, Ordering::Relaxed);
-    match connection::run(stream, peer, server.clone(), stopped).await {
+    let run = connection::run(stream, peer, server.clone(), stopped, &counted);
+    match Timed::new(run, &server.meters.longest).await {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::debug!(%peer, %error, "connection dropped"),
     }

@@ -12,7 +12,7 @@ use std::{
 
 use clap::Parser;
 use rustix::io::Errno;
-use smbd::{Bound, Server, config::Config, inherit, sandbox, supervise};
+use smbd::{Bound, Server, config::Config, descriptors, inherit, sandbox, supervise};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// SMB 3 file server for virtual-machine disks.
@@ -123,6 +123,22 @@ fn take_state(folder: &Path, line: &Line) -> anyhow::Result<File> {
     Ok(lock)
 }
 
+/// Says where the limits of the configuration are more than the process has descriptors for.
+fn descriptors_for(config: &Config) {
+    let limits = &config.limits;
+    for (key, limit, most) in [
+        ("limits.connections", limits.connections, descriptors::most_connections()),
+        ("limits.opens", limits.opens, descriptors::most_opens()),
+    ] {
+        if limit > most {
+            tracing::info!(
+                "{key} = {limit}, but the process may have descriptors for {most} only: raise its \
+                 limit (ulimit -Hn, LimitNOFILE= of a service)"
+            );
+        }
+    }
+}
+
 fn run(args: Args, config: Config) -> anyhow::Result<()> {
     // While there is one thread: ports first, then everything that is given up.
     let inherited = inherit::take();
@@ -130,6 +146,8 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         line.set_nonblocking(true)?;
     }
     let line = Line(inherited.supervisor.map(Arc::new));
+    descriptors::raise()?;
+    descriptors_for(&config);
     let bound = Bound::with(&config, inherited.sockets)?;
     sandbox::become_user(&config)?;
     let server = Arc::new(Server::new(config.clone())?);

@@ -22,7 +22,7 @@ use std::{
 
 use smb_protocol::{Command, NtStatus};
 
-use crate::{Server, session::ConnectionId};
+use crate::{Server, session::ConnectionId, work::Longest};
 
 /// Commands that are counted apart; an unknown one counts as the last.
 const COMMANDS: [&str; 20] = [
@@ -176,6 +176,8 @@ impl Totals {
 /// Counters of all connections.
 #[derive(Debug, Default)]
 pub struct Meters {
+    /// How long a connection kept a thread without a break.
+    pub longest: Longest,
     state: Mutex<State>,
 }
 
@@ -237,6 +239,9 @@ pub fn text(server: &Server) -> String {
             page.line("requests_total", &labels, *count);
         }
     }
+    let help = "longest time that a connection kept a thread without a break";
+    page.head("longest_turn_seconds", "gauge", help);
+    page.line("longest_turn_seconds", "", server.meters.longest.get().as_secs_f64());
     let commits = server.nodes.stable.commits();
     let counters = [
         ("received_bytes_total", "bytes from clients", totals.received),

@@ -33,8 +33,10 @@ use self::handles::Handles;
 use crate::{
     Server,
     accounts::Accounts,
+    budget::Held,
     command::{Ctx, Handled, ioctl as ioctl_command},
     session::Session,
+    work::aside,
 };
 
 /// Pipes of one session at a time.
@@ -62,6 +64,8 @@ pub struct Pipe {
 #[derive(Debug)]
 struct State {
     association: Association,
+    /// What of the user's budget it takes.
+    held: Held,
     handles: Handles,
     broken: bool,
 }
@@ -90,11 +94,11 @@ fn bad_stub(error: WireError) -> FaultStatus {
 
 impl Pipe {
     /// The pipe of a name, if there is one.
-    fn open(text: &str, id: FileId) -> Option<Self> {
+    fn open(text: &str, id: FileId, held: Held) -> Option<Self> {
         let (name, interfaces) = service(text)?;
         let address = format!("\\PIPE\\{}", name.to_ascii_lowercase());
         let association = Association::new(interfaces, address);
-        let state = State { association, handles: Handles::default(), broken: false };
+        let state = State { association, held, handles: Handles::default(), broken: false };
         Some(Self { id, state: Mutex::new(state) })
     }
 
@@ -105,22 +109,32 @@ impl Pipe {
     fn write(&self, server: &Server, session: &Session, data: &[u8]) -> Result<(), NtStatus> {
         let caller = Caller { server, session, accounts: Accounts::of(server) };
         let mut state = self.state();
-        let State { association, handles, broken } = &mut *state;
+        let State { association, held, handles, broken } = &mut *state;
         if *broken {
             return Err(NtStatus::PIPE_DISCONNECTED);
         }
-        let result = association.write(data, |call| serve(&caller, handles, call));
-        result.map_err(|error| {
+        let result = aside(|| association.write(data, |call| serve(&caller, handles, call)));
+        if let Err(error) = result {
             tracing::debug!(%error, "a pipe is given up");
             *broken = true;
-            NtStatus::PIPE_DISCONNECTED
-        })
+            return Err(NtStatus::PIPE_DISCONNECTED);
+        }
+        if !held.resize(association.held()) {
+            tracing::debug!("a pipe is given up: its user has too much held");
+            *broken = true;
+            association.clear();
+            return Err(NtStatus::INSUFFICIENT_RESOURCES);
+        }
+        Ok(())
     }
 
     /// Takes up to `most` bytes of what stands to be read.
     fn read(&self, most: usize) -> Result<(Vec<u8>, NtStatus), NtStatus> {
         let mut state = self.state();
-        match state.association.read(most) {
+        let read = state.association.read(most);
+        let State { association, held, .. } = &mut *state;
+        held.resize(association.held());
+        match read {
             Some((data, 0)) => Ok((data, NtStatus::SUCCESS)),
             Some((data, _)) => Ok((data, NtStatus::BUFFER_OVERFLOW)),
             None if state.broken => Err(NtStatus::PIPE_DISCONNECTED),
@@ -212,7 +226,8 @@ fn create_pipe(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let number = ctx.ex.server.new_open_id();
     let id = FileId { persistent: number, volatile: number };
-    let pipe = Pipe::open(&request.name, id).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+    let held = ctx.budget()?.take(0).ok_or(NtStatus::INSUFFICIENT_RESOURCES)?;
+    let pipe = Pipe::open(&request.name, id, held).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
     ctx.session()?.add_pipe(ctx.tree()?.id, Arc::new(pipe))?;
     create::Response {
         action: create::CreateAction::OPENED,

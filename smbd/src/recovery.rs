@@ -158,9 +158,8 @@ impl Server {
         let share = current.config.shares.get(&record.share).ok_or(Gone::Share)?;
         let volume = current.volumes.get(&record.share).cloned().ok_or(Gone::Share)?;
         let access = Access(record.access);
-        let changes = Access::WRITE_DATA.or(Access::APPEND_DATA).or(Access::DELETE);
         let kept = record.promise != Promise::Persistent || share.continuously_available;
-        if !kept || share.read_only && access.any(changes) {
+        if !kept || access.any(Access::ALL.without(share.maximal_access())) {
             return Err(Gone::Share);
         }
         if !share.users.contains(&record.user) {
@@ -214,6 +213,7 @@ impl Server {
         let open = Open::new(Parts {
             id: FileId { persistent: record.id, volatile: record.volatile },
             access,
+            ceiling: share.maximal_access(),
             options: CreateOptions(record.options),
             node,
             data,

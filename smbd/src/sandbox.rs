@@ -17,12 +17,12 @@ use std::{
 };
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, path_beneath_rules,
 };
 use rustix::{
     process::{Gid, Uid},
-    thread as system,
+    thread::{self as system, CapabilitySet, CapabilitySets},
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
@@ -91,13 +91,45 @@ impl User {
     }
 }
 
+/// What a server that stays root keeps of root's privileges: the files of others, and giving new
+/// ones to a share's group. Without CAP_FSETID the kernel clears the set-user-ID and set-group-ID
+/// bits of a file whose content a client changes.
+const KEPT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER);
+
+/// Gives up root's privileges but for [`KEPT`], and on Btrfs that of removing a snapshot, which is
+/// an administrator's there.
+fn give_up_privileges(config: &Config) -> Result<(), SandboxError> {
+    const BTRFS: u64 = 0x9123_683e;
+    let on_btrfs = |share: &crate::config::Share| {
+        rustix::fs::statfs(&share.path).is_ok_and(|file_system| file_system.f_type as u64 == BTRFS)
+    };
+    let mut kept = KEPT;
+    if config.shares.values().any(on_btrfs) {
+        kept |= CapabilitySet::SYS_ADMIN;
+    }
+    tracing::info!(
+        "the server stays root, with few of its privileges; server.user names a user to become"
+    );
+    let sets =
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    system("giving up privileges", system::set_capabilities(None, sets))
+}
+
 /// Becomes the user that the configuration names, for good; the state folder is made for it and
-/// given to it. Nothing happens without one, or if the process is that user already.
+/// given to it. Root without a user to become gives up most of its privileges.
 ///
 /// # Errors
 /// If there is no such user, or the process may not.
 pub fn become_user(config: &Config) -> Result<(), SandboxError> {
-    let Some(name) = &config.user else { return Ok(()) };
+    let Some(name) = &config.user else {
+        return match rustix::process::geteuid().is_root() {
+            true => give_up_privileges(config),
+            false => Ok(()),
+        };
+    };
     let passwd = system("reading /etc/passwd", fs::read_to_string("/etc/passwd"))?;
     let group = fs::read_to_string("/etc/group").unwrap_or_default();
     let user = User::find(name, &passwd, &group);
@@ -156,6 +188,8 @@ pub fn confine(config: &Config, file: &Path) -> Result<Confined, SandboxError> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
+        // Its ports are bound, and it connects to nobody.
+        .handle_access(AccessNet::from_all(abi))?
         .create()?
         .add_rules(path_beneath_rules(shares(config), inside))?
         // The admin socket is made there.

@@ -46,18 +46,29 @@ async fn answer(server: &Server, mut stream: TcpStream) -> io::Result<()> {
         }
         head.extend_from_slice(&part[..got]);
     }
-    let (status, body) = respond(&head, || meters::text(server));
-    let text = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
+    let text = respond(&head, || meters::text(server));
     stream.write_all(text.as_bytes()).await?;
     stream.shutdown().await
 }
 
+/// The answer to a request (RFC 9110): with HEAD what GET says of the page and not the page
+/// (9.3.2); what is refused for its method names those that are not (15.5.6).
+fn respond(head: &[u8], page: impl FnOnce() -> String) -> String {
+    let (status, body) = judge(head, page);
+    let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
+    let mut text = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+         Content-Length: {}\r\n{allow}Connection: close\r\n\r\n",
+        body.len()
+    );
+    if !head.starts_with(b"HEAD ") {
+        text.push_str(&body);
+    }
+    text
+}
+
 /// Status line and body for a request.
-fn respond(head: &[u8], page: impl FnOnce() -> String) -> (&'static str, String) {
+fn judge(head: &[u8], page: impl FnOnce() -> String) -> (&'static str, String) {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let mut words = line.split(|byte| *byte == b' ');
     let (method, target, version) = (words.next(), words.next(), words.next());
@@ -66,9 +77,9 @@ fn respond(head: &[u8], page: impl FnOnce() -> String) -> (&'static str, String)
     }
     let path = target.unwrap_or_default().split(|byte| *byte == b'?').next();
     match (method, path) {
-        (Some(b"GET"), Some(b"/metrics")) => ("200 OK", page()),
-        (Some(b"GET"), _) => ("404 Not Found", "only /metrics is here\n".to_owned()),
-        _ => ("405 Method Not Allowed", "only GET\n".to_owned()),
+        (Some(b"GET" | b"HEAD"), Some(b"/metrics")) => ("200 OK", page()),
+        (Some(b"GET" | b"HEAD"), _) => ("404 Not Found", "only /metrics is here\n".to_owned()),
+        _ => ("405 Method Not Allowed", "only GET and HEAD\n".to_owned()),
     }
 }
 
@@ -88,9 +99,22 @@ mod tests {
             ("GET /metrics\r\n\r\n", "400"),
             ("\r\n\r\n", "400"),
         ] {
-            let (status, body) = respond(head.as_bytes(), page);
+            let (status, body) = judge(head.as_bytes(), page);
             assert!(status.starts_with(want), "{head:?}: {status}");
             assert_eq!(body == "page", want == "200");
         }
+    }
+
+    #[test]
+    fn head_says_what_get_would_and_a_refusal_names_the_methods() {
+        let page = || "page".to_owned();
+        let (get, head) = (
+            respond(b"GET /metrics HTTP/1.1\r\n\r\n", page),
+            respond(b"HEAD /metrics HTTP/1.1\r\n\r\n", page),
+        );
+        assert_eq!(get, format!("{head}page"));
+        assert!(head.contains("\r\nContent-Length: 4\r\n") && !head.contains("Allow:"));
+        let refused = respond(b"POST /metrics HTTP/1.1\r\n\r\n", page);
+        assert!(refused.contains("\r\nAllow: GET, HEAD\r\n"), "{refused}");
     }
 }

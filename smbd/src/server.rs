@@ -19,13 +19,18 @@ use smb_protocol::{
 
 use crate::{
     accounts,
+    budget::Budgets,
     config::Config,
     logons::Logons,
     meters::Meters,
     quoted::Rate,
     session::{ConnectionId, Sessions},
     tokens::Tokens,
-    volume::{Volume, node::Nodes, streams},
+    volume::{
+        Volume,
+        node::Nodes,
+        sweep::{self, Swept},
+    },
 };
 
 /// What all connections share.
@@ -45,6 +50,8 @@ pub struct Server {
     pub meters: Meters,
     /// Bytes that clients have sent who have not logged in, beyond what is free.
     pub unauthenticated_bytes: AtomicUsize,
+    /// What each user has the server hold.
+    pub budgets: Budgets,
     /// Lines of the log that clients cause who have not logged in.
     pub strangers: Rate,
     /// Logons that have failed.
@@ -132,6 +139,7 @@ impl Server {
             tokens: Arc::default(),
             meters: Meters::default(),
             unauthenticated_bytes: AtomicUsize::new(0),
+            budgets: Budgets::default(),
             strangers: Rate::default(),
             logons: Logons::default(),
             is_first,
@@ -171,14 +179,19 @@ impl Server {
         for volume in &all {
             let swept = rustix::fs::fstat(volume.root()).and_then(|stat| {
                 if done.contains(&stat.st_dev) {
-                    return Ok(0);
+                    return Ok(Swept::All(0));
                 }
                 done.push(stat.st_dev);
-                streams::sweep(volume.homes(&all)?)
+                sweep::sweep(volume.homes(&all)?)
             });
             match swept {
-                Ok(0) => {}
-                Ok(count) => tracing::info!(count, "removed streams of files that are gone"),
+                Ok(Swept::All(0)) => {}
+                Ok(Swept::Incomplete) => tracing::warn!(
+                    "not every file of the shares could be seen; streams of files that are gone stay"
+                ),
+                Ok(Swept::All(count)) => {
+                    tracing::info!(count, "removed streams of files that are gone")
+                }
                 Err(error) => tracing::info!(%error, "streams of files that are gone may remain"),
             }
         }

@@ -32,6 +32,7 @@ use crate::{
     notices::{self, Line, Notice},
     pipe::{PIPES_PER_SESSION, Pipe},
     volume::{Volume, open::Open},
+    work::aside,
 };
 
 /// An authenticated session.
@@ -153,6 +154,9 @@ pub struct Channel {
     /// The connection.
     pub connection: ConnectionId,
 }
+
+/// Opens that are quickly closed.
+const FEW: usize = 16;
 
 /// Connections that one session can have.
 const CHANNELS: usize = 32;
@@ -333,6 +337,7 @@ impl Session {
         known.is_some()
     }
 
+    /// Closes opens; those that are worth it are kept for their client if `keep`.
     fn close_where(&self, which: impl Fn(TreeId) -> bool, keep: bool) {
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         let mut closed = Vec::new();
@@ -344,13 +349,19 @@ impl Session {
             !close
         });
         drop(opens);
-        for Entry { open, .. } in closed {
+        // Each may have a file to remove, and there may be thousands.
+        let close = |Entry { open, .. }: Entry| {
             open.closed.notify_waiters();
             if keep && let Some(time) = open.worth_keeping() {
                 open.standing().session = Weak::new();
                 open.note_away(true);
                 open.nodes().clone().kept.keep(open, time);
             }
+        };
+        if closed.len() > FEW {
+            aside(|| closed.into_iter().for_each(close));
+        } else {
+            closed.into_iter().for_each(close);
         }
     }
 

@@ -33,6 +33,8 @@ use crate::volume::{Volume, cluster_size, space};
 
 /// Tokens at a time.
 const MOST: usize = 1024;
+/// Those of one user.
+const MOST_OF_ONE: usize = 256;
 /// How long a token lives if the client does not say.
 const LIFE: Duration = Duration::from_secs(60);
 /// How long it lives at most.
@@ -113,9 +115,12 @@ impl Tokens {
     ) -> Result<(Token, Instant), NtStatus> {
         let now = Instant::now();
         self.sweep(now);
-        if self.lock().len() >= MOST {
+        let table = self.lock();
+        let own = table.values().filter(|held| held.user == user).count();
+        if table.len() >= MOST || own >= MOST_OF_ONE {
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
+        drop(table);
         let of_errno = crate::status::of_errno;
         let filled = range.end - range.start;
         let expires = now + if life.is_zero() { LIFE } else { life.min(LONGEST) };
@@ -320,13 +325,18 @@ mod tests {
         let tokens = Tokens::default();
         let source = tempfile::tempfile().unwrap();
         source.write_all_at(&[1; 512], 0).unwrap();
-        let issue = |life| tokens.issue(&volume, source.as_fd(), 0..512, 512, "ANN", life);
-        for _ in 0..MOST {
-            issue(Duration::from_secs(60)).unwrap();
+        let issue = |user, life| tokens.issue(&volume, source.as_fd(), 0..512, 512, user, life);
+        let users: Vec<_> = (0..MOST / MOST_OF_ONE).map(|n| format!("USER{n}")).collect();
+        for user in &users {
+            for _ in 0..MOST_OF_ONE {
+                issue(user, Duration::from_secs(60)).unwrap();
+            }
+            // One user takes nothing from the others.
+            let full = issue(user, Duration::from_secs(60)).unwrap_err();
+            assert_eq!(full, NtStatus::INSUFFICIENT_RESOURCES);
         }
-        let full = issue(Duration::from_secs(60)).unwrap_err();
-        assert_eq!(full, NtStatus::INSUFFICIENT_RESOURCES);
+        assert!(issue("ANN", Duration::from_secs(60)).is_err());
         tokens.sweep(Instant::now() + LONGEST);
-        issue(Duration::ZERO).unwrap();
+        issue("ANN", Duration::ZERO).unwrap();
     }
 }

@@ -20,6 +20,7 @@ pub mod node;
 pub mod open;
 pub mod path;
 pub mod pattern;
+pub mod permit;
 pub mod security;
 pub mod sequence;
 pub mod short;
@@ -27,6 +28,7 @@ pub mod snapshots;
 pub mod space;
 pub mod stable;
 pub mod streams;
+pub mod sweep;
 pub mod times;
 pub mod touch;
 pub mod tunnel;
@@ -46,12 +48,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, XattrFlags},
+    fs::{Dir, Gid, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
 };
 use smb_protocol::{NtStatus, name::same_name};
 
-use crate::status::of_errno;
+use crate::{
+    status::of_errno,
+    work::{self, aside},
+};
 pub use path::{FileName, RelPath, StreamName, StreamPart};
 use snapshots::Snapshots;
 use streams::StreamStore;
@@ -282,22 +287,43 @@ impl Volume {
 
     /// Follows the name of a folder part by part.
     fn find_folder(&self, wanted: &RelPath) -> Result<(OwnedFd, RelPath), NtStatus> {
-        let mut path = RelPath::root();
-        let mut folder = self.open_folder(&path).map_err(of_folder)?;
-        for part in wanted.parts() {
-            let mut next = path.child(part);
-            folder = match self.open_folder(&next) {
-                Err(Errno::NOENT) => {
-                    let real = self.fold(&folder, part)?.ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
-                    next = path.child(&real);
-                    self.open_folder(&next)
-                }
+        /// More folders than that, one in the other, are not followed on a thread that serves.
+        const DEEP: usize = 16;
+        let parts = wanted.parts();
+        let mut at = (self.open_folder(&RelPath::root()).map_err(of_folder)?, RelPath::root());
+        let (first, rest) = parts.split_at(parts.len().min(DEEP));
+        for part in first {
+            at = self.enter(at, part)?;
+        }
+        if rest.is_empty() {
+            return Ok(at);
+        }
+        aside(|| rest.iter().try_fold(at, |at, part| self.enter(at, part)))
+    }
+
+    /// Follows one part of a name from a folder.
+    fn enter(
+        &self,
+        (folder, above): (OwnedFd, RelPath),
+        part: &str,
+    ) -> Result<(OwnedFd, RelPath), NtStatus> {
+        let open = |name: &str| {
+            // From the folder itself, whose depth does not matter then.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match rustix::fs::openat2(&folder, name, flags, Mode::empty(), RESOLVE) {
+                // A link that leads out of this folder may still lead to one of the share.
+                Err(Errno::XDEV | Errno::AGAIN) => self.open_folder(&above.child(name)),
                 other => other,
             }
-            .map_err(of_folder)?;
-            path = next;
+        };
+        match open(part) {
+            Err(Errno::NOENT) => {
+                let real = self.fold(&folder, part)?.ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
+                let next = open(&real).map_err(of_folder)?;
+                Ok((next, above.child(&real)))
+            }
+            other => Ok((other.map_err(of_folder)?, above.child(part))),
         }
-        Ok((folder, path))
     }
 
     /// Opens a folder for listing.
@@ -305,107 +331,58 @@ impl Volume {
         self.openat(&path.to_os(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
     }
 
+    /// Opens a folder in another, without access to its content.
+    fn step(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(folder, name, flags, Mode::empty(), RESOLVE)
+    }
+
     /// The name in `folder` that Windows holds for the same as `part`.
     fn fold(&self, folder: &OwnedFd, part: &str) -> Result<Option<String>, NtStatus> {
+        /// So many names are looked at on a thread that serves.
+        const FEW: usize = 256;
         let by_short = part.contains('~') && short::is_short(part);
-        let mut short_for = Vec::new();
         let stat = rustix::fs::fstat(folder).map_err(of_errno)?;
         if !by_short && self.names.lacks(&stat, part) {
             return Ok(None);
         }
         let mut reading = names::Names::read(&stat);
-        for entry in Dir::read_from(folder).map_err(of_errno)? {
-            let entry = entry.map_err(of_errno)?;
-            let Ok(text) = entry.file_name().to_str() else { continue };
-            if same_name(text, part) {
-                return Ok(Some(text.to_owned()));
+        let mut entries = Dir::read_from(folder).map_err(of_errno)?;
+        let mut short_for = Vec::new();
+        let mut look = |most: usize| -> Result<Looked, NtStatus> {
+            for _ in 0..most {
+                let Some(entry) = entries.next() else { return Ok(Looked::At(None)) };
+                let entry = entry.map_err(of_errno)?;
+                let Ok(text) = entry.file_name().to_str() else { continue };
+                if same_name(text, part) {
+                    return Ok(Looked::At(Some(text.to_owned())));
+                }
+                self.names.saw(&mut reading, text);
+                if by_short
+                    && path::valid_part(text)
+                    && short::short_name(text).is_some_and(|short| same_name(&short, part))
+                {
+                    short_for.push(text.to_owned());
+                }
             }
-            self.names.saw(&mut reading, text);
-            if by_short
-                && path::valid_part(text)
-                && short::short_name(text).is_some_and(|short| same_name(&short, part))
-            {
-                short_for.push(text.to_owned());
-            }
+            Ok(Looked::NotYet)
+        };
+        let mut looked = look(FEW)?;
+        if matches!(looked, Looked::NotYet) {
+            looked = aside(|| look(usize::MAX))?;
+        }
+        if let Looked::At(Some(found)) = looked {
+            return Ok(Some(found));
         }
         self.names.done(reading);
         // A short name that could mean two files means none.
         Ok(short_for.pop().filter(|_| short_for.is_empty()))
     }
 
-    /// Makes a regular file in a folder that must not be there yet, opened for reading and writing.
-    pub fn create_file(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let fd = self.names.change(folder, (None, Some(name)), || {
-            let flags = flags | OFlags::CLOEXEC;
-            rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o644))
-        })?;
-        self.regroup(fd)
-    }
-
-    /// Makes a regular file as [`Volume::create_file`] does, which bears a mark from the moment it
-    /// has its name.
-    pub fn create_marked(
-        &self,
-        folder: BorrowedFd<'_>,
-        name: &str,
-        mark: &Mark,
-    ) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let nameless = rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o644));
-        let nameless = match nameless {
-            Ok(nameless) => nameless,
-            // A file system that cannot: for a moment the file is there without its mark.
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
-                let fd = self.create_file(folder, name)?;
-                rustix::fs::fsetxattr(&fd, MADE, mark, XattrFlags::empty())?;
-                return Ok(fd);
-            }
-            Err(error) => return Err(error),
-        };
-        rustix::fs::fsetxattr(&nameless, MADE, mark, XattrFlags::empty())?;
-        let nameless = self.regroup(nameless)?;
-        self.link_in(nameless.as_fd(), folder, name)?;
-        // A descriptor from before it had a name does not tell the name.
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(folder, name, flags, Mode::empty())?;
-        let same = node::key(&rustix::fs::fstat(&fd)?) == node::key(&rustix::fs::fstat(&nameless)?);
-        if same { Ok(fd) } else { Err(Errno::EXIST) }
-    }
-
-    /// Gives what was made the group that is set.
-    fn regroup(&self, fd: OwnedFd) -> Result<OwnedFd, Errno> {
-        if self.group.is_some() {
-            rustix::fs::chownat(&fd, "", None, self.group, AtFlags::EMPTY_PATH)?;
-        }
-        Ok(fd)
-    }
-
-    /// Makes a folder in another that must not be there yet.
-    pub fn create_folder(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
-        self.names.change(folder, (None, Some(name)), || {
-            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o755))
-        })?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.regroup(rustix::fs::openat(folder, name, flags, Mode::empty())?)
-    }
-
     fn parent(&self, path: &RelPath) -> Result<(OwnedFd, OsString), Errno> {
         let (parent, name) = path.split().ok_or(Errno::BUSY)?;
         let fd = self.openat(&parent.to_os(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
         Ok((fd, OsString::from(name)))
-    }
-
-    /// Removes `path` if it still names the file that `stat` describes.
-    pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
-        let (parent, name) = self.parent(path)?;
-        self.names.change(parent.as_fd(), (name.to_str(), None), || {
-            unlink_same(parent.as_fd(), &name, stat)
-        })?;
-        if let Ok(folder) = rustix::fs::fstat(&parent) {
-            self.tunnel.went(node::key(&folder), &name.to_string_lossy(), Instant::now());
-        }
-        Ok(())
     }
 
     /// The name that a new file really gets: one that is made by the short name of a file that has
@@ -422,69 +399,10 @@ impl Volume {
         }
     }
 
-    /// Removes the name of what `fd` names, and the streams of a file that is gone with it. The
-    /// name is the one it was opened by, which may be a symbolic link, or, if that is not there any
-    /// more, the one that it has now.
-    pub fn remove_open(&self, fd: BorrowedFd<'_>, opened: Option<&RelPath>) -> Result<(), Errno> {
-        let stat = rustix::fs::fstat(fd)?;
-        if let Some(opened) = opened
-            && self.remove(opened, &stat).is_ok()
-        {
-            return self.forget_streams(fd);
-        }
-        let place = place_of(fd)?;
-        match place.strip_prefix(place_of(self.root())?) {
-            Ok(below) => self.remove(&RelPath::from_system(below), &stat)?,
-            // It was moved out of this share through one that holds it.
-            Err(_) => remove_at(&place, &stat)?,
-        }
-        self.forget_streams(fd)
-    }
-
-    /// Removes the streams of a file that has no name any more.
-    pub fn forget_streams(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-        let stat = rustix::fs::fstat(fd)?;
-        if stat.st_nlink == 0 { self.streams().clear(fd, |_| false) } else { Ok(()) }
-    }
-
     /// The folder that `path` is in, opened without access to its content.
     pub fn folder_of(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
         let folder = path.split().map_or_else(RelPath::root, |(folder, _)| folder);
         self.openat(&folder.to_os(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
-    }
-
-    /// Gives a file another name; `replace` allows that name to be taken.
-    pub fn rename(&self, from: &RelPath, to: &RelPath, replace: bool) -> Result<(), Errno> {
-        let (old, old_name) = self.parent(from)?;
-        let (new, new_name) = self.parent(to)?;
-        let flags = if replace {
-            rustix::fs::RenameFlags::empty()
-        } else {
-            rustix::fs::RenameFlags::NOREPLACE
-        };
-        let rename = || rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags);
-        let (from, to) = (rustix::fs::fstat(&old)?, rustix::fs::fstat(&new)?);
-        // A folder that another file comes to or goes from is read anew.
-        let only = |folder: &Stat| node::key(&from) == node::key(folder);
-        if only(&to) && !replace {
-            let names = (old_name.to_str(), new_name.to_str());
-            return self.names.change(old.as_fd(), names, rename);
-        }
-        rename()
-    }
-
-    /// Gives what `fd` names one more name, which must be free.
-    pub fn link(&self, fd: BorrowedFd<'_>, to: &RelPath) -> Result<(), Errno> {
-        let (folder, name) = self.parent(to)?;
-        self.link_in(fd, folder.as_fd(), &name.to_string_lossy())
-    }
-
-    fn link_in(&self, fd: BorrowedFd<'_>, folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
-        let path = magic_path(fd);
-        let follow = AtFlags::SYMLINK_FOLLOW;
-        self.names.change(folder, (None, Some(name)), || {
-            rustix::fs::linkat(rustix::fs::CWD, path.as_str(), folder, name, follow)
-        })
     }
 
     /// Makes the names in the folder of `path` durable.
@@ -495,6 +413,14 @@ impl Volume {
     }
 }
 
+/// What a look at some of a folder's names came to.
+enum Looked {
+    /// All, or up to the one that was looked for.
+    At(Option<String>),
+    /// There are more.
+    NotYet,
+}
+
 /// The status of a folder on the way to a file that cannot be opened.
 fn of_folder(error: Errno) -> NtStatus {
     match error {
@@ -503,29 +429,24 @@ fn of_folder(error: Errno) -> NtStatus {
     }
 }
 
-/// Removes a name if it still names the file that `stat` describes, or is a link to it.
-fn unlink_same(folder: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<(), Errno> {
-    let now = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let kind = FileType::from_raw_mode(now.st_mode);
-    let means = match kind {
-        FileType::Symlink => rustix::fs::statat(folder, name, AtFlags::empty())?,
-        _ => now,
-    };
-    if (means.st_dev, means.st_ino) != (stat.st_dev, stat.st_ino) {
-        return Err(Errno::NOENT);
+/// Bytes whose release is not worth another thread.
+const SMALL: u64 = 64 << 20;
+
+/// Closes what may be the last that keeps a removed file. The system gives its blocks back then,
+/// which takes long for a large one, so another thread does it.
+pub fn close_removed(fd: impl AsFd + Send + 'static) {
+    let large = |stat: Stat| stat.st_nlink == 0 && stat.st_blocks as u64 * 512 > SMALL;
+    if rustix::fs::fstat(fd.as_fd()).is_ok_and(large) {
+        work::later(move || drop(fd));
     }
-    let flags = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-    rustix::fs::unlinkat(folder, name, flags)
 }
 
-fn remove_at(place: &Path, stat: &Stat) -> Result<(), Errno> {
-    let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
-        return Err(Errno::BUSY);
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_SYMLINKS;
-    let folder = rustix::fs::openat2(rustix::fs::CWD, folder, flags, Mode::empty(), resolve)?;
-    unlink_same(folder.as_fd(), name, stat)
+/// Sets the length of a file, aside if that frees many blocks.
+pub fn set_length(fd: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
+    let stat = rustix::fs::fstat(fd)?;
+    let frees = (stat.st_size as u64).saturating_sub(length).min(stat.st_blocks as u64 * 512);
+    let cut = || rustix::fs::ftruncate(fd, length);
+    if frees > SMALL { aside(cut) } else { cut() }
 }
 
 /// Where in the system's tree the file is that `fd` names.

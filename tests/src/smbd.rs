@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader, Write},
     net::SocketAddr,
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
@@ -161,8 +162,36 @@ impl Smbd {
         }
     }
 
+    /// Leaves in the target folder how long a connection kept a thread, for `make test` to show. A
+    /// server that does not answer at once has nothing to say.
+    fn note_longest_turn(&self) {
+        let Some(turn) = self.longest_turn() else { return };
+        let name = thread::current().name().unwrap_or("?").to_owned();
+        let binary = std::env::args().next().unwrap_or_default();
+        let binary = Path::new(&binary).file_stem().unwrap_or_default().to_string_lossy();
+        let folder = ours("smbd").with_file_name("longest-turns");
+        let noted = fs::create_dir_all(&folder).and_then(|()| {
+            let file = folder.join(format!("{}-{}", std::process::id(), self.port()));
+            fs::write(file, format!("{turn} {binary} {name}\n"))
+        });
+        noted.expect("the target folder is writable");
+    }
+
+    /// Longest time that a connection kept a thread, in microseconds.
+    pub fn longest_turn(&self) -> Option<u64> {
+        let socket = self.folder.path().join("state/admin.sock");
+        let mut stream = UnixStream::connect(socket).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        stream.write_all(b"{\"op\":\"status\"}\n").ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        let event: serde_json::Value = serde_json::from_str(&line).ok()?;
+        event["reply"]["status"]["longest_turn_us"].as_u64()
+    }
+
     /// Kills it without warning and starts it again at the same port.
     pub fn kill_and_restart(&mut self) {
+        self.note_longest_turn();
         if let Some(mut process) = self.process.take() {
             process.0.kill().expect("it runs");
             process.0.wait().expect("it was ours");
@@ -243,6 +272,7 @@ impl Smbd {
 impl Smbd {
     /// Stops it and returns the lines of its log that say that something is wrong.
     pub fn stop(&mut self) -> Vec<String> {
+        self.note_longest_turn();
         self.process = None;
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let bad = |l: &&str| [" ERROR ", " WARN ", "panicked"].iter().any(|w| l.contains(w));

@@ -1,21 +1,25 @@
 #!/bin/bash
-# Becomes the service manager of a small system of its own: the machine's files, with /etc, /srv,
-# /var/lib, /run and /tmp that are gone afterwards.
+# Becomes the service manager of a small system of its own: all of the machine's files, with a layer
+# above them that takes whatever is changed and is gone afterwards. A service manager that starts
+# cleans /tmp, makes folders and sets the kernel's parameters; none of that may reach the machine.
 # usage: unshare --fork --pid --mount --cgroup --uts --ipc --net enter.sh FOLDER-OF-PROGRAMS REPORT
 set -euo pipefail
 programs=$(realpath "$1") report=$(realpath "$2") here=$(realpath "$(dirname "$0")")
 
-mount --make-rprivate /
-layer=$(mktemp -d)
-mount -t tmpfs tmpfs "$layer"
-mkdir "$layer"/{up,work,bin}
-mount -t overlay overlay -o "lowerdir=/etc,upperdir=$layer/up,workdir=$layer/work" /etc
-mount -t tmpfs tmpfs /srv
-mount -t tmpfs tmpfs /var/lib
-mkdir /var/lib/systemd
-cp "$programs"/{smbd,bulkhead} "$layer/bin"
-cp "$here/scenario.sh" "$layer/bin/scenario"
-mount --bind "$layer/bin" /usr/local/sbin
+. "$here/../scratch/layer.sh"
+# The layer's place lies beside the report, in the folder that the caller removes.
+layer "$(dirname "$report")"
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+mkdir "$root/var/lib/systemd"
+: >"$root/run/bulkhead-test/report"
+mount --bind "$report" "$root/run/bulkhead-test/report"
+cp "$programs"/{smbd,bulkhead} "$root/usr/local/sbin"
+cp "$here/scenario.sh" "$root/usr/local/sbin/scenario"
+cp "$here"/../../packaging/smbd.{service,socket} "$root/run/bulkhead-test"
+enter_layer
+report=/run/bulkhead-test/report
+# Nothing of the machine's own boot belongs here.
+rm -rf /lib/systemd/system/sysinit.target.wants /etc/systemd/system/*.wants
 
 # As the head of the unit says.
 useradd --system --home-dir /var/lib/bulkhead --shell /usr/sbin/nologin bulkhead
@@ -37,8 +41,8 @@ T
 chown bulkhead /etc/bulkhead/smbd.toml
 chmod 600 /etc/bulkhead/smbd.toml
 units=/etc/systemd/system
-sed 's#/usr/bin/smbd#/usr/local/sbin/smbd#' "$here/../../packaging/smbd.service" >$units/bulkhead-smbd.service
-cp "$here/../../packaging/smbd.socket" $units/bulkhead-smbd.socket
+sed 's#/usr/bin/smbd#/usr/local/sbin/smbd#' /run/bulkhead-test/smbd.service >$units/bulkhead-smbd.service
+cp /run/bulkhead-test/smbd.socket $units/bulkhead-smbd.socket
 mkdir $units/bulkhead-smbd.service.d
 cat >$units/bulkhead-smbd.service.d/log.conf <<T
 [Service]
@@ -57,12 +61,5 @@ ExecStart=/usr/local/sbin/scenario
 ExecStopPost=/bin/systemctl exit --force 0
 T
 
-ip link set lo up
-mount -t proc proc /proc
-mount -t tmpfs tmpfs /run
-umount -l /sys/fs/cgroup 2>/dev/null || true
-mount -t sysfs sysfs /sys 2>/dev/null || true
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-case $report in /tmp/*) ;; *) mount -t tmpfs tmpfs /tmp ;; esac
 export container=lxc
 exec /lib/systemd/systemd --system --unit=scenario.service --log-target=console --show-status=false

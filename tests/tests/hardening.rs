@@ -83,3 +83,28 @@ fn a_server_becomes_its_user_and_serves() {
     assert_eq!(fs::metadata(server.scratch().join("state")).unwrap().uid(), uid);
     assert!(server.admin(&["server", "reload"]).status.success());
 }
+
+/// A server that stays root does not lend a client's content root's rights.
+#[test]
+fn content_that_a_client_changes_is_not_set_user_id() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root keeps these bits when it writes");
+        return;
+    }
+    let server = Smbd::start("", "");
+    // CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER; on Btrfs CAP_SYS_ADMIN.
+    let kept = u64::from_str_radix(&status(&server, "CapEff"), 16).unwrap();
+    assert_eq!(kept & !(1 << 21), 0b1111, "{kept:#x}");
+    let program = server.files().join("program");
+    let make = |bits: u32| {
+        fs::write(&program, "#!/bin/sh\nexit 0\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(bits)).unwrap();
+    };
+    for bits in [0o4755, 0o2755, 0o6755] {
+        make(bits);
+        fs::write(server.scratch().join("new"), "#!/bin/sh\nrm -rf /\n").unwrap();
+        let Some(said) = smbclient(&server, "put new program") else { return };
+        assert!(said.contains("putting file"), "{said}");
+        assert_eq!(fs::metadata(&program).unwrap().mode() & 0o7777, 0o755, "{bits:o}");
+    }
+}

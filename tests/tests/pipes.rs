@@ -66,6 +66,8 @@ fn rpcclient_asks_about_the_server() {
     );
     contains(&text, &["files", "max_uses", "SEC_DESC_DACL_PRESENT", "INVALID_NAME"]);
     let second = rpc(&server, USER2, "netsharegetinfo vms").unwrap_or_default();
+    contains(&second, &["ACCESS_DENIED"]);
+    let second = rpc(&server, USER2, "netsharegetinfo vms 1").unwrap_or_default();
     contains(&second, &["netname: vms"]);
     assert!(!second.contains("files"), "paths are for administrators: {second}");
     let nothing = rpc(&server, USER, "netsharegetinfo nothing 1").unwrap_or_default();
@@ -86,6 +88,8 @@ fn rpcclient_translates_names_and_browses_accounts() {
     contains(&text, &["WORKGROUP", "Account Name: admin", "name:[TESTER]", "name:[Builtin]"]);
     contains(&text, &["Total Users:\t2", "user:[admin]", "user:[second]", "group:[None]"]);
     contains(&text, &["group:[Administrators]", "name admin:", "User Name   :\tadmin"]);
+    let second = rpc(&server, USER2, "enumdomusers; enumdomgroups").unwrap_or_default();
+    assert!(!second.contains(":["), "accounts are for administrators: {second}");
     for class in ["1", "2", "3", "5", "7", "8", "12"] {
         let text = rpc(&server, USER, &format!("querydominfo {class}")).unwrap_or_default();
         assert!(!text.contains("NT_STATUS"), "{class}: {text}");

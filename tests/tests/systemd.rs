@@ -17,6 +17,14 @@ fn smbd_is_a_service() {
         return;
     }
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // What a service manager cleans when it starts is not the machine's.
+    let kept = ["/tmp", "/var/tmp"];
+    let kept = kept.map(|place| {
+        let canary = tempfile::Builder::new().prefix("canary").tempdir_in(place).unwrap();
+        fs::write(canary.path().join("file"), "precious").unwrap();
+        canary
+    });
+    let parameters = kernel_parameters();
     let (report, root) = (folder.path().join("report"), Path::new(env!("CARGO_MANIFEST_DIR")));
     fs::write(&report, "").unwrap();
     let smbd = ours("smbd");
@@ -31,4 +39,15 @@ fn smbd_is_a_service() {
         return;
     }
     assert!(report.contains("systemd: PASS"), "{report}\n{said}");
+    for canary in kept {
+        let file = canary.path().join("file");
+        assert_eq!(fs::read(&file).unwrap(), b"precious", "{} was touched", file.display());
+    }
+    assert_eq!(kernel_parameters(), parameters);
+}
+
+/// Parameters of the kernel that a service manager sets when a machine boots.
+fn kernel_parameters() -> Vec<Option<String>> {
+    let names = ["kernel/core_pattern", "kernel/pid_max", "kernel/sysrq", "fs/nr_open"];
+    names.map(|name| fs::read_to_string(Path::new("/proc/sys").join(name)).ok()).into()
 }

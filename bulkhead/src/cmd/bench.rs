@@ -14,6 +14,7 @@ mod verify;
 
 /// Arguments of `bulkhead bench`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = crate::password::HELP)]
 pub struct Args {
     #[command(subcommand)]
     what: What,

@@ -17,6 +17,7 @@ use crate::units::parse_size;
 
 /// Arguments of `bulkhead disk`.
 #[derive(Debug, ClapArgs)]
+#[command(after_help = crate::password::HELP)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

@@ -2,8 +2,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, BufRead, IsTerminal, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io::{self, IsTerminal, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,8 @@ use smb_protocol::ntlm::{
     users::{self, User},
 };
 use zeroize::Zeroizing;
+
+use crate::password::{MAX_PASSWORD, first_line, prompt};
 
 /// Arguments of `bulkhead user`.
 #[derive(Debug, clap::Args)]
@@ -27,7 +29,7 @@ enum Action {
     Add {
         /// Name of the user.
         name: String,
-        /// Users file; made if it is missing.
+        /// Users file; made, with its folder, if it is missing.
         #[arg(long)]
         file: PathBuf,
         /// Change the password of a user who is there.
@@ -58,8 +60,6 @@ enum Action {
 
 /// Largest users file that is read.
 const MAX_FILE: u64 = 16 << 20;
-/// Longest password in bytes.
-const MAX_PASSWORD: u64 = 1024;
 
 /// Runs the subcommand.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -134,6 +134,10 @@ fn save(path: &Path, list: &[User]) -> anyhow::Result<()> {
     temporary.push(format!(".{}.new", std::process::id()));
     let temporary = folder.join(temporary);
     let write = || -> io::Result<()> {
+        if !folder.exists() {
+            // A first user is added before anything else is there.
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(users::encode(list).as_bytes())?;
@@ -165,32 +169,6 @@ fn read_password(file: Option<&Path>) -> anyhow::Result<Zeroizing<String>> {
         }
         _ => first_line(&mut io::BufReader::new(io::stdin().lock().take(MAX_PASSWORD + 2))),
     }
-}
-
-fn first_line(input: &mut impl BufRead) -> anyhow::Result<Zeroizing<String>> {
-    let mut line = Zeroizing::new(String::new());
-    input.read_line(&mut line).context("cannot read the password")?;
-    let len = line.trim_end_matches(['\r', '\n']).len();
-    line.truncate(len);
-    if len as u64 > MAX_PASSWORD {
-        bail!("the password is longer than {MAX_PASSWORD} bytes");
-    }
-    Ok(line)
-}
-
-/// Asks on the terminal without showing what is typed.
-fn prompt(text: &str) -> anyhow::Result<Zeroizing<String>> {
-    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-    let stdin = io::stdin();
-    let before = tcgetattr(&stdin).context("cannot use the terminal")?;
-    let mut silent = before.clone();
-    silent.local_modes.remove(LocalModes::ECHO);
-    eprint!("{text}");
-    tcsetattr(&stdin, OptionalActions::Flush, &silent).context("cannot use the terminal")?;
-    let line = first_line(&mut stdin.lock());
-    tcsetattr(&stdin, OptionalActions::Flush, &before).context("cannot use the terminal")?;
-    eprintln!();
-    line
 }
 
 #[cfg(test)]

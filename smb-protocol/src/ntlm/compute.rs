@@ -6,6 +6,7 @@ use rc4::{Rc4, StreamCipher};
 use zeroize::Zeroize;
 
 use super::{Flags, NtHash};
+use crate::name;
 
 /// Which side a signing or sealing key belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,18 +40,10 @@ pub fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_le_bytes).collect()
 }
 
-/// The name as it enters NTOWFv2: characters whose upper case is one character are replaced.
+/// The name as it enters NTOWFv2 (MS-NLMP 3.3.2), and as names are compared.
 #[must_use]
 pub fn upper(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            let mut upper = c.to_uppercase();
-            match (upper.next(), upper.next()) {
-                (Some(u), None) => u,
-                _ => c,
-            }
-        })
-        .collect()
+    name::fold(text)
 }
 
 /// NTOWFv2: the key of the response, of one user in one domain. The domain keeps its case.

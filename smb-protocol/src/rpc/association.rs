@@ -22,8 +22,8 @@ const MAX_FRAGMENT: u16 = 5840;
 const MIN_FRAGMENT: u16 = 256;
 /// Longest parameters of a call.
 const MAX_CALL: usize = 1 << 20;
-/// Most that may stand unread.
-const MAX_UNREAD: usize = 4 << 20;
+/// Most that may stand unread when a call is served: who wants more must read first.
+const MAX_UNREAD: usize = 256 << 10;
 /// Most contexts of an association.
 const MAX_CONTEXTS: usize = 32;
 
@@ -100,13 +100,13 @@ impl Association {
         bytes: &[u8],
         mut serve: impl FnMut(&Call) -> Result<Vec<u8>, FaultStatus>,
     ) -> Result<(), Broken> {
-        if self.unread() > MAX_UNREAD {
-            return Err(Broken::Unread(self.unread()));
-        }
         let mut input = std::mem::take(&mut self.input);
         input.extend_from_slice(bytes);
         let mut at = 0;
         while let Some((pdu, len)) = Pdu::split(&input[at..], MAX_FRAGMENT.into())? {
+            if self.unread() > MAX_UNREAD {
+                return Err(Broken::Unread(self.unread()));
+            }
             self.message(&pdu, &mut serve)?;
             at += len;
         }
@@ -131,9 +131,21 @@ impl Association {
         Some((taken, left))
     }
 
+    /// Throws away what it holds.
+    pub fn clear(&mut self) {
+        (self.output, self.read) = (VecDeque::new(), 0);
+        (self.input, self.partial) = (Vec::new(), None);
+    }
+
     /// Bytes that stand to be read, and those of the first fragment.
     pub fn available(&self) -> (usize, usize) {
         (self.unread(), self.output.front().map_or(0, |front| front.len() - self.read))
+    }
+
+    /// Bytes that it holds: what stands to be read, and what is not yet a whole call.
+    pub fn held(&self) -> usize {
+        let partial = self.partial.as_ref().map_or(0, |partial| partial.stub.len());
+        self.unread() + self.input.len() + partial
     }
 
     fn unread(&self) -> usize {

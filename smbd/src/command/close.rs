@@ -8,7 +8,7 @@ use smb_protocol::{
 };
 
 use super::{Ctx, Fail, Handled, Later};
-use crate::volume::node::caching::Cause;
+use crate::volume::{node::caching::Cause, open::Ended};
 
 /// Handles a CLOSE.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -36,7 +36,15 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             attributes: facts.attributes,
         };
     }
-    let forgotten = if open.is_remembered() { open.let_go() } else { None };
+    // A request that is still under way has it, and closes it with its own end.
+    let Some(Ended { forgotten, failed }) = open.let_go() else {
+        response.encode(out);
+        return Ok(NtStatus::SUCCESS);
+    };
+    if let Some(status) = failed {
+        // It is closed all the same.
+        return Err(status.into());
+    }
     if let Some(forgotten) = forgotten {
         let mut body = Vec::new();
         response.encode(&mut body);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use smb_protocol::{
     NtStatus,
     msg::{
+        create::Access,
         lock::{Element, LockFlags, Request},
         simple::Empty,
     },
@@ -25,6 +26,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if open.directory {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
+    // Who may neither read nor write the content keeps nobody from it (NtLockFile asks for one of
+    // the two rights; MS-SMB2 3.3.5.14 and MS-FSA 2.1.5.8 name none).
+    open.need(Access::READ_DATA.or(Access::WRITE_DATA))?;
     let unlocks = request.locks[0].flags.has(LockFlags::UNLOCK);
     let sequence = Sequence::of(&request);
     if sequence.is_some_and(|sequence| sequence.was_done(&open)) {

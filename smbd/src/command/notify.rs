@@ -29,9 +29,14 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     if open.delete_pending() {
         return Err(NtStatus::DELETE_PENDING.into());
     }
+    let budget = ctx.budget()?;
+    let hides = ctx.tree()?.hides_unreadable;
     let watch = open.watch(|watches| {
         let tree = request.flags & WATCH_TREE != 0;
-        watches.watch(open.node.key(), ChangeFilter(request.filter), tree, room.min(MOST))
+        let filter = ChangeFilter(request.filter);
+        // A client that may not see every name is told that something changed, and not what.
+        let most = if hides { 0 } else { room.min(MOST) };
+        watches.watch(open.node.key(), filter, tree, most, budget)
     });
     let (cancel, cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();

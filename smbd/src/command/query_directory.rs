@@ -1,9 +1,12 @@
 //! QUERY_DIRECTORY (MS-SMB2 3.3.5.18).
 //!
-//! An answer has at most [`ENTRIES`] entries and is found among at most [`NAMES`] names here and
-//! now; a search that needs more goes on beside the connection, whose other requests go on too.
+//! An answer has at most [`ENTRIES`] entries, and what is found in [`SLICE`] of time; a search that
+//! finds nothing in that time goes on beside the connection, whose other requests go on too.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Instant,
+};
 
 use smb_protocol::{
     NtStatus,
@@ -19,17 +22,16 @@ use super::{Ctx, Fail, Handled, Later};
 use crate::{
     status::of_errno,
     volume::{
-        listing::{Listing, Step},
+        listing::{HELD, Listing, Step},
         open::Open,
     },
+    work::SLICE,
 };
 
 /// Room for the fields in front of the entries.
 const PREFIX: [u8; 8] = [9, 0, 72, 0, 0, 0, 0, 0];
 /// Entries of one answer.
 const ENTRIES: usize = 512;
-/// Names that are looked at before the search leaves the connection's task.
-const NAMES: usize = 4096;
 
 /// How a listing is answered.
 #[derive(Clone, Copy)]
@@ -59,7 +61,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let readable_by =
         if ctx.tree()?.hides_unreadable { Some(ctx.session()?.sids.clone().into()) } else { None };
     // A file index means nothing here, as on NTFS: names have no fixed places.
-    let start = || Listing::start(open.folder(), &request.pattern, readable_by);
+    let budget = ctx.budget()?;
+    let start = || {
+        let held = budget.take(HELD).ok_or(NtStatus::INSUFFICIENT_RESOURCES)?;
+        Listing::start(open.folder(), &request.pattern, readable_by, held)
+    };
     let mut slot = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
     match slot.as_mut() {
         Some(_) if request.flags.any(Flags::REOPEN) => *slot = Some(start()?),
@@ -77,25 +83,25 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let single = request.flags.has(Flags::RETURN_SINGLE_ENTRY);
     let shape = Shape { class: request.class, room, single };
     let before = out.len();
-    if fill(&open, shape, NAMES, out)? {
+    if fill(&open, shape, Some(Instant::now() + SLICE), out)? {
         return Ok(NtStatus::SUCCESS);
     }
     out.truncate(before);
     Err(Fail::Later(Later::storage(room, async move {
         let search = move || {
             let mut body = Vec::new();
-            fill(&open, shape, usize::MAX, &mut body).map(|_| body)
+            fill(&open, shape, None, &mut body).map(|_| body)
         };
         let found = tokio::task::spawn_blocking(search).await;
         found.unwrap_or(Err(NtStatus::INTERNAL_ERROR))
     })))
 }
 
-/// Appends an answer; `false` if `names` names were not enough to find anything.
+/// Appends an answer; `false` if nothing was found until then.
 fn fill(
     open: &Arc<Open>,
     shape: Shape,
-    mut names: usize,
+    until: Option<Instant>,
     out: &mut Vec<u8>,
 ) -> Result<bool, NtStatus> {
     let mut slot = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,7 +110,7 @@ fn fill(
     let start = out.len();
     let (mut last, mut count) = (None, 0);
     while count < if shape.single { 1 } else { ENTRIES } {
-        let entry = match listing.peek(open.folder(), &mut names).map_err(of_errno)? {
+        let entry = match listing.peek(open.folder(), until).map_err(of_errno)? {
             Step::Entry(entry) => entry,
             Step::End => break,
             Step::Unknown if last.is_some() => break,

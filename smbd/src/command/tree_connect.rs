@@ -15,9 +15,6 @@ use crate::{
     session::Tree,
 };
 
-/// Access on a share that may not be changed: read and execute.
-pub const READ_ONLY: Access = Access(0x0012_00a9);
-
 /// Handles a TREE_CONNECT.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
@@ -91,7 +88,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             id,
             share: folded,
             volume,
-            maximal_access: if share.read_only { READ_ONLY } else { Access::ALL },
+            maximal_access: share.maximal_access(),
             must_encrypt,
             hosts: share.hosts(),
             writes_cached: !share.force_level2_oplocks,

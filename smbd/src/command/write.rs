@@ -1,8 +1,15 @@
 //! WRITE and FLUSH (MS-SMB2 3.3.5.13, 3.3.5.11).
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    io::IoSlice,
+    sync::{Arc, atomic::Ordering},
+};
 
 use block_io::{File, LocalFile, SplicePipe};
+use rustix::{
+    fs::OFlags,
+    io::{Errno, ReadWriteFlags},
+};
 use smb_protocol::{
     NtStatus,
     fscc::FileAttributes,
@@ -17,7 +24,10 @@ use smb_protocol::{
 };
 
 use super::{Ctx, Fail, Handled, Later};
-use crate::{status::of_storage, volume::open::Open};
+use crate::{
+    status::{of_errno, of_storage},
+    volume::{open::Open, reopen},
+};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 /// Parts of pages are not placed: what is not in the page cache would have to be read for them.
@@ -29,13 +39,23 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let (open, data) = begin(ctx, &request)?;
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
     let count = request.length;
+    if count == 0 {
+        // Nothing is written, so nothing changes (MS-FSA 2.1.5.4).
+        Response { count }.encode(out);
+        return Ok(NtStatus::SUCCESS);
+    }
     open.note_write();
     let offset = request.offset + ctx.placed as u64;
     #[cfg(test)]
     let late = open.nodes().faults.is_late();
     #[cfg(not(test))]
     let late = false;
-    let written = !late && data.write_now(offset, request.data)?;
+    let written = if appends_only(&open) && offset == open.length()? {
+        append(&data, request.data)?;
+        true
+    } else {
+        !late && data.write_now(offset, request.data)?
+    };
     if written && !through {
         Response { count }.encode(out);
         return Ok(NtStatus::SUCCESS);
@@ -79,7 +99,11 @@ pub fn place(
     let offset = request.offset.checked_add(placed as u64)?;
     let here = here.min(left);
     let pages = here.checked_sub((offset.checked_add(here as u64)? % PAGE) as usize)?;
-    let (_open, file) = begin(ctx, &request).ok()?;
+    let (open, file) = begin(ctx, &request).ok()?;
+    if appends_only(&open) {
+        // It is put behind the end as a whole.
+        return None;
+    }
     match pipe {
         _ if pages == 0 => Some(0),
         Some(pipe) => file.write_piped(offset, pipe, pages).ok().filter(|taken| *taken > 0),
@@ -96,7 +120,7 @@ fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<Loc
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     ctx.check_charge(len)?;
-    let data = open.content(Access::WRITE_DATA.or(Access::APPEND_DATA))?.clone();
+    let data = open.writable(Access::WRITE_DATA.or(Access::APPEND_DATA))?.clone();
     let end = request.offset.checked_add(len as u64);
     let Some(end) = end.filter(|end| *end <= MAX_OFFSET) else {
         return Err(NtStatus::INVALID_PARAMETER.into());
@@ -106,6 +130,13 @@ fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<Loc
     }
     if len > 0 && end > open.known_end.load(Ordering::Relaxed) {
         check_gap(&open, request.offset, end)?;
+    }
+    if len == 0 {
+        return Ok((open, data));
+    }
+    if appends_only(&open) && request.offset < open.length()? {
+        // MS-SMB2 3.3.5.13: the right to append is none to change what is there.
+        return Err(NtStatus::ACCESS_DENIED.into());
     }
     open.node.check_io(open.node_id(), request.offset, len as u64, true)?;
     open.others_forget()?;
@@ -117,6 +148,26 @@ fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<Loc
         open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
     }
     Ok((open, data))
+}
+
+/// Whether what is there already is not to be changed through this open.
+pub fn appends_only(open: &Open) -> bool {
+    !open.access.has(Access::WRITE_DATA)
+}
+
+/// Puts data behind the end of a file. The system looks for the end, so of two who append at the
+/// same time neither writes over the other.
+fn append(data: &LocalFile, mut bytes: &[u8]) -> Result<(), NtStatus> {
+    while !bytes.is_empty() {
+        let parts = [IoSlice::new(bytes)];
+        match rustix::io::pwritev2(data, &parts, 0, ReadWriteFlags::APPEND) {
+            Ok(0) => return Err(NtStatus::DISK_FULL),
+            Ok(taken) => bytes = &bytes[taken..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(of_errno(error)),
+        }
+    }
+    Ok(())
 }
 
 /// A write may not leave a gap that the volume could never fill: as on NTFS, only a file that was
@@ -144,12 +195,15 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     open.base_node().times.settle();
     let hardened = open.harden();
     Err(Fail::Later(Later::storage(0, async move {
-        match &open.data {
-            Some(_) => hardened.await?,
-            None => {
-                let path = open.path()?;
-                open.volume().sync_folder(&path).map_err(crate::status::of_errno)?;
-            }
+        if open.directory {
+            // MS-FSA 2.1.5.7: what the folder itself holds.
+            let folder = rustix::io::fcntl_dupfd_cloexec(open.handle(), 0).map_err(of_errno)?;
+            let flushed = tokio::task::spawn_blocking(move || {
+                rustix::fs::fsync(reopen(&folder, OFlags::RDONLY | OFlags::DIRECTORY)?)
+            });
+            flushed.await.unwrap_or(Err(Errno::IO)).map_err(of_errno)?;
+        } else {
+            hardened.await?;
         }
         let mut body = Vec::new();
         Empty.encode(&mut body);

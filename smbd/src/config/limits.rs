@@ -12,6 +12,8 @@ pub struct Limits {
     pub connections: usize,
     /// Connections from one address at a time.
     pub connections_per_address: usize,
+    /// Connections at a time that have not authenticated.
+    pub unauthenticated_connections: usize,
     /// Sessions of one connection.
     pub sessions_per_connection: usize,
     /// Trees of one session.
@@ -30,6 +32,8 @@ pub struct Limits {
     pub pending_requests: usize,
     /// Memory of one connection for pending requests.
     pub pending_bytes: Size,
+    /// Memory that one user may have held, over all sessions and connections.
+    pub user_bytes: Size,
     /// Seconds a connection has to authenticate.
     pub authentication_seconds: u64,
     /// Memory for what all clients have sent who have not logged in, beyond 4 KiB of each. A logon
@@ -50,6 +54,7 @@ impl Default for Limits {
         Self {
             connections: 4096,
             connections_per_address: 2048,
+            unauthenticated_connections: 512,
             sessions_per_connection: 64,
             trees_per_session: 256,
             opens_per_session: 16_384,
@@ -59,6 +64,7 @@ impl Default for Limits {
             credits: 8192,
             pending_requests: 1024,
             pending_bytes: Size(64 << 20),
+            user_bytes: Size(1 << 30),
             authentication_seconds: 20,
             unauthenticated_bytes: Size(16 << 20),
             failed_logon_ms: 500,

@@ -8,10 +8,17 @@ use std::{
 };
 
 use serde::Deserialize;
-use smb_protocol::ntlm::users;
+use smb_protocol::{msg::create::Access, ntlm::users};
 
 use super::{Check, ConfigError, Encryption, File, Sparse, yes};
-use crate::network::Network;
+use crate::{network::Network, volume::permit::READ_ONLY};
+
+impl Share {
+    /// Access that opens of it can have at most.
+    pub fn maximal_access(&self) -> Access {
+        if self.read_only { READ_ONLY } else { Access::ALL }
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -19,6 +19,7 @@ mod controls;
 mod files;
 mod house;
 mod listing;
+mod matrix;
 mod options;
 mod persistent;
 mod placing;

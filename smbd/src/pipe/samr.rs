@@ -106,6 +106,10 @@ pub fn serve(caller: &Caller<'_>, handles: &mut Handles, opnum: u16, mut r: Read
             Ok(query_domain(caller, &domain, class))
         }
         op::ENUM_USERS | op::ENUM_GROUPS | op::ENUM_ALIASES => {
+            // As on Windows, which lets nobody else look through its accounts.
+            if !caller.administers() {
+                return Ok(enumerated_nothing());
+            }
             let domain = get(handles, r, &[Object::Machine, Object::Builtin])?;
             let resume = r.u32("samr.EnumerationContext").map_err(bad_stub)?;
             Ok(enumerate(caller, &domain, opnum, resume))
@@ -214,6 +218,13 @@ fn lookup_domain(caller: &Caller<'_>, r: &mut Reader<'_>) -> Result<Vec<u8>, Wir
     }
     w.u32(if sid.is_some() { SUCCESS } else { NO_SUCH_DOMAIN });
     Ok(w.finish())
+}
+
+/// An enumeration that is refused: nothing, and why.
+fn enumerated_nothing() -> Vec<u8> {
+    let mut w = Writer::new();
+    w.u32(0).pointer(false).u32(0).u32(smb_protocol::NtStatus::ACCESS_DENIED.0);
+    w.finish()
 }
 
 /// Writes a SAMPR_ENUMERATION_BUFFER with where to resume (MS-SAMR 3.1.5.2).

@@ -163,6 +163,11 @@ impl<'a> Shown<'a> {
         matches!(level, 0 | 1 | 2 | 501 | 502) || one && level == 1005
     }
 
+    /// Levels that show how a share is made, which only administrators learn (MS-SRVS note 62).
+    fn is_private(level: u32) -> bool {
+        matches!(level, 2 | 502)
+    }
+
     /// The fixed part of the structure.
     fn fixed(&self, level: u32, w: &mut Writer) {
         if level == 1005 {
@@ -283,7 +288,11 @@ fn share_enum(caller: &Caller<'_>, mut r: Reader<'_>, opnum: u16) -> Stub {
     let asked = asked(&mut r)?;
     let current = caller.server.current();
     let level = asked.level;
-    let status = if Shown::knows(level, false) { result::OK } else { result::INVALID_LEVEL };
+    let status = match level {
+        level if !Shown::knows(level, false) => result::INVALID_LEVEL,
+        level if Shown::is_private(level) && !caller.administers() => result::ACCESS_DENIED,
+        _ => result::OK,
+    };
     let mut all = Vec::new();
     if status == result::OK {
         let shares = current.config.shares.iter();
@@ -312,6 +321,7 @@ fn share_get_info(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
     };
     let status = match &shown {
         _ if !Shown::knows(level, true) => result::INVALID_LEVEL,
+        _ if Shown::is_private(level) && !caller.administers() => result::ACCESS_DENIED,
         None => result::SHARE_NOT_FOUND,
         Some(_) => result::OK,
     };

@@ -26,6 +26,7 @@ use super::{
         key,
     },
 };
+use crate::budget::{Budget, Held};
 
 /// One thing that changed in a folder.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +52,13 @@ pub struct Change<'a> {
 pub struct Watches {
     by_folder: Mutex<HashMap<NodeKey, Vec<Weak<Watch>>>>,
     count: AtomicUsize,
-    trees: AtomicUsize,
+    /// Watches of whole trees that are interested in each kind of change.
+    trees: [AtomicUsize; 12],
+}
+
+/// Kinds of changes that a filter names, by the number of their bit.
+fn kinds(filter: ChangeFilter) -> impl Iterator<Item = usize> {
+    (0..12).filter(move |bit| filter.0 >> bit & 1 == 1)
 }
 
 /// A folder that an open watches, from its first CHANGE_NOTIFY until it is closed.
@@ -64,12 +71,15 @@ pub struct Watch {
     /// Bytes of events that are kept between two requests.
     limit: usize,
     seen: Mutex<Seen>,
+    budget: Arc<Budget>,
     wake: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     events: Vec<Event>,
+    /// What they take of the watcher's budget.
+    held: Option<Held>,
     bytes: usize,
     /// More happened than could be kept.
     overflow: bool,
@@ -89,6 +99,7 @@ impl Watches {
         filter: ChangeFilter,
         tree: bool,
         limit: usize,
+        budget: Arc<Budget>,
     ) -> Arc<Watch> {
         let watch = Arc::new(Watch {
             watches: self.clone(),
@@ -97,11 +108,14 @@ impl Watches {
             tree,
             limit,
             seen: Mutex::default(),
+            budget,
             wake: Arc::default(),
         });
         lock(&self.by_folder).entry(folder).or_default().push(Arc::downgrade(&watch));
         self.count.fetch_add(1, Ordering::Release);
-        self.trees.fetch_add(tree.into(), Ordering::Release);
+        for kind in kinds(filter).filter(|_| tree) {
+            self.trees[kind].fetch_add(1, Ordering::Release);
+        }
         watch
     }
 
@@ -141,9 +155,18 @@ impl Watch {
     fn see(&self, event: Event) {
         let mut seen = lock(&self.seen);
         seen.bytes += event.wire_len();
-        if seen.overflow || seen.bytes > self.limit {
+        let bytes = seen.bytes + (seen.events.len() + 1) * size_of::<Event>();
+        let room = match &mut seen.held {
+            Some(held) => held.resize(bytes),
+            none => {
+                *none = self.budget.take(bytes);
+                none.is_some()
+            }
+        };
+        if seen.overflow || seen.bytes > self.limit || !room {
             seen.overflow = true;
-            seen.events.clear();
+            seen.events = Vec::new();
+            seen.held = None;
         } else {
             seen.events.push(event);
         }
@@ -192,7 +215,9 @@ impl Drop for Watch {
             }
         }
         self.watches.count.fetch_sub(1, Ordering::Release);
-        self.watches.trees.fetch_sub(self.tree.into(), Ordering::Release);
+        for kind in kinds(self.filter).filter(|_| self.tree) {
+            self.watches.trees[kind].fetch_sub(1, Ordering::Release);
+        }
     }
 }
 
@@ -226,17 +251,23 @@ impl Nodes {
             name = format!("{name}:{stream}");
         }
         self.watches.tell(key(&stat), false, &name, change);
-        if self.watches.trees.load(Ordering::Acquire) == 0 {
+        let concerned = |kind: usize| self.watches.trees[kind].load(Ordering::Acquire) > 0;
+        if !kinds(change.filter).any(concerned) {
             return;
         }
-        let mut below = folder;
-        while let Some((folder, part)) = below.split().map(|(f, p)| (f, p.to_owned())) {
-            name = format!("{part}\\{name}");
-            let stat = change.volume.folder_of(&below).and_then(|f| rustix::fs::fstat(f.as_fd()));
-            if let Ok(stat) = stat {
-                self.watches.tell(key(&stat), true, &name, change);
-            }
-            below = folder;
+        // From the root down, each folder from the one above it: as long as the path, not its square.
+        let mut above = Vec::new();
+        let Ok(mut at) = rustix::io::fcntl_dupfd_cloexec(change.volume.root(), 0) else { return };
+        for part in folder.parts() {
+            let Ok(stat) = rustix::fs::fstat(&at) else { return };
+            above.push((key(&stat), part));
+            let Ok(next) = change.volume.step(at.as_fd(), part) else { return };
+            at = next;
+        }
+        for (key, part) in above.into_iter().rev() {
+            name.insert(0, '\\');
+            name.insert_str(0, part);
+            self.watches.tell(key, true, &name, change);
         }
     }
 }

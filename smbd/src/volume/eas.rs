@@ -10,7 +10,7 @@ use smb_protocol::{
     fscc::ea::{self, Ea},
 };
 
-use super::magic_path;
+use super::{magic_path, permit::Permit};
 use crate::status::of_errno;
 
 const XATTR: &str = "user.bulkhead.ea";
@@ -55,7 +55,7 @@ pub fn size(fd: BorrowedFd<'_>) -> u32 {
 /// # Errors
 /// `INVALID_EA_NAME` for names and flags that cannot be, `EA_TOO_LARGE` for more than fits,
 /// `EAS_NOT_SUPPORTED` where the file system keeps no extended attributes.
-pub fn set(fd: BorrowedFd<'_>, changes: Vec<Ea>) -> Result<(), NtStatus> {
+pub fn set(_: Permit<'_>, fd: BorrowedFd<'_>, changes: Vec<Ea>) -> Result<(), NtStatus> {
     if !changes.iter().all(Ea::is_valid) {
         return Err(NtStatus::INVALID_EA_NAME);
     }
@@ -100,16 +100,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = std::fs::File::create(folder.path().join("f")).unwrap();
         let fd = file.as_fd();
+        let volume = super::super::Volume::open(folder.path()).unwrap();
+        let permit = volume.permit(smb_protocol::msg::create::Access::ALL).unwrap();
         assert_eq!(list(fd).unwrap(), []);
-        set(fd, vec![ea("one", b"1"), ea("TWO", b"22")]).unwrap();
-        set(fd, vec![ea("ONE", b"111"), ea("gone", b"")]).unwrap();
+        set(permit, fd, vec![ea("one", b"1"), ea("TWO", b"22")]).unwrap();
+        set(permit, fd, vec![ea("ONE", b"111"), ea("gone", b"")]).unwrap();
         assert_eq!(list(fd).unwrap(), [ea("TWO", b"22"), ea("ONE", b"111")]);
         assert!(size(fd) > 0);
         // One that cannot be spoils all.
-        assert_eq!(set(fd, vec![ea("x", b"1"), ea("a=b", b"1")]), Err(NtStatus::INVALID_EA_NAME));
-        assert_eq!(set(fd, vec![ea("x", &[7; 65_535])]), Err(NtStatus::EA_TOO_LARGE));
+        assert_eq!(
+            set(permit, fd, vec![ea("x", b"1"), ea("a=b", b"1")]),
+            Err(NtStatus::INVALID_EA_NAME)
+        );
+        assert_eq!(set(permit, fd, vec![ea("x", &[7; 65_535])]), Err(NtStatus::EA_TOO_LARGE));
         assert_eq!(list(fd).unwrap().len(), 2);
-        set(fd, vec![ea("one", b""), ea("two", b"")]).unwrap();
+        set(permit, fd, vec![ea("one", b""), ea("two", b"")]).unwrap();
         assert_eq!((list(fd).unwrap(), size(fd)), (vec![], 0));
     }
 }

@@ -8,13 +8,14 @@ use std::{
         unix::ffi::OsStrExt,
     },
     sync::Arc,
+    time::Instant,
 };
 
 use rustix::{
     fs::{Dir, Mode, OFlags},
     io::Errno,
 };
-use smb_protocol::{fscc::directory::Entry, msg::create::Access, security::Sid};
+use smb_protocol::{NtStatus, fscc::directory::Entry, msg::create::Access, security::Sid};
 
 use super::{
     attributes::{self, Facts},
@@ -23,6 +24,7 @@ use super::{
     presentable, reopen, security,
     short::short_name,
 };
+use crate::{budget::Held, status::of_errno};
 
 /// Rights that make a file readable: what `GENERIC_READ` is without waiting.
 const READABLE: Access = Access(0x0002_0089);
@@ -39,7 +41,12 @@ pub struct Listing {
     next: Option<Entry>,
     /// Whether anything was answered yet; an empty first answer is an error of its own.
     answered: bool,
+    /// What it takes of its user's budget.
+    _held: Held,
 }
+
+/// Memory of a listing: what the system gives at a time.
+pub const HELD: usize = 40 << 10;
 
 /// What is listed next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,15 +76,27 @@ pub enum Step<'a> {
 
 impl Listing {
     /// Begins to list the folder that `fd` names; with `readable_by` only what these may read.
+    ///
+    /// # Errors
+    /// OBJECT_NAME_INVALID for a pattern that is longer than any name.
     pub fn start(
         fd: &OwnedFd,
         pattern: &str,
         readable_by: Option<Arc<[Sid]>>,
-    ) -> Result<Self, Errno> {
-        let dir = Dir::new(reopen(fd, OFlags::RDONLY | OFlags::DIRECTORY)?)?;
-        let pattern = Pattern::new(pattern);
-        let mut listing =
-            Self { dir, pattern, readable_by, stage: Stage::End, next: None, answered: false };
+        held: Held,
+    ) -> Result<Self, NtStatus> {
+        let pattern = Pattern::new(pattern).ok_or(NtStatus::OBJECT_NAME_INVALID)?;
+        let folder = reopen(fd, OFlags::RDONLY | OFlags::DIRECTORY).map_err(of_errno)?;
+        let dir = Dir::new(folder).map_err(of_errno)?;
+        let mut listing = Self {
+            dir,
+            pattern,
+            readable_by,
+            stage: Stage::End,
+            next: None,
+            answered: false,
+            _held: held,
+        };
         listing.rewind();
         Ok(listing)
     }
@@ -94,14 +113,14 @@ impl Listing {
         !std::mem::replace(&mut self.answered, true)
     }
 
-    /// The next entry that still exists, without moving on; looks at no more than `names` names.
-    pub fn peek(&mut self, folder: &OwnedFd, names: &mut usize) -> Result<Step<'_>, Errno> {
+    /// The next entry that still exists, without moving on; looks at one name, and at others up
+    /// to `until`.
+    pub fn peek(&mut self, folder: &OwnedFd, until: Option<Instant>) -> Result<Step<'_>, Errno> {
         while self.next.is_none() && self.stage != Stage::End {
-            if *names == 0 {
+            self.next = self.look(folder)?;
+            if self.next.is_none() && until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(Step::Unknown);
             }
-            *names -= 1;
-            self.next = self.look(folder)?;
         }
         Ok(self.next.as_ref().map_or(Step::End, Step::Entry))
     }
@@ -207,12 +226,16 @@ mod tests {
     use std::{collections::BTreeSet, fs};
 
     use super::*;
+    use crate::budget::Budgets;
+
+    fn held() -> Held {
+        Budgets::default().of("U", HELD).take(HELD).unwrap()
+    }
 
     fn names(listing: &mut Listing, folder: &OwnedFd) -> Vec<String> {
         let mut list = Vec::new();
         loop {
-            let mut budget = 7;
-            match listing.peek(folder, &mut budget).unwrap() {
+            match listing.peek(folder, Some(Instant::now())).unwrap() {
                 Step::Entry(entry) => list.push(entry.name.clone()),
                 Step::End => return list,
                 Step::Unknown => continue,
@@ -232,16 +255,16 @@ mod tests {
         }
         fs::create_dir(root.path().join(".bulkhead")).unwrap();
         let folder = OwnedFd::from(fs::File::open(root.path()).unwrap());
-        let mut listing = Listing::start(&folder, "*", None).unwrap();
+        let mut listing = Listing::start(&folder, "*", None, held()).unwrap();
         let list = names(&mut listing, &folder);
         assert_eq!(list.len(), want.len());
         assert_eq!(list.into_iter().collect::<BTreeSet<_>>(), want);
         listing.rewind();
         assert_eq!(names(&mut listing, &folder).len(), want.len());
-        // One that matches nothing looks at a few names at a time.
-        let mut listing = Listing::start(&folder, "nothing*", None).unwrap();
-        let mut budget = 100;
-        assert!(matches!(listing.peek(&folder, &mut budget).unwrap(), Step::Unknown));
+        // One that matches nothing looks at names for as long as it may.
+        let mut listing = Listing::start(&folder, "nothing*", None, held()).unwrap();
+        let step = listing.peek(&folder, Some(Instant::now())).unwrap();
+        assert!(matches!(step, Step::Unknown));
         assert_eq!(names(&mut listing, &folder), [""; 0]);
     }
 
@@ -252,7 +275,7 @@ mod tests {
         let folder = OwnedFd::from(fs::File::open(root.path()).unwrap());
         let short = short_name("A long Name.txt").unwrap();
         for pattern in ["A long Name.txt", "a LONG name.TXT", &short, "A?????~?.*"] {
-            let mut listing = Listing::start(&folder, pattern, None).unwrap();
+            let mut listing = Listing::start(&folder, pattern, None, held()).unwrap();
             assert_eq!(names(&mut listing, &folder), ["A long Name.txt"], "{pattern}");
         }
         assert!(!is_empty(&folder).unwrap());

@@ -12,7 +12,7 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     os::fd::BorrowedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,30 +23,43 @@ use super::node::{self, NodeKey};
 
 /// Folders with fewer names are quickly looked through.
 const LEAST: usize = 32;
-/// Folders with more are not remembered.
-const MOST: usize = 512 << 10;
+/// Names that are remembered, of all folders together.
+const MOST: usize = 1 << 20;
 /// Folders that are remembered.
-const FOLDERS: usize = 4;
+const FOLDERS: usize = 1024;
 /// After that time the names are read anew.
 const TIME: Duration = Duration::from_secs(30);
 
 /// Change time of a folder.
 type Stamp = (i64, u64);
 
+/// What a folder holds.
 #[derive(Debug)]
 struct Folder {
-    key: NodeKey,
     stamp: Stamp,
     since: Instant,
     /// How many names have a hash.
     names: HashMap<u64, u32>,
 }
 
+/// A folder that is remembered. Its lock is held while it is changed; those of others are not.
+#[derive(Debug)]
+struct Known {
+    key: NodeKey,
+    /// Names that it was read with.
+    count: usize,
+    folder: Mutex<Option<Folder>>,
+}
+
 /// The names of some folders.
 #[derive(Debug, Default)]
 pub struct Names {
     hasher: RandomState,
-    folders: Mutex<VecDeque<Folder>>,
+    known: Mutex<VecDeque<Arc<Known>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The names of a folder while they are read.
@@ -63,8 +76,8 @@ fn stamp(stat: &Stat) -> Stamp {
 }
 
 impl Names {
-    fn folders(&self) -> MutexGuard<'_, VecDeque<Folder>> {
-        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self, key: NodeKey) -> Option<Arc<Known>> {
+        lock(&self.known).iter().find(|known| known.key == key).cloned()
     }
 
     fn hash(&self, name: &str) -> u64 {
@@ -74,14 +87,17 @@ impl Names {
 
     /// Whether `folder` surely holds no name that is the same as `name`.
     pub fn lacks(&self, folder: &Stat, name: &str) -> bool {
-        let key = node::key(folder);
-        let mut folders = self.folders();
-        let Some(at) = folders.iter().position(|known| known.key == key) else { return false };
-        if folders[at].stamp != stamp(folder) || folders[at].since.elapsed() > TIME {
-            folders.remove(at);
-            return false;
+        let Some(known) = self.known(node::key(folder)) else { return false };
+        let mut state = lock(&known.folder);
+        match &*state {
+            Some(names) if names.stamp == stamp(folder) && names.since.elapsed() <= TIME => {
+                !names.names.contains_key(&self.hash(name))
+            }
+            _ => {
+                *state = None;
+                false
+            }
         }
-        !folders[at].names.contains_key(&self.hash(name))
     }
 
     /// Begins to read a folder that is as `folder` says.
@@ -102,12 +118,15 @@ impl Names {
         if !(LEAST..=MOST).contains(&reading.count) {
             return;
         }
-        let Reading { key, stamp, names, .. } = reading;
-        let mut folders = self.folders();
-        folders.retain(|known| known.key != key);
-        folders.push_back(Folder { key, stamp, since: Instant::now(), names });
-        if folders.len() > FOLDERS {
-            folders.pop_front();
+        let Reading { key, stamp, names, count } = reading;
+        let folder = Mutex::new(Some(Folder { stamp, since: Instant::now(), names }));
+        let mut known = lock(&self.known);
+        known.retain(|known| known.key != key);
+        known.push_back(Arc::new(Known { key, count, folder }));
+        let mut all: usize = known.iter().map(|known| known.count).sum();
+        while all > MOST || known.len() > FOLDERS {
+            let Some(oldest) = known.pop_front() else { break };
+            all -= oldest.count;
         }
     }
 
@@ -118,36 +137,33 @@ impl Names {
         (gone, come): (Option<&str>, Option<&str>),
         change: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let mut folders = self.folders();
-        if folders.is_empty() {
-            drop(folders);
+        if lock(&self.known).is_empty() {
             return change();
         }
         let before = rustix::fs::fstat(folder)?;
-        let key = node::key(&before);
-        let Some(at) = folders.iter().position(|known| known.key == key) else {
-            drop(folders);
-            return change();
-        };
+        let Some(known) = self.known(node::key(&before)) else { return change() };
         // Nobody else of this server changes it or asks meanwhile.
+        let mut state = lock(&known.folder);
+        let before = rustix::fs::fstat(folder)?;
         let done = change();
+        let Some(names) = &mut *state else { return done };
         match rustix::fs::fstat(folder) {
-            Ok(after) if done.is_ok() && folders[at].stamp == stamp(&before) => {
-                let known = &mut folders[at];
-                known.stamp = stamp(&after);
+            Ok(after) if done.is_ok() && names.stamp == stamp(&before) => {
+                names.stamp = stamp(&after);
                 if let Some(gone) = gone.map(|name| self.hash(name))
-                    && let Some(count) = known.names.get_mut(&gone)
+                    && let Some(count) = names.names.get_mut(&gone)
                 {
                     *count -= 1;
                     if *count == 0 {
-                        known.names.remove(&gone);
+                        names.names.remove(&gone);
                     }
                 }
                 if let Some(come) = come {
-                    *known.names.entry(self.hash(come)).or_default() += 1;
+                    *names.names.entry(self.hash(come)).or_default() += 1;
                 }
-                if known.names.len() > MOST {
-                    folders.remove(at);
+                if names.names.len() > 2 * known.count + LEAST {
+                    // It has outgrown what it was counted as.
+                    *state = None;
                 }
             }
             // It failed and changed nothing, or the next look finds another time.

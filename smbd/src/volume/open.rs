@@ -27,16 +27,18 @@ use super::{
     RelPath, StreamName, Volume,
     attributes::{self, Facts},
     changes::{Change, Watch, Watches},
+    close_removed,
     listing::{self, Listing},
     node::{
         Node, Nodes, Refused,
         caching::{self, Cause, LeaseId},
     },
+    permit::gates,
     security,
     sequence::ChannelSequence,
     streams,
 };
-use crate::{session::Session, status::of_errno};
+use crate::{quoted::Quoted, session::Session, status::of_errno};
 
 /// A request on an open that is in progress.
 #[derive(Debug)]
@@ -150,6 +152,15 @@ pub struct StreamOpen {
     pub base: Arc<Node>,
 }
 
+/// What became of an open that was closed.
+#[derive(Debug)]
+pub struct Ended {
+    /// Resolves when the state store has forgotten it, if that knew it.
+    pub forgotten: Option<Commit>,
+    /// Why its file is there though it was to be deleted.
+    pub failed: Option<NtStatus>,
+}
+
 /// One open of one file, folder or named stream.
 #[derive(Debug)]
 pub struct Open {
@@ -157,6 +168,8 @@ pub struct Open {
     pub id: FileId,
     /// Access granted.
     pub access: Access,
+    /// What the tree that it was made on grants at most, whatever becomes of the tree.
+    pub ceiling: Access,
     /// Options of the create.
     pub options: CreateOptions,
     /// The file with its other openers.
@@ -202,8 +215,8 @@ pub struct Open {
     pub(super) remembered: AtomicBool,
     /// Held while what the state store is to have of it is looked up and put there.
     pub(super) noting: Mutex<()>,
-    /// Who wants to know when the state store has forgotten it.
-    forgotten: Mutex<Option<oneshot::Sender<Commit>>>,
+    /// Who wants to know what became of it when it is closed.
+    closer: Mutex<Option<oneshot::Sender<Ended>>>,
     watch: OnceLock<Arc<Watch>>,
     standing: Mutex<Standing>,
     volume: Arc<Volume>,
@@ -216,6 +229,8 @@ pub struct Parts {
     pub id: FileId,
     /// Access granted.
     pub access: Access,
+    /// What the tree that it is made on grants at most.
+    pub ceiling: Access,
     /// Options of the create.
     pub options: CreateOptions,
     /// The file with its other openers; joined as `id.volatile`.
@@ -241,7 +256,7 @@ pub struct Parts {
 impl Open {
     /// Puts an open together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, access, options, node, data, handle, .. } = parts;
+        let Parts { id, access, ceiling, options, node, data, handle, .. } = parts;
         let Parts { stream, directory, volume, nodes, .. } = parts;
         volume.entered();
         let standing =
@@ -249,6 +264,7 @@ impl Open {
         Self {
             id,
             access,
+            ceiling,
             options,
             node,
             data,
@@ -271,7 +287,7 @@ impl Open {
             written: AtomicBool::new(false),
             remembered: AtomicBool::new(false),
             noting: Mutex::new(()),
-            forgotten: Mutex::new(None),
+            closer: Mutex::new(None),
             watch: OnceLock::new(),
             standing: Mutex::new(standing),
             volume,
@@ -329,11 +345,11 @@ impl Open {
         self.nodes.break_for(&self.node, cause, (self.node_id(), self.lease))
     }
 
-    /// Lets go of it; if that closed it and it was persistent, the result resolves when it is
-    /// forgotten for good.
-    pub fn let_go(self: Arc<Self>) -> Option<Commit> {
+    /// Lets go of it; what became of it if that closed it, and nothing if a request still has it,
+    /// with whose end it is closed.
+    pub fn let_go(self: Arc<Self>) -> Option<Ended> {
         let (tell, mut told) = oneshot::channel();
-        *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+        *self.closer.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
         drop(self);
         told.try_recv().ok()
     }
@@ -513,29 +529,59 @@ impl Open {
         self.node.delete_pending(id) || self.base_node().delete_pending(id)
     }
 
-    fn remove_stream(&self, stream: &StreamOpen) {
+    fn remove_stream(&self, stream: &StreamOpen) -> Result<(), NtStatus> {
         let name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = rustix::fs::fstat(&stream.file)
-            .and_then(|stat| self.volume.streams().remove(self.handle(), &name, &stat));
-        if let Err(error) = removed {
-            let name = crate::quoted::Quoted(name.as_str());
-            tracing::debug!(%name, %error, "could not delete a stream on close");
+        let removed = self.volume.permit(self.ceiling).and_then(|_| {
+            rustix::fs::fstat(&stream.file)
+                .and_then(|stat| self.volume.streams().remove(self.handle(), &name, &stat))
+                .map_err(of_errno)
+        });
+        if let Err(status) = removed {
+            let (file, stream) = (Quoted(&self.origin.name), Quoted(name.as_str()));
+            tracing::warn!(%file, %stream, %status, "a stream that was to be deleted stays");
         }
+        removed
     }
 
-    fn remove_file(&self, opened: &RelPath) -> Option<RelPath> {
+    /// Takes the name of the file away, and says which, if it was still there.
+    fn remove_file(&self, opened: &RelPath) -> Result<Option<RelPath>, NtStatus> {
         let opened = self.volume.own(opened);
-        let path = self.path().ok().or_else(|| opened.clone())?;
-        if let Err(error) = self.volume.remove_open(self.handle(), opened.as_ref()) {
-            tracing::debug!(%error, "could not delete on close");
-            return None;
+        let path = self.path().or_else(|status| opened.clone().ok_or(status))?;
+        let removed = self.volume.permit(self.ceiling).and_then(|permit| {
+            permit.remove_open(self.handle(), opened.as_ref()).map_err(of_errno)
+        });
+        if let Err(status) = removed {
+            if status == NtStatus::OBJECT_NAME_NOT_FOUND {
+                // Somebody else has taken the name away: there is nothing left to delete.
+                return Ok(None);
+            }
+            let file = Quoted(&self.origin.name);
+            tracing::warn!(%file, %status, "a file that was to be deleted on close stays");
+            return Err(status);
         }
-        Some(path)
+        Ok(Some(path))
+    }
+
+    /// Gives what may be the last descriptors of removed files to [`close_removed`].
+    fn close_aside(&mut self) {
+        // What takes their place names the share's folder, and nobody looks at it any more.
+        let stand_in = || rustix::io::fcntl_dupfd_cloexec(self.volume.root(), 0);
+        if let Some(stream) = &mut self.stream
+            && let Ok(root) = stand_in()
+        {
+            close_removed(std::mem::replace(&mut stream.file, root));
+        }
+        if let Ok(root) = stand_in() {
+            close_removed(std::mem::replace(&mut self.handle, root));
+        }
+        if let Some(data) = self.data.take() {
+            close_removed(data);
+        }
     }
 
     /// Fails unless any of the rights in `any` was granted.
     pub fn need(&self, any: Access) -> Result<(), NtStatus> {
-        match self.access.any(any) {
+        match self.access.any(any) || !gates::holds(gates::Gate::Right) {
             true => Ok(()),
             false if self.volume.is_past() => Err(NtStatus::MEDIA_WRITE_PROTECTED),
             false => Err(NtStatus::ACCESS_DENIED),
@@ -583,23 +629,36 @@ impl Drop for Open {
         self.date_writes();
         self.leave_times();
         let id = self.node_id();
-        let mut removed = None;
+        let (mut removed, mut failed) = (None, None);
+        let mut remove = |path: &RelPath| match self.remove_file(path) {
+            Ok(gone) => removed = gone,
+            Err(status) => failed = Some(status),
+        };
         if self.stream.is_none()
             && self.posix_delete.load(Ordering::Acquire)
             && self.node.delete_pending(id)
             && let Some(path) = self.node.path(id)
         {
-            removed = self.remove_file(&path);
+            remove(&path);
             if removed.is_some() {
                 self.node.name_is_gone(id);
             }
         }
+        let mut remove = |path: &RelPath| match self.remove_file(path) {
+            Ok(gone) => removed = gone,
+            Err(status) => failed = Some(status),
+        };
         match &self.stream {
-            None => self.nodes.leave(&self.node, id, |path| removed = self.remove_file(path)),
+            None => self.nodes.leave(&self.node, id, remove),
             Some(stream) => {
-                self.nodes.leave(&self.node, id, |_| self.remove_stream(stream));
-                self.nodes.leave(&stream.base, id, |path| removed = self.remove_file(path));
+                let mut kept = None;
+                self.nodes.leave(&self.node, id, |_| kept = self.remove_stream(stream).err());
+                self.nodes.leave(&stream.base, id, &mut remove);
+                failed = failed.or(kept);
             }
+        }
+        if removed.is_some() || self.stream.is_some() {
+            self.close_aside();
         }
         match removed {
             Some(path) => {
@@ -619,9 +678,10 @@ impl Drop for Open {
             None => {}
         }
         // Last, so that a file that was to be deleted is, whenever the server ends.
-        let teller = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let (Some(commit), Some(teller)) = (self.forget(), teller) {
-            let _ = teller.send(commit);
+        let teller = self.closer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let forgotten = self.forget();
+        if let Some(teller) = teller {
+            let _ = teller.send(Ended { forgotten, failed });
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use smb_protocol::name::fold_char;
 
+/// Longest pattern, in units of UTF-16: that of a name (MS-FSCC 2.1.5).
+const LONGEST: usize = 255;
+
 /// A pattern, prepared for many matches.
 #[derive(Debug, Clone)]
 pub struct Pattern {
@@ -10,10 +13,17 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Prepares a pattern; an empty one matches everything.
-    pub fn new(text: &str) -> Self {
-        let text = if text.is_empty() { "*" } else { text };
-        Self { given: text.to_owned(), text: text.chars().map(fold_char).collect() }
+    /// Prepares a pattern; an empty one matches everything. `None` for one that is longer than any
+    /// name: none of that length can be meant.
+    pub fn new(text: &str) -> Option<Self> {
+        let given = if text.is_empty() { "*" } else { text };
+        if given.encode_utf16().count() > LONGEST {
+            return None;
+        }
+        let mut text: Vec<char> = given.chars().map(fold_char).collect();
+        // Several stars in a row mean what one means.
+        text.dedup_by(|a, b| *a == '*' && *b == '*');
+        Some(Self { given: given.to_owned(), text })
     }
 
     /// The pattern as it was given.
@@ -113,8 +123,17 @@ mod tests {
             (">>>.txt", "abcd.txt", false),
             ("file\"", "file", true),
         ] {
-            assert_eq!(Pattern::new(pattern).matches(name), want, "{pattern} {name}");
+            assert_eq!(Pattern::new(pattern).unwrap().matches(name), want, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn a_pattern_is_no_longer_than_a_name() {
+        assert!(Pattern::new(&"*".repeat(255)).is_some());
+        assert!(Pattern::new(&"*".repeat(256)).is_none());
+        // Characters beyond the first plane are two units.
+        assert!(Pattern::new(&"\u{10400}".repeat(128)).is_none());
+        assert_eq!(Pattern::new("a***b**c").unwrap().text.iter().collect::<String>(), "A*B*C");
     }
 
     /// The plain recursive definition of `*` and `?`.
@@ -134,7 +153,7 @@ mod tests {
         #[test]
         fn agrees_with_the_definition(pattern in "[AB*?]{1,6}", name in "[AB]{0,7}") {
             let (p, n): (Vec<_>, Vec<_>) = (pattern.chars().collect(), name.chars().collect());
-            prop_assert_eq!(Pattern::new(&pattern).matches(&name), slow(&p, &n));
+            prop_assert_eq!(Pattern::new(&pattern).unwrap().matches(&name), slow(&p, &n));
         }
     }
 }

@@ -21,7 +21,7 @@ use smb_protocol::{
     security::{ALLOW, Ace, AceFlags, Control, Descriptor, Sid, parts},
 };
 
-use super::magic_path;
+use super::{magic_path, permit::Permit};
 use crate::status::of_errno;
 
 const XATTR: &str = "user.bulkhead.sd";
@@ -149,15 +149,31 @@ pub fn is_administrator(sids: &[Sid]) -> bool {
     sids.contains(&Sid::administrators())
 }
 
+/// Fails unless a token may make `owner` the owner of a file: who it is, or one of its groups, or
+/// anyone for who has an administrator's privileges (MS-FSA 2.1.5.1.1, 2.1.5.17).
+fn check_owner(owner: Option<&Sid>, sids: &[Sid]) -> Result<(), NtStatus> {
+    match owner {
+        Some(owner) if !is_administrator(sids) && !sids.contains(owner) => {
+            Err(NtStatus::INVALID_OWNER)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Gives a new file its descriptor (MS-DTYP 2.5.3.4.1): from what the client wants, from its
 /// folder, or by default. The first of `sids` is who makes it.
+///
+/// # Errors
+/// `INVALID_OWNER` when the token may not make that one the owner.
 pub fn begin(
+    _: Permit<'_>,
     fd: BorrowedFd<'_>,
     above: Above,
     directory: bool,
     wanted: Option<Descriptor>,
     sids: &[Sid],
-) -> Result<(), Errno> {
+) -> Result<(), NtStatus> {
+    check_owner(wanted.as_ref().and_then(|wanted| wanted.owner.as_ref()), sids)?;
     let mut fresh = Descriptor { control: Control::DACL_DEFAULTED, ..Descriptor::default() };
     let mut lists = false;
     if let Some(wanted) = wanted {
@@ -183,7 +199,7 @@ pub fn begin(
     match keep(fd, &fresh) {
         // A file system without extended attributes has the default for all.
         Err(Errno::OPNOTSUPP) if is_default(&fresh) => Ok(()),
-        other => other,
+        other => other.map_err(of_errno),
     }
 }
 
@@ -192,6 +208,7 @@ pub fn begin(
 /// # Errors
 /// `INVALID_OWNER` when the token may not make that one the owner (MS-FSA 2.1.5.17).
 pub fn update(
+    _: Permit<'_>,
     fd: BorrowedFd<'_>,
     directory: bool,
     which: u32,
@@ -200,11 +217,8 @@ pub fn update(
 ) -> Result<(), NtStatus> {
     let mut descriptor = kept(fd).map_err(of_errno)?.unwrap_or_default();
     let owner = change.owner.as_ref().filter(|_| which & parts::OWNER != 0);
-    let may_own = |owner: &Sid| {
-        is_administrator(sids) || sids.contains(owner) || descriptor.owner.as_ref() == Some(owner)
-    };
-    if owner.is_some_and(|owner| !may_own(owner)) {
-        return Err(NtStatus::INVALID_OWNER);
+    if owner != descriptor.owner.as_ref() {
+        check_owner(owner, sids)?;
     }
     if which & parts::DACL == 0 && is_default(&descriptor) {
         descriptor.control |= Control::DACL_DEFAULTED;
@@ -219,20 +233,29 @@ pub fn update(
 mod tests {
     use std::{fs::File, os::fd::AsFd};
 
-    use super::*;
+    use super::{super::Volume, *};
 
-    fn tree() -> (tempfile::TempDir, File, File) {
+    fn tree() -> (tempfile::TempDir, Volume, File, File) {
         let root = tempfile::tempdir().unwrap();
         let folder = File::open(root.path()).unwrap();
         let file = File::create(root.path().join("f")).unwrap();
-        (root, folder, file)
+        let volume = Volume::open(root.path()).unwrap();
+        (root, volume, folder, file)
     }
 
     #[test]
     fn a_new_file_belongs_to_its_maker_and_lets_everyone_in() {
-        let (_root, folder, file) = tree();
+        let (_root, volume, folder, file) = tree();
         let me = [Sid::new(5, &[21, 1]), Sid::everyone()];
-        begin(file.as_fd(), Above::of(folder.as_fd()).unwrap(), false, None, &me).unwrap();
+        begin(
+            volume.permit(Access::ALL).unwrap(),
+            file.as_fd(),
+            Above::of(folder.as_fd()).unwrap(),
+            false,
+            None,
+            &me,
+        )
+        .unwrap();
         let descriptor = of(file.as_fd(), false).unwrap();
         assert_eq!(descriptor.owner.as_ref(), Some(&me[0]));
         assert_eq!(descriptor.dacl, Some(default_list(false)));
@@ -243,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_folder_whose_list_is_not_inherited_gives_files_to_their_makers_alone() {
-        let (_root, folder, file) = tree();
+        let (_root, volume, folder, file) = tree();
         let me = [Sid::new(5, &[21, 1]), Sid::everyone()];
         let other = [Sid::new(5, &[21, 2]), Sid::everyone()];
         let list = vec![Ace::new(ALLOW, AceFlags::NONE, Access::ALL, Sid::everyone())];
@@ -252,8 +275,17 @@ mod tests {
             dacl: Some(list),
             ..Descriptor::default()
         };
-        update(folder.as_fd(), true, parts::DACL, change, &me).unwrap();
-        begin(file.as_fd(), Above::of(folder.as_fd()).unwrap(), false, None, &me).unwrap();
+        update(volume.permit(Access::ALL).unwrap(), folder.as_fd(), true, parts::DACL, change, &me)
+            .unwrap();
+        begin(
+            volume.permit(Access::ALL).unwrap(),
+            file.as_fd(),
+            Above::of(folder.as_fd()).unwrap(),
+            false,
+            None,
+            &me,
+        )
+        .unwrap();
         assert_eq!(access(file.as_fd(), &me).unwrap(), Access::ALL);
         assert_eq!(access(file.as_fd(), &other).unwrap(), Access::NONE);
         // But who may delete what the folder holds may do that.
@@ -263,20 +295,39 @@ mod tests {
 
     #[test]
     fn only_an_administrator_gives_files_away() {
-        let (_root, _folder, file) = tree();
+        let (_root, volume, _folder, file) = tree();
         let me = Sid::new(5, &[21, 1]);
         let you = Sid::new(5, &[21, 2]);
         let change = Descriptor { owner: Some(you.clone()), ..Descriptor::default() };
-        let give = |sids: &[Sid]| update(file.as_fd(), false, parts::OWNER, change.clone(), sids);
+        let give = |sids: &[Sid]| {
+            update(
+                volume.permit(Access::ALL).unwrap(),
+                file.as_fd(),
+                false,
+                parts::OWNER,
+                change.clone(),
+                sids,
+            )
+        };
         assert_eq!(give(std::slice::from_ref(&me)), Err(NtStatus::INVALID_OWNER));
         assert_eq!(give(&[me.clone(), Sid::administrators()]), Ok(()));
         let take = Descriptor { owner: Some(me.clone()), ..Descriptor::default() };
-        assert_eq!(update(file.as_fd(), false, parts::OWNER, take, &[me]), Ok(()));
+        assert_eq!(
+            update(
+                volume.permit(Access::ALL).unwrap(),
+                file.as_fd(),
+                false,
+                parts::OWNER,
+                take,
+                &[me]
+            ),
+            Ok(())
+        );
     }
 
     #[test]
     fn a_descriptor_that_does_not_parse_lets_nobody_in() {
-        let (_root, _folder, file) = tree();
+        let (_root, _volume, _folder, file) = tree();
         rustix::fs::fsetxattr(&file, XATTR, &[7; 30], XattrFlags::empty()).unwrap();
         assert_eq!(access(file.as_fd(), &[]), Err(Errno::IO));
     }

@@ -29,8 +29,9 @@ use smb_protocol::fscc::snapshots::SnapshotTime;
 
 use super::{Volume, attributes, path::PRIVATE, space, streams};
 
-/// Deepest folder that is copied or removed.
-const DEPTH: usize = 512;
+/// Deepest folder that is copied. Clients reach none that is deeper: its path is longer than the
+/// system takes.
+const DEPTH: usize = 2048;
 /// Snapshots of one share.
 const MOST: usize = 512;
 
@@ -46,9 +47,6 @@ pub enum SnapshotError {
     /// There is none of that time.
     #[error("the share has no snapshot {0}")]
     Missing(SnapshotTime),
-    /// Folders are nested too deep.
-    #[error("folders are nested more than {DEPTH} deep")]
-    Deep,
     /// The file system refused.
     #[error("{what}: {source}")]
     System {
@@ -176,7 +174,7 @@ impl Volume {
         let root = root.when("opening the share")?;
         if !snapshot_subvolume(root.as_fd(), folder.as_fd(), &fresh) {
             let made = made_at(folder.as_fd(), &fresh).when("making the snapshot's folder")?;
-            let copied = copy_tree(root.as_fd(), made.as_fd(), 0);
+            let copied = deep(|| copy_tree(root.as_fd(), made.as_fd(), 0));
             if copied.is_err() {
                 let _ = remove(folder.as_fd(), &fresh);
             }
@@ -223,10 +221,26 @@ impl Volume {
     }
 }
 
+/// Runs what goes down a tree on a thread whose stack is deep enough for [`DEPTH`] folders.
+fn deep(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    const STACK: usize = 16 << 20;
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        let thread = thread
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+            .when("starting a thread")?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Copies what a folder holds: files by sharing their blocks, with their extended attributes.
 fn copy_tree(source: BorrowedFd<'_>, target: BorrowedFd<'_>, depth: usize) -> Result<()> {
     if depth > DEPTH {
-        return Err(SnapshotError::Deep);
+        // One user's folders must not keep all others from their previous versions.
+        let place = super::place_of(source).unwrap_or_default();
+        let end = place.components().rev().take(3).collect::<Vec<_>>();
+        tracing::warn!(?end, "a folder nested more than {DEPTH} deep is not in the snapshot");
+        return Ok(());
     }
     for entry in list(source)? {
         let name = entry.as_c_str();
@@ -341,13 +355,14 @@ fn remove(folder: BorrowedFd<'_>, name: &str) -> Result<()> {
         return Ok(());
     }
     let opened = rustix::fs::openat(folder, name, FOLDER, Mode::empty()).when(name)?;
-    remove_tree(opened.as_fd(), 0)?;
+    deep(|| remove_tree(opened.as_fd(), 0))?;
     rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR).when(name)
 }
 
 fn remove_tree(folder: BorrowedFd<'_>, depth: usize) -> Result<()> {
     if depth > DEPTH + 8 {
-        return Err(SnapshotError::Deep);
+        return Err(Errno::NAMETOOLONG)
+            .when("removing folders that nobody here has nested so deep");
     }
     for name in list(folder)? {
         let shown = || name.to_string_lossy().into_owned();

@@ -11,15 +11,13 @@
 //!
 //! The inode number tells a file from its copy: a copy made with its extended attributes names the
 //! same folder but has no streams. A file that is removed by other means than this server leaves
-//! its folder behind; [`sweep`] finds such folders when the server starts, marks them, and removes
-//! those that were marked at the start before.
+//! its folder behind; [`super::sweep`] finds such folders when the server starts.
 //!
 //! Shares may lie inside one another, and a file's streams must be the same through all of them:
 //! the folder is made below the outermost share that holds the file and looked for below all
 //! shares on the same file system.
 
 use std::{
-    collections::HashMap,
     ffi::{OsStr, OsString},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -30,27 +28,26 @@ use std::{
 
 use aws_lc_rs::digest;
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
+    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
     io::Errno,
 };
-use smb_protocol::name::fold_char;
+use smb_protocol::name::{fold, same_name};
 
 use super::{
     MADE, Mark, attributes, magic_path,
     path::{PRIVATE, StreamName},
 };
 
-const MARK: &str = "user.bulkhead.streams";
+pub(super) const MARK: &str = "user.bulkhead.streams";
 const MARK_LEN: usize = 24;
 const NAME: &str = "user.bulkhead.name";
-const ORPHAN: &str = "user.bulkhead.orphan";
 /// Longest name of a stream in UTF-8.
 const MAX_NAME: usize = 255 * 3;
 /// Streams of one file that are listed.
 const MAX_LISTED: usize = 4096;
 
 /// Identity of a file's streams.
-type Id = [u8; 16];
+pub(super) type Id = [u8; 16];
 
 /// A stream as listings show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,11 +67,11 @@ pub struct StreamStore {
     homes: Vec<OwnedFd>,
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &[u8]) -> Option<Id> {
+pub(super) fn unhex(text: &[u8]) -> Option<Id> {
     let text = std::str::from_utf8(text).ok().filter(|text| text.len() == 32)?;
     let mut id = [0; 16];
     for (index, byte) in id.iter_mut().enumerate() {
@@ -85,8 +82,57 @@ fn unhex(text: &[u8]) -> Option<Id> {
 
 /// Where the stream is kept: names that are the same to Windows give the same file.
 fn file_name(name: &StreamName) -> String {
-    let folded: String = name.as_str().chars().map(fold_char).collect();
+    hex(digest::digest(&digest::SHA256, fold(name.as_str()).as_bytes()).as_ref())
+}
+
+/// Where Unicode's upper case says that it is kept.
+fn former_name(name: &StreamName) -> String {
+    let by_unicode = |c: char| {
+        let mut upper = c.to_uppercase();
+        upper.next().filter(|_| upper.next().is_none()).unwrap_or(c)
+    };
+    let folded: String = name.as_str().chars().map(by_unicode).collect();
     hex(digest::digest(&digest::SHA256, folded.as_bytes()).as_ref())
+}
+
+/// Where a stream of that name is now. Some were made when names were compared by Unicode's upper
+/// case, and lie where that says.
+fn place_of_stream(folder: BorrowedFd<'_>, name: &StreamName) -> Result<String, Errno> {
+    let place = file_name(name);
+    let former = former_name(name);
+    if former == place {
+        return Ok(place);
+    }
+    let bears = |place: &str, wanted: &StreamName| -> Result<Option<bool>, Errno> {
+        match open_below(folder, place, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(file) => Ok(Some(
+                name_of(file.as_fd()).is_some_and(|is| same_name(is.as_str(), wanted.as_str())),
+            )),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    match bears(&place, name)? {
+        None if bears(&former, name)? == Some(true) => Ok(former),
+        _ => Ok(place),
+    }
+}
+
+/// Moves a stream of another name out of the place of `name`, where it lies because Unicode holds
+/// the two for the same.
+fn make_way(folder: BorrowedFd<'_>, name: &StreamName) -> Result<(), Errno> {
+    let place = file_name(name);
+    let file = match open_below(folder, &place, OFlags::PATH | OFlags::NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    match name_of(file.as_fd()) {
+        Some(is) if !same_name(is.as_str(), name.as_str()) => {
+            let own = file_name(&is);
+            rustix::fs::renameat_with(folder, &*place, folder, &*own, RenameFlags::NOREPLACE)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Bytes allocated to a stream.
@@ -103,15 +149,25 @@ pub fn name_of(file: BorrowedFd<'_>) -> Option<StreamName> {
 }
 
 /// The identity that an extended attribute gives a file, and the inode it was given to.
-fn read_mark(path: &str) -> Option<(Id, u64)> {
+/// Whose streams a file says it has: nothing where it says nothing, or nothing that can be read.
+///
+/// # Errors
+/// What keeps the file from being asked.
+pub(super) fn mark_of(path: &str) -> Result<Option<(Id, u64)>, Errno> {
     let mut raw = [0; MARK_LEN];
+    let parse = |raw: &[u8; MARK_LEN]| {
+        let (id, inode) = raw.split_first_chunk::<16>()?;
+        Some((*id, u64::from_le_bytes(*inode.first_chunk()?)))
+    };
     match rustix::fs::getxattr(path, MARK, &mut raw[..]) {
-        Ok(MARK_LEN) => {
-            let (id, inode) = raw.split_first_chunk::<16>()?;
-            Some((*id, u64::from_le_bytes(*inode.first_chunk()?)))
-        }
-        _ => None,
+        Ok(MARK_LEN) => Ok(parse(&raw)),
+        Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+fn read_mark(path: &str) -> Option<(Id, u64)> {
+    mark_of(path).ok().flatten()
 }
 
 /// Makes the streams of a file that was copied with its mark, and whose streams were copied too,
@@ -128,12 +184,16 @@ pub fn adopt(copy: BorrowedFd<'_>, source: u64) -> Result<(), Errno> {
     }
 }
 
-fn open_below(home: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn open_below(
+    home: BorrowedFd<'_>,
+    path: &str,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     rustix::fs::openat2(home, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+pub(super) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
 impl StreamStore {
     /// The store over the roots `homes`; new folders are made below the first.
@@ -147,7 +207,7 @@ impl StreamStore {
         Ok((rustix::fs::fstat(base)?.st_ino == inode).then_some(id))
     }
 
-    fn folder_of(&self, id: Id) -> Result<Option<OwnedFd>, Errno> {
+    pub(super) fn folder_of(&self, id: Id) -> Result<Option<OwnedFd>, Errno> {
         let path = format!("{PRIVATE}/streams/{}", hex(&id));
         for home in &self.homes {
             match open_below(home.as_fd(), &path, FOLDER) {
@@ -211,7 +271,14 @@ impl StreamStore {
         name: &StreamName,
     ) -> Result<Option<(OwnedFd, Stat)>, Errno> {
         let Some(folder) = self.folder(base)? else { return Ok(None) };
-        match open_below(folder.as_fd(), &file_name(name), OFlags::PATH | OFlags::NOFOLLOW) {
+        let place = place_of_stream(folder.as_fd(), name)?;
+        match open_below(folder.as_fd(), &place, OFlags::PATH | OFlags::NOFOLLOW) {
+            // That of another name lies in its place.
+            Ok(fd)
+                if name_of(fd.as_fd()).is_some_and(|is| !same_name(is.as_str(), name.as_str())) =>
+            {
+                Ok(None)
+            }
             Ok(fd) => {
                 let stat = rustix::fs::fstat(&fd)?;
                 Ok(Some((fd, stat)))
@@ -231,6 +298,7 @@ impl StreamStore {
     ) -> Result<OwnedFd, Errno> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let folder = self.make_folder(base)?;
+        make_way(folder.as_fd(), name)?;
         // It gets its place only when it has its name.
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let fresh = format!("new-{}-{next}", std::process::id());
@@ -244,7 +312,7 @@ impl StreamStore {
                     None => Ok(()),
                 })
                 .and_then(|()| {
-                    let place = file_name(name);
+                    let place = place_of_stream(folder.as_fd(), name)?;
                     let only_new = RenameFlags::NOREPLACE;
                     rustix::fs::renameat_with(&folder, fresh.as_str(), &folder, place, only_new)
                 });
@@ -274,7 +342,7 @@ impl StreamStore {
         stat: &Stat,
     ) -> Result<(), Errno> {
         let folder = self.folder(base)?.ok_or(Errno::NOENT)?;
-        let place = file_name(name);
+        let place = place_of_stream(folder.as_fd(), name)?;
         let now = rustix::fs::statat(&folder, place.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
         if now.st_ino != stat.st_ino {
             return Err(Errno::NOENT);
@@ -291,7 +359,9 @@ impl StreamStore {
         replace: bool,
     ) -> Result<(), Errno> {
         let folder = self.folder(base)?.ok_or(Errno::NOENT)?;
-        let (old, new) = (file_name(from), file_name(to));
+        let old = place_of_stream(folder.as_fd(), from)?;
+        make_way(folder.as_fd(), to)?;
+        let new = place_of_stream(folder.as_fd(), to)?;
         let flags =
             if replace || old == new { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         rustix::fs::renameat_with(&folder, old.as_str(), &folder, new.as_str(), flags)?;
@@ -333,7 +403,7 @@ impl StreamStore {
         self.clear_folder(id, kept)
     }
 
-    fn clear_folder(&self, id: Id, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
+    pub(super) fn clear_folder(&self, id: Id, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
         let Some(folder) = self.folder_of(id)? else { return Ok(()) };
         for name in names_in(folder.as_fd())? {
             let stat = rustix::fs::statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW);
@@ -352,7 +422,7 @@ impl StreamStore {
     }
 }
 
-fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
+pub(super) fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
     let mut names = Vec::new();
@@ -366,122 +436,14 @@ fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
     Ok(names)
 }
 
-/// Looks for stream folders below `homes`, all on one file system, that no file names any more.
-/// The first time one is marked, the next time it is removed: a file that was moved while the
-/// search went on is not lost. A folder whose file was put back from a backup, and so has another
-/// inode, is given to it when no other file names it. Returns how many folders were removed.
-///
-/// The search reads every file's attributes, but only where there are stream folders at all.
-pub fn sweep(homes: Vec<OwnedFd>) -> Result<usize, Errno> {
-    let mut known: HashMap<Id, Reference> = HashMap::new();
-    for home in &homes {
-        match open_below(home.as_fd(), &format!("{PRIVATE}/streams"), FOLDER) {
-            Ok(folders) => {
-                let names = names_in(folders.as_fd())?;
-                let ids = names.iter().filter_map(|name| unhex(name.as_bytes()));
-                known.extend(ids.map(|id| (id, Reference::None)));
-            }
-            Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if known.is_empty() {
-        return Ok(0);
-    }
-    for home in &homes {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        search(rustix::fs::openat(home, ".", flags, Mode::empty())?, &mut known, 0)?;
-    }
-    let store = StreamStore::new(homes);
-    let mut removed = 0;
-    for (id, reference) in known {
-        let Some(folder) = store.folder_of(id)? else { continue };
-        let path = magic_path(folder.as_fd());
-        let mut mark = [0; 1];
-        let marked = rustix::fs::getxattr(path.as_str(), ORPHAN, &mut mark[..]).is_ok();
-        match reference {
-            Reference::Own => {
-                if marked {
-                    rustix::fs::removexattr(path.as_str(), ORPHAN)?;
-                }
-            }
-            Reference::Copy(file, inode) => {
-                let mut mark = id.to_vec();
-                mark.extend_from_slice(&inode.to_le_bytes());
-                let file = magic_path(file.as_fd());
-                rustix::fs::setxattr(file.as_str(), MARK, &mark, XattrFlags::REPLACE)?;
-            }
-            Reference::Copies => {}
-            Reference::None if marked => {
-                store.clear_folder(id, |_| false)?;
-                removed += 1;
-            }
-            Reference::None => {
-                rustix::fs::setxattr(path.as_str(), ORPHAN, &[1], XattrFlags::empty())?;
-            }
-        }
-    }
-    Ok(removed)
-}
-
-/// Who names a stream folder.
-enum Reference {
-    /// Nobody.
-    None,
-    /// The file it was made for.
-    Own,
-    /// One other file: it was copied or put back.
-    Copy(OwnedFd, u64),
-    /// Several other files.
-    Copies,
-}
-
-/// Depth of folders that are searched.
-const MAX_DEPTH: usize = 256;
-
-fn search(folder: OwnedFd, known: &mut HashMap<Id, Reference>, depth: usize) -> Result<(), Errno> {
-    let here = rustix::io::fcntl_dupfd_cloexec(&folder, 0)?;
-    for entry in Dir::new(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") || name.to_bytes() == PRIVATE.as_bytes() {
-            continue;
-        }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let Ok(fd) = rustix::fs::openat(&here, name, flags, Mode::empty()) else { continue };
-        let stat = rustix::fs::fstat(&fd)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind != FileType::Directory && kind != FileType::RegularFile {
-            continue;
-        }
-        let path = magic_path(fd.as_fd());
-        if let Some((id, inode)) = read_mark(&path)
-            && let Some(reference) = known.get_mut(&id)
-        {
-            match reference {
-                _ if inode == stat.st_ino => *reference = Reference::Own,
-                Reference::None => *reference = Reference::Copy(fd, stat.st_ino),
-                // Seen before through a share inside another.
-                Reference::Copy(_, seen) if *seen == stat.st_ino => {}
-                Reference::Copy(..) => *reference = Reference::Copies,
-                Reference::Own | Reference::Copies => {}
-            }
-        }
-        if kind == FileType::Directory && depth < MAX_DEPTH {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            if let Ok(below) = rustix::fs::openat(&here, name, flags, Mode::empty()) {
-                search(below, known, depth + 1)?;
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::{
+        super::sweep::{Swept, sweep},
+        *,
+    };
 
     fn name(text: &str) -> StreamName {
         StreamName::new(text).unwrap()
@@ -493,6 +455,27 @@ mod tests {
 
     fn store(root: &std::path::Path) -> StreamStore {
         StreamStore::new(vec![open(root)])
+    }
+
+    #[test]
+    fn streams_that_lie_where_unicode_says_stay_reachable() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("f"), "").unwrap();
+        let (base, store) = (open(&root.path().join("f")), store(root.path()));
+        // Under the rule of Unicode this name and "KIZ" were one, and so lay in one place.
+        store.create(base.as_fd(), &name("k\u{131}z"), None).unwrap();
+        let folder = store.folder(base.as_fd()).unwrap().unwrap();
+        let former = hex(digest::digest(&digest::SHA256, b"KIZ").as_ref());
+        let now = file_name(&name("k\u{131}z"));
+        assert_ne!(now, former);
+        rustix::fs::renameat(&folder, now.as_str(), &folder, former.as_str()).unwrap();
+        let (_, stat) = store.find(base.as_fd(), &name("K\u{131}Z")).unwrap().expect("it is there");
+        // The other name has its own, which that place does not hinder.
+        assert!(store.find(base.as_fd(), &name("kiz")).unwrap().is_none());
+        store.rename(base.as_fd(), &name("k\u{131}z"), &name("other"), false).unwrap();
+        store.create(base.as_fd(), &name("kiz"), None).unwrap();
+        store.remove(base.as_fd(), &name("OTHER"), &stat).unwrap();
+        assert_eq!(store.list(base.as_fd()).unwrap().len(), 1);
     }
 
     #[test]
@@ -558,9 +541,9 @@ mod tests {
         fs::rename(root.path().join("other"), &restored).unwrap();
         rustix::fs::setxattr(&restored, MARK, &mark, XattrFlags::empty()).unwrap();
         let homes = || vec![open(root.path()), open(&root.path().join("d"))];
-        assert_eq!(sweep(homes()).unwrap(), 0);
-        assert_eq!(sweep(homes()).unwrap(), 1);
-        assert_eq!(sweep(homes()).unwrap(), 0);
+        assert_eq!(sweep(homes()).unwrap(), Swept::All(0));
+        assert_eq!(sweep(homes()).unwrap(), Swept::All(1));
+        assert_eq!(sweep(homes()).unwrap(), Swept::All(0));
         for file in ["d/kept", "restored"] {
             assert_eq!(store.list(open(&root.path().join(file)).as_fd()).unwrap().len(), 1);
         }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
-use smb_client::{ConnectOptions, Encryption, Login, Signing, SmbUrl, raw::RawConnection};
+use smb_client::{ConnectOptions, Encryption, Signing, SmbUrl, raw::RawConnection};
 
 use super::histogram::Histogram;
+use crate::password;
 
 /// The server, and how to connect to it.
 #[derive(Debug, clap::Args)]
@@ -39,7 +40,7 @@ enum Switch {
 impl Target {
     /// How to connect, asking for so many credits.
     pub fn options(&self, credits: u16) -> anyhow::Result<ConnectOptions> {
-        let login = Login::from_env(self.url.user.as_deref())?;
+        let login = password::login(&self.url)?;
         let mut options = ConnectOptions::for_url(&self.url, login);
         if let Some(text) = &self.dialect {
             let dialect = smb_client::parse_dialect(text)

@@ -33,8 +33,10 @@ use crate::{
         bears, eas,
         node::{Node, Nodes, Opener, Refused, beside, caching::LeaseId},
         open::{Open, Origin, Parts, StreamOpen},
-        reopen, security, streams,
+        permit::gates,
+        reopen, security, set_length, streams,
     },
+    work::aside,
 };
 
 /// Rights that need the content of a file.
@@ -188,7 +190,10 @@ impl Job<'_> {
         }
         let facts = attributes::facts(fd.as_fd())?;
         let folder = self.volume.folder_of(&path)?;
-        let listed = security::access_in(fd.as_fd(), folder.as_fd(), self.sids)?;
+        let mut listed = security::access_in(fd.as_fd(), folder.as_fd(), self.sids)?;
+        if !gates::holds(gates::Gate::List) {
+            listed = Access::ALL;
+        }
         let access = self.granted(facts.attributes, listed)?;
         if let Some(stream) = stream {
             return self.in_stream(stream, fd, &stat, &path, (access, listed), &facts);
@@ -212,7 +217,7 @@ impl Job<'_> {
             eas.iter_mut().for_each(|ea| ea.value.clear());
             eas.extend(self.wanted_eas()?);
             if !eas.is_empty() {
-                eas::set(fd.as_fd(), eas)?;
+                eas::set(self.volume.permit(self.tree.maximal_access)?, fd.as_fd(), eas)?;
             }
             if let (Some(size), Some(data)) = (self.allocation(), &data) {
                 reserve(data.as_fd(), size)?;
@@ -226,6 +231,7 @@ impl Job<'_> {
 
     /// Fails unless the content of a file or stream may be thrown away.
     fn check_cut(&self, facts: &Facts, listed: Access) -> Result<(), NtStatus> {
+        self.volume.permit(self.tree.maximal_access)?;
         if facts.attributes.has(FileAttributes::READONLY)
             || !self.tree.maximal_access.and(listed).has(Access::WRITE_DATA)
         {
@@ -347,7 +353,7 @@ impl Job<'_> {
         let writes = access.any(CHANGE) || cuts;
         let content = reopen(fd, flags(access, writes))?;
         if cuts {
-            rustix::fs::ftruncate(&content, 0)?;
+            set_length(content.as_fd(), 0)?;
         }
         self.local(content, !writes).map(Some)
     }
@@ -370,6 +376,7 @@ impl Job<'_> {
         Open::new(Parts {
             id: self.id,
             access,
+            ceiling: self.tree.maximal_access,
             options: self.request.options,
             node,
             data,
@@ -398,6 +405,7 @@ impl Job<'_> {
             return Err(NtStatus::OBJECT_NAME_INVALID.into());
         }
         let adds = if directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
+        let permit = self.volume.permit(self.tree.maximal_access)?;
         if !self.tree.maximal_access.has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
@@ -426,11 +434,11 @@ impl Job<'_> {
         let path = self.volume.tunnelled(folder.as_fd(), path);
         let (_, name) = path.split().ok_or(NtStatus::OBJECT_NAME_COLLISION)?;
         let made = if directory {
-            self.volume.create_folder(folder.as_fd(), name)
+            permit.create_folder(folder.as_fd(), name)
         } else if let Some(mark) = self.mark.as_ref().filter(|_| stream.is_none()) {
-            self.volume.create_marked(folder.as_fd(), name, mark)
+            permit.create_marked(folder.as_fd(), name, mark)
         } else {
-            self.volume.create_file(folder.as_fd(), name)
+            permit.create_file(folder.as_fd(), name)
         };
         let fd = match made {
             Ok(fd) => fd,
@@ -448,9 +456,9 @@ impl Job<'_> {
                 let base = if directory { FileAttributes::NONE } else { FileAttributes::ARCHIVE };
                 attributes::set_attributes(fd.as_fd(), extra.or(base))?;
             }
-            security::begin(fd.as_fd(), above, directory, wanted, self.sids)?;
+            security::begin(permit, fd.as_fd(), above, directory, wanted, self.sids)?;
             if !extra_eas.is_empty() {
-                eas::set(fd.as_fd(), extra_eas)?;
+                eas::set(permit, fd.as_fd(), extra_eas)?;
             }
             if let Some(name) = stream {
                 let file = self.volume.streams().create(fd.as_fd(), name, self.mark.as_ref())?;
@@ -478,8 +486,8 @@ impl Job<'_> {
             Err(error) => {
                 // Whoever has opened it since it was made may have written to it already.
                 if !self.nodes.is_open(&stat) {
-                    let _ = self.volume.remove(&path, &stat);
-                    let _ = self.volume.forget_streams(fd.as_fd());
+                    let _ = permit.remove(&path, &stat);
+                    let _ = permit.forget_streams(fd.as_fd());
                 }
                 Err(error)
             }
@@ -555,7 +563,10 @@ impl Drop for Joined<'_> {
 
 /// Sets space aside without changing the length; a file system that cannot is not an error.
 pub fn reserve(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-    match rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size) {
+    /// Bytes that are quickly set aside.
+    const SMALL: u64 = 64 << 20;
+    let give = || rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size);
+    match if size > SMALL { aside(give) } else { give() } {
         Err(Errno::OPNOTSUPP) => Ok(()),
         other => other,
     }

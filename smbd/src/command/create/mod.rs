@@ -26,7 +26,7 @@ use self::{
 };
 use super::{Ctx, Fail, Handled, Later};
 use crate::{
-    dfs,
+    descriptors, dfs,
     volume::{
         FileName,
         open::{Durability, Open, Origin},
@@ -67,7 +67,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let server = ctx.ex.server.clone();
     let limits = ctx.ex.limits();
     session.room_for_open(limits.opens_per_session)?;
-    if server.nodes.open_count() >= limits.opens {
+    if server.nodes.open_count() >= limits.opens.min(descriptors::most_opens()) {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
     if tree.max_opens.is_some_and(|most| volume.open_count() >= most) {

@@ -12,7 +12,11 @@ use smb_protocol::{
     },
 };
 
-use crate::{command::tree_connect::READ_ONLY, session::Tree, status::of_errno, volume::Volume};
+use crate::{
+    session::Tree,
+    status::of_errno,
+    volume::{Volume, permit::READ_ONLY},
+};
 
 /// The name without the element that names a time, and the time that is asked for.
 ///

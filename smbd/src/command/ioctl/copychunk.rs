@@ -12,7 +12,7 @@ use smb_protocol::{
 };
 
 use super::{Call, Ctx, Handled, LONG, answer, answer_as, changes, reads, sparse};
-use crate::{status::of_errno, volume::space};
+use crate::{command::write, status::of_errno, volume::space};
 
 /// Most chunks of a request.
 const MAX_CHUNKS: u32 = 256;
@@ -76,15 +76,22 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         return too_much(out);
     }
     let readable = Access::READ_DATA.or(Access::EXECUTE);
-    call.open.need(Access::WRITE_DATA.or(Access::APPEND_DATA))?;
+    call.open.permit(Access::WRITE_DATA.or(Access::APPEND_DATA))?;
     if call.request.code == FsctlCode::SRV_COPYCHUNK {
         call.open.need(Access::READ_DATA)?;
     }
     let from = source.content(readable)?.clone();
-    let to = call.open.content(Access::WRITE_DATA.or(Access::APPEND_DATA))?.clone();
+    let to = call.open.writable(Access::WRITE_DATA.or(Access::APPEND_DATA))?.clone();
     let longest = ctx.ex.limits().file_size.0;
     if chunks.iter().any(|chunk| chunk.target + u64::from(chunk.length) > longest) {
         return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    if write::appends_only(&call.open) {
+        // The right to append is none to change what is there.
+        let end = call.open.length()?;
+        if chunks.iter().any(|chunk| chunk.target < end) {
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
     }
     for chunk in &chunks {
         let len = u64::from(chunk.length);

@@ -42,8 +42,7 @@ pub fn duplicate(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     if ![from, to, length].iter().all(|value| value.is_multiple_of(cluster)) {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
-    open.need(Access::WRITE_DATA)?;
-    let target = open.content(Access::WRITE_DATA)?.clone();
+    let target = open.writable(Access::WRITE_DATA)?.clone();
     let content = source.content(Access::READ_DATA).map_err(|_| NtStatus::INVALID_PARAMETER)?;
     let content = content.clone();
     if to_end > ctx.ex.limits().file_size.0 {

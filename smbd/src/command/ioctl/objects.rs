@@ -50,14 +50,14 @@ fn reparse_tag(input: &[u8]) -> Result<u32, NtStatus> {
 
 /// No file has a reparse point: there is none to take away.
 pub fn delete_reparse_point(call: Call<'_>) -> Handled {
-    call.open.need(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
+    call.open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
     reparse_tag(call.request.input)?;
     Err(NtStatus::NOT_A_REPARSE_POINT.into())
 }
 
 /// Nothing that would lead a later open elsewhere is kept.
 pub fn set_reparse_point(call: Call<'_>) -> Handled {
-    call.open.need(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
+    call.open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
     reparse_tag(call.request.input)?;
     Err(NtStatus::INVALID_DEVICE_REQUEST.into())
 }

@@ -107,7 +107,7 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     if call.open.directory {
         return Err(NtStatus::OFFLOAD_WRITE_FILE_NOT_SUPPORTED.into());
     }
-    let data = call.open.content(Access::WRITE_DATA)?.clone();
+    let data = call.open.writable(Access::WRITE_DATA)?.clone();
     if length == 0 {
         let mut output = Vec::new();
         offload::encode_offload_written(0, &mut output);

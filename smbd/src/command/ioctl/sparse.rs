@@ -46,7 +46,8 @@ pub fn set_sparse(call: Call<'_>) -> Handled {
     if open.directory {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
-    open.need(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES).or(Access::APPEND_DATA))?;
+    // MS-FSA 2.1.5.10.38; Windows takes the right to append, too.
+    open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES).or(Access::APPEND_DATA))?;
     // Without input it means "yes" (MS-FSCC 2.3.83).
     let sparse = call.request.input.first().is_none_or(|flag| *flag != 0);
     call.later(0, false, move |open| {
@@ -68,7 +69,7 @@ pub fn zero_data(call: Call<'_>) -> Handled {
     if call.open.directory {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
-    let data = call.open.content(Access::WRITE_DATA)?.clone();
+    let data = call.open.writable(Access::WRITE_DATA)?.clone();
     let range = fsctl::parse_zero_data(call.request.input)?;
     changes(&call.open, range.start, range.end - range.start)?;
     call.later(0, false, move |open| {
@@ -160,7 +161,7 @@ pub fn trim(call: Call<'_>) -> Handled {
     if call.open.directory {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
-    let data = call.open.content(Access::WRITE_DATA)?.clone();
+    let data = call.open.writable(Access::WRITE_DATA)?.clone();
     let ranges = offload::parse_trim(call.request.input)?;
     let room = call.room();
     if (1..4).contains(&room) {

@@ -64,7 +64,13 @@ impl House {
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             while let Ok((stream, peer)) = listener.accept().await {
-                tokio::spawn(super::super::run(stream, peer, server.clone(), stopped.clone()));
+                let census = std::sync::Arc::<crate::census::Census>::default();
+                let room = crate::census::Room { all: 100, each: 100, strangers: 100 };
+                let (server, stopped) = (server.clone(), stopped.clone());
+                tokio::spawn(async move {
+                    let counted = census.enter(peer.ip(), room).expect("there is room");
+                    super::super::run(stream, peer, server, stopped, &counted).await
+                });
             }
         });
         Self { server: serves, address, stop, runtime: Some(runtime), _folder: folder }

@@ -24,14 +24,20 @@ use state_store::record::CachingRecord;
 use super::{
     CreateKey, LockCount, Node, NodeKey, Opener, Refused, State, Use,
     caching::{self, Break, Cause, Holder, LeaseId, NotSo, Want},
-    key, lock,
+    key,
+    links::Link,
+    lock,
     sharing::{LOOKS, conflicts, takes_part},
 };
 use crate::{
     clients::Clients,
     notices::Notice,
     volume::{RelPath, changes::Watches, kept::Kept, open::Open, stable::Stable},
+    work::aside,
 };
+
+/// More opens are not looked through on a thread that serves.
+const MANY: usize = 2048;
 
 /// Everything that is open.
 #[derive(Debug, Default)]
@@ -398,10 +404,13 @@ impl Nodes {
 
     /// All opens.
     pub fn all_opens(&self) -> Vec<Arc<Open>> {
-        let shards = self.opens.iter();
-        shards
-            .flat_map(|shard| lock(shard).values().filter_map(Weak::upgrade).collect::<Vec<_>>())
-            .collect()
+        let all = || {
+            type Shard = Mutex<HashMap<u64, Weak<Open>>>;
+            let of =
+                |shard: &Shard| lock(shard).values().filter_map(Weak::upgrade).collect::<Vec<_>>();
+            self.opens.iter().flat_map(of).collect()
+        };
+        if self.open_count() > MANY { aside(all) } else { all() }
     }
 
     /// Takes an opener away. When it was the last that came by a name and that is to be deleted,
@@ -438,12 +447,15 @@ impl Nodes {
 
     /// Whether anything strictly below `folder` is open.
     pub fn any_below(&self, device: u64, folder: &RelPath) -> bool {
-        self.shards.iter().any(|shard| {
-            lock(shard).values().any(|node| {
-                let below = || lock(&node.state).links.iter().any(|at| at.path.is_below(folder));
-                node.key.0 == device && below()
+        let any = || {
+            self.shards.iter().any(|shard| {
+                lock(shard).values().any(|node| {
+                    let is_below = |at: &Link| at.path.is_below(folder);
+                    node.key.0 == device && lock(&node.state).links.iter().any(is_below)
+                })
             })
-        })
+        };
+        if self.open_count() > MANY { aside(any) } else { any() }
     }
 
     /// Whether the file is open at all.

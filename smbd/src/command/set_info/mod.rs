@@ -1,11 +1,13 @@
-//! SET_INFO (MS-SMB2 3.3.5.21).
+//! SET_INFO (MS-SMB2 3.3.5.21): what each class changes and which right it needs. What changes names
+//! is in [`names`].
+
+mod names;
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
-    sync::{Arc, PoisonError, atomic::Ordering},
+    os::fd::AsFd,
+    sync::{Arc, atomic::Ordering},
 };
 
-use rustix::fs::Stat;
 use smb_protocol::{
     NtStatus,
     fscc::{
@@ -13,12 +15,11 @@ use smb_protocol::{
         file_info::{self, Basic, Disposition, Rename},
     },
     msg::{
-        create::{Access, ShareAccess},
-        notify::{Action, ChangeFilter},
+        create::Access,
+        notify::ChangeFilter,
         query_info::InfoType,
         set_info::{Request, Response},
     },
-    name::same_name,
     security::{Descriptor, parts},
 };
 
@@ -27,10 +28,10 @@ use super::{
     create::{job::reserve, settle},
 };
 use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, eas, listing,
+    attributes, eas, listing,
     node::caching::Cause,
     open::{Open, StreamOpen},
-    security,
+    security, set_length,
     stable::of_store,
 };
 
@@ -43,6 +44,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         InfoType::FILE => file(ctx, &open, request.class, request.input)?,
         InfoType::SECURITY => {
             let which = request.additional;
+            // MS-FSA 2.1.5.17
+            let permit = open.volume().permit(open.ceiling)?;
             if which & parts::DACL != 0 {
                 open.need(Access::WRITE_DAC)?;
             }
@@ -55,7 +58,14 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             let change =
                 Descriptor::parse(request.input).map_err(|_| NtStatus::INVALID_SECURITY_DESCR)?;
             let directory = attributes::facts(open.handle())?.directory;
-            security::update(open.handle(), directory, which, change, &ctx.session()?.sids)?;
+            security::update(
+                permit,
+                open.handle(),
+                directory,
+                which,
+                change,
+                &ctx.session()?.sids,
+            )?;
         }
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     }
@@ -133,11 +143,34 @@ fn modified(info_type: InfoType, class: InfoClass, input: &[u8]) -> Option<Chang
     }
 }
 
+/// The right that a class needs on the open; none for what changes nothing that others see, and for
+/// a link, whose rights are those in the file and in its new folder.
+fn right(class: InfoClass) -> Option<Access> {
+    Some(match class {
+        // MS-FSA 2.1.5.15.2
+        InfoClass::BASIC => Access::WRITE_ATTRIBUTES,
+        // MS-FSA 2.1.5.15.1, .5, .15
+        InfoClass::ALLOCATION | InfoClass::END_OF_FILE | InfoClass::VALID_DATA_LENGTH => {
+            Access::WRITE_DATA
+        }
+        // MS-FSA 2.1.5.15.3, .4, .12
+        InfoClass::DISPOSITION
+        | InfoClass::DISPOSITION_EX
+        | InfoClass::RENAME
+        | InfoClass::RENAME_EX => Access::DELETE,
+        // MS-FSA 2.1.5.15.6
+        InfoClass::FULL_EA => Access::WRITE_EA,
+        _ => return None,
+    })
+}
+
 fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<(), Fail> {
     let short = |_| NtStatus::INFO_LENGTH_MISMATCH;
+    if let Some(right) = right(class) {
+        open.permit(right)?;
+    }
     match class {
         InfoClass::BASIC => {
-            open.need(Access::WRITE_ATTRIBUTES)?;
             let basic = Basic::parse(input).map_err(short)?;
             let kinds = FileAttributes::DIRECTORY;
             let times =
@@ -151,31 +184,31 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             open.set_basic(&basic)?;
         }
         InfoClass::END_OF_FILE => {
-            let data = open.content(Access::WRITE_DATA)?;
+            let data = open.writable(Access::WRITE_DATA)?;
             let len = file_info::parse_length(input).map_err(short)?;
             if len > i64::MAX as u64 {
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
             open.others_forget()?;
             open.base_node().times.settle();
-            rustix::fs::ftruncate(data.as_fd(), len)?;
+            set_length(data.as_fd(), len)?;
         }
         InfoClass::ALLOCATION => {
-            let data = open.content(Access::WRITE_DATA)?;
+            let data = open.writable(Access::WRITE_DATA)?;
             let size = file_info::parse_length(input).map_err(short)?;
             if size > i64::MAX as u64 {
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
             open.others_forget()?;
             if size < open.facts()?.end_of_file {
-                rustix::fs::ftruncate(data.as_fd(), size)?;
+                set_length(data.as_fd(), size)?;
             } else if size > 0 {
                 reserve(data.as_fd(), size)?;
             }
         }
         // Everything up to the end of the file is valid data here.
         InfoClass::VALID_DATA_LENGTH => {
-            open.content(Access::WRITE_DATA)?;
+            open.writable(Access::WRITE_DATA)?;
             file_info::parse_length(input).map_err(short)?;
         }
         InfoClass::POSITION => {
@@ -195,20 +228,18 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             set_disposition(open, Disposition::parse(input).map_err(short)?)?;
         }
         InfoClass::RENAME | InfoClass::RENAME_EX => {
-            open.need(Access::DELETE)?;
             let ex = class == InfoClass::RENAME_EX;
             let parse = if ex { Rename::parse_ex } else { Rename::parse };
-            rename(ctx, open, &parse(input).map_err(short)?)?;
+            names::rename(ctx, open, &parse(input).map_err(short)?)?;
         }
         InfoClass::LINK | InfoClass::LINK_EX => {
             let ex = class == InfoClass::LINK_EX;
             let parse = if ex { Rename::parse_ex } else { Rename::parse };
-            link(ctx, open, &parse(input).map_err(short)?)?;
+            names::link(ctx, open, &parse(input).map_err(short)?)?;
         }
         InfoClass::FULL_EA => {
-            open.need(Access::WRITE_EA)?;
             let list = ea::parse(input).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
-            eas::set(open.handle(), list)?;
+            eas::set(open.permit(Access::WRITE_EA)?, open.handle(), list)?;
         }
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     }
@@ -221,7 +252,6 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Fail> {
     if flags.without(Disposition::ALL) != Disposition::NONE {
         return Err(NtStatus::NOT_SUPPORTED.into());
     }
-    open.need(Access::DELETE)?;
     let delete = flags.has(Disposition::DELETE);
     if flags.has(Disposition::ON_CLOSE) {
         // It speaks of what the open was made for, and only of that.
@@ -253,194 +283,5 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Fail> {
     if delete && open.directory {
         open.nodes().watches.gone(open.node.key());
     }
-    Ok(())
-}
-
-/// Whether a name that is taken may be taken away for another file; its file is no folder.
-fn check_replaced(
-    ctx: &Ctx<'_>,
-    open: &Open,
-    request: &Rename,
-    (target, stat, path): (&OwnedFd, &Stat, &RelPath),
-) -> Result<(), Fail> {
-    let denied = NtStatus::ACCESS_DENIED;
-    let facts = attributes::facts(target.as_fd())?;
-    let in_use = !request.posix && ctx.ex.server.nodes.is_open(stat);
-    let readonly = facts.attributes.has(FileAttributes::READONLY) && !request.ignore_readonly;
-    if facts.directory || in_use || readonly {
-        return Err(denied.into());
-    }
-    let folder = open.volume().folder_of(path)?;
-    let sids = &ctx.session()?.sids;
-    if !security::access_in(target.as_fd(), folder.as_fd(), sids)?.has(Access::DELETE) {
-        return Err(denied.into());
-    }
-    Ok(())
-}
-
-/// Gives a file one more name (MS-FSA 2.1.5.15.7).
-fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
-    /// Names that NTFS lets a file have.
-    const MOST: u32 = 1024;
-    if open.stream.is_some() {
-        return Err(NtStatus::INVALID_PARAMETER.into());
-    }
-    if open.directory {
-        return Err(NtStatus::FILE_IS_A_DIRECTORY.into());
-    }
-    if open.delete_pending() {
-        return Err(NtStatus::ACCESS_DENIED.into());
-    }
-    let facts = open.facts()?;
-    if facts.links >= MOST {
-        return Err(NtStatus::TOO_MANY_LINKS.into());
-    }
-    let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
-    if wanted.is_root() {
-        return Err(NtStatus::INVALID_PARAMETER.into());
-    }
-    let to = match open.volume().find(&wanted)? {
-        Found::Missing { path, .. } => path,
-        Found::Here { .. } if !request.replace => {
-            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
-        }
-        Found::Here { fd, stat, path } => {
-            let own = rustix::fs::fstat(open.handle())?;
-            if (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino) {
-                return Ok(());
-            }
-            check_replaced(ctx, open, request, (&fd, &stat, &path))?;
-            open.volume().remove(&path, &stat)?;
-            open.volume().forget_streams(fd.as_fd())?;
-            path
-        }
-    };
-    enter_folder(ctx, open, &to)?;
-    open.volume().link(open.handle(), &to)?;
-    open.tell_at(&to, Action::ADDED, open.name_filter());
-    Ok(())
-}
-
-/// Gives a file another name in the same share, or a stream one of the same file
-/// (MS-FSA 2.1.5.15.12).
-fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
-    if request.name.starts_with(':') {
-        return rename_stream(ctx, open, request);
-    }
-    if open.stream.is_some() && request.name.contains(':') {
-        // The name of a stream stands alone; with its file's name it means the file that this open
-        // keeps from being renamed.
-        return Err(NtStatus::SHARING_VIOLATION.into());
-    }
-    let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
-    let from = open.path()?;
-    if wanted.is_root() || from.is_root() || open.stream.is_some() {
-        return Err(NtStatus::INVALID_PARAMETER.into());
-    }
-    open.others_let_go(Cause::Rename)?;
-    let nodes = &ctx.ex.server.nodes;
-    if open.node.others_forbid_delete(open.node_id()) {
-        return Err(NtStatus::SHARING_VIOLATION.into());
-    }
-    let stat = rustix::fs::fstat(open.handle())?;
-    if open.directory
-        && let Some(folder) = open.node.path(open.node_id())
-        && nodes.any_below(stat.st_dev, &folder)
-    {
-        return Err(NtStatus::ACCESS_DENIED.into());
-    }
-    let mut replaced = None;
-    let to = match open.volume().find(&wanted)? {
-        Found::Missing { path, .. } => path,
-        Found::Here { fd, stat: target, path } => {
-            let itself = (target.st_dev, target.st_ino) == (stat.st_dev, stat.st_ino);
-            let (Some((folder, name)), Some((_, new))) = (path.split(), wanted.split()) else {
-                return Err(NtStatus::INVALID_PARAMETER.into());
-            };
-            if itself && same_name(name, new) {
-                // The same name in another case.
-                folder.child(new)
-            } else {
-                if !request.replace {
-                    return Err(NtStatus::OBJECT_NAME_COLLISION.into());
-                }
-                if itself {
-                    // Two names of one file: the old one goes.
-                    open.volume().remove(&from, &stat)?;
-                    open.tell_at(&from, Action::REMOVED, open.name_filter());
-                    open.node.set_path(open.node_id(), open.volume().system(&path));
-                    return Ok(());
-                }
-                check_replaced(ctx, open, request, (&fd, &target, &path))?;
-                replaced = Some(fd);
-                path
-            }
-        }
-    };
-    if to == from {
-        return Ok(());
-    }
-    enter_folder(ctx, open, &to)?;
-    open.volume().rename(&from, &to, replaced.is_some())?;
-    let filter = open.name_filter();
-    let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
-    let (was, is) = match stays {
-        true => (Action::RENAMED_OLD_NAME, Action::RENAMED_NEW_NAME),
-        false => (Action::REMOVED, Action::ADDED),
-    };
-    open.tell_at(&from, was, filter);
-    open.tell_at(&to, is, filter);
-    if !open.directory {
-        // Who does not watch for names hears of it as Windows tells it.
-        let filter = ChangeFilter::ATTRIBUTES | ChangeFilter::CREATION;
-        open.tell_unless(&to, Action::MODIFIED, filter, ChangeFilter::FILE_NAME);
-    }
-    open.node.set_path(open.node_id(), open.volume().system(&to));
-    if let Some(replaced) = replaced {
-        open.volume().forget_streams(replaced.as_fd())?;
-    }
-    Ok(())
-}
-
-/// Whether a file may be given a name in a folder: the one who does it may add to the folder, and
-/// those who have it open do not mind. It is opened for that without letting others delete it
-/// (MS-FSA 2.1.5.15.12).
-fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
-    let folder = open.volume().folder_of(to)?;
-    let adds = if open.directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
-    let rights = security::access(folder.as_fd(), &ctx.session()?.sids)?;
-    if !ctx.tree()?.maximal_access.and(rights).has(adds) {
-        return Err(NtStatus::ACCESS_DENIED.into());
-    }
-    let stat = rustix::fs::fstat(&folder)?;
-    if let Some(node) = ctx.ex.server.nodes.get(&stat)
-        && node.forbids(adds, ShareAccess::READ | ShareAccess::WRITE)
-    {
-        return Err(NtStatus::SHARING_VIOLATION.into());
-    }
-    Ok(())
-}
-
-/// Gives a stream another name (MS-FSA 2.1.5.15.12.1).
-fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
-    let invalid = NtStatus::INVALID_PARAMETER;
-    let part = FileName::parse(&request.name).map_err(|_| invalid)?.part;
-    let StreamPart::Named(to) = part else { return Err(invalid.into()) };
-    let Some(stream) = &open.stream else { return Err(invalid.into()) };
-    let mut name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
-    if same_name(name.as_str(), to.as_str()) {
-        return Ok(());
-    }
-    let store = open.volume().streams();
-    if let Some((_, target)) = store.find(open.handle(), &to)? {
-        if !request.replace {
-            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
-        }
-        if ctx.ex.server.nodes.is_open(&target) || target.st_size != 0 {
-            return Err(invalid.into());
-        }
-    }
-    store.rename(open.handle(), &name, &to, request.replace)?;
-    *name = to;
     Ok(())
 }

@@ -1,0 +1,233 @@
+//! Names that SET_INFO gives: renames of files and streams, and links (MS-FSA 2.1.5.15.7, .12).
+//!
+//! Every check that can refuse comes before the first change, so a refusal leaves all as it was.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::PoisonError,
+};
+
+use rustix::fs::Stat;
+use smb_protocol::{
+    NtStatus,
+    fscc::{FileAttributes, file_info::Rename},
+    msg::{
+        create::{Access, ShareAccess},
+        notify::{Action, ChangeFilter},
+    },
+    name::same_name,
+};
+
+use super::{Ctx, Fail};
+use crate::volume::{
+    FileName, Found, RelPath, StreamPart, attributes, close_removed, node, node::caching::Cause,
+    open::Open, permit::gates, security,
+};
+
+/// Whether a name that is taken may be taken away for another file; its file is no folder.
+fn check_replaced(
+    ctx: &Ctx<'_>,
+    open: &Open,
+    request: &Rename,
+    (target, stat, path): (&OwnedFd, &Stat, &RelPath),
+) -> Result<(), Fail> {
+    let denied = NtStatus::ACCESS_DENIED;
+    let facts = attributes::facts(target.as_fd())?;
+    let in_use = !request.posix && ctx.ex.server.nodes.is_open(stat);
+    let readonly = facts.attributes.has(FileAttributes::READONLY) && !request.ignore_readonly;
+    if facts.directory || in_use || readonly {
+        return Err(denied.into());
+    }
+    let folder = open.volume().folder_of(path)?;
+    let sids = &ctx.session()?.sids;
+    let rights = security::access_in(target.as_fd(), folder.as_fd(), sids)?;
+    if !rights.has(Access::DELETE) && gates::holds(gates::Gate::Replaced) {
+        return Err(denied.into());
+    }
+    Ok(())
+}
+
+/// Gives a file one more name (MS-FSA 2.1.5.15.7).
+pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+    /// Names that NTFS lets a file have.
+    const MOST: u32 = 1024;
+    if open.stream.is_some() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    if open.directory {
+        return Err(NtStatus::FILE_IS_A_DIRECTORY.into());
+    }
+    if open.delete_pending() {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let permit = open.volume().permit(open.ceiling)?;
+    let facts = open.facts()?;
+    if facts.links >= MOST {
+        return Err(NtStatus::TOO_MANY_LINKS.into());
+    }
+    let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
+    if wanted.is_root() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    // A client asks for no right on the open, so what counts is what the user may do to the file.
+    let rights = open.ceiling.and(open.rights(&ctx.session()?.sids)?);
+    if !rights.has(Access::WRITE_ATTRIBUTES) {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let found = open.volume().find(&wanted)?;
+    let (Found::Missing { path, .. } | Found::Here { path, .. }) = &found;
+    let to = &path.clone();
+    enter_folder(ctx, open, to)?;
+    let mut replaced = None;
+    if let Found::Here { fd, stat, .. } = &found {
+        if !request.replace {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        let own = rustix::fs::fstat(open.handle())?;
+        if (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino) {
+            return Ok(());
+        }
+        check_replaced(ctx, open, request, (fd, stat, to))?;
+        replaced = Some(fd);
+    }
+    permit.link(open.handle(), to, replaced.is_some())?;
+    if let Some(fd) = replaced {
+        permit.forget_streams(fd.as_fd())?;
+    }
+    if let Found::Here { fd, .. } = found {
+        close_removed(fd);
+    }
+    open.tell_at(to, Action::ADDED, open.name_filter());
+    Ok(())
+}
+
+/// Gives a file another name in the same share, or a stream one of the same file
+/// (MS-FSA 2.1.5.15.12).
+pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+    if request.name.starts_with(':') {
+        return rename_stream(ctx, open, request);
+    }
+    if open.stream.is_some() && request.name.contains(':') {
+        // The name of a stream stands alone; with its file's name it means the file that this open
+        // keeps from being renamed.
+        return Err(NtStatus::SHARING_VIOLATION.into());
+    }
+    let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
+    let from = open.path()?;
+    if wanted.is_root() || from.is_root() || open.stream.is_some() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    let permit = open.permit(Access::DELETE)?;
+    let found = open.volume().find(&wanted)?;
+    let (Found::Missing { path: there, .. } | Found::Here { path: there, .. }) = &found;
+    let there = there.clone();
+    // All that can refuse comes before anything is asked of others or taken away.
+    if there != from || wanted != from {
+        enter_folder(ctx, open, &there)?;
+    }
+    open.others_let_go(Cause::Rename)?;
+    let nodes = &ctx.ex.server.nodes;
+    if open.node.others_forbid_delete(open.node_id()) {
+        return Err(NtStatus::SHARING_VIOLATION.into());
+    }
+    let stat = rustix::fs::fstat(open.handle())?;
+    if open.directory
+        && let Some(folder) = open.node.path(open.node_id())
+        && nodes.any_below(stat.st_dev, &folder)
+    {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let mut replaced = None;
+    let to = match found {
+        Found::Missing { path, .. } => path,
+        // The same name in another case.
+        Found::Here { path, .. } if path == from => {
+            let (Some((folder, _)), Some((_, new))) = (path.split(), wanted.split()) else {
+                return Err(NtStatus::INVALID_PARAMETER.into());
+            };
+            folder.child(new)
+        }
+        Found::Here { .. } if !request.replace => {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        Found::Here { stat: target, path, .. } if node::key(&target) == node::key(&stat) => {
+            // Two names of one file: the old one goes.
+            permit.remove(&from, &stat)?;
+            open.tell_at(&from, Action::REMOVED, open.name_filter());
+            open.node.set_path(open.node_id(), open.volume().system(&path));
+            return Ok(());
+        }
+        Found::Here { fd, stat: target, path } => {
+            check_replaced(ctx, open, request, (&fd, &target, &path))?;
+            replaced = Some(fd);
+            path
+        }
+    };
+    if to == from {
+        return Ok(());
+    }
+    permit.rename(&from, &to, replaced.is_some())?;
+    let filter = open.name_filter();
+    let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
+    let (was, is) = match stays {
+        true => (Action::RENAMED_OLD_NAME, Action::RENAMED_NEW_NAME),
+        false => (Action::REMOVED, Action::ADDED),
+    };
+    open.tell_at(&from, was, filter);
+    open.tell_at(&to, is, filter);
+    if !open.directory {
+        // Who does not watch for names hears of it as Windows tells it.
+        let filter = ChangeFilter::ATTRIBUTES | ChangeFilter::CREATION;
+        open.tell_unless(&to, Action::MODIFIED, filter, ChangeFilter::FILE_NAME);
+    }
+    open.node.set_path(open.node_id(), open.volume().system(&to));
+    if let Some(replaced) = replaced {
+        permit.forget_streams(replaced.as_fd())?;
+        close_removed(replaced);
+    }
+    Ok(())
+}
+
+/// Whether a file may be given a name in a folder: the one who does it may add to the folder, and
+/// those who have it open do not mind. It is opened for that without letting others delete it
+/// (MS-FSA 2.1.5.15.12).
+fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
+    let folder = open.volume().folder_of(to)?;
+    let adds = if open.directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
+    let rights = security::access(folder.as_fd(), &ctx.session()?.sids)?;
+    if !open.ceiling.and(rights).has(adds) && gates::holds(gates::Gate::Folder) {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
+    let stat = rustix::fs::fstat(&folder)?;
+    if let Some(node) = ctx.ex.server.nodes.get(&stat)
+        && node.forbids(adds, ShareAccess::READ | ShareAccess::WRITE)
+    {
+        return Err(NtStatus::SHARING_VIOLATION.into());
+    }
+    Ok(())
+}
+
+/// Gives a stream another name (MS-FSA 2.1.5.15.12.1).
+fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+    let invalid = NtStatus::INVALID_PARAMETER;
+    let part = FileName::parse(&request.name).map_err(|_| invalid)?.part;
+    let StreamPart::Named(to) = part else { return Err(invalid.into()) };
+    let Some(stream) = &open.stream else { return Err(invalid.into()) };
+    open.permit(Access::DELETE)?;
+    let mut name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
+    if same_name(name.as_str(), to.as_str()) {
+        return Ok(());
+    }
+    let store = open.volume().streams();
+    if let Some((_, target)) = store.find(open.handle(), &to)? {
+        if !request.replace {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        if ctx.ex.server.nodes.is_open(&target) || target.st_size != 0 {
+            return Err(invalid.into());
+        }
+    }
+    store.rename(open.handle(), &name, &to, request.replace)?;
+    *name = to;
+    Ok(())
+}

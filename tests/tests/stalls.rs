@@ -1,0 +1,327 @@
+//! One user's requests that make the server work hard: another user beside it is served all the
+//! same. The server has one thread, so that whoever keeps it keeps it from all.
+
+use std::{
+    fs,
+    net::TcpStream,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use bulkhead_tests::smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2};
+use smb_client::{ConnectOptions, Login, raw::RawConnection};
+use smb_protocol::{
+    Command, FileId, NtStatus,
+    fscc::InfoClass,
+    msg::{
+        close,
+        create::{self, Access, CreateOptions, Disposition, ShareAccess},
+        notify, query_directory,
+        simple::Empty,
+        write,
+    },
+};
+
+/// What an honest client waits at most beside a hostile one.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn options(server: &Smbd, user: &str, password: &str) -> ConnectOptions {
+    ConnectOptions::new("127.0.0.1", server.port(), Login::new(user, password))
+}
+
+fn hostile(server: &Smbd, share: &str) -> RawConnection {
+    RawConnection::connect_share(&options(server, USER, PASSWORD), share).unwrap()
+}
+
+/// Receives until `count` requests are answered: their statuses and bodies.
+fn answers(raw: &mut RawConnection, count: usize) -> Vec<(NtStatus, Vec<u8>)> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        raw.receive_all(|header, body| {
+            if header.status != NtStatus::PENDING {
+                all.push((header.status, body.to_vec()));
+            }
+        })
+        .unwrap();
+    }
+    all
+}
+
+fn ask(
+    raw: &mut RawConnection,
+    command: Command,
+    encode: impl FnOnce(&mut Vec<u8>),
+) -> (NtStatus, Vec<u8>) {
+    raw.queue_request(command, encode);
+    raw.send().unwrap();
+    answers(raw, 1).remove(0)
+}
+
+fn opening(name: &str, disposition: Disposition, options: CreateOptions) -> create::Request<'_> {
+    create::Request {
+        impersonation: 2,
+        access: Access::READ_DATA | Access::WRITE_DATA | Access::READ_ATTRIBUTES | Access::DELETE,
+        share: ShareAccess(7),
+        disposition,
+        options,
+        name: name.into(),
+        ..Default::default()
+    }
+}
+
+fn open(raw: &mut RawConnection, request: &create::Request<'_>) -> Result<FileId, NtStatus> {
+    let (status, body) = ask(raw, Command::CREATE, |out| request.encode(out));
+    match status {
+        NtStatus::SUCCESS => Ok(create::Response::parse(&body).unwrap().file_id),
+        status => Err(status),
+    }
+}
+
+/// An honest client, which opens and closes the share's folder again and again.
+struct Honest {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(usize, Duration)>,
+}
+
+impl Honest {
+    fn begin(server: &Smbd) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        let options = options(server, USER2, PASSWORD2);
+        let mut raw = RawConnection::connect_share(&options, "vms").unwrap();
+        let thread = thread::spawn(move || {
+            let (mut rounds, mut longest) = (0, Duration::ZERO);
+            while !asked.load(Ordering::Relaxed) || rounds == 0 {
+                let began = Instant::now();
+                let request = opening("", Disposition::OPEN, CreateOptions::DIRECTORY_FILE);
+                let request = create::Request { access: Access::READ_DATA, ..request };
+                let file_id = open(&mut raw, &request).unwrap();
+                let request = close::Request { flags: 0, file_id };
+                ask(&mut raw, Command::CLOSE, |out| request.encode(out));
+                longest = longest.max(began.elapsed());
+                rounds += 1;
+            }
+            (rounds, longest)
+        });
+        Self { stop, thread }
+    }
+
+    /// It never waited for long.
+    fn end(self, server: &Smbd, what: &str) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (rounds, longest) = self.thread.join().unwrap();
+        let turn = Duration::from_micros(server.longest_turn().expect("the server answers"));
+        println!("{what}: {rounds} rounds beside it, the longest {longest:?}, turns {turn:?}");
+        assert!(longest < PATIENCE, "{what}: an honest client waited {longest:?}");
+    }
+}
+
+fn one_thread() -> Smbd {
+    Smbd::start("threads = 1", "")
+}
+
+fn fill(folder: &Path, count: usize) {
+    fs::create_dir_all(folder).unwrap();
+    for number in 0..count {
+        fs::write(folder.join(format!("{}{number:06}.txt", "f".repeat(150))), "").unwrap();
+    }
+}
+
+#[test]
+fn no_pattern_keeps_others_waiting() {
+    let server = one_thread();
+    fill(&server.files().join("many"), 4096);
+    let mut raw = hostile(&server, "vms");
+    let folder = opening("many", Disposition::OPEN, CreateOptions::DIRECTORY_FILE);
+    let folder = open(&mut raw, &folder).unwrap();
+    let honest = Honest::begin(&server);
+    for (pattern, want) in [
+        ("*".repeat(254) + "z", NtStatus::NO_SUCH_FILE),
+        ("*f".repeat(127) + "z", NtStatus::NO_SUCH_FILE),
+        ("?*".repeat(127) + "z", NtStatus::NO_SUCH_FILE),
+        ("<*".repeat(127) + "z", NtStatus::NO_SUCH_FILE),
+        ("*".repeat(32_000), NtStatus::OBJECT_NAME_INVALID),
+    ] {
+        let request = query_directory::Request {
+            class: InfoClass::DIRECTORY,
+            flags: query_directory::Flags::REOPEN,
+            file_id: folder,
+            pattern,
+            output_len: 65_536,
+            ..Default::default()
+        };
+        let (status, _) = ask(&mut raw, Command::QUERY_DIRECTORY, |out| request.encode(out));
+        assert_eq!(status, want);
+    }
+    honest.end(&server, "patterns");
+}
+
+#[test]
+fn no_name_that_is_not_there_keeps_others_waiting() {
+    let server = one_thread();
+    for folder in 0..6 {
+        fill(&server.files().join(format!("folder{folder}")), 5000);
+    }
+    let mut raw = hostile(&server, "vms");
+    let honest = Honest::begin(&server);
+    for round in 0..120 {
+        let name = format!("folder{}\\missing{round}", round % 6);
+        let request = opening(&name, Disposition::OPEN, CreateOptions::NONE);
+        assert_eq!(open(&mut raw, &request), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+    }
+    honest.end(&server, "missing names");
+}
+
+#[test]
+fn no_depth_keeps_others_waiting() {
+    let server = one_thread();
+    let depth = 1500;
+    let mut place = server.files();
+    for _ in 0..depth {
+        place.push("d");
+    }
+    // The test's own path to it is too long for one call: it is made from the share's folder.
+    let mut at = rustix::fs::open(server.files(), rustix::fs::OFlags::PATH, 0.into()).unwrap();
+    for _ in 0..depth {
+        rustix::fs::mkdirat(&at, "d", 0o755.into()).unwrap();
+        at = rustix::fs::openat(&at, "d", rustix::fs::OFlags::PATH, 0.into()).unwrap();
+    }
+    let mut raw = hostile(&server, "vms");
+    let path = vec!["d"; depth].join("\\");
+    let name = format!("{path}\\file");
+    let file = opening(&name, Disposition::OPEN_IF, CreateOptions::NONE);
+    let file = open(&mut raw, &file).unwrap();
+    let mut watcher = hostile(&server, "vms");
+    let root = opening("", Disposition::OPEN, CreateOptions::DIRECTORY_FILE);
+    let root = create::Request { access: Access::READ_DATA, ..root };
+    let root = open(&mut watcher, &root).unwrap();
+    let request = notify::Request {
+        flags: notify::WATCH_TREE,
+        output_len: 4096,
+        file_id: root,
+        filter: notify::ChangeFilter::SIZE.0,
+    };
+    watcher.queue_request(Command::CHANGE_NOTIFY, |out| request.encode(out));
+    watcher.send().unwrap();
+    let honest = Honest::begin(&server);
+    // Each write is told to whoever watches a folder above it.
+    for _ in 0..50 {
+        let request = write::Request { file_id: file, data: b"x", ..Default::default() };
+        let (status, _) = ask(&mut raw, Command::WRITE, |out| {
+            write::Request { length: 1, ..request.clone() }.encode(out);
+        });
+        assert_eq!(status, NtStatus::SUCCESS);
+    }
+    // In another case each part of the path is looked for among the names of its folder.
+    let other = format!("{}\\FILE", vec!["D"; depth].join("\\"));
+    for _ in 0..5 {
+        let request = opening(&other, Disposition::OPEN, CreateOptions::NONE);
+        open(&mut raw, &request).unwrap();
+    }
+    honest.end(&server, "depth");
+    // What the test made is too deep for the usual way to remove it.
+    drop(raw);
+    remove_deep(&server.files(), depth);
+}
+
+/// Removes folders that lie one in the other, from the outside in.
+fn remove_deep(files: &Path, depth: usize) {
+    let aside = files.join("aside");
+    for _ in 0..depth {
+        if !files.join("d/d").exists() {
+            break;
+        }
+        fs::rename(files.join("d/d"), &aside).unwrap();
+        fs::remove_dir_all(files.join("d")).unwrap();
+        fs::rename(&aside, files.join("d")).unwrap();
+    }
+    fs::remove_dir_all(files.join("d")).unwrap();
+}
+
+#[test]
+fn the_end_of_thousands_of_opens_keeps_nobody_waiting() {
+    let server = one_thread();
+    let mut raw = hostile(&server, "vms");
+    for number in 0..3000 {
+        let name = format!("file{number}");
+        let going = CreateOptions::DELETE_ON_CLOSE;
+        open(&mut raw, &opening(&name, Disposition::CREATE, going)).unwrap();
+    }
+    let honest = Honest::begin(&server);
+    let (status, _) = ask(&mut raw, Command::LOGOFF, |out| Empty.encode(out));
+    assert_eq!(status, NtStatus::SUCCESS);
+    honest.end(&server, "3,000 files that go with a session");
+    assert_eq!(fs::read_dir(server.files()).unwrap().count(), 0);
+}
+
+/// Calls whose answers nobody reads are not carried out.
+#[test]
+fn calls_on_a_pipe_wait_until_their_answers_are_read() {
+    let users: String = (0..300)
+        .map(|n| format!("[[user]]\nname = \"some-user-with-a-name-{n}\"\npassword = \"x\"\n"))
+        .collect();
+    let server = Smbd::start("threads = 1", &users);
+    let mut raw = hostile(&server, "IPC$");
+    let request = opening("srvsvc", Disposition::OPEN, CreateOptions::NONE);
+    let pipe = open(&mut raw, &request).unwrap();
+    let put = |raw: &mut RawConnection, data: &[u8]| {
+        let length = data.len() as u32;
+        let request = write::Request { length, file_id: pipe, data, ..Default::default() };
+        ask(raw, Command::WRITE, |out| request.encode(out)).0
+    };
+    let pdu = |kind: u8, call: u32, body: &[u8]| {
+        let mut pdu = vec![5, 0, kind, 3, 0x10, 0, 0, 0];
+        pdu.extend_from_slice(&(16 + body.len() as u16).to_le_bytes());
+        pdu.extend_from_slice(&[0, 0]);
+        pdu.extend_from_slice(&call.to_le_bytes());
+        pdu.extend_from_slice(body);
+        pdu
+    };
+    // srvsvc 3.0 over NDR 2.0.
+    let mut bind = vec![0xd0, 0x16, 0xd0, 0x16, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0];
+    bind.extend_from_slice(&[
+        0xc8, 0x4f, 0x32, 0x4b, 0x70, 0x16, 0xd3, 0x01, 0x12, 0x78, 0x5a, 0x47, 0xbf, 0x6e, 0xe1,
+        0x88, 3, 0, 0, 0, 0x04, 0x5d, 0x88, 0x8a, 0xeb, 0x1c, 0xc9, 0x11, 0x9f, 0xe8, 0x08, 0x00,
+        0x2b, 0x10, 0x48, 0x60, 2, 0, 0, 0,
+    ]);
+    assert_eq!(put(&mut raw, &pdu(11, 1, &bind)), NtStatus::SUCCESS);
+    // NetrShareEnum, level 1.
+    let mut call = vec![0; 8];
+    call[6] = 15;
+    call.extend_from_slice(&[0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 4, 0, 2, 0]);
+    call.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+    let call = pdu(0, 2, &call);
+    let calls = call.repeat(60_000 / call.len());
+    let honest = Honest::begin(&server);
+    let mut refused = 0;
+    for _ in 0..20 {
+        if put(&mut raw, &calls) != NtStatus::SUCCESS {
+            refused += 1;
+        }
+    }
+    honest.end(&server, "calls on a pipe");
+    assert!(refused > 0, "what stands unread has a limit");
+}
+
+/// Strangers without end take neither the places nor the descriptors of others.
+#[test]
+fn strangers_without_end_leave_room() {
+    let limits = "[limits]\nconnections = 60\nconnections_per_address = 50\n\
+                  unauthenticated_connections = 40\n";
+    let mut server = Smbd::start("threads = 1", limits);
+    let honest = Honest::begin(&server);
+    let strangers: Vec<TcpStream> =
+        (0..500).map(|_| TcpStream::connect(("127.0.0.1", server.port())).unwrap()).collect();
+    // Who comes now has a place, and who was there keeps it.
+    for _ in 0..5 {
+        drop(hostile(&server, "vms"));
+    }
+    honest.end(&server, "strangers");
+    drop(strangers);
+    assert!(server.alive());
+}
