@@ -246,3 +246,25 @@ impl OpenOptions {
         Self { create, ..Self::write() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Channels would give one nonce to several messages (MS-SMB2 3.1.4.1).
+    #[test]
+    fn gmac_is_offered_for_one_connection_only() {
+        use SigningAlgorithm::{AesCmac, AesGmac, HmacSha256};
+        let of = |max_channels, algorithms: &[SigningAlgorithm]| {
+            let mut options = ConnectOptions::new("h", 445, Login::new("u", "p"));
+            options.max_channels = max_channels;
+            options.signing_algorithms = algorithms.to_vec();
+            (options.may_have_channels(), options.offered_signing())
+        };
+        let all = [AesGmac, AesCmac, HmacSha256];
+        assert_eq!(of(1, &all), (false, all.to_vec()));
+        assert_eq!(of(4, &all), (true, vec![AesCmac, HmacSha256]));
+        assert_eq!(of(4, &[AesGmac]), (false, vec![AesGmac]));
+        assert_eq!(of(4, &[]), (true, vec![]));
+    }
+}

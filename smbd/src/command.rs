@@ -291,6 +291,11 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     if tree.must_encrypt && !ctx.sealed {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
+    // The tree may have been made on another connection of the session.
+    let from = ctx.ex.peer.ip();
+    if tree.hosts.as_ref().is_some_and(|hosts| !hosts.admit(from)) {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
     ctx.tree = Some(tree.clone());
     if tree.volume.is_none() && command != Command::TREE_DISCONNECT {
         return pipe::handle(ctx, body, out);

@@ -25,7 +25,7 @@ use check::{Check, read_text};
 pub use interface::{Interface, Interfaces};
 pub use kerberos::Kerberos;
 pub use limits::Limits;
-pub use share::Share;
+pub use share::{Hosts, Share};
 use values::DialectName;
 pub use values::{Encryption, IoEngine, Signing, Size, Sparse};
 
@@ -344,7 +344,7 @@ mod tests {
                     hosts_deny=['192.0.2.66']\ngroup='12'\n";
         let config = parse(&format!("{HEAD}{text}")).unwrap();
         let share = &config.shares["A"];
-        let admits = |address: &str| share.admits(address.parse().unwrap());
+        let admits = |address: &str| share.hosts().unwrap().admit(address.parse().unwrap());
         assert!(admits("192.0.2.1") && admits("::1"));
         assert!(!admits("192.0.2.66") && !admits("127.0.0.1"));
         assert_eq!(share.group, Some(12));

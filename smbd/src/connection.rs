@@ -21,7 +21,7 @@ use std::{
     net::SocketAddr,
     os::fd::AsRawFd,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -48,6 +48,9 @@ const TURNS: u32 = 2;
 /// Send when this many bytes of answers stand ready: few enough that the client works on them
 /// while the next are made, so many that a send costs little beside them.
 const SEND_AT: usize = 64 << 10;
+/// Bytes of input that a client which has not logged in may hold, whatever the others hold: who
+/// logs on with a password is never kept out.
+const FREE: usize = 4 << 10;
 
 /// Why a connection was dropped.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,9 @@ pub enum Dropped {
     /// A message is longer than any can be.
     #[error("a message of {0} bytes is longer than the server takes")]
     TooLong(usize),
+    /// Clients that have not logged in hold as much memory as they may.
+    #[error("clients that have not logged in have sent as much as they may together")]
+    Crowded,
     /// The client did not authenticate in time.
     #[error("not authenticated in time")]
     Unauthenticated,
@@ -103,6 +109,7 @@ pub async fn run(
         held: VecDeque::new(),
         linger,
         meter: exchange.meter.clone(),
+        stranger: Stranger { server: exchange.server.clone(), counted: 0 },
     };
     let mut waiting = Waiting::new();
     let time = Duration::from_secs(limits.authentication_seconds);
@@ -138,6 +145,7 @@ async fn serve(
         if link.output.capacity() == 0 {
             link.output = take_buffer();
         }
+        link.stranger.count(exchange, link.input.held())?;
         let mut answered_some = false;
         let mut slice = Instant::now();
         while let Some((message, placed)) = link.input.next_message(exchange)? {
@@ -254,6 +262,42 @@ struct Link {
     held: VecDeque<Completion>,
     linger: Linger,
     meter: Arc<Meter>,
+    stranger: Stranger,
+}
+
+/// What a client that has not logged in holds of the memory that all such clients have together.
+struct Stranger {
+    server: Arc<Server>,
+    counted: usize,
+}
+
+impl Stranger {
+    /// It holds so many bytes of input, or has logged in and is no stranger any more.
+    fn count(&mut self, exchange: &Exchange, held: usize) -> Result<(), Dropped> {
+        let held = if exchange.authenticated() { 0 } else { held.saturating_sub(FREE) };
+        if held <= self.counted {
+            self.release(self.counted - held);
+            return Ok(());
+        }
+        let more = held - self.counted;
+        let all = self.server.unauthenticated_bytes.fetch_add(more, Ordering::Relaxed) + more;
+        self.counted = held;
+        match all as u64 > exchange.limits().unauthenticated_bytes.0 {
+            true => Err(Dropped::Crowded),
+            false => Ok(()),
+        }
+    }
+
+    fn release(&mut self, bytes: usize) {
+        self.counted -= bytes;
+        self.server.unauthenticated_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.release(self.counted);
+    }
 }
 
 impl Link {

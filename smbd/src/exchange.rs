@@ -259,7 +259,8 @@ impl Exchange {
         let admitted = self.admit(&header, message, &Protection::Plain).ok()?;
         let session = admitted.channel?.session.clone();
         let tree = session.tree(header.tree_id())?;
-        if tree.must_encrypt || tree.volume.is_none() {
+        let elsewhere = tree.hosts.as_ref().is_some_and(|hosts| !hosts.admit(self.peer.ip()));
+        if tree.must_encrypt || tree.volume.is_none() || elsewhere {
             return None;
         }
         let mut ctx = Ctx::new(self, header, Some(session));

@@ -98,7 +98,9 @@ impl Bound {
 pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
     // Before anyone is served: a client that comes back finds what it had.
     server.recover()?;
-    if let Some(kerberos) = &server.current().kerberos {
+    if let Some(kerberos) = &server.current().kerberos
+        && !server.is_first
+    {
         kerberos.begin(crate::server::now());
     }
     let (stop, stopped) = watch::channel(false);

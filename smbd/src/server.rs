@@ -48,12 +48,16 @@ pub struct Server {
     pub tokens: Arc<Tokens>,
     /// What connections count.
     pub meters: Meters,
+    /// Bytes that clients have sent who have not logged in, beyond what is free.
+    pub unauthenticated_bytes: AtomicUsize,
     /// What each user has the server hold.
     pub budgets: Budgets,
     /// Lines of the log that clients cause who have not logged in.
     pub strangers: Rate,
     /// Logons that have failed.
     pub logons: Logons,
+    /// Its state folder is new: there was none before it.
+    pub is_first: bool,
     /// When it started.
     pub started: Instant,
     /// Number of connections.
@@ -76,7 +80,8 @@ pub struct Current {
 }
 
 impl Current {
-    fn new(config: Config, old: Option<&Current>) -> io::Result<Self> {
+    /// Tickets shown from `since` on are remembered; those before are refused.
+    fn new(config: Config, old: Option<&Current>, since: u64) -> io::Result<Self> {
         let mut volumes = BTreeMap::new();
         for (key, share) in &config.shares {
             let kept = old.and_then(|old| {
@@ -104,7 +109,7 @@ impl Current {
             let keytab = kerberos.keytab.clone();
             Arc::new(match before {
                 Some(before) => before.with_keys(keytab),
-                None => kerberos::Service::new(keytab, now()),
+                None => kerberos::Service::new(keytab, since),
             })
         });
         Ok(Self { config, volumes, kerberos })
@@ -115,7 +120,11 @@ impl Server {
     /// Prepares a server: its state folder, its identity, the folders of its shares.
     pub fn new(config: Config) -> io::Result<Self> {
         fs::create_dir_all(&config.state_dir)?;
-        let guid = identity(&config.state_dir.join("server-guid"))?;
+        let identity_at = config.state_dir.join("server-guid");
+        let is_first = !identity_at.exists();
+        let guid = identity(&identity_at)?;
+        // No ticket was shown to a server that there was not.
+        let since = if is_first { 0 } else { now() };
         let ntlm = Arc::new(ServerInfo::standalone(&config.name));
         // Names of sessions and opens start at a random place, so that one from before a restart
         // does not fit by chance.
@@ -129,12 +138,14 @@ impl Server {
             nodes,
             tokens: Arc::default(),
             meters: Meters::default(),
+            unauthenticated_bytes: AtomicUsize::new(0),
             budgets: Budgets::default(),
             strangers: Rate::default(),
             logons: Logons::default(),
+            is_first,
             started: Instant::now(),
             connections: AtomicUsize::new(0),
-            current: RwLock::new(Arc::new(Current::new(config, None)?)),
+            current: RwLock::new(Arc::new(Current::new(config, None, since)?)),
             // A client names its last session when it comes back, and must not mean one that
             // another has got from the next server (MS-SMB2 3.3.5.5.3). They fit 32 bits, as those
             // of other servers do: smbtorture's session-id takes a longer one for one it made up.
@@ -154,7 +165,7 @@ impl Server {
     pub fn reload(&self, config: Config) -> io::Result<()> {
         let old = self.current();
         let (locks, kept_opens) = (config.limits.locks, config.limits.kept_opens);
-        let new = Arc::new(Current::new(config, Some(&old))?);
+        let new = Arc::new(Current::new(config, Some(&old), now())?);
         self.nodes.limit(locks, kept_opens);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.recover()

@@ -28,6 +28,7 @@ use smb_protocol::{
 };
 
 use crate::{
+    config::Hosts,
     notices::{self, Line, Notice},
     pipe::{PIPES_PER_SESSION, Pipe},
     volume::{Volume, open::Open},
@@ -173,6 +174,8 @@ pub struct Tree {
     pub maximal_access: Access,
     /// Unencrypted requests are refused.
     pub must_encrypt: bool,
+    /// From where it may be used, if not from everywhere: each connection of its session is asked.
+    pub hosts: Option<Arc<Hosts>>,
     /// Clients may cache writes.
     pub writes_cached: bool,
     /// Virtual machines may have their disks in sparse files.

@@ -71,7 +71,7 @@ struct Exchange {
 }
 
 /// Longest NEGOTIATE that is kept until AUTHENTICATE comes.
-const MAX_NEGOTIATE: usize = 4096;
+const MAX_NEGOTIATE: usize = 1024;
 
 impl Server {
     /// What is granted when the client asks for it.
@@ -104,7 +104,7 @@ impl Server {
     /// message integrity code.
     pub fn challenge(&mut self, negotiate: &[u8], now: FileTime) -> Result<Vec<u8>, Error> {
         if negotiate.len() > MAX_NEGOTIATE {
-            return Err(Error::Malformed { message: "NEGOTIATE", what: "longer than 4096 bytes" });
+            return Err(Error::Malformed { message: "NEGOTIATE", what: "longer than 1024 bytes" });
         }
         let asked = Negotiate::parse(negotiate)?.flags;
         let mut flags = asked.intersection(Self::SUPPORTED).union(Self::ALWAYS);

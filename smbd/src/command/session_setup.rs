@@ -163,6 +163,8 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
                 return Err(NtStatus::LOGON_FAILURE.into());
             };
             server.logons.succeeded(from, &user, Instant::now());
+            // Others may have their sessions here, and someone mistypes now and then.
+            ctx.ex.failed_logons = 0;
             let session = match authentication.purpose {
                 Purpose::New => establish(ctx, user, &request, &negotiated, &done, &preauth)?,
                 Purpose::Again(session) => again(ctx, session, &user, &done)?,
@@ -338,7 +340,7 @@ fn enter(
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);
-    ctx.ex.server.nodes.clients.add(ctx.client_guid(), ctx.ex.line());
+    ctx.ex.server.nodes.clients.add(ctx.client_guid(), ctx.ex.line(), &session.user);
     Ok(())
 }
 

@@ -34,6 +34,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume: None,
             maximal_access: Access(0x001f_00a9),
             must_encrypt: false,
+            hosts: None,
             writes_cached: false,
             sparse_disks: false,
             continuous: false,
@@ -46,7 +47,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             tracing::info!(user = session.user, share = share.name, "not allowed on this share");
             return Err(NtStatus::ACCESS_DENIED.into());
         }
-        if !share.admits(ctx.ex.peer.ip()) {
+        if share.hosts().is_some_and(|hosts| !hosts.admit(ctx.ex.peer.ip())) {
             let (share, peer) = (&share.name, ctx.ex.peer);
             tracing::info!(share, %peer, "this share is not for clients from there");
             return Err(NtStatus::ACCESS_DENIED.into());
@@ -89,6 +90,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume,
             maximal_access: share.maximal_access(),
             must_encrypt,
+            hosts: share.hosts(),
             writes_cached: !share.force_level2_oplocks,
             sparse_disks: share.sparse == Sparse::Vm,
             continuous,

@@ -41,9 +41,16 @@ impl Kerberos {
             return Some(user.clone());
         }
         // Services and hosts (`name/instance`) are no users.
-        (client.realm == self.realm && !client.name.contains('/'))
-            .then(|| users::fold(&client.name))
+        let may = client.realm == self.realm && !client.name.contains('/');
+        (may && folds_to_itself(&client.name)).then(|| users::fold(&client.name))
     }
+}
+
+/// Whether a name differs from what it is folded to by case alone. To whoever gives out principals
+/// `admın` and `admin` are two; who is to be a user under such a name is written into the table.
+fn folds_to_itself(name: &str) -> bool {
+    let lower = |c: char| c.to_lowercase().collect::<String>();
+    name.chars().all(|c| c.to_uppercase().map(lower).collect::<String>() == lower(c))
 }
 
 impl Check<'_> {
@@ -120,6 +127,11 @@ mod tests {
         assert_eq!(user("alice", "HOME").as_deref(), Some("ALICE"));
         assert_eq!(user("bob", "AWAY").as_deref(), Some("ROBERT"));
         assert_eq!(user("alice", "AWAY"), None);
+        // Others than the user to who gives out principals.
+        for name in ["al\u{131}ce", "\u{17f}am", "stra\u{df}e", "o\u{fb01}", "\u{b5}"] {
+            assert_eq!(user(name, "HOME"), None, "{name}");
+        }
+        assert_eq!(user("Müller", "HOME").as_deref(), Some("MÜLLER"));
         assert_eq!(user("host/alice", "HOME"), None);
         let wrong = text.replace("'Robert'\n\n", "").replace("'bob@AWAY'='Robert'", "'b@A'='nn'");
         assert!(parse(&wrong).unwrap_err().contains("\"nn\" is not defined"));

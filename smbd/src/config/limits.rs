@@ -36,6 +36,9 @@ pub struct Limits {
     pub user_bytes: Size,
     /// Seconds a connection has to authenticate.
     pub authentication_seconds: u64,
+    /// Memory for what all clients have sent who have not logged in, beyond 4 KiB of each. A logon
+    /// with a password needs less; with a large ticket it may need 64 KiB.
+    pub unauthenticated_bytes: Size,
     /// Milliseconds that one failed logon of an address costs it, after the first few.
     pub failed_logon_ms: u64,
     /// Failed logons of one connection before it is ended.
@@ -63,6 +66,7 @@ impl Default for Limits {
             pending_bytes: Size(64 << 20),
             user_bytes: Size(1 << 30),
             authentication_seconds: 20,
+            unauthenticated_bytes: Size(16 << 20),
             failed_logon_ms: 500,
             failed_logons_per_connection: 6,
             write_seconds: 60,

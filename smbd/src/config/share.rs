@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
 };
 
 use serde::Deserialize;
@@ -88,10 +89,26 @@ pub struct Share {
 }
 
 impl Share {
+    /// From where it may be used, unless it is from everywhere.
+    pub fn hosts(&self) -> Option<Arc<Hosts>> {
+        let everywhere = self.hosts_allow.is_empty() && self.hosts_deny.is_empty();
+        let (allow, deny) = (self.hosts_allow.clone(), self.hosts_deny.clone());
+        (!everywhere).then(|| Arc::new(Hosts { allow, deny }))
+    }
+}
+
+/// From where a share may be used.
+#[derive(Debug)]
+pub struct Hosts {
+    allow: Vec<Network>,
+    deny: Vec<Network>,
+}
+
+impl Hosts {
     /// Whether a client at an address may use it.
-    pub fn admits(&self, address: IpAddr) -> bool {
+    pub fn admit(&self, address: IpAddr) -> bool {
         let listed = |list: &[Network]| list.iter().any(|network| network.holds(address));
-        !listed(&self.hosts_deny) && (self.hosts_allow.is_empty() || listed(&self.hosts_allow))
+        !listed(&self.deny) && (self.allow.is_empty() || listed(&self.allow))
     }
 }
 

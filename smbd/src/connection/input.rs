@@ -122,6 +122,11 @@ impl Input {
         }
     }
 
+    /// Bytes that it holds.
+    pub(super) fn held(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The next complete message, if there is one, and how many bytes of its data have gone to
     /// their file and are not in it.
     pub(super) fn next_message(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smb_protocol::{
-    Command, Dialect, Header, MessageId, NtStatus, SessionId,
+    Command, Dialect, Header, MessageId, NtStatus, SessionId, TreeId,
     crypto::{
         PreauthHash, Role, SecretKey, SigningAlgorithm, SigningKey,
         kdf::{self, Binding},
@@ -17,6 +17,39 @@ use smb_protocol::{
 use super::*;
 use crate::config::Config;
 
+/// A tree that was made on one connection is used on another, from where its share is not to be
+/// used.
+#[test]
+fn a_share_is_not_for_a_connection_from_elsewhere() {
+    let (server, _folder) = server("");
+    let mut inside = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let one = inside.login();
+    let mut outside = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    outside.exchange.peer = "192.0.2.66:1".parse().unwrap();
+    let two = outside.bind(&one).unwrap();
+    for (share, allowed) in [("s", true), ("near", false)] {
+        let request = tree_connect::Request { flags: 0, path: format!("\\\\h\\{share}") };
+        let connect = |line: &mut Line, known: &Known| {
+            let key = Some(&known.signing);
+            line.ask(Command::TREE_CONNECT, known.id, key, |out| request.encode(out)).0
+        };
+        let tree = connect(&mut inside, &one);
+        assert_eq!(tree.status, NtStatus::SUCCESS);
+        let elsewhere = connect(&mut outside, &two);
+        assert_eq!(elsewhere.status == NtStatus::SUCCESS, allowed, "{share}");
+        let leave = |line: &mut Line, known: &Known| {
+            line.tree = tree.tree_id();
+            let key = Some(&known.signing);
+            let left = line.ask(Command::TREE_DISCONNECT, known.id, key, |out| Empty.encode(out));
+            line.tree = TreeId(0);
+            left.0.status
+        };
+        let status = leave(&mut outside, &two);
+        let wanted = if allowed { NtStatus::SUCCESS } else { NtStatus::ACCESS_DENIED };
+        assert_eq!(status, wanted, "{share}");
+    }
+}
+
 fn server(extra: &str) -> (Arc<Server>, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("files")).unwrap();
@@ -24,7 +57,8 @@ fn server(extra: &str) -> (Arc<Server>, tempfile::TempDir) {
         "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='required'\n\
          encryption='off'\n{extra}\n\
          [[user]]\nname='u'\npassword='p'\n[[user]]\nname='v'\npassword='p'\n\
-         [[share]]\nname='s'\npath='files'\nusers=['u']\n",
+         [[share]]\nname='s'\npath='files'\nusers=['u']\n\
+         [[share]]\nname='near'\npath='files'\nusers=['u']\nhosts_allow=['127.0.0.1']\n",
         folder.path().join("state").display()
     );
     let config = Config::parse(&text, &folder.path().join("c")).unwrap();
@@ -35,6 +69,8 @@ fn server(extra: &str) -> (Arc<Server>, tempfile::TempDir) {
 pub(super) struct Line {
     pub(super) exchange: Exchange,
     pub(super) next_id: u64,
+    /// The tree that requests are about.
+    tree: TreeId,
     /// The session that the client had before.
     pub(super) previous: SessionId,
     dialect: Dialect,
@@ -59,6 +95,7 @@ impl Line {
         let mut line = Self {
             exchange: Exchange::new(server.clone(), address, address),
             next_id: 0,
+            tree: TreeId(0),
             previous: SessionId(0),
             dialect,
             algorithm: match dialect.is_smb3() {
@@ -102,7 +139,7 @@ impl Line {
         key: Option<&SigningKey>,
         body: impl FnOnce(&mut Vec<u8>),
     ) -> (Header, Vec<u8>, Vec<u8>) {
-        let header = Header {
+        let mut header = Header {
             command,
             credit_charge: 1,
             credits: 8,
@@ -110,6 +147,7 @@ impl Line {
             session_id: session,
             ..Header::default()
         };
+        header.set_tree_id(self.tree);
         self.next_id += 1;
         let mut message = header.to_bytes().to_vec();
         body(&mut message);

@@ -155,9 +155,14 @@ fn house() -> House {
 /// A client with an open file that has something in it.
 fn with_file(house: &House, kind: (Guard, Dialect, SigningAlgorithm)) -> (Peer, FileId) {
     let mut peer = Peer::new(house, kind);
-    let file = peer.create("file");
+    // One of its own: the server may not have noticed yet that the last client is gone.
+    let file = peer.create(&name_of(&peer));
     peer.write(file, SECRET);
     (peer, file)
+}
+
+fn name_of(peer: &Peer) -> String {
+    format!("file-{}", peer.session.0)
 }
 
 fn has_secret(bytes: &[u8]) -> bool {
@@ -232,7 +237,7 @@ fn nothing_leaves_of_a_compound_that_waited() {
     for kind in KINDS {
         for ends in ALL {
             let (mut peer, file) = with_file(&house, kind);
-            let other = peer.create("file");
+            let other = peer.create(&name_of(&peer));
             let locks = |flags: u32| lock::Request {
                 file_id: if flags == 2 { other } else { file },
                 sequence: 0,

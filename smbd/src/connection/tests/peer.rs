@@ -32,6 +32,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server with one share, which any number of clients connect to.
 pub(super) struct House {
+    server: Arc<Server>,
     address: SocketAddr,
     stop: watch::Sender<bool>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -59,6 +60,7 @@ impl House {
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         let (stop, stopped) = watch::channel(false);
+        let serves = server.clone();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             while let Ok((stream, peer)) = listener.accept().await {
@@ -71,7 +73,18 @@ impl House {
                 });
             }
         });
-        Self { address, stop, runtime: Some(runtime), _folder: folder }
+        Self { server: serves, address, stop, runtime: Some(runtime), _folder: folder }
+    }
+}
+
+impl House {
+    /// Waits until something is so.
+    pub(super) fn until(&self, mut what: impl FnMut(&Server) -> bool) {
+        let begin = std::time::Instant::now();
+        while !what(&self.server) {
+            assert!(begin.elapsed() < LIMIT, "it does not come to that");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -237,6 +250,54 @@ impl Peer {
         assert!(self.keys.is_some());
     }
 
+    fn setup(&mut self, token: &[u8]) {
+        let request = session_setup::Request {
+            security_mode: 1,
+            security_buffer: token,
+            ..Default::default()
+        };
+        let message = self.message(Command::SESSION_SETUP, |out| request.encode(out));
+        self.send(&message);
+    }
+
+    /// Begins a logon as another session; what the server says to it.
+    pub(super) fn begin_new_log_in(&mut self) -> NtStatus {
+        self.session = SessionId(0);
+        let hash = NtHash::of_password("p");
+        let who = Credentials { user: "u".into(), domain: String::new(), hash };
+        let token = Initiator::new(who, "", "cifs/s").first(&[]).unwrap();
+        self.setup(&token);
+        Header::parse(&self.receive().pop().unwrap()).unwrap().status
+    }
+
+    /// Gives a password, and does not wait for what comes of it.
+    pub(super) fn begin_log_in(&mut self, user: &str, password: &str) -> bool {
+        self.session = SessionId(0);
+        let hash = NtHash::of_password(password);
+        let who = Credentials { user: user.into(), domain: String::new(), hash };
+        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let token = initiator.first(&[]).unwrap();
+        self.setup(&token);
+        let Some(answer) = self.receive().pop() else { return false };
+        let header = Header::parse(&answer).unwrap();
+        assert_eq!(header.status, NtStatus::MORE_PROCESSING_REQUIRED);
+        self.session = header.session_id;
+        let body = session_setup::Response::parse(&answer[HEADER_LEN..]).unwrap();
+        let token = initiator.second(body.security_buffer, 0).unwrap();
+        self.setup(&token);
+        true
+    }
+
+    /// What came of it; nothing if the connection has ended.
+    pub(super) fn end_log_in(&mut self) -> Option<NtStatus> {
+        let answer = self.receive().pop()?;
+        Some(Header::parse(&answer).unwrap().status)
+    }
+
+    pub(super) fn try_log_in(&mut self, password: &str) -> Option<NtStatus> {
+        if self.begin_log_in("u", password) { self.end_log_in() } else { None }
+    }
+
     /// A message of its session and tree.
     pub(super) fn message(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut header = Header {
@@ -290,6 +351,11 @@ impl Peer {
 
     pub(super) fn send_frame(&mut self, frame: &[u8]) {
         self.stream.write_all(frame).unwrap();
+    }
+
+    /// Sends as much as the server takes.
+    pub(super) fn offer_frame(&mut self, frame: &[u8]) {
+        let _ = self.stream.write_all(frame);
     }
 
     pub(super) fn send(&mut self, message: &[u8]) {
@@ -348,6 +414,17 @@ impl Peer {
             if header.status != NtStatus::PENDING {
                 return (header, answer[HEADER_LEN..].to_vec());
             }
+        }
+    }
+
+    /// Whether the connection has ended, of which nothing more is to come.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let read = self.stream.read(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        match read {
+            Ok(count) => count == 0,
+            Err(error) => is_end(&error),
         }
     }
 

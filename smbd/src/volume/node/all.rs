@@ -255,7 +255,9 @@ impl Nodes {
                         current: due.from.0,
                         new: due.to.0,
                     });
-                    self.clients.tell(id.client, Notice { session: None, message }, awaited)
+                    let notice = Notice { session: None, message };
+                    let user = self.lease_user(id);
+                    user.is_some_and(|user| self.clients.tell(id.client, user, notice, awaited))
                 }
                 Holder::Open(id) => {
                     let level = caching::level_of(due.to);
@@ -291,8 +293,32 @@ impl Nodes {
         }
     }
 
+    /// Whose opens have a lease: the client alone does not tell, since anybody may give its
+    /// identity.
+    fn lease_user(&self, id: LeaseId) -> Option<String> {
+        let node = lock(&self.leases).get(&id).and_then(Weak::upgrade)?;
+        let of_lease: Vec<_> = {
+            let state = lock(&node.state);
+            state.users.iter().filter(|one| one.lease == Some(id)).map(|one| one.id).collect()
+        };
+        of_lease.into_iter().find_map(|open| Some(self.open(open)?.origin.user.clone()))
+    }
+
+    /// A user acknowledges the break of a lease, which must be of opens of theirs.
+    pub fn acknowledge_lease_of(
+        &self,
+        user: &str,
+        id: LeaseId,
+        kept: LeaseState,
+    ) -> Result<LeaseState, NtStatus> {
+        match self.lease_user(id) {
+            Some(owner) if owner == user => self.acknowledge_lease(id, kept),
+            _ => Err(NtStatus::OBJECT_NAME_NOT_FOUND),
+        }
+    }
+
     /// The holder of a lease has done as told.
-    pub fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
+    fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
         let node = lock(&self.leases).get(&id).and_then(Weak::upgrade);
         let node = node.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
         self.acknowledge(&node, Holder::Lease(id), kept).map_err(|why| match why {
