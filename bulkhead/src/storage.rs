@@ -6,8 +6,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions};
-use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, SmbUrl};
+use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions, image_lock};
+use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, Share, SmbUrl};
 use vhd::{
     Format,
     chain::Files,
@@ -23,7 +23,7 @@ impl Files for Parents {
             let failed = |e: anyhow::Error| {
                 block_io::Error::io("opening", std::io::Error::other(format!("{e:#}")))
             };
-            open(location, Mode::Read).await.map_err(failed)
+            open(location, Mode::Still).await.map_err(failed)
         })
     }
 }
@@ -68,8 +68,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What is to be done with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Read only. An image that is in use elsewhere can be looked at.
-    Read,
+    /// Look at it, whatever others do with it: what is found may be of no one moment.
+    Look,
+    /// Read it as it is: nobody writes it meanwhile.
+    Still,
     /// Read and write it; nobody else writes it meanwhile.
     Write,
     /// Make it; it must not exist.
@@ -88,7 +90,8 @@ pub async fn open(location: &str, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
         bail!("{location}: no storage of kind {scheme:?}");
     }
     let options = match mode {
-        Mode::Read => LocalOptions::read_only(),
+        Mode::Look => LocalOptions::read_only(),
+        Mode::Still => LocalOptions::still(),
         Mode::Write => LocalOptions::read_write(),
         Mode::CreateNew => LocalOptions::create_new(),
         Mode::Replace => LocalOptions { create: true, ..LocalOptions::default() },
@@ -101,8 +104,28 @@ pub async fn open(location: &str, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
             Err(block_io::Error::Busy(_)) if since.elapsed() < PATIENCE => {
                 tokio::time::sleep(PATIENCE / 50).await;
             }
-            Err(error) => return Err(error).context("cannot open"),
+            Err(error) => {
+                let way =
+                    if matches!(error, block_io::Error::Busy(_)) { way_out(location) } else { "" };
+                return Err(error).with_context(|| format!("cannot open{way}"));
+            }
         }
+    }
+}
+
+/// How to come by a file that others use, where there is a way.
+fn way_out(location: &str) -> &'static str {
+    let Ok(about) = std::fs::metadata(location) else { return "" };
+    let users = image_lock::holders(&about, None);
+    let is = |name: &str| users.iter().any(|user| user.name == name);
+    if is("smbd") {
+        " (clients of a share use it: for a copy of it as it is now, take a snapshot of the share with \
+         `bulkhead share snapshot` and read the file below .bulkhead/snapshots; to change it, have them \
+         close it)"
+    } else if is("hyperv-host") {
+        " (a virtual machine runs from it: stop the machine first)"
+    } else {
+        ""
     }
 }
 
@@ -116,7 +139,8 @@ async fn open_remote(url: &SmbUrl, mode: Mode) -> anyhow::Result<Arc<dyn File>> 
     let session = Client::connect(ConnectOptions::for_url(url, login)).await?;
     let tree = session.tree(&url.share).await?;
     let options = match mode {
-        Mode::Read => OpenOptions::read(),
+        Mode::Look => OpenOptions::read(),
+        Mode::Still => OpenOptions { share: Share::Read, ..OpenOptions::read() },
         Mode::Write => OpenOptions::write(),
         Mode::CreateNew => OpenOptions::create(Create::New),
         Mode::Replace => OpenOptions::create(Create::OpenOrNew),

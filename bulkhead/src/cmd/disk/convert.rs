@@ -57,7 +57,7 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let from = format(args.from, &args.source)?;
     let to = format(args.to, &args.target)?;
-    let source = storage::open_disk(&args.source, from, Mode::Read).await?;
+    let source = storage::open_disk(&args.source, from, Mode::Still).await?;
 
     let mut layout = args.layout.clone();
     if from == Format::Vhdx && layout.logical_sector_size.is_none() {

@@ -46,10 +46,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let cannot = || format!("cannot make {}", args.file);
     let size = match (&args.parent, args.size) {
         (Some(parent), size) => {
-            let child = child(&args, parent, format, size).await?;
+            let (child, below) = child(&args, parent, format, size).await?;
             let file = storage::open(&args.file, mode).await?;
             let size = child.make(&file).await.with_context(cannot)?;
             file.close().await?;
+            // Until now: what the child says of its parent is so.
+            below.close().await?;
             size
         }
         (None, Some(size)) => {
@@ -95,16 +97,17 @@ impl Child {
     }
 }
 
-/// What a child of `parent` is made of. The parent's whole chain must be there.
+/// What a child of `parent` is made of, and the parent's file, which nobody writes as long as that is
+/// open. The parent's whole chain must be there.
 async fn child(
     args: &Args,
     parent: &str,
     format: Format,
     size: Option<u64>,
-) -> anyhow::Result<Child> {
+) -> anyhow::Result<(Child, Arc<dyn File>)> {
     let path = vhd::chain::relative(&args.file, parent)
         .with_context(|| format!("{parent} is not reached from the folder of {}", args.file))?;
-    let file = storage::open(parent, Mode::Read).await?;
+    let file = storage::open(parent, Mode::Still).await?;
     let named = || parent.to_owned();
     let block_size = args.layout.block_size.map(u32::try_from).transpose();
     let block_size = block_size.context("a power of two up to 256M")?;
@@ -138,8 +141,7 @@ async fn child(
         bail!("{location} is an image of the parent's own chain");
     }
     ensure!(size.is_none_or(|size| size >= least), "the parent is larger: {}", Human(least));
-    file.close().await?;
-    Ok(child)
+    Ok((child, file))
 }
 
 /// Whether two locations are one file that is there.

@@ -34,7 +34,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         return set::show(&args).await;
     }
     let format = format(args.format, &args.file)?;
-    let file = storage::open(&args.file, Mode::Read).await?;
+    let file = storage::open(&args.file, Mode::Look).await?;
     match format {
         Format::Vhdx => {
             let info = vhd::vhdx::info(file).await.with_context(|| args.file.clone())?;

@@ -96,7 +96,7 @@ impl Image {
 
 /// Where the images of a chain are, the newest first.
 async fn locations(location: &str, format: Format) -> anyhow::Result<Vec<String>> {
-    let file = storage::open(location, Mode::Read).await?;
+    let file = storage::open(location, Mode::Look).await?;
     let named = || location.to_owned();
     let mut found = Vec::new();
     match format {
@@ -121,7 +121,7 @@ async fn locations(location: &str, format: Format) -> anyhow::Result<Vec<String>
 /// The disk below an image, if it has a parent.
 async fn below(location: &str, format: Format) -> anyhow::Result<Option<Arc<dyn Disk>>> {
     match locations(location, format).await?.get(1) {
-        Some(parent) => storage::open_disk(parent, format, Mode::Read).await.map(Some),
+        Some(parent) => storage::open_disk(parent, format, Mode::Still).await.map(Some),
         None => Ok(None),
     }
 }
