@@ -47,6 +47,9 @@ pub enum Error {
          it meanwhile; use it from a file system that has them, or through a share"
     )]
     NoLocks(String),
+    /// A file that an image names lies where it must not: the whole message.
+    #[error("{0}")]
+    Outside(String),
     /// Writing was fenced: this opener no longer owns the file.
     #[error("no longer the owner: {0}")]
     Fenced(String),

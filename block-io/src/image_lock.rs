@@ -26,7 +26,7 @@ use std::{
     fs::{self, File, Metadata},
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, RawFd},
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
@@ -126,16 +126,15 @@ pub fn claim(fd: BorrowedFd<'_>, held: Option<Claim>, wanted: Claim) -> Result<(
     if held >= Some(wanted) {
         return Ok(());
     }
-    let mode = rustix::fs::fcntl_getfl(fd).map_err(|e| Refusal::of(e.into()))?;
-    let outcome = if mode & OFlags::ACCMODE == OFlags::WRONLY {
-        take_write_only(fd)
-    } else {
-        take(fd, wanted)
-    };
+    let outcome = if is_write_only(fd) { take_write_only(fd) } else { take(fd, wanted) };
     if outcome.is_err() {
         settle(fd, held);
     }
     outcome
+}
+
+fn is_write_only(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(fd).is_ok_and(|mode| mode & OFlags::ACCMODE == OFlags::WRONLY)
 }
 
 fn take(fd: BorrowedFd<'_>, wanted: Claim) -> Result<(), Refusal> {
@@ -166,6 +165,8 @@ fn take_write_only(fd: BorrowedFd<'_>) -> Result<(), Refusal> {
 pub fn settle(fd: BorrowedFd<'_>, left: Option<Claim>) {
     let bytes = match left {
         None => ALL,
+        // What a write-only descriptor has excludes readers, too, and cannot become less.
+        Some(Claim::Still) if is_write_only(fd) => return,
         Some(Claim::Still) => of(USED, WRITE, LAST),
         Some(Claim::Writer) => return,
     };
@@ -304,9 +305,9 @@ fn overlap(a: Bytes, b: Bytes) -> bool {
 }
 
 /// Who has a file that could not be claimed: for a message that begins with the file's name.
-pub fn who(file: &File) -> String {
-    let about = file.metadata();
-    let found = about.map(|about| holders(&about, Some(file.as_fd()))).unwrap_or_default();
+pub fn who(fd: BorrowedFd<'_>) -> String {
+    let about = fd.try_clone_to_owned().and_then(|copy| File::from(copy).metadata());
+    let found = about.map(|about| holders(&about, Some(fd))).unwrap_or_default();
     if found.is_empty() {
         return "in use by a program that this user may not see (root does: lslocks, or this again)"
             .to_owned();

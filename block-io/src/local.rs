@@ -139,6 +139,17 @@ impl LocalFile {
             .create(options.create && !options.read_only && !options.still)
             .open(&path)
             .map_err(|e| Error::io(at("opening"), e))?;
+        Self::take(file, path, options)
+    }
+
+    /// Takes over a file that was opened by other means, with the claim that `options` say; how to open
+    /// it they do not say any more. `path` is for messages only.
+    ///
+    /// # Errors
+    /// As [`LocalFile::open`].
+    pub fn take(file: fs::File, path: impl Into<PathBuf>, options: &LocalOptions) -> Result<Self> {
+        let path = path.into();
+        let at = |what: &str| format!("{what} {}", path.display());
         let kind = file.metadata().map_err(|e| Error::io(at("looking at"), e))?.file_type();
         if kind.is_dir() {
             return Err(Error::io(at("opening"), io::ErrorKind::IsADirectory.into()));
@@ -146,7 +157,7 @@ impl LocalFile {
         if let Some(claim) = options.claim() {
             image_lock::claim(file.as_fd(), None, claim).map_err(|refusal| match refusal {
                 Refusal::InUse => {
-                    Error::Busy(format!("{} is {}", path.display(), image_lock::who(&file)))
+                    Error::Busy(format!("{} is {}", path.display(), image_lock::who(file.as_fd())))
                 }
                 Refusal::NoLocks => Error::NoLocks(path.display().to_string()),
                 Refusal::System(error) => Error::io(at("locking"), error),

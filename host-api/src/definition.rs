@@ -135,20 +135,6 @@ pub struct DiskDefinition {
     pub read_only: bool,
 }
 
-impl DiskDefinition {
-    /// The format said, or else the one that the location's ending names.
-    pub fn format(&self) -> DiskFormat {
-        let by_ending = || {
-            if self.location.to_ascii_lowercase().ends_with(".vhdx") {
-                DiskFormat::Vhdx
-            } else {
-                DiskFormat::Raw
-            }
-        };
-        self.format.unwrap_or_else(by_ending)
-    }
-}
-
 /// What the VM starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,4 +1,4 @@
-use std::{fs::OpenOptions, process::Command};
+use std::{fs::OpenOptions, os::fd::AsFd, process::Command};
 
 use tempfile::TempDir;
 

@@ -113,7 +113,7 @@ async fn child(
     let block_size = block_size.context("a power of two up to 256M")?;
     let (child, images, least) = match format {
         Format::Vhdx => {
-            let links = vhd::chain::links(file.clone(), parent, &Parents).await;
+            let links = vhd::chain::links(file.clone(), parent, &Parents::of(parent)).await;
             let links = links.with_context(named)?;
             let info = vhd::vhdx::info(file.clone()).await.with_context(named)?;
             let options = vhd::vhdx::CreateOptions::child(&info, &path);
@@ -125,7 +125,7 @@ async fn child(
             (Child::Vhdx(options), images, info.disk_size)
         }
         Format::Vhd => {
-            let images = vhd::chain::vhd_images(file.clone(), parent, &Parents).await;
+            let images = vhd::chain::vhd_images(file.clone(), parent, &Parents::of(parent)).await;
             let images = images.with_context(named)?.into_iter().map(|(at, _)| at).collect();
             let info = vhd::classic::info(file.clone()).await.with_context(named)?;
             let mut options = vhd::classic::CreateOptions::child(&info, &path);

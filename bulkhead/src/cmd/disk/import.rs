@@ -59,6 +59,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let device = fs::metadata(&args.device).is_ok_and(|about| !about.is_file());
     let mode = if device { Mode::Look } else { Mode::Still };
     let file = storage::open(&args.device, mode).await?;
+    if !device {
+        // A device may hold an image as any other content; a file that looks like one is meant as that.
+        vhd::probe::check(&*file, &args.device, Format::Raw)
+            .await
+            .context("convert makes an image of it")?;
+    }
     let source: Arc<dyn Disk> = Arc::new(RawDisk::open(file, 512).await?);
     let sector = u64::from(args.layout.logical_sector().unwrap_or(512));
     let size = source.geometry().size.next_multiple_of(sector);

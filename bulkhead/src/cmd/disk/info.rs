@@ -10,7 +10,7 @@ use vhd::{
     vhdx::{Info, Kind},
 };
 
-use super::{format, print_json};
+use super::{format, named, print_json};
 use crate::{
     storage::{self, Mode},
     units::Human,
@@ -53,6 +53,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             foreign::show_vmdk(&args, &info);
         }
         other => {
+            named(args.format, &args.file)?.check(&*file, &args.file).await?;
             let size = file.len().await?;
             if args.json {
                 let format = other.to_string();

@@ -101,14 +101,17 @@ async fn locations(location: &str, format: Format) -> anyhow::Result<Vec<String>
     let mut found = Vec::new();
     match format {
         Format::Vhdx => {
-            for link in chain::links(file, location, &Parents).await.with_context(named)? {
+            for link in
+                chain::links(file, location, &Parents::of(location)).await.with_context(named)?
+            {
                 link.file.close().await?;
                 found.push(link.location);
             }
         }
         _ => {
-            for (at, file) in
-                chain::vhd_images(file, location, &Parents).await.with_context(named)?
+            for (at, file) in chain::vhd_images(file, location, &Parents::of(location))
+                .await
+                .with_context(named)?
             {
                 file.close().await?;
                 found.push(at);

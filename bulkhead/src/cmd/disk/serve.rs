@@ -18,7 +18,7 @@ use tokio::{
 };
 use vhd::Format;
 
-use super::format;
+use super::named;
 use crate::storage::{self, Mode};
 
 /// Arguments of `bulkhead disk serve`.
@@ -123,7 +123,7 @@ fn bind_unix(path: &Path) -> anyhow::Result<Listener> {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let format = format(args.format, &args.file)?;
+    let format = named(args.format, &args.file)?;
     let mode = if args.read_only { Mode::Still } else { Mode::Write };
     let disk = storage::open_disk(&args.file, format, mode).await?;
     let served = serve(&args, Export::new(args.export.clone(), disk.clone(), args.read_only)).await;

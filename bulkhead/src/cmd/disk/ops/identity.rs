@@ -9,7 +9,7 @@ use vhd::{
     vhdx::{self, UserItem},
 };
 
-use super::{super::format, Image, locations, print_json, watch};
+use super::{super::named, Image, locations, print_json, watch};
 use crate::storage::{self, Mode};
 
 /// Arguments of `bulkhead disk clone`.
@@ -145,8 +145,8 @@ pub struct Compare {
 impl Compare {
     pub async fn run(self) -> anyhow::Result<()> {
         let (a, b) = (&self.a, &self.b);
-        let first = storage::open_disk(a, format(self.format, a)?, Mode::Still).await?;
-        let second = storage::open_disk(b, format(self.other_format, b)?, Mode::Still).await?;
+        let first = storage::open_disk(a, named(self.format, a)?, Mode::Still).await?;
+        let second = storage::open_disk(b, named(self.other_format, b)?, Mode::Still).await?;
         let (bar, progress) = watch(self.json);
         let outcome = ops::compare(&first, &second, progress).await;
         bar.finish_and_clear();
