@@ -51,6 +51,13 @@ impl Parents {
         Self { folders, trusts_raw: allowed.trust_raw_backing }
     }
 
+    /// Also those beside this one, which is named by who runs this as the image is.
+    #[must_use]
+    pub fn and_beside(mut self, location: &str) -> Self {
+        self.folders = self.folders.and_of(location);
+        self
+    }
+
     async fn open(&self, location: &str) -> block_io::Result<Arc<dyn File>> {
         if !location.contains("://") {
             let open = || Ok(Arc::new(self.folders.open(location)?) as Arc<dyn File>);

@@ -35,12 +35,18 @@ pub struct Folders {
 impl Folders {
     /// The folder of the image at `location`. `more` says in errors how others are allowed.
     pub fn of(location: &str, more: &'static str) -> Self {
+        Self { all: Vec::new(), more }.and_of(location)
+    }
+
+    /// These and the folder of the image at `location`.
+    #[must_use]
+    pub fn and_of(self, location: &str) -> Self {
         let folder = match location.rsplit_once('/') {
             Some(("", _)) => "/",
             Some((folder, _)) => folder,
             None => ".",
         };
-        Self { all: vec![folder.to_owned()], more }
+        self.and(folder)
     }
 
     /// These and one more.

@@ -109,11 +109,12 @@ async fn child(
         .with_context(|| format!("{parent} is not reached from the folder of {}", args.file))?;
     let file = storage::open(parent, Mode::Still).await?;
     let named = || parent.to_owned();
+    let parents = Parents::of(parent).and_beside(&args.file);
     let block_size = args.layout.block_size.map(u32::try_from).transpose();
     let block_size = block_size.context("a power of two up to 256M")?;
     let (child, images, least) = match format {
         Format::Vhdx => {
-            let links = vhd::chain::links(file.clone(), parent, &Parents::of(parent)).await;
+            let links = vhd::chain::links(file.clone(), parent, &parents).await;
             let links = links.with_context(named)?;
             let info = vhd::vhdx::info(file.clone()).await.with_context(named)?;
             let options = vhd::vhdx::CreateOptions::child(&info, &path);
@@ -125,7 +126,7 @@ async fn child(
             (Child::Vhdx(options), images, info.disk_size)
         }
         Format::Vhd => {
-            let images = vhd::chain::vhd_images(file.clone(), parent, &Parents::of(parent)).await;
+            let images = vhd::chain::vhd_images(file.clone(), parent, &parents).await;
             let images = images.with_context(named)?.into_iter().map(|(at, _)| at).collect();
             let info = vhd::classic::info(file.clone()).await.with_context(named)?;
             let mut options = vhd::classic::CreateOptions::child(&info, &path);
