@@ -38,9 +38,18 @@ pub enum Error {
     /// The file or disk was closed before.
     #[error("already closed")]
     Closed,
-    /// Another user holds the file or a range of it.
-    #[error("in use by another: {0}")]
+    /// Another user holds the file or a range of it: the whole message, with who it is if that is known.
+    #[error("{0}")]
     Busy(String),
+    /// Nothing would keep two writers of a file apart.
+    #[error(
+        "{0}: its file system has no record locks, so nothing would keep another program from writing \
+         it meanwhile; use it from a file system that has them, or through a share"
+    )]
+    NoLocks(String),
+    /// A file that an image names lies where it must not: the whole message.
+    #[error("{0}")]
+    Outside(String),
     /// Writing was fenced: this opener no longer owns the file.
     #[error("no longer the owner: {0}")]
     Fenced(String),
@@ -69,7 +78,9 @@ impl Error {
     pub fn io(context: impl Into<String>, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace,
-            io::ErrorKind::ResourceBusy => Error::Busy(context.into()),
+            io::ErrorKind::ResourceBusy => {
+                Error::Busy(format!("in use by another: {}", context.into()))
+            }
             _ => Error::Io { context: context.into(), source },
         }
     }

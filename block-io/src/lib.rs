@@ -8,6 +8,7 @@
 //!                                                            └────► smb-client (a remote open)
 //! ```
 //!
+//! [`image_lock`] says who may use an image beside whom, for every program of the product and QEMU's.
 //! [`FlushGroup`] merges concurrent flushes of anything; [`LowWater`] lets a socket's reader sleep
 //! until much is there; a [`SplicePipe`] takes data from there to a file uncopied; [`Volatile`] is a
 //! file without its flushes. With the feature `testing`, the module `testing` has files in memory
@@ -19,6 +20,7 @@ mod disk;
 mod error;
 mod file;
 mod flush;
+pub mod image_lock;
 mod local;
 mod low_water;
 mod splice_pipe;
@@ -30,6 +32,7 @@ pub use disk::{Disk, Geometry, RawDisk};
 pub use error::{Error, Result};
 pub use file::{File, IoFuture, read_exact_at};
 pub use flush::FlushGroup;
+pub use image_lock::Claim;
 pub use local::{Engine, LocalFile, LocalOptions};
 pub use low_water::LowWater;
 pub use splice_pipe::SplicePipe;

@@ -27,12 +27,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{FallocateFlags, FlockOperation, SeekFrom},
+    fs::{FallocateFlags, SeekFrom},
     io::{Errno, ReadWriteFlags},
 };
 
 use self::append::append_cached;
-use crate::{Error, File, FlushGroup, IoFuture, Result, SplicePipe};
+use crate::{
+    Claim, Error, File, FlushGroup, IoFuture, Result, SplicePipe,
+    image_lock::{self, Refusal},
+};
 
 /// Writes up to this size go to the page cache on the caller, which holds its thread for some
 /// tenths of a millisecond at most, as reads from the cache do; larger ones are copied once and
@@ -56,22 +59,29 @@ pub enum Engine {
 /// How to open a local file.
 #[derive(Debug, Clone, Default)]
 pub struct LocalOptions {
-    /// Refuse writes. A read-only opener takes no lock.
+    /// Refuse writes. Whoever only looks has no claim on the file; others may write it meanwhile.
     pub read_only: bool,
+    /// Nobody may write the file meanwhile, this opener neither: a reader's claim.
+    pub still: bool,
     /// Make the file; fail if it is there already.
     pub create_new: bool,
     /// Make the file if it is missing.
     pub create: bool,
-    /// Do not take the writer lock. One writer per image is then the caller's care.
+    /// Have no claim on the file ([`Claim`]). One writer per image is then the caller's care.
     pub no_lock: bool,
     /// What does the work that may wait.
     pub engine: Engine,
 }
 
 impl LocalOptions {
-    /// For reading only.
+    /// For a look at a file, whatever others do with it.
     pub fn read_only() -> Self {
         Self { read_only: true, ..Self::default() }
+    }
+
+    /// For reading a file that nobody writes meanwhile.
+    pub fn still() -> Self {
+        Self { still: true, ..Self::read_only() }
     }
 
     /// For reading and writing a file that exists.
@@ -83,12 +93,21 @@ impl LocalOptions {
     pub fn create_new() -> Self {
         Self { create_new: true, ..Self::default() }
     }
+
+    /// What an opener with these claims.
+    fn claim(&self) -> Option<Claim> {
+        match (self.no_lock, self.read_only || self.still, self.still) {
+            (true, ..) | (_, true, false) => None,
+            (_, true, true) => Some(Claim::Still),
+            (_, false, _) => Some(Claim::Writer),
+        }
+    }
 }
 
 /// An open local file. Cheap to share behind an `Arc`; needs a tokio runtime around its use.
 ///
-/// A writable one holds an exclusive `flock` on the file until it is closed or dropped, so one
-/// writer at a time holds among all openers through this type, in any process.
+/// A writable one claims the file ([`Claim::Writer`]) until it is closed or dropped: one writer at a
+/// time, in any process, QEMU's programs among them.
 #[derive(Debug)]
 pub struct LocalFile {
     fd: Arc<OwnedFd>,
@@ -107,41 +126,48 @@ impl LocalFile {
     /// Opens or makes the regular file (or block device) at `path`.
     ///
     /// # Errors
-    /// [`Error::Busy`] if another opener holds the writer lock, [`Error::Io`] for what the
-    /// operating system says, [`Error::Unsupported`] if io_uring was demanded and is missing.
+    /// [`Error::Busy`], with their name, if someone uses the file in a way that does not go together
+    /// with this; [`Error::NoLocks`] if its file system cannot tell; [`Error::Io`] for what the
+    /// operating system says; [`Error::Unsupported`] if io_uring was demanded and is missing.
     pub fn open(path: impl AsRef<Path>, options: &LocalOptions) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let at = |what: &str| format!("{what} {}", path.display());
         let file = fs::OpenOptions::new()
             .read(true)
-            .write(!options.read_only)
+            .write(!options.read_only && !options.still)
             .create_new(options.create_new)
-            .create(options.create && !options.read_only)
+            .create(options.create && !options.read_only && !options.still)
             .open(&path)
             .map_err(|e| Error::io(at("opening"), e))?;
+        Self::take(file, path, options)
+    }
+
+    /// Takes over a file that was opened by other means, with the claim that `options` say; how to open
+    /// it they do not say any more. `path` is for messages only.
+    ///
+    /// # Errors
+    /// As [`LocalFile::open`].
+    pub fn take(file: fs::File, path: impl Into<PathBuf>, options: &LocalOptions) -> Result<Self> {
+        let path = path.into();
+        let at = |what: &str| format!("{what} {}", path.display());
         let kind = file.metadata().map_err(|e| Error::io(at("looking at"), e))?.file_type();
         if kind.is_dir() {
             return Err(Error::io(at("opening"), io::ErrorKind::IsADirectory.into()));
         }
-        let fd = OwnedFd::from(file);
-        if !options.read_only && !options.no_lock {
-            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(Error::Busy(format!(
-                        "{} is open for writing elsewhere",
-                        path.display()
-                    )));
+        if let Some(claim) = options.claim() {
+            image_lock::claim(file.as_fd(), None, claim).map_err(|refusal| match refusal {
+                Refusal::InUse => {
+                    Error::Busy(format!("{} is {}", path.display(), image_lock::who(file.as_fd())))
                 }
-                // A file system without locks: nothing to hold on to.
-                Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL) => {}
-                Err(e) => return Err(Error::io(at("locking"), e.into())),
-            }
+                Refusal::NoLocks => Error::NoLocks(path.display().to_string()),
+                Refusal::System(error) => Error::io(at("locking"), error),
+            })?;
         }
-        Self::from_fd(fd, path, options.read_only, options.engine)
+        let read_only = options.read_only || options.still;
+        Self::from_fd(file.into(), path, read_only, options.engine)
     }
 
-    /// Takes over a descriptor that was opened by other means, without the writer lock. `path`
+    /// Takes over a descriptor that was opened by other means, without a claim on it. `path`
     /// is for messages only.
     ///
     /// # Errors
@@ -425,9 +451,9 @@ impl File for LocalFile {
 
     fn close(&self) -> IoFuture<'_, ()> {
         Box::pin(async move {
-            if !self.closed.swap(true, Ordering::AcqRel) && !self.read_only {
-                // The lock is given up now even if someone still holds the value.
-                let _ = rustix::fs::flock(&*self.fd, FlockOperation::Unlock);
+            if !self.closed.swap(true, Ordering::AcqRel) {
+                // Given up now even if someone still holds the value.
+                image_lock::release(self.fd.as_fd());
             }
             Ok(())
         })

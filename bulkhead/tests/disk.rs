@@ -56,7 +56,7 @@ fn mistakes_are_named() {
         (&["disk", "create", "x.vhdx", "--size", "10X"][..], "is not a size"),
         (&["disk", "create", "x.vhdx", "--size", "65T"][..], "at most 64 TiB"),
         (&["disk", "create", "x.vhdx", "--size", "1G", "--block-size", "3M"][..], "power of two"),
-        (&["disk", "create", "x.qcow", "--size", "1G"][..], "names no image format"),
+        (&["disk", "create", "x.qed", "--size", "1G"][..], "names no image format"),
         (&["disk", "info", "missing.vhdx"][..], "No such file"),
         (&["disk", "info", "ftp://host/x.vhdx"][..], "no storage of kind \"ftp\""),
     ] {

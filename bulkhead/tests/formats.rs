@@ -184,7 +184,7 @@ fn a_file_in_use_is_waited_for_and_named() {
     let (mut holder, line) = serve("one");
     assert!(line.contains("one"), "{line}");
     let message = fails(dir, &["disk", "serve", "a.vhdx", "--socket", "two"]);
-    assert!(message.contains("a.vhdx is open for writing elsewhere"), "{message}");
+    assert!(message.contains("a.vhdx is in use by bulkhead (pid "), "{message}");
     // The next begins while the holder still has it, and goes on when that is killed.
     let next = std::thread::scope(|scope| {
         let next = scope.spawn(|| serve("two"));

@@ -130,7 +130,7 @@ fn a_read_only_image_is_left_to_others() {
     assert!(!refused.status.success());
     // A second server for the same socket says so.
     let second = Command::new(BULKHEAD)
-        .args(["disk", "serve", "--socket", socket])
+        .args(["disk", "serve", "--read-only", "--socket", socket])
         .arg(&image)
         .output()
         .unwrap();

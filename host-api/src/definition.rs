@@ -127,26 +127,12 @@ pub enum DiskFormat {
 pub struct DiskDefinition {
     /// A local path, or `smb://[user@]host[:port]/share/path`.
     pub location: String,
-    /// Format of the file; by the ending of the location if not said (`.vhdx`, else raw).
+    /// Format of the file; by the ending of the location if not said, and refused if that names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,
     /// Refuse the guest's writes.
     #[serde(default)]
     pub read_only: bool,
-}
-
-impl DiskDefinition {
-    /// The format said, or else the one that the location's ending names.
-    pub fn format(&self) -> DiskFormat {
-        let by_ending = || {
-            if self.location.to_ascii_lowercase().ends_with(".vhdx") {
-                DiskFormat::Vhdx
-            } else {
-                DiskFormat::Raw
-            }
-        };
-        self.format.unwrap_or_else(by_ending)
-    }
 }
 
 /// What the VM starts from.
@@ -255,7 +241,7 @@ mod tests {
     #[test]
     fn a_vm_file_round_trips() {
         let vm = VmDefinition::from_toml(TEXT).unwrap();
-        assert_eq!(vm.disks[0].format(), DiskFormat::Vhdx);
+        assert_eq!(vm.disks[0].format, None);
         assert_eq!(VmDefinition::from_toml(&vm.to_toml()).unwrap(), vm);
     }
 

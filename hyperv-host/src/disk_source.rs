@@ -16,8 +16,8 @@ use std::{
 
 use block_io::{Disk, Error, File, IoFuture, LocalFile, LocalOptions, Result};
 use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
-use smb_client::{Client, ConnectOptions, Instance, Login, OpenOptions, SmbUrl, Tree};
-use vhd::{Format, chain, tracking};
+use smb_client::{Client, ConnectOptions, Instance, Login, OpenOptions, Share, SmbUrl, Tree};
+use vhd::{Format, chain, folders::Folders, tracking};
 
 use crate::config::StorageConfig;
 
@@ -54,6 +54,7 @@ async fn prepare(
     definition: &DiskDefinition,
     storage: StorageConfig,
 ) -> Result<Prepared> {
+    format(definition)?;
     let place = if SmbUrl::looks_like(&definition.location) {
         let url = parse(&definition.location)?;
         let tree = connect(&url, storage).await?;
@@ -87,11 +88,12 @@ impl Prepared {
     pub async fn open(&self) -> Result<Arc<dyn Disk>> {
         let read_only = self.definition.read_only;
         let file = self.file("").await?;
-        let format = match self.definition.format() {
-            DiskFormat::Raw => Format::Raw,
-            DiskFormat::Vhdx => Format::Vhdx,
-        };
+
+        let format = format(&self.definition)?;
         let location = &self.definition.location;
+        if self.definition.format.is_none() {
+            vhd::probe::check(&*file, location, format).await?;
+        }
         if read_only && format == Format::Vhdx {
             let options = vhd::vhdx::OpenOptions::read_only();
             return Ok(Arc::new(chain::open(file, location, self, options).await?));
@@ -114,13 +116,13 @@ impl Prepared {
         Ok(match &self.place {
             Place::Local => {
                 let options =
-                    if read_only { LocalOptions::read_only() } else { LocalOptions::read_write() };
+                    if read_only { LocalOptions::still() } else { LocalOptions::read_write() };
                 let path = format!("{}{ending}", self.definition.location);
                 Arc::new(LocalFile::open(path, &options)?)
             }
             Place::Share { tree, path } => {
                 let options = match read_only {
-                    true => OpenOptions::read(),
+                    true => still(),
                     false => OpenOptions { instance: self.instance(), ..OpenOptions::write() },
                 };
                 Arc::new(tree.open(&format!("{path}{ending}"), options).await?)
@@ -156,18 +158,59 @@ impl Prepared {
     }
 }
 
-/// The parents of a differencing image: files beside it, or on the same server.
+/// How the parents of a machine's disk come to be where they are opened from.
+const NO_MORE: &str = "a machine's disk has its parents in its own folder or below";
+
+/// What a disk is: what its definition says, or else its ending. Nothing is guessed: a disk that is taken
+/// for another format is written over.
+fn format(disk: &DiskDefinition) -> Result<Format> {
+    let location = &disk.location;
+    let refuse = |why: String| {
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, why);
+        Error::io(format!("{location} cannot be a disk of a machine"), source)
+    };
+    match (disk.format, Format::from_path(location)) {
+        (Some(DiskFormat::Raw), _) => Ok(Format::Raw),
+        (Some(DiskFormat::Vhdx), _) => Ok(Format::Vhdx),
+        (None, Some(format @ (Format::Raw | Format::Vhdx))) => Ok(format),
+        (None, Some(other)) => Err(refuse(format!(
+            "machines run from raw disks and VHDX images, and its ending says {other}; `bulkhead disk \
+             convert` makes one of it"
+        ))),
+        // A device has no ending.
+        (None, None) if is_device(location) => Ok(Format::Raw),
+        (None, None) => {
+            Err(refuse("its ending names no format; say format = \"raw\" or \"vhdx\"".into()))
+        }
+    }
+}
+
+fn is_device(location: &str) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(location).is_ok_and(|about| about.file_type().is_block_device())
+}
+
+/// For reading what nobody writes meanwhile.
+fn still() -> OpenOptions {
+    OpenOptions { share: Share::Read, ..OpenOptions::read() }
+}
+
+/// The parents of a differencing image: files beside it or below, on the same server.
 impl chain::Files for Prepared {
     fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>> {
         Box::pin(async move {
+            let folders = Folders::of(&self.definition.location, NO_MORE);
             let Place::Share { tree, .. } = &self.place else {
-                return Ok(Arc::new(LocalFile::open(location, &LocalOptions::read_only())?) as _);
+                return Ok(Arc::new(folders.open(location)?) as _);
             };
+            if !folders.hold(location) {
+                return Err(folders.refusal(location));
+            }
             let url = parse(location)?;
             let file = if url.share.eq_ignore_ascii_case(tree.share()) {
-                tree.open(&url.path, OpenOptions::read()).await?
+                tree.open(&url.path, still()).await?
             } else {
-                connect(&url, self.storage).await?.open(&url.path, OpenOptions::read()).await?
+                connect(&url, self.storage).await?.open(&url.path, still()).await?
             };
             Ok(Arc::new(file) as _)
         })
@@ -277,6 +320,60 @@ mod tests {
         std::fs::remove_file(&base).unwrap();
         let error = local(&definition).await.unwrap().open().await.unwrap_err();
         assert!(error.to_string().contains("base.vhdx"), "{error}");
+    }
+
+    /// A machine's first write would destroy what is taken for another format than it is.
+    #[tokio::test]
+    async fn a_disk_is_what_its_ending_says_or_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let open = async |name: &str, format| {
+            let definition = DiskDefinition { location: at(name), format, read_only: false };
+            local(&definition).await?.open().await?.close().await
+        };
+        let made = LocalFile::open(at("a.avhdx"), &LocalOptions::create_new()).unwrap();
+        create(Arc::new(made), &CreateOptions::new(8 << 20)).await.unwrap();
+        for name in ["copy.img", "copy", "copy.qcow2"] {
+            std::fs::copy(at("a.avhdx"), at(name)).unwrap();
+        }
+        open("a.avhdx", None).await.unwrap();
+        for (name, why) in
+            [("copy.img", "VHDX"), ("copy", "names no format"), ("copy.qcow2", "ending says qcow2")]
+        {
+            let before = std::fs::read(at(name)).unwrap();
+            let error = crate::vmm::error::chain(&open(name, None).await.unwrap_err());
+            assert!(error.contains(why) && error.contains(name), "{error}");
+            assert!(std::fs::read(at(name)).unwrap() == before);
+            open(name, Some(DiskFormat::Vhdx)).await.unwrap();
+            open(name, Some(DiskFormat::Raw)).await.unwrap();
+        }
+    }
+
+    /// A disk that another program uses is not a machine's, and the other way round.
+    #[tokio::test]
+    async fn a_disk_is_used_by_one_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let location = dir.path().join("a.raw").display().to_string();
+        std::fs::write(&location, [0; 4096]).unwrap();
+        let disk =
+            |read_only| DiskDefinition { location: location.clone(), format: None, read_only };
+        let write = || {
+            let mut qemu = std::process::Command::new("qemu-io");
+            qemu.args(["-f", "raw", "-c", "write 0 512", &location]);
+            qemu.output().expect("qemu-io is installed").status.success()
+        };
+        for read_only in [false, true] {
+            let open = local(&disk(read_only)).await.unwrap().open().await.unwrap();
+            assert!(!write(), "read_only = {read_only}");
+            open.close().await.unwrap();
+        }
+        assert!(write());
+        let held = LocalFile::open(&location, &LocalOptions::read_write()).unwrap();
+        for read_only in [false, true] {
+            let refused = local(&disk(read_only)).await.unwrap().open().await;
+            assert!(matches!(refused, Err(Error::Busy(_))), "{refused:?}");
+        }
+        drop(held);
     }
 
     /// What a machine changes is told afterwards, and no more than that; without a readable file it

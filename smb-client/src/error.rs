@@ -170,7 +170,9 @@ impl From<Error> for block_io::Error {
                 NtStatus::SHARING_VIOLATION
                 | NtStatus::FILE_LOCK_CONFLICT
                 | NtStatus::LOCK_NOT_GRANTED
-                | NtStatus::FILE_NOT_AVAILABLE => return Self::Busy(text),
+                | NtStatus::FILE_NOT_AVAILABLE => {
+                    return Self::Busy(format!("in use by another: {text}"));
+                }
                 NtStatus::FILE_FORCED_CLOSED => return Self::Fenced(text),
                 NtStatus::DISK_FULL | NtStatus::QUOTA_EXCEEDED => return Self::NoSpace,
                 NtStatus::NOT_SUPPORTED

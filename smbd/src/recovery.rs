@@ -17,10 +17,11 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, atomic::Ordering},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use block_io::Engine;
+use block_io::{Engine, LocalFile, image_lock};
 use rustix::fs::{FileType, Stat};
 use smb_protocol::{
     FileId,
@@ -38,7 +39,7 @@ use crate::{
     volume::{
         Found, RelPath, StreamName, Volume,
         node::{
-            Opener, beside,
+            Node, Opener, beside,
             caching::{Holder, LeaseId},
             locks::Range,
         },
@@ -49,6 +50,12 @@ use crate::{
 
 /// Name of the store in the state folder.
 const STORE: &str = "opens";
+
+/// How long all recovery waits for who has files that were open. The server before, which was killed
+/// or has just let go of the store, has them a moment longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Why an open is not made again.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +70,8 @@ enum Gone {
     Replaced,
     #[error("others have its file open")]
     Taken,
+    #[error("its file is {0}")]
+    InUse(String),
     #[error("its file cannot be opened: {0}")]
     System(#[from] rustix::io::Errno),
 }
@@ -99,11 +108,17 @@ impl Server {
             stable.queue(record::forget(id));
         }
         let mut back = Vec::new();
+        let patience = Instant::now() + PATIENCE;
         for remembered in opens {
             let id = remembered.open.id;
             self.skip_open_ids(id);
-            match self.make_again(&current, &remembered.open) {
+            match self.make_again(&current, &remembered.open, patience) {
                 Ok(open) => back.push((open, remembered)),
+                Err(why @ Gone::InUse(_)) => {
+                    let OpenRecord { name, share, .. } = &remembered.open;
+                    tracing::error!(%why, name, share, "an open is lost to another program");
+                    stable.queue(record::forget(id));
+                }
                 Err(why) => {
                     let OpenRecord { name, share, .. } = &remembered.open;
                     let name = crate::quoted::Quoted(name);
@@ -152,9 +167,16 @@ impl Server {
         }
         stable.freeze().await;
         self.nodes.kept.clear();
+        // Opens of clients who are still there are handed over, too, and are not closed here.
+        self.nodes.claim_nothing();
     }
 
-    fn make_again(&self, current: &Current, record: &OpenRecord) -> Result<Arc<Open>, Gone> {
+    fn make_again(
+        &self,
+        current: &Current,
+        record: &OpenRecord,
+        patience: Instant,
+    ) -> Result<Arc<Open>, Gone> {
         let share = current.config.shares.get(&record.share).ok_or(Gone::Share)?;
         let volume = current.volumes.get(&record.share).cloned().ok_or(Gone::Share)?;
         let access = Access(record.access);
@@ -207,7 +229,14 @@ impl Server {
                     false => content_again(&fd, access, &record.name, engine)?,
                 };
                 let joined = self.nodes.join(&stat, &system, by);
-                (joined.map_err(|_| Gone::Taken)?, data, None)
+                let node = joined.map_err(|_| Gone::Taken)?;
+                if let Some(data) = &data
+                    && let Err(gone) = claim_again(&node, record.id, data, patience)
+                {
+                    self.nodes.leave(&node, record.id, |_| {});
+                    return Err(gone);
+                }
+                (node, data, None)
             }
         };
         let open = Open::new(Parts {
@@ -245,6 +274,22 @@ impl Server {
         self.nodes.add_open(&open);
         Ok(open)
     }
+}
+
+/// Claims the file of an open again, before any other program does (see `docs/administration.md`).
+fn claim_again(
+    node: &Node,
+    open: u64,
+    data: &Arc<LocalFile>,
+    patience: Instant,
+) -> Result<(), Gone> {
+    while node.claim(open, data).is_err() {
+        if Instant::now() >= patience {
+            return Err(Gone::InUse(image_lock::who(data.as_fd())));
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
 }
 
 /// The stream that was open, its name as it is now.

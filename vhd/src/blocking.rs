@@ -114,7 +114,7 @@ fn open_in(file: Arc<dyn File>, path: &Path, format: Format) -> Result<Disk> {
     let Some(location) = path.to_str() else {
         return Err(Error::InvalidOptions(format!("{}: not UTF-8", path.display())));
     };
-    let disk = wait(chain::open_disk(file, location, format, &LocalFiles))?;
+    let disk = wait(chain::open_disk(file, location, format, &LocalFiles::beside(location)))?;
     Ok(Disk { disk })
 }
 

@@ -13,10 +13,11 @@
 
 use std::sync::Arc;
 
-use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions};
+use block_io::{Disk, File, IoFuture};
 
+pub use crate::folders::LocalFiles;
 use crate::{
-    Error, Format, Result,
+    Error, Format, Guid, Result,
     classic::{self, ParentPlaces, Vhd},
     vhdx::{self, Identity, OpenOptions, Vhdx, locator::ParentLocator},
     vmdk::Vmdk,
@@ -29,19 +30,14 @@ pub const MAX_DEPTH: usize = 256;
 pub trait Files: Send + Sync {
     /// Opens the file at a location, in the form in which the first image's was given, for
     /// reading.
+    ///
+    /// # Errors
+    /// [`block_io::Error::Outside`] for one that must not be opened ([`crate::folders`]).
     fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>>;
-}
 
-/// Local files, by their paths.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LocalFiles;
-
-impl Files for LocalFiles {
-    fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>> {
-        Box::pin(async move {
-            let file = LocalFile::open(location, &LocalOptions::read_only())?;
-            Ok(Arc::new(file) as Arc<dyn File>)
-        })
+    /// Whether a file is read as the raw backing file of an image because that says so.
+    fn trusts_raw(&self) -> bool {
+        false
     }
 }
 
@@ -154,57 +150,89 @@ pub async fn vhd_images(
     while let Some((child, file)) = chain.last()
         && let Some((id, named)) = classic::info(file.clone()).await?.parent
     {
-        let (at, parent) = find_vhd(child, &named, files).await?;
+        let (at, parent) = find_vhd(child, id, &named, files).await?;
         if chain.len() >= MAX_DEPTH || chain.iter().any(|(location, _)| *location == at) {
             return Err(Error::EndlessChain { at });
-        }
-        let found = classic::info(parent.clone()).await?.id;
-        if found != id {
-            return Err(Error::ParentChanged { parent: at, found });
         }
         chain.push((at, parent));
     }
     Ok(chain)
 }
 
-/// The first of a parent's places at which there is a file.
+/// The first of a parent's places at which it is.
 async fn find_vhd(
     child: &str,
+    id: Guid,
     named: &ParentPlaces,
     files: &dyn Files,
 ) -> Result<(String, Arc<dyn File>)> {
-    let mut tried = Vec::new();
-    for path in &named.relative {
-        tried.extend(beside(child, &path.replace('\\', "/")));
-    }
+    let mut tried: Vec<String> = Vec::new();
+    tried.extend(named.beside().iter().filter_map(|path| beside(child, path)));
     for path in &named.absolute {
         tried.extend(full(child, path));
     }
-    let mut source = None;
+    let (mut other, mut last) = (None, Last::default());
     for location in &tried {
         match files.open(location).await {
-            Ok(file) => return Ok((location.clone(), file)),
-            Err(error) => source = Some(error),
+            Ok(file) => match classic::info(file.clone()).await {
+                Ok(info) if info.id == id => return Ok((location.clone(), file)),
+                Ok(info) => {
+                    let changed = Error::ParentChanged { parent: location.clone(), found: info.id };
+                    other = other.or(Some(changed));
+                }
+                Err(error) => other = other.or(Some(error)),
+            },
+            Err(error) => last.note(error),
         }
     }
-    let parent = named.relative.iter().chain(&named.absolute).next().cloned().unwrap_or_default();
-    Err(Error::ParentMissing { parent, tried, source })
+    let all = named.relative.iter().chain(&named.absolute).chain(&named.name);
+    let parent = all.into_iter().next().cloned().unwrap_or_default();
+    Err(other.unwrap_or_else(|| last.error(parent, tried)))
+}
+
+/// Why no place of a parent gave it.
+#[derive(Default)]
+struct Last {
+    outside: Option<block_io::Error>,
+    other: Option<block_io::Error>,
+}
+
+impl Last {
+    fn note(&mut self, error: block_io::Error) {
+        match error {
+            block_io::Error::Outside(_) => self.outside = Some(error),
+            // Who has it is worth more than that another place has nothing.
+            error if !matches!(self.other, Some(block_io::Error::Busy(_))) => {
+                self.other = Some(error);
+            }
+            _ => {}
+        }
+    }
+
+    /// That a place must not be looked at is told before that others have nothing: there it may be.
+    fn error(self, parent: String, tried: Vec<String>) -> Error {
+        match (self.outside, self.other) {
+            (_, Some(busy @ block_io::Error::Busy(_))) => busy.into(),
+            (Some(outside), _) => outside.into(),
+            (None, source) => Error::ParentMissing { parent, tried, source },
+        }
+    }
 }
 
 /// The parent that a locator names: the first of its places at which there is an image.
 async fn find(child: &str, locator: &ParentLocator, files: &dyn Files) -> Result<Link> {
     let tried = places(child, locator);
-    let mut last = None;
+    let mut last = Last::default();
     for location in &tried {
         match files.open(location).await {
             Ok(file) => {
                 let identity = vhdx::identity(file.clone()).await?;
                 return Ok(Link { location: location.clone(), file, identity });
             }
-            Err(error) => last = Some(error),
+            Err(error) => last.note(error),
         }
     }
-    Err(Error::ParentMissing { parent: locator.place(), tried, source: last })
+    Err(last.error(locator.place(), tried))
 }
 
 /// Where the parent of the image at `child` may be: relative to it, then by its full name
@@ -290,7 +318,6 @@ pub fn relative(from: &str, to: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Guid;
 
     #[test]
     fn places_are_taken_from_the_child_and_stay_on_its_share() {

@@ -20,6 +20,7 @@
 //! | file | role |
 //! |---|---|
 //! | `footer`, `header` | structures: parse and encode, no I/O |
+//! | `places` | where a parent may be, by all that an image says of it |
 //! | `load` | reading an image with every check, describing it |
 //! | `disk`, `blocks` | reads and writes; new blocks and flush |
 //! | `create` | making images |
@@ -33,13 +34,15 @@ pub mod footer;
 pub mod header;
 mod load;
 pub(crate) mod mend;
+mod places;
 pub(crate) mod repack;
 pub(crate) mod resize;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE, Parent, create};
 pub use disk::{OpenOptions, Vhd};
 pub(crate) use edit::clone_parts;
-pub use load::{Info, ParentPlaces, check, info};
+pub use load::{Info, check, info};
+pub use places::ParentPlaces;
 
 /// The unit of every place in the file, and the only sector size.
 pub const SECTOR: u64 = 512;

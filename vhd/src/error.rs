@@ -44,6 +44,28 @@ pub enum Error {
         /// The identity of its content.
         found: Guid,
     },
+    /// A file that is raw by its ending only bears the mark of another format.
+    #[error(
+        "{location} is raw by its ending and bears the mark of a {mark} image: name its format, or raw \
+         if it is that"
+    )]
+    Disguised {
+        /// Where it is.
+        location: String,
+        /// The other format.
+        mark: &'static str,
+    },
+    /// The raw backing file of an image, which nobody said is to be trusted.
+    #[error(
+        "{backing} is to be read as the raw backing file of {image}: an image can name any file so, and \
+         nothing in that shows that it is a disk; --trust-raw-backing reads it"
+    )]
+    RawBacking {
+        /// The image.
+        image: String,
+        /// Its backing file.
+        backing: String,
+    },
     /// A chain that comes back to where it was, or has more images than any has.
     #[error("the chain of parents has no end: {at}")]
     EndlessChain {

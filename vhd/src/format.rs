@@ -29,14 +29,15 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that a path's ending names: `.vhdx`, `.vhd`, `.qcow2`,
-    /// `.vmdk`, or raw for `.raw`, `.img`, `.bin` and `.iso`.
+    /// The format that a path's ending names, the same in every program: `.vhdx` and `.avhdx`; `.vhd`,
+    /// `.avhd` and `.vpc`; `.qcow2` and `.qcow`; `.vmdk`; raw for `.raw`, `.img`, `.bin` and `.iso`. A
+    /// set (`.vhds`, [`crate::set`]) is no image. Of raw ones see [`crate::probe`].
     pub fn from_path(path: impl AsRef<Path>) -> Option<Self> {
         let ending = path.as_ref().extension()?.to_str()?.to_ascii_lowercase();
         match ending.as_str() {
             "vhdx" | "avhdx" => Some(Self::Vhdx),
             "vhd" | "vpc" | "avhd" => Some(Self::Vhd),
-            "qcow2" => Some(Self::Qcow2),
+            "qcow2" | "qcow" => Some(Self::Qcow2),
             "vmdk" => Some(Self::Vmdk),
             "raw" | "img" | "bin" | "iso" => Some(Self::Raw),
             _ => None,

@@ -11,11 +11,13 @@
 //! - [`qcow2`]: QEMU's format: reading, and writing whole images.
 //! - [`vmdk`]: VMware's format, for reading.
 //! - [`chain`]: finding and opening the parents of differencing images.
+//! - [`folders`]: where the files may lie that an image names.
 //! - [`convert`]: copying between disks of any format.
 //! - [`ops`]: changing images that nobody uses: size, parents, density, repair.
 //! - [`set`]: the images of a VHD set.
 //! - [`tracking`]: which parts of a disk changed since a point.
 //! - [`import`]: taking over a disk that may change meanwhile.
+//! - [`probe`]: what a file that is called raw really is.
 //! - [`Format`], [`open_disk`]: choosing a format by name or by a file's ending.
 //! - [`blocking`]: all of it without an asynchronous runtime.
 //!
@@ -24,10 +26,12 @@
 //!
 //! # Who may do what at the same time
 //!
-//! - One writer: a writable [`block_io::LocalFile`] holds a lock on its file, a file on a share is
-//!   opened so that nobody else can write it. A second writer is refused with
+//! - One writer: a writable [`block_io::LocalFile`] claims its file ([`block_io::Claim`]), a file on a
+//!   share is opened so that nobody else can write it. A second writer is refused with
 //!   [`block_io::Error::Busy`].
-//! - Readers, besides it: opening for reading takes no lock and never writes. A log that a crash left
+//! - Readers that need an image as it is ([`block_io::LocalOptions::still`]), as many as there are, and
+//!   no writer beside them: parents are opened so.
+//! - Whoever only looks: that claims nothing and never writes. A log that a crash left
 //!   is replayed in memory ([`vhdx::OpenOptions::read_only`]).
 //! - All requests to an open disk may run at the same time, from any number of tasks.
 //!
@@ -72,12 +76,14 @@ pub mod classic;
 pub mod convert;
 mod error;
 mod extent;
+pub mod folders;
 mod format;
 mod guid;
 pub mod import;
 mod kept;
 pub mod ops;
 mod parent;
+pub mod probe;
 pub mod qcow2;
 mod reading;
 pub mod set;

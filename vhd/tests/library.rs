@@ -190,7 +190,9 @@ fn the_largest_image_takes_little_memory() {
         let report = vhdx::check(file.clone()).await.unwrap();
         assert!(report.is_clean(), "{report:?}");
         let name = path.to_str().unwrap();
-        let disk = chain::open_disk(file, name, Format::Vhdx, &chain::LocalFiles).await.unwrap();
+        let disk = chain::open_disk(file, name, Format::Vhdx, &chain::LocalFiles::beside(name))
+            .await
+            .unwrap();
         let mut data = [0; 4096];
         disk.read_at(places[1], &mut data).await.unwrap();
         assert_eq!(data, [1; 4096]);

@@ -30,6 +30,10 @@ impl Files for Local {
             Ok(Arc::new(file) as Arc<dyn File>)
         })
     }
+
+    fn trusts_raw(&self) -> bool {
+        true
+    }
 }
 
 /// A raw file with data that compresses a little, holes and written zeros.

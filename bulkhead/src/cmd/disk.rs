@@ -9,16 +9,21 @@ mod ops;
 mod serve;
 mod track;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, Subcommand};
 use vhd::Format;
 
-use crate::units::parse_size;
+use crate::{
+    storage::{self, Allowed, Named},
+    units::parse_size,
+};
 
 /// Arguments of `bulkhead disk`.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = crate::password::HELP)]
 pub struct Args {
+    #[command(flatten)]
+    allowed: Allowed,
     #[command(subcommand)]
     command: Command,
 }
@@ -47,6 +52,7 @@ enum Command {
 
 /// Runs the subcommand.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    storage::allow(args.allowed);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
@@ -126,8 +132,19 @@ impl Layout {
     }
 }
 
+/// The format asked for, or the one the location's ending names, for a file that is read.
+fn named(asked: Option<Format>, location: &str) -> anyhow::Result<Named> {
+    Ok(Named { format: format(asked, location)?, asked: asked.is_some() })
+}
+
 /// The format asked for, or the one the location's ending names.
 fn format(asked: Option<Format>, location: &str) -> anyhow::Result<Format> {
+    if asked.is_none() && vhd::set::is_set(location) {
+        bail!(
+            "{location} is a VHD set, whose content is not public: `bulkhead disk info` lists its \
+             images (.avhdx), and these can be used"
+        );
+    }
     asked.or_else(|| Format::from_path(location)).with_context(|| {
         format!("{location}: the ending names no image format (.vhdx, .vhd, .qcow2, .vmdk, .raw, .img); name it")
     })

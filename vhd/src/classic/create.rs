@@ -7,8 +7,9 @@ use block_io::File;
 use super::{
     MAX_DISK, SECTOR,
     footer::{self, Footer, Kind},
-    header::{self, ABSOLUTE, Header, Locator, RELATIVE},
+    header::{self, Header, Locator},
     load::Info,
+    places::{ABSOLUTE, RELATIVE},
 };
 use crate::{Error, Guid, Result};
 

@@ -12,8 +12,9 @@ use block_io::File;
 use super::{
     SECTOR,
     footer::{self, Footer, Kind},
-    header::{self, ABSOLUTE, Header, Locator, RELATIVE},
+    header::{self, Header, Locator},
     load::{ABSENT, Blocks, Loaded, load},
+    places::{ABSOLUTE, RELATIVE},
 };
 use crate::{Error, Guid, Result};
 
@@ -38,7 +39,13 @@ impl Editor {
 
     /// As [`Editor::open`], of an image whose table was judged by the caller.
     pub(super) async fn from_loaded(file: Arc<dyn File>, image: Loaded) -> Result<Self> {
-        let Loaded { footer, file_len, blocks, .. } = image;
+        let Loaded { footer, file_len, blocks, short_footer, .. } = image;
+        if short_footer {
+            // Writing a whole one in its place would take the last byte of the disk.
+            let what =
+                "changing a VHD whose footer has 511 bytes (convert makes a new image of it)";
+            return Err(Error::Unsupported(what.into()));
+        }
         let mut editor = Self { file, footer, file_len, blocks };
         if editor.blocks.is_some() {
             if image.lost_copy.is_some() {

@@ -5,7 +5,11 @@ use crate::{Damage, Fault, Guid, Structure, bytes::put};
 
 /// Bytes of a footer.
 pub const LEN: usize = 512;
-const SIGNATURE: &[u8; 8] = b"conectix";
+/// Bytes of the footer of a fixed image made before Virtual PC 2004; the last one, which is missing, is
+/// zero (VHD specification, "Hard Disk Footer Format").
+pub const OLD_LEN: usize = 511;
+/// First bytes of a footer.
+pub const SIGNATURE: &[u8; 8] = b"conectix";
 const CHECKSUM_AT: usize = 64;
 /// Seconds from 1970 to 2000, where the format's time begins.
 const EPOCH: u64 = 946_684_800;

@@ -18,10 +18,6 @@ const NAME_LEN: usize = 512;
 const MAX_TABLE: u64 = 64 << 20;
 /// Bytes of a parent's path at most.
 const MAX_PATH: u32 = 64 << 10;
-/// A path relative to the image's folder, in UTF-16 of the little end first.
-pub const RELATIVE: [u8; 4] = *b"W2ru";
-/// A full path, likewise.
-pub const ABSOLUTE: [u8; 4] = *b"W2ku";
 
 /// Where one of the parent's paths is in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,8 @@ use block_io::File;
 use super::{
     SECTOR,
     footer::{self, Footer, Kind},
-    header::{self, ABSOLUTE, Header, RELATIVE},
+    header::{self, Header},
+    places::ParentPlaces,
 };
 use crate::{Damage, Fault, Guid, Result, Structure};
 
@@ -19,6 +20,8 @@ pub(super) const ABSENT: u32 = u32::MAX;
 pub(super) struct Loaded {
     pub footer: Footer,
     pub file_len: u64,
+    /// The footer is one byte short, as of Virtual PC before 2004.
+    pub short_footer: bool,
     /// The footer at the end is missing or wrong; the copy was taken.
     pub lost_footer: Option<Damage>,
     /// The copy at the front is wrong, or says something else than the footer.
@@ -35,15 +38,6 @@ pub(crate) struct Blocks {
     /// Where the first byte is that nothing uses.
     pub end: u64,
     pub parent: ParentPlaces,
-}
-
-/// Where an image says its parent is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ParentPlaces {
-    /// Paths relative to the image's folder, with backslashes.
-    pub relative: Vec<String>,
-    /// Full paths.
-    pub absolute: Vec<String>,
 }
 
 /// What an image is.
@@ -161,6 +155,15 @@ pub(super) async fn load_with(
     let file_len = file.len().await?;
     let at_end = file_len.saturating_sub(footer::LEN as u64);
     let last = Footer::parse(&read(file, at_end, footer::LEN).await?, at_end);
+    let old = match last {
+        Ok(_) => None,
+        Err(_) => old_footer(file, file_len).await?,
+    };
+    if let Some(footer) = old {
+        let (lost_footer, lost_copy, blocks) = (None, None, None);
+        return Ok(Loaded { footer, file_len, short_footer: true, lost_footer, lost_copy, blocks });
+    }
+    let short_footer = false;
     let (footer, lost_footer) = match last {
         Ok(footer) => (footer, None),
         Err(damage) => {
@@ -188,11 +191,21 @@ pub(super) async fn load_with(
             let fault = Fault::Field { field, value, rule };
             return Err(Damage::new(Structure::Footer, at_end + 48, fault).into());
         }
-        return Ok(Loaded { footer, file_len, lost_footer, lost_copy, blocks: None });
+        let blocks = None;
+        return Ok(Loaded { footer, file_len, short_footer, lost_footer, lost_copy, blocks });
     }
     let limit = if lost_footer.is_some() { file_len } else { at_end };
     let blocks = Some(load_blocks(file, &footer, limit, wrong).await?);
-    Ok(Loaded { footer, file_len, lost_footer, lost_copy, blocks })
+    Ok(Loaded { footer, file_len, short_footer, lost_footer, lost_copy, blocks })
+}
+
+/// The footer of a fixed image that is one byte short.
+async fn old_footer(file: &dyn File, file_len: u64) -> Result<Option<Footer>> {
+    let Some(at) = file_len.checked_sub(footer::OLD_LEN as u64) else { return Ok(None) };
+    let mut bytes = read(file, at, footer::OLD_LEN).await?;
+    bytes.resize(footer::LEN, 0);
+    let footer = Footer::parse(&bytes, at).ok();
+    Ok(footer.filter(|footer| footer.kind == Kind::Fixed && footer.size <= at))
 }
 
 /// Reads header, table and the parent's places; everything lies before `limit`.
@@ -309,15 +322,9 @@ async fn parent_places(
         }
         let end = locator.offset + u64::from(locator.length.max(1)).next_multiple_of(SECTOR);
         taken.push((locator.offset..end, "a parent locator".into()));
-        let list = match locator.platform {
-            RELATIVE => &mut found.relative,
-            ABSOLUTE => &mut found.absolute,
-            _ => continue,
-        };
         let bytes = read(file, locator.offset, locator.length as usize).await?;
-        let units: Vec<u16> =
-            bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
-        list.push(String::from_utf16_lossy(&units).trim_end_matches('\0').to_owned());
+        found.add(locator.platform, &bytes);
     }
+    found.name = Some(header.parent_name.clone()).filter(|name| !name.is_empty());
     Ok(found)
 }

@@ -30,10 +30,17 @@ pub async fn open_chain(
         if images.len() >= MAX_DEPTH || images.iter().any(|(known, _)| *known == at) {
             return Err(Error::EndlessChain { at });
         }
-        let parent = files.open(&at).await.map_err(|source| Error::ParentMissing {
-            parent: name.clone(),
-            tried: vec![at.clone()],
-            source: Some(source),
+        let raw = header.backing_format.as_deref().and_then(|told| told.parse().ok());
+        if raw == Some(Format::Raw) && !files.trusts_raw() {
+            return Err(Error::RawBacking { image: child.clone(), backing: at });
+        }
+        let parent = files.open(&at).await.map_err(|source| match source {
+            error @ (block_io::Error::Outside(_) | block_io::Error::Busy(_)) => error.into(),
+            source => Error::ParentMissing {
+                parent: name.clone(),
+                tried: vec![at.clone()],
+                source: Some(source),
+            },
         })?;
         match format(&*parent, header.backing_format.as_deref(), &at).await? {
             Format::Qcow2 => images.push((at, parent)),

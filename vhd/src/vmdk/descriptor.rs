@@ -58,7 +58,8 @@ impl Descriptor {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         let text = String::from_utf8_lossy(&bytes[..end]);
-        if !text.trim_start().starts_with("# Disk DescriptorFile") {
+        let text = text.trim_start_matches('\u{feff}');
+        if !is_descriptor(text) {
             return Err(Damage::new(Structure::Descriptor, 0, Fault::Signature).into());
         }
         let mut found = Self::default();
@@ -88,6 +89,19 @@ impl Descriptor {
         Ok(found)
     }
 }
+
+/// Whether a text begins as a descriptor: with a comment that says so, in any of its spellings. A byte
+/// order mark is another program's.
+pub fn is_descriptor(text: &str) -> bool {
+    let text = text.trim_start_matches('\u{feff}');
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let comment = lines.next().and_then(|line| line.strip_prefix('#')).unwrap_or_default();
+    let letters = comment.chars().filter(|c| !c.is_whitespace()).take(DESCRIPTOR.len());
+    letters.map(|c| c.to_ascii_lowercase()).eq(DESCRIPTOR.chars())
+}
+
+/// What a descriptor's first line says, without its spaces.
+const DESCRIPTOR: &str = "diskdescriptorfile";
 
 /// `RW 4192256 SPARSE "test-s001.vmdk"`, `RW 1048576 FLAT "test-f001.vmdk" 0`, `RW 63 ZERO`.
 fn extent(number: usize, line: &str) -> Result<Extent> {
@@ -138,6 +152,25 @@ mod tests {
             extent(4096, Kind::Flat { from: 1024 }, "c.vmdk"),
         ];
         assert_eq!(found.extents, wanted);
+    }
+
+    #[test]
+    fn a_descriptor_is_known_in_every_spelling() {
+        let rest = TEXT.strip_prefix("# Disk DescriptorFile").unwrap();
+        let wanted = Descriptor::parse(TEXT.as_bytes()).unwrap();
+        for first in [
+            "# Disk Descriptor File",
+            "#Disk DescriptorFile",
+            "\u{feff}# Disk DescriptorFile",
+            "\n  #  disk descriptorfile",
+            "# Disk DescriptorFile made by x\r",
+        ] {
+            let text = format!("{first}{rest}");
+            assert_eq!(Descriptor::parse(text.as_bytes()).unwrap(), wanted, "{first:?}");
+        }
+        for other in ["Disk DescriptorFile", "# Disk", "", "# A Disk DescriptorFile"] {
+            assert!(Descriptor::parse(format!("{other}{rest}").as_bytes()).is_err(), "{other:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use block_io::{Error, File, Geometry, Result};
 
 use super::{
     descriptor::{self, Descriptor, Kind},
-    header::MAGIC,
+    header::{self, MAGIC},
     sparse::{self, Sparse},
 };
 use crate::{
@@ -79,9 +79,14 @@ pub async fn info(file: Arc<dyn File>) -> crate::Result<Info> {
 pub(super) async fn describe(
     file: &dyn File,
 ) -> crate::Result<(Descriptor, Option<super::header::Header>)> {
-    let mut magic = [0; 4];
+    let mut magic = [0; 8];
     file.read_at(0, &mut magic).await?;
-    if magic != MAGIC {
+    if let Some(name) = header::foreign(&magic) {
+        return Err(crate::Error::Unsupported(format!(
+            "{name}; convert it with the tools of its maker"
+        )));
+    }
+    if !magic.starts_with(&MAGIC) {
         let mut bytes = vec![0; descriptor::MAX];
         let got = file.read_at(0, &mut bytes).await?;
         return Ok((Descriptor::parse(&bytes[..got])?, None));
@@ -243,10 +248,13 @@ async fn find(location: &str, name: &str, files: &dyn Files) -> crate::Result<Ar
         let what = format!("an extent outside of the descriptor's folder: {name}");
         return Err(crate::Error::Unsupported(what));
     };
-    files.open(&at).await.map_err(|source| crate::Error::ParentMissing {
-        parent: name.to_owned(),
-        tried: vec![at.clone()],
-        source: Some(source),
+    files.open(&at).await.map_err(|source| match source {
+        error @ (Error::Outside(_) | Error::Busy(_)) => error.into(),
+        source => crate::Error::ParentMissing {
+            parent: name.to_owned(),
+            tried: vec![at.clone()],
+            source: Some(source),
+        },
     })
 }
 

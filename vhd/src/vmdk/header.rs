@@ -4,6 +4,17 @@ use crate::{Damage, Error, Fault, Result, Structure, bytes::Fields};
 
 /// First bytes of a sparse extent.
 pub const MAGIC: [u8; 4] = *b"KDMV";
+/// The name of a sparse extent of ESX, which is another format, by its first bytes.
+pub fn foreign(magic: &[u8; 8]) -> Option<&'static str> {
+    // 0xcafebabe as 64 bits, little end first.
+    const SESPARSE: [u8; 8] = 0xcafe_babe_u64.to_le_bytes();
+    match magic {
+        [b'C', b'O', b'W', b'D', ..] => Some("a sparse extent of ESX (COWD)"),
+        _ if *magic == SESPARSE => Some("a space-efficient sparse extent of ESX (SESPARSE)"),
+        _ => None,
+    }
+}
+
 /// Bytes of the header.
 pub const LENGTH: usize = 512;
 /// The unit of everything.

@@ -33,7 +33,7 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let format = format(args.format, &args.file)?;
-    let mode = if args.repair { Mode::Write } else { Mode::Read };
+    let mode = if args.repair { Mode::Write } else { Mode::Still };
     let file = storage::open(&args.file, mode).await?;
     let named = || args.file.clone();
     let mut repairs = Vec::new();

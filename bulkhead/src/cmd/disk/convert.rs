@@ -15,7 +15,7 @@ use vhd::{
     convert::{CopyOptions, Progress, copy},
 };
 
-use super::{Layout, create, format, print_json};
+use super::{Layout, create, format, named, print_json};
 use crate::{
     storage::{self, Mode},
     units::Human,
@@ -55,9 +55,10 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let from = format(args.from, &args.source)?;
+    let named = named(args.from, &args.source)?;
+    let from = named.format;
     let to = format(args.to, &args.target)?;
-    let source = storage::open_disk(&args.source, from, Mode::Read).await?;
+    let source = storage::open_disk(&args.source, named, Mode::Still).await?;
 
     let mut layout = args.layout.clone();
     if from == Format::Vhdx && layout.logical_sector_size.is_none() {

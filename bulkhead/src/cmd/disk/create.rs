@@ -46,10 +46,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let cannot = || format!("cannot make {}", args.file);
     let size = match (&args.parent, args.size) {
         (Some(parent), size) => {
-            let child = child(&args, parent, format, size).await?;
+            let (child, below) = child(&args, parent, format, size).await?;
             let file = storage::open(&args.file, mode).await?;
             let size = child.make(&file).await.with_context(cannot)?;
             file.close().await?;
+            // Until now: what the child says of its parent is so.
+            below.close().await?;
             size
         }
         (None, Some(size)) => {
@@ -95,22 +97,24 @@ impl Child {
     }
 }
 
-/// What a child of `parent` is made of. The parent's whole chain must be there.
+/// What a child of `parent` is made of, and the parent's file, which nobody writes as long as that is
+/// open. The parent's whole chain must be there.
 async fn child(
     args: &Args,
     parent: &str,
     format: Format,
     size: Option<u64>,
-) -> anyhow::Result<Child> {
+) -> anyhow::Result<(Child, Arc<dyn File>)> {
     let path = vhd::chain::relative(&args.file, parent)
         .with_context(|| format!("{parent} is not reached from the folder of {}", args.file))?;
-    let file = storage::open(parent, Mode::Read).await?;
+    let file = storage::open(parent, Mode::Still).await?;
     let named = || parent.to_owned();
+    let parents = Parents::of(parent).and_beside(&args.file);
     let block_size = args.layout.block_size.map(u32::try_from).transpose();
     let block_size = block_size.context("a power of two up to 256M")?;
     let (child, images, least) = match format {
         Format::Vhdx => {
-            let links = vhd::chain::links(file.clone(), parent, &Parents).await;
+            let links = vhd::chain::links(file.clone(), parent, &parents).await;
             let links = links.with_context(named)?;
             let info = vhd::vhdx::info(file.clone()).await.with_context(named)?;
             let options = vhd::vhdx::CreateOptions::child(&info, &path);
@@ -122,7 +126,7 @@ async fn child(
             (Child::Vhdx(options), images, info.disk_size)
         }
         Format::Vhd => {
-            let images = vhd::chain::vhd_images(file.clone(), parent, &Parents).await;
+            let images = vhd::chain::vhd_images(file.clone(), parent, &parents).await;
             let images = images.with_context(named)?.into_iter().map(|(at, _)| at).collect();
             let info = vhd::classic::info(file.clone()).await.with_context(named)?;
             let mut options = vhd::classic::CreateOptions::child(&info, &path);
@@ -138,8 +142,7 @@ async fn child(
         bail!("{location} is an image of the parent's own chain");
     }
     ensure!(size.is_none_or(|size| size >= least), "the parent is larger: {}", Human(least));
-    file.close().await?;
-    Ok(child)
+    Ok((child, file))
 }
 
 /// Whether two locations are one file that is there.

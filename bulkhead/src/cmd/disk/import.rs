@@ -55,7 +55,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let to = format(args.to, &args.target)?;
     // A writer is not read back, so it has no second pass.
     ensure!(!matches!(to, Format::Qcow2 | Format::Vmdk), "import makes raw, VHDX or VHD images");
-    let file = storage::open(&args.device, Mode::Read).await?;
+    // A device may be in use, and is read until it rests; a file has an owner who can wait.
+    let device = fs::metadata(&args.device).is_ok_and(|about| !about.is_file());
+    let mode = if device { Mode::Look } else { Mode::Still };
+    let file = storage::open(&args.device, mode).await?;
+    if !device {
+        // A device may hold an image as any other content; a file that looks like one is meant as that.
+        vhd::probe::check(&*file, &args.device, Format::Raw)
+            .await
+            .context("convert makes an image of it")?;
+    }
     let source: Arc<dyn Disk> = Arc::new(RawDisk::open(file, 512).await?);
     let sector = u64::from(args.layout.logical_sector().unwrap_or(512));
     let size = source.geometry().size.next_multiple_of(sector);

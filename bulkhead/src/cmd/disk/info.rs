@@ -10,7 +10,7 @@ use vhd::{
     vhdx::{Info, Kind},
 };
 
-use super::{format, print_json};
+use super::{format, named, print_json};
 use crate::{
     storage::{self, Mode},
     units::Human,
@@ -34,7 +34,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         return set::show(&args).await;
     }
     let format = format(args.format, &args.file)?;
-    let file = storage::open(&args.file, Mode::Read).await?;
+    let file = storage::open(&args.file, Mode::Look).await?;
     match format {
         Format::Vhdx => {
             let info = vhd::vhdx::info(file).await.with_context(|| args.file.clone())?;
@@ -53,6 +53,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             foreign::show_vmdk(&args, &info);
         }
         other => {
+            named(args.format, &args.file)?.check(&*file, &args.file).await?;
             let size = file.len().await?;
             if args.json {
                 let format = other.to_string();

@@ -96,19 +96,22 @@ impl Image {
 
 /// Where the images of a chain are, the newest first.
 async fn locations(location: &str, format: Format) -> anyhow::Result<Vec<String>> {
-    let file = storage::open(location, Mode::Read).await?;
+    let file = storage::open(location, Mode::Look).await?;
     let named = || location.to_owned();
     let mut found = Vec::new();
     match format {
         Format::Vhdx => {
-            for link in chain::links(file, location, &Parents).await.with_context(named)? {
+            for link in
+                chain::links(file, location, &Parents::of(location)).await.with_context(named)?
+            {
                 link.file.close().await?;
                 found.push(link.location);
             }
         }
         _ => {
-            for (at, file) in
-                chain::vhd_images(file, location, &Parents).await.with_context(named)?
+            for (at, file) in chain::vhd_images(file, location, &Parents::of(location))
+                .await
+                .with_context(named)?
             {
                 file.close().await?;
                 found.push(at);
@@ -121,7 +124,7 @@ async fn locations(location: &str, format: Format) -> anyhow::Result<Vec<String>
 /// The disk below an image, if it has a parent.
 async fn below(location: &str, format: Format) -> anyhow::Result<Option<Arc<dyn Disk>>> {
     match locations(location, format).await?.get(1) {
-        Some(parent) => storage::open_disk(parent, format, Mode::Read).await.map(Some),
+        Some(parent) => storage::open_disk(parent, format, Mode::Still).await.map(Some),
         None => Ok(None),
     }
 }

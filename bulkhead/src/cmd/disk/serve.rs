@@ -18,7 +18,7 @@ use tokio::{
 };
 use vhd::Format;
 
-use super::format;
+use super::named;
 use crate::storage::{self, Mode};
 
 /// Arguments of `bulkhead disk serve`.
@@ -38,7 +38,7 @@ pub struct Args {
     /// Name of the export; clients that name none get it too.
     #[arg(long, default_value = "")]
     export: String,
-    /// Refuse writes, and leave the image to others.
+    /// Refuse writes; others may read the image meanwhile, and nobody writes it.
     #[arg(long)]
     read_only: bool,
     /// End when the last client has gone.
@@ -123,8 +123,8 @@ fn bind_unix(path: &Path) -> anyhow::Result<Listener> {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let format = format(args.format, &args.file)?;
-    let mode = if args.read_only { Mode::Read } else { Mode::Write };
+    let format = named(args.format, &args.file)?;
+    let mode = if args.read_only { Mode::Still } else { Mode::Write };
     let disk = storage::open_disk(&args.file, format, mode).await?;
     let served = serve(&args, Export::new(args.export.clone(), disk.clone(), args.read_only)).await;
     let closed = disk.close().await.with_context(|| format!("cannot close {}", args.file));

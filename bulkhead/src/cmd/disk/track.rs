@@ -75,11 +75,11 @@ pub struct ChangesArgs {
 }
 
 /// Size and content's identity of a VHDX.
-async fn identity(location: &str) -> anyhow::Result<(u64, Guid)> {
+async fn identity(location: &str, mode: Mode) -> anyhow::Result<(u64, Guid)> {
     let format = format(None, location)?;
     // Only these say when someone else has changed them.
     ensure!(format == Format::Vhdx, "{location}: changes are kept track of for VHDX images only");
-    let file = storage::open(location, Mode::Read).await?;
+    let file = storage::open(location, mode).await?;
     let info = vhdx::info(file.clone()).await.with_context(|| location.to_owned())?;
     file.close().await?;
     Ok((info.disk_size, info.data_write_id))
@@ -96,7 +96,7 @@ async fn open(location: &str, mode: Mode) -> anyhow::Result<(Arc<dyn File>, Stor
 /// For a change of the points: the tracking file of an image that nobody writes meanwhile.
 async fn open_idle(location: &str) -> anyhow::Result<(Arc<dyn File>, Store)> {
     let (file, store) = open(location, Mode::Write).await?;
-    let (size, id) = identity(location).await?;
+    let (size, id) = identity(location, Mode::Still).await?;
     if !store.belongs(size, id) {
         bail!("{location} was changed without keeping track: enable it anew");
     }
@@ -108,7 +108,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Command::Enable { file } => {
             // The writer's lock: nobody changes it while this begins.
             let image = storage::open(&file, Mode::Write).await?;
-            let (size, id) = identity(&file).await?;
+            let (size, id) = identity(&file, Mode::Look).await?;
             let place = tracking_of(&file);
             let tracking = storage::open(&place, Mode::Replace).await?;
             let store = Store::create(tracking.clone(), size, id).await?;
@@ -140,7 +140,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             tracking.close().await?;
         }
         Command::List { file, json } => {
-            let (_, store) = open(&file, Mode::Read).await?;
+            let (_, store) = open(&file, Mode::Look).await?;
             list(&store, json);
         }
     }
@@ -166,8 +166,8 @@ fn list(store: &Store, json: bool) {
 
 /// Runs `bulkhead disk changes`.
 pub async fn changes(args: ChangesArgs) -> anyhow::Result<()> {
-    let (_, store) = open(&args.file, Mode::Read).await?;
-    let (size, id) = identity(&args.file).await?;
+    let (_, store) = open(&args.file, Mode::Look).await?;
+    let (size, id) = identity(&args.file, Mode::Look).await?;
     let point = find(&store, &args.file, &args.since)?;
     let changes = store.changes_since(point.id, size, id).await?;
     let (all, ranges) = match changes {

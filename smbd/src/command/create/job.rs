@@ -208,7 +208,7 @@ impl Job<'_> {
         }
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
         let joined = self.join(&stat, &path, self.opener(sharing, self.request.share, cuts))?;
-        let data = self.content(&fd, access, directory, cuts)?;
+        let data = self.content(&fd, access, directory, cuts, joined.node.as_ref())?;
         if cuts {
             let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
             attributes::set_attributes(fd.as_fd(), wanted)?;
@@ -316,7 +316,7 @@ impl Job<'_> {
         let stat = rustix::fs::fstat(file)?;
         // A stream is one, by whatever name of its file it was reached.
         let joined = self.join(&stat, &RelPath::root(), by)?;
-        let data = self.content(file, access, false, cuts)?;
+        let data = self.content(file, access, false, cuts, None)?;
         let stream = StreamOpen {
             name: std::sync::Mutex::new(
                 streams::name_of(file.as_fd()).unwrap_or_else(|| name.clone()),
@@ -339,23 +339,28 @@ impl Job<'_> {
         Ok(Joined { nodes: &self.nodes, node: Some(node), id: by.id })
     }
 
-    /// Opens the content as far as the access needs it, and cuts it.
+    /// Opens the content as far as the access needs it, and cuts it. That of a file itself, which has
+    /// a node here, is claimed before: no other program writes it meanwhile.
     fn content(
         &self,
         fd: &OwnedFd,
         access: Access,
         directory: bool,
         cuts: bool,
-    ) -> Result<Option<Arc<LocalFile>>, Errno> {
+        node: Option<&Arc<Node>>,
+    ) -> Result<Option<Arc<LocalFile>>, Fail> {
         if directory || !(access.any(CONTENT) || cuts) {
             return Ok(None);
         }
         let writes = access.any(CHANGE) || cuts;
-        let content = reopen(fd, flags(access, writes))?;
+        let content = self.local(reopen(fd, flags(access, writes))?, !writes)?;
+        if let Some(node) = node {
+            node.claim(self.id.persistent, &content)?;
+        }
         if cuts {
             set_length(content.as_fd(), 0)?;
         }
-        self.local(content, !writes).map(Some)
+        Ok(Some(content))
     }
 
     fn local(&self, fd: OwnedFd, read_only: bool) -> Result<Arc<LocalFile>, Errno> {
@@ -467,7 +472,9 @@ impl Job<'_> {
             let joined = self.join(&stat, &path, self.opener(access, self.request.share, false))?;
             let mut data = None;
             if !directory && access.any(CONTENT) {
-                data = Some(self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?);
+                let file = self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?;
+                joined.node.iter().try_for_each(|node| node.claim(self.id.persistent, &file))?;
+                data = Some(file);
             }
             if !directory && let Some(size) = self.allocation() {
                 reserve(fd.as_fd(), size)?;

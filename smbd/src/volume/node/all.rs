@@ -420,6 +420,7 @@ impl Nodes {
         let mut state = lock(&node.state);
         let link = state.link(id);
         state.users.retain(|user| user.id != id);
+        state.claim_less();
         state.locks.release_all(id);
         node.count_locks(&state);
         let ended = state.caching.leave(id);
@@ -443,6 +444,14 @@ impl Nodes {
             }
         }
         node.changed.notify_waiters();
+    }
+
+    /// Lets other programs have the files again that opens are kept for: the server that comes next
+    /// claims them.
+    pub fn claim_nothing(&self) {
+        for shard in &self.shards {
+            lock(shard).values().for_each(|node| lock(&node.state).claim_nothing());
+        }
     }
 
     /// Whether anything strictly below `folder` is open.

@@ -6,11 +6,13 @@
 //!  Nodes (all.rs) ── by device and inode ─► Node ─► users (sharing.rs)   who has it open, how
 //!    │ opens, leases, creates by name        │      links.rs             by which of its names
 //!    └ tells holders, lets openers wait      │      locks.rs             byte ranges
-//!                                            └      caching.rs           oplocks and leases
+//!                                            │      caching.rs           oplocks and leases
+//!                                            └      image.rs             other programs kept away
 //! ```
 
 mod all;
 pub mod caching;
+mod image;
 pub mod links;
 pub mod locks;
 mod sharing;
@@ -98,6 +100,8 @@ struct State {
     links: Links,
     caching: Caching,
     locks: Locks,
+    /// What other programs are kept from.
+    image: Option<image::Held>,
     /// Opens that outlive the server.
     remembered: Vec<Remembered>,
 }
@@ -219,6 +223,7 @@ impl Node {
             links: Links::default(),
             caching: Caching::default(),
             locks: Locks::default(),
+            image: None,
             remembered: Vec::new(),
         };
         Arc::new(Self {

@@ -6,8 +6,8 @@ use super::Opener;
 
 /// Rights that take part in sharing; an opener with none of them neither blocks nor is blocked
 /// (MS-FSA 2.1.5.1.2).
-const READS: Access = Access(Access::READ_DATA.0 | Access::EXECUTE.0);
-const WRITES: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
+pub(super) const READS: Access = Access(Access::READ_DATA.0 | Access::EXECUTE.0);
+pub(super) const WRITES: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
 /// Who asks for no more than this leaves caches alone (MS-FSA 2.1.4.12).
 pub(super) const LOOKS: Access = Access(
     Access::READ_ATTRIBUTES.0 | Access::WRITE_ATTRIBUTES.0 | Access::SYNCHRONIZE.0 | BESIDE.0,

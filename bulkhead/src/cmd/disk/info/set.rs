@@ -29,7 +29,7 @@ pub async fn show(args: &Args) -> anyhow::Result<()> {
             continue;
         }
         let location = folder.join(&image).to_string_lossy().into_owned();
-        let file = storage::open(&location, Mode::Read).await?;
+        let file = storage::open(&location, Mode::Look).await?;
         let identity = vhd::vhdx::identity(file).await.with_context(|| location)?;
         images.push((image, identity));
     }

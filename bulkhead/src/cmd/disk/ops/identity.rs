@@ -9,7 +9,7 @@ use vhd::{
     vhdx::{self, UserItem},
 };
 
-use super::{super::format, Image, locations, print_json, watch};
+use super::{super::named, Image, locations, print_json, watch};
 use crate::storage::{self, Mode};
 
 /// Arguments of `bulkhead disk clone`.
@@ -35,13 +35,13 @@ impl Clone {
             })?),
             None => None,
         };
-        let source = storage::open(&image.file, Mode::Read).await?;
+        let source = storage::open(&image.file, Mode::Still).await?;
         let mode = if self.force { Mode::Replace } else { Mode::CreateNew };
         let copy = storage::open(target, mode).await?;
         let (bar, progress) = watch(image.json);
         let parent = match (&path, chain.get(1)) {
             (Some(path), Some(parent)) => {
-                Some((storage::open(parent, Mode::Read).await?, path.as_str()))
+                Some((storage::open(parent, Mode::Still).await?, path.as_str()))
             }
             _ => None,
         };
@@ -145,8 +145,8 @@ pub struct Compare {
 impl Compare {
     pub async fn run(self) -> anyhow::Result<()> {
         let (a, b) = (&self.a, &self.b);
-        let first = storage::open_disk(a, format(self.format, a)?, Mode::Read).await?;
-        let second = storage::open_disk(b, format(self.other_format, b)?, Mode::Read).await?;
+        let first = storage::open_disk(a, named(self.format, a)?, Mode::Still).await?;
+        let second = storage::open_disk(b, named(self.other_format, b)?, Mode::Still).await?;
         let (bar, progress) = watch(self.json);
         let outcome = ops::compare(&first, &second, progress).await;
         bar.finish_and_clear();

@@ -40,7 +40,7 @@ impl Merge {
             }
         };
         let below = match chain.get(target + 1) {
-            Some(location) => Some(storage::open_disk(location, format, Mode::Read).await?),
+            Some(location) => Some(storage::open_disk(location, format, Mode::Still).await?),
             None => None,
         };
         let mut levels = Vec::new();
@@ -98,7 +98,7 @@ impl Rebase {
         }
         let cannot = || format!("cannot give {} the parent {parent}", image.file);
         let mut taken = 0;
-        let named = storage::open(parent, Mode::Read).await?;
+        let named = storage::open(parent, Mode::Still).await?;
         if self.blindly {
             let file = image.open().await?;
             let outcome = ops::relink(file.clone(), named, format, &path).await;
@@ -107,7 +107,7 @@ impl Rebase {
         } else {
             let old = super::below(&image.file, format).await?;
             let old = old.with_context(|| format!("{}: it has no parent", image.file))?;
-            let new = storage::open_disk(parent, format, Mode::Read).await?;
+            let new = storage::open_disk(parent, format, Mode::Still).await?;
             let file = image.open().await?;
             let (bar, progress) = watch(image.json);
             let pair = (old, new);
@@ -148,7 +148,7 @@ impl Snapshot {
         };
         let path = chain::relative(&target, &image.file)
             .with_context(|| format!("{} is not reached from {target}", image.file))?;
-        let parent = storage::open(&image.file, Mode::Read).await?;
+        let parent = storage::open(&image.file, Mode::Still).await?;
         let cannot = || format!("cannot make {target}");
         match format {
             Format::Vhdx => {
@@ -190,7 +190,7 @@ fn numbered(location: &str, name: &str) -> String {
 async fn free_name(location: &str) -> anyhow::Result<String> {
     for number in 1..10_000 {
         let name = numbered(location, &number.to_string());
-        match storage::open(&name, Mode::Read).await {
+        match storage::open(&name, Mode::Look).await {
             Ok(file) => file.close().await?,
             Err(_) => return Ok(name),
         }

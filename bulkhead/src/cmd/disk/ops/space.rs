@@ -102,7 +102,7 @@ impl Map {
         let chain = locations(&image.file, format).await?;
         let mut files = Vec::new();
         for location in &chain {
-            files.push(storage::open(location, Mode::Read).await?);
+            files.push(storage::open(location, Mode::Still).await?);
         }
         // A table entry for each part: printed as it comes, so that a large disk needs no memory.
         let mut first = true;
