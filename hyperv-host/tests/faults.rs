@@ -185,5 +185,8 @@ points! {
     target_recorded "target.recorded" die Afresh drop Target stall Target;
     target_disk_open "target.disk-open" die Afresh drop Target stall Target;
     target_running "target.running" die Afresh drop Target stall Target;
+    target_settle "target.settle" die Afresh drop Target stall Target;
+    target_settled "target.settled" die Afresh drop Target stall Target;
     source_running "source.running" die Target drop Target stall Target;
+    target_forgotten "target.forgotten" die Afresh drop Target stall Target;
 }

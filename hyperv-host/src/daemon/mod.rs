@@ -22,6 +22,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, TryLockError,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -50,6 +51,14 @@ pub enum HostError {
     /// There is one already.
     #[error("there is a VM {0} already")]
     Exists(VmName),
+    /// Another has its id.
+    #[error("VM {name} has the id of VM {other}; leave `id` out and it gets one of its own")]
+    SameId {
+        /// Which.
+        name: VmName,
+        /// The one that is here.
+        other: VmName,
+    },
     /// It is not in a state for that.
     #[error("VM {name} is {}", .state.as_str())]
     State {
@@ -92,6 +101,18 @@ pub enum HostError {
     NoMigration,
 }
 
+/// A machine that is reset sooner than that after its start may be in a loop.
+const SOON: Duration = Duration::from_secs(10);
+/// So many resets soon after a start, one after the other, are a loop.
+const LOOP: u32 = 6;
+/// How long a machine that is stopped by force may take to close its disks before it is off.
+const FORCED: Duration = Duration::from_millis(1500);
+/// Longest pause before a VM whose host came back is tried to be started again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long an operation waits for a VM that has come to be in the records.
+const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+
 /// What of a VM can be looked at at any time.
 #[derive(Debug)]
 pub struct Inner {
@@ -105,6 +126,12 @@ pub struct Inner {
     pub last_move: Option<MoveStatistics>,
     /// The operator's word on a VM in doubt: run it here or not.
     pub resolve: Option<bool>,
+    /// It has come by a move and the records are being written: what is asked of it waits.
+    pub settling: bool,
+    /// When its machine began, and how often in a row one ended soon after that by a reset.
+    pub resets: (Option<Instant>, u32),
+    /// It is off and will be started without being asked; cleared by who does not want that.
+    pub starting: bool,
     /// The move by which it was given to another host, until that host is known to have it.
     pub handed_over: Option<MoveId>,
 }
@@ -131,6 +158,9 @@ impl Managed {
                 reason: None,
                 last_move: None,
                 resolve: None,
+                settling: false,
+                resets: (None, 0),
+                starting: false,
                 handed_over: None,
             }),
             changed: Condvar::new(),
@@ -147,11 +177,13 @@ impl Managed {
         lock(&self.operation)
     }
 
-    /// Takes the right to change its standing if no one has it.
+    /// Takes the right to change its standing if no one has it. Waits for a VM that has just
+    /// come to be in the records: that is no one's operation.
     ///
     /// # Errors
     /// [`HostError::Busy`].
     pub fn try_operate(&self) -> Result<MutexGuard<'_, ()>, HostError> {
+        self.wait(SETTLE_LIMIT, |inner| !inner.settling);
         match self.operation.try_lock() {
             Ok(guard) => Ok(guard),
             Err(TryLockError::Poisoned(poison)) => Ok(poison.into_inner()),
@@ -278,11 +310,7 @@ impl Host {
                     self.store.record(&name, &Record::Running).map_err(HostError::Store)?;
                     if managed.definition.after_host_failure == AfterHostFailure::Restart {
                         tracing::info!(vm = %name, "ran when this host stopped, starting it");
-                        spawn(format!("{name}/start"), move || {
-                            if let Err(error) = host.start(&name) {
-                                tracing::error!(vm = %name, error = chain(&error), "not started");
-                            }
-                        });
+                        spawn(format!("{name}/start"), move || host.start_in_time(&managed));
                     } else {
                         self.store.record(&name, &Record::Off).map_err(HostError::Store)?;
                         managed.update(|inner| {
@@ -322,10 +350,16 @@ impl Host {
         lock(&self.vms).get(name).cloned().ok_or_else(|| HostError::Unknown(name.clone()))
     }
 
-    /// Adds a VM to the table.
+    /// Whether the host is about to end.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Acquire)
+    }
+
+    /// Adds a VM to the table. Two VMs with one id would take each other's disks, each being the
+    /// later run of the same instance to the server (MS-SMB2 3.3.5.9.13).
     ///
     /// # Errors
-    /// [`HostError::Exists`], [`HostError::Limit`].
+    /// [`HostError::Exists`], [`HostError::SameId`], [`HostError::Limit`].
     pub fn insert(&self, managed: &Arc<Managed>) -> Result<(), HostError> {
         let mut vms = lock(&self.vms);
         if vms.len() >= self.config.limits.vms {
@@ -334,6 +368,11 @@ impl Host {
         let name = managed.name().clone();
         if vms.contains_key(&name) {
             return Err(HostError::Exists(name));
+        }
+        let id = managed.definition.id;
+        let same = |other: &&Arc<Managed>| id.is_some() && other.definition.id == id;
+        if let Some(other) = vms.values().find(same) {
+            return Err(HostError::SameId { name, other: other.name().clone() });
         }
         vms.insert(name, managed.clone());
         Ok(())
@@ -415,6 +454,35 @@ impl Host {
         self.start_locked(&managed, &operation)
     }
 
+    /// Starts a VM that ran when the host stopped, however long its storage takes to be there: after
+    /// a power cut the host may be up before its file server is. Ends when the VM runs, is gone, or
+    /// nobody wants it to start any more.
+    fn start_in_time(self: &Arc<Self>, managed: &Arc<Managed>) {
+        let name = managed.name();
+        let mut pause = Duration::from_secs(1);
+        managed.update(|inner| inner.starting = true);
+        loop {
+            let error = match self.start(name) {
+                Ok(()) | Err(HostError::Unknown(_) | HostError::State { .. }) => break,
+                Err(error) => chain(&error),
+            };
+            tracing::error!(vm = %name, error, again_in = ?pause, "not started");
+            managed.update(|inner| {
+                let again = format!(
+                    "not started yet, tried again every {} s at most",
+                    LONGEST_PAUSE.as_secs()
+                );
+                inner.reason = Some(format!("{again}: {error}"));
+            });
+            let unwanted = |inner: &Inner| !inner.starting || inner.state != VmState::Off;
+            if managed.wait(pause, unwanted) || self.is_shutting_down() {
+                break;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        managed.update(|inner| inner.starting = false);
+    }
+
     /// Starts a VM whose operation lock is held.
     ///
     /// # Errors
@@ -463,6 +531,8 @@ impl Host {
             inner.state = VmState::Running;
             inner.reason = None;
             inner.vm = Some(vm.clone());
+            inner.starting = false;
+            inner.resets.0 = Some(Instant::now());
         });
         let (host, managed) = (self.clone(), managed.clone());
         spawn(format!("{}/watch", managed.name()), move || host.watch(&managed, &vm));
@@ -484,7 +554,7 @@ impl Host {
             return;
         }
         tracing::info!(vm = %managed.name(), ?reason, "ended");
-        self.tear_down(managed, vm);
+        let restart = matches!(reason, EndReason::Reset | EndReason::TripleFault(_));
         let (state, why) = match &reason {
             EndReason::Failed(why) => (VmState::Failed, Some(why.clone())),
             EndReason::Stopped => (VmState::Off, Some("stopped by force".to_owned())),
@@ -495,23 +565,115 @@ impl Host {
                 (VmState::Off, Some(format!("a triple fault: {place}")))
             }
         };
-        if let Err(error) = self.store.record(managed.name(), &Record::Off) {
-            tracing::error!(vm = %managed.name(), %error, "cannot record that it is off");
+        // One that is reset is never off by the records: a host that fails meanwhile starts it.
+        if !restart {
+            self.record_off(managed);
         }
-        let restart = matches!(reason, EndReason::Reset | EndReason::TripleFault(_));
-        let operation = managed.update(|inner| {
+        let torn_down = self.tear_down_aside(managed, vm);
+        let limit = if reason == EndReason::Stopped { FORCED } else { Duration::MAX };
+        if torn_down.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            // Storage that does not answer keeps nobody from being told that the guest has ended.
+            let why =
+                "stopped by force; its storage does not answer, so its disks are not closed yet";
+            managed.update(|inner| {
+                inner.state = state;
+                inner.reason = Some(why.to_owned());
+                inner.vm = None;
+            });
+            // Until they are, nothing can be done with it.
+            let _ = torn_down.recv();
+            return;
+        }
+        if restart {
+            self.restart(managed, operation, why.unwrap_or_default());
+            return;
+        }
+        managed.update(|inner| {
             inner.state = state;
             inner.reason = why;
             inner.vm = None;
             // Whoever sees that it is off may start or delete it at once.
-            restart.then_some(operation)
+            drop(operation);
         });
-        if let Some(operation) = operation
-            && let Err(error) = self.start_locked(managed, &operation)
-        {
-            tracing::error!(vm = %managed.name(), error = chain(&error), "not started after a reset");
-            managed.update(|inner| inner.reason = Some(chain(&error)));
+    }
+
+    /// Starts a VM again that was reset; with a pause if that happens again and again soon after its
+    /// start, and at last not at all.
+    fn restart<'a>(
+        self: &Arc<Self>,
+        managed: &'a Arc<Managed>,
+        operation: MutexGuard<'a, ()>,
+        why: String,
+    ) {
+        let name = managed.name();
+        let resets = managed.update(|inner| {
+            let soon = inner.resets.0.is_some_and(|began| began.elapsed() < SOON);
+            inner.resets.1 = if soon { inner.resets.1 + 1 } else { 0 };
+            inner.vm = None;
+            inner.state = VmState::Off;
+            inner.resets.1
+        });
+        if resets >= LOOP {
+            let why = format!(
+                "reset {resets} times in a row, each time less than {} s after its start; last: {why}",
+                SOON.as_secs()
+            );
+            tracing::error!(vm = %name, why, "not started again");
+            self.record_off(managed);
+            managed.update(|inner| {
+                (inner.state, inner.reason, inner.resets) = (VmState::Failed, Some(why), (None, 0));
+            });
+            return;
         }
+        let mut operation = Some(operation);
+        if resets > 1 {
+            let pause = Duration::from_secs(1) * 2u32.pow(resets - 2);
+            managed.update(|inner| {
+                inner.starting = true;
+                inner.reason = Some(format!("{why}; started again in {} s", pause.as_secs()));
+            });
+            // Who does not want that says so meanwhile.
+            operation = None;
+            let unwanted = |inner: &Inner| !inner.starting || inner.state != VmState::Off;
+            if managed.wait(pause, unwanted) || self.is_shutting_down() {
+                return;
+            }
+        }
+        let operation = match operation {
+            Some(operation) => operation,
+            None => managed.operate(),
+        };
+        if managed.state() != VmState::Off || self.find(name).is_err() {
+            return;
+        }
+        let started = self.start_locked(managed, &operation);
+        drop(operation);
+        if let Err(error) = started {
+            tracing::error!(vm = %name, error = chain(&error), "not started after a reset");
+            self.start_in_time(managed);
+        }
+    }
+
+    fn record_off(&self, managed: &Managed) {
+        if let Err(error) = self.store.record(managed.name(), &Record::Off) {
+            tracing::error!(vm = %managed.name(), %error, "cannot record that it is off");
+        }
+    }
+
+    /// Ends a machine and closes its disks on a thread of its own; says so when that is done.
+    fn tear_down_aside(
+        self: &Arc<Self>,
+        managed: &Arc<Managed>,
+        vm: &Arc<Vm>,
+    ) -> mpsc::Receiver<()> {
+        let (done, torn_down) = mpsc::channel();
+        let (host, vm) = (self.clone(), vm.clone());
+        let ended = managed.clone();
+        spawn(format!("{}/end", managed.name()), move || {
+            host.tear_down(&ended, &vm);
+            let _ = done.send(());
+        });
+        torn_down
     }
 
     /// Ends a machine and closes its disks.
@@ -535,6 +697,18 @@ impl Host {
     /// [`HostError`].
     pub fn stop(&self, name: &VmName, force: bool, limit: Duration) -> Result<(), HostError> {
         let managed = self.find(name)?;
+        let waits = managed.update(|inner| {
+            let waits = inner.state == VmState::Off && inner.starting;
+            if waits {
+                inner.starting = false;
+                inner.reason = Some("stopped while it waited to be started".to_owned());
+            }
+            waits
+        });
+        if waits {
+            self.record_off(&managed);
+            return Ok(());
+        }
         let state = managed.state();
         let vm = match (state, managed.vm()) {
             (VmState::Running, Some(vm)) => vm,

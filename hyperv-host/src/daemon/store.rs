@@ -12,6 +12,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use host_api::{VmDefinition, VmName};
@@ -105,6 +106,7 @@ impl Store {
         for part in ["vms", "arriving", "moves"] {
             fs::create_dir_all(root.join(part))?;
         }
+        clear_unfinished(&root.join("moves"))?;
         Ok(Self { root: root.to_owned() })
     }
 
@@ -139,6 +141,7 @@ impl Store {
         let mut vms = Vec::new();
         for entry in fs::read_dir(self.root.join("vms"))? {
             let dir = entry?.path();
+            clear_unfinished(&dir)?;
             let file = dir.join("vm.toml");
             let text = match fs::read_to_string(&file) {
                 Ok(text) => text,
@@ -205,38 +208,53 @@ impl Store {
         read_json(&self.verdict_file(id))
     }
 
-    /// Forgets a verdict that no one will ask for any more.
+    /// Forgets a verdict that no one will ask for any more. While the VM is not settled the
+    /// verdict is all that says whose it is: then it stays.
     ///
     /// # Errors
-    /// What the file system says.
+    /// `ResourceBusy` before [`Store::settle`] has ended, else what the file system says.
     pub fn forget_verdict(&self, id: &MoveId) -> io::Result<()> {
+        if self.arriving_dir(id).try_exists()? {
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("the VM of move {} is not settled, its verdict stays", id.as_str()),
+            ));
+        }
         match fs::remove_file(self.verdict_file(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Ok(()) => sync(&self.root.join("moves")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
-    /// Makes a received VM one of this host's, running.
+    /// Makes a received VM one of this host's, running. Its definition is written last: where it
+    /// is, this was done before, and the record may say something later by now. So doing it
+    /// again never overwrites what came after.
     ///
     /// # Errors
     /// What the file system says; the verdict still says whose it is.
     pub fn settle(&self, id: &MoveId, definition: &VmDefinition) -> io::Result<()> {
         let dir = self.vm_dir(&definition.name);
-        fs::create_dir_all(&dir)?;
-        write_json(&dir.join("record.json"), &Record::Running)?;
-        write_durably(&dir.join("vm.toml"), definition.to_toml().as_bytes())?;
+        let file = dir.join("vm.toml");
+        if !file.try_exists()? {
+            fs::create_dir_all(&dir)?;
+            write_json(&dir.join("record.json"), &Record::Running)?;
+            write_durably(&file, definition.to_toml().as_bytes())?;
+        }
         sync(&self.root.join("vms"))?;
         self.forget_arrival(id)
     }
 
-    /// Clears away a VM that was being received.
+    /// Clears away a VM that was being received, durably: one that came back with its verdict
+    /// after a power cut would run here again, wherever it has gone meanwhile.
     ///
     /// # Errors
     /// What the file system says.
     pub fn forget_arrival(&self, id: &MoveId) -> io::Result<()> {
         match fs::remove_dir_all(self.arriving_dir(id)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Ok(()) => sync(&self.root.join("arriving")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -251,7 +269,16 @@ impl Store {
             let Some(Ok(id)) = id.map(MoveId::try_from) else { continue };
             if self.verdict(&id)? == Some(Verdict::Ran) {
                 let file = dir.join("vm.toml");
-                let text = fs::read_to_string(&file)?;
+                let text = match fs::read_to_string(&file) {
+                    Ok(text) => text,
+                    // The verdict is given only to what was written; so it was settled, and
+                    // clearing it away was cut short.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        self.forget_arrival(&id)?;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 let definition =
                     VmDefinition::from_toml(&text).map_err(|error| damaged(&file, &error))?;
                 self.settle(&id, &definition)?;
@@ -281,15 +308,39 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     write_durably(path, &serde_json::to_vec(value)?)
 }
 
+/// What the name of a file that is being written has in it.
+const UNFINISHED: &str = ".new-";
+
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // Two writers of one file must not write into one temporary file.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
+    temporary.push(format!("{UNFINISHED}{}-{number}", std::process::id()));
     let temporary = PathBuf::from(temporary);
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_data()?;
-    fs::rename(&temporary, path)?;
+    let write = || {
+        let mut file = File::options().write(true).create_new(true).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&temporary, path)
+    };
+    if let Err(error) = write() {
+        // Best effort: what stays is cleared away at the next start.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
     path.parent().map_or(Ok(()), sync)
+}
+
+/// Clears away files whose writing was cut short. Only before anything is written.
+fn clear_unfinished(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().contains(UNFINISHED) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn sync(dir: &Path) -> io::Result<()> {
@@ -328,8 +379,77 @@ mod tests {
         assert_eq!(store.verdict(&ran).unwrap(), Some(Verdict::Ran));
         assert_eq!(store.verdict(&lost).unwrap(), None);
 
+        // Nothing is settled over what came later.
+        store.record(&"b".parse().unwrap(), &Record::Off).unwrap();
+        store.settle(&ran, &definition("b")).unwrap();
+        assert!(store.load().unwrap().contains(&(definition("b"), Record::Off)));
+
         store.delete(&"a".parse().unwrap()).unwrap();
         fs::remove_file(dir.path().join("vms/b/vm.toml")).unwrap();
         assert!(store.load().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_verdict_stays_until_its_vm_is_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let id = MoveId::random().unwrap();
+        store.arrive(&id, &definition("b")).unwrap();
+        store.set_verdict(&id, Verdict::Ran).unwrap();
+        let early = store.forget_verdict(&id).unwrap_err();
+        assert_eq!(early.kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(store.verdict(&id).unwrap(), Some(Verdict::Ran));
+        store.settle(&id, &definition("b")).unwrap();
+        store.forget_verdict(&id).unwrap();
+        assert_eq!(store.verdict(&id).unwrap(), None);
+    }
+
+    #[test]
+    fn a_settling_that_was_cut_short_anywhere_is_finished() {
+        // What each cut leaves behind, in the order in which settling goes.
+        let cuts: [fn(&Path); 4] = [
+            |vm| fs::create_dir(vm).unwrap(),
+            |vm| fs::write(vm.join("record.json"), r#"{"state":"running"}"#).unwrap(),
+            |vm| fs::write(vm.join("vm.toml.new-1-1"), "na").unwrap(),
+            |vm| fs::write(vm.join("vm.toml"), definition("b").to_toml()).unwrap(),
+        ];
+        for cut in 0..=cuts.len() {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path()).unwrap();
+            let id = MoveId::random().unwrap();
+            store.arrive(&id, &definition("b")).unwrap();
+            store.set_verdict(&id, Verdict::Ran).unwrap();
+            for step in &cuts[..cut] {
+                step(&dir.path().join("vms/b"));
+            }
+            store.recover_arrivals().unwrap();
+            assert_eq!(store.load().unwrap(), [(definition("b"), Record::Running)], "{cut}");
+            assert_eq!(fs::read_dir(dir.path().join("vms/b")).unwrap().count(), 2, "{cut}");
+            // Cut short while the arrival was cleared away: nothing is lost, nothing comes twice.
+            fs::create_dir(dir.path().join("arriving").join(id.as_str())).unwrap();
+            store.recover_arrivals().unwrap();
+            assert_eq!(store.load().unwrap(), [(definition("b"), Record::Running)], "{cut}");
+            store.forget_verdict(&id).unwrap();
+        }
+    }
+
+    #[test]
+    fn writers_of_one_record_do_not_mix() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.create(&definition("a")).unwrap();
+        let name: VmName = "a".parse().unwrap();
+        let moving = Record::MovingOut { id: MoveId::random().unwrap(), peer: "p".repeat(4000) };
+        std::thread::scope(|scope| {
+            for record in [&Record::Running, &moving, &Record::Off] {
+                let (store, name) = (&store, &name);
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        store.record(name, record).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(store.load().unwrap().len(), 1);
     }
 }

@@ -9,7 +9,7 @@ use std::{str::FromStr, sync::Mutex, time::Duration};
 use crate::vmm::bus::lock;
 
 /// All points, in the order in which a move passes them.
-pub const POINTS: [&str; 17] = [
+pub const POINTS: [&str; 20] = [
     "target.accepted",
     "source.connected",
     "source.precopy",
@@ -26,7 +26,10 @@ pub const POINTS: [&str; 17] = [
     "target.recorded",
     "target.disk-open",
     "target.running",
+    "target.settle",
+    "target.settled",
     "source.running",
+    "target.forgotten",
 ];
 
 /// What happens at a point.

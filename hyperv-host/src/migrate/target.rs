@@ -12,7 +12,7 @@ use std::{
     io,
     net::{TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -71,6 +71,8 @@ struct Arrival {
     joins: AtomicUsize,
     /// A memory connection broke before its last round.
     broken: AtomicBool,
+    /// Whether it is one of this host's by its records; held while it becomes so.
+    settled: Mutex<bool>,
     cutters: Mutex<Vec<Cutter>>,
 }
 
@@ -158,7 +160,7 @@ fn query(host: &Arc<Host>, mut stream: Stream, id: &MoveId) -> Result<(), MoveEr
                 answer_commit(host, &mut stream, arrival)?;
             }
             Message::Forget { id: known } if known == *id => {
-                return host.store.forget_verdict(id).map_err(MoveError::Store);
+                return forget_verdict(host, id);
             }
             _ => return Err(MoveError::Protocol),
         }
@@ -170,12 +172,69 @@ fn answer_commit(
     stream: &mut Stream,
     arrival: &Arc<Arrival>,
 ) -> Result<(), MoveError> {
-    let answer = match commit(host, arrival) {
-        Ok(()) => Message::Running,
-        Err(why) => Message::RunFailed { why },
+    let (answer, settling) = match commit(host, arrival) {
+        Ok(settling) => (Message::Running, settling),
+        Err(why) => (Message::RunFailed { why }, None),
     };
     fault(host, arrival, "target.running");
-    Ok(send(stream, &answer)?)
+    // The source waits for the answer with its guest paused: the records come after it.
+    let sent = send(stream, &answer);
+    if let Some(settling) = settling {
+        settling.settle();
+    }
+    Ok(sent?)
+}
+
+/// A VM that runs here and is not in the records yet. Nothing else can be done with it while
+/// this is held, so no other record of it can be mixed up with these.
+struct Settling<'a> {
+    host: &'a Arc<Host>,
+    arrival: &'a Arc<Arrival>,
+    settled: MutexGuard<'a, bool>,
+    _operation: MutexGuard<'a, ()>,
+}
+
+impl Settling<'_> {
+    /// Makes it one of this host's by its records, however often that must be tried: the
+    /// verdict, which counts meanwhile, may be forgotten only after it.
+    fn settle(mut self) {
+        const LONGEST: Duration = Duration::from_secs(5);
+        let (host, arrival) = (self.host, self.arrival);
+        fault(host, arrival, "target.settle");
+        let mut pause = Duration::from_millis(100);
+        while let Err(error) = host.store.settle(&arrival.id, &arrival.managed.definition) {
+            tracing::error!(
+                vm = %arrival.managed.name(), %error,
+                "cannot record a VM that came; nothing can be done with it until that is possible"
+            );
+            if host.is_shutting_down() {
+                return;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST);
+        }
+        *self.settled = true;
+        fault(host, arrival, "target.settled");
+        lock(&host.arrivals.0).remove(&arrival.id);
+    }
+}
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.arrival.managed.update(|inner| inner.settling = false);
+    }
+}
+
+/// The source has heard that the VM runs here and will not ask again.
+fn forget_verdict(host: &Host, id: &MoveId) -> Result<(), MoveError> {
+    let arrival = host.arrivals.get(id);
+    // Another connection may be settling it just now: this waits for that.
+    if arrival.as_ref().is_some_and(|arrival| !*lock(&arrival.settled)) {
+        return Err(MoveError::Protocol);
+    }
+    host.store.forget_verdict(id).map_err(MoveError::Store)?;
+    host.faults.pass("target.forgotten", timeout(host), || {});
+    Ok(())
 }
 
 fn timeout(host: &Host) -> Duration {
@@ -238,6 +297,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
             phase: Mutex::new(Phase::Receiving),
             joins: AtomicUsize::new(hello.streams as usize),
             broken: AtomicBool::new(false),
+            settled: Mutex::new(false),
             cutters: Mutex::default(),
         });
         let limit = host.config.migration.as_ref().map_or(0, |migration| migration.max_incoming);
@@ -292,7 +352,7 @@ fn incoming(host: &Arc<Host>, mut stream: Stream, hello: Hello) -> Result<(), Mo
             if let Message::Forget { id } = receive(&mut stream)?
                 && id == arrival.id
             {
-                host.store.forget_verdict(&id).map_err(MoveError::Store)?;
+                forget_verdict(host, &id)?;
             }
             Ok(())
         }
@@ -413,11 +473,15 @@ fn store_pages(ram: &GuestRam, body: &[u8]) -> Result<(), WireError> {
     })
 }
 
-/// The word was given: from the verdict on the VM is ours.
-fn commit(host: &Arc<Host>, arrival: &Arc<Arrival>) -> Result<(), String> {
+/// The word was given: from the verdict on the VM is ours. What is given back, once, is to be
+/// settled after the answer.
+fn commit<'a>(
+    host: &'a Arc<Host>,
+    arrival: &'a Arc<Arrival>,
+) -> Result<Option<Settling<'a>>, String> {
     let mut phase = lock(&arrival.phase);
     match *phase {
-        Phase::Ran => return Ok(()),
+        Phase::Ran => return Ok(None),
         Phase::Waiting => {}
         Phase::Receiving | Phase::Gone => return Err("it is not complete here".into()),
     }
@@ -444,20 +508,18 @@ fn commit(host: &Arc<Host>, arrival: &Arc<Arrival>) -> Result<(), String> {
         return Err(why);
     }
     fault(host, arrival, "target.disk-open");
+    arrival.managed.update(|inner| inner.settling = true);
+    let settling = Settling {
+        host,
+        arrival,
+        _operation: arrival.managed.operate(),
+        settled: lock(&arrival.settled),
+    };
     arrival.vm.resume();
     host.adopt(&arrival.managed, arrival.vm.clone());
     *phase = Phase::Ran;
     tracing::info!(vm = %name, "a VM has come and runs");
-    drop(phase);
-    let (host, arrival) = (host.clone(), arrival.clone());
-    // The verdict is what counts; the rest can wait until after the answer.
-    spawn("settle".into(), move || {
-        if let Err(error) = host.store.settle(&arrival.id, &arrival.managed.definition) {
-            tracing::error!(vm = %arrival.managed.name(), %error, "cannot record a VM that came");
-        }
-        lock(&host.arrivals.0).remove(&arrival.id);
-    });
-    Ok(())
+    Ok(Some(settling))
 }
 
 fn open_disks(host: &Host, arrival: &Arrival) -> Result<(), Error> {
@@ -524,8 +586,12 @@ fn in_doubt(host: &Arc<Host>, arrival: &Arc<Arrival>, error: &MoveError) {
         match said {
             Ok(Standing::Given) => {
                 // Whether it runs or is refused is in the verdict, which the source asks for.
-                if let Err(why) = commit(host, arrival) {
-                    tracing::warn!(vm = %managed.name(), why, "it does not run here");
+                match commit(host, arrival) {
+                    Ok(Some(settling)) => settling.settle(),
+                    Ok(None) => {}
+                    Err(why) => {
+                        tracing::warn!(vm = %managed.name(), why, "it does not run here");
+                    }
                 }
             }
             Ok(Standing::Never) => give_up(host, arrival, "the source keeps it"),

@@ -16,6 +16,7 @@
 
 use std::{
     cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind},
     ptr,
     sync::{
         Arc, Condvar, Mutex, Once,
@@ -284,7 +285,13 @@ impl Worker {
                     }
                 }
             }
-            let end = self.enter();
+            // A device whose code panics ends this guest, and keeps nobody waiting for its vCPU.
+            let end = catch_unwind(AssertUnwindSafe(|| self.enter())).unwrap_or_else(|panic| {
+                let what = panic.downcast_ref::<String>().cloned();
+                let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+                let what = what.unwrap_or_default();
+                Some(EndReason::Failed(format!("a device failed, which is a defect: {what}")))
+            });
             if let Some(reason) = end {
                 self.control.end(reason);
             }
