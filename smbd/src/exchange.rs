@@ -369,7 +369,7 @@ impl Exchange {
         let related = header.flags.has(HeaderFlags::RELATED);
         if let Protection::Sealed(sealed) = protection {
             // What is inside names the session that it is sealed for (3.3.5.2.1.1).
-            if related && place.first || !related && header.session_id != sealed.session.id {
+            if !related && header.session_id != sealed.session.id {
                 return Err(Dropped::Protocol("encrypted for one session, and names another"));
             }
         }

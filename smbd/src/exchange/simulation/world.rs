@@ -431,6 +431,8 @@ impl<'a> World<'a> {
             self.lose(wire);
         }
         self.server.nodes.stable.kill();
+        // A process that ends lets go of all that it has locked.
+        self.server.nodes.claim_nothing();
         own(&self.disk).crash(&mut self.dice);
         let _inside = self.house.runtime.enter();
         // What was under way goes no further; its effect on files may be there or not.

@@ -75,6 +75,8 @@ impl House {
     /// Ends the server like `kill -9` does. Clients that are connected must be given.
     pub fn kill(&mut self, clients: Vec<Guest>) {
         self.server.nodes.stable.kill();
+        // A process that ends lets go of all that it has locked.
+        self.server.nodes.claim_nothing();
         drop(clients);
         self.server.nodes.kept.clear();
         let gone = Arc::downgrade(&self.server.nodes);

@@ -377,6 +377,8 @@ impl<'a> World<'a> {
             }
         }
         self.server.nodes.stable.kill();
+        // A process that ends lets go of all that it has locked.
+        self.server.nodes.claim_nothing();
         own(&self.disk).crash(&mut self.dice);
         let _inside = self.house.runtime.enter();
         // What was under way goes no further.
@@ -661,6 +663,8 @@ impl<'a> World<'a> {
     /// Takes everything apart and removes the files.
     pub(super) fn clean(mut self) {
         self.server.nodes.stable.kill();
+        // A process that ends lets go of all that it has locked.
+        self.server.nodes.claim_nothing();
         for client in self.clients.drain(..) {
             let _ = std::fs::remove_file(self.house.file(&client.name));
             for folder in client.folders() {
