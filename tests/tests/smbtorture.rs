@@ -12,7 +12,10 @@ use bulkhead_tests::{
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// They encrypt for a session that they ended, which ends the connection (MS-SMB2 3.3.5.2.1.1).
-const OF_ENDED_SESSIONS: [&str; 7] = [
+const OF_ENDED_SESSIONS: [&str; 8] = [
+    // It names a session that there is not inside a sealed message, which ends the connection
+    // (MS-SMB2 3.3.5.2.1.1).
+    "smb2.compound.invalid2",
     "smb2.connect",
     "smb2.tcon",
     "smb2.durable-open.reopen1a",
