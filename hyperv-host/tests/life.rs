@@ -122,6 +122,46 @@ fn a_vm_starts_when_its_storage_comes_after_its_host() {
 }
 
 #[test]
+fn a_vm_that_is_stopped_or_deleted_while_it_waits_for_its_storage_does_not_start() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = HostProcess::start(dir.path(), "a", 0, &[]);
+    let payload = Payload::create(dir.path(), &host, 64, "ws_mib=1 iops=100");
+    let name = payload.name.clone();
+    host.call(&Request::Start { name: name.clone() }).unwrap();
+    host.console(&name).unwrap().next_line("progress");
+    drop(host);
+    let away = dir.path().join("away");
+    fs::rename(&payload.image, &away).unwrap();
+    let host = HostProcess::start(dir.path(), "a", 0, &[]);
+    wait_reason(&host, &name, "not started yet");
+    let stop = Request::Stop { name: name.clone(), force: true, timeout_s: None };
+    assert_eq!(host.call(&stop).unwrap(), Reply::Ok);
+    // It stays off, also over the next start of the host, and so does another of its name.
+    drop(host);
+    fs::rename(&away, &payload.image).unwrap();
+    let host = HostProcess::start(dir.path(), "a", 0, &[]);
+    assert_eq!(host.state(&name), Some(VmState::Off));
+    assert_eq!(reason(&host, &name), "");
+    host.call(&Request::Start { name: name.clone() }).unwrap();
+    drop(host);
+    fs::rename(&payload.image, &away).unwrap();
+    let host = HostProcess::start(dir.path(), "a", 0, &[]);
+    wait_reason(&host, &name, "not started yet");
+    while let Err(error) = host.call(&Request::Delete { name: name.clone() }) {
+        // An attempt to start it was under way.
+        assert!(error.to_string().contains("busy"), "{error}");
+    }
+    fs::rename(&away, &payload.image).unwrap();
+    let other = Payload::create(dir.path(), &host, 64, "ws_mib=1 iops=100");
+    // Longer than the pause after which the one that is gone would have been tried again.
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(host.state(&other.name), Some(VmState::Off));
+}
+
+#[test]
 fn two_vms_of_a_host_have_two_ids() {
     if support::kvm().is_none() {
         return;

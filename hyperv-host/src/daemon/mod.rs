@@ -110,6 +110,15 @@ const FORCED: Duration = Duration::from_millis(1500);
 /// Longest pause before a VM whose host came back is tried to be started again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// Who has a VM started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Starter {
+    /// Somebody who asked for it.
+    Operator,
+    /// The host, as long as nobody says otherwise.
+    Host,
+}
+
 /// How long an operation waits for a VM that has come to be in the records.
 const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 
@@ -310,6 +319,7 @@ impl Host {
                     self.store.record(&name, &Record::Running).map_err(HostError::Store)?;
                     if managed.definition.after_host_failure == AfterHostFailure::Restart {
                         tracing::info!(vm = %name, "ran when this host stopped, starting it");
+                        managed.update(|inner| inner.starting = true);
                         spawn(format!("{name}/start"), move || host.start_in_time(&managed));
                     } else {
                         self.store.record(&name, &Record::Off).map_err(HostError::Store)?;
@@ -415,6 +425,7 @@ impl Host {
             return Err(HostError::State { name: name.clone(), state });
         }
         self.store.delete(name).map_err(HostError::Store)?;
+        managed.update(|inner| inner.starting = false);
         self.remove(&managed);
         Ok(())
     }
@@ -451,7 +462,7 @@ impl Host {
         if !matches!(state, VmState::Off | VmState::Failed) {
             return Err(HostError::State { name: name.clone(), state });
         }
-        self.start_locked(&managed, &operation)
+        self.start_locked(&managed, &operation, Starter::Operator)
     }
 
     /// Starts a VM that ran when the host stopped, however long its storage takes to be there: after
@@ -460,10 +471,15 @@ impl Host {
     fn start_in_time(self: &Arc<Self>, managed: &Arc<Managed>) {
         let name = managed.name();
         let mut pause = Duration::from_secs(1);
-        managed.update(|inner| inner.starting = true);
         loop {
-            let error = match self.start(name) {
-                Ok(()) | Err(HostError::Unknown(_) | HostError::State { .. }) => break,
+            let operation = managed.operate();
+            if !self.is_wanted(managed) {
+                break;
+            }
+            let started = self.start_locked(managed, &operation, Starter::Host);
+            drop(operation);
+            let error = match started {
+                Ok(()) | Err(HostError::State { .. }) => break,
                 Err(error) => chain(&error),
             };
             tracing::error!(vm = %name, error, again_in = ?pause, "not started");
@@ -474,13 +490,19 @@ impl Host {
                 );
                 inner.reason = Some(format!("{again}: {error}"));
             });
-            let unwanted = |inner: &Inner| !inner.starting || inner.state != VmState::Off;
-            if managed.wait(pause, unwanted) || self.is_shutting_down() {
+            if managed.wait(pause, |inner| !inner.starting) {
                 break;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        managed.update(|inner| inner.starting = false);
+    }
+
+    /// Whether a VM that is off is still to be started without being asked: it is this one that is in
+    /// the table, and not another of its name, and nobody has stopped it meanwhile.
+    fn is_wanted(&self, managed: &Arc<Managed>) -> bool {
+        let here = self.find(managed.name()).is_ok_and(|here| Arc::ptr_eq(&here, managed));
+        let waits = managed.update(|inner| inner.starting && inner.state == VmState::Off);
+        here && waits && !self.is_shutting_down()
     }
 
     /// Starts a VM whose operation lock is held.
@@ -491,6 +513,7 @@ impl Host {
         self: &Arc<Self>,
         managed: &Arc<Managed>,
         _operation: &MutexGuard<'_, ()>,
+        starter: Starter,
     ) -> Result<(), HostError> {
         let definition = &managed.definition;
         self.check_memory(definition.memory_mib)?;
@@ -509,6 +532,11 @@ impl Host {
                 Ok(vm)
             });
         let recorded = built.map_err(HostError::from).and_then(|vm| {
+            // It may have been stopped while its disks were opened.
+            if starter == Starter::Host && !self.is_wanted(managed) {
+                let (name, state) = (managed.name().clone(), managed.state());
+                return Err(HostError::State { name, state });
+            }
             self.store.record(managed.name(), &Record::Running).map_err(HostError::Store)?;
             Ok(vm)
         });
@@ -611,6 +639,7 @@ impl Host {
             inner.resets.1 = if soon { inner.resets.1 + 1 } else { 0 };
             inner.vm = None;
             inner.state = VmState::Off;
+            inner.starting = inner.resets.1 < LOOP;
             inner.resets.1
         });
         if resets >= LOOP {
@@ -628,14 +657,11 @@ impl Host {
         let mut operation = Some(operation);
         if resets > 1 {
             let pause = Duration::from_secs(1) * 2u32.pow(resets - 2);
-            managed.update(|inner| {
-                inner.starting = true;
-                inner.reason = Some(format!("{why}; started again in {} s", pause.as_secs()));
-            });
+            let reason = format!("{why}; started again in {} s", pause.as_secs());
+            managed.update(|inner| inner.reason = Some(reason));
             // Who does not want that says so meanwhile.
             operation = None;
-            let unwanted = |inner: &Inner| !inner.starting || inner.state != VmState::Off;
-            if managed.wait(pause, unwanted) || self.is_shutting_down() {
+            if managed.wait(pause, |inner| !inner.starting) {
                 return;
             }
         }
@@ -643,10 +669,10 @@ impl Host {
             Some(operation) => operation,
             None => managed.operate(),
         };
-        if managed.state() != VmState::Off || self.find(name).is_err() {
+        if !self.is_wanted(managed) {
             return;
         }
-        let started = self.start_locked(managed, &operation);
+        let started = self.start_locked(managed, &operation, Starter::Host);
         drop(operation);
         if let Err(error) = started {
             tracing::error!(vm = %name, error = chain(&error), "not started after a reset");
@@ -706,8 +732,18 @@ impl Host {
             waits
         });
         if waits {
-            self.record_off(&managed);
-            return Ok(());
+            // An attempt may be under way, which sees that it is not wanted, or has just succeeded.
+            let deadline = Instant::now() + limit;
+            let _operation = loop {
+                match managed.try_operate() {
+                    Ok(operation) => break operation,
+                    Err(error) if Instant::now() >= deadline => return Err(error),
+                    Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                }
+            };
+            if managed.state() == VmState::Off {
+                return self.store.record(name, &Record::Off).map_err(HostError::Store);
+            }
         }
         let state = managed.state();
         let vm = match (state, managed.vm()) {

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::MigrationConfig,
     daemon::{
-        Host, HostError, Managed, spawn,
+        Host, HostError, Managed, Starter, spawn,
         store::{MoveId, Record},
     },
     disk_source,
@@ -173,7 +173,7 @@ fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &Mute
     let Some(vm) = managed.vm() else {
         // The daemon was restarted meanwhile: there is nothing to go on from.
         managed.update(|inner| inner.state = VmState::Off);
-        if let Err(error) = host.start_locked(managed, operation) {
+        if let Err(error) = host.start_locked(managed, operation, Starter::Operator) {
             tracing::error!(vm = %name, error = chain(&error), "not started");
             managed.update(|inner| {
                 inner.state = VmState::Failed;
