@@ -9,11 +9,15 @@
 //! go of the network that has most of them, so whoever fills the places pushes itself out, and a
 //! newcomer from elsewhere always has its turn. Networks are single addresses of IPv4 and /64s of
 //! IPv6, which is what one subscriber has.
+//!
+//! Who was told to go has given its place up, although it takes a moment to leave. Few may be on
+//! their way out at once: the next is let in when some have gone.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -43,13 +47,29 @@ pub struct Room {
     pub strangers: usize,
 }
 
+/// Most connections that are told to go and have not gone.
+const LEAVING: usize = 64;
+
+/// How long the door stays shut at most until some of those have gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Connections from one place.
+#[derive(Debug, Default)]
+struct Here {
+    /// Those that may stay.
+    stay: usize,
+    /// Those of them that have not authenticated, the oldest first.
+    strangers: VecDeque<(u64, Arc<Notify>)>,
+}
+
 #[derive(Debug, Default)]
 struct Counts {
-    all: HashMap<Place, usize>,
-    total: usize,
-    /// Those that have not authenticated, the oldest first.
-    strangers: HashMap<Place, VecDeque<(u64, Arc<Notify>)>>,
-    unknown: usize,
+    places: HashMap<Place, Here>,
+    /// Sums over all places.
+    stay: usize,
+    strangers: usize,
+    /// Those that were told to go and have not gone.
+    leaving: HashSet<u64>,
     next: u64,
 }
 
@@ -57,6 +77,8 @@ struct Counts {
 #[derive(Debug, Default)]
 pub struct Census {
     counts: Mutex<Counts>,
+    /// One that was told to go has gone.
+    gone: Notify,
 }
 
 /// A connection that is counted as long as this lives.
@@ -71,29 +93,42 @@ pub struct Counted {
 impl Counts {
     /// Takes a stranger out of the list; `false` if it is none any more.
     fn forget(&mut self, place: Place, id: u64) -> bool {
-        let Some(here) = self.strangers.get_mut(&place) else { return false };
-        let Some(at) = here.iter().position(|(other, _)| *other == id) else { return false };
-        here.remove(at);
-        if here.is_empty() {
-            self.strangers.remove(&place);
-        }
-        self.unknown -= 1;
+        let Some(here) = self.places.get_mut(&place) else { return false };
+        let Some(at) = here.strangers.iter().position(|(other, _)| *other == id) else {
+            return false;
+        };
+        here.strangers.remove(at);
+        self.strangers -= 1;
         true
     }
 
-    /// Tells the oldest stranger of a place to go; it is counted until it has gone.
+    /// Gives up a place.
+    fn free(&mut self, place: Place) {
+        self.stay -= 1;
+        if let Some(here) = self.places.get_mut(&place) {
+            here.stay -= 1;
+            if here.stay == 0 {
+                self.places.remove(&place);
+            }
+        }
+    }
+
+    /// Tells the oldest stranger of a place to go; `false` if there is none.
     fn send_away(&mut self, place: Place) -> bool {
-        let Some((id, leave)) = self.strangers.get(&place).and_then(|all| all.front()).cloned()
-        else {
+        let here = self.places.get_mut(&place);
+        let Some((id, leave)) = here.and_then(|here| here.strangers.pop_front()) else {
             return false;
         };
+        self.strangers -= 1;
+        self.free(place);
+        self.leaving.insert(id);
         leave.notify_one();
-        self.forget(place, id)
+        true
     }
 
     /// The place that has most strangers.
     fn fullest(&self) -> Option<Place> {
-        self.strangers.iter().max_by_key(|(_, all)| all.len()).map(|(place, _)| *place)
+        self.places.iter().max_by_key(|(_, here)| here.strangers.len()).map(|(place, _)| *place)
     }
 }
 
@@ -103,35 +138,52 @@ impl Census {
     }
 
     /// Counts a connection in, for which a stranger may have to go; `None` if there is no room and
-    /// no stranger.
-    pub fn enter(self: &Arc<Self>, address: IpAddr, room: Room) -> Option<Counted> {
+    /// no stranger, or if those that were told to go do not.
+    pub async fn enter(self: &Arc<Self>, address: IpAddr, room: Room) -> Option<Counted> {
+        let settled = async {
+            let mut gone = std::pin::pin!(self.gone.notified());
+            loop {
+                // Who leaves between the look and the wait is noticed.
+                gone.as_mut().enable();
+                if self.lock().leaving.len() < LEAVING {
+                    return;
+                }
+                gone.as_mut().await;
+                gone.set(self.gone.notified());
+            }
+        };
+        tokio::time::timeout(PATIENCE, settled).await.ok()?;
+        self.admit(address, room)
+    }
+
+    fn admit(self: &Arc<Self>, address: IpAddr, room: Room) -> Option<Counted> {
         let place = place(address);
         let mut counts = self.lock();
-        let here = counts.all.get(&place).copied().unwrap_or(0);
+        let here = counts.places.get(&place).map_or(0, |here| here.stay);
         if here >= room.each && !counts.send_away(place) {
             return None;
         }
-        if counts.total >= room.all || counts.unknown >= room.strangers {
-            // Those that were told to go are still counted in all, for a moment.
+        if counts.stay >= room.all || counts.strangers >= room.strangers {
             let fullest = counts.fullest();
             let gone = fullest.is_some_and(|place| counts.send_away(place));
-            if !gone && counts.total >= room.all {
+            if !gone && counts.stay >= room.all {
                 return None;
             }
         }
         counts.next += 1;
         let (id, leave) = (counts.next, Arc::new(Notify::new()));
-        *counts.all.entry(place).or_default() += 1;
-        counts.total += 1;
-        counts.unknown += 1;
-        counts.strangers.entry(place).or_default().push_back((id, leave.clone()));
+        counts.stay += 1;
+        counts.strangers += 1;
+        let here = counts.places.entry(place).or_default();
+        here.stay += 1;
+        here.strangers.push_back((id, leave.clone()));
         Some(Counted { census: self.clone(), place, id, leave })
     }
 
     /// Connections that have not authenticated.
     #[cfg(test)]
     fn unknown(&self) -> usize {
-        self.lock().unknown
+        self.lock().strangers
     }
 }
 
@@ -141,9 +193,9 @@ impl Counted {
         self.leave.notified().await;
     }
 
-    /// It has authenticated: it is not sent away any more.
-    pub fn known(&self) {
-        self.census.lock().forget(self.place, self.id);
+    /// It has authenticated: it is not sent away any more. `false` if it was told to go before.
+    pub fn known(&self) -> bool {
+        self.census.lock().forget(self.place, self.id)
     }
 }
 
@@ -151,12 +203,11 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let mut counts = self.census.lock();
         counts.forget(self.place, self.id);
-        counts.total -= 1;
-        if let Some(count) = counts.all.get_mut(&self.place) {
-            *count -= 1;
-            if *count == 0 {
-                counts.all.remove(&self.place);
-            }
+        if counts.leaving.remove(&self.id) {
+            drop(counts);
+            self.census.gone.notify_one();
+        } else {
+            counts.free(self.place);
         }
     }
 }
@@ -180,12 +231,12 @@ mod tests {
     #[test]
     fn strangers_that_fill_the_server_push_each_other_out_and_nobody_else() {
         let census = Arc::new(Census::default());
-        let known = census.enter(address("10.0.0.9"), ROOM).unwrap();
+        let known = census.admit(address("10.0.0.9"), ROOM).unwrap();
         known.known();
         let mut held = Vec::new();
         for round in 0..200 {
             let from = address(if round % 2 == 0 { "10.0.0.1" } else { "10.0.0.2" });
-            if let Some(counted) = census.enter(from, ROOM) {
+            if let Some(counted) = census.admit(from, ROOM) {
                 held.push(counted);
             }
             held.retain(|counted| !goes(counted));
@@ -193,17 +244,39 @@ mod tests {
         }
         assert_eq!(held.len(), ROOM.strangers);
         // Somebody else comes in, and may stay.
-        let alice = census.enter(address("10.0.0.3"), ROOM).expect("there is room for her");
+        let alice = census.admit(address("10.0.0.3"), ROOM).expect("there is room for her");
         held.retain(|counted| !goes(counted));
         assert_eq!(held.len(), ROOM.strangers - 1);
         alice.known();
         for _ in 0..100 {
-            held.extend(census.enter(address("10.0.0.1"), ROOM));
+            held.extend(census.admit(address("10.0.0.1"), ROOM));
             held.retain(|counted| !goes(counted));
         }
         assert!(!goes(&alice) && !goes(&known));
         drop((held, alice, known));
-        assert_eq!((census.unknown(), census.lock().total), (0, 0));
+        let counts = census.lock();
+        assert_eq!((counts.strangers, counts.stay, counts.leaving.len()), (0, 0, 0));
+    }
+
+    /// A burst that comes before any of those who were told to go has gone takes nobody's place.
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_waits_until_those_who_were_told_to_go_have_gone() {
+        let census = Arc::new(Census::default());
+        let from = address("10.0.0.1");
+        let mut held = Vec::new();
+        for _ in 0..ROOM.each + LEAVING {
+            held.push(census.enter(from, ROOM).await.expect("the oldest makes room"));
+        }
+        assert_eq!(census.unknown(), ROOM.each);
+        assert!(census.enter(from, ROOM).await.is_none(), "as many are leaving as may");
+        let next = {
+            let census = census.clone();
+            tokio::spawn(async move { census.enter(from, ROOM).await })
+        };
+        tokio::task::yield_now().await;
+        held.retain(|counted| !goes(counted));
+        assert_eq!(held.len(), ROOM.each);
+        assert!(next.await.unwrap().is_some());
     }
 
     #[test]
@@ -211,11 +284,11 @@ mod tests {
         let census = Arc::new(Census::default());
         let mut held = Vec::new();
         for n in 0..ROOM.all {
-            let counted = census.enter(address(&format!("10.0.0.{}", n / 20)), ROOM).unwrap();
+            let counted = census.admit(address(&format!("10.0.0.{}", n / 20)), ROOM).unwrap();
             counted.known();
             held.push(counted);
         }
-        assert!(census.enter(address("10.0.0.9"), ROOM).is_none());
+        assert!(census.admit(address("10.0.0.9"), ROOM).is_none());
         assert!(held.iter().all(|counted| !goes(counted)));
     }
 

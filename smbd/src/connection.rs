@@ -26,7 +26,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::{
+    FutureExt,
+    stream::{FuturesUnordered, StreamExt},
+};
 use rustix::net::sockopt;
 use smb_protocol::crypto::NonceError;
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
@@ -180,7 +183,17 @@ async fn serve(
         if !link.held.is_empty() {
             continue;
         }
+        if !known && exchange.authenticated() {
+            known = counted.known();
+            if !known {
+                return Err(Dropped::MadeRoom);
+            }
+        }
         if link.receive_now()?.is_some_and(|got| got > 0) {
+            // Nor does a stranger stay by having always more to say.
+            if !known && counted.told_to_go().now_or_never().is_some() {
+                return Err(Dropped::MadeRoom);
+            }
             turns += 1;
             if turns.is_multiple_of(TURNS) {
                 tokio::task::yield_now().await;
@@ -198,10 +211,6 @@ async fn serve(
             && link.look_out(answered + window).await?
         {
             continue;
-        }
-        if !known && exchange.authenticated() {
-            known = true;
-            counted.known();
         }
         link.rest();
         tokio::select! {

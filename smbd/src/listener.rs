@@ -216,7 +216,7 @@ async fn accept(
             Ok((stream, peer)) => {
                 failures = 0;
                 let room = room(&server.current().config.limits);
-                let Some(counted) = census.enter(peer.ip(), room) else {
+                let Some(counted) = census.enter(peer.ip(), room).await else {
                     tracing::debug!(%peer, "refused: too many connections");
                     continue;
                 };

@@ -39,11 +39,10 @@ enum Ends {
     // Of encrypted frames.
     OtherSession,
     NoSession,
-    RelatedToNothing,
 }
 use Ends::*;
 
-const ALL: [Ends; 15] = [
+const ALL: [Ends; 14] = [
     SecondNegotiate,
     IdNotGranted,
     IdUsed,
@@ -58,7 +57,6 @@ const ALL: [Ends; 15] = [
     UnknownCommand,
     OtherSession,
     NoSession,
-    RelatedToNothing,
 ];
 
 impl Ends {
@@ -66,7 +64,6 @@ impl Ends {
     fn ends(self, peer: &Peer, alone: bool) -> bool {
         match self {
             OtherSession | NoSession => peer.guard == Guard::Sealed,
-            RelatedToNothing => peer.guard == Guard::Sealed && alone,
             CancelInCompound => !alone,
             // A signed one is refused before it is looked at (3.3.5.2.4).
             SecondNegotiate => peer.guard != Guard::Signed,
@@ -138,7 +135,6 @@ impl Ends {
             UnknownCommand => change(echo, &|header| header.command = Command(0x0777)),
             OtherSession => change(echo, &|header| header.session_id.0 ^= 1),
             NoSession => change(echo, &|header| header.session_id = SessionId(0)),
-            RelatedToNothing => change(echo, &|header| header.flags |= HeaderFlags::RELATED),
         }
     }
 }

@@ -68,7 +68,7 @@ impl House {
                 let room = crate::census::Room { all: 100, each: 100, strangers: 100 };
                 let (server, stopped) = (server.clone(), stopped.clone());
                 tokio::spawn(async move {
-                    let counted = census.enter(peer.ip(), room).expect("there is room");
+                    let counted = census.enter(peer.ip(), room).await.expect("there is room");
                     super::super::run(stream, peer, server, stopped, &counted).await
                 });
             }
