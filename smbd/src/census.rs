@@ -7,7 +7,8 @@
 //!
 //! Strangers may fill the places for strangers, and no others. One of them more makes the oldest
 //! go of the network that has most of them, so whoever fills the places pushes itself out, and a
-//! newcomer from elsewhere always has its turn. Networks are single addresses of IPv4 and /64s of
+//! newcomer from elsewhere always has its turn. Of one network those go first that have negotiated
+//! nothing: to be in somebody's way there costs more than to connect. Networks are single addresses of IPv4 and /64s of
 //! IPv6, which is what one subscriber has.
 //!
 //! Who was told to go has given its place up, although it takes a moment to leave. Few may be on
@@ -53,13 +54,31 @@ const LEAVING: usize = 64;
 /// How long the door stays shut at most until some of those have gone.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often others have their turn before a stranger is told to go.
+const TURNS: usize = 2;
+
 /// Connections from one place.
 #[derive(Debug, Default)]
 struct Here {
     /// Those that may stay.
     stay: usize,
-    /// Those of them that have not authenticated, the oldest first.
-    strangers: VecDeque<(u64, Arc<Notify>)>,
+    /// Those of them that have not authenticated, the oldest first: who has negotiated nothing, and
+    /// who has.
+    strangers: [VecDeque<(u64, Arc<Notify>)>; 2],
+}
+
+impl Here {
+    fn strangers(&self) -> usize {
+        self.strangers.iter().map(VecDeque::len).sum()
+    }
+
+    /// Takes a stranger out of the lists.
+    fn take(&mut self, id: u64) -> Option<(u64, Arc<Notify>)> {
+        self.strangers.iter_mut().find_map(|list| {
+            let at = list.iter().position(|(other, _)| *other == id)?;
+            list.remove(at)
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -93,13 +112,9 @@ pub struct Counted {
 impl Counts {
     /// Takes a stranger out of the list; `false` if it is none any more.
     fn forget(&mut self, place: Place, id: u64) -> bool {
-        let Some(here) = self.places.get_mut(&place) else { return false };
-        let Some(at) = here.strangers.iter().position(|(other, _)| *other == id) else {
-            return false;
-        };
-        here.strangers.remove(at);
-        self.strangers -= 1;
-        true
+        let taken = self.places.get_mut(&place).and_then(|here| here.take(id)).is_some();
+        self.strangers -= usize::from(taken);
+        taken
     }
 
     /// Gives up a place.
@@ -115,10 +130,8 @@ impl Counts {
 
     /// Tells the oldest stranger of a place to go; `false` if there is none.
     fn send_away(&mut self, place: Place) -> bool {
-        let here = self.places.get_mut(&place);
-        let Some((id, leave)) = here.and_then(|here| here.strangers.pop_front()) else {
-            return false;
-        };
+        let first = |here: &mut Here| here.strangers.iter_mut().find_map(VecDeque::pop_front);
+        let Some((id, leave)) = self.places.get_mut(&place).and_then(first) else { return false };
         self.strangers -= 1;
         self.free(place);
         self.leaving.insert(id);
@@ -128,7 +141,7 @@ impl Counts {
 
     /// The place that has most strangers.
     fn fullest(&self) -> Option<Place> {
-        self.places.iter().max_by_key(|(_, here)| here.strangers.len()).map(|(place, _)| *place)
+        self.places.iter().max_by_key(|(_, here)| here.strangers()).map(|(place, _)| *place)
     }
 }
 
@@ -140,6 +153,13 @@ impl Census {
     /// Counts a connection in, for which a stranger may have to go; `None` if there is no room and
     /// no stranger, or if those that were told to go do not.
     pub async fn enter(self: &Arc<Self>, address: IpAddr, room: Room) -> Option<Counted> {
+        // Whose client is gone already leaves by itself when it has its turn.
+        for _ in 0..TURNS {
+            if self.has_room(address, room) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
         let settled = async {
             let mut gone = std::pin::pin!(self.gone.notified());
             loop {
@@ -154,6 +174,12 @@ impl Census {
         };
         tokio::time::timeout(PATIENCE, settled).await.ok()?;
         self.admit(address, room)
+    }
+
+    fn has_room(&self, address: IpAddr, room: Room) -> bool {
+        let counts = self.lock();
+        let here = counts.places.get(&place(address)).map_or(0, |here| here.stay);
+        here < room.each && counts.stay < room.all && counts.strangers < room.strangers
     }
 
     fn admit(self: &Arc<Self>, address: IpAddr, room: Room) -> Option<Counted> {
@@ -176,7 +202,7 @@ impl Census {
         counts.strangers += 1;
         let here = counts.places.entry(place).or_default();
         here.stay += 1;
-        here.strangers.push_back((id, leave.clone()));
+        here.strangers[0].push_back((id, leave.clone()));
         Some(Counted { census: self.clone(), place, id, leave })
     }
 
@@ -191,6 +217,15 @@ impl Counted {
     /// Ends when this connection is to make room for another.
     pub async fn told_to_go(&self) {
         self.leave.notified().await;
+    }
+
+    /// It has negotiated: of its place it is sent away after those that have not.
+    pub fn negotiated(&self) {
+        if let Some(here) = self.census.lock().places.get_mut(&self.place)
+            && let Some(stranger) = here.take(self.id)
+        {
+            here.strangers[1].push_back(stranger);
+        }
     }
 
     /// It has authenticated: it is not sent away any more. `false` if it was told to go before.
@@ -277,6 +312,30 @@ mod tests {
         held.retain(|counted| !goes(counted));
         assert_eq!(held.len(), ROOM.each);
         assert!(next.await.unwrap().is_some());
+    }
+
+    /// Who only connects is in the way of others who do, and of nobody who has begun to log in.
+    #[test]
+    fn those_who_negotiated_go_last() {
+        let census = Arc::new(Census::default());
+        let from = address("10.0.0.1");
+        let alice = census.admit(from, ROOM).unwrap();
+        alice.negotiated();
+        let mut held = Vec::new();
+        for _ in 0..200 {
+            held.extend(census.admit(from, ROOM));
+            held.retain(|counted| !goes(counted));
+        }
+        assert!(!goes(&alice) && alice.known());
+        // Among those who have, the oldest goes.
+        let second = census.admit(from, ROOM).unwrap();
+        second.negotiated();
+        for _ in 0..ROOM.each {
+            let next = census.admit(from, ROOM).unwrap();
+            next.negotiated();
+            held.push(next);
+        }
+        assert!(goes(&second));
     }
 
     #[test]

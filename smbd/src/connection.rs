@@ -143,7 +143,7 @@ async fn serve(
 ) -> Result<(), Dropped> {
     let authentication = tokio::time::sleep(authentication_time);
     tokio::pin!(authentication);
-    let (mut turns, mut known) = (0u32, false);
+    let (mut turns, mut begun, mut known) = (0u32, false, false);
     loop {
         if link.output.capacity() == 0 {
             link.output = take_buffer();
@@ -182,6 +182,10 @@ async fn serve(
         link.send(waiting).await?;
         if !link.held.is_empty() {
             continue;
+        }
+        if !begun && exchange.negotiated.is_some() {
+            begun = true;
+            counted.negotiated();
         }
         if !known && exchange.authenticated() {
             known = counted.known();
