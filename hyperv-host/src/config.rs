@@ -93,10 +93,57 @@ pub struct MigrationConfig {
     pub max_outgoing: usize,
 }
 
-/// `[storage]`: how shares with disks are used.
-#[derive(Debug, Clone, Copy, Deserialize)]
+/// Whether what goes to and comes from a server must be encrypted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encrypted {
+    /// Always: a server that does not encrypt is refused.
+    #[default]
+    Required,
+    /// Where the server demands it.
+    IfRequired,
+}
+
+/// `[[storage.server]]`: who this host is to a file server.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// `host` or `host:port`, as the disks' locations name it.
+    pub host: String,
+    /// A credentials file (`username=`, `password=`, `domain=`) for this server alone.
+    #[serde(default)]
+    pub credentials: Option<PathBuf>,
+    /// Encryption with this server, if not `storage.encryption`.
+    #[serde(default)]
+    pub encryption: Option<Encrypted>,
+}
+
+/// `[boot]`: what VMs may be started from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BootConfig {
+    /// Folders that kernels and initial RAM disks are taken from, with all below them.
+    pub folders: Vec<PathBuf>,
+}
+
+impl Default for BootConfig {
+    fn default() -> Self {
+        Self { folders: vec!["/var/lib/hyperv-host/boot".into()] }
+    }
+}
+
+/// `[storage]`: where disks may be, and how shares with disks are used.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
+    /// Folders, shares (`smb://host[:port]/share[/folder]`) and block devices. A VM of this host or
+    /// of another that sends it may have its disks there, and nowhere else.
+    pub locations: Vec<String>,
+    /// Encryption with all servers.
+    pub encryption: Encrypted,
+    /// What is said of single servers.
+    #[serde(rename = "server")]
+    pub servers: Vec<ServerConfig>,
     /// Within how long a connection that fell silent is noticed and done without.
     pub keep_alive_ms: u32,
     /// How long a guest waits for a server that is away before it sees an error.
@@ -107,7 +154,14 @@ pub struct StorageConfig {
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self { keep_alive_ms: 2000, reconnect_s: 60, channels: 4 }
+        Self {
+            locations: Vec::new(),
+            encryption: Encrypted::default(),
+            servers: Vec::new(),
+            keep_alive_ms: 2000,
+            reconnect_s: 60,
+            channels: 4,
+        }
     }
 }
 
@@ -141,6 +195,9 @@ pub struct Config {
     /// `[storage]`.
     #[serde(default)]
     pub storage: StorageConfig,
+    /// `[boot]`.
+    #[serde(default)]
+    pub boot: BootConfig,
     /// `[limits]`.
     #[serde(default)]
     pub limits: Limits,

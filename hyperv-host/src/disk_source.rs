@@ -16,10 +16,12 @@ use std::{
 
 use block_io::{Disk, Error, File, IoFuture, LocalFile, LocalOptions, Result};
 use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
-use smb_client::{Client, ConnectOptions, Instance, Login, OpenOptions, Share, SmbUrl, Tree};
+use smb_client::{
+    Client, ConnectOptions, Encryption, Instance, Login, OpenOptions, Share, SmbUrl, Tree,
+};
 use vhd::{Format, chain, folders::Folders, tracking};
 
-use crate::config::StorageConfig;
+use crate::config::{Encrypted, ServerConfig, StorageConfig};
 
 /// A disk that can be opened quickly: its place is known to be reachable.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ pub struct Prepared {
     definition: DiskDefinition,
     place: Place,
     vm: Option<VmId>,
-    storage: StorageConfig,
+    storage: Arc<StorageConfig>,
 }
 
 enum Place {
@@ -52,7 +54,7 @@ impl std::fmt::Debug for Place {
 async fn prepare(
     vm: Option<VmId>,
     definition: &DiskDefinition,
-    storage: StorageConfig,
+    storage: &Arc<StorageConfig>,
 ) -> Result<Prepared> {
     format(definition)?;
     let place = if SmbUrl::looks_like(&definition.location) {
@@ -65,7 +67,7 @@ async fn prepare(
         tokio::fs::metadata(&definition.location).await.map_err(at)?;
         Place::Local
     };
-    Ok(Prepared { definition: definition.clone(), place, vm, storage })
+    Ok(Prepared { definition: definition.clone(), place, vm, storage: storage.clone() })
 }
 
 impl Prepared {
@@ -163,7 +165,10 @@ const NO_MORE: &str = "a machine's disk has its parents in its own folder or bel
 
 /// What a disk is: what its definition says, or else its ending. Nothing is guessed: a disk that is taken
 /// for another format is written over.
-fn format(disk: &DiskDefinition) -> Result<Format> {
+///
+/// # Errors
+/// If neither says a format that machines run from.
+pub fn format(disk: &DiskDefinition) -> Result<Format> {
     let location = &disk.location;
     let refuse = |why: String| {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, why);
@@ -210,7 +215,7 @@ impl chain::Files for Prepared {
             let file = if url.share.eq_ignore_ascii_case(tree.share()) {
                 tree.open(&url.path, still()).await?
             } else {
-                connect(&url, self.storage).await?.open(&url.path, still()).await?
+                connect(&url, &self.storage).await?.open(&url.path, still()).await?
             };
             Ok(Arc::new(file) as _)
         })
@@ -221,14 +226,42 @@ fn parse(location: &str) -> Result<SmbUrl> {
     location.parse().map_err(|error: smb_client::UrlError| Error::Corrupt(error.to_string()))
 }
 
+/// What the configuration says of the server of an address.
+fn server<'a>(url: &SmbUrl, storage: &'a StorageConfig) -> Option<&'a ServerConfig> {
+    storage.servers.iter().find(|server| {
+        let said = format!("smb://{}/x", server.host).parse::<SmbUrl>();
+        said.is_ok_and(|said| said.host.eq_ignore_ascii_case(&url.host) && said.port == url.port)
+    })
+}
+
+/// Who this host is to the server of an address: what the configuration says of it, else the one
+/// login in the environment.
+///
+/// # Errors
+/// If there is none, or its file cannot be used.
+pub fn login(
+    url: &SmbUrl,
+    storage: &StorageConfig,
+) -> std::result::Result<Login, smb_client::CredentialsError> {
+    match server(url, storage).and_then(|server| server.credentials.as_deref()) {
+        Some(file) => Login::from_file(file, url.user.as_deref()),
+        None => Login::from_env(url.user.as_deref()),
+    }
+}
+
 /// A session with the share that a location names.
-async fn connect(url: &SmbUrl, storage: StorageConfig) -> Result<Tree> {
-    let login = Login::from_env(url.user.as_deref())
+async fn connect(url: &SmbUrl, storage: &StorageConfig) -> Result<Tree> {
+    let login = login(url, storage)
         .map_err(|error| Error::Disconnected(crate::vmm::error::chain(&error)))?;
+    let rule = server(url, storage).and_then(|server| server.encryption);
     let options = ConnectOptions {
         max_channels: storage.channels,
         keep_alive: Duration::from_millis(storage.keep_alive_ms.into()),
         reconnect_timeout: Duration::from_secs(storage.reconnect_s.into()),
+        encryption: match rule.unwrap_or(storage.encryption) {
+            Encrypted::Required => Encryption::Required,
+            Encrypted::IfRequired => Encryption::IfRequired,
+        },
         ..ConnectOptions::for_url(url, login)
     };
     let session = Client::connect(options).await?;
@@ -265,7 +298,7 @@ pub async fn open_all(
 /// The first failure, with the location of its disk.
 pub async fn prepare_all(
     machine: &VmDefinition,
-    storage: StorageConfig,
+    storage: &Arc<StorageConfig>,
 ) -> std::result::Result<Vec<Prepared>, crate::vmm::Error> {
     let mut prepared = Vec::new();
     for definition in &machine.disks {
@@ -285,7 +318,7 @@ mod tests {
     use super::*;
 
     async fn local(definition: &DiskDefinition) -> Result<Prepared> {
-        prepare(None, definition, StorageConfig::default()).await
+        prepare(None, definition, &Arc::default()).await
     }
 
     /// A disk whose parent is in another folder; the parent is left alone.

@@ -10,6 +10,7 @@
 //!                                   disk_source ─► block_io::Disk (local, or over SMB)
 //! ```
 
+pub mod allowed;
 pub mod config;
 pub mod daemon;
 pub mod devices;

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Parser;
 use hyperv_host::{
     config::Config,
-    daemon::{Host, control, spawn},
+    daemon::{Host, control, spawn, usable},
     migrate::{
         fault::{Fault, Faults},
         target,
@@ -58,6 +58,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     if args.check {
+        usable(&config)?;
         println!("{}: good", args.config.display());
         return Ok(());
     }

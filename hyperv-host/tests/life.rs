@@ -160,22 +160,3 @@ fn a_vm_that_is_stopped_or_deleted_while_it_waits_for_its_storage_does_not_start
     thread::sleep(Duration::from_secs(3));
     assert_eq!(host.state(&other.name), Some(VmState::Off));
 }
-
-#[test]
-fn two_vms_of_a_host_have_two_ids() {
-    if support::kvm().is_none() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let host = HostProcess::start(dir.path(), "a", 0, &[]);
-    let vm = |name: &str| {
-        let text = format!(
-            "name = '{name}'\nid = '00ff0000000000000000000000000a01'\nmemory_mib = 64\n\
-             [boot]\nkernel = '/k'\n"
-        );
-        Request::Create { definition: VmDefinition::from_toml(&text).unwrap() }
-    };
-    host.call(&vm("one")).unwrap();
-    let refused = host.call(&vm("two")).unwrap_err().to_string();
-    assert!(refused.contains("id of VM one"), "{refused}");
-}

@@ -2,6 +2,13 @@
 
 mod support;
 
+use std::{
+    io::Write,
+    net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
 use host_api::{Reply, Request, VmState};
 use support::hosts::{HostProcess, Payload};
 
@@ -49,8 +56,9 @@ fn a_target_that_cannot_take_the_vm_says_why_and_the_guest_runs_on() {
     let a = HostProcess::start(dir.path(), "a", 0, &[]);
     let b = HostProcess::start(dir.path(), "b", 0, &[]);
     let payload = Payload::create(dir.path(), &a, 128, "ws_mib=1 iops=500");
-    let other = tempfile::tempdir().unwrap();
-    Payload::create(other.path(), &b, 64, "");
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    Payload::create(&other, &b, 64, "");
     let name = &payload.name;
     a.call(&Request::Start { name: name.clone() }).unwrap();
     let error = a.move_to(name, &b).unwrap_err().to_string();
@@ -66,4 +74,121 @@ fn a_target_that_cannot_take_the_vm_says_why_and_the_guest_runs_on() {
     assert!(error.contains("not moved"), "{error}");
     assert_eq!(a.state(name), Some(VmState::Running));
     assert_eq!(c.state(name), None);
+}
+
+#[test]
+fn two_vms_with_one_id_are_refused() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let a = HostProcess::start(dir.path(), "a", 0, &[]);
+    let b = HostProcess::start(dir.path(), "b", 0, &[]);
+    let payload = Payload::create(dir.path(), &a, 64, "ws_mib=1 iops=500");
+    let name = &payload.name;
+    let mut twin = a.definition(name);
+    assert!(twin.id.is_some());
+    twin.name = "twin".parse().unwrap();
+    let create = Request::Create { definition: twin };
+    // At creation.
+    let error = a.call(&create).unwrap_err().to_string();
+    assert!(error.contains("has the id of VM payload"), "{error}");
+    // At arrival: the guest runs on where it was.
+    assert_eq!(b.call(&create).unwrap(), Reply::Ok);
+    a.call(&Request::Start { name: name.clone() }).unwrap();
+    let error = a.move_to(name, &b).unwrap_err().to_string();
+    assert!(error.contains("has the id of VM twin"), "{error}");
+    assert_eq!(a.state(name), Some(VmState::Running));
+    assert_eq!(b.state(name), None);
+}
+
+/// What a VM may have on a host is said there, not by who makes it or sends it.
+#[test]
+fn a_vm_has_its_disks_and_kernel_where_its_host_allows_them() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let a = HostProcess::start(dir.path(), "a", 0, &[]);
+    let b = HostProcess::start(dir.path(), "b", 0, &[]);
+    let payload = Payload::create(dir.path(), &a, 64, "ws_mib=1 iops=500");
+    let name = &payload.name;
+    let good = a.definition(name);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let at = |name: &str| elsewhere.path().join(name);
+    std::fs::copy(&good.boot.kernel, at("guest.elf")).unwrap();
+    std::fs::copy(&payload.image, at("disk.raw")).unwrap();
+    let mut other_disk = good.clone();
+    other_disk.disks[0].location = at("disk.raw").display().to_string();
+    let mut other_kernel = good.clone();
+    other_kernel.boot.kernel = at("guest.elf");
+    let mut other_initrd = good.clone();
+    other_initrd.boot.initrd = Some("/etc/passwd".into());
+    let mut other_server = good.clone();
+    other_server.disks[0].location = "smb://admin@127.0.0.1:1/vms/disk.raw".into();
+    for (bad, why) in [
+        (other_disk, "locations"),
+        (other_server, "locations"),
+        (other_kernel, "folders"),
+        (other_initrd, "folders"),
+    ] {
+        let error = b.call(&Request::Create { definition: bad }).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+
+    // One host allows more than the other: what it sends is held to the other's rules.
+    drop(a);
+    let more = "\n[storage]\nlocations = ['/']\n[boot]\nfolders = ['/']\n";
+    let a = HostProcess::start_saying(dir.path(), "a", more);
+    for (turn, change) in ["disk.raw", "guest.elf"].into_iter().enumerate() {
+        let mut bad = good.clone();
+        bad.name = format!("bad-{turn}").parse().unwrap();
+        bad.id = None;
+        bad.disks.clear();
+        if change == "guest.elf" {
+            bad.boot.kernel = at(change);
+        } else {
+            bad.disks = good.disks.clone();
+            bad.disks[0].location = at(change).display().to_string();
+        }
+        let name = bad.name.clone();
+        a.call(&Request::Create { definition: bad }).unwrap();
+        a.call(&Request::Start { name: name.clone() }).unwrap();
+        let error = a.move_to(&name, &b).unwrap_err().to_string();
+        assert!(error.contains("not moved") && error.contains(change), "{error}");
+        assert_eq!(a.state(&name), Some(VmState::Running));
+        assert_eq!(b.state(&name), None);
+    }
+}
+
+/// Strangers at the migration port, silent ones and slow ones, take no host's place.
+#[test]
+fn hosts_find_a_place_among_strangers_without_end() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let a = HostProcess::start(dir.path(), "a", 0, &[]);
+    let b = HostProcess::start(dir.path(), "b", 0, &[]);
+    let payload = Payload::create(dir.path(), &a, 64, "ws_mib=1 iops=500");
+    let name = &payload.name;
+    a.call(&Request::Start { name: name.clone() }).unwrap();
+    let (address, stop) = (b.address.clone(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let strangers = scope.spawn(|| {
+            let mut all = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                all.retain_mut(|stream: &mut TcpStream| stream.write_all(&[0x16]).is_ok());
+                while all.len() < 300 {
+                    all.push(TcpStream::connect(&address).unwrap());
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        let moved = a.move_to(name, &b);
+        stop.store(true, Ordering::Relaxed);
+        strangers.join().unwrap();
+        assert_eq!(moved.unwrap().outcome, "moved");
+    });
 }

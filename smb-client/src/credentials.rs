@@ -51,6 +51,16 @@ pub enum CredentialsError {
         /// Line, from 1.
         line: usize,
     },
+    /// The file is for somebody else.
+    #[error("credentials file {path} is for user {theirs:?}, and the address names {asked:?}")]
+    OtherUser {
+        /// The file.
+        path: PathBuf,
+        /// Whom the file names.
+        theirs: String,
+        /// Whom the address names.
+        asked: String,
+    },
     /// Nobody said who logs on.
     #[error("no user name given")]
     NoUser,
@@ -83,6 +93,23 @@ impl Login {
         let password = std::env::var(PASSWORD_VARIABLE).ok().map(Zeroizing::new);
         let file = std::env::var_os(FILE_VARIABLE).map(PathBuf::from);
         Self::from_sources(user, password, file.as_deref())
+    }
+
+    /// Takes name and password from a credentials file. `user`, if an address names one, must be the
+    /// file's.
+    pub fn from_file(path: &Path, user: Option<&str>) -> Result<Self, CredentialsError> {
+        let login = Self::from_sources(None, None, Some(path))?;
+        match user.map(|user| Self::with_hash(user, login.0.hash.clone())) {
+            Some(asked) if asked.0.user != login.0.user || asked.0.domain != login.0.domain => {
+                let name = |login: &Self| match login.0.domain.as_str() {
+                    "" => login.0.user.clone(),
+                    domain => format!("{domain}\\{}", login.0.user),
+                };
+                let (theirs, asked) = (name(&login), name(&asked));
+                Err(CredentialsError::OtherUser { path: path.to_owned(), theirs, asked })
+            }
+            _ => Ok(login),
+        }
     }
 
     fn from_sources(
@@ -182,6 +209,18 @@ mod tests {
         let error = Login::from_sources(None, None, Some(bad.path())).unwrap_err();
         assert!(error.to_string().ends_with("line 2: not username=, password= or domain="));
         assert!(!format!("{error:?}").contains("geheim"));
+    }
+
+    #[test]
+    fn a_file_is_for_the_user_that_it_names() {
+        let file = file("username=web\npassword=geheim\n", 0o600);
+        for user in [None, Some("web")] {
+            assert_eq!(Login::from_file(file.path(), user).unwrap().user(), "web");
+        }
+        for user in ["admin", "DOM\\web"] {
+            let error = Login::from_file(file.path(), Some(user)).unwrap_err().to_string();
+            assert!(error.contains("\"web\"") && !error.contains("geheim"), "{error}");
+        }
     }
 
     #[test]

@@ -104,8 +104,9 @@ pub struct Host {
 }
 
 impl Host {
-    /// Starts one in a folder below `folder`, with a certificate of the authority in it.
-    pub fn start(name: &'static str, folder: &Path) -> Outcome<Self> {
+    /// Starts one in a folder below `folder`, with a certificate of the authority in it. Its VMs may
+    /// have their disks beside the one at `disk`, and their kernels in `folder` and in `/boot`.
+    pub fn start(name: &'static str, folder: &Path, disk: &str) -> Outcome<Self> {
         let root = folder.join(name);
         fs::create_dir_all(&root).map_err(|e| e.to_string())?;
         cli(&[
@@ -120,14 +121,22 @@ impl Host {
         ])?;
         let socket = root.join("control.sock");
         let keys = root.join("keys");
+        let (server, share) = disk
+            .split_once('@')
+            .and_then(|(_, place)| place.rsplit_once('/')?.0.split_once('/'))
+            .ok_or_else(|| format!("{disk} is not on a share"))?;
         let text = format!(
             "[host]\nstate_dir = \"{}\"\ncontrol_socket = \"{}\"\n[migration]\n\
-             listen = \"127.0.0.1:0\"\nca = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\n",
+             listen = \"127.0.0.1:0\"\nca = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\n\
+             [storage]\nlocations = [\"smb://{server}/{share}\"]\n[boot]\nfolders = [{:?}, \"/boot\"]\n\
+             [[storage.server]]\nhost = {server:?}\ncredentials = {:?}\n",
             root.join("state").display(),
             socket.display(),
             keys.join("ca.pem").display(),
             keys.join("host.pem").display(),
             keys.join("host-key.pem").display(),
+            folder,
+            folder.join("credentials"),
         );
         let config = root.join("hyperv-host.toml");
         fs::write(&config, text).map_err(|e| e.to_string())?;
@@ -135,7 +144,6 @@ impl Host {
         let mut child = Command::new(ours("hyperv-host"))
             .arg("--config")
             .arg(&config)
-            .env("BULKHEAD_SMB_CREDENTIALS", folder.join("credentials"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

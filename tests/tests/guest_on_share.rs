@@ -36,8 +36,8 @@ impl Stage {
         let url = share_url(&server, "demo.vhdx");
         cli(&["disk", "create", &url, "--size", "1GiB"]).unwrap();
         write_credentials(folder).unwrap();
-        let one = Host::start("host-1", folder).unwrap();
-        let two = Host::start("host-2", folder).unwrap();
+        let one = Host::start("host-1", folder, &url).unwrap();
+        let two = Host::start("host-2", folder, &url).unwrap();
         let vm = write_vm(folder, &url, GUEST).unwrap();
         one.ask(&["create", &shown(&vm)]).unwrap();
         one.ask(&["start", "demo"]).unwrap();

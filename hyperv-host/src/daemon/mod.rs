@@ -31,11 +31,13 @@ use host_api::{
     AfterHostFailure, DiskUsage, MoveStatistics, VmDefinition, VmDetail, VmName, VmState, VmSummary,
 };
 use kvm_ioctls::Kvm;
+use smb_client::SmbUrl;
 use tokio::runtime::Runtime;
 
 use self::store::{MoveId, Record, Store};
 use crate::{
-    config::Config,
+    allowed::{Allowed, NotAllowed},
+    config::{Config, StorageConfig},
     disk_source,
     migrate::{fault::Faults, target::Arrivals, tls::Tls, wire::Standing},
     vmm::{self, DiskShape, Vm, bus::lock, error::chain, vcpu::EndReason},
@@ -87,6 +89,18 @@ pub enum HostError {
     /// A definition is not possible.
     #[error(transparent)]
     Definition(#[from] host_api::DefinitionError),
+    /// It names what VMs of this host may not have.
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
+    /// Nobody says who this host is to the server of a disk.
+    #[error("disk {location}: this host cannot log on there")]
+    Login {
+        /// Where it is.
+        location: String,
+        /// Why.
+        #[source]
+        source: smb_client::CredentialsError,
+    },
     /// The state folder failed.
     #[error("cannot keep the host's records")]
     Store(#[source] io::Error),
@@ -248,6 +262,10 @@ impl Managed {
 pub struct Host {
     /// Its configuration.
     pub config: Config,
+    /// How shares with disks are used.
+    pub storage: Arc<StorageConfig>,
+    /// What VMs may name.
+    pub allowed: Allowed,
     /// KVM.
     pub kvm: Kvm,
     /// Where disks' I/O runs.
@@ -275,6 +293,7 @@ impl Host {
     /// What KVM, the certificates or the state folder say.
     pub fn open(config: Config, faults: Faults) -> anyhow::Result<Arc<Self>> {
         use anyhow::Context;
+        let allowed = usable(&config)?;
         let kvm = Kvm::new().context("cannot open /dev/kvm")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.host.io_threads)
@@ -287,6 +306,8 @@ impl Host {
         })?;
         let tls = config.migration.as_ref().map(Tls::load).transpose()?;
         Ok(Arc::new(Self {
+            storage: Arc::new(config.storage.clone()),
+            allowed,
             config,
             kvm,
             runtime,
@@ -399,6 +420,7 @@ impl Host {
     /// [`HostError`].
     pub fn create(&self, mut definition: VmDefinition) -> Result<(), HostError> {
         definition.check()?;
+        self.check_usable(&definition)?;
         if definition.id.is_none() {
             let mut id = [0; 16];
             let random = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty());
@@ -411,6 +433,25 @@ impl Host {
             self.remove(&managed);
             HostError::Store(error)
         })
+    }
+
+    /// Checks whether a VM can be one of this host's, as far as that can be told without its
+    /// storage: what it names is allowed and there, and this host has a login where its disks are.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn check_usable(&self, definition: &VmDefinition) -> Result<(), HostError> {
+        self.allowed.check(definition)?;
+        for disk in &definition.disks {
+            let location = disk.location.clone();
+            let refused = |source| vmm::Error::Disk { location: location.clone(), source };
+            disk_source::format(disk).map_err(refused)?;
+            if let Ok(url) = location.parse::<SmbUrl>() {
+                disk_source::login(&url, &self.storage)
+                    .map_err(|source| HostError::Login { location, source })?;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets a VM that is off.
@@ -516,9 +557,10 @@ impl Host {
         starter: Starter,
     ) -> Result<(), HostError> {
         let definition = &managed.definition;
+        self.allowed.check(definition)?;
         self.check_memory(definition.memory_mib)?;
         let disks = self.runtime.block_on(async {
-            let prepared = disk_source::prepare_all(definition, self.config.storage).await?;
+            let prepared = disk_source::prepare_all(definition, &self.storage).await?;
             disk_source::open_all(&prepared).await
         })?;
         let shapes: Vec<DiskShape> = disks
@@ -846,6 +888,34 @@ impl Host {
             }
         }
     }
+}
+
+/// Checks a configuration beyond its text: that what it names is there and can be used.
+///
+/// # Errors
+/// The first thing that is not, by name.
+pub fn usable(config: &Config) -> anyhow::Result<Allowed> {
+    use anyhow::Context;
+    let allowed = Allowed::of(config)
+        .map_err(|(what, why)| anyhow::anyhow!("{what:?} in [storage] or [boot]: {why}"))?;
+    for server in &config.storage.servers {
+        let of = || format!("[[storage.server]] {}", server.host);
+        format!("smb://{}/share", server.host)
+            .parse::<SmbUrl>()
+            .map_err(anyhow::Error::from)
+            .and_then(|url| {
+                anyhow::ensure!(url.user.is_none() && url.path.is_empty(), "it is no host:port");
+                Ok(())
+            })
+            .with_context(of)?;
+        if let Some(file) = &server.credentials {
+            smb_client::Login::from_file(file, None).with_context(of)?;
+        }
+    }
+    if let Some(migration) = &config.migration {
+        Tls::load(migration)?;
+    }
+    Ok(allowed)
 }
 
 /// Starts a named thread; a host that cannot is out of resources and says so.

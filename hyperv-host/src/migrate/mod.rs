@@ -15,7 +15,8 @@
 //!  record HandedOver   ◄── the decision, durable
 //!  Commit                                     ──────► verdict `ran`, durable; opens the disks;
 //!                                             ◄────── Running     the guest runs here
-//!  forgets the VM
+//!  Forget              ──────►                        settled before: its own records, durable;
+//!  forgets the VM                                     only then forgets the verdict
 //! ```
 //!
 //! Who goes on when something breaks:
@@ -39,6 +40,7 @@
 //! Modules: [`wire`] the stream's format, [`tls`] who may connect, [`source`] and [`send`] the
 //! sending side, [`target`] the receiving side, [`fault`] points where tests break it.
 
+pub mod door;
 pub mod fault;
 pub mod send;
 pub mod source;

@@ -205,8 +205,7 @@ fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), crate::vmm::Err
     let deadline = Instant::now() + REOPEN_LIMIT;
     loop {
         let opened = host.runtime.block_on(async {
-            let prepared =
-                disk_source::prepare_all(&managed.definition, host.config.storage).await?;
+            let prepared = disk_source::prepare_all(&managed.definition, &host.storage).await?;
             disk_source::open_all(&prepared).await
         });
         match opened {

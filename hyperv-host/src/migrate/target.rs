@@ -23,6 +23,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{
     MoveError,
+    door::{Door, Place},
     tls::{Cutter, Stream},
     wire::{
         self, Hello, Kind, Message, Standing, WireError, parse_pages, read_frame, receive, send,
@@ -44,8 +45,6 @@ use crate::{
     },
 };
 
-/// Connections of other hosts at a time.
-const MOST_CONNECTIONS: usize = 128;
 /// How long a target tries to open the disks that the source has given up.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -100,33 +99,40 @@ pub fn bind(host: &Host) -> io::Result<Option<TcpListener>> {
 
 /// Serves other hosts for ever.
 pub fn serve(host: &Arc<Host>, listener: &TcpListener) {
-    let open = Arc::new(AtomicUsize::new(0));
-    for socket in listener.incoming() {
-        let socket = match socket {
-            Ok(socket) => socket,
+    let door = Arc::new(Door::default());
+    let mut failures = 0u32;
+    loop {
+        let accepted = listener
+            .accept()
+            .and_then(|(socket, peer)| Ok((Cutter::of(&socket)?, socket, peer.ip())));
+        let (cutter, socket, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "migration listener");
+                if failures.is_multiple_of(1000) {
+                    tracing::warn!(%error, failures, "cannot accept other hosts");
+                }
+                failures = failures.wrapping_add(1);
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
             }
         };
-        if open.load(Ordering::Relaxed) >= MOST_CONNECTIONS {
-            continue;
-        }
-        open.fetch_add(1, Ordering::Relaxed);
-        let (host, open) = (host.clone(), open.clone());
+        failures = 0;
+        let Some(place) = door.enter(address, cutter) else { continue };
+        let host = host.clone();
         spawn("migration".into(), move || {
-            if let Err(error) = connection(&host, socket) {
+            if let Err(error) = connection(&host, socket, place) {
                 tracing::debug!(error = chain(&error), "migration connection");
             }
-            open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
 
-fn connection(host: &Arc<Host>, socket: TcpStream) -> Result<(), MoveError> {
+fn connection(host: &Arc<Host>, socket: TcpStream, mut place: Place) -> Result<(), MoveError> {
     let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
     let mut stream = tls.accept(socket)?;
+    if !place.known() {
+        return Err(MoveError::Refused("as many hosts are connected as may be".into()));
+    }
     wire::greet(&mut stream)?;
     match receive(&mut stream)? {
         Message::Hello(hello) => incoming(host, stream, *hello),
@@ -264,6 +270,8 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     let text = |error: &(dyn std::error::Error + 'static)| chain(error);
     let definition = &hello.definition;
     definition.check().map_err(|error| text(&error))?;
+    // What it starts from is needed here at its next reset.
+    host.check_usable(definition).map_err(|error| text(&error))?;
     if !(1..=16).contains(&hello.streams) {
         return Err(format!("{} memory connections", hello.streams));
     }
@@ -278,7 +286,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     host.check_memory(definition.memory_mib).map_err(|error| text(&error))?;
     let disks = host
         .runtime
-        .block_on(disk_source::prepare_all(definition, host.config.storage))
+        .block_on(disk_source::prepare_all(definition, &host.storage))
         .map_err(|error| text(&error))?;
     let managed = Managed::new(definition.clone(), VmState::MovingIn);
     host.insert(&managed).map_err(|error| text(&error))?;

@@ -7,9 +7,10 @@
 use std::{
     io,
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
+    os::unix::fs::PermissionsExt,
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustls::{
@@ -24,6 +25,9 @@ use crate::config::MigrationConfig;
 
 /// The name that every host's certificate carries beside its own.
 pub const ROLE: &str = host_api::pki::ROLE;
+
+/// How long a stranger may take to show its certificate, with all that it sends for that.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Why TLS cannot be set up or a peer is not trusted.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +89,7 @@ impl Stream {
     /// # Errors
     /// Of the operating system.
     pub fn cutter(&self) -> io::Result<Cutter> {
-        self.socket().try_clone().map(Cutter)
+        Cutter::of(self.socket())
     }
 }
 
@@ -137,6 +141,14 @@ impl io::Write for Buffered {
 pub struct Cutter(TcpStream);
 
 impl Cutter {
+    /// One for a socket.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    pub fn of(socket: &TcpStream) -> io::Result<Self> {
+        socket.try_clone().map(Self)
+    }
+
     /// Cuts it; both ends see it at once.
     pub fn cut(&self) {
         // It may be closed already.
@@ -208,6 +220,16 @@ impl Tls {
         }
         let roots = Arc::new(roots);
         let chain = certificates(&config.certificate)?;
+        let mode = std::fs::metadata(&config.key)
+            .map_err(|error| bad(&config.key, error))?
+            .permissions()
+            .mode()
+            & 0o777;
+        if mode & 0o077 != 0 {
+            let why =
+                format!("its mode is {mode:03o}; a key must be readable by its owner only (600)");
+            return Err(bad(&config.key, why));
+        }
         let key =
             || PrivateKeyDer::from_pem_file(&config.key).map_err(|error| bad(&config.key, error));
         let versions = &[&rustls::version::TLS13];
@@ -246,12 +268,14 @@ impl Tls {
         let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(failed)?.collect();
         for candidate in addresses {
             match TcpStream::connect_timeout(&candidate, self.timeout) {
-                Ok(mut socket) => {
-                    self.prepare(&socket)?;
+                Ok(socket) => {
                     let name = ServerName::try_from(ROLE).expect("the role is a DNS name");
                     let mut tls = ClientConnection::new(self.client.clone(), name)?;
-                    complete(|| tls.complete_io(&mut socket).map(|_| tls.is_handshaking()))
-                        .map_err(failed)?;
+                    complete(&socket, self.timeout, |socket| {
+                        tls.complete_io(socket).map(|_| tls.is_handshaking())
+                    })
+                    .map_err(failed)?;
+                    self.prepare(&socket)?;
                     self.check_peer(tls.peer_certificates())?;
                     return Ok(Stream::Client(Box::new(StreamOwned::new(
                         tls,
@@ -268,10 +292,12 @@ impl Tls {
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn accept(&self, mut socket: TcpStream) -> Result<Stream, TlsError> {
-        self.prepare(&socket)?;
+    pub fn accept(&self, socket: TcpStream) -> Result<Stream, TlsError> {
         let mut tls = ServerConnection::new(self.server.clone())?;
-        complete(|| tls.complete_io(&mut socket).map(|_| tls.is_handshaking()))?;
+        complete(&socket, self.timeout.min(HANDSHAKE), |socket| {
+            tls.complete_io(socket).map(|_| tls.is_handshaking())
+        })?;
+        self.prepare(&socket)?;
         self.check_peer(tls.peer_certificates())?;
         Ok(Stream::Server(Box::new(StreamOwned::new(tls, Buffered::new(socket)))))
     }
@@ -295,8 +321,47 @@ impl Tls {
     }
 }
 
-/// Runs a handshake to its end.
-fn complete(mut step: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-    while step()? {}
+/// A socket until a point in time: what comes later, however little at a time, is too late.
+struct Until<'a> {
+    socket: &'a TcpStream,
+    end: Instant,
+}
+
+impl Until<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));
+        }
+        Ok(Some(left))
+    }
+}
+
+impl io::Read for Until<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(self.left()?)?;
+        self.socket.read(into)
+    }
+}
+
+impl io::Write for Until<'_> {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(self.left()?)?;
+        self.socket.write(from)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
+    }
+}
+
+/// Runs a handshake to its end, which must come in `time`.
+fn complete(
+    socket: &TcpStream,
+    time: Duration,
+    mut step: impl FnMut(&mut Until<'_>) -> io::Result<bool>,
+) -> io::Result<()> {
+    let mut until = Until { socket, end: Instant::now() + time };
+    while step(&mut until)? {}
     Ok(())
 }

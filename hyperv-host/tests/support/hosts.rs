@@ -42,6 +42,18 @@ impl HostProcess {
 
     /// As [`HostProcess::start`], with the time after which a silent peer counts as lost.
     pub fn start_with(dir: &Path, name: &str, port: u16, faults: &[&str], timeout_s: u32) -> Self {
+        let more = format!(
+            "timeout_s = {timeout_s}\n[storage]\nlocations = [{dir:?}]\n[boot]\nfolders = [{dir:?}]\n"
+        );
+        Self::start_all(dir, name, port, faults, &more)
+    }
+
+    /// As [`HostProcess::start`], with this after the first keys of `[migration]`.
+    pub fn start_saying(dir: &Path, name: &str, more: &str) -> Self {
+        Self::start_all(dir, name, 0, &[], more)
+    }
+
+    fn start_all(dir: &Path, name: &str, port: u16, faults: &[&str], more: &str) -> Self {
         let root = dir.join(name);
         if !root.exists() {
             host_api::pki::init(&dir.join("ca"), name, &root).unwrap();
@@ -50,7 +62,7 @@ impl HostProcess {
         let text = format!(
             "[host]\nstate_dir = {state:?}\ncontrol_socket = {socket:?}\n[migration]\n\
              listen = '127.0.0.1:{port}'\nca = {ca:?}\ncertificate = {certificate:?}\n\
-             key = {key:?}\ntimeout_s = {timeout_s}\n",
+             key = {key:?}\n{more}",
             state = root.join("state"),
             socket = root.join("control.sock"),
             ca = root.join("ca.pem"),
@@ -92,6 +104,14 @@ impl HostProcess {
     /// Asks the host.
     pub fn call(&self, request: &Request) -> Result<Reply, ClientError> {
         Client::connect(&self.socket)?.call(request)
+    }
+
+    /// The definition of a VM.
+    pub fn definition(&self, name: &VmName) -> host_api::VmDefinition {
+        match self.call(&Request::Show { name: name.clone() }) {
+            Ok(Reply::Show { vm }) => vm.definition,
+            other => panic!("{name}: {other:?}"),
+        }
     }
 
     /// State of a VM; `None` if the host has none of that name or is not there.

@@ -25,7 +25,7 @@ fn bench() -> Outcome<Value> {
     let url = share_url(&server, "bench.vhdx");
     cli(&["disk", "create", &url, "--size", "4GiB"])?;
     write_credentials(folder)?;
-    let hosts = [Host::start("host-1", folder)?, Host::start("host-2", folder)?];
+    let hosts = [Host::start("host-1", folder, &url)?, Host::start("host-2", folder, &url)?];
     let vm = write_vm_of(folder, &url, GUEST, MEMORY_MIB)?;
     hosts[0].ask(&["create", &shown(&vm)])?;
     hosts[0].ask(&["start", "demo"])?;

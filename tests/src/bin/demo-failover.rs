@@ -144,7 +144,7 @@ fn demo(since: Instant) -> Outcome<()> {
     let url = url_in(&server, "ca", "demo.vhdx");
     cli(&["disk", "create", &url, "--size", "2GiB"])?;
     write_credentials(&folder)?;
-    let host = Host::start("host", &folder)?;
+    let host = Host::start("host", &folder, &url)?;
     let vm = write_vm(&folder, &url, GUEST)?;
     host.ask(&["create", &shown(&vm)])?;
     host.ask(&["start", "demo"])?;

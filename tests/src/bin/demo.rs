@@ -85,8 +85,8 @@ fn demo(story: &Story) -> Outcome<()> {
     story.tell(format!("made a dynamic VHDX of 4 GiB through SMB: {} KiB on disk", length / 1024));
 
     write_credentials(&folder)?;
-    let one = Host::start("host-1", &folder)?;
-    let two = Host::start("host-2", &folder)?;
+    let one = Host::start("host-1", &folder, &url)?;
+    let two = Host::start("host-2", &folder, &url)?;
     story.tell("two VM hosts run and trust each other's certificates");
 
     let vm = write_vm(&folder, &url, GUEST)?;

@@ -114,8 +114,8 @@ fn lab(story: &Story, hosts: &mut Vec<Host>) -> Outcome<()> {
     cli(&["disk", "create", &url, "--size", "512MiB"])?;
     story.tell("smbd serves a dynamic VHDX of 512 MiB");
     write_credentials(&folder)?;
-    hosts.push(Host::start("host-1", &folder)?);
-    hosts.push(Host::start("host-2", &folder)?);
+    hosts.push(Host::start("host-1", &folder, &url)?);
+    hosts.push(Host::start("host-2", &folder, &url)?);
     let witness = Witness { hosts, folder: &folder };
     move_linux(story, &hosts[0], &hosts[1], &folder, &url)?;
     witness.nothing_to_tell();

@@ -1,0 +1,244 @@
+//! What a VM may name: its disks lie in the configured locations, its kernel and initial RAM disk in
+//! the configured folders. That holds for VMs made here and for those that another host sends, when
+//! they come and each time they start: a peer must not have this host's other files and devices, nor
+//! its passwords told to a server of the peer's choice.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use host_api::VmDefinition;
+use smb_client::SmbUrl;
+
+use crate::config::Config;
+
+/// Why a VM may not be here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotAllowed {
+    /// A disk is elsewhere.
+    #[error("disk {0} is in none of this host's `locations` ([storage] in its configuration)")]
+    Disk(String),
+    /// A kernel or an initial RAM disk is elsewhere.
+    #[error(
+        "{0} is in none of the `folders` that VMs start from ([boot] in the host's configuration)"
+    )]
+    Boot(PathBuf),
+    /// A file cannot be looked at.
+    #[error("{path} of the VM cannot be used on this host")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A location is no address of a share.
+    #[error("disk {location}")]
+    Url {
+        /// Where it is said to be.
+        location: String,
+        /// What is wrong with it.
+        #[source]
+        source: smb_client::UrlError,
+    },
+}
+
+/// A place for disks.
+#[derive(Debug, Clone)]
+enum Location {
+    Local(PathBuf),
+    Share(SmbUrl),
+}
+
+/// The configured places.
+#[derive(Debug, Clone)]
+pub struct Allowed {
+    locations: Vec<Location>,
+    boot: Vec<PathBuf>,
+}
+
+impl Allowed {
+    /// Reads the places of a configuration; the error is the text that is no place, and why.
+    ///
+    /// # Errors
+    /// For an address that is none, and for a path that is not absolute.
+    pub fn of(config: &Config) -> Result<Self, (String, String)> {
+        let mut locations = Vec::new();
+        for text in &config.storage.locations {
+            locations.push(if SmbUrl::looks_like(text) {
+                let url: SmbUrl = text
+                    .parse()
+                    .map_err(|error: smb_client::UrlError| (text.clone(), error.to_string()))?;
+                if url.user.is_some() {
+                    return Err((text.clone(), "a location names no user".into()));
+                }
+                Location::Share(url)
+            } else {
+                Location::Local(text.into())
+            });
+        }
+        let boot = config.boot.folders.clone();
+        let local = locations.iter().filter_map(|location| match location {
+            Location::Local(path) => Some(path),
+            Location::Share(_) => None,
+        });
+        if let Some(path) = local.chain(&boot).find(|path| !path.is_absolute()) {
+            return Err((path.display().to_string(), "it is no absolute path".into()));
+        }
+        Ok(Self { locations, boot })
+    }
+
+    /// Whether a VM may be here. Links are followed first: what counts is the file that they lead to.
+    ///
+    /// # Errors
+    /// The first thing it names that is elsewhere or not there.
+    pub fn check(&self, definition: &VmDefinition) -> Result<(), NotAllowed> {
+        let boot = &definition.boot;
+        for path in std::iter::once(&boot.kernel).chain(&boot.initrd) {
+            let real = real(path)?;
+            if !self.boot.iter().any(|folder| holds(folder, &real)) {
+                return Err(NotAllowed::Boot(path.clone()));
+            }
+        }
+        definition.disks.iter().try_for_each(|disk| self.check_disk(&disk.location))
+    }
+
+    fn check_disk(&self, location: &str) -> Result<(), NotAllowed> {
+        let inside = if SmbUrl::looks_like(location) {
+            let url = location.parse().map_err(|source| {
+                let location = location.to_owned();
+                NotAllowed::Url { location, source }
+            })?;
+            self.locations.iter().any(|place| match place {
+                Location::Share(place) => reaches(place, &url),
+                Location::Local(_) => false,
+            })
+        } else {
+            let real = real(Path::new(location))?;
+            self.locations.iter().any(|place| match place {
+                Location::Local(place) => holds(place, &real),
+                Location::Share(_) => false,
+            })
+        };
+        if inside { Ok(()) } else { Err(NotAllowed::Disk(location.to_owned())) }
+    }
+}
+
+fn real(path: &Path) -> Result<PathBuf, NotAllowed> {
+    path.canonicalize().map_err(|source| NotAllowed::File { path: path.to_owned(), source })
+}
+
+/// Whether `place`, if it is there, is `real` or a folder above it.
+fn holds(place: &Path, real: &Path) -> bool {
+    place.canonicalize().is_ok_and(|place| real.starts_with(place))
+}
+
+/// Whether `url` is on the same share as `place`, and the same file or below.
+fn reaches(place: &SmbUrl, url: &SmbUrl) -> bool {
+    // Other letters must be as configured: a name is never taken for one that the server tells apart.
+    let same = str::eq_ignore_ascii_case;
+    let mut parts = url.path.split('\\');
+    same(&place.host, &url.host)
+        && place.port == url.port
+        && same(&place.share, &url.share)
+        && place
+            .path
+            .split('\\')
+            .filter(|part| !part.is_empty())
+            .all(|part| parts.next().is_some_and(|other| same(part, other)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(text: &str) -> Result<Allowed, (String, String)> {
+        let text = format!("[host]\nstate_dir = '/s'\n{text}");
+        Allowed::of(&Config::parse(&text, Path::new("x")).unwrap())
+    }
+
+    fn vm(kernel: &Path, more: &str) -> VmDefinition {
+        let text = format!("name = 'a'\nmemory_mib = 64\n[boot]\nkernel = {kernel:?}\n{more}");
+        VmDefinition::from_toml(&text).unwrap()
+    }
+
+    #[test]
+    fn what_lies_elsewhere_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["vms", "boot", "vms-of-others"] {
+            std::fs::create_dir(at(folder)).unwrap();
+        }
+        for file in ["vms/a.raw", "boot/k", "vms-of-others/b.raw", "secret"] {
+            std::fs::write(at(file), [0; 512]).unwrap();
+        }
+        std::os::unix::fs::symlink(at("secret"), at("vms/link.raw")).unwrap();
+        std::os::unix::fs::symlink(at("secret"), at("boot/link")).unwrap();
+        let allowed = allowed(&format!(
+            "[storage]\nlocations = [{:?}, 'smb://files.example/vms/web']\n[boot]\nfolders = [{:?}]\n",
+            at("vms"),
+            at("boot"),
+        ))
+        .unwrap();
+        let check = |kernel: &Path, disk: &str| {
+            let disk = format!("[[disk]]\nlocation = '{disk}'\n");
+            allowed.check(&vm(kernel, &disk)).map_err(|error| error.to_string())
+        };
+        let kernel = at("boot/k");
+        let shown = |name: &str| at(name).display().to_string();
+        for good in [
+            &*shown("vms/a.raw"),
+            &shown("vms/../vms/a.raw"),
+            "smb://files.example/vms/web/a.vhdx",
+            "smb://someone@FILES.example:445/VMs/Web/deep/a.vhdx",
+        ] {
+            check(&kernel, good).unwrap();
+        }
+        for bad in [
+            &*shown("secret"),
+            &shown("vms/../secret"),
+            &shown("vms/link.raw"),
+            &shown("vms-of-others/b.raw"),
+            "/dev/null",
+            "smb://files.example/vms/a.vhdx",
+            "smb://files.example/vms/website/a.vhdx",
+            "smb://files.example:446/vms/web/a.vhdx",
+            "smb://elsewhere.example/vms/web/a.vhdx",
+            "smb://files.example/other/web/a.vhdx",
+        ] {
+            let error = check(&kernel, bad).unwrap_err();
+            assert!(error.contains(bad) && error.contains("locations"), "{bad}: {error}");
+        }
+        assert!(check(&kernel, &shown("vms/none.raw")).unwrap_err().contains("none.raw"));
+        check(&kernel, "smb://files.example/vms/web/../a.vhdx").unwrap_err();
+        for bad in ["secret", "boot/../secret", "boot/link"] {
+            let error = check(&at(bad), "smb://files.example/vms/web/a.vhdx").unwrap_err();
+            assert!(error.contains("folders"), "{error}");
+        }
+        let initrd = format!("initrd = {:?}\n", at("secret"));
+        let error = allowed.check(&vm(&kernel, &initrd)).unwrap_err().to_string();
+        assert!(error.contains("secret") && error.contains("folders"), "{error}");
+    }
+
+    #[test]
+    fn without_locations_no_disk_is_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("k");
+        std::fs::write(&file, []).unwrap();
+        let allowed = allowed(&format!("[boot]\nfolders = [{:?}]\n", dir.path())).unwrap();
+        allowed.check(&vm(&file, "")).unwrap();
+        let disk = format!("[[disk]]\nlocation = {file:?}\n");
+        assert!(matches!(allowed.check(&vm(&file, &disk)), Err(NotAllowed::Disk(_))));
+    }
+
+    #[test]
+    fn a_place_that_is_none_is_named() {
+        for bad in ["smb://host", "smb://user@host/share", "vms"] {
+            let (what, _) = allowed(&format!("[storage]\nlocations = ['{bad}']\n")).unwrap_err();
+            assert_eq!(what, bad);
+        }
+        assert!(allowed("[boot]\nfolders = ['boot']\n").is_err());
+    }
+}
