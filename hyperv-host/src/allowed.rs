@@ -1,7 +1,8 @@
 //! What a VM may name: its disks lie in the configured locations, its kernel and initial RAM disk in
 //! the configured folders. That holds for VMs made here and for those that another host sends, when
 //! they come and each time they start: a peer must not have this host's other files and devices, nor
-//! its passwords told to a server of the peer's choice.
+//! its passwords told to a server of the peer's choice. Where nothing is configured, whoever may make
+//! VMs on this host is trusted with its files, and no other host is.
 
 use std::{
     io,
@@ -25,6 +26,16 @@ pub enum NotAllowed {
         "{0} is in none of the `folders` that VMs start from ([boot] in the host's configuration)"
     )]
     Boot(PathBuf),
+    /// It comes from another host, and nothing says what such a VM may have here.
+    #[error(
+        "{what} is refused: this host's configuration must say in which {key} VMs of other hosts have theirs"
+    )]
+    Unsaid {
+        /// The disk or file.
+        what: String,
+        /// What is missing, with its section.
+        key: &'static str,
+    },
     /// A file cannot be looked at.
     #[error("{path} of the VM cannot be used on this host")]
     File {
@@ -52,11 +63,20 @@ enum Location {
     Share(SmbUrl),
 }
 
+/// Whose a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// This host's: made here, or accepted before.
+    Own,
+    /// Another host sends it.
+    Sent,
+}
+
 /// The configured places.
 #[derive(Debug, Clone)]
 pub struct Allowed {
-    locations: Vec<Location>,
-    boot: Vec<PathBuf>,
+    locations: Option<Vec<Location>>,
+    boot: Option<Vec<PathBuf>>,
 }
 
 impl Allowed {
@@ -65,64 +85,80 @@ impl Allowed {
     /// # Errors
     /// For an address that is none, and for a path that is not absolute.
     pub fn of(config: &Config) -> Result<Self, (String, String)> {
-        let mut locations = Vec::new();
-        for text in &config.storage.locations {
-            locations.push(if SmbUrl::looks_like(text) {
-                let url: SmbUrl = text
-                    .parse()
-                    .map_err(|error: smb_client::UrlError| (text.clone(), error.to_string()))?;
-                if url.user.is_some() {
-                    return Err((text.clone(), "a location names no user".into()));
-                }
-                Location::Share(url)
-            } else {
-                Location::Local(text.into())
-            });
-        }
+        let absolute = |path: PathBuf| match path.is_absolute() {
+            true => Ok(path),
+            false => Err((path.display().to_string(), "it is no absolute path".to_owned())),
+        };
+        let location = |text: &String| -> Result<Location, (String, String)> {
+            if !SmbUrl::looks_like(text) {
+                return absolute(text.into()).map(Location::Local);
+            }
+            match text.parse::<SmbUrl>() {
+                Ok(url) if url.user.is_none() => Ok(Location::Share(url)),
+                Ok(_) => Err((text.clone(), "a location names no user".to_owned())),
+                Err(error) => Err((text.clone(), error.to_string())),
+            }
+        };
+        let locations = config.storage.locations.as_ref();
         let boot = config.boot.folders.clone();
-        let local = locations.iter().filter_map(|location| match location {
-            Location::Local(path) => Some(path),
-            Location::Share(_) => None,
-        });
-        if let Some(path) = local.chain(&boot).find(|path| !path.is_absolute()) {
-            return Err((path.display().to_string(), "it is no absolute path".into()));
-        }
-        Ok(Self { locations, boot })
+        Ok(Self {
+            locations: locations.map(|all| all.iter().map(location).collect()).transpose()?,
+            boot: boot.map(|all| all.into_iter().map(absolute).collect()).transpose()?,
+        })
+    }
+
+    /// Whether VMs of other hosts are taken.
+    pub fn takes_others(&self) -> bool {
+        self.locations.is_some() && self.boot.is_some()
     }
 
     /// Whether a VM may be here. Links are followed first: what counts is the file that they lead to.
     ///
     /// # Errors
     /// The first thing it names that is elsewhere or not there.
-    pub fn check(&self, definition: &VmDefinition) -> Result<(), NotAllowed> {
+    pub fn check(&self, definition: &VmDefinition, whose: Whose) -> Result<(), NotAllowed> {
         let boot = &definition.boot;
         for path in std::iter::once(&boot.kernel).chain(&boot.initrd) {
             let real = real(path)?;
-            if !self.boot.iter().any(|folder| holds(folder, &real)) {
+            let what = || path.display().to_string();
+            let folders = said(&self.boot, whose, "`folders` ([boot])", what)?;
+            if !folders.is_none_or(|all| all.iter().any(|folder| holds(folder, &real))) {
                 return Err(NotAllowed::Boot(path.clone()));
             }
         }
-        definition.disks.iter().try_for_each(|disk| self.check_disk(&disk.location))
+        definition.disks.iter().try_for_each(|disk| self.check_disk(&disk.location, whose))
     }
 
-    fn check_disk(&self, location: &str) -> Result<(), NotAllowed> {
-        let inside = if SmbUrl::looks_like(location) {
+    fn check_disk(&self, location: &str, whose: Whose) -> Result<(), NotAllowed> {
+        let what = || format!("disk {location}");
+        let places = said(&self.locations, whose, "`locations` ([storage])", what)?;
+        let inside = |lies: &dyn Fn(&Location) -> bool| match places {
+            Some(places) if !places.iter().any(lies) => Err(NotAllowed::Disk(location.to_owned())),
+            _ => Ok(()),
+        };
+        if SmbUrl::looks_like(location) {
             let url = location.parse().map_err(|source| {
                 let location = location.to_owned();
                 NotAllowed::Url { location, source }
             })?;
-            self.locations.iter().any(|place| match place {
-                Location::Share(place) => reaches(place, &url),
-                Location::Local(_) => false,
-            })
+            inside(&|place| matches!(place, Location::Share(place) if reaches(place, &url)))
         } else {
             let real = real(Path::new(location))?;
-            self.locations.iter().any(|place| match place {
-                Location::Local(place) => holds(place, &real),
-                Location::Share(_) => false,
-            })
-        };
-        if inside { Ok(()) } else { Err(NotAllowed::Disk(location.to_owned())) }
+            inside(&|place| matches!(place, Location::Local(place) if holds(place, &real)))
+        }
+    }
+}
+
+/// What is configured; without it nothing that another host sends passes.
+fn said<'a, T>(
+    places: &'a Option<Vec<T>>,
+    whose: Whose,
+    key: &'static str,
+    what: impl FnOnce() -> String,
+) -> Result<Option<&'a [T]>, NotAllowed> {
+    match (places, whose) {
+        (None, Whose::Sent) => Err(NotAllowed::Unsaid { what: what(), key }),
+        (places, _) => Ok(places.as_deref()),
     }
 }
 
@@ -184,7 +220,7 @@ mod tests {
         .unwrap();
         let check = |kernel: &Path, disk: &str| {
             let disk = format!("[[disk]]\nlocation = '{disk}'\n");
-            allowed.check(&vm(kernel, &disk)).map_err(|error| error.to_string())
+            allowed.check(&vm(kernel, &disk), Whose::Own).map_err(|error| error.to_string())
         };
         let kernel = at("boot/k");
         let shown = |name: &str| at(name).display().to_string();
@@ -218,19 +254,34 @@ mod tests {
             assert!(error.contains("folders"), "{error}");
         }
         let initrd = format!("initrd = {:?}\n", at("secret"));
-        let error = allowed.check(&vm(&kernel, &initrd)).unwrap_err().to_string();
+        let error = allowed.check(&vm(&kernel, &initrd), Whose::Own).unwrap_err().to_string();
         assert!(error.contains("secret") && error.contains("folders"), "{error}");
     }
 
+    /// Who may make VMs here is trusted with the files here; no other host is.
     #[test]
-    fn without_locations_no_disk_is_allowed() {
+    fn where_nothing_is_said_nothing_comes_from_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("k");
         std::fs::write(&file, []).unwrap();
-        let allowed = allowed(&format!("[boot]\nfolders = [{:?}]\n", dir.path())).unwrap();
-        allowed.check(&vm(&file, "")).unwrap();
-        let disk = format!("[[disk]]\nlocation = {file:?}\n");
-        assert!(matches!(allowed.check(&vm(&file, &disk)), Err(NotAllowed::Disk(_))));
+        let disk = |location: &str| vm(&file, &format!("[[disk]]\nlocation = '{location}'\n"));
+        let here = disk(&file.display().to_string());
+        let there = disk("smb://files.example/vms/a.vhdx");
+        let folders = format!("[boot]\nfolders = [{:?}]\n", dir.path());
+        for (config, key) in [("", "folders"), (&*folders, "locations")] {
+            let allowed = allowed(config).unwrap();
+            assert!(!allowed.takes_others());
+            for definition in [&here, &there] {
+                allowed.check(definition, Whose::Own).unwrap();
+                let error = allowed.check(definition, Whose::Sent).unwrap_err().to_string();
+                assert!(error.contains(key), "{error}");
+            }
+        }
+        let allowed = allowed(&format!("{folders}[storage]\nlocations = []\n")).unwrap();
+        for whose in [Whose::Own, Whose::Sent] {
+            assert!(matches!(allowed.check(&here, whose), Err(NotAllowed::Disk(_))));
+            allowed.check(&vm(&file, ""), whose).unwrap();
+        }
     }
 
     #[test]

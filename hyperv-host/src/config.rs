@@ -119,17 +119,12 @@ pub struct ServerConfig {
 }
 
 /// `[boot]`: what VMs may be started from.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BootConfig {
-    /// Folders that kernels and initial RAM disks are taken from, with all below them.
-    pub folders: Vec<PathBuf>,
-}
-
-impl Default for BootConfig {
-    fn default() -> Self {
-        Self { folders: vec!["/var/lib/hyperv-host/boot".into()] }
-    }
+    /// Folders that kernels and initial RAM disks are taken from, with all below them. Without them
+    /// the host's own VMs may have theirs anywhere, and none comes from another host.
+    pub folders: Option<Vec<PathBuf>>,
 }
 
 /// `[storage]`: where disks may be, and how shares with disks are used.
@@ -137,8 +132,9 @@ impl Default for BootConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
     /// Folders, shares (`smb://host[:port]/share[/folder]`) and block devices. A VM of this host or
-    /// of another that sends it may have its disks there, and nowhere else.
-    pub locations: Vec<String>,
+    /// of another that sends it may have its disks there, and nowhere else. Without them the host's
+    /// own VMs may have theirs anywhere, and none with disks comes from another host.
+    pub locations: Option<Vec<String>>,
     /// Encryption with all servers.
     pub encryption: Encrypted,
     /// What is said of single servers.
@@ -155,7 +151,7 @@ pub struct StorageConfig {
 impl Default for StorageConfig {
     fn default() -> Self {
         Self {
-            locations: Vec::new(),
+            locations: None,
             encryption: Encrypted::default(),
             servers: Vec::new(),
             keep_alive_ms: 2000,

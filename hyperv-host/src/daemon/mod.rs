@@ -36,7 +36,7 @@ use tokio::runtime::Runtime;
 
 use self::store::{MoveId, Record, Store};
 use crate::{
-    allowed::{Allowed, NotAllowed},
+    allowed::{Allowed, NotAllowed, Whose},
     config::{Config, StorageConfig},
     disk_source,
     migrate::{fault::Faults, target::Arrivals, tls::Tls, wire::Standing},
@@ -420,7 +420,7 @@ impl Host {
     /// [`HostError`].
     pub fn create(&self, mut definition: VmDefinition) -> Result<(), HostError> {
         definition.check()?;
-        self.check_usable(&definition)?;
+        self.check_usable(&definition, Whose::Own)?;
         if definition.id.is_none() {
             let mut id = [0; 16];
             let random = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty());
@@ -440,8 +440,8 @@ impl Host {
     ///
     /// # Errors
     /// [`HostError`].
-    pub fn check_usable(&self, definition: &VmDefinition) -> Result<(), HostError> {
-        self.allowed.check(definition)?;
+    pub fn check_usable(&self, definition: &VmDefinition, whose: Whose) -> Result<(), HostError> {
+        self.allowed.check(definition, whose)?;
         for disk in &definition.disks {
             let location = disk.location.clone();
             let refused = |source| vmm::Error::Disk { location: location.clone(), source };
@@ -557,7 +557,7 @@ impl Host {
         starter: Starter,
     ) -> Result<(), HostError> {
         let definition = &managed.definition;
-        self.allowed.check(definition)?;
+        self.allowed.check(definition, Whose::Own)?;
         self.check_memory(definition.memory_mib)?;
         let disks = self.runtime.block_on(async {
             let prepared = disk_source::prepare_all(definition, &self.storage).await?;

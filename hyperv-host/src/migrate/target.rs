@@ -30,6 +30,7 @@ use super::{
     },
 };
 use crate::{
+    allowed::Whose,
     daemon::{
         Host, Managed, spawn,
         store::{MoveId, Verdict},
@@ -91,6 +92,12 @@ impl Arrivals {
 /// Of the operating system.
 pub fn bind(host: &Host) -> io::Result<Option<TcpListener>> {
     let Some(config) = &host.config.migration else { return Ok(None) };
+    if !host.allowed.takes_others() {
+        tracing::warn!(
+            "VMs can go from here and none can come: the configuration must say where VMs of other hosts may have \
+             their disks and kernels, `locations` in [storage] and `folders` in [boot]"
+        );
+    }
     let listener = TcpListener::bind(config.listen)?;
     let address = listener.local_addr()?;
     host.migration_address.get_or_init(|| address);
@@ -271,7 +278,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     let definition = &hello.definition;
     definition.check().map_err(|error| text(&error))?;
     // What it starts from is needed here at its next reset.
-    host.check_usable(definition).map_err(|error| text(&error))?;
+    host.check_usable(definition, Whose::Sent).map_err(|error| text(&error))?;
     if !(1..=16).contains(&hello.streams) {
         return Err(format!("{} memory connections", hello.streams));
     }
