@@ -21,7 +21,7 @@ use std::{
 use block_io::{Disk, Geometry};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
-use super::{Backend, Drain, QueueIo, Worker, chain::Chain};
+use super::{Backend, Drain, QueueIo, Turn, Worker, chain::Chain, give_way};
 use crate::vmm::bus::lock;
 
 const SECTOR: u64 = 512;
@@ -228,13 +228,16 @@ impl Backend for Blk {
 struct Done {
     head: u16,
     written: u32,
+    bytes: u64,
 }
 
 async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
     let disk = blk.disk();
     let mut in_flight = FuturesUnordered::new();
     let mut progress = Progress(Instant::now());
+    let mut turn = Turn::default();
     loop {
+        turn.renew().await;
         let draining = *drain.borrow_and_update();
         if draining && in_flight.is_empty() {
             drop(in_flight);
@@ -250,7 +253,7 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
                     let (blk, disk, mem) = (blk.clone(), disk.clone(), io.mem.clone());
                     in_flight.push(async move {
                         let written = request(&blk, disk.as_deref(), &mem, &chain).await;
-                        Done { head: chain.head, written }
+                        Done { head: chain.head, written, bytes: chain.total_len() }
                     });
                 }
                 let popped = in_flight.len() > before;
@@ -267,13 +270,17 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
             Some(done) = in_flight.next(), if !in_flight.is_empty() => {
                 progress.completed(&blk.counters);
                 io.push(done.head, done.written);
-                while let Some(Some(done)) = in_flight.next().now_or_never() {
+                turn.took(done.bytes);
+                while !turn.is_over()
+                    && let Some(Some(done)) = in_flight.next().now_or_never()
+                {
                     io.push(done.head, done.written);
+                    turn.took(done.bytes);
                 }
                 io.signal();
             }
             changed = drain.changed() => if changed.is_err() { return io },
-            () = io.kick.wait(), if !draining && in_flight.len() < IN_FLIGHT => {}
+            () = io.kick.wait(), if !draining && in_flight.len() < IN_FLIGHT => turn.took(0),
         }
     }
 }
@@ -358,6 +365,9 @@ async fn carry_out(
                 disk.read_at(offset + *written, &mut buffer[..len]).await?;
                 chain.write(mem, *written, &buffer[..len])?;
                 *written += len as u64;
+                if *written < data_room {
+                    give_way().await;
+                }
             }
             blk.give_back(buffer);
             counters.reads.fetch_add(1, Ordering::Relaxed);
@@ -377,6 +387,9 @@ async fn carry_out(
                 chain.read(mem, HEADER + done, &mut buffer[..part])?;
                 disk.write_at(offset + done, &buffer[..part]).await?;
                 done += part as u64;
+                if done < len {
+                    give_way().await;
+                }
             }
             blk.give_back(buffer);
             counters.writes.fetch_add(1, Ordering::Relaxed);
