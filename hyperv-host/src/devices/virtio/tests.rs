@@ -34,6 +34,7 @@ const WRITABLE: u16 = 2;
 #[derive(Debug, Default)]
 struct QuickDisk {
     reads: AtomicUsize,
+    writes: AtomicUsize,
 }
 
 impl Disk for QuickDisk {
@@ -52,6 +53,7 @@ impl Disk for QuickDisk {
     }
 
     fn write_at<'a>(&'a self, _: u64, _: &'a [u8]) -> IoFuture<'a, ()> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(()) })
     }
 
@@ -200,4 +202,41 @@ fn a_long_request_gives_way_to_others() {
     assert!(!rig.poll());
     let reads = disk.reads.load(Ordering::Relaxed);
     assert!(reads <= 2, "{reads} pieces in one go");
+}
+
+/// Polls a request of `count` pieces of `len` bytes to its end; its status, and how often the disk
+/// was asked for anything.
+fn request(kind: u32, count: usize, len: u32, flags: u16) -> Option<(u8, usize)> {
+    let (blk, disk) = blk();
+    let mut pieces = vec![(HEADER, 16, 0)];
+    pieces.extend(vec![(DATA, len, flags); count]);
+    pieces.push((STATUS, 1, WRITABLE));
+    let mut rig = rig(blk, 0, &pieces)?;
+    rig.ram.write_obj(kind, GuestAddress(HEADER)).unwrap();
+    rig.ram.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
+    rig.ram.write_obj(1u16, GuestAddress(AVAIL + 2)).unwrap();
+    while rig.used() == 0 {
+        rig.poll();
+    }
+    let status = rig.ram.read_obj(GuestAddress(STATUS)).unwrap();
+    let asked = disk.reads.load(Ordering::Relaxed) + disk.writes.load(Ordering::Relaxed);
+    Some((status, asked))
+}
+
+#[test]
+fn a_request_is_as_long_as_a_driver_is_told_at_most() {
+    for (kind, flags) in [(0, WRITABLE), (1, 0)] {
+        let Some((status, asked)) = request(kind, 254, 1 << 20, flags) else { return };
+        assert_eq!((status, asked), (0, 254));
+        // One sector more, by pieces that are all the same memory.
+        let Some((status, asked)) = request(kind, 254, (1 << 20) + 512, flags) else { return };
+        assert_eq!((status, asked), (1, 0));
+    }
+}
+
+#[test]
+fn a_driver_is_told_how_long_a_segment_may_be() {
+    let (blk, _) = blk();
+    assert_ne!(blk.features() & 1 << 1, 0);
+    assert_eq!(blk.config()[8..16], [0, 0, 16, 0, 254, 0, 0, 0]);
 }
