@@ -6,7 +6,7 @@ mod support;
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -86,11 +86,18 @@ struct Deaf {
     disk: Arc<dyn Disk>,
     open: watch::Sender<bool>,
     asked: AtomicUsize,
+    /// It panics then.
+    breaks: AtomicBool,
 }
 
 impl Deaf {
     fn over(disk: Arc<dyn Disk>) -> Arc<Self> {
-        Arc::new(Self { disk, open: watch::Sender::new(false), asked: AtomicUsize::new(0) })
+        Arc::new(Self {
+            disk,
+            open: watch::Sender::new(false),
+            asked: AtomicUsize::new(0),
+            breaks: AtomicBool::new(false),
+        })
     }
 }
 
@@ -103,6 +110,7 @@ impl Disk for Deaf {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let _ = self.open.subscribe().wait_for(|open| *open).await;
+            assert!(!self.breaks.load(Ordering::Relaxed), "it breaks");
             self.disk.read_at(offset, buf).await
         })
     }
@@ -321,6 +329,18 @@ fn a_pause_waits_for_what_a_reset_does_not() {
     rig.function.lock().unwrap().resume();
     rig.control.run();
     rig.works();
+}
+
+#[test]
+fn a_device_that_panics_ends_its_machine_at_once() {
+    let Some((rig, deaf)) = deaf_rig() else { return };
+    assert_eq!((rig.read8(0x14), rig.control.ended()), (0xf, None));
+    deaf.breaks.store(true, Ordering::Relaxed);
+    deaf.open.send_replace(true);
+    let end = rig.control.wait_end(Duration::from_secs(20));
+    let Some(EndReason::Failed(why)) = end else { panic!("{end:?}") };
+    assert!(why.contains("disk x failed") && why.contains("it breaks"), "{why}");
+    assert_eq!(rig.read8(0x14), 0xf | NEEDS_RESET);
 }
 
 #[derive(Debug, Clone)]

@@ -33,6 +33,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::{
     Error,
     bus::{Bus, lock},
+    error::panic_text,
     memory::GuestRam,
 };
 
@@ -348,9 +349,7 @@ impl Worker {
             }
             // A device whose code panics ends this guest, and keeps nobody waiting for its vCPU.
             let end = catch_unwind(AssertUnwindSafe(|| self.enter())).unwrap_or_else(|panic| {
-                let what = panic.downcast_ref::<String>().cloned();
-                let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-                let what = what.unwrap_or_default();
+                let what = panic_text(&*panic);
                 Some(EndReason::Failed(format!("a device failed, which is a defect: {what}")))
             });
             if let Some(reason) = end {

@@ -180,6 +180,11 @@ impl Blk {
 }
 
 impl Backend for Blk {
+    fn name(&self) -> String {
+        let id = self.id.split(|byte| *byte == 0).next().unwrap_or_default();
+        format!("disk {}", String::from_utf8_lossy(id))
+    }
+
     fn kind(&self) -> u16 {
         2
     }

@@ -24,6 +24,10 @@ impl VirtioConsole {
 }
 
 impl Backend for VirtioConsole {
+    fn name(&self) -> String {
+        "the console".into()
+    }
+
     fn kind(&self) -> u16 {
         3
     }

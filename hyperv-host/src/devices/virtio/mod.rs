@@ -217,6 +217,8 @@ pub type Worker = Pin<Box<dyn Future<Output = QueueIo> + Send>>;
 
 /// What makes a virtio device the device it is.
 pub trait Backend: Send + Sync + Debug {
+    /// What it is, for messages.
+    fn name(&self) -> String;
     /// Device type (virtio 1.2 §5).
     fn kind(&self) -> u16;
     /// PCI class, subclass and interface.

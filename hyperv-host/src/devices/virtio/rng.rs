@@ -12,6 +12,10 @@ const MOST: u64 = 4096;
 pub struct Rng;
 
 impl Backend for Rng {
+    fn name(&self) -> String {
+        "the entropy device".into()
+    }
+
     fn kind(&self) -> u16 {
         4
     }

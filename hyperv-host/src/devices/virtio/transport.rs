@@ -7,10 +7,15 @@
 //! ```
 
 use std::{
-    sync::{Arc, Mutex, Weak},
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
+use futures_util::FutureExt;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
@@ -27,9 +32,10 @@ use crate::{
     vmm::{
         Error,
         bus::{Bus, BusDevice},
+        error::panic_text,
         irq::IrqRouter,
         memory::GuestRam,
-        vcpu::Control,
+        vcpu::{Control, EndReason},
     },
 };
 
@@ -104,6 +110,8 @@ pub struct VirtioPci {
     isr: u8,
     /// A reset that the guest asked for is not done: workers from before it have not ended.
     resetting: bool,
+    /// A worker has panicked since the last reset.
+    failed: Arc<AtomicBool>,
     slots: Vec<Slot>,
     drain: watch::Sender<bool>,
 }
@@ -168,6 +176,7 @@ impl VirtioPci {
             status: 0,
             isr: 0,
             resetting: false,
+            failed: Arc::default(),
             slots,
             drain: watch::Sender::new(false),
         };
@@ -240,11 +249,22 @@ impl VirtioPci {
             let (mem, msix) = (self.mem.clone(), self.msix.clone());
             let (vector, features) = (slot.saved.vector, self.driver_features);
             let drain = self.drain.subscribe();
+            let (failed, control) = (self.failed.clone(), self.control.clone());
             slot.worker = Some(self.runtime.spawn(async move {
                 let kick = Kick::new(kick);
                 let index = index as u16;
                 let io = QueueIo::new(index, queue, mem, kick, features, msix, vector);
-                backend.serve(io, drain).await
+                let name = backend.name();
+                let worker = AssertUnwindSafe(backend.serve(io, drain)).catch_unwind();
+                worker.await.unwrap_or_else(|panic| {
+                    // What was in flight is lost, and its guest would wait for it for ever.
+                    failed.store(true, Ordering::Release);
+                    let what = panic_text(&*panic);
+                    let why = format!("{name} failed, which is a defect: {what}");
+                    tracing::error!(index, why, "a queue worker failed");
+                    control.end(EndReason::Failed(why));
+                    resume_unwind(panic)
+                })
             }));
         }
     }
@@ -267,10 +287,8 @@ impl VirtioPci {
                     slot.saved.next_avail = io.queue.next_avail();
                     slot.saved.next_used = io.queue.next_used();
                 }
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "a queue worker failed");
-                    self.status |= STATUS_NEEDS_RESET;
-                }
+                // It has said so itself.
+                Ok(Err(_)) => self.status |= STATUS_NEEDS_RESET,
                 Err(_) => {
                     slot.worker = Some(worker);
                     self.start_workers();
@@ -317,8 +335,8 @@ impl VirtioPci {
                 }
             });
             match ended {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => tracing::error!(%error, "a queue worker failed"),
+                // One that failed has said so itself.
+                Some(_) => {}
                 None => {
                     self.resetting = true;
                     self.status = STATUS_NEEDS_RESET;
@@ -344,6 +362,7 @@ impl VirtioPci {
             slot.saved = blank(&*self.backend);
         }
         self.resetting = false;
+        self.failed.store(false, Ordering::Release);
         self.drain.send_replace(false);
         self.driver_features = 0;
         self.device_feature_select = 0;
@@ -429,7 +448,8 @@ impl VirtioPci {
         put(0x0c, &half(self.driver_features, self.driver_feature_select).to_le_bytes());
         put(0x10, &self.config_vector.to_le_bytes());
         put(0x12, &(self.slots.len() as u16).to_le_bytes());
-        put(0x14, &[self.status, 0]);
+        let failed = self.failed.load(Ordering::Acquire);
+        put(0x14, &[self.status | if failed { STATUS_NEEDS_RESET } else { 0 }, 0]);
         put(0x16, &self.queue_select.to_le_bytes());
         if let Some(slot) = self.slots.get(usize::from(self.queue_select)) {
             let queue = &slot.saved;
