@@ -3,11 +3,14 @@
 mod support;
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
+    thread,
+    time::Duration,
 };
 
-use host_api::{Reply, Request, VmState};
+use host_api::{MAX_LINE, Reply, Request, VmState};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use support::hosts::{HostProcess, Payload};
 
 #[test]
@@ -89,5 +92,72 @@ fn what_is_not_tls_leaves_the_host_alone() {
         }
         idle.push(stream);
     }
+    assert_eq!(host.call(&Request::List).unwrap(), Reply::List { vms: vec![] });
+}
+
+#[test]
+fn a_line_has_a_largest_length() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = HostProcess::start(dir.path(), "a", 0, &[]);
+    let ask = |len: usize| {
+        let mut line = serde_json::to_vec(&Request::List).unwrap();
+        line.resize(len - 1, b' ');
+        line.push(b'\n');
+        let mut stream = UnixStream::connect(dir.path().join("a/control.sock")).unwrap();
+        stream.write_all(&line).unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        answer
+    };
+    let answer = ask(MAX_LINE);
+    assert!(answer.contains("vms"), "{answer}");
+    let answer = ask(MAX_LINE + 1);
+    assert!(answer.contains("longer than 1048576 bytes"), "{answer}");
+    drop(host);
+}
+
+#[test]
+fn a_client_that_takes_no_answers_is_let_go() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _host = HostProcess::start(dir.path(), "a", 0, &[]);
+    let mut stream = UnixStream::connect(dir.path().join("a/control.sock")).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut line = serde_json::to_vec(&Request::List).unwrap();
+    line.push(b'\n');
+    let error = loop {
+        if let Err(error) = stream.write_all(&line) {
+            break error;
+        }
+    };
+    assert!(
+        matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
+        "the host holds on to it: {error}"
+    );
+}
+
+#[test]
+fn a_host_without_descriptors_waits_for_some() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = HostProcess::start(dir.path(), "a", 0, &[]);
+    assert_eq!(host.call(&Request::List).unwrap(), Reply::List { vms: vec![] });
+    let pid = Pid::from_raw(host.pid() as i32);
+    // It keeps those that it has.
+    let none = Rlimit { current: Some(0), ..getrlimit(Resource::Nofile) };
+    let before = prlimit(pid, Resource::Nofile, none).unwrap();
+    let waiting = UnixStream::connect(dir.path().join("a/control.sock")).unwrap();
+    assert!(host.said("control socket"));
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(host.lines_with("control socket"), 1);
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    drop(waiting);
     assert_eq!(host.call(&Request::List).unwrap(), Reply::List { vms: vec![] });
 }

@@ -43,6 +43,10 @@ fn run(
         runtime.block_on(disk.close()).unwrap();
     }
     assert_eq!(end, Some(EndReason::PowerOff), "console:\n{text}");
+    // Nothing keeps the memory of a machine that is gone.
+    let ram = Arc::downgrade(vm.ram());
+    drop(vm);
+    assert!(ram.upgrade().is_none());
     Some((text, image, dir))
 }
 

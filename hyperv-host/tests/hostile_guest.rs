@@ -4,11 +4,15 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
-use block_io::{Disk, LocalFile, LocalOptions, RawDisk};
+use block_io::{Disk, Geometry, IoFuture, LocalFile, LocalOptions, RawDisk};
 use hyperv_host::{
     devices::{
         pci::PciFunction,
@@ -22,20 +26,28 @@ use hyperv_host::{
         irq::IrqRouter,
         layout,
         memory::{self, GuestRam},
+        vcpu::{Control, EndReason},
     },
 };
 use proptest::prelude::*;
+use tokio::sync::watch;
 use vm_memory::{Bytes, GuestAddress};
 
 struct Rig {
     function: Arc<Mutex<VirtioPci>>,
     ram: Arc<GuestRam>,
     blk: Arc<Blk>,
+    control: Arc<Control>,
     _runtime: tokio::runtime::Runtime,
     _image: tempfile::NamedTempFile,
 }
 
 fn rig() -> Option<Rig> {
+    rig_with(|disk| disk)
+}
+
+/// A rig whose disk is made of a plain one.
+fn rig_with(make: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>) -> Option<Rig> {
     let kvm = support::kvm()?;
     let vm = Arc::new(kvm.create_vm().unwrap());
     vm.set_identity_map_address(layout::IDENTITY_MAP).unwrap();
@@ -45,11 +57,14 @@ fn rig() -> Option<Rig> {
     vm.create_irq_chip().unwrap();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let control = Arc::new(Control::default());
+    control.run();
     let machine = Machine {
         router: Arc::new(IrqRouter::new(vm.clone())),
         vm,
         mmio: Arc::new(Bus::default()),
         mem: ram.clone(),
+        control: control.clone(),
         runtime: runtime.handle().clone(),
     };
     let image = tempfile::NamedTempFile::new().unwrap();
@@ -58,12 +73,92 @@ fn rig() -> Option<Rig> {
         let file = LocalFile::open(image.path(), &LocalOptions::read_write()).unwrap();
         Arc::new(RawDisk::open(Arc::new(file), 512).await.unwrap())
     });
+    let disk = make(disk);
     let blk = Arc::new(Blk::new(disk.geometry(), false, 2, "x"));
     blk.attach(disk).unwrap();
     let function = VirtioPci::new(&machine, blk.clone(), layout::PCI_MMIO).unwrap();
-    Some(Rig { function, ram, blk, _runtime: runtime, _image: image })
+    Some(Rig { function, ram, blk, control, _runtime: runtime, _image: image })
 }
 
+/// A disk that answers reads only when it is let.
+#[derive(Debug)]
+struct Deaf {
+    disk: Arc<dyn Disk>,
+    open: watch::Sender<bool>,
+    asked: AtomicUsize,
+    /// It panics then.
+    breaks: AtomicBool,
+}
+
+impl Deaf {
+    fn over(disk: Arc<dyn Disk>) -> Arc<Self> {
+        Arc::new(Self {
+            disk,
+            open: watch::Sender::new(false),
+            asked: AtomicUsize::new(0),
+            breaks: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Disk for Deaf {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, ()> {
+        Box::pin(async move {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let _ = self.open.subscribe().wait_for(|open| *open).await;
+            assert!(!self.breaks.load(Ordering::Relaxed), "it breaks");
+            self.disk.read_at(offset, buf).await
+        })
+    }
+
+    fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        self.disk.write_at(offset, buf)
+    }
+
+    fn flush(&self) -> IoFuture<'_, ()> {
+        self.disk.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
+        self.disk.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
+        self.disk.write_zeroes(offset, len)
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.disk.is_read_only()
+    }
+
+    fn close(&self) -> IoFuture<'_, ()> {
+        self.disk.close()
+    }
+}
+
+/// A rig whose disk does not answer, with a read under way.
+fn deaf_rig() -> Option<(Rig, Arc<Deaf>)> {
+    let mut deaf = None;
+    let rig = rig_with(|disk| deaf.insert(Deaf::over(disk)).clone())?;
+    let deaf = deaf.unwrap();
+    rig.ask();
+    wait("a read", || deaf.asked.load(Ordering::Relaxed) == 1);
+    Some((rig, deaf))
+}
+
+fn wait(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "no {what}");
+        std::thread::yield_now();
+    }
+}
+
+const NEEDS_RESET: u8 = 64;
 const DESC: u64 = 0x10_0000;
 const AVAIL: u64 = 0x11_0000;
 const USED: u64 = 0x12_0000;
@@ -111,10 +206,14 @@ impl Rig {
         self.write(0x3000, &0u16.to_le_bytes());
     }
 
-    /// The device answers a read of sector 0.
-    fn works(&self) {
+    /// The guest starts the device and reads sector 0.
+    fn ask(&self) {
         self.ram.write_slice(&[0; 0x3_0000], GuestAddress(DESC)).unwrap();
         self.start();
+        self.put_read();
+    }
+
+    fn put_read(&self) {
         self.descriptor(0, 0x20_0000, 16, 1, 1);
         self.descriptor(1, 0x21_0000, 512, 3, 2);
         self.descriptor(2, 0x22_0000, 1, 2, 0);
@@ -123,11 +222,16 @@ impl Rig {
         self.put(AVAIL + 4, 0u16);
         self.put(AVAIL + 2, 1u16);
         self.kick();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while self.ram.read_obj::<u16>(GuestAddress(USED + 2)).unwrap() != 1 {
-            assert!(Instant::now() < deadline, "no answer");
-            std::thread::yield_now();
-        }
+    }
+
+    fn used(&self) -> u16 {
+        self.ram.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    /// The device answers a read of sector 0.
+    fn works(&self) {
+        self.ask();
+        wait("an answer", || self.used() == 1);
         assert_eq!(self.ram.read_obj::<u8>(GuestAddress(0x22_0000)).unwrap(), 0);
     }
 }
@@ -148,7 +252,7 @@ fn a_ring_that_claims_what_it_does_not_have_stops_nobody() {
 fn requests_outside_of_memory_or_of_the_disk_fail_and_harm_nothing() {
     let Some(rig) = rig() else { return };
     rig.works();
-    let errors = |rig: &Rig| rig.blk.counters.errors.load(std::sync::atomic::Ordering::Relaxed);
+    let errors = |rig: &Rig| rig.blk.counters.errors.load(Ordering::Relaxed);
     let before = errors(&rig);
     // The data lies outside of memory; the sector lies outside of the disk; a loop.
     rig.descriptor(3, 0x20_0000, 16, 1, 4);
@@ -162,13 +266,81 @@ fn requests_outside_of_memory_or_of_the_disk_fail_and_harm_nothing() {
     }
     rig.put(AVAIL + 2, 4u16);
     rig.kick();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while rig.ram.read_obj::<u16>(GuestAddress(USED + 2)).unwrap() != 4 {
-        assert!(Instant::now() < deadline, "not all were given back");
-        std::thread::yield_now();
-    }
+    wait("end of them all", || rig.used() == 4);
     assert_eq!(errors(&rig) - before, 2);
     rig.works();
+}
+
+/// The guest resets a device whose disk does not answer: the vCPU is let go when it is wanted back,
+/// and not before. Then nothing of the guest's moves the device until its request has ended.
+fn reset_is_given_up(rig: &Rig, wanted_back: impl FnOnce(&Control)) {
+    thread::scope(|scope| {
+        let vcpu = scope.spawn(|| rig.write(0x14, &[0]));
+        thread::sleep(Duration::from_millis(100));
+        assert!(!vcpu.is_finished(), "requests under way are waited for");
+        wanted_back(&rig.control);
+        wait("vCPU", || vcpu.is_finished());
+    });
+    assert_eq!(rig.read8(0x14), NEEDS_RESET);
+    // A guest that does not wait until it reads 0.
+    for status in [3, 0xb, 0xf] {
+        rig.write(0x14, &[status]);
+    }
+    rig.put_read();
+    assert_eq!((rig.read8(0x14), rig.used()), (NEEDS_RESET, 0));
+}
+
+#[test]
+fn a_reset_is_over_when_storage_answers_and_not_before() {
+    let Some((rig, deaf)) = deaf_rig() else { return };
+    reset_is_given_up(&rig, Control::hold);
+    rig.control.run();
+    deaf.open.send_replace(true);
+    wait("end of the reset", || rig.read8(0x14) == 0);
+    // What was under way was of before the reset; what was asked for meanwhile was not taken.
+    assert_eq!((rig.used(), deaf.asked.load(Ordering::Relaxed)), (1, 1));
+    rig.works();
+}
+
+#[test]
+fn a_machine_ends_though_a_reset_waits_for_storage() {
+    let Some((rig, _deaf)) = deaf_rig() else { return };
+    reset_is_given_up(&rig, |control| control.end(EndReason::Stopped));
+    assert!(!rig.function.lock().unwrap().finish_pause(Instant::now()));
+}
+
+#[test]
+fn a_pause_waits_for_what_a_reset_does_not() {
+    let Some((rig, deaf)) = deaf_rig() else { return };
+    reset_is_given_up(&rig, Control::hold);
+    let pause = |limit| {
+        let mut function = rig.function.lock().unwrap();
+        function.begin_pause();
+        function.finish_pause(Instant::now() + limit)
+    };
+    assert!(!pause(Duration::from_millis(50)));
+    rig.function.lock().unwrap().resume();
+    rig.put_read();
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!((rig.read8(0x14), deaf.asked.load(Ordering::Relaxed)), (NEEDS_RESET, 1));
+    deaf.open.send_replace(true);
+    assert!(pause(Duration::from_secs(20)));
+    assert_eq!(rig.read8(0x14), 0);
+    rig.function.lock().unwrap().resume();
+    rig.control.run();
+    rig.works();
+}
+
+#[test]
+fn a_device_that_panics_ends_its_machine_at_once() {
+    let Some((rig, deaf)) = deaf_rig() else { return };
+    assert_eq!((rig.read8(0x14), rig.control.ended()), (0xf, None));
+    deaf.breaks.store(true, Ordering::Relaxed);
+    deaf.open.send_replace(true);
+    let end = rig.control.wait_end(Duration::from_secs(20));
+    let Some(EndReason::Failed(why)) = end else { panic!("{end:?}") };
+    assert!(why.contains("disk x failed") && why.contains("it breaks"), "{why}");
+    assert_eq!(rig.read8(0x14), 0xf | NEEDS_RESET);
 }
 
 #[derive(Debug, Clone)]

@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -23,6 +24,12 @@ use crate::{migrate, vmm::error::chain};
 const STOP_LIMIT: u32 = 60;
 /// How often a console connection looks whether its reader is still there.
 const CONSOLE_TICK: Duration = Duration::from_millis(500);
+/// How long a client may take to take an answer. One that is stopped would hold what it asked for
+/// as long as it is.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// Pause after a connection could not be accepted: what is short is not there sooner for asking
+/// again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Binds the control socket, readable and writable by its owner only.
 ///
@@ -50,27 +57,47 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// A connection's place among those that are open.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Serves the socket for ever.
 pub fn serve(host: &Arc<Host>, listener: &UnixListener) {
     let open = Arc::new(AtomicUsize::new(0));
+    let mut failing = false;
     for stream in listener.incoming() {
         let stream = match stream {
             Ok(stream) => stream,
             Err(error) => {
-                tracing::warn!(%error, "control socket");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "control socket");
+                }
+                thread::sleep(ACCEPT_PAUSE);
                 continue;
             }
         };
+        failing = false;
         if open.load(Ordering::Relaxed) >= host.config.limits.control_connections {
             continue;
         }
-        open.fetch_add(1, Ordering::Relaxed);
-        let (host, open) = (host.clone(), open.clone());
+        let (host, place) = (host.clone(), Place::take(&open));
         spawn("control".into(), move || {
+            let _place = place;
             if let Err(error) = connection(&host, stream) {
                 tracing::debug!(%error, "control connection");
             }
-            open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
@@ -78,16 +105,30 @@ pub fn serve(host: &Arc<Host>, listener: &UnixListener) {
 fn tell(stream: &mut UnixStream, event: &Event) -> io::Result<()> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
-    stream.write_all(&line)
+    let told = stream.write_all(&line);
+    if told.is_err() {
+        // Part of a line may have gone out. What else there is to tell fails at once.
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    }
+    told
+}
+
+/// The next line; none at the end. One that is longer than allowed ends within.
+fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let got = reader.take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)?;
+    Ok((got > 0).then_some(line))
 }
 
 fn connection(host: &Arc<Host>, stream: UnixStream) -> io::Result<()> {
+    stream.set_write_timeout(Some(WRITE_LIMIT))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
     loop {
-        let mut line = Vec::new();
-        if reader.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
+        let Some(line) = next_line(&mut reader)? else { return Ok(()) };
+        if line.len() > MAX_LINE {
+            let message = format!("bad request: longer than {MAX_LINE} bytes");
+            return tell(&mut stream, &Event::Failed { message });
         }
         let request = match serde_json::from_slice(&line) {
             Ok(request) => request,
@@ -153,6 +194,8 @@ fn console(
     let out = vm.console().clone();
     let mut position = if replay { 0 } else { out.position() };
     tell(&mut stream, &Event::Done { reply: Reply::ConsoleAttached })?;
+    // Who reads a console may stop reading for as long as they like: that holds nothing up.
+    stream.set_write_timeout(None)?;
     let typist = Arc::downgrade(&vm);
     drop(vm);
     spawn(format!("{name}/typing"), move || {

@@ -1,6 +1,6 @@
 //! What can go wrong with a virtual machine.
 
-use std::{io, path::PathBuf};
+use std::{any::Any, io, path::PathBuf};
 
 /// A failure of a virtual machine.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,12 @@ impl Error {
     pub fn os(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Error::Os { what, source }
     }
+}
+
+/// What a panic says.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default()
 }
 
 /// An error with its causes on one line.

@@ -39,7 +39,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use self::error::Error;
 use self::{
-    bus::{Bus, lock},
+    bus::{Bus, lock, lock_within},
     cpu::CpuModel,
     irq::IrqRouter,
     memory::GuestRam,
@@ -63,6 +63,11 @@ use crate::devices::{
 
 /// How long devices have to finish what is in flight when a machine is paused.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long vCPUs that are to be held back are waited for.
+const HOLD_LIMIT: Duration = Duration::from_secs(1);
+/// How long the end of a machine waits for a device that may be in a vCPU's hands: no longer than
+/// anybody but a thread that is held up keeps it.
+const DEVICE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What the guest is told of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +81,8 @@ pub struct DiskShape {
 /// A virtual machine. Dropping it ends it.
 #[derive(Debug)]
 pub struct Vm {
-    // First, so that threads end before what they use goes away.
+    // First, so that threads end before what they use goes away. One that is held up and does not
+    // has all of that for its own.
     vcpus: Mutex<Vcpus>,
     definition: VmDefinition,
     model: CpuModel,
@@ -133,7 +139,7 @@ impl Vm {
         let msrs = state::readable_msrs(&fds[0], indices.as_slice());
 
         let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
-        let vcpus = Vcpus::start(definition.name.as_str(), fds, &pio, &mmio)?;
+        let vcpus = Vcpus::start(definition.name.as_str(), fds, &pio, &mmio, &ram)?;
         let control = vcpus.control().clone();
         let router = Arc::new(IrqRouter::new(vm.clone()));
 
@@ -146,8 +152,14 @@ impl Vm {
         let cmos = Arc::new(Mutex::new(Cmos::default()));
         let mut pci = ConfigPorts::default();
 
-        let machine =
-            Machine { vm: vm.clone(), mmio, mem: ram.clone(), router: router.clone(), runtime };
+        let machine = Machine {
+            vm: vm.clone(),
+            mmio,
+            mem: ram.clone(),
+            router: router.clone(),
+            control: control.clone(),
+            runtime,
+        };
         let mut virtio = Vec::new();
         let mut add = |backend: Arc<dyn Backend>| -> Result<(), Error> {
             let bar = layout::PCI_MMIO + virtio.len() as u64 * u64::from(BAR_SIZE);
@@ -304,13 +316,20 @@ impl Vm {
         }
     }
 
-    /// Parks the vCPUs, then waits until no device has anything in flight. If a device does not
-    /// come to rest in time the guest runs on and the error says so.
+    /// Parks the vCPUs, then waits until no device has anything in flight. If a vCPU or a device
+    /// does not come to rest in time the guest runs on and the error says so.
     pub fn pause(&self, limit: Duration) -> Result<(), Error> {
         let begin = Instant::now();
         lock(&self.paused_at).get_or_insert(begin);
         self.pauses.fetch_add(1, Ordering::Relaxed);
-        lock(&self.vcpus).pause();
+        let vcpus = lock(&self.vcpus);
+        if !vcpus.pause(begin + limit) {
+            // No device was paused, and one of them may be what holds the vCPU up.
+            vcpus.resume();
+            lock(&self.paused_at).take();
+            return Err(Error::Drain(limit.as_secs()));
+        }
+        drop(vcpus);
         for function in &self.virtio {
             lock(function).begin_pause();
         }
@@ -323,10 +342,15 @@ impl Vm {
         Ok(())
     }
 
-    /// Keeps the vCPUs from running, or lets them run again; devices go on.
+    /// Keeps the vCPUs from running, or lets them run again; devices go on. A vCPU that does not
+    /// park in time is held up as it is.
     pub fn hold_vcpus(&self, hold: bool) {
         let vcpus = lock(&self.vcpus);
-        if hold { vcpus.pause() } else { vcpus.resume() }
+        if hold {
+            vcpus.pause(Instant::now() + HOLD_LIMIT);
+        } else {
+            vcpus.resume();
+        }
     }
 
     /// Number of pauses and the longest in microseconds.
@@ -388,13 +412,16 @@ impl Vm {
     pub fn stop(&self) {
         lock(&self.vcpus).stop();
         for function in &self.virtio {
-            lock(function).begin_pause();
+            if let Some(function) = lock_within(function, DEVICE_LIMIT) {
+                function.begin_pause();
+            }
         }
         let deadline = Instant::now() + DRAIN_LIMIT;
         for function in &self.virtio {
-            if !lock(function).finish_pause(deadline) {
+            let Some(mut function) = lock_within(function, DEVICE_LIMIT) else { continue };
+            if !function.finish_pause(deadline) {
                 tracing::warn!(vm = %self.definition.name, "disk requests are still in flight");
-                lock(function).begin_pause();
+                function.begin_pause();
             }
         }
         self.console.close();

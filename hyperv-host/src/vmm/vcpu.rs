@@ -27,12 +27,19 @@ use std::{
 };
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use tokio::sync::Notify;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::{
     Error,
     bus::{Bus, lock},
+    error::panic_text,
+    memory::GuestRam,
 };
+
+/// How long the end of a machine waits for a vCPU's thread. It takes much less unless the thread is
+/// held up where no kick reaches it.
+const PARK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a guest did to end itself, or what ended it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,15 +78,64 @@ pub struct Control {
     shared: Mutex<Shared>,
     changed: Condvar,
     leave: AtomicBool,
+    left: Notify,
+}
+
+impl Default for Control {
+    /// Of a machine whose vCPUs are parked.
+    fn default() -> Self {
+        Self {
+            shared: Mutex::new(Shared { want: Want::Pause, running: 0, end: None }),
+            changed: Condvar::new(),
+            leave: AtomicBool::new(true),
+            left: Notify::new(),
+        }
+    }
 }
 
 impl Control {
+    /// Lets parked vCPUs run, unless the guest has ended.
+    pub fn run(&self) {
+        let mut shared = lock(&self.shared);
+        if shared.want == Want::Pause {
+            shared.want = Want::Run;
+            self.leave.store(false, Ordering::Release);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Asks running vCPUs to park.
+    pub fn hold(&self) {
+        let mut shared = lock(&self.shared);
+        if shared.want == Want::Run {
+            shared.want = Want::Pause;
+        }
+        self.leave();
+    }
+
+    /// Done as soon as the vCPUs are asked to park or to end: a device that keeps one waiting lets
+    /// go of it then.
+    pub async fn leaving(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.leave.load(Ordering::Acquire) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    fn leave(&self) {
+        self.leave.store(true, Ordering::Release);
+        self.left.notify_waiters();
+    }
+
     /// Records why the guest ended (the first reason counts) and makes every vCPU stop.
     pub fn end(&self, reason: EndReason) {
         let mut shared = lock(&self.shared);
         shared.end.get_or_insert(reason);
         shared.want = Want::Stop;
-        self.leave.store(true, Ordering::Release);
+        self.leave();
         self.changed.notify_all();
     }
 
@@ -160,13 +216,10 @@ impl Vcpus {
         fds: Vec<VcpuFd>,
         pio: &Arc<Bus>,
         mmio: &Arc<Bus>,
+        ram: &Arc<GuestRam>,
     ) -> Result<Self, Error> {
         install_handler();
-        let control = Arc::new(Control {
-            shared: Mutex::new(Shared { want: Want::Pause, running: 0, end: None }),
-            changed: Condvar::new(),
-            leave: AtomicBool::new(true),
-        });
+        let control = Arc::new(Control::default());
         let fds: Vec<_> = fds.into_iter().map(|fd| Arc::new(Mutex::new(fd))).collect();
         let mut vcpus = Self { fds, threads: Vec::new(), control };
         for (index, fd) in vcpus.fds.iter().enumerate() {
@@ -176,6 +229,7 @@ impl Vcpus {
                 pio: pio.clone(),
                 mmio: mmio.clone(),
                 control: vcpus.control.clone(),
+                _ram: ram.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("{name}/vcpu{index}"))
@@ -196,14 +250,15 @@ impl Vcpus {
         &self.fds
     }
 
-    /// Parks all vCPUs and returns when they are.
-    pub fn pause(&self) {
+    /// Parks all vCPUs; whether they are by `deadline`. If not, they still park as soon as they
+    /// can, unless they are let run again.
+    pub fn pause(&self, deadline: Instant) -> bool {
+        self.control.hold();
         let mut shared = lock(&self.control.shared);
-        if shared.want == Want::Run {
-            shared.want = Want::Pause;
-        }
-        self.control.leave.store(true, Ordering::Release);
         while shared.running > 0 {
+            if Instant::now() >= deadline {
+                return false;
+            }
             drop(shared);
             self.kick();
             shared = lock(&self.control.shared);
@@ -218,23 +273,28 @@ impl Vcpus {
                     .0;
             }
         }
+        true
     }
 
     /// Lets parked vCPUs run, unless the guest has ended.
     pub fn resume(&self) {
-        let mut shared = lock(&self.control.shared);
-        if shared.want == Want::Pause {
-            shared.want = Want::Run;
-            self.control.leave.store(false, Ordering::Release);
-            self.control.changed.notify_all();
-        }
+        self.control.run();
     }
 
-    /// Ends all vCPU threads and waits for them.
+    /// Ends all vCPU threads and waits for them. One that does not come back in time is left to
+    /// itself: it has all that it uses for its own, and does not enter the guest again.
     pub fn stop(&mut self) {
         self.control.end(EndReason::Stopped);
-        self.pause();
+        if self.threads.is_empty() {
+            return;
+        }
+        let parked = self.pause(Instant::now() + PARK_LIMIT);
         for thread in self.threads.drain(..) {
+            if !parked && !thread.is_finished() {
+                let name = thread.thread().name().unwrap_or_default();
+                tracing::error!(thread = name, "a vCPU thread is held up and not waited for");
+                continue;
+            }
             if thread.join().is_err() {
                 tracing::error!("a vCPU thread panicked");
             }
@@ -261,6 +321,8 @@ struct Worker {
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
     control: Arc<Control>,
+    /// What KVM runs the vCPU in; after `fd`, so that it goes away later.
+    _ram: Arc<GuestRam>,
 }
 
 impl Worker {
@@ -287,9 +349,7 @@ impl Worker {
             }
             // A device whose code panics ends this guest, and keeps nobody waiting for its vCPU.
             let end = catch_unwind(AssertUnwindSafe(|| self.enter())).unwrap_or_else(|panic| {
-                let what = panic.downcast_ref::<String>().cloned();
-                let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-                let what = what.unwrap_or_default();
+                let what = panic_text(&*panic);
                 Some(EndReason::Failed(format!("a device failed, which is a defect: {what}")))
             });
             if let Some(reason) = end {

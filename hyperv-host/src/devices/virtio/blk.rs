@@ -21,10 +21,11 @@ use std::{
 use block_io::{Disk, Geometry};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
-use super::{Backend, Drain, QueueIo, Worker, chain::Chain};
+use super::{Backend, Drain, QueueIo, Turn, Worker, chain::Chain, give_way};
 use crate::vmm::bus::lock;
 
 const SECTOR: u64 = 512;
+const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_READ_ONLY: u64 = 1 << 5;
 const F_BLOCK_SIZE: u64 = 1 << 6;
@@ -47,6 +48,12 @@ const S_UNSUPPORTED: u8 = 2;
 
 const QUEUE_SIZE: u16 = 256;
 const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+/// Most bytes of a segment, which drivers are told.
+const SEGMENT: u32 = 1 << 20;
+/// Most bytes of a read or write: what a driver can ask for that keeps to what it is told. One
+/// that does not take up [`F_SIZE_MAX`] asks for far less (Linux for a few MiB). Descriptors may
+/// overlap, so guest memory bounds nothing.
+const MOST_BYTES: u64 = SEGMENTS as u64 * SEGMENT as u64;
 /// Requests of one queue under way at a time.
 const IN_FLIGHT: usize = 128;
 /// Larger requests are carried out in pieces of this size, which bounds memory.
@@ -173,6 +180,11 @@ impl Blk {
 }
 
 impl Backend for Blk {
+    fn name(&self) -> String {
+        let id = self.id.split(|byte| *byte == 0).next().unwrap_or_default();
+        format!("disk {}", String::from_utf8_lossy(id))
+    }
+
     fn kind(&self) -> u16 {
         2
     }
@@ -182,7 +194,8 @@ impl Backend for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut features = F_SEG_MAX | F_BLOCK_SIZE | F_FLUSH | F_TOPOLOGY | F_MULTI_QUEUE;
+        let mut features =
+            F_SIZE_MAX | F_SEG_MAX | F_BLOCK_SIZE | F_FLUSH | F_TOPOLOGY | F_MULTI_QUEUE;
         if self.read_only {
             features |= F_READ_ONLY;
         } else {
@@ -205,6 +218,7 @@ impl Backend for Blk {
         let logical = self.geometry.logical_sector;
         let exponent = (self.geometry.physical_sector / logical).max(1).ilog2() as u8;
         put(0, &(self.geometry.size / SECTOR).to_le_bytes());
+        put(8, &SEGMENT.to_le_bytes());
         put(12, &SEGMENTS.to_le_bytes());
         put(20, &logical.to_le_bytes());
         put(24, &[exponent, 0, 1, 0]);
@@ -228,13 +242,16 @@ impl Backend for Blk {
 struct Done {
     head: u16,
     written: u32,
+    bytes: u64,
 }
 
 async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
     let disk = blk.disk();
     let mut in_flight = FuturesUnordered::new();
     let mut progress = Progress(Instant::now());
+    let mut turn = Turn::default();
     loop {
+        turn.renew().await;
         let draining = *drain.borrow_and_update();
         if draining && in_flight.is_empty() {
             drop(in_flight);
@@ -250,7 +267,7 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
                     let (blk, disk, mem) = (blk.clone(), disk.clone(), io.mem.clone());
                     in_flight.push(async move {
                         let written = request(&blk, disk.as_deref(), &mem, &chain).await;
-                        Done { head: chain.head, written }
+                        Done { head: chain.head, written, bytes: chain.total_len() }
                     });
                 }
                 let popped = in_flight.len() > before;
@@ -267,13 +284,17 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
             Some(done) = in_flight.next(), if !in_flight.is_empty() => {
                 progress.completed(&blk.counters);
                 io.push(done.head, done.written);
-                while let Some(Some(done)) = in_flight.next().now_or_never() {
+                turn.took(done.bytes);
+                while !turn.is_over()
+                    && let Some(Some(done)) = in_flight.next().now_or_never()
+                {
                     io.push(done.head, done.written);
+                    turn.took(done.bytes);
                 }
                 io.signal();
             }
             changed = drain.changed() => if changed.is_err() { return io },
-            () = io.kick.wait(), if !draining && in_flight.len() < IN_FLIGHT => {}
+            () = io.kick.wait(), if !draining && in_flight.len() < IN_FLIGHT => turn.took(0),
         }
     }
 }
@@ -348,16 +369,23 @@ async fn carry_out(
     let bytes = |sector: u64| {
         sector.checked_mul(SECTOR).ok_or_else(|| Refused::Io(format!("sector {sector}")))
     };
+    let bounded = |len: u64| {
+        let refused = || Refused::Io(format!("{len} bytes in one request"));
+        (len <= MOST_BYTES).then_some(len).ok_or_else(refused)
+    };
     match kind {
         T_IN => {
             let offset = bytes(sector)?;
-            disk.geometry().check(offset, data_room)?;
+            disk.geometry().check(offset, bounded(data_room)?)?;
             let mut buffer = blk.buffer(PIECE.min(data_room as usize));
             while *written < data_room {
                 let len = PIECE.min((data_room - *written) as usize);
                 disk.read_at(offset + *written, &mut buffer[..len]).await?;
                 chain.write(mem, *written, &buffer[..len])?;
                 *written += len as u64;
+                if *written < data_room {
+                    give_way().await;
+                }
             }
             blk.give_back(buffer);
             counters.reads.fetch_add(1, Ordering::Relaxed);
@@ -365,7 +393,7 @@ async fn carry_out(
         }
         T_OUT => {
             let offset = bytes(sector)?;
-            let len = chain.readable_len() - HEADER;
+            let len = bounded(chain.readable_len() - HEADER)?;
             disk.geometry().check(offset, len)?;
             if blk.read_only {
                 return Err(block_io::Error::ReadOnly.into());
@@ -377,6 +405,9 @@ async fn carry_out(
                 chain.read(mem, HEADER + done, &mut buffer[..part])?;
                 disk.write_at(offset + done, &buffer[..part]).await?;
                 done += part as u64;
+                if done < len {
+                    give_way().await;
+                }
             }
             blk.give_back(buffer);
             counters.writes.fetch_add(1, Ordering::Relaxed);

@@ -53,6 +53,11 @@ impl Chain {
         self.writable.iter().map(|piece| u64::from(piece.1)).sum()
     }
 
+    /// Bytes of all pieces.
+    pub fn total_len(&self) -> u64 {
+        self.readable_len() + self.writable_len()
+    }
+
     /// Copies `into.len()` readable bytes from `offset` of the request.
     pub fn read(&self, mem: &GuestRam, offset: u64, into: &mut [u8]) -> Result<(), BadChain> {
         let mut done = 0;

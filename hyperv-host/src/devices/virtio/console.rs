@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Backend, Drain, Kick, QueueIo, Worker};
+use super::{Backend, Drain, Kick, QueueIo, Turn, Worker};
 use crate::devices::console::Console;
 
 /// Most bytes taken from one request of the guest.
@@ -24,6 +24,10 @@ impl VirtioConsole {
 }
 
 impl Backend for VirtioConsole {
+    fn name(&self) -> String {
+        "the console".into()
+    }
+
     fn kind(&self) -> u16 {
         3
     }
@@ -59,17 +63,22 @@ impl Backend for VirtioConsole {
 }
 
 async fn from_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> QueueIo {
+    let mut turn = Turn::default();
     loop {
+        turn.renew().await;
         if *drain.borrow_and_update() {
             return io;
         }
         let mut any = false;
-        while let Some(chain) = io.pop() {
+        while !turn.is_over()
+            && let Some(chain) = io.pop()
+        {
             let mut bytes = vec![0; chain.readable_len().min(MOST) as usize];
             if chain.read(&io.mem, 0, &mut bytes).is_ok() {
                 console.push(&bytes);
             }
             io.push(chain.head, 0);
+            turn.took(bytes.len() as u64);
             any = true;
         }
         if any {
@@ -79,7 +88,7 @@ async fn from_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> Queu
             continue;
         }
         tokio::select! {
-            () = io.kick.wait() => {}
+            () = io.kick.wait() => turn.took(0),
             changed = drain.changed() => if changed.is_err() { return io },
         }
     }
@@ -98,12 +107,15 @@ async fn to_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> QueueI
             return io;
         }
     };
+    let mut turn = Turn::default();
     loop {
+        turn.renew().await;
         if *drain.borrow_and_update() {
             return io;
         }
         let mut any = false;
-        while console.has_input()
+        while !turn.is_over()
+            && console.has_input()
             && let Some(chain) = io.pop()
         {
             let input = console.take_input(chain.writable_len().min(MOST) as usize);
@@ -112,6 +124,7 @@ async fn to_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> QueueI
                 Err(_) => 0,
             };
             io.push(chain.head, written);
+            turn.took(input.len() as u64);
             any = true;
         }
         if any {
@@ -121,8 +134,8 @@ async fn to_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> QueueI
             continue;
         }
         tokio::select! {
-            () = io.kick.wait() => {}
-            () = wake.wait() => {}
+            () = io.kick.wait() => turn.took(0),
+            () = wake.wait() => turn.took(0),
             changed = drain.changed() => if changed.is_err() { return io },
         }
     }

@@ -9,6 +9,9 @@
 //! A [`Backend`] is what tells a disk from a console: its configuration and the future that
 //! serves a queue. A worker owns its queue and gives it back when it is told to drain, with
 //! nothing in flight; so a paused device's whole state is its registers and ring positions.
+//!
+//! Workers of all machines share a few threads. None of them goes on for as long as its guest
+//! asks for more: after a [`Turn`] it lets the others go on.
 
 pub mod blk;
 pub mod chain;
@@ -16,7 +19,16 @@ pub mod console;
 pub mod rng;
 pub mod transport;
 
-use std::{fmt::Debug, future::Future, pin::Pin, sync::Arc};
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt::Debug,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+};
 
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -113,6 +125,55 @@ impl QueueIo {
     }
 }
 
+/// What a worker does in one go. A guest that refills its ring as fast as it is emptied would
+/// otherwise keep a thread to itself, and a drain from ever being seen.
+#[derive(Debug, Default)]
+pub struct Turn {
+    taken: u32,
+    bytes: u64,
+}
+
+impl Turn {
+    /// Most requests and notifications of a turn.
+    pub const MOST: u32 = 64;
+    /// Most bytes of a turn; the request that reaches it is the last.
+    pub const MOST_BYTES: u64 = 1 << 20;
+
+    /// Counts a request of so many bytes, or a notification.
+    pub fn took(&mut self, bytes: u64) {
+        self.taken += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// Whether nothing more may be taken.
+    pub fn is_over(&self) -> bool {
+        self.taken >= Self::MOST || self.bytes >= Self::MOST_BYTES
+    }
+
+    /// Begins the next turn if this one is over, after others have had theirs. What was done must
+    /// have been signalled before.
+    pub async fn renew(&mut self) {
+        if self.is_over() {
+            *self = Self::default();
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Lets the worker do something else first, from within one of its requests. The request is woken
+/// at once, by which `FuturesUnordered` sees that it must not go on by itself.
+pub async fn give_way() {
+    let mut given = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// The eventfd behind a queue's doorbell.
 #[derive(Debug)]
 pub struct Kick {
@@ -156,6 +217,8 @@ pub type Worker = Pin<Box<dyn Future<Output = QueueIo> + Send>>;
 
 /// What makes a virtio device the device it is.
 pub trait Backend: Send + Sync + Debug {
+    /// What it is, for messages.
+    fn name(&self) -> String;
     /// Device type (virtio 1.2 §5).
     fn kind(&self) -> u16;
     /// PCI class, subclass and interface.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backend, Drain, QueueIo, Worker};
+use super::{Backend, Drain, QueueIo, Turn, Worker};
 
 /// Most bytes given for one request.
 const MOST: u64 = 4096;
@@ -12,6 +12,10 @@ const MOST: u64 = 4096;
 pub struct Rng;
 
 impl Backend for Rng {
+    fn name(&self) -> String {
+        "the entropy device".into()
+    }
+
     fn kind(&self) -> u16 {
         4
     }
@@ -42,12 +46,16 @@ impl Backend for Rng {
 }
 
 async fn serve(mut io: QueueIo, mut drain: Drain) -> QueueIo {
+    let mut turn = Turn::default();
     loop {
+        turn.renew().await;
         if *drain.borrow_and_update() {
             return io;
         }
         let mut any = false;
-        while let Some(chain) = io.pop() {
+        while !turn.is_over()
+            && let Some(chain) = io.pop()
+        {
             let len = chain.writable_len().min(MOST) as usize;
             let mut bytes = vec![0; len];
             let filled =
@@ -58,6 +66,7 @@ async fn serve(mut io: QueueIo, mut drain: Drain) -> QueueIo {
                 Err(_) => 0,
             };
             io.push(chain.head, written);
+            turn.took(len as u64);
             any = true;
         }
         if any {
@@ -67,7 +76,7 @@ async fn serve(mut io: QueueIo, mut drain: Drain) -> QueueIo {
             continue;
         }
         tokio::select! {
-            () = io.kick.wait() => {}
+            () = io.kick.wait() => turn.took(0),
             changed = drain.changed() => if changed.is_err() { return io },
         }
     }

@@ -7,10 +7,15 @@
 //! ```
 
 use std::{
-    sync::{Arc, Mutex},
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
+use futures_util::FutureExt;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
@@ -27,8 +32,10 @@ use crate::{
     vmm::{
         Error,
         bus::{Bus, BusDevice},
+        error::panic_text,
         irq::IrqRouter,
         memory::GuestRam,
+        vcpu::{Control, EndReason},
     },
 };
 
@@ -75,7 +82,7 @@ pub struct SavedVirtio {
 struct Slot {
     saved: SavedQueue,
     kick: EventFd,
-    /// The queue's worker while the device runs.
+    /// The queue's worker while the device runs, and until it has ended.
     worker: Option<JoinHandle<QueueIo>>,
 }
 
@@ -83,9 +90,11 @@ struct Slot {
 pub struct VirtioPci {
     backend: Arc<dyn Backend>,
     vm: Arc<VmFd>,
-    mmio: Arc<Bus>,
+    /// The bus has this function.
+    mmio: Weak<Bus>,
     mem: Arc<GuestRam>,
     runtime: Handle,
+    control: Arc<Control>,
     config: ConfigSpace,
     msix: Arc<Msix>,
     msix_capability: usize,
@@ -99,6 +108,10 @@ pub struct VirtioPci {
     queue_select: u16,
     status: u8,
     isr: u8,
+    /// A reset that the guest asked for is not done: workers from before it have not ended.
+    resetting: bool,
+    /// A worker has panicked since the last reset.
+    failed: Arc<AtomicBool>,
     slots: Vec<Slot>,
     drain: watch::Sender<bool>,
 }
@@ -120,6 +133,8 @@ pub struct Machine {
     pub mem: Arc<GuestRam>,
     /// Interrupt routing.
     pub router: Arc<IrqRouter>,
+    /// When vCPUs are wanted back.
+    pub control: Arc<Control>,
     /// Where queue workers run.
     pub runtime: Handle,
 }
@@ -144,9 +159,10 @@ impl VirtioPci {
         let this = Self {
             backend,
             vm: machine.vm.clone(),
-            mmio: machine.mmio.clone(),
+            mmio: Arc::downgrade(&machine.mmio),
             mem: machine.mem.clone(),
             runtime: machine.runtime.clone(),
+            control: machine.control.clone(),
             config,
             msix,
             msix_capability,
@@ -159,6 +175,8 @@ impl VirtioPci {
             queue_select: 0,
             status: 0,
             isr: 0,
+            resetting: false,
+            failed: Arc::default(),
             slots,
             drain: watch::Sender::new(false),
         };
@@ -190,6 +208,10 @@ impl VirtioPci {
 
     /// Starts the workers of all queues that are set up and have none.
     fn start_workers(&mut self) {
+        if self.resetting {
+            // The workers from before the reset go on draining.
+            return;
+        }
         self.drain.send_replace(false);
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
@@ -227,11 +249,22 @@ impl VirtioPci {
             let (mem, msix) = (self.mem.clone(), self.msix.clone());
             let (vector, features) = (slot.saved.vector, self.driver_features);
             let drain = self.drain.subscribe();
+            let (failed, control) = (self.failed.clone(), self.control.clone());
             slot.worker = Some(self.runtime.spawn(async move {
                 let kick = Kick::new(kick);
                 let index = index as u16;
                 let io = QueueIo::new(index, queue, mem, kick, features, msix, vector);
-                backend.serve(io, drain).await
+                let name = backend.name();
+                let worker = AssertUnwindSafe(backend.serve(io, drain)).catch_unwind();
+                worker.await.unwrap_or_else(|panic| {
+                    // What was in flight is lost, and its guest would wait for it for ever.
+                    failed.store(true, Ordering::Release);
+                    let what = panic_text(&*panic);
+                    let why = format!("{name} failed, which is a defect: {what}");
+                    tracing::error!(index, why, "a queue worker failed");
+                    control.end(EndReason::Failed(why));
+                    resume_unwind(panic)
+                })
             }));
         }
     }
@@ -254,16 +287,17 @@ impl VirtioPci {
                     slot.saved.next_avail = io.queue.next_avail();
                     slot.saved.next_used = io.queue.next_used();
                 }
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "a queue worker failed");
-                    self.status |= STATUS_NEEDS_RESET;
-                }
+                // It has said so itself.
+                Ok(Err(_)) => self.status |= STATUS_NEEDS_RESET,
                 Err(_) => {
                     slot.worker = Some(worker);
                     self.start_workers();
                     return false;
                 }
             }
+        }
+        if self.resetting {
+            self.finish_reset();
         }
         true
     }
@@ -284,19 +318,51 @@ impl VirtioPci {
         }
     }
 
+    /// Resets the device when its workers have ended: requests under way are waited for, as a disk
+    /// would. Their storage may not answer for long, and a vCPU that is wanted back is not kept for
+    /// that: then the reset is done later, and until then the guest reads a status other than 0,
+    /// by which it knows that its rings and buffers are still in use (virtio 1.2 §4.1.4.3.2).
     fn reset(&mut self) {
         self.begin_pause();
-        let runtime = self.runtime.clone();
+        let (runtime, control) = (self.runtime.clone(), self.control.clone());
         for slot in &mut self.slots {
-            if let Some(worker) = slot.worker.take() {
-                // A reset must be done when the guest reads status 0: requests under way are
-                // waited for, as a disk would.
-                if let Err(error) = runtime.block_on(worker) {
-                    tracing::error!(%error, "a queue worker failed");
+            let Some(worker) = &mut slot.worker else { continue };
+            let ended = runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    ended = worker => Some(ended),
+                    () = control.leaving() => None,
+                }
+            });
+            match ended {
+                // One that failed has said so itself.
+                Some(_) => {}
+                None => {
+                    self.resetting = true;
+                    self.status = STATUS_NEEDS_RESET;
+                    return;
                 }
             }
+            slot.worker = None;
+        }
+        self.finish_reset();
+    }
+
+    /// Does a reset that had to wait, if it need not any more.
+    fn follow_reset(&mut self) {
+        let ended = |slot: &Slot| slot.worker.as_ref().is_none_or(JoinHandle::is_finished);
+        if self.resetting && self.slots.iter().all(ended) {
+            self.reset();
+        }
+    }
+
+    /// Sets all back to the beginning; there are no workers any more.
+    fn finish_reset(&mut self) {
+        for slot in &mut self.slots {
             slot.saved = blank(&*self.backend);
         }
+        self.resetting = false;
+        self.failed.store(false, Ordering::Release);
         self.drain.send_replace(false);
         self.driver_features = 0;
         self.device_feature_select = 0;
@@ -361,7 +427,9 @@ impl VirtioPci {
             return Ok(());
         }
         self.doorbells(false)?;
-        self.mmio.relocate(self.bar, bar);
+        if let Some(mmio) = self.mmio.upgrade() {
+            mmio.relocate(self.bar, bar);
+        }
         self.bar = bar;
         self.doorbells(true)
     }
@@ -380,7 +448,8 @@ impl VirtioPci {
         put(0x0c, &half(self.driver_features, self.driver_feature_select).to_le_bytes());
         put(0x10, &self.config_vector.to_le_bytes());
         put(0x12, &(self.slots.len() as u16).to_le_bytes());
-        put(0x14, &[self.status, 0]);
+        let failed = self.failed.load(Ordering::Acquire);
+        put(0x14, &[self.status | if failed { STATUS_NEEDS_RESET } else { 0 }, 0]);
         put(0x16, &self.queue_select.to_le_bytes());
         if let Some(slot) = self.slots.get(usize::from(self.queue_select)) {
             let queue = &slot.saved;
@@ -399,6 +468,11 @@ impl VirtioPci {
         let mut wide = [0; 8];
         wide[..data.len().min(8)].copy_from_slice(&data[..data.len().min(8)]);
         let value = u64::from_le_bytes(wide);
+        self.follow_reset();
+        if self.resetting && (offset != 0x14 || value != 0) {
+            // The guest has not waited for the reset that it asked for.
+            return;
+        }
         let vector = |value: u64, vectors: usize| {
             if (value as usize) < vectors { value as u16 } else { NO_VECTOR }
         };
@@ -469,7 +543,10 @@ impl VirtioPci {
             }
         };
         match offset {
-            ..ISR => copy(&self.common(), offset, data),
+            ..ISR => {
+                self.follow_reset();
+                copy(&self.common(), offset, data);
+            }
             ISR..DEVICE => {
                 data.fill(0);
                 data[0] = std::mem::take(&mut self.isr);
