@@ -74,7 +74,7 @@ pub fn register(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<(), Error> {
 
 #[expect(unsafe_code, reason = "KVM must be told a host address")]
 fn set_region(vm: &VmFd, region: kvm_userspace_memory_region) -> Result<(), Error> {
-    // SAFETY: the address and length are those of a mapping owned by the `GuestRam` that the
-    // `Vm` keeps until after its `VmFd` is closed.
+    // SAFETY: the address and length are those of a mapping owned by the `GuestRam`, which each
+    // vCPU's thread keeps for as long as it can run the guest.
     unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("set a memory region"))
 }
