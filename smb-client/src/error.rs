@@ -161,11 +161,11 @@ impl From<Error> for block_io::Error {
     fn from(error: Error) -> Self {
         let text = error.to_string();
         let kind = match &error {
-            Error::Connect { .. }
-            | Error::Disconnected(_)
-            | Error::Timeout { .. }
-            | Error::WritesLost { .. }
-            | Error::HandleLost { .. } => return Self::Disconnected(text),
+            Error::Connect { .. } | Error::Disconnected(_) | Error::Timeout { .. } => {
+                return Self::Disconnected(text);
+            }
+            // An open that is gone does not come back, and another may have the file since.
+            Error::WritesLost { .. } | Error::HandleLost { .. } => return Self::Fenced(text),
             Error::Status { status, .. } => match *status {
                 NtStatus::SHARING_VIOLATION
                 | NtStatus::FILE_LOCK_CONFLICT
@@ -173,7 +173,9 @@ impl From<Error> for block_io::Error {
                 | NtStatus::FILE_NOT_AVAILABLE => {
                     return Self::Busy(format!("in use by another: {text}"));
                 }
-                NtStatus::FILE_FORCED_CLOSED => return Self::Fenced(text),
+                // The server has closed what this client has not: an administrator, or a later run
+                // of the same application (MS-SMB2 3.3.5.9.13), wanted it so.
+                NtStatus::FILE_FORCED_CLOSED | NtStatus::FILE_CLOSED => return Self::Fenced(text),
                 NtStatus::DISK_FULL | NtStatus::QUOTA_EXCEEDED => return Self::NoSpace,
                 NtStatus::NOT_SUPPORTED
                 | NtStatus::INVALID_DEVICE_REQUEST

@@ -173,6 +173,7 @@ impl Vm {
             let queues = u16::try_from(count.min(16)).unwrap_or(1);
             let id = format!("bulkhead-{index}");
             let blk = Arc::new(Blk::new(shape.geometry, shape.read_only, queues, &id));
+            blk.belongs_to(&control, &disk.location);
             add(blk.clone())?;
             disks.push((disk.location.clone(), blk));
         }

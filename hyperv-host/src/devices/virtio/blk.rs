@@ -12,7 +12,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, Mutex, OnceLock, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -22,7 +22,10 @@ use block_io::{Disk, Geometry};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use super::{Backend, Drain, QueueIo, Turn, Worker, chain::Chain, give_way};
-use crate::vmm::bus::lock;
+use crate::vmm::{
+    bus::lock,
+    vcpu::{Control, EndReason},
+};
 
 const SECTOR: u64 = 512;
 const F_SIZE_MAX: u64 = 1 << 1;
@@ -115,6 +118,8 @@ pub struct Blk {
     id: [u8; 20],
     /// The open disk; empty while another host has it.
     disk: RwLock<Option<Arc<dyn Disk>>>,
+    /// Where the disk is, and the machine that cannot go on without it.
+    machine: OnceLock<(String, Arc<Control>)>,
     /// What it did.
     pub counters: Counters,
     pool: Mutex<Vec<Vec<u8>>>,
@@ -132,9 +137,29 @@ impl Blk {
             queues,
             id: name,
             disk: RwLock::new(None),
+            machine: OnceLock::new(),
             counters: Counters::default(),
             pool: Mutex::default(),
         }
+    }
+
+    /// Says whose machine ends when the disk at `location` is taken from it.
+    pub fn belongs_to(&self, machine: &Arc<Control>, location: &str) {
+        self.machine.get_or_init(|| (location.to_owned(), machine.clone()));
+    }
+
+    /// The disk is another's now, and does not come back: the guest would only meet errors.
+    fn taken(&self, why: &str) {
+        if let Some((location, machine)) = self.machine.get() {
+            machine.end(EndReason::Failed(format!(
+                "disk {location} was taken from it: another run of the VM has it, or its server has \
+                 forgotten who had it ({why}); what the guest had flushed is on the disk"
+            )));
+        }
+    }
+
+    fn log_name(&self) -> &str {
+        self.machine.get().map_or("", |(location, _)| location)
     }
 
     /// Gives the device its disk; it must have the shape the device was made with.
@@ -319,9 +344,14 @@ async fn request(
     let status = match outcome {
         Ok(()) => S_OK,
         Err(Refused::Unsupported) => S_UNSUPPORTED,
+        Err(Refused::Taken(why)) => {
+            blk.counters.errors.fetch_add(1, Ordering::Relaxed);
+            blk.taken(&why);
+            S_IOERR
+        }
         Err(Refused::Io(why)) => {
             if blk.counters.errors.fetch_add(1, Ordering::Relaxed) < 10 {
-                tracing::warn!(why, "a guest's disk request failed");
+                tracing::warn!(disk = blk.log_name(), why, "a guest's disk request failed");
             }
             S_IOERR
         }
@@ -334,12 +364,14 @@ async fn request(
 
 enum Refused {
     Unsupported,
+    Taken(String),
     Io(String),
 }
 
 impl From<block_io::Error> for Refused {
     fn from(error: block_io::Error) -> Self {
-        Refused::Io(crate::vmm::error::chain(&error))
+        let why = crate::vmm::error::chain(&error);
+        if matches!(error, block_io::Error::Fenced(_)) { Self::Taken(why) } else { Self::Io(why) }
     }
 }
 
