@@ -53,6 +53,9 @@ pub struct HostConfig {
     /// Threads for the disks' I/O.
     #[serde(default = "two")]
     pub io_threads: usize,
+    /// How long guests have to power off when the daemon is stopped, in seconds.
+    #[serde(default = "default_timeout")]
+    pub shutdown_s: u32,
 }
 
 /// `[migration]`.
@@ -255,6 +258,7 @@ impl Config {
             }
         };
         range("host.io_threads", config.host.io_threads as u64, 1, 256)?;
+        range("host.shutdown_s", config.host.shutdown_s.into(), 1, 3600)?;
         range("limits.control_connections", config.limits.control_connections as u64, 1, 65_536)?;
         let storage = &config.storage;
         range("storage.keep_alive_ms", storage.keep_alive_ms.into(), 200, 60_000)?;

@@ -5,7 +5,6 @@ use std::{
     io::{IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -18,9 +17,6 @@ use hyperv_host::{
         target,
     },
 };
-
-/// Time that guests have to power off when the daemon is stopped.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
 
 /// The VM host.
 #[derive(Debug, Parser)]
@@ -83,7 +79,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     signals.wait()?;
     notify("STOPPING=1");
     tracing::info!("stopping");
-    host.shut_down(SHUTDOWN_LIMIT);
+    host.shut_down();
     // A socket that is left behind is replaced by the next start.
     let _ = std::fs::remove_file(&socket);
     Ok(())

@@ -89,6 +89,34 @@ fn a_guest_that_is_paused_again_and_again_loses_nothing() {
     verify(&text, &image);
 }
 
+/// A host whose clock is another takes the guest to have been away as long as it was.
+#[test]
+fn clocks_that_were_read_here_are_told_in_the_time_of_the_other_host() {
+    let read = |vm: &Vm| {
+        support::wait_console(vm, "progress");
+        vm.pause(DRAIN_LIMIT).unwrap();
+        let mut state = vm.save().unwrap();
+        let times = |state: &_| -> Vec<u64> {
+            let json = serde_json::to_value(state).unwrap();
+            let vcpus = json["vcpus"].as_array().unwrap();
+            vcpus.iter().map(|vcpu| vcpu["read_at"].as_u64().unwrap()).collect()
+        };
+        let here = times(&state);
+        for nanos in [5_000_000_000, -5_000_000_000] {
+            state.set_clocks_forward(nanos);
+            let there = times(&state);
+            for (vcpu, before) in here.iter().enumerate() {
+                let expected = before + if nanos > 0 { 5_000_000_000 } else { 0 };
+                assert_eq!(there[vcpu], expected);
+            }
+        }
+        vm.resume();
+        vm.type_in(b"stop\n");
+    };
+    let Some((text, image, _dir)) = run("span=16 seed=9 ws_mib=4", 2, read) else { return };
+    verify(&text, &image);
+}
+
 #[test]
 fn the_power_button_stops_the_guest() {
     let press = |vm: &Vm| {

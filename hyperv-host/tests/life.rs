@@ -94,6 +94,34 @@ fn a_guest_that_resets_itself_again_and_again_is_slowed_down_and_given_up() {
     assert_eq!(host.call(&Request::Delete { name: name.clone() }).unwrap(), Reply::Ok);
 }
 
+/// VMs that start at the same time do not pass the limit together.
+#[test]
+fn memory_of_vms_that_are_being_started_counts() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = HostProcess::start_saying(dir.path(), "a", "[limits]\nmemory_mib = 100\n");
+    let kernel = dir.path().join("guest.elf");
+    fs::write(&kernel, payload_guest::GUEST).unwrap();
+    let names: Vec<VmName> = (0..8).map(|n| format!("vm-{n}").parse().unwrap()).collect();
+    for name in &names {
+        let text = format!("name = '{name}'\nmemory_mib = 64\n[boot]\nkernel = {kernel:?}\n");
+        let definition = VmDefinition::from_toml(&text).unwrap();
+        host.call(&Request::Create { definition }).unwrap();
+    }
+    let started = thread::scope(|scope| {
+        let starts: Vec<_> = names
+            .iter()
+            .map(|name| scope.spawn(|| host.call(&Request::Start { name: name.clone() })))
+            .collect();
+        starts.into_iter().map(|start| start.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(started.iter().filter(|result| result.is_ok()).count(), 1, "{started:?}");
+    let refused = started.into_iter().find_map(Result::err).unwrap().to_string();
+    assert!(refused.contains("memory_mib"), "{refused}");
+}
+
 #[test]
 fn a_vm_starts_when_its_storage_comes_after_its_host() {
     if support::kvm().is_none() {

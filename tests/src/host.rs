@@ -7,7 +7,8 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -126,7 +127,7 @@ impl Host {
             .and_then(|(_, place)| place.rsplit_once('/')?.0.split_once('/'))
             .ok_or_else(|| format!("{disk} is not on a share"))?;
         let text = format!(
-            "[host]\nstate_dir = \"{}\"\ncontrol_socket = \"{}\"\n[migration]\n\
+            "[host]\nstate_dir = \"{}\"\ncontrol_socket = \"{}\"\nshutdown_s = 2\n[migration]\n\
              listen = \"127.0.0.1:0\"\nca = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\n\
              [storage]\nlocations = [\"smb://{server}/{share}\"]\n[boot]\nfolders = [{:?}, \"/boot\"]\n\
              [[storage.server]]\nhost = {server:?}\ncredentials = {:?}\n",
@@ -164,6 +165,18 @@ impl Host {
     /// Sends the host a signal.
     pub fn signal(&self, signal: rustix::process::Signal) {
         self.process.signal(signal);
+    }
+
+    /// Whether the host ends by itself within `limit`.
+    pub fn ends(&mut self, limit: Duration) -> bool {
+        let since = Instant::now();
+        while matches!(self.process.0.try_wait(), Ok(None)) {
+            if since.elapsed() > limit {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        true
     }
 
     /// Runs `bulkhead vm` for this host.

@@ -102,6 +102,17 @@ fn a_vm_started_elsewhere_takes_its_disk_from_a_host_that_hangs() {
     assert!(after.get("seq").unwrap() > before, "the guest stands still");
 }
 
+/// A host ends in its time although its storage does not answer.
+#[test]
+fn storage_that_does_not_answer_keeps_no_host_from_ending() {
+    let Some(mut stage) = Stage::set() else { return };
+    stage.server.signal(Signal::STOP);
+    stage.one.signal(Signal::TERM);
+    let ended = stage.one.ends(Duration::from_secs(45));
+    stage.server.signal(Signal::CONT);
+    assert!(ended, "the host waits for its storage");
+}
+
 #[test]
 fn hostile_clients_leave_the_guest_alone() {
     let Some(stage) = Stage::set() else { return };

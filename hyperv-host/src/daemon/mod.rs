@@ -13,6 +13,7 @@
 //! A VM's standing changes only under its operation lock; its state word is for looking at.
 
 pub mod control;
+pub mod memory;
 pub mod store;
 
 use std::{
@@ -110,6 +111,9 @@ pub enum HostError {
     /// The outcome of a move is not known yet.
     #[error("the other host was lost at the hand-over; it is being asked: {0}")]
     InDoubt(String),
+    /// The daemon is about to end.
+    #[error("this host is being shut down")]
+    ShuttingDown,
     /// The configuration has no part for moving.
     #[error("this host has no [migration] in its configuration")]
     NoMigration,
@@ -283,6 +287,8 @@ pub struct Host {
     /// VMs being received.
     pub arrivals: Arrivals,
     vms: Mutex<BTreeMap<VmName, Arc<Managed>>>,
+    /// Memory kept for machines that are being made.
+    reserved_mib: Mutex<u64>,
     shutting_down: AtomicBool,
 }
 
@@ -318,6 +324,7 @@ impl Host {
             deciding: Mutex::default(),
             arrivals: Arrivals::default(),
             vms: Mutex::default(),
+            reserved_mib: Mutex::default(),
             shutting_down: AtomicBool::new(false),
         }))
     }
@@ -471,27 +478,6 @@ impl Host {
         Ok(())
     }
 
-    /// Memory of all machines in MiB.
-    pub fn memory_in_use(&self) -> u64 {
-        let vms = lock(&self.vms);
-        vms.values()
-            .filter(|managed| !matches!(managed.state(), VmState::Off | VmState::Failed))
-            .map(|managed| managed.definition.memory_mib)
-            .sum()
-    }
-
-    /// Checks that `memory_mib` more may be used.
-    ///
-    /// # Errors
-    /// [`HostError::Limit`].
-    pub fn check_memory(&self, memory_mib: u64) -> Result<(), HostError> {
-        let limit = self.config.limits.memory_mib;
-        if limit != 0 && self.memory_in_use() + memory_mib > limit {
-            return Err(HostError::Limit("memory_mib"));
-        }
-        Ok(())
-    }
-
     /// Starts a VM that is off.
     ///
     /// # Errors
@@ -557,8 +543,11 @@ impl Host {
         starter: Starter,
     ) -> Result<(), HostError> {
         let definition = &managed.definition;
+        if self.is_shutting_down() {
+            return Err(HostError::ShuttingDown);
+        }
         self.allowed.check(definition, Whose::Own)?;
-        self.check_memory(definition.memory_mib)?;
+        let _memory = self.reserve_memory(definition.memory_mib)?;
         let disks = self.runtime.block_on(async {
             let prepared = disk_source::prepare_all(definition, &self.storage).await?;
             disk_source::open_all(&prepared).await
@@ -865,9 +854,10 @@ impl Host {
         })
     }
 
-    /// Ends everything: guests get `limit` to power off, then are ended. Records stay, so that
-    /// what ran is started again with the host.
-    pub fn shut_down(&self, limit: Duration) {
+    /// Ends everything: guests get the configured time to power off and moves that are under way to
+    /// end, then guests are ended. Storage that does not answer holds that up for a moment only.
+    /// Records stay, so that what ran is started again with the host.
+    pub fn shut_down(self: &Arc<Self>) {
         self.shutting_down.store(true, Ordering::Release);
         let all: Vec<_> = lock(&self.vms).values().cloned().collect();
         let running: Vec<_> =
@@ -877,15 +867,40 @@ impl Host {
                 vm.press_power_button();
             }
         }
-        let deadline = Instant::now() + limit;
-        for (managed, vm) in running {
-            let left = deadline.saturating_duration_since(Instant::now());
-            vm.control().wait_end(left);
-            if let Ok(_operation) = managed.try_operate()
-                && managed.update(|inner| inner.vm.take()).is_some()
-            {
-                self.tear_down(&managed, &vm);
+        let deadline = Instant::now() + Duration::from_secs(self.config.host.shutdown_s.into());
+        let ends: Vec<_> = running
+            .into_iter()
+            .map(|(managed, vm)| {
+                let (done, ended) = mpsc::channel();
+                let host = self.clone();
+                spawn(format!("{}/end", managed.name()), move || {
+                    host.end_by(&managed, &vm, deadline);
+                    let _ = done.send(());
+                });
+                ended
+            })
+            .collect();
+        for ended in ends {
+            let left = (deadline + FORCED).saturating_duration_since(Instant::now());
+            if ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
+                tracing::warn!("a VM's disks were not closed in time");
             }
+        }
+    }
+
+    /// Ends a machine when its guest has, or at `deadline`, unless it is somebody else's by then.
+    fn end_by(&self, managed: &Managed, vm: &Vm, deadline: Instant) {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        vm.control().wait_end(left());
+        let _operation = loop {
+            match managed.try_operate() {
+                Ok(operation) => break operation,
+                Err(_) if left().is_zero() => return,
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        if managed.update(|inner| inner.vm.take()).is_some() {
+            self.tear_down(managed, vm);
         }
     }
 }

@@ -40,6 +40,7 @@
 //! Modules: [`wire`] the stream's format, [`tls`] who may connect, [`source`] and [`send`] the
 //! sending side, [`target`] the receiving side, [`fault`] points where tests break it.
 
+pub mod clock;
 pub mod door;
 pub mod fault;
 pub mod send;

@@ -10,6 +10,7 @@ use host_api::{MoveOptions, MoveProgress, MoveStatistics, VmName, VmState};
 
 use super::{
     MoveError,
+    clock::Offset,
     send::{Brake, Pace, send_round},
     tls::{Cutter, Stream, Tls},
     wire::{self, Hello, Kind, Message, Shape, Standing, receive, send},
@@ -53,6 +54,8 @@ struct Mover<'a, P> {
     options: MoveOptions,
     timeout: Duration,
     cutters: Vec<Cutter>,
+    /// How far the target's clock is ahead of this host's.
+    offset: Option<Offset>,
     statistics: MoveStatistics,
     started: Instant,
     paused: bool,
@@ -98,6 +101,7 @@ pub fn move_vm(
         vm: &vm,
         timeout: Duration::from_secs(u64::from(config.timeout_s)),
         cutters: Vec::new(),
+        offset: None,
         statistics: MoveStatistics {
             id: id.as_str().to_owned(),
             peer: peer.clone(),
@@ -435,7 +439,9 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         self.fault("source.disk-closed");
 
         let begin = Instant::now();
-        let state = serde_json::to_vec(&self.vm.save()?).map_err(wire::WireError::from)?;
+        let mut state = self.vm.save()?;
+        state.set_clocks_forward(self.offset.map_or(0, |offset| offset.nanos));
+        let state = serde_json::to_vec(&state).map_err(wire::WireError::from)?;
         self.statistics.bytes += state.len() as u64;
         wire::write_frame(control, Kind::State, &state)?;
         std::io::Write::flush(control).map_err(wire::WireError::from)?;
@@ -478,9 +484,14 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
             let mut stream = self.tls.connect(&self.options.to)?;
             self.cutters.extend(stream.cutter().ok());
             wire::greet(&mut stream)?;
+            let asked = state::now();
             send(&mut stream, &Message::Join { id: self.id.clone(), token: token.clone() })?;
-            if receive(&mut stream)? != Message::Joined {
+            let Message::Joined { now } = receive(&mut stream)? else {
                 return Err(MoveError::Protocol);
+            };
+            if let Some(theirs) = now {
+                let offset = Offset::of(asked, theirs, state::now());
+                self.offset = Some(self.offset.map_or(offset, |known| known.better(offset)));
             }
             streams.push(stream);
         }

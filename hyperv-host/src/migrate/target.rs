@@ -32,7 +32,7 @@ use super::{
 use crate::{
     allowed::Whose,
     daemon::{
-        Host, Managed, spawn,
+        Host, HostError, Managed, spawn,
         store::{MoveId, Verdict},
     },
     disk_source::{self, Prepared},
@@ -275,6 +275,9 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
         ));
     }
     let text = |error: &(dyn std::error::Error + 'static)| chain(error);
+    if host.is_shutting_down() {
+        return Err(text(&HostError::ShuttingDown));
+    }
     let definition = &hello.definition;
     definition.check().map_err(|error| text(&error))?;
     // What it starts from is needed here at its next reset.
@@ -290,7 +293,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     if let Some(missing) = hello.model.missing_on(&here) {
         return Err(format!("this host lacks {missing}"));
     }
-    host.check_memory(definition.memory_mib).map_err(|error| text(&error))?;
+    let _memory = host.reserve_memory(definition.memory_mib).map_err(|error| text(&error))?;
     let disks = host
         .runtime
         .block_on(disk_source::prepare_all(definition, &host.storage))
@@ -425,7 +428,7 @@ fn join(host: &Arc<Host>, mut stream: Stream, id: &MoveId, token: &str) -> Resul
         return Err(MoveError::Protocol);
     }
     lock(&arrival.cutters).extend(stream.cutter().ok());
-    send(&mut stream, &Message::Joined)?;
+    send(&mut stream, &Message::Joined { now: Some(state::now()) })?;
     let result = receive_memory(host, &mut stream, &arrival);
     if *lock(&arrival.phase) == Phase::Receiving {
         arrival.broken.store(true, Ordering::Release);

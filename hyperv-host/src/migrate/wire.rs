@@ -205,7 +205,11 @@ pub enum Message {
         token: String,
     },
     /// Target, on a memory connection.
-    Joined,
+    Joined {
+        /// Its time in nanoseconds since 1970, if it tells.
+        #[serde(default)]
+        now: Option<u64>,
+    },
     /// Target: memory and state are complete and restored; waiting for the word.
     Ready,
     /// Source: it is yours, by a record that survives me.

@@ -153,9 +153,24 @@ impl<'de, T: plain::Plain> Deserialize<'de> for Abi<T> {
     }
 }
 
-fn now() -> u64 {
+/// This host's time in nanoseconds since 1970.
+pub fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl MachineState {
+    /// Makes the times at which the clocks were read those of a host whose clock is `nanos` ahead of
+    /// this one's: it takes the difference to its own time for the time that the guest was away.
+    pub fn set_clocks_forward(&mut self, nanos: i64) {
+        for vcpu in &mut self.vcpus {
+            vcpu.read_at = vcpu.read_at.saturating_add_signed(nanos);
+        }
+        let clock = &mut self.chips.clock.0;
+        if clock.flags & KVM_CLOCK_REALTIME != 0 {
+            clock.realtime = clock.realtime.saturating_add_signed(nanos);
+        }
+    }
 }
 
 /// The MSRs among `indices` that can be read from `vcpu`.
