@@ -306,4 +306,19 @@ mod tests {
         let vm = include_str!("../../conf/vm.toml");
         host_api::VmDefinition::from_toml(vm).unwrap();
     }
+
+    /// A block with a `[host]` is a configuration, any other a VM file.
+    #[test]
+    fn what_the_documents_show_is_valid() {
+        for document in [include_str!("../README.md"), include_str!("../../README.md")] {
+            for block in document.split("```toml\n").skip(1) {
+                let block = block.split("```").next().unwrap();
+                if block.contains("[host]") {
+                    Config::parse(block, Path::new("README.md")).unwrap();
+                } else {
+                    host_api::VmDefinition::from_toml(block).unwrap();
+                }
+            }
+        }
+    }
 }
