@@ -252,7 +252,7 @@ pub fn login(
 /// A session with the share that a location names.
 async fn connect(url: &SmbUrl, storage: &StorageConfig) -> Result<Tree> {
     let login = login(url, storage)
-        .map_err(|error| Error::Disconnected(crate::vmm::error::chain(&error)))?;
+        .map_err(|error| Error::Disconnected(vmm::platform::error::chain(&error)))?;
     let rule = server(url, storage).and_then(|server| server.encryption);
     let options = ConnectOptions {
         max_channels: storage.channels,
@@ -274,7 +274,7 @@ async fn connect(url: &SmbUrl, storage: &StorageConfig) -> Result<Tree> {
 /// The first failure, with the location of its disk; disks opened before it are closed again.
 pub async fn open_all(
     prepared: &[Prepared],
-) -> std::result::Result<Vec<Arc<dyn Disk>>, crate::vmm::Error> {
+) -> std::result::Result<Vec<Arc<dyn Disk>>, vmm::Error> {
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     for disk in prepared {
         match disk.open().await {
@@ -285,7 +285,7 @@ pub async fn open_all(
                     let _ = open.close().await;
                 }
                 let location = disk.location().to_owned();
-                return Err(crate::vmm::Error::Disk { location, source });
+                return Err(vmm::Error::Disk { location, source });
             }
         }
     }
@@ -299,13 +299,13 @@ pub async fn open_all(
 pub async fn prepare_all(
     machine: &VmDefinition,
     storage: &Arc<StorageConfig>,
-) -> std::result::Result<Vec<Prepared>, crate::vmm::Error> {
+) -> std::result::Result<Vec<Prepared>, vmm::Error> {
     let mut prepared = Vec::new();
     for definition in &machine.disks {
         let location = definition.location.clone();
         let disk = prepare(machine.id, definition, storage)
             .await
-            .map_err(|source| crate::vmm::Error::Disk { location, source })?;
+            .map_err(|source| vmm::Error::Disk { location, source })?;
         prepared.push(disk);
     }
     Ok(prepared)
@@ -374,7 +374,7 @@ mod tests {
             [("copy.img", "VHDX"), ("copy", "names no format"), ("copy.qcow2", "ending says qcow2")]
         {
             let before = std::fs::read(at(name)).unwrap();
-            let error = crate::vmm::error::chain(&open(name, None).await.unwrap_err());
+            let error = vmm::platform::error::chain(&open(name, None).await.unwrap_err());
             assert!(error.contains(why) && error.contains(name), "{error}");
             assert!(std::fs::read(at(name)).unwrap() == before);
             open(name, Some(DiskFormat::Vhdx)).await.unwrap();

@@ -13,7 +13,5 @@
 pub mod allowed;
 pub mod config;
 pub mod daemon;
-pub mod devices;
 pub mod disk_source;
 pub mod migrate;
-pub mod vmm;

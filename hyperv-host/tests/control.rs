@@ -44,7 +44,7 @@ fn a_vm_lives_from_create_to_delete() {
     assert_eq!(host.call(&stop).unwrap(), Reply::Ok);
     assert_eq!(host.state(&name), Some(VmState::Off));
     console.read_to_end();
-    let last = support::Line::last(&console.text, "final").unwrap();
+    let last = payload_guest::Line::last(&console.text, "final").unwrap();
     payload.verify(last.get("flushed"), last.get("seq"));
     // And once more, ended by force.
     host.call(&Request::Start { name: name.clone() }).unwrap();

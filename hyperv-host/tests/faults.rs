@@ -30,7 +30,7 @@ fn running(a: &HostProcess, b: &HostProcess, payload: &Payload) -> (bool, bool) 
 }
 
 fn last_acked(console: &Console) -> (u64, u64) {
-    let line = support::Line::last(&console.text, "progress").expect("it made progress");
+    let line = payload_guest::Line::last(&console.text, "progress").expect("it made progress");
     (line.get("acked"), line.get("seq"))
 }
 

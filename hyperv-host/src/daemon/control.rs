@@ -19,7 +19,9 @@ use std::{
 use host_api::{Event, MAX_LINE, Reply, Request, VmName};
 
 use super::{Host, HostError, spawn};
-use crate::{migrate, vmm::error::chain};
+use vmm::platform::error::chain;
+
+use crate::migrate;
 
 const STOP_LIMIT: u32 = 60;
 /// How often a console connection looks whether its reader is still there.

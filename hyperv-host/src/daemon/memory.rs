@@ -3,7 +3,7 @@
 use host_api::VmState;
 
 use super::{Host, HostError};
-use crate::vmm::bus::lock;
+use vmm::platform::bus::lock;
 
 /// Memory that is kept for a machine until it counts by itself, or does not come to be.
 #[derive(Debug)]

@@ -34,6 +34,10 @@ use host_api::{
 use kvm_ioctls::Kvm;
 use smb_client::SmbUrl;
 use tokio::runtime::Runtime;
+use vmm::{
+    DiskShape, Vm,
+    platform::{bus::lock, error::chain, lifecycle::EndReason},
+};
 
 use self::store::{MoveId, Record, Store};
 use crate::{
@@ -41,7 +45,6 @@ use crate::{
     config::{Config, StorageConfig},
     disk_source,
     migrate::{fault::Faults, target::Arrivals, tls::Tls, wire::Standing},
-    vmm::{self, DiskShape, Vm, bus::lock, error::chain, vcpu::EndReason},
 };
 
 /// Why something asked of the host was not done.
@@ -824,7 +827,7 @@ impl Host {
         let managed = self.find(name)?;
         let summary = managed.summary();
         let vm = managed.vm();
-        let usage = |(location, blk): &(String, Arc<crate::devices::virtio::blk::Blk>)| {
+        let usage = |(location, blk): &(String, Arc<vmm::devices::virtio::blk::Blk>)| {
             let counters = &blk.counters;
             DiskUsage {
                 location: location.clone(),

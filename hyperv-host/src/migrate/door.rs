@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::tls::Cutter;
-use crate::vmm::bus::lock;
+use vmm::platform::bus::lock;
 
 /// Connections of strangers at a time.
 const STRANGERS: usize = 64;

@@ -6,7 +6,7 @@
 
 use std::{str::FromStr, sync::Mutex, time::Duration};
 
-use crate::vmm::bus::lock;
+use vmm::platform::bus::lock;
 
 /// All points, in the order in which a move passes them.
 pub const POINTS: [&str; 20] = [

@@ -61,7 +61,7 @@ pub enum MoveError {
     Tls(#[from] tls::TlsError),
     /// The machine.
     #[error(transparent)]
-    Vm(#[from] crate::vmm::Error),
+    Vm(#[from] vmm::Error),
     /// The other host does not take it.
     #[error("the other host refuses: {0}")]
     Refused(String),

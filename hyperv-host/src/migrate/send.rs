@@ -20,16 +20,18 @@ use std::{
 
 use host_api::MoveRound;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm::{
+    Vm,
+    platform::{
+        bus::lock,
+        dirty::PageSet,
+        memory::{GuestRam, PAGE},
+    },
+};
 
 use super::{
     tls::Stream,
     wire::{Batch, Kind, WireError, read_frame, write_frame},
-};
-use crate::vmm::{
-    Vm,
-    bus::lock,
-    dirty::PageSet,
-    memory::{GuestRam, PAGE},
 };
 
 /// Period of holding vCPUs back.

@@ -7,6 +7,15 @@ use std::{
 };
 
 use host_api::{MoveOptions, MoveProgress, MoveStatistics, VmName, VmState};
+use vmm::{
+    DRAIN_LIMIT, Vm,
+    machine::state,
+    platform::{
+        bus::lock,
+        dirty::{DirtyLog, PageSet},
+        error::chain,
+    },
+};
 
 use super::{
     MoveError,
@@ -22,13 +31,6 @@ use crate::{
         store::{MoveId, Record},
     },
     disk_source,
-    vmm::{
-        DRAIN_LIMIT, Vm,
-        bus::lock,
-        dirty::{DirtyLog, PageSet},
-        error::chain,
-        state,
-    },
 };
 
 /// How long a source tries to get its disks back after a failed move.
@@ -190,7 +192,7 @@ fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &Mute
         if let Err(error) = reopen(host, managed, &vm) {
             tracing::error!(vm = %name, error = chain(&error), "its disks cannot be opened again");
             let why = format!("its disks cannot be opened again: {}", chain(&error));
-            vm.control().end(crate::vmm::vcpu::EndReason::Failed(why));
+            vm.control().end(vmm::platform::lifecycle::EndReason::Failed(why));
         }
         vm.resume();
     }
@@ -200,7 +202,7 @@ fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &Mute
     });
 }
 
-fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), crate::vmm::Error> {
+fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), vmm::Error> {
     let closed = vm.detach_disks();
     if closed.len() == vm.disks().len() {
         // They were not taken away yet.
@@ -558,11 +560,11 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
     }
 }
 
-fn close_disks(host: &Host, vm: &Vm) -> Result<(), crate::vmm::Error> {
+fn close_disks(host: &Host, vm: &Vm) -> Result<(), vmm::Error> {
     let mut result = Ok(());
     for (location, disk) in vm.detach_disks() {
         if let Err(source) = host.runtime.block_on(disk.close()) {
-            result = Err(crate::vmm::Error::Disk { location, source });
+            result = Err(vmm::Error::Disk { location, source });
         }
     }
     result

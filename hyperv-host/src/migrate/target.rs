@@ -20,6 +20,15 @@ use std::{
 
 use host_api::VmState;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm::{
+    Error, Vm,
+    machine::{cpu::CpuModel, state},
+    platform::{
+        bus::lock,
+        error::chain,
+        memory::{GuestRam, PAGE},
+    },
+};
 
 use super::{
     MoveError,
@@ -36,14 +45,6 @@ use crate::{
         store::{MoveId, Verdict},
     },
     disk_source::{self, Prepared},
-    vmm::{
-        Error, Vm,
-        bus::lock,
-        cpu::CpuModel,
-        error::chain,
-        memory::{GuestRam, PAGE},
-        state,
-    },
 };
 
 /// How long a target tries to open the disks that the source has given up.

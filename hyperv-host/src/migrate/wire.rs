@@ -18,11 +18,9 @@ use std::io::{self, Read, Write};
 use block_io::Geometry;
 use host_api::VmDefinition;
 use serde::{Deserialize, Serialize};
+use vmm::{DiskShape, machine::cpu::CpuModel, platform::memory::PAGE};
 
-use crate::{
-    daemon::store::MoveId,
-    vmm::{DiskShape, cpu::CpuModel, memory::PAGE},
-};
+use crate::daemon::store::MoveId;
 
 /// First bytes of every connection in both directions.
 pub const PREAMBLE: &[u8; 8] = b"BLKHMIG1";

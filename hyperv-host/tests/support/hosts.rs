@@ -9,8 +9,7 @@ use std::{
 };
 
 use host_api::{Client, ClientError, MoveOptions, MoveStatistics, Reply, Request, VmName, VmState};
-
-use super::Line;
+use payload_guest::Line;
 
 /// Longest time anything here is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -6,9 +6,11 @@
 //! ```
 
 mod check;
+mod line;
 pub mod pattern;
 
 pub use check::{CheckError, Expected, Report, check};
+pub use line::Line;
 
 /// The guest: an ELF file with a PVH entry.
 pub const GUEST: &[u8] = include_bytes!(env!("PAYLOAD_GUEST_ELF"));

@@ -1,0 +1,25 @@
+//! What the guest says on its console.
+
+/// A line of the guest: a word and `key=value` pairs.
+#[derive(Debug, Clone)]
+pub struct Line(String);
+
+impl Line {
+    /// The last whole line that starts with `word`.
+    #[must_use]
+    pub fn last(text: &str, word: &str) -> Option<Self> {
+        let end = text.rfind('\n')? + 1;
+        let starts = |line: &&str| line.split(' ').next() == Some(word);
+        text[..end].lines().rev().find(starts).map(|line| Self(line.trim().to_owned()))
+    }
+
+    /// The number of a key.
+    ///
+    /// # Panics
+    /// If the line has no such key, or no number there: the guest and who reads it disagree.
+    #[must_use]
+    pub fn get(&self, key: &str) -> u64 {
+        let value = self.0.split(' ').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{key} in {self:?}"))
+    }
+}

@@ -1,0 +1,18 @@
+//! Devices of a virtual machine.
+//!
+//! ```text
+//!  port I/O ─► Bus ─┬─ serial (16550)         MMIO ─► Bus ── virtio-pci BARs
+//!                   ├─ power (ACPI PM, reset)                  │ queues
+//!                   ├─ cmos                                    ▼
+//!                   └─ pci config (CF8/CFC)          virtio: blk, console, rng
+//! ```
+//!
+//! A device's saved form is a plain serde structure of its own, versioned as a whole by
+//! [`crate::machine::state`].
+
+pub mod cmos;
+pub mod console;
+pub mod pci;
+pub mod power;
+pub mod serial;
+pub mod virtio;

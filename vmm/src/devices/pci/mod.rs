@@ -1,0 +1,101 @@
+//! PCI: configuration mechanism 1, one bus, a host bridge and functions behind it.
+
+pub mod config;
+pub mod msix;
+
+use std::sync::{Arc, Mutex};
+
+use config::ConfigSpace;
+
+use crate::platform::bus::{BusDevice, lock};
+
+/// A function on the bus.
+pub trait PciFunction: Send {
+    /// Reads configuration space; `offset + data.len() <= 256`.
+    fn config_read(&mut self, offset: usize, data: &mut [u8]);
+    /// Writes configuration space; `offset + data.len() <= 256`.
+    fn config_write(&mut self, offset: usize, data: &[u8]);
+}
+
+/// The host bridge: says what it is and does nothing else.
+#[derive(Debug)]
+struct HostBridge(ConfigSpace);
+
+impl PciFunction for HostBridge {
+    fn config_read(&mut self, offset: usize, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn config_write(&mut self, offset: usize, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
+
+/// Ports 0xcf8–0xcff: the address register and the window.
+pub struct ConfigPorts {
+    /// The address register.
+    pub address: u32,
+    slots: Vec<Arc<Mutex<dyn PciFunction>>>,
+}
+
+impl std::fmt::Debug for ConfigPorts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigPorts")
+            .field("address", &self.address)
+            .field("slots", &self.slots.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for ConfigPorts {
+    fn default() -> Self {
+        // Red Hat's generic host bridge; class 06 00 (host bridge).
+        let bridge = HostBridge(ConfigSpace::new(0x1b36, 0x0008, 0x06_00_00));
+        Self { address: 0, slots: vec![Arc::new(Mutex::new(bridge))] }
+    }
+}
+
+impl ConfigPorts {
+    /// Adds a function at the next slot of bus 0.
+    pub fn add(&mut self, function: Arc<Mutex<dyn PciFunction>>) {
+        self.slots.push(function);
+    }
+
+    /// The function and register that the address register and a window offset select.
+    fn target(&self, window: usize) -> Option<(&Arc<Mutex<dyn PciFunction>>, usize)> {
+        let address = self.address;
+        if address >> 31 == 0 || (address >> 16) & 0xff != 0 || (address >> 8) & 7 != 0 {
+            return None;
+        }
+        let slot = self.slots.get((address as usize >> 11) & 0x1f)?;
+        Some((slot, (address as usize & 0xfc) + window))
+    }
+}
+
+impl BusDevice for ConfigPorts {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if offset < 4 {
+            let bytes = self.address.to_le_bytes();
+            let from = offset as usize;
+            for (index, byte) in data.iter_mut().enumerate() {
+                *byte = bytes.get(from + index).copied().unwrap_or(0xff);
+            }
+        } else if offset as usize + data.len() <= 8
+            && let Some((function, register)) = self.target(offset as usize - 4)
+        {
+            lock(function).config_read(register, data);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset == 0 && data.len() == 4 {
+            self.address = u32::from_le_bytes([data[0], data[1], data[2], data[3]]);
+        } else if offset >= 4
+            && offset as usize + data.len() <= 8
+            && let Some((function, register)) = self.target(offset as usize - 4)
+        {
+            lock(function).config_write(register, data);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Workers polled by hand: what one turn of each takes, seen from the used ring.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use block_io::{Disk, Geometry, IoFuture};
+use kvm_ioctls::Kvm;
+use tokio::{runtime::Runtime, sync::watch};
+use virtio_queue::QueueState;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{blk::Blk, console::VirtioConsole, rng::Rng, *};
+use crate::{
+    devices::console::Console,
+    platform::{irq::IrqRouter, memory},
+};
+
+const ENTRIES: u16 = 256;
+const DESC: u64 = 0x10_0000;
+const AVAIL: u64 = 0x11_0000;
+const USED: u64 = 0x12_0000;
+const HEADER: u64 = 0x20_0000;
+const STATUS: u64 = 0x21_0000;
+const DATA: u64 = 0x30_0000;
+const NEXT: u16 = 1;
+const WRITABLE: u16 = 2;
+
+/// A disk whose requests are done at once.
+#[derive(Debug, Default)]
+struct QuickDisk {
+    reads: AtomicUsize,
+    writes: AtomicUsize,
+}
+
+impl Disk for QuickDisk {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            size: 1 << 40,
+            logical_sector: 512,
+            physical_sector: 4096,
+            discard_granularity: 0,
+        }
+    }
+
+    fn read_at<'a>(&'a self, _: u64, _: &'a mut [u8]) -> IoFuture<'a, ()> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn write_at<'a>(&'a self, _: u64, _: &'a [u8]) -> IoFuture<'a, ()> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn flush(&self) -> IoFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn discard(&self, _: u64, _: u64) -> IoFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64) -> IoFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn close(&self) -> IoFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// A worker whose ring is full of the same request.
+struct Rig {
+    worker: Worker,
+    drain: watch::Sender<bool>,
+    ram: Arc<GuestRam>,
+    runtime: Runtime,
+}
+
+/// `pieces` are address, length and flags of the request's descriptors. `None` without KVM.
+fn rig(backend: Arc<dyn Backend>, index: u16, pieces: &[(u64, u32, u16)]) -> Option<Rig> {
+    let vm = match Kvm::new() {
+        Ok(kvm) => Arc::new(kvm.create_vm().unwrap()),
+        Err(error) => {
+            eprintln!("skipped: /dev/kvm cannot be used: {error}");
+            return None;
+        }
+    };
+    vm.create_irq_chip().unwrap();
+    let msix = Arc::new(Msix::new(1, Arc::new(IrqRouter::new(vm))).unwrap());
+    let ram = memory::allocate(16 << 20).unwrap();
+    for (index, (address, len, flags)) in pieces.iter().enumerate() {
+        let at = DESC + 16 * index as u64;
+        let next = if index + 1 < pieces.len() { NEXT } else { 0 };
+        ram.write_obj(*address, GuestAddress(at)).unwrap();
+        ram.write_obj(*len, GuestAddress(at + 8)).unwrap();
+        ram.write_obj(flags | next, GuestAddress(at + 12)).unwrap();
+        ram.write_obj(index as u16 + 1, GuestAddress(at + 14)).unwrap();
+    }
+    ram.write_obj(ENTRIES, GuestAddress(AVAIL + 2)).unwrap();
+    let queue = Queue::try_from(QueueState {
+        max_size: ENTRIES,
+        next_avail: 0,
+        next_used: 0,
+        event_idx_enabled: false,
+        size: ENTRIES,
+        ready: true,
+        desc_table: DESC,
+        avail_ring: AVAIL,
+        used_ring: USED,
+    })
+    .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap();
+    let entered = runtime.enter();
+    let io = QueueIo::new(index, queue, ram.clone(), Kick::new(kick), 0, msix, 0);
+    drop(entered);
+    let drain = watch::Sender::new(false);
+    let worker = backend.serve(io, drain.subscribe());
+    Some(Rig { worker, drain, ram, runtime })
+}
+
+impl Rig {
+    /// Polls the worker once; whether it has ended.
+    fn poll(&mut self) -> bool {
+        let _entered = self.runtime.enter();
+        let mut context = Context::from_waker(Waker::noop());
+        matches!(self.worker.as_mut().poll(&mut context), Poll::Ready(_))
+    }
+
+    fn used(&self) -> u32 {
+        u32::from(self.ram.read_obj::<u16>(GuestAddress(USED + 2)).unwrap())
+    }
+
+    /// One turn is done, and a drain ends the worker though the guest has asked for more.
+    fn takes_turns(mut self, in_flight: u32) {
+        assert!(!self.poll());
+        assert_eq!(self.used(), Turn::MOST);
+        assert!(!self.poll());
+        assert_eq!(self.used(), 2 * Turn::MOST);
+        self.drain.send_replace(true);
+        // What is finished may be a turn of its own.
+        assert!(self.poll() || self.poll());
+        assert_eq!(self.used(), 2 * Turn::MOST + in_flight);
+    }
+}
+
+#[test]
+fn a_guest_that_wants_random_numbers_without_end_takes_turns() {
+    let Some(rig) = rig(Arc::new(Rng), 0, &[(DATA, 64, WRITABLE)]) else { return };
+    rig.takes_turns(0);
+}
+
+#[test]
+fn a_guest_that_prints_without_end_takes_turns() {
+    let device = || Arc::new(VirtioConsole::new(Console::default()));
+    let Some(small) = rig(device(), 1, &[(DATA, 64, 0)]) else { return };
+    small.takes_turns(0);
+    let Some(mut large) = rig(device(), 1, &[(DATA, 64 << 10, 0)]) else { return };
+    assert!(!large.poll());
+    assert_eq!(u64::from(large.used()), Turn::MOST_BYTES / (64 << 10));
+}
+
+#[test]
+fn a_guest_that_is_typed_to_without_end_takes_turns() {
+    let console = Console::default();
+    console.type_in(&[b'x'; 1000]);
+    let device = Arc::new(VirtioConsole::new(console));
+    let Some(rig) = rig(device, 0, &[(DATA, 1, WRITABLE)]) else { return };
+    rig.takes_turns(0);
+}
+
+fn blk() -> (Arc<Blk>, Arc<QuickDisk>) {
+    let disk = Arc::new(QuickDisk::default());
+    let blk = Arc::new(Blk::new(disk.geometry(), false, 1, "x"));
+    blk.attach(disk.clone()).unwrap();
+    (blk, disk)
+}
+
+#[test]
+fn a_guest_that_reads_without_end_takes_turns() {
+    let request = [(HEADER, 16, 0), (DATA, 512, WRITABLE), (STATUS, 1, WRITABLE)];
+    let Some(rig) = rig(blk().0, 0, &request) else { return };
+    // What a disk has begun it finishes.
+    rig.takes_turns(Turn::MOST);
+}
+
+#[test]
+fn a_long_request_gives_way_to_others() {
+    let (blk, disk) = blk();
+    let request = [(HEADER, 16, 0), (DATA, 8 << 20, WRITABLE), (STATUS, 1, WRITABLE)];
+    let Some(mut rig) = rig(blk, 0, &request) else { return };
+    assert!(!rig.poll());
+    let reads = disk.reads.load(Ordering::Relaxed);
+    assert!(reads <= 2, "{reads} pieces in one go");
+}
+
+/// Polls a request of `count` pieces of `len` bytes to its end; its status, and how often the disk
+/// was asked for anything.
+fn request(kind: u32, count: usize, len: u32, flags: u16) -> Option<(u8, usize)> {
+    let (blk, disk) = blk();
+    let mut pieces = vec![(HEADER, 16, 0)];
+    pieces.extend(vec![(DATA, len, flags); count]);
+    pieces.push((STATUS, 1, WRITABLE));
+    let mut rig = rig(blk, 0, &pieces)?;
+    rig.ram.write_obj(kind, GuestAddress(HEADER)).unwrap();
+    rig.ram.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
+    rig.ram.write_obj(1u16, GuestAddress(AVAIL + 2)).unwrap();
+    while rig.used() == 0 {
+        rig.poll();
+    }
+    let status = rig.ram.read_obj(GuestAddress(STATUS)).unwrap();
+    let asked = disk.reads.load(Ordering::Relaxed) + disk.writes.load(Ordering::Relaxed);
+    Some((status, asked))
+}
+
+#[test]
+fn a_request_is_as_long_as_a_driver_is_told_at_most() {
+    for (kind, flags) in [(0, WRITABLE), (1, 0)] {
+        let Some((status, asked)) = request(kind, 254, 1 << 20, flags) else { return };
+        assert_eq!((status, asked), (0, 254));
+        // One sector more, by pieces that are all the same memory.
+        let Some((status, asked)) = request(kind, 254, (1 << 20) + 512, flags) else { return };
+        assert_eq!((status, asked), (1, 0));
+    }
+}
+
+#[test]
+fn a_driver_is_told_how_long_a_segment_may_be() {
+    let (blk, _) = blk();
+    assert_ne!(blk.features() & 1 << 1, 0);
+    assert_eq!(blk.config()[8..16], [0, 0, 16, 0, 254, 0, 0, 0]);
+}

@@ -1,0 +1,671 @@
+//! virtio over PCI (virtio 1.2 §4.1), modern interface with MSI-X.
+//!
+//! ```text
+//!  BAR 0   0x0000 common configuration   0x3000 notification, 4 bytes a queue
+//!          0x1000 ISR status             0x4000 MSI-X table
+//!          0x2000 device configuration   0x5000 MSI-X pending bits
+//! ```
+
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use futures_util::FutureExt;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use serde::{Deserialize, Serialize};
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+use virtio_queue::{Queue, QueueState, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Backend, F_EVENT_IDX, F_INDIRECT, F_VERSION_1, Kick, QueueIo};
+use crate::{
+    devices::pci::{
+        PciFunction,
+        config::{ConfigSpace, SavedConfig},
+        msix::{Msix, NO_VECTOR, SavedMsix},
+    },
+    platform::{
+        bus::{Bus, BusDevice},
+        error::{Error, panic_text},
+        irq::IrqRouter,
+        lifecycle::{Control, EndReason},
+        memory::GuestRam,
+    },
+};
+
+/// Size of BAR 0.
+pub const BAR_SIZE: u32 = 0x8000;
+const ISR: u64 = 0x1000;
+const DEVICE: u64 = 0x2000;
+const NOTIFY: u64 = 0x3000;
+const TABLE: u64 = 0x4000;
+const PENDING: u64 = 0x5000;
+
+const STATUS_DRIVER_OK: u8 = 4;
+const STATUS_NEEDS_RESET: u8 = 64;
+
+/// Saved form of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedQueue {
+    size: u16,
+    ready: bool,
+    vector: u16,
+    desc: u64,
+    avail: u64,
+    used: u64,
+    next_avail: u16,
+    next_used: u16,
+}
+
+/// Saved form of a virtio function.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedVirtio {
+    kind: u16,
+    config: SavedConfig,
+    msix: SavedMsix,
+    driver_features: u64,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    config_vector: u16,
+    queue_select: u16,
+    status: u8,
+    isr: u8,
+    queues: Vec<SavedQueue>,
+}
+
+struct Slot {
+    saved: SavedQueue,
+    kick: EventFd,
+    /// The queue's worker while the device runs, and until it has ended.
+    worker: Option<JoinHandle<QueueIo>>,
+}
+
+/// A virtio function on the PCI bus.
+pub struct VirtioPci {
+    backend: Arc<dyn Backend>,
+    vm: Arc<VmFd>,
+    /// The bus has this function.
+    mmio: Weak<Bus>,
+    mem: Arc<GuestRam>,
+    runtime: Handle,
+    control: Arc<Control>,
+    config: ConfigSpace,
+    msix: Arc<Msix>,
+    msix_capability: usize,
+    pci_capability: usize,
+    /// Where BAR 0 is registered on the bus and with KVM.
+    bar: u64,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    driver_features: u64,
+    config_vector: u16,
+    queue_select: u16,
+    status: u8,
+    isr: u8,
+    /// A reset that the guest asked for is not done: workers from before it have not ended.
+    resetting: bool,
+    /// A worker has panicked since the last reset.
+    failed: Arc<AtomicBool>,
+    slots: Vec<Slot>,
+    drain: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for VirtioPci {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VirtioPci").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+/// What a function needs of its machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// KVM.
+    pub vm: Arc<VmFd>,
+    /// The MMIO bus.
+    pub mmio: Arc<Bus>,
+    /// Guest memory.
+    pub mem: Arc<GuestRam>,
+    /// Interrupt routing.
+    pub router: Arc<IrqRouter>,
+    /// When vCPUs are wanted back.
+    pub control: Arc<Control>,
+    /// Where queue workers run.
+    pub runtime: Handle,
+}
+
+impl VirtioPci {
+    /// Makes a function with BAR 0 at `bar` and puts it on the MMIO bus.
+    pub fn new(
+        machine: &Machine,
+        backend: Arc<dyn Backend>,
+        bar: u64,
+    ) -> Result<Arc<Mutex<Self>>, Error> {
+        let count = backend.queues();
+        let msix = Arc::new(Msix::new(usize::from(count) + 1, machine.router.clone())?);
+        let (config, pci_capability, msix_capability) = config_space(&*backend, bar as u32);
+        let slots = (0..count)
+            .map(|_| {
+                let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                    .map_err(Error::os("make an eventfd"))?;
+                Ok(Slot { saved: blank(&*backend), kick, worker: None })
+            })
+            .collect::<Result<_, Error>>()?;
+        let this = Self {
+            backend,
+            vm: machine.vm.clone(),
+            mmio: Arc::downgrade(&machine.mmio),
+            mem: machine.mem.clone(),
+            runtime: machine.runtime.clone(),
+            control: machine.control.clone(),
+            config,
+            msix,
+            msix_capability,
+            pci_capability,
+            bar,
+            device_feature_select: 0,
+            driver_feature_select: 0,
+            driver_features: 0,
+            config_vector: NO_VECTOR,
+            queue_select: 0,
+            status: 0,
+            isr: 0,
+            resetting: false,
+            failed: Arc::default(),
+            slots,
+            drain: watch::Sender::new(false),
+        };
+        this.doorbells(true)?;
+        let this = Arc::new(Mutex::new(this));
+        machine.mmio.insert(bar..bar + u64::from(BAR_SIZE), this.clone());
+        Ok(this)
+    }
+
+    fn doorbells(&self, register: bool) -> Result<(), Error> {
+        for (index, slot) in self.slots.iter().enumerate() {
+            let address = IoEventAddress::Mmio(self.bar + NOTIFY + 4 * index as u64);
+            if register {
+                self.vm
+                    .register_ioevent(&slot.kick, &address, NoDatamatch)
+                    .map_err(Error::kvm("register an ioeventfd"))?;
+            } else {
+                self.vm
+                    .unregister_ioevent(&slot.kick, &address, NoDatamatch)
+                    .map_err(Error::kvm("unregister an ioeventfd"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn features(&self) -> u64 {
+        self.backend.features() | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT
+    }
+
+    /// Starts the workers of all queues that are set up and have none.
+    fn start_workers(&mut self) {
+        if self.resetting {
+            // The workers from before the reset go on draining.
+            return;
+        }
+        self.drain.send_replace(false);
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            if !slot.saved.ready || slot.worker.is_some() {
+                continue;
+            }
+            let state = QueueState {
+                max_size: self.backend.queue_size(),
+                next_avail: slot.saved.next_avail,
+                next_used: slot.saved.next_used,
+                event_idx_enabled: self.driver_features & F_EVENT_IDX != 0,
+                size: slot.saved.size,
+                ready: true,
+                desc_table: slot.saved.desc,
+                avail_ring: slot.saved.avail,
+                used_ring: slot.saved.used,
+            };
+            let queue = match Queue::try_from(state) {
+                Ok(queue) if queue.is_valid(&*self.mem) => queue,
+                _ => {
+                    tracing::warn!(index, "a guest's queue is not usable");
+                    self.status |= STATUS_NEEDS_RESET;
+                    continue;
+                }
+            };
+            let kick = match slot.kick.try_clone() {
+                Ok(kick) => kick,
+                Err(error) => {
+                    tracing::error!(%error, "cannot start a queue");
+                    self.status |= STATUS_NEEDS_RESET;
+                    continue;
+                }
+            };
+            let backend = self.backend.clone();
+            let (mem, msix) = (self.mem.clone(), self.msix.clone());
+            let (vector, features) = (slot.saved.vector, self.driver_features);
+            let drain = self.drain.subscribe();
+            let (failed, control) = (self.failed.clone(), self.control.clone());
+            slot.worker = Some(self.runtime.spawn(async move {
+                let kick = Kick::new(kick);
+                let index = index as u16;
+                let io = QueueIo::new(index, queue, mem, kick, features, msix, vector);
+                let name = backend.name();
+                let worker = AssertUnwindSafe(backend.serve(io, drain)).catch_unwind();
+                worker.await.unwrap_or_else(|panic| {
+                    // What was in flight is lost, and its guest would wait for it for ever.
+                    failed.store(true, Ordering::Release);
+                    let what = panic_text(&*panic);
+                    let why = format!("{name} failed, which is a defect: {what}");
+                    tracing::error!(index, why, "a queue worker failed");
+                    control.end(EndReason::Failed(why));
+                    resume_unwind(panic)
+                })
+            }));
+        }
+    }
+
+    /// Tells the workers to drain; [`VirtioPci::finish_pause`] waits for them.
+    pub fn begin_pause(&self) {
+        self.drain.send_replace(true);
+    }
+
+    /// Waits until nothing is in flight; if that is not so by `deadline`, lets the workers go on
+    /// and answers false.
+    pub fn finish_pause(&mut self, deadline: Instant) -> bool {
+        let runtime = self.runtime.clone();
+        for slot in &mut self.slots {
+            let Some(mut worker) = slot.worker.take() else { continue };
+            let at = tokio::time::Instant::from_std(deadline);
+            let ended = runtime.block_on(async { tokio::time::timeout_at(at, &mut worker).await });
+            match ended {
+                Ok(Ok(io)) => {
+                    slot.saved.next_avail = io.queue.next_avail();
+                    slot.saved.next_used = io.queue.next_used();
+                }
+                // It has said so itself.
+                Ok(Err(_)) => self.status |= STATUS_NEEDS_RESET,
+                Err(_) => {
+                    slot.worker = Some(worker);
+                    self.start_workers();
+                    return false;
+                }
+            }
+        }
+        if self.resetting {
+            self.finish_reset();
+        }
+        true
+    }
+
+    /// Lets a paused device run on.
+    pub fn resume(&mut self) {
+        if self.status & STATUS_DRIVER_OK != 0 {
+            self.start_workers();
+        }
+    }
+
+    /// Makes guest and device look at their rings again: notifications and interrupts that were
+    /// on their way when the state was saved are repeated. Both sides tolerate spurious ones.
+    pub fn nudge(&self) {
+        for slot in self.slots.iter().filter(|slot| slot.saved.ready) {
+            let _ = slot.kick.write(1);
+            self.msix.signal(slot.saved.vector);
+        }
+    }
+
+    /// Resets the device when its workers have ended: requests under way are waited for, as a disk
+    /// would. Their storage may not answer for long, and a vCPU that is wanted back is not kept for
+    /// that: then the reset is done later, and until then the guest reads a status other than 0,
+    /// by which it knows that its rings and buffers are still in use (virtio 1.2 §4.1.4.3.2).
+    fn reset(&mut self) {
+        self.begin_pause();
+        let (runtime, control) = (self.runtime.clone(), self.control.clone());
+        for slot in &mut self.slots {
+            let Some(worker) = &mut slot.worker else { continue };
+            let ended = runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    ended = worker => Some(ended),
+                    () = control.leaving() => None,
+                }
+            });
+            match ended {
+                // One that failed has said so itself.
+                Some(_) => {}
+                None => {
+                    self.resetting = true;
+                    self.status = STATUS_NEEDS_RESET;
+                    return;
+                }
+            }
+            slot.worker = None;
+        }
+        self.finish_reset();
+    }
+
+    /// Does a reset that had to wait, if it need not any more.
+    fn follow_reset(&mut self) {
+        let ended = |slot: &Slot| slot.worker.as_ref().is_none_or(JoinHandle::is_finished);
+        if self.resetting && self.slots.iter().all(ended) {
+            self.reset();
+        }
+    }
+
+    /// Sets all back to the beginning; there are no workers any more.
+    fn finish_reset(&mut self) {
+        for slot in &mut self.slots {
+            slot.saved = blank(&*self.backend);
+        }
+        self.resetting = false;
+        self.failed.store(false, Ordering::Release);
+        self.drain.send_replace(false);
+        self.driver_features = 0;
+        self.device_feature_select = 0;
+        self.driver_feature_select = 0;
+        self.config_vector = NO_VECTOR;
+        self.queue_select = 0;
+        self.status = 0;
+        self.isr = 0;
+    }
+
+    /// Saves a paused function.
+    pub fn save(&self) -> SavedVirtio {
+        SavedVirtio {
+            kind: self.backend.kind(),
+            config: self.config.save(),
+            msix: self.msix.save(),
+            driver_features: self.driver_features,
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            config_vector: self.config_vector,
+            queue_select: self.queue_select,
+            status: self.status,
+            isr: self.isr,
+            queues: self.slots.iter().map(|slot| slot.saved).collect(),
+        }
+    }
+
+    /// Restores a function that has not run; the router must be committed afterwards.
+    pub fn restore(&mut self, saved: &SavedVirtio) -> Result<(), Error> {
+        let (kind, queues) = (self.backend.kind(), self.slots.len());
+        if saved.kind != kind || saved.queues.len() != queues {
+            let (their_kind, theirs) = (saved.kind, saved.queues.len());
+            return Err(Error::Config(format!(
+                "saved virtio device of type {their_kind} with {theirs} queues, here type {kind} \
+                 with {queues}"
+            )));
+        }
+        if saved.driver_features & !self.features() != 0 {
+            let unknown = saved.driver_features & !self.features();
+            return Err(Error::Config(format!("virtio features {unknown:#x} are unknown here")));
+        }
+        self.config.restore(&saved.config);
+        self.follow_bar()?;
+        self.msix.restore(&saved.msix)?;
+        self.driver_features = saved.driver_features;
+        self.device_feature_select = saved.device_feature_select;
+        self.driver_feature_select = saved.driver_feature_select;
+        self.config_vector = saved.config_vector;
+        self.queue_select = saved.queue_select;
+        self.status = saved.status;
+        self.isr = saved.isr;
+        for (slot, saved) in self.slots.iter_mut().zip(&saved.queues) {
+            slot.saved = *saved;
+        }
+        Ok(())
+    }
+
+    /// Moves the doorbells and the bus entry if the guest moved BAR 0.
+    fn follow_bar(&mut self) -> Result<(), Error> {
+        let bar = u64::from(self.config.bar0());
+        if bar == self.bar || !self.config.memory_enabled() {
+            return Ok(());
+        }
+        self.doorbells(false)?;
+        if let Some(mmio) = self.mmio.upgrade() {
+            mmio.relocate(self.bar, bar);
+        }
+        self.bar = bar;
+        self.doorbells(true)
+    }
+
+    fn common(&self) -> [u8; 64] {
+        let half = |features: u64, select: u32| match select {
+            0 => features as u32,
+            1 => (features >> 32) as u32,
+            _ => 0,
+        };
+        let mut bytes = [0; 64];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0x00, &self.device_feature_select.to_le_bytes());
+        put(0x04, &half(self.features(), self.device_feature_select).to_le_bytes());
+        put(0x08, &self.driver_feature_select.to_le_bytes());
+        put(0x0c, &half(self.driver_features, self.driver_feature_select).to_le_bytes());
+        put(0x10, &self.config_vector.to_le_bytes());
+        put(0x12, &(self.slots.len() as u16).to_le_bytes());
+        let failed = self.failed.load(Ordering::Acquire);
+        put(0x14, &[self.status | if failed { STATUS_NEEDS_RESET } else { 0 }, 0]);
+        put(0x16, &self.queue_select.to_le_bytes());
+        if let Some(slot) = self.slots.get(usize::from(self.queue_select)) {
+            let queue = &slot.saved;
+            put(0x18, &queue.size.to_le_bytes());
+            put(0x1a, &queue.vector.to_le_bytes());
+            put(0x1c, &u16::from(queue.ready).to_le_bytes());
+            put(0x1e, &self.queue_select.to_le_bytes());
+            put(0x20, &queue.desc.to_le_bytes());
+            put(0x28, &queue.avail.to_le_bytes());
+            put(0x30, &queue.used.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn write_common(&mut self, offset: u64, data: &[u8]) {
+        let mut wide = [0; 8];
+        wide[..data.len().min(8)].copy_from_slice(&data[..data.len().min(8)]);
+        let value = u64::from_le_bytes(wide);
+        self.follow_reset();
+        if self.resetting && (offset != 0x14 || value != 0) {
+            // The guest has not waited for the reset that it asked for.
+            return;
+        }
+        let vector = |value: u64, vectors: usize| {
+            if (value as usize) < vectors { value as u16 } else { NO_VECTOR }
+        };
+        let vectors = self.msix.len();
+        let idle = self.status & STATUS_DRIVER_OK == 0;
+        match offset {
+            0x00 => self.device_feature_select = value as u32,
+            0x08 => self.driver_feature_select = value as u32,
+            0x0c if idle => {
+                let shift = match self.driver_feature_select {
+                    0 => 0,
+                    1 => 32,
+                    _ => return,
+                };
+                let kept = self.driver_features & !(0xffff_ffff << shift);
+                self.driver_features = (kept | (value & 0xffff_ffff) << shift) & self.features();
+            }
+            0x10 => self.config_vector = vector(value, vectors),
+            0x14 => self.write_status(value as u8),
+            0x16 => self.queue_select = value as u16,
+            _ => {}
+        }
+        let most = self.backend.queue_size();
+        let Some(slot) = self.slots.get_mut(usize::from(self.queue_select)) else { return };
+        let queue = &mut slot.saved;
+        if !idle && !matches!(offset, 0x1a | 0x1c) {
+            return;
+        }
+        match offset {
+            0x18 if value.is_power_of_two() && value <= u64::from(most) => {
+                queue.size = value as u16;
+            }
+            0x1a if slot.worker.is_none() => queue.vector = vector(value, vectors),
+            0x1c if value == 1 && idle => queue.ready = true,
+            0x20..0x38 => {
+                let place = match offset & !7 {
+                    0x20 => &mut queue.desc,
+                    0x28 => &mut queue.avail,
+                    _ => &mut queue.used,
+                };
+                *place = match (data.len(), offset & 4) {
+                    (8, 0) => value,
+                    (4, 0) => *place & !0xffff_ffff | value,
+                    (4, _) => *place & 0xffff_ffff | value << 32,
+                    _ => *place,
+                };
+            }
+            _ => {}
+        }
+    }
+
+    fn write_status(&mut self, status: u8) {
+        if status == 0 {
+            self.reset();
+            return;
+        }
+        let started = status & !self.status & STATUS_DRIVER_OK != 0;
+        self.status |= status;
+        if started {
+            self.start_workers();
+        }
+    }
+
+    fn bar_read(&mut self, offset: u64, data: &mut [u8]) {
+        let copy = |from: &[u8], at: u64, data: &mut [u8]| {
+            for (index, byte) in data.iter_mut().enumerate() {
+                *byte = from.get(at as usize + index).copied().unwrap_or(0);
+            }
+        };
+        match offset {
+            ..ISR => {
+                self.follow_reset();
+                copy(&self.common(), offset, data);
+            }
+            ISR..DEVICE => {
+                data.fill(0);
+                data[0] = std::mem::take(&mut self.isr);
+            }
+            DEVICE..NOTIFY => copy(&self.backend.config(), offset - DEVICE, data),
+            TABLE..PENDING => self.msix.read_table((offset - TABLE) as usize, data),
+            PENDING.. => self.msix.read_pending((offset - PENDING) as usize, data),
+            _ => data.fill(0),
+        }
+    }
+
+    fn bar_write(&mut self, offset: u64, data: &[u8]) {
+        match offset {
+            ..ISR => self.write_common(offset, data),
+            NOTIFY..TABLE => {
+                // KVM takes doorbells by ioeventfd; this is for accesses it leaves to us.
+                if let Some(slot) = self.slots.get(((offset - NOTIFY) / 4) as usize) {
+                    let _ = slot.kick.write(1);
+                }
+            }
+            TABLE..PENDING => self.msix.write_table((offset - TABLE) as usize, data),
+            _ => {}
+        }
+    }
+
+    /// The BAR window in configuration space: offset and length of the access.
+    fn window(&self) -> Option<(u64, usize)> {
+        let mut cap = [0; 20];
+        self.config.read(self.pci_capability, &mut cap);
+        let word = |at: usize| u32::from_le_bytes([cap[at], cap[at + 1], cap[at + 2], cap[at + 3]]);
+        let (offset, len) = (word(8), word(12) as usize);
+        let fits = cap[4] == 0 && matches!(len, 1 | 2 | 4) && offset < BAR_SIZE - 4;
+        fits.then_some((u64::from(offset), len))
+    }
+}
+
+fn blank(backend: &dyn Backend) -> SavedQueue {
+    SavedQueue {
+        size: backend.queue_size(),
+        ready: false,
+        vector: NO_VECTOR,
+        desc: 0,
+        avail: 0,
+        used: 0,
+        next_avail: 0,
+        next_used: 0,
+    }
+}
+
+/// Configuration space of a function and the places of its BAR window and MSI-X capabilities.
+fn config_space(backend: &dyn Backend, bar: u32) -> (ConfigSpace, usize, usize) {
+    const VENDOR: u8 = 9;
+    const MSIX: u8 = 0x11;
+    let mut config = ConfigSpace::new(0x1af4, 0x1040 + backend.kind(), backend.class());
+    config.set_bar0(bar, BAR_SIZE);
+    // cap_len, cfg_type, bar, id, padding, offset, length (virtio 1.2 §4.1.4).
+    let capability = |len: u8, kind: u8, offset: u64, size: u32| {
+        let mut body = vec![len, kind, 0, 0, 0, 0];
+        body.extend((offset as u32).to_le_bytes());
+        body.extend(size.to_le_bytes());
+        body
+    };
+    config.add_capability(VENDOR, &capability(16, 1, 0, 0x40), &[]);
+    config.add_capability(VENDOR, &capability(16, 3, ISR, 1), &[]);
+    config.add_capability(VENDOR, &capability(16, 4, DEVICE, 0x1000), &[]);
+    let mut notify = capability(20, 2, NOTIFY, 0x1000);
+    notify.extend(4u32.to_le_bytes());
+    config.add_capability(VENDOR, &notify, &[]);
+    let mut window = capability(20, 5, 0, 0);
+    window.extend([0; 4]);
+    let writable = [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    let window = config.add_capability(VENDOR, &window, &writable);
+    let mut msix = backend.queues().to_le_bytes().to_vec();
+    msix.extend((TABLE as u32).to_le_bytes());
+    msix.extend((PENDING as u32).to_le_bytes());
+    let msix = config.add_capability(MSIX, &msix, &[0, 0xc0]);
+    (config, window, msix)
+}
+
+impl BusDevice for VirtioPci {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.bar_read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.bar_write(offset, data);
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn config_read(&mut self, offset: usize, data: &mut [u8]) {
+        if offset == self.pci_capability + 16
+            && let Some((at, len)) = self.window()
+        {
+            data.fill(0);
+            let len = len.min(data.len());
+            return self.bar_read(at, &mut data[..len]);
+        }
+        self.config.read(offset, data);
+    }
+
+    fn config_write(&mut self, offset: usize, data: &[u8]) {
+        if offset == self.pci_capability + 16
+            && let Some((at, len)) = self.window()
+        {
+            return self.bar_write(at, &data[..len.min(data.len())]);
+        }
+        self.config.write(offset, data);
+        let end = offset + data.len();
+        if offset < 0x14
+            && end > 4
+            && let Err(error) = self.follow_bar()
+        {
+            tracing::warn!(%error, "a guest's base address cannot be followed");
+        }
+        let control = self.msix_capability + 2;
+        if offset < control + 2 && end > control {
+            let mut bytes = [0; 2];
+            self.config.read(control, &mut bytes);
+            self.msix.set_control(u16::from_le_bytes(bytes));
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The virtual machine: memory, vCPUs, interrupt routing and devices put together on KVM.
+//!
+//! ```text
+//!  Vm ─┬─ Vcpus (a thread each) ── exits ──► Bus (ports, MMIO) ──► devices
+//!      ├─ GuestRam (memfd) ◄── read, write, marks dirty ── queue workers
+//!      ├─ IrqRouter (MSI-X → irqfd)
+//!      └─ MachineState ◄─ save / restore ─► another Vm
+//! ```
+//!
+//! A `Vm` knows nothing of files of definitions, of other hosts or of how disks are opened; it
+//! is given open disks and takes them back.
+
+pub mod acpi;
+pub mod boot;
+pub mod cpu;
+pub mod state;
+pub mod vcpu;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use block_io::{Disk, Geometry};
+use host_api::{ConsoleKind, VmDefinition};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VmFd};
+use tokio::runtime::Handle;
+use vmm_sys_util::eventfd::EventFd;
+
+use self::{cpu::CpuModel, state::MachineState, vcpu::Vcpus};
+use crate::{
+    devices::{
+        cmos::Cmos,
+        console::Console,
+        pci::ConfigPorts,
+        power::{Power, ResetPort},
+        serial::SerialPort,
+        virtio::{
+            Backend,
+            blk::Blk,
+            console::VirtioConsole,
+            rng::Rng,
+            transport::{BAR_SIZE, Machine, VirtioPci},
+        },
+    },
+    platform::{
+        bus::{Bus, lock, lock_within},
+        error::{self, Error},
+        irq::IrqRouter,
+        layout,
+        lifecycle::Control,
+        memory::{self, GuestRam},
+    },
+};
+
+/// How long devices have to finish what is in flight when a machine is paused.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long vCPUs that are to be held back are waited for.
+const HOLD_LIMIT: Duration = Duration::from_secs(1);
+/// How long the end of a machine waits for a device that may be in a vCPU's hands: no longer than
+/// anybody but a thread that is held up keeps it.
+const DEVICE_LIMIT: Duration = Duration::from_secs(1);
+
+/// What the guest is told of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskShape {
+    /// Shape.
+    pub geometry: Geometry,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// A virtual machine. Dropping it ends it.
+#[derive(Debug)]
+pub struct Vm {
+    // First, so that threads end before what they use goes away. One that is held up and does not
+    // has all of that for its own.
+    vcpus: Mutex<Vcpus>,
+    definition: VmDefinition,
+    model: CpuModel,
+    msrs: Vec<u32>,
+    power: Arc<Mutex<Power>>,
+    serial: Arc<Mutex<SerialPort>>,
+    cmos: Arc<Mutex<Cmos>>,
+    pci: Arc<Mutex<ConfigPorts>>,
+    virtio: Vec<Arc<Mutex<VirtioPci>>>,
+    disks: Vec<(String, Arc<Blk>)>,
+    router: Arc<IrqRouter>,
+    console: Console,
+    control: Arc<Control>,
+    pauses: AtomicU64,
+    longest_pause_us: AtomicU64,
+    paused_at: Mutex<Option<Instant>>,
+    vm: Arc<VmFd>,
+    ram: Arc<GuestRam>,
+}
+
+impl Vm {
+    /// Builds a machine: memory empty, vCPUs parked, disks known by shape only. `model` is what
+    /// the vCPUs can do; this host's all if `None`.
+    pub fn build(
+        kvm: &Kvm,
+        definition: &VmDefinition,
+        shapes: &[DiskShape],
+        model: Option<CpuModel>,
+        runtime: Handle,
+    ) -> Result<Self, Error> {
+        let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("create a VM"))?);
+        vm.set_identity_map_address(layout::IDENTITY_MAP)
+            .map_err(Error::kvm("set the identity map address"))?;
+        vm.set_tss_address(layout::TSS).map_err(Error::kvm("set the TSS address"))?;
+        let ram = memory::allocate(definition.memory_mib << 20)?;
+        memory::register(&vm, &ram, 0)?;
+        vm.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(Error::kvm("create the timer"))?;
+
+        let model = match model {
+            Some(model) => model,
+            None => CpuModel::of_host(kvm)?,
+        };
+        let count = definition.vcpus;
+        let mut fds = Vec::new();
+        for id in 0..count {
+            let fd = vm.create_vcpu(u64::from(id)).map_err(Error::kvm("create a vCPU"))?;
+            let cpuid = model.for_vcpu(id, count)?;
+            fd.set_cpuid2(&cpuid).map_err(Error::kvm("set the CPUID"))?;
+            fds.push(fd);
+        }
+        let indices = kvm.get_msr_index_list().map_err(Error::kvm("tell which MSRs there are"))?;
+        let msrs = state::readable_msrs(&fds[0], indices.as_slice());
+
+        let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
+        let vcpus = Vcpus::start(definition.name.as_str(), fds, &pio, &mmio, &ram)?;
+        let control = vcpus.control().clone();
+        let router = Arc::new(IrqRouter::new(vm.clone()));
+
+        let (serial_console, virtio_console) = (Console::default(), Console::default());
+        let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(Error::os("make an eventfd"))?;
+        vm.register_irqfd(&line, layout::SERIAL_IRQ).map_err(Error::kvm("register an irqfd"))?;
+        let serial = Arc::new(Mutex::new(SerialPort::new(line, serial_console.clone())));
+        let power = Arc::new(Mutex::new(Power::new(vm.clone(), control.clone())));
+        let cmos = Arc::new(Mutex::new(Cmos::default()));
+        let mut pci = ConfigPorts::default();
+
+        let machine = Machine {
+            vm: vm.clone(),
+            mmio,
+            mem: ram.clone(),
+            router: router.clone(),
+            control: control.clone(),
+            runtime,
+        };
+        let mut virtio = Vec::new();
+        let mut add = |backend: Arc<dyn Backend>| -> Result<(), Error> {
+            let bar = layout::PCI_MMIO + virtio.len() as u64 * u64::from(BAR_SIZE);
+            let function = VirtioPci::new(&machine, backend, bar)?;
+            pci.add(function.clone());
+            virtio.push(function);
+            Ok(())
+        };
+        let mut disks = Vec::new();
+        for (index, (disk, shape)) in definition.disks.iter().zip(shapes).enumerate() {
+            let queues = u16::try_from(count.min(16)).unwrap_or(1);
+            let id = format!("bulkhead-{index}");
+            let blk = Arc::new(Blk::new(shape.geometry, shape.read_only, queues, &id));
+            blk.belongs_to(&control, &disk.location);
+            add(blk.clone())?;
+            disks.push((disk.location.clone(), blk));
+        }
+        add(Arc::new(VirtioConsole::new(virtio_console.clone())))?;
+        add(Arc::new(Rng))?;
+        let pci = Arc::new(Mutex::new(pci));
+
+        let ports = |start: u16, len: u64| u64::from(start)..u64::from(start) + len;
+        pio.insert(ports(layout::SERIAL_PORT, 8), serial.clone());
+        pio.insert(ports(layout::CMOS_PORT, 2), cmos.clone());
+        pio.insert(ports(layout::PM1_EVENT, 12), power.clone());
+        let reset = ResetPort::control_register(control.clone());
+        pio.insert(ports(layout::RESET_PORT, 1), Arc::new(Mutex::new(reset)));
+        pio.insert(ports(layout::PCI_CONFIG, 8), pci.clone());
+        let keyboard = ResetPort::keyboard(control.clone());
+        pio.insert(ports(layout::I8042_PORT, 5), Arc::new(Mutex::new(keyboard)));
+
+        let console = match definition.console {
+            ConsoleKind::Serial => serial_console,
+            ConsoleKind::Virtio => virtio_console,
+        };
+        Ok(Self {
+            vcpus: Mutex::new(vcpus),
+            definition: definition.clone(),
+            model,
+            msrs,
+            power,
+            serial,
+            cmos,
+            pci,
+            virtio,
+            disks,
+            router,
+            console,
+            control,
+            pauses: AtomicU64::new(0),
+            longest_pause_us: AtomicU64::new(0),
+            paused_at: Mutex::new(None),
+            vm,
+            ram,
+        })
+    }
+
+    /// Loads what the definition boots and sets the first vCPU to its entry.
+    pub fn load(&self) -> Result<(), Error> {
+        let rsdp = acpi::write(&self.ram, self.definition.vcpus)?;
+        let bytes = self.definition.memory_mib << 20;
+        let entry = boot::load(&self.ram, &self.definition.boot, bytes, rsdp)?;
+        let vcpus = lock(&self.vcpus);
+        let first = lock(&vcpus.fds()[0]);
+        let mut sregs = first.get_sregs().map_err(Error::kvm("read the system registers"))?;
+        let regs = boot::entry_registers(&self.ram, entry, &mut sregs)?;
+        first.set_sregs(&sregs).map_err(Error::kvm("set the system registers"))?;
+        first.set_regs(&regs).map_err(Error::kvm("set the registers"))
+    }
+
+    /// What the vCPUs can do.
+    pub fn model(&self) -> &CpuModel {
+        &self.model
+    }
+
+    /// The definition it was built from.
+    pub fn definition(&self) -> &VmDefinition {
+        &self.definition
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// KVM's handle, for the dirty log.
+    pub fn fd(&self) -> &Arc<VmFd> {
+        &self.vm
+    }
+
+    /// The disks by location.
+    pub fn disks(&self) -> &[(String, Arc<Blk>)] {
+        &self.disks
+    }
+
+    /// How the guest ends or ended.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// The console that the definition names.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Types into the console.
+    pub fn type_in(&self, bytes: &[u8]) {
+        self.console.type_in(bytes);
+        if self.definition.console == ConsoleKind::Serial {
+            lock(&self.serial).refill();
+        }
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        lock(&self.power).press_button();
+    }
+
+    /// Gives the machine its open disks, in order.
+    pub fn attach_disks(&self, disks: Vec<Arc<dyn Disk>>) -> Result<(), Error> {
+        for ((location, blk), disk) in self.disks.iter().zip(disks) {
+            blk.attach(disk).map_err(|why| Error::Config(format!("{location}: {why}")))?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what the disks have taken so far; the guest need not be paused. An error
+    /// is left to the next flush that matters.
+    pub async fn flush_disks(&self) {
+        for (location, blk) in &self.disks {
+            if let Some(disk) = blk.disk()
+                && !disk.is_read_only()
+                && let Err(error) = disk.flush().await
+            {
+                tracing::debug!(location, error = error::chain(&error), "flush");
+            }
+        }
+    }
+
+    /// Takes the disks away from a paused machine.
+    pub fn detach_disks(&self) -> Vec<(String, Arc<dyn Disk>)> {
+        let taken = |(location, blk): &(String, Arc<Blk>)| Some((location.clone(), blk.detach()?));
+        self.disks.iter().filter_map(taken).collect()
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&self) {
+        for function in &self.virtio {
+            lock(function).resume();
+        }
+        lock(&self.vcpus).resume();
+        if let Some(since) = lock(&self.paused_at).take() {
+            let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.longest_pause_us.fetch_max(micros, Ordering::Relaxed);
+        }
+    }
+
+    /// Parks the vCPUs, then waits until no device has anything in flight. If a vCPU or a device
+    /// does not come to rest in time the guest runs on and the error says so.
+    pub fn pause(&self, limit: Duration) -> Result<(), Error> {
+        let begin = Instant::now();
+        lock(&self.paused_at).get_or_insert(begin);
+        self.pauses.fetch_add(1, Ordering::Relaxed);
+        let vcpus = lock(&self.vcpus);
+        if !vcpus.pause(begin + limit) {
+            // No device was paused, and one of them may be what holds the vCPU up.
+            vcpus.resume();
+            lock(&self.paused_at).take();
+            return Err(Error::Drain(limit.as_secs()));
+        }
+        drop(vcpus);
+        for function in &self.virtio {
+            lock(function).begin_pause();
+        }
+        for function in &self.virtio {
+            if !lock(function).finish_pause(begin + limit) {
+                self.resume();
+                return Err(Error::Drain(limit.as_secs()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the vCPUs from running, or lets them run again; devices go on. A vCPU that does not
+    /// park in time is held up as it is.
+    pub fn hold_vcpus(&self, hold: bool) {
+        let vcpus = lock(&self.vcpus);
+        if hold {
+            vcpus.pause(Instant::now() + HOLD_LIMIT);
+        } else {
+            vcpus.resume();
+        }
+    }
+
+    /// Number of pauses and the longest in microseconds.
+    pub fn pauses(&self) -> (u64, u64) {
+        let count = self.pauses.load(Ordering::Relaxed);
+        (count, self.longest_pause_us.load(Ordering::Relaxed))
+    }
+
+    /// Saves a paused machine.
+    pub fn save(&self) -> Result<MachineState, Error> {
+        let vcpus = lock(&self.vcpus);
+        let vcpus = vcpus
+            .fds()
+            .iter()
+            .map(|fd| state::save_vcpu(&lock(fd), &self.msrs))
+            .collect::<Result<_, _>>()?;
+        Ok(MachineState {
+            version: state::VERSION,
+            vcpus,
+            chips: state::save_chips(&self.vm)?,
+            power: lock(&self.power).save(),
+            serial: lock(&self.serial).save(),
+            cmos_index: lock(&self.cmos).index,
+            pci_address: lock(&self.pci).address,
+            virtio: self.virtio.iter().map(|function| lock(function).save()).collect(),
+        })
+    }
+
+    /// Restores a machine that has not run; its memory must already be there.
+    pub fn restore(&self, saved: &MachineState) -> Result<(), Error> {
+        if saved.version != state::VERSION {
+            let (theirs, ours) = (saved.version, state::VERSION);
+            return Err(Error::Config(format!("machine state version {theirs}, here {ours}")));
+        }
+        let vcpus = lock(&self.vcpus);
+        let fds = vcpus.fds();
+        if saved.vcpus.len() != fds.len() || saved.virtio.len() != self.virtio.len() {
+            return Err(Error::Config("machine state of another machine".into()));
+        }
+        state::restore_chips(&self.vm, &saved.chips)?;
+        for (fd, saved) in fds.iter().zip(&saved.vcpus) {
+            state::restore_vcpu(&lock(fd), saved)?;
+        }
+        lock(&self.power).restore(&saved.power);
+        lock(&self.serial).restore(&saved.serial)?;
+        lock(&self.cmos).index = saved.cmos_index;
+        lock(&self.pci).address = saved.pci_address;
+        for (function, saved) in self.virtio.iter().zip(&saved.virtio) {
+            lock(function).restore(saved)?;
+        }
+        self.router.commit()?;
+        for function in &self.virtio {
+            lock(function).nudge();
+        }
+        Ok(())
+    }
+
+    /// Ends the guest and waits for its vCPUs; requests in flight are finished.
+    pub fn stop(&self) {
+        lock(&self.vcpus).stop();
+        for function in &self.virtio {
+            if let Some(function) = lock_within(function, DEVICE_LIMIT) {
+                function.begin_pause();
+            }
+        }
+        let deadline = Instant::now() + DRAIN_LIMIT;
+        for function in &self.virtio {
+            let Some(mut function) = lock_within(function, DEVICE_LIMIT) else { continue };
+            if !function.finish_pause(deadline) {
+                tracing::warn!(vm = %self.definition.name, "disk requests are still in flight");
+                function.begin_pause();
+            }
+        }
+        self.console.close();
+    }
+}

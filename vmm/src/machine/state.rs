@@ -1,0 +1,336 @@
+//! The state of a paused machine outside of its memory and disks, and how it is read from and
+//! written to KVM.
+//!
+//! The form is versioned as a whole ([`VERSION`]); it travels as JSON, whose fields are named,
+//! and KVM's structures within it as their bytes in base 16 (they are kernel ABI).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kvm_bindings::{
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs,
+    kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    devices::{power::PowerState, serial::SavedSerial, virtio::transport::SavedVirtio},
+    platform::error::Error,
+};
+
+/// Version of this form.
+pub const VERSION: u32 = 1;
+const MSR_TSC: u32 = 0x10;
+
+/// One vCPU.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VcpuState {
+    mp_state: Abi<kvm_mp_state>,
+    regs: Abi<kvm_regs>,
+    sregs: Abi<kvm_sregs>,
+    xsave: Abi<XsaveArea>,
+    xcrs: Abi<kvm_xcrs>,
+    debug: Abi<kvm_debugregs>,
+    lapic: Abi<kvm_lapic_state>,
+    events: Abi<kvm_vcpu_events>,
+    /// Index and value.
+    msrs: Vec<(u32, u64)>,
+    tsc_khz: u32,
+    /// Host time when the MSRs were read, in nanoseconds since 1970.
+    read_at: u64,
+}
+
+/// The interrupt controllers, timer and clock that KVM emulates.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChipState {
+    pic_master: Abi<kvm_irqchip>,
+    pic_slave: Abi<kvm_irqchip>,
+    ioapic: Abi<kvm_irqchip>,
+    pit: Abi<kvm_pit_state2>,
+    clock: Abi<kvm_clock_data>,
+}
+
+/// A whole machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MachineState {
+    /// [`VERSION`] of the writer.
+    pub version: u32,
+    /// vCPUs by number.
+    pub vcpus: Vec<VcpuState>,
+    /// Chips.
+    pub chips: ChipState,
+    /// ACPI registers.
+    pub power: PowerState,
+    /// Serial port.
+    pub serial: SavedSerial,
+    /// Index register of the real-time clock.
+    pub cmos_index: u8,
+    /// PCI address register.
+    pub pci_address: u32,
+    /// virtio functions by slot.
+    pub virtio: Vec<SavedVirtio>,
+}
+
+/// The fixed part of `kvm_xsave`.
+#[derive(Debug, Clone, Copy)]
+struct XsaveArea([u32; 1024]);
+
+/// A structure of the kernel's ABI; on the wire its bytes in base 16.
+#[derive(Debug, Clone, Copy)]
+struct Abi<T>(T);
+
+/// Structures that are plain bytes without padding that matters.
+#[expect(unsafe_code, reason = "KVM's structures are plain data")]
+mod plain {
+    use super::*;
+
+    /// # Safety
+    /// Any bytes must be a valid value, and there must be no padding.
+    pub unsafe trait Plain: Copy {}
+
+    // SAFETY: C structures and unions of integers as the kernel's ABI lays them out, with
+    // explicit padding fields.
+    unsafe impl Plain for kvm_mp_state {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_regs {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_sregs {}
+    // SAFETY: as above.
+    unsafe impl Plain for XsaveArea {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_xcrs {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_debugregs {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_lapic_state {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_vcpu_events {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_irqchip {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_pit_state2 {}
+    // SAFETY: as above.
+    unsafe impl Plain for kvm_clock_data {}
+
+    pub fn bytes<T: Plain>(value: &T) -> &[u8] {
+        // SAFETY: `T` is plain data without padding, so all its bytes are initialised.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+    }
+
+    pub fn from_bytes<T: Plain>(bytes: &[u8]) -> Option<T> {
+        (bytes.len() == size_of::<T>())
+            // SAFETY: the length is that of `T`, and any bytes are a valid `T`.
+            .then(|| unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+    }
+}
+
+impl<T: plain::Plain> Serialize for Abi<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let bytes = plain::bytes(&self.0);
+        let mut text = String::with_capacity(bytes.len() * 2);
+        for byte in bytes {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de, T: plain::Plain> Deserialize<'de> for Abi<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+        let bytes: Option<Vec<u8>> = text
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
+            .collect();
+        bytes
+            .and_then(|bytes| plain::from_bytes(&bytes))
+            .map(Abi)
+            .ok_or_else(|| D::Error::custom(format!("{} digits for KVM state", text.len())))
+    }
+}
+
+/// This host's time in nanoseconds since 1970.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl MachineState {
+    /// Makes the times at which the clocks were read those of a host whose clock is `nanos` ahead of
+    /// this one's: it takes the difference to its own time for the time that the guest was away.
+    pub fn set_clocks_forward(&mut self, nanos: i64) {
+        for vcpu in &mut self.vcpus {
+            vcpu.read_at = vcpu.read_at.saturating_add_signed(nanos);
+        }
+        let clock = &mut self.chips.clock.0;
+        if clock.flags & KVM_CLOCK_REALTIME != 0 {
+            clock.realtime = clock.realtime.saturating_add_signed(nanos);
+        }
+    }
+}
+
+/// The MSRs among `indices` that can be read from `vcpu`.
+pub fn readable_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Vec<u32> {
+    let mut readable = Vec::new();
+    for index in indices {
+        let entry = kvm_msr_entry { index: *index, ..Default::default() };
+        if let Ok(mut msrs) = Msrs::from_entries(&[entry])
+            && matches!(vcpu.get_msrs(&mut msrs), Ok(1))
+        {
+            readable.push(*index);
+        }
+    }
+    readable
+}
+
+/// Reads a parked vCPU.
+pub fn save_vcpu(vcpu: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, Error> {
+    // The multiprocessor state first: reading it applies pending INIT and SIPI.
+    let mp_state = Abi(vcpu.get_mp_state().map_err(Error::kvm("save the run state"))?);
+    let regs = Abi(vcpu.get_regs().map_err(Error::kvm("save the registers"))?);
+    let sregs = Abi(vcpu.get_sregs().map_err(Error::kvm("save the system registers"))?);
+    let xsave = vcpu.get_xsave().map_err(Error::kvm("save the vector registers"))?;
+    let xsave = Abi(XsaveArea(xsave.region));
+    let xcrs = Abi(vcpu.get_xcrs().map_err(Error::kvm("save XCR0"))?);
+    let debug = Abi(vcpu.get_debug_regs().map_err(Error::kvm("save the debug registers"))?);
+    let lapic = Abi(vcpu.get_lapic().map_err(Error::kvm("save the local APIC"))?);
+    let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+    let mut saved = Vec::with_capacity(msrs.len());
+    let read_at = now();
+    let mut rest: Vec<kvm_msr_entry> =
+        msrs.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+    while !rest.is_empty() {
+        let mut list = Msrs::from_entries(&rest)
+            .map_err(|error| Error::Config(format!("MSR list: {error:?}")))?;
+        let got = vcpu.get_msrs(&mut list).map_err(Error::kvm("save the MSRs"))?;
+        saved.extend(list.as_slice()[..got].iter().map(|entry| (entry.index, entry.data)));
+        rest.drain(..(got + 1).min(rest.len()));
+    }
+    let events = Abi(vcpu.get_vcpu_events().map_err(Error::kvm("save pending events"))?);
+    let msrs = saved;
+    Ok(VcpuState {
+        mp_state,
+        regs,
+        sregs,
+        xsave,
+        xcrs,
+        debug,
+        lapic,
+        events,
+        msrs,
+        tsc_khz,
+        read_at,
+    })
+}
+
+/// Writes a vCPU that has not run. Its CPUID must be set.
+pub fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
+    let here = vcpu.get_tsc_khz().unwrap_or(0);
+    if here.abs_diff(state.tsc_khz) > here / 4000 {
+        vcpu.set_tsc_khz(state.tsc_khz).map_err(Error::kvm("set the TSC frequency"))?;
+    }
+    vcpu.set_mp_state(state.mp_state.0).map_err(Error::kvm("restore the run state"))?;
+    vcpu.set_regs(&state.regs.0).map_err(Error::kvm("restore the registers"))?;
+    vcpu.set_sregs(&state.sregs.0).map_err(Error::kvm("restore the system registers"))?;
+    set_xsave(vcpu, &state.xsave.0)?;
+    // A CPU without XSAVE has none, and KVM refuses to set it even to nothing.
+    if state.xcrs.0.nr_xcrs > 0 {
+        vcpu.set_xcrs(&state.xcrs.0).map_err(Error::kvm("restore XCR0"))?;
+    }
+    vcpu.set_debug_regs(&state.debug.0).map_err(Error::kvm("restore the debug registers"))?;
+    vcpu.set_lapic(&state.lapic.0).map_err(Error::kvm("restore the local APIC"))?;
+    // The TSC went on while the guest was away, if both hosts' clocks make sense of it.
+    const BELIEVABLE: u64 = 600_000_000_000;
+    let away = now().checked_sub(state.read_at).filter(|away| *away < BELIEVABLE).unwrap_or(0);
+    let ticks = u128::from(away) * u128::from(state.tsc_khz) / 1_000_000;
+    let mut rest: Vec<kvm_msr_entry> = state
+        .msrs
+        .iter()
+        .map(|(index, data)| {
+            let data = match *index {
+                MSR_TSC => data.wrapping_add(ticks as u64),
+                _ => *data,
+            };
+            kvm_msr_entry { index: *index, data, ..Default::default() }
+        })
+        .collect();
+    while !rest.is_empty() {
+        let list = Msrs::from_entries(&rest)
+            .map_err(|error| Error::Config(format!("MSR list: {error:?}")))?;
+        let set = vcpu.set_msrs(&list).map_err(Error::kvm("restore the MSRs"))?;
+        if let Some(refused) = rest.get(set) {
+            tracing::debug!(index = refused.index, "an MSR cannot be restored");
+        }
+        rest.drain(..(set + 1).min(rest.len()));
+    }
+    vcpu.set_vcpu_events(&state.events.0).map_err(Error::kvm("restore pending events"))
+}
+
+#[expect(unsafe_code, reason = "kvm-ioctls leaves the size of the area to its caller")]
+fn set_xsave(vcpu: &VcpuFd, area: &XsaveArea) -> Result<(), Error> {
+    let area = kvm_xsave { region: area.0, ..Default::default() };
+    // SAFETY: this process never asks for dynamically enabled features, so the kernel reads
+    // 4096 bytes, the size of the area.
+    unsafe { vcpu.set_xsave(&area) }.map_err(Error::kvm("restore the vector registers"))
+}
+
+/// Reads the chips.
+pub fn save_chips(vm: &VmFd) -> Result<ChipState, Error> {
+    let chip = |chip_id| {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        vm.get_irqchip(&mut chip).map_err(Error::kvm("save an interrupt controller"))?;
+        Ok(Abi(chip))
+    };
+    Ok(ChipState {
+        pic_master: chip(KVM_IRQCHIP_PIC_MASTER)?,
+        pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
+        ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
+        pit: Abi(vm.get_pit2().map_err(Error::kvm("save the timer"))?),
+        clock: Abi(vm.get_clock().map_err(Error::kvm("save the clock"))?),
+    })
+}
+
+/// Writes the chips.
+pub fn restore_chips(vm: &VmFd, state: &ChipState) -> Result<(), Error> {
+    for chip in [&state.pic_master, &state.pic_slave, &state.ioapic] {
+        vm.set_irqchip(&chip.0).map_err(Error::kvm("restore an interrupt controller"))?;
+    }
+    vm.set_pit2(&state.pit.0).map_err(Error::kvm("restore the timer"))?;
+    let mut clock = state.clock.0;
+    clock.flags &= KVM_CLOCK_REALTIME;
+    vm.set_clock(&clock).map_err(Error::kvm("restore the clock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn kernel_structures_round_trip() {
+        let regs = kvm_regs { rip: 0x1234, rflags: 2, ..Default::default() };
+        let text = serde_json::to_string(&Abi(regs)).unwrap();
+        let back: Abi<kvm_regs> = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.0, regs);
+        assert_eq!(text.len(), 2 + 2 * size_of::<kvm_regs>());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Only text of exactly the right length and alphabet is a structure.
+        #[test]
+        fn other_text_is_refused(text in "[0-9a-g]{0,20}") {
+            let parsed = serde_json::from_str::<Abi<kvm_mp_state>>(&format!("\"{text}\""));
+            let right = text.len() == 2 * size_of::<kvm_mp_state>() && !text.contains('g');
+            prop_assert_eq!(parsed.is_ok(), right);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! How a machine's vCPUs are told to run, to park and to end, and why its guest ended.
+//!
+//! ```text
+//!  Pause ◄── hold ── Run          any device, and who owns the machine
+//!    │ ───── run ────► │
+//!    └───── end ───────┴──► Stop, with the first reason that was given
+//! ```
+
+use std::{
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use super::bus::lock;
+
+/// What a guest did to end itself, or what ended it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndReason {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// A vCPU could not deliver a fault (AMD APM 2 15.14.3): a machine resets then. Where it was.
+    TripleFault(String),
+    /// The host stopped it.
+    Stopped,
+    /// It could not go on.
+    Failed(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    Pause,
+    Run,
+    Stop,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub want: Want,
+    /// Threads in their run loop. A thread counts itself, under the lock under which it saw
+    /// that it may run.
+    pub running: usize,
+    pub end: Option<EndReason>,
+}
+
+/// State shared by the vCPU threads of a VM and their owner.
+#[derive(Debug)]
+pub struct Control {
+    pub(crate) shared: Mutex<Shared>,
+    pub(crate) changed: Condvar,
+    pub(crate) leave: AtomicBool,
+    left: Notify,
+}
+
+impl Default for Control {
+    /// Of a machine whose vCPUs are parked.
+    fn default() -> Self {
+        Self {
+            shared: Mutex::new(Shared { want: Want::Pause, running: 0, end: None }),
+            changed: Condvar::new(),
+            leave: AtomicBool::new(true),
+            left: Notify::new(),
+        }
+    }
+}
+
+impl Control {
+    /// Lets parked vCPUs run, unless the guest has ended.
+    pub fn run(&self) {
+        let mut shared = lock(&self.shared);
+        if shared.want == Want::Pause {
+            shared.want = Want::Run;
+            self.leave.store(false, Ordering::Release);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Asks running vCPUs to park.
+    pub fn hold(&self) {
+        let mut shared = lock(&self.shared);
+        if shared.want == Want::Run {
+            shared.want = Want::Pause;
+        }
+        self.leave();
+    }
+
+    /// Done as soon as the vCPUs are asked to park or to end: a device that keeps one waiting lets
+    /// go of it then.
+    pub async fn leaving(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.leave.load(Ordering::Acquire) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    fn leave(&self) {
+        self.leave.store(true, Ordering::Release);
+        self.left.notify_waiters();
+    }
+
+    /// Records why the guest ended (the first reason counts) and makes every vCPU stop.
+    pub fn end(&self, reason: EndReason) {
+        let mut shared = lock(&self.shared);
+        shared.end.get_or_insert(reason);
+        shared.want = Want::Stop;
+        self.leave();
+        self.changed.notify_all();
+    }
+
+    /// Why the guest ended, if it did.
+    pub fn ended(&self) -> Option<EndReason> {
+        lock(&self.shared).end.clone()
+    }
+
+    /// Waits until the guest ends, at most `limit`.
+    pub fn wait_end(&self, limit: Duration) -> Option<EndReason> {
+        let deadline = Instant::now() + limit;
+        let mut shared = lock(&self.shared);
+        while shared.end.is_none() {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            shared = self
+                .changed
+                .wait_timeout(shared, left)
+                .unwrap_or_else(|poison| poison.into_inner())
+                .0;
+        }
+        shared.end.clone()
+    }
+}

@@ -1,0 +1,9 @@
+//! What devices and the machine stand on: buses, guest memory, interrupts, and how a machine ends.
+
+pub mod bus;
+pub mod dirty;
+pub mod error;
+pub mod irq;
+pub mod layout;
+pub mod lifecycle;
+pub mod memory;
