@@ -48,7 +48,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Dir, Gid, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, Dir, Gid, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
 };
 use smb_protocol::{NtStatus, name::same_name};
@@ -261,6 +261,11 @@ impl Volume {
         Ok((fd, stat))
     }
 
+    /// What `path` names, as it is written.
+    pub fn stat_of(&self, path: &RelPath) -> Result<Stat, Errno> {
+        Ok(self.look(path)?.1)
+    }
+
     /// Follows a name, first with its own case, then with Windows' rules.
     pub fn find(&self, wanted: &RelPath) -> Result<Found, NtStatus> {
         match self.look(wanted) {
@@ -449,10 +454,21 @@ pub fn set_length(fd: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
     if frees > SMALL { aside(cut) } else { cut() }
 }
 
-/// Where in the system's tree the file is that `fd` names.
+/// Where in the system's tree the file is that `fd` names; `NOENT` if the name that `fd` was opened
+/// by is gone.
 pub fn place_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
-    let text = rustix::fs::readlink(magic_path(fd).as_str(), Vec::new())?;
-    Ok(PathBuf::from(OsString::from_vec(text.into_bytes())))
+    /// What the system puts behind a name that is gone; a file may also be called so.
+    const GONE: &[u8] = b" (deleted)";
+    let text = rustix::fs::readlink(magic_path(fd).as_str(), Vec::new())?.into_bytes();
+    let gone = text.ends_with(GONE);
+    let place = PathBuf::from(OsString::from_vec(text));
+    if gone {
+        let named = rustix::fs::statat(rustix::fs::CWD, &place, AtFlags::SYMLINK_NOFOLLOW)?;
+        if node::key(&named) != node::key(&rustix::fs::fstat(fd)?) {
+            return Err(Errno::NOENT);
+        }
+    }
+    Ok(place)
 }
 
 /// Opens what `fd` already names with other access; no path is followed.

@@ -182,7 +182,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             16
         }
         InfoClass::NORMALIZED_NAME => {
-            let mut name = open.path()?.to_windows();
+            let mut name = open.last_path()?.to_windows();
             if let Some(stream) = open.stream_name() {
                 name = format!("{name}:{}", stream.as_str());
             }
@@ -196,7 +196,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail>
             24
         }
         InfoClass::ALTERNATE_NAME => {
-            let path = open.path()?;
+            let path = open.last_path()?;
             let name = path.split().map(|(_, name)| name).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
             file_info::encode_name(&short_name(name).unwrap_or_else(|| name.to_owned()), out);
             8

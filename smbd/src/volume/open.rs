@@ -10,6 +10,7 @@ use std::{
 };
 
 use block_io::LocalFile;
+use rustix::io::Errno;
 use smb_protocol::{
     FileId, NtStatus,
     msg::{
@@ -30,7 +31,7 @@ use super::{
     close_removed,
     listing::{self, Listing},
     node::{
-        Node, Nodes, Refused,
+        self, Node, Nodes, Refused,
         caching::{self, Cause, LeaseId},
     },
     permit::gates,
@@ -492,20 +493,41 @@ impl Open {
         self.stream.as_ref().map_or(self.handle(), |stream| stream.file.as_fd())
     }
 
-    /// Where the file is in its share, as it is now.
+    /// Where the file is in its share, as it is now. A file of several names may have lost the one
+    /// that its descriptor came by: then it is the one that the opener is known by.
     pub fn path(&self) -> Result<RelPath, NtStatus> {
-        self.volume.path_of(self.handle()).map_err(of_errno)
+        match self.volume.path_of(self.handle()) {
+            Err(Errno::NOENT) => self.other_name().ok_or(NtStatus::OBJECT_NAME_NOT_FOUND),
+            other => other.map_err(of_errno),
+        }
+    }
+
+    /// The path that the opener is known by, if the file is there.
+    fn other_name(&self) -> Option<RelPath> {
+        let path = self.known_path()?;
+        let named = self.volume.stat_of(&path).ok()?;
+        let own = rustix::fs::fstat(self.handle()).ok()?;
+        (node::key(&named) == node::key(&own)).then_some(path)
+    }
+
+    fn known_path(&self) -> Option<RelPath> {
+        self.volume.own(&self.base_node().path(self.node_id())?)
+    }
+
+    /// Where the file is or, if it has no name any more, was: for what is only shown.
+    pub fn last_path(&self) -> Result<RelPath, NtStatus> {
+        self.path().or_else(|status| self.known_path().ok_or(status))
     }
 
     /// Every right that a token has in the file.
     pub fn rights(&self, sids: &[Sid]) -> Result<Access, NtStatus> {
-        let folder = self.volume.folder_of(&self.path()?).map_err(of_errno)?;
+        let folder = self.volume.folder_of(&self.last_path()?).map_err(of_errno)?;
         security::access_in(self.handle(), folder.as_fd(), sids).map_err(of_errno)
     }
 
     /// The name from the root of the share, with the stream's if it is one: `\a\b:stream:$DATA`.
     pub fn full_name(&self) -> Result<String, NtStatus> {
-        let mut name = self.path()?.to_windows();
+        let mut name = self.last_path()?.to_windows();
         if let Some(stream) = self.stream_name() {
             name = format!("{name}:{}:$DATA", stream.as_str());
         }

@@ -190,6 +190,7 @@ impl Permit<'_> {
     /// Removes `path` if it still names the file that `stat` describes.
     pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
         let (parent, name) = self.volume.parent(path)?;
+        let _alone = taken::names([(&parent, &*name)])?;
         self.volume.names.change(parent.as_fd(), (name.to_str(), None), || {
             unlink_same(parent.as_fd(), &name, stat)
         })?;
@@ -224,10 +225,31 @@ impl Permit<'_> {
         if stat.st_nlink == 0 { self.volume.streams().clear(fd, |_| false) } else { Ok(()) }
     }
 
-    /// Gives a file another name; `replace` allows that name to be taken.
-    pub fn rename(&self, from: &RelPath, to: &RelPath, replace: bool) -> Result<(), Errno> {
+    /// Gives the file that `stat` describes, which `from` names, another name. That name is free, or
+    /// the file that `replaced` describes loses it. `NOENT` if `from` names another file by now, and
+    /// `EXIST` if `to` does.
+    pub fn rename(
+        &self,
+        (from, stat): (&RelPath, &Stat),
+        to: &RelPath,
+        replaced: Option<&Stat>,
+    ) -> Result<(), Errno> {
         let (old, old_name) = self.volume.parent(from)?;
         let (new, new_name) = self.volume.parent(to)?;
+        let _alone = taken::names([(&old, &*old_name), (&new, &*new_name)])?;
+        let names = |folder: &OwnedFd, name: &OsStr, file: &Stat| {
+            let named = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok::<_, Errno>(node::key(&named) == node::key(file))
+        };
+        if !names(&old, &old_name, stat)? {
+            return Err(Errno::NOENT);
+        }
+        if let Some(replaced) = replaced
+            && !names(&new, &new_name, replaced)?
+        {
+            return Err(Errno::EXIST);
+        }
+        let replace = replaced.is_some();
         let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         let rename = || rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags);
         let (from, to) = (rustix::fs::fstat(&old)?, rustix::fs::fstat(&new)?);
@@ -240,12 +262,23 @@ impl Permit<'_> {
         rename()
     }
 
-    /// Gives what `fd` names one more name, which must be free unless `replace` lets another file
-    /// lose it. The name is there all the time: it names the one file or the other.
-    pub fn link(&self, fd: BorrowedFd<'_>, to: &RelPath, replace: bool) -> Result<(), Errno> {
+    /// Gives what `fd` names one more name, which must be free, or the file that `replaced` describes
+    /// loses it. The name is there all the time: it names the one file or the other. `EXIST` if it
+    /// names a third by now.
+    pub fn link(
+        &self,
+        fd: BorrowedFd<'_>,
+        to: &RelPath,
+        replaced: Option<&Stat>,
+    ) -> Result<(), Errno> {
         let (folder, name) = self.volume.parent(to)?;
-        if !replace {
+        let Some(replaced) = replaced else {
             return self.link_in(fd, folder.as_fd(), &name.to_string_lossy());
+        };
+        let _alone = taken::names([(&folder, &*name)])?;
+        let named = rustix::fs::statat(&folder, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if node::key(&named) != node::key(replaced) {
+            return Err(Errno::EXIST);
         }
         // A name with a colon is none to clients: nobody meets the file by it.
         let mut random = [0; 8];
@@ -265,6 +298,39 @@ impl Permit<'_> {
         self.volume.names.change(folder, (None, Some(name)), || {
             rustix::fs::linkat(rustix::fs::CWD, path.as_str(), folder, name, follow)
         })
+    }
+}
+
+/// Names that are taken away from their files: one after the other, so that a name that was just
+/// seen to be of a file is so until it is taken away. What other programs of the machine do in that
+/// moment is not kept out.
+mod taken {
+    use std::{
+        hash::{DefaultHasher, Hash, Hasher},
+        sync::{Mutex, MutexGuard, PoisonError},
+    };
+
+    use super::{Errno, OsStr, OwnedFd, node};
+
+    const SHARDS: usize = 64;
+    static NAMES: [Mutex<()>; SHARDS] = [const { Mutex::new(()) }; SHARDS];
+
+    /// Held while these names, each in its folder, are looked at and taken away.
+    pub fn names<const N: usize>(
+        names: [(&OwnedFd, &OsStr); N],
+    ) -> Result<Vec<MutexGuard<'static, ()>>, Errno> {
+        let mut shards = Vec::with_capacity(N);
+        for (folder, name) in names {
+            let mut hasher = DefaultHasher::new();
+            node::key(&rustix::fs::fstat(folder)?).hash(&mut hasher);
+            name.hash(&mut hasher);
+            shards.push(hasher.finish() as usize % SHARDS);
+        }
+        // In one order, so that nobody waits for who waits for them.
+        shards.sort_unstable();
+        shards.dedup();
+        let hold = |shard: usize| NAMES[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(shards.into_iter().map(hold).collect())
     }
 }
 

@@ -321,9 +321,14 @@ impl Open {
                 rustix::fs::fsync(super::reopen(&self.handle, OFlags::RDONLY)?)?;
                 self.volume().streams().sync(self.handle())?;
             }
-            self.volume().sync_folder(&self.volume().path_of(self.handle())?)
+            Ok(())
         };
-        sync().map_err(of_errno)
+        sync().map_err(of_errno)?;
+        // One that has no name has none to keep.
+        match self.path() {
+            Err(NtStatus::OBJECT_NAME_NOT_FOUND) => Ok(()),
+            path => self.volume().sync_folder(&path?).map_err(of_errno),
+        }
     }
 
     /// Notes its locks; `None` if it does not outlive the server.

@@ -16,7 +16,7 @@ pub fn enumerate(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     }
     let volume = ctx.tree()?.volume.clone().ok_or(NtStatus::INVALID_DEVICE_REQUEST)?;
     call.later(room.min(64 << 10), false, move |open| {
-        let path = open.volume().path_of(open.handle()).map_err(of_errno)?;
+        let path = open.path()?;
         let mut times = volume.snapshots().map_err(of_errno)?;
         times.retain(|time| match volume.snapshot(*time) {
             Ok(Some(then)) => path.is_root() || matches!(then.find(&path), Ok(Found::Here { .. })),

@@ -265,7 +265,7 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Fail> {
     }
     if delete {
         open.others_let_go(Cause::Delete)?;
-        let root = open.stream.is_none() && open.path()?.is_root();
+        let root = open.stream.is_none() && open.last_path()?.is_root();
         let ignores =
             flags.has(Disposition::IGNORE_READONLY) && open.access.has(Access::WRITE_ATTRIBUTES);
         let readonly = open.facts()?.attributes.has(FileAttributes::READONLY);

@@ -88,10 +88,10 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
             return Ok(());
         }
         check_replaced(ctx, open, request, (fd, stat, to))?;
-        replaced = Some(fd);
+        replaced = Some((fd, stat));
     }
-    permit.link(open.handle(), to, replaced.is_some())?;
-    if let Some(fd) = replaced {
+    permit.link(open.handle(), to, replaced.map(|(_, stat)| stat))?;
+    if let Some((fd, _)) = replaced {
         permit.forget_streams(fd.as_fd())?;
     }
     if let Found::Here { fd, .. } = found {
@@ -159,14 +159,14 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
         }
         Found::Here { fd, stat: target, path } => {
             check_replaced(ctx, open, request, (&fd, &target, &path))?;
-            replaced = Some(fd);
+            replaced = Some((fd, target));
             path
         }
     };
     if to == from {
         return Ok(());
     }
-    permit.rename(&from, &to, replaced.is_some())?;
+    permit.rename((&from, &stat), &to, replaced.as_ref().map(|(_, stat)| stat))?;
     let filter = open.name_filter();
     let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
     let (was, is) = match stays {
@@ -181,7 +181,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
         open.tell_unless(&to, Action::MODIFIED, filter, ChangeFilter::FILE_NAME);
     }
     open.node.set_path(open.node_id(), open.volume().system(&to));
-    if let Some(replaced) = replaced {
+    if let Some((replaced, _)) = replaced {
         permit.forget_streams(replaced.as_fd())?;
         close_removed(replaced);
     }

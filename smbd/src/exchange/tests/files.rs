@@ -300,6 +300,64 @@ fn posix_rules_on_request() {
     assert_eq!(std::fs::read(path).unwrap(), b"fresh");
 }
 
+/// The system tells of a descriptor whose name is gone as "NAME (deleted)". Another file may really be
+/// called so, and nothing that is asked of the one may be done to the other.
+#[test]
+fn a_name_that_is_gone_is_not_taken_for_another_files() {
+    let mut direct = logged_in();
+    let create = |direct: &mut Direct, name: &str, data: &[u8]| {
+        let file = direct.create(name, Disposition::CREATE, FILE).unwrap();
+        direct.store(file, data);
+        file
+    };
+    let content = |direct: &mut Direct, name: &str| {
+        let file = direct.create(name, Disposition::OPEN, FILE)?;
+        let data = direct.load(file);
+        direct.close(file);
+        Ok::<_, NtStatus>(data)
+    };
+    for name in ["x (deleted)", "y (deleted)"] {
+        let other = create(&mut direct, name, b"another's");
+        direct.close(other);
+    }
+    // A file of two names loses the one that it was opened by, and keeps the other.
+    let x = create(&mut direct, "x", b"mine");
+    assert_eq!(direct.rename(x, InfoClass::LINK, 0, "x2"), NtStatus::SUCCESS);
+    assert_eq!(direct.rename(x, InfoClass::RENAME, 1, "x2"), NtStatus::SUCCESS);
+    let shown = |direct: &mut Direct, file| {
+        // The name ends FileAllInformation (MS-FSCC 2.4.2).
+        let answer = direct.query(file, InfoClass::ALL).unwrap();
+        let units =
+            answer[100..].chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+        String::from_utf16(&units.collect::<Vec<_>>()).unwrap()
+    };
+    assert_eq!(shown(&mut direct, x), "\\x2");
+    assert_eq!(direct.rename(x, InfoClass::RENAME, 0, "moved"), NtStatus::SUCCESS);
+    assert_eq!(shown(&mut direct, x), "\\moved");
+    assert_eq!(content(&mut direct, "moved").unwrap(), b"mine");
+    assert_eq!(content(&mut direct, "x2"), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+    assert_eq!(content(&mut direct, "x (deleted)").unwrap(), b"another's");
+    direct.close(x);
+
+    // One that has no name any more has none to give up.
+    let y = create(&mut direct, "y", b"mine");
+    let deleter = direct.create("y", Disposition::OPEN, FILE).unwrap();
+    let posix = 3u32.to_le_bytes();
+    assert_eq!(direct.set(deleter, InfoClass::DISPOSITION_EX, &posix), NtStatus::SUCCESS);
+    direct.close(deleter);
+    let gone = direct.rename(y, InfoClass::RENAME, 1, "taken");
+    assert_eq!(gone, NtStatus::OBJECT_NAME_NOT_FOUND);
+    assert!(direct.query(y, InfoClass::ALL).is_ok(), "it is there for who has it open");
+    assert_eq!(direct.load(y), b"mine");
+    let request = flush::Request { file_id: y };
+    let (header, _) = direct.ask(Command::FLUSH, |out| request.encode(out));
+    assert_eq!(header.status, NtStatus::SUCCESS);
+    let _ = direct.set(y, InfoClass::DISPOSITION, &[1]);
+    direct.close(y);
+    assert_eq!(content(&mut direct, "y (deleted)").unwrap(), b"another's");
+    assert_eq!(content(&mut direct, "taken"), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+}
+
 #[test]
 fn folders_are_deleted_only_when_they_are_empty() {
     let mut direct = logged_in();
