@@ -129,6 +129,7 @@ impl Server {
         // Names of sessions and opens start at a random place, so that one from before a restart
         // does not fit by chance.
         let seed = u64::from_le_bytes(random()?);
+        let run = run_number(&config.state_dir.join("session-ids"))?;
         let nodes = Arc::<Nodes>::default();
         nodes.limit(config.limits.locks, config.limits.kept_opens);
         Ok(Self {
@@ -149,7 +150,7 @@ impl Server {
             // A client names its last session when it comes back, and must not mean one that
             // another has got from the next server (MS-SMB2 3.3.5.5.3). They fit 32 bits, as those
             // of other servers do: smbtorture's session-id takes a longer one for one it made up.
-            next_session: AtomicU64::new((seed & 0xffff_0000) | 1),
+            next_session: AtomicU64::new(u64::from(run) << 16 | 1),
             next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),
             next_connection: AtomicU64::new(1),
         })
@@ -253,6 +254,33 @@ pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// The upper half of this run's session ids: none that a run shortly before had, or a client that
+/// comes back and names its session of then would end another's. The file at `path` remembers them; it
+/// is not made durable, so after a power cut the number may be the last run's again, by chance.
+fn run_number(path: &Path) -> io::Result<u16> {
+    /// Runs that are remembered.
+    const RUNS: usize = 64;
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let mut runs: Vec<u16> =
+        bytes.chunks_exact(2).map(|run| u16::from_le_bytes([run[0], run[1]])).collect();
+    let run = loop {
+        let run = u16::from_le_bytes(random()?);
+        if !runs.contains(&run) {
+            break run;
+        }
+    };
+    runs.push(run);
+    let kept = &runs[runs.len().saturating_sub(RUNS)..];
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, kept.iter().flat_map(|run| run.to_le_bytes()).collect::<Vec<_>>())?;
+    fs::rename(&fresh, path)?;
+    Ok(run)
+}
+
 /// Reads the identity of the server, making it the first time.
 fn identity(path: &Path) -> io::Result<[u8; 16]> {
     match fs::read(path) {
@@ -275,5 +303,29 @@ fn identity(path: &Path) -> io::Result<[u8; 16]> {
             Ok(guid)
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// A damaged or foreign file is no reason not to start.
+    #[test]
+    fn no_run_has_the_session_ids_of_the_runs_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("session-ids");
+        let even: Vec<u8> = (0..=u16::MAX).step_by(2).flat_map(u16::to_le_bytes).collect();
+        for _ in 0..20 {
+            fs::write(&path, &even).unwrap();
+            assert!(run_number(&path).unwrap() % 2 == 1);
+            assert_eq!(fs::metadata(&path).unwrap().len(), 128);
+        }
+        // What is in the file is no reason not to start.
+        fs::write(&path, [7; 3]).unwrap();
+        let mut seen = HashSet::new();
+        assert!((0..60).all(|_| seen.insert(run_number(&path).unwrap())));
     }
 }
