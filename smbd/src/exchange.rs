@@ -32,6 +32,7 @@ use crate::{
     notices::{Line, Notice, Post},
     session::{Channel, ConnectionId},
     volume::node::Creating,
+    work::Turn,
 };
 
 use self::{
@@ -268,24 +269,32 @@ impl Exchange {
         command::write::place(&mut ctx, message, placed, missing, pipe)
     }
 
-    /// Takes a message of whose data `placed` bytes are in their file and not in the message.
-    pub fn receive_rest(
+    /// Takes a message of whose data `placed` bytes are in their file and not in the message. Others
+    /// have their turns between the requests of a compound, of which there may be thousands; nothing
+    /// else of this connection is done meanwhile.
+    pub async fn receive_rest(
         &mut self,
         message: &mut [u8],
         placed: usize,
         out: &mut Vec<u8>,
+        turn: &mut Turn,
     ) -> Result<Frame, Dropped> {
         self.placed = placed;
-        let result = self.receive(message, out);
+        let result = self.take(message, out, turn).await;
         self.placed = 0;
         result
     }
 
     /// Takes one message apart, answers what can be answered.
-    pub fn receive(&mut self, message: &mut [u8], out: &mut Vec<u8>) -> Result<Frame, Dropped> {
+    async fn take(
+        &mut self,
+        message: &mut [u8],
+        out: &mut Vec<u8>,
+        turn: &mut Turn,
+    ) -> Result<Frame, Dropped> {
         let protocol = message.first_chunk::<4>().copied().unwrap_or_default();
         match protocol {
-            PROTOCOL_SMB2 => self.messages(message, Protection::Plain, out),
+            PROTOCOL_SMB2 => self.messages(message, Protection::Plain, out, turn).await,
             PROTOCOL_TRANSFORM => {
                 let header = TransformHeader::parse(message)
                     .map_err(|_| Dropped::Protocol("malformed transform header"))?;
@@ -299,7 +308,7 @@ impl Exchange {
                 if message.first_chunk::<4>() != Some(&PROTOCOL_SMB2) {
                     return Err(Dropped::Protocol("something else than SMB 2 was encrypted"));
                 }
-                self.messages(message, Protection::Sealed(sealed), out)
+                self.messages(message, Protection::Sealed(sealed), out, turn).await
             }
             PROTOCOL_SMB1 if self.negotiated.is_none() => {
                 command::smb1::answer(self, message, out)?;
@@ -311,11 +320,12 @@ impl Exchange {
     }
 
     /// Answers the messages of one frame, a compound or a single one.
-    fn messages(
+    async fn messages(
         &mut self,
         mut rest: &mut [u8],
         protection: Protection,
         out: &mut Vec<u8>,
+        turn: &mut Turn,
     ) -> Result<Frame, Dropped> {
         let mut answer = Answer::begin(out, &protection);
         #[cfg(test)]
@@ -347,6 +357,9 @@ impl Exchange {
             }
             first = false;
             rest = &mut rest[len..];
+            if !rest.is_empty() {
+                turn.pass().await;
+            }
         }
         answer.end()?;
         Ok(if waits.is_empty() { Frame::Answered } else { Frame::Waits(waits) })
@@ -622,6 +635,41 @@ fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
         return Err(Dropped::Protocol("malformed compound"));
     }
     Ok((header, len))
+}
+
+/// Without other tasks that could have turns.
+#[cfg(test)]
+impl Exchange {
+    /// Takes a message.
+    pub fn receive(&mut self, message: &mut [u8], out: &mut Vec<u8>) -> Result<Frame, Dropped> {
+        self.receive_at_once(message, 0, out)
+    }
+
+    /// As [`Exchange::receive_rest`].
+    pub fn receive_at_once(
+        &mut self,
+        message: &mut [u8],
+        placed: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Frame, Dropped> {
+        let mut turn = Turn::endless();
+        at_once(self.receive_rest(message, placed, out, &mut turn))
+    }
+
+    /// As [`Exchange::complete`].
+    pub fn complete_at_once(
+        &mut self,
+        completion: Completion,
+        out: &mut Vec<u8>,
+    ) -> Result<Vec<WaitingFuture>, Dropped> {
+        let mut turn = Turn::endless();
+        at_once(self.complete(completion, out, &mut turn))
+    }
+}
+
+#[cfg(test)]
+fn at_once<T>(work: impl Future<Output = T>) -> T {
+    futures_util::FutureExt::now_or_never(work).expect("a turn without end")
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::{
     command::{Ends, Fail, Handled, Later},
     connection::Dropped,
     volume::{node::Wake, open::InProgress},
+    work::Turn,
 };
 
 /// The end of something that waited.
@@ -233,11 +234,13 @@ impl Exchange {
         Ok(())
     }
 
-    /// Answers a request that has waited, or carries it out again.
-    pub fn complete(
+    /// Answers a request that has waited, or carries it out again with what stands behind it, as
+    /// [`Exchange::receive_rest`] does.
+    pub async fn complete(
         &mut self,
         completion: Completion,
         out: &mut Vec<u8>,
+        turn: &mut Turn,
     ) -> Result<Vec<WaitingFuture>, Dropped> {
         let mut waits = Vec::new();
         let Some(pending) = self.pending.remove(&completion.key) else { return Ok(waits) };
@@ -271,7 +274,7 @@ impl Exchange {
                     Outcome::Answer(Err(status)) => Some(status),
                     _ => None,
                 };
-                self.resume(*suspended, failed, &protection, &mut answer, &mut waits)?;
+                self.resume(*suspended, failed, &protection, &mut answer, &mut waits, turn).await?;
             }
         }
         answer.end()?;
@@ -279,13 +282,14 @@ impl Exchange {
     }
 
     /// Goes on with a compound where it was put aside.
-    pub(super) fn resume(
+    async fn resume(
         &mut self,
         suspended: Suspended,
         failed: Option<NtStatus>,
         protection: &Protection,
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
+        turn: &mut Turn,
     ) -> Result<(), Dropped> {
         let Suspended { mut bytes, accepted, mut chain, mut first, .. } = suspended;
         let mut rest = &mut bytes[..];
@@ -321,6 +325,9 @@ impl Exchange {
             }
             first = false;
             rest = &mut rest[len..];
+            if !rest.is_empty() {
+                turn.pass().await;
+            }
         }
         Ok(())
     }

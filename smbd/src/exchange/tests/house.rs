@@ -236,7 +236,7 @@ impl Guest {
         let _inside = self.runtime.enter();
         while let Some(wait) = waits.pop() {
             let done = self.runtime.block_on(wait);
-            waits.extend(self.exchange.complete(done, &mut out).unwrap());
+            waits.extend(self.exchange.complete_at_once(done, &mut out).unwrap());
         }
         answers(&out).pop().unwrap()
     }
