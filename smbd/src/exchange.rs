@@ -21,6 +21,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
     Server,
+    budget::Budget,
     command::{
         self, Ctx, Fail,
         negotiate::Negotiated,
@@ -30,7 +31,7 @@ use crate::{
     credits::CreditWindow,
     meters::Meter,
     notices::{Line, Notice, Post},
-    session::{Channel, ConnectionId},
+    session::{Channel, ConnectionId, Session},
     volume::node::Creating,
     work::Turn,
 };
@@ -218,6 +219,12 @@ impl Exchange {
     /// Limits that held when the connection began.
     pub fn limits(&self) -> &crate::config::Limits {
         &self.limits
+    }
+
+    /// What a session's user may still have held, over all connections.
+    pub fn budget(&self, session: &Session) -> Arc<Budget> {
+        let most = usize::try_from(self.limits.user_bytes.0).unwrap_or(usize::MAX);
+        self.server.budgets.of(&session.user, most)
     }
 
     /// Takes the next message id for a message that has none of its own.
@@ -508,13 +515,13 @@ impl Exchange {
             Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
             other => other,
         };
-        if self.is_full(&result) {
+        let Ok(held) = self.room_to_wait(&result, rest.len(), channel.as_deref()) else {
             answer.reset(body_at);
             error::Response::default().encode(answer.out);
             response.status = NtStatus::INSUFFICIENT_RESOURCES;
             answer.close(response, body_at, signs.as_ref(), place)?;
             return Ok(Flow::On);
-        }
+        };
         let mut answered = true;
         match result {
             Ok(status) => {
@@ -540,13 +547,13 @@ impl Exchange {
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
                 answered = false;
-                let wait = Wait::from(later).since(since);
+                let wait = Wait::from(later).since(since).holds(held);
                 self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits)?;
             }
             Err(Fail::Ends(ends)) => {
                 answer.reset(body_at);
                 answered = false;
-                let wait = Wait::from(ends).since(since);
+                let wait = Wait::from(ends).since(since).holds(held);
                 self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits)?;
             }
             Err(Fail::Wait(wake)) => {
@@ -566,7 +573,8 @@ impl Exchange {
                     first: place.first,
                     again: (wake.again.clone(), wake.until),
                 };
-                self.suspend(wake, suspended, response, body_at, protection, answer, waits)?;
+                let wait = (wake, held);
+                self.suspend(wait, suspended, response, body_at, protection, answer, waits)?;
                 return Ok(Flow::Suspended);
             }
         }

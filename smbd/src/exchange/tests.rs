@@ -24,6 +24,7 @@ mod options;
 mod persistent;
 mod placing;
 mod resilient;
+mod waits;
 
 use super::*;
 use crate::config::Config;
