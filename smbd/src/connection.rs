@@ -217,7 +217,7 @@ async fn serve(
         {
             continue;
         }
-        link.rest();
+        link.rest(exchange.authenticated());
         tokio::select! {
             biased;
             Some(done) = waiting.next(), if !waiting.is_empty() => {
@@ -350,9 +350,10 @@ impl Link {
         Ok(self.receive_now()? != Some(0))
     }
 
-    /// Gives buffers back that hold nothing.
-    fn rest(&mut self) {
-        self.input.rest();
+    /// Gives buffers back that hold nothing, and of a stranger those that hold little: what is not
+    /// counted of its input is not to cost a whole buffer, which once held much.
+    fn rest(&mut self, authenticated: bool) {
+        self.input.rest(if authenticated { 0 } else { FREE });
         if self.output.is_empty() && self.output.capacity() > 0 {
             give_buffer(std::mem::take(&mut self.output));
         }

@@ -17,6 +17,7 @@ use smb_protocol::{
 
 mod controls;
 mod files;
+mod guessing;
 mod house;
 mod listing;
 mod matrix;
