@@ -17,7 +17,7 @@ pub use self::block::Block;
 
 use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, TreeId,
-    crypto::{Cipher, SigningAlgorithm, random},
+    crypto::{Cipher, Role, SigningAlgorithm, random},
     fscc::{FileAttributes, InfoClass},
     header::{FRAME_LEN, HEADER_LEN, frame_len, frame_prefix},
     msg::{
@@ -55,6 +55,17 @@ pub struct Answer<'a> {
     pub data: &'a [u8],
     /// The file of a CREATE.
     pub file: Option<FileId>,
+}
+
+/// One request of a message of several.
+#[derive(Debug)]
+pub struct Compounded<'a> {
+    /// What is asked.
+    pub command: Command,
+    /// Whether it is about the file of the one before it.
+    pub related: bool,
+    /// Its body.
+    pub body: &'a [u8],
 }
 
 /// A blocking connection with a session, and with one share and one file if it was asked for them.
@@ -403,7 +414,54 @@ impl RawConnection {
         self.queue(Command::CLOSE, 1, |out| request.encode(out))
     }
 
+    /// Queues requests with their bodies as one message, each with one credit; one that is `related`
+    /// is about the file of the one before it. Their answers are shown by
+    /// [`RawConnection::receive_all`].
+    pub fn queue_compound(&mut self, requests: &[Compounded<'_>]) {
+        let guard = self.guard;
+        let at = begin_frame(&mut self.out, guard);
+        for (index, request) in requests.iter().enumerate() {
+            let mut header = self.header(request.command, 1);
+            if request.related {
+                header.flags |= HeaderFlags::RELATED;
+            }
+            let start = self.out.len();
+            header.encode(&mut self.out);
+            self.out.extend_from_slice(request.body);
+            if index + 1 < requests.len() {
+                let len = (self.out.len() - start).next_multiple_of(8);
+                self.out.resize(start + len, 0);
+                let next = u32::try_from(len).expect("requests are bounded below 16 MiB");
+                let field = start + Header::NEXT_COMMAND_AT;
+                self.out[field..field + 4].copy_from_slice(&next.to_le_bytes());
+            }
+            if guard == Guard::Signed
+                && let Err(error) = self.crypt.signing.sign(&mut self.out[start..], Role::Client)
+            {
+                self.failed.get_or_insert(error.into());
+            }
+        }
+        // What is signed is so message by message.
+        let whole = if guard == Guard::Signed { Guard::Plain } else { guard };
+        if let Err(error) = end_frame(&mut self.out, at, whole, Some(&self.crypt)) {
+            self.failed.get_or_insert(error);
+        }
+    }
+
     fn queue(&mut self, command: Command, charge: u16, encode: impl FnOnce(&mut Vec<u8>)) -> u64 {
+        let header = self.header(command, charge);
+        let at = begin_frame(&mut self.out, self.guard);
+        header.encode(&mut self.out);
+        encode(&mut self.out);
+        if let Err(error) = end_frame(&mut self.out, at, self.guard, Some(&self.crypt)) {
+            self.out.truncate(at);
+            self.failed.get_or_insert(error);
+        }
+        header.message_id.0
+    }
+
+    /// The header of the next request.
+    fn header(&mut self, command: Command, charge: u16) -> Header {
         let message = self.next_message;
         self.next_message += u64::from(charge);
         self.credits = self.credits.saturating_sub(charge.into());
@@ -418,14 +476,7 @@ impl RawConnection {
             ..Header::default()
         };
         header.set_tree_id(self.tree);
-        let at = begin_frame(&mut self.out, self.guard);
-        header.encode(&mut self.out);
-        encode(&mut self.out);
-        if let Err(error) = end_frame(&mut self.out, at, self.guard, Some(&self.crypt)) {
-            self.out.truncate(at);
-            self.failed.get_or_insert(error);
-        }
-        message
+        header
     }
 
     /// Sends all that is queued at once.

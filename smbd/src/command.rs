@@ -184,8 +184,7 @@ impl<'a> Ctx<'a> {
 
     /// What the client's user may still have held.
     pub fn budget(&self) -> Result<Arc<Budget>, NtStatus> {
-        let most = usize::try_from(self.ex.limits().user_bytes.0).unwrap_or(usize::MAX);
-        Ok(self.ex.server.budgets.of(&self.session()?.user, most))
+        Ok(self.ex.budget(self.session()?))
     }
 
     /// The tree; commands that need one are dispatched with one.

@@ -42,7 +42,7 @@ use crate::{
     linger::Linger,
     meters::Meter,
     notices::Post,
-    work::SLICE,
+    work::Turn,
 };
 
 /// After so many turns others have theirs: a client that asks again at once, each time it is
@@ -119,14 +119,16 @@ pub async fn run(
     let result = serve(&mut link, &mut exchange, &mut waiting, &mut stopped, (time, counted)).await;
     // What the disk was given must be over before the files are free for others: a late write
     // must never land on a newer one.
-    let mut unsent = Vec::new();
+    let (mut unsent, mut turn) = (Vec::new(), Turn::begin());
     for done in link.held.drain(..) {
-        let _ = exchange.complete(done, &mut unsent);
+        let _ = exchange.complete(done, &mut unsent, &mut turn).await;
         unsent.clear();
+        turn.pass().await;
     }
     while let Some(done) = exchange.finish_io(&mut waiting).await {
-        let _ = exchange.complete(done, &mut unsent);
+        let _ = exchange.complete(done, &mut unsent, &mut turn).await;
         unsent.clear();
+        turn.pass().await;
     }
     drop(waiting);
     exchange.end();
@@ -150,10 +152,10 @@ async fn serve(
         }
         link.stranger.count(exchange, link.input.held())?;
         let mut answered_some = false;
-        let mut slice = Instant::now();
+        let mut turn = Turn::begin();
         while let Some((message, placed)) = link.input.next_message(exchange)? {
             answered_some = true;
-            match exchange.receive_rest(message, placed, &mut link.output) {
+            match exchange.receive_rest(message, placed, &mut link.output, &mut turn).await {
                 Ok(Frame::Answered) => {}
                 Ok(Frame::Waits(futures)) => waiting.extend(futures),
                 Err(dropped) => {
@@ -165,19 +167,18 @@ async fn serve(
             if link.output.len() >= SEND_AT {
                 link.send(waiting).await?;
             }
-            if slice.elapsed() >= SLICE {
-                tokio::task::yield_now().await;
-                slice = Instant::now();
-            }
+            turn.pass().await;
         }
         while let Some(done) = link.held.pop_front().or_else(|| next_now(waiting)) {
-            waiting.extend(exchange.complete(done, &mut link.output)?);
+            waiting.extend(exchange.complete(done, &mut link.output, &mut turn).await?);
             if link.output.len() >= SEND_AT {
                 link.send(waiting).await?;
             }
+            turn.pass().await;
         }
         while let Some(post) = exchange.post_now() {
             link.handle(post, exchange)?;
+            turn.pass().await;
         }
         link.send(waiting).await?;
         if !link.held.is_empty() {
@@ -216,16 +217,19 @@ async fn serve(
         {
             continue;
         }
-        link.rest();
+        link.rest(exchange.authenticated());
         tokio::select! {
             biased;
             Some(done) = waiting.next(), if !waiting.is_empty() => {
-                waiting.extend(exchange.complete(done, &mut link.output)?);
+                let mut turn = Turn::begin();
+                waiting.extend(exchange.complete(done, &mut link.output, &mut turn).await?);
             }
             Some(post) = exchange.post() => link.handle(post, exchange)?,
             () = told_to_stop(stopped) => {
+                let mut turn = Turn::begin();
                 while let Some(done) = exchange.finish_io(waiting).await {
-                    waiting.extend(exchange.complete(done, &mut link.output)?);
+                    waiting.extend(exchange.complete(done, &mut link.output, &mut turn).await?);
+                    turn.pass().await;
                 }
                 link.send(waiting).await?;
                 return Ok(());
@@ -346,9 +350,10 @@ impl Link {
         Ok(self.receive_now()? != Some(0))
     }
 
-    /// Gives buffers back that hold nothing.
-    fn rest(&mut self) {
-        self.input.rest();
+    /// Gives buffers back that hold nothing, and of a stranger those that hold little: what is not
+    /// counted of its input is not to cost a whole buffer, which once held much.
+    fn rest(&mut self, authenticated: bool) {
+        self.input.rest(if authenticated { 0 } else { FREE });
         if self.output.is_empty() && self.output.capacity() > 0 {
             give_buffer(std::mem::take(&mut self.output));
         }

@@ -21,6 +21,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
     Server,
+    budget::Budget,
     command::{
         self, Ctx, Fail,
         negotiate::Negotiated,
@@ -30,8 +31,9 @@ use crate::{
     credits::CreditWindow,
     meters::Meter,
     notices::{Line, Notice, Post},
-    session::{Channel, ConnectionId},
+    session::{Channel, ConnectionId, Session},
     volume::node::Creating,
+    work::Turn,
 };
 
 use self::{
@@ -219,6 +221,12 @@ impl Exchange {
         &self.limits
     }
 
+    /// What a session's user may still have held, over all connections.
+    pub fn budget(&self, session: &Session) -> Arc<Budget> {
+        let most = usize::try_from(self.limits.user_bytes.0).unwrap_or(usize::MAX);
+        self.server.budgets.of(&session.user, most)
+    }
+
     /// Takes the next message id for a message that has none of its own.
     pub fn skip_message_id(&mut self) {
         if self.window.consume(MessageId(0), 1) {
@@ -268,24 +276,32 @@ impl Exchange {
         command::write::place(&mut ctx, message, placed, missing, pipe)
     }
 
-    /// Takes a message of whose data `placed` bytes are in their file and not in the message.
-    pub fn receive_rest(
+    /// Takes a message of whose data `placed` bytes are in their file and not in the message. Others
+    /// have their turns between the requests of a compound, of which there may be thousands; nothing
+    /// else of this connection is done meanwhile.
+    pub async fn receive_rest(
         &mut self,
         message: &mut [u8],
         placed: usize,
         out: &mut Vec<u8>,
+        turn: &mut Turn,
     ) -> Result<Frame, Dropped> {
         self.placed = placed;
-        let result = self.receive(message, out);
+        let result = self.take(message, out, turn).await;
         self.placed = 0;
         result
     }
 
     /// Takes one message apart, answers what can be answered.
-    pub fn receive(&mut self, message: &mut [u8], out: &mut Vec<u8>) -> Result<Frame, Dropped> {
+    async fn take(
+        &mut self,
+        message: &mut [u8],
+        out: &mut Vec<u8>,
+        turn: &mut Turn,
+    ) -> Result<Frame, Dropped> {
         let protocol = message.first_chunk::<4>().copied().unwrap_or_default();
         match protocol {
-            PROTOCOL_SMB2 => self.messages(message, Protection::Plain, out),
+            PROTOCOL_SMB2 => self.messages(message, Protection::Plain, out, turn).await,
             PROTOCOL_TRANSFORM => {
                 let header = TransformHeader::parse(message)
                     .map_err(|_| Dropped::Protocol("malformed transform header"))?;
@@ -299,7 +315,7 @@ impl Exchange {
                 if message.first_chunk::<4>() != Some(&PROTOCOL_SMB2) {
                     return Err(Dropped::Protocol("something else than SMB 2 was encrypted"));
                 }
-                self.messages(message, Protection::Sealed(sealed), out)
+                self.messages(message, Protection::Sealed(sealed), out, turn).await
             }
             PROTOCOL_SMB1 if self.negotiated.is_none() => {
                 command::smb1::answer(self, message, out)?;
@@ -311,11 +327,12 @@ impl Exchange {
     }
 
     /// Answers the messages of one frame, a compound or a single one.
-    fn messages(
+    async fn messages(
         &mut self,
         mut rest: &mut [u8],
         protection: Protection,
         out: &mut Vec<u8>,
+        turn: &mut Turn,
     ) -> Result<Frame, Dropped> {
         let mut answer = Answer::begin(out, &protection);
         #[cfg(test)]
@@ -347,6 +364,9 @@ impl Exchange {
             }
             first = false;
             rest = &mut rest[len..];
+            if !rest.is_empty() {
+                turn.pass().await;
+            }
         }
         answer.end()?;
         Ok(if waits.is_empty() { Frame::Answered } else { Frame::Waits(waits) })
@@ -495,13 +515,13 @@ impl Exchange {
             Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
             other => other,
         };
-        if self.is_full(&result) {
+        let Ok(held) = self.room_to_wait(&result, rest.len(), channel.as_deref()) else {
             answer.reset(body_at);
             error::Response::default().encode(answer.out);
             response.status = NtStatus::INSUFFICIENT_RESOURCES;
             answer.close(response, body_at, signs.as_ref(), place)?;
             return Ok(Flow::On);
-        }
+        };
         let mut answered = true;
         match result {
             Ok(status) => {
@@ -527,13 +547,13 @@ impl Exchange {
             Err(Fail::Later(later)) => {
                 answer.reset(body_at);
                 answered = false;
-                let wait = Wait::from(later).since(since);
+                let wait = Wait::from(later).since(since).holds(held);
                 self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits)?;
             }
             Err(Fail::Ends(ends)) => {
                 answer.reset(body_at);
                 answered = false;
-                let wait = Wait::from(ends).since(since);
+                let wait = Wait::from(ends).since(since).holds(held);
                 self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits)?;
             }
             Err(Fail::Wait(wake)) => {
@@ -553,7 +573,8 @@ impl Exchange {
                     first: place.first,
                     again: (wake.again.clone(), wake.until),
                 };
-                self.suspend(wake, suspended, response, body_at, protection, answer, waits)?;
+                let wait = (wake, held);
+                self.suspend(wait, suspended, response, body_at, protection, answer, waits)?;
                 return Ok(Flow::Suspended);
             }
         }
@@ -622,6 +643,41 @@ fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
         return Err(Dropped::Protocol("malformed compound"));
     }
     Ok((header, len))
+}
+
+/// Without other tasks that could have turns.
+#[cfg(test)]
+impl Exchange {
+    /// Takes a message.
+    pub fn receive(&mut self, message: &mut [u8], out: &mut Vec<u8>) -> Result<Frame, Dropped> {
+        self.receive_at_once(message, 0, out)
+    }
+
+    /// As [`Exchange::receive_rest`].
+    pub fn receive_at_once(
+        &mut self,
+        message: &mut [u8],
+        placed: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Frame, Dropped> {
+        let mut turn = Turn::endless();
+        at_once(self.receive_rest(message, placed, out, &mut turn))
+    }
+
+    /// As [`Exchange::complete`].
+    pub fn complete_at_once(
+        &mut self,
+        completion: Completion,
+        out: &mut Vec<u8>,
+    ) -> Result<Vec<WaitingFuture>, Dropped> {
+        let mut turn = Turn::endless();
+        at_once(self.complete(completion, out, &mut turn))
+    }
+}
+
+#[cfg(test)]
+fn at_once<T>(work: impl Future<Output = T>) -> T {
+    futures_util::FutureExt::now_or_never(work).expect("a turn without end")
 }
 
 #[cfg(test)]

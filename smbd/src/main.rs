@@ -147,6 +147,7 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
     }
     let line = Line(inherited.supervisor.map(Arc::new));
     descriptors::raise()?;
+    descriptors::make_room()?;
     descriptors_for(&config);
     let bound = Bound::with(&config, inherited.sockets)?;
     sandbox::become_user(&config)?;

@@ -24,7 +24,7 @@ use rustix::{
     process::{Gid, Uid},
     thread::{self as system, CapabilitySet, CapabilitySets},
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, sock_filter};
 
 use crate::config::Config;
 
@@ -228,7 +228,23 @@ pub fn folders(config: &Config) -> Vec<PathBuf> {
     shares(config).iter().filter_map(|path| path.canonicalize().ok()).collect()
 }
 
-/// A filter that refuses (EPERM) what no file server does.
+/// The newest system call that is known here; from 424 on they have one number on all machines.
+const NEWEST: i64 = libc::SYS_mseal;
+
+/// The beginning of a filter, behind the three instructions that end a process which calls as a
+/// machine of another kind: what is newer than all that is known here is not there (ENOSYS), and
+/// neither are the calls of x32, which have bit 30 set beside the number of the same call.
+fn known() -> [sock_filter; 3] {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const IF_GREATER: u32 = libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    // `nr` is the first field of `seccomp_data`; a signed number below zero is a large one here.
+    let one = |code: u32, jf, k| sock_filter { code: code as u16, jt: 0, jf, k };
+    let absent = u32::from(SeccompAction::Errno(libc::ENOSYS.cast_unsigned()));
+    [one(LOAD, 0, 0), one(IF_GREATER, 1, NEWEST as u32), one(RETURN, 0, absent)]
+}
+
+/// A filter that refuses (EPERM) what no file server does, and what nobody knew when it was made.
 fn filter() -> Result<BpfProgram, SandboxError> {
     let mut refused = vec![
         // Other programs.
@@ -237,6 +253,7 @@ fn filter() -> Result<BpfProgram, SandboxError> {
         libc::SYS_ptrace,
         libc::SYS_process_vm_readv,
         libc::SYS_process_vm_writev,
+        libc::SYS_process_madvise,
         libc::SYS_kcmp,
         libc::SYS_pidfd_getfd,
         // Another view of the system.
@@ -247,6 +264,7 @@ fn filter() -> Result<BpfProgram, SandboxError> {
         libc::SYS_move_mount,
         libc::SYS_open_tree,
         libc::SYS_fsopen,
+        libc::SYS_fsconfig,
         libc::SYS_fsmount,
         libc::SYS_fspick,
         libc::SYS_mount_setattr,
@@ -266,6 +284,7 @@ fn filter() -> Result<BpfProgram, SandboxError> {
         libc::SYS_acct,
         libc::SYS_syslog,
         libc::SYS_quotactl,
+        libc::SYS_quotactl_fd,
         libc::SYS_settimeofday,
         libc::SYS_clock_settime,
         libc::SYS_clock_adjtime,
@@ -298,7 +317,12 @@ fn filter() -> Result<BpfProgram, SandboxError> {
     let rules: BTreeMap<i64, Vec<_>> = refused.into_iter().map(|call| (call, Vec::new())).collect();
     let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    Ok(SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)?.try_into()?)
+    let mut filter: BpfProgram =
+        SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)?.try_into()?;
+    /// Load the machine, compare it, end the process.
+    const MACHINE: usize = 3;
+    filter.splice(MACHINE..MACHINE, known());
+    Ok(filter)
 }
 
 #[cfg(test)]
@@ -313,6 +337,50 @@ mod tests {
         assert_eq!(User::find("vms", passwd, group), Some(user));
         for name in ["nobody", "bad", "", "vm"] {
             assert_eq!(User::find(name, passwd, group), None, "{name:?}");
+        }
+    }
+
+    /// What the kernel makes of a filter for a call.
+    fn answers(filter: &[sock_filter], machine: u32, call: u32) -> u32 {
+        let (mut loaded, mut at) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = filter[at];
+            at += 1;
+            let mut jump = |yes: bool| at += usize::from(if yes { jt } else { jf });
+            match u32::from(code) {
+                0x20 => loaded = [call, machine][k as usize / 4],
+                0x05 => at += k as usize,
+                0x15 => jump(loaded == k),
+                0x25 => jump(loaded > k),
+                0x35 => jump(loaded >= k),
+                0x06 => return k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn calls_of_other_machines_and_calls_that_nobody_knows_are_refused() {
+        let filter = filter().unwrap();
+        let ours = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+        // AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64, AUDIT_ARCH_I386.
+        let machine = if ours == TargetArch::x86_64 { 0xc000_003e } else { 0xc000_00b7 };
+        let other = 0x4000_0003;
+        let errno = |errno: i32| libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
+        let call = |call: i64| u32::try_from(call).unwrap();
+        for known in [libc::SYS_read, libc::SYS_openat2, libc::SYS_io_uring_enter, NEWEST] {
+            assert_eq!(answers(&filter, machine, call(known)), libc::SECCOMP_RET_ALLOW);
+            let x32 = call(known) | 1 << 30;
+            assert_eq!(answers(&filter, machine, x32), errno(libc::ENOSYS), "{known} of x32");
+            assert_eq!(answers(&filter, other, call(known)), libc::SECCOMP_RET_KILL_PROCESS);
+        }
+        for refused in [libc::SYS_execve, libc::SYS_mount, libc::SYS_capset, libc::SYS_fsconfig] {
+            assert_eq!(answers(&filter, machine, call(refused)), errno(libc::EPERM));
+            let x32 = call(refused) | 1 << 30;
+            assert_eq!(answers(&filter, machine, x32), errno(libc::ENOSYS), "{refused} of x32");
+        }
+        for unknown in [call(NEWEST) + 1, 1000, u32::MAX] {
+            assert_eq!(answers(&filter, machine, unknown), errno(libc::ENOSYS), "{unknown}");
         }
     }
 

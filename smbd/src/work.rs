@@ -25,6 +25,31 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 /// After so long a connection lets others have their turns.
 pub const SLICE: Duration = Duration::from_millis(2);
 
+/// A connection's turn on its thread.
+#[derive(Debug)]
+pub struct Turn(Option<Instant>);
+
+impl Turn {
+    /// It begins now.
+    pub fn begin() -> Self {
+        Self(Some(Instant::now()))
+    }
+
+    /// One without end, for a test that has neither clock nor other tasks.
+    #[cfg(test)]
+    pub fn endless() -> Self {
+        Self(None)
+    }
+
+    /// Between two steps: if the turn is over, others have theirs before the next begins.
+    pub async fn pass(&mut self) {
+        if self.0.is_some_and(|began| began.elapsed() >= SLICE) {
+            tokio::task::yield_now().await;
+            self.0 = Some(Instant::now());
+        }
+    }
+}
+
 thread_local! {
     /// Time of the current poll that was spent aside.
     static ASIDE: Cell<Duration> = const { Cell::new(Duration::ZERO) };

@@ -273,6 +273,71 @@ async fn strangers_cannot_announce_much() {
     assert!(server.alive());
 }
 
+/// As many strangers as may come from one address hold little together, whatever they send: each
+/// has had the server read as much as it reads of a stranger, and holds as much as it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_strangers_hold_little_together() {
+    const STRANGERS: usize = 2048;
+    descriptors(2 * STRANGERS as u64);
+    let limits = "[limits]\nconnections_per_address = 3000\nunauthenticated_connections = 3000\n\
+                  authentication_seconds = 600\n";
+    let mut server = Smbd::start("", limits);
+    honest(&server, "before").await;
+    let before = memory(&server);
+    // The longest message that is answered: whether anybody is there, and much behind it.
+    let header = Header {
+        command: Command::ECHO,
+        credits: 1,
+        message_id: smb_protocol::MessageId(1),
+        ..Header::default()
+    };
+    let mut echo = header.to_bytes().to_vec();
+    smb_protocol::msg::simple::Empty.encode(&mut echo);
+    echo.resize(60_000, 0);
+    let echo = [&frame_prefix(echo.len()).unwrap()[..], &echo].concat();
+    let mut held = Vec::new();
+    for _ in 0..STRANGERS {
+        let mut stream = connect(&server);
+        stream.write_all(&negotiate()).unwrap();
+        stream.write_all(&echo).unwrap();
+        // Both are answered.
+        for _ in 0..2 {
+            let mut prefix = [0; 4];
+            stream.read_exact(&mut prefix).unwrap();
+            let len = u32::from_be_bytes(prefix) as usize;
+            stream.read_exact(&mut vec![0; len]).unwrap();
+        }
+        // Allowed, and never finished: so much each may hold whatever the others do.
+        stream.write_all(&[0, 0, 0xff, 0xff]).unwrap();
+        stream.write_all(&[0; 4000]).unwrap();
+        held.push(stream);
+    }
+    honest(&server, "meanwhile").await;
+    let grown = memory(&server).saturating_sub(before);
+    println!("{STRANGERS} strangers with 4,000 bytes each cost {grown} KiB");
+    assert!(grown < 64 << 10, "{STRANGERS} strangers cost {grown} KiB");
+    // The rest of what they announced: some are let send it, the others are dropped.
+    for stream in &mut held {
+        let _ = stream.write_all(&[0; 56_000]);
+    }
+    honest(&server, "meanwhile").await;
+    let grown = memory(&server).saturating_sub(before);
+    println!("{STRANGERS} strangers with all that they may send cost {grown} KiB");
+    assert!(grown < 64 << 10, "{STRANGERS} strangers cost {grown} KiB");
+    drop(held);
+    assert!(server.alive());
+}
+
+/// Lets this process have so many descriptors.
+fn descriptors(count: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let current = Some(now.maximum.map_or(count, |most| most.min(count)));
+    if now.current < current {
+        setrlimit(Resource::Nofile, Rlimit { current, ..now }).unwrap();
+    }
+}
+
 /// Logged in, and asking for far more than it ever reads.
 #[test]
 fn unread_data_pins_little_memory() {

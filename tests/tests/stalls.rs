@@ -14,14 +14,22 @@ use std::{
 };
 
 use bulkhead_tests::smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2};
-use smb_client::{ConnectOptions, Login, raw::RawConnection};
+use smb_client::{
+    ConnectOptions, Login,
+    raw::{Compounded, RawConnection},
+};
 use smb_protocol::{
     Command, FileId, NtStatus,
     fscc::InfoClass,
     msg::{
-        close,
+        close, context,
         create::{self, Access, CreateOptions, Disposition, ShareAccess},
-        notify, query_directory,
+        lock::{self, LockFlags},
+        notify,
+        oplock::OplockLevel,
+        query_directory,
+        query_info::InfoType,
+        set_info,
         simple::Empty,
         write,
     },
@@ -29,6 +37,8 @@ use smb_protocol::{
 
 /// What an honest client waits at most beside a hostile one.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a turn may be on a machine with other things to do; it is 10 ms at most on a quiet one.
+const TURN: Duration = Duration::from_millis(60);
 
 fn options(server: &Smbd, user: &str, password: &str) -> ConnectOptions {
     ConnectOptions::new("127.0.0.1", server.port(), Login::new(user, password))
@@ -113,11 +123,17 @@ impl Honest {
 
     /// It never waited for long.
     fn end(self, server: &Smbd, what: &str) {
+        self.end_within(server, what, PATIENCE);
+    }
+
+    /// Nor did any connection keep the thread for longer than `most`.
+    fn end_within(self, server: &Smbd, what: &str, most: Duration) {
         self.stop.store(true, Ordering::Relaxed);
         let (rounds, longest) = self.thread.join().unwrap();
         let turn = Duration::from_micros(server.longest_turn().expect("the server answers"));
         println!("{what}: {rounds} rounds beside it, the longest {longest:?}, turns {turn:?}");
         assert!(longest < PATIENCE, "{what}: an honest client waited {longest:?}");
+        assert!(turn < most, "{what}: a connection kept the thread for {turn:?}");
     }
 }
 
@@ -241,6 +257,155 @@ fn remove_deep(files: &Path, depth: usize) {
         fs::rename(&aside, files.join("d")).unwrap();
     }
     fs::remove_dir_all(files.join("d")).unwrap();
+}
+
+/// Room for more is in no message, and credits for more has no client.
+const COMPOUND: usize = 4000;
+
+/// A message of thousands of requests is carried out between the turns of others.
+#[test]
+fn no_compound_keeps_others_waiting() {
+    let server = one_thread();
+    let options = ConnectOptions { credits: 8192, ..options(&server, USER, PASSWORD) };
+    let mut raw = RawConnection::connect(&options, "vms", "own", true).unwrap();
+    for round in 0..200 {
+        raw.queue_read(round, 1);
+        raw.send().unwrap();
+        answers(&mut raw, 1);
+    }
+    let mut create = Vec::new();
+    opening("file", Disposition::OPEN_IF, CreateOptions::NONE).encode(&mut create);
+    let mut end = Vec::new();
+    close::Request { flags: 1, file_id: FileId::RELATED }.encode(&mut end);
+    let pair = || {
+        [(Command::CREATE, false, &create), (Command::CLOSE, true, &end)]
+            .map(|(command, related, body)| Compounded { command, related, body })
+    };
+    let compound: Vec<_> = (0..COMPOUND).flat_map(|_| pair()).collect();
+    let honest = Honest::begin(&server);
+    for _ in 0..3 {
+        raw.queue_compound(&compound);
+        raw.send().unwrap();
+        for (at, (status, _)) in answers(&mut raw, compound.len()).into_iter().enumerate() {
+            assert_eq!(status, NtStatus::SUCCESS, "request {at}");
+        }
+    }
+    honest.end_within(&server, "compounds", TURN);
+}
+
+/// As many ranges as a file can have are locked and released by one request each.
+#[test]
+fn no_list_of_locks_keeps_others_waiting() {
+    const LOCKS: u64 = 16_384;
+    let server = one_thread();
+    let mut raw = hostile(&server, "vms");
+    let file = open(&mut raw, &opening("file", Disposition::OPEN_IF, CreateOptions::NONE)).unwrap();
+    let honest = Honest::begin(&server);
+    let element = |n: u64, flags| lock::Element { offset: n * 2, length: 1, flags };
+    let exclusive = LockFlags::EXCLUSIVE | LockFlags::FAIL_IMMEDIATELY;
+    for _ in 0..2 {
+        let locks = (0..LOCKS).map(|n| element(n, exclusive)).collect();
+        let request = lock::Request { sequence: 0, file_id: file, locks };
+        assert_eq!(ask(&mut raw, Command::LOCK, |out| request.encode(out)).0, NtStatus::SUCCESS);
+        // From the last on, so that each is looked for among all.
+        let locks = (0..LOCKS).rev().map(|n| element(n, LockFlags::UNLOCK)).collect();
+        let request = lock::Request { sequence: 0, file_id: file, locks };
+        assert_eq!(ask(&mut raw, Command::LOCK, |out| request.encode(out)).0, NtStatus::SUCCESS);
+    }
+    honest.end_within(&server, "lists of locks", TURN);
+}
+
+/// A list of extended attributes is as long as the server takes.
+#[test]
+fn no_list_of_attributes_keeps_others_waiting() {
+    let server = one_thread();
+    let options = ConnectOptions { credits: 8192, ..options(&server, USER, PASSWORD) };
+    let mut raw = RawConnection::connect(&options, "vms", "own", true).unwrap();
+    let mut file = opening("file", Disposition::OPEN_IF, CreateOptions::NONE);
+    file.access = file.access | Access::WRITE_EA;
+    let file_id = open(&mut raw, &file).unwrap();
+    let count = 60_000 / 16;
+    let mut input = Vec::new();
+    for number in 0..count {
+        let next = if number + 1 < count { 16u32 } else { 0 };
+        input.extend_from_slice(&next.to_le_bytes());
+        input.extend_from_slice(&[0, 6, 1, 0]);
+        input.extend_from_slice(format!("{number:06x}\0").as_bytes());
+        input.push(0);
+    }
+    let honest = Honest::begin(&server);
+    for _ in 0..5 {
+        let request = set_info::Request {
+            info_type: InfoType::FILE,
+            class: InfoClass::FULL_EA,
+            file_id,
+            input: &input,
+            ..Default::default()
+        };
+        let (status, _) = ask(&mut raw, Command::SET_INFO, |out| request.encode(out));
+        // What fits is the file system's to say.
+        assert!([NtStatus::SUCCESS, NtStatus::EA_TOO_LARGE].contains(&status), "{status}");
+    }
+    honest.end_within(&server, "lists of attributes", TURN);
+}
+
+/// A file that is open thousands of times, each time with a lease of its own, is written.
+#[test]
+fn no_number_of_breaks_keeps_others_waiting() {
+    let server = one_thread();
+    let mut raw = hostile(&server, "vms");
+    let write = |raw: &mut RawConnection, file_id| {
+        let request = write::Request { length: 1, file_id, data: b"x", ..Default::default() };
+        let (status, _) = ask(raw, Command::WRITE, |out| request.encode(out));
+        assert_eq!(status, NtStatus::SUCCESS);
+    };
+    let plain = opening("file", Disposition::OPEN_IF, CreateOptions::NONE);
+    let writer = open(&mut raw, &plain).unwrap();
+    for number in 0..4000u32 {
+        let mut key = [7; 16];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        let state = context::LeaseState::READ;
+        let lease = context::Lease { key, state, flags: 0, v2: None }.to_bytes();
+        let request = create::Request {
+            oplock: OplockLevel::LEASE,
+            contexts: vec![create::RawContext { name: context::names::RQLS, data: &lease }],
+            ..plain.clone()
+        };
+        open(&mut raw, &request).unwrap();
+    }
+    let honest = Honest::begin(&server);
+    write(&mut raw, writer);
+    honest.end_within(&server, "4,000 breaks", TURN);
+    let honest = Honest::begin(&server);
+    drop(raw);
+    honest.end_within(&server, "the end of 4,000 leases", TURN);
+}
+
+/// A folder that is watched thousands of times changes, and is not watched any more.
+#[test]
+fn no_number_of_watches_keeps_others_waiting() {
+    const WATCHES: usize = 4000;
+    let server = Smbd::start("threads = 1", "[limits]\npending_requests = 8192\n");
+    let mut raw = hostile(&server, "vms");
+    let folder = opening("", Disposition::OPEN, CreateOptions::DIRECTORY_FILE);
+    let folder = create::Request { access: Access::READ_DATA, ..folder };
+    for _ in 0..WATCHES {
+        let file_id = open(&mut raw, &folder).unwrap();
+        let filter = notify::ChangeFilter::FILE_NAME.0;
+        let request = notify::Request { flags: 0, output_len: 4096, file_id, filter };
+        raw.queue_request(Command::CHANGE_NOTIFY, |out| request.encode(out));
+        raw.send().unwrap();
+    }
+    let honest = Honest::begin(&server);
+    let file = opening("file", Disposition::CREATE, CreateOptions::NONE);
+    raw.queue_request(Command::CREATE, |out| file.encode(out));
+    raw.send().unwrap();
+    answers(&mut raw, WATCHES + 1);
+    honest.end_within(&server, "4,000 watches", TURN);
+    let honest = Honest::begin(&server);
+    let (status, _) = ask(&mut raw, Command::LOGOFF, |out| Empty.encode(out));
+    assert_eq!(status, NtStatus::SUCCESS);
+    honest.end_within(&server, "the end of 4,000 watches", TURN);
 }
 
 #[test]

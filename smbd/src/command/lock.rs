@@ -13,11 +13,17 @@ use smb_protocol::{
 use tokio::sync::oneshot;
 
 use super::{Ctx, Fail, Handled, Later};
-use crate::volume::{
-    node::locks::Range,
-    open::{LOCK_SEQUENCES, Open},
-    stable::of_store,
+use crate::{
+    volume::{
+        node::locks::Range,
+        open::{LOCK_SEQUENCES, Open},
+        stable::of_store,
+    },
+    work::aside,
 };
+
+/// Ranges that are quickly locked or released, however many the file has.
+const FEW: usize = 64;
 
 /// Handles a LOCK.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -35,11 +41,15 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         // It may not be durable yet: the first copy may still wait for that.
         return noted(open, out);
     }
+    // Each of the list may be looked for among all of its file.
+    let many = request.locks.len() > FEW;
     if unlocks {
-        unlock(&open, &request.locks)?;
+        let release = || unlock(&open, &request.locks);
+        if many { aside(release) } else { release() }?;
     } else {
         open.others_forget()?;
-        if let Some((range, exclusive)) = lock(&open, &request.locks)? {
+        let take = || lock(&open, &request.locks);
+        if let Some((range, exclusive)) = if many { aside(take) } else { take() }? {
             return Err(Fail::Later(wait(open, range, exclusive, sequence)));
         }
     }

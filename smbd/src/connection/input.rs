@@ -286,10 +286,11 @@ impl Input {
         Ok(stream.readable().await?)
     }
 
-    /// Gives back what holds nothing.
-    pub(super) fn rest(&mut self) {
-        if self.bytes.is_empty() && self.bytes.capacity() > 0 {
-            give_buffer(std::mem::take(&mut self.bytes));
+    /// Gives back what holds nothing, and a large buffer that holds so little.
+    pub(super) fn rest(&mut self, little: usize) {
+        if self.bytes.len() <= little && self.bytes.capacity() > little {
+            let few = self.bytes.as_slice().to_vec();
+            give_buffer(std::mem::replace(&mut self.bytes, few));
         }
         if let Some(pipe) = self.pipe.take_if(|pipe| pipe.held() == 0 && self.bytes.is_empty()) {
             give_pipe(pipe);

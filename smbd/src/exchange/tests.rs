@@ -17,6 +17,7 @@ use smb_protocol::{
 
 mod controls;
 mod files;
+mod guessing;
 mod house;
 mod listing;
 mod matrix;
@@ -24,6 +25,7 @@ mod options;
 mod persistent;
 mod placing;
 mod resilient;
+mod waits;
 
 use super::*;
 use crate::config::Config;
@@ -152,7 +154,7 @@ impl Direct {
         let mut out = Vec::new();
         let runtime = self.runtime.handle().clone();
         let _inside = runtime.enter();
-        let waits = match self.exchange.receive_rest(frame, placed, &mut out)? {
+        let waits = match self.exchange.receive_at_once(frame, placed, &mut out)? {
             Frame::Answered => Vec::new(),
             Frame::Waits(waits) => waits,
         };
@@ -166,7 +168,7 @@ impl Direct {
             if let Ok(done) =
                 self.runtime.block_on(async { tokio::time::timeout(limit, wait).await })
             {
-                self.exchange.complete(done, &mut out).unwrap();
+                self.exchange.complete_at_once(done, &mut out).unwrap();
             }
         }
         Ok(answers(&out))

@@ -17,9 +17,12 @@ use super::{
     split,
 };
 use crate::{
+    budget::Held,
     command::{Ends, Fail, Handled, Later},
     connection::Dropped,
+    session::Channel,
     volume::{node::Wake, open::InProgress},
+    work::Turn,
 };
 
 /// The end of something that waited.
@@ -46,9 +49,16 @@ pub(super) struct Wait {
     io: bool,
     /// When it was taken up, if it is timed.
     since: Option<Instant>,
+    /// What it takes of its user's budget.
+    held: Option<Held>,
 }
 
 impl Wait {
+    /// It takes that of its user's budget.
+    pub(super) fn holds(self, held: Option<Held>) -> Self {
+        Self { held, ..self }
+    }
+
     /// It was taken up then, if it is timed.
     pub(super) fn since(self, since: Option<Instant>) -> Self {
         Self { since, ..self }
@@ -59,7 +69,7 @@ impl From<Later> for Wait {
     fn from(later: Later) -> Self {
         let Later { future, cancel, interim, bytes, io } = later;
         let future = Box::pin(async move { Outcome::Answer(future.await) });
-        Self { future, cancel, interim, bytes, io, since: None }
+        Self { future, cancel, interim, bytes, io, since: None, held: None }
     }
 }
 
@@ -70,7 +80,7 @@ impl From<Ends> for Wait {
             let (status, body) = future.await;
             Outcome::Ended(status, body)
         });
-        Self { future, cancel: None, interim, bytes, io: true, since: None }
+        Self { future, cancel: None, interim, bytes, io: true, since: None, held: None }
     }
 }
 
@@ -79,6 +89,13 @@ pub(super) fn awaited<T>(future: Pin<Box<dyn Future<Output = T> + Send>>) -> T {
     let runtime = tokio::runtime::Handle::current();
     tokio::task::block_in_place(|| runtime.block_on(future))
 }
+
+/// Memory of a request that waits beside what it says it holds: what is remembered of it, its
+/// future, the timer or the place among those to be woken.
+const ONE: usize = 1024;
+
+/// Too much waits already.
+pub(super) struct Full;
 
 /// What is remembered of a request that waits.
 pub(super) struct Pending {
@@ -89,6 +106,8 @@ pub(super) struct Pending {
     bytes: usize,
     io: bool,
     since: Option<Instant>,
+    /// What it takes of its user's budget as long as it waits.
+    held: Option<Held>,
     rest: Rest,
 }
 
@@ -126,23 +145,35 @@ impl Suspended {
 }
 
 impl Exchange {
-    /// Whether a request that would wait finds too many that wait already.
-    pub(super) fn is_full(&self, result: &Handled) -> bool {
+    /// What a request that is to wait takes of its user's budget. Fails if too much waits already,
+    /// on this connection or of this user. `behind` are the bytes from it to the end of its compound.
+    pub(super) fn room_to_wait(
+        &self,
+        result: &Handled,
+        behind: usize,
+        channel: Option<&Channel>,
+    ) -> Result<Option<Held>, Full> {
         let bytes = match result {
             Err(Fail::Later(later)) => later.bytes,
             Err(Fail::Ends(ends)) => ends.bytes,
-            Err(Fail::Wait(_)) => 0,
-            _ => return false,
+            Err(Fail::Wait(_)) => behind,
+            _ => return Ok(None),
         };
-        self.pending.len() >= self.limits.pending_requests
+        if self.pending.len() >= self.limits.pending_requests
             || self.pending_bytes + bytes > self.limits.pending_bytes.0 as usize
+        {
+            return Err(Full);
+        }
+        // Who is still logging on has no budget; how many wait then is limited with the connections.
+        let Some(channel) = channel else { return Ok(None) };
+        self.budget(&channel.session).take(ONE + bytes).map(Some).ok_or(Full)
     }
 
     /// Puts a compound aside from a request on that must wait for others.
     #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
     pub(super) fn suspend(
         &mut self,
-        wake: Wake,
+        (wake, held): (Wake, Option<Held>),
         mut suspended: Suspended,
         mut response: Header,
         body_at: usize,
@@ -176,6 +207,7 @@ impl Exchange {
             bytes,
             io: false,
             since: None,
+            held,
             rest: Rest::Again(Box::new(suspended)),
         };
         self.pending.insert(key, pending);
@@ -211,7 +243,7 @@ impl Exchange {
         if let Some(signing) = &signs {
             signing.keep(response.message_id.0)?;
         }
-        let Wait { future, cancel, interim: tells, bytes, io, since } = wait;
+        let Wait { future, cancel, interim: tells, bytes, io, since, held } = wait;
         let asynchronous = response.flags.has(HeaderFlags::ASYNC);
         let key = if asynchronous { response.async_or_tree } else { self.new_key() };
         if tells && !asynchronous {
@@ -223,7 +255,8 @@ impl Exchange {
         let protection = protection.clone();
         let rest = Rest::Answer(signs);
         self.meter.waits();
-        let pending = Pending { header: response, protection, cancel, bytes, io, since, rest };
+        let pending =
+            Pending { header: response, protection, cancel, bytes, io, since, held, rest };
         self.pending.insert(key, pending);
         waits.push(Box::pin(async move {
             let outcome = future.await;
@@ -233,15 +266,18 @@ impl Exchange {
         Ok(())
     }
 
-    /// Answers a request that has waited, or carries it out again.
-    pub fn complete(
+    /// Answers a request that has waited, or carries it out again with what stands behind it, as
+    /// [`Exchange::receive_rest`] does.
+    pub async fn complete(
         &mut self,
         completion: Completion,
         out: &mut Vec<u8>,
+        turn: &mut Turn,
     ) -> Result<Vec<WaitingFuture>, Dropped> {
         let mut waits = Vec::new();
         let Some(pending) = self.pending.remove(&completion.key) else { return Ok(waits) };
         self.pending_bytes -= pending.bytes;
+        drop(pending.held);
         let protection = pending.protection;
         let mut answer = Answer::begin(out, &protection);
         let mut header = pending.header;
@@ -271,7 +307,7 @@ impl Exchange {
                     Outcome::Answer(Err(status)) => Some(status),
                     _ => None,
                 };
-                self.resume(*suspended, failed, &protection, &mut answer, &mut waits)?;
+                self.resume(*suspended, failed, &protection, &mut answer, &mut waits, turn).await?;
             }
         }
         answer.end()?;
@@ -279,13 +315,14 @@ impl Exchange {
     }
 
     /// Goes on with a compound where it was put aside.
-    pub(super) fn resume(
+    async fn resume(
         &mut self,
         suspended: Suspended,
         failed: Option<NtStatus>,
         protection: &Protection,
         answer: &mut Answer<'_>,
         waits: &mut Vec<WaitingFuture>,
+        turn: &mut Turn,
     ) -> Result<(), Dropped> {
         let Suspended { mut bytes, accepted, mut chain, mut first, .. } = suspended;
         let mut rest = &mut bytes[..];
@@ -321,6 +358,9 @@ impl Exchange {
             }
             first = false;
             rest = &mut rest[len..];
+            if !rest.is_empty() {
+                turn.pass().await;
+            }
         }
         Ok(())
     }

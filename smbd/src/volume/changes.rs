@@ -26,7 +26,13 @@ use super::{
         key,
     },
 };
-use crate::budget::{Budget, Held};
+use crate::{
+    budget::{Budget, Held},
+    work::aside,
+};
+
+/// Watches that are quickly told.
+const FEW: usize = 1024;
 
 /// One thing that changed in a folder.
 #[derive(Debug, Clone, Copy)]
@@ -130,12 +136,16 @@ impl Watches {
             Some(watches) => watches.iter().filter_map(Weak::upgrade).collect(),
             None => return,
         };
-        for watch in watches {
-            let concerned = watch.filter.any(change.filter) && !watch.filter.any(change.unless);
-            if concerned && (watch.tree || !from_above) {
-                watch.see(Event { action: change.action, name: name.to_owned() });
+        let many = watches.len() > FEW;
+        let tell = || {
+            for watch in watches {
+                let concerned = watch.filter.any(change.filter) && !watch.filter.any(change.unless);
+                if concerned && (watch.tree || !from_above) {
+                    watch.see(Event { action: change.action, name: name.to_owned() });
+                }
             }
-        }
+        };
+        if many { aside(tell) } else { tell() }
     }
 
     /// Those who watch a folder that is to be deleted are told so.
@@ -209,7 +219,10 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let mut all = lock(&self.watches.by_folder);
         if let Some(watches) = all.get_mut(&self.folder) {
-            watches.retain(|watch| watch.strong_count() > 0);
+            // There may be thousands, so none but this is looked at.
+            if let Some(at) = watches.iter().position(|one| std::ptr::eq(one.as_ptr(), self)) {
+                watches.swap_remove(at);
+            }
             if watches.is_empty() {
                 all.remove(&self.folder);
             }

@@ -2,7 +2,7 @@
 //! in one extended attribute of the system, `user.bulkhead.ea`, in the form of
 //! `FileFullEaInformation`.
 
-use std::os::fd::BorrowedFd;
+use std::{collections::HashMap, os::fd::BorrowedFd};
 
 use rustix::{fs::XattrFlags, io::Errno};
 use smb_protocol::{
@@ -49,6 +49,18 @@ pub fn size(fd: BorrowedFd<'_>) -> u32 {
     u32::try_from(len).unwrap_or(0)
 }
 
+/// Reads a list that a client sends.
+///
+/// # Errors
+/// `EA_TOO_LARGE` for one that no file could have, `EA_LIST_INCONSISTENT` for one that does not
+/// parse.
+pub fn parse(list: &[u8]) -> Result<Vec<Ea>, NtStatus> {
+    if list.len() > MAX {
+        return Err(NtStatus::EA_TOO_LARGE);
+    }
+    ea::parse(list).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)
+}
+
 /// Sets the attributes in `changes`, one after the other; one with an empty value is removed. All
 /// of them or none.
 ///
@@ -59,14 +71,14 @@ pub fn set(_: Permit<'_>, fd: BorrowedFd<'_>, changes: Vec<Ea>) -> Result<(), Nt
     if !changes.iter().all(Ea::is_valid) {
         return Err(NtStatus::INVALID_EA_NAME);
     }
+    // Windows shows names in upper case. The last of a name counts, and stands where it came.
     let mut all = list(fd).map_err(of_errno)?;
-    for change in changes {
-        all.retain(|ea| !ea.name.eq_ignore_ascii_case(&change.name));
-        if !change.is_empty() {
-            // Windows shows names in upper case.
-            all.push(Ea { name: change.name.to_ascii_uppercase(), ..change });
-        }
-    }
+    all.extend(changes);
+    all.iter_mut().for_each(|ea| ea.name.make_ascii_uppercase());
+    let last: HashMap<String, usize> =
+        all.iter().enumerate().map(|(at, ea)| (ea.name.clone(), at)).collect();
+    let mut at = 0..;
+    all.retain(|ea| last.get(&ea.name) == at.next().as_ref() && !ea.is_empty());
     let path = magic_path(fd);
     let mut raw = Vec::new();
     if ea::encode(all.iter(), MAX, &mut raw) < all.len() {

@@ -13,10 +13,7 @@ use rustix::{
 };
 use smb_protocol::{
     FileId, NtStatus,
-    fscc::{
-        FileAttributes,
-        ea::{self, Ea},
-    },
+    fscc::{FileAttributes, ea::Ea},
     msg::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
@@ -506,7 +503,7 @@ impl Job<'_> {
         let Some(data) = context::find(&self.request.contexts, names::EXTA) else {
             return Ok(Vec::new());
         };
-        let list = ea::parse(data).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
+        let list = eas::parse(data)?;
         if !list.iter().all(Ea::is_valid) {
             return Err(NtStatus::INVALID_EA_NAME);
         }

@@ -11,7 +11,7 @@ use std::{
 use smb_protocol::{
     NtStatus,
     fscc::{
-        FileAttributes, InfoClass, ea,
+        FileAttributes, InfoClass,
         file_info::{self, Basic, Disposition, Rename},
     },
     msg::{
@@ -238,7 +238,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             names::link(ctx, open, &parse(input).map_err(short)?)?;
         }
         InfoClass::FULL_EA => {
-            let list = ea::parse(input).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
+            let list = eas::parse(input)?;
             eas::set(open.permit(Access::WRITE_EA)?, open.handle(), list)?;
         }
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),

@@ -66,7 +66,7 @@ pub(super) fn complete(
     let limit = async { tokio::time::timeout(LIMIT, &mut wait).await };
     let done = house.runtime.block_on(limit).map_err(|_| "something never ends".to_owned())?;
     let mut out = Vec::new();
-    waits.extend(exchange.complete(done, &mut out).map_err(|e| e.to_string())?);
+    waits.extend(exchange.complete_at_once(done, &mut out).map_err(|e| e.to_string())?);
     Ok(out)
 }
 

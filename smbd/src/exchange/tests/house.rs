@@ -25,12 +25,17 @@ pub struct House {
 
 /// The server of a house.
 pub fn serve(folder: &Path) -> Arc<Server> {
+    serve_with(folder, "")
+}
+
+/// As [`serve`], with more lines of configuration.
+pub fn serve_with(folder: &Path, more: &str) -> Arc<Server> {
     let text = format!(
         "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\nencryption='off'\n\
          [[user]]\nname='u'\npassword='p'\n[[user]]\nname='v'\npassword='p'\n\
          [[share]]\nname='ca'\npath='files'\nusers=['u','v']\ncontinuously_available=true\n\
          [[share]]\nname='ca2'\npath='files'\nusers=['u','v']\ncontinuously_available=true\n\
-         [[share]]\nname='plain'\npath='files'\nusers=['u','v']\n",
+         [[share]]\nname='plain'\npath='files'\nusers=['u','v']\n{more}",
         folder.join("state").display()
     );
     let config = Config::parse(&text, &folder.join("c")).unwrap();
@@ -190,6 +195,11 @@ impl Begun {
     pub fn waits(&self) -> bool {
         !self.waits.is_empty()
     }
+
+    /// How it was answered at once.
+    pub fn status(&self) -> NtStatus {
+        answers(&self.out).pop().unwrap().0.status
+    }
 }
 
 impl Asks for Guest {
@@ -205,7 +215,7 @@ impl Asks for Guest {
 
 impl Guest {
     /// Sends a request, which is answered or waits.
-    fn begin(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> Begun {
+    pub fn begin(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> Begun {
         let mut header = Header {
             command,
             credit_charge: 1,
@@ -231,12 +241,12 @@ impl Guest {
     }
 
     /// The answer to a request.
-    fn finish(&mut self, begun: Begun) -> (Header, Vec<u8>) {
+    pub fn finish(&mut self, begun: Begun) -> (Header, Vec<u8>) {
         let Begun { mut out, mut waits } = begun;
         let _inside = self.runtime.enter();
         while let Some(wait) = waits.pop() {
             let done = self.runtime.block_on(wait);
-            waits.extend(self.exchange.complete(done, &mut out).unwrap());
+            waits.extend(self.exchange.complete_at_once(done, &mut out).unwrap());
         }
         answers(&out).pop().unwrap()
     }

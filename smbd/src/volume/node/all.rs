@@ -240,6 +240,16 @@ impl Nodes {
     /// Tells holders; one that cannot be reached loses what it holds, and with it the opens that
     /// were kept because of it.
     fn tell(&self, node: &Arc<Node>, breaks: Vec<Break>) {
+        /// Holders that are quickly told.
+        const FEW: usize = 64;
+        if breaks.len() > FEW {
+            aside(|| self.tell_each(node, breaks));
+        } else {
+            self.tell_each(node, breaks);
+        }
+    }
+
+    fn tell_each(&self, node: &Arc<Node>, breaks: Vec<Break>) {
         for due in breaks {
             let (file, holder, to) = (Arc::downgrade(node), due.holder, due.to);
             let awaited = move || {
@@ -256,7 +266,8 @@ impl Nodes {
                         new: due.to.0,
                     });
                     let notice = Notice { session: None, message };
-                    let user = self.lease_user(id);
+                    let mut opens = due.opens.iter();
+                    let user = opens.find_map(|open| Some(self.open(*open)?.origin.user.clone()));
                     user.is_some_and(|user| self.clients.tell(id.client, user, notice, awaited))
                 }
                 Holder::Open(id) => {

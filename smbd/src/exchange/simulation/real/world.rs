@@ -467,7 +467,9 @@ impl<'a> World<'a> {
                 }
             };
             if let Some(done) = done {
-                waits.extend(line.exchange.complete(done, &mut out).map_err(|e| e.to_string())?);
+                waits.extend(
+                    line.exchange.complete_at_once(done, &mut out).map_err(|e| e.to_string())?,
+                );
             }
         }
         Ok(answers(&out).pop())

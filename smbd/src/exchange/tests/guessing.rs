@@ -1,0 +1,103 @@
+//! Passwords are guessed at, with the clock in the test's hands.
+
+use std::time::Duration;
+
+use smb_protocol::ntlm::{Credentials, NtHash};
+
+use super::{house::House, *};
+
+/// A connection from an address.
+struct Stranger {
+    exchange: Exchange,
+    next_id: u64,
+    session: SessionId,
+}
+
+impl Stranger {
+    fn new(server: &Arc<Server>, from: &str) -> Self {
+        let (peer, local) = (from.parse().unwrap(), "192.0.2.250:445".parse().unwrap());
+        let exchange = Exchange::new(server.clone(), peer, local);
+        Self { exchange, next_id: 0, session: SessionId(0) }
+    }
+
+    /// Sends a request: what is answered at once, and what is not.
+    fn ask(
+        &mut self,
+        command: Command,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(Vec<(Header, Vec<u8>)>, Frame), Dropped> {
+        let header = Header {
+            command,
+            credit_charge: 1,
+            credits: 8,
+            message_id: MessageId(self.next_id),
+            session_id: self.session,
+            ..Header::default()
+        };
+        self.next_id += 1;
+        let mut message = header.to_bytes().to_vec();
+        body(&mut message);
+        let mut out = Vec::new();
+        let frame = self.exchange.receive(&mut message, &mut out)?;
+        Ok((answers(&out), frame))
+    }
+
+    /// Tries a password; how it was answered, if it was answered at once. Fails where it is not
+    /// looked at.
+    fn guess(&mut self, user: &str, password: &str) -> Result<Option<NtStatus>, Dropped> {
+        let offer = negotiate::Request {
+            dialects: vec![Dialect::SMB_3_0_2],
+            security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
+            ..Default::default()
+        };
+        let (answer, _) = self.ask(Command::NEGOTIATE, |out| offer.encode(out))?;
+        let hint = negotiate::Response::parse(&answer[0].1).unwrap().security_buffer.to_vec();
+        let hash = NtHash::of_password(password);
+        let who = Credentials { user: user.into(), domain: String::new(), hash };
+        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let setup = |token: &[u8], stranger: &mut Self| {
+            let request = session_setup::Request {
+                security_mode: 1,
+                security_buffer: token,
+                ..Default::default()
+            };
+            stranger.ask(Command::SESSION_SETUP, |out| request.encode(out))
+        };
+        let (answer, _) = setup(&initiator.first(&hint).unwrap(), self)?;
+        self.session = answer[0].0.session_id;
+        let challenge = session_setup::Response::parse(&answer[0].1).unwrap().security_buffer;
+        let (answer, _) = setup(&initiator.second(challenge, 0).unwrap(), self)?;
+        Ok(answer.first().map(|(header, _)| header.status))
+    }
+}
+
+/// The guesser waits for no refusal, and comes on a new connection each time: what is not answered
+/// at once was wrong.
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_guesses_take_longer_than_an_hour_and_hinder_nobody_elsewhere() {
+    const GUESSES: usize = 10_000;
+    let house = House::empty();
+    let begin = tokio::time::Instant::now();
+    let (mut tried, mut ignored, mut looked) = (0, 0, 0);
+    while tried < GUESSES {
+        match Stranger::new(&house.server, "198.51.100.1:1").guess("u", "wrong") {
+            Ok(None | Some(NtStatus::LOGON_FAILURE)) => tried += 1,
+            Ok(other) => panic!("{other:?}"),
+            Err(Dropped::Protocol(_)) => {
+                ignored += 1;
+                tokio::time::advance(Duration::from_millis(250)).await;
+            }
+            Err(other) => panic!("{other}"),
+        }
+        if tried == looked + 1000 {
+            looked = tried;
+            let mut elsewhere = Stranger::new(&house.server, "203.0.113.1:1");
+            assert_eq!(elsewhere.guess("u", "p").unwrap(), Some(NtStatus::SUCCESS));
+        }
+    }
+    let needed = begin.elapsed();
+    assert!(needed > Duration::from_secs(3600), "{GUESSES} guesses took {needed:?}");
+    assert!(ignored > 0);
+    // The runtime of a house is not to be dropped within another.
+    tokio::task::spawn_blocking(move || drop(house)).await.unwrap();
+}
