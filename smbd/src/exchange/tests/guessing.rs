@@ -20,12 +20,12 @@ impl Stranger {
         Self { exchange, next_id: 0, session: SessionId(0) }
     }
 
-    /// Sends a request: what is answered at once, and what is not.
+    /// Sends a request: what is answered at once. Nobody waits for the rest.
     fn ask(
         &mut self,
         command: Command,
         body: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<(Vec<(Header, Vec<u8>)>, Frame), Dropped> {
+    ) -> Result<Vec<(Header, Vec<u8>)>, Dropped> {
         let header = Header {
             command,
             credit_charge: 1,
@@ -38,8 +38,8 @@ impl Stranger {
         let mut message = header.to_bytes().to_vec();
         body(&mut message);
         let mut out = Vec::new();
-        let frame = self.exchange.receive(&mut message, &mut out)?;
-        Ok((answers(&out), frame))
+        self.exchange.receive(&mut message, &mut out)?;
+        Ok(answers(&out))
     }
 
     /// Tries a password; how it was answered, if it was answered at once. Fails where it is not
@@ -50,7 +50,7 @@ impl Stranger {
             security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
             ..Default::default()
         };
-        let (answer, _) = self.ask(Command::NEGOTIATE, |out| offer.encode(out))?;
+        let answer = self.ask(Command::NEGOTIATE, |out| offer.encode(out))?;
         let hint = negotiate::Response::parse(&answer[0].1).unwrap().security_buffer.to_vec();
         let hash = NtHash::of_password(password);
         let who = Credentials { user: user.into(), domain: String::new(), hash };
@@ -63,10 +63,10 @@ impl Stranger {
             };
             stranger.ask(Command::SESSION_SETUP, |out| request.encode(out))
         };
-        let (answer, _) = setup(&initiator.first(&hint).unwrap(), self)?;
+        let answer = setup(&initiator.first(&hint).unwrap(), self)?;
         self.session = answer[0].0.session_id;
         let challenge = session_setup::Response::parse(&answer[0].1).unwrap().security_buffer;
-        let (answer, _) = setup(&initiator.second(challenge, 0).unwrap(), self)?;
+        let answer = setup(&initiator.second(challenge, 0).unwrap(), self)?;
         Ok(answer.first().map(|(header, _)| header.status))
     }
 }
