@@ -27,25 +27,35 @@ pub const SLICE: Duration = Duration::from_millis(2);
 
 /// A connection's turn on its thread.
 #[derive(Debug)]
-pub struct Turn(Option<Instant>);
+pub struct Turn {
+    /// When it began, if it has an end.
+    began: Option<Instant>,
+    time: Duration,
+}
 
 impl Turn {
     /// It begins now.
     pub fn begin() -> Self {
-        Self(Some(Instant::now()))
+        Self { began: Some(Instant::now()), time: SLICE }
     }
 
     /// One without end, for a test that has neither clock nor other tasks.
     #[cfg(test)]
     pub fn endless() -> Self {
-        Self(None)
+        Self { began: None, time: SLICE }
+    }
+
+    /// One that is over after each step.
+    #[cfg(test)]
+    pub fn step_by_step() -> Self {
+        Self { time: Duration::ZERO, ..Self::begin() }
     }
 
     /// Between two steps: if the turn is over, others have theirs before the next begins.
     pub async fn pass(&mut self) {
-        if self.0.is_some_and(|began| began.elapsed() >= SLICE) {
+        if self.began.is_some_and(|began| began.elapsed() >= self.time) {
             tokio::task::yield_now().await;
-            self.0 = Some(Instant::now());
+            self.began = Some(Instant::now());
         }
     }
 }

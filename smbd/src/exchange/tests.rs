@@ -453,6 +453,40 @@ fn a_compound_of_large_reads_is_answered_in_part() {
     assert_eq!(statuses, [NtStatus::SUCCESS, full, full]);
 }
 
+/// Others have their turns between the requests of one message, however many stand in it.
+#[test]
+fn a_compound_gives_way_between_its_requests() {
+    use std::task::{Context, Waker};
+
+    let mut direct = Direct::new();
+    direct.login();
+    for _ in 0..20 {
+        direct.ask(Command::ECHO, |out| Empty.encode(out));
+    }
+    let count = 20;
+    let mut frame = Vec::new();
+    for index in 0..count {
+        let mut message = direct.header(Command::ECHO).to_bytes().to_vec();
+        Empty.encode(&mut message);
+        if index + 1 < count {
+            message.resize(message.len().next_multiple_of(8), 0);
+            let next = message.len() as u32;
+            message[20..24].copy_from_slice(&next.to_le_bytes());
+        }
+        frame.extend_from_slice(&message);
+    }
+    let (mut out, mut turn, mut turns) = (Vec::new(), Turn::step_by_step(), 1);
+    {
+        let work = direct.exchange.receive_rest(&mut frame, 0, &mut out, &mut turn);
+        let mut work = std::pin::pin!(work);
+        while work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            turns += 1;
+        }
+    }
+    assert_eq!(turns, count);
+    assert_eq!(answers(&out).len(), count);
+}
+
 #[test]
 fn a_message_id_cannot_be_used_twice() {
     let mut direct = Direct::new();
