@@ -97,7 +97,7 @@ async fn a_connection_closed_one_way_costs_nothing_but_time() {
 async fn a_file_whose_client_died_is_had_when_its_time_is_over() {
     let server = Smbd::start("encryption = \"offered\"", SHARE);
     let proxy = Proxy::start(server.address());
-    let dies = ConnectOptions { reconnect_timeout: Duration::from_secs(6), ..options(&proxy) };
+    let dies = ConnectOptions { reconnect_timeout: Duration::from_secs(12), ..options(&proxy) };
     let session = Client::connect(dies).await.unwrap();
     let tree = session.tree("ca").await.unwrap();
     let lost = tree.open("disk", OpenOptions::create(Create::New)).await.unwrap();

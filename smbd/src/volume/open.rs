@@ -494,7 +494,8 @@ impl Open {
     }
 
     /// Where the file is in its share, as it is now. A file of several names may have lost the one
-    /// that its descriptor came by: then it is the one that the opener is known by.
+    /// that its descriptor came by: then it is the one that the opener is known by, for which the node
+    /// is locked.
     pub fn path(&self) -> Result<RelPath, NtStatus> {
         match self.volume.path_of(self.handle()) {
             Err(Errno::NOENT) => self.other_name().ok_or(NtStatus::OBJECT_NAME_NOT_FOUND),
@@ -568,7 +569,12 @@ impl Open {
     /// Takes the name of the file away, and says which, if it was still there.
     fn remove_file(&self, opened: &RelPath) -> Result<Option<RelPath>, NtStatus> {
         let opened = self.volume.own(opened);
-        let path = self.path().or_else(|status| opened.clone().ok_or(status))?;
+        // The node, which knows the name as well, is locked meanwhile.
+        let path = match (self.volume.path_of(self.handle()), &opened) {
+            (Ok(path), _) => path,
+            (Err(_), Some(opened)) => opened.clone(),
+            (Err(error), None) => return Err(of_errno(error)),
+        };
         let removed = self.volume.permit(self.ceiling).and_then(|permit| {
             permit.remove_open(self.handle(), opened.as_ref()).map_err(of_errno)
         });
