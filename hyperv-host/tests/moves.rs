@@ -144,11 +144,9 @@ fn a_vm_has_its_disks_and_kernel_where_its_host_allows_them() {
         let mut bad = good.clone();
         bad.name = format!("bad-{turn}").parse().unwrap();
         bad.id = None;
-        bad.disks.clear();
         if change == "guest.elf" {
             bad.boot.kernel = at(change);
         } else {
-            bad.disks = good.disks.clone();
             bad.disks[0].location = at(change).display().to_string();
         }
         let name = bad.name.clone();
