@@ -88,9 +88,15 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
             open
         }
         None => {
-            let held = nodes.open(claim.file.persistent);
-            let held = held.filter(|open| check(ctx, request, claim, open).is_ok());
-            held.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?
+            let held = nodes.open(claim.file.persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+            match check(ctx, request, claim, &held) {
+                Ok(()) => held,
+                Err(NtStatus::OBJECT_NAME_NOT_FOUND) => {
+                    return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+                }
+                // What is wrong is told as soon as nobody has it, and not before.
+                Err(_) => return Err(still_held(ctx, &held, &session)),
+            }
         }
     };
     take(ctx, &open, &session)?;
@@ -100,21 +106,31 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
     answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out)
 }
 
+/// It is tried again in a moment.
+fn soon(open: &Open) -> Fail {
+    let in_a_while = Instant::now() + Duration::from_millis(20);
+    Fail::Wait(open.node.wake_by(in_a_while.into_std()))
+}
+
+/// An open that a session has. The loss of that session's connection may not have been noticed yet,
+/// which is waited for if this one is new.
+fn still_held(ctx: &Ctx<'_>, open: &Open, session: &Session) -> Fail {
+    let elsewhere = open.session().is_none_or(|holder| holder.id != session.id);
+    match elsewhere && ctx.ex.since.elapsed() < LOSS_NOTICED {
+        true => soon(open),
+        false => NtStatus::OBJECT_NAME_NOT_FOUND.into(),
+    }
+}
+
 /// Takes an open from those that nobody has.
 fn take(ctx: &Ctx<'_>, open: &Arc<Open>, session: &Session) -> Result<(), Fail> {
     let nodes = &ctx.ex.server.nodes;
-    let in_a_while = Instant::now() + Duration::from_millis(20);
-    let soon = || Fail::Wait(open.node.wake_by(in_a_while.into_std()));
     if !nodes.kept.has(open.id.persistent) {
-        let elsewhere = open.session().is_none_or(|holder| holder.id != session.id);
-        return Err(match elsewhere && ctx.ex.since.elapsed() < LOSS_NOTICED {
-            true => soon(),
-            false => NtStatus::OBJECT_NAME_NOT_FOUND.into(),
-        });
+        return Err(still_held(ctx, open, session));
     }
     // Requests of the connection that is gone may still be on their way to the disk.
     if Arc::strong_count(open) > 2 {
-        return Err(soon());
+        return Err(soon(open));
     }
     session.room_for_open(ctx.ex.limits().opens_per_session)?;
     nodes.kept.take(open.id.persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
