@@ -106,7 +106,13 @@ fn memory_of_vms_that_are_being_started_counts() {
     fs::write(&kernel, payload_guest::GUEST).unwrap();
     let names: Vec<VmName> = (0..8).map(|n| format!("vm-{n}").parse().unwrap()).collect();
     for name in &names {
-        let text = format!("name = '{name}'\nmemory_mib = 64\n[boot]\nkernel = {kernel:?}\n");
+        // Without a disk its guest would end at once, and leave its memory to the next.
+        let disk = dir.path().join(format!("{name}.raw"));
+        fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
+        let text = format!(
+            "name = '{name}'\nmemory_mib = 64\nconsole = 'virtio'\n[boot]\nkernel = {kernel:?}\n\
+             cmdline = 'span=16 ws_mib=1 iops=100'\n[[disk]]\nlocation = {disk:?}\n"
+        );
         let definition = VmDefinition::from_toml(&text).unwrap();
         host.call(&Request::Create { definition }).unwrap();
     }

@@ -172,6 +172,7 @@ fn hosts_find_a_place_among_strangers_without_end() {
     let name = &payload.name;
     a.call(&Request::Start { name: name.clone() }).unwrap();
     let (address, stop) = (b.address.clone(), AtomicBool::new(false));
+    let (tell, told) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         let strangers = scope.spawn(|| {
             let mut all = Vec::new();
@@ -180,10 +181,12 @@ fn hosts_find_a_place_among_strangers_without_end() {
                 while all.len() < 300 {
                     all.push(TcpStream::connect(&address).unwrap());
                 }
+                // All are there; who listens for that hears it once.
+                let _ = tell.send(());
                 std::thread::sleep(Duration::from_millis(50));
             }
         });
-        std::thread::sleep(Duration::from_millis(500));
+        told.recv().expect("the strangers are at the door");
         let moved = a.move_to(name, &b);
         stop.store(true, Ordering::Relaxed);
         strangers.join().unwrap();

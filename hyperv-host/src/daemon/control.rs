@@ -17,10 +17,9 @@ use std::{
 };
 
 use host_api::{Event, MAX_LINE, Reply, Request, VmName};
-
-use super::{Host, HostError, spawn};
 use vmm::platform::error::chain;
 
+use super::{Host, HostError, spawn};
 use crate::migrate;
 
 const STOP_LIMIT: u32 = 60;

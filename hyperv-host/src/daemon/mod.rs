@@ -36,7 +36,11 @@ use smb_client::SmbUrl;
 use tokio::runtime::Runtime;
 use vmm::{
     DiskShape, Vm,
-    platform::{bus::lock, error::chain, lifecycle::EndReason},
+    platform::{
+        bus::{lock, lock_within},
+        error::chain,
+        lifecycle::EndReason,
+    },
 };
 
 use self::store::{MoveId, Record, Store};
@@ -219,6 +223,17 @@ impl Managed {
             Err(TryLockError::Poisoned(poison)) => Ok(poison.into_inner()),
             Err(TryLockError::WouldBlock) => Err(HostError::Busy(self.name().clone())),
         }
+    }
+
+    /// As [`Managed::try_operate`], but waits up to `limit` for another operation to end.
+    ///
+    /// # Errors
+    /// [`HostError::Busy`].
+    pub fn operate_within(&self, limit: Duration) -> Result<MutexGuard<'_, ()>, HostError> {
+        let begin = Instant::now();
+        self.wait(limit, |inner| !inner.settling);
+        lock_within(&self.operation, limit.saturating_sub(begin.elapsed()))
+            .ok_or_else(|| HostError::Busy(self.name().clone()))
     }
 
     /// How it is.
@@ -767,14 +782,7 @@ impl Host {
         });
         if waits {
             // An attempt may be under way, which sees that it is not wanted, or has just succeeded.
-            let deadline = Instant::now() + limit;
-            let _operation = loop {
-                match managed.try_operate() {
-                    Ok(operation) => break operation,
-                    Err(error) if Instant::now() >= deadline => return Err(error),
-                    Err(_) => std::thread::sleep(Duration::from_millis(20)),
-                }
-            };
+            let _operation = managed.operate_within(limit)?;
             if managed.state() == VmState::Off {
                 return self.store.record(name, &Record::Off).map_err(HostError::Store);
             }
@@ -895,13 +903,7 @@ impl Host {
     fn end_by(&self, managed: &Managed, vm: &Vm, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
         vm.control().wait_end(left());
-        let _operation = loop {
-            match managed.try_operate() {
-                Ok(operation) => break operation,
-                Err(_) if left().is_zero() => return,
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
+        let Ok(_operation) = managed.operate_within(left()) else { return };
         if managed.update(|inner| inner.vm.take()).is_some() {
             self.tear_down(managed, vm);
         }
