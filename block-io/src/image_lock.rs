@@ -126,7 +126,7 @@ pub fn claim(fd: BorrowedFd<'_>, held: Option<Claim>, wanted: Claim) -> Result<(
     if held >= Some(wanted) {
         return Ok(());
     }
-    let outcome = if is_write_only(fd) { take_write_only(fd) } else { take(fd, wanted) };
+    let outcome = take(fd, wanted);
     if outcome.is_err() {
         settle(fd, held);
     }
@@ -139,13 +139,24 @@ fn is_write_only(fd: BorrowedFd<'_>) -> bool {
 
 fn take(fd: BorrowedFd<'_>, wanted: Claim) -> Result<(), Refusal> {
     for bytes in wanted.takes() {
-        set(fd, libc::F_RDLCK, *bytes).map_err(Refusal::of)?;
+        match set(fd, libc::F_RDLCK, *bytes) {
+            Ok(()) => {}
+            // What cannot be read has no shared locks. Only then is it asked how it was opened.
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) && is_write_only(fd) => {
+                return take_write_only(fd);
+            }
+            Err(error) => return Err(Refusal::of(error)),
+        }
     }
     free(fd, wanted)
 }
 
 /// Whether nobody else holds what a claim excludes.
 fn free(fd: BorrowedFd<'_>, wanted: Claim) -> Result<(), Refusal> {
+    // Most files have no other claim at all, which one look tells.
+    if !is_held(fd, ALL).map_err(Refusal::of)? {
+        return Ok(());
+    }
     for bytes in wanted.excludes() {
         if is_held(fd, *bytes).map_err(Refusal::of)? {
             return Err(Refusal::InUse);

@@ -4,12 +4,16 @@ mod support;
 
 use std::{
     io::Write,
-    net::TcpStream,
-    sync::atomic::{AtomicBool, Ordering},
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
-use host_api::{Reply, Request, VmState};
+use host_api::{MoveOptions, Reply, Request, VmState};
 use support::hosts::{HostProcess, Payload};
 
 #[test]
@@ -157,6 +161,50 @@ fn a_vm_has_its_disks_and_kernel_where_its_host_allows_them() {
         assert_eq!(a.state(&name), Some(VmState::Running));
         assert_eq!(b.state(&name), None);
     }
+}
+
+/// A host that lost its place at the door before it was greeted comes back, for each connection.
+#[test]
+fn who_is_cut_before_a_greeting_tries_again() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let a = HostProcess::start(dir.path(), "a", 0, &[]);
+    let b = HostProcess::start(dir.path(), "b", 0, &[]);
+    let payload = Payload::create(dir.path(), &a, 64, "ws_mib=1 iops=500");
+    let name = &payload.name;
+    a.call(&Request::Start { name: name.clone() }).unwrap();
+    let door = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, behind) = (door.local_addr().unwrap(), b.address.clone());
+    let cut = Arc::new(AtomicUsize::new(0));
+    let count = cut.clone();
+    // Lets every third connection pass; ends with the test's process.
+    thread::spawn(move || {
+        for number in 1.. {
+            let (near, _) = door.accept().unwrap();
+            if number % 3 != 0 {
+                count.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            let far = TcpStream::connect(&behind).unwrap();
+            for (mut from, mut to) in [
+                (near.try_clone().unwrap(), far.try_clone().unwrap()),
+                (far.try_clone().unwrap(), near.try_clone().unwrap()),
+            ] {
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    let options = MoveOptions { to: address.to_string(), ..MoveOptions::default() };
+    let moved = a.call(&Request::Move { name: name.clone(), options }).unwrap();
+    let Reply::Moved { statistics } = moved else { panic!("{moved:?}") };
+    assert_eq!(statistics.outcome, "moved");
+    // The control connection and at least one for memory came through.
+    assert!(cut.load(Ordering::Relaxed) >= 4);
 }
 
 /// Strangers at the migration port, silent ones and slow ones, take no host's place.

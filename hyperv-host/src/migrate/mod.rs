@@ -37,10 +37,12 @@
 //! Both records are single files renamed into place before the message that depends on them is
 //! sent. An operator may end a doubt by `vm resolve` when one host will never come back.
 //!
-//! Modules: [`wire`] the stream's format, [`tls`] who may connect, [`source`] and [`send`] the
-//! sending side, [`target`] the receiving side, [`fault`] points where tests break it.
+//! Modules: [`wire`] the stream's format, [`tls`] who may connect, [`dial`] and [`door`] the
+//! way in, [`source`] and [`send`] the sending side, [`target`] the receiving side, [`fault`] points
+//! where tests break it.
 
 pub mod clock;
+pub mod dial;
 pub mod door;
 pub mod fault;
 pub mod send;

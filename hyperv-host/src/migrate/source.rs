@@ -20,6 +20,7 @@ use vmm::{
 use super::{
     MoveError,
     clock::Offset,
+    dial::dial,
     send::{Brake, Pace, send_round},
     tls::{Cutter, Stream, Tls},
     wire::{self, Hello, Kind, Message, Shape, Standing, receive, send},
@@ -265,8 +266,7 @@ pub fn resolve(
 /// Asks the target about a hand-over; gives the word again if it waits for it.
 fn ask(host: &Host, id: &MoveId, peer: &str) -> Result<Standing, MoveError> {
     let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
-    let mut stream = tls.connect(peer)?;
-    wire::greet(&mut stream)?;
+    let mut stream = dial(tls, peer)?;
     send(&mut stream, &Message::Query { id: id.clone(), from_source: true })?;
     let Message::Standing { standing } = receive(&mut stream)? else {
         return Err(MoveError::Protocol);
@@ -385,9 +385,8 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
 
     fn connect(&mut self) -> Result<Stream, MoveError> {
         self.tell("connect", 0, 0, 0);
-        let mut control = self.tls.connect(&self.options.to)?;
+        let control = dial(self.tls, &self.options.to)?;
         self.cutters.extend(control.cutter().ok());
-        wire::greet(&mut control)?;
         Ok(control)
     }
 
@@ -483,9 +482,8 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         };
         let mut streams = Vec::new();
         for _ in 0..count {
-            let mut stream = self.tls.connect(&self.options.to)?;
+            let mut stream = dial(self.tls, &self.options.to)?;
             self.cutters.extend(stream.cutter().ok());
-            wire::greet(&mut stream)?;
             let asked = state::now();
             send(&mut stream, &Message::Join { id: self.id.clone(), token: token.clone() })?;
             let Message::Joined { now } = receive(&mut stream)? else {

@@ -32,6 +32,7 @@ use vmm::{
 
 use super::{
     MoveError,
+    dial::dial,
     door::{Door, Place},
     tls::{Cutter, Stream},
     wire::{
@@ -626,8 +627,7 @@ fn in_doubt(host: &Arc<Host>, arrival: &Arc<Arrival>, error: &MoveError) {
 
 fn ask(host: &Host, arrival: &Arrival) -> Result<Standing, MoveError> {
     let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
-    let mut stream = tls.connect(&arrival.source)?;
-    wire::greet(&mut stream)?;
+    let mut stream = dial(tls, &arrival.source)?;
     send(&mut stream, &Message::Query { id: arrival.id.clone(), from_source: false })?;
     match receive(&mut stream)? {
         Message::Standing { standing } => Ok(standing),
