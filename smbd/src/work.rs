@@ -25,6 +25,34 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 /// After so long a connection lets others have their turns.
 pub const SLICE: Duration = Duration::from_millis(2);
 
+/// Until when a connection may go on now before others have their turn.
+pub fn slice_end() -> Instant {
+    #[cfg(test)]
+    if hurry::is_on() {
+        return Instant::now();
+    }
+    Instant::now() + SLICE
+}
+
+/// Slices that are over at once, on the thread of a test.
+#[cfg(test)]
+pub mod hurry {
+    use std::cell::Cell;
+
+    thread_local! {
+        static ON: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// From now on they are, or are not.
+    pub fn set(on: bool) {
+        ON.set(on);
+    }
+
+    pub(super) fn is_on() -> bool {
+        ON.get()
+    }
+}
+
 /// A connection's turn on its thread.
 #[derive(Debug)]
 pub struct Turn {

@@ -1,12 +1,9 @@
 //! QUERY_DIRECTORY (MS-SMB2 3.3.5.18).
 //!
-//! An answer has at most [`ENTRIES`] entries, and what is found in [`SLICE`] of time; a search that
-//! finds nothing in that time goes on beside the connection, whose other requests go on too.
+//! An answer has at most [`ENTRIES`] entries. A search that is not done after [`work::SLICE`] of time goes
+//! on beside the connection, whose other requests go on too.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Instant,
-};
+use std::{sync::PoisonError, time::Instant};
 
 use smb_protocol::{
     NtStatus,
@@ -25,7 +22,7 @@ use crate::{
         listing::{HELD, Listing, Step},
         open::Open,
     },
-    work::SLICE,
+    work,
 };
 
 /// Room for the fields in front of the entries.
@@ -37,8 +34,10 @@ const ENTRIES: usize = 512;
 #[derive(Clone, Copy)]
 struct Shape {
     class: InfoClass,
+    /// Bytes that entries may take.
     room: usize,
-    single: bool,
+    /// Entries at most.
+    most: usize,
 }
 
 /// Handles a QUERY_DIRECTORY.
@@ -80,66 +79,98 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         None => *slot = Some(start()?),
     }
     drop(slot);
-    let single = request.flags.has(Flags::RETURN_SINGLE_ENTRY);
-    let shape = Shape { class: request.class, room, single };
+    let most = if request.flags.has(Flags::RETURN_SINGLE_ENTRY) { 1 } else { ENTRIES };
+    let shape = Shape { class: request.class, room, most };
     let before = out.len();
-    if fill(&open, shape, Some(Instant::now() + SLICE), out)? {
-        return Ok(NtStatus::SUCCESS);
+    let begun = Filling::begin(out);
+    match begun.fill(&open, shape, Some(work::slice_end()), out)? {
+        Filled::Whole => Ok(NtStatus::SUCCESS),
+        Filled::Partly(filling) => {
+            let mut body = out.split_off(before);
+            let filling = filling.moved(before);
+            Err(Fail::Later(Later::storage(room, async move {
+                let search =
+                    move || filling.fill(&open, shape, None, &mut body).map(|_filled| body);
+                let found = tokio::task::spawn_blocking(search).await;
+                found.unwrap_or(Err(NtStatus::INTERNAL_ERROR))
+            })))
+        }
     }
-    out.truncate(before);
-    Err(Fail::Later(Later::storage(room, async move {
-        let search = move || {
-            let mut body = Vec::new();
-            fill(&open, shape, None, &mut body).map(|_| body)
-        };
-        let found = tokio::task::spawn_blocking(search).await;
-        found.unwrap_or(Err(NtStatus::INTERNAL_ERROR))
-    })))
 }
 
-/// Appends an answer; `false` if nothing was found until then.
-fn fill(
-    open: &Arc<Open>,
-    shape: Shape,
-    until: Option<Instant>,
-    out: &mut Vec<u8>,
-) -> Result<bool, NtStatus> {
-    let mut slot = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
-    let listing = slot.as_mut().ok_or(NtStatus::FILE_CLOSED)?;
-    out.put(&PREFIX);
-    let start = out.len();
-    let (mut last, mut count) = (None, 0);
-    while count < if shape.single { 1 } else { ENTRIES } {
-        let entry = match listing.peek(open.folder(), until).map_err(of_errno)? {
-            Step::Entry(entry) => entry,
-            Step::End => break,
-            Step::Unknown if last.is_some() => break,
-            Step::Unknown => return Ok(false),
-        };
-        let before = out.len();
-        out.pad_to(start, 8);
-        let at = out.len();
-        entry.encode(shape.class, out);
-        if out.len() - start > shape.room {
-            out.truncate(before);
-            if last.is_none() {
-                return Err(NtStatus::BUFFER_OVERFLOW);
+/// An answer that is being filled: where its entries are in the buffer.
+#[derive(Debug)]
+struct Filling {
+    start: usize,
+    last: Option<usize>,
+    count: usize,
+}
+
+/// What came of it.
+enum Filled {
+    /// No more entries fit, or there are none.
+    Whole,
+    /// Time was over before that. A client may take a short answer for the end of the folder, so it
+    /// gets none.
+    Partly(Filling),
+}
+
+impl Filling {
+    fn begin(out: &mut Vec<u8>) -> Self {
+        out.put(&PREFIX);
+        Self { start: out.len(), last: None, count: 0 }
+    }
+
+    /// The same in a buffer that begins `by` bytes later.
+    fn moved(self, by: usize) -> Self {
+        Self { start: self.start - by, last: self.last.map(|at| at - by), count: self.count }
+    }
+
+    /// Appends entries until the answer is whole, or for as long as others may be kept waiting.
+    ///
+    /// # Errors
+    /// NO_SUCH_FILE and NO_MORE_FILES if there is no entry, BUFFER_OVERFLOW if there is no room for
+    /// one (MS-SMB2 3.3.5.18); what the file system says.
+    fn fill(
+        mut self,
+        open: &Open,
+        shape: Shape,
+        until: Option<Instant>,
+        out: &mut Vec<u8>,
+    ) -> Result<Filled, NtStatus> {
+        let mut slot = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let listing = slot.as_mut().ok_or(NtStatus::FILE_CLOSED)?;
+        while self.count < shape.most {
+            let entry = match listing.peek(open.folder(), until).map_err(of_errno)? {
+                Step::Entry(entry) => entry,
+                Step::End => break,
+                Step::Unknown => return Ok(Filled::Partly(self)),
+            };
+            let before = out.len();
+            out.pad_to(self.start, 8);
+            let at = out.len();
+            entry.encode(shape.class, out);
+            if out.len() - self.start > shape.room {
+                out.truncate(before);
+                if self.last.is_none() {
+                    return Err(NtStatus::BUFFER_OVERFLOW);
+                }
+                break;
             }
-            break;
+            if let Some(last) = self.last {
+                let next = (at - last) as u32;
+                out.patch(last, &next.to_le_bytes());
+            }
+            self.last = Some(at);
+            self.count += 1;
+            listing.advance();
         }
-        if let Some(last) = last {
-            let next = (at - last) as u32;
-            out.patch(last, &next.to_le_bytes());
+        let first = listing.first_answer();
+        if self.last.is_none() {
+            return Err(if first { NtStatus::NO_SUCH_FILE } else { NtStatus::NO_MORE_FILES });
         }
-        last = Some(at);
-        count += 1;
-        listing.advance();
+        let len = (out.len() - self.start) as u32;
+        out.patch(self.start - 4, &len.to_le_bytes());
+        Ok(Filled::Whole)
     }
-    let first = listing.first_answer();
-    if last.is_none() {
-        return Err(if first { NtStatus::NO_SUCH_FILE } else { NtStatus::NO_MORE_FILES });
-    }
-    let len = (out.len() - start) as u32;
-    out.patch(start - 4, &len.to_le_bytes());
-    Ok(true)
 }
