@@ -173,6 +173,11 @@ fn append(data: &LocalFile, mut bytes: &[u8]) -> Result<(), NtStatus> {
 /// A write may not leave a gap that the volume could never fill: as on NTFS, only a file that was
 /// made sparse may be longer than the space there is.
 fn check_gap(open: &Open, offset: u64, end: u64) -> Result<(), Fail> {
+    if offset == 0 {
+        // Nothing is before it.
+        open.known_end.store(end, Ordering::Relaxed);
+        return Ok(());
+    }
     let length = open.length()?;
     if offset > length {
         let space = rustix::fs::fstatvfs(open.handle())?;

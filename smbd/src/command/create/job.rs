@@ -450,7 +450,7 @@ impl Job<'_> {
             Err(error) => return Err(error.into()),
         };
         let stat = rustix::fs::fstat(&fd)?;
-        let finish = || -> Result<Open, Fail> {
+        let finish = || -> Result<Fresh, Fail> {
             let extra = self.request.attributes.without(FileAttributes::DIRECTORY);
             if extra.without(FileAttributes::NORMAL.or(FileAttributes::ARCHIVE))
                 != FileAttributes::NONE
@@ -464,7 +464,8 @@ impl Job<'_> {
             }
             if let Some(name) = stream {
                 let file = self.volume.streams().create(fd.as_fd(), name, self.mark.as_ref())?;
-                return self.open_stream(name, &file, &fd, &stat, &path, access, false);
+                let open = self.open_stream(name, &file, &fd, &stat, &path, access, false)?;
+                return Ok(Fresh::Stream(Box::new(open)));
             }
             let joined = self.join(&stat, &path, self.opener(access, self.request.share, false))?;
             let mut data = None;
@@ -476,17 +477,14 @@ impl Job<'_> {
             if !directory && let Some(size) = self.allocation() {
                 reserve(fd.as_fd(), size)?;
             }
-            Ok(self.open(
-                rustix::io::fcntl_dupfd_cloexec(&fd, 0)?,
-                access,
-                joined.keep(),
-                data,
-                directory,
-                None,
-            ))
+            Ok(Fresh::File(joined.keep(), data))
         };
         match finish() {
-            Ok(open) => Ok((open, CreateAction::CREATED)),
+            Ok(Fresh::Stream(open)) => Ok((*open, CreateAction::CREATED)),
+            Ok(Fresh::File(node, data)) => {
+                let open = self.open(fd, access, node, data, directory, None);
+                Ok((open, CreateAction::CREATED))
+            }
             Err(error) => {
                 // Whoever has opened it since it was made may have written to it already.
                 if !self.nodes.is_open(&stat) {
@@ -541,6 +539,14 @@ pub fn content_again(
     LocalFile::from_fd(reopen(fd, flags(access, writes))?, name, !writes, engine)
         .map(|file| Some(Arc::new(file)))
         .map_err(|_| Errno::OPNOTSUPP)
+}
+
+/// What a CREATE made.
+enum Fresh {
+    /// A file or folder that has been joined, and its content if that is to be used.
+    File(Arc<Node>, Option<Arc<LocalFile>>),
+    /// A file with a named stream.
+    Stream(Box<Open>),
 }
 
 /// A place among those who have a file open.
