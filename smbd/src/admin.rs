@@ -219,7 +219,7 @@ fn dialect(dialect: Dialect) -> String {
 fn open_info(open: &Open) -> OpenInfo {
     OpenInfo {
         id: open.id.persistent,
-        session: open.session().map(|session| session.id.0),
+        session: open.session_id().map(|id| id.0),
         user: open.origin.user.clone(),
         share: open.origin.share.clone(),
         path: open.full_name().unwrap_or_else(|_| open.origin.name.clone()),
@@ -291,7 +291,7 @@ fn disconnect(server: &Server, target: &Target) -> u64 {
         let gone: Vec<_> = server.sessions.all().into_iter().filter(|s| wanted(s)).collect();
         for session in &gone {
             for open in server.nodes.all_opens() {
-                if open.session().is_some_and(|its| its.id == session.id) {
+                if open.session_id() == Some(session.id) {
                     open.close_for_good();
                 }
             }

@@ -7,9 +7,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use smb_protocol::msg::oplock::{LeaseBreak, Message};
+
 use crate::{
     notices::{self, Line, Notice},
     session::ConnectionId,
+    volume::client::{self, Awaited},
 };
 
 /// A connection and who has logged in on it, folded.
@@ -60,7 +63,7 @@ impl Clients {
 
     /// Tells a client something on one of its connections that are of a user too, and on another as
     /// long as it is `awaited` that it has heard; `false` if it has none.
-    pub fn tell(
+    fn tell(
         &self,
         client: [u8; 16],
         user: String,
@@ -79,9 +82,21 @@ impl Clients {
     }
 }
 
+impl client::Clients for Clients {
+    fn break_lease(
+        &self,
+        client: [u8; 16],
+        user: String,
+        message: LeaseBreak,
+        awaited: Awaited,
+    ) -> bool {
+        let notice = Notice { session: None, message: Message::LeaseBreak(message) };
+        self.tell(client, user, notice, awaited)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use smb_protocol::msg::oplock::{LeaseBreak, Message};
     use tokio::sync::mpsc;
 
     use super::*;

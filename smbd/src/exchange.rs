@@ -609,7 +609,7 @@ impl Exchange {
     /// Takes the connection out of its sessions; those without another end.
     pub fn end(&mut self) {
         if let Some(negotiated) = &self.negotiated {
-            self.server.nodes.clients.remove(negotiated.client_guid, self.id);
+            self.server.clients.remove(negotiated.client_guid, self.id);
         }
         self.drop_pending();
         for (id, channel) in self.sessions.drain() {

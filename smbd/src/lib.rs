@@ -21,6 +21,7 @@ pub mod admin;
 mod budget;
 mod census;
 mod clients;
+mod clock;
 mod command;
 pub mod config;
 mod connection;

@@ -101,7 +101,7 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
     if let Some(kerberos) = &server.current().kerberos
         && !server.is_first
     {
-        kerberos.begin(crate::server::now());
+        kerberos.begin(crate::clock::now());
     }
     let (stop, stopped) = watch::channel(false);
     let census = Arc::new(Census::default());

@@ -1,79 +1,33 @@
-//! Opens of a server that has ended, made again before the first client is served
-//! (MS-SMB2 3.3.5.9.12): persistent ones however it ended, durable and resilient ones if it had
-//! the time to hand them over.
-//!
-//! ```text
-//!  state store ─► each open: its share, its user, its file ─► joins the file's node as it had it
-//!                     │  not what it was: forgotten               │
-//!                     ▼                                           ▼
-//!                  its client is told so when it comes     kept for its client, with the rest of
-//!                                                          its time
-//! ```
-//!
-//! A file is known by its place and its identity: one that was put there in place of another is
-//! not the file that was open, and the open is gone.
+//! The state store at the beginning and the end of a server: opens that outlived the last one are
+//! made again before the first client is served (`volume::recover`), and those of clients who are
+//! away are handed over to the next.
 
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, atomic::Ordering},
-    thread,
-    time::{Duration, Instant},
-};
+use std::io;
 
-use block_io::{Engine, LocalFile, image_lock};
-use rustix::fs::{FileType, Stat};
-use smb_protocol::{
-    FileId,
-    msg::create::{Access, CreateOptions, ShareAccess},
-};
-use state_store::{
-    LocalStore, Opened,
-    record::{self, OpenRecord, Promise, Remembered, StreamRecord},
-};
+use block_io::Engine;
+use state_store::{LocalStore, Opened, record::OpenRecord};
 
 use crate::{
     Server,
-    command::create::job::content_again,
     server::Current,
-    volume::{
-        Found, RelPath, StreamName, Volume,
-        node::{
-            Node, Opener, beside,
-            caching::{Holder, LeaseId},
-            locks::Range,
-        },
-        open::{LOCK_SEQUENCES, Open, Origin, Parts, StreamOpen},
-        path, stable, streams,
-    },
+    volume::recover::{Gone, ShareNow},
 };
 
 /// Name of the store in the state folder.
 const STORE: &str = "opens";
 
-/// How long all recovery waits for who has files that were open. The server before, which was killed
-/// or has just let go of the store, has them a moment longer.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long between two looks.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// Why an open is not made again.
-#[derive(Debug, thiserror::Error)]
-enum Gone {
-    #[error("its share is not there, or not continuously available")]
-    Share,
-    #[error("its user may not use the share any more")]
-    User,
-    #[error("its file is not there")]
-    Missing,
-    #[error("its file was replaced by another")]
-    Replaced,
-    #[error("others have its file open")]
-    Taken,
-    #[error("its file is {0}")]
-    InUse(String),
-    #[error("its file cannot be opened: {0}")]
-    System(#[from] rustix::io::Errno),
+/// The share of an open, if its user may still use it.
+fn share_of(current: &Current, record: &OpenRecord) -> Result<ShareNow, Gone> {
+    let share = current.config.shares.get(&record.share).ok_or(Gone::Share)?;
+    let volume = current.volumes.get(&record.share).cloned().ok_or(Gone::Share)?;
+    if !share.users.contains(&record.user) {
+        return Err(Gone::User);
+    }
+    Ok(ShareNow {
+        volume,
+        ceiling: share.maximal_access(),
+        continuously_available: share.continuously_available,
+    })
 }
 
 impl Server {
@@ -99,231 +53,20 @@ impl Server {
     /// Makes the opens again that a store holds, and remembers others there.
     pub fn recover_from(&self, opened: Opened) {
         let current = self.current();
-        let stable = &self.nodes.stable;
-        let Opened { store, records } = opened;
-        stable.begin(store);
-        let (opens, bad) = record::opens(&records);
-        for (id, why) in bad {
-            tracing::error!(id, %why, "a persistent open is lost");
-            stable.queue(record::forget(id));
-        }
-        let mut back = Vec::new();
-        let patience = Instant::now() + PATIENCE;
-        for remembered in opens {
-            let id = remembered.open.id;
-            self.skip_open_ids(id);
-            match self.make_again(&current, &remembered.open, patience) {
-                Ok(open) => back.push((open, remembered)),
-                Err(why @ Gone::InUse(_)) => {
-                    let OpenRecord { name, share, .. } = &remembered.open;
-                    tracing::error!(%why, name, share, "an open is lost to another program");
-                    stable.queue(record::forget(id));
-                }
-                Err(why) => {
-                    let OpenRecord { name, share, .. } = &remembered.open;
-                    let name = crate::quoted::Quoted(name);
-                    tracing::info!(%why, %name, share, "an open is not made again");
-                    stable.queue(record::forget(id));
-                }
-            }
-        }
-        // Once all have joined: what one may cache or has locked hinders none of the others.
-        let count = back.len();
-        for (open, remembered) in back {
-            restore(&open, &remembered);
-            let timeout = Duration::from_millis(remembered.open.timeout.into());
-            if !open.is_remembered() {
-                // Handed over once; only an orderly end hands it over again.
-                stable.queue(record::forget(open.id.persistent));
-            } else if remembered.away.is_none() {
-                open.note_away(true);
-            }
-            self.nodes.kept.keep(open, stable::remaining(timeout, remembered.away));
-        }
-        if count > 0 {
-            tracing::info!(count, "opens wait for their clients");
-        }
+        let engine = Engine::from(current.config.io_engine);
+        let highest = self.nodes.recover(opened, engine, &|record| share_of(&current, record));
+        self.skip_open_ids(highest);
     }
 
     /// Ends in an orderly way, when nobody is served any more: what clients who are away were
     /// promised is handed over to the server that comes next.
     pub async fn hand_over(&self) {
-        let stable = &self.nodes.stable;
-        let kept = self.nodes.kept.all();
-        if !stable.is_there() && !kept.is_empty() {
-            let state_dir = self.current().config.state_dir.clone();
-            match LocalStore::open(&state_dir, STORE) {
-                Ok(opened) => stable.begin(opened.store),
-                Err(error) => tracing::warn!(%error, "durable opens are lost"),
-            }
-        }
-        for open in kept {
-            match open.hand_over() {
-                Some(batch) => stable.queue(batch),
-                None if open.is_remembered() => {}
-                // It is closed now, while its file can still be deleted if it was to be.
-                None => drop(self.nodes.kept.take(open.id.persistent)),
-            }
-        }
-        stable.freeze().await;
-        self.nodes.kept.clear();
-        // Opens of clients who are still there are handed over, too, and are not closed here.
-        self.nodes.claim_nothing();
-    }
-
-    fn make_again(
-        &self,
-        current: &Current,
-        record: &OpenRecord,
-        patience: Instant,
-    ) -> Result<Arc<Open>, Gone> {
-        let share = current.config.shares.get(&record.share).ok_or(Gone::Share)?;
-        let volume = current.volumes.get(&record.share).cloned().ok_or(Gone::Share)?;
-        let access = Access(record.access);
-        let kept = record.promise != Promise::Persistent || share.continuously_available;
-        if !kept || access.any(Access::ALL.without(share.maximal_access())) {
-            return Err(Gone::Share);
-        }
-        if !share.users.contains(&record.user) {
-            return Err(Gone::User);
-        }
-        let path = record.path.split('/').try_fold(RelPath::root(), |path, part| {
-            path::valid_part(part).then(|| path.child(part))
-        });
-        let Ok(Found::Here { fd, stat, path }) = volume.find(&path.ok_or(Gone::Missing)?) else {
-            return Err(Gone::Missing);
+        let state_dir = self.current().config.state_dir.clone();
+        let open = || {
+            LocalStore::open(&state_dir, STORE)
+                .inspect_err(|error| tracing::warn!(%error, "durable opens are lost"))
+                .ok()
         };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let directory = kind == FileType::Directory;
-        let fits = directory || kind == FileType::RegularFile;
-        if !fits || stable::identity(fd.as_fd())? != record.file {
-            return Err(Gone::Replaced);
-        }
-        let lease = |key| LeaseId { client: record.client, key };
-        let by = Opener {
-            id: record.id,
-            access,
-            share: ShareAccess(record.share_access),
-            lease: record.lease.map(lease),
-            overwrites: false,
-            smb3: true,
-        };
-        let engine = Engine::from(current.config.io_engine);
-        let system = volume.system(&path);
-        let (node, data, stream) = match &record.stream {
-            Some(stream) => {
-                let (file, stream_stat, name) = find_stream(&volume, fd.as_fd(), stream)?;
-                let data = content_again(&file, access, &record.name, engine)?;
-                let base = self.nodes.join(&stat, &system, beside(&by));
-                let base = base.map_err(|_| Gone::Taken)?;
-                let joined = self.nodes.join(&stream_stat, &RelPath::root(), by);
-                let node = joined.map_err(|_| {
-                    self.nodes.leave(&base, record.id, |_| {});
-                    Gone::Taken
-                })?;
-                (node, data, Some(StreamOpen { name: Mutex::new(name), file, base }))
-            }
-            None => {
-                let data = match directory {
-                    true => None,
-                    false => content_again(&fd, access, &record.name, engine)?,
-                };
-                let joined = self.nodes.join(&stat, &system, by);
-                let node = joined.map_err(|_| Gone::Taken)?;
-                if let Some(data) = &data
-                    && let Err(gone) = claim_again(&node, record.id, data, patience)
-                {
-                    self.nodes.leave(&node, record.id, |_| {});
-                    return Err(gone);
-                }
-                (node, data, None)
-            }
-        };
-        let open = Open::new(Parts {
-            id: FileId { persistent: record.id, volatile: record.volatile },
-            access,
-            ceiling: share.maximal_access(),
-            options: CreateOptions(record.options),
-            node,
-            data,
-            handle: fd,
-            stream,
-            directory,
-            volume,
-            nodes: self.nodes.clone(),
-            lease: record.lease.map(lease),
-            origin: Origin {
-                client: record.client,
-                user: record.user.clone(),
-                share: record.share.clone(),
-                name: record.name.clone(),
-                create_guid: record.create_guid,
-                app_instance: record.app_instance,
-                app_version: record.app_version,
-                parent_lease: record.parent_lease.map(lease),
-                action: record.action,
-                desired_access: Access(record.desired_access),
-                share_access: ShareAccess(record.share_access),
-            },
-        });
-        open.delete_on_close.store(record.delete_on_close, Ordering::Release);
-        open.replayable.store(true, Ordering::Release);
-        let timeout = Duration::from_millis(record.timeout.into());
-        open.remembered_again(record.promise, timeout, share.continuously_available);
-        let open = Arc::new(open);
-        self.nodes.add_open(&open);
-        Ok(open)
-    }
-}
-
-/// Claims the file of an open again, before any other program does (see `docs/administration.md`).
-fn claim_again(
-    node: &Node,
-    open: u64,
-    data: &Arc<LocalFile>,
-    patience: Instant,
-) -> Result<(), Gone> {
-    while node.claim(open, data).is_err() {
-        if Instant::now() >= patience {
-            return Err(Gone::InUse(image_lock::who(data.as_fd())));
-        }
-        thread::sleep(PAUSE);
-    }
-    Ok(())
-}
-
-/// The stream that was open, its name as it is now.
-fn find_stream(
-    volume: &Volume,
-    base: BorrowedFd<'_>,
-    record: &StreamRecord,
-) -> Result<(OwnedFd, Stat, StreamName), Gone> {
-    let name = StreamName::new(&record.name).ok_or(Gone::Missing)?;
-    let (file, stat) = volume.streams().find(base, &name)?.ok_or(Gone::Missing)?;
-    if stable::identity(file.as_fd())? != record.file {
-        return Err(Gone::Replaced);
-    }
-    let name = streams::name_of(file.as_fd()).unwrap_or(name);
-    Ok((file, stat, name))
-}
-
-/// Gives an open back its locks, what its client may cache, and that its file is to be deleted.
-fn restore(open: &Arc<Open>, remembered: &Remembered) {
-    let id = open.node_id();
-    for lock in &remembered.locks.locks {
-        let range = Range::new(lock.offset, lock.length);
-        let taken = range.map(|range| open.node.lock_range(id, range, lock.exclusive));
-        if !matches!(taken, Some(Ok(true))) {
-            tracing::error!(id, ?lock, "a lock of a persistent open is lost");
-        }
-    }
-    if let Some(sequences) = remembered.locks.sequences {
-        const _: () = assert!(LOCK_SEQUENCES == 64);
-        open.standing().lock_sequences = Some(Box::new(sequences));
-    }
-    let holder = open.lease.map_or(Holder::Open(id), Holder::Lease);
-    open.nodes().remembered_again(open, holder, remembered.caching);
-    if remembered.open.delete_pending {
-        open.node.set_delete_pending(open.node_id(), true);
+        self.nodes.hand_over(open).await;
     }
 }

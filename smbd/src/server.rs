@@ -10,16 +10,16 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
-use smb_protocol::{
-    SessionId, fscc::filetime_from_unix, kerberos, ntlm::ServerInfo, security::Sid,
-};
+use smb_protocol::{SessionId, kerberos, ntlm::ServerInfo, security::Sid};
 
 use crate::{
     accounts,
     budget::Budgets,
+    clients::Clients,
+    clock::{now, random},
     config::Config,
     logons::Logons,
     meters::Meters,
@@ -42,6 +42,8 @@ pub struct Server {
     pub ntlm: Arc<ServerInfo>,
     /// All sessions.
     pub sessions: Sessions,
+    /// Connections of clients that have logged in.
+    pub clients: Arc<Clients>,
     /// All files that are open.
     pub nodes: Arc<Nodes>,
     /// Tokens of offloaded transfers.
@@ -130,12 +132,14 @@ impl Server {
         // does not fit by chance.
         let seed = u64::from_le_bytes(random()?);
         let run = run_number(&config.state_dir.join("session-ids"))?;
-        let nodes = Arc::<Nodes>::default();
+        let clients = Arc::<Clients>::default();
+        let nodes = Arc::new(Nodes::new(clients.clone()));
         nodes.limit(config.limits.locks, config.limits.kept_opens);
         Ok(Self {
             guid,
             ntlm,
             sessions: Sessions::default(),
+            clients,
             nodes,
             tokens: Arc::default(),
             meters: Meters::default(),
@@ -235,23 +239,6 @@ impl Server {
     pub fn new_open_id(&self) -> u64 {
         self.next_open.fetch_add(1, Ordering::Relaxed)
     }
-}
-
-/// The time as FILETIME.
-pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    filetime_from_unix(i64::try_from(since.as_secs()).unwrap_or(0), since.subsec_nanos())
-}
-
-/// Random bytes from the system.
-pub fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while filled < N {
-        filled +=
-            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
-    Ok(bytes)
 }
 
 /// The upper half of this run's session ids: none that a run shortly before had, or a client that

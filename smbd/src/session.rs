@@ -14,7 +14,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -23,7 +23,10 @@ use std::{
 use smb_protocol::{
     Dialect, FileId, NtStatus, SessionId, TreeId,
     crypto::{Cipher, OpeningKey, SealingKey, SigningKey},
-    msg::{create::Access, oplock},
+    msg::{
+        create::Access,
+        oplock::{self, OplockBreak},
+    },
     security::Sid,
 };
 
@@ -31,7 +34,11 @@ use crate::{
     config::Hosts,
     notices::{self, Line, Notice},
     pipe::{PIPES_PER_SESSION, Pipe},
-    volume::{Volume, open::Open},
+    volume::{
+        Volume,
+        client::{Awaited, Client},
+        open::Open,
+    },
     work::aside,
 };
 
@@ -286,7 +293,7 @@ impl Session {
 
     /// Tells the client something about one of its opens, on other connections too as long as it
     /// is `awaited` that it has heard; whether a connection took it (MS-SMB2 3.3.4.6).
-    pub fn tell(
+    fn tell(
         self: &Arc<Self>,
         message: oplock::Message,
         awaited: impl Fn() -> bool + Send + 'static,
@@ -353,7 +360,7 @@ impl Session {
         let close = |Entry { open, .. }: Entry| {
             open.closed.notify_waiters();
             if keep && let Some(time) = open.worth_keeping() {
-                open.standing().session = Weak::new();
+                open.standing().client = None;
                 open.note_away(true);
                 open.nodes().clone().kept.keep(open, time);
             }
@@ -375,7 +382,8 @@ impl Session {
 
     /// Adds an open.
     pub fn add_open(self: &Arc<Self>, tree: TreeId, open: Arc<Open>) {
-        open.standing().session = Arc::downgrade(self);
+        let client: Arc<dyn Client> = self.clone();
+        open.standing().client = Some(Arc::downgrade(&client));
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         opens.insert(open.id.volatile, Entry { tree, open });
     }
@@ -402,16 +410,6 @@ impl Session {
         match opens.remove(&id.volatile) {
             Some(_) => Ok(open),
             None => Err(NtStatus::FILE_CLOSED),
-        }
-    }
-
-    /// Closes an open on whatever tree.
-    pub fn close_open(&self, id: FileId) {
-        let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
-        let gone = opens.remove(&id.volatile);
-        drop(opens);
-        if let Some(entry) = gone {
-            entry.open.closed.notify_waiters();
         }
     }
 
@@ -465,6 +463,29 @@ impl Session {
     /// Number of opens.
     pub fn open_count(&self) -> usize {
         self.opens.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl Client for Session {
+    fn id(&self) -> SessionId {
+        self.id
+    }
+
+    fn ended(&self) -> bool {
+        self.ended()
+    }
+
+    fn break_oplock(self: Arc<Self>, message: OplockBreak, awaited: Awaited) -> bool {
+        self.tell(oplock::Message::Oplock(message), awaited)
+    }
+
+    fn close_open(&self, id: FileId) {
+        let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = opens.remove(&id.volatile);
+        drop(opens);
+        if let Some(entry) = gone {
+            entry.open.closed.notify_waiters();
+        }
     }
 }
 

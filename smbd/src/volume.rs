@@ -11,6 +11,7 @@
 
 pub mod attributes;
 pub mod changes;
+pub mod client;
 mod durable;
 pub mod eas;
 pub mod kept;
@@ -21,6 +22,7 @@ pub mod open;
 pub mod path;
 pub mod pattern;
 pub mod permit;
+pub mod recover;
 pub mod security;
 pub mod sequence;
 pub mod short;

@@ -12,8 +12,8 @@ use smb_protocol::{
 
 use super::{Ctx, Fail, Handled};
 use crate::{
+    clock,
     config::{Config, Signing},
-    server,
 };
 
 /// What client and server agreed on.
@@ -140,7 +140,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         max_transact_size: max,
         max_read_size: max,
         max_write_size: max,
-        system_time: server::now(),
+        system_time: clock::now(),
         security_buffer: Acceptor::hint(current.kerberos.is_some()),
         contexts,
     }
@@ -183,7 +183,7 @@ fn contexts_311(
                 if !hashes.contains(&HashAlgorithm::SHA_512) {
                     return Err(NtStatus::SMB_NO_PREAUTH_INTEGRITY_HASH_OVERLAP.into());
                 }
-                let salt = server::random::<32>().map_err(|_| NtStatus::INTERNAL_ERROR)?;
+                let salt = clock::random::<32>().map_err(|_| NtStatus::INTERNAL_ERROR)?;
                 answer.push(Context::Preauth {
                     hashes: vec![HashAlgorithm::SHA_512],
                     salt: salt.to_vec(),

@@ -29,11 +29,10 @@ use tokio::time::Instant;
 
 use super::{Ctx, Fail, Handled, Later, negotiate::Negotiated};
 use crate::{
-    Server,
+    Server, clock,
     config::{Config, Encryption, Signing},
     logons::Network,
     quoted::Quoted,
-    server,
     session::{ChannelInfo, Keys, Logon, NEVER, Origin, Sealing, Session},
 };
 
@@ -137,7 +136,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         looked_at = server.logons.may_try(from, user, step, Instant::now());
         current.config.users.get(user).filter(|_| looked_at).cloned()
     };
-    let taken = authentication.acceptor.step(request.security_buffer, server::now(), lookup);
+    let taken = authentication.acceptor.step(request.security_buffer, clock::now(), lookup);
     if !looked_at {
         return Err(Fail::Drop("too many logons of its address have failed"));
     }
@@ -261,7 +260,7 @@ fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, 
     {
         return Err(NtStatus::INVALID_PARAMETER);
     }
-    if session.expired(server::now) {
+    if session.expired(clock::now) {
         return Err(NtStatus::NETWORK_SESSION_EXPIRED);
     }
     if signed == Signed::Wrong {
@@ -340,7 +339,7 @@ fn enter(
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);
-    ctx.ex.server.nodes.clients.add(ctx.client_guid(), ctx.ex.line(), &session.user);
+    ctx.ex.server.clients.add(ctx.client_guid(), ctx.ex.line(), &session.user);
     Ok(())
 }
 

@@ -10,9 +10,9 @@ use smb_protocol::{
 
 use super::negotiate::{Negotiated, max_payload, security_mode};
 use crate::{
+    clock,
     connection::Dropped,
     exchange::{Exchange, plain_frame, plain_header},
-    server,
 };
 
 const SMB1_NEGOTIATE: u8 = 0x72;
@@ -49,7 +49,7 @@ pub fn answer(ex: &mut Exchange, message: &[u8], out: &mut Vec<u8>) -> Result<()
         max_transact_size: max,
         max_read_size: max,
         max_write_size: max,
-        system_time: server::now(),
+        system_time: clock::now(),
         security_buffer: Acceptor::hint(current.kerberos.is_some()),
         contexts: Vec::new(),
     };

@@ -10,8 +10,8 @@ use smb_protocol::{
 
 use super::{Exchange, answer::Protection};
 use crate::{
+    clock,
     command::session_setup::{self, BindingRequest},
-    server,
     session::{Channel, Session},
 };
 
@@ -33,7 +33,7 @@ impl Admitted {
 pub(super) fn alive(header: &Header, session: &Session) -> Result<(), NtStatus> {
     session.touch();
     let always = [Command::SESSION_SETUP, Command::LOGOFF, Command::CLOSE, Command::LOCK];
-    if session.expired(server::now) && !always.contains(&header.command) {
+    if session.expired(clock::now) && !always.contains(&header.command) {
         return Err(NtStatus::NETWORK_SESSION_EXPIRED);
     }
     Ok(())

@@ -15,7 +15,7 @@ use rustix::{
 use smb_protocol::fscc::{FileAttributes, Times, filetime_from_unix, filetime_to_unix};
 
 use super::magic_path;
-use crate::server::now;
+use crate::clock::now;
 
 const XATTR: &str = "user.bulkhead";
 const VERSION: u8 = 2;

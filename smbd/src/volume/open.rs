@@ -12,12 +12,12 @@ use std::{
 use block_io::LocalFile;
 use rustix::io::Errno;
 use smb_protocol::{
-    FileId, NtStatus,
+    FileId, NtStatus, SessionId,
     msg::{
         context::LeaseState,
         create::{Access, CreateOptions, ShareAccess},
         notify::{Action, ChangeFilter},
-        oplock::{self, OplockBreak, OplockLevel},
+        oplock::{OplockBreak, OplockLevel},
     },
     security::Sid,
 };
@@ -28,6 +28,7 @@ use super::{
     RelPath, StreamName, Volume,
     attributes::{self, Facts},
     changes::{Change, Watch, Watches},
+    client::{Awaited, Client},
     close_removed,
     listing::{self, Listing},
     node::{
@@ -39,7 +40,7 @@ use super::{
     sequence::ChannelSequence,
     streams,
 };
-use crate::{quoted::Quoted, session::Session, status::of_errno};
+use crate::{quoted::Quoted, status::of_errno};
 
 /// A request on an open that is in progress.
 #[derive(Debug)]
@@ -117,8 +118,8 @@ pub const LOCK_SEQUENCES: usize = 64;
 /// What changes over the life of an open.
 #[derive(Debug)]
 pub struct Standing {
-    /// The session that has it.
-    pub session: Weak<Session>,
+    /// Who has it; `None` while its client is away.
+    pub client: Option<Weak<dyn Client>>,
     /// Kept when the client is away.
     pub durability: Durability,
     /// Sequence numbers of locks by index from 1; 255 is none.
@@ -261,7 +262,7 @@ impl Open {
         let Parts { stream, directory, volume, nodes, .. } = parts;
         volume.entered();
         let standing =
-            Standing { session: Weak::new(), durability: Durability::None, lock_sequences: None };
+            Standing { client: None, durability: Durability::None, lock_sequences: None };
         Self {
             id,
             access,
@@ -306,9 +307,15 @@ impl Open {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Who has it.
+    pub fn client(&self) -> Option<Arc<dyn Client>> {
+        let client = self.standing().client.as_ref().and_then(Weak::upgrade);
+        client.filter(|client| !client.ended())
+    }
+
     /// The session that has it.
-    pub fn session(&self) -> Option<Arc<Session>> {
-        self.standing().session.upgrade().filter(|session| !session.ended())
+    pub fn session_id(&self) -> Option<SessionId> {
+        self.client().map(|client| client.id())
     }
 
     /// Whether the client was told that its open outlives the server.
@@ -357,20 +364,16 @@ impl Open {
 
     /// Closes it, whoever has it.
     pub fn close_for_good(&self) {
-        match self.session() {
-            Some(session) => session.close_open(self.id),
+        match self.client() {
+            Some(client) => client.close_open(self.id),
             None => drop(self.nodes.kept.take(self.id.persistent)),
         }
     }
 
     /// Tells its client to go down to an oplock of that level; whether it could be told.
-    pub fn break_oplock(
-        &self,
-        level: OplockLevel,
-        awaited: impl Fn() -> bool + Send + 'static,
-    ) -> bool {
-        let message = oplock::Message::Oplock(OplockBreak { level, file_id: self.id });
-        self.session().is_some_and(|session| session.tell(message, awaited))
+    pub fn break_oplock(&self, level: OplockLevel, awaited: Awaited) -> bool {
+        let message = OplockBreak { level, file_id: self.id };
+        self.client().is_some_and(|client| client.break_oplock(message, awaited))
     }
 
     /// The oplock it has, as answers show it.

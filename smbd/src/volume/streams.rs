@@ -233,7 +233,7 @@ impl StreamStore {
                 return Ok(folder);
             }
             let home = self.homes.first().ok_or(Errno::OPNOTSUPP)?;
-            let id: Id = crate::server::random().map_err(|_| Errno::IO)?;
+            let id: Id = crate::clock::random().map_err(|_| Errno::IO)?;
             let mode = Mode::from_raw_mode(0o700);
             let path = format!("{PRIVATE}/streams/{}", hex(&id));
             for made in [PRIVATE, &format!("{PRIVATE}/streams"), &path] {

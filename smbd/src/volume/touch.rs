@@ -8,7 +8,7 @@ use smb_protocol::{
 };
 
 use super::{attributes, open::Open};
-use crate::{server::now, status::of_errno};
+use crate::{clock::now, status::of_errno};
 
 impl Open {
     /// This open is about to change the content: its times are shown late, or as they were set.

@@ -22,8 +22,6 @@ use smb_protocol::{
 };
 
 use crate::{
-    command::Fail,
-    session::Tree,
     volume::{
         FileName, Found, Mark, RelPath, StreamName, StreamPart, Volume,
         attributes::{self, Facts},
@@ -45,8 +43,8 @@ const CHANGE: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
 pub struct Job<'a> {
     /// What is asked.
     pub request: &'a Request<'a>,
-    /// On which tree.
-    pub tree: &'a Tree,
+    /// What the tree grants at most.
+    pub ceiling: Access,
     /// Who asks.
     pub sids: &'a [Sid],
     /// Where.
@@ -73,7 +71,7 @@ pub struct Job<'a> {
 
 impl Job<'_> {
     /// Carries it out.
-    pub fn run(self) -> Result<(Open, CreateAction), Fail> {
+    pub fn run(self) -> Result<(Open, CreateAction), Refused> {
         // Someone may make or remove the file between our look and our step; then look again.
         for _ in 0..16 {
             let outcome = match self.volume.find(&self.name.path)? {
@@ -81,7 +79,7 @@ impl Job<'_> {
                 Found::Missing { folder, path } => self.fresh(&folder, path),
             };
             match outcome {
-                Err(Fail::Status(NtStatus::RETRY)) => {}
+                Err(Refused::Status(NtStatus::RETRY)) => {}
                 other => return other,
             }
         }
@@ -92,7 +90,7 @@ impl Job<'_> {
     /// and `listed` is what its access list allows.
     fn granted(&self, attributes: FileAttributes, listed: Access) -> Result<Access, NtStatus> {
         let mut wanted = self.request.access.expand_generic();
-        let mut allowed = self.tree.maximal_access.and(listed);
+        let mut allowed = self.ceiling.and(listed);
         let directory = attributes.has(FileAttributes::DIRECTORY);
         if attributes.has(FileAttributes::READONLY) && !directory {
             if wanted.any(CHANGE) {
@@ -105,7 +103,7 @@ impl Job<'_> {
         }
         if self.volume.is_past() {
             // It opens; what would change it is refused then.
-            wanted = wanted.and(self.tree.maximal_access);
+            wanted = wanted.and(self.ceiling);
         }
         if wanted.any(Access::ALL.without(allowed)) {
             return Err(NtStatus::ACCESS_DENIED);
@@ -164,7 +162,7 @@ impl Job<'_> {
         fd: OwnedFd,
         stat: Stat,
         path: RelPath,
-    ) -> Result<(Open, CreateAction), Fail> {
+    ) -> Result<(Open, CreateAction), Refused> {
         let options = self.request.options;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let directory = kind == FileType::Directory;
@@ -214,7 +212,7 @@ impl Job<'_> {
             eas.iter_mut().for_each(|ea| ea.value.clear());
             eas.extend(self.wanted_eas()?);
             if !eas.is_empty() {
-                eas::set(self.volume.permit(self.tree.maximal_access)?, fd.as_fd(), eas)?;
+                eas::set(self.volume.permit(self.ceiling)?, fd.as_fd(), eas)?;
             }
             if let (Some(size), Some(data)) = (self.allocation(), &data) {
                 reserve(data.as_fd(), size)?;
@@ -228,9 +226,9 @@ impl Job<'_> {
 
     /// Fails unless the content of a file or stream may be thrown away.
     fn check_cut(&self, facts: &Facts, listed: Access) -> Result<(), NtStatus> {
-        self.volume.permit(self.tree.maximal_access)?;
+        self.volume.permit(self.ceiling)?;
         if facts.attributes.has(FileAttributes::READONLY)
-            || !self.tree.maximal_access.and(listed).has(Access::WRITE_DATA)
+            || !self.ceiling.and(listed).has(Access::WRITE_DATA)
         {
             return Err(NtStatus::ACCESS_DENIED);
         }
@@ -259,7 +257,7 @@ impl Job<'_> {
         path: &RelPath,
         (access, listed): (Access, Access),
         facts: &Facts,
-    ) -> Result<(Open, CreateAction), Fail> {
+    ) -> Result<(Open, CreateAction), Refused> {
         let disposition = self.request.disposition;
         let store = self.volume.streams();
         let found = store.find(base.as_fd(), name)?;
@@ -306,7 +304,7 @@ impl Job<'_> {
         path: &RelPath,
         access: Access,
         cuts: bool,
-    ) -> Result<Open, Fail> {
+    ) -> Result<Open, Refused> {
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
         let by = self.opener(sharing, self.request.share, cuts);
         let with_base = self.join(base_stat, path, beside(&by))?;
@@ -345,7 +343,7 @@ impl Job<'_> {
         directory: bool,
         cuts: bool,
         node: Option<&Arc<Node>>,
-    ) -> Result<Option<Arc<LocalFile>>, Fail> {
+    ) -> Result<Option<Arc<LocalFile>>, Refused> {
         if directory || !(access.any(CONTENT) || cuts) {
             return Ok(None);
         }
@@ -378,7 +376,7 @@ impl Job<'_> {
         Open::new(Parts {
             id: self.id,
             access,
-            ceiling: self.tree.maximal_access,
+            ceiling: self.ceiling,
             options: self.request.options,
             node,
             data,
@@ -392,7 +390,7 @@ impl Job<'_> {
         })
     }
 
-    fn fresh(&self, folder: &OwnedFd, path: RelPath) -> Result<(Open, CreateAction), Fail> {
+    fn fresh(&self, folder: &OwnedFd, path: RelPath) -> Result<(Open, CreateAction), Refused> {
         let options = self.request.options;
         if matches!(self.request.disposition, Disposition::OPEN | Disposition::OVERWRITE) {
             return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
@@ -407,8 +405,8 @@ impl Job<'_> {
             return Err(NtStatus::OBJECT_NAME_INVALID.into());
         }
         let adds = if directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
-        let permit = self.volume.permit(self.tree.maximal_access)?;
-        if !self.tree.maximal_access.has(adds) {
+        let permit = self.volume.permit(self.ceiling)?;
+        if !self.ceiling.has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
         if directory && self.request.attributes.has(FileAttributes::TEMPORARY) {
@@ -450,7 +448,7 @@ impl Job<'_> {
             Err(error) => return Err(error.into()),
         };
         let stat = rustix::fs::fstat(&fd)?;
-        let finish = || -> Result<Fresh, Fail> {
+        let finish = || -> Result<Fresh, Refused> {
             let extra = self.request.attributes.without(FileAttributes::DIRECTORY);
             if extra.without(FileAttributes::NORMAL.or(FileAttributes::ARCHIVE))
                 != FileAttributes::NONE

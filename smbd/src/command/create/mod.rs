@@ -29,6 +29,7 @@ use crate::{
     descriptors, dfs,
     volume::{
         FileName,
+        node::Refused,
         open::{Durability, Open, Origin},
         stable::of_store,
         unmark,
@@ -82,7 +83,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let id = server.new_open_id();
     let job = Job {
         request: &request,
-        tree: frozen,
+        ceiling: frozen.maximal_access,
         sids: &session.sids,
         volume,
         nodes: server.nodes.clone(),
@@ -107,8 +108,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         mark: persistent.then(|| wishes.mark(ctx.client_guid())).flatten(),
         replays: ctx.header.flags.has(HeaderFlags::REPLAY),
     };
-    let (mut open, action) = job.run().inspect_err(|fail| {
-        if let (Fail::Wait(_), Some(guid), None) = (fail, wishes.create_guid(), &ctx.creating) {
+    let (mut open, action) = job.run().inspect_err(|refused| {
+        if let (Refused::Wait(_), Some(guid), None) = (refused, wishes.create_guid(), &ctx.creating)
+        {
             let key = (guid, ctx.client_guid());
             ctx.creating = Some(server.nodes.begin_create(key));
         }

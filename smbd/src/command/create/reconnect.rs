@@ -115,7 +115,7 @@ fn soon(open: &Open) -> Fail {
 /// An open that a session has. The loss of that session's connection may not have been noticed yet,
 /// which is waited for if this one is new.
 fn still_held(ctx: &Ctx<'_>, open: &Open, session: &Session) -> Fail {
-    let elsewhere = open.session().is_none_or(|holder| holder.id != session.id);
+    let elsewhere = open.session_id() != Some(session.id);
     match elsewhere && ctx.ex.since.elapsed() < LOSS_NOTICED {
         true => soon(open),
         false => NtStatus::OBJECT_NAME_NOT_FOUND.into(),
@@ -210,7 +210,7 @@ fn replay(
     let found = nodes.created(key);
     let wants_persistent = wishes.wants_persistence();
     if let Some(open) = found.as_ref().filter(|open| {
-        replays && wants_persistent && open.is_persistent() && open.session().is_none()
+        replays && wants_persistent && open.is_persistent() && open.client().is_none()
     }) {
         return Some(after_loss(ctx, request, wishes, open, out));
     }
@@ -263,9 +263,8 @@ fn again(
     if open.origin.user != session.user || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
-    match open.session() {
-        Some(holder) if holder.id == session.id => {}
-        _ => return Err(NtStatus::DUPLICATE_OBJECTID.into()),
+    if open.session_id() != Some(session.id) {
+        return Err(NtStatus::DUPLICATE_OBJECTID.into());
     }
     let action = CreateAction(open.origin.action);
     // No more than this copy of the request asks for, and without an oplock no durability, unless

@@ -13,11 +13,7 @@ use std::{
 use rustix::fs::{FileType, Stat};
 use smb_protocol::{
     NtStatus,
-    msg::{
-        context::LeaseState,
-        create::Access,
-        oplock::{self, LeaseBreak},
-    },
+    msg::{context::LeaseState, create::Access, oplock::LeaseBreak},
 };
 use state_store::record::CachingRecord;
 
@@ -30,9 +26,14 @@ use super::{
     sharing::{LOOKS, conflicts, takes_part},
 };
 use crate::{
-    clients::Clients,
-    notices::Notice,
-    volume::{RelPath, changes::Watches, kept::Kept, open::Open, stable::Stable},
+    volume::{
+        RelPath,
+        changes::Watches,
+        client::{Awaited, Clients, Nobody},
+        kept::Kept,
+        open::Open,
+        stable::Stable,
+    },
     work::aside,
 };
 
@@ -40,7 +41,7 @@ use crate::{
 const MANY: usize = 2048;
 
 /// Everything that is open.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Nodes {
     shards: [Mutex<HashMap<NodeKey, Arc<Node>>>; 16],
     opens: [Mutex<HashMap<u64, Weak<Open>>>; 16],
@@ -54,8 +55,8 @@ pub struct Nodes {
     pub watches: Arc<Watches>,
     /// Folders that somebody caches; once there was one it may stay counted.
     folders_cached: AtomicBool,
-    /// Who is connected.
-    pub clients: Clients,
+    /// Who is told of leases that are to be given up.
+    clients: Arc<dyn Clients>,
     /// Opens whose client is away and may come back.
     pub kept: Kept,
     /// Opens that outlive the server.
@@ -78,7 +79,33 @@ impl Drop for Creating {
     }
 }
 
+impl Default for Nodes {
+    fn default() -> Self {
+        Self::new(Arc::new(Nobody))
+    }
+}
+
 impl Nodes {
+    /// Nothing is open; clients are told through `clients` of what they are to give up.
+    pub fn new(clients: Arc<dyn Clients>) -> Self {
+        Self {
+            shards: Default::default(),
+            opens: Default::default(),
+            leases: Mutex::default(),
+            creates: Mutex::default(),
+            creating: Arc::default(),
+            count: AtomicUsize::new(0),
+            all_locks: Arc::default(),
+            watches: Arc::default(),
+            folders_cached: AtomicBool::new(false),
+            clients,
+            kept: Kept::default(),
+            stable: Stable::default(),
+            #[cfg(test)]
+            faults: crate::faults::Faults::default(),
+        }
+    }
+
     fn shard(&self, key: NodeKey) -> &Mutex<HashMap<NodeKey, Arc<Node>>> {
         &self.shards[(key.1 % 16) as usize]
     }
@@ -252,23 +279,24 @@ impl Nodes {
     fn tell_each(&self, node: &Arc<Node>, breaks: Vec<Break>) {
         for due in breaks {
             let (file, holder, to) = (Arc::downgrade(node), due.holder, due.to);
-            let awaited = move || {
+            let awaited: Awaited = Box::new(move || {
                 let awaits = |file: Arc<Node>| lock(&file.state).caching.awaits(holder, to);
                 !due.acknowledge || file.upgrade().is_some_and(awaits)
-            };
+            });
             let told = match due.holder {
                 Holder::Lease(id) => {
-                    let message = oplock::Message::LeaseBreak(LeaseBreak {
+                    let message = LeaseBreak {
                         epoch: due.epoch,
                         flags: due.acknowledge.into(),
                         key: id.key,
                         current: due.from.0,
                         new: due.to.0,
-                    });
-                    let notice = Notice { session: None, message };
+                    };
                     let mut opens = due.opens.iter();
                     let user = opens.find_map(|open| Some(self.open(*open)?.origin.user.clone()));
-                    user.is_some_and(|user| self.clients.tell(id.client, user, notice, awaited))
+                    user.is_some_and(|user| {
+                        self.clients.break_lease(id.client, user, message, awaited)
+                    })
                 }
                 Holder::Open(id) => {
                     let level = caching::level_of(due.to);

@@ -25,7 +25,7 @@ use std::{
     time::Instant,
 };
 
-use rustix::fs::Stat;
+use rustix::{fs::Stat, io::Errno};
 use smb_protocol::{
     NtStatus,
     msg::{
@@ -50,6 +50,7 @@ use self::{
     sharing::{conflicts, takes_part},
 };
 use super::{RelPath, stable::Stable};
+use crate::status::of_errno;
 
 /// Identity of a file on this machine: device and inode.
 pub type NodeKey = (u64, u64);
@@ -167,6 +168,12 @@ impl Wake {
     /// Waits for the next change of a file, at most until then.
     pub fn new(again: Arc<Notify>, until: Instant) -> Self {
         Self { changed: again.clone().notified_owned(), until, again }
+    }
+}
+
+impl From<Errno> for Refused {
+    fn from(error: Errno) -> Self {
+        Self::Status(of_errno(error))
     }
 }
 
