@@ -5,12 +5,15 @@
 use std::io;
 
 use block_io::Engine;
-use state_store::{LocalStore, Opened, record::OpenRecord};
+use state_store::{LocalStore, Opened};
 
 use crate::{
     Server,
     server::Current,
-    volume::recover::{Gone, ShareNow},
+    volume::{
+        record::OpenRecord,
+        recover::{Gone, ShareNow},
+    },
 };
 
 /// Name of the store in the state folder.

@@ -14,6 +14,8 @@ pub mod changes;
 pub mod client;
 mod durable;
 pub mod eas;
+pub mod file_key;
+mod folder_changes;
 pub mod kept;
 pub mod listing;
 pub mod names;
@@ -22,6 +24,7 @@ pub mod open;
 pub mod path;
 pub mod pattern;
 pub mod permit;
+pub mod record;
 pub mod recover;
 pub mod security;
 pub mod sequence;
@@ -397,7 +400,7 @@ impl Volume {
     pub fn tunnelled(&self, folder: BorrowedFd<'_>, path: RelPath) -> RelPath {
         let long = path.split().filter(|(_, name)| name.contains('~')).and_then(|(above, name)| {
             let folder = rustix::fs::fstat(folder).ok()?;
-            let long = self.tunnel.comes_back(node::key(&folder), name, Instant::now())?;
+            let long = self.tunnel.comes_back(file_key::key(&folder), name, Instant::now())?;
             Some(above.child(&long))
         });
         match long {
@@ -466,7 +469,7 @@ pub fn place_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
     let place = PathBuf::from(OsString::from_vec(text));
     if gone {
         let named = rustix::fs::statat(rustix::fs::CWD, &place, AtFlags::SYMLINK_NOFOLLOW)?;
-        if node::key(&named) != node::key(&rustix::fs::fstat(fd)?) {
+        if file_key::key(&named) != file_key::key(&rustix::fs::fstat(fd)?) {
             return Err(Errno::NOENT);
         }
     }

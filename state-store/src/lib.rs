@@ -1,7 +1,7 @@
 //! State that must outlive the process that promised it: opens, locks, leases.
 //!
 //! ```text
-//!  server ─► record (what is remembered of an open) ─► Batch ─► Store::commit ─► durable
+//!  server ─► Batch (records that it sets and deletes) ─► Store::commit ─► durable
 //!                                                                  │
 //!                             one node: LocalStore (engine) ───────┤
 //!                               queue ─► one frame for all that waits ─► write, fdatasync ─► answers
@@ -13,12 +13,11 @@
 //! a crash is given once, when the store is opened ([`Opened`]). Reading and writing files never
 //! comes here: only opening, closing, locking and what changes what a client may cache.
 //!
-//! This crate knows no protocol but for the fields of its records.
+//! This crate knows no protocol: a record is bytes under a key.
 
 mod engine;
 pub mod log;
 mod medium;
-pub mod record;
 
 use std::{
     collections::BTreeMap,

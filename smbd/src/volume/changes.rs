@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -18,14 +17,7 @@ use smb_protocol::{
 };
 use tokio::sync::Notify;
 
-use super::{
-    RelPath, Volume,
-    node::{
-        NodeKey, Nodes,
-        caching::{Cause, LeaseId},
-        key,
-    },
-};
+use super::{RelPath, Volume, file_key::FileKey, node::caching::LeaseId};
 use crate::{
     budget::{Budget, Held},
     work::aside,
@@ -56,7 +48,7 @@ pub struct Change<'a> {
 /// All folders that are watched.
 #[derive(Debug, Default)]
 pub struct Watches {
-    by_folder: Mutex<HashMap<NodeKey, Vec<Weak<Watch>>>>,
+    by_folder: Mutex<HashMap<FileKey, Vec<Weak<Watch>>>>,
     count: AtomicUsize,
     /// Watches of whole trees that are interested in each kind of change.
     trees: [AtomicUsize; 12],
@@ -71,7 +63,7 @@ fn kinds(filter: ChangeFilter) -> impl Iterator<Item = usize> {
 #[derive(Debug)]
 pub struct Watch {
     watches: Arc<Watches>,
-    folder: NodeKey,
+    folder: FileKey,
     filter: ChangeFilter,
     tree: bool,
     /// Bytes of events that are kept between two requests.
@@ -101,7 +93,7 @@ impl Watches {
     /// Begins to watch a folder.
     pub fn watch(
         self: &Arc<Self>,
-        folder: NodeKey,
+        folder: FileKey,
         filter: ChangeFilter,
         tree: bool,
         limit: usize,
@@ -131,7 +123,12 @@ impl Watches {
     }
 
     /// Tells those who watch `folder`; from further up only those who watch all below.
-    fn tell(&self, folder: NodeKey, from_above: bool, name: &str, change: &Change<'_>) {
+    /// Whether a change of that kind must be told to those who watch a whole tree.
+    pub(super) fn any_tree(&self, filter: ChangeFilter) -> bool {
+        kinds(filter).any(|kind| self.trees[kind].load(Ordering::Acquire) > 0)
+    }
+
+    pub(super) fn tell(&self, folder: FileKey, from_above: bool, name: &str, change: &Change<'_>) {
         let watches: Vec<_> = match lock(&self.by_folder).get(&folder) {
             Some(watches) => watches.iter().filter_map(Weak::upgrade).collect(),
             None => return,
@@ -149,7 +146,7 @@ impl Watches {
     }
 
     /// Those who watch a folder that is to be deleted are told so.
-    pub fn gone(&self, folder: NodeKey) {
+    pub fn gone(&self, folder: FileKey) {
         let watches: Vec<_> = match lock(&self.by_folder).get(&folder) {
             Some(watches) => watches.iter().filter_map(Weak::upgrade).collect(),
             None => return,
@@ -230,57 +227,6 @@ impl Drop for Watch {
         self.watches.count.fetch_sub(1, Ordering::Release);
         for kind in kinds(self.filter).filter(|_| self.tree) {
             self.watches.trees[kind].fetch_sub(1, Ordering::Release);
-        }
-    }
-}
-
-impl Nodes {
-    /// Whether a change must be told to anyone.
-    pub fn is_watched(&self) -> bool {
-        self.watches.any()
-    }
-
-    /// Something in a folder has changed: leases on the folder are broken, those who watch it or
-    /// a folder above it are told.
-    pub fn changed(&self, change: &Change<'_>) {
-        if !self.watches.any() && !self.any_folder_cached() {
-            return;
-        }
-        let Some((folder, name)) = change.path.split() else { return };
-        let Ok(stat) =
-            change.volume.folder_of(change.path).and_then(|f| rustix::fs::fstat(f.as_fd()))
-        else {
-            return;
-        };
-        if let Some(node) = self.get(&stat) {
-            // Nobody is waited for: the change has been made.
-            let _ = self.break_for(&node, Cause::Change, (0, change.by));
-        }
-        if !self.watches.any() {
-            return;
-        }
-        let mut name = name.to_owned();
-        if let Some(stream) = change.stream {
-            name = format!("{name}:{stream}");
-        }
-        self.watches.tell(key(&stat), false, &name, change);
-        let concerned = |kind: usize| self.watches.trees[kind].load(Ordering::Acquire) > 0;
-        if !kinds(change.filter).any(concerned) {
-            return;
-        }
-        // From the root down, each folder from the one above it: as long as the path, not its square.
-        let mut above = Vec::new();
-        let Ok(mut at) = rustix::io::fcntl_dupfd_cloexec(change.volume.root(), 0) else { return };
-        for part in folder.parts() {
-            let Ok(stat) = rustix::fs::fstat(&at) else { return };
-            above.push((key(&stat), part));
-            let Ok(next) = change.volume.step(at.as_fd(), part) else { return };
-            at = next;
-        }
-        for (key, part) in above.into_iter().rev() {
-            name.insert(0, '\\');
-            name.insert_str(0, part);
-            self.watches.tell(key, true, &name, change);
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use rustix::{fs::Stat, io::Errno};
 use smb_protocol::name::fold_char;
 
-use super::node::{self, NodeKey};
+use super::file_key::{self, FileKey};
 
 /// Folders with fewer names are quickly looked through.
 const LEAST: usize = 32;
@@ -45,7 +45,7 @@ struct Folder {
 /// A folder that is remembered. Its lock is held while it is changed; those of others are not.
 #[derive(Debug)]
 struct Known {
-    key: NodeKey,
+    key: FileKey,
     /// Names that it was read with.
     count: usize,
     folder: Mutex<Option<Folder>>,
@@ -65,7 +65,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The names of a folder while they are read.
 #[derive(Debug)]
 pub struct Reading {
-    key: NodeKey,
+    key: FileKey,
     stamp: Stamp,
     names: HashMap<u64, u32>,
     count: usize,
@@ -76,7 +76,7 @@ fn stamp(stat: &Stat) -> Stamp {
 }
 
 impl Names {
-    fn known(&self, key: NodeKey) -> Option<Arc<Known>> {
+    fn known(&self, key: FileKey) -> Option<Arc<Known>> {
         lock(&self.known).iter().find(|known| known.key == key).cloned()
     }
 
@@ -87,7 +87,7 @@ impl Names {
 
     /// Whether `folder` surely holds no name that is the same as `name`.
     pub fn lacks(&self, folder: &Stat, name: &str) -> bool {
-        let Some(known) = self.known(node::key(folder)) else { return false };
+        let Some(known) = self.known(file_key::key(folder)) else { return false };
         let mut state = lock(&known.folder);
         match &*state {
             Some(names) if names.stamp == stamp(folder) && names.since.elapsed() <= TIME => {
@@ -102,7 +102,12 @@ impl Names {
 
     /// Begins to read a folder that is as `folder` says.
     pub fn read(folder: &Stat) -> Reading {
-        Reading { key: node::key(folder), stamp: stamp(folder), names: HashMap::new(), count: 0 }
+        Reading {
+            key: file_key::key(folder),
+            stamp: stamp(folder),
+            names: HashMap::new(),
+            count: 0,
+        }
     }
 
     /// One name of a folder that is read.
@@ -141,7 +146,7 @@ impl Names {
             return change();
         }
         let before = rustix::fs::fstat(folder)?;
-        let Some(known) = self.known(node::key(&before)) else { return change() };
+        let Some(known) = self.known(file_key::key(&before)) else { return change() };
         // Nobody else of this server changes it or asks meanwhile.
         let mut state = lock(&known.folder);
         let before = rustix::fs::fstat(folder)?;

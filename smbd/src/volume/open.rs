@@ -29,13 +29,13 @@ use super::{
     attributes::{self, Facts},
     changes::{Change, Watch, Watches},
     client::{Awaited, Client},
-    close_removed,
+    close_removed, file_key,
     listing::{self, Listing},
     node::{
-        self, Node, Nodes, Refused,
+        Node, Nodes, Refused,
         caching::{self, Cause, LeaseId},
     },
-    permit::gates,
+    permit::{Permit, gates},
     security,
     sequence::ChannelSequence,
     streams,
@@ -511,7 +511,7 @@ impl Open {
         let path = self.known_path()?;
         let named = self.volume.stat_of(&path).ok()?;
         let own = rustix::fs::fstat(self.handle()).ok()?;
-        (node::key(&named) == node::key(&own)).then_some(path)
+        (file_key::key(&named) == file_key::key(&own)).then_some(path)
     }
 
     fn known_path(&self) -> Option<RelPath> {
@@ -631,6 +631,28 @@ impl Open {
     /// Whether each write must be durable before its answer.
     pub fn write_through(&self) -> bool {
         CreateOptions(self.mode.load(Ordering::Relaxed)).has(CreateOptions::WRITE_THROUGH)
+    }
+}
+
+impl Open {
+    /// Lets this open change something that needs one of the rights in `any`, whatever became of
+    /// its tree since.
+    ///
+    /// # Errors
+    /// Those of [`Volume::permit`], and `ACCESS_DENIED` without such a right.
+    pub fn permit(&self, any: Access) -> Result<Permit<'_>, NtStatus> {
+        let permit = self.volume().permit(self.ceiling)?;
+        self.need(any)?;
+        Ok(permit)
+    }
+
+    /// The content of a file that may be changed by one of the rights in `any`.
+    pub fn writable(&self, any: Access) -> Result<&Arc<LocalFile>, NtStatus> {
+        if self.directory {
+            return Err(NtStatus::INVALID_DEVICE_REQUEST);
+        }
+        self.permit(any)?;
+        self.content(any)
     }
 }
 

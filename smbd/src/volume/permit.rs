@@ -15,11 +15,9 @@ use std::{
     ffi::OsStr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::Arc,
     time::Instant,
 };
 
-use block_io::LocalFile;
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
     io::Errno,
@@ -27,7 +25,7 @@ use rustix::{
 };
 use smb_protocol::{NtStatus, msg::create::Access};
 
-use super::{MADE, Mark, RelPath, Volume, magic_path, node, open::Open, place_of};
+use super::{MADE, Mark, RelPath, Volume, file_key, magic_path, place_of};
 
 /// Access to what may not be changed: read and execute.
 pub const READ_ONLY: Access = Access(0x0012_00a9);
@@ -107,28 +105,6 @@ impl Volume {
     }
 }
 
-impl Open {
-    /// Lets this open change something that needs one of the rights in `any`, whatever became of
-    /// its tree since.
-    ///
-    /// # Errors
-    /// Those of [`Volume::permit`], and `ACCESS_DENIED` without such a right.
-    pub fn permit(&self, any: Access) -> Result<Permit<'_>, NtStatus> {
-        let permit = self.volume().permit(self.ceiling)?;
-        self.need(any)?;
-        Ok(permit)
-    }
-
-    /// The content of a file that may be changed by one of the rights in `any`.
-    pub fn writable(&self, any: Access) -> Result<&Arc<LocalFile>, NtStatus> {
-        if self.directory {
-            return Err(NtStatus::INVALID_DEVICE_REQUEST);
-        }
-        self.permit(any)?;
-        self.content(any)
-    }
-}
-
 impl Permit<'_> {
     /// Makes a regular file in a folder that must not be there yet, opened for reading and writing.
     pub fn create_file(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
@@ -166,7 +142,8 @@ impl Permit<'_> {
         // A descriptor from before it had a name does not tell the name.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(folder, name, flags, Mode::empty())?;
-        let same = node::key(&rustix::fs::fstat(&fd)?) == node::key(&rustix::fs::fstat(&nameless)?);
+        let same = file_key::key(&rustix::fs::fstat(&fd)?)
+            == file_key::key(&rustix::fs::fstat(&nameless)?);
         if same { Ok(fd) } else { Err(Errno::EXIST) }
     }
 
@@ -195,7 +172,11 @@ impl Permit<'_> {
             unlink_same(parent.as_fd(), &name, stat)
         })?;
         if let Ok(folder) = rustix::fs::fstat(&parent) {
-            self.volume.tunnel.went(node::key(&folder), &name.to_string_lossy(), Instant::now());
+            self.volume.tunnel.went(
+                file_key::key(&folder),
+                &name.to_string_lossy(),
+                Instant::now(),
+            );
         }
         Ok(())
     }
@@ -239,7 +220,7 @@ impl Permit<'_> {
         let _alone = taken::names([(&old, &*old_name), (&new, &*new_name)])?;
         let names = |folder: &OwnedFd, name: &OsStr, file: &Stat| {
             let named = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            Ok::<_, Errno>(node::key(&named) == node::key(file))
+            Ok::<_, Errno>(file_key::key(&named) == file_key::key(file))
         };
         if !names(&old, &old_name, stat)? {
             return Err(Errno::NOENT);
@@ -254,7 +235,7 @@ impl Permit<'_> {
         let rename = || rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags);
         let (from, to) = (rustix::fs::fstat(&old)?, rustix::fs::fstat(&new)?);
         // A folder that another file comes to or goes from is read anew.
-        let only = |folder: &Stat| node::key(&from) == node::key(folder);
+        let only = |folder: &Stat| file_key::key(&from) == file_key::key(folder);
         if only(&to) && !replace {
             let names = (old_name.to_str(), new_name.to_str());
             return self.volume.names.change(old.as_fd(), names, rename);
@@ -277,7 +258,7 @@ impl Permit<'_> {
         };
         let _alone = taken::names([(&folder, &*name)])?;
         let named = rustix::fs::statat(&folder, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if node::key(&named) != node::key(replaced) {
+        if file_key::key(&named) != file_key::key(replaced) {
             return Err(Errno::EXIST);
         }
         // A name with a colon is none to clients: nobody meets the file by it.
@@ -310,7 +291,7 @@ mod taken {
         sync::{Mutex, MutexGuard, PoisonError},
     };
 
-    use super::{Errno, OsStr, OwnedFd, node};
+    use super::{Errno, OsStr, OwnedFd, file_key};
 
     const SHARDS: usize = 64;
     static NAMES: [Mutex<()>; SHARDS] = [const { Mutex::new(()) }; SHARDS];
@@ -322,7 +303,7 @@ mod taken {
         let mut shards = Vec::with_capacity(N);
         for (folder, name) in names {
             let mut hasher = DefaultHasher::new();
-            node::key(&rustix::fs::fstat(folder)?).hash(&mut hasher);
+            file_key::key(&rustix::fs::fstat(folder)?).hash(&mut hasher);
             name.hash(&mut hasher);
             shards.push(hasher.finish() as usize % SHARDS);
         }

@@ -26,10 +26,7 @@ use smb_protocol::{
     FileId,
     msg::create::{Access, CreateOptions, ShareAccess},
 };
-use state_store::{
-    Opened,
-    record::{self, OpenRecord, Promise, Remembered, StreamRecord},
-};
+use state_store::Opened;
 
 use super::{
     Found, RelPath, StreamName, Volume,
@@ -39,7 +36,9 @@ use super::{
         locks::Range,
     },
     open::{LOCK_SEQUENCES, Open, Origin, Parts, StreamOpen},
-    path, stable, streams,
+    path,
+    record::{self, OpenRecord, Promise, Remembered, StreamRecord},
+    stable, streams,
 };
 use crate::{command::create::job::content_again, quoted::Quoted};
 

@@ -24,14 +24,15 @@ use rustix::{
     io::Errno,
 };
 use smb_protocol::NtStatus;
-use state_store::{
-    Batch, Commit, Store, StoreError,
+use state_store::{Batch, Commit, Store, StoreError};
+
+use super::{
+    node::caching::CachingRecord,
+    open::{Durability, Open, StreamOpen},
     record::{
         self, AwayRecord, FileIdentity, Kind, Lock, LocksRecord, OpenRecord, Promise, StreamRecord,
     },
 };
-
-use super::open::{Durability, Open, StreamOpen};
 use crate::status::of_errno;
 
 /// Time that a client has at least to come back to a server that was started again.
@@ -85,6 +86,20 @@ impl Stable {
         if let Some(store) = self.store.get().filter(|_| !self.is_frozen()) {
             drop(store.commit(batch));
         }
+    }
+
+    /// What opens cache has changed: by open, `None` for nothing. Nobody waits for it.
+    pub fn note_caching(&self, changed: Vec<(u64, Option<CachingRecord>)>) {
+        if changed.is_empty() {
+            return;
+        }
+        self.queue(changed.into_iter().fold(Batch::new(), |batch, (open, caching)| {
+            let key = record::key(Kind::Caching, open);
+            match caching {
+                Some(caching) => batch.put(key, caching.to_bytes()),
+                None => batch.delete(key),
+            }
+        }));
     }
 
     /// The server ends, and what it remembers stays: opens that go away now are not closed.
@@ -228,7 +243,13 @@ impl Open {
             batch = batch.put(record::key(Kind::Locks, record.id), locks.to_bytes());
         }
         let persistent = matches!(promised, Durability::Persistent(_));
-        Ok(Some(self.node.remember(self.node_id(), persistent, stable, batch)))
+        let id = self.node_id();
+        Ok(Some(self.node.remember(id, persistent, |caching| {
+            stable.commit(match caching {
+                Some(caching) => batch.put(record::key(Kind::Caching, id), caching.to_bytes()),
+                None => batch,
+            })
+        })))
     }
 
     /// Is kept for `timeout` from when its client is away, whatever it caches; on a continuously

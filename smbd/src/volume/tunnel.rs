@@ -9,7 +9,7 @@ use std::{
 
 use smb_protocol::name::same_name;
 
-use super::{node::NodeKey, short::short_name};
+use super::{file_key::FileKey, short::short_name};
 
 const TIME: Duration = Duration::from_secs(15);
 /// Names that are remembered at most.
@@ -17,7 +17,7 @@ const MOST: usize = 256;
 
 #[derive(Debug)]
 struct Gone {
-    folder: NodeKey,
+    folder: FileKey,
     short: String,
     long: String,
     at: Instant,
@@ -35,7 +35,7 @@ impl Tunnel {
     }
 
     /// A name of `folder` has gone.
-    pub fn went(&self, folder: NodeKey, long: &str, now: Instant) {
+    pub fn went(&self, folder: FileKey, long: &str, now: Instant) {
         let Some(short) = short_name(long) else { return };
         let mut gone = self.gone();
         if gone.len() >= MOST {
@@ -45,7 +45,7 @@ impl Tunnel {
     }
 
     /// The long name that a file made in `folder` by its short name gets.
-    pub fn comes_back(&self, folder: NodeKey, short: &str, now: Instant) -> Option<String> {
+    pub fn comes_back(&self, folder: FileKey, short: &str, now: Instant) -> Option<String> {
         let mut gone = self.gone();
         gone.retain(|name| now.duration_since(name.at) < TIME);
         let at =

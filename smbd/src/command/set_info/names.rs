@@ -20,8 +20,8 @@ use smb_protocol::{
 
 use super::{Ctx, Fail};
 use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, close_removed, node, node::caching::Cause,
-    open::Open, permit::gates, security,
+    FileName, Found, RelPath, StreamPart, attributes, close_removed, file_key,
+    node::caching::Cause, open::Open, permit::gates, security,
 };
 
 /// Whether a name that is taken may be taken away for another file; its file is no folder.
@@ -150,7 +150,9 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
         Found::Here { .. } if !request.replace => {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
-        Found::Here { stat: target, path, .. } if node::key(&target) == node::key(&stat) => {
+        Found::Here { stat: target, path, .. }
+            if file_key::key(&target) == file_key::key(&stat) =>
+        {
             // Two names of one file: the old one goes.
             permit.remove(&from, &stat)?;
             open.tell_at(&from, Action::REMOVED, open.name_filter());

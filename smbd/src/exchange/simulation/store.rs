@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use state_store::{
-    Batch, Commit, Records, Store,
-    record::{LocksRecord, OpenRecord},
-};
+use state_store::{Batch, Commit, Records, Store};
 
 use super::{Broken, Dice};
-use crate::faults::Platter;
+use crate::{
+    faults::Platter,
+    volume::record::{LocksRecord, OpenRecord},
+};
 
 /// A store whose durability is simulated: what was not waited for may be lost with the server,
 /// from the end. And what of the files is durable.

@@ -314,7 +314,7 @@ fn time_goes_on_over_restarts() {
         assert!(away && house.server.nodes.kept.len() == 1);
         house.kill(Vec::new());
         let store = state_store::LocalStore::open(&house.folder.path().join("state"), "opens");
-        let (opens, bad) = state_store::record::opens(&store.unwrap().records);
+        let (opens, bad) = crate::volume::record::opens(&store.unwrap().records);
         assert!(bad.is_empty());
         let since = opens[0].away.unwrap().since;
         assert_eq!(*before.get_or_insert(since), since);

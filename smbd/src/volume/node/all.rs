@@ -10,17 +10,9 @@ use std::{
     time::Instant,
 };
 
-use rustix::fs::{FileType, Stat};
-use smb_protocol::{
-    NtStatus,
-    msg::{context::LeaseState, create::Access, oplock::LeaseBreak},
-};
-use state_store::record::CachingRecord;
-
 use super::{
-    CreateKey, LockCount, Node, NodeKey, Opener, Refused, State, Use,
-    caching::{self, Break, Cause, Holder, LeaseId, NotSo, Want},
-    key,
+    CreateKey, LockCount, Node, Opener, Refused, State, Use,
+    caching::{self, Break, CachingRecord, Cause, Holder, LeaseId, NotSo, Want},
     links::Link,
     lock,
     sharing::{LOOKS, conflicts, takes_part},
@@ -30,11 +22,17 @@ use crate::{
         RelPath,
         changes::Watches,
         client::{Awaited, Clients, Nobody},
+        file_key::{FileKey, key},
         kept::Kept,
         open::Open,
         stable::Stable,
     },
     work::aside,
+};
+use rustix::fs::{FileType, Stat};
+use smb_protocol::{
+    NtStatus,
+    msg::{context::LeaseState, create::Access, oplock::LeaseBreak},
 };
 
 /// More opens are not looked through on a thread that serves.
@@ -43,7 +41,7 @@ const MANY: usize = 2048;
 /// Everything that is open.
 #[derive(Debug)]
 pub struct Nodes {
-    shards: [Mutex<HashMap<NodeKey, Arc<Node>>>; 16],
+    shards: [Mutex<HashMap<FileKey, Arc<Node>>>; 16],
     opens: [Mutex<HashMap<u64, Weak<Open>>>; 16],
     leases: Mutex<HashMap<LeaseId, Weak<Node>>>,
     /// Creates that a client may repeat, by `CreateGuid` and client.
@@ -106,7 +104,7 @@ impl Nodes {
         }
     }
 
-    fn shard(&self, key: NodeKey) -> &Mutex<HashMap<NodeKey, Arc<Node>>> {
+    fn shard(&self, key: FileKey) -> &Mutex<HashMap<FileKey, Arc<Node>>> {
         &self.shards[(key.1 % 16) as usize]
     }
 
@@ -132,12 +130,18 @@ impl Nodes {
         let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let way = (path, folder || stat.st_nlink <= 1);
         let joined = self.admit(&node, &mut state, way, by, &mut breaks);
-        state.note_caching(&self.stable);
-        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        self.note_caching(&node, &mut state);
         drop(state);
         drop(shard);
         self.tell(&node, breaks);
         joined.map(|()| node)
+    }
+
+    /// After a change of what is cached, before anyone can see it: what outlives the server goes into
+    /// the state store, in the order in which it changes.
+    fn note_caching(&self, node: &Node, state: &mut State) {
+        self.stable.note_caching(state.changed_caching());
+        node.cached.store(!state.caching.is_empty(), Ordering::Release);
     }
 
     fn admit(
@@ -203,7 +207,7 @@ impl Nodes {
     }
 
     /// Fails if a lease is that of another file (MS-SMB2 3.3.5.9.8).
-    pub fn check_lease(&self, id: LeaseId, key: Option<NodeKey>) -> Result<(), NtStatus> {
+    pub fn check_lease(&self, id: LeaseId, key: Option<FileKey>) -> Result<(), NtStatus> {
         let holder = lock(&self.leases).get(&id).and_then(Weak::upgrade);
         match holder {
             Some(node) if Some(node.key) != key => Err(NtStatus::INVALID_PARAMETER),
@@ -231,8 +235,7 @@ impl Nodes {
         };
         let locked = state.locks.len() > 0;
         let granted = state.caching.acquire(open, want, directory, others, locked);
-        state.note_caching(&self.stable);
-        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        self.note_caching(&node, &mut state);
         drop(state);
         if directory && granted != LeaseState::NONE {
             self.folders_cached.store(true, Ordering::Release);
@@ -256,9 +259,8 @@ impl Nodes {
         let mut breaks = Vec::new();
         let mut state = lock(&node.state);
         let wait = state.caching.break_for(cause, by, |_, _| true, Instant::now(), &mut breaks);
-        state.note_caching(&self.stable);
+        self.note_caching(&node, &mut state);
         let refused = wait.map(|until| node.wake(until));
-        node.cached.store(!state.caching.is_empty(), Ordering::Release);
         drop(state);
         self.tell(node, breaks);
         refused.map_or(Ok(()), Err)
@@ -309,7 +311,7 @@ impl Nodes {
             // MS-SMB2 3.3.4.7: nothing is left, and with it nothing to come back for.
             let mut state = lock(&node.state);
             state.caching.unreachable(due.holder);
-            state.note_caching(&self.stable);
+            self.note_caching(&node, &mut state);
             drop(state);
             node.changed.notify_waiters();
             for open in due.opens {
@@ -377,8 +379,7 @@ impl Nodes {
         let mut state = lock(&node.state);
         let result = state.caching.acknowledge(holder, kept);
         let next = state.caching.next_break(holder, Instant::now());
-        state.note_caching(&self.stable);
-        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        self.note_caching(&node, &mut state);
         drop(state);
         self.tell(node, next.into_iter().collect());
         node.changed.notify_waiters();
@@ -463,8 +464,7 @@ impl Nodes {
         state.locks.release_all(id);
         node.count_locks(&state);
         let ended = state.caching.leave(id);
-        state.note_caching(&self.stable);
-        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        self.note_caching(&node, &mut state);
         if let Some(left) = link.and_then(|link| state.links.leave(link))
             && left.delete_pending
             && !left.gone

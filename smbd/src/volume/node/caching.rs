@@ -13,14 +13,21 @@
 use std::time::{Duration, Instant};
 
 use smb_protocol::msg::{context::LeaseState, oplock::OplockLevel};
-use state_store::record::CachingRecord;
-
 /// How long a holder may take to acknowledge (MS-SMB2, note on 3.3.4.6).
 pub const BREAK_TIME: Duration = Duration::from_secs(35);
 
 const R: LeaseState = LeaseState::READ;
 const W: LeaseState = LeaseState::WRITE;
 const H: LeaseState = LeaseState::HANDLE;
+/// What the client of an open may cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CachingRecord {
+    /// Read 1, handle 2, write 4.
+    pub state: u32,
+    /// Parent key and epoch of a lease of version 2.
+    pub v2: Option<(Option<[u8; 16]>, u16)>,
+}
+
 /// Caches nothing.
 pub const NOTHING: LeaseState = LeaseState(0);
 

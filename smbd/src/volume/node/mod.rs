@@ -25,17 +25,13 @@ use std::{
     time::Instant,
 };
 
-use rustix::{fs::Stat, io::Errno};
+use rustix::io::Errno;
 use smb_protocol::{
     NtStatus,
     msg::{
         context::LeaseState,
         create::{Access, ShareAccess},
     },
-};
-use state_store::{
-    Batch, Commit,
-    record::{self, CachingRecord, Kind},
 };
 use tokio::sync::{Notify, futures::OwnedNotified};
 
@@ -44,27 +40,19 @@ pub use self::{
     sharing::beside,
 };
 use self::{
-    caching::{Caching, Holder, LeaseId, LeaseView},
+    caching::{Caching, CachingRecord, Holder, LeaseId, LeaseView},
     links::{LinkId, Links},
     locks::{Intent, Locks, Range},
     sharing::{conflicts, takes_part},
 };
-use super::{RelPath, stable::Stable};
+use super::{RelPath, file_key::FileKey};
 use crate::status::of_errno;
-
-/// Identity of a file on this machine: device and inode.
-pub type NodeKey = (u64, u64);
 
 /// Names a create: `CreateGuid` and `ClientGuid`.
 pub type CreateKey = ([u8; 16], [u8; 16]);
 
 /// Locks that one file can have.
 pub const MAX_LOCKS: usize = 16_384;
-
-/// Key of a file.
-pub fn key(stat: &Stat) -> NodeKey {
-    (stat.st_dev, stat.st_ino)
-}
 
 /// Byte-range locks of all files, and how many there may be.
 #[derive(Debug)]
@@ -82,7 +70,7 @@ impl Default for LockCount {
 /// A file that is open.
 #[derive(Debug)]
 pub struct Node {
-    key: NodeKey,
+    key: FileKey,
     state: Mutex<State>,
     /// Somebody caches something.
     cached: AtomicBool,
@@ -199,32 +187,23 @@ impl State {
         link.is_some_and(|link| link.delete_pending)
     }
 
-    /// Puts what clients of opens that outlive the server may cache into the state store, where it
-    /// has changed, in the order in which it changes.
-    fn note_caching(&mut self, stable: &Stable) {
-        if self.remembered.is_empty() {
-            return;
-        }
-        let mut batch = Batch::new();
+    /// What clients of opens that outlive the server may cache, where it has changed since the last
+    /// call: by open, `None` for nothing.
+    fn changed_caching(&mut self) -> Vec<(u64, Option<CachingRecord>)> {
+        let mut changed = Vec::new();
         for Remembered { open, caching, .. } in &mut self.remembered {
             let now = self.caching.held(*open);
             if now != *caching {
-                let key = record::key(Kind::Caching, *open);
-                batch = match &now {
-                    Some(caching) => batch.put(key, caching.to_bytes()),
-                    None => batch.delete(key),
-                };
+                changed.push((*open, now));
                 *caching = now;
             }
         }
-        if !batch.is_empty() {
-            stable.queue(batch);
-        }
+        changed
     }
 }
 
 impl Node {
-    fn new(key: NodeKey, all_locks: Arc<LockCount>) -> Arc<Self> {
+    fn new(key: FileKey, all_locks: Arc<LockCount>) -> Arc<Self> {
         let state = State {
             users: Vec::new(),
             links: Links::default(),
@@ -244,21 +223,18 @@ impl Node {
         })
     }
 
-    /// An open outlives the server from now on: `batch` says so, and what it caches goes with it.
-    pub fn remember(
+    /// An open outlives the server from now on. `commit` puts it into the state store with what it
+    /// caches, before that can change.
+    pub fn remember<T>(
         &self,
         open: u64,
         persistent: bool,
-        stable: &Stable,
-        mut batch: Batch,
-    ) -> Commit {
+        commit: impl FnOnce(Option<&CachingRecord>) -> T,
+    ) -> T {
         let mut state = lock(&self.state);
         let caching = state.caching.held(open);
-        if let Some(caching) = &caching {
-            batch = batch.put(record::key(Kind::Caching, open), caching.to_bytes());
-        }
         state.remembered.push(Remembered { open, persistent, caching });
-        stable.commit(batch)
+        commit(caching.as_ref())
     }
 
     /// What an open caches, as it would be remembered.
@@ -289,7 +265,7 @@ impl Node {
     }
 
     /// Which file it is.
-    pub fn key(&self) -> NodeKey {
+    pub fn key(&self) -> FileKey {
         self.key
     }
 

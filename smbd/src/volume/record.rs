@@ -7,10 +7,13 @@
 //!  'a' id   AwayRecord     since when its client is away
 //! ```
 //!
-//! Each begins with a version byte, which is 2 for the open of a named stream and else 1. Numbers are little-endian, in keys big-endian. A record of
-//! another version, or one that is malformed, is refused as a whole.
+//! Each begins with a version byte, which is 2 for the open of a named stream and else 1. Numbers are
+//! little-endian, in keys big-endian. A record of another version, or one that is malformed, is
+//! refused as a whole.
 
-use crate::{Batch, Records};
+use state_store::{Batch, Records};
+
+use super::node::caching::CachingRecord;
 
 const VERSION: u8 = 1;
 /// Of the record of an open that has a stream at its end.
@@ -155,15 +158,6 @@ pub struct LocksRecord {
     pub locks: Vec<Lock>,
     /// Sequence numbers by index; 255 is none.
     pub sequences: Option<[u8; 64]>,
-}
-
-/// What the client of an open may cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CachingRecord {
-    /// Read 1, handle 2, write 4.
-    pub state: u32,
-    /// Parent key and epoch of a lease of version 2.
-    pub v2: Option<(Option<[u8; 16]>, u16)>,
 }
 
 /// Since when the client of an open is away.
