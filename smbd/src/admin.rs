@@ -26,8 +26,9 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
 };
+use volume::{fs::volume::Volume, open::Open};
 
-use crate::{Server, session::Session, volume::Volume, volume::open::Open};
+use crate::{Server, session::Session};
 
 /// Longest request.
 const MAX_REQUEST: u64 = 64 << 10;

@@ -8,11 +8,11 @@ use std::{
 };
 
 use smb_protocol::msg::oplock::{LeaseBreak, Message};
+use volume::client::{self, Awaited};
 
 use crate::{
     notices::{self, Line, Notice},
     session::ConnectionId,
-    volume::client::{self, Awaited},
 };
 
 /// A connection and who has logged in on it, folded.

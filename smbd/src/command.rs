@@ -30,17 +30,17 @@ use smb_protocol::{
     msg::{negotiate::Capabilities, simple::Empty},
 };
 use tokio::sync::oneshot;
+use volume::{
+    budget::Budget,
+    open::{InProgress, Open, table::Creating},
+    sharing::file::{Refused, Wake},
+    status::{of_errno, of_storage},
+};
 
 use crate::{
-    budget::Budget,
     exchange::Exchange,
     pipe,
     session::{Session, Tree},
-    status::{of_errno, of_storage},
-    volume::{
-        node::{Creating, Refused, Wake},
-        open::{InProgress, Open},
-    },
 };
 
 /// Why a request is not answered with success here and now.

@@ -33,6 +33,7 @@ use futures_util::{
 use rustix::net::sockopt;
 use smb_protocol::crypto::NonceError;
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
+use volume::work::Turn;
 
 use self::input::{Input, give_buffer, take_buffer};
 use crate::{
@@ -42,7 +43,6 @@ use crate::{
     linger::Linger,
     meters::Meter,
     notices::Post,
-    work::Turn,
 };
 
 /// After so many turns others have theirs: a client that asks again at once, each time it is

@@ -13,11 +13,9 @@ use smb_protocol::{
     name::same_name,
     ntlm::users,
 };
+use volume::fs::short::short_name;
 
-use crate::{
-    command::{Ctx, Handled},
-    volume::short::short_name,
-};
+use crate::command::{Ctx, Handled};
 
 /// A part of a share that is served elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]

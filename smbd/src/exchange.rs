@@ -18,10 +18,10 @@ use smb_protocol::{
     msg::error,
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+use volume::{budget::Budget, open::table::Creating, work::Turn};
 
 use crate::{
     Server,
-    budget::Budget,
     command::{
         self, Ctx, Fail,
         negotiate::Negotiated,
@@ -32,8 +32,6 @@ use crate::{
     meters::Meter,
     notices::{Line, Notice, Post},
     session::{Channel, ConnectionId, Session},
-    volume::node::Creating,
-    work::Turn,
 };
 
 use self::{
@@ -337,7 +335,7 @@ impl Exchange {
         let mut answer = Answer::begin(out, &protection);
         #[cfg(test)]
         {
-            answer.leaks = !self.server.nodes.faults.keeps(crate::faults::Rule::TakenBack);
+            answer.leaks = !self.server.nodes.faults.keeps(volume::faults::Rule::TakenBack);
         }
         let mut waits = Vec::new();
         let mut chain = Chain::default();

@@ -18,10 +18,8 @@
 
 mod accounts;
 pub mod admin;
-mod budget;
 mod census;
 mod clients;
-mod clock;
 mod command;
 pub mod config;
 mod connection;
@@ -29,8 +27,6 @@ mod credits;
 pub mod descriptors;
 mod dfs;
 mod exchange;
-#[cfg(test)]
-mod faults;
 pub mod inherit;
 mod interfaces;
 mod linger;
@@ -40,17 +36,12 @@ mod meters;
 pub mod network;
 mod notices;
 mod pipe;
-mod quoted;
 mod recovery;
 pub mod sandbox;
 mod scrape;
 mod server;
 mod session;
-mod status;
 pub mod supervise;
-mod tokens;
-mod volume;
-mod work;
 
 pub use listener::{Bound, Running, start, start_bound};
 pub use server::Server;

@@ -14,13 +14,13 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
+use volume::work::Timed;
 
 use crate::{
     Server,
     census::{Census, Counted, Room},
     config::{Config, Limits},
     connection, descriptors, inherit, scrape,
-    work::Timed,
 };
 
 /// Clients that may wait to be accepted.
@@ -101,7 +101,7 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
     if let Some(kerberos) = &server.current().kerberos
         && !server.is_first
     {
-        kerberos.begin(crate::clock::now());
+        kerberos.begin(volume::clock::now());
     }
     let (stop, stopped) = watch::channel(false);
     let census = Arc::new(Census::default());

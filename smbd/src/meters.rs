@@ -21,8 +21,9 @@ use std::{
 };
 
 use smb_protocol::{Command, NtStatus};
+use volume::work::Longest;
 
-use crate::{Server, session::ConnectionId, work::Longest};
+use crate::{Server, session::ConnectionId};
 
 /// Commands that are counted apart; an unknown one counts as the last.
 const COMMANDS: [&str; 20] = [

@@ -28,15 +28,14 @@ use smb_protocol::{
     rpc::{Association, Call, FaultStatus, SyntaxId, ndr},
     wire::{Put, Reader, len32},
 };
+use volume::{budget::Held, work::aside};
 
 use self::handles::Handles;
 use crate::{
     Server,
     accounts::Accounts,
-    budget::Held,
     command::{Ctx, Handled, ioctl as ioctl_command},
     session::Session,
-    work::aside,
 };
 
 /// Pipes of one session at a time.

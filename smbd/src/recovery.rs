@@ -6,15 +6,12 @@ use std::io;
 
 use block_io::Engine;
 use state_store::{LocalStore, Opened};
-
-use crate::{
-    Server,
-    server::Current,
-    volume::{
-        record::OpenRecord,
-        recover::{Gone, ShareNow},
-    },
+use volume::open::{
+    record::OpenRecord,
+    recover::{Gone, ShareNow},
 };
+
+use crate::{Server, server::Current};
 
 /// Name of the store in the state folder.
 const STORE: &str = "opens";

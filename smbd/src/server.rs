@@ -14,23 +14,25 @@ use std::{
 };
 
 use smb_protocol::{SessionId, kerberos, ntlm::ServerInfo, security::Sid};
+use volume::{
+    budget::Budgets,
+    clock::{now, random},
+    fs::{
+        sweep::{self, Swept},
+        volume::Volume,
+    },
+    offload_tokens::Tokens,
+    open::table::Nodes,
+    quoted::Rate,
+};
 
 use crate::{
     accounts,
-    budget::Budgets,
     clients::Clients,
-    clock::{now, random},
     config::Config,
     logons::Logons,
     meters::Meters,
-    quoted::Rate,
     session::{ConnectionId, Sessions},
-    tokens::Tokens,
-    volume::{
-        Volume,
-        node::Nodes,
-        sweep::{self, Swept},
-    },
 };
 
 /// What all connections share.

@@ -29,17 +29,17 @@ use smb_protocol::{
     },
     security::Sid,
 };
+use volume::{
+    client::{Awaited, Client},
+    fs::volume::Volume,
+    open::Open,
+    work::aside,
+};
 
 use crate::{
     config::Hosts,
     notices::{self, Line, Notice},
     pipe::{PIPES_PER_SESSION, Pipe},
-    volume::{
-        Volume,
-        client::{Awaited, Client},
-        open::Open,
-    },
-    work::aside,
 };
 
 /// An authenticated session.

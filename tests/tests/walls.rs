@@ -19,7 +19,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("server-api", &["control-socket"]),
     ("vmm", &["block-io", "host-api"]),
     ("hyperv-host", &["vmm", "vhd", "smb-client", "block-io", "host-api"]),
-    ("smbd", &["smb-protocol", "block-io", "state-store", "server-api", "vhd"]),
+    ("volume", &["smb-protocol", "block-io", "state-store"]),
+    ("smbd", &["volume", "smb-protocol", "block-io", "state-store", "server-api"]),
     (
         "bulkhead",
         &[
@@ -41,7 +42,8 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("vmm/src/devices", &["machine"]),
     ("hyperv-host/src/disk_source.rs", &["daemon", "migrate"]),
     ("hyperv-host/src/allowed.rs", &["daemon", "migrate", "disk_source"]),
-    ("smbd/src/volume", &["command", "exchange", "connection", "pipe", "notices"]),
+    ("volume/src/fs", &["sharing", "open", "client"]),
+    ("volume/src/sharing", &["open", "client"]),
     ("smbd/src/session.rs", &["command", "exchange", "connection"]),
 ];
 

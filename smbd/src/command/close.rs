@@ -6,9 +6,9 @@ use smb_protocol::{
     NtStatus,
     msg::close::{POSTQUERY_ATTRIB, Request, Response},
 };
+use volume::{open::Ended, sharing::caching::Cause};
 
 use super::{Ctx, Fail, Handled, Later};
-use crate::volume::{node::caching::Cause, open::Ended};
 
 /// Handles a CLOSE.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {

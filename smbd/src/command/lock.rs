@@ -11,16 +11,13 @@ use smb_protocol::{
     },
 };
 use tokio::sync::oneshot;
-
-use super::{Ctx, Fail, Handled, Later};
-use crate::{
-    volume::{
-        node::locks::Range,
-        open::{LOCK_SEQUENCES, Open},
-        stable::of_store,
-    },
+use volume::{
+    open::{LOCK_SEQUENCES, Open, persistent::of_store},
+    sharing::locks::Range,
     work::aside,
 };
+
+use super::{Ctx, Fail, Handled, Later};
 
 /// Ranges that are quickly locked or released, however many the file has.
 const FEW: usize = 64;

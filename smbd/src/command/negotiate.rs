@@ -9,12 +9,10 @@ use smb_protocol::{
     },
     spnego::Acceptor,
 };
+use volume::clock;
 
 use super::{Ctx, Fail, Handled};
-use crate::{
-    clock,
-    config::{Config, Signing},
-};
+use crate::config::{Config, Signing};
 
 /// What client and server agreed on.
 #[derive(Debug, Clone)]

@@ -7,9 +7,9 @@ use smb_protocol::{
         oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
     },
 };
+use volume::sharing::caching::{self, Holder, LeaseId, NotSo};
 
 use super::{Ctx, Handled};
-use crate::volume::node::caching::{self, Holder, LeaseId, NotSo};
 
 /// Handles an acknowledgement.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {

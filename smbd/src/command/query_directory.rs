@@ -14,16 +14,14 @@ use smb_protocol::{
     },
     wire::Put,
 };
-
-use super::{Ctx, Fail, Handled, Later};
-use crate::{
+use volume::{
+    fs::listing::{HELD, Listing, Step},
+    open::Open,
     status::of_errno,
-    volume::{
-        listing::{HELD, Listing, Step},
-        open::Open,
-    },
     work,
 };
+
+use super::{Ctx, Fail, Handled, Later};
 
 /// Room for the fields in front of the entries.
 const PREFIX: [u8; 8] = [9, 0, 72, 0, 0, 0, 0, 0];

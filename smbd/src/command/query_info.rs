@@ -17,15 +17,16 @@ use smb_protocol::{
     security::parts,
     wire::Put,
 };
+use volume::{
+    fs::{
+        attributes::{self, Facts},
+        eas, security,
+        short::short_name,
+    },
+    open::Open,
+};
 
 use super::{Ctx, Fail, Handled};
-use crate::volume::{
-    attributes::{self, Facts},
-    eas,
-    open::Open,
-    security,
-    short::short_name,
-};
 
 /// Length of the fields in front of the information.
 const PREFIX: usize = 8;

@@ -11,9 +11,9 @@ use smb_protocol::{
     },
     wire::len32,
 };
+use volume::status::of_storage;
 
 use super::{Ctx, Fail, Handled, Later};
-use crate::status::of_storage;
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 

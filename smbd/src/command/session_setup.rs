@@ -26,13 +26,13 @@ use smb_protocol::{
 };
 
 use tokio::time::Instant;
+use volume::{clock, quoted::Quoted};
 
 use super::{Ctx, Fail, Handled, Later, negotiate::Negotiated};
 use crate::{
-    Server, clock,
+    Server,
     config::{Config, Encryption, Signing},
     logons::Network,
-    quoted::Quoted,
     session::{ChannelInfo, Keys, Logon, NEVER, Origin, Sealing, Session},
 };
 
@@ -289,7 +289,7 @@ fn establish(
         || client_signs.has(SecurityMode::SIGNING_REQUIRED);
     let keys = derive(negotiated, &done.session_key, preauth);
     #[cfg(test)]
-    if !server.nodes.faults.keeps(crate::faults::Rule::Nonces)
+    if !server.nodes.faults.keeps(volume::faults::Rule::Nonces)
         && let Some(sealing) = &keys.sealing
     {
         sealing.seals.repeat_nonces();

@@ -7,10 +7,10 @@ use smb_protocol::{
     msg::negotiate::{Capabilities, Response},
     spnego::Acceptor,
 };
+use volume::clock;
 
 use super::negotiate::{Negotiated, max_payload, security_mode};
 use crate::{
-    clock,
     connection::Dropped,
     exchange::{Exchange, plain_frame, plain_header},
 };

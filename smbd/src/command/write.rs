@@ -22,12 +22,13 @@ use smb_protocol::{
         write::{DATA_OFFSET, Request, Response, WRITE_THROUGH},
     },
 };
+use volume::{
+    fs::descriptor::reopen,
+    open::Open,
+    status::{of_errno, of_storage},
+};
 
 use super::{Ctx, Fail, Handled, Later};
-use crate::{
-    status::{of_errno, of_storage},
-    volume::{open::Open, reopen},
-};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 /// Parts of pages are not placed: what is not in the page cache would have to be read for them.

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use smb_protocol::ntlm::users;
+use volume::fs::path::RelPath;
 
 use super::{Check, ConfigError, Share};
-use crate::{
-    dfs::{Link, Namespace},
-    volume::RelPath,
-};
+use crate::dfs::{Link, Namespace};
 
 /// A link as it is written.
 #[derive(Deserialize)]

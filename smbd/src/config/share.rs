@@ -9,9 +9,10 @@ use std::{
 
 use serde::Deserialize;
 use smb_protocol::{msg::create::Access, ntlm::users};
+use volume::fs::permit::READ_ONLY;
 
 use super::{Check, ConfigError, Encryption, File, Sparse, yes};
-use crate::{network::Network, volume::permit::READ_ONLY};
+use crate::network::Network;
 
 impl Share {
     /// Access that opens of it can have at most.

@@ -7,10 +7,10 @@ use smb_protocol::{
     Command, Header, HeaderFlags, NtStatus, SessionId,
     crypto::{Role, SigningKey},
 };
+use volume::clock;
 
 use super::{Exchange, answer::Protection};
 use crate::{
-    clock,
     command::session_setup::{self, BindingRequest},
     session::{Channel, Session},
 };

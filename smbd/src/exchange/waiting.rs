@@ -10,6 +10,7 @@ use smb_protocol::{
     msg::error,
 };
 use tokio::sync::{Notify, oneshot};
+use volume::{budget::Held, open::InProgress, sharing::file::Wake, work::Turn};
 
 use super::{
     Accepted, Chain, Exchange, Flow, WaitingFuture,
@@ -17,12 +18,9 @@ use super::{
     split,
 };
 use crate::{
-    budget::Held,
     command::{Ends, Fail, Handled, Later},
     connection::Dropped,
     session::Channel,
-    volume::{node::Wake, open::InProgress},
-    work::Turn,
 };
 
 /// The end of something that waited.

@@ -11,11 +11,10 @@ use smb_protocol::{
         oplock::OplockLevel,
     },
 };
-
-use crate::volume::{
-    Mark,
-    node::caching::{LeaseId, LeaseView, Want},
+use volume::{
+    fs::descriptor::Mark,
     open::{Durability, Open},
+    sharing::caching::{LeaseId, LeaseView, Want},
 };
 
 /// How long a durable handle is kept if the client does not say (MS-SMB2, note on 3.3.5.9.6).

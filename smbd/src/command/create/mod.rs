@@ -3,7 +3,6 @@
 //! again in [`reconnect`].
 
 pub mod caching;
-pub mod job;
 mod previous;
 pub mod reconnect;
 
@@ -19,22 +18,15 @@ use smb_protocol::{
     },
     name::same_name,
 };
+use volume::{
+    fs::{descriptor::unmark, path::FileName},
+    open::{Durability, Open, Origin, create::Job, persistent::of_store},
+    sharing::file::Refused,
+};
 
-use self::{
-    caching::{Answers, Durable, REPLAYABLE, Wishes},
-    job::Job,
-};
+use self::caching::{Answers, Durable, REPLAYABLE, Wishes};
 use super::{Ctx, Fail, Handled, Later};
-use crate::{
-    descriptors, dfs,
-    volume::{
-        FileName,
-        node::Refused,
-        open::{Durability, Open, Origin},
-        stable::of_store,
-        unmark,
-    },
-};
+use crate::{descriptors, dfs};
 
 /// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
 const ACCESS_UNKNOWN: Access = Access(0x0ce0_fe00);
@@ -253,7 +245,7 @@ fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &Wishes) -> Result<(), Nt
         if !readable.has(Access::READ_DATA) {
             continue;
         }
-        tracing::info!(file = %crate::quoted::Quoted(&request.name), "an earlier instance is fenced");
+        tracing::info!(file = %volume::quoted::Quoted(&request.name), "an earlier instance is fenced");
         open.close_for_good();
     }
     Ok(())

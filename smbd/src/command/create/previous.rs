@@ -11,12 +11,12 @@ use smb_protocol::{
         create::Request,
     },
 };
-
-use crate::{
-    session::Tree,
+use volume::{
+    fs::{permit::READ_ONLY, volume::Volume},
     status::of_errno,
-    volume::{Volume, permit::READ_ONLY},
 };
+
+use crate::session::Tree;
 
 /// The name without the element that names a time, and the time that is asked for.
 ///

@@ -16,12 +16,12 @@ use smb_protocol::{
     },
 };
 use tokio::time::Instant;
+use volume::open::{Durability, Open};
 
 use super::{Wishes, answer};
 use crate::{
     command::{Ctx, Fail, Handled},
     session::Session,
-    volume::open::{Durability, Open},
 };
 
 /// How long after a client has come back on a new connection the end of its old one may still be
@@ -100,7 +100,7 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
         }
     };
     take(ctx, &open, &session)?;
-    tracing::debug!(user = session.user, file = %crate::quoted::Quoted(&request.name), "taken up again");
+    tracing::debug!(user = session.user, file = %volume::quoted::Quoted(&request.name), "taken up again");
     session.add_open(tree.id, open.clone());
     let oplock = open.oplock_level();
     answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out)

@@ -10,9 +10,10 @@ use smb_protocol::{
     },
     msg::create::Access,
 };
+use volume::{fs::space, status::of_errno};
 
 use super::{Call, Ctx, Handled, LONG, answer, answer_as, changes, reads, sparse};
-use crate::{command::write, status::of_errno, volume::space};
+use crate::command::write;
 
 /// Most chunks of a request.
 const MAX_CHUNKS: u32 = 256;

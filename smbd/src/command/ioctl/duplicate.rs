@@ -11,12 +11,12 @@ use smb_protocol::{
     fscc::{FileAttributes, FsctlCode, offload::Duplicate},
     msg::create::Access,
 };
+use volume::{
+    fs::{descriptor::cluster_size, space},
+    status::of_errno,
+};
 
 use super::{Call, Ctx, DONE, Handled, sparse, touches};
-use crate::{
-    status::of_errno,
-    volume::{cluster_size, space},
-};
 
 /// Lets a range of this open have the blocks of a range of another.
 pub fn duplicate(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {

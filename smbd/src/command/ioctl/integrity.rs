@@ -5,9 +5,9 @@ use smb_protocol::{
     NtStatus,
     wire::{Put, Reader},
 };
+use volume::fs::descriptor::cluster_size;
 
 use super::{Call, Handled, answer};
-use crate::volume::cluster_size;
 
 /// `CHECKSUM_TYPE_NONE`, and `COMPRESSION_FORMAT_NONE` alike.
 const NONE: u16 = 0;

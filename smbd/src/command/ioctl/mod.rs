@@ -34,9 +34,10 @@ use smb_protocol::{
         notify::ChangeFilter,
     },
 };
+use volume::open::Open;
 
 use super::{Ctx, Ends, Fail, Handled};
-use crate::{dfs, volume::open::Open};
+use crate::dfs;
 
 /// Copies longer than this tell the client that it waits.
 const LONG: u64 = 4 << 20;

@@ -6,9 +6,9 @@ use smb_protocol::{
     msg::create::Access,
     wire::{Put, Reader},
 };
+use volume::fs::descriptor::cluster_size;
 
 use super::{Call, Handled, answer};
-use crate::volume::cluster_size;
 
 /// Length of `FILE_OBJECTID_BUFFER` (MS-FSCC 2.1.3).
 const OBJECT_ID: usize = 64;

@@ -11,9 +11,9 @@ use smb_protocol::{
     },
     msg::create::Access,
 };
+use volume::{fs::space, status::of_errno};
 
 use super::{Call, Ctx, Handled, LONG, answer, changes, reads, sparse};
-use crate::{status::of_errno, volume::space};
 
 /// Unit of offsets and lengths: a logical sector.
 const SECTOR: u64 = 512;

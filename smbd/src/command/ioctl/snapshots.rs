@@ -1,9 +1,9 @@
 //! The list of previous versions (MS-SMB2 3.3.5.15.1).
 
 use smb_protocol::{NtStatus, fscc::snapshots::encode_list};
+use volume::{fs::volume::Found, status::of_errno};
 
 use super::{Call, Ctx, Handled};
-use crate::{status::of_errno, volume::Found};
 
 /// Least output that the list needs.
 const LEAST: usize = 16;

@@ -16,12 +16,13 @@ use smb_protocol::{
     msg::create::Access,
     wire::Put,
 };
+use volume::{
+    fs::{attributes, space},
+    open::Open,
+    status::of_errno,
+};
 
 use super::{Call, DONE, Handled, Outcome, answer, changes};
-use crate::{
-    status::of_errno,
-    volume::{attributes, open::Open, space},
-};
 
 /// Unit in which trims are carried out: the size of a page.
 const PAGE: u64 = 4096;
@@ -56,7 +57,8 @@ pub fn set_sparse(call: Call<'_>) -> Handled {
         }
         if !sparse {
             let len = open.facts()?.end_of_file;
-            let file = crate::volume::reopen_for_writing(open.holder()).map_err(of_errno)?;
+            let file =
+                volume::fs::descriptor::reopen_for_writing(open.holder()).map_err(of_errno)?;
             space::fill_holes(file.as_fd(), len).map_err(of_errno)?;
         }
         attributes::set_sparse(open.handle(), sparse).map_err(of_errno)?;

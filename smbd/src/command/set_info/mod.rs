@@ -22,18 +22,14 @@ use smb_protocol::{
     },
     security::{Descriptor, parts},
 };
+use volume::open::create::reserve;
+use volume::{
+    fs::{attributes, descriptor::set_length, eas, listing, security},
+    open::{Open, StreamOpen, persistent::of_store},
+    sharing::caching::Cause,
+};
 
-use super::{
-    Ctx, Fail, Handled, Later,
-    create::{job::reserve, settle},
-};
-use crate::volume::{
-    attributes, eas, listing,
-    node::caching::Cause,
-    open::{Open, StreamOpen},
-    security, set_length,
-    stable::of_store,
-};
+use super::{Ctx, Fail, Handled, Later, create::settle};
 
 /// Handles a SET_INFO.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {

@@ -17,12 +17,21 @@ use smb_protocol::{
     },
     name::same_name,
 };
+use volume::{
+    fs::{
+        attributes,
+        descriptor::close_removed,
+        file_key,
+        path::{FileName, RelPath, StreamPart},
+        permit::gates,
+        security,
+        volume::Found,
+    },
+    open::Open,
+    sharing::caching::Cause,
+};
 
 use super::{Ctx, Fail};
-use crate::volume::{
-    FileName, Found, RelPath, StreamPart, attributes, close_removed, file_key,
-    node::caching::Cause, open::Open, permit::gates, security,
-};
 
 /// Whether a name that is taken may be taken away for another file; its file is no folder.
 fn check_replaced(

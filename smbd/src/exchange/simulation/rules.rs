@@ -2,8 +2,9 @@
 //!
 //! A row of the table is a test: the rule that is broken, and the simulation that notices.
 
+use volume::faults;
+
 use super::{history, real, world::House};
-use crate::faults;
 
 /// A rule that is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use state_store::{Batch, Commit, Records, Store};
+use volume::{
+    faults::Platter,
+    open::record::{LocksRecord, OpenRecord},
+};
 
 use super::{Broken, Dice};
-use crate::{
-    faults::Platter,
-    volume::record::{LocksRecord, OpenRecord},
-};
 
 /// A store whose durability is simulated: what was not waited for may be lost with the server,
 /// from the end. And what of the files is durable.

@@ -9,12 +9,12 @@ use smb_protocol::{
     },
     msg::create::Disposition,
 };
+use volume::work::hurry;
 
 use super::{
     files::{FILE, FOLDER, logged_in},
     *,
 };
-use crate::work::hurry;
 
 impl Direct {
     /// All entries of a folder, taken in answers of at most `room` bytes.

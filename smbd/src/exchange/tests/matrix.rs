@@ -25,13 +25,13 @@ use smb_protocol::{
     },
     security::{ALLOW, Ace, AceFlags, Control, Descriptor, Sid, parts},
 };
-
-use super::*;
-use crate::volume::{
-    Volume,
+use volume::fs::{
     permit::gates::{self, Gate},
     security,
+    volume::Volume,
 };
+
+use super::*;
 
 /// Rights, one by one.
 const RIGHTS: [Access; 14] = [

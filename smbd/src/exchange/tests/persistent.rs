@@ -14,9 +14,9 @@ use smb_protocol::msg::{
     tree_connect::ShareCapabilities,
 };
 use state_store::{Batch, Commit, LocalStore, Store};
+use volume::{open::Open, sharing::locks::Range};
 
 use super::{house::*, *};
-use crate::volume::{node::locks::Range, open::Open};
 
 #[test]
 fn persistent_is_what_is_asked_for_where_it_can_be() {
@@ -314,7 +314,7 @@ fn time_goes_on_over_restarts() {
         assert!(away && house.server.nodes.kept.len() == 1);
         house.kill(Vec::new());
         let store = state_store::LocalStore::open(&house.folder.path().join("state"), "opens");
-        let (opens, bad) = crate::volume::record::opens(&store.unwrap().records);
+        let (opens, bad) = volume::open::record::opens(&store.unwrap().records);
         assert!(bad.is_empty());
         let since = opens[0].away.unwrap().since;
         assert_eq!(*before.get_or_insert(since), since);

@@ -13,7 +13,7 @@
 //! always the same; programs are slow now and then to see what has come. The server works between
 //! such steps, outside of that runtime: what it has given to its blocking threads is waited for
 //! one by one, in the order of the dice, so these threads change neither time nor order. With the
-//! power of its machine goes what was not made durable, block by block ([`crate::faults`]).
+//! power of its machine goes what was not made durable, block by block ([`volume::faults`]).
 //!
 //! The model is that of one register for each block ([`model`]): reads may overlap with a write, and
 //! what is read must be explained by some order of them. A folder of each client is made, renamed

@@ -1,0 +1,20 @@
+//! The file system below a share as MS-FSA describes one, on Linux.
+
+pub mod attributes;
+pub mod descriptor;
+pub mod eas;
+pub mod file_key;
+pub mod listing;
+pub mod names;
+pub mod path;
+pub mod pattern;
+pub mod permit;
+pub mod security;
+pub mod short;
+pub mod snapshots;
+pub mod space;
+pub mod streams;
+pub mod sweep;
+pub mod times;
+pub mod tunnel;
+pub mod volume;

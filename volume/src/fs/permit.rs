@@ -1,0 +1,346 @@
+//! The one gate before a change.
+//!
+//! ```text
+//!  Open::permit(right) ──┐  what the open was granted
+//!                        ├─► Volume::permit(ceiling) ─► Permit ─► names, attributes, streams, lists
+//!  CREATE, its tree ─────┘  is it the volume of now,
+//!                           does its share let anything change
+//! ```
+//!
+//! What changes a volume takes a [`Permit`], so nothing reaches it that was not asked here whether
+//! the volume may be changed at all: one of the past is not (MS-FSA, `Volume.IsReadOnly`), nor is a
+//! share that grants reading alone.
+
+use std::{
+    ffi::OsStr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    time::Instant,
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
+    io::Errno,
+    rand::{GetRandomFlags, getrandom},
+};
+use smb_protocol::{NtStatus, msg::create::Access};
+
+use crate::fs::{
+    descriptor::{MADE, Mark, magic_path, place_of},
+    file_key,
+    path::RelPath,
+    volume::Volume,
+};
+
+/// Access to what may not be changed: read and execute.
+pub const READ_ONLY: Access = Access(0x0012_00a9);
+
+/// Rights that change something.
+const CHANGES: Access = Access(
+    Access::WRITE_DATA.0
+        | Access::APPEND_DATA.0
+        | Access::WRITE_EA.0
+        | Access::DELETE_CHILD.0
+        | Access::WRITE_ATTRIBUTES.0
+        | Access::DELETE.0
+        | Access::WRITE_DAC.0
+        | Access::WRITE_OWNER.0,
+);
+
+/// The single checks, which the test of all of them opens one by one to see that it notices.
+pub mod gates {
+    /// A check.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Gate {
+        /// A file's list says who gets which right.
+        List,
+        /// An open does what it was granted.
+        Right,
+        /// A name comes into a folder by a right in the folder.
+        Folder,
+        /// A name is taken from a file by a right to delete that file.
+        Replaced,
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    thread_local! {
+        static OPEN: std::cell::Cell<Option<Gate>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// From now on this thread passes a gate unchecked.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open(gate: Option<Gate>) {
+        OPEN.set(gate);
+    }
+
+    /// Whether a check counts.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn holds(gate: Gate) -> bool {
+        OPEN.get() != Some(gate)
+    }
+
+    /// Whether a check counts: it does.
+    #[cfg(not(any(test, feature = "testing")))]
+    #[inline(always)]
+    pub const fn holds(_: Gate) -> bool {
+        true
+    }
+}
+
+/// Says that whoever is about to change a volume may do so; there is no other way to change one.
+#[derive(Debug, Clone, Copy)]
+pub struct Permit<'a> {
+    volume: &'a Volume,
+}
+
+impl Volume {
+    /// Lets those change the volume whose share grants them `ceiling` at most.
+    ///
+    /// # Errors
+    /// `MEDIA_WRITE_PROTECTED` for a volume of the past, `ACCESS_DENIED` on a share that may only be
+    /// read.
+    pub fn permit(&self, ceiling: Access) -> Result<Permit<'_>, NtStatus> {
+        if self.past {
+            return Err(NtStatus::MEDIA_WRITE_PROTECTED);
+        }
+        if !ceiling.any(CHANGES) {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        Ok(Permit { volume: self })
+    }
+}
+
+impl Permit<'_> {
+    /// Makes a regular file in a folder that must not be there yet, opened for reading and writing.
+    pub fn create_file(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let fd = self.volume.names.change(folder, (None, Some(name)), || {
+            let flags = flags | OFlags::CLOEXEC;
+            rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o640))
+        })?;
+        self.regroup(fd)
+    }
+
+    /// Makes a regular file as [`Permit::create_file`] does, which bears a mark from the moment it
+    /// has its name.
+    pub fn create_marked(
+        &self,
+        folder: BorrowedFd<'_>,
+        name: &str,
+        mark: &Mark,
+    ) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let nameless = rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o640));
+        let nameless = match nameless {
+            Ok(nameless) => nameless,
+            // A file system that cannot: for a moment the file is there without its mark.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
+                let fd = self.create_file(folder, name)?;
+                rustix::fs::fsetxattr(&fd, MADE, mark, XattrFlags::empty())?;
+                return Ok(fd);
+            }
+            Err(error) => return Err(error),
+        };
+        rustix::fs::fsetxattr(&nameless, MADE, mark, XattrFlags::empty())?;
+        let nameless = self.regroup(nameless)?;
+        self.link_in(nameless.as_fd(), folder, name)?;
+        // A descriptor from before it had a name does not tell the name.
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+        let same = file_key::key(&rustix::fs::fstat(&fd)?)
+            == file_key::key(&rustix::fs::fstat(&nameless)?);
+        if same { Ok(fd) } else { Err(Errno::EXIST) }
+    }
+
+    /// Gives what was made the group that is set.
+    fn regroup(&self, fd: OwnedFd) -> Result<OwnedFd, Errno> {
+        if self.volume.group.is_some() {
+            rustix::fs::chownat(&fd, "", None, self.volume.group, AtFlags::EMPTY_PATH)?;
+        }
+        Ok(fd)
+    }
+
+    /// Makes a folder in another that must not be there yet.
+    pub fn create_folder(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+        self.volume.names.change(folder, (None, Some(name)), || {
+            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o750))
+        })?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.regroup(rustix::fs::openat(folder, name, flags, Mode::empty())?)
+    }
+
+    /// Removes `path` if it still names the file that `stat` describes.
+    pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
+        let (parent, name) = self.volume.parent(path)?;
+        let _alone = taken::names([(&parent, &*name)])?;
+        self.volume.names.change(parent.as_fd(), (name.to_str(), None), || {
+            unlink_same(parent.as_fd(), &name, stat)
+        })?;
+        if let Ok(folder) = rustix::fs::fstat(&parent) {
+            self.volume.tunnel.went(
+                file_key::key(&folder),
+                &name.to_string_lossy(),
+                Instant::now(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes the name of what `fd` names, and the streams of a file that is gone with it. The
+    /// name is the one it was opened by, which may be a symbolic link, or, if that is not there any
+    /// more, the one that it has now.
+    pub fn remove_open(&self, fd: BorrowedFd<'_>, opened: Option<&RelPath>) -> Result<(), Errno> {
+        let stat = rustix::fs::fstat(fd)?;
+        if let Some(opened) = opened
+            && self.remove(opened, &stat).is_ok()
+        {
+            return self.forget_streams(fd);
+        }
+        let place = place_of(fd)?;
+        match place.strip_prefix(place_of(self.volume.root())?) {
+            Ok(below) => self.remove(&RelPath::from_system(below), &stat)?,
+            // It was moved out of this share through one that holds it.
+            Err(_) => remove_at(&place, &stat)?,
+        }
+        self.forget_streams(fd)
+    }
+
+    /// Removes the streams of a file that has no name any more.
+    pub fn forget_streams(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let stat = rustix::fs::fstat(fd)?;
+        if stat.st_nlink == 0 { self.volume.streams().clear(fd, |_| false) } else { Ok(()) }
+    }
+
+    /// Gives the file that `stat` describes, which `from` names, another name. That name is free, or
+    /// the file that `replaced` describes loses it. `NOENT` if `from` names another file by now, and
+    /// `EXIST` if `to` does.
+    pub fn rename(
+        &self,
+        (from, stat): (&RelPath, &Stat),
+        to: &RelPath,
+        replaced: Option<&Stat>,
+    ) -> Result<(), Errno> {
+        let (old, old_name) = self.volume.parent(from)?;
+        let (new, new_name) = self.volume.parent(to)?;
+        let _alone = taken::names([(&old, &*old_name), (&new, &*new_name)])?;
+        let names = |folder: &OwnedFd, name: &OsStr, file: &Stat| {
+            let named = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok::<_, Errno>(file_key::key(&named) == file_key::key(file))
+        };
+        if !names(&old, &old_name, stat)? {
+            return Err(Errno::NOENT);
+        }
+        if let Some(replaced) = replaced
+            && !names(&new, &new_name, replaced)?
+        {
+            return Err(Errno::EXIST);
+        }
+        let replace = replaced.is_some();
+        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let rename = || rustix::fs::renameat_with(&old, &*old_name, &new, &*new_name, flags);
+        let (from, to) = (rustix::fs::fstat(&old)?, rustix::fs::fstat(&new)?);
+        // A folder that another file comes to or goes from is read anew.
+        let only = |folder: &Stat| file_key::key(&from) == file_key::key(folder);
+        if only(&to) && !replace {
+            let names = (old_name.to_str(), new_name.to_str());
+            return self.volume.names.change(old.as_fd(), names, rename);
+        }
+        rename()
+    }
+
+    /// Gives what `fd` names one more name, which must be free, or the file that `replaced` describes
+    /// loses it. The name is there all the time: it names the one file or the other. `EXIST` if it
+    /// names a third by now.
+    pub fn link(
+        &self,
+        fd: BorrowedFd<'_>,
+        to: &RelPath,
+        replaced: Option<&Stat>,
+    ) -> Result<(), Errno> {
+        let (folder, name) = self.volume.parent(to)?;
+        let Some(replaced) = replaced else {
+            return self.link_in(fd, folder.as_fd(), &name.to_string_lossy());
+        };
+        let _alone = taken::names([(&folder, &*name)])?;
+        let named = rustix::fs::statat(&folder, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if file_key::key(&named) != file_key::key(replaced) {
+            return Err(Errno::EXIST);
+        }
+        // A name with a colon is none to clients: nobody meets the file by it.
+        let mut random = [0; 8];
+        getrandom(&mut random, GetRandomFlags::empty())?;
+        let aside = format!(":link-{:016x}", u64::from_le_bytes(random));
+        self.link_in(fd, folder.as_fd(), &aside)?;
+        let renamed = rustix::fs::renameat(&folder, aside.as_str(), &folder, &*name);
+        if renamed.is_err() {
+            rustix::fs::unlinkat(&folder, aside.as_str(), AtFlags::empty())?;
+        }
+        renamed
+    }
+
+    fn link_in(&self, fd: BorrowedFd<'_>, folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+        let path = magic_path(fd);
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        self.volume.names.change(folder, (None, Some(name)), || {
+            rustix::fs::linkat(rustix::fs::CWD, path.as_str(), folder, name, follow)
+        })
+    }
+}
+
+/// Names that are taken away from their files: one after the other, so that a name that was just
+/// seen to be of a file is so until it is taken away. What other programs of the machine do in that
+/// moment is not kept out.
+mod taken {
+    use std::{
+        hash::{DefaultHasher, Hash, Hasher},
+        sync::{Mutex, MutexGuard, PoisonError},
+    };
+
+    use super::{Errno, OsStr, OwnedFd, file_key};
+
+    const SHARDS: usize = 64;
+    static NAMES: [Mutex<()>; SHARDS] = [const { Mutex::new(()) }; SHARDS];
+
+    /// Held while these names, each in its folder, are looked at and taken away.
+    pub fn names<const N: usize>(
+        names: [(&OwnedFd, &OsStr); N],
+    ) -> Result<Vec<MutexGuard<'static, ()>>, Errno> {
+        let mut shards = Vec::with_capacity(N);
+        for (folder, name) in names {
+            let mut hasher = DefaultHasher::new();
+            file_key::key(&rustix::fs::fstat(folder)?).hash(&mut hasher);
+            name.hash(&mut hasher);
+            shards.push(hasher.finish() as usize % SHARDS);
+        }
+        // In one order, so that nobody waits for who waits for them.
+        shards.sort_unstable();
+        shards.dedup();
+        let hold = |shard: usize| NAMES[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(shards.into_iter().map(hold).collect())
+    }
+}
+
+/// Removes a name if it still names the file that `stat` describes, or is a link to it.
+fn unlink_same(folder: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<(), Errno> {
+    let now = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let kind = FileType::from_raw_mode(now.st_mode);
+    let means = match kind {
+        FileType::Symlink => rustix::fs::statat(folder, name, AtFlags::empty())?,
+        _ => now,
+    };
+    if (means.st_dev, means.st_ino) != (stat.st_dev, stat.st_ino) {
+        return Err(Errno::NOENT);
+    }
+    let flags = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+    rustix::fs::unlinkat(folder, name, flags)
+}
+
+fn remove_at(place: &Path, stat: &Stat) -> Result<(), Errno> {
+    let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
+        return Err(Errno::BUSY);
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    let folder = rustix::fs::openat2(rustix::fs::CWD, folder, flags, Mode::empty(), resolve)?;
+    unlink_same(folder.as_fd(), name, stat)
+}

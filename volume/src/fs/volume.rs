@@ -1,0 +1,387 @@
+//! The folder of a share: how a name leads to a file.
+//!
+//! Every path is resolved by the kernel below the share's folder; nothing leaves it, neither by
+//! `..` nor by a symbolic link. A file is reached by descriptor from then on, never by path.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use rustix::{
+    fs::{Dir, Gid, Mode, OFlags, ResolveFlags, Stat},
+    io::Errno,
+};
+use smb_protocol::{NtStatus, name::same_name};
+
+use super::{
+    descriptor::place_of,
+    file_key, names,
+    path::{self, RelPath},
+    short,
+    snapshots::Snapshots,
+    space,
+    streams::StreamStore,
+    tunnel,
+};
+use crate::{status::of_errno, work::aside};
+
+/// The folder of a share.
+#[derive(Debug)]
+pub struct Volume {
+    root: OwnedFd,
+    /// Where the root was when it was opened.
+    base: RelPath,
+    shares_blocks: OnceLock<bool>,
+    pub(crate) snapshots: Snapshots,
+    /// It is a snapshot of another.
+    pub(crate) past: bool,
+    /// Opens in it.
+    opens: AtomicUsize,
+    /// Group of the system that what is made here gets.
+    pub(crate) group: Option<Gid>,
+    pub(crate) streams: RwLock<Arc<StreamStore>>,
+    pub(crate) tunnel: tunnel::Tunnel,
+    pub(crate) names: names::Names,
+}
+
+/// Where a name leads.
+#[derive(Debug)]
+pub enum Found {
+    /// To something; the path has the case that the disk has.
+    Here {
+        /// Opened without access to its content.
+        fd: OwnedFd,
+        /// What it is.
+        stat: Stat,
+        /// Its name as the disk has it.
+        path: RelPath,
+    },
+    /// To nothing, but the folder it would be in is there.
+    Missing {
+        /// The folder, opened for listing.
+        folder: OwnedFd,
+        /// The name with the folder's part as the disk has it.
+        path: RelPath,
+    },
+}
+
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+
+impl Volume {
+    /// Opens a share's folder.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        let volume = Self::from_root(root, false)?;
+        match volume.openat(OsStr::new("."), flags, Mode::empty()) {
+            Err(Errno::NOSYS) => Err(std::io::Error::other(
+                "the system refuses openat2, by which paths are kept below it: Linux 5.6 or later \
+                 is needed, and no filter that refuses it (RestrictSUIDSGID of systemd does)",
+            )),
+            // Whoever may not look into it now may later.
+            _ => Ok(volume),
+        }
+    }
+
+    pub(crate) fn from_root(root: OwnedFd, past: bool) -> Result<Self, Errno> {
+        let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
+        let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
+        let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
+        let base = RelPath::from_system(&place_of(root.as_fd())?);
+        let tunnel = tunnel::Tunnel::default();
+        let names = names::Names::default();
+        let (opens, group) = (AtomicUsize::new(0), None);
+        Ok(Self {
+            root,
+            base,
+            streams,
+            shares_blocks,
+            snapshots,
+            past,
+            opens,
+            group,
+            tunnel,
+            names,
+        })
+    }
+
+    /// What is made here gets this group of the system.
+    pub fn with_group(self, group: Option<u32>) -> Self {
+        Self { group: group.map(Gid::from_raw), ..self }
+    }
+
+    /// Number of opens.
+    pub fn open_count(&self) -> usize {
+        self.opens.load(Ordering::Relaxed)
+    }
+
+    /// Counts an open.
+    pub fn entered(&self) {
+        self.opens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an open out.
+    pub fn left(&self) {
+        self.opens.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether it is a snapshot, in which nothing changes any more.
+    pub fn is_past(&self) -> bool {
+        self.past
+    }
+
+    /// Whether files on it can share blocks.
+    pub fn shares_blocks(&self) -> bool {
+        *self.shares_blocks.get_or_init(|| space::can_share(self.root()))
+    }
+
+    /// Says which other shares there are: on one file system a file's named streams are the same
+    /// through all of them.
+    pub fn know(&self, others: &[Arc<Self>]) -> Result<(), Errno> {
+        let homes = self.homes(others)?;
+        *self.streams.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(StreamStore::new(homes));
+        Ok(())
+    }
+
+    /// The roots of the shares on this file system, those around this one first, the outermost
+    /// before all.
+    pub fn homes(&self, others: &[Arc<Self>]) -> Result<Vec<OwnedFd>, Errno> {
+        let device = rustix::fs::fstat(&self.root)?.st_dev;
+        let mine = place_of(self.root())?;
+        let mut homes = Vec::new();
+        for other in others.iter().map(AsRef::as_ref) {
+            if rustix::fs::fstat(&other.root)?.st_dev == device {
+                let place = place_of(other.root())?;
+                homes.push((!mine.starts_with(&place), place, other));
+            }
+        }
+        homes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        homes.dedup_by(|a, b| a.1 == b.1);
+        homes.iter().map(|home| rustix::io::fcntl_dupfd_cloexec(&home.2.root, 0)).collect()
+    }
+
+    /// The named streams of the files here.
+    pub fn streams(&self) -> Arc<StreamStore> {
+        self.streams.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A path in this share as one from the root of the system, which is the same through every
+    /// share.
+    pub fn system(&self, path: &RelPath) -> RelPath {
+        self.base.join(path)
+    }
+
+    /// A path from the root of the system as one in this share; `None` if it is not in it.
+    pub fn own(&self, system: &RelPath) -> Option<RelPath> {
+        system.below(&self.base)
+    }
+
+    /// The path from the share's root to what `fd` names, as it is now, whoever moved it; the
+    /// root's for what is not below it any more.
+    pub fn path_of(&self, fd: BorrowedFd<'_>) -> Result<RelPath, Errno> {
+        let (root, place) = (place_of(self.root())?, place_of(fd)?);
+        Ok(RelPath::from_system(place.strip_prefix(root).unwrap_or(Path::new(""))))
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    fn openat(&self, path: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { OsStr::new(".") } else { path };
+        loop {
+            match rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, mode, RESOLVE) {
+                // The kernel saw a rename while it resolved the path.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn look(&self, path: &RelPath) -> Result<(OwnedFd, Stat), Errno> {
+        let fd = self.openat(&path.to_os(), OFlags::PATH, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok((fd, stat))
+    }
+
+    /// What `path` names, as it is written.
+    pub fn stat_of(&self, path: &RelPath) -> Result<Stat, Errno> {
+        Ok(self.look(path)?.1)
+    }
+
+    /// Follows a name, first with its own case, then with Windows' rules.
+    pub fn find(&self, wanted: &RelPath) -> Result<Found, NtStatus> {
+        match self.look(wanted) {
+            Ok((fd, stat)) => return Ok(Found::Here { fd, stat, path: wanted.clone() }),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(of_errno(error)),
+        }
+        let (above, name) = wanted.split().ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
+        let (folder, above) = match self.open_folder(&above) {
+            Ok(folder) => (folder, above),
+            Err(Errno::NOENT) => self.find_folder(&above)?,
+            Err(error) => return Err(of_folder(error)),
+        };
+        let Some(real) = self.fold(&folder, name)? else {
+            return Ok(Found::Missing { folder, path: above.child(name) });
+        };
+        let path = above.child(&real);
+        match self.look(&path) {
+            Ok((fd, stat)) => Ok(Found::Here { fd, stat, path }),
+            Err(Errno::NOENT) => Ok(Found::Missing { folder, path }),
+            Err(error) => Err(of_errno(error)),
+        }
+    }
+
+    /// Follows the name of a folder part by part.
+    fn find_folder(&self, wanted: &RelPath) -> Result<(OwnedFd, RelPath), NtStatus> {
+        /// More folders than that, one in the other, are not followed on a thread that serves.
+        const DEEP: usize = 16;
+        let parts = wanted.parts();
+        let mut at = (self.open_folder(&RelPath::root()).map_err(of_folder)?, RelPath::root());
+        let (first, rest) = parts.split_at(parts.len().min(DEEP));
+        for part in first {
+            at = self.enter(at, part)?;
+        }
+        if rest.is_empty() {
+            return Ok(at);
+        }
+        aside(|| rest.iter().try_fold(at, |at, part| self.enter(at, part)))
+    }
+
+    /// Follows one part of a name from a folder.
+    fn enter(
+        &self,
+        (folder, above): (OwnedFd, RelPath),
+        part: &str,
+    ) -> Result<(OwnedFd, RelPath), NtStatus> {
+        let open = |name: &str| {
+            // From the folder itself, whose depth does not matter then.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match rustix::fs::openat2(&folder, name, flags, Mode::empty(), RESOLVE) {
+                // A link that leads out of this folder may still lead to one of the share.
+                Err(Errno::XDEV | Errno::AGAIN) => self.open_folder(&above.child(name)),
+                other => other,
+            }
+        };
+        match open(part) {
+            Err(Errno::NOENT) => {
+                let real = self.fold(&folder, part)?.ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
+                let next = open(&real).map_err(of_folder)?;
+                Ok((next, above.child(&real)))
+            }
+            other => Ok((other.map_err(of_folder)?, above.child(part))),
+        }
+    }
+
+    /// Opens a folder for listing.
+    fn open_folder(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+        self.openat(&path.to_os(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+    }
+
+    /// Opens a folder in another, without access to its content.
+    pub(crate) fn step(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(folder, name, flags, Mode::empty(), RESOLVE)
+    }
+
+    /// The name in `folder` that Windows holds for the same as `part`.
+    fn fold(&self, folder: &OwnedFd, part: &str) -> Result<Option<String>, NtStatus> {
+        /// So many names are looked at on a thread that serves.
+        const FEW: usize = 256;
+        let by_short = part.contains('~') && short::is_short(part);
+        let stat = rustix::fs::fstat(folder).map_err(of_errno)?;
+        if !by_short && self.names.lacks(&stat, part) {
+            return Ok(None);
+        }
+        let mut reading = names::Names::read(&stat);
+        let mut entries = Dir::read_from(folder).map_err(of_errno)?;
+        let mut short_for = Vec::new();
+        let mut look = |most: usize| -> Result<Looked, NtStatus> {
+            for _ in 0..most {
+                let Some(entry) = entries.next() else { return Ok(Looked::At(None)) };
+                let entry = entry.map_err(of_errno)?;
+                let Ok(text) = entry.file_name().to_str() else { continue };
+                if same_name(text, part) {
+                    return Ok(Looked::At(Some(text.to_owned())));
+                }
+                self.names.saw(&mut reading, text);
+                if by_short
+                    && path::valid_part(text)
+                    && short::short_name(text).is_some_and(|short| same_name(&short, part))
+                {
+                    short_for.push(text.to_owned());
+                }
+            }
+            Ok(Looked::NotYet)
+        };
+        let mut looked = look(FEW)?;
+        if matches!(looked, Looked::NotYet) {
+            looked = aside(|| look(usize::MAX))?;
+        }
+        if let Looked::At(Some(found)) = looked {
+            return Ok(Some(found));
+        }
+        self.names.done(reading);
+        // A short name that could mean two files means none.
+        Ok(short_for.pop().filter(|_| short_for.is_empty()))
+    }
+
+    pub(crate) fn parent(&self, path: &RelPath) -> Result<(OwnedFd, OsString), Errno> {
+        let (parent, name) = path.split().ok_or(Errno::BUSY)?;
+        let fd = self.openat(&parent.to_os(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+        Ok((fd, OsString::from(name)))
+    }
+
+    /// The name that a new file really gets: one that is made by the short name of a file that has
+    /// just gone gets that one's long name.
+    pub fn tunnelled(&self, folder: BorrowedFd<'_>, path: RelPath) -> RelPath {
+        let long = path.split().filter(|(_, name)| name.contains('~')).and_then(|(above, name)| {
+            let folder = rustix::fs::fstat(folder).ok()?;
+            let long = self.tunnel.comes_back(file_key::key(&folder), name, Instant::now())?;
+            Some(above.child(&long))
+        });
+        match long {
+            Some(long) if matches!(self.look(&long), Err(Errno::NOENT)) => long,
+            _ => path,
+        }
+    }
+
+    /// The folder that `path` is in, opened without access to its content.
+    pub fn folder_of(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+        let folder = path.split().map_or_else(RelPath::root, |(folder, _)| folder);
+        self.openat(&folder.to_os(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+    }
+
+    /// Makes the names in the folder of `path` durable.
+    pub fn sync_folder(&self, path: &RelPath) -> Result<(), Errno> {
+        let parent = path.split().map_or_else(RelPath::root, |(parent, _)| parent);
+        let fd = self.openat(&parent.to_os(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        rustix::fs::fsync(&fd)
+    }
+}
+
+/// What a look at some of a folder's names came to.
+enum Looked {
+    /// All, or up to the one that was looked for.
+    At(Option<String>),
+    /// There are more.
+    NotYet,
+}
+
+/// The status of a folder on the way to a file that cannot be opened.
+fn of_folder(error: Errno) -> NtStatus {
+    match error {
+        Errno::NOENT | Errno::NOTDIR => NtStatus::OBJECT_PATH_NOT_FOUND,
+        other => of_errno(other),
+    }
+}

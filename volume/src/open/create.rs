@@ -1,0 +1,587 @@
+//! One CREATE on the volume: finding or making the file, access and share checks
+//! (MS-FSA 2.1.5.1).
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use block_io::{Engine, LocalFile};
+use rustix::{
+    fs::{FileType, OFlags, Stat},
+    io::Errno,
+};
+use smb_protocol::{
+    FileId, NtStatus,
+    fscc::{FileAttributes, ea::Ea},
+    msg::{
+        context::{self, names},
+        create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
+    },
+    security::{Descriptor, Sid},
+};
+
+use crate::{
+    fs::{
+        attributes::{self, Facts},
+        descriptor::{Mark, bears, reopen, set_length},
+        eas,
+        path::{FileName, RelPath, StreamName, StreamPart},
+        permit::gates,
+        security, streams,
+        volume::{Found, Volume},
+    },
+    open::{Open, Origin, Parts, StreamOpen, table::Nodes},
+    sharing::{
+        caching::LeaseId,
+        file::{Node, Opener, Refused},
+        modes::beside,
+    },
+    work::aside,
+};
+
+/// Rights that need the content of a file.
+const CONTENT: Access =
+    Access(Access::READ_DATA.0 | Access::EXECUTE.0 | Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
+/// Rights that change the content of a file.
+const CHANGE: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
+/// One CREATE on its way.
+pub struct Job<'a> {
+    /// What is asked.
+    pub request: &'a Request<'a>,
+    /// What the tree grants at most.
+    pub ceiling: Access,
+    /// Who asks.
+    pub sids: &'a [Sid],
+    /// Where.
+    pub volume: Arc<Volume>,
+    /// Files that are open.
+    pub nodes: Arc<Nodes>,
+    /// How the open will be named.
+    pub id: FileId,
+    /// Which file, and which part of it.
+    pub name: FileName,
+    /// How content is read and written.
+    pub engine: Engine,
+    /// The lease that the open is to have.
+    pub lease: Option<LeaseId>,
+    /// Where the open comes from.
+    pub origin: Origin,
+    /// The client speaks SMB 3.
+    pub smb3: bool,
+    /// What a file bears that this CREATE makes, if its open is to outlive the server.
+    pub mark: Option<Mark>,
+    /// It may have been carried out before, by a server that ended before it could remember.
+    pub replays: bool,
+}
+
+impl Job<'_> {
+    /// Carries it out.
+    pub fn run(self) -> Result<(Open, CreateAction), Refused> {
+        // Someone may make or remove the file between our look and our step; then look again.
+        for _ in 0..16 {
+            let outcome = match self.volume.find(&self.name.path)? {
+                Found::Here { fd, stat, path } => self.existing(fd, stat, path),
+                Found::Missing { folder, path } => self.fresh(&folder, path),
+            };
+            match outcome {
+                Err(Refused::Status(NtStatus::RETRY)) => {}
+                other => return other,
+            }
+        }
+        Err(NtStatus::SHARING_VIOLATION.into())
+    }
+
+    /// What is granted of what was asked for; `attributes` are those of the file that is there
+    /// and `listed` is what its access list allows.
+    fn granted(&self, attributes: FileAttributes, listed: Access) -> Result<Access, NtStatus> {
+        let mut wanted = self.request.access.expand_generic();
+        let mut allowed = self.ceiling.and(listed);
+        let directory = attributes.has(FileAttributes::DIRECTORY);
+        if attributes.has(FileAttributes::READONLY) && !directory {
+            if wanted.any(CHANGE) {
+                return Err(NtStatus::ACCESS_DENIED);
+            }
+            allowed = allowed.without(CHANGE.or(Access::DELETE_CHILD));
+        }
+        if wanted.has(Access::MAXIMUM_ALLOWED) {
+            wanted = wanted.without(Access::MAXIMUM_ALLOWED).or(allowed);
+        }
+        if self.volume.is_past() {
+            // It opens; what would change it is refused then.
+            wanted = wanted.and(self.ceiling);
+        }
+        if wanted.any(Access::ALL.without(allowed)) {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        if self.request.options.has(CreateOptions::DELETE_ON_CLOSE) {
+            if !wanted.has(Access::DELETE) {
+                return Err(NtStatus::ACCESS_DENIED);
+            }
+            if attributes.has(FileAttributes::READONLY) {
+                return Err(NtStatus::CANNOT_DELETE);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Fails when the name or the options want another kind of thing than the one that is there
+    /// (MS-FSA 2.1.5.1, phase 7).
+    fn check_kind(&self, directory: bool) -> Result<(), NtStatus> {
+        let options = self.request.options;
+        let part = &self.name.part;
+        let wants_folder =
+            options.has(CreateOptions::DIRECTORY_FILE) || *part == StreamPart::Folder;
+        if wants_folder && matches!(part, StreamPart::Content | StreamPart::Named(_)) {
+            return Err(NtStatus::NOT_A_DIRECTORY);
+        }
+        if directory {
+            let wants_file = options.has(CreateOptions::NON_DIRECTORY_FILE)
+                && matches!(part, StreamPart::Unsaid | StreamPart::Folder);
+            if wants_file || *part == StreamPart::Content {
+                return Err(NtStatus::FILE_IS_A_DIRECTORY);
+            }
+        } else if wants_folder {
+            return Err(NtStatus::NOT_A_DIRECTORY);
+        }
+        if self.name.slash && !self.name.path.is_root() && (!directory || self.stream().is_some()) {
+            return Err(NtStatus::OBJECT_NAME_INVALID);
+        }
+        Ok(())
+    }
+
+    /// The named stream that is asked for.
+    fn stream(&self) -> Option<&StreamName> {
+        match &self.name.part {
+            StreamPart::Named(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether the content that is there is to be thrown away.
+    fn cuts(&self) -> bool {
+        !matches!(self.request.disposition, Disposition::OPEN | Disposition::OPEN_IF)
+    }
+
+    fn existing(
+        &self,
+        fd: OwnedFd,
+        stat: Stat,
+        path: RelPath,
+    ) -> Result<(Open, CreateAction), Refused> {
+        let options = self.request.options;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let directory = kind == FileType::Directory;
+        if !directory && kind != FileType::RegularFile {
+            // Pipes, sockets and devices of Linux are not files to Windows.
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        let stream = self.stream();
+        let made = self.has_made(fd.as_fd());
+        if self.request.disposition == Disposition::CREATE && stream.is_none() && !made {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        self.check_kind(directory)?;
+        let cuts = self.cuts() && !made;
+        if directory && cuts && stream.is_none() {
+            return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+        }
+        if path.is_root() && stream.is_none() && options.has(CreateOptions::DELETE_ON_CLOSE) {
+            return Err(NtStatus::CANNOT_DELETE.into());
+        }
+        let facts = attributes::facts(fd.as_fd())?;
+        let folder = self.volume.folder_of(&path)?;
+        let mut listed = security::access_in(fd.as_fd(), folder.as_fd(), self.sids)?;
+        if !gates::holds(gates::Gate::List) {
+            listed = Access::ALL;
+        }
+        let access = self.granted(facts.attributes, listed)?;
+        if let Some(stream) = stream {
+            return self.in_stream(stream, fd, &stat, &path, (access, listed), &facts);
+        }
+        if cuts {
+            let keep = FileAttributes::HIDDEN.or(FileAttributes::SYSTEM);
+            let lost = facts.attributes.and(keep).without(self.request.attributes);
+            if lost != FileAttributes::NONE {
+                return Err(NtStatus::ACCESS_DENIED.into());
+            }
+            self.check_cut(&facts, listed)?;
+        }
+        let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
+        let joined = self.join(&stat, &path, self.opener(sharing, self.request.share, cuts))?;
+        let data = self.content(&fd, access, directory, cuts, joined.node.as_ref())?;
+        if cuts {
+            let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
+            attributes::set_attributes(fd.as_fd(), wanted)?;
+            // All that the file had go, those that come with the request stay.
+            let mut eas = eas::list(fd.as_fd())?;
+            eas.iter_mut().for_each(|ea| ea.value.clear());
+            eas.extend(self.wanted_eas()?);
+            if !eas.is_empty() {
+                eas::set(self.volume.permit(self.ceiling)?, fd.as_fd(), eas)?;
+            }
+            if let (Some(size), Some(data)) = (self.allocation(), &data) {
+                reserve(data.as_fd(), size)?;
+            }
+            // What is overwritten loses its streams too, but for those that someone has open.
+            self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
+        }
+        let open = self.open(fd, access, joined.keep(), data, directory, None);
+        Ok((open, if made { CreateAction::CREATED } else { self.action(cuts) }))
+    }
+
+    /// Fails unless the content of a file or stream may be thrown away.
+    fn check_cut(&self, facts: &Facts, listed: Access) -> Result<(), NtStatus> {
+        self.volume.permit(self.ceiling)?;
+        if facts.attributes.has(FileAttributes::READONLY)
+            || !self.ceiling.and(listed).has(Access::WRITE_DATA)
+        {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        Ok(())
+    }
+
+    fn action(&self, cuts: bool) -> CreateAction {
+        match self.request.disposition {
+            Disposition::SUPERSEDE => CreateAction::SUPERSEDED,
+            _ if cuts => CreateAction::OVERWRITTEN,
+            _ => CreateAction::OPENED,
+        }
+    }
+
+    /// Whether a file was made by the first copy of this CREATE.
+    fn has_made(&self, fd: BorrowedFd<'_>) -> bool {
+        self.replays && self.mark.is_some_and(|mark| bears(fd, &mark))
+    }
+
+    /// Opens or makes a named stream of a file that is there (MS-FSA 2.1.5.1.2).
+    fn in_stream(
+        &self,
+        name: &StreamName,
+        base: OwnedFd,
+        base_stat: &Stat,
+        path: &RelPath,
+        (access, listed): (Access, Access),
+        facts: &Facts,
+    ) -> Result<(Open, CreateAction), Refused> {
+        let disposition = self.request.disposition;
+        let store = self.volume.streams();
+        let found = store.find(base.as_fd(), name)?;
+        let (cuts, made) = match &found {
+            // Its first copy made it, and nothing else remembers that.
+            Some((file, _)) if self.has_made(file.as_fd()) => (false, true),
+            Some(_) if disposition == Disposition::CREATE => {
+                return Err(NtStatus::OBJECT_NAME_COLLISION.into());
+            }
+            Some(_) => (self.cuts(), false),
+            None if matches!(disposition, Disposition::OPEN | Disposition::OVERWRITE) => {
+                return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+            }
+            None => (false, true),
+        };
+        if cuts || made {
+            self.check_cut(facts, listed)?;
+        }
+        let file = match found {
+            Some((file, _)) => file,
+            None => match store.create(base.as_fd(), name, self.mark.as_ref()) {
+                Ok(file) => file,
+                Err(Errno::EXIST) => return Err(NtStatus::RETRY.into()),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        let opened = self.open_stream(name, &file, &base, base_stat, path, access, cuts);
+        if opened.is_err()
+            && made
+            && let Ok(stat) = rustix::fs::fstat(&file)
+        {
+            let _ = store.remove(base.as_fd(), name, &stat);
+        }
+        Ok((opened?, if made { CreateAction::CREATED } else { self.action(cuts) }))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a stream and the file it belongs to")]
+    fn open_stream(
+        &self,
+        name: &StreamName,
+        file: &OwnedFd,
+        base: &OwnedFd,
+        base_stat: &Stat,
+        path: &RelPath,
+        access: Access,
+        cuts: bool,
+    ) -> Result<Open, Refused> {
+        let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
+        let by = self.opener(sharing, self.request.share, cuts);
+        let with_base = self.join(base_stat, path, beside(&by))?;
+        let stat = rustix::fs::fstat(file)?;
+        // A stream is one, by whatever name of its file it was reached.
+        let joined = self.join(&stat, &RelPath::root(), by)?;
+        let data = self.content(file, access, false, cuts, None)?;
+        let stream = StreamOpen {
+            name: std::sync::Mutex::new(
+                streams::name_of(file.as_fd()).unwrap_or_else(|| name.clone()),
+            ),
+            file: rustix::io::fcntl_dupfd_cloexec(file, 0)?,
+            base: with_base.keep(),
+        };
+        let base = rustix::io::fcntl_dupfd_cloexec(base, 0)?;
+        Ok(self.open(base, access, joined.keep(), data, false, Some(stream)))
+    }
+
+    fn opener(&self, access: Access, share: ShareAccess, overwrites: bool) -> Opener {
+        let (id, lease) = (self.id.persistent, self.lease);
+        Opener { id, access, share, lease, overwrites, smb3: self.smb3 }
+    }
+
+    /// Joins those who have the file open; leaves them again unless it is kept.
+    fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Joined<'_>, Refused> {
+        let node = self.nodes.join(stat, &self.volume.system(path), by)?;
+        Ok(Joined { nodes: &self.nodes, node: Some(node), id: by.id })
+    }
+
+    /// Opens the content as far as the access needs it, and cuts it. That of a file itself, which has
+    /// a node here, is claimed before: no other program writes it meanwhile.
+    fn content(
+        &self,
+        fd: &OwnedFd,
+        access: Access,
+        directory: bool,
+        cuts: bool,
+        node: Option<&Arc<Node>>,
+    ) -> Result<Option<Arc<LocalFile>>, Refused> {
+        if directory || !(access.any(CONTENT) || cuts) {
+            return Ok(None);
+        }
+        let writes = access.any(CHANGE) || cuts;
+        let content = self.local(reopen(fd, flags(access, writes))?, !writes)?;
+        if let Some(node) = node {
+            node.claim(self.id.persistent, &content)?;
+        }
+        if cuts {
+            set_length(content.as_fd(), 0)?;
+        }
+        Ok(Some(content))
+    }
+
+    fn local(&self, fd: OwnedFd, read_only: bool) -> Result<Arc<LocalFile>, Errno> {
+        LocalFile::from_fd(fd, self.request.name.clone(), read_only, self.engine)
+            .map(Arc::new)
+            .map_err(|_| Errno::OPNOTSUPP)
+    }
+
+    fn open(
+        &self,
+        handle: OwnedFd,
+        access: Access,
+        node: Arc<Node>,
+        data: Option<Arc<LocalFile>>,
+        directory: bool,
+        stream: Option<StreamOpen>,
+    ) -> Open {
+        Open::new(Parts {
+            id: self.id,
+            access,
+            ceiling: self.ceiling,
+            options: self.request.options,
+            node,
+            data,
+            handle,
+            stream,
+            directory,
+            volume: self.volume.clone(),
+            nodes: self.nodes.clone(),
+            lease: self.lease,
+            origin: self.origin.clone(),
+        })
+    }
+
+    fn fresh(&self, folder: &OwnedFd, path: RelPath) -> Result<(Open, CreateAction), Refused> {
+        let options = self.request.options;
+        if matches!(self.request.disposition, Disposition::OPEN | Disposition::OVERWRITE) {
+            return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
+        }
+        let stream = self.stream();
+        let directory =
+            options.has(CreateOptions::DIRECTORY_FILE) || self.name.part == StreamPart::Folder;
+        if directory && matches!(self.name.part, StreamPart::Content | StreamPart::Named(_)) {
+            return Err(NtStatus::NOT_A_DIRECTORY.into());
+        }
+        if self.name.slash && !directory {
+            return Err(NtStatus::OBJECT_NAME_INVALID.into());
+        }
+        let adds = if directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
+        let permit = self.volume.permit(self.ceiling)?;
+        if !self.ceiling.has(adds) {
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        if directory && self.request.attributes.has(FileAttributes::TEMPORARY) {
+            return Err(NtStatus::INVALID_PARAMETER.into());
+        }
+        let read_only = self.request.attributes.has(FileAttributes::READONLY);
+        if read_only && options.has(CreateOptions::DELETE_ON_CLOSE) {
+            return Err(NtStatus::CANNOT_DELETE.into());
+        }
+        let access = self.granted(FileAttributes::NONE, Access::ALL)?;
+        if let Some(lease) = self.lease {
+            self.nodes.check_lease(lease, None)?;
+        }
+        let above = security::Above::of(folder.as_fd())?;
+        if !above.access(self.sids).has(adds) {
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        let wanted = match context::find(&self.request.contexts, names::SECD) {
+            Some(data) => {
+                Some(Descriptor::parse(data).map_err(|_| NtStatus::INVALID_SECURITY_DESCR)?)
+            }
+            None => None,
+        };
+        let extra_eas = self.wanted_eas()?;
+        let path = self.volume.tunnelled(folder.as_fd(), path);
+        let (_, name) = path.split().ok_or(NtStatus::OBJECT_NAME_COLLISION)?;
+        let made = if directory {
+            permit.create_folder(folder.as_fd(), name)
+        } else if let Some(mark) = self.mark.as_ref().filter(|_| stream.is_none()) {
+            permit.create_marked(folder.as_fd(), name, mark)
+        } else {
+            permit.create_file(folder.as_fd(), name)
+        };
+        let fd = match made {
+            Ok(fd) => fd,
+            // It is there now, or its folder is gone: look again.
+            Err(Errno::EXIST) => return Err(NtStatus::RETRY.into()),
+            Err(Errno::NOENT) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into()),
+            Err(error) => return Err(error.into()),
+        };
+        let stat = rustix::fs::fstat(&fd)?;
+        let finish = || -> Result<Fresh, Refused> {
+            let extra = self.request.attributes.without(FileAttributes::DIRECTORY);
+            if extra.without(FileAttributes::NORMAL.or(FileAttributes::ARCHIVE))
+                != FileAttributes::NONE
+            {
+                let base = if directory { FileAttributes::NONE } else { FileAttributes::ARCHIVE };
+                attributes::set_attributes(fd.as_fd(), extra.or(base))?;
+            }
+            security::begin(permit, fd.as_fd(), above, directory, wanted, self.sids)?;
+            if !extra_eas.is_empty() {
+                eas::set(permit, fd.as_fd(), extra_eas)?;
+            }
+            if let Some(name) = stream {
+                let file = self.volume.streams().create(fd.as_fd(), name, self.mark.as_ref())?;
+                let open = self.open_stream(name, &file, &fd, &stat, &path, access, false)?;
+                return Ok(Fresh::Stream(Box::new(open)));
+            }
+            let joined = self.join(&stat, &path, self.opener(access, self.request.share, false))?;
+            let mut data = None;
+            if !directory && access.any(CONTENT) {
+                let file = self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?;
+                joined.node.iter().try_for_each(|node| node.claim(self.id.persistent, &file))?;
+                data = Some(file);
+            }
+            if !directory && let Some(size) = self.allocation() {
+                reserve(fd.as_fd(), size)?;
+            }
+            Ok(Fresh::File(joined.keep(), data))
+        };
+        match finish() {
+            Ok(Fresh::Stream(open)) => Ok((*open, CreateAction::CREATED)),
+            Ok(Fresh::File(node, data)) => {
+                let open = self.open(fd, access, node, data, directory, None);
+                Ok((open, CreateAction::CREATED))
+            }
+            Err(error) => {
+                // Whoever has opened it since it was made may have written to it already.
+                if !self.nodes.is_open(&stat) {
+                    let _ = permit.remove(&path, &stat);
+                    let _ = permit.forget_streams(fd.as_fd());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The extended attributes that a new file gets (MS-SMB2 2.2.13.2.1).
+    fn wanted_eas(&self) -> Result<Vec<Ea>, NtStatus> {
+        let Some(data) = context::find(&self.request.contexts, names::EXTA) else {
+            return Ok(Vec::new());
+        };
+        let list = eas::parse(data)?;
+        if !list.iter().all(Ea::is_valid) {
+            return Err(NtStatus::INVALID_EA_NAME);
+        }
+        Ok(list)
+    }
+
+    /// The size that the client wants to be set aside (MS-SMB2 2.2.13.2.6).
+    fn allocation(&self) -> Option<u64> {
+        let data = context::find(&self.request.contexts, names::ALSI)?;
+        let size = data.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))?;
+        (size > 0 && size <= i64::MAX as u64).then_some(size)
+    }
+}
+
+/// How the content is opened for an access.
+fn flags(access: Access, writes: bool) -> OFlags {
+    match (access.any(Access::READ_DATA.or(Access::EXECUTE)), writes) {
+        (true, false) => OFlags::RDONLY,
+        (false, true) => OFlags::WRONLY,
+        _ => OFlags::RDWR,
+    }
+}
+
+/// Opens the content of a file again that an open had with that access; `name` is for messages.
+pub fn content_again(
+    fd: &OwnedFd,
+    access: Access,
+    name: &str,
+    engine: Engine,
+) -> Result<Option<Arc<LocalFile>>, Errno> {
+    if !access.any(CONTENT) {
+        return Ok(None);
+    }
+    let writes = access.any(CHANGE);
+    LocalFile::from_fd(reopen(fd, flags(access, writes))?, name, !writes, engine)
+        .map(|file| Some(Arc::new(file)))
+        .map_err(|_| Errno::OPNOTSUPP)
+}
+
+/// What a CREATE made.
+enum Fresh {
+    /// A file or folder that has been joined, and its content if that is to be used.
+    File(Arc<Node>, Option<Arc<LocalFile>>),
+    /// A file with a named stream.
+    Stream(Box<Open>),
+}
+
+/// A place among those who have a file open.
+struct Joined<'a> {
+    nodes: &'a Nodes,
+    node: Option<Arc<Node>>,
+    id: u64,
+}
+
+impl Joined<'_> {
+    /// The place is taken for good; who has it leaves by itself.
+    fn keep(mut self) -> Arc<Node> {
+        self.node.take().expect("a place is kept once, by value")
+    }
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = &self.node {
+            self.nodes.leave(node, self.id, |_| {});
+        }
+    }
+}
+
+/// Sets space aside without changing the length; a file system that cannot is not an error.
+pub fn reserve(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    /// Bytes that are quickly set aside.
+    const SMALL: u64 = 64 << 20;
+    let give = || rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size);
+    match if size > SMALL { aside(give) } else { give() } {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,329 @@
+//! Opens of a server that has ended, made again before the first client is served
+//! (MS-SMB2 3.3.5.9.12): persistent ones however it ended, durable and resilient ones if it had
+//! the time to hand them over.
+//!
+//! ```text
+//!  state store ─► each open: its share, its user, its file ─► joins the file's node as it had it
+//!                     │  not what it was: forgotten               │
+//!                     ▼                                           ▼
+//!                  its client is told so when it comes     kept for its client, with the rest of
+//!                                                          its time
+//! ```
+//!
+//! A file is known by its place and its identity: one that was put there in place of another is
+//! not the file that was open, and the open is gone.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use block_io::{Engine, LocalFile, image_lock};
+use rustix::fs::{FileType, Stat};
+use smb_protocol::{
+    FileId,
+    msg::create::{Access, CreateOptions, ShareAccess},
+};
+use state_store::Opened;
+
+use crate::{
+    fs::{
+        path::{self, RelPath, StreamName},
+        streams,
+        volume::{Found, Volume},
+    },
+    open::{
+        LOCK_SEQUENCES, Open, Origin, Parts, StreamOpen,
+        create::content_again,
+        persistent,
+        record::{self, OpenRecord, Promise, Remembered, StreamRecord},
+        table::Nodes,
+    },
+    quoted::Quoted,
+    sharing::{
+        caching::{Holder, LeaseId},
+        file::{Node, Opener},
+        locks::Range,
+        modes::beside,
+    },
+};
+
+/// How long all recovery waits for who has files that were open. The server before, which was killed
+/// or has just let go of the store, has them a moment longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Why an open is not made again.
+#[derive(Debug, thiserror::Error)]
+pub enum Gone {
+    /// Its share has gone or makes no such promise any more.
+    #[error("its share is not there, or not continuously available")]
+    Share,
+    /// Its user was shut out.
+    #[error("its user may not use the share any more")]
+    User,
+    /// Nothing is where its file was.
+    #[error("its file is not there")]
+    Missing,
+    /// Another file is there now.
+    #[error("its file was replaced by another")]
+    Replaced,
+    /// Another open does not go together with it.
+    #[error("others have its file open")]
+    Taken,
+    /// Another program has the file, with its name.
+    #[error("its file is {0}")]
+    InUse(String),
+    /// What the system says.
+    #[error("its file cannot be opened: {0}")]
+    System(#[from] rustix::io::Errno),
+}
+
+/// The share of an open, as it is configured now.
+#[derive(Debug)]
+pub struct ShareNow {
+    /// Its folder.
+    pub volume: Arc<Volume>,
+    /// What it grants at most.
+    pub ceiling: Access,
+    /// Opens on it may outlive the server.
+    pub continuously_available: bool,
+}
+
+/// Finds the share of an open, if its user may still use it.
+pub type Shares<'a> = &'a dyn Fn(&OpenRecord) -> Result<ShareNow, Gone>;
+
+impl Nodes {
+    /// Makes the opens again that a store holds, and remembers others there. Says the highest id that
+    /// any of them has.
+    pub fn recover(self: &Arc<Self>, opened: Opened, engine: Engine, shares: Shares<'_>) -> u64 {
+        let stable = &self.stable;
+        let Opened { store, records } = opened;
+        stable.begin(store);
+        let (opens, bad) = record::opens(&records);
+        for (id, why) in bad {
+            tracing::error!(id, %why, "a persistent open is lost");
+            stable.queue(record::forget(id));
+        }
+        let mut back = Vec::new();
+        let mut highest = 0;
+        let patience = Instant::now() + PATIENCE;
+        for remembered in opens {
+            let id = remembered.open.id;
+            highest = highest.max(id);
+            match self.make_again(shares, engine, &remembered.open, patience) {
+                Ok(open) => back.push((open, remembered)),
+                Err(why @ Gone::InUse(_)) => {
+                    let OpenRecord { name, share, .. } = &remembered.open;
+                    tracing::error!(%why, name, share, "an open is lost to another program");
+                    stable.queue(record::forget(id));
+                }
+                Err(why) => {
+                    let OpenRecord { name, share, .. } = &remembered.open;
+                    let name = Quoted(name);
+                    tracing::info!(%why, %name, share, "an open is not made again");
+                    stable.queue(record::forget(id));
+                }
+            }
+        }
+        // Once all have joined: what one may cache or has locked hinders none of the others.
+        let count = back.len();
+        for (open, remembered) in back {
+            restore(&open, &remembered);
+            let timeout = Duration::from_millis(remembered.open.timeout.into());
+            if !open.is_remembered() {
+                // Handed over once; only an orderly end hands it over again.
+                stable.queue(record::forget(open.id.persistent));
+            } else if remembered.away.is_none() {
+                open.note_away(true);
+            }
+            self.kept.keep(open, persistent::remaining(timeout, remembered.away));
+        }
+        if count > 0 {
+            tracing::info!(count, "opens wait for their clients");
+        }
+        highest
+    }
+
+    /// Ends in an orderly way, when nobody is served any more: what clients who are away were
+    /// promised is handed over to the server that comes next.
+    /// `store` opens the state store, if it is not open yet.
+    pub async fn hand_over(&self, store: impl FnOnce() -> Option<Opened>) {
+        let stable = &self.stable;
+        let kept = self.kept.all();
+        if !stable.is_there()
+            && !kept.is_empty()
+            && let Some(opened) = store()
+        {
+            stable.begin(opened.store);
+        }
+        for open in kept {
+            match open.hand_over() {
+                Some(batch) => stable.queue(batch),
+                None if open.is_remembered() => {}
+                // It is closed now, while its file can still be deleted if it was to be.
+                None => drop(self.kept.take(open.id.persistent)),
+            }
+        }
+        stable.freeze().await;
+        self.kept.clear();
+        // Opens of clients who are still there are handed over, too, and are not closed here.
+        self.claim_nothing();
+    }
+
+    fn make_again(
+        self: &Arc<Self>,
+        shares: Shares<'_>,
+        engine: Engine,
+        record: &OpenRecord,
+        patience: Instant,
+    ) -> Result<Arc<Open>, Gone> {
+        let share = shares(record)?;
+        let access = Access(record.access);
+        let kept = record.promise != Promise::Persistent || share.continuously_available;
+        if !kept || access.any(Access::ALL.without(share.ceiling)) {
+            return Err(Gone::Share);
+        }
+        let volume = share.volume;
+        let path = record.path.split('/').try_fold(RelPath::root(), |path, part| {
+            path::valid_part(part).then(|| path.child(part))
+        });
+        let Ok(Found::Here { fd, stat, path }) = volume.find(&path.ok_or(Gone::Missing)?) else {
+            return Err(Gone::Missing);
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let directory = kind == FileType::Directory;
+        let fits = directory || kind == FileType::RegularFile;
+        if !fits || persistent::identity(fd.as_fd())? != record.file {
+            return Err(Gone::Replaced);
+        }
+        let lease = |key| LeaseId { client: record.client, key };
+        let by = Opener {
+            id: record.id,
+            access,
+            share: ShareAccess(record.share_access),
+            lease: record.lease.map(lease),
+            overwrites: false,
+            smb3: true,
+        };
+        let system = volume.system(&path);
+        let (node, data, stream) = match &record.stream {
+            Some(stream) => {
+                let (file, stream_stat, name) = find_stream(&volume, fd.as_fd(), stream)?;
+                let data = content_again(&file, access, &record.name, engine)?;
+                let base = self.join(&stat, &system, beside(&by));
+                let base = base.map_err(|_| Gone::Taken)?;
+                let joined = self.join(&stream_stat, &RelPath::root(), by);
+                let node = joined.map_err(|_| {
+                    self.leave(&base, record.id, |_| {});
+                    Gone::Taken
+                })?;
+                (node, data, Some(StreamOpen { name: Mutex::new(name), file, base }))
+            }
+            None => {
+                let data = match directory {
+                    true => None,
+                    false => content_again(&fd, access, &record.name, engine)?,
+                };
+                let joined = self.join(&stat, &system, by);
+                let node = joined.map_err(|_| Gone::Taken)?;
+                if let Some(data) = &data
+                    && let Err(gone) = claim_again(&node, record.id, data, patience)
+                {
+                    self.leave(&node, record.id, |_| {});
+                    return Err(gone);
+                }
+                (node, data, None)
+            }
+        };
+        let open = Open::new(Parts {
+            id: FileId { persistent: record.id, volatile: record.volatile },
+            access,
+            ceiling: share.ceiling,
+            options: CreateOptions(record.options),
+            node,
+            data,
+            handle: fd,
+            stream,
+            directory,
+            volume,
+            nodes: self.clone(),
+            lease: record.lease.map(lease),
+            origin: Origin {
+                client: record.client,
+                user: record.user.clone(),
+                share: record.share.clone(),
+                name: record.name.clone(),
+                create_guid: record.create_guid,
+                app_instance: record.app_instance,
+                app_version: record.app_version,
+                parent_lease: record.parent_lease.map(lease),
+                action: record.action,
+                desired_access: Access(record.desired_access),
+                share_access: ShareAccess(record.share_access),
+            },
+        });
+        open.delete_on_close.store(record.delete_on_close, Ordering::Release);
+        open.replayable.store(true, Ordering::Release);
+        let timeout = Duration::from_millis(record.timeout.into());
+        open.remembered_again(record.promise, timeout, share.continuously_available);
+        let open = Arc::new(open);
+        self.add_open(&open);
+        Ok(open)
+    }
+}
+
+/// Claims the file of an open again, before any other program does (see `docs/administration.md`).
+fn claim_again(
+    node: &Node,
+    open: u64,
+    data: &Arc<LocalFile>,
+    patience: Instant,
+) -> Result<(), Gone> {
+    while node.claim(open, data).is_err() {
+        if Instant::now() >= patience {
+            return Err(Gone::InUse(image_lock::who(data.as_fd())));
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// The stream that was open, its name as it is now.
+fn find_stream(
+    volume: &Volume,
+    base: BorrowedFd<'_>,
+    record: &StreamRecord,
+) -> Result<(OwnedFd, Stat, StreamName), Gone> {
+    let name = StreamName::new(&record.name).ok_or(Gone::Missing)?;
+    let (file, stat) = volume.streams().find(base, &name)?.ok_or(Gone::Missing)?;
+    if persistent::identity(file.as_fd())? != record.file {
+        return Err(Gone::Replaced);
+    }
+    let name = streams::name_of(file.as_fd()).unwrap_or(name);
+    Ok((file, stat, name))
+}
+
+/// Gives an open back its locks, what its client may cache, and that its file is to be deleted.
+fn restore(open: &Arc<Open>, remembered: &Remembered) {
+    let id = open.node_id();
+    for lock in &remembered.locks.locks {
+        let range = Range::new(lock.offset, lock.length);
+        let taken = range.map(|range| open.node.lock_range(id, range, lock.exclusive));
+        if !matches!(taken, Some(Ok(true))) {
+            tracing::error!(id, ?lock, "a lock of a persistent open is lost");
+        }
+    }
+    if let Some(sequences) = remembered.locks.sequences {
+        const _: () = assert!(LOCK_SEQUENCES == 64);
+        open.standing().lock_sequences = Some(Box::new(sequences));
+    }
+    let holder = open.lease.map_or(Holder::Open(id), Holder::Lease);
+    open.nodes().remembered_again(open, holder, remembered.caching);
+    if remembered.open.delete_pending {
+        open.node.set_delete_pending(open.node_id(), true);
+    }
+}

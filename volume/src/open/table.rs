@@ -1,0 +1,593 @@
+//! Everything that is open: files by what they are, opens by their names, leases, creates that may
+//! be repeated; who may join, and who is told to give up what it caches.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::{
+    client::{Awaited, Clients, Nobody},
+    fs::{
+        file_key::{FileKey, key},
+        path::RelPath,
+    },
+    open::{Open, persistent::Stable, preserved::Kept},
+    sharing::{
+        caching::{self, Break, CachingRecord, Cause, Holder, LeaseId, NotSo, Want},
+        file::{CreateKey, LockCount, Node, Opener, Refused, State, Use, lock},
+        links::Link,
+        modes::{LOOKS, conflicts, takes_part},
+        watches::Watches,
+    },
+    work::aside,
+};
+use rustix::fs::{FileType, Stat};
+use smb_protocol::{
+    NtStatus,
+    msg::{context::LeaseState, create::Access, oplock::LeaseBreak},
+};
+
+/// More opens are not looked through on a thread that serves.
+const MANY: usize = 2048;
+
+/// Everything that is open.
+#[derive(Debug)]
+pub struct Nodes {
+    shards: [Mutex<HashMap<FileKey, Arc<Node>>>; 16],
+    opens: [Mutex<HashMap<u64, Weak<Open>>>; 16],
+    leases: Mutex<HashMap<LeaseId, Weak<Node>>>,
+    /// Creates that a client may repeat, by `CreateGuid` and client.
+    creates: Mutex<HashMap<CreateKey, Weak<Open>>>,
+    creating: Arc<Mutex<HashSet<CreateKey>>>,
+    count: AtomicUsize,
+    all_locks: Arc<LockCount>,
+    /// Folders that are watched.
+    pub watches: Arc<Watches>,
+    /// Folders that somebody caches; once there was one it may stay counted.
+    folders_cached: AtomicBool,
+    /// Who is told of leases that are to be given up.
+    clients: Arc<dyn Clients>,
+    /// Opens whose client is away and may come back.
+    pub kept: Kept,
+    /// Opens that outlive the server.
+    pub stable: Stable,
+    /// What a simulation does to the server.
+    #[cfg(any(test, feature = "testing"))]
+    pub faults: crate::faults::Faults,
+}
+
+/// A create in progress that its client may repeat.
+#[derive(Debug)]
+pub struct Creating {
+    all: Arc<Mutex<HashSet<CreateKey>>>,
+    key: CreateKey,
+}
+
+impl Drop for Creating {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.key);
+    }
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Self::new(Arc::new(Nobody))
+    }
+}
+
+impl Nodes {
+    /// Nothing is open; clients are told through `clients` of what they are to give up.
+    pub fn new(clients: Arc<dyn Clients>) -> Self {
+        Self {
+            shards: Default::default(),
+            opens: Default::default(),
+            leases: Mutex::default(),
+            creates: Mutex::default(),
+            creating: Arc::default(),
+            count: AtomicUsize::new(0),
+            all_locks: Arc::default(),
+            watches: Arc::default(),
+            folders_cached: AtomicBool::new(false),
+            clients,
+            kept: Kept::default(),
+            stable: Stable::default(),
+            #[cfg(any(test, feature = "testing"))]
+            faults: crate::faults::Faults::default(),
+        }
+    }
+
+    fn shard(&self, key: FileKey) -> &Mutex<HashMap<FileKey, Arc<Node>>> {
+        &self.shards[(key.1 % 16) as usize]
+    }
+
+    fn opens(&self, id: u64) -> &Mutex<HashMap<u64, Weak<Open>>> {
+        &self.opens[(id % 16) as usize]
+    }
+
+    /// Says how many byte-range locks and opens of absent clients there may be.
+    pub fn limit(&self, locks: usize, kept_opens: usize) {
+        self.all_locks.most.store(locks, Ordering::Relaxed);
+        self.kept.limit(kept_opens);
+        self.stable.limit(kept_opens);
+    }
+
+    /// Adds an opener if those that are there agree; asks them to give up what they cache first.
+    pub fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Arc<Node>, Refused> {
+        let mut breaks = Vec::new();
+        let mut shard = lock(self.shard(key(stat)));
+        let node =
+            shard.entry(key(stat)).or_insert_with(|| Node::new(key(stat), self.all_locks.clone()));
+        let node = node.clone();
+        let mut state = lock(&node.state);
+        let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let way = (path, folder || stat.st_nlink <= 1);
+        let joined = self.admit(&node, &mut state, way, by, &mut breaks);
+        self.note_caching(&node, &mut state);
+        drop(state);
+        drop(shard);
+        self.tell(&node, breaks);
+        joined.map(|()| node)
+    }
+
+    /// After a change of what is cached, before anyone can see it: what outlives the server goes into
+    /// the state store, in the order in which it changes.
+    fn note_caching(&self, node: &Node, state: &mut State) {
+        self.stable.note_caching(state.changed_caching());
+        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+    }
+
+    fn admit(
+        &self,
+        node: &Arc<Node>,
+        state: &mut State,
+        (path, only): (&RelPath, bool),
+        by: Opener,
+        breaks: &mut Vec<Break>,
+    ) -> Result<(), Refused> {
+        if state.links.is_going(path, only) {
+            return Err(NtStatus::DELETE_PENDING.into());
+        }
+        #[cfg(any(test, feature = "testing"))]
+        let ignored =
+            |id| !self.faults.keeps(crate::faults::Rule::NotAvailable) && self.kept.has(id);
+        #[cfg(not(any(test, feature = "testing")))]
+        let ignored = |_| false;
+        let mut persistent = state.remembered.iter().filter(|known| known.persistent);
+        if persistent.any(|known| self.kept.has(known.open) && !ignored(known.open)) {
+            // Its client will be back, and what it caches is not taken away meanwhile.
+            return Err(match by.smb3 {
+                true => NtStatus::FILE_NOT_AVAILABLE.into(),
+                false => NtStatus::SHARING_VIOLATION.into(),
+            });
+        }
+        if let Some(id) = by.lease {
+            self.check_lease(id, Some(node.key))?;
+        }
+        let me = (by.id, by.lease);
+        let now = Instant::now();
+        if takes_part(by.access) {
+            let hinders = |other: &&Use| {
+                takes_part(other.access)
+                    && !ignored(other.id)
+                    && (conflicts(by.access, other.share) || conflicts(other.access, by.share))
+            };
+            let hindering: Vec<u64> = state.users.iter().filter(hinders).map(|u| u.id).collect();
+            if !hindering.is_empty() {
+                let concerns =
+                    |_: &Holder, opens: &[u64]| opens.iter().any(|open| hindering.contains(open));
+                let wait = state.caching.break_for(Cause::Sharing, me, concerns, now, breaks);
+                return Err(match wait {
+                    Some(until) => node.wake(until),
+                    None => NtStatus::SHARING_VIOLATION.into(),
+                });
+            }
+        }
+        let looks = by.access.without(LOOKS) == Access::NONE;
+        let looks_closely = by.access.without(LOOKS.or(Access::READ_CONTROL)) == Access::NONE;
+        if !looks {
+            let cause = if by.overwrites { Cause::Overwrite } else { Cause::Open };
+            let concerns =
+                |holder: &Holder, _: &[u64]| !looks_closely || matches!(holder, Holder::Open(_));
+            if let Some(until) = state.caching.break_for(cause, me, concerns, now, breaks) {
+                return Err(node.wake(until));
+            }
+        }
+        let Opener { id, access, share, lease, .. } = by;
+        let link = state.links.enter(path, only);
+        state.users.push(Use { id, link, access, share, lease });
+        Ok(())
+    }
+
+    /// Fails if a lease is that of another file (MS-SMB2 3.3.5.9.8).
+    pub fn check_lease(&self, id: LeaseId, key: Option<FileKey>) -> Result<(), NtStatus> {
+        let holder = lock(&self.leases).get(&id).and_then(Weak::upgrade);
+        match holder {
+            Some(node) if Some(node.key) != key => Err(NtStatus::INVALID_PARAMETER),
+            _ => Ok(()),
+        }
+    }
+
+    /// Grants what can be granted of an oplock or lease to an open.
+    pub fn acquire(&self, node: &Arc<Node>, open: u64, want: Want, directory: bool) -> LeaseState {
+        let mut state = lock(&node.state);
+        let lease = match want {
+            Want::Lease { id, .. } => Some(id),
+            Want::Oplock(_) => None,
+        };
+        let others = state.users.iter().any(|user| {
+            let other = user.id != open && (lease.is_none() || user.lease != lease);
+            other && (lease.is_none() || takes_part(user.access))
+        });
+        let want = match want {
+            // What is to be deleted is not worth keeping open.
+            Want::Lease { id, state: wanted, v2 } if state.is_going(open) => {
+                Want::Lease { id, state: wanted.without(LeaseState::HANDLE), v2 }
+            }
+            want => want,
+        };
+        let locked = state.locks.len() > 0;
+        let granted = state.caching.acquire(open, want, directory, others, locked);
+        self.note_caching(&node, &mut state);
+        drop(state);
+        if directory && granted != LeaseState::NONE {
+            self.folders_cached.store(true, Ordering::Release);
+        }
+        if let Some(id) = lease {
+            lock(&self.leases).insert(id, Arc::downgrade(node));
+        }
+        granted
+    }
+
+    /// Breaks what `cause` does not go together with. Fails when the doer must wait.
+    pub fn break_for(
+        &self,
+        node: &Arc<Node>,
+        cause: Cause,
+        by: (u64, Option<LeaseId>),
+    ) -> Result<(), Refused> {
+        if !node.cached.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut breaks = Vec::new();
+        let mut state = lock(&node.state);
+        let wait = state.caching.break_for(cause, by, |_, _| true, Instant::now(), &mut breaks);
+        self.note_caching(&node, &mut state);
+        let refused = wait.map(|until| node.wake(until));
+        drop(state);
+        self.tell(node, breaks);
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Tells holders; one that cannot be reached loses what it holds, and with it the opens that
+    /// were kept because of it.
+    fn tell(&self, node: &Arc<Node>, breaks: Vec<Break>) {
+        /// Holders that are quickly told.
+        const FEW: usize = 64;
+        if breaks.len() > FEW {
+            aside(|| self.tell_each(node, breaks));
+        } else {
+            self.tell_each(node, breaks);
+        }
+    }
+
+    fn tell_each(&self, node: &Arc<Node>, breaks: Vec<Break>) {
+        for due in breaks {
+            let (file, holder, to) = (Arc::downgrade(node), due.holder, due.to);
+            let awaited: Awaited = Box::new(move || {
+                let awaits = |file: Arc<Node>| lock(&file.state).caching.awaits(holder, to);
+                !due.acknowledge || file.upgrade().is_some_and(awaits)
+            });
+            let told = match due.holder {
+                Holder::Lease(id) => {
+                    let message = LeaseBreak {
+                        epoch: due.epoch,
+                        flags: due.acknowledge.into(),
+                        key: id.key,
+                        current: due.from.0,
+                        new: due.to.0,
+                    };
+                    let mut opens = due.opens.iter();
+                    let user = opens.find_map(|open| Some(self.open(*open)?.origin.user.clone()));
+                    user.is_some_and(|user| {
+                        self.clients.break_lease(id.client, user, message, awaited)
+                    })
+                }
+                Holder::Open(id) => {
+                    let level = caching::level_of(due.to);
+                    self.open(id).is_some_and(|open| open.break_oplock(level, awaited))
+                }
+            };
+            if told {
+                continue;
+            }
+            // MS-SMB2 3.3.4.7: nothing is left, and with it nothing to come back for.
+            let mut state = lock(&node.state);
+            state.caching.unreachable(due.holder);
+            self.note_caching(&node, &mut state);
+            drop(state);
+            node.changed.notify_waiters();
+            for open in due.opens {
+                self.kept.drop_open(open);
+            }
+        }
+    }
+
+    /// An open that outlived its server had this of what it caches.
+    pub fn remembered_again(&self, open: &Open, holder: Holder, caching: Option<CachingRecord>) {
+        let id = open.node_id();
+        if let Some(caching) = caching {
+            open.node.cached_again(id, holder, caching);
+            if let Holder::Lease(lease) = holder {
+                lock(&self.leases).insert(lease, Arc::downgrade(&open.node));
+            }
+        }
+        if open.is_remembered() {
+            open.node.remembered_again(id, open.is_persistent(), caching);
+        }
+    }
+
+    /// Whose opens have a lease: the client alone does not tell, since anybody may give its
+    /// identity.
+    fn lease_user(&self, id: LeaseId) -> Option<String> {
+        let node = lock(&self.leases).get(&id).and_then(Weak::upgrade)?;
+        let of_lease: Vec<_> = {
+            let state = lock(&node.state);
+            state.users.iter().filter(|one| one.lease == Some(id)).map(|one| one.id).collect()
+        };
+        of_lease.into_iter().find_map(|open| Some(self.open(open)?.origin.user.clone()))
+    }
+
+    /// A user acknowledges the break of a lease, which must be of opens of theirs.
+    pub fn acknowledge_lease_of(
+        &self,
+        user: &str,
+        id: LeaseId,
+        kept: LeaseState,
+    ) -> Result<LeaseState, NtStatus> {
+        match self.lease_user(id) {
+            Some(owner) if owner == user => self.acknowledge_lease(id, kept),
+            _ => Err(NtStatus::OBJECT_NAME_NOT_FOUND),
+        }
+    }
+
+    /// The holder of a lease has done as told.
+    fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
+        let node = lock(&self.leases).get(&id).and_then(Weak::upgrade);
+        let node = node.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+        self.acknowledge(&node, Holder::Lease(id), kept).map_err(|why| match why {
+            NotSo::NotHeld => NtStatus::OBJECT_NAME_NOT_FOUND,
+            NotSo::NotBreaking => NtStatus::UNSUCCESSFUL,
+            NotSo::TooMuch => NtStatus::REQUEST_NOT_ACCEPTED,
+        })
+    }
+
+    /// A holder has done as told; what is to be given up after that, it is told at once.
+    pub fn acknowledge(
+        &self,
+        node: &Arc<Node>,
+        holder: Holder,
+        kept: LeaseState,
+    ) -> Result<LeaseState, NotSo> {
+        let mut state = lock(&node.state);
+        let result = state.caching.acknowledge(holder, kept);
+        let next = state.caching.next_break(holder, Instant::now());
+        self.note_caching(&node, &mut state);
+        drop(state);
+        self.tell(node, next.into_iter().collect());
+        node.changed.notify_waiters();
+        result
+    }
+
+    /// Makes an open known.
+    pub fn add_open(&self, open: &Arc<Open>) {
+        let id = open.node_id();
+        if lock(self.opens(id)).insert(id, Arc::downgrade(open)).is_none() {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(guid) = open.origin.create_guid {
+            lock(&self.creates).insert((guid, open.origin.client), Arc::downgrade(open));
+        }
+    }
+
+    /// An open by the name it has in its node.
+    pub fn open(&self, id: u64) -> Option<Arc<Open>> {
+        lock(self.opens(id)).get(&id).and_then(Weak::upgrade)
+    }
+
+    /// A create waits for others; it is in progress as long as the result lives.
+    pub fn begin_create(&self, key: CreateKey) -> Creating {
+        lock(&self.creating).insert(key);
+        Creating { all: self.creating.clone(), key }
+    }
+
+    /// Whether a create is in progress.
+    pub fn is_creating(&self, key: CreateKey) -> bool {
+        lock(&self.creating).contains(&key)
+    }
+
+    /// The open that a create made, if it is still there.
+    pub fn created(&self, key: CreateKey) -> Option<Arc<Open>> {
+        lock(&self.creates).get(&key).and_then(Weak::upgrade)
+    }
+
+    /// An open is closed for good.
+    pub fn forget(&self, open: &Open) {
+        if lock(self.opens(open.node_id())).remove(&open.node_id()).is_some() {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(guid) = open.origin.create_guid {
+            let mut creates = lock(&self.creates);
+            let key = (guid, open.origin.client);
+            if creates.get(&key).is_some_and(|at| std::ptr::eq(at.as_ptr(), open)) {
+                creates.remove(&key);
+            }
+        }
+    }
+
+    /// Whether a client may cache what is in a folder.
+    pub fn any_folder_cached(&self) -> bool {
+        self.folders_cached.load(Ordering::Acquire)
+    }
+
+    /// Number of opens.
+    pub fn open_count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// All opens.
+    pub fn all_opens(&self) -> Vec<Arc<Open>> {
+        let all = || {
+            type Shard = Mutex<HashMap<u64, Weak<Open>>>;
+            let of =
+                |shard: &Shard| lock(shard).values().filter_map(Weak::upgrade).collect::<Vec<_>>();
+            self.opens.iter().flat_map(of).collect()
+        };
+        if self.open_count() > MANY { aside(all) } else { all() }
+    }
+
+    /// Takes an opener away. When it was the last that came by a name and that is to be deleted,
+    /// `remove` does it, before anyone can open it again.
+    pub fn leave(&self, node: &Node, id: u64, remove: impl FnOnce(&RelPath)) {
+        let mut shard = lock(self.shard(node.key));
+        let mut state = lock(&node.state);
+        let link = state.link(id);
+        state.users.retain(|user| user.id != id);
+        state.claim_less();
+        state.locks.release_all(id);
+        node.count_locks(&state);
+        let ended = state.caching.leave(id);
+        self.note_caching(&node, &mut state);
+        if let Some(left) = link.and_then(|link| state.links.leave(link))
+            && left.delete_pending
+            && !left.gone
+        {
+            remove(&left.path);
+        }
+        if state.users.is_empty() {
+            shard.remove(&node.key);
+        }
+        drop(state);
+        drop(shard);
+        if let Some(lease) = ended {
+            let mut leases = lock(&self.leases);
+            if leases.get(&lease).is_some_and(|at| std::ptr::eq(at.as_ptr(), node)) {
+                leases.remove(&lease);
+            }
+        }
+        node.changed.notify_waiters();
+    }
+
+    /// Lets other programs have the files again that opens are kept for: the server that comes next
+    /// claims them.
+    pub fn claim_nothing(&self) {
+        for shard in &self.shards {
+            lock(shard).values().for_each(|node| lock(&node.state).claim_nothing());
+        }
+    }
+
+    /// Whether anything strictly below `folder` is open.
+    pub fn any_below(&self, device: u64, folder: &RelPath) -> bool {
+        let any = || {
+            self.shards.iter().any(|shard| {
+                lock(shard).values().any(|node| {
+                    let is_below = |at: &Link| at.path.is_below(folder);
+                    node.key.0 == device && lock(&node.state).links.iter().any(is_below)
+                })
+            })
+        };
+        if self.open_count() > MANY { aside(any) } else { any() }
+    }
+
+    /// Whether the file is open at all.
+    pub fn is_open(&self, stat: &Stat) -> bool {
+        lock(self.shard(key(stat))).contains_key(&key(stat))
+    }
+
+    /// The file, if it is open.
+    pub fn get(&self, stat: &Stat) -> Option<Arc<Node>> {
+        lock(self.shard(key(stat))).get(&key(stat)).cloned()
+    }
+
+    /// Number of files that are open.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smb_protocol::msg::create::ShareAccess;
+
+    use super::*;
+    use crate::sharing::locks::Range;
+
+    fn join(
+        nodes: &Nodes,
+        id: u64,
+        access: Access,
+        share: ShareAccess,
+    ) -> Result<Arc<Node>, Refused> {
+        let stat = rustix::fs::stat("/").unwrap();
+        let by = Opener { id, access, share, lease: None, overwrites: false, smb3: true };
+        nodes.join(&stat, &RelPath::root(), by)
+    }
+
+    /// Access × sharing of two openers, as MS-FSA 2.1.5.1.2 has it.
+    #[test]
+    fn sharing_is_symmetric_and_ignores_attribute_opens() {
+        let r = Access::READ_DATA;
+        let w = Access::WRITE_DATA;
+        let all = ShareAccess(7);
+        for (first, second, ok) in [
+            ((r, ShareAccess::READ), (r, ShareAccess::READ), true),
+            ((r, ShareAccess::READ), (w, all), false),
+            ((w, all), (r, ShareAccess::READ), false),
+            ((w, ShareAccess::NONE), (Access::READ_ATTRIBUTES, ShareAccess::NONE), true),
+            ((w, ShareAccess::NONE), (r, all), false),
+            ((r, ShareAccess::READ), (Access::DELETE, all), false),
+        ] {
+            let nodes = Nodes::default();
+            let node = join(&nodes, 1, first.0, first.1).unwrap();
+            assert_eq!(join(&nodes, 2, second.0, second.1).is_ok(), ok);
+            nodes.leave(&node, 1, |_| panic!("not to be deleted"));
+            nodes.leave(&node, 2, |_| panic!("not to be deleted"));
+            assert_eq!(nodes.len(), 0);
+        }
+    }
+
+    #[test]
+    fn locks_of_the_server_are_bounded_and_counted() {
+        let nodes = Nodes::default();
+        nodes.limit(2, 0);
+        let all = ShareAccess(7);
+        let node = join(&nodes, 1, Access::READ_DATA, all).unwrap();
+        let range = |at| Range::new(at, 1).unwrap();
+        assert_eq!(node.lock_range(1, range(0), true), Ok(true));
+        assert_eq!(node.lock_range(1, range(0), true), Ok(false));
+        assert_eq!(node.lock_range(1, range(1), true), Ok(true));
+        assert_eq!(node.lock_range(1, range(2), true), Err(NtStatus::INSUFFICIENT_RESOURCES));
+        assert!(node.unlock_range(1, range(0)));
+        assert_eq!(node.lock_range(1, range(2), true), Ok(true));
+        nodes.leave(&node, 1, |_| panic!("not to be deleted"));
+        assert_eq!(nodes.all_locks.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_last_opener_deletes() {
+        let nodes = Nodes::default();
+        let open = |id| join(&nodes, id, Access::NONE, ShareAccess(7));
+        let node = open(1).unwrap();
+        open(2).unwrap();
+        node.set_delete_pending(1, true);
+        assert!(matches!(open(3), Err(Refused::Status(NtStatus::DELETE_PENDING))));
+        nodes.leave(&node, 1, |_| panic!("one is left"));
+        let mut removed = false;
+        nodes.leave(&node, 2, |_| removed = true);
+        assert!(removed);
+    }
+}

@@ -1,0 +1,9 @@
+//! Files as all their openers see them: who may join, who must give up what, who is told.
+
+pub mod caching;
+pub mod file;
+pub mod image;
+pub mod links;
+pub mod locks;
+pub mod modes;
+pub mod watches;
