@@ -431,7 +431,7 @@ impl Exchange {
             Err(status) => {
                 // What is related to a request without session has none either (3.3.5.2.7.2).
                 chain.failed = Some(NtStatus::INVALID_PARAMETER);
-                let signer = self.signer(&header);
+                let signer = self.refusal_signer(&header, message);
                 self.meter.answered(header.command, status);
                 answer.failure(&header, status, credits, signer.as_ref())?;
                 return Ok(None);

@@ -118,6 +118,12 @@ impl SigningKey {
         }
     }
 
+    /// Whether a message's id is a nonce of this key, which must sign each id once.
+    #[must_use]
+    pub fn has_nonces(&self) -> bool {
+        matches!(self.0, Key::Gmac(_))
+    }
+
     /// Signs a message in place: sets SMB2_FLAGS_SIGNED and the signature field.
     ///
     /// `message` runs from its SMB2 header to its end, in a compound to the end of its padding;

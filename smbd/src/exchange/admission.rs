@@ -51,6 +51,25 @@ impl Exchange {
         self.sessions.get(&header.session_id).map(|channel| channel.signing.clone())
     }
 
+    /// The key that signs the refusal of a request. One that names a session of other connections,
+    /// and came with that session's signature, is refused with it, as Windows does: a client drops
+    /// what is not signed. Not with a key that signs each message id once, though: the ids of this
+    /// connection are not those of the session's own.
+    pub(super) fn refusal_signer(
+        &self,
+        header: &Header,
+        message: &mut [u8],
+    ) -> Option<Arc<SigningKey>> {
+        if !header.flags.has(HeaderFlags::SIGNED) {
+            return None;
+        }
+        self.signer(header).or_else(|| {
+            let session = self.server.sessions.get(header.session_id)?;
+            let key = &session.signing;
+            (!key.has_nonces() && key.verify(message, Role::Client)).then(|| key.clone())
+        })
+    }
+
     /// Finds the session of a request and checks its protection (MS-SMB2 3.3.5.2.4, 3.3.5.2.9).
     pub(super) fn admit(
         &self,
