@@ -21,14 +21,13 @@ use server_api::{
     Event, LockInfo, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status, Target,
 };
 use smb_protocol::{Dialect, SessionId, fscc::snapshots::SnapshotTime, ntlm::users};
+use smb_server::{Server, session::Session};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     sync::Semaphore,
 };
 use volume::{fs::volume::Volume, open::Open};
-
-use crate::{Server, session::Session};
 
 /// Longest request.
 const MAX_REQUEST: u64 = 64 << 10;
@@ -269,7 +268,7 @@ fn shares(server: &Server) -> Vec<ShareInfo> {
     let current = server.current();
     let sessions = server.sessions.all();
     let opens = server.nodes.all_opens();
-    let info = |(key, share): (&String, &crate::config::Share)| {
+    let info = |(key, share): (&String, &smb_server::config::Share)| {
         let trees = sessions.iter().flat_map(|session| session.tree_shares());
         let volume = current.volumes.get(key);
         ShareInfo {

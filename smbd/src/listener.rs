@@ -9,6 +9,12 @@ use std::{
 };
 
 use rustix::net::sockopt;
+use smb_server::{
+    Server,
+    census::{Census, Counted, Room},
+    config::{Config, Limits},
+    connection, descriptors,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -16,12 +22,7 @@ use tokio::{
 };
 use volume::work::Timed;
 
-use crate::{
-    Server,
-    census::{Census, Counted, Room},
-    config::{Config, Limits},
-    connection, descriptors, inherit, scrape,
-};
+use crate::{inherit, scrape};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;

@@ -25,8 +25,7 @@ use rustix::{
     thread::{self as system, CapabilitySet, CapabilitySets},
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, sock_filter};
-
-use crate::config::Config;
+use smb_server::config::Config;
 
 /// Why the server does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +102,7 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
 /// an administrator's there.
 fn give_up_privileges(config: &Config) -> Result<(), SandboxError> {
     const BTRFS: u64 = 0x9123_683e;
-    let on_btrfs = |share: &crate::config::Share| {
+    let on_btrfs = |share: &smb_server::config::Share| {
         rustix::fs::statfs(&share.path).is_ok_and(|file_system| file_system.f_type as u64 == BTRFS)
     };
     let mut kept = KEPT;

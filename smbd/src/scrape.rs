@@ -4,13 +4,12 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use smb_server::{Server, meters};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-
-use crate::{Server, meters};
 
 /// Longest head of a request.
 const MAX_HEAD: usize = 8 << 10;

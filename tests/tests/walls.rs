@@ -20,7 +20,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("vmm", &["block-io", "host-api"]),
     ("hyperv-host", &["vmm", "vhd", "smb-client", "block-io", "host-api"]),
     ("volume", &["smb-protocol", "block-io", "state-store"]),
-    ("smbd", &["volume", "smb-protocol", "block-io", "state-store", "server-api"]),
+    ("smb-server", &["volume", "smb-protocol", "block-io", "state-store"]),
+    ("smbd", &["smb-server", "volume", "smb-protocol", "server-api"]),
     (
         "bulkhead",
         &[
@@ -44,7 +45,12 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("hyperv-host/src/allowed.rs", &["daemon", "migrate", "disk_source"]),
     ("volume/src/fs", &["sharing", "open", "client"]),
     ("volume/src/sharing", &["open", "client"]),
-    ("smbd/src/session.rs", &["command", "exchange", "connection"]),
+    ("smb-server/src/session.rs", &["command", "exchange", "connection"]),
+    ("smb-server/src/breaks", &["command", "exchange", "connection", "server"]),
+    ("smb-server/src/rpc", &["command", "exchange", "connection"]),
+    ("smb-server/src/config", &["command", "exchange", "connection", "server", "session"]),
+    ("smb-server/src/command", &["connection"]),
+    ("smb-server/src/exchange", &["connection"]),
 ];
 
 fn project() -> PathBuf {

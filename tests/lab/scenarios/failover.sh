@@ -72,7 +72,7 @@ name = "plain"
 path = "$work/plain"
 users = ["admin"]
 CONFIG
-    ip netns exec "$ns" env SMBD_LOG=info,smbd::command::create::reconnect=debug \
+    ip netns exec "$ns" env SMBD_LOG=info,smb_server::command::create::reconnect=debug \
         "$bin/smbd" --supervise --config "$work/smbd.toml" >"$LAB/smbd.log" 2>&1 </dev/null 9>&- &
     supervisor=$!
     pids+=("$supervisor")

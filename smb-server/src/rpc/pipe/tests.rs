@@ -8,7 +8,7 @@ use smb_protocol::{
     security::Sid,
 };
 
-use super::*;
+use super::{super::handles::Object, *};
 use crate::{
     config::Config,
     session::{Keys, Logon, NEVER, Origin},
@@ -66,10 +66,10 @@ proptest! {
                 let mut stub = Vec::new();
                 if with_handle {
                     let object = match (interface, opnum) {
-                        (lsarpc::INTERFACE, _) => handles::Object::Policy,
-                        (_, 5..=7) => handles::Object::Accounts,
-                        (_, 36..=47) => handles::Object::User(500),
-                        _ => handles::Object::Machine,
+                        (lsarpc::INTERFACE, _) => Object::Policy,
+                        (_, 5..=7) => Object::Accounts,
+                        (_, 36..=47) => Object::User(500),
+                        _ => Object::Machine,
                     };
                     stub.extend_from_slice(&handles.add(object).map_or([0; 20], |h| h.0));
                 }
@@ -182,6 +182,6 @@ fn handles_are_bounded_and_belong_to_their_kind() {
 fn a_users_number_stands_below_the_server() {
     let (server, _folder) = server();
     let sid = server.user_sid("UTE");
-    assert_eq!(sid.number_below(&server.machine_sid()), Some(crate::accounts::rid("UTE")));
+    assert_eq!(sid.number_below(&server.machine_sid()), Some(crate::rpc::accounts::rid("UTE")));
     assert_eq!(Sid::new(5, &[32]).number_below(&server.machine_sid()), None);
 }

@@ -37,9 +37,9 @@ use volume::{
 };
 
 use crate::{
+    breaks::delivery::{self, Line, Notice},
     config::Hosts,
-    notices::{self, Line, Notice},
-    pipe::{PIPES_PER_SESSION, Pipe},
+    rpc::pipe::{PIPES_PER_SESSION, Pipe},
 };
 
 /// An authenticated session.
@@ -300,7 +300,7 @@ impl Session {
     ) -> bool {
         let session = self.clone();
         let lines = move || lock(&session.channels).iter().map(|c| c.line.clone()).collect();
-        notices::tell(lines, Notice { session: Some(self.id), message }, awaited)
+        delivery::tell(lines, Notice { session: Some(self.id), message }, awaited)
     }
 
     /// Whether the session was ended.

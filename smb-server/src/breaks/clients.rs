@@ -11,7 +11,7 @@ use smb_protocol::msg::oplock::{LeaseBreak, Message};
 use volume::client::{self, Awaited};
 
 use crate::{
-    notices::{self, Line, Notice},
+    breaks::delivery::{self, Line, Notice},
     session::ConnectionId,
 };
 
@@ -78,7 +78,7 @@ impl Clients {
                 .map(|known| known.line.clone())
                 .collect()
         };
-        notices::tell(lines, notice, awaited)
+        delivery::tell(lines, notice, awaited)
     }
 }
 

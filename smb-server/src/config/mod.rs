@@ -17,6 +17,7 @@ mod dfs;
 mod interface;
 mod kerberos;
 mod limits;
+pub mod network;
 mod share;
 mod users;
 mod values;

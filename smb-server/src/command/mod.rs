@@ -8,6 +8,7 @@ pub mod lock;
 pub mod negotiate;
 pub mod notify;
 pub mod oplock_break;
+mod pipe;
 pub mod query_directory;
 pub mod query_info;
 pub mod read;
@@ -39,7 +40,6 @@ use volume::{
 
 use crate::{
     exchange::Exchange,
-    pipe,
     session::{Session, Tree},
 };
 

@@ -27,11 +27,11 @@ use volume::{
 };
 
 use crate::{
-    accounts,
-    clients::Clients,
+    breaks::clients::Clients,
     config::Config,
     logons::Logons,
     meters::Meters,
+    rpc::accounts,
     session::{ConnectionId, Sessions},
 };
 

@@ -10,11 +10,9 @@ use smb_protocol::{
     wire::{WireError, len32},
 };
 
-use super::{
-    Caller, Served, bad_stub,
-    handles::{Handles, Object},
-};
-use crate::accounts::{Account, Kind, USERS_RID};
+use super::handles::{Handles, Object};
+use crate::rpc::accounts::{Account, Kind, USERS_RID};
+use crate::rpc::call::{Caller, Served, bad_stub};
 
 /// MS-SAMR 1.9.
 pub const INTERFACE: SyntaxId =

@@ -16,7 +16,7 @@ use smb_protocol::{
     wire::{WireError, len32},
 };
 
-use super::{Caller, Served, bad_stub};
+use crate::rpc::call::{Caller, Served, bad_stub};
 use crate::{Server, config::Share, session::Session};
 
 /// MS-SRVS 1.9.

@@ -6,6 +6,7 @@
 
 mod admission;
 mod answer;
+mod credits;
 mod waiting;
 
 use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
@@ -22,15 +23,15 @@ use volume::{budget::Budget, open::table::Creating, work::Turn};
 
 use crate::{
     Server,
+    breaks::delivery::{Line, Notice, Post},
     command::{
         self, Ctx, Fail,
         negotiate::Negotiated,
         session_setup::{Authentication, BindingRequest},
     },
     connection::Dropped,
-    credits::CreditWindow,
+    exchange::credits::CreditWindow,
     meters::Meter,
-    notices::{Line, Notice, Post},
     session::{Channel, ConnectionId, Session},
 };
 
@@ -96,8 +97,9 @@ pub struct Exchange {
     pub meter: Arc<Meter>,
     /// Sessions that are being authenticated.
     pub authentications: HashMap<SessionId, Authentication>,
-    /// Logons that have failed, and refusals of them that wait.
+    /// Logons that have failed.
     pub failed_logons: u32,
+    /// Counted: each refusal of a logon that waits holds a copy.
     pub refusals: Arc<()>,
     /// Bytes between the body of a READ answer and the data; none but in a test of clients.
     pub read_padding: u8,

@@ -13,6 +13,7 @@
 //! for the other channels of its session.
 
 mod input;
+mod linger;
 
 use std::{
     collections::VecDeque,
@@ -38,11 +39,11 @@ use volume::work::Turn;
 use self::input::{Input, give_buffer, take_buffer};
 use crate::{
     Server,
+    breaks::delivery::Post,
     census::Counted,
+    connection::linger::Linger,
     exchange::{Completion, Exchange, Frame},
-    linger::Linger,
     meters::Meter,
-    notices::Post,
 };
 
 /// After so many turns others have theirs: a client that asks again at once, each time it is

@@ -12,7 +12,7 @@ use smb_protocol::{msg::create::Access, ntlm::users};
 use volume::fs::permit::READ_ONLY;
 
 use super::{Check, ConfigError, Encryption, File, Sparse, yes};
-use crate::network::Network;
+use crate::config::network::Network;
 
 impl Share {
     /// Access that opens of it can have at most.

@@ -10,7 +10,7 @@ use smb_protocol::ntlm::{NtHash, users};
 use zeroize::Zeroizing;
 
 use super::{Check, ConfigError, File};
-use crate::accounts;
+use crate::rpc::accounts;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

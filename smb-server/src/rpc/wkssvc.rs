@@ -5,7 +5,7 @@ use smb_protocol::rpc::{
     ndr::{Reader, Writer},
 };
 
-use super::{Caller, Served, bad_stub};
+use crate::rpc::call::{Caller, Served, bad_stub};
 
 /// MS-WKST 1.9.
 pub const INTERFACE: SyntaxId = SyntaxId::new(
@@ -47,7 +47,7 @@ pub fn serve(caller: &Caller<'_>, opnum: u16, mut r: Reader<'_>) -> Served {
             w.pointer(true);
         }
         if level == 102 {
-            w.u32(crate::pipe::srvsvc::people(caller.server));
+            w.u32(crate::rpc::srvsvc::people(caller.server));
         }
         w.string(&caller.accounts.name).string(GROUP);
         if level >= 101 {

@@ -27,7 +27,7 @@ use super::{
     client::{BLOCK, BLOCKS, Client, Heard, Mood, Op},
     pipe::{CLIENT, End, Net, Pipe, SERVER},
 };
-use crate::{Server, notices::Post};
+use crate::{Server, breaks::delivery::Post};
 
 /// A connection as the server sees it, and what is on its way.
 struct Wire {

@@ -1,163 +1,20 @@
-//! Named pipes on IPC$: what a tree without a folder serves (MS-SMB2 3.3.5.9, MS-RPCE 2.1.1.2).
-//!
-//! ```text
-//!  CREATE "srvsvc" ─► Pipe { Association }      WRITE, READ or both at once (PIPE_TRANSCEIVE)
-//!                                │ calls
-//!                                ▼
-//!              srvsvc   wkssvc   lsarpc   samr   (one module each)
-//! ```
-//!
-//! A call is answered while it is written, so nothing waits here. What a client leaves unread is
-//! bounded, and so are the pipes of a session and the handles of a pipe.
+//! Requests on IPC$, a tree without a folder, whose files are named pipes (MS-SMB2 3.3.5.9).
 
-mod handles;
-mod lsarpc;
-mod samr;
-mod srvsvc;
-mod wkssvc;
-
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use smb_protocol::{
-    Command, FileId, NtStatus, WireError,
+    Command, FileId, NtStatus,
     fscc::{FileAttributes, FsctlCode, InfoClass},
-    msg::{
-        close, create, flush, ioctl, query_info, read, set_info, simple::Empty, write as write_msg,
-    },
+    msg::{close, create, flush, ioctl, query_info, read, set_info, simple::Empty, write},
     name,
-    rpc::{Association, Call, FaultStatus, SyntaxId, ndr},
     wire::{Put, Reader, len32},
 };
-use volume::{budget::Held, work::aside};
 
-use self::handles::Handles;
-use crate::{
-    Server,
-    accounts::Accounts,
-    command::{Ctx, Handled, ioctl as ioctl_command},
-    session::Session,
-};
+use super::{Ctx, Handled};
+use crate::rpc::pipe::{Pipe, service};
 
-/// Pipes of one session at a time.
-pub const PIPES_PER_SESSION: usize = 128;
 /// What a pipe claims to hold in either direction.
 const QUOTA: u32 = 4096;
-
-/// The interface behind each pipe.
-const SERVICES: [(&str, &[SyntaxId]); 5] = [
-    ("SRVSVC", &[srvsvc::INTERFACE]),
-    ("WKSSVC", &[wkssvc::INTERFACE]),
-    ("LSARPC", &[lsarpc::INTERFACE, samr::INTERFACE]),
-    ("LSASS", &[lsarpc::INTERFACE, samr::INTERFACE]),
-    ("SAMR", &[samr::INTERFACE, lsarpc::INTERFACE]),
-];
-
-/// An open pipe.
-#[derive(Debug)]
-pub struct Pipe {
-    /// How the client names it.
-    pub id: FileId,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    association: Association,
-    /// What of the user's budget it takes.
-    held: Held,
-    handles: Handles,
-    broken: bool,
-}
-
-/// Who calls, and what it may see.
-struct Caller<'a> {
-    server: &'a Server,
-    session: &'a Session,
-    accounts: Accounts,
-}
-
-impl Caller<'_> {
-    fn administers(&self) -> bool {
-        self.accounts.administers(&self.session.user)
-    }
-}
-
-/// What a service does with a call.
-type Served = Result<Vec<u8>, FaultStatus>;
-
-/// A stub that is none.
-fn bad_stub(error: WireError) -> FaultStatus {
-    tracing::debug!(%error, "malformed RPC parameters");
-    FaultStatus::BAD_STUB
-}
-
-impl Pipe {
-    /// The pipe of a name, if there is one.
-    fn open(text: &str, id: FileId, held: Held) -> Option<Self> {
-        let (name, interfaces) = service(text)?;
-        let address = format!("\\PIPE\\{}", name.to_ascii_lowercase());
-        let association = Association::new(interfaces, address);
-        let state = State { association, held, handles: Handles::default(), broken: false };
-        Some(Self { id, state: Mutex::new(state) })
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self, server: &Server, session: &Session, data: &[u8]) -> Result<(), NtStatus> {
-        let caller = Caller { server, session, accounts: Accounts::of(server) };
-        let mut state = self.state();
-        let State { association, held, handles, broken } = &mut *state;
-        if *broken {
-            return Err(NtStatus::PIPE_DISCONNECTED);
-        }
-        let result = aside(|| association.write(data, |call| serve(&caller, handles, call)));
-        if let Err(error) = result {
-            tracing::debug!(%error, "a pipe is given up");
-            *broken = true;
-            return Err(NtStatus::PIPE_DISCONNECTED);
-        }
-        if !held.resize(association.held()) {
-            tracing::debug!("a pipe is given up: its user has too much held");
-            *broken = true;
-            association.clear();
-            return Err(NtStatus::INSUFFICIENT_RESOURCES);
-        }
-        Ok(())
-    }
-
-    /// Takes up to `most` bytes of what stands to be read.
-    fn read(&self, most: usize) -> Result<(Vec<u8>, NtStatus), NtStatus> {
-        let mut state = self.state();
-        let read = state.association.read(most);
-        let State { association, held, .. } = &mut *state;
-        held.resize(association.held());
-        match read {
-            Some((data, 0)) => Ok((data, NtStatus::SUCCESS)),
-            Some((data, _)) => Ok((data, NtStatus::BUFFER_OVERFLOW)),
-            None if state.broken => Err(NtStatus::PIPE_DISCONNECTED),
-            None => Err(NtStatus::PIPE_EMPTY),
-        }
-    }
-}
-
-/// The service of a pipe name.
-fn service(text: &str) -> Option<(&'static str, &'static [SyntaxId])> {
-    let text = text.strip_prefix('\\').unwrap_or(text);
-    SERVICES.into_iter().find(|(known, _)| name::same_name(known, text))
-}
-
-fn serve(caller: &Caller<'_>, handles: &mut Handles, call: &Call) -> Served {
-    let parameters = ndr::Reader::new(&call.stub);
-    match call.interface {
-        srvsvc::INTERFACE => srvsvc::serve(caller, call.opnum, parameters),
-        wkssvc::INTERFACE => wkssvc::serve(caller, call.opnum, parameters),
-        lsarpc::INTERFACE => lsarpc::serve(caller, handles, call.opnum, parameters),
-        samr::INTERFACE => samr::serve(caller, handles, call.opnum, parameters),
-        _ => Err(FaultStatus::UNKNOWN_INTERFACE),
-    }
-}
 
 /// Carries out a request on a tree of pipes.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -180,11 +37,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             Ok(status)
         }
         Command::WRITE => {
-            let request = write_msg::Request::parse(body)?;
+            let request = write::Request::parse(body)?;
             let pipe = pipe(ctx, request.file_id)?;
             ctx.check_charge(request.data.len())?;
             pipe.write(&ctx.ex.server, ctx.session()?, request.data)?;
-            write_msg::Response { count: request.length }.encode(out);
+            write::Response { count: request.length }.encode(out);
             Ok(NtStatus::SUCCESS)
         }
         Command::FLUSH => {
@@ -247,7 +104,7 @@ fn control(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let (code, file_id) = (request.code, request.file_id);
     let most = request.max_output as usize;
     if !matches!(code, FsctlCode::PIPE_TRANSCEIVE | FsctlCode::PIPE_PEEK | FsctlCode::PIPE_WAIT) {
-        return ioctl_command::handle(ctx, body, out);
+        return super::ioctl::handle(ctx, body, out);
     }
     if request.flags != ioctl::IS_FSCTL {
         return Err(NtStatus::NOT_SUPPORTED.into());
@@ -259,7 +116,7 @@ fn control(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     match code {
         FsctlCode::PIPE_TRANSCEIVE => {
             let pipe = pipe(ctx, file_id)?;
-            if pipe.state().association.available().0 > 0 {
+            if pipe.available().0 > 0 {
                 // A result must be read before the next question is put in one step.
                 return Err(NtStatus::PIPE_BUSY.into());
             }
@@ -270,12 +127,11 @@ fn control(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         }
         FsctlCode::PIPE_PEEK => {
             let pipe = pipe(ctx, file_id)?;
-            let state = pipe.state();
-            let (all, first) = state.association.available();
+            let (all, first) = pipe.available();
             const CONNECTED: u32 = 3;
             const CLOSING: u32 = 4;
             let mut output = Vec::new();
-            output.put_u32(if state.broken { CLOSING } else { CONNECTED });
+            output.put_u32(if pipe.is_broken() { CLOSING } else { CONNECTED });
             output.put_u32(len32(all));
             output.put_u32(u32::from(all > 0));
             output.put_u32(len32(first));
@@ -326,7 +182,7 @@ fn query(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             const UNLIMITED: u32 = u32::MAX;
             const CONNECTED: u32 = 3;
             const CLIENT_END: u32 = 0;
-            let (available, _) = pipe.state().association.available();
+            let (available, _) = pipe.available();
             for value in [
                 MESSAGE_TYPE,
                 DUPLEX,
@@ -354,6 +210,3 @@ fn query(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     out.put(&info);
     Ok(NtStatus::SUCCESS)
 }
-
-#[cfg(test)]
-mod tests;

@@ -9,11 +9,9 @@ use smb_protocol::{
     wire::{WireError, len32},
 };
 
-use super::{
-    Caller, Served, bad_stub,
-    handles::{Handles, Object},
-};
-use crate::accounts::Account;
+use super::handles::{Handles, Object};
+use crate::rpc::accounts::Account;
+use crate::rpc::call::{Caller, Served, bad_stub};
 
 /// MS-LSAD 1.9.
 pub const INTERFACE: SyntaxId =

@@ -1,0 +1,10 @@
+//! Remote procedures over named pipes on IPC$ (MS-RPCE 2.1.1.2).
+
+pub mod accounts;
+pub mod call;
+pub mod handles;
+pub mod lsarpc;
+pub mod pipe;
+pub mod samr;
+pub mod srvsvc;
+pub mod wkssvc;
