@@ -21,7 +21,6 @@ pub mod kerberos;
 pub mod msg;
 pub mod name;
 pub mod ntlm;
-pub mod rpc;
 pub mod security;
 pub mod spnego;
 pub mod status;

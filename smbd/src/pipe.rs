@@ -18,6 +18,7 @@ mod wkssvc;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dce_rpc::{Association, Call, FaultStatus, SyntaxId, ndr};
 use smb_protocol::{
     Command, FileId, NtStatus, WireError,
     fscc::{FileAttributes, FsctlCode, InfoClass},
@@ -25,7 +26,6 @@ use smb_protocol::{
         close, create, flush, ioctl, query_info, read, set_info, simple::Empty, write as write_msg,
     },
     name,
-    rpc::{Association, Call, FaultStatus, SyntaxId, ndr},
     wire::{Put, Reader, len32},
 };
 

@@ -10,6 +10,7 @@ use std::{
 const CRATES: &[(&str, &[&str])] = &[
     ("block-io", &[]),
     ("smb-protocol", &[]),
+    ("dce-rpc", &["smb-protocol"]),
     ("control-socket", &[]),
     ("state-store", &["block-io"]),
     ("nbd", &["block-io"]),
@@ -19,7 +20,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("server-api", &["control-socket"]),
     ("vmm", &["block-io", "host-api"]),
     ("hyperv-host", &["vmm", "vhd", "smb-client", "block-io", "host-api"]),
-    ("smbd", &["smb-protocol", "block-io", "state-store", "server-api", "vhd"]),
+    ("smbd", &["dce-rpc", "smb-protocol", "block-io", "state-store", "server-api", "vhd"]),
     (
         "bulkhead",
         &[

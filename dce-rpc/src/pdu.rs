@@ -1,11 +1,12 @@
 //! The messages of connection-oriented RPC (C706 12.6, MS-RPCE 2.2.2): a common header of 16
 //! bytes, then what the type says.
 
-use super::{FaultStatus, SyntaxId};
-use crate::{
+use smb_protocol::{
     flag_set, open_enum,
     wire::{Put, Reader, Result, WireError, len16},
 };
+
+use crate::{FaultStatus, SyntaxId};
 
 open_enum! {
     /// `PTYPE`.

@@ -8,7 +8,7 @@
 //!
 //! Only little-endian data is read, which is what every client of these interfaces sends.
 
-use crate::{
+use smb_protocol::{
     name,
     security::Sid,
     wire::{self, Put, Result, WireError, len32},
