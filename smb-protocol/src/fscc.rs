@@ -9,8 +9,11 @@ pub mod fsctl;
 pub mod offload;
 pub mod snapshots;
 
+use nom::Parser;
+
 use crate::{
     flag_set, open_enum,
+    parse::{Input, Parsed, u64},
     wire::{Put, Reader, Result},
 };
 
@@ -63,13 +66,18 @@ pub struct Times {
 
 impl Times {
     /// Reads 32 bytes.
+    ///
+    /// # Errors
+    /// Fewer are left.
     pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
-        Ok(Self {
-            creation: r.u64("CreationTime")?,
-            access: r.u64("LastAccessTime")?,
-            write: r.u64("LastWriteTime")?,
-            change: r.u64("ChangeTime")?,
-        })
+        r.take(Self::read)
+    }
+
+    /// Reads 32 bytes, as a parser among others.
+    pub(crate) fn read(input: Input<'_>) -> Parsed<'_, Self> {
+        (u64("CreationTime"), u64("LastAccessTime"), u64("LastWriteTime"), u64("ChangeTime"))
+            .map(|(creation, access, write, change)| Self { creation, access, write, change })
+            .parse(input)
     }
 
     /// Appends 32 bytes.

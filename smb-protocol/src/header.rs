@@ -1,8 +1,11 @@
 //! The 64-byte header of every SMB 2 message (MS-SMB2 2.2.1) and the frame around it (2.1).
 
+use nom::Parser;
+
 use crate::{
     FileId, MessageId, NtStatus, SessionId, TreeId, flag_set, open_enum,
-    wire::{Put, Reader, Result, WireError},
+    parse::{self, Input, Parsed, array, structure_size, u16, u32, u64},
+    wire::{Put, Result, WireError},
 };
 
 /// Length of the header in bytes.
@@ -144,28 +147,54 @@ impl Header {
     pub const NEXT_COMMAND_AT: usize = 20;
 
     /// Reads a header, checking protocol id and structure size.
+    ///
+    /// # Errors
+    /// The bytes are fewer than a header has, or are not those of a plain SMB 2 message.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(bytes);
-        let protocol: [u8; 4] = r.array("header.ProtocolId")?;
-        if protocol != PROTOCOL_SMB2 {
-            return Err(WireError::Value {
-                field: "header.ProtocolId",
-                value: u32::from_le_bytes(protocol).into(),
-            });
-        }
-        r.structure_size(64, "header.StructureSize")?;
-        Ok(Self {
-            credit_charge: r.u16("header.CreditCharge")?,
-            status: NtStatus(r.u32("header.Status")?),
-            command: Command(r.u16("header.Command")?),
-            credits: r.u16("header.Credit")?,
-            flags: HeaderFlags(r.u32("header.Flags")?),
-            next_command: r.u32("header.NextCommand")?,
-            message_id: MessageId(r.u64("header.MessageId")?),
-            async_or_tree: r.u64("header.TreeId")?,
-            session_id: SessionId(r.u64("header.SessionId")?),
-            signature: r.array("header.Signature")?,
-        })
+        let fields = (
+            protocol,
+            structure_size(64, "header.StructureSize"),
+            u16("header.CreditCharge"),
+            u32("header.Status"),
+            u16("header.Command"),
+            u16("header.Credit"),
+            u32("header.Flags"),
+            u32("header.NextCommand"),
+            u64("header.MessageId"),
+            u64("header.TreeId"),
+            u64("header.SessionId"),
+            array("header.Signature"),
+        );
+        let header = fields.map(
+            |(
+                _,
+                _,
+                charge,
+                status,
+                command,
+                credits,
+                flags,
+                next,
+                message,
+                tree,
+                session,
+                signature,
+            )| {
+                Self {
+                    credit_charge: charge,
+                    status: NtStatus(status),
+                    command: Command(command),
+                    credits,
+                    flags: HeaderFlags(flags),
+                    next_command: next,
+                    message_id: MessageId(message),
+                    async_or_tree: tree,
+                    session_id: SessionId(session),
+                    signature,
+                }
+            },
+        );
+        parse::run(Input::new(bytes), header)
     }
 
     /// The 64 bytes on the wire.
@@ -219,15 +248,32 @@ pub fn frame_prefix(len: usize) -> Option<[u8; FRAME_LEN]> {
 }
 
 /// Length of the message that a frame prefix announces. The first byte must be 0 (a session
-/// message); NetBIOS session service types are refused.
+/// message).
+///
+/// # Errors
+/// The first byte is another: the NetBIOS session service has such frames, SMB 2 has not.
 pub fn frame_len(prefix: [u8; FRAME_LEN]) -> Result<usize> {
     match prefix[0] {
         0 => Ok(u32::from_be_bytes(prefix) as usize),
-        other => Err(WireError::Value { field: "frame type", value: other.into() }),
+        other => Err(WireError::Impossible { field: "frame type", at: 0, value: other.into() }),
     }
 }
 
+/// Reads the `ProtocolId` of a plain message.
+fn protocol(input: Input<'_>) -> Parsed<'_, ()> {
+    const FIELD: &str = "header.ProtocolId";
+    match array(FIELD)(input)? {
+        (rest, PROTOCOL_SMB2) => Ok((rest, ())),
+        (_, other) => Err(input.impossible(FIELD, u32::from_le_bytes(other))),
+    }
+}
+
+/// A message's body as parsers take it: its offsets count from the header in front of it.
+pub(crate) fn body(bytes: &[u8]) -> Input<'_> {
+    Input::placed(bytes, HEADER_LEN)
+}
+
 /// Reads a file id field.
-pub(crate) fn file_id(r: &mut Reader<'_>, field: &'static str) -> Result<FileId> {
-    Ok(FileId::from_bytes(r.array(field)?))
+pub(crate) fn file_id<'a>(field: &'static str) -> impl Fn(Input<'a>) -> Parsed<'a, FileId> {
+    move |input| array(field)(input).map(|(rest, bytes)| (rest, FileId::from_bytes(bytes)))
 }

@@ -21,6 +21,7 @@ pub mod kerberos;
 pub mod msg;
 pub mod name;
 pub mod ntlm;
+pub mod parse;
 pub mod security;
 pub mod spnego;
 pub mod status;

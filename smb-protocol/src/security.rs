@@ -3,10 +3,15 @@
 
 use std::fmt;
 
+use nom::{Parser, sequence::preceded};
+
 use crate::{
     flag_set,
     msg::create::Access,
-    wire::{Put, Reader, Result, WireError, len16},
+    parse::{
+        self, Input, Parsed, array, counted, from, part, size16, size32, skip, such, u8, u16, u32,
+    },
+    wire::{Put, Reader, Result, len16},
 };
 
 /// Most sub-authorities of a SID.
@@ -80,15 +85,27 @@ impl Sid {
     }
 
     /// Reads a SID.
+    ///
+    /// # Errors
+    /// The bytes end within it, its revision is not 1, or it has more than 15 parts.
     pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
-        let revision = r.u8("sid.Revision")?;
-        let count = r.u8("sid.SubAuthorityCount")?;
-        if revision != 1 || usize::from(count) > MAX_SUB_AUTHORITIES {
-            return Err(WireError::Value { field: "sid", value: count.into() });
-        }
-        let authority = r.array("sid.IdentifierAuthority")?;
-        let sub = (0..count).map(|_| r.u32("sid.SubAuthority")).collect::<Result<_>>()?;
-        Ok(Self { authority, sub })
+        r.take(Self::read)
+    }
+
+    /// Reads a SID, as a parser among others.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn read(input: Input<'_>) -> Parsed<'_, Self> {
+        let possible = |count: u8| usize::from(count) <= MAX_SUB_AUTHORITIES;
+        let (i, (_, count, authority)) = (
+            such(u8, "sid.Revision", |revision| revision == 1),
+            such(u8, "sid.SubAuthorityCount", possible),
+            array("sid.IdentifierAuthority"),
+        )
+            .parse(input)?;
+        let (i, sub) = counted(count.into(), 4, "sid.SubAuthority", u32("sid.SubAuthority"))(i)?;
+        Ok((i, Self { authority, sub }))
     }
 
     /// Appends the SID.
@@ -174,10 +191,12 @@ impl Ace {
         if !Self::is_for_objects(self.kind) {
             return Some(self.sid.clone());
         }
-        let mut r = Reader::new(&self.rest);
-        let flags = r.u32("ace.Flags").ok()?;
-        r.skip(16 * (flags & 3).count_ones() as usize, "ace.ObjectType").ok()?;
-        Sid::parse(&mut r).ok()
+        let trustee = |input| {
+            let (i, flags) = u32("ace.Flags")(input)?;
+            let guids = 16 * (flags & 3).count_ones() as usize;
+            preceded(skip(guids, "ace.ObjectType"), Sid::read).parse(i)
+        };
+        parse::with(Input::new(&self.rest), trustee).ok()
     }
 
     /// Entries for directory objects have GUIDs between rights and SID (MS-DTYP 2.4.4.3).
@@ -185,11 +204,18 @@ impl Ace {
         matches!(kind, 5..=8 | 11 | 12 | 15 | 16)
     }
 
-    fn parse(kind: u8, flags: AceFlags, mut body: Reader<'_>) -> Result<Self> {
-        let access = Access(body.u32("ace.Mask")?);
-        let sid =
-            if Self::is_for_objects(kind) { Sid::new(0, &[0]) } else { Sid::parse(&mut body)? };
-        Ok(Self { kind, flags, access, sid, rest: body.rest().to_vec() })
+    fn read(input: Input<'_>) -> Parsed<'_, Self> {
+        let (i, (kind, flags, size)) = (
+            u8("ace.AceType"),
+            u8("ace.AceFlags").map(AceFlags),
+            such(u16, "ace.AceSize", |size| size >= 4),
+        )
+            .parse(input)?;
+        let (i, body) = part(usize::from(size) - 4, "ace")(i)?;
+        let (body, access) = u32("ace.Mask").map(Access).parse(body)?;
+        let (body, sid) =
+            if Self::is_for_objects(kind) { (body, Sid::new(0, &[0])) } else { Sid::read(body)? };
+        Ok((i, Self { kind, flags, access, sid, rest: body.bytes().to_vec() }))
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
@@ -211,24 +237,17 @@ impl Ace {
 /// An access list.
 pub type Acl = Vec<Ace>;
 
-fn parse_acl(bytes: &[u8]) -> Result<Acl> {
-    let mut r = Reader::new(bytes);
-    r.skip(2, "acl.AclRevision")?;
-    let size = usize::from(r.u16("acl.AclSize")?);
-    let count = r.u16("acl.AceCount")?;
-    r.skip(2, "acl.Sbz2")?;
-    let mut entries = Reader::new(r.bytes(size.saturating_sub(8), "acl")?);
-    let mut acl = Vec::new();
-    for _ in 0..count {
-        let kind = entries.u8("ace.AceType")?;
-        let flags = AceFlags(entries.u8("ace.AceFlags")?);
-        let size = usize::from(entries.u16("ace.AceSize")?);
-        let len = size
-            .checked_sub(4)
-            .ok_or(WireError::Value { field: "ace.AceSize", value: size as u64 })?;
-        acl.push(Ace::parse(kind, flags, Reader::new(entries.bytes(len, "ace")?))?);
-    }
-    Ok(acl)
+fn acl(input: Input<'_>) -> Parsed<'_, Acl> {
+    let (i, (_, size, count, _)) = (
+        skip(2, "acl.AclRevision"),
+        size16("acl.AclSize"),
+        size16("acl.AceCount"),
+        skip(2, "acl.Sbz2"),
+    )
+        .parse(input)?;
+    let (i, entries) = part(size.saturating_sub(8), "acl")(i)?;
+    let (_, acl) = counted(count, 8, "acl.AceCount", Ace::read).parse(entries)?;
+    Ok((i, acl))
 }
 
 fn encode_acl(acl: &[Ace], out: &mut Vec<u8>) {
@@ -339,39 +358,42 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// Reads a descriptor in self-relative form.
+    ///
+    /// # Errors
+    /// The revision is not 1, or a part is outside of the bytes or ends within a field.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(bytes);
-        let revision = r.u8("descriptor.Revision")?;
-        if revision != 1 {
-            return Err(WireError::Value { field: "descriptor.Revision", value: revision.into() });
-        }
-        r.skip(1, "descriptor.Sbz1")?;
-        let control = Control(r.u16("descriptor.Control")?).without(Control::SELF_RELATIVE);
-        let mut offset = |field| r.u32(field).map(|offset| offset as usize);
-        let owner = offset("descriptor.OffsetOwner")?;
-        let group = offset("descriptor.OffsetGroup")?;
-        let sacl = offset("descriptor.OffsetSacl")?;
-        let dacl = offset("descriptor.OffsetDacl")?;
-        let at = |offset: usize| {
-            let outside =
-                WireError::Outside { field: "descriptor", offset, len: 8, have: bytes.len() };
-            bytes.get(offset..).ok_or(outside)
-        };
-        let sid = |offset: usize| match offset {
-            0 => Ok(None),
-            offset => Sid::parse(&mut Reader::new(at(offset)?)).map(Some),
-        };
-        let list = |present: Control, offset: usize| match offset {
-            0 => Ok(None),
-            offset if control.has(present) => parse_acl(at(offset)?).map(Some),
-            _ => Ok(None),
-        };
-        Ok(Self {
-            control,
-            owner: sid(owner)?,
-            group: sid(group)?,
-            sacl: list(Control::SACL_PRESENT, sacl)?,
-            dacl: list(Control::DACL_PRESENT, dacl)?,
+        const FIELD: &str = "descriptor";
+        parse::with(Input::new(bytes), |input| {
+            let (i, (_, _, control, owner, group, sacl, dacl)) = (
+                such(u8, "descriptor.Revision", |revision| revision == 1),
+                skip(1, "descriptor.Sbz1"),
+                u16("descriptor.Control").map(Control),
+                size32("descriptor.OffsetOwner"),
+                size32("descriptor.OffsetGroup"),
+                size32("descriptor.OffsetSacl"),
+                size32("descriptor.OffsetDacl"),
+            )
+                .parse(input)?;
+            let control = control.without(Control::SELF_RELATIVE);
+            let sid = |offset| match offset {
+                0 => Ok(None),
+                offset => Sid::read(from(input, offset, FIELD)?).map(|(_, sid)| Some(sid)),
+            };
+            let list = |present: Control, offset| match offset {
+                0 => Ok(None),
+                offset if control.has(present) => {
+                    acl(from(input, offset, FIELD)?).map(|(_, acl)| Some(acl))
+                }
+                _ => Ok(None),
+            };
+            let descriptor = Self {
+                control,
+                owner: sid(owner)?,
+                group: sid(group)?,
+                sacl: list(Control::SACL_PRESENT, sacl)?,
+                dacl: list(Control::DACL_PRESENT, dacl)?,
+            };
+            Ok((i, descriptor))
         })
     }
 

@@ -1,8 +1,11 @@
 //! Information classes of file systems (MS-FSCC 2.5).
 
+use nom::Parser;
+
 use crate::{
     flag_set, name,
-    wire::{Put, Reader, Result, len32},
+    parse::{self, Input, u32, u64},
+    wire::{Put, Result, len32},
 };
 
 /// `FileFsVolumeInformation`.
@@ -88,15 +91,21 @@ impl Space {
     }
 
     /// Reads `FileFsFullSizeInformation`.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse_full_size(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(Self {
-            total: r.u64("full_size.TotalAllocationUnits")?,
-            caller_free: r.u64("full_size.CallerAvailableAllocationUnits")?,
-            free: r.u64("full_size.ActualAvailableAllocationUnits")?,
-            sectors_per_unit: r.u32("full_size.SectorsPerAllocationUnit")?,
-            bytes_per_sector: r.u32("full_size.BytesPerSector")?,
-        })
+        let fields = (
+            u64("full_size.TotalAllocationUnits"),
+            u64("full_size.CallerAvailableAllocationUnits"),
+            u64("full_size.ActualAvailableAllocationUnits"),
+            u32("full_size.SectorsPerAllocationUnit"),
+            u32("full_size.BytesPerSector"),
+        );
+        let space = fields.map(|(total, caller_free, free, sectors_per_unit, bytes_per_sector)| {
+            Self { total, caller_free, free, sectors_per_unit, bytes_per_sector }
+        });
+        parse::run(Input::new(data), space)
     }
 }
 

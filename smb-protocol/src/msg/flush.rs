@@ -1,9 +1,12 @@
 //! FLUSH request (MS-SMB2 2.2.17); the response is [`super::simple::Empty`].
 
+use nom::Parser;
+
 use crate::{
-    header::file_id,
+    header::{body, file_id},
     ids::FileId,
-    wire::{Put, Reader, Result},
+    parse::{self, skip, structure_size},
+    wire::{Put, Result},
 };
 
 /// FLUSH request.
@@ -15,11 +18,16 @@ pub struct Request {
 
 impl Request {
     /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(24, "flush.StructureSize")?;
-        r.skip(6, "flush.Reserved")?;
-        Ok(Self { file_id: file_id(&mut r, "flush.FileId")? })
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let fields = (
+            structure_size(24, "flush.StructureSize"),
+            skip(6, "flush.Reserved"),
+            file_id("flush.FileId"),
+        );
+        parse::run(body(bytes), fields.map(|(_, _, file_id)| Self { file_id }))
     }
 
     /// Appends the body.

@@ -1,10 +1,13 @@
 //! LOCK request (MS-SMB2 2.2.26); the response is [`super::simple::Empty`].
 
+use nom::Parser;
+
 use crate::{
     flag_set,
-    header::file_id,
+    header::{body, file_id},
     ids::FileId,
-    wire::{Put, Reader, Result, WireError, len16},
+    parse::{self, Input, Parsed, counted, skip, structure_size, such, u16, u32, u64},
+    wire::{Put, Result, len16},
 };
 
 flag_set! {
@@ -32,6 +35,12 @@ pub struct Element {
     pub flags: LockFlags,
 }
 
+fn element(input: Input<'_>) -> Parsed<'_, Element> {
+    (u64("lock.Offset"), u64("lock.Length"), u32("lock.Flags"), skip(4, "lock.Reserved"))
+        .map(|(offset, length, flags, ())| Element { offset, length, flags: LockFlags(flags) })
+        .parse(input)
+}
+
 /// LOCK request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
@@ -45,25 +54,22 @@ pub struct Request {
 
 impl Request {
     /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(48, "lock.StructureSize")?;
-        let count = r.u16("lock.LockCount")?;
-        if count == 0 {
-            return Err(WireError::Value { field: "lock.LockCount", value: 0 });
-        }
-        let sequence = r.u32("lock.LockSequence")?;
-        let file_id = file_id(&mut r, "lock.FileId")?;
-        let mut bytes = Reader::new(r.bytes(usize::from(count) * 24, "lock.Locks")?);
-        let mut locks = Vec::with_capacity(count.into());
-        for _ in 0..count {
-            let offset = bytes.u64("lock.Offset")?;
-            let length = bytes.u64("lock.Length")?;
-            let flags = LockFlags(bytes.u32("lock.Flags")?);
-            bytes.skip(4, "lock.Reserved")?;
-            locks.push(Element { offset, length, flags });
-        }
-        Ok(Self { sequence, file_id, locks })
+    ///
+    /// # Errors
+    /// The body ends within a field or before the ranges that it counts, counts none, or is of
+    /// another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, count, sequence, file_id)) = (
+                structure_size(48, "lock.StructureSize"),
+                such(u16, "lock.LockCount", |count| count > 0),
+                u32("lock.LockSequence"),
+                file_id("lock.FileId"),
+            )
+                .parse(input)?;
+            let (i, locks) = counted(count.into(), 24, "lock.Locks", element).parse(i)?;
+            Ok((i, Self { sequence, file_id, locks }))
+        })
     }
 
     /// Appends the body.

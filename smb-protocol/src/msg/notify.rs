@@ -1,12 +1,15 @@
 //! CHANGE_NOTIFY request (MS-SMB2 2.2.35); the response is
 //! [`super::query_directory::Response`].
 
+use nom::Parser;
+
 use crate::{
     flag_set,
-    header::file_id,
+    header::{body, file_id},
     ids::FileId,
     name, open_enum,
-    wire::{Put, Reader, Result, len32},
+    parse::{self, Input, Parsed, size32, structure_size, text, u16, u32},
+    wire::{Put, Result, len32},
 };
 
 flag_set! {
@@ -96,23 +99,36 @@ impl Event {
     }
 
     /// Reads the content of an answer.
-    pub fn parse_all(mut bytes: &[u8]) -> Result<Vec<Self>> {
+    ///
+    /// # Errors
+    /// An entry ends before its name does, or its name is not UTF-16.
+    pub fn parse_all(bytes: &[u8]) -> Result<Vec<Self>> {
         let mut events = Vec::new();
-        while !bytes.is_empty() {
-            let mut r = Reader::new(bytes);
-            let next = r.u32("notify.NextEntryOffset")? as usize;
-            let action = Action(r.u32("notify.Action")?);
-            let len = r.u32("notify.FileNameLength")? as usize;
-            let name = name::utf16(r.bytes(len, "notify.FileName")?, "notify.FileName")?;
-            events.push(Self { action, name });
+        let mut left = Input::new(bytes);
+        while !left.is_empty() {
+            let (event, next) = parse::run(left, event)?;
+            events.push(event);
             if next == 0 {
                 break;
             }
             // An entry that does not end in itself would be read for ever.
-            bytes = bytes.get(next.max(12)..).unwrap_or_default();
+            let next = left.position().saturating_add(next.max(12));
+            left = parse::from(left, next, "notify.NextEntryOffset").unwrap_or(Input::new(&[]));
         }
         Ok(events)
     }
+}
+
+/// Reads an entry, and how far behind its beginning the next one begins.
+fn event(input: Input<'_>) -> Parsed<'_, (Event, usize)> {
+    let (i, (next, action, len)) = (
+        size32("notify.NextEntryOffset"),
+        u32("notify.Action").map(Action),
+        size32("notify.FileNameLength"),
+    )
+        .parse(input)?;
+    let (i, name) = text(len, "notify.FileName")(i)?;
+    Ok((i, (Event { action, name }, next)))
 }
 
 /// `SMB2_WATCH_TREE`: everything below, not the directory alone.
@@ -133,13 +149,24 @@ pub struct Request {
 
 impl Request {
     /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(32, "change_notify.StructureSize")?;
-        let flags = r.u16("change_notify.Flags")?;
-        let output_len = r.u32("change_notify.OutputBufferLength")?;
-        let file_id = file_id(&mut r, "change_notify.FileId")?;
-        Ok(Self { flags, output_len, file_id, filter: r.u32("change_notify.CompletionFilter")? })
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let fields = (
+            structure_size(32, "change_notify.StructureSize"),
+            u16("change_notify.Flags"),
+            u32("change_notify.OutputBufferLength"),
+            file_id("change_notify.FileId"),
+            u32("change_notify.CompletionFilter"),
+        );
+        let request = fields.map(|((), flags, output_len, file_id, filter)| Self {
+            flags,
+            output_len,
+            file_id,
+            filter,
+        });
+        parse::run(body(bytes), request)
     }
 
     /// Appends the body.
