@@ -96,6 +96,10 @@ impl Association {
 
     /// Takes what a client wrote; calls that are complete are given to `serve`, which returns the
     /// results or a fault.
+    ///
+    /// # Errors
+    /// What came is no RPC or has no place here, or too many results stand unread. The pipe is of no use
+    /// then.
     pub fn write(
         &mut self,
         bytes: &[u8],

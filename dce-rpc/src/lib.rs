@@ -11,6 +11,7 @@
 //! what both have on the wire: numbers, text and SIDs.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 pub mod association;
 pub mod ndr;

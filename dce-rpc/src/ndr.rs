@@ -89,7 +89,7 @@ impl<'a> Reader<'a> {
         self.take(parse::align(to, "ndr.Alignment"))
     }
 
-    /// Takes one byte.
+    /// Takes a byte, which may stand anywhere.
     ///
     /// # Errors
     /// The stub is at its end.
@@ -200,17 +200,17 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// An empty stub.
+    /// A stub with nothing in it.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The stub.
+    /// The stub as it was written.
     pub fn finish(self) -> Vec<u8> {
         self.out
     }
 
-    /// Length so far.
+    /// Length so far in bytes.
     pub fn len(&self) -> usize {
         self.out.len()
     }
@@ -226,19 +226,19 @@ impl Writer {
         self
     }
 
-    /// A byte.
+    /// Appends a byte, which may stand anywhere.
     pub fn u8(&mut self, v: u8) -> &mut Self {
         self.out.put_u8(v);
         self
     }
 
-    /// A 16-bit number.
+    /// Appends a 16-bit number at a multiple of 2.
     pub fn u16(&mut self, v: u16) -> &mut Self {
         self.align(2).out.put_u16(v);
         self
     }
 
-    /// A 32-bit number.
+    /// Appends a 32-bit number at a multiple of 4.
     pub fn u32(&mut self, v: u32) -> &mut Self {
         self.align(4).out.put_u32(v);
         self
@@ -300,7 +300,7 @@ impl Writer {
         self.u32(len32(bytes.len().saturating_sub(8) / 4)).bytes(&bytes)
     }
 
-    /// A context handle.
+    /// Appends a context handle at a multiple of 4.
     pub fn handle(&mut self, handle: &Handle) -> &mut Self {
         self.align(4).bytes(&handle.0)
     }

@@ -144,7 +144,7 @@ impl<'a> Pdu<'a> {
         })
     }
 
-    /// The message's bytes.
+    /// A message: the common header and what `body` appends to it.
     pub fn encode(
         kind: Kind,
         flags: Flags,
@@ -214,7 +214,7 @@ fn put_syntax(out: &mut Vec<u8>, id: &SyntaxId) {
 }
 
 impl Bind {
-    /// Reads the body.
+    /// Reads the body of a bind or alter context, which starts behind the common header.
     ///
     /// # Errors
     /// It ends within a field, or before the contexts that it counts.
@@ -234,7 +234,7 @@ impl Bind {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a bind or alter context behind the common header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(self.max_transmit);
         out.put_u16(self.max_receive);
@@ -278,7 +278,7 @@ pub struct BindAck<'a> {
 }
 
 impl BindAck<'_> {
-    /// Appends the body.
+    /// Appends the body of a bind ack or alter context response behind the common header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u16(self.max_transmit);
@@ -319,7 +319,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of a request, which starts behind the common header.
     ///
     /// # Errors
     /// It ends before the stub.
@@ -336,7 +336,7 @@ impl<'a> Request<'a> {
         run(Input::new(body), request)
     }
 
-    /// Appends the body.
+    /// Appends the body of a request behind the common header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.stub.len() as u32);
         out.put_u16(self.context);

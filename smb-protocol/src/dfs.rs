@@ -96,6 +96,8 @@ pub struct Response {
 }
 
 const HEADER: usize = 8;
+/// Referrals may share a text. All targets are at most this many times as long as the output.
+const MAX_SHARED: usize = 16;
 const REFERRAL_SERVERS: u32 = 1;
 const STORAGE_SERVERS: u32 = 2;
 const TARGET_SET_BOUNDARY: u16 = 4;
@@ -110,7 +112,7 @@ impl Response {
         }
     }
 
-    /// Appends the output.
+    /// Appends the output of either control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let kind = u16::from(self.root);
@@ -212,6 +214,10 @@ impl Response {
                 Self { version: 0, prefix, root, time_to_live: 0, targets: Vec::new() };
             for _ in 0..count {
                 left = response.referral(input, left)?;
+                let all: usize = response.targets.iter().map(String::len).sum();
+                if all > input.len().saturating_mul(MAX_SHARED) {
+                    return Err(left.impossible("dfs.NetworkAddressOffset", all as u64));
+                }
             }
             Ok((left, response))
         })
@@ -247,6 +253,32 @@ mod tests {
             if response.targets.is_empty() { want.version = 0; }
             if response.targets.is_empty() || version == 1 { want.time_to_live = 0; }
             prop_assert_eq!(Response::parse(&output, &path), Ok(want));
+        }
+
+        /// Many referrals that all name the same long text give no more than a bound.
+        #[test]
+        fn shared_texts_are_bounded(count in 0u16..300, len in 0usize..3000) {
+            let mut output = Vec::new();
+            output.put_u16(0);
+            output.put_u16(count);
+            output.put_u32(0);
+            for at in 0..usize::from(count) {
+                output.put_u16(3);
+                output.put_u16(18);
+                output.put_zeros(10);
+                output.put_u16(len16((usize::from(count) - at) * 18));
+                output.put_u16(0);
+            }
+            output.put(&name::to_utf16(&"x".repeat(len)));
+            let all = usize::from(count) * len;
+            match Response::parse(&output, "") {
+                Ok(response) => {
+                    prop_assert_eq!(response.targets.len(), usize::from(count));
+                    prop_assert!(response.targets.iter().all(|target| target.len() == len));
+                    prop_assert!(all <= MAX_SHARED * output.len());
+                }
+                Err(_) => prop_assert!(all > MAX_SHARED * output.len()),
+            }
         }
 
         #[test]

@@ -65,7 +65,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// Reads 32 bytes.
+    /// Reads the four times, 32 bytes, in the order of the fields.
     ///
     /// # Errors
     /// Fewer are left.
@@ -80,7 +80,7 @@ impl Times {
             .parse(input)
     }
 
-    /// Appends 32 bytes.
+    /// Appends the four times, 32 bytes, in the order of the fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.creation);
         out.put_u64(self.access);

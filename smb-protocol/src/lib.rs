@@ -11,6 +11,7 @@
 //! allocation is sized by a length that was not checked against the bytes at hand. Values the
 //! peer chooses from an enumeration stay open (unknown values are kept).
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 pub mod crypto;
 pub mod dfs;

@@ -7,7 +7,7 @@ use crate::{
     wire::{Put, Result},
 };
 
-/// Reads UTF-16LE text.
+/// Reads UTF-16LE text without a terminator.
 ///
 /// # Errors
 /// An odd number of bytes, or a lone surrogate.

@@ -43,7 +43,7 @@ impl<'a> Input<'a> {
         Self { bytes, at }
     }
 
-    /// The bytes.
+    /// The bytes that are not read yet.
     pub const fn bytes(self) -> &'a [u8] {
         self.bytes
     }

@@ -31,7 +31,7 @@ impl Sid {
         Self { authority: [0, 0, 0, 0, 0, authority], sub }
     }
 
-    /// S-1-1-0: everyone.
+    /// S-1-1-0: everyone, whoever it is.
     pub fn everyone() -> Self {
         Self::new(1, &[0])
     }
@@ -84,7 +84,7 @@ impl Sid {
         (self.authority == domain.authority && rest == domain.sub).then_some(*last)
     }
 
-    /// Reads a SID.
+    /// Reads a SID (MS-DTYP 2.4.2.2).
     ///
     /// # Errors
     /// The bytes end within it, its revision is not 1, or it has more than 15 parts.
@@ -108,7 +108,7 @@ impl Sid {
         Ok((i, Self { authority, sub }))
     }
 
-    /// Appends the SID.
+    /// Appends the SID: 8 bytes and 4 for each of its parts.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u8(1);
         out.put_u8(self.sub.len() as u8);
@@ -234,7 +234,7 @@ impl Ace {
     }
 }
 
-/// An access list.
+/// An access list: entries in the order in which they are looked at.
 pub type Acl = Vec<Ace>;
 
 fn acl(input: Input<'_>) -> Parsed<'_, Acl> {

@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
         self.take(parse::array(field))
     }
 
-    /// Skips `n` bytes.
+    /// Skips the next `n` bytes, whatever they are.
     ///
     /// # Errors
     /// Fewer are left.
@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
         self.take(parse::skip(n, field))
     }
 
-    /// Takes one byte.
+    /// Takes the next byte.
     ///
     /// # Errors
     /// None is left.

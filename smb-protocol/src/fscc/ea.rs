@@ -7,7 +7,7 @@ use crate::{
     wire::{Put, Result, WireError, len16, len32},
 };
 
-/// One extended attribute.
+/// One extended attribute of a file: a name and bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ea {
     /// 0, or [`Ea::NEED`]: who does not understand it must leave the file alone.
@@ -58,23 +58,22 @@ fn text(len: usize, field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, Str
     }
 }
 
-/// Entries, each of which says first how far behind its beginning the next one begins: `least` bytes
-/// or more, at a multiple of 4.
+/// Entries, each of which says first how far behind its beginning the next one begins: not before
+/// its end, and at a multiple of 4.
 fn chain<'a, T>(
     data: &'a [u8],
-    least: usize,
     entry: impl Fn(Input<'a>) -> Parsed<'a, (usize, T)>,
 ) -> Result<Vec<T>> {
     const FIELD: &str = "ea.NextEntryOffset";
     parse::with(Input::new(data), |mut left| {
         let mut list = Vec::new();
         while !left.is_empty() {
-            let (_, (next, one)) = entry(left)?;
+            let (i, (next, one)) = entry(left)?;
             list.push(one);
             if next == 0 {
                 break;
             }
-            if next < least || !next.is_multiple_of(4) {
+            if next < left.len() - i.len() || !next.is_multiple_of(4) {
                 return Err(left.impossible(FIELD, next as u64));
             }
             left = parse::from(left, left.position().saturating_add(next), FIELD)?;
@@ -97,12 +96,12 @@ fn attribute(input: Input<'_>) -> Parsed<'_, (usize, Ea)> {
     Ok((i, (next, Ea { flags, name, value: value.to_vec() })))
 }
 
-/// Reads `FileFullEaInformation`.
+/// Reads `FileFullEaInformation` (2.4.16): all entries of the list.
 ///
 /// # Errors
 /// An entry ends before its value does, or the next one is not behind it or not in the data.
 pub fn parse(data: &[u8]) -> Result<Vec<Ea>> {
-    chain(data, 9, attribute)
+    chain(data, attribute)
 }
 
 /// Appends as many entries of `FileFullEaInformation` as fit `room`; returns their number.
@@ -136,7 +135,7 @@ pub fn encode<'a>(list: impl Iterator<Item = &'a Ea>, room: usize, out: &mut Vec
 /// # Errors
 /// An entry ends before its name does, or the next one is not behind it or not in the data.
 pub fn parse_names(data: &[u8]) -> Result<Vec<String>> {
-    chain(data, 6, |input| {
+    chain(data, |input| {
         let (i, (next, len)) =
             (size32("get_ea.NextEntryOffset"), size8("get_ea.EaNameLength")).parse(input)?;
         let (i, name) = text(len, "get_ea.EaName")(i)?;
@@ -166,6 +165,27 @@ mod tests {
             // What did not fit would not have.
             if let Some(next) = list.get(count) {
                 prop_assert!((out.len() - 5).next_multiple_of(4) + next.len() > room);
+            }
+        }
+
+        /// Entries that would overlap are refused, so a list is never longer than what was sent.
+        #[test]
+        fn lists_take_no_more_than_was_sent(
+            list in prop::collection::vec(ea(), 1..8), next in 0u32..40, len in any::<u16>(),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let mut data = Vec::new();
+            encode(list.iter(), 4096, &mut data);
+            let starts: Vec<usize> = list.iter().scan(0, |start, ea| {
+                let this = *start;
+                *start = (this + ea.len()).next_multiple_of(4);
+                Some(this)
+            }).collect();
+            let start = starts[at.index(starts.len())];
+            data[start..start + 4].copy_from_slice(&next.to_le_bytes());
+            data[start + 6..start + 8].copy_from_slice(&len.to_le_bytes());
+            if let Ok(list) = parse(&data) {
+                prop_assert!(list.iter().map(Ea::len).sum::<usize>() <= data.len());
             }
         }
 

@@ -20,7 +20,7 @@ pub struct Basic {
 }
 
 impl Basic {
-    /// Reads the structure.
+    /// Reads the structure from the input of a set or the output of a query.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -29,7 +29,7 @@ impl Basic {
         parse::run(Input::new(data), fields.map(|(times, attributes)| Self { times, attributes }))
     }
 
-    /// Appends the structure.
+    /// Appends the structure with all of its fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.times.encode(out);
         out.put_u32(self.attributes.0);
@@ -37,7 +37,7 @@ impl Basic {
     }
 }
 
-/// `FileStandardInformation` (2.4.41).
+/// `FileStandardInformation` (2.4.41): lengths and links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Standard {
     /// Allocated bytes.
@@ -53,7 +53,7 @@ pub struct Standard {
 }
 
 impl Standard {
-    /// Reads the structure.
+    /// Reads the structure from the input of a set or the output of a query.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -76,7 +76,7 @@ impl Standard {
         parse::run(Input::new(data), standard)
     }
 
-    /// Appends the structure.
+    /// Appends the structure with all of its fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.allocation_size);
         out.put_u64(self.end_of_file);
@@ -87,7 +87,7 @@ impl Standard {
     }
 }
 
-/// `FileNetworkOpenInformation` (2.4.29).
+/// `FileNetworkOpenInformation` (2.4.29): what most clients ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NetworkOpen {
     /// Times.
@@ -101,7 +101,7 @@ pub struct NetworkOpen {
 }
 
 impl NetworkOpen {
-    /// Reads the structure.
+    /// Reads the structure from the input of a set or the output of a query.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -121,7 +121,7 @@ impl NetworkOpen {
         parse::run(Input::new(data), open)
     }
 
-    /// Appends the structure.
+    /// Appends the structure with all of its fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.times.encode(out);
         out.put_u64(self.allocation_size);
@@ -146,7 +146,7 @@ pub struct Rename {
 }
 
 impl Rename {
-    /// Reads the structure.
+    /// Reads the structure without flags.
     ///
     /// # Errors
     /// The data end before the name does, or it is not UTF-16.
@@ -181,7 +181,7 @@ impl Rename {
         text(len, "rename.FileName")(i)
     }
 
-    /// Appends the structure.
+    /// Appends the structure without flags.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let name = name::to_utf16(&self.name);
         out.put_u8(self.replace.into());
@@ -224,7 +224,7 @@ impl Disposition {
     /// All flags that there are.
     pub const ALL: Self = Self(0x1f);
 
-    /// Reads the structure.
+    /// Reads the structure from the input of a set or the output of a query.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -269,9 +269,6 @@ pub fn encode_streams<'a>(streams: impl Iterator<Item = (&'a str, u64, u64)>, ou
     }
 }
 
-/// Length of an entry without its name.
-const STREAM_FIXED: usize = 24;
-
 /// Reads how far behind its beginning the next entry begins, and the entry.
 fn stream(input: Input<'_>) -> Parsed<'_, (usize, (String, u64, u64))> {
     let (i, (next, len, size, allocation)) = (
@@ -294,12 +291,12 @@ pub fn parse_streams(data: &[u8]) -> Result<Vec<(String, u64, u64)>> {
     parse::with(Input::new(data), |mut left| {
         let mut list = Vec::new();
         while !left.is_empty() {
-            let (_, (next, stream)) = stream(left)?;
+            let (i, (next, stream)) = stream(left)?;
             list.push(stream);
             if next == 0 {
                 break;
             }
-            if next < STREAM_FIXED {
+            if next < left.len() - i.len() {
                 return Err(left.impossible("stream.NextEntryOffset", next as u64));
             }
             let behind = left.position().saturating_add(next);
@@ -332,6 +329,22 @@ mod tests {
             let mut out = vec![7; 3];
             encode_streams(list.iter().map(|(name, size, room)| (name.as_str(), *size, *room)), &mut out);
             prop_assert_eq!(parse_streams(&out[3..]).unwrap(), list);
+        }
+
+        /// Entries that would overlap are refused: names are no longer than what was sent.
+        #[test]
+        fn stream_names_take_no_more_than_was_sent(len in 0u32..2000, next in 0u32..60, count in 1usize..40) {
+            let mut data = Vec::new();
+            for _ in 0..count {
+                data.put_u32(next);
+                data.put_u32(len);
+                data.put_zeros(16);
+                data.put_zeros(next.saturating_sub(24) as usize);
+            }
+            if let Ok(list) = parse_streams(&data) {
+                let names: usize = list.iter().map(|(name, ..)| name.encode_utf16().count() * 2).sum();
+                prop_assert!(names <= data.len());
+            }
         }
 
         #[test]

@@ -73,7 +73,7 @@ pub struct Space {
 }
 
 impl Space {
-    /// Appends `FileFsSizeInformation` (2.5.8).
+    /// Appends `FileFsSizeInformation` (2.5.8), 24 bytes.
     pub fn encode_size(&self, out: &mut Vec<u8>) {
         out.put_u64(self.total);
         out.put_u64(self.caller_free);
@@ -81,7 +81,7 @@ impl Space {
         out.put_u32(self.bytes_per_sector);
     }
 
-    /// Appends `FileFsFullSizeInformation` (2.5.4).
+    /// Appends `FileFsFullSizeInformation` (2.5.4), 32 bytes.
     pub fn encode_full_size(&self, out: &mut Vec<u8>) {
         out.put_u64(self.total);
         out.put_u64(self.caller_free);
@@ -90,7 +90,7 @@ impl Space {
         out.put_u32(self.bytes_per_sector);
     }
 
-    /// Reads `FileFsFullSizeInformation`.
+    /// Reads `FileFsFullSizeInformation` (2.5.4), 32 bytes.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -109,7 +109,7 @@ impl Space {
     }
 }
 
-/// Appends `FileFsVolumeInformation` (2.5.9).
+/// Appends `FileFsVolumeInformation` (2.5.9); `created` is a FILETIME.
 pub fn encode_volume(created: u64, serial: u32, label: &str, out: &mut Vec<u8>) {
     let label = name::to_utf16(label);
     out.put_u64(created);
@@ -119,7 +119,8 @@ pub fn encode_volume(created: u64, serial: u32, label: &str, out: &mut Vec<u8>) 
     out.put(&label);
 }
 
-/// Appends `FileFsAttributeInformation` (2.5.1).
+/// Appends `FileFsAttributeInformation` (2.5.1); `max_name` is in characters, `kind` the file system's
+/// name.
 pub fn encode_attribute(attributes: FsAttributes, max_name: u32, kind: &str, out: &mut Vec<u8>) {
     let kind = name::to_utf16(kind);
     out.put_u32(attributes.0);

@@ -146,7 +146,7 @@ pub struct ValidateNegotiate {
 }
 
 impl ValidateNegotiate {
-    /// Reads the request.
+    /// Reads the input of the control.
     ///
     /// # Errors
     /// The data end before the dialects that they count.
@@ -164,7 +164,7 @@ impl ValidateNegotiate {
         })
     }
 
-    /// Appends the request.
+    /// Appends the input of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.capabilities);
         out.put(&self.guid);
@@ -188,7 +188,7 @@ pub struct ValidateNegotiateResponse {
 }
 
 impl ValidateNegotiateResponse {
-    /// Reads the response.
+    /// Reads the output of the control, 24 bytes.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -208,7 +208,7 @@ impl ValidateNegotiateResponse {
         parse::run(Input::new(data), response)
     }
 
-    /// Appends the response.
+    /// Appends the output of the control, 24 bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.capabilities);
         out.put(&self.guid);
@@ -238,7 +238,7 @@ impl FileRange {
         }
     }
 
-    /// Reads one range.
+    /// Reads one range of 16 bytes.
     ///
     /// # Errors
     /// Fewer than 16 bytes are left, or the range does not end within 2^63 - 1.
@@ -246,7 +246,7 @@ impl FileRange {
         r.take(Self::read)
     }
 
-    /// Appends one range.
+    /// Appends one range of 16 bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.offset);
         out.put_u64(self.length);
@@ -275,7 +275,7 @@ pub fn parse_zero_data(data: &[u8]) -> Result<std::ops::Range<u64>> {
     })
 }
 
-/// Appends `FILE_ZERO_DATA_INFORMATION`.
+/// Appends `FILE_ZERO_DATA_INFORMATION` (MS-FSCC 2.3.71), 16 bytes.
 pub fn encode_zero_data(range: std::ops::Range<u64>, out: &mut Vec<u8>) {
     out.put_u64(range.start);
     out.put_u64(range.end);

@@ -86,7 +86,7 @@ impl CopyChunks {
         })
     }
 
-    /// Appends the request.
+    /// Appends the input of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put(&self.key);
         out.put_u32(crate::wire::len32(self.chunks.len()));
@@ -116,7 +116,7 @@ impl CopyResult {
     /// Length on the wire.
     pub const LEN: usize = 12;
 
-    /// Reads the answer.
+    /// Reads the output of the control.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -130,7 +130,7 @@ impl CopyResult {
         parse::run(Input::new(data), result)
     }
 
-    /// Appends the answer.
+    /// Appends the output of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.chunks);
         out.put_u32(self.chunk_bytes);
@@ -174,7 +174,7 @@ impl Duplicate {
             .parse(input)
     }
 
-    /// Reads `SMB2_DUPLICATE_EXTENTS_DATA`.
+    /// Reads `SMB2_DUPLICATE_EXTENTS_DATA`, which has no flags.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -197,7 +197,7 @@ impl Duplicate {
         parse::run(Input::new(data), ranges)
     }
 
-    /// Appends `SMB2_DUPLICATE_EXTENTS_DATA`.
+    /// Appends `SMB2_DUPLICATE_EXTENTS_DATA`, which has no flags.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put(&self.file_id.to_bytes());
         out.put_u64(self.source);
@@ -205,7 +205,7 @@ impl Duplicate {
         out.put_u64(self.length);
     }
 
-    /// Appends `SMB2_DUPLICATE_EXTENTS_DATA_EX`.
+    /// Appends `SMB2_DUPLICATE_EXTENTS_DATA_EX` with its flags.
     pub fn encode_ex(&self, out: &mut Vec<u8>) {
         out.put_u64(Self::EX_LEN);
         self.encode(out);
@@ -229,7 +229,7 @@ pub fn parse_trim(data: &[u8]) -> Result<Vec<(u64, u64)>> {
     })
 }
 
-/// Appends `FILE_LEVEL_TRIM`.
+/// Appends `FILE_LEVEL_TRIM` without a key: offset and length of each range.
 pub fn encode_trim(ranges: &[(u64, u64)], out: &mut Vec<u8>) {
     out.put_u32(0);
     out.put_u32(crate::wire::len32(ranges.len()));
@@ -271,7 +271,7 @@ impl Token {
         self
     }
 
-    /// Its type.
+    /// Its type, which says who made it.
     pub fn kind(&self) -> u32 {
         u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
     }
@@ -283,7 +283,7 @@ impl Token {
     }
 }
 
-/// `FSCTL_OFFLOAD_READ_INPUT` (MS-FSCC 2.3.41).
+/// `FSCTL_OFFLOAD_READ_INPUT` (MS-FSCC 2.3.41): asks for a token for a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OffloadRead {
     /// Length that the structure states.
@@ -300,7 +300,7 @@ impl OffloadRead {
     /// Length on the wire.
     pub const LEN: u32 = 32;
 
-    /// Reads the request.
+    /// Reads the input of the control.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -322,7 +322,7 @@ impl OffloadRead {
         parse::run(Input::new(data), request)
     }
 
-    /// Appends the request.
+    /// Appends the input of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.size);
         out.put_u32(0);
@@ -333,7 +333,7 @@ impl OffloadRead {
     }
 }
 
-/// `FSCTL_OFFLOAD_READ_OUTPUT` (MS-FSCC 2.3.42).
+/// `FSCTL_OFFLOAD_READ_OUTPUT` (MS-FSCC 2.3.42): the token, and how much it stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OffloadReadAnswer {
     /// Everything behind the range is zero.
@@ -348,7 +348,7 @@ impl OffloadReadAnswer {
     /// Length on the wire.
     pub const LEN: u32 = 16 + Token::LEN as u32;
 
-    /// Reads the answer.
+    /// Reads the output of the control.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -367,7 +367,7 @@ impl OffloadReadAnswer {
         parse::run(Input::new(data), answer)
     }
 
-    /// Appends the answer.
+    /// Appends the output of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(Self::LEN);
         out.put_u32(self.zero_beyond.into());
@@ -376,7 +376,7 @@ impl OffloadReadAnswer {
     }
 }
 
-/// `FSCTL_OFFLOAD_WRITE_INPUT` (MS-FSCC 2.3.43).
+/// `FSCTL_OFFLOAD_WRITE_INPUT` (MS-FSCC 2.3.43): writes what a token stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OffloadWrite {
     /// Length that the structure states.
@@ -395,7 +395,7 @@ impl OffloadWrite {
     /// Length on the wire.
     pub const LEN: u32 = 32 + Token::LEN as u32;
 
-    /// Reads the request.
+    /// Reads the input of the control.
     ///
     /// # Errors
     /// The data end within the structure.
@@ -418,7 +418,7 @@ impl OffloadWrite {
         parse::run(Input::new(data), request)
     }
 
-    /// Appends the request.
+    /// Appends the input of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.size);
         out.put_u32(0);
@@ -432,7 +432,7 @@ impl OffloadWrite {
 /// Length of `FSCTL_OFFLOAD_WRITE_OUTPUT` (MS-FSCC 2.3.44).
 pub const OFFLOAD_WRITE_ANSWER_LEN: u32 = 16;
 
-/// Appends `FSCTL_OFFLOAD_WRITE_OUTPUT`.
+/// Appends `FSCTL_OFFLOAD_WRITE_OUTPUT`: `length` bytes were written.
 pub fn encode_offload_written(length: u64, out: &mut Vec<u8>) {
     out.put_u32(OFFLOAD_WRITE_ANSWER_LEN);
     out.put_u32(0);

@@ -37,12 +37,12 @@ impl SnapshotTime {
         Self::from_unix(filetime_to_unix(time).0)
     }
 
-    /// Seconds since 1970.
+    /// The time in seconds since 1970.
     pub fn unix(self) -> i64 {
         self.0
     }
 
-    /// As FILETIME.
+    /// The time as FILETIME, at the begin of its second.
     pub fn filetime(self) -> u64 {
         filetime_from_unix(self.0, 0)
     }

@@ -27,7 +27,7 @@ pub fn initial_token(bytes: &[u8]) -> Result<&[u8], Error> {
     if kerberos && kind == TOKEN_AP_REQ { Ok(request) } else { Err(WRONG) }
 }
 
-/// Frames an AP-REP.
+/// The GSS-API frame of the mechanism Kerberos around an AP-REP.
 pub fn reply_token(ap_rep: &[u8]) -> Vec<u8> {
     let mut content = element(der::OID, token::KERBEROS);
     content.extend_from_slice(&TOKEN_AP_REP);
@@ -43,7 +43,7 @@ pub(crate) fn reply_body(bytes: &[u8]) -> &[u8] {
     body.strip_prefix(&TOKEN_AP_REP).unwrap()
 }
 
-/// Frames an AP-REQ.
+/// The GSS-API frame of the mechanism Kerberos around an AP-REQ.
 pub fn request_token(ap_req: &[u8]) -> Vec<u8> {
     let mut content = element(der::OID, token::KERBEROS);
     content.extend_from_slice(&TOKEN_AP_REQ);

@@ -168,7 +168,7 @@ fn principal(name: Input<'_>, realm: String) -> Result<Principal, Error> {
     Ok(Principal { name: parts.join("/"), realm })
 }
 
-/// Something encrypted.
+/// `EncryptedData` (RFC 4120 5.2.9): a text that only who has the key can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encrypted<'a> {
     /// How.
@@ -220,7 +220,7 @@ pub struct ApReq<'a> {
 }
 
 impl<'a> ApReq<'a> {
-    /// Reads the message.
+    /// Reads an AP-REQ without its GSS-API frame.
     ///
     /// # Errors
     /// It is not DER, or no AP-REQ with a ticket of version 5.

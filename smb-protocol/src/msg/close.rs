@@ -13,7 +13,7 @@ use crate::{
 /// `SMB2_CLOSE_FLAG_POSTQUERY_ATTRIB`: answer with the attributes after the close.
 pub const POSTQUERY_ATTRIB: u16 = 1;
 
-/// CLOSE request.
+/// CLOSE request: asks to close an open (MS-SMB2 2.2.15).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Request {
     /// [`POSTQUERY_ATTRIB`] or 0.
@@ -23,7 +23,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
+    /// Reads the body of a CLOSE request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.
@@ -37,7 +37,7 @@ impl Request {
         parse::run(body(bytes), fields.map(|(_, flags, _, file_id)| Self { flags, file_id }))
     }
 
-    /// Appends the body.
+    /// Appends the body of a CLOSE request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(24);
         out.put_u16(self.flags);
@@ -46,7 +46,7 @@ impl Request {
     }
 }
 
-/// CLOSE response; zeros when no attributes were asked for.
+/// CLOSE response: says what became of the file, if that was asked for (MS-SMB2 2.2.16); zeros when no attributes were asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response {
     /// [`POSTQUERY_ATTRIB`] when the rest holds.
@@ -62,7 +62,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// Reads the body.
+    /// Reads the body of a CLOSE response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.
@@ -87,7 +87,7 @@ impl Response {
         parse::run(body(bytes), response)
     }
 
-    /// Appends the body.
+    /// Appends the body of a CLOSE response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(60);
         out.put_u16(self.flags);

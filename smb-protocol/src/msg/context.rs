@@ -107,7 +107,7 @@ impl Lease {
     }
 }
 
-/// `SMB2_CREATE_DURABLE_HANDLE_REQUEST_V2`.
+/// `SMB2_CREATE_DURABLE_HANDLE_REQUEST_V2`: the open is to outlive its connection (MS-SMB2 2.2.13.2.11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DurableV2 {
     /// How long to keep the open, in milliseconds; 0 leaves it to the server.
@@ -122,7 +122,7 @@ impl DurableV2 {
     /// `SMB2_DHANDLE_FLAG_PERSISTENT`.
     pub const PERSISTENT: u32 = 2;
 
-    /// Reads the request.
+    /// Reads the content of the request's context.
     ///
     /// # Errors
     /// The content is shorter than the structure.
@@ -157,7 +157,8 @@ impl DurableV2 {
     }
 }
 
-/// `SMB2_CREATE_DURABLE_HANDLE_RECONNECT_V2`.
+/// `SMB2_CREATE_DURABLE_HANDLE_RECONNECT_V2`: takes up an open after a lost connection
+/// (MS-SMB2 2.2.13.2.12).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReconnectV2 {
     /// The open to take up again.
@@ -169,7 +170,7 @@ pub struct ReconnectV2 {
 }
 
 impl ReconnectV2 {
-    /// Reads the request.
+    /// Reads the content of the request's context.
     ///
     /// # Errors
     /// The content is shorter than the structure.
@@ -216,7 +217,7 @@ pub fn app_instance(id: [u8; 16]) -> Vec<u8> {
     out
 }
 
-/// `SMB2_CREATE_APP_INSTANCE_VERSION` (MS-SMB2 2.2.13.2.15).
+/// `SMB2_CREATE_APP_INSTANCE_VERSION`: how new an instance of an application is (MS-SMB2 2.2.13.2.15).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct AppVersion {
     /// The higher half.
@@ -226,7 +227,7 @@ pub struct AppVersion {
 }
 
 impl AppVersion {
-    /// Reads the content.
+    /// Reads the content of the context.
     ///
     /// # Errors
     /// The content is shorter than the structure, or states another length.
@@ -240,7 +241,7 @@ impl AppVersion {
         parse::run(Input::new(data), fields.map(|(_, _, high, low)| Self { high, low }))
     }
 
-    /// The content.
+    /// The content of the context, 24 bytes.
     pub fn to_bytes(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(24);
         out.put_u16(24);

@@ -238,7 +238,7 @@ fn encode_contexts(contexts: &[RawContext<'_>], out: &mut Vec<u8>) {
     }
 }
 
-/// CREATE request.
+/// CREATE request: asks to open a file, folder or pipe, or to make it (MS-SMB2 2.2.13).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Oplock asked for.
@@ -262,7 +262,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of a CREATE request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, name or contexts are outside of it, the
@@ -306,7 +306,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a CREATE request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let name = name::to_utf16(&self.name);
@@ -338,7 +338,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// CREATE response.
+/// CREATE response: names the open and describes what was opened (MS-SMB2 2.2.14).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response<'a> {
     /// Oplock granted.
@@ -362,7 +362,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
+    /// Reads the body of a CREATE response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or the contexts are outside of it, more
@@ -404,7 +404,7 @@ impl<'a> Response<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a CREATE response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u16(89);

@@ -18,7 +18,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
+    /// Reads the body of an error, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.

@@ -9,7 +9,7 @@ use crate::{
     wire::{Put, Result},
 };
 
-/// FLUSH request.
+/// FLUSH request: asks to make what was written durable (MS-SMB2 2.2.17).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Request {
     /// What to flush.
@@ -17,7 +17,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
+    /// Reads the body of a FLUSH request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.
@@ -30,7 +30,7 @@ impl Request {
         parse::run(body(bytes), fields.map(|(_, _, file_id)| Self { file_id }))
     }
 
-    /// Appends the body.
+    /// Appends the body of a FLUSH request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(24);
         out.put_zeros(6);

@@ -13,7 +13,7 @@ use crate::{
 /// `SMB2_0_IOCTL_IS_FSCTL`.
 pub const IS_FSCTL: u32 = 1;
 
-/// IOCTL request.
+/// IOCTL request: asks for a control of a file, of the file system or of the server (MS-SMB2 2.2.31).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// What to do.
@@ -31,7 +31,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of an IOCTL request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -55,7 +55,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of an IOCTL request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(57);
         out.put_u32(self.code.0);
@@ -75,7 +75,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// IOCTL response.
+/// IOCTL response: has the output of the control (MS-SMB2 2.2.32).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response<'a> {
     /// The control that was done.
@@ -87,7 +87,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
+    /// Reads the body of an IOCTL response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -109,7 +109,7 @@ impl<'a> Response<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of an IOCTL response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(49);
         out.put_u32(self.code.0);

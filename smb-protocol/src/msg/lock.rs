@@ -41,7 +41,7 @@ fn element(input: Input<'_>) -> Parsed<'_, Element> {
         .parse(input)
 }
 
-/// LOCK request.
+/// LOCK request: asks to lock or unlock ranges of a file (MS-SMB2 2.2.26).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// `LockSequenceNumber` (4 bits) and `LockSequenceIndex` (28 bits).
@@ -53,7 +53,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
+    /// Reads the body of a LOCK request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or before the ranges that it counts, counts none, or is of
@@ -72,7 +72,7 @@ impl Request {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a LOCK request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(48);
         out.put_u16(len16(self.locks.len()));

@@ -268,7 +268,7 @@ impl Context {
     }
 }
 
-/// NEGOTIATE request.
+/// NEGOTIATE request: offers dialects and what the client can do (MS-SMB2 2.2.3).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// Whether the client signs.
@@ -284,7 +284,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
+    /// Reads the body of a NEGOTIATE request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or (3.1.1) the contexts are outside of
@@ -318,7 +318,7 @@ impl Request {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a NEGOTIATE request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u16(36);
@@ -339,7 +339,7 @@ impl Request {
     }
 }
 
-/// NEGOTIATE response.
+/// NEGOTIATE response: names the dialect and what the server can do (MS-SMB2 2.2.4).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response {
     /// Whether the server signs.
@@ -365,7 +365,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// Reads the body.
+    /// Reads the body of a NEGOTIATE response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, the token is outside of it, or (3.1.1)
@@ -418,7 +418,7 @@ impl Response {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a NEGOTIATE response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u16(65);

@@ -106,13 +106,15 @@ impl Event {
         let mut events = Vec::new();
         let mut left = Input::new(bytes);
         while !left.is_empty() {
-            let (event, next) = parse::run(left, event)?;
+            let mut behind = left;
+            let (event, next) = parse::step(&mut behind, event)?;
             events.push(event);
             if next == 0 {
                 break;
             }
-            // An entry that does not end in itself would be read for ever.
-            let next = left.position().saturating_add(next.max(12));
+            // The next one begins where this one ends at the earliest: entries that overlap would be
+            // more than was sent, or without an end.
+            let next = left.position().saturating_add(next).max(behind.position());
             left = parse::from(left, next, "notify.NextEntryOffset").unwrap_or(Input::new(&[]));
         }
         Ok(events)
@@ -134,7 +136,7 @@ fn event(input: Input<'_>) -> Parsed<'_, (Event, usize)> {
 /// `SMB2_WATCH_TREE`: everything below, not the directory alone.
 pub const WATCH_TREE: u16 = 1;
 
-/// CHANGE_NOTIFY request.
+/// CHANGE_NOTIFY request: waits for changes in a folder (MS-SMB2 2.2.35).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Request {
     /// [`WATCH_TREE`] or 0.
@@ -148,7 +150,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
+    /// Reads the body of a CHANGE_NOTIFY request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.
@@ -169,7 +171,7 @@ impl Request {
         parse::run(body(bytes), request)
     }
 
-    /// Appends the body.
+    /// Appends the body of a CHANGE_NOTIFY request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(32);
         out.put_u16(self.flags);
@@ -194,6 +196,21 @@ mod tests {
             let bytes = Event::encode_all(&events);
             prop_assert!(bytes.len() <= events.iter().map(Event::wire_len).sum());
             prop_assert_eq!(Event::parse_all(&bytes).unwrap(), events);
+        }
+
+        #[test]
+        fn names_take_no_more_than_was_sent(len in 0u32..2000, next in 0u32..40, count in 1usize..40) {
+            let mut bytes = Vec::new();
+            for _ in 0..count {
+                bytes.put_u32(next);
+                bytes.put_u32(1);
+                bytes.put_u32(len);
+                bytes.put_zeros(next.saturating_sub(12) as usize);
+            }
+            if let Ok(events) = Event::parse_all(&bytes) {
+                let names: usize = events.iter().map(|e| e.name.encode_utf16().count() * 2).sum();
+                prop_assert!(names <= bytes.len());
+            }
         }
 
         #[test]

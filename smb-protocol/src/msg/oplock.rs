@@ -37,7 +37,7 @@ pub struct OplockBreak {
 }
 
 impl OplockBreak {
-    /// Appends the body.
+    /// Appends the body of an oplock break to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(24);
         out.put_u8(self.level.0);
@@ -56,7 +56,7 @@ pub struct LeaseAck {
 }
 
 impl LeaseAck {
-    /// Appends the body.
+    /// Appends the body of an acknowledgement to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(36);
         out.put_zeros(6);
@@ -66,7 +66,7 @@ impl LeaseAck {
     }
 }
 
-/// Lease break notification.
+/// Lease break notification: the server takes back what a client may cache (MS-SMB2 2.2.23.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LeaseBreak {
     /// Epoch of leases v2.
@@ -82,7 +82,7 @@ pub struct LeaseBreak {
 }
 
 impl LeaseBreak {
-    /// Appends the body.
+    /// Appends the body of a notification to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(44);
         out.put_u16(self.epoch);
@@ -134,7 +134,7 @@ pub enum Message {
 }
 
 impl Message {
-    /// Appends the body.
+    /// Appends the body, whichever it is, to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Message::Oplock(message) => message.encode(out),
@@ -143,7 +143,7 @@ impl Message {
         }
     }
 
-    /// Reads the body.
+    /// Reads the body of any of the three, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of a structure that no such message has.

@@ -26,7 +26,7 @@ flag_set! {
     }
 }
 
-/// QUERY_DIRECTORY request.
+/// QUERY_DIRECTORY request: asks for entries of a folder (MS-SMB2 2.2.33).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// Shape of the entries.
@@ -44,7 +44,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
+    /// Reads the body of a QUERY_DIRECTORY request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or the pattern is outside of it or not
@@ -68,7 +68,7 @@ impl Request {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a QUERY_DIRECTORY request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let pattern = name::to_utf16(&self.pattern);
         out.put_u16(33);
@@ -92,7 +92,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
+    /// Reads the body of such a response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -108,7 +108,7 @@ impl<'a> Response<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of such a response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(9);
         out.put_u16(len16(HEADER_LEN + 8));

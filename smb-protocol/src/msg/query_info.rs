@@ -26,7 +26,7 @@ open_enum! {
     }
 }
 
-/// QUERY_INFO request.
+/// QUERY_INFO request: asks about a file, a file system or a security descriptor (MS-SMB2 2.2.37).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// What kind of information.
@@ -46,7 +46,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of a QUERY_INFO request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -71,7 +71,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a QUERY_INFO request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(41);
         out.put_u8(self.info_type.0);

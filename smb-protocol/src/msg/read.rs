@@ -12,7 +12,7 @@ use crate::{
 /// `SMB2_READFLAG_READ_UNBUFFERED` (3.0.2 and later).
 pub const UNBUFFERED: u8 = 1;
 
-/// READ request.
+/// READ request: asks for bytes of a file (MS-SMB2 2.2.19).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Where the client would like the data to start in the response.
@@ -36,7 +36,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of a READ request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -75,7 +75,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a READ request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(49);
         out.put_u8(self.padding);
@@ -100,7 +100,7 @@ impl<'a> Request<'a> {
 /// Where the data starts in a READ response, from the header.
 pub const DATA_OFFSET: usize = HEADER_LEN + 16;
 
-/// READ response.
+/// READ response: has the bytes that were read (MS-SMB2 2.2.20).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response<'a> {
     /// Bytes read.
@@ -110,7 +110,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
+    /// Reads the body of a READ response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -128,7 +128,7 @@ impl<'a> Response<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a READ response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put(&Self::prefix(crate::wire::len32(self.data.len()), self.remaining));
         out.put(self.data);

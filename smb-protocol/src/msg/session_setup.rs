@@ -30,7 +30,7 @@ flag_set! {
     }
 }
 
-/// SESSION_SETUP request.
+/// SESSION_SETUP request: carries a client's token of authentication (MS-SMB2 2.2.5).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Flags.
@@ -46,7 +46,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of a SESSION_SETUP request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -70,7 +70,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a SESSION_SETUP request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(25);
         out.put_u8(self.flags.0);
@@ -84,7 +84,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// SESSION_SETUP response.
+/// SESSION_SETUP response: carries the server's token (MS-SMB2 2.2.6).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response<'a> {
     /// Flags.
@@ -94,7 +94,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
+    /// Reads the body of a SESSION_SETUP response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -112,7 +112,7 @@ impl<'a> Response<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a SESSION_SETUP response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(9);
         out.put_u16(self.flags.0);

@@ -11,7 +11,7 @@ use crate::{
     wire::{Put, Result, len16, len32},
 };
 
-/// SET_INFO request.
+/// SET_INFO request: changes attributes, name, length or security of a file (MS-SMB2 2.2.39).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// What kind of information.
@@ -27,7 +27,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of a SET_INFO request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -49,7 +49,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a SET_INFO request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(33);
         out.put_u8(self.info_type.0);
@@ -63,12 +63,12 @@ impl<'a> Request<'a> {
     }
 }
 
-/// SET_INFO response.
+/// SET_INFO response: says only that it was done (MS-SMB2 2.2.40).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response;
 
 impl Response {
-    /// Reads the body.
+    /// Reads the body of a SET_INFO response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.
@@ -76,7 +76,7 @@ impl Response {
         parse::run(body(bytes), structure_size(2, "set_info.StructureSize").map(|()| Self))
     }
 
-    /// Appends the body.
+    /// Appends the body of a SET_INFO response to a message that ends with its header.
     pub fn encode(self, out: &mut Vec<u8>) {
         out.put_u16(2);
     }

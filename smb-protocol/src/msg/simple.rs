@@ -14,7 +14,7 @@ use crate::{
 pub struct Empty;
 
 impl Empty {
-    /// Reads the body.
+    /// Reads the body; what follows its size is not looked at.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.
@@ -22,7 +22,7 @@ impl Empty {
         parse::run(body(bytes), structure_size(4, "empty.StructureSize").map(|()| Self))
     }
 
-    /// Appends the body.
+    /// Appends the body to a message that ends with its header.
     pub fn encode(self, out: &mut Vec<u8>) {
         out.put_u16(4);
         out.put_u16(0);

@@ -58,7 +58,7 @@ flag_set! {
     }
 }
 
-/// TREE_CONNECT request.
+/// TREE_CONNECT request: asks for a share (MS-SMB2 2.2.9).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// Flags (3.1.1).
@@ -68,7 +68,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
+    /// Reads the body of a TREE_CONNECT request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or the path is outside of it or not
@@ -92,7 +92,7 @@ impl Request {
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a TREE_CONNECT request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let path = name::to_utf16(&self.path);
         out.put_u16(9);
@@ -103,7 +103,7 @@ impl Request {
     }
 }
 
-/// TREE_CONNECT response.
+/// TREE_CONNECT response: describes the share (MS-SMB2 2.2.10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response {
     /// What kind of share.
@@ -117,7 +117,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// Reads the body.
+    /// Reads the body of a TREE_CONNECT response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.
@@ -139,7 +139,7 @@ impl Response {
         parse::run(body(bytes), response)
     }
 
-    /// Appends the body.
+    /// Appends the body of a TREE_CONNECT response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(16);
         out.put_u8(self.share_type.0);

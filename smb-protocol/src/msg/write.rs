@@ -16,7 +16,7 @@ pub const UNBUFFERED: u32 = 2;
 /// Where our requests put the data, from the header.
 pub const DATA_OFFSET: usize = HEADER_LEN + 48;
 
-/// WRITE request.
+/// WRITE request: has bytes to write to a file (MS-SMB2 2.2.21).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Where to write.
@@ -38,7 +38,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of a WRITE request, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field or is of another structure, or a region is outside of it.
@@ -107,7 +107,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// WRITE response.
+/// WRITE response: says how many bytes were written (MS-SMB2 2.2.22).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response {
     /// Bytes written.
@@ -115,7 +115,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// Reads the body.
+    /// Reads the body of a WRITE response, which starts behind the message's header.
     ///
     /// # Errors
     /// The body ends within a field, or is of another structure.
@@ -128,7 +128,7 @@ impl Response {
         parse::run(body(bytes), fields.map(|(_, _, count)| Self { count }))
     }
 
-    /// Appends the body.
+    /// Appends the body of a WRITE response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(17);
         out.put_u32(self.count);

@@ -98,7 +98,7 @@ fn pair(input: Input<'_>) -> Parsed<'_, (AvId, &[u8])> {
 pub struct AvBuilder(Vec<u8>);
 
 impl AvBuilder {
-    /// An empty list.
+    /// A list without attributes yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

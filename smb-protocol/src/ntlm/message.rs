@@ -195,7 +195,7 @@ pub struct Negotiate {
 }
 
 impl Negotiate {
-    /// Reads a message.
+    /// Reads a message without a frame of SPNEGO.
     ///
     /// # Errors
     /// It is no NEGOTIATE, is cut, or allows no character set.
@@ -209,7 +209,7 @@ impl Negotiate {
         }
     }
 
-    /// The message's bytes.
+    /// The message's bytes, with the version where the flags have it.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(1, 40);
@@ -221,7 +221,7 @@ impl Negotiate {
     }
 }
 
-/// CHALLENGE_MESSAGE.
+/// CHALLENGE_MESSAGE (MS-NLMP 2.2.1.2): what the server chose, and its nonce.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Challenge {
     /// What the server chose.
@@ -235,7 +235,7 @@ pub struct Challenge {
 }
 
 impl Challenge {
-    /// Reads a message.
+    /// Reads a message without a frame of SPNEGO.
     ///
     /// # Errors
     /// It is no CHALLENGE, is cut, a part is outside of it, the name is not UTF-16, or the server does
@@ -280,7 +280,7 @@ impl Challenge {
     }
 }
 
-/// AUTHENTICATE_MESSAGE.
+/// AUTHENTICATE_MESSAGE (MS-NLMP 2.2.1.3): who the client is, and the proof.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Authenticate {
     /// What was negotiated.
@@ -328,7 +328,7 @@ impl Authenticate {
         Ok((i, (flags, places, parts)))
     }
 
-    /// Reads a message.
+    /// Reads a message without a frame of SPNEGO.
     ///
     /// # Errors
     /// It is no AUTHENTICATE, is cut, allows no character set, a part is outside of it, or a name is not

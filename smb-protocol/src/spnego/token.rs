@@ -90,7 +90,7 @@ impl<'a> InitToken<'a> {
         Ok(token)
     }
 
-    /// The client's NegTokenInit.
+    /// The client's NegTokenInit in its GSS-API frame.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = element(context(0), self.mech_list);
@@ -133,7 +133,7 @@ pub enum State {
     RequestMic,
 }
 
-/// NegTokenResp.
+/// NegTokenResp (RFC 4178 4.2.2): every token but the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RespToken<'a> {
     /// negState.
@@ -147,7 +147,7 @@ pub struct RespToken<'a> {
 }
 
 impl<'a> RespToken<'a> {
-    /// Reads a token.
+    /// Reads a token; fields of unknown numbers are ignored.
     ///
     /// # Errors
     /// It is not DER, no NegTokenResp, or in a state that there is not.
@@ -174,7 +174,7 @@ impl<'a> RespToken<'a> {
         Ok(token)
     }
 
-    /// The token's bytes.
+    /// The token's bytes: the fields that are there.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = Vec::new();
