@@ -265,9 +265,8 @@ mod tests {
             for at in 0..usize::from(count) {
                 output.put_u16(3);
                 output.put_u16(18);
-                output.put_zeros(10);
+                output.put_zeros(12);
                 output.put_u16(len16((usize::from(count) - at) * 18));
-                output.put_u16(0);
             }
             output.put(&name::to_utf16(&"x".repeat(len)));
             let all = usize::from(count) * len;
