@@ -4,9 +4,12 @@
 //!  "\server\share\link\file" ─► Request ─► Response { consumed, targets } ─► "\target\share" + "\file"
 //! ```
 
+use nom::Parser;
+
 use crate::{
     name,
-    wire::{Put, Reader, Result, WireError, len16},
+    parse::{self, Failed, Input, from, part, size16, size32, skip, u16, u32, utf16},
+    wire::{Put, Result, len16},
 };
 
 /// REQ_GET_DFS_REFERRAL, with what matters of REQ_GET_DFS_REFERRAL_EX.
@@ -19,28 +22,44 @@ pub struct Request {
 }
 
 /// Text up to its first zero.
-fn text(bytes: &[u8]) -> Result<String> {
-    let text = name::utf16(&bytes[..bytes.len() & !1], "dfs.RequestFileName")?;
-    Ok(text.split('\0').next().unwrap_or_default().to_owned())
+fn text(bytes: Input<'_>) -> std::result::Result<String, Failed> {
+    const FIELD: &str = "dfs.RequestFileName";
+    let even = part(bytes.len() & !1, FIELD)(bytes)?.1;
+    let mut text = utf16(even, FIELD)?;
+    text.truncate(text.find('\0').unwrap_or(text.len()));
+    Ok(text)
 }
 
 impl Request {
     /// Reads the input of FSCTL_DFS_GET_REFERRALS.
+    ///
+    /// # Errors
+    /// The input has no level, or the path is not UTF-16.
     pub fn parse(input: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(input);
-        let level = r.u16("dfs.MaxReferralLevel")?;
-        Ok(Self { level, path: text(r.rest())? })
+        parse::with(Input::new(input), |input| {
+            let (i, level) = u16("dfs.MaxReferralLevel")(input)?;
+            Ok((i, Self { level, path: text(i)? }))
+        })
     }
 
     /// Reads the input of FSCTL_DFS_GET_REFERRALS_EX; the client's site is not used.
+    ///
+    /// # Errors
+    /// The input ends before the data that it counts, or these before the path, or the path is not
+    /// UTF-16.
     pub fn parse_ex(input: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(input);
-        let level = r.u16("dfs.MaxReferralLevel")?;
-        r.skip(2, "dfs.RequestFlags")?;
-        let len = r.u32("dfs.RequestDataLength")? as usize;
-        let mut data = Reader::new(r.bytes(len, "dfs.RequestData")?);
-        let len = data.u16("dfs.RequestFileNameLength")?.into();
-        Ok(Self { level, path: text(data.bytes(len, "dfs.RequestFileName")?)? })
+        parse::with(Input::new(input), |input| {
+            let (i, (level, _, len)) = (
+                u16("dfs.MaxReferralLevel"),
+                skip(2, "dfs.RequestFlags"),
+                size32("dfs.RequestDataLength"),
+            )
+                .parse(input)?;
+            let (i, data) = part(len, "dfs.RequestData")(i)?;
+            let (path, len) = size16("dfs.RequestFileNameLength")(data)?;
+            let (_, path) = part(len, "dfs.RequestFileName")(path)?;
+            Ok((i, Self { level, path: text(path)? }))
+        })
     }
 
     /// Appends the input of FSCTL_DFS_GET_REFERRALS.
@@ -77,6 +96,8 @@ pub struct Response {
 }
 
 const HEADER: usize = 8;
+/// Referrals may share a text. All targets are at most this many times as long as the output.
+const MAX_SHARED: usize = 16;
 const REFERRAL_SERVERS: u32 = 1;
 const STORAGE_SERVERS: u32 = 2;
 const TARGET_SET_BOUNDARY: u16 = 4;
@@ -91,7 +112,7 @@ impl Response {
         }
     }
 
-    /// Appends the output.
+    /// Appends the output of either control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let kind = u16::from(self.root);
@@ -134,58 +155,72 @@ impl Response {
         out.put(&texts);
     }
 
-    /// Reads the answer to a request for `path`.
-    pub fn parse(output: &[u8], path: &str) -> Result<Self> {
-        let mut r = Reader::new(output);
-        let consumed = usize::from(r.u16("dfs.PathConsumed")?) / 2;
-        let count = r.u16("dfs.NumberOfReferrals")?;
-        let flags = r.u32("dfs.ReferralHeaderFlags")?;
-        let prefix: Vec<u16> = path.encode_utf16().take(consumed).collect();
-        let prefix = String::from_utf16(&prefix)
-            .map_err(|_| WireError::Text { field: "dfs.PathConsumed" })?;
-        let mut response = Self {
-            version: 0,
-            prefix,
-            root: flags & REFERRAL_SERVERS != 0,
-            time_to_live: 0,
-            targets: Vec::new(),
+    /// Reads the referral that `entry` begins with, and gives what stands behind it. Its texts are
+    /// named from its beginning and may be anywhere in `whole`.
+    fn referral<'a>(
+        &mut self,
+        whole: Input<'a>,
+        entry: Input<'a>,
+    ) -> std::result::Result<Input<'a>, Failed> {
+        let (i, (version, size, _)) =
+            (u16("dfs.VersionNumber"), size16("dfs.Size"), skip(4, "dfs.ServerType"))
+                .parse(entry)?;
+        let (behind, this) = part(size, "dfs.Size")(entry)?;
+        let (i, target) = match version {
+            1 => (i, part(8, "dfs.Size")(this).map_or(Input::new(&[]), |(text, _)| text)),
+            2..=4 => {
+                let proximity = if version == 2 { 4 } else { 0 };
+                let (i, (_, time_to_live, _, offset)) = (
+                    skip(proximity, "dfs.Proximity"),
+                    u32("dfs.TimeToLive"),
+                    skip(4, "dfs.DFSPathOffset"),
+                    size16("dfs.NetworkAddressOffset"),
+                )
+                    .parse(i)?;
+                self.time_to_live = time_to_live;
+                (i, from(whole, entry.position() + offset, "dfs.NetworkAddressOffset")?)
+            }
+            other => return Err(entry.impossible("dfs.VersionNumber", other)),
         };
-        for _ in 0..count {
-            let at = r.position();
-            response.version = r.u16("dfs.VersionNumber")?;
-            let size = usize::from(r.u16("dfs.Size")?);
-            r.skip(4, "dfs.ServerType")?;
-            let entry = r.region(at, size, "dfs.Size")?;
-            let whole = match response.version {
-                1 => entry.get(8..).unwrap_or_default(),
-                2..=4 => {
-                    if response.version == 2 {
-                        r.skip(4, "dfs.Proximity")?;
-                    }
-                    response.time_to_live = r.u32("dfs.TimeToLive")?;
-                    r.skip(4, "dfs.DFSPathOffset")?;
-                    let offset = at + usize::from(r.u16("dfs.NetworkAddressOffset")?);
-                    output.get(offset..).ok_or(WireError::Outside {
-                        field: "dfs.NetworkAddressOffset",
-                        offset,
-                        len: 2,
-                        have: output.len(),
-                    })?
-                }
-                other => {
-                    let value = other.into();
-                    return Err(WireError::Value { field: "dfs.VersionNumber", value });
-                }
-            };
-            let end = whole.chunks_exact(2).position(|unit| unit == [0, 0]);
-            let end = end.map_or(whole.len(), |units| units * 2);
-            response.targets.push(text(&whole[..end])?);
-            let read = r.position() - at;
-            let left = size.checked_sub(read);
-            let left = left.ok_or(WireError::Value { field: "dfs.Size", value: size as u64 })?;
-            r.skip(left, "dfs.Size")?;
+        self.version = version;
+        // Up to its zero, or to the end.
+        let units = target.bytes().chunks_exact(2).position(|unit| unit == [0, 0]);
+        let len = units.map_or(target.len(), |units| units * 2);
+        self.targets.push(text(part(len, "dfs.NetworkAddress")(target)?.1)?);
+        if entry.len() - i.len() > size {
+            return Err(entry.impossible("dfs.Size", size as u64));
         }
-        Ok(response)
+        Ok(behind)
+    }
+
+    /// Reads the answer to a request for `path`.
+    ///
+    /// # Errors
+    /// The output ends before the referrals that it counts, one is of an unknown version or ends within
+    /// a field, a target is outside of it or not UTF-16, or the path is cut within a character.
+    pub fn parse(output: &[u8], path: &str) -> Result<Self> {
+        parse::with(Input::new(output), |input| {
+            let (mut left, (consumed, count, flags)) = (
+                size16("dfs.PathConsumed"),
+                u16("dfs.NumberOfReferrals"),
+                u32("dfs.ReferralHeaderFlags"),
+            )
+                .parse(input)?;
+            let prefix: Vec<u16> = path.encode_utf16().take(consumed / 2).collect();
+            let prefix = String::from_utf16(&prefix)
+                .map_err(|_| input.impossible("dfs.PathConsumed", consumed as u64))?;
+            let root = flags & REFERRAL_SERVERS != 0;
+            let mut response =
+                Self { version: 0, prefix, root, time_to_live: 0, targets: Vec::new() };
+            for _ in 0..count {
+                left = response.referral(input, left)?;
+                let all: usize = response.targets.iter().map(String::len).sum();
+                if all > input.len().saturating_mul(MAX_SHARED) {
+                    return Err(left.impossible("dfs.NetworkAddressOffset", all as u64));
+                }
+            }
+            Ok((left, response))
+        })
     }
 }
 
@@ -218,6 +253,31 @@ mod tests {
             if response.targets.is_empty() { want.version = 0; }
             if response.targets.is_empty() || version == 1 { want.time_to_live = 0; }
             prop_assert_eq!(Response::parse(&output, &path), Ok(want));
+        }
+
+        /// Many referrals that all name the same long text give no more than a bound.
+        #[test]
+        fn shared_texts_are_bounded(count in 0u16..300, len in 0usize..3000) {
+            let mut output = Vec::new();
+            output.put_u16(0);
+            output.put_u16(count);
+            output.put_u32(0);
+            for at in 0..usize::from(count) {
+                output.put_u16(3);
+                output.put_u16(18);
+                output.put_zeros(12);
+                output.put_u16(len16((usize::from(count) - at) * 18));
+            }
+            output.put(&name::to_utf16(&"x".repeat(len)));
+            let all = usize::from(count) * len;
+            match Response::parse(&output, "") {
+                Ok(response) => {
+                    prop_assert_eq!(response.targets.len(), usize::from(count));
+                    prop_assert!(response.targets.iter().all(|target| target.len() == len));
+                    prop_assert!(all <= MAX_SHARED * output.len());
+                }
+                Err(_) => prop_assert!(all > MAX_SHARED * output.len()),
+            }
         }
 
         #[test]

@@ -9,8 +9,11 @@ pub mod fsctl;
 pub mod offload;
 pub mod snapshots;
 
+use nom::Parser;
+
 use crate::{
     flag_set, open_enum,
+    parse::{Input, Parsed, u64},
     wire::{Put, Reader, Result},
 };
 
@@ -62,17 +65,22 @@ pub struct Times {
 }
 
 impl Times {
-    /// Reads 32 bytes.
+    /// Reads the four times, 32 bytes, in the order of the fields.
+    ///
+    /// # Errors
+    /// Fewer are left.
     pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
-        Ok(Self {
-            creation: r.u64("CreationTime")?,
-            access: r.u64("LastAccessTime")?,
-            write: r.u64("LastWriteTime")?,
-            change: r.u64("ChangeTime")?,
-        })
+        r.take(Self::read)
     }
 
-    /// Appends 32 bytes.
+    /// Reads 32 bytes, as a parser among others.
+    pub(crate) fn read(input: Input<'_>) -> Parsed<'_, Self> {
+        (u64("CreationTime"), u64("LastAccessTime"), u64("LastWriteTime"), u64("ChangeTime"))
+            .map(|(creation, access, write, change)| Self { creation, access, write, change })
+            .parse(input)
+    }
+
+    /// Appends the four times, 32 bytes, in the order of the fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.creation);
         out.put_u64(self.access);

@@ -2,7 +2,8 @@
 
 use crate::{
     FileId, MessageId, NtStatus, SessionId, TreeId, flag_set, open_enum,
-    wire::{Put, Reader, Result, WireError},
+    parse::{Input, Parsed, array},
+    wire::{Put, Result, WireError},
 };
 
 /// Length of the header in bytes.
@@ -144,27 +145,36 @@ impl Header {
     pub const NEXT_COMMAND_AT: usize = 20;
 
     /// Reads a header, checking protocol id and structure size.
+    ///
+    /// # Errors
+    /// The bytes are fewer than a header has, or are not those of a plain SMB 2 message.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(bytes);
-        let protocol: [u8; 4] = r.array("header.ProtocolId")?;
+        // Not by combinators: every message passes here, and fixed places take less time.
+        let Some(bytes) = bytes.first_chunk::<HEADER_LEN>() else {
+            let (need, have) = (HEADER_LEN, bytes.len());
+            return Err(WireError::Short { field: "header", at: 0, need, have });
+        };
+        let protocol: [u8; 4] = field(bytes, 0);
         if protocol != PROTOCOL_SMB2 {
-            return Err(WireError::Value {
-                field: "header.ProtocolId",
-                value: u32::from_le_bytes(protocol).into(),
-            });
+            let value = u32::from_le_bytes(protocol).into();
+            return Err(WireError::Impossible { field: "header.ProtocolId", at: 0, value });
         }
-        r.structure_size(64, "header.StructureSize")?;
+        let size = u16::from_le_bytes(field(bytes, 4));
+        if usize::from(size) != HEADER_LEN {
+            let value = size.into();
+            return Err(WireError::Impossible { field: "header.StructureSize", at: 4, value });
+        }
         Ok(Self {
-            credit_charge: r.u16("header.CreditCharge")?,
-            status: NtStatus(r.u32("header.Status")?),
-            command: Command(r.u16("header.Command")?),
-            credits: r.u16("header.Credit")?,
-            flags: HeaderFlags(r.u32("header.Flags")?),
-            next_command: r.u32("header.NextCommand")?,
-            message_id: MessageId(r.u64("header.MessageId")?),
-            async_or_tree: r.u64("header.TreeId")?,
-            session_id: SessionId(r.u64("header.SessionId")?),
-            signature: r.array("header.Signature")?,
+            credit_charge: u16::from_le_bytes(field(bytes, 6)),
+            status: NtStatus(u32::from_le_bytes(field(bytes, 8))),
+            command: Command(u16::from_le_bytes(field(bytes, 12))),
+            credits: u16::from_le_bytes(field(bytes, 14)),
+            flags: HeaderFlags(u32::from_le_bytes(field(bytes, 16))),
+            next_command: u32::from_le_bytes(field(bytes, Self::NEXT_COMMAND_AT)),
+            message_id: MessageId(u64::from_le_bytes(field(bytes, 24))),
+            async_or_tree: u64::from_le_bytes(field(bytes, 32)),
+            session_id: SessionId(u64::from_le_bytes(field(bytes, 40))),
+            signature: field(bytes, 48),
         })
     }
 
@@ -219,15 +229,30 @@ pub fn frame_prefix(len: usize) -> Option<[u8; FRAME_LEN]> {
 }
 
 /// Length of the message that a frame prefix announces. The first byte must be 0 (a session
-/// message); NetBIOS session service types are refused.
+/// message).
+///
+/// # Errors
+/// The first byte is another: the NetBIOS session service has such frames, SMB 2 has not.
 pub fn frame_len(prefix: [u8; FRAME_LEN]) -> Result<usize> {
     match prefix[0] {
         0 => Ok(u32::from_be_bytes(prefix) as usize),
-        other => Err(WireError::Value { field: "frame type", value: other.into() }),
+        other => Err(WireError::Impossible { field: "frame type", at: 0, value: other.into() }),
     }
 }
 
+/// The `N` bytes at a place of a header.
+fn field<const N: usize>(header: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&header[at..at + N]);
+    field
+}
+
+/// A message's body as parsers take it: its offsets count from the header in front of it.
+pub(crate) fn body(bytes: &[u8]) -> Input<'_> {
+    Input::placed(bytes, HEADER_LEN)
+}
+
 /// Reads a file id field.
-pub(crate) fn file_id(r: &mut Reader<'_>, field: &'static str) -> Result<FileId> {
-    Ok(FileId::from_bytes(r.array(field)?))
+pub(crate) fn file_id<'a>(field: &'static str) -> impl Fn(Input<'a>) -> Parsed<'a, FileId> {
+    move |input| array(field)(input).map(|(rest, bytes)| (rest, FileId::from_bytes(bytes)))
 }

@@ -19,10 +19,15 @@ mod service;
 
 pub use service::{Established, Service};
 
+use crate::WireError;
+
 /// Why a client was not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A message or keytab ends within a field, or has an element that it cannot have.
+    #[error("malformed Kerberos message: {0}")]
+    Wire(#[from] WireError),
     /// A message is not what it should be.
     #[error("malformed Kerberos message: {0}")]
     Malformed(&'static str),
@@ -69,7 +74,7 @@ impl Error {
     /// Whether the token itself was at fault and not the logon.
     #[must_use]
     pub fn is_malformed(&self) -> bool {
-        matches!(self, Self::Malformed(_))
+        matches!(self, Self::Malformed(_) | Self::Wire(_))
     }
 }
 

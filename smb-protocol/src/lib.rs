@@ -7,10 +7,12 @@
 //! ```
 //!
 //! Every message has `parse` and `encode` for both roles, so that server, client and tests share
-//! one definition. `crypto` signs and seals, `ntlm` and `spnego` authenticate. A parser is total: any input gives a value or a typed [`WireError`], and no
-//! allocation is sized by a length that was not checked against the bytes at hand. Values the
-//! peer chooses from an enumeration stay open (unknown values are kept).
+//! one definition. `crypto` signs and seals, `ntlm`, `kerberos` and `spnego` authenticate; [`parse`]
+//! has the combinators that all of it is read by. A parser is total: any input gives a value or a
+//! typed error, and no allocation is sized by a length that was not checked against the bytes at
+//! hand. Values the peer chooses from an enumeration stay open (unknown values are kept).
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 pub mod crypto;
 pub mod dfs;
@@ -21,7 +23,7 @@ pub mod kerberos;
 pub mod msg;
 pub mod name;
 pub mod ntlm;
-pub mod rpc;
+pub mod parse;
 pub mod security;
 pub mod spnego;
 pub mod status;

@@ -2,19 +2,17 @@
 //! all names, of files, streams, shares and users alike.
 
 use crate::{
+    parse::{self, Input},
     upcase,
-    wire::{Put, Result, WireError},
+    wire::{Put, Result},
 };
 
-/// Reads UTF-16LE text; lone surrogates and odd lengths are refused.
+/// Reads UTF-16LE text without a terminator.
+///
+/// # Errors
+/// An odd number of bytes, or a lone surrogate.
 pub fn utf16(bytes: &[u8], field: &'static str) -> Result<String> {
-    if !bytes.len().is_multiple_of(2) {
-        return Err(WireError::Text { field });
-    }
-    let units = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
-    char::decode_utf16(units)
-        .collect::<std::result::Result<String, _>>()
-        .map_err(|_| WireError::Text { field })
+    parse::run(Input::new(bytes), parse::text(bytes.len(), field))
 }
 
 /// Appends text as UTF-16LE.

@@ -29,6 +29,8 @@ pub use message::Flags;
 pub use security::SessionSecurity;
 pub use server::{Authenticated, Server, ServerInfo};
 
+use crate::WireError;
+
 /// 100-nanosecond ticks since 1601-01-01 UTC, the FILETIME of MS-DTYP 2.3.3.
 pub type FileTime = u64;
 
@@ -43,6 +45,15 @@ pub enum Error {
         message: &'static str,
         /// What is wrong with it.
         what: &'static str,
+    },
+    /// A message ends within a field, or has a value that it cannot have.
+    #[error("malformed NTLM {message}: {error}")]
+    Wire {
+        /// Which message.
+        message: &'static str,
+        /// Field and place.
+        #[source]
+        error: WireError,
     },
     /// The other side does not offer what is needed.
     #[error("NTLM peer does not negotiate {0}")]

@@ -3,10 +3,15 @@
 
 use std::fmt;
 
+use nom::{Parser, sequence::preceded};
+
 use crate::{
     flag_set,
     msg::create::Access,
-    wire::{Put, Reader, Result, WireError, len16},
+    parse::{
+        self, Input, Parsed, array, counted, from, part, size16, size32, skip, such, u8, u16, u32,
+    },
+    wire::{Put, Reader, Result, len16},
 };
 
 /// Most sub-authorities of a SID.
@@ -26,7 +31,7 @@ impl Sid {
         Self { authority: [0, 0, 0, 0, 0, authority], sub }
     }
 
-    /// S-1-1-0: everyone.
+    /// S-1-1-0: everyone, whoever it is.
     pub fn everyone() -> Self {
         Self::new(1, &[0])
     }
@@ -79,19 +84,31 @@ impl Sid {
         (self.authority == domain.authority && rest == domain.sub).then_some(*last)
     }
 
-    /// Reads a SID.
+    /// Reads a SID (MS-DTYP 2.4.2.2).
+    ///
+    /// # Errors
+    /// The bytes end within it, its revision is not 1, or it has more than 15 parts.
     pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
-        let revision = r.u8("sid.Revision")?;
-        let count = r.u8("sid.SubAuthorityCount")?;
-        if revision != 1 || usize::from(count) > MAX_SUB_AUTHORITIES {
-            return Err(WireError::Value { field: "sid", value: count.into() });
-        }
-        let authority = r.array("sid.IdentifierAuthority")?;
-        let sub = (0..count).map(|_| r.u32("sid.SubAuthority")).collect::<Result<_>>()?;
-        Ok(Self { authority, sub })
+        r.take(Self::read)
     }
 
-    /// Appends the SID.
+    /// Reads a SID, as a parser among others.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn read(input: Input<'_>) -> Parsed<'_, Self> {
+        let possible = |count: u8| usize::from(count) <= MAX_SUB_AUTHORITIES;
+        let (i, (_, count, authority)) = (
+            such(u8, "sid.Revision", |revision| revision == 1),
+            such(u8, "sid.SubAuthorityCount", possible),
+            array("sid.IdentifierAuthority"),
+        )
+            .parse(input)?;
+        let (i, sub) = counted(count.into(), 4, "sid.SubAuthority", u32("sid.SubAuthority"))(i)?;
+        Ok((i, Self { authority, sub }))
+    }
+
+    /// Appends the SID: 8 bytes and 4 for each of its parts.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u8(1);
         out.put_u8(self.sub.len() as u8);
@@ -174,10 +191,12 @@ impl Ace {
         if !Self::is_for_objects(self.kind) {
             return Some(self.sid.clone());
         }
-        let mut r = Reader::new(&self.rest);
-        let flags = r.u32("ace.Flags").ok()?;
-        r.skip(16 * (flags & 3).count_ones() as usize, "ace.ObjectType").ok()?;
-        Sid::parse(&mut r).ok()
+        let trustee = |input| {
+            let (i, flags) = u32("ace.Flags")(input)?;
+            let guids = 16 * (flags & 3).count_ones() as usize;
+            preceded(skip(guids, "ace.ObjectType"), Sid::read).parse(i)
+        };
+        parse::with(Input::new(&self.rest), trustee).ok()
     }
 
     /// Entries for directory objects have GUIDs between rights and SID (MS-DTYP 2.4.4.3).
@@ -185,11 +204,18 @@ impl Ace {
         matches!(kind, 5..=8 | 11 | 12 | 15 | 16)
     }
 
-    fn parse(kind: u8, flags: AceFlags, mut body: Reader<'_>) -> Result<Self> {
-        let access = Access(body.u32("ace.Mask")?);
-        let sid =
-            if Self::is_for_objects(kind) { Sid::new(0, &[0]) } else { Sid::parse(&mut body)? };
-        Ok(Self { kind, flags, access, sid, rest: body.rest().to_vec() })
+    fn read(input: Input<'_>) -> Parsed<'_, Self> {
+        let (i, (kind, flags, size)) = (
+            u8("ace.AceType"),
+            u8("ace.AceFlags").map(AceFlags),
+            such(u16, "ace.AceSize", |size| size >= 4),
+        )
+            .parse(input)?;
+        let (i, body) = part(usize::from(size) - 4, "ace")(i)?;
+        let (body, access) = u32("ace.Mask").map(Access).parse(body)?;
+        let (body, sid) =
+            if Self::is_for_objects(kind) { (body, Sid::new(0, &[0])) } else { Sid::read(body)? };
+        Ok((i, Self { kind, flags, access, sid, rest: body.bytes().to_vec() }))
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
@@ -208,27 +234,20 @@ impl Ace {
     }
 }
 
-/// An access list.
+/// An access list: entries in the order in which they are looked at.
 pub type Acl = Vec<Ace>;
 
-fn parse_acl(bytes: &[u8]) -> Result<Acl> {
-    let mut r = Reader::new(bytes);
-    r.skip(2, "acl.AclRevision")?;
-    let size = usize::from(r.u16("acl.AclSize")?);
-    let count = r.u16("acl.AceCount")?;
-    r.skip(2, "acl.Sbz2")?;
-    let mut entries = Reader::new(r.bytes(size.saturating_sub(8), "acl")?);
-    let mut acl = Vec::new();
-    for _ in 0..count {
-        let kind = entries.u8("ace.AceType")?;
-        let flags = AceFlags(entries.u8("ace.AceFlags")?);
-        let size = usize::from(entries.u16("ace.AceSize")?);
-        let len = size
-            .checked_sub(4)
-            .ok_or(WireError::Value { field: "ace.AceSize", value: size as u64 })?;
-        acl.push(Ace::parse(kind, flags, Reader::new(entries.bytes(len, "ace")?))?);
-    }
-    Ok(acl)
+fn acl(input: Input<'_>) -> Parsed<'_, Acl> {
+    let (i, (_, size, count, _)) = (
+        skip(2, "acl.AclRevision"),
+        size16("acl.AclSize"),
+        size16("acl.AceCount"),
+        skip(2, "acl.Sbz2"),
+    )
+        .parse(input)?;
+    let (i, entries) = part(size.saturating_sub(8), "acl")(i)?;
+    let (_, acl) = counted(count, 8, "acl.AceCount", Ace::read).parse(entries)?;
+    Ok((i, acl))
 }
 
 fn encode_acl(acl: &[Ace], out: &mut Vec<u8>) {
@@ -339,39 +358,42 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// Reads a descriptor in self-relative form.
+    ///
+    /// # Errors
+    /// The revision is not 1, or a part is outside of the bytes or ends within a field.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(bytes);
-        let revision = r.u8("descriptor.Revision")?;
-        if revision != 1 {
-            return Err(WireError::Value { field: "descriptor.Revision", value: revision.into() });
-        }
-        r.skip(1, "descriptor.Sbz1")?;
-        let control = Control(r.u16("descriptor.Control")?).without(Control::SELF_RELATIVE);
-        let mut offset = |field| r.u32(field).map(|offset| offset as usize);
-        let owner = offset("descriptor.OffsetOwner")?;
-        let group = offset("descriptor.OffsetGroup")?;
-        let sacl = offset("descriptor.OffsetSacl")?;
-        let dacl = offset("descriptor.OffsetDacl")?;
-        let at = |offset: usize| {
-            let outside =
-                WireError::Outside { field: "descriptor", offset, len: 8, have: bytes.len() };
-            bytes.get(offset..).ok_or(outside)
-        };
-        let sid = |offset: usize| match offset {
-            0 => Ok(None),
-            offset => Sid::parse(&mut Reader::new(at(offset)?)).map(Some),
-        };
-        let list = |present: Control, offset: usize| match offset {
-            0 => Ok(None),
-            offset if control.has(present) => parse_acl(at(offset)?).map(Some),
-            _ => Ok(None),
-        };
-        Ok(Self {
-            control,
-            owner: sid(owner)?,
-            group: sid(group)?,
-            sacl: list(Control::SACL_PRESENT, sacl)?,
-            dacl: list(Control::DACL_PRESENT, dacl)?,
+        const FIELD: &str = "descriptor";
+        parse::with(Input::new(bytes), |input| {
+            let (i, (_, _, control, owner, group, sacl, dacl)) = (
+                such(u8, "descriptor.Revision", |revision| revision == 1),
+                skip(1, "descriptor.Sbz1"),
+                u16("descriptor.Control").map(Control),
+                size32("descriptor.OffsetOwner"),
+                size32("descriptor.OffsetGroup"),
+                size32("descriptor.OffsetSacl"),
+                size32("descriptor.OffsetDacl"),
+            )
+                .parse(input)?;
+            let control = control.without(Control::SELF_RELATIVE);
+            let sid = |offset| match offset {
+                0 => Ok(None),
+                offset => Sid::read(from(input, offset, FIELD)?).map(|(_, sid)| Some(sid)),
+            };
+            let list = |present: Control, offset| match offset {
+                0 => Ok(None),
+                offset if control.has(present) => {
+                    acl(from(input, offset, FIELD)?).map(|(_, acl)| Some(acl))
+                }
+                _ => Ok(None),
+            };
+            let descriptor = Self {
+                control,
+                owner: sid(owner)?,
+                group: sid(group)?,
+                sacl: list(Control::SACL_PRESENT, sacl)?,
+                dacl: list(Control::DACL_PRESENT, dacl)?,
+            };
+            Ok((i, descriptor))
         })
     }
 
@@ -535,128 +557,4 @@ fn inherit(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn sid() -> impl Strategy<Value = Sid> {
-        (0u8..6, prop::collection::vec(any::<u32>(), 0..6)).prop_map(|(a, sub)| Sid::new(a, &sub))
-    }
-
-    fn ace() -> impl Strategy<Value = Ace> {
-        let rest = prop::collection::vec(any::<u32>(), 0..3);
-        (0u8..21, 0u8..32, any::<u32>(), sid(), rest).prop_map(
-            |(kind, flags, access, sid, rest)| {
-                let rest: Vec<u8> = rest.iter().flat_map(|word| word.to_le_bytes()).collect();
-                let sid = if Ace::is_for_objects(kind) { Sid::new(0, &[0]) } else { sid };
-                Ace { kind, flags: AceFlags(flags), access: Access(access), sid, rest }
-            },
-        )
-    }
-
-    fn acl() -> impl Strategy<Value = Acl> {
-        prop::collection::vec(ace(), 0..8)
-    }
-
-    proptest! {
-        #[test]
-        fn descriptors_round_trip(owner in sid(), group in sid(), dacl in acl(), sacl in acl(), protected in any::<bool>()) {
-            let mut control = Control::DACL_PRESENT | Control::SACL_PRESENT;
-            if protected { control |= Control::DACL_PROTECTED; }
-            let descriptor = Descriptor { control, owner: Some(owner), group: Some(group), sacl: Some(sacl), dacl: Some(dacl) };
-            let mut bytes = Vec::new();
-            descriptor.encode(15, &mut bytes);
-            prop_assert_eq!(Descriptor::parse(&bytes).unwrap(), descriptor);
-        }
-
-        #[test]
-        fn parsing_is_total(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut bytes = bytes;
-            if let Some(first) = bytes.first_mut() { *first = 1; }
-            let _ = Descriptor::parse(&bytes);
-        }
-
-        /// A right is had just if the first entry that names it for us allows it.
-        #[test]
-        fn the_first_entry_decides(dacl in prop::collection::vec((0u8..2, 0u32..0x1ff, any::<bool>()), 0..8)) {
-            let me = Sid::new(5, &[21, 1]);
-            let other = Sid::new(5, &[21, 2]);
-            let list: Acl = dacl.iter().map(|(kind, access, mine)| {
-                let sid = if *mine { me.clone() } else { other.clone() };
-                Ace::new(*kind, AceFlags::NONE, Access(*access), sid)
-            }).collect();
-            let got = Descriptor { dacl: Some(list), ..Default::default() }.access_of(&[me]);
-            for bit in 0..9 {
-                let first = dacl.iter().find(|(_, access, mine)| *mine && access & (1 << bit) != 0);
-                prop_assert_eq!(got.has(Access(1 << bit)), first.is_some_and(|(kind, ..)| *kind == ALLOW));
-            }
-        }
-    }
-
-    fn allow(flags: AceFlags, access: Access, sid: Sid) -> Ace {
-        Ace::new(ALLOW, flags, access, sid)
-    }
-
-    #[test]
-    fn inheritance_reaches_files_and_folders() {
-        let (me, group) = (Sid::new(5, &[21, 7]), Sid::users());
-        let folder = Descriptor {
-            control: Control::DACL_AUTO_INHERITED,
-            dacl: Some(vec![
-                allow(AceFlags::OBJECT_INHERIT, Access::READ_DATA, Sid::creator_owner()),
-                allow(AceFlags::CONTAINER_INHERIT, Access::READ_DATA, Sid::everyone()),
-            ]),
-            ..Default::default()
-        };
-        let file = folder.inherited(&me, &group, false).unwrap();
-        assert_eq!(file, [allow(AceFlags::INHERITED, Access::READ_DATA, me.clone())]);
-        let below = folder.inherited(&me, &group, true).unwrap();
-        assert!(below[0].flags.has(AceFlags::INHERIT_ONLY));
-        assert_eq!(below[0].sid, Sid::creator_owner());
-        assert!(below[1].flags.has(AceFlags::CONTAINER_INHERIT));
-        assert_eq!(Sid::administrators().to_string(), "S-1-5-32-544");
-    }
-
-    /// The creator's entry holds for the new folder and is passed on for what is made in it.
-    #[test]
-    fn what_stands_for_the_creator_is_split() {
-        let (me, group) = (Sid::new(5, &[21, 7]), Sid::users());
-        let both = AceFlags::OBJECT_INHERIT | AceFlags::CONTAINER_INHERIT;
-        let folder = Descriptor {
-            dacl: Some(vec![allow(both, Access::GENERIC_ALL, Sid::creator_owner())]),
-            ..Default::default()
-        };
-        let below = folder.inherited(&me, &group, true).unwrap();
-        let onward = both.or(AceFlags::INHERIT_ONLY);
-        assert_eq!(
-            below,
-            [
-                allow(AceFlags::NONE, Access::ALL, me.clone()),
-                allow(onward, Access::GENERIC_ALL, Sid::creator_owner())
-            ]
-        );
-        let once = Descriptor {
-            dacl: Some(vec![allow(both.or(AceFlags::NO_PROPAGATE), Access::ALL, me.clone())]),
-            ..Default::default()
-        };
-        let below = once.inherited(&me, &group, true).unwrap();
-        assert_eq!(below, [allow(AceFlags::NONE, Access::ALL, me)]);
-    }
-
-    #[test]
-    fn what_owners_may_do_can_be_said() {
-        let me = Sid::new(5, &[21, 7]);
-        let of = |dacl: Vec<Ace>| {
-            let owner = Some(me.clone());
-            Descriptor { owner, dacl: Some(dacl), ..Default::default() }
-                .access_of(std::slice::from_ref(&me))
-        };
-        assert_eq!(of(vec![]), Access::READ_CONTROL | Access::WRITE_DAC);
-        let read = |flags| allow(flags, Access::READ_DATA, Sid::owner_rights());
-        assert_eq!(of(vec![read(AceFlags::NONE)]), Access::READ_DATA);
-        assert_eq!(
-            of(vec![read(AceFlags::INHERIT_ONLY)]),
-            Access::READ_CONTROL | Access::WRITE_DAC
-        );
-    }
-}
+mod tests;

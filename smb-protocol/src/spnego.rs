@@ -20,15 +20,18 @@ pub mod token;
 pub use acceptor::{Acceptor, Completed, Identity, Step, Ticket};
 pub use initiator::Initiator;
 
-use crate::{kerberos, ntlm};
+use crate::{WireError, kerberos, ntlm};
 
 /// Why a token was refused or authentication failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A token is not DER of the expected form.
+    /// A token lacks what it must have, or has more than is taken.
     #[error("malformed SPNEGO token: {0}")]
     Malformed(&'static str),
+    /// A token is not DER, or its elements are others than its type has.
+    #[error("malformed SPNEGO token: {0}")]
+    Der(#[from] WireError),
     /// The two sides have no mechanism in common.
     #[error("no common authentication mechanism")]
     NoMechanism,
@@ -57,8 +60,13 @@ impl Error {
         matches!(
             self,
             Self::Malformed(_)
+                | Self::Der(_)
                 | Self::OutOfOrder
-                | Self::Ntlm(ntlm::Error::Malformed { .. } | ntlm::Error::OutOfOrder)
+                | Self::Ntlm(
+                    ntlm::Error::Malformed { .. }
+                        | ntlm::Error::Wire { .. }
+                        | ntlm::Error::OutOfOrder
+                )
         ) || matches!(self, Self::Kerberos(error) if error.is_malformed())
     }
 }

@@ -1,18 +1,20 @@
-//! Little-endian reading and writing over byte slices, and the macros for open enumerations and
-//! flag sets.
-//!
-//! SMB structures are fixed fields followed by regions that are named by offset and length, so a
-//! cursor plus "slice at an offset" covers them all; a combinator library would add a layer and
-//! take nothing away.
+//! What is wrong with bytes, a cursor over [`crate::parse`]'s combinators for callers, little-endian
+//! writing, and the macros for open enumerations and flag sets.
+
+use nom::Parser;
+
+use crate::parse::{self, Input};
 
 /// Bytes that do not form the structure they should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The buffer ends inside a field.
-    #[error("{field}: needs {need} bytes, {have} are left")]
+    #[error("{field} at byte {at}: needs {need} bytes, {have} are left")]
     Short {
         /// Field or structure that was being read.
         field: &'static str,
+        /// Where it stands, in bytes from where the message's offsets count.
+        at: usize,
         /// Bytes it needs.
         need: usize,
         /// Bytes at hand.
@@ -31,6 +33,16 @@ pub enum WireError {
         have: usize,
     },
     /// A field holds a value its structure cannot have.
+    #[error("{field} at byte {at}: {value:#x} is not possible here")]
+    Impossible {
+        /// Field that was read.
+        field: &'static str,
+        /// Where it stands, in bytes from where the message's offsets count.
+        at: usize,
+        /// What it held.
+        value: u64,
+    },
+    /// A structure is well formed, and who uses it cannot take a value of it.
     #[error("{field}: {value:#x} is not possible here")]
     Value {
         /// Field that was read.
@@ -38,120 +50,106 @@ pub enum WireError {
         /// What it held.
         value: u64,
     },
-    /// Text is not well-formed UTF-16.
-    #[error("{field}: not well-formed UTF-16")]
+    /// Text is not well-formed in its encoding.
+    #[error("{field} at byte {at}: not well-formed text")]
     Text {
         /// Field that was read.
         field: &'static str,
+        /// Where the first wrong character stands, in bytes from where the message's offsets count.
+        at: usize,
     },
 }
 
 /// Result of reading a structure.
 pub type Result<T> = std::result::Result<T, WireError>;
 
-/// A cursor over a byte slice.
+/// A cursor over a byte slice, for structures that are read field by field.
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
-    all: &'a [u8],
-    at: usize,
+    left: Input<'a>,
 }
 
 impl<'a> Reader<'a> {
     /// Starts at the first byte of `all`.
     pub fn new(all: &'a [u8]) -> Self {
-        Self { all, at: 0 }
+        Self { left: Input::new(all) }
+    }
+
+    /// Takes what `parser` reads and stands behind it; an error leaves the cursor where it is.
+    ///
+    /// # Errors
+    /// What the parser finds wrong.
+    pub fn take<T>(
+        &mut self,
+        parser: impl Parser<Input<'a>, Output = T, Error = WireError>,
+    ) -> Result<T> {
+        parse::step(&mut self.left, parser)
     }
 
     /// Bytes not yet read.
     pub fn rest(&self) -> &'a [u8] {
-        &self.all[self.at..]
+        self.left.bytes()
     }
 
     /// Position from the start.
     pub fn position(&self) -> usize {
-        self.at
+        self.left.position()
     }
 
     /// Takes the next `n` bytes.
+    ///
+    /// # Errors
+    /// Fewer are left.
     pub fn bytes(&mut self, n: usize, field: &'static str) -> Result<&'a [u8]> {
-        let rest = self.rest();
-        match rest.get(..n) {
-            Some(taken) => {
-                self.at += n;
-                Ok(taken)
-            }
-            None => Err(WireError::Short { field, need: n, have: rest.len() }),
-        }
+        self.take(parse::bytes(n, field))
     }
 
     /// Takes the next `N` bytes as an array.
+    ///
+    /// # Errors
+    /// Fewer are left.
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N]> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.bytes(N, field)?);
-        Ok(array)
+        self.take(parse::array(field))
     }
 
-    /// Skips `n` bytes.
+    /// Skips the next `n` bytes, whatever they are.
+    ///
+    /// # Errors
+    /// Fewer are left.
     pub fn skip(&mut self, n: usize, field: &'static str) -> Result<()> {
-        self.bytes(n, field).map(|_| ())
+        self.take(parse::skip(n, field))
     }
 
-    /// Takes one byte.
+    /// Takes the next byte.
+    ///
+    /// # Errors
+    /// None is left.
     pub fn u8(&mut self, field: &'static str) -> Result<u8> {
-        Ok(self.array::<1>(field)?[0])
+        self.take(parse::u8(field))
     }
 
     /// Takes a 16-bit number.
+    ///
+    /// # Errors
+    /// Fewer than two bytes are left.
     pub fn u16(&mut self, field: &'static str) -> Result<u16> {
-        Ok(u16::from_le_bytes(self.array(field)?))
+        self.take(parse::u16(field))
     }
 
     /// Takes a 32-bit number.
+    ///
+    /// # Errors
+    /// Fewer than four bytes are left.
     pub fn u32(&mut self, field: &'static str) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array(field)?))
+        self.take(parse::u32(field))
     }
 
     /// Takes a 64-bit number.
+    ///
+    /// # Errors
+    /// Fewer than eight bytes are left.
     pub fn u64(&mut self, field: &'static str) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array(field)?))
-    }
-
-    /// Takes a signed 64-bit number.
-    pub fn i64(&mut self, field: &'static str) -> Result<i64> {
-        Ok(i64::from_le_bytes(self.array(field)?))
-    }
-
-    /// The region of `len` bytes at `offset` from the start of the whole slice.
-    pub fn region(&self, offset: usize, len: usize, field: &'static str) -> Result<&'a [u8]> {
-        offset
-            .checked_add(len)
-            .and_then(|end| self.all.get(offset..end))
-            .ok_or(WireError::Outside { field, offset, len, have: self.all.len() })
-    }
-
-    /// Checks the `StructureSize` that opens most SMB2 bodies.
-    pub fn structure_size(&mut self, expected: u16, field: &'static str) -> Result<()> {
-        match self.u16(field)? {
-            size if size == expected => Ok(()),
-            other => Err(WireError::Value { field, value: other.into() }),
-        }
-    }
-}
-
-/// The region of a message body that a header-relative offset names; an empty region may have
-/// any offset, as clients leave it 0.
-pub fn body_region<'a>(
-    body: &Reader<'a>,
-    offset: usize,
-    len: usize,
-    field: &'static str,
-) -> Result<&'a [u8]> {
-    if len == 0 {
-        return Ok(&[]);
-    }
-    match offset.checked_sub(crate::header::HEADER_LEN) {
-        Some(start) => body.region(start, len, field),
-        None => Err(WireError::Value { field, value: offset as u64 }),
+        self.take(parse::u64(field))
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 const CRATES: &[(&str, &[&str])] = &[
     ("block-io", &[]),
     ("smb-protocol", &[]),
+    ("dce-rpc", &["smb-protocol"]),
     ("control-socket", &[]),
     ("state-store", &["block-io"]),
     ("nbd", &["block-io"]),
@@ -20,7 +21,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("vmm", &["block-io", "host-api"]),
     ("hyperv-host", &["vmm", "vhd", "smb-client", "block-io", "host-api"]),
     ("volume", &["smb-protocol", "block-io", "state-store"]),
-    ("smb-server", &["volume", "smb-protocol", "block-io", "state-store"]),
+    ("smb-server", &["volume", "dce-rpc", "smb-protocol", "block-io", "state-store"]),
     ("smbd", &["smb-server", "volume", "smb-protocol", "server-api"]),
     (
         "bulkhead",

@@ -21,7 +21,7 @@ impl PreauthHash {
         Self([0; 64])
     }
 
-    /// Appends one message.
+    /// Takes one more message, in the order in which they are sent, into the hash.
     pub fn update(&mut self, message: &[u8]) {
         let mut context = digest::Context::new(&digest::SHA512);
         context.update(&self.0);

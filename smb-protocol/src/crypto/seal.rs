@@ -120,6 +120,9 @@ impl TransformHeader {
 
     /// Reads the header of `message` and checks it against the message's length, so that the
     /// session can be looked up before anything is decrypted.
+    ///
+    /// # Errors
+    /// The message is shorter than the header, no encrypted one, or of another length than it says.
     pub fn parse(message: &[u8]) -> Result<Self, SealError> {
         let Some((header, rest)) = message.split_first_chunk::<{ Self::LEN }>() else {
             return Err(SealError::Truncated(message.len()));
@@ -271,6 +274,9 @@ impl SealingKey {
     /// header, and then the message (or compound of messages), which is left as it is if the key
     /// has no nonce left, and must not be sent then.
     ///
+    /// # Errors
+    /// [`NonceError::Exhausted`]: the key has no nonce left.
+    ///
     /// # Panics
     /// If there is no room for the header, or the message is 4 GiB or longer.
     pub fn seal(&self, session_id: u64, buffer: &mut [u8]) -> Result<(), NonceError> {
@@ -340,6 +346,9 @@ impl OpeningKey {
     /// of `buffer` behind the header: the message, or compound of messages.
     ///
     /// After an error the content of `buffer` is of no use.
+    ///
+    /// # Errors
+    /// As [`TransformHeader::parse`]; or [`SealError::Forged`]: the message is not what the other side sealed.
     pub fn open<'b>(&self, buffer: &'b mut [u8]) -> Result<&'b mut [u8], SealError> {
         let header = TransformHeader::parse(buffer)?;
         let (room, payload) = buffer.split_at_mut(TransformHeader::LEN);

@@ -26,7 +26,7 @@ impl SecretKey {
         Some(Self { bytes, len: key.len() })
     }
 
-    /// The key bytes.
+    /// The key bytes; who copies them is to wipe the copy.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]

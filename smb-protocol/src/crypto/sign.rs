@@ -130,6 +130,9 @@ impl SigningKey {
     /// everything else in it must be final. A message whose nonce was used already is left as it
     /// is, and must not be sent as if it were signed.
     ///
+    /// # Errors
+    /// The message's nonce was used for another one; only keys for AES-GMAC have nonces.
+    ///
     /// # Panics
     /// If `message` is shorter than the SMB2 header, which no encoder produces.
     pub fn sign(&self, message: &mut [u8], sender: Role) -> Result<(), NonceError> {
@@ -147,6 +150,9 @@ impl SigningKey {
 
     /// Says that the answer to message `id` is going to be signed later, after any number of
     /// others: a key with nonces to be used once forgets which of the old ones are free.
+    ///
+    /// # Errors
+    /// The nonce was used already, or more answers are waited for than a key remembers.
     pub fn keep(&self, id: u64) -> Result<(), NonceError> {
         match &self.0 {
             Key::Gmac(gmac) => gmac.used(NONCE_SERVER).keep(id),

@@ -1,9 +1,12 @@
 //! Directory entries (MS-FSCC 2.4: `File*DirectoryInformation`, `FileNamesInformation`).
 
+use nom::{Parser, combinator::cond};
+
 use super::{FileAttributes, InfoClass, Times};
 use crate::{
     name,
-    wire::{Put, Reader, Result, WireError, len32},
+    parse::{self, Failed, Input, Parsed, part, size8, size32, skip, text, u32, u64},
+    wire::{Put, Result, WireError, len32},
 };
 
 /// One entry; each class carries a part of it.
@@ -119,90 +122,110 @@ impl Entry {
         out.put_zeros(left);
     }
 
-    fn parse_short(&mut self, r: &mut Reader<'_>) -> Result<()> {
-        let len = usize::from(r.u8("entry.ShortNameLength")?);
-        r.skip(1, "entry.Reserved")?;
-        let field = r.bytes(24, "entry.ShortName")?;
-        let value = len as u64;
-        let short =
-            field.get(..len).ok_or(WireError::Value { field: "entry.ShortNameLength", value })?;
-        self.short_name = name::utf16(short, "entry.ShortName")?;
-        Ok(())
+    /// Reads a short name: its length, and room for 12 characters.
+    fn short(input: Input<'_>) -> Parsed<'_, String> {
+        let (i, (len, (), field)) = (
+            size8("entry.ShortNameLength"),
+            skip(1, "entry.Reserved"),
+            part(24, "entry.ShortName"),
+        )
+            .parse(input)?;
+        if len > field.len() {
+            return Err(input.impossible("entry.ShortNameLength", len as u64));
+        }
+        let (_, name) = text(len, "entry.ShortName")(field)?;
+        Ok((i, name))
+    }
+
+    /// Reads what all classes but the names have, and the length of the name.
+    fn common<'a>(&mut self, class: InfoClass, input: Input<'a>) -> Parsed<'a, usize> {
+        let (i, (times, end_of_file, allocation_size, attributes, name_len, ea_size)) = (
+            Times::read,
+            u64("entry.EndOfFile"),
+            u64("entry.AllocationSize"),
+            u32("entry.FileAttributes").map(FileAttributes),
+            size32("entry.FileNameLength"),
+            cond(class != InfoClass::DIRECTORY, u32("entry.EaSize")),
+        )
+            .parse(input)?;
+        (self.times, self.end_of_file, self.allocation_size) =
+            (times, end_of_file, allocation_size);
+        (self.attributes, self.ea_size) = (attributes, ea_size.unwrap_or_default());
+        Ok((i, name_len))
+    }
+
+    /// Reads what stands between that and the name: file number and short name, in this order or
+    /// the other.
+    fn identity<'a>(
+        &mut self,
+        class: InfoClass,
+        input: Input<'a>,
+    ) -> std::result::Result<Input<'a>, Failed> {
+        let number = || (skip(4, "entry.ReparsePointTag"), u64("entry.FileId")).map(|((), id)| id);
+        // Of 128 bits the lower half is a number here.
+        let wide = || (number(), skip(8, "entry.FileId")).map(|(id, ())| id);
+        let (i, (file_id, short_name)) = match class {
+            InfoClass::BOTH_DIRECTORY => Self::short.map(|name| (0, name)).parse(input)?,
+            InfoClass::ID_BOTH_DIRECTORY => {
+                (Self::short, skip(2, "entry.Reserved"), u64("entry.FileId"))
+                    .map(|(name, (), id)| (id, name))
+                    .parse(input)?
+            }
+            InfoClass::ID_FULL_DIRECTORY | InfoClass::ID_64_EXTD_DIRECTORY => {
+                number().map(|id| (id, String::new())).parse(input)?
+            }
+            InfoClass::ID_EXTD_DIRECTORY => wide().map(|id| (id, String::new())).parse(input)?,
+            InfoClass::ID_EXTD_BOTH_DIRECTORY => (wide(), Self::short).parse(input)?,
+            InfoClass::ID_64_EXTD_BOTH_DIRECTORY => (number(), Self::short).parse(input)?,
+            _ => (input, (0, String::new())),
+        };
+        (self.file_id, self.short_name) = (file_id, short_name);
+        Ok(i)
     }
 
     /// Reads one entry; the second value is its next offset, which is not within it.
-    fn parse(class: InfoClass, data: &[u8]) -> Result<(Self, usize)> {
-        let mut r = Reader::new(data);
-        let next = r.u32("entry.NextEntryOffset")? as usize;
-        r.skip(4, "entry.FileIndex")?;
-        let mut entry = Self::default();
-        let name_len;
-        if class == InfoClass::NAMES {
-            name_len = r.u32("entry.FileNameLength")?;
-        } else {
-            entry.times = Times::parse(&mut r)?;
-            entry.end_of_file = r.u64("entry.EndOfFile")?;
-            entry.allocation_size = r.u64("entry.AllocationSize")?;
-            entry.attributes = FileAttributes(r.u32("entry.FileAttributes")?);
-            name_len = r.u32("entry.FileNameLength")?;
-            if class != InfoClass::DIRECTORY {
-                entry.ea_size = r.u32("entry.EaSize")?;
+    fn read(class: InfoClass) -> impl Fn(Input<'_>) -> Parsed<'_, (Self, usize)> {
+        move |input| {
+            let (i, (next, ())) =
+                (size32("entry.NextEntryOffset"), skip(4, "entry.FileIndex")).parse(input)?;
+            let mut entry = Self::default();
+            let (i, name_len) = if class == InfoClass::NAMES {
+                size32("entry.FileNameLength")(i)?
+            } else {
+                entry.common(class, i)?
+            };
+            let i = entry.identity(class, i)?;
+            let (i, name) = text(name_len, "entry.FileName")(i)?;
+            entry.name = name;
+            if next != 0 && next < input.len() - i.len() {
+                return Err(input.impossible("entry.NextEntryOffset", next as u64));
             }
+            Ok((i, (entry, next)))
         }
-        match class {
-            InfoClass::BOTH_DIRECTORY => entry.parse_short(&mut r)?,
-            InfoClass::ID_BOTH_DIRECTORY => {
-                entry.parse_short(&mut r)?;
-                r.skip(2, "entry.Reserved")?;
-                entry.file_id = r.u64("entry.FileId")?;
-            }
-            InfoClass::ID_FULL_DIRECTORY | InfoClass::ID_64_EXTD_DIRECTORY => {
-                r.skip(4, "entry.Reserved")?;
-                entry.file_id = r.u64("entry.FileId")?;
-            }
-            InfoClass::ID_EXTD_DIRECTORY => {
-                r.skip(4, "entry.ReparsePointTag")?;
-                entry.file_id = r.u64("entry.FileId")?;
-                r.skip(8, "entry.FileId")?;
-            }
-            InfoClass::ID_EXTD_BOTH_DIRECTORY => {
-                r.skip(4, "entry.ReparsePointTag")?;
-                entry.file_id = r.u64("entry.FileId")?;
-                r.skip(8, "entry.FileId")?;
-                entry.parse_short(&mut r)?;
-            }
-            InfoClass::ID_64_EXTD_BOTH_DIRECTORY => {
-                r.skip(4, "entry.ReparsePointTag")?;
-                entry.file_id = r.u64("entry.FileId")?;
-                entry.parse_short(&mut r)?;
-            }
-            _ => {}
-        }
-        let name = r.bytes(name_len as usize, "entry.FileName")?;
-        entry.name = name::utf16(name, "entry.FileName")?;
-        if next != 0 && next < r.position() {
-            return Err(WireError::Value { field: "entry.NextEntryOffset", value: next as u64 });
-        }
-        Ok((entry, next))
     }
 
     /// Reads a chain of entries.
-    pub fn parse_list(class: InfoClass, mut data: &[u8]) -> Result<Vec<Self>> {
+    ///
+    /// # Errors
+    /// `class` is none of [`CLASSES`], an entry ends before its name does, a name is not UTF-16, or the
+    /// next entry is within the one before or not in the data.
+    pub fn parse_list(class: InfoClass, data: &[u8]) -> Result<Vec<Self>> {
         if fixed_len(class).is_none() {
             return Err(WireError::Value { field: "entry class", value: class.0.into() });
         }
-        let mut list = Vec::new();
-        while !data.is_empty() {
-            let (entry, next) = Self::parse(class, data)?;
-            list.push(entry);
-            if next == 0 {
-                break;
+        parse::with(Input::new(data), |mut left| {
+            let mut list = Vec::new();
+            while !left.is_empty() {
+                let (_, (entry, next)) = Self::read(class)(left)?;
+                list.push(entry);
+                if next == 0 {
+                    break;
+                }
+                let behind = left.position().saturating_add(next);
+                left = parse::from(left, behind, "entry.NextEntryOffset")?;
             }
-            data = data
-                .get(next..)
-                .ok_or(WireError::Value { field: "entry.NextEntryOffset", value: next as u64 })?;
-        }
-        Ok(list)
+            Ok((left, list))
+        })
     }
 }
 

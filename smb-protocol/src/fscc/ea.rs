@@ -1,8 +1,13 @@
 //! Extended attributes (MS-FSCC 2.4.16): lists of names and values.
 
-use crate::wire::{Put, Reader, Result, WireError, len16, len32};
+use nom::Parser;
 
-/// One extended attribute.
+use crate::{
+    parse::{self, Input, Parsed, bytes, part, size8, size16, size32, skip, u8},
+    wire::{Put, Result, WireError, len16, len32},
+};
+
+/// One extended attribute of a file: a name and bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ea {
     /// 0, or [`Ea::NEED`]: who does not understand it must leave the file alone.
@@ -39,40 +44,64 @@ pub fn valid_name(name: &str) -> bool {
     (1..255).contains(&name.len()) && !name.contains(reserved)
 }
 
-fn text(bytes: &[u8], field: &'static str) -> Result<String> {
-    // What is not ASCII is refused by its user with the status for names.
-    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| WireError::Text { field })
-}
-
-/// The entry behind the one that began `data`.
-fn advance(data: &[u8], next: usize, least: usize) -> Result<Option<&[u8]>> {
-    let fits = next >= least && next.is_multiple_of(4);
-    match data.get(next..) {
-        _ if next == 0 => Ok(None),
-        Some(rest) if fits => Ok(Some(rest)),
-        _ => Err(WireError::Value { field: "ea.NextEntryOffset", value: next as u64 }),
-    }
-}
-
-/// Reads `FileFullEaInformation`.
-pub fn parse(mut data: &[u8]) -> Result<Vec<Ea>> {
-    let mut list = Vec::new();
-    while !data.is_empty() {
-        let mut r = Reader::new(data);
-        let next = r.u32("ea.NextEntryOffset")? as usize;
-        let flags = r.u8("ea.Flags")?;
-        let name_len = usize::from(r.u8("ea.EaNameLength")?);
-        let value_len = usize::from(r.u16("ea.EaValueLength")?);
-        let name = text(r.bytes(name_len, "ea.EaName")?, "ea.EaName")?;
-        r.skip(1, "ea.EaName")?;
-        let value = r.bytes(value_len, "ea.EaValue")?.to_vec();
-        list.push(Ea { flags, name, value });
-        match advance(data, next, 9)? {
-            Some(rest) => data = rest,
-            None => break,
+fn text(len: usize, field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, String> {
+    move |input| {
+        // What is not ASCII is refused by its user with the status for names.
+        let (i, bytes) = part(len, field)(input)?;
+        match std::str::from_utf8(bytes.bytes()) {
+            Ok(text) => Ok((i, text.to_owned())),
+            Err(error) => {
+                let at = bytes.position() + error.valid_up_to();
+                Err(nom::Err::Error(WireError::Text { field, at }))
+            }
         }
     }
-    Ok(list)
+}
+
+/// Entries, each of which says first how far behind its beginning the next one begins: not before
+/// its end, and at a multiple of 4.
+fn chain<'a, T>(
+    data: &'a [u8],
+    entry: impl Fn(Input<'a>) -> Parsed<'a, (usize, T)>,
+) -> Result<Vec<T>> {
+    const FIELD: &str = "ea.NextEntryOffset";
+    parse::with(Input::new(data), |mut left| {
+        let mut list = Vec::new();
+        while !left.is_empty() {
+            let (i, (next, one)) = entry(left)?;
+            list.push(one);
+            if next == 0 {
+                break;
+            }
+            if next < left.len() - i.len() || !next.is_multiple_of(4) {
+                return Err(left.impossible(FIELD, next as u64));
+            }
+            left = parse::from(left, left.position().saturating_add(next), FIELD)?;
+        }
+        Ok((left, list))
+    })
+}
+
+fn attribute(input: Input<'_>) -> Parsed<'_, (usize, Ea)> {
+    let (i, (next, flags, name_len, value_len)) = (
+        size32("ea.NextEntryOffset"),
+        u8("ea.Flags"),
+        size8("ea.EaNameLength"),
+        size16("ea.EaValueLength"),
+    )
+        .parse(input)?;
+    let (i, (name, (), value)) =
+        (text(name_len, "ea.EaName"), skip(1, "ea.EaName"), bytes(value_len, "ea.EaValue"))
+            .parse(i)?;
+    Ok((i, (next, Ea { flags, name, value: value.to_vec() })))
+}
+
+/// Reads `FileFullEaInformation` (2.4.16): all entries of the list.
+///
+/// # Errors
+/// An entry ends before its value does, or the next one is not behind it or not in the data.
+pub fn parse(data: &[u8]) -> Result<Vec<Ea>> {
+    chain(data, attribute)
 }
 
 /// Appends as many entries of `FileFullEaInformation` as fit `room`; returns their number.
@@ -102,19 +131,16 @@ pub fn encode<'a>(list: impl Iterator<Item = &'a Ea>, room: usize, out: &mut Vec
 }
 
 /// Reads a list of names that are asked for, `FILE_GET_EA_INFORMATION` (2.4.16.1).
-pub fn parse_names(mut data: &[u8]) -> Result<Vec<String>> {
-    let mut list = Vec::new();
-    while !data.is_empty() {
-        let mut r = Reader::new(data);
-        let next = r.u32("get_ea.NextEntryOffset")? as usize;
-        let len = usize::from(r.u8("get_ea.EaNameLength")?);
-        list.push(text(r.bytes(len, "get_ea.EaName")?, "get_ea.EaName")?);
-        match advance(data, next, 6)? {
-            Some(rest) => data = rest,
-            None => break,
-        }
-    }
-    Ok(list)
+///
+/// # Errors
+/// An entry ends before its name does, or the next one is not behind it or not in the data.
+pub fn parse_names(data: &[u8]) -> Result<Vec<String>> {
+    chain(data, |input| {
+        let (i, (next, len)) =
+            (size32("get_ea.NextEntryOffset"), size8("get_ea.EaNameLength")).parse(input)?;
+        let (i, name) = text(len, "get_ea.EaName")(i)?;
+        Ok((i, (next, name)))
+    })
 }
 
 #[cfg(test)]
@@ -139,6 +165,27 @@ mod tests {
             // What did not fit would not have.
             if let Some(next) = list.get(count) {
                 prop_assert!((out.len() - 5).next_multiple_of(4) + next.len() > room);
+            }
+        }
+
+        /// Entries that would overlap are refused, so a list is never longer than what was sent.
+        #[test]
+        fn lists_take_no_more_than_was_sent(
+            list in prop::collection::vec(ea(), 1..8), next in 0u32..40, len in any::<u16>(),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let mut data = Vec::new();
+            encode(list.iter(), 4096, &mut data);
+            let starts: Vec<usize> = list.iter().scan(0, |start, ea| {
+                let this = *start;
+                *start = (this + ea.len()).next_multiple_of(4);
+                Some(this)
+            }).collect();
+            let start = starts[at.index(starts.len())];
+            data[start..start + 4].copy_from_slice(&next.to_le_bytes());
+            data[start + 6..start + 8].copy_from_slice(&len.to_le_bytes());
+            if let Ok(list) = parse(&data) {
+                prop_assert!(list.iter().map(Ea::len).sum::<usize>() <= data.len());
             }
         }
 

@@ -1,9 +1,12 @@
 //! Information classes of files (MS-FSCC 2.4).
 
+use nom::Parser;
+
 use super::{FileAttributes, Times};
 use crate::{
     flag_set, name,
-    wire::{Put, Reader, Result, WireError, len32},
+    parse::{self, Input, Parsed, size32, skip, text, u8, u32, u64},
+    wire::{Put, Result, len32},
 };
 
 /// `FileBasicInformation` (2.4.7). In a set a time of 0 leaves it as it is, -1 stops and -2
@@ -17,16 +20,16 @@ pub struct Basic {
 }
 
 impl Basic {
-    /// Reads the structure.
+    /// Reads the structure from the input of a set or the output of a query.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(Self {
-            times: Times::parse(&mut r)?,
-            attributes: FileAttributes(r.u32("basic.FileAttributes")?),
-        })
+        let fields = (Times::read, u32("basic.FileAttributes").map(FileAttributes));
+        parse::run(Input::new(data), fields.map(|(times, attributes)| Self { times, attributes }))
     }
 
-    /// Appends the structure.
+    /// Appends the structure with all of its fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.times.encode(out);
         out.put_u32(self.attributes.0);
@@ -34,7 +37,7 @@ impl Basic {
     }
 }
 
-/// `FileStandardInformation` (2.4.41).
+/// `FileStandardInformation` (2.4.41): lengths and links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Standard {
     /// Allocated bytes.
@@ -50,19 +53,30 @@ pub struct Standard {
 }
 
 impl Standard {
-    /// Reads the structure.
+    /// Reads the structure from the input of a set or the output of a query.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(Self {
-            allocation_size: r.u64("standard.AllocationSize")?,
-            end_of_file: r.u64("standard.EndOfFile")?,
-            links: r.u32("standard.NumberOfLinks")?,
-            delete_pending: r.u8("standard.DeletePending")? != 0,
-            directory: r.u8("standard.Directory")? != 0,
-        })
+        let fields = (
+            u64("standard.AllocationSize"),
+            u64("standard.EndOfFile"),
+            u32("standard.NumberOfLinks"),
+            u8("standard.DeletePending").map(|v| v != 0),
+            u8("standard.Directory").map(|v| v != 0),
+        );
+        let standard =
+            fields.map(|(allocation_size, end_of_file, links, delete_pending, directory)| Self {
+                allocation_size,
+                end_of_file,
+                links,
+                delete_pending,
+                directory,
+            });
+        parse::run(Input::new(data), standard)
     }
 
-    /// Appends the structure.
+    /// Appends the structure with all of its fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.allocation_size);
         out.put_u64(self.end_of_file);
@@ -73,7 +87,7 @@ impl Standard {
     }
 }
 
-/// `FileNetworkOpenInformation` (2.4.29).
+/// `FileNetworkOpenInformation` (2.4.29): what most clients ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NetworkOpen {
     /// Times.
@@ -87,18 +101,27 @@ pub struct NetworkOpen {
 }
 
 impl NetworkOpen {
-    /// Reads the structure.
+    /// Reads the structure from the input of a set or the output of a query.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(Self {
-            times: Times::parse(&mut r)?,
-            allocation_size: r.u64("network_open.AllocationSize")?,
-            end_of_file: r.u64("network_open.EndOfFile")?,
-            attributes: FileAttributes(r.u32("network_open.FileAttributes")?),
-        })
+        let fields = (
+            Times::read,
+            u64("network_open.AllocationSize"),
+            u64("network_open.EndOfFile"),
+            u32("network_open.FileAttributes").map(FileAttributes),
+        );
+        let open = fields.map(|(times, allocation_size, end_of_file, attributes)| Self {
+            times,
+            allocation_size,
+            end_of_file,
+            attributes,
+        });
+        parse::run(Input::new(data), open)
     }
 
-    /// Appends the structure.
+    /// Appends the structure with all of its fields.
     pub fn encode(&self, out: &mut Vec<u8>) {
         self.times.encode(out);
         out.put_u64(self.allocation_size);
@@ -123,35 +146,42 @@ pub struct Rename {
 }
 
 impl Rename {
-    /// Reads the structure.
+    /// Reads the structure without flags.
+    ///
+    /// # Errors
+    /// The data end before the name does, or it is not UTF-16.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let replace = r.u8("rename.ReplaceIfExists")? != 0;
-        r.skip(7, "rename.Reserved")?;
-        let name = Self::name(&mut r)?;
-        Ok(Self { replace, name, ..Self::default() })
+        let fields = (u8("rename.ReplaceIfExists"), skip(7, "rename.Reserved"), Self::name);
+        let rename = fields.map(|(replace, (), name)| Self {
+            replace: replace != 0,
+            name,
+            ..Self::default()
+        });
+        parse::run(Input::new(data), rename)
     }
 
     /// Reads the structure with flags: 1 replaces, 2 has POSIX' rules, 0x40 ignores READONLY.
+    ///
+    /// # Errors
+    /// The data end before the name does, or it is not UTF-16.
     pub fn parse_ex(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let flags = r.u32("rename.Flags")?;
-        r.skip(4, "rename.Reserved")?;
-        Ok(Self {
+        let fields = (u32("rename.Flags"), skip(4, "rename.Reserved"), Self::name);
+        let rename = fields.map(|(flags, (), name)| Self {
             replace: flags & 1 != 0,
             posix: flags & 2 != 0,
             ignore_readonly: flags & 0x40 != 0,
-            name: Self::name(&mut r)?,
-        })
+            name,
+        });
+        parse::run(Input::new(data), rename)
     }
 
-    fn name(r: &mut Reader<'_>) -> Result<String> {
-        r.skip(8, "rename.RootDirectory")?;
-        let len = r.u32("rename.FileNameLength")? as usize;
-        name::utf16(r.bytes(len, "rename.FileName")?, "rename.FileName")
+    fn name(input: Input<'_>) -> Parsed<'_, String> {
+        let (i, ((), len)) =
+            (skip(8, "rename.RootDirectory"), size32("rename.FileNameLength")).parse(input)?;
+        text(len, "rename.FileName")(i)
     }
 
-    /// Appends the structure.
+    /// Appends the structure without flags.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let name = name::to_utf16(&self.name);
         out.put_u8(self.replace.into());
@@ -167,8 +197,11 @@ impl Rename {
 
 /// A structure of one 64-bit length: `FileEndOfFileInformation`, `FileAllocationInformation`,
 /// `FileValidDataLengthInformation`, `FilePositionInformation`.
+///
+/// # Errors
+/// The data end within the structure.
 pub fn parse_length(data: &[u8]) -> Result<u64> {
-    Reader::new(data).u64("length")
+    parse::run(Input::new(data), u64("length"))
 }
 
 flag_set! {
@@ -191,15 +224,21 @@ impl Disposition {
     /// All flags that there are.
     pub const ALL: Self = Self(0x1f);
 
-    /// Reads the structure.
+    /// Reads the structure from the input of a set or the output of a query.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        Reader::new(data).u32("disposition.Flags").map(Self)
+        parse::run(Input::new(data), u32("disposition.Flags").map(Self))
     }
 }
 
 /// `FileDispositionInformation` (2.4.11): delete on close.
+///
+/// # Errors
+/// There are no data.
 pub fn parse_disposition(data: &[u8]) -> Result<bool> {
-    Reader::new(data).u8("disposition.DeletePending").map(|v| v != 0)
+    parse::run(Input::new(data), u8("disposition.DeletePending").map(|v| v != 0))
 }
 
 /// `FileNameInformation` (2.4.25) and its kin: a length and a name.
@@ -230,24 +269,41 @@ pub fn encode_streams<'a>(streams: impl Iterator<Item = (&'a str, u64, u64)>, ou
     }
 }
 
+/// Reads how far behind its beginning the next entry begins, and the entry.
+fn stream(input: Input<'_>) -> Parsed<'_, (usize, (String, u64, u64))> {
+    let (i, (next, len, size, allocation)) = (
+        size32("stream.NextEntryOffset"),
+        size32("stream.StreamNameLength"),
+        u64("stream.StreamSize"),
+        u64("stream.AllocationSize"),
+    )
+        .parse(input)?;
+    let (i, name) = text(len, "stream.StreamName")(i)?;
+    Ok((i, (next, (name, size, allocation))))
+}
+
 /// Reads `FileStreamInformation`: name, length and allocation of each stream.
-pub fn parse_streams(mut data: &[u8]) -> Result<Vec<(String, u64, u64)>> {
-    let mut list = Vec::new();
-    while !data.is_empty() {
-        let mut r = Reader::new(data);
-        let next = r.u32("stream.NextEntryOffset")? as usize;
-        let len = r.u32("stream.StreamNameLength")? as usize;
-        let (size, allocation) = (r.u64("stream.StreamSize")?, r.u64("stream.AllocationSize")?);
-        let name = name::utf16(r.bytes(len, "stream.StreamName")?, "stream.StreamName")?;
-        list.push((name, size, allocation));
-        if next == 0 {
-            break;
+///
+/// # Errors
+/// An entry ends before its name does, a name is not UTF-16, or the next entry is not behind the one
+/// before or not in the data.
+pub fn parse_streams(data: &[u8]) -> Result<Vec<(String, u64, u64)>> {
+    parse::with(Input::new(data), |mut left| {
+        let mut list = Vec::new();
+        while !left.is_empty() {
+            let (i, (next, stream)) = stream(left)?;
+            list.push(stream);
+            if next == 0 {
+                break;
+            }
+            if next < left.len() - i.len() {
+                return Err(left.impossible("stream.NextEntryOffset", next as u64));
+            }
+            let behind = left.position().saturating_add(next);
+            left = parse::from(left, behind, "stream.NextEntryOffset")?;
         }
-        let behind = data.get(next..).filter(|_| next >= 24);
-        let value = next as u64;
-        data = behind.ok_or(WireError::Value { field: "stream.NextEntryOffset", value })?;
-    }
-    Ok(list)
+        Ok((left, list))
+    })
 }
 
 #[cfg(test)]
@@ -273,6 +329,22 @@ mod tests {
             let mut out = vec![7; 3];
             encode_streams(list.iter().map(|(name, size, room)| (name.as_str(), *size, *room)), &mut out);
             prop_assert_eq!(parse_streams(&out[3..]).unwrap(), list);
+        }
+
+        /// Entries that would overlap are refused: names are no longer than what was sent.
+        #[test]
+        fn stream_names_take_no_more_than_was_sent(len in 0u32..2000, next in 0u32..60, count in 1usize..40) {
+            let mut data = Vec::new();
+            for _ in 0..count {
+                data.put_u32(next);
+                data.put_u32(len);
+                data.put_zeros(16);
+                data.put_zeros(next.saturating_sub(24) as usize);
+            }
+            if let Ok(list) = parse_streams(&data) {
+                let names: usize = list.iter().map(|(name, ..)| name.encode_utf16().count() * 2).sum();
+                prop_assert!(names <= data.len());
+            }
         }
 
         #[test]

@@ -1,8 +1,11 @@
 //! Information classes of file systems (MS-FSCC 2.5).
 
+use nom::Parser;
+
 use crate::{
     flag_set, name,
-    wire::{Put, Reader, Result, len32},
+    parse::{self, Input, u32, u64},
+    wire::{Put, Result, len32},
 };
 
 /// `FileFsVolumeInformation`.
@@ -70,7 +73,7 @@ pub struct Space {
 }
 
 impl Space {
-    /// Appends `FileFsSizeInformation` (2.5.8).
+    /// Appends `FileFsSizeInformation` (2.5.8), 24 bytes.
     pub fn encode_size(&self, out: &mut Vec<u8>) {
         out.put_u64(self.total);
         out.put_u64(self.caller_free);
@@ -78,7 +81,7 @@ impl Space {
         out.put_u32(self.bytes_per_sector);
     }
 
-    /// Appends `FileFsFullSizeInformation` (2.5.4).
+    /// Appends `FileFsFullSizeInformation` (2.5.4), 32 bytes.
     pub fn encode_full_size(&self, out: &mut Vec<u8>) {
         out.put_u64(self.total);
         out.put_u64(self.caller_free);
@@ -87,20 +90,26 @@ impl Space {
         out.put_u32(self.bytes_per_sector);
     }
 
-    /// Reads `FileFsFullSizeInformation`.
+    /// Reads `FileFsFullSizeInformation` (2.5.4), 32 bytes.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse_full_size(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(Self {
-            total: r.u64("full_size.TotalAllocationUnits")?,
-            caller_free: r.u64("full_size.CallerAvailableAllocationUnits")?,
-            free: r.u64("full_size.ActualAvailableAllocationUnits")?,
-            sectors_per_unit: r.u32("full_size.SectorsPerAllocationUnit")?,
-            bytes_per_sector: r.u32("full_size.BytesPerSector")?,
-        })
+        let fields = (
+            u64("full_size.TotalAllocationUnits"),
+            u64("full_size.CallerAvailableAllocationUnits"),
+            u64("full_size.ActualAvailableAllocationUnits"),
+            u32("full_size.SectorsPerAllocationUnit"),
+            u32("full_size.BytesPerSector"),
+        );
+        let space = fields.map(|(total, caller_free, free, sectors_per_unit, bytes_per_sector)| {
+            Self { total, caller_free, free, sectors_per_unit, bytes_per_sector }
+        });
+        parse::run(Input::new(data), space)
     }
 }
 
-/// Appends `FileFsVolumeInformation` (2.5.9).
+/// Appends `FileFsVolumeInformation` (2.5.9); `created` is a FILETIME.
 pub fn encode_volume(created: u64, serial: u32, label: &str, out: &mut Vec<u8>) {
     let label = name::to_utf16(label);
     out.put_u64(created);
@@ -110,7 +119,8 @@ pub fn encode_volume(created: u64, serial: u32, label: &str, out: &mut Vec<u8>) 
     out.put(&label);
 }
 
-/// Appends `FileFsAttributeInformation` (2.5.1).
+/// Appends `FileFsAttributeInformation` (2.5.1); `max_name` is in characters, `kind` the file system's
+/// name.
 pub fn encode_attribute(attributes: FsAttributes, max_name: u32, kind: &str, out: &mut Vec<u8>) {
     let kind = name::to_utf16(kind);
     out.put_u32(attributes.0);

@@ -1,8 +1,13 @@
 //! File-system controls (MS-FSCC 2.3, MS-SMB2 2.2.31).
 
+use nom::Parser;
+
 use crate::{
     flag_set, open_enum,
-    wire::{Put, Reader, Result, WireError},
+    parse::{
+        self, Input, Parsed, array, counted, size16, size32, skip, such, u16, u16_list, u32, u64,
+    },
+    wire::{Put, Reader, Result},
 };
 
 open_enum! {
@@ -141,22 +146,25 @@ pub struct ValidateNegotiate {
 }
 
 impl ValidateNegotiate {
-    /// Reads the request.
+    /// Reads the input of the control.
+    ///
+    /// # Errors
+    /// The data end before the dialects that they count.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let capabilities = r.u32("validate.Capabilities")?;
-        let guid = r.array("validate.Guid")?;
-        let security_mode = r.u16("validate.SecurityMode")?;
-        let count = r.u16("validate.DialectCount")?;
-        let dialects = r
-            .bytes(usize::from(count) * 2, "validate.Dialects")?
-            .chunks_exact(2)
-            .map(|b| u16::from_le_bytes([b[0], b[1]]))
-            .collect();
-        Ok(Self { capabilities, guid, security_mode, dialects })
+        parse::with(Input::new(data), |input| {
+            let (i, (capabilities, guid, security_mode, count)) = (
+                u32("validate.Capabilities"),
+                array("validate.Guid"),
+                u16("validate.SecurityMode"),
+                size16("validate.DialectCount"),
+            )
+                .parse(input)?;
+            let (i, dialects) = u16_list(count, "validate.Dialects").parse(i)?;
+            Ok((i, Self { capabilities, guid, security_mode, dialects }))
+        })
     }
 
-    /// Appends the request.
+    /// Appends the input of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.capabilities);
         out.put(&self.guid);
@@ -180,18 +188,27 @@ pub struct ValidateNegotiateResponse {
 }
 
 impl ValidateNegotiateResponse {
-    /// Reads the response.
+    /// Reads the output of the control, 24 bytes.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(Self {
-            capabilities: r.u32("validate.Capabilities")?,
-            guid: r.array("validate.Guid")?,
-            security_mode: r.u16("validate.SecurityMode")?,
-            dialect: r.u16("validate.Dialect")?,
-        })
+        let fields = (
+            u32("validate.Capabilities"),
+            array("validate.Guid"),
+            u16("validate.SecurityMode"),
+            u16("validate.Dialect"),
+        );
+        let response = fields.map(|(capabilities, guid, security_mode, dialect)| Self {
+            capabilities,
+            guid,
+            security_mode,
+            dialect,
+        });
+        parse::run(Input::new(data), response)
     }
 
-    /// Appends the response.
+    /// Appends the output of the control, 24 bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.capabilities);
         out.put(&self.guid);
@@ -213,40 +230,52 @@ impl FileRange {
     /// Length on the wire.
     pub const LEN: usize = 16;
 
-    /// Reads one range; negative numbers and overflow are refused.
-    pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
-        let offset = r.u64("range.FileOffset")?;
-        let length = r.u64("range.Length")?;
+    fn read(input: Input<'_>) -> Parsed<'_, Self> {
+        let (i, (offset, length)) = (u64("range.FileOffset"), u64("range.Length")).parse(input)?;
         match offset.checked_add(length) {
-            Some(end) if end <= i64::MAX as u64 => Ok(Self { offset, length }),
-            _ => Err(WireError::Value { field: "range", value: offset }),
+            Some(end) if end <= i64::MAX as u64 => Ok((i, Self { offset, length })),
+            _ => Err(input.impossible("range", offset)),
         }
     }
 
-    /// Appends one range.
+    /// Reads one range of 16 bytes.
+    ///
+    /// # Errors
+    /// Fewer than 16 bytes are left, or the range does not end within 2^63 - 1.
+    pub fn parse(r: &mut Reader<'_>) -> Result<Self> {
+        r.take(Self::read)
+    }
+
+    /// Appends one range of 16 bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.offset);
         out.put_u64(self.length);
     }
 
     /// Reads as many ranges as `data` holds.
+    ///
+    /// # Errors
+    /// One of them does not end within 2^63 - 1.
     pub fn parse_list(data: &[u8]) -> Result<Vec<Self>> {
-        data.chunks_exact(16).map(|chunk| Self::parse(&mut Reader::new(chunk))).collect()
+        let count = data.len() / Self::LEN;
+        parse::run(Input::new(data), counted(count, Self::LEN, "ranges", Self::read))
     }
 }
 
 /// `FILE_ZERO_DATA_INFORMATION` (MS-FSCC 2.3.71): first byte and first byte after.
+///
+/// # Errors
+/// The data end within the structure, or the range ends before it begins or beyond 2^63 - 1.
 pub fn parse_zero_data(data: &[u8]) -> Result<std::ops::Range<u64>> {
-    let mut r = Reader::new(data);
-    let start = r.u64("zero_data.FileOffset")?;
-    let end = r.u64("zero_data.BeyondFinalZero")?;
-    if start > end || end > i64::MAX as u64 {
-        return Err(WireError::Value { field: "zero_data.BeyondFinalZero", value: end });
-    }
-    Ok(start..end)
+    parse::with(Input::new(data), |input| {
+        let (i, start) = u64("zero_data.FileOffset")(input)?;
+        let possible = |end| start <= end && end <= i64::MAX as u64;
+        let (i, end) = such(u64, "zero_data.BeyondFinalZero", possible)(i)?;
+        Ok((i, start..end))
+    })
 }
 
-/// Appends `FILE_ZERO_DATA_INFORMATION`.
+/// Appends `FILE_ZERO_DATA_INFORMATION` (MS-FSCC 2.3.71), 16 bytes.
 pub fn encode_zero_data(range: std::ops::Range<u64>, out: &mut Vec<u8>) {
     out.put_u64(range.start);
     out.put_u64(range.end);
@@ -308,36 +337,56 @@ pub fn encode_interfaces(list: &[NetworkInterface], out: &mut Vec<u8>) {
     }
 }
 
+/// Reads an interface, `None` with an address of an unknown family, and how far behind its
+/// beginning the next one begins.
+fn interface(input: Input<'_>) -> Parsed<'_, (Option<NetworkInterface>, usize)> {
+    const INTERNETWORK: u16 = 2;
+    const INTERNETWORKV6: u16 = 0x17;
+    let (i, (next, index, capability, _, link_speed, family, _)) = (
+        size32("interface.Next"),
+        u32("interface.IfIndex"),
+        u32("interface.Capability").map(InterfaceCapability),
+        skip(4, "interface.Reserved"),
+        u64("interface.LinkSpeed"),
+        u16("interface.Family"),
+        skip(2, "interface.Port"),
+    )
+        .parse(input)?;
+    let (i, address) = match family {
+        INTERNETWORK => array::<4>("interface.IPv4Address")
+            .map(|address| Some(std::net::IpAddr::from(address)))
+            .parse(i)?,
+        INTERNETWORKV6 => (skip(4, "interface.FlowInfo"), array::<16>("interface.IPv6Address"))
+            .map(|((), address)| Some(std::net::IpAddr::from(address)))
+            .parse(i)?,
+        _ => (i, None),
+    };
+    let interface =
+        address.map(|address| NetworkInterface { index, capability, link_speed, address });
+    Ok((i, (interface, next)))
+}
+
 /// Reads a chain of interfaces; addresses of unknown families are left out.
-pub fn parse_interfaces(mut data: &[u8]) -> Result<Vec<NetworkInterface>> {
+///
+/// # Errors
+/// An entry ends within a field, or the next one is not behind it or not in the data.
+pub fn parse_interfaces(data: &[u8]) -> Result<Vec<NetworkInterface>> {
     let mut list = Vec::new();
+    let mut left = Input::new(data);
     loop {
-        let mut r = Reader::new(data);
-        let next = r.u32("interface.Next")? as usize;
-        let index = r.u32("interface.IfIndex")?;
-        let capability = InterfaceCapability(r.u32("interface.Capability")?);
-        r.skip(4, "interface.Reserved")?;
-        let link_speed = r.u64("interface.LinkSpeed")?;
-        let family = r.u16("interface.Family")?;
-        r.skip(2, "interface.Port")?;
-        let address = match family {
-            2 => Some(std::net::IpAddr::from(r.array::<4>("interface.IPv4Address")?)),
-            0x17 => {
-                r.skip(4, "interface.FlowInfo")?;
-                Some(std::net::IpAddr::from(r.array::<16>("interface.IPv6Address")?))
-            }
-            _ => None,
-        };
-        if let Some(address) = address {
-            list.push(NetworkInterface { index, capability, link_speed, address });
-        }
+        let (interface, next) = parse::run(left, interface)?;
+        list.extend(interface);
         if next == 0 {
             return Ok(list);
         }
-        data = data
-            .get(next..)
-            .filter(|_| next >= INTERFACE_LEN)
-            .ok_or(WireError::Value { field: "interface.Next", value: next as u64 })?;
+        left = parse::with(left, |input| {
+            if next < INTERFACE_LEN {
+                return Err(input.impossible("interface.Next", next as u64));
+            }
+            let behind = input.position().saturating_add(next);
+            let rest = parse::from(input, behind, "interface.Next")?;
+            Ok((rest, rest))
+        })?;
     }
 }
 

@@ -8,10 +8,13 @@
 //!  token for a range        ─► offload write on any target      (the token stands for the data)
 //! ```
 
+use nom::Parser;
+
 use crate::{
     header::file_id,
     ids::FileId,
-    wire::{Put, Reader, Result, WireError},
+    parse::{self, Input, Parsed, array, counted, skip, such, u32, u64},
+    wire::{Put, Result},
 };
 
 /// Opaque name of an open as the source of a copy.
@@ -34,6 +37,17 @@ pub struct CopyChunk {
     pub length: u32,
 }
 
+fn chunk(input: Input<'_>) -> Parsed<'_, CopyChunk> {
+    (
+        u64("copychunk.SourceOffset"),
+        u64("copychunk.TargetOffset"),
+        u32("copychunk.Length"),
+        skip(4, "copychunk.Reserved"),
+    )
+        .map(|(source, target, length, ())| CopyChunk { source, target, length })
+        .parse(input)
+}
+
 /// A server-side copy (`SRV_COPYCHUNK_COPY`, MS-SMB2 2.2.31.1).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CopyChunks {
@@ -48,31 +62,31 @@ impl CopyChunks {
     pub const FIXED: usize = 32;
 
     /// Reads the key, which stands in front even where the rest is malformed.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse_key(data: &[u8]) -> Result<ResumeKey> {
-        Reader::new(data).array("copychunk.SourceKey")
+        parse::run(Input::new(data), array("copychunk.SourceKey"))
     }
 
     /// Reads the request; more than `most` chunks are an error.
+    ///
+    /// # Errors
+    /// The data end before the chunks that they count, or count more than `most`.
     pub fn parse(data: &[u8], most: u32) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let key = r.array("copychunk.SourceKey")?;
-        let count = r.u32("copychunk.ChunkCount")?;
-        r.skip(4, "copychunk.Reserved")?;
-        if count > most {
-            return Err(WireError::Value { field: "copychunk.ChunkCount", value: count.into() });
-        }
-        let mut chunks = Vec::with_capacity(count as usize);
-        for _ in 0..count {
-            let source = r.u64("copychunk.SourceOffset")?;
-            let target = r.u64("copychunk.TargetOffset")?;
-            let length = r.u32("copychunk.Length")?;
-            r.skip(4, "copychunk.Reserved")?;
-            chunks.push(CopyChunk { source, target, length });
-        }
-        Ok(Self { key, chunks })
+        parse::with(Input::new(data), |input| {
+            let (i, (key, count, ())) = (
+                array("copychunk.SourceKey"),
+                such(u32, "copychunk.ChunkCount", |count| count <= most),
+                skip(4, "copychunk.Reserved"),
+            )
+                .parse(input)?;
+            let (i, chunks) = counted(count as usize, 24, "copychunk.Chunks", chunk).parse(i)?;
+            Ok((i, Self { key, chunks }))
+        })
     }
 
-    /// Appends the request.
+    /// Appends the input of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put(&self.key);
         out.put_u32(crate::wire::len32(self.chunks.len()));
@@ -102,17 +116,21 @@ impl CopyResult {
     /// Length on the wire.
     pub const LEN: usize = 12;
 
-    /// Reads the answer.
+    /// Reads the output of the control.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(Self {
-            chunks: r.u32("copychunk.ChunksWritten")?,
-            chunk_bytes: r.u32("copychunk.ChunkBytesWritten")?,
-            total: r.u32("copychunk.TotalBytesWritten")?,
-        })
+        let fields = (
+            u32("copychunk.ChunksWritten"),
+            u32("copychunk.ChunkBytesWritten"),
+            u32("copychunk.TotalBytesWritten"),
+        );
+        let result = fields.map(|(chunks, chunk_bytes, total)| Self { chunks, chunk_bytes, total });
+        parse::run(Input::new(data), result)
     }
 
-    /// Appends the answer.
+    /// Appends the output of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.chunks);
         out.put_u32(self.chunk_bytes);
@@ -139,35 +157,47 @@ impl Duplicate {
     /// Length of the extended form, which it states itself.
     const EX_LEN: u64 = 0x30;
 
-    fn parse_ranges(r: &mut Reader<'_>) -> Result<Self> {
-        Ok(Self {
-            file_id: file_id(r, "duplicate.SourceFileID")?,
-            source: r.u64("duplicate.SourceFileOffset")?,
-            target: r.u64("duplicate.TargetFileOffset")?,
-            length: r.u64("duplicate.ByteCount")?,
-            atomic: false,
-        })
+    fn ranges(input: Input<'_>) -> Parsed<'_, Self> {
+        (
+            file_id("duplicate.SourceFileID"),
+            u64("duplicate.SourceFileOffset"),
+            u64("duplicate.TargetFileOffset"),
+            u64("duplicate.ByteCount"),
+        )
+            .map(|(file_id, source, target, length)| Self {
+                file_id,
+                source,
+                target,
+                length,
+                atomic: false,
+            })
+            .parse(input)
     }
 
-    /// Reads `SMB2_DUPLICATE_EXTENTS_DATA`.
+    /// Reads `SMB2_DUPLICATE_EXTENTS_DATA`, which has no flags.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        Self::parse_ranges(&mut Reader::new(data))
+        parse::run(Input::new(data), Self::ranges)
     }
 
     /// Reads `SMB2_DUPLICATE_EXTENTS_DATA_EX`; a length other than it states is an error.
+    ///
+    /// # Errors
+    /// The data end within the structure, or it states another length than it has.
     pub fn parse_ex(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let size = r.u64("duplicate.StructureSize")?;
-        if size != Self::EX_LEN {
-            return Err(WireError::Value { field: "duplicate.StructureSize", value: size });
-        }
-        let ranges = Self::parse_ranges(&mut r)?;
-        let flags = r.u32("duplicate.Flags")?;
-        r.skip(4, "duplicate.Reserved")?;
-        Ok(Self { atomic: flags & 1 != 0, ..ranges })
+        let fields = (
+            such(u64, "duplicate.StructureSize", |size| size == Self::EX_LEN),
+            Self::ranges,
+            u32("duplicate.Flags"),
+            skip(4, "duplicate.Reserved"),
+        );
+        let ranges = fields.map(|(_, ranges, flags, ())| Self { atomic: flags & 1 != 0, ..ranges });
+        parse::run(Input::new(data), ranges)
     }
 
-    /// Appends `SMB2_DUPLICATE_EXTENTS_DATA`.
+    /// Appends `SMB2_DUPLICATE_EXTENTS_DATA`, which has no flags.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put(&self.file_id.to_bytes());
         out.put_u64(self.source);
@@ -175,7 +205,7 @@ impl Duplicate {
         out.put_u64(self.length);
     }
 
-    /// Appends `SMB2_DUPLICATE_EXTENTS_DATA_EX`.
+    /// Appends `SMB2_DUPLICATE_EXTENTS_DATA_EX` with its flags.
     pub fn encode_ex(&self, out: &mut Vec<u8>) {
         out.put_u64(Self::EX_LEN);
         self.encode(out);
@@ -184,22 +214,22 @@ impl Duplicate {
     }
 }
 
-/// Reads `FILE_LEVEL_TRIM` (MS-FSCC 2.3.13): offset and length of each range. A key, which only
-/// local callers may give, and no range at all are errors.
+/// Reads `FILE_LEVEL_TRIM` (MS-FSCC 2.3.13): offset and length of each range.
+///
+/// # Errors
+/// There is a key, which only local callers may give, or no range, or the data end before the
+/// ranges that they count.
 pub fn parse_trim(data: &[u8]) -> Result<Vec<(u64, u64)>> {
-    let mut r = Reader::new(data);
-    let key = r.u32("trim.Key")?;
-    if key != 0 {
-        return Err(WireError::Value { field: "trim.Key", value: key.into() });
-    }
-    let count = r.u32("trim.NumRanges")?;
-    if count == 0 || count as usize > r.rest().len() / 16 {
-        return Err(WireError::Value { field: "trim.NumRanges", value: count.into() });
-    }
-    (0..count).map(|_| Ok((r.u64("trim.Offset")?, r.u64("trim.Length")?))).collect()
+    parse::with(Input::new(data), |input| {
+        let (i, (_, count)) =
+            (such(u32, "trim.Key", |key| key == 0), such(u32, "trim.NumRanges", |count| count > 0))
+                .parse(input)?;
+        let range = (u64("trim.Offset"), u64("trim.Length"));
+        counted(count as usize, 16, "trim.NumRanges", range).parse(i)
+    })
 }
 
-/// Appends `FILE_LEVEL_TRIM`.
+/// Appends `FILE_LEVEL_TRIM` without a key: offset and length of each range.
 pub fn encode_trim(ranges: &[(u64, u64)], out: &mut Vec<u8>) {
     out.put_u32(0);
     out.put_u32(crate::wire::len32(ranges.len()));
@@ -241,7 +271,7 @@ impl Token {
         self
     }
 
-    /// Its type.
+    /// Its type, which says who made it.
     pub fn kind(&self) -> u32 {
         u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]])
     }
@@ -253,7 +283,7 @@ impl Token {
     }
 }
 
-/// `FSCTL_OFFLOAD_READ_INPUT` (MS-FSCC 2.3.41).
+/// `FSCTL_OFFLOAD_READ_INPUT` (MS-FSCC 2.3.41): asks for a token for a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OffloadRead {
     /// Length that the structure states.
@@ -270,18 +300,29 @@ impl OffloadRead {
     /// Length on the wire.
     pub const LEN: u32 = 32;
 
-    /// Reads the request.
+    /// Reads the input of the control.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let size = r.u32("offload_read.Size")?;
-        r.skip(4, "offload_read.Flags")?;
-        let time_to_live = r.u32("offload_read.TokenTimeToLive")?;
-        r.skip(4, "offload_read.Reserved")?;
-        let offset = r.u64("offload_read.FileOffset")?;
-        Ok(Self { size, time_to_live, offset, length: r.u64("offload_read.CopyLength")? })
+        let fields = (
+            u32("offload_read.Size"),
+            skip(4, "offload_read.Flags"),
+            u32("offload_read.TokenTimeToLive"),
+            skip(4, "offload_read.Reserved"),
+            u64("offload_read.FileOffset"),
+            u64("offload_read.CopyLength"),
+        );
+        let request = fields.map(|(size, _, time_to_live, _, offset, length)| Self {
+            size,
+            time_to_live,
+            offset,
+            length,
+        });
+        parse::run(Input::new(data), request)
     }
 
-    /// Appends the request.
+    /// Appends the input of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.size);
         out.put_u32(0);
@@ -292,7 +333,7 @@ impl OffloadRead {
     }
 }
 
-/// `FSCTL_OFFLOAD_READ_OUTPUT` (MS-FSCC 2.3.42).
+/// `FSCTL_OFFLOAD_READ_OUTPUT` (MS-FSCC 2.3.42): the token, and how much it stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OffloadReadAnswer {
     /// Everything behind the range is zero.
@@ -307,17 +348,26 @@ impl OffloadReadAnswer {
     /// Length on the wire.
     pub const LEN: u32 = 16 + Token::LEN as u32;
 
-    /// Reads the answer.
+    /// Reads the output of the control.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        r.skip(4, "offload_read.Size")?;
-        let flags = r.u32("offload_read.Flags")?;
-        let length = r.u64("offload_read.TransferLength")?;
-        let token = Token(r.array("offload_read.Token")?);
-        Ok(Self { zero_beyond: flags & 1 != 0, length, token })
+        let fields = (
+            skip(4, "offload_read.Size"),
+            u32("offload_read.Flags"),
+            u64("offload_read.TransferLength"),
+            array("offload_read.Token").map(Token),
+        );
+        let answer = fields.map(|(_, flags, length, token)| Self {
+            zero_beyond: flags & 1 != 0,
+            length,
+            token,
+        });
+        parse::run(Input::new(data), answer)
     }
 
-    /// Appends the answer.
+    /// Appends the output of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(Self::LEN);
         out.put_u32(self.zero_beyond.into());
@@ -326,7 +376,7 @@ impl OffloadReadAnswer {
     }
 }
 
-/// `FSCTL_OFFLOAD_WRITE_INPUT` (MS-FSCC 2.3.43).
+/// `FSCTL_OFFLOAD_WRITE_INPUT` (MS-FSCC 2.3.43): writes what a token stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OffloadWrite {
     /// Length that the structure states.
@@ -345,19 +395,30 @@ impl OffloadWrite {
     /// Length on the wire.
     pub const LEN: u32 = 32 + Token::LEN as u32;
 
-    /// Reads the request.
+    /// Reads the input of the control.
+    ///
+    /// # Errors
+    /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let size = r.u32("offload_write.Size")?;
-        r.skip(4, "offload_write.Flags")?;
-        let offset = r.u64("offload_write.FileOffset")?;
-        let length = r.u64("offload_write.CopyLength")?;
-        let token_offset = r.u64("offload_write.TransferOffset")?;
-        let token = Token(r.array("offload_write.Token")?);
-        Ok(Self { size, offset, length, token_offset, token })
+        let fields = (
+            u32("offload_write.Size"),
+            skip(4, "offload_write.Flags"),
+            u64("offload_write.FileOffset"),
+            u64("offload_write.CopyLength"),
+            u64("offload_write.TransferOffset"),
+            array("offload_write.Token").map(Token),
+        );
+        let request = fields.map(|(size, _, offset, length, token_offset, token)| Self {
+            size,
+            offset,
+            length,
+            token_offset,
+            token,
+        });
+        parse::run(Input::new(data), request)
     }
 
-    /// Appends the request.
+    /// Appends the input of the control.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.size);
         out.put_u32(0);
@@ -371,7 +432,7 @@ impl OffloadWrite {
 /// Length of `FSCTL_OFFLOAD_WRITE_OUTPUT` (MS-FSCC 2.3.44).
 pub const OFFLOAD_WRITE_ANSWER_LEN: u32 = 16;
 
-/// Appends `FSCTL_OFFLOAD_WRITE_OUTPUT`.
+/// Appends `FSCTL_OFFLOAD_WRITE_OUTPUT`: `length` bytes were written.
 pub fn encode_offload_written(length: u64, out: &mut Vec<u8>) {
     out.put_u32(OFFLOAD_WRITE_ANSWER_LEN);
     out.put_u32(0);
@@ -379,10 +440,12 @@ pub fn encode_offload_written(length: u64, out: &mut Vec<u8>) {
 }
 
 /// Reads `FSCTL_OFFLOAD_WRITE_OUTPUT`: the bytes written.
+///
+/// # Errors
+/// The data end within the structure.
 pub fn parse_offload_written(data: &[u8]) -> Result<u64> {
-    let mut r = Reader::new(data);
-    r.skip(8, "offload_write.Size")?;
-    r.u64("offload_write.LengthWritten")
+    let fields = (skip(8, "offload_write.Size"), u64("offload_write.LengthWritten"));
+    parse::run(Input::new(data), fields.map(|(_, length)| length))
 }
 
 #[cfg(test)]

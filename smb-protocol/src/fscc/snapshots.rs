@@ -3,10 +3,13 @@
 
 use std::{fmt, str::FromStr};
 
+use nom::Parser;
+
 use super::{filetime_from_unix, filetime_to_unix};
 use crate::{
     name,
-    wire::{Put, Reader, Result, WireError, len32},
+    parse::{self, Input, Parsed, counted, size32, skip, text, u32},
+    wire::{Put, Result, len32},
 };
 
 /// When a snapshot was taken, in whole seconds since 1970 UTC; written as an `@GMT` token.
@@ -34,12 +37,12 @@ impl SnapshotTime {
         Self::from_unix(filetime_to_unix(time).0)
     }
 
-    /// Seconds since 1970.
+    /// The time in seconds since 1970.
     pub fn unix(self) -> i64 {
         self.0
     }
 
-    /// As FILETIME.
+    /// The time as FILETIME, at the begin of its second.
     pub fn filetime(self) -> u64 {
         filetime_from_unix(self.0, 0)
     }
@@ -127,26 +130,32 @@ pub fn encode_list(times: &[SnapshotTime], room: usize, out: &mut Vec<u8>) {
     }
 }
 
+/// Reads a token and the zero behind it.
+fn token(input: Input<'_>) -> Parsed<'_, SnapshotTime> {
+    const FIELD: &str = "snapshots.SnapShots";
+    let (i, (token, ())) = (text(TOKEN * 2, FIELD), skip(2, FIELD)).parse(input)?;
+    match token.parse() {
+        Ok(time) => Ok((i, time)),
+        Err(NotATime) => Err(input.impossible(FIELD, 0u8)),
+    }
+}
+
 /// Reads the list: how many there are, and those that are shown.
+///
+/// # Errors
+/// The data end before the snapshots that they count, or one of them is no time.
 pub fn parse_list(data: &[u8]) -> Result<(u32, Vec<SnapshotTime>)> {
-    let mut r = Reader::new(data);
-    let all = r.u32("snapshots.NumberOfSnapShots")?;
-    let shown = r.u32("snapshots.NumberOfSnapShotsReturned")?;
-    r.skip(4, "snapshots.SnapShotArraySize")?;
-    let unit = (TOKEN + 1) * 2;
-    if shown as usize > r.rest().len() / unit {
-        return Err(WireError::Value { field: "snapshots.Returned", value: shown.into() });
-    }
-    let mut times = Vec::with_capacity(shown as usize);
-    for _ in 0..shown {
-        let text = name::utf16(
-            &r.bytes(unit, "snapshots.SnapShots")?[..TOKEN * 2],
-            "snapshots.SnapShots",
-        )?;
-        let time = text.parse();
-        times.push(time.map_err(|_| WireError::Value { field: "snapshots.SnapShots", value: 0 })?);
-    }
-    Ok((all, times))
+    const ENTRY: usize = (TOKEN + 1) * 2;
+    parse::with(Input::new(data), |input| {
+        let (i, (all, shown, _)) = (
+            u32("snapshots.NumberOfSnapShots"),
+            size32("snapshots.NumberOfSnapShotsReturned"),
+            skip(4, "snapshots.SnapShotArraySize"),
+        )
+            .parse(input)?;
+        let (i, times) = counted(shown, ENTRY, "snapshots.SnapShots", token).parse(i)?;
+        Ok((i, (all, times)))
+    })
 }
 
 #[cfg(test)]

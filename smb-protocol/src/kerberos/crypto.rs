@@ -36,6 +36,9 @@ pub enum Etype {
 
 impl Etype {
     /// The type of a number, if it is spoken.
+    ///
+    /// # Errors
+    /// [`Error::Encryption`]: it is not spoken.
     pub fn new(number: i32) -> Result<Self, Error> {
         Ok(match number {
             17 => Self::Aes128Sha1,
@@ -100,6 +103,9 @@ enum Purpose {
 
 impl Key {
     /// Takes key bytes, which must have the type's length.
+    ///
+    /// # Errors
+    /// The bytes are fewer or more than a key of the type has.
     pub fn new(etype: Etype, bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() != etype.key_len() {
             return Err(Error::Malformed("a key of another length than its type's"));
@@ -107,7 +113,7 @@ impl Key {
         Ok(Self { etype, bytes: Zeroizing::new(bytes.to_vec()) })
     }
 
-    /// The key bytes.
+    /// The key bytes, as many as the type says.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -164,6 +170,9 @@ impl Key {
     }
 
     /// Decrypts; `what` is named in the error.
+    ///
+    /// # Errors
+    /// [`Error::Forged`]: it was encrypted with another key or for another use, or was changed.
     pub fn decrypt(
         &self,
         usage: u32,

@@ -4,8 +4,9 @@
 use super::{Error, crypto::Key};
 use crate::{
     crypto::constant_time_eq,
+    parse::{self, Input, array, rest, skip, u32},
     spnego::{
-        der::{self, Reader, element},
+        der::{self, element, only, tagged},
         token,
     },
 };
@@ -15,17 +16,18 @@ const TOKEN_AP_REQ: [u8; 2] = [1, 0];
 const TOKEN_AP_REP: [u8; 2] = [2, 0];
 
 /// The AP-REQ in a framed initial token.
+///
+/// # Errors
+/// The frame is not DER, of another mechanism, or around another message.
 pub fn initial_token(bytes: &[u8]) -> Result<&[u8], Error> {
     const WRONG: Error = Error::Malformed("not an initial Kerberos token");
-    let mut r = Reader::new(Reader::only(bytes, der::APPLICATION_0).map_err(|_| WRONG)?);
-    let mechanism = r.expect(der::OID).map_err(|_| WRONG)?;
-    if mechanism != token::KERBEROS && mechanism != token::MS_KERBEROS {
-        return Err(WRONG);
-    }
-    r.rest().strip_prefix(&TOKEN_AP_REQ).ok_or(WRONG)
+    let frame = only(Input::new(bytes), der::APPLICATION_0)?;
+    let (mechanism, kind, request) = parse::run(frame, (tagged(der::OID), array("TOK_ID"), rest))?;
+    let kerberos = [token::KERBEROS, token::MS_KERBEROS].contains(&mechanism.bytes());
+    if kerberos && kind == TOKEN_AP_REQ { Ok(request) } else { Err(WRONG) }
 }
 
-/// Frames an AP-REP.
+/// The GSS-API frame of the mechanism Kerberos around an AP-REP.
 pub fn reply_token(ap_rep: &[u8]) -> Vec<u8> {
     let mut content = element(der::OID, token::KERBEROS);
     content.extend_from_slice(&TOKEN_AP_REP);
@@ -36,12 +38,12 @@ pub fn reply_token(ap_rep: &[u8]) -> Vec<u8> {
 /// Takes the frame off a reply.
 #[cfg(test)]
 pub(crate) fn reply_body(bytes: &[u8]) -> &[u8] {
-    let mut r = Reader::new(Reader::only(bytes, der::APPLICATION_0).unwrap());
-    r.expect(der::OID).unwrap();
-    r.rest().strip_prefix(&TOKEN_AP_REP).unwrap()
+    let frame = only(Input::new(bytes), der::APPLICATION_0).unwrap();
+    let (_, body) = parse::run(frame, (tagged(der::OID), rest)).unwrap();
+    body.strip_prefix(&TOKEN_AP_REP).unwrap()
 }
 
-/// Frames an AP-REQ.
+/// The GSS-API frame of the mechanism Kerberos around an AP-REQ.
 pub fn request_token(ap_req: &[u8]) -> Vec<u8> {
     let mut content = element(der::OID, token::KERBEROS);
     content.extend_from_slice(&TOKEN_AP_REQ);
@@ -54,16 +56,17 @@ pub const CHECKSUM_TYPE: i64 = 0x8003;
 
 /// `GSS_C_MUTUAL_FLAG` and others out of an authenticator's checksum. Channel bindings are not
 /// looked at: this side has none.
+///
+/// # Errors
+/// There is no checksum, it is of another type, or shorter than its fixed fields.
 pub fn checksum_flags(checksum: Option<&(i64, Vec<u8>)>) -> Result<u32, Error> {
     const WRONG: Error = Error::Malformed("an authenticator without the checksum of GSS-API");
+    const BINDINGS_LEN: u32 = 16;
     let (kind, sum) = checksum.ok_or(WRONG)?;
-    // Length of the bindings, bindings, flags; what is delegated may follow.
-    match sum.first_chunk::<24>() {
-        Some(fixed) if *kind == CHECKSUM_TYPE && fixed[..4] == [16, 0, 0, 0] => {
-            Ok(u32::from_le_bytes([fixed[20], fixed[21], fixed[22], fixed[23]]))
-        }
-        _ => Err(WRONG),
-    }
+    // What is delegated may follow.
+    let fields = (u32("Lgth"), array::<{ BINDINGS_LEN as usize }>("Bnd"), u32("Flags"));
+    let (len, _, flags) = parse::run(Input::new(sum), fields)?;
+    if *kind == CHECKSUM_TYPE && len == BINDINGS_LEN { Ok(flags) } else { Err(WRONG) }
 }
 
 /// Who signs.
@@ -88,8 +91,6 @@ impl Side {
     }
 }
 
-const MIC_HEADER: usize = 16;
-
 /// The integrity code of a text (RFC 4121 4.2.6.1).
 pub fn mic(key: &Key, side: Side, sequence: u64, text: &[u8]) -> Vec<u8> {
     let mut token = vec![4, 4, side.flags(), 0xff, 0xff, 0xff, 0xff, 0xff];
@@ -101,10 +102,14 @@ pub fn mic(key: &Key, side: Side, sequence: u64, text: &[u8]) -> Vec<u8> {
 
 /// Whether an integrity code is right.
 pub fn verify_mic(key: &Key, side: Side, text: &[u8], token: &[u8]) -> bool {
-    let Some((header, sum)) = token.split_at_checked(MIC_HEADER) else { return false };
-    header[..2] == [4, 4]
-        && header[2] == side.flags()
-        && header[3..8] == [0xff; 5]
+    let fields = (array("TOK_ID"), array("Flags"), array("Filler"), skip(8, "SND_SEQ"), rest);
+    let Ok((id, flags, filler, (), sum)) = parse::run(Input::new(token), fields) else {
+        return false;
+    };
+    let (header, _) = token.split_at(token.len() - sum.len());
+    id == [4, 4]
+        && flags == [side.flags()]
+        && filler == [0xff; 5]
         && constant_time_eq(&key.checksum(side.usage(), &[text, header]), sum)
 }
 

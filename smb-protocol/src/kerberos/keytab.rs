@@ -6,9 +6,15 @@
 //!
 //! Everything is big-endian. A negative length is a hole of that many bytes.
 
+use nom::{Parser, combinator::opt};
+
 use super::{
     Error,
     crypto::{Etype, Key},
+};
+use crate::{
+    WireError,
+    parse::{self, Input, Parsed, array, be_i32, be_u16, be_u32, bytes, counted, part, skip, u8},
 };
 
 /// The key of one service.
@@ -31,75 +37,80 @@ pub struct Keytab {
     pub entries: Vec<Entry>,
 }
 
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn bytes(&mut self, n: usize) -> Result<&'a [u8], Error> {
-        let cut = self.0.split_at_checked(n);
-        let (taken, rest) = cut.ok_or(Error::Malformed("the keytab ends within a record"))?;
-        self.0 = rest;
-        Ok(taken)
+/// Reads a length of 16 bits and so many bytes of UTF-8.
+fn text(input: Input<'_>) -> Parsed<'_, String> {
+    const FIELD: &str = "keytab name";
+    let (i, len) = be_u16(FIELD)(input)?;
+    let (i, name) = part(len.into(), FIELD)(i)?;
+    match std::str::from_utf8(name.bytes()) {
+        Ok(text) => Ok((i, text.to_owned())),
+        Err(error) => {
+            let at = name.position() + error.valid_up_to();
+            Err(nom::Err::Error(WireError::Text { field: FIELD, at }))
+        }
     }
+}
 
-    fn u8(&mut self) -> Result<u8, Error> {
-        Ok(self.bytes(1)?[0])
-    }
+/// Reads a record: the key of a service, or a hole.
+fn record(input: Input<'_>) -> Parsed<'_, Option<Record<'_>>> {
+    let (i, len) = be_i32("keytab record length")(input)?;
+    let (i, content) = part(len.unsigned_abs() as usize, "keytab record")(i)?;
+    Ok((i, if len > 0 { Some(Record::read(content)?.1) } else { None }))
+}
 
-    fn u16(&mut self) -> Result<u16, Error> {
-        let b = self.bytes(2)?;
-        Ok(u16::from_be_bytes([b[0], b[1]]))
-    }
+/// What a record holds.
+struct Record<'a> {
+    name: String,
+    realm: String,
+    version: u32,
+    etype: u16,
+    key: &'a [u8],
+}
 
-    fn u32(&mut self) -> Result<u32, Error> {
-        let b = self.bytes(4)?;
-        Ok(u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
-    }
-
-    fn text(&mut self) -> Result<String, Error> {
-        let len = self.u16()?.into();
-        let text = std::str::from_utf8(self.bytes(len)?);
-        text.map(str::to_owned).map_err(|_| Error::Malformed("a name that is not UTF-8"))
+impl<'a> Record<'a> {
+    fn read(input: Input<'a>) -> Parsed<'a, Self> {
+        let (i, (components, realm)) = (be_u16("keytab components"), text).parse(input)?;
+        let (i, parts) = counted(components.into(), 2, "keytab components", text).parse(i)?;
+        let (i, (_, short, etype, len)) = (
+            skip(8, "keytab name type and time"),
+            u8("keytab key version"),
+            be_u16("keytab key type"),
+            be_u16("keytab key length"),
+        )
+            .parse(i)?;
+        // Newer files repeat the version with 32 bits.
+        let (i, (key, long)) =
+            (bytes(len.into(), "keytab key"), opt(be_u32("keytab key version"))).parse(i)?;
+        let version = long.filter(|long| *long != 0).unwrap_or(short.into());
+        Ok((i, Self { name: parts.join("/"), realm, version, etype, key }))
     }
 }
 
 impl Keytab {
     /// Reads a file's content.
+    ///
+    /// # Errors
+    /// It is of another version, a record ends within a field, a name is not UTF-8, or a key has another
+    /// length than its type's.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let mut r = Reader(bytes);
-        if r.bytes(2) != Ok(&[5, 2]) {
+        let mut left = Input::new(bytes);
+        if parse::step(&mut left, array("keytab version")) != Ok([5, 2]) {
             return Err(Error::Malformed("not a keytab of version 5.2"));
         }
         let mut entries = Vec::new();
-        while !r.0.is_empty() {
-            let len = r.u32()?.cast_signed();
-            let record = r.bytes(len.unsigned_abs() as usize)?;
-            if len > 0
-                && let Some(entry) = Self::entry(&mut Reader(record))?
-            {
-                entries.push(entry);
+        while !left.is_empty() {
+            if let Some(record) = parse::step(&mut left, record)? {
+                entries.extend(Self::entry(record)?);
             }
         }
         Ok(Self { entries })
     }
 
-    fn entry(r: &mut Reader<'_>) -> Result<Option<Entry>, Error> {
-        let components = r.u16()?;
-        let realm = r.text()?;
-        let parts = (0..components).map(|_| r.text()).collect::<Result<Vec<_>, _>>()?;
-        // Type of the name, time of the record.
-        r.bytes(8)?;
-        let short = r.u8()?;
-        let etype = r.u16()?;
-        let len = r.u16()?.into();
-        let key = r.bytes(len)?;
-        // Newer files repeat the version with 32 bits.
-        let version = match r.u32() {
-            Ok(long) if long != 0 => long,
-            _ => short.into(),
-        };
+    fn entry(record: Record<'_>) -> Result<Option<Entry>, Error> {
+        let Record { name, realm, version, etype, key } = record;
         let Ok(etype) = Etype::new(etype.into()) else { return Ok(None) };
         let key = Key::new(etype, key)?;
-        Ok(Some(Entry { name: parts.join("/"), realm, version, key }))
+        Ok(Some(Entry { name, realm, version, key }))
     }
 
     /// The content of a file.

@@ -6,9 +6,9 @@ use super::{
     Error,
     crypto::{Etype, Key},
 };
-use crate::spnego::{
-    self,
-    der::{self, GENERAL_STRING, OCTET_STRING, Reader, SEQUENCE, context, element},
+use crate::{
+    parse::{self, Input},
+    spnego::der::{self, GENERAL_STRING, OCTET_STRING, SEQUENCE, context, element, elements, only},
 };
 
 const INTEGER: u8 = 0x02;
@@ -16,6 +16,8 @@ const BIT_STRING: u8 = 0x03;
 const GENERALIZED_TIME: u8 = 0x18;
 /// Most components of a name.
 const MAX_COMPONENTS: usize = 16;
+/// Most fields of a sequence; the longest one, the ticket's, has eleven.
+const MAX_FIELDS: usize = 32;
 
 /// Tag of an application's element.
 const fn application(n: u8) -> u8 {
@@ -29,41 +31,30 @@ const AP_REQ: u8 = application(14);
 const AP_REP: u8 = application(15);
 const AP_REP_PART: u8 = application(27);
 
-fn der_error(error: spnego::Error) -> Error {
-    match error {
-        spnego::Error::Malformed(what) => Error::Malformed(what),
-        _ => Error::Malformed("not DER"),
-    }
-}
-
 /// The numbered fields of a sequence: `[n]`, each with one element in it.
-struct Fields<'a>(Vec<(u8, &'a [u8])>);
+struct Fields<'a>(Vec<(u8, Input<'a>)>);
 
 impl<'a> Fields<'a> {
-    /// Of a sequence in an application's element, the one that `bytes` are.
-    fn framed(bytes: &'a [u8], tag: u8) -> Result<Self, Error> {
-        Self::of(Reader::only(bytes, tag).map_err(der_error)?)
+    /// Of a sequence in an application's element, the one that `input` is.
+    fn framed(input: Input<'a>, tag: u8) -> Result<Self, Error> {
+        Self::of(only(input, tag)?)
     }
 
-    fn of(sequence: &'a [u8]) -> Result<Self, Error> {
-        let mut r = Reader::new(Reader::only(sequence, SEQUENCE).map_err(der_error)?);
-        let mut fields = Vec::new();
-        while !r.is_empty() {
-            fields.push(r.next().map_err(der_error)?);
-        }
-        Ok(Self(fields))
+    fn of(sequence: Input<'a>) -> Result<Self, Error> {
+        let fields = only(sequence, SEQUENCE)?;
+        Ok(Self(parse::run(fields, elements(MAX_FIELDS))?))
     }
 
-    fn optional(&self, n: u8) -> Option<&'a [u8]> {
+    fn optional(&self, n: u8) -> Option<Input<'a>> {
         self.0.iter().find(|(tag, _)| *tag == context(n)).map(|(_, content)| *content)
     }
 
-    fn get(&self, n: u8) -> Result<&'a [u8], Error> {
+    fn get(&self, n: u8) -> Result<Input<'a>, Error> {
         self.optional(n).ok_or(Error::Malformed("a field is missing"))
     }
 
     fn element(&self, n: u8, tag: u8) -> Result<&'a [u8], Error> {
-        Reader::only(self.get(n)?, tag).map_err(der_error)
+        Ok(only(self.get(n)?, tag)?.bytes())
     }
 
     fn integer(&self, n: u8) -> Result<i64, Error> {
@@ -95,8 +86,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn integer(bytes: &[u8]) -> Result<i64, Error> {
-    let content = Reader::only(bytes, INTEGER).map_err(der_error)?;
+fn integer(input: Input<'_>) -> Result<i64, Error> {
+    let content = only(input, INTEGER)?.bytes();
     if content.is_empty() || content.len() > 8 {
         return Err(Error::Malformed("a number that is too long"));
     }
@@ -162,23 +153,22 @@ impl std::fmt::Display for Principal {
     }
 }
 
-fn principal(name: &[u8], realm: String) -> Result<Principal, Error> {
+fn principal(name: Input<'_>, realm: String) -> Result<Principal, Error> {
     let fields = Fields::of(name)?;
-    let mut r = Reader::new(fields.element(1, SEQUENCE)?);
-    let mut parts = Vec::new();
-    while !r.is_empty() {
-        if parts.len() == MAX_COMPONENTS {
-            return Err(Error::Malformed("a name of too many components"));
-        }
-        parts.push(text(r.expect(GENERAL_STRING).map_err(der_error)?)?);
-    }
+    let parts = only(fields.get(1)?, SEQUENCE)?;
+    let parts = parse::run(parts, elements(MAX_COMPONENTS))?;
+    let parts = parts.into_iter().map(|(tag, content)| match tag {
+        GENERAL_STRING => text(content.bytes()),
+        _ => Err(Error::Malformed("a name whose components are no strings")),
+    });
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
     if parts.is_empty() || parts.iter().any(|part| part.is_empty() || part.contains(['/', '@'])) {
         return Err(Error::Malformed("a name that cannot be written"));
     }
     Ok(Principal { name: parts.join("/"), realm })
 }
 
-/// Something encrypted.
+/// `EncryptedData` (RFC 4120 5.2.9): a text that only who has the key can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encrypted<'a> {
     /// How.
@@ -189,8 +179,8 @@ pub struct Encrypted<'a> {
     pub cipher: &'a [u8],
 }
 
-fn encrypted(bytes: &[u8]) -> Result<Encrypted<'_>, Error> {
-    let fields = Fields::of(bytes)?;
+fn encrypted(input: Input<'_>) -> Result<Encrypted<'_>, Error> {
+    let fields = Fields::of(input)?;
     let version = fields.optional(1).map(integer).transpose()?;
     let etype = i32::try_from(fields.integer(0)?);
     Ok(Encrypted {
@@ -207,8 +197,8 @@ fn put_encrypted(key: &Key, usage: u32, plain: &[u8]) -> Vec<u8> {
     element(SEQUENCE, &fields)
 }
 
-fn key(bytes: &[u8]) -> Result<Key, Error> {
-    let fields = Fields::of(bytes)?;
+fn key(input: Input<'_>) -> Result<Key, Error> {
+    let fields = Fields::of(input)?;
     let number = i32::try_from(fields.integer(0)?);
     let etype = number.map_err(|_| Error::Malformed("a key type that is none"))?;
     Key::new(Etype::new(etype)?, fields.element(1, OCTET_STRING)?)
@@ -230,11 +220,14 @@ pub struct ApReq<'a> {
 }
 
 impl<'a> ApReq<'a> {
-    /// Reads the message.
+    /// Reads an AP-REQ without its GSS-API frame.
+    ///
+    /// # Errors
+    /// It is not DER, or no AP-REQ with a ticket of version 5.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         const USE_SESSION_KEY: u32 = 0x4000_0000;
         const MUTUAL_REQUIRED: u32 = 0x2000_0000;
-        let fields = Fields::framed(bytes, AP_REQ)?;
+        let fields = Fields::framed(Input::new(bytes), AP_REQ)?;
         fields.version(0)?;
         if fields.integer(1)? != 14 {
             return Err(Error::Malformed("not an AP-REQ"));
@@ -272,9 +265,12 @@ impl TicketPart {
     pub const USAGE: u32 = 2;
 
     /// Reads the decrypted part.
+    ///
+    /// # Errors
+    /// It is not DER or lacks a field, or its key is of a type that is not spoken.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         const INVALID: u32 = 0x0100_0000;
-        let fields = Fields::framed(bytes, TICKET_PART)?;
+        let fields = Fields::framed(Input::new(bytes), TICKET_PART)?;
         let start = if fields.optional(6).is_some() { fields.time(6)? } else { fields.time(5)? };
         Ok(Self {
             invalid: fields.bits(0)? & INVALID != 0,
@@ -306,12 +302,15 @@ impl Authenticator {
     pub const USAGE: u32 = 11;
 
     /// Reads the decrypted message.
+    ///
+    /// # Errors
+    /// It is not DER or lacks a field, or its key is of a type that is not spoken.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let fields = Fields::framed(bytes, AUTHENTICATOR)?;
+        let fields = Fields::framed(Input::new(bytes), AUTHENTICATOR)?;
         fields.version(0)?;
         let checksum = fields.optional(3).map(|checksum| {
             let fields = Fields::of(checksum)?;
-            Ok((fields.integer(0)?, fields.element(1, OCTET_STRING)?.to_vec()))
+            Ok::<_, Error>((fields.integer(0)?, fields.element(1, OCTET_STRING)?.to_vec()))
         });
         Ok(Self {
             client: principal(fields.get(2)?, fields.text(1)?)?,
@@ -337,10 +336,13 @@ pub fn ap_rep(session: &Key, time: &[u8], sequence: u32) -> Vec<u8> {
 }
 
 /// The client's time as an AP-REP repeats it: `ctime [0]`, `cusec [1]`.
+///
+/// # Errors
+/// It is not DER, or has no time.
 pub fn client_time(authenticator: &[u8]) -> Result<Vec<u8>, Error> {
-    let fields = Fields::framed(authenticator, AUTHENTICATOR)?;
-    let mut out = element(context(0), fields.get(5)?);
-    out.extend(element(context(1), fields.get(4)?));
+    let fields = Fields::framed(Input::new(authenticator), AUTHENTICATOR)?;
+    let mut out = element(context(0), fields.get(5)?.bytes());
+    out.extend(element(context(1), fields.get(4)?.bytes()));
     Ok(out)
 }
 
@@ -456,10 +458,10 @@ pub(super) mod testing {
 
     /// The client's time that an AP-REP repeats, and its sequence number.
     pub fn parse_ap_rep(bytes: &[u8], session: &Key) -> ((i64, i64), u32) {
-        let fields = Fields::framed(bytes, AP_REP).unwrap();
+        let fields = Fields::framed(Input::new(bytes), AP_REP).unwrap();
         let sealed = encrypted(fields.get(2).unwrap()).unwrap();
         let part = session.decrypt(12, sealed.cipher, "AP-REP").unwrap();
-        let fields = Fields::framed(&part, AP_REP_PART).unwrap();
+        let fields = Fields::framed(Input::new(&part), AP_REP_PART).unwrap();
         let time = (fields.time(0).unwrap(), fields.integer(1).unwrap());
         (time, fields.integer(3).unwrap() as u32)
     }
@@ -495,7 +497,7 @@ mod tests {
 
         #[test]
         fn numbers_and_times_round_trip(value: i64, seconds in 0i64..200_000_000_000) {
-            prop_assert_eq!(integer(&put_integer(value)), Ok(value));
+            prop_assert_eq!(integer(Input::new(&put_integer(value))), Ok(value));
             let text = put_time(seconds);
             prop_assert_eq!(parse_time(&text[2..]), Ok(seconds));
         }

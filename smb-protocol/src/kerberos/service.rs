@@ -156,6 +156,10 @@ impl Service {
     }
 
     /// Takes a client's initial GSS token at the time `now` (RFC 4120 3.2.3).
+    ///
+    /// # Errors
+    /// The token is malformed, there is no key for its ticket or it does not decrypt, its time or the
+    /// client's clock is wrong, it was used before, or the client wants what is not done here.
     pub fn accept(&self, token: &[u8], now: FileTime) -> Result<Established, Error> {
         let (now, _) = filetime_to_unix(now);
         let request = ApReq::parse(gss::initial_token(token)?)?;

@@ -1,16 +1,19 @@
 //! CLOSE (MS-SMB2 2.2.15, 2.2.16).
 
+use nom::Parser;
+
 use crate::{
     fscc::{FileAttributes, Times},
-    header::file_id,
+    header::{body, file_id},
     ids::FileId,
-    wire::{Put, Reader, Result},
+    parse::{self, skip, structure_size, u16, u32, u64},
+    wire::{Put, Result},
 };
 
 /// `SMB2_CLOSE_FLAG_POSTQUERY_ATTRIB`: answer with the attributes after the close.
 pub const POSTQUERY_ATTRIB: u16 = 1;
 
-/// CLOSE request.
+/// CLOSE request: asks to close an open (MS-SMB2 2.2.15).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Request {
     /// [`POSTQUERY_ATTRIB`] or 0.
@@ -20,16 +23,21 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(24, "close.StructureSize")?;
-        let flags = r.u16("close.Flags")?;
-        r.skip(4, "close.Reserved")?;
-        Ok(Self { flags, file_id: file_id(&mut r, "close.FileId")? })
+    /// Reads the body of a CLOSE request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let fields = (
+            structure_size(24, "close.StructureSize"),
+            u16("close.Flags"),
+            skip(4, "close.Reserved"),
+            file_id("close.FileId"),
+        );
+        parse::run(body(bytes), fields.map(|(_, flags, _, file_id)| Self { flags, file_id }))
     }
 
-    /// Appends the body.
+    /// Appends the body of a CLOSE request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(24);
         out.put_u16(self.flags);
@@ -38,7 +46,7 @@ impl Request {
     }
 }
 
-/// CLOSE response; zeros when no attributes were asked for.
+/// CLOSE response: says what became of the file, if that was asked for (MS-SMB2 2.2.16); zeros when no attributes were asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response {
     /// [`POSTQUERY_ATTRIB`] when the rest holds.
@@ -54,22 +62,32 @@ pub struct Response {
 }
 
 impl Response {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(60, "close.StructureSize")?;
-        let flags = r.u16("close.Flags")?;
-        r.skip(4, "close.Reserved")?;
-        Ok(Self {
-            flags,
-            times: Times::parse(&mut r)?,
-            allocation_size: r.u64("close.AllocationSize")?,
-            end_of_file: r.u64("close.EndofFile")?,
-            attributes: FileAttributes(r.u32("close.FileAttributes")?),
-        })
+    /// Reads the body of a CLOSE response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let fields = (
+            structure_size(60, "close.StructureSize"),
+            u16("close.Flags"),
+            skip(4, "close.Reserved"),
+            Times::read,
+            u64("close.AllocationSize"),
+            u64("close.EndofFile"),
+            u32("close.FileAttributes").map(FileAttributes),
+        );
+        let response =
+            fields.map(|(_, flags, _, times, allocation_size, end_of_file, attributes)| Self {
+                flags,
+                times,
+                allocation_size,
+                end_of_file,
+                attributes,
+            });
+        parse::run(body(bytes), response)
     }
 
-    /// Appends the body.
+    /// Appends the body of a CLOSE response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(60);
         out.put_u16(self.flags);

@@ -1,10 +1,14 @@
 //! Create contexts (MS-SMB2 2.2.13.2, 2.2.14.2): their names and contents.
 
+use nom::{Parser, combinator::cond};
+
 use super::create::RawContext;
 use crate::{
     flag_set,
+    header::file_id,
     ids::FileId,
-    wire::{Put, Reader, Result},
+    parse::{self, Input, array, skip, structure_size, u16, u32, u64},
+    wire::{Put, Result},
 };
 
 /// Names of create contexts.
@@ -71,18 +75,20 @@ pub struct Lease {
 
 impl Lease {
     /// Reads either version, told apart by length.
+    ///
+    /// # Errors
+    /// The content is shorter than the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let key = r.array("lease.LeaseKey")?;
-        let state = LeaseState(r.u32("lease.LeaseState")?);
-        let flags = r.u32("lease.Flags")?;
-        r.skip(8, "lease.LeaseDuration")?;
-        let v2 = if data.len() >= 52 {
-            Some((r.array("lease.ParentLeaseKey")?, r.u16("lease.Epoch")?))
-        } else {
-            None
-        };
-        Ok(Self { key, state, flags, v2 })
+        let v1 = (
+            array("lease.LeaseKey"),
+            u32("lease.LeaseState").map(LeaseState),
+            u32("lease.Flags"),
+            skip(8, "lease.LeaseDuration"),
+        );
+        let v2 = (array("lease.ParentLeaseKey"), u16("lease.Epoch"));
+        let lease = (v1, cond(data.len() >= 52, v2));
+        let lease = lease.map(|((key, state, flags, ()), v2)| Self { key, state, flags, v2 });
+        parse::run(Input::new(data), lease)
     }
 
     /// The content of the context.
@@ -101,7 +107,7 @@ impl Lease {
     }
 }
 
-/// `SMB2_CREATE_DURABLE_HANDLE_REQUEST_V2`.
+/// `SMB2_CREATE_DURABLE_HANDLE_REQUEST_V2`: the open is to outlive its connection (MS-SMB2 2.2.13.2.11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DurableV2 {
     /// How long to keep the open, in milliseconds; 0 leaves it to the server.
@@ -116,13 +122,20 @@ impl DurableV2 {
     /// `SMB2_DHANDLE_FLAG_PERSISTENT`.
     pub const PERSISTENT: u32 = 2;
 
-    /// Reads the request.
+    /// Reads the content of the request's context.
+    ///
+    /// # Errors
+    /// The content is shorter than the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        let timeout = r.u32("durable_v2.Timeout")?;
-        let flags = r.u32("durable_v2.Flags")?;
-        r.skip(8, "durable_v2.Reserved")?;
-        Ok(Self { timeout, flags, create_guid: r.array("durable_v2.CreateGuid")? })
+        let fields = (
+            u32("durable_v2.Timeout"),
+            u32("durable_v2.Flags"),
+            skip(8, "durable_v2.Reserved"),
+            array("durable_v2.CreateGuid"),
+        );
+        let request =
+            fields.map(|(timeout, flags, (), create_guid)| Self { timeout, flags, create_guid });
+        parse::run(Input::new(data), request)
     }
 
     /// The content of the request.
@@ -144,7 +157,8 @@ impl DurableV2 {
     }
 }
 
-/// `SMB2_CREATE_DURABLE_HANDLE_RECONNECT_V2`.
+/// `SMB2_CREATE_DURABLE_HANDLE_RECONNECT_V2`: takes up an open after a lost connection
+/// (MS-SMB2 2.2.13.2.12).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReconnectV2 {
     /// The open to take up again.
@@ -156,14 +170,19 @@ pub struct ReconnectV2 {
 }
 
 impl ReconnectV2 {
-    /// Reads the request.
+    /// Reads the content of the request's context.
+    ///
+    /// # Errors
+    /// The content is shorter than the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(Self {
-            file_id: FileId::from_bytes(r.array("reconnect_v2.FileId")?),
-            create_guid: r.array("reconnect_v2.CreateGuid")?,
-            flags: r.u32("reconnect_v2.Flags")?,
-        })
+        let fields = (
+            file_id("reconnect_v2.FileId"),
+            array("reconnect_v2.CreateGuid"),
+            u32("reconnect_v2.Flags"),
+        );
+        let request =
+            fields.map(|(file_id, create_guid, flags)| Self { file_id, create_guid, flags });
+        parse::run(Input::new(data), request)
     }
 
     /// The content of the request.
@@ -177,11 +196,16 @@ impl ReconnectV2 {
 }
 
 /// `SMB2_CREATE_APP_INSTANCE_ID`: the instance (MS-SMB2 2.2.13.2.13).
+///
+/// # Errors
+/// The content is shorter than the structure, or states another length.
 pub fn parse_app_instance(data: &[u8]) -> Result<[u8; 16]> {
-    let mut r = Reader::new(data);
-    r.structure_size(20, "app_instance.StructureSize")?;
-    r.skip(2, "app_instance.Reserved")?;
-    r.array("app_instance.AppInstanceId")
+    let fields = (
+        structure_size(20, "app_instance.StructureSize"),
+        skip(2, "app_instance.Reserved"),
+        array("app_instance.AppInstanceId"),
+    );
+    parse::run(Input::new(data), fields.map(|(_, _, id)| id))
 }
 
 /// The content of `SMB2_CREATE_APP_INSTANCE_ID`.
@@ -193,7 +217,7 @@ pub fn app_instance(id: [u8; 16]) -> Vec<u8> {
     out
 }
 
-/// `SMB2_CREATE_APP_INSTANCE_VERSION` (MS-SMB2 2.2.13.2.15).
+/// `SMB2_CREATE_APP_INSTANCE_VERSION`: how new an instance of an application is (MS-SMB2 2.2.13.2.15).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct AppVersion {
     /// The higher half.
@@ -203,15 +227,21 @@ pub struct AppVersion {
 }
 
 impl AppVersion {
-    /// Reads the content.
+    /// Reads the content of the context.
+    ///
+    /// # Errors
+    /// The content is shorter than the structure, or states another length.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        r.structure_size(24, "app_version.StructureSize")?;
-        r.skip(6, "app_version.Reserved")?;
-        Ok(Self { high: r.u64("app_version.High")?, low: r.u64("app_version.Low")? })
+        let fields = (
+            structure_size(24, "app_version.StructureSize"),
+            skip(6, "app_version.Reserved"),
+            u64("app_version.High"),
+            u64("app_version.Low"),
+        );
+        parse::run(Input::new(data), fields.map(|(_, _, high, low)| Self { high, low }))
     }
 
-    /// The content.
+    /// The content of the context, 24 bytes.
     pub fn to_bytes(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(24);
         out.put_u16(24);
@@ -223,8 +253,11 @@ impl AppVersion {
 }
 
 /// `SMB2_CREATE_DURABLE_HANDLE_RECONNECT`: the open to take up again.
+///
+/// # Errors
+/// The content is shorter than the structure.
 pub fn parse_reconnect_v1(data: &[u8]) -> Result<FileId> {
-    Reader::new(data).array("reconnect.FileId").map(FileId::from_bytes)
+    parse::run(Input::new(data), file_id("reconnect.FileId"))
 }
 
 /// Response of `MxAc`: status of the query and the access (MS-SMB2 2.2.14.2.5).

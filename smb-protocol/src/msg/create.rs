@@ -1,13 +1,19 @@
 //! CREATE (MS-SMB2 2.2.13, 2.2.14).
 
+use nom::Parser;
+
 use super::oplock::OplockLevel;
 use crate::{
     flag_set,
     fscc::{FileAttributes, Times},
-    header::{HEADER_LEN, file_id},
+    header::{HEADER_LEN, body, file_id},
     ids::FileId,
     name, open_enum,
-    wire::{Put, Reader, Result, body_region, len16, len32},
+    parse::{
+        self, Failed, Input, from, region, size16, size32, skip, structure_size, u8, u32, u64,
+        utf16,
+    },
+    wire::{Put, Result, len16, len32},
 };
 
 flag_set! {
@@ -175,38 +181,36 @@ pub struct RawContext<'a> {
 /// Most create contexts one request may carry; more are refused.
 pub const MAX_CONTEXTS: usize = 32;
 
-fn parse_contexts(mut list: &[u8]) -> Result<Vec<RawContext<'_>>> {
+fn contexts(mut list: Input<'_>) -> std::result::Result<Vec<RawContext<'_>>, Failed> {
     let mut out = Vec::new();
     while !list.is_empty() {
-        let mut r = Reader::new(list);
-        let next = r.u32("create_context.Next")? as usize;
-        let name_offset = r.u16("create_context.NameOffset")?.into();
-        let name_len = r.u16("create_context.NameLength")?.into();
-        r.skip(2, "create_context.Reserved")?;
-        let data_offset = r.u16("create_context.DataOffset")?.into();
-        let data_len = r.u32("create_context.DataLength")? as usize;
-        let name = r.region(name_offset, name_len, "create_context.Name")?;
-        let data = match data_len {
-            0 => &[][..],
-            len => r.region(data_offset, len, "create_context.Data")?,
-        };
-        if name_len < 4 || out.len() == MAX_CONTEXTS {
-            return Err(crate::WireError::Value {
-                field: "create_context",
-                value: name_len as u64,
-            });
+        let (_, (next, name_offset, name_len, _, data_offset, data_len)) = (
+            size32("create_context.Next"),
+            size16("create_context.NameOffset"),
+            size16("create_context.NameLength"),
+            skip(2, "create_context.Reserved"),
+            size16("create_context.DataOffset"),
+            size32("create_context.DataLength"),
+        )
+            .parse(list)?;
+        // Offsets count from the context, not from the message.
+        let context = list.rebased();
+        let name = region(context, name_offset, name_len, "create_context.Name")?.bytes();
+        let data = region(context, data_offset, data_len, "create_context.Data")?.bytes();
+        if name_len < 4 {
+            return Err(list.impossible("create_context.NameLength", name_len as u64));
+        }
+        if out.len() == MAX_CONTEXTS {
+            return Err(list.impossible("create_context", MAX_CONTEXTS as u64 + 1));
         }
         out.push(RawContext { name, data });
         if next == 0 {
             break;
         }
         if next < 16 || !next.is_multiple_of(8) {
-            return Err(crate::WireError::Value {
-                field: "create_context.Next",
-                value: next as u64,
-            });
+            return Err(list.impossible("create_context.Next", next as u64));
         }
-        list = r.region(next, list.len().saturating_sub(next), "create_context.Next")?;
+        list = from(list, list.position().saturating_add(next), "create_context.Next")?;
     }
     Ok(out)
 }
@@ -234,7 +238,7 @@ fn encode_contexts(contexts: &[RawContext<'_>], out: &mut Vec<u8>) {
     }
 }
 
-/// CREATE request.
+/// CREATE request: asks to open a file, folder or pipe, or to make it (MS-SMB2 2.2.13).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Oplock asked for.
@@ -258,39 +262,51 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(57, "create.StructureSize")?;
-        r.skip(1, "create.SecurityFlags")?;
-        let oplock = OplockLevel(r.u8("create.RequestedOplockLevel")?);
-        let impersonation = r.u32("create.ImpersonationLevel")?;
-        r.skip(16, "create.SmbCreateFlags")?;
-        let access = Access(r.u32("create.DesiredAccess")?);
-        let attributes = FileAttributes(r.u32("create.FileAttributes")?);
-        let share = ShareAccess(r.u32("create.ShareAccess")?);
-        let disposition = Disposition(r.u32("create.CreateDisposition")?);
-        let options = CreateOptions(r.u32("create.CreateOptions")?);
-        let name_offset = r.u16("create.NameOffset")?.into();
-        let name_len = r.u16("create.NameLength")?.into();
-        let contexts_offset = r.u32("create.CreateContextsOffset")? as usize;
-        let contexts_len = r.u32("create.CreateContextsLength")? as usize;
-        let name = body_region(&r, name_offset, name_len, "create.Name")?;
-        let contexts = body_region(&r, contexts_offset, contexts_len, "create.CreateContexts")?;
-        Ok(Self {
-            oplock,
-            impersonation,
-            access,
-            attributes,
-            share,
-            disposition,
-            options,
-            name: name::utf16(name, "create.Name")?,
-            contexts: parse_contexts(contexts)?,
+    /// Reads the body of a CREATE request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, name or contexts are outside of it, the
+    /// name is not UTF-16, or the contexts are more than [`MAX_CONTEXTS`] or no chain.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, _, oplock, impersonation, _, access, attributes)) = (
+                structure_size(57, "create.StructureSize"),
+                skip(1, "create.SecurityFlags"),
+                u8("create.RequestedOplockLevel").map(OplockLevel),
+                u32("create.ImpersonationLevel"),
+                skip(16, "create.SmbCreateFlags"),
+                u32("create.DesiredAccess").map(Access),
+                u32("create.FileAttributes").map(FileAttributes),
+            )
+                .parse(input)?;
+            let (i, (share, disposition, options, name_offset, name_len, offset, len)) = (
+                u32("create.ShareAccess").map(ShareAccess),
+                u32("create.CreateDisposition").map(Disposition),
+                u32("create.CreateOptions").map(CreateOptions),
+                size16("create.NameOffset"),
+                size16("create.NameLength"),
+                size32("create.CreateContextsOffset"),
+                size32("create.CreateContextsLength"),
+            )
+                .parse(i)?;
+            let name = region(input, name_offset, name_len, "create.Name")?;
+            let list = region(input, offset, len, "create.CreateContexts")?;
+            let request = Self {
+                oplock,
+                impersonation,
+                access,
+                attributes,
+                share,
+                disposition,
+                options,
+                name: utf16(name, "create.Name")?,
+                contexts: contexts(list)?,
+            };
+            Ok((i, request))
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a CREATE request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let name = name::to_utf16(&self.name);
@@ -322,7 +338,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// CREATE response.
+/// CREATE response: names the open and describes what was opened (MS-SMB2 2.2.14).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response<'a> {
     /// Oplock granted.
@@ -346,36 +362,49 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(89, "create.StructureSize")?;
-        let oplock = OplockLevel(r.u8("create.OplockLevel")?);
-        let flags = r.u8("create.Flags")?;
-        let action = CreateAction(r.u32("create.CreateAction")?);
-        let times = Times::parse(&mut r)?;
-        let allocation_size = r.u64("create.AllocationSize")?;
-        let end_of_file = r.u64("create.EndofFile")?;
-        let attributes = FileAttributes(r.u32("create.FileAttributes")?);
-        r.skip(4, "create.Reserved2")?;
-        let file_id = file_id(&mut r, "create.FileId")?;
-        let offset = r.u32("create.CreateContextsOffset")? as usize;
-        let len = r.u32("create.CreateContextsLength")? as usize;
-        let contexts = parse_contexts(body_region(&r, offset, len, "create.CreateContexts")?)?;
-        Ok(Self {
-            oplock,
-            flags,
-            action,
-            times,
-            allocation_size,
-            end_of_file,
-            attributes,
-            file_id,
-            contexts,
+    /// Reads the body of a CREATE response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or the contexts are outside of it, more
+    /// than [`MAX_CONTEXTS`] or no chain.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, oplock, flags, action, times, allocation_size, end_of_file, attributes)) =
+                (
+                    structure_size(89, "create.StructureSize"),
+                    u8("create.OplockLevel").map(OplockLevel),
+                    u8("create.Flags"),
+                    u32("create.CreateAction").map(CreateAction),
+                    Times::read,
+                    u64("create.AllocationSize"),
+                    u64("create.EndofFile"),
+                    u32("create.FileAttributes").map(FileAttributes),
+                )
+                    .parse(input)?;
+            let (i, (_, file_id, offset, len)) = (
+                skip(4, "create.Reserved2"),
+                file_id("create.FileId"),
+                size32("create.CreateContextsOffset"),
+                size32("create.CreateContextsLength"),
+            )
+                .parse(i)?;
+            let list = region(input, offset, len, "create.CreateContexts")?;
+            let response = Self {
+                oplock,
+                flags,
+                action,
+                times,
+                allocation_size,
+                end_of_file,
+                attributes,
+                file_id,
+                contexts: contexts(list)?,
+            };
+            Ok((i, response))
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a CREATE response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u16(89);

@@ -1,6 +1,12 @@
 //! ERROR response (MS-SMB2 2.2.2).
 
-use crate::wire::{Put, Reader, Result, len32};
+use nom::Parser;
+
+use crate::{
+    header::body,
+    parse::{self, size32, skip, structure_size, u8},
+    wire::{Put, Result, len32},
+};
 
 /// Body of a response whose status is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -12,14 +18,22 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(9, "error.StructureSize")?;
-        let context_count = r.u8("error.ErrorContextCount")?;
-        r.skip(1, "error.Reserved")?;
-        let len = r.u32("error.ByteCount")? as usize;
-        Ok(Self { context_count, data: r.bytes(len, "error.ErrorData")? })
+    /// Reads the body of an error, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, context_count, _, len)) = (
+                structure_size(9, "error.StructureSize"),
+                u8("error.ErrorContextCount"),
+                skip(1, "error.Reserved"),
+                size32("error.ByteCount"),
+            )
+                .parse(input)?;
+            let (i, data) = parse::bytes(len, "error.ErrorData")(i)?;
+            Ok((i, Self { context_count, data }))
+        })
     }
 
     /// Appends the body; an empty one has the one byte that old clients expect.

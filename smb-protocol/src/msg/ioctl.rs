@@ -1,16 +1,19 @@
 //! IOCTL (MS-SMB2 2.2.31, 2.2.32).
 
+use nom::Parser;
+
 use crate::{
     fscc::FsctlCode,
-    header::{HEADER_LEN, file_id},
+    header::{HEADER_LEN, body, file_id},
     ids::FileId,
-    wire::{Put, Reader, Result, body_region, len32},
+    parse::{self, region, size32, skip, structure_size, u32},
+    wire::{Put, Result, len32},
 };
 
 /// `SMB2_0_IOCTL_IS_FSCTL`.
 pub const IS_FSCTL: u32 = 1;
 
-/// IOCTL request.
+/// IOCTL request: asks for a control of a file, of the file system or of the server (MS-SMB2 2.2.31).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// What to do.
@@ -28,24 +31,31 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(57, "ioctl.StructureSize")?;
-        r.skip(2, "ioctl.Reserved")?;
-        let code = FsctlCode(r.u32("ioctl.CtlCode")?);
-        let file_id = file_id(&mut r, "ioctl.FileId")?;
-        let offset = r.u32("ioctl.InputOffset")? as usize;
-        let len = r.u32("ioctl.InputCount")? as usize;
-        let max_input = r.u32("ioctl.MaxInputResponse")?;
-        r.skip(8, "ioctl.Output")?;
-        let max_output = r.u32("ioctl.MaxOutputResponse")?;
-        let flags = r.u32("ioctl.Flags")?;
-        let input = body_region(&r, offset, len, "ioctl.Buffer")?;
-        Ok(Self { code, file_id, input, max_input, max_output, flags })
+    /// Reads the body of an IOCTL request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, _, code, file_id, offset, len, max_input, _, max_output, flags)) = (
+                structure_size(57, "ioctl.StructureSize"),
+                skip(2, "ioctl.Reserved"),
+                u32("ioctl.CtlCode").map(FsctlCode),
+                file_id("ioctl.FileId"),
+                size32("ioctl.InputOffset"),
+                size32("ioctl.InputCount"),
+                u32("ioctl.MaxInputResponse"),
+                skip(8, "ioctl.Output"),
+                u32("ioctl.MaxOutputResponse"),
+                u32("ioctl.Flags"),
+            )
+                .parse(input)?;
+            let data = region(input, offset, len, "ioctl.Buffer")?.bytes();
+            Ok((i, Self { code, file_id, input: data, max_input, max_output, flags }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of an IOCTL request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(57);
         out.put_u32(self.code.0);
@@ -65,7 +75,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// IOCTL response.
+/// IOCTL response: has the output of the control (MS-SMB2 2.2.32).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response<'a> {
     /// The control that was done.
@@ -77,21 +87,29 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(49, "ioctl.StructureSize")?;
-        r.skip(2, "ioctl.Reserved")?;
-        let code = FsctlCode(r.u32("ioctl.CtlCode")?);
-        let file_id = file_id(&mut r, "ioctl.FileId")?;
-        r.skip(8, "ioctl.Input")?;
-        let offset = r.u32("ioctl.OutputOffset")? as usize;
-        let len = r.u32("ioctl.OutputCount")? as usize;
-        r.skip(8, "ioctl.Flags")?;
-        Ok(Self { code, file_id, output: body_region(&r, offset, len, "ioctl.Buffer")? })
+    /// Reads the body of an IOCTL response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, _, code, file_id, _, offset, len, _)) = (
+                structure_size(49, "ioctl.StructureSize"),
+                skip(2, "ioctl.Reserved"),
+                u32("ioctl.CtlCode").map(FsctlCode),
+                file_id("ioctl.FileId"),
+                skip(8, "ioctl.Input"),
+                size32("ioctl.OutputOffset"),
+                size32("ioctl.OutputCount"),
+                skip(8, "ioctl.Flags"),
+            )
+                .parse(input)?;
+            let output = region(input, offset, len, "ioctl.Buffer")?.bytes();
+            Ok((i, Self { code, file_id, output }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of an IOCTL response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(49);
         out.put_u32(self.code.0);

@@ -1,10 +1,13 @@
 //! LOCK request (MS-SMB2 2.2.26); the response is [`super::simple::Empty`].
 
+use nom::Parser;
+
 use crate::{
     flag_set,
-    header::file_id,
+    header::{body, file_id},
     ids::FileId,
-    wire::{Put, Reader, Result, WireError, len16},
+    parse::{self, Input, Parsed, counted, skip, structure_size, such, u16, u32, u64},
+    wire::{Put, Result, len16},
 };
 
 flag_set! {
@@ -32,7 +35,13 @@ pub struct Element {
     pub flags: LockFlags,
 }
 
-/// LOCK request.
+fn element(input: Input<'_>) -> Parsed<'_, Element> {
+    (u64("lock.Offset"), u64("lock.Length"), u32("lock.Flags"), skip(4, "lock.Reserved"))
+        .map(|(offset, length, flags, ())| Element { offset, length, flags: LockFlags(flags) })
+        .parse(input)
+}
+
+/// LOCK request: asks to lock or unlock ranges of a file (MS-SMB2 2.2.26).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// `LockSequenceNumber` (4 bits) and `LockSequenceIndex` (28 bits).
@@ -44,29 +53,26 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(48, "lock.StructureSize")?;
-        let count = r.u16("lock.LockCount")?;
-        if count == 0 {
-            return Err(WireError::Value { field: "lock.LockCount", value: 0 });
-        }
-        let sequence = r.u32("lock.LockSequence")?;
-        let file_id = file_id(&mut r, "lock.FileId")?;
-        let mut bytes = Reader::new(r.bytes(usize::from(count) * 24, "lock.Locks")?);
-        let mut locks = Vec::with_capacity(count.into());
-        for _ in 0..count {
-            let offset = bytes.u64("lock.Offset")?;
-            let length = bytes.u64("lock.Length")?;
-            let flags = LockFlags(bytes.u32("lock.Flags")?);
-            bytes.skip(4, "lock.Reserved")?;
-            locks.push(Element { offset, length, flags });
-        }
-        Ok(Self { sequence, file_id, locks })
+    /// Reads the body of a LOCK request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or before the ranges that it counts, counts none, or is of
+    /// another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, count, sequence, file_id)) = (
+                structure_size(48, "lock.StructureSize"),
+                such(u16, "lock.LockCount", |count| count > 0),
+                u32("lock.LockSequence"),
+                file_id("lock.FileId"),
+            )
+                .parse(input)?;
+            let (i, locks) = counted(count.into(), 24, "lock.Locks", element).parse(i)?;
+            Ok((i, Self { sequence, file_id, locks }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a LOCK request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(48);
         out.put_u16(len16(self.locks.len()));

@@ -1,10 +1,16 @@
 //! NEGOTIATE (MS-SMB2 2.2.3, 2.2.4) and its contexts (2.2.3.1, 2.2.4.1).
 
+use nom::Parser;
+
 use crate::{
     Dialect, flag_set,
-    header::HEADER_LEN,
+    header::{HEADER_LEN, body},
     name, open_enum,
-    wire::{Put, Reader, Result, WireError, body_region, len16, len32},
+    parse::{
+        self, Failed, Input, Parsed, align, array, counted, from, part, region, size16, size32,
+        skip, structure_size, u16, u16_list, u32, u64, utf16,
+    },
+    wire::{Put, Result, len16, len32},
 };
 
 flag_set! {
@@ -110,46 +116,50 @@ const NETNAME: u16 = 5;
 const RDMA_TRANSFORM: u16 = 7;
 const SIGNING: u16 = 8;
 
-fn u16_list(r: &mut Reader<'_>, count: u16, field: &'static str) -> Result<Vec<u16>> {
-    let bytes = r.bytes(usize::from(count) * 2, field)?;
-    Ok(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
-}
-
 impl Context {
-    fn parse(kind: u16, data: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(data);
-        Ok(match kind {
+    /// Reads the data of one context.
+    fn parse(kind: u16, data: Input<'_>) -> Parsed<'_, Self> {
+        const FIELD: &str = "negotiate context list";
+        let bytes = data.bytes();
+        let (i, context) = match kind {
             PREAUTH => {
-                let count = r.u16("preauth.HashAlgorithmCount")?;
-                let salt_len = r.u16("preauth.SaltLength")?;
-                let hashes = u16_list(&mut r, count, "preauth.HashAlgorithms")?;
-                let salt = r.bytes(salt_len.into(), "preauth.Salt")?.to_vec();
-                Context::Preauth { hashes: hashes.into_iter().map(HashAlgorithm).collect(), salt }
+                let (i, (hashes, salt)) =
+                    (size16("preauth.HashAlgorithmCount"), size16("preauth.SaltLength"))
+                        .parse(data)?;
+                let (i, hashes) =
+                    counted(hashes, 2, FIELD, u16("preauth.HashAlgorithms").map(HashAlgorithm))(i)?;
+                let (i, salt) = parse::bytes(salt, "preauth.Salt")(i)?;
+                (i, Self::Preauth { hashes, salt: salt.to_vec() })
             }
             ENCRYPTION => {
-                let count = r.u16("encryption.CipherCount")?;
-                let list = u16_list(&mut r, count, "encryption.Ciphers")?;
-                Context::Encryption(list.into_iter().map(Cipher).collect())
+                let (i, count) = size16("encryption.CipherCount")(data)?;
+                let (i, list) = counted(count, 2, FIELD, u16("encryption.Ciphers").map(Cipher))(i)?;
+                (i, Self::Encryption(list))
             }
             SIGNING => {
-                let count = r.u16("signing.SigningAlgorithmCount")?;
-                let list = u16_list(&mut r, count, "signing.SigningAlgorithms")?;
-                Context::Signing(list.into_iter().map(SigningAlgorithm).collect())
+                let (i, count) = size16("signing.SigningAlgorithmCount")(data)?;
+                let algorithm = u16("signing.SigningAlgorithms").map(SigningAlgorithm);
+                let (i, list) = counted(count, 2, FIELD, algorithm)(i)?;
+                (i, Self::Signing(list))
             }
             // What a server is called is nothing that it needs to understand (3.3.5.4).
-            NETNAME => match name::utf16(data, "netname.NetName") {
-                Ok(name) => Context::NetName(name),
-                Err(_) => Context::Other { kind, data: data.to_vec() },
+            NETNAME => match utf16(data, "netname.NetName") {
+                Ok(name) => (data, Self::NetName(name)),
+                Err(_) => (data, Self::Other { kind, data: bytes.to_vec() }),
             },
             COMPRESSION => {
-                let count = r.u16("compression.CompressionAlgorithmCount")?;
-                r.skip(2, "compression.Padding")?;
-                let flags = r.u32("compression.Flags")?;
-                let algorithms = u16_list(&mut r, count, "compression.CompressionAlgorithms")?;
-                Context::Compression { flags, algorithms }
+                let (i, (count, _, flags)) = (
+                    size16("compression.CompressionAlgorithmCount"),
+                    skip(2, "compression.Padding"),
+                    u32("compression.Flags"),
+                )
+                    .parse(data)?;
+                let (i, algorithms) = u16_list(count, "compression.CompressionAlgorithms")(i)?;
+                (i, Self::Compression { flags, algorithms })
             }
-            kind => Context::Other { kind, data: data.to_vec() },
-        })
+            kind => (data, Self::Other { kind, data: bytes.to_vec() }),
+        };
+        Ok((i, context))
     }
 
     /// `ContextType`.
@@ -224,22 +234,24 @@ impl Context {
         }
     }
 
-    fn parse_list(bytes: &[u8], count: u16) -> Result<Vec<Self>> {
-        let mut r = Reader::new(bytes);
-        let mut list = Vec::new();
+    fn parse_list(list: Input<'_>, count: u16) -> std::result::Result<Vec<Self>, Failed> {
+        // Each begins at a multiple of 8 from the first.
+        let mut left = list.rebased();
+        let mut contexts = Vec::new();
         for index in 0..count {
-            if index > 0 {
-                let over = r.position() % 8;
-                if over != 0 {
-                    r.skip(8 - over, "negotiate context padding")?;
-                }
-            }
-            let kind = r.u16("negotiate context type")?;
-            let len = r.u16("negotiate context length")?;
-            r.skip(4, "negotiate context reserved")?;
-            list.push(Self::parse(kind, r.bytes(len.into(), "negotiate context data")?)?);
+            let padding = if index > 0 { 8 } else { 1 };
+            let (i, ((), kind, len, ())) = (
+                align(padding, "negotiate context padding"),
+                u16("negotiate context type"),
+                size16("negotiate context length"),
+                skip(4, "negotiate context reserved"),
+            )
+                .parse(left)?;
+            let (i, data) = part(len, "negotiate context data")(i)?;
+            contexts.push(Self::parse(kind, data)?.1);
+            left = i;
         }
-        Ok(list)
+        Ok(contexts)
     }
 
     fn encode_list(list: &[Self], out: &mut Vec<u8>) {
@@ -256,7 +268,7 @@ impl Context {
     }
 }
 
-/// NEGOTIATE request.
+/// NEGOTIATE request: offers dialects and what the client can do (MS-SMB2 2.2.3).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// Whether the client signs.
@@ -272,36 +284,41 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(36, "negotiate.StructureSize")?;
-        let count = r.u16("negotiate.DialectCount")?;
-        let security_mode = SecurityMode(r.u16("negotiate.SecurityMode")?);
-        r.skip(2, "negotiate.Reserved")?;
-        let capabilities = Capabilities(r.u32("negotiate.Capabilities")?);
-        let client_guid = r.array("negotiate.ClientGuid")?;
-        let context_offset = r.u32("negotiate.NegotiateContextOffset")? as usize;
-        let context_count = r.u16("negotiate.NegotiateContextCount")?;
-        r.skip(2, "negotiate.Reserved2")?;
-        let dialects: Vec<_> =
-            u16_list(&mut r, count, "negotiate.Dialects")?.into_iter().map(Dialect).collect();
-        let contexts = if dialects.contains(&Dialect::SMB_3_1_1) {
-            let start = context_offset.checked_sub(HEADER_LEN).filter(|at| *at <= body.len());
-            let start = start.ok_or(WireError::Outside {
-                field: "negotiate.NegotiateContextList",
-                offset: context_offset,
-                len: 0,
-                have: body.len(),
-            })?;
-            Context::parse_list(&body[start..], context_count)?
-        } else {
-            Vec::new()
-        };
-        Ok(Self { security_mode, capabilities, client_guid, dialects, contexts })
+    /// Reads the body of a NEGOTIATE request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or (3.1.1) the contexts are outside of
+    /// it or malformed.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, count, security_mode, _, capabilities)) = (
+                structure_size(36, "negotiate.StructureSize"),
+                size16("negotiate.DialectCount"),
+                u16("negotiate.SecurityMode").map(SecurityMode),
+                skip(2, "negotiate.Reserved"),
+                u32("negotiate.Capabilities").map(Capabilities),
+            )
+                .parse(input)?;
+            let (i, (client_guid, context_offset, context_count, _)) = (
+                array("negotiate.ClientGuid"),
+                size32("negotiate.NegotiateContextOffset"),
+                u16("negotiate.NegotiateContextCount"),
+                skip(2, "negotiate.Reserved2"),
+            )
+                .parse(i)?;
+            let dialect = u16("negotiate.Dialects").map(Dialect);
+            let (i, dialects) = counted(count, 2, "negotiate.Dialects", dialect).parse(i)?;
+            let contexts = if dialects.contains(&Dialect::SMB_3_1_1) {
+                let list = from(input, context_offset, "negotiate.NegotiateContextList")?;
+                Context::parse_list(list, context_count)?
+            } else {
+                Vec::new()
+            };
+            Ok((i, Self { security_mode, capabilities, client_guid, dialects, contexts }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a NEGOTIATE request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u16(36);
@@ -322,7 +339,7 @@ impl Request {
     }
 }
 
-/// NEGOTIATE response.
+/// NEGOTIATE response: names the dialect and what the server can do (MS-SMB2 2.2.4).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response {
     /// Whether the server signs.
@@ -348,49 +365,60 @@ pub struct Response {
 }
 
 impl Response {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(65, "negotiate.StructureSize")?;
-        let security_mode = SecurityMode(r.u16("negotiate.SecurityMode")?);
-        let dialect = Dialect(r.u16("negotiate.DialectRevision")?);
-        let context_count = r.u16("negotiate.NegotiateContextCount")?;
-        let server_guid = r.array("negotiate.ServerGuid")?;
-        let capabilities = Capabilities(r.u32("negotiate.Capabilities")?);
-        let max_transact_size = r.u32("negotiate.MaxTransactSize")?;
-        let max_read_size = r.u32("negotiate.MaxReadSize")?;
-        let max_write_size = r.u32("negotiate.MaxWriteSize")?;
-        let system_time = r.u64("negotiate.SystemTime")?;
-        r.skip(8, "negotiate.ServerStartTime")?;
-        let offset = r.u16("negotiate.SecurityBufferOffset")?.into();
-        let len = r.u16("negotiate.SecurityBufferLength")?.into();
-        let context_offset = r.u32("negotiate.NegotiateContextOffset")? as usize;
-        let security_buffer = body_region(&r, offset, len, "negotiate.Buffer")?.to_vec();
-        let contexts = if dialect == Dialect::SMB_3_1_1 {
-            let start = context_offset.checked_sub(HEADER_LEN).filter(|at| *at <= body.len());
-            let start = start.ok_or(WireError::Value {
-                field: "negotiate.NegotiateContextOffset",
-                value: context_offset as u64,
-            })?;
-            Context::parse_list(&body[start..], context_count)?
-        } else {
-            Vec::new()
-        };
-        Ok(Self {
-            security_mode,
-            dialect,
-            server_guid,
-            capabilities,
-            max_transact_size,
-            max_read_size,
-            max_write_size,
-            system_time,
-            security_buffer,
-            contexts,
+    /// Reads the body of a NEGOTIATE response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, the token is outside of it, or (3.1.1)
+    /// the contexts are outside of it or malformed.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, security_mode, dialect, context_count, server_guid, capabilities)) = (
+                structure_size(65, "negotiate.StructureSize"),
+                u16("negotiate.SecurityMode").map(SecurityMode),
+                u16("negotiate.DialectRevision").map(Dialect),
+                u16("negotiate.NegotiateContextCount"),
+                array("negotiate.ServerGuid"),
+                u32("negotiate.Capabilities").map(Capabilities),
+            )
+                .parse(input)?;
+            let (i, (max_transact_size, max_read_size, max_write_size, system_time, _)) = (
+                u32("negotiate.MaxTransactSize"),
+                u32("negotiate.MaxReadSize"),
+                u32("negotiate.MaxWriteSize"),
+                u64("negotiate.SystemTime"),
+                skip(8, "negotiate.ServerStartTime"),
+            )
+                .parse(i)?;
+            let (i, (offset, len, context_offset)) = (
+                size16("negotiate.SecurityBufferOffset"),
+                size16("negotiate.SecurityBufferLength"),
+                size32("negotiate.NegotiateContextOffset"),
+            )
+                .parse(i)?;
+            let security_buffer = region(input, offset, len, "negotiate.Buffer")?.bytes().to_vec();
+            let contexts = if dialect == Dialect::SMB_3_1_1 {
+                let list = from(input, context_offset, "negotiate.NegotiateContextOffset")?;
+                Context::parse_list(list, context_count)?
+            } else {
+                Vec::new()
+            };
+            let response = Self {
+                security_mode,
+                dialect,
+                server_guid,
+                capabilities,
+                max_transact_size,
+                max_read_size,
+                max_write_size,
+                system_time,
+                security_buffer,
+                contexts,
+            };
+            Ok((i, response))
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a NEGOTIATE response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u16(65);

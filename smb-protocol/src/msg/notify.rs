@@ -1,12 +1,15 @@
 //! CHANGE_NOTIFY request (MS-SMB2 2.2.35); the response is
 //! [`super::query_directory::Response`].
 
+use nom::Parser;
+
 use crate::{
     flag_set,
-    header::file_id,
+    header::{body, file_id},
     ids::FileId,
     name, open_enum,
-    wire::{Put, Reader, Result, len32},
+    parse::{self, Input, Parsed, size32, structure_size, text, u16, u32},
+    wire::{Put, Result, len32},
 };
 
 flag_set! {
@@ -96,29 +99,44 @@ impl Event {
     }
 
     /// Reads the content of an answer.
-    pub fn parse_all(mut bytes: &[u8]) -> Result<Vec<Self>> {
+    ///
+    /// # Errors
+    /// An entry ends before its name does, or its name is not UTF-16.
+    pub fn parse_all(bytes: &[u8]) -> Result<Vec<Self>> {
         let mut events = Vec::new();
-        while !bytes.is_empty() {
-            let mut r = Reader::new(bytes);
-            let next = r.u32("notify.NextEntryOffset")? as usize;
-            let action = Action(r.u32("notify.Action")?);
-            let len = r.u32("notify.FileNameLength")? as usize;
-            let name = name::utf16(r.bytes(len, "notify.FileName")?, "notify.FileName")?;
-            events.push(Self { action, name });
+        let mut left = Input::new(bytes);
+        while !left.is_empty() {
+            let mut behind = left;
+            let (event, next) = parse::step(&mut behind, event)?;
+            events.push(event);
             if next == 0 {
                 break;
             }
-            // An entry that does not end in itself would be read for ever.
-            bytes = bytes.get(next.max(12)..).unwrap_or_default();
+            // The next one begins where this one ends at the earliest: entries that overlap would be
+            // more than was sent, or without an end.
+            let next = left.position().saturating_add(next).max(behind.position());
+            left = parse::from(left, next, "notify.NextEntryOffset").unwrap_or(Input::new(&[]));
         }
         Ok(events)
     }
 }
 
+/// Reads an entry, and how far behind its beginning the next one begins.
+fn event(input: Input<'_>) -> Parsed<'_, (Event, usize)> {
+    let (i, (next, action, len)) = (
+        size32("notify.NextEntryOffset"),
+        u32("notify.Action").map(Action),
+        size32("notify.FileNameLength"),
+    )
+        .parse(input)?;
+    let (i, name) = text(len, "notify.FileName")(i)?;
+    Ok((i, (Event { action, name }, next)))
+}
+
 /// `SMB2_WATCH_TREE`: everything below, not the directory alone.
 pub const WATCH_TREE: u16 = 1;
 
-/// CHANGE_NOTIFY request.
+/// CHANGE_NOTIFY request: waits for changes in a folder (MS-SMB2 2.2.35).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Request {
     /// [`WATCH_TREE`] or 0.
@@ -132,17 +150,28 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(32, "change_notify.StructureSize")?;
-        let flags = r.u16("change_notify.Flags")?;
-        let output_len = r.u32("change_notify.OutputBufferLength")?;
-        let file_id = file_id(&mut r, "change_notify.FileId")?;
-        Ok(Self { flags, output_len, file_id, filter: r.u32("change_notify.CompletionFilter")? })
+    /// Reads the body of a CHANGE_NOTIFY request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let fields = (
+            structure_size(32, "change_notify.StructureSize"),
+            u16("change_notify.Flags"),
+            u32("change_notify.OutputBufferLength"),
+            file_id("change_notify.FileId"),
+            u32("change_notify.CompletionFilter"),
+        );
+        let request = fields.map(|((), flags, output_len, file_id, filter)| Self {
+            flags,
+            output_len,
+            file_id,
+            filter,
+        });
+        parse::run(body(bytes), request)
     }
 
-    /// Appends the body.
+    /// Appends the body of a CHANGE_NOTIFY request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(32);
         out.put_u16(self.flags);
@@ -167,6 +196,21 @@ mod tests {
             let bytes = Event::encode_all(&events);
             prop_assert!(bytes.len() <= events.iter().map(Event::wire_len).sum());
             prop_assert_eq!(Event::parse_all(&bytes).unwrap(), events);
+        }
+
+        #[test]
+        fn names_take_no_more_than_was_sent(len in 0u32..2000, next in 0u32..40, count in 1usize..40) {
+            let mut bytes = Vec::new();
+            for _ in 0..count {
+                bytes.put_u32(next);
+                bytes.put_u32(1);
+                bytes.put_u32(len);
+                bytes.put_zeros(next.saturating_sub(12) as usize);
+            }
+            if let Ok(events) = Event::parse_all(&bytes) {
+                let names: usize = events.iter().map(|e| e.name.encode_utf16().count() * 2).sum();
+                prop_assert!(names <= bytes.len());
+            }
         }
 
         #[test]

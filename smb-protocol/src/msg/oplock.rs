@@ -1,11 +1,14 @@
 //! OPLOCK_BREAK: notification, acknowledgement and response of oplocks have one shape
 //! (MS-SMB2 2.2.23.1, 2.2.24.1, 2.2.25.1), those of leases others (2.2.23.2, 2.2.24.2, 2.2.25.2).
 
+use nom::Parser;
+
 use crate::{
-    header::file_id,
+    header::{body, file_id},
     ids::FileId,
     open_enum,
-    wire::{Put, Reader, Result, WireError},
+    parse::{self, Input, Parsed, array, skip, u8, u16, u32},
+    wire::{Put, Result},
 };
 
 open_enum! {
@@ -34,7 +37,7 @@ pub struct OplockBreak {
 }
 
 impl OplockBreak {
-    /// Appends the body.
+    /// Appends the body of an oplock break to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(24);
         out.put_u8(self.level.0);
@@ -53,7 +56,7 @@ pub struct LeaseAck {
 }
 
 impl LeaseAck {
-    /// Appends the body.
+    /// Appends the body of an acknowledgement to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(36);
         out.put_zeros(6);
@@ -63,7 +66,7 @@ impl LeaseAck {
     }
 }
 
-/// Lease break notification.
+/// Lease break notification: the server takes back what a client may cache (MS-SMB2 2.2.23.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LeaseBreak {
     /// Epoch of leases v2.
@@ -79,7 +82,7 @@ pub struct LeaseBreak {
 }
 
 impl LeaseBreak {
-    /// Appends the body.
+    /// Appends the body of a notification to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(44);
         out.put_u16(self.epoch);
@@ -89,6 +92,34 @@ impl LeaseBreak {
         out.put_u32(self.new);
         out.put_zeros(12);
     }
+}
+
+fn oplock_break(input: Input<'_>) -> Parsed<'_, OplockBreak> {
+    (
+        u8("oplock_break.OplockLevel").map(OplockLevel),
+        skip(5, "oplock_break.Reserved"),
+        file_id("oplock_break.FileId"),
+    )
+        .map(|(level, (), file_id)| OplockBreak { level, file_id })
+        .parse(input)
+}
+
+fn lease_ack(input: Input<'_>) -> Parsed<'_, LeaseAck> {
+    (skip(6, "lease_break.Reserved"), array("lease_break.LeaseKey"), u32("lease_break.LeaseState"))
+        .map(|((), key, state)| LeaseAck { key, state })
+        .parse(input)
+}
+
+fn lease_break(input: Input<'_>) -> Parsed<'_, LeaseBreak> {
+    (
+        u16("lease_break.NewEpoch"),
+        u32("lease_break.Flags"),
+        array("lease_break.LeaseKey"),
+        u32("lease_break.CurrentLeaseState"),
+        u32("lease_break.NewLeaseState"),
+    )
+        .map(|(epoch, flags, key, current, new)| LeaseBreak { epoch, flags, key, current, new })
+        .parse(input)
 }
 
 /// A body of command OPLOCK_BREAK, told apart by its structure size.
@@ -103,7 +134,7 @@ pub enum Message {
 }
 
 impl Message {
-    /// Appends the body.
+    /// Appends the body, whichever it is, to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Message::Oplock(message) => message.encode(out),
@@ -112,38 +143,16 @@ impl Message {
         }
     }
 
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        Ok(match r.u16("oplock_break.StructureSize")? {
-            24 => {
-                let level = OplockLevel(r.u8("oplock_break.OplockLevel")?);
-                r.skip(5, "oplock_break.Reserved")?;
-                Message::Oplock(OplockBreak {
-                    level,
-                    file_id: file_id(&mut r, "oplock_break.FileId")?,
-                })
-            }
-            36 => {
-                r.skip(6, "lease_break.Reserved")?;
-                Message::LeaseAck(LeaseAck {
-                    key: r.array("lease_break.LeaseKey")?,
-                    state: r.u32("lease_break.LeaseState")?,
-                })
-            }
-            44 => Message::LeaseBreak(LeaseBreak {
-                epoch: r.u16("lease_break.NewEpoch")?,
-                flags: r.u32("lease_break.Flags")?,
-                key: r.array("lease_break.LeaseKey")?,
-                current: r.u32("lease_break.CurrentLeaseState")?,
-                new: r.u32("lease_break.NewLeaseState")?,
-            }),
-            other => {
-                return Err(WireError::Value {
-                    field: "oplock_break.StructureSize",
-                    value: other.into(),
-                });
-            }
+    /// Reads the body of any of the three, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of a structure that no such message has.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| match u16("oplock_break.StructureSize")(input)? {
+            (i, 24) => oplock_break.map(Message::Oplock).parse(i),
+            (i, 36) => lease_ack.map(Message::LeaseAck).parse(i),
+            (i, 44) => lease_break.map(Message::LeaseBreak).parse(i),
+            (_, other) => Err(input.impossible("oplock_break.StructureSize", other)),
         })
     }
 }

@@ -1,12 +1,15 @@
 //! QUERY_DIRECTORY (MS-SMB2 2.2.33, 2.2.34).
 
+use nom::Parser;
+
 use crate::{
     flag_set,
     fscc::InfoClass,
-    header::{HEADER_LEN, file_id},
+    header::{HEADER_LEN, body, file_id},
     ids::FileId,
     name,
-    wire::{Put, Reader, Result, body_region, len16, len32},
+    parse::{self, region, size16, size32, structure_size, u8, u32, utf16},
+    wire::{Put, Result, len16, len32},
 };
 
 flag_set! {
@@ -23,7 +26,7 @@ flag_set! {
     }
 }
 
-/// QUERY_DIRECTORY request.
+/// QUERY_DIRECTORY request: asks for entries of a folder (MS-SMB2 2.2.33).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// Shape of the entries.
@@ -41,23 +44,31 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(33, "query_directory.StructureSize")?;
-        let class = InfoClass(r.u8("query_directory.FileInformationClass")?);
-        let flags = Flags(r.u8("query_directory.Flags")?);
-        let file_index = r.u32("query_directory.FileIndex")?;
-        let file_id = file_id(&mut r, "query_directory.FileId")?;
-        let offset = r.u16("query_directory.FileNameOffset")?.into();
-        let len = r.u16("query_directory.FileNameLength")?.into();
-        let output_len = r.u32("query_directory.OutputBufferLength")?;
-        let pattern = body_region(&r, offset, len, "query_directory.Buffer")?;
-        let pattern = name::utf16(pattern, "query_directory.FileName")?;
-        Ok(Self { class, flags, file_index, file_id, output_len, pattern })
+    /// Reads the body of a QUERY_DIRECTORY request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or the pattern is outside of it or not
+    /// UTF-16.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, class, flags, file_index, file_id, offset, len, output_len)) = (
+                structure_size(33, "query_directory.StructureSize"),
+                u8("query_directory.FileInformationClass").map(InfoClass),
+                u8("query_directory.Flags").map(Flags),
+                u32("query_directory.FileIndex"),
+                file_id("query_directory.FileId"),
+                size16("query_directory.FileNameOffset"),
+                size16("query_directory.FileNameLength"),
+                u32("query_directory.OutputBufferLength"),
+            )
+                .parse(input)?;
+            let pattern = region(input, offset, len, "query_directory.Buffer")?;
+            let pattern = utf16(pattern, "query_directory.FileName")?;
+            Ok((i, Self { class, flags, file_index, file_id, output_len, pattern }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a QUERY_DIRECTORY request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let pattern = name::to_utf16(&self.pattern);
         out.put_u16(33);
@@ -81,16 +92,23 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(9, "output.StructureSize")?;
-        let offset = r.u16("output.OutputBufferOffset")?.into();
-        let len = r.u32("output.OutputBufferLength")? as usize;
-        Ok(Self { output: body_region(&r, offset, len, "output.Buffer")? })
+    /// Reads the body of such a response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, offset, len)) = (
+                structure_size(9, "output.StructureSize"),
+                size16("output.OutputBufferOffset"),
+                size32("output.OutputBufferLength"),
+            )
+                .parse(input)?;
+            Ok((i, Self { output: region(input, offset, len, "output.Buffer")?.bytes() }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of such a response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(9);
         out.put_u16(len16(HEADER_LEN + 8));

@@ -1,12 +1,15 @@
 //! QUERY_INFO request (MS-SMB2 2.2.37); the response is
 //! [`super::query_directory::Response`].
 
+use nom::Parser;
+
 use crate::{
     fscc::InfoClass,
-    header::{HEADER_LEN, file_id},
+    header::{HEADER_LEN, body, file_id},
     ids::FileId,
     open_enum,
-    wire::{Put, Reader, Result, body_region, len16, len32},
+    parse::{self, region, size16, size32, skip, structure_size, u8, u32},
+    wire::{Put, Result, len16, len32},
 };
 
 open_enum! {
@@ -23,7 +26,7 @@ open_enum! {
     }
 }
 
-/// QUERY_INFO request.
+/// QUERY_INFO request: asks about a file, a file system or a security descriptor (MS-SMB2 2.2.37).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// What kind of information.
@@ -43,24 +46,32 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(41, "query_info.StructureSize")?;
-        let info_type = InfoType(r.u8("query_info.InfoType")?);
-        let class = InfoClass(r.u8("query_info.FileInfoClass")?);
-        let output_len = r.u32("query_info.OutputBufferLength")?;
-        let offset = r.u16("query_info.InputBufferOffset")?.into();
-        r.skip(2, "query_info.Reserved")?;
-        let len = r.u32("query_info.InputBufferLength")? as usize;
-        let additional = r.u32("query_info.AdditionalInformation")?;
-        let flags = r.u32("query_info.Flags")?;
-        let file_id = file_id(&mut r, "query_info.FileId")?;
-        let input = body_region(&r, offset, len, "query_info.Buffer")?;
-        Ok(Self { info_type, class, output_len, additional, flags, file_id, input })
+    /// Reads the body of a QUERY_INFO request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, info_type, class, output_len, offset, _, len, additional, flags, file_id)) =
+                (
+                    structure_size(41, "query_info.StructureSize"),
+                    u8("query_info.InfoType").map(InfoType),
+                    u8("query_info.FileInfoClass").map(InfoClass),
+                    u32("query_info.OutputBufferLength"),
+                    size16("query_info.InputBufferOffset"),
+                    skip(2, "query_info.Reserved"),
+                    size32("query_info.InputBufferLength"),
+                    u32("query_info.AdditionalInformation"),
+                    u32("query_info.Flags"),
+                    file_id("query_info.FileId"),
+                )
+                    .parse(input)?;
+            let data = region(input, offset, len, "query_info.Buffer")?.bytes();
+            Ok((i, Self { info_type, class, output_len, additional, flags, file_id, input: data }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a QUERY_INFO request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(41);
         out.put_u8(self.info_type.0);

@@ -1,15 +1,18 @@
 //! READ (MS-SMB2 2.2.19, 2.2.20).
 
+use nom::Parser;
+
 use crate::{
-    header::{HEADER_LEN, file_id},
+    header::{HEADER_LEN, body, file_id},
     ids::FileId,
-    wire::{Put, Reader, Result, body_region},
+    parse::{self, region, size8, size16, size32, skip, structure_size, u8, u32, u64},
+    wire::{Put, Result},
 };
 
 /// `SMB2_READFLAG_READ_UNBUFFERED` (3.0.2 and later).
 pub const UNBUFFERED: u8 = 1;
 
-/// READ request.
+/// READ request: asks for bytes of a file (MS-SMB2 2.2.19).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Where the client would like the data to start in the response.
@@ -33,35 +36,46 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(49, "read.StructureSize")?;
-        let padding = r.u8("read.Padding")?;
-        let flags = r.u8("read.Flags")?;
-        let length = r.u32("read.Length")?;
-        let offset = r.u64("read.Offset")?;
-        let file_id = file_id(&mut r, "read.FileId")?;
-        let minimum_count = r.u32("read.MinimumCount")?;
-        let channel = r.u32("read.Channel")?;
-        let remaining = r.u32("read.RemainingBytes")?;
-        let info_offset = r.u16("read.ReadChannelInfoOffset")?.into();
-        let info_len = r.u16("read.ReadChannelInfoLength")?.into();
-        let channel_info = body_region(&r, info_offset, info_len, "read.Buffer")?;
-        Ok(Self {
-            padding,
-            flags,
-            length,
-            offset,
-            file_id,
-            minimum_count,
-            channel,
-            remaining,
-            channel_info,
+    /// Reads the body of a READ request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, padding, flags, length, offset, file_id)) = (
+                structure_size(49, "read.StructureSize"),
+                u8("read.Padding"),
+                u8("read.Flags"),
+                u32("read.Length"),
+                u64("read.Offset"),
+                file_id("read.FileId"),
+            )
+                .parse(input)?;
+            let (i, (minimum_count, channel, remaining, info_offset, info_len)) = (
+                u32("read.MinimumCount"),
+                u32("read.Channel"),
+                u32("read.RemainingBytes"),
+                size16("read.ReadChannelInfoOffset"),
+                size16("read.ReadChannelInfoLength"),
+            )
+                .parse(i)?;
+            let channel_info = region(input, info_offset, info_len, "read.Buffer")?.bytes();
+            let request = Self {
+                padding,
+                flags,
+                length,
+                offset,
+                file_id,
+                minimum_count,
+                channel,
+                remaining,
+                channel_info,
+            };
+            Ok((i, request))
         })
     }
 
-    /// Appends the body.
+    /// Appends the body of a READ request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(49);
         out.put_u8(self.padding);
@@ -86,7 +100,7 @@ impl<'a> Request<'a> {
 /// Where the data starts in a READ response, from the header.
 pub const DATA_OFFSET: usize = HEADER_LEN + 16;
 
-/// READ response.
+/// READ response: has the bytes that were read (MS-SMB2 2.2.20).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response<'a> {
     /// Bytes read.
@@ -96,18 +110,25 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(17, "read.StructureSize")?;
-        let offset = r.u8("read.DataOffset")?.into();
-        r.skip(1, "read.Reserved")?;
-        let len = r.u32("read.DataLength")? as usize;
-        let remaining = r.u32("read.DataRemaining")?;
-        Ok(Self { data: body_region(&r, offset, len, "read.Buffer")?, remaining })
+    /// Reads the body of a READ response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, offset, _, len, remaining)) = (
+                structure_size(17, "read.StructureSize"),
+                size8("read.DataOffset"),
+                skip(1, "read.Reserved"),
+                size32("read.DataLength"),
+                u32("read.DataRemaining"),
+            )
+                .parse(input)?;
+            Ok((i, Self { data: region(input, offset, len, "read.Buffer")?.bytes(), remaining }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a READ response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put(&Self::prefix(crate::wire::len32(self.data.len()), self.remaining));
         out.put(self.data);

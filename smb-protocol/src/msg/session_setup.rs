@@ -1,10 +1,13 @@
 //! SESSION_SETUP (MS-SMB2 2.2.5, 2.2.6).
 
+use nom::Parser;
+
 use crate::{
     flag_set,
-    header::HEADER_LEN,
+    header::{HEADER_LEN, body},
     ids::SessionId,
-    wire::{Put, Reader, Result, body_region, len16},
+    parse::{self, region, size16, skip, structure_size, u8, u16, u32, u64},
+    wire::{Put, Result, len16},
 };
 
 flag_set! {
@@ -27,7 +30,7 @@ flag_set! {
     }
 }
 
-/// SESSION_SETUP request.
+/// SESSION_SETUP request: carries a client's token of authentication (MS-SMB2 2.2.5).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Flags.
@@ -43,22 +46,31 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(25, "session_setup.StructureSize")?;
-        let flags = RequestFlags(r.u8("session_setup.Flags")?);
-        let security_mode = r.u8("session_setup.SecurityMode")?;
-        let capabilities = r.u32("session_setup.Capabilities")?;
-        r.skip(4, "session_setup.Channel")?;
-        let offset = r.u16("session_setup.SecurityBufferOffset")?.into();
-        let len = r.u16("session_setup.SecurityBufferLength")?.into();
-        let previous_session = SessionId(r.u64("session_setup.PreviousSessionId")?);
-        let security_buffer = body_region(&r, offset, len, "session_setup.Buffer")?;
-        Ok(Self { flags, security_mode, capabilities, previous_session, security_buffer })
+    /// Reads the body of a SESSION_SETUP request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, flags, security_mode, capabilities, _, offset, len, previous_session)) = (
+                structure_size(25, "session_setup.StructureSize"),
+                u8("session_setup.Flags").map(RequestFlags),
+                u8("session_setup.SecurityMode"),
+                u32("session_setup.Capabilities"),
+                skip(4, "session_setup.Channel"),
+                size16("session_setup.SecurityBufferOffset"),
+                size16("session_setup.SecurityBufferLength"),
+                u64("session_setup.PreviousSessionId").map(SessionId),
+            )
+                .parse(input)?;
+            let security_buffer = region(input, offset, len, "session_setup.Buffer")?.bytes();
+            let request =
+                Self { flags, security_mode, capabilities, previous_session, security_buffer };
+            Ok((i, request))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a SESSION_SETUP request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(25);
         out.put_u8(self.flags.0);
@@ -72,7 +84,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// SESSION_SETUP response.
+/// SESSION_SETUP response: carries the server's token (MS-SMB2 2.2.6).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response<'a> {
     /// Flags.
@@ -82,18 +94,25 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(9, "session_setup.StructureSize")?;
-        let flags = SessionFlags(r.u16("session_setup.SessionFlags")?);
-        let offset = r.u16("session_setup.SecurityBufferOffset")?.into();
-        let len = r.u16("session_setup.SecurityBufferLength")?.into();
-        let security_buffer = body_region(&r, offset, len, "session_setup.Buffer")?;
-        Ok(Self { flags, security_buffer })
+    /// Reads the body of a SESSION_SETUP response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, flags, offset, len)) = (
+                structure_size(9, "session_setup.StructureSize"),
+                u16("session_setup.SessionFlags").map(SessionFlags),
+                size16("session_setup.SecurityBufferOffset"),
+                size16("session_setup.SecurityBufferLength"),
+            )
+                .parse(input)?;
+            let security_buffer = region(input, offset, len, "session_setup.Buffer")?.bytes();
+            Ok((i, Self { flags, security_buffer }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a SESSION_SETUP response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(9);
         out.put_u16(self.flags.0);

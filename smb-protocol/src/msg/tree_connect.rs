@@ -1,10 +1,13 @@
 //! TREE_CONNECT (MS-SMB2 2.2.9, 2.2.10).
 
+use nom::Parser;
+
 use crate::{
     flag_set,
-    header::HEADER_LEN,
+    header::{HEADER_LEN, body},
     name, open_enum,
-    wire::{Put, Reader, Result, body_region, len16},
+    parse::{self, region, size16, skip, structure_size, u8, u16, u32, utf16},
+    wire::{Put, Result, len16},
 };
 
 open_enum! {
@@ -55,7 +58,7 @@ flag_set! {
     }
 }
 
-/// TREE_CONNECT request.
+/// TREE_CONNECT request: asks for a share (MS-SMB2 2.2.9).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// Flags (3.1.1).
@@ -65,24 +68,31 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(9, "tree_connect.StructureSize")?;
-        let flags = r.u16("tree_connect.Flags")?;
-        let mut offset = usize::from(r.u16("tree_connect.PathOffset")?);
-        let len = r.u16("tree_connect.PathLength")?.into();
+    /// Reads the body of a TREE_CONNECT request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or the path is outside of it or not
+    /// UTF-16.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
         const EXTENSION_PRESENT: u16 = 4;
-        if flags & EXTENSION_PRESENT != 0 {
-            // MS-SMB2 2.2.9.1: the path then stands in the extension, counted from its start,
-            // which is where the fixed fields end.
-            offset = offset.max(HEADER_LEN + 8);
-        }
-        let path = body_region(&r, offset, len, "tree_connect.Buffer")?;
-        Ok(Self { flags, path: name::utf16(path, "tree_connect.PathName")? })
+        parse::with(body(bytes), |input| {
+            let (i, (_, flags, offset, len)) = (
+                structure_size(9, "tree_connect.StructureSize"),
+                u16("tree_connect.Flags"),
+                size16("tree_connect.PathOffset"),
+                size16("tree_connect.PathLength"),
+            )
+                .parse(input)?;
+            // MS-SMB2 2.2.9.1: with an extension the path stands in it, counted from its start, which is
+            // where the fixed fields end.
+            let extended = flags & EXTENSION_PRESENT != 0;
+            let offset = if extended { offset.max(HEADER_LEN + 8) } else { offset };
+            let path = region(input, offset, len, "tree_connect.Buffer")?;
+            Ok((i, Self { flags, path: utf16(path, "tree_connect.PathName")? }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a TREE_CONNECT request to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let path = name::to_utf16(&self.path);
         out.put_u16(9);
@@ -93,7 +103,7 @@ impl Request {
     }
 }
 
-/// TREE_CONNECT response.
+/// TREE_CONNECT response: describes the share (MS-SMB2 2.2.10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response {
     /// What kind of share.
@@ -107,21 +117,29 @@ pub struct Response {
 }
 
 impl Response {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(16, "tree_connect.StructureSize")?;
-        let share_type = ShareType(r.u8("tree_connect.ShareType")?);
-        r.skip(1, "tree_connect.Reserved")?;
-        Ok(Self {
+    /// Reads the body of a TREE_CONNECT response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let fields = (
+            structure_size(16, "tree_connect.StructureSize"),
+            u8("tree_connect.ShareType").map(ShareType),
+            skip(1, "tree_connect.Reserved"),
+            u32("tree_connect.ShareFlags").map(ShareFlags),
+            u32("tree_connect.Capabilities").map(ShareCapabilities),
+            u32("tree_connect.MaximalAccess"),
+        );
+        let response = fields.map(|(_, share_type, _, flags, capabilities, maximal_access)| Self {
             share_type,
-            flags: ShareFlags(r.u32("tree_connect.ShareFlags")?),
-            capabilities: ShareCapabilities(r.u32("tree_connect.Capabilities")?),
-            maximal_access: r.u32("tree_connect.MaximalAccess")?,
-        })
+            flags,
+            capabilities,
+            maximal_access,
+        });
+        parse::run(body(bytes), response)
     }
 
-    /// Appends the body.
+    /// Appends the body of a TREE_CONNECT response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(16);
         out.put_u8(self.share_type.0);

@@ -1,9 +1,12 @@
 //! WRITE (MS-SMB2 2.2.21, 2.2.22).
 
+use nom::Parser;
+
 use crate::{
-    header::{HEADER_LEN, file_id},
+    header::{HEADER_LEN, body, file_id},
     ids::FileId,
-    wire::{Put, Reader, Result, body_region, len16, len32},
+    parse::{self, region, size16, skip, structure_size, u32, u64},
+    wire::{Put, Result, len16, len32},
 };
 
 /// `SMB2_WRITEFLAG_WRITE_THROUGH`: durable before the answer (2.1 and later).
@@ -13,7 +16,7 @@ pub const UNBUFFERED: u32 = 2;
 /// Where our requests put the data, from the header.
 pub const DATA_OFFSET: usize = HEADER_LEN + 48;
 
-/// WRITE request.
+/// WRITE request: has bytes to write to a file (MS-SMB2 2.2.21).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Where to write.
@@ -35,36 +38,53 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self> {
-        Self::parse_rest(body, 0)
+    /// Reads the body of a WRITE request, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        Self::parse_rest(bytes, 0)
     }
 
     /// Reads the body of a request out of which the first `taken` bytes of the data were taken, or
     /// all if there are not so many; `data` is what is left.
-    pub fn parse_rest(body: &'a [u8], taken: usize) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(49, "write.StructureSize")?;
-        let data_offset = r.u16("write.DataOffset")?.into();
-        let length = r.u32("write.Length")?;
-        let offset = r.u64("write.Offset")?;
-        let file_id = file_id(&mut r, "write.FileId")?;
-        let channel = r.u32("write.Channel")?;
-        let remaining = r.u32("write.RemainingBytes")?;
-        let info_offset = r.u16("write.WriteChannelInfoOffset")?.into();
-        let info_len = r.u16("write.WriteChannelInfoLength")?.into();
-        let flags = r.u32("write.Flags")?;
-        let channel_info = body_region(&r, info_offset, info_len, "write.ChannelInfo")?;
-        let left = (length as usize).saturating_sub(taken);
-        let data = body_region(&r, data_offset, left, "write.Buffer")?;
-        Ok(Self { offset, file_id, channel, remaining, flags, length, data, channel_info })
+    ///
+    /// # Errors
+    /// The body ends within a field or is of another structure, or a region is outside of it.
+    pub fn parse_rest(bytes: &'a [u8], taken: usize) -> Result<Self> {
+        parse::with(body(bytes), |input| {
+            let (i, (_, data_offset, length, offset, file_id)) = (
+                structure_size(49, "write.StructureSize"),
+                size16("write.DataOffset"),
+                u32("write.Length"),
+                u64("write.Offset"),
+                file_id("write.FileId"),
+            )
+                .parse(input)?;
+            let (i, (channel, remaining, info_offset, info_len, flags)) = (
+                u32("write.Channel"),
+                u32("write.RemainingBytes"),
+                size16("write.WriteChannelInfoOffset"),
+                size16("write.WriteChannelInfoLength"),
+                u32("write.Flags"),
+            )
+                .parse(i)?;
+            let channel_info = region(input, info_offset, info_len, "write.ChannelInfo")?.bytes();
+            let left = (length as usize).saturating_sub(taken);
+            let data = region(input, data_offset, left, "write.Buffer")?.bytes();
+            let request =
+                Self { offset, file_id, channel, remaining, flags, length, data, channel_info };
+            Ok((i, request))
+        })
     }
 
     /// Where the data stand, from the message's header; the rest of the body need not have come.
-    pub fn data_offset(body: &[u8]) -> Result<usize> {
-        let mut r = Reader::new(body);
-        r.structure_size(49, "write.StructureSize")?;
-        Ok(r.u16("write.DataOffset")?.into())
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn data_offset(bytes: &[u8]) -> Result<usize> {
+        let fields = (structure_size(49, "write.StructureSize"), size16("write.DataOffset"));
+        parse::run(body(bytes), fields.map(|((), offset)| offset))
     }
 
     /// Appends the body; `length` is taken from `data`.
@@ -87,7 +107,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// WRITE response.
+/// WRITE response: says how many bytes were written (MS-SMB2 2.2.22).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Response {
     /// Bytes written.
@@ -95,15 +115,20 @@ pub struct Response {
 }
 
 impl Response {
-    /// Reads the body.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.structure_size(17, "write.StructureSize")?;
-        r.skip(2, "write.Reserved")?;
-        Ok(Self { count: r.u32("write.Count")? })
+    /// Reads the body of a WRITE response, which starts behind the message's header.
+    ///
+    /// # Errors
+    /// The body ends within a field, or is of another structure.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let fields = (
+            structure_size(17, "write.StructureSize"),
+            skip(2, "write.Reserved"),
+            u32("write.Count"),
+        );
+        parse::run(body(bytes), fields.map(|(_, _, count)| Self { count }))
     }
 
-    /// Appends the body.
+    /// Appends the body of a WRITE response to a message that ends with its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(17);
         out.put_u32(self.count);

@@ -1,6 +1,9 @@
 //! AV_PAIR lists: names, time and flags that travel with NTLM messages (MS-NLMP 2.2.2.1).
 
+use nom::Parser;
+
 use super::{Error, FileTime, compute::utf16};
+use crate::parse::{self, Input, Parsed, bytes, size16, u16};
 
 /// Kind of an attribute.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -36,27 +39,30 @@ pub struct AvList<'a>(&'a [u8]);
 
 impl<'a> AvList<'a> {
     /// Checks that `bytes` are attributes up to an end mark. What follows the mark is ignored.
+    ///
+    /// # Errors
+    /// The bytes end before there is an end mark, or it has a value.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let bad = |what| Error::Malformed { message: "attribute list", what };
-        let mut rest = bytes;
+        let message = "attribute list";
+        let mut left = Input::new(bytes);
         loop {
-            let (id, value, next) = split(rest).ok_or(bad("ends within an attribute"))?;
-            rest = next;
-            if id == AvId::EOL {
-                if !value.is_empty() {
-                    return Err(bad("end mark with a value"));
+            let pair =
+                parse::step(&mut left, pair).map_err(|error| Error::Wire { message, error })?;
+            match pair {
+                (AvId::EOL, []) => return Ok(Self(&bytes[..left.position()])),
+                (AvId::EOL, _) => {
+                    return Err(Error::Malformed { message, what: "end mark with a value" });
                 }
-                return Ok(Self(&bytes[..bytes.len() - rest.len()]));
+                _ => {}
             }
         }
     }
 
     /// The attributes in order, without the end mark.
     pub fn iter(&self) -> impl Iterator<Item = (AvId, &'a [u8])> + use<'a> {
-        let mut rest = self.0;
+        let mut left = Input::new(self.0);
         std::iter::from_fn(move || {
-            let (id, value, next) = split(rest)?;
-            rest = next;
+            let (id, value) = parse::step(&mut left, pair).ok()?;
             (id != AvId::EOL).then_some((id, value))
         })
     }
@@ -80,12 +86,11 @@ impl<'a> AvList<'a> {
     }
 }
 
-fn split(bytes: &[u8]) -> Option<(AvId, &[u8], &[u8])> {
-    let (head, rest) = bytes.split_first_chunk::<4>()?;
-    let id = u16::from_le_bytes([head[0], head[1]]);
-    let len = u16::from_le_bytes([head[2], head[3]]);
-    let (value, rest) = rest.split_at_checked(usize::from(len))?;
-    Some((AvId(id), value, rest))
+/// Reads one attribute: its kind and value.
+fn pair(input: Input<'_>) -> Parsed<'_, (AvId, &[u8])> {
+    let (i, (id, len)) = (u16("AvId").map(AvId), size16("AvLen")).parse(input)?;
+    let (i, value) = bytes(len, "Value")(i)?;
+    Ok((i, (id, value)))
 }
 
 /// Builds an attribute list.
@@ -93,7 +98,7 @@ fn split(bytes: &[u8]) -> Option<(AvId, &[u8], &[u8])> {
 pub struct AvBuilder(Vec<u8>);
 
 impl AvBuilder {
-    /// An empty list.
+    /// A list without attributes yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

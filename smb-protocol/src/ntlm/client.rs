@@ -10,7 +10,7 @@ use super::{
 };
 use crate::crypto::{SecretKey, random};
 
-/// Who logs on.
+/// Who logs on: name, domain and what is known of the password.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     /// Name of the user.
@@ -73,7 +73,7 @@ impl Client {
         }
     }
 
-    /// The first message.
+    /// The first message, NEGOTIATE, with what this side can do.
     pub fn negotiate(&mut self) -> Vec<u8> {
         let bytes = Negotiate { flags: Self::OFFERED }.encode();
         self.negotiate = Some(bytes.clone());
@@ -82,6 +82,9 @@ impl Client {
 
     /// Answers the server's CHALLENGE with AUTHENTICATE. `now` is used when the server tells no
     /// time.
+    ///
+    /// # Errors
+    /// The challenge is malformed or out of order, or the server does not offer what NTLMv2 needs.
     pub fn authenticate(
         &mut self,
         challenge: &[u8],

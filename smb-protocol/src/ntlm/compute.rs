@@ -34,7 +34,7 @@ pub fn rc4(key: &[u8; 16], data: &mut [u8]) {
     cipher.apply_keystream(data);
 }
 
-/// Little-endian UTF-16.
+/// Text as little-endian UTF-16, as names and passwords enter the formulas.
 #[must_use]
 pub fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_le_bytes).collect()

@@ -11,7 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 pub struct NtHash([u8; 16]);
 
 impl NtHash {
-    /// Hashes a password.
+    /// The hash of a password (`NTOWFv1`, MS-NLMP 3.3.1).
     #[must_use]
     pub fn of_password(password: &str) -> Self {
         let mut utf16 = Zeroizing::new(Vec::with_capacity(password.len() * 2));

@@ -1,6 +1,12 @@
 //! NEGOTIATE, CHALLENGE and AUTHENTICATE (MS-NLMP 2.2.1).
 
+use nom::Parser;
+
 use super::{Error, compute::utf16, oem};
+use crate::{
+    WireError,
+    parse::{self, Failed, Input, Parsed, array, region, size16, size32, skip, such, u32},
+};
 
 /// NegotiateFlags (MS-NLMP 2.2.2.5). Unknown bits are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -81,72 +87,56 @@ pub fn is_ntlm(bytes: &[u8]) -> bool {
     bytes.starts_with(SIGNATURE)
 }
 
-/// Reads fixed fields and the payload ranges they point to.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    message: &'static str,
+/// Reads what every message begins with: `Signature` and `MessageType`.
+fn start<'a>(message_type: u32) -> impl Fn(Input<'a>) -> Parsed<'a, ()> {
+    move |input| match array("Signature")(input)? {
+        (i, signature) if signature == *SIGNATURE => {
+            let (i, _) = such(u32, "MessageType", |found| found == message_type)(i)?;
+            Ok((i, ()))
+        }
+        (_, other) => Err(input.impossible("Signature", u64::from_le_bytes(other))),
+    }
 }
 
-impl<'a> Reader<'a> {
-    fn new(
-        bytes: &'a [u8],
-        message: &'static str,
-        message_type: u32,
-        fixed: usize,
-    ) -> Result<Self, Error> {
-        let reader = Self { bytes, message };
-        if !is_ntlm(bytes) {
-            return Err(reader.bad("no NTLMSSP signature"));
-        }
-        if bytes.len() < fixed {
-            return Err(reader.bad("shorter than its fixed part"));
-        }
-        if reader.u32(8) != message_type {
-            return Err(reader.bad("wrong message type"));
-        }
-        Ok(reader)
-    }
+/// Length and offset of a part of the payload.
+type Place = (usize, usize);
 
+/// Reads length, maximum length, which says nothing, and offset of a part of the payload.
+fn place<'a>(field: &'static str) -> impl Parser<Input<'a>, Output = Place, Error = WireError> {
+    (size16(field), skip(2, field), size32(field)).map(|(len, (), offset)| (len, offset))
+}
+
+/// The message around the parser of its parts.
+struct Message {
+    name: &'static str,
+}
+
+impl Message {
     fn bad(&self, what: &'static str) -> Error {
-        Error::Malformed { message: self.message, what }
+        Error::Malformed { message: self.name, what }
     }
 
-    /// A number within the fixed part, whose presence `new` has checked.
-    fn u32(&self, at: usize) -> u32 {
-        let bytes = self.bytes[at..at + 4].try_into().expect("four bytes");
-        u32::from_le_bytes(bytes)
+    fn wire(&self, error: WireError) -> Error {
+        Error::Wire { message: self.name, error }
     }
 
-    /// Where the field described at `at` lies: its offset and bytes.
-    fn field(&self, at: usize) -> Result<(usize, &'a [u8]), Error> {
-        let len = usize::from(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]));
-        let offset = self.u32(at + 4) as usize;
-        if len == 0 {
-            return Ok((usize::MAX, &[]));
-        }
-        let end = offset.checked_add(len).ok_or(self.bad("field beyond the end"))?;
-        let bytes = self.bytes.get(offset..end).ok_or(self.bad("field beyond the end"))?;
-        Ok((offset, bytes))
-    }
-
-    fn string(&self, at: usize, flags: Flags) -> Result<String, Error> {
-        let (_, bytes) = self.field(at)?;
+    /// A name, written as the flags say.
+    fn text(&self, bytes: &[u8], flags: Flags) -> Result<String, Error> {
         if !flags.contains(Flags::UNICODE) {
             return Ok(oem::decode(bytes));
         }
-        from_utf16(bytes).ok_or(self.bad("name is not UTF-16"))
+        let text = parse::run(Input::new(bytes), parse::text(bytes.len(), "name"));
+        text.map_err(|_| self.bad("name is not UTF-16"))
     }
 }
 
-/// Decodes little-endian UTF-16, strictly.
-fn from_utf16(bytes: &[u8]) -> Option<String> {
-    let (units, rest) = bytes.as_chunks::<2>();
-    if !rest.is_empty() {
-        return None;
-    }
-    char::decode_utf16(units.iter().map(|unit| u16::from_le_bytes(*unit)))
-        .collect::<Result<_, _>>()
-        .ok()
+/// A part of the payload.
+fn payload<'a>(
+    whole: Input<'a>,
+    (len, offset): Place,
+    field: &'static str,
+) -> Result<&'a [u8], Failed> {
+    region(whole, offset, len, field).map(Input::bytes)
 }
 
 /// Writes the fixed part first and the payload behind it.
@@ -205,17 +195,21 @@ pub struct Negotiate {
 }
 
 impl Negotiate {
-    /// Reads a message.
+    /// Reads a message without a frame of SPNEGO.
+    ///
+    /// # Errors
+    /// It is no NEGOTIATE, is cut, or allows no character set.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let reader = Reader::new(bytes, "NEGOTIATE", 1, 16)?;
-        let flags = Flags(reader.u32(12));
+        const MESSAGE: Message = Message { name: "NEGOTIATE" };
+        let fields = (start(1), u32("NegotiateFlags").map(Flags));
+        let (_, flags) = parse::run(Input::new(bytes), fields).map_err(|e| MESSAGE.wire(e))?;
         match flags.has_strings() {
             true => Ok(Self { flags }),
-            false => Err(reader.bad(NO_STRINGS)),
+            false => Err(MESSAGE.bad(NO_STRINGS)),
         }
     }
 
-    /// The message's bytes.
+    /// The message's bytes, with the version where the flags have it.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new(1, 40);
@@ -227,7 +221,7 @@ impl Negotiate {
     }
 }
 
-/// CHALLENGE_MESSAGE.
+/// CHALLENGE_MESSAGE (MS-NLMP 2.2.1.2): what the server chose, and its nonce.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Challenge {
     /// What the server chose.
@@ -241,19 +235,33 @@ pub struct Challenge {
 }
 
 impl Challenge {
-    /// Reads a message.
+    /// Reads a message without a frame of SPNEGO.
+    ///
+    /// # Errors
+    /// It is no CHALLENGE, is cut, a part is outside of it, the name is not UTF-16, or the server does
+    /// not speak Unicode.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let reader = Reader::new(bytes, "CHALLENGE", 2, 48)?;
-        let flags = Flags(reader.u32(20));
+        const MESSAGE: Message = Message { name: "CHALLENGE" };
+        let (flags, server_challenge, name, info) = parse::with(Input::new(bytes), |input| {
+            let (i, ((), name, flags, challenge, (), info)) = (
+                start(2),
+                place("TargetName"),
+                u32("NegotiateFlags").map(Flags),
+                array("ServerChallenge"),
+                skip(8, "Reserved"),
+                place("TargetInfo"),
+            )
+                .parse(input)?;
+            let name = payload(input, name, "TargetName")?;
+            let info = payload(input, info, "TargetInfo")?;
+            Ok((i, (flags, challenge, name, info)))
+        })
+        .map_err(|e| MESSAGE.wire(e))?;
         if !flags.contains(Flags::UNICODE) {
             return Err(Error::Unsupported("Unicode"));
         }
-        Ok(Self {
-            flags,
-            server_challenge: bytes[24..32].try_into().expect("eight bytes"),
-            target_name: reader.string(12, flags)?,
-            target_info: reader.field(40)?.1.to_vec(),
-        })
+        let target_name = MESSAGE.text(name, flags)?;
+        Ok(Self { flags, server_challenge, target_name, target_info: info.to_vec() })
     }
 
     /// The message's bytes; strings are as the flags say.
@@ -272,7 +280,7 @@ impl Challenge {
     }
 }
 
-/// AUTHENTICATE_MESSAGE.
+/// AUTHENTICATE_MESSAGE (MS-NLMP 2.2.1.3): who the client is, and the proof.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Authenticate {
     /// What was negotiated.
@@ -297,33 +305,54 @@ impl Authenticate {
     /// Where the MIC lies in a message that has one.
     pub const MIC: std::ops::Range<usize> = 72..88;
 
-    /// Reads a message.
+    /// Reads flags, and where the parts of the payload are said to be, and these.
+    #[expect(clippy::type_complexity, reason = "six places and six parts, used once")]
+    fn parts(input: Input<'_>) -> Parsed<'_, (Flags, [Place; 6], [&[u8]; 6])> {
+        const FIELDS: [&str; 6] = [
+            "LmChallengeResponse",
+            "NtChallengeResponse",
+            "DomainName",
+            "UserName",
+            "Workstation",
+            "EncryptedRandomSessionKey",
+        ];
+        let (mut i, ()) = start(3)(input)?;
+        let (mut places, mut parts) = ([(0, 0); 6], [&[][..]; 6]);
+        for (at, field) in FIELDS.into_iter().enumerate() {
+            (i, places[at]) = place(field).parse(i)?;
+        }
+        let (i, flags) = u32("NegotiateFlags").map(Flags).parse(i)?;
+        for (at, field) in FIELDS.into_iter().enumerate() {
+            parts[at] = payload(input, places[at], field)?;
+        }
+        Ok((i, (flags, places, parts)))
+    }
+
+    /// Reads a message without a frame of SPNEGO.
+    ///
+    /// # Errors
+    /// It is no AUTHENTICATE, is cut, allows no character set, a part is outside of it, or a name is not
+    /// UTF-16.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let reader = Reader::new(bytes, "AUTHENTICATE", 3, 64)?;
-        let flags = Flags(reader.u32(60));
+        const MESSAGE: Message = Message { name: "AUTHENTICATE" };
+        let (flags, places, parts) =
+            parse::with(Input::new(bytes), Self::parts).map_err(|e| MESSAGE.wire(e))?;
         if !flags.has_strings() {
-            return Err(reader.bad(NO_STRINGS));
+            return Err(MESSAGE.bad(NO_STRINGS));
         }
-        let fields = [12, 20, 28, 36, 44, 52].map(|at| reader.field(at));
-        let mut payload_start = bytes.len();
-        for (offset, _) in fields.iter().flatten() {
-            payload_start = payload_start.min(*offset);
-        }
-        let [lm, nt, .., key] = fields;
-        let mic = if payload_start >= Self::MIC.end {
-            bytes.get(Self::MIC).and_then(|mic| mic.try_into().ok())
-        } else {
-            None
-        };
+        // The MIC is there if the payload leaves room for it.
+        let start = places.iter().filter(|(len, _)| *len > 0).map(|(_, offset)| *offset).min();
+        let mic = (start.unwrap_or(bytes.len()) >= Self::MIC.end).then(|| bytes.get(Self::MIC));
+        let [lm, nt, domain, user, workstation, key] = parts;
         Ok(Self {
             flags,
-            lm_response: lm?.1.to_vec(),
-            nt_response: nt?.1.to_vec(),
-            domain: reader.string(28, flags)?,
-            user: reader.string(36, flags)?,
-            workstation: reader.string(44, flags)?,
-            encrypted_key: key?.1.to_vec(),
-            mic,
+            lm_response: lm.to_vec(),
+            nt_response: nt.to_vec(),
+            domain: MESSAGE.text(domain, flags)?,
+            user: MESSAGE.text(user, flags)?,
+            workstation: MESSAGE.text(workstation, flags)?,
+            encrypted_key: key.to_vec(),
+            mic: mic.flatten().and_then(|mic| mic.try_into().ok()),
         })
     }
 

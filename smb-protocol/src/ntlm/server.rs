@@ -26,7 +26,7 @@ pub struct ServerInfo {
 }
 
 impl ServerInfo {
-    /// A stand-alone server.
+    /// The names of a stand-alone server, which is its own domain.
     #[must_use]
     pub fn standalone(name: &str) -> Self {
         Self {
@@ -94,7 +94,7 @@ impl Server {
             | Flags::TARGET_INFO.0,
     );
 
-    /// Prepares one logon.
+    /// Prepares one logon at a server of these names.
     #[must_use]
     pub fn new(info: Arc<ServerInfo>) -> Self {
         Self { info, exchange: None }
@@ -102,6 +102,10 @@ impl Server {
 
     /// Answers NEGOTIATE with CHALLENGE. `now` is told to the client, which then answers with a
     /// message integrity code.
+    ///
+    /// # Errors
+    /// The message is malformed or longer than 1024 bytes, or the client does not offer what NTLMv2
+    /// needs.
     pub fn challenge(&mut self, negotiate: &[u8], now: FileTime) -> Result<Vec<u8>, Error> {
         if negotiate.len() > MAX_NEGOTIATE {
             return Err(Error::Malformed { message: "NEGOTIATE", what: "longer than 1024 bytes" });
@@ -142,6 +146,10 @@ impl Server {
     ///
     /// An unknown user costs the same computation as a wrong password and gives the same error.
     /// Each challenge can be answered once.
+    ///
+    /// # Errors
+    /// The message is malformed or out of order, names nobody, has a response of an older version, or a
+    /// wrong integrity code; or [`Error::LogonFailure`]: name and password are not those of a user.
     pub fn authenticate(
         &mut self,
         bytes: &[u8],

@@ -76,6 +76,9 @@ pub fn fold(name: &str) -> String {
 }
 
 /// Reads the text of a users file.
+///
+/// # Errors
+/// The text is not TOML of the expected form, or a name or hash is none, or a name is there twice.
 pub fn parse(text: &str) -> Result<Vec<User>, UsersError> {
     let document: Document = toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);

@@ -25,7 +25,7 @@ use crate::{
     ntlm::{self, FileTime, NtHash, ServerInfo, compute::Side, message::is_ntlm},
 };
 
-/// Who was authenticated.
+/// Who was authenticated, as the mechanism names it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
     /// User name as the client sent it.
@@ -120,6 +120,10 @@ impl Acceptor {
 
     /// Takes a client's token. `now` is told to the client; `lookup` gives the hash of
     /// `(user, domain)`, with user names compared without regard to case.
+    ///
+    /// # Errors
+    /// The token is malformed or out of order, names no mechanism that is spoken, or its list is not
+    /// protected; or the mechanism refuses the logon. The exchange is over then.
     pub fn step(
         &mut self,
         token: &[u8],

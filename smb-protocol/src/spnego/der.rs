@@ -1,6 +1,11 @@
 //! The little of DER (X.690) that SPNEGO and Kerberos need: definite, shortest lengths; one-byte tags.
 
-use super::Error;
+use nom::combinator::all_consuming;
+
+use crate::{
+    WireError,
+    parse::{self, Input, Parsed, bytes, part, such, u8},
+};
 
 pub(crate) const OCTET_STRING: u8 = 0x04;
 pub(crate) const OID: u8 = 0x06;
@@ -14,68 +19,65 @@ pub(crate) const fn context(n: u8) -> u8 {
     0xa0 | n
 }
 
-/// Reads elements one after another.
-#[derive(Clone, Copy)]
-pub(crate) struct Reader<'a>(&'a [u8]);
+/// Reads the next element: its tag and content.
+pub(crate) fn next(input: Input<'_>) -> Parsed<'_, (u8, Input<'_>)> {
+    let (i, tag) = such(u8, "DER tag", |tag| tag & SEVERAL_BYTES != SEVERAL_BYTES)(input)?;
+    let (i, len) = length(i)?;
+    let (i, content) = part(len, "DER content")(i)?;
+    Ok((i, (tag, content)))
+}
 
-impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self(bytes)
+/// In a tag: its number stands in the bytes behind it.
+const SEVERAL_BYTES: u8 = 0x1f;
+/// Most bytes of a length in its long form; tokens are far shorter than this allows.
+const MAX_LENGTH_BYTES: u8 = 3;
+
+/// Reads a length, which must be definite and of the shortest form (X.690 8.1.3, 10.1).
+fn length(input: Input<'_>) -> Parsed<'_, usize> {
+    const FIELD: &str = "DER length";
+    const LONG: u8 = 0x80;
+    let possible = |first| first < LONG || (LONG + 1..=LONG + MAX_LENGTH_BYTES).contains(&first);
+    let (i, first) = such(u8, FIELD, possible)(input)?;
+    if first < LONG {
+        return Ok((i, first.into()));
     }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    let (i, digits) = bytes(usize::from(first - LONG), FIELD)(i)?;
+    let len = digits.iter().fold(0, |len, digit| len << 8 | usize::from(*digit));
+    if digits.first() == Some(&0) || len < usize::from(LONG) {
+        return Err(input.impossible(FIELD, len as u64));
     }
+    Ok((i, len))
+}
 
-    pub(crate) fn rest(&self) -> &'a [u8] {
-        self.0
+/// Reads the next element, which must have this tag: its content.
+pub(crate) fn tagged<'a>(tag: u8) -> impl Fn(Input<'a>) -> Parsed<'a, Input<'a>> {
+    move |input| match next(input)? {
+        (rest, (found, content)) if found == tag => Ok((rest, content)),
+        (_, (other, _)) => Err(input.impossible("DER tag", other)),
     }
+}
 
-    pub(crate) fn peek(&self) -> Option<u8> {
-        self.0.first().copied()
-    }
+/// Reads the one element that an input is, which must have this tag: its content.
+///
+/// # Errors
+/// It is not of this tag, or something follows it.
+pub(crate) fn only(input: Input<'_>, tag: u8) -> Result<Input<'_>, WireError> {
+    parse::run(input, all_consuming(tagged(tag)))
+}
 
-    /// The next element's tag and content.
-    pub(crate) fn next(&mut self) -> Result<(u8, &'a [u8]), Error> {
-        let short = Error::Malformed("element beyond the end");
-        let (&tag, rest) = self.0.split_first().ok_or(short.clone())?;
-        if tag & 0x1f == 0x1f {
-            return Err(Error::Malformed("tag of several bytes"));
-        }
-        let (&first, mut rest) = rest.split_first().ok_or(short.clone())?;
-        let len = if first < 0x80 {
-            usize::from(first)
-        } else {
-            let count = usize::from(first & 0x7f);
-            if !(1..=3).contains(&count) {
-                return Err(Error::Malformed("length of an unusable form"));
+/// Reads elements up to the end of the input, `most` of them at most.
+pub(crate) fn elements<'a>(most: usize) -> impl Fn(Input<'a>) -> Parsed<'a, Vec<(u8, Input<'a>)>> {
+    move |mut input| {
+        let mut list = Vec::new();
+        while !input.is_empty() {
+            if list.len() == most {
+                return Err(input.impossible("DER elements", most as u64 + 1));
             }
-            let (digits, tail) = rest.split_at_checked(count).ok_or(short.clone())?;
-            rest = tail;
-            let len = digits.iter().fold(0, |len, digit| len << 8 | usize::from(*digit));
-            if digits[0] == 0 || len < 0x80 {
-                return Err(Error::Malformed("length is not the shortest"));
-            }
-            len
-        };
-        let (content, rest) = rest.split_at_checked(len).ok_or(short)?;
-        self.0 = rest;
-        Ok((tag, content))
-    }
-
-    /// The next element, which must have this tag.
-    pub(crate) fn expect(&mut self, tag: u8) -> Result<&'a [u8], Error> {
-        match self.next()? {
-            (found, content) if found == tag => Ok(content),
-            _ => Err(Error::Malformed("unexpected element")),
+            let (rest, element) = next(input)?;
+            list.push(element);
+            input = rest;
         }
-    }
-
-    /// The one element that `bytes` are.
-    pub(crate) fn only(bytes: &'a [u8], tag: u8) -> Result<&'a [u8], Error> {
-        let mut reader = Self::new(bytes);
-        let content = reader.expect(tag)?;
-        if reader.is_empty() { Ok(content) } else { Err(Error::Malformed("trailing bytes")) }
+        Ok((input, list))
     }
 }
 
@@ -99,6 +101,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Reads elements one after another.
+    struct Reader<'a>(Input<'a>);
+
+    impl<'a> Reader<'a> {
+        fn new(bytes: &'a [u8]) -> Self {
+            Self(Input::new(bytes))
+        }
+
+        fn next(&mut self) -> Result<(u8, &'a [u8]), WireError> {
+            parse::step(&mut self.0, next).map(|(tag, content)| (tag, content.bytes()))
+        }
+
+        fn only(bytes: &'a [u8], tag: u8) -> Result<&'a [u8], WireError> {
+            only(Input::new(bytes), tag).map(Input::bytes)
+        }
+    }
 
     #[test]
     fn lengths_must_be_definite_and_shortest() {

@@ -31,6 +31,9 @@ impl Initiator {
     }
 
     /// The first token, given the hint of the server's negotiate response (may be empty).
+    ///
+    /// # Errors
+    /// The hint is malformed, or the server does not speak NTLM.
     pub fn first(&mut self, hint: &[u8]) -> Result<Vec<u8>, Error> {
         if !hint.is_empty() {
             let init = InitToken::parse(hint)?;
@@ -45,6 +48,10 @@ impl Initiator {
     }
 
     /// Answers the server's challenge. `now` is used when the server tells no time.
+    ///
+    /// # Errors
+    /// The token is malformed, the server rejects the logon or chose another mechanism, or its
+    /// challenge is refused (see [`Client::authenticate`](crate::ntlm::Client::authenticate)).
     pub fn second(&mut self, token: &[u8], now: FileTime) -> Result<Vec<u8>, Error> {
         let response = RespToken::parse(token)?;
         if response.state == Some(State::Reject) {
@@ -69,6 +76,10 @@ impl Initiator {
     }
 
     /// Checks the server's last token, which comes with its success.
+    ///
+    /// # Errors
+    /// The token is malformed or comes too early, the server rejects the logon, or its code for the list
+    /// of mechanisms is wrong.
     pub fn last(&mut self, token: &[u8]) -> Result<(), Error> {
         let established = self.established.as_ref().ok_or(Error::OutOfOrder)?;
         if token.is_empty() {

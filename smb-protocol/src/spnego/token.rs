@@ -2,8 +2,9 @@
 
 use super::{
     Error,
-    der::{self, Reader, context, element},
+    der::{self, context, element, elements, only, tagged},
 };
+use crate::parse::{self, Input};
 
 /// Content of an object identifier: 1.3.6.1.5.5.2, SPNEGO itself.
 pub const SPNEGO: &[u8] = &[0x2b, 6, 1, 5, 5, 2];
@@ -16,6 +17,8 @@ pub const MS_KERBEROS: &[u8] = &[0x2a, 0x86, 0x48, 0x82, 0xf7, 0x12, 1, 2, 2];
 
 /// Most mechanisms that are looked at in a list.
 const MAX_MECHS: usize = 32;
+/// Most fields of a token; none has more than five.
+const MAX_FIELDS: usize = 16;
 
 /// The encoded MechTypeList of some mechanisms: what a mechListMIC signs.
 #[must_use]
@@ -25,16 +28,17 @@ pub fn mech_list(mechs: &[&[u8]]) -> Vec<u8> {
 }
 
 /// The identifiers in an encoded MechTypeList.
+///
+/// # Errors
+/// It is no sequence of object identifiers, or of more than 32.
 pub fn parse_mech_list(list: &[u8]) -> Result<Vec<&[u8]>, Error> {
-    let mut reader = Reader::new(Reader::only(list, der::SEQUENCE)?);
-    let mut mechs = Vec::new();
-    while !reader.is_empty() {
-        if mechs.len() == MAX_MECHS {
-            return Err(Error::Malformed("too many mechanisms"));
-        }
-        mechs.push(reader.expect(der::OID)?);
-    }
-    Ok(mechs)
+    let list = only(Input::new(list), der::SEQUENCE)?;
+    let mechs = parse::run(list, elements(MAX_MECHS))?;
+    let mechs = mechs.into_iter().map(|(tag, content)| match tag {
+        der::OID => Ok(content.bytes()),
+        _ => Err(Error::Malformed("a mechanism that is no object identifier")),
+    });
+    mechs.collect()
 }
 
 /// NegTokenInit or NegTokenInit2, with its GSS-API frame.
@@ -56,26 +60,28 @@ impl<'a> InitToken<'a> {
     }
 
     /// Reads a token; hints and requested flags are ignored.
+    ///
+    /// # Errors
+    /// It is not DER, not SPNEGO, or has no list of mechanisms.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let mut frame = Reader::new(Reader::only(bytes, der::APPLICATION_0)?);
-        if frame.expect(der::OID)? != SPNEGO {
+        let frame = only(Input::new(bytes), der::APPLICATION_0)?;
+        let (oid, body) = parse::run(frame, (tagged(der::OID), tagged(context(0))))?;
+        if oid.bytes() != SPNEGO {
             return Err(Error::Malformed("not SPNEGO"));
         }
-        let body = Reader::new(frame.expect(context(0))?).expect(der::SEQUENCE)?;
-        let mut fields = Reader::new(body);
+        let fields = parse::run(body, tagged(der::SEQUENCE))?;
         let mut token = Self { mech_list: &[], mech_token: None, mic: None };
-        while !fields.is_empty() {
-            let (tag, content) = fields.next()?;
+        for (tag, content) in parse::run(fields, elements(MAX_FIELDS))? {
             if tag == context(0) {
-                parse_mech_list(content)?;
-                token.mech_list = content;
+                parse_mech_list(content.bytes())?;
+                token.mech_list = content.bytes();
             } else if tag == context(2) {
-                token.mech_token = Some(Reader::only(content, der::OCTET_STRING)?);
+                token.mech_token = Some(only(content, der::OCTET_STRING)?.bytes());
             } else if (tag == context(3) || tag == context(4))
-                && Reader::new(content).peek() == Some(der::OCTET_STRING)
+                && content.bytes().first() == Some(&der::OCTET_STRING)
             {
                 // [3] is the MIC of RFC 4178, but hints in a NegTokenInit2, whose MIC is [4].
-                token.mic = Some(Reader::only(content, der::OCTET_STRING)?);
+                token.mic = Some(only(content, der::OCTET_STRING)?.bytes());
             }
         }
         if token.mech_list.is_empty() {
@@ -84,7 +90,7 @@ impl<'a> InitToken<'a> {
         Ok(token)
     }
 
-    /// The client's NegTokenInit.
+    /// The client's NegTokenInit in its GSS-API frame.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = element(context(0), self.mech_list);
@@ -127,7 +133,7 @@ pub enum State {
     RequestMic,
 }
 
-/// NegTokenResp.
+/// NegTokenResp (RFC 4178 4.2.2): every token but the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RespToken<'a> {
     /// negState.
@@ -141,15 +147,16 @@ pub struct RespToken<'a> {
 }
 
 impl<'a> RespToken<'a> {
-    /// Reads a token.
+    /// Reads a token; fields of unknown numbers are ignored.
+    ///
+    /// # Errors
+    /// It is not DER, no NegTokenResp, or in a state that there is not.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let body = Reader::only(Reader::only(bytes, context(1))?, der::SEQUENCE)?;
-        let mut fields = Reader::new(body);
+        let body = only(only(Input::new(bytes), context(1))?, der::SEQUENCE)?;
         let mut token = Self::default();
-        while !fields.is_empty() {
-            let (tag, content) = fields.next()?;
+        for (tag, content) in parse::run(body, elements(MAX_FIELDS))? {
             if tag == context(0) {
-                token.state = Some(match Reader::only(content, der::ENUMERATED)? {
+                token.state = Some(match only(content, der::ENUMERATED)?.bytes() {
                     [0] => State::Completed,
                     [1] => State::Incomplete,
                     [2] => State::Reject,
@@ -157,17 +164,17 @@ impl<'a> RespToken<'a> {
                     _ => return Err(Error::Malformed("unknown negotiation state")),
                 });
             } else if tag == context(1) {
-                token.mech = Some(Reader::only(content, der::OID)?);
+                token.mech = Some(only(content, der::OID)?.bytes());
             } else if tag == context(2) {
-                token.token = Some(Reader::only(content, der::OCTET_STRING)?);
+                token.token = Some(only(content, der::OCTET_STRING)?.bytes());
             } else if tag == context(3) {
-                token.mic = Some(Reader::only(content, der::OCTET_STRING)?);
+                token.mic = Some(only(content, der::OCTET_STRING)?.bytes());
             }
         }
         Ok(token)
     }
 
-    /// The token's bytes.
+    /// The token's bytes: the fields that are there.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = Vec::new();

@@ -1,6 +1,7 @@
 //! One remote procedure call: who makes it, and what comes of it.
 
-use smb_protocol::{WireError, rpc::FaultStatus};
+use dce_rpc::FaultStatus;
+use smb_protocol::WireError;
 
 use super::accounts::Accounts;
 use crate::{Server, session::Session};

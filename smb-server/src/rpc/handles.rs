@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use smb_protocol::rpc::{FaultStatus, ndr::Handle};
+use dce_rpc::{FaultStatus, ndr::Handle};
 
 /// Handles of one pipe at a time.
 const MOST: usize = 256;

@@ -1,10 +1,10 @@
 //! lsarpc: names to identifiers and back, and whose server this is (MS-LSAD, MS-LSAT).
 
+use dce_rpc::{
+    FaultStatus, SyntaxId,
+    ndr::{Handle, Reader, Writer},
+};
 use smb_protocol::{
-    rpc::{
-        FaultStatus, SyntaxId,
-        ndr::{Handle, Reader, Writer},
-    },
     security::Sid,
     wire::{WireError, len32},
 };

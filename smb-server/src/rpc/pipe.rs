@@ -12,10 +12,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use smb_protocol::{
-    FileId, NtStatus, name,
-    rpc::{Association, Call, FaultStatus, SyntaxId, ndr},
-};
+use dce_rpc::{Association, Call, FaultStatus, SyntaxId, ndr};
+use smb_protocol::{FileId, NtStatus, name};
 use volume::{budget::Held, work::aside};
 
 use super::{

@@ -1,11 +1,11 @@
 //! samr: the accounts of the server, for those who browse them (MS-SAMR). Nothing can be changed
 //! here: users come from the configuration.
 
+use dce_rpc::{
+    FaultStatus, SyntaxId,
+    ndr::{Handle, Reader, Writer},
+};
 use smb_protocol::{
-    rpc::{
-        FaultStatus, SyntaxId,
-        ndr::{Handle, Reader, Writer},
-    },
     security::Sid,
     wire::{WireError, len32},
 };

@@ -5,13 +5,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dce_rpc::{
+    FaultStatus, SyntaxId,
+    ndr::{Reader, Writer},
+};
 use smb_protocol::{
     msg::create::Access,
     ntlm::users,
-    rpc::{
-        FaultStatus, SyntaxId,
-        ndr::{Reader, Writer},
-    },
     security::{ALLOW, Ace, AceFlags, Descriptor, Sid, parts},
     wire::{WireError, len32},
 };

@@ -1,6 +1,6 @@
 //! wkssvc: the server as a computer among others (MS-WKST).
 
-use smb_protocol::rpc::{
+use dce_rpc::{
     FaultStatus, SyntaxId,
     ndr::{Reader, Writer},
 };

@@ -1,10 +1,10 @@
 //! The services without a client: noise for every operation, and answers that agree.
 
+use dce_rpc::ndr::{Handle, Reader, Writer};
 use proptest::prelude::*;
 use smb_protocol::{
     Dialect, SessionId,
     crypto::{SigningAlgorithm, SigningKey},
-    rpc::ndr::{Handle, Reader, Writer},
     security::Sid,
 };
 

@@ -8,117 +8,183 @@
 //!
 //! Only little-endian data is read, which is what every client of these interfaces sends.
 
-use crate::{
-    name,
+use nom::{Parser, sequence::preceded};
+use smb_protocol::{
+    parse::{self, Input, Parsed},
     security::Sid,
-    wire::{self, Put, Result, WireError, len32},
+    wire::{Put, Result, WireError, len32},
 };
 
-/// Reads parameters from a stub.
+/// A number or structure that stands at a multiple of `to`.
+fn aligned<'a, T>(
+    to: usize,
+    parser: impl Parser<Input<'a>, Output = T, Error = WireError>,
+) -> impl Parser<Input<'a>, Output = T, Error = WireError> {
+    preceded(parse::align(to, "ndr.Alignment"), parser)
+}
+
+fn u32<'a>(field: &'static str) -> impl Parser<Input<'a>, Output = u32, Error = WireError> {
+    aligned(4, parse::u32(field))
+}
+
+/// A count of elements of `least` bytes each that the rest of the stub can hold.
+fn count(least: usize, field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, usize> {
+    move |input| {
+        let (i, count) = u32(field).parse(input)?;
+        match usize::try_from(count) {
+            Ok(fits) if fits <= i.len() / least.max(1) => Ok((i, fits)),
+            _ => Err(input.impossible(field, count)),
+        }
+    }
+}
+
+/// Maximum count, offset and actual count of a string, then its units up to the first zero.
+fn string(field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, String> {
+    move |input| {
+        let (i, (most, offset, units)) = (u32(field), u32(field), count(2, field)).parse(input)?;
+        if offset != 0 || units as u64 > u64::from(most) {
+            return Err(input.impossible(field, offset));
+        }
+        let (i, mut text) = parse::text(units * 2, field)(i)?;
+        text.truncate(text.find('\0').unwrap_or(text.len()));
+        Ok((i, text))
+    }
+}
+
+/// A SID behind the count of its parts, which it repeats.
+fn sid(field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, Sid> {
+    move |input| {
+        let (start, count) = u32(field).parse(input)?;
+        let (i, sid) = Sid::read(start)?;
+        let parts = (start.len() - i.len()).saturating_sub(8) / 4;
+        if parts as u64 != u64::from(count) {
+            return Err(input.impossible(field, count));
+        }
+        Ok((i, sid))
+    }
+}
+
+/// Reads parameters from a stub, one after another. An error leaves it where it is.
 #[derive(Debug, Clone)]
-pub struct Reader<'a>(wire::Reader<'a>);
+pub struct Reader<'a>(Input<'a>);
 
 impl<'a> Reader<'a> {
     /// Starts at the first byte of a stub.
     pub fn new(stub: &'a [u8]) -> Self {
-        Self(wire::Reader::new(stub))
+        Self(Input::new(stub))
     }
 
-    /// Skips to a multiple of `to`.
+    fn take<T>(
+        &mut self,
+        parser: impl Parser<Input<'a>, Output = T, Error = WireError>,
+    ) -> Result<T> {
+        parse::step(&mut self.0, parser)
+    }
+
+    /// Skips to a multiple of `to` bytes from the start of the stub.
+    ///
+    /// # Errors
+    /// The stub ends before it.
     pub fn align(&mut self, to: usize) -> Result<()> {
-        let over = self.0.position() % to;
-        if over != 0 {
-            self.0.skip(to - over, "ndr.Alignment")?;
-        }
-        Ok(())
+        self.take(parse::align(to, "ndr.Alignment"))
     }
 
-    /// A byte.
+    /// Takes a byte, which may stand anywhere.
+    ///
+    /// # Errors
+    /// The stub is at its end.
     pub fn u8(&mut self, field: &'static str) -> Result<u8> {
-        self.0.u8(field)
+        self.take(parse::u8(field))
     }
 
-    /// A 16-bit number.
+    /// Takes a 16-bit number, which stands at a multiple of 2.
+    ///
+    /// # Errors
+    /// The stub ends within it.
     pub fn u16(&mut self, field: &'static str) -> Result<u16> {
-        self.align(2)?;
-        self.0.u16(field)
+        self.take(aligned(2, parse::u16(field)))
     }
 
-    /// A 32-bit number.
+    /// Takes a 32-bit number, which stands at a multiple of 4.
+    ///
+    /// # Errors
+    /// The stub ends within it.
     pub fn u32(&mut self, field: &'static str) -> Result<u32> {
-        self.align(4)?;
-        self.0.u32(field)
+        self.take(u32(field))
     }
 
-    /// A 64-bit number.
+    /// Takes a 64-bit number, which stands at a multiple of 8.
+    ///
+    /// # Errors
+    /// The stub ends within it.
     pub fn u64(&mut self, field: &'static str) -> Result<u64> {
-        self.align(8)?;
-        self.0.u64(field)
+        self.take(aligned(8, parse::u64(field)))
     }
 
-    /// Bytes.
+    /// Takes `n` bytes as they stand.
+    ///
+    /// # Errors
+    /// The stub has fewer left.
     pub fn bytes(&mut self, n: usize, field: &'static str) -> Result<&'a [u8]> {
-        self.0.bytes(n, field)
+        self.take(parse::bytes(n, field))
     }
 
-    /// A pointer; whether it refers to anything.
+    /// Takes a pointer; whether it refers to anything.
+    ///
+    /// # Errors
+    /// The stub ends within it.
     pub fn pointer(&mut self, field: &'static str) -> Result<bool> {
-        Ok(self.u32(field)? != 0)
+        self.take(u32(field).map(|id| id != 0))
     }
 
-    /// A count of elements, each at least `least` bytes long, that the rest of the stub can hold.
+    /// Takes a count of elements, each at least `least` bytes long.
+    ///
+    /// # Errors
+    /// The rest of the stub cannot hold so many, or the stub ends within the count.
     pub fn count(&mut self, least: usize, field: &'static str) -> Result<usize> {
-        let count = self.u32(field)?;
-        let most = self.0.rest().len() / least.max(1);
-        match usize::try_from(count) {
-            Ok(count) if count <= most => Ok(count),
-            _ => Err(WireError::Value { field, value: count.into() }),
-        }
+        self.take(count(least, field))
     }
 
-    /// A conformant and varying array of 16-bit units: `[string] wchar_t`, without its
-    /// terminating zero.
+    /// Takes a conformant and varying array of 16-bit units: `[string] wchar_t`, without its
+    /// terminating zero (C706 14.3.4.2).
+    ///
+    /// # Errors
+    /// Its counts contradict each other or the length of the stub, or it is not UTF-16.
     pub fn string(&mut self, field: &'static str) -> Result<String> {
-        let most = self.u32(field)?;
-        let offset = self.u32(field)?;
-        let units = self.count(2, field)?;
-        if offset != 0 || units as u64 > u64::from(most) {
-            return Err(WireError::Value { field, value: offset.into() });
-        }
-        let text = name::utf16(self.0.bytes(units * 2, field)?, field)?;
-        Ok(text.split('\0').next().unwrap_or_default().to_owned())
+        self.take(string(field))
     }
 
-    /// A unique pointer to a string.
+    /// Takes a unique pointer to a string; `None` if it refers to nothing.
+    ///
+    /// # Errors
+    /// As [`Self::string`].
     pub fn optional_string(&mut self, field: &'static str) -> Result<Option<String>> {
         if self.pointer(field)? { self.string(field).map(Some) } else { Ok(None) }
     }
 
-    /// The fixed part of an `RPC_UNICODE_STRING` (MS-DTYP 2.3.10): whether text follows.
+    /// Takes the fixed part of an `RPC_UNICODE_STRING` (MS-DTYP 2.3.10): whether text follows.
+    ///
+    /// # Errors
+    /// The stub ends within it.
     pub fn unicode_header(&mut self, field: &'static str) -> Result<bool> {
-        self.align(4)?;
-        self.0.u16(field)?;
-        self.0.u16(field)?;
-        self.pointer(field)
+        let lengths = aligned(4, parse::skip(4, field));
+        self.take(preceded(lengths, u32(field)).map(|id| id != 0))
     }
 
-    /// A SID with its conformant count (MS-DTYP 2.4.2.3).
+    /// Takes a SID with its conformant count (MS-DTYP 2.4.2.3).
+    ///
+    /// # Errors
+    /// It is none, or has another number of parts than the count says.
     pub fn sid(&mut self, field: &'static str) -> Result<Sid> {
-        let count = self.u32(field)?;
-        let at = self.0.position();
-        let sid = Sid::parse(&mut self.0)?;
-        if (self.0.position() - at - 8) as u64 != u64::from(count) * 4 {
-            return Err(WireError::Value { field, value: count.into() });
-        }
-        Ok(sid)
+        self.take(sid(field))
     }
 
-    /// A context handle.
+    /// Takes a context handle.
+    ///
+    /// # Errors
+    /// The stub ends within it.
     pub fn handle(&mut self) -> Result<Handle> {
-        self.align(4)?;
-        let mut handle = [0; 20];
-        handle.copy_from_slice(self.0.bytes(20, "ndr.Handle")?);
-        Ok(Handle(handle))
+        self.take(aligned(4, parse::array("ndr.Handle").map(Handle)))
     }
 }
 
@@ -134,17 +200,17 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// An empty stub.
+    /// A stub with nothing in it.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The stub.
+    /// The stub as it was written.
     pub fn finish(self) -> Vec<u8> {
         self.out
     }
 
-    /// Length so far.
+    /// Length so far in bytes.
     pub fn len(&self) -> usize {
         self.out.len()
     }
@@ -160,19 +226,19 @@ impl Writer {
         self
     }
 
-    /// A byte.
+    /// Appends a byte, which may stand anywhere.
     pub fn u8(&mut self, v: u8) -> &mut Self {
         self.out.put_u8(v);
         self
     }
 
-    /// A 16-bit number.
+    /// Appends a 16-bit number at a multiple of 2.
     pub fn u16(&mut self, v: u16) -> &mut Self {
         self.align(2).out.put_u16(v);
         self
     }
 
-    /// A 32-bit number.
+    /// Appends a 32-bit number at a multiple of 4.
     pub fn u32(&mut self, v: u32) -> &mut Self {
         self.align(4).out.put_u32(v);
         self
@@ -234,7 +300,7 @@ impl Writer {
         self.u32(len32(bytes.len().saturating_sub(8) / 4)).bytes(&bytes)
     }
 
-    /// A context handle.
+    /// Appends a context handle at a multiple of 4.
     pub fn handle(&mut self, handle: &Handle) -> &mut Self {
         self.align(4).bytes(&handle.0)
     }

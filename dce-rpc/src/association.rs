@@ -8,13 +8,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{
+use smb_protocol::wire::WireError;
+
+use crate::{
     FaultStatus, SyntaxId,
     pdu::{
         Bind, BindAck, CALL_HEADER_LEN, Flags, Kind, Pdu, Request, Verdict, put_fault, put_response,
     },
 };
-use crate::wire::WireError;
 
 /// Longest fragment in either direction.
 const MAX_FRAGMENT: u16 = 5840;
@@ -95,6 +96,10 @@ impl Association {
 
     /// Takes what a client wrote; calls that are complete are given to `serve`, which returns the
     /// results or a fault.
+    ///
+    /// # Errors
+    /// What came is no RPC or has no place here, or too many results stand unread. The pipe is of no use
+    /// then.
     pub fn write(
         &mut self,
         bytes: &[u8],
@@ -292,7 +297,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::rpc::pdu::{Context, HEADER_LEN};
+    use crate::pdu::{Context, HEADER_LEN};
 
     const ECHO: SyntaxId = SyntaxId::new(1, 2, 3, [4; 8], 1, 0);
     const NDR64: SyntaxId = SyntaxId::new(0x7171_0533, 0xbeba, 0x4937, [7; 8], 1, 0);

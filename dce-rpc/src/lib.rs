@@ -1,4 +1,4 @@
-//! DCE/RPC over named pipes: the messages of an association and the data in them (C706 chapters
+//! DCE/RPC without I/O: the messages of an association and the data in them (C706 chapters
 //! 12 and 14, MS-RPCE).
 //!
 //! ```text
@@ -7,7 +7,11 @@
 //! ```
 //!
 //! [`pdu`] has the messages, [`ndr`] the 32-bit transfer syntax NDR, [`association`] the server's
-//! side of one pipe without I/O. What the interfaces mean is the server's.
+//! side of one association. What the interfaces mean is the server's. The crate uses of `smb-protocol`
+//! what both have on the wire: numbers, text and SIDs.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 pub mod association;
 pub mod ndr;
@@ -66,7 +70,7 @@ impl fmt::Debug for SyntaxId {
     }
 }
 
-crate::open_enum! {
+smb_protocol::open_enum! {
     /// Status of a fault (C706 appendix E, MS-ERREF).
     FaultStatus: u32 {
         /// No such operation.

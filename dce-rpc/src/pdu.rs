@@ -1,11 +1,17 @@
 //! The messages of connection-oriented RPC (C706 12.6, MS-RPCE 2.2.2): a common header of 16
 //! bytes, then what the type says.
 
-use super::{FaultStatus, SyntaxId};
-use crate::{
+use nom::Parser;
+use smb_protocol::{
     flag_set, open_enum,
-    wire::{Put, Reader, Result, WireError, len16},
+    parse::{
+        Failed, Input, Parsed, array, counted, part, rest, run, size8, size16, skip, such, u8, u16,
+        u32, with,
+    },
+    wire::{Put, Result, len16},
 };
+
+use crate::{FaultStatus, SyntaxId};
 
 open_enum! {
     /// `PTYPE`.
@@ -67,51 +73,78 @@ pub struct Pdu<'a> {
     pub authenticated: bool,
 }
 
+/// The common header without its version, which is always the same.
+struct Head {
+    kind: Kind,
+    flags: Flags,
+    /// Length of the whole message.
+    len: u16,
+    /// Length of its authentication data.
+    auth: usize,
+    call_id: u32,
+}
+
+/// Reads the header of a message of `most` bytes at most (C706 12.6.3.1, MS-RPCE 2.2.2.1).
+fn head(most: usize) -> impl Fn(Input<'_>) -> Parsed<'_, Head> {
+    // Little-endian, ASCII, IEEE.
+    const REPRESENTATION: u32 = 0x10;
+    let possible = move |len: u16| (HEADER_LEN..=most).contains(&len.into());
+    move |input| {
+        let (i, (_, _, kind, flags, _, len, auth, call_id)) = (
+            such(u8, "rpc.Version", |version| version == 5),
+            such(u8, "rpc.MinorVersion", |minor| minor <= 1),
+            u8("rpc.PType").map(Kind),
+            u8("rpc.Flags").map(Flags),
+            such(u32, "rpc.DataRepresentation", |value| value & 0xff == REPRESENTATION),
+            such(u16, "rpc.FragLength", possible),
+            size16("rpc.AuthLength"),
+            u32("rpc.CallId"),
+        )
+            .parse(input)?;
+        Ok((i, Head { kind, flags, len, auth, call_id }))
+    }
+}
+
+/// A body without its authentication data and what fills up to them: in front of them stand 8
+/// bytes of `sec_trailer`, the third of which counts the filling (MS-RPCE 2.2.2.11).
+fn without_auth(body: Input<'_>, auth: usize) -> std::result::Result<&[u8], Failed> {
+    const TRAILER: usize = 8;
+    const FIELD: &str = "rpc.AuthLength";
+    if auth == 0 {
+        return Ok(body.bytes());
+    }
+    let at = body.len().checked_sub(auth + TRAILER);
+    let at = at.ok_or_else(|| body.impossible(FIELD, auth as u64))?;
+    let (_, (_, _, filling)) = (part(at, FIELD), skip(2, FIELD), size8(FIELD)).parse(body)?;
+    let end = at.checked_sub(filling);
+    let end = end.ok_or_else(|| body.impossible("rpc.AuthPadLength", filling as u64))?;
+    Ok(part(end, FIELD)(body)?.1.bytes())
+}
+
 impl<'a> Pdu<'a> {
     /// The first message of a byte stream with its length; `None` if more bytes are needed. No
     /// message is longer than `most`.
+    ///
+    /// # Errors
+    /// The header is not one of version 5 in little-endian order, its length is less than its own
+    /// or more than `most`, or the authentication data do not fit into it.
     pub fn split(bytes: &'a [u8], most: usize) -> Result<Option<(Self, usize)>> {
         if bytes.len() < HEADER_LEN {
             return Ok(None);
         }
-        let mut r = Reader::new(bytes);
-        let version = r.u8("rpc.Version")?;
-        let minor = r.u8("rpc.MinorVersion")?;
-        if version != 5 || minor > 1 {
-            return Err(WireError::Value { field: "rpc.Version", value: version.into() });
-        }
-        let kind = Kind(r.u8("rpc.PType")?);
-        let flags = Flags(r.u8("rpc.Flags")?);
-        let representation = r.u32("rpc.DataRepresentation")?;
-        if representation & 0xff != 0x10 {
-            // Not little-endian, ASCII, IEEE.
-            let value = representation.into();
-            return Err(WireError::Value { field: "rpc.DataRepresentation", value });
-        }
-        let len = usize::from(r.u16("rpc.FragLength")?);
-        let auth = usize::from(r.u16("rpc.AuthLength")?);
-        let call_id = r.u32("rpc.CallId")?;
-        if len < HEADER_LEN || len > most {
-            return Err(WireError::Value { field: "rpc.FragLength", value: len as u64 });
-        }
-        if bytes.len() < len {
-            return Ok(None);
-        }
-        let mut body = &bytes[HEADER_LEN..len];
-        if auth > 0 {
-            // sec_trailer (MS-RPCE 2.2.2.11): 8 bytes, the third of which counts the padding.
-            const FIELD: &str = "rpc.AuthLength";
-            let at = body.len().checked_sub(auth + 8);
-            let at = at.ok_or(WireError::Value { field: FIELD, value: auth as u64 })?;
-            let padding = usize::from(body[at + 2]);
-            let end = at.checked_sub(padding);
-            let end = end.ok_or(WireError::Value { field: FIELD, value: padding as u64 })?;
-            body = &body[..end];
-        }
-        Ok(Some((Self { kind, flags, call_id, body, authenticated: auth > 0 }, len)))
+        with(Input::new(bytes), |input| {
+            let (i, Head { kind, flags, len, auth, call_id }) = head(most)(input)?;
+            let len = usize::from(len);
+            if bytes.len() < len {
+                return Ok((i, None));
+            }
+            let (i, body) = part(len - HEADER_LEN, "rpc.FragLength")(i)?;
+            let body = without_auth(body, auth)?;
+            Ok((i, Some((Self { kind, flags, call_id, body, authenticated: auth > 0 }, len))))
+        })
     }
 
-    /// The message's bytes.
+    /// A message: the common header and what `body` appends to it.
     pub fn encode(
         kind: Kind,
         flags: Flags,
@@ -151,12 +184,27 @@ pub struct Bind {
     pub contexts: Vec<Context>,
 }
 
-fn syntax(r: &mut Reader<'_>) -> Result<SyntaxId> {
-    Ok(SyntaxId {
-        uuid: r.array("rpc.Syntax")?,
-        major: r.u16("rpc.SyntaxMajor")?,
-        minor: r.u16("rpc.SyntaxMinor")?,
-    })
+/// Length of a syntax identifier.
+const SYNTAX_LEN: usize = 20;
+
+fn syntax(input: Input<'_>) -> Parsed<'_, SyntaxId> {
+    (array("rpc.Syntax"), u16("rpc.SyntaxMajor"), u16("rpc.SyntaxMinor"))
+        .map(|(uuid, major, minor)| SyntaxId { uuid, major, minor })
+        .parse(input)
+}
+
+/// `p_cont_elem_t` (C706 12.6.3.1).
+fn context(input: Input<'_>) -> Parsed<'_, Context> {
+    let (i, (id, transfers, _, interface)) = (
+        u16("bind.ContextId"),
+        size8("bind.NumTransferSyntaxes"),
+        skip(1, "bind.Reserved2"),
+        syntax,
+    )
+        .parse(input)?;
+    let (i, transfers) =
+        counted(transfers, SYNTAX_LEN, "bind.NumTransferSyntaxes", syntax).parse(i)?;
+    Ok((i, Context { id, interface, transfers }))
 }
 
 fn put_syntax(out: &mut Vec<u8>, id: &SyntaxId) {
@@ -166,27 +214,27 @@ fn put_syntax(out: &mut Vec<u8>, id: &SyntaxId) {
 }
 
 impl Bind {
-    /// Reads the body.
+    /// Reads the body of a bind or alter context, which starts behind the common header.
+    ///
+    /// # Errors
+    /// It ends within a field, or before the contexts that it counts.
     pub fn parse(body: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        let max_transmit = r.u16("bind.MaxXmitFrag")?;
-        let max_receive = r.u16("bind.MaxRecvFrag")?;
-        let group = r.u32("bind.AssocGroupId")?;
-        let count = r.u8("bind.NumContexts")?;
-        r.skip(3, "bind.Reserved")?;
-        let mut contexts = Vec::new();
-        for _ in 0..count {
-            let id = r.u16("bind.ContextId")?;
-            let transfers = r.u8("bind.NumTransferSyntaxes")?;
-            r.skip(1, "bind.Reserved2")?;
-            let interface = syntax(&mut r)?;
-            let transfers = (0..transfers).map(|_| syntax(&mut r)).collect::<Result<_>>()?;
-            contexts.push(Context { id, interface, transfers });
-        }
-        Ok(Self { max_transmit, max_receive, group, contexts })
+        with(Input::new(body), |input| {
+            let (i, (max_transmit, max_receive, group, count, _)) = (
+                u16("bind.MaxXmitFrag"),
+                u16("bind.MaxRecvFrag"),
+                u32("bind.AssocGroupId"),
+                size8("bind.NumContexts"),
+                skip(3, "bind.Reserved"),
+            )
+                .parse(input)?;
+            let least = 4 + SYNTAX_LEN;
+            let (i, contexts) = counted(count, least, "bind.NumContexts", context).parse(i)?;
+            Ok((i, Self { max_transmit, max_receive, group, contexts }))
+        })
     }
 
-    /// Appends the body.
+    /// Appends the body of a bind or alter context behind the common header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u16(self.max_transmit);
         out.put_u16(self.max_receive);
@@ -230,7 +278,7 @@ pub struct BindAck<'a> {
 }
 
 impl BindAck<'_> {
-    /// Appends the body.
+    /// Appends the body of a bind ack or alter context response behind the common header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u16(self.max_transmit);
@@ -271,19 +319,24 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the body.
+    /// Reads the body of a request, which starts behind the common header.
+    ///
+    /// # Errors
+    /// It ends before the stub.
     pub fn parse(flags: Flags, body: &'a [u8]) -> Result<Self> {
-        let mut r = Reader::new(body);
-        r.skip(4, "request.AllocHint")?;
-        let context = r.u16("request.ContextId")?;
-        let opnum = r.u16("request.OpNum")?;
-        if flags.has(Flags::OBJECT) {
-            r.skip(16, "request.Object")?;
-        }
-        Ok(Self { context, opnum, stub: r.rest() })
+        let object = if flags.has(Flags::OBJECT) { 16 } else { 0 };
+        let fields = (
+            skip(4, "request.AllocHint"),
+            u16("request.ContextId"),
+            u16("request.OpNum"),
+            skip(object, "request.Object"),
+            rest,
+        );
+        let request = fields.map(|(_, context, opnum, _, stub)| Self { context, opnum, stub });
+        run(Input::new(body), request)
     }
 
-    /// Appends the body.
+    /// Appends the body of a request behind the common header.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.stub.len() as u32);
         out.put_u16(self.context);
