@@ -7,11 +7,11 @@
 //!                                      vmm::Vm ◄── memory, state ── migrate ═ TLS ═► other host
 //!                                        │ virtio-blk
 //!                                        ▼
-//!                                   disk_source ─► block_io::Disk (local, or over SMB)
+//!                           disks ─► disk-source ─► block_io::Disk (local, or over SMB)
 //! ```
 
 pub mod allowed;
 pub mod config;
 pub mod daemon;
-pub mod disk_source;
+pub mod disks;
 pub mod migrate;

@@ -15,15 +15,17 @@ const CRATES: &[(&str, &[&str])] = &[
     ("nbd", &["block-io"]),
     ("vhd", &["block-io"]),
     ("smb-client", &["smb-protocol", "block-io"]),
+    ("disk-source", &["block-io", "smb-client", "vhd"]),
     ("host-api", &["control-socket"]),
     ("server-api", &["control-socket"]),
     ("vmm", &["block-io", "host-api"]),
-    ("hyperv-host", &["vmm", "vhd", "smb-client", "block-io", "host-api"]),
+    ("hyperv-host", &["vmm", "disk-source", "vhd", "smb-client", "block-io", "host-api"]),
     ("smbd", &["smb-protocol", "block-io", "state-store", "server-api", "vhd"]),
     (
         "bulkhead",
         &[
             "block-io",
+            "disk-source",
             "host-api",
             "nbd",
             "server-api",
@@ -39,8 +41,8 @@ const CRATES: &[(&str, &[&str])] = &[
 const FOLDERS: &[(&str, &[&str])] = &[
     ("vmm/src/platform", &["devices", "machine"]),
     ("vmm/src/devices", &["machine"]),
-    ("hyperv-host/src/disk_source.rs", &["daemon", "migrate"]),
-    ("hyperv-host/src/allowed.rs", &["daemon", "migrate", "disk_source"]),
+    ("hyperv-host/src/disks.rs", &["daemon", "migrate"]),
+    ("hyperv-host/src/allowed.rs", &["daemon", "migrate", "disks"]),
     ("smbd/src/volume", &["command", "exchange", "connection", "pipe", "notices"]),
     ("smbd/src/session.rs", &["command", "exchange", "connection"]),
 ];

@@ -28,6 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use disk_source::{Configured, Source};
 use host_api::{
     AfterHostFailure, DiskUsage, MoveStatistics, VmDefinition, VmDetail, VmName, VmState, VmSummary,
 };
@@ -46,8 +47,8 @@ use vmm::{
 use self::store::{MoveId, Record, Store};
 use crate::{
     allowed::{Allowed, NotAllowed, Whose},
-    config::{Config, StorageConfig},
-    disk_source,
+    config::Config,
+    disks,
     migrate::{fault::Faults, target::Arrivals, tls::Tls, wire::Standing},
 };
 
@@ -284,8 +285,10 @@ impl Managed {
 pub struct Host {
     /// Its configuration.
     pub config: Config,
-    /// How shares with disks are used.
-    pub storage: Arc<StorageConfig>,
+    /// The file servers that it has logins for.
+    pub servers: Configured,
+    /// What opens its machines' disks.
+    pub disks: Source,
     /// What VMs may name.
     pub allowed: Allowed,
     /// KVM.
@@ -329,8 +332,10 @@ impl Host {
             format!("cannot use the state folder {}", config.host.state_dir.display())
         })?;
         let tls = config.migration.as_ref().map(Tls::load).transpose()?;
+        let servers = disks::servers(&config.storage);
         Ok(Arc::new(Self {
-            storage: Arc::new(config.storage.clone()),
+            disks: disks::source(servers.clone()),
+            servers,
             allowed,
             config,
             kvm,
@@ -470,10 +475,9 @@ impl Host {
         for disk in &definition.disks {
             let location = disk.location.clone();
             let refused = |source| vmm::Error::Disk { location: location.clone(), source };
-            disk_source::format(disk).map_err(refused)?;
+            disks::format(disk).map_err(refused)?;
             if let Ok(url) = location.parse::<SmbUrl>() {
-                disk_source::login(&url, &self.storage)
-                    .map_err(|source| HostError::Login { location, source })?;
+                self.servers.login(&url).map_err(|source| HostError::Login { location, source })?;
             }
         }
         Ok(())
@@ -567,8 +571,8 @@ impl Host {
         self.allowed.check(definition, Whose::Own)?;
         let _memory = self.reserve_memory(definition.memory_mib)?;
         let disks = self.runtime.block_on(async {
-            let prepared = disk_source::prepare_all(definition, &self.storage).await?;
-            disk_source::open_all(&prepared).await
+            let prepared = disks::prepare_all(definition, &self.disks).await?;
+            disks::open_all(&prepared, definition.id).await
         })?;
         let shapes: Vec<DiskShape> = disks
             .iter()

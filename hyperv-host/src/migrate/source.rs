@@ -30,7 +30,7 @@ use crate::{
         Host, HostError, Managed, Starter, spawn,
         store::{MoveId, Record},
     },
-    disk_source,
+    disks,
 };
 
 /// How long a source tries to get its disks back after a failed move.
@@ -211,8 +211,8 @@ fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), vmm::Error> {
     let deadline = Instant::now() + REOPEN_LIMIT;
     loop {
         let opened = host.runtime.block_on(async {
-            let prepared = disk_source::prepare_all(&managed.definition, &host.storage).await?;
-            disk_source::open_all(&prepared).await
+            let prepared = disks::prepare_all(&managed.definition, &host.disks).await?;
+            disks::open_all(&prepared, managed.definition.id).await
         });
         match opened {
             Ok(disks) => return vm.attach_disks(disks),

@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use disk_source::Prepared;
 use host_api::VmState;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::{
@@ -44,7 +45,7 @@ use crate::{
         Host, HostError, Managed, spawn,
         store::{MoveId, Verdict},
     },
-    disk_source::{self, Prepared},
+    disks,
 };
 
 /// How long a target tries to open the disks that the source has given up.
@@ -297,7 +298,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     let _memory = host.reserve_memory(definition.memory_mib).map_err(|error| text(&error))?;
     let disks = host
         .runtime
-        .block_on(disk_source::prepare_all(definition, &host.storage))
+        .block_on(disks::prepare_all(definition, &host.disks))
         .map_err(|error| text(&error))?;
     let managed = Managed::new(definition.clone(), VmState::MovingIn);
     host.insert(&managed).map_err(|error| text(&error))?;
@@ -544,7 +545,8 @@ fn commit<'a>(
 fn open_disks(host: &Host, arrival: &Arrival) -> Result<(), Error> {
     let deadline = Instant::now() + OPEN_LIMIT;
     loop {
-        match host.runtime.block_on(disk_source::open_all(&arrival.disks)) {
+        match host.runtime.block_on(disks::open_all(&arrival.disks, arrival.managed.definition.id))
+        {
             Ok(disks) => return arrival.vm.attach_disks(disks),
             // A server may take a moment to see that the source has closed a file.
             Err(Error::Disk { source: block_io::Error::Busy(_), .. })
