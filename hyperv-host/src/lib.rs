@@ -1,7 +1,7 @@
 //! The VM host.
 //!
 //! ```text
-//!  bulkhead vm … ─► daemon::control ─► daemon (VM table, durable records)
+//!  bulkhead vm … ─► control ─► host (VM table, durable records)
 //!                                        │ build, start, stop        │ move
 //!                                        ▼                           ▼
 //!                                      vmm::Vm ◄── memory, state ── migrate ═ TLS ═► other host
@@ -12,6 +12,10 @@
 
 pub mod allowed;
 pub mod config;
-pub mod daemon;
+pub mod control;
 pub mod disks;
+pub mod fault;
+pub mod host;
 pub mod migrate;
+pub mod recover;
+pub mod tls;

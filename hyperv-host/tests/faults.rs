@@ -159,7 +159,7 @@ macro_rules! points {
         #[test]
         fn every_point_has_a_test() {
             let tested = [$($point),*];
-            for point in hyperv_host::migrate::fault::POINTS {
+            for point in hyperv_host::fault::POINTS {
                 assert!(tested.contains(&point), "{point}");
             }
         }

@@ -21,16 +21,19 @@ use super::{
     MoveError,
     clock::Offset,
     send::{Brake, Pace, send_round},
-    tls::{Cutter, Stream, Tls},
     wire::{self, Hello, Kind, Message, Shape, Standing, receive, send},
 };
 use crate::{
     config::MigrationConfig,
-    daemon::{
-        Host, HostError, Managed, Starter, spawn,
-        store::{MoveId, Record},
-    },
     disks,
+    host::{
+        Host, HostError,
+        lifecycle::Starter,
+        machine::Managed,
+        records::{MoveId, Record},
+        spawn,
+    },
+    tls::{Cutter, Stream, Tls},
 };
 
 /// How long a source tries to get its disks back after a failed move.
@@ -156,6 +159,14 @@ pub fn move_vm(
             Err(HostError::InDoubt(why))
         }
     }
+}
+
+/// What this host, as the source of a move, answers when asked about it.
+pub fn standing_of(host: &Host, id: &MoveId) -> Standing {
+    if lock(&host.deciding).contains(id) {
+        return Standing::Waiting;
+    }
+    if host.has_handed_over(id) { Standing::Given } else { Standing::Never }
 }
 
 /// The VM is the target's: ends what is here and forgets it.

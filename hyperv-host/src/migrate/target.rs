@@ -8,7 +8,6 @@
 //! ```
 
 use std::{
-    collections::HashMap,
     io,
     net::{TcpListener, TcpStream},
     sync::{
@@ -18,7 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use disk_source::Prepared;
 use host_api::VmState;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::{
@@ -34,59 +32,26 @@ use vmm::{
 use super::{
     MoveError,
     door::{Door, Place},
-    tls::{Cutter, Stream},
+    source::standing_of,
     wire::{
         self, Hello, Kind, Message, Standing, WireError, parse_pages, read_frame, receive, send,
     },
 };
 use crate::{
     allowed::Whose,
-    daemon::{
-        Host, HostError, Managed, spawn,
-        store::{MoveId, Verdict},
-    },
     disks,
+    host::{
+        Host, HostError,
+        arrivals::{Arrival, Phase},
+        machine::Managed,
+        records::{MoveId, Verdict},
+        spawn,
+    },
+    tls::{Cutter, Stream},
 };
 
 /// How long a target tries to open the disks that the source has given up.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Receiving,
-    Waiting,
-    Ran,
-    Gone,
-}
-
-/// A VM being received.
-#[derive(Debug)]
-struct Arrival {
-    id: MoveId,
-    token: String,
-    source: String,
-    managed: Arc<Managed>,
-    vm: Arc<Vm>,
-    disks: Vec<Prepared>,
-    phase: Mutex<Phase>,
-    /// Memory connections that may still join.
-    joins: AtomicUsize,
-    /// A memory connection broke before its last round.
-    broken: AtomicBool,
-    /// Whether it is one of this host's by its records; held while it becomes so.
-    settled: Mutex<bool>,
-    cutters: Mutex<Vec<Cutter>>,
-}
-
-/// All VMs being received.
-#[derive(Debug, Default)]
-pub struct Arrivals(Mutex<HashMap<MoveId, Arc<Arrival>>>);
-
-impl Arrivals {
-    fn get(&self, id: &MoveId) -> Option<Arc<Arrival>> {
-        lock(&self.0).get(id).cloned()
-    }
-}
 
 /// Binds the address for other hosts.
 ///
@@ -148,7 +113,7 @@ fn connection(host: &Arc<Host>, socket: TcpStream, mut place: Place) -> Result<(
         Message::Join { id, token } => join(host, stream, &id, &token),
         Message::Query { id, from_source: true } => query(host, stream, &id),
         Message::Query { id, from_source: false } => {
-            let standing = host.standing_as_source(&id);
+            let standing = standing_of(host, &id);
             Ok(send(&mut stream, &Message::Standing { standing })?)
         }
         _ => Err(MoveError::Protocol),

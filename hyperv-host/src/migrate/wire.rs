@@ -20,7 +20,7 @@ use host_api::VmDefinition;
 use serde::{Deserialize, Serialize};
 use vmm::{DiskShape, machine::cpu::CpuModel, platform::memory::PAGE};
 
-use crate::daemon::store::MoveId;
+use crate::host::records::MoveId;
 
 /// First bytes of every connection in both directions.
 pub const PREAMBLE: &[u8; 8] = b"BLKHMIG1";
