@@ -3,11 +3,14 @@
 //!
 //! On a share a disk is opened as an instance of its VM, later than any before: what an earlier run of
 //! the VM still has open, on this host or on one that is gone, the server closes at once, and it does
-//! not come back. Hosts' clocks say which is later.
+//! not come back. The numbers of [`Run`]s say which is later.
 
 use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use block_io::{Disk, Error};
@@ -83,11 +86,30 @@ fn is_device(location: &str) -> bool {
     std::fs::metadata(location).is_ok_and(|about| about.file_type().is_block_device())
 }
 
-/// The run of a VM that begins now.
-fn instance(vm: Option<VmId>) -> Option<Instance> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let version = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-    vm.map(|vm| Instance { id: vm.0, version })
+/// One run of a VM, from its start or arrival on a host to its end there.
+#[derive(Debug)]
+pub struct Run {
+    vm: Option<VmId>,
+    /// The version of the instance that opens the disks next.
+    next: AtomicU64,
+}
+
+impl Run {
+    /// The versions that one run has, one for each time that its disks are opened: the numbers of
+    /// two runs are at least so far apart.
+    pub const SPAN: u64 = 1 << 20;
+
+    /// The run with this number, which its host's records have given to no other run.
+    pub fn new(vm: Option<VmId>, number: u64) -> Self {
+        Self { vm, next: AtomicU64::new(number) }
+    }
+
+    /// What the disks are opened as now: a later instance than each time before. An attempt whose
+    /// files the server still has open does not keep the next one out.
+    fn instance(&self) -> Option<Instance> {
+        let version = self.next.fetch_add(1, Ordering::Relaxed);
+        self.vm.map(|vm| Instance { id: vm.0, version })
+    }
 }
 
 /// Prepares all disks of a machine, in order.
@@ -118,11 +140,8 @@ async fn prepare(disk: &DiskDefinition, source: &Source) -> block_io::Result<Pre
 ///
 /// # Errors
 /// The first failure, with the location of its disk; disks opened before it are closed again.
-pub async fn open_all(
-    prepared: &[Prepared],
-    vm: Option<VmId>,
-) -> Result<Vec<Arc<dyn Disk>>, vmm::Error> {
-    let instance = instance(vm);
+pub async fn open_all(prepared: &[Prepared], run: &Run) -> Result<Vec<Arc<dyn Disk>>, vmm::Error> {
+    let instance = run.instance();
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     for disk in prepared {
         match disk.open(instance).await {
@@ -221,6 +240,17 @@ mod tests {
             open(name, Some(DiskFormat::Vhdx)).await.unwrap();
             open(name, Some(DiskFormat::Raw)).await.unwrap();
         }
+    }
+
+    /// A host that tries again is not kept out by what it tried before, and the next run is later.
+    #[test]
+    fn each_attempt_of_a_run_is_a_later_instance() {
+        let id = VmId([7; 16]);
+        let run = Run::new(Some(id), 1000);
+        let versions: Vec<_> = (0..3).map(|_| run.instance().unwrap().version).collect();
+        assert_eq!(versions, [1000, 1001, 1002]);
+        assert_eq!(run.instance().unwrap().id, id.0);
+        assert!(Run::new(None, 1000).instance().is_none());
     }
 
     /// A disk that another program uses is not a machine's, and the other way round.

@@ -24,6 +24,11 @@ fn twenty_moves_in_a_row_lose_nothing() {
     let name = &payload.name;
     hosts[0].call(&Request::Start { name: name.clone() }).unwrap();
     hosts[0].console(name).unwrap().next_line("progress");
+    let run = || -> u64 {
+        let file = dir.path().join("a/state/vms/payload/run.json");
+        std::fs::read_to_string(file).unwrap().parse().unwrap()
+    };
+    let first = run();
     for turn in 0..20 {
         let (from, to) = (&hosts[turn % 2], &hosts[(turn + 1) % 2]);
         let moved = from.move_to(name, to).unwrap();
@@ -44,6 +49,8 @@ fn twenty_moves_in_a_row_lose_nothing() {
     assert!(last.get("reads") > 0);
     let report = payload.verify(last.get("flushed"), last.get("seq"));
     assert_eq!(report.newer, 0);
+    // The number of its run went with it: no clock was asked whether it is later.
+    assert_eq!(run(), first + 20 * hyperv_host::disks::Run::SPAN);
     assert_eq!(hosts[0].call(&Request::Delete { name: name.clone() }).unwrap(), Reply::Ok);
 }
 

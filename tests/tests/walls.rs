@@ -41,8 +41,11 @@ const CRATES: &[(&str, &[&str])] = &[
 const FOLDERS: &[(&str, &[&str])] = &[
     ("vmm/src/platform", &["devices", "machine"]),
     ("vmm/src/devices", &["machine"]),
-    ("hyperv-host/src/disks.rs", &["daemon", "migrate"]),
-    ("hyperv-host/src/allowed.rs", &["daemon", "migrate", "disks"]),
+    ("hyperv-host/src/disks.rs", &["host", "migrate", "control", "recover"]),
+    ("hyperv-host/src/allowed.rs", &["host", "migrate", "disks", "control", "recover"]),
+    ("hyperv-host/src/host", &["migrate", "control", "recover"]),
+    ("hyperv-host/src/tls.rs", &["host", "migrate", "control", "recover"]),
+    ("hyperv-host/src/migrate", &["control", "recover"]),
     ("smbd/src/volume", &["command", "exchange", "connection", "pipe", "notices"]),
     ("smbd/src/session.rs", &["command", "exchange", "connection"]),
 ];

@@ -12,7 +12,7 @@ use disk_source::Prepared;
 use vmm::{Vm, platform::bus::lock};
 
 use super::{machine::Managed, records::MoveId};
-use crate::tls::Cutter;
+use crate::{disks::Run, tls::Cutter};
 
 /// How far a move has come at its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Arrival {
     pub vm: Arc<Vm>,
     /// Its disks, ready to be opened.
     pub disks: Vec<Prepared>,
+    /// Its run on this host.
+    pub run: Run,
     /// How far it is.
     pub phase: Mutex<Phase>,
     /// Memory connections that may still join.

@@ -17,7 +17,10 @@ use super::{
     records::Record,
     spawn,
 };
-use crate::{allowed::Whose, disks};
+use crate::{
+    allowed::Whose,
+    disks::{self, Run},
+};
 
 /// A machine that is reset sooner than that after its start may be in a loop.
 const SOON: Duration = Duration::from_secs(10);
@@ -108,9 +111,11 @@ impl Host {
         }
         self.allowed.check(definition, Whose::Own)?;
         let _memory = self.reserve_memory(definition.memory_mib)?;
+        let number = self.store.next_run(managed.name()).map_err(HostError::Store)?;
+        let run = Run::new(definition.id, number);
         let disks = self.runtime.block_on(async {
             let prepared = disks::prepare_all(definition, &self.disks).await?;
-            disks::open_all(&prepared, definition.id).await
+            disks::open_all(&prepared, &run).await
         })?;
         let shapes: Vec<DiskShape> = disks
             .iter()

@@ -38,11 +38,12 @@
 //! sent. An operator may end a doubt by `vm resolve` when one host will never come back.
 //!
 //! Modules: [`wire`] the stream's format, [`door`] the port, [`source`] and [`send`] the sending side,
-//! [`target`] the receiving side, [`clock`] the difference of two hosts' clocks. [`crate::tls`] says who
+//! [`target`] and [`receive`] the receiving side, [`clock`] the difference of two hosts' clocks. [`crate::tls`] says who
 //! may connect, [`crate::fault`] has the points where tests break a move.
 
 pub mod clock;
 pub mod door;
+pub mod receive;
 pub mod send;
 pub mod source;
 pub mod target;

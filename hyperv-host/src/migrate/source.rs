@@ -14,6 +14,7 @@ use vmm::{
         bus::lock,
         dirty::{DirtyLog, PageSet},
         error::chain,
+        lifecycle::EndReason,
     },
 };
 
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     config::MigrationConfig,
-    disks,
+    disks::{self, Run},
     host::{
         Host, HostError,
         lifecycle::Starter,
@@ -203,7 +204,7 @@ fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &Mute
         if let Err(error) = reopen(host, managed, &vm) {
             tracing::error!(vm = %name, error = chain(&error), "its disks cannot be opened again");
             let why = format!("its disks cannot be opened again: {}", chain(&error));
-            vm.control().end(vmm::platform::lifecycle::EndReason::Failed(why));
+            vm.control().end(EndReason::Failed(why));
         }
         vm.resume();
     }
@@ -213,21 +214,24 @@ fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &Mute
     });
 }
 
-fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), vmm::Error> {
+fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), HostError> {
     let closed = vm.detach_disks();
     if closed.len() == vm.disks().len() {
         // They were not taken away yet.
-        return vm.attach_disks(closed.into_iter().map(|(_, disk)| disk).collect());
+        return Ok(vm.attach_disks(closed.into_iter().map(|(_, disk)| disk).collect())?);
     }
+    // The target may have opened them: this is later than that.
+    let number = host.store.next_run(managed.name()).map_err(HostError::Store)?;
+    let run = Run::new(managed.definition.id, number);
     let deadline = Instant::now() + REOPEN_LIMIT;
     loop {
         let opened = host.runtime.block_on(async {
             let prepared = disks::prepare_all(&managed.definition, &host.disks).await?;
-            disks::open_all(&prepared, managed.definition.id).await
+            disks::open_all(&prepared, &run).await
         });
         match opened {
-            Ok(disks) => return vm.attach_disks(disks),
-            Err(error) if Instant::now() >= deadline => return Err(error),
+            Ok(disks) => return Ok(vm.attach_disks(disks)?),
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
             Err(error) => {
                 managed.update(|inner| inner.reason = Some(chain(&error)));
                 std::thread::sleep(Duration::from_millis(200));
@@ -474,6 +478,8 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         let count = self.options.streams.unwrap_or(self.config.streams).clamp(1, 16);
         let shapes = self.vm.disks().iter().zip(&self.managed.definition.disks);
         let address = self.host.migration_address.get().map(ToString::to_string);
+        // From here on whatever runs here again is later than the run there.
+        let run = self.host.store.next_run(self.managed.name()).map_err(MoveError::Store)?;
         let hello = Hello {
             version: wire::VERSION,
             state_version: state::VERSION,
@@ -485,6 +491,7 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
                 .collect(),
             source: self.config.advertise.clone().or(address).unwrap_or_default(),
             streams: count,
+            run: Some(run),
         };
         send(control, &Message::Hello(Box::new(hello)))?;
         let token = match receive(control)? {

@@ -164,6 +164,10 @@ pub struct Hello {
     pub source: String,
     /// Connections that will carry memory.
     pub streams: u32,
+    /// The number of the VM's run at the target, later than any run at the source. A host of an
+    /// earlier version sends none: its runs are numbered by its clock.
+    #[serde(default)]
+    pub run: Option<u64>,
 }
 
 /// What a host knows of a move when it is asked.
