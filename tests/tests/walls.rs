@@ -21,6 +21,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("vmm", &["block-io", "host-api"]),
     ("hyperv-host", &["vmm", "disk-source", "vhd", "smb-client", "block-io", "host-api"]),
     ("smbd", &["smb-protocol", "block-io", "state-store", "server-api", "vhd"]),
+    ("test-support", &["host-api"]),
     (
         "bulkhead",
         &[
