@@ -37,6 +37,7 @@ use crate::{
     crypt::{Crypt, Guard, begin_frame, end_frame, split_compound},
     handshake::{Limits, Purpose, establish},
     open::{IMPERSONATION, wire_path},
+    request::{self, Credits},
 };
 
 /// Room in the receive buffer beyond the longest payload.
@@ -466,17 +467,13 @@ impl RawConnection {
         self.next_message += u64::from(charge);
         self.credits = self.credits.saturating_sub(charge.into());
         self.in_flight += u32::from(charge);
-        let more = self.wanted_credits.saturating_sub(self.credits + self.in_flight);
-        let mut header = Header {
-            credit_charge: if self.limits.large_mtu { charge } else { 0 },
-            command,
-            credits: u16::try_from(u32::from(charge) + more).unwrap_or(u16::MAX),
-            message_id: MessageId(message),
-            session_id: self.crypt.session_id,
-            ..Header::default()
+        let credits = Credits {
+            charge,
+            held: self.credits + self.in_flight,
+            wanted: self.wanted_credits,
+            large_mtu: self.limits.large_mtu,
         };
-        header.set_tree_id(self.tree);
-        header
+        request::header(command, self.crypt.session_id, self.tree, MessageId(message), credits)
     }
 
     /// Sends all that is queued at once.

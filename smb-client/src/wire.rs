@@ -22,7 +22,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{Error, Result, channels::Path};
+use crate::{Error, Result, path::Path};
 
 /// What is taken at once from a stream that is no socket.
 const CHUNK: usize = 16 * 1024;
