@@ -17,7 +17,7 @@ pub enum Error {
     /// The location names a kind of storage that does not exist.
     #[error("{location}: no storage of kind {scheme:?}")]
     Scheme {
-        /// The location.
+        /// The location as it was given.
         location: String,
         /// What is before its `://`.
         scheme: String,
@@ -43,9 +43,9 @@ pub enum Error {
     /// The file with the image's change tracking cannot be used.
     #[error("{location}")]
     Tracking {
-        /// That file.
+        /// Location of the file with the tracking.
         location: String,
-        /// Why.
+        /// The cause, as the layer below tells it.
         #[source]
         source: vhd::Error,
     },

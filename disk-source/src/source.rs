@@ -15,7 +15,7 @@ use crate::{Claim, Error, Location, ParentRule, Parents, Result, Servers};
 /// A format, and whether it was named or is what a location's ending says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Named {
-    /// The format.
+    /// How the bytes of the file are arranged.
     pub format: Format,
     /// Whether somebody named it. If not, a file that is raw by its ending must not bear the mark of
     /// another format.

@@ -112,7 +112,7 @@ pub(crate) struct Connection {
     pub validate: Option<Validation>,
     /// What it has in common with the other channels of its session.
     pub group: Arc<Group<Connection>>,
-    /// Where it goes.
+    /// The addresses of both ends.
     pub path: Path,
     /// What [`Group::pick`] looks at: bytes under way, and whether it is to be spared.
     pub load: AtomicU64,

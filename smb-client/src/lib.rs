@@ -26,6 +26,8 @@
 //! - [`SmbUrl`] reads `smb://` addresses; passwords come from the environment, a file or the
 //!   program, never from an address.
 
+#![warn(clippy::missing_errors_doc)]
+
 mod channel_group;
 mod channels;
 mod connection;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 pub(crate) struct Path {
     /// The server's address.
     pub server: IpAddr,
-    /// Our own.
+    /// The address of this side.
     pub local: IpAddr,
     /// How much slower it is than the fastest, at least 1.
     pub weight: u32,

@@ -21,12 +21,16 @@ use crate::{
     session::{Inner, Link, State},
 };
 
-/// Connects to servers.
+/// Makes sessions: [`Client::connect`].
 #[derive(Debug)]
 pub struct Client;
 
 impl Client {
     /// Connects and logs on. The session keeps itself up as the options say.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] if the server is not reached, [`Error::Logon`] if it refuses the user, and what else of
+    /// [`Error`] its answers lead to.
     pub async fn connect(options: ConnectOptions) -> Result<Session> {
         let client_guid = random();
         let established = establish(&options, client_guid, Purpose::new()).await?;

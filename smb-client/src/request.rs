@@ -24,7 +24,7 @@ pub(crate) fn header(
     credits: Credits,
 ) -> Header {
     let lacking = credits.wanted.saturating_sub(credits.held);
-    let asked = u32::from(credits.charge) + lacking;
+    let asked = lacking.saturating_add(credits.charge.into());
     let mut header = Header {
         credit_charge: if credits.large_mtu { credits.charge } else { 0 },
         command,

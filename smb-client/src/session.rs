@@ -36,6 +36,9 @@ pub struct Session {
 
 impl Session {
     /// Connects to a share.
+    ///
+    /// # Errors
+    /// [`Error::Status`] if there is no such share or it refuses the user; [`Error::Disconnected`].
     pub async fn tree(&self, share: &str) -> Result<Tree> {
         let tree = Tree::new(Arc::clone(&self.inner), share);
         tree.connect().await?;
@@ -43,6 +46,9 @@ impl Session {
     }
 
     /// Asks the server for a sign of life.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`] if there is none in time.
     pub async fn echo(&self) -> Result<()> {
         let link = self.inner.link().await?;
         let encode = |out: &mut Vec<u8>| smb_protocol::msg::simple::Empty.encode(out);
@@ -51,16 +57,25 @@ impl Session {
     }
 
     /// The dialect in use.
+    ///
+    /// # Errors
+    /// [`Error`] why the session has ended, if it has.
     pub async fn dialect(&self) -> Result<Dialect> {
         Ok(self.inner.link().await?.dialect())
     }
 
     /// Whether all messages are encrypted.
+    ///
+    /// # Errors
+    /// [`Error`] why the session has ended, if it has.
     pub async fn is_encrypted(&self) -> Result<bool> {
         Ok(self.inner.link().await?.channels.main().is_sealed())
     }
 
     /// The connections that the session has at present: their local address and the server's.
+    ///
+    /// # Errors
+    /// [`Error`] why the session has ended, if it has.
     pub async fn channels(&self) -> Result<Vec<(IpAddr, IpAddr)>> {
         let link = self.inner.link().await?;
         let channels = link.channels.all();
@@ -69,6 +84,9 @@ impl Session {
     }
 
     /// Gives the present connections up as if they were lost, so that new ones are made.
+    ///
+    /// # Errors
+    /// [`Error`] why no new connection could be made in time.
     pub async fn reset(&self) -> Result<()> {
         let link = self.inner.link().await?;
         link.channels.close(&Error::disconnected("reset by the user"));

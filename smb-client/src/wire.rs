@@ -38,7 +38,7 @@ pub struct Dialled {
     pub stream: Box<dyn Stream>,
     /// Our own address on it.
     pub local: IpAddr,
-    /// The server's.
+    /// The address of the server's side.
     pub server: IpAddr,
 }
 

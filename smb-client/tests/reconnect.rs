@@ -64,7 +64,7 @@ async fn a_cut_connection_is_restored_and_what_was_in_flight_is_sent_again() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_session_notices_and_comes_back_by_itself() {
     let Some(samba) = common::start("") else { return };
     let (proxy, options) = setup(&samba).await;

@@ -295,7 +295,7 @@ impl Console {
 /// A VM with the payload guest on a raw local disk.
 #[derive(Debug)]
 pub struct Payload {
-    /// Its name.
+    /// Name of the VM.
     pub name: VmName,
     /// Its disk.
     pub image: PathBuf,

@@ -30,7 +30,7 @@ pub enum Phase {
 /// A VM being received.
 #[derive(Debug)]
 pub struct Arrival {
-    /// The move.
+    /// Identity of the move.
     pub id: MoveId,
     /// What memory connections must show.
     pub token: String,

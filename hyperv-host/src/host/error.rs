@@ -19,7 +19,7 @@ pub enum HostError {
     /// Another has its id.
     #[error("VM {name} has the id of VM {other}; leave `id` out and it gets one of its own")]
     SameId {
-        /// Which.
+        /// Name of the VM.
         name: VmName,
         /// The one that is here.
         other: VmName,
@@ -27,9 +27,9 @@ pub enum HostError {
     /// It is not in a state for that.
     #[error("VM {name} is {}", .state.as_str())]
     State {
-        /// Which.
+        /// Name of the VM.
         name: VmName,
-        /// How it is.
+        /// State that the VM is in.
         state: VmState,
     },
     /// Something else is being done with it.
@@ -41,12 +41,12 @@ pub enum HostError {
     /// It did not end in time.
     #[error("VM {name} did not power off within {seconds} s; --force ends it")]
     StillOn {
-        /// Which.
+        /// Name of the VM.
         name: VmName,
         /// How long it had.
         seconds: u64,
     },
-    /// The machine failed.
+    /// The machine could not be built or run, or one of its disks failed.
     #[error(transparent)]
     Vm(#[from] vmm::Error),
     /// A definition is not possible.
@@ -58,9 +58,9 @@ pub enum HostError {
     /// Nobody says who this host is to the server of a disk.
     #[error("disk {location}: this host cannot log on there")]
     Login {
-        /// Where it is.
+        /// Location, as it was given or as the image names it.
         location: String,
-        /// Why.
+        /// The cause, as the layer below tells it.
         #[source]
         source: smb_client::CredentialsError,
     },

@@ -21,7 +21,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 /// What of a VM can be looked at at any time.
 #[derive(Debug)]
 pub struct Inner {
-    /// How it is.
+    /// State that the VM is in.
     pub state: VmState,
     /// The machine while it runs or is paused here.
     pub vm: Option<Arc<Vm>>,
@@ -44,7 +44,7 @@ pub struct Inner {
 /// A VM of this host.
 #[derive(Debug)]
 pub struct Managed {
-    /// What it is.
+    /// The definition that it was created with.
     pub definition: VmDefinition,
     operation: Mutex<()>,
     inner: Mutex<Inner>,
@@ -72,7 +72,7 @@ impl Managed {
         })
     }
 
-    /// Its name.
+    /// Name of the VM, unique on its host.
     pub fn name(&self) -> &VmName {
         &self.definition.name
     }
@@ -107,7 +107,7 @@ impl Managed {
             .ok_or_else(|| HostError::Busy(self.name().clone()))
     }
 
-    /// How it is.
+    /// State that the VM is in at present.
     pub fn state(&self) -> VmState {
         lock(&self.inner).state
     }

@@ -57,7 +57,7 @@ use crate::{
 /// A VM host.
 #[derive(Debug)]
 pub struct Host {
-    /// Its configuration.
+    /// The configuration file that it was started with.
     pub config: Config,
     /// The file servers that it has logins for.
     pub servers: Configured,
@@ -65,11 +65,11 @@ pub struct Host {
     pub disks: Source,
     /// What VMs may name.
     pub allowed: Allowed,
-    /// KVM.
+    /// The open `/dev/kvm`.
     pub kvm: Kvm,
     /// Where disks' I/O runs.
     pub runtime: Runtime,
-    /// What it remembers.
+    /// The records in its state folder.
     pub store: Store,
     /// Its identity, if it takes part in moves.
     pub tls: Option<Tls>,
@@ -250,7 +250,7 @@ impl Host {
         Ok(())
     }
 
-    /// All VMs.
+    /// All VMs of the host with their states, by name.
     pub fn list(&self) -> Vec<VmSummary> {
         lock(&self.vms).values().map(|managed| managed.summary()).collect()
     }

@@ -36,7 +36,7 @@ impl MoveId {
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
-    /// As text.
+    /// The 32 hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -72,16 +72,16 @@ pub enum Record {
     Running,
     /// Running here; a peer may hold a copy that must not run.
     MovingOut {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
-        /// The peer's address.
+        /// Migration address of the peer, `host:port`.
         peer: String,
     },
     /// Given to the peer. It runs here again only if the peer says that it never ran there.
     HandedOver {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
-        /// The peer's address.
+        /// Migration address of the peer, `host:port`.
         peer: String,
     },
 }
@@ -96,7 +96,7 @@ pub enum Verdict {
     Refused,
 }
 
-/// The files.
+/// The state folder of a host.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,

@@ -59,7 +59,7 @@ pub enum MoveError {
     /// The connection could not be made.
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
-    /// The machine.
+    /// The machine could not be built, saved or restored.
     #[error(transparent)]
     Vm(#[from] vmm::Error),
     /// The other host does not take it.

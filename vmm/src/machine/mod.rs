@@ -68,7 +68,7 @@ const DEVICE_LIMIT: Duration = Duration::from_secs(1);
 /// What the guest is told of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskShape {
-    /// Shape.
+    /// Size and sectors.
     pub geometry: Geometry,
     /// Whether writes are refused.
     pub read_only: bool,

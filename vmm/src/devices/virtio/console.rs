@@ -14,7 +14,7 @@ use crate::{devices::console::Console, platform::memory::GuestRam};
 /// Most bytes taken from one request of the guest.
 const MOST: u64 = 64 * 1024;
 
-/// The device.
+/// The virtio console: what a [`Console`] prints and takes, as a device.
 #[derive(Debug)]
 pub struct VirtioConsole {
     console: Console,
@@ -51,7 +51,7 @@ impl Backend for VirtioConsole {
     fn serve(self: Arc<Self>, io: QueueIo, drain: Drain) -> Worker {
         let console = self.console.clone();
         if io.index == 0 {
-            to_guest(io, drain, console)
+            Box::pin(to_guest(io, drain, console))
         } else {
             let serve = move |chain: &Chain, mem: &GuestRam| from_guest(chain, mem, &console);
             Box::pin(serve_in_turn(io, drain, Source::always(), serve))
@@ -69,7 +69,7 @@ fn from_guest(chain: &Chain, mem: &GuestRam, console: &Console) -> Served {
 }
 
 /// Gives the guest what was typed, as far as it fits into its requests.
-fn to_guest(io: QueueIo, drain: Drain, console: Console) -> Worker {
+async fn to_guest(io: QueueIo, drain: Drain, console: Console) -> QueueIo {
     let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
         .and_then(|wake| Ok((wake.try_clone()?, wake)));
     let wake = match wake {
@@ -79,7 +79,7 @@ fn to_guest(io: QueueIo, drain: Drain, console: Console) -> Worker {
         }
         Err(error) => {
             tracing::error!(%error, "no input for a guest's console");
-            return Box::pin(std::future::ready(io));
+            return io;
         }
     };
     let typed = console.clone();
@@ -92,5 +92,5 @@ fn to_guest(io: QueueIo, drain: Drain, console: Console) -> Worker {
         };
         Served { written, moved: input.len() as u64 }
     };
-    Box::pin(serve_in_turn(io, drain, source, serve))
+    serve_in_turn(io, drain, source, serve).await
 }

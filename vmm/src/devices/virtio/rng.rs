@@ -12,7 +12,7 @@ use crate::platform::memory::GuestRam;
 /// Most bytes given for one request.
 const MOST: u64 = 4096;
 
-/// The device.
+/// The virtio entropy device, filled from the kernel's generator.
 #[derive(Debug)]
 pub struct Rng;
 
