@@ -47,6 +47,8 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("hyperv-host/src/host", &["migrate", "control", "recover"]),
     ("hyperv-host/src/tls.rs", &["host", "migrate", "control", "recover"]),
     ("hyperv-host/src/migrate", &["control", "recover"]),
+    ("smb-client/src/channel_group.rs", &["connection", "channels", "session", "open"]),
+    ("smb-client/src/session.rs", &["open", "reconnect"]),
     ("smbd/src/volume", &["command", "exchange", "connection", "pipe", "notices"]),
     ("smbd/src/session.rs", &["command", "exchange", "connection"]),
 ];
