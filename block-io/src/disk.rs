@@ -19,6 +19,9 @@ pub struct Geometry {
 
 impl Geometry {
     /// Checks that a request is sector aligned and within the disk.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] or [`Error::Misaligned`].
     pub fn check(&self, offset: u64, len: u64) -> Result<()> {
         let align = u64::from(self.logical_sector);
         if !offset.is_multiple_of(align) || !len.is_multiple_of(align) {
@@ -74,6 +77,9 @@ pub struct RawDisk {
 impl RawDisk {
     /// Presents `file` as a disk. Of a length that is not whole sectors, the part of one at the
     /// end is filled up with zeros if the file is read-only, else left out.
+    ///
+    /// # Errors
+    /// What the file says of its length.
     pub async fn open(file: Arc<dyn File>, logical_sector: u32) -> Result<Self> {
         let len = file.len().await?;
         let sector = u64::from(logical_sector);

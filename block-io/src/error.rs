@@ -86,6 +86,9 @@ impl Error {
     }
 
     /// Checks that `len` bytes at `offset` end at or before `size`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
     pub fn check_range(offset: u64, len: u64, size: u64) -> Result<()> {
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(()),

@@ -56,6 +56,9 @@ pub trait File: Send + Sync + Debug {
 }
 
 /// Reads exactly `buf.len()` bytes or fails with [`Error::OutOfRange`].
+///
+/// # Errors
+/// [`Error::OutOfRange`] if the file ends before; what the file says.
 pub async fn read_exact_at(file: &dyn File, offset: u64, buf: &mut [u8]) -> Result<()> {
     let len = buf.len() as u64;
     let got = file.read_at(offset, buf).await? as u64;

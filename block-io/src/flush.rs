@@ -47,6 +47,9 @@ impl FlushGroup {
     /// Returns when a run of `flush` that began after this call has succeeded.
     ///
     /// The future may be dropped at any time; a waiting caller then begins a run of its own.
+    ///
+    /// # Errors
+    /// What the flush that covers this call says.
     pub async fn run<F, Fut>(&self, flush: F) -> Result<()>
     where
         F: FnOnce() -> Fut,

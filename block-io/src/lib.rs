@@ -16,6 +16,8 @@
 //!
 //! This crate knows no protocol and no image format.
 
+#![warn(clippy::missing_errors_doc)]
+
 mod disk;
 mod error;
 mod file;

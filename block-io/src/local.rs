@@ -200,6 +200,9 @@ impl LocalFile {
     /// Appends to `out` up to `len` bytes from `offset`, if that needs no waiting. `None` means
     /// that some of it is not in the page cache; `out` is then as it was. Fewer bytes than `len`
     /// come only at the end of the file.
+    ///
+    /// # Errors
+    /// What the operating system says; that it would wait is none.
     pub fn read_now(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<Option<usize>> {
         self.usable()?;
         let start = out.len();
@@ -228,6 +231,9 @@ impl LocalFile {
 
     /// Writes `buf` at `offset` if the page cache takes it at once; `false` means that nothing
     /// or a part was written and the whole is to be written again by [`File::write_at`].
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; what the operating system says.
     pub fn write_now(&self, offset: u64, buf: &[u8]) -> Result<bool> {
         self.writable()?;
         Ok(self.write_cached(offset, buf)? == buf.len())

@@ -1,21 +1,19 @@
-//! Finding the file that a location on the command line names.
+//! The storage of this run: what `disk-source` opens, with the command line's rules and logins.
 
 use std::{
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, bail};
-use block_io::{Disk, File, IoFuture, LocalFile, LocalOptions, image_lock};
-use smb_client::{Client, ConnectOptions, Create, OpenOptions, Share, SmbUrl};
-use vhd::{
-    Format,
-    chain::Files,
-    folders::Folders,
-    tracking::{ENDING, attach},
-};
+use block_io::{Disk, File, image_lock};
+pub use disk_source::{Claim, Named, tracking_of};
+use disk_source::{Error, Location, ParentRule, Parents, Servers, Source};
+use smb_client::{ConnectOptions, SmbUrl};
 
 use crate::password;
+
+/// How long a file that is in use is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the images of this run may name beside the files in their own folders.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -29,106 +27,49 @@ pub struct Allowed {
     trust_raw_backing: bool,
 }
 
-/// The command line's: one for the whole run.
-static ALLOWED: OnceLock<Allowed> = OnceLock::new();
+/// The run's: the command line is read once.
+static SOURCE: OnceLock<Source> = OnceLock::new();
 
 /// Says what images may name, before the first is opened.
 pub fn allow(allowed: Allowed) {
     // The command line is read once.
-    let _ = ALLOWED.set(allowed);
+    let _ = SOURCE.set(source_of(allowed));
 }
 
-/// The files that an image names: where they may be, and how they are opened.
-pub struct Parents {
-    folders: Folders,
-    trusts_raw: bool,
+fn source_of(allowed: Allowed) -> Source {
+    let rule = ParentRule {
+        folders: allowed.parents_from,
+        remedy: "--parents-from DIR allows a folder",
+        trusts_raw: allowed.trust_raw_backing,
+    };
+    Source::new(Arc::new(Asking), rule).waiting(PATIENCE)
 }
 
-impl Parents {
-    /// Those of the image at `location`.
-    pub fn of(location: &str) -> Self {
-        let allowed = ALLOWED.get().cloned().unwrap_or_default();
-        let own = Folders::of(location, "--parents-from DIR allows a folder");
-        let folders = allowed.parents_from.iter().fold(own, |folders, more| folders.and(more));
-        Self { folders, trusts_raw: allowed.trust_raw_backing }
-    }
+fn source() -> &'static Source {
+    SOURCE.get_or_init(|| source_of(Allowed::default()))
+}
 
-    /// Also those beside this one, which is named by who runs this as the image is.
-    #[must_use]
-    pub fn and_beside(mut self, location: &str) -> Self {
-        self.folders = self.folders.and_of(location);
-        self
-    }
+/// Logins of the environment, else of the terminal.
+#[derive(Debug)]
+struct Asking;
 
-    async fn open(&self, location: &str) -> block_io::Result<Arc<dyn File>> {
-        if !location.contains("://") {
-            let open = || Ok(Arc::new(self.folders.open(location)?) as Arc<dyn File>);
-            return patiently(open).await;
-        }
-        if !self.folders.hold(location) {
-            return Err(self.folders.refusal(location));
-        }
-        open(location, Mode::Still).await.map_err(|error| match error.downcast() {
-            Ok(error) => error,
-            Err(error) => {
-                block_io::Error::io("opening", std::io::Error::other(format!("{error:#}")))
-            }
-        })
+impl Servers for Asking {
+    fn connect_options(&self, url: &SmbUrl) -> disk_source::Result<ConnectOptions> {
+        let of = |error: anyhow::Error| Error::Login(error.into());
+        let login = password::login(url).map_err(of)?;
+        let encryption = password::encryption().map_err(of)?;
+        Ok(ConnectOptions { encryption, ..ConnectOptions::for_url(url, login) })
     }
 }
 
-impl Files for Parents {
-    fn open<'a>(&'a self, location: &'a str) -> IoFuture<'a, Arc<dyn File>> {
-        Box::pin(self.open(location))
-    }
-
-    fn trusts_raw(&self) -> bool {
-        self.trusts_raw
-    }
+/// The files that the image at `location` may name.
+pub fn parents(location: &str) -> Parents {
+    source().parents(location)
 }
 
-/// Opens, and while it is busy again for some time: a program that was killed lets go of what it had
-/// open a moment after it is gone.
-async fn patiently<T>(open: impl Fn() -> block_io::Result<T>) -> block_io::Result<T> {
-    let since = Instant::now();
-    loop {
-        match open() {
-            Err(block_io::Error::Busy(_)) if since.elapsed() < PATIENCE => {
-                tokio::time::sleep(PATIENCE / 50).await;
-            }
-            other => return other,
-        }
-    }
-}
-
-/// A format, and whether it was asked for by name or is what a location's ending says.
-#[derive(Debug, Clone, Copy)]
-pub struct Named {
-    pub format: Format,
-    pub asked: bool,
-}
-
-impl Named {
-    /// Fails for a file that is raw by its ending alone and bears another format's mark.
-    pub async fn check(self, file: &dyn File, location: &str) -> anyhow::Result<()> {
-        if !self.asked {
-            let checked = vhd::probe::check(file, location, self.format).await;
-            checked.context("cannot open it as raw (see --help for how to name a format)")?;
-        }
-        Ok(())
-    }
-}
-
-impl From<Format> for Named {
-    /// One that does not depend on an ending.
-    fn from(format: Format) -> Self {
-        Self { format, asked: true }
-    }
-}
-
-/// Where the changes of an image are kept track of, if they are.
-pub fn tracking_of(location: &str) -> String {
-    format!("{location}{ENDING}")
+/// Opens what `location` names: a local path, or `smb://[user@]host[:port]/share/path`.
+pub async fn open(location: &str, claim: Claim) -> anyhow::Result<Arc<dyn File>> {
+    source().open(location, claim).await.map_err(|error| explained(error, location))
 }
 
 /// Opens the disk in an image, with its parents (which are only read) if it is a differencing one. If
@@ -136,76 +77,33 @@ pub fn tracking_of(location: &str) -> String {
 pub async fn open_disk(
     location: &str,
     format: impl Into<Named>,
-    mode: Mode,
+    claim: Claim,
 ) -> anyhow::Result<Arc<dyn Disk>> {
-    let named = format.into();
-    let format = named.format;
-    let file = open(location, mode).await?;
-    named.check(&*file, location).await?;
-    let parents = Parents::of(location);
-    let disk = vhd::chain::open_disk(file.clone(), location, format, &parents).await;
-    let disk = disk.with_context(|| location.to_owned())?;
-    if mode != Mode::Write || format != Format::Vhdx {
-        return Ok(disk);
-    }
-    let place = tracking_of(location);
-    let tracking = if SmbUrl::looks_like(location) {
-        // A share that has no such file, most likely; if it has one, that will not belong to the
-        // content any more.
-        match open(&place, Mode::Write).await {
-            Ok(tracking) => tracking,
-            Err(_) => return Ok(disk),
-        }
-    } else if std::fs::exists(&place).context("cannot look for what is known of its changes")? {
-        open(&place, Mode::Write).await?
-    } else {
-        return Ok(disk);
-    };
-    attach(disk, file, tracking).await.with_context(|| place)
+    source().open_disk(location, format, claim).await.map_err(|error| explained(error, location))
 }
 
-/// How long a file that is in use is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What is to be done with a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Look at it, whatever others do with it: what is found may be of no one moment.
-    Look,
-    /// Read it as it is: nobody writes it meanwhile.
-    Still,
-    /// Read and write it; nobody else writes it meanwhile.
-    Write,
-    /// Make it; it must not exist.
-    CreateNew,
-    /// Make it, or take over the one that is there; its content is the caller's to replace.
-    Replace,
+/// Fails for a file that is raw by its ending alone and bears another format's mark.
+pub async fn check(named: Named, file: &dyn File, location: &str) -> anyhow::Result<()> {
+    named.check(file, location).await.map_err(|error| explained(error, location))
 }
 
-/// Opens what `location` names: a local path, or `smb://[user@]host[:port]/share/path`.
-pub async fn open(location: &str, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
-    if SmbUrl::looks_like(location) {
-        let url = location.parse().context("cannot open")?;
-        return open_remote(&url, mode).await.with_context(|| format!("cannot open {location}"));
-    }
-    if let Some((scheme, _)) = location.split_once("://") {
-        bail!("{location}: no storage of kind {scheme:?}");
-    }
-    let options = match mode {
-        Mode::Look => LocalOptions::read_only(),
-        Mode::Still => LocalOptions::still(),
-        Mode::Write => LocalOptions::read_write(),
-        Mode::CreateNew => LocalOptions::create_new(),
-        Mode::Replace => LocalOptions { create: true, ..LocalOptions::default() },
-    };
-    match patiently(|| LocalFile::open(location, &options)).await {
-        Ok(file) => Ok(Arc::new(file)),
-        Err(error) => {
-            let way =
-                if matches!(error, block_io::Error::Busy(_)) { way_out(location) } else { "" };
-            Err(error).with_context(|| format!("cannot open{way}"))
+/// An error of storage as it is told at the command line.
+fn explained(error: Error, location: &str) -> anyhow::Error {
+    let context = match &error {
+        // These say all.
+        Error::Scheme { .. } | Error::Tracking { .. } => return error.into(),
+        Error::NotRaw(_) => {
+            "cannot open it as raw (see --help for how to name a format)".to_owned()
         }
-    }
+        Error::Image(_) => location.to_owned(),
+        Error::Url(_) => "cannot open".to_owned(),
+        _ if matches!(location.parse(), Ok(Location::Share(_))) => {
+            format!("cannot open {location}")
+        }
+        Error::Storage(block_io::Error::Busy(_)) => format!("cannot open{}", way_out(location)),
+        _ => "cannot open".to_owned(),
+    };
+    anyhow::Error::from(error).context(context)
 }
 
 /// How to come by a file that others use, where there is a way.
@@ -222,27 +120,4 @@ fn way_out(location: &str) -> &'static str {
     } else {
         ""
     }
-}
-
-/// Opens a file on a share, with the password of the environment or its credentials file. The
-/// session lives as long as the file is open.
-async fn open_remote(url: &SmbUrl, mode: Mode) -> anyhow::Result<Arc<dyn File>> {
-    if url.path.is_empty() {
-        bail!("the address names a share and no file on it");
-    }
-    let login = password::login(url)?;
-    let options = ConnectOptions {
-        encryption: password::encryption()?,
-        ..ConnectOptions::for_url(url, login)
-    };
-    let session = Client::connect(options).await?;
-    let tree = session.tree(&url.share).await?;
-    let options = match mode {
-        Mode::Look => OpenOptions::read(),
-        Mode::Still => OpenOptions { share: Share::Read, ..OpenOptions::read() },
-        Mode::Write => OpenOptions::write(),
-        Mode::CreateNew => OpenOptions::create(Create::New),
-        Mode::Replace => OpenOptions::create(Create::OpenOrNew),
-    };
-    Ok(Arc::new(tree.open(&url.path, options).await?))
 }

@@ -10,7 +10,7 @@ use common::{fails, json, ok, raw, text};
 
 fn qemu_img(dir: &Path, args: &[&str]) -> Option<String> {
     let Ok(output) = Command::new("qemu-img").current_dir(dir).args(args).output() else {
-        println!("skipping: no qemu-img here");
+        test_support::skip("no qemu-img here");
         return None;
     };
     assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
@@ -109,7 +109,7 @@ fn changes_since_a_point_are_told() {
 fn qemu_io(dir: &Path, image: &str, step: &str) -> Option<bool> {
     use std::io::{BufRead, BufReader};
     if Command::new("qemu-io").arg("--version").output().is_err() {
-        println!("skipping: no qemu-io here");
+        test_support::skip("no qemu-io here");
         return None;
     }
     let mut server = Command::new(env!("CARGO_BIN_EXE_bulkhead"))
@@ -208,7 +208,7 @@ impl Loop {
         match output {
             Ok(output) if output.status.success() => Some(Self(text(&output.stdout).trim().into())),
             other => {
-                println!("skipping: no loop device here: {other:?}");
+                test_support::skip(format_args!("no loop device here: {other:?}"));
                 None
             }
         }

@@ -39,9 +39,9 @@ pub enum NotAllowed {
     /// A file cannot be looked at.
     #[error("{path} of the VM cannot be used on this host")]
     File {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
-        /// Why.
+        /// The cause, as the layer below tells it.
         #[source]
         source: io::Error,
     },

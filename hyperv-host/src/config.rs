@@ -13,16 +13,16 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read {path}")]
     Read {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
-        /// Why.
+        /// The cause, as the layer below tells it.
         #[source]
         source: std::io::Error,
     },
     /// The file says something that is not understood.
     #[error("{path}: {source}")]
     Parse {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
         /// What and in which line.
         source: Box<toml::de::Error>,
@@ -30,18 +30,18 @@ pub enum ConfigError {
     /// A value is outside what is possible.
     #[error("{path}: {key} must be {least} to {most}")]
     Range {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
-        /// The key.
+        /// The key of the configuration, with its table.
         key: &'static str,
-        /// Least.
+        /// Smallest value that is possible.
         least: u64,
-        /// Most.
+        /// Largest value that is possible.
         most: u64,
     },
 }
 
-/// `[host]`.
+/// `[host]`: the state folder, the control socket and threads.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostConfig {
@@ -58,7 +58,7 @@ pub struct HostConfig {
     pub shutdown_s: u32,
 }
 
-/// `[migration]`.
+/// `[migration]`: where other hosts connect, and how moves go.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigrationConfig {
@@ -69,9 +69,9 @@ pub struct MigrationConfig {
     pub advertise: Option<String>,
     /// Certificate of the authority that all hosts have theirs from.
     pub ca: PathBuf,
-    /// This host's certificate.
+    /// File with this host's certificate.
     pub certificate: PathBuf,
-    /// Its key.
+    /// File with the private key of the certificate.
     pub key: PathBuf,
     /// Names of hosts that may be peers; any with a certificate of the authority if empty.
     #[serde(default)]
@@ -164,7 +164,7 @@ impl Default for StorageConfig {
     }
 }
 
-/// `[limits]`.
+/// `[limits]`: what clients and VMs may take of the host.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -182,22 +182,22 @@ impl Default for Limits {
     }
 }
 
-/// The whole file.
+/// A configuration file, checked.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `[host]`.
+    /// The table `[host]`.
     pub host: HostConfig,
     /// `[migration]`; without it VMs cannot be moved.
     #[serde(default)]
     pub migration: Option<MigrationConfig>,
-    /// `[storage]`.
+    /// The table `[storage]`.
     #[serde(default)]
     pub storage: StorageConfig,
-    /// `[boot]`.
+    /// The table `[boot]`.
     #[serde(default)]
     pub boot: BootConfig,
-    /// `[limits]`.
+    /// The table `[limits]`.
     #[serde(default)]
     pub limits: Limits,
 }

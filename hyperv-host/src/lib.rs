@@ -1,17 +1,21 @@
 //! The VM host.
 //!
 //! ```text
-//!  bulkhead vm … ─► daemon::control ─► daemon (VM table, durable records)
+//!  bulkhead vm … ─► control ─► host (VM table, durable records)
 //!                                        │ build, start, stop        │ move
 //!                                        ▼                           ▼
 //!                                      vmm::Vm ◄── memory, state ── migrate ═ TLS ═► other host
 //!                                        │ virtio-blk
 //!                                        ▼
-//!                                   disk_source ─► block_io::Disk (local, or over SMB)
+//!                           disks ─► disk-source ─► block_io::Disk (local, or over SMB)
 //! ```
 
 pub mod allowed;
 pub mod config;
-pub mod daemon;
-pub mod disk_source;
+pub mod control;
+pub mod disks;
+pub mod fault;
+pub mod host;
 pub mod migrate;
+pub mod recover;
+pub mod tls;

@@ -11,11 +11,11 @@ use anyhow::Context;
 use clap::Parser;
 use hyperv_host::{
     config::Config,
-    daemon::{Host, control, spawn, usable},
-    migrate::{
-        fault::{Fault, Faults},
-        target,
-    },
+    control,
+    fault::{Fault, Faults},
+    host::{Host, spawn, usable},
+    migrate::target,
+    recover::recover,
 };
 
 /// The VM host.
@@ -64,7 +64,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let listener =
         control::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
     let migration = target::bind(&host).context("cannot listen for other hosts")?;
-    host.recover()?;
+    recover(&host)?;
     if let Some(migration) = migration {
         let host = host.clone();
         spawn("migration/accept".into(), move || target::serve(&host, &migration));

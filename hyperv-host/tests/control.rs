@@ -1,7 +1,5 @@
 //! The control socket: who may use it, what it answers to nonsense, a VM's life.
 
-mod support;
-
 use std::{
     io::{BufRead, BufReader, ErrorKind, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
@@ -11,11 +9,11 @@ use std::{
 
 use host_api::{MAX_LINE, Reply, Request, VmState};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
-use support::hosts::{HostProcess, Payload};
+use test_support::host::{HostProcess, Payload};
 
 #[test]
 fn a_vm_lives_from_create_to_delete() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -56,7 +54,7 @@ fn a_vm_lives_from_create_to_delete() {
 
 #[test]
 fn the_socket_is_its_owners_and_nonsense_is_refused() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -78,7 +76,7 @@ fn the_socket_is_its_owners_and_nonsense_is_refused() {
 
 #[test]
 fn what_is_not_tls_leaves_the_host_alone() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -97,7 +95,7 @@ fn what_is_not_tls_leaves_the_host_alone() {
 
 #[test]
 fn a_line_has_a_largest_length() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -121,7 +119,7 @@ fn a_line_has_a_largest_length() {
 
 #[test]
 fn a_client_that_takes_no_answers_is_let_go() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -143,7 +141,7 @@ fn a_client_that_takes_no_answers_is_let_go() {
 
 #[test]
 fn a_host_without_descriptors_waits_for_some() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -1,12 +1,10 @@
 //! A move broken at every point, in every way: exactly one guest goes on, and no acknowledged
 //! write is lost.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use host_api::{Request, VmState};
-use support::hosts::{Console, HostProcess, PATIENCE, Payload};
+use test_support::host::{Console, HostProcess, PATIENCE, Payload};
 
 /// What becomes of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +36,7 @@ fn last_acked(console: &Console) -> (u64, u64) {
 /// want of time before it comes to the point, the move is made once more.
 fn scenario(point: &str, action: &str, fate: Fate) {
     const TRIES: u32 = 8;
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     for _ in 0..TRIES {
@@ -159,7 +157,7 @@ macro_rules! points {
         #[test]
         fn every_point_has_a_test() {
             let tested = [$($point),*];
-            for point in hyperv_host::migrate::fault::POINTS {
+            for point in hyperv_host::fault::POINTS {
                 assert!(tested.contains(&point), "{point}");
             }
         }

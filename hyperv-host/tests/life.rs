@@ -1,8 +1,6 @@
 //! A VM's life when something around it goes wrong: its storage is late, its guest resets itself again
 //! and again, its disk does not answer.
 
-mod support;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,7 +9,7 @@ use std::{
 };
 
 use host_api::{Reply, Request, VmDefinition, VmName, VmState};
-use support::hosts::{HostProcess, Payload};
+use test_support::host::{HostProcess, Payload};
 
 /// A kernel of one instruction, which is none: the processor has no handler for that, and no handler
 /// for having none.
@@ -70,7 +68,7 @@ fn wait_reason(host: &HostProcess, name: &VmName, text: &str) {
 
 #[test]
 fn a_guest_that_resets_itself_again_and_again_is_slowed_down_and_given_up() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -97,7 +95,7 @@ fn a_guest_that_resets_itself_again_and_again_is_slowed_down_and_given_up() {
 /// VMs that start at the same time do not pass the limit together.
 #[test]
 fn memory_of_vms_that_are_being_started_counts() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -130,7 +128,7 @@ fn memory_of_vms_that_are_being_started_counts() {
 
 #[test]
 fn a_vm_starts_when_its_storage_comes_after_its_host() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -157,7 +155,7 @@ fn a_vm_starts_when_its_storage_comes_after_its_host() {
 
 #[test]
 fn a_vm_that_is_stopped_or_deleted_while_it_waits_for_its_storage_does_not_start() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,5 @@
 //! Live migration between two host processes, with the guest writing all the time.
 
-mod support;
-
 use std::{
     io::Write,
     net::{Shutdown, TcpListener, TcpStream},
@@ -14,11 +12,14 @@ use std::{
 };
 
 use host_api::{MoveOptions, Reply, Request, VmState};
-use support::hosts::{HostProcess, Payload};
+use test_support::host::{HostProcess, Payload};
+
+/// The number of a run far ahead of all clocks, and one that a host takes from another.
+const AHEAD: u64 = 1 << 62;
 
 #[test]
 fn twenty_moves_in_a_row_lose_nothing() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -26,6 +27,9 @@ fn twenty_moves_in_a_row_lose_nothing() {
         [HostProcess::start(dir.path(), "a", 0, &[]), HostProcess::start(dir.path(), "b", 0, &[])];
     let payload = Payload::create(dir.path(), &hosts[0], 128, "ws_mib=8 iops=3000");
     let name = &payload.name;
+    // Its last run was numbered on a host whose clock is far ahead.
+    let run = dir.path().join("a/state/vms/payload/run.json");
+    std::fs::write(&run, AHEAD.to_string()).unwrap();
     hosts[0].call(&Request::Start { name: name.clone() }).unwrap();
     hosts[0].console(name).unwrap().next_line("progress");
     for turn in 0..20 {
@@ -48,12 +52,15 @@ fn twenty_moves_in_a_row_lose_nothing() {
     assert!(last.get("reads") > 0);
     let report = payload.verify(last.get("flushed"), last.get("seq"));
     assert_eq!(report.newer, 0);
+    // The number went with it from run to run: one start and twenty moves.
+    let last: u64 = std::fs::read_to_string(&run).unwrap().parse().unwrap();
+    assert_eq!(last, AHEAD + 21 * hyperv_host::disks::Run::SPAN);
     assert_eq!(hosts[0].call(&Request::Delete { name: name.clone() }).unwrap(), Reply::Ok);
 }
 
 #[test]
 fn a_target_that_cannot_take_the_vm_says_why_and_the_guest_runs_on() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -82,7 +89,7 @@ fn a_target_that_cannot_take_the_vm_says_why_and_the_guest_runs_on() {
 
 #[test]
 fn two_vms_with_one_id_are_refused() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -109,7 +116,7 @@ fn two_vms_with_one_id_are_refused() {
 /// What a VM may have on a host is said there, not by who makes it or sends it.
 #[test]
 fn a_vm_has_its_disks_and_kernel_where_its_host_allows_them() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -166,7 +173,7 @@ fn a_vm_has_its_disks_and_kernel_where_its_host_allows_them() {
 /// A host that lost its place at the door before it was greeted comes back, for each connection.
 #[test]
 fn who_is_cut_before_a_greeting_tries_again() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -210,7 +217,7 @@ fn who_is_cut_before_a_greeting_tries_again() {
 /// Strangers at the migration port, silent ones and slow ones, take no host's place.
 #[test]
 fn hosts_find_a_place_among_strangers_without_end() {
-    if support::kvm().is_none() {
+    if test_support::kvm().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

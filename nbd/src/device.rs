@@ -18,13 +18,13 @@ pub struct Device {
 }
 
 impl Device {
-    /// Presents `disk`.
+    /// A device over `disk`; with `read_only` writes are refused.
     pub fn new(disk: Arc<dyn Disk>, read_only: bool) -> Self {
         let read_only = read_only || disk.is_read_only();
         Self { disk, read_only, writes: RwLock::new(()) }
     }
 
-    /// Bytes.
+    /// Size of the disk in bytes.
     pub fn size(&self) -> u64 {
         self.disk.geometry().size
     }
@@ -56,6 +56,9 @@ impl Device {
     }
 
     /// Reads `len` bytes behind what `out` holds. The range must lie on the disk.
+    ///
+    /// # Errors
+    /// What the disk says.
     pub async fn read(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         let start = out.len();
         if self.whole(offset, len as u64) {
@@ -71,6 +74,9 @@ impl Device {
     }
 
     /// Writes `data`. The range must lie on the disk.
+    ///
+    /// # Errors
+    /// What the disk says.
     pub async fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         let len = data.len() as u64;
         if self.whole(offset, len) {
@@ -87,6 +93,9 @@ impl Device {
     }
 
     /// Makes a range read as zeros; `keep` asks for space that stays reserved.
+    ///
+    /// # Errors
+    /// What the disk says.
     pub async fn zero(&self, offset: u64, len: u64, keep: bool) -> Result<()> {
         const PIECE: u64 = 1 << 20;
         let sector = self.sector();
@@ -112,6 +121,9 @@ impl Device {
     }
 
     /// Gives up the whole sectors of a range.
+    ///
+    /// # Errors
+    /// What the disk says.
     pub async fn trim(&self, offset: u64, len: u64) -> Result<()> {
         let sector = self.sector();
         let inner = offset.next_multiple_of(sector)..(offset + len) / sector * sector;
@@ -123,12 +135,18 @@ impl Device {
     }
 
     /// Makes durable what was written.
+    ///
+    /// # Errors
+    /// What the disk says.
     pub async fn flush(&self) -> Result<()> {
         self.disk.flush().await
     }
 
     /// A range as pieces in order: how long each is, and whether it may hold data; what does not
     /// reads as zeros. No more than `most` pieces, so that the range may not be covered to its end.
+    ///
+    /// # Errors
+    /// What the disk says.
     pub async fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<(u64, bool)>> {
         let around = self.around(range.start, range.end - range.start);
         let allocated = self.disk.allocated_ranges(around).await?;

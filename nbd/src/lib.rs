@@ -17,6 +17,7 @@
 //! [`wire::MAX_REQUEST`], and what is under way by [`transmission::MAX_IN_FLIGHT`].
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)]
 
 mod device;
 mod handshake;
@@ -37,7 +38,7 @@ pub struct Export {
     pub name: String,
     /// Shown to those who list exports.
     pub description: String,
-    /// The disk.
+    /// The disk that clients of the export have.
     pub device: Arc<Device>,
 }
 
@@ -52,7 +53,7 @@ impl Export {
 /// Why a connection ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket.
+    /// The connection to the client failed.
     #[error("socket: {0}")]
     Socket(#[from] std::io::Error),
     /// The client broke the protocol in a way that has no answer.

@@ -145,7 +145,7 @@ pub enum Errno {
 /// Bytes of a request without what is written.
 pub const REQUEST_LEN: usize = 28;
 
-/// A request.
+/// A client's request, without its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// See [`flag`].
@@ -154,9 +154,9 @@ pub struct Request {
     pub command: u16,
     /// The client's name for it.
     pub cookie: u64,
-    /// First byte.
+    /// First byte that the request is about.
     pub offset: u64,
-    /// Bytes.
+    /// Bytes that the request is about.
     pub length: u32,
 }
 

@@ -36,9 +36,11 @@ use tokio::{
 pub(crate) use self::chain::Part;
 use crate::{
     ConnectOptions, Error, Result,
-    channels::{Group, Path},
+    channel_group::{Channel, Group},
     crypt::{Crypt, Guard, begin_frame, end_frame},
     handshake::{Established, Limits, Validation},
+    path::Path,
+    request,
     wire::Wire,
 };
 
@@ -109,8 +111,8 @@ pub(crate) struct Connection {
     pub limits: Limits,
     pub validate: Option<Validation>,
     /// What it has in common with the other channels of its session.
-    pub group: Arc<Group>,
-    /// Where it goes.
+    pub group: Arc<Group<Connection>>,
+    /// The addresses of both ends.
     pub path: Path,
     /// What [`Group::pick`] looks at: bytes under way, and whether it is to be spared.
     pub load: AtomicU64,
@@ -178,7 +180,7 @@ impl Connection {
     pub fn start(
         established: Established,
         options: &ConnectOptions,
-        group: Arc<Group>,
+        group: Arc<Group<Connection>>,
         path: Path,
     ) -> Arc<Self> {
         let Established { wire, crypt, limits, next_message, credits, validate, .. } = established;
@@ -418,20 +420,17 @@ impl Connection {
 
     /// The header of a request whose credits were taken.
     fn header(&self, command: Command, tree: TreeId, message: u64, cost: Cost) -> Header {
-        let charge = cost.charge;
-        let more = self.wanted_credits.saturating_sub(self.total_credits());
-        let mut header = Header {
-            credit_charge: if self.limits.large_mtu { charge } else { 0 },
-            command,
-            credits: u16::try_from(u32::from(charge) + more).unwrap_or(u16::MAX),
-            message_id: MessageId(message),
-            session_id: self.crypt.session_id,
-            ..Header::default()
+        let credits = request::Credits {
+            charge: cost.charge,
+            held: self.total_credits(),
+            wanted: self.wanted_credits,
+            large_mtu: self.limits.large_mtu,
         };
+        let session = self.crypt.session_id;
+        let mut header = request::header(command, session, tree, MessageId(message), credits);
         if self.crypt.dialect.is_smb3() {
             header.status = NtStatus(self.group.sequence().into());
         }
-        header.set_tree_id(tree);
         header
     }
 
@@ -546,5 +545,24 @@ impl std::fmt::Debug for Connection {
             .field("path", &self.path)
             .field("dialect", &self.crypt.dialect)
             .finish_non_exhaustive()
+    }
+}
+
+impl Channel for Connection {
+    fn is_closed(&self) -> bool {
+        Self::is_closed(self)
+    }
+
+    fn is_spare(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed) || self.retired.load(Ordering::Relaxed)
+    }
+
+    fn weighed_load(&self) -> u64 {
+        let load = self.load.load(Ordering::Relaxed) + 1;
+        load.saturating_mul(self.path.weight.into())
+    }
+
+    fn close(&self, reason: Error) {
+        Self::close(self, reason);
     }
 }

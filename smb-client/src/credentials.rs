@@ -29,16 +29,16 @@ pub enum CredentialsError {
     /// The file cannot be read.
     #[error("cannot read credentials file {path}")]
     File {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
-        /// Why.
+        /// The cause, as the layer below tells it.
         #[source]
         source: Arc<io::Error>,
     },
     /// Others could read the file.
     #[error("credentials file {path} has mode {mode:03o}; it must be 600 or less")]
     Mode {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -46,7 +46,7 @@ pub enum CredentialsError {
     /// A line is not understood.
     #[error("credentials file {path}, line {line}: not username=, password= or domain=")]
     Line {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
         /// Line, from 1.
         line: usize,
@@ -54,7 +54,7 @@ pub enum CredentialsError {
     /// The file is for somebody else.
     #[error("credentials file {path} is for user {theirs:?}, and the address names {asked:?}")]
     OtherUser {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
         /// Whom the file names.
         theirs: String,
@@ -89,6 +89,9 @@ impl Login {
 
     /// Takes the password (and, if `user` is `None`, the name) from the environment or the file
     /// it names.
+    ///
+    /// # Errors
+    /// [`CredentialsError`] without a name or a password, and for a file that cannot be used.
     pub fn from_env(user: Option<&str>) -> Result<Self, CredentialsError> {
         let password = std::env::var(PASSWORD_VARIABLE).ok().map(Zeroizing::new);
         let file = std::env::var_os(FILE_VARIABLE).map(PathBuf::from);
@@ -97,6 +100,9 @@ impl Login {
 
     /// Takes name and password from a credentials file. `user`, if an address names one, must be the
     /// file's.
+    ///
+    /// # Errors
+    /// [`CredentialsError`] if the file cannot be read, others may read it, it lacks something or names another user.
     pub fn from_file(path: &Path, user: Option<&str>) -> Result<Self, CredentialsError> {
         let login = Self::from_sources(None, None, Some(path))?;
         match user.map(|user| Self::with_hash(user, login.0.hash.clone())) {

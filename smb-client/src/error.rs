@@ -13,7 +13,7 @@ use crate::credentials::CredentialsError;
 /// Result of an operation on a server.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A failed operation.
+/// Why an operation on a server failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -22,7 +22,7 @@ pub enum Error {
     Connect {
         /// Host and port.
         address: String,
-        /// Why.
+        /// The cause, as the layer below tells it.
         #[source]
         source: Arc<io::Error>,
     },
@@ -32,7 +32,7 @@ pub enum Error {
     /// The server did not answer in time.
     #[error("no answer to {what} within {after:?}")]
     Timeout {
-        /// What was asked.
+        /// The operation that failed, for the message.
         what: &'static str,
         /// How long was waited.
         after: Duration,
@@ -56,7 +56,7 @@ pub enum Error {
     /// The user or the password is wrong, or the account may not log on.
     #[error("logon as {user:?} refused: {status}")]
     Logon {
-        /// Who tried.
+        /// User that tried to log on.
         user: String,
         /// The server's reason.
         status: NtStatus,
@@ -67,7 +67,7 @@ pub enum Error {
     /// The server refused an operation.
     #[error("{what}: {status}")]
     Status {
-        /// What was asked.
+        /// The operation that failed, for the message.
         what: String,
         /// The server's reason.
         status: NtStatus,

@@ -84,6 +84,10 @@ impl RemoteFile {
     }
 
     /// Fills `buf` from `offset` and gives how much there was before the end of the file.
+    ///
+    /// # Errors
+    /// [`Error::Status`] if the server refuses, [`Error::WritesLost`] and [`Error::HandleLost`] if it has lost the open,
+    /// [`Error::Disconnected`] if the connection could not be restored in time.
     pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let piece = self.piece(|limits| limits.max_read)?;
         if buf.len() <= piece {
@@ -166,6 +170,9 @@ impl RemoteFile {
     /// Of writes that overlap and are under way together any may be the last. One whose answer is
     /// lost with its connection is sent again, and then comes over the others; who begins a write
     /// when the one before it on the same range is answered sees each take effect once.
+    ///
+    /// # Errors
+    /// Those of [`RemoteFile::read`].
     pub async fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
         let piece = self.piece(|limits| limits.max_write)?;
         if buf.len() <= piece {
@@ -290,6 +297,9 @@ impl RemoteFile {
     }
 
     /// Makes every write that was acknowledged before durable.
+    ///
+    /// # Errors
+    /// Those of [`RemoteFile::read`].
     pub async fn sync(&self) -> Result<()> {
         let mut writes = self.open.writes();
         let encode = |live: &Live, out: &mut Vec<u8>| {
@@ -305,6 +315,9 @@ impl RemoteFile {
     }
 
     /// Length in bytes.
+    ///
+    /// # Errors
+    /// Those of [`RemoteFile::read`].
     pub async fn length(&self) -> Result<u64> {
         Ok(self.standard().await?.end_of_file)
     }
@@ -327,6 +340,9 @@ impl RemoteFile {
     }
 
     /// Grows or cuts the file.
+    ///
+    /// # Errors
+    /// Those of [`RemoteFile::read`].
     pub async fn set_length(&self, len: u64) -> Result<()> {
         let encode = |live: &Live, out: &mut Vec<u8>| {
             set_info::Request {
@@ -376,6 +392,9 @@ impl RemoteFile {
     }
 
     /// Makes a range read as zeros and gives its space back.
+    ///
+    /// # Errors
+    /// Those of [`RemoteFile::read`].
     pub async fn zero(&self, range: Range<u64>) -> Result<()> {
         if range.is_empty() {
             return Ok(());
@@ -394,6 +413,9 @@ impl RemoteFile {
     }
 
     /// The parts of a range that may hold data, ascending and disjoint.
+    ///
+    /// # Errors
+    /// Those of [`RemoteFile::read`].
     pub async fn ranges(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         let mut found: Vec<Range<u64>> = Vec::new();
         let mut at = range.start;

@@ -26,6 +26,9 @@
 //! - [`SmbUrl`] reads `smb://` addresses; passwords come from the environment, a file or the
 //!   program, never from an address.
 
+#![warn(clippy::missing_errors_doc)]
+
+mod channel_group;
 mod channels;
 mod connection;
 mod credentials;
@@ -35,7 +38,10 @@ mod file;
 mod handshake;
 mod open;
 mod options;
+mod path;
 pub mod raw;
+mod reconnect;
+mod request;
 mod rules;
 mod session;
 mod tree;
@@ -48,9 +54,10 @@ pub use file::RemoteFile;
 pub use options::{
     ConnectOptions, Create, Encryption, Instance, OpenOptions, Share, Signing, parse_dialect,
 };
+pub use reconnect::Client;
 #[cfg(feature = "testing")]
 pub use rules::Rule;
-pub use session::{Client, Session};
+pub use session::Session;
 pub use tree::{DirEntry, Metadata, Tree};
 pub use url::{SmbUrl, UrlError};
 pub use wire::{Dialled, Network, Stream};

@@ -12,12 +12,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use smb_protocol::{
     Command, Dialect, FileId, HeaderFlags, NtStatus, TreeId,
     crypto::random,
@@ -36,7 +37,7 @@ use crate::{
     Create, Error, OpenOptions, Result, Share,
     connection::{Connection, Cost},
     rules::Rule,
-    session::{ConnectedTree, Inner, Link, expect},
+    session::{ConnectedTree, Inner, Link, Restore, expect},
     url::is_path_part,
 };
 
@@ -142,7 +143,8 @@ impl Open {
             match result.await {
                 Ok(live) => {
                     open.set(Slot::Live(live));
-                    open.session.register(&open);
+                    let restored: Weak<dyn Restore> = Arc::<Self>::downgrade(&open);
+                    open.session.register(restored);
                     return Ok(open);
                 }
                 // Another's open of it waits for its client, for so long at most as a server keeps
@@ -470,6 +472,12 @@ impl Open {
             live.link.channels.forget_open(live.file);
             self.set(Slot::Closed);
         }
+    }
+}
+
+impl Restore for Open {
+    fn restore<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(Self::restore(self, link))
     }
 }
 

@@ -34,7 +34,7 @@ pub struct ConnectOptions {
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// Who logs on.
+    /// User and password (or its hash).
     pub login: Login,
     /// Oldest and newest dialect offered.
     pub dialects: (Dialect, Dialect),

@@ -6,6 +6,7 @@
 //! allocation per request, so that the generator costs little beside the server it measures.
 
 mod block;
+mod calls;
 
 use std::{
     io::{Read, Write},
@@ -18,14 +19,12 @@ pub use self::block::Block;
 use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, TreeId,
     crypto::{Cipher, Role, SigningAlgorithm, random},
-    fscc::{FileAttributes, InfoClass},
+    fscc::FileAttributes,
     header::{FRAME_LEN, HEADER_LEN, frame_len, frame_prefix},
     msg::{
         close, create,
         create::{Access, CreateOptions, Disposition, ShareAccess},
-        flush,
-        query_info::InfoType,
-        read, set_info, tree_connect,
+        read, tree_connect,
         tree_connect::ShareFlags,
         write,
     },
@@ -37,6 +36,7 @@ use crate::{
     crypt::{Crypt, Guard, begin_frame, end_frame, split_compound},
     handshake::{Limits, Purpose, establish},
     open::{IMPERSONATION, wire_path},
+    request::{self, Credits},
 };
 
 /// Room in the receive buffer beyond the longest payload.
@@ -60,11 +60,11 @@ pub struct Answer<'a> {
 /// One request of a message of several.
 #[derive(Debug)]
 pub struct Compounded<'a> {
-    /// What is asked.
+    /// Command of the request.
     pub command: Command,
     /// Whether it is about the file of the one before it.
     pub related: bool,
-    /// Its body.
+    /// The encoded body, without header.
     pub body: &'a [u8],
 }
 
@@ -97,6 +97,9 @@ impl RawConnection {
     /// and made if it is missing. Others may do as they like with it meanwhile.
     ///
     /// Blocks the thread, and so must not be called from a task of an asynchronous runtime.
+    ///
+    /// # Errors
+    /// [`Error`] if the connection, the logon, the share or the file is refused.
     pub fn connect(options: &ConnectOptions, share: &str, path: &str, write: bool) -> Result<Self> {
         let mut connection = Self::connect_share(options, share)?;
         let longest = connection.limits.max_read.min(8 << 20) as usize;
@@ -107,6 +110,9 @@ impl RawConnection {
 
     /// Connects, logs on and connects to a share. Takes 64 KiB for what is received: enough for
     /// everything but reads. Blocks the thread as [`RawConnection::connect`] does.
+    ///
+    /// # Errors
+    /// [`Error`] if the connection, the logon or the share is refused.
     pub fn connect_share(options: &ConnectOptions, share: &str) -> Result<Self> {
         let mut connection = Self::log_on(options)?;
         connection.tree_connect(share)?;
@@ -213,26 +219,6 @@ impl RawConnection {
         Ok(())
     }
 
-    /// Makes a directory that is not there yet.
-    pub fn create_directory(&mut self, path: &str) -> Result<()> {
-        let request = create::Request {
-            impersonation: IMPERSONATION,
-            access: Access::READ_ATTRIBUTES,
-            attributes: FileAttributes::DIRECTORY,
-            share: ShareAccess::READ | ShareAccess::WRITE | ShareAccess::DELETE,
-            disposition: Disposition::CREATE,
-            options: CreateOptions::DIRECTORY_FILE,
-            name: wire_path(path)?,
-            ..Default::default()
-        };
-        let (header, body) = self.call(Command::CREATE, |out| request.encode(out))?;
-        expect(&header, || format!("make the directory {path:?}"))?;
-        let file_id = create::Response::parse(&body)?.file_id;
-        let (header, _) =
-            self.call(Command::CLOSE, |out| close::Request { flags: 0, file_id }.encode(out))?;
-        expect(&header, || format!("close the directory {path:?}"))
-    }
-
     /// Sends one request and waits for its answer; nothing else may be in flight.
     fn call(
         &mut self,
@@ -252,56 +238,6 @@ impl RawConnection {
             })?;
         }
         answer.ok_or(Error::Closed)
-    }
-
-    /// Length of the file in bytes.
-    pub fn len(&mut self) -> Result<u64> {
-        use smb_protocol::{
-            fscc::file_info::Standard,
-            msg::{query_directory, query_info},
-        };
-        let request = query_info::Request {
-            info_type: InfoType::FILE,
-            class: InfoClass::STANDARD,
-            output_len: 24,
-            file_id: self.file,
-            ..Default::default()
-        };
-        let (header, body) = self.call(Command::QUERY_INFO, |out| request.encode(out))?;
-        expect(&header, || "ask the length".into())?;
-        Ok(Standard::parse(query_directory::Response::parse(&body)?.output)?.end_of_file)
-    }
-
-    /// Whether the file is empty.
-    pub fn is_empty(&mut self) -> Result<bool> {
-        Ok(self.len()? == 0)
-    }
-
-    /// Grows or cuts the file.
-    pub fn set_len(&mut self, len: u64) -> Result<()> {
-        let request = set_info::Request {
-            info_type: InfoType::FILE,
-            class: InfoClass::END_OF_FILE,
-            file_id: self.file,
-            input: &len.to_le_bytes(),
-            ..Default::default()
-        };
-        let (header, _) = self.call(Command::SET_INFO, |out| request.encode(out))?;
-        expect(&header, || "set the length".into())
-    }
-
-    /// Makes what was written durable.
-    pub fn flush(&mut self) -> Result<()> {
-        let request = flush::Request { file_id: self.file };
-        let (header, _) = self.call(Command::FLUSH, |out| request.encode(out))?;
-        expect(&header, || "flush".into())
-    }
-
-    /// Closes the file.
-    pub fn close(&mut self) -> Result<()> {
-        let request = close::Request { flags: 0, file_id: self.file };
-        let (header, _) = self.call(Command::CLOSE, |out| request.encode(out))?;
-        expect(&header, || "close".into())
     }
 
     /// Whether there are credits for a read or write of `len` bytes.
@@ -343,6 +279,9 @@ impl RawConnection {
 
     /// Queues a CREATE that makes a new file to be written and fails if there is one;
     /// [`RawConnection::can_queue`] must have said yes. The answer has its file.
+    ///
+    /// # Errors
+    /// [`Error::Path`] for a path that no file can have.
     pub fn queue_create(&mut self, path: &str) -> Result<u64> {
         let request = create::Request {
             impersonation: IMPERSONATION,
@@ -363,6 +302,9 @@ impl RawConnection {
 
     /// Queues a CREATE of a file or an empty directory that is gone once its answer's file is
     /// closed; [`RawConnection::can_queue`] must have said yes.
+    ///
+    /// # Errors
+    /// [`Error::Path`] for a path that no file can have.
     pub fn queue_remove(&mut self, path: &str) -> Result<u64> {
         let request = create::Request {
             impersonation: IMPERSONATION,
@@ -466,20 +408,19 @@ impl RawConnection {
         self.next_message += u64::from(charge);
         self.credits = self.credits.saturating_sub(charge.into());
         self.in_flight += u32::from(charge);
-        let more = self.wanted_credits.saturating_sub(self.credits + self.in_flight);
-        let mut header = Header {
-            credit_charge: if self.limits.large_mtu { charge } else { 0 },
-            command,
-            credits: u16::try_from(u32::from(charge) + more).unwrap_or(u16::MAX),
-            message_id: MessageId(message),
-            session_id: self.crypt.session_id,
-            ..Header::default()
+        let credits = Credits {
+            charge,
+            held: self.credits + self.in_flight,
+            wanted: self.wanted_credits,
+            large_mtu: self.limits.large_mtu,
         };
-        header.set_tree_id(self.tree);
-        header
+        request::header(command, self.crypt.session_id, self.tree, MessageId(message), credits)
     }
 
     /// Sends all that is queued at once.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`] if the connection is lost, now or when something was queued.
     pub fn send(&mut self) -> Result<()> {
         if let Some(error) = self.failed.take() {
             return Err(error);
@@ -493,6 +434,10 @@ impl RawConnection {
 
     /// Waits for something to come and shows all answers that are complete; there may be none
     /// yet. Gives their number.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`] if the connection is lost; [`Error::Protocol`] and [`Error::NotAuthentic`] for an answer
+    /// that cannot be one.
     pub fn receive(&mut self, mut show: impl FnMut(Answer<'_>)) -> Result<usize> {
         self.receive_messages(|header, body| {
             let mut answer = Answer {
@@ -514,6 +459,9 @@ impl RawConnection {
 
     /// As [`RawConnection::receive`], with header and body of each answer. Interim answers and
     /// what the server says unasked are passed over.
+    ///
+    /// # Errors
+    /// Those of [`RawConnection::receive`].
     pub fn receive_all(&mut self, mut show: impl FnMut(&Header, &[u8])) -> Result<usize> {
         self.receive_messages(|header, body| {
             show(header, body);

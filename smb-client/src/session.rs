@@ -1,63 +1,31 @@
-//! A session that outlives its connections.
-//!
-//! ```text
-//!            ┌────────────── all channels lost ────────────┐
-//!            ▼                                             │
-//!  connect ─► Up(link n) ─► lost ─► Down ─► link n+1, opens taken up again ─► Up(link n+1)
-//!                                    └── out of time, or refused ─► Failed
-//! ```
+//! A session that outlives its connections: what callers hold, and the link that it is at present.
+//! [`crate::reconnect`] makes the next link when one is lost.
 
 use std::{
     collections::HashMap,
+    fmt,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use smb_protocol::{
-    Command, Dialect, FileId, HeaderFlags, NtStatus, SessionId, TreeId,
-    crypto::random,
+    Command, Dialect, FileId, HeaderFlags, NtStatus, TreeId,
     fscc::{FsctlCode, fsctl::ValidateNegotiateResponse},
     msg::{
         ioctl,
         tree_connect::{self, ShareCapabilities, ShareFlags},
     },
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
 use crate::{
     ConnectOptions, Error, Result, Tree,
-    channels::{self, Channels, Group},
+    channel_group::Group,
+    channels::{self, Channels},
     connection::{Connection, Cost, Response},
-    handshake::{Anchor, Established, Purpose, establish},
-    open::Open,
+    handshake::{Anchor, Established},
 };
-
-/// Connects to servers.
-#[derive(Debug)]
-pub struct Client;
-
-impl Client {
-    /// Connects and logs on. The session keeps itself up as the options say.
-    pub async fn connect(options: ConnectOptions) -> Result<Session> {
-        let client_guid = random();
-        let established = establish(&options, client_guid, Purpose::new()).await?;
-        let (link, anchor) = Link::start(established, &options, 1)?;
-        let watched = Watched::of(&link);
-        let inner = Arc::new(Inner {
-            options,
-            client_guid,
-            state: Mutex::new(State::Up(Arc::clone(&link))),
-            changed: Notify::new(),
-            opens: Mutex::default(),
-            addresses: Mutex::default(),
-        });
-        inner.keep_channels(&link, anchor);
-        drop(link);
-        tokio::spawn(supervise(Arc::downgrade(&inner), watched));
-        Ok(Session { inner })
-    }
-}
 
 /// A user's session at a server. Cheap to clone; ends when it and everything opened through it
 /// is dropped.
@@ -68,6 +36,9 @@ pub struct Session {
 
 impl Session {
     /// Connects to a share.
+    ///
+    /// # Errors
+    /// [`Error::Status`] if there is no such share or it refuses the user; [`Error::Disconnected`].
     pub async fn tree(&self, share: &str) -> Result<Tree> {
         let tree = Tree::new(Arc::clone(&self.inner), share);
         tree.connect().await?;
@@ -75,6 +46,9 @@ impl Session {
     }
 
     /// Asks the server for a sign of life.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`] if there is none in time.
     pub async fn echo(&self) -> Result<()> {
         let link = self.inner.link().await?;
         let encode = |out: &mut Vec<u8>| smb_protocol::msg::simple::Empty.encode(out);
@@ -83,16 +57,25 @@ impl Session {
     }
 
     /// The dialect in use.
+    ///
+    /// # Errors
+    /// [`Error`] why the session has ended, if it has.
     pub async fn dialect(&self) -> Result<Dialect> {
         Ok(self.inner.link().await?.dialect())
     }
 
     /// Whether all messages are encrypted.
+    ///
+    /// # Errors
+    /// [`Error`] why the session has ended, if it has.
     pub async fn is_encrypted(&self) -> Result<bool> {
         Ok(self.inner.link().await?.channels.main().is_sealed())
     }
 
     /// The connections that the session has at present: their local address and the server's.
+    ///
+    /// # Errors
+    /// [`Error`] why the session has ended, if it has.
     pub async fn channels(&self) -> Result<Vec<(IpAddr, IpAddr)>> {
         let link = self.inner.link().await?;
         let channels = link.channels.all();
@@ -101,11 +84,20 @@ impl Session {
     }
 
     /// Gives the present connections up as if they were lost, so that new ones are made.
+    ///
+    /// # Errors
+    /// [`Error`] why no new connection could be made in time.
     pub async fn reset(&self) -> Result<()> {
         let link = self.inner.link().await?;
         link.channels.close(&Error::disconnected("reset by the user"));
         self.inner.newer_link(link.generation).await.map(drop)
     }
+}
+
+/// Something open at the server that outlives a link.
+pub(crate) trait Restore: fmt::Debug + Send + Sync {
+    /// Takes it up again in a new link. An error means that the link failed.
+    fn restore<'a>(&'a self, link: &'a Arc<Link>) -> BoxFuture<'a, Result<()>>;
 }
 
 #[derive(Debug)]
@@ -115,13 +107,13 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Wakes who waits for another state, in the order in which they came.
     changed: Notify,
-    opens: Mutex<Vec<Weak<Open>>>,
+    opens: Mutex<Vec<Weak<dyn Restore>>>,
     /// What the server told last of where it is.
     addresses: Mutex<Vec<IpAddr>>,
 }
 
 #[derive(Clone, Debug)]
-enum State {
+pub(crate) enum State {
     Up(Arc<Link>),
     Down,
     Failed(Error),
@@ -143,6 +135,29 @@ pub(crate) struct ConnectedTree {
 }
 
 impl Inner {
+    /// One whose first link is up.
+    pub fn new(options: ConnectOptions, client_guid: [u8; 16], link: Arc<Link>) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            client_guid,
+            state: Mutex::new(State::Up(link)),
+            changed: Notify::new(),
+            opens: Mutex::default(),
+            addresses: Mutex::default(),
+        })
+    }
+
+    /// What is open now.
+    pub fn opens(&self) -> Vec<Arc<dyn Restore>> {
+        let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        opens.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Where the server can be found, as it told last.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The present session; waits while one is being made.
     pub async fn link(&self) -> Result<Arc<Link>> {
         self.newer_link(0).await
@@ -163,7 +178,8 @@ impl Inner {
         }
     }
 
-    fn set(&self, state: State) {
+    /// Moves to another state and tells who waits.
+    pub fn set(&self, state: State) {
         let old = std::mem::replace(
             &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner),
             state,
@@ -174,10 +190,10 @@ impl Inner {
     }
 
     /// Has an open taken up again with every new connection.
-    pub fn register(&self, open: &Arc<Open>) {
+    pub fn register(&self, open: Weak<dyn Restore>) {
         let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
         opens.retain(|open| open.strong_count() > 0);
-        opens.push(Arc::downgrade(open));
+        opens.push(open);
     }
 
     /// Notes where the server can be found.
@@ -188,41 +204,18 @@ impl Inner {
     }
 
     /// Has more channels made for a session where that is wanted and can be.
-    fn keep_channels(self: &Arc<Self>, link: &Arc<Link>, anchor: Option<Anchor>) {
+    pub fn keep_channels(self: &Arc<Self>, link: &Arc<Link>, anchor: Option<Anchor>) {
         if let Some(anchor) = anchor.filter(|_| self.options.max_channels > 1) {
             let (inner, link) = (Arc::downgrade(self), Arc::downgrade(link));
             tokio::spawn(channels::keep(inner, link, anchor));
         }
-    }
-
-    /// Makes the next session and takes all opens up again. `previous` is the last session
-    /// that was established, on which opens may be; it is kept up to date even on failure.
-    async fn revive(
-        self: &Arc<Self>,
-        generation: u64,
-        previous: &mut SessionId,
-    ) -> Result<Arc<Link>> {
-        let others = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let purpose = Purpose::Session { previous: *previous, others: &others };
-        let established = establish(&self.options, self.client_guid, purpose).await?;
-        *previous = established.crypt.session_id;
-        let (link, anchor) = Link::start(established, &self.options, generation)?;
-        let opens: Vec<_> = {
-            let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
-            opens.iter().filter_map(Weak::upgrade).collect()
-        };
-        for open in opens {
-            open.restore(&link).await?;
-        }
-        self.keep_channels(&link, anchor);
-        Ok(link)
     }
 }
 
 impl Link {
     /// Starts the first channel of a session. Gives what further ones must know, if there can be
     /// any.
-    fn start(
+    pub fn start(
         established: Established,
         options: &ConnectOptions,
         generation: u64,
@@ -314,79 +307,5 @@ pub(crate) fn expect(response: &Response, what: impl FnOnce() -> String) -> Resu
     match response.header.status {
         NtStatus::SUCCESS => Ok(()),
         status => Err(Error::status(what(), status)),
-    }
-}
-
-/// What the supervisor has to know of a link without keeping it alive.
-struct Watched {
-    ended: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
-    link: Weak<Link>,
-    generation: u64,
-    session: SessionId,
-}
-
-impl Watched {
-    fn of(link: &Arc<Link>) -> Self {
-        Self {
-            ended: Box::pin(link.channels.ended()),
-            link: Arc::downgrade(link),
-            generation: link.generation,
-            session: link.channels.main().crypt.session_id,
-        }
-    }
-}
-
-/// Keeps a session up until it is dropped or cannot be restored.
-async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
-    const FIRST_PAUSE: Duration = Duration::from_millis(20);
-    const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-    loop {
-        watched.ended.await;
-        let link = watched.link.upgrade();
-        let reason = link.map_or(Error::Closed, |link| link.channels.main().reason());
-        let started = Instant::now();
-        let mut pause = FIRST_PAUSE;
-        let mut last = reason;
-        let link = loop {
-            let Some(this) = inner.upgrade() else { return };
-            if this.options.reconnect_timeout.is_zero() {
-                this.set(State::Failed(last));
-                return;
-            }
-            this.set(State::Down);
-            let left = this.options.reconnect_timeout.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                tracing::warn!(server = %this.options.address(), "session cannot be restored");
-                this.set(State::Failed(last));
-                return;
-            }
-            match this.revive(watched.generation + 1, &mut watched.session).await {
-                Ok(link) => {
-                    tracing::info!(server = %this.options.address(), "session restored");
-                    this.set(State::Up(Arc::clone(&link)));
-                    break link;
-                }
-                // A server that is just starting may not know its shares or users yet.
-                Err(error) if error.is_disconnect() || error.nt_status().is_some() => {
-                    last = Error::disconnected(describe(&error));
-                }
-                Err(error) => {
-                    this.set(State::Failed(error));
-                    return;
-                }
-            }
-            drop(this);
-            tokio::time::sleep(pause.min(left)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        };
-        watched = Watched::of(&link);
-    }
-}
-
-/// An error and its cause in one line.
-fn describe(error: &Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }

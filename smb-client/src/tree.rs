@@ -45,7 +45,7 @@ pub struct Metadata {
     pub len: u64,
     /// Bytes allocated.
     pub allocated: u64,
-    /// Attributes.
+    /// DOS attributes (MS-FSCC 2.6).
     pub attributes: FileAttributes,
     /// Times, as FILETIME.
     pub times: Times,
@@ -88,6 +88,10 @@ impl Tree {
     }
 
     /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Path`] for a path that no file can have, [`Error::Status`] if the server refuses,
+    /// [`Error::Disconnected`] if the connection could not be restored in time.
     pub async fn open(&self, path: &str, options: OpenOptions) -> Result<RemoteFile> {
         let open = Open::new(Arc::clone(&self.session), &self.share, path, options).await?;
         Ok(RemoteFile::new(open))
@@ -157,11 +161,17 @@ impl Tree {
     }
 
     /// What is known of a file or directory.
+    ///
+    /// # Errors
+    /// Those of [`Tree::open`].
     pub async fn stat(&self, path: &str) -> Result<Metadata> {
         Ok(self.look(&Task::open(path, Access::READ_ATTRIBUTES)?).await?.metadata)
     }
 
     /// Whether there is a file or directory of this name.
+    ///
+    /// # Errors
+    /// Those of [`Tree::open`], but that there is none.
     pub async fn exists(&self, path: &str) -> Result<bool> {
         match self.stat(path).await {
             Ok(_) => Ok(true),
@@ -175,6 +185,9 @@ impl Tree {
 
     /// Makes a directory, which must not be there yet. If the connection is lost before the answer
     /// and the directory is there afterwards, it is taken to be the one that was made.
+    ///
+    /// # Errors
+    /// Those of [`Tree::open`].
     pub async fn mkdir(&self, path: &str) -> Result<()> {
         let task = Task::make_directory(path)?;
         let mut patience = Patience::default();
@@ -227,6 +240,9 @@ impl Tree {
     ///
     /// If the connection is lost before the answer, it is tried again if the same file is still
     /// there; another that has got its name since is left alone.
+    ///
+    /// # Errors
+    /// Those of [`Tree::open`].
     pub async fn delete(&self, path: &str) -> Result<()> {
         let what = format!("delete {path:?}");
         let task = Task::open(path, Access::DELETE)?.and_set(InfoClass::DISPOSITION, &[1], &what);
@@ -241,6 +257,9 @@ impl Tree {
     }
 
     /// Lists a directory, without `.` and `..`.
+    ///
+    /// # Errors
+    /// Those of [`Tree::open`].
     pub async fn read_dir(&self, path: &str) -> Result<Vec<DirEntry>> {
         let task = Task::directory(path, Access::READ_DATA)?;
         let mut patience = Patience::default();

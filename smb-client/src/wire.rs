@@ -22,7 +22,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{Error, Result, channels::Path};
+use crate::{Error, Result, path::Path};
 
 /// What is taken at once from a stream that is no socket.
 const CHUNK: usize = 16 * 1024;
@@ -38,7 +38,7 @@ pub struct Dialled {
     pub stream: Box<dyn Stream>,
     /// Our own address on it.
     pub local: IpAddr,
-    /// The server's.
+    /// The address of the server's side.
     pub server: IpAddr,
 }
 

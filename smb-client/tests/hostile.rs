@@ -186,6 +186,12 @@ impl Peer {
     }
 
     async fn serve(&mut self) -> std::io::Result<()> {
+        self.log_on().await?;
+        self.answer().await
+    }
+
+    /// Negotiates and lets the client log on.
+    async fn log_on(&mut self) -> std::io::Result<()> {
         let mut preauth = PreauthHash::new();
         let (header, request) = self.receive().await?;
         preauth.update(&request);
@@ -253,6 +259,11 @@ impl Peer {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Answers requests until the client has gone.
+    async fn answer(&mut self) -> std::io::Result<()> {
         loop {
             let (header, request) = self.receive().await?;
             let message = match header.command {

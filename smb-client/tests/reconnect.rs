@@ -2,19 +2,21 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use block_io::File;
-use common::{Samba, pattern, proxy::Proxy};
+use common::{Samba, pattern};
 use smb_client::{Client, ConnectOptions, Create, Encryption, Error, OpenOptions, Signing};
 use smb_protocol::Dialect;
+use test_support::proxy::Proxy;
 
 async fn setup(samba: &Samba) -> (Proxy, ConnectOptions) {
-    let proxy = Proxy::start(samba.port()).await;
+    let server = SocketAddr::from(([127, 0, 0, 1], samba.port()));
+    let proxy = Proxy::start(server);
     let options = ConnectOptions {
         port: proxy.port(),
         reconnect_timeout: Duration::from_secs(20),
-        ..samba.options()
+        ..common::options(samba)
     };
     (proxy, options)
 }
@@ -23,7 +25,7 @@ async fn setup(samba: &Samba) -> (Proxy, ConnectOptions) {
 async fn a_cut_connection_is_restored_and_what_was_in_flight_is_sent_again() {
     // A write that Samba finishes in another thread after it has put a durable open aside makes
     // it disown that open, so writes are to be done at once.
-    let Some(samba) = Samba::start("aio write size = 0\naio read size = 0\n") else { return };
+    let Some(samba) = common::start("aio write size = 0\naio read size = 0\n") else { return };
     for dialect in [Dialect::SMB_2_1, Dialect::SMB_3_0, Dialect::SMB_3_1_1] {
         let (proxy, options) = setup(&samba).await;
         let encryption = if dialect == Dialect::SMB_3_1_1 {
@@ -62,20 +64,20 @@ async fn a_cut_connection_is_restored_and_what_was_in_flight_is_sent_again() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_session_notices_and_comes_back_by_itself() {
-    let Some(samba) = Samba::start("") else { return };
+    let Some(samba) = common::start("") else { return };
     let (proxy, options) = setup(&samba).await;
     let session = Client::connect(options).await.unwrap();
     let tree = session.tree("vms").await.unwrap();
     let file = tree.open("disk", OpenOptions::create(Create::New)).await.unwrap();
     file.write_at(0, b"kept").await.unwrap();
-    proxy.tried().await;
+    tokio::task::block_in_place(|| proxy.wait_for_attempt());
     proxy.set_down(true);
     proxy.cut();
     // Several refused attempts, none of them asked for by an operation.
     for _ in 0..3 {
-        proxy.tried().await;
+        tokio::task::block_in_place(|| proxy.wait_for_attempt());
     }
     proxy.set_down(false);
     let mut back = [0; 4];
@@ -86,7 +88,7 @@ async fn an_idle_session_notices_and_comes_back_by_itself() {
 
 #[tokio::test]
 async fn when_the_server_stays_away_the_error_says_so() {
-    let Some(samba) = Samba::start("") else { return };
+    let Some(samba) = common::start("") else { return };
     let (proxy, options) = setup(&samba).await;
     let options = ConnectOptions { reconnect_timeout: Duration::from_millis(600), ..options };
     let session = Client::connect(options).await.unwrap();
@@ -102,8 +104,9 @@ async fn when_the_server_stays_away_the_error_says_so() {
 
 #[tokio::test]
 async fn writes_that_a_server_lost_unflushed_are_reported() {
-    let Some(mut samba) = Samba::start("durable handles = no\n") else { return };
-    let options = ConnectOptions { reconnect_timeout: Duration::from_secs(20), ..samba.options() };
+    let Some(mut samba) = common::start("durable handles = no\n") else { return };
+    let options =
+        ConnectOptions { reconnect_timeout: Duration::from_secs(20), ..common::options(&samba) };
     let session = Client::connect(options).await.unwrap();
     let tree = session.tree("vms").await.unwrap();
     let dirty = tree.open("dirty", OpenOptions::create(Create::New)).await.unwrap();
@@ -141,8 +144,8 @@ async fn writes_that_a_server_lost_unflushed_are_reported() {
 
 #[tokio::test]
 async fn a_session_can_be_told_to_change_its_connection() {
-    let Some(samba) = Samba::start("") else { return };
-    let options = ConnectOptions { signing: Signing::IfRequired, ..samba.options() };
+    let Some(samba) = common::start("") else { return };
+    let options = ConnectOptions { signing: Signing::IfRequired, ..common::options(&samba) };
     let session = Client::connect(options).await.unwrap();
     let tree = session.tree("vms").await.unwrap();
     let file = tree.open("disk", OpenOptions::create(Create::New)).await.unwrap();

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use block_io::File;
-use common::{PASSWORD, Samba, USER, pattern};
+use common::{PASSWORD, USER, pattern};
 use smb_client::{
     Client, ConnectOptions, Create, Encryption, Error, Login, OpenOptions, Session, Share, Signing,
 };
@@ -40,12 +40,12 @@ async fn exercise(session: &Session, share: &str, name: &str) {
 
 #[tokio::test]
 async fn every_dialect_signed_and_unsigned() {
-    let Some(samba) = Samba::start("") else { return };
+    let Some(samba) = common::start("") else { return };
     let dialects = [Dialect::SMB_2_1, Dialect::SMB_3_0, Dialect::SMB_3_0_2, Dialect::SMB_3_1_1];
     for dialect in dialects {
         for signing in [Signing::Required, Signing::IfRequired] {
             let options =
-                ConnectOptions { dialects: (dialect, dialect), signing, ..samba.options() };
+                ConnectOptions { dialects: (dialect, dialect), signing, ..common::options(&samba) };
             let session = Client::connect(options).await.unwrap();
             assert_eq!(session.dialect().await.unwrap(), dialect);
             session.echo().await.unwrap();
@@ -56,26 +56,27 @@ async fn every_dialect_signed_and_unsigned() {
 
 #[tokio::test]
 async fn every_signing_algorithm() {
-    let Some(samba) = Samba::start("") else { return };
+    let Some(samba) = common::start("") else { return };
     for algorithm in
         [SigningAlgorithm::AesGmac, SigningAlgorithm::AesCmac, SigningAlgorithm::HmacSha256]
     {
-        let options = ConnectOptions { signing_algorithms: vec![algorithm], ..samba.options() };
+        let options =
+            ConnectOptions { signing_algorithms: vec![algorithm], ..common::options(&samba) };
         let session = Client::connect(options).await.unwrap();
         exercise(&session, "vms", "a.bin").await;
     }
-    let options = ConnectOptions { signing_algorithms: Vec::new(), ..samba.options() };
+    let options = ConnectOptions { signing_algorithms: Vec::new(), ..common::options(&samba) };
     exercise(&Client::connect(options).await.unwrap(), "vms", "a.bin").await;
 }
 
 #[tokio::test]
 async fn every_cipher() {
-    let Some(samba) = Samba::start("") else { return };
+    let Some(samba) = common::start("") else { return };
     for cipher in [Cipher::Aes128Gcm, Cipher::Aes128Ccm, Cipher::Aes256Gcm, Cipher::Aes256Ccm] {
         let options = ConnectOptions {
             ciphers: vec![cipher],
             encryption: Encryption::Required,
-            ..samba.options()
+            ..common::options(&samba)
         };
         let session = Client::connect(options).await.unwrap();
         assert!(session.is_encrypted().await.unwrap());
@@ -85,22 +86,22 @@ async fn every_cipher() {
         let options = ConnectOptions {
             dialects: (dialect, dialect),
             encryption: Encryption::Required,
-            ..samba.options()
+            ..common::options(&samba)
         };
         exercise(&Client::connect(options).await.unwrap(), "vms", "a.bin").await;
     }
     let options = ConnectOptions {
         dialects: (Dialect::SMB_2_1, Dialect::SMB_2_1),
         encryption: Encryption::Required,
-        ..samba.options()
+        ..common::options(&samba)
     };
     assert!(matches!(Client::connect(options).await, Err(Error::NotOffered("encryption"))));
 }
 
 #[tokio::test]
 async fn a_share_that_demands_encryption_gets_it() {
-    let Some(samba) = Samba::start("") else { return };
-    let session = Client::connect(samba.options()).await.unwrap();
+    let Some(samba) = common::start("") else { return };
+    let session = Client::connect(common::options(&samba)).await.unwrap();
     assert!(!session.is_encrypted().await.unwrap());
     exercise(&session, "vms", "a.bin").await;
     exercise(&session, "sealed", "b.bin").await;
@@ -110,13 +111,13 @@ async fn a_share_that_demands_encryption_gets_it() {
 
 #[tokio::test]
 async fn wrong_passwords_users_and_shares_are_named() {
-    let Some(samba) = Samba::start("") else { return };
+    let Some(samba) = common::start("") else { return };
     for login in [Login::new(USER, "falsch"), Login::new("nobody-here", PASSWORD)] {
-        let options = ConnectOptions { login, ..samba.options() };
+        let options = ConnectOptions { login, ..common::options(&samba) };
         let error = Client::connect(options).await.unwrap_err();
         assert!(matches!(&error, Error::Logon { status: NtStatus::LOGON_FAILURE, .. }), "{error}");
     }
-    let session = Client::connect(samba.options()).await.unwrap();
+    let session = Client::connect(common::options(&samba)).await.unwrap();
     let error = session.tree("nowhere").await.unwrap_err();
     assert_eq!(error.to_string(), "connect to share \"nowhere\": STATUS_BAD_NETWORK_NAME");
     session.tree("IPC$").await.unwrap();
@@ -129,8 +130,8 @@ async fn wrong_passwords_users_and_shares_are_named() {
 
 #[tokio::test]
 async fn directories() {
-    let Some(samba) = Samba::start("") else { return };
-    let session = Client::connect(samba.options()).await.unwrap();
+    let Some(samba) = common::start("") else { return };
+    let session = Client::connect(common::options(&samba)).await.unwrap();
     let tree = session.tree("vms").await.unwrap();
     tree.mkdir("dir").await.unwrap();
     let error = tree.mkdir("dir").await.unwrap_err();
@@ -156,8 +157,8 @@ async fn directories() {
 
 #[tokio::test]
 async fn holes_and_ranges() {
-    let Some(samba) = Samba::start("") else { return };
-    let session = Client::connect(samba.options()).await.unwrap();
+    let Some(samba) = common::start("") else { return };
+    let session = Client::connect(common::options(&samba)).await.unwrap();
     let tree = session.tree("vms").await.unwrap();
     let file = tree.open("a.raw", OpenOptions::create(Create::New)).await.unwrap();
     let mib = 1u64 << 20;
@@ -179,9 +180,9 @@ async fn holes_and_ranges() {
 
 #[tokio::test]
 async fn one_writer_at_a_time() {
-    let Some(samba) = Samba::start("") else { return };
-    let first = Client::connect(samba.options()).await.unwrap().tree("vms").await.unwrap();
-    let second = Client::connect(samba.options()).await.unwrap().tree("vms").await.unwrap();
+    let Some(samba) = common::start("") else { return };
+    let first = Client::connect(common::options(&samba)).await.unwrap().tree("vms").await.unwrap();
+    let second = Client::connect(common::options(&samba)).await.unwrap().tree("vms").await.unwrap();
     let file = first.open("disk", OpenOptions::create(Create::New)).await.unwrap();
     file.write_at(0, b"first").await.unwrap();
     let error = second.open("disk", OpenOptions::write()).await.unwrap_err();
@@ -203,8 +204,8 @@ async fn one_writer_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_requests_in_flight() {
-    let Some(samba) = Samba::start("") else { return };
-    let options = ConnectOptions { encryption: Encryption::Required, ..samba.options() };
+    let Some(samba) = common::start("") else { return };
+    let options = ConnectOptions { encryption: Encryption::Required, ..common::options(&samba) };
     let tree = Client::connect(options).await.unwrap().tree("vms").await.unwrap();
     let file = tree.open("disk", OpenOptions::create(Create::New)).await.unwrap();
     let file = std::sync::Arc::new(file);
@@ -232,9 +233,9 @@ async fn many_requests_in_flight() {
 /// A durable open that nobody closed would keep others out for a minute.
 #[tokio::test]
 async fn a_dropped_file_is_soon_free_for_others() {
-    let Some(samba) = Samba::start("") else { return };
+    let Some(samba) = common::start("") else { return };
     for drop_file_first in [true, false] {
-        let session = Client::connect(samba.options()).await.unwrap();
+        let session = Client::connect(common::options(&samba)).await.unwrap();
         let tree = session.tree("vms").await.unwrap();
         let owner = OpenOptions { share: Share::None, ..OpenOptions::create(Create::OpenOrNew) };
         let file = tree.open("disk", owner).await.unwrap();
@@ -246,7 +247,8 @@ async fn a_dropped_file_is_soon_free_for_others() {
             drop((session, tree));
             drop(file);
         }
-        let other = Client::connect(samba.options()).await.unwrap().tree("vms").await.unwrap();
+        let other =
+            Client::connect(common::options(&samba)).await.unwrap().tree("vms").await.unwrap();
         let opened = tokio::time::timeout(Duration::from_secs(20), async {
             while other.open("disk", owner).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -259,8 +261,8 @@ async fn a_dropped_file_is_soon_free_for_others() {
 /// Samba agrees to reserve space for a file as long as it is, and does nothing.
 #[tokio::test]
 async fn space_that_was_not_reserved_is_not_claimed() {
-    let Some(samba) = Samba::start("") else { return };
-    let session = Client::connect(samba.options()).await.unwrap();
+    let Some(samba) = common::start("") else { return };
+    let session = Client::connect(common::options(&samba)).await.unwrap();
     let tree = session.tree("vms").await.unwrap();
     let file = tree.open("fixed", OpenOptions::create(Create::New)).await.unwrap();
     file.set_len(8 << 20).await.unwrap();

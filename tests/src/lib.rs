@@ -1,19 +1,11 @@
-//! What the cross-crate tests and the benchmarks share: our daemons and foreign programs as
-//! private processes on loopback.
-//!
-//! Every server started here has a folder of its own and a free port, and is stopped by its
-//! process handle when the value is dropped. Tests that need a program which is not installed
-//! print one line and pass.
+//! What the cross-crate tests and the benchmarks share beside `test-support`, whose modules are
+//! also named here.
 
 pub mod files;
-pub mod host;
-pub mod kdc;
 pub mod ledger;
 pub mod paths;
-pub mod process;
-pub mod proxy;
-pub mod samba;
-pub mod smbd;
 pub mod target;
 pub mod torture;
 pub mod volume;
+
+pub use test_support::{host_cli, kdc, pattern, port, process, proxy, samba, skip, smbd};

@@ -88,7 +88,7 @@ impl Paths {
             let made = command(&["ip", "netns", "add", &paths.namespace(end)]);
             if !made.status.success() {
                 let why = String::from_utf8_lossy(&made.stderr).trim().to_owned();
-                eprintln!("skipped: network namespaces are not allowed here: {why}");
+                test_support::skip(format_args!("network namespaces are not allowed here: {why}"));
                 return None;
             }
             paths.ip(end, &["link", "set", "lo", "up"]);

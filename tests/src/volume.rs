@@ -40,7 +40,7 @@ impl Volume {
     /// The same with `len` bytes, its image in a folder below `base`.
     pub fn mount_in(base: &Path, kind: Kind, len: u64) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: mounting an image needs root");
+            test_support::skip("mounting an image needs root");
             return None;
         }
         let (tool, args): (_, &[&str]) = match kind {
@@ -62,7 +62,7 @@ impl Volume {
         match mounted {
             Some(output) if output.status.success() => Some(volume),
             _ => {
-                eprintln!("skipped: {kind:?} cannot be made and mounted here");
+                test_support::skip(format_args!("{kind:?} cannot be made and mounted here"));
                 None
             }
         }

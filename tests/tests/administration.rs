@@ -174,7 +174,8 @@ async fn metrics_count_what_was_done() {
         io::{Read, Write},
         net::TcpStream,
     };
-    let port = bulkhead_tests::process::free_port();
+    let reserved = bulkhead_tests::port::Port::reserve();
+    let port = reserved.number();
     let server = Smbd::start(&format!("metrics = \"127.0.0.1:{port}\""), "");
     let page = |path: &str| {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();

@@ -25,7 +25,7 @@ fn in_a_network_of_its_own(test: &str) -> bool {
         }
     }
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: a network of one's own needs root");
+        bulkhead_tests::skip("a network of one's own needs root");
         return false;
     }
     let ourselves = std::env::current_exe().unwrap();

@@ -114,13 +114,13 @@ async fn a_full_disk_is_named_and_loses_nothing() {
 async fn a_flush_that_fails_is_told_and_stays_failed() {
     let base = tempfile::tempdir().unwrap();
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: mounting needs root");
+        bulkhead_tests::skip("mounting needs root");
         return;
     }
     let mut mount = Command::new("mount");
     mount.args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(base.path());
     if !run(&mut mount, Duration::from_secs(30)).status.success() {
-        eprintln!("skipped: a tmpfs cannot be mounted here");
+        bulkhead_tests::skip("a tmpfs cannot be mounted here");
         return;
     }
     let unmount = Unmount(&base);
@@ -178,7 +178,7 @@ async fn a_disk_that_cannot_be_read_is_named() {
     let mut direct = vec![0; BLOCK];
     let lost = (0..512u64).rev().find(|n| file.read_at(&mut direct, n * BLOCK as u64).is_err());
     let Some(lost) = lost else {
-        eprintln!("skipped: this kernel reads zeros where a loop device's file ends");
+        bulkhead_tests::skip("this kernel reads zeros where a loop device's file ends");
         return;
     };
     for engine in ["threads", "auto"] {
@@ -215,7 +215,7 @@ async fn permission_lost_while_writing_is_named() {
         run(Command::new(&chattr).arg(flag).arg(&path), Duration::from_secs(30)).status.success()
     };
     if !set("+i") {
-        eprintln!("skipped: files cannot be made immutable here");
+        bulkhead_tests::skip("files cannot be made immutable here");
         return;
     }
     let refused = file.write(BLOCK as u64, &block(1)).await.unwrap_err();
@@ -239,7 +239,7 @@ async fn permission_lost_while_writing_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn modes_that_change_bind_the_next_open() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: becoming another user needs root");
+        bulkhead_tests::skip("becoming another user needs root");
         return;
     }
     let base = tempfile::tempdir().unwrap();

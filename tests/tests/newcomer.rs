@@ -18,7 +18,7 @@ fn project() -> PathBuf {
 /// Types what a document says.
 fn follow(document: &str) {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: a machine of its own needs root");
+        bulkhead_tests::skip("a machine of its own needs root");
         return;
     }
     let tools = ["unshare", "smbclient", "python3", "ip", "losetup"];
@@ -49,7 +49,7 @@ fn follow(document: &str) {
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     if !said.contains("newcomer") && errors.contains("Operation not permitted") {
-        eprintln!("skipped: this machine allows no namespaces: {errors}");
+        bulkhead_tests::skip(format_args!("this machine allows no namespaces: {errors}"));
         return;
     }
     assert!(said.contains("newcomer: PASS"), "{said}\n{errors}");

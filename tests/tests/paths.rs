@@ -8,7 +8,6 @@ use std::{
 use bulkhead_tests::{
     ledger::{Ledger, Load},
     paths::{End, Path, Paths},
-    process::free_port,
     smbd::{PASSWORD, Smbd, USER},
 };
 use rustix::process::Signal;
@@ -21,7 +20,8 @@ const SHARE: &str = "[[share]]\nname = \"ca\"\npath = \"files\"\nusers = [\"admi
 fn between(test: impl AsyncFnOnce(&Paths, &Smbd)) {
     let Some(paths) = Paths::new() else { return };
     paths.enter();
-    let address = paths.server(Path::A, free_port());
+    // Nobody else is in this network.
+    let address = paths.server(Path::A, 4445);
     let server = Smbd::start_within(&paths.namespace(End::Server), address, "", SHARE);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(test(&paths, &server));

@@ -36,7 +36,9 @@ fn python() -> Option<PathBuf> {
     if has_package(&python) {
         return Some(python);
     }
-    eprintln!("skipped: the Python package {PACKAGE} is not installed and cannot be fetched");
+    bulkhead_tests::skip(format_args!(
+        "the Python package {PACKAGE} is not installed and cannot be fetched"
+    ));
     None
 }
 

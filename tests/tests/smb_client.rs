@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use block_io::File;
+use bulkhead_tests::pattern;
 use smb_client::{
     Client, ConnectOptions, Create, Encryption, Error, Login, OpenOptions, Session, Signing,
 };
@@ -56,12 +57,6 @@ impl Host {
             ..ConnectOptions::new("127.0.0.1", self.port, Login::new("admin", PASSWORD))
         }
     }
-}
-
-fn pattern(offset: u64, len: usize) -> Vec<u8> {
-    (offset..offset + len as u64)
-        .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-        .collect()
 }
 
 /// Writes, reads back, grows, cuts, flushes and deletes one file.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bulkhead_tests::{
+    pattern,
     process::{Stopped, foreign, run},
     smbd::{PASSWORD, Smbd, USER},
 };
@@ -61,27 +62,13 @@ fn text(output: &Output) -> String {
     format!("{out}{}", String::from_utf8_lossy(&output.stderr))
 }
 
-/// Bytes that depend on their place.
-fn pattern(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
 #[test]
 fn every_dialect_signed_and_encrypted() {
     let Some(client) = Client::find() else { return };
     let server = Smbd::start("signing = \"required\"\nencryption = \"offered\"", "");
     let local = server.scratch().join("local");
     let back = server.scratch().join("back");
-    let content = pattern(3_000_001);
+    let content = pattern(0, 3_000_001);
     fs::write(&local, &content).unwrap();
     for dialect in ["SMB2_02", "SMB2_10", "SMB3_00", "SMB3_02", "SMB3_11"] {
         for protection in ["sign", "encrypt"] {
@@ -132,7 +119,7 @@ fn a_multi_protocol_negotiate_leads_to_smb_2() {
 fn a_gibibyte_goes_and_comes_back() {
     let Some(client) = Client::find() else { return };
     let server = Smbd::start("", "");
-    let block = pattern(64 << 20);
+    let block = pattern(0, 64 << 20);
     let local = server.scratch().join("local");
     {
         use std::io::Write;

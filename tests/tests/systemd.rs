@@ -9,7 +9,7 @@ use bulkhead_tests::process::{foreign, ours, run};
 fn smbd_is_a_service() {
     let systemd = Path::new("/lib/systemd/systemd");
     if !rustix::process::geteuid().is_root() || !systemd.exists() {
-        eprintln!("skipped: needs root and systemd");
+        bulkhead_tests::skip("needs root and systemd");
         return;
     }
     let tools = ["unshare", "smbclient", "runuser", "useradd", "pgrep", "ip"];
@@ -35,7 +35,7 @@ fn smbd_is_a_service() {
     let report = fs::read_to_string(&report).unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     if !report.contains("systemd: ") && said.contains("Operation not permitted") {
-        eprintln!("skipped: this machine allows no namespaces: {said}");
+        bulkhead_tests::skip(format_args!("this machine allows no namespaces: {said}"));
         return;
     }
     assert!(report.contains("systemd: PASS"), "{report}\n{said}");

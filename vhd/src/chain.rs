@@ -44,11 +44,11 @@ pub trait Files: Send + Sync {
 /// One image of a chain.
 #[derive(Debug, Clone)]
 pub struct Link {
-    /// Where it is.
+    /// Location, as it was given or as the image names it.
     pub location: String,
-    /// Its file.
+    /// Its open file, for reading.
     pub file: Arc<dyn File>,
-    /// Who it is.
+    /// Its identities, and where it says that its parent is.
     pub identity: Identity,
 }
 

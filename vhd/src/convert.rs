@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{Error, Result};
 
-/// How to copy.
+/// Request size and concurrency of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyOptions {
     /// Bytes per request.

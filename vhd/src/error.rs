@@ -39,7 +39,7 @@ pub enum Error {
     /// The file at the parent's place is another disk, or was changed since the child was made.
     #[error("{parent} is not the parent or was changed since: its content is {found} now")]
     ParentChanged {
-        /// Where it is.
+        /// Location of the file at the parent's place.
         parent: String,
         /// The identity of its content.
         found: Guid,
@@ -50,9 +50,9 @@ pub enum Error {
          if it is that"
     )]
     Disguised {
-        /// Where it is.
+        /// Location, as it was given or as the image names it.
         location: String,
-        /// The other format.
+        /// Name of the format whose mark it bears.
         mark: &'static str,
     },
     /// The raw backing file of an image, which nobody said is to be trusted.
@@ -61,7 +61,7 @@ pub enum Error {
          nothing in that shows that it is a disk; --trust-raw-backing reads it"
     )]
     RawBacking {
-        /// The image.
+        /// Location of the image.
         image: String,
         /// Its backing file.
         backing: String,
@@ -85,7 +85,7 @@ pub enum Error {
     FileSystem {
         /// Where it begins, in bytes of the disk.
         at: u64,
-        /// Why not.
+        /// What about the file system is not certain.
         refusal: crate::ops::Refusal,
     },
     /// The parameters asked for make no valid image.
@@ -204,7 +204,7 @@ impl Damage {
     }
 }
 
-/// What is wrong.
+/// What is wrong with a structure of an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
@@ -231,9 +231,9 @@ pub enum Fault {
     /// A version this format description does not cover.
     #[error("{field} is {value}, expected {expected}")]
     Version {
-        /// Which field.
+        /// Name of the field, as the specification has it.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         value: u16,
         /// The one value known.
         expected: u16,
@@ -241,9 +241,9 @@ pub enum Fault {
     /// A field has a value it must not have.
     #[error("{field} is {value:#x}: {rule}")]
     Field {
-        /// Which field.
+        /// Name of the field, as the specification has it.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         value: u64,
         /// What it must be.
         rule: &'static str,

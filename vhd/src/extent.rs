@@ -18,7 +18,7 @@ pub enum Place {
 pub struct Extent {
     /// Its bytes on the disk.
     pub range: Range<u64>,
-    /// Where they are.
+    /// Whether the bytes are stored, and in which file and where.
     pub place: Place,
 }
 

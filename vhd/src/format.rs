@@ -12,13 +12,13 @@ use crate::{
     vmdk::Vmdk,
 };
 
-/// An image format.
+/// How the bytes of a disk are arranged in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
     /// The disk's bytes as they are.
     Raw,
-    /// MS-VHDX.
+    /// VHDX (MS-VHDX): read and written.
     Vhdx,
     /// The format before it, with a footer.
     Vhd,
@@ -74,6 +74,9 @@ impl FromStr for Format {
 
 /// Opens `file` as a disk of this format, for reading only if the file is or the format is one that
 /// is only read. An image that is more than its file is opened by [`crate::chain::open_disk`].
+///
+/// # Errors
+/// What opening an image of the format says.
 pub async fn open_disk(file: Arc<dyn File>, format: Format) -> Result<Arc<dyn Disk>> {
     Ok(match format {
         Format::Raw => Arc::new(RawDisk::open(file, 512).await?),

@@ -10,7 +10,7 @@ fn engines() -> Vec<Engine> {
     if ring::shared().is_some() {
         engines.push(Engine::Uring);
     } else {
-        println!("skipping io_uring: this kernel gives none");
+        test_support::skip("io_uring: this kernel gives none");
     }
     engines
 }
@@ -60,7 +60,7 @@ async fn reads_back_what_was_written_cached_and_not() {
 async fn engine_misses_go_through_the_engine_itself() {
     let dir = TempDir::new().unwrap();
     let Some(ring) = ring::shared() else {
-        println!("skipping: this kernel gives no io_uring");
+        test_support::skip("this kernel gives no io_uring");
         return;
     };
     let file = fresh(&dir, Engine::Uring);
@@ -111,7 +111,7 @@ async fn holes_and_ranges() {
     let file = fresh(&dir, Engine::Auto);
     file.set_len(8 << 20).await.unwrap();
     if !file.allocated_ranges(0..8 << 20).await.unwrap().is_empty() {
-        println!("skipping: the file system here has no sparse files");
+        test_support::skip("the file system here has no sparse files");
         return;
     }
     file.write_at(1 << 20, &vec![7; 1 << 20]).await.unwrap();

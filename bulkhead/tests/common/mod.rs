@@ -54,7 +54,7 @@ pub fn tool(name: &str) -> Option<Command> {
     let path = std::env::var(name.to_uppercase().replace('-', "_")).unwrap_or(name.to_owned());
     let there = Command::new(&path).arg("--version").stdout(Stdio::null()).status().is_ok();
     if !there {
-        eprintln!("skipped: {name} is not installed");
+        test_support::skip(format_args!("{name} is not installed"));
     }
     there.then(|| Command::new(path))
 }

@@ -6,11 +6,8 @@
 
 use std::{error::Error, io, thread, time::Duration};
 
-use super::{
-    MoveError,
-    tls::{Stream, Tls},
-    wire,
-};
+use super::{MoveError, wire};
+use crate::tls::{Stream, Tls};
 
 /// Connections that are tried at most.
 const ATTEMPTS: u32 = 20;

@@ -9,8 +9,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::tls::Cutter;
 use vmm::platform::bus::lock;
+
+use crate::tls::Cutter;
 
 /// Connections of strangers at a time.
 const STRANGERS: usize = 64;

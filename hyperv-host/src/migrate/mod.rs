@@ -37,18 +37,18 @@
 //! Both records are single files renamed into place before the message that depends on them is
 //! sent. An operator may end a doubt by `vm resolve` when one host will never come back.
 //!
-//! Modules: [`wire`] the stream's format, [`tls`] who may connect, [`dial`] and [`door`] the
-//! way in, [`source`] and [`send`] the sending side, [`target`] the receiving side, [`fault`] points
-//! where tests break it.
+//! Modules: [`wire`] the stream's format, [`dial`] and [`door`] the way in, [`source`] and [`send`] the
+//! sending side, [`target`] and [`receive`] the receiving side, [`clock`] the difference of two hosts'
+//! clocks. [`crate::tls`] says who may connect, [`crate::fault`] has the points where tests break a
+//! move.
 
 pub mod clock;
 pub mod dial;
 pub mod door;
-pub mod fault;
+pub mod receive;
 pub mod send;
 pub mod source;
 pub mod target;
-pub mod tls;
 pub mod wire;
 
 /// Why a move did not come about.
@@ -60,8 +60,8 @@ pub enum MoveError {
     Wire(#[from] wire::WireError),
     /// The connection could not be made.
     #[error(transparent)]
-    Tls(#[from] tls::TlsError),
-    /// The machine.
+    Tls(#[from] crate::tls::TlsError),
+    /// The machine could not be built, saved or restored.
     #[error(transparent)]
     Vm(#[from] vmm::Error),
     /// The other host does not take it.

@@ -29,10 +29,8 @@ use vmm::{
     },
 };
 
-use super::{
-    tls::Stream,
-    wire::{Batch, Kind, WireError, read_frame, write_frame},
-};
+use super::wire::{Batch, Kind, WireError, read_frame, write_frame};
+use crate::tls::Stream;
 
 /// Period of holding vCPUs back.
 const PERIOD: Duration = Duration::from_millis(10);

@@ -14,6 +14,7 @@ use vmm::{
         bus::lock,
         dirty::{DirtyLog, PageSet},
         error::chain,
+        lifecycle::EndReason,
     },
 };
 
@@ -22,16 +23,19 @@ use super::{
     clock::Offset,
     dial::dial,
     send::{Brake, Pace, send_round},
-    tls::{Cutter, Stream, Tls},
     wire::{self, Hello, Kind, Message, Shape, Standing, receive, send},
 };
 use crate::{
     config::MigrationConfig,
-    daemon::{
-        Host, HostError, Managed, Starter, spawn,
-        store::{MoveId, Record},
+    disks::{self, Run},
+    host::{
+        Host, HostError,
+        lifecycle::Starter,
+        machine::Managed,
+        records::{MoveId, Record},
+        spawn,
     },
-    disk_source,
+    tls::{Cutter, Stream, Tls},
 };
 
 /// How long a source tries to get its disks back after a failed move.
@@ -159,6 +163,14 @@ pub fn move_vm(
     }
 }
 
+/// What this host, as the source of a move, answers when asked about it.
+pub fn standing_of(host: &Host, id: &MoveId) -> Standing {
+    if lock(&host.deciding).contains(id) {
+        return Standing::Waiting;
+    }
+    if host.has_handed_over(id) { Standing::Given } else { Standing::Never }
+}
+
 /// The VM is the target's: ends what is here and forgets it.
 fn gone(host: &Arc<Host>, managed: &Arc<Managed>) {
     if let Some(vm) = managed.update(|inner| inner.vm.take()) {
@@ -193,7 +205,7 @@ fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &Mute
         if let Err(error) = reopen(host, managed, &vm) {
             tracing::error!(vm = %name, error = chain(&error), "its disks cannot be opened again");
             let why = format!("its disks cannot be opened again: {}", chain(&error));
-            vm.control().end(vmm::platform::lifecycle::EndReason::Failed(why));
+            vm.control().end(EndReason::Failed(why));
         }
         vm.resume();
     }
@@ -203,21 +215,24 @@ fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &Mute
     });
 }
 
-fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), vmm::Error> {
+fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), HostError> {
     let closed = vm.detach_disks();
     if closed.len() == vm.disks().len() {
         // They were not taken away yet.
-        return vm.attach_disks(closed.into_iter().map(|(_, disk)| disk).collect());
+        return Ok(vm.attach_disks(closed.into_iter().map(|(_, disk)| disk).collect())?);
     }
+    // The target may have opened them: this is later than that.
+    let number = host.store.next_run(managed.name()).map_err(HostError::Store)?;
+    let run = Run::new(managed.definition.id, number);
     let deadline = Instant::now() + REOPEN_LIMIT;
     loop {
         let opened = host.runtime.block_on(async {
-            let prepared = disk_source::prepare_all(&managed.definition, &host.storage).await?;
-            disk_source::open_all(&prepared).await
+            let prepared = disks::prepare_all(&managed.definition, &host.disks).await?;
+            disks::open_all(&prepared, &run).await
         });
         match opened {
-            Ok(disks) => return vm.attach_disks(disks),
-            Err(error) if Instant::now() >= deadline => return Err(error),
+            Ok(disks) => return Ok(vm.attach_disks(disks)?),
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
             Err(error) => {
                 managed.update(|inner| inner.reason = Some(chain(&error)));
                 std::thread::sleep(Duration::from_millis(200));
@@ -462,6 +477,8 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         let count = self.options.streams.unwrap_or(self.config.streams).clamp(1, 16);
         let shapes = self.vm.disks().iter().zip(&self.managed.definition.disks);
         let address = self.host.migration_address.get().map(ToString::to_string);
+        // From here on whatever runs here again is later than the run there.
+        let run = self.host.store.next_run(self.managed.name()).map_err(MoveError::Store)?;
         let hello = Hello {
             version: wire::VERSION,
             state_version: state::VERSION,
@@ -473,6 +490,7 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
                 .collect(),
             source: self.config.advertise.clone().or(address).unwrap_or_default(),
             streams: count,
+            run: Some(run),
         };
         send(control, &Message::Hello(Box::new(hello)))?;
         let token = match receive(control)? {

@@ -8,7 +8,6 @@
 //! ```
 
 use std::{
-    collections::HashMap,
     io,
     net::{TcpListener, TcpStream},
     sync::{
@@ -19,74 +18,35 @@ use std::{
 };
 
 use host_api::VmState;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::{
     Error, Vm,
     machine::{cpu::CpuModel, state},
-    platform::{
-        bus::lock,
-        error::chain,
-        memory::{GuestRam, PAGE},
-    },
+    platform::{bus::lock, error::chain},
 };
 
 use super::{
     MoveError,
     dial::dial,
     door::{Door, Place},
-    tls::{Cutter, Stream},
-    wire::{
-        self, Hello, Kind, Message, Standing, WireError, parse_pages, read_frame, receive, send,
-    },
+    receive::{fault, join, timeout},
+    source::standing_of,
+    wire::{self, Hello, Kind, Message, Standing, WireError, read_frame, receive, send},
 };
 use crate::{
     allowed::Whose,
-    daemon::{
-        Host, HostError, Managed, spawn,
-        store::{MoveId, Verdict},
+    disks::{self, Run},
+    host::{
+        Host, HostError,
+        arrivals::{Arrival, Phase},
+        machine::Managed,
+        records::{self, MoveId, Verdict},
+        spawn,
     },
-    disk_source::{self, Prepared},
+    tls::{Cutter, Stream},
 };
 
 /// How long a target tries to open the disks that the source has given up.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Receiving,
-    Waiting,
-    Ran,
-    Gone,
-}
-
-/// A VM being received.
-#[derive(Debug)]
-struct Arrival {
-    id: MoveId,
-    token: String,
-    source: String,
-    managed: Arc<Managed>,
-    vm: Arc<Vm>,
-    disks: Vec<Prepared>,
-    phase: Mutex<Phase>,
-    /// Memory connections that may still join.
-    joins: AtomicUsize,
-    /// A memory connection broke before its last round.
-    broken: AtomicBool,
-    /// Whether it is one of this host's by its records; held while it becomes so.
-    settled: Mutex<bool>,
-    cutters: Mutex<Vec<Cutter>>,
-}
-
-/// All VMs being received.
-#[derive(Debug, Default)]
-pub struct Arrivals(Mutex<HashMap<MoveId, Arc<Arrival>>>);
-
-impl Arrivals {
-    fn get(&self, id: &MoveId) -> Option<Arc<Arrival>> {
-        lock(&self.0).get(id).cloned()
-    }
-}
 
 /// Binds the address for other hosts.
 ///
@@ -148,7 +108,7 @@ fn connection(host: &Arc<Host>, socket: TcpStream, mut place: Place) -> Result<(
         Message::Join { id, token } => join(host, stream, &id, &token),
         Message::Query { id, from_source: true } => query(host, stream, &id),
         Message::Query { id, from_source: false } => {
-            let standing = host.standing_as_source(&id);
+            let standing = standing_of(host, &id);
             Ok(send(&mut stream, &Message::Standing { standing })?)
         }
         _ => Err(MoveError::Protocol),
@@ -252,19 +212,6 @@ fn forget_verdict(host: &Host, id: &MoveId) -> Result<(), MoveError> {
     Ok(())
 }
 
-fn timeout(host: &Host) -> Duration {
-    let seconds = host.config.migration.as_ref().map_or(1, |migration| migration.timeout_s);
-    Duration::from_secs(u64::from(seconds))
-}
-
-fn fault(host: &Host, arrival: &Arrival, point: &str) {
-    host.faults.pass(point, timeout(host), || {
-        for cutter in lock(&arrival.cutters).iter() {
-            cutter.cut();
-        }
-    });
-}
-
 /// Whether this host can take the VM; builds it if so.
 fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     if hello.version != wire::VERSION || hello.state_version != state::VERSION {
@@ -287,6 +234,10 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     if !(1..=16).contains(&hello.streams) {
         return Err(format!("{} memory connections", hello.streams));
     }
+    let run = hello.run.unwrap_or_else(records::first_run);
+    if run > records::LAST_RUN {
+        return Err(format!("the number {run} of its run is not possible"));
+    }
     let shapes: Option<Vec<_>> = hello.shapes.iter().map(wire::Shape::checked).collect();
     let shapes = shapes
         .filter(|shapes| shapes.len() == definition.disks.len())
@@ -298,7 +249,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     let _memory = host.reserve_memory(definition.memory_mib).map_err(|error| text(&error))?;
     let disks = host
         .runtime
-        .block_on(disk_source::prepare_all(definition, &host.storage))
+        .block_on(disks::prepare_all(definition, &host.disks))
         .map_err(|error| text(&error))?;
     let managed = Managed::new(definition.clone(), VmState::MovingIn);
     host.insert(&managed).map_err(|error| text(&error))?;
@@ -314,6 +265,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
             managed: managed.clone(),
             vm: Arc::new(vm),
             disks,
+            run: Run::new(definition.id, run),
             phase: Mutex::new(Phase::Receiving),
             joins: AtomicUsize::new(hello.streams as usize),
             broken: AtomicBool::new(false),
@@ -330,7 +282,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
         {
             return Err("this move was here before".into());
         }
-        host.store.arrive(&hello.id, definition).map_err(|error| text(&error))?;
+        host.store.arrive(&hello.id, definition, run).map_err(|error| text(&error))?;
         arrivals.insert(hello.id.clone(), arrival.clone());
         Ok(arrival)
     };
@@ -420,79 +372,6 @@ fn receive_all(
     Ok(())
 }
 
-/// A memory connection.
-fn join(host: &Arc<Host>, mut stream: Stream, id: &MoveId, token: &str) -> Result<(), MoveError> {
-    let arrival = host.arrivals.get(id).ok_or(MoveError::Protocol)?;
-    let take = |left: usize| left.checked_sub(1);
-    let known = arrival.token == token
-        && arrival.joins.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok();
-    if !known || *lock(&arrival.phase) != Phase::Receiving {
-        return Err(MoveError::Protocol);
-    }
-    lock(&arrival.cutters).extend(stream.cutter().ok());
-    send(&mut stream, &Message::Joined { now: Some(state::now()) })?;
-    let result = receive_memory(host, &mut stream, &arrival);
-    if *lock(&arrival.phase) == Phase::Receiving {
-        arrival.broken.store(true, Ordering::Release);
-    }
-    result
-}
-
-fn receive_memory(
-    host: &Arc<Host>,
-    stream: &mut Stream,
-    arrival: &Arrival,
-) -> Result<(), MoveError> {
-    let ram = arrival.vm.ram();
-    let mut body = Vec::new();
-    loop {
-        match read_frame(stream, &[Kind::Pages, Kind::Sync], &mut body)? {
-            Kind::Pages => {
-                // After the state has been restored memory is the guest's.
-                if *lock(&arrival.phase) != Phase::Receiving {
-                    return Err(MoveError::Protocol);
-                }
-                store_pages(ram, &body)?;
-            }
-            _ => {
-                fault(host, arrival, "target.precopy");
-                wire::write_frame(stream, Kind::Sync, &body)?;
-                io::Write::flush(stream).map_err(WireError::from)?;
-            }
-        }
-    }
-}
-
-/// Puts a batch into guest memory. Pages of zeros are written only where something was written
-/// before: fresh memory is zero and stays unallocated.
-fn store_pages(ram: &GuestRam, body: &[u8]) -> Result<(), WireError> {
-    const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
-    parse_pages(body, |run, data| {
-        let bytes = u64::from(run.pages) * PAGE;
-        let outside = WireError::Pages("an address outside of memory");
-        let Some((region, at)) = ram.to_region_addr(GuestAddress(run.address)) else {
-            return Err(outside);
-        };
-        if bytes > region.len() - at.0 {
-            return Err(outside);
-        }
-        if !run.zero {
-            return ram.write_slice(data, GuestAddress(run.address)).map_err(|_| outside);
-        }
-        let written = region.get_mmap();
-        for page in 0..u64::from(run.pages) {
-            let offset = at.0 + page * PAGE;
-            if written.bitmap().is_addr_set(offset as usize) {
-                let address = GuestAddress(run.address + page * PAGE);
-                if ram.write_slice(&ZEROS, address).is_err() {
-                    return Err(WireError::Pages("an address outside of memory"));
-                }
-            }
-        }
-        Ok(())
-    })
-}
-
 /// The word was given: from the verdict on the VM is ours. What is given back, once, is to be
 /// settled after the answer.
 fn commit<'a>(
@@ -545,7 +424,7 @@ fn commit<'a>(
 fn open_disks(host: &Host, arrival: &Arrival) -> Result<(), Error> {
     let deadline = Instant::now() + OPEN_LIMIT;
     loop {
-        match host.runtime.block_on(disk_source::open_all(&arrival.disks)) {
+        match host.runtime.block_on(disks::open_all(&arrival.disks, &arrival.run)) {
             Ok(disks) => return arrival.vm.attach_disks(disks),
             // A server may take a moment to see that the source has closed a file.
             Err(Error::Disk { source: block_io::Error::Busy(_), .. })

@@ -20,7 +20,7 @@ use host_api::VmDefinition;
 use serde::{Deserialize, Serialize};
 use vmm::{DiskShape, machine::cpu::CpuModel, platform::memory::PAGE};
 
-use crate::daemon::store::MoveId;
+use crate::host::records::MoveId;
 
 /// First bytes of every connection in both directions.
 pub const PREAMBLE: &[u8; 8] = b"BLKHMIG1";
@@ -33,7 +33,7 @@ pub const BATCH_RUNS: usize = 256;
 const HEADER: usize = 12;
 const RUN: usize = 16;
 
-/// Kinds of frames.
+/// What the body of a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A [`Message`].
@@ -83,7 +83,7 @@ pub enum WireError {
     /// A body larger than its kind allows.
     #[error("a frame of kind {kind} with {len} bytes")]
     Length {
-        /// Kind.
+        /// Number of the frame's kind.
         kind: u16,
         /// Length it claims.
         len: u32,
@@ -102,20 +102,20 @@ pub enum WireError {
 /// Shape of a disk as the guest knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
-    /// Bytes.
+    /// Size of the disk in bytes.
     pub size: u64,
     /// Bytes of a logical sector.
     pub logical_sector: u32,
     /// Bytes of a physical sector.
     pub physical_sector: u32,
-    /// Bytes.
+    /// Unit of discards in bytes.
     pub discard_granularity: u32,
     /// Whether writes are refused.
     pub read_only: bool,
 }
 
 impl Shape {
-    /// Of a disk.
+    /// The shape of a disk with this geometry.
     pub fn new(geometry: Geometry, read_only: bool) -> Self {
         Self {
             size: geometry.size,
@@ -148,13 +148,13 @@ impl Shape {
 /// What the source says first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`VERSION`].
+    /// Version of the messages that the source speaks: [`VERSION`].
     pub version: u32,
     /// Version of the machine state.
     pub state_version: u32,
-    /// The move.
+    /// Identity of the move.
     pub id: MoveId,
-    /// The VM.
+    /// Definition of the VM.
     pub definition: VmDefinition,
     /// What its vCPUs can do.
     pub model: CpuModel,
@@ -164,6 +164,10 @@ pub struct Hello {
     pub source: String,
     /// Connections that will carry memory.
     pub streams: u32,
+    /// The number of the VM's run at the target, later than any run at the source. A host of an
+    /// earlier version sends none: its runs are numbered by its clock.
+    #[serde(default)]
+    pub run: Option<u64>,
 }
 
 /// What a host knows of a move when it is asked.
@@ -187,19 +191,19 @@ pub enum Message {
     Hello(Box<Hello>),
     /// Target: it can come; memory connections show this token.
     Accepted {
-        /// Random.
+        /// Random text that memory connections must show.
         token: String,
     },
     /// Target: it cannot come.
     Refused {
-        /// Why.
+        /// The reason, as a sentence for a person.
         why: String,
     },
     /// Source, on a memory connection.
     Join {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
-        /// As given.
+        /// The token of [`Message::Accepted`].
         token: String,
     },
     /// Target, on a memory connection.
@@ -212,14 +216,14 @@ pub enum Message {
     Ready,
     /// Source: it is yours, by a record that survives me.
     Commit {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
     },
     /// Target: it runs.
     Running,
     /// Target: it could not run, did not, and never will by this move.
     RunFailed {
-        /// Why.
+        /// The reason, as a sentence for a person.
         why: String,
     },
     /// Source: I am still there, and this far.
@@ -229,13 +233,13 @@ pub enum Message {
     },
     /// Source: it stays with me.
     Abort {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
     },
     /// Either, on a fresh connection: what do you know of this move of which I am the source
     /// (or else the target)?
     Query {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
         /// Whether the asker is the source.
         from_source: bool,
@@ -247,7 +251,7 @@ pub enum Message {
     },
     /// Source: nobody will ask about this move again.
     Forget {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
     },
 }
@@ -342,7 +346,7 @@ pub fn greet(stream: &mut (impl Read + Write)) -> Result<(), WireError> {
 pub struct Run {
     /// Address of the first, a multiple of the page size.
     pub address: u64,
-    /// How many.
+    /// Number of pages in the run.
     pub pages: u32,
     /// Whether they are all zeros; else their content is in the batch.
     pub zero: bool,

@@ -33,12 +33,10 @@ use smb_protocol::{
 };
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{
-    Group,
-    plan::{Bounds, Target, targets},
-};
+use super::plan::{Bounds, Target, targets};
 use crate::{
     ConnectOptions, Error, Result,
+    channel_group::Group,
     connection::Connection,
     handshake::{Anchor, Established, Purpose, establish},
     session::{Inner, Link, expect},
@@ -77,7 +75,7 @@ struct Keeper {
     options: ConnectOptions,
     client_guid: [u8; 16],
     dialled: IpAddr,
-    group: Arc<Group>,
+    group: Arc<Group<Connection>>,
     offers: Vec<NetworkInterface>,
     /// When the list was asked, and whether it has come.
     asked: Option<(Instant, bool)>,
@@ -127,7 +125,7 @@ pub(crate) async fn keep(inner: Weak<Inner>, link: Weak<Link>, anchor: Anchor) {
         tokio::select! {
             biased;
             () = &mut ended => return,
-            () = group.changed.notified() => {}
+            () = group.wait_for_change() => {}
             Some(event) = keeper.events.join_next() => {
                 // The link is held, so that a channel that joins it is closed with it.
                 let Some(_link) = link.upgrade() else { return };

@@ -13,7 +13,7 @@ const SLOWEST: u64 = 10_000;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Target {
     pub address: IpAddr,
-    /// How many channels.
+    /// Channels wanted to this address.
     pub count: usize,
     /// How much slower it is than the fastest of the server's, at least 1.
     pub weight: u32,

@@ -19,7 +19,22 @@ impl Line {
     /// If the line has no such key, or no number there: the guest and who reads it disagree.
     #[must_use]
     pub fn get(&self, key: &str) -> u64 {
+        self.find(key).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The number of a key.
+    ///
+    /// # Errors
+    /// A sentence for a person if the line has no such key, or no number there.
+    pub fn find(&self, key: &str) -> Result<u64, String> {
         let value = self.0.split(' ').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
-        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{key} in {self:?}"))
+        let number = value.and_then(|value| value.parse().ok());
+        number.ok_or_else(|| format!("no {key} in {:?}", self.0))
+    }
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
     }
 }

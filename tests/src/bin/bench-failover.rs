@@ -23,7 +23,7 @@ use std::{
 
 use block_io::File;
 use bulkhead_tests::{
-    process::free_port,
+    port::Port,
     samba::{self, Samba},
     smbd::{PASSWORD, Smbd, USER},
 };
@@ -133,7 +133,8 @@ fn metric(port: u16, name: &str) -> Outcome<f64> {
 }
 
 async fn bench(time: Duration) -> Outcome<Value> {
-    let port = free_port();
+    let reserved = Port::reserve();
+    let port = reserved.number();
     let options = format!("signing = \"enabled\"\nmetrics = \"127.0.0.1:{port}\"");
     let server = Smbd::start(&options, SHARES);
     let login = ConnectOptions::new("127.0.0.1", server.port(), Login::new(USER, PASSWORD));

@@ -6,7 +6,7 @@
 use std::{fs, path::Path, process::ExitCode};
 
 use bulkhead_tests::{
-    host::{
+    host_cli::{
         Host, Line, Outcome, cli, healthy, number, share_url, shown, verify, write_credentials,
         write_vm_of,
     },
@@ -67,7 +67,7 @@ fn bench() -> Outcome<Value> {
 
 fn main() -> ExitCode {
     if !Path::new("/dev/kvm").exists() {
-        println!("skipped: this machine has no /dev/kvm");
+        bulkhead_tests::skip("this machine has no /dev/kvm");
         return ExitCode::SUCCESS;
     }
     let report = match bench() {

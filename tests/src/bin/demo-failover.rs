@@ -21,7 +21,9 @@ use std::{
 };
 
 use bulkhead_tests::{
-    host::{Host, Line, Outcome, cli, healthy, shown, url_in, verify, write_credentials, write_vm},
+    host_cli::{
+        Host, Line, Outcome, cli, healthy, shown, url_in, verify, write_credentials, write_vm,
+    },
     smbd::Smbd,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -120,14 +122,14 @@ fn pause(host: &Host, before: u64) -> Outcome<(f64, u64)> {
     loop {
         let line = host.progress("progress")?;
         healthy(&line)?;
-        longest = longest.max(line.get("gap_us")?);
-        let acked = line.get("acked")?;
+        longest = longest.max(line.find("gap_us")?);
+        let acked = line.find("acked")?;
         // Two lines at least: the first may have begun before.
         if acked > before + 100 {
             let line = host.progress("progress")?;
             healthy(&line)?;
-            longest = longest.max(line.get("gap_us")?);
-            return Ok((longest as f64 / 1e3, line.get("acked")?));
+            longest = longest.max(line.find("gap_us")?);
+            return Ok((longest as f64 / 1e3, line.find("acked")?));
         }
         if since.elapsed() > LIMIT {
             return Err("the guest does not go on".into());
@@ -154,7 +156,7 @@ fn demo(since: Instant) -> Outcome<()> {
 
     let disk = Disk::watch(&server.files())?;
     let mut pid = server.serving_pid().ok_or("the server does not answer")?;
-    let mut acked = host.progress("progress")?.get("acked")?;
+    let mut acked = host.progress("progress")?.find("acked")?;
     let (mut kills, mut upgrades) = (Pauses::default(), Pauses::default());
     for round in 0..KILLS + UPGRADES {
         let _ = disk.longest();

@@ -15,11 +15,11 @@ use std::{
 };
 
 use bulkhead_tests::{
-    host::{
+    host_cli::{
         Host, Line, Outcome, cli, healthy, number, share_url, shown, verify, write_credentials,
         write_vm,
     },
-    process::{foreign, run},
+    process::{installed, run},
     smbd::Smbd,
 };
 use serde_json::Value;
@@ -58,7 +58,7 @@ fn move_guest(story: &Story, from: &Host, to: &Host) -> Outcome<Value> {
         ("total time", format!("{:.0} ms", number(&moved, "total_ms"))),
         ("throughput", format!("{:.0} MB/s", number(&moved, "mb_per_s"))),
         ("downtime", format!("{:.1} ms", number(&moved, "downtime_ms"))),
-        ("guest's longest I/O gap", format!("{:.1} ms", line.get("gap_us")? as f64 / 1e3)),
+        ("guest's longest I/O gap", format!("{:.1} ms", line.find("gap_us")? as f64 / 1e3)),
         ("disk bytes moved between hosts", moved["disk_bytes"].to_string()),
     ];
     for (key, value) in rows {
@@ -95,14 +95,14 @@ fn demo(story: &Story) -> Outcome<()> {
     let text = one.ask(&["console", "demo", "--replay", "--until", "progress"])?;
     let start = Line::last(&text, "start").ok_or_else(|| format!("no start line: {text}"))?;
     let line = one.progress("progress")?;
-    story.tell(format!("the guest runs on host-1 and writes: {} writes so far", line.get("seq")?));
+    story.tell(format!("the guest runs on host-1 and writes: {} writes so far", line.find("seq")?));
 
     move_guest(story, &one, &two)?;
     thread::sleep(Duration::from_secs(1));
     move_guest(story, &two, &one)?;
     let line = one.progress("progress")?;
     healthy(&line)?;
-    story.tell(format!("it is back and still writes: {} writes so far", line.get("seq")?));
+    story.tell(format!("it is back and still writes: {} writes so far", line.find("seq")?));
 
     let text = one.ask(&["console", "demo", "--send", "stop", "--until", "final"])?;
     let last = Line::last(&text, "final").ok_or_else(|| format!("no final line: {text}"))?;
@@ -114,12 +114,12 @@ fn demo(story: &Story) -> Outcome<()> {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    let seq = last.get("seq")?;
+    let seq = last.find("seq")?;
     story.tell(format!("the guest stopped after {seq} writes, the last of them flushed"));
 
     let found = verify(&folder, &url, &start, &last)?;
     story.tell(format!("every acknowledged block is in the image: {found}"));
-    if let Some(qemu) = foreign("qemu-img") {
+    if let Some(qemu) = installed("qemu-img") {
         let output = run(Command::new(qemu).args(["check", "-f", "vhdx"]).arg(&image), LIMIT);
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {

@@ -25,7 +25,7 @@ use std::{
 };
 
 use bulkhead_tests::{
-    process::{foreign, run},
+    process::{installed, run},
     smbd::Smbd,
     torture,
     volume::{Kind, Volume},
@@ -150,7 +150,7 @@ fn in_namespace(suite: &Suite, protection: &str) -> Option<Value> {
         for n in 1 2; do ip link add \"ve$n\" type veth peer name \"vp$n\"; \
         ip addr add \"192.0.2.$n/32\" dev \"ve$n\"; ip link set \"ve$n\" up; \
         ip link set \"vp$n\" up; done; exec \"$0\" \"$@\"";
-    let mut command = Command::new(foreign("unshare")?);
+    let mut command = Command::new(installed("unshare")?);
     command.args(["-n", "sh", "-c", script]).arg(me);
     command.args(["--inside", &suite.name, "--protection", protection]);
     let output = run(&mut command, suite.limit() + Duration::from_secs(30));
@@ -166,11 +166,14 @@ fn one(suite: &Suite, protection: &str) -> Option<Value> {
     match CUTTING.contains(&suite.name.as_str()) {
         true if root => in_namespace(suite, protection),
         true if suite.name == "smb2.multichannel" => {
-            eprintln!("skipped: {} needs root for a network namespace", suite.name);
+            bulkhead_tests::skip(format_args!("{} needs root for a network namespace", suite.name));
             None
         }
         true => {
-            eprintln!("skipped: what cuts connections in {} needs root", suite.name);
+            bulkhead_tests::skip(format_args!(
+                "what cuts connections in {} needs root",
+                suite.name
+            ));
             measure(suite, None, protection)
         }
         false => measure(suite, None, protection),
@@ -239,7 +242,7 @@ fn main() -> ExitCode {
         println!("{}", result.unwrap_or(Value::Null));
         return ExitCode::SUCCESS;
     }
-    if foreign("smbtorture").is_none() {
+    if installed("smbtorture").is_none() {
         return ExitCode::FAILURE;
     }
     suites.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));

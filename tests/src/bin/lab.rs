@@ -13,7 +13,7 @@ use std::{
 };
 
 use bulkhead_tests::{
-    host::{Host, Line, Outcome, cli, share_url, shown, write_credentials},
+    host_cli::{Host, Line, Outcome, cli, share_url, shown, write_credentials},
     process::{Stopped, ours},
     smbd::Smbd,
 };
@@ -94,10 +94,10 @@ fn work(host: &Host, files: u64) -> Outcome<u64> {
     let since = Instant::now();
     loop {
         let line = line(host, &[], "lab-work")?;
-        if line.get("errors")? != 0 {
+        if line.find("errors")? != 0 {
             return Err(format!("the guest found errors: {line:?}"));
         }
-        let done = line.get("files")?;
+        let done = line.find("files")?;
         if done >= files {
             return Ok(done);
         }
@@ -176,8 +176,9 @@ fn move_linux(story: &Story, one: &Host, two: &Host, folder: &Path, url: &str) -
     story.tell(format!("{after} files are written on host-2"));
 
     let last = line(two, &["--send", "stop"], "lab-final")?;
-    let files = last.get("files")?;
-    if last.get("errors")? != 0 || last.get("complaints")? != 0 || last.get("verified")? != files {
+    let files = last.find("files")?;
+    if last.find("errors")? != 0 || last.find("complaints")? != 0 || last.find("verified")? != files
+    {
         return Err(format!("the guest found errors: {last:?}"));
     }
     story.tell(format!("every one of {files} files has its checksum after a fresh mount"));

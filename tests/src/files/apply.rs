@@ -193,6 +193,14 @@ impl Side {
                 let found = fs::symlink_metadata(self.at(name))?;
                 return Ok(Outcome::Text(format!("{} {}", found.mtime(), found.mtime_nsec())));
             }
+            _ => return self.perform_on_attributes_and_held(op),
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// The operations on extended attributes, locks and files that are kept open.
+    fn perform_on_attributes_and_held(&mut self, op: &Op) -> io::Result<Outcome> {
+        match op {
             Op::SetAttribute { name, attribute, len, seed } => {
                 let value = bytes(*seed, *len);
                 let flags = XattrFlags::empty();
@@ -234,6 +242,7 @@ impl Side {
                     file.sync_all()?;
                 }
             }
+            _ => unreachable!("{op:?} is carried out by `perform`"),
         }
         Ok(Outcome::Done)
     }

@@ -25,7 +25,7 @@ const TABLE_AT: u64 = HEADER_AT + header::LEN as u64;
 /// The parent of a differencing image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parent {
-    /// Its identity.
+    /// Identity of the disk.
     pub id: Guid,
     /// When it was made: seconds since 2000.
     pub timestamp: u32,
@@ -33,7 +33,7 @@ pub struct Parent {
     pub relative_path: String,
 }
 
-/// What to make.
+/// The disk and the layout of an image that is to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreateOptions {
     /// Bytes of the disk: whole sectors, at most 2040 GiB.

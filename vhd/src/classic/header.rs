@@ -37,7 +37,7 @@ pub struct Locator {
 pub struct Header {
     /// Where the block table is.
     pub table_offset: u64,
-    /// Its entries.
+    /// Entries of the block table.
     pub entries: u32,
     /// Bytes of a block's sectors: a power of two from 4 KiB to 256 MiB.
     pub block_size: u32,

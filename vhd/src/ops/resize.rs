@@ -12,7 +12,7 @@ const STEP: u64 = 1 << 20;
 /// Bytes of the disk whose allocation is asked for at once.
 const WINDOW: u64 = 1 << 30;
 
-/// How to resize.
+/// How far a resize may go.
 #[derive(Debug, Clone, Default)]
 pub struct ResizeOptions {
     /// Cut off data that is past the new end.

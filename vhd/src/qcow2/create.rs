@@ -32,7 +32,7 @@ const SECTOR: u32 = 512;
 /// Bytes of L2 tables kept in memory, but at least some tables.
 const TABLES: u64 = 16 << 20;
 
-/// What to make.
+/// The disk and the layout of an image that is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CreateOptions {
     /// Bytes of the disk: whole sectors of 512 bytes.

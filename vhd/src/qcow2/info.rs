@@ -21,7 +21,7 @@ const MAX_ENTRY: usize = 64 << 10;
 pub struct Snapshot {
     /// Its number, as text.
     pub id: String,
-    /// Its name.
+    /// Name of the snapshot, as its maker gave it.
     pub name: String,
     /// When it was taken, in seconds since 1970.
     pub seconds: u32,
@@ -47,6 +47,9 @@ pub struct Info {
 }
 
 /// Reads what an image is.
+///
+/// # Errors
+/// [`Error::Damaged`](crate::Error::Damaged) for what is no such image; what the file says.
 pub async fn info(file: Arc<dyn File>) -> Result<Info> {
     let (header, file_size) = header(&*file).await?;
     let entries = header.l1_needed();

@@ -43,7 +43,7 @@ const CHECKSUM_AT: usize = LENGTH - 4;
 /// A moment since which changes are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Point {
-    /// Its identity.
+    /// Identity of the disk.
     pub id: Guid,
     /// Its name, at most 64 bytes.
     pub name: String,

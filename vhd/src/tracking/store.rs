@@ -23,7 +23,7 @@ pub enum Changes {
     All,
 }
 
-/// A tracking file.
+/// A tracking file whose image is at rest.
 #[derive(Debug)]
 pub struct Store {
     pub(super) file: Arc<dyn File>,
@@ -35,6 +35,9 @@ pub struct Store {
 impl Store {
     /// Replaces the content of `file`: from now on the changes of a disk of so many bytes are kept,
     /// which has this content now. There are no points yet.
+    ///
+    /// # Errors
+    /// What the file says.
     pub async fn create(file: Arc<dyn File>, disk_size: u64, content: Guid) -> Result<Self> {
         if file.len().await? > 0 {
             file.set_len(0).await?;
@@ -72,7 +75,7 @@ impl Store {
         }
     }
 
-    /// What is known.
+    /// The points and the maps that the file holds.
     pub fn state(&self) -> &State {
         &self.state
     }

@@ -205,6 +205,9 @@ impl BatLayout {
     }
 
     /// Checks one entry by itself. `bat` is the region's offset and `file_len` the file's length.
+    ///
+    /// # Errors
+    /// The [`Damage`]: a state that is none, or a block outside of the file.
     pub fn check_entry(
         &self,
         index: u64,

@@ -14,7 +14,7 @@ use crate::{Damage, Error, Result};
 /// Findings of one kind kept in a report; more are counted only.
 const KEEP: usize = 1000;
 
-/// One thing found.
+/// Something that a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     /// A contradiction: data may be wrong or lost.
@@ -120,6 +120,9 @@ impl Vhdx {
     ///
     /// The judged state is the one a crash at this moment would leave. Space that is ready for
     /// new blocks or not yet given back is not reported.
+    ///
+    /// # Errors
+    /// What the file says; what is wrong with the image is in the report.
     pub async fn check(&self) -> Result<Report> {
         let inner = &self.inner;
         let _guard = inner.enter()?;

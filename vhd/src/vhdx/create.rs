@@ -23,7 +23,7 @@ pub const DEFAULT_BLOCK_SIZE: u32 = 32 << 20;
 /// rest of it from the parent.
 pub const CHILD_BLOCK_SIZE: u32 = 2 << 20;
 
-/// What to make.
+/// The disk and the layout of an image that is to be made.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
     /// Bytes of the disk: whole logical sectors, at most 64 TiB.
@@ -138,6 +138,9 @@ impl CreateOptions {
 /// identifier is written last, so that a crash leaves no image rather than a damaged one.
 ///
 /// A fixed image's space is reserved where the file can; it reads as zeros.
+///
+/// # Errors
+/// [`Error::InvalidOptions`](crate::Error::InvalidOptions); what the file says.
 pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> {
     let metadata = options.metadata()?;
     let items = items::append(metadata.encode(), &options.user_items)?;

@@ -23,6 +23,9 @@ pub struct FileIdentifier {
 
 impl FileIdentifier {
     /// Parses the first [`IDENTIFIER_SIZE`] bytes of a file.
+    ///
+    /// # Errors
+    /// The [`Damage`]: a signature, checksum or field that is not as it must be.
     pub fn parse(buf: &[u8]) -> Result<Self, Damage> {
         let fault = |fault| Damage::new(Structure::FileIdentifier, 0, fault);
         if buf.len() < IDENTIFIER_SIZE {
@@ -72,6 +75,9 @@ pub struct Header {
 
 impl Header {
     /// Parses header `number` (1 or 2) from its 4 KiB.
+    ///
+    /// # Errors
+    /// The [`Damage`]: a signature, checksum or field that is not as it must be.
     pub fn parse(number: u8, buf: &[u8]) -> Result<Self, Damage> {
         let offset = HEADER_OFFSETS[usize::from(number != 1)];
         let fault = |at: u64, fault| Damage::new(Structure::Header(number), offset + at, fault);
@@ -139,6 +145,9 @@ impl Header {
 }
 
 /// Which of the two headers counts (MS-VHDX 2.2.2): its index (0 or 1) and content.
+///
+/// # Errors
+/// The [`Damage`] if neither header is good, or a whole one is not acceptable.
 pub fn current(
     first: &Result<Header, Damage>,
     second: &Result<Header, Damage>,

@@ -69,6 +69,9 @@ pub struct Identity {
 }
 
 /// Reads who an image is, without its block table. Never writes.
+///
+/// # Errors
+/// [`Error::Damaged`](crate::Error::Damaged) for what is no such image; what the file says.
 pub async fn identity(file: Arc<dyn File>) -> Result<Identity> {
     let image = load(file).await?;
     Ok(Identity {
@@ -79,6 +82,9 @@ pub async fn identity(file: Arc<dyn File>) -> Result<Identity> {
 }
 
 /// Reads what an image is. Never writes.
+///
+/// # Errors
+/// [`Error::Damaged`](crate::Error::Damaged) for what is no such image; what the file says.
 pub async fn info(file: Arc<dyn File>) -> Result<Info> {
     let image = load(file).await?;
     let allocated_blocks = count(&image).await?;

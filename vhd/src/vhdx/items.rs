@@ -29,7 +29,7 @@ pub const MAX_INHERITED: u64 = 64 << 20;
 /// A user metadata item. No program has to know it to use the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserItem {
-    /// What it is.
+    /// Identifier of the item (MS-VHDX 2.6.1.2).
     pub id: Guid,
     /// It belongs to the disk: a child that is made has it too, and a merge takes the child's. Else
     /// it belongs to the file.
@@ -41,7 +41,7 @@ pub struct UserItem {
 /// What the table says of a user metadata item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserItemInfo {
-    /// What it is.
+    /// Identifier of the item (MS-VHDX 2.6.1.2).
     pub id: Guid,
     /// It belongs to the disk rather than to the file.
     pub of_disk: bool,

@@ -31,7 +31,7 @@ pub struct Loaded {
     pub header: (usize, Header),
     /// What the log changes, if it must be replayed.
     pub overlay: Option<Arc<Overlay>>,
-    /// All regions.
+    /// The region table that counts.
     pub regions: RegionTable,
     /// The block table's region.
     pub bat: Region,

@@ -50,6 +50,9 @@ impl ParentLocator {
     }
 
     /// Parses the item's bytes; `offset` is where they stand in the file, for errors.
+    ///
+    /// # Errors
+    /// The [`Damage`]: an entry outside of the item, or text that is none.
     pub fn parse(buf: &[u8], offset: u64) -> Result<Self, Damage> {
         let fault = |at: usize, fault| {
             Damage::new(Structure::MetadataItem(PARENT_LOCATOR), offset + at as u64, fault)

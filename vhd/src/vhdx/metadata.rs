@@ -36,7 +36,7 @@ pub const MAX_USER_ENTRIES: usize = 1024;
 /// One entry of the table: an item that lies within the region and overlaps no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is.
+    /// Identifier of the item (MS-VHDX 2.6.1.2).
     pub id: Guid,
     /// Bytes from the beginning of the region.
     pub offset: u32,
@@ -59,6 +59,9 @@ pub struct Table {
 
 impl Table {
     /// Parses the first 64 KiB of the region of `region_length` bytes at `base` of the file.
+    ///
+    /// # Errors
+    /// The [`Damage`]: a signature that is none, or an item outside of the region.
     pub fn parse(buf: &[u8], base: u64, region_length: u32) -> Result<Self, Damage> {
         let fault =
             |at: usize, fault| Damage::new(Structure::MetadataTable, base + at as u64, fault);
@@ -151,6 +154,9 @@ impl Table {
     }
 
     /// Fails if a required item is not one of those known here. `base` is for the error.
+    ///
+    /// # Errors
+    /// The [`Damage`]: an item that must be known and is not.
     pub fn check_required(&self, base: u64) -> Result<(), Damage> {
         match self
             .entries
@@ -190,6 +196,9 @@ pub struct Metadata {
 
 impl Metadata {
     /// Reads the known items, whose bytes `item` gives; `base` is the region's offset.
+    ///
+    /// # Errors
+    /// The [`Damage`]: an item that is missing or has a value that no image has.
     pub fn from_items<'a>(
         table: &Table,
         base: u64,

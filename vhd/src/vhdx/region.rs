@@ -20,7 +20,7 @@ const MAX_ENTRIES: u32 = 2047;
 /// One region: on megabyte boundaries, after the header section, not past 2^64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
-    /// What it is.
+    /// Identifier of the region (MS-VHDX 2.2.3.2).
     pub id: Guid,
     /// First byte in the file.
     pub offset: u64,
@@ -46,6 +46,9 @@ pub struct RegionTable {
 
 impl RegionTable {
     /// Parses table `number` (1 or 2) from its 64 KiB.
+    ///
+    /// # Errors
+    /// The [`Damage`]: a signature or checksum that is wrong, or regions that overlap.
     pub fn parse(number: u8, buf: &[u8]) -> Result<Self, Damage> {
         let base = REGION_TABLE_OFFSETS[usize::from(number != 1)];
         let fault =
@@ -126,6 +129,9 @@ impl RegionTable {
 
     /// Checks what needs more than the table: every required region is known, the two that must
     /// be there are, none overlaps the log (MS-VHDX 2.2.3.2). Returns BAT and metadata region.
+    ///
+    /// # Errors
+    /// The [`Damage`]: a region that is missing, or one that must be known and is not.
     pub fn known(&self, number: u8, log: std::ops::Range<u64>) -> Result<(Region, Region), Damage> {
         let base = REGION_TABLE_OFFSETS[usize::from(number != 1)];
         let fault = |fault| Damage::new(Structure::RegionTable(number), base, fault);

@@ -45,7 +45,7 @@ struct Slot {
 /// What became of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Updated {
-    /// Done.
+    /// It was done.
     Yes,
     /// The page must be loaded first.
     Absent,

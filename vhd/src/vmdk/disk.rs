@@ -53,6 +53,9 @@ pub struct Info {
 }
 
 /// Reads what the image in `file` is.
+///
+/// # Errors
+/// [`Error::Damaged`](crate::Error::Damaged) for what is no such image; what the file says.
 pub async fn info(file: Arc<dyn File>) -> crate::Result<Info> {
     let file_size = file.len().await?;
     let (descriptor, sparse) = describe(&*file).await?;

@@ -25,7 +25,7 @@ const POWER_BUTTON: u16 = 1 << 8;
 const SLEEP_ENABLE: u16 = 1 << 13;
 const SCI_ENABLE: u16 = 1;
 
-/// Saved form.
+/// The power management registers as they are moved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PowerState {
     status: u16,
@@ -34,7 +34,7 @@ pub struct PowerState {
     timer_ns: u64,
 }
 
-/// The device.
+/// The power management registers and what writing to them does.
 #[derive(Debug)]
 pub struct Power {
     vm: Arc<VmFd>,

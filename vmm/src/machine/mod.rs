@@ -27,7 +27,7 @@ use std::{
 use block_io::{Disk, Geometry};
 use host_api::{ConsoleKind, VmDefinition};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use tokio::runtime::Handle;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -68,7 +68,7 @@ const DEVICE_LIMIT: Duration = Duration::from_secs(1);
 /// What the guest is told of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskShape {
-    /// Shape.
+    /// Size and sectors.
     pub geometry: Geometry,
     /// Whether writes are refused.
     pub read_only: bool,
@@ -99,6 +99,29 @@ pub struct Vm {
     ram: Arc<GuestRam>,
 }
 
+/// An empty machine with its interrupt controllers and timer.
+fn create(kvm: &Kvm) -> Result<Arc<VmFd>, Error> {
+    let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("create a VM"))?);
+    vm.set_identity_map_address(layout::IDENTITY_MAP)
+        .map_err(Error::kvm("set the identity map address"))?;
+    vm.set_tss_address(layout::TSS).map_err(Error::kvm("set the TSS address"))?;
+    vm.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(Error::kvm("create the timer"))?;
+    Ok(vm)
+}
+
+/// A machine's `count` vCPUs, which can do what `model` says.
+fn create_vcpus(vm: &VmFd, model: &CpuModel, count: u32) -> Result<Vec<VcpuFd>, Error> {
+    let create = |id| {
+        let fd = vm.create_vcpu(u64::from(id)).map_err(Error::kvm("create a vCPU"))?;
+        let cpuid = model.for_vcpu(id, count)?;
+        fd.set_cpuid2(&cpuid).map_err(Error::kvm("set the CPUID"))?;
+        Ok(fd)
+    };
+    (0..count).map(create).collect()
+}
+
 impl Vm {
     /// Builds a machine: memory empty, vCPUs parked, disks known by shape only. `model` is what
     /// the vCPUs can do; this host's all if `None`.
@@ -109,28 +132,15 @@ impl Vm {
         model: Option<CpuModel>,
         runtime: Handle,
     ) -> Result<Self, Error> {
-        let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("create a VM"))?);
-        vm.set_identity_map_address(layout::IDENTITY_MAP)
-            .map_err(Error::kvm("set the identity map address"))?;
-        vm.set_tss_address(layout::TSS).map_err(Error::kvm("set the TSS address"))?;
+        let vm = create(kvm)?;
         let ram = memory::allocate(definition.memory_mib << 20)?;
         memory::register(&vm, &ram, 0)?;
-        vm.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(pit).map_err(Error::kvm("create the timer"))?;
-
         let model = match model {
             Some(model) => model,
             None => CpuModel::of_host(kvm)?,
         };
         let count = definition.vcpus;
-        let mut fds = Vec::new();
-        for id in 0..count {
-            let fd = vm.create_vcpu(u64::from(id)).map_err(Error::kvm("create a vCPU"))?;
-            let cpuid = model.for_vcpu(id, count)?;
-            fd.set_cpuid2(&cpuid).map_err(Error::kvm("set the CPUID"))?;
-            fds.push(fd);
-        }
+        let fds = create_vcpus(&vm, &model, count)?;
         let indices = kvm.get_msr_index_list().map_err(Error::kvm("tell which MSRs there are"))?;
         let msrs = state::readable_msrs(&fds[0], indices.as_slice());
 

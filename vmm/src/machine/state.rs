@@ -23,7 +23,7 @@ use crate::{
 pub const VERSION: u32 = 1;
 const MSR_TSC: u32 = 0x10;
 
-/// One vCPU.
+/// The registers of one vCPU as they are moved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VcpuState {
     mp_state: Abi<kvm_mp_state>,
@@ -51,14 +51,14 @@ pub struct ChipState {
     clock: Abi<kvm_clock_data>,
 }
 
-/// A whole machine.
+/// All that is moved of a machine but its memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MachineState {
     /// [`VERSION`] of the writer.
     pub version: u32,
     /// vCPUs by number.
     pub vcpus: Vec<VcpuState>,
-    /// Chips.
+    /// Interrupt controllers, timer and clock of the machine.
     pub chips: ChipState,
     /// ACPI registers.
     pub power: PowerState,

@@ -9,18 +9,18 @@ pub enum Error {
     /// KVM refused something.
     #[error("KVM cannot {what}")]
     Kvm {
-        /// What was asked.
+        /// The operation that failed, for the message.
         what: &'static str,
-        /// Its answer.
+        /// The error that it answered with.
         #[source]
         source: kvm_ioctls::Error,
     },
     /// The operating system refused something.
     #[error("cannot {what}")]
     Os {
-        /// What was asked.
+        /// The operation that failed, for the message.
         what: &'static str,
-        /// Its answer.
+        /// The error that it answered with.
         #[source]
         source: io::Error,
     },
@@ -30,7 +30,7 @@ pub enum Error {
     /// A kernel or initrd could not be loaded.
     #[error("cannot boot {path}: {why}")]
     Boot {
-        /// The file.
+        /// Path of the file that the error is about.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
@@ -41,9 +41,9 @@ pub enum Error {
     /// A disk could not be opened, read or closed.
     #[error("disk {location}")]
     Disk {
-        /// Where it is.
+        /// Location, as it was given or as the image names it.
         location: String,
-        /// Why.
+        /// The cause, as the layer below tells it.
         #[source]
         source: block_io::Error,
     },

@@ -25,7 +25,7 @@ pub const CMDLINE_MAX: usize = 0x1_0000;
 pub const EBDA: u64 = 0x9_fc00;
 /// The ACPI tables, RSDP first (a BIOS area that is searched on 16-byte boundaries).
 pub const ACPI_TABLES: u64 = 0xe_0000;
-/// Space for them.
+/// Bytes reserved for the ACPI tables.
 pub const ACPI_TABLES_LEN: u64 = 0x1_0000;
 /// Where kernels are loaded.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
@@ -33,7 +33,7 @@ pub const HIGH_MEMORY: u64 = 0x10_0000;
 pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 /// PCI memory window.
 pub const PCI_MMIO: u64 = 0xc000_0000;
-/// Its length.
+/// Bytes of the PCI memory window.
 pub const PCI_MMIO_LEN: u64 = 0x3000_0000;
 /// RAM above 4 GiB starts here.
 pub const HIGH_RAM: u64 = 1 << 32;

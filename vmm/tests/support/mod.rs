@@ -1,27 +1,15 @@
-//! What the tests share: KVM, a machine's console, the checker of its disk.
+//! What the tests share: a machine's console, the checker of its disk.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::{
-    fs::File,
-    os::unix::fs::FileExt,
     path::Path,
     time::{Duration, Instant},
 };
 
-use kvm_ioctls::Kvm;
-use payload_guest::{Expected, Line, Report, check};
+use payload_guest::{Expected, Line, Report};
+use test_support::host::check_image;
+pub use test_support::kvm;
 use vmm::Vm;
-
-/// KVM, or a line that says why the test is skipped.
-pub fn kvm() -> Option<Kvm> {
-    match Kvm::new() {
-        Ok(kvm) => Some(kvm),
-        Err(error) => {
-            eprintln!("skipped: /dev/kvm cannot be used: {error}");
-            None
-        }
-    }
-}
 
 /// Waits for the next line with `word` on a machine's console.
 pub fn wait_console(vm: &Vm, word: &str) {
@@ -44,8 +32,6 @@ pub fn wait_console(vm: &Vm, word: &str) {
 
 /// Verifies a raw image against the guest's start line.
 pub fn check_raw(image: &Path, start: &Line, acked: u64, submitted: u64) -> Report {
-    let file = File::open(image).unwrap();
-    let expected =
-        Expected { seed: start.get("seed"), blocks: start.get("blocks"), acked, submitted };
-    check(&expected, |at, bytes| file.read_exact_at(bytes, at)).unwrap()
+    let (seed, blocks) = (start.get("seed"), start.get("blocks"));
+    check_image(image, &Expected { seed, blocks, acked, submitted })
 }

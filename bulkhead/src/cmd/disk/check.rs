@@ -10,7 +10,7 @@ use vhd::{
 
 use super::{format, print_json};
 use crate::{
-    storage::{self, Mode},
+    storage::{self, Claim},
     units::Human,
 };
 
@@ -33,7 +33,7 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let format = format(args.format, &args.file)?;
-    let mode = if args.repair { Mode::Write } else { Mode::Still };
+    let mode = if args.repair { Claim::Write } else { Claim::Still };
     let file = storage::open(&args.file, mode).await?;
     let named = || args.file.clone();
     let mut repairs = Vec::new();

@@ -17,7 +17,7 @@ use vhd::{
 
 use super::{Layout, create, format, named, print_json};
 use crate::{
-    storage::{self, Mode},
+    storage::{self, Claim},
     units::Human,
 };
 
@@ -58,7 +58,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let named = named(args.from, &args.source)?;
     let from = named.format;
     let to = format(args.to, &args.target)?;
-    let source = storage::open_disk(&args.source, named, Mode::Still).await?;
+    let source = storage::open_disk(&args.source, named, Claim::Still).await?;
 
     let mut layout = args.layout.clone();
     if from == Format::Vhdx && layout.logical_sector_size.is_none() {
@@ -71,7 +71,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         size = size.next_multiple_of(u64::from(layout.logical_sector().unwrap_or(512)));
     }
     create::check(to, size, &layout)?;
-    let mode = if args.force { Mode::Replace } else { Mode::CreateNew };
+    let mode = if args.force { Claim::Replace } else { Claim::CreateNew };
     let mut target_file = storage::open(&args.target, mode).await?;
     if args.volatile {
         target_file = Arc::new(Volatile::new(target_file));

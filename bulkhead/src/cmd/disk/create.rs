@@ -9,7 +9,7 @@ use vhd::Format;
 
 use super::{Layout, format, print_json};
 use crate::{
-    storage::{self, Mode, Parents},
+    storage::{self, Claim},
     units::{Human, parse_size},
 };
 
@@ -42,7 +42,7 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let format = format(args.format, &args.file)?;
-    let mode = if args.force { Mode::Replace } else { Mode::CreateNew };
+    let mode = if args.force { Claim::Replace } else { Claim::CreateNew };
     let cannot = || format!("cannot make {}", args.file);
     let size = match (&args.parent, args.size) {
         (Some(parent), size) => {
@@ -107,9 +107,9 @@ async fn child(
 ) -> anyhow::Result<(Child, Arc<dyn File>)> {
     let path = vhd::chain::relative(&args.file, parent)
         .with_context(|| format!("{parent} is not reached from the folder of {}", args.file))?;
-    let file = storage::open(parent, Mode::Still).await?;
+    let file = storage::open(parent, Claim::Still).await?;
     let named = || parent.to_owned();
-    let parents = Parents::of(parent).and_beside(&args.file);
+    let parents = storage::parents(parent).and_beside(&args.file);
     let block_size = args.layout.block_size.map(u32::try_from).transpose();
     let block_size = block_size.context("a power of two up to 256M")?;
     let (child, images, least) = match format {

@@ -21,7 +21,7 @@ use super::{
     create, format, print_json,
 };
 use crate::{
-    storage::{self, Mode},
+    storage::{self, Claim},
     units::Human,
 };
 
@@ -57,7 +57,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     ensure!(!matches!(to, Format::Qcow2 | Format::Vmdk), "import makes raw, VHDX or VHD images");
     // A device may be in use, and is read until it rests; a file has an owner who can wait.
     let device = fs::metadata(&args.device).is_ok_and(|about| !about.is_file());
-    let mode = if device { Mode::Look } else { Mode::Still };
+    let mode = if device { Claim::Look } else { Claim::Still };
     let file = storage::open(&args.device, mode).await?;
     if !device {
         // A device may hold an image as any other content; a file that looks like one is meant as that.
@@ -70,7 +70,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let size = source.geometry().size.next_multiple_of(sector);
     ensure!(size > 0, "{}: it is empty", args.device);
     create::check(to, size, &args.layout)?;
-    let mode = if args.force { Mode::Replace } else { Mode::CreateNew };
+    let mode = if args.force { Claim::Replace } else { Claim::CreateNew };
     let target = storage::open(&args.target, mode).await?;
     let started = Instant::now();
     let target = new_target(target, to, size, &args.layout).await?;

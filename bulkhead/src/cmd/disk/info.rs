@@ -12,7 +12,7 @@ use vhd::{
 
 use super::{format, named, print_json};
 use crate::{
-    storage::{self, Mode},
+    storage::{self, Claim},
     units::Human,
 };
 
@@ -34,7 +34,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         return set::show(&args).await;
     }
     let format = format(args.format, &args.file)?;
-    let file = storage::open(&args.file, Mode::Look).await?;
+    let file = storage::open(&args.file, Claim::Look).await?;
     match format {
         Format::Vhdx => {
             let info = vhd::vhdx::info(file).await.with_context(|| args.file.clone())?;
@@ -53,7 +53,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             foreign::show_vmdk(&args, &info);
         }
         other => {
-            named(args.format, &args.file)?.check(&*file, &args.file).await?;
+            storage::check(named(args.format, &args.file)?, &*file, &args.file).await?;
             let size = file.len().await?;
             if args.json {
                 let format = other.to_string();

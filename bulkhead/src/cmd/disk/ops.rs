@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 use vhd::{Format, chain, ops::Progress};
 
 use super::{convert::bar, format, print_json};
-use crate::storage::{self, Mode, Parents};
+use crate::storage::{self, Claim};
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -81,7 +81,7 @@ impl Image {
 
     /// The image's file, which nobody else writes meanwhile.
     async fn open(&self) -> anyhow::Result<Arc<dyn File>> {
-        storage::open(&self.file, Mode::Write).await
+        storage::open(&self.file, Claim::Write).await
     }
 
     /// Prints the outcome, as JSON if that was asked for.
@@ -96,20 +96,21 @@ impl Image {
 
 /// Where the images of a chain are, the newest first.
 async fn locations(location: &str, format: Format) -> anyhow::Result<Vec<String>> {
-    let file = storage::open(location, Mode::Look).await?;
+    let file = storage::open(location, Claim::Look).await?;
     let named = || location.to_owned();
     let mut found = Vec::new();
     match format {
         Format::Vhdx => {
-            for link in
-                chain::links(file, location, &Parents::of(location)).await.with_context(named)?
+            for link in chain::links(file, location, &storage::parents(location))
+                .await
+                .with_context(named)?
             {
                 link.file.close().await?;
                 found.push(link.location);
             }
         }
         _ => {
-            for (at, file) in chain::vhd_images(file, location, &Parents::of(location))
+            for (at, file) in chain::vhd_images(file, location, &storage::parents(location))
                 .await
                 .with_context(named)?
             {
@@ -124,7 +125,7 @@ async fn locations(location: &str, format: Format) -> anyhow::Result<Vec<String>
 /// The disk below an image, if it has a parent.
 async fn below(location: &str, format: Format) -> anyhow::Result<Option<Arc<dyn Disk>>> {
     match locations(location, format).await?.get(1) {
-        Some(parent) => storage::open_disk(parent, format, Mode::Still).await.map(Some),
+        Some(parent) => storage::open_disk(parent, format, Claim::Still).await.map(Some),
         None => Ok(None),
     }
 }

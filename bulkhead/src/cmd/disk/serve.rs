@@ -19,7 +19,7 @@ use tokio::{
 use vhd::Format;
 
 use super::named;
-use crate::storage::{self, Mode};
+use crate::storage::{self, Claim};
 
 /// Arguments of `bulkhead disk serve`.
 #[derive(Debug, clap::Args)]
@@ -124,7 +124,7 @@ fn bind_unix(path: &Path) -> anyhow::Result<Listener> {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let format = named(args.format, &args.file)?;
-    let mode = if args.read_only { Mode::Still } else { Mode::Write };
+    let mode = if args.read_only { Claim::Still } else { Claim::Write };
     let disk = storage::open_disk(&args.file, format, mode).await?;
     let served = serve(&args, Export::new(args.export.clone(), disk.clone(), args.read_only)).await;
     let closed = disk.close().await.with_context(|| format!("cannot close {}", args.file));

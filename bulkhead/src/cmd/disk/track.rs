@@ -14,7 +14,7 @@ use vhd::{
 
 use super::{format, print_json};
 use crate::{
-    storage::{self, Mode, tracking_of},
+    storage::{self, Claim, tracking_of},
     units::Human,
 };
 
@@ -75,7 +75,7 @@ pub struct ChangesArgs {
 }
 
 /// Size and content's identity of a VHDX.
-async fn identity(location: &str, mode: Mode) -> anyhow::Result<(u64, Guid)> {
+async fn identity(location: &str, mode: Claim) -> anyhow::Result<(u64, Guid)> {
     let format = format(None, location)?;
     // Only these say when someone else has changed them.
     ensure!(format == Format::Vhdx, "{location}: changes are kept track of for VHDX images only");
@@ -85,7 +85,7 @@ async fn identity(location: &str, mode: Mode) -> anyhow::Result<(u64, Guid)> {
     Ok((info.disk_size, info.data_write_id))
 }
 
-async fn open(location: &str, mode: Mode) -> anyhow::Result<(Arc<dyn File>, Store)> {
+async fn open(location: &str, mode: Claim) -> anyhow::Result<(Arc<dyn File>, Store)> {
     let place = tracking_of(location);
     let file = storage::open(&place, mode).await;
     let file = file.with_context(|| format!("no track is kept of the changes of {location}"))?;
@@ -95,8 +95,8 @@ async fn open(location: &str, mode: Mode) -> anyhow::Result<(Arc<dyn File>, Stor
 
 /// For a change of the points: the tracking file of an image that nobody writes meanwhile.
 async fn open_idle(location: &str) -> anyhow::Result<(Arc<dyn File>, Store)> {
-    let (file, store) = open(location, Mode::Write).await?;
-    let (size, id) = identity(location, Mode::Still).await?;
+    let (file, store) = open(location, Claim::Write).await?;
+    let (size, id) = identity(location, Claim::Still).await?;
     if !store.belongs(size, id) {
         bail!("{location} was changed without keeping track: enable it anew");
     }
@@ -107,10 +107,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Enable { file } => {
             // The writer's lock: nobody changes it while this begins.
-            let image = storage::open(&file, Mode::Write).await?;
-            let (size, id) = identity(&file, Mode::Look).await?;
+            let image = storage::open(&file, Claim::Write).await?;
+            let (size, id) = identity(&file, Claim::Look).await?;
             let place = tracking_of(&file);
-            let tracking = storage::open(&place, Mode::Replace).await?;
+            let tracking = storage::open(&place, Claim::Replace).await?;
             let store = Store::create(tracking.clone(), size, id).await?;
             let granule = store.state().granule;
             tracking.close().await?;
@@ -118,7 +118,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             println!("{place}: {} for each bit", Human(granule));
         }
         Command::Disable { file } => {
-            let (tracking, _) = open(&file, Mode::Write).await?;
+            let (tracking, _) = open(&file, Claim::Write).await?;
             tracking.set_len(0).await?;
             tracking.close().await?;
             let place = tracking_of(&file);
@@ -134,13 +134,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             println!("{}", point.id);
         }
         Command::Remove { file, point } => {
-            let (tracking, mut store) = open(&file, Mode::Write).await?;
+            let (tracking, mut store) = open(&file, Claim::Write).await?;
             let id = find(&store, &file, &point)?.id;
             store.remove_point(id).await?;
             tracking.close().await?;
         }
         Command::List { file, json } => {
-            let (_, store) = open(&file, Mode::Look).await?;
+            let (_, store) = open(&file, Claim::Look).await?;
             list(&store, json);
         }
     }
@@ -166,8 +166,8 @@ fn list(store: &Store, json: bool) {
 
 /// Runs `bulkhead disk changes`.
 pub async fn changes(args: ChangesArgs) -> anyhow::Result<()> {
-    let (_, store) = open(&args.file, Mode::Look).await?;
-    let (size, id) = identity(&args.file, Mode::Look).await?;
+    let (_, store) = open(&args.file, Claim::Look).await?;
+    let (size, id) = identity(&args.file, Claim::Look).await?;
     let point = find(&store, &args.file, &args.since)?;
     let changes = store.changes_since(point.id, size, id).await?;
     let (all, ranges) = match changes {

@@ -25,7 +25,7 @@ use std::{
 };
 
 use block_io::{Disk, LocalFile, LocalOptions, RawDisk};
-use bulkhead_tests::process::{foreign, ours, run};
+use bulkhead_tests::process::{installed, ours, run};
 use load::{Access, Pattern};
 use serde_json::{Map, Value, json};
 use targets::{ALLOCATE, CONVERT, DURABLE, FULL_READ, FULL_WRITE, OPEN, OURS, QEMU, RAW, VOLATILE};
@@ -343,7 +343,7 @@ fn open_one(path: &Path) -> Outcome<()> {
 
 fn bench(turns: usize, wanted: String) -> Outcome<PathBuf> {
     let folder = tempfile::tempdir()?;
-    let qemu = foreign("qemu-img");
+    let qemu = installed("qemu-img");
     let qemu = qemu.as_deref();
     let mut rows = Rows { wanted, turns, rows: Vec::new() };
     let opened = opens(&mut rows, folder.path())?;

@@ -23,7 +23,7 @@ struct Entry {
     control: u32,
 }
 
-/// Saved form.
+/// The table of vectors as it is moved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SavedMsix {
     enabled: bool,

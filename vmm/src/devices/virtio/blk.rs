@@ -111,7 +111,7 @@ impl Progress {
     }
 }
 
-/// The device.
+/// A virtio block device over an open disk.
 #[derive(Debug)]
 pub struct Blk {
     geometry: Geometry,
@@ -122,7 +122,7 @@ pub struct Blk {
     disk: RwLock<Option<Arc<dyn Disk>>>,
     /// Where the disk is, and the machine that cannot go on without it.
     machine: OnceLock<(String, Arc<Control>)>,
-    /// What it did.
+    /// What was done for the guest since the machine was built.
     pub counters: Counters,
     pool: Mutex<Vec<Vec<u8>>>,
 }
@@ -378,6 +378,33 @@ impl From<super::chain::BadChain> for Refused {
     }
 }
 
+/// Bytes of a request's header: type, reserved, sector.
+const HEADER: u64 = 16;
+
+/// First byte of a sector.
+fn byte(sector: u64) -> Result<u64, Refused> {
+    sector.checked_mul(SECTOR).ok_or_else(|| Refused::Io(format!("sector {sector}")))
+}
+
+/// The bytes that a discard or write-zeroes is about: offset and length (virtio 1.2 §5.2.6).
+fn segment(mem: &GuestRam, chain: &Chain, kind: u32) -> Result<(u64, u64), Refused> {
+    let mut segment = [0; 16];
+    chain.read(mem, HEADER, &mut segment)?;
+    let word = |at: usize| {
+        u32::from_le_bytes([segment[at], segment[at + 1], segment[at + 2], segment[at + 3]])
+    };
+    let start = u64::from(word(0)) | u64::from(word(4)) << 32;
+    let (sectors, flags) = (word(8), word(12));
+    if sectors > MOST_SECTORS || chain.readable_len() != HEADER + 16 {
+        return Err(Refused::Io(format!("{sectors} sectors to discard")));
+    }
+    // Only write-zeroes has a flag, bit 0 "may unmap" (virtio 1.2 §5.2.6.2).
+    if flags & !1 != 0 || (kind == T_DISCARD && flags != 0) {
+        return Err(Refused::Unsupported);
+    }
+    Ok((byte(start)?, u64::from(sectors) * SECTOR))
+}
+
 async fn carry_out(
     blk: &Blk,
     disk: &dyn Disk,
@@ -386,7 +413,6 @@ async fn carry_out(
     data_room: u64,
     written: &mut u64,
 ) -> Result<(), Refused> {
-    const HEADER: u64 = 16;
     let counters = &blk.counters;
     let mut header = [0; HEADER as usize];
     chain.read(mem, 0, &mut header)?;
@@ -395,16 +421,13 @@ async fn carry_out(
         header[8], header[9], header[10], header[11], header[12], header[13], header[14],
         header[15],
     ]);
-    let bytes = |sector: u64| {
-        sector.checked_mul(SECTOR).ok_or_else(|| Refused::Io(format!("sector {sector}")))
-    };
     let bounded = |len: u64| {
         let refused = || Refused::Io(format!("{len} bytes in one request"));
         (len <= MOST_BYTES).then_some(len).ok_or_else(refused)
     };
     match kind {
         T_IN => {
-            let offset = bytes(sector)?;
+            let offset = byte(sector)?;
             disk.geometry().check(offset, bounded(data_room)?)?;
             let mut buffer = blk.buffer(PIECE.min(data_room as usize));
             while *written < data_room {
@@ -421,7 +444,7 @@ async fn carry_out(
             counters.read_bytes.fetch_add(data_room, Ordering::Relaxed);
         }
         T_OUT => {
-            let offset = bytes(sector)?;
+            let offset = byte(sector)?;
             let len = bounded(chain.readable_len() - HEADER)?;
             disk.geometry().check(offset, len)?;
             if blk.read_only {
@@ -454,21 +477,7 @@ async fn carry_out(
             *written = len;
         }
         T_DISCARD | T_WRITE_ZEROES if !blk.read_only => {
-            let mut segment = [0; 16];
-            chain.read(mem, HEADER, &mut segment)?;
-            let word = |at: usize| {
-                u32::from_le_bytes([segment[at], segment[at + 1], segment[at + 2], segment[at + 3]])
-            };
-            let start = u64::from(word(0)) | u64::from(word(4)) << 32;
-            let (sectors, flags) = (word(8), word(12));
-            if sectors > MOST_SECTORS || chain.readable_len() != HEADER + 16 {
-                return Err(Refused::Io(format!("{sectors} sectors to discard")));
-            }
-            // Only write-zeroes has a flag, bit 0 "may unmap" (virtio 1.2 §5.2.6.2).
-            if flags & !1 != 0 || (kind == T_DISCARD && flags != 0) {
-                return Err(Refused::Unsupported);
-            }
-            let (offset, len) = (bytes(start)?, u64::from(sectors) * SECTOR);
+            let (offset, len) = segment(mem, chain, kind)?;
             if kind == T_DISCARD {
                 disk.discard(offset, len).await?;
             } else {

@@ -18,7 +18,7 @@ pub struct BadChain;
 
 type Piece = (GuestAddress, u32);
 
-/// A request.
+/// A request: the descriptors of one chain.
 #[derive(Debug)]
 pub struct Chain {
     /// What is given back.

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Backend, Drain, Kick, QueueIo, Turn, Worker};
-use crate::devices::console::Console;
+use super::{
+    Backend, Drain, Kick, QueueIo, Worker,
+    chain::Chain,
+    worker::{Served, Source, serve_in_turn},
+};
+use crate::{devices::console::Console, platform::memory::GuestRam};
 
 /// Most bytes taken from one request of the guest.
 const MOST: u64 = 64 * 1024;
 
-/// The device.
+/// The virtio console: what a [`Console`] prints and takes, as a device.
 #[derive(Debug)]
 pub struct VirtioConsole {
     console: Console,
@@ -36,16 +40,8 @@ impl Backend for VirtioConsole {
         0x07_80_00
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queues(&self) -> u16 {
         2
-    }
-
-    fn queue_size(&self) -> u16 {
-        64
     }
 
     fn config(&self) -> Vec<u8> {
@@ -57,44 +53,23 @@ impl Backend for VirtioConsole {
         if io.index == 0 {
             Box::pin(to_guest(io, drain, console))
         } else {
-            Box::pin(from_guest(io, drain, console))
+            let serve = move |chain: &Chain, mem: &GuestRam| from_guest(chain, mem, &console);
+            Box::pin(serve_in_turn(io, drain, Source::always(), serve))
         }
     }
 }
 
-async fn from_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> QueueIo {
-    let mut turn = Turn::default();
-    loop {
-        turn.renew().await;
-        if *drain.borrow_and_update() {
-            return io;
-        }
-        let mut any = false;
-        while !turn.is_over()
-            && let Some(chain) = io.pop()
-        {
-            let mut bytes = vec![0; chain.readable_len().min(MOST) as usize];
-            if chain.read(&io.mem, 0, &mut bytes).is_ok() {
-                console.push(&bytes);
-            }
-            io.push(chain.head, 0);
-            turn.took(bytes.len() as u64);
-            any = true;
-        }
-        if any {
-            io.signal();
-        }
-        if io.rearm(any) {
-            continue;
-        }
-        tokio::select! {
-            () = io.kick.wait() => turn.took(0),
-            changed = drain.changed() => if changed.is_err() { return io },
-        }
+/// Prints what a request carries.
+fn from_guest(chain: &Chain, mem: &GuestRam, console: &Console) -> Served {
+    let mut bytes = vec![0; chain.readable_len().min(MOST) as usize];
+    if chain.read(mem, 0, &mut bytes).is_ok() {
+        console.push(&bytes);
     }
+    Served { written: 0, moved: bytes.len() as u64 }
 }
 
-async fn to_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> QueueIo {
+/// Gives the guest what was typed, as far as it fits into its requests.
+async fn to_guest(io: QueueIo, drain: Drain, console: Console) -> QueueIo {
     let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
         .and_then(|wake| Ok((wake.try_clone()?, wake)));
     let wake = match wake {
@@ -107,36 +82,15 @@ async fn to_guest(mut io: QueueIo, mut drain: Drain, console: Console) -> QueueI
             return io;
         }
     };
-    let mut turn = Turn::default();
-    loop {
-        turn.renew().await;
-        if *drain.borrow_and_update() {
-            return io;
-        }
-        let mut any = false;
-        while !turn.is_over()
-            && console.has_input()
-            && let Some(chain) = io.pop()
-        {
-            let input = console.take_input(chain.writable_len().min(MOST) as usize);
-            let written = match chain.write(&io.mem, 0, &input) {
-                Ok(()) => input.len() as u32,
-                Err(_) => 0,
-            };
-            io.push(chain.head, written);
-            turn.took(input.len() as u64);
-            any = true;
-        }
-        if any {
-            io.signal();
-        }
-        if io.rearm(any) && console.has_input() {
-            continue;
-        }
-        tokio::select! {
-            () = io.kick.wait() => turn.took(0),
-            () = wake.wait() => turn.took(0),
-            changed = drain.changed() => if changed.is_err() { return io },
-        }
-    }
+    let typed = console.clone();
+    let source = Source { wake: Some(wake), has_more: Box::new(move || typed.has_input()) };
+    let serve = move |chain: &Chain, mem: &GuestRam| {
+        let input = console.take_input(chain.writable_len().min(MOST) as usize);
+        let written = match chain.write(mem, 0, &input) {
+            Ok(()) => input.len() as u32,
+            Err(_) => 0,
+        };
+        Served { written, moved: input.len() as u64 }
+    };
+    serve_in_turn(io, drain, source, serve).await
 }

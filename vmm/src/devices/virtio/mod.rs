@@ -18,6 +18,7 @@ pub mod chain;
 pub mod console;
 pub mod rng;
 pub mod transport;
+mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -224,13 +225,19 @@ pub trait Backend: Send + Sync + Debug {
     /// PCI class, subclass and interface.
     fn class(&self) -> u32;
     /// Features offered beyond those of the transport.
-    fn features(&self) -> u64;
+    fn features(&self) -> u64 {
+        0
+    }
     /// Number of queues.
     fn queues(&self) -> u16;
     /// Entries of each queue.
-    fn queue_size(&self) -> u16;
+    fn queue_size(&self) -> u16 {
+        64
+    }
     /// Device-specific configuration.
-    fn config(&self) -> Vec<u8>;
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
     /// Serves a queue until drained: when `drain` is true, takes nothing new, finishes what is
     /// in flight and returns.
     fn serve(self: Arc<Self>, io: QueueIo, drain: Drain) -> Worker;

@@ -124,7 +124,7 @@ impl std::fmt::Debug for VirtioPci {
 /// What a function needs of its machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// KVM.
+    /// The machine at KVM.
     pub vm: Arc<VmFd>,
     /// The MMIO bus.
     pub mmio: Arc<Bus>,

@@ -7,7 +7,7 @@ use serde_json::json;
 use vhd::set::{Image, is_image_of, order};
 
 use super::{Args, print_json};
-use crate::storage::{self, Mode};
+use crate::storage::{self, Claim};
 
 /// Tells which images a set has and which of them are states of snapshots.
 pub async fn show(args: &Args) -> anyhow::Result<()> {
@@ -29,7 +29,7 @@ pub async fn show(args: &Args) -> anyhow::Result<()> {
             continue;
         }
         let location = folder.join(&image).to_string_lossy().into_owned();
-        let file = storage::open(&location, Mode::Look).await?;
+        let file = storage::open(&location, Claim::Look).await?;
         let identity = vhd::vhdx::identity(file).await.with_context(|| location)?;
         images.push((image, identity));
     }

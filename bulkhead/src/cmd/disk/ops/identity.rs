@@ -10,7 +10,7 @@ use vhd::{
 };
 
 use super::{super::named, Image, locations, print_json, watch};
-use crate::storage::{self, Mode};
+use crate::storage::{self, Claim};
 
 /// Arguments of `bulkhead disk clone`.
 #[derive(Debug, clap::Args)]
@@ -35,13 +35,13 @@ impl Clone {
             })?),
             None => None,
         };
-        let source = storage::open(&image.file, Mode::Still).await?;
-        let mode = if self.force { Mode::Replace } else { Mode::CreateNew };
+        let source = storage::open(&image.file, Claim::Still).await?;
+        let mode = if self.force { Claim::Replace } else { Claim::CreateNew };
         let copy = storage::open(target, mode).await?;
         let (bar, progress) = watch(image.json);
         let parent = match (&path, chain.get(1)) {
             (Some(path), Some(parent)) => {
-                Some((storage::open(parent, Mode::Still).await?, path.as_str()))
+                Some((storage::open(parent, Claim::Still).await?, path.as_str()))
             }
             _ => None,
         };
@@ -145,8 +145,8 @@ pub struct Compare {
 impl Compare {
     pub async fn run(self) -> anyhow::Result<()> {
         let (a, b) = (&self.a, &self.b);
-        let first = storage::open_disk(a, named(self.format, a)?, Mode::Still).await?;
-        let second = storage::open_disk(b, named(self.other_format, b)?, Mode::Still).await?;
+        let first = storage::open_disk(a, named(self.format, a)?, Claim::Still).await?;
+        let second = storage::open_disk(b, named(self.other_format, b)?, Claim::Still).await?;
         let (bar, progress) = watch(self.json);
         let outcome = ops::compare(&first, &second, progress).await;
         bar.finish_and_clear();

@@ -12,7 +12,7 @@ use vhd::{
 };
 
 use super::{Image, locations, watch};
-use crate::storage::{self, Mode};
+use crate::storage::{self, Claim};
 
 /// Arguments of `bulkhead disk merge`.
 #[derive(Debug, clap::Args)]
@@ -40,13 +40,13 @@ impl Merge {
             }
         };
         let below = match chain.get(target + 1) {
-            Some(location) => Some(storage::open_disk(location, format, Mode::Still).await?),
+            Some(location) => Some(storage::open_disk(location, format, Claim::Still).await?),
             None => None,
         };
         let mut levels = Vec::new();
         for location in &chain[..=target] {
             set_read_only(location, false)?;
-            let file = storage::open(location, Mode::Write).await?;
+            let file = storage::open(location, Claim::Write).await?;
             levels.push(Level { location: location.clone(), file });
         }
         let (bar, progress) = watch(image.json);
@@ -98,7 +98,7 @@ impl Rebase {
         }
         let cannot = || format!("cannot give {} the parent {parent}", image.file);
         let mut taken = 0;
-        let named = storage::open(parent, Mode::Still).await?;
+        let named = storage::open(parent, Claim::Still).await?;
         if self.blindly {
             let file = image.open().await?;
             let outcome = ops::relink(file.clone(), named, format, &path).await;
@@ -107,7 +107,7 @@ impl Rebase {
         } else {
             let old = super::below(&image.file, format).await?;
             let old = old.with_context(|| format!("{}: it has no parent", image.file))?;
-            let new = storage::open_disk(parent, format, Mode::Still).await?;
+            let new = storage::open_disk(parent, format, Claim::Still).await?;
             let file = image.open().await?;
             let (bar, progress) = watch(image.json);
             let pair = (old, new);
@@ -148,12 +148,12 @@ impl Snapshot {
         };
         let path = chain::relative(&target, &image.file)
             .with_context(|| format!("{} is not reached from {target}", image.file))?;
-        let parent = storage::open(&image.file, Mode::Still).await?;
+        let parent = storage::open(&image.file, Claim::Still).await?;
         let cannot = || format!("cannot make {target}");
         match format {
             Format::Vhdx => {
                 let info = vhdx::info(parent.clone()).await.with_context(|| image.file.clone())?;
-                let file = storage::open(&target, Mode::CreateNew).await?;
+                let file = storage::open(&target, Claim::CreateNew).await?;
                 let options = vhdx::CreateOptions::child(&info, &path);
                 let options = options.inheriting(parent.clone()).await.with_context(cannot)?;
                 vhdx::create(file.clone(), &options).await.with_context(cannot)?;
@@ -162,7 +162,7 @@ impl Snapshot {
             _ => {
                 let info = classic::info(parent.clone()).await;
                 let info = info.with_context(|| image.file.clone())?;
-                let file = storage::open(&target, Mode::CreateNew).await?;
+                let file = storage::open(&target, Claim::CreateNew).await?;
                 let options = classic::CreateOptions::child(&info, &path);
                 classic::create(file.clone(), &options).await.with_context(cannot)?;
                 file.close().await?;
@@ -190,7 +190,7 @@ fn numbered(location: &str, name: &str) -> String {
 async fn free_name(location: &str) -> anyhow::Result<String> {
     for number in 1..10_000 {
         let name = numbered(location, &number.to_string());
-        match storage::open(&name, Mode::Look).await {
+        match storage::open(&name, Claim::Look).await {
             Ok(file) => file.close().await?,
             Err(_) => return Ok(name),
         }

@@ -9,7 +9,7 @@ use vhd::{
 
 use super::{Image, below, locations, watch};
 use crate::{
-    storage::{self, Mode},
+    storage::{self, Claim},
     units::Human,
 };
 
@@ -102,7 +102,7 @@ impl Map {
         let chain = locations(&image.file, format).await?;
         let mut files = Vec::new();
         for location in &chain {
-            files.push(storage::open(location, Mode::Still).await?);
+            files.push(storage::open(location, Claim::Still).await?);
         }
         // A table entry for each part: printed as it comes, so that a large disk needs no memory.
         let mut first = true;

@@ -19,8 +19,10 @@ use std::{
 use host_api::{Event, MAX_LINE, Reply, Request, VmName};
 use vmm::platform::error::chain;
 
-use super::{Host, HostError, spawn};
-use crate::migrate;
+use crate::{
+    host::{Host, HostError, spawn},
+    migrate,
+};
 
 const STOP_LIMIT: u32 = 60;
 /// How often a console connection looks whether its reader is still there.

@@ -12,7 +12,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::process::{Stopped, foreign, free_port, run, wait_for_port};
+use crate::{
+    port::Port,
+    process::{Stopped, foreign, run, wait_for_port},
+};
 
 /// The realm.
 pub const REALM: &str = "TEST.BULKHEAD";
@@ -24,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Kdc {
     _process: Stopped,
+    _port: Port,
     folder: TempDir,
 }
 
@@ -34,7 +38,8 @@ impl Kdc {
             foreign(program)?;
         }
         let folder = tempfile::Builder::new().prefix("kdc").tempdir().ok()?;
-        let (root, port) = (folder.path().display(), free_port());
+        let (root, reserved) = (folder.path().display(), Port::reserve());
+        let port = reserved.number();
         let client = format!(
             "[libdefaults]\ndefault_realm = {REALM}\ndns_lookup_kdc = false\n\
              dns_lookup_realm = false\nrdns = false\ndns_canonicalize_hostname = false\n\
@@ -42,11 +47,11 @@ impl Kdc {
              permitted_enctypes = aes256-cts-hmac-sha1-96 aes128-cts-hmac-sha1-96 \
              aes128-cts-hmac-sha256-128 aes256-cts-hmac-sha384-192\n\
              default_tkt_enctypes = {etype}\ndefault_tgs_enctypes = {etype}\n\
-             [realms]\n{REALM} = {{\nkdc = tcp/127.0.0.1:{port}\nkdc = 127.0.0.1:{port}\n}}\n\
+             [realms]\n{REALM} = {{\nkdc = tcp/127.0.0.1:{port}\n}}\n\
              [domain_realm]\n.test = {REALM}\n"
         );
         let server = format!(
-            "[kdcdefaults]\nkdc_listen = 127.0.0.1:{port}\nkdc_tcp_listen = 127.0.0.1:{port}\n\
+            "[kdcdefaults]\nkdc_listen = \"\"\nkdc_tcp_listen = 127.0.0.1:{port}\n\
              [realms]\n{REALM} = {{\ndatabase_name = {root}/principal\n\
              key_stash_file = {root}/stash\nacl_file = {root}/acl\n\
              supported_enctypes = {etype}:normal\n}}\n[logging]\nkdc = FILE:{root}/kdc.log\n"
@@ -68,7 +73,7 @@ impl Kdc {
             .expect("the KDC starts");
         let process = Stopped(child);
         wait_for_port(port);
-        let kdc = Self { _process: process, folder };
+        let kdc = Self { _process: process, _port: reserved, folder };
         kdc.admin(&format!("addprinc -randkey cifs/{HOST}"));
         Some(kdc)
     }

@@ -1,27 +1,32 @@
-//! Samba as a private process: the peer that benchmarks run beside us.
+//! Samba as a private process: a partner that nobody here wrote, and the peer of benchmarks.
 
 use std::{
     fs,
     io::Write,
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use tempfile::TempDir;
 
-use crate::process::{foreign, free_port, wait_for_port};
+use crate::{
+    port::Port,
+    process::{foreign, wait_for_port},
+    skip,
+};
 
 /// The user of the private server; Samba wants one that the system knows.
 pub const USER: &str = "root";
 /// Its password.
-pub const PASSWORD: &str = "pw-of-samba";
+pub const PASSWORD: &str = "ge heim-42";
 
-/// A running Samba with the share `vms`.
+/// A running Samba with the shares `vms` and, over the same files, `sealed` (encryption required).
 #[derive(Debug)]
 pub struct Samba {
     child: Child,
-    port: u16,
+    port: Port,
+    program: PathBuf,
     folder: TempDir,
 }
 
@@ -31,7 +36,7 @@ impl Samba {
     pub fn start(global: &str, share: &str) -> Option<Self> {
         let program = foreign("smbd").filter(|path| path.starts_with("/usr/sbin"))?;
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: a private Samba needs root");
+            skip("a private Samba needs root");
             return None;
         }
         let folder = tempfile::Builder::new().prefix("samba").tempdir().ok()?;
@@ -40,7 +45,8 @@ impl Samba {
             fs::create_dir(root.join(name)).ok()?;
         }
         fs::set_permissions(root, fs::Permissions::from_mode(0o755)).ok()?;
-        let port = free_port();
+        let reserved = Port::reserve();
+        let port = reserved.number();
         let d = root.display();
         let text = format!(
             "[global]\nserver role = standalone\nworkgroup = LAB\nnetbios name = LAB\n\
@@ -49,7 +55,8 @@ impl Samba {
              passdb backend = tdbsam:{d}/private/passdb.tdb\nprivate dir = {d}/private\n\
              lock directory = {d}/lock\nstate directory = {d}/state\ncache directory = {d}/cache\n\
              pid directory = {d}/run\nncalrpc dir = {d}/rpc\nlog file = {d}/log/%m\n{global}\n\
-             [vms]\npath = {d}/files\nread only = no\n{share}\n"
+             [vms]\npath = {d}/files\nread only = no\n{share}\n\
+             [sealed]\npath = {d}/files\nread only = no\nserver smb encrypt = required\n"
         );
         let config = root.join("smb.conf");
         fs::write(&config, text).ok()?;
@@ -63,22 +70,40 @@ impl Samba {
             .ok()?;
         writeln!(add.stdin.take()?, "{PASSWORD}\n{PASSWORD}").ok()?;
         assert!(add.wait().is_ok_and(|status| status.success()), "smbpasswd failed");
-        let child = Command::new(program)
+        let child = Self::spawn(&program, &config);
+        wait_for_port(port);
+        Some(Self { child, port: reserved, program, folder })
+    }
+
+    fn spawn(program: &Path, config: &Path) -> Child {
+        Command::new(program)
             .args(["-F", "--no-process-group", "-s"])
-            .arg(&config)
+            .arg(config)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .ok()?;
-        wait_for_port(port);
-        Some(Self { child, port, folder })
+            .expect("Samba starts")
+    }
+
+    /// Kills all its processes and starts it again at the same port.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.child = Self::spawn(&self.program, &self.folder.path().join("smb.conf"));
+        wait_for_port(self.port());
+    }
+
+    fn stop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.wait();
     }
 
     /// Its port on loopback.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The process id of the one that accepts; those that serve are its children.
@@ -94,9 +119,16 @@ impl Samba {
 
 impl Drop for Samba {
     fn drop(&mut self) {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
-            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        if std::thread::panicking() {
+            for entry in
+                fs::read_dir(self.folder.path().join("log")).into_iter().flatten().flatten()
+            {
+                let text = fs::read_to_string(entry.path()).unwrap_or_default();
+                let tail: Vec<_> = text.lines().rev().take(15).collect();
+                eprintln!("--- {}", entry.path().display());
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
         }
-        let _ = self.child.wait();
+        self.stop();
     }
 }

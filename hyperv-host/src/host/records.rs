@@ -4,7 +4,9 @@
 //! ```text
 //!  state_dir/vms/NAME/vm.toml        definition
 //!  state_dir/vms/NAME/record.json    Record: where the VM stands (absent: off)
+//!  state_dir/vms/NAME/run.json       number of its last run (absent: numbered by the clock, or never)
 //!  state_dir/arriving/ID/vm.toml     a VM being received; counts only once …
+//!  state_dir/arriving/ID/run.json    … the number of its run here, beside it
 //!  state_dir/moves/ID.json           … its verdict says `ran`
 //! ```
 
@@ -13,10 +15,13 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
 };
 
 use host_api::{VmDefinition, VmName};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::disks::Run;
 
 /// Identity of one move: 32 lower-case hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -31,7 +36,7 @@ impl MoveId {
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
-    /// As text.
+    /// The 32 hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -67,16 +72,16 @@ pub enum Record {
     Running,
     /// Running here; a peer may hold a copy that must not run.
     MovingOut {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
-        /// The peer's address.
+        /// Migration address of the peer, `host:port`.
         peer: String,
     },
     /// Given to the peer. It runs here again only if the peer says that it never ran there.
     HandedOver {
-        /// The move.
+        /// Identity of the move.
         id: MoveId,
-        /// The peer's address.
+        /// Migration address of the peer, `host:port`.
         peer: String,
     },
 }
@@ -91,7 +96,7 @@ pub enum Verdict {
     Refused,
 }
 
-/// The files.
+/// The state folder of a host.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
@@ -168,6 +173,20 @@ impl Store {
         write_json(&self.vm_dir(name).join("record.json"), record)
     }
 
+    /// The number of a run of a VM that is about to begin, on this host or where it is moved to. It
+    /// is durable before it is returned, and later than that of any run that this host knows of.
+    /// Hosts that know nothing of each other are told apart by their clocks, as all runs were
+    /// before they had numbers: so a number is never below the clock.
+    ///
+    /// # Errors
+    /// What the file system says; no run may begin then.
+    pub fn next_run(&self, name: &VmName) -> io::Result<u64> {
+        let file = self.vm_dir(name).join(RUN);
+        let number = run_after(read_json(&file)?, first_run());
+        write_json(&file, &number)?;
+        Ok(number)
+    }
+
     /// Forgets a VM.
     ///
     /// # Errors
@@ -181,13 +200,15 @@ impl Store {
         sync(&self.root.join("vms"))
     }
 
-    /// Writes down a VM that is being received; it counts only once its verdict is `ran`.
+    /// Writes down a VM that is being received, with the number of its run here; it counts only once
+    /// its verdict is `ran`.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn arrive(&self, id: &MoveId, definition: &VmDefinition) -> io::Result<()> {
+    pub fn arrive(&self, id: &MoveId, definition: &VmDefinition, run: u64) -> io::Result<()> {
         let dir = self.arriving_dir(id);
         fs::create_dir(&dir)?;
+        write_json(&dir.join(RUN), &run)?;
         write_durably(&dir.join("vm.toml"), definition.to_toml().as_bytes())?;
         sync(&self.root.join("arriving"))
     }
@@ -238,6 +259,10 @@ impl Store {
         let file = dir.join("vm.toml");
         if !file.try_exists()? {
             fs::create_dir_all(&dir)?;
+            // None if a version of this program received it that numbered runs by the clock.
+            if let Some(run) = read_json::<u64>(&self.arriving_dir(id).join(RUN))? {
+                write_json(&dir.join(RUN), &run)?;
+            }
             write_json(&dir.join("record.json"), &Record::Running)?;
             write_durably(&file, definition.to_toml().as_bytes())?;
         }
@@ -288,6 +313,24 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The file with the number of a VM's last run.
+const RUN: &str = "run.json";
+
+/// The largest number that a host takes from another: far from now by the clock, and far from where
+/// there is no later one.
+pub const LAST_RUN: u64 = i64::MAX as u64;
+
+/// The number of a run of which nothing is known but the time: nanoseconds since 1970.
+pub fn first_run() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(LAST_RUN)
+}
+
+/// The number of the run after `last`.
+fn run_after(last: Option<u64>, clock: u64) -> u64 {
+    last.map_or(clock, |last| last.saturating_add(Run::SPAN).max(clock))
 }
 
 fn damaged(path: &Path, error: &dyn std::fmt::Display) -> io::Error {
@@ -365,8 +408,8 @@ mod tests {
         let (ran, lost) = (MoveId::random().unwrap(), MoveId::random().unwrap());
         let handed = Record::HandedOver { id: ran.clone(), peer: "p:1".into() };
         store.record(&"a".parse().unwrap(), &handed).unwrap();
-        store.arrive(&ran, &definition("b")).unwrap();
-        store.arrive(&lost, &definition("c")).unwrap();
+        store.arrive(&ran, &definition("b"), 1).unwrap();
+        store.arrive(&lost, &definition("c"), 1).unwrap();
         store.set_verdict(&ran, Verdict::Ran).unwrap();
 
         let store = Store::open(dir.path()).unwrap();
@@ -394,7 +437,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let id = MoveId::random().unwrap();
-        store.arrive(&id, &definition("b")).unwrap();
+        store.arrive(&id, &definition("b"), 1).unwrap();
         store.set_verdict(&id, Verdict::Ran).unwrap();
         let early = store.forget_verdict(&id).unwrap_err();
         assert_eq!(early.kind(), io::ErrorKind::ResourceBusy);
@@ -407,8 +450,9 @@ mod tests {
     #[test]
     fn a_settling_that_was_cut_short_anywhere_is_finished() {
         // What each cut leaves behind, in the order in which settling goes.
-        let cuts: [fn(&Path); 4] = [
+        let cuts: [fn(&Path); 5] = [
             |vm| fs::create_dir(vm).unwrap(),
+            |vm| fs::write(vm.join("run.json"), "77").unwrap(),
             |vm| fs::write(vm.join("record.json"), r#"{"state":"running"}"#).unwrap(),
             |vm| fs::write(vm.join("vm.toml.new-1-1"), "na").unwrap(),
             |vm| fs::write(vm.join("vm.toml"), definition("b").to_toml()).unwrap(),
@@ -417,20 +461,52 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::open(dir.path()).unwrap();
             let id = MoveId::random().unwrap();
-            store.arrive(&id, &definition("b")).unwrap();
+            store.arrive(&id, &definition("b"), 77).unwrap();
             store.set_verdict(&id, Verdict::Ran).unwrap();
             for step in &cuts[..cut] {
                 step(&dir.path().join("vms/b"));
             }
             store.recover_arrivals().unwrap();
             assert_eq!(store.load().unwrap(), [(definition("b"), Record::Running)], "{cut}");
-            assert_eq!(fs::read_dir(dir.path().join("vms/b")).unwrap().count(), 2, "{cut}");
+            assert_eq!(fs::read_dir(dir.path().join("vms/b")).unwrap().count(), 3, "{cut}");
+            assert_eq!(fs::read(dir.path().join("vms/b/run.json")).unwrap(), b"77", "{cut}");
             // Cut short while the arrival was cleared away: nothing is lost, nothing comes twice.
             fs::create_dir(dir.path().join("arriving").join(id.as_str())).unwrap();
             store.recover_arrivals().unwrap();
             assert_eq!(store.load().unwrap(), [(definition("b"), Record::Running)], "{cut}");
             store.forget_verdict(&id).unwrap();
         }
+    }
+
+    /// Whatever the clock says, each run of a VM is later than what its records know: also one whose
+    /// earlier runs were numbered by a clock, and one that came from a host whose clock is ahead.
+    #[test]
+    fn a_run_is_later_than_every_run_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.create(&definition("a")).unwrap();
+        let name: VmName = "a".parse().unwrap();
+        let before = first_run();
+        let mut last = store.next_run(&name).unwrap();
+        assert!(last >= before, "earlier versions' numbers are clocks'");
+        for _ in 0..3 {
+            let next = Store::open(dir.path()).unwrap().next_run(&name).unwrap();
+            assert!(next >= last + Run::SPAN);
+            last = next;
+        }
+        let ahead = first_run() + (1 << 60);
+        let id = MoveId::random().unwrap();
+        store.arrive(&id, &definition("b"), ahead).unwrap();
+        store.set_verdict(&id, Verdict::Ran).unwrap();
+        store.recover_arrivals().unwrap();
+        assert_eq!(store.next_run(&"b".parse().unwrap()).unwrap(), ahead + Run::SPAN);
+        // A clock that was set back, and one that is ahead of the records.
+        assert_eq!(run_after(Some(1 << 40), 5), (1 << 40) + Run::SPAN);
+        assert_eq!(run_after(Some(5), 1 << 40), 1 << 40);
+        assert_eq!(run_after(None, 5), 5);
+        // Without a record no run begins.
+        fs::write(dir.path().join("vms/a/run.json"), "x").unwrap();
+        assert!(store.next_run(&name).is_err());
     }
 
     #[test]

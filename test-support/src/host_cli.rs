@@ -3,18 +3,20 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
+pub use payload_guest::Line;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    process::{Stopped, ours, run},
+    host::HostProcess,
+    process::{ours, run},
     smbd::{PASSWORD, Smbd, USER},
 };
 
@@ -82,7 +84,7 @@ pub fn verify(folder: &Path, url: &str, start: &Line, last: &Line) -> Outcome<St
         ("--acked", last, "flushed"),
         ("--submitted", last, "seq"),
     ] {
-        check.args([flag, &line.get(key)?.to_string()]);
+        check.args([flag, &line.find(key)?.to_string()]);
     }
     let output = run(&mut check, LIMIT);
     let text = String::from_utf8_lossy(&output.stdout);
@@ -93,13 +95,12 @@ pub fn verify(folder: &Path, url: &str, start: &Line, last: &Line) -> Outcome<St
     }
 }
 
-/// A VM host process.
+/// A VM host process; asked to end when dropped.
 #[derive(Debug)]
 pub struct Host {
     /// What it is called.
     pub name: &'static str,
-    process: Stopped,
-    socket: PathBuf,
+    process: HostProcess,
     /// Where other hosts connect.
     pub migration: String,
 }
@@ -109,19 +110,10 @@ impl Host {
     /// have their disks beside the one at `disk`, and their kernels in `folder` and in `/boot`.
     pub fn start(name: &'static str, folder: &Path, disk: &str) -> Outcome<Self> {
         let root = folder.join(name);
-        fs::create_dir_all(&root).map_err(|e| e.to_string())?;
-        cli(&[
-            "host",
-            "init",
-            "--ca",
-            &shown(&folder.join("ca")),
-            "--name",
-            name,
-            "--out",
-            &shown(&root.join("keys")),
-        ])?;
-        let socket = root.join("control.sock");
+        let authority = shown(&folder.join("ca"));
         let keys = root.join("keys");
+        fs::create_dir_all(&root).map_err(|e| e.to_string())?;
+        cli(&["host", "init", "--ca", &authority, "--name", name, "--out", &shown(&keys)])?;
         let (server, share) = disk
             .split_once('@')
             .and_then(|(_, place)| place.rsplit_once('/')?.0.split_once('/'))
@@ -132,56 +124,32 @@ impl Host {
              [storage]\nlocations = [\"smb://{server}/{share}\"]\n[boot]\nfolders = [{:?}, \"/boot\"]\n\
              [[storage.server]]\nhost = {server:?}\ncredentials = {:?}\n",
             root.join("state").display(),
-            socket.display(),
+            root.join("control.sock").display(),
             keys.join("ca.pem").display(),
             keys.join("host.pem").display(),
             keys.join("host-key.pem").display(),
             folder,
             folder.join("credentials"),
         );
-        let config = root.join("hyperv-host.toml");
-        fs::write(&config, text).map_err(|e| e.to_string())?;
-        let log = fs::File::create(root.join("log")).map_err(|e| e.to_string())?;
-        let mut child = Command::new(ours("hyperv-host"))
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .map_err(|e| format!("hyperv-host: {e}"))?;
-        let line = first_line(&mut child)?;
-        let process = Stopped(child);
-        let migration = line
-            .split_once("migration=")
-            .map(|(_, rest)| rest.trim().to_owned())
-            .ok_or_else(|| {
-                let log = fs::read_to_string(root.join("log")).unwrap_or_default();
-                format!("hyperv-host {name} did not start: {log}")
-            })?;
-        Ok(Self { name, process, socket, migration })
+        fs::write(root.join("host.toml"), text).map_err(|e| e.to_string())?;
+        let process = HostProcess::launch(&root, name, &[]);
+        let migration = process.address.clone();
+        Ok(Self { name, process, migration })
     }
 
     /// Sends the host a signal.
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
     }
 
     /// Whether the host ends by itself within `limit`.
     pub fn ends(&mut self, limit: Duration) -> bool {
-        let since = Instant::now();
-        while matches!(self.process.0.try_wait(), Ok(None)) {
-            if since.elapsed() > limit {
-                return false;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        true
+        self.process.ends(limit)
     }
 
     /// Runs `bulkhead vm` for this host.
     pub fn ask(&self, args: &[&str]) -> Outcome<String> {
-        let socket = shown(&self.socket);
+        let socket = shown(self.process.socket());
         cli(&[&["vm"], args, &["--socket", &socket]].concat())
     }
 
@@ -198,29 +166,10 @@ impl Host {
     }
 }
 
-fn first_line(child: &mut Child) -> Outcome<String> {
-    let stdout = child.stdout.take().ok_or("no output")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line).map_err(|e| e.to_string())?;
-    Ok(line)
-}
-
-/// A line of the guest: a word and `key=value` pairs.
-#[derive(Debug)]
-pub struct Line(String);
-
-impl Line {
-    /// The last line of a text that starts with `word`.
-    pub fn last(text: &str, word: &str) -> Option<Self> {
-        let starts = |line: &&str| line.split(' ').next() == Some(word);
-        text.lines().rev().find(starts).map(|line| Self(line.trim().to_owned()))
-    }
-
-    /// The number of a key.
-    pub fn get(&self, key: &str) -> Outcome<u64> {
-        let value = self.0.split(' ').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
-        let number = value.and_then(|value| value.parse().ok());
-        number.ok_or_else(|| format!("no {key} in {:?}", self.0))
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.process.signal(Signal::TERM);
+        self.process.ends(Duration::from_secs(5));
     }
 }
 
@@ -249,8 +198,8 @@ pub fn cli(args: &[&str]) -> Outcome<String> {
 /// Fails if the guest found an error in its disk or memory.
 pub fn healthy(line: &Line) -> Outcome<()> {
     for key in ["verify_errors", "memory_errors"] {
-        if line.get(key)? != 0 {
-            return Err(format!("the guest found errors: {}", line.0));
+        if line.find(key)? != 0 {
+            return Err(format!("the guest found errors: {line}"));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Two VM hosts as processes, a VM with the payload guest, and what can be asked of them.
+//! VM hosts as private processes, a VM with the payload guest, and what can be asked of them.
 
 use std::{
     io::{BufRead, BufReader},
@@ -9,12 +9,32 @@ use std::{
 };
 
 use host_api::{Client, ClientError, MoveOptions, MoveStatistics, Reply, Request, VmName, VmState};
-use payload_guest::Line;
+use kvm_ioctls::Kvm;
+use payload_guest::{Expected, Line, Report};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{process::ours, skip};
 
 /// Longest time anything here is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// KVM; without it the check is skipped.
+pub fn kvm() -> Option<Kvm> {
+    Kvm::new().inspect_err(|error| skip(format_args!("/dev/kvm cannot be used: {error}"))).ok()
+}
+
+/// Checks a raw image that the payload guest wrote.
+///
+/// # Panics
+/// If an acknowledged write is not there, or anything is that was not written.
+pub fn check_image(image: &Path, expected: &Expected) -> Report {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::open(image).expect("the image is there");
+    payload_guest::check(expected, |at, bytes| file.read_exact_at(bytes, at)).expect("a good image")
+}
+
 /// A VM host process; killed when dropped.
+#[derive(Debug)]
 pub struct HostProcess {
     child: Child,
     socket: PathBuf,
@@ -69,8 +89,17 @@ impl HostProcess {
             key = root.join("host-key.pem"),
         );
         std::fs::write(&config, text).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hyperv-host"));
-        command.arg("--config").arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::launch(&root, name, faults)
+    }
+
+    /// Starts a host by the file `host.toml` in `root`, where its socket is to be `control.sock`.
+    ///
+    /// # Panics
+    /// If it does not start, with what it said.
+    pub fn launch(root: &Path, name: &str, faults: &[&str]) -> Self {
+        let mut command = Command::new(ours("hyperv-host"));
+        command.arg("--config").arg(root.join("host.toml")).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_remove("NOTIFY_SOCKET");
         for fault in faults {
             command.arg("--fault").arg(fault);
@@ -149,6 +178,30 @@ impl HostProcess {
         self.log.lock().unwrap().lines().filter(|line| line.contains(text)).count()
     }
 
+    /// Its control socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Whether the process ends by itself within `limit`.
+    pub fn ends(&mut self, limit: Duration) -> bool {
+        let since = Instant::now();
+        while self.is_alive() {
+            if since.elapsed() > limit {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+
     /// The process's number.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -161,11 +214,7 @@ impl HostProcess {
 
     /// Waits until the process has died.
     pub fn wait_dead(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.is_alive() {
-            assert!(Instant::now() < deadline, "it is still alive");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        assert!(self.ends(PATIENCE), "it is still alive");
     }
 
     /// Attaches to a console.
@@ -192,6 +241,7 @@ impl HostProcess {
 }
 
 /// An attached console.
+#[derive(Debug)]
 pub struct Console {
     /// What was read so far.
     pub text: String,
@@ -243,8 +293,9 @@ impl Console {
 }
 
 /// A VM with the payload guest on a raw local disk.
+#[derive(Debug)]
 pub struct Payload {
-    /// Its name.
+    /// Name of the VM.
     pub name: VmName,
     /// Its disk.
     pub image: PathBuf,
@@ -273,11 +324,8 @@ impl Payload {
     }
 
     /// Verifies every write up to `acked` in the image.
-    pub fn verify(&self, acked: u64, submitted: u64) -> payload_guest::Report {
-        use std::os::unix::fs::FileExt;
-        let file = std::fs::File::open(&self.image).unwrap();
-        let expected =
-            payload_guest::Expected { seed: self.seed, blocks: self.blocks, acked, submitted };
-        payload_guest::check(&expected, |at, bytes| file.read_exact_at(bytes, at)).unwrap()
+    pub fn verify(&self, acked: u64, submitted: u64) -> Report {
+        let expected = Expected { seed: self.seed, blocks: self.blocks, acked, submitted };
+        check_image(&self.image, &expected)
     }
 }

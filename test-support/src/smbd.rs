@@ -13,7 +13,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::process::{Stopped, free_port, ours, run, wait_for};
+use crate::{
+    port::Port,
+    process::{Stopped, ours, run, wait_for},
+};
 
 /// The user that every share admits.
 pub const USER: &str = "admin";
@@ -30,6 +33,8 @@ pub const PASSWORD2: &str = "pw-of-second";
 pub struct Smbd {
     process: Option<Stopped>,
     address: SocketAddr,
+    /// Its port on loopback, unless it listens elsewhere.
+    port: Option<Port>,
     folder: TempDir,
     arguments: Vec<String>,
     program: PathBuf,
@@ -40,23 +45,26 @@ pub struct Smbd {
 impl Smbd {
     /// Starts one; `server` and `rest` are put into the `[server]` table and behind it.
     pub fn start(server: &str, rest: &str) -> Self {
-        Self::start_at(SocketAddr::from(([127, 0, 0, 1], free_port())), server, rest)
+        Self::start_in(&std::env::temp_dir(), server, rest)
     }
 
     /// Starts one whose folders are made in `base`.
     pub fn start_in(base: &Path, server: &str, rest: &str) -> Self {
-        Self::start_with(SocketAddr::from(([127, 0, 0, 1], free_port())), base, server, rest)
+        let mut server = Self::prepare_here(base, server, rest);
+        server.spawn();
+        server
     }
 
     /// Starts one that listens on `address`.
     pub fn start_at(address: SocketAddr, server: &str, rest: &str) -> Self {
-        Self::start_with(address, &std::env::temp_dir(), server, rest)
+        let mut server = Self::prepare(address, &std::env::temp_dir(), server, rest);
+        server.spawn();
+        server
     }
 
     /// Starts one below a supervisor, with more arguments for it.
     pub fn supervised(arguments: &[&str], server: &str, rest: &str) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut server = Self::prepare(address, &std::env::temp_dir(), server, rest);
+        let mut server = Self::prepare_here(&std::env::temp_dir(), server, rest);
         server.arguments = ["--supervise"].iter().chain(arguments).map(|a| a.to_string()).collect();
         server.spawn();
         server
@@ -65,17 +73,18 @@ impl Smbd {
     /// Starts one below a supervisor from a copy of the program, which is put at `program`.
     pub fn supervised_copy(program: &Path, server: &str, rest: &str) -> Self {
         fs::copy(ours("smbd"), program).expect("there is room for a program");
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut server = Self::prepare(address, &std::env::temp_dir(), server, rest);
+        let mut server = Self::prepare_here(&std::env::temp_dir(), server, rest);
         server.arguments = vec!["--supervise".to_owned()];
         server.program = program.to_owned();
         server.spawn();
         server
     }
 
-    fn start_with(address: SocketAddr, base: &Path, server: &str, rest: &str) -> Self {
-        let mut server = Self::prepare(address, base, server, rest);
-        server.spawn();
+    /// One at a port of its own on loopback, to be started.
+    fn prepare_here(base: &Path, server: &str, rest: &str) -> Self {
+        let port = Port::reserve();
+        let mut server = Self::prepare(port.address(), base, server, rest);
+        server.port = Some(port);
         server
     }
 
@@ -103,7 +112,7 @@ impl Smbd {
         );
         fs::write(folder.path().join("smbd.toml"), config).expect("the folder is writable");
         let (arguments, program) = (Vec::new(), ours("smbd"));
-        Self { process: None, address, folder, arguments, program, namespace: None }
+        Self { process: None, address, port: None, folder, arguments, program, namespace: None }
     }
 
     /// Starts one at all addresses of a network namespace, where it is reached at `address`; needs
@@ -118,8 +127,7 @@ impl Smbd {
 
     /// Starts one that becomes `user`, whose number is `uid`, below `base`; needs root.
     pub fn start_as(user: &str, uid: u32, base: &Path) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut server = Self::prepare(address, base, &format!("user = \"{user}\""), "");
+        let mut server = Self::prepare_here(base, &format!("user = \"{user}\""), "");
         for name in ["", "files", "noperm", "smbd.toml"] {
             let path = server.folder.path().join(name);
             std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("we are root");

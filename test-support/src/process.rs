@@ -3,12 +3,14 @@
 use std::{
     env,
     fs::File,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
+
+use crate::skip;
 
 /// Path of one of our binaries, built by `cargo build --workspace` in the profile of the tests.
 ///
@@ -25,21 +27,20 @@ pub fn ours(name: &str) -> PathBuf {
     path
 }
 
-/// Path of a foreign program, or `None` with one line that says what was skipped.
-pub fn foreign(name: &str) -> Option<PathBuf> {
+/// Path of a foreign program, if it is installed.
+pub fn installed(name: &str) -> Option<PathBuf> {
     let folders = env::var("PATH").unwrap_or_default();
     let folders = folders.split(':').chain(["/usr/sbin", "/sbin"]);
-    let found = folders.map(|folder| Path::new(folder).join(name)).find(|path| path.is_file());
-    if found.is_none() {
-        eprintln!("skipped: {name} is not installed");
-    }
-    found
+    folders.map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    let socket = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    socket.local_addr().expect("a bound socket has an address").port()
+/// Path of a foreign program that a check needs; without it the check is skipped.
+pub fn foreign(name: &str) -> Option<PathBuf> {
+    let found = installed(name);
+    if found.is_none() {
+        skip(format_args!("{name} is not installed"));
+    }
+    found
 }
 
 /// Waits until something accepts at a loopback port.

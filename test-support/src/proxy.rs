@@ -15,7 +15,7 @@ use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -52,6 +52,10 @@ struct Shared {
     rule: Mutex<Arc<Rule>>,
     streams: Mutex<Vec<(usize, TcpStream)>>,
     accepted: AtomicUsize,
+    /// Whether somebody has tried to connect since that was last waited for.
+    tried: (Mutex<bool>, Condvar),
+    /// Whether connections are refused.
+    down: AtomicBool,
     over: AtomicBool,
 }
 
@@ -80,6 +84,8 @@ impl Proxy {
             rule: Mutex::new(Arc::new(|_, _, _| Fate::Pass)),
             streams: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            tried: (Mutex::new(false), Condvar::new()),
+            down: AtomicBool::new(false),
             over: AtomicBool::new(false),
         });
         let all = shared.clone();
@@ -87,6 +93,11 @@ impl Proxy {
             for client in listener.incoming() {
                 if all.over.load(Ordering::SeqCst) {
                     return;
+                }
+                *lock(&all.tried.0) = true;
+                all.tried.1.notify_all();
+                if all.down.load(Ordering::SeqCst) {
+                    continue;
                 }
                 let (Ok(client), Ok(server)) = (client, TcpStream::connect(server)) else {
                     continue;
@@ -146,6 +157,21 @@ impl Proxy {
     /// How many connections it has had.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Waits until somebody tries to connect, also in vain, if nobody has since the last call.
+    pub fn wait_for_attempt(&self) {
+        let (tried, changed) = &self.shared.tried;
+        let mut tried = lock(tried);
+        while !*tried {
+            tried = changed.wait(tried).unwrap_or_else(PoisonError::into_inner);
+        }
+        *tried = false;
+    }
+
+    /// Refuses new connections, or no more.
+    pub fn set_down(&self, down: bool) {
+        self.shared.down.store(down, Ordering::SeqCst);
     }
 
     /// Closes all connections.

@@ -48,7 +48,7 @@ pub enum Action {
 pub struct Fault {
     /// One of [`POINTS`].
     pub point: String,
-    /// What.
+    /// What happens when the point is passed.
     pub action: Action,
 }
 
@@ -75,7 +75,7 @@ impl FromStr for Fault {
 pub struct Faults(Mutex<Vec<Fault>>);
 
 impl Faults {
-    /// These.
+    /// The faults of the command line, each of which acts once.
     pub fn new(faults: Vec<Fault>) -> Self {
         Self(Mutex::new(faults))
     }

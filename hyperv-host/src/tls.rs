@@ -36,9 +36,9 @@ pub enum TlsError {
     /// A certificate or key file is not usable.
     #[error("{path}: {why}")]
     File {
-        /// The file.
+        /// Path of the file that the error is about.
         path: String,
-        /// Why.
+        /// The reason, as a sentence for a person.
         why: String,
     },
     /// The configuration as a whole is not usable.
@@ -47,9 +47,9 @@ pub enum TlsError {
     /// The connection could not be made or broke.
     #[error("cannot connect to {address}")]
     Connect {
-        /// The peer.
+        /// Address of the peer, `host:port`.
         address: String,
-        /// Why.
+        /// The cause, as the layer below tells it.
         #[source]
         source: io::Error,
     },
@@ -63,9 +63,9 @@ pub enum TlsError {
 
 /// An encrypted connection, from either side.
 pub enum Stream {
-    /// Connected.
+    /// A connection that this host made.
     Client(Box<StreamOwned<ClientConnection, Buffered>>),
-    /// Accepted.
+    /// A connection that this host accepted.
     Server(Box<StreamOwned<ServerConnection, Buffered>>),
 }
 

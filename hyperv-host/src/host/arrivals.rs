@@ -1,0 +1,68 @@
+//! VMs that are being received: what is known of them until they are this host's or gone.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize},
+    },
+};
+
+use disk_source::Prepared;
+use vmm::{Vm, platform::bus::lock};
+
+use super::{machine::Managed, records::MoveId};
+use crate::{disks::Run, tls::Cutter};
+
+/// How far a move has come at its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Memory and state are on their way.
+    Receiving,
+    /// Everything is here; the word of the source is not.
+    Waiting,
+    /// It was told to run here, and did.
+    Ran,
+    /// It does not run here by this move.
+    Gone,
+}
+
+/// A VM being received.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Identity of the move.
+    pub id: MoveId,
+    /// What memory connections must show.
+    pub token: String,
+    /// Where the source can be asked.
+    pub source: String,
+    /// The VM in the table.
+    pub managed: Arc<Managed>,
+    /// The machine that is filled.
+    pub vm: Arc<Vm>,
+    /// Its disks, ready to be opened.
+    pub disks: Vec<Prepared>,
+    /// Its run on this host.
+    pub run: Run,
+    /// How far it is.
+    pub phase: Mutex<Phase>,
+    /// Memory connections that may still join.
+    pub joins: AtomicUsize,
+    /// A memory connection broke before its last round.
+    pub broken: AtomicBool,
+    /// Whether it is one of this host's by its records; held while it becomes so.
+    pub settled: Mutex<bool>,
+    /// The connections of the move.
+    pub cutters: Mutex<Vec<Cutter>>,
+}
+
+/// All VMs being received.
+#[derive(Debug, Default)]
+pub struct Arrivals(pub Mutex<HashMap<MoveId, Arc<Arrival>>>);
+
+impl Arrivals {
+    /// The VM that comes by this move.
+    pub fn get(&self, id: &MoveId) -> Option<Arc<Arrival>> {
+        lock(&self.0).get(id).cloned()
+    }
+}

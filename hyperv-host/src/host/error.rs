@@ -1,0 +1,82 @@
+//! Why something asked of a host is not done.
+
+use std::io;
+
+use host_api::{VmName, VmState};
+
+use crate::allowed::NotAllowed;
+
+/// Why something asked of the host was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// There is no such VM.
+    #[error("there is no VM {0}")]
+    Unknown(VmName),
+    /// There is one already.
+    #[error("there is a VM {0} already")]
+    Exists(VmName),
+    /// Another has its id.
+    #[error("VM {name} has the id of VM {other}; leave `id` out and it gets one of its own")]
+    SameId {
+        /// Name of the VM.
+        name: VmName,
+        /// The one that is here.
+        other: VmName,
+    },
+    /// It is not in a state for that.
+    #[error("VM {name} is {}", .state.as_str())]
+    State {
+        /// Name of the VM.
+        name: VmName,
+        /// State that the VM is in.
+        state: VmState,
+    },
+    /// Something else is being done with it.
+    #[error("VM {0} is busy")]
+    Busy(VmName),
+    /// A limit of the configuration.
+    #[error("limit reached: {0}")]
+    Limit(&'static str),
+    /// It did not end in time.
+    #[error("VM {name} did not power off within {seconds} s; --force ends it")]
+    StillOn {
+        /// Name of the VM.
+        name: VmName,
+        /// How long it had.
+        seconds: u64,
+    },
+    /// The machine could not be built or run, or one of its disks failed.
+    #[error(transparent)]
+    Vm(#[from] vmm::Error),
+    /// A definition is not possible.
+    #[error(transparent)]
+    Definition(#[from] host_api::DefinitionError),
+    /// It names what VMs of this host may not have.
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
+    /// Nobody says who this host is to the server of a disk.
+    #[error("disk {location}: this host cannot log on there")]
+    Login {
+        /// Location, as it was given or as the image names it.
+        location: String,
+        /// The cause, as the layer below tells it.
+        #[source]
+        source: smb_client::CredentialsError,
+    },
+    /// The state folder failed.
+    #[error("cannot keep the host's records")]
+    Store(#[source] io::Error),
+    /// A move failed; the VM runs on here.
+    #[error("not moved: {0}")]
+    NotMoved(String),
+    /// The outcome of a move is not known yet.
+    #[error("the other host was lost at the hand-over; it is being asked: {0}")]
+    InDoubt(String),
+    /// The daemon is about to end.
+    #[error("this host is being shut down")]
+    ShuttingDown,
+    /// The configuration has no part for moving.
+    #[error("this host has no [migration] in its configuration")]
+    NoMigration,
+}

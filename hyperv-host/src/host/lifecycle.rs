@@ -1,0 +1,366 @@
+//! How machines start, end and start again.
+
+use std::{
+    sync::{Arc, MutexGuard, mpsc},
+    time::{Duration, Instant},
+};
+
+use host_api::{VmName, VmState};
+use vmm::{
+    DiskShape, Vm,
+    platform::{error::chain, lifecycle::EndReason},
+};
+
+use super::{
+    Host, HostError,
+    machine::{Inner, Managed},
+    records::Record,
+    spawn,
+};
+use crate::{
+    allowed::Whose,
+    disks::{self, Run},
+};
+
+/// A machine that is reset sooner than that after its start may be in a loop.
+const SOON: Duration = Duration::from_secs(10);
+/// So many resets soon after a start, one after the other, are a loop.
+const LOOP: u32 = 6;
+/// How long a machine that is stopped by force may take to close its disks before it is off.
+pub(super) const FORCED: Duration = Duration::from_millis(1500);
+/// Longest pause before a VM whose host came back is tried to be started again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Who has a VM started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Starter {
+    /// Somebody who asked for it.
+    Operator,
+    /// The host, as long as nobody says otherwise.
+    Host,
+}
+
+impl Host {
+    /// Starts a VM that is off.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn start(self: &Arc<Self>, name: &VmName) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let operation = managed.try_operate()?;
+        let state = managed.state();
+        if !matches!(state, VmState::Off | VmState::Failed) {
+            return Err(HostError::State { name: name.clone(), state });
+        }
+        self.start_locked(&managed, &operation, Starter::Operator)
+    }
+
+    /// Starts a VM that ran when the host stopped, however long its storage takes to be there: after
+    /// a power cut the host may be up before its file server is. Ends when the VM runs, is gone, or
+    /// nobody wants it to start any more.
+    pub(crate) fn start_in_time(self: &Arc<Self>, managed: &Arc<Managed>) {
+        let name = managed.name();
+        let mut pause = Duration::from_secs(1);
+        loop {
+            let operation = managed.operate();
+            if !self.is_wanted(managed) {
+                break;
+            }
+            let started = self.start_locked(managed, &operation, Starter::Host);
+            drop(operation);
+            let error = match started {
+                Ok(()) | Err(HostError::State { .. }) => break,
+                Err(error) => chain(&error),
+            };
+            tracing::error!(vm = %name, error, again_in = ?pause, "not started");
+            managed.update(|inner| {
+                let again = format!(
+                    "not started yet, tried again every {} s at most",
+                    LONGEST_PAUSE.as_secs()
+                );
+                inner.reason = Some(format!("{again}: {error}"));
+            });
+            if managed.wait(pause, |inner| !inner.starting) {
+                break;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Whether a VM that is off is still to be started without being asked: it is this one that is in
+    /// the table, and not another of its name, and nobody has stopped it meanwhile.
+    fn is_wanted(&self, managed: &Arc<Managed>) -> bool {
+        let here = self.find(managed.name()).is_ok_and(|here| Arc::ptr_eq(&here, managed));
+        let waits = managed.update(|inner| inner.starting && inner.state == VmState::Off);
+        here && waits && !self.is_shutting_down()
+    }
+
+    /// Starts a VM whose operation lock is held.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn start_locked(
+        self: &Arc<Self>,
+        managed: &Arc<Managed>,
+        _operation: &MutexGuard<'_, ()>,
+        starter: Starter,
+    ) -> Result<(), HostError> {
+        let definition = &managed.definition;
+        if self.is_shutting_down() {
+            return Err(HostError::ShuttingDown);
+        }
+        self.allowed.check(definition, Whose::Own)?;
+        let _memory = self.reserve_memory(definition.memory_mib)?;
+        let number = self.store.next_run(managed.name()).map_err(HostError::Store)?;
+        let run = Run::new(definition.id, number);
+        let disks = self.runtime.block_on(async {
+            let prepared = disks::prepare_all(definition, &self.disks).await?;
+            disks::open_all(&prepared, &run).await
+        })?;
+        let shapes: Vec<DiskShape> = disks
+            .iter()
+            .map(|disk| DiskShape { geometry: disk.geometry(), read_only: disk.is_read_only() })
+            .collect();
+        let built = Vm::build(&self.kvm, definition, &shapes, None, self.runtime.handle().clone())
+            .and_then(|vm| {
+                vm.load()?;
+                vm.attach_disks(disks.clone())?;
+                Ok(vm)
+            });
+        let recorded = built.map_err(HostError::from).and_then(|vm| {
+            // It may have been stopped while its disks were opened.
+            if starter == Starter::Host && !self.is_wanted(managed) {
+                let (name, state) = (managed.name().clone(), managed.state());
+                return Err(HostError::State { name, state });
+            }
+            self.store.record(managed.name(), &Record::Running).map_err(HostError::Store)?;
+            Ok(vm)
+        });
+        let vm = match recorded {
+            Ok(vm) => Arc::new(vm),
+            Err(error) => {
+                self.close_disks(managed.name(), disks);
+                return Err(error);
+            }
+        };
+        vm.resume();
+        self.adopt(managed, vm);
+        tracing::info!(vm = %managed.name(), "started");
+        Ok(())
+    }
+
+    /// Makes a running machine this VM's and watches over its end.
+    pub fn adopt(self: &Arc<Self>, managed: &Arc<Managed>, vm: Arc<Vm>) {
+        managed.update(|inner| {
+            inner.state = VmState::Running;
+            inner.reason = None;
+            inner.vm = Some(vm.clone());
+            inner.starting = false;
+            inner.resets.0 = Some(Instant::now());
+        });
+        let (host, managed) = (self.clone(), managed.clone());
+        spawn(format!("{}/watch", managed.name()), move || host.watch(&managed, &vm));
+    }
+
+    /// Waits for a machine's end and puts things in order after it.
+    fn watch(self: &Arc<Self>, managed: &Arc<Managed>, vm: &Arc<Vm>) {
+        let reason = loop {
+            if let Some(reason) = vm.control().wait_end(Duration::from_secs(3600)) {
+                break reason;
+            }
+        };
+        let operation = managed.operate();
+        if !managed.vm().is_some_and(|current| Arc::ptr_eq(&current, vm)) {
+            // It was moved away, or another machine has taken its place.
+            return;
+        }
+        if self.is_shutting_down() {
+            return;
+        }
+        tracing::info!(vm = %managed.name(), ?reason, "ended");
+        let restart = matches!(reason, EndReason::Reset | EndReason::TripleFault(_));
+        let (state, why) = match &reason {
+            EndReason::Failed(why) => (VmState::Failed, Some(why.clone())),
+            EndReason::Stopped => (VmState::Off, Some("stopped by force".to_owned())),
+            EndReason::PowerOff => (VmState::Off, None),
+            EndReason::Reset => (VmState::Off, Some("it asked for a reset".to_owned())),
+            EndReason::TripleFault(place) => {
+                tracing::warn!(vm = %managed.name(), place, "triple fault, the machine is reset");
+                (VmState::Off, Some(format!("a triple fault: {place}")))
+            }
+        };
+        // One that is reset is never off by the records: a host that fails meanwhile starts it.
+        if !restart {
+            self.record_off(managed);
+        }
+        let torn_down = self.tear_down_aside(managed, vm);
+        let limit = if reason == EndReason::Stopped { FORCED } else { Duration::MAX };
+        if torn_down.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            // Storage that does not answer keeps nobody from being told that the guest has ended.
+            let why =
+                "stopped by force; its storage does not answer, so its disks are not closed yet";
+            managed.update(|inner| {
+                inner.state = state;
+                inner.reason = Some(why.to_owned());
+                inner.vm = None;
+            });
+            // Until they are, nothing can be done with it.
+            let _ = torn_down.recv();
+            return;
+        }
+        if restart {
+            self.restart(managed, operation, why.unwrap_or_default());
+            return;
+        }
+        managed.update(|inner| {
+            inner.state = state;
+            inner.reason = why;
+            inner.vm = None;
+            // Whoever sees that it is off may start or delete it at once.
+            drop(operation);
+        });
+    }
+
+    /// Starts a VM again that was reset; with a pause if that happens again and again soon after its
+    /// start, and at last not at all.
+    fn restart<'a>(
+        self: &Arc<Self>,
+        managed: &'a Arc<Managed>,
+        operation: MutexGuard<'a, ()>,
+        why: String,
+    ) {
+        let name = managed.name();
+        let resets = managed.update(|inner| {
+            let soon = inner.resets.0.is_some_and(|began| began.elapsed() < SOON);
+            inner.resets.1 = if soon { inner.resets.1 + 1 } else { 0 };
+            inner.vm = None;
+            inner.state = VmState::Off;
+            inner.starting = inner.resets.1 < LOOP;
+            inner.resets.1
+        });
+        if resets >= LOOP {
+            let why = format!(
+                "reset {resets} times in a row, each time less than {} s after its start; last: {why}",
+                SOON.as_secs()
+            );
+            tracing::error!(vm = %name, why, "not started again");
+            self.record_off(managed);
+            managed.update(|inner| {
+                (inner.state, inner.reason, inner.resets) = (VmState::Failed, Some(why), (None, 0));
+            });
+            return;
+        }
+        let mut operation = Some(operation);
+        if resets > 1 {
+            let pause = Duration::from_secs(1) * 2u32.pow(resets - 2);
+            let reason = format!("{why}; started again in {} s", pause.as_secs());
+            managed.update(|inner| inner.reason = Some(reason));
+            // Who does not want that says so meanwhile.
+            operation = None;
+            if managed.wait(pause, |inner| !inner.starting) {
+                return;
+            }
+        }
+        let operation = match operation {
+            Some(operation) => operation,
+            None => managed.operate(),
+        };
+        if !self.is_wanted(managed) {
+            return;
+        }
+        let started = self.start_locked(managed, &operation, Starter::Host);
+        drop(operation);
+        if let Err(error) = started {
+            tracing::error!(vm = %name, error = chain(&error), "not started after a reset");
+            self.start_in_time(managed);
+        }
+    }
+
+    fn record_off(&self, managed: &Managed) {
+        if let Err(error) = self.store.record(managed.name(), &Record::Off) {
+            tracing::error!(vm = %managed.name(), %error, "cannot record that it is off");
+        }
+    }
+
+    /// Ends a machine and closes its disks on a thread of its own; says so when that is done.
+    fn tear_down_aside(
+        self: &Arc<Self>,
+        managed: &Arc<Managed>,
+        vm: &Arc<Vm>,
+    ) -> mpsc::Receiver<()> {
+        let (done, torn_down) = mpsc::channel();
+        let (host, vm) = (self.clone(), vm.clone());
+        let ended = managed.clone();
+        spawn(format!("{}/end", managed.name()), move || {
+            host.tear_down(&ended, &vm);
+            let _ = done.send(());
+        });
+        torn_down
+    }
+
+    /// Ends a machine and closes its disks.
+    pub fn tear_down(&self, managed: &Managed, vm: &Vm) {
+        vm.stop();
+        let disks = vm.detach_disks().into_iter().map(|(_, disk)| disk).collect();
+        self.close_disks(managed.name(), disks);
+    }
+
+    fn close_disks(&self, name: &VmName, disks: Vec<Arc<dyn block_io::Disk>>) {
+        for disk in disks {
+            if let Err(error) = self.runtime.block_on(disk.close()) {
+                tracing::error!(vm = %name, error = chain(&error), "a disk was not closed in order");
+            }
+        }
+    }
+
+    /// Stops a VM.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn stop(&self, name: &VmName, force: bool, limit: Duration) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let waits = managed.update(|inner| {
+            let waits = inner.state == VmState::Off && inner.starting;
+            if waits {
+                inner.starting = false;
+                inner.reason = Some("stopped while it waited to be started".to_owned());
+            }
+            waits
+        });
+        if waits {
+            // An attempt may be under way, which sees that it is not wanted, or has just succeeded.
+            let _operation = managed.operate_within(limit)?;
+            if managed.state() == VmState::Off {
+                return self.store.record(name, &Record::Off).map_err(HostError::Store);
+            }
+        }
+        let state = managed.state();
+        let vm = match (state, managed.vm()) {
+            (VmState::Running, Some(vm)) => vm,
+            _ => return Err(HostError::State { name: name.clone(), state }),
+        };
+        if force {
+            let _operation = managed.try_operate()?;
+            vm.control().end(EndReason::Stopped);
+        } else {
+            vm.press_power_button();
+        }
+        let gone =
+            |inner: &Inner| !inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, &vm));
+        if managed.wait(limit, gone) {
+            Ok(())
+        } else {
+            Err(HostError::StillOn { name: name.clone(), seconds: limit.as_secs() })
+        }
+    }
+
+    /// Ends a machine when its guest has, or at `deadline`, unless it is somebody else's by then.
+    pub(super) fn end_by(&self, managed: &Managed, vm: &Vm, deadline: Instant) {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        vm.control().wait_end(left());
+        let Ok(_operation) = managed.operate_within(left()) else { return };
+        if managed.update(|inner| inner.vm.take()).is_some() {
+            self.tear_down(managed, vm);
+        }
+    }
+}

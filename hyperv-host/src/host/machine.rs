@@ -1,0 +1,157 @@
+//! One VM of a host: its definition, its state, and who may change it.
+//!
+//! The state changes only under the operation lock; without it the state can be looked at.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError},
+    time::{Duration, Instant},
+};
+
+use host_api::{MoveStatistics, VmDefinition, VmName, VmState, VmSummary};
+use vmm::{
+    Vm,
+    platform::bus::{lock, lock_within},
+};
+
+use super::{HostError, records::MoveId};
+
+/// How long an operation waits for a VM that has come to be in the records.
+const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+
+/// What of a VM can be looked at at any time.
+#[derive(Debug)]
+pub struct Inner {
+    /// State that the VM is in.
+    pub state: VmState,
+    /// The machine while it runs or is paused here.
+    pub vm: Option<Arc<Vm>>,
+    /// More about the state.
+    pub reason: Option<String>,
+    /// The last move.
+    pub last_move: Option<MoveStatistics>,
+    /// The operator's word on a VM in doubt: run it here or not.
+    pub resolve: Option<bool>,
+    /// It has come by a move and the records are being written: what is asked of it waits.
+    pub settling: bool,
+    /// When its machine began, and how often in a row one ended soon after that by a reset.
+    pub resets: (Option<Instant>, u32),
+    /// It is off and will be started without being asked; cleared by who does not want that.
+    pub starting: bool,
+    /// The move by which it was given to another host, until that host is known to have it.
+    pub handed_over: Option<MoveId>,
+}
+
+/// A VM of this host.
+#[derive(Debug)]
+pub struct Managed {
+    /// The definition that it was created with.
+    pub definition: VmDefinition,
+    operation: Mutex<()>,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl Managed {
+    /// A VM that is not running.
+    pub fn new(definition: VmDefinition, state: VmState) -> Arc<Self> {
+        Arc::new(Self {
+            definition,
+            operation: Mutex::new(()),
+            inner: Mutex::new(Inner {
+                state,
+                vm: None,
+                reason: None,
+                last_move: None,
+                resolve: None,
+                settling: false,
+                resets: (None, 0),
+                starting: false,
+                handed_over: None,
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Name of the VM, unique on its host.
+    pub fn name(&self) -> &VmName {
+        &self.definition.name
+    }
+
+    /// Waits for the right to change its standing.
+    pub fn operate(&self) -> MutexGuard<'_, ()> {
+        lock(&self.operation)
+    }
+
+    /// Takes the right to change its standing if no one has it. Waits for a VM that has just
+    /// come to be in the records: that is no one's operation.
+    ///
+    /// # Errors
+    /// [`HostError::Busy`].
+    pub fn try_operate(&self) -> Result<MutexGuard<'_, ()>, HostError> {
+        self.wait(SETTLE_LIMIT, |inner| !inner.settling);
+        match self.operation.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poison)) => Ok(poison.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(HostError::Busy(self.name().clone())),
+        }
+    }
+
+    /// As [`Managed::try_operate`], but waits up to `limit` for another operation to end.
+    ///
+    /// # Errors
+    /// [`HostError::Busy`].
+    pub fn operate_within(&self, limit: Duration) -> Result<MutexGuard<'_, ()>, HostError> {
+        let begin = Instant::now();
+        self.wait(limit, |inner| !inner.settling);
+        lock_within(&self.operation, limit.saturating_sub(begin.elapsed()))
+            .ok_or_else(|| HostError::Busy(self.name().clone()))
+    }
+
+    /// State that the VM is in at present.
+    pub fn state(&self) -> VmState {
+        lock(&self.inner).state
+    }
+
+    /// The machine, if there is one.
+    pub fn vm(&self) -> Option<Arc<Vm>> {
+        lock(&self.inner).vm.clone()
+    }
+
+    /// Changes what can be looked at and tells those who wait.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = lock(&self.inner);
+        let result = change(&mut inner);
+        self.changed.notify_all();
+        result
+    }
+
+    /// Waits until `done` says so, at most `limit`; whether it did.
+    pub fn wait(&self, limit: Duration, mut done: impl FnMut(&Inner) -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut inner = lock(&self.inner);
+        while !done(&inner) {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            inner = self
+                .changed
+                .wait_timeout(inner, left)
+                .unwrap_or_else(|poison| poison.into_inner())
+                .0;
+        }
+        true
+    }
+
+    /// Looks at what can be looked at.
+    pub fn look<T>(&self, at: impl FnOnce(&Inner) -> T) -> T {
+        at(&lock(&self.inner))
+    }
+
+    /// Its line in a list of VMs.
+    pub fn summary(&self) -> VmSummary {
+        VmSummary {
+            name: self.name().clone(),
+            state: self.state(),
+            vcpus: self.definition.vcpus,
+            memory_mib: self.definition.memory_mib,
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! The host: the table of VMs, what is done with them, and what must be remembered.
+//!
+//! ```text
+//!  control (unix socket) ──► Host ──┬─► machine::Managed (one VM) ──► vmm::Vm
+//!  migrate (TLS)         ──►        ├─► records (durable)
+//!  recover (after start) ──►        └─► disks ──► disk-source
+//!
+//!  Off ── start ──► Running ── move ──► MovingOut ──► (gone, or Running again)
+//!   ▲                 │                    └── cut off after the hand-over ──► InDoubt
+//!   └── power off ────┘        MovingIn (received) ──► Running | gone | InDoubt
+//! ```
+//!
+//! Modules: [`machine`] one VM, [`lifecycle`] how machines start and end, [`records`] the state
+//! folder, [`arrivals`] VMs on their way in, [`memory`] its limit. `control`, `migrate` and `recover`
+//! import this module and never the other way round.
+
+pub mod arrivals;
+mod error;
+pub mod lifecycle;
+pub mod machine;
+pub mod memory;
+pub mod records;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use disk_source::{Configured, Source};
+use host_api::{DiskUsage, VmDefinition, VmDetail, VmName, VmState, VmSummary};
+use kvm_ioctls::Kvm;
+use smb_client::SmbUrl;
+use tokio::runtime::Runtime;
+use vmm::platform::bus::lock;
+
+pub use self::error::HostError;
+use self::{
+    arrivals::Arrivals,
+    lifecycle::FORCED,
+    machine::Managed,
+    records::{MoveId, Store},
+};
+use crate::{
+    allowed::{Allowed, Whose},
+    config::Config,
+    disks,
+    fault::Faults,
+    tls::Tls,
+};
+
+/// A VM host.
+#[derive(Debug)]
+pub struct Host {
+    /// The configuration file that it was started with.
+    pub config: Config,
+    /// The file servers that it has logins for.
+    pub servers: Configured,
+    /// What opens its machines' disks.
+    pub disks: Source,
+    /// What VMs may name.
+    pub allowed: Allowed,
+    /// The open `/dev/kvm`.
+    pub kvm: Kvm,
+    /// Where disks' I/O runs.
+    pub runtime: Runtime,
+    /// The records in its state folder.
+    pub store: Store,
+    /// Its identity, if it takes part in moves.
+    pub tls: Option<Tls>,
+    /// Where it listens for other hosts.
+    pub migration_address: OnceLock<SocketAddr>,
+    /// Faults that were asked for.
+    pub faults: Faults,
+    /// Moves out that are still deciding.
+    pub deciding: Mutex<Vec<MoveId>>,
+    /// VMs being received.
+    pub arrivals: Arrivals,
+    vms: Mutex<BTreeMap<VmName, Arc<Managed>>>,
+    /// Memory kept for machines that are being made.
+    reserved_mib: Mutex<u64>,
+    shutting_down: AtomicBool,
+}
+
+impl Host {
+    /// Opens the state folder and KVM. Nothing runs yet: see [`crate::recover`].
+    ///
+    /// # Errors
+    /// What KVM, the certificates or the state folder say.
+    pub fn open(config: Config, faults: Faults) -> anyhow::Result<Arc<Self>> {
+        use anyhow::Context;
+        let allowed = usable(&config)?;
+        let kvm = Kvm::new().context("cannot open /dev/kvm")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(config.host.io_threads)
+            .thread_name("disk-io")
+            .enable_all()
+            .build()
+            .context("cannot start the I/O threads")?;
+        let store = Store::open(&config.host.state_dir).with_context(|| {
+            format!("cannot use the state folder {}", config.host.state_dir.display())
+        })?;
+        let tls = config.migration.as_ref().map(Tls::load).transpose()?;
+        let servers = disks::servers(&config.storage);
+        Ok(Arc::new(Self {
+            disks: disks::source(servers.clone()),
+            servers,
+            allowed,
+            config,
+            kvm,
+            runtime,
+            store,
+            tls,
+            migration_address: OnceLock::new(),
+            faults,
+            deciding: Mutex::default(),
+            arrivals: Arrivals::default(),
+            vms: Mutex::default(),
+            reserved_mib: Mutex::default(),
+            shutting_down: AtomicBool::new(false),
+        }))
+    }
+
+    /// Whether a VM was given away by this move, and the host that has it may not know yet.
+    pub fn has_handed_over(&self, id: &MoveId) -> bool {
+        let given =
+            |managed: &Arc<Managed>| managed.look(|inner| inner.handed_over.as_ref() == Some(id));
+        lock(&self.vms).values().any(given)
+    }
+
+    /// Adds a VM that the records say is this host's: the limits held when it came.
+    pub fn take_up(&self, managed: &Arc<Managed>) {
+        lock(&self.vms).insert(managed.name().clone(), managed.clone());
+    }
+
+    /// The VM of that name.
+    ///
+    /// # Errors
+    /// [`HostError::Unknown`].
+    pub fn find(&self, name: &VmName) -> Result<Arc<Managed>, HostError> {
+        lock(&self.vms).get(name).cloned().ok_or_else(|| HostError::Unknown(name.clone()))
+    }
+
+    /// Whether the host is about to end.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Acquire)
+    }
+
+    /// Adds a VM to the table. Two VMs with one id would take each other's disks, each being the
+    /// later run of the same instance to the server (MS-SMB2 3.3.5.9.13).
+    ///
+    /// # Errors
+    /// [`HostError::Exists`], [`HostError::SameId`], [`HostError::Limit`].
+    pub fn insert(&self, managed: &Arc<Managed>) -> Result<(), HostError> {
+        let mut vms = lock(&self.vms);
+        if vms.len() >= self.config.limits.vms {
+            return Err(HostError::Limit("vms"));
+        }
+        let name = managed.name().clone();
+        if vms.contains_key(&name) {
+            return Err(HostError::Exists(name));
+        }
+        let id = managed.definition.id;
+        let same = |other: &&Arc<Managed>| id.is_some() && other.definition.id == id;
+        if let Some(other) = vms.values().find(same) {
+            return Err(HostError::SameId { name, other: other.name().clone() });
+        }
+        vms.insert(name, managed.clone());
+        Ok(())
+    }
+
+    /// Takes a VM off the table.
+    pub fn remove(&self, managed: &Managed) {
+        lock(&self.vms).remove(managed.name());
+    }
+
+    /// Takes in a VM.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn create(&self, mut definition: VmDefinition) -> Result<(), HostError> {
+        definition.check()?;
+        self.check_usable(&definition, Whose::Own)?;
+        if definition.id.is_none() {
+            let mut id = [0; 16];
+            let random = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty());
+            random.map_err(|error| HostError::Store(error.into()))?;
+            definition.id = Some(host_api::VmId(id));
+        }
+        let managed = Managed::new(definition, VmState::Off);
+        self.insert(&managed)?;
+        self.store.create(&managed.definition).map_err(|error| {
+            self.remove(&managed);
+            HostError::Store(error)
+        })
+    }
+
+    /// Checks whether a VM can be one of this host's, as far as that can be told without its
+    /// storage: what it names is allowed and there, and this host has a login where its disks are.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn check_usable(&self, definition: &VmDefinition, whose: Whose) -> Result<(), HostError> {
+        self.allowed.check(definition, whose)?;
+        for disk in &definition.disks {
+            let location = disk.location.clone();
+            let refused = |source| vmm::Error::Disk { location: location.clone(), source };
+            disks::format(disk).map_err(refused)?;
+            if let Ok(url) = location.parse::<SmbUrl>() {
+                self.servers.login(&url).map_err(|source| HostError::Login { location, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a VM that is off.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn delete(&self, name: &VmName) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let _operation = managed.try_operate()?;
+        let state = managed.state();
+        if !matches!(state, VmState::Off | VmState::Failed) {
+            return Err(HostError::State { name: name.clone(), state });
+        }
+        self.store.delete(name).map_err(HostError::Store)?;
+        managed.update(|inner| inner.starting = false);
+        self.remove(&managed);
+        Ok(())
+    }
+
+    /// The operator's decision on a VM in doubt.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn resolve(&self, name: &VmName, run: bool) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let state = managed.state();
+        if state != VmState::InDoubt {
+            return Err(HostError::State { name: name.clone(), state });
+        }
+        tracing::warn!(vm = %name, run, "decided by the operator");
+        managed.update(|inner| inner.resolve = Some(run));
+        Ok(())
+    }
+
+    /// All VMs of the host with their states, by name.
+    pub fn list(&self) -> Vec<VmSummary> {
+        lock(&self.vms).values().map(|managed| managed.summary()).collect()
+    }
+
+    /// Everything about a VM.
+    ///
+    /// # Errors
+    /// [`HostError::Unknown`].
+    pub fn show(&self, name: &VmName) -> Result<VmDetail, HostError> {
+        let managed = self.find(name)?;
+        let summary = managed.summary();
+        let vm = managed.vm();
+        let usage = |(location, blk): &(String, Arc<vmm::devices::virtio::blk::Blk>)| {
+            let counters = &blk.counters;
+            DiskUsage {
+                location: location.clone(),
+                size: blk.geometry().size,
+                reads: counters.reads.load(Ordering::Relaxed),
+                writes: counters.writes.load(Ordering::Relaxed),
+                flushes: counters.flushes.load(Ordering::Relaxed),
+                read_bytes: counters.read_bytes.load(Ordering::Relaxed),
+                written_bytes: counters.written_bytes.load(Ordering::Relaxed),
+                errors: counters.errors.load(Ordering::Relaxed),
+                longest_us: counters.longest_us.load(Ordering::Relaxed),
+                pauses: counters.pauses.load(Ordering::Relaxed),
+                longest_pause_us: counters.longest_pause_us.load(Ordering::Relaxed),
+            }
+        };
+        let disks = vm.as_ref().map(|vm| vm.disks().iter().map(usage).collect());
+        let (pauses, longest_pause_us) = vm.as_ref().map(|vm| vm.pauses()).unwrap_or_default();
+        let (reason, last_move) =
+            managed.look(|inner| (inner.reason.clone(), inner.last_move.clone()));
+        Ok(VmDetail {
+            summary,
+            definition: managed.definition.clone(),
+            reason,
+            disks: disks.unwrap_or_default(),
+            pauses,
+            longest_pause_us,
+            last_move,
+        })
+    }
+
+    /// Ends everything: guests get the configured time to power off and moves that are under way to
+    /// end, then guests are ended. Storage that does not answer holds that up for a moment only.
+    /// Records stay, so that what ran is started again with the host.
+    pub fn shut_down(self: &Arc<Self>) {
+        self.shutting_down.store(true, Ordering::Release);
+        let all: Vec<_> = lock(&self.vms).values().cloned().collect();
+        let running: Vec<_> =
+            all.iter().filter_map(|managed| Some((managed.clone(), managed.vm()?))).collect();
+        for (managed, vm) in &running {
+            if managed.state() == VmState::Running {
+                vm.press_power_button();
+            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(self.config.host.shutdown_s.into());
+        let ends: Vec<_> = running
+            .into_iter()
+            .map(|(managed, vm)| {
+                let (done, ended) = mpsc::channel();
+                let host = self.clone();
+                spawn(format!("{}/end", managed.name()), move || {
+                    host.end_by(&managed, &vm, deadline);
+                    let _ = done.send(());
+                });
+                ended
+            })
+            .collect();
+        for ended in ends {
+            let left = (deadline + FORCED).saturating_duration_since(Instant::now());
+            if ended.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
+                tracing::warn!("a VM's disks were not closed in time");
+            }
+        }
+    }
+}
+
+/// Checks a configuration beyond its text: that what it names is there and can be used.
+///
+/// # Errors
+/// The first thing that is not, by name.
+pub fn usable(config: &Config) -> anyhow::Result<Allowed> {
+    use anyhow::Context;
+    let allowed = Allowed::of(config)
+        .map_err(|(what, why)| anyhow::anyhow!("{what:?} in [storage] or [boot]: {why}"))?;
+    for server in &config.storage.servers {
+        let of = || format!("[[storage.server]] {}", server.host);
+        format!("smb://{}/share", server.host)
+            .parse::<SmbUrl>()
+            .map_err(anyhow::Error::from)
+            .and_then(|url| {
+                anyhow::ensure!(url.user.is_none() && url.path.is_empty(), "it is no host:port");
+                Ok(())
+            })
+            .with_context(of)?;
+        if let Some(file) = &server.credentials {
+            smb_client::Login::from_file(file, None).with_context(of)?;
+        }
+    }
+    if let Some(migration) = &config.migration {
+        Tls::load(migration)?;
+    }
+    Ok(allowed)
+}
+
+/// Starts a named thread; a host that cannot is out of resources and says so.
+pub fn spawn(name: String, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name(name.clone()).spawn(work) {
+        tracing::error!(thread = name, %error, "cannot start a thread");
+    }
+}

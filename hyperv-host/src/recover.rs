@@ -1,0 +1,53 @@
+//! What a host does after its start: VMs that ran run again, hand-overs that were cut short are
+//! resolved.
+
+use std::sync::Arc;
+
+use host_api::{AfterHostFailure, VmState};
+
+use crate::{
+    host::{Host, HostError, machine::Managed, records::Record, spawn},
+    migrate::source::resolve,
+};
+
+/// Takes up what the records say after a start of the daemon: VMs that ran are started
+/// afresh (if they want it), VMs that were being handed over are asked for.
+///
+/// # Errors
+/// What the state folder says.
+pub fn recover(host: &Arc<Host>) -> Result<(), HostError> {
+    host.store.recover_arrivals().map_err(HostError::Store)?;
+    for (definition, record) in host.store.load().map_err(HostError::Store)? {
+        let managed = Managed::new(definition, VmState::Off);
+        host.take_up(&managed);
+        let host = host.clone();
+        match record {
+            Record::Off => {}
+            Record::Running | Record::MovingOut { .. } => {
+                let name = managed.name().clone();
+                host.store.record(&name, &Record::Running).map_err(HostError::Store)?;
+                if managed.definition.after_host_failure == AfterHostFailure::Restart {
+                    tracing::info!(vm = %name, "ran when this host stopped, starting it");
+                    managed.update(|inner| inner.starting = true);
+                    spawn(format!("{name}/start"), move || host.start_in_time(&managed));
+                } else {
+                    host.store.record(&name, &Record::Off).map_err(HostError::Store)?;
+                    managed.update(|inner| {
+                        inner.reason = Some("its host failed while it ran".into());
+                    });
+                }
+            }
+            Record::HandedOver { id, peer } => {
+                managed.update(|inner| {
+                    inner.state = VmState::InDoubt;
+                    inner.handed_over = Some(id.clone());
+                });
+                spawn(format!("{}/resolve", managed.name()), move || {
+                    let operation = managed.operate();
+                    resolve(&host, &managed, &id, &peer, operation);
+                });
+            }
+        }
+    }
+    Ok(())
+}

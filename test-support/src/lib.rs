@@ -1,0 +1,26 @@
+//! What tests of several crates share: our daemons and foreign programs as private processes on
+//! loopback, a proxy that breaks connections, the payload guest's console.
+//!
+//! Every server started here has a folder of its own and a port that it alone has, and is stopped by
+//! its process handle when the value is dropped. A check that cannot run here says so through
+//! [`skip()`](skip()): with `BULKHEAD_REQUIRE=1` in the environment it fails instead.
+//!
+//! No product crate depends on this one but in its `[dev-dependencies]`.
+
+#[cfg(feature = "vm")]
+pub mod host;
+#[cfg(feature = "vm")]
+pub mod host_cli;
+pub mod kdc;
+mod pattern;
+pub mod port;
+pub mod process;
+pub mod proxy;
+pub mod samba;
+mod skip;
+pub mod smbd;
+
+#[cfg(feature = "vm")]
+pub use host::kvm;
+pub use pattern::pattern;
+pub use skip::skip;
