@@ -47,11 +47,11 @@ impl Kdc {
              permitted_enctypes = aes256-cts-hmac-sha1-96 aes128-cts-hmac-sha1-96 \
              aes128-cts-hmac-sha256-128 aes256-cts-hmac-sha384-192\n\
              default_tkt_enctypes = {etype}\ndefault_tgs_enctypes = {etype}\n\
-             [realms]\n{REALM} = {{\nkdc = tcp/127.0.0.1:{port}\n}}\n\
+             [realms]\n{REALM} = {{\nkdc = tcp/127.0.0.1:{port}\nkdc = 127.0.0.1:{port}\n}}\n\
              [domain_realm]\n.test = {REALM}\n"
         );
         let server = format!(
-            "[kdcdefaults]\nkdc_listen = \"\"\nkdc_tcp_listen = 127.0.0.1:{port}\n\
+            "[kdcdefaults]\nkdc_listen = 127.0.0.1:{port}\nkdc_tcp_listen = 127.0.0.1:{port}\n\
              [realms]\n{REALM} = {{\ndatabase_name = {root}/principal\n\
              key_stash_file = {root}/stash\nacl_file = {root}/acl\n\
              supported_enctypes = {etype}:normal\n}}\n[logging]\nkdc = FILE:{root}/kdc.log\n"

@@ -3,6 +3,8 @@
 //! qemu-nbd, and fails without them.
 
 use std::{
+    io::Read,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Output},
     time::{Duration, Instant},
@@ -128,7 +130,9 @@ fn qemu_nbd(image: &Path) -> Stopped {
     command.args(["-t", "-f", "vhdx", "-k"]).arg(&socket).arg(image);
     let child = Stopped(command.spawn().expect("qemu-nbd is installed"));
     let since = Instant::now();
-    while !socket.exists() {
+    // It makes its socket before it opens the image, and greets afterwards.
+    let greets = || UnixStream::connect(&socket)?.read_exact(&mut [0; 8]);
+    while greets().is_err() {
         assert!(since.elapsed() < LIMIT, "qemu-nbd does not begin");
         std::thread::sleep(Duration::from_millis(5));
     }
