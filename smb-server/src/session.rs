@@ -397,10 +397,11 @@ impl Session {
         }
     }
 
-    /// An open by name, on whichever tree it was made.
-    pub fn any_open(&self, id: FileId) -> Option<Arc<Open>> {
+    /// An open by name, with the tree that it was made on.
+    pub fn any_open(&self, id: FileId) -> Option<(TreeId, Arc<Open>)> {
         let opens = self.opens.read().unwrap_or_else(PoisonError::into_inner);
-        opens.get(&id.volatile).filter(|entry| entry.open.id == id).map(|entry| entry.open.clone())
+        let entry = opens.get(&id.volatile).filter(|entry| entry.open.id == id)?;
+        Some((entry.tree, entry.open.clone()))
     }
 
     /// Takes an open away.

@@ -52,6 +52,22 @@ struct Stamp {
     size: u64,
 }
 
+/// Whose a token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The user, folded.
+    pub user: String,
+    /// Of a token: its data go to encrypted requests only. Of a request: it is encrypted.
+    pub sealed: bool,
+}
+
+impl Owner {
+    /// Whether what is this one's may go to the request of another.
+    fn serves(&self, asks: &Self) -> bool {
+        self.user == asks.user && (asks.sealed || !self.sealed)
+    }
+}
+
 /// What a token stands for.
 #[derive(Debug)]
 pub struct Held {
@@ -64,7 +80,7 @@ pub struct Held {
     len: u64,
     /// The source must still be as it was; a clone never changes.
     stamp: Option<Stamp>,
-    user: String,
+    owner: Owner,
     expires: Instant,
 }
 
@@ -92,7 +108,8 @@ impl Tokens {
         for number in [held.start, held.filled, held.len] {
             text.extend_from_slice(&number.to_le_bytes());
         }
-        text.extend_from_slice(held.user.as_bytes());
+        text.push(held.owner.sealed.into());
+        text.extend_from_slice(held.owner.user.as_bytes());
         let mut tag = [0; 32];
         kdf::derive(&self.secret, b"offload token", &text, &mut tag);
         tag
@@ -110,13 +127,13 @@ impl Tokens {
         source: BorrowedFd<'_>,
         range: Range<u64>,
         len: u64,
-        user: &str,
+        owner: Owner,
         life: Duration,
     ) -> Result<(Token, Instant), NtStatus> {
         let now = Instant::now();
         self.sweep(now);
         let table = self.lock();
-        let own = table.values().filter(|held| held.user == user).count();
+        let own = table.values().filter(|held| held.owner.user == owner.user).count();
         if table.len() >= MOST || own >= MOST_OF_ONE {
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
@@ -134,23 +151,25 @@ impl Tokens {
                 (kept, range.start, Some(stamp))
             }
         };
-        let held = Held { source, start, filled, len, stamp, user: user.to_owned(), expires };
+        let held = Held { source, start, filled, len, stamp, owner, expires };
         let id: Id = random();
         let text = [id.as_slice(), &self.tag(&id, &held)].concat();
         self.lock().insert(id, Arc::new(held));
         Ok((Token::new(KIND, &text), expires))
     }
 
-    /// What a token of this user stands for.
+    /// What a token stands for, for a request of its owner.
     ///
     /// # Errors
-    /// INVALID_TOKEN for one that was not given out, has ended or is someone else's.
-    pub fn redeem(&self, token: &Token, user: &str) -> Result<Arc<Held>, NtStatus> {
+    /// INVALID_TOKEN for one that was not given out, has ended, is someone else's or must not leave
+    /// in the clear.
+    pub fn redeem(&self, token: &Token, asks: &Owner) -> Result<Arc<Held>, NtStatus> {
         const VOID: NtStatus = NtStatus::INVALID_TOKEN;
         let (id, tag) = token.id().split_first_chunk::<16>().ok_or(VOID)?;
         let held = self.lock().get(id).cloned().ok_or(VOID)?;
         let genuine = constant_time_eq(&self.tag(id, &held), tag);
-        if token.kind() != KIND || !genuine || held.user != user || held.expires <= Instant::now() {
+        let ended = held.expires <= Instant::now();
+        if token.kind() != KIND || !genuine || !held.owner.serves(asks) || ended {
             return Err(VOID);
         }
         Ok(held)
@@ -249,6 +268,10 @@ mod tests {
 
     use super::*;
 
+    fn owner(user: &str, sealed: bool) -> Owner {
+        Owner { user: user.into(), sealed }
+    }
+
     fn volume() -> (tempfile::TempDir, Volume) {
         let folder = tempfile::tempdir().unwrap();
         let volume = Volume::open(folder.path()).unwrap();
@@ -268,12 +291,16 @@ mod tests {
         let source = tempfile::tempfile().unwrap();
         source.write_all_at(&[1; 1000], 0).unwrap();
         let life = Duration::from_secs(60);
-        let issue = |user| tokens.issue(&volume, source.as_fd(), 512..1000, 512, user, life);
+        let issue =
+            |user| tokens.issue(&volume, source.as_fd(), 512..1000, 512, owner(user, false), life);
         let (token, _) = issue("ANN").unwrap();
-        assert_eq!(tokens.redeem(&token, "BOB").unwrap_err(), NtStatus::INVALID_TOKEN);
+        assert_eq!(
+            tokens.redeem(&token, &owner("BOB", true)).unwrap_err(),
+            NtStatus::INVALID_TOKEN
+        );
         let target = tempfile::tempfile().unwrap();
         target.write_all_at(&[9; 2048], 0).unwrap();
-        let held = tokens.redeem(&token, "ANN").unwrap();
+        let held = tokens.redeem(&token, &owner("ANN", false)).unwrap();
         assert_eq!(held.len(), 512);
         held.write_to(0, target.as_fd(), 1024, 512).unwrap();
         let now = content(&target, 2048);
@@ -290,15 +317,18 @@ mod tests {
         source.write_all_at(&[1; 512], 0).unwrap();
         let life = Duration::from_secs(60);
         let (token, expires) =
-            tokens.issue(&volume, source.as_fd(), 0..512, 512, "ANN", life).unwrap();
+            tokens.issue(&volume, source.as_fd(), 0..512, 512, owner("ANN", false), life).unwrap();
         for at in [0, 7, 8, 30, 55] {
             let mut altered = token;
             altered.0[at] ^= 1;
-            assert!(tokens.redeem(&altered, "ANN").is_err(), "byte {at}");
+            assert!(tokens.redeem(&altered, &owner("ANN", false)).is_err(), "byte {at}");
         }
-        assert!(Tokens::default().redeem(&token, "ANN").is_err(), "of another server");
+        assert!(
+            Tokens::default().redeem(&token, &owner("ANN", false)).is_err(),
+            "of another server"
+        );
         tokens.sweep(expires);
-        assert!(tokens.redeem(&token, "ANN").is_err());
+        assert!(tokens.redeem(&token, &owner("ANN", false)).is_err());
     }
 
     #[test]
@@ -308,11 +338,13 @@ mod tests {
         let source = tempfile::tempfile().unwrap();
         source.write_all_at(&[1; 4096], 0).unwrap();
         let life = Duration::from_secs(60);
-        let (token, _) = tokens.issue(&volume, source.as_fd(), 0..4096, 4096, "ANN", life).unwrap();
+        let (token, _) = tokens
+            .issue(&volume, source.as_fd(), 0..4096, 4096, owner("ANN", false), life)
+            .unwrap();
         source.write_all_at(&[2; 4096], 0).unwrap();
         let target = tempfile::tempfile().unwrap();
         target.set_len(4096).unwrap();
-        let held = tokens.redeem(&token, "ANN").unwrap();
+        let held = tokens.redeem(&token, &owner("ANN", false)).unwrap();
         match held.write_to(0, target.as_fd(), 0, 4096) {
             Ok(()) => assert_eq!(content(&target, 4096), [1; 4096]),
             Err(status) => assert_eq!(status, NtStatus::INVALID_TOKEN),
@@ -325,7 +357,9 @@ mod tests {
         let tokens = Tokens::default();
         let source = tempfile::tempfile().unwrap();
         source.write_all_at(&[1; 512], 0).unwrap();
-        let issue = |user, life| tokens.issue(&volume, source.as_fd(), 0..512, 512, user, life);
+        let issue = |user, life| {
+            tokens.issue(&volume, source.as_fd(), 0..512, 512, owner(user, false), life)
+        };
         let users: Vec<_> = (0..MOST / MOST_OF_ONE).map(|n| format!("USER{n}")).collect();
         for user in &users {
             for _ in 0..MOST_OF_ONE {

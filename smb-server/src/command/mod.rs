@@ -222,6 +222,33 @@ impl<'a> Ctx<'a> {
         Ok(open)
     }
 
+    /// Whether this request may use what a tree of its session leads to.
+    ///
+    /// # Errors
+    /// ACCESS_DENIED for one that is not encrypted where its share demands that, and for one that
+    /// comes from where the share is not to be used.
+    pub fn may_use(&self, tree: &Tree) -> Result<(), NtStatus> {
+        // The tree may have been made on another connection of the session.
+        let from = self.ex.peer.ip();
+        let elsewhere = tree.hosts.as_ref().is_some_and(|hosts| !hosts.admit(from));
+        if tree.must_encrypt && !self.sealed || elsewhere {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        Ok(())
+    }
+
+    /// Another open of the session that the request names, on whichever tree it was made. What
+    /// that tree demands of requests is demanded of this one.
+    ///
+    /// # Errors
+    /// `missing` if there is none, and those of [`Ctx::may_use`].
+    pub fn other_open(&self, id: FileId, missing: NtStatus) -> Result<Arc<Open>, NtStatus> {
+        let session = self.session()?;
+        let (tree, open) = session.any_open(id).ok_or(missing)?;
+        self.may_use(&*session.tree(tree).ok_or(missing)?)?;
+        Ok(open)
+    }
+
     /// The dialect that is spoken.
     pub fn dialect(&self) -> Dialect {
         self.ex.negotiated.as_ref().map_or(Dialect::SMB_2_1, |n| n.dialect)
@@ -287,14 +314,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     let Some(tree) = session.tree(ctx.header.tree_id()) else {
         return Err(NtStatus::NETWORK_NAME_DELETED.into());
     };
-    if tree.must_encrypt && !ctx.sealed {
-        return Err(NtStatus::ACCESS_DENIED.into());
-    }
-    // The tree may have been made on another connection of the session.
-    let from = ctx.ex.peer.ip();
-    if tree.hosts.as_ref().is_some_and(|hosts| !hosts.admit(from)) {
-        return Err(NtStatus::ACCESS_DENIED.into());
-    }
+    ctx.may_use(&tree)?;
     ctx.tree = Some(tree.clone());
     if tree.volume.is_none() && command != Command::TREE_DISCONNECT {
         return pipe::handle(ctx, body, out);

@@ -58,6 +58,8 @@ pub mod gates {
         Right,
         /// A name comes into a folder by a right in the folder.
         Folder,
+        /// What a file holds is thrown away by rights in all of it.
+        Overwrite,
         /// A name is taken from a file by a right to delete that file.
         Replaced,
     }

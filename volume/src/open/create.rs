@@ -205,33 +205,68 @@ impl Job<'_> {
             if lost != FileAttributes::NONE {
                 return Err(NtStatus::ACCESS_DENIED.into());
             }
-            self.check_cut(&facts, listed)?;
+            self.check_cut(&facts, listed, true)?;
         }
+        let eas = if cuts { self.wanted_eas()? } else { Vec::new() };
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
         let joined = self.join(&stat, &path, self.opener(sharing, self.request.share, cuts))?;
         let data = self.content(&fd, access, directory, cuts, joined.node.as_ref())?;
-        if cuts {
-            let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
-            attributes::set_attributes(fd.as_fd(), wanted)?;
-            // All that the file had go, those that come with the request stay.
-            let mut eas = eas::list(fd.as_fd())?;
-            eas.iter_mut().for_each(|ea| ea.value.clear());
-            eas.extend(self.wanted_eas()?);
-            if !eas.is_empty() {
-                eas::set(self.volume.permit(self.ceiling)?, fd.as_fd(), eas)?;
-            }
-            if let (Some(size), Some(data)) = (self.allocation(), &data) {
-                reserve(data.as_fd(), size)?;
-            }
-            // What is overwritten loses its streams too, but for those that someone has open.
-            self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
+        if let (true, Some(data)) = (cuts, &data) {
+            self.overwrite(&fd, data, eas)?;
         }
         let open = self.open(fd, access, joined.keep(), data, directory, None);
         Ok((open, if made { CreateAction::CREATED } else { self.action(cuts) }))
     }
 
-    /// Fails unless the content of a file or stream may be thrown away.
-    fn check_cut(&self, facts: &Facts, listed: Access) -> Result<(), NtStatus> {
+    /// Throws away what a file holds, its attributes and its streams. What can be refused comes
+    /// before its content goes.
+    fn overwrite(&self, fd: &OwnedFd, data: &LocalFile, eas: Vec<Ea>) -> Result<(), Refused> {
+        let permit = self.volume.permit(self.ceiling)?;
+        let allocation = self.allocation();
+        if let Some(size) = allocation {
+            // As a trial: cutting gives it back.
+            reserve(data.as_fd(), size)?;
+        }
+        // All that the file had go, those that come with the request stay; all at once.
+        let mut all = eas::list(fd.as_fd())?;
+        all.iter_mut().for_each(|ea| ea.value.clear());
+        all.extend(eas);
+        if !all.is_empty() {
+            eas::set(permit, fd.as_fd(), all)?;
+        }
+        let wanted = self.request.attributes.or(FileAttributes::ARCHIVE);
+        attributes::set_attributes(fd.as_fd(), wanted)?;
+        set_length(data.as_fd(), 0)?;
+        if let Some(size) = allocation
+            && let Err(error) = reserve(data.as_fd(), size)
+        {
+            tracing::debug!(%error, size, "space that was free a moment ago is not set aside");
+        }
+        // What is overwritten loses its streams too, but for those that someone has open.
+        self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
+        Ok(())
+    }
+
+    /// Fails unless the content of a file, `whole`, or of a stream alone may be thrown away
+    /// (MS-FSA 2.1.5.1.2): with a file go its extended attributes and its attributes.
+    fn check_cut(&self, facts: &Facts, listed: Access, whole: bool) -> Result<(), NtStatus> {
+        self.volume.permit(self.ceiling)?;
+        let mut needed = match self.request.disposition {
+            Disposition::SUPERSEDE => Access::DELETE,
+            _ => Access::WRITE_DATA,
+        };
+        if whole {
+            needed |= Access::WRITE_EA | Access::WRITE_ATTRIBUTES;
+        }
+        let allowed = self.ceiling.and(listed).has(needed) || !gates::holds(gates::Gate::Overwrite);
+        if facts.attributes.has(FileAttributes::READONLY) || !allowed {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        Ok(())
+    }
+
+    /// Fails unless a stream may be added to a file.
+    fn check_added(&self, facts: &Facts, listed: Access) -> Result<(), NtStatus> {
         self.volume.permit(self.ceiling)?;
         if facts.attributes.has(FileAttributes::READONLY)
             || !self.ceiling.and(listed).has(Access::WRITE_DATA)
@@ -279,8 +314,11 @@ impl Job<'_> {
             }
             None => (false, true),
         };
-        if cuts || made {
-            self.check_cut(facts, listed)?;
+        if made {
+            // MS-FSA 2.1.5.1.2: a stream that is added is written.
+            self.check_added(facts, listed)?;
+        } else if cuts {
+            self.check_cut(facts, listed, false)?;
         }
         let file = match found {
             Some((file, _)) => file,
@@ -318,6 +356,9 @@ impl Job<'_> {
         // A stream is one, by whatever name of its file it was reached.
         let joined = self.join(&stat, &RelPath::root(), by)?;
         let data = self.content(file, access, false, cuts, None)?;
+        if let (true, Some(data)) = (cuts, &data) {
+            set_length(data.as_fd(), 0)?;
+        }
         let stream = StreamOpen {
             name: std::sync::Mutex::new(
                 streams::name_of(file.as_fd()).unwrap_or_else(|| name.clone()),
@@ -340,8 +381,8 @@ impl Job<'_> {
         Ok(Joined { nodes: &self.nodes, node: Some(node), id: by.id })
     }
 
-    /// Opens the content as far as the access needs it, and cuts it. That of a file itself, which has
-    /// a node here, is claimed before: no other program writes it meanwhile.
+    /// Opens the content as far as the access needs it, or cutting it does. That of a file itself,
+    /// which has a node here, is claimed: no other program writes it meanwhile.
     fn content(
         &self,
         fd: &OwnedFd,
@@ -357,9 +398,6 @@ impl Job<'_> {
         let content = self.local(reopen(fd, flags(access, writes))?, !writes)?;
         if let Some(node) = node {
             node.claim(self.id.persistent, &content)?;
-        }
-        if cuts {
-            set_length(content.as_fd(), 0)?;
         }
         Ok(Some(content))
     }

@@ -16,7 +16,7 @@ use std::{
         Arc, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::{
@@ -25,16 +25,18 @@ use rustix::{
 };
 use smb_protocol::NtStatus;
 use state_store::{Batch, Commit, Store, StoreError};
+use tokio::sync::Notify;
 
 use crate::{
+    fs::path::RelPath,
     open::{
         Durability, Open, StreamOpen,
         record::{
-            self, AwayRecord, FileIdentity, Kind, Lock, LocksRecord, OpenRecord, Promise,
-            StreamRecord,
+            self, AwayRecord, FileIdentity, Kind, Lock, LocksRecord, NextRecord, OpenRecord,
+            Promise, StreamRecord,
         },
     },
-    sharing::caching::CachingRecord,
+    sharing::{caching::CachingRecord, file::Wake},
     status::of_errno,
 };
 
@@ -164,7 +166,88 @@ pub fn remaining(timeout: Duration, away: Option<AwayRecord>) -> Duration {
     timeout.saturating_sub(Duration::from_millis(gone)).max(GRACE.min(timeout))
 }
 
+/// A name that opens' file is about to get, on its way to the state store.
+#[derive(Debug)]
+pub struct Announced {
+    to: RelPath,
+    opens: Vec<u64>,
+    /// Whether it is there.
+    outcome: Arc<OnceLock<Result<(), NtStatus>>>,
+    changed: Arc<Notify>,
+}
+
+/// How long a request waits at most before it looks again whether its announcement is durable.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 impl Open {
+    /// Its file's opens that are in the state store, and those of its streams: each has the
+    /// file's name there.
+    fn named_alike(&self) -> Vec<Arc<Open>> {
+        let all = self.nodes();
+        let mut alike: Vec<_> =
+            self.node.remembered().into_iter().filter_map(|id| all.open(id)).collect();
+        let of_it = |stream: &StreamOpen| Arc::ptr_eq(&stream.base, &self.node);
+        let streams = all
+            .all_opens()
+            .into_iter()
+            .filter(|other| other.is_remembered() && other.stream.as_ref().is_some_and(of_it));
+        alike.extend(streams);
+        alike.sort_unstable_by_key(|open| open.id.persistent);
+        alike
+    }
+
+    /// Says that its file is about to be called `to`: a server that ends before the new name is
+    /// noted has to look for it in both places. `None` if the state store knows, or has nothing to
+    /// know; else when to ask again.
+    ///
+    /// # Errors
+    /// That of the state store. Then the file keeps its name.
+    pub fn announce_name(&self, to: &RelPath) -> Result<Option<Wake>, NtStatus> {
+        let alike = self.named_alike();
+        if alike.is_empty() {
+            return Ok(None);
+        }
+        let opens: Vec<u64> = alike.iter().map(|open| open.id.persistent).collect();
+        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = announced.as_ref().filter(|it| it.to == *to && it.opens == opens) {
+            return match before.outcome.get() {
+                Some(outcome) => {
+                    let outcome = *outcome;
+                    *announced = None;
+                    outcome.map(|()| None)
+                }
+                None => {
+                    let until = Instant::now() + LOOK_AGAIN;
+                    Ok(Some(Wake::new(before.changed.clone(), until)))
+                }
+            };
+        }
+        let next = NextRecord { path: to.parts().join("/") }.to_bytes();
+        let batch = opens
+            .iter()
+            .fold(Batch::new(), |batch, id| batch.put(record::key(Kind::Next, *id), next.clone()));
+        let commit = self.nodes().stable.commit(batch);
+        let outcome = Arc::new(OnceLock::new());
+        let changed = Arc::<Notify>::default();
+        let wake = Wake::new(changed.clone(), Instant::now() + LOOK_AGAIN);
+        *announced = Some(Announced {
+            to: to.clone(),
+            opens,
+            outcome: outcome.clone(),
+            changed: changed.clone(),
+        });
+        tokio::spawn(async move {
+            let _ = outcome.set(commit.await.map_err(|error| of_store(&error)));
+            changed.notify_waiters();
+        });
+        Ok(Some(wake))
+    }
+
+    /// Notes the name that its file has now, for all opens that have it.
+    pub fn note_name(&self) -> Vec<Commit> {
+        self.named_alike().iter().filter_map(|open| open.remember_anew()).collect()
+    }
+
     /// Whether it outlives the server, however that ends: it is in the store.
     pub fn is_remembered(&self) -> bool {
         self.remembered.load(Ordering::Acquire)
@@ -329,7 +412,9 @@ impl Open {
         let timeout = self.standing().durability.timeout().filter(|_| self.is_remembered())?;
         let _noting = self.noting();
         let record = self.record(timeout).ok()?;
-        let batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
+        let batch = Batch::new()
+            .put(record::key(Kind::Open, record.id), record.to_bytes())
+            .delete(record::key(Kind::Next, record.id));
         Some(self.nodes().stable.commit(batch))
     }
 

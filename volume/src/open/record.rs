@@ -5,6 +5,7 @@
 //!  'l' id   LocksRecord    its byte-range locks and their sequence numbers
 //!  'c' id   CachingRecord  what its client may cache
 //!  'a' id   AwayRecord     since when its client is away
+//!  'n' id   NextRecord     what its file is about to be called: there before it is renamed
 //! ```
 //!
 //! Each begins with a version byte, which is 2 for the open of a named stream and else 1. Numbers are
@@ -35,6 +36,8 @@ pub enum Kind {
     Caching,
     /// Since when its client is away.
     Away,
+    /// What its file is about to be called.
+    Next,
 }
 
 /// The key of a record of the open `id`.
@@ -44,6 +47,7 @@ pub fn key(kind: Kind, id: u64) -> Vec<u8> {
         Kind::Locks => b'l',
         Kind::Caching => b'c',
         Kind::Away => b'a',
+        Kind::Next => b'n',
     };
     let mut key = vec![letter];
     key.extend_from_slice(&id.to_be_bytes());
@@ -52,7 +56,7 @@ pub fn key(kind: Kind, id: u64) -> Vec<u8> {
 
 /// Forgets an open with all its records.
 pub fn forget(id: u64) -> Batch {
-    [Kind::Open, Kind::Locks, Kind::Caching, Kind::Away]
+    [Kind::Open, Kind::Locks, Kind::Caching, Kind::Away, Kind::Next]
         .into_iter()
         .fold(Batch::new(), |batch, kind| batch.delete(key(kind, id)))
 }
@@ -165,6 +169,13 @@ pub struct LocksRecord {
 pub struct AwayRecord {
     /// Milliseconds since 1970.
     pub since: u64,
+}
+
+/// What the file of an open is about to be called: a server that ends in between finds it there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NextRecord {
+    /// Path in the share, its parts joined by `/`.
+    pub path: String,
 }
 
 struct Out(Vec<u8>);
@@ -401,6 +412,23 @@ impl CachingRecord {
     }
 }
 
+impl NextRecord {
+    /// Its bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        Out::new().text(&self.path).0
+    }
+
+    /// Reads its bytes.
+    ///
+    /// # Errors
+    /// If they are not of this version, or malformed.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut r = In::new(bytes)?;
+        let path = r.text()?;
+        r.end(Self { path })
+    }
+}
+
 impl AwayRecord {
     /// Its bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -429,6 +457,8 @@ pub struct Remembered {
     pub caching: Option<CachingRecord>,
     /// Since when its client is away.
     pub away: Option<AwayRecord>,
+    /// What its file was about to be called.
+    pub next: Option<NextRecord>,
 }
 
 /// All opens in the order of their names, and the names of those whose records cannot be read.
@@ -451,6 +481,7 @@ pub fn opens(records: &Records) -> (Vec<Remembered>, Vec<(u64, Malformed)>) {
                     .unwrap_or_default(),
                 caching: get(Kind::Caching).map(|b| CachingRecord::parse(b)).transpose()?,
                 away: get(Kind::Away).map(|b| AwayRecord::parse(b)).transpose()?,
+                next: get(Kind::Next).map(|b| NextRecord::parse(b)).transpose()?,
             })
         };
         match read() {
@@ -525,12 +556,14 @@ mod tests {
             sequences,
             prop::option::of(caching),
             prop::option::of(away),
+            any::<Option<String>>(),
         )
-            .prop_map(|(open, locks, sequences, caching, away)| Remembered {
+            .prop_map(|(open, locks, sequences, caching, away, next)| Remembered {
                 open,
                 locks: LocksRecord { locks, sequences },
                 caching,
                 away,
+                next: next.map(|path| NextRecord { path }),
             })
     }
 
@@ -542,6 +575,9 @@ mod tests {
                 .put(key(Kind::Locks, id), one.locks.to_bytes());
             if let Some(caching) = &one.caching {
                 batch = batch.put(key(Kind::Caching, id), caching.to_bytes());
+            }
+            if let Some(next) = &one.next {
+                batch = batch.put(key(Kind::Next, id), next.to_bytes());
             }
             match &one.away {
                 Some(away) => batch.put(key(Kind::Away, id), away.to_bytes()),

@@ -114,7 +114,7 @@ impl Nodes {
         for remembered in opens {
             let id = remembered.open.id;
             highest = highest.max(id);
-            match self.make_again(shares, engine, &remembered.open, patience) {
+            match self.make_again(shares, engine, &remembered, patience) {
                 Ok(open) => back.push((open, remembered)),
                 Err(why @ Gone::InUse(_)) => {
                     let OpenRecord { name, share, .. } = &remembered.open;
@@ -133,6 +133,10 @@ impl Nodes {
         let count = back.len();
         for (open, remembered) in back {
             restore(&open, &remembered);
+            if remembered.next.is_some() {
+                // Whatever it is called now, it is not about to be called otherwise.
+                drop(open.remember_anew());
+            }
             let timeout = Duration::from_millis(remembered.open.timeout.into());
             if !open.is_remembered() {
                 // Handed over once; only an orderly end hands it over again.
@@ -178,7 +182,7 @@ impl Nodes {
         self: &Arc<Self>,
         shares: Shares<'_>,
         engine: Engine,
-        record: &OpenRecord,
+        Remembered { open: record, next, .. }: &Remembered,
         patience: Instant,
     ) -> Result<Arc<Open>, Gone> {
         let share = shares(record)?;
@@ -188,18 +192,16 @@ impl Nodes {
             return Err(Gone::Share);
         }
         let volume = share.volume;
-        let path = record.path.split('/').try_fold(RelPath::root(), |path, part| {
-            path::valid_part(part).then(|| path.child(part))
-        });
-        let Ok(Found::Here { fd, stat, path }) = volume.find(&path.ok_or(Gone::Missing)?) else {
-            return Err(Gone::Missing);
+        let (fd, stat, path) = match find(&volume, record, &record.path) {
+            Ok(found) => found,
+            // It was being renamed when the server ended.
+            Err(why) => match next {
+                Some(next) => find(&volume, record, &next.path)?,
+                None => return Err(why),
+            },
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         let directory = kind == FileType::Directory;
-        let fits = directory || kind == FileType::RegularFile;
-        if !fits || persistent::identity(fd.as_fd())? != record.file {
-            return Err(Gone::Replaced);
-        }
         let lease = |key| LeaseId { client: record.client, key };
         let by = Opener {
             id: record.id,
@@ -292,19 +294,47 @@ fn claim_again(
     Ok(())
 }
 
+/// The file that was open, if it is called `path`, parted by `/`.
+fn find(
+    volume: &Volume,
+    record: &OpenRecord,
+    path: &str,
+) -> Result<(OwnedFd, Stat, RelPath), Gone> {
+    let path = path
+        .split('/')
+        .try_fold(RelPath::root(), |path, part| path::valid_part(part).then(|| path.child(part)));
+    let Ok(Found::Here { fd, stat, path }) = volume.find(&path.ok_or(Gone::Missing)?) else {
+        return Err(Gone::Missing);
+    };
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let fits = matches!(kind, FileType::Directory | FileType::RegularFile);
+    if !fits || persistent::identity(fd.as_fd())? != record.file {
+        return Err(Gone::Replaced);
+    }
+    Ok((fd, stat, path))
+}
+
 /// The stream that was open, its name as it is now.
 fn find_stream(
     volume: &Volume,
     base: BorrowedFd<'_>,
     record: &StreamRecord,
 ) -> Result<(OwnedFd, Stat, StreamName), Gone> {
-    let name = StreamName::new(&record.name).ok_or(Gone::Missing)?;
-    let (file, stat) = volume.streams().find(base, &name)?.ok_or(Gone::Missing)?;
-    if persistent::identity(file.as_fd())? != record.file {
-        return Err(Gone::Replaced);
-    }
-    let name = streams::name_of(file.as_fd()).unwrap_or(name);
-    Ok((file, stat, name))
+    let store = volume.streams();
+    let called = |name: &str| -> Result<_, Gone> {
+        let name = StreamName::new(name).ok_or(Gone::Missing)?;
+        let (file, stat) = store.find(base, &name)?.ok_or(Gone::Missing)?;
+        if persistent::identity(file.as_fd())? != record.file {
+            return Err(Gone::Replaced);
+        }
+        let name = streams::name_of(file.as_fd()).unwrap_or(name);
+        Ok((file, stat, name))
+    };
+    called(&record.name).or_else(|why| {
+        // It was being renamed when the server ended; its file has it still.
+        let names = store.list(base)?;
+        names.iter().find_map(|entry| called(&entry.name).ok()).ok_or(why)
+    })
 }
 
 /// Gives an open back its locks, what its client may cache, and that its file is to be deleted.

@@ -56,7 +56,7 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     };
     let Ok(key) = CopyChunks::parse_key(input) else { return too_much(out) };
     let source = FileId::from_bytes(*key.first_chunk().unwrap_or(&[0; 16]));
-    let source = ctx.session()?.any_open(source).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+    let source = ctx.other_open(source, NtStatus::OBJECT_NAME_NOT_FOUND)?;
     if key != key_of(source.id) {
         return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
     }

@@ -32,7 +32,7 @@ pub fn duplicate(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     if !open.volume().shares_blocks() {
         return Err(NtStatus::INVALID_DEVICE_REQUEST.into());
     }
-    let source = ctx.session()?.any_open(wanted.file_id).ok_or(NtStatus::INVALID_HANDLE)?;
+    let source = ctx.other_open(wanted.file_id, NtStatus::INVALID_HANDLE)?;
     let cluster = cluster_size(open.handle())?;
     let Duplicate { source: from, target: to, length, .. } = wanted;
     let end = |start: u64| start.checked_add(length).filter(|end| *end <= i64::MAX as u64);

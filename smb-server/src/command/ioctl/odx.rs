@@ -11,7 +11,7 @@ use smb_protocol::{
     },
     msg::create::Access,
 };
-use volume::{fs::space, status::of_errno};
+use volume::{fs::space, offload_tokens::Owner, status::of_errno};
 
 use super::{Call, Ctx, Handled, LONG, answer, changes, reads, sparse};
 
@@ -42,7 +42,7 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     }
     let data = call.open.content(Access::READ_DATA)?.clone();
     reads(&call.open, offset, length)?;
-    let user = ctx.session()?.user.clone();
+    let owner = Owner { user: ctx.session()?.user.clone(), sealed: ctx.tree()?.must_encrypt };
     let server = ctx.ex.server.clone();
     let runtime = tokio::runtime::Handle::current();
     let life = Duration::from_millis(wanted.time_to_live.into());
@@ -72,7 +72,7 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
         }
         let tokens = server.tokens.clone();
         let (token, expires) =
-            tokens.issue(open.volume(), data.as_fd(), range, length, &user, life)?;
+            tokens.issue(open.volume(), data.as_fd(), range, length, owner, life)?;
         // What the token holds is given back when its time is over, whether or not others come.
         runtime.spawn(async move {
             tokio::time::sleep_until(expires.into()).await;
@@ -114,7 +114,7 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         return answer(call.request, &output, out);
     }
     changes(&call.open, offset, length)?;
-    let user = ctx.session()?.user.clone();
+    let asks = Owner { user: ctx.session()?.user.clone(), sealed: ctx.sealed };
     let server = ctx.ex.server.clone();
     call.later(OffloadWrite::LEN as usize, length > LONG, move |open| {
         let facts = open.facts()?;
@@ -134,7 +134,7 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
             let end = offset + length.min(room);
             space::zero(data.as_fd(), offset..end, false).map_err(of_errno)?;
         } else {
-            let held = server.tokens.redeem(&token, &user)?;
+            let held = server.tokens.redeem(&token, &asks)?;
             let left = held.len().checked_sub(token_offset).filter(|left| *left > 0);
             length = length.min(left.ok_or(NtStatus::INVALID_PARAMETER)?);
             held.write_to(token_offset, data.as_fd(), offset, length.min(room))?;

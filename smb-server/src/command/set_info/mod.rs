@@ -25,7 +25,7 @@ use smb_protocol::{
 use volume::open::create::reserve;
 use volume::{
     fs::{attributes, descriptor::set_length, eas, listing, security},
-    open::{Open, StreamOpen, persistent::of_store},
+    open::{Open, persistent::of_store},
     sharing::caching::Cause,
 };
 
@@ -86,13 +86,7 @@ fn stays(open: Arc<Open>, info_type: InfoType, class: InfoClass) -> Later {
     );
     let mut noted = Vec::new();
     if info_type == InfoType::FILE && renames {
-        let others = open.node.remembered().into_iter();
-        let others = others.filter_map(|id| open.nodes().open(id));
-        // What is open of its streams has the file's name, too.
-        let of_it = |stream: &StreamOpen| Arc::ptr_eq(&stream.base, &open.node);
-        let streams = open.nodes().all_opens().into_iter();
-        let streams = streams.filter(|other| other.stream.as_ref().is_some_and(of_it));
-        noted = others.chain(streams).filter_map(|other| other.remember_anew()).collect();
+        noted = open.note_name();
     }
     Later::storage(0, async move {
         for noted in noted {

@@ -162,6 +162,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
         Found::Here { stat: target, path, .. }
             if file_key::key(&target) == file_key::key(&stat) =>
         {
+            announce(open, &path)?;
             // Two names of one file: the old one goes.
             permit.remove(&from, &stat)?;
             open.tell_at(&from, Action::REMOVED, open.name_filter());
@@ -177,6 +178,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
     if to == from {
         return Ok(());
     }
+    announce(open, &to)?;
     permit.rename((&from, &stat), &to, replaced.as_ref().map(|(_, stat)| stat))?;
     let filter = open.name_filter();
     let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
@@ -197,6 +199,15 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
         close_removed(replaced);
     }
     Ok(())
+}
+
+/// Nothing is called otherwise before the next server would know where to look for it. Where that
+/// takes a moment the request is carried out again after it, with all its checks.
+fn announce(open: &Open, to: &RelPath) -> Result<(), Fail> {
+    match open.announce_name(to)? {
+        None => Ok(()),
+        Some(wake) => Err(Fail::Wait(wake)),
+    }
 }
 
 /// Whether a file may be given a name in a folder: the one who does it may add to the folder, and

@@ -20,6 +20,7 @@ use smb_protocol::{
         offload::{CopyChunk, CopyChunks, OffloadWrite, Token, encode_trim},
     },
     msg::{
+        context,
         create::{Access, CreateOptions, Disposition, ShareAccess},
         query_info::InfoType,
     },
@@ -174,6 +175,23 @@ impl Direct {
     }
 }
 
+/// Gives a file or folder to another user, and some rights in it to the one who tries.
+fn guard(direct: &Direct, root: &PathBuf, path: &PathBuf, mine: Access) {
+    let me = direct.exchange.server.user_sid("U");
+    let them = direct.exchange.server.user_sid("V");
+    let volume = Volume::open(root).unwrap();
+    let permit = volume.permit(Access::ALL).unwrap();
+    let handle = fs::File::open(path).unwrap();
+    let list = vec![
+        Ace::new(ALLOW, AceFlags::NONE, Access::ALL, them.clone()),
+        Ace::new(ALLOW, AceFlags::NONE, mine, me),
+    ];
+    let change = descriptor(Control::DACL_PRESENT, Some(them), Some(list));
+    let which = parts::DACL | parts::OWNER;
+    let admin = [Sid::administrators()];
+    security::update(permit, handle.as_fd(), path.is_dir(), which, change, &admin).unwrap();
+}
+
 /// Builds the tree anew: the same files as mine, as another's, and as they were once.
 fn build(direct: &Direct) {
     let root = direct.files();
@@ -182,21 +200,7 @@ fn build(direct: &Direct) {
         if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
     }
     let snapshot = root.join(".bulkhead/snapshots").join(MOMENT);
-    let me = direct.exchange.server.user_sid("U");
-    let them = direct.exchange.server.user_sid("V");
-    let volume = Volume::open(&root).unwrap();
-    let permit = volume.permit(Access::ALL).unwrap();
-    let admin = [Sid::administrators()];
-    let guard = |path: &PathBuf, mine: Access| {
-        let handle = fs::File::open(path).unwrap();
-        let list = vec![
-            Ace::new(ALLOW, AceFlags::NONE, Access::ALL, them.clone()),
-            Ace::new(ALLOW, AceFlags::NONE, mine, me.clone()),
-        ];
-        let change = descriptor(Control::DACL_PRESENT, Some(them.clone()), Some(list));
-        let which = parts::DACL | parts::OWNER;
-        security::update(permit, handle.as_fd(), path.is_dir(), which, change, &admin).unwrap();
-    };
+    let guard = |path: &PathBuf, mine: Access| guard(direct, &root, path, mine);
     let reads = Access(0x0012_00a9);
     for above in [&root, &snapshot] {
         for owner in ["mine", "theirs"] {
@@ -607,6 +611,89 @@ fn creates(direct: &mut Direct, judge: &mut Judge, place: Place, right: Access) 
         }
     }
     true
+}
+
+/// A file of another user, of which this one has each set of rights that matter, is overwritten;
+/// gives what was wrong (MS-FSA 2.1.5.1.2).
+fn overwritten(gate: Option<Gate>) -> Vec<String> {
+    const MATTER: [Access; 4] =
+        [Access::WRITE_DATA, Access::WRITE_EA, Access::WRITE_ATTRIBUTES, Access::DELETE];
+    let mut wrong = Vec::new();
+    for disposition in [Disposition::OVERWRITE, Disposition::OVERWRITE_IF, Disposition::SUPERSEDE] {
+        let of_data = match disposition {
+            Disposition::SUPERSEDE => Access::DELETE,
+            _ => Access::WRITE_DATA,
+        };
+        let needed = of_data | Access::WRITE_EA | Access::WRITE_ATTRIBUTES;
+        for set in 0..1 << MATTER.len() {
+            let has = |at: &usize| set >> at & 1 == 1;
+            let some = (0..MATTER.len()).filter(has).map(|at| MATTER[at]);
+            let rights = some.fold(Access(0x0012_0089), Access::or);
+            let mut direct = Direct::with("[[user]]\nname='v'\npassword='p'\n");
+            direct.login();
+            build(&direct);
+            let files = direct.files();
+            guard(&direct, &files, &files.join("theirs/file"), rights);
+            let before = look(&direct);
+            gates::open(gate);
+            let name = Place::Theirs.path("file");
+            let opened =
+                direct.create_as(&name, Access::READ_DATA, disposition, CreateOptions::NONE);
+            gates::open(None);
+            let changed = look(&direct) != before;
+            if opened.is_ok() != rights.has(needed) || changed != opened.is_ok() {
+                wrong.push(format!("{disposition:?} with {rights:?}: {opened:?}, {changed}"));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn a_file_is_overwritten_by_rights_in_all_that_it_holds() {
+    let wrong = overwritten(None);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(!overwritten(Some(Gate::Overwrite)).is_empty());
+}
+
+/// An overwriting CREATE that is refused for what comes with it has changed nothing.
+#[test]
+fn what_is_refused_overwrites_nothing() {
+    let ea = |name: &str, value: Vec<u8>| {
+        let mut list = Vec::new();
+        ea::encode([Ea { flags: 0, name: name.into(), value }].iter(), usize::MAX, &mut list);
+        list
+    };
+    let alsi = |size: u64| (context::names::ALSI, size.to_le_bytes().to_vec());
+    let exta = |list: Vec<u8>| (context::names::EXTA, list);
+    for contexts in [
+        vec![exta(vec![1; 9])],
+        vec![exta(ea("a*b", vec![1]))],
+        vec![exta(ea("BIG", vec![1; 65_000]))],
+        vec![alsi(1 << 62)],
+        vec![alsi(i64::MAX as u64)],
+    ] {
+        let mut direct = Direct::with("[[user]]\nname='v'\npassword='p'\n");
+        direct.login();
+        build(&direct);
+        let before = look(&direct);
+        let what = format!("{:?}", contexts[0].0);
+        let request = create::Request {
+            access: Access::ALL,
+            share: ShareAccess(7),
+            disposition: Disposition::OVERWRITE_IF,
+            name: Place::Live.path("file"),
+            impersonation: 2,
+            contexts: contexts
+                .iter()
+                .map(|(name, data)| create::RawContext { name, data })
+                .collect(),
+            ..Default::default()
+        };
+        let (header, _) = direct.ask(Command::CREATE, |out| request.encode(out));
+        assert_ne!(header.status, NtStatus::SUCCESS, "{what}");
+        assert_eq!(look(&direct), before, "{what}");
+    }
 }
 
 #[test]

@@ -61,6 +61,42 @@ fn an_open_and_its_close_cost_two_commits_and_io_none() {
     assert_eq!(house.server.nodes.stable.held(), 0);
 }
 
+/// A server that ends while it renames a file leaves the next one the old name or the new.
+#[test]
+fn a_file_that_was_being_renamed_is_its_clients_under_either_name() {
+    for renamed in [false, true] {
+        let mut house = House::new();
+        let mut guest = house.one();
+        let wanted = ask("a").persistent(1).lease(9);
+        let got = guest.create(&wanted).unwrap();
+        let open = house.server.nodes.open(got.id.persistent).unwrap();
+        let to = volume::fs::path::RelPath::root().child("b");
+        let _inside = house.runtime.enter();
+        while let Some(wake) = open.announce_name(&to).unwrap() {
+            house.runtime.block_on(wake.changed);
+        }
+        drop(open);
+        let (old, new) = (house.files().join("a"), house.files().join("b"));
+        if renamed {
+            std::fs::rename(&old, &new).unwrap();
+        }
+        // A file of another identity under the other name is not taken for it.
+        std::fs::write(if renamed { &old } else { &new }, "another").unwrap();
+        let mut connected = vec![guest];
+        for _ in 0..2 {
+            house.restart(connected);
+            let mut other = house.guest(2, "v", Dialect::SMB_3_0_2, "plain");
+            let (own, free) = if renamed { ("b", "a") } else { ("a", "b") };
+            assert_eq!(other.create(&ask(own)), Err(NtStatus::FILE_NOT_AVAILABLE));
+            assert!(other.create(&ask(free)).is_ok());
+            connected = vec![other];
+        }
+        let mut guest = house.one();
+        assert!(guest.create(&wanted.clone().back(got.id, 1)).is_ok());
+        assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
+    }
+}
+
 #[test]
 fn an_open_comes_back_with_its_lease_and_locks_to_its_client_alone() {
     let mut house = House::new();
