@@ -4,7 +4,8 @@
 mod common;
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -43,7 +44,9 @@ impl Holder {
         command.args(["-t", "-f", format, "-k"]).arg(&socket).args(more).arg(image);
         let child = Self(command.spawn().expect("qemu-nbd is installed"));
         let since = Instant::now();
-        while !socket.exists() {
+        // It makes its socket before it opens the image, and greets afterwards.
+        let greets = || UnixStream::connect(&socket)?.read_exact(&mut [0; 8]);
+        while greets().is_err() {
             assert!(since.elapsed() < Duration::from_secs(60), "qemu-nbd does not begin");
             std::thread::sleep(Duration::from_millis(10));
         }
