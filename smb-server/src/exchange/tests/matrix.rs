@@ -135,7 +135,7 @@ impl Direct {
         self.ask(Command::SET_INFO, |out| request.encode(out)).0.status
     }
 
-    fn fsctl(&mut self, file_id: FileId, code: FsctlCode, input: &[u8]) -> NtStatus {
+    pub(super) fn fsctl(&mut self, file_id: FileId, code: FsctlCode, input: &[u8]) -> NtStatus {
         let (flags, max_output) = (1, 4096);
         let request =
             ioctl::Request { code, file_id, input, max_output, flags, ..Default::default() };

@@ -1,6 +1,9 @@
 //! Options of a share, as a client meets them.
 
-use smb_protocol::msg::oplock::OplockLevel;
+use smb_protocol::{
+    fscc::offload::{CopyChunk, CopyChunks},
+    msg::oplock::OplockLevel,
+};
 
 use super::*;
 
@@ -56,6 +59,43 @@ fn a_share_has_only_so_many_connections_and_only_from_where_it_may() {
     direct.ask(Command::TREE_DISCONNECT, |out| Empty.encode(out));
     let (header, _) = direct.ask(Command::TREE_CONNECT, |out| connect.encode(out));
     assert_eq!(header.status, NtStatus::SUCCESS);
+}
+
+/// What a share demands of requests is demanded of those that reach its files from another tree.
+#[test]
+fn what_is_not_for_a_connection_is_not_copied_for_it() {
+    let mut direct = Direct::with(
+        "[[share]]\nname='near'\npath='files'\nusers=['u']\nhosts_allow=['127.0.0.0/8']\n",
+    );
+    direct.login();
+    let far = direct.tree;
+    let target = direct.open("target", create::CreateOptions::NON_DIRECTORY_FILE);
+    direct.tree = direct.tree_connect("near").0;
+    let source = direct.open("source", create::CreateOptions::NON_DIRECTORY_FILE);
+    direct.store(source, &[7; 4096]);
+    direct.tree = far;
+    let mut key = [0; 24];
+    key[..16].copy_from_slice(&source.to_bytes());
+    let mut input = Vec::new();
+    let chunks = vec![CopyChunk { source: 0, target: 0, length: 4096 }];
+    CopyChunks { key, chunks }.encode(&mut input);
+    let mut extents = source.to_bytes().to_vec();
+    extents.extend([0u64, 0, 4096].iter().flat_map(|value| value.to_le_bytes()));
+    let codes = [
+        (FsctlCode::SRV_COPYCHUNK_WRITE, &input),
+        (FsctlCode::DUPLICATE_EXTENTS_TO_FILE, &extents),
+    ];
+    direct.exchange.peer = "192.0.2.66:1".parse().unwrap();
+    for (code, input) in codes {
+        let status = direct.fsctl(target, code, input);
+        // Where the file system shares no blocks nothing is looked at.
+        let shares = direct.exchange.server.current().volumes["S"].shares_blocks();
+        if code == FsctlCode::SRV_COPYCHUNK_WRITE || shares {
+            assert_eq!(status, NtStatus::ACCESS_DENIED, "{code:?}");
+        }
+    }
+    direct.exchange.peer = "127.0.0.1:1".parse().unwrap();
+    assert_eq!(direct.fsctl(target, FsctlCode::SRV_COPYCHUNK_WRITE, &input), NtStatus::SUCCESS);
 }
 
 #[test]
