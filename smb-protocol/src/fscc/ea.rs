@@ -1,5 +1,7 @@
 //! Extended attributes (MS-FSCC 2.4.16): lists of names and values.
 
+use std::borrow::Borrow;
+
 use nom::Parser;
 
 use crate::{
@@ -105,10 +107,15 @@ pub fn parse(data: &[u8]) -> Result<Vec<Ea>> {
 }
 
 /// Appends as many entries of `FileFullEaInformation` as fit `room`; returns their number.
-pub fn encode<'a>(list: impl Iterator<Item = &'a Ea>, room: usize, out: &mut Vec<u8>) -> usize {
+pub fn encode(
+    list: impl Iterator<Item = impl Borrow<Ea>>,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> usize {
     let start = out.len();
     let (mut last, mut count) = (None, 0);
     for ea in list {
+        let ea: &Ea = ea.borrow();
         let at = start + (out.len() - start).next_multiple_of(4);
         if at + ea.len() - start > room {
             break;

@@ -1,6 +1,6 @@
 //! QUERY_INFO (MS-SMB2 3.3.5.20).
 
-use std::sync::atomic::Ordering;
+use std::{borrow::Cow, collections::HashMap, sync::atomic::Ordering};
 
 use smb_protocol::{
     Dialect, NtStatus,
@@ -24,12 +24,15 @@ use volume::{
         short::short_name,
     },
     open::Open,
+    work::aside,
 };
 
 use super::{Ctx, Fail, Handled};
 
 /// Length of the fields in front of the information.
 const PREFIX: usize = 8;
+/// Bytes of a list of names that is quickly gone through.
+const FEW_NAMES: usize = 4096;
 
 /// Handles a QUERY_INFO.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -47,7 +50,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     // than all gives as much as fits.
     let least = match request.info_type {
         InfoType::FILE if request.class == InfoClass::FULL_EA => {
-            return attributes_of(&open, &request, out, info);
+            let mut find = || attributes_of(&open, &request, out, info);
+            return if request.input.len() > FEW_NAMES { aside(find) } else { find() };
         }
         // Older dialects do not know it (MS-SMB2 3.3.5.20.1).
         InfoType::FILE
@@ -216,7 +220,8 @@ fn attributes_of(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: us
     open.need(Access::READ_EA)?;
     let room = request.output_len as usize;
     let all = eas::list(open.handle())?;
-    let (wanted, first);
+    let single = request.flags & RETURN_SINGLE_ENTRY != 0;
+    let (first, last, count);
     if request.input.is_empty() {
         if all.is_empty() {
             return Err(NtStatus::NO_EAS_ON_FILE.into());
@@ -229,26 +234,26 @@ fn attributes_of(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: us
         } else {
             open.next_ea.load(Ordering::Relaxed)
         };
-        wanted = all;
-        if first >= wanted.len() {
+        if first >= all.len() {
             return Err(NtStatus::NO_MORE_EAS.into());
         }
+        last = if single { first + 1 } else { all.len() };
+        count = ea::encode(all[first..last].iter(), room, out);
     } else {
         first = 0;
-        let names = ea::parse_names(request.input).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
-        if !names.iter().all(|name| ea::valid_name(name)) {
-            return Err(NtStatus::INVALID_EA_NAME.into());
+        let names = eas::parse_names(request.input)?;
+        let mut known = HashMap::new();
+        for ea in &all {
+            known.entry(ea.name.to_ascii_uppercase()).or_insert(ea);
         }
+        last = if single { 1 } else { names.len() };
         // One that is not there is answered without value.
-        let find = |name: String| {
-            let known = all.iter().find(|ea| ea.name.eq_ignore_ascii_case(&name)).cloned();
-            known.unwrap_or_else(|| Ea { name: name.to_ascii_uppercase(), ..Ea::default() })
+        let find = |name: &String| match known.get(name) {
+            Some(ea) => Cow::Borrowed(*ea),
+            None => Cow::Owned(Ea { name: name.clone(), ..Ea::default() }),
         };
-        wanted = names.into_iter().map(find).collect();
+        count = ea::encode(names[..last].iter().map(find), room, out);
     }
-    let single = request.flags & RETURN_SINGLE_ENTRY != 0;
-    let last = if single { first + 1 } else { wanted.len() };
-    let count = ea::encode(wanted[first..last].iter(), room, out);
     if count == 0 {
         return Err(NtStatus::BUFFER_TOO_SMALL.into());
     }

@@ -2,7 +2,10 @@
 //! in one extended attribute of the system, `user.bulkhead.ea`, in the form of
 //! `FileFullEaInformation`.
 
-use std::{collections::HashMap, os::fd::BorrowedFd};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::BorrowedFd,
+};
 
 use rustix::{fs::XattrFlags, io::Errno};
 use smb_protocol::{
@@ -63,6 +66,25 @@ pub fn parse(list: &[u8]) -> Result<Vec<Ea>, NtStatus> {
     ea::parse(list).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)
 }
 
+/// Reads a list of names that a client asks for; each once, where it came first.
+///
+/// # Errors
+/// `EA_TOO_LARGE` for one that is longer than the attributes of any file,
+/// `EA_LIST_INCONSISTENT` for one that does not parse, `INVALID_EA_NAME` for names that cannot be.
+pub fn parse_names(list: &[u8]) -> Result<Vec<String>, NtStatus> {
+    if list.len() > MAX {
+        return Err(NtStatus::EA_TOO_LARGE);
+    }
+    let mut names = ea::parse_names(list).map_err(|_| NtStatus::EA_LIST_INCONSISTENT)?;
+    if !names.iter().all(|name| ea::valid_name(name)) {
+        return Err(NtStatus::INVALID_EA_NAME);
+    }
+    names.iter_mut().for_each(|name| name.make_ascii_uppercase());
+    let mut seen = HashSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    Ok(names)
+}
+
 /// Sets the attributes in `changes`, one after the other; one with an empty value is removed. All
 /// of them or none.
 ///
@@ -107,6 +129,16 @@ mod tests {
 
     fn ea(name: &str, value: &[u8]) -> Ea {
         Ea { flags: 0, name: name.to_owned(), value: value.to_vec() }
+    }
+
+    #[test]
+    fn names_are_asked_for_once_and_not_without_end() {
+        let list = |count: usize| {
+            let entry = |at| [if at + 1 < count { 8 } else { 0 }, 0, 0, 0, 1, b'a', 0, 0];
+            (0..count).flat_map(entry).collect::<Vec<u8>>()
+        };
+        assert_eq!(parse_names(&list(8000)).unwrap(), ["A"]);
+        assert_eq!(parse_names(&list(9000)), Err(NtStatus::EA_TOO_LARGE));
     }
 
     #[test]

@@ -38,14 +38,17 @@ use crate::fs::{
     descriptor::{MADE, Mark, magic_path},
     path::{PRIVATE, StreamName},
 };
+use crate::work::aside;
 
 pub(crate) const MARK: &str = "user.bulkhead.streams";
 const MARK_LEN: usize = 24;
 const NAME: &str = "user.bulkhead.name";
 /// Longest name of a stream in UTF-8.
 const MAX_NAME: usize = 255 * 3;
-/// Streams of one file that are listed.
-const MAX_LISTED: usize = 4096;
+/// Streams that one file can have.
+const MAX_STREAMS: usize = 4096;
+/// Streams of one file that are quickly gone through.
+const FEW: usize = 64;
 
 /// Identity of a file's streams.
 pub(crate) type Id = [u8; 16];
@@ -291,6 +294,9 @@ impl StreamStore {
 
     /// Makes a stream that must not be there yet, opened for reading and writing; it may bear a
     /// mark from the beginning.
+    ///
+    /// # Errors
+    /// `NOSPC` for one more than a file can have, `EXIST` for one that is there.
     pub fn create(
         &self,
         base: BorrowedFd<'_>,
@@ -299,6 +305,9 @@ impl StreamStore {
     ) -> Result<OwnedFd, Errno> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let folder = self.make_folder(base)?;
+        if names_in(folder.as_fd())?.len() >= MAX_STREAMS {
+            return Err(Errno::NOSPC);
+        }
         make_way(folder.as_fd(), name)?;
         // It gets its place only when it has its name.
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -374,27 +383,10 @@ impl StreamStore {
     /// The named streams of a file, sorted by name.
     pub fn list(&self, base: BorrowedFd<'_>) -> Result<Vec<StreamEntry>, Errno> {
         let Some(folder) = self.folder(base)? else { return Ok(Vec::new()) };
-        let mut list = Vec::new();
-        for name in names_in(folder.as_fd())? {
-            if list.len() >= MAX_LISTED {
-                break;
-            }
-            if name.len() != 64 {
-                continue;
-            }
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let Ok(fd) = rustix::fs::openat(&folder, &name, flags, Mode::empty()) else { continue };
-            let (Some(name), Ok(stat)) = (name_of(fd.as_fd()), rustix::fs::fstat(&fd)) else {
-                continue;
-            };
-            list.push(StreamEntry {
-                name: name.as_str().to_owned(),
-                size: u64::try_from(stat.st_size).unwrap_or(0),
-                allocation: allocated_of(fd.as_fd(), &stat),
-            });
-        }
-        list.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(list)
+        let names = names_in(folder.as_fd())?;
+        let many = names.len() > FEW;
+        let list = || entries(folder.as_fd(), names);
+        Ok(if many { aside(list) } else { list() })
     }
 
     /// Removes the streams of a file that are not `kept`: all of a file that is gone, those that
@@ -406,11 +398,20 @@ impl StreamStore {
 
     pub(crate) fn clear_folder(&self, id: Id, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
         let Some(folder) = self.folder_of(id)? else { return Ok(()) };
-        for name in names_in(folder.as_fd())? {
-            let stat = rustix::fs::statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW);
-            if stat.is_ok_and(|stat| !kept(&stat)) {
-                let _ = rustix::fs::unlinkat(&folder, &name, AtFlags::empty());
+        let names = names_in(folder.as_fd())?;
+        let many = names.len() > FEW;
+        let remove = || {
+            for name in names {
+                let stat = rustix::fs::statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW);
+                if stat.is_ok_and(|stat| !kept(&stat)) {
+                    let _ = rustix::fs::unlinkat(&folder, &name, AtFlags::empty());
+                }
             }
+        };
+        if many {
+            aside(remove)
+        } else {
+            remove()
         }
         let path = format!("{PRIVATE}/streams/{}", hex(&id));
         for home in &self.homes {
@@ -421,6 +422,25 @@ impl StreamStore {
         }
         Ok(())
     }
+}
+
+/// What listings show of the streams `names` in `folder`, sorted by name.
+fn entries(folder: BorrowedFd<'_>, names: Vec<OsString>) -> Vec<StreamEntry> {
+    let mut list = Vec::new();
+    for name in names.into_iter().filter(|name| name.len() == 64).take(MAX_STREAMS) {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(fd) = rustix::fs::openat(folder, &name, flags, Mode::empty()) else { continue };
+        let (Some(name), Ok(stat)) = (name_of(fd.as_fd()), rustix::fs::fstat(&fd)) else {
+            continue;
+        };
+        list.push(StreamEntry {
+            name: name.as_str().to_owned(),
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            allocation: allocated_of(fd.as_fd(), &stat),
+        });
+    }
+    list.sort_by(|a, b| a.name.cmp(&b.name));
+    list
 }
 
 pub(crate) fn names_in(folder: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
@@ -499,6 +519,23 @@ mod tests {
         store.clear(base.as_fd(), |_| false).unwrap();
         assert!(store.list(base.as_fd()).unwrap().is_empty());
         assert!(fs::read_dir(root.path().join(".bulkhead/streams")).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_file_has_no_more_streams_than_it_may() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a"), "x").unwrap();
+        let (base, store) = (open(&root.path().join("a")), store(root.path()));
+        store.create(base.as_fd(), &name("first"), None).unwrap();
+        let folder = root.path().join(".bulkhead/streams");
+        let folder = fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+        for number in 1..MAX_STREAMS {
+            fs::write(folder.join(format!("{number:064}")), "").unwrap();
+        }
+        let one_more = store.create(base.as_fd(), &name("last"), None);
+        assert_eq!(one_more.unwrap_err(), Errno::NOSPC);
+        fs::remove_file(folder.join(format!("{:064}", 1))).unwrap();
+        store.create(base.as_fd(), &name("last"), None).unwrap();
     }
 
     #[test]

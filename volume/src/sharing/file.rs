@@ -302,6 +302,28 @@ impl Node {
         Ok(())
     }
 
+    /// Fails if a lock forbids `open` to read or change any of these ranges, each an offset and a
+    /// length: the check of [`Node::check_io`] for all of them at one time.
+    ///
+    /// # Errors
+    /// `FILE_LOCK_CONFLICT`.
+    pub fn check_ranges(
+        &self,
+        open: u64,
+        ranges: impl Iterator<Item = (u64, u64)>,
+        write: bool,
+    ) -> Result<(), NtStatus> {
+        if self.locked.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let ranges = ranges.filter_map(|(offset, length)| Range::new(offset, length));
+        let intent = if write { Intent::Write } else { Intent::Read };
+        if lock(&self.state).locks.conflict_any(open, ranges, intent) {
+            return Err(NtStatus::FILE_LOCK_CONFLICT);
+        }
+        Ok(())
+    }
+
     pub(crate) fn count_locks(&self, state: &State) {
         let now = state.locks.len();
         let before = self.locked.swap(now, Ordering::AcqRel);

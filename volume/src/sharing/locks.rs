@@ -15,10 +15,15 @@ impl Range {
         (length == 0 || offset.checked_add(length - 1).is_some()).then_some(Self { offset, length })
     }
 
+    /// The empty range at the start is nowhere.
+    fn is_nowhere(self) -> bool {
+        (self.offset, self.length) == (0, 0)
+    }
+
     fn overlaps(self, other: Self) -> bool {
         let behind = |range: Range| u128::from(range.offset) + u128::from(range.length);
-        // Two ranges of the same place are one, the empty one at the start is nowhere.
-        if (self.offset, self.length) == (0, 0) || (other.offset, other.length) == (0, 0) {
+        // Two ranges of the same place are one.
+        if self.is_nowhere() || other.is_nowhere() {
             return false;
         }
         u128::from(self.offset) < behind(other) && u128::from(other.offset) < behind(self)
@@ -45,6 +50,18 @@ struct Held {
     exclusive: bool,
 }
 
+impl Held {
+    /// Whether it forbids what `open` wants to do where it lies.
+    fn forbids(&self, open: u64, intent: Intent) -> bool {
+        match (self.exclusive, self.open == open) {
+            (true, false) => true,
+            // Even the owner may not own a range twice.
+            (true, true) => intent == Intent::Own,
+            (false, _) => matches!(intent, Intent::Write | Intent::Own),
+        }
+    }
+}
+
 /// All locks of one file.
 #[derive(Debug, Default)]
 pub struct Locks {
@@ -54,15 +71,34 @@ pub struct Locks {
 impl Locks {
     /// Whether what `open` wants to do meets a lock that forbids it.
     pub fn conflict(&self, open: u64, range: Range, intent: Intent) -> bool {
-        let alters = matches!(intent, Intent::Write | Intent::Own);
-        self.held.iter().any(|held| {
-            let forbids = match (held.exclusive, held.open == open) {
-                (true, false) => true,
-                // Even the owner may not own a range twice.
-                (true, true) => intent == Intent::Own,
-                (false, _) => alters,
-            };
-            forbids && held.range.overlaps(range)
+        self.held.iter().any(|held| held.forbids(open, intent) && held.range.overlaps(range))
+    }
+
+    /// Whether what `open` wants to do to any of many ranges meets a lock that forbids it: in the
+    /// time that it takes to sort the locks, not to compare each with each. Empty ranges meet none.
+    pub fn conflict_any(
+        &self,
+        open: u64,
+        ranges: impl Iterator<Item = Range>,
+        intent: Intent,
+    ) -> bool {
+        let end = |range: Range| u128::from(range.offset) + u128::from(range.length);
+        let mut held: Vec<(u64, u128)> = self
+            .held
+            .iter()
+            .filter(|held| held.forbids(open, intent) && !held.range.is_nowhere())
+            .map(|held| (held.range.offset, end(held.range)))
+            .collect();
+        held.sort_unstable();
+        // Beside each lock stands the furthest end up to it.
+        let mut furthest = 0;
+        for (_, end) in &mut held {
+            furthest = furthest.max(*end);
+            *end = furthest;
+        }
+        ranges.filter(|range| range.length > 0).any(|range| {
+            let before = held.partition_point(|(offset, _)| u128::from(*offset) < end(range));
+            before.checked_sub(1).is_some_and(|last| held[last].1 > u128::from(range.offset))
         })
     }
 
@@ -185,6 +221,12 @@ mod tests {
                         let one = range(byte, 1);
                         prop_assert_eq!(locks.conflict(open, one, Intent::Read), hits(false) && byte != u64::MAX);
                         prop_assert_eq!(locks.conflict(open, one, Intent::Write), hits(true));
+                        for intent in [Intent::Read, Intent::Write, Intent::Own] {
+                            let several = [range(byte, 2), range(17 - byte, 3), range(byte, 0)];
+                            let any = several[..2].iter().any(|r| locks.conflict(open, *r, intent));
+                            let found = locks.conflict_any(open, several.into_iter(), intent);
+                            prop_assert_eq!(found, any);
+                        }
                     }
                 }
             }

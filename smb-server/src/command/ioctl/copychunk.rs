@@ -12,7 +12,7 @@ use smb_protocol::{
 };
 use volume::{fs::space, status::of_errno};
 
-use super::{Call, Ctx, Handled, LONG, answer, answer_as, changes, reads, sparse};
+use super::{Call, Ctx, Handled, LONG, answer, answer_as, sparse, touches};
 use crate::command::write;
 
 /// Most chunks of a request.
@@ -94,14 +94,18 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
     }
-    for chunk in &chunks {
-        let len = u64::from(chunk.length);
-        let free = reads(&source, chunk.source, len);
-        if let Err(status) = free.and_then(|()| changes(&call.open, chunk.target, len)) {
-            let mut output = Vec::new();
-            CopyResult::default().encode(&mut output);
-            return answer_as(status, call.request, &output, out);
-        }
+    let sources = chunks.iter().map(|chunk| (chunk.source, u64::from(chunk.length)));
+    let targets = chunks.iter().map(|chunk| (chunk.target, u64::from(chunk.length)));
+    let target = &call.open;
+    let free = source
+        .node
+        .check_ranges(source.node_id(), sources, false)
+        .and_then(|()| target.node.check_ranges(target.node_id(), targets, true))
+        .and_then(|()| touches(target));
+    if let Err(status) = free {
+        let mut output = Vec::new();
+        CopyResult::default().encode(&mut output);
+        return answer_as(status, call.request, &output, out);
     }
     call.later(chunks.len() * 24, total > LONG, move |open| {
         let mut result = CopyResult::default();

@@ -22,10 +22,12 @@ use volume::{
     status::of_errno,
 };
 
-use super::{Call, DONE, Handled, Outcome, answer, changes};
+use super::{Call, DONE, Handled, Outcome, answer, changes, touches};
 
 /// Unit in which trims are carried out: the size of a page.
 const PAGE: u64 = 4096;
+/// Most ranges of a trim; MS-FSCC 2.3.73 names no limit.
+const MAX_TRIMS: u32 = 2048;
 
 fn is_sparse(open: &Open) -> Result<bool, NtStatus> {
     Ok(open.facts()?.attributes.has(FileAttributes::SPARSE_FILE))
@@ -164,15 +166,20 @@ pub fn trim(call: Call<'_>) -> Handled {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let data = call.open.writable(Access::WRITE_DATA)?.clone();
-    let ranges = offload::parse_trim(call.request.input)?;
+    let input = call.request.input;
+    let count = input.get(4..8).and_then(|count| count.first_chunk());
+    if count.is_some_and(|count| u32::from_le_bytes(*count) > MAX_TRIMS) {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    let ranges = offload::parse_trim(input)?;
     let room = call.room();
     if (1..4).contains(&room) {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let held = ranges.len() * 16;
-    for (offset, length) in &ranges {
-        changes(&call.open, *offset, *length)?;
-    }
+    let open = &call.open;
+    open.node.check_ranges(open.node_id(), ranges.iter().copied(), true)?;
+    touches(open)?;
     call.later(held, false, move |open| -> Outcome {
         let size = open.facts()?.end_of_file;
         let mut processed = 0u32;

@@ -188,6 +188,8 @@ fn trims_take_whole_pages_of_the_file() {
     assert_eq!(trim(&mut direct, &[(0, 4095)], 0).0, NtStatus::NO_RANGES_PROCESSED);
     assert_eq!(trim(&mut direct, &[(0, 4096)], 2).0, NtStatus::INVALID_PARAMETER);
     assert_eq!(trim(&mut direct, &[], 4).0, NtStatus::INVALID_PARAMETER);
+    assert_eq!(trim(&mut direct, &[(4096, 4096); 2048], 4), done(2048));
+    assert_eq!(trim(&mut direct, &[(4096, 4096); 2049], 4).0, NtStatus::INVALID_PARAMETER);
     let (most, range) = (u64::MAX, (u64::MAX - 1, 1));
     assert_eq!(trim(&mut direct, &[range, (most, most)], 4).0, NtStatus::INTEGER_OVERFLOW);
     assert_eq!(direct.get(file, 0, 40_000), now);

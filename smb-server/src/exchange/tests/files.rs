@@ -415,6 +415,38 @@ fn extended_attributes_come_with_a_create_and_go_with_an_overwrite() {
     assert_eq!(direct.query(file, InfoClass::FULL_EA), Err(NtStatus::NO_EAS_ON_FILE));
 }
 
+/// A name that is asked for again and again is answered once, and the answer ends with its room.
+#[test]
+fn attributes_are_asked_for_by_name() {
+    let mut direct = logged_in();
+    let file = direct.create("a", Disposition::CREATE, FILE).unwrap();
+    let one = Ea { flags: 0, name: "A".into(), value: vec![7; 2000] };
+    let mut list = Vec::new();
+    ea::encode([&one].into_iter(), 4096, &mut list);
+    assert_eq!(direct.set(file, InfoClass::FULL_EA, &list), NtStatus::SUCCESS);
+    let mut ask = |names: &[&[u8; 1]], output_len| {
+        let next = |at| if at + 1 < names.len() { 8 } else { 0 };
+        let entry = |(at, name): (usize, &&[u8; 1])| [next(at), 0, 0, 0, 1, name[0], 0, 0];
+        let input: Vec<u8> = names.iter().enumerate().flat_map(entry).collect();
+        let request = query_info::Request {
+            info_type: query_info::InfoType::FILE,
+            class: InfoClass::FULL_EA,
+            output_len,
+            file_id: file,
+            input: &input,
+            ..Default::default()
+        };
+        let (header, body) = direct.ask(Command::QUERY_INFO, |out| request.encode(out));
+        let found = query_directory::Response::parse(&body).map(|r| ea::parse(r.output).unwrap());
+        (header.status, found.unwrap_or_default())
+    };
+    let none = Ea { name: "B".into(), ..Ea::default() };
+    let names = [b"a", b"b", b"A"].repeat(1000);
+    assert_eq!(ask(&names, 60_000), (NtStatus::SUCCESS, vec![one.clone(), none]));
+    assert_eq!(ask(&names, 2010).0, NtStatus::BUFFER_OVERFLOW);
+    assert_eq!(ask(&names, 2000).0, NtStatus::BUFFER_TOO_SMALL);
+}
+
 /// More names than one answer holds; and a search among many that leaves the connection's task.
 #[test]
 fn large_folders_are_listed_in_pieces() {
