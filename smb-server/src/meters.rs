@@ -222,11 +222,11 @@ pub fn text(server: &Server) -> String {
     let mut page = Page(String::with_capacity(16 << 10));
     let gauges = [
         ("connections", "TCP connections", server.connections.load(Ordering::Relaxed) as u64),
-        ("sessions", "sessions", server.sessions.len() as u64),
+        ("sessions", "sessions", server.sessions.count() as u64),
         ("opens", "opens of files and folders", server.nodes.open_count() as u64),
         ("persistent_opens", "opens that outlive the server", server.nodes.stable.held() as u64),
-        ("open_files", "files and folders that are open", server.nodes.len() as u64),
-        ("offload_tokens", "tokens of offloaded transfers", server.tokens.len() as u64),
+        ("open_files", "files and folders that are open", server.nodes.file_count() as u64),
+        ("offload_tokens", "tokens of offloaded transfers", server.tokens.count() as u64),
         ("uptime_seconds", "time since the start", server.started.elapsed().as_secs()),
     ];
     for (name, help, value) in gauges {

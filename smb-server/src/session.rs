@@ -530,7 +530,7 @@ impl Sessions {
     }
 
     /// Number of sessions.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 }

@@ -181,9 +181,9 @@ fn status(server: &Server) -> Status {
         uptime_s: server.started.elapsed().as_secs(),
         listen: current.config.listen.iter().map(ToString::to_string).collect(),
         connections: server.connections.load(Ordering::Relaxed) as u64,
-        sessions: server.sessions.len() as u64,
+        sessions: server.sessions.count() as u64,
         opens: server.nodes.open_count() as u64,
-        files: server.nodes.len() as u64,
+        files: server.nodes.file_count() as u64,
         shares: current.config.shares.len() as u64,
         longest_turn_us: server.meters.longest.get().as_micros() as u64,
     }

@@ -176,7 +176,7 @@ impl Tokens {
     }
 
     /// Number of tokens that are out.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.lock().len()
     }
 
@@ -188,7 +188,7 @@ impl Tokens {
 
 impl Held {
     /// Bytes that the token stands for.
-    pub fn len(&self) -> u64 {
+    pub fn length(&self) -> u64 {
         self.len
     }
 
@@ -301,7 +301,7 @@ mod tests {
         let target = tempfile::tempfile().unwrap();
         target.write_all_at(&[9; 2048], 0).unwrap();
         let held = tokens.redeem(&token, &owner("ANN", false)).unwrap();
-        assert_eq!(held.len(), 512);
+        assert_eq!(held.length(), 512);
         held.write_to(0, target.as_fd(), 1024, 512).unwrap();
         let now = content(&target, 2048);
         assert!(now[..1024].iter().chain(&now[1536..]).all(|b| *b == 9));

@@ -230,9 +230,9 @@ impl Nodes {
             }
             want => want,
         };
-        let locked = state.locks.len() > 0;
+        let locked = state.locks.count() > 0;
         let granted = state.caching.acquire(open, want, directory, others, locked);
-        self.note_caching(&node, &mut state);
+        self.note_caching(node, &mut state);
         drop(state);
         if directory && granted != LeaseState::NONE {
             self.folders_cached.store(true, Ordering::Release);
@@ -256,7 +256,7 @@ impl Nodes {
         let mut breaks = Vec::new();
         let mut state = lock(&node.state);
         let wait = state.caching.break_for(cause, by, |_, _| true, Instant::now(), &mut breaks);
-        self.note_caching(&node, &mut state);
+        self.note_caching(node, &mut state);
         let refused = wait.map(|until| node.wake(until));
         drop(state);
         self.tell(node, breaks);
@@ -308,7 +308,7 @@ impl Nodes {
             // MS-SMB2 3.3.4.7: nothing is left, and with it nothing to come back for.
             let mut state = lock(&node.state);
             state.caching.unreachable(due.holder);
-            self.note_caching(&node, &mut state);
+            self.note_caching(node, &mut state);
             drop(state);
             node.changed.notify_waiters();
             for open in due.opens {
@@ -376,7 +376,7 @@ impl Nodes {
         let mut state = lock(&node.state);
         let result = state.caching.acknowledge(holder, kept);
         let next = state.caching.next_break(holder, Instant::now());
-        self.note_caching(&node, &mut state);
+        self.note_caching(node, &mut state);
         drop(state);
         self.tell(node, next.into_iter().collect());
         node.changed.notify_waiters();
@@ -461,7 +461,7 @@ impl Nodes {
         state.locks.release_all(id);
         node.count_locks(&state);
         let ended = state.caching.leave(id);
-        self.note_caching(&node, &mut state);
+        self.note_caching(node, &mut state);
         if let Some(left) = link.and_then(|link| state.links.leave(link))
             && left.delete_pending
             && !left.gone
@@ -514,7 +514,7 @@ impl Nodes {
     }
 
     /// Number of files that are open.
-    pub fn len(&self) -> usize {
+    pub fn file_count(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 }
@@ -556,7 +556,7 @@ mod tests {
             assert_eq!(join(&nodes, 2, second.0, second.1).is_ok(), ok);
             nodes.leave(&node, 1, |_| panic!("not to be deleted"));
             nodes.leave(&node, 2, |_| panic!("not to be deleted"));
-            assert_eq!(nodes.len(), 0);
+            assert_eq!(nodes.file_count(), 0);
         }
     }
 

@@ -325,7 +325,7 @@ impl Node {
     }
 
     pub(crate) fn count_locks(&self, state: &State) {
-        let now = state.locks.len();
+        let now = state.locks.count();
         let before = self.locked.swap(now, Ordering::AcqRel);
         // Wraps where there are fewer now.
         self.all_locks.held.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
@@ -336,7 +336,7 @@ impl Node {
         let mut state = lock(&self.state);
         let LockCount { held, most } = &*self.all_locks;
         let full = held.load(Ordering::Relaxed) >= most.load(Ordering::Relaxed);
-        if full || state.locks.len() >= MAX_LOCKS {
+        if full || state.locks.count() >= MAX_LOCKS {
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
         let taken = state.locks.take(open, range, exclusive);

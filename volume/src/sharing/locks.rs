@@ -132,7 +132,7 @@ impl Locks {
     }
 
     /// Number of locks.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.held.len()
     }
 

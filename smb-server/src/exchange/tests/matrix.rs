@@ -9,7 +9,7 @@ use std::{
         fd::AsFd,
         unix::fs::{MetadataExt, PermissionsExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use smb_protocol::{
@@ -176,7 +176,7 @@ impl Direct {
 }
 
 /// Gives a file or folder to another user, and some rights in it to the one who tries.
-fn guard(direct: &Direct, root: &PathBuf, path: &PathBuf, mine: Access) {
+fn guard(direct: &Direct, root: &Path, path: &Path, mine: Access) {
     let me = direct.exchange.server.user_sid("U");
     let them = direct.exchange.server.user_sid("V");
     let volume = Volume::open(root).unwrap();
