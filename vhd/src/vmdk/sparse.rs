@@ -31,7 +31,7 @@ pub(super) struct Sparse {
 
 /// Where a grain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Grain {
+pub(super) enum Grain {
     Zero,
     At(u64),
 }
@@ -108,7 +108,7 @@ impl Sparse {
     }
 
     /// Where a grain is, and from where on all is as there: to the end of an absent table.
-    async fn grain(&self, number: u64) -> Result<(Grain, u64)> {
+    pub(super) async fn grain(&self, number: u64) -> Result<(Grain, u64)> {
         let entries = u64::from(self.header.table_entries);
         let (index, within) = (number / entries, number % entries);
         let Some(table) = self.table(index).await? else {
