@@ -224,8 +224,7 @@ impl Job<'_> {
         let permit = self.volume.permit(self.ceiling)?;
         let allocation = self.allocation();
         if let Some(size) = allocation {
-            // As a trial: cutting gives it back.
-            reserve(data.as_fd(), size)?;
+            check_room(data.as_fd(), size)?;
         }
         // All that the file had go, those that come with the request stay; all at once.
         let mut all = eas::list(fd.as_fd())?;
@@ -611,6 +610,14 @@ impl Drop for Joined<'_> {
             self.nodes.leave(node, self.id, |_| {});
         }
     }
+}
+
+/// Fails if so much cannot be set aside for a file that is about to give back what it has.
+fn check_room(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    let space = rustix::fs::fstatvfs(fd)?;
+    let own = rustix::fs::fstat(fd)?.st_blocks as u64 * 512;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if size > free.saturating_add(own) { Err(Errno::NOSPC) } else { Ok(()) }
 }
 
 /// Sets space aside without changing the length; a file system that cannot is not an error.

@@ -230,8 +230,6 @@ pub struct Open {
     pub written: AtomicBool,
     /// The state store knows it.
     pub(crate) remembered: AtomicBool,
-    /// The name that its file gets next, once the state store knows that.
-    pub(crate) announced: Mutex<Option<persistent::Announced>>,
     /// Held while what the state store is to have of it is looked up and put there.
     pub(crate) noting: Mutex<()>,
     /// Who wants to know what became of it when it is closed.
@@ -305,7 +303,6 @@ impl Open {
             sequence: ChannelSequence::default(),
             written: AtomicBool::new(false),
             remembered: AtomicBool::new(false),
-            announced: Mutex::new(None),
             noting: Mutex::new(()),
             closer: Mutex::new(None),
             watch: OnceLock::new(),

@@ -16,7 +16,7 @@ use std::{
         Arc, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use rustix::{
@@ -25,7 +25,6 @@ use rustix::{
 };
 use smb_protocol::NtStatus;
 use state_store::{Batch, Commit, Store, StoreError};
-use tokio::sync::Notify;
 
 use crate::{
     fs::path::RelPath,
@@ -36,7 +35,7 @@ use crate::{
             Promise, StreamRecord,
         },
     },
-    sharing::{caching::CachingRecord, file::Wake},
+    sharing::{caching::CachingRecord, next_name::Step},
     status::of_errno,
 };
 
@@ -166,86 +165,50 @@ pub fn remaining(timeout: Duration, away: Option<AwayRecord>) -> Duration {
     timeout.saturating_sub(Duration::from_millis(gone)).max(GRACE.min(timeout))
 }
 
-/// A name that opens' file is about to get, on its way to the state store.
-#[derive(Debug)]
-pub struct Announced {
-    to: RelPath,
-    opens: Vec<u64>,
-    /// Whether it is there.
-    outcome: Arc<OnceLock<Result<(), NtStatus>>>,
-    changed: Arc<Notify>,
-}
-
-/// How long a request waits at most before it looks again whether its announcement is durable.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-
 impl Open {
-    /// Its file's opens that are in the state store, and those of its streams: each has the
+    /// Those that have its file open, or a stream of it, and are in the state store: each has the
     /// file's name there.
     fn named_alike(&self) -> Vec<Arc<Open>> {
-        let all = self.nodes();
-        let mut alike: Vec<_> =
-            self.node.remembered().into_iter().filter_map(|id| all.open(id)).collect();
-        let of_it = |stream: &StreamOpen| Arc::ptr_eq(&stream.base, &self.node);
-        let streams = all
-            .all_opens()
-            .into_iter()
-            .filter(|other| other.is_remembered() && other.stream.as_ref().is_some_and(of_it));
-        alike.extend(streams);
-        alike.sort_unstable_by_key(|open| open.id.persistent);
-        alike
+        let known = |id| self.nodes().open(id).filter(|open| open.is_remembered());
+        self.node.openers().into_iter().filter_map(known).collect()
     }
 
-    /// Says that its file is about to be called `to`: a server that ends before the new name is
-    /// noted has to look for it in both places. `None` if the state store knows, or has nothing to
-    /// know; else when to ask again.
+    /// Says that its file is about to be called `to`, to the state store, if that has opens of it.
+    /// The file may be renamed when that is [`Step::Ready`], and its new name is noted before the
+    /// result goes; `None` if there is nothing to wait for.
     ///
     /// # Errors
     /// That of the state store. Then the file keeps its name.
-    pub fn announce_name(&self, to: &RelPath) -> Result<Option<Wake>, NtStatus> {
-        let alike = self.named_alike();
-        if alike.is_empty() {
+    pub fn announce_name(&self, to: &RelPath) -> Result<Option<Step>, NtStatus> {
+        let mut opens: Vec<u64> =
+            self.named_alike().iter().map(|open| open.id.persistent).collect();
+        if opens.is_empty() {
             return Ok(None);
         }
-        let opens: Vec<u64> = alike.iter().map(|open| open.id.persistent).collect();
-        let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = announced.as_ref().filter(|it| it.to == *to && it.opens == opens) {
-            return match before.outcome.get() {
-                Some(outcome) => {
-                    let outcome = *outcome;
-                    *announced = None;
-                    outcome.map(|()| None)
-                }
-                None => {
-                    let until = Instant::now() + LOOK_AGAIN;
-                    Ok(Some(Wake::new(before.changed.clone(), until)))
-                }
-            };
+        opens.sort_unstable();
+        let step = self.node.next_name.ask(to, &opens)?;
+        if let Step::Begin(_) = step {
+            let next = NextRecord { path: to.parts().join("/") }.to_bytes();
+            let put =
+                |batch: Batch, id: &u64| batch.put(record::key(Kind::Next, *id), next.clone());
+            let commit = self.nodes().stable.commit(opens.iter().fold(Batch::new(), put));
+            let name = self.node.next_name.clone();
+            tokio::spawn(async move {
+                name.known(commit.await.map_err(|error| of_store(&error)));
+            });
         }
-        let next = NextRecord { path: to.parts().join("/") }.to_bytes();
-        let batch = opens
-            .iter()
-            .fold(Batch::new(), |batch, id| batch.put(record::key(Kind::Next, *id), next.clone()));
-        let commit = self.nodes().stable.commit(batch);
-        let outcome = Arc::new(OnceLock::new());
-        let changed = Arc::<Notify>::default();
-        let wake = Wake::new(changed.clone(), Instant::now() + LOOK_AGAIN);
-        *announced = Some(Announced {
-            to: to.clone(),
-            opens,
-            outcome: outcome.clone(),
-            changed: changed.clone(),
-        });
-        tokio::spawn(async move {
-            let _ = outcome.set(commit.await.map_err(|error| of_store(&error)));
-            changed.notify_waiters();
-        });
-        Ok(Some(wake))
+        Ok(Some(step))
     }
 
-    /// Notes the name that its file has now, for all opens that have it.
-    pub fn note_name(&self) -> Vec<Commit> {
-        self.named_alike().iter().filter_map(|open| open.remember_anew()).collect()
+    /// Notes what has changed of its file or stream for all that have it open: its name, and whether
+    /// it is to be deleted.
+    pub fn note_file(&self) -> Vec<Commit> {
+        self.named_alike().iter().filter_map(|open| open.remember_anew(false)).collect()
+    }
+
+    /// Notes the name that was announced, which its file has now.
+    pub fn note_renamed(&self) -> Vec<Commit> {
+        self.named_alike().iter().filter_map(|open| open.remember_anew(true)).collect()
     }
 
     /// Whether it outlives the server, however that ends: it is in the store.
@@ -407,14 +370,14 @@ impl Open {
         })
     }
 
-    /// Notes its name and whether its file is to be deleted, as they are now.
-    pub fn remember_anew(&self) -> Option<Commit> {
+    /// Notes its name and whether its file is to be deleted, as they are now; if it was `renamed`,
+    /// that it is not about to be called otherwise any more.
+    pub fn remember_anew(&self, renamed: bool) -> Option<Commit> {
         let timeout = self.standing().durability.timeout().filter(|_| self.is_remembered())?;
         let _noting = self.noting();
         let record = self.record(timeout).ok()?;
-        let batch = Batch::new()
-            .put(record::key(Kind::Open, record.id), record.to_bytes())
-            .delete(record::key(Kind::Next, record.id));
+        let batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
+        let batch = if renamed { batch.delete(record::key(Kind::Next, record.id)) } else { batch };
         Some(self.nodes().stable.commit(batch))
     }
 

@@ -135,7 +135,7 @@ impl Nodes {
             restore(&open, &remembered);
             if remembered.next.is_some() {
                 // Whatever it is called now, it is not about to be called otherwise.
-                drop(open.remember_anew());
+                drop(open.remember_anew(true));
             }
             let timeout = Duration::from_millis(remembered.open.timeout.into());
             if !open.is_remembered() {

@@ -35,6 +35,7 @@ use crate::{
         links::{LinkId, Links},
         locks::{Intent, Locks, Range},
         modes::{conflicts, takes_part},
+        next_name::NextName,
     },
     status::of_errno,
 };
@@ -72,6 +73,8 @@ pub struct Node {
     pub(crate) changed: Arc<Notify>,
     /// Times that are shown instead of the system's.
     pub times: crate::fs::times::Shown,
+    /// What it is about to be called.
+    pub next_name: Arc<NextName>,
 }
 
 #[derive(Debug)]
@@ -211,6 +214,7 @@ impl Node {
             all_locks,
             changed: Arc::default(),
             times: crate::fs::times::Shown::default(),
+            next_name: Arc::default(),
         })
     }
 
@@ -255,9 +259,9 @@ impl Node {
         lock(&self.state).remembered.retain(|remembered| remembered.open != open);
     }
 
-    /// Its opens that outlive the server.
-    pub fn remembered(&self) -> Vec<u64> {
-        lock(&self.state).remembered.iter().map(|remembered| remembered.open).collect()
+    /// All who have it open, and those who have a stream of it open.
+    pub fn openers(&self) -> Vec<u64> {
+        lock(&self.state).users.iter().map(|user| user.id).collect()
     }
 
     /// Which file it is.

@@ -6,4 +6,5 @@ pub mod image;
 pub mod links;
 pub mod locks;
 pub mod modes;
+pub mod next_name;
 pub mod watches;

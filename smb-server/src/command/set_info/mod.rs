@@ -22,10 +22,10 @@ use smb_protocol::{
     },
     security::{Descriptor, parts},
 };
-use volume::open::create::reserve;
+use state_store::Commit;
 use volume::{
     fs::{attributes, descriptor::set_length, eas, listing, security},
-    open::{Open, persistent::of_store},
+    open::{Open, create::reserve, persistent::of_store},
     sharing::caching::Cause,
 };
 
@@ -36,7 +36,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;
     ctx.check_charge(request.input.len())?;
-    match request.info_type {
+    let noted = match request.info_type {
         InfoType::FILE => file(ctx, &open, request.class, request.input)?,
         InfoType::SECURITY => {
             let which = request.additional;
@@ -62,32 +62,22 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
                 change,
                 &ctx.session()?.sids,
             )?;
+            Vec::new()
         }
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
-    }
+    };
     if let Some(filter) = modified(request.info_type, request.class, request.input) {
         open.tell_modified(filter);
     }
     if ctx.tree()?.continuous {
-        return Err(Fail::Later(stays(open, request.info_type, request.class)));
+        return Err(Fail::Later(stays(open, request.class, noted)));
     }
     Response.encode(out);
     Ok(NtStatus::SUCCESS)
 }
 
 /// Answers when what was changed is durable, and with it what is remembered of persistent opens.
-fn stays(open: Arc<Open>, info_type: InfoType, class: InfoClass) -> Later {
-    let renames = matches!(
-        class,
-        InfoClass::RENAME
-            | InfoClass::RENAME_EX
-            | InfoClass::DISPOSITION
-            | InfoClass::DISPOSITION_EX
-    );
-    let mut noted = Vec::new();
-    if info_type == InfoType::FILE && renames {
-        noted = open.note_name();
-    }
+fn stays(open: Arc<Open>, class: InfoClass, noted: Vec<Commit>) -> Later {
     Later::storage(0, async move {
         for noted in noted {
             noted.await.map_err(|error| of_store(&error))?;
@@ -154,7 +144,8 @@ fn right(class: InfoClass) -> Option<Access> {
     })
 }
 
-fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<(), Fail> {
+/// Changes what a class names; what was noted of it in the state store.
+fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<Vec<Commit>, Fail> {
     let short = |_| NtStatus::INFO_LENGTH_MISMATCH;
     if let Some(right) = right(class) {
         open.permit(right)?;
@@ -213,14 +204,16 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
             let delete = file_info::parse_disposition(input).map_err(short)?;
             let flags = if delete { Disposition::DELETE } else { Disposition::NONE };
             set_disposition(open, flags)?;
+            return Ok(open.note_file());
         }
         InfoClass::DISPOSITION_EX => {
             set_disposition(open, Disposition::parse(input).map_err(short)?)?;
+            return Ok(open.note_file());
         }
         InfoClass::RENAME | InfoClass::RENAME_EX => {
             let ex = class == InfoClass::RENAME_EX;
             let parse = if ex { Rename::parse_ex } else { Rename::parse };
-            names::rename(ctx, open, &parse(input).map_err(short)?)?;
+            return names::rename(ctx, open, &parse(input).map_err(short)?);
         }
         InfoClass::LINK | InfoClass::LINK_EX => {
             let ex = class == InfoClass::LINK_EX;
@@ -233,7 +226,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<()
         }
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
 /// Marks a file to be deleted when its last opener leaves, or with POSIX' rules when this one does

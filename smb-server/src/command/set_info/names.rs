@@ -17,6 +17,7 @@ use smb_protocol::{
     },
     name::same_name,
 };
+use state_store::Commit;
 use volume::{
     fs::{
         attributes,
@@ -28,7 +29,10 @@ use volume::{
         volume::Found,
     },
     open::Open,
-    sharing::caching::Cause,
+    sharing::{
+        caching::Cause,
+        next_name::{Renaming, Step},
+    },
 };
 
 use super::{Ctx, Fail};
@@ -111,10 +115,11 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
 }
 
 /// Gives a file another name in the same share, or a stream one of the same file
-/// (MS-FSA 2.1.5.15.12).
-pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+/// (MS-FSA 2.1.5.15.12); what was noted of it in the state store.
+pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec<Commit>, Fail> {
     if request.name.starts_with(':') {
-        return rename_stream(ctx, open, request);
+        rename_stream(ctx, open, request)?;
+        return Ok(open.note_file());
     }
     if open.stream.is_some() && request.name.contains(':') {
         // The name of a stream stands alone; with its file's name it means the file that this open
@@ -162,12 +167,12 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
         Found::Here { stat: target, path, .. }
             if file_key::key(&target) == file_key::key(&stat) =>
         {
-            announce(open, &path)?;
+            let _renaming = announce(open, &path)?;
             // Two names of one file: the old one goes.
             permit.remove(&from, &stat)?;
             open.tell_at(&from, Action::REMOVED, open.name_filter());
             open.node.set_path(open.node_id(), open.volume().system(&path));
-            return Ok(());
+            return Ok(open.note_renamed());
         }
         Found::Here { fd, stat: target, path } => {
             check_replaced(ctx, open, request, (&fd, &target, &path))?;
@@ -176,9 +181,9 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
         }
     };
     if to == from {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    announce(open, &to)?;
+    let _renaming = announce(open, &to)?;
     permit.rename((&from, &stat), &to, replaced.as_ref().map(|(_, stat)| stat))?;
     let filter = open.name_filter();
     let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
@@ -194,19 +199,21 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(),
         open.tell_unless(&to, Action::MODIFIED, filter, ChangeFilter::FILE_NAME);
     }
     open.node.set_path(open.node_id(), open.volume().system(&to));
+    let noted = open.note_renamed();
     if let Some((replaced, _)) = replaced {
         permit.forget_streams(replaced.as_fd())?;
         close_removed(replaced);
     }
-    Ok(())
+    Ok(noted)
 }
 
 /// Nothing is called otherwise before the next server would know where to look for it. Where that
 /// takes a moment the request is carried out again after it, with all its checks.
-fn announce(open: &Open, to: &RelPath) -> Result<(), Fail> {
+fn announce(open: &Open, to: &RelPath) -> Result<Option<Renaming>, Fail> {
     match open.announce_name(to)? {
-        None => Ok(()),
-        Some(wake) => Err(Fail::Wait(wake)),
+        None => Ok(None),
+        Some(Step::Ready(renaming)) => Ok(Some(renaming)),
+        Some(Step::Begin(wake) | Step::Wait(wake)) => Err(Fail::Wait(wake)),
     }
 }
 

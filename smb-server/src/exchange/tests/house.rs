@@ -350,10 +350,15 @@ impl Guest {
     }
 
     pub fn set(&mut self, id: FileId, class: InfoClass, input: &[u8]) -> NtStatus {
+        let begun = self.begin_set(id, class, input);
+        self.finish(begun).0.status
+    }
+
+    pub fn begin_set(&mut self, id: FileId, class: InfoClass, input: &[u8]) -> Begun {
         let info_type = query_info::InfoType::FILE;
         let request =
             set_info::Request { info_type, class, file_id: id, input, ..Default::default() };
-        self.ask(Command::SET_INFO, |out| request.encode(out)).0.status
+        self.begin(Command::SET_INFO, |out| request.encode(out))
     }
 }
 

@@ -672,12 +672,15 @@ fn what_is_refused_overwrites_nothing() {
         vec![exta(ea("BIG", vec![1; 65_000]))],
         vec![alsi(1 << 62)],
         vec![alsi(i64::MAX as u64)],
+        vec![alsi(1 << 20), exta(ea("BIG", vec![1; 65_000]))],
     ] {
         let mut direct = Direct::with("[[user]]\nname='v'\npassword='p'\n");
         direct.login();
         build(&direct);
         let before = look(&direct);
-        let what = format!("{:?}", contexts[0].0);
+        let held = fs::metadata(direct.files().join("mine/file")).unwrap().blocks();
+        let named = contexts.iter().map(|(name, data)| (String::from_utf8_lossy(name), data.len()));
+        let what = format!("{:?}", named.collect::<Vec<_>>());
         let request = create::Request {
             access: Access::ALL,
             share: ShareAccess(7),
@@ -692,7 +695,9 @@ fn what_is_refused_overwrites_nothing() {
         };
         let (header, _) = direct.ask(Command::CREATE, |out| request.encode(out));
         assert_ne!(header.status, NtStatus::SUCCESS, "{what}");
-        assert_eq!(look(&direct), before, "{what}");
+        assert!(look(&direct) == before, "{what}: something has changed");
+        let blocks = fs::metadata(direct.files().join("mine/file")).unwrap().blocks();
+        assert_eq!(blocks, held, "{what}: space is set aside");
     }
 }
 

@@ -14,7 +14,10 @@ use smb_protocol::msg::{
     tree_connect::ShareCapabilities,
 };
 use state_store::{Batch, Commit, LocalStore, Store};
-use volume::{open::Open, sharing::locks::Range};
+use volume::{
+    open::Open,
+    sharing::{locks::Range, next_name::Step},
+};
 
 use super::{house::*, *};
 
@@ -72,7 +75,7 @@ fn a_file_that_was_being_renamed_is_its_clients_under_either_name() {
         let open = house.server.nodes.open(got.id.persistent).unwrap();
         let to = volume::fs::path::RelPath::root().child("b");
         let _inside = house.runtime.enter();
-        while let Some(wake) = open.announce_name(&to).unwrap() {
+        while let Some(Step::Begin(wake)) = open.announce_name(&to).unwrap() {
             house.runtime.block_on(wake.changed);
         }
         drop(open);
@@ -94,6 +97,29 @@ fn a_file_that_was_being_renamed_is_its_clients_under_either_name() {
         let mut guest = house.one();
         assert!(guest.create(&wanted.clone().back(got.id, 1)).is_ok());
         assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
+    }
+}
+
+/// Two who rename one file at the same time do so one after the other, and the next server knows the
+/// last name.
+#[test]
+fn renames_at_the_same_time_are_known_one_after_the_other() {
+    let mut house = House::new();
+    let all =
+        |guid| Ask { access: Access::ALL, share: ShareAccess(7), ..ask("a").persistent(guid) };
+    let mut guests = [1, 2].map(|guid| house.guest(guid, "u", Dialect::SMB_3_0_2, "ca"));
+    let got = [0, 1].map(|at| guests[at].create(&all(at as u8 + 1)).unwrap());
+    let begun = [("x", 0), ("y", 1)]
+        .map(|(to, at)| guests[at].begin_set(got[at].id, InfoClass::RENAME, &rename_to(to)));
+    for (guest, begun) in guests.iter_mut().zip(begun) {
+        assert!(begun.waits(), "the state store is told first");
+        assert_eq!(guest.finish(begun).0.status, NtStatus::SUCCESS);
+    }
+    assert!(house.files().join("y").exists() && !house.files().join("x").exists());
+    house.restart(guests.into());
+    for (guid, got) in [1, 2].into_iter().zip(got) {
+        let mut guest = house.guest(guid, "u", Dialect::SMB_3_0_2, "ca");
+        assert_eq!(guest.create(&all(guid).back(got.id, guid)).unwrap().id, got.id);
     }
 }
 
