@@ -95,7 +95,7 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
     let rest: Vec<_> = parts.filter(|part| !part.is_empty()).collect();
     // Domains and their controllers are not known here; a share of others is not told about.
     let allowed = |share: &crate::config::Share| {
-        share.users.contains(&ctx.session().ok()?.user).then_some(())
+        share.users.contains(&ctx.session().ok()?.user.name).then_some(())
     };
     let namespace = current.config.namespaces.get(&folded);
     let known = current.config.shares.get(&folded).and_then(allowed).and(namespace);

@@ -15,7 +15,6 @@ use std::{
 
 use smb_protocol::{SessionId, kerberos, ntlm::ServerInfo, security::Sid};
 use volume::{
-    budget::Budgets,
     clock::{now, random},
     fs::{
         sweep::{self, Swept},
@@ -54,8 +53,6 @@ pub struct Server {
     pub meters: Meters,
     /// Bytes that clients have sent who have not logged in, beyond what is free.
     pub unauthenticated_bytes: AtomicUsize,
-    /// What each user has the server hold.
-    pub budgets: Budgets,
     /// Lines of the log that clients cause who have not logged in.
     pub strangers: Rate,
     /// Logons that have failed.
@@ -120,6 +117,12 @@ impl Current {
     }
 }
 
+/// Says what there may be, of all users and of one.
+fn limit(nodes: &Nodes, limits: &crate::config::Limits) {
+    nodes.limit(limits.locks, limits.kept_opens);
+    nodes.users.limit(limits.of_one_user());
+}
+
 impl Server {
     /// Prepares a server: its state folder, its identity, the folders of its shares.
     pub fn new(config: Config) -> io::Result<Self> {
@@ -136,7 +139,7 @@ impl Server {
         let run = run_number(&config.state_dir.join("session-ids"))?;
         let clients = Arc::<Clients>::default();
         let nodes = Arc::new(Nodes::new(clients.clone()));
-        nodes.limit(config.limits.locks, config.limits.kept_opens);
+        limit(&nodes, &config.limits);
         Ok(Self {
             guid,
             ntlm,
@@ -146,7 +149,6 @@ impl Server {
             tokens: Arc::default(),
             meters: Meters::default(),
             unauthenticated_bytes: AtomicUsize::new(0),
-            budgets: Budgets::default(),
             strangers: Rate::default(),
             logons: Logons::default(),
             is_first,
@@ -171,9 +173,8 @@ impl Server {
     /// are there stay. Listening addresses and the state folder need a restart.
     pub fn reload(&self, config: Config) -> io::Result<()> {
         let old = self.current();
-        let (locks, kept_opens) = (config.limits.locks, config.limits.kept_opens);
         let new = Arc::new(Current::new(config, Some(&old), now())?);
-        self.nodes.limit(locks, kept_opens);
+        limit(&self.nodes, &new.config.limits);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.recover()
     }

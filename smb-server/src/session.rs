@@ -33,6 +33,7 @@ use volume::{
     client::{Awaited, Client},
     fs::volume::Volume,
     open::Open,
+    users::User,
     work::aside,
 };
 
@@ -47,8 +48,8 @@ use crate::{
 pub struct Session {
     /// Its name on the wire.
     pub id: SessionId,
-    /// The user, folded.
-    pub user: String,
+    /// Who has logged in.
+    pub user: Arc<User>,
     /// Who the user is to access lists: the user first, then groups.
     pub sids: Vec<Sid>,
     /// `Session.SigningKey`: of the channel it began on, and what binding requests are signed
@@ -106,8 +107,8 @@ pub struct Sealing {
 pub struct Logon {
     /// Name on the wire.
     pub id: SessionId,
-    /// The user, folded.
-    pub user: String,
+    /// Who has logged in.
+    pub user: Arc<User>,
     /// The user's identifier, then the groups'.
     pub sids: Vec<Sid>,
     /// Keys.

@@ -199,7 +199,7 @@ fn sessions(server: &Server) -> Vec<SessionInfo> {
 fn session_info(session: &Session) -> SessionInfo {
     SessionInfo {
         id: session.id.0,
-        user: session.user.clone(),
+        user: session.user.name.clone(),
         clients: session.channels().iter().map(|channel| channel.peer.to_string()).collect(),
         dialect: dialect(session.origin.dialect),
         cipher: session.origin.cipher.map(|cipher| format!("{cipher:?}")),
@@ -220,7 +220,7 @@ fn open_info(open: &Open) -> OpenInfo {
     OpenInfo {
         id: open.id.persistent,
         session: open.session_id().map(|id| id.0),
-        user: open.origin.user.clone(),
+        user: open.origin.user.name.clone(),
         share: open.origin.share.clone(),
         path: open.full_name().unwrap_or_else(|_| open.origin.name.clone()),
         directory: open.directory,
@@ -303,7 +303,7 @@ fn disconnect(server: &Server, target: &Target) -> u64 {
         Target::Session(id) => by(&|session| session.id == SessionId(*id)),
         Target::User(name) => {
             let folded = users::fold(name);
-            by(&|session| session.user == folded)
+            by(&|session| session.user.name == folded)
         }
         Target::Address(text) => by(&|session| {
             let its = |address: &std::net::SocketAddr| {

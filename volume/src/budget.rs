@@ -1,42 +1,56 @@
-//! Memory that one user may have the server hold, over all sessions and connections.
+//! What one user may have of what all share: bytes, opens, locks, connections.
 //!
 //! ```text
-//!  user ─► Budget (limits.user_bytes) ◄── Held: answers of pipes, folders being listed, changes
-//!                                          that are watched, requests that wait
+//!  User ─► Budget ◄── Held: a pipe's answers, a folder being listed, changes that are watched,
+//!                           requests that wait; an open, its locks; a connection
 //! ```
 //!
 //! Each of these has a bound of its own; a user who has many of them meets this one.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
-/// What one user may have held.
+/// What one user has of one kind, and how much they may have.
 #[derive(Debug)]
 pub struct Budget {
     held: AtomicUsize,
-    most: usize,
+    most: AtomicUsize,
 }
 
-/// Bytes that are held as long as this lives.
+/// An amount that is held as long as this lives.
 #[derive(Debug)]
 pub struct Held {
     budget: Arc<Budget>,
-    bytes: usize,
+    amount: usize,
 }
 
 impl Budget {
-    /// Takes bytes from it, if there are so many.
-    pub fn take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        let mut held = Held { budget: self.clone(), bytes: 0 };
-        held.resize(bytes).then_some(held)
+    /// Nothing is held, and at most `most` may be.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { held: AtomicUsize::new(0), most: AtomicUsize::new(most) })
     }
 
-    /// Bytes that are held.
+    /// From now on at most `most` is taken; what is held stays.
+    pub fn limit(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
+    /// Takes an amount from it, if there is so much.
+    pub fn take(self: &Arc<Self>, amount: usize) -> Option<Held> {
+        let mut held = Held { budget: self.clone(), amount: 0 };
+        held.resize(amount).then_some(held)
+    }
+
+    /// Counts an amount that was granted before, by a server that has ended: there may be more held
+    /// than may be taken.
+    pub fn count(self: &Arc<Self>, amount: usize) -> Held {
+        self.held.fetch_add(amount, Ordering::Relaxed);
+        Held { budget: self.clone(), amount }
+    }
+
+    /// What is held.
     #[cfg(any(test, feature = "testing"))]
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
@@ -44,45 +58,39 @@ impl Budget {
 }
 
 impl Held {
-    /// Holds that many bytes from now on; `false` if the budget does not have them, and what was
-    /// held stays.
-    pub fn resize(&mut self, bytes: usize) -> bool {
-        let (held, most) = (&self.budget.held, self.budget.most);
-        if bytes > self.bytes {
-            let more = bytes - self.bytes;
+    /// Holds that much from now on; `false` if the budget does not have it, and what was held
+    /// stays.
+    pub fn resize(&mut self, amount: usize) -> bool {
+        let held = &self.budget.held;
+        if amount > self.amount {
+            let most = self.budget.most.load(Ordering::Relaxed);
+            let more = amount - self.amount;
             let room = |held: usize| held.checked_add(more).filter(|held| *held <= most);
             if held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
                 return false;
             }
         } else {
-            held.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+            held.fetch_sub(self.amount - amount, Ordering::Relaxed);
         }
-        self.bytes = bytes;
+        self.amount = amount;
         true
+    }
+
+    /// Holds that much more, which was granted before: see [`Budget::count`].
+    pub fn add(&mut self, more: usize) {
+        self.budget.held.fetch_add(more, Ordering::Relaxed);
+        self.amount += more;
+    }
+
+    /// What this holds.
+    pub fn amount(&self) -> usize {
+        self.amount
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// The budgets of all users who have something held.
-#[derive(Debug, Default)]
-pub struct Budgets(Mutex<HashMap<String, Weak<Budget>>>);
-
-impl Budgets {
-    /// The budget of a user, of `most` bytes.
-    pub fn of(&self, user: &str, most: usize) -> Arc<Budget> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(budget) = all.get(user).and_then(Weak::upgrade) {
-            return budget;
-        }
-        all.retain(|_, budget| budget.strong_count() > 0);
-        let budget = Arc::new(Budget { held: AtomicUsize::new(0), most });
-        all.insert(user.to_owned(), Arc::downgrade(&budget));
-        budget
+        self.budget.held.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 
@@ -91,18 +99,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_has_one_budget_and_gets_back_what_is_let_go() {
-        let budgets = Budgets::default();
-        let budget = budgets.of("U", 100);
-        let mut first = budgets.of("U", 100).take(60).unwrap();
+    fn what_is_let_go_is_given_back() {
+        let budget = Budget::new(100);
+        let mut first = budget.take(60).unwrap();
         assert!(budget.take(41).is_none());
         assert!(!first.resize(101));
         assert_eq!(budget.held(), 60);
-        assert!(budgets.of("V", 100).take(100).is_some());
         let second = budget.take(40).unwrap();
         assert!(first.resize(10));
         assert_eq!(budget.held(), 50);
         drop((first, second));
         assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn what_was_granted_before_counts_and_a_smaller_budget_takes_nothing_away() {
+        let budget = Budget::new(10);
+        let old = budget.count(15);
+        assert!(budget.take(1).is_none());
+        drop(old);
+        let held = budget.take(10).unwrap();
+        budget.limit(5);
+        assert_eq!((budget.held(), held.amount()), (10, 10));
+        assert!(budget.take(1).is_none());
     }
 }

@@ -8,6 +8,8 @@ use smb_protocol::{
     msg::oplock::{LeaseBreak, OplockBreak},
 };
 
+use crate::users::ClientId;
+
 /// Whether it still matters that a client hears of a break: it is repeated on another connection
 /// only then.
 pub type Awaited = Box<dyn Fn() -> bool + Send>;
@@ -27,17 +29,11 @@ pub trait Client: Debug + Send + Sync {
     fn close_open(&self, id: FileId);
 }
 
-/// All clients by the `ClientGuid` that they give themselves.
+/// All clients that are connected.
 pub trait Clients: Debug + Send + Sync {
-    /// Sends a lease break on a connection of a client on which `user`, folded, has logged in
-    /// (MS-SMB2 3.3.4.7); whether a connection took it.
-    fn break_lease(
-        &self,
-        client: [u8; 16],
-        user: String,
-        message: LeaseBreak,
-        awaited: Awaited,
-    ) -> bool;
+    /// Sends a lease break on a connection of a client on which its user has logged in (MS-SMB2
+    /// 3.3.4.7); whether a connection took it.
+    fn break_lease(&self, client: ClientId, message: LeaseBreak, awaited: Awaited) -> bool;
 }
 
 /// Nobody is connected.
@@ -45,7 +41,7 @@ pub trait Clients: Debug + Send + Sync {
 pub struct Nobody;
 
 impl Clients for Nobody {
-    fn break_lease(&self, _: [u8; 16], _: String, _: LeaseBreak, _: Awaited) -> bool {
+    fn break_lease(&self, _: ClientId, _: LeaseBreak, _: Awaited) -> bool {
         false
     }
 }

@@ -29,4 +29,5 @@ pub mod open;
 pub mod quoted;
 pub mod sharing;
 pub mod status;
+pub mod users;
 pub mod work;

@@ -1,6 +1,6 @@
-//! Clients by the identity that they give themselves: leases are theirs, not a session's, and
-//! are broken on any connection of theirs (MS-SMB2 3.3.4.7) on which the user has logged in whose
-//! opens have the lease. The identity alone proves nothing: it goes over the network in the clear.
+//! Clients by the identity that they give themselves and the user who has logged in: leases are
+//! theirs, not a session's, and are broken on any connection of theirs (MS-SMB2 3.3.4.7). The
+//! identity alone proves nothing: it goes over the network in the clear.
 
 use std::{
     collections::HashMap,
@@ -8,18 +8,22 @@ use std::{
 };
 
 use smb_protocol::msg::oplock::{LeaseBreak, Message};
-use volume::client::{self, Awaited};
+use volume::{
+    budget::Held,
+    client::{self, Awaited},
+    users::{ClientId, User, UserId},
+};
 
 use crate::{
     breaks::delivery::{self, Line, Notice},
     session::ConnectionId,
 };
 
-/// A connection and who has logged in on it, folded.
+/// A connection and who has logged in on it.
 #[derive(Debug)]
 struct Known {
     line: Arc<Line>,
-    users: Vec<String>,
+    users: Vec<(UserId, Held)>,
 }
 
 /// Lines to clients by their `ClientGuid`, of each the oldest first.
@@ -36,18 +40,26 @@ fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
 }
 
 impl Clients {
-    /// Adds a connection of a client on which a user has logged in; once is enough.
-    pub fn add(&self, client: [u8; 16], line: &Arc<Line>, user: &str) {
+    /// Adds a connection of a client, on which a user has logged in; once is enough. `false` if it
+    /// was not added, since the user has as many connections as one user may have.
+    pub fn add(&self, guid: [u8; 16], line: &Arc<Line>, user: &User) -> bool {
         let mut all = lock(&self.lines);
-        let mine = all.entry(client).or_default();
+        let mine = all.entry(guid).or_default();
         let at = mine.iter().position(|known| known.line.connection == line.connection);
         let at = at.unwrap_or_else(|| {
             mine.push(Known { line: line.clone(), users: Vec::new() });
             mine.len() - 1
         });
-        if !mine[at].users.iter().any(|known| known == user) {
-            mine[at].users.push(user.to_owned());
+        let users = &mut mine[at].users;
+        if users.iter().any(|(known, _)| *known == user.id) {
+            return true;
         }
+        let counted = user.connections.take(1).map(|counted| users.push((user.id, counted)));
+        mine.retain(|known| !known.users.is_empty());
+        if mine.is_empty() {
+            all.remove(&guid);
+        }
+        counted.is_some()
     }
 
     /// Takes a connection away.
@@ -65,16 +77,15 @@ impl Clients {
     /// long as it is `awaited` that it has heard; `false` if it has none.
     fn tell(
         &self,
-        client: [u8; 16],
-        user: String,
+        client: ClientId,
         notice: Notice,
         awaited: impl Fn() -> bool + Send + 'static,
     ) -> bool {
         let lines = self.lines.clone();
         let lines = move || {
             let all = lock(&lines);
-            let mine = all.get(&client).into_iter().flatten();
-            mine.filter(|known| known.users.contains(&user))
+            let mine = all.get(&client.guid).into_iter().flatten();
+            mine.filter(|known| known.users.iter().any(|(user, _)| *user == client.user))
                 .map(|known| known.line.clone())
                 .collect()
         };
@@ -83,21 +94,16 @@ impl Clients {
 }
 
 impl client::Clients for Clients {
-    fn break_lease(
-        &self,
-        client: [u8; 16],
-        user: String,
-        message: LeaseBreak,
-        awaited: Awaited,
-    ) -> bool {
+    fn break_lease(&self, client: ClientId, message: LeaseBreak, awaited: Awaited) -> bool {
         let notice = Notice { session: None, message: Message::LeaseBreak(message) };
-        self.tell(client, user, notice, awaited)
+        self.tell(client, notice, awaited)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::sync::mpsc;
+    use volume::users::Users;
 
     use super::*;
 
@@ -106,16 +112,21 @@ mod tests {
         let clients = Clients::default();
         let message = LeaseBreak { epoch: 1, flags: 1, key: [1; 16], current: 7, new: 3 };
         let notice = Notice { session: None, message: Message::LeaseBreak(message) };
-        let tell = |user: &str| clients.tell([7; 16], user.into(), notice, || true);
+        let users = Users::default();
+        let tell = |user: &str| {
+            let client = ClientId { guid: [7; 16], user: users.get(user).id };
+            clients.tell(client, notice, || true)
+        };
+        let add = |user: &str, line| clients.add([7; 16], line, &users.get(user));
         let (sender, mut early) = mpsc::unbounded_channel();
         let stranger = Line::new(ConnectionId(1), sender);
         let (sender, mut late) = mpsc::unbounded_channel();
         let own = Line::new(ConnectionId(2), sender);
         // It shows the identity of another client, and was there before.
-        clients.add([7; 16], &stranger, "MALLORY");
+        assert!(add("MALLORY", &stranger));
         assert!(!tell("ALICE"));
-        clients.add([7; 16], &own, "ALICE");
-        clients.add([7; 16], &own, "ALICE");
+        assert!(add("ALICE", &own));
+        assert!(add("ALICE", &own));
         assert!(tell("ALICE"));
         assert!(late.try_recv().is_ok() && early.try_recv().is_err());
         assert!(tell("MALLORY"));

@@ -82,7 +82,7 @@ fn unlock(open: &Open, elements: &[Element]) -> Result<(), NtStatus> {
             return Err(NtStatus::INVALID_PARAMETER);
         }
         let found = Range::new(element.offset, element.length)
-            .is_some_and(|range| open.node.unlock_range(open.node_id(), range));
+            .is_some_and(|range| open.unlock_range(range));
         if !found {
             return Err(NtStatus::RANGE_NOT_LOCKED);
         }
@@ -106,7 +106,7 @@ fn lock(open: &Open, elements: &[Element]) -> Result<Option<(Range, bool)>, NtSt
             return Err(NtStatus::INVALID_PARAMETER);
         }
         let range = range(element)?;
-        if open.node.lock_range(open.node_id(), range, exclusive)? {
+        if open.lock_range(range, exclusive)? {
             taken.push(range);
             return Ok(None);
         }
@@ -121,7 +121,7 @@ fn lock(open: &Open, elements: &[Element]) -> Result<Option<(Range, bool)>, NtSt
     }
     if result.is_err() {
         for range in taken {
-            open.node.unlock_range(open.node_id(), range);
+            open.unlock_range(range);
         }
     }
     result
@@ -136,7 +136,7 @@ fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequenc
             tokio::pin!(ended);
             loop {
                 let changed = open.node.changed();
-                if open.node.lock_range(open.node_id(), range, exclusive)? {
+                if open.lock_range(range, exclusive)? {
                     break;
                 }
                 tokio::select! {

@@ -36,6 +36,7 @@ use volume::{
     open::{InProgress, Open, table::Creating},
     sharing::file::{Refused, Wake},
     status::{of_errno, of_storage},
+    users::ClientId,
 };
 
 use crate::{
@@ -184,7 +185,7 @@ impl<'a> Ctx<'a> {
 
     /// What the client's user may still have held.
     pub fn budget(&self) -> Result<Arc<Budget>, NtStatus> {
-        Ok(self.ex.budget(self.session()?))
+        Ok(self.session()?.user.bytes.clone())
     }
 
     /// The tree; commands that need one are dispatched with one.
@@ -258,6 +259,11 @@ impl<'a> Ctx<'a> {
     pub fn keeps_persistent(&self) -> bool {
         let negotiated = self.ex.negotiated.as_ref();
         negotiated.is_some_and(|n| n.capabilities.has(Capabilities::PERSISTENT_HANDLES))
+    }
+
+    /// The client, as the session's user has it.
+    pub fn client(&self) -> Result<ClientId, NtStatus> {
+        Ok(ClientId { guid: self.client_guid(), user: self.session()?.user.id })
     }
 
     /// The client's identity.

@@ -41,10 +41,8 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
 }
 
 fn lease(ctx: &mut Ctx<'_>, ack: LeaseAck, out: &mut Vec<u8>) -> Handled {
-    let id = LeaseId { client: ctx.client_guid(), key: ack.key };
-    let user = ctx.session()?.user.clone();
-    let nodes = &ctx.ex.server.nodes;
-    let state = nodes.acknowledge_lease_of(&user, id, LeaseState(ack.state))?;
+    let id = LeaseId { client: ctx.client()?, key: ack.key };
+    let state = ctx.ex.server.nodes.acknowledge_lease(id, LeaseState(ack.state))?;
     LeaseAck { key: ack.key, state: state.0 }.encode(out);
     Ok(NtStatus::SUCCESS)
 }

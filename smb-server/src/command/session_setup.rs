@@ -306,7 +306,7 @@ fn establish(
     let logon = Logon {
         id,
         sids,
-        user,
+        user: server.nodes.users.get(&user),
         keys,
         must_sign,
         must_encrypt,
@@ -319,12 +319,11 @@ fn establish(
     };
     let session = Arc::new(Session::new(logon));
     if request.previous_session != SessionId(0) && request.previous_session != id {
-        replace_previous(ctx, request.previous_session, &session.user);
+        replace_previous(ctx, request.previous_session, &session.user.name);
     }
-    tracing::info!(peer = %ctx.ex.peer, user = session.user, "session established");
+    enter(ctx, &session, session.signing.clone())?;
     server.sessions.add(session.clone());
-    let signing = session.signing.clone();
-    enter(ctx, &session, signing)?;
+    tracing::info!(peer = %ctx.ex.peer, user = session.user.name, "session established");
     Ok(session)
 }
 
@@ -335,11 +334,19 @@ fn enter(
     signing: Arc<SigningKey>,
 ) -> Result<(), NtStatus> {
     let line = ctx.ex.line().clone();
+    if !ctx.ex.server.clients.add(ctx.client_guid(), &line, &session.user) {
+        let most = ctx.ex.limits().user_percent;
+        tracing::info!(
+            peer = %ctx.ex.peer,
+            user = session.user.name,
+            "refused: the user has {most} % of all connections (limits.user_percent)"
+        );
+        return Err(NtStatus::REQUEST_NOT_ACCEPTED);
+    }
     let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer, line };
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);
-    ctx.ex.server.clients.add(ctx.client_guid(), ctx.ex.line(), &session.user);
     Ok(())
 }
 
@@ -351,7 +358,7 @@ fn again(
     user: &str,
     done: &Completed,
 ) -> Result<Arc<Session>, Fail> {
-    if session.user != user {
+    if session.user.name != user {
         expel(ctx, &session);
         return Err(NtStatus::LOGON_FAILURE.into());
     }
@@ -371,13 +378,13 @@ fn bind(
     done: &Completed,
     preauth: &PreauthHash,
 ) -> Result<Arc<Session>, Fail> {
-    if session.user != user {
+    if session.user.name != user {
         // What clients know; the specification names STATUS_NOT_SUPPORTED.
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let signing = Arc::new(signing_key(negotiated, &done.session_key, preauth));
     enter(ctx, &session, signing)?;
-    tracing::debug!(peer = %ctx.ex.peer, user = session.user, "a channel joined its session");
+    tracing::debug!(peer = %ctx.ex.peer, user = session.user.name, "a channel joined its session");
     Ok(session)
 }
 
@@ -440,7 +447,7 @@ fn flags_of(session: &Session) -> SessionFlags {
 /// A client that lost its connection gives up what it had (3.3.5.5.3, step 8), if it is its own.
 fn replace_previous(ctx: &mut Ctx<'_>, previous: SessionId, user: &str) {
     let server = &ctx.ex.server;
-    if server.sessions.get(previous).is_some_and(|session| session.user == user) {
+    if server.sessions.get(previous).is_some_and(|session| session.user.name == user) {
         server.sessions.end(previous);
     }
 }

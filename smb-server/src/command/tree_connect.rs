@@ -43,8 +43,12 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         })?;
     } else {
         let share = current.config.shares.get(&folded).ok_or(NtStatus::BAD_NETWORK_NAME)?;
-        if !share.users.contains(&session.user) {
-            tracing::info!(user = session.user, share = share.name, "not allowed on this share");
+        if !share.users.contains(&session.user.name) {
+            tracing::info!(
+                user = session.user.name,
+                share = share.name,
+                "not allowed on this share"
+            );
             return Err(NtStatus::ACCESS_DENIED.into());
         }
         if share.hosts().is_some_and(|hosts| !hosts.admit(ctx.ex.peer.ip())) {

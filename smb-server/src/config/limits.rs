@@ -2,7 +2,10 @@
 
 use serde::Deserialize;
 
+use volume::users::Most;
+
 use super::Size;
+use crate::descriptors;
 
 /// Everything a peer can make grow.
 #[derive(Debug, Clone, Deserialize)]
@@ -34,6 +37,9 @@ pub struct Limits {
     pub pending_bytes: Size,
     /// Memory that one user may have held, over all sessions and connections.
     pub user_bytes: Size,
+    /// The part, in percent, that one user may have of all connections, opens, kept opens and
+    /// locks, over all sessions: the rest is for the others.
+    pub user_percent: u8,
     /// Seconds a connection has to authenticate.
     pub authentication_seconds: u64,
     /// Memory for what all clients have sent who have not logged in, beyond 4 KiB of each. A logon
@@ -65,6 +71,7 @@ impl Default for Limits {
             pending_requests: 1024,
             pending_bytes: Size(64 << 20),
             user_bytes: Size(1 << 30),
+            user_percent: 50,
             authentication_seconds: 20,
             unauthenticated_bytes: Size(16 << 20),
             failed_logon_ms: 500,
@@ -72,5 +79,36 @@ impl Default for Limits {
             write_seconds: 60,
             file_size: Size(0xfff_ffff_0000),
         }
+    }
+}
+
+impl Limits {
+    /// What one user may have.
+    pub(crate) fn of_one_user(&self) -> Most {
+        let part = |all: usize| {
+            let part = all as u128 * u128::from(self.user_percent) / 100;
+            usize::try_from(part).unwrap_or(usize::MAX).max(1)
+        };
+        Most {
+            bytes: usize::try_from(self.user_bytes.0).unwrap_or(usize::MAX),
+            opens: part(self.opens.min(descriptors::most_opens())),
+            locks: part(self.locks),
+            kept: part(self.kept_opens),
+            connections: part(self.connections.min(descriptors::most_connections())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_has_a_part_of_what_all_share() {
+        let limits = Limits { locks: 200, kept_opens: 1, user_percent: 30, ..Limits::default() };
+        let Most { bytes, locks, kept, .. } = limits.of_one_user();
+        assert_eq!((bytes, locks, kept), (1 << 30, 60, 1));
+        let all = Limits { user_percent: 100, opens: usize::MAX, ..limits }.of_one_user();
+        assert_eq!((all.locks, all.opens), (200, descriptors::most_opens()));
     }
 }

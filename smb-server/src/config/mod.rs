@@ -218,6 +218,9 @@ impl Config {
         if !(65_536..=8 << 20).contains(&max_io) {
             return Err(check.bad("server.max_io_size", "between 64KiB and 8MiB"));
         }
+        if !(1..=100).contains(&file.limits.user_percent) {
+            return Err(check.bad("limits.user_percent", "between 1 and 100"));
+        }
         if !(16..=8192).contains(&file.limits.credits) {
             return Err(check.bad("limits.credits", "between 16 and 8192"));
         }
@@ -331,6 +334,7 @@ mod tests {
             ("[[user]]\nname='a'\npassword=''\n", "empty"),
             ("[[user]]\nname='a'\npassword='x'\n[[user]]\nname='A'\npassword='y'\n", "twice"),
             ("[limits]\ncredits = 1\n", "between 16"),
+            ("[limits]\nuser_percent = 0\n", "between 1 and 100"),
             ("[[share]]\nname='a'\npath='/tmp'\nhosts_allow=['1.2.3']\n", "no address"),
             ("[[share]]\nname='a'\npath='/tmp'\ngroup='no such'\n", "has no group"),
         ] {

@@ -19,7 +19,7 @@ use smb_protocol::{
     msg::error,
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use volume::{budget::Budget, open::table::Creating, work::Turn};
+use volume::{open::table::Creating, work::Turn};
 
 use crate::{
     Server,
@@ -32,7 +32,7 @@ use crate::{
     connection::Dropped,
     exchange::credits::CreditWindow,
     meters::Meter,
-    session::{Channel, ConnectionId, Session},
+    session::{Channel, ConnectionId},
 };
 
 use self::{
@@ -219,12 +219,6 @@ impl Exchange {
     /// Limits that held when the connection began.
     pub fn limits(&self) -> &crate::config::Limits {
         &self.limits
-    }
-
-    /// What a session's user may still have held, over all connections.
-    pub fn budget(&self, session: &Session) -> Arc<Budget> {
-        let most = usize::try_from(self.limits.user_bytes.0).unwrap_or(usize::MAX);
-        self.server.budgets.of(&session.user, most)
     }
 
     /// Takes the next message id for a message that has none of its own.

@@ -164,7 +164,7 @@ impl Exchange {
         }
         // Who is still logging on has no budget; how many wait then is limited with the connections.
         let Some(channel) = channel else { return Ok(None) };
-        self.budget(&channel.session).take(ONE + bytes).map(Some).ok_or(Full)
+        channel.session.user.bytes.take(ONE + bytes).map(Some).ok_or(Full)
     }
 
     /// Puts a compound aside from a request on that must wait for others.

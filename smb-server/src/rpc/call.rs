@@ -19,7 +19,7 @@ pub struct Caller<'a> {
 impl Caller<'_> {
     /// Whether it may change the server and see all of it.
     pub fn administers(&self) -> bool {
-        self.accounts.administers(&self.session.user)
+        self.accounts.administers(&self.session.user.name)
     }
 }
 

@@ -89,8 +89,8 @@ fn policy(handles: &Handles, r: &mut Reader<'_>) -> Result<(), FaultStatus> {
 
 /// LsarGetUserName (MS-LSAT 3.1.4.4).
 fn user_name(caller: &Caller<'_>) -> Served {
-    let account = caller.accounts.named(&caller.session.user);
-    let name = account.map_or_else(|| caller.session.user.clone(), |account| account.name);
+    let account = caller.accounts.named(&caller.session.user.name);
+    let name = account.map_or_else(|| caller.session.user.name.clone(), |account| account.name);
     let mut w = Writer::new();
     w.pointer(true).unicode_header(&name).unicode_body(&name);
     w.pointer(true).pointer(true);

@@ -93,7 +93,7 @@ type Stub = Result<Vec<u8>, WireError>;
 
 /// Number of users who are logged on.
 pub fn people(server: &Server) -> u32 {
-    let mut users: Vec<_> = server.sessions.all().iter().map(|s| s.user.clone()).collect();
+    let mut users: Vec<_> = server.sessions.all().iter().map(|s| s.user.id).collect();
     users.sort();
     users.dedup();
     len32(users.len())
@@ -377,7 +377,7 @@ impl Logged {
         let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
         Self {
             computer: computer(session),
-            user: session.user.clone(),
+            user: session.user.name.clone(),
             opens: len32(session.open_count()),
             active: seconds(session.age()),
             idle: seconds(session.idle()),
@@ -434,7 +434,7 @@ fn computer(session: &Session) -> String {
 fn is_meant(session: &Session, client: Option<&str>, user: Option<&str>) -> bool {
     let given = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(str::to_owned);
     given(client).is_none_or(|client| client.trim_start_matches('\\') == computer(session))
-        && given(user).is_none_or(|user| users::fold(&user) == session.user)
+        && given(user).is_none_or(|user| users::fold(&user) == session.user.name)
 }
 
 /// NetrSessionEnum (MS-SRVS 3.1.4.5).
@@ -475,7 +475,11 @@ fn session_del(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
     for session in caller.server.sessions.all() {
         if is_meant(&session, client.as_deref(), user.as_deref()) {
             found = true;
-            tracing::info!(user = session.user, by = caller.session.user, "session ended");
+            tracing::info!(
+                user = session.user.name,
+                by = caller.session.user.name,
+                "session ended"
+            );
             caller.server.sessions.end(session.id);
         }
     }
@@ -518,7 +522,7 @@ fn file_enum(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
             let writes = open.access.any(Access::WRITE_DATA.or(Access::APPEND_DATA));
             let creates = open.directory && writes;
             if base.as_ref().is_some_and(|base| !users::fold(&path).starts_with(base.as_str()))
-                || user.as_ref().is_some_and(|user| *user != open.origin.user)
+                || user.as_ref().is_some_and(|user| *user != open.origin.user.name)
             {
                 continue;
             }
@@ -529,7 +533,7 @@ fn file_enum(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
                     | if creates { CREATE } else { 0 },
                 locks: len32(open.node.locks_of(open.node_id()).len()),
                 path,
-                user: open.origin.user.clone(),
+                user: open.origin.user.name.clone(),
             });
         }
         all.sort_by_key(|open| open.id);
@@ -559,7 +563,7 @@ fn file_close(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
     let Some(open) = opens.into_iter().find(|open| open.id.volatile as u32 == id) else {
         return Ok(status_only(result::FILE_NOT_FOUND));
     };
-    tracing::info!(user = open.origin.user, by = caller.session.user, "open closed");
+    tracing::info!(user = open.origin.user.name, by = caller.session.user.name, "open closed");
     open.close_for_good();
     Ok(status_only(result::OK))
 }

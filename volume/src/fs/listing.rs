@@ -230,10 +230,10 @@ mod tests {
     use std::{collections::BTreeSet, fs};
 
     use super::*;
-    use crate::budget::Budgets;
+    use crate::budget::Budget;
 
     fn held() -> Held {
-        Budgets::default().of("U", HELD).take(HELD).unwrap()
+        Budget::new(HELD).take(HELD).unwrap()
     }
 
     fn names(listing: &mut Listing, folder: &OwnedFd) -> Vec<String> {

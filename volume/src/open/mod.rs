@@ -36,6 +36,7 @@ use state_store::Commit;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
+    budget::Held,
     client::{Awaited, Client},
     fs::{
         attributes::{self, Facts},
@@ -52,9 +53,11 @@ use crate::{
     sharing::{
         caching::{self, Cause, LeaseId},
         file::{Node, Refused},
+        locks,
         watches::{Change, Watch, Watches},
     },
     status::of_errno,
+    users::{ClientId, User},
 };
 
 /// A request on an open that is in progress.
@@ -101,12 +104,12 @@ impl Durability {
 }
 
 /// What a CREATE said about its open that matters after it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Origin {
-    /// `ClientGuid` of the connection.
-    pub client: [u8; 16],
-    /// The user, folded.
-    pub user: String,
+    /// The client, as the user who opened has it.
+    pub client: ClientId,
+    /// The user who opened.
+    pub user: Arc<User>,
     /// Share name, folded.
     pub share: String,
     /// Name in the share, as asked for.
@@ -139,6 +142,8 @@ pub struct Standing {
     pub durability: Durability,
     /// Sequence numbers of locks by index from 1; 255 is none.
     pub lock_sequences: Option<Box<[u8; LOCK_SEQUENCES]>>,
+    /// It counts among those of its user that are promised to outlive the server.
+    pub(crate) promised: Option<Held>,
 }
 
 /// Options that `FileModeInformation` shows (MS-FSA 2.1.5.1, phase 3).
@@ -234,6 +239,10 @@ pub struct Open {
     pub(crate) noting: Mutex<()>,
     /// Who wants to know what became of it when it is closed.
     closer: Mutex<Option<oneshot::Sender<Ended>>>,
+    /// It counts among the opens of its user.
+    pub counted: Option<Held>,
+    /// Its byte-range locks count, too.
+    locks: Mutex<Held>,
     watch: OnceLock<Arc<Watch>>,
     standing: Mutex<Standing>,
     volume: Arc<Volume>,
@@ -276,8 +285,12 @@ impl Open {
         let Parts { id, access, ceiling, options, node, data, handle, .. } = parts;
         let Parts { stream, directory, volume, nodes, .. } = parts;
         volume.entered();
-        let standing =
-            Standing { client: None, durability: Durability::None, lock_sequences: None };
+        let standing = Standing {
+            client: None,
+            durability: Durability::None,
+            lock_sequences: None,
+            promised: None,
+        };
         Self {
             id,
             access,
@@ -298,7 +311,9 @@ impl Open {
             wrote: AtomicBool::new(false),
             closed: Arc::default(),
             lease: parts.lease,
+            locks: Mutex::new(parts.origin.user.locks.count(0)),
             origin: parts.origin,
+            counted: None,
             replayable: AtomicBool::new(false),
             sequence: ChannelSequence::default(),
             written: AtomicBool::new(false),
@@ -310,6 +325,44 @@ impl Open {
             volume,
             nodes,
         }
+    }
+
+    /// Takes a byte-range lock if nothing forbids it; whether it was taken.
+    ///
+    /// # Errors
+    /// `INSUFFICIENT_RESOURCES` where the file, the user or the server has too many.
+    pub fn lock_range(&self, range: locks::Range, exclusive: bool) -> Result<bool, NtStatus> {
+        let mut counted = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = counted.amount();
+        if !counted.resize(held + 1) {
+            return Err(NtStatus::INSUFFICIENT_RESOURCES);
+        }
+        let taken = self.node.lock_range(self.node_id(), range, exclusive);
+        if taken != Ok(true) {
+            counted.resize(held);
+        }
+        taken
+    }
+
+    /// Takes a lock that was granted by a server that has ended; whether it was to be had.
+    fn lock_again(&self, range: locks::Range, exclusive: bool) -> bool {
+        let taken = self.node.lock_range(self.node_id(), range, exclusive) == Ok(true);
+        if taken {
+            let mut counted = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            counted.add(1);
+        }
+        taken
+    }
+
+    /// Releases a lock; whether there was one.
+    pub fn unlock_range(&self, range: locks::Range) -> bool {
+        let mut counted = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let released = self.node.unlock_range(self.node_id(), range);
+        if released {
+            let held = counted.amount();
+            counted.resize(held.saturating_sub(1));
+        }
+        released
     }
 
     /// Its name among the openers of its node.

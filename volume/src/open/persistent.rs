@@ -27,6 +27,7 @@ use smb_protocol::NtStatus;
 use state_store::{Batch, Commit, Store, StoreError};
 
 use crate::{
+    budget::Held,
     fs::path::RelPath,
     open::{
         Durability, Open, StreamOpen,
@@ -37,6 +38,7 @@ use crate::{
     },
     sharing::{caching::CachingRecord, next_name::Step},
     status::of_errno,
+    users::User,
 };
 
 /// Time that a client has at least to come back to a server that was started again.
@@ -125,10 +127,13 @@ impl Stable {
         self.frozen.load(Ordering::Acquire)
     }
 
-    fn take_place(&self) -> bool {
+    /// A place for an open of a user, if they and the server have one.
+    fn take_place(&self, user: &User) -> Option<Held> {
         let most = self.most.load(Ordering::Relaxed);
         let place = |held: usize| (held < most).then_some(held + 1);
-        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place).is_ok()
+        let taken = user.kept.take(1)?;
+        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place).ok()?;
+        Some(taken)
     }
 }
 
@@ -236,8 +241,8 @@ impl Open {
             id: self.id.persistent,
             volatile: self.id.volatile,
             create_guid: origin.create_guid,
-            client: origin.client,
-            user: origin.user.clone(),
+            client: origin.client.guid,
+            user: origin.user.name.clone(),
             share: origin.share.clone(),
             name: origin.name.clone(),
             path: path.parts().join("/"),
@@ -276,9 +281,10 @@ impl Open {
         let Some(timeout) = promised.timeout() else { return Ok(None) };
         let _noting = self.noting();
         let known = self.is_remembered();
-        let has_place = known || stable.is_there() && stable.take_place();
-        if !has_place {
-            return Ok(None);
+        if !known {
+            let place = stable.is_there().then(|| stable.take_place(&self.origin.user)).flatten();
+            let Some(place) = place else { return Ok(None) };
+            self.standing().promised = Some(place);
         }
         self.remembered.store(true, Ordering::Release);
         self.standing().durability = promised;
@@ -346,6 +352,7 @@ impl Open {
         };
         if continuous && promise != Promise::Durable {
             self.nodes().stable.held.fetch_add(1, Ordering::Relaxed);
+            self.standing().promised = Some(self.origin.user.kept.count(1));
             self.remembered.store(true, Ordering::Release);
         }
     }
@@ -451,6 +458,7 @@ impl Open {
             return None;
         }
         stable.held.fetch_sub(1, Ordering::Relaxed);
+        self.standing().promised = None;
         Some(stable.commit(record::forget(self.id.persistent)))
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::open::Open;
+use crate::{budget::Held, open::Open};
 
 /// Opens that nobody has, by their persistent name.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ impl Default for Kept {
 struct Entry {
     open: Arc<Open>,
     until: Instant,
+    /// It counts among those of its user that are kept, unless it does already.
+    _counted: Option<Held>,
 }
 
 impl Kept {
@@ -43,10 +45,13 @@ impl Kept {
 
     /// Keeps an open for `time`; when too many are kept it is closed as if it were not durable.
     pub fn keep(&self, open: Arc<Open>, time: Duration) {
-        let entry = Entry { until: Instant::now() + time, open };
-        let mut opens = self.lock();
         // Those that outlive the server have their own limit, and what was promised them is kept.
-        let room = opens.len() < self.most.load(Ordering::Relaxed) || entry.open.is_remembered();
+        let remembered = open.is_remembered();
+        let counted = if remembered { None } else { open.origin.user.kept.take(1) };
+        let fits = remembered || counted.is_some();
+        let entry = Entry { until: Instant::now() + time, open, _counted: counted };
+        let mut opens = self.lock();
+        let room = remembered || fits && opens.len() < self.most.load(Ordering::Relaxed);
         let unwanted =
             if room { opens.insert(entry.open.id.persistent, entry) } else { Some(entry) };
         drop(opens);

@@ -48,6 +48,7 @@ use crate::{
         locks::Range,
         modes::beside,
     },
+    users::ClientId,
 };
 
 /// How long all recovery waits for who has files that were open. The server before, which was killed
@@ -202,7 +203,9 @@ impl Nodes {
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         let directory = kind == FileType::Directory;
-        let lease = |key| LeaseId { client: record.client, key };
+        let user = self.users.get(&record.user);
+        let client = ClientId { guid: record.client, user: user.id };
+        let lease = |key| LeaseId { client, key };
         let by = Opener {
             id: record.id,
             access,
@@ -241,7 +244,7 @@ impl Nodes {
                 (node, data, None)
             }
         };
-        let open = Open::new(Parts {
+        let mut open = Open::new(Parts {
             id: FileId { persistent: record.id, volatile: record.volatile },
             access,
             ceiling: share.ceiling,
@@ -255,8 +258,8 @@ impl Nodes {
             nodes: self.clone(),
             lease: record.lease.map(lease),
             origin: Origin {
-                client: record.client,
-                user: record.user.clone(),
+                client,
+                user: user.clone(),
                 share: record.share.clone(),
                 name: record.name.clone(),
                 create_guid: record.create_guid,
@@ -268,6 +271,7 @@ impl Nodes {
                 share_access: ShareAccess(record.share_access),
             },
         });
+        open.counted = Some(user.opens.count(1));
         open.delete_on_close.store(record.delete_on_close, Ordering::Release);
         open.replayable.store(true, Ordering::Release);
         let timeout = Duration::from_millis(record.timeout.into());
@@ -342,8 +346,7 @@ fn restore(open: &Arc<Open>, remembered: &Remembered) {
     let id = open.node_id();
     for lock in &remembered.locks.locks {
         let range = Range::new(lock.offset, lock.length);
-        let taken = range.map(|range| open.node.lock_range(id, range, lock.exclusive));
-        if !matches!(taken, Some(Ok(true))) {
+        if !range.is_some_and(|range| open.lock_again(range, lock.exclusive)) {
             tracing::error!(id, ?lock, "a lock of a persistent open is lost");
         }
     }

@@ -2,7 +2,7 @@
 //! be repeated; who may join, and who is told to give up what it caches.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -24,6 +24,7 @@ use crate::{
         modes::{LOOKS, conflicts, takes_part},
         watches::Watches,
     },
+    users::{ClientId, UserId, Users},
     work::aside,
 };
 use rustix::fs::{FileType, Stat};
@@ -35,6 +36,12 @@ use smb_protocol::{
 /// More opens are not looked through on a thread that serves.
 const MANY: usize = 2048;
 
+/// `CreateGuid` and `ClientGuid`, which a reader of the network can show as well as their owner.
+type CreateGuids = ([u8; 16], [u8; 16]);
+
+/// The opens that creates of one name made, each of another user.
+type Created = Vec<(UserId, Weak<Open>)>;
+
 /// Everything that is open.
 #[derive(Debug)]
 pub struct Nodes {
@@ -42,7 +49,7 @@ pub struct Nodes {
     opens: [Mutex<HashMap<u64, Weak<Open>>>; 16],
     leases: Mutex<HashMap<LeaseId, Weak<Node>>>,
     /// Creates that a client may repeat, by `CreateGuid` and client.
-    creates: Mutex<HashMap<CreateKey, Weak<Open>>>,
+    creates: Mutex<HashMap<CreateGuids, Created>>,
     creating: Arc<Mutex<HashSet<CreateKey>>>,
     count: AtomicUsize,
     all_locks: Arc<LockCount>,
@@ -52,6 +59,8 @@ pub struct Nodes {
     folders_cached: AtomicBool,
     /// Who is told of leases that are to be given up.
     clients: Arc<dyn Clients>,
+    /// Who they are.
+    pub users: Users,
     /// Opens whose client is away and may come back.
     pub kept: Kept,
     /// Opens that outlive the server.
@@ -94,6 +103,7 @@ impl Nodes {
             watches: Arc::default(),
             folders_cached: AtomicBool::new(false),
             clients,
+            users: Users::default(),
             kept: Kept::default(),
             stable: Stable::default(),
             #[cfg(any(test, feature = "testing"))]
@@ -291,11 +301,7 @@ impl Nodes {
                         current: due.from.0,
                         new: due.to.0,
                     };
-                    let mut opens = due.opens.iter();
-                    let user = opens.find_map(|open| Some(self.open(*open)?.origin.user.clone()));
-                    user.is_some_and(|user| {
-                        self.clients.break_lease(id.client, user, message, awaited)
-                    })
+                    self.clients.break_lease(id.client, message, awaited)
                 }
                 Holder::Open(id) => {
                     let level = caching::level_of(due.to);
@@ -331,32 +337,8 @@ impl Nodes {
         }
     }
 
-    /// Whose opens have a lease: the client alone does not tell, since anybody may give its
-    /// identity.
-    fn lease_user(&self, id: LeaseId) -> Option<String> {
-        let node = lock(&self.leases).get(&id).and_then(Weak::upgrade)?;
-        let of_lease: Vec<_> = {
-            let state = lock(&node.state);
-            state.users.iter().filter(|one| one.lease == Some(id)).map(|one| one.id).collect()
-        };
-        of_lease.into_iter().find_map(|open| Some(self.open(open)?.origin.user.clone()))
-    }
-
-    /// A user acknowledges the break of a lease, which must be of opens of theirs.
-    pub fn acknowledge_lease_of(
-        &self,
-        user: &str,
-        id: LeaseId,
-        kept: LeaseState,
-    ) -> Result<LeaseState, NtStatus> {
-        match self.lease_user(id) {
-            Some(owner) if owner == user => self.acknowledge_lease(id, kept),
-            _ => Err(NtStatus::OBJECT_NAME_NOT_FOUND),
-        }
-    }
-
     /// The holder of a lease has done as told.
-    fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
+    pub fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
         let node = lock(&self.leases).get(&id).and_then(Weak::upgrade);
         let node = node.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
         self.acknowledge(&node, Holder::Lease(id), kept).map_err(|why| match why {
@@ -390,7 +372,11 @@ impl Nodes {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(guid) = open.origin.create_guid {
-            lock(&self.creates).insert((guid, open.origin.client), Arc::downgrade(open));
+            let ClientId { guid: client, user } = open.origin.client;
+            let mut creates = lock(&self.creates);
+            let all = creates.entry((guid, client)).or_default();
+            all.retain(|(other, _)| *other != user);
+            all.push((user, Arc::downgrade(open)));
         }
     }
 
@@ -411,8 +397,17 @@ impl Nodes {
     }
 
     /// The open that a create made, if it is still there.
-    pub fn created(&self, key: CreateKey) -> Option<Arc<Open>> {
-        lock(&self.creates).get(&key).and_then(Weak::upgrade)
+    pub fn created(&self, (guid, ClientId { guid: client, user }): CreateKey) -> Option<Arc<Open>> {
+        let creates = lock(&self.creates);
+        let mut all = creates.get(&(guid, client))?.iter();
+        all.find(|(owner, _)| *owner == user).and_then(|(_, open)| open.upgrade())
+    }
+
+    /// Whether a create of that name has made an open of another user.
+    pub fn created_for_another(&self, (guid, client): CreateKey) -> bool {
+        let creates = lock(&self.creates);
+        let all = creates.get(&(guid, client.guid));
+        all.is_some_and(|all| all.iter().any(|(owner, _)| *owner != client.user))
     }
 
     /// An open is closed for good.
@@ -422,9 +417,11 @@ impl Nodes {
         }
         if let Some(guid) = open.origin.create_guid {
             let mut creates = lock(&self.creates);
-            let key = (guid, open.origin.client);
-            if creates.get(&key).is_some_and(|at| std::ptr::eq(at.as_ptr(), open)) {
-                creates.remove(&key);
+            if let Entry::Occupied(mut all) = creates.entry((guid, open.origin.client.guid)) {
+                all.get_mut().retain(|(_, made)| !std::ptr::eq(made.as_ptr(), open));
+                if all.get().is_empty() {
+                    all.remove();
+                }
             }
         }
     }

@@ -13,6 +13,8 @@
 use std::time::{Duration, Instant};
 
 use smb_protocol::msg::{context::LeaseState, oplock::OplockLevel};
+
+use crate::users::ClientId;
 /// How long a holder may take to acknowledge (MS-SMB2, note on 3.3.4.6).
 pub const BREAK_TIME: Duration = Duration::from_secs(35);
 
@@ -31,11 +33,12 @@ pub struct CachingRecord {
 /// Caches nothing.
 pub const NOTHING: LeaseState = LeaseState(0);
 
-/// A lease: the client that has it and the key it gave it.
+/// A lease: the client that has it, as one user, and the key that it gave it (MS-SMB2 3.3.1.12). A
+/// key that another user gives is of another lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId {
-    /// `ClientGuid` of the client's connections.
-    pub client: [u8; 16],
+    /// Whose it is.
+    pub client: ClientId,
     /// `LeaseKey`.
     pub key: [u8; 16],
 }
@@ -501,12 +504,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::users::Users;
 
     const RWH: LeaseState = LeaseState(7);
     const RH: LeaseState = LeaseState(3);
 
     fn lease(client: u8) -> LeaseId {
-        LeaseId { client: [client; 16], key: [1; 16] }
+        let user = Users::default().get("U").id;
+        let client = ClientId { guid: [client; 16], user };
+        LeaseId { client, key: [1; 16] }
     }
 
     fn want(client: u8, state: LeaseState) -> Want {

@@ -38,10 +38,11 @@ use crate::{
         next_name::NextName,
     },
     status::of_errno,
+    users::ClientId,
 };
 
-/// Names a create: `CreateGuid` and `ClientGuid`.
-pub type CreateKey = ([u8; 16], [u8; 16]);
+/// Names a create: `CreateGuid` and the client.
+pub type CreateKey = ([u8; 16], ClientId);
 
 /// Locks that one file can have.
 pub const MAX_LOCKS: usize = 16_384;

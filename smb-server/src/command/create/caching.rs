@@ -15,6 +15,7 @@ use volume::{
     fs::descriptor::Mark,
     open::{Durability, Open},
     sharing::caching::{LeaseId, LeaseView, Want},
+    users::ClientId,
 };
 
 /// How long a durable handle is kept if the client does not say (MS-SMB2, note on 3.3.5.9.6).
@@ -54,7 +55,7 @@ impl Wishes {
     pub fn read(
         request: &Request<'_>,
         dialect: Dialect,
-        client: [u8; 16],
+        client: ClientId,
     ) -> Result<Self, NtStatus> {
         let find = |name| context::find(&request.contexts, name);
         let bad = |_| NtStatus::INVALID_PARAMETER;
@@ -164,7 +165,7 @@ impl Wishes {
     }
 }
 
-fn want(lease: &Lease, client: [u8; 16]) -> Want {
+fn want(lease: &Lease, client: ClientId) -> Want {
     let parent = |key| (lease.flags & PARENT_KEY_SET != 0).then_some(key);
     Want::Lease {
         id: LeaseId { client, key: lease.key },

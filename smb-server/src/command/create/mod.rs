@@ -49,7 +49,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         request.name = dfs::local_name(namespace, &tree.share, &request.name, whole)?;
     }
     let session = ctx.session()?.clone();
-    let wishes = Wishes::read(&request, ctx.dialect(), ctx.client_guid())?;
+    let client = ctx.client()?;
+    let wishes = Wishes::read(&request, ctx.dialect(), client)?;
     if let Some(handled) = reconnect::handle(ctx, &request, &wishes, out) {
         return handled;
     }
@@ -63,6 +64,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if server.nodes.open_count() >= limits.opens.min(descriptors::most_opens()) {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
+    let counted = session.user.opens.take(1).ok_or(NtStatus::TOO_MANY_OPENED_FILES)?;
     if tree.max_opens.is_some_and(|most| volume.open_count() >= most) {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
@@ -84,7 +86,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         engine: server.current().config.io_engine.into(),
         lease: wishes.lease(),
         origin: Origin {
-            client: ctx.client_guid(),
+            client,
             user: session.user.clone(),
             share: tree.share.clone(),
             name: request.name.clone(),
@@ -97,18 +99,18 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             share_access: request.share,
         },
         smb3: ctx.dialect().is_smb3(),
-        mark: persistent.then(|| wishes.mark(ctx.client_guid())).flatten(),
+        mark: persistent.then(|| wishes.mark(client.guid)).flatten(),
         replays: ctx.header.flags.has(HeaderFlags::REPLAY),
     };
     let (mut open, action) = job.run().inspect_err(|refused| {
         if let (Refused::Wait(_), Some(guid), None) = (refused, wishes.create_guid(), &ctx.creating)
         {
-            let key = (guid, ctx.client_guid());
-            ctx.creating = Some(server.nodes.begin_create(key));
+            ctx.creating = Some(server.nodes.begin_create((guid, client)));
         }
     })?;
     ctx.creating = None;
     open.origin.action = action.0;
+    open.counted = Some(counted);
     let open = Arc::new(open);
     server.nodes.add_open(&open);
     tell(&open, action);
@@ -142,7 +144,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     answer(ctx, &open, oplock, wishes.durable, contexts, action, &mut body)?;
     let creating = wishes.create_guid().map(|guid| {
         // A repetition of the request is not answered before this one is.
-        server.nodes.begin_create((guid, ctx.client_guid()))
+        server.nodes.begin_create((guid, client))
     });
     Err(Fail::Later(Later::storage(body.len(), async move {
         let _creating = creating;
@@ -230,7 +232,7 @@ fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &Wishes) -> Result<(), Nt
     let client = ctx.client_guid();
     let stale = nodes.all_opens().into_iter().filter(|open| {
         open.origin.app_instance == Some(instance)
-            && open.origin.client != client
+            && open.origin.client.guid != client
             && open.origin.share == *share
             && same_name(&open.origin.name, &request.name)
     });

@@ -80,7 +80,7 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
     let nodes = ctx.ex.server.nodes.clone();
     let by_guid = || {
         let guid = claim.create_guid.filter(|_| claim.persistent && tree.continuous)?;
-        nodes.created((guid, ctx.client_guid()))
+        nodes.created((guid, ctx.client().ok()?))
     };
     let open = match nodes.kept.get(claim.file.persistent).or_else(by_guid) {
         Some(open) => {
@@ -100,7 +100,7 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
         }
     };
     take(ctx, &open, &session)?;
-    tracing::debug!(user = session.user, file = %volume::quoted::Quoted(&request.name), "taken up again");
+    tracing::debug!(user = session.user.name, file = %volume::quoted::Quoted(&request.name), "taken up again");
     session.add_open(tree.id, open.clone());
     let oplock = open.oplock_level();
     answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out)
@@ -158,7 +158,7 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
         });
     }
     if open.is_persistent()
-        && (claim.create_guid.is_none() || open.origin.client != ctx.client_guid())
+        && (claim.create_guid.is_none() || open.origin.client.guid != ctx.client_guid())
     {
         return Err(NOT_FOUND);
     }
@@ -174,7 +174,7 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
         }
         (Some(id), Some(asked)) => {
             let view = open.node.lease(open.node_id()).ok_or(NOT_FOUND)?;
-            if id.client != ctx.client_guid()
+            if id.client.guid != ctx.client_guid()
                 || asked.key != id.key
                 || asked.v2.is_some() != view.v2.is_some()
                 || !resilient && !view.state.has(LeaseState::HANDLE)
@@ -187,7 +187,7 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
         }
         _ => return Err(NOT_FOUND),
     }
-    if open.origin.user != session.user {
+    if open.origin.user.name != session.user.name {
         return Err(NtStatus::ACCESS_DENIED);
     }
     Ok(())
@@ -202,7 +202,7 @@ fn replay(
 ) -> Option<Handled> {
     let guid = wishes.create_guid()?;
     let replays = ctx.header.flags.has(HeaderFlags::REPLAY);
-    let key = (guid, ctx.client_guid());
+    let key = (guid, ctx.client().ok()?);
     let nodes = ctx.ex.server.nodes.clone();
     if replays && ctx.creating.is_none() && nodes.is_creating(key) {
         return Some(Err(NtStatus::FILE_NOT_AVAILABLE.into()));
@@ -213,6 +213,9 @@ fn replay(
         replays && wants_persistent && open.is_persistent() && open.client().is_none()
     }) {
         return Some(after_loss(ctx, request, wishes, open, out));
+    }
+    if found.is_none() && replays && nodes.created_for_another(key) {
+        return Some(Err(NtStatus::ACCESS_DENIED.into()));
     }
     let open = found.filter(|open| open.replayable.load(Ordering::Acquire))?;
     if !replays {
@@ -232,7 +235,7 @@ fn after_loss(
 ) -> Handled {
     let (session, tree) = (ctx.session()?.clone(), ctx.tree()?.clone());
     let origin = &open.origin;
-    if origin.user != session.user || open.lease != wishes.lease() {
+    if origin.user.name != session.user.name || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     if origin.share != tree.share
@@ -260,7 +263,7 @@ fn again(
 ) -> Handled {
     let session = ctx.session()?.clone();
     let durability = open.standing().durability;
-    if open.origin.user != session.user || open.lease != wishes.lease() {
+    if open.origin.user.name != session.user.name || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     if open.session_id() != Some(session.id) {

@@ -42,7 +42,7 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     }
     let data = call.open.content(Access::READ_DATA)?.clone();
     reads(&call.open, offset, length)?;
-    let owner = Owner { user: ctx.session()?.user.clone(), sealed: ctx.tree()?.must_encrypt };
+    let owner = Owner { user: ctx.session()?.user.name.clone(), sealed: ctx.tree()?.must_encrypt };
     let server = ctx.ex.server.clone();
     let runtime = tokio::runtime::Handle::current();
     let life = Duration::from_millis(wanted.time_to_live.into());
@@ -114,7 +114,7 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         return answer(call.request, &output, out);
     }
     changes(&call.open, offset, length)?;
-    let asks = Owner { user: ctx.session()?.user.clone(), sealed: ctx.sealed };
+    let asks = Owner { user: ctx.session()?.user.name.clone(), sealed: ctx.sealed };
     let server = ctx.ex.server.clone();
     call.later(OffloadWrite::LEN as usize, length > LONG, move |open| {
         let facts = open.facts()?;

@@ -95,8 +95,16 @@ impl House {
     }
 
     pub fn guest(&self, guid: u8, user: &str, dialect: Dialect, share: &str) -> Guest {
+        let mut guest = self.stranger();
+        guest.login(guid, user, dialect);
+        guest.connect(share);
+        guest
+    }
+
+    /// A client that has not logged in.
+    pub fn stranger(&self) -> Guest {
         let address = "127.0.0.1:1".parse().unwrap();
-        let mut guest = Guest {
+        Guest {
             exchange: Exchange::new(self.server.clone(), address, address),
             runtime: self.runtime.handle().clone(),
             next_id: 0,
@@ -104,10 +112,7 @@ impl House {
             tree: TreeId(0),
             replay: false,
             capabilities: ShareCapabilities::NONE,
-        };
-        guest.login(guid, user, dialect);
-        guest.connect(share);
-        guest
+        }
     }
 
     pub fn one(&self) -> Guest {
@@ -252,6 +257,10 @@ impl Guest {
     }
 
     pub fn login(&mut self, guid: u8, user: &str, dialect: Dialect) {
+        assert_eq!(self.try_login(guid, user, dialect), NtStatus::SUCCESS);
+    }
+
+    pub fn try_login(&mut self, guid: u8, user: &str, dialect: Dialect) -> NtStatus {
         let offer = negotiate::Request {
             dialects: vec![dialect],
             security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
@@ -259,7 +268,7 @@ impl Guest {
             client_guid: [guid; 16],
             ..Default::default()
         };
-        self.log_in(user, &offer);
+        self.try_log_in(user, &offer)
     }
 
     pub fn connect(&mut self, share: &str) {

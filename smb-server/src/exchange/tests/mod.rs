@@ -49,6 +49,11 @@ trait Asks {
 
     /// Negotiates and logs in with the password `p`.
     fn log_in(&mut self, user: &str, offer: &negotiate::Request) {
+        assert_eq!(self.try_log_in(user, offer), NtStatus::SUCCESS);
+    }
+
+    /// As [`Asks::log_in`]; how the last answer ended.
+    fn try_log_in(&mut self, user: &str, offer: &negotiate::Request) -> NtStatus {
         let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
         let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
         let hash = NtHash::of_password("p");
@@ -68,7 +73,7 @@ trait Asks {
         *self.session() = header.session_id;
         let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
         let second = initiator.second(&token, 0).unwrap();
-        assert_eq!(setup(self, &second).0.status, NtStatus::SUCCESS);
+        setup(self, &second).0.status
     }
 
     /// Connects to a share: its tree, and the body of the answer.

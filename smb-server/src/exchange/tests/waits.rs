@@ -1,7 +1,7 @@
 //! What waits is its user's, and what is told to a client is that client's to answer.
 
 use smb_protocol::msg::{
-    context::LeaseState,
+    context::{DurableV2, LeaseState},
     create::{CreateOptions, ShareAccess},
     oplock::LeaseAck,
 };
@@ -83,4 +83,122 @@ fn the_break_of_a_lease_is_its_users_to_acknowledge() {
     assert_eq!(acknowledge(&mut owner, 9, 3), NtStatus::SUCCESS);
     assert!(opener.finish_create(opening).is_ok());
     assert_eq!(owner.create(&shared.lease(9)).unwrap().lease.unwrap().0, LeaseState(3));
+}
+
+/// Two users who show one identity and one key have two leases: what one does is told to the other,
+/// and a key that is known of one opens nothing to the other (MS-SMB2 3.3.1.12 has one table for a
+/// client, which is a user's here).
+#[test]
+fn a_lease_is_not_shared_by_users_who_show_one_identity() {
+    let house = House::new();
+    let shared = Ask { share: ShareAccess(7), ..ask("a") };
+    let mut owner = house.guest(1, "u", Dialect::SMB_3_0_2, "plain");
+    assert_eq!(owner.create(&shared.clone().lease(9)).unwrap().lease.unwrap().0, RWH);
+    let mut stranger = house.guest(1, "v", Dialect::SMB_3_0_2, "plain");
+    // The key is the owner's of `a`; of the stranger it is a new one, of whatever file.
+    assert_eq!(
+        stranger.create(&Ask { name: "b", ..shared.clone() }.lease(9)).unwrap().lease.unwrap().0,
+        RWH
+    );
+    let opening = stranger.begin_create(&shared.clone().lease(8));
+    assert!(opening.waits(), "the owner's cache is written back first");
+    let ack = LeaseAck { key: [9; 16], state: 3 };
+    let (answer, _) = owner.ask(Command::OPLOCK_BREAK, |out| ack.encode(out));
+    assert_eq!(answer.status, NtStatus::SUCCESS);
+    let got = stranger.finish_create(opening).unwrap();
+    assert!(!got.lease.unwrap().0.has(LeaseState::WRITE), "{got:?}");
+}
+
+/// `CreateGuid` is known to who reads the network: another user who shows it, and the client's
+/// identity, does not stand in the way of the one whose it is.
+#[test]
+fn a_create_is_repeated_by_its_user_whoever_else_shows_its_name() {
+    let house = House::new();
+    let durable = Some(DurableV2 { timeout: 0, flags: 0, create_guid: [4; 16] });
+    let wanted = Ask { durable, share: ShareAccess(7), ..ask("a") }.lease(9);
+    let mut owner = house.guest(1, "u", Dialect::SMB_3_0_2, "plain");
+    let got = owner.create(&wanted).unwrap();
+    let mut stranger = house.guest(1, "v", Dialect::SMB_3_0_2, "plain");
+    let same = Ask { name: "b", ..wanted.clone() };
+    let theirs = stranger.create(&same).unwrap();
+    owner.replay = true;
+    stranger.replay = true;
+    assert_eq!(owner.create(&wanted).unwrap().id, got.id);
+    assert_eq!(stranger.create(&same).unwrap().id, theirs.id);
+    // Who made nothing of that name is told that it is not theirs (3.3.5.9.10).
+    let mut third = house.guest(1, "v", Dialect::SMB_3_0_2, "plain");
+    assert_eq!(stranger.close(theirs.id), NtStatus::SUCCESS);
+    third.replay = true;
+    assert_eq!(third.create(&wanted).unwrap_err(), NtStatus::ACCESS_DENIED);
+}
+
+/// Whatever one user takes, the others have the rest of what all share: opens, locks, opens that are
+/// kept for clients that are away, connections (`limits.user_percent`).
+#[test]
+fn one_user_leaves_room_for_the_others() {
+    let mut house = House::empty();
+    let limits = "[limits]\nopens = 20\nlocks = 20\nkept_opens = 8\nconnections = 8\n";
+    house.server = serve_with(house.folder.path(), limits);
+    house.recover();
+    let shared = |name| Ask { share: ShareAccess(7), ..ask(name) };
+    let mut taker = house.guest(1, "u", Dialect::SMB_3_0_2, "plain");
+    let mut second = house.guest(2, "u", Dialect::SMB_3_0_2, "plain");
+    let mut other = house.guest(3, "v", Dialect::SMB_3_0_2, "plain");
+
+    // Opens, over two connections.
+    let mut ids: Vec<_> = (0..9).map(|_| taker.create(&shared("a")).unwrap().id).collect();
+    ids.push(second.create(&shared("a")).unwrap().id);
+    let full = NtStatus::TOO_MANY_OPENED_FILES;
+    for guest in [&mut taker, &mut second] {
+        assert_eq!(guest.create(&shared("a")).unwrap_err(), full);
+    }
+    let theirs = other.create(&shared("b")).unwrap().id;
+
+    // Locks: what was refused or given back is not counted.
+    let none = NtStatus::INSUFFICIENT_RESOURCES;
+    assert_eq!(other.lock(theirs, 0, 0, OWN), NtStatus::SUCCESS);
+    for at in 0..10 {
+        assert_eq!(taker.lock(ids[0], at * 10, 0, OWN), NtStatus::SUCCESS);
+    }
+    assert_eq!(taker.lock(ids[1], 0, 0, OWN), none);
+    assert_eq!(taker.lock(ids[0], 30, 0, UNLOCK), NtStatus::SUCCESS);
+    assert_eq!(taker.lock(ids[1], 40, 0, OWN), NtStatus::LOCK_NOT_GRANTED);
+    assert_eq!(taker.lock(ids[1], 30, 0, OWN), NtStatus::SUCCESS);
+    assert_eq!(taker.lock(ids[1], 200, 0, OWN), none);
+    assert_eq!(other.lock(theirs, 10, 0, OWN), NtStatus::SUCCESS);
+
+    // An open that is closed gives back itself and its locks.
+    taker.close(ids[0]);
+    assert_eq!(taker.lock(ids[1], 200, 0, OWN), NtStatus::SUCCESS);
+    assert!(taker.create(&shared("a")).is_ok());
+
+    // Connections: one that is gone counts no more, and none counts twice.
+    let more = house.guest(4, "u", Dialect::SMB_3_0_2, "plain");
+    let last = house.guest(5, "u", Dialect::SMB_3_0_2, "plain");
+    let login = |user| house.stranger().try_login(6, user, Dialect::SMB_3_0_2);
+    assert_eq!(login("u"), NtStatus::REQUEST_NOT_ACCEPTED);
+    assert_eq!(login("v"), NtStatus::SUCCESS);
+    assert_eq!(house.server.sessions.all().len(), 5);
+    drop((more, last));
+    assert_eq!(login("u"), NtStatus::SUCCESS);
+}
+
+/// Opens that are kept for clients who are away count, until their time is over.
+#[test]
+fn one_users_absent_clients_leave_room_for_the_others() {
+    let mut house = House::empty();
+    house.server = serve_with(house.folder.path(), "[limits]\nkept_opens = 8\n");
+    house.recover();
+    let leave = |house: &House, user: &str, name, count: u8| {
+        let mut guest = house.guest(1, user, Dialect::SMB_3_0_2, "plain");
+        for at in 0..count {
+            let durable = Some(DurableV2 { timeout: 0, flags: 0, create_guid: [at; 16] });
+            let wanted = Ask { durable, share: ShareAccess(7), ..ask(name) }.lease(9);
+            guest.create(&wanted).unwrap();
+        }
+    };
+    leave(&house, "u", "a", 8);
+    assert_eq!(house.server.nodes.kept.len(), 4);
+    leave(&house, "v", "b", 3);
+    assert_eq!(house.server.nodes.kept.len(), 7);
 }

@@ -7,6 +7,7 @@ use smb_protocol::{
     crypto::{SigningAlgorithm, SigningKey},
     security::Sid,
 };
+use volume::users::Users;
 
 use super::{super::handles::Object, *};
 use crate::{
@@ -31,7 +32,7 @@ fn session(user: &str) -> Session {
     let signing = SigningKey::new(SigningAlgorithm::HmacSha256, &[0; 16]);
     Session::new(Logon {
         id: SessionId(1),
-        user: user.into(),
+        user: Users::default().get(user),
         sids: Vec::new(),
         keys: Keys { signing, sealing: None },
         must_sign: false,
