@@ -15,7 +15,7 @@ use smb_protocol::{
 };
 use volume::fs::short::short_name;
 
-use crate::command::{Ctx, Handled};
+use crate::command::{Ctx, Handled, Outcome};
 
 /// A part of a share that is served elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
     let folded = users::fold(share);
     let rest: Vec<_> = parts.filter(|part| !part.is_empty()).collect();
     // Domains and their controllers are not known here; a share of others is not told about.
-    let allowed = |share: &crate::config::Share| {
+    let allowed = |share: &std::sync::Arc<crate::config::Share>| {
         share.users.contains(&ctx.session().ok()?.user.name).then_some(())
     };
     let namespace = current.config.namespaces.get(&folded);
@@ -124,7 +124,7 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
     }
     let (code, file_id) = (request.code, request.file_id);
     ioctl::Response { code, file_id, output: &output }.encode(out);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }
 
 #[cfg(test)]

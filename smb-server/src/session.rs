@@ -39,7 +39,7 @@ use volume::{
 
 use crate::{
     breaks::delivery::{self, Line, Notice},
-    config::Hosts,
+    config::Share,
     rpc::pipe::{PIPES_PER_SESSION, Pipe},
 };
 
@@ -174,26 +174,16 @@ const CHANNELS: usize = 32;
 pub struct Tree {
     /// Its name on the wire.
     pub id: TreeId,
-    /// Share name, folded.
-    pub share: String,
+    /// The share's name, folded.
+    pub name: String,
+    /// The share as it was when the tree was connected: a reload changes no tree.
+    pub share: Arc<Share>,
     /// The share's folder; `None` for IPC$.
     pub volume: Option<Arc<Volume>>,
     /// Access that opens can have at most.
     pub maximal_access: Access,
-    /// Unencrypted requests are refused.
-    pub must_encrypt: bool,
-    /// From where it may be used, if not from everywhere: each connection of its session is asked.
-    pub hosts: Option<Arc<Hosts>>,
-    /// Clients may cache writes.
-    pub writes_cached: bool,
-    /// Virtual machines may have their disks in sparse files.
-    pub sparse_disks: bool,
     /// Opens may outlive the server, and what is changed is durable before it is answered.
     pub continuous: bool,
-    /// Opens that its share may have at a time.
-    pub max_opens: Option<usize>,
-    /// Listings leave out what the user cannot read.
-    pub hides_unreadable: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -327,7 +317,7 @@ impl Session {
     /// The shares of its trees, folded.
     pub fn tree_shares(&self) -> Vec<String> {
         let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner);
-        let mut shares: Vec<_> = trees.values().map(|tree| tree.share.clone()).collect();
+        let mut shares: Vec<_> = trees.values().map(|tree| tree.name.clone()).collect();
         shares.sort_unstable();
         shares
     }
@@ -443,7 +433,7 @@ impl Session {
     /// How many trees it has on a share, folded.
     pub fn trees_of(&self, share: &str) -> usize {
         let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner);
-        trees.values().filter(|tree| tree.share == share).count()
+        trees.values().filter(|tree| tree.name == share).count()
     }
 
     /// Notes that it is used.

@@ -268,7 +268,7 @@ fn shares(server: &Server) -> Vec<ShareInfo> {
     let current = server.current();
     let sessions = server.sessions.all();
     let opens = server.nodes.all_opens();
-    let info = |(key, share): (&String, &smb_server::config::Share)| {
+    let info = |(key, share): (&String, &std::sync::Arc<smb_server::config::Share>)| {
         let trees = sessions.iter().flat_map(|session| session.tree_shares());
         let volume = current.volumes.get(key);
         ShareInfo {

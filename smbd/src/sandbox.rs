@@ -102,7 +102,7 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
 /// an administrator's there.
 fn give_up_privileges(config: &Config) -> Result<(), SandboxError> {
     const BTRFS: u64 = 0x9123_683e;
-    let on_btrfs = |share: &smb_server::config::Share| {
+    let on_btrfs = |share: &std::sync::Arc<smb_server::config::Share>| {
         rustix::fs::statfs(&share.path).is_ok_and(|file_system| file_system.f_type as u64 == BTRFS)
     };
     let mut kept = KEPT;

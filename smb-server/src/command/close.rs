@@ -2,13 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use smb_protocol::{
-    NtStatus,
-    msg::close::{POSTQUERY_ATTRIB, Request, Response},
-};
+use smb_protocol::msg::close::{POSTQUERY_ATTRIB, Request, Response};
 use volume::{open::Ended, sharing::caching::Cause};
 
-use super::{Ctx, Fail, Handled, Later};
+use super::{Ctx, Deferred, Handled, Outcome};
 
 /// Handles a CLOSE.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -39,7 +36,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     // A request that is still under way has it, and closes it with its own end.
     let Some(Ended { forgotten, failed }) = open.let_go() else {
         response.encode(out);
-        return Ok(NtStatus::SUCCESS);
+        return Ok(Outcome::SUCCESS);
     };
     if let Some(status) = failed {
         // It is closed all the same.
@@ -48,7 +45,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if let Some(forgotten) = forgotten {
         let mut body = Vec::new();
         response.encode(&mut body);
-        return Err(Fail::Later(Later::storage(body.len(), async move {
+        return Ok(Outcome::Deferred(Deferred::storage(body.len(), async move {
             // If that failed the open is closed all the same; after a crash it would be there
             // again until its time is over.
             if let Err(error) = forgotten.await {
@@ -58,5 +55,5 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         })));
     }
     response.encode(out);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }

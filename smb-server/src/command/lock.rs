@@ -17,7 +17,7 @@ use volume::{
     work::aside,
 };
 
-use super::{Ctx, Fail, Handled, Later};
+use super::{Ctx, Deferred, Handled, Outcome};
 
 /// Ranges that are quickly locked or released, however many the file has.
 const FEW: usize = 64;
@@ -47,7 +47,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         open.others_forget()?;
         let take = || lock(&open, &request.locks);
         if let Some((range, exclusive)) = if many { aside(take) } else { take() }? {
-            return Err(Fail::Later(wait(open, range, exclusive, sequence)));
+            return Ok(wait(open, range, exclusive, sequence).into());
         }
     }
     if let Some(sequence) = sequence {
@@ -60,9 +60,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 fn noted(open: Arc<Open>, out: &mut Vec<u8>) -> Handled {
     let Some(noted) = open.note_locks() else {
         Empty.encode(out);
-        return Ok(NtStatus::SUCCESS);
+        return Ok(Outcome::SUCCESS);
     };
-    Err(Fail::Later(Later::storage(0, async move {
+    Ok(Outcome::Deferred(Deferred::storage(0, async move {
         noted.await.map_err(|error| of_store(&error))?;
         let _open = open;
         let mut body = Vec::new();
@@ -128,38 +128,32 @@ fn lock(open: &Open, elements: &[Element]) -> Result<Option<(Range, bool)>, NtSt
 }
 
 /// Waits until a range is free.
-fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequence>) -> Later {
+fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequence>) -> Deferred {
     let (cancel, mut cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();
-    Later {
-        future: Box::pin(async move {
-            tokio::pin!(ended);
-            loop {
-                let changed = open.node.changed();
-                if open.lock_range(range, exclusive)? {
-                    break;
-                }
-                tokio::select! {
-                    () = changed => {}
-                    () = &mut ended => return Err(NtStatus::RANGE_NOT_LOCKED),
-                    Ok(()) = &mut cancelled => return Err(NtStatus::CANCELLED),
-                }
+    Deferred::event(0, cancel, async move {
+        tokio::pin!(ended);
+        loop {
+            let changed = open.node.changed();
+            if open.lock_range(range, exclusive)? {
+                break;
             }
-            if let Some(sequence) = sequence {
-                sequence.note(&open);
+            tokio::select! {
+                () = changed => {}
+                () = &mut ended => return Err(NtStatus::RANGE_NOT_LOCKED),
+                Ok(()) = &mut cancelled => return Err(NtStatus::CANCELLED),
             }
-            if let Some(noted) = open.note_locks() {
-                noted.await.map_err(|error| of_store(&error))?;
-            }
-            let mut body = Vec::new();
-            Empty.encode(&mut body);
-            Ok(body)
-        }),
-        cancel: Some(cancel),
-        interim: true,
-        bytes: 0,
-        io: false,
-    }
+        }
+        if let Some(sequence) = sequence {
+            sequence.note(&open);
+        }
+        if let Some(noted) = open.note_locks() {
+            noted.await.map_err(|error| of_store(&error))?;
+        }
+        let mut body = Vec::new();
+        Empty.encode(&mut body);
+        Ok(body)
+    })
 }
 
 /// A numbered request: one that comes again is not carried out twice (3.3.5.14).

@@ -8,6 +8,7 @@ pub mod lock;
 pub mod negotiate;
 pub mod notify;
 pub mod oplock_break;
+mod outcome;
 mod pipe;
 pub mod query_directory;
 pub mod query_info;
@@ -18,118 +19,25 @@ pub mod smb1;
 pub mod tree_connect;
 pub mod write;
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use smb_protocol::{
-    Command, Dialect, FileId, Header, NtStatus, WireError,
+    Command, Dialect, FileId, Header, NtStatus,
     crypto::SigningKey,
     header::{HEADER_LEN, HeaderFlags},
     msg::{negotiate::Capabilities, simple::Empty},
 };
-use tokio::sync::oneshot;
 use volume::{
     budget::Budget,
     open::{InProgress, Open, table::Creating},
-    sharing::file::{Refused, Wake},
-    status::{of_errno, of_storage},
     users::ClientId,
 };
 
+pub use self::outcome::{Deferred, Failure, Handled, Outcome};
 use crate::{
     exchange::Exchange,
     session::{Session, Tree},
 };
-
-/// Why a request is not answered with success here and now.
-pub enum Fail {
-    /// With this status.
-    Status(NtStatus),
-    /// With this status and error data.
-    Data(NtStatus, Vec<u8>),
-    /// It waits.
-    Later(Later),
-    /// It waits, and its answer may have a body even if it fails.
-    Ends(Ends),
-    /// It is to be tried again when something has changed.
-    Wait(Wake),
-    /// The connection must end.
-    Drop(&'static str),
-}
-
-/// A request that waits.
-pub struct Later {
-    /// Gives the body of the answer.
-    pub future: Pin<Box<dyn Future<Output = Result<Vec<u8>, NtStatus>> + Send>>,
-    /// Ends the wait at the client's wish.
-    pub cancel: Option<oneshot::Sender<()>>,
-    /// Tell the client that it waits.
-    pub interim: bool,
-    /// Memory that it holds.
-    pub bytes: usize,
-    /// It waits for storage, which ends by itself; else for an event that may never come.
-    pub io: bool,
-}
-
-impl Later {
-    /// It waits for storage, which ends by itself, and holds that many bytes of memory meanwhile.
-    pub fn storage(
-        bytes: usize,
-        answer: impl Future<Output = Result<Vec<u8>, NtStatus>> + Send + 'static,
-    ) -> Self {
-        Self { future: Box::pin(answer), cancel: None, interim: false, bytes, io: true }
-    }
-}
-
-/// A request that waits for storage and whose answer may have a body whatever its status is.
-pub struct Ends {
-    /// Gives the status and the body of the answer; an error without body is answered as such.
-    pub future: Pin<Box<dyn Future<Output = (NtStatus, Vec<u8>)> + Send>>,
-    /// Tell the client that it waits.
-    pub interim: bool,
-    /// Memory that it holds.
-    pub bytes: usize,
-}
-
-/// What a handler answers.
-pub type Handled = Result<NtStatus, Fail>;
-
-impl From<NtStatus> for Fail {
-    fn from(status: NtStatus) -> Self {
-        Fail::Status(status)
-    }
-}
-
-impl From<Refused> for Fail {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Status(status) => Fail::Status(status),
-            Refused::Wait(wake) => Fail::Wait(wake),
-        }
-    }
-}
-
-impl From<WireError> for Fail {
-    fn from(error: WireError) -> Self {
-        tracing::debug!(%error, "malformed request");
-        Fail::Status(NtStatus::INVALID_PARAMETER)
-    }
-}
-
-impl From<rustix::io::Errno> for Fail {
-    fn from(error: rustix::io::Errno) -> Self {
-        Fail::Status(of_errno(error))
-    }
-}
-
-impl From<block_io::Error> for Fail {
-    fn from(error: block_io::Error) -> Self {
-        Fail::Status(of_storage(&error))
-    }
-}
 
 /// A request with what is known of it.
 pub struct Ctx<'a> {
@@ -231,8 +139,8 @@ impl<'a> Ctx<'a> {
     pub fn may_use(&self, tree: &Tree) -> Result<(), NtStatus> {
         // The tree may have been made on another connection of the session.
         let from = self.ex.peer.ip();
-        let elsewhere = tree.hosts.as_ref().is_some_and(|hosts| !hosts.admit(from));
-        if tree.must_encrypt && !self.sealed || elsewhere {
+        let elsewhere = !tree.share.admits(from);
+        if tree.share.must_encrypt() && !self.sealed || elsewhere {
             return Err(NtStatus::ACCESS_DENIED);
         }
         Ok(())
@@ -289,8 +197,8 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     let command = ctx.header.command;
     match (&ctx.ex.negotiated, command) {
         (None, Command::NEGOTIATE) => return negotiate::handle(ctx, message, out),
-        (None, _) => return Err(Fail::Drop("a request before NEGOTIATE")),
-        (Some(_), Command::NEGOTIATE) => return Err(Fail::Drop("a second NEGOTIATE")),
+        (None, _) => return Err(Failure::Disconnect("a request before NEGOTIATE")),
+        (Some(_), Command::NEGOTIATE) => return Err(Failure::Disconnect("a second NEGOTIATE")),
         _ => {}
     }
     match command {
@@ -298,7 +206,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         Command::ECHO => {
             Empty::parse(body)?;
             Empty.encode(out);
-            return Ok(NtStatus::SUCCESS);
+            return Ok(Outcome::SUCCESS);
         }
         _ => {}
     }
@@ -312,7 +220,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
             // Its channels stay until their connections need the room: refusals are signed.
             ctx.ex.server.sessions.end(session.id);
             Empty.encode(out);
-            return Ok(NtStatus::SUCCESS);
+            return Ok(Outcome::SUCCESS);
         }
         Command::TREE_CONNECT => return tree_connect::handle(ctx, body, out),
         _ => {}
@@ -341,7 +249,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
             Empty::parse(body)?;
             session.remove_tree(tree.id);
             Empty.encode(out);
-            Ok(NtStatus::SUCCESS)
+            Ok(Outcome::SUCCESS)
         }
         Command::OPLOCK_BREAK => oplock_break::handle(ctx, body, out),
         _ => Err(NtStatus::INVALID_PARAMETER.into()),

@@ -11,7 +11,7 @@ use smb_protocol::{
 };
 use volume::clock;
 
-use super::{Ctx, Fail, Handled};
+use super::{Ctx, Failure, Handled, Outcome};
 use crate::config::{Config, Signing};
 
 /// What client and server agreed on.
@@ -157,7 +157,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         security_mode,
         preauth,
     });
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }
 
 /// Chooses among the offers of a 3.1.1 client (MS-SMB2 3.3.5.4).
@@ -167,7 +167,7 @@ fn contexts_311(
     channels: bool,
     signing: &mut SigningAlgorithm,
     cipher: &mut Option<Cipher>,
-) -> Result<Vec<Context>, Fail> {
+) -> Result<Vec<Context>, Failure> {
     let mut answer = Vec::new();
     let singles = || request.contexts.iter().filter(|context| context.is_single());
     let of_kind = |kind| singles().filter(|context| context.kind() == kind).count();

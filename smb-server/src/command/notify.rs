@@ -10,7 +10,7 @@ use smb_protocol::{
 };
 use tokio::sync::oneshot;
 
-use super::{Ctx, Fail, Handled, Later};
+use super::{Ctx, Deferred, Handled, Outcome};
 
 /// Bytes of changes that are kept for a folder between two requests.
 const MOST: usize = 64 << 10;
@@ -30,7 +30,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
         return Err(NtStatus::DELETE_PENDING.into());
     }
     let budget = ctx.budget()?;
-    let hides = ctx.tree()?.hides_unreadable;
+    let hides = ctx.tree()?.share.access_based_enumeration;
     let watch = open.watch(|watches| {
         let tree = request.flags & WATCH_TREE != 0;
         let filter = ChangeFilter(request.filter);
@@ -41,21 +41,15 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let (cancel, cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();
     drop(open);
-    Err(Fail::Later(Later {
-        future: Box::pin(async move {
-            let events = tokio::select! {
-                biased;
-                Ok(()) = cancelled => return Err(NtStatus::CANCELLED),
-                () = ended => return Err(NtStatus::NOTIFY_CLEANUP),
-                events = watch.next(room) => events?,
-            };
-            let mut body = Vec::with_capacity(8 + events.len());
-            Response { output: &events }.encode(&mut body);
-            Ok(body)
-        }),
-        cancel: Some(cancel),
-        interim: true,
-        bytes: room.min(4096),
-        io: false,
-    }))
+    Ok(Outcome::Deferred(Deferred::event(room.min(4096), cancel, async move {
+        let events = tokio::select! {
+            biased;
+            Ok(()) = cancelled => return Err(NtStatus::CANCELLED),
+            () = ended => return Err(NtStatus::NOTIFY_CLEANUP),
+            events = watch.next(room) => events?,
+        };
+        let mut body = Vec::with_capacity(8 + events.len());
+        Response { output: &events }.encode(&mut body);
+        Ok(body)
+    })))
 }

@@ -9,7 +9,7 @@ use smb_protocol::{
 };
 use volume::sharing::caching::{self, Holder, LeaseId, NotSo};
 
-use super::{Ctx, Handled};
+use super::{Ctx, Handled, Outcome};
 
 /// Handles an acknowledgement.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -37,12 +37,12 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
         NotSo::TooMuch => NtStatus::INVALID_OPLOCK_PROTOCOL,
     })?;
     OplockBreak { level: caching::level_of(left), file_id: open.id }.encode(out);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }
 
 fn lease(ctx: &mut Ctx<'_>, ack: LeaseAck, out: &mut Vec<u8>) -> Handled {
     let id = LeaseId { client: ctx.client()?, key: ack.key };
     let state = ctx.ex.server.nodes.acknowledge_lease(id, LeaseState(ack.state))?;
     LeaseAck { key: ack.key, state: state.0 }.encode(out);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }

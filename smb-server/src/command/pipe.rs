@@ -10,7 +10,7 @@ use smb_protocol::{
     wire::{Put, Reader, len32},
 };
 
-use super::{Ctx, Handled};
+use super::{Ctx, Handled, Outcome};
 use crate::rpc::pipe::{Pipe, service};
 
 /// What a pipe claims to hold in either direction.
@@ -25,7 +25,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             let id = ctx.resolve(request.file_id)?;
             ctx.session()?.close_pipe(ctx.tree()?.id, id)?;
             close::Response::default().encode(out);
-            Ok(NtStatus::SUCCESS)
+            Ok(Outcome::SUCCESS)
         }
         Command::READ => {
             let request = read::Request::parse(body)?;
@@ -34,7 +34,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             ctx.check_charge(most)?;
             let (data, status) = pipe.read(most)?;
             read::Response { data: &data, remaining: 0 }.encode(out);
-            Ok(status)
+            Ok(Outcome::Done(status))
         }
         Command::WRITE => {
             let request = write::Request::parse(body)?;
@@ -42,13 +42,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             ctx.check_charge(request.data.len())?;
             pipe.write(&ctx.ex.server, ctx.session()?, request.data)?;
             write::Response { count: request.length }.encode(out);
-            Ok(NtStatus::SUCCESS)
+            Ok(Outcome::SUCCESS)
         }
         Command::FLUSH => {
             let request = flush::Request::parse(body)?;
             pipe(ctx, request.file_id)?;
             Empty.encode(out);
-            Ok(NtStatus::SUCCESS)
+            Ok(Outcome::SUCCESS)
         }
         Command::IOCTL => control(ctx, body, out),
         Command::QUERY_INFO => query(ctx, body, out),
@@ -63,7 +63,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
                 return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
             }
             out.put_u16(2);
-            Ok(NtStatus::SUCCESS)
+            Ok(Outcome::SUCCESS)
         }
         _ => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
     }
@@ -94,7 +94,7 @@ fn create_pipe(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     .encode(out);
     ctx.file = Some(id);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }
 
 /// FSCTL_PIPE_TRANSCEIVE, _PEEK and _WAIT (MS-SMB2 3.3.5.15); what is not about pipes
@@ -123,7 +123,7 @@ fn control(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             pipe.write(&ctx.ex.server, ctx.session()?, request.input)?;
             let (output, status) = pipe.read(most)?;
             ioctl::Response { code, file_id, output: &output }.encode(out);
-            Ok(status)
+            Ok(Outcome::Done(status))
         }
         FsctlCode::PIPE_PEEK => {
             let pipe = pipe(ctx, file_id)?;
@@ -139,7 +139,7 @@ fn control(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
                 return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
             }
             ioctl::Response { code, file_id, output: &output }.encode(out);
-            Ok(NtStatus::SUCCESS)
+            Ok(Outcome::SUCCESS)
         }
         _ => {
             // MS-FSCC 2.3.49: a time, then the length of the name, then the name.
@@ -150,7 +150,7 @@ fn control(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             let wanted = name::utf16(r.bytes(len, "pipe_wait.Name")?, "pipe_wait.Name")?;
             service(&wanted).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
             ioctl::Response { code, file_id, output: &[] }.encode(out);
-            Ok(NtStatus::SUCCESS)
+            Ok(Outcome::SUCCESS)
         }
     }
 }
@@ -208,5 +208,5 @@ fn query(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     out.put_u16(72);
     out.put_u32(len32(info.len()));
     out.put(&info);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }

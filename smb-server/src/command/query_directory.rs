@@ -21,7 +21,7 @@ use volume::{
     work,
 };
 
-use super::{Ctx, Fail, Handled, Later};
+use super::{Ctx, Deferred, Handled, Outcome};
 
 /// Room for the fields in front of the entries.
 const PREFIX: [u8; 8] = [9, 0, 72, 0, 0, 0, 0, 0];
@@ -55,8 +55,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if room < fixed {
         return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
     }
-    let readable_by =
-        if ctx.tree()?.hides_unreadable { Some(ctx.session()?.sids.clone().into()) } else { None };
+    let readable_by = if ctx.tree()?.share.access_based_enumeration {
+        Some(ctx.session()?.sids.clone().into())
+    } else {
+        None
+    };
     // A file index means nothing here, as on NTFS: names have no fixed places.
     let budget = ctx.budget()?;
     let start = || {
@@ -82,11 +85,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let before = out.len();
     let begun = Filling::begin(out);
     match begun.fill(&open, shape, Some(work::slice_end()), out)? {
-        Filled::Whole => Ok(NtStatus::SUCCESS),
+        Filled::Whole => Ok(Outcome::SUCCESS),
         Filled::Partly(filling) => {
             let mut body = out.split_off(before);
             let filling = filling.moved(before);
-            Err(Fail::Later(Later::storage(room, async move {
+            Ok(Outcome::Deferred(Deferred::storage(room, async move {
                 let search =
                     move || filling.fill(&open, shape, None, &mut body).map(|_filled| body);
                 let found = tokio::task::spawn_blocking(search).await;

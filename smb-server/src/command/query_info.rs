@@ -27,7 +27,7 @@ use volume::{
     work::aside,
 };
 
-use super::{Ctx, Fail, Handled};
+use super::{Ctx, Failure, Handled, Outcome};
 
 /// Length of the fields in front of the information.
 const PREFIX: usize = 8;
@@ -76,7 +76,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let len = (out.len() - info) as u32;
     out.patch(info - 4, &len.to_le_bytes());
-    Ok(status)
+    Ok(Outcome::Done(status))
 }
 
 fn standard(open: &Open, facts: &Facts) -> Standard {
@@ -92,7 +92,7 @@ fn standard(open: &Open, facts: &Facts) -> Standard {
 }
 
 /// All streams of the file, the unnamed one first.
-fn streams(open: &Open, out: &mut Vec<u8>) -> Result<(), Fail> {
+fn streams(open: &Open, out: &mut Vec<u8>) -> Result<(), Failure> {
     let base = attributes::facts(open.handle())?;
     let mut list = Vec::new();
     if !base.directory {
@@ -109,7 +109,7 @@ fn mode(open: &Open) -> u32 {
 }
 
 /// Appends information about a file; returns the length of its fixed part.
-fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Fail> {
+fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Failure> {
     let facts = open.facts()?;
     let shown = Access::READ_ATTRIBUTES;
     let position = || open.position.load(Ordering::Relaxed);
@@ -260,11 +260,14 @@ fn attributes_of(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: us
     open.next_ea.store(first + count, Ordering::Relaxed);
     let len = (out.len() - info) as u32;
     out.patch(info - 4, &len.to_le_bytes());
-    Ok(if first + count < last { NtStatus::BUFFER_OVERFLOW } else { NtStatus::SUCCESS })
+    Ok(Outcome::Done(match first + count < last {
+        true => NtStatus::BUFFER_OVERFLOW,
+        false => NtStatus::SUCCESS,
+    }))
 }
 
 /// Appends information about the file system; returns the length of its fixed part.
-fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Result<usize, Fail> {
+fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Result<usize, Failure> {
     let stat = rustix::fs::fstatvfs(open.handle())?;
     let sector = 512u64;
     let unit = stat.f_frsize.max(sector);
@@ -278,7 +281,7 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
     let root = rustix::fs::fstat(open.volume().root())?;
     Ok(match class {
         fs_info::VOLUME => {
-            let label = ctx.tree.as_ref().map_or("", |tree| &tree.share);
+            let label = ctx.tree.as_ref().map_or("", |tree| &tree.name);
             let created = smb_protocol::fscc::filetime_from_unix(root.st_ctime, 0);
             let serial = (root.st_dev as u32) ^ (root.st_ino as u32);
             fs_info::encode_volume(created, serial, label, out);
@@ -306,7 +309,8 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
                 .or(FsAttributes::HARD_LINKS)
                 .or(FsAttributes::EXTENDED_ATTRIBUTES);
             // Without it a VM host takes no disk that is marked sparse (MS-HVRS, C0008, C0009).
-            if ctx.tree.as_ref().is_some_and(|tree| tree.sparse_disks) {
+            if ctx.tree.as_ref().is_some_and(|tree| tree.share.sparse == crate::config::Sparse::Vm)
+            {
                 attributes |= FsAttributes::SPARSE_VDL;
             }
             if open.volume().shares_blocks() {
@@ -346,8 +350,8 @@ fn security(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: usize) 
     descriptor.encode(request.additional, out);
     let len = out.len() - info;
     if len > request.output_len as usize {
-        return Err(Fail::Data(NtStatus::BUFFER_TOO_SMALL, (len as u32).to_le_bytes().to_vec()));
+        return Err(Failure::Data(NtStatus::BUFFER_TOO_SMALL, (len as u32).to_le_bytes().to_vec()));
     }
     out.patch(info - 4, &(len as u32).to_le_bytes());
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }

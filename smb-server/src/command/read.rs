@@ -13,7 +13,7 @@ use smb_protocol::{
 };
 use volume::status::of_storage;
 
-use super::{Ctx, Fail, Handled, Later};
+use super::{Ctx, Deferred, Handled, Outcome};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
@@ -43,10 +43,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         check_count(got, len, least)?;
         open.position.store(request.offset + got as u64, Ordering::Relaxed);
         out[start..start + HEAD].copy_from_slice(&head(got, padding));
-        return Ok(NtStatus::SUCCESS);
+        return Ok(Outcome::SUCCESS);
     }
     let data = data.clone();
-    Err(Fail::Later(Later::storage(len, async move {
+    Ok(Outcome::Deferred(Deferred::storage(len, async move {
         let start = HEAD + usize::from(padding);
         let mut body = vec![0; start + len];
         let got = data.read_at(request.offset, &mut body[start..]).await;

@@ -28,7 +28,7 @@ use smb_protocol::{
 use tokio::time::Instant;
 use volume::{clock, quoted::Quoted};
 
-use super::{Ctx, Fail, Handled, Later, negotiate::Negotiated};
+use super::{Ctx, Deferred, Failure, Handled, Outcome, negotiate::Negotiated};
 use crate::{
     Server,
     config::{Config, Encryption, Signing},
@@ -93,10 +93,10 @@ pub fn binding(server: &Server, header: &Header, message: &mut [u8]) -> Option<B
 pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(&message[HEADER_LEN..])?;
     if ctx.ex.failed_logons >= ctx.ex.limits().failed_logons_per_connection {
-        return Err(Fail::Drop("too many logons of the connection have failed"));
+        return Err(Failure::Disconnect("too many logons of the connection have failed"));
     }
     let Some(negotiated) = ctx.ex.negotiated.clone() else {
-        return Err(Fail::Drop("a request before NEGOTIATE"));
+        return Err(Failure::Disconnect("a request before NEGOTIATE"));
     };
     let server = ctx.ex.server.clone();
     let id = ctx.header.session_id;
@@ -138,13 +138,13 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     };
     let taken = authentication.acceptor.step(request.security_buffer, clock::now(), lookup);
     if !looked_at {
-        return Err(Fail::Drop("too many logons of its address have failed"));
+        return Err(Failure::Disconnect("too many logons of its address have failed"));
     }
     match taken {
         Ok(Step::Continue(token)) => {
             Response { flags: SessionFlags::NONE, security_buffer: &token }.encode(out);
             ctx.ex.authentications.insert(id, authentication);
-            Ok(NtStatus::MORE_PROCESSING_REQUIRED)
+            Ok(Outcome::Done(NtStatus::MORE_PROCESSING_REQUIRED))
         }
         Ok(Step::Done(done)) => {
             let preauth = authentication.preauth;
@@ -172,16 +172,16 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
                 }
             };
             Response { flags: flags_of(&session), security_buffer: &done.token }.encode(out);
-            Ok(NtStatus::SUCCESS)
+            Ok(Outcome::SUCCESS)
         }
         Err(error) => match &authentication.purpose {
             Purpose::Again(session) if error == ANONYMOUS => {
                 let session = session.clone();
                 let token = stand_back(ctx, &session)?;
                 Response { flags: flags_of(&session), security_buffer: &token }.encode(out);
-                Ok(NtStatus::SUCCESS)
+                Ok(Outcome::SUCCESS)
             }
-            purpose => Err(refused(ctx, purpose, &error, tried.as_deref())),
+            purpose => refused(ctx, purpose, &error, tried.as_deref()),
         },
     }
 }
@@ -280,7 +280,7 @@ fn establish(
     negotiated: &Negotiated,
     done: &Completed,
     preauth: &PreauthHash,
-) -> Result<Arc<Session>, Fail> {
+) -> Result<Arc<Session>, Failure> {
     let server = ctx.ex.server.clone();
     let current = server.current();
     let id = ctx.header.session_id;
@@ -357,7 +357,7 @@ fn again(
     session: Arc<Session>,
     user: &str,
     done: &Completed,
-) -> Result<Arc<Session>, Fail> {
+) -> Result<Arc<Session>, Failure> {
     if session.user.name != user {
         expel(ctx, &session);
         return Err(NtStatus::LOGON_FAILURE.into());
@@ -377,7 +377,7 @@ fn bind(
     negotiated: &Negotiated,
     done: &Completed,
     preauth: &PreauthHash,
-) -> Result<Arc<Session>, Fail> {
+) -> Result<Arc<Session>, Failure> {
     if session.user.name != user {
         // What clients know; the specification names STATUS_NOT_SUPPORTED.
         return Err(NtStatus::ACCESS_DENIED.into());
@@ -397,7 +397,7 @@ fn refused(
     purpose: &Purpose,
     error: &spnego::Error,
     user: Option<&str>,
-) -> Fail {
+) -> Handled {
     let server = &ctx.ex.server;
     if server.strangers.may_log() {
         tracing::info!(
@@ -418,15 +418,14 @@ fn refused(
         false => NtStatus::LOGON_FAILURE,
     };
     if wait.is_zero() {
-        return status.into();
+        return Err(status.into());
     }
     let counted = ctx.ex.refusals.clone();
-    let future = Box::pin(async move {
+    Ok(Outcome::Deferred(Deferred::refusal(async move {
         tokio::time::sleep(wait).await;
         drop(counted);
-        Err(status)
-    });
-    Fail::Later(Later { future, cancel: None, interim: false, bytes: 0, io: false })
+        status
+    })))
 }
 
 /// What a failed logon costs its address.

@@ -1,5 +1,7 @@
 //! TREE_CONNECT (MS-SMB2 3.3.5.7).
 
+use std::sync::Arc;
+
 use smb_protocol::{
     NtStatus,
     msg::{
@@ -9,9 +11,9 @@ use smb_protocol::{
     ntlm::users,
 };
 
-use super::{Ctx, Handled};
+use super::{Ctx, Handled, Outcome};
 use crate::{
-    config::{Encryption, Sparse},
+    config::{Encryption, Share},
     session::Tree,
 };
 
@@ -30,16 +32,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         flags = ShareFlags::NO_CACHING;
         tree = session.add_tree(limit, |id| Tree {
             id,
-            share: folded,
+            name: folded,
+            share: Arc::new(Share::pipes()),
             volume: None,
             maximal_access: Access(0x001f_00a9),
-            must_encrypt: false,
-            hosts: None,
-            writes_cached: false,
-            sparse_disks: false,
             continuous: false,
-            max_opens: None,
-            hides_unreadable: false,
         })?;
     } else {
         let share = current.config.shares.get(&folded).ok_or(NtStatus::BAD_NETWORK_NAME)?;
@@ -51,7 +48,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             );
             return Err(NtStatus::ACCESS_DENIED.into());
         }
-        if share.hosts().is_some_and(|hosts| !hosts.admit(ctx.ex.peer.ip())) {
+        if !share.admits(ctx.ex.peer.ip()) {
             let (share, peer) = (&share.name, ctx.ex.peer);
             tracing::info!(share, %peer, "this share is not for clients from there");
             return Err(NtStatus::ACCESS_DENIED.into());
@@ -63,8 +60,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
                 return Err(NtStatus::REQUEST_NOT_ACCEPTED.into());
             }
         }
-        let must_encrypt = share.encryption == Some(Encryption::Required);
-        if must_encrypt && session.sealing.is_none() {
+        if share.must_encrypt() && session.sealing.is_none() {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
         let wants = share.encryption >= Some(Encryption::Desired) && session.sealing.is_some();
@@ -90,21 +86,16 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         let volume = current.volumes.get(&folded).cloned();
         tree = session.add_tree(limit, |id| Tree {
             id,
-            share: folded,
+            name: folded,
+            share: share.clone(),
             volume,
             maximal_access: share.maximal_access(),
-            must_encrypt,
-            hosts: share.hosts(),
-            writes_cached: !share.force_level2_oplocks,
-            sparse_disks: share.sparse == Sparse::Vm,
             continuous,
-            max_opens: share.max_opens,
-            hides_unreadable: share.access_based_enumeration,
         })?;
     }
     ctx.header.set_tree_id(tree.id);
     Response { share_type, flags, capabilities, maximal_access: tree.maximal_access.0 }.encode(out);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }
 
 /// The share in `\\server\share`.

@@ -28,7 +28,7 @@ use volume::{
     status::{of_errno, of_storage},
 };
 
-use super::{Ctx, Fail, Handled, Later};
+use super::{Ctx, Deferred, Failure, Handled, Outcome};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 /// Parts of pages are not placed: what is not in the page cache would have to be read for them.
@@ -43,7 +43,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if count == 0 {
         // Nothing is written, so nothing changes (MS-FSA 2.1.5.4).
         Response { count }.encode(out);
-        return Ok(NtStatus::SUCCESS);
+        return Ok(Outcome::SUCCESS);
     }
     open.note_write();
     let offset = request.offset + ctx.placed as u64;
@@ -59,10 +59,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     };
     if written && !through {
         Response { count }.encode(out);
-        return Ok(NtStatus::SUCCESS);
+        return Ok(Outcome::SUCCESS);
     }
     let rest = if written { Vec::new() } else { request.data.to_vec() };
-    Err(Fail::Later(Later::storage(rest.len(), async move {
+    Ok(Outcome::Deferred(Deferred::storage(rest.len(), async move {
         if !rest.is_empty() {
             data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
         }
@@ -114,7 +114,7 @@ pub fn place(
 
 /// Checks all that is to be checked of a WRITE, and does what goes before the data: others lose
 /// what they cache.
-fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<LocalFile>), Fail> {
+fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<LocalFile>), Failure> {
     let open = ctx.open(request.file_id)?;
     let len = request.length as usize;
     if len > ctx.ex.max_message() || request.channel != 0 {
@@ -173,7 +173,7 @@ fn append(data: &LocalFile, mut bytes: &[u8]) -> Result<(), NtStatus> {
 
 /// A write may not leave a gap that the volume could never fill: as on NTFS, only a file that was
 /// made sparse may be longer than the space there is.
-fn check_gap(open: &Open, offset: u64, end: u64) -> Result<(), Fail> {
+fn check_gap(open: &Open, offset: u64, end: u64) -> Result<(), Failure> {
     if offset == 0 {
         // Nothing is before it.
         open.known_end.store(end, Ordering::Relaxed);
@@ -200,7 +200,7 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     open.need(writes)?;
     open.base_node().times.settle();
     let hardened = open.harden();
-    Err(Fail::Later(Later::storage(0, async move {
+    Ok(Outcome::Deferred(Deferred::storage(0, async move {
         if open.directory {
             // MS-FSA 2.1.5.7: what the folder itself holds.
             let folder = rustix::io::fcntl_dupfd_cloexec(open.handle(), 0).map_err(of_errno)?;

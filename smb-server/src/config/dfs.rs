@@ -1,6 +1,7 @@
 //! `[[dfs]]` tables: links of a stand-alone namespace.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use smb_protocol::ntlm::users;
@@ -31,7 +32,7 @@ impl Check<'_> {
     pub(super) fn namespaces(
         &self,
         sections: &[Section],
-        shares: &BTreeMap<String, Share>,
+        shares: &BTreeMap<String, Arc<Share>>,
     ) -> Result<BTreeMap<String, Namespace>, ConfigError> {
         let mut all: BTreeMap<String, Namespace> = BTreeMap::new();
         for section in sections {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,7 +27,7 @@ use check::{Check, read_text};
 pub use interface::{Interface, Interfaces};
 pub use kerberos::Kerberos;
 pub use limits::Limits;
-pub use share::{Hosts, Share};
+pub use share::Share;
 use values::DialectName;
 pub use values::{Encryption, IoEngine, Signing, Size, Sparse};
 
@@ -181,7 +182,7 @@ pub struct Config {
     /// Users who administer the server, folded.
     pub admin_users: HashSet<String>,
     /// Shares by folded name.
-    pub shares: BTreeMap<String, Share>,
+    pub shares: BTreeMap<String, Arc<Share>>,
     /// Parts of shares that are served elsewhere, by folded share name.
     pub namespaces: BTreeMap<String, Namespace>,
     /// Files with secrets that it was read from, beside its own.
@@ -349,7 +350,7 @@ mod tests {
                     hosts_deny=['192.0.2.66']\ngroup='12'\n";
         let config = parse(&format!("{HEAD}{text}")).unwrap();
         let share = &config.shares["A"];
-        let admits = |address: &str| share.hosts().unwrap().admit(address.parse().unwrap());
+        let admits = |address: &str| share.admits(address.parse().unwrap());
         assert!(admits("192.0.2.1") && admits("::1"));
         assert!(!admits("192.0.2.66") && !admits("127.0.0.1"));
         assert_eq!(share.group, Some(12));

@@ -90,26 +90,37 @@ pub struct Share {
 }
 
 impl Share {
-    /// From where it may be used, unless it is from everywhere.
-    pub fn hosts(&self) -> Option<Arc<Hosts>> {
-        let everywhere = self.hosts_allow.is_empty() && self.hosts_deny.is_empty();
-        let (allow, deny) = (self.hosts_allow.clone(), self.hosts_deny.clone());
-        (!everywhere).then(|| Arc::new(Hosts { allow, deny }))
+    /// What named pipes are opened on, `IPC$`.
+    pub fn pipes() -> Self {
+        Self {
+            name: "IPC$".into(),
+            path: PathBuf::new(),
+            users: HashSet::new(),
+            encryption: None,
+            read_only: true,
+            access_based_enumeration: false,
+            comment: String::new(),
+            browseable: true,
+            hosts_allow: Vec::new(),
+            hosts_deny: Vec::new(),
+            max_connections: None,
+            max_opens: None,
+            force_level2_oplocks: true,
+            sparse: Sparse::default(),
+            continuously_available: false,
+            group: None,
+        }
     }
-}
 
-/// From where a share may be used.
-#[derive(Debug)]
-pub struct Hosts {
-    allow: Vec<Network>,
-    deny: Vec<Network>,
-}
-
-impl Hosts {
     /// Whether a client at an address may use it.
-    pub fn admit(&self, address: IpAddr) -> bool {
+    pub fn admits(&self, address: IpAddr) -> bool {
         let listed = |list: &[Network]| list.iter().any(|network| network.holds(address));
-        !listed(&self.deny) && (self.allow.is_empty() || listed(&self.allow))
+        !listed(&self.hosts_deny) && (self.hosts_allow.is_empty() || listed(&self.hosts_allow))
+    }
+
+    /// Whether unencrypted requests are refused.
+    pub fn must_encrypt(&self) -> bool {
+        self.encryption == Some(Encryption::Required)
     }
 }
 
@@ -118,7 +129,7 @@ impl Check<'_> {
         &self,
         file: &File,
         users: &BTreeMap<String, String>,
-    ) -> Result<BTreeMap<String, Share>, ConfigError> {
+    ) -> Result<BTreeMap<String, Arc<Share>>, ConfigError> {
         let mut all = BTreeMap::new();
         for share in &file.share {
             let key = format!("share {:?}", share.name);
@@ -155,7 +166,7 @@ impl Check<'_> {
                 continuously_available: share.continuously_available,
                 group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
             };
-            if all.insert(folded, share).is_some() {
+            if all.insert(folded, Arc::new(share)).is_some() {
                 return Err(self.bad(&key, "defined twice"));
             }
         }

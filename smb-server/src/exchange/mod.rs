@@ -7,28 +7,25 @@
 mod admission;
 mod answer;
 mod credits;
+mod pass;
+mod requests;
 mod waiting;
 
 use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
 use block_io::SplicePipe;
 use smb_protocol::{
-    Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId,
+    Command, Header, HeaderFlags, MessageId, SessionId,
     crypto::TransformHeader,
-    header::{HEADER_LEN, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM},
-    msg::error,
+    header::{PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM},
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use volume::{open::table::Creating, work::Turn};
+use volume::work::Turn;
 
 use crate::{
     Server,
     breaks::delivery::{Line, Notice, Post},
-    command::{
-        self, Ctx, Fail,
-        negotiate::Negotiated,
-        session_setup::{Authentication, BindingRequest},
-    },
+    command::{self, Ctx, negotiate::Negotiated, session_setup::Authentication},
     connection::Dropped,
     exchange::credits::CreditWindow,
     meters::Meter,
@@ -36,9 +33,8 @@ use crate::{
 };
 
 use self::{
-    admission::Admitted,
     answer::{Answer, Place, Protection, Sealed},
-    waiting::{Pending, Suspended, Wait, awaited},
+    waiting::Pending,
 };
 pub use self::{
     answer::{plain_frame, plain_header},
@@ -54,27 +50,6 @@ pub enum Frame {
     Answered,
     /// Some of it waits; poll these and feed their results to [`Exchange::complete`].
     Waits(Vec<WaitingFuture>),
-}
-
-/// A request whose place, credits and protection were checked.
-struct Accepted {
-    header: Header,
-    channel: Option<Arc<Channel>>,
-    binding: Option<BindingRequest>,
-    credits: u16,
-    /// Its name once it was answered with PENDING.
-    async_id: Option<u64>,
-    /// A CREATE that its client may repeat while it waits.
-    creating: Option<Creating>,
-    /// Bytes of a WRITE's data that are in the file already.
-    placed: usize,
-}
-
-/// Whether the next request of a frame can be carried out.
-#[derive(PartialEq, Eq)]
-enum Flow {
-    On,
-    Suspended,
 }
 
 /// The protocol state of one connection.
@@ -113,17 +88,6 @@ pub struct Exchange {
     posts: UnboundedReceiver<Post>,
     /// Bytes of the next message's data that are in the file already.
     placed: usize,
-}
-
-/// State that goes from one request of a compound to the next related one
-/// (MS-SMB2 3.3.5.2.7.2).
-#[derive(Default, Clone)]
-struct Chain {
-    session_id: SessionId,
-    tree: u64,
-    file: Option<Result<FileId, NtStatus>>,
-    /// How the request before ended, if it failed before it had a session or tree.
-    failed: Option<NtStatus>,
 }
 
 impl Exchange {
@@ -261,8 +225,8 @@ impl Exchange {
         let admitted = self.admit(&header, message, &Protection::Plain).ok()?;
         let session = admitted.channel?.session.clone();
         let tree = session.tree(header.tree_id())?;
-        let elsewhere = tree.hosts.as_ref().is_some_and(|hosts| !hosts.admit(self.peer.ip()));
-        if tree.must_encrypt || tree.volume.is_none() || elsewhere {
+        let elsewhere = !tree.share.admits(self.peer.ip());
+        if tree.share.must_encrypt() || tree.volume.is_none() || elsewhere {
             return None;
         }
         let mut ctx = Ctx::new(self, header, Some(session));
@@ -320,286 +284,6 @@ impl Exchange {
         }
     }
 
-    /// Answers the messages of one frame, a compound or a single one.
-    async fn messages(
-        &mut self,
-        mut rest: &mut [u8],
-        protection: Protection,
-        out: &mut Vec<u8>,
-        turn: &mut Turn,
-    ) -> Result<Frame, Dropped> {
-        let mut answer = Answer::begin(out, &protection);
-        #[cfg(test)]
-        {
-            answer.leaks = !self.server.nodes.faults.keeps(volume::faults::Rule::TakenBack);
-        }
-        let mut waits = Vec::new();
-        let mut chain = Chain::default();
-        let mut first = true;
-        while !rest.is_empty() {
-            let (header, len) = split(rest)?;
-            let place = Place { first, last: len == rest.len() };
-            let accepted =
-                self.accept(header, &mut rest[..len], place, &protection, &mut chain, &mut answer)?;
-            if let Some(accepted) = accepted {
-                let flow = self.one(
-                    accepted,
-                    rest,
-                    len,
-                    place,
-                    &protection,
-                    &mut chain,
-                    &mut answer,
-                    &mut waits,
-                )?;
-                if flow == Flow::Suspended {
-                    break;
-                }
-            }
-            first = false;
-            rest = &mut rest[len..];
-            if !rest.is_empty() {
-                turn.pass().await;
-            }
-        }
-        answer.end()?;
-        Ok(if waits.is_empty() { Frame::Answered } else { Frame::Waits(waits) })
-    }
-
-    /// Checks a request's place, credits and protection. What it can refuse it answers.
-    fn accept(
-        &mut self,
-        mut header: Header,
-        message: &mut [u8],
-        place: Place,
-        protection: &Protection,
-        chain: &mut Chain,
-        answer: &mut Answer<'_>,
-    ) -> Result<Option<Accepted>, Dropped> {
-        // 3.3.5.2.2.
-        if self.negotiated.is_none() && header.command != Command::NEGOTIATE {
-            return Err(Dropped::Protocol("a request before NEGOTIATE"));
-        }
-        let related = header.flags.has(HeaderFlags::RELATED);
-        if let Protection::Sealed(sealed) = protection {
-            // What is inside names the session that it is sealed for (3.3.5.2.1.1).
-            if !related && header.session_id != sealed.session.id {
-                return Err(Dropped::Protocol("encrypted for one session, and names another"));
-            }
-        }
-        if header.command == Command::CANCEL {
-            if !(place.first && place.last) {
-                // It has no answer that could stand in the answer to a compound.
-                return Err(Dropped::Protocol("CANCEL in a compound"));
-            }
-            self.cancel(&header, message, protection);
-            return Ok(None);
-        }
-        let multi = self.negotiated.as_ref().is_none_or(Negotiated::large_mtu);
-        let charge = if multi { header.credit_charge.max(1) } else { 1 };
-        if !self.window.consume(header.message_id, charge) {
-            return Err(Dropped::Protocol("a message id that was not granted"));
-        }
-        let credits = self.grant(&header);
-        if related && place.first {
-            let signer = self.signer(&header);
-            answer.failure(&header, NtStatus::INVALID_PARAMETER, credits, signer.as_ref())?;
-            chain.failed = Some(NtStatus::INVALID_PARAMETER);
-            return Ok(None);
-        }
-        if related {
-            header.session_id = chain.session_id;
-            header.async_or_tree = chain.tree;
-        } else {
-            *chain = Chain {
-                session_id: header.session_id,
-                tree: header.async_or_tree,
-                ..Chain::default()
-            };
-        }
-        if related && let Some(status) = chain.failed {
-            let signer = self.signer(&header);
-            answer.failure(&header, status, credits, signer.as_ref())?;
-            return Ok(None);
-        }
-        let Admitted { channel, binding } = match self.admit(&header, message, protection) {
-            Ok(admitted) => admitted,
-            Err(status) => {
-                // What is related to a request without session has none either (3.3.5.2.7.2).
-                chain.failed = Some(NtStatus::INVALID_PARAMETER);
-                let signer = self.refusal_signer(&header, message);
-                self.meter.answered(header.command, status);
-                answer.failure(&header, status, credits, signer.as_ref())?;
-                return Ok(None);
-            }
-        };
-        let placed = std::mem::take(&mut self.placed);
-        Ok(Some(Accepted {
-            header,
-            channel,
-            binding,
-            credits,
-            async_id: None,
-            creating: None,
-            placed,
-        }))
-    }
-
-    /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
-    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
-    fn one(
-        &mut self,
-        accepted: Accepted,
-        rest: &[u8],
-        len: usize,
-        place: Place,
-        protection: &Protection,
-        chain: &mut Chain,
-        answer: &mut Answer<'_>,
-        waits: &mut Vec<WaitingFuture>,
-    ) -> Result<Flow, Dropped> {
-        let Accepted { header, channel, binding, credits, async_id, creating, placed } = accepted;
-        if !answer.has_room(self.max_message) {
-            // One frame cannot carry more; the client may ask again in another.
-            let signer = self.signer(&header);
-            answer.failure(&header, NtStatus::INSUFFICIENT_RESOURCES, credits, signer.as_ref())?;
-            return Ok(Flow::On);
-        }
-        let since = self.meter.taken();
-        let related = header.flags.has(HeaderFlags::RELATED);
-        let session = channel.as_ref().map(|channel| channel.session.clone());
-        let mut ctx = Ctx {
-            binding,
-            sealed: matches!(protection, Protection::Sealed(_)),
-            related_file: if related { chain.file } else { None },
-            creating,
-            placed,
-            ..Ctx::new(self, header, session)
-        };
-        let body_at = answer.open(&ctx.header);
-        let result = command::dispatch(&mut ctx, &rest[..len], answer.out);
-        let Ctx { header: done, tree, file, signer, creating, in_progress, .. } = ctx;
-        let signed = header.flags.has(HeaderFlags::SIGNED);
-        let signs =
-            signer.or_else(|| channel.as_ref().filter(|_| signed).map(|c| c.signing.clone()));
-        let mut response = done;
-        response.credits = credits;
-        if let Some(id) = async_id {
-            response.flags |= HeaderFlags::ASYNC;
-            response.async_or_tree = id;
-        }
-        let result = match result {
-            Err(Fail::Later(later)) if later.io && !(place.first && place.last) => {
-                // In a compound: what follows must see the effect, and what stands before is
-                // signed with the place of this answer, so it is awaited.
-                match awaited(later.future) {
-                    Ok(body) => {
-                        answer.out.extend_from_slice(&body);
-                        Ok(NtStatus::SUCCESS)
-                    }
-                    Err(status) => Err(Fail::Status(status)),
-                }
-            }
-            Err(Fail::Ends(ends)) if !(place.first && place.last) => {
-                let (status, body) = awaited(ends.future);
-                answer.out.extend_from_slice(&body);
-                if body.is_empty() { Err(Fail::Status(status)) } else { Ok(status) }
-            }
-            // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
-            Err(Fail::Later(_)) if !place.last => Err(Fail::Status(NtStatus::INTERNAL_ERROR)),
-            other => other,
-        };
-        let Ok(held) = self.room_to_wait(&result, rest.len(), channel.as_deref()) else {
-            answer.reset(body_at);
-            error::Response::default().encode(answer.out);
-            response.status = NtStatus::INSUFFICIENT_RESOURCES;
-            answer.close(response, body_at, signs.as_ref(), place)?;
-            return Ok(Flow::On);
-        };
-        let mut answered = true;
-        match result {
-            Ok(status) => {
-                response.status = status;
-                answer.close(response, body_at, signs.as_ref(), place)?;
-                if command::is_hashed(&response) {
-                    command::after_answer(self, &response, answer.settle()?);
-                }
-            }
-            Err(Fail::Status(status)) => {
-                answer.reset(body_at);
-                error::Response::default().encode(answer.out);
-                response.status = status;
-                answer.close(response, body_at, signs.as_ref(), place)?;
-            }
-            Err(Fail::Data(status, data)) => {
-                answer.reset(body_at);
-                error::Response { context_count: 0, data: &data }.encode(answer.out);
-                response.status = status;
-                answer.close(response, body_at, signs.as_ref(), place)?;
-            }
-            Err(Fail::Drop(why)) => return Err(Dropped::Protocol(why)),
-            Err(Fail::Later(later)) => {
-                answer.reset(body_at);
-                answered = false;
-                let wait = Wait::from(later).since(since).holds(held);
-                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits)?;
-            }
-            Err(Fail::Ends(ends)) => {
-                answer.reset(body_at);
-                answered = false;
-                let wait = Wait::from(ends).since(since).holds(held);
-                self.wait(wait, in_progress, response, body_at, protection, signs, answer, waits)?;
-            }
-            Err(Fail::Wait(wake)) => {
-                answer.reset(body_at);
-                let suspended = Suspended {
-                    bytes: rest.to_vec(),
-                    accepted: Accepted {
-                        header,
-                        channel,
-                        binding: None,
-                        credits: 0,
-                        async_id,
-                        creating,
-                        placed,
-                    },
-                    chain: chain.clone(),
-                    first: place.first,
-                    again: (wake.again.clone(), wake.until),
-                };
-                let wait = (wake, held);
-                self.suspend(wait, suspended, response, body_at, protection, answer, waits)?;
-                return Ok(Flow::Suspended);
-            }
-        }
-        if answered {
-            self.meter.answered(response.command, response.status);
-            self.meter.timed(response.command, since);
-        }
-        // What a related request inherits.
-        chain.session_id = response.session_id;
-        if let Some(tree) = tree {
-            chain.tree = u64::from(tree.id.0) << 32;
-        } else if response.command == Command::TREE_CONNECT {
-            chain.tree = response.async_or_tree;
-        }
-        if response.command == Command::CREATE && response.status.is_error() {
-            chain.file = Some(Err(response.status));
-        } else if let Some(file) = file {
-            chain.file = Some(Ok(file));
-        }
-        Ok(Flow::On)
-    }
-
-    /// Credits for the answer to a request: what it asks for, at least what it used.
-    fn grant(&mut self, header: &Header) -> u16 {
-        let authenticated = self.authenticated();
-        let wanted = header.credits.max(header.credit_charge).max(1);
-        // Until someone is authenticated a few are enough.
-        let wanted = if authenticated { wanted } else { wanted.min(64) };
-        self.window.grant(wanted)
-    }
-
     /// Takes the connection out of its sessions; those without another end.
     pub fn end(&mut self) {
         if let Some(negotiated) = &self.negotiated {
@@ -619,24 +303,6 @@ impl Drop for Exchange {
         self.end();
         self.server.meters.end(self.id);
     }
-}
-
-/// The header of the first message and its length with what pads it.
-fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
-    let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
-    if header.is_response() {
-        return Err(Dropped::Protocol("a response from a client"));
-    }
-    // 3.3.5.2.6.
-    if !header.command.is_known() {
-        return Err(Dropped::Protocol("a command that there is not"));
-    }
-    let next = header.next_command as usize;
-    let len = if next == 0 { rest.len() } else { next };
-    if len < HEADER_LEN || len > rest.len() || (next != 0 && !next.is_multiple_of(8)) {
-        return Err(Dropped::Protocol("malformed compound"));
-    }
-    Ok((header, len))
 }
 
 /// Without other tasks that could have turns.
@@ -669,13 +335,19 @@ impl Exchange {
     }
 }
 
+/// The end of work that waits for nothing, or for storage within a compound.
 #[cfg(test)]
 fn at_once<T>(work: impl Future<Output = T>) -> T {
-    futures_util::FutureExt::now_or_never(work).expect("a turn without end")
+    let mut work = std::pin::pin!(work);
+    match futures_util::FutureExt::now_or_never(work.as_mut()) {
+        Some(done) => done,
+        None => {
+            let runtime = tokio::runtime::Handle::current();
+            tokio::task::block_in_place(|| runtime.block_on(work))
+        }
+    }
 }
 
-#[cfg(test)]
-mod channels;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Requests that wait: for storage, for an event, or for another client; the last are put aside
 //! with what stands behind them in their compound and carried out again.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::{
@@ -10,15 +10,15 @@ use smb_protocol::{
     msg::error,
 };
 use tokio::sync::{Notify, oneshot};
-use volume::{budget::Held, open::InProgress, sharing::file::Wake, work::Turn};
+use volume::{budget::Held, sharing::file::Wake, work::Turn};
 
 use super::{
-    Accepted, Chain, Exchange, Flow, WaitingFuture,
-    answer::{Answer, Place, Protection, interim},
-    split,
+    Exchange, Frame, WaitingFuture,
+    answer::{Place, Protection, interim},
+    pass::{Accepted, Chain, Handed, Message, Pass},
 };
 use crate::{
-    command::{Ends, Fail, Handled, Later},
+    command::{Deferred, Failure, Handled, Outcome},
     connection::Dropped,
     session::Channel,
 };
@@ -26,66 +26,14 @@ use crate::{
 /// The end of something that waited.
 pub struct Completion {
     key: u64,
-    outcome: Outcome,
+    end: End,
 }
 
-pub(super) enum Outcome {
-    /// The body of the answer, or why there is none.
-    Answer(Result<Vec<u8>, NtStatus>),
-    /// Status and body of the answer; a failure without body is answered as an error.
-    Ended(NtStatus, Vec<u8>),
+enum End {
+    /// Status and body of the response; a failure without body is answered as an error.
+    Response(NtStatus, Vec<u8>),
     /// The request is to be carried out again.
     Again,
-}
-
-/// A request that is to wait for its answer.
-pub(super) struct Wait {
-    future: Pin<Box<dyn Future<Output = Outcome> + Send>>,
-    cancel: Option<oneshot::Sender<()>>,
-    interim: bool,
-    bytes: usize,
-    io: bool,
-    /// When it was taken up, if it is timed.
-    since: Option<Instant>,
-    /// What it takes of its user's budget.
-    held: Option<Held>,
-}
-
-impl Wait {
-    /// It takes that of its user's budget.
-    pub(super) fn holds(self, held: Option<Held>) -> Self {
-        Self { held, ..self }
-    }
-
-    /// It was taken up then, if it is timed.
-    pub(super) fn since(self, since: Option<Instant>) -> Self {
-        Self { since, ..self }
-    }
-}
-
-impl From<Later> for Wait {
-    fn from(later: Later) -> Self {
-        let Later { future, cancel, interim, bytes, io } = later;
-        let future = Box::pin(async move { Outcome::Answer(future.await) });
-        Self { future, cancel, interim, bytes, io, since: None, held: None }
-    }
-}
-
-impl From<Ends> for Wait {
-    fn from(ends: Ends) -> Self {
-        let Ends { future, interim, bytes } = ends;
-        let future = Box::pin(async move {
-            let (status, body) = future.await;
-            Outcome::Ended(status, body)
-        });
-        Self { future, cancel: None, interim, bytes, io: true, since: None, held: None }
-    }
-}
-
-/// Waits in place for something that ends by itself.
-pub(super) fn awaited<T>(future: Pin<Box<dyn Future<Output = T> + Send>>) -> T {
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::block_in_place(|| runtime.block_on(future))
 }
 
 /// Memory of a request that waits beside what it says it holds: what is remembered of it, its
@@ -102,7 +50,8 @@ pub(super) struct Pending {
     protection: Protection,
     cancel: Option<oneshot::Sender<()>>,
     bytes: usize,
-    io: bool,
+    /// It waits for what ends by itself.
+    storage: bool,
     since: Option<Instant>,
     /// What it takes of its user's budget as long as it waits.
     held: Option<Held>,
@@ -113,8 +62,9 @@ pub(super) struct Pending {
 pub(super) enum Rest {
     /// Its answer is signed with this key.
     Answer(Option<Arc<SigningKey>>),
-    /// It is carried out again, and what stands behind it in its compound after it.
-    Again(Box<Suspended>),
+    /// It is carried out again, and what stands behind it in its compound after it. It waits for
+    /// this, until then.
+    Again(Box<Suspended>, Arc<Notify>, Instant),
 }
 
 /// A compound from a request on that could not be carried out yet.
@@ -123,16 +73,13 @@ pub(super) struct Suspended {
     pub(super) accepted: Accepted,
     pub(super) chain: Chain,
     pub(super) first: bool,
-    /// What it waits for, and until when.
-    pub(super) again: (Arc<Notify>, Instant),
 }
 
 impl Suspended {
     /// The connection is lost. Until what a CREATE waited for has happened, its repetition on
     /// another channel is told that it is in progress.
-    fn outlive(self) {
+    fn outlive(self, again: Arc<Notify>, until: Instant) {
         let Some(creating) = self.accepted.creating else { return };
-        let (again, until) = self.again;
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 let _ = tokio::time::timeout_at(until.into(), again.notified()).await;
@@ -152,9 +99,8 @@ impl Exchange {
         channel: Option<&Channel>,
     ) -> Result<Option<Held>, Full> {
         let bytes = match result {
-            Err(Fail::Later(later)) => later.bytes,
-            Err(Fail::Ends(ends)) => ends.bytes,
-            Err(Fail::Wait(_)) => behind,
+            Ok(Outcome::Deferred(deferred)) => deferred.bytes,
+            Err(Failure::Busy(_)) => behind,
             _ => return Ok(None),
         };
         if self.pending.len() >= self.limits.pending_requests
@@ -168,100 +114,103 @@ impl Exchange {
     }
 
     /// Puts a compound aside from a request on that must wait for others.
-    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
     pub(super) fn suspend(
         &mut self,
         (wake, held): (Wake, Option<Held>),
-        mut suspended: Suspended,
-        mut response: Header,
-        body_at: usize,
-        protection: &Protection,
-        answer: &mut Answer<'_>,
-        waits: &mut Vec<WaitingFuture>,
+        message: Message<'_>,
+        handed: Handed,
+        pass: &mut Pass<'_>,
     ) -> Result<(), Dropped> {
+        let (mut response, body_at) = (handed.response, handed.body_at);
+        pass.answer.reset(body_at);
+        let mut suspended = pass.suspend(message, handed);
         if let Some(signing) = self.signer(&suspended.accepted.header) {
             signing.keep(response.message_id.0)?;
         }
         let key = match suspended.accepted.async_id {
             Some(key) => {
-                answer.abandon(body_at);
+                pass.answer.abandon(body_at);
                 key
             }
             None => {
                 let key = self.new_key();
-                interim(&mut response, key, body_at, answer)?;
+                interim(&mut response, key, body_at, &mut pass.answer)?;
                 suspended.accepted.async_id = Some(key);
                 key
             }
         };
         let (cancel, cancelled) = oneshot::channel();
         let bytes = suspended.bytes.len();
-        self.pending_bytes += bytes;
-        self.meter.waits();
-        let pending = Pending {
-            header: response,
-            protection: protection.clone(),
-            cancel: Some(cancel),
-            bytes,
-            io: false,
-            since: None,
-            held,
-            rest: Rest::Again(Box::new(suspended)),
-        };
-        self.pending.insert(key, pending);
-        waits.push(Box::pin(async move {
-            let outcome = tokio::select! {
-                () = wake.changed => Outcome::Again,
-                () = tokio::time::sleep_until(wake.until.into()) => Outcome::Again,
-                Ok(()) = cancelled => Outcome::Answer(Err(NtStatus::CANCELLED)),
+        let rest = Rest::Again(Box::new(suspended), wake.again.clone(), wake.until);
+        self.remember(
+            key,
+            Pending {
+                header: response,
+                protection: pass.protection.clone(),
+                cancel: Some(cancel),
+                bytes,
+                storage: false,
+                since: None,
+                held,
+                rest,
+            },
+        );
+        pass.waits.push(Box::pin(async move {
+            let end = tokio::select! {
+                () = wake.changed => End::Again,
+                () = tokio::time::sleep_until(wake.until.into()) => End::Again,
+                Ok(()) = cancelled => End::Response(NtStatus::CANCELLED, Vec::new()),
             };
-            Completion { key, outcome }
+            Completion { key, end }
         }));
         Ok(())
     }
 
-    pub(super) fn new_key(&mut self) -> u64 {
+    /// Has a request wait for its response; gives the header of that as it is now.
+    pub(super) fn wait(
+        &mut self,
+        deferred: Deferred,
+        held: Option<Held>,
+        handed: Handed,
+        pass: &mut Pass<'_>,
+    ) -> Result<Header, Dropped> {
+        let Handed { response: mut header, body_at, signs, in_progress, since, .. } = handed;
+        pass.answer.reset(body_at);
+        if let Some(signing) = &signs {
+            signing.keep(header.message_id.0)?;
+        }
+        let Deferred { response, cancel, interim: tells, bytes, storage } = deferred;
+        let asynchronous = header.flags.has(HeaderFlags::ASYNC);
+        let key = if asynchronous { header.async_or_tree } else { self.new_key() };
+        if tells && !asynchronous {
+            interim(&mut header, key, body_at, &mut pass.answer)?;
+        } else {
+            pass.answer.abandon(body_at);
+        }
+        let protection = pass.protection.clone();
+        let rest = Rest::Answer(signs);
+        self.remember(
+            key,
+            Pending { header, protection, cancel, bytes, storage, since, held, rest },
+        );
+        pass.waits.push(Box::pin(async move {
+            let (status, body) = response.await;
+            drop(in_progress);
+            Completion { key, end: End::Response(status, body) }
+        }));
+        Ok(header)
+    }
+
+    fn remember(&mut self, key: u64, pending: Pending) {
+        self.pending_bytes += pending.bytes;
+        self.meter.waits();
+        self.pending.insert(key, pending);
+    }
+
+    fn new_key(&mut self) -> u64 {
         let key = self.next_key;
         self.next_key += 1;
         key
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
-    pub(super) fn wait(
-        &mut self,
-        wait: Wait,
-        in_progress: Option<InProgress>,
-        mut response: Header,
-        body_at: usize,
-        protection: &Protection,
-        signs: Option<Arc<SigningKey>>,
-        answer: &mut Answer<'_>,
-        waits: &mut Vec<WaitingFuture>,
-    ) -> Result<(), Dropped> {
-        if let Some(signing) = &signs {
-            signing.keep(response.message_id.0)?;
-        }
-        let Wait { future, cancel, interim: tells, bytes, io, since, held } = wait;
-        let asynchronous = response.flags.has(HeaderFlags::ASYNC);
-        let key = if asynchronous { response.async_or_tree } else { self.new_key() };
-        if tells && !asynchronous {
-            interim(&mut response, key, body_at, answer)?;
-        } else {
-            answer.abandon(body_at);
-        }
-        self.pending_bytes += bytes;
-        let protection = protection.clone();
-        let rest = Rest::Answer(signs);
-        self.meter.waits();
-        let pending =
-            Pending { header: response, protection, cancel, bytes, io, since, held, rest };
-        self.pending.insert(key, pending);
-        waits.push(Box::pin(async move {
-            let outcome = future.await;
-            drop(in_progress);
-            Completion { key, outcome }
-        }));
-        Ok(())
     }
 
     /// Answers a request that has waited, or carries it out again with what stands behind it, as
@@ -272,22 +221,18 @@ impl Exchange {
         out: &mut Vec<u8>,
         turn: &mut Turn,
     ) -> Result<Vec<WaitingFuture>, Dropped> {
-        let mut waits = Vec::new();
-        let Some(pending) = self.pending.remove(&completion.key) else { return Ok(waits) };
+        let Some(pending) = self.pending.remove(&completion.key) else { return Ok(Vec::new()) };
         self.pending_bytes -= pending.bytes;
         drop(pending.held);
-        let protection = pending.protection;
-        let mut answer = Answer::begin(out, &protection);
-        let mut header = pending.header;
-        match (pending.rest, completion.outcome) {
-            (Rest::Answer(signs), outcome) => {
-                let (status, body) = match outcome {
-                    Outcome::Ended(status, body) => (status, body),
-                    Outcome::Answer(Ok(body)) => (NtStatus::SUCCESS, body),
-                    Outcome::Answer(Err(status)) => (status, Vec::new()),
+        let mut pass = Pass::begin(out, pending.protection);
+        match (pending.rest, completion.end) {
+            (Rest::Answer(signs), end) => {
+                let (status, body) = match end {
+                    End::Response(status, body) => (status, body),
                     // Only what was put aside is carried out again.
-                    Outcome::Again => (NtStatus::INTERNAL_ERROR, Vec::new()),
+                    End::Again => (NtStatus::INTERNAL_ERROR, Vec::new()),
                 };
+                let (answer, mut header) = (&mut pass.answer, pending.header);
                 let body_at = answer.open(&header);
                 header.status = status;
                 if body.is_empty() {
@@ -300,67 +245,20 @@ impl Exchange {
                 self.meter.answered(header.command, status);
                 self.meter.timed(header.command, pending.since);
             }
-            (Rest::Again(suspended), outcome) => {
-                let failed = match outcome {
-                    Outcome::Answer(Err(status)) => Some(status),
-                    _ => None,
+            (Rest::Again(suspended, ..), end) => {
+                let given_up = match end {
+                    End::Response(status, _) => Some(status),
+                    End::Again => None,
                 };
-                self.resume(*suspended, failed, &protection, &mut answer, &mut waits, turn).await?;
+                let Suspended { mut bytes, accepted, chain, first } = *suspended;
+                (pass.chain, pass.first) = (chain, first);
+                self.requests(&mut bytes, Some((accepted, given_up)), &mut pass, turn).await?;
             }
         }
-        answer.end()?;
-        Ok(waits)
-    }
-
-    /// Goes on with a compound where it was put aside.
-    async fn resume(
-        &mut self,
-        suspended: Suspended,
-        failed: Option<NtStatus>,
-        protection: &Protection,
-        answer: &mut Answer<'_>,
-        waits: &mut Vec<WaitingFuture>,
-        turn: &mut Turn,
-    ) -> Result<(), Dropped> {
-        let Suspended { mut bytes, accepted, mut chain, mut first, .. } = suspended;
-        let mut rest = &mut bytes[..];
-        let mut next = Some(accepted);
-        while !rest.is_empty() {
-            let (header, len) = split(rest)?;
-            let place = Place { first, last: len == rest.len() };
-            let resumed = next.is_some();
-            let accepted = match next.take() {
-                Some(accepted) => Some(accepted),
-                None => {
-                    self.accept(header, &mut rest[..len], place, protection, &mut chain, answer)?
-                }
-            };
-            match (accepted, failed) {
-                (Some(accepted), Some(status)) if resumed => {
-                    let mut header = accepted.header;
-                    header.flags |= HeaderFlags::ASYNC;
-                    header.async_or_tree = accepted.async_id.unwrap_or_default();
-                    chain.file = Some(Err(status));
-                    let signed = header.flags.has(HeaderFlags::SIGNED);
-                    let signs = accepted.channel.filter(|_| signed).map(|c| c.signing.clone());
-                    answer.failure(&header, status, 0, signs.as_ref())?;
-                }
-                (Some(accepted), _) => {
-                    let flow = self
-                        .one(accepted, rest, len, place, protection, &mut chain, answer, waits)?;
-                    if flow == Flow::Suspended {
-                        break;
-                    }
-                }
-                (None, _) => {}
-            }
-            first = false;
-            rest = &mut rest[len..];
-            if !rest.is_empty() {
-                turn.pass().await;
-            }
+        match pass.end()? {
+            Frame::Answered => Ok(Vec::new()),
+            Frame::Waits(waits) => Ok(waits),
         }
-        Ok(())
     }
 
     /// Gives up a request that waits for an event (MS-SMB2 3.3.5.16); one that is being carried
@@ -425,14 +323,14 @@ impl Exchange {
 
     /// Whether any request waits for what ends by itself.
     pub(super) fn waits_for_storage(&self) -> bool {
-        self.pending.values().any(|pending| pending.io)
+        self.pending.values().any(|pending| pending.storage)
     }
 
     /// The connection is lost, and with it whoever waits for these.
     pub(super) fn drop_pending(&mut self) {
         for (_, pending) in self.pending.drain() {
-            if let Rest::Again(suspended) = pending.rest {
-                suspended.outlive();
+            if let Rest::Again(suspended, again, until) = pending.rest {
+                suspended.outlive(again, until);
             }
         }
     }

@@ -25,7 +25,7 @@ use volume::{
 };
 
 use self::caching::{Answers, Durable, REPLAYABLE, Wishes};
-use super::{Ctx, Fail, Handled, Later};
+use super::{Ctx, Deferred, Handled, Outcome};
 use crate::{descriptors, dfs};
 
 /// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
@@ -44,9 +44,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         // Pipes are opened elsewhere.
         return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
     };
-    if let Some(namespace) = ctx.ex.server.current().config.namespaces.get(&tree.share) {
+    if let Some(namespace) = ctx.ex.server.current().config.namespaces.get(&tree.name) {
         let whole = ctx.header.flags.has(HeaderFlags::DFS);
-        request.name = dfs::local_name(namespace, &tree.share, &request.name, whole)?;
+        request.name = dfs::local_name(namespace, &tree.name, &request.name, whole)?;
     }
     let session = ctx.session()?.clone();
     let client = ctx.client()?;
@@ -65,7 +65,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
     let counted = session.user.opens.take(1).ok_or(NtStatus::TOO_MANY_OPENED_FILES)?;
-    if tree.max_opens.is_some_and(|most| volume.open_count() >= most) {
+    if tree.share.max_opens.is_some_and(|most| volume.open_count() >= most) {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
     let (name, time) = previous::moment(&request)?;
@@ -88,7 +88,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         origin: Origin {
             client,
             user: session.user.clone(),
-            share: tree.share.clone(),
+            share: tree.name.clone(),
             name: request.name.clone(),
             create_guid: wishes.create_guid(),
             app_instance: wishes.app_instance,
@@ -115,7 +115,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     server.nodes.add_open(&open);
     tell(&open, action);
     if let Some(want) = wishes.caching {
-        let want = if tree.writes_cached { want } else { want.without_writes() };
+        let want = if tree.share.force_level2_oplocks { want.without_writes() } else { want };
         let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
         open.standing().durability = wishes.durability(&open, granted);
     }
@@ -146,7 +146,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         // A repetition of the request is not answered before this one is.
         server.nodes.begin_create((guid, client))
     });
-    Err(Fail::Later(Later::storage(body.len(), async move {
+    Ok(Outcome::Deferred(Deferred::storage(body.len(), async move {
         let _creating = creating;
         let done = async {
             if let Some(remembered) = remembered {
@@ -205,7 +205,7 @@ fn answer(
     }
     .encode(out);
     ctx.file = Some(open.id);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }
 
 /// Tells those who watch the folder what a CREATE changed.
@@ -228,7 +228,7 @@ fn tell(open: &Open, action: CreateAction) {
 fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &Wishes) -> Result<(), NtStatus> {
     let Some(instance) = wishes.app_instance else { return Ok(()) };
     let nodes = &ctx.ex.server.nodes;
-    let share = &ctx.tree()?.share;
+    let share = &ctx.tree()?.name;
     let client = ctx.client_guid();
     let stale = nodes.all_opens().into_iter().filter(|open| {
         open.origin.app_instance == Some(instance)

@@ -20,7 +20,7 @@ use volume::open::{Durability, Open};
 
 use super::{Wishes, answer};
 use crate::{
-    command::{Ctx, Fail, Handled},
+    command::{Ctx, Failure, Handled},
     session::Session,
 };
 
@@ -107,14 +107,14 @@ fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Ve
 }
 
 /// It is tried again in a moment.
-fn soon(open: &Open) -> Fail {
+fn soon(open: &Open) -> Failure {
     let in_a_while = Instant::now() + Duration::from_millis(20);
-    Fail::Wait(open.node.wake_by(in_a_while.into_std()))
+    Failure::Busy(open.node.wake_by(in_a_while.into_std()))
 }
 
 /// An open that a session has. The loss of that session's connection may not have been noticed yet,
 /// which is waited for if this one is new.
-fn still_held(ctx: &Ctx<'_>, open: &Open, session: &Session) -> Fail {
+fn still_held(ctx: &Ctx<'_>, open: &Open, session: &Session) -> Failure {
     let elsewhere = open.session_id() != Some(session.id);
     match elsewhere && ctx.ex.since.elapsed() < LOSS_NOTICED {
         true => soon(open),
@@ -123,7 +123,7 @@ fn still_held(ctx: &Ctx<'_>, open: &Open, session: &Session) -> Fail {
 }
 
 /// Takes an open from those that nobody has.
-fn take(ctx: &Ctx<'_>, open: &Arc<Open>, session: &Session) -> Result<(), Fail> {
+fn take(ctx: &Ctx<'_>, open: &Arc<Open>, session: &Session) -> Result<(), Failure> {
     let nodes = &ctx.ex.server.nodes;
     if !nodes.kept.has(open.id.persistent) {
         return Err(still_held(ctx, open, session));
@@ -145,7 +145,7 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
     let find = |name| context::find(&request.contexts, name);
     let session = ctx.session()?;
     let tree = ctx.tree()?;
-    if open.origin.share != tree.share
+    if open.origin.share != tree.name
         || claim.create_guid.is_some_and(|guid| guid != open.origin.create_guid.unwrap_or_default())
     {
         return Err(NOT_FOUND);
@@ -238,7 +238,7 @@ fn after_loss(
     if origin.user.name != session.user.name || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
-    if origin.share != tree.share
+    if origin.share != tree.name
         || !smb_protocol::name::same_name(&origin.name, &request.name)
         || origin.desired_access != request.access
         || origin.share_access != request.share

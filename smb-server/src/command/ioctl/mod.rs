@@ -36,7 +36,7 @@ use smb_protocol::{
 };
 use volume::open::Open;
 
-use super::{Ctx, Ends, Fail, Handled};
+use super::{Ctx, Deferred, Handled, Outcome};
 use crate::dfs;
 
 /// Copies longer than this tell the client that it waits.
@@ -53,7 +53,7 @@ struct Call<'a> {
 }
 
 /// What a control gives when it ends: status and output, or an error without any.
-type Outcome = Result<(NtStatus, Vec<u8>), NtStatus>;
+type Output = Result<(NtStatus, Vec<u8>), NtStatus>;
 
 /// Handles an IOCTL.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -143,7 +143,7 @@ fn answer_as(status: NtStatus, request: &Request<'_>, output: &[u8], out: &mut V
         return Err(NtStatus::BUFFER_TOO_SMALL.into());
     }
     Response { code: request.code, file_id: request.file_id, output }.encode(out);
-    Ok(status)
+    Ok(Outcome::Done(status))
 }
 
 impl Call<'_> {
@@ -157,7 +157,7 @@ impl Call<'_> {
         self,
         held: usize,
         interim: bool,
-        work: impl FnOnce(&Open) -> Outcome + Send + 'static,
+        work: impl FnOnce(&Open) -> Output + Send + 'static,
     ) -> Handled {
         let (code, file_id, open) = (self.request.code, self.open.id, self.open);
         let future = async move {
@@ -182,7 +182,9 @@ impl Call<'_> {
                 }
             }
         };
-        Err(Fail::Ends(Ends { future: Box::pin(future), interim, bytes: held }))
+        let response = Box::pin(future);
+        let deferred = Deferred { response, cancel: None, interim, bytes: held, storage: true };
+        Ok(Outcome::Deferred(deferred))
     }
 }
 
@@ -209,4 +211,4 @@ fn touches(open: &Open) -> Result<(), NtStatus> {
 }
 
 /// A control that succeeded without output.
-const DONE: Outcome = Ok((NtStatus::SUCCESS, Vec::new()));
+const DONE: Output = Ok((NtStatus::SUCCESS, Vec::new()));

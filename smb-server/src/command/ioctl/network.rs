@@ -6,12 +6,12 @@ use smb_protocol::{
     msg::ioctl::Request,
 };
 
-use super::{super::Fail, Ctx, Handled, answer};
+use super::{super::Failure, Ctx, Handled, answer};
 use crate::interfaces;
 
 /// Whether the client saw the negotiation that we saw (3.3.5.15.12); if not, someone is between.
 pub fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
-    const TAMPERED: Fail = Fail::Drop("the negotiation was tampered with");
+    const TAMPERED: Failure = Failure::Disconnect("the negotiation was tampered with");
     let Some(negotiated) = &ctx.ex.negotiated else { return Err(TAMPERED) };
     let claim = ValidateNegotiate::parse(request.input)?;
     let dialects: Vec<u16> = negotiated.client_dialects.iter().map(|d| d.0).collect();

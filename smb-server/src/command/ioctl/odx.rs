@@ -42,7 +42,8 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     }
     let data = call.open.content(Access::READ_DATA)?.clone();
     reads(&call.open, offset, length)?;
-    let owner = Owner { user: ctx.session()?.user.name.clone(), sealed: ctx.tree()?.must_encrypt };
+    let owner =
+        Owner { user: ctx.session()?.user.name.clone(), sealed: ctx.tree()?.share.must_encrypt() };
     let server = ctx.ex.server.clone();
     let runtime = tokio::runtime::Handle::current();
     let life = Duration::from_millis(wanted.time_to_live.into());

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use smb_protocol::{Dialect, NtStatus, wire::Reader};
 
-use super::{Call, Ctx, Handled, answer};
-use crate::command::{Fail, Later};
+use super::{Call, Ctx, answer};
+use crate::command::{Deferred, Handled, Outcome};
 
 /// Longest time that a client can ask for (`MaxResiliencyTimeout`).
 const LONGEST: Duration = Duration::from_secs(300);
@@ -30,7 +30,7 @@ pub fn request(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     };
     let mut body = Vec::new();
     answer(call.request, &[], &mut body)?;
-    Err(Fail::Later(Later::storage(body.len(), async move {
+    Ok(Outcome::Deferred(Deferred::storage(body.len(), async move {
         remembered.await;
         Ok(body)
     })))

@@ -22,7 +22,7 @@ use volume::{
     status::of_errno,
 };
 
-use super::{Call, DONE, Handled, Outcome, answer, changes, touches};
+use super::{Call, DONE, Handled, Output, answer, changes, touches};
 
 /// Unit in which trims are carried out: the size of a page.
 const PAGE: u64 = 4096;
@@ -180,7 +180,7 @@ pub fn trim(call: Call<'_>) -> Handled {
     let open = &call.open;
     open.node.check_ranges(open.node_id(), ranges.iter().copied(), true)?;
     touches(open)?;
-    call.later(held, false, move |open| -> Outcome {
+    call.later(held, false, move |open| -> Output {
         let size = open.facts()?.end_of_file;
         let mut processed = 0u32;
         for (offset, length) in ranges {

@@ -29,7 +29,7 @@ use volume::{
     sharing::caching::Cause,
 };
 
-use super::{Ctx, Fail, Handled, Later, create::settle};
+use super::{Ctx, Deferred, Failure, Handled, Outcome, create::settle};
 
 /// Handles a SET_INFO.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -70,15 +70,15 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         open.tell_modified(filter);
     }
     if ctx.tree()?.continuous {
-        return Err(Fail::Later(stays(open, request.class, noted)));
+        return Ok(stays(open, request.class, noted).into());
     }
     Response.encode(out);
-    Ok(NtStatus::SUCCESS)
+    Ok(Outcome::SUCCESS)
 }
 
 /// Answers when what was changed is durable, and with it what is remembered of persistent opens.
-fn stays(open: Arc<Open>, class: InfoClass, noted: Vec<Commit>) -> Later {
-    Later::storage(0, async move {
+fn stays(open: Arc<Open>, class: InfoClass, noted: Vec<Commit>) -> Deferred {
+    Deferred::storage(0, async move {
         for noted in noted {
             noted.await.map_err(|error| of_store(&error))?;
         }
@@ -145,7 +145,12 @@ fn right(class: InfoClass) -> Option<Access> {
 }
 
 /// Changes what a class names; what was noted of it in the state store.
-fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<Vec<Commit>, Fail> {
+fn file(
+    ctx: &Ctx<'_>,
+    open: &Open,
+    class: InfoClass,
+    input: &[u8],
+) -> Result<Vec<Commit>, Failure> {
     let short = |_| NtStatus::INFO_LENGTH_MISMATCH;
     if let Some(right) = right(class) {
         open.permit(right)?;
@@ -231,7 +236,7 @@ fn file(ctx: &Ctx<'_>, open: &Open, class: InfoClass, input: &[u8]) -> Result<Ve
 
 /// Marks a file to be deleted when its last opener leaves, or with POSIX' rules when this one does
 /// (MS-FSA 2.1.5.15.3, 2.1.5.15.4).
-fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Fail> {
+fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Failure> {
     if flags.without(Disposition::ALL) != Disposition::NONE {
         return Err(NtStatus::NOT_SUPPORTED.into());
     }

@@ -35,7 +35,7 @@ use volume::{
     },
 };
 
-use super::{Ctx, Fail};
+use super::{Ctx, Failure};
 
 /// Whether a name that is taken may be taken away for another file; its file is no folder.
 fn check_replaced(
@@ -43,7 +43,7 @@ fn check_replaced(
     open: &Open,
     request: &Rename,
     (target, stat, path): (&OwnedFd, &Stat, &RelPath),
-) -> Result<(), Fail> {
+) -> Result<(), Failure> {
     let denied = NtStatus::ACCESS_DENIED;
     let facts = attributes::facts(target.as_fd())?;
     let in_use = !request.posix && ctx.ex.server.nodes.is_open(stat);
@@ -61,7 +61,7 @@ fn check_replaced(
 }
 
 /// Gives a file one more name (MS-FSA 2.1.5.15.7).
-pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Failure> {
     /// Names that NTFS lets a file have.
     const MOST: u32 = 1024;
     if open.stream.is_some() {
@@ -116,7 +116,7 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
 
 /// Gives a file another name in the same share, or a stream one of the same file
 /// (MS-FSA 2.1.5.15.12); what was noted of it in the state store.
-pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec<Commit>, Fail> {
+pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec<Commit>, Failure> {
     if request.name.starts_with(':') {
         rename_stream(ctx, open, request)?;
         return Ok(open.note_file());
@@ -209,18 +209,18 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
 
 /// Nothing is called otherwise before the next server would know where to look for it. Where that
 /// takes a moment the request is carried out again after it, with all its checks.
-fn announce(open: &Open, to: &RelPath) -> Result<Option<Renaming>, Fail> {
+fn announce(open: &Open, to: &RelPath) -> Result<Option<Renaming>, Failure> {
     match open.announce_name(to)? {
         None => Ok(None),
         Some(Step::Ready(renaming)) => Ok(Some(renaming)),
-        Some(Step::Begin(wake) | Step::Wait(wake)) => Err(Fail::Wait(wake)),
+        Some(Step::Begin(wake) | Step::Wait(wake)) => Err(Failure::Busy(wake)),
     }
 }
 
 /// Whether a file may be given a name in a folder: the one who does it may add to the folder, and
 /// those who have it open do not mind. It is opened for that without letting others delete it
 /// (MS-FSA 2.1.5.15.12).
-fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
+fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Failure> {
     let folder = open.volume().folder_of(to)?;
     let adds = if open.directory { Access::APPEND_DATA } else { Access::WRITE_DATA };
     let rights = security::access(folder.as_fd(), &ctx.session()?.sids)?;
@@ -237,7 +237,7 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Fail> {
 }
 
 /// Gives a stream another name (MS-FSA 2.1.5.15.12.1).
-fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fail> {
+fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Failure> {
     let invalid = NtStatus::INVALID_PARAMETER;
     let part = FileName::parse(&request.name).map_err(|_| invalid)?.part;
     let StreamPart::Named(to) = part else { return Err(invalid.into()) };

@@ -12,7 +12,7 @@ use smb_protocol::{
     },
 };
 
-use super::{super::channels::Known, Broken, Checked, frames::Place};
+use super::{super::tests::signer::Known, Broken, Checked, frames::Place};
 
 /// What a client asks of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use smb_protocol::{
 use state_store::{Opened, Records};
 
 use super::{
-    super::{WaitingFuture, channels::Line},
+    super::{WaitingFuture, tests::signer::Line},
     Broken, Checked, Dice,
     client::{BLOCK, BLOCKS, Client, Flight, Kind, Op},
     frames::{self, Place, answers},

@@ -15,6 +15,7 @@ use smb_protocol::{
     spnego::Initiator,
 };
 
+mod channels;
 mod controls;
 mod files;
 mod guessing;
@@ -25,6 +26,7 @@ mod options;
 mod persistent;
 mod placing;
 mod resilient;
+pub mod signer;
 mod waits;
 
 use super::*;

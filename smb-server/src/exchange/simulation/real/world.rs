@@ -17,7 +17,7 @@ use smb_protocol::{
 
 use super::{
     super::{
-        super::{Exchange, Frame, WaitingFuture, channels::Line},
+        super::{Exchange, Frame, WaitingFuture, tests::signer::Line},
         Broken, Checked, Dice,
         frames::{self, Place, answers},
         store::{Disk, own},

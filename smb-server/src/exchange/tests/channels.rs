@@ -3,18 +3,16 @@
 use std::sync::Arc;
 
 use smb_protocol::{
-    Command, Dialect, Header, MessageId, NtStatus, SessionId, TreeId,
-    crypto::{
-        PreauthHash, Role, SecretKey, SigningAlgorithm, SigningKey,
-        kdf::{self, Binding},
-    },
-    header::{FRAME_LEN, HEADER_LEN},
+    Command, Dialect, Header, NtStatus, SessionId, TreeId,
+    crypto::{Role, SigningAlgorithm, SigningKey},
+    header::FRAME_LEN,
     msg::{negotiate, session_setup, simple::Empty, tree_connect},
-    ntlm::{Credentials, NtHash},
-    spnego::Initiator,
 };
 
-use super::*;
+use super::{
+    signer::{Known, Line},
+    *,
+};
 use crate::config::Config;
 
 /// A tree that was made on one connection is used on another, from where its share is not to be
@@ -63,185 +61,6 @@ fn server(extra: &str) -> (Arc<Server>, tempfile::TempDir) {
     );
     let config = Config::parse(&text, &folder.path().join("c")).unwrap();
     (Arc::new(Server::new(config).unwrap()), folder)
-}
-
-/// One connection of a client.
-pub(super) struct Line {
-    pub(super) exchange: Exchange,
-    pub(super) next_id: u64,
-    /// The tree that requests are about.
-    tree: TreeId,
-    /// The session that the client had before.
-    pub(super) previous: SessionId,
-    dialect: Dialect,
-    algorithm: SigningAlgorithm,
-    preauth: PreauthHash,
-}
-
-/// What a client knows of a session on one connection.
-pub(super) struct Known {
-    pub(super) id: SessionId,
-    signing: SigningKey,
-}
-
-impl Line {
-    pub(super) fn new(
-        server: &Arc<Server>,
-        guid: u8,
-        dialect: Dialect,
-        algorithms: &[SigningAlgorithm],
-    ) -> Self {
-        let address = "127.0.0.1:1".parse().unwrap();
-        let mut line = Self {
-            exchange: Exchange::new(server.clone(), address, address),
-            next_id: 0,
-            tree: TreeId(0),
-            previous: SessionId(0),
-            dialect,
-            algorithm: match dialect.is_smb3() {
-                true => SigningAlgorithm::AesCmac,
-                false => SigningAlgorithm::HmacSha256,
-            },
-            preauth: PreauthHash::new(),
-        };
-        let mut contexts = Vec::new();
-        if dialect == Dialect::SMB_3_1_1 {
-            let hashes = vec![negotiate::HashAlgorithm::SHA_512];
-            contexts.push(negotiate::Context::Preauth { hashes, salt: vec![1; 32] });
-            if !algorithms.is_empty() {
-                let list = algorithms.iter().map(|a| negotiate::SigningAlgorithm(a.wire_id()));
-                contexts.push(negotiate::Context::Signing(list.collect()));
-            }
-        }
-        let offer = negotiate::Request {
-            dialects: vec![dialect],
-            client_guid: [guid; 16],
-            capabilities: negotiate::Capabilities::MULTI_CHANNEL
-                | negotiate::Capabilities::PERSISTENT_HANDLES,
-            contexts,
-            ..Default::default()
-        };
-        let (header, request, response) =
-            line.ask(Command::NEGOTIATE, SessionId(0), None, |out| offer.encode(out));
-        assert_eq!(header.status, NtStatus::SUCCESS);
-        line.preauth.update(&request);
-        line.preauth.update(&response);
-        // What the server chose is what it signs with.
-        line.algorithm = line.exchange.negotiated.as_ref().unwrap().signing;
-        line
-    }
-
-    /// Sends one message; returns the answer's header, what was sent and what came.
-    fn ask(
-        &mut self,
-        command: Command,
-        session: SessionId,
-        key: Option<&SigningKey>,
-        body: impl FnOnce(&mut Vec<u8>),
-    ) -> (Header, Vec<u8>, Vec<u8>) {
-        let mut header = Header {
-            command,
-            credit_charge: 1,
-            credits: 8,
-            message_id: MessageId(self.next_id),
-            session_id: session,
-            ..Header::default()
-        };
-        header.set_tree_id(self.tree);
-        self.next_id += 1;
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
-        if let Some(key) = key {
-            key.sign(&mut message, Role::Client).unwrap();
-        }
-        let mut out = Vec::new();
-        let sent = message.clone();
-        assert!(matches!(self.exchange.receive(&mut message, &mut out).unwrap(), Frame::Answered));
-        let answer = out.split_off(FRAME_LEN);
-        (Header::parse(&answer).unwrap(), sent, answer)
-    }
-
-    /// Authenticates: for a new session, or to bind to one that is known elsewhere, or again.
-    /// The answer is checked to be signed by the key that it should be.
-    fn setup(
-        &mut self,
-        user: &str,
-        password: &str,
-        known: Option<&Known>,
-        flags: session_setup::RequestFlags,
-    ) -> Result<Known, NtStatus> {
-        let who = Credentials {
-            user: user.into(),
-            domain: String::new(),
-            hash: NtHash::of_password(password),
-        };
-        let mut initiator = Initiator::new(who, "", "cifs/s");
-        let mut id = known.map_or(SessionId(0), |known| known.id);
-        let mut preauth = self.preauth;
-        let mut token = initiator.first(&[]).unwrap();
-        for round in 0..2 {
-            let request = session_setup::Request {
-                flags,
-                security_mode: 1,
-                previous_session: self.previous,
-                security_buffer: &token,
-                ..Default::default()
-            };
-            let key = known.map(|known| &known.signing);
-            let (header, sent, mut answer) =
-                self.ask(Command::SESSION_SETUP, id, key, |out| request.encode(out));
-            preauth.update(&sent);
-            if round == 0 && header.status == NtStatus::MORE_PROCESSING_REQUIRED {
-                if let Some(known) = known {
-                    assert!(known.signing.verify(&mut answer, Role::Server));
-                }
-                preauth.update(&answer);
-                id = header.session_id;
-                let body = session_setup::Response::parse(&answer[HEADER_LEN..]).unwrap();
-                token = initiator.second(body.security_buffer, 0).unwrap();
-                continue;
-            }
-            if header.status != NtStatus::SUCCESS {
-                return Err(header.status);
-            }
-            let secret = initiator.session_key().unwrap();
-            let signing = self.signing_key(secret, &preauth);
-            let keeps = known.is_some() && !flags.has(session_setup::RequestFlags::BINDING);
-            let signs = if keeps { &known.unwrap().signing } else { &signing };
-            assert!(signs.verify(&mut answer, Role::Server), "signed with another key");
-            return Ok(Known { id, signing });
-        }
-        panic!("an authentication without end")
-    }
-
-    fn signing_key(&self, secret: &SecretKey, preauth: &PreauthHash) -> SigningKey {
-        let short = secret.first_16();
-        let binding = match self.dialect {
-            Dialect::SMB_3_1_1 => Binding::Smb311(preauth),
-            _ => Binding::Smb30,
-        };
-        match self.dialect.is_smb3() {
-            true => SigningKey::new(self.algorithm, &kdf::signing_key(&short, binding).first_16()),
-            false => SigningKey::new(self.algorithm, &short),
-        }
-    }
-
-    pub(super) fn login(&mut self) -> Known {
-        self.setup("u", "p", None, session_setup::RequestFlags::NONE).unwrap()
-    }
-
-    pub(super) fn bind(&mut self, known: &Known) -> Result<Known, NtStatus> {
-        self.setup("u", "p", Some(known), session_setup::RequestFlags::BINDING)
-    }
-
-    /// The status of a signed request that needs a session and a tree, of which there is none,
-    /// and whether the answer is signed.
-    fn probe(&mut self, known: &Known) -> (NtStatus, bool) {
-        let key = Some(&known.signing);
-        let (header, _, mut answer) =
-            self.ask(Command::TREE_DISCONNECT, known.id, key, |out| Empty.encode(out));
-        (header.status, known.signing.verify(&mut answer, Role::Server))
-    }
 }
 
 const CMAC: &[SigningAlgorithm] = &[SigningAlgorithm::AesCmac];

@@ -1,0 +1,162 @@
+//! One pass over the requests of a frame: what goes from one to the next, and the response under
+//! construction.
+
+use std::sync::Arc;
+
+use smb_protocol::{
+    FileId, Header, HeaderFlags, NtStatus, SessionId, crypto::SigningKey, msg::error,
+};
+use volume::open::{InProgress, table::Creating};
+
+use super::{
+    Frame, WaitingFuture,
+    answer::{Answer, Place, Protection},
+    waiting::Suspended,
+};
+use crate::{
+    command::{Handled, session_setup::BindingRequest},
+    connection::Dropped,
+    session::{Channel, Tree},
+};
+
+/// State that goes from one request of a compound to the next related one
+/// (MS-SMB2 3.3.5.2.7.2).
+#[derive(Default, Clone)]
+pub(super) struct Chain {
+    pub(super) session_id: SessionId,
+    pub(super) tree: u64,
+    pub(super) file: Option<Result<FileId, NtStatus>>,
+    /// How the request before ended, if it failed before it had a session or tree.
+    pub(super) failed: Option<NtStatus>,
+}
+
+/// A request whose place, credits and protection were checked.
+pub(super) struct Accepted {
+    pub(super) header: Header,
+    pub(super) channel: Option<Arc<Channel>>,
+    pub(super) binding: Option<BindingRequest>,
+    pub(super) credits: u16,
+    /// `AsyncId`, once it was answered with PENDING.
+    pub(super) async_id: Option<u64>,
+    /// A CREATE that its client may repeat while it waits.
+    pub(super) creating: Option<Creating>,
+    /// Bytes of a WRITE's data that are in the file already.
+    pub(super) placed: usize,
+}
+
+/// A request as it stands in its frame: the first `len` bytes of `rest`, which goes to the frame's
+/// end.
+#[derive(Clone, Copy)]
+pub(super) struct Message<'m> {
+    pub(super) rest: &'m [u8],
+    pub(super) len: usize,
+    pub(super) place: Place,
+}
+
+impl Message<'_> {
+    /// Whether it has its frame to itself.
+    pub(super) fn is_alone(&self) -> bool {
+        self.place.first && self.place.last
+    }
+
+    /// Its own bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.rest[..self.len]
+    }
+}
+
+/// A request that its handler is done with, for now.
+pub(super) struct Handed {
+    pub(super) result: Handled,
+    /// The request.
+    pub(super) accepted: Accepted,
+    /// The header of the response, but for its status.
+    pub(super) response: Header,
+    /// Where the response's body begins in the output.
+    pub(super) body_at: usize,
+    /// Signs the response.
+    pub(super) signs: Option<Arc<SigningKey>>,
+    /// The tree that it used.
+    pub(super) tree: Option<Arc<Tree>>,
+    /// The file that the next related request means.
+    pub(super) file: Option<FileId>,
+    /// Its open knows that it is in progress.
+    pub(super) in_progress: Option<InProgress>,
+    /// When it was taken up, if it is timed.
+    pub(super) since: Option<std::time::Instant>,
+}
+
+/// One pass over the requests of a frame.
+pub(super) struct Pass<'a> {
+    /// How the frame was protected, and its responses are.
+    pub(super) protection: Protection,
+    /// The responses.
+    pub(super) answer: Answer<'a>,
+    pub(super) chain: Chain,
+    /// Requests that are answered later.
+    pub(super) waits: Vec<WaitingFuture>,
+    /// The next request is the first of its frame.
+    pub(super) first: bool,
+}
+
+impl<'a> Pass<'a> {
+    /// Begins with the first request of a frame.
+    pub(super) fn begin(out: &'a mut Vec<u8>, protection: Protection) -> Self {
+        let answer = Answer::begin(out, &protection);
+        Self { protection, answer, chain: Chain::default(), waits: Vec::new(), first: true }
+    }
+
+    /// Finishes the responses.
+    pub(super) fn end(self) -> Result<Frame, Dropped> {
+        self.answer.end()?;
+        Ok(if self.waits.is_empty() { Frame::Answered } else { Frame::Waits(self.waits) })
+    }
+
+    /// Answers a request with an ERROR response.
+    pub(super) fn refuse(
+        &mut self,
+        header: &Header,
+        (status, credits): (NtStatus, u16),
+        signs: Option<&Arc<SigningKey>>,
+    ) -> Result<(), Dropped> {
+        Ok(self.answer.failure(header, status, credits, signs)?)
+    }
+
+    /// Answers a request that waited and is not carried out after all.
+    pub(super) fn give_up(&mut self, accepted: &Accepted, status: NtStatus) -> Result<(), Dropped> {
+        let mut header = accepted.header;
+        header.flags |= HeaderFlags::ASYNC;
+        header.async_or_tree = accepted.async_id.unwrap_or_default();
+        self.chain.file = Some(Err(status));
+        let signed = header.flags.has(HeaderFlags::SIGNED);
+        let signs = accepted.channel.as_ref().filter(|_| signed).map(|c| c.signing.clone());
+        self.refuse(&header, (status, 0), signs.as_ref())
+    }
+
+    /// Completes a response with a body in the output, or with none but `error`.
+    pub(super) fn respond(
+        &mut self,
+        handed: &mut Handed,
+        place: Place,
+        status: NtStatus,
+        error: Option<&[u8]>,
+    ) -> Result<(), Dropped> {
+        if let Some(data) = error {
+            self.answer.reset(handed.body_at);
+            error::Response { context_count: 0, data }.encode(self.answer.out);
+        }
+        handed.response.status = status;
+        Ok(self.answer.close(handed.response, handed.body_at, handed.signs.as_ref(), place)?)
+    }
+
+    /// What stands from `message` to the end of the frame, to be carried out again.
+    pub(super) fn suspend(&self, message: Message<'_>, handed: Handed) -> Suspended {
+        let accepted = Accepted { binding: None, credits: 0, ..handed.accepted };
+        Suspended {
+            bytes: message.rest.to_vec(),
+            accepted,
+            chain: self.chain.clone(),
+            first: message.place.first,
+        }
+    }
+}

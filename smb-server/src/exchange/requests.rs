@@ -1,0 +1,318 @@
+//! The requests of a frame, one after the other: accept (place, credits, protection), hand to the
+//! handler, conclude (answer, or have it wait).
+
+use smb_protocol::{Command, FileId, Header, HeaderFlags, NtStatus, header::HEADER_LEN};
+use volume::work::Turn;
+
+use super::{
+    Exchange, Frame,
+    admission::Admitted,
+    answer::{Place, Protection},
+    pass::{Accepted, Chain, Handed, Message, Pass},
+};
+use crate::{
+    command::{self, Ctx, Deferred, Failure, Handled, Outcome, negotiate::Negotiated},
+    connection::Dropped,
+    session::Tree,
+};
+
+/// Whether the next request of a frame can be carried out.
+#[derive(PartialEq, Eq)]
+enum Flow {
+    On,
+    Suspended,
+}
+
+impl Exchange {
+    /// Answers the messages of one frame, a compound or a single one.
+    pub(super) async fn messages(
+        &mut self,
+        message: &mut [u8],
+        protection: Protection,
+        out: &mut Vec<u8>,
+        turn: &mut Turn,
+    ) -> Result<Frame, Dropped> {
+        let mut pass = Pass::begin(out, protection);
+        #[cfg(test)]
+        {
+            pass.answer.leaks = !self.server.nodes.faults.keeps(volume::faults::Rule::TakenBack);
+        }
+        self.requests(message, None, &mut pass, turn).await?;
+        pass.end()
+    }
+
+    /// Carries out the requests of a frame in turn, up to one that must wait for others. The first
+    /// may have been suspended: it was accepted before, and is given up with a status if there is
+    /// one.
+    pub(super) async fn requests(
+        &mut self,
+        mut rest: &mut [u8],
+        mut resumed: Option<(Accepted, Option<NtStatus>)>,
+        pass: &mut Pass<'_>,
+        turn: &mut Turn,
+    ) -> Result<(), Dropped> {
+        while !rest.is_empty() {
+            let (header, len) = split(rest)?;
+            let place = Place { first: pass.first, last: len == rest.len() };
+            let accepted = match resumed.take() {
+                None => self.accept(header, &mut rest[..len], place, pass)?,
+                Some((accepted, None)) => Some(accepted),
+                Some((accepted, Some(status))) => {
+                    pass.give_up(&accepted, status)?;
+                    None
+                }
+            };
+            let message = Message { rest, len, place };
+            if let Some(accepted) = accepted
+                && let Some(mut handed) = self.hand(accepted, message, pass)?
+            {
+                if !message.is_alone() {
+                    handed.result = self.in_compound(handed.result, message, pass).await;
+                }
+                if self.conclude(handed, message, pass)? == Flow::Suspended {
+                    break;
+                }
+            }
+            pass.first = false;
+            rest = &mut rest[len..];
+            if !rest.is_empty() {
+                turn.pass().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// In a compound storage is waited for: what follows must see the effect, and what comes before
+    /// is signed with the place of this response.
+    async fn in_compound(
+        &mut self,
+        result: Handled,
+        message: Message<'_>,
+        pass: &mut Pass<'_>,
+    ) -> Handled {
+        match result {
+            Ok(Outcome::Deferred(Deferred { storage: true, response, .. })) => {
+                let (status, body) = response.await;
+                pass.answer.out.extend_from_slice(&body);
+                if body.is_empty() { Err(status.into()) } else { Ok(Outcome::Done(status)) }
+            }
+            // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
+            Ok(Outcome::Deferred(_)) if !message.place.last => Err(NtStatus::INTERNAL_ERROR.into()),
+            other => other,
+        }
+    }
+
+    /// Checks a request's place, credits and protection. What it can refuse it answers.
+    fn accept(
+        &mut self,
+        mut header: Header,
+        message: &mut [u8],
+        place: Place,
+        pass: &mut Pass<'_>,
+    ) -> Result<Option<Accepted>, Dropped> {
+        // 3.3.5.2.2.
+        if self.negotiated.is_none() && header.command != Command::NEGOTIATE {
+            return Err(Dropped::Protocol("a request before NEGOTIATE"));
+        }
+        let related = header.flags.has(HeaderFlags::RELATED);
+        if let Protection::Sealed(sealed) = &pass.protection {
+            // What is inside names the session that it is sealed for (3.3.5.2.1.1).
+            if !related && header.session_id != sealed.session.id {
+                return Err(Dropped::Protocol("encrypted for one session, and names another"));
+            }
+        }
+        if header.command == Command::CANCEL {
+            if !(place.first && place.last) {
+                // It has no answer that could stand in the answer to a compound.
+                return Err(Dropped::Protocol("CANCEL in a compound"));
+            }
+            self.cancel(&header, message, &pass.protection);
+            return Ok(None);
+        }
+        let multi = self.negotiated.as_ref().is_none_or(Negotiated::large_mtu);
+        let charge = if multi { header.credit_charge.max(1) } else { 1 };
+        if !self.window.consume(header.message_id, charge) {
+            return Err(Dropped::Protocol("a message id that was not granted"));
+        }
+        let credits = self.grant(&header);
+        if related && place.first {
+            let signer = self.signer(&header);
+            pass.refuse(&header, (NtStatus::INVALID_PARAMETER, credits), signer.as_ref())?;
+            pass.chain.failed = Some(NtStatus::INVALID_PARAMETER);
+            return Ok(None);
+        }
+        if related {
+            header.session_id = pass.chain.session_id;
+            header.async_or_tree = pass.chain.tree;
+        } else {
+            pass.chain = Chain {
+                session_id: header.session_id,
+                tree: header.async_or_tree,
+                ..Chain::default()
+            };
+        }
+        if related && let Some(status) = pass.chain.failed {
+            let signer = self.signer(&header);
+            pass.refuse(&header, (status, credits), signer.as_ref())?;
+            return Ok(None);
+        }
+        let Admitted { channel, binding } = match self.admit(&header, message, &pass.protection) {
+            Ok(admitted) => admitted,
+            Err(status) => {
+                // What is related to a request without session has none either (3.3.5.2.7.2).
+                pass.chain.failed = Some(NtStatus::INVALID_PARAMETER);
+                let signer = self.refusal_signer(&header, message);
+                self.meter.answered(header.command, status);
+                pass.refuse(&header, (status, credits), signer.as_ref())?;
+                return Ok(None);
+            }
+        };
+        let placed = std::mem::take(&mut self.placed);
+        Ok(Some(Accepted {
+            header,
+            channel,
+            binding,
+            credits,
+            async_id: None,
+            creating: None,
+            placed,
+        }))
+    }
+
+    /// Hands a request to its handler; `None` if there was no room for its response, which it was
+    /// told.
+    fn hand(
+        &mut self,
+        mut accepted: Accepted,
+        message: Message<'_>,
+        pass: &mut Pass<'_>,
+    ) -> Result<Option<Handed>, Dropped> {
+        let header = accepted.header;
+        if !pass.answer.has_room(self.max_message) {
+            // One frame cannot carry more; the client may ask again in another.
+            let refusal = (NtStatus::INSUFFICIENT_RESOURCES, accepted.credits);
+            let signer = self.signer(&header);
+            pass.refuse(&header, refusal, signer.as_ref())?;
+            return Ok(None);
+        }
+        let since = self.meter.taken();
+        let related = header.flags.has(HeaderFlags::RELATED);
+        let session = accepted.channel.as_ref().map(|channel| channel.session.clone());
+        let mut ctx = Ctx {
+            binding: accepted.binding.take(),
+            sealed: matches!(pass.protection, Protection::Sealed(_)),
+            related_file: if related { pass.chain.file } else { None },
+            creating: accepted.creating.take(),
+            placed: accepted.placed,
+            ..Ctx::new(self, header, session)
+        };
+        let body_at = pass.answer.open(&header);
+        let result = command::dispatch(&mut ctx, message.bytes(), pass.answer.out);
+        let Ctx { header: mut response, tree, file, signer, creating, in_progress, .. } = ctx;
+        accepted.creating = creating;
+        let channel = accepted.channel.as_ref();
+        let signed = header.flags.has(HeaderFlags::SIGNED);
+        let signs = signer.or_else(|| channel.filter(|_| signed).map(|c| c.signing.clone()));
+        response.credits = accepted.credits;
+        if let Some(id) = accepted.async_id {
+            response.flags |= HeaderFlags::ASYNC;
+            response.async_or_tree = id;
+        }
+        Ok(Some(Handed {
+            result,
+            accepted,
+            response,
+            body_at,
+            signs,
+            tree,
+            file,
+            in_progress,
+            since,
+        }))
+    }
+
+    /// Answers a request as its handler said, or has it wait.
+    fn conclude(
+        &mut self,
+        mut handed: Handed,
+        message: Message<'_>,
+        pass: &mut Pass<'_>,
+    ) -> Result<Flow, Dropped> {
+        let place = message.place;
+        let result = std::mem::replace(&mut handed.result, Ok(Outcome::SUCCESS));
+        let channel = handed.accepted.channel.as_deref();
+        let Ok(held) = self.room_to_wait(&result, message.rest.len(), channel) else {
+            pass.respond(&mut handed, place, NtStatus::INSUFFICIENT_RESOURCES, Some(&[]))?;
+            return Ok(Flow::On);
+        };
+        match result {
+            Ok(Outcome::Done(status)) => {
+                pass.respond(&mut handed, place, status, None)?;
+                if command::is_hashed(&handed.response) {
+                    command::after_answer(self, &handed.response, pass.answer.settle()?);
+                }
+            }
+            Err(Failure::Status(status)) => pass.respond(&mut handed, place, status, Some(&[]))?,
+            Err(Failure::Data(status, data)) => {
+                pass.respond(&mut handed, place, status, Some(&data))?;
+            }
+            Err(Failure::Disconnect(why)) => return Err(Dropped::Protocol(why)),
+            Ok(Outcome::Deferred(deferred)) => {
+                let (tree, file) = (handed.tree.take(), handed.file);
+                let response = self.wait(deferred, held, handed, pass)?;
+                inherit(&mut pass.chain, &response, tree.as_deref(), file);
+                return Ok(Flow::On);
+            }
+            Err(Failure::Busy(wake)) => {
+                self.suspend((wake, held), message, handed, pass)?;
+                return Ok(Flow::Suspended);
+            }
+        }
+        self.meter.answered(handed.response.command, handed.response.status);
+        self.meter.timed(handed.response.command, handed.since);
+        inherit(&mut pass.chain, &handed.response, handed.tree.as_deref(), handed.file);
+        Ok(Flow::On)
+    }
+
+    /// Credits for the answer to a request: what it asks for, at least what it used.
+    fn grant(&mut self, header: &Header) -> u16 {
+        let authenticated = self.authenticated();
+        let wanted = header.credits.max(header.credit_charge).max(1);
+        // Until someone is authenticated a few are enough.
+        let wanted = if authenticated { wanted } else { wanted.min(64) };
+        self.window.grant(wanted)
+    }
+}
+
+/// Notes what the next related request inherits of one that was answered so (3.3.5.2.7.2).
+fn inherit(chain: &mut Chain, response: &Header, tree: Option<&Tree>, file: Option<FileId>) {
+    chain.session_id = response.session_id;
+    if let Some(tree) = tree {
+        chain.tree = u64::from(tree.id.0) << 32;
+    } else if response.command == Command::TREE_CONNECT {
+        chain.tree = response.async_or_tree;
+    }
+    if response.command == Command::CREATE && response.status.is_error() {
+        chain.file = Some(Err(response.status));
+    } else if let Some(file) = file {
+        chain.file = Some(Ok(file));
+    }
+}
+
+/// The header of the first message and its length with what pads it.
+fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
+    let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
+    if header.is_response() {
+        return Err(Dropped::Protocol("a response from a client"));
+    }
+    // 3.3.5.2.6.
+    if !header.command.is_known() {
+        return Err(Dropped::Protocol("a command that there is not"));
+    }
+    let next = header.next_command as usize;
+    let len = if next == 0 { rest.len() } else { next };
+    if len < HEADER_LEN || len > rest.len() || (next != 0 && !next.is_multiple_of(8)) {
+        return Err(Dropped::Protocol("malformed compound"));
+    }
+    Ok((header, len))
+}
