@@ -1,12 +1,15 @@
 //! One open of one file or folder, as a CREATE made it.
 
 pub mod channel_sequence;
+pub mod close;
 pub mod create;
 pub mod file_times;
 pub mod flush;
 pub mod folder_changes;
+mod names;
 pub mod persistent;
 pub mod preserved;
+mod range_locks;
 pub mod record;
 pub mod recover;
 pub mod table;
@@ -21,7 +24,6 @@ use std::{
 };
 
 use block_io::LocalFile;
-use rustix::io::Errno;
 use smb_protocol::{
     FileId, NtStatus, SessionId,
     msg::{
@@ -32,28 +34,25 @@ use smb_protocol::{
     },
     security::Sid,
 };
-use state_store::Commit;
 use tokio::sync::{Notify, oneshot};
+
+pub use close::Ended;
 
 use crate::{
     budget::Held,
     client::{Awaited, Client},
     fs::{
         attributes::{self, Facts},
-        descriptor::close_removed,
-        file_key,
-        listing::{self, Listing},
+        listing::Listing,
         path::{RelPath, StreamName},
         permit::{Permit, gates},
         security, streams,
         volume::Volume,
     },
     open::{channel_sequence::ChannelSequence, table::Nodes},
-    quoted::Quoted,
     sharing::{
         caching::{self, Cause, LeaseId},
         file::{Node, Refused},
-        locks,
         watches::{Change, Watch, Watches},
     },
     status::of_errno,
@@ -172,15 +171,6 @@ pub struct StreamOpen {
     pub file: OwnedFd,
     /// The file that the stream belongs to, joined as the open is to its own node.
     pub base: Arc<Node>,
-}
-
-/// What became of an open that was closed.
-#[derive(Debug)]
-pub struct Ended {
-    /// Resolves when the state store has forgotten it, if that knew it.
-    pub forgotten: Option<Commit>,
-    /// Why its file is there though it was to be deleted.
-    pub failed: Option<NtStatus>,
 }
 
 /// One open of one file, folder or named stream.
@@ -327,44 +317,6 @@ impl Open {
         }
     }
 
-    /// Takes a byte-range lock if nothing forbids it; whether it was taken.
-    ///
-    /// # Errors
-    /// `INSUFFICIENT_RESOURCES` where the file, the user or the server has too many.
-    pub fn lock_range(&self, range: locks::Range, exclusive: bool) -> Result<bool, NtStatus> {
-        let mut counted = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = counted.amount();
-        if !counted.resize(held + 1) {
-            return Err(NtStatus::INSUFFICIENT_RESOURCES);
-        }
-        let taken = self.node.lock_range(self.node_id(), range, exclusive);
-        if taken != Ok(true) {
-            counted.resize(held);
-        }
-        taken
-    }
-
-    /// Takes a lock that was granted by a server that has ended; whether it was to be had.
-    fn lock_again(&self, range: locks::Range, exclusive: bool) -> bool {
-        let taken = self.node.lock_range(self.node_id(), range, exclusive) == Ok(true);
-        if taken {
-            let mut counted = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            counted.add(1);
-        }
-        taken
-    }
-
-    /// Releases a lock; whether there was one.
-    pub fn unlock_range(&self, range: locks::Range) -> bool {
-        let mut counted = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        let released = self.node.unlock_range(self.node_id(), range);
-        if released {
-            let held = counted.amount();
-            counted.resize(held.saturating_sub(1));
-        }
-        released
-    }
-
     /// Its name among the openers of its node.
     pub fn node_id(&self) -> u64 {
         self.id.persistent
@@ -419,23 +371,6 @@ impl Open {
     /// Asks others to give up what `cause` does not go together with.
     pub fn others_let_go(&self, cause: Cause) -> Result<(), Refused> {
         self.nodes.break_for(&self.node, cause, (self.node_id(), self.lease))
-    }
-
-    /// Lets go of it; what became of it if that closed it, and nothing if a request still has it,
-    /// with whose end it is closed.
-    pub fn let_go(self: Arc<Self>) -> Option<Ended> {
-        let (tell, mut told) = oneshot::channel();
-        *self.closer.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
-        drop(self);
-        told.try_recv().ok()
-    }
-
-    /// Closes it, whoever has it.
-    pub fn close_for_good(&self) {
-        match self.client() {
-            Some(client) => client.close_open(self.id),
-            None => drop(self.nodes.kept.take(self.id.persistent)),
-        }
     }
 
     /// Tells its client to go down to an oplock of that level; whether it could be told.
@@ -564,52 +499,10 @@ impl Open {
         self.stream.as_ref().map_or(self.handle(), |stream| stream.file.as_fd())
     }
 
-    /// Where the file is in its share, as it is now. A file of several names may have lost the one
-    /// that its descriptor came by: then it is the one that the opener is known by, for which the node
-    /// is locked.
-    pub fn path(&self) -> Result<RelPath, NtStatus> {
-        match self.volume.path_of(self.handle()) {
-            Err(Errno::NOENT) => self.other_name().ok_or(NtStatus::OBJECT_NAME_NOT_FOUND),
-            other => other.map_err(of_errno),
-        }
-    }
-
-    /// The path that the opener is known by, if the file is there.
-    fn other_name(&self) -> Option<RelPath> {
-        let path = self.known_path()?;
-        let named = self.volume.stat_of(&path).ok()?;
-        let own = rustix::fs::fstat(self.handle()).ok()?;
-        (file_key::key(&named) == file_key::key(&own)).then_some(path)
-    }
-
-    fn known_path(&self) -> Option<RelPath> {
-        self.volume.own(&self.base_node().path(self.node_id())?)
-    }
-
-    /// Where the file is or, if it has no name any more, was: for what is only shown.
-    pub fn last_path(&self) -> Result<RelPath, NtStatus> {
-        self.path().or_else(|status| self.known_path().ok_or(status))
-    }
-
     /// Every right that a token has in the file.
     pub fn rights(&self, sids: &[Sid]) -> Result<Access, NtStatus> {
         let folder = self.volume.folder_of(&self.last_path()?).map_err(of_errno)?;
         security::access_in(self.handle(), folder.as_fd(), sids).map_err(of_errno)
-    }
-
-    /// The name from the root of the share, with the stream's if it is one: `\a\b:stream:$DATA`.
-    pub fn full_name(&self) -> Result<String, NtStatus> {
-        let mut name = self.last_path()?.to_windows();
-        if let Some(stream) = self.stream_name() {
-            name = format!("{name}:{}:$DATA", stream.as_str());
-        }
-        Ok(name)
-    }
-
-    /// The stream's name, if it is one.
-    pub fn stream_name(&self) -> Option<StreamName> {
-        let stream = self.stream.as_ref()?;
-        Some(stream.name.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// The node of the file: that of the file a stream belongs to.
@@ -621,61 +514,6 @@ impl Open {
     pub fn delete_pending(&self) -> bool {
         let id = self.node_id();
         self.node.delete_pending(id) || self.base_node().delete_pending(id)
-    }
-
-    fn remove_stream(&self, stream: &StreamOpen) -> Result<(), NtStatus> {
-        let name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = self.volume.permit(self.ceiling).and_then(|_| {
-            rustix::fs::fstat(&stream.file)
-                .and_then(|stat| self.volume.streams().remove(self.handle(), &name, &stat))
-                .map_err(of_errno)
-        });
-        if let Err(status) = removed {
-            let (file, stream) = (Quoted(&self.origin.name), Quoted(name.as_str()));
-            tracing::warn!(%file, %stream, %status, "a stream that was to be deleted stays");
-        }
-        removed
-    }
-
-    /// Takes the name of the file away, and says which, if it was still there.
-    fn remove_file(&self, opened: &RelPath) -> Result<Option<RelPath>, NtStatus> {
-        let opened = self.volume.own(opened);
-        // The node, which knows the name as well, is locked meanwhile.
-        let path = match (self.volume.path_of(self.handle()), &opened) {
-            (Ok(path), _) => path,
-            (Err(_), Some(opened)) => opened.clone(),
-            (Err(error), None) => return Err(of_errno(error)),
-        };
-        let removed = self.volume.permit(self.ceiling).and_then(|permit| {
-            permit.remove_open(self.handle(), opened.as_ref()).map_err(of_errno)
-        });
-        if let Err(status) = removed {
-            if status == NtStatus::OBJECT_NAME_NOT_FOUND {
-                // Somebody else has taken the name away: there is nothing left to delete.
-                return Ok(None);
-            }
-            let file = Quoted(&self.origin.name);
-            tracing::warn!(%file, %status, "a file that was to be deleted on close stays");
-            return Err(status);
-        }
-        Ok(Some(path))
-    }
-
-    /// Gives what may be the last descriptors of removed files to [`close_removed`].
-    fn close_aside(&mut self) {
-        // What takes their place names the share's folder, and nobody looks at it any more.
-        let stand_in = || rustix::io::fcntl_dupfd_cloexec(self.volume.root(), 0);
-        if let Some(stream) = &mut self.stream
-            && let Ok(root) = stand_in()
-        {
-            close_removed(std::mem::replace(&mut stream.file, root));
-        }
-        if let Ok(root) = stand_in() {
-            close_removed(std::mem::replace(&mut self.handle, root));
-        }
-        if let Some(data) = self.data.take() {
-            close_removed(data);
-        }
     }
 
     /// Fails unless any of the rights in `any` was granted.
@@ -721,88 +559,5 @@ impl Open {
         }
         self.permit(any)?;
         self.content(any)
-    }
-}
-
-impl Drop for Open {
-    /// Closing is dropping the last reference: requests in flight hold one.
-    fn drop(&mut self) {
-        if self.nodes.stable.is_frozen() {
-            // It is not closed: the server that comes next has it.
-            return;
-        }
-        if self.is_remembered() {
-            self.node.forget(self.node_id());
-        }
-        self.volume.left();
-        // A folder that is not empty stays, and nobody hears of it (MS-FSA 2.1.5.5).
-        let stays = self.directory
-            && self.delete_on_close.load(Ordering::Acquire)
-            && !listing::is_empty(&self.handle).unwrap_or(false);
-        if self.delete_on_close.load(Ordering::Acquire) && !stays {
-            let _ = self.others_let_go(Cause::Delete);
-            self.node.set_delete_pending(self.node_id(), true);
-            if self.directory {
-                self.nodes.watches.gone(self.node.key());
-            }
-        }
-        self.nodes.forget(self);
-        self.date_writes();
-        self.leave_times();
-        let id = self.node_id();
-        let (mut removed, mut failed) = (None, None);
-        let mut remove = |path: &RelPath| match self.remove_file(path) {
-            Ok(gone) => removed = gone,
-            Err(status) => failed = Some(status),
-        };
-        if self.stream.is_none()
-            && self.posix_delete.load(Ordering::Acquire)
-            && self.node.delete_pending(id)
-            && let Some(path) = self.node.path(id)
-        {
-            remove(&path);
-            if removed.is_some() {
-                self.node.name_is_gone(id);
-            }
-        }
-        let mut remove = |path: &RelPath| match self.remove_file(path) {
-            Ok(gone) => removed = gone,
-            Err(status) => failed = Some(status),
-        };
-        match &self.stream {
-            None => self.nodes.leave(&self.node, id, remove),
-            Some(stream) => {
-                let mut kept = None;
-                self.nodes.leave(&self.node, id, |_| kept = self.remove_stream(stream).err());
-                self.nodes.leave(&stream.base, id, &mut remove);
-                failed = failed.or(kept);
-            }
-        }
-        if removed.is_some() || self.stream.is_some() {
-            self.close_aside();
-        }
-        match removed {
-            Some(path) => {
-                let filter =
-                    if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
-                let (volume, by) = (&*self.volume, self.origin.parent_lease);
-                let (path, action) = (&path, Action::REMOVED);
-                let (stream, unless) = (None, ChangeFilter::NONE);
-                self.nodes.changed(&Change { volume, path, stream, action, filter, unless, by });
-            }
-            // Sizes and times that a listing shows are others now.
-            None if self.written.load(Ordering::Relaxed) && self.nodes.any_folder_cached() => {
-                if let Ok(path) = self.path() {
-                    self.tell_at(&path, Action::MODIFIED, ChangeFilter::NONE);
-                }
-            }
-            None => {}
-        }
-        // Last, so that a file that was to be deleted is, whenever the server ends.
-        let teller = self.closer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let forgotten = self.forget();
-        if let Some(teller) = teller {
-            let _ = teller.send(Ended { forgotten, failed });
-        }
     }
 }

@@ -1,0 +1,228 @@
+//! Closing an open (MS-FSA 2.1.5.5).
+//!
+//! ```text
+//!  CLOSE, LOGOFF, a lost connection ─► let go ─► the last reference ─► close
+//!  a request that is being carried out ──────────────┘
+//!
+//!  close: mark for deletion ► out of the tables ► times ► leave the file, which may remove it
+//!         ► tell watchers ► forget the promise
+//! ```
+//!
+//! Requests under way hold a reference, so nothing is closed under their hands: the last of them
+//! closes what CLOSE has let go of.
+
+use std::sync::{Arc, PoisonError, atomic::Ordering};
+
+use smb_protocol::{
+    NtStatus,
+    msg::notify::{Action, ChangeFilter},
+};
+use state_store::Commit;
+use tokio::sync::oneshot;
+
+use super::{Open, StreamOpen};
+use crate::{
+    fs::{descriptor::close_removed, listing, path::RelPath},
+    quoted::Quoted,
+    sharing::{caching::Cause, watches::Change},
+    status::of_errno,
+};
+
+/// What became of an open that was closed.
+#[derive(Debug)]
+pub struct Ended {
+    /// Resolves when the state store has forgotten it, if that knew it.
+    pub forgotten: Option<Commit>,
+    /// Why its file is there though it was to be deleted.
+    pub failed: Option<NtStatus>,
+}
+
+/// What became of its file's name.
+#[derive(Debug, Default)]
+struct Removal {
+    /// The name that is gone.
+    removed: Option<RelPath>,
+    /// Why it is not gone though it was to be.
+    failed: Option<NtStatus>,
+}
+
+impl Removal {
+    fn note(&mut self, result: Result<Option<RelPath>, NtStatus>) {
+        match result {
+            Ok(gone) => self.removed = gone,
+            Err(status) => self.failed = Some(status),
+        }
+    }
+}
+
+impl Open {
+    /// Lets go of it; what became of it if that closed it, and nothing if a request still has it,
+    /// with whose end it is closed.
+    pub fn let_go(self: Arc<Self>) -> Option<Ended> {
+        let (tell, mut told) = oneshot::channel();
+        *self.closer.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell);
+        drop(self);
+        told.try_recv().ok()
+    }
+
+    /// Closes it, whoever has it.
+    pub fn close_for_good(&self) {
+        match self.client() {
+            Some(client) => client.close_open(self.id),
+            None => drop(self.nodes.kept.take(self.id.persistent)),
+        }
+    }
+
+    fn remove_stream(&self, stream: &StreamOpen) -> Result<(), NtStatus> {
+        let name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = self.volume.permit(self.ceiling).and_then(|_| {
+            rustix::fs::fstat(&stream.file)
+                .and_then(|stat| self.volume.streams().remove(self.handle(), &name, &stat))
+                .map_err(of_errno)
+        });
+        if let Err(status) = removed {
+            let (file, stream) = (Quoted(&self.origin.name), Quoted(name.as_str()));
+            tracing::warn!(%file, %stream, %status, "a stream that was to be deleted stays");
+        }
+        removed
+    }
+
+    /// Takes the name of the file away, and says which, if it was still there.
+    fn remove_file(&self, opened: &RelPath) -> Result<Option<RelPath>, NtStatus> {
+        let opened = self.volume.own(opened);
+        // The node, which knows the name as well, is locked meanwhile.
+        let path = match (self.volume.path_of(self.handle()), &opened) {
+            (Ok(path), _) => path,
+            (Err(_), Some(opened)) => opened.clone(),
+            (Err(error), None) => return Err(of_errno(error)),
+        };
+        let removed = self.volume.permit(self.ceiling).and_then(|permit| {
+            permit.remove_open(self.handle(), opened.as_ref()).map_err(of_errno)
+        });
+        if let Err(status) = removed {
+            if status == NtStatus::OBJECT_NAME_NOT_FOUND {
+                // Somebody else has taken the name away: there is nothing left to delete.
+                return Ok(None);
+            }
+            let file = Quoted(&self.origin.name);
+            tracing::warn!(%file, %status, "a file that was to be deleted on close stays");
+            return Err(status);
+        }
+        Ok(Some(path))
+    }
+
+    /// Gives what may be the last descriptors of removed files to [`close_removed`].
+    fn close_aside(&mut self) {
+        // What takes their place names the share's folder, and nobody looks at it any more.
+        let stand_in = || rustix::io::fcntl_dupfd_cloexec(self.volume.root(), 0);
+        if let Some(stream) = &mut self.stream
+            && let Ok(root) = stand_in()
+        {
+            close_removed(std::mem::replace(&mut stream.file, root));
+        }
+        if let Ok(root) = stand_in() {
+            close_removed(std::mem::replace(&mut self.handle, root));
+        }
+        if let Some(data) = self.data.take() {
+            close_removed(data);
+        }
+    }
+
+    /// Ends it, as the last who has it lets go.
+    fn close(&mut self) -> Ended {
+        if self.is_remembered() {
+            self.node.forget(self.node_id());
+        }
+        self.volume().left();
+        self.mark_for_deletion();
+        self.nodes().forget(self);
+        self.date_writes();
+        self.leave_times();
+        let Removal { removed, failed } = self.leave_file();
+        if removed.is_some() || self.stream.is_some() {
+            self.close_aside();
+        }
+        self.tell_closed(removed);
+        // Last, so that a file that was to be deleted is, whenever the server ends.
+        Ended { forgotten: self.forget(), failed }
+    }
+
+    /// With `FILE_DELETE_ON_CLOSE`: the file goes with the last who has it open.
+    fn mark_for_deletion(&self) {
+        if !self.delete_on_close.load(Ordering::Acquire) {
+            return;
+        }
+        // A folder that is not empty stays, and nobody hears of it (MS-FSA 2.1.5.5).
+        if self.directory && !listing::is_empty(self.folder()).unwrap_or(false) {
+            return;
+        }
+        let _ = self.others_let_go(Cause::Delete);
+        self.node.set_delete_pending(self.node_id(), true);
+        if self.directory {
+            self.nodes().watches.gone(self.node.key());
+        }
+    }
+
+    /// Leaves the file, and the one that its stream belongs to. What was to be deleted is, if nobody
+    /// else has it open, before anyone can open it again.
+    fn leave_file(&self) -> Removal {
+        let id = self.node_id();
+        let mut removal = Removal::default();
+        if self.stream.is_none()
+            && self.posix_delete.load(Ordering::Acquire)
+            && self.node.delete_pending(id)
+            && let Some(path) = self.node.path(id)
+        {
+            removal.note(self.remove_file(&path));
+            if removal.removed.is_some() {
+                self.node.name_is_gone(id);
+            }
+        }
+        match &self.stream {
+            None => self.nodes().leave(&self.node, id, |path| removal.note(self.remove_file(path))),
+            Some(stream) => {
+                let mut kept = None;
+                self.nodes().leave(&self.node, id, |_| kept = self.remove_stream(stream).err());
+                let remove = |path: &RelPath| removal.note(self.remove_file(path));
+                self.nodes().leave(&stream.base, id, remove);
+                removal.failed = removal.failed.or(kept);
+            }
+        }
+        removal
+    }
+
+    /// Tells those who watch its folder, or cache what is in it.
+    fn tell_closed(&self, removed: Option<RelPath>) {
+        match removed {
+            Some(path) => {
+                let filter =
+                    if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
+                let (volume, by) = (&**self.volume(), self.origin.parent_lease);
+                let (path, action) = (&path, Action::REMOVED);
+                let (stream, unless) = (None, ChangeFilter::NONE);
+                self.nodes().changed(&Change { volume, path, stream, action, filter, unless, by });
+            }
+            // Sizes and times that a listing shows are others now.
+            None if self.written.load(Ordering::Relaxed) && self.nodes().any_folder_cached() => {
+                if let Ok(path) = self.path() {
+                    self.tell_at(&path, Action::MODIFIED, ChangeFilter::NONE);
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.nodes().stable.is_frozen() {
+            // It is not closed: the server that comes next has it.
+            return;
+        }
+        let ended = self.close();
+        let teller = self.closer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(teller) = teller {
+            let _ = teller.send(ended);
+        }
+    }
+}
