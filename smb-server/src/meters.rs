@@ -223,9 +223,13 @@ pub fn text(server: &Server) -> String {
     let gauges = [
         ("connections", "TCP connections", server.connections.load(Ordering::Relaxed) as u64),
         ("sessions", "sessions", server.sessions.count() as u64),
-        ("opens", "opens of files and folders", server.nodes.open_count() as u64),
-        ("persistent_opens", "opens that outlive the server", server.nodes.stable.held() as u64),
-        ("open_files", "files and folders that are open", server.nodes.file_count() as u64),
+        ("opens", "opens of files and folders", server.open_files.open_count() as u64),
+        (
+            "persistent_opens",
+            "opens that outlive the server",
+            server.open_files.persistent_opens.held() as u64,
+        ),
+        ("open_files", "files and folders that are open", server.open_files.file_count() as u64),
         ("offload_tokens", "tokens of offloaded transfers", server.tokens.count() as u64),
         ("uptime_seconds", "time since the start", server.started.elapsed().as_secs()),
     ];
@@ -243,7 +247,7 @@ pub fn text(server: &Server) -> String {
     let help = "longest time that a connection kept a thread without a break";
     page.head("longest_turn_seconds", "gauge", help);
     page.line("longest_turn_seconds", "", server.meters.longest.get().as_secs_f64());
-    let commits = server.nodes.stable.commits();
+    let commits = server.open_files.persistent_opens.commits();
     let counters = [
         ("received_bytes_total", "bytes from clients", totals.received),
         ("sent_bytes_total", "bytes to clients", totals.sent),

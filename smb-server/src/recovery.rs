@@ -41,7 +41,7 @@ impl Server {
         let current = self.current();
         let config = &current.config;
         let needed = config.shares.values().any(|share| share.continuously_available);
-        let stable = &self.nodes.stable;
+        let stable = &self.open_files.persistent_opens;
         if stable.is_there() || !needed && !config.state_dir.join(STORE).exists() {
             return Ok(());
         }
@@ -54,19 +54,19 @@ impl Server {
     pub fn recover_from(&self, opened: Opened) {
         let current = self.current();
         let engine = Engine::from(current.config.io_engine);
-        let highest = self.nodes.recover(opened, engine, &|record| share_of(&current, record));
+        let highest = self.open_files.recover(opened, engine, &|record| share_of(&current, record));
         self.skip_open_ids(highest);
     }
 
     /// Ends in an orderly way, when nobody is served any more: what clients who are away were
     /// promised is handed over to the server that comes next.
-    pub async fn hand_over(&self) {
+    pub async fn hand_off(&self) {
         let state_dir = self.current().config.state_dir.clone();
         let open = || {
             LocalStore::open(&state_dir, STORE)
                 .inspect_err(|error| tracing::warn!(%error, "durable opens are lost"))
                 .ok()
         };
-        self.nodes.hand_over(open).await;
+        self.open_files.hand_off(open).await;
     }
 }

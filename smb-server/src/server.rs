@@ -21,7 +21,7 @@ use volume::{
         volume::Volume,
     },
     offload_tokens::Tokens,
-    open::table::Nodes,
+    open::table::OpenFileTable,
     quoted::Rate,
 };
 
@@ -46,7 +46,7 @@ pub struct Server {
     /// Connections of clients that have logged in.
     pub clients: Arc<Clients>,
     /// All files that are open.
-    pub nodes: Arc<Nodes>,
+    pub open_files: Arc<OpenFileTable>,
     /// Tokens of offloaded transfers.
     pub tokens: Arc<Tokens>,
     /// What connections count.
@@ -118,9 +118,9 @@ impl Current {
 }
 
 /// Says what there may be, of all users and of one.
-fn limit(nodes: &Nodes, limits: &crate::config::Limits) {
-    nodes.limit(limits.locks, limits.kept_opens);
-    nodes.users.limit(limits.of_one_user());
+fn limit(open_files: &OpenFileTable, limits: &crate::config::Limits) {
+    open_files.limit(limits.locks, limits.kept_opens);
+    open_files.users.limit(limits.of_one_user());
 }
 
 impl Server {
@@ -138,14 +138,14 @@ impl Server {
         let seed = u64::from_le_bytes(random()?);
         let run = run_number(&config.state_dir.join("session-ids"))?;
         let clients = Arc::<Clients>::default();
-        let nodes = Arc::new(Nodes::new(clients.clone()));
-        limit(&nodes, &config.limits);
+        let open_files = Arc::new(OpenFileTable::new(clients.clone()));
+        limit(&open_files, &config.limits);
         Ok(Self {
             guid,
             ntlm,
             sessions: Sessions::default(),
             clients,
-            nodes,
+            open_files,
             tokens: Arc::default(),
             meters: Meters::default(),
             unauthenticated_bytes: AtomicUsize::new(0),
@@ -174,7 +174,7 @@ impl Server {
     pub fn reload(&self, config: Config) -> io::Result<()> {
         let old = self.current();
         let new = Arc::new(Current::new(config, Some(&old), now())?);
-        limit(&self.nodes, &new.config.limits);
+        limit(&self.open_files, &new.config.limits);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.recover()
     }

@@ -38,7 +38,7 @@ use volume::{
 };
 
 use crate::{
-    breaks::delivery::{self, Line, Notice},
+    breaks::delivery::{self, BreakNotification, Line},
     config::Share,
     rpc::pipe::{PIPES_PER_SESSION, Pipe},
 };
@@ -291,7 +291,7 @@ impl Session {
     ) -> bool {
         let session = self.clone();
         let lines = move || lock(&session.channels).iter().map(|c| c.line.clone()).collect();
-        delivery::tell(lines, Notice { session: Some(self.id), message }, awaited)
+        delivery::tell(lines, BreakNotification { session: Some(self.id), message }, awaited)
     }
 
     /// Whether the session was ended.
@@ -350,10 +350,10 @@ impl Session {
         // Each may have a file to remove, and there may be thousands.
         let close = |Entry { open, .. }: Entry| {
             open.closed.notify_waiters();
-            if keep && let Some(time) = open.worth_keeping() {
-                open.standing().client = None;
+            if keep && let Some(time) = open.preserve_time() {
+                open.state().client = None;
                 open.note_away(true);
-                open.nodes().clone().kept.keep(open, time);
+                open.table().clone().disconnected.keep(open, time);
             }
         };
         if closed.len() > FEW {
@@ -374,7 +374,7 @@ impl Session {
     /// Adds an open.
     pub fn add_open(self: &Arc<Self>, tree: TreeId, open: Arc<Open>) {
         let client: Arc<dyn Client> = self.clone();
-        open.standing().client = Some(Arc::downgrade(&client));
+        open.state().client = Some(Arc::downgrade(&client));
         let mut opens = self.opens.write().unwrap_or_else(PoisonError::into_inner);
         opens.insert(open.id.volatile, Entry { tree, open });
     }

@@ -182,8 +182,8 @@ fn status(server: &Server) -> Status {
         listen: current.config.listen.iter().map(ToString::to_string).collect(),
         connections: server.connections.load(Ordering::Relaxed) as u64,
         sessions: server.sessions.count() as u64,
-        opens: server.nodes.open_count() as u64,
-        files: server.nodes.file_count() as u64,
+        opens: server.open_files.open_count() as u64,
+        files: server.open_files.file_count() as u64,
         shares: current.config.shares.len() as u64,
         longest_turn_us: server.meters.longest.get().as_micros() as u64,
     }
@@ -226,28 +226,29 @@ fn open_info(open: &Open) -> OpenInfo {
         directory: open.directory,
         access: open.access.0,
         caching: caching(open),
-        locks: open.node.locks_of(open.node_id()).len() as u64,
+        locks: open.node.locks_of(open.opener_id()).len() as u64,
     }
 }
 
 /// What an open may cache, in the letters of leases.
 fn caching(open: &Open) -> String {
-    let (state, _) = open.node.caching(open.node_id());
+    let (state, _) = open.node.caching(open.opener_id());
     let letters = [(1, 'R'), (2, 'H'), (4, 'W')];
     let held = letters.iter().filter(|(bit, _)| state.0 & bit != 0);
     held.map(|(_, letter)| *letter).collect()
 }
 
 fn opens(server: &Server) -> Vec<OpenInfo> {
-    let mut list: Vec<_> = server.nodes.all_opens().iter().map(|open| open_info(open)).collect();
+    let mut list: Vec<_> =
+        server.open_files.all_opens().iter().map(|open| open_info(open)).collect();
     list.sort_by(|a, b| (&a.share, &a.path, a.id).cmp(&(&b.share, &b.path, b.id)));
     list
 }
 
 fn locks(server: &Server) -> Vec<LockInfo> {
     let mut list = Vec::new();
-    for open in server.nodes.all_opens() {
-        for (range, exclusive) in open.node.locks_of(open.node_id()) {
+    for open in server.open_files.all_opens() {
+        for (range, exclusive) in open.node.locks_of(open.opener_id()) {
             let info = open_info(&open);
             list.push(LockInfo {
                 open: info.id,
@@ -267,7 +268,7 @@ fn locks(server: &Server) -> Vec<LockInfo> {
 fn shares(server: &Server) -> Vec<ShareInfo> {
     let current = server.current();
     let sessions = server.sessions.all();
-    let opens = server.nodes.all_opens();
+    let opens = server.open_files.all_opens();
     let info = |(key, share): (&String, &std::sync::Arc<smb_server::config::Share>)| {
         let trees = sessions.iter().flat_map(|session| session.tree_shares());
         let volume = current.volumes.get(key);
@@ -290,7 +291,7 @@ fn disconnect(server: &Server, target: &Target) -> u64 {
     let by = |wanted: &dyn Fn(&Session) -> bool| {
         let gone: Vec<_> = server.sessions.all().into_iter().filter(|s| wanted(s)).collect();
         for session in &gone {
-            for open in server.nodes.all_opens() {
+            for open in server.open_files.all_opens() {
                 if open.session_id() == Some(session.id) {
                     open.close_for_good();
                 }
@@ -312,7 +313,7 @@ fn disconnect(server: &Server, target: &Target) -> u64 {
             session.channels().iter().any(|channel| its(&channel.peer))
         }),
         Target::Open(id) => {
-            match server.nodes.all_opens().iter().find(|o| o.id.persistent == *id) {
+            match server.open_files.all_opens().iter().find(|o| o.id.persistent == *id) {
                 Some(open) => {
                     open.close_for_good();
                     1

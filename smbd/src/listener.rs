@@ -136,7 +136,7 @@ async fn keep_house(server: Arc<Server>, mut stopped: watch::Receiver<bool>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            now = tick.tick() => server.nodes.kept.sweep(now.into_std()),
+            now = tick.tick() => server.open_files.disconnected.sweep(now.into_std()),
             _ = stopped.wait_for(|stop| *stop) => return,
         }
     }
@@ -190,7 +190,7 @@ impl Running {
     pub async fn drain(mut self) {
         let _ = self.stop.send(true);
         while self.listeners.join_next().await.is_some() {}
-        self.server.hand_over().await;
+        self.server.hand_off().await;
     }
 }
 

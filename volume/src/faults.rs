@@ -100,7 +100,7 @@ impl Faults {
     }
 
     /// A file begins to be made durable.
-    pub fn harden(&self, fd: BorrowedFd<'_>) -> Option<Hardening> {
+    pub fn make_durable(&self, fd: BorrowedFd<'_>) -> Option<Hardening> {
         let told = self.0.get()?;
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         Some(Hardening {

@@ -15,7 +15,7 @@ use volume::{
 };
 
 use crate::{
-    breaks::delivery::{self, Line, Notice},
+    breaks::delivery::{self, BreakNotification, Line},
     session::ConnectionId,
 };
 
@@ -78,7 +78,7 @@ impl Clients {
     fn tell(
         &self,
         client: ClientId,
-        notice: Notice,
+        notice: BreakNotification,
         awaited: impl Fn() -> bool + Send + 'static,
     ) -> bool {
         let lines = self.lines.clone();
@@ -95,7 +95,7 @@ impl Clients {
 
 impl client::Clients for Clients {
     fn break_lease(&self, client: ClientId, message: LeaseBreak, awaited: Awaited) -> bool {
-        let notice = Notice { session: None, message: Message::LeaseBreak(message) };
+        let notice = BreakNotification { session: None, message: Message::LeaseBreak(message) };
         self.tell(client, notice, awaited)
     }
 }
@@ -111,7 +111,7 @@ mod tests {
     fn a_client_hears_of_its_leases_on_connections_of_their_user_only() {
         let clients = Clients::default();
         let message = LeaseBreak { epoch: 1, flags: 1, key: [1; 16], current: 7, new: 3 };
-        let notice = Notice { session: None, message: Message::LeaseBreak(message) };
+        let notice = BreakNotification { session: None, message: Message::LeaseBreak(message) };
         let users = Users::default();
         let tell = |user: &str| {
             let client = ClientId { guid: [7; 16], user: users.get(user).id };

@@ -42,7 +42,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Something that a client is told unasked.
 #[derive(Debug, Clone, Copy)]
-pub struct Notice {
+pub struct BreakNotification {
     /// The session it is about, if it is about one.
     pub session: Option<SessionId>,
     /// What.
@@ -51,9 +51,9 @@ pub struct Notice {
 
 /// What a connection's task is asked to do.
 #[derive(Debug)]
-pub enum Post {
+pub enum ConnectionMessage {
     /// Tell the client.
-    Tell(Notice, Receipt),
+    Tell(BreakNotification, SendMark),
     /// Say how many of the bytes that were sent the client's system has acknowledged.
     Arrived(oneshot::Sender<u64>),
     /// End the connection, which has failed.
@@ -62,9 +62,9 @@ pub enum Post {
 
 /// Where a notice ends among the bytes that its connection sends.
 #[derive(Debug, Clone, Default)]
-pub struct Receipt(Arc<AtomicU64>);
+pub struct SendMark(Arc<AtomicU64>);
 
-impl Receipt {
+impl SendMark {
     /// It ends `end` bytes after the beginning of the connection.
     pub fn sent(&self, end: u64) {
         self.0.store(end, Ordering::Release);
@@ -82,7 +82,7 @@ impl Receipt {
 
 /// What became of a notice on a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum Delivery {
     /// The client's system has it.
     Arrived,
     /// The connection has ended, or cannot carry it.
@@ -98,52 +98,52 @@ enum Fate {
 pub struct Line {
     /// The connection.
     pub connection: ConnectionId,
-    posts: UnboundedSender<Post>,
+    posts: UnboundedSender<ConnectionMessage>,
 }
 
 impl Line {
     /// The line to the connection that receives these.
-    pub fn new(connection: ConnectionId, posts: UnboundedSender<Post>) -> Arc<Self> {
+    pub fn new(connection: ConnectionId, posts: UnboundedSender<ConnectionMessage>) -> Arc<Self> {
         Arc::new(Self { connection, posts })
     }
 
-    fn post(&self, post: Post) -> bool {
+    fn post(&self, post: ConnectionMessage) -> bool {
         self.posts.send(post).is_ok()
     }
 
-    fn tell(&self, notice: Notice) -> Option<Receipt> {
-        let receipt = Receipt::default();
-        self.post(Post::Tell(notice, receipt.clone())).then_some(receipt)
+    fn tell(&self, notice: BreakNotification) -> Option<SendMark> {
+        let receipt = SendMark::default();
+        self.post(ConnectionMessage::Tell(notice, receipt.clone())).then_some(receipt)
     }
 
     /// How far the client's system has acknowledged what it was sent.
-    async fn arrived(&self) -> Result<u64, Fate> {
+    async fn arrived(&self) -> Result<u64, Delivery> {
         let (answer, arrived) = oneshot::channel();
-        if !self.post(Post::Arrived(answer)) {
-            return Err(Fate::Gone);
+        if !self.post(ConnectionMessage::Arrived(answer)) {
+            return Err(Delivery::Gone);
         }
         match time::timeout(PATIENCE, arrived).await {
-            Ok(arrived) => arrived.map_err(|_| Fate::Gone),
-            Err(_) => Err(Fate::Busy),
+            Ok(arrived) => arrived.map_err(|_| Delivery::Gone),
+            Err(_) => Err(Delivery::Busy),
         }
     }
 
     /// Waits until a notice has arrived, or nothing has until `deadline` and for [`PATIENCE`]. A
     /// slow line is not a silent one.
-    async fn fate(&self, receipt: &Receipt, deadline: Instant) -> Result<Fate, Fate> {
+    async fn fate(&self, receipt: &SendMark, deadline: Instant) -> Result<Delivery, Delivery> {
         // What is posted is taken up in turn, so the notice has been sent when this is answered.
         let mut before = self.arrived().await?;
         let mut since = Instant::now();
         loop {
             if receipt.end() == u64::MAX {
-                return Ok(Fate::Gone);
+                return Ok(Delivery::Gone);
             }
             if receipt.end() <= before {
-                return Ok(Fate::Arrived);
+                return Ok(Delivery::Arrived);
             }
             let now = Instant::now();
             if now >= deadline && now >= since + PATIENCE {
-                return Ok(Fate::Silent);
+                return Ok(Delivery::Silent);
             }
             time::sleep(LOOK).await;
             let arrived = self.arrived().await?;
@@ -159,12 +159,12 @@ impl Line {
 /// there are at the moment.
 pub fn tell(
     lines: impl Fn() -> Vec<Arc<Line>> + Send + 'static,
-    notice: Notice,
+    notice: BreakNotification,
     awaited: impl Fn() -> bool + Send + 'static,
 ) -> bool {
     let Some((line, receipt)) = send(lines(), &[], notice) else { return false };
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn(see_to(lines, line, receipt, notice, awaited));
+        runtime.spawn(deliver(lines, line, receipt, notice, awaited));
     }
     true
 }
@@ -173,18 +173,18 @@ pub fn tell(
 fn send(
     lines: Vec<Arc<Line>>,
     tried: &[ConnectionId],
-    notice: Notice,
-) -> Option<(Arc<Line>, Receipt)> {
+    notice: BreakNotification,
+) -> Option<(Arc<Line>, SendMark)> {
     let mut others = lines.into_iter().filter(|line| !tried.contains(&line.connection));
     others.find_map(|line| line.tell(notice).map(|receipt| (line, receipt)))
 }
 
 /// Sees to it that a notice arrives, on one line after the other.
-async fn see_to(
+async fn deliver(
     lines: impl Fn() -> Vec<Arc<Line>>,
     mut line: Arc<Line>,
-    mut receipt: Receipt,
-    notice: Notice,
+    mut receipt: SendMark,
+    notice: BreakNotification,
     awaited: impl Fn() -> bool,
 ) {
     let last = Instant::now() + LAST;
@@ -193,17 +193,17 @@ async fn see_to(
         tried.push(line.connection);
         let mut fate = line.fate(&receipt, Instant::now()).await;
         let only = |lines: Vec<Arc<Line>>| lines.iter().all(|l| tried.contains(&l.connection));
-        if fate == Ok(Fate::Silent) && only(lines()) {
+        if fate == Ok(Delivery::Silent) && only(lines()) {
             // Perhaps it comes back, or the client comes on another.
             fate = line.fate(&receipt, last).await;
         }
         match fate.unwrap_or_else(|fate| fate) {
-            Fate::Arrived => return,
-            Fate::Silent => {
+            Delivery::Arrived => return,
+            Delivery::Silent => {
                 tracing::debug!(connection = line.connection.0, "silent, so it is closed");
-                line.post(Post::Close);
+                line.post(ConnectionMessage::Close);
             }
-            Fate::Busy | Fate::Gone => {}
+            Delivery::Busy | Delivery::Gone => {}
         }
         if !awaited() {
             return;
@@ -222,7 +222,7 @@ mod tests {
     /// A connection whose task the test is.
     struct Task {
         line: Arc<Line>,
-        posts: Option<UnboundedReceiver<Post>>,
+        posts: Option<UnboundedReceiver<ConnectionMessage>>,
         written: u64,
         arrived: u64,
         told: usize,
@@ -263,19 +263,19 @@ mod tests {
                 && let Some(Ok(post)) = self.posts.as_mut().map(UnboundedReceiver::try_recv)
             {
                 match post {
-                    Post::Tell(_, receipt) => {
+                    ConnectionMessage::Tell(_, receipt) => {
                         self.written += 500;
                         self.told += 1;
                         receipt.sent(self.written);
                     }
-                    Post::Arrived(answer) => drop(answer.send(self.arrived)),
-                    Post::Close => self.posts = None,
+                    ConnectionMessage::Arrived(answer) => drop(answer.send(self.arrived)),
+                    ConnectionMessage::Close => self.posts = None,
                 }
             }
         }
     }
 
-    fn notice() -> Notice {
+    fn notice() -> BreakNotification {
         let message = oplock::Message::LeaseBreak(oplock::LeaseBreak {
             epoch: 1,
             flags: 1,
@@ -283,7 +283,7 @@ mod tests {
             current: 7,
             new: 3,
         });
-        Notice { session: None, message }
+        BreakNotification { session: None, message }
     }
 
     /// Lets the clock, which is the test's, go on by `seconds` while the connections work.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use smb_protocol::msg::close::{POSTQUERY_ATTRIB, Request, Response};
-use volume::{open::Ended, sharing::caching::Cause};
+use volume::{open::Ended, sharing::caching::BreakReason};
 
 use super::{Ctx, Deferred, Handled, Outcome};
 
@@ -16,7 +16,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         && open.delete_on_close.load(Ordering::Acquire)
     {
         // Whoever keeps the file open only to be faster must let go of it first.
-        open.others_let_go(Cause::Delete)?;
+        open.break_conflicting(BreakReason::Delete)?;
     }
     let open = session.close(tree, id)?;
     open.closed.notify_waiters();

@@ -44,7 +44,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         let release = || unlock(&open, &request.locks);
         if many { aside(release) } else { release() }?;
     } else {
-        open.others_forget()?;
+        open.break_read_caching()?;
         let take = || lock(&open, &request.locks);
         if let Some((range, exclusive)) = if many { aside(take) } else { take() }? {
             return Ok(wait(open, range, exclusive, sequence).into());
@@ -172,8 +172,8 @@ impl Sequence {
 
     /// Whether it was carried out before; an older number in its place is forgotten.
     fn was_done(self, open: &Open) -> bool {
-        let mut standing = open.standing();
-        let Some(numbers) = &mut standing.lock_sequences else { return false };
+        let mut state = open.state();
+        let Some(numbers) = &mut state.lock_sequences else { return false };
         if numbers[self.index] == self.number {
             return true;
         }
@@ -182,9 +182,9 @@ impl Sequence {
     }
 
     fn note(self, open: &Open) {
-        let mut standing = open.standing();
+        let mut state = open.state();
         let numbers =
-            standing.lock_sequences.get_or_insert_with(|| Box::new([u8::MAX; LOCK_SEQUENCES]));
+            state.lock_sequences.get_or_insert_with(|| Box::new([u8::MAX; LOCK_SEQUENCES]));
         numbers[self.index] = self.number;
     }
 }

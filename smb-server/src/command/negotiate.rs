@@ -123,7 +123,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         capabilities |= Capabilities::MULTI_CHANNEL;
     }
     if dialect.is_smb3()
-        && server.nodes.stable.is_there()
+        && server.open_files.persistent_opens.is_there()
         && request.capabilities.has(Capabilities::PERSISTENT_HANDLES)
     {
         capabilities |= Capabilities::PERSISTENT_HANDLES;

@@ -7,7 +7,7 @@ use smb_protocol::{
         oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
     },
 };
-use volume::sharing::caching::{self, Holder, LeaseId, NotSo};
+use volume::sharing::caching::{self, AckError, GrantOwner, LeaseId};
 
 use super::{Ctx, Handled, Outcome};
 
@@ -28,13 +28,13 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
         // More than it was told, or nothing that an oplock can be.
         _ => LeaseState::READ.or(LeaseState::WRITE).or(LeaseState::HANDLE),
     };
-    let holder = Holder::Open(open.node_id());
-    let left = open.nodes().acknowledge(&open.node, holder, kept).map_err(|why| match why {
-        NotSo::NotBreaking => NtStatus::INVALID_DEVICE_STATE,
+    let holder = GrantOwner::Open(open.opener_id());
+    let left = open.table().acknowledge(&open.node, holder, kept).map_err(|why| match why {
+        AckError::NotBreaking => NtStatus::INVALID_DEVICE_STATE,
         // A break to nothing awaits no acknowledgement.
-        NotSo::NotHeld => NtStatus::INVALID_OPLOCK_PROTOCOL,
-        NotSo::TooMuch if ack.level == OplockLevel::LEASE => NtStatus::INVALID_PARAMETER,
-        NotSo::TooMuch => NtStatus::INVALID_OPLOCK_PROTOCOL,
+        AckError::NotHeld => NtStatus::INVALID_OPLOCK_PROTOCOL,
+        AckError::TooMuch if ack.level == OplockLevel::LEASE => NtStatus::INVALID_PARAMETER,
+        AckError::TooMuch => NtStatus::INVALID_OPLOCK_PROTOCOL,
     })?;
     OplockBreak { level: caching::level_of(left), file_id: open.id }.encode(out);
     Ok(Outcome::SUCCESS)
@@ -42,7 +42,7 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
 
 fn lease(ctx: &mut Ctx<'_>, ack: LeaseAck, out: &mut Vec<u8>) -> Handled {
     let id = LeaseId { client: ctx.client()?, key: ack.key };
-    let state = ctx.ex.server.nodes.acknowledge_lease(id, LeaseState(ack.state))?;
+    let state = ctx.ex.server.open_files.acknowledge_lease(id, LeaseState(ack.state))?;
     LeaseAck { key: ack.key, state: state.0 }.encode(out);
     Ok(Outcome::SUCCESS)
 }

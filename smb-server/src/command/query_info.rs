@@ -80,7 +80,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 }
 
 fn standard(open: &Open, facts: &Facts) -> Standard {
-    let links = facts.links.saturating_sub(open.base_node().names_going());
+    let links = facts.links.saturating_sub(open.base_file().names_going());
     Standard {
         allocation_size: facts.allocation_size,
         end_of_file: facts.end_of_file,

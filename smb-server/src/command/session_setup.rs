@@ -289,7 +289,7 @@ fn establish(
         || client_signs.has(SecurityMode::SIGNING_REQUIRED);
     let keys = derive(negotiated, &done.session_key, preauth);
     #[cfg(test)]
-    if !server.nodes.faults.keeps(volume::faults::Rule::Nonces)
+    if !server.open_files.faults.keeps(volume::faults::Rule::Nonces)
         && let Some(sealing) = &keys.sealing
     {
         sealing.seals.repeat_nonces();
@@ -306,7 +306,7 @@ fn establish(
     let logon = Logon {
         id,
         sids,
-        user: server.nodes.users.get(&user),
+        user: server.open_files.users.get(&user),
         keys,
         must_sign,
         must_encrypt,

@@ -79,7 +79,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         // Older dialects know nothing of it (MS-SMB2 3.3.5.7).
         let continuous = share.continuously_available
             && ctx.dialect().is_smb3()
-            && ctx.ex.server.nodes.stable.is_there();
+            && ctx.ex.server.open_files.persistent_opens.is_there();
         if continuous {
             capabilities |= ShareCapabilities::CONTINUOUS_AVAILABILITY;
         }

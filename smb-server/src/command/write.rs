@@ -48,7 +48,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     open.note_write();
     let offset = request.offset + ctx.placed as u64;
     #[cfg(test)]
-    let late = open.nodes().faults.is_late();
+    let late = open.table().faults.is_late();
     #[cfg(not(test))]
     let late = false;
     let written = if appends_only(&open) && offset == open.length()? {
@@ -67,7 +67,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
         }
         if through {
-            open.harden().await?;
+            open.make_durable().await?;
         }
         let mut body = Vec::with_capacity(16);
         Response { count }.encode(&mut body);
@@ -139,13 +139,13 @@ fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<Loc
         // MS-SMB2 3.3.5.13: the right to append is none to change what is there.
         return Err(NtStatus::ACCESS_DENIED.into());
     }
-    open.node.check_io(open.node_id(), request.offset, len as u64, true)?;
-    open.others_forget()?;
+    open.node.check_io(open.opener_id(), request.offset, len as u64, true)?;
+    open.break_read_caching()?;
     open.position.store(end, Ordering::Relaxed);
     if !open.written.load(Ordering::Relaxed) {
         open.written.store(true, Ordering::Relaxed);
     }
-    if open.nodes().is_watched() {
+    if open.table().is_watched() {
         open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
     }
     Ok((open, data))
@@ -198,8 +198,8 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let open = ctx.open(request.file_id)?;
     let writes = Access::WRITE_DATA.or(Access::APPEND_DATA);
     open.need(writes)?;
-    open.base_node().times.settle();
-    let hardened = open.harden();
+    open.base_file().times.settle();
+    let hardened = open.make_durable();
     Ok(Outcome::Deferred(Deferred::storage(0, async move {
         if open.directory {
             // MS-FSA 2.1.5.7: what the folder itself holds.

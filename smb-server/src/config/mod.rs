@@ -160,7 +160,7 @@ pub struct Config {
     /// Worker threads; `None` is one per CPU.
     pub threads: Option<usize>,
     /// How long a thread looks out for a client's next request before it sleeps.
-    pub linger: Duration,
+    pub busy_poll: Duration,
     /// How TCP reacts to a full network; `None` is CUBIC where the system has it.
     pub congestion_control: Option<String>,
     /// Sessions may use several connections.
@@ -258,7 +258,7 @@ impl Config {
             max_io_size: u32::try_from(max_io).unwrap_or(8 << 20),
             io_engine: file.server.io_engine,
             threads: file.server.threads,
-            linger: Duration::from_micros(file.server.linger_us),
+            busy_poll: Duration::from_micros(file.server.linger_us),
             congestion_control: file.server.congestion_control,
             multichannel: file.server.multichannel,
             interfaces: check.interfaces(&file.interface)?,
@@ -304,10 +304,10 @@ mod tests {
 
     #[test]
     fn a_thread_lingers_as_long_as_it_is_told_and_no_longer_than_a_millisecond() {
-        let linger = |line: &str| parse(&format!("{HEAD}{line}\n")).map(|c| c.linger);
-        assert_eq!(linger("").unwrap(), Duration::from_micros(50));
-        assert_eq!(linger("linger_us = 0").unwrap(), Duration::ZERO);
-        assert!(linger("linger_us = 1001").unwrap_err().contains("server.linger_us"));
+        let busy_poll = |line: &str| parse(&format!("{HEAD}{line}\n")).map(|c| c.busy_poll);
+        assert_eq!(busy_poll("").unwrap(), Duration::from_micros(50));
+        assert_eq!(busy_poll("linger_us = 0").unwrap(), Duration::ZERO);
+        assert!(busy_poll("linger_us = 1001").unwrap_err().contains("server.linger_us"));
     }
 
     #[test]

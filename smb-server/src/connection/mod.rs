@@ -12,8 +12,8 @@
 //! goes on to its end meanwhile: a channel that fell silent must not keep its requests in progress
 //! for the other channels of its session.
 
+mod busy_poll;
 mod input;
-mod linger;
 
 use std::{
     collections::VecDeque,
@@ -39,9 +39,9 @@ use volume::work::Turn;
 use self::input::{Input, give_buffer, take_buffer};
 use crate::{
     Server,
-    breaks::delivery::Post,
+    breaks::delivery::ConnectionMessage,
     census::Counted,
-    connection::linger::Linger,
+    connection::busy_poll::BusyPoll,
     exchange::{Completion, Exchange, Frame},
     meters::Meter,
 };
@@ -100,7 +100,7 @@ pub async fn run(
 ) -> Result<(), Dropped> {
     let current = server.current();
     let limits = current.config.limits.clone();
-    let linger = Linger::new(current.config.linger);
+    let busy_poll = BusyPoll::new(current.config.busy_poll);
     drop(current);
     let local = stream.local_addr()?;
     let mut exchange = Exchange::new(server, peer, local);
@@ -111,7 +111,7 @@ pub async fn run(
         written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
         held: VecDeque::new(),
-        linger,
+        busy_poll,
         meter: exchange.meter.clone(),
         stranger: Stranger { server: exchange.server.clone(), counted: 0 },
     };
@@ -213,7 +213,7 @@ async fn serve(
             && waiting.is_empty()
             && exchange.authenticated()
             && !*stopped.borrow()
-            && let Some(window) = link.linger.window()
+            && let Some(window) = link.busy_poll.window()
             && link.look_out(answered + window).await?
         {
             continue;
@@ -239,7 +239,7 @@ async fn serve(
                 if !got? {
                     return Ok(());
                 }
-                link.linger.slept(answered.elapsed());
+                link.busy_poll.slept(answered.elapsed());
             }
             () = counted.told_to_go(), if !known => {
                 return Err(Dropped::MadeRoom);
@@ -278,7 +278,7 @@ struct Link {
     write_time: Duration,
     /// What ended while a send was under way.
     held: VecDeque<Completion>,
-    linger: Linger,
+    busy_poll: BusyPoll,
     meter: Arc<Meter>,
     stranger: Stranger,
 }
@@ -333,12 +333,12 @@ impl Link {
             match self.receive_now()? {
                 Some(0) => return Ok(false),
                 Some(_) => {
-                    self.linger.hit();
+                    self.busy_poll.hit();
                     return Ok(true);
                 }
                 None if Instant::now() < until => {}
                 None => {
-                    self.linger.missed();
+                    self.busy_poll.missed();
                     return Ok(false);
                 }
             }
@@ -361,17 +361,19 @@ impl Link {
     }
 
     /// Does what others ask of this connection.
-    fn handle(&mut self, post: Post, exchange: &Exchange) -> Result<(), Dropped> {
+    fn handle(&mut self, post: ConnectionMessage, exchange: &Exchange) -> Result<(), Dropped> {
         match post {
-            Post::Tell(notice, receipt) => match exchange.tell(notice, &mut self.output) {
-                true => receipt.sent(self.written + self.output.len() as u64),
-                false => receipt.lost(),
-            },
-            Post::Arrived(answer) => {
+            ConnectionMessage::Tell(notice, receipt) => {
+                match exchange.tell(notice, &mut self.output) {
+                    true => receipt.sent(self.written + self.output.len() as u64),
+                    false => receipt.lost(),
+                }
+            }
+            ConnectionMessage::Arrived(answer) => {
                 let arrived = self.written.saturating_sub(unacknowledged(&self.stream));
                 let _ = answer.send(arrived);
             }
-            Post::Close => {
+            ConnectionMessage::Close => {
                 // Nobody waits for what is still to be sent, and the client, if it hears, hears
                 // at once.
                 let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));

@@ -24,7 +24,7 @@ use volume::work::Turn;
 
 use crate::{
     Server,
-    breaks::delivery::{Line, Notice, Post},
+    breaks::delivery::{BreakNotification, ConnectionMessage, Line},
     command::{self, Ctx, negotiate::Negotiated, session_setup::Authentication},
     connection::Dropped,
     exchange::credits::CreditWindow,
@@ -85,7 +85,7 @@ pub struct Exchange {
     limits: crate::config::Limits,
     max_message: usize,
     line: Arc<Line>,
-    posts: UnboundedReceiver<Post>,
+    posts: UnboundedReceiver<ConnectionMessage>,
     /// Bytes of the next message's data that are in the file already.
     placed: usize,
 }
@@ -129,18 +129,18 @@ impl Exchange {
     }
 
     /// What this connection is asked to do for others next.
-    pub async fn post(&mut self) -> Option<Post> {
+    pub async fn post(&mut self) -> Option<ConnectionMessage> {
         self.posts.recv().await
     }
 
     /// What it is asked to do now, if there is anything.
-    pub fn post_now(&mut self) -> Option<Post> {
+    pub fn post_now(&mut self) -> Option<ConnectionMessage> {
         self.posts.try_recv().ok()
     }
 
     /// Writes the message that tells a client to give up caching (MS-SMB2 3.3.4.6, 3.3.4.7);
     /// `false` if the session is not on this connection any more.
-    pub fn tell(&self, notice: Notice, out: &mut Vec<u8>) -> bool {
+    pub fn tell(&self, notice: BreakNotification, out: &mut Vec<u8>) -> bool {
         let channel = match notice.session {
             Some(id) => self.sessions.get(&id),
             None => self.sessions.values().next(),

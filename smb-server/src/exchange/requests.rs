@@ -35,7 +35,8 @@ impl Exchange {
         let mut pass = Pass::begin(out, protection);
         #[cfg(test)]
         {
-            pass.answer.leaks = !self.server.nodes.faults.keeps(volume::faults::Rule::TakenBack);
+            pass.answer.leaks =
+                !self.server.open_files.faults.keeps(volume::faults::Rule::TakenBack);
         }
         self.requests(message, None, &mut pass, turn).await?;
         pass.end()

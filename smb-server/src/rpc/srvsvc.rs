@@ -510,7 +510,7 @@ fn file_enum(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
     let mut all = Vec::new();
     if status == result::OK {
         let current = caller.server.current();
-        for open in caller.server.nodes.all_opens() {
+        for open in caller.server.open_files.all_opens() {
             const READ: u32 = 1;
             const WRITE: u32 = 2;
             const CREATE: u32 = 4;
@@ -531,7 +531,7 @@ fn file_enum(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
                 permissions: if reads { READ } else { 0 }
                     | if writes { WRITE } else { 0 }
                     | if creates { CREATE } else { 0 },
-                locks: len32(open.node.locks_of(open.node_id()).len()),
+                locks: len32(open.node.locks_of(open.opener_id()).len()),
                 path,
                 user: open.origin.user.name.clone(),
             });
@@ -559,7 +559,7 @@ fn file_close(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
     if !caller.administers() {
         return Ok(status_only(result::ACCESS_DENIED));
     }
-    let opens = caller.server.nodes.all_opens();
+    let opens = caller.server.open_files.all_opens();
     let Some(open) = opens.into_iter().find(|open| open.id.volatile as u32 == id) else {
         return Ok(status_only(result::FILE_NOT_FOUND));
     };

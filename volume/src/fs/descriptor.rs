@@ -18,13 +18,13 @@ use super::{file_key, path};
 use crate::work::{self, aside};
 
 /// Says which CREATE made a file: `CreateGuid` and `ClientGuid`.
-pub type Mark = [u8; 32];
+pub type CreateTag = [u8; 32];
 
 /// Where a file bears its mark until the open that made it is remembered elsewhere.
 pub(crate) const MADE: &str = "user.bulkhead.made";
 
 /// Whether a file bears a mark.
-pub fn bears(fd: BorrowedFd<'_>, mark: &Mark) -> bool {
+pub fn bears(fd: BorrowedFd<'_>, mark: &CreateTag) -> bool {
     let mut found = [0; 32];
     let path = magic_path(fd);
     rustix::fs::getxattr(path.as_str(), MADE, &mut found[..]) == Ok(32) && found == *mark

@@ -26,7 +26,7 @@ use rustix::{
 use smb_protocol::{NtStatus, msg::create::Access};
 
 use crate::fs::{
-    descriptor::{MADE, Mark, magic_path, place_of},
+    descriptor::{CreateTag, MADE, magic_path, place_of},
     file_key,
     path::RelPath,
     volume::Volume,
@@ -129,7 +129,7 @@ impl Permit<'_> {
         &self,
         folder: BorrowedFd<'_>,
         name: &str,
-        mark: &Mark,
+        mark: &CreateTag,
     ) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let nameless = rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o640));

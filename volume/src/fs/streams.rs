@@ -35,7 +35,7 @@ use smb_protocol::name::{fold, same_name};
 
 use crate::fs::{
     attributes,
-    descriptor::{MADE, Mark, magic_path},
+    descriptor::{CreateTag, MADE, magic_path},
     path::{PRIVATE, StreamName},
 };
 use crate::work::aside;
@@ -301,7 +301,7 @@ impl StreamStore {
         &self,
         base: BorrowedFd<'_>,
         name: &StreamName,
-        mark: Option<&Mark>,
+        mark: Option<&CreateTag>,
     ) -> Result<OwnedFd, Errno> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let folder = self.make_folder(base)?;

@@ -133,7 +133,7 @@ impl Volume {
     }
 
     /// Whether it is a snapshot, in which nothing changes any more.
-    pub fn is_past(&self) -> bool {
+    pub fn is_snapshot(&self) -> bool {
         self.past
     }
 

@@ -24,7 +24,7 @@ use super::{Open, StreamOpen};
 use crate::{
     fs::{descriptor::close_removed, listing, path::RelPath},
     quoted::Quoted,
-    sharing::{caching::Cause, watches::Change},
+    sharing::{caching::BreakReason, watches::Change},
     status::of_errno,
 };
 
@@ -69,7 +69,7 @@ impl Open {
     pub fn close_for_good(&self) {
         match self.client() {
             Some(client) => client.close_open(self.id),
-            None => drop(self.nodes.kept.take(self.id.persistent)),
+            None => drop(self.open_files.disconnected.take(self.id.persistent)),
         }
     }
 
@@ -130,12 +130,12 @@ impl Open {
 
     /// Ends it, as the last who has it lets go.
     fn close(&mut self) -> Ended {
-        if self.is_remembered() {
-            self.node.forget(self.node_id());
+        if self.is_in_store() {
+            self.node.forget(self.opener_id());
         }
         self.volume().left();
         self.mark_for_deletion();
-        self.nodes().forget(self);
+        self.table().forget(self);
         self.date_writes();
         self.leave_times();
         let Removal { removed, failed } = self.leave_file();
@@ -156,17 +156,17 @@ impl Open {
         if self.directory && !listing::is_empty(self.folder()).unwrap_or(false) {
             return;
         }
-        let _ = self.others_let_go(Cause::Delete);
-        self.node.set_delete_pending(self.node_id(), true);
+        let _ = self.break_conflicting(BreakReason::Delete);
+        self.node.set_delete_pending(self.opener_id(), true);
         if self.directory {
-            self.nodes().watches.gone(self.node.key());
+            self.table().watches.gone(self.node.key());
         }
     }
 
     /// Leaves the file, and the one that its stream belongs to. What was to be deleted is, if nobody
     /// else has it open, before anyone can open it again.
     fn leave_file(&self) -> Removal {
-        let id = self.node_id();
+        let id = self.opener_id();
         let mut removal = Removal::default();
         if self.stream.is_none()
             && self.posix_delete.load(Ordering::Acquire)
@@ -179,12 +179,12 @@ impl Open {
             }
         }
         match &self.stream {
-            None => self.nodes().leave(&self.node, id, |path| removal.note(self.remove_file(path))),
+            None => self.table().leave(&self.node, id, |path| removal.note(self.remove_file(path))),
             Some(stream) => {
                 let mut kept = None;
-                self.nodes().leave(&self.node, id, |_| kept = self.remove_stream(stream).err());
+                self.table().leave(&self.node, id, |_| kept = self.remove_stream(stream).err());
                 let remove = |path: &RelPath| removal.note(self.remove_file(path));
-                self.nodes().leave(&stream.base, id, remove);
+                self.table().leave(&stream.base, id, remove);
                 removal.failed = removal.failed.or(kept);
             }
         }
@@ -200,10 +200,10 @@ impl Open {
                 let (volume, by) = (&**self.volume(), self.origin.parent_lease);
                 let (path, action) = (&path, Action::REMOVED);
                 let (stream, unless) = (None, ChangeFilter::NONE);
-                self.nodes().changed(&Change { volume, path, stream, action, filter, unless, by });
+                self.table().changed(&Change { volume, path, stream, action, filter, unless, by });
             }
             // Sizes and times that a listing shows are others now.
-            None if self.written.load(Ordering::Relaxed) && self.nodes().any_folder_cached() => {
+            None if self.written.load(Ordering::Relaxed) && self.table().any_folder_cached() => {
                 if let Ok(path) = self.path() {
                     self.tell_at(&path, Action::MODIFIED, ChangeFilter::NONE);
                 }
@@ -215,7 +215,7 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if self.nodes().stable.is_frozen() {
+        if self.table().persistent_opens.is_frozen() {
             // It is not closed: the server that comes next has it.
             return;
         }

@@ -24,17 +24,17 @@ use smb_protocol::{
 use crate::{
     fs::{
         attributes::{self, Facts},
-        descriptor::{Mark, bears, reopen, set_length},
+        descriptor::{CreateTag, bears, reopen, set_length},
         eas,
         path::{FileName, RelPath, StreamName, StreamPart},
         permit::gates,
         security, streams,
         volume::{Found, Volume},
     },
-    open::{Open, Origin, Parts, StreamOpen, table::Nodes},
+    open::{Open, Origin, Parts, StreamOpen, table::OpenFileTable},
     sharing::{
         caching::LeaseId,
-        file::{Node, Opener, Refused},
+        file::{OpenFile, Opener, Refused},
         modes::beside,
     },
     work::aside,
@@ -46,7 +46,7 @@ const CONTENT: Access =
 /// Rights that change the content of a file.
 const CHANGE: Access = Access(Access::WRITE_DATA.0 | Access::APPEND_DATA.0);
 /// One CREATE on its way.
-pub struct Job<'a> {
+pub struct CreateOperation<'a> {
     /// What is asked.
     pub request: &'a Request<'a>,
     /// What the tree grants at most.
@@ -56,7 +56,7 @@ pub struct Job<'a> {
     /// Where.
     pub volume: Arc<Volume>,
     /// Files that are open.
-    pub nodes: Arc<Nodes>,
+    pub open_files: Arc<OpenFileTable>,
     /// How the open will be named.
     pub id: FileId,
     /// Which file, and which part of it.
@@ -70,12 +70,12 @@ pub struct Job<'a> {
     /// The client speaks SMB 3.
     pub smb3: bool,
     /// What a file bears that this CREATE makes, if its open is to outlive the server.
-    pub mark: Option<Mark>,
+    pub mark: Option<CreateTag>,
     /// It may have been carried out before, by a server that ended before it could remember.
     pub replays: bool,
 }
 
-impl Job<'_> {
+impl CreateOperation<'_> {
     /// Carries it out.
     pub fn run(self) -> Result<(Open, CreateAction), Refused> {
         // Someone may make or remove the file between our look and our step; then look again.
@@ -107,7 +107,7 @@ impl Job<'_> {
         if wanted.has(Access::MAXIMUM_ALLOWED) {
             wanted = wanted.without(Access::MAXIMUM_ALLOWED).or(allowed);
         }
-        if self.volume.is_past() {
+        if self.volume.is_snapshot() {
             // It opens; what would change it is refused then.
             wanted = wanted.and(self.ceiling);
         }
@@ -242,7 +242,7 @@ impl Job<'_> {
             tracing::debug!(%error, size, "space that was free a moment ago is not set aside");
         }
         // What is overwritten loses its streams too, but for those that someone has open.
-        self.volume.streams().clear(fd.as_fd(), |stream| self.nodes.is_open(stream))?;
+        self.volume.streams().clear(fd.as_fd(), |stream| self.open_files.is_open(stream))?;
         Ok(())
     }
 
@@ -376,8 +376,8 @@ impl Job<'_> {
 
     /// Joins those who have the file open; leaves them again unless it is kept.
     fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Joined<'_>, Refused> {
-        let node = self.nodes.join(stat, &self.volume.system(path), by)?;
-        Ok(Joined { nodes: &self.nodes, node: Some(node), id: by.id })
+        let node = self.open_files.join(stat, &self.volume.system(path), by)?;
+        Ok(Joined { open_files: &self.open_files, node: Some(node), id: by.id })
     }
 
     /// Opens the content as far as the access needs it, or cutting it does. That of a file itself,
@@ -388,7 +388,7 @@ impl Job<'_> {
         access: Access,
         directory: bool,
         cuts: bool,
-        node: Option<&Arc<Node>>,
+        node: Option<&Arc<OpenFile>>,
     ) -> Result<Option<Arc<LocalFile>>, Refused> {
         if directory || !(access.any(CONTENT) || cuts) {
             return Ok(None);
@@ -411,7 +411,7 @@ impl Job<'_> {
         &self,
         handle: OwnedFd,
         access: Access,
-        node: Arc<Node>,
+        node: Arc<OpenFile>,
         data: Option<Arc<LocalFile>>,
         directory: bool,
         stream: Option<StreamOpen>,
@@ -427,7 +427,7 @@ impl Job<'_> {
             stream,
             directory,
             volume: self.volume.clone(),
-            nodes: self.nodes.clone(),
+            open_files: self.open_files.clone(),
             lease: self.lease,
             origin: self.origin.clone(),
         })
@@ -461,7 +461,7 @@ impl Job<'_> {
         }
         let access = self.granted(FileAttributes::NONE, Access::ALL)?;
         if let Some(lease) = self.lease {
-            self.nodes.check_lease(lease, None)?;
+            self.open_files.check_lease(lease, None)?;
         }
         let above = security::Above::of(folder.as_fd())?;
         if !above.access(self.sids).has(adds) {
@@ -528,7 +528,7 @@ impl Job<'_> {
             }
             Err(error) => {
                 // Whoever has opened it since it was made may have written to it already.
-                if !self.nodes.is_open(&stat) {
+                if !self.open_files.is_open(&stat) {
                     let _ = permit.remove(&path, &stat);
                     let _ = permit.forget_streams(fd.as_fd());
                 }
@@ -585,21 +585,21 @@ pub fn content_again(
 /// What a CREATE made.
 enum Fresh {
     /// A file or folder that has been joined, and its content if that is to be used.
-    File(Arc<Node>, Option<Arc<LocalFile>>),
+    File(Arc<OpenFile>, Option<Arc<LocalFile>>),
     /// A file with a named stream.
     Stream(Box<Open>),
 }
 
 /// A place among those who have a file open.
 struct Joined<'a> {
-    nodes: &'a Nodes,
-    node: Option<Arc<Node>>,
+    open_files: &'a OpenFileTable,
+    node: Option<Arc<OpenFile>>,
     id: u64,
 }
 
 impl Joined<'_> {
     /// The place is taken for good; who has it leaves by itself.
-    fn keep(mut self) -> Arc<Node> {
+    fn keep(mut self) -> Arc<OpenFile> {
         self.node.take().expect("a place is kept once, by value")
     }
 }
@@ -607,7 +607,7 @@ impl Joined<'_> {
 impl Drop for Joined<'_> {
     fn drop(&mut self) {
         if let Some(node) = &self.node {
-            self.nodes.leave(node, self.id, |_| {});
+            self.open_files.leave(node, self.id, |_| {});
         }
     }
 }

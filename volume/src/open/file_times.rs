@@ -15,11 +15,11 @@ impl Open {
         if self.stream.is_some() {
             self.wrote.store(true, Ordering::Relaxed);
         }
-        let times = &self.base_node().times;
-        if !times.knows_of_writes(self.node_id())
+        let times = &self.base_file().times;
+        if !times.knows_of_writes(self.opener_id())
             && let Ok(facts) = attributes::facts(self.handle())
         {
-            times.written(self.node_id(), facts.times.write);
+            times.written(self.opener_id(), facts.times.write);
             // What is changed is to be backed up.
             let archive = FileAttributes::ARCHIVE;
             if !facts.attributes.has(archive) && !facts.directory {
@@ -44,7 +44,7 @@ impl Open {
             change: given(asked.change),
         };
         let shown = self.facts()?.times;
-        let (node, id) = (self.base_node(), self.node_id());
+        let (node, id) = (self.base_file(), self.opener_id());
         node.times.settle();
         match asked.change {
             0 => {}
@@ -67,7 +67,7 @@ impl Open {
 
     /// This open is about to be closed: its writes are dated.
     pub fn date_writes(&self) {
-        if self.base_node().times.settle_close(self.node_id()) {
+        if self.base_file().times.settle_close(self.opener_id()) {
             let to = attributes::Change { write: Some(now()), ..attributes::Change::default() };
             if let Err(error) = attributes::set(self.handle(), &to) {
                 tracing::debug!(%error, "the time of the last write is not kept");
@@ -77,7 +77,7 @@ impl Open {
 
     /// What this open held of the file's times is given to the system.
     pub(crate) fn leave_times(&self) {
-        let remains = self.base_node().times.close(self.node_id());
+        let remains = self.base_file().times.close(self.opener_id());
         let mut to = attributes::Change {
             write: remains.write,
             change: remains.change,

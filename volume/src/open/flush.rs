@@ -11,7 +11,9 @@ use crate::{open::Open, status::of_storage};
 impl Open {
     /// Makes durable what was written to its file before this call; several that do so together
     /// share the work. It must be a file that was opened for its content, else nothing is done.
-    pub fn harden(self: &Arc<Self>) -> impl Future<Output = Result<(), NtStatus>> + Send + use<> {
+    pub fn make_durable(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = Result<(), NtStatus>> + Send + use<> {
         let open = self.clone();
         #[cfg(any(test, feature = "testing"))]
         let noted = open.begin_hardening();
@@ -50,13 +52,13 @@ impl Open {
 #[cfg(any(test, feature = "testing"))]
 impl Open {
     fn begin_hardening(&self) -> Option<crate::faults::Hardening> {
-        self.nodes().faults.harden(self.data.as_ref()?.as_fd())
+        self.table().faults.make_durable(self.data.as_ref()?.as_fd())
     }
 
     /// Whether the rule is kept by which its file is made durable.
     fn hardens(&self) -> bool {
         use crate::faults::Rule;
         let rule = if self.write_through() { Rule::WriteThrough } else { Rule::Flush };
-        self.nodes().faults.keeps(rule)
+        self.table().faults.keeps(rule)
     }
 }

@@ -4,11 +4,11 @@ use std::os::fd::AsFd;
 
 use crate::{
     fs::file_key::key,
-    open::table::Nodes,
-    sharing::{caching::Cause, watches::Change},
+    open::table::OpenFileTable,
+    sharing::{caching::BreakReason, watches::Change},
 };
 
-impl Nodes {
+impl OpenFileTable {
     /// Whether a change must be told to anyone.
     pub fn is_watched(&self) -> bool {
         self.watches.any()
@@ -28,7 +28,7 @@ impl Nodes {
         };
         if let Some(node) = self.get(&stat) {
             // Nobody is waited for: the change has been made.
-            let _ = self.break_for(&node, Cause::Change, (0, change.by));
+            let _ = self.break_for(&node, BreakReason::Change, (0, change.by));
         }
         if !self.watches.any() {
             return;

@@ -49,10 +49,10 @@ use crate::{
         security, streams,
         volume::Volume,
     },
-    open::{channel_sequence::ChannelSequence, table::Nodes},
+    open::{channel_sequence::ChannelSequence, table::OpenFileTable},
     sharing::{
-        caching::{self, Cause, LeaseId},
-        file::{Node, Refused},
+        caching::{self, BreakReason, LeaseId},
+        file::{OpenFile, Refused},
         watches::{Change, Watch, Watches},
     },
     status::of_errno,
@@ -134,7 +134,7 @@ pub const LOCK_SEQUENCES: usize = 64;
 
 /// What changes over the life of an open.
 #[derive(Debug)]
-pub struct Standing {
+pub struct OpenState {
     /// Who has it; `None` while its client is away.
     pub client: Option<Weak<dyn Client>>,
     /// Kept when the client is away.
@@ -170,7 +170,7 @@ pub struct StreamOpen {
     /// The file that holds its content, opened without access to it.
     pub file: OwnedFd,
     /// The file that the stream belongs to, joined as the open is to its own node.
-    pub base: Arc<Node>,
+    pub base: Arc<OpenFile>,
 }
 
 /// One open of one file, folder or named stream.
@@ -185,7 +185,7 @@ pub struct Open {
     /// Options of the create.
     pub options: CreateOptions,
     /// The file with its other openers.
-    pub node: Arc<Node>,
+    pub node: Arc<OpenFile>,
     /// The content, when it is a file that was opened for its content.
     pub data: Option<Arc<LocalFile>>,
     /// Names the file; for a stream the file it belongs to.
@@ -234,9 +234,9 @@ pub struct Open {
     /// Its byte-range locks count, too.
     locks: Mutex<Held>,
     watch: OnceLock<Arc<Watch>>,
-    standing: Mutex<Standing>,
+    state: Mutex<OpenState>,
     volume: Arc<Volume>,
-    nodes: Arc<Nodes>,
+    open_files: Arc<OpenFileTable>,
 }
 
 /// What an [`Open`] is made of.
@@ -250,7 +250,7 @@ pub struct Parts {
     /// Options of the create.
     pub options: CreateOptions,
     /// The file with its other openers; joined as `id.volatile`.
-    pub node: Arc<Node>,
+    pub node: Arc<OpenFile>,
     /// The content.
     pub data: Option<Arc<LocalFile>>,
     /// Names the file.
@@ -262,7 +262,7 @@ pub struct Parts {
     /// Where it is.
     pub volume: Arc<Volume>,
     /// Where `node` is kept.
-    pub nodes: Arc<Nodes>,
+    pub open_files: Arc<OpenFileTable>,
     /// Its lease.
     pub lease: Option<LeaseId>,
     /// Where it comes from.
@@ -273,9 +273,9 @@ impl Open {
     /// Puts an open together.
     pub fn new(parts: Parts) -> Self {
         let Parts { id, access, ceiling, options, node, data, handle, .. } = parts;
-        let Parts { stream, directory, volume, nodes, .. } = parts;
+        let Parts { stream, directory, volume, open_files, .. } = parts;
         volume.entered();
-        let standing = Standing {
+        let state = OpenState {
             client: None,
             durability: Durability::None,
             lock_sequences: None,
@@ -311,25 +311,25 @@ impl Open {
             noting: Mutex::new(()),
             closer: Mutex::new(None),
             watch: OnceLock::new(),
-            standing: Mutex::new(standing),
+            state: Mutex::new(state),
             volume,
-            nodes,
+            open_files,
         }
     }
 
     /// Its name among the openers of its node.
-    pub fn node_id(&self) -> u64 {
+    pub fn opener_id(&self) -> u64 {
         self.id.persistent
     }
 
     /// What changes over its life.
-    pub fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn state(&self) -> MutexGuard<'_, OpenState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who has it.
     pub fn client(&self) -> Option<Arc<dyn Client>> {
-        let client = self.standing().client.as_ref().and_then(Weak::upgrade);
+        let client = self.state().client.as_ref().and_then(Weak::upgrade);
         client.filter(|client| !client.ended())
     }
 
@@ -340,20 +340,20 @@ impl Open {
 
     /// Whether the client was told that its open outlives the server.
     pub fn is_persistent(&self) -> bool {
-        matches!(self.standing().durability, Durability::Persistent(_))
+        matches!(self.state().durability, Durability::Persistent(_))
     }
 
     /// Kept whatever it caches.
     pub fn is_resilient(&self) -> bool {
-        let durability = self.standing().durability;
+        let durability = self.state().durability;
         matches!(durability, Durability::Resilient(_) | Durability::Persistent(_))
     }
 
     /// For how long it is to be kept now that its client is away (MS-SMB2 3.3.7.1).
-    pub fn worth_keeping(&self) -> Option<Duration> {
-        let durability = self.standing().durability;
+    pub fn preserve_time(&self) -> Option<Duration> {
+        let durability = self.state().durability;
         let cached = || {
-            let (state, breaking) = self.node.caching(self.node_id());
+            let (state, breaking) = self.node.caching(self.opener_id());
             state.has(LeaseState::HANDLE) && !breaking
         };
         durability.timeout().filter(|_| !matches!(durability, Durability::Durable(_)) || cached())
@@ -361,16 +361,16 @@ impl Open {
 
     /// Tells others that what they have read is no longer so, before it is changed. Nobody is
     /// waited for: whoever caches writes was told when this open was made.
-    pub fn others_forget(&self) -> Result<(), NtStatus> {
-        match self.others_let_go(Cause::Change) {
+    pub fn break_read_caching(&self) -> Result<(), NtStatus> {
+        match self.break_conflicting(BreakReason::Change) {
             Ok(()) | Err(Refused::Wait(_)) => Ok(()),
             Err(Refused::Status(status)) => Err(status),
         }
     }
 
     /// Asks others to give up what `cause` does not go together with.
-    pub fn others_let_go(&self, cause: Cause) -> Result<(), Refused> {
-        self.nodes.break_for(&self.node, cause, (self.node_id(), self.lease))
+    pub fn break_conflicting(&self, cause: BreakReason) -> Result<(), Refused> {
+        self.open_files.break_for(&self.node, cause, (self.opener_id(), self.lease))
     }
 
     /// Tells its client to go down to an oplock of that level; whether it could be told.
@@ -384,7 +384,7 @@ impl Open {
         if self.lease.is_some() {
             return OplockLevel::LEASE;
         }
-        caching::level_of(self.node.caching(self.node_id()).0)
+        caching::level_of(self.node.caching(self.opener_id()).0)
     }
 
     /// Names the file for calls that need no content.
@@ -404,7 +404,7 @@ impl Open {
 
     /// What it watches, begun by `begin` if nothing was yet.
     pub fn watch(&self, begin: impl FnOnce(&Arc<Watches>) -> Arc<Watch>) -> Arc<Watch> {
-        self.watch.get_or_init(|| begin(&self.nodes.watches)).clone()
+        self.watch.get_or_init(|| begin(&self.open_files.watches)).clone()
     }
 
     /// Tells those who watch its folder that it has changed.
@@ -414,7 +414,7 @@ impl Open {
 
     /// Tells those who watch its folder what became of it.
     pub fn tell(&self, action: Action, filter: ChangeFilter) {
-        if !self.nodes.is_watched() && !self.nodes.any_folder_cached() {
+        if !self.open_files.is_watched() && !self.open_files.any_folder_cached() {
             return;
         }
         let Ok(path) = self.path() else { return };
@@ -437,7 +437,7 @@ impl Open {
         let stream = self.stream_name();
         let stream = stream.as_ref().map(|stream| stream.as_str());
         let (volume, by) = (&*self.volume, self.origin.parent_lease);
-        self.nodes.changed(&Change { volume, path, stream, action, filter, unless, by });
+        self.open_files.changed(&Change { volume, path, stream, action, filter, unless, by });
     }
 
     /// What a change of its name is of interest to.
@@ -450,14 +450,14 @@ impl Open {
     }
 
     /// Where files that are open are known.
-    pub fn nodes(&self) -> &Arc<Nodes> {
-        &self.nodes
+    pub fn table(&self) -> &Arc<OpenFileTable> {
+        &self.open_files
     }
 
     /// What the file is now; a stream has its own sizes.
     pub fn facts(&self) -> Result<Facts, NtStatus> {
         let mut facts = attributes::facts(self.handle()).map_err(of_errno)?;
-        self.base_node().times.apply(&mut facts.times);
+        self.base_file().times.apply(&mut facts.times);
         if let Some(stream) = &self.stream {
             let stat = rustix::fs::fstat(&stream.file).map_err(of_errno)?;
             facts.end_of_file = u64::try_from(stat.st_size).unwrap_or(0);
@@ -506,21 +506,21 @@ impl Open {
     }
 
     /// The node of the file: that of the file a stream belongs to.
-    pub fn base_node(&self) -> &Arc<Node> {
+    pub fn base_file(&self) -> &Arc<OpenFile> {
         self.stream.as_ref().map_or(&self.node, |stream| &stream.base)
     }
 
     /// Whether it, or the file that its stream belongs to, is to be deleted.
     pub fn delete_pending(&self) -> bool {
-        let id = self.node_id();
-        self.node.delete_pending(id) || self.base_node().delete_pending(id)
+        let id = self.opener_id();
+        self.node.delete_pending(id) || self.base_file().delete_pending(id)
     }
 
     /// Fails unless any of the rights in `any` was granted.
     pub fn need(&self, any: Access) -> Result<(), NtStatus> {
         match self.access.any(any) || !gates::holds(gates::Gate::Right) {
             true => Ok(()),
-            false if self.volume.is_past() => Err(NtStatus::MEDIA_WRITE_PROTECTED),
+            false if self.volume.is_snapshot() => Err(NtStatus::MEDIA_WRITE_PROTECTED),
             false => Err(NtStatus::ACCESS_DENIED),
         }
     }

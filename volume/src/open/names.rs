@@ -34,7 +34,7 @@ impl Open {
     }
 
     pub(super) fn known_path(&self) -> Option<RelPath> {
-        self.volume.own(&self.base_node().path(self.node_id())?)
+        self.volume.own(&self.base_file().path(self.opener_id())?)
     }
 
     /// Where the file is or, if it has no name any more, was: for what is only shown.

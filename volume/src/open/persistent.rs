@@ -46,14 +46,14 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// The store, once there is one, and how many opens are in it.
 #[derive(Debug, Default)]
-pub struct Stable {
+pub struct PersistentOpens {
     store: OnceLock<Arc<dyn Store>>,
     held: AtomicUsize,
     most: AtomicUsize,
     frozen: AtomicBool,
 }
 
-impl Stable {
+impl PersistentOpens {
     /// From now on opens are remembered there.
     pub fn begin(&self, store: Arc<dyn Store>) {
         let _ = self.store.set(store);
@@ -174,7 +174,7 @@ impl Open {
     /// Those that have its file open, or a stream of it, and are in the state store: each has the
     /// file's name there.
     fn named_alike(&self) -> Vec<Arc<Open>> {
-        let known = |id| self.nodes().open(id).filter(|open| open.is_remembered());
+        let known = |id| self.table().open(id).filter(|open| open.is_in_store());
         self.node.openers().into_iter().filter_map(known).collect()
     }
 
@@ -196,7 +196,7 @@ impl Open {
             let next = NextRecord { path: to.parts().join("/") }.to_bytes();
             let put =
                 |batch: Batch, id: &u64| batch.put(record::key(Kind::Next, *id), next.clone());
-            let commit = self.nodes().stable.commit(opens.iter().fold(Batch::new(), put));
+            let commit = self.table().persistent_opens.commit(opens.iter().fold(Batch::new(), put));
             let name = self.node.next_name.clone();
             tokio::spawn(async move {
                 name.known(commit.await.map_err(|error| of_store(&error)));
@@ -217,7 +217,7 @@ impl Open {
     }
 
     /// Whether it outlives the server, however that ends: it is in the store.
-    pub fn is_remembered(&self) -> bool {
+    pub fn is_in_store(&self) -> bool {
         self.remembered.load(Ordering::Acquire)
     }
 
@@ -253,7 +253,7 @@ impl Open {
             options: self.options.0,
             action: origin.action,
             timeout: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
-            promise: match self.standing().durability {
+            promise: match self.state().durability {
                 Durability::Resilient(_) => Promise::Resilient,
                 Durability::Durable(_) | Durability::None => Promise::Durable,
                 Durability::Persistent(_) => Promise::Persistent,
@@ -277,17 +277,17 @@ impl Open {
     /// Keeps a promise beyond the end of the server; the result resolves when that is durable.
     /// `None`, and nothing is promised, if as many as there may be are.
     pub fn remember(&self, promised: Durability) -> Result<Option<Commit>, NtStatus> {
-        let stable = &self.nodes().stable;
+        let stable = &self.table().persistent_opens;
         let Some(timeout) = promised.timeout() else { return Ok(None) };
         let _noting = self.noting();
-        let known = self.is_remembered();
+        let known = self.is_in_store();
         if !known {
             let place = stable.is_there().then(|| stable.take_place(&self.origin.user)).flatten();
             let Some(place) = place else { return Ok(None) };
-            self.standing().promised = Some(place);
+            self.state().promised = Some(place);
         }
         self.remembered.store(true, Ordering::Release);
-        self.standing().durability = promised;
+        self.state().durability = promised;
         let record = self.record(timeout)?;
         let mut batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
         if known {
@@ -298,7 +298,7 @@ impl Open {
             batch = batch.put(record::key(Kind::Locks, record.id), locks.to_bytes());
         }
         let persistent = matches!(promised, Durability::Persistent(_));
-        let id = self.node_id();
+        let id = self.opener_id();
         Ok(Some(self.node.remember(id, persistent, |caching| {
             stable.commit(match caching {
                 Some(caching) => batch.put(record::key(Kind::Caching, id), caching.to_bytes()),
@@ -316,15 +316,15 @@ impl Open {
         continuous: bool,
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let resilient = Durability::Resilient(timeout);
-        let mut standing = self.standing();
-        let before = standing.durability;
+        let mut state = self.state();
+        let before = state.durability;
         if let Durability::Persistent(_) = before {
             // That is more.
             return None;
         }
-        standing.durability = resilient;
-        drop(standing);
-        let known = self.is_remembered();
+        state.durability = resilient;
+        drop(state);
+        let known = self.is_in_store();
         if !continuous || known && before == resilient {
             return None;
         }
@@ -335,7 +335,7 @@ impl Open {
             if let Err(status) = kept.await {
                 tracing::debug!(%status, "a resilient open will not outlive the server");
                 if !known {
-                    open.node.forget(open.node_id());
+                    open.node.forget(open.opener_id());
                     drop(open.forget());
                 }
             }
@@ -345,23 +345,23 @@ impl Open {
     /// It was promised by a server that has ended, on a share that is continuously available now
     /// or is not.
     pub fn remembered_again(&self, promise: Promise, timeout: Duration, continuous: bool) {
-        self.standing().durability = match promise {
+        self.state().durability = match promise {
             Promise::Durable => Durability::Durable(timeout),
             Promise::Resilient => Durability::Resilient(timeout),
             Promise::Persistent => Durability::Persistent(timeout),
         };
         if continuous && promise != Promise::Durable {
-            self.nodes().stable.held.fetch_add(1, Ordering::Relaxed);
-            self.standing().promised = Some(self.origin.user.kept.count(1));
+            self.table().persistent_opens.held.fetch_add(1, Ordering::Relaxed);
+            self.state().promised = Some(self.origin.user.kept.count(1));
             self.remembered.store(true, Ordering::Release);
         }
     }
 
     /// What the next server must know of it to have it, though it is not persistent; `None` if it
     /// cannot be handed over.
-    pub fn hand_over(&self) -> Option<Batch> {
-        let timeout = self.worth_keeping()?;
-        if self.is_remembered() || self.directory {
+    pub fn hand_off(&self) -> Option<Batch> {
+        let timeout = self.preserve_time()?;
+        if self.is_in_store() || self.directory {
             return None;
         }
         let record = self.record(timeout).ok()?;
@@ -371,7 +371,7 @@ impl Open {
             .put(key(Kind::Open), record.to_bytes())
             .put(key(Kind::Locks), self.locks_record().to_bytes())
             .put(key(Kind::Away), away.to_bytes());
-        Some(match self.node.caching_record(self.node_id()) {
+        Some(match self.node.caching_record(self.opener_id()) {
             Some(caching) => batch.put(key(Kind::Caching), caching.to_bytes()),
             None => batch,
         })
@@ -380,12 +380,12 @@ impl Open {
     /// Notes its name and whether its file is to be deleted, as they are now; if it was `renamed`,
     /// that it is not about to be called otherwise any more.
     pub fn remember_anew(&self, renamed: bool) -> Option<Commit> {
-        let timeout = self.standing().durability.timeout().filter(|_| self.is_remembered())?;
+        let timeout = self.state().durability.timeout().filter(|_| self.is_in_store())?;
         let _noting = self.noting();
         let record = self.record(timeout).ok()?;
         let batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
         let batch = if renamed { batch.delete(record::key(Kind::Next, record.id)) } else { batch };
-        Some(self.nodes().stable.commit(batch))
+        Some(self.table().persistent_opens.commit(batch))
     }
 
     /// Makes the file durable with its length, its attributes and its name. It may wait.
@@ -415,18 +415,18 @@ impl Open {
 
     /// Notes its locks; `None` if it does not outlive the server.
     pub fn note_locks(&self) -> Option<Commit> {
-        if !self.is_remembered() {
+        if !self.is_in_store() {
             return None;
         }
         let _noting = self.noting();
         let key = record::key(Kind::Locks, self.id.persistent);
         let record = self.locks_record();
-        Some(self.nodes().stable.commit(Batch::new().put(key, record.to_bytes())))
+        Some(self.table().persistent_opens.commit(Batch::new().put(key, record.to_bytes())))
     }
 
     fn locks_record(&self) -> LocksRecord {
-        let sequences = self.standing().lock_sequences.as_deref().copied();
-        let locks = self.node.locks_of(self.node_id()).into_iter();
+        let sequences = self.state().lock_sequences.as_deref().copied();
+        let locks = self.node.locks_of(self.opener_id()).into_iter();
         let locks = locks
             .map(|(range, exclusive)| Lock {
                 offset: range.offset,
@@ -439,7 +439,7 @@ impl Open {
 
     /// Its client is away from now on, or is back.
     pub fn note_away(&self, away: bool) {
-        if !self.is_remembered() {
+        if !self.is_in_store() {
             return;
         }
         let key = record::key(Kind::Away, self.id.persistent);
@@ -447,18 +447,18 @@ impl Open {
             true => Batch::new().put(key, AwayRecord { since: clock() }.to_bytes()),
             false => Batch::new().delete(key),
         };
-        self.nodes().stable.queue(batch);
+        self.table().persistent_opens.queue(batch);
     }
 
     /// Forgets it, if it was to outlive the server: it is closed. The result resolves when it is
     /// forgotten for good.
     pub(crate) fn forget(&self) -> Option<Commit> {
-        let stable = &self.nodes().stable;
+        let stable = &self.table().persistent_opens;
         if !self.remembered.swap(false, Ordering::AcqRel) {
             return None;
         }
         stable.held.fetch_sub(1, Ordering::Relaxed);
-        self.standing().promised = None;
+        self.state().promised = None;
         Some(stable.commit(record::forget(self.id.persistent)))
     }
 }

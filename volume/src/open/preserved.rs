@@ -14,12 +14,12 @@ use crate::{budget::Held, open::Open};
 
 /// Opens that nobody has, by their persistent name.
 #[derive(Debug)]
-pub struct Kept {
+pub struct DisconnectedOpens {
     opens: Mutex<HashMap<u64, Entry>>,
     most: AtomicUsize,
 }
 
-impl Default for Kept {
+impl Default for DisconnectedOpens {
     fn default() -> Self {
         Self { opens: Mutex::default(), most: AtomicUsize::new(usize::MAX) }
     }
@@ -33,7 +33,7 @@ struct Entry {
     _counted: Option<Held>,
 }
 
-impl Kept {
+impl DisconnectedOpens {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
         self.opens.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -46,7 +46,7 @@ impl Kept {
     /// Keeps an open for `time`; when too many are kept it is closed as if it were not durable.
     pub fn keep(&self, open: Arc<Open>, time: Duration) {
         // Those that outlive the server have their own limit, and what was promised them is kept.
-        let remembered = open.is_remembered();
+        let remembered = open.is_in_store();
         let counted = if remembered { None } else { open.origin.user.kept.take(1) };
         let fits = remembered || counted.is_some();
         let entry = Entry { until: Instant::now() + time, open, _counted: counted };

@@ -39,12 +39,12 @@ use crate::{
         create::content_again,
         persistent,
         record::{self, OpenRecord, Promise, Remembered, StreamRecord},
-        table::Nodes,
+        table::OpenFileTable,
     },
     quoted::Quoted,
     sharing::{
-        caching::{Holder, LeaseId},
-        file::{Node, Opener},
+        caching::{GrantOwner, LeaseId},
+        file::{OpenFile, Opener},
         locks::Range,
         modes::beside,
     },
@@ -97,11 +97,11 @@ pub struct ShareNow {
 /// Finds the share of an open, if its user may still use it.
 pub type Shares<'a> = &'a dyn Fn(&OpenRecord) -> Result<ShareNow, Gone>;
 
-impl Nodes {
+impl OpenFileTable {
     /// Makes the opens again that a store holds, and remembers others there. Says the highest id that
     /// any of them has.
     pub fn recover(self: &Arc<Self>, opened: Opened, engine: Engine, shares: Shares<'_>) -> u64 {
-        let stable = &self.stable;
+        let stable = &self.persistent_opens;
         let Opened { store, records } = opened;
         stable.begin(store);
         let (opens, bad) = record::opens(&records);
@@ -139,13 +139,13 @@ impl Nodes {
                 drop(open.remember_anew(true));
             }
             let timeout = Duration::from_millis(remembered.open.timeout.into());
-            if !open.is_remembered() {
+            if !open.is_in_store() {
                 // Handed over once; only an orderly end hands it over again.
                 stable.queue(record::forget(open.id.persistent));
             } else if remembered.away.is_none() {
                 open.note_away(true);
             }
-            self.kept.keep(open, persistent::remaining(timeout, remembered.away));
+            self.disconnected.keep(open, persistent::remaining(timeout, remembered.away));
         }
         if count > 0 {
             tracing::info!(count, "opens wait for their clients");
@@ -156,9 +156,9 @@ impl Nodes {
     /// Ends in an orderly way, when nobody is served any more: what clients who are away were
     /// promised is handed over to the server that comes next.
     /// `store` opens the state store, if it is not open yet.
-    pub async fn hand_over(&self, store: impl FnOnce() -> Option<Opened>) {
-        let stable = &self.stable;
-        let kept = self.kept.all();
+    pub async fn hand_off(&self, store: impl FnOnce() -> Option<Opened>) {
+        let stable = &self.persistent_opens;
+        let kept = self.disconnected.all();
         if !stable.is_there()
             && !kept.is_empty()
             && let Some(opened) = store()
@@ -166,15 +166,15 @@ impl Nodes {
             stable.begin(opened.store);
         }
         for open in kept {
-            match open.hand_over() {
+            match open.hand_off() {
                 Some(batch) => stable.queue(batch),
-                None if open.is_remembered() => {}
+                None if open.is_in_store() => {}
                 // It is closed now, while its file can still be deleted if it was to be.
-                None => drop(self.kept.take(open.id.persistent)),
+                None => drop(self.disconnected.take(open.id.persistent)),
             }
         }
         stable.freeze().await;
-        self.kept.clear();
+        self.disconnected.clear();
         // Opens of clients who are still there are handed over, too, and are not closed here.
         self.claim_nothing();
     }
@@ -255,7 +255,7 @@ impl Nodes {
             stream,
             directory,
             volume,
-            nodes: self.clone(),
+            open_files: self.clone(),
             lease: record.lease.map(lease),
             origin: Origin {
                 client,
@@ -284,7 +284,7 @@ impl Nodes {
 
 /// Claims the file of an open again, before any other program does (see `docs/administration.md`).
 fn claim_again(
-    node: &Node,
+    node: &OpenFile,
     open: u64,
     data: &Arc<LocalFile>,
     patience: Instant,
@@ -343,7 +343,7 @@ fn find_stream(
 
 /// Gives an open back its locks, what its client may cache, and that its file is to be deleted.
 fn restore(open: &Arc<Open>, remembered: &Remembered) {
-    let id = open.node_id();
+    let id = open.opener_id();
     for lock in &remembered.locks.locks {
         let range = Range::new(lock.offset, lock.length);
         if !range.is_some_and(|range| open.lock_again(range, lock.exclusive)) {
@@ -352,11 +352,11 @@ fn restore(open: &Arc<Open>, remembered: &Remembered) {
     }
     if let Some(sequences) = remembered.locks.sequences {
         const _: () = assert!(LOCK_SEQUENCES == 64);
-        open.standing().lock_sequences = Some(Box::new(sequences));
+        open.state().lock_sequences = Some(Box::new(sequences));
     }
-    let holder = open.lease.map_or(Holder::Open(id), Holder::Lease);
-    open.nodes().remembered_again(open, holder, remembered.caching);
+    let holder = open.lease.map_or(GrantOwner::Open(id), GrantOwner::Lease);
+    open.table().remembered_again(open, holder, remembered.caching);
     if remembered.open.delete_pending {
-        open.node.set_delete_pending(open.node_id(), true);
+        open.node.set_delete_pending(open.opener_id(), true);
     }
 }

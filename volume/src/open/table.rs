@@ -16,12 +16,14 @@ use crate::{
         file_key::{FileKey, key},
         path::RelPath,
     },
-    open::{Open, persistent::Stable, preserved::Kept},
+    open::{Open, persistent::PersistentOpens, preserved::DisconnectedOpens},
     sharing::{
-        caching::{self, Break, CachingRecord, Cause, Holder, LeaseId, NotSo, Want},
-        file::{CreateKey, LockCount, Node, Opener, Refused, State, Use, lock},
+        caching::{
+            self, AckError, Break, BreakReason, CachingRecord, CachingRequest, GrantOwner, LeaseId,
+        },
+        file::{CreateKey, LockCount, OpenFile, Opener, Refused, State, Use, lock},
         links::Link,
-        modes::{LOOKS, conflicts, takes_part},
+        modes::{NON_BREAKING_ACCESS, conflicts, takes_part},
         watches::Watches,
     },
     users::{ClientId, UserId, Users},
@@ -44,10 +46,10 @@ type Created = Vec<(UserId, Weak<Open>)>;
 
 /// Everything that is open.
 #[derive(Debug)]
-pub struct Nodes {
-    shards: [Mutex<HashMap<FileKey, Arc<Node>>>; 16],
+pub struct OpenFileTable {
+    shards: [Mutex<HashMap<FileKey, Arc<OpenFile>>>; 16],
     opens: [Mutex<HashMap<u64, Weak<Open>>>; 16],
-    leases: Mutex<HashMap<LeaseId, Weak<Node>>>,
+    leases: Mutex<HashMap<LeaseId, Weak<OpenFile>>>,
     /// Creates that a client may repeat, by `CreateGuid` and client.
     creates: Mutex<HashMap<CreateGuids, Created>>,
     creating: Arc<Mutex<HashSet<CreateKey>>>,
@@ -62,9 +64,9 @@ pub struct Nodes {
     /// Who they are.
     pub users: Users,
     /// Opens whose client is away and may come back.
-    pub kept: Kept,
+    pub disconnected: DisconnectedOpens,
     /// Opens that outlive the server.
-    pub stable: Stable,
+    pub persistent_opens: PersistentOpens,
     /// What a simulation does to the server.
     #[cfg(any(test, feature = "testing"))]
     pub faults: crate::faults::Faults,
@@ -83,13 +85,13 @@ impl Drop for Creating {
     }
 }
 
-impl Default for Nodes {
+impl Default for OpenFileTable {
     fn default() -> Self {
         Self::new(Arc::new(Nobody))
     }
 }
 
-impl Nodes {
+impl OpenFileTable {
     /// Nothing is open; clients are told through `clients` of what they are to give up.
     pub fn new(clients: Arc<dyn Clients>) -> Self {
         Self {
@@ -104,14 +106,14 @@ impl Nodes {
             folders_cached: AtomicBool::new(false),
             clients,
             users: Users::default(),
-            kept: Kept::default(),
-            stable: Stable::default(),
+            disconnected: DisconnectedOpens::default(),
+            persistent_opens: PersistentOpens::default(),
             #[cfg(any(test, feature = "testing"))]
             faults: crate::faults::Faults::default(),
         }
     }
 
-    fn shard(&self, key: FileKey) -> &Mutex<HashMap<FileKey, Arc<Node>>> {
+    fn shard(&self, key: FileKey) -> &Mutex<HashMap<FileKey, Arc<OpenFile>>> {
         &self.shards[(key.1 % 16) as usize]
     }
 
@@ -122,16 +124,17 @@ impl Nodes {
     /// Says how many byte-range locks and opens of absent clients there may be.
     pub fn limit(&self, locks: usize, kept_opens: usize) {
         self.all_locks.most.store(locks, Ordering::Relaxed);
-        self.kept.limit(kept_opens);
-        self.stable.limit(kept_opens);
+        self.disconnected.limit(kept_opens);
+        self.persistent_opens.limit(kept_opens);
     }
 
     /// Adds an opener if those that are there agree; asks them to give up what they cache first.
-    pub fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Arc<Node>, Refused> {
+    pub fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Arc<OpenFile>, Refused> {
         let mut breaks = Vec::new();
         let mut shard = lock(self.shard(key(stat)));
-        let node =
-            shard.entry(key(stat)).or_insert_with(|| Node::new(key(stat), self.all_locks.clone()));
+        let node = shard
+            .entry(key(stat))
+            .or_insert_with(|| OpenFile::new(key(stat), self.all_locks.clone()));
         let node = node.clone();
         let mut state = lock(&node.state);
         let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -146,14 +149,14 @@ impl Nodes {
 
     /// After a change of what is cached, before anyone can see it: what outlives the server goes into
     /// the state store, in the order in which it changes.
-    fn note_caching(&self, node: &Node, state: &mut State) {
-        self.stable.note_caching(state.changed_caching());
+    fn note_caching(&self, node: &OpenFile, state: &mut State) {
+        self.persistent_opens.note_caching(state.changed_caching());
         node.cached.store(!state.caching.is_empty(), Ordering::Release);
     }
 
     fn admit(
         &self,
-        node: &Arc<Node>,
+        node: &Arc<OpenFile>,
         state: &mut State,
         (path, only): (&RelPath, bool),
         by: Opener,
@@ -164,11 +167,11 @@ impl Nodes {
         }
         #[cfg(any(test, feature = "testing"))]
         let ignored =
-            |id| !self.faults.keeps(crate::faults::Rule::NotAvailable) && self.kept.has(id);
+            |id| !self.faults.keeps(crate::faults::Rule::NotAvailable) && self.disconnected.has(id);
         #[cfg(not(any(test, feature = "testing")))]
         let ignored = |_| false;
         let mut persistent = state.remembered.iter().filter(|known| known.persistent);
-        if persistent.any(|known| self.kept.has(known.open) && !ignored(known.open)) {
+        if persistent.any(|known| self.disconnected.has(known.open) && !ignored(known.open)) {
             // Its client will be back, and what it caches is not taken away meanwhile.
             return Err(match by.smb3 {
                 true => NtStatus::FILE_NOT_AVAILABLE.into(),
@@ -188,21 +191,24 @@ impl Nodes {
             };
             let hindering: Vec<u64> = state.users.iter().filter(hinders).map(|u| u.id).collect();
             if !hindering.is_empty() {
-                let concerns =
-                    |_: &Holder, opens: &[u64]| opens.iter().any(|open| hindering.contains(open));
-                let wait = state.caching.break_for(Cause::Sharing, me, concerns, now, breaks);
+                let concerns = |_: &GrantOwner, opens: &[u64]| {
+                    opens.iter().any(|open| hindering.contains(open))
+                };
+                let wait = state.caching.break_for(BreakReason::Sharing, me, concerns, now, breaks);
                 return Err(match wait {
                     Some(until) => node.wake(until),
                     None => NtStatus::SHARING_VIOLATION.into(),
                 });
             }
         }
-        let looks = by.access.without(LOOKS) == Access::NONE;
-        let looks_closely = by.access.without(LOOKS.or(Access::READ_CONTROL)) == Access::NONE;
+        let looks = by.access.without(NON_BREAKING_ACCESS) == Access::NONE;
+        let looks_closely =
+            by.access.without(NON_BREAKING_ACCESS.or(Access::READ_CONTROL)) == Access::NONE;
         if !looks {
-            let cause = if by.overwrites { Cause::Overwrite } else { Cause::Open };
-            let concerns =
-                |holder: &Holder, _: &[u64]| !looks_closely || matches!(holder, Holder::Open(_));
+            let cause = if by.overwrites { BreakReason::Overwrite } else { BreakReason::Open };
+            let concerns = |holder: &GrantOwner, _: &[u64]| {
+                !looks_closely || matches!(holder, GrantOwner::Open(_))
+            };
             if let Some(until) = state.caching.break_for(cause, me, concerns, now, breaks) {
                 return Err(node.wake(until));
             }
@@ -223,11 +229,17 @@ impl Nodes {
     }
 
     /// Grants what can be granted of an oplock or lease to an open.
-    pub fn acquire(&self, node: &Arc<Node>, open: u64, want: Want, directory: bool) -> LeaseState {
+    pub fn acquire(
+        &self,
+        node: &Arc<OpenFile>,
+        open: u64,
+        want: CachingRequest,
+        directory: bool,
+    ) -> LeaseState {
         let mut state = lock(&node.state);
         let lease = match want {
-            Want::Lease { id, .. } => Some(id),
-            Want::Oplock(_) => None,
+            CachingRequest::Lease { id, .. } => Some(id),
+            CachingRequest::Oplock(_) => None,
         };
         let others = state.users.iter().any(|user| {
             let other = user.id != open && (lease.is_none() || user.lease != lease);
@@ -235,8 +247,8 @@ impl Nodes {
         });
         let want = match want {
             // What is to be deleted is not worth keeping open.
-            Want::Lease { id, state: wanted, v2 } if state.is_going(open) => {
-                Want::Lease { id, state: wanted.without(LeaseState::HANDLE), v2 }
+            CachingRequest::Lease { id, state: wanted, v2 } if state.is_going(open) => {
+                CachingRequest::Lease { id, state: wanted.without(LeaseState::HANDLE), v2 }
             }
             want => want,
         };
@@ -256,8 +268,8 @@ impl Nodes {
     /// Breaks what `cause` does not go together with. Fails when the doer must wait.
     pub fn break_for(
         &self,
-        node: &Arc<Node>,
-        cause: Cause,
+        node: &Arc<OpenFile>,
+        cause: BreakReason,
         by: (u64, Option<LeaseId>),
     ) -> Result<(), Refused> {
         if !node.cached.load(Ordering::Acquire) {
@@ -275,7 +287,7 @@ impl Nodes {
 
     /// Tells holders; one that cannot be reached loses what it holds, and with it the opens that
     /// were kept because of it.
-    fn tell(&self, node: &Arc<Node>, breaks: Vec<Break>) {
+    fn tell(&self, node: &Arc<OpenFile>, breaks: Vec<Break>) {
         /// Holders that are quickly told.
         const FEW: usize = 64;
         if breaks.len() > FEW {
@@ -285,15 +297,15 @@ impl Nodes {
         }
     }
 
-    fn tell_each(&self, node: &Arc<Node>, breaks: Vec<Break>) {
+    fn tell_each(&self, node: &Arc<OpenFile>, breaks: Vec<Break>) {
         for due in breaks {
             let (file, holder, to) = (Arc::downgrade(node), due.holder, due.to);
             let awaited: Awaited = Box::new(move || {
-                let awaits = |file: Arc<Node>| lock(&file.state).caching.awaits(holder, to);
+                let awaits = |file: Arc<OpenFile>| lock(&file.state).caching.awaits(holder, to);
                 !due.acknowledge || file.upgrade().is_some_and(awaits)
             });
             let told = match due.holder {
-                Holder::Lease(id) => {
+                GrantOwner::Lease(id) => {
                     let message = LeaseBreak {
                         epoch: due.epoch,
                         flags: due.acknowledge.into(),
@@ -303,7 +315,7 @@ impl Nodes {
                     };
                     self.clients.break_lease(id.client, message, awaited)
                 }
-                Holder::Open(id) => {
+                GrantOwner::Open(id) => {
                     let level = caching::level_of(due.to);
                     self.open(id).is_some_and(|open| open.break_oplock(level, awaited))
                 }
@@ -318,21 +330,26 @@ impl Nodes {
             drop(state);
             node.changed.notify_waiters();
             for open in due.opens {
-                self.kept.drop_open(open);
+                self.disconnected.drop_open(open);
             }
         }
     }
 
     /// An open that outlived its server had this of what it caches.
-    pub fn remembered_again(&self, open: &Open, holder: Holder, caching: Option<CachingRecord>) {
-        let id = open.node_id();
+    pub fn remembered_again(
+        &self,
+        open: &Open,
+        holder: GrantOwner,
+        caching: Option<CachingRecord>,
+    ) {
+        let id = open.opener_id();
         if let Some(caching) = caching {
             open.node.cached_again(id, holder, caching);
-            if let Holder::Lease(lease) = holder {
+            if let GrantOwner::Lease(lease) = holder {
                 lock(&self.leases).insert(lease, Arc::downgrade(&open.node));
             }
         }
-        if open.is_remembered() {
+        if open.is_in_store() {
             open.node.remembered_again(id, open.is_persistent(), caching);
         }
     }
@@ -341,20 +358,20 @@ impl Nodes {
     pub fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
         let node = lock(&self.leases).get(&id).and_then(Weak::upgrade);
         let node = node.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
-        self.acknowledge(&node, Holder::Lease(id), kept).map_err(|why| match why {
-            NotSo::NotHeld => NtStatus::OBJECT_NAME_NOT_FOUND,
-            NotSo::NotBreaking => NtStatus::UNSUCCESSFUL,
-            NotSo::TooMuch => NtStatus::REQUEST_NOT_ACCEPTED,
+        self.acknowledge(&node, GrantOwner::Lease(id), kept).map_err(|why| match why {
+            AckError::NotHeld => NtStatus::OBJECT_NAME_NOT_FOUND,
+            AckError::NotBreaking => NtStatus::UNSUCCESSFUL,
+            AckError::TooMuch => NtStatus::REQUEST_NOT_ACCEPTED,
         })
     }
 
     /// A holder has done as told; what is to be given up after that, it is told at once.
     pub fn acknowledge(
         &self,
-        node: &Arc<Node>,
-        holder: Holder,
+        node: &Arc<OpenFile>,
+        holder: GrantOwner,
         kept: LeaseState,
-    ) -> Result<LeaseState, NotSo> {
+    ) -> Result<LeaseState, AckError> {
         let mut state = lock(&node.state);
         let result = state.caching.acknowledge(holder, kept);
         let next = state.caching.next_break(holder, Instant::now());
@@ -367,7 +384,7 @@ impl Nodes {
 
     /// Makes an open known.
     pub fn add_open(&self, open: &Arc<Open>) {
-        let id = open.node_id();
+        let id = open.opener_id();
         if lock(self.opens(id)).insert(id, Arc::downgrade(open)).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
@@ -412,7 +429,7 @@ impl Nodes {
 
     /// An open is closed for good.
     pub fn forget(&self, open: &Open) {
-        if lock(self.opens(open.node_id())).remove(&open.node_id()).is_some() {
+        if lock(self.opens(open.opener_id())).remove(&open.opener_id()).is_some() {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(guid) = open.origin.create_guid {
@@ -449,7 +466,7 @@ impl Nodes {
 
     /// Takes an opener away. When it was the last that came by a name and that is to be deleted,
     /// `remove` does it, before anyone can open it again.
-    pub fn leave(&self, node: &Node, id: u64, remove: impl FnOnce(&RelPath)) {
+    pub fn leave(&self, node: &OpenFile, id: u64, remove: impl FnOnce(&RelPath)) {
         let mut shard = lock(self.shard(node.key));
         let mut state = lock(&node.state);
         let link = state.link(id);
@@ -506,7 +523,7 @@ impl Nodes {
     }
 
     /// The file, if it is open.
-    pub fn get(&self, stat: &Stat) -> Option<Arc<Node>> {
+    pub fn get(&self, stat: &Stat) -> Option<Arc<OpenFile>> {
         lock(self.shard(key(stat))).get(&key(stat)).cloned()
     }
 
@@ -524,14 +541,14 @@ mod tests {
     use crate::sharing::locks::Range;
 
     fn join(
-        nodes: &Nodes,
+        open_files: &OpenFileTable,
         id: u64,
         access: Access,
         share: ShareAccess,
-    ) -> Result<Arc<Node>, Refused> {
+    ) -> Result<Arc<OpenFile>, Refused> {
         let stat = rustix::fs::stat("/").unwrap();
         let by = Opener { id, access, share, lease: None, overwrites: false, smb3: true };
-        nodes.join(&stat, &RelPath::root(), by)
+        open_files.join(&stat, &RelPath::root(), by)
     }
 
     /// Access × sharing of two openers, as MS-FSA 2.1.5.1.2 has it.
@@ -548,21 +565,21 @@ mod tests {
             ((w, ShareAccess::NONE), (r, all), false),
             ((r, ShareAccess::READ), (Access::DELETE, all), false),
         ] {
-            let nodes = Nodes::default();
-            let node = join(&nodes, 1, first.0, first.1).unwrap();
-            assert_eq!(join(&nodes, 2, second.0, second.1).is_ok(), ok);
-            nodes.leave(&node, 1, |_| panic!("not to be deleted"));
-            nodes.leave(&node, 2, |_| panic!("not to be deleted"));
-            assert_eq!(nodes.file_count(), 0);
+            let open_files = OpenFileTable::default();
+            let node = join(&open_files, 1, first.0, first.1).unwrap();
+            assert_eq!(join(&open_files, 2, second.0, second.1).is_ok(), ok);
+            open_files.leave(&node, 1, |_| panic!("not to be deleted"));
+            open_files.leave(&node, 2, |_| panic!("not to be deleted"));
+            assert_eq!(open_files.file_count(), 0);
         }
     }
 
     #[test]
     fn locks_of_the_server_are_bounded_and_counted() {
-        let nodes = Nodes::default();
-        nodes.limit(2, 0);
+        let open_files = OpenFileTable::default();
+        open_files.limit(2, 0);
         let all = ShareAccess(7);
-        let node = join(&nodes, 1, Access::READ_DATA, all).unwrap();
+        let node = join(&open_files, 1, Access::READ_DATA, all).unwrap();
         let range = |at| Range::new(at, 1).unwrap();
         assert_eq!(node.lock_range(1, range(0), true), Ok(true));
         assert_eq!(node.lock_range(1, range(0), true), Ok(false));
@@ -570,21 +587,21 @@ mod tests {
         assert_eq!(node.lock_range(1, range(2), true), Err(NtStatus::INSUFFICIENT_RESOURCES));
         assert!(node.unlock_range(1, range(0)));
         assert_eq!(node.lock_range(1, range(2), true), Ok(true));
-        nodes.leave(&node, 1, |_| panic!("not to be deleted"));
-        assert_eq!(nodes.all_locks.held.load(Ordering::Relaxed), 0);
+        open_files.leave(&node, 1, |_| panic!("not to be deleted"));
+        assert_eq!(open_files.all_locks.held.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn the_last_opener_deletes() {
-        let nodes = Nodes::default();
-        let open = |id| join(&nodes, id, Access::NONE, ShareAccess(7));
+        let open_files = OpenFileTable::default();
+        let open = |id| join(&open_files, id, Access::NONE, ShareAccess(7));
         let node = open(1).unwrap();
         open(2).unwrap();
         node.set_delete_pending(1, true);
         assert!(matches!(open(3), Err(Refused::Status(NtStatus::DELETE_PENDING))));
-        nodes.leave(&node, 1, |_| panic!("one is left"));
+        open_files.leave(&node, 1, |_| panic!("one is left"));
         let mut removed = false;
-        nodes.leave(&node, 2, |_| removed = true);
+        open_files.leave(&node, 2, |_| removed = true);
         assert!(removed);
     }
 }

@@ -45,7 +45,7 @@ pub struct LeaseId {
 
 /// Who holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holder {
+pub enum GrantOwner {
     /// One open, by name.
     Open(u64),
     /// All opens with this lease.
@@ -54,7 +54,7 @@ pub enum Holder {
 
 /// Why others must give up caching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum BreakReason {
     /// The file is opened.
     Open,
     /// The file is opened and its content thrown away.
@@ -73,7 +73,7 @@ pub enum Cause {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Break {
     /// Whom to tell.
-    pub holder: Holder,
+    pub holder: GrantOwner,
     /// Opens of the holder.
     pub opens: Vec<u64>,
     /// State until now.
@@ -88,7 +88,7 @@ pub struct Break {
 
 /// What is asked for at a create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Want {
+pub enum CachingRequest {
     /// An oplock.
     Oplock(OplockLevel),
     /// A lease.
@@ -102,7 +102,7 @@ pub enum Want {
     },
 }
 
-impl Want {
+impl CachingRequest {
     /// What is left of it where no client may cache writes (MS-SMB2 3.3.5.9, 3.3.5.9.8).
     pub fn without_writes(self) -> Self {
         match self {
@@ -141,8 +141,8 @@ struct Breaking {
 }
 
 #[derive(Debug)]
-struct Hold {
-    holder: Holder,
+struct Grant {
+    holder: GrantOwner,
     opens: Vec<u64>,
     state: LeaseState,
     breaking: Option<Breaking>,
@@ -151,14 +151,14 @@ struct Hold {
     v2: Option<(Option<[u8; 16]>, u16)>,
 }
 
-impl Hold {
+impl Grant {
     /// What the holder may cache once it has done as told.
     fn remaining(&self) -> LeaseState {
         self.breaking.as_ref().map_or(self.state, |breaking| breaking.to)
     }
 
     fn is_oplock(&self) -> bool {
-        matches!(self.holder, Holder::Open(_))
+        matches!(self.holder, GrantOwner::Open(_))
     }
 
     /// Begins to take away what is not in `to`; what the holder is to be told.
@@ -179,15 +179,15 @@ impl Hold {
     }
 
     /// What `cause` leaves of the state.
-    fn left_by(&self, cause: Cause) -> LeaseState {
+    fn left_by(&self, cause: BreakReason) -> LeaseState {
         let now = self.remaining();
         match (cause, self.is_oplock()) {
-            (Cause::Open, true) if now.any(W) => R,
-            (Cause::Open, _) => now.without(W),
-            (Cause::Overwrite | Cause::Change, _) => NOTHING,
-            (Cause::Sharing | Cause::Delete, true) if now.any(H) => R,
-            (Cause::Rename, true) if now.any(H) => NOTHING,
-            (Cause::Sharing | Cause::Delete | Cause::Rename, _) => now.without(H),
+            (BreakReason::Open, true) if now.any(W) => R,
+            (BreakReason::Open, _) => now.without(W),
+            (BreakReason::Overwrite | BreakReason::Change, _) => NOTHING,
+            (BreakReason::Sharing | BreakReason::Delete, true) if now.any(H) => R,
+            (BreakReason::Rename, true) if now.any(H) => NOTHING,
+            (BreakReason::Sharing | BreakReason::Delete | BreakReason::Rename, _) => now.without(H),
         }
     }
 }
@@ -195,7 +195,7 @@ impl Hold {
 /// Everything that is held of one file.
 #[derive(Debug, Default)]
 pub struct Caching {
-    holds: Vec<Hold>,
+    holds: Vec<Grant>,
 }
 
 /// The level of an oplock with that state.
@@ -225,8 +225,8 @@ impl Caching {
     }
 
     /// Whether `open` belongs to the holder.
-    fn is_mine(hold: &Hold, open: u64, lease: Option<LeaseId>) -> bool {
-        hold.opens.contains(&open) || lease.is_some_and(|id| hold.holder == Holder::Lease(id))
+    fn is_mine(hold: &Grant, open: u64, lease: Option<LeaseId>) -> bool {
+        hold.opens.contains(&open) || lease.is_some_and(|id| hold.holder == GrantOwner::Lease(id))
     }
 
     /// Breaks what does not go together with `cause`, done by `open` (with `lease`, if it has
@@ -234,9 +234,9 @@ impl Caching {
     /// wait at most, if it must, and adds to `breaks` what is to be told.
     pub fn break_for(
         &mut self,
-        cause: Cause,
+        cause: BreakReason,
         (open, lease): (u64, Option<LeaseId>),
-        concerns: impl Fn(&Holder, &[u64]) -> bool,
+        concerns: impl Fn(&GrantOwner, &[u64]) -> bool,
         now: Instant,
         breaks: &mut Vec<Break>,
     ) -> Option<Instant> {
@@ -244,7 +244,7 @@ impl Caching {
         let mut wait: Option<Instant> = None;
         for hold in &mut self.holds {
             // Not even its holder may change what an oplock of level II shows others.
-            let shared = hold.is_oplock() && !hold.state.any(W) && cause == Cause::Change;
+            let shared = hold.is_oplock() && !hold.state.any(W) && cause == BreakReason::Change;
             if Self::is_mine(hold, open, lease) && !shared || !concerns(&hold.holder, &hold.opens) {
                 continue;
             }
@@ -252,9 +252,9 @@ impl Caching {
             let lost = hold.state.without(to);
             // What is waited for: write caching by an open, handle caching where it hinders.
             let awaited = match cause {
-                Cause::Open | Cause::Overwrite => W,
-                Cause::Sharing | Cause::Delete | Cause::Rename => H,
-                Cause::Change => W,
+                BreakReason::Open | BreakReason::Overwrite => W,
+                BreakReason::Sharing | BreakReason::Delete | BreakReason::Rename => H,
+                BreakReason::Change => W,
             };
             let awaited = if hold.is_oplock() { W.or(H) } else { awaited };
             let wait_for = |wait: &mut Option<Instant>, deadline: Instant| {
@@ -264,8 +264,8 @@ impl Caching {
                 Some(breaking) => {
                     // It goes on from there when that is acknowledged; who must wait, waits.
                     breaking.then = LeaseState(breaking.then.0 & to.0);
-                    let chained =
-                        breaking.chained && matches!(cause, Cause::Open | Cause::Overwrite);
+                    let chained = breaking.chained
+                        && matches!(cause, BreakReason::Open | BreakReason::Overwrite);
                     if lost.any(awaited) || chained {
                         wait_for(&mut wait, breaking.deadline);
                     }
@@ -306,24 +306,24 @@ impl Caching {
     pub fn acquire(
         &mut self,
         open: u64,
-        want: Want,
+        want: CachingRequest,
         directory: bool,
         others: bool,
         locked: bool,
     ) -> LeaseState {
         let (holder, mut state, v2) = match want {
-            Want::Oplock(level) => (Holder::Open(open), state_of(level), None),
-            Want::Lease { id, state, v2 } => (Holder::Lease(id), state, v2),
+            CachingRequest::Oplock(level) => (GrantOwner::Open(open), state_of(level), None),
+            CachingRequest::Lease { id, state, v2 } => (GrantOwner::Lease(id), state, v2),
         };
         if directory {
-            state = if holder == Holder::Open(open) { NOTHING } else { state.without(W) };
+            state = if holder == GrantOwner::Open(open) { NOTHING } else { state.without(W) };
         }
         // Only R, RH, RW and RWH can be had.
         if !state.any(R) || locked {
             state = NOTHING;
         }
-        let theirs = |hold: &&Hold| hold.holder != holder;
-        let oplock = |hold: &Hold| hold.is_oplock();
+        let theirs = |hold: &&Grant| hold.holder != holder;
+        let oplock = |hold: &Grant| hold.is_oplock();
         let exclusive = self.holds.iter().filter(theirs).any(|h| h.state.any(W));
         let handles = self.holds.iter().filter(theirs).any(|h| h.state.any(H));
         let two = self.holds.iter().filter(theirs).any(|h| oplock(h) && h.state != NOTHING);
@@ -331,7 +331,7 @@ impl Caching {
             state = NOTHING;
         }
         match holder {
-            Holder::Open(_) => {
+            GrantOwner::Open(_) => {
                 if state.any(W) && others {
                     state = R;
                 }
@@ -339,7 +339,7 @@ impl Caching {
                     state = NOTHING;
                 }
             }
-            Holder::Lease(_) => {
+            GrantOwner::Lease(_) => {
                 if others || handles {
                     state = state.without(W);
                 }
@@ -352,8 +352,8 @@ impl Caching {
             Some(hold) => {
                 hold.opens.push(open);
                 // A lease grows by all that is asked for or by nothing (MS-SMB2 3.3.5.9.8).
-                let whole =
-                    matches!(want, Want::Lease { state: asked, .. } if asked == state) || directory;
+                let whole = matches!(want, CachingRequest::Lease { state: asked, .. } if asked == state)
+                    || directory;
                 let more = whole
                     && state.without(hold.state) != NOTHING
                     && hold.state.without(state) == NOTHING
@@ -367,28 +367,32 @@ impl Caching {
                 hold.state
             }
             None => {
-                if holder == Holder::Open(open) && state == NOTHING {
+                if holder == GrantOwner::Open(open) && state == NOTHING {
                     return NOTHING;
                 }
                 let v2 = v2.map(|(parent, epoch)| (parent, epoch.wrapping_add(1)));
                 let opens = vec![open];
-                self.holds.push(Hold { holder, opens, state, breaking: None, then: None, v2 });
+                self.holds.push(Grant { holder, opens, state, breaking: None, then: None, v2 });
                 state
             }
         }
     }
 
     /// The client has done as told; the state it kept. The error says why that is wrong.
-    pub fn acknowledge(&mut self, holder: Holder, kept: LeaseState) -> Result<LeaseState, NotSo> {
-        let hold = self.holds.iter_mut().find(|h| h.holder == holder).ok_or(NotSo::NotHeld)?;
-        let Some(breaking) = &hold.breaking else { return Err(NotSo::NotBreaking) };
+    pub fn acknowledge(
+        &mut self,
+        holder: GrantOwner,
+        kept: LeaseState,
+    ) -> Result<LeaseState, AckError> {
+        let hold = self.holds.iter_mut().find(|h| h.holder == holder).ok_or(AckError::NotHeld)?;
+        let Some(breaking) = &hold.breaking else { return Err(AckError::NotBreaking) };
         if kept.without(breaking.to) != NOTHING {
             if hold.is_oplock() {
                 hold.state = NOTHING;
                 hold.breaking = None;
                 self.tidy();
             }
-            return Err(NotSo::TooMuch);
+            return Err(AckError::TooMuch);
         }
         hold.then = Some(breaking.then);
         hold.state = kept;
@@ -398,14 +402,14 @@ impl Caching {
     }
 
     /// Whether the holder has still to acknowledge that it goes down to `to`.
-    pub fn awaits(&self, holder: Holder, to: LeaseState) -> bool {
+    pub fn awaits(&self, holder: GrantOwner, to: LeaseState) -> bool {
         let hold = self.holds.iter().find(|hold| hold.holder == holder);
         hold.and_then(|hold| hold.breaking.as_ref()).is_some_and(|breaking| breaking.to == to)
     }
 
     /// What the holder is to be told after it has acknowledged, because more was asked of it
     /// meanwhile.
-    pub fn next_break(&mut self, holder: Holder, now: Instant) -> Option<Break> {
+    pub fn next_break(&mut self, holder: GrantOwner, now: Instant) -> Option<Break> {
         let hold = self.holds.iter_mut().find(|h| h.holder == holder)?;
         let then = hold.then.take()?;
         let end = LeaseState(hold.state.0 & then.0);
@@ -430,8 +434,8 @@ impl Caching {
             return None;
         }
         match self.holds.swap_remove(at).holder {
-            Holder::Lease(id) => Some(id),
-            Holder::Open(_) => None,
+            GrantOwner::Lease(id) => Some(id),
+            GrantOwner::Open(_) => None,
         }
     }
 
@@ -445,7 +449,7 @@ impl Caching {
     pub fn restore(
         &mut self,
         open: u64,
-        holder: Holder,
+        holder: GrantOwner,
         state: LeaseState,
         v2: Option<(Option<[u8; 16]>, u16)>,
     ) {
@@ -453,7 +457,7 @@ impl Caching {
             Some(hold) => hold.opens.push(open),
             None => {
                 let opens = vec![open];
-                self.holds.push(Hold { holder, opens, state, breaking: None, then: None, v2 });
+                self.holds.push(Grant { holder, opens, state, breaking: None, then: None, v2 });
             }
         }
     }
@@ -468,18 +472,18 @@ impl Caching {
     pub fn lease(&self, open: u64) -> Option<LeaseView> {
         let hold = self.holds.iter().find(|hold| hold.opens.contains(&open))?;
         match hold.holder {
-            Holder::Lease(id) => Some(LeaseView {
+            GrantOwner::Lease(id) => Some(LeaseView {
                 id,
                 state: hold.state,
                 breaking: hold.breaking.is_some(),
                 v2: hold.v2,
             }),
-            Holder::Open(_) => None,
+            GrantOwner::Open(_) => None,
         }
     }
 
     /// The holder cannot be told: it loses everything at once.
-    pub fn unreachable(&mut self, holder: Holder) {
+    pub fn unreachable(&mut self, holder: GrantOwner) {
         if let Some(hold) = self.holds.iter_mut().find(|hold| hold.holder == holder) {
             hold.state = NOTHING;
             hold.breaking = None;
@@ -490,7 +494,7 @@ impl Caching {
 
 /// Why an acknowledgement is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotSo {
+pub enum AckError {
     /// The holder holds nothing.
     NotHeld,
     /// Nothing was to be acknowledged.
@@ -515,11 +519,11 @@ mod tests {
         LeaseId { client, key: [1; 16] }
     }
 
-    fn want(client: u8, state: LeaseState) -> Want {
-        Want::Lease { id: lease(client), state, v2: Some((None, 0)) }
+    fn want(client: u8, state: LeaseState) -> CachingRequest {
+        CachingRequest::Lease { id: lease(client), state, v2: Some((None, 0)) }
     }
 
-    fn break_all(caching: &mut Caching, cause: Cause, open: u64) -> (Vec<Break>, bool) {
+    fn break_all(caching: &mut Caching, cause: BreakReason, open: u64) -> (Vec<Break>, bool) {
         let mut breaks = Vec::new();
         let wait = caching.break_for(cause, (open, None), |_, _| true, Instant::now(), &mut breaks);
         (breaks, wait.is_some())
@@ -529,29 +533,36 @@ mod tests {
     fn an_open_takes_write_caching_and_waits_for_it() {
         let mut caching = Caching::default();
         assert_eq!(caching.acquire(1, want(1, RWH), false, false, false), RWH);
-        let (breaks, waits) = break_all(&mut caching, Cause::Open, 2);
+        let (breaks, waits) = break_all(&mut caching, BreakReason::Open, 2);
         assert!(waits && breaks.len() == 1 && breaks[0].acknowledge);
         assert_eq!((breaks[0].from, breaks[0].to, breaks[0].epoch), (RWH, RH, 2));
-        let (breaks, waits) = break_all(&mut caching, Cause::Open, 3);
+        let (breaks, waits) = break_all(&mut caching, BreakReason::Open, 3);
         assert!(waits && breaks.is_empty(), "it was told once");
-        assert_eq!(caching.acknowledge(Holder::Lease(lease(1)), RWH), Err(NotSo::TooMuch));
-        assert!(caching.awaits(Holder::Lease(lease(1)), RH));
-        assert_eq!(caching.acknowledge(Holder::Lease(lease(1)), RH), Ok(RH));
-        assert!(!caching.awaits(Holder::Lease(lease(1)), RH));
-        assert_eq!(caching.acknowledge(Holder::Lease(lease(1)), RH), Err(NotSo::NotBreaking));
-        assert!(!break_all(&mut caching, Cause::Open, 2).1);
+        assert_eq!(caching.acknowledge(GrantOwner::Lease(lease(1)), RWH), Err(AckError::TooMuch));
+        assert!(caching.awaits(GrantOwner::Lease(lease(1)), RH));
+        assert_eq!(caching.acknowledge(GrantOwner::Lease(lease(1)), RH), Ok(RH));
+        assert!(!caching.awaits(GrantOwner::Lease(lease(1)), RH));
+        assert_eq!(
+            caching.acknowledge(GrantOwner::Lease(lease(1)), RH),
+            Err(AckError::NotBreaking)
+        );
+        assert!(!break_all(&mut caching, BreakReason::Open, 2).1);
         assert_eq!(caching.acquire(2, want(2, RWH), false, true, false), RH);
     }
 
     #[test]
     fn who_does_not_answer_loses_everything() {
         let mut caching = Caching::default();
-        caching.acquire(1, Want::Oplock(OplockLevel::BATCH), false, false, false);
+        caching.acquire(1, CachingRequest::Oplock(OplockLevel::BATCH), false, false, false);
         let now = Instant::now();
         let mut breaks = Vec::new();
         let who = (2, None);
-        let until = caching.break_for(Cause::Open, who, |_, _| true, now, &mut breaks).unwrap();
-        assert_eq!(caching.break_for(Cause::Open, who, |_, _| true, until, &mut breaks), None);
+        let until =
+            caching.break_for(BreakReason::Open, who, |_, _| true, now, &mut breaks).unwrap();
+        assert_eq!(
+            caching.break_for(BreakReason::Open, who, |_, _| true, until, &mut breaks),
+            None
+        );
         assert_eq!(caching.state(1), (NOTHING, false));
         assert!(caching.is_empty());
     }
@@ -560,9 +571,9 @@ mod tests {
     fn more_that_is_asked_meanwhile_follows_in_steps() {
         let mut caching = Caching::default();
         caching.acquire(1, want(1, RWH), false, false, false);
-        let holder = Holder::Lease(lease(1));
-        assert!(break_all(&mut caching, Cause::Open, 2).1);
-        assert!(break_all(&mut caching, Cause::Overwrite, 3).1);
+        let holder = GrantOwner::Lease(lease(1));
+        assert!(break_all(&mut caching, BreakReason::Open, 2).1);
+        assert!(break_all(&mut caching, BreakReason::Overwrite, 3).1);
         let mut told = Vec::new();
         let mut state = RH;
         while caching.acknowledge(holder, state).is_ok() {
@@ -576,10 +587,10 @@ mod tests {
     #[test]
     fn a_write_takes_level_ii_from_its_own_open_too() {
         let mut caching = Caching::default();
-        let two = Want::Oplock(OplockLevel::II);
+        let two = CachingRequest::Oplock(OplockLevel::II);
         assert_eq!(caching.acquire(1, two, false, false, false), R);
         assert_eq!(caching.acquire(2, two, false, true, false), R);
-        let (breaks, waits) = break_all(&mut caching, Cause::Change, 1);
+        let (breaks, waits) = break_all(&mut caching, BreakReason::Change, 1);
         assert!(!waits && breaks.len() == 2 && breaks.iter().all(|b| !b.acknowledge));
         assert!(caching.is_empty());
     }
@@ -616,7 +627,7 @@ mod tests {
                     Step::Acquire(client, state) => {
                         next += 1;
                         let others = caching.holds.iter()
-                            .any(|h| h.holder != Holder::Lease(lease(client)));
+                            .any(|h| h.holder != GrantOwner::Lease(lease(client)));
                         caching.acquire(next, want(client, LeaseState(state)), false, others, false);
                     }
                     Step::Oplock(level) => {
@@ -624,11 +635,11 @@ mod tests {
                         let level = [OplockLevel::II, OplockLevel::EXCLUSIVE, OplockLevel::BATCH]
                             [usize::from(level)];
                         let others = !caching.is_empty();
-                        caching.acquire(next, Want::Oplock(level), false, others, false);
+                        caching.acquire(next, CachingRequest::Oplock(level), false, others, false);
                     }
                     Step::Break(cause, open) => {
-                        let cause = [Cause::Open, Cause::Overwrite, Cause::Sharing, Cause::Change,
-                            Cause::Rename, Cause::Delete][usize::from(cause)];
+                        let cause = [BreakReason::Open, BreakReason::Overwrite, BreakReason::Sharing, BreakReason::Change,
+                            BreakReason::Rename, BreakReason::Delete][usize::from(cause)];
                         let (breaks, _) = break_all(&mut caching, cause, open);
                         for due in breaks {
                             prop_assert!(due.to.without(due.from) == NOTHING && due.to != due.from);

@@ -30,7 +30,7 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 use crate::{
     fs::{file_key::FileKey, path::RelPath},
     sharing::{
-        caching::{Caching, CachingRecord, Holder, LeaseId, LeaseView},
+        caching::{Caching, CachingRecord, GrantOwner, LeaseId, LeaseView},
         image,
         links::{LinkId, Links},
         locks::{Intent, Locks, Range},
@@ -62,7 +62,7 @@ impl Default for LockCount {
 
 /// A file that is open.
 #[derive(Debug)]
-pub struct Node {
+pub struct OpenFile {
     pub(crate) key: FileKey,
     pub(crate) state: Mutex<State>,
     /// Somebody caches something.
@@ -197,7 +197,7 @@ impl State {
     }
 }
 
-impl Node {
+impl OpenFile {
     pub(crate) fn new(key: FileKey, all_locks: Arc<LockCount>) -> Arc<Self> {
         let state = State {
             users: Vec::new(),
@@ -239,7 +239,7 @@ impl Node {
     }
 
     /// An open had this of what it caches at a server that has ended.
-    pub(crate) fn cached_again(&self, open: u64, holder: Holder, caching: CachingRecord) {
+    pub(crate) fn cached_again(&self, open: u64, holder: GrantOwner, caching: CachingRecord) {
         let mut state = lock(&self.state);
         state.caching.restore(open, holder, LeaseState(caching.state), caching.v2);
         self.cached.store(true, Ordering::Release);
@@ -308,7 +308,7 @@ impl Node {
     }
 
     /// Fails if a lock forbids `open` to read or change any of these ranges, each an offset and a
-    /// length: the check of [`Node::check_io`] for all of them at one time.
+    /// length: the check of [`OpenFile::check_io`] for all of them at one time.
     ///
     /// # Errors
     /// `FILE_LOCK_CONFLICT`.

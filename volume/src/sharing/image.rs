@@ -26,7 +26,7 @@ use smb_protocol::{
 };
 
 use crate::sharing::{
-    file::{Node, State, lock},
+    file::{OpenFile, State, lock},
     modes::{READS, WRITES},
 };
 
@@ -46,7 +46,7 @@ fn of(access: Access, share: ShareAccess) -> Option<Claim> {
     (access.any(READS) && !share.has(ShareAccess::WRITE)).then_some(Claim::Still)
 }
 
-impl Node {
+impl OpenFile {
     /// Claims the file for an opener that has joined; `file` is its content.
     ///
     /// # Errors

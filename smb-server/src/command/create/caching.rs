@@ -12,9 +12,9 @@ use smb_protocol::{
     },
 };
 use volume::{
-    fs::descriptor::Mark,
+    fs::descriptor::CreateTag,
     open::{Durability, Open},
-    sharing::caching::{LeaseId, LeaseView, Want},
+    sharing::caching::{CachingRequest, LeaseId, LeaseView},
     users::ClientId,
 };
 
@@ -39,9 +39,9 @@ pub enum Durable {
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Wishes {
+pub struct CreateContexts {
     /// An oplock or lease.
-    pub caching: Option<Want>,
+    pub caching: Option<CachingRequest>,
     /// A durable handle.
     pub durable: Option<Durable>,
     /// `AppInstanceId`.
@@ -50,7 +50,7 @@ pub struct Wishes {
     pub app_version: Option<(u64, u64)>,
 }
 
-impl Wishes {
+impl CreateContexts {
     /// Reads them; combinations that make no sense are refused.
     pub fn read(
         request: &Request<'_>,
@@ -71,7 +71,7 @@ impl Wishes {
                 None => None,
             },
             level @ (OplockLevel::II | OplockLevel::EXCLUSIVE | OplockLevel::BATCH) => {
-                Some(Want::Oplock(level))
+                Some(CachingRequest::Oplock(level))
             }
             _ => None,
         };
@@ -100,7 +100,7 @@ impl Wishes {
     /// The lease that is asked for.
     pub fn lease(&self) -> Option<LeaseId> {
         match self.caching {
-            Some(Want::Lease { id, .. }) => Some(id),
+            Some(CachingRequest::Lease { id, .. }) => Some(id),
             _ => None,
         }
     }
@@ -108,7 +108,7 @@ impl Wishes {
     /// The lease on the folder that the client says it has.
     pub fn parent_lease(&self) -> Option<LeaseId> {
         match self.caching {
-            Some(Want::Lease { id, v2: Some((Some(key), _)), .. }) => {
+            Some(CachingRequest::Lease { id, v2: Some((Some(key), _)), .. }) => {
                 Some(LeaseId { client: id.client, key })
             }
             _ => None,
@@ -129,7 +129,7 @@ impl Wishes {
     }
 
     /// What a file bears that this CREATE of a client makes.
-    pub fn mark(&self, client: [u8; 16]) -> Option<Mark> {
+    pub fn mark(&self, client: [u8; 16]) -> Option<CreateTag> {
         let mut mark = [0; 32];
         mark[..16].copy_from_slice(&self.create_guid()?);
         mark[16..].copy_from_slice(&client);
@@ -165,9 +165,9 @@ impl Wishes {
     }
 }
 
-fn want(lease: &Lease, client: ClientId) -> Want {
+fn want(lease: &Lease, client: ClientId) -> CachingRequest {
     let parent = |key| (lease.flags & PARENT_KEY_SET != 0).then_some(key);
-    Want::Lease {
+    CachingRequest::Lease {
         id: LeaseId { client, key: lease.key },
         state: lease.state,
         v2: lease.v2.map(|(key, epoch)| (parent(key), epoch)),
@@ -194,9 +194,9 @@ pub struct Answers {
 impl Answers {
     /// What stands of the open now.
     pub fn of(open: &Open, durable: Option<Durable>) -> Self {
-        let granted = open.standing().durability;
+        let granted = open.state().durability;
         let mut answers = Self {
-            lease: open.node.lease(open.node_id()).as_ref().map(lease_bytes),
+            lease: open.node.lease(open.opener_id()).as_ref().map(lease_bytes),
             ..Self::default()
         };
         let (time, flags) = match granted {

@@ -20,11 +20,11 @@ use smb_protocol::{
 };
 use volume::{
     fs::{descriptor::unmark, path::FileName},
-    open::{Durability, Open, Origin, create::Job, persistent::of_store},
+    open::{Durability, Open, Origin, create::CreateOperation, persistent::of_store},
     sharing::file::Refused,
 };
 
-use self::caching::{Answers, Durable, REPLAYABLE, Wishes};
+use self::caching::{Answers, CreateContexts, Durable, REPLAYABLE};
 use super::{Ctx, Deferred, Handled, Outcome};
 use crate::{descriptors, dfs};
 
@@ -50,7 +50,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let session = ctx.session()?.clone();
     let client = ctx.client()?;
-    let wishes = Wishes::read(&request, ctx.dialect(), client)?;
+    let wishes = CreateContexts::read(&request, ctx.dialect(), client)?;
     if let Some(handled) = reconnect::handle(ctx, &request, &wishes, out) {
         return handled;
     }
@@ -61,7 +61,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let server = ctx.ex.server.clone();
     let limits = ctx.ex.limits();
     session.room_for_open(limits.opens_per_session)?;
-    if server.nodes.open_count() >= limits.opens.min(descriptors::most_opens()) {
+    if server.open_files.open_count() >= limits.opens.min(descriptors::most_opens()) {
         return Err(NtStatus::TOO_MANY_OPENED_FILES.into());
     }
     let counted = session.user.opens.take(1).ok_or(NtStatus::TOO_MANY_OPENED_FILES)?;
@@ -75,12 +75,12 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     fence(ctx, &request, &wishes)?;
     let persistent = tree.continuous && ctx.keeps_persistent() && wishes.wants_persistence();
     let id = server.new_open_id();
-    let job = Job {
+    let job = CreateOperation {
         request: &request,
         ceiling: frozen.maximal_access,
         sids: &session.sids,
         volume,
-        nodes: server.nodes.clone(),
+        open_files: server.open_files.clone(),
         id: FileId { persistent: id, volatile: id },
         name: FileName::parse(&name)?,
         engine: server.current().config.io_engine.into(),
@@ -105,19 +105,19 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let (mut open, action) = job.run().inspect_err(|refused| {
         if let (Refused::Wait(_), Some(guid), None) = (refused, wishes.create_guid(), &ctx.creating)
         {
-            ctx.creating = Some(server.nodes.begin_create((guid, client)));
+            ctx.creating = Some(server.open_files.begin_create((guid, client)));
         }
     })?;
     ctx.creating = None;
     open.origin.action = action.0;
     open.counted = Some(counted);
     let open = Arc::new(open);
-    server.nodes.add_open(&open);
+    server.open_files.add_open(&open);
     tell(&open, action);
     if let Some(want) = wishes.caching {
         let want = if tree.share.force_level2_oplocks { want.without_writes() } else { want };
-        let granted = server.nodes.acquire(&open.node, open.node_id(), want, open.directory);
-        open.standing().durability = wishes.durability(&open, granted);
+        let granted = server.open_files.acquire(&open.node, open.opener_id(), want, open.directory);
+        open.state().durability = wishes.durability(&open, granted);
     }
     open.sequence.start(ctx.header.channel_sequence());
     let replayable =
@@ -144,7 +144,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     answer(ctx, &open, oplock, wishes.durable, contexts, action, &mut body)?;
     let creating = wishes.create_guid().map(|guid| {
         // A repetition of the request is not answered before this one is.
-        server.nodes.begin_create((guid, client))
+        server.open_files.begin_create((guid, client))
     });
     Ok(Outcome::Deferred(Deferred::storage(body.len(), async move {
         let _creating = creating;
@@ -225,12 +225,12 @@ fn tell(open: &Open, action: CreateAction) {
 
 /// Closes what an earlier instance of the same application has open (MS-SMB2 3.3.5.9.13): a VM
 /// that was started elsewhere fences its disks from where it was.
-fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &Wishes) -> Result<(), NtStatus> {
+fn fence(ctx: &Ctx<'_>, request: &Request<'_>, wishes: &CreateContexts) -> Result<(), NtStatus> {
     let Some(instance) = wishes.app_instance else { return Ok(()) };
-    let nodes = &ctx.ex.server.nodes;
+    let open_files = &ctx.ex.server.open_files;
     let share = &ctx.tree()?.name;
     let client = ctx.client_guid();
-    let stale = nodes.all_opens().into_iter().filter(|open| {
+    let stale = open_files.all_opens().into_iter().filter(|open| {
         open.origin.app_instance == Some(instance)
             && open.origin.client.guid != client
             && open.origin.share == *share

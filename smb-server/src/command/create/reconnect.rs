@@ -18,7 +18,7 @@ use smb_protocol::{
 use tokio::time::Instant;
 use volume::open::{Durability, Open};
 
-use super::{Wishes, answer};
+use super::{CreateContexts, answer};
 use crate::{
     command::{Ctx, Failure, Handled},
     session::Session,
@@ -29,7 +29,7 @@ use crate::{
 const LOSS_NOTICED: Duration = Duration::from_secs(1);
 
 /// What is to be taken up again.
-struct Claim {
+struct ReconnectRequest {
     file: FileId,
     create_guid: Option<[u8; 16]>,
     /// `SMB2_DHANDLE_FLAG_PERSISTENT`.
@@ -40,7 +40,7 @@ struct Claim {
 pub fn handle(
     ctx: &mut Ctx<'_>,
     request: &Request<'_>,
-    wishes: &Wishes,
+    wishes: &CreateContexts,
     out: &mut Vec<u8>,
 ) -> Option<Handled> {
     let smb3 = ctx.dialect().is_smb3();
@@ -55,7 +55,7 @@ pub fn handle(
             let Ok(file) = context::parse_reconnect_v1(data) else {
                 return Some(Err(NtStatus::INVALID_PARAMETER.into()));
             };
-            Claim { file, create_guid: None, persistent: false }
+            ReconnectRequest { file, create_guid: None, persistent: false }
         }
         (None, Some(data)) => {
             if find(names::DHNQ).is_some() || find(names::DH2Q).is_some() {
@@ -64,7 +64,7 @@ pub fn handle(
             let Ok(v2) = ReconnectV2::parse(data) else {
                 return Some(Err(NtStatus::INVALID_PARAMETER.into()));
             };
-            Claim {
+            ReconnectRequest {
                 file: v2.file_id,
                 create_guid: Some(v2.create_guid),
                 persistent: v2.flags & DurableV2::PERSISTENT != 0,
@@ -74,21 +74,27 @@ pub fn handle(
     Some(take_up(ctx, request, &claim, out))
 }
 
-fn take_up(ctx: &mut Ctx<'_>, request: &Request<'_>, claim: &Claim, out: &mut Vec<u8>) -> Handled {
+fn take_up(
+    ctx: &mut Ctx<'_>,
+    request: &Request<'_>,
+    claim: &ReconnectRequest,
+    out: &mut Vec<u8>,
+) -> Handled {
     let session = ctx.session()?.clone();
     let tree = ctx.tree()?.clone();
-    let nodes = ctx.ex.server.nodes.clone();
+    let open_files = ctx.ex.server.open_files.clone();
     let by_guid = || {
         let guid = claim.create_guid.filter(|_| claim.persistent && tree.continuous)?;
-        nodes.created((guid, ctx.client().ok()?))
+        open_files.created((guid, ctx.client().ok()?))
     };
-    let open = match nodes.kept.get(claim.file.persistent).or_else(by_guid) {
+    let open = match open_files.disconnected.get(claim.file.persistent).or_else(by_guid) {
         Some(open) => {
             check(ctx, request, claim, &open)?;
             open
         }
         None => {
-            let held = nodes.open(claim.file.persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+            let held =
+                open_files.open(claim.file.persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
             match check(ctx, request, claim, &held) {
                 Ok(()) => held,
                 Err(NtStatus::OBJECT_NAME_NOT_FOUND) => {
@@ -124,8 +130,8 @@ fn still_held(ctx: &Ctx<'_>, open: &Open, session: &Session) -> Failure {
 
 /// Takes an open from those that nobody has.
 fn take(ctx: &Ctx<'_>, open: &Arc<Open>, session: &Session) -> Result<(), Failure> {
-    let nodes = &ctx.ex.server.nodes;
-    if !nodes.kept.has(open.id.persistent) {
+    let open_files = &ctx.ex.server.open_files;
+    if !open_files.disconnected.has(open.id.persistent) {
         return Err(still_held(ctx, open, session));
     }
     // Requests of the connection that is gone may still be on their way to the disk.
@@ -133,14 +139,19 @@ fn take(ctx: &Ctx<'_>, open: &Arc<Open>, session: &Session) -> Result<(), Failur
         return Err(soon(open));
     }
     session.room_for_open(ctx.ex.limits().opens_per_session)?;
-    nodes.kept.take(open.id.persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+    open_files.disconnected.take(open.id.persistent).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
     open.note_away(false);
     // The client's numbers go on from where they are now.
     open.sequence.start(ctx.header.channel_sequence());
     Ok(())
 }
 
-fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Result<(), NtStatus> {
+fn check(
+    ctx: &Ctx<'_>,
+    request: &Request<'_>,
+    claim: &ReconnectRequest,
+    open: &Open,
+) -> Result<(), NtStatus> {
     const NOT_FOUND: NtStatus = NtStatus::OBJECT_NAME_NOT_FOUND;
     let find = |name| context::find(&request.contexts, name);
     let session = ctx.session()?;
@@ -167,13 +178,13 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
     let lease = lease.map_err(|_| NtStatus::INVALID_PARAMETER)?;
     match (open.lease, lease) {
         (None, None) => {
-            let (state, _) = open.node.caching(open.node_id());
+            let (state, _) = open.node.caching(open.opener_id());
             if !resilient && !state.has(LeaseState::HANDLE) {
                 return Err(NOT_FOUND);
             }
         }
         (Some(id), Some(asked)) => {
-            let view = open.node.lease(open.node_id()).ok_or(NOT_FOUND)?;
+            let view = open.node.lease(open.opener_id()).ok_or(NOT_FOUND)?;
             if id.client.guid != ctx.client_guid()
                 || asked.key != id.key
                 || asked.v2.is_some() != view.v2.is_some()
@@ -197,24 +208,24 @@ fn check(ctx: &Ctx<'_>, request: &Request<'_>, claim: &Claim, open: &Open) -> Re
 fn replay(
     ctx: &mut Ctx<'_>,
     request: &Request<'_>,
-    wishes: &Wishes,
+    wishes: &CreateContexts,
     out: &mut Vec<u8>,
 ) -> Option<Handled> {
     let guid = wishes.create_guid()?;
     let replays = ctx.header.flags.has(HeaderFlags::REPLAY);
     let key = (guid, ctx.client().ok()?);
-    let nodes = ctx.ex.server.nodes.clone();
-    if replays && ctx.creating.is_none() && nodes.is_creating(key) {
+    let open_files = ctx.ex.server.open_files.clone();
+    if replays && ctx.creating.is_none() && open_files.is_creating(key) {
         return Some(Err(NtStatus::FILE_NOT_AVAILABLE.into()));
     }
-    let found = nodes.created(key);
+    let found = open_files.created(key);
     let wants_persistent = wishes.wants_persistence();
     if let Some(open) = found.as_ref().filter(|open| {
         replays && wants_persistent && open.is_persistent() && open.client().is_none()
     }) {
         return Some(after_loss(ctx, request, wishes, open, out));
     }
-    if found.is_none() && replays && nodes.created_for_another(key) {
+    if found.is_none() && replays && open_files.created_for_another(key) {
         return Some(Err(NtStatus::ACCESS_DENIED.into()));
     }
     let open = found.filter(|open| open.replayable.load(Ordering::Acquire))?;
@@ -229,7 +240,7 @@ fn replay(
 fn after_loss(
     ctx: &mut Ctx<'_>,
     request: &Request<'_>,
-    wishes: &Wishes,
+    wishes: &CreateContexts,
     open: &Arc<Open>,
     out: &mut Vec<u8>,
 ) -> Handled {
@@ -257,12 +268,12 @@ fn after_loss(
 fn again(
     ctx: &mut Ctx<'_>,
     request: &Request<'_>,
-    wishes: &Wishes,
+    wishes: &CreateContexts,
     open: &Arc<Open>,
     out: &mut Vec<u8>,
 ) -> Handled {
     let session = ctx.session()?.clone();
-    let durability = open.standing().durability;
+    let durability = open.state().durability;
     if open.origin.user.name != session.user.name || open.lease != wishes.lease() {
         return Err(NtStatus::ACCESS_DENIED.into());
     }

@@ -99,8 +99,8 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     let target = &call.open;
     let free = source
         .node
-        .check_ranges(source.node_id(), sources, false)
-        .and_then(|()| target.node.check_ranges(target.node_id(), targets, true))
+        .check_ranges(source.opener_id(), sources, false)
+        .and_then(|()| target.node.check_ranges(target.opener_id(), targets, true))
         .and_then(|()| touches(target));
     if let Err(status) = free {
         let mut output = Vec::new();

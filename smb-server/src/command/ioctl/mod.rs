@@ -190,20 +190,20 @@ impl Call<'_> {
 
 /// Fails if a lock forbids `open` to read a range (MS-FSA 2.1.4.10).
 fn reads(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
-    open.node.check_io(open.node_id(), offset, len, false)
+    open.node.check_io(open.opener_id(), offset, len, false)
 }
 
 /// Fails if a lock forbids `open` to change a range; else what others cached is void.
 fn changes(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
-    open.node.check_io(open.node_id(), offset, len, true)?;
+    open.node.check_io(open.opener_id(), offset, len, true)?;
     touches(open)
 }
 
 /// Notes that the content of a file is about to change: who caches it, who watches it, its times.
 fn touches(open: &Open) -> Result<(), NtStatus> {
-    open.others_forget()?;
+    open.break_read_caching()?;
     open.written.store(true, Ordering::Relaxed);
-    if open.nodes().is_watched() {
+    if open.table().is_watched() {
         open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
     }
     open.note_write();

@@ -178,7 +178,7 @@ pub fn trim(call: Call<'_>) -> Handled {
     }
     let held = ranges.len() * 16;
     let open = &call.open;
-    open.node.check_ranges(open.node_id(), ranges.iter().copied(), true)?;
+    open.node.check_ranges(open.opener_id(), ranges.iter().copied(), true)?;
     touches(open)?;
     call.later(held, false, move |open| -> Output {
         let size = open.facts()?.end_of_file;

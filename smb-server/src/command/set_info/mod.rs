@@ -26,7 +26,7 @@ use state_store::Commit;
 use volume::{
     fs::{attributes, descriptor::set_length, eas, listing, security},
     open::{Open, create::reserve, persistent::of_store},
-    sharing::caching::Cause,
+    sharing::caching::BreakReason,
 };
 
 use super::{Ctx, Deferred, Failure, Handled, Outcome, create::settle};
@@ -175,8 +175,8 @@ fn file(
             if len > i64::MAX as u64 {
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
-            open.others_forget()?;
-            open.base_node().times.settle();
+            open.break_read_caching()?;
+            open.base_file().times.settle();
             set_length(data.as_fd(), len)?;
         }
         InfoClass::ALLOCATION => {
@@ -185,7 +185,7 @@ fn file(
             if size > i64::MAX as u64 {
                 return Err(NtStatus::INVALID_PARAMETER.into());
             }
-            open.others_forget()?;
+            open.break_read_caching()?;
             if size < open.facts()?.end_of_file {
                 set_length(data.as_fd(), size)?;
             } else if size > 0 {
@@ -252,7 +252,7 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Failure> {
         return Ok(());
     }
     if delete {
-        open.others_let_go(Cause::Delete)?;
+        open.break_conflicting(BreakReason::Delete)?;
         let root = open.stream.is_none() && open.last_path()?.is_root();
         let ignores =
             flags.has(Disposition::IGNORE_READONLY) && open.access.has(Access::WRITE_ATTRIBUTES);
@@ -267,9 +267,9 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Failure> {
         open.delete_on_close.store(false, Ordering::Release);
     }
     open.posix_delete.store(delete && flags.has(Disposition::POSIX_SEMANTICS), Ordering::Release);
-    open.node.set_delete_pending(open.node_id(), delete);
+    open.node.set_delete_pending(open.opener_id(), delete);
     if delete && open.directory {
-        open.nodes().watches.gone(open.node.key());
+        open.table().watches.gone(open.node.key());
     }
     Ok(())
 }

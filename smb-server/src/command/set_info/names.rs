@@ -30,7 +30,7 @@ use volume::{
     },
     open::Open,
     sharing::{
-        caching::Cause,
+        caching::BreakReason,
         next_name::{Renaming, Step},
     },
 };
@@ -46,7 +46,7 @@ fn check_replaced(
 ) -> Result<(), Failure> {
     let denied = NtStatus::ACCESS_DENIED;
     let facts = attributes::facts(target.as_fd())?;
-    let in_use = !request.posix && ctx.ex.server.nodes.is_open(stat);
+    let in_use = !request.posix && ctx.ex.server.open_files.is_open(stat);
     let readonly = facts.attributes.has(FileAttributes::READONLY) && !request.ignore_readonly;
     if facts.directory || in_use || readonly {
         return Err(denied.into());
@@ -139,15 +139,15 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
     if there != from || wanted != from {
         enter_folder(ctx, open, &there)?;
     }
-    open.others_let_go(Cause::Rename)?;
-    let nodes = &ctx.ex.server.nodes;
-    if open.node.others_forbid_delete(open.node_id()) {
+    open.break_conflicting(BreakReason::Rename)?;
+    let open_files = &ctx.ex.server.open_files;
+    if open.node.others_forbid_delete(open.opener_id()) {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
     let stat = rustix::fs::fstat(open.handle())?;
     if open.directory
-        && let Some(folder) = open.node.path(open.node_id())
-        && nodes.any_below(stat.st_dev, &folder)
+        && let Some(folder) = open.node.path(open.opener_id())
+        && open_files.any_below(stat.st_dev, &folder)
     {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
@@ -171,7 +171,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
             // Two names of one file: the old one goes.
             permit.remove(&from, &stat)?;
             open.tell_at(&from, Action::REMOVED, open.name_filter());
-            open.node.set_path(open.node_id(), open.volume().system(&path));
+            open.node.set_path(open.opener_id(), open.volume().system(&path));
             return Ok(open.note_renamed());
         }
         Found::Here { fd, stat: target, path } => {
@@ -198,7 +198,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
         let filter = ChangeFilter::ATTRIBUTES | ChangeFilter::CREATION;
         open.tell_unless(&to, Action::MODIFIED, filter, ChangeFilter::FILE_NAME);
     }
-    open.node.set_path(open.node_id(), open.volume().system(&to));
+    open.node.set_path(open.opener_id(), open.volume().system(&to));
     let noted = open.note_renamed();
     if let Some((replaced, _)) = replaced {
         permit.forget_streams(replaced.as_fd())?;
@@ -228,7 +228,7 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Failure>
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let stat = rustix::fs::fstat(&folder)?;
-    if let Some(node) = ctx.ex.server.nodes.get(&stat)
+    if let Some(node) = ctx.ex.server.open_files.get(&stat)
         && node.forbids(adds, ShareAccess::READ | ShareAccess::WRITE)
     {
         return Err(NtStatus::SHARING_VIOLATION.into());
@@ -252,7 +252,7 @@ fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fai
         if !request.replace {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
-        if ctx.ex.server.nodes.is_open(&target) || target.st_size != 0 {
+        if ctx.ex.server.open_files.is_open(&target) || target.st_size != 0 {
             return Err(invalid.into());
         }
     }

@@ -52,12 +52,12 @@ impl Dice {
 fn history(house: &House, seed: u64, broken: Broken, tell: bool) -> Checked {
     let mut world = World::new(house, seed, broken, tell);
     let result = world.run();
-    world.server.nodes.stable.kill();
+    world.server.open_files.persistent_opens.kill();
     // A process that ends lets go of all that it has locked.
-    world.server.nodes.claim_nothing();
+    world.server.open_files.claim_nothing();
     let _inside = house.runtime.enter();
     world.wires.clear();
-    world.server.nodes.kept.clear();
+    world.server.open_files.disconnected.clear();
     for client in &world.clients {
         let name = client.name.split(':').next().unwrap_or_default();
         let _ = std::fs::remove_file(house.file(name));

@@ -85,7 +85,7 @@ pub(super) fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken)
         let disk = own(disk);
         (disk.platter.clone(), disk.seed)
     };
-    server.nodes.faults.begin(broken.of_server(), platter, seed);
+    server.open_files.faults.begin(broken.of_server(), platter, seed);
     let records = if broken == Broken::Recovery { Records::new() } else { records };
     server.recover_from(Opened { store, records });
     server
@@ -430,14 +430,14 @@ impl<'a> World<'a> {
         for wire in 0..self.wires.len() {
             self.lose(wire);
         }
-        self.server.nodes.stable.kill();
+        self.server.open_files.persistent_opens.kill();
         // A process that ends lets go of all that it has locked.
-        self.server.nodes.claim_nothing();
+        self.server.open_files.claim_nothing();
         own(&self.disk).crash(&mut self.dice);
         let _inside = self.house.runtime.enter();
         // What was under way goes no further; its effect on files may be there or not.
         self.wires.iter_mut().for_each(|wire| *wire = None);
-        self.server.nodes.kept.clear();
+        self.server.open_files.disconnected.clear();
         self.server = new_server(self.house, &self.disk, self.broken);
         // The old server's connections are gone, and with them what the clients knew of them.
         self.wires.clear();

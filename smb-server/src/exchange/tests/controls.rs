@@ -353,7 +353,7 @@ fn an_open_can_be_made_resilient() {
     };
     let keeps = |direct: &Direct| {
         let session = direct.exchange.sessions[&direct.session].session.clone();
-        session.open(direct.tree, file).unwrap().worth_keeping()
+        session.open(direct.tree, file).unwrap().preserve_time()
     };
     assert_eq!(keeps(&direct), None);
     assert_eq!(ask(&mut direct, 300_001, 8), NtStatus::INVALID_PARAMETER);

@@ -64,7 +64,7 @@ impl House {
     /// One whose server remembers opens there, and cannot be started again.
     pub fn with_store(store: Arc<dyn Store>) -> Self {
         let house = Self::empty();
-        house.server.nodes.stable.begin(store);
+        house.server.open_files.persistent_opens.begin(store);
         house
     }
 
@@ -79,12 +79,12 @@ impl House {
 
     /// Ends the server like `kill -9` does. Clients that are connected must be given.
     pub fn kill(&mut self, clients: Vec<Guest>) {
-        self.server.nodes.stable.kill();
+        self.server.open_files.persistent_opens.kill();
         // A process that ends lets go of all that it has locked.
-        self.server.nodes.claim_nothing();
+        self.server.open_files.claim_nothing();
         drop(clients);
-        self.server.nodes.kept.clear();
-        let gone = Arc::downgrade(&self.server.nodes);
+        self.server.open_files.disconnected.clear();
+        let gone = Arc::downgrade(&self.server.open_files);
         self.server = serve(self.folder.path());
         assert!(gone.upgrade().is_none(), "nothing of it is left");
     }

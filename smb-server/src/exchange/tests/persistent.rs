@@ -51,7 +51,7 @@ fn persistent_is_what_is_asked_for_where_it_can_be() {
 fn an_open_and_its_close_cost_two_commits_and_io_none() {
     let house = House::new();
     let mut guest = house.one();
-    let commits = || house.server.nodes.stable.commits();
+    let commits = || house.server.open_files.persistent_opens.commits();
     let before = commits();
     let got = guest.create(&ask("a").persistent(1).lease(1)).unwrap();
     assert_eq!(commits() - before, 1);
@@ -61,7 +61,7 @@ fn an_open_and_its_close_cost_two_commits_and_io_none() {
     assert_eq!(commits() - before, 1);
     assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
     assert_eq!(commits() - before, 2);
-    assert_eq!(house.server.nodes.stable.held(), 0);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 0);
 }
 
 /// A server that ends while it renames a file leaves the next one the old name or the new.
@@ -72,7 +72,7 @@ fn a_file_that_was_being_renamed_is_its_clients_under_either_name() {
         let mut guest = house.one();
         let wanted = ask("a").persistent(1).lease(9);
         let got = guest.create(&wanted).unwrap();
-        let open = house.server.nodes.open(got.id.persistent).unwrap();
+        let open = house.server.open_files.open(got.id.persistent).unwrap();
         let to = volume::fs::path::RelPath::root().child("b");
         let _inside = house.runtime.enter();
         while let Some(Step::Begin(wake)) = open.announce_name(&to).unwrap() {
@@ -180,7 +180,7 @@ fn an_open_comes_back_with_its_lease_and_locks_to_its_client_alone() {
     assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
     // Closed is closed, for the next server too.
     house.restart(vec![guest, other, old]);
-    assert_eq!(house.server.nodes.stable.held(), 0);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 0);
     assert!(house.guest(2, "v", Dialect::SMB_3_0_2, "plain").create(&ask("a")).is_ok());
 }
 
@@ -240,7 +240,7 @@ fn a_file_that_was_replaced_is_not_the_file_that_was_open() {
     std::fs::rename(at("x"), at("replaced")).unwrap();
     std::fs::remove_file(at("removed")).unwrap();
     house.recover();
-    assert_eq!(house.server.nodes.stable.held(), 1);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 1);
     let mut guest = house.one();
     let gone = Err(NtStatus::OBJECT_NAME_NOT_FOUND);
     assert_eq!(guest.create(&ask("replaced").back(replaced.id, 1)), gone);
@@ -286,7 +286,7 @@ fn an_open_stream_comes_back_too() {
     std::fs::copy(last, last.with_extension("x")).unwrap();
     std::fs::rename(last.with_extension("x"), last).unwrap();
     house.recover();
-    assert_eq!(house.server.nodes.stable.held(), 1);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 1);
 
     let mut stranger = house.guest(2, "u", Dialect::SMB_3_0_2, "ca");
     let held = Err(NtStatus::FILE_NOT_AVAILABLE);
@@ -302,7 +302,7 @@ fn an_open_stream_comes_back_too() {
     assert_eq!(guest.lock(got.id, 100, 0x12, OWN), NtStatus::LOCK_NOT_GRANTED);
     assert_eq!(guest.write(got.id, 7, b"!"), NtStatus::SUCCESS);
     assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
-    assert_eq!(house.server.nodes.stable.held(), 0);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 0);
     assert!(stranger.create(&ask("a:t")).is_ok());
 }
 
@@ -326,7 +326,7 @@ fn an_open_folder_comes_back_too() {
     assert_eq!(other.create(&folder(3)).err(), Some(NtStatus::SHARING_VIOLATION));
     assert_eq!(guest.close(back.id), NtStatus::SUCCESS);
     assert!(other.create(&folder(3)).is_ok());
-    assert_eq!(house.server.nodes.stable.held(), 1);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 1);
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn a_file_to_be_deleted_is_deleted_when_its_client_stays_away() {
         names
     };
     assert_eq!(names(), ["made to go", "marked later", "stays"]);
-    let kept = &house.server.nodes.kept;
+    let kept = &house.server.open_files.disconnected;
     assert_eq!(kept.len(), 3);
     kept.sweep(Instant::now() + Duration::from_secs(59));
     assert_eq!(kept.len(), 3, "they have a minute");
@@ -372,8 +372,8 @@ fn time_goes_on_over_restarts() {
     let (mut records, mut before) = (Vec::new(), None);
     for _ in 0..3 {
         house.restart(Vec::new());
-        let away = house.server.nodes.stable.is_there();
-        assert!(away && house.server.nodes.kept.len() == 1);
+        let away = house.server.open_files.persistent_opens.is_there();
+        assert!(away && house.server.open_files.disconnected.len() == 1);
         house.kill(Vec::new());
         let store = state_store::LocalStore::open(&house.folder.path().join("state"), "opens");
         let (opens, bad) = volume::open::record::opens(&store.unwrap().records);
@@ -404,7 +404,7 @@ fn a_lease_that_was_given_up_stays_given_up() {
         (other, got)
     });
     let post = house.runtime.block_on(guest.exchange.post()).unwrap();
-    let Post::Tell(notice, _) = post else { panic!("{post:?}") };
+    let ConnectionMessage::Tell(notice, _) = post else { panic!("{post:?}") };
     let oplock::Message::LeaseBreak(due) = notice.message else { panic!("{notice:?}") };
     assert_eq!(due.new, 3);
     let ack = oplock::LeaseAck { key: due.key, state: due.new };
@@ -430,7 +430,7 @@ fn an_orderly_end_hands_over_what_a_kill_loses() {
     assert_eq!(guest.lock(got.id, 100, 0x11, OWN), NtStatus::SUCCESS);
     let plain = guest.create(&ask("b")).unwrap();
     drop(guest);
-    house.runtime.block_on(house.server.hand_over());
+    house.runtime.block_on(house.server.hand_off());
     house.restart(Vec::new());
 
     let mut guest = house.guest(1, "u", Dialect::SMB_3_0_2, "plain");
@@ -484,11 +484,11 @@ fn locks_are_noted_in_the_order_they_are_taken() {
     let mut guest = house.one();
     let wanted = ask("a").persistent(1);
     let got = guest.create(&wanted).unwrap();
-    let open = house.server.nodes.open(got.id.persistent).unwrap();
+    let open = house.server.open_files.open(got.id.persistent).unwrap();
     let (another, runtime) = (open.clone(), house.runtime.handle().clone());
     let take = move |open: &Open, offset| {
         let range = Range::new(offset, 10).unwrap();
-        assert_eq!(open.node.lock_range(open.node_id(), range, true), Ok(true));
+        assert_eq!(open.node.lock_range(open.opener_id(), range, true), Ok(true));
         runtime.block_on(open.note_locks().unwrap()).unwrap();
     };
     // The second comes when the store is just being told of the first.

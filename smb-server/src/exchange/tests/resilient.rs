@@ -12,16 +12,20 @@ fn back(id: FileId) -> Ask {
 fn a_resilient_open_comes_back_after_a_kill_with_the_locks_it_had_before() {
     let mut house = House::new();
     let mut guest = house.one();
-    let commits = house.server.nodes.stable.commits();
+    let commits = house.server.open_files.persistent_opens.commits();
     let got = guest.create(&ask("a")).unwrap();
     assert_eq!(guest.lock(got.id, 100, 0x11, OWN), NtStatus::SUCCESS);
-    assert_eq!(house.server.nodes.stable.commits(), commits, "nothing is promised yet");
+    assert_eq!(
+        house.server.open_files.persistent_opens.commits(),
+        commits,
+        "nothing is promised yet"
+    );
     assert_eq!(guest.make_resilient(got.id), NtStatus::SUCCESS);
-    assert_eq!(house.server.nodes.stable.commits(), commits + 1);
+    assert_eq!(house.server.open_files.persistent_opens.commits(), commits + 1);
     // Linux asks again whenever it is back.
     assert_eq!(guest.make_resilient(got.id), NtStatus::SUCCESS);
-    assert_eq!(house.server.nodes.stable.commits(), commits + 1);
-    assert_eq!(house.server.nodes.stable.held(), 1);
+    assert_eq!(house.server.open_files.persistent_opens.commits(), commits + 1);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 1);
     assert_eq!(guest.lock(got.id, 200, 0x21, OWN), NtStatus::SUCCESS);
     assert_eq!(guest.write(got.id, 0, b"kept"), NtStatus::SUCCESS);
     // It is there after the second kill as after the first, without its client between them.
@@ -39,7 +43,7 @@ fn a_resilient_open_comes_back_after_a_kill_with_the_locks_it_had_before() {
     assert_eq!(guest.write(got.id, 4, b" on"), NtStatus::SUCCESS);
     assert_eq!(std::fs::read(house.files().join("a")).unwrap(), b"kept on");
     assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
-    assert_eq!(house.server.nodes.stable.held(), 0);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 0);
     house.restart(vec![guest, other]);
     assert_eq!(house.one().create(&back(got.id)), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
 }
@@ -54,9 +58,9 @@ fn elsewhere_it_outlives_an_orderly_end_alone() {
         (guest, got.id)
     };
     let (guest, id) = resilient(&house, "plain");
-    assert_eq!(house.server.nodes.stable.held(), 0);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 0);
     drop(guest);
-    house.runtime.block_on(house.server.hand_over());
+    house.runtime.block_on(house.server.hand_off());
     house.restart(Vec::new());
     let mut guest = house.guest(1, "u", Dialect::SMB_3_0_2, "plain");
     assert_eq!(guest.create(&back(id)).map(|again| again.id), Ok(id));
@@ -89,10 +93,10 @@ fn without_room_in_the_store_it_outlives_its_connection_alone() {
     // What is promised stays promised, though a new time for it cannot be noted.
     let longer = [90_000_u32.to_le_bytes(), [0; 4]].concat();
     let again = guest.control(old.id, FsctlCode::LMR_REQUEST_RESILIENCY, &longer);
-    assert_eq!((again, house.server.nodes.stable.held()), (NtStatus::SUCCESS, 1));
+    assert_eq!((again, house.server.open_files.persistent_opens.held()), (NtStatus::SUCCESS, 1));
     let got = guest.create(&ask("a")).unwrap();
     assert_eq!(guest.make_resilient(got.id), NtStatus::SUCCESS);
-    assert_eq!(house.server.nodes.stable.held(), 1);
+    assert_eq!(house.server.open_files.persistent_opens.held(), 1);
     // What needs the store of an open that is there is not asked of it.
     assert_eq!(guest.lock(got.id, 100, 0x11, OWN), NtStatus::SUCCESS);
     drop(guest);

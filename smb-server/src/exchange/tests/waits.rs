@@ -198,7 +198,7 @@ fn one_users_absent_clients_leave_room_for_the_others() {
         }
     };
     leave(&house, "u", "a", 8);
-    assert_eq!(house.server.nodes.kept.len(), 4);
+    assert_eq!(house.server.open_files.disconnected.len(), 4);
     leave(&house, "v", "b", 3);
-    assert_eq!(house.server.nodes.kept.len(), 7);
+    assert_eq!(house.server.open_files.disconnected.len(), 7);
 }

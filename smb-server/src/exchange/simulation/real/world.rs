@@ -27,7 +27,7 @@ use super::{
     client::{BLOCK, BLOCKS, Client, Heard, Mood, Op},
     pipe::{CLIENT, End, Net, Pipe, SERVER},
 };
-use crate::{Server, breaks::delivery::Post};
+use crate::{Server, breaks::delivery::ConnectionMessage};
 
 /// A connection as the server sees it, and what is on its way.
 struct Wire {
@@ -266,7 +266,7 @@ impl<'a> World<'a> {
         for w in &mut self.wires {
             while let Some(post) = w.exchange.post_now() {
                 match post {
-                    Post::Tell(notice, receipt) => {
+                    ConnectionMessage::Tell(notice, receipt) => {
                         let mut out = Vec::new();
                         match w.exchange.tell(notice, &mut out) {
                             true => receipt.sent(0),
@@ -275,8 +275,8 @@ impl<'a> World<'a> {
                         w.output.extend(&out);
                     }
                     // Whether it has does not matter here: it is told once.
-                    Post::Arrived(answer) => drop(answer.send(u64::MAX)),
-                    Post::Close => {}
+                    ConnectionMessage::Arrived(answer) => drop(answer.send(u64::MAX)),
+                    ConnectionMessage::Close => {}
                 }
             }
         }
@@ -376,14 +376,14 @@ impl<'a> World<'a> {
                 self.cut(wire);
             }
         }
-        self.server.nodes.stable.kill();
+        self.server.open_files.persistent_opens.kill();
         // A process that ends lets go of all that it has locked.
-        self.server.nodes.claim_nothing();
+        self.server.open_files.claim_nothing();
         own(&self.disk).crash(&mut self.dice);
         let _inside = self.house.runtime.enter();
         // What was under way goes no further.
         self.wires.clear();
-        self.server.nodes.kept.clear();
+        self.server.open_files.disconnected.clear();
         self.say(|| "the server is killed".to_owned());
         if power { self.lose_power() } else { Ok(()) }
     }
@@ -664,9 +664,9 @@ impl<'a> World<'a> {
 
     /// Takes everything apart and removes the files.
     pub(super) fn clean(mut self) {
-        self.server.nodes.stable.kill();
+        self.server.open_files.persistent_opens.kill();
         // A process that ends lets go of all that it has locked.
-        self.server.nodes.claim_nothing();
+        self.server.open_files.claim_nothing();
         for client in self.clients.drain(..) {
             let _ = std::fs::remove_file(self.house.file(&client.name));
             for folder in client.folders() {
@@ -676,7 +676,7 @@ impl<'a> World<'a> {
         self.runtime = None;
         let _inside = self.house.runtime.enter();
         self.wires.clear();
-        self.server.nodes.kept.clear();
+        self.server.open_files.disconnected.clear();
     }
 }
 

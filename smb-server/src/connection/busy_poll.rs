@@ -20,7 +20,7 @@ const MOST_DOUBLINGS: u32 = 10;
 
 /// What a connection has learnt of its client.
 #[derive(Debug)]
-pub struct Linger {
+pub struct BusyPoll {
     most: Duration,
     soon: bool,
     misses: u32,
@@ -28,7 +28,7 @@ pub struct Linger {
     pass: u32,
 }
 
-impl Linger {
+impl BusyPoll {
     /// Looks out for `most` at a time; never if that is zero.
     pub fn new(most: Duration) -> Self {
         Self { most, soon: false, misses: 0, pass: 0 }
@@ -69,46 +69,46 @@ mod tests {
 
     const MOST: Duration = Duration::from_micros(50);
 
-    fn after_short_sleep() -> Linger {
-        let mut linger = Linger::new(MOST);
-        linger.slept(Duration::from_micros(60));
-        linger
+    fn after_short_sleep() -> BusyPoll {
+        let mut busy_poll = BusyPoll::new(MOST);
+        busy_poll.slept(Duration::from_micros(60));
+        busy_poll
     }
 
     #[test]
     fn only_a_client_that_comes_back_soon_is_looked_out_for() {
-        let mut linger = Linger::new(MOST);
-        assert_eq!(linger.window(), None);
-        linger.slept(Duration::from_micros(101));
-        assert_eq!(linger.window(), None);
-        linger.slept(Duration::from_micros(100));
-        assert_eq!(linger.window(), Some(MOST));
+        let mut busy_poll = BusyPoll::new(MOST);
+        assert_eq!(busy_poll.window(), None);
+        busy_poll.slept(Duration::from_micros(101));
+        assert_eq!(busy_poll.window(), None);
+        busy_poll.slept(Duration::from_micros(100));
+        assert_eq!(busy_poll.window(), Some(MOST));
     }
 
     #[test]
     fn what_is_in_vain_becomes_rare_and_a_hit_makes_it_common_again() {
-        let mut linger = after_short_sleep();
+        let mut busy_poll = after_short_sleep();
         let mut tries = 0;
         for _ in 0..10_000 {
-            if linger.window().is_some() {
+            if busy_poll.window().is_some() {
                 tries += 1;
-                linger.missed();
+                busy_poll.missed();
             }
         }
         // 2 + 4 + … + 1024 sleeps between the first ten, then 1024 between each.
         assert!((11..=20).contains(&tries), "{tries}");
-        while linger.window().is_none() {}
-        linger.hit();
-        assert_eq!(linger.window(), Some(MOST));
-        linger.missed();
-        assert_eq!((linger.window(), linger.window()), (None, None));
-        assert_eq!(linger.window(), Some(MOST));
+        while busy_poll.window().is_none() {}
+        busy_poll.hit();
+        assert_eq!(busy_poll.window(), Some(MOST));
+        busy_poll.missed();
+        assert_eq!((busy_poll.window(), busy_poll.window()), (None, None));
+        assert_eq!(busy_poll.window(), Some(MOST));
     }
 
     #[test]
     fn no_window_is_never() {
-        let mut linger = Linger::new(Duration::ZERO);
-        linger.slept(Duration::ZERO);
-        assert_eq!(linger.window(), None);
+        let mut busy_poll = BusyPoll::new(Duration::ZERO);
+        busy_poll.slept(Duration::ZERO);
+        assert_eq!(busy_poll.window(), None);
     }
 }
