@@ -38,7 +38,7 @@ use volume::{
 };
 
 use crate::{
-    breaks::delivery::{self, BreakNotification, Line},
+    breaks::delivery::{self, BreakNotification, Outbox},
     config::Share,
     rpc::pipe::{PIPES_PER_SESSION, Pipe},
 };
@@ -62,7 +62,7 @@ pub struct Session {
     /// Unencrypted requests are refused.
     pub must_encrypt: bool,
     /// What the connection it began on had negotiated.
-    pub origin: Origin,
+    pub origin: NegotiatedContext,
     /// When the right to it ends, as FILETIME; [`NEVER`] if it does not.
     expires: AtomicU64,
     channels: Mutex<Vec<ChannelInfo>>,
@@ -118,7 +118,7 @@ pub struct Logon {
     /// Unencrypted requests are refused.
     pub must_encrypt: bool,
     /// What the connection had negotiated.
-    pub origin: Origin,
+    pub origin: NegotiatedContext,
     /// When the right to it ends, as FILETIME, or [`NEVER`].
     pub expires: u64,
 }
@@ -128,7 +128,7 @@ pub const NEVER: u64 = u64::MAX;
 
 /// What binding another connection to a session is checked against (MS-SMB2 3.3.5.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
+pub struct NegotiatedContext {
     /// The dialect.
     pub dialect: Dialect,
     /// The cipher, if there is one.
@@ -149,7 +149,7 @@ pub struct ChannelInfo {
     /// The client's address.
     pub peer: SocketAddr,
     /// The way to tell the client something unasked.
-    pub line: Arc<Line>,
+    pub outbox: Arc<Outbox>,
 }
 
 /// A session as one of its connections sees it.
@@ -290,7 +290,7 @@ impl Session {
         awaited: impl Fn() -> bool + Send + 'static,
     ) -> bool {
         let session = self.clone();
-        let lines = move || lock(&session.channels).iter().map(|c| c.line.clone()).collect();
+        let lines = move || lock(&session.channels).iter().map(|c| c.outbox.clone()).collect();
         delivery::tell(lines, BreakNotification { session: Some(self.id), message }, awaited)
     }
 

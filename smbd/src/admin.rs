@@ -226,13 +226,13 @@ fn open_info(open: &Open) -> OpenInfo {
         directory: open.directory,
         access: open.access.0,
         caching: caching(open),
-        locks: open.node.locks_of(open.opener_id()).len() as u64,
+        locks: open.file.locks_of(open.opener_id()).len() as u64,
     }
 }
 
 /// What an open may cache, in the letters of leases.
 fn caching(open: &Open) -> String {
-    let (state, _) = open.node.caching(open.opener_id());
+    let (state, _) = open.file.caching(open.opener_id());
     let letters = [(1, 'R'), (2, 'H'), (4, 'W')];
     let held = letters.iter().filter(|(bit, _)| state.0 & bit != 0);
     held.map(|(_, letter)| *letter).collect()
@@ -248,7 +248,7 @@ fn opens(server: &Server) -> Vec<OpenInfo> {
 fn locks(server: &Server) -> Vec<LockInfo> {
     let mut list = Vec::new();
     for open in server.open_files.all_opens() {
-        for (range, exclusive) in open.node.locks_of(open.opener_id()) {
+        for (range, exclusive) in open.file.locks_of(open.opener_id()) {
             let info = open_info(&open);
             list.push(LockInfo {
                 open: info.id,

@@ -15,39 +15,39 @@ use volume::{
 };
 
 use crate::{
-    breaks::delivery::{self, BreakNotification, Line},
+    breaks::delivery::{self, BreakNotification, Outbox},
     session::ConnectionId,
 };
 
 /// A connection and who has logged in on it.
 #[derive(Debug)]
 struct Known {
-    line: Arc<Line>,
+    outbox: Arc<Outbox>,
     users: Vec<(UserId, Held)>,
 }
 
-/// Lines to clients by their `ClientGuid`, of each the oldest first.
-type Lines = HashMap<[u8; 16], Vec<Known>>;
+/// Outboxes to clients by their `ClientGuid`, of each the oldest first.
+type Outboxes = HashMap<[u8; 16], Vec<Known>>;
 
 /// Connections of clients that have logged in.
 #[derive(Debug, Default)]
 pub struct Clients {
-    lines: Arc<Mutex<Lines>>,
+    outboxes: Arc<Mutex<Outboxes>>,
 }
 
-fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
-    lines.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(outboxes: &Mutex<Outboxes>) -> MutexGuard<'_, Outboxes> {
+    outboxes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Clients {
     /// Adds a connection of a client, on which a user has logged in; once is enough. `false` if it
     /// was not added, since the user has as many connections as one user may have.
-    pub fn add(&self, guid: [u8; 16], line: &Arc<Line>, user: &User) -> bool {
-        let mut all = lock(&self.lines);
+    pub fn add(&self, guid: [u8; 16], outbox: &Arc<Outbox>, user: &User) -> bool {
+        let mut all = lock(&self.outboxes);
         let mine = all.entry(guid).or_default();
-        let at = mine.iter().position(|known| known.line.connection == line.connection);
+        let at = mine.iter().position(|known| known.outbox.connection == outbox.connection);
         let at = at.unwrap_or_else(|| {
-            mine.push(Known { line: line.clone(), users: Vec::new() });
+            mine.push(Known { outbox: outbox.clone(), users: Vec::new() });
             mine.len() - 1
         });
         let users = &mut mine[at].users;
@@ -64,9 +64,9 @@ impl Clients {
 
     /// Takes a connection away.
     pub fn remove(&self, client: [u8; 16], connection: ConnectionId) {
-        let mut all = lock(&self.lines);
+        let mut all = lock(&self.outboxes);
         if let Some(mine) = all.get_mut(&client) {
-            mine.retain(|known| known.line.connection != connection);
+            mine.retain(|known| known.outbox.connection != connection);
             if mine.is_empty() {
                 all.remove(&client);
             }
@@ -81,15 +81,15 @@ impl Clients {
         notice: BreakNotification,
         awaited: impl Fn() -> bool + Send + 'static,
     ) -> bool {
-        let lines = self.lines.clone();
-        let lines = move || {
-            let all = lock(&lines);
+        let outboxes = self.outboxes.clone();
+        let outboxes = move || {
+            let all = lock(&outboxes);
             let mine = all.get(&client.guid).into_iter().flatten();
             mine.filter(|known| known.users.iter().any(|(user, _)| *user == client.user))
-                .map(|known| known.line.clone())
+                .map(|known| known.outbox.clone())
                 .collect()
         };
-        delivery::tell(lines, notice, awaited)
+        delivery::tell(outboxes, notice, awaited)
     }
 }
 
@@ -117,11 +117,11 @@ mod tests {
             let client = ClientId { guid: [7; 16], user: users.get(user).id };
             clients.tell(client, notice, || true)
         };
-        let add = |user: &str, line| clients.add([7; 16], line, &users.get(user));
+        let add = |user: &str, outbox| clients.add([7; 16], outbox, &users.get(user));
         let (sender, mut early) = mpsc::unbounded_channel();
-        let stranger = Line::new(ConnectionId(1), sender);
+        let stranger = Outbox::new(ConnectionId(1), sender);
         let (sender, mut late) = mpsc::unbounded_channel();
-        let own = Line::new(ConnectionId(2), sender);
+        let own = Outbox::new(ConnectionId(2), sender);
         // It shows the identity of another client, and was there before.
         assert!(add("MALLORY", &stranger));
         assert!(!tell("ALICE"));

@@ -2,10 +2,10 @@
 //! 3.3.4.7).
 //!
 //! ```text
-//!  break ─► first line that is not silent ─► connection's task ─► socket
+//!  break ─► first outbox that is not silent ─► connection's task ─► socket
 //!              ▲                                                    │ acknowledged by the
 //!              │                                                    ▼ client's system?
-//!              └── the next line ◄── silent for PATIENCE: closed ───┘
+//!              └── the next outbox ◄── silent for PATIENCE: closed ───┘
 //! ```
 //!
 //! TCP takes what is sent to a client that is gone, so a notice counts as delivered when the
@@ -80,7 +80,7 @@ impl SendMark {
     }
 }
 
-/// What became of a notice on a line.
+/// What became of a notice on a outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Delivery {
     /// The client's system has it.
@@ -95,14 +95,14 @@ enum Delivery {
 
 /// A connection as the way to a client.
 #[derive(Debug)]
-pub struct Line {
+pub struct Outbox {
     /// The connection.
     pub connection: ConnectionId,
     posts: UnboundedSender<ConnectionMessage>,
 }
 
-impl Line {
-    /// The line to the connection that receives these.
+impl Outbox {
+    /// The outbox to the connection that receives these.
     pub fn new(connection: ConnectionId, posts: UnboundedSender<ConnectionMessage>) -> Arc<Self> {
         Arc::new(Self { connection, posts })
     }
@@ -129,7 +129,7 @@ impl Line {
     }
 
     /// Waits until a notice has arrived, or nothing has until `deadline` and for [`PATIENCE`]. A
-    /// slow line is not a silent one.
+    /// slow outbox is not a silent one.
     async fn fate(&self, receipt: &SendMark, deadline: Instant) -> Result<Delivery, Delivery> {
         // What is posted is taken up in turn, so the notice has been sent when this is answered.
         let mut before = self.arrived().await?;
@@ -155,34 +155,34 @@ impl Line {
 }
 
 /// Tells a client something on the first of its connections that takes it, and on another when
-/// it does not arrive and is still `awaited`; `false` if none takes it. `lines` gives those that
+/// it does not arrive and is still `awaited`; `false` if none takes it. `outboxes` gives those that
 /// there are at the moment.
 pub fn tell(
-    lines: impl Fn() -> Vec<Arc<Line>> + Send + 'static,
+    outboxes: impl Fn() -> Vec<Arc<Outbox>> + Send + 'static,
     notice: BreakNotification,
     awaited: impl Fn() -> bool + Send + 'static,
 ) -> bool {
-    let Some((line, receipt)) = send(lines(), &[], notice) else { return false };
+    let Some((outbox, receipt)) = send(outboxes(), &[], notice) else { return false };
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn(deliver(lines, line, receipt, notice, awaited));
+        runtime.spawn(deliver(outboxes, outbox, receipt, notice, awaited));
     }
     true
 }
 
-/// Sends on a line that was not tried.
+/// Sends on a outbox that was not tried.
 fn send(
-    lines: Vec<Arc<Line>>,
+    outboxes: Vec<Arc<Outbox>>,
     tried: &[ConnectionId],
     notice: BreakNotification,
-) -> Option<(Arc<Line>, SendMark)> {
-    let mut others = lines.into_iter().filter(|line| !tried.contains(&line.connection));
-    others.find_map(|line| line.tell(notice).map(|receipt| (line, receipt)))
+) -> Option<(Arc<Outbox>, SendMark)> {
+    let mut others = outboxes.into_iter().filter(|outbox| !tried.contains(&outbox.connection));
+    others.find_map(|outbox| outbox.tell(notice).map(|receipt| (outbox, receipt)))
 }
 
-/// Sees to it that a notice arrives, on one line after the other.
+/// Sees to it that a notice arrives, on one outbox after the other.
 async fn deliver(
-    lines: impl Fn() -> Vec<Arc<Line>>,
-    mut line: Arc<Line>,
+    outboxes: impl Fn() -> Vec<Arc<Outbox>>,
+    mut outbox: Arc<Outbox>,
     mut receipt: SendMark,
     notice: BreakNotification,
     awaited: impl Fn() -> bool,
@@ -190,26 +190,27 @@ async fn deliver(
     let last = Instant::now() + LAST;
     let mut tried = Vec::new();
     loop {
-        tried.push(line.connection);
-        let mut fate = line.fate(&receipt, Instant::now()).await;
-        let only = |lines: Vec<Arc<Line>>| lines.iter().all(|l| tried.contains(&l.connection));
-        if fate == Ok(Delivery::Silent) && only(lines()) {
+        tried.push(outbox.connection);
+        let mut fate = outbox.fate(&receipt, Instant::now()).await;
+        let only =
+            |outboxes: Vec<Arc<Outbox>>| outboxes.iter().all(|l| tried.contains(&l.connection));
+        if fate == Ok(Delivery::Silent) && only(outboxes()) {
             // Perhaps it comes back, or the client comes on another.
-            fate = line.fate(&receipt, last).await;
+            fate = outbox.fate(&receipt, last).await;
         }
         match fate.unwrap_or_else(|fate| fate) {
             Delivery::Arrived => return,
             Delivery::Silent => {
-                tracing::debug!(connection = line.connection.0, "silent, so it is closed");
-                line.post(ConnectionMessage::Close);
+                tracing::debug!(connection = outbox.connection.0, "silent, so it is closed");
+                outbox.post(ConnectionMessage::Close);
             }
             Delivery::Busy | Delivery::Gone => {}
         }
         if !awaited() {
             return;
         }
-        let Some(next) = send(lines(), &tried, notice) else { return };
-        (line, receipt) = next;
+        let Some(next) = send(outboxes(), &tried, notice) else { return };
+        (outbox, receipt) = next;
     }
 }
 
@@ -221,7 +222,7 @@ mod tests {
 
     /// A connection whose task the test is.
     struct Task {
-        line: Arc<Line>,
+        outbox: Arc<Outbox>,
         posts: Option<UnboundedReceiver<ConnectionMessage>>,
         written: u64,
         arrived: u64,
@@ -244,8 +245,8 @@ mod tests {
     impl Task {
         fn new(id: u64) -> Self {
             let (sender, posts) = mpsc::unbounded_channel();
-            let line = Line::new(ConnectionId(id), sender);
-            Self { line, posts: Some(posts), written: 0, arrived: 0, told: 0 }
+            let outbox = Outbox::new(ConnectionId(id), sender);
+            Self { outbox, posts: Some(posts), written: 0, arrived: 0, told: 0 }
         }
 
         fn closed(&self) -> bool {
@@ -300,9 +301,9 @@ mod tests {
         [1, 2, 3].map(Task::new)
     }
 
-    fn lines(tasks: &[Task]) -> impl Fn() -> Vec<Arc<Line>> + Send + Clone + use<> {
-        let lines: Vec<_> = tasks.iter().map(|task| task.line.clone()).collect();
-        move || lines.iter().filter(|line| !line.posts.is_closed()).cloned().collect()
+    fn outboxes(tasks: &[Task]) -> impl Fn() -> Vec<Arc<Outbox>> + Send + Clone + use<> {
+        let outboxes: Vec<_> = tasks.iter().map(|task| task.outbox.clone()).collect();
+        move || outboxes.iter().filter(|outbox| !outbox.posts.is_closed()).cloned().collect()
     }
 
     fn told(tasks: &[Task]) -> Vec<(usize, bool)> {
@@ -313,7 +314,7 @@ mod tests {
     async fn what_arrives_is_told_once() {
         for first in [Well, Slow] {
             let mut tasks = three();
-            assert!(tell(lines(&tasks), notice(), || true));
+            assert!(tell(outboxes(&tasks), notice(), || true));
             pass(60, &mut tasks, &[first, Well, Well]).await;
             assert_eq!(told(&tasks), [(1, false), (0, false), (0, false)]);
         }
@@ -322,7 +323,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_does_not_arrive_is_repeated_on_the_next_line() {
         let mut tasks = three();
-        assert!(tell(lines(&tasks), notice(), || true));
+        assert!(tell(outboxes(&tasks), notice(), || true));
         pass(60, &mut tasks, &[Silent, Silent, Well]).await;
         assert_eq!(told(&tasks), [(1, true), (1, true), (1, false)]);
     }
@@ -330,7 +331,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_done_as_told_is_not_repeated() {
         let mut tasks = three();
-        let all = lines(&tasks);
+        let all = outboxes(&tasks);
         let waits = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let awaited = waits.clone();
         assert!(tell(all, notice(), move || awaited.load(Ordering::Relaxed)));
@@ -344,25 +345,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_last_line_has_time_to_come_back() {
         let mut tasks = three();
-        assert!(tell(lines(&tasks), notice(), || true));
+        assert!(tell(outboxes(&tasks), notice(), || true));
         let all = [Silent; 3];
         pass(25, &mut tasks, &all).await;
         assert_eq!(told(&tasks), [(1, true), (1, true), (1, false)]);
         pass(1, &mut tasks, &[Silent, Silent, Well]).await;
         pass(60, &mut tasks, &all).await;
         assert!(!tasks[2].closed(), "it had arrived");
-        assert!(tell(lines(&tasks), notice(), || true));
+        assert!(tell(outboxes(&tasks), notice(), || true));
         pass(29, &mut tasks, &all).await;
         assert!(!tasks[2].closed());
         pass(3, &mut tasks, &all).await;
         assert!(tasks[2].closed());
-        assert!(!tell(lines(&tasks), notice(), || true));
+        assert!(!tell(outboxes(&tasks), notice(), || true));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_busy_line_is_passed_over_but_not_closed() {
         let mut tasks = three();
-        assert!(tell(lines(&tasks), notice(), || true));
+        assert!(tell(outboxes(&tasks), notice(), || true));
         pass(40, &mut tasks, &[Stuck, Stuck, Well]).await;
         pass(40, &mut tasks, &[Well; 3]).await;
         assert_eq!(told(&tasks), [(1, false), (1, false), (1, false)]);
@@ -371,7 +372,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_line_that_has_ended_is_passed_over() {
         let mut tasks = three();
-        let all = lines(&tasks);
+        let all = outboxes(&tasks);
         tasks[0].posts = None;
         assert!(tell(all.clone(), notice(), || true));
         tasks[1].posts = None;

@@ -134,7 +134,7 @@ fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequenc
     Deferred::event(0, cancel, async move {
         tokio::pin!(ended);
         loop {
-            let changed = open.node.changed();
+            let changed = open.file.changed();
             if open.lock_range(range, exclusive)? {
                 break;
             }

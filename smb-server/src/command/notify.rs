@@ -36,7 +36,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
         let filter = ChangeFilter(request.filter);
         // A client that may not see every name is told that something changed, and not what.
         let most = if hides { 0 } else { room.min(MOST) };
-        watches.watch(open.node.key(), filter, tree, most, budget)
+        watches.watch(open.file.key(), filter, tree, most, budget)
     });
     let (cancel, cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();

@@ -29,7 +29,7 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
         _ => LeaseState::READ.or(LeaseState::WRITE).or(LeaseState::HANDLE),
     };
     let holder = GrantOwner::Open(open.opener_id());
-    let left = open.table().acknowledge(&open.node, holder, kept).map_err(|why| match why {
+    let left = open.table().acknowledge(&open.file, holder, kept).map_err(|why| match why {
         AckError::NotBreaking => NtStatus::INVALID_DEVICE_STATE,
         // A break to nothing awaits no acknowledgement.
         AckError::NotHeld => NtStatus::INVALID_OPLOCK_PROTOCOL,

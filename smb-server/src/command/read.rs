@@ -35,7 +35,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if end.is_none_or(|end| end > MAX_OFFSET) {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
-    open.node.check_io(open.opener_id(), request.offset, len as u64, false)?;
+    open.file.check_io(open.opener_id(), request.offset, len as u64, false)?;
     let least = request.minimum_count as usize;
     let (start, padding) = (out.len(), ctx.ex.read_padding);
     out.resize(start + HEAD + usize::from(padding), 0);

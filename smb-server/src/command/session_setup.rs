@@ -33,7 +33,7 @@ use crate::{
     Server,
     config::{Config, Encryption, Signing},
     logons::Network,
-    session::{ChannelInfo, Keys, Logon, NEVER, Origin, Sealing, Session},
+    session::{ChannelInfo, Keys, Logon, NEVER, NegotiatedContext, Sealing, Session},
 };
 
 /// What an authentication is for.
@@ -310,7 +310,7 @@ fn establish(
         keys,
         must_sign,
         must_encrypt,
-        origin: Origin {
+        origin: NegotiatedContext {
             dialect: negotiated.dialect,
             cipher: negotiated.cipher,
             client_guid: negotiated.client_guid,
@@ -333,8 +333,8 @@ fn enter(
     session: &Arc<Session>,
     signing: Arc<SigningKey>,
 ) -> Result<(), NtStatus> {
-    let line = ctx.ex.line().clone();
-    if !ctx.ex.server.clients.add(ctx.client_guid(), &line, &session.user) {
+    let outbox = ctx.ex.outbox().clone();
+    if !ctx.ex.server.clients.add(ctx.client_guid(), &outbox, &session.user) {
         let most = ctx.ex.limits().user_percent;
         tracing::info!(
             peer = %ctx.ex.peer,
@@ -343,7 +343,7 @@ fn enter(
         );
         return Err(NtStatus::REQUEST_NOT_ACCEPTED);
     }
-    let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer, line };
+    let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer, outbox };
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);

@@ -139,7 +139,7 @@ fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<Loc
         // MS-SMB2 3.3.5.13: the right to append is none to change what is there.
         return Err(NtStatus::ACCESS_DENIED.into());
     }
-    open.node.check_io(open.opener_id(), request.offset, len as u64, true)?;
+    open.file.check_io(open.opener_id(), request.offset, len as u64, true)?;
     open.break_read_caching()?;
     open.position.store(end, Ordering::Relaxed);
     if !open.written.load(Ordering::Relaxed) {

@@ -24,7 +24,7 @@ use volume::work::Turn;
 
 use crate::{
     Server,
-    breaks::delivery::{BreakNotification, ConnectionMessage, Line},
+    breaks::delivery::{BreakNotification, ConnectionMessage, Outbox},
     command::{self, Ctx, negotiate::Negotiated, session_setup::Authentication},
     connection::Dropped,
     exchange::credits::CreditWindow,
@@ -84,7 +84,7 @@ pub struct Exchange {
     next_key: u64,
     limits: crate::config::Limits,
     max_message: usize,
-    line: Arc<Line>,
+    outbox: Arc<Outbox>,
     posts: UnboundedReceiver<ConnectionMessage>,
     /// Bytes of the next message's data that are in the file already.
     placed: usize,
@@ -117,15 +117,15 @@ impl Exchange {
             next_key: 1,
             limits,
             max_message,
-            line: Line::new(id, sender),
+            outbox: Outbox::new(id, sender),
             posts,
             placed: 0,
         }
     }
 
     /// How the client is told something unasked.
-    pub fn line(&self) -> &Arc<Line> {
-        &self.line
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
     }
 
     /// What this connection is asked to do for others next.

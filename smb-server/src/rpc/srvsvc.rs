@@ -531,7 +531,7 @@ fn file_enum(caller: &Caller<'_>, mut r: Reader<'_>) -> Stub {
                 permissions: if reads { READ } else { 0 }
                     | if writes { WRITE } else { 0 }
                     | if creates { CREATE } else { 0 },
-                locks: len32(open.node.locks_of(open.opener_id()).len()),
+                locks: len32(open.file.locks_of(open.opener_id()).len()),
                 path,
                 user: open.origin.user.name.clone(),
             });

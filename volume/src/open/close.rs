@@ -90,7 +90,7 @@ impl Open {
     /// Takes the name of the file away, and says which, if it was still there.
     fn remove_file(&self, opened: &RelPath) -> Result<Option<RelPath>, NtStatus> {
         let opened = self.volume.own(opened);
-        // The node, which knows the name as well, is locked meanwhile.
+        // The open file, which knows the name as well, is locked meanwhile.
         let path = match (self.volume.path_of(self.handle()), &opened) {
             (Ok(path), _) => path,
             (Err(_), Some(opened)) => opened.clone(),
@@ -131,7 +131,7 @@ impl Open {
     /// Ends it, as the last who has it lets go.
     fn close(&mut self) -> Ended {
         if self.is_in_store() {
-            self.node.forget(self.opener_id());
+            self.file.forget(self.opener_id());
         }
         self.volume().left();
         self.mark_for_deletion();
@@ -157,9 +157,9 @@ impl Open {
             return;
         }
         let _ = self.break_conflicting(BreakReason::Delete);
-        self.node.set_delete_pending(self.opener_id(), true);
+        self.file.set_delete_pending(self.opener_id(), true);
         if self.directory {
-            self.table().watches.gone(self.node.key());
+            self.table().watches.gone(self.file.key());
         }
     }
 
@@ -170,19 +170,19 @@ impl Open {
         let mut removal = Removal::default();
         if self.stream.is_none()
             && self.posix_delete.load(Ordering::Acquire)
-            && self.node.delete_pending(id)
-            && let Some(path) = self.node.path(id)
+            && self.file.delete_pending(id)
+            && let Some(path) = self.file.path(id)
         {
             removal.note(self.remove_file(&path));
             if removal.removed.is_some() {
-                self.node.name_is_gone(id);
+                self.file.name_is_gone(id);
             }
         }
         match &self.stream {
-            None => self.table().leave(&self.node, id, |path| removal.note(self.remove_file(path))),
+            None => self.table().leave(&self.file, id, |path| removal.note(self.remove_file(path))),
             Some(stream) => {
                 let mut kept = None;
-                self.table().leave(&self.node, id, |_| kept = self.remove_stream(stream).err());
+                self.table().leave(&self.file, id, |_| kept = self.remove_stream(stream).err());
                 let remove = |path: &RelPath| removal.note(self.remove_file(path));
                 self.table().leave(&stream.base, id, remove);
                 removal.failed = removal.failed.or(kept);

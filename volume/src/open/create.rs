@@ -31,7 +31,7 @@ use crate::{
         security, streams,
         volume::{Found, Volume},
     },
-    open::{Open, Origin, Parts, StreamOpen, table::OpenFileTable},
+    open::{CreateInfo, Open, Parts, StreamOpen, table::OpenFileTable},
     sharing::{
         caching::LeaseId,
         file::{OpenFile, Opener, Refused},
@@ -66,7 +66,7 @@ pub struct CreateOperation<'a> {
     /// The lease that the open is to have.
     pub lease: Option<LeaseId>,
     /// Where the open comes from.
-    pub origin: Origin,
+    pub origin: CreateInfo,
     /// The client speaks SMB 3.
     pub smb3: bool,
     /// What a file bears that this CREATE makes, if its open is to outlive the server.
@@ -210,7 +210,7 @@ impl CreateOperation<'_> {
         let eas = if cuts { self.wanted_eas()? } else { Vec::new() };
         let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
         let joined = self.join(&stat, &path, self.opener(sharing, self.request.share, cuts))?;
-        let data = self.content(&fd, access, directory, cuts, joined.node.as_ref())?;
+        let data = self.content(&fd, access, directory, cuts, joined.file.as_ref())?;
         if let (true, Some(data)) = (cuts, &data) {
             self.overwrite(&fd, data, eas)?;
         }
@@ -376,27 +376,27 @@ impl CreateOperation<'_> {
 
     /// Joins those who have the file open; leaves them again unless it is kept.
     fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Joined<'_>, Refused> {
-        let node = self.open_files.join(stat, &self.volume.system(path), by)?;
-        Ok(Joined { open_files: &self.open_files, node: Some(node), id: by.id })
+        let file = self.open_files.join(stat, &self.volume.system(path), by)?;
+        Ok(Joined { open_files: &self.open_files, file: Some(file), id: by.id })
     }
 
     /// Opens the content as far as the access needs it, or cutting it does. That of a file itself,
-    /// which has a node here, is claimed: no other program writes it meanwhile.
+    /// which is open here, is claimed: no other program writes it meanwhile.
     fn content(
         &self,
         fd: &OwnedFd,
         access: Access,
         directory: bool,
         cuts: bool,
-        node: Option<&Arc<OpenFile>>,
+        file: Option<&Arc<OpenFile>>,
     ) -> Result<Option<Arc<LocalFile>>, Refused> {
         if directory || !(access.any(CONTENT) || cuts) {
             return Ok(None);
         }
         let writes = access.any(CHANGE) || cuts;
         let content = self.local(reopen(fd, flags(access, writes))?, !writes)?;
-        if let Some(node) = node {
-            node.claim(self.id.persistent, &content)?;
+        if let Some(file) = file {
+            file.claim(self.id.persistent, &content)?;
         }
         Ok(Some(content))
     }
@@ -411,7 +411,7 @@ impl CreateOperation<'_> {
         &self,
         handle: OwnedFd,
         access: Access,
-        node: Arc<OpenFile>,
+        file: Arc<OpenFile>,
         data: Option<Arc<LocalFile>>,
         directory: bool,
         stream: Option<StreamOpen>,
@@ -421,7 +421,7 @@ impl CreateOperation<'_> {
             access,
             ceiling: self.ceiling,
             options: self.request.options,
-            node,
+            file,
             data,
             handle,
             stream,
@@ -511,9 +511,9 @@ impl CreateOperation<'_> {
             let joined = self.join(&stat, &path, self.opener(access, self.request.share, false))?;
             let mut data = None;
             if !directory && access.any(CONTENT) {
-                let file = self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?;
-                joined.node.iter().try_for_each(|node| node.claim(self.id.persistent, &file))?;
-                data = Some(file);
+                let content = self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?;
+                joined.file.iter().try_for_each(|file| file.claim(self.id.persistent, &content))?;
+                data = Some(content);
             }
             if !directory && let Some(size) = self.allocation() {
                 reserve(fd.as_fd(), size)?;
@@ -522,8 +522,8 @@ impl CreateOperation<'_> {
         };
         match finish() {
             Ok(Fresh::Stream(open)) => Ok((*open, CreateAction::CREATED)),
-            Ok(Fresh::File(node, data)) => {
-                let open = self.open(fd, access, node, data, directory, None);
+            Ok(Fresh::File(file, data)) => {
+                let open = self.open(fd, access, file, data, directory, None);
                 Ok((open, CreateAction::CREATED))
             }
             Err(error) => {
@@ -593,21 +593,21 @@ enum Fresh {
 /// A place among those who have a file open.
 struct Joined<'a> {
     open_files: &'a OpenFileTable,
-    node: Option<Arc<OpenFile>>,
+    file: Option<Arc<OpenFile>>,
     id: u64,
 }
 
 impl Joined<'_> {
     /// The place is taken for good; who has it leaves by itself.
     fn keep(mut self) -> Arc<OpenFile> {
-        self.node.take().expect("a place is kept once, by value")
+        self.file.take().expect("a place is kept once, by value")
     }
 }
 
 impl Drop for Joined<'_> {
     fn drop(&mut self) {
-        if let Some(node) = &self.node {
-            self.open_files.leave(node, self.id, |_| {});
+        if let Some(file) = &self.file {
+            self.open_files.leave(file, self.id, |_| {});
         }
     }
 }

@@ -44,23 +44,23 @@ impl Open {
             change: given(asked.change),
         };
         let shown = self.facts()?.times;
-        let (node, id) = (self.base_file(), self.opener_id());
-        node.times.settle();
+        let (file, id) = (self.base_file(), self.opener_id());
+        file.times.settle();
         match asked.change {
             0 => {}
-            RELEASE => node.times.release_change(id),
+            RELEASE => file.times.release_change(id),
             HOLD => {
-                node.times.hold_change(id, shown.change);
+                file.times.hold_change(id, shown.change);
                 to.change = Some(shown.change);
             }
-            time => node.times.hold_change(id, time),
+            time => file.times.hold_change(id, time),
         }
         attributes::set(self.handle(), &to).map_err(of_errno)?;
         match asked.write {
             0 => {}
-            RELEASE => node.times.release_write(id),
-            HOLD => node.times.hold_write(id, shown.write),
-            time => node.times.hold_write(id, time),
+            RELEASE => file.times.release_write(id),
+            HOLD => file.times.hold_write(id, shown.write),
+            time => file.times.hold_write(id, time),
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ impl Open {
     }
 
     /// The same at once, on a thread that may wait, by the call that is given.
-    pub fn harden_by(
+    pub fn flush_by(
         &self,
         sync: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
     ) -> Result<(), Errno> {

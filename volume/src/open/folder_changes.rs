@@ -26,9 +26,9 @@ impl OpenFileTable {
         else {
             return;
         };
-        if let Some(node) = self.get(&stat) {
+        if let Some(file) = self.get(&stat) {
             // Nobody is waited for: the change has been made.
-            let _ = self.break_for(&node, BreakReason::Change, (0, change.by));
+            let _ = self.break_for(&file, BreakReason::Change, (0, change.by));
         }
         if !self.watches.any() {
             return;

@@ -104,7 +104,7 @@ impl Durability {
 
 /// What a CREATE said about its open that matters after it.
 #[derive(Debug, Clone)]
-pub struct Origin {
+pub struct CreateInfo {
     /// The client, as the user who opened has it.
     pub client: ClientId,
     /// The user who opened.
@@ -169,7 +169,7 @@ pub struct StreamOpen {
     pub name: Mutex<StreamName>,
     /// The file that holds its content, opened without access to it.
     pub file: OwnedFd,
-    /// The file that the stream belongs to, joined as the open is to its own node.
+    /// The file that the stream belongs to, joined as the open is to its own file.
     pub base: Arc<OpenFile>,
 }
 
@@ -185,12 +185,12 @@ pub struct Open {
     /// Options of the create.
     pub options: CreateOptions,
     /// The file with its other openers.
-    pub node: Arc<OpenFile>,
+    pub file: Arc<OpenFile>,
     /// The content, when it is a file that was opened for its content.
     pub data: Option<Arc<LocalFile>>,
     /// Names the file; for a stream the file it belongs to.
     pub(crate) handle: OwnedFd,
-    /// The stream, if it is a named one; `node` and `data` are the stream's own then.
+    /// The stream, if it is a named one; `file` and `data` are the stream's own then.
     pub stream: Option<StreamOpen>,
     /// Is a folder.
     pub directory: bool,
@@ -215,7 +215,7 @@ pub struct Open {
     /// Its lease.
     pub lease: Option<LeaseId>,
     /// Where it comes from.
-    pub origin: Origin,
+    pub origin: CreateInfo,
     /// A repeated CREATE gets the same answer, until the open is used (MS-SMB2 3.3.1.10,
     /// `IsReplayEligible`).
     pub replayable: AtomicBool,
@@ -250,7 +250,7 @@ pub struct Parts {
     /// Options of the create.
     pub options: CreateOptions,
     /// The file with its other openers; joined as `id.volatile`.
-    pub node: Arc<OpenFile>,
+    pub file: Arc<OpenFile>,
     /// The content.
     pub data: Option<Arc<LocalFile>>,
     /// Names the file.
@@ -261,18 +261,18 @@ pub struct Parts {
     pub directory: bool,
     /// Where it is.
     pub volume: Arc<Volume>,
-    /// Where `node` is kept.
+    /// Where `file` is kept.
     pub open_files: Arc<OpenFileTable>,
     /// Its lease.
     pub lease: Option<LeaseId>,
     /// Where it comes from.
-    pub origin: Origin,
+    pub origin: CreateInfo,
 }
 
 impl Open {
     /// Puts an open together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, access, ceiling, options, node, data, handle, .. } = parts;
+        let Parts { id, access, ceiling, options, file, data, handle, .. } = parts;
         let Parts { stream, directory, volume, open_files, .. } = parts;
         volume.entered();
         let state = OpenState {
@@ -286,7 +286,7 @@ impl Open {
             access,
             ceiling,
             options,
-            node,
+            file,
             data,
             handle,
             stream,
@@ -317,7 +317,7 @@ impl Open {
         }
     }
 
-    /// Its name among the openers of its node.
+    /// Its name among the openers of its file.
     pub fn opener_id(&self) -> u64 {
         self.id.persistent
     }
@@ -353,7 +353,7 @@ impl Open {
     pub fn preserve_time(&self) -> Option<Duration> {
         let durability = self.state().durability;
         let cached = || {
-            let (state, breaking) = self.node.caching(self.opener_id());
+            let (state, breaking) = self.file.caching(self.opener_id());
             state.has(LeaseState::HANDLE) && !breaking
         };
         durability.timeout().filter(|_| !matches!(durability, Durability::Durable(_)) || cached())
@@ -370,7 +370,7 @@ impl Open {
 
     /// Asks others to give up what `cause` does not go together with.
     pub fn break_conflicting(&self, cause: BreakReason) -> Result<(), Refused> {
-        self.open_files.break_for(&self.node, cause, (self.opener_id(), self.lease))
+        self.open_files.break_for(&self.file, cause, (self.opener_id(), self.lease))
     }
 
     /// Tells its client to go down to an oplock of that level; whether it could be told.
@@ -384,7 +384,7 @@ impl Open {
         if self.lease.is_some() {
             return OplockLevel::LEASE;
         }
-        caching::level_of(self.node.caching(self.opener_id()).0)
+        caching::level_of(self.file.caching(self.opener_id()).0)
     }
 
     /// Names the file for calls that need no content.
@@ -505,15 +505,15 @@ impl Open {
         security::access_in(self.handle(), folder.as_fd(), sids).map_err(of_errno)
     }
 
-    /// The node of the file: that of the file a stream belongs to.
+    /// The file itself: for a stream the file a stream belongs to.
     pub fn base_file(&self) -> &Arc<OpenFile> {
-        self.stream.as_ref().map_or(&self.node, |stream| &stream.base)
+        self.stream.as_ref().map_or(&self.file, |stream| &stream.base)
     }
 
     /// Whether it, or the file that its stream belongs to, is to be deleted.
     pub fn delete_pending(&self) -> bool {
         let id = self.opener_id();
-        self.node.delete_pending(id) || self.base_file().delete_pending(id)
+        self.file.delete_pending(id) || self.base_file().delete_pending(id)
     }
 
     /// Fails unless any of the rights in `any` was granted.

@@ -16,7 +16,7 @@ use crate::{
 
 impl Open {
     /// Where the file is in its share, as it is now. A file of several names may have lost the one
-    /// that its descriptor came by: then it is the one that the opener is known by, for which the node
+    /// that its descriptor came by: then it is the one that the opener is known by, for which the file
     /// is locked.
     pub fn path(&self) -> Result<RelPath, NtStatus> {
         match self.volume.path_of(self.handle()) {

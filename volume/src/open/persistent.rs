@@ -175,7 +175,7 @@ impl Open {
     /// file's name there.
     fn named_alike(&self) -> Vec<Arc<Open>> {
         let known = |id| self.table().open(id).filter(|open| open.is_in_store());
-        self.node.openers().into_iter().filter_map(known).collect()
+        self.file.openers().into_iter().filter_map(known).collect()
     }
 
     /// Says that its file is about to be called `to`, to the state store, if that has opens of it.
@@ -191,13 +191,13 @@ impl Open {
             return Ok(None);
         }
         opens.sort_unstable();
-        let step = self.node.next_name.ask(to, &opens)?;
+        let step = self.file.next_name.ask(to, &opens)?;
         if let Step::Begin(_) = step {
             let next = NextRecord { path: to.parts().join("/") }.to_bytes();
             let put =
                 |batch: Batch, id: &u64| batch.put(record::key(Kind::Next, *id), next.clone());
             let commit = self.table().persistent_opens.commit(opens.iter().fold(Batch::new(), put));
-            let name = self.node.next_name.clone();
+            let name = self.file.next_name.clone();
             tokio::spawn(async move {
                 name.known(commit.await.map_err(|error| of_store(&error)));
             });
@@ -299,7 +299,7 @@ impl Open {
         }
         let persistent = matches!(promised, Durability::Persistent(_));
         let id = self.opener_id();
-        Ok(Some(self.node.remember(id, persistent, |caching| {
+        Ok(Some(self.file.remember(id, persistent, |caching| {
             stable.commit(match caching {
                 Some(caching) => batch.put(record::key(Kind::Caching, id), caching.to_bytes()),
                 None => batch,
@@ -335,7 +335,7 @@ impl Open {
             if let Err(status) = kept.await {
                 tracing::debug!(%status, "a resilient open will not outlive the server");
                 if !known {
-                    open.node.forget(open.opener_id());
+                    open.file.forget(open.opener_id());
                     drop(open.forget());
                 }
             }
@@ -371,7 +371,7 @@ impl Open {
             .put(key(Kind::Open), record.to_bytes())
             .put(key(Kind::Locks), self.locks_record().to_bytes())
             .put(key(Kind::Away), away.to_bytes());
-        Some(match self.node.caching_record(self.opener_id()) {
+        Some(match self.file.caching_record(self.opener_id()) {
             Some(caching) => batch.put(key(Kind::Caching), caching.to_bytes()),
             None => batch,
         })
@@ -389,10 +389,10 @@ impl Open {
     }
 
     /// Makes the file durable with its length, its attributes and its name. It may wait.
-    pub fn settle(&self) -> Result<(), NtStatus> {
+    pub fn sync_all(&self) -> Result<(), NtStatus> {
         let sync = || -> Result<(), Errno> {
             match &self.data {
-                Some(_) => self.harden_by(|fd| rustix::fs::fsync(fd))?,
+                Some(_) => self.flush_by(|fd| rustix::fs::fsync(fd))?,
                 None => rustix::fs::fsync(crate::fs::descriptor::reopen(
                     self.holder(),
                     OFlags::RDONLY,
@@ -426,7 +426,7 @@ impl Open {
 
     fn locks_record(&self) -> LocksRecord {
         let sequences = self.state().lock_sequences.as_deref().copied();
-        let locks = self.node.locks_of(self.opener_id()).into_iter();
+        let locks = self.file.locks_of(self.opener_id()).into_iter();
         let locks = locks
             .map(|(range, exclusive)| Lock {
                 offset: range.offset,

@@ -18,7 +18,7 @@ impl Open {
         if !counted.resize(held + 1) {
             return Err(NtStatus::INSUFFICIENT_RESOURCES);
         }
-        let taken = self.node.lock_range(self.opener_id(), range, exclusive);
+        let taken = self.file.lock_range(self.opener_id(), range, exclusive);
         if taken != Ok(true) {
             counted.resize(held);
         }
@@ -27,7 +27,7 @@ impl Open {
 
     /// Takes a lock that was granted by a server that has ended; whether it was to be had.
     pub(super) fn lock_again(&self, range: Range, exclusive: bool) -> bool {
-        let taken = self.node.lock_range(self.opener_id(), range, exclusive) == Ok(true);
+        let taken = self.file.lock_range(self.opener_id(), range, exclusive) == Ok(true);
         if taken {
             let mut counted = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             counted.add(1);
@@ -38,7 +38,7 @@ impl Open {
     /// Releases a lock; whether there was one.
     pub fn unlock_range(&self, range: Range) -> bool {
         let mut counted = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        let released = self.node.unlock_range(self.opener_id(), range);
+        let released = self.file.unlock_range(self.opener_id(), range);
         if released {
             let held = counted.amount();
             counted.resize(held.saturating_sub(1));

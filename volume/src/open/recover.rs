@@ -3,7 +3,7 @@
 //! the time to hand them over.
 //!
 //! ```text
-//!  state store ─► each open: its share, its user, its file ─► joins the file's node as it had it
+//!  state store ─► each open: its share, its user, its file ─► joins the file as it had it     
 //!                     │  not what it was: forgotten               │
 //!                     ▼                                           ▼
 //!                  its client is told so when it comes     kept for its client, with the rest of
@@ -35,7 +35,7 @@ use crate::{
         volume::{Found, Volume},
     },
     open::{
-        LOCK_SEQUENCES, Open, Origin, Parts, StreamOpen,
+        CreateInfo, LOCK_SEQUENCES, Open, Parts, StreamOpen,
         create::content_again,
         persistent,
         record::{self, OpenRecord, Promise, Remembered, StreamRecord},
@@ -215,18 +215,19 @@ impl OpenFileTable {
             smb3: true,
         };
         let system = volume.system(&path);
-        let (node, data, stream) = match &record.stream {
+        let (file, data, stream) = match &record.stream {
             Some(stream) => {
-                let (file, stream_stat, name) = find_stream(&volume, fd.as_fd(), stream)?;
-                let data = content_again(&file, access, &record.name, engine)?;
+                let (stream_fd, stream_stat, name) = find_stream(&volume, fd.as_fd(), stream)?;
+                let data = content_again(&stream_fd, access, &record.name, engine)?;
                 let base = self.join(&stat, &system, beside(&by));
                 let base = base.map_err(|_| Gone::Taken)?;
                 let joined = self.join(&stream_stat, &RelPath::root(), by);
-                let node = joined.map_err(|_| {
+                let file = joined.map_err(|_| {
                     self.leave(&base, record.id, |_| {});
                     Gone::Taken
                 })?;
-                (node, data, Some(StreamOpen { name: Mutex::new(name), file, base }))
+                let name = Mutex::new(name);
+                (file, data, Some(StreamOpen { name, file: stream_fd, base }))
             }
             None => {
                 let data = match directory {
@@ -234,14 +235,14 @@ impl OpenFileTable {
                     false => content_again(&fd, access, &record.name, engine)?,
                 };
                 let joined = self.join(&stat, &system, by);
-                let node = joined.map_err(|_| Gone::Taken)?;
+                let file = joined.map_err(|_| Gone::Taken)?;
                 if let Some(data) = &data
-                    && let Err(gone) = claim_again(&node, record.id, data, patience)
+                    && let Err(gone) = claim_again(&file, record.id, data, patience)
                 {
-                    self.leave(&node, record.id, |_| {});
+                    self.leave(&file, record.id, |_| {});
                     return Err(gone);
                 }
-                (node, data, None)
+                (file, data, None)
             }
         };
         let mut open = Open::new(Parts {
@@ -249,7 +250,7 @@ impl OpenFileTable {
             access,
             ceiling: share.ceiling,
             options: CreateOptions(record.options),
-            node,
+            file,
             data,
             handle: fd,
             stream,
@@ -257,7 +258,7 @@ impl OpenFileTable {
             volume,
             open_files: self.clone(),
             lease: record.lease.map(lease),
-            origin: Origin {
+            origin: CreateInfo {
                 client,
                 user: user.clone(),
                 share: record.share.clone(),
@@ -284,12 +285,12 @@ impl OpenFileTable {
 
 /// Claims the file of an open again, before any other program does (see `docs/administration.md`).
 fn claim_again(
-    node: &OpenFile,
+    file: &OpenFile,
     open: u64,
     data: &Arc<LocalFile>,
     patience: Instant,
 ) -> Result<(), Gone> {
-    while node.claim(open, data).is_err() {
+    while file.claim(open, data).is_err() {
         if Instant::now() >= patience {
             return Err(Gone::InUse(image_lock::who(data.as_fd())));
         }
@@ -357,6 +358,6 @@ fn restore(open: &Arc<Open>, remembered: &Remembered) {
     let holder = open.lease.map_or(GrantOwner::Open(id), GrantOwner::Lease);
     open.table().remembered_again(open, holder, remembered.caching);
     if remembered.open.delete_pending {
-        open.node.set_delete_pending(open.opener_id(), true);
+        open.file.set_delete_pending(open.opener_id(), true);
     }
 }

@@ -132,31 +132,31 @@ impl OpenFileTable {
     pub fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Arc<OpenFile>, Refused> {
         let mut breaks = Vec::new();
         let mut shard = lock(self.shard(key(stat)));
-        let node = shard
+        let file = shard
             .entry(key(stat))
             .or_insert_with(|| OpenFile::new(key(stat), self.all_locks.clone()));
-        let node = node.clone();
-        let mut state = lock(&node.state);
+        let file = file.clone();
+        let mut state = lock(&file.state);
         let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let way = (path, folder || stat.st_nlink <= 1);
-        let joined = self.admit(&node, &mut state, way, by, &mut breaks);
-        self.note_caching(&node, &mut state);
+        let joined = self.admit(&file, &mut state, way, by, &mut breaks);
+        self.note_caching(&file, &mut state);
         drop(state);
         drop(shard);
-        self.tell(&node, breaks);
-        joined.map(|()| node)
+        self.tell(&file, breaks);
+        joined.map(|()| file)
     }
 
     /// After a change of what is cached, before anyone can see it: what outlives the server goes into
     /// the state store, in the order in which it changes.
-    fn note_caching(&self, node: &OpenFile, state: &mut State) {
+    fn note_caching(&self, file: &OpenFile, state: &mut State) {
         self.persistent_opens.note_caching(state.changed_caching());
-        node.cached.store(!state.caching.is_empty(), Ordering::Release);
+        file.cached.store(!state.caching.is_empty(), Ordering::Release);
     }
 
     fn admit(
         &self,
-        node: &Arc<OpenFile>,
+        file: &Arc<OpenFile>,
         state: &mut State,
         (path, only): (&RelPath, bool),
         by: Opener,
@@ -179,7 +179,7 @@ impl OpenFileTable {
             });
         }
         if let Some(id) = by.lease {
-            self.check_lease(id, Some(node.key))?;
+            self.check_lease(id, Some(file.key))?;
         }
         let me = (by.id, by.lease);
         let now = Instant::now();
@@ -196,7 +196,7 @@ impl OpenFileTable {
                 };
                 let wait = state.caching.break_for(BreakReason::Sharing, me, concerns, now, breaks);
                 return Err(match wait {
-                    Some(until) => node.wake(until),
+                    Some(until) => file.wake(until),
                     None => NtStatus::SHARING_VIOLATION.into(),
                 });
             }
@@ -210,7 +210,7 @@ impl OpenFileTable {
                 !looks_closely || matches!(holder, GrantOwner::Open(_))
             };
             if let Some(until) = state.caching.break_for(cause, me, concerns, now, breaks) {
-                return Err(node.wake(until));
+                return Err(file.wake(until));
             }
         }
         let Opener { id, access, share, lease, .. } = by;
@@ -223,7 +223,7 @@ impl OpenFileTable {
     pub fn check_lease(&self, id: LeaseId, key: Option<FileKey>) -> Result<(), NtStatus> {
         let holder = lock(&self.leases).get(&id).and_then(Weak::upgrade);
         match holder {
-            Some(node) if Some(node.key) != key => Err(NtStatus::INVALID_PARAMETER),
+            Some(file) if Some(file.key) != key => Err(NtStatus::INVALID_PARAMETER),
             _ => Ok(()),
         }
     }
@@ -231,12 +231,12 @@ impl OpenFileTable {
     /// Grants what can be granted of an oplock or lease to an open.
     pub fn acquire(
         &self,
-        node: &Arc<OpenFile>,
+        file: &Arc<OpenFile>,
         open: u64,
         want: CachingRequest,
         directory: bool,
     ) -> LeaseState {
-        let mut state = lock(&node.state);
+        let mut state = lock(&file.state);
         let lease = match want {
             CachingRequest::Lease { id, .. } => Some(id),
             CachingRequest::Oplock(_) => None,
@@ -254,13 +254,13 @@ impl OpenFileTable {
         };
         let locked = state.locks.count() > 0;
         let granted = state.caching.acquire(open, want, directory, others, locked);
-        self.note_caching(node, &mut state);
+        self.note_caching(file, &mut state);
         drop(state);
         if directory && granted != LeaseState::NONE {
             self.folders_cached.store(true, Ordering::Release);
         }
         if let Some(id) = lease {
-            lock(&self.leases).insert(id, Arc::downgrade(node));
+            lock(&self.leases).insert(id, Arc::downgrade(file));
         }
         granted
     }
@@ -268,41 +268,41 @@ impl OpenFileTable {
     /// Breaks what `cause` does not go together with. Fails when the doer must wait.
     pub fn break_for(
         &self,
-        node: &Arc<OpenFile>,
+        file: &Arc<OpenFile>,
         cause: BreakReason,
         by: (u64, Option<LeaseId>),
     ) -> Result<(), Refused> {
-        if !node.cached.load(Ordering::Acquire) {
+        if !file.cached.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut breaks = Vec::new();
-        let mut state = lock(&node.state);
+        let mut state = lock(&file.state);
         let wait = state.caching.break_for(cause, by, |_, _| true, Instant::now(), &mut breaks);
-        self.note_caching(node, &mut state);
-        let refused = wait.map(|until| node.wake(until));
+        self.note_caching(file, &mut state);
+        let refused = wait.map(|until| file.wake(until));
         drop(state);
-        self.tell(node, breaks);
+        self.tell(file, breaks);
         refused.map_or(Ok(()), Err)
     }
 
     /// Tells holders; one that cannot be reached loses what it holds, and with it the opens that
     /// were kept because of it.
-    fn tell(&self, node: &Arc<OpenFile>, breaks: Vec<Break>) {
+    fn tell(&self, file: &Arc<OpenFile>, breaks: Vec<Break>) {
         /// Holders that are quickly told.
         const FEW: usize = 64;
         if breaks.len() > FEW {
-            aside(|| self.tell_each(node, breaks));
+            aside(|| self.tell_each(file, breaks));
         } else {
-            self.tell_each(node, breaks);
+            self.tell_each(file, breaks);
         }
     }
 
-    fn tell_each(&self, node: &Arc<OpenFile>, breaks: Vec<Break>) {
+    fn tell_each(&self, file: &Arc<OpenFile>, breaks: Vec<Break>) {
         for due in breaks {
-            let (file, holder, to) = (Arc::downgrade(node), due.holder, due.to);
+            let (weak, holder, to) = (Arc::downgrade(file), due.holder, due.to);
             let awaited: Awaited = Box::new(move || {
                 let awaits = |file: Arc<OpenFile>| lock(&file.state).caching.awaits(holder, to);
-                !due.acknowledge || file.upgrade().is_some_and(awaits)
+                !due.acknowledge || weak.upgrade().is_some_and(awaits)
             });
             let told = match due.holder {
                 GrantOwner::Lease(id) => {
@@ -324,11 +324,11 @@ impl OpenFileTable {
                 continue;
             }
             // MS-SMB2 3.3.4.7: nothing is left, and with it nothing to come back for.
-            let mut state = lock(&node.state);
+            let mut state = lock(&file.state);
             state.caching.unreachable(due.holder);
-            self.note_caching(node, &mut state);
+            self.note_caching(file, &mut state);
             drop(state);
-            node.changed.notify_waiters();
+            file.changed.notify_waiters();
             for open in due.opens {
                 self.disconnected.drop_open(open);
             }
@@ -344,21 +344,21 @@ impl OpenFileTable {
     ) {
         let id = open.opener_id();
         if let Some(caching) = caching {
-            open.node.cached_again(id, holder, caching);
+            open.file.cached_again(id, holder, caching);
             if let GrantOwner::Lease(lease) = holder {
-                lock(&self.leases).insert(lease, Arc::downgrade(&open.node));
+                lock(&self.leases).insert(lease, Arc::downgrade(&open.file));
             }
         }
         if open.is_in_store() {
-            open.node.remembered_again(id, open.is_persistent(), caching);
+            open.file.remembered_again(id, open.is_persistent(), caching);
         }
     }
 
     /// The holder of a lease has done as told.
     pub fn acknowledge_lease(&self, id: LeaseId, kept: LeaseState) -> Result<LeaseState, NtStatus> {
-        let node = lock(&self.leases).get(&id).and_then(Weak::upgrade);
-        let node = node.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
-        self.acknowledge(&node, GrantOwner::Lease(id), kept).map_err(|why| match why {
+        let file = lock(&self.leases).get(&id).and_then(Weak::upgrade);
+        let file = file.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
+        self.acknowledge(&file, GrantOwner::Lease(id), kept).map_err(|why| match why {
             AckError::NotHeld => NtStatus::OBJECT_NAME_NOT_FOUND,
             AckError::NotBreaking => NtStatus::UNSUCCESSFUL,
             AckError::TooMuch => NtStatus::REQUEST_NOT_ACCEPTED,
@@ -368,17 +368,17 @@ impl OpenFileTable {
     /// A holder has done as told; what is to be given up after that, it is told at once.
     pub fn acknowledge(
         &self,
-        node: &Arc<OpenFile>,
+        file: &Arc<OpenFile>,
         holder: GrantOwner,
         kept: LeaseState,
     ) -> Result<LeaseState, AckError> {
-        let mut state = lock(&node.state);
+        let mut state = lock(&file.state);
         let result = state.caching.acknowledge(holder, kept);
         let next = state.caching.next_break(holder, Instant::now());
-        self.note_caching(node, &mut state);
+        self.note_caching(file, &mut state);
         drop(state);
-        self.tell(node, next.into_iter().collect());
-        node.changed.notify_waiters();
+        self.tell(file, next.into_iter().collect());
+        file.changed.notify_waiters();
         result
     }
 
@@ -397,7 +397,7 @@ impl OpenFileTable {
         }
     }
 
-    /// An open by the name it has in its node.
+    /// An open by the name it has in its file.
     pub fn open(&self, id: u64) -> Option<Arc<Open>> {
         lock(self.opens(id)).get(&id).and_then(Weak::upgrade)
     }
@@ -466,16 +466,16 @@ impl OpenFileTable {
 
     /// Takes an opener away. When it was the last that came by a name and that is to be deleted,
     /// `remove` does it, before anyone can open it again.
-    pub fn leave(&self, node: &OpenFile, id: u64, remove: impl FnOnce(&RelPath)) {
-        let mut shard = lock(self.shard(node.key));
-        let mut state = lock(&node.state);
+    pub fn leave(&self, file: &OpenFile, id: u64, remove: impl FnOnce(&RelPath)) {
+        let mut shard = lock(self.shard(file.key));
+        let mut state = lock(&file.state);
         let link = state.link(id);
         state.users.retain(|user| user.id != id);
         state.claim_less();
         state.locks.release_all(id);
-        node.count_locks(&state);
+        file.count_locks(&state);
         let ended = state.caching.leave(id);
-        self.note_caching(node, &mut state);
+        self.note_caching(file, &mut state);
         if let Some(left) = link.and_then(|link| state.links.leave(link))
             && left.delete_pending
             && !left.gone
@@ -483,24 +483,24 @@ impl OpenFileTable {
             remove(&left.path);
         }
         if state.users.is_empty() {
-            shard.remove(&node.key);
+            shard.remove(&file.key);
         }
         drop(state);
         drop(shard);
         if let Some(lease) = ended {
             let mut leases = lock(&self.leases);
-            if leases.get(&lease).is_some_and(|at| std::ptr::eq(at.as_ptr(), node)) {
+            if leases.get(&lease).is_some_and(|at| std::ptr::eq(at.as_ptr(), file)) {
                 leases.remove(&lease);
             }
         }
-        node.changed.notify_waiters();
+        file.changed.notify_waiters();
     }
 
     /// Lets other programs have the files again that opens are kept for: the server that comes next
     /// claims them.
     pub fn claim_nothing(&self) {
         for shard in &self.shards {
-            lock(shard).values().for_each(|node| lock(&node.state).claim_nothing());
+            lock(shard).values().for_each(|file| lock(&file.state).claim_nothing());
         }
     }
 
@@ -508,9 +508,9 @@ impl OpenFileTable {
     pub fn any_below(&self, device: u64, folder: &RelPath) -> bool {
         let any = || {
             self.shards.iter().any(|shard| {
-                lock(shard).values().any(|node| {
+                lock(shard).values().any(|file| {
                     let is_below = |at: &Link| at.path.is_below(folder);
-                    node.key.0 == device && lock(&node.state).links.iter().any(is_below)
+                    file.key.0 == device && lock(&file.state).links.iter().any(is_below)
                 })
             })
         };
@@ -566,10 +566,10 @@ mod tests {
             ((r, ShareAccess::READ), (Access::DELETE, all), false),
         ] {
             let open_files = OpenFileTable::default();
-            let node = join(&open_files, 1, first.0, first.1).unwrap();
+            let file = join(&open_files, 1, first.0, first.1).unwrap();
             assert_eq!(join(&open_files, 2, second.0, second.1).is_ok(), ok);
-            open_files.leave(&node, 1, |_| panic!("not to be deleted"));
-            open_files.leave(&node, 2, |_| panic!("not to be deleted"));
+            open_files.leave(&file, 1, |_| panic!("not to be deleted"));
+            open_files.leave(&file, 2, |_| panic!("not to be deleted"));
             assert_eq!(open_files.file_count(), 0);
         }
     }
@@ -579,15 +579,15 @@ mod tests {
         let open_files = OpenFileTable::default();
         open_files.limit(2, 0);
         let all = ShareAccess(7);
-        let node = join(&open_files, 1, Access::READ_DATA, all).unwrap();
+        let file = join(&open_files, 1, Access::READ_DATA, all).unwrap();
         let range = |at| Range::new(at, 1).unwrap();
-        assert_eq!(node.lock_range(1, range(0), true), Ok(true));
-        assert_eq!(node.lock_range(1, range(0), true), Ok(false));
-        assert_eq!(node.lock_range(1, range(1), true), Ok(true));
-        assert_eq!(node.lock_range(1, range(2), true), Err(NtStatus::INSUFFICIENT_RESOURCES));
-        assert!(node.unlock_range(1, range(0)));
-        assert_eq!(node.lock_range(1, range(2), true), Ok(true));
-        open_files.leave(&node, 1, |_| panic!("not to be deleted"));
+        assert_eq!(file.lock_range(1, range(0), true), Ok(true));
+        assert_eq!(file.lock_range(1, range(0), true), Ok(false));
+        assert_eq!(file.lock_range(1, range(1), true), Ok(true));
+        assert_eq!(file.lock_range(1, range(2), true), Err(NtStatus::INSUFFICIENT_RESOURCES));
+        assert!(file.unlock_range(1, range(0)));
+        assert_eq!(file.lock_range(1, range(2), true), Ok(true));
+        open_files.leave(&file, 1, |_| panic!("not to be deleted"));
         assert_eq!(open_files.all_locks.held.load(Ordering::Relaxed), 0);
     }
 
@@ -595,13 +595,13 @@ mod tests {
     fn the_last_opener_deletes() {
         let open_files = OpenFileTable::default();
         let open = |id| join(&open_files, id, Access::NONE, ShareAccess(7));
-        let node = open(1).unwrap();
+        let file = open(1).unwrap();
         open(2).unwrap();
-        node.set_delete_pending(1, true);
+        file.set_delete_pending(1, true);
         assert!(matches!(open(3), Err(Refused::Status(NtStatus::DELETE_PENDING))));
-        open_files.leave(&node, 1, |_| panic!("one is left"));
+        open_files.leave(&file, 1, |_| panic!("one is left"));
         let mut removed = false;
-        open_files.leave(&node, 2, |_| removed = true);
+        open_files.leave(&file, 2, |_| removed = true);
         assert!(removed);
     }
 }

@@ -2,7 +2,7 @@
 //! may cache.
 //!
 //! ```text
-//!  open::table ── by device and inode ─► Node ─► users      modes.rs: who has it open, how
+//!  open::table ── by device and inode ─► OpenFile ─► users  modes.rs: who has it open, how
 //!    │ opens, leases, creates by name     │      links      links.rs: by which of its names
 //!    └ tells holders, lets openers wait   │      locks      locks.rs: byte ranges
 //!                                         │      caching    caching.rs: oplocks and leases

@@ -196,7 +196,7 @@ impl Answers {
     pub fn of(open: &Open, durable: Option<Durable>) -> Self {
         let granted = open.state().durability;
         let mut answers = Self {
-            lease: open.node.lease(open.opener_id()).as_ref().map(lease_bytes),
+            lease: open.file.lease(open.opener_id()).as_ref().map(lease_bytes),
             ..Self::default()
         };
         let (time, flags) = match granted {

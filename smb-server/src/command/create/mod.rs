@@ -20,7 +20,7 @@ use smb_protocol::{
 };
 use volume::{
     fs::{descriptor::unmark, path::FileName},
-    open::{Durability, Open, Origin, create::CreateOperation, persistent::of_store},
+    open::{CreateInfo, Durability, Open, create::CreateOperation, persistent::of_store},
     sharing::file::Refused,
 };
 
@@ -85,7 +85,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         name: FileName::parse(&name)?,
         engine: server.current().config.io_engine.into(),
         lease: wishes.lease(),
-        origin: Origin {
+        origin: CreateInfo {
             client,
             user: session.user.clone(),
             share: tree.name.clone(),
@@ -116,7 +116,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     tell(&open, action);
     if let Some(want) = wishes.caching {
         let want = if tree.share.force_level2_oplocks { want.without_writes() } else { want };
-        let granted = server.open_files.acquire(&open.node, open.opener_id(), want, open.directory);
+        let granted = server.open_files.acquire(&open.file, open.opener_id(), want, open.directory);
         open.state().durability = wishes.durability(&open, granted);
     }
     open.sequence.start(ctx.header.channel_sequence());
@@ -154,7 +154,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             }
             if made {
                 unmark(open.holder());
-                settle(open.clone()).await?;
+                sync_all(open.clone()).await?;
             }
             Ok(body)
         };
@@ -166,8 +166,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
 }
 
 /// Makes a file that was made or cut durable, with its name.
-pub(super) async fn settle(open: Arc<Open>) -> Result<(), NtStatus> {
-    let work = move || open.settle();
+pub(super) async fn sync_all(open: Arc<Open>) -> Result<(), NtStatus> {
+    let work = move || open.sync_all();
     match tokio::task::spawn_blocking(work).await {
         Ok(settled) => settled,
         Err(error) => {

@@ -115,7 +115,7 @@ fn take_up(
 /// It is tried again in a moment.
 fn soon(open: &Open) -> Failure {
     let in_a_while = Instant::now() + Duration::from_millis(20);
-    Failure::Busy(open.node.wake_by(in_a_while.into_std()))
+    Failure::Busy(open.file.wake_by(in_a_while.into_std()))
 }
 
 /// An open that a session has. The loss of that session's connection may not have been noticed yet,
@@ -178,13 +178,13 @@ fn check(
     let lease = lease.map_err(|_| NtStatus::INVALID_PARAMETER)?;
     match (open.lease, lease) {
         (None, None) => {
-            let (state, _) = open.node.caching(open.opener_id());
+            let (state, _) = open.file.caching(open.opener_id());
             if !resilient && !state.has(LeaseState::HANDLE) {
                 return Err(NOT_FOUND);
             }
         }
         (Some(id), Some(asked)) => {
-            let view = open.node.lease(open.opener_id()).ok_or(NOT_FOUND)?;
+            let view = open.file.lease(open.opener_id()).ok_or(NOT_FOUND)?;
             if id.client.guid != ctx.client_guid()
                 || asked.key != id.key
                 || asked.v2.is_some() != view.v2.is_some()

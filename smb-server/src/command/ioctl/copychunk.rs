@@ -98,9 +98,9 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     let targets = chunks.iter().map(|chunk| (chunk.target, u64::from(chunk.length)));
     let target = &call.open;
     let free = source
-        .node
+        .file
         .check_ranges(source.opener_id(), sources, false)
-        .and_then(|()| target.node.check_ranges(target.opener_id(), targets, true))
+        .and_then(|()| target.file.check_ranges(target.opener_id(), targets, true))
         .and_then(|()| touches(target));
     if let Err(status) = free {
         let mut output = Vec::new();
@@ -133,7 +133,7 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
             }
             result.chunks += 1;
         }
-        sparse::settle(open)?;
+        sparse::flush_if_write_through(open)?;
         let mut output = Vec::with_capacity(CopyResult::LEN);
         result.encode(&mut output);
         Ok((status, output))

@@ -63,7 +63,7 @@ pub fn duplicate(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
         if theirs.attributes.has(sparse) && !ours.attributes.has(sparse) {
             return Err(NtStatus::NOT_SUPPORTED);
         }
-        let one_file = std::sync::Arc::ptr_eq(&source.node, &open.node);
+        let one_file = std::sync::Arc::ptr_eq(&source.file, &open.file);
         if one_file && from < to_end && to < from_end {
             return Err(NtStatus::NOT_SUPPORTED);
         }
@@ -80,7 +80,7 @@ pub fn duplicate(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
         let (done, ended) = space::copy(content, from + blocks, target, to + blocks, tail);
         ended.map_err(of_errno)?;
         space::zero(target, to + blocks + done..to + wanted, false).map_err(of_errno)?;
-        sparse::settle(open)?;
+        sparse::flush_if_write_through(open)?;
         DONE
     })
 }

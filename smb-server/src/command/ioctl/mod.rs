@@ -164,7 +164,7 @@ impl Call<'_> {
             let work = move || {
                 let done = work(&open)?;
                 if open.write_through() && open.written.load(Ordering::Relaxed) {
-                    open.settle()?;
+                    open.sync_all()?;
                 }
                 Ok(done)
             };
@@ -190,12 +190,12 @@ impl Call<'_> {
 
 /// Fails if a lock forbids `open` to read a range (MS-FSA 2.1.4.10).
 fn reads(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
-    open.node.check_io(open.opener_id(), offset, len, false)
+    open.file.check_io(open.opener_id(), offset, len, false)
 }
 
 /// Fails if a lock forbids `open` to change a range; else what others cached is void.
 fn changes(open: &Open, offset: u64, len: u64) -> Result<(), NtStatus> {
-    open.node.check_io(open.opener_id(), offset, len, true)?;
+    open.file.check_io(open.opener_id(), offset, len, true)?;
     touches(open)
 }
 

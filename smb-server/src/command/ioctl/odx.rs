@@ -140,7 +140,7 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
             length = length.min(left.ok_or(NtStatus::INVALID_PARAMETER)?);
             held.write_to(token_offset, data.as_fd(), offset, length.min(room))?;
         }
-        sparse::settle(open)?;
+        sparse::flush_if_write_through(open)?;
         let mut output = Vec::new();
         offload::encode_offload_written(length, &mut output);
         Ok((NtStatus::SUCCESS, output))

@@ -34,10 +34,10 @@ fn is_sparse(open: &Open) -> Result<bool, NtStatus> {
 }
 
 /// Makes what a control did durable if the open wants that of every write.
-pub fn settle(open: &Open) -> Result<(), NtStatus> {
+pub fn flush_if_write_through(open: &Open) -> Result<(), NtStatus> {
     match &open.data {
         Some(_) if open.write_through() => {
-            open.harden_by(|fd| rustix::fs::fdatasync(fd)).map_err(of_errno)
+            open.flush_by(|fd| rustix::fs::fdatasync(fd)).map_err(of_errno)
         }
         _ => Ok(()),
     }
@@ -83,7 +83,7 @@ pub fn zero_data(call: Call<'_>) -> Handled {
             let sparse = facts.attributes.has(FileAttributes::SPARSE_FILE);
             let fd = data.as_fd();
             space::zero(fd, range.start..end, sparse).map_err(of_errno)?;
-            settle(open)?;
+            flush_if_write_through(open)?;
         }
         DONE
     })
@@ -178,7 +178,7 @@ pub fn trim(call: Call<'_>) -> Handled {
     }
     let held = ranges.len() * 16;
     let open = &call.open;
-    open.node.check_ranges(open.opener_id(), ranges.iter().copied(), true)?;
+    open.file.check_ranges(open.opener_id(), ranges.iter().copied(), true)?;
     touches(open)?;
     call.later(held, false, move |open| -> Output {
         let size = open.facts()?.end_of_file;
@@ -195,7 +195,7 @@ pub fn trim(call: Call<'_>) -> Handled {
             space::zero(fd, start..end, true).map_err(of_errno)?;
             processed += 1;
         }
-        settle(open)?;
+        flush_if_write_through(open)?;
         let mut output = Vec::new();
         if room > 0 {
             output.put_u32(processed);

@@ -29,7 +29,7 @@ use volume::{
     sharing::caching::BreakReason,
 };
 
-use super::{Ctx, Deferred, Failure, Handled, Outcome, create::settle};
+use super::{Ctx, Deferred, Failure, Handled, Outcome, create::sync_all};
 
 /// Handles a SET_INFO.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -84,7 +84,7 @@ fn stays(open: Arc<Open>, class: InfoClass, noted: Vec<Commit>) -> Deferred {
         }
         // What stands in no file needs no disk.
         if !matches!(class, InfoClass::POSITION | InfoClass::MODE) {
-            settle(open).await?;
+            sync_all(open).await?;
         }
         let mut body = Vec::new();
         Response.encode(&mut body);
@@ -267,9 +267,9 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Failure> {
         open.delete_on_close.store(false, Ordering::Release);
     }
     open.posix_delete.store(delete && flags.has(Disposition::POSIX_SEMANTICS), Ordering::Release);
-    open.node.set_delete_pending(open.opener_id(), delete);
+    open.file.set_delete_pending(open.opener_id(), delete);
     if delete && open.directory {
-        open.table().watches.gone(open.node.key());
+        open.table().watches.gone(open.file.key());
     }
     Ok(())
 }

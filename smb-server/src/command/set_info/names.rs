@@ -141,12 +141,12 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
     }
     open.break_conflicting(BreakReason::Rename)?;
     let open_files = &ctx.ex.server.open_files;
-    if open.node.others_forbid_delete(open.opener_id()) {
+    if open.file.others_forbid_delete(open.opener_id()) {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
     let stat = rustix::fs::fstat(open.handle())?;
     if open.directory
-        && let Some(folder) = open.node.path(open.opener_id())
+        && let Some(folder) = open.file.path(open.opener_id())
         && open_files.any_below(stat.st_dev, &folder)
     {
         return Err(NtStatus::ACCESS_DENIED.into());
@@ -171,7 +171,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
             // Two names of one file: the old one goes.
             permit.remove(&from, &stat)?;
             open.tell_at(&from, Action::REMOVED, open.name_filter());
-            open.node.set_path(open.opener_id(), open.volume().system(&path));
+            open.file.set_path(open.opener_id(), open.volume().system(&path));
             return Ok(open.note_renamed());
         }
         Found::Here { fd, stat: target, path } => {
@@ -198,7 +198,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
         let filter = ChangeFilter::ATTRIBUTES | ChangeFilter::CREATION;
         open.tell_unless(&to, Action::MODIFIED, filter, ChangeFilter::FILE_NAME);
     }
-    open.node.set_path(open.opener_id(), open.volume().system(&to));
+    open.file.set_path(open.opener_id(), open.volume().system(&to));
     let noted = open.note_renamed();
     if let Some((replaced, _)) = replaced {
         permit.forget_streams(replaced.as_fd())?;
@@ -228,8 +228,8 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Failure>
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let stat = rustix::fs::fstat(&folder)?;
-    if let Some(node) = ctx.ex.server.open_files.get(&stat)
-        && node.forbids(adds, ShareAccess::READ | ShareAccess::WRITE)
+    if let Some(file) = ctx.ex.server.open_files.get(&stat)
+        && file.forbids(adds, ShareAccess::READ | ShareAccess::WRITE)
     {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }

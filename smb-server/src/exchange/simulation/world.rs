@@ -13,7 +13,7 @@ use smb_protocol::{
 use state_store::{Opened, Records};
 
 use super::{
-    super::{WaitingFuture, tests::signer::Line},
+    super::{WaitingFuture, tests::signer::SigningClient},
     Broken, Checked, Dice,
     client::{BLOCK, BLOCKS, Client, Flight, Kind, Op},
     frames::{self, Place, answers},
@@ -23,7 +23,7 @@ use crate::{Server, config::Config};
 
 /// One connection: both ends and what is on its way.
 pub(super) struct Wire {
-    pub(super) line: Line,
+    pub(super) line: SigningClient,
     pub(super) to_server: VecDeque<Vec<u8>>,
     pub(super) to_client: VecDeque<(Header, Vec<u8>)>,
     pub(super) waits: Vec<WaitingFuture>,
@@ -317,7 +317,7 @@ impl<'a> World<'a> {
     /// A client without connections comes back: a new session, its open taken up.
     pub(super) fn come_back(&mut self, client: usize) -> Checked {
         let c = &mut self.clients[client];
-        let mut line = Line::new(&self.server, c.guid, Dialect::SMB_3_0_2, &[]);
+        let mut line = SigningClient::new(&self.server, c.guid, Dialect::SMB_3_0_2, &[]);
         line.previous = c.previous;
         let known = line.login();
         (c.previous, c.sequence) = (known.id, 0);
@@ -409,7 +409,7 @@ impl<'a> World<'a> {
     pub(super) fn bind(&mut self, client: usize) {
         let c = &mut self.clients[client];
         let Some(known) = c.known.as_ref().filter(|_| c.wires.len() == 1) else { return };
-        let mut line = Line::new(&self.server, c.guid, Dialect::SMB_3_0_2, &[]);
+        let mut line = SigningClient::new(&self.server, c.guid, Dialect::SMB_3_0_2, &[]);
         if line.bind(known).is_err() {
             return;
         }
@@ -459,7 +459,7 @@ impl<'a> World<'a> {
             // It would have to give up its lease.
             return Ok(());
         }
-        let mut line = Line::new(&self.server, 9, Dialect::SMB_3_0_2, &[]);
+        let mut line = SigningClient::new(&self.server, 9, Dialect::SMB_3_0_2, &[]);
         let known = line.login();
         let session = known.id;
         let number = self.wires.len();

@@ -10,7 +10,7 @@ use smb_protocol::{
 };
 
 use super::{
-    signer::{Known, Line},
+    signer::{Known, SigningClient},
     *,
 };
 use crate::config::Config;
@@ -20,14 +20,14 @@ use crate::config::Config;
 #[test]
 fn a_share_is_not_for_a_connection_from_elsewhere() {
     let (server, _folder) = server("");
-    let mut inside = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut inside = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     let one = inside.login();
-    let mut outside = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut outside = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     outside.exchange.peer = "192.0.2.66:1".parse().unwrap();
     let two = outside.bind(&one).unwrap();
     for (share, allowed) in [("s", true), ("near", false)] {
         let request = tree_connect::Request { flags: 0, path: format!("\\\\h\\{share}") };
-        let connect = |line: &mut Line, known: &Known| {
+        let connect = |line: &mut SigningClient, known: &Known| {
             let key = Some(&known.signing);
             line.ask(Command::TREE_CONNECT, known.id, key, |out| request.encode(out)).0
         };
@@ -35,7 +35,7 @@ fn a_share_is_not_for_a_connection_from_elsewhere() {
         assert_eq!(tree.status, NtStatus::SUCCESS);
         let elsewhere = connect(&mut outside, &two);
         assert_eq!(elsewhere.status == NtStatus::SUCCESS, allowed, "{share}");
-        let leave = |line: &mut Line, known: &Known| {
+        let leave = |line: &mut SigningClient, known: &Known| {
             line.tree = tree.tree_id();
             let key = Some(&known.signing);
             let left = line.ask(Command::TREE_DISCONNECT, known.id, key, |out| Empty.encode(out));
@@ -76,8 +76,8 @@ fn a_session_lives_as_long_as_one_of_its_channels() {
         [(Dialect::SMB_3_0, CMAC), (Dialect::SMB_3_1_1, CMAC), (Dialect::SMB_3_1_1, HMAC)]
     {
         let (server, _folder) = server("");
-        let mut first = Line::new(&server, 7, dialect, algorithms);
-        let mut second = Line::new(&server, 7, dialect, algorithms);
+        let mut first = SigningClient::new(&server, 7, dialect, algorithms);
+        let mut second = SigningClient::new(&server, 7, dialect, algorithms);
         let one = first.login();
         let two = second.bind(&one).unwrap();
         let session = server.sessions.get(one.id).unwrap();
@@ -109,9 +109,9 @@ fn channels_sign_as_each_agreed_and_none_with_gmac() {
         (GMAC, GMAC, NtStatus::REQUEST_NOT_ACCEPTED),
     ] {
         let (server, _folder) = server("");
-        let mut kept = Line::new(&server, 7, Dialect::SMB_3_1_1, first);
+        let mut kept = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, first);
         let one = kept.login();
-        let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, second);
+        let mut line = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, second);
         let bound = line.bind(&one);
         assert_eq!(bound.as_ref().err().copied().unwrap_or_default(), status);
         if let Ok(two) = bound {
@@ -136,7 +136,7 @@ fn gmac_is_chosen_where_there_are_no_channels_only() {
         ("multichannel = false", ALL, SigningAlgorithm::AesGmac, false),
     ] {
         let (server, _folder) = server(more);
-        let line = Line::new(&server, 7, Dialect::SMB_3_1_1, algorithms);
+        let line = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, algorithms);
         let negotiated = line.exchange.negotiated.as_ref().unwrap();
         let has = negotiated.capabilities.has(Capabilities::MULTI_CHANNEL);
         assert_eq!((negotiated.signing, has), (signs, channels), "{more} {algorithms:?}");
@@ -151,7 +151,7 @@ fn gmac_is_chosen_where_there_are_no_channels_only() {
 fn a_replayed_request_gets_no_second_tag_under_a_nonce() {
     for (algorithms, more) in [(GMAC, ""), (ALL, "multichannel = false"), (CMAC, ""), (HMAC, "")] {
         let (server, _folder) = server(more);
-        let mut victim = Line::new(&server, 7, Dialect::SMB_3_1_1, algorithms);
+        let mut victim = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, algorithms);
         let one = victim.login();
         let mut seen = Vec::new();
         for command in [
@@ -175,8 +175,8 @@ fn a_replayed_request_gets_no_second_tag_under_a_nonce() {
             // Where channels cannot be had, asking for one is a request like any other.
             seen.push(binding);
         }
-        let mut stranger = Line::new(&server, 9, Dialect::SMB_3_1_1, algorithms);
-        let mut forger = Line::new(&server, 9, Dialect::SMB_3_1_1, algorithms);
+        let mut stranger = SigningClient::new(&server, 9, Dialect::SMB_3_1_1, algorithms);
+        let mut forger = SigningClient::new(&server, 9, Dialect::SMB_3_1_1, algorithms);
         for sent in seen {
             let id = Header::parse(&sent).unwrap().message_id.0;
             while stranger.next_id < id {
@@ -207,11 +207,11 @@ fn a_replayed_request_gets_no_second_tag_under_a_nonce() {
 #[test]
 fn what_cannot_be_bound_is_refused_and_the_session_unharmed() {
     let (server, _folder) = server("");
-    let mut first = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut first = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     let one = first.login();
-    let new = |dialect| Line::new(&server, 7, dialect, CMAC);
+    let new = |dialect| SigningClient::new(&server, 7, dialect, CMAC);
     let binding = session_setup::RequestFlags::BINDING;
-    let refusal = |line: &mut Line, user: &str, password: &str| {
+    let refusal = |line: &mut SigningClient, user: &str, password: &str| {
         line.setup(user, password, Some(&one), binding).err()
     };
     // Another dialect, and one that has no channels.
@@ -225,7 +225,7 @@ fn what_cannot_be_bound_is_refused_and_the_session_unharmed() {
     assert_eq!(refusal(&mut line, "u", "wrong"), Some(NtStatus::LOGON_FAILURE));
     // Without a signature, with a wrong one, to a session that is not there.
     let request = session_setup::Request { flags: binding, ..Default::default() };
-    let ask = |line: &mut Line, id, key: Option<&SigningKey>| {
+    let ask = |line: &mut SigningClient, id, key: Option<&SigningKey>| {
         line.ask(Command::SESSION_SETUP, id, key, |out| request.encode(out)).0.status
     };
     assert_eq!(ask(&mut line, one.id, None), NtStatus::INVALID_PARAMETER);
@@ -243,26 +243,26 @@ fn what_cannot_be_bound_is_refused_and_the_session_unharmed() {
 #[test]
 fn a_server_without_multichannel_says_so() {
     let (server, _folder) = server("multichannel = false");
-    let mut first = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut first = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     let negotiated = first.exchange.negotiated.as_ref().unwrap();
     assert!(!negotiated.capabilities.has(negotiate::Capabilities::MULTI_CHANNEL));
     let one = first.login();
-    let mut second = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut second = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     assert_eq!(second.bind(&one).err(), Some(NtStatus::REQUEST_NOT_ACCEPTED));
 }
 
 #[test]
 fn channels_of_a_session_are_limited() {
     let (server, _folder) = server("");
-    let mut first = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut first = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     let one = first.login();
     let mut lines = Vec::new();
     for _ in 1..32 {
-        let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+        let mut line = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
         line.bind(&one).unwrap();
         lines.push(line);
     }
-    let mut more = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut more = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     assert_eq!(more.bind(&one).err(), Some(NtStatus::INSUFFICIENT_RESOURCES));
     lines.pop();
     assert!(more.bind(&one).is_ok());
@@ -271,7 +271,7 @@ fn channels_of_a_session_are_limited() {
 #[test]
 fn logging_on_again_keeps_the_keys_and_failing_to_ends_the_session() {
     let (server, _folder) = server("");
-    let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, GMAC);
+    let mut line = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, GMAC);
     let one = line.login();
     let none = session_setup::RequestFlags::NONE;
     line.setup("u", "p", Some(&one), none).unwrap();
@@ -284,12 +284,12 @@ fn logging_on_again_keeps_the_keys_and_failing_to_ends_the_session() {
 #[test]
 fn a_session_without_its_user_opens_nothing_until_the_user_is_back() {
     let (server, _folder) = server("");
-    let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut line = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     let none = session_setup::RequestFlags::NONE;
     // Nobody begins a session.
     assert_eq!(line.setup("", "", None, none).err(), Some(NtStatus::LOGON_FAILURE));
     let one = line.login();
-    let connect = |line: &mut Line| {
+    let connect = |line: &mut SigningClient| {
         let request = tree_connect::Request { flags: 0, path: "\\\\h\\s".into() };
         let key = Some(&one.signing);
         line.ask(Command::TREE_CONNECT, one.id, key, |out| request.encode(out)).0.status
@@ -305,11 +305,11 @@ fn a_session_without_its_user_opens_nothing_until_the_user_is_back() {
 #[test]
 fn an_expired_session_waits_for_its_user_to_log_on_again() {
     let (server, _folder) = server("");
-    let mut line = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut line = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     let one = line.login();
     server.sessions.get(one.id).unwrap().renew(1);
     assert_eq!(line.probe(&one), (NtStatus::NETWORK_SESSION_EXPIRED, true));
-    let mut other = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut other = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     assert_eq!(other.bind(&one).err(), Some(NtStatus::NETWORK_SESSION_EXPIRED));
     line.setup("u", "p", Some(&one), session_setup::RequestFlags::NONE).unwrap();
     assert_eq!(line.probe(&one), LIVES);
@@ -318,8 +318,8 @@ fn an_expired_session_waits_for_its_user_to_log_on_again() {
 #[test]
 fn logoff_on_one_channel_is_logoff_on_all() {
     let (server, _folder) = server("");
-    let mut first = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
-    let mut second = Line::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut first = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
+    let mut second = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, CMAC);
     let one = first.login();
     let two = second.bind(&one).unwrap();
     let logoff = second.ask(Command::LOGOFF, two.id, Some(&two.signing), |out| Empty.encode(out));

@@ -488,7 +488,7 @@ fn locks_are_noted_in_the_order_they_are_taken() {
     let (another, runtime) = (open.clone(), house.runtime.handle().clone());
     let take = move |open: &Open, offset| {
         let range = Range::new(offset, 10).unwrap();
-        assert_eq!(open.node.lock_range(open.opener_id(), range, true), Ok(true));
+        assert_eq!(open.file.lock_range(open.opener_id(), range, true), Ok(true));
         runtime.block_on(open.note_locks().unwrap()).unwrap();
     };
     // The second comes when the store is just being told of the first.

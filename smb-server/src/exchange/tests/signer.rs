@@ -17,7 +17,7 @@ use smb_protocol::{
 use super::*;
 
 /// One connection of a client.
-pub struct Line {
+pub struct SigningClient {
     pub exchange: Exchange,
     pub next_id: u64,
     /// The tree that requests are about.
@@ -35,7 +35,7 @@ pub struct Known {
     pub signing: SigningKey,
 }
 
-impl Line {
+impl SigningClient {
     pub fn new(
         server: &Arc<Server>,
         guid: u8,

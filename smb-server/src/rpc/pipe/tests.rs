@@ -12,7 +12,7 @@ use volume::users::Users;
 use super::{super::handles::Object, *};
 use crate::{
     config::Config,
-    session::{Keys, Logon, NEVER, Origin},
+    session::{Keys, Logon, NEVER, NegotiatedContext},
 };
 
 fn server() -> (Server, tempfile::TempDir) {
@@ -37,7 +37,7 @@ fn session(user: &str) -> Session {
         keys: Keys { signing, sealing: None },
         must_sign: false,
         must_encrypt: false,
-        origin: Origin { dialect: Dialect::SMB_2_1, cipher: None, client_guid: [0; 16] },
+        origin: NegotiatedContext { dialect: Dialect::SMB_2_1, cipher: None, client_guid: [0; 16] },
         expires: NEVER,
     })
 }

@@ -17,7 +17,7 @@ use smb_protocol::{
 
 use super::{
     super::{
-        super::{Exchange, Frame, WaitingFuture, tests::signer::Line},
+        super::{Exchange, Frame, WaitingFuture, tests::signer::SigningClient},
         Broken, Checked, Dice,
         frames::{self, Place, answers},
         store::{Disk, own},
@@ -408,7 +408,7 @@ impl<'a> World<'a> {
         }
         let (place, name) = (c.place, c.name.clone());
         let _inside = self.house.runtime.enter();
-        let mut line = Line::new(&self.server, 9, Dialect::SMB_3_0_2, &[]);
+        let mut line = SigningClient::new(&self.server, 9, Dialect::SMB_3_0_2, &[]);
         let session = line.login().id;
         let command = Command::TREE_CONNECT;
         let connected = self.ask(&mut line, session, TreeId(0), command, frames::share)?;
@@ -431,7 +431,7 @@ impl<'a> World<'a> {
     /// Asks on a connection of another client and waits for the answer, if it comes in time.
     fn ask(
         &mut self,
-        line: &mut Line,
+        line: &mut SigningClient,
         session: SessionId,
         tree: TreeId,
         command: Command,
