@@ -42,7 +42,7 @@ use crate::{
     breaks::delivery::ConnectionMessage,
     census::Counted,
     connection::busy_poll::BusyPoll,
-    exchange::{Completion, Exchange, Frame},
+    exchange::{Completion, Exchange},
     meters::Meter,
 };
 
@@ -122,12 +122,12 @@ pub async fn run(
     // must never land on a newer one.
     let (mut unsent, mut turn) = (Vec::new(), Turn::begin());
     for done in link.held.drain(..) {
-        let _ = exchange.complete(done, &mut unsent, &mut turn).await;
+        let _ = exchange.complete(done, &mut unsent, &mut turn).done().await;
         unsent.clear();
         turn.pass().await;
     }
     while let Some(done) = exchange.finish_io(&mut waiting).await {
-        let _ = exchange.complete(done, &mut unsent, &mut turn).await;
+        let _ = exchange.complete(done, &mut unsent, &mut turn).done().await;
         unsent.clear();
         turn.pass().await;
     }
@@ -156,9 +156,8 @@ async fn serve(
         let mut turn = Turn::begin();
         while let Some((message, placed)) = link.input.next_message(exchange)? {
             answered_some = true;
-            match exchange.receive_rest(message, placed, &mut link.output, &mut turn).await {
-                Ok(Frame::Answered) => {}
-                Ok(Frame::Waits(futures)) => waiting.extend(futures),
+            match exchange.take(message, placed, &mut link.output, &mut turn).done().await {
+                Ok(frame) => waiting.extend(frame.waits()),
                 Err(dropped) => {
                     // What was answered before is still the client's.
                     let _ = link.send(waiting).await;
@@ -171,7 +170,8 @@ async fn serve(
             turn.pass().await;
         }
         while let Some(done) = link.held.pop_front().or_else(|| next_now(waiting)) {
-            waiting.extend(exchange.complete(done, &mut link.output, &mut turn).await?);
+            let done = exchange.complete(done, &mut link.output, &mut turn).done().await?;
+            waiting.extend(done.waits());
             if link.output.len() >= SEND_AT {
                 link.send(waiting).await?;
             }
@@ -223,13 +223,15 @@ async fn serve(
             biased;
             Some(done) = waiting.next(), if !waiting.is_empty() => {
                 let mut turn = Turn::begin();
-                waiting.extend(exchange.complete(done, &mut link.output, &mut turn).await?);
+                let done = exchange.complete(done, &mut link.output, &mut turn).done().await?;
+            waiting.extend(done.waits());
             }
             Some(post) = exchange.post() => link.handle(post, exchange)?,
             () = told_to_stop(stopped) => {
                 let mut turn = Turn::begin();
                 while let Some(done) = exchange.finish_io(waiting).await {
-                    waiting.extend(exchange.complete(done, &mut link.output, &mut turn).await?);
+                    let done = exchange.complete(done, &mut link.output, &mut turn).done().await?;
+            waiting.extend(done.waits());
                     turn.pass().await;
                 }
                 link.send(waiting).await?;

@@ -52,6 +52,39 @@ pub enum Frame {
     Waits(Vec<WaitingFuture>),
 }
 
+impl Frame {
+    /// What of it waits.
+    pub fn waits(self) -> Vec<WaitingFuture> {
+        match self {
+            Self::Answered => Vec::new(),
+            Self::Waits(waits) => waits,
+        }
+    }
+}
+
+/// What became of a message. A compound is apart, so that an idle connection has no room set aside
+/// for the state of one.
+pub enum Taken<'a> {
+    /// It stood alone.
+    Done(Result<Frame, Dropped>),
+    /// The requests of a compound, of which there may be thousands: others have their turns between
+    /// them, and nothing else of this connection is done meanwhile.
+    Compound(Pin<Box<dyn Future<Output = Result<Frame, Dropped>> + Send + 'a>>),
+}
+
+impl Taken<'_> {
+    /// Carries out what is left of it.
+    ///
+    /// # Errors
+    /// Why the connection must end.
+    pub async fn done(self) -> Result<Frame, Dropped> {
+        match self {
+            Self::Done(done) => done,
+            Self::Compound(rest) => rest.await,
+        }
+    }
+}
+
 /// The protocol state of one connection.
 pub struct Exchange {
     /// What all connections share.
@@ -234,32 +267,39 @@ impl Exchange {
         command::write::place(&mut ctx, message, placed, missing, pipe)
     }
 
-    /// Takes a message of whose data `placed` bytes are in their file and not in the message. Others
-    /// have their turns between the requests of a compound, of which there may be thousands; nothing
-    /// else of this connection is done meanwhile.
-    pub async fn receive_rest(
-        &mut self,
-        message: &mut [u8],
+    /// Takes a message of whose data `placed` bytes are in their file and not in the message.
+    pub fn take<'a>(
+        &'a mut self,
+        message: &'a mut [u8],
         placed: usize,
-        out: &mut Vec<u8>,
-        turn: &mut Turn,
-    ) -> Result<Frame, Dropped> {
+        out: &'a mut Vec<u8>,
+        turn: &'a mut Turn,
+    ) -> Taken<'a> {
+        if message.first_chunk() == Some(&PROTOCOL_SMB1) {
+            return Taken::Done(self.smb1(message, out));
+        }
+        let (message, protection) = match self.unprotect(message) {
+            Ok(opened) => opened,
+            Err(dropped) => return Taken::Done(Err(dropped)),
+        };
         self.placed = placed;
-        let result = self.take(message, out, turn).await;
+        if requests::is_compound(message) {
+            return Taken::Compound(Box::pin(async move {
+                let done = self.compound(message, protection, out, turn).await;
+                self.placed = 0;
+                done
+            }));
+        }
+        let done = self.alone(message, protection, out);
         self.placed = 0;
-        result
+        Taken::Done(done)
     }
 
-    /// Takes one message apart, answers what can be answered.
-    async fn take(
-        &mut self,
-        message: &mut [u8],
-        out: &mut Vec<u8>,
-        turn: &mut Turn,
-    ) -> Result<Frame, Dropped> {
+    /// What was received, decrypted if it was encrypted (MS-SMB2 3.3.5.2.1).
+    fn unprotect<'m>(&self, message: &'m mut [u8]) -> Result<(&'m mut [u8], Protection), Dropped> {
         let protocol = message.first_chunk::<4>().copied().unwrap_or_default();
         match protocol {
-            PROTOCOL_SMB2 => self.messages(message, Protection::Plain, out, turn).await,
+            PROTOCOL_SMB2 => Ok((message, Protection::Plain)),
             PROTOCOL_TRANSFORM => {
                 let header = TransformHeader::parse(message)
                     .map_err(|_| Dropped::Protocol("malformed transform header"))?;
@@ -273,15 +313,19 @@ impl Exchange {
                 if message.first_chunk::<4>() != Some(&PROTOCOL_SMB2) {
                     return Err(Dropped::Protocol("something else than SMB 2 was encrypted"));
                 }
-                self.messages(message, Protection::Sealed(sealed), out, turn).await
+                Ok((message, Protection::Sealed(sealed)))
             }
-            PROTOCOL_SMB1 if self.negotiated.is_none() => {
-                command::smb1::answer(self, message, out)?;
-                Ok(Frame::Answered)
-            }
-            PROTOCOL_SMB1 => Err(Dropped::Protocol("SMB 1 is not served")),
             _ => Err(Dropped::Protocol("not SMB")),
         }
+    }
+
+    /// Answers an SMB 1 NEGOTIATE; nothing else of SMB 1 is served.
+    fn smb1(&mut self, message: &[u8], out: &mut Vec<u8>) -> Result<Frame, Dropped> {
+        if self.negotiated.is_some() {
+            return Err(Dropped::Protocol("SMB 1 is not served"));
+        }
+        command::smb1::answer(self, message, out)?;
+        Ok(Frame::Answered)
     }
 
     /// Takes the connection out of its sessions; those without another end.
@@ -313,7 +357,7 @@ impl Exchange {
         self.receive_at_once(message, 0, out)
     }
 
-    /// As [`Exchange::receive_rest`].
+    /// As [`Exchange::take`].
     pub fn receive_at_once(
         &mut self,
         message: &mut [u8],
@@ -321,7 +365,7 @@ impl Exchange {
         out: &mut Vec<u8>,
     ) -> Result<Frame, Dropped> {
         let mut turn = Turn::endless();
-        at_once(self.receive_rest(message, placed, out, &mut turn))
+        at_once(self.take(message, placed, out, &mut turn).done())
     }
 
     /// As [`Exchange::complete`].
@@ -331,7 +375,7 @@ impl Exchange {
         out: &mut Vec<u8>,
     ) -> Result<Vec<WaitingFuture>, Dropped> {
         let mut turn = Turn::endless();
-        at_once(self.complete(completion, out, &mut turn))
+        at_once(self.complete(completion, out, &mut turn).done()).map(Frame::waits)
     }
 }
 

@@ -24,22 +24,47 @@ enum Flow {
 }
 
 impl Exchange {
-    /// Answers the messages of one frame, a compound or a single one.
-    pub(super) async fn messages(
+    /// Answers a message that stands alone.
+    pub(super) fn alone(
+        &mut self,
+        message: &mut [u8],
+        protection: Protection,
+        out: &mut Vec<u8>,
+    ) -> Result<Frame, Dropped> {
+        let mut pass = self.pass(protection, out);
+        let (header, len) = split(message)?;
+        let place = Place { first: true, last: true };
+        if let Some(accepted) = self.accept(header, message, place, &mut pass)? {
+            let message = Message { rest: message, len, place };
+            if let Some(handed) = self.hand(accepted, message, &mut pass)? {
+                self.conclude(handed, message, &mut pass)?;
+            }
+        }
+        pass.end()
+    }
+
+    /// Answers the messages of a compound.
+    pub(super) async fn compound(
         &mut self,
         message: &mut [u8],
         protection: Protection,
         out: &mut Vec<u8>,
         turn: &mut Turn,
     ) -> Result<Frame, Dropped> {
+        let mut pass = self.pass(protection, out);
+        self.requests(message, None, &mut pass, turn).await?;
+        pass.end()
+    }
+
+    fn pass<'a>(&self, protection: Protection, out: &'a mut Vec<u8>) -> Pass<'a> {
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests break a rule there"))]
         let mut pass = Pass::begin(out, protection);
         #[cfg(test)]
         {
             pass.answer.leaks =
                 !self.server.open_files.faults.keeps(volume::faults::Rule::TakenBack);
         }
-        self.requests(message, None, &mut pass, turn).await?;
-        pass.end()
+        pass
     }
 
     /// Carries out the requests of a frame in turn, up to one that must wait for others. The first
@@ -298,6 +323,12 @@ fn inherit(chain: &mut Chain, response: &Header, tree: Option<&Tree>, file: Opti
     } else if let Some(file) = file {
         chain.file = Some(Ok(file));
     }
+}
+
+/// Whether others stand behind a message in its frame.
+pub(super) fn is_compound(message: &[u8]) -> bool {
+    let next = message.get(Header::NEXT_COMMAND_AT..Header::NEXT_COMMAND_AT + 4);
+    next.is_some_and(|next| next != [0; 4])
 }
 
 /// The header of the first message and its length with what pads it.

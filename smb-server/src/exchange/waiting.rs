@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use volume::{budget::Held, sharing::file::Wake, work::Turn};
 
 use super::{
-    Exchange, Frame, WaitingFuture,
+    Exchange, Frame, Taken, WaitingFuture,
     answer::{Place, Protection, interim},
     pass::{Accepted, Chain, Handed, Message, Pass},
 };
@@ -213,52 +213,67 @@ impl Exchange {
         key
     }
 
-    /// Answers a request that has waited, or carries it out again with what stands behind it, as
-    /// [`Exchange::receive_rest`] does.
-    pub async fn complete(
-        &mut self,
+    /// Answers a request that has waited, or carries it out again with what stands behind it.
+    pub fn complete<'a>(
+        &'a mut self,
         completion: Completion,
-        out: &mut Vec<u8>,
-        turn: &mut Turn,
-    ) -> Result<Vec<WaitingFuture>, Dropped> {
-        let Some(pending) = self.pending.remove(&completion.key) else { return Ok(Vec::new()) };
+        out: &'a mut Vec<u8>,
+        turn: &'a mut Turn,
+    ) -> Taken<'a> {
+        let Some(pending) = self.pending.remove(&completion.key) else {
+            return Taken::Done(Ok(Frame::Answered));
+        };
         self.pending_bytes -= pending.bytes;
         drop(pending.held);
-        let mut pass = Pass::begin(out, pending.protection);
-        match (pending.rest, completion.end) {
-            (Rest::Answer(signs), end) => {
-                let (status, body) = match end {
-                    End::Response(status, body) => (status, body),
-                    // Only what was put aside is carried out again.
-                    End::Again => (NtStatus::INTERNAL_ERROR, Vec::new()),
-                };
-                let (answer, mut header) = (&mut pass.answer, pending.header);
-                let body_at = answer.open(&header);
-                header.status = status;
-                if body.is_empty() {
-                    error::Response::default().encode(answer.out);
-                } else {
-                    answer.out.extend_from_slice(&body);
-                }
-                let place = Place { first: true, last: true };
-                answer.close(header, body_at, signs.as_ref(), place)?;
-                self.meter.answered(header.command, status);
-                self.meter.timed(header.command, pending.since);
+        let Pending { header, protection, since, rest, .. } = pending;
+        let suspended = match rest {
+            Rest::Answer(signs) => {
+                let done = self.respond((header, since), signs, protection, completion.end, out);
+                return Taken::Done(done);
             }
-            (Rest::Again(suspended, ..), end) => {
-                let given_up = match end {
-                    End::Response(status, _) => Some(status),
-                    End::Again => None,
-                };
-                let Suspended { mut bytes, accepted, chain, first } = *suspended;
-                (pass.chain, pass.first) = (chain, first);
-                self.requests(&mut bytes, Some((accepted, given_up)), &mut pass, turn).await?;
-            }
+            Rest::Again(suspended, ..) => *suspended,
+        };
+        Taken::Compound(Box::pin(async move {
+            let given_up = match completion.end {
+                End::Response(status, _) => Some(status),
+                End::Again => None,
+            };
+            let Suspended { mut bytes, accepted, chain, first } = suspended;
+            let mut pass = Pass::begin(out, protection);
+            (pass.chain, pass.first) = (chain, first);
+            self.requests(&mut bytes, Some((accepted, given_up)), &mut pass, turn).await?;
+            pass.end()
+        }))
+    }
+
+    /// Sends the response that a request has waited for.
+    fn respond(
+        &mut self,
+        (mut header, since): (Header, Option<Instant>),
+        signs: Option<Arc<SigningKey>>,
+        protection: Protection,
+        end: End,
+        out: &mut Vec<u8>,
+    ) -> Result<Frame, Dropped> {
+        let (status, body) = match end {
+            End::Response(status, body) => (status, body),
+            // Only what was put aside is carried out again.
+            End::Again => (NtStatus::INTERNAL_ERROR, Vec::new()),
+        };
+        let mut pass = Pass::begin(out, protection);
+        let answer = &mut pass.answer;
+        let body_at = answer.open(&header);
+        header.status = status;
+        if body.is_empty() {
+            error::Response::default().encode(answer.out);
+        } else {
+            answer.out.extend_from_slice(&body);
         }
-        match pass.end()? {
-            Frame::Answered => Ok(Vec::new()),
-            Frame::Waits(waits) => Ok(waits),
-        }
+        let place = Place { first: true, last: true };
+        answer.close(header, body_at, signs.as_ref(), place)?;
+        self.meter.answered(header.command, status);
+        self.meter.timed(header.command, since);
+        pass.end()
     }
 
     /// Gives up a request that waits for an event (MS-SMB2 3.3.5.16); one that is being carried

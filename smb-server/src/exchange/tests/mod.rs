@@ -484,7 +484,7 @@ fn a_compound_gives_way_between_its_requests() {
     }
     let (mut out, mut turn, mut turns) = (Vec::new(), Turn::step_by_step(), 1);
     {
-        let work = direct.exchange.receive_rest(&mut frame, 0, &mut out, &mut turn);
+        let work = direct.exchange.take(&mut frame, 0, &mut out, &mut turn).done();
         let mut work = std::pin::pin!(work);
         while work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             turns += 1;
