@@ -8,4 +8,4 @@ pub mod target;
 pub mod torture;
 pub mod volume;
 
-pub use test_support::{host_cli, kdc, pattern, port, process, proxy, samba, skip, smbd};
+pub use test_support::{Need, host_cli, kdc, pattern, port, process, proxy, samba, skip, smbd};

@@ -18,7 +18,7 @@ fn project() -> PathBuf {
 /// Types what a document says.
 fn follow(document: &str) {
     if !rustix::process::geteuid().is_root() {
-        bulkhead_tests::skip("a machine of its own needs root");
+        bulkhead_tests::skip(bulkhead_tests::Need::Root.because("a machine of its own needs root"));
         return;
     }
     let tools = ["unshare", "smbclient", "python3", "ip", "losetup"];
