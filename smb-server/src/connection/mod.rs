@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Answers are collected while frames are at hand and sent together, at the latest when
-//! [`SEND_AT`] bytes stand in the output. While a send blocks nothing more is read, so a client
+//! `SEND_AT` bytes stand in the output. While a send blocks nothing more is read, so a client
 //! that does not read its answers holds what is in these two buffers and no more. What it has begun
 //! goes on to its end meanwhile: a channel that fell silent must not keep its requests in progress
 //! for the other channels of its session.

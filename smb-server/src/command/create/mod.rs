@@ -1,6 +1,6 @@
 //! CREATE (MS-SMB2 3.3.5.9): the request's checks, its contexts and the answer. What happens on
-//! the volume is in [`job`], what is asked for beside the file in [`caching`], opens that are taken up
-//! again in [`reconnect`].
+//! the volume is in `volume::open`, what is asked for beside the file in [`caching`], opens that are
+//! taken up again in [`reconnect`].
 
 pub mod caching;
 mod previous;
