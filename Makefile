@@ -8,7 +8,7 @@ TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc k
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover bench-failover test soak interop lint docs-check shell-check deny msrv bench lab lab-soak packages clean
+.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop lint docs-check shell-check deny msrv bench lab lab-soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test: packages build ## All tests
 
 soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEAD_SOAK_SECONDS)
 	BULKHEAD_SOAK_SECONDS=$${BULKHEAD_SOAK_SECONDS:-600} cargo nextest run -p bulkhead-tests --test soak --no-capture
+
+fuzz: ## Every fuzz target under libFuzzer on nightly Rust (FUZZ_SECONDS for each, 60)
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) fuzz/run.sh $(FUZZ_TARGETS)
 
 interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
 	$(TARGET)/debug/interop

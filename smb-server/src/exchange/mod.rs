@@ -684,5 +684,7 @@ fn at_once<T>(work: impl Future<Output = T>) -> T {
 mod channels;
 #[cfg(test)]
 mod simulation;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(test)]
 mod tests;
