@@ -455,7 +455,7 @@ impl Session {
         self.began.elapsed()
     }
 
-    /// How long it was not used.
+    /// How long it was not used (MS-SMB2 3.3.5.2.8).
     pub fn idle(&self) -> Duration {
         let used = Duration::from_secs(self.used.load(Ordering::Relaxed).into());
         self.age().saturating_sub(used)

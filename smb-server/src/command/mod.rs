@@ -301,6 +301,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     match command {
+        // MS-SMB2 3.3.5.6.
         Command::LOGOFF => {
             Empty::parse(body)?;
             // Its channels stay until their connections need the room: refusals are signed.
@@ -311,6 +312,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         Command::TREE_CONNECT => return tree_connect::handle(ctx, body, out),
         _ => {}
     }
+    // MS-SMB2 3.3.5.2.11.
     let Some(tree) = session.tree(ctx.header.tree_id()) else {
         return Err(NtStatus::NETWORK_NAME_DELETED.into());
     };
@@ -331,6 +333,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         Command::CHANGE_NOTIFY => notify::handle(ctx, body),
         Command::IOCTL => ioctl::handle(ctx, body, out),
         Command::LOCK => lock::handle(ctx, body, out),
+        // MS-SMB2 3.3.5.8.
         Command::TREE_DISCONNECT => {
             Empty::parse(body)?;
             session.remove_tree(tree.id);

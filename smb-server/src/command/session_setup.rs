@@ -44,7 +44,7 @@ enum Purpose {
     Binding(Arc<Session>),
 }
 
-/// A session that is being authenticated.
+/// A session that is being authenticated (MS-SMB2 3.3.5.5.1).
 pub struct Authentication {
     acceptor: Acceptor,
     purpose: Purpose,

@@ -90,7 +90,7 @@ pub enum Dropped {
 
 type Waiting = FuturesUnordered<Pin<Box<dyn Future<Output = Completion> + Send>>>;
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends (MS-SMB2 3.3.5.1).
 pub async fn run(
     stream: TcpStream,
     peer: SocketAddr,

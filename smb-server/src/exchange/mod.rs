@@ -116,7 +116,7 @@ pub struct Exchange {
 }
 
 /// State that goes from one request of a compound to the next related one
-/// (MS-SMB2 3.3.5.2.7.2).
+/// (MS-SMB2 3.3.5.2.7, 3.3.5.2.7.2).
 #[derive(Default, Clone)]
 struct Chain {
     session_id: SessionId,
@@ -302,6 +302,7 @@ impl Exchange {
         let protocol = message.first_chunk::<4>().copied().unwrap_or_default();
         match protocol {
             PROTOCOL_SMB2 => self.messages(message, Protection::Plain, out, turn).await,
+            // MS-SMB2 3.3.5.2.1.
             PROTOCOL_TRANSFORM => {
                 let header = TransformHeader::parse(message)
                     .map_err(|_| Dropped::Protocol("malformed transform header"))?;
@@ -627,7 +628,7 @@ impl Drop for Exchange {
     }
 }
 
-/// The header of the first message and its length with what pads it.
+/// The header of the first message and its length with what pads it (MS-SMB2 3.3.5.2.7.1).
 fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
     let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
     if header.is_response() {

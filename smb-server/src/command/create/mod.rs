@@ -122,11 +122,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         wishes.create_guid().is_some() && !open.directory && open.access.any(REPLAYABLE);
     open.replayable.store(replayable, Ordering::Release);
     let mut contexts = Vec::new();
+    // MS-SMB2 3.3.5.9.5.
     if context::find(&request.contexts, names::MXAC).is_some() {
         let listed = open.rights(&session.sids)?;
         let maximal = context::maximal_access(frozen.maximal_access.and(listed).0);
         contexts.push((names::MXAC, maximal.to_vec()));
     }
+    // MS-SMB2 3.3.5.9.9.
     if context::find(&request.contexts, names::QFID).is_some() {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }
