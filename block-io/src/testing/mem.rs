@@ -60,6 +60,11 @@ impl MemFile {
         Self { data: Mutex::new(self.lock().clone()), read_only: true, ..Self::default() }
     }
 
+    /// The same content, to be changed by itself.
+    pub fn copy(&self) -> Self {
+        Self { data: Mutex::new(self.lock().clone()), ..Self::default() }
+    }
+
     /// The whole content. Meant for small files.
     pub fn to_bytes(&self) -> Vec<u8> {
         let data = self.lock();

@@ -21,26 +21,26 @@ const SECTOR: usize = 512;
 
 /// A VHD.
 pub fn vhd(bytes: &[u8]) {
-    static BASE: OnceLock<Vec<u8>> = OnceLock::new();
-    exercise(Format::Vhd, BASE.get_or_init(|| block(base_vhd())), bytes);
+    static BASE: OnceLock<MemFile> = OnceLock::new();
+    exercise(Format::Vhd, BASE.get_or_init(|| MemFile::with_holes(&block(base_vhd()))), bytes);
 }
 
 /// A VHDX.
 pub fn vhdx(bytes: &[u8]) {
-    static BASE: OnceLock<Vec<u8>> = OnceLock::new();
-    exercise(Format::Vhdx, BASE.get_or_init(|| block(base_vhdx())), bytes);
+    static BASE: OnceLock<MemFile> = OnceLock::new();
+    exercise(Format::Vhdx, BASE.get_or_init(|| MemFile::with_holes(&block(base_vhdx()))), bytes);
 }
 
 /// A QCOW2 without a backing file.
 pub fn qcow2(bytes: &[u8]) {
-    static BASE: OnceLock<Vec<u8>> = OnceLock::new();
-    exercise(Format::Qcow2, BASE.get_or_init(|| block(base_qcow2())), bytes);
+    static BASE: OnceLock<MemFile> = OnceLock::new();
+    exercise(Format::Qcow2, BASE.get_or_init(|| MemFile::with_holes(&block(base_qcow2()))), bytes);
 }
 
 /// A sparse VMDK.
 pub fn vmdk(bytes: &[u8]) {
-    static BASE: OnceLock<Vec<u8>> = OnceLock::new();
-    exercise(Format::Vmdk, BASE.get_or_init(base_vmdk), bytes);
+    static BASE: OnceLock<MemFile> = OnceLock::new();
+    exercise(Format::Vmdk, BASE.get_or_init(|| MemFile::with_holes(&base_vmdk())), bytes);
 }
 
 fn block<T>(future: impl Future<Output = T>) -> T {
@@ -52,26 +52,31 @@ fn block<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Makes the image that the bytes mean, and looks at it.
-fn exercise(format: Format, base: &[u8], bytes: &[u8]) {
+fn exercise(format: Format, base: &MemFile, bytes: &[u8]) {
     let Some((mode, bytes)) = bytes.split_first() else { return };
-    let mut image = match mode & 1 {
-        1 => bytes.to_vec(),
-        _ => changed(base.to_vec(), bytes),
-    };
-    if mode & 2 == 2 {
-        mend(format, &mut image);
-    }
-    block(look(format, &image));
+    block(async {
+        let file = match mode & 1 {
+            1 => MemFile::from_bytes(bytes),
+            _ => base.copy(),
+        };
+        let len = file.len().await.expect("memory has a length");
+        if mode & 1 == 0 {
+            change(&file, len, bytes).await;
+        }
+        if mode & 2 == 2 {
+            mend(format, &file, len).await;
+        }
+        look(format, Arc::new(file.read_only_copy())).await;
+    });
 }
 
-fn changed(mut image: Vec<u8>, mut bytes: &[u8]) -> Vec<u8> {
+async fn change(file: &MemFile, len: u64, mut bytes: &[u8]) {
     while let Some(([a, b, c, d, count], rest)) = bytes.split_first_chunk() {
-        let at = u32::from_le_bytes([*a, *b, *c, *d]) as usize % image.len();
-        let count = usize::from(*count).min(rest.len()).min(image.len() - at);
-        image[at..at + count].copy_from_slice(&rest[..count]);
+        let at = u64::from(u32::from_le_bytes([*a, *b, *c, *d])) % len;
+        let count = usize::from(*count).min(rest.len()).min((len - at) as usize);
+        file.write_at(at, &rest[..count]).await.expect("memory takes it");
         bytes = &rest[count..];
     }
-    image
 }
 
 /// Errors are typed: nothing here fails but the image.
@@ -105,8 +110,7 @@ async fn open(format: Format, file: Arc<dyn File>) -> vhd::Result<Arc<dyn Disk>>
     })
 }
 
-async fn look(format: Format, bytes: &[u8]) {
-    let file: Arc<dyn File> = Arc::new(MemFile::with_holes(bytes).read_only_copy());
+async fn look(format: Format, file: Arc<dyn File>) {
     let report = match format {
         Format::Vhd => classic::check(file.clone()).await,
         Format::Vhdx => x::check(file.clone()).await,
@@ -144,44 +148,51 @@ async fn look(format: Format, bytes: &[u8]) {
 }
 
 /// Puts all checksums right.
-fn mend(format: Format, bytes: &mut [u8]) {
-    let ones = |bytes: &mut [u8], at: usize, len: usize, sum: usize| {
-        let Some(part) = bytes.get_mut(at..at + len) else { return };
+async fn mend(format: Format, file: &MemFile, len: u64) {
+    let ones = |part: &mut [u8], sum: usize| {
         part[sum..sum + 4].fill(0);
         let value = !part.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
         part[sum..sum + 4].copy_from_slice(&value.to_be_bytes());
     };
-    let crc = |bytes: &mut [u8], at: usize, len: usize| {
-        let Some(part) = bytes.get_mut(at..at + len) else { return };
+    let crc = |part: &mut [u8]| {
         part[4..8].fill(0);
         let value = crc32c::crc32c(part);
         part[4..8].copy_from_slice(&value.to_le_bytes());
     };
     match format {
         Format::Vhd => {
-            let end = bytes.len().saturating_sub(SECTOR) / SECTOR * SECTOR;
-            ones(bytes, 0, 512, 64);
-            ones(bytes, end, 512, 64);
-            ones(bytes, 512, 1024, 36);
+            let end = len.saturating_sub(SECTOR as u64) / SECTOR as u64 * SECTOR as u64;
+            for at in [0, end] {
+                mended(file, at, 512, |part| ones(part, 64)).await;
+            }
+            mended(file, 512, 1024, |part| ones(part, 36)).await;
         }
         Format::Vhdx => {
-            for (at, len) in [(64 << 10, 4096), (128 << 10, 4096)] {
-                crc(bytes, at, len);
-            }
-            for at in [192 << 10, 256 << 10] {
-                crc(bytes, at, 64 << 10);
+            let tables =
+                [(64 << 10, 4096), (128 << 10, 4096), (192 << 10, 65536), (256 << 10, 65536)];
+            for (at, len) in tables {
+                mended(file, at, len, crc).await;
             }
             // The entries of a log at its usual place.
-            for at in (1 << 20..2 << 20).step_by(4096) {
-                let len = bytes.get(at..at + 12).filter(|head| head.starts_with(b"loge"));
-                let len =
-                    len.map(|head| u32::from_le_bytes([head[8], head[9], head[10], head[11]]));
-                if let Some(len @ 4096..=0x10_0000) = len {
-                    crc(bytes, at, len as usize);
+            for at in (MIB..2 * MIB).step_by(4096) {
+                let mut head = [0; 12];
+                let read = file.read_at(at, &mut head).await.expect("memory gives it");
+                let len = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+                if read == 12 && head.starts_with(b"loge") && (4096..=0x10_0000).contains(&len) {
+                    mended(file, at, len as usize, crc).await;
                 }
             }
         }
         _ => {}
+    }
+}
+
+/// Changes a part of a file, if it has it whole.
+async fn mended(file: &MemFile, at: u64, len: usize, change: impl FnOnce(&mut [u8])) {
+    let mut part = vec![0; len];
+    if file.read_at(at, &mut part).await.expect("memory gives it") == len {
+        change(&mut part);
+        file.write_at(at, &part).await.expect("memory takes it");
     }
 }
 
