@@ -137,6 +137,7 @@ pub async fn run(
 }
 
 /// Receives, answers and sends until the connection ends or the server is to stop.
+#[allow(clippy::too_many_lines, reason = "one loop over all that can happen to a connection")]
 async fn serve(
     link: &mut Link,
     exchange: &mut Exchange,

@@ -454,6 +454,7 @@ impl Exchange {
 
     /// Carries out one request, which stands at the start of `rest` and is `len` bytes long.
     #[expect(clippy::too_many_arguments, reason = "the state of one pass over a frame")]
+    #[allow(clippy::too_many_lines, reason = "all that can become of one request")]
     fn one(
         &mut self,
         accepted: Accepted,
