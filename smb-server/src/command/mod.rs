@@ -260,7 +260,7 @@ impl<'a> Ctx<'a> {
         negotiated.is_some_and(|n| n.capabilities.has(Capabilities::PERSISTENT_HANDLES))
     }
 
-    /// The client's identity.
+    /// The identity that the client gave at NEGOTIATE.
     pub fn client_guid(&self) -> [u8; 16] {
         self.ex.negotiated.as_ref().map_or([0; 16], |n| n.client_guid)
     }

@@ -11,7 +11,7 @@ use volume::sharing::caching::{self, Holder, LeaseId, NotSo};
 
 use super::{Ctx, Handled};
 
-/// Handles an acknowledgement.
+/// Answers an acknowledgement of either kind.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     match Message::parse(body)? {
         Message::Oplock(ack) => oplock(ctx, ack, out),

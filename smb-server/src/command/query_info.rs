@@ -34,7 +34,7 @@ const PREFIX: usize = 8;
 /// Bytes of a list of names that is quickly gone through.
 const FEW_NAMES: usize = 4096;
 
-/// Handles a QUERY_INFO.
+/// Carries out a QUERY_INFO request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;

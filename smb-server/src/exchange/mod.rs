@@ -650,12 +650,12 @@ fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
 /// Without other tasks that could have turns.
 #[cfg(test)]
 impl Exchange {
-    /// Takes a message.
+    /// Takes a message that is whole.
     pub fn receive(&mut self, message: &mut [u8], out: &mut Vec<u8>) -> Result<Frame, Dropped> {
         self.receive_at_once(message, 0, out)
     }
 
-    /// As [`Exchange::receive_rest`].
+    /// As [`Exchange::receive_rest`], in one turn without end.
     pub fn receive_at_once(
         &mut self,
         message: &mut [u8],
@@ -666,7 +666,7 @@ impl Exchange {
         at_once(self.receive_rest(message, placed, out, &mut turn))
     }
 
-    /// As [`Exchange::complete`].
+    /// As [`Exchange::complete`], in one turn without end.
     pub fn complete_at_once(
         &mut self,
         completion: Completion,

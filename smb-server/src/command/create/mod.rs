@@ -36,7 +36,7 @@ const NOT_SERVED: CreateOptions = CreateOptions(0x0010_2080);
 /// Attributes that a create may carry.
 const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
 
-/// Handles a CREATE.
+/// Carries out a CREATE request.
 #[allow(clippy::too_many_lines, reason = "the checks of a CREATE in their order")]
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let mut request = Request::parse(body)?;

@@ -55,7 +55,7 @@ struct Call<'a> {
 /// What a control gives when it ends: status and output, or an error without any.
 type Outcome = Result<(NtStatus, Vec<u8>), NtStatus>;
 
-/// Handles an IOCTL.
+/// Carries out an IOCTL request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     if request.flags != IS_FSCTL {

@@ -31,7 +31,7 @@ use volume::{
 
 use super::{Ctx, Fail, Handled, Later, create::settle};
 
-/// Handles a SET_INFO.
+/// Carries out a SET_INFO request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;
