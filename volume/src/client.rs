@@ -40,7 +40,7 @@ pub trait Clients: Debug + Send + Sync {
     ) -> bool;
 }
 
-/// Nobody is connected.
+/// A volume's clients when nobody is connected.
 #[derive(Debug, Default)]
 pub struct Nobody;
 

@@ -76,7 +76,7 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Carries it out.
+    /// Carries the CREATE out: its open, and what became of the file.
     pub fn run(self) -> Result<(Open, CreateAction), Refused> {
         // Someone may make or remove the file between our look and our step; then look again.
         for _ in 0..16 {
