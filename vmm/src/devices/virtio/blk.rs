@@ -185,7 +185,7 @@ impl Blk {
         self.geometry
     }
 
-    /// The open disk.
+    /// The disk while it is open.
     pub fn disk(&self) -> Option<Arc<dyn Disk>> {
         self.disk.read().unwrap_or_else(|poison| poison.into_inner()).clone()
     }
