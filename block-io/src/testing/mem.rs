@@ -21,7 +21,7 @@ pub struct MemFile {
 }
 
 impl MemFile {
-    /// An empty file.
+    /// An empty file that can be changed.
     pub fn new() -> Self {
         Self::default()
     }

@@ -162,7 +162,7 @@ impl Context {
         Ok((i, context))
     }
 
-    /// `ContextType`.
+    /// The `ContextType` that it has on the wire.
     #[must_use]
     pub fn kind(&self) -> u16 {
         match self {
