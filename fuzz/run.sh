@@ -17,13 +17,16 @@ if [ $# = 0 ]; then
     for program in fuzz/fuzz_targets/*.rs; do targets+=("$(basename "$program" .rs)"); done
 fi
 
+bins=()
+for target in "${targets[@]}"; do bins+=(--bin "$target"); done
+
 # The flags of cargo-fuzz: counters at every edge, comparisons, addresses, checks of the dev profile.
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Cdebug-assertions \
 -Coverflow-checks -Ccodegen-units=4 -Cforce-frame-pointers"
 CARGO_TARGET_DIR=$out/build cargo +nightly build --release --target "$host" \
-    --manifest-path fuzz/Cargo.toml --bins
+    --manifest-path fuzz/Cargo.toml "${bins[@]}"
 
 mkdir -p "$out/found"
 failed=()
