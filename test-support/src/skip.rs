@@ -16,6 +16,8 @@ pub enum Need {
     Kvm,
     /// `programs`: programs and packages that nobody here wrote.
     Programs,
+    /// `network`: a registry of packages that can be reached.
+    Network,
     /// `samples`: images that are not part of the tree.
     Samples,
     /// `kernel`: something that this kernel or container allows, such as namespaces or io_uring.
@@ -29,6 +31,7 @@ impl Need {
             Self::Root => "root",
             Self::Kvm => "kvm",
             Self::Programs => "programs",
+            Self::Network => "network",
             Self::Samples => "samples",
             Self::Kernel => "kernel",
         }
@@ -86,13 +89,14 @@ pub fn skip(reason: impl Into<Reason>) {
 /// # Panics
 /// If a word of the value is the name of no need: it would require nothing.
 fn requires(value: &str, need: Need) -> bool {
-    const ALL: [Need; 5] = [Need::Root, Need::Kvm, Need::Programs, Need::Samples, Need::Kernel];
+    const ALL: [Need; 6] =
+        [Need::Root, Need::Kvm, Need::Programs, Need::Network, Need::Samples, Need::Kernel];
     let words = || value.split(',').map(str::trim).filter(|word| !word.is_empty());
     for word in words() {
         let known = matches!(word, "0" | "1") || ALL.iter().any(|need| need.name() == word);
         assert!(
             known,
-            "BULKHEAD_REQUIRE has the word {word}; known are 1, root, kvm, programs, samples, kernel"
+            "BULKHEAD_REQUIRE has the word {word}; known are 1, root, kvm, programs, network, samples, kernel"
         );
     }
     words().any(|word| word == "1" || word == need.name())

@@ -36,7 +36,7 @@ fn python() -> Option<PathBuf> {
     if has_package(&python) {
         return Some(python);
     }
-    bulkhead_tests::skip(bulkhead_tests::Need::Programs.because(format_args!(
+    bulkhead_tests::skip(bulkhead_tests::Need::Network.because(format_args!(
         "the Python package {PACKAGE} is not installed and cannot be fetched"
     )));
     None
