@@ -4,10 +4,11 @@ SHELL := /bin/bash
 
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils util-linux iproute2 \
-  xfsprogs btrfs-progs ntfs-3g fdisk fio libnbd-bin iptables faketime
+  xfsprogs btrfs-progs ntfs-3g fdisk fio libnbd-bin iptables faketime shellcheck
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover bench-failover test soak interop lint bench lab lab-soak packages clean
+.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop lint docs-check shell-check deny msrv bench lab lab-soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,28 +28,50 @@ bench-failover: release ## What continuous availability costs; JSON under target
 demo-failover: release ## A guest writes while its file server is killed twenty times and upgraded five times
 	target/release/demo-failover
 
+# A test that passes says nothing, so what is left out is written to a file.
 test: packages build ## All tests
 	cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
-	rm -rf $${CARGO_TARGET_DIR:-target}/debug/longest-turns
-	cargo nextest run --workspace --no-fail-fast
+	rm -rf $(TARGET)/debug/longest-turns $(TARGET)/debug/skipped
+	BULKHEAD_SKIPPED=$${BULKHEAD_SKIPPED:-$(abspath $(TARGET))/debug/skipped} cargo nextest run --workspace --no-fail-fast
 	@echo 'Longest time that a connection kept a thread of smbd, in microseconds (10000 at most on a quiet machine):'
-	@cat $${CARGO_TARGET_DIR:-target}/debug/longest-turns/* | sort -rn | head -5
+	@cat $(TARGET)/debug/longest-turns/* | sort -rn | head -5
 
 soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEAD_SOAK_SECONDS)
 	BULKHEAD_SOAK_SECONDS=$${BULKHEAD_SOAK_SECONDS:-600} cargo nextest run -p bulkhead-tests --test soak --no-capture
 
+fuzz: ## Every fuzz target under libFuzzer on nightly Rust (FUZZ_SECONDS for each, 60)
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) fuzz/run.sh $(FUZZ_TARGETS)
+
 interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
-	$${CARGO_TARGET_DIR:-target}/debug/interop
+	$(TARGET)/debug/interop
 
 lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs|failover)
-	tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release $(SCENARIO)
+	tests/lab/run.sh $(TARGET)/release $(SCENARIO)
 
 lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)
-	BULKHEAD_LAB_SOAK=$${BULKHEAD_LAB_SOAK:-500} tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release cifs
+	BULKHEAD_LAB_SOAK=$${BULKHEAD_LAB_SOAK:-500} tests/lab/run.sh $(TARGET)/release cifs
 
 lint: ## Formatting and clippy
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+docs-check: ## Documentation without a warning, also of what is private; the examples in it run
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+	cargo test --doc --workspace --quiet
+
+shell-check: packages ## Every shell script of the tree
+	git grep -lE '^#!(/usr)?/bin/(env )?(ba)?sh|^# shellcheck shell=' | xargs shellcheck --external-sources
+
+deny: ## Licences, doubles and sources of all dependencies (deny.toml); advisories where their database is here
+	@if ! cargo deny --version >/dev/null 2>&1; then echo 'deny: not run: cargo-deny is not here (cargo install --locked cargo-deny)'; \
+	elif [ -e "$${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs" ]; then cargo deny check licenses bans sources advisories --disable-fetch; \
+	else echo 'deny: advisories: not run: their database is not here'; cargo deny check licenses bans sources; fi
+
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+msrv: ## The oldest Rust that Cargo.toml declares, where rustup has it
+	@if rustup toolchain list 2>/dev/null | grep -q '^$(MSRV)[.-]'; then \
+	  cargo +$(MSRV) check --workspace --all-targets --target-dir $(TARGET)/msrv; \
+	else echo 'msrv: not run: Rust $(MSRV) is not here (rustup toolchain install $(MSRV))'; fi
 
 bench: packages release ## Side by side with peers; JSON under target/bench
 	target/release/bench-smb

@@ -38,7 +38,7 @@ impl SplicePipe {
         Ok(Self { out, into, held: 0 })
     }
 
-    /// Bytes in it.
+    /// Bytes that are in the pipe.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held

@@ -10,7 +10,7 @@ use common::{fails, json, ok, raw, text};
 
 fn qemu_img(dir: &Path, args: &[&str]) -> Option<String> {
     let Ok(output) = Command::new("qemu-img").current_dir(dir).args(args).output() else {
-        test_support::skip("no qemu-img here");
+        test_support::skip(test_support::Need::Programs.because("no qemu-img here"));
         return None;
     };
     assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
@@ -109,7 +109,7 @@ fn changes_since_a_point_are_told() {
 fn qemu_io(dir: &Path, image: &str, step: &str) -> Option<bool> {
     use std::io::{BufRead, BufReader};
     if Command::new("qemu-io").arg("--version").output().is_err() {
-        test_support::skip("no qemu-io here");
+        test_support::skip(test_support::Need::Programs.because("no qemu-io here"));
         return None;
     }
     let mut server = Command::new(env!("CARGO_BIN_EXE_bulkhead"))

@@ -213,7 +213,7 @@ fn requests_past_the_end_fail_and_nothing_else_does() {
 fn fio_finds_every_checksum() {
     let Some(mut help) = tool("fio") else { return };
     if !run(help.arg("--enghelp")).contains("nbd") {
-        test_support::skip("this fio has no nbd engine");
+        test_support::skip(test_support::Need::Programs.because("this fio has no nbd engine"));
         return;
     }
     for image in IMAGES {

@@ -43,7 +43,7 @@ pub enum PkiError {
     Certificate(#[from] rcgen::Error),
 }
 
-/// What [`init`] did.
+/// What [`init`] made and did not find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Made {
     /// The authority was new.

@@ -246,7 +246,7 @@ pub struct MoveStatistics {
     pub disk_bytes: u64,
 }
 
-/// A final answer.
+/// The final answer to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {

@@ -72,7 +72,7 @@ pub enum Whose {
     Sent,
 }
 
-/// The configured places.
+/// The places where VMs may have their disks and kernels, as configured.
 #[derive(Debug, Clone)]
 pub struct Allowed {
     locations: Option<Vec<Location>>,

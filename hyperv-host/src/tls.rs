@@ -76,7 +76,7 @@ impl std::fmt::Debug for Stream {
 }
 
 impl Stream {
-    /// The socket below.
+    /// The socket below the encryption, to set its options.
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Client(stream) => &stream.sock.socket,
@@ -136,7 +136,7 @@ impl io::Write for Buffered {
     }
 }
 
-/// Cuts a connection.
+/// Cuts a connection from another thread, whatever waits on it.
 #[derive(Debug)]
 pub struct Cutter(TcpStream);
 

@@ -92,7 +92,7 @@ pub struct Status {
     pub longest_turn_us: u64,
 }
 
-/// A session.
+/// A session as administrators see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionInfo {
     /// Its name on the wire.
@@ -116,7 +116,7 @@ pub struct SessionInfo {
     pub opens: u64,
 }
 
-/// An open.
+/// An open file or folder as administrators see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenInfo {
     /// Its name on the wire.
@@ -140,7 +140,7 @@ pub struct OpenInfo {
     pub locks: u64,
 }
 
-/// A byte-range lock.
+/// A byte-range lock that an open holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockInfo {
     /// The open that has it.
@@ -159,7 +159,7 @@ pub struct LockInfo {
     pub exclusive: bool,
 }
 
-/// A share.
+/// A share, with who uses it now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShareInfo {
     /// Its name.
@@ -180,7 +180,7 @@ pub struct ShareInfo {
     pub comment: String,
 }
 
-/// An answer.
+/// The answer to a request, one line of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {

@@ -170,7 +170,7 @@ impl<C: Channel> Group<C> {
         self.opens().insert(file, tree);
     }
 
-    /// Forgets an open.
+    /// Forgets an open that was closed.
     pub fn forget_open(&self, file: FileId) {
         self.opens().remove(&file);
     }

@@ -48,7 +48,7 @@ pub(crate) enum Purpose<'a> {
 }
 
 impl Purpose<'_> {
-    /// The first connection.
+    /// The purpose of a first connection: a session that is new.
     pub fn new() -> Self {
         Self::Session { previous: SessionId(0), others: &[] }
     }

@@ -266,7 +266,7 @@ impl RawConnection {
         self.queue(command, 1, encode)
     }
 
-    /// The open file.
+    /// The identifier of the open file.
     #[must_use]
     pub fn file_id(&self) -> FileId {
         self.file

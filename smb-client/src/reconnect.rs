@@ -21,7 +21,7 @@ use crate::{
     session::{Inner, Link, State},
 };
 
-/// Makes sessions: [`Client::connect`].
+/// Makes sessions by [`Client::connect`], each with its own connections.
 #[derive(Debug)]
 pub struct Client;
 

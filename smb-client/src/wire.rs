@@ -197,7 +197,7 @@ impl Wire {
         }
     }
 
-    /// Fills `buf`.
+    /// Reads until `buf` is full.
     pub async fn receive_exactly(&self, buf: &mut [u8]) -> io::Result<()> {
         let mut done = 0;
         while done < buf.len() {

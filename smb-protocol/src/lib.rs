@@ -27,6 +27,8 @@ pub mod parse;
 pub mod security;
 pub mod spnego;
 pub mod status;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod upcase;
 pub mod wire;
 

@@ -92,7 +92,7 @@ struct Counts {
     next: u64,
 }
 
-/// Connections by place.
+/// Counts connections by the network that they come from.
 #[derive(Debug, Default)]
 pub struct Census {
     counts: Mutex<Counts>,

@@ -32,4 +32,6 @@ mod rpc;
 mod server;
 pub mod session;
 
+#[cfg(feature = "testing")]
+pub use exchange::testing;
 pub use server::Server;

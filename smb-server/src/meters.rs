@@ -107,7 +107,7 @@ fn kind(command: Command) -> usize {
 }
 
 impl Meter {
-    /// Counts an answer.
+    /// Counts an answer to a command with its status.
     pub fn answered(&self, command: Command, status: NtStatus) {
         let command = usize::from(command.0).min(COMMANDS.len() - 1);
         // The interim answer of a request is not an answer of its own.

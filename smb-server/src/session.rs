@@ -43,7 +43,7 @@ use crate::{
     rpc::pipe::{PIPES_PER_SESSION, Pipe},
 };
 
-/// An authenticated session.
+/// An authenticated session (MS-SMB2 3.3.1.8).
 #[derive(Debug)]
 pub struct Session {
     /// Its name on the wire.
@@ -299,7 +299,7 @@ impl Session {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Adds a tree.
+    /// Adds a tree connect, and gives it its number.
     pub fn add_tree(
         &self,
         limit: usize,
@@ -371,7 +371,7 @@ impl Session {
         Ok(())
     }
 
-    /// Adds an open.
+    /// Adds an open that was made on a tree.
     pub fn add_open(self: &Arc<Self>, tree: TreeId, open: Arc<Open>) {
         let client: Arc<dyn Client> = self.clone();
         open.state().client = Some(Arc::downgrade(&client));
@@ -405,7 +405,7 @@ impl Session {
         }
     }
 
-    /// Adds a pipe.
+    /// Adds a pipe that was opened on a tree.
     pub fn add_pipe(&self, tree: TreeId, pipe: Arc<Pipe>) -> Result<(), NtStatus> {
         let mut pipes = lock(&self.pipes);
         if pipes.len() >= PIPES_PER_SESSION {
@@ -446,13 +446,13 @@ impl Session {
         self.began.elapsed()
     }
 
-    /// How long it was not used.
+    /// How long it was not used (MS-SMB2 3.3.5.2.8).
     pub fn idle(&self) -> Duration {
         let used = Duration::from_secs(self.used.load(Ordering::Relaxed).into());
         self.age().saturating_sub(used)
     }
 
-    /// Number of opens.
+    /// Number of opens that it has.
     pub fn open_count(&self) -> usize {
         self.opens.read().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -492,7 +492,7 @@ impl Sessions {
         &self.shards[(id.0 % 16) as usize]
     }
 
-    /// Adds a session.
+    /// Adds a session under its id.
     pub fn add(&self, session: Arc<Session>) {
         lock(self.shard(session.id)).insert(session.id, session);
     }
@@ -520,7 +520,7 @@ impl Sessions {
         all
     }
 
-    /// Number of sessions.
+    /// Number of sessions of the server.
     pub fn count(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }

@@ -29,7 +29,7 @@ const FIRST: RawFd = 3;
 /// Sockets that can be passed on.
 const MOST: i32 = 256;
 
-/// What was inherited.
+/// The listening sockets that were inherited from whoever started this.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// Sockets that listen.

@@ -48,7 +48,7 @@ const AT_ONCE: usize = 20;
 /// Longest pause before another start.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// What is supervised.
+/// The server that is supervised, and how it is started again.
 #[derive(Debug)]
 pub struct Plan {
     /// The program.

@@ -88,7 +88,7 @@ impl Batch {
         Self::default()
     }
 
-    /// Sets a record.
+    /// Adds a record to be set.
     #[must_use]
     pub fn put(mut self, key: Vec<u8>, value: Vec<u8>) -> Self {
         self.changes.push((key, Some(value)));
@@ -147,7 +147,7 @@ impl Commit {
         Self(Box::pin(future))
     }
 
-    /// Has resolved.
+    /// A commit that has resolved already.
     pub fn ready(result: Result<(), StoreError>) -> Self {
         Self::new(std::future::ready(result))
     }

@@ -70,7 +70,7 @@ impl Folder {
         options
     }
 
-    /// The file.
+    /// The path of the store's file.
     pub fn path(&self) -> PathBuf {
         self.folder.join(self.name)
     }

@@ -13,14 +13,18 @@ use kvm_ioctls::Kvm;
 use payload_guest::{Expected, Line, Report};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{process::ours, skip};
+use crate::{Need, process::ours, skip};
 
 /// Longest time anything here is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// KVM; without it the check is skipped.
 pub fn kvm() -> Option<Kvm> {
-    Kvm::new().inspect_err(|error| skip(format_args!("/dev/kvm cannot be used: {error}"))).ok()
+    Kvm::new()
+        .inspect_err(|error| {
+            skip(Need::Kvm.because(format_args!("/dev/kvm cannot be used: {error}")))
+        })
+        .ok()
 }
 
 /// Checks a raw image that the payload guest wrote.

@@ -3,7 +3,8 @@
 //!
 //! Every server started here has a folder of its own and a port that it alone has, and is stopped by
 //! its process handle when the value is dropped. A check that cannot run here says so through
-//! [`skip()`](skip()): with `BULKHEAD_REQUIRE=1` in the environment it fails instead.
+//! [`skip()`](skip()): where `BULKHEAD_REQUIRE` says that the machine has what is missing it fails
+//! instead.
 //!
 //! No product crate depends on this one but in its `[dev-dependencies]`.
 
@@ -23,4 +24,4 @@ pub mod smbd;
 #[cfg(feature = "vm")]
 pub use host::kvm;
 pub use pattern::pattern;
-pub use skip::skip;
+pub use skip::{Need, Reason, skip};

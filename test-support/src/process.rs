@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::skip;
+use crate::{Need, skip};
 
 /// Path of one of our binaries, built by `cargo build --workspace` in the profile of the tests.
 ///
@@ -38,7 +38,7 @@ pub fn installed(name: &str) -> Option<PathBuf> {
 pub fn foreign(name: &str) -> Option<PathBuf> {
     let found = installed(name);
     if found.is_none() {
-        skip(format_args!("{name} is not installed"));
+        skip(Need::Programs.because(format_args!("{name} is not installed")));
     }
     found
 }

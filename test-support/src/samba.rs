@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::{
     port::Port,
     process::{foreign, wait_for_port},
-    skip,
+    skip::{Need, skip},
 };
 
 /// The user of the private server; Samba wants one that the system knows.
@@ -36,7 +36,7 @@ impl Samba {
     pub fn start(global: &str, share: &str) -> Option<Self> {
         let program = foreign("smbd").filter(|path| path.starts_with("/usr/sbin"))?;
         if !rustix::process::geteuid().is_root() {
-            skip("a private Samba needs root");
+            skip(Need::Root.because("a private Samba needs root"));
             return None;
         }
         let folder = tempfile::Builder::new().prefix("samba").tempdir().ok()?;

@@ -87,8 +87,9 @@ fi
 get busybox busybox-static
 qemu=(qemu-system-x86_64)
 if ! command -v qemu-system-x86_64 >/dev/null; then
+    mapfile -t libraries < <(missing_libraries qemu-system-x86)
     [ -e "$LAB/qemu/.done" ] || get qemu qemu-system-x86 qemu-system-common qemu-system-data \
-        seabios ipxe-qemu $(missing_libraries qemu-system-x86)
+        seabios ipxe-qemu "${libraries[@]}"
     found=$LAB/qemu/usr/lib/x86_64-linux-gnu:$LAB/qemu/lib/x86_64-linux-gnu
     qemu=(env "LD_LIBRARY_PATH=$found" "$LAB/qemu/usr/bin/qemu-system-x86_64"
         -L "$LAB/qemu/usr/share/qemu" -L "$LAB/qemu/usr/share/seabios"
@@ -208,6 +209,7 @@ boot() {
 }
 
 # run SCENARIO, in a process of its own.
+# shellcheck disable=SC2317 # a scenario's file may end the shell, for all that shellcheck knows
 run() {
     trap cleanup EXIT
     trap 'exit 130' INT TERM

@@ -3,8 +3,10 @@
 # what a document says.
 # usage: DEVICE=/dev/loopN unshare --fork --pid --mount --uts --ipc --net enter.sh PROGRAMS SCRATCH DOCUMENT
 set -euo pipefail
+: "${DEVICE:?names the disk to import}"
 programs=$(realpath "$1") scratch=$(realpath "$2") here=$(realpath "$(dirname "$0")") document=$3
 
+# shellcheck source=tests/scratch/layer.sh
 . "$here/../scratch/layer.sh"
 layer "$scratch"
 # The checkout as it is after `make release`, in the newcomer's home.

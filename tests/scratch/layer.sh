@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # All of the machine's files, with a layer above them that takes whatever is changed and is gone
 # afterwards. Sourced by who runs in mount, process and network namespaces of its own:
 #
@@ -30,8 +31,8 @@ layer() {
 }
 
 enter_layer() {
-    cd "$root"
+    cd "$root" || return
     pivot_root . mnt
     umount -l /mnt
-    cd /
+    cd / || return
 }

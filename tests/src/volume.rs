@@ -40,7 +40,7 @@ impl Volume {
     /// The same with `len` bytes, its image in a folder below `base`.
     pub fn mount_in(base: &Path, kind: Kind, len: u64) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            test_support::skip("mounting an image needs root");
+            test_support::skip(test_support::Need::Root.because("mounting an image needs root"));
             return None;
         }
         let (tool, args): (_, &[&str]) = match kind {

@@ -6,6 +6,7 @@
 set -euo pipefail
 programs=$(realpath "$1") report=$(realpath "$2") here=$(realpath "$(dirname "$0")")
 
+# shellcheck source=tests/scratch/layer.sh
 . "$here/../scratch/layer.sh"
 # The layer's place lies beside the report, in the folder that the caller removes.
 layer "$(dirname "$report")"

@@ -8,11 +8,13 @@ step() { echo "systemd: $*"; }
 
 # until WHAT...: waits for a command to succeed.
 await() {
-    local try
-    for try in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done
+    for _ in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done
     echo "systemd: in vain: $*"
     return 1
 }
+
+# refused WHAT...: a command that must fail, which `! WHAT` alone would not tell.
+refused() { if "$@"; then echo "systemd: succeeded: $*"; return 1; fi; }
 
 share() { smbclient //127.0.0.1/vms -U 'admin%Passw0rd!' -c "$1"; }
 main_pid() { systemctl show -p MainPID --value $unit.service; }
@@ -50,11 +52,11 @@ await share 'get h /dev/null'
 step stops
 systemctl stop $unit.service
 [ "$(systemctl show -p Result --value $unit.service)" = success ]
-! share ls
+refused share ls
 
 step 'its port starts it'
 systemctl start $unit.socket
-! systemctl --quiet is-active $unit.service
+refused systemctl --quiet is-active $unit.service
 share 'get h /dev/null'
 systemctl --quiet is-active $unit.service
 systemctl stop $unit.socket $unit.service

@@ -25,7 +25,9 @@ fn in_a_network_of_its_own(test: &str) -> bool {
         }
     }
     if !rustix::process::geteuid().is_root() {
-        bulkhead_tests::skip("a network of one's own needs root");
+        bulkhead_tests::skip(
+            bulkhead_tests::Need::Root.because("a network of one's own needs root"),
+        );
         return false;
     }
     let ourselves = std::env::current_exe().unwrap();

@@ -114,7 +114,7 @@ async fn a_full_disk_is_named_and_loses_nothing() {
 async fn a_flush_that_fails_is_told_and_stays_failed() {
     let base = tempfile::tempdir().unwrap();
     if !rustix::process::geteuid().is_root() {
-        bulkhead_tests::skip("mounting needs root");
+        bulkhead_tests::skip(bulkhead_tests::Need::Root.because("mounting needs root"));
         return;
     }
     let mut mount = Command::new("mount");
@@ -239,7 +239,9 @@ async fn permission_lost_while_writing_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn modes_that_change_bind_the_next_open() {
     if !rustix::process::geteuid().is_root() {
-        bulkhead_tests::skip("becoming another user needs root");
+        bulkhead_tests::skip(
+            bulkhead_tests::Need::Root.because("becoming another user needs root"),
+        );
         return;
     }
     let base = tempfile::tempdir().unwrap();

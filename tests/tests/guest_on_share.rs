@@ -29,7 +29,7 @@ struct Stage {
 impl Stage {
     fn set() -> Option<Self> {
         if !Path::new("/dev/kvm").exists() {
-            bulkhead_tests::skip("this machine has no /dev/kvm");
+            bulkhead_tests::skip(bulkhead_tests::Need::Kvm.because("this machine has no /dev/kvm"));
             return None;
         }
         let server = Smbd::start("encryption = \"offered\"", "");

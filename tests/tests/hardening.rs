@@ -59,7 +59,9 @@ fn a_reload_cannot_lead_out_of_the_sandbox() {
 #[test]
 fn a_server_becomes_its_user_and_serves() {
     if !rustix::process::geteuid().is_root() {
-        bulkhead_tests::skip("becoming another user needs root");
+        bulkhead_tests::skip(
+            bulkhead_tests::Need::Root.because("becoming another user needs root"),
+        );
         return;
     }
     // The user must reach what is its own.
@@ -88,7 +90,9 @@ fn a_server_becomes_its_user_and_serves() {
 #[test]
 fn content_that_a_client_changes_is_not_set_user_id() {
     if !rustix::process::geteuid().is_root() {
-        bulkhead_tests::skip("only root keeps these bits when it writes");
+        bulkhead_tests::skip(
+            bulkhead_tests::Need::Root.because("only root keeps these bits when it writes"),
+        );
         return;
     }
     let server = Smbd::start("", "");

@@ -18,7 +18,7 @@ fn project() -> PathBuf {
 /// Types what a document says.
 fn follow(document: &str) {
     if !rustix::process::geteuid().is_root() {
-        bulkhead_tests::skip("a machine of its own needs root");
+        bulkhead_tests::skip(bulkhead_tests::Need::Root.because("a machine of its own needs root"));
         return;
     }
     let tools = ["unshare", "smbclient", "python3", "ip", "losetup"];
@@ -60,12 +60,24 @@ fn the_readme_works_to_the_letter() {
     follow("README.md");
 }
 
+/// The documents below `docs`, those of its folders included.
+fn documents() -> Vec<PathBuf> {
+    let (mut folders, mut found) = (vec![project().join("docs")], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { found.push(path) }
+        }
+    }
+    assert!(found.len() > 5, "the documents are not where this test looks");
+    found
+}
+
 /// Each block says what it is: `sh` is typed by these tests, `toml` is checked, `text` is neither.
 #[test]
 fn every_block_of_the_documents_says_what_it_is() {
     let mut documents = vec![project().join("README.md"), project().join("hyperv-host/README.md")];
-    let docs = fs::read_dir(project().join("docs")).unwrap();
-    documents.extend(docs.map(|entry| entry.unwrap().path()));
+    documents.extend(self::documents());
     for document in documents {
         let text = fs::read_to_string(&document).unwrap();
         let mut inside = false;
@@ -105,8 +117,7 @@ fn every_configuration_in_the_documents_is_correct() {
     let keytab = folder.path().join("bulkhead.keytab");
     fs::write(&keytab, one_key()).unwrap();
     fs::set_permissions(&keytab, fs::Permissions::from_mode(0o600)).unwrap();
-    for entry in fs::read_dir(project().join("docs")).unwrap() {
-        let document = entry.unwrap().path();
+    for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         for block in text.split("```toml\n").skip(1) {
             let block = block.split("```").next().unwrap();

@@ -187,7 +187,9 @@ print("left", [p for p in files(admin) if "held" in p])
         let known = Command::new(python).args(["-c", "import samba.dcerpc.srvsvc"]).output();
         known.is_ok_and(|output| output.status.success())
     }) else {
-        bulkhead_tests::skip("python3-samba is not installed");
+        bulkhead_tests::skip(
+            bulkhead_tests::Need::Programs.because("python3-samba is not installed"),
+        );
         return;
     };
     let port = server.port().to_string();

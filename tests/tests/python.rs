@@ -36,9 +36,9 @@ fn python() -> Option<PathBuf> {
     if has_package(&python) {
         return Some(python);
     }
-    bulkhead_tests::skip(format_args!(
+    bulkhead_tests::skip(bulkhead_tests::Need::Network.because(format_args!(
         "the Python package {PACKAGE} is not installed and cannot be fetched"
-    ));
+    )));
     None
 }
 

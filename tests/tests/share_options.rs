@@ -42,7 +42,9 @@ fn a_share_is_refused_to_clients_from_elsewhere() {
 #[test]
 fn what_is_made_in_a_share_gets_its_group() {
     if !rustix::process::geteuid().is_root() {
-        bulkhead_tests::skip("giving files another group needs root");
+        bulkhead_tests::skip(
+            bulkhead_tests::Need::Root.because("giving files another group needs root"),
+        );
         return;
     }
     let server = Smbd::start("", &share("ours", "group = \"4242\""));

@@ -8,8 +8,12 @@ use bulkhead_tests::process::{foreign, ours, run};
 #[test]
 fn smbd_is_a_service() {
     let systemd = Path::new("/lib/systemd/systemd");
-    if !rustix::process::geteuid().is_root() || !systemd.exists() {
-        bulkhead_tests::skip("needs root and systemd");
+    if !rustix::process::geteuid().is_root() {
+        bulkhead_tests::skip(bulkhead_tests::Need::Root.because("a machine of its own needs root"));
+        return;
+    }
+    if !systemd.exists() {
+        bulkhead_tests::skip(bulkhead_tests::Need::Programs.because("systemd is not installed"));
         return;
     }
     let tools = ["unshare", "smbclient", "runuser", "useradd", "pgrep", "ip"];

@@ -43,7 +43,7 @@ impl Guid {
         Self(bytes)
     }
 
-    /// The stored bytes.
+    /// The 16 bytes as they are stored.
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0
     }

@@ -9,7 +9,7 @@
 //!
 //! Every operation can be interrupted at any point, by a crash or by dropping its future: the image
 //! opens, passes the check and holds all that was flushed before, and the same call again completes
-//! what was begun. Each has the file for itself meanwhile; [`merge`] says what readers may see.
+//! what was begun. Each has the file for itself meanwhile; [`merge()`] says what readers may see.
 //! Images are VHDX or VHD; a [`Format`] says which.
 
 mod compact;

@@ -20,7 +20,7 @@ const SIZE: u64 = 96 * MIB;
 fn have(tool: &str) -> bool {
     let found = Command::new(tool).arg("-V").output().is_ok();
     if !found {
-        test_support::skip(format_args!("no {tool} here"));
+        test_support::skip(test_support::Need::Programs.because(format_args!("no {tool} here")));
     }
     found
 }

@@ -36,7 +36,7 @@ pub trait Clients: Debug + Send + Sync {
     fn break_lease(&self, client: ClientId, message: LeaseBreak, awaited: Awaited) -> bool;
 }
 
-/// Nobody is connected.
+/// A volume's clients when nobody is connected.
 #[derive(Debug, Default)]
 pub struct Nobody;
 

@@ -57,7 +57,7 @@ pub struct Hardening {
 }
 
 impl Hardening {
-    /// It is.
+    /// What was being made durable is durable now.
     pub fn done(self) {
         let mut files = self.platter.files.lock().unwrap_or_else(PoisonError::into_inner);
         let durable = files.entry(self.inode).or_default();

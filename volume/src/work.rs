@@ -62,7 +62,7 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// It begins now.
+    /// A turn that begins now.
     pub fn begin() -> Self {
         Self { began: Some(Instant::now()), time: SLICE }
     }
@@ -119,7 +119,7 @@ pub fn later(work: impl FnOnce() + Send + 'static) {
 pub struct Longest(AtomicU64);
 
 impl Longest {
-    /// The time.
+    /// The longest turn that was seen.
     pub fn get(&self) -> Duration {
         Duration::from_nanos(self.0.load(Ordering::Relaxed))
     }

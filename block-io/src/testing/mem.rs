@@ -21,7 +21,7 @@ pub struct MemFile {
 }
 
 impl MemFile {
-    /// An empty file.
+    /// An empty file that can be changed.
     pub fn new() -> Self {
         Self::default()
     }
@@ -58,6 +58,11 @@ impl MemFile {
     /// The same content, refusing changes.
     pub fn read_only_copy(&self) -> Self {
         Self { data: Mutex::new(self.lock().clone()), read_only: true, ..Self::default() }
+    }
+
+    /// The same content, to be changed by itself.
+    pub fn copy(&self) -> Self {
+        Self { data: Mutex::new(self.lock().clone()), ..Self::default() }
     }
 
     /// The whole content. Meant for small files.

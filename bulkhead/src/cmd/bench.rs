@@ -34,7 +34,7 @@ enum What {
     Machine(machine::Args),
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Smb(args) => smb::run(args),

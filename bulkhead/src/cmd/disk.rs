@@ -50,7 +50,7 @@ enum Command {
     Ops(ops::Command),
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     storage::allow(args.allowed);
     let runtime =

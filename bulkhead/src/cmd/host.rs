@@ -32,7 +32,7 @@ enum Command {
     },
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Command::Init { ca, name, out } = args.command;
     let made = host_api::pki::init(&ca, &name, &out)

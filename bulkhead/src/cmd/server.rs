@@ -21,7 +21,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Asks the server.
+    /// Asks the server over its admin socket.
     pub fn ask(&self, request: &Request) -> anyhow::Result<Reply> {
         let mut client = Client::connect(&self.socket)?;
         client.call(request).context("the server refused")
@@ -83,7 +83,7 @@ fn number(text: &str) -> Result<u64, std::num::ParseIntError> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16)
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let request = match args.command {
         Command::Status => Request::Status,

@@ -37,7 +37,7 @@ enum Command {
     },
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Command::Snapshot { share, list, delete, json } = args.command;
     let request = match delete {

@@ -61,7 +61,7 @@ enum Action {
 /// Largest users file that is read.
 const MAX_FILE: u64 = 16 << 20;
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.action {
         Action::Add { name, file, replace, password_file } => {

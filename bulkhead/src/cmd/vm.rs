@@ -103,7 +103,7 @@ enum Command {
     },
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let mut client = Client::connect(&args.socket)?;
     let json = args.json;

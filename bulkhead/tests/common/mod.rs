@@ -54,7 +54,9 @@ pub fn tool(name: &str) -> Option<Command> {
     let path = std::env::var(name.to_uppercase().replace('-', "_")).unwrap_or(name.to_owned());
     let there = Command::new(&path).arg("--version").stdout(Stdio::null()).status().is_ok();
     if !there {
-        test_support::skip(format_args!("{name} is not installed"));
+        test_support::skip(
+            test_support::Need::Programs.because(format_args!("{name} is not installed")),
+        );
     }
     there.then(|| Command::new(path))
 }

@@ -54,7 +54,7 @@ use crate::{
     tls::Tls,
 };
 
-/// A VM host.
+/// A VM host: its VMs, their records and what it is configured to allow.
 #[derive(Debug)]
 pub struct Host {
     /// The configuration file that it was started with.

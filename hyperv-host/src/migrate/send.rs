@@ -209,7 +209,7 @@ pub struct Brake {
 }
 
 impl Brake {
-    /// Holds back harder.
+    /// Holds the guest's writes back harder than before.
     pub fn harder(&self) {
         let mut state = lock(&self.state);
         state.0 = (state.0 + 1).min(STEPS.len() - 1);

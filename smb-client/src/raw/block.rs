@@ -38,7 +38,7 @@ impl Block {
         Ok(Self { data, pages })
     }
 
-    /// The data.
+    /// The data of a READ's answer.
     #[must_use]
     pub fn data(&self) -> &[u8] {
         &self.data

@@ -22,7 +22,8 @@ impl RawConnection {
     /// Makes a directory that is not there yet.
     ///
     /// # Errors
-    /// [`Error::Status`] if the server refuses; [`Error::Disconnected`].
+    /// [`Error::Status`](crate::Error::Status) if the server refuses;
+    /// [`Error::Disconnected`](crate::Error::Disconnected).
     pub fn create_directory(&mut self, path: &str) -> Result<()> {
         let request = create::Request {
             impersonation: IMPERSONATION,
@@ -45,7 +46,8 @@ impl RawConnection {
     /// Length of the file in bytes.
     ///
     /// # Errors
-    /// [`Error::Status`] if the server refuses; [`Error::Disconnected`].
+    /// [`Error::Status`](crate::Error::Status) if the server refuses;
+    /// [`Error::Disconnected`](crate::Error::Disconnected).
     pub fn len(&mut self) -> Result<u64> {
         let request = query_info::Request {
             info_type: InfoType::FILE,
@@ -70,7 +72,8 @@ impl RawConnection {
     /// Grows or cuts the file.
     ///
     /// # Errors
-    /// [`Error::Status`] if the server refuses; [`Error::Disconnected`].
+    /// [`Error::Status`](crate::Error::Status) if the server refuses;
+    /// [`Error::Disconnected`](crate::Error::Disconnected).
     pub fn set_len(&mut self, len: u64) -> Result<()> {
         let request = set_info::Request {
             info_type: InfoType::FILE,
@@ -86,7 +89,8 @@ impl RawConnection {
     /// Makes what was written durable.
     ///
     /// # Errors
-    /// [`Error::Status`] if the server refuses; [`Error::Disconnected`].
+    /// [`Error::Status`](crate::Error::Status) if the server refuses;
+    /// [`Error::Disconnected`](crate::Error::Disconnected).
     pub fn flush(&mut self) -> Result<()> {
         let request = flush::Request { file_id: self.file };
         let (header, _) = self.call(Command::FLUSH, |out| request.encode(out))?;
@@ -96,7 +100,8 @@ impl RawConnection {
     /// Closes the file.
     ///
     /// # Errors
-    /// [`Error::Status`] if the server refuses; [`Error::Disconnected`].
+    /// [`Error::Status`](crate::Error::Status) if the server refuses;
+    /// [`Error::Disconnected`](crate::Error::Disconnected).
     pub fn close(&mut self) -> Result<()> {
         let request = close::Request { flags: 0, file_id: self.file };
         let (header, _) = self.call(Command::CLOSE, |out| request.encode(out))?;

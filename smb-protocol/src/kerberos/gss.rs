@@ -69,7 +69,7 @@ pub fn checksum_flags(checksum: Option<&(i64, Vec<u8>)>) -> Result<u32, Error> {
     if *kind == CHECKSUM_TYPE && len == BINDINGS_LEN { Ok(flags) } else { Err(WRONG) }
 }
 
-/// Who signs.
+/// Which side of the context signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The client.

@@ -347,8 +347,8 @@ pub fn client_time(authenticator: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 /// Writers for the other side, whose messages the tests need.
-#[cfg(test)]
-pub(super) mod testing {
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod testing {
     use super::*;
 
     pub fn put_time(seconds: i64) -> Vec<u8> {
@@ -425,6 +425,7 @@ pub(super) mod testing {
         element(AUTHENTICATOR, &fields(&list))
     }
 
+    #[cfg(test)]
     pub fn put_ap_req(
         service: &Principal,
         service_key: &Key,
@@ -432,9 +433,19 @@ pub(super) mod testing {
         authenticator: &Authenticator,
         options: u32,
     ) -> Vec<u8> {
-        let ticket = put_encrypted(service_key, TicketPart::USAGE, &put_ticket_part(part));
-        let proof =
-            put_encrypted(&part.key, Authenticator::USAGE, &put_authenticator(authenticator));
+        let (ticket, proof) = (put_ticket_part(part), put_authenticator(authenticator));
+        put_ap_req_of(service, (service_key, &ticket), (&part.key, &proof), options)
+    }
+
+    /// An AP-REQ whose encrypted parts are these, each with its key.
+    pub fn put_ap_req_of(
+        service: &Principal,
+        (service_key, ticket): (&Key, &[u8]),
+        (session_key, authenticator): (&Key, &[u8]),
+        options: u32,
+    ) -> Vec<u8> {
+        let ticket = put_encrypted(service_key, TicketPart::USAGE, ticket);
+        let proof = put_encrypted(session_key, Authenticator::USAGE, authenticator);
         let ticket = element(
             TICKET,
             &fields(&[
@@ -457,6 +468,7 @@ pub(super) mod testing {
     }
 
     /// The client's time that an AP-REP repeats, and its sequence number.
+    #[cfg(test)]
     pub fn parse_ap_rep(bytes: &[u8], session: &Key) -> ((i64, i64), u32) {
         let fields = Fields::framed(Input::new(bytes), AP_REP).unwrap();
         let sealed = encrypted(fields.get(2).unwrap()).unwrap();

@@ -162,7 +162,7 @@ impl Context {
         Ok((i, context))
     }
 
-    /// `ContextType`.
+    /// The `ContextType` that it has on the wire.
     #[must_use]
     pub fn kind(&self) -> u16 {
         match self {
@@ -396,7 +396,8 @@ impl Response {
             )
                 .parse(i)?;
             let security_buffer = region(input, offset, len, "negotiate.Buffer")?.bytes().to_vec();
-            let contexts = if dialect == Dialect::SMB_3_1_1 {
+            // The offset of no contexts may be anything, as the writer's is.
+            let contexts = if dialect == Dialect::SMB_3_1_1 && context_count > 0 {
                 let list = from(input, context_offset, "negotiate.NegotiateContextOffset")?;
                 Context::parse_list(list, context_count)?
             } else {

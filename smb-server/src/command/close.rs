@@ -7,7 +7,7 @@ use volume::{open::Ended, sharing::caching::BreakReason};
 
 use super::{Ctx, Deferred, Handled, Outcome};
 
-/// Handles a CLOSE.
+/// Carries out a CLOSE request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let id = ctx.resolve(request.file_id)?;

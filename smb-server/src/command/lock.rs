@@ -22,7 +22,7 @@ use super::{Ctx, Deferred, Handled, Outcome};
 /// Ranges that are quickly locked or released, however many the file has.
 const FEW: usize = 64;
 
-/// Handles a LOCK.
+/// Carries out a LOCK request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;

@@ -174,7 +174,7 @@ impl<'a> Ctx<'a> {
         Ok(ClientId { guid: self.client_guid(), user: self.session()?.user.id })
     }
 
-    /// The client's identity.
+    /// The identity that the client gave at NEGOTIATE.
     pub fn client_guid(&self) -> [u8; 16] {
         self.ex.negotiated.as_ref().map_or([0; 16], |n| n.client_guid)
     }
@@ -215,6 +215,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     match command {
+        // MS-SMB2 3.3.5.6.
         Command::LOGOFF => {
             Empty::parse(body)?;
             // Its channels stay until their connections need the room: refusals are signed.
@@ -225,6 +226,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         Command::TREE_CONNECT => return tree_connect::handle(ctx, body, out),
         _ => {}
     }
+    // MS-SMB2 3.3.5.2.11.
     let Some(tree) = session.tree(ctx.header.tree_id()) else {
         return Err(NtStatus::NETWORK_NAME_DELETED.into());
     };
@@ -245,6 +247,7 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
         Command::CHANGE_NOTIFY => notify::handle(ctx, body),
         Command::IOCTL => ioctl::handle(ctx, body, out),
         Command::LOCK => lock::handle(ctx, body, out),
+        // MS-SMB2 3.3.5.8.
         Command::TREE_DISCONNECT => {
             Empty::parse(body)?;
             session.remove_tree(tree.id);

@@ -79,7 +79,7 @@ pub fn max_payload(config: &Config, dialect: Dialect) -> u32 {
     if dialect == Dialect::SMB_2_0_2 { config.max_io_size.min(1 << 16) } else { config.max_io_size }
 }
 
-/// Handles a NEGOTIATE.
+/// Carries out a NEGOTIATE request.
 pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(&message[HEADER_LEN..])?;
     if request.dialects.is_empty() {

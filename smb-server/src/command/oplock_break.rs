@@ -11,7 +11,7 @@ use volume::sharing::caching::{self, AckError, GrantOwner, LeaseId};
 
 use super::{Ctx, Handled, Outcome};
 
-/// Handles an acknowledgement.
+/// Answers an acknowledgement of either kind.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     match Message::parse(body)? {
         Message::Oplock(ack) => oplock(ctx, ack, out),
@@ -21,6 +21,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
 }
 
+/// A break of an oplock is acknowledged (MS-SMB2 3.3.5.22.1).
 fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
     let open = ctx.open(ack.file_id)?;
     let kept = match ack.level {
@@ -40,6 +41,7 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
     Ok(Outcome::SUCCESS)
 }
 
+/// A break of a lease is acknowledged (MS-SMB2 3.3.5.22.2).
 fn lease(ctx: &mut Ctx<'_>, ack: LeaseAck, out: &mut Vec<u8>) -> Handled {
     let id = LeaseId { client: ctx.client()?, key: ack.key };
     let state = ctx.ex.server.open_files.acknowledge_lease(id, LeaseState(ack.state))?;

@@ -97,7 +97,7 @@ fn create_pipe(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     Ok(Outcome::SUCCESS)
 }
 
-/// FSCTL_PIPE_TRANSCEIVE, _PEEK and _WAIT (MS-SMB2 3.3.5.15); what is not about pipes
+/// FSCTL_PIPE_TRANSCEIVE, _PEEK and _WAIT (MS-SMB2 3.3.5.15.3, 3.3.5.15.4, 3.3.5.15.10); what is not about pipes
 /// is answered as on any tree.
 fn control(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = ioctl::Request::parse(body)?;

@@ -38,7 +38,7 @@ struct Shape {
     most: usize,
 }
 
-/// Handles a QUERY_DIRECTORY.
+/// Carries out a QUERY_DIRECTORY request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;

@@ -34,7 +34,7 @@ const PREFIX: usize = 8;
 /// Bytes of a list of names that is quickly gone through.
 const FEW_NAMES: usize = 4096;
 
-/// Handles a QUERY_INFO.
+/// Carries out a QUERY_INFO request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;
@@ -63,6 +63,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         InfoType::FILE => file(&open, request.class, out)?,
         InfoType::FILESYSTEM => file_system(ctx, &open, request.class.0, out)?,
         InfoType::SECURITY => return security(&open, &request, out, info),
+        // MS-SMB2 3.3.5.20.4: no file system here has quotas.
         InfoType::QUOTA => return Err(NtStatus::NOT_SUPPORTED.into()),
         _ => return Err(NtStatus::INVALID_PARAMETER.into()),
     };
@@ -266,7 +267,7 @@ fn attributes_of(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: us
     }))
 }
 
-/// Appends information about the file system; returns the length of its fixed part.
+/// Appends information about the file system (MS-SMB2 3.3.5.20.2); returns the length of its fixed part.
 fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Result<usize, Failure> {
     let stat = rustix::fs::fstatvfs(open.handle())?;
     let sector = 512u64;
@@ -337,7 +338,7 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
     })
 }
 
-/// The security descriptor, as far as it was asked for.
+/// The security descriptor, as far as it was asked for (MS-SMB2 3.3.5.20.3).
 fn security(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: usize) -> Handled {
     if request.additional & (parts::OWNER | parts::GROUP | parts::DACL) != 0 {
         open.need(Access::READ_CONTROL)?;

@@ -44,7 +44,7 @@ enum Purpose {
     Binding(Arc<Session>),
 }
 
-/// A session that is being authenticated.
+/// A session that is being authenticated (MS-SMB2 3.3.5.5.1).
 pub struct Authentication {
     acceptor: Acceptor,
     purpose: Purpose,
@@ -89,7 +89,7 @@ pub fn binding(server: &Server, header: &Header, message: &mut [u8]) -> Option<B
     Some(BindingRequest { session, signed })
 }
 
-/// Handles a SESSION_SETUP.
+/// Carries out a SESSION_SETUP request.
 pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(&message[HEADER_LEN..])?;
     if ctx.ex.failed_logons >= ctx.ex.limits().failed_logons_per_connection {

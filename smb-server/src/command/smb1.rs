@@ -19,8 +19,8 @@ const SMB1_NEGOTIATE: u8 = 0x72;
 const SMB1_HEADER: usize = 32;
 
 /// Answers an SMB 1 NEGOTIATE; everything else of SMB 1 ends the connection. A client that knows
-/// `SMB 2.???` is asked to negotiate again, one that knows `SMB 2.002` alone speaks that from now
-/// on.
+/// `SMB 2.???` is asked to negotiate again (MS-SMB2 3.3.5.3.1), one that knows `SMB 2.002` alone
+/// speaks that from now on (MS-SMB2 3.3.5.3.2).
 pub fn answer(ex: &mut Exchange, message: &[u8], out: &mut Vec<u8>) -> Result<(), Dropped> {
     if message.get(4) != Some(&SMB1_NEGOTIATE) || message.len() < SMB1_HEADER + 3 {
         return Err(Dropped::Protocol("SMB 1 is not served"));

@@ -17,7 +17,7 @@ use crate::{
     session::Tree,
 };
 
-/// Handles a TREE_CONNECT.
+/// Carries out a TREE_CONNECT request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let session = ctx.session()?.clone();

@@ -52,7 +52,7 @@ pub(super) struct Section {
     group: Option<String>,
 }
 
-/// A share.
+/// A share as it is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     /// Name, unique without regard to case.

@@ -51,7 +51,7 @@ impl BusyPoll {
         self.misses = 0;
     }
 
-    /// None came.
+    /// No request came within the window.
     pub fn missed(&mut self) {
         self.misses = (self.misses + 1).min(MOST_DOUBLINGS);
         self.pass = 1 << self.misses;

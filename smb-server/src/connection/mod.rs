@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Answers are collected while frames are at hand and sent together, at the latest when
-//! [`SEND_AT`] bytes stand in the output. While a send blocks nothing more is read, so a client
+//! `SEND_AT` bytes stand in the output. While a send blocks nothing more is read, so a client
 //! that does not read its answers holds what is in these two buffers and no more. What it has begun
 //! goes on to its end meanwhile: a channel that fell silent must not keep its requests in progress
 //! for the other channels of its session.
@@ -90,7 +90,7 @@ pub enum Dropped {
 
 type Waiting = FuturesUnordered<Pin<Box<dyn Future<Output = Completion> + Send>>>;
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends (MS-SMB2 3.3.5.1).
 pub async fn run(
     stream: TcpStream,
     peer: SocketAddr,
@@ -137,6 +137,7 @@ pub async fn run(
 }
 
 /// Receives, answers and sends until the connection ends or the server is to stop.
+#[allow(clippy::too_many_lines, reason = "one loop over all that can happen to a connection")]
 async fn serve(
     link: &mut Link,
     exchange: &mut Exchange,

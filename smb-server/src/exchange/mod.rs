@@ -352,7 +352,7 @@ impl Drop for Exchange {
 /// Without other tasks that could have turns.
 #[cfg(test)]
 impl Exchange {
-    /// Takes a message.
+    /// Takes a message that is whole.
     pub fn receive(&mut self, message: &mut [u8], out: &mut Vec<u8>) -> Result<Frame, Dropped> {
         self.receive_at_once(message, 0, out)
     }
@@ -368,7 +368,7 @@ impl Exchange {
         at_once(self.take(message, placed, out, &mut turn).done())
     }
 
-    /// As [`Exchange::complete`].
+    /// As [`Exchange::complete`], in one turn without end.
     pub fn complete_at_once(
         &mut self,
         completion: Completion,
@@ -394,5 +394,7 @@ fn at_once<T>(work: impl Future<Output = T>) -> T {
 
 #[cfg(test)]
 mod simulation;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(test)]
 mod tests;

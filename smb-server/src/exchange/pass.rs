@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// State that goes from one request of a compound to the next related one
-/// (MS-SMB2 3.3.5.2.7.2).
+/// (MS-SMB2 3.3.5.2.7, 3.3.5.2.7.2).
 #[derive(Default, Clone)]
 pub(super) struct Chain {
     pub(super) session_id: SessionId,

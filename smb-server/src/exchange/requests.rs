@@ -136,7 +136,7 @@ impl Exchange {
         place: Place,
         pass: &mut Pass<'_>,
     ) -> Result<Option<Accepted>, Dropped> {
-        // 3.3.5.2.2.
+        // MS-SMB2 3.3.5.2.2.
         if self.negotiated.is_none() && header.command != Command::NEGOTIATE {
             return Err(Dropped::Protocol("a request before NEGOTIATE"));
         }
@@ -331,7 +331,7 @@ pub(super) fn is_compound(message: &[u8]) -> bool {
     next.is_some_and(|next| next != [0; 4])
 }
 
-/// The header of the first message and its length with what pads it.
+/// The header of the first message and its length with what pads it (MS-SMB2 3.3.5.2.7.1).
 fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
     let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;
     if header.is_response() {

@@ -30,7 +30,7 @@ pub struct Handles {
 }
 
 impl Handles {
-    /// Opens one.
+    /// Gives an object a context handle.
     pub fn add(&mut self, object: Object) -> Result<Handle, FaultStatus> {
         if self.open.len() >= MOST {
             return Err(FaultStatus::OUT_OF_MEMORY);
@@ -54,7 +54,7 @@ impl Handles {
         self.open.get(&Self::key(handle)).ok_or(FaultStatus::CONTEXT_MISMATCH)
     }
 
-    /// Closes one.
+    /// Closes a handle; its object is gone.
     pub fn close(&mut self, handle: &Handle) -> Result<(), FaultStatus> {
         self.open.remove(&Self::key(handle)).map(|_| ()).ok_or(FaultStatus::CONTEXT_MISMATCH)
     }

@@ -43,7 +43,7 @@ const NOWHERE: u32 = u32::MAX;
 /// Names or identifiers of one call (MS-LSAT 3.1.4.5 and following).
 const MOST: usize = 1000;
 
-/// Serves a call.
+/// Carries out a call: its results in NDR, or a fault.
 pub fn serve(caller: &Caller<'_>, handles: &mut Handles, opnum: u16, mut r: Reader<'_>) -> Served {
     match opnum {
         op::CLOSE => {

@@ -35,7 +35,7 @@ const SERVICES: [(&str, &[SyntaxId]); 5] = [
     ("SAMR", &[samr::INTERFACE, lsarpc::INTERFACE]),
 ];
 
-/// An open pipe.
+/// An open pipe with its association.
 #[derive(Debug)]
 pub struct Pipe {
     /// How the client names it.

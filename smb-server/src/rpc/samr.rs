@@ -59,7 +59,7 @@ const NEVER: u64 = i64::MAX as u64;
 /// A span of time without end: the most negative one, as spans are negative.
 const FOREVER: u64 = 1 << 63;
 
-/// Serves a call.
+/// Carries out a call: its results in NDR, or a fault.
 pub fn serve(caller: &Caller<'_>, handles: &mut Handles, opnum: u16, mut r: Reader<'_>) -> Served {
     let r = &mut r;
     match opnum {

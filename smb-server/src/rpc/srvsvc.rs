@@ -72,7 +72,7 @@ const FLAGS_NO_CACHING: u32 = 0x30;
 /// SHI1005_FLAGS_DFS and SHI1005_FLAGS_DFS_ROOT.
 const FLAGS_DFS: u32 = 0x3;
 
-/// Serves a call.
+/// Carries out a call: its results in NDR, or a fault.
 pub fn serve(caller: &Caller<'_>, opnum: u16, r: Reader<'_>) -> Served {
     let served = match opnum {
         op::SHARE_ENUM | op::SHARE_ENUM_STICKY => share_enum(caller, r, opnum),

@@ -25,7 +25,7 @@ const ACCESS_DENIED: u32 = 5;
 const PLATFORM: u32 = 500;
 const GROUP: &str = "WORKGROUP";
 
-/// Serves a call.
+/// Carries out a call: its results in NDR, or a fault.
 pub fn serve(caller: &Caller<'_>, opnum: u16, mut r: Reader<'_>) -> Served {
     if opnum != GET_INFO {
         return Err(FaultStatus::OP_RANGE);

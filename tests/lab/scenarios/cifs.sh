@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # run.sh and its scenarios share variables
 # Debian's cifs.ko against smbd: smbd runs on this machine at its native speed and listens on
 # loopback, which the lab VM reaches as 10.0.2.2; the program `lab-cifs` runs in the VM
 # (tests/src/bin/lab-cifs), with fio and git of Debian beside it.
@@ -11,7 +13,9 @@ seed=${BULKHEAD_LAB_SEED:-$(date +%s)}
 
 prepare() {
     needs smbd lab-cifs
-    [ -e "$LAB/fio/.done" ] || get fio fio $(missing_libraries fio)
+    local libraries
+    mapfile -t libraries < <(missing_libraries fio)
+    [ -e "$LAB/fio/.done" ] || get fio fio "${libraries[@]}"
     get git git
     limit=${BULKHEAD_LAB_SECONDS:-$((900 + 4 * soak))}
     serve
@@ -31,14 +35,15 @@ ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up
 exec /opt/lab-cifs --port $port --seed $seed --seconds $soak ${BULKHEAD_LAB_ONLY:+--only $BULKHEAD_LAB_ONLY}
 START
     chmod 755 "$work/host/opt/start"
+    # shellcheck disable=SC2054 # the commas are QEMU's
     machine=(-netdev user,id=n0,ipv6=off -device virtio-net-pci,netdev=n0,romfile=)
 }
 
 # Starts smbd at a port that is free.
 serve() {
-    local since tries
+    local since
     mkdir "$work/share" "$work/available"
-    for tries in 1 2 3 4 5; do
+    for _ in 1 2 3 4 5; do
         port=$((20000 + RANDOM % 12000))
         cat >"$work/smbd.toml" <<CONFIG
 [server]

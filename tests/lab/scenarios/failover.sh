@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # run.sh and its scenarios share variables
 # Debian's cifs.ko with persistent and with resilient handles over two network paths, while smbd is
 # killed and the paths are cut: a namespace of its own holds smbd and one end of each path, the lab
 # VM the other.
@@ -15,10 +17,14 @@ ns=
 
 prepare() {
     [ "$(id -u)" = 0 ] || { echo "lab: skipped: failover needs root for a network namespace"; exit 0; }
-    command -v ip >/dev/null && command -v iptables >/dev/null || {
-        echo "lab: skipped: failover needs ip and iptables"; exit 0; }
+    if ! command -v ip >/dev/null || ! command -v iptables >/dev/null; then
+        echo "lab: skipped: failover needs ip and iptables"
+        exit 0
+    fi
     needs smbd
-    [ -e "$LAB/fio/.done" ] || get fio fio $(missing_libraries fio)
+    local libraries
+    mapfile -t libraries < <(missing_libraries fio)
+    [ -e "$LAB/fio/.done" ] || get fio fio "${libraries[@]}"
     limit=${BULKHEAD_LAB_SECONDS:-600}
     network
     serve
@@ -27,6 +33,7 @@ prepare() {
     program "$work/host" "$LAB/fio/usr/bin/fio"
     install -m 755 "$here/failover-start" "$work/host/opt/start"
     qemu=(ip netns exec "$ns" "${qemu[@]}")
+    # shellcheck disable=SC2054 # the commas are QEMU's
     machine=(
         -netdev tap,id=n0,ifname=tap0,script=no,downscript=no
         -device virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:77:01:02
@@ -77,8 +84,10 @@ CONFIG
     supervisor=$!
     pids+=("$supervisor")
     until ip netns exec "$ns" bash -c 'exec 3<>/dev/tcp/127.0.0.1/445' 2>/dev/null; do
-        kill -0 "$supervisor" && [ $((SECONDS - since)) -lt 30 ] || {
-            tail -n 5 "$LAB/smbd.log"; fail "smbd does not start"; }
+        if ! kill -0 "$supervisor" || [ $((SECONDS - since)) -ge 30 ]; then
+            tail -n 5 "$LAB/smbd.log"
+            fail "smbd does not start"
+        fi
         nap 0.1
     done
 }

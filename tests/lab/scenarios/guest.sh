@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # run.sh and its scenarios share variables
 # A Linux guest on a true /dev/kvm, with its disk on an SMB 3 share, moved while it works.
 #
 #   lab VM

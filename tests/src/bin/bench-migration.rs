@@ -67,7 +67,7 @@ fn bench() -> Outcome<Value> {
 
 fn main() -> ExitCode {
     if !Path::new("/dev/kvm").exists() {
-        bulkhead_tests::skip("this machine has no /dev/kvm");
+        bulkhead_tests::skip(bulkhead_tests::Need::Kvm.because("this machine has no /dev/kvm"));
         return ExitCode::SUCCESS;
     }
     let report = match bench() {

@@ -166,14 +166,17 @@ fn one(suite: &Suite, protection: &str) -> Option<Value> {
     match CUTTING.contains(&suite.name.as_str()) {
         true if root => in_namespace(suite, protection),
         true if suite.name == "smb2.multichannel" => {
-            bulkhead_tests::skip(format_args!("{} needs root for a network namespace", suite.name));
+            bulkhead_tests::skip(
+                bulkhead_tests::Need::Root
+                    .because(format_args!("{} needs root for a network namespace", suite.name)),
+            );
             None
         }
         true => {
-            bulkhead_tests::skip(format_args!(
-                "what cuts connections in {} needs root",
-                suite.name
-            ));
+            bulkhead_tests::skip(
+                bulkhead_tests::Need::Root
+                    .because(format_args!("what cuts connections in {} needs root", suite.name)),
+            );
             measure(suite, None, protection)
         }
         false => measure(suite, None, protection),

@@ -25,7 +25,7 @@ pub enum Kind {
     Differencing,
 }
 
-/// A valid footer.
+/// The footer of a VHD, with valid fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footer {
     /// What kind of image it is.
@@ -96,7 +96,7 @@ impl Footer {
         })
     }
 
-    /// The footer's bytes.
+    /// The footer as it is stored, with its checksum.
     pub fn encode(&self) -> [u8; LEN] {
         let mut buf = [0; LEN];
         put(&mut buf, 0, SIGNATURE);
@@ -126,7 +126,7 @@ impl Footer {
     }
 }
 
-/// Seconds since 2000.
+/// The time now, in seconds since the year 2000.
 pub fn now() -> u32 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seconds = since.map_or(0, |since| since.as_secs()).saturating_sub(EPOCH);

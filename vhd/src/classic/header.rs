@@ -32,7 +32,7 @@ pub struct Locator {
     pub offset: u64,
 }
 
-/// A valid header.
+/// The dynamic header of a VHD, with valid fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// Where the block table is.
@@ -118,7 +118,7 @@ impl Header {
         })
     }
 
-    /// The header's bytes.
+    /// The header as it is stored, with its checksum.
     pub fn encode(&self) -> [u8; LEN] {
         let mut buf = [0; LEN];
         put(&mut buf, 0, SIGNATURE);

@@ -121,7 +121,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 /// Gives up what the file systems on the disk do not use: it reads as zeros then, or as what it was.
-/// Blocks that hold nothing else are dropped by [`super::compact`] afterwards. Returns the bytes
+/// Blocks that hold nothing else are dropped by [`super::compact()`] afterwards. Returns the bytes
 /// that were free.
 ///
 /// # Errors

@@ -152,7 +152,7 @@ pub struct BatLayout {
 }
 
 impl BatLayout {
-    /// From valid metadata.
+    /// The arithmetic of an image with this metadata.
     pub fn new(metadata: &Metadata) -> Self {
         let block_size = u64::from(metadata.block_size);
         // At least 16 (512-byte sectors, 256 MiB blocks), at most 32768.

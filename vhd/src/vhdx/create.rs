@@ -140,7 +140,7 @@ impl CreateOptions {
 /// A fixed image's space is reserved where the file can; it reads as zeros.
 ///
 /// # Errors
-/// [`Error::InvalidOptions`](crate::Error::InvalidOptions); what the file says.
+/// [`Error::InvalidOptions`]; what the file says.
 pub async fn create(file: Arc<dyn File>, options: &CreateOptions) -> Result<()> {
     let metadata = options.metadata()?;
     let items = items::append(metadata.encode(), &options.user_items)?;

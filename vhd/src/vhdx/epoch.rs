@@ -71,7 +71,7 @@ impl Epochs {
         }
     }
 
-    /// The current epoch.
+    /// The number of the current epoch.
     pub fn current(&self) -> u64 {
         self.current.load(SeqCst)
     }

@@ -99,7 +99,7 @@ impl ParentLocator {
         Ok(Self { kind: buf.guid(0), entries })
     }
 
-    /// The item's bytes.
+    /// The metadata item as it is stored.
     pub fn encode(&self) -> Vec<u8> {
         let mut buf = vec![0; 20 + 12 * self.entries.len()];
         put(&mut buf, 0, &self.kind.to_bytes());

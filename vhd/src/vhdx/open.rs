@@ -40,7 +40,7 @@ impl Default for OpenOptions {
 }
 
 impl OpenOptions {
-    /// For reading only.
+    /// Options of an image that is only read.
     pub fn read_only() -> Self {
         Self { read_only: true, ..Self::default() }
     }

@@ -97,7 +97,7 @@ impl SpaceMap {
         }
     }
 
-    /// Bytes taken.
+    /// Bytes of the file that are taken.
     pub fn taken(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>() * MIB
     }

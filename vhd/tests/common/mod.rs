@@ -66,7 +66,7 @@ pub fn have(tool: &str) -> bool {
         .status()
         .is_ok_and(|status| status.success());
     if !found {
-        test_support::skip(format_args!("no {tool} here"));
+        test_support::skip(test_support::Need::Programs.because(format_args!("no {tool} here")));
     }
     found
 }
@@ -101,7 +101,9 @@ pub fn sample(name: &str, dir: &Path) -> Option<PathBuf> {
     );
     let packed = folder.join(name);
     if !packed.exists() {
-        test_support::skip(format_args!("no {} here", packed.display()));
+        test_support::skip(
+            test_support::Need::Samples.because(format_args!("no {} here", packed.display())),
+        );
         return None;
     }
     let tool = if name.ends_with(".gz") { "gzip" } else { "bzip2" };
@@ -157,11 +159,11 @@ pub fn libvhdi_sum(chain: &[&str]) -> Option<String> {
         .args(chain)
         .output()
     else {
-        test_support::skip("no /usr/bin/python3 here");
+        test_support::skip(test_support::Need::Programs.because("no /usr/bin/python3 here"));
         return None;
     };
     if output.status.code() == Some(77) {
-        test_support::skip("no pyvhdi here");
+        test_support::skip(test_support::Need::Programs.because("no pyvhdi here"));
         return None;
     }
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

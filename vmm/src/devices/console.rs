@@ -109,7 +109,7 @@ impl Console {
         }
     }
 
-    /// Whether input waits.
+    /// Whether input waits for the guest.
     pub fn has_input(&self) -> bool {
         !lock(&self.inner.0).input.is_empty()
     }

@@ -64,7 +64,7 @@ impl Power {
         self.update_line();
     }
 
-    /// Saves the registers.
+    /// The registers as they are now.
     pub fn save(&self) -> PowerState {
         let timer_ns = u64::try_from(self.timer().as_nanos()).unwrap_or(u64::MAX);
         PowerState { status: self.status, enable: self.enable, timer_ns }
@@ -143,7 +143,7 @@ pub struct ResetPort {
 }
 
 impl ResetPort {
-    /// Port 0xcf9.
+    /// The reset control register, at port 0xcf9.
     pub fn control_register(control: Arc<Control>) -> Self {
         Self { control, keyboard: false }
     }

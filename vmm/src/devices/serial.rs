@@ -28,7 +28,7 @@ pub struct SavedSerial {
     fifo: Vec<u8>,
 }
 
-/// The serial port.
+/// The serial port of a machine, COM1.
 pub struct SerialPort {
     serial: Serial<Line, NoEvents, Console>,
     console: Console,
@@ -58,7 +58,7 @@ impl SerialPort {
         self.console.put_back(&input[taken..]);
     }
 
-    /// Saves the registers.
+    /// The registers as they are now.
     pub fn save(&self) -> SavedSerial {
         let state = self.serial.state();
         let registers = [
@@ -75,7 +75,7 @@ impl SerialPort {
         SavedSerial { registers, fifo: state.in_buffer }
     }
 
-    /// Restores the registers.
+    /// Puts saved registers in place.
     pub fn restore(&mut self, saved: &SavedSerial) -> Result<(), Error> {
         let [low, high, enable, identification, line, status, modem, modem_status, scratch] =
             saved.registers;

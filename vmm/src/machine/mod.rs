@@ -246,7 +246,7 @@ impl Vm {
         &self.definition
     }
 
-    /// Guest memory.
+    /// The guest's memory, shared with its devices.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
     }

@@ -280,7 +280,7 @@ fn set_xsave(vcpu: &VcpuFd, area: &XsaveArea) -> Result<(), Error> {
     unsafe { vcpu.set_xsave(&area) }.map_err(Error::kvm("restore the vector registers"))
 }
 
-/// Reads the chips.
+/// Reads the state of the interrupt chips and the timer.
 pub fn save_chips(vm: &VmFd) -> Result<ChipState, Error> {
     let chip = |chip_id| {
         let mut chip = kvm_irqchip { chip_id, ..Default::default() };
@@ -296,7 +296,7 @@ pub fn save_chips(vm: &VmFd) -> Result<ChipState, Error> {
     })
 }
 
-/// Writes the chips.
+/// Writes the state of the interrupt chips and the timer.
 pub fn restore_chips(vm: &VmFd, state: &ChipState) -> Result<(), Error> {
     for chip in [&state.pic_master, &state.pic_slave, &state.ioapic] {
         vm.set_irqchip(&chip.0).map_err(Error::kvm("restore an interrupt controller"))?;

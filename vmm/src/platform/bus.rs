@@ -33,7 +33,7 @@ impl fmt::Debug for Bus {
 }
 
 impl Bus {
-    /// Adds a device.
+    /// Adds a device at a range of addresses.
     pub fn insert(&self, range: Range<u64>, device: Arc<Mutex<dyn BusDevice>>) {
         self.write().push((range, device));
     }

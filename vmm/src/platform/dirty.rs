@@ -75,7 +75,7 @@ impl PageSet {
         }
     }
 
-    /// Number of pages.
+    /// Number of pages that are marked.
     pub fn count(&self) -> u64 {
         self.words.iter().flatten().map(|word| u64::from(word.count_ones())).sum()
     }

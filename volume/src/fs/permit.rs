@@ -49,7 +49,7 @@ const CHANGES: Access = Access(
 
 /// The single checks, which the test of all of them opens one by one to see that it notices.
 pub mod gates {
-    /// A check.
+    /// A check that comes before a change.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Gate {
         /// A file's list says who gets which right.

@@ -115,7 +115,7 @@ pub fn access(fd: BorrowedFd<'_>, sids: &[Sid]) -> Result<Access, Errno> {
 pub struct Above(Option<Descriptor>);
 
 impl Above {
-    /// Reads it.
+    /// Reads the descriptor of a folder.
     pub fn of(folder: BorrowedFd<'_>) -> Result<Self, Errno> {
         kept(folder).map(Self)
     }

@@ -16,7 +16,7 @@ const STEP: usize = 1 << 20;
 
 /// Copies `len` bytes between descriptors, in the kernel where it can, sharing blocks where the
 /// file system can. Ranges of one file that overlap come out as if the source had been read
-/// first, up to [`STEP`] bytes. Returns the bytes copied; fewer than `len` come only with an
+/// first, up to `STEP` bytes. Returns the bytes copied; fewer than `len` come only with an
 /// error or at the end of the source.
 pub fn copy(
     source: BorrowedFd<'_>,

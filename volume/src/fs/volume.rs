@@ -117,12 +117,12 @@ impl Volume {
         Self { group: group.map(Gid::from_raw), ..self }
     }
 
-    /// Number of opens.
+    /// Number of opens on this volume.
     pub fn open_count(&self) -> usize {
         self.opens.load(Ordering::Relaxed)
     }
 
-    /// Counts an open.
+    /// Counts an open that was made.
     pub fn entered(&self) {
         self.opens.fetch_add(1, Ordering::Relaxed);
     }
@@ -191,7 +191,7 @@ impl Volume {
         Ok(RelPath::from_system(place.strip_prefix(root).unwrap_or(Path::new(""))))
     }
 
-    /// The folder itself.
+    /// The folder that the share is.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }

@@ -79,7 +79,7 @@ impl ChannelSequence {
         begun
     }
 
-    /// Ends a request.
+    /// Ends a request that came with this number.
     pub fn end(&self, number: u16) {
         let step = |bits| Some(State::of(bits).end(number).bits());
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, step);

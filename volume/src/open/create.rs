@@ -76,7 +76,7 @@ pub struct CreateOperation<'a> {
 }
 
 impl CreateOperation<'_> {
-    /// Carries it out.
+    /// Carries the CREATE out: its open, and what became of the file.
     pub fn run(self) -> Result<(Open, CreateAction), Refused> {
         // Someone may make or remove the file between our look and our step; then look again.
         for _ in 0..16 {
@@ -467,6 +467,7 @@ impl CreateOperation<'_> {
         if !above.access(self.sids).has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
+        // MS-SMB2 3.3.5.9.2.
         let wanted = match context::find(&self.request.contexts, names::SECD) {
             Some(data) => {
                 Some(Descriptor::parse(data).map_err(|_| NtStatus::INVALID_SECURITY_DESCR)?)
@@ -537,7 +538,7 @@ impl CreateOperation<'_> {
         }
     }
 
-    /// The extended attributes that a new file gets (MS-SMB2 2.2.13.2.1).
+    /// The extended attributes that a new file gets (MS-SMB2 3.3.5.9.1).
     fn wanted_eas(&self) -> Result<Vec<Ea>, NtStatus> {
         let Some(data) = context::find(&self.request.contexts, names::EXTA) else {
             return Ok(Vec::new());
@@ -549,7 +550,7 @@ impl CreateOperation<'_> {
         Ok(list)
     }
 
-    /// The size that the client wants to be set aside (MS-SMB2 2.2.13.2.6).
+    /// The size that the client wants to be set aside (MS-SMB2 3.3.5.9.3).
     fn allocation(&self) -> Option<u64> {
         let data = context::find(&self.request.contexts, names::ALSI)?;
         let size = data.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))?;

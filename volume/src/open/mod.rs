@@ -93,7 +93,7 @@ pub enum Durability {
 }
 
 impl Durability {
-    /// For how long.
+    /// For how long it outlives its connection.
     pub fn timeout(self) -> Option<Duration> {
         match self {
             Self::None => None,
@@ -327,7 +327,7 @@ impl Open {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who has it.
+    /// The client that has it, if one is connected.
     pub fn client(&self) -> Option<Arc<dyn Client>> {
         let client = self.state().client.as_ref().and_then(Weak::upgrade);
         client.filter(|client| !client.ended())
@@ -397,7 +397,7 @@ impl Open {
         &self.handle
     }
 
-    /// Where it is.
+    /// The volume on which the file is.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume
     }

@@ -144,7 +144,7 @@ pub struct OpenRecord {
     pub stream: Option<StreamRecord>,
 }
 
-/// A byte-range lock.
+/// A byte-range lock as it is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lock {
     /// First byte.
@@ -276,7 +276,7 @@ impl<'a> In<'a> {
 }
 
 impl OpenRecord {
-    /// Its bytes.
+    /// The bytes that are kept in the state store.
     pub fn to_bytes(&self) -> Vec<u8> {
         let version = self.app_version.map(|(high, low)| {
             let mut bytes = high.to_le_bytes().to_vec();
@@ -365,7 +365,7 @@ impl OpenRecord {
 }
 
 impl LocksRecord {
-    /// Its bytes.
+    /// The bytes that are kept in the state store.
     pub fn to_bytes(&self) -> Vec<u8> {
         let out = Out::new().option(self.sequences.as_ref().map(|numbers| &numbers[..]));
         let one = |out: Out, lock: &Lock| {
@@ -390,7 +390,7 @@ impl LocksRecord {
 }
 
 impl CachingRecord {
-    /// Its bytes.
+    /// The bytes that are kept in the state store.
     pub fn to_bytes(&self) -> Vec<u8> {
         let out = Out::new().put(&self.state.to_le_bytes());
         let Some((parent, epoch)) = &self.v2 else { return out.flag(false).0 };
@@ -413,7 +413,7 @@ impl CachingRecord {
 }
 
 impl NextRecord {
-    /// Its bytes.
+    /// The bytes that are kept in the state store.
     pub fn to_bytes(&self) -> Vec<u8> {
         Out::new().text(&self.path).0
     }
@@ -430,7 +430,7 @@ impl NextRecord {
 }
 
 impl AwayRecord {
-    /// Its bytes.
+    /// The bytes that are kept in the state store.
     pub fn to_bytes(&self) -> Vec<u8> {
         Out::new().put(&self.since.to_le_bytes()).0
     }

@@ -448,12 +448,12 @@ impl OpenFileTable {
         self.folders_cached.load(Ordering::Acquire)
     }
 
-    /// Number of opens.
+    /// Number of opens in the table.
     pub fn open_count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// All opens.
+    /// All opens that are in the table now.
     pub fn all_opens(&self) -> Vec<Arc<Open>> {
         let all = || {
             type Shard = Mutex<HashMap<u64, Weak<Open>>>;

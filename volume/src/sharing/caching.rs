@@ -43,7 +43,7 @@ pub struct LeaseId {
     pub key: [u8; 16],
 }
 
-/// Who holds.
+/// Who holds the right to cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrantOwner {
     /// One open, by name.

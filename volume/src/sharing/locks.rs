@@ -131,7 +131,7 @@ impl Locks {
         self.held.len() != before
     }
 
-    /// Number of locks.
+    /// Number of locks on the file.
     pub fn count(&self) -> usize {
         self.held.len()
     }

@@ -28,7 +28,7 @@ pub struct Load {
     pub time: Duration,
 }
 
-/// What was done.
+/// What was done in one run, with the times of all requests.
 pub struct Done {
     pub reads: Histogram,
     pub writes: Histogram,

@@ -12,7 +12,7 @@ use crate::password;
 /// The server, and how to connect to it.
 #[derive(Debug, clap::Args)]
 pub struct Target {
-    /// What to use: smb://[user@]host[:port]/share/path. It is made if need be.
+    /// What to use: `smb://[user@]host[:port]/share/path`. It is made if need be.
     pub url: SmbUrl,
     /// Also report on this process and its descendants.
     #[arg(long)]

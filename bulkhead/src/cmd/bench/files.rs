@@ -156,7 +156,7 @@ impl Files<'_> {
     }
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Target { url, server_pid, .. } = &args.target;
     if url.path.is_empty() {

@@ -29,12 +29,12 @@ fn upper(bucket: usize) -> u64 {
 }
 
 impl Histogram {
-    /// Counts nothing yet.
+    /// A histogram that has counted nothing yet.
     pub fn new() -> Self {
         Self { counts: vec![0; BUCKETS], total: 0, longest: Duration::ZERO }
     }
 
-    /// Counts one duration.
+    /// Counts one duration in its bucket.
     pub fn add(&mut self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         self.counts[bucket(nanos)] += 1;
@@ -56,7 +56,7 @@ impl Histogram {
         self.total
     }
 
-    /// The longest.
+    /// The longest duration that was counted.
     pub fn longest(&self) -> Duration {
         self.longest
     }

@@ -17,7 +17,7 @@ use super::{
     verify::{check, fill, next_random},
 };
 
-/// Where requests go.
+/// Where in the file requests go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Pattern {
     /// Anywhere.
@@ -59,7 +59,7 @@ struct Flight {
     queued: Instant,
 }
 
-/// Drives one connection.
+/// Keeps one connection busy with requests.
 pub struct Worker {
     connection: RawConnection,
     plan: Plan,

@@ -168,7 +168,7 @@ fn stream(
     })
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     if args.size < COPY as u64 {
         bail!("--size must be 1 MiB at least");

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::cpu;
 
-/// Bytes in memory.
+/// Memory that processes have, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Memory {
     /// Resident pages of each process, added up: pages that several share count several times.

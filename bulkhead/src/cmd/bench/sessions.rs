@@ -40,7 +40,7 @@ fn admit(sessions: u32) -> anyhow::Result<()> {
     setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let pid = args.target.server_pid.context("--server-pid says whose memory to look at")?;
     admit(args.sessions)?;

@@ -120,7 +120,7 @@ impl Args {
     }
 }
 
-/// Runs the subcommand.
+/// Runs the subcommand that the arguments name.
 pub fn run(args: Args) -> anyhow::Result<()> {
     if args.target.url.path.is_empty() {
         bail!("{} names a share and no file on it", args.target.url);

@@ -16,7 +16,7 @@ use vhd::{Format, chain, ops::Progress};
 use super::{convert::bar, format, print_json};
 use crate::storage::{self, Claim};
 
-/// The subcommands.
+/// The subcommands that change images which nobody uses.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Give a disk another size.
@@ -41,7 +41,7 @@ pub enum Command {
     Compare(identity::Compare),
 }
 
-/// Runs a subcommand.
+/// Runs one of them to its end.
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Resize(args) => args.run().await,

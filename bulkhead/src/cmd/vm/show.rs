@@ -3,7 +3,7 @@
 use anyhow::bail;
 use host_api::{MoveStatistics, Reply};
 
-/// `vm list`.
+/// Prints what `vm list` shows: one line for each VM.
 pub fn list(reply: Reply, json: bool) -> anyhow::Result<()> {
     let Reply::List { vms } = reply else { bail!("the VM host answered {reply:?}") };
     if json {
@@ -24,7 +24,7 @@ fn row(key: &str, value: impl std::fmt::Display) {
     println!("{key:<16} {value}");
 }
 
-/// `vm show`.
+/// Prints what `vm show` shows of one VM.
 pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
     let Reply::Show { vm } = reply else { bail!("the VM host answered {reply:?}") };
     if json {

@@ -64,7 +64,8 @@ impl CreateContexts {
             OplockLevel::LEASE if dialect != Dialect::SMB_2_0_2 => match find(names::RQLS) {
                 Some(data) if data.len() == 32 || data.len() == 52 => {
                     let lease = Lease::parse(data).map_err(bad)?;
-                    // Version 2 has no meaning to SMB 2.1, which then gets no lease.
+                    // Version 2 (MS-SMB2 3.3.5.9.11) has no meaning to SMB 2.1, which then gets no
+                    // lease.
                     (smb3 || lease.v2.is_none()).then(|| want(&lease, client))
                 }
                 Some(_) => return Err(NtStatus::INVALID_PARAMETER),

@@ -1,6 +1,6 @@
 //! CREATE (MS-SMB2 3.3.5.9): the request's checks, its contexts and the answer. What happens on
-//! the volume is in [`job`], what is asked for beside the file in [`caching`], opens that are taken up
-//! again in [`reconnect`].
+//! the volume is in `volume::open`, what is asked for beside the file in [`caching`], opens that are
+//! taken up again in [`reconnect`].
 
 pub mod caching;
 mod previous;
@@ -36,7 +36,8 @@ const NOT_SERVED: CreateOptions = CreateOptions(0x0010_2080);
 /// Attributes that a create may carry.
 const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
 
-/// Handles a CREATE.
+/// Carries out a CREATE request.
+#[allow(clippy::too_many_lines, reason = "the checks of a CREATE in their order")]
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let mut request = Request::parse(body)?;
     let tree = ctx.tree()?.clone();
@@ -124,11 +125,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         wishes.create_guid().is_some() && !open.directory && open.access.any(REPLAYABLE);
     open.replayable.store(replayable, Ordering::Release);
     let mut contexts = Vec::new();
+    // MS-SMB2 3.3.5.9.5.
     if context::find(&request.contexts, names::MXAC).is_some() {
         let listed = open.rights(&session.sids)?;
         let maximal = context::maximal_access(frozen.maximal_access.and(listed).0);
         contexts.push((names::MXAC, maximal.to_vec()));
     }
+    // MS-SMB2 3.3.5.9.9.
     if context::find(&request.contexts, names::QFID).is_some() {
         contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
     }

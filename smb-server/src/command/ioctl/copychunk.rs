@@ -49,6 +49,7 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     if call.room() < CopyResult::LEN {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
+    // MS-SMB2 3.3.5.15.6.2.
     let too_much = |out: &mut Vec<u8>| {
         let mut output = Vec::new();
         LIMITS.encode(&mut output);
@@ -102,6 +103,7 @@ pub fn copy(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         .check_ranges(source.opener_id(), sources, false)
         .and_then(|()| target.file.check_ranges(target.opener_id(), targets, true))
         .and_then(|()| touches(target));
+    // MS-SMB2 3.3.5.15.6.1.
     if let Err(status) = free {
         let mut output = Vec::new();
         CopyResult::default().encode(&mut output);

@@ -55,7 +55,7 @@ struct Call<'a> {
 /// What a control gives when it ends: status and output, or an error without any.
 type Output = Result<(NtStatus, Vec<u8>), NtStatus>;
 
-/// Handles an IOCTL.
+/// Carries out an IOCTL request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     if request.flags != IS_FSCTL {
@@ -126,7 +126,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         // Controls that a file system may lack; among them those of UDF and ReFS, of a change
         // journal and of shared virtual disks (MS-FSCC 2.3, MS-SMB2 3.3.5.15.15).
         known if known.known_name().is_some() => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
-        // A vendor's own, which is passed on to a file system that has none.
+        // A vendor's own, which is passed on to a file system that has none (MS-SMB2 3.3.5.15.8).
         private if private.0 >> 31 == 1 => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
         _ => Err(NtStatus::NOT_SUPPORTED.into()),
     }

@@ -55,7 +55,7 @@ pub fn delete_reparse_point(call: Call<'_>) -> Handled {
     Err(NtStatus::NOT_A_REPARSE_POINT.into())
 }
 
-/// Nothing that would lead a later open elsewhere is kept.
+/// Nothing that would lead a later open elsewhere is kept (MS-SMB2 3.3.5.15.13).
 pub fn set_reparse_point(call: Call<'_>) -> Handled {
     call.open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
     reparse_tag(call.request.input)?;

@@ -160,7 +160,7 @@ pub fn file_regions(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     answer(call.request, &output, out)
 }
 
-/// Gives the space of ranges back: whole pages of them that lie in the file.
+/// Gives the space of ranges back (MS-SMB2 3.3.5.15.14): whole pages of them that lie in the file.
 pub fn trim(call: Call<'_>) -> Handled {
     if call.open.directory {
         return Err(NtStatus::INVALID_PARAMETER.into());

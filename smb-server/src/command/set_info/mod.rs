@@ -31,7 +31,7 @@ use volume::{
 
 use super::{Ctx, Deferred, Failure, Handled, Outcome, create::sync_all};
 
-/// Handles a SET_INFO.
+/// Carries out a SET_INFO request.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;
@@ -40,7 +40,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         InfoType::FILE => file(ctx, &open, request.class, request.input)?,
         InfoType::SECURITY => {
             let which = request.additional;
-            // MS-FSA 2.1.5.17
+            // MS-SMB2 3.3.5.21.3, MS-FSA 2.1.5.17.
             let permit = open.volume().permit(open.ceiling)?;
             if which & parts::DACL != 0 {
                 open.need(Access::WRITE_DAC)?;
@@ -64,6 +64,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             )?;
             Vec::new()
         }
+        // MS-SMB2 3.3.5.21.2, 3.3.5.21.4: of a file system nothing is set, and there are no quotas.
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     };
     if let Some(filter) = modified(request.info_type, request.class, request.input) {
@@ -144,7 +145,7 @@ fn right(class: InfoClass) -> Option<Access> {
     })
 }
 
-/// Changes what a class names; what was noted of it in the state store.
+/// Changes what a class names (MS-SMB2 3.3.5.21.1); what was noted of it in the state store.
 fn file(
     ctx: &Ctx<'_>,
     open: &Open,

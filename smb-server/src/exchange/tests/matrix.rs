@@ -263,6 +263,7 @@ fn look(direct: &Direct) -> Tree {
 }
 
 /// Everything that can be done, and with which right it changes something.
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn acts(me: &Sid) -> Vec<Act> {
     let mut basic = Vec::new();
     let hidden = Basic { attributes: FileAttributes::HIDDEN, ..Basic::default() };

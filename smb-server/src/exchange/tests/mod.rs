@@ -239,6 +239,7 @@ fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
 }
 
 /// A well-formed body for each command, to be damaged.
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn body(command: u16, id: FileId, number: u64) -> Vec<u8> {
     let mut out = vec![0; HEADER_LEN];
     let (small, class) = (number as u32 % 70_000, InfoClass(number as u8 % 70));

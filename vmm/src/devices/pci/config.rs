@@ -13,7 +13,7 @@ const STATUS_CAPABILITIES: u8 = 0x10;
 const CAPABILITIES: usize = 0x34;
 const FIRST_CAPABILITY: usize = 0x40;
 
-/// Configuration space.
+/// The configuration space of a function (PCI 3.0 chapter 6).
 #[derive(Debug, Clone)]
 pub struct ConfigSpace {
     bytes: [u8; 256],
@@ -95,7 +95,7 @@ impl ConfigSpace {
         }
     }
 
-    /// Saves the bytes.
+    /// The bytes as they are now.
     pub fn save(&self) -> SavedConfig {
         SavedConfig(self.bytes.to_vec())
     }

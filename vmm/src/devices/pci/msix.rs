@@ -49,7 +49,7 @@ pub struct Msix {
 }
 
 impl Msix {
-    /// `count` masked vectors.
+    /// A table of `count` vectors, all masked.
     pub fn new(count: usize, router: Arc<IrqRouter>) -> Result<Self, Error> {
         let lines = (0..count).map(|_| router.allocate()).collect::<Result<_, _>>()?;
         let entries = vec![Entry { address: 0, data: 0, control: MASKED }; count];
@@ -57,7 +57,7 @@ impl Msix {
         Ok(Self { table: Mutex::new(table), lines, router })
     }
 
-    /// Number of vectors.
+    /// Number of vectors in the table.
     pub fn len(&self) -> usize {
         self.lines.len()
     }
@@ -149,7 +149,7 @@ impl Msix {
         }
     }
 
-    /// Saves the table.
+    /// The table as it is now.
     pub fn save(&self) -> SavedMsix {
         let table = lock(&self.table);
         SavedMsix {

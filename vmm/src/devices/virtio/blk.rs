@@ -85,7 +85,7 @@ pub struct Counters {
     pub errors: AtomicU64,
     /// Longest request in microseconds.
     pub longest_us: AtomicU64,
-    /// Times when requests were under way and none was completed for [`PAUSE`] or longer, as when
+    /// Times when requests were under way and none was completed for `PAUSE` or longer, as when
     /// a file server is lost and found again.
     pub pauses: AtomicU64,
     /// The longest of them in microseconds.
@@ -185,7 +185,7 @@ impl Blk {
         self.geometry
     }
 
-    /// The open disk.
+    /// The disk while it is open.
     pub fn disk(&self) -> Option<Arc<dyn Disk>> {
         self.disk.read().unwrap_or_else(|poison| poison.into_inner()).clone()
     }

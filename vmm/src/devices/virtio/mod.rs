@@ -213,7 +213,7 @@ impl Kick {
 /// Tells a worker to drain (true) or to go on (false).
 pub type Drain = watch::Receiver<bool>;
 
-/// A queue's worker.
+/// A queue's worker, which gives the queue back when it ends.
 pub type Worker = Pin<Box<dyn Future<Output = QueueIo> + Send>>;
 
 /// What makes a virtio device the device it is.

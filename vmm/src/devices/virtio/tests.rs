@@ -91,7 +91,9 @@ fn rig(backend: Arc<dyn Backend>, index: u16, pieces: &[(u64, u32, u16)]) -> Opt
     let vm = match Kvm::new() {
         Ok(kvm) => Arc::new(kvm.create_vm().unwrap()),
         Err(error) => {
-            test_support::skip(format_args!("/dev/kvm cannot be used: {error}"));
+            test_support::skip(
+                test_support::Need::Kvm.because(format_args!("/dev/kvm cannot be used: {error}")),
+            );
             return None;
         }
     };

@@ -6,6 +6,8 @@
 //!          0x2000 device configuration   0x5000 MSI-X pending bits
 //! ```
 
+mod saved;
+
 use std::{
     panic::{AssertUnwindSafe, resume_unwind},
     sync::{
@@ -17,17 +19,18 @@ use std::{
 
 use futures_util::FutureExt;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::saved::SavedQueue;
+pub use self::saved::SavedVirtio;
 use super::{Backend, F_EVENT_IDX, F_INDIRECT, F_VERSION_1, Kick, QueueIo};
 use crate::{
     devices::pci::{
         PciFunction,
-        config::{ConfigSpace, SavedConfig},
-        msix::{Msix, NO_VECTOR, SavedMsix},
+        config::ConfigSpace,
+        msix::{Msix, NO_VECTOR},
     },
     platform::{
         bus::{Bus, BusDevice},
@@ -48,35 +51,6 @@ const PENDING: u64 = 0x5000;
 
 const STATUS_DRIVER_OK: u8 = 4;
 const STATUS_NEEDS_RESET: u8 = 64;
-
-/// Saved form of a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedQueue {
-    size: u16,
-    ready: bool,
-    vector: u16,
-    desc: u64,
-    avail: u64,
-    used: u64,
-    next_avail: u16,
-    next_used: u16,
-}
-
-/// Saved form of a virtio function.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SavedVirtio {
-    kind: u16,
-    config: SavedConfig,
-    msix: SavedMsix,
-    driver_features: u64,
-    device_feature_select: u32,
-    driver_feature_select: u32,
-    config_vector: u16,
-    queue_select: u16,
-    status: u8,
-    isr: u8,
-    queues: Vec<SavedQueue>,
-}
 
 struct Slot {
     saved: SavedQueue,
@@ -152,7 +126,7 @@ impl VirtioPci {
             .map(|_| {
                 let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                     .map_err(Error::os("make an eventfd"))?;
-                Ok(Slot { saved: blank(&*backend), kick, worker: None })
+                Ok(Slot { saved: SavedQueue::blank(backend.queue_size()), kick, worker: None })
             })
             .collect::<Result<_, Error>>()?;
         let this = Self {
@@ -358,7 +332,7 @@ impl VirtioPci {
     /// Sets all back to the beginning; there are no workers any more.
     fn finish_reset(&mut self) {
         for slot in &mut self.slots {
-            slot.saved = blank(&*self.backend);
+            slot.saved = SavedQueue::blank(self.backend.queue_size());
         }
         self.resetting = false;
         self.failed.store(false, Ordering::Release);
@@ -370,53 +344,6 @@ impl VirtioPci {
         self.queue_select = 0;
         self.status = 0;
         self.isr = 0;
-    }
-
-    /// Saves a paused function.
-    pub fn save(&self) -> SavedVirtio {
-        SavedVirtio {
-            kind: self.backend.kind(),
-            config: self.config.save(),
-            msix: self.msix.save(),
-            driver_features: self.driver_features,
-            device_feature_select: self.device_feature_select,
-            driver_feature_select: self.driver_feature_select,
-            config_vector: self.config_vector,
-            queue_select: self.queue_select,
-            status: self.status,
-            isr: self.isr,
-            queues: self.slots.iter().map(|slot| slot.saved).collect(),
-        }
-    }
-
-    /// Restores a function that has not run; the router must be committed afterwards.
-    pub fn restore(&mut self, saved: &SavedVirtio) -> Result<(), Error> {
-        let (kind, queues) = (self.backend.kind(), self.slots.len());
-        if saved.kind != kind || saved.queues.len() != queues {
-            let (their_kind, theirs) = (saved.kind, saved.queues.len());
-            return Err(Error::Config(format!(
-                "saved virtio device of type {their_kind} with {theirs} queues, here type {kind} \
-                 with {queues}"
-            )));
-        }
-        if saved.driver_features & !self.features() != 0 {
-            let unknown = saved.driver_features & !self.features();
-            return Err(Error::Config(format!("virtio features {unknown:#x} are unknown here")));
-        }
-        self.config.restore(&saved.config);
-        self.follow_bar()?;
-        self.msix.restore(&saved.msix)?;
-        self.driver_features = saved.driver_features;
-        self.device_feature_select = saved.device_feature_select;
-        self.driver_feature_select = saved.driver_feature_select;
-        self.config_vector = saved.config_vector;
-        self.queue_select = saved.queue_select;
-        self.status = saved.status;
-        self.isr = saved.isr;
-        for (slot, saved) in self.slots.iter_mut().zip(&saved.queues) {
-            slot.saved = *saved;
-        }
-        Ok(())
     }
 
     /// Moves the doorbells and the bus entry if the guest moved BAR 0.
@@ -579,19 +506,6 @@ impl VirtioPci {
         let (offset, len) = (word(8), word(12) as usize);
         let fits = cap[4] == 0 && matches!(len, 1 | 2 | 4) && offset < BAR_SIZE - 4;
         fits.then_some((u64::from(offset), len))
-    }
-}
-
-fn blank(backend: &dyn Backend) -> SavedQueue {
-    SavedQueue {
-        size: backend.queue_size(),
-        ready: false,
-        vector: NO_VECTOR,
-        desc: 0,
-        avail: 0,
-        used: 0,
-        next_avail: 0,
-        next_used: 0,
     }
 }
 

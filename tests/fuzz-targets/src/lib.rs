@@ -1,0 +1,65 @@
+//! Fuzz targets: functions that take any bytes and hold what must be true of every input.
+//!
+//! ```text
+//!  fuzz/ (libFuzzer, nightly) ─┐
+//!                              ├─► Target::run(bytes) ─► panics where a promise is broken
+//!  tests/corpus.rs (stable) ───┘
+//! ```
+//!
+//! `make fuzz` runs each under libFuzzer; `make test` replays `tests/fuzz-corpus/<target>/*` with
+//! the same functions on stable Rust and measures their memory. A module has the targets of one
+//! family and says what its bytes mean and what is held.
+
+mod auth;
+mod exchange;
+mod images;
+mod messages;
+mod migration;
+mod rpc;
+
+/// A function that takes any bytes.
+pub struct Target {
+    /// Its name: that of its corpus, and of its program in `fuzz/`.
+    pub name: &'static str,
+    /// Takes bytes; panics if a promise is broken.
+    pub run: fn(&[u8]),
+    /// Bytes of memory that one input may take, beyond sixteen times its length.
+    pub memory: usize,
+    /// Inputs to begin with, made by the product's own writers.
+    pub seeds: fn() -> Vec<(String, Vec<u8>)>,
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    Target { name: "messages", run: messages::run, memory: MIB, seeds: messages::seeds },
+    Target {
+        name: "create-contexts",
+        run: messages::run_contexts,
+        memory: MIB,
+        seeds: messages::seeds_contexts,
+    },
+    Target { name: "ntlm", run: auth::ntlm, memory: MIB, seeds: auth::seeds_ntlm },
+    Target { name: "spnego", run: auth::spnego, memory: MIB, seeds: auth::seeds_spnego },
+    Target { name: "kerberos", run: auth::kerberos, memory: MIB, seeds: auth::seeds_kerberos },
+    Target { name: "rpc", run: rpc::run, memory: 4 * MIB, seeds: rpc::seeds },
+    Target { name: "ndr", run: rpc::ndr, memory: MIB, seeds: rpc::seeds_ndr },
+    Target { name: "vhd", run: images::vhd, memory: IMAGE, seeds: images::seeds_vhd },
+    Target { name: "vhdx", run: images::vhdx, memory: IMAGE, seeds: images::seeds_vhdx },
+    Target { name: "qcow2", run: images::qcow2, memory: IMAGE, seeds: images::seeds_qcow2 },
+    Target { name: "vmdk", run: images::vmdk, memory: IMAGE, seeds: images::seeds_vmdk },
+    Target { name: "migration", run: migration::run, memory: MIB, seeds: migration::seeds },
+    Target { name: "exchange", run: exchange::run, memory: 64 * MIB, seeds: exchange::seeds },
+];
+
+const MIB: usize = 1 << 20;
+/// The largest tables that are believed in, and a few copies of the image.
+const IMAGE: usize = 160 * MIB;
+
+/// Runs the target of this name.
+///
+/// # Panics
+/// If there is none, or if it breaks a promise.
+pub fn run(name: &str, bytes: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name);
+    (target.expect("a target has this name").run)(bytes);
+}
