@@ -65,6 +65,22 @@ impl Sense {
         }
         out
     }
+
+    /// The descriptor format: 8 bytes, and descriptors of what there is to say (SPC-4 4.5.2).
+    #[must_use]
+    pub fn descriptor(&self) -> Vec<u8> {
+        let code = self.code.to_be_bytes();
+        let mut out = vec![0x72, self.key as u8, code[0], code[1], 0, 0, 0, 0];
+        if let Some(information) = self.information {
+            out.extend([0x00, 0x0a, 0x80, 0x00]);
+            out.extend(information.to_be_bytes());
+        }
+        if let Some([first, second, third]) = self.specific {
+            out.extend([0x02, 0x06, 0, 0, first, second, third, 0]);
+        }
+        out[7] = (out.len() - 8) as u8;
+        out
+    }
 }
 
 #[cfg(test)]
@@ -84,5 +100,20 @@ mod tests {
         // What four bytes cannot hold is left out rather than cut.
         let far = Sense { information: Some(1 << 40), ..sense };
         assert_eq!(far.fixed()[0], 0x70);
+    }
+
+    #[test]
+    fn descriptor_sense_has_a_descriptor_for_each_thing_said() {
+        let bare = Sense::new(SenseKey::UnitAttention, 0x2900);
+        assert_eq!(bare.descriptor(), [0x72, 6, 0x29, 0, 0, 0, 0, 0]);
+        let full = Sense {
+            information: Some(1 << 40),
+            specific: Some([0xcf, 0, 1]),
+            ..Sense::new(SenseKey::IllegalRequest, 0x2400)
+        };
+        let bytes = full.descriptor();
+        assert_eq!(bytes[7], 20);
+        assert_eq!(bytes[8..20], [0, 0x0a, 0x80, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[20..], [2, 6, 0, 0, 0xcf, 0, 1, 0]);
     }
 }
