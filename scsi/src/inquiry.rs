@@ -86,11 +86,19 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// NAA 3: locally assigned, 60 bits made of the 128 of the identity (SPC-4 7.8.6.6.4).
+/// NAA 3: locally assigned, 60 bits mixed from the 128 of the identity (SPC-4 7.8.6.6.4).
 pub(crate) fn naa(identity: &[u8; 16]) -> [u8; 8] {
+    // The finalizer of MurmurHash3: each bit of the one half turns half of the bits of the result.
+    const fn mixed(mut word: u64) -> u64 {
+        word ^= word >> 33;
+        word = word.wrapping_mul(0xff51_afd7_ed55_8ccd);
+        word ^= word >> 33;
+        word = word.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        word ^ word >> 33
+    }
     let whole = u128::from_be_bytes(*identity);
-    let folded = (whole >> 64) as u64 ^ whole as u64;
-    (folded & (u64::MAX >> 4) | 3 << 60).to_be_bytes()
+    let name = mixed(mixed((whole >> 64) as u64).wrapping_add(whole as u64));
+    (name & (u64::MAX >> 4) | 3 << 60).to_be_bytes()
 }
 
 fn designator(out: &mut Vec<u8>, code_set: u8, kind: u8, value: &[u8]) {

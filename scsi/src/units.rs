@@ -13,6 +13,7 @@ use crate::{
     Completion, Device, Lun, Nexus, Request, Sense, asc,
     copy::{Results, Tokens},
     dispatch,
+    inquiry::naa,
     ports::{AccessState, Alua, PortGroup, Ports},
     reservation::{ReservationStore, Reservations},
     target::{LunAccess, Target},
@@ -63,7 +64,8 @@ pub enum UnitsError {
     /// There is one of that number.
     #[error("there is a logical unit {0} already")]
     Taken(u16),
-    /// Two units would be one disk to initiators.
+    /// Two units would be one disk to initiators: their identities, or the names made of them, are
+    /// the same.
     #[error("logical unit {0} has the same identity")]
     Identity(u16),
     /// There is none of that number.
@@ -172,7 +174,9 @@ impl Units {
             if units.contains_key(&number) {
                 return Err(UnitsError::Taken(number));
             }
-            if let Some(other) = units.values().find(|it| it.options.identity == identity) {
+            if let Some(other) =
+                units.values().find(|it| naa(&it.options.identity) == naa(&identity))
+            {
                 return Err(UnitsError::Identity(other.number));
             }
             units.insert(number, Arc::clone(&unit));
