@@ -137,7 +137,8 @@ fn limits(unit: &Unit) -> Vec<u8> {
     let granularity = 1u16 << unit.physical_exponent();
     let discard = (u64::from(unit.disk().geometry().discard_granularity) / block).max(1) as u32;
     let thin = unit.options.thin;
-    let mut out = vec![0, MAX_COMPARE as u8];
+    // WSNZ: a WRITE SAME says how long it is.
+    let mut out = vec![0x01, MAX_COMPARE as u8];
     out.extend(granularity.to_be_bytes());
     out.extend(transfer.to_be_bytes());
     out.extend(optimal.to_be_bytes());

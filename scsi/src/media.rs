@@ -47,14 +47,27 @@ impl Call<'_> {
         done.map_err(Refusal::reading)
     }
 
+    /// Data beyond what the initiator announced are not written, and the rest is as it would be
+    /// otherwise: of a block that came in part the other part stays (FCP-4 9.4.2).
     pub(crate) async fn write(&self, extent: Extent) -> Done {
         let (offset, len) = self.unit.transfer(&extent)?;
         self.unit.writable()?;
-        let data = self.blocks_out(len)?;
+        let data = &self.data_out[..(len as usize).min(self.data_out.len())];
+        let block = self.unit.block() as usize;
+        let (whole, part) = data.split_at(data.len() / block * block);
         let disk = self.unit.disk();
-        if !data.is_empty() {
+        if !whole.is_empty() {
             let _guard = self.unit.ranges.shared(extent.lba, extent.blocks.into()).await;
-            self.put(&*disk, offset, data).await?;
+            self.put(&*disk, offset, whole).await?;
+        }
+        if !part.is_empty() {
+            let lba = extent.lba + (whole.len() / block) as u64;
+            let _guard = self.unit.ranges.alone(lba, 1).await;
+            let offset = offset + whole.len() as u64;
+            let mut bytes = vec![0; block];
+            disk.read_at(offset, &mut bytes).await.map_err(Refusal::reading)?;
+            bytes[..part.len()].copy_from_slice(part);
+            self.put(&*disk, offset, &bytes).await?;
         }
         self.unit.settle(&*disk, extent.force).await
     }
@@ -87,7 +100,8 @@ impl Call<'_> {
     pub(crate) async fn write_verify(&self, extent: Extent, check: ByteCheck) -> Done {
         self.write(extent).await?;
         let (offset, len) = self.unit.transfer(&extent)?;
-        let data = self.blocks_out(len)?;
+        let came = (len as usize).min(self.data_out.len());
+        let data = &self.data_out[..came - came % self.unit.block() as usize];
         let expected = match check {
             ByteCheck::None => Expected::Anything,
             _ => Expected::Each(data),

@@ -27,16 +27,13 @@ const MAX_EXTENTS: usize = 4096;
 const MAX_WINDOWS: usize = 1024;
 
 impl Call<'_> {
-    /// WRITE SAME (SBC-3 5.47): one block, or zeros, up to the end if it says no length.
+    /// WRITE SAME (SBC-3 5.47): one block, or zeros, over and over. No length does not mean all
+    /// that is left (WSNZ), which would be too long for nearly all units.
     pub(crate) async fn write_same(&self, extent: Extent, unmap: bool, no_data: bool) -> Done {
-        let all = self.unit.blocks();
-        let blocks = match extent.blocks {
-            0 => all.checked_sub(extent.lba).ok_or(Refusal::out_of_range(extent.lba))?,
-            blocks => blocks.into(),
-        };
+        let blocks = u64::from(extent.blocks);
         let (offset, len) = self.unit.bytes(extent.lba, blocks)?;
         self.unit.writable()?;
-        if blocks > u64::from(MAX_SAME) {
+        if blocks == 0 || blocks > u64::from(MAX_SAME) {
             return Err(Refusal::in_cdb(extent.length_at, Some(7)));
         }
         if self.data_out.len() != if no_data { 0 } else { self.unit.block() as usize } {
