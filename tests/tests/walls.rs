@@ -12,6 +12,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("smb-protocol", &[]),
     ("dce-rpc", &["smb-protocol"]),
     ("control-socket", &[]),
+    ("scsi", &["block-io"]),
+    ("iscsi", &["scsi", "block-io"]),
     ("state-store", &["block-io"]),
     ("nbd", &["block-io"]),
     ("vhd", &["block-io"]),

@@ -1,0 +1,1 @@
+//! iSCSI (RFC 7143): a target that carries SCSI commands to a device.
