@@ -1,1 +1,4 @@
 //! iSCSI (RFC 7143): a target that carries SCSI commands to a device.
+#![forbid(unsafe_code)]
+
+pub mod pdu;
