@@ -13,8 +13,8 @@ pub mod frame;
 mod request;
 mod response;
 
-pub use basic::{Basic, HEADER_LENGTH, Parsed, WireError, field};
 pub(crate) use basic::plain;
+pub use basic::{Basic, HEADER_LENGTH, Parsed, WireError, field};
 pub use frame::{Digests, Frame, Framer, FramingError};
 pub use request::{
     DataOut, LoginRequest, LogoutRequest, NopOut, RequestNumbers, ScsiCommand, Snack, TaskRequest,

@@ -15,11 +15,7 @@ pub struct RequestNumbers {
 
 impl RequestNumbers {
     fn of(basic: &Basic) -> Self {
-        Self {
-            immediate: basic.immediate,
-            cmd_sn: basic.words[1],
-            exp_stat_sn: basic.words[2],
-        }
+        Self { immediate: basic.immediate, cmd_sn: basic.words[1], exp_stat_sn: basic.words[2] }
     }
 
     fn put(self, basic: &mut Basic) {
@@ -46,12 +42,7 @@ impl NopOut {
     pub(super) const OPCODE: u8 = 0x00;
 
     pub(super) fn read(basic: &Basic) -> Self {
-        Self {
-            sn: RequestNumbers::of(basic),
-            lun: basic.lun,
-            itt: basic.itt,
-            ttt: basic.words[0],
-        }
+        Self { sn: RequestNumbers::of(basic), lun: basic.lun, itt: basic.itt, ttt: basic.words[0] }
     }
 
     pub(super) fn write(&self) -> Basic {

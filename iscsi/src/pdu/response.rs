@@ -18,11 +18,7 @@ pub struct Numbers {
 
 impl Numbers {
     fn of(basic: &Basic) -> Self {
-        Self {
-            stat_sn: basic.words[1],
-            exp_cmd_sn: basic.words[2],
-            max_cmd_sn: basic.words[3],
-        }
+        Self { stat_sn: basic.words[1], exp_cmd_sn: basic.words[2], max_cmd_sn: basic.words[3] }
     }
 
     fn put(self, basic: &mut Basic) {
@@ -527,11 +523,7 @@ impl Reject {
     pub(super) const OPCODE: u8 = 0x3f;
 
     pub(super) fn read(basic: &Basic) -> Self {
-        Self {
-            sn: Numbers::of(basic),
-            reason: basic.middle[0],
-            data_sn: basic.words[4],
-        }
+        Self { sn: Numbers::of(basic), reason: basic.middle[0], data_sn: basic.words[4] }
     }
 
     pub(super) fn write(&self) -> Basic {

@@ -5,7 +5,8 @@ use super::{ahs::Additional, frame::write, *};
 
 fn basic() -> impl Strategy<Value = Basic> {
     let opcodes = prop::sample::select(vec![
-        0u8, 1, 2, 3, 4, 5, 6, 0x10, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x31, 0x32, 0x3f, 0x1c,
+        0u8, 1, 2, 3, 4, 5, 6, 0x10, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x31, 0x32, 0x3f,
+        0x1c,
     ]);
     let head = (opcodes, any::<bool>(), any::<u8>(), any::<[u8; 2]>());
     (head, any::<[u8; 8]>(), any::<u32>(), any::<[u32; 7]>()).prop_map(
@@ -113,8 +114,8 @@ fn a_flipped_bit_is_noticed_by_the_digest_that_covers_it() {
 #[test]
 fn a_read_command_is_what_the_specification_draws() {
     let bytes: [u8; 48] = [
-        0x01, 0xc1, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0x10, 0, 0, 0, 0, 9, 0,
-        0, 0, 11, 0x28, 0, 0, 0, 0, 1, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0,
+        0x01, 0xc1, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0x10, 0, 0, 0, 0,
+        9, 0, 0, 0, 11, 0x28, 0, 0, 0, 0, 1, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0,
     ];
     let Ok(Pdu::ScsiCommand(command)) = Pdu::read(&Basic::read(&bytes).unwrap()) else {
         panic!("no command");
@@ -130,7 +131,10 @@ fn a_read_command_is_what_the_specification_draws() {
 fn a_data_segment_that_is_too_long_is_not_waited_for() {
     let basic = Basic { opcode: 5, data_length: 70_001, ..Basic::default() };
     let mut input = BytesMut::from(&basic.write()[..]);
-    assert!(matches!(framer(Digests::default()).next(&mut input), Err(FramingError::TooLong { .. })));
+    assert!(matches!(
+        framer(Digests::default()).next(&mut input),
+        Err(FramingError::TooLong { .. })
+    ));
     assert!(input.capacity() < 4096);
 }
 
