@@ -2,11 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{
-    chap::ChapSettings,
-    negotiate::Wishes,
-    text::Pair,
-};
+use crate::{chap::ChapSettings, negotiate::Wishes, text::Pair};
 
 /// The longest iSCSI name, in bytes (RFC 7143 4.2.7.1).
 const NAME_LIMIT: usize = 223;
@@ -179,7 +175,12 @@ impl TargetConfig {
         let first = u64::from(w.first_burst);
         range("FirstBurstLength", first, w.first_burst <= w.max_burst, "MaxBurstLength")?;
         let times = w.time2wait.max(w.time2retain);
-        range("DefaultTime2Wait or DefaultTime2Retain", times.into(), times <= 3600, "0 to 3600 s")?;
+        range(
+            "DefaultTime2Wait or DefaultTime2Retain",
+            times.into(),
+            times <= 3600,
+            "0 to 3600 s",
+        )?;
         let level = w.error_recovery_level;
         range("ErrorRecoveryLevel", level.into(), level <= 2, "0 to 2")?;
         range("MaxConnections", w.max_connections.into(), w.max_connections > 0, "1 to 65535")?;

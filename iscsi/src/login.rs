@@ -246,8 +246,7 @@ impl Login {
         }
         let introductory =
             |key: &str| matches!(key, "InitiatorName" | "TargetName" | "SessionType");
-        let rest: Vec<Pair> =
-            pairs.into_iter().filter(|(key, _)| !introductory(key)).collect();
+        let rest: Vec<Pair> = pairs.into_iter().filter(|(key, _)| !introductory(key)).collect();
         if request.current == 0 {
             let done = self.security(&rest, &mut answers)?;
             if request.transit && !done && !self.is_asking(&answers) {

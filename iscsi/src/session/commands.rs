@@ -362,8 +362,7 @@ impl Session {
             [&length.to_be_bytes()[..], &fixed].concat().into()
         });
         let link = task.link;
-        let segment =
-            self.links.get(&link).map_or(8192, |link| link.parameters.initiator_max_recv);
+        let segment = self.links.get(&link).map_or(8192, |link| link.parameters.initiator_max_recv);
         let answered = Answered {
             id: task.id,
             link,
@@ -451,6 +450,7 @@ impl Session {
     /// A task is gone: what it held is free, and those behind it may run.
     pub(super) fn remove_task(&mut self, itt: u32) {
         let Some(task) = self.tasks.remove(&itt) else { return };
+        self.news |= task.aborted;
         if task.immediate {
             self.immediates -= 1;
         } else {

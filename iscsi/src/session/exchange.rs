@@ -42,14 +42,8 @@ impl Session {
         let (piece, more) = exchange.outgoing.next(limit);
         let last = request.last && !request.more && !more;
         let ttt = if last { NO_TAG } else { self.fresh_ttt() };
-        let response = TextResponse {
-            sn: Numbers::default(),
-            last,
-            more,
-            lun: [0; 8],
-            itt: request.itt,
-            ttt,
-        };
+        let response =
+            TextResponse { sn: Numbers::default(), last, more, lun: [0; 8], itt: request.itt, ttt };
         self.send(link, Pdu::TextResponse(response), piece.into(), None);
         if !last && let Some(it) = self.links.get_mut(&link) {
             exchange.ttt = ttt;
@@ -100,14 +94,17 @@ impl Session {
                 0
             }
             // An older connection of that number was logged out when this one took its place.
-            (2, None) if self.level() == 2 && self.links.values().any(|it| it.cid == request.cid) => 0,
+            (2, None)
+                if self.level() == 2 && self.links.values().any(|it| it.cid == request.cid) =>
+            {
+                0
+            }
             (2, _) if self.level() < 2 => 2,
             (1 | 2, None) => 1,
             _ => 3,
         };
         // The answer goes where the question came from, even if that connection is the one.
-        let answer =
-            LogoutResponse { sn: Numbers::default(), response, itt: request.itt, times };
+        let answer = LogoutResponse { sn: Numbers::default(), response, itt: request.itt, times };
         self.send(link, Pdu::LogoutResponse(answer), Bytes::new(), None);
         if let Some(it) = self.links.get_mut(&link)
             && it.logged_out
@@ -151,8 +148,7 @@ impl Session {
 
     /// Says that all connections are dropped (AsyncEvent 3), and ends the session.
     pub fn drop_all(&mut self, why: &'static str) {
-        let (wait, retain) =
-            (self.setup.parameters.time2wait, self.setup.parameters.time2retain);
+        let (wait, retain) = (self.setup.parameters.time2wait, self.setup.parameters.time2retain);
         for link in self.up() {
             self.message(link, 3, [0, wait, retain]);
         }

@@ -59,6 +59,18 @@ pub(super) struct Deferred {
     request: TaskRequest,
 }
 
+impl Function {
+    pub fn is_of(&self, link: u32) -> bool {
+        self.link == link
+    }
+}
+
+impl Deferred {
+    pub fn is_of(&self, link: u32) -> bool {
+        self.link == link
+    }
+}
+
 impl Session {
     pub(super) fn task_request(&mut self, link: u32, request: &TaskRequest, frame: &Frame) {
         let taken = |itt: u32| {
@@ -191,9 +203,7 @@ impl Session {
 
     /// Aborts all tasks, or those of a logical unit; gives those that are at the device still.
     fn abort_all(&mut self, lun: Option<Lun>) -> Vec<TaskKey> {
-        let of = |(itt, task): (&u32, &Task)| {
-            lun.is_none_or(|lun| task.lun == lun).then_some(*itt)
-        };
+        let of = |(itt, task): (&u32, &Task)| lun.is_none_or(|lun| task.lun == lun).then_some(*itt);
         let all: Vec<u32> = self.tasks.iter().filter_map(of).collect();
         all.into_iter().filter_map(|itt| self.abort(itt)).collect()
     }

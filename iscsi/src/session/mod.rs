@@ -33,7 +33,6 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    net::SocketAddr,
     sync::Arc,
 };
 
@@ -129,6 +128,7 @@ pub struct Session {
     answered_bytes: usize,
     stray: VecDeque<Run>,
     touched: Vec<u32>,
+    news: bool,
     over: Option<&'static str>,
 }
 
@@ -165,6 +165,7 @@ impl Session {
             answered_bytes: 0,
             stray: VecDeque::new(),
             touched: Vec::new(),
+            news: false,
             over: None,
         }
     }
@@ -219,6 +220,12 @@ impl Session {
     #[must_use]
     pub fn over(&self) -> Option<&'static str> {
         self.over
+    }
+
+    /// Whether anything is left that a connection or the device has to come to an end with.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.links.is_empty() && self.tasks.is_empty()
     }
 
     /// Whether another connection may join, as `cid`: one that takes the place of an older one does
@@ -379,14 +386,19 @@ impl Session {
     }
 
     /// Connections whose drivers have something to do: they [`Session::take`] it.
-    pub fn take_touched(&mut self) -> Vec<u32> {
-        let touched = std::mem::take(&mut self.touched);
-        for link in &touched {
+    pub fn take_touched(&mut self, touched: &mut Vec<u32>) {
+        for link in &self.touched {
             if let Some(it) = self.links.get_mut(link) {
                 it.touched = false;
             }
         }
-        touched
+        touched.append(&mut self.touched);
+    }
+
+    /// Whether, since this was asked last, an aborted task went or the session came to its end:
+    /// what others may wait for.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
     }
 
     /// What a connection has to send and to run, and whether it is to end. `output` is exchanged if
@@ -487,6 +499,7 @@ impl Session {
             return;
         }
         self.over = Some(why);
+        self.news = true;
         let all: Vec<u32> = self.tasks.keys().copied().collect();
         for itt in all {
             self.abort(itt);
@@ -510,13 +523,4 @@ impl Session {
             self.touch(link);
         }
     }
-}
-
-/// Where a session is reached from, for lists.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
-    /// The initiator's address.
-    pub from: SocketAddr,
-    /// The portal's.
-    pub to: SocketAddr,
 }

@@ -188,6 +188,9 @@ impl Session {
         it.output = Output::default();
         it.text = None;
         self.stray.extend(ready);
+        // Nobody is there to be told of their end; what was begun is done all the same.
+        self.functions.retain(|it| !it.is_of(link));
+        self.deferred.retain(|it| !it.is_of(link));
         let level = self.level();
         if self.over.is_some() || (logged_out && (level < 2 || !self.has_tasks(link))) {
             self.links.remove(&link);
