@@ -124,6 +124,8 @@ pub(crate) struct Connection<D> {
     pub framer: Framer,
     pub input: BytesMut,
     pub output: Output,
+    /// The session may have more to send than `output`.
+    pub behind: bool,
     pub wake: Arc<Notify>,
     pub epoch: Instant,
     /// Numbers of nexuses.
@@ -177,7 +179,12 @@ impl<D: Device> Connection<D> {
             if let Some(close) = close {
                 return Ok(close);
             }
-            let sent = self.send()?;
+            let mut sent = self.send()?;
+            // What the session had to say meanwhile had to wait for this.
+            while sent && self.behind {
+                self.take(&mut ready);
+                sent = self.send()?;
+            }
             let may_read = self.output.bytes() < HIGH_WATER && ready.is_empty();
             // What is there already is read without asking the reactor.
             let read = may_read && self.read()?;
@@ -216,6 +223,7 @@ impl<D: Device> Connection<D> {
         let now = now(self.epoch);
         let (framer, link) = (self.framer, self.link);
         let (input, output) = (&mut self.input, &mut self.output);
+        self.behind |= !output.is_empty();
         let (close, outside) = self.live.with(Some(link), |engine| {
             loop {
                 match framer.next(input) {
@@ -254,7 +262,13 @@ impl<D: Device> Connection<D> {
             bytes += inflight.begin(&target.device, &nexus, run);
         }
         inflight.report(&self.live, Some(self.link));
+        self.take(ready);
+    }
+
+    /// Takes what the session has to send and to run.
+    fn take(&mut self, ready: &mut VecDeque<Run>) {
         let (link, output) = (self.link, &mut self.output);
+        self.behind = !output.is_empty();
         self.live.with(Some(link), |engine| engine.take(link, output, ready));
     }
 

@@ -368,6 +368,7 @@ impl<D: Device> Inner<D> {
             framer,
             input,
             output,
+            behind: false,
             wake,
             epoch: self.epoch,
             fresh: self.next_nexus.clone(),

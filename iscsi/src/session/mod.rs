@@ -287,7 +287,7 @@ impl Session {
     /// Commands are carried out in the order of CmdSN, whichever connection they come by
     /// (RFC 7143 4.2.2.1). What is outside of the window, or was there before, is not there.
     fn ordered(&mut self, link: u32, cmd_sn: u32, pdu: Pdu, frame: &Frame) {
-        if cmd_sn == self.exp_cmd_sn {
+        if cmd_sn == self.exp_cmd_sn && self.open < self.setup.limits.window {
             self.exp_cmd_sn = cmd_sn.wrapping_add(1);
             self.deliver(link, pdu, frame);
             self.catch_up();
@@ -304,6 +304,7 @@ impl Session {
     }
 
     fn catch_up(&mut self) {
+        // Those that come early are within the window, which only tasks before them fill.
         while let Some(early) = self.early.remove(&self.exp_cmd_sn) {
             self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
             if let Early::Request(link, frame) = early {
