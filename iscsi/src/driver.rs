@@ -185,7 +185,8 @@ impl<D: Device> Connection<D> {
                 self.take(&mut ready);
                 sent = self.send()?;
             }
-            let may_read = self.output.bytes() < HIGH_WATER && ready.is_empty();
+            // Who does not read is not read: nothing grows behind what waits to be sent.
+            let may_read = self.output.bytes() < HIGH_WATER && ready.is_empty() && !self.behind;
             // What is there already is read without asking the reactor.
             let read = may_read && self.read()?;
             if read || (sent && !ready.is_empty()) {
@@ -251,8 +252,20 @@ impl<D: Device> Connection<D> {
     /// Begins what is ready, as long as there is room for the answers.
     fn run(&mut self, ready: &mut VecDeque<Run>, inflight: &mut Inflight) {
         let Some(target) = &self.target else { return };
+        if ready.is_empty() {
+            return;
+        }
+        // Others may wait for the end of what was aborted before it began.
+        ready.retain(|run| {
+            let aborted = run.abort.handle().is_aborted();
+            if aborted {
+                inflight.done.push((run.key, None));
+            }
+            !aborted
+        });
+        inflight.report(&self.live, Some(self.link));
         let mut bytes = self.output.bytes();
-        if ready.is_empty() || bytes >= HIGH_WATER {
+        if self.behind || bytes >= HIGH_WATER {
             return;
         }
         let nexus = self.live.nexus();
