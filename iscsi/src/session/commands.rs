@@ -264,7 +264,7 @@ impl Session {
     pub(super) fn data_out(&mut self, link: u32, data: &DataOut, frame: &Frame) {
         // Data of a task that was aborted or answered meanwhile.
         let Some(task) = self.tasks.get_mut(&data.itt) else {
-            if !frame.intact {
+            if !self.data_of_early(link, data.itt, frame) && !frame.intact {
                 self.reject(link, reason::DATA_DIGEST, frame);
             }
             return;

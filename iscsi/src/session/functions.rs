@@ -189,11 +189,10 @@ impl Session {
             return outcome::NO_TASK;
         }
         match self.early.get(&cmd_sn) {
-            Some(Early::Request(_, frame)) if frame.basic.itt != request.referenced => {
+            Some(Early::Request(_, frame, _)) if frame.basic.itt != request.referenced => {
                 return outcome::NO_TASK;
             }
-            Some(Early::Request(_, frame)) => self.early_bytes -= frame.data.len(),
-            _ => {}
+            _ => self.drop_early(cmd_sn),
         }
         self.early.insert(cmd_sn, Early::Void);
         // The gap may be filled by it.

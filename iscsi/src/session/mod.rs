@@ -98,7 +98,8 @@ pub struct Setup {
 
 /// A command whose turn has not come.
 enum Early {
-    Request(u32, Box<Frame>),
+    /// The connection, the command, and the data that came behind it.
+    Request(u32, Box<Frame>, Vec<Frame>),
     /// Aborted before it came.
     Void,
 }
@@ -297,18 +298,67 @@ impl Session {
         let last = self.numbers().max_cmd_sn.wrapping_sub(self.exp_cmd_sn);
         let within = ahead < 1 << 31 && last < 1 << 31 && ahead <= last;
         let room = self.early_bytes + frame.data.len() <= self.setup.limits.session_data;
-        if within && room && !self.early.contains_key(&cmd_sn) {
-            self.early_bytes += frame.data.len();
-            self.early.insert(cmd_sn, Early::Request(link, Box::new(frame.clone())));
+        if let Some(Early::Request(of, _, _)) = self.early.get_mut(&cmd_sn) {
+            // Sent again after its connection was lost: it is answered where it came last.
+            if !self.links.get(of).is_some_and(Link::is_up) {
+                self.drop_early(cmd_sn);
+                self.keep_early(link, cmd_sn, frame);
+            }
+        } else if within && room && !self.early.contains_key(&cmd_sn) {
+            self.keep_early(link, cmd_sn, frame);
         }
+    }
+
+    fn keep_early(&mut self, link: u32, cmd_sn: u32, frame: &Frame) {
+        self.early_bytes += frame.data.len();
+        self.early.insert(cmd_sn, Early::Request(link, Box::new(frame.clone()), Vec::new()));
+    }
+
+    fn drop_early(&mut self, cmd_sn: u32) {
+        if let Some(Early::Request(_, frame, data)) = self.early.remove(&cmd_sn) {
+            let bytes: usize = data.iter().map(|frame| frame.data.len()).sum();
+            self.early_bytes -= frame.data.len() + bytes;
+        }
+    }
+
+    /// Unsolicited data of a command whose turn has not come wait with it; whether there is one.
+    fn data_of_early(&mut self, link: u32, itt: u32, frame: &Frame) -> bool {
+        let room = self.early_bytes + frame.data.len() <= self.setup.limits.session_data;
+        let most = self.setup.parameters.first_burst as usize / 512 + 8;
+        let Some((_, data)) = self
+            .early_commands()
+            .find(|(of, command, _)| **of == link && command.basic.itt == itt)
+            .map(|(_, command, data)| (command, data))
+        else {
+            return false;
+        };
+        // What does not fit is lost; the command ends by it.
+        if room && data.len() < most {
+            data.push(frame.clone());
+            self.early_bytes += frame.data.len();
+        }
+        true
+    }
+
+    /// The commands whose turn has not come: connection, header and data.
+    fn early_commands(&mut self) -> impl Iterator<Item = (&mut u32, &Frame, &mut Vec<Frame>)> {
+        self.early.values_mut().filter_map(|early| match early {
+            Early::Request(of, frame, data)
+                if matches!(Pdu::read(&frame.basic), Ok(Pdu::ScsiCommand(_))) =>
+            {
+                Some((of, &**frame, data))
+            }
+            _ => None,
+        })
     }
 
     fn catch_up(&mut self) {
         // Those that come early are within the window, which only tasks before them fill.
         while let Some(early) = self.early.remove(&self.exp_cmd_sn) {
             self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
-            if let Early::Request(link, frame) = early {
-                self.early_bytes -= frame.data.len();
+            if let Early::Request(link, frame, data) = early {
+                let bytes: usize = data.iter().map(|frame| frame.data.len()).sum();
+                self.early_bytes -= frame.data.len() + bytes;
                 let up = self.links.get(&link).is_some_and(Link::is_up);
                 // Nobody is there to be answered.
                 if !up && self.level() < 2 {
@@ -316,6 +366,11 @@ impl Session {
                 }
                 if let Ok(pdu) = Pdu::read(&frame.basic) {
                     self.deliver(link, pdu, &frame);
+                }
+                for frame in &data {
+                    if let Ok(Pdu::DataOut(pdu)) = Pdu::read(&frame.basic) {
+                        self.data_out(link, &pdu, frame);
+                    }
                 }
             }
         }

@@ -241,7 +241,8 @@ impl Session {
             .tasks
             .get(&itt)
             .map(|task| task.link)
-            .or_else(|| self.answered.get(&itt).map(|answered| answered.link));
+            .or_else(|| self.answered.get(&itt).map(|answered| answered.link))
+            .or_else(|| self.early_of(itt).map(|of| *of));
         let Some(owner) = owner else { return (outcome::NO_TASK, false) };
         if self.links.get(&owner).is_some_and(|it| it.is_up() && !it.logged_out) {
             return (outcome::STILL_ALLEGIANT, false);
@@ -255,7 +256,15 @@ impl Session {
         if let Some(answered) = self.answered.get_mut(&itt) {
             answered.link = link;
         }
+        if let Some(of) = self.early_of(itt) {
+            *of = link;
+        }
         (outcome::COMPLETE, true)
+    }
+
+    /// The connection of a command whose turn has not come.
+    fn early_of(&mut self, itt: u32) -> Option<&mut u32> {
+        self.early_commands().find(|(_, frame, _)| frame.basic.itt == itt).map(|(of, ..)| of)
     }
 
     /// Goes on with a task on the connection that took it over.
