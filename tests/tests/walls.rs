@@ -26,7 +26,22 @@ const CRATES: &[(&str, &[&str])] = &[
     ("test-support", &["host-api"]),
     ("volume", &["smb-protocol", "block-io", "state-store"]),
     ("smb-server", &["volume", "dce-rpc", "smb-protocol", "block-io", "state-store"]),
-    ("smbd", &["smb-server", "volume", "smb-protocol", "server-api"]),
+    (
+        "smbd",
+        &[
+            "smb-server",
+            "volume",
+            "smb-protocol",
+            "server-api",
+            "iscsi",
+            "scsi",
+            "disk-source",
+            "smb-client",
+            "vhd",
+            "block-io",
+            "state-store",
+        ],
+    ),
     (
         "bulkhead",
         &[
