@@ -95,7 +95,10 @@ fn what_is_wrong_with_a_copy_is_said() {
         let aborted = |code| Some((SenseKey::CopyAborted, code));
         let one = segment(0, 0, 8, 0, 16);
         let cases = [
-            (extended(&vec![own(); 17], &[one.clone()]), illegal(asc::TOO_MANY_TARGETS)),
+            (
+                extended(&vec![own(); 17], std::slice::from_ref(&one)),
+                illegal(asc::TOO_MANY_TARGETS),
+            ),
             (extended(&[own()], &vec![one.clone(); 65]), illegal(asc::TOO_MANY_SEGMENTS)),
             (
                 extended(&vec![own(); 17], &vec![one.clone(); 65]),
@@ -103,7 +106,10 @@ fn what_is_wrong_with_a_copy_is_said() {
             ),
             (extended(&[own()], &[segment(0, 1, 8, 0, 16)]), aborted(asc::UNREACHABLE_COPY_TARGET)),
             (extended(&[own()], &[segment(0, 0, 8, 0, BLOCKS - 1)]), aborted(asc::NONE)),
-            (extended(&[target([9; 16])], &[one.clone()]), aborted(asc::COPY_TARGET_NOT_REACHABLE)),
+            (
+                extended(&[target([9; 16])], std::slice::from_ref(&one)),
+                aborted(asc::COPY_TARGET_NOT_REACHABLE),
+            ),
             (extended(&[[&[0xe0][..], &own()[1..]].concat()], &[one]), illegal(asc::TARGET_TYPE)),
             (extended(&[own()], &[vec![3, 0, 0, 0x10]]), illegal(asc::SEGMENT_TYPE)),
         ];
