@@ -149,6 +149,7 @@ fn needs_medium(op: Op) -> bool {
             | Op::ModeSelect10
             | Op::StartStopUnit
             | Op::PreventAllow
+            | Op::SendDiagnostic
             | Op::Reserve
             | Op::Release
             | Op::ReportOpcodes
@@ -218,7 +219,8 @@ impl Call<'_> {
     fn change(&self, command: Command) -> Option<Done> {
         let (unit, nexus) = (self.unit, self.nexus);
         Some(match command {
-            Command::TestUnitReady => Ok(()),
+            // The default self-test: there is nothing that could be broken and answer.
+            Command::TestUnitReady | Command::SendDiagnostic => Ok(()),
             Command::Reserve => unit.reservations.reserve(nexus.id, &Who::of(nexus)),
             Command::Release => {
                 unit.reservations.release(nexus.id);

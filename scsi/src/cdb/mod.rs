@@ -56,6 +56,7 @@ pub(crate) enum Command {
     Release,
     StartStopUnit { start: bool, load_eject: bool, power_condition: u8 },
     PreventAllow { prevent: bool },
+    SendDiagnostic,
     ReadCapacity10,
     ReadCapacity16 { allocation: u32 },
     Read(Extent),
