@@ -307,7 +307,7 @@ impl Call<'_> {
             self.target.tell_all(self.unit, Some(self.nexus.id), asc::MODE_CHANGED);
         }
         // Without a cache nothing is left in it.
-        if different && !self.unit.read_only() {
+        if different {
             let disk = self.unit.disk();
             self.unit.settle(&*disk, false).await?;
         }
@@ -325,8 +325,8 @@ impl Call<'_> {
         if load_eject && !self.unit.options.removable {
             return Err(Refusal::in_cdb(4, Some(1)));
         }
-        if !start && !self.unit.read_only() {
-            self.unit.disk().flush().await.map_err(Refusal::writing)?;
+        if !start {
+            self.unit.flush(&*self.unit.disk()).await?;
         }
         if load_eject && self.unit.load(start)? {
             self.target.tell_all(self.unit, Some(self.nexus.id), asc::MEDIUM_CHANGED);

@@ -277,8 +277,13 @@ impl Unit {
     /// Makes what was written durable, where the command or the missing write cache asks for it.
     pub(crate) async fn settle(&self, disk: &dyn Disk, force: bool) -> Done {
         if force || !self.mode.write_cache.load(Ordering::Acquire) {
-            disk.flush().await.map_err(Refusal::writing)?;
+            self.flush(disk).await?;
         }
         Ok(())
+    }
+
+    /// Makes what was written durable; where nothing is ever written it is.
+    pub(crate) async fn flush(&self, disk: &dyn Disk) -> Done {
+        if self.read_only() { Ok(()) } else { disk.flush().await.map_err(Refusal::writing) }
     }
 }
