@@ -149,6 +149,7 @@ fn needs_medium(op: Op) -> bool {
             | Op::ModeSelect10
             | Op::StartStopUnit
             | Op::PreventAllow
+            | Op::SendDiagnostic
             | Op::Reserve
             | Op::Release
             | Op::ReportOpcodes
@@ -218,7 +219,8 @@ impl Call<'_> {
     fn change(&self, command: Command) -> Option<Done> {
         let (unit, nexus) = (self.unit, self.nexus);
         Some(match command {
-            Command::TestUnitReady => Ok(()),
+            // The default self-test: there is nothing that could be broken and answer.
+            Command::TestUnitReady | Command::SendDiagnostic => Ok(()),
             Command::Reserve => unit.reservations.reserve(nexus.id, &Who::of(nexus)),
             Command::Release => {
                 unit.reservations.release(nexus.id);
@@ -305,7 +307,7 @@ impl Call<'_> {
             self.target.tell_all(self.unit, Some(self.nexus.id), asc::MODE_CHANGED);
         }
         // Without a cache nothing is left in it.
-        if different && !self.unit.read_only() {
+        if different {
             let disk = self.unit.disk();
             self.unit.settle(&*disk, false).await?;
         }
@@ -323,8 +325,8 @@ impl Call<'_> {
         if load_eject && !self.unit.options.removable {
             return Err(Refusal::in_cdb(4, Some(1)));
         }
-        if !start && !self.unit.read_only() {
-            self.unit.disk().flush().await.map_err(Refusal::writing)?;
+        if !start {
+            self.unit.flush(&*self.unit.disk()).await?;
         }
         if load_eject && self.unit.load(start)? {
             self.target.tell_all(self.unit, Some(self.nexus.id), asc::MEDIUM_CHANGED);

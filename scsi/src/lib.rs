@@ -13,6 +13,7 @@
 //!                    │
 //!               block_io::Disk
 //! ```
+#![forbid(unsafe_code)]
 
 mod asc;
 mod call;

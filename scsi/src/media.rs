@@ -34,7 +34,7 @@ impl Call<'_> {
         }
         let disk = self.unit.disk();
         if extent.force {
-            disk.flush().await.map_err(Refusal::writing)?;
+            self.unit.flush(&*disk).await?;
         }
         let _guard = self.unit.ranges.shared(extent.lba, extent.blocks.into()).await;
         self.still_allowed(Access::Read)?;
@@ -184,7 +184,7 @@ impl Call<'_> {
     /// IMMED would let it go on.
     pub(crate) async fn synchronize_cache(&self, extent: Extent) -> Done {
         self.unit.bytes(extent.lba, extent.blocks.into())?;
-        self.unit.disk().flush().await.map_err(Refusal::writing)
+        self.unit.flush(&*self.unit.disk()).await
     }
 
     /// PRE-FETCH: there is no cache of known size here, so it never promises that blocks are in it.

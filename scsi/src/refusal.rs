@@ -1,5 +1,13 @@
 //! How a command ends that is not carried out, and what failed storage is to an initiator.
 
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
 use crate::{Sense, SenseKey, Status, asc};
 
 /// Why a command ends without GOOD.
@@ -86,7 +94,9 @@ impl Refusal {
     /// them, and an initiator is told no more than a disk would tell.
     fn storage(error: block_io::Error, medium: u16) -> Self {
         use block_io::Error as E;
-        tracing::warn!(%error, "a logical unit's disk failed");
+        if once_a_second() {
+            tracing::warn!(%error, "a logical unit's disk failed");
+        }
         match error {
             E::OutOfRange { .. } => Self::illegal(asc::LBA_OUT_OF_RANGE),
             E::ReadOnly => Self::protect(asc::WRITE_PROTECTED),
@@ -99,4 +109,12 @@ impl Refusal {
             _ => Self::check(SenseKey::HardwareError, asc::INTERNAL_FAILURE),
         }
     }
+}
+
+/// Whether something is to be said now: an initiator that repeats what fails must not fill a log.
+fn once_a_second() -> bool {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    static SAID: AtomicU64 = AtomicU64::new(u64::MAX);
+    let now = BEGAN.elapsed().as_secs();
+    SAID.swap(now, Ordering::Relaxed) != now
 }

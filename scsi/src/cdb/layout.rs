@@ -136,6 +136,7 @@ fn simple<'a>(entry: &Entry, cdb: &'a [u8]) -> Read<'a, Result<Command, Refusal>
         | Op::Inquiry
         | Op::StartStopUnit
         | Op::PreventAllow
+        | Op::SendDiagnostic
         | Op::TestUnitReady
         | Op::Reserve
         | Op::Release => primary(entry.op, cdb),
@@ -219,6 +220,7 @@ fn primary(op: Op, cdb: &[u8]) -> Read<'_, Result<Command, Refusal>> {
             let (rest, (_, last)) = (be_u16, be_u8).parse(rest)?;
             (rest, Command::PreventAllow { prevent: last & 1 != 0 })
         }
+        Op::SendDiagnostic => (rest, Command::SendDiagnostic),
         Op::Reserve => (rest, Command::Reserve),
         Op::Release => (rest, Command::Release),
         _ => (rest, Command::TestUnitReady),

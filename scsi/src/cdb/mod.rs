@@ -56,6 +56,7 @@ pub(crate) enum Command {
     Release,
     StartStopUnit { start: bool, load_eject: bool, power_condition: u8 },
     PreventAllow { prevent: bool },
+    SendDiagnostic,
     ReadCapacity10,
     ReadCapacity16 { allocation: u32 },
     Read(Extent),
@@ -138,15 +139,14 @@ pub(crate) fn parse(entry: &Entry, features: Features, cdb: &[u8]) -> Result<Com
     if cdb.len() < entry.usage.len() {
         return Err(Refusal::in_cdb(cdb.len(), None));
     }
-    let usage = entry.usage(features);
-    for (at, (&byte, &used)) in cdb.iter().zip(&usage).enumerate().skip(1) {
-        let used = if at == 1 && entry.action.is_some() { used | 0x1f } else { used };
+    for (at, (&byte, &used)) in cdb.iter().zip(entry.usage).enumerate().skip(1) {
+        let used = if at == 1 { entry.flags(features) } else { used };
         let wrong = byte & !used;
         if wrong != 0 {
             return Err(Refusal::in_cdb(at, Some(7 - wrong.leading_zeros() as u8)));
         }
     }
-    layout::command(entry, &cdb[..usage.len()])
+    layout::command(entry, &cdb[..entry.usage.len()])
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub(crate) enum Op {
     Release,
     StartStopUnit,
     PreventAllow,
+    SendDiagnostic,
     ReadCapacity10,
     ReadCapacity16,
     Read6,
@@ -127,16 +128,20 @@ impl Entry {
         features.has(self.needs)
     }
 
-    /// The usage data as they are for a logical unit: without UNMAP where it is thick.
+    /// The usage data as they are for a logical unit, with the service action itself.
     pub(crate) fn usage(&self, features: Features) -> Vec<u8> {
         let mut usage = self.usage.to_vec();
-        if !features.thin && matches!(self.op, Op::WriteSame10 | Op::WriteSame16) {
-            usage[1] &= !UNMAP;
-        }
+        usage[1] = self.flags(features);
         if let Some(action) = self.action {
             usage[1] = usage[1] & !0x1f | action;
         }
         usage
+    }
+
+    /// The bits of byte 1 that a logical unit looks at: not UNMAP where it is thick.
+    pub(crate) const fn flags(&self, features: Features) -> u8 {
+        let same = matches!(self.op, Op::WriteSame10 | Op::WriteSame16);
+        if same && !features.thin { self.usage[1] & !UNMAP } else { self.usage[1] }
     }
 }
 
@@ -148,7 +153,8 @@ pub(crate) fn find(cdb: &[u8], features: Features) -> Result<&'static Entry, Unk
     let Some(&code) = cdb.first() else { return Err(Unknown::OperationCode) };
     let action = cdb.get(1).map_or(0, |byte| byte & 0x1f);
     let mut known = false;
-    for entry in TABLE.iter().filter(|entry| entry.code == code && entry.exists(features)) {
+    let rows = TABLE[usize::from(FIRST[usize::from(code)])..].iter();
+    for entry in rows.take_while(|entry| entry.code == code).filter(|it| it.exists(features)) {
         known = true;
         if entry.action.is_none_or(|it| it == action) {
             return Ok(entry);
@@ -156,6 +162,17 @@ pub(crate) fn find(cdb: &[u8], features: Features) -> Result<&'static Entry, Unk
     }
     Err(if known { Unknown::ServiceAction } else { Unknown::OperationCode })
 }
+
+/// Where the rows of each operation code begin; for one without rows, somewhere else.
+static FIRST: [u8; 256] = {
+    let mut first = [0; 256];
+    let mut at = TABLE.len();
+    while at > 0 {
+        at -= 1;
+        first[TABLE[at].code as usize] = at as u8;
+    }
+    first
+};
 
 /// What of a command is not in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,7 +233,7 @@ const RESERVE_OUT: [u8; 10] = [0x5f, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0
 use Access::{Always, ByFields, Free, Read, Write};
 
 /// Every command, in order of operation code and service action.
-pub(crate) static TABLE: &[Entry] = &[
+pub(crate) const TABLE: &[Entry] = &[
     row(Op::TestUnitReady, &[0x00, 0, 0, 0, 0, 0], Free),
     row(Op::RequestSense, &[0x03, 0x01, 0, 0, 0xff, 0], Always),
     row(Op::Read6, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0], Read),
@@ -227,6 +244,7 @@ pub(crate) static TABLE: &[Entry] = &[
     row(Op::Release, &[0x17, 0, 0, 0, 0, 0], ByFields),
     row(Op::ModeSense6, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0], Write),
     row(Op::StartStopUnit, &[0x1b, 0x01, 0, 0x0f, 0xf7, 0], ByFields),
+    row(Op::SendDiagnostic, &[0x1d, 0x07, 0, 0, 0, 0], Write),
     row(Op::PreventAllow, &[0x1e, 0, 0, 0, 0x03, 0], ByFields),
     row(Op::ReadCapacity10, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], Free),
     row(Op::Read10, &ten(0x28, READ_FLAGS), Read),

@@ -35,6 +35,9 @@ pub(crate) struct Reservations {
     any: AtomicBool,
     /// PERSISTENT RESERVE OUT goes one after another, since each may wait for the store.
     turn: Semaphore,
+    /// A change may have reached the store that never came into force: its command was aborted, or
+    /// the store failed half way.
+    unsure: AtomicBool,
 }
 
 impl Default for Reservations {
@@ -44,6 +47,7 @@ impl Default for Reservations {
             legacy: Mutex::default(),
             any: AtomicBool::new(false),
             turn: Semaphore::new(1),
+            unsure: AtomicBool::new(false),
         }
     }
 }
@@ -163,7 +167,9 @@ impl Reservations {
             return Err(Refusal::in_list(20));
         }
         let bytes = store::encode(&after);
-        if let Some(store) = store.filter(|_| bytes != before) {
+        let unsure = self.unsure.load(Ordering::Acquire);
+        if let Some(store) = store.filter(|_| unsure || bytes != before) {
+            self.unsure.store(true, Ordering::Release);
             store.save(unit, &bytes).await.map_err(|error| {
                 tracing::error!(%error, "reservations could not be kept; the change is refused");
                 failed
@@ -171,6 +177,7 @@ impl Reservations {
         }
         *self.write() = after;
         self.publish();
+        self.unsure.store(false, Ordering::Release);
         Ok(effects)
     }
 

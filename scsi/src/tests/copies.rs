@@ -87,6 +87,47 @@ fn segments_are_copied_between_units_and_within_one() {
 }
 
 #[test]
+fn a_copy_with_a_long_identifier_and_offsets_in_bytes_is_carried_out() {
+    run(async {
+        let bench = two(512).await;
+        let data: Vec<u8> = (0..16 * 512).map(|n| (n / 512) as u8).collect();
+        bench.on(0x8a, 0, 0, 16, &data).await.good();
+        // Block 4 and two blocks more, to block 9 and one more: ten blocks, counted in bytes.
+        let mut segment = vec![0x0a, 0, 0, 0x1c, 0, 0, 0, 1];
+        segment.extend((10u32 * 512).to_be_bytes());
+        segment.extend(4u64.to_be_bytes());
+        segment.extend(9u64.to_be_bytes());
+        segment.extend(1024u16.to_be_bytes());
+        segment.extend(512u16.to_be_bytes());
+        let targets = [target([7; 16]), target([8; 16])].concat();
+        let mut list = vec![1, 0, 0, 0x20];
+        list.resize(16, 0);
+        list.extend([0xff, 0, 0, 0, 0, 0, 0, 77]);
+        list.resize(42, 0);
+        list.extend((targets.len() as u16).to_be_bytes());
+        list.extend((segment.len() as u16).to_be_bytes());
+        list.extend([0, 0]);
+        list.extend(targets);
+        list.extend(&segment);
+        bench.send(1, &third_party(1, 0, list.len()), &list).await.good();
+        assert_eq!(bench.of_unit(1, 10, 10).await, data[6 * 512..]);
+        let status = [0x84, 5, 0, 0, 0, 77, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+        let bytes = bench.send(1, &status, &[]).await.good();
+        assert_eq!(bytes[..6], [0, 0, 0, 28, 1, 1]);
+        assert_eq!(bytes[16..26], [0, 0, 0, 0, 0, 0, 0x14, 0, 0, 1]);
+        // Of an identifier that was not used nothing is known, nor to another nexus.
+        assert!(bench.send(2, &status, &[]).await.code().is_some());
+        // What is no whole number of blocks cannot be copied.
+        let last = list.len() - 1;
+        list[last] = 1;
+        let refused = bench.send(1, &third_party(1, 0, list.len()), &list).await;
+        assert_eq!(refused.code(), Some((SenseKey::CopyAborted, asc::NONE)));
+        let bytes = bench.send(1, &status, &[]).await.good();
+        assert_eq!((bytes[5], bytes[12], bytes[14]), (2, 2, 18), "how it failed");
+    });
+}
+
+#[test]
 fn what_is_wrong_with_a_copy_is_said() {
     run(async {
         let bench = two(512).await;
@@ -95,7 +136,10 @@ fn what_is_wrong_with_a_copy_is_said() {
         let aborted = |code| Some((SenseKey::CopyAborted, code));
         let one = segment(0, 0, 8, 0, 16);
         let cases = [
-            (extended(&vec![own(); 17], &[one.clone()]), illegal(asc::TOO_MANY_TARGETS)),
+            (
+                extended(&vec![own(); 17], std::slice::from_ref(&one)),
+                illegal(asc::TOO_MANY_TARGETS),
+            ),
             (extended(&[own()], &vec![one.clone(); 65]), illegal(asc::TOO_MANY_SEGMENTS)),
             (
                 extended(&vec![own(); 17], &vec![one.clone(); 65]),
@@ -103,7 +147,10 @@ fn what_is_wrong_with_a_copy_is_said() {
             ),
             (extended(&[own()], &[segment(0, 1, 8, 0, 16)]), aborted(asc::UNREACHABLE_COPY_TARGET)),
             (extended(&[own()], &[segment(0, 0, 8, 0, BLOCKS - 1)]), aborted(asc::NONE)),
-            (extended(&[target([9; 16])], &[one.clone()]), aborted(asc::COPY_TARGET_NOT_REACHABLE)),
+            (
+                extended(&[target([9; 16])], std::slice::from_ref(&one)),
+                aborted(asc::COPY_TARGET_NOT_REACHABLE),
+            ),
             (extended(&[[&[0xe0][..], &own()[1..]].concat()], &[one]), illegal(asc::TARGET_TYPE)),
             (extended(&[own()], &[vec![3, 0, 0, 0x10]]), illegal(asc::SEGMENT_TYPE)),
         ];

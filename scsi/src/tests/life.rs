@@ -180,3 +180,62 @@ fn a_port_in_standby_is_told_of_and_refuses_data() {
         assert_eq!(bench.units.groups()[0].state, AccessState::ActiveOptimized);
     });
 }
+
+/// A disk that fails is told as a disk would tell it, and nothing is appended.
+#[test]
+fn failures_of_the_disk_become_sense_data() {
+    use block_io::{Error, Geometry, IoFuture};
+
+    #[derive(Debug)]
+    struct Broken;
+
+    fn fail<'a, T>() -> IoFuture<'a, T> {
+        Box::pin(async { Err(Error::Corrupt("broken".to_owned())) })
+    }
+
+    impl Disk for Broken {
+        fn geometry(&self) -> Geometry {
+            let (logical_sector, physical_sector) = (512, 4096);
+            Geometry { size: 1 << 20, logical_sector, physical_sector, discard_granularity: 0 }
+        }
+        fn read_at<'a>(&'a self, _: u64, _: &'a mut [u8]) -> IoFuture<'a, ()> {
+            fail()
+        }
+        fn write_at<'a>(&'a self, _: u64, _: &'a [u8]) -> IoFuture<'a, ()> {
+            Box::pin(async { Err(Error::NoSpace) })
+        }
+        fn flush(&self) -> IoFuture<'_, ()> {
+            Box::pin(async { Err(Error::Disconnected("gone".to_owned())) })
+        }
+        fn discard(&self, _: u64, _: u64) -> IoFuture<'_, ()> {
+            fail()
+        }
+        fn write_zeroes(&self, _: u64, _: u64) -> IoFuture<'_, ()> {
+            fail()
+        }
+        fn is_read_only(&self) -> bool {
+            false
+        }
+        fn close(&self) -> IoFuture<'_, ()> {
+            fail()
+        }
+    }
+
+    run(async {
+        let bench = Bench::new(512, |_| {}).await;
+        bench.units.add(1, LogicalUnit::new(Arc::new(Broken), [9; 16])).await.expect("room");
+        while bench.send_to(1, 1, &[0; 6], &[]).await.status() != Status::Good {}
+        let cases = [
+            (cdb16(0x88, 0, 0, 1), SenseKey::MediumError, asc::READ_ERROR),
+            (cdb16(0x8a, 0, 0, 1), SenseKey::DataProtect, asc::NO_SPACE),
+            (cdb16(0x91, 0, 0, 1), SenseKey::NotReady, asc::COMMUNICATION_FAILURE),
+        ];
+        for (cdb, key, code) in cases {
+            let answer = bench.send_to(1, 1, &cdb, &bench.of(1, 1)).await;
+            assert_eq!(answer.code(), Some((key, code)));
+            assert!(answer.data.is_empty());
+        }
+        let capacity = bench.send_to(1, 1, &cdb16(0x9e, 0x10, 0, 32), &[]).await.good();
+        assert_eq!(capacity[13..15], [3, 0], "4096 bytes in a physical block; thick");
+    });
+}

@@ -221,3 +221,51 @@ fn a_command_that_waited_does_not_land_after_preempt_and_abort() {
         assert_eq!(found, bench.of(1, 1));
     });
 }
+
+/// A store that keeps what it is given, and whose futures never end while it is slow.
+#[derive(Default)]
+struct SlowStore {
+    inner: MemStore,
+    slow: std::sync::atomic::AtomicBool,
+}
+
+impl ReservationStore for SlowStore {
+    fn save<'a>(&'a self, unit: [u8; 16], state: &'a [u8]) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            self.inner.save(unit, state).await?;
+            if self.slow.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        })
+    }
+
+    fn load(&self, unit: [u8; 16]) -> StoreFuture<'_, Option<Vec<u8>>> {
+        self.inner.load(unit)
+    }
+}
+
+#[test]
+fn a_change_that_was_aborted_does_not_stay_in_the_store() {
+    run(async {
+        let store = Arc::new(SlowStore::default());
+        let options = UnitsOptions { store: Some(store.clone()), ..UnitsOptions::default() };
+        let bench = Bench::with(512, options, |_| {}).await;
+        bench.send(1, &out(6, 0), &list(0, 1, 1)).await.good();
+        let kept = || store.inner.kept.lock().expect("no panic").get(&[7; 16]).cloned();
+        let before = kept();
+        store.slow.store(true, Ordering::SeqCst);
+        {
+            let (cdb, list) = (out(1, 3), list(1, 0, 0));
+            let mut reserve = Box::pin(bench.send(1, &cdb, &list));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(reserve.as_mut().poll(&mut context).is_pending());
+        }
+        assert_ne!(kept(), before, "it had reached the store");
+        assert_eq!(bench.may(2).await, (true, true), "it never came into force");
+        store.slow.store(false, Ordering::SeqCst);
+        // The same key again: nothing changes, and the store knows.
+        bench.send(1, &out(6, 0), &list(0, 1, 1)).await.good();
+        assert_eq!(kept(), before);
+    });
+}

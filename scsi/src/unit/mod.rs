@@ -86,11 +86,25 @@ impl LogicalUnit {
     }
 }
 
+/// What of a [`LogicalUnit`] stays as it is, whatever its disk is by now.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub identity: [u8; 16],
+    pub product: String,
+    pub thin: bool,
+    pub removable: bool,
+    pub atomic_blocks: u32,
+    pub sanitize_rate: u64,
+    read_only: bool,
+    physical_block: Option<u32>,
+    block: u32,
+}
+
 /// A logical unit that is in a target.
 #[derive(Debug)]
 pub(crate) struct Unit {
     pub number: u16,
-    pub options: LogicalUnit,
+    pub options: Options,
     disk: RwLock<Arc<dyn Disk>>,
     pub attentions: Attentions,
     pub mode: Mode,
@@ -104,19 +118,30 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
-    pub(crate) fn new(number: u16, options: LogicalUnit, reservations: Reservations) -> Self {
+    pub(crate) fn new(number: u16, made: LogicalUnit, reservations: Reservations) -> Self {
+        let options = Options {
+            identity: made.identity,
+            product: made.product,
+            thin: made.thin,
+            removable: made.removable,
+            atomic_blocks: made.atomic_blocks,
+            sanitize_rate: made.sanitize_rate,
+            read_only: made.read_only || made.disk.is_read_only(),
+            physical_block: made.physical_block,
+            block: made.disk.geometry().logical_sector,
+        };
         Self {
             number,
-            disk: RwLock::new(Arc::clone(&options.disk)),
+            options,
+            disk: RwLock::new(made.disk),
             attentions: Attentions::default(),
-            mode: Mode::new(options.write_cache),
+            mode: Mode::new(made.write_cache),
             ranges: RangeLock::default(),
             reservations,
             sanitize: Sanitize::default(),
             tokens: AtomicUsize::new(0),
             present: AtomicBool::new(true),
             prevented: Mutex::default(),
-            options,
         }
     }
 
@@ -129,8 +154,8 @@ impl Unit {
         *self.disk.write().unwrap_or_else(PoisonError::into_inner) = disk;
     }
 
-    pub(crate) fn block(&self) -> u32 {
-        self.options.disk.geometry().logical_sector
+    pub(crate) const fn block(&self) -> u32 {
+        self.options.block
     }
 
     pub(crate) fn blocks(&self) -> u64 {
@@ -145,8 +170,8 @@ impl Unit {
         (blocks.ilog2() as u8).min(15)
     }
 
-    pub(crate) fn read_only(&self) -> bool {
-        self.options.read_only || self.options.disk.is_read_only()
+    pub(crate) const fn read_only(&self) -> bool {
+        self.options.read_only
     }
 
     pub(crate) fn features(&self, explicit_alua: bool) -> Features {
@@ -252,8 +277,13 @@ impl Unit {
     /// Makes what was written durable, where the command or the missing write cache asks for it.
     pub(crate) async fn settle(&self, disk: &dyn Disk, force: bool) -> Done {
         if force || !self.mode.write_cache.load(Ordering::Acquire) {
-            disk.flush().await.map_err(Refusal::writing)?;
+            self.flush(disk).await?;
         }
         Ok(())
+    }
+
+    /// Makes what was written durable; where nothing is ever written it is.
+    pub(crate) async fn flush(&self, disk: &dyn Disk) -> Done {
+        if self.read_only() { Ok(()) } else { disk.flush().await.map_err(Refusal::writing) }
     }
 }
