@@ -2,6 +2,7 @@
 
 mod commands;
 mod functions;
+mod hostile;
 mod others;
 mod recovery;
 mod simulation;
