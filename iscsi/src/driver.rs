@@ -58,6 +58,8 @@ fn start<D: Device>(device: &Arc<D>, nexus: &Arc<Nexus>, run: Run) -> Running {
 /// Commands at the device.
 #[derive(Default)]
 struct Inflight {
+    /// Commands that were not begun.
+    ready: VecDeque<Run>,
     futures: FuturesUnordered<Running>,
     keys: BTreeSet<(u32, u64)>,
     done: Vec<Ended>,
@@ -103,15 +105,20 @@ impl Inflight {
         });
     }
 
-    /// Drops all that runs: it is aborted.
+    /// Drops all that runs or would: it is aborted.
     fn drop_all(&mut self, live: &Live) {
         self.futures.clear();
-        let keys = std::mem::take(&mut self.keys);
-        live.with(None, |engine| {
-            for (itt, id) in keys {
-                engine.ended(TaskKey { itt, id });
-            }
-        });
+        let begun = std::mem::take(&mut self.keys).into_iter();
+        self.done.extend(begun.map(|(itt, id)| (TaskKey { itt, id }, None)));
+        self.done.extend(self.ready.drain(..).map(|run| (run.key, None)));
+        self.report(live, None);
+    }
+
+    /// Begins all that is ready.
+    fn begin_all<D: Device>(&mut self, device: &Arc<D>, nexus: &Arc<Nexus>) {
+        while let Some(run) = self.ready.pop_front() {
+            self.begin(device, nexus, run);
+        }
     }
 }
 
@@ -144,9 +151,12 @@ impl<D: Device> Connection<D> {
         if let Err(error) = &end {
             tracing::debug!(session = self.live.id, %error, "the connection broke");
         }
+        if lock(&self.live.engine).over().is_some() {
+            inflight.drop_all(&self.live);
+        }
         if matches!(end, Ok(Close::AfterOutput)) {
             let limit = Duration::from_millis(LAST_WORDS);
-            let _ = tokio::time::timeout(limit, self.flush()).await;
+            let _ = tokio::time::timeout(limit, self.flush(&mut inflight)).await;
         }
         let Self { target, live, link, stream, epoch, .. } = self;
         drop(stream);
@@ -157,7 +167,9 @@ impl<D: Device> Connection<D> {
             let engine = lock(&live.engine);
             engine.over().is_none() && engine.parameters().error_recovery_level == 2
         };
-        if recovers && target.is_some() {
+        if recovers && let Some(target) = &target {
+            inflight.begin_all(&target.device, &live.nexus());
+            inflight.report(&live, None);
             let mut changes = live.changes.subscribe();
             while !inflight.keys.is_empty() && lock(&live.engine).over().is_none() {
                 tokio::select! {
@@ -171,25 +183,25 @@ impl<D: Device> Connection<D> {
     }
 
     async fn turn(&mut self, inflight: &mut Inflight) -> io::Result<Close> {
-        let mut ready = VecDeque::new();
         let mut rounds = 0u32;
         loop {
-            let close = self.exchange(&mut ready);
-            self.run(&mut ready, inflight);
+            let close = self.exchange(&mut inflight.ready);
+            self.run(inflight);
             if let Some(close) = close {
                 return Ok(close);
             }
             let mut sent = self.send()?;
             // What the session had to say meanwhile had to wait for this.
             while sent && self.behind {
-                self.take(&mut ready);
+                self.take(&mut inflight.ready);
                 sent = self.send()?;
             }
             // Who does not read is not read: nothing grows behind what waits to be sent.
-            let may_read = self.output.bytes() < HIGH_WATER && ready.is_empty() && !self.behind;
+            let may_read =
+                self.output.bytes() < HIGH_WATER && inflight.ready.is_empty() && !self.behind;
             // What is there already is read without asking the reactor.
             let read = may_read && self.read()?;
-            if read || (sent && !ready.is_empty()) {
+            if read || (sent && !inflight.ready.is_empty()) {
                 rounds += 1;
                 if rounds.is_multiple_of(16) {
                     tokio::task::yield_now().await;
@@ -250,16 +262,17 @@ impl<D: Device> Connection<D> {
     }
 
     /// Begins what is ready, as long as there is room for the answers.
-    fn run(&mut self, ready: &mut VecDeque<Run>, inflight: &mut Inflight) {
+    fn run(&mut self, inflight: &mut Inflight) {
         let Some(target) = &self.target else { return };
-        if ready.is_empty() {
+        if inflight.ready.is_empty() {
             return;
         }
         // Others may wait for the end of what was aborted before it began.
+        let Inflight { ready, done, .. } = inflight;
         ready.retain(|run| {
             let aborted = run.abort.handle().is_aborted();
             if aborted {
-                inflight.done.push((run.key, None));
+                done.push((run.key, None));
             }
             !aborted
         });
@@ -270,12 +283,12 @@ impl<D: Device> Connection<D> {
         }
         let nexus = self.live.nexus();
         while bytes < HIGH_WATER
-            && let Some(run) = ready.pop_front()
+            && let Some(run) = inflight.ready.pop_front()
         {
             bytes += inflight.begin(&target.device, &nexus, run);
         }
         inflight.report(&self.live, Some(self.link));
-        self.take(ready);
+        self.take(&mut inflight.ready);
     }
 
     /// Takes what the session has to send and to run.
@@ -313,11 +326,10 @@ impl<D: Device> Connection<D> {
         }
     }
 
-    async fn flush(&mut self) -> io::Result<()> {
-        let (link, mut ready) = (self.link, VecDeque::new());
+    async fn flush(&mut self, inflight: &mut Inflight) -> io::Result<()> {
         loop {
             if self.send()? {
-                self.live.with(Some(link), |it| it.take(link, &mut self.output, &mut ready));
+                self.take(&mut inflight.ready);
                 if self.output.is_empty() {
                     return Ok(());
                 }
@@ -352,12 +364,11 @@ pub(crate) async fn keep<D: Device>(
         });
         if let Some(target) = &target {
             let nexus = live.nexus();
-            for run in stray {
-                inflight.begin(&target.device, &nexus, run);
-            }
+            inflight.ready.extend(stray);
+            inflight.begin_all(&target.device, &nexus);
             inflight.report(&live, None);
         }
-        if over.is_some() && !inflight.keys.is_empty() {
+        if over.is_some() {
             inflight.drop_all(&live);
         }
         if let Some(why) = over

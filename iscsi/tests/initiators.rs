@@ -92,14 +92,11 @@ async fn libiscsis_suite_of_the_transport_passes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn libiscsi_keeps_many_commands_under_way() {
     let house = served(None).await;
-    for kind in ["-r", "-w"] {
-        let arguments = ["-m", "64", "-b", "16", kind, "-t", "2", &url(&house, "")];
+    for kind in [&["-r"][..], &[]] {
+        let url = url(&house, "");
+        let arguments = [&["-m", "64", "-b", "16", "-t", "2"], kind, &[&url]].concat();
         let Some(output) = run("iscsi-perf", &arguments).await else { return };
         let text = said(&output);
-        // Some versions only read.
-        if kind == "-w" && text.contains("invalid option") {
-            continue;
-        }
         assert!(output.status.success() && text.contains("finished."), "{text}");
     }
 }

@@ -271,6 +271,11 @@ async fn who_asks_and_does_not_read_makes_nothing_grow() {
     for itt in 0..32 {
         assert_eq!(greedy.until_done(itt, &[]).await.0.len(), 65_536);
     }
+    // And when it goes with answers unread, nothing of it stays.
+    drop(greedy);
+    while house.service.sessions().len() > 1 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
