@@ -370,6 +370,9 @@ impl Session {
             data,
             segment,
             first_sn: task.data_sn,
+            ttt: NO_TAG,
+            acknowledged: 0,
+            lun: task.lun.0,
             response: ScsiResponse {
                 status: completion.status as u8,
                 itt,
@@ -390,6 +393,9 @@ impl Session {
             && answered.response.residual == Residual::None
             && answered.response.bidirectional == Residual::None;
         let collapse = plain && self.level() == 0 && !answered.data.is_empty();
+        if self.level() > 0 {
+            answered.ttt = self.fresh_ttt();
+        }
         self.send_answer(&mut answered, 0, collapse);
         if self.level() > 0 {
             self.keep(itt, answered);
@@ -426,11 +432,15 @@ impl Session {
             let end = offset.saturating_add(answered.segment).min(burst_end);
             let wanted = data_sn >= from && until.is_none_or(|until| data_sn < until);
             if wanted {
+                // The last sequence is acknowledged with its status.
+                let acknowledge = self.level() > 0 && end == burst_end && end < length;
                 let pdu = DataIn {
                     last: end == burst_end,
+                    acknowledge,
                     status: status.filter(|_| end == length),
+                    lun: if acknowledge { answered.lun } else { [0; 8] },
                     itt: answered.response.itt,
-                    ttt: NO_TAG,
+                    ttt: if acknowledge { answered.ttt } else { NO_TAG },
                     data_sn,
                     offset,
                     ..DataIn::default()
