@@ -61,8 +61,18 @@ async fn libiscsi_finds_the_target_and_its_units() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn libiscsi_gets_in_with_the_secret_alone() {
     let account = Account::new("alice", b"averylongsecret").unwrap();
-    let chap = ChapSettings::new(vec![account], None, Algorithm::ALL.to_vec()).unwrap();
+    let target = Account::new("target", b"asecretofthetarget").unwrap();
+    let chap = ChapSettings::new(vec![account], Some(target), Algorithm::ALL.to_vec()).unwrap();
     let house = served(Some(chap)).await;
+    for (secret, right) in [("asecretofthetarget", true), ("nosecretofthetarget", false)] {
+        let mutual = format!(
+            "{}?target_user=target&target_password={secret}",
+            url(&house, "alice%averylongsecret@")
+        );
+        let Some(output) = run("iscsi-inq", &[&mutual]).await else { return };
+        let text = said(&output);
+        assert_eq!(text.contains("Vendor:BULKHEAD"), right, "{text}");
+    }
     for (login, right) in
         [("alice%averylongsecret@", true), ("alice%anotherlongone@", false), ("", false)]
     {

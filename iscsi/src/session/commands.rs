@@ -275,6 +275,16 @@ impl Session {
         if task.aborted || task.running.is_some() {
             return;
         }
+        let solicited = data.ttt != NO_TAG;
+        if solicited && !task.asked.iter().any(|asked| asked.ttt == data.ttt) {
+            // Tags that were given up, and data that nobody asked for.
+            if !frame.intact {
+                self.reject(link, reason::DATA_DIGEST, frame);
+            } else if !task.stale {
+                self.reject(link, reason::PROTOCOL, frame);
+            }
+            return;
+        }
         let recover = self.setup.parameters.error_recovery_level > 0;
         if !frame.intact {
             if recover {
@@ -284,16 +294,8 @@ impl Session {
             }
             self.reject(link, reason::DATA_DIGEST, frame);
         }
-        let solicited = data.ttt != NO_TAG;
         let first_burst = self.setup.parameters.first_burst;
         let Some(task) = self.tasks.get_mut(&data.itt) else { return };
-        if solicited && !task.asked.iter().any(|asked| asked.ttt == data.ttt) {
-            // Tags that were given up, and data that nobody asked for.
-            if !task.stale && frame.intact {
-                self.reject(link, reason::PROTOCOL, frame);
-            }
-            return;
-        }
         if frame.intact && task.refused.is_none() && !task.broken {
             let sound = if solicited {
                 take_solicited(task, data, &frame.data)
