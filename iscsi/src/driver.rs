@@ -26,8 +26,9 @@ use crate::{
     target::{Live, Target, lock},
 };
 
-/// Bytes that are read at once.
+/// Bytes that are read at once: a connection that sends little keeps a small buffer.
 const READ: usize = 128 << 10;
+pub(crate) const READ_LITTLE: usize = 4 << 10;
 /// A connection that has so much to send reads nothing and begins nothing, in bytes.
 const HIGH_WATER: usize = 2 << 20;
 /// Pieces of one system call.
@@ -130,6 +131,8 @@ pub(crate) struct Connection<D> {
     pub stream: TcpStream,
     pub framer: Framer,
     pub input: BytesMut,
+    /// Bytes to make room for.
+    pub want: usize,
     pub output: Output,
     /// The session may have more to send than `output`.
     pub behind: bool,
@@ -223,7 +226,13 @@ impl<D: Device> Connection<D> {
                         inflight.finished(ended);
                     }
                 }
-                () = self.wake.notified() => {}
+                () = self.wake.notified() => {
+                    // Also the ping of a connection that is idle, whose buffer others may have.
+                    if self.input.is_empty() {
+                        self.input = BytesMut::new();
+                        self.want = READ_LITTLE;
+                    }
+                }
                 it = self.stream.readable(), if may_read => it?,
                 it = self.stream.writable(), if waits_to_send => it?,
             }
@@ -315,12 +324,18 @@ impl<D: Device> Connection<D> {
 
     /// Reads what is there; whether anything was.
     fn read(&mut self) -> io::Result<bool> {
-        if self.input.capacity() - self.input.len() < READ / 4 {
-            self.input.reserve(READ);
+        if self.input.capacity() - self.input.len() < self.want / 4 {
+            self.input.reserve(self.want);
         }
+        let room = self.input.capacity() - self.input.len();
         match self.stream.try_read_buf(&mut self.input) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(true),
+            Ok(count) => {
+                if count == room {
+                    self.want = (self.want * 4).min(READ);
+                }
+                Ok(true)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }

@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     budget::Budget,
     config::{ConfigError, Discovery, Limits, TargetConfig},
-    driver::{Connection, keep},
+    driver::{Connection, READ_LITTLE, keep},
     login::{Directory, Established, Login, LoginStatus, Step},
     negotiate::DEFAULT_MAX_RECV,
     pdu::{Digests, Framer},
@@ -386,6 +386,7 @@ impl<D: Device> Inner<D> {
             stream,
             framer,
             input,
+            want: READ_LITTLE,
             output,
             behind: false,
             wake,

@@ -296,7 +296,7 @@ impl Session {
         }
         let first_burst = self.setup.parameters.first_burst;
         let Some(task) = self.tasks.get_mut(&data.itt) else { return };
-        if frame.intact && task.refused.is_none() && !task.broken {
+        if task.refused.is_none() && !task.broken {
             let sound = if solicited {
                 take_solicited(task, data, &frame.data)
             } else {
