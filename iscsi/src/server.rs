@@ -193,10 +193,8 @@ impl<D: Device> Service<D> {
         self.inner.budget.left()
     }
 
-    /// Takes connections through a portal of the group `tag`, until the future is dropped.
-    ///
-    /// # Errors
-    /// None: a listener that fails for the moment is tried again.
+    /// Takes connections through a portal of the group `tag`, until the future is dropped; those
+    /// that were taken go on. A listener that fails for the moment is tried again.
     pub async fn serve(&self, listener: TcpListener, tag: u16) {
         loop {
             match listener.accept().await {

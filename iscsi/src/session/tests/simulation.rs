@@ -387,7 +387,7 @@ impl World {
                     self.send_command(wire, itt);
                 }
             }
-            Pdu::Reject(_) | Pdu::LogoutResponse(_) | Pdu::NopIn(_) => {}
+            Pdu::Reject(_) | Pdu::LogoutResponse(_) | Pdu::NopIn(_) | Pdu::AsyncMessage(_) => {}
             other => panic!("{other:?}"),
         }
     }
