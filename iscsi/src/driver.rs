@@ -38,8 +38,15 @@ const LAST_WORDS: u64 = 5_000;
 /// Milliseconds between looks at the clock.
 const TICK: u64 = 500;
 
+/// The end of a command: its sense data as the logical unit lays them out, and its data-in.
+struct End {
+    completion: Completion,
+    sense: Vec<u8>,
+    data_in: Vec<u8>,
+}
+
 /// How a command ended; `None` if it was aborted.
-type Ended = (TaskKey, Option<(Completion, Vec<u8>)>);
+type Ended = (TaskKey, Option<End>);
 type Running = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
 fn start<D: Device>(device: &Arc<D>, nexus: &Arc<Nexus>, run: Run) -> Running {
@@ -50,7 +57,9 @@ fn start<D: Device>(device: &Arc<D>, nexus: &Arc<Nexus>, run: Run) -> Running {
             let mut data_in = Vec::new();
             let request = Request { lun, cdb: cdb.bytes(), data_out: &data_out, attribute };
             let completion = device.execute(&nexus, request, &mut data_in).await;
-            (completion, data_in)
+            let encode = |sense| device.encode_sense(lun, sense);
+            let sense = completion.sense.as_ref().map_or_else(Vec::new, encode);
+            End { completion, sense, data_in }
         };
         (key, Abortable::new(work, abort).await.ok())
     })
@@ -73,7 +82,7 @@ impl Inflight {
         let mut running = start(device, nexus, run);
         match running.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(ended) => {
-                let bytes = ended.1.as_ref().map_or(0, |(_, data)| data.len());
+                let bytes = ended.1.as_ref().map_or(0, |end| end.data_in.len());
                 self.done.push(ended);
                 bytes
             }
@@ -99,7 +108,7 @@ impl Inflight {
         live.with(own, |engine| {
             for (key, end) in self.done.drain(..) {
                 match end {
-                    Some((completion, data_in)) => engine.complete(key, &completion, data_in),
+                    Some(it) => engine.complete(key, &it.completion, &it.sense, it.data_in),
                     None => engine.ended(key),
                 }
             }

@@ -113,6 +113,13 @@ pub trait Device: Send + Sync + 'static {
     /// All logical units are reset (TARGET COLD RESET and WARM RESET of RFC 7143 11.5.1).
     fn reset_target(&self, nexus: &Nexus);
 
+    /// Sense data of a completed command as the logical unit lays them out: the fixed format,
+    /// or the descriptor format where D_SENSE of its control mode page says so (SPC-4 7.5.8).
+    fn encode_sense(&self, lun: Lun, sense: &Sense) -> Vec<u8> {
+        let _ = lun;
+        sense.fixed().to_vec()
+    }
+
     /// Tasks of other nexuses were aborted on this logical unit by `nexus` (CLEAR TASK SET): each of
     /// those in `others` is owed COMMANDS CLEARED BY ANOTHER INITIATOR.
     fn tasks_cleared(&self, nexus: &Nexus, lun: Lun, others: &[Nexus]);

@@ -189,7 +189,9 @@ impl Session {
             if task.unsolicited.is_none() {
                 let wanted = u64::from(task.expected_out);
                 let completion = Completion { status, sense, data_out_wanted: wanted };
-                self.finish(itt, &completion, Bytes::new());
+                let sense = sense.map(|sense| sense.fixed());
+                let sense = sense.as_ref().map_or(&[][..], |fixed| &fixed[..]);
+                self.finish(itt, &completion, sense, (Bytes::new(), 0));
             }
             return;
         }
@@ -325,8 +327,14 @@ impl Session {
         self.go_on(data.itt);
     }
 
-    /// The device came to the end of a command.
-    pub fn complete(&mut self, key: TaskKey, completion: &Completion, data_in: Vec<u8>) {
+    /// The device came to the end of a command; `sense` is how it lays out its sense data.
+    pub fn complete(
+        &mut self,
+        key: TaskKey,
+        completion: &Completion,
+        sense: &[u8],
+        data_in: Vec<u8>,
+    ) {
         let Some(task) = self.tasks.get_mut(&key.itt).filter(|task| task.id == key.id) else {
             return;
         };
@@ -338,16 +346,18 @@ impl Session {
         let mut data = Bytes::from(data_in);
         let (actual, expected) = (data.len() as u64, task.expected_in);
         data.truncate(expected as usize);
-        self.finish_with(key.itt, completion, data, actual);
+        self.finish(key.itt, completion, sense, (data, actual));
         self.step_functions();
     }
 
-    fn finish(&mut self, itt: u32, completion: &Completion, data: Bytes) {
-        let actual = data.len() as u64;
-        self.finish_with(itt, completion, data, actual);
-    }
-
-    fn finish_with(&mut self, itt: u32, completion: &Completion, data: Bytes, actual: u64) {
+    /// Answers a command: with its data-in, as far as they are expected, and how many there were.
+    fn finish(
+        &mut self,
+        itt: u32,
+        completion: &Completion,
+        sense: &[u8],
+        (data, actual): (Bytes, u64),
+    ) {
         let Some(task) = self.tasks.get(&itt) else { return };
         let inward = Residual::of(task.expected_in, actual);
         let outward = Residual::of(task.expected_out, completion.data_out_wanted);
@@ -357,12 +367,12 @@ impl Session {
             (_, false) if actual == 0 && !task.read => (Residual::None, outward),
             (_, false) => (Residual::None, inward),
         };
-        let sense = completion.sense.filter(|_| completion.status == Status::CheckCondition);
-        let sense = sense.map_or_else(Bytes::new, |sense| {
-            let fixed = sense.fixed();
-            let length = u16::try_from(fixed.len()).unwrap_or_default();
-            [&length.to_be_bytes()[..], &fixed].concat().into()
-        });
+        let sense = if completion.status == Status::CheckCondition && !sense.is_empty() {
+            let length = u16::try_from(sense.len()).unwrap_or_default();
+            [&length.to_be_bytes()[..], sense].concat().into()
+        } else {
+            Bytes::new()
+        };
         let link = task.link;
         let segment = self.links.get(&link).map_or(8192, |link| link.parameters.initiator_max_recv);
         let answered = Answered {
