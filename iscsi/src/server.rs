@@ -460,6 +460,11 @@ impl<D: Device> Inner<D> {
             let silence = config.limits.silence;
             tokio::spawn(keep(Some(target.clone()), live.clone(), self.epoch, silence));
             let (link, wake) = added?;
+            // What changed between the login's beginning and now did not see this session.
+            if let Some(status) = self.change_of_mind(&target, &live, from) {
+                live.with(None, |it| it.end("its target changed during its login"));
+                return Err(status);
+            }
             tracing::info!(
                 session = live.id,
                 initiator = live.identity.initiator,
@@ -467,6 +472,24 @@ impl<D: Device> Inner<D> {
                 "session begins"
             );
             return Ok((Some(target), live, link, wake));
+        }
+    }
+
+    fn change_of_mind(
+        &self,
+        target: &Arc<Target<D>>,
+        live: &Live,
+        from: SocketAddr,
+    ) -> Option<LoginStatus> {
+        let config = target.config();
+        if self.stopping.load(Ordering::Acquire) {
+            Some(LoginStatus::ServiceUnavailable)
+        } else if !self.find(&config.name).is_some_and(|it| Arc::ptr_eq(&it, target)) {
+            Some(LoginStatus::TargetRemoved)
+        } else if !config.admits(&live.identity.initiator, from.ip()) {
+            Some(LoginStatus::AuthorizationFailure)
+        } else {
+            None
         }
     }
 
