@@ -26,8 +26,9 @@ use crate::{
     target::{Live, Target, lock},
 };
 
-/// Bytes that are read at once.
+/// Bytes that are read at once: a connection that sends little keeps a small buffer.
 const READ: usize = 128 << 10;
+pub(crate) const READ_LITTLE: usize = 4 << 10;
 /// A connection that has so much to send reads nothing and begins nothing, in bytes.
 const HIGH_WATER: usize = 2 << 20;
 /// Pieces of one system call.
@@ -37,8 +38,15 @@ const LAST_WORDS: u64 = 5_000;
 /// Milliseconds between looks at the clock.
 const TICK: u64 = 500;
 
+/// The end of a command: its sense data as the logical unit lays them out, and its data-in.
+struct End {
+    completion: Completion,
+    sense: Vec<u8>,
+    data_in: Vec<u8>,
+}
+
 /// How a command ended; `None` if it was aborted.
-type Ended = (TaskKey, Option<(Completion, Vec<u8>)>);
+type Ended = (TaskKey, Option<End>);
 type Running = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
 fn start<D: Device>(device: &Arc<D>, nexus: &Arc<Nexus>, run: Run) -> Running {
@@ -49,7 +57,9 @@ fn start<D: Device>(device: &Arc<D>, nexus: &Arc<Nexus>, run: Run) -> Running {
             let mut data_in = Vec::new();
             let request = Request { lun, cdb: cdb.bytes(), data_out: &data_out, attribute };
             let completion = device.execute(&nexus, request, &mut data_in).await;
-            (completion, data_in)
+            let encode = |sense| device.encode_sense(lun, sense);
+            let sense = completion.sense.as_ref().map_or_else(Vec::new, encode);
+            End { completion, sense, data_in }
         };
         (key, Abortable::new(work, abort).await.ok())
     })
@@ -58,6 +68,8 @@ fn start<D: Device>(device: &Arc<D>, nexus: &Arc<Nexus>, run: Run) -> Running {
 /// Commands at the device.
 #[derive(Default)]
 struct Inflight {
+    /// Commands that were not begun.
+    ready: VecDeque<Run>,
     futures: FuturesUnordered<Running>,
     keys: BTreeSet<(u32, u64)>,
     done: Vec<Ended>,
@@ -70,7 +82,7 @@ impl Inflight {
         let mut running = start(device, nexus, run);
         match running.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(ended) => {
-                let bytes = ended.1.as_ref().map_or(0, |(_, data)| data.len());
+                let bytes = ended.1.as_ref().map_or(0, |end| end.data_in.len());
                 self.done.push(ended);
                 bytes
             }
@@ -96,22 +108,27 @@ impl Inflight {
         live.with(own, |engine| {
             for (key, end) in self.done.drain(..) {
                 match end {
-                    Some((completion, data_in)) => engine.complete(key, &completion, data_in),
+                    Some(it) => engine.complete(key, &it.completion, &it.sense, it.data_in),
                     None => engine.ended(key),
                 }
             }
         });
     }
 
-    /// Drops all that runs: it is aborted.
+    /// Drops all that runs or would: it is aborted.
     fn drop_all(&mut self, live: &Live) {
         self.futures.clear();
-        let keys = std::mem::take(&mut self.keys);
-        live.with(None, |engine| {
-            for (itt, id) in keys {
-                engine.ended(TaskKey { itt, id });
-            }
-        });
+        let begun = std::mem::take(&mut self.keys).into_iter();
+        self.done.extend(begun.map(|(itt, id)| (TaskKey { itt, id }, None)));
+        self.done.extend(self.ready.drain(..).map(|run| (run.key, None)));
+        self.report(live, None);
+    }
+
+    /// Begins all that is ready.
+    fn begin_all<D: Device>(&mut self, device: &Arc<D>, nexus: &Arc<Nexus>) {
+        while let Some(run) = self.ready.pop_front() {
+            self.begin(device, nexus, run);
+        }
     }
 }
 
@@ -123,6 +140,8 @@ pub(crate) struct Connection<D> {
     pub stream: TcpStream,
     pub framer: Framer,
     pub input: BytesMut,
+    /// Bytes to make room for.
+    pub want: usize,
     pub output: Output,
     /// The session may have more to send than `output`.
     pub behind: bool,
@@ -144,9 +163,12 @@ impl<D: Device> Connection<D> {
         if let Err(error) = &end {
             tracing::debug!(session = self.live.id, %error, "the connection broke");
         }
+        if lock(&self.live.engine).over().is_some() {
+            inflight.drop_all(&self.live);
+        }
         if matches!(end, Ok(Close::AfterOutput)) {
             let limit = Duration::from_millis(LAST_WORDS);
-            let _ = tokio::time::timeout(limit, self.flush()).await;
+            let _ = tokio::time::timeout(limit, self.flush(&mut inflight)).await;
         }
         let Self { target, live, link, stream, epoch, .. } = self;
         drop(stream);
@@ -157,7 +179,9 @@ impl<D: Device> Connection<D> {
             let engine = lock(&live.engine);
             engine.over().is_none() && engine.parameters().error_recovery_level == 2
         };
-        if recovers && target.is_some() {
+        if recovers && let Some(target) = &target {
+            inflight.begin_all(&target.device, &live.nexus());
+            inflight.report(&live, None);
             let mut changes = live.changes.subscribe();
             while !inflight.keys.is_empty() && lock(&live.engine).over().is_none() {
                 tokio::select! {
@@ -171,25 +195,25 @@ impl<D: Device> Connection<D> {
     }
 
     async fn turn(&mut self, inflight: &mut Inflight) -> io::Result<Close> {
-        let mut ready = VecDeque::new();
         let mut rounds = 0u32;
         loop {
-            let close = self.exchange(&mut ready);
-            self.run(&mut ready, inflight);
+            let close = self.exchange(&mut inflight.ready);
+            self.run(inflight);
             if let Some(close) = close {
                 return Ok(close);
             }
             let mut sent = self.send()?;
             // What the session had to say meanwhile had to wait for this.
             while sent && self.behind {
-                self.take(&mut ready);
+                self.take(&mut inflight.ready);
                 sent = self.send()?;
             }
             // Who does not read is not read: nothing grows behind what waits to be sent.
-            let may_read = self.output.bytes() < HIGH_WATER && ready.is_empty() && !self.behind;
+            let may_read =
+                self.output.bytes() < HIGH_WATER && inflight.ready.is_empty() && !self.behind;
             // What is there already is read without asking the reactor.
             let read = may_read && self.read()?;
-            if read || (sent && !ready.is_empty()) {
+            if read || (sent && !inflight.ready.is_empty()) {
                 rounds += 1;
                 if rounds.is_multiple_of(16) {
                     tokio::task::yield_now().await;
@@ -211,7 +235,13 @@ impl<D: Device> Connection<D> {
                         inflight.finished(ended);
                     }
                 }
-                () = self.wake.notified() => {}
+                () = self.wake.notified() => {
+                    // Also the ping of a connection that is idle, whose buffer others may have.
+                    if self.input.is_empty() {
+                        self.input = BytesMut::new();
+                        self.want = READ_LITTLE;
+                    }
+                }
                 it = self.stream.readable(), if may_read => it?,
                 it = self.stream.writable(), if waits_to_send => it?,
             }
@@ -250,16 +280,17 @@ impl<D: Device> Connection<D> {
     }
 
     /// Begins what is ready, as long as there is room for the answers.
-    fn run(&mut self, ready: &mut VecDeque<Run>, inflight: &mut Inflight) {
+    fn run(&mut self, inflight: &mut Inflight) {
         let Some(target) = &self.target else { return };
-        if ready.is_empty() {
+        if inflight.ready.is_empty() {
             return;
         }
         // Others may wait for the end of what was aborted before it began.
+        let Inflight { ready, done, .. } = inflight;
         ready.retain(|run| {
             let aborted = run.abort.handle().is_aborted();
             if aborted {
-                inflight.done.push((run.key, None));
+                done.push((run.key, None));
             }
             !aborted
         });
@@ -270,12 +301,12 @@ impl<D: Device> Connection<D> {
         }
         let nexus = self.live.nexus();
         while bytes < HIGH_WATER
-            && let Some(run) = ready.pop_front()
+            && let Some(run) = inflight.ready.pop_front()
         {
             bytes += inflight.begin(&target.device, &nexus, run);
         }
         inflight.report(&self.live, Some(self.link));
-        self.take(ready);
+        self.take(&mut inflight.ready);
     }
 
     /// Takes what the session has to send and to run.
@@ -302,22 +333,27 @@ impl<D: Device> Connection<D> {
 
     /// Reads what is there; whether anything was.
     fn read(&mut self) -> io::Result<bool> {
-        if self.input.capacity() - self.input.len() < READ / 4 {
-            self.input.reserve(READ);
+        if self.input.capacity() - self.input.len() < self.want / 4 {
+            self.input.reserve(self.want);
         }
+        let room = self.input.capacity() - self.input.len();
         match self.stream.try_read_buf(&mut self.input) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(true),
+            Ok(count) => {
+                if count == room {
+                    self.want = (self.want * 4).min(READ);
+                }
+                Ok(true)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    async fn flush(&mut self) -> io::Result<()> {
-        let (link, mut ready) = (self.link, VecDeque::new());
+    async fn flush(&mut self, inflight: &mut Inflight) -> io::Result<()> {
         loop {
             if self.send()? {
-                self.live.with(Some(link), |it| it.take(link, &mut self.output, &mut ready));
+                self.take(&mut inflight.ready);
                 if self.output.is_empty() {
                     return Ok(());
                 }
@@ -352,12 +388,11 @@ pub(crate) async fn keep<D: Device>(
         });
         if let Some(target) = &target {
             let nexus = live.nexus();
-            for run in stray {
-                inflight.begin(&target.device, &nexus, run);
-            }
+            inflight.ready.extend(stray);
+            inflight.begin_all(&target.device, &nexus);
             inflight.report(&live, None);
         }
-        if over.is_some() && !inflight.keys.is_empty() {
+        if over.is_some() {
             inflight.drop_all(&live);
         }
         if let Some(why) = over

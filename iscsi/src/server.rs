@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     budget::Budget,
     config::{ConfigError, Discovery, Limits, TargetConfig},
-    driver::{Connection, keep},
+    driver::{Connection, READ_LITTLE, keep},
     login::{Directory, Established, Login, LoginStatus, Step},
     negotiate::DEFAULT_MAX_RECV,
     pdu::{Digests, Framer},
@@ -80,6 +80,8 @@ struct Inner<D> {
     next_nexus: Arc<AtomicU64>,
     next_tsih: AtomicU16,
     stopping: AtomicBool,
+    /// The second in which a refusal was told last, from 1.
+    refusals: AtomicU64,
 }
 
 /// An iSCSI service: any number of targets behind any number of listeners.
@@ -110,6 +112,7 @@ impl<D: Device> Service<D> {
             next_nexus: Arc::new(AtomicU64::new(1)),
             next_tsih: AtomicU16::new(1),
             stopping: AtomicBool::new(false),
+            refusals: AtomicU64::new(0),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -190,10 +193,8 @@ impl<D: Device> Service<D> {
         self.inner.budget.left()
     }
 
-    /// Takes connections through a portal of the group `tag`, until the future is dropped.
-    ///
-    /// # Errors
-    /// None: a listener that fails for the moment is tried again.
+    /// Takes connections through a portal of the group `tag`, until the future is dropped; those
+    /// that were taken go on. A listener that fails for the moment is tried again.
     pub async fn serve(&self, listener: TcpListener, tag: u16) {
         loop {
             match listener.accept().await {
@@ -222,7 +223,15 @@ impl<D: Device> Service<D> {
             let result = tokio::time::timeout(inner.login_time, login).await;
             drop((half_open, permit));
             match result {
-                Ok(Ok(Some(connection))) => connection.serve().await,
+                Ok(Ok(Some(connection))) => {
+                    let (live, link) = (connection.live.clone(), connection.link);
+                    // Whatever fails in a device fails for one session.
+                    if let Err(error) = tokio::spawn(connection.serve()).await {
+                        tracing::error!(session = live.id, %error, "a command failed its session");
+                        lock(&live.drivers).remove(&link);
+                        live.with(None, |it| it.wreck(link));
+                    }
+                }
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "a login broke off"),
                 Err(_) => tracing::debug!(%peer, "a login took too long"),
@@ -321,7 +330,7 @@ impl<D: Device> Inner<D> {
             match login.receive(&frame, &*self) {
                 Step::Respond(bytes) => stream.write_all(&bytes).await?,
                 Step::Refuse(bytes, status, why) => {
-                    tracing::info!(%peer, ?status, why, "a login was refused");
+                    self.tell_refusal(peer, status, &why);
                     stream.write_all(&bytes).await?;
                     stream.shutdown().await?;
                     return Ok(None);
@@ -333,7 +342,7 @@ impl<D: Device> Inner<D> {
                             Ok(Some(self.connection(*established, joined, stream, input)))
                         }
                         Err(status) => {
-                            tracing::info!(%peer, ?status, "a login was refused");
+                            self.tell_refusal(peer, status, "at its end");
                             stream.write_all(&established.refuse(status)).await?;
                             stream.shutdown().await?;
                             Ok(None)
@@ -341,6 +350,14 @@ impl<D: Device> Inner<D> {
                     };
                 }
             }
+        }
+    }
+
+    /// Strangers can be refused as often as they like; the log tells of one a second.
+    fn tell_refusal(&self, peer: SocketAddr, status: LoginStatus, why: &str) {
+        let second = self.epoch.elapsed().as_secs() + 1;
+        if self.refusals.swap(second, Ordering::Relaxed) != second {
+            tracing::info!(%peer, ?status, why, "a login was refused");
         }
     }
 
@@ -367,6 +384,7 @@ impl<D: Device> Inner<D> {
             stream,
             framer,
             input,
+            want: READ_LITTLE,
             output,
             behind: false,
             wake,
@@ -442,6 +460,11 @@ impl<D: Device> Inner<D> {
             let silence = config.limits.silence;
             tokio::spawn(keep(Some(target.clone()), live.clone(), self.epoch, silence));
             let (link, wake) = added?;
+            // What changed between the login's beginning and now did not see this session.
+            if let Some(status) = self.change_of_mind(&target, &live, from) {
+                live.with(None, |it| it.end("its target changed during its login"));
+                return Err(status);
+            }
             tracing::info!(
                 session = live.id,
                 initiator = live.identity.initiator,
@@ -449,6 +472,24 @@ impl<D: Device> Inner<D> {
                 "session begins"
             );
             return Ok((Some(target), live, link, wake));
+        }
+    }
+
+    fn change_of_mind(
+        &self,
+        target: &Arc<Target<D>>,
+        live: &Live,
+        from: SocketAddr,
+    ) -> Option<LoginStatus> {
+        let config = target.config();
+        if self.stopping.load(Ordering::Acquire) {
+            Some(LoginStatus::ServiceUnavailable)
+        } else if !self.find(&config.name).is_some_and(|it| Arc::ptr_eq(&it, target)) {
+            Some(LoginStatus::TargetRemoved)
+        } else if !config.admits(&live.identity.initiator, from.ip()) {
+            Some(LoginStatus::AuthorizationFailure)
+        } else {
+            None
         }
     }
 

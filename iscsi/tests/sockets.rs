@@ -271,6 +271,11 @@ async fn who_asks_and_does_not_read_makes_nothing_grow() {
     for itt in 0..32 {
         assert_eq!(greedy.until_done(itt, &[]).await.0.len(), 65_536);
     }
+    // And when it goes with answers unread, nothing of it stays.
+    drop(greedy);
+    while house.service.sessions().len() > 1 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -285,5 +290,23 @@ async fn a_data_segment_beyond_what_was_declared_ends_the_connection() {
     while !house.service.sessions().is_empty() {
         tokio::task::yield_now().await;
     }
+    assert_eq!(house.service.data_left(), ServiceConfig::default().data_budget);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_of_the_device_ends_one_session() {
+    let house = plain_house().await;
+    let (mut other, _) = Client::log_in(house.at, Who { isid: 2, ..Who::default() }).await;
+    let (mut client, _) = Client::log_in(house.at, Who::default()).await;
+    client.write(1, 1, 0, &[9; 512]).await;
+    let mut command = client.transfer(false, 0, 2, 0, 1);
+    command.cdb[0] = 0xc0;
+    client.send(Pdu::ScsiCommand(command), &[]).await;
+    while client.next().await.is_some() {}
+    while house.service.sessions().len() > 1 {
+        tokio::task::yield_now().await;
+    }
+    other.ping(1).await;
+    assert!(matches!(other.next().await, Some((Pdu::NopIn(_), _))));
     assert_eq!(house.service.data_left(), ServiceConfig::default().data_budget);
 }

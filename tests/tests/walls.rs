@@ -69,6 +69,12 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("hyperv-host/src/migrate", &["control", "recover"]),
     ("smb-client/src/channel_group.rs", &["connection", "channels", "session", "open"]),
     ("smb-client/src/session.rs", &["open", "reconnect"]),
+    (
+        "iscsi/src/pdu",
+        &["text", "negotiate", "chap", "config", "login", "session", "target", "driver", "server"],
+    ),
+    ("iscsi/src/login.rs", &["session", "target", "driver", "server"]),
+    ("iscsi/src/session", &["login", "target", "driver", "server"]),
     ("volume/src/fs", &["sharing", "open", "client"]),
     ("volume/src/sharing", &["open", "client"]),
     ("smb-server/src/session.rs", &["command", "exchange", "connection"]),

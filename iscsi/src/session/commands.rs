@@ -189,7 +189,9 @@ impl Session {
             if task.unsolicited.is_none() {
                 let wanted = u64::from(task.expected_out);
                 let completion = Completion { status, sense, data_out_wanted: wanted };
-                self.finish(itt, &completion, Bytes::new());
+                let sense = sense.map(|sense| sense.fixed());
+                let sense = sense.as_ref().map_or(&[][..], |fixed| &fixed[..]);
+                self.finish(itt, &completion, sense, (Bytes::new(), 0));
             }
             return;
         }
@@ -275,6 +277,16 @@ impl Session {
         if task.aborted || task.running.is_some() {
             return;
         }
+        let solicited = data.ttt != NO_TAG;
+        if solicited && !task.asked.iter().any(|asked| asked.ttt == data.ttt) {
+            // Tags that were given up, and data that nobody asked for.
+            if !frame.intact {
+                self.reject(link, reason::DATA_DIGEST, frame);
+            } else if !task.stale {
+                self.reject(link, reason::PROTOCOL, frame);
+            }
+            return;
+        }
         let recover = self.setup.parameters.error_recovery_level > 0;
         if !frame.intact {
             if recover {
@@ -284,17 +296,9 @@ impl Session {
             }
             self.reject(link, reason::DATA_DIGEST, frame);
         }
-        let solicited = data.ttt != NO_TAG;
         let first_burst = self.setup.parameters.first_burst;
         let Some(task) = self.tasks.get_mut(&data.itt) else { return };
-        if solicited && !task.asked.iter().any(|asked| asked.ttt == data.ttt) {
-            // Tags that were given up, and data that nobody asked for.
-            if !task.stale && frame.intact {
-                self.reject(link, reason::PROTOCOL, frame);
-            }
-            return;
-        }
-        if frame.intact && task.refused.is_none() && !task.broken {
+        if task.refused.is_none() && !task.broken {
             let sound = if solicited {
                 take_solicited(task, data, &frame.data)
             } else {
@@ -323,8 +327,14 @@ impl Session {
         self.go_on(data.itt);
     }
 
-    /// The device came to the end of a command.
-    pub fn complete(&mut self, key: TaskKey, completion: &Completion, data_in: Vec<u8>) {
+    /// The device came to the end of a command; `sense` is how it lays out its sense data.
+    pub fn complete(
+        &mut self,
+        key: TaskKey,
+        completion: &Completion,
+        sense: &[u8],
+        data_in: Vec<u8>,
+    ) {
         let Some(task) = self.tasks.get_mut(&key.itt).filter(|task| task.id == key.id) else {
             return;
         };
@@ -336,16 +346,18 @@ impl Session {
         let mut data = Bytes::from(data_in);
         let (actual, expected) = (data.len() as u64, task.expected_in);
         data.truncate(expected as usize);
-        self.finish_with(key.itt, completion, data, actual);
+        self.finish(key.itt, completion, sense, (data, actual));
         self.step_functions();
     }
 
-    fn finish(&mut self, itt: u32, completion: &Completion, data: Bytes) {
-        let actual = data.len() as u64;
-        self.finish_with(itt, completion, data, actual);
-    }
-
-    fn finish_with(&mut self, itt: u32, completion: &Completion, data: Bytes, actual: u64) {
+    /// Answers a command: with its data-in, as far as they are expected, and how many there were.
+    fn finish(
+        &mut self,
+        itt: u32,
+        completion: &Completion,
+        sense: &[u8],
+        (data, actual): (Bytes, u64),
+    ) {
         let Some(task) = self.tasks.get(&itt) else { return };
         let inward = Residual::of(task.expected_in, actual);
         let outward = Residual::of(task.expected_out, completion.data_out_wanted);
@@ -355,12 +367,12 @@ impl Session {
             (_, false) if actual == 0 && !task.read => (Residual::None, outward),
             (_, false) => (Residual::None, inward),
         };
-        let sense = completion.sense.filter(|_| completion.status == Status::CheckCondition);
-        let sense = sense.map_or_else(Bytes::new, |sense| {
-            let fixed = sense.fixed();
-            let length = u16::try_from(fixed.len()).unwrap_or_default();
-            [&length.to_be_bytes()[..], &fixed].concat().into()
-        });
+        let sense = if completion.status == Status::CheckCondition && !sense.is_empty() {
+            let length = u16::try_from(sense.len()).unwrap_or_default();
+            [&length.to_be_bytes()[..], sense].concat().into()
+        } else {
+            Bytes::new()
+        };
         let link = task.link;
         let segment = self.links.get(&link).map_or(8192, |link| link.parameters.initiator_max_recv);
         let answered = Answered {
@@ -370,6 +382,9 @@ impl Session {
             data,
             segment,
             first_sn: task.data_sn,
+            ttt: NO_TAG,
+            acknowledged: 0,
+            lun: task.lun.0,
             response: ScsiResponse {
                 status: completion.status as u8,
                 itt,
@@ -390,6 +405,9 @@ impl Session {
             && answered.response.residual == Residual::None
             && answered.response.bidirectional == Residual::None;
         let collapse = plain && self.level() == 0 && !answered.data.is_empty();
+        if self.level() > 0 {
+            answered.ttt = self.fresh_ttt();
+        }
         self.send_answer(&mut answered, 0, collapse);
         if self.level() > 0 {
             self.keep(itt, answered);
@@ -426,11 +444,15 @@ impl Session {
             let end = offset.saturating_add(answered.segment).min(burst_end);
             let wanted = data_sn >= from && until.is_none_or(|until| data_sn < until);
             if wanted {
+                // The last sequence is acknowledged with its status.
+                let acknowledge = self.level() > 0 && end == burst_end && end < length;
                 let pdu = DataIn {
                     last: end == burst_end,
+                    acknowledge,
                     status: status.filter(|_| end == length),
+                    lun: if acknowledge { answered.lun } else { [0; 8] },
                     itt: answered.response.itt,
-                    ttt: NO_TAG,
+                    ttt: if acknowledge { answered.ttt } else { NO_TAG },
                     data_sn,
                     offset,
                     ..DataIn::default()

@@ -155,6 +155,14 @@ impl Session {
         self.end(why);
     }
 
+    /// Says that a connection is dropped (AsyncEvent 2).
+    pub(super) fn tell_dropped(&mut self, cid: u16) {
+        let (wait, retain) = (self.setup.parameters.time2wait, self.setup.parameters.time2retain);
+        for link in self.up() {
+            self.message(link, 2, [cid, wait, retain]);
+        }
+    }
+
     fn up(&self) -> Vec<u32> {
         self.links.iter().filter(|(_, it)| it.is_up()).map(|(key, _)| *key).collect()
     }

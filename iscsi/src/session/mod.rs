@@ -487,12 +487,14 @@ impl Session {
         std::mem::take(&mut self.outside)
     }
 
-    /// A connection's framing or digest of a header is broken: it ends.
+    /// A connection ends because of its initiator: its framing or the digest of a header is broken,
+    /// or it is mute. The session's other connections are told (AsyncEvent 2).
     pub fn offend(&mut self, link: u32) {
-        if let Some(it) = self.links.get_mut(&link).filter(|it| it.is_up()) {
-            it.state = State::Closing(Close::Now);
-            self.touch(link);
-        }
+        let Some(it) = self.links.get_mut(&link).filter(|it| it.is_up()) else { return };
+        it.state = State::Closing(Close::Now);
+        let cid = it.cid;
+        self.touch(link);
+        self.tell_dropped(cid);
     }
 
     /// Time passes: mute initiators are asked and given up, lost connections forgotten.

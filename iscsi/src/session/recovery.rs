@@ -20,6 +20,10 @@ pub(super) struct Answered {
     pub segment: u32,
     /// DataSN of its first Data-In.
     pub first_sn: u32,
+    /// What an acknowledgement of its Data-In names, and the first that was not acknowledged.
+    pub ttt: u32,
+    pub acknowledged: u32,
+    pub lun: [u8; 8],
     pub response: ScsiResponse,
     pub sense: Bytes,
 }
@@ -87,7 +91,7 @@ impl Session {
             0 => self.repeat_data(link, snack, run),
             1 => self.repeat_status(link, snack.begin, run),
             3 => self.repeat_in_pieces(link, snack),
-            // No Data-In asks for an acknowledgement.
+            _ if self.data_arrived(link, snack) => true,
             _ => return self.reject(link, reason::DATA_ACK, frame),
         };
         if !found {
@@ -110,12 +114,24 @@ impl Session {
         }
         let Some(answered) = self.answered.remove(&itt) else { return false };
         let same = answered.link == link;
-        let known = same && snack.begin < answered.response.exp_data_sn;
+        let known =
+            same && (answered.acknowledged..answered.response.exp_data_sn).contains(&snack.begin);
         if known {
             self.send_data(&answered, snack.begin, run, None);
         }
         self.answered.insert(itt, answered);
         known
+    }
+
+    /// DataACK (RFC 7143 11.16.1): Data-In below a number arrived, and are not asked for again.
+    fn data_arrived(&mut self, link: u32, snack: &Snack) -> bool {
+        let of = |it: &&mut Answered| it.link == link && it.ttt == snack.ttt;
+        let Some(it) = self.answered.values_mut().find(of) else { return false };
+        let sound = snack.begin >= it.acknowledged && snack.begin <= it.response.exp_data_sn;
+        if sound {
+            it.acknowledged = snack.begin;
+        }
+        sound
     }
 
     fn repeat_status(&mut self, link: u32, begin: u32, run: Option<u32>) -> bool {
@@ -210,6 +226,19 @@ impl Session {
             }
         }
         self.step_functions();
+    }
+
+    /// The driver of a connection failed, and the device with it: the session is over, and what that
+    /// driver ran is not waited for.
+    pub fn wreck(&mut self, link: u32) {
+        self.end("its driver failed");
+        let of = |(itt, task): (&u32, &Task)| (task.link == link).then_some(*itt);
+        let tasks: Vec<u32> = self.tasks.iter().filter_map(of).collect();
+        for itt in tasks {
+            self.remove_task(itt);
+        }
+        self.links.remove(&link);
+        self.news = true;
     }
 
     /// A lost connection is not waited for any longer.

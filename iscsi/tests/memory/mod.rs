@@ -101,6 +101,8 @@ impl Memory {
         let last = self.blocks.read().unwrap().len() / BLOCK - 1;
         match cdb[0] {
             0x00 | 0x35 | 0x91 => good(0),
+            // A device with a fault.
+            0xc0 => panic!("the device has a fault"),
             0x03 => {
                 let mut sense = Sense::new(SenseKey::NoSense, 0).fixed().to_vec();
                 sense.truncate(usize::from(cdb[4]));

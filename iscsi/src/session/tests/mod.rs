@@ -2,6 +2,7 @@
 
 mod commands;
 mod functions;
+mod hostile;
 mod others;
 mod recovery;
 mod simulation;
@@ -184,7 +185,7 @@ impl Rig {
         let run = self.runs.remove(at).unwrap();
         let wanted = run.data_out.len() as u64;
         let completion = Completion { status: Status::Good, sense: None, data_out_wanted: wanted };
-        self.session.complete(run.key, &completion, data_in);
+        self.session.complete(run.key, &completion, &[], data_in);
     }
 
     pub fn fail(&mut self, itt: u32, sense: Sense) {
@@ -196,7 +197,7 @@ impl Rig {
             sense: Some(sense),
             data_out_wanted: run.data_out.len() as u64,
         };
-        self.session.complete(run.key, &completion, Vec::new());
+        self.session.complete(run.key, &completion, &sense.fixed(), Vec::new());
     }
 }
 

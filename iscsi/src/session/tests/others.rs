@@ -157,3 +157,14 @@ fn numbers_of_responses_follow_one_another() {
         .collect();
     assert_eq!(numbers, [100, 101, 102]);
 }
+
+#[test]
+fn the_other_connections_are_told_of_one_that_is_dropped() {
+    let mut rig = Rig::new(2);
+    let other = rig.join(7);
+    rig.session.offend(other);
+    assert_eq!(rig.drain(other).1, Some(Close::Now));
+    let answers = rig.answers(0);
+    let Pdu::AsyncMessage(it) = answers[0].0 else { panic!("no message") };
+    assert_eq!((it.event, it.parameters), (2, [7, 2, 20]));
+}

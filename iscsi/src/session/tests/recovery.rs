@@ -88,6 +88,36 @@ fn data_and_status_are_sent_again_until_they_are_acknowledged() {
 }
 
 #[test]
+fn data_that_arrived_are_acknowledged_and_not_sent_again() {
+    let mut rig = Rig::new(1);
+    let read = rig.read(1, 10_000);
+    rig.command(0, read, &[]);
+    rig.finish(1, vec![5; 10_000]);
+    let sent = rig.answers(0);
+    let tags: Vec<(bool, u32)> = sent
+        .iter()
+        .filter_map(|(pdu, _)| match pdu {
+            Pdu::DataIn(it) => Some((it.acknowledge, it.ttt)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(tags.iter().map(|it| it.0).collect::<Vec<_>>(), [true, true, false]);
+    let mut acknowledge = |begin, ttt| {
+        let it = Snack { kind: 2, lun: [0; 8], itt: NO_TAG, ttt, exp_stat_sn: 0, begin, run: 0 };
+        rig.send(0, Pdu::Snack(it), &[]);
+        rejected(&rig.answers(0))
+    };
+    assert!(acknowledge(2, tags[0].1).is_empty());
+    assert_eq!(acknowledge(9, tags[0].1), [reason::DATA_ACK], "it was not sent");
+    assert_eq!(acknowledge(1, tags[0].1), [reason::DATA_ACK], "more arrived before");
+    assert_eq!(acknowledge(1, 4711), [reason::DATA_ACK]);
+    rig.send(0, snack(0, 1, 1, 1), &[]);
+    assert_eq!(rejected(&rig.answers(0)), [reason::SNACK]);
+    rig.send(0, snack(0, 1, 2, 1), &[]);
+    assert_eq!(rig.answers(0).len(), 1);
+}
+
+#[test]
 fn data_come_again_in_shorter_pieces_when_the_initiator_says_so() {
     let mut rig = Rig::new(1);
     let read = rig.read(1, 4096);

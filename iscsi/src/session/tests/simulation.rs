@@ -387,7 +387,7 @@ impl World {
                     self.send_command(wire, itt);
                 }
             }
-            Pdu::Reject(_) | Pdu::LogoutResponse(_) | Pdu::NopIn(_) => {}
+            Pdu::Reject(_) | Pdu::LogoutResponse(_) | Pdu::NopIn(_) | Pdu::AsyncMessage(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -443,7 +443,7 @@ impl World {
         }
         let wanted = run.data_out.len() as u64;
         let completion = Completion { status: Status::Good, sense: None, data_out_wanted: wanted };
-        self.rig.session.complete(run.key, &completion, data_in);
+        self.rig.session.complete(run.key, &completion, &[], data_in);
     }
 
     /// A connection is lost.
