@@ -14,7 +14,7 @@ use iscsi::{
     negotiate::{DigestWish, Wishes},
 };
 use serde::Deserialize;
-use smb_server::config::{ConfigError, Network};
+use smb_server::config::{ConfigError, Network, Size};
 use vhd::Format;
 use zeroize::Zeroizing;
 
@@ -107,6 +107,13 @@ struct LunSection {
     #[serde(default = "yes")]
     write_cache: bool,
     id: Option<String>,
+    product: Option<String>,
+    physical_sector: Option<u32>,
+    #[serde(default)]
+    removable: bool,
+    #[serde(default)]
+    atomic_sectors: u32,
+    sanitize_rate: Option<Size>,
     #[serde(default)]
     initiators: Vec<String>,
 }
@@ -156,6 +163,17 @@ pub struct Lun {
     pub write_cache: bool,
     /// The identity, if it is not to be made of the target's name and the number.
     pub id: Option<[u8; 16]>,
+    /// What it is called, up to 16 characters.
+    pub product: Option<String>,
+    /// Bytes of a physical sector, if not what the image says.
+    pub physical_sector: Option<u32>,
+    /// The medium can be ejected.
+    pub removable: bool,
+    /// Sectors of which the storage below promises that a loss of power leaves all or none of a
+    /// write.
+    pub atomic_sectors: u32,
+    /// Bytes in a second that SANITIZE writes at most.
+    pub sanitize_rate: Option<u64>,
     /// Initiators that see it; all of the target's if there is none.
     pub initiators: Vec<String>,
 }
@@ -350,6 +368,16 @@ impl Check<'_> {
         if !writable && !section.read_only {
             return Err(self.bad(&key, "images of this format are read only: read_only = true"));
         }
+        if let Some(name) = &section.product
+            && (name.is_empty() || name.len() > 16 || !name.chars().all(|c| matches!(c, ' '..='~')))
+        {
+            return Err(self.bad(&key, "product is 1 to 16 printable ASCII characters"));
+        }
+        if let Some(size) = section.physical_sector
+            && !matches!(size, 512 | 4096)
+        {
+            return Err(self.bad(&key, "physical_sector is 512 or 4096"));
+        }
         let id = section.id.as_deref().map(identity).transpose();
         Ok(Lun {
             number: section.number,
@@ -360,6 +388,11 @@ impl Check<'_> {
             thin: section.thin,
             write_cache: section.write_cache,
             id: id.map_err(|()| self.bad(&key, "id is a UUID: 32 hexadecimal digits"))?,
+            product: section.product.clone(),
+            physical_sector: section.physical_sector,
+            removable: section.removable,
+            atomic_sectors: section.atomic_sectors,
+            sanitize_rate: section.sanitize_rate.map(|rate| rate.0),
             initiators: section.initiators.clone(),
         })
     }

@@ -97,6 +97,11 @@ impl Opened {
             read_only: lun.read_only,
             thin: lun.thin.unwrap_or(unit.thin),
             write_cache: lun.write_cache,
+            product: lun.product.clone().unwrap_or(unit.product),
+            physical_block: lun.physical_sector,
+            removable: lun.removable,
+            atomic_blocks: lun.atomic_sectors,
+            sanitize_rate: lun.sanitize_rate.unwrap_or(unit.sanitize_rate),
             ..unit
         }
     }
