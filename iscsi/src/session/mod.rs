@@ -568,11 +568,12 @@ impl Session {
         self.early_bytes = 0;
         self.answered.clear();
         self.answered_order.clear();
-        self.stray.clear();
+        self.answered_bytes = 0;
+        // Nobody drives those that are lost.
+        self.links.retain(|_, it| !matches!(it.state, State::Lost(_)));
         let links: Vec<u32> = self.links.keys().copied().collect();
         for link in links {
             if let Some(it) = self.links.get_mut(&link) {
-                it.ready.clear();
                 it.logged_out = true;
                 if it.is_up() {
                     it.state = State::Closing(Close::AfterOutput);
