@@ -225,6 +225,8 @@ impl Session {
                 self.abandon(oldest);
             }
         }
+        // Whoever clears away what is over waits for its last connection.
+        self.news |= self.over.is_some();
         self.step_functions();
     }
 
