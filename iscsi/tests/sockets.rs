@@ -317,7 +317,7 @@ async fn however_initiators_come_and_go_nothing_of_them_stays() {
     house.memory.permits.add_permits(200);
     let at = house.at;
     let visit = |guest: u8| async move {
-        for round in 0..25u32 {
+        for round in 0..60u32 {
             let level = ["0", "1", "2"][round as usize % 3];
             let keys = [("ErrorRecoveryLevel", level), ("InitialR2T", "No")];
             // Two guests have one name: each ends the other's session.

@@ -451,10 +451,10 @@ impl Session {
         touched.append(&mut self.touched);
     }
 
-    /// Whether, since this was asked last, an aborted task went or the session came to its end:
-    /// what others may wait for.
+    /// Whether, since this was asked last, an aborted task went or the session came to its end, or
+    /// whether commands have no connection to run them: what others may wait for.
     pub fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.news)
+        std::mem::take(&mut self.news) || !self.stray.is_empty()
     }
 
     /// What a connection has to send and to run, and whether it is to end. `output` is exchanged if
