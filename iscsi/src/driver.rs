@@ -373,6 +373,8 @@ pub(crate) async fn keep<D: Device>(
 ) {
     let mut inflight = Inflight::default();
     let mut changes: watch::Receiver<u64> = live.changes.subscribe();
+    // What happened before this task came to its turn.
+    changes.mark_changed();
     let period = Duration::from_millis(TICK.min(silence / 4).max(10));
     loop {
         let runs = !inflight.futures.is_empty();

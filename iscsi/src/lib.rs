@@ -9,8 +9,8 @@
 //!            scsi::Device ── how it ended ────┘
 //! ```
 //! `pdu`, `text`, `negotiate`, `chap`, `login` and `session` know neither sockets nor a clock nor a
-//! runtime: bytes and times go in, bytes and commands come out. `driver.rs` and `server.rs` are
-//! around them, `target.rs` is what connections of a target have in common, `config.rs` what an
+//! runtime: bytes and times go in, bytes and commands come out. `driver.rs`, `join.rs` and
+//! `server.rs` are around them, `target.rs` is what connections of a target have in common, `config.rs` what an
 //! administrator says of it.
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod budget;
 pub mod chap;
 pub mod config;
 mod driver;
+mod join;
 pub mod login;
 pub mod negotiate;
 pub mod pdu;

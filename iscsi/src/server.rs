@@ -12,28 +12,25 @@ use std::{
 };
 
 use bytes::BytesMut;
-use scsi::{Device, Nexus};
+use scsi::Device;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{Notify, Semaphore, watch},
+    sync::Semaphore,
     time::Instant,
 };
 
 use crate::{
     budget::Budget,
-    config::{ConfigError, Discovery, Limits, TargetConfig},
-    driver::{Connection, READ_LITTLE, keep},
+    config::{ConfigError, Discovery, TargetConfig},
+    driver::{Connection, READ_LITTLE},
+    join::Joined,
     login::{Directory, Established, Login, LoginStatus, Step},
     negotiate::DEFAULT_MAX_RECV,
     pdu::{Digests, Framer},
-    session::{Announce, Output, SendTargets, Session, Setup},
-    target::{Driver, Identity, Live, SessionInfo, Target, lock},
-    text::Pair,
+    session::Output,
+    target::{Live, SessionInfo, Target, lock},
 };
-
-/// Discovery sessions at a time.
-const DISCOVERIES: usize = 64;
 
 /// Held as long as a login is under way.
 pub type Permit = Box<dyn Send>;
@@ -67,21 +64,22 @@ impl Default for ServiceConfig {
     }
 }
 
-struct Inner<D> {
-    targets: RwLock<BTreeMap<String, Arc<Target<D>>>>,
-    discovery: RwLock<Arc<Discovery>>,
-    discoveries: Mutex<Vec<Arc<Live>>>,
-    budget: Arc<Budget>,
-    half_open: Arc<Semaphore>,
-    login_time: Duration,
-    gate: Option<Gate>,
-    epoch: Instant,
-    next_session: AtomicU64,
-    next_nexus: Arc<AtomicU64>,
-    next_tsih: AtomicU16,
-    stopping: AtomicBool,
+/// What all connections of a service share.
+pub(crate) struct Inner<D> {
+    pub(crate) targets: RwLock<BTreeMap<String, Arc<Target<D>>>>,
+    pub(crate) discovery: RwLock<Arc<Discovery>>,
+    pub(crate) discoveries: Mutex<Vec<Arc<Live>>>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) half_open: Arc<Semaphore>,
+    pub(crate) login_time: Duration,
+    pub(crate) gate: Option<Gate>,
+    pub(crate) epoch: Instant,
+    pub(crate) next_session: AtomicU64,
+    pub(crate) next_nexus: Arc<AtomicU64>,
+    pub(crate) next_tsih: AtomicU16,
+    pub(crate) stopping: AtomicBool,
     /// The second in which a refusal was told last, from 1.
-    refusals: AtomicU64,
+    pub(crate) refusals: AtomicU64,
 }
 
 /// An iSCSI service: any number of targets behind any number of listeners.
@@ -269,37 +267,12 @@ impl<D: Device> Directory for Inner<D> {
     }
 }
 
-/// Answers SendTargets for a session that came from and to these addresses.
-struct Here<D> {
-    inner: Arc<Inner<D>>,
-    from: IpAddr,
-    to: SocketAddr,
-    tag: u16,
-}
-
-impl<D: Device> Announce for Here<D> {
-    fn targets(&self, initiator: &str, own: Option<&str>, which: SendTargets<'_>) -> Vec<Pair> {
-        let wanted = |config: &TargetConfig| match (which, own) {
-            (SendTargets::All, _) => true,
-            (SendTargets::One(""), own) => own == Some(config.name.as_str()),
-            // A session with a target learns of no other.
-            (SendTargets::One(name), Some(own)) => name == own && config.name == own,
-            (SendTargets::One(name), None) => config.name == name.to_lowercase(),
-        };
-        let configs = self.inner.all().into_iter().map(|target| target.config());
-        configs
-            .filter(|config| wanted(config) && config.admits(initiator, self.from))
-            .flat_map(|config| config.announcement(self.to, self.tag))
-            .collect()
-    }
-}
-
 impl<D: Device> Inner<D> {
-    fn all(&self) -> Vec<Arc<Target<D>>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Target<D>>> {
         self.targets.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn find(&self, name: &str) -> Option<Arc<Target<D>>> {
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Target<D>>> {
         self.targets.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
@@ -392,209 +365,4 @@ impl<D: Device> Inner<D> {
             fresh: self.next_nexus.clone(),
         }
     }
-
-    /// A login is through: a new session, or one that is there.
-    async fn join(
-        self: &Arc<Self>,
-        established: &Established,
-        from: SocketAddr,
-        to: SocketAddr,
-        tag: u16,
-    ) -> Result<Joined<D>, LoginStatus> {
-        if self.stopping.load(Ordering::Acquire) {
-            return Err(LoginStatus::ServiceUnavailable);
-        }
-        let identity = Identity {
-            initiator: established.initiator.clone(),
-            alias: established.alias.clone(),
-            isid: established.request.isid,
-            tag,
-        };
-        let place = Place { from, to, tag };
-        let Some(config) = &established.target else {
-            return self.discover(established, identity, place);
-        };
-        let target = self.find(&config.name).ok_or(LoginStatus::TargetRemoved)?;
-        if established.request.tsih != 0 {
-            let found = lock(&target.sessions).get(&established.request.tsih).cloned();
-            let live = found
-                .filter(|it| {
-                    it.identity.initiator == identity.initiator && it.identity.isid == identity.isid
-                })
-                .ok_or(LoginStatus::SessionDoesNotExist)?;
-            if live.identity.tag != tag {
-                return Err(LoginStatus::CannotIncludeInSession);
-            }
-            let (link, wake) = self.add(&live, established, place)?;
-            return Ok((Some(target), live, link, wake));
-        }
-        loop {
-            let same = |it: &Arc<Live>| {
-                it.identity.initiator == identity.initiator
-                    && it.identity.isid == identity.isid
-                    && it.identity.tag == tag
-            };
-            let older = target.lives().into_iter().find(same);
-            if let Some(older) = older {
-                // Session reinstatement (RFC 7143 6.3.5): nothing of the old one may still run.
-                older.with(None, |it| it.end("its initiator logged in anew"));
-                older.wait_gone().await;
-                continue;
-            }
-            let mut sessions = lock(&target.sessions);
-            if sessions.values().any(same) {
-                continue;
-            }
-            if sessions.len() >= config.limits.sessions.min(usize::from(u16::MAX) - 1) {
-                return Err(LoginStatus::OutOfResources);
-            }
-            let mut tsih = self.next_tsih.fetch_add(1, Ordering::Relaxed);
-            while tsih == 0 || sessions.contains_key(&tsih) {
-                tsih = self.next_tsih.fetch_add(1, Ordering::Relaxed);
-            }
-            let live = self.new_live(established, identity, place, tsih);
-            sessions.insert(tsih, live.clone());
-            drop(sessions);
-            target.device.attach(&live.nexus());
-            let added = self.add(&live, established, place);
-            let silence = config.limits.silence;
-            tokio::spawn(keep(Some(target.clone()), live.clone(), self.epoch, silence));
-            let (link, wake) = added?;
-            // What changed between the login's beginning and now did not see this session.
-            if let Some(status) = self.change_of_mind(&target, &live, from) {
-                live.with(None, |it| it.end("its target changed during its login"));
-                return Err(status);
-            }
-            tracing::info!(
-                session = live.id,
-                initiator = live.identity.initiator,
-                target = config.name,
-                "session begins"
-            );
-            return Ok((Some(target), live, link, wake));
-        }
-    }
-
-    fn change_of_mind(
-        &self,
-        target: &Arc<Target<D>>,
-        live: &Live,
-        from: SocketAddr,
-    ) -> Option<LoginStatus> {
-        let config = target.config();
-        if self.stopping.load(Ordering::Acquire) {
-            Some(LoginStatus::ServiceUnavailable)
-        } else if !self.find(&config.name).is_some_and(|it| Arc::ptr_eq(&it, target)) {
-            Some(LoginStatus::TargetRemoved)
-        } else if !config.admits(&live.identity.initiator, from.ip()) {
-            Some(LoginStatus::AuthorizationFailure)
-        } else {
-            None
-        }
-    }
-
-    fn discover(
-        self: &Arc<Self>,
-        established: &Established,
-        identity: Identity,
-        place: Place,
-    ) -> Result<Joined<D>, LoginStatus> {
-        if established.request.tsih != 0 {
-            return Err(LoginStatus::SessionDoesNotExist);
-        }
-        let live = {
-            let mut discoveries = lock(&self.discoveries);
-            discoveries.retain(|live| !*live.gone.borrow());
-            if discoveries.len() >= DISCOVERIES {
-                return Err(LoginStatus::OutOfResources);
-            }
-            let tsih = self.next_tsih.fetch_add(1, Ordering::Relaxed).max(1);
-            let live = self.new_live(established, identity, place, tsih);
-            discoveries.push(live.clone());
-            live
-        };
-        let added = self.add(&live, established, place);
-        let silence = Limits::default().silence;
-        tokio::spawn(keep::<D>(None, live.clone(), self.epoch, silence));
-        let (link, wake) = added?;
-        Ok((None, live, link, wake))
-    }
-
-    fn new_live(
-        self: &Arc<Self>,
-        established: &Established,
-        identity: Identity,
-        place: Place,
-        tsih: u16,
-    ) -> Arc<Live> {
-        let id = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let isid: String = identity.isid.iter().map(|byte| format!("{byte:02x}")).collect();
-        let nexus = Nexus {
-            id: self.next_nexus.fetch_add(1, Ordering::Relaxed),
-            initiator: format!("{},i,0x{isid}", identity.initiator).into(),
-            port: place.tag,
-        };
-        let config = established.target.as_deref();
-        let setup = Setup {
-            initiator: identity.initiator.clone(),
-            target: config.map(|config| config.name.clone()),
-            parameters: established.session.clone(),
-            wishes: config.map_or_else(|| self.discovery().wishes.clone(), |it| it.wishes.clone()),
-            limits: config.map_or_else(Limits::default, |config| config.limits.clone()),
-            resets: config.is_some_and(|config| config.resets),
-            budget: self.budget.clone(),
-            announce: Arc::new(Here {
-                inner: self.clone(),
-                from: place.from.ip(),
-                to: place.to,
-                tag: place.tag,
-            }),
-        };
-        Arc::new(Live {
-            id,
-            tsih,
-            identity,
-            nexus: RwLock::new(Arc::new(nexus)),
-            engine: Mutex::new(Session::new(setup, established.request.sn.cmd_sn)),
-            drivers: Mutex::default(),
-            changes: watch::Sender::new(0),
-            gone: watch::Sender::new(false),
-        })
-    }
-
-    fn add(
-        &self,
-        live: &Arc<Live>,
-        established: &Established,
-        place: Place,
-    ) -> Result<(u32, Arc<Notify>), LoginStatus> {
-        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let cid = established.request.cid;
-        let link = live.with(None, |engine| {
-            if engine.over().is_some() {
-                return Err(LoginStatus::SessionDoesNotExist);
-            }
-            if !engine.has_room(cid) {
-                return Err(LoginStatus::TooManyConnections);
-            }
-            let stat_sn = established.stat_sn.wrapping_add(1);
-            Ok(engine.join(cid, established.connection, stat_sn, now))
-        })?;
-        let wake = Arc::new(Notify::new());
-        let driver = Driver { wake: wake.clone(), from: place.from, to: place.to };
-        lock(&live.drivers).insert(link, driver);
-        // What happened to the connection before anybody could wake its driver.
-        wake.notify_one();
-        Ok((link, wake))
-    }
-}
-
-type Joined<D> = (Option<Arc<Target<D>>>, Arc<Live>, u32, Arc<Notify>);
-
-/// Where a connection came from and to.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    from: SocketAddr,
-    to: SocketAddr,
-    tag: u16,
 }

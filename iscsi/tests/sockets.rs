@@ -310,3 +310,55 @@ async fn a_fault_of_the_device_ends_one_session() {
     assert!(matches!(other.next().await, Some((Pdu::NopIn(_), _))));
     assert_eq!(house.service.data_left(), ServiceConfig::default().data_budget);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_initiators_come_and_go_nothing_of_them_stays() {
+    let house = plain_house().await;
+    house.memory.permits.add_permits(200);
+    let at = house.at;
+    let visit = |guest: u8| async move {
+        for round in 0..60u32 {
+            let level = ["0", "1", "2"][round as usize % 3];
+            let keys = [("ErrorRecoveryLevel", level), ("InitialR2T", "No")];
+            // Two guests have one name: each ends the other's session.
+            let who = Who { isid: guest / 2, keys: &keys, ..Who::default() };
+            let (mut client, response) = Client::log_in(at, who).await;
+            if response.status != 0 {
+                continue;
+            }
+            let data = pattern(64 * 512);
+            let unit = u8::from((round + u32::from(guest)).is_multiple_of(3));
+            for itt in 0..6 {
+                // The older of two may be gone at any time.
+                let write = client.transfer(true, unit, itt, guest, 64);
+                client.try_send(Pdu::ScsiCommand(write), &data[..512]).await;
+                let read = client.transfer(false, unit, 100 + itt, guest, 8);
+                client.try_send(Pdu::ScsiCommand(read), &[]).await;
+            }
+            match round % 4 {
+                0 => client.try_function(function::LUN_RESET, unit, 50).await,
+                1 => client.try_function(function::ABORT_TASK_SET, unit, 50).await,
+                2 => client.try_function(function::CLEAR_TASK_SET, 1 - unit, 50).await,
+                _ => {}
+            }
+            for _ in 0..round % 7 {
+                if client.next().await.is_none() {
+                    break;
+                }
+            }
+        }
+    };
+    let guests: Vec<_> = (0..6).map(|guest| tokio::spawn(visit(guest))).collect();
+    for guest in guests {
+        guest.await.unwrap();
+    }
+    house.memory.permits.add_permits(100_000);
+    // What may be recovered is kept for its time; the service's end does not wait for that.
+    house.service.stop().await;
+    assert!(house.service.sessions().is_empty());
+    assert_eq!(house.service.data_left(), ServiceConfig::default().data_budget);
+    let told = house.memory.told.lock().unwrap();
+    let count = |what: &str| told.iter().filter(|line| line.starts_with(what)).count();
+    assert_eq!(count("attach"), count("detach"));
+    assert!(count("attach") > 20);
+}

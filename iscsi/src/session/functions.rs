@@ -229,13 +229,8 @@ impl Session {
         abort.abort();
         let link = task.link;
         // What nobody has begun need not be waited for.
-        let queue = match self.links.get_mut(&link) {
-            Some(it) if !it.ready.is_empty() => &mut it.ready,
-            _ => &mut self.stray,
-        };
-        let queued = queue.len();
-        Self::scatter(queue, &[key]);
-        if queue.len() < queued {
+        let queued = self.links.get_mut(&link).is_some_and(|it| Self::take_out(&mut it.ready, key));
+        if queued || Self::take_out(&mut self.stray, key) {
             self.remove_task(itt);
             return None;
         }

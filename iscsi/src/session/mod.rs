@@ -451,10 +451,10 @@ impl Session {
         touched.append(&mut self.touched);
     }
 
-    /// Whether, since this was asked last, an aborted task went or the session came to its end:
-    /// what others may wait for.
+    /// Whether, since this was asked last, an aborted task went or the session came to its end, or
+    /// whether commands have no connection to run them: what others may wait for.
     pub fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.news)
+        std::mem::take(&mut self.news) || !self.stray.is_empty()
     }
 
     /// What a connection has to send and to run, and whether it is to end. `output` is exchanged if
@@ -568,11 +568,12 @@ impl Session {
         self.early_bytes = 0;
         self.answered.clear();
         self.answered_order.clear();
-        self.stray.clear();
+        self.answered_bytes = 0;
+        // Nobody drives those that are lost.
+        self.links.retain(|_, it| !matches!(it.state, State::Lost(_)));
         let links: Vec<u32> = self.links.keys().copied().collect();
         for link in links {
             if let Some(it) = self.links.get_mut(&link) {
-                it.ready.clear();
                 it.logged_out = true;
                 if it.is_up() {
                     it.state = State::Closing(Close::AfterOutput);

@@ -225,6 +225,8 @@ impl Session {
                 self.abandon(oldest);
             }
         }
+        // Whoever clears away what is over waits for its last connection.
+        self.news |= self.over.is_some();
         self.step_functions();
     }
 
@@ -313,8 +315,10 @@ impl Session {
         self.answered.insert(itt, answered);
     }
 
-    /// Commands that wait to be run somewhere, of connections that went.
-    pub(super) fn scatter(runs: &mut VecDeque<Run>, keys: &[TaskKey]) {
-        runs.retain(|run| !keys.contains(&run.key));
+    /// Takes a command out of a queue; whether it was in there.
+    pub(super) fn take_out(runs: &mut VecDeque<Run>, key: TaskKey) -> bool {
+        let before = runs.len();
+        runs.retain(|run| run.key != key);
+        runs.len() < before
     }
 }

@@ -112,6 +112,25 @@ impl Client {
         self.stream.write_all(&bytes).await.unwrap();
     }
 
+    /// Sends to a target that may have closed the connection.
+    pub async fn try_send(&mut self, pdu: Pdu, data: &[u8]) {
+        let bytes = frame::write(pdu.write(), &[], data, self.framer.digests);
+        let _ = self.stream.write_all(&bytes).await;
+    }
+
+    pub async fn try_function(&mut self, function: u8, unit: u8, itt: u32) {
+        let request = TaskRequest {
+            sn: self.at_once(),
+            function,
+            lun: [0, unit, 0, 0, 0, 0, 0, 0],
+            itt,
+            referenced: NO_TAG,
+            ref_cmd_sn: 0,
+            exp_data_sn: 0,
+        };
+        self.try_send(Pdu::TaskRequest(request), &[]).await;
+    }
+
     /// The next PDU; `None` once the target closed the connection.
     pub async fn next(&mut self) -> Option<(Pdu, Bytes)> {
         loop {

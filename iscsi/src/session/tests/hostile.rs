@@ -149,7 +149,8 @@ fn play(level: u8, events: Vec<Event>) {
     }
     rig.session.end("the test is over");
     rig.begun();
-    let links: Vec<u32> = rig.session.links.keys().copied().collect();
+    let driven = |(_, it): &(&u32, &Link)| !matches!(it.state, State::Lost(_));
+    let links: Vec<u32> = rig.session.links.iter().filter(driven).map(|(link, _)| *link).collect();
     for link in links {
         rig.session.lose(link, rig.now);
     }
