@@ -5,5 +5,6 @@ pub mod disk;
 pub mod host;
 pub mod server;
 pub mod share;
+pub mod target;
 pub mod user;
 pub mod vm;

@@ -32,6 +32,8 @@ enum Command {
     Server(cmd::server::Args),
     /// Take, list and delete snapshots of a share.
     Share(cmd::share::Args),
+    /// Look at a server's iSCSI targets and their initiators.
+    Target(cmd::target::Args),
     /// Write the server's users file.
     User(cmd::user::Args),
     /// Measure a server.
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Host(args) => cmd::host::run(args),
         Command::Server(args) => cmd::server::run(args),
         Command::Share(args) => cmd::share::run(args),
+        Command::Target(args) => cmd::target::run(args),
         Command::User(args) => cmd::user::run(args),
         Command::Bench(args) => cmd::bench::run(args),
     };

@@ -16,6 +16,6 @@ mod wire;
 pub use client::Client;
 pub use control_socket::ClientError;
 pub use wire::{
-    Event, LockInfo, MAX_LINE, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status,
-    Target,
+    Event, LockInfo, LunInfo, MAX_LINE, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo,
+    Status, Target, TargetInfo, TargetSession,
 };

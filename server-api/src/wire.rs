@@ -22,6 +22,22 @@ pub enum Request {
     Locks,
     /// All shares.
     Shares,
+    /// All iSCSI targets with their LUNs.
+    Targets,
+    /// All sessions of iSCSI initiators.
+    TargetSessions,
+    /// End a session of an iSCSI initiator.
+    TargetDisconnect {
+        /// Which, as [`TargetSession::id`] has it.
+        session: u64,
+    },
+    /// Look again how large the image or device of a LUN is.
+    LunResize {
+        /// The target's iSCSI name.
+        target: String,
+        /// The LUN.
+        lun: u16,
+    },
     /// End sessions, or close an open.
     Disconnect {
         /// Which.
@@ -62,6 +78,51 @@ pub enum Target {
     Address(String),
     /// One open.
     Open(u64),
+}
+
+/// An iSCSI target.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetInfo {
+    /// Its iSCSI name.
+    pub name: String,
+    /// Its LUNs, by number.
+    pub luns: Vec<LunInfo>,
+}
+
+/// A LUN.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LunInfo {
+    /// Its number.
+    pub number: u16,
+    /// Its image or device.
+    pub path: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its logical block in bytes.
+    pub block: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Its identity, in hexadecimal.
+    pub id: String,
+    /// Initiators that are registered for persistent reservations.
+    pub registrations: u64,
+    /// A persistent reservation is in force.
+    pub reserved: bool,
+}
+
+/// A session of an iSCSI initiator.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetSession {
+    /// Names it to [`Request::TargetDisconnect`].
+    pub id: u64,
+    /// The target's iSCSI name.
+    pub target: String,
+    /// The initiator's iSCSI name.
+    pub initiator: String,
+    /// Addresses of its connections.
+    pub clients: Vec<String>,
+    /// Commands that wait or run.
+    pub commands: u64,
 }
 
 /// How the server is.
@@ -210,6 +271,21 @@ pub enum Reply {
     Shares {
         /// By name.
         shares: Vec<ShareInfo>,
+    },
+    /// To [`Request::Targets`].
+    Targets {
+        /// By name.
+        targets: Vec<TargetInfo>,
+    },
+    /// To [`Request::TargetSessions`].
+    TargetSessions {
+        /// By target.
+        sessions: Vec<TargetSession>,
+    },
+    /// To [`Request::LunResize`].
+    LunResized {
+        /// Its size now, in bytes.
+        size: u64,
     },
     /// To [`Request::Disconnect`].
     Disconnected {

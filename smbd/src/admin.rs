@@ -18,7 +18,8 @@ use std::{
 };
 
 use server_api::{
-    Event, LockInfo, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status, Target,
+    Event, LockInfo, LunInfo, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status,
+    Target, TargetInfo, TargetSession,
 };
 use smb_protocol::{Dialect, SessionId, fscc::snapshots::SnapshotTime, ntlm::users};
 use smb_server::{Server, session::Session};
@@ -28,6 +29,8 @@ use tokio::{
     sync::Semaphore,
 };
 use volume::{fs::volume::Volume, open::Open};
+
+use crate::iscsi::Iscsi;
 
 /// Longest request.
 const MAX_REQUEST: u64 = 64 << 10;
@@ -41,6 +44,8 @@ pub type Reload = Box<dyn Fn(&Server) -> Result<(), String> + Send + Sync>;
 pub struct Program {
     /// At the wish of an administrator.
     pub reload: Reload,
+    /// What is served by iSCSI.
+    pub iscsi: Arc<Iscsi>,
     /// Has another program take over.
     pub upgrade: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
@@ -132,6 +137,24 @@ fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Rep
         Request::Opens => Reply::Opens { opens: opens(server) },
         Request::Locks => Reply::Locks { locks: locks(server) },
         Request::Shares => Reply::Shares { shares: shares(server) },
+        Request::Targets => Reply::Targets { targets: targets(&program.iscsi) },
+        Request::TargetSessions => {
+            let sessions = program.iscsi.sessions().into_iter().map(target_session).collect();
+            Reply::TargetSessions { sessions }
+        }
+        Request::TargetDisconnect { session } => {
+            if !program.iscsi.disconnect(session) {
+                return Err(format!("there is no session {session}"));
+            }
+            tracing::info!(session, "an initiator was disconnected by an administrator");
+            Reply::Disconnected { count: 1 }
+        }
+        Request::LunResize { target, lun } => {
+            let runtime = tokio::runtime::Handle::current();
+            let size = runtime.block_on(program.iscsi.resize(&target, lun))?;
+            tracing::info!(target, lun, size, "a LUN was looked at again");
+            Reply::LunResized { size }
+        }
         Request::Disconnect { target } => {
             let count = disconnect(server, &target);
             if count == 0 {
@@ -165,6 +188,35 @@ fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Rep
             Reply::Ok
         }
     })
+}
+
+fn targets(iscsi: &Iscsi) -> Vec<TargetInfo> {
+    let all = tokio::runtime::Handle::current().block_on(iscsi.targets());
+    let lun = |(unit, path): (scsi::UnitInfo, String)| LunInfo {
+        number: unit.number,
+        path,
+        size: unit.size,
+        block: unit.block,
+        read_only: unit.read_only,
+        id: format!("{:032x}", u128::from_be_bytes(unit.identity)),
+        registrations: unit.registrations as u64,
+        reserved: unit.reserved,
+    };
+    let target = |target: crate::iscsi::TargetInfo| TargetInfo {
+        name: target.name,
+        luns: target.luns.into_iter().map(lun).collect(),
+    };
+    all.into_iter().map(target).collect()
+}
+
+fn target_session(session: iscsi::SessionInfo) -> TargetSession {
+    TargetSession {
+        id: session.id,
+        target: session.target,
+        initiator: session.initiator,
+        clients: session.connections.iter().map(|(from, _)| from.to_string()).collect(),
+        commands: session.commands as u64,
+    }
 }
 
 fn volume(server: &Server, share: &str) -> Result<Arc<Volume>, String> {

@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod inherit;
+pub mod iscsi;
 mod listener;
 pub mod sandbox;
 mod scrape;

@@ -46,6 +46,7 @@ pub fn start(server: Arc<Server>) -> io::Result<Running> {
 #[derive(Debug)]
 pub struct Bound {
     clients: Vec<std::net::TcpListener>,
+    iscsi: Vec<std::net::TcpListener>,
     metrics: Option<std::net::TcpListener>,
 }
 
@@ -56,15 +57,19 @@ impl Bound {
     /// # Errors
     /// If an address cannot be had; the text says which.
     pub fn new(config: &Config) -> io::Result<Self> {
-        Self::with(config, Vec::new())
+        Self::with(config, &[], Vec::new())
     }
 
-    /// Takes what the configuration says from sockets that are bound already, and binds the rest.
-    /// Sockets that nobody wants are closed.
+    /// Takes what the configuration says, and `iscsi`, from sockets that are bound already, and binds
+    /// the rest. Sockets that nobody wants are closed.
     ///
     /// # Errors
     /// As for [`Bound::new`].
-    pub fn with(config: &Config, mut sockets: Vec<std::net::TcpListener>) -> io::Result<Self> {
+    pub fn with(
+        config: &Config,
+        iscsi: &[SocketAddr],
+        mut sockets: Vec<std::net::TcpListener>,
+    ) -> io::Result<Self> {
         let mut get = |address: SocketAddr| match inherit::bound_to(address, &mut sockets) {
             Some(socket) => {
                 socket.set_nonblocking(true)?;
@@ -82,13 +87,19 @@ impl Bound {
                     Ok(listener)
                 })
                 .collect::<io::Result<_>>()?,
+            iscsi: iscsi.iter().map(|address| get(*address)).collect::<io::Result<_>>()?,
             metrics: config.metrics.map(get).transpose()?,
         })
     }
 
+    /// Takes the sockets of iSCSI.
+    pub fn take_iscsi(&mut self) -> Vec<std::net::TcpListener> {
+        std::mem::take(&mut self.iscsi)
+    }
+
     /// The sockets, to be handed to another process.
     pub fn into_fds(self) -> Vec<OwnedFd> {
-        self.clients.into_iter().chain(self.metrics).map(OwnedFd::from).collect()
+        self.clients.into_iter().chain(self.iscsi).chain(self.metrics).map(OwnedFd::from).collect()
     }
 }
 

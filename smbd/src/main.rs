@@ -12,7 +12,13 @@ use std::{
 
 use clap::Parser;
 use rustix::io::Errno;
-use smbd::{Bound, Server, config::Config, descriptors, inherit, sandbox, supervise};
+use smbd::{
+    Bound, Server,
+    config::Config,
+    descriptors, inherit,
+    iscsi::{Iscsi, config::IscsiConfig},
+    sandbox, supervise,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// SMB 3 file server for virtual-machine disks.
@@ -44,8 +50,10 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let config = match Config::load(&args.config) {
-        Ok(config) => config,
+    let loaded = Config::load(&args.config);
+    let loaded = loaded.and_then(|config| Ok((config, IscsiConfig::load(&args.config)?)));
+    let (config, iscsi) = match loaded {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("smbd: {error}");
             return ExitCode::from(2);
@@ -55,7 +63,10 @@ fn main() -> ExitCode {
         println!("{}: correct", args.config.display());
         return ExitCode::SUCCESS;
     }
-    let done = if args.supervise { supervise(&args, &config) } else { run(args, config) };
+    let done = match args.supervise {
+        true => supervise(&args, &config, &iscsi),
+        false => run(args, config, &iscsi),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -66,8 +77,8 @@ fn main() -> ExitCode {
 }
 
 /// Keeps the ports and a server behind them.
-fn supervise(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let bound = Bound::with(config, inherit::take().sockets)?;
+fn supervise(args: &Args, config: &Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
+    let bound = Bound::with(config, &iscsi.listen, inherit::take().sockets)?;
     let plan = supervise::Plan {
         // By the name it was started by: an upgrade puts another program there.
         program: std::env::args_os().next().map_or_else(|| "smbd".into(), PathBuf::from),
@@ -139,7 +150,7 @@ fn descriptors_for(config: &Config) {
     }
 }
 
-fn run(args: Args, config: Config) -> anyhow::Result<()> {
+fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
     // While there is one thread: ports first, then everything that is given up.
     let inherited = inherit::take();
     if let Some(line) = &inherited.supervisor {
@@ -149,15 +160,15 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
     descriptors::raise()?;
     descriptors::make_room()?;
     descriptors_for(&config);
-    let bound = Bound::with(&config, inherited.sockets)?;
+    let mut bound = Bound::with(&config, &iscsi.listen, inherited.sockets)?;
     sandbox::become_user(&config)?;
     let server = Arc::new(Server::new(config.clone())?);
     let mut folders = None;
     if config.sandbox {
-        if !sandbox::confine(&config, &args.config)?.folders {
+        if !sandbox::confine(&config, iscsi, &args.config)?.folders {
             tracing::info!("the kernel has no Landlock: folders outside the shares stay in reach");
         }
-        folders = Some(sandbox::folders(&config));
+        folders = Some(sandbox::folders(&config, iscsi));
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {
@@ -170,6 +181,11 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         let state_dir = config.state_dir.clone();
         let _mine = take_state(&state_dir, &line)?;
         let socket = smbd::admin::bind(&state_dir)?;
+        // First what was promised to clients of an earlier server: it holds its images.
+        server.recover()?;
+        let blocks = Arc::new(Iscsi::new(&state_dir)?);
+        blocks.apply(iscsi).await;
+        let portals = blocks.serve(bound.take_iscsi())?;
         let running = smbd::start_bound(server.clone(), bound)?;
         for address in running.addresses() {
             tracing::info!(%address, "listening");
@@ -177,7 +193,11 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         let (file, confined) = (args.config.clone(), folders.clone());
         let upgrader = line.clone();
         let program = smbd::admin::Program {
-            reload: Box::new(move |server| reload(&file, confined.as_deref(), server)),
+            reload: Box::new({
+                let blocks = blocks.clone();
+                move |server| reload(&file, confined.as_deref(), server, &blocks)
+            }),
+            iscsi: blocks.clone(),
             upgrade: Box::new(move || upgrader.say("upgrade")),
         };
         let admin = tokio::spawn(smbd::admin::serve(server, socket, program));
@@ -195,7 +215,10 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
                 _ = watchdog.tick() => notify("WATCHDOG=1"),
                 _ = hangup.recv() => {
                     notify("RELOADING=1");
-                    let done = reload(&args.config, folders.as_deref(), running.server());
+                    let (file, folders) = (args.config.clone(), folders.clone());
+                    let (server, blocks) = (running.server().clone(), blocks.clone());
+                    let work = move || reload(&file, folders.as_deref(), &server, &blocks);
+                    let done = tokio::task::spawn_blocking(work).await?;
                     if let Err(error) = done {
                         tracing::error!(error, "configuration not reloaded; the old one stays");
                     }
@@ -208,22 +231,34 @@ fn run(args: Args, config: Config) -> anyhow::Result<()> {
         // Before the state is let go of: who comes next makes its own.
         let _ = std::fs::remove_file(state_dir.join(server_api::SOCKET));
         admin.abort();
+        drop(portals);
+        blocks.stop().await;
         running.drain().await;
         Ok(())
     })
 }
 
 /// Takes the new configuration if it is correct; else the old one stays. A server that was
-/// confined to `folders` takes no share outside of them.
-fn reload(file: &Path, folders: Option<&[PathBuf]>, server: &Server) -> Result<(), String> {
+/// confined to `folders` takes no share and no LUN outside of them. On a thread that may wait.
+fn reload(
+    file: &Path,
+    folders: Option<&[PathBuf]>,
+    server: &Server,
+    blocks: &Iscsi,
+) -> Result<(), String> {
     let config = Config::load(file).map_err(|error| error.to_string())?;
-    if let Some(share) = folders.and_then(|folders| sandbox::outside(folders, &config)) {
+    let iscsi = IscsiConfig::load(file).map_err(|error| error.to_string())?;
+    if let Some(what) = folders.and_then(|folders| sandbox::outside(folders, &config, &iscsi)) {
         return Err(format!(
-            "share {share}: its folder lies outside of those that the server was confined to when \
-             it started; restart it"
+            "{what}: it lies outside of the folders that the server was confined to when it \
+             started; restart it"
         ));
     }
     server.reload(config).map_err(|error| error.to_string())?;
+    let failures = tokio::runtime::Handle::current().block_on(blocks.apply(&iscsi));
+    if !failures.is_empty() {
+        return Err(failures.join("\n"));
+    }
     tracing::info!("configuration reloaded");
     Ok(())
 }

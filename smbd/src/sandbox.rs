@@ -27,6 +27,8 @@ use rustix::{
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, sock_filter};
 use smb_server::config::Config;
 
+use crate::iscsi::config::IscsiConfig;
+
 /// Why the server does not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -178,7 +180,11 @@ pub struct Confined {
 ///
 /// # Errors
 /// If the kernel refuses; a kernel without Landlock is no error.
-pub fn confine(config: &Config, file: &Path) -> Result<Confined, SandboxError> {
+pub fn confine(
+    config: &Config,
+    iscsi: &IscsiConfig,
+    file: &Path,
+) -> Result<Confined, SandboxError> {
     system("giving up new privileges", system::set_no_new_privs(true))?;
     let abi = ABI::V5;
     let made = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock | AccessFs::MakeFifo;
@@ -191,9 +197,11 @@ pub fn confine(config: &Config, file: &Path) -> Result<Confined, SandboxError> {
         .handle_access(AccessNet::from_all(abi))?
         .create()?
         .add_rules(path_beneath_rules(shares(config), inside))?
+        .add_rules(path_beneath_rules(images(iscsi), inside))?
         // The admin socket is made there.
         .add_rules(path_beneath_rules([&config.state_dir], inside | AccessFs::MakeSock))?
         .add_rules(path_beneath_rules(readable(config, file), AccessFs::from_read(abi)))?
+        .add_rules(path_beneath_rules(&iscsi.secrets, AccessFs::from_read(abi)))?
         .restrict_self()?;
     seccompiler::apply_filter(&filter()?)?;
     Ok(Confined { folders: status.ruleset != RulesetStatus::NotEnforced })
@@ -201,6 +209,20 @@ pub fn confine(config: &Config, file: &Path) -> Result<Confined, SandboxError> {
 
 fn shares(config: &Config) -> Vec<PathBuf> {
     config.shares.values().map(|share| share.path.clone()).collect()
+}
+
+/// What LUNs are made of: devices, and the folders of images, where their parents and the tracks of
+/// their changes are.
+fn images(iscsi: &IscsiConfig) -> Vec<PathBuf> {
+    let device = |path: &Path| {
+        use std::os::unix::fs::FileTypeExt;
+        fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+    };
+    let place = |path: &Path| match path.parent() {
+        Some(folder) if !device(path) => folder.to_owned(),
+        _ => path.to_owned(),
+    };
+    iscsi.paths().map(place).collect()
 }
 
 /// What is read while the server runs: its configuration with the files beside it, the names of
@@ -213,18 +235,25 @@ fn readable(config: &Config, file: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The share of a new configuration whose folder lies outside of those that the server was
+/// The share or LUN of a new configuration whose place lies outside of those that the server was
 /// confined to.
-pub fn outside<'a>(confined_to: &[PathBuf], config: &'a Config) -> Option<&'a str> {
-    let holds = |path: &Path| confined_to.iter().any(|folder| path.starts_with(folder));
+pub fn outside(confined_to: &[PathBuf], config: &Config, iscsi: &IscsiConfig) -> Option<String> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let mut shares = config.shares.values();
-    shares.find(|share| !holds(&real(&share.path))).map(|share| share.name.as_str())
+    let lies_outside = |path: &Path| {
+        let path = real(path);
+        !confined_to.iter().any(|folder| path.starts_with(folder))
+    };
+    let share = config.shares.values().find(|share| lies_outside(&share.path));
+    let lun = iscsi.paths().find(|path| lies_outside(path));
+    share
+        .map(|share| format!("share {}", share.name))
+        .or_else(|| Some(format!("lun {}", lun?.display())))
 }
 
-/// The folders that [`confine`] opens for writing, as the system names them.
-pub fn folders(config: &Config) -> Vec<PathBuf> {
-    shares(config).iter().filter_map(|path| path.canonicalize().ok()).collect()
+/// The places that [`confine`] opens for writing, as the system names them.
+pub fn folders(config: &Config, iscsi: &IscsiConfig) -> Vec<PathBuf> {
+    let all = shares(config).into_iter().chain(images(iscsi));
+    all.filter_map(|path| path.canonicalize().ok()).collect()
 }
 
 /// The newest system call that is known here; from 424 on they have one number on all machines.

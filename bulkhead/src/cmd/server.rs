@@ -105,7 +105,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     show(args.socket.ask(&request)?, args.json)
 }
 
-fn json(value: &impl Serialize) -> anyhow::Result<()> {
+/// Prints a value as one line of JSON.
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string(value)?);
     Ok(())
 }

@@ -27,6 +27,7 @@ use check::{Check, read_text};
 pub use interface::{Interface, Interfaces};
 pub use kerberos::Kerberos;
 pub use limits::Limits;
+pub use network::Network;
 pub use share::Share;
 use values::DialectName;
 pub use values::{Encryption, IoEngine, Signing, Size, Sparse};
@@ -80,6 +81,11 @@ struct File {
     share: Vec<share::Section>,
     #[serde(default)]
     dfs: Vec<dfs::Section>,
+    // The daemon around the file server reads these.
+    #[serde(default, rename = "iscsi")]
+    _iscsi: serde::de::IgnoredAny,
+    #[serde(default, rename = "target")]
+    _target: serde::de::IgnoredAny,
 }
 
 #[derive(Deserialize)]
@@ -282,7 +288,7 @@ impl Config {
 }
 
 /// Where and what, without repeating the line: it may hold a secret.
-fn syntax_message(text: &str, error: &toml::de::Error) -> String {
+pub fn syntax_message(text: &str, error: &toml::de::Error) -> String {
     let at = error.span().map_or(0, |span| span.start).min(text.len());
     let before = &text.as_bytes()[..at];
     let line = before.iter().filter(|b| **b == b'\n').count() + 1;

@@ -36,6 +36,16 @@ fn bits(address: IpAddr) -> (u128, u8) {
 }
 
 impl Network {
+    /// Its first address.
+    pub fn address(self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits of an address count.
+    pub fn prefix(self) -> u8 {
+        self.prefix
+    }
+
     /// Whether an address lies in it.
     pub fn holds(self, address: IpAddr) -> bool {
         let ((mine, width), (its, other)) = (bits(self.address), bits(plain(address)));

@@ -1,0 +1,31 @@
+//! iSCSI (RFC 7143, RFC 7144): a target that carries SCSI commands to a device.
+//!
+//! ```text
+//!   socket ─► driver.rs ─► pdu/ (frames) ─► login.rs ─► text.rs, negotiate.rs, chap.rs
+//!                │                            │
+//!                │ a lock, never held across  ▼
+//!                │ a wait                   session/ ── commands, functions, recovery, exchange
+//!                ▼                            ▲
+//!            scsi::Device ── how it ended ────┘
+//! ```
+//! `pdu`, `text`, `negotiate`, `chap`, `login` and `session` know neither sockets nor a clock nor a
+//! runtime: bytes and times go in, bytes and commands come out. `driver.rs`, `join.rs` and
+//! `server.rs` are around them, `target.rs` is what connections of a target have in common, `config.rs` what an
+//! administrator says of it.
+#![forbid(unsafe_code)]
+
+pub mod budget;
+pub mod chap;
+pub mod config;
+mod driver;
+mod join;
+pub mod login;
+pub mod negotiate;
+pub mod pdu;
+mod server;
+pub mod session;
+mod target;
+pub mod text;
+
+pub use server::{Gate, Permit, Service, ServiceConfig};
+pub use target::SessionInfo;

@@ -1,0 +1,217 @@
+//! What makes COMPARE AND WRITE, ORWRITE and WRITE ATOMIC one step to all other commands.
+//!
+//! ```text
+//!  plain command ──► count up ──► nobody alone? ── yes ──► go           (two atomic steps)
+//!                                      │ no
+//!                                      ▼
+//!                       table of ranges in order of arrival: go when no earlier range that
+//!                       overlaps, and of which one is alone, is left
+//!                                      ▲
+//!  command alone ── say so ────────────┘ and when all that went the fast way are done
+//! ```
+//!
+//! Nothing is held locked while a command waits, and whoever came first goes first.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::sync::Notify;
+
+/// Set in the count while any command is alone or wants to be.
+const ALONE: u64 = 1 << 63;
+
+/// The ranges of a logical unit that commands are working on.
+#[derive(Debug, Default)]
+pub(crate) struct RangeLock {
+    /// Commands that went the fast way, and [`ALONE`].
+    fast: AtomicU64,
+    table: Mutex<Table>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    /// In order of arrival.
+    entries: Vec<Entry>,
+    alone: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    ticket: u64,
+    start: u64,
+    end: u64,
+    alone: bool,
+}
+
+/// A range is being worked on until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Guard<'a> {
+    lock: &'a RangeLock,
+    /// `None`: it went the fast way.
+    ticket: Option<u64>,
+}
+
+impl RangeLock {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a command on blocks `start` to `start + len` beside others.
+    pub(crate) async fn shared(&self, start: u64, len: u64) -> Guard<'_> {
+        if self.fast.fetch_add(1, Ordering::AcqRel) & ALONE == 0 {
+            return Guard { lock: self, ticket: None };
+        }
+        self.leave_fast();
+        self.queued(start, len, false).await
+    }
+
+    /// Begins a command that no other on these blocks sees half done.
+    pub(crate) async fn alone(&self, start: u64, len: u64) -> Guard<'_> {
+        self.queued(start, len, true).await
+    }
+
+    async fn queued(&self, start: u64, len: u64, alone: bool) -> Guard<'_> {
+        let guard = self.enter(start, len, alone);
+        let ticket = guard.ticket.unwrap_or_default();
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.may_go(ticket) {
+                return guard;
+            }
+            changed.await;
+        }
+    }
+
+    fn enter(&self, start: u64, len: u64, alone: bool) -> Guard<'_> {
+        let mut table = self.table();
+        let ticket = table.next;
+        table.next += 1;
+        table.entries.push(Entry { ticket, start, end: start.saturating_add(len), alone });
+        if alone {
+            table.alone += 1;
+            self.fast.fetch_or(ALONE, Ordering::AcqRel);
+        }
+        Guard { lock: self, ticket: Some(ticket) }
+    }
+
+    fn may_go(&self, ticket: u64) -> bool {
+        let table = self.table();
+        let Some(own) = table.entries.iter().find(|entry| entry.ticket == ticket) else {
+            return true;
+        };
+        // What went the fast way left no range behind.
+        if own.alone && self.fast.load(Ordering::Acquire) & !ALONE != 0 {
+            return false;
+        }
+        let earlier = table.entries.iter().take_while(|entry| entry.ticket < ticket);
+        !earlier
+            .filter(|entry| entry.alone || own.alone)
+            .any(|entry| entry.start < own.end && own.start < entry.end)
+    }
+
+    fn leave_fast(&self) {
+        if self.fast.fetch_sub(1, Ordering::AcqRel) == ALONE | 1 {
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn leave(&self, ticket: u64) {
+        let mut table = self.table();
+        let at = table.entries.iter().position(|entry| entry.ticket == ticket);
+        if at.is_some_and(|at| table.entries.remove(at).alone) {
+            table.alone -= 1;
+            if table.alone == 0 {
+                self.fast.fetch_and(!ALONE, Ordering::AcqRel);
+            }
+        }
+        drop(table);
+        self.changed.notify_waiters();
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        match self.ticket {
+            None => self.lock.leave_fast(),
+            Some(ticket) => self.lock.leave(ticket),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future,
+        pin::pin,
+        sync::Arc,
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+
+    fn ready<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn who_is_alone_waits_for_those_before_and_holds_those_after_on_its_blocks() {
+        let lock = RangeLock::default();
+        let before = ready(pin!(lock.shared(0, 8))).expect("nobody is there");
+        let mut alone = pin!(lock.alone(4, 4));
+        assert!(ready(alone.as_mut()).is_none(), "a plain command is under way");
+        let mut after = pin!(lock.shared(7, 1));
+        assert!(ready(after.as_mut()).is_none(), "it came later");
+        let elsewhere = ready(pin!(lock.shared(8, 8))).expect("other blocks");
+        drop(before);
+        let guard = ready(alone.as_mut()).expect("its turn");
+        assert!(ready(after.as_mut()).is_none());
+        drop(guard);
+        assert!(ready(after.as_mut()).is_some());
+        drop(elsewhere);
+    }
+
+    #[test]
+    fn an_aborted_wait_leaves_nothing_behind() {
+        let lock = RangeLock::default();
+        let plain = ready(pin!(lock.shared(0, 1))).expect("nobody is there");
+        {
+            let mut alone = pin!(lock.alone(0, 1));
+            assert!(ready(alone.as_mut()).is_none());
+        }
+        drop(plain);
+        let guard = ready(pin!(lock.shared(0, 1))).expect("nobody is there");
+        assert!(guard.ticket.is_none(), "the fast way is open again");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn steps_of_those_who_are_alone_never_interleave() {
+        let lock = Arc::new(RangeLock::default());
+        let value = Arc::new(AtomicU64::new(0));
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..200u64 {
+            let (lock, value) = (Arc::clone(&lock), Arc::clone(&value));
+            tasks.spawn(async move {
+                if n % 4 == 0 {
+                    let _guard = lock.shared(0, 1).await;
+                    tokio::task::yield_now().await;
+                    return;
+                }
+                let _guard = lock.alone(0, 1).await;
+                let old = value.load(Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                value.store(old + 1, Ordering::SeqCst);
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        assert_eq!(value.load(Ordering::SeqCst), 150);
+    }
+}

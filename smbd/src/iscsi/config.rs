@@ -1,0 +1,408 @@
+//! `[iscsi]` and `[[target]]` of the configuration: portals, targets, who may log in, LUNs.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use disk_source::Named;
+use iscsi::{
+    chap::{Account, Algorithm, ChapSettings},
+    config::{Admission, Discovery, TargetConfig},
+    negotiate::{DigestWish, Wishes},
+};
+use serde::Deserialize;
+use smb_server::config::{ConfigError, Network, Size};
+use vhd::Format;
+use zeroize::Zeroizing;
+
+/// Highest number of a LUN.
+const HIGHEST_LUN: u16 = 0x3fff;
+
+/// The part of the file that is about iSCSI; the rest is the file server's.
+#[derive(Debug, Default, Deserialize)]
+struct File {
+    iscsi: Option<Section>,
+    #[serde(default)]
+    target: Vec<TargetSection>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Section {
+    listen: Vec<SocketAddr>,
+    discovery_chap: Option<Secret>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetSection {
+    name: String,
+    alias: Option<String>,
+    #[serde(default)]
+    authentication: Authentication,
+    #[serde(default)]
+    chap: Vec<Secret>,
+    mutual_chap: Option<Secret>,
+    #[serde(default)]
+    initiators: Vec<String>,
+    #[serde(default)]
+    hosts_allow: Vec<Network>,
+    #[serde(default)]
+    header_digest: Digest,
+    #[serde(default)]
+    data_digest: Digest,
+    #[serde(default)]
+    lun: Vec<LunSection>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Authentication {
+    #[default]
+    Chap,
+    None,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Digest {
+    #[default]
+    Offered,
+    Required,
+    Off,
+}
+
+impl From<Digest> for DigestWish {
+    fn from(digest: Digest) -> Self {
+        match digest {
+            Digest::Offered => Self::Allowed,
+            Digest::Required => Self::Required,
+            Digest::Off => Self::Never,
+        }
+    }
+}
+
+/// A user and a secret, which is here or in a file of its own.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Secret {
+    user: String,
+    secret: Option<Zeroizing<String>>,
+    secret_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LunSection {
+    number: u16,
+    path: PathBuf,
+    format: Option<String>,
+    sector: Option<u32>,
+    #[serde(default)]
+    read_only: bool,
+    thin: Option<bool>,
+    #[serde(default = "yes")]
+    write_cache: bool,
+    id: Option<String>,
+    product: Option<String>,
+    physical_sector: Option<u32>,
+    #[serde(default)]
+    removable: bool,
+    #[serde(default)]
+    atomic_sectors: u32,
+    sanitize_rate: Option<Size>,
+    #[serde(default)]
+    initiators: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What is served by iSCSI.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IscsiConfig {
+    /// Portals, all of one portal group; none: nothing is served.
+    pub listen: Vec<SocketAddr>,
+    /// How those are met who ask which targets there are.
+    pub discovery_chap: Option<ChapSettings>,
+    /// The targets.
+    pub targets: Vec<Target>,
+    /// Files with secrets that were read.
+    pub secrets: Vec<PathBuf>,
+}
+
+/// A target with its LUNs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// What initiators meet.
+    pub config: TargetConfig,
+    /// Its LUNs.
+    pub luns: Vec<Lun>,
+}
+
+/// A LUN: an image or a block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lun {
+    /// Its number.
+    pub number: u16,
+    /// The image or device.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Named,
+    /// Bytes of a logical sector of a raw image; 512 or 4096.
+    pub sector: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// UNMAP gives space back; if not said, where the image can.
+    pub thin: Option<bool>,
+    /// Writes are done before they are durable, until the initiator asks for that.
+    pub write_cache: bool,
+    /// The identity, if it is not to be made of the target's name and the number.
+    pub id: Option<[u8; 16]>,
+    /// What it is called, up to 16 characters.
+    pub product: Option<String>,
+    /// Bytes of a physical sector, if not what the image says.
+    pub physical_sector: Option<u32>,
+    /// The medium can be ejected.
+    pub removable: bool,
+    /// Sectors of which the storage below promises that a loss of power leaves all or none of a
+    /// write.
+    pub atomic_sectors: u32,
+    /// Bytes in a second that SANITIZE writes at most.
+    pub sanitize_rate: Option<u64>,
+    /// Initiators that see it; all of the target's if there is none.
+    pub initiators: Vec<String>,
+}
+
+impl IscsiConfig {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what cannot be.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let text = Zeroizing::new(std::fs::read_to_string(path).map_err(read)?);
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file; `path` is for messages and relative paths.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what cannot be.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            message: smb_server::config::syntax_message(text, &error),
+        })?;
+        let mut check = Check { path, secrets: Vec::new() };
+        let Some(section) = file.iscsi else {
+            return match file.target.first() {
+                None => Ok(Self::default()),
+                Some(target) => {
+                    Err(check
+                        .bad(&target.name, "a target needs [iscsi] listen = [\"address:3260\"]"))
+                }
+            };
+        };
+        if section.listen.is_empty() {
+            return Err(check.bad("iscsi.listen", "give at least one address, \"0.0.0.0:3260\""));
+        }
+        let discovery = section.discovery_chap.iter().collect::<Vec<_>>();
+        let discovery_chap = check.chap("iscsi.discovery_chap", &discovery, None)?;
+        let mut targets: Vec<Target> = Vec::new();
+        for section in &file.target {
+            let target = check.target(section)?;
+            if targets.iter().any(|other| other.config.name == target.config.name) {
+                return Err(check.bad(&format!("target {:?}", section.name), "defined twice"));
+            }
+            targets.push(target);
+        }
+        Ok(Self { listen: section.listen, discovery_chap, targets, secrets: check.secrets })
+    }
+
+    /// How discovery sessions are met.
+    pub fn discovery(&self) -> Discovery {
+        Discovery { chap: self.discovery_chap.clone(), wishes: Wishes::default() }
+    }
+
+    /// The images and devices that are served.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.targets.iter().flat_map(|target| &target.luns).map(|lun| &*lun.path)
+    }
+}
+
+struct Check<'a> {
+    path: &'a Path,
+    secrets: Vec<PathBuf>,
+}
+
+impl Check<'_> {
+    fn bad(&self, key: &str, message: impl ToString) -> ConfigError {
+        let (path, key) = (self.path.to_owned(), key.to_owned());
+        ConfigError::Value { path, key, message: message.to_string() }
+    }
+
+    /// A path of the configuration: relative ones are beside it.
+    fn relative(&self, path: &Path) -> PathBuf {
+        self.path.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path))
+    }
+
+    fn only_owner_reads(&self, key: &str, path: &Path) -> Result<(), ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let mode = std::fs::metadata(path).map_err(read)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let path = path.display();
+            let text =
+                format!("{path} can be read by others (mode {mode:03o}); run: chmod 600 {path}");
+            return Err(self.bad(key, text));
+        }
+        Ok(())
+    }
+
+    fn account(&mut self, key: &str, given: &Secret) -> Result<Account, ConfigError> {
+        let secret = match (&given.secret, &given.secret_file) {
+            (Some(secret), None) => {
+                self.only_owner_reads(key, self.path)?;
+                secret.clone()
+            }
+            (None, Some(file)) => {
+                let file = self.relative(file);
+                self.only_owner_reads(key, &file)?;
+                let read = |source| ConfigError::Read { path: file.clone(), source };
+                let text = Zeroizing::new(std::fs::read_to_string(&file).map_err(read)?);
+                self.secrets.push(file.clone());
+                Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_owned())
+            }
+            _ => return Err(self.bad(key, "give either secret or secret_file")),
+        };
+        Account::new(&given.user, secret.as_bytes()).map_err(|error| self.bad(key, error))
+    }
+
+    fn chap(
+        &mut self,
+        key: &str,
+        accounts: &[&Secret],
+        own: Option<&Secret>,
+    ) -> Result<Option<ChapSettings>, ConfigError> {
+        if accounts.is_empty() {
+            return match own {
+                None => Ok(None),
+                Some(_) => Err(self.bad(key, "mutual_chap needs chap")),
+            };
+        }
+        let accounts = accounts.iter().map(|given| self.account(key, given));
+        let accounts = accounts.collect::<Result<Vec<_>, _>>()?;
+        let own = own.map(|given| self.account(key, given)).transpose()?;
+        let settings = ChapSettings::new(accounts, own, Algorithm::ALL.to_vec());
+        settings.map(Some).map_err(|error| self.bad(key, error))
+    }
+
+    fn target(&mut self, section: &TargetSection) -> Result<Target, ConfigError> {
+        let key = format!("target {:?}", section.name);
+        let accounts = section.chap.iter().collect::<Vec<_>>();
+        let chap = self.chap(&key, &accounts, section.mutual_chap.as_ref())?;
+        match (section.authentication, &chap) {
+            (Authentication::Chap, None) => {
+                let text = "give chap = [{ user = …, secret_file = … }], or \
+                            authentication = \"none\" where everybody may log in";
+                return Err(self.bad(&key, text));
+            }
+            (Authentication::None, Some(_)) => {
+                return Err(self.bad(&key, "authentication = \"none\" and chap exclude each other"));
+            }
+            _ => {}
+        }
+        let networks =
+            section.hosts_allow.iter().map(|net| (net.address(), net.prefix())).collect::<Vec<_>>();
+        let admission = |name| Admission { name, networks: networks.clone() };
+        let admitted = match section.initiators.is_empty() {
+            true => vec![admission(None)],
+            false => section.initiators.iter().cloned().map(Some).map(admission).collect(),
+        };
+        let wishes = Wishes {
+            header_digest: section.header_digest.into(),
+            data_digest: section.data_digest.into(),
+            ..Wishes::default()
+        };
+        let alias = section.alias.clone();
+        let config =
+            TargetConfig { alias, admitted, chap, wishes, ..TargetConfig::open(&section.name) };
+        config.check().map_err(|error| self.bad(&key, error))?;
+        let mut numbers = BTreeSet::new();
+        let mut luns = Vec::new();
+        for section in &section.lun {
+            if !numbers.insert(section.number) {
+                return Err(self.bad(&key, format!("lun {} is defined twice", section.number)));
+            }
+            luns.push(self.lun(&key, section)?);
+        }
+        Ok(Target { config, luns })
+    }
+
+    fn lun(&self, key: &str, section: &LunSection) -> Result<Lun, ConfigError> {
+        let key = format!("{key}, lun {}", section.number);
+        if section.number > HIGHEST_LUN {
+            return Err(self.bad(&key, format!("numbers go up to {HIGHEST_LUN}")));
+        }
+        let path = self.relative(&section.path);
+        let format = match &section.format {
+            Some(name) => {
+                let format = name.parse::<Format>().map_err(|error| self.bad(&key, error))?;
+                Named { format, asked: true }
+            }
+            // A block device has no ending.
+            None => Named { format: Format::from_path(&path).unwrap_or(Format::Raw), asked: false },
+        };
+        let sector = section.sector.unwrap_or(512);
+        if !matches!(sector, 512 | 4096) {
+            return Err(self.bad(&key, "sector is 512 or 4096"));
+        }
+        if section.sector.is_some() && format.format != Format::Raw {
+            return Err(self.bad(&key, "sector is for raw images; this one has its own"));
+        }
+        let writable = matches!(format.format, Format::Raw | Format::Vhdx | Format::Vhd);
+        if !writable && !section.read_only {
+            return Err(self.bad(&key, "images of this format are read only: read_only = true"));
+        }
+        if let Some(name) = &section.product
+            && (name.is_empty() || name.len() > 16 || !name.chars().all(|c| matches!(c, ' '..='~')))
+        {
+            return Err(self.bad(&key, "product is 1 to 16 printable ASCII characters"));
+        }
+        if let Some(size) = section.physical_sector
+            && !matches!(size, 512 | 4096)
+        {
+            return Err(self.bad(&key, "physical_sector is 512 or 4096"));
+        }
+        let id = section.id.as_deref().map(identity).transpose();
+        Ok(Lun {
+            number: section.number,
+            path,
+            format,
+            sector,
+            read_only: section.read_only,
+            thin: section.thin,
+            write_cache: section.write_cache,
+            id: id.map_err(|()| self.bad(&key, "id is a UUID: 32 hexadecimal digits"))?,
+            product: section.product.clone(),
+            physical_sector: section.physical_sector,
+            removable: section.removable,
+            atomic_sectors: section.atomic_sectors,
+            sanitize_rate: section.sanitize_rate.map(|rate| rate.0),
+            initiators: section.initiators.clone(),
+        })
+    }
+}
+
+/// The bytes of a UUID in its usual form, with hyphens or without.
+fn identity(text: &str) -> Result<[u8; 16], ()> {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    if digits.len() != 32 || !digits.is_ascii() {
+        return Err(());
+    }
+    u128::from_str_radix(&digits, 16).map(u128::to_be_bytes).map_err(|_| ())
+}

@@ -1,0 +1,145 @@
+//! The images and devices behind LUNs.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use aws_lc_rs::digest;
+use block_io::{Disk, RawDisk};
+use disk_source::{Claim, Error, ParentRule, Servers, Source};
+use scsi::LogicalUnit;
+use smb_client::{ConnectOptions, SmbUrl};
+use vhd::Format;
+
+use super::config::Lun;
+
+/// How long an image is waited for that another program has: one that was killed lets go of it a
+/// moment after it is gone.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The daemon connects to nobody: its images are on this machine.
+#[derive(Debug)]
+struct Nobody;
+
+impl Servers for Nobody {
+    fn connect_options(&self, url: &SmbUrl) -> disk_source::Result<ConnectOptions> {
+        let text = format!("{url:?} is on another server; the image of a LUN is on this machine");
+        Err(Error::Login(text.into()))
+    }
+}
+
+/// Opens disks for LUNs.
+pub(super) struct Disks(Source);
+
+/// A LUN's disk.
+pub(super) struct Opened {
+    lun: Lun,
+    disk: Arc<dyn Disk>,
+}
+
+impl Disks {
+    pub(super) fn new() -> Self {
+        let remedy = "move the parent beside the image";
+        let rule = ParentRule { folders: Vec::new(), remedy, trusts_raw: false };
+        Self(Source::new(Arc::new(Nobody), rule).waiting(PATIENCE))
+    }
+
+    /// Opens the disk of a LUN, which nobody else may have meanwhile, unless all only read it.
+    ///
+    /// # Errors
+    /// What is wrong with it, or who has it.
+    pub(super) async fn open(&self, target: &str, lun: &Lun) -> Result<Opened, String> {
+        let disk = self.disk(lun).await?;
+        tracing::info!(target, lun = lun.number, path = %lun.path.display(), "a LUN is served");
+        Ok(Opened { lun: lun.clone(), disk })
+    }
+
+    async fn disk(&self, lun: &Lun) -> Result<Arc<dyn Disk>, String> {
+        let claim = if lun.read_only { Claim::Still } else { Claim::Write };
+        let location = location(&lun.path)?;
+        let failed = |error: disk_source::Error| explained(&error);
+        if lun.format.format == Format::Raw && lun.sector != 512 {
+            let file = self.0.open(location, claim).await.map_err(failed)?;
+            lun.format.check(&*file, location).await.map_err(failed)?;
+            let disk = RawDisk::open(file, lun.sector).await.map_err(|error| error.to_string())?;
+            return Ok(Arc::new(disk));
+        }
+        self.0.open_disk(location, lun.format, claim).await.map_err(failed)
+    }
+
+    /// The disk of a LUN with the size that its image or device has now. It is closed in between:
+    /// its commands have ended, or meet an error that initiators repeat.
+    pub(super) async fn grown(&self, opened: &Opened) -> Result<Arc<dyn Disk>, String> {
+        opened.disk.close().await.map_err(|error| error.to_string())?;
+        self.disk(&opened.lun).await
+    }
+}
+
+impl Opened {
+    /// Whether it is what a configuration says.
+    pub(super) fn is(&self, lun: &Lun) -> bool {
+        let same = Lun { initiators: lun.initiators.clone(), ..self.lun.clone() };
+        same == *lun
+    }
+
+    pub(super) fn path(&self) -> String {
+        self.lun.path.display().to_string()
+    }
+
+    pub(super) fn replace(&mut self, disk: Arc<dyn Disk>) {
+        self.disk = disk;
+    }
+
+    /// What initiators meet.
+    pub(super) fn unit(&self, target: &str) -> LogicalUnit {
+        let lun = &self.lun;
+        let identity = lun.id.unwrap_or_else(|| identity(target, lun.number));
+        let unit = LogicalUnit::new(self.disk.clone(), identity);
+        LogicalUnit {
+            read_only: lun.read_only,
+            thin: lun.thin.unwrap_or(unit.thin),
+            write_cache: lun.write_cache,
+            product: lun.product.clone().unwrap_or(unit.product),
+            physical_block: lun.physical_sector,
+            removable: lun.removable,
+            atomic_blocks: lun.atomic_sectors,
+            sanitize_rate: lun.sanitize_rate.unwrap_or(unit.sanitize_rate),
+            ..unit
+        }
+    }
+
+    pub(super) async fn close(self) {
+        if let Err(error) = self.disk.close().await {
+            tracing::error!(path = self.path(), %error, "an image was not closed in an orderly way");
+        }
+    }
+}
+
+/// The identity of a LUN whose configuration names none: the same as long as it has that number in
+/// that target.
+fn identity(target: &str, number: u16) -> [u8; 16] {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    hash.update(b"bulkhead logical unit\0");
+    hash.update(target.as_bytes());
+    hash.update(&[0]);
+    hash.update(&number.to_be_bytes());
+    let mut identity = [0; 16];
+    identity.copy_from_slice(&hash.finish().as_ref()[..16]);
+    identity
+}
+
+fn location(path: &Path) -> Result<&str, String> {
+    path.to_str().ok_or_else(|| format!("{}: the path is no UTF-8", path.display()))
+}
+
+/// An error with what it comes from.
+fn explained(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,252 @@
+//! The iSCSI service of the daemon: the targets and LUNs of its configuration, on images and block
+//! devices that the file server, the VM host and the tools respect, as it respects theirs.
+//!
+//! ```text
+//!  [iscsi], [[target]] ─► config ─► Iscsi::apply ─► scsi::Units of each target ─► iscsi::Service
+//!                                       │                    │
+//!                            disk-source: path ► image       └─ reservations ─► state store
+//! ```
+
+pub mod config;
+mod lun;
+mod reservations;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use iscsi::{Service, ServiceConfig, SessionInfo};
+use scsi::{UnitInfo, Units, UnitsOptions};
+use tokio::{net::TcpListener, sync::Mutex, task::JoinSet};
+
+use self::{
+    config::{IscsiConfig, Target},
+    lun::{Disks, Opened},
+    reservations::Reservations,
+};
+
+/// The portal group of all listeners.
+const PORTAL_GROUP: u16 = 1;
+
+/// Who sees which LUN of a target: a LUN that is not named is seen by all.
+type Masks = Arc<RwLock<BTreeMap<u16, Vec<String>>>>;
+
+/// A target that is served.
+struct Served {
+    units: Arc<Units>,
+    masks: Masks,
+    luns: BTreeMap<u16, Opened>,
+}
+
+/// The iSCSI service.
+pub struct Iscsi {
+    service: Service<Units>,
+    reservations: Arc<Reservations>,
+    disks: Disks,
+    served: Mutex<BTreeMap<String, Served>>,
+}
+
+/// A target, for lists.
+#[derive(Debug, Clone)]
+pub struct TargetInfo {
+    /// Its iSCSI name.
+    pub name: String,
+    /// Its LUNs and the path of each.
+    pub luns: Vec<(UnitInfo, String)>,
+}
+
+impl Iscsi {
+    /// A service without targets, which keeps reservations in the state folder. Must run inside a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// If the reservations of an earlier process cannot be read.
+    pub fn new(state_dir: &Path) -> io::Result<Self> {
+        Ok(Self {
+            service: Service::new(ServiceConfig::default()),
+            reservations: Arc::new(Reservations::open(state_dir)?),
+            disks: Disks::new(),
+            served: Mutex::default(),
+        })
+    }
+
+    /// Serves what a configuration says, and nothing else: LUNs and targets that are as they were
+    /// stay as they are. Says what of it cannot be served; all else is.
+    pub async fn apply(&self, config: &IscsiConfig) -> Vec<String> {
+        let mut failures = Vec::new();
+        let mut served = self.served.lock().await;
+        self.service.set_discovery(config.discovery());
+        let gone = |name: &String| !config.targets.iter().any(|target| target.config.name == *name);
+        let gone = served.keys().filter(|name| gone(name)).cloned().collect::<Vec<_>>();
+        for name in gone {
+            self.service.remove_target(&name);
+            if let Some(target) = served.remove(&name) {
+                target.close().await;
+                tracing::info!(target = name, "a target is not served any more");
+            }
+        }
+        for target in &config.targets {
+            let name = &target.config.name;
+            let now = served.entry(name.clone()).or_insert_with(|| self.new_target());
+            now.apply(target, &self.disks, &mut failures).await;
+            if let Err(error) = self.service.set_target(target.config.clone(), &now.units) {
+                failures.push(format!("target {name}: {error}"));
+            }
+        }
+        failures.iter().for_each(|failure| tracing::error!("{failure}"));
+        failures
+    }
+
+    fn new_target(&self) -> Served {
+        let masks = Masks::default();
+        let access = masks.clone();
+        let may_see = move |initiator: &str, unit: u16| {
+            let masks = access.read().unwrap_or_else(PoisonError::into_inner);
+            masks.get(&unit).is_none_or(|seen_by| seen_by.iter().any(|name| name == initiator))
+        };
+        let units = Units::new(UnitsOptions {
+            access: Arc::new(may_see),
+            store: Some(self.reservations.clone()),
+            ..UnitsOptions::default()
+        });
+        Served { units: Arc::new(units), masks, luns: BTreeMap::new() }
+    }
+
+    /// Takes connections at listeners that are bound, as long as the result lives.
+    ///
+    /// # Errors
+    /// If the runtime does not take a listener.
+    pub fn serve(self: &Arc<Self>, bound: Vec<std::net::TcpListener>) -> io::Result<JoinSet<()>> {
+        let mut listeners = JoinSet::new();
+        for listener in bound {
+            let listener = TcpListener::from_std(listener)?;
+            tracing::info!(address = %listener.local_addr()?, "listening for iSCSI");
+            let service = self.service.clone();
+            listeners.spawn(async move { service.serve(listener, PORTAL_GROUP).await });
+        }
+        Ok(listeners)
+    }
+
+    /// All targets.
+    pub async fn targets(&self) -> Vec<TargetInfo> {
+        let served = self.served.lock().await;
+        let info = |(name, target): (&String, &Served)| {
+            let path = |unit: &UnitInfo| target.luns.get(&unit.number).map(Opened::path);
+            let luns = target.units.list().into_iter();
+            let luns = luns.map(|unit| (unit.clone(), path(&unit).unwrap_or_default())).collect();
+            TargetInfo { name: name.clone(), luns }
+        };
+        served.iter().map(info).collect()
+    }
+
+    /// All sessions with targets.
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        self.service.sessions()
+    }
+
+    /// Ends a session at once; whether there is one of that number.
+    pub fn disconnect(&self, session: u64) -> bool {
+        self.service.disconnect(session, 0)
+    }
+
+    /// Looks again how large the image or device of a LUN is, and tells initiators.
+    ///
+    /// # Errors
+    /// Why the LUN stays as it is.
+    pub async fn resize(&self, target: &str, number: u16) -> Result<u64, String> {
+        let mut served = self.served.lock().await;
+        let target =
+            served.get_mut(target).ok_or_else(|| format!("there is no target {target}"))?;
+        target.resize(number, &self.disks).await
+    }
+
+    /// Ends all sessions, and closes all images: what was written is in them.
+    pub async fn stop(&self) {
+        self.service.stop().await;
+        for target in std::mem::take(&mut *self.served.lock().await).into_values() {
+            target.close().await;
+        }
+    }
+}
+
+impl Served {
+    async fn apply(&mut self, target: &Target, disks: &Disks, failures: &mut Vec<String>) {
+        let wanted = |number: u16| target.luns.iter().find(|lun| lun.number == number);
+        let masks = target.luns.iter().filter(|lun| !lun.initiators.is_empty());
+        let masks = masks.map(|lun| (lun.number, lun.initiators.clone())).collect();
+        let changed = {
+            let mut old = self.masks.write().unwrap_or_else(PoisonError::into_inner);
+            let changed = *old != masks;
+            *old = masks;
+            changed
+        };
+        let gone = self
+            .luns
+            .iter()
+            .filter(|(number, open)| wanted(**number).is_none_or(|lun| !open.is(lun)));
+        for number in gone.map(|(number, _)| *number).collect::<Vec<_>>() {
+            if let Err(error) = self.remove(number).await {
+                failures.push(format!("target {}: {error}", target.config.name));
+            }
+        }
+        for lun in &target.luns {
+            if self.luns.contains_key(&lun.number) {
+                continue;
+            }
+            let name = &target.config.name;
+            match disks.open(name, lun).await {
+                Err(why) => failures.push(format!("target {name}, lun {}: {why}", lun.number)),
+                Ok(opened) => match self.units.add(lun.number, opened.unit(name)).await {
+                    Ok(()) => drop(self.luns.insert(lun.number, opened)),
+                    Err(why) => {
+                        failures.push(format!("target {name}: {why}"));
+                        opened.close().await;
+                    }
+                },
+            }
+        }
+        if changed {
+            self.units.set_access(self.access());
+        }
+    }
+
+    fn access(&self) -> Arc<dyn scsi::LunAccess> {
+        let masks = self.masks.clone();
+        Arc::new(move |initiator: &str, unit: u16| {
+            let masks = masks.read().unwrap_or_else(PoisonError::into_inner);
+            masks.get(&unit).is_none_or(|seen_by| seen_by.iter().any(|name| name == initiator))
+        })
+    }
+
+    async fn remove(&mut self, number: u16) -> Result<(), scsi::UnitsError> {
+        self.units.remove(number).await?;
+        if let Some(opened) = self.luns.remove(&number) {
+            opened.close().await;
+        }
+        Ok(())
+    }
+
+    async fn resize(&mut self, number: u16, disks: &Disks) -> Result<u64, String> {
+        let opened =
+            self.luns.get_mut(&number).ok_or_else(|| format!("there is no lun {number}"))?;
+        let disk = disks.grown(opened).await?;
+        let size = disk.geometry().size;
+        self.units.resize(number, disk.clone()).map_err(|error| error.to_string())?;
+        opened.replace(disk);
+        Ok(size)
+    }
+
+    async fn close(self) {
+        for number in self.luns.keys() {
+            if let Err(error) = self.units.remove(*number).await {
+                tracing::warn!(%error, "a LUN is closed while it is busy");
+            }
+        }
+        for opened in self.luns.into_values() {
+            opened.close().await;
+        }
+    }
+}
