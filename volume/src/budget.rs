@@ -50,7 +50,7 @@ impl Budget {
         Held { budget: self.clone(), amount }
     }
 
-    /// What is held.
+    /// How much is held by all that was taken.
     #[cfg(any(test, feature = "testing"))]
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
@@ -82,7 +82,7 @@ impl Held {
         self.amount += more;
     }
 
-    /// What this holds.
+    /// How much this holds of its budget.
     pub fn amount(&self) -> usize {
         self.amount
     }

@@ -36,7 +36,7 @@ fn bits(address: IpAddr) -> (u128, u8) {
 }
 
 impl Network {
-    /// Its first address.
+    /// The address that it begins with.
     pub fn address(self) -> IpAddr {
         self.address
     }

@@ -357,7 +357,7 @@ impl Exchange {
         self.receive_at_once(message, 0, out)
     }
 
-    /// As [`Exchange::take`].
+    /// As [`Exchange::take`], in one turn without end.
     pub fn receive_at_once(
         &mut self,
         message: &mut [u8],

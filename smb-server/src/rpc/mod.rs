@@ -1,6 +1,7 @@
 //! Remote procedures over named pipes on IPC$ (MS-RPCE 2.1.1.2).
 
 pub mod accounts;
+mod calendar;
 pub mod call;
 pub mod handles;
 pub mod lsarpc;

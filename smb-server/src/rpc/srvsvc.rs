@@ -16,7 +16,10 @@ use smb_protocol::{
     wire::{WireError, len32},
 };
 
-use crate::rpc::call::{Caller, Served, bad_stub};
+use crate::rpc::{
+    calendar,
+    call::{Caller, Served, bad_stub},
+};
 use crate::{Server, config::Share, session::Session};
 
 /// MS-SRVS 1.9.
@@ -573,7 +576,7 @@ fn remote_tod(mut r: Reader<'_>) -> Stub {
     r.optional_string("srvsvc.ServerName")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = now.as_secs();
-    let (year, month, day) = date(seconds / 86_400);
+    let (year, month, day) = calendar::date(seconds / 86_400);
     let narrow = |value: u64| value as u32;
     let mut w = Writer::new();
     w.pointer(true)
@@ -595,31 +598,6 @@ fn remote_tod(mut r: Reader<'_>) -> Stub {
     Ok(w.finish())
 }
 
-/// Year, month and day of a day since 1970-01-01.
-fn date(days: u64) -> (u32, u32, u32) {
-    let leap = |year: u32| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut left = days;
-    let mut year = 1970;
-    loop {
-        let length = if leap(year) { 366 } else { 365 };
-        if left < length {
-            break;
-        }
-        left -= length;
-        year += 1;
-    }
-    let february = if leap(year) { 29 } else { 28 };
-    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    while left >= months[month] {
-        left -= months[month];
-        month += 1;
-    }
-    (year, month as u32 + 1, left as u32 + 1)
-}
-
 /// NetprNameValidate (MS-SRVS 3.1.4.32) for users, computers and shares.
 fn name_validate(mut r: Reader<'_>) -> Stub {
     r.optional_string("srvsvc.ServerName")?;
@@ -638,17 +616,4 @@ fn name_validate(mut r: Reader<'_>) -> Stub {
     let plain = |c: char| !c.is_control() && !"\"\\/[]:|<>+=;,*?".contains(c);
     let right = (1..=most).contains(&name.chars().count()) && name.chars().all(plain);
     Ok(status_only(if right { result::OK } else { result::INVALID_NAME }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_are_dates() {
-        assert_eq!(date(0), (1970, 1, 1));
-        assert_eq!(date(59), (1970, 3, 1));
-        assert_eq!(date(11_016), (2000, 2, 29));
-        assert_eq!(date(20_454), (2026, 1, 1));
-    }
 }
