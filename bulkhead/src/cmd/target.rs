@@ -38,7 +38,7 @@ enum Command {
     },
 }
 
-/// Runs the subcommand.
+/// Asks the server and prints what it answers.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let request = match args.command {
         Command::List => Request::Targets,
