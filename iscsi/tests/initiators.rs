@@ -8,7 +8,7 @@ use iscsi::{
     chap::{Account, Algorithm, ChapSettings},
     config::TargetConfig,
 };
-use test_support::skip;
+use test_support::{Need, skip};
 use tokio::process::Command;
 
 mod client;
@@ -23,7 +23,7 @@ async fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     match tokio::time::timeout(PATIENCE, command.output()).await {
         Ok(Ok(output)) => Some(output),
         Ok(Err(error)) => {
-            skip(format!("{program} cannot be started: {error}"));
+            skip(Need::Programs.because(format!("{program} cannot be started: {error}")));
             None
         }
         Err(_) => panic!("{program} comes to no end"),

@@ -429,10 +429,11 @@ mod tests {
             inside.display()
         );
         let config = Config::parse(&text, &file).unwrap();
-        assert_eq!(super::outside(&folders(&config), &config), None);
-        assert_eq!(super::outside(&[], &config), Some("s"));
+        let none = IscsiConfig::default();
+        assert_eq!(super::outside(&folders(&config, &none), &config, &none), None);
+        assert_eq!(super::outside(&[], &config, &none).as_deref(), Some("share s"));
         let confined = std::thread::spawn(move || {
-            let confined = confine(&config, &file).unwrap();
+            let confined = confine(&config, &none, &file).unwrap();
             fs::write(inside.join("new"), "x").unwrap();
             fs::write(state.join("new"), "x").unwrap();
             fs::rename(inside.join("new"), inside.join("newer")).unwrap();

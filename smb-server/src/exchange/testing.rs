@@ -27,7 +27,7 @@ impl Wireless {
         let mut turn = Turn::endless();
         let mut waits = VecDeque::new();
         if let Frame::Waits(more) =
-            self.0.receive_rest(message, 0, &mut out, &mut turn).await.ok()?
+            self.0.take(message, 0, &mut out, &mut turn).done().await.ok()?
         {
             waits.extend(more);
         }
@@ -35,7 +35,8 @@ impl Wireless {
             let storage = self.0.waits_for_storage();
             let limit = if storage { Duration::from_secs(10) } else { Duration::ZERO };
             if let Ok(done) = tokio::time::timeout(limit, wait).await {
-                waits.extend(self.0.complete(done, &mut out, &mut turn).await.ok()?);
+                let done = self.0.complete(done, &mut out, &mut turn).done().await.ok()?;
+                waits.extend(done.waits());
             }
         }
         Some(out)

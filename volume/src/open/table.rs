@@ -29,6 +29,7 @@ use crate::{
     users::{ClientId, UserId, Users},
     work::aside,
 };
+use dashmap::DashMap;
 use rustix::fs::{FileType, Stat};
 use smb_protocol::{
     NtStatus,
@@ -47,8 +48,8 @@ type Created = Vec<(UserId, Weak<Open>)>;
 /// Everything that is open.
 #[derive(Debug)]
 pub struct OpenFileTable {
-    shards: [Mutex<HashMap<FileKey, Arc<OpenFile>>>; 16],
-    opens: [Mutex<HashMap<u64, Weak<Open>>>; 16],
+    files: DashMap<FileKey, Arc<OpenFile>>,
+    opens: DashMap<u64, Weak<Open>>,
     leases: Mutex<HashMap<LeaseId, Weak<OpenFile>>>,
     /// Creates that a client may repeat, by `CreateGuid` and client.
     creates: Mutex<HashMap<CreateGuids, Created>>,
@@ -95,8 +96,8 @@ impl OpenFileTable {
     /// Nothing is open; clients are told through `clients` of what they are to give up.
     pub fn new(clients: Arc<dyn Clients>) -> Self {
         Self {
-            shards: Default::default(),
-            opens: Default::default(),
+            files: DashMap::new(),
+            opens: DashMap::new(),
             leases: Mutex::default(),
             creates: Mutex::default(),
             creating: Arc::default(),
@@ -113,14 +114,6 @@ impl OpenFileTable {
         }
     }
 
-    fn shard(&self, key: FileKey) -> &Mutex<HashMap<FileKey, Arc<OpenFile>>> {
-        &self.shards[(key.1 % 16) as usize]
-    }
-
-    fn opens(&self, id: u64) -> &Mutex<HashMap<u64, Weak<Open>>> {
-        &self.opens[(id % 16) as usize]
-    }
-
     /// Says how many byte-range locks and opens of absent clients there may be.
     pub fn limit(&self, locks: usize, kept_opens: usize) {
         self.all_locks.most.store(locks, Ordering::Relaxed);
@@ -131,18 +124,17 @@ impl OpenFileTable {
     /// Adds an opener if those that are there agree; asks them to give up what they cache first.
     pub fn join(&self, stat: &Stat, path: &RelPath, by: Opener) -> Result<Arc<OpenFile>, Refused> {
         let mut breaks = Vec::new();
-        let mut shard = lock(self.shard(key(stat)));
-        let file = shard
-            .entry(key(stat))
-            .or_insert_with(|| OpenFile::new(key(stat), self.all_locks.clone()));
-        let file = file.clone();
+        // As long as the entry is held nobody takes the file away, or opens it.
+        let new = || OpenFile::new(key(stat), self.all_locks.clone());
+        let entry = self.files.entry(key(stat)).or_insert_with(new);
+        let file = entry.clone();
         let mut state = lock(&file.state);
         let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let way = (path, folder || stat.st_nlink <= 1);
         let joined = self.admit(&file, &mut state, way, by, &mut breaks);
         self.note_caching(&file, &mut state);
         drop(state);
-        drop(shard);
+        drop(entry);
         self.tell(&file, breaks);
         joined.map(|()| file)
     }
@@ -385,7 +377,7 @@ impl OpenFileTable {
     /// Makes an open known.
     pub fn add_open(&self, open: &Arc<Open>) {
         let id = open.opener_id();
-        if lock(self.opens(id)).insert(id, Arc::downgrade(open)).is_none() {
+        if self.opens.insert(id, Arc::downgrade(open)).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(guid) = open.origin.create_guid {
@@ -399,7 +391,7 @@ impl OpenFileTable {
 
     /// An open by the name it has in its file.
     pub fn open(&self, id: u64) -> Option<Arc<Open>> {
-        lock(self.opens(id)).get(&id).and_then(Weak::upgrade)
+        self.opens.get(&id).and_then(|open| open.upgrade())
     }
 
     /// A create waits for others; it is in progress as long as the result lives.
@@ -429,7 +421,7 @@ impl OpenFileTable {
 
     /// An open is closed for good.
     pub fn forget(&self, open: &Open) {
-        if lock(self.opens(open.opener_id())).remove(&open.opener_id()).is_some() {
+        if self.opens.remove(&open.opener_id()).is_some() {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(guid) = open.origin.create_guid {
@@ -455,19 +447,16 @@ impl OpenFileTable {
 
     /// All opens that are in the table now.
     pub fn all_opens(&self) -> Vec<Arc<Open>> {
-        let all = || {
-            type Shard = Mutex<HashMap<u64, Weak<Open>>>;
-            let of =
-                |shard: &Shard| lock(shard).values().filter_map(Weak::upgrade).collect::<Vec<_>>();
-            self.opens.iter().flat_map(of).collect()
-        };
+        // None of them is dropped, and looks itself up, before all are there.
+        let all = || self.opens.iter().filter_map(|open| open.upgrade()).collect();
         if self.open_count() > MANY { aside(all) } else { all() }
     }
 
     /// Takes an opener away. When it was the last that came by a name and that is to be deleted,
     /// `remove` does it, before anyone can open it again.
     pub fn leave(&self, file: &OpenFile, id: u64, remove: impl FnOnce(&RelPath)) {
-        let mut shard = lock(self.shard(file.key));
+        // As long as the entry is held nobody opens the file.
+        let entry = self.files.entry(file.key);
         let mut state = lock(&file.state);
         let link = state.link(id);
         state.users.retain(|user| user.id != id);
@@ -482,11 +471,12 @@ impl OpenFileTable {
         {
             remove(&left.path);
         }
-        if state.users.is_empty() {
-            shard.remove(&file.key);
-        }
+        let last = state.users.is_empty();
         drop(state);
-        drop(shard);
+        match entry {
+            dashmap::Entry::Occupied(entry) if last => drop(entry.remove()),
+            entry => drop(entry),
+        }
         if let Some(lease) = ended {
             let mut leases = lock(&self.leases);
             if leases.get(&lease).is_some_and(|at| std::ptr::eq(at.as_ptr(), file)) {
@@ -499,19 +489,17 @@ impl OpenFileTable {
     /// Lets other programs have the files again that opens are kept for: the server that comes next
     /// claims them.
     pub fn claim_nothing(&self) {
-        for shard in &self.shards {
-            lock(shard).values().for_each(|file| lock(&file.state).claim_nothing());
+        for file in &self.files {
+            lock(&file.state).claim_nothing();
         }
     }
 
     /// Whether anything strictly below `folder` is open.
     pub fn any_below(&self, device: u64, folder: &RelPath) -> bool {
         let any = || {
-            self.shards.iter().any(|shard| {
-                lock(shard).values().any(|file| {
-                    let is_below = |at: &Link| at.path.is_below(folder);
-                    file.key.0 == device && lock(&file.state).links.iter().any(is_below)
-                })
+            self.files.iter().any(|file| {
+                let is_below = |at: &Link| at.path.is_below(folder);
+                file.key.0 == device && lock(&file.state).links.iter().any(is_below)
             })
         };
         if self.open_count() > MANY { aside(any) } else { any() }
@@ -519,17 +507,17 @@ impl OpenFileTable {
 
     /// Whether the file is open at all.
     pub fn is_open(&self, stat: &Stat) -> bool {
-        lock(self.shard(key(stat))).contains_key(&key(stat))
+        self.files.contains_key(&key(stat))
     }
 
     /// The file, if it is open.
     pub fn get(&self, stat: &Stat) -> Option<Arc<OpenFile>> {
-        lock(self.shard(key(stat))).get(&key(stat)).cloned()
+        self.files.get(&key(stat)).map(|file| file.clone())
     }
 
     /// Number of files that are open.
     pub fn file_count(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.files.len()
     }
 }
 
