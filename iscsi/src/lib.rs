@@ -27,5 +27,5 @@ pub mod session;
 mod target;
 pub mod text;
 
-pub use server::{Gate, Permit, Service, ServiceConfig};
+pub use server::{Guard, Permit, Service, ServiceConfig};
 pub use target::SessionInfo;

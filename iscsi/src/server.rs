@@ -34,8 +34,25 @@ use crate::{
 
 /// Held as long as a login is under way.
 pub type Permit = Box<dyn Send>;
-/// Says whether an address may begin another login.
-pub type Gate = Arc<dyn Fn(IpAddr) -> Option<Permit> + Send + Sync>;
+/// Bounds what those may try who have not proved who they are.
+pub trait Guard: Send + Sync {
+    /// Whether an address may begin another login; the permit is held as long as that is under way.
+    fn admit(&self, from: IpAddr) -> Option<Permit>;
+
+    /// Somebody at an address could not prove who they are; how long the refusal is held back.
+    fn failed(&self, from: IpAddr) -> Duration;
+}
+
+/// A guard that lets everybody try again at once.
+impl<F: Fn(IpAddr) -> Option<Permit> + Send + Sync> Guard for F {
+    fn admit(&self, from: IpAddr) -> Option<Permit> {
+        self(from)
+    }
+
+    fn failed(&self, _: IpAddr) -> Duration {
+        Duration::ZERO
+    }
+}
 
 /// What holds for a service as a whole.
 #[derive(Clone)]
@@ -49,7 +66,7 @@ pub struct ServiceConfig {
     /// How discovery sessions are met.
     pub discovery: Discovery,
     /// Bounds the logins of one address.
-    pub gate: Option<Gate>,
+    pub gate: Option<Arc<dyn Guard>>,
 }
 
 impl Default for ServiceConfig {
@@ -72,7 +89,7 @@ pub(crate) struct Inner<D> {
     pub(crate) budget: Arc<Budget>,
     pub(crate) half_open: Arc<Semaphore>,
     pub(crate) login_time: Duration,
-    pub(crate) gate: Option<Gate>,
+    pub(crate) gate: Option<Arc<dyn Guard>>,
     pub(crate) epoch: Instant,
     pub(crate) next_session: AtomicU64,
     pub(crate) next_nexus: Arc<AtomicU64>,
@@ -209,7 +226,7 @@ impl<D: Device> Service<D> {
     fn greet(&self, stream: TcpStream, peer: SocketAddr, tag: u16) {
         let Ok(half_open) = self.inner.half_open.clone().try_acquire_owned() else { return };
         let permit = match &self.inner.gate {
-            Some(gate) => match gate(peer.ip()) {
+            Some(gate) => match gate.admit(peer.ip()) {
                 Some(permit) => Some(permit),
                 None => return,
             },
@@ -304,6 +321,11 @@ impl<D: Device> Inner<D> {
                 Step::Respond(bytes) => stream.write_all(&bytes).await?,
                 Step::Refuse(bytes, status, why) => {
                     self.tell_refusal(peer, status, &why);
+                    if status == LoginStatus::AuthenticationFailure
+                        && let Some(guard) = &self.gate
+                    {
+                        tokio::time::sleep(guard.failed(peer.ip())).await;
+                    }
                     stream.write_all(&bytes).await?;
                     stream.shutdown().await?;
                     return Ok(None);

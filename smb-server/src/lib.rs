@@ -25,7 +25,7 @@ pub mod descriptors;
 mod dfs;
 mod exchange;
 mod interfaces;
-mod logons;
+pub mod logons;
 pub mod meters;
 mod recovery;
 mod rpc;

@@ -10,6 +10,7 @@
 pub mod config;
 mod lun;
 mod reservations;
+mod strangers;
 
 use std::{
     collections::BTreeMap,
@@ -18,14 +19,16 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use iscsi::{Service, ServiceConfig, SessionInfo};
+use iscsi::{Guard, Service, ServiceConfig, SessionInfo};
 use scsi::{UnitInfo, Units, UnitsOptions};
+use smb_server::Server;
 use tokio::{net::TcpListener, sync::Mutex, task::JoinSet};
 
 use self::{
     config::{IscsiConfig, Target},
     lun::{Disks, Opened},
     reservations::Reservations,
+    strangers::Strangers,
 };
 
 /// The portal group of all listeners.
@@ -59,14 +62,15 @@ pub struct TargetInfo {
 }
 
 impl Iscsi {
-    /// A service without targets, which keeps reservations in the state folder. Must run inside a
-    /// tokio runtime.
+    /// A service without targets beside a file server, which keeps reservations in the state folder.
+    /// Must run inside a tokio runtime.
     ///
     /// # Errors
     /// If the reservations of an earlier process cannot be read.
-    pub fn new(state_dir: &Path) -> io::Result<Self> {
+    pub fn new(server: Arc<Server>, state_dir: &Path) -> io::Result<Self> {
+        let gate: Arc<dyn Guard> = Arc::new(Strangers::new(server));
         Ok(Self {
-            service: Service::new(ServiceConfig::default()),
+            service: Service::new(ServiceConfig { gate: Some(gate), ..ServiceConfig::default() }),
             reservations: Arc::new(Reservations::open(state_dir)?),
             disks: Disks::new(),
             served: Mutex::default(),
