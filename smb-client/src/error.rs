@@ -40,6 +40,12 @@ pub enum Error {
     /// The server sent something that is not SMB or not what was asked for.
     #[error("server breaks the protocol: {0}")]
     Protocol(String),
+    /// The server ended the connection instead of confirming what was negotiated.
+    #[error(
+        "the server ends each connection instead of confirming what was negotiated: somebody on \
+         the way changes the negotiation, or the server is not what it says"
+    )]
+    Unconfirmed,
     /// A message is not what the server sent: wrong signature or seal, or none where one must be.
     #[error("message from the server is not authentic: {0}")]
     NotAuthentic(&'static str),
@@ -113,6 +119,7 @@ impl Error {
     pub(crate) fn is_disconnect(&self) -> bool {
         match self {
             Self::Disconnected(_)
+            | Self::Unconfirmed
             | Self::Connect { .. }
             | Self::Timeout { .. }
             | Self::KeySpent(_) => true,

@@ -284,7 +284,10 @@ async fn validate(connection: &Arc<Connection>, tree: TreeId) -> Result<()> {
     let encode = |out: &mut Vec<u8>| request.encode(out);
     let signed = HeaderFlags::SIGNED;
     let ticket = connection.submit(Command::IOCTL, tree, Cost::LEAST, signed, encode).await?;
-    let response = ticket.reply().await?;
+    // It may have been stopped just then; one that does not like what it sees ends the connection,
+    // too (MS-SMB2 3.3.5.15.12), each time.
+    let lost = |error: Error| if error.is_disconnect() { Error::Unconfirmed } else { error };
+    let response = ticket.reply().await.map_err(lost)?;
     // An old server that does not know it answers signed that it does not.
     if matches!(
         response.header.status,

@@ -99,11 +99,20 @@ impl Tree {
 
     /// Connects to the share if that is not done yet.
     pub(crate) async fn connect(&self) -> Result<()> {
-        let mut patience = Patience::default();
+        /// Connections that may be lost as the server confirms what was negotiated.
+        const UNCONFIRMED: u32 = 3;
+        let (mut patience, mut unconfirmed) = (Patience::default(), 0);
         loop {
             let link = self.session.link().await?;
             match link.tree(&self.session.options, &self.share).await {
                 Ok(_) => return Ok(()),
+                Err(Error::Unconfirmed) if unconfirmed == UNCONFIRMED => {
+                    return Err(Error::Unconfirmed);
+                }
+                Err(Error::Unconfirmed) => {
+                    unconfirmed += 1;
+                    patience.recover(&self.session, &link, Error::Unconfirmed).await?;
+                }
                 Err(error) => patience.recover(&self.session, &link, error).await?,
             }
         }
