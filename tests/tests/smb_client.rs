@@ -283,3 +283,14 @@ async fn a_downgrade_is_noticed_before_a_file_is_opened() {
     let error = Client::connect(ConnectOptions { port, encryption, ..host.options() }).await;
     assert!(matches!(error, Err(Error::NotOffered("encryption"))));
 }
+
+/// A server that sees that a negotiation was changed ends the connection (MS-SMB2 3.3.5.15.12), as one
+/// does that is killed: the client tries again, but not for ever, and says what it looks like.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_is_led_to_an_older_dialect_each_time_says_so() {
+    let host = Host::start("signing = \"enabled\"");
+    let port = downgrading(host.options().port, Dialect::SMB_2_1);
+    let session = Client::connect(ConnectOptions { port, ..host.options() }).await.unwrap();
+    let error = session.tree("vms").await.unwrap_err();
+    assert!(matches!(error, Error::Unconfirmed), "{error}");
+}
