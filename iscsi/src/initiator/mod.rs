@@ -18,6 +18,8 @@ mod discovery;
 mod disk;
 mod error;
 mod exchange;
+#[cfg(test)]
+mod exchange_tests;
 mod link;
 mod login;
 mod output;

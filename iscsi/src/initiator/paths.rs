@@ -381,7 +381,7 @@ impl Paths {
             }
             None => 0,
         };
-        self.join_registration(&link, index).await;
+        self.join_registration(&link, index).await?;
         Ok(Up { link, rank: AtomicU8::new(rank), group, index })
     }
 

@@ -123,20 +123,25 @@ async fn on_path(
 
 impl Paths {
     /// Registers a path that was not there when the others were; not if the key was taken away.
-    pub(super) async fn join_registration(&self, link: &Link, index: usize) {
+    ///
+    /// # Errors
+    /// The path cannot be registered: commands on it would meet a conflict that there is not.
+    pub(super) async fn join_registration(
+        &self,
+        link: &Link,
+        index: usize,
+    ) -> Result<(), InitiatorError> {
         let (key, known) = {
             let ours = ours(self);
             (ours.0, ours.1.contains(&index))
         };
-        let Some(key) = key.filter(|_| !known) else { return };
-        match keys(self, link).await {
-            Ok((_, keys)) if keys.contains(&key) => {}
-            _ => return,
+        let Some(key) = key.filter(|_| !known) else { return Ok(()) };
+        if !keys(self, link).await?.1.contains(&key) {
+            return Ok(());
         }
-        let data = list(0, key, false);
-        if on_path(self, link, action::REGISTER_IGNORING, data).await.is_ok() {
-            ours(self).1.push(index);
-        }
+        on_path(self, link, action::REGISTER_IGNORING, list(0, key, false)).await?;
+        ours(self).1.push(index);
+        Ok(())
     }
 }
 
