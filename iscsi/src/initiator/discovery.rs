@@ -70,6 +70,7 @@ pub async fn discover(options: &DiscoveryOptions) -> Result<Vec<DiscoveredTarget
         mutual: options.mutual.clone(),
         header_digest: DigestWish::Allowed,
         data_digest: DigestWish::Allowed,
+        old_hashes: false,
     };
     timeout(TIME, ask(&purpose)).await.unwrap_or(Err(InitiatorError::TimedOut(TIME)))
 }

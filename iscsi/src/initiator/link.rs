@@ -41,9 +41,17 @@ pub(super) async fn log_in(purpose: &Purpose, time: Duration) -> Result<Wire, In
     let mut purpose = purpose.clone();
     let attempt = async {
         for _ in 0..MOVES {
-            match once(&purpose).await? {
-                Ok(wire) => return Ok(wire),
-                Err(address) => {
+            match once(&purpose).await {
+                Ok(Ok(wire)) => return Ok(wire),
+                // A target may choose a hash and then have no room for it (tgt). It chooses anyhow, so
+                // to offer less gives nothing away.
+                Err(InitiatorError::Refused { status: 0x0200, .. })
+                    if purpose.chap.is_some() && !purpose.old_hashes =>
+                {
+                    purpose.old_hashes = true;
+                }
+                Err(error) => return Err(error),
+                Ok(Err(address)) => {
                     // The tag of the portal group says nothing here.
                     purpose.portal = address.split(',').next().unwrap_or_default().to_owned();
                 }

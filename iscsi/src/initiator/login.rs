@@ -38,6 +38,8 @@ pub(super) struct Purpose {
     pub mutual: Option<Account>,
     pub header_digest: DigestWish,
     pub data_digest: DigestWish,
+    /// Only the hashes that the oldest targets have are offered for CHAP.
+    pub old_hashes: bool,
 }
 
 /// What comes after a response.
@@ -149,9 +151,8 @@ impl Login {
         if self.rounds > ROUNDS {
             return Err(self.wrong("a login without an end"));
         }
-        if self.exp_stat_sn.is_some_and(|expected| expected != it.sn.stat_sn) {
-            return Err(self.wrong("a response of the login is missing"));
-        }
+        // Each response answers one request, so none can be missing; some targets begin anew with the
+        // second stage.
         self.exp_stat_sn = Some(it.sn.stat_sn.wrapping_add(1));
         let portal = || self.purpose.portal.clone();
         if it.status >> 8 > 1 {
@@ -180,7 +181,11 @@ impl Login {
         match chosen {
             Some("CHAP") if self.purpose.chap.is_some() => {
                 self.stage = Stage::Challenge;
-                let list = Algorithm::ALL.iter().rev().map(|it| (*it as u8).to_string());
+                let offered = |it: &&Algorithm| {
+                    !self.purpose.old_hashes || matches!(it, Algorithm::Md5 | Algorithm::Sha1)
+                };
+                let list = Algorithm::ALL.iter().rev().filter(offered);
+                let list = list.map(|it| (*it as u8).to_string());
                 let list = list.collect::<Vec<_>>().join(",");
                 Ok(Next::Send(self.request(false), write([("CHAP_A", list.as_str())])))
             }
@@ -356,5 +361,109 @@ impl Login {
             _ => return Ok(false),
         };
         if sound { Ok(true) } else { Err(self.wrong(format!("{key}={value}"))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn purpose(chap: bool, mutual: bool) -> Purpose {
+        let account = |name: &str, secret: &[u8]| Account::new(name, secret).unwrap();
+        Purpose {
+            portal: "127.0.0.1:3260".to_owned(),
+            name: "iqn.me".to_owned(),
+            target: Some("iqn.it".to_owned()),
+            isid: [0x80, 0, 0, 0, 0, 1],
+            chap: chap.then(|| account("alice", b"a secret of alice")),
+            mutual: mutual.then(|| account("target", b"another secret!")),
+            header_digest: DigestWish::Allowed,
+            data_digest: DigestWish::Required,
+            old_hashes: false,
+        }
+    }
+
+    fn response(transit: bool, next: u8, current: u8) -> LoginResponse {
+        LoginResponse { transit, next, current, ..LoginResponse::default() }
+    }
+
+    fn sent(next: Result<Next, InitiatorError>) -> (LoginRequest, String) {
+        match next {
+            Ok(Next::Send(request, text)) => (request, String::from_utf8(text).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_login_goes_through_its_stages() {
+        let mut login = Login::new(purpose(true, true));
+        let (first, text) = login.first();
+        assert!((first.current, first.transit) == (0, false));
+        assert!(String::from_utf8(text).unwrap().ends_with("\0AuthMethod=CHAP\0"));
+        let (_, text) = sent(login.answer(response(false, 0, 0), b"AuthMethod=CHAP\0"));
+        assert_eq!(text, "CHAP_A=8,7,6,5\0");
+        let challenge = b"CHAP_A=5\0CHAP_I=7\0CHAP_C=0x0102\0";
+        let (request, text) = sent(login.answer(response(false, 0, 0), challenge));
+        assert!(request.transit && request.next == 1 && text.contains("\0CHAP_C=0x"));
+        // What proves nothing is no proof, also our own response given back.
+        let ours = text.split('\0').find_map(|it| it.strip_prefix("CHAP_R=")).unwrap();
+        let proof = format!("CHAP_N=target\0CHAP_R={ours}\0");
+        let wrong = login.answer(response(true, 1, 0), proof.as_bytes());
+        assert!(matches!(wrong, Err(InitiatorError::Chap { source: ChapError::Wrong, .. })));
+    }
+
+    #[test]
+    fn what_was_required_is_not_given_up() {
+        for (answer, good) in [("DataDigest=None\0", false), ("DataDigest=CRC32C\0", true)] {
+            let mut login = Login::new(purpose(false, false));
+            let (first, _) = login.first();
+            assert!(first.transit);
+            let (request, text) = sent(login.answer(response(true, 1, 0), b"AuthMethod=None\0"));
+            assert!(
+                request.current == 1 && request.next == 3 && text.contains("DataDigest=CRC32C\0")
+            );
+            let last = login.answer(response(true, 3, 1), answer.as_bytes());
+            assert_eq!(last.is_ok(), good);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_target_is_logged_in_to_or_refused(
+            steps in prop::collection::vec(
+                (
+                    any::<(bool, bool)>(),
+                    0u8..4,
+                    prop::sample::select(vec![0u16, 0, 0, 0, 0x0101, 0x0201, 0x0300]),
+                    prop::collection::vec(
+                        (
+                            "AuthMethod|CHAP_[AICNR]|(Header|Data)Digest|MaxBurstLength|X-a",
+                            "CHAP|None|5|7|0x0102|CRC32C|[0-9]{1,9}|Yes",
+                        ),
+                        0..5,
+                    ),
+                ),
+                1..40,
+            ),
+            chap in any::<bool>(),
+            mutual in any::<bool>(),
+        ) {
+            let mut login = Login::new(purpose(chap, chap && mutual));
+            login.first();
+            for ((transit, more), next, status, pairs) in steps {
+                let text = write(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+                let it = LoginResponse { more, status, ..response(transit, next, 0) };
+                match login.answer(it, &text) {
+                    Ok(Next::Send(..)) => {}
+                    Ok(Next::Done(agreed)) => {
+                        prop_assert!(agreed.digests.data && !(chap && mutual));
+                        break;
+                    }
+                    _ => break,
+                }
+            }
+        }
     }
 }

@@ -361,6 +361,7 @@ impl Paths {
             mutual: options.mutual.clone(),
             header_digest: options.header_digest,
             data_digest: options.data_digest,
+            old_hashes: false,
         };
         let wire =
             log_in(&purpose, LOGIN.min(options.reconnect_time.max(Duration::from_secs(1)))).await?;
