@@ -106,6 +106,14 @@ pub(super) fn report_groups(allocation: u32) -> Cdb {
     cdb
 }
 
+/// REPORT SUPPORTED OPERATION CODES of one command.
+pub(super) fn supported(opcode: u8, allocation: u32) -> Cdb {
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[1], cdb[2], cdb[3]) = (0xa3, 0x0c, 1, opcode);
+    cdb[6..10].copy_from_slice(&allocation.to_be_bytes());
+    cdb
+}
+
 /// PERSISTENT RESERVE IN.
 pub(super) fn reserve_in(action: u8, allocation: u16) -> Cdb {
     let mut cdb = [0; 16];

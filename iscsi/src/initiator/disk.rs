@@ -87,6 +87,7 @@ impl IscsiDisk {
             physical_sector: facts.capacity.physical,
             discard_granularity: if facts.unmaps { granularity } else { 0 },
         };
+        let zeros = if facts.same_without_data { zeros::NO_DATA } else { zeros::ONE_BLOCK };
         let options = paths.options();
         Ok(Arc::new(Self {
             read_only: options.read_only || facts.protected,
@@ -95,7 +96,7 @@ impl IscsiDisk {
             keepers,
             geometry,
             facts,
-            zeros: AtomicU8::new(zeros::NO_DATA),
+            zeros: AtomicU8::new(zeros),
             short_flush: AtomicU8::new(0),
             paths,
         }))

@@ -31,6 +31,8 @@ pub(super) struct Facts {
     pub unmaps: bool,
     /// WRITE SAME (16) with UNMAP is there (LBPWS).
     pub unmaps_same: bool,
+    /// WRITE SAME (16) knows NDOB; not every unit that does not refuses the bit.
+    pub same_without_data: bool,
     /// It may not be written.
     pub protected: bool,
     /// It has target port groups.
@@ -185,6 +187,15 @@ impl Asker<'_> {
             let flags = self.page(0xb2).await?.get(5).copied().unwrap_or(0);
             facts.unmaps = capacity.thin && flags & 0x80 != 0;
             facts.unmaps_same = capacity.thin && flags & 0x40 != 0;
+        }
+        match self.ask(cdb::supported(0x93, 20), 20).await {
+            Ok(usage) => {
+                let known = usage.get(1).is_some_and(|byte| byte & 7 == 3);
+                let bit = usage.get(5).is_some_and(|byte| byte & 1 != 0);
+                facts.same_without_data = known && bit;
+            }
+            Err(error @ InitiatorError::Unreachable(_)) => return Err(error),
+            Err(_) => {}
         }
         match self.ask(cdb::mode_sense(), 192).await {
             Ok(header) => {
