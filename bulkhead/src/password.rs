@@ -17,7 +17,11 @@ pub const MAX_PASSWORD: u64 = 1024;
 pub const HELP: &str = "\
 The password for smb:// comes from BULKHEAD_SMB_PASSWORD, or from the credentials file that \
 BULKHEAD_SMB_CREDENTIALS names (lines username=, password= and domain=, mode 600); on a terminal it \
-is asked for. With BULKHEAD_SMB_ENCRYPTION=required a server that does not encrypt is refused.";
+is asked for. With BULKHEAD_SMB_ENCRYPTION=required a server that does not encrypt is refused.
+Logical units are named as iscsi://[user@]host[:port]/target/LUN. Their CHAP secret comes from \
+BULKHEAD_CHAP_SECRET, with the user of the address or of BULKHEAD_CHAP_USER, or from the file that \
+BULKHEAD_CHAP_CREDENTIALS names; BULKHEAD_CHAP_TARGET_USER and BULKHEAD_CHAP_TARGET_SECRET have the \
+target prove itself too. BULKHEAD_INITIATOR_NAME is the name of the initiator.";
 
 /// Who logs on at the server of an address: by the environment, else asked for on the terminal,
 /// once for each user of a server.

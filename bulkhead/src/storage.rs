@@ -6,7 +6,7 @@ use std::{
 };
 
 use block_io::{Disk, File, image_lock};
-pub use disk_source::{Claim, Named, tracking_of};
+pub use disk_source::{Claim, Named, format_of, is_lun, tracking_of};
 use disk_source::{Error, Location, ParentRule, Parents, Servers, Source};
 use smb_client::{ConnectOptions, SmbUrl};
 
@@ -67,7 +67,8 @@ pub fn parents(location: &str) -> Parents {
     source().parents(location)
 }
 
-/// Opens what `location` names: a local path, or `smb://[user@]host[:port]/share/path`.
+/// Opens what `location` names: a local path, `smb://[user@]host[:port]/share/path`, or
+/// `iscsi://[user@]host[:port]/target/LUN`.
 pub async fn open(location: &str, claim: Claim) -> anyhow::Result<Arc<dyn File>> {
     source().open(location, claim).await.map_err(|error| explained(error, location))
 }
@@ -96,8 +97,8 @@ fn explained(error: Error, location: &str) -> anyhow::Error {
             "cannot open it as raw (see --help for how to name a format)".to_owned()
         }
         Error::Image(_) => location.to_owned(),
-        Error::Url(_) => "cannot open".to_owned(),
-        _ if matches!(location.parse(), Ok(Location::Share(_))) => {
+        Error::Url(_) | Error::IscsiUrl(_) => "cannot open".to_owned(),
+        _ if matches!(location.parse(), Ok(Location::Share(_) | Location::Lun(_))) => {
             format!("cannot open {location}")
         }
         Error::Storage(block_io::Error::Busy(_)) => format!("cannot open{}", way_out(location)),

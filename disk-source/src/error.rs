@@ -2,7 +2,10 @@
 
 use std::error::Error as StdError;
 
+use iscsi::initiator::InitiatorError;
 use smb_client::UrlError;
+
+use crate::IscsiUrlError;
 
 /// Result of finding and opening a disk.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -14,6 +17,20 @@ pub enum Error {
     /// The location is not a well-formed address of a share.
     #[error(transparent)]
     Url(#[from] UrlError),
+    /// The location is not a well-formed address of a logical unit.
+    #[error(transparent)]
+    IscsiUrl(#[from] IscsiUrlError),
+    /// The address names a target and not a logical unit.
+    #[error("the address names a target and no logical unit of it (iscsi://…/LUN)")]
+    NoLun,
+    /// A logical unit was to be made.
+    #[error(
+        "a logical unit is there before it is opened: its content can only be replaced (--force)"
+    )]
+    LunExists,
+    /// The target cannot be reached or refuses.
+    #[error(transparent)]
+    Target(#[from] InitiatorError),
     /// The location names a kind of storage that does not exist.
     #[error("{location}: no storage of kind {scheme:?}")]
     Scheme {
@@ -55,12 +72,14 @@ impl From<Error> for block_io::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Url(error) => Self::Corrupt(error.to_string()),
+            Error::IscsiUrl(error) => Self::Corrupt(error.to_string()),
+            Error::Target(error) => error.into(),
             Error::Server(error) => error.into(),
             Error::Storage(error) => error,
             Error::NotRaw(error) | Error::Image(error) => error.into(),
             Error::Tracking { source, .. } => source.into(),
             Error::Login(error) => Self::Disconnected(chain(&*error)),
-            other @ (Error::Scheme { .. } | Error::NoFile) => {
+            other @ (Error::Scheme { .. } | Error::NoFile | Error::NoLun | Error::LunExists) => {
                 let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, other);
                 Self::io("opening", source)
             }

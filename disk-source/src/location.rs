@@ -1,10 +1,11 @@
-//! What a location says: a local path, or `smb://[user@]host[:port]/share/path`.
+//! What a location says: a local path, `smb://[user@]host[:port]/share/path`, or
+//! `iscsi://[user@]host[:port]/target/LUN`.
 
 use std::{path::PathBuf, str::FromStr};
 
 use smb_client::SmbUrl;
 
-use crate::{Error, Result};
+use crate::{Error, IscsiUrl, Result};
 
 /// Where a file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub enum Location {
     Local(PathBuf),
     /// On a share. Its path may be empty: then it names the share itself.
     Share(SmbUrl),
+    /// A logical unit of an iSCSI target. Its number may be missing: then it names the target.
+    Lun(IscsiUrl),
 }
 
 impl FromStr for Location {
@@ -21,10 +24,14 @@ impl FromStr for Location {
     /// Reads a location.
     ///
     /// # Errors
-    /// [`Error::Url`] for a bad address of a share, [`Error::Scheme`] for any other scheme.
+    /// [`Error::Url`] for a bad address of a share, [`Error::IscsiUrl`] for one of a logical unit,
+    /// [`Error::Scheme`] for any other scheme.
     fn from_str(text: &str) -> Result<Self> {
         if SmbUrl::looks_like(text) {
             return Ok(Self::Share(text.parse()?));
+        }
+        if IscsiUrl::looks_like(text) {
+            return Ok(Self::Lun(text.parse()?));
         }
         match text.split_once("://") {
             Some((scheme, _)) => {
@@ -39,10 +46,12 @@ impl Location {
     /// Reads the location of a file.
     ///
     /// # Errors
-    /// Those of [`Location::from_str`]; [`Error::NoFile`] for a share without a path.
+    /// Those of [`Location::from_str`]; [`Error::NoFile`] for a share without a path,
+    /// [`Error::NoLun`] for a target without a number.
     pub fn of_file(text: &str) -> Result<Self> {
         match text.parse()? {
             Self::Share(url) if url.path.is_empty() => Err(Error::NoFile),
+            Self::Lun(url) if url.lun.is_none() => Err(Error::NoLun),
             location => Ok(location),
         }
     }
@@ -63,5 +72,7 @@ mod tests {
         assert!(matches!("smb://h".parse::<Location>(), Err(Error::Url(_))));
         assert!(matches!(Location::of_file("smb://h/s"), Err(Error::NoFile)));
         assert!(Location::of_file("smb://h/s/a").is_ok());
+        assert!(matches!(Location::of_file("iscsi://h/iqn.a/0"), Ok(Location::Lun(_))));
+        assert!(matches!(Location::of_file("iscsi://h/iqn.a"), Err(Error::NoLun)));
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt::Debug, path::PathBuf, time::Duration};
 
 use smb_client::{ConnectOptions, CredentialsError, Encryption, Login, SmbUrl};
 
-use crate::{Error, Result};
+use crate::{ChapLogin, Error, IscsiTimes, IscsiUrl, Result, portal};
 
 /// Says how a server is connected to.
 pub trait Servers: Debug + Send + Sync {
@@ -13,6 +13,19 @@ pub trait Servers: Debug + Send + Sync {
     /// # Errors
     /// [`Error::Login`] if there is no login for it.
     fn connect_options(&self, url: &SmbUrl) -> Result<ConnectOptions>;
+
+    /// By what the target of `url` and this program prove who they are: the environment says it.
+    ///
+    /// # Errors
+    /// [`Error::Login`] if what is there cannot be used.
+    fn chap_login(&self, url: &IscsiUrl) -> Result<ChapLogin> {
+        ChapLogin::from_env(url.user.as_deref()).map_err(|error| Error::Login(error.into()))
+    }
+
+    /// How patient this program is with targets.
+    fn iscsi_times(&self) -> IscsiTimes {
+        IscsiTimes::default()
+    }
 }
 
 /// What is configured for one server.
@@ -76,6 +89,20 @@ impl Servers for Configured {
             encryption: rule.unwrap_or(self.encryption),
             ..ConnectOptions::for_url(url, login)
         })
+    }
+
+    fn chap_login(&self, url: &IscsiUrl) -> Result<ChapLogin> {
+        let first = url.portals.first();
+        let server = self.servers.iter().find(|it| portal(&it.host).ok().as_ref() == first);
+        match server.and_then(|server| server.credentials.as_deref()) {
+            Some(file) => ChapLogin::from_file(file, url.user.as_deref()),
+            None => ChapLogin::from_env(url.user.as_deref()),
+        }
+        .map_err(|error| Error::Login(error.into()))
+    }
+
+    fn iscsi_times(&self) -> IscsiTimes {
+        IscsiTimes { reconnect: self.reconnect_timeout, keep_alive: self.keep_alive }
     }
 }
 

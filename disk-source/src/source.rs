@@ -10,7 +10,9 @@ use block_io::{Disk, File, LocalFile};
 use smb_client::{Client, Instance, SmbUrl, Tree};
 use vhd::{Format, chain, tracking};
 
-use crate::{Claim, Error, Location, ParentRule, Parents, Result, Servers};
+use crate::{
+    Claim, Error, IscsiUrl, Location, ParentRule, Parents, Result, Servers, lun, lun_file::LunFile,
+};
 
 /// A format, and whether it was named or is what a location's ending says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,16 @@ pub enum Damaged {
     /// It is opened, with a warning, and no track is kept. That is safe: the first write changes the
     /// image's content id, which no longer is that of the tracking file.
     Ignore,
+}
+
+/// The format that a location names by its ending; a logical unit has none, and is raw.
+pub fn format_of(location: &str) -> Option<Format> {
+    if is_lun(location) { Some(Format::Raw) } else { Format::from_path(location) }
+}
+
+/// Whether a location is meant to name a logical unit of an iSCSI target.
+pub fn is_lun(location: &str) -> bool {
+    IscsiUrl::looks_like(location)
 }
 
 /// Where the changes of the image at `location` are tracked, if they are.
@@ -95,6 +107,7 @@ impl Share {
 enum Place {
     Local(String),
     Share(Share),
+    Lun(IscsiUrl),
 }
 
 /// How a program opens disks.
@@ -182,6 +195,10 @@ impl Source {
             Place::Share(share) => {
                 share.tree.stat(&share.url.path).await?;
             }
+            Place::Lun(url) => {
+                let disk = lun::open(url, Claim::Look, &*self.servers).await?;
+                disk.close().await?;
+            }
         }
         Ok(self.prepared(location, format.into(), claim, place))
     }
@@ -195,6 +212,7 @@ impl Source {
     async fn place(&self, location: &str) -> Result<Place> {
         let url = match Location::of_file(location)? {
             Location::Local(_) => return Ok(Place::Local(location.to_owned())),
+            Location::Lun(url) => return Ok(Place::Lun(url)),
             Location::Share(url) => url,
         };
         let session = Client::connect(self.servers.connect_options(&url)?).await?;
@@ -221,6 +239,9 @@ impl Place {
             Self::Share(share) => {
                 share.open(&format!("{}{ending}", share.url.path), claim, instance).await
             }
+            Self::Lun(url) => {
+                Ok(Arc::new(LunFile::new(lun::open(url, claim, &*source.servers).await?)))
+            }
         }
     }
 
@@ -235,6 +256,8 @@ impl Place {
             Self::Share(share) => {
                 Ok(share.tree.exists(&format!("{}{ending}", share.url.path)).await?)
             }
+            // Nothing is beside a logical unit.
+            Self::Lun(_) => Ok(false),
         }
     }
 }
@@ -264,10 +287,15 @@ impl Prepared {
     /// whatever else the storage or the image says.
     pub async fn open(&self, instance: Option<Instance>) -> Result<Arc<dyn Disk>> {
         let location = &self.location;
+        if let (Place::Lun(url), Format::Raw) = (&self.place, self.format.format) {
+            let disk = lun::open(url, self.claim, &*self.source.servers).await?;
+            self.format.check(&LunFile::new(disk.clone()), location).await?;
+            return Ok(disk);
+        }
         let file = self.place.open(&self.source, "", self.claim, instance).await?;
         self.format.check(&*file, location).await?;
         let share = match &self.place {
-            Place::Local(_) => None,
+            Place::Local(_) | Place::Lun(_) => None,
             Place::Share(share) => Some(share.clone()),
         };
         let parents = Parents::new(&self.source, location, share);

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use disk_source::{IscsiUrl, IscsiUrlError};
 use host_api::VmDefinition;
 use smb_client::SmbUrl;
 
@@ -54,6 +55,15 @@ pub enum NotAllowed {
         #[source]
         source: smb_client::UrlError,
     },
+    /// A location is no address of a logical unit.
+    #[error("disk {location}")]
+    IscsiUrl {
+        /// Where it is said to be.
+        location: String,
+        /// What is wrong with it.
+        #[source]
+        source: IscsiUrlError,
+    },
 }
 
 /// A place for disks.
@@ -61,6 +71,8 @@ pub enum NotAllowed {
 enum Location {
     Local(PathBuf),
     Share(SmbUrl),
+    /// A target, with all its logical units or one of them.
+    Lun(IscsiUrl),
 }
 
 /// Whose a VM is.
@@ -90,6 +102,13 @@ impl Allowed {
             false => Err((path.display().to_string(), "it is no absolute path".to_owned())),
         };
         let location = |text: &String| -> Result<Location, (String, String)> {
+            if IscsiUrl::looks_like(text) {
+                return match text.parse::<IscsiUrl>() {
+                    Ok(url) if url.user.is_none() => Ok(Location::Lun(url)),
+                    Ok(_) => Err((text.clone(), "a location names no user".to_owned())),
+                    Err(error) => Err((text.clone(), error.to_string())),
+                };
+            }
             if !SmbUrl::looks_like(text) {
                 return absolute(text.into()).map(Location::Local);
             }
@@ -142,6 +161,12 @@ impl Allowed {
                 NotAllowed::Url { location, source }
             })?;
             inside(&|place| matches!(place, Location::Share(place) if reaches(place, &url)))
+        } else if IscsiUrl::looks_like(location) {
+            let url = location.parse().map_err(|source| {
+                let location = location.to_owned();
+                NotAllowed::IscsiUrl { location, source }
+            })?;
+            inside(&|place| matches!(place, Location::Lun(place) if place.covers(&url)))
         } else {
             let real = real(Path::new(location))?;
             inside(&|place| matches!(place, Location::Local(place) if holds(place, &real)))
@@ -213,7 +238,7 @@ mod tests {
         std::os::unix::fs::symlink(at("secret"), at("vms/link.raw")).unwrap();
         std::os::unix::fs::symlink(at("secret"), at("boot/link")).unwrap();
         let allowed = allowed(&format!(
-            "[storage]\nlocations = [{:?}, 'smb://files.example/vms/web']\n[boot]\nfolders = [{:?}]\n",
+            "[storage]\nlocations = [{:?}, 'smb://files.example/vms/web', 'iscsi://store.example,10.0.0.1/iqn.a', 'iscsi://one.example/iqn.b/7']\n[boot]\nfolders = [{:?}]\n",
             at("vms"),
             at("boot"),
         ))
@@ -229,6 +254,9 @@ mod tests {
             &shown("vms/../vms/a.raw"),
             "smb://files.example/vms/web/a.vhdx",
             "smb://someone@FILES.example:445/VMs/Web/deep/a.vhdx",
+            "iscsi://STORE.example:3260/iqn.a/0",
+            "iscsi://someone@10.0.0.1,store.example/iqn.a/12",
+            "iscsi://one.example/iqn.b/7",
         ] {
             check(&kernel, good).unwrap();
         }
@@ -243,6 +271,11 @@ mod tests {
             "smb://files.example:446/vms/web/a.vhdx",
             "smb://elsewhere.example/vms/web/a.vhdx",
             "smb://files.example/other/web/a.vhdx",
+            "iscsi://store.example:3261/iqn.a/0",
+            "iscsi://store.example,10.0.0.2/iqn.a/0",
+            "iscsi://store.example/iqn.ab/0",
+            "iscsi://one.example/iqn.b/8",
+            "iscsi://one.example/iqn.b",
         ] {
             let error = check(&kernel, bad).unwrap_err();
             assert!(error.contains(bad) && error.contains("locations"), "{bad}: {error}");
@@ -286,7 +319,9 @@ mod tests {
 
     #[test]
     fn a_place_that_is_none_is_named() {
-        for bad in ["smb://host", "smb://user@host/share", "vms"] {
+        for bad in
+            ["smb://host", "smb://user@host/share", "vms", "iscsi://host", "iscsi://u@host/iqn.a"]
+        {
             let (what, _) = allowed(&format!("[storage]\nlocations = ['{bad}']\n")).unwrap_err();
             assert_eq!(what, bad);
         }

@@ -65,7 +65,7 @@ pub fn format(disk: &DiskDefinition) -> block_io::Result<Format> {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, why);
         Error::io(format!("{location} cannot be a disk of a machine"), source)
     };
-    match (disk.format, Format::from_path(location)) {
+    match (disk.format, disk_source::format_of(location)) {
         (Some(DiskFormat::Raw), _) => Ok(Format::Raw),
         (Some(DiskFormat::Vhdx), _) => Ok(Format::Vhdx),
         (None, Some(format @ (Format::Raw | Format::Vhdx))) => Ok(format),

@@ -16,7 +16,7 @@ use crate::text::{Pair, number};
 /// A secret has 96 bits at least (RFC 7143 9.2.1).
 pub const SECRET_MINIMUM: usize = 12;
 /// The longest challenge that is taken, in bytes (RFC 7143 12.1.3).
-const CHALLENGE_LIMIT: usize = 1024;
+pub(crate) const CHALLENGE_LIMIT: usize = 1024;
 /// Bytes of a challenge of the target: as many as the longest hash.
 const CHALLENGE: usize = 32;
 
@@ -38,7 +38,7 @@ impl Algorithm {
     /// All that are known.
     pub const ALL: [Self; 4] = [Self::Md5, Self::Sha1, Self::Sha256, Self::Sha3];
 
-    fn hash(self, id: u8, secret: &[u8], challenge: &[u8]) -> Vec<u8> {
+    pub(crate) fn hash(self, id: u8, secret: &[u8], challenge: &[u8]) -> Vec<u8> {
         let algorithm = match self {
             Self::Md5 => {
                 let mut hash = Md5::new();
@@ -64,7 +64,7 @@ impl Algorithm {
 pub struct Account {
     /// CHAP_N.
     pub name: String,
-    secret: Zeroizing<Vec<u8>>,
+    pub(crate) secret: Zeroizing<Vec<u8>>,
 }
 
 impl fmt::Debug for Account {
@@ -262,7 +262,7 @@ fn pair(key: &str, value: String) -> Pair {
     (key.to_owned(), value)
 }
 
-fn value<'a>(pairs: &'a [Pair], key: &'static str) -> Result<&'a str, ChapError> {
+pub(crate) fn value<'a>(pairs: &'a [Pair], key: &'static str) -> Result<&'a str, ChapError> {
     pairs
         .iter()
         .find_map(|(name, value)| (name == key).then_some(value.as_str()))

@@ -1,4 +1,5 @@
-//! iSCSI (RFC 7143, RFC 7144): a target that carries SCSI commands to a device.
+//! iSCSI (RFC 7143, RFC 7144): a target that carries SCSI commands to a device, and an initiator
+//! (`initiator`) whose logical units are disks.
 //!
 //! ```text
 //!   socket ─► driver.rs ─► pdu/ (frames) ─► login.rs ─► text.rs, negotiate.rs, chap.rs
@@ -18,6 +19,7 @@ pub mod budget;
 pub mod chap;
 pub mod config;
 mod driver;
+pub mod initiator;
 mod join;
 pub mod login;
 pub mod negotiate;

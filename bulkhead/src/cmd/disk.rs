@@ -145,7 +145,7 @@ fn format(asked: Option<Format>, location: &str) -> anyhow::Result<Format> {
              images (.avhdx), and these can be used"
         );
     }
-    asked.or_else(|| Format::from_path(location)).with_context(|| {
+    asked.or_else(|| storage::format_of(location)).with_context(|| {
         format!("{location}: the ending names no image format (.vhdx, .vhd, .qcow2, .vmdk, .raw, .img); name it")
     })
 }

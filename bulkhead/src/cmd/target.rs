@@ -1,6 +1,7 @@
-//! `bulkhead target`: the iSCSI targets of a running server, their LUNs and initiators.
+//! `bulkhead target`: the iSCSI targets of a running server, their LUNs and initiators; and the
+//! targets of any portal.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Subcommand;
 use server_api::{LunInfo, Reply, Request, TargetInfo, TargetSession};
 
@@ -36,6 +37,12 @@ enum Command {
         /// The LUN's number.
         lun: u16,
     },
+    /// The targets that a portal anywhere knows, with their portals.
+    #[command(after_help = crate::password::HELP)]
+    Discover {
+        /// The portal: iscsi://[user@]host[:port].
+        address: String,
+    },
 }
 
 /// Asks the server and prints what it answers.
@@ -45,6 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Sessions => Request::TargetSessions,
         Command::Disconnect { session } => Request::TargetDisconnect { session },
         Command::Resize { target, lun } => Request::LunResize { target, lun },
+        Command::Discover { address } => return discover(&address, args.json),
     };
     match args.socket.ask(&request)? {
         Reply::Targets { targets } if args.json => json(&targets),
@@ -65,6 +73,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Reply::Disconnected { .. } | Reply::Ok => Ok(()),
         other => bail!("the server answered {other:?}"),
     }
+}
+
+fn discover(address: &str, as_json: bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let targets = runtime.block_on(disk_source::discover(address));
+    let targets = targets.with_context(|| format!("cannot ask {address}"))?;
+    if as_json {
+        let portal = |it: &disk_source::DiscoveredPortal| serde_json::json!({ "address": it.address, "group": it.tag });
+        let target = |it: &disk_source::DiscoveredTarget| {
+            let portals: Vec<_> = it.portals.iter().map(portal).collect();
+            serde_json::json!({ "name": it.name, "portals": portals })
+        };
+        let all: Vec<_> = targets.iter().map(target).collect();
+        return json(&all);
+    }
+    for target in &targets {
+        println!("{}", target.name);
+        for portal in &target.portals {
+            println!("  {}  group {}", portal.address, portal.tag);
+        }
+    }
+    Ok(())
 }
 
 fn show_target(target: &TargetInfo) {

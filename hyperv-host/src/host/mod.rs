@@ -32,7 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use disk_source::{Configured, Source};
+use disk_source::{ChapLogin, Configured, IscsiUrl, Servers, Source};
 use host_api::{DiskUsage, VmDefinition, VmDetail, VmName, VmState, VmSummary};
 use kvm_ioctls::Kvm;
 use smb_client::SmbUrl;
@@ -213,6 +213,8 @@ impl Host {
             disks::format(disk).map_err(refused)?;
             if let Ok(url) = location.parse::<SmbUrl>() {
                 self.servers.login(&url).map_err(|source| HostError::Login { location, source })?;
+            } else if let Ok(url) = location.parse::<IscsiUrl>() {
+                self.servers.chap_login(&url).map_err(|error| refused(error.into()))?;
             }
         }
         Ok(())
@@ -348,7 +350,12 @@ pub fn usable(config: &Config) -> anyhow::Result<Allowed> {
             })
             .with_context(of)?;
         if let Some(file) = &server.credentials {
-            smb_client::Login::from_file(file, None).with_context(of)?;
+            // The file may be for the targets of the server.
+            if let Err(error) = smb_client::Login::from_file(file, None)
+                && ChapLogin::from_file(file, None).is_err()
+            {
+                return Err(error).with_context(of);
+            }
         }
     }
     if let Some(migration) = &config.migration {

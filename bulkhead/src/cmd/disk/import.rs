@@ -28,7 +28,7 @@ use crate::{
 /// Arguments of `bulkhead disk import`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The block device, or a file that is read like one.
+    /// The block device, a logical unit (iscsi://…), or a file that is read like one.
     device: String,
     /// The image to make.
     target: String,
@@ -56,7 +56,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     // A writer is not read back, so it has no second pass.
     ensure!(!matches!(to, Format::Qcow2 | Format::Vmdk), "import makes raw, VHDX or VHD images");
     // A device may be in use, and is read until it rests; a file has an owner who can wait.
-    let device = fs::metadata(&args.device).is_ok_and(|about| !about.is_file());
+    let device = storage::is_lun(&args.device)
+        || fs::metadata(&args.device).is_ok_and(|about| !about.is_file());
     let mode = if device { Claim::Look } else { Claim::Still };
     let file = storage::open(&args.device, mode).await?;
     if !device {
