@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils util-linux iproute2 \
-  xfsprogs btrfs-progs ntfs-3g fdisk fio libnbd-bin iptables faketime
+  xfsprogs btrfs-progs ntfs-3g fdisk fio libnbd-bin libiscsi-bin iptables faketime
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
 .PHONY: help build release demo demo-failover bench-failover test soak interop lint bench lab lab-soak packages clean
@@ -37,8 +37,9 @@ test: packages build ## All tests
 soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEAD_SOAK_SECONDS)
 	BULKHEAD_SOAK_SECONDS=$${BULKHEAD_SOAK_SECONDS:-600} cargo nextest run -p bulkhead-tests --test soak --no-capture
 
-interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
+interop: packages build ## All smbtorture suites beside Samba's counts (JSON under target/interop), and all of libiscsi's
 	$${CARGO_TARGET_DIR:-target}/debug/interop
+	BULKHEAD_ISCSI_FULL=1 cargo nextest run -p bulkhead-tests --test iscsi
 
 lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs|failover)
 	tests/lab/run.sh $${CARGO_TARGET_DIR:-target}/release $(SCENARIO)

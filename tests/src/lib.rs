@@ -2,10 +2,14 @@
 //! also named here.
 
 pub mod files;
+pub mod iscsi;
 pub mod ledger;
+pub mod libiscsi;
 pub mod paths;
 pub mod target;
 pub mod torture;
 pub mod volume;
 
-pub use test_support::{host_cli, kdc, pattern, port, process, proxy, samba, skip, smbd};
+pub use test_support::{
+    host_cli, initiator, kdc, pattern, port, process, proxy, samba, skip, smbd,
+};
