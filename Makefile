@@ -55,6 +55,7 @@ bench: packages release ## Side by side with peers; JSON under target/bench
 	target/release/bench-smb
 	target/release/bench-migration
 	target/release/bench-disk
+	target/release/bench-iscsi
 
 # Installs what is missing when root, else says what to run. Never starts Debian's own services.
 packages:
