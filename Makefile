@@ -42,8 +42,9 @@ soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEA
 fuzz: ## Every fuzz target under libFuzzer on nightly Rust (FUZZ_SECONDS for each, 60)
 	CARGO_TARGET_DIR=$(abspath $(TARGET)) fuzz/run.sh $(FUZZ_TARGETS)
 
-interop: packages build ## All smbtorture suites beside Samba's counts; JSON under target/interop
+interop: packages build ## All smbtorture suites beside Samba's counts (JSON under target/interop), and all of libiscsi's
 	$(TARGET)/debug/interop
+	BULKHEAD_ISCSI_FULL=1 cargo nextest run -p bulkhead-tests --test iscsi
 
 lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs|failover)
 	tests/lab/run.sh $(TARGET)/release $(SCENARIO)
@@ -77,6 +78,7 @@ bench: packages release ## Side by side with peers; JSON under target/bench
 	target/release/bench-smb
 	target/release/bench-migration
 	target/release/bench-disk
+	target/release/bench-iscsi
 
 # Installs what is missing when root, else says what to run. Never starts Debian's own services.
 packages:

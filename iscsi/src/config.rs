@@ -94,7 +94,7 @@ impl Default for Limits {
             command_data: 64 << 20,
             session_data: 64 << 20,
             kept_answers: 16 << 20,
-            silence: 15_000,
+            silence: 60_000,
         }
     }
 }

@@ -12,7 +12,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::Path,
     sync::{Arc, atomic::Ordering},
 };
@@ -280,6 +280,24 @@ fn open_info(open: &Open) -> OpenInfo {
         caching: caching(open),
         locks: open.file.locks_of(open.opener_id()).len() as u64,
     }
+}
+
+/// The users who have a file of the system open through a share, with the name that each uses; a few,
+/// for messages.
+pub fn users_of(server: &Server, path: &Path) -> Vec<String> {
+    /// Users that are named at most.
+    const NAMED: usize = 4;
+    let Ok(file) = fs::metadata(path) else { return Vec::new() };
+    let is_it = |open: &Open| {
+        rustix::fs::fstat(open.handle())
+            .is_ok_and(|other| (other.st_dev, other.st_ino) == (file.dev(), file.ino()))
+    };
+    let opens = server.open_files.all_opens();
+    let users = opens.iter().filter(|open| is_it(open)).map(|open| {
+        let info = open_info(open);
+        format!("{} as \\\\{}{}", info.user, info.share, info.path)
+    });
+    users.take(NAMED).collect()
 }
 
 /// What an open may cache, in the letters of leases.

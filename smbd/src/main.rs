@@ -183,7 +183,9 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
         let socket = smbd::admin::bind(&state_dir)?;
         // First what was promised to clients of an earlier server: it holds its images.
         server.recover()?;
-        let blocks = Arc::new(Iscsi::new(server.clone(), &state_dir)?);
+        let asked = server.clone();
+        let users = Box::new(move |path: &Path| smbd::admin::users_of(&asked, path));
+        let blocks = Arc::new(Iscsi::new(server.clone(), &state_dir, users)?);
         blocks.apply(iscsi).await;
         let portals = blocks.serve(bound.take_iscsi())?;
         let running = smbd::start_bound(server.clone(), bound)?;

@@ -219,6 +219,8 @@ fn images(iscsi: &IscsiConfig) -> Vec<PathBuf> {
         fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
     };
     let place = |path: &Path| match path.parent() {
+        // A path without a folder is in the folder that the server runs in.
+        Some(folder) if folder.as_os_str().is_empty() => PathBuf::from("."),
         Some(folder) if !device(path) => folder.to_owned(),
         _ => path.to_owned(),
     };
@@ -429,11 +431,11 @@ mod tests {
             inside.display()
         );
         let config = Config::parse(&text, &file).unwrap();
-        let none = IscsiConfig::default();
-        assert_eq!(super::outside(&folders(&config, &none), &config, &none), None);
-        assert_eq!(super::outside(&[], &config, &none).as_deref(), Some("share s"));
+        let iscsi = IscsiConfig::default();
+        assert_eq!(super::outside(&folders(&config, &iscsi), &config, &iscsi), None);
+        assert_eq!(super::outside(&[], &config, &iscsi).as_deref(), Some("share s"));
         let confined = std::thread::spawn(move || {
-            let confined = confine(&config, &none, &file).unwrap();
+            let confined = confine(&config, &iscsi, &file).unwrap();
             fs::write(inside.join("new"), "x").unwrap();
             fs::write(state.join("new"), "x").unwrap();
             fs::rename(inside.join("new"), inside.join("newer")).unwrap();

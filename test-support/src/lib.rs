@@ -12,6 +12,8 @@
 pub mod host;
 #[cfg(feature = "vm")]
 pub mod host_cli;
+#[cfg(feature = "iscsi")]
+pub mod initiator;
 pub mod kdc;
 mod pattern;
 pub mod port;

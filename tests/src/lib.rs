@@ -3,10 +3,14 @@
 
 pub mod conformance;
 pub mod files;
+pub mod iscsi;
 pub mod ledger;
+pub mod libiscsi;
 pub mod paths;
 pub mod target;
 pub mod torture;
 pub mod volume;
 
-pub use test_support::{Need, host_cli, kdc, pattern, port, process, proxy, samba, skip, smbd};
+pub use test_support::{
+    Need, host_cli, initiator, kdc, pattern, port, process, proxy, samba, skip, smbd,
+};

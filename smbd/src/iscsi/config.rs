@@ -406,3 +406,110 @@ fn identity(text: &str) -> Result<[u8; 16], ()> {
     }
     u128::from_str_radix(&digits, 16).map(u128::to_be_bytes).map_err(|_| ())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "[iscsi]\nlisten = [\"127.0.0.1:3260\"]\n";
+    const NAME: &str = "[[target]]\nname = \"iqn.2024-01.example:disk\"\n";
+    const OPEN: &str = "authentication = \"none\"\n";
+    const LUN: &str = "[[target.lun]]\nnumber = 0\npath = \"a.raw\"\n";
+
+    /// A folder with a configuration and files of secrets, each with its mode.
+    fn folder(secret: &str, modes: [u32; 2]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text, mode) in [("smbd.toml", "", modes[0]), ("secret", secret, modes[1])] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        folder
+    }
+
+    fn parse(folder: &tempfile::TempDir, text: &str) -> Result<IscsiConfig, String> {
+        IscsiConfig::parse(text, &folder.path().join("smbd.toml")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_with_what_to_do() {
+        let folder = folder("a-secret-long-enough", [0o600, 0o600]);
+        let chap = "chap = [{ user = \"alice\", secret_file = \"secret\" }]\n";
+        let two = format!("{HEAD}{NAME}{OPEN}{NAME}{OPEN}");
+        let table = [
+            (format!("{NAME}{OPEN}"), "a target needs [iscsi]"),
+            ("[iscsi]\nlisten = []\n".to_owned(), "at least one address"),
+            ("[iscsi]\nlisten = [\"somewhere\"]\n".to_owned(), "invalid socket address"),
+            (two, "defined twice"),
+            (format!("{HEAD}colour = 1\n"), "colour"),
+            (format!("{HEAD}{NAME}{OPEN}colour = 1\n"), "colour"),
+            (format!("{HEAD}{NAME}{OPEN}{LUN}colour = 1\n"), "colour"),
+            (format!("{HEAD}{NAME}"), "authentication = \"none\" where everybody may log in"),
+            (format!("{HEAD}{NAME}{OPEN}{chap}"), "exclude each other"),
+            (
+                format!("{HEAD}{NAME}mutual_chap = {{ user = \"a\", secret_file = \"secret\" }}\n"),
+                "mutual_chap needs chap",
+            ),
+            (format!("{HEAD}{NAME}chap = [{{ user = \"a\" }}]\n"), "either secret or secret_file"),
+            (format!("{HEAD}{NAME}chap = [{{ user = \"a\", secret_file = \"gone\" }}]\n"), "gone"),
+            (format!("{HEAD}{NAME}{OPEN}{LUN}{LUN}"), "lun 0 is defined twice"),
+            (format!("{HEAD}[[target]]\nname = \"disk\"\n{OPEN}"), "no iSCSI name"),
+            (format!("{HEAD}{NAME}{OPEN}initiators = [\"me\"]\n"), "no iSCSI name"),
+            (format!("{HEAD}{NAME}{OPEN}{LUN}sector = 520\n"), "sector is 512 or 4096"),
+            (format!("{HEAD}{NAME}{OPEN}{LUN}physical_sector = 1\n"), "512 or 4096"),
+            (format!("{HEAD}{NAME}{OPEN}{LUN}id = \"x\"\n"), "id is a UUID"),
+            (format!("{HEAD}{NAME}{OPEN}{LUN}product = \"\"\n"), "product is 1 to 16"),
+            (
+                format!("{HEAD}{NAME}{OPEN}[[target.lun]]\nnumber = 16384\npath = \"a\"\n"),
+                "numbers go up to 16383",
+            ),
+            (
+                format!("{HEAD}{NAME}{OPEN}[[target.lun]]\nnumber = 0\npath = \"a.qcow2\"\n"),
+                "read_only = true",
+            ),
+            (
+                format!(
+                    "{HEAD}{NAME}{OPEN}[[target.lun]]\nnumber = 0\npath = \"a.vhdx\"\nsector = 512\n"
+                ),
+                "sector is for raw images",
+            ),
+        ];
+        for (text, wanted) in table {
+            let error = parse(&folder, &text).expect_err(&text);
+            assert!(error.contains(wanted), "{text}: {error}");
+            assert!(!error.contains("long-enough"), "a secret is told: {error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_long_and_its_owners_alone() {
+        let file = format!("{HEAD}{NAME}chap = [{{ user = \"a\", secret_file = \"secret\" }}]\n");
+        let inline =
+            format!("{HEAD}{NAME}chap = [{{ user = \"a\", secret = \"twelve-bytes\" }}]\n");
+        for (secret, modes, text, wanted) in [
+            ("twelve-bytes", [0o600, 0o640], &file, Some("chmod 600")),
+            ("twelve-bytes", [0o644, 0o600], &inline, Some("chmod 600")),
+            ("short", [0o600, 0o600], &file, Some("12")),
+            ("twelve-bytes\n", [0o644, 0o600], &file, None),
+            ("", [0o600, 0o600], &inline, None),
+        ] {
+            let folder = folder(secret, modes);
+            match (parse(&folder, text), wanted) {
+                (Ok(config), None) => assert!(config.targets[0].config.chap.is_some()),
+                (Err(error), Some(wanted)) => assert!(error.contains(wanted), "{error}"),
+                (other, _) => panic!("{text} {modes:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_is_as_documented() {
+        let folder = folder("", [0o600, 0o600]);
+        let config = parse(&folder, &format!("{HEAD}{NAME}{OPEN}{LUN}")).unwrap();
+        let lun = &config.targets[0].luns[0];
+        assert_eq!(lun.path, folder.path().join("a.raw"), "paths are taken from the file's folder");
+        assert_eq!((lun.sector, lun.read_only, lun.thin), (512, false, None));
+        assert!(lun.write_cache && !lun.removable && lun.atomic_sectors == 0);
+        assert_eq!(parse(&folder, "").unwrap(), IscsiConfig::default());
+    }
+}

@@ -37,6 +37,9 @@ const PORTAL_GROUP: u16 = 1;
 /// Who sees which LUN of a target: a LUN that is not named is seen by all.
 type Masks = Arc<RwLock<BTreeMap<u16, Vec<String>>>>;
 
+/// Tells who among the file server's users has an image open.
+pub type Users = Box<dyn Fn(&Path) -> Vec<String> + Send + Sync>;
+
 /// A target that is served.
 struct Served {
     units: Arc<Units>,
@@ -49,6 +52,7 @@ pub struct Iscsi {
     service: Service<Units>,
     reservations: Arc<Reservations>,
     disks: Disks,
+    users: Users,
     served: Mutex<BTreeMap<String, Served>>,
 }
 
@@ -63,16 +67,18 @@ pub struct TargetInfo {
 
 impl Iscsi {
     /// A service without targets beside a file server, which keeps reservations in the state folder.
-    /// Must run inside a tokio runtime.
+    /// `users` tells of an image that cannot be had who of the file server's users has it. Must run
+    /// inside a tokio runtime.
     ///
     /// # Errors
     /// If the reservations of an earlier process cannot be read.
-    pub fn new(server: Arc<Server>, state_dir: &Path) -> io::Result<Self> {
+    pub fn new(server: Arc<Server>, state_dir: &Path, users: Users) -> io::Result<Self> {
         let gate: Arc<dyn Guard> = Arc::new(Strangers::new(server));
         Ok(Self {
             service: Service::new(ServiceConfig { gate: Some(gate), ..ServiceConfig::default() }),
             reservations: Arc::new(Reservations::open(state_dir)?),
             disks: Disks::new(),
+            users,
             served: Mutex::default(),
         })
     }
@@ -95,7 +101,7 @@ impl Iscsi {
         for target in &config.targets {
             let name = &target.config.name;
             let now = served.entry(name.clone()).or_insert_with(|| self.new_target());
-            now.apply(target, &self.disks, &mut failures).await;
+            now.apply(target, &self.disks, &self.users, &mut failures).await;
             if let Err(error) = self.service.set_target(target.config.clone(), &now.units) {
                 failures.push(format!("target {name}: {error}"));
             }
@@ -177,7 +183,13 @@ impl Iscsi {
 }
 
 impl Served {
-    async fn apply(&mut self, target: &Target, disks: &Disks, failures: &mut Vec<String>) {
+    async fn apply(
+        &mut self,
+        target: &Target,
+        disks: &Disks,
+        users: &Users,
+        failures: &mut Vec<String>,
+    ) {
         let wanted = |number: u16| target.luns.iter().find(|lun| lun.number == number);
         let masks = target.luns.iter().filter(|lun| !lun.initiators.is_empty());
         let masks = masks.map(|lun| (lun.number, lun.initiators.clone())).collect();
@@ -202,7 +214,12 @@ impl Served {
             }
             let name = &target.config.name;
             match disks.open(name, lun).await {
-                Err(why) => failures.push(format!("target {name}, lun {}: {why}", lun.number)),
+                Err(why) => {
+                    let users = users(&lun.path);
+                    let who = if users.is_empty() { "" } else { "; open by SMB: " };
+                    let users = users.join(", ");
+                    failures.push(format!("target {name}, lun {}: {why}{who}{users}", lun.number));
+                }
                 Ok(opened) => match self.units.add(lun.number, opened.unit(name)).await {
                     Ok(()) => drop(self.luns.insert(lun.number, opened)),
                     Err(why) => {

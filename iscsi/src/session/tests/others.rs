@@ -95,21 +95,21 @@ fn pings_are_answered_with_their_data() {
 #[test]
 fn a_mute_initiator_is_asked_and_then_dropped() {
     let mut rig = Rig::new(0);
-    rig.session.tick(14_999);
+    rig.session.tick(59_999);
     assert!(rig.answers(0).is_empty());
-    rig.session.tick(15_000);
+    rig.session.tick(60_000);
     let answers = rig.answers(0);
     let Pdu::NopIn(ping) = answers[0].0 else { panic!("no ping") };
     assert_eq!((answers.len(), ping.itt), (1, NO_TAG));
     let pong = NopOut { sn: rig.at_once(), lun: [0; 8], itt: NO_TAG, ttt: ping.ttt };
-    rig.now = 20_000;
+    rig.now = 65_000;
     rig.send(0, Pdu::NopOut(pong), &[]);
-    rig.session.tick(34_999);
+    rig.session.tick(124_999);
     assert!(rig.answers(0).is_empty());
-    rig.session.tick(35_000);
-    rig.session.tick(50_000);
+    rig.session.tick(125_000);
+    rig.session.tick(185_000);
     assert_eq!(rig.drain(0).1, Some(Close::Now));
-    rig.session.lose(0, 50_000);
+    rig.session.lose(0, 185_000);
     assert!(rig.session.over().is_some() && rig.session.is_idle());
 }
 
