@@ -108,7 +108,7 @@ pub struct Redirection {
     pub address: String,
 }
 
-/// A target.
+/// A target as an administrator wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetConfig {
     /// Its iSCSI name.

@@ -132,7 +132,7 @@ struct Introduction {
     chap: Option<ChapSettings>,
 }
 
-/// One login.
+/// One login, from the first request of a connection on.
 #[derive(Debug)]
 pub struct Login {
     peer: SocketAddr,
@@ -165,7 +165,7 @@ impl Login {
         }
     }
 
-    /// Takes one PDU.
+    /// Takes one PDU of the login phase.
     pub fn receive(&mut self, frame: &Frame, directory: &impl Directory) -> Step {
         let request = match Pdu::read(&frame.basic) {
             Ok(Pdu::LoginRequest(request)) => request,

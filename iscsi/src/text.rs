@@ -77,7 +77,7 @@ fn pair(input: &[u8]) -> Parsed<'_, (&str, &str)> {
     Ok((rest, (utf8("key", key)?, utf8("value", value)?)))
 }
 
-/// Writes pairs.
+/// Writes pairs as a text: each ends with a zero byte.
 #[must_use]
 pub fn write<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
     let mut out = Vec::new();

@@ -58,7 +58,7 @@ pub struct PortGroup {
     pub ports: Vec<u16>,
 }
 
-/// Who changes states.
+/// Who changes the access states of target port groups (SPC-4 5.15.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alua {
     /// The target does, on its own.

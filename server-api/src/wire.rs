@@ -80,7 +80,7 @@ pub enum Target {
     Open(u64),
 }
 
-/// An iSCSI target.
+/// An iSCSI target with its LUNs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetInfo {
     /// Its iSCSI name.
@@ -89,7 +89,7 @@ pub struct TargetInfo {
     pub luns: Vec<LunInfo>,
 }
 
-/// A LUN.
+/// A LUN of an iSCSI target.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LunInfo {
     /// Its number.

@@ -93,7 +93,7 @@ impl Login {
         }
     }
 
-    /// The first request.
+    /// The first request of the login.
     pub fn first(&mut self) -> (LoginRequest, Vec<u8>) {
         let (plain, secret) = (self.purpose.chap.is_none(), self.purpose.mutual.is_some());
         // A target that need not prove itself may also do without our proof.

@@ -143,7 +143,7 @@ pub fn random_isid() -> Result<[u8; 6], InitiatorError> {
     Ok(isid)
 }
 
-/// Opens logical units.
+/// Opens logical units of targets as disks.
 #[derive(Debug, Clone, Copy)]
 pub struct Initiator;
 

@@ -23,7 +23,7 @@ impl Output {
         Self { digests, chunks: VecDeque::new(), head: BytesMut::new() }
     }
 
-    /// Adds a PDU.
+    /// Adds a PDU to what is to be sent.
     pub fn pdu(&mut self, pdu: &Pdu, data: &Bytes) {
         let mut basic = pdu.write();
         basic.data_length = u32::try_from(data.len()).unwrap_or(u32::MAX);

@@ -122,7 +122,7 @@ impl Basic {
         Ok((input, basic))
     }
 
-    /// The 48 bytes.
+    /// The 48 bytes of the header.
     #[must_use]
     pub fn write(&self) -> [u8; HEADER_LENGTH] {
         let mut out = [0; HEADER_LENGTH];

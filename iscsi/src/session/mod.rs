@@ -70,7 +70,7 @@ pub enum SendTargets<'a> {
     One(&'a str),
 }
 
-/// Who answers SendTargets.
+/// Who answers SendTargets for a session.
 pub trait Announce: Send + Sync {
     /// The records for `initiator`; `target` is the session's own.
     fn targets(&self, initiator: &str, target: Option<&str>, which: SendTargets<'_>) -> Vec<Pair>;
@@ -92,7 +92,7 @@ pub struct Setup {
     pub resets: bool,
     /// The process's data-out.
     pub budget: Arc<Budget>,
-    /// Who answers SendTargets.
+    /// Who answers SendTargets for a session.
     pub announce: Arc<dyn Announce>,
 }
 
@@ -104,7 +104,7 @@ enum Early {
     Void,
 }
 
-/// A session.
+/// A session of an initiator with a target.
 pub struct Session {
     setup: Setup,
     links: BTreeMap<u32, Link>,

@@ -40,7 +40,7 @@ impl Output {
         self.bytes == 0
     }
 
-    /// Adds a PDU.
+    /// Adds a PDU to what is to be sent.
     pub fn push(&mut self, mut basic: Basic, data: Bytes, digests: Digests) {
         basic.data_length = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let header = basic.write();

@@ -41,7 +41,7 @@ impl Cdb {
         Self::Long([&head[..], tail].concat().into())
     }
 
-    /// Its bytes.
+    /// Its data-out as bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match self {

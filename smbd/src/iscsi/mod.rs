@@ -47,7 +47,7 @@ struct Served {
     luns: BTreeMap<u16, Opened>,
 }
 
-/// The iSCSI service.
+/// The iSCSI service of the daemon.
 pub struct Iscsi {
     service: Service<Units>,
     reservations: Arc<Reservations>,
@@ -140,7 +140,7 @@ impl Iscsi {
         Ok(listeners)
     }
 
-    /// All targets.
+    /// All targets with their LUNs.
     pub async fn targets(&self) -> Vec<TargetInfo> {
         let served = self.served.lock().await;
         let info = |(name, target): (&String, &Served)| {
