@@ -41,7 +41,7 @@ impl Cdb {
         Self::Long([&head[..], tail].concat().into())
     }
 
-    /// Its data-out as bytes.
+    /// The command descriptor block as bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match self {
