@@ -117,6 +117,13 @@ fn every_configuration_in_the_documents_is_correct() {
     let keytab = folder.path().join("bulkhead.keytab");
     fs::write(&keytab, one_key()).unwrap();
     fs::set_permissions(&keytab, fs::Permissions::from_mode(0o600)).unwrap();
+    for (name, secret) in
+        [("web.secret", "a secret of web1"), ("web-target.secret", "of the target")]
+    {
+        let file = folder.path().join(name);
+        fs::write(&file, secret).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         for block in text.split("```toml\n").skip(1) {
