@@ -250,7 +250,19 @@ impl Served {
         Ok(())
     }
 
+    /// Opens a LUN's disk anew. It was closed for that: where it cannot be had again the LUN goes,
+    /// so that initiators are told, and a reload can serve it.
     async fn resize(&mut self, number: u16, disks: &Disks) -> Result<u64, String> {
+        let done = self.reopen(number, disks).await;
+        let Err(why) = done else { return done };
+        if self.luns.contains_key(&number) {
+            self.remove(number).await.map_err(|error| format!("{why}; {error}"))?;
+            return Err(format!("{why}; the LUN is not served now: mend that, and reload"));
+        }
+        Err(why)
+    }
+
+    async fn reopen(&mut self, number: u16, disks: &Disks) -> Result<u64, String> {
         let opened =
             self.luns.get_mut(&number).ok_or_else(|| format!("there is no lun {number}"))?;
         let disk = disks.grown(opened).await?;
