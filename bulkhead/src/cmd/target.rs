@@ -40,7 +40,7 @@ enum Command {
     /// The targets that a portal anywhere knows, with their portals.
     #[command(after_help = crate::password::HELP)]
     Discover {
-        /// The portal: iscsi://[user@]host[:port].
+        /// The portal: `iscsi://[user@]host[:port]`.
         address: String,
     },
 }
