@@ -46,7 +46,7 @@ interop: packages build ## All smbtorture suites beside Samba's counts (JSON und
 	$(TARGET)/debug/interop
 	BULKHEAD_ISCSI_FULL=1 cargo nextest run -p bulkhead-tests --test iscsi
 
-lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client (SCENARIO=guest|cifs|failover)
+lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client, as an iSCSI initiator (SCENARIO=guest|cifs|failover|iscsi)
 	tests/lab/run.sh $(TARGET)/release $(SCENARIO)
 
 lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)

@@ -12,6 +12,7 @@
 //!
 //! Modules: [`location`] what a location says, [`servers`] who a program is to a file server,
 //! `chap_login` and `lun` the same for iSCSI targets, `lun_file` a logical unit as a file,
+//! [`lun_owner`] what keeps its writers apart,
 //! [`claim`] what an opener does and leaves to others, [`parents`] the files that an image may name,
 //! [`source`](mod@source) what opens.
 
@@ -25,6 +26,7 @@ mod iscsi_url;
 pub mod location;
 mod lun;
 mod lun_file;
+pub mod lun_owner;
 pub mod parents;
 pub mod servers;
 pub mod source;

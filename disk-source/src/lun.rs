@@ -1,16 +1,12 @@
-//! Opening logical units of iSCSI targets.
-//!
-//! Who opens one for writing is not kept apart from other writers: only a reservation does that, and
-//! none is taken here.
+//! Opening logical units of iSCSI targets. What keeps writers of one apart is in [`crate::lun_owner`].
 
 use std::{sync::Arc, time::Duration};
 
-use block_io::Disk;
 use iscsi::initiator::{
-    DiscoveredTarget, DiscoveryOptions, Initiator, Options, discover as ask, random_isid,
+    DiscoveredTarget, DiscoveryOptions, Initiator, IscsiDisk, Options, discover as ask, random_isid,
 };
 
-use crate::{ChapLogin, Claim, Error, IscsiUrl, Result, Servers};
+use crate::{ChapLogin, Claim, Error, IscsiUrl, Result, Servers, lun_owner};
 
 /// The name of this initiator.
 const NAME: &str = "BULKHEAD_INITIATOR_NAME";
@@ -38,22 +34,41 @@ pub fn initiator_name() -> String {
     named.or_else(|| of_file().filter(sound)).unwrap_or_else(of_host)
 }
 
-/// Opens the unit that an address names.
+/// Opens the unit that an address names, for an opener that is no application: it is not written if
+/// another has reserved it.
 ///
 /// # Errors
-/// [`Error`]: it names none, there is no login, the target refuses, or it is asked to be made.
+/// [`Error`]: it names none, there is no login, the target refuses, another has it, or it is asked to
+/// be made.
 pub(crate) async fn open(
     url: &IscsiUrl,
     claim: Claim,
     servers: &dyn Servers,
-) -> Result<Arc<dyn Disk>> {
+) -> Result<Arc<IscsiDisk>> {
+    let disk = connect(url, claim, servers, &initiator_name()).await?;
+    if matches!(claim, Claim::Write | Claim::Replace) {
+        lun_owner::unreserved(url, &disk).await?;
+    }
+    Ok(disk)
+}
+
+/// Connects to the unit that an address names, as an initiator of this name.
+///
+/// # Errors
+/// As for [`open`], but that nobody is asked whether another has it.
+pub(crate) async fn connect(
+    url: &IscsiUrl,
+    claim: Claim,
+    servers: &dyn Servers,
+    name: &str,
+) -> Result<Arc<IscsiDisk>> {
     let lun = url.lun.ok_or(Error::NoLun)?;
     if claim == Claim::CreateNew {
         return Err(Error::LunExists);
     }
     let login = servers.chap_login(url)?;
     let read_only = matches!(claim, Claim::Look | Claim::Still);
-    let new = Options::new(url.portals.clone(), &url.target, lun, initiator_name());
+    let new = Options::new(url.portals.clone(), &url.target, lun, name);
     let times = servers.iscsi_times();
     let disk = Initiator::connect(Options {
         chap: login.ours,
@@ -64,7 +79,7 @@ pub(crate) async fn open(
         ..new?
     })
     .await?;
-    if !read_only && disk.is_read_only() {
+    if !read_only && block_io::Disk::is_read_only(&*disk) {
         return Err(block_io::Error::ReadOnly.into());
     }
     Ok(disk)

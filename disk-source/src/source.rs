@@ -7,11 +7,14 @@ use std::{
 };
 
 use block_io::{Disk, File, LocalFile};
+use iscsi::initiator::IscsiDisk;
 use smb_client::{Client, Instance, SmbUrl, Tree};
 use vhd::{Format, chain, tracking};
 
 use crate::{
-    Claim, Error, IscsiUrl, Location, ParentRule, Parents, Result, Servers, lun, lun_file::LunFile,
+    Claim, Error, IscsiUrl, Location, ParentRule, Parents, Result, Servers, lun,
+    lun_file::LunFile,
+    lun_owner::{Registered, Waiting},
 };
 
 /// A format, and whether it was named or is what a location's ending says.
@@ -172,11 +175,12 @@ impl Source {
         claim: Claim,
     ) -> Result<Arc<dyn Disk>> {
         let place = self.place(location).await?;
-        self.prepared(location, format.into(), claim, place).open(None).await
+        self.prepared(location, format.into(), claim, place, None).open(None).await
     }
 
     /// Checks that a disk's file is there, without opening it; for a share this sets up the session
-    /// that [`Prepared::open`] uses.
+    /// that [`Prepared::open`] uses, and at a logical unit a writer that is an `instance` is
+    /// registered, so that it takes the unit over without a gap.
     ///
     /// # Errors
     /// [`Error`]: what is wrong with the location, and what the server or the file system says.
@@ -185,8 +189,10 @@ impl Source {
         location: &str,
         format: impl Into<Named>,
         claim: Claim,
+        instance: Option<Instance>,
     ) -> Result<Prepared> {
         let place = self.place(location).await?;
+        let mut waiting = None;
         match &place {
             Place::Local(path) => {
                 let at = |error| block_io::Error::io(format!("cannot look at {path}"), error);
@@ -195,17 +201,27 @@ impl Source {
             Place::Share(share) => {
                 share.tree.stat(&share.url.path).await?;
             }
-            Place::Lun(url) => {
-                let disk = lun::open(url, Claim::Look, &*self.servers).await?;
-                disk.close().await?;
-            }
+            Place::Lun(url) => match instance.filter(|_| claim == Claim::Write) {
+                Some(run) => {
+                    let registered = Registered::new(url, &*self.servers, run).await?;
+                    waiting = Some(Waiting::new(registered));
+                }
+                None => lun::open(url, Claim::Look, &*self.servers).await?.close().await?,
+            },
         }
-        Ok(self.prepared(location, format.into(), claim, place))
+        Ok(self.prepared(location, format.into(), claim, place, waiting))
     }
 
-    fn prepared(&self, location: &str, format: Named, claim: Claim, place: Place) -> Prepared {
+    fn prepared(
+        &self,
+        location: &str,
+        format: Named,
+        claim: Claim,
+        place: Place,
+        waiting: Option<Waiting>,
+    ) -> Prepared {
         let (source, location) = (self.clone(), location.to_owned());
-        Prepared { source, location, format, claim, place }
+        Prepared { source, location, format, claim, place, waiting }
     }
 
     /// The place that a location names, with a session if it is on a share.
@@ -270,6 +286,8 @@ pub struct Prepared {
     format: Named,
     claim: Claim,
     place: Place,
+    /// The registration of a writer at a logical unit.
+    waiting: Option<Waiting>,
 }
 
 impl Prepared {
@@ -279,20 +297,26 @@ impl Prepared {
     }
 
     /// Opens the disk with its parents, which are only read. What is written to a VHDX whose changes
-    /// are tracked is tracked too. On a share a writer is `instance`: it takes the disk from an
-    /// earlier instance of the same application, which cannot write to it any more.
+    /// are tracked is tracked too. On a share, and at a logical unit, a writer is `instance`: it takes
+    /// the disk from an earlier instance of the same application, which cannot write to it any more.
     ///
     /// # Errors
     /// [`block_io::Error::Busy`] in [`Error::Storage`] or [`Error::Server`] while another has it, and
     /// whatever else the storage or the image says.
     pub async fn open(&self, instance: Option<Instance>) -> Result<Arc<dyn Disk>> {
         let location = &self.location;
-        if let (Place::Lun(url), Format::Raw) = (&self.place, self.format.format) {
-            let disk = lun::open(url, self.claim, &*self.source.servers).await?;
-            self.format.check(&LunFile::new(disk.clone()), location).await?;
-            return Ok(disk);
-        }
-        let file = self.place.open(&self.source, "", self.claim, instance).await?;
+        let file: Arc<dyn File> = match &self.place {
+            Place::Lun(url) => {
+                let disk = self.unit(url, instance).await?;
+                let file = Arc::new(LunFile::new(disk.clone()));
+                if self.format.format == Format::Raw {
+                    self.format.check(&*file, location).await?;
+                    return Ok(disk);
+                }
+                file
+            }
+            place => place.open(&self.source, "", self.claim, instance).await?,
+        };
         self.format.check(&*file, location).await?;
         let share = match &self.place {
             Place::Local(_) | Place::Lun(_) => None,
@@ -311,6 +335,22 @@ impl Prepared {
             let _ = disk.close().await;
         }
         tracked
+    }
+
+    /// The unit, which a writer that is an instance takes over.
+    async fn unit(&self, url: &IscsiUrl, instance: Option<Instance>) -> Result<Arc<IscsiDisk>> {
+        let servers = &*self.source.servers;
+        let Some(run) = instance.filter(|_| self.claim == Claim::Write) else {
+            return lun::open(url, self.claim, servers).await;
+        };
+        let waited = match &self.waiting {
+            Some(waiting) => waiting.take(run).await,
+            None => None,
+        };
+        match waited {
+            Some(registered) => registered.own(url).await,
+            None => Registered::new(url, servers, run).await?.own(url).await,
+        }
     }
 
     /// The disk; if its changes are tracked, those made through it are.

@@ -3,7 +3,8 @@
 //!
 //! On a share a disk is opened as an instance of its VM, later than any before: what an earlier run of
 //! the VM still has open, on this host or on one that is gone, the server closes at once, and it does
-//! not come back. The numbers of [`Run`]s say which is later.
+//! not come back. A logical unit is taken over by its reservation with the same effect. The numbers of
+//! [`Run`]s say which is later.
 
 use std::{
     sync::{
@@ -110,30 +111,41 @@ impl Run {
         let version = self.next.fetch_add(1, Ordering::Relaxed);
         self.vm.map(|vm| Instance { id: vm.0, version })
     }
+
+    /// What the disks will be opened as next.
+    fn upcoming(&self) -> Option<Instance> {
+        let version = self.next.load(Ordering::Relaxed);
+        self.vm.map(|vm| Instance { id: vm.0, version })
+    }
 }
 
-/// Prepares all disks of a machine, in order.
+/// Prepares all disks of a machine for a run of it, in order.
 ///
 /// # Errors
 /// The first failure, with the location of its disk.
 pub async fn prepare_all(
     machine: &VmDefinition,
     source: &Source,
+    run: &Run,
 ) -> Result<Vec<Prepared>, vmm::Error> {
+    let instance = run.upcoming();
     let mut prepared = Vec::new();
     for disk in &machine.disks {
         let location = disk.location.clone();
-        let disk =
-            prepare(disk, source).await.map_err(|source| vmm::Error::Disk { location, source })?;
-        prepared.push(disk);
+        let disk = prepare(disk, source, instance).await;
+        prepared.push(disk.map_err(|source| vmm::Error::Disk { location, source })?);
     }
     Ok(prepared)
 }
 
-async fn prepare(disk: &DiskDefinition, source: &Source) -> block_io::Result<Prepared> {
+async fn prepare(
+    disk: &DiskDefinition,
+    source: &Source,
+    instance: Option<Instance>,
+) -> block_io::Result<Prepared> {
     let named = Named { format: format(disk)?, asked: disk.format.is_some() };
     let claim = if disk.read_only { Claim::Still } else { Claim::Write };
-    Ok(source.prepare(&disk.location, named, claim).await?)
+    Ok(source.prepare(&disk.location, named, claim, instance).await?)
 }
 
 /// Opens all disks of a machine, in order.
@@ -178,7 +190,7 @@ mod tests {
 
     async fn local(definition: &DiskDefinition) -> block_io::Result<Local> {
         let source = source(servers(&StorageConfig::default()));
-        prepare(definition, &source).await.map(Local)
+        prepare(definition, &source, None).await.map(Local)
     }
 
     /// A disk whose parent is in another folder; the parent is left alone.

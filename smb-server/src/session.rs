@@ -69,14 +69,18 @@ pub struct Session {
     ended: AtomicBool,
     /// Its client logged on again as nobody.
     anonymous: AtomicBool,
-    trees: RwLock<HashMap<TreeId, Arc<Tree>>>,
-    opens: RwLock<HashMap<u64, Entry>>,
-    pipes: Mutex<HashMap<u64, (TreeId, Arc<Pipe>)>>,
+    trees: RwLock<ById<TreeId, Arc<Tree>>>,
+    opens: RwLock<ById<u64, Entry>>,
+    pipes: Mutex<ById<u64, (TreeId, Arc<Pipe>)>>,
     began: Instant,
     /// When it was last used, in seconds after `began`.
     used: AtomicU32,
     next_tree: AtomicU32,
 }
+
+/// A table by names that this server gave: nobody outside chooses which of them meet in one place,
+/// so a quick hash does.
+pub type ById<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 #[derive(Debug, Clone)]
 struct Entry {
@@ -484,11 +488,11 @@ impl Client for Session {
 /// All sessions of the server, by name.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    shards: [Mutex<HashMap<SessionId, Arc<Session>>>; 16],
+    shards: [Mutex<ById<SessionId, Arc<Session>>>; 16],
 }
 
 impl Sessions {
-    fn shard(&self, id: SessionId) -> &Mutex<HashMap<SessionId, Arc<Session>>> {
+    fn shard(&self, id: SessionId) -> &Mutex<ById<SessionId, Arc<Session>>> {
         &self.shards[(id.0 % 16) as usize]
     }
 

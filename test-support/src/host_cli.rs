@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use payload_guest::Line;
@@ -63,8 +63,9 @@ pub fn write_vm_of(folder: &Path, url: &str, guest: &str, memory: u32) -> Outcom
     let text = format!(
         "name = \"demo\"\nmemory_mib = {memory}\nvcpus = 1\nconsole = \"virtio\"\n[boot]\n\
          kernel = \"{}\"\ncmdline = \"{guest}\"\n[[disk]]\nlocation = \"{url}\"\n\
-         format = \"vhdx\"\n",
-        kernel.display()
+         format = {:?}\n",
+        kernel.display(),
+        if is_unit(url) { "raw" } else { "vhdx" },
     );
     fs::write(&vm, text).map_err(|e| e.to_string())?;
     Ok(vm)
@@ -74,7 +75,9 @@ pub fn write_vm_of(folder: &Path, url: &str, guest: &str, memory: u32) -> Outcom
 /// at `url` with nobody writing; returns what the checker said.
 pub fn verify(folder: &Path, url: &str, start: &Line, last: &Line) -> Outcome<String> {
     let raw = folder.join("demo.raw");
-    cli(&["disk", "check", url])?;
+    if !is_unit(url) {
+        cli(&["disk", "check", url])?;
+    }
     cli(&["disk", "convert", url, &shown(&raw)])?;
     let mut check = Command::new(ours("payload-guest"));
     check.arg("check").arg(&raw);
@@ -93,6 +96,27 @@ pub fn verify(folder: &Path, url: &str, start: &Line, last: &Line) -> Outcome<St
     } else {
         Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
     }
+}
+
+/// What a host's configuration says of where disks are: beside this one.
+fn storage(disk: &str, folder: &Path) -> Outcome<String> {
+    if let Some((target, _)) = disk.rsplit_once('/').filter(|_| is_unit(disk)) {
+        return Ok(format!("[storage]\nlocations = [{target:?}]\n"));
+    }
+    let (server, share) = disk
+        .split_once('@')
+        .and_then(|(_, place)| place.rsplit_once('/')?.0.split_once('/'))
+        .ok_or_else(|| format!("{disk} is not on a share"))?;
+    let credentials = folder.join("credentials");
+    Ok(format!(
+        "[storage]\nlocations = [\"smb://{server}/{share}\"]\n[[storage.server]]\n\
+         host = {server:?}\ncredentials = {credentials:?}\n"
+    ))
+}
+
+/// Whether an address names a logical unit, which is raw.
+fn is_unit(disk: &str) -> bool {
+    disk.starts_with("iscsi://")
 }
 
 /// A VM host process; asked to end when dropped.
@@ -114,27 +138,38 @@ impl Host {
         let keys = root.join("keys");
         fs::create_dir_all(&root).map_err(|e| e.to_string())?;
         cli(&["host", "init", "--ca", &authority, "--name", name, "--out", &shown(&keys)])?;
-        let (server, share) = disk
-            .split_once('@')
-            .and_then(|(_, place)| place.rsplit_once('/')?.0.split_once('/'))
-            .ok_or_else(|| format!("{disk} is not on a share"))?;
+        let storage = storage(disk, folder)?;
         let text = format!(
             "[host]\nstate_dir = \"{}\"\ncontrol_socket = \"{}\"\nshutdown_s = 2\n[migration]\n\
              listen = \"127.0.0.1:0\"\nca = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\n\
-             [storage]\nlocations = [\"smb://{server}/{share}\"]\n[boot]\nfolders = [{:?}, \"/boot\"]\n\
-             [[storage.server]]\nhost = {server:?}\ncredentials = {:?}\n",
+             {storage}[boot]\nfolders = [{:?}, \"/boot\"]\n",
             root.join("state").display(),
             root.join("control.sock").display(),
             keys.join("ca.pem").display(),
             keys.join("host.pem").display(),
             keys.join("host-key.pem").display(),
             folder,
-            folder.join("credentials"),
         );
         fs::write(root.join("host.toml"), text).map_err(|e| e.to_string())?;
         let process = HostProcess::launch(&root, name, &[]);
         let migration = process.address.clone();
         Ok(Self { name, process, migration })
+    }
+
+    /// Waits for a VM's state, a minute at most.
+    ///
+    /// # Panics
+    /// If it does not come to it.
+    pub fn wait_for_state(&self, vm: &str, state: &str) {
+        let since = Instant::now();
+        loop {
+            let shown = self.ask_json(&["show", vm]).expect("the host answers");
+            if shown["summary"]["state"] == state {
+                return;
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "{shown}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Sends the host a signal.

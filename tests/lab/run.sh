@@ -8,6 +8,7 @@
 #           cifs   the kernel's SMB client against smbd
 #           failover  the same with persistent handles and two paths, while smbd is killed and
 #                  paths are cut
+#           iscsi  open-iscsi, dm-multipath and sg3-utils, under the same faults
 #
 # A scenario's file says what goes into the initramfs (`prepare`, in the folder $work), what runs
 # beside the machine, and what is looked at afterwards (`conclude`); the rest is here.
@@ -37,7 +38,7 @@ for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
 scenarios=("$@")
-[ $# -gt 0 ] || scenarios=(guest cifs failover)
+[ $# -gt 0 ] || scenarios=(guest cifs failover iscsi)
 for scenario in "${scenarios[@]}"; do
     [ -e "$here/scenarios/$scenario.sh" ] || fail "no scenario $scenario"
 done
@@ -71,6 +72,14 @@ missing_libraries() {
             dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
                 ! apt-cache show --no-all-versions "$package" >/dev/null 2>&1 || echo "$package"
         done
+}
+
+# get_with_libraries FOLDER PACKAGE...: with all libraries that are not installed here.
+get_with_libraries() {
+    local package libraries
+    [ -e "$LAB/$1/.done" ] && return 0
+    mapfile -t libraries < <(for package in "${@:2}"; do missing_libraries "${package%%=*}"; done | sort -u)
+    get "$@" "${libraries[@]}"
 }
 
 kernel_package() {
@@ -128,7 +137,7 @@ with_needs() {
         grep -q "/${name//_/[-_]}.ko" "$modules/modules.builtin" && return 0
         fail "the kernel package has no module $name"
     fi
-    for need in $(grep -aoz 'depends=[^\x00]*' "$file" | tr '\0' '\n' | sed 's/^depends=//' | tr ',' ' '); do
+    for need in $(tr '\0' '\n' <"$file" | sed -n 's/^depends=//p' | tr ',' ' '); do
         with_needs "$folder" "$need"
     done
     cp "$file" "$folder/lib/modules/$version/$name.ko"
@@ -147,7 +156,7 @@ program() {
 libraries() {
     local folder=$1 library to unpacked=
     [[ $2 != "$LAB"/* ]] || { unpacked=${2#"$LAB"/}; unpacked=$LAB/${unpacked%%/*}; }
-    LD_LIBRARY_PATH=${unpacked:+$unpacked/usr/lib/x86_64-linux-gnu:$unpacked/lib/x86_64-linux-gnu} \
+    LD_LIBRARY_PATH=${unpacked:+$unpacked/usr/lib/x86_64-linux-gnu:$unpacked/lib/x86_64-linux-gnu:$unpacked/lib} \
         ldd "$2" | grep -o '/[^ ]*' | while read -r library; do
         to=$library
         [ -z "$unpacked" ] || to=${to#"$unpacked"}

@@ -114,7 +114,7 @@ impl Host {
         let number = self.store.next_run(managed.name()).map_err(HostError::Store)?;
         let run = Run::new(definition.id, number);
         let disks = self.runtime.block_on(async {
-            let prepared = disks::prepare_all(definition, &self.disks).await?;
+            let prepared = disks::prepare_all(definition, &self.disks, &run).await?;
             disks::open_all(&prepared, &run).await
         })?;
         let shapes: Vec<DiskShape> = disks

@@ -227,7 +227,7 @@ fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), HostError> {
     let deadline = Instant::now() + REOPEN_LIMIT;
     loop {
         let opened = host.runtime.block_on(async {
-            let prepared = disks::prepare_all(&managed.definition, &host.disks).await?;
+            let prepared = disks::prepare_all(&managed.definition, &host.disks, &run).await?;
             disks::open_all(&prepared, &run).await
         });
         match opened {

@@ -234,9 +234,9 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     if !(1..=16).contains(&hello.streams) {
         return Err(format!("{} memory connections", hello.streams));
     }
-    let run = hello.run.unwrap_or_else(records::first_run);
-    if run > records::LAST_RUN {
-        return Err(format!("the number {run} of its run is not possible"));
+    let number = hello.run.unwrap_or_else(records::first_run);
+    if number > records::LAST_RUN {
+        return Err(format!("the number {number} of its run is not possible"));
     }
     let shapes: Option<Vec<_>> = hello.shapes.iter().map(wire::Shape::checked).collect();
     let shapes = shapes
@@ -247,9 +247,10 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
         return Err(format!("this host lacks {missing}"));
     }
     let _memory = host.reserve_memory(definition.memory_mib).map_err(|error| text(&error))?;
+    let run = Run::new(definition.id, number);
     let disks = host
         .runtime
-        .block_on(disks::prepare_all(definition, &host.disks))
+        .block_on(disks::prepare_all(definition, &host.disks, &run))
         .map_err(|error| text(&error))?;
     let managed = Managed::new(definition.clone(), VmState::MovingIn);
     host.insert(&managed).map_err(|error| text(&error))?;
@@ -265,7 +266,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
             managed: managed.clone(),
             vm: Arc::new(vm),
             disks,
-            run: Run::new(definition.id, run),
+            run,
             phase: Mutex::new(Phase::Receiving),
             joins: AtomicUsize::new(hello.streams as usize),
             broken: AtomicBool::new(false),
@@ -282,7 +283,7 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
         {
             return Err("this move was here before".into());
         }
-        host.store.arrive(&hello.id, definition, run).map_err(|error| text(&error))?;
+        host.store.arrive(&hello.id, definition, number).map_err(|error| text(&error))?;
         arrivals.insert(hello.id.clone(), arrival.clone());
         Ok(arrival)
     };

@@ -4,7 +4,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
 };
 
@@ -52,6 +52,8 @@ pub struct IscsiDisk {
     room: Semaphore,
     zeros: AtomicU8,
     short_flush: AtomicU8,
+    /// Whether closing it takes its registrations away.
+    pub(super) releases: AtomicBool,
 }
 
 impl Drop for IscsiDisk {
@@ -98,6 +100,7 @@ impl IscsiDisk {
             facts,
             zeros: AtomicU8::new(zeros),
             short_flush: AtomicU8::new(0),
+            releases: AtomicBool::new(false),
             paths,
         }))
     }
@@ -410,10 +413,14 @@ impl Disk for IscsiDisk {
                 true => Ok(()),
                 false => self.synchronize().await,
             };
+            let released = match self.releases.load(Ordering::Relaxed) {
+                true => self.register(0, false).await,
+                false => Ok(()),
+            };
             self.room.close();
             self.paths.close().await;
             self.keepers.iter().for_each(AbortHandle::abort);
-            match flushed {
+            match flushed.and(released) {
                 // Closing twice is closing.
                 Ok(()) | Err(InitiatorError::Closed) => Ok(()),
                 Err(error) => Err(error.into()),

@@ -34,7 +34,7 @@ use aws_lc_rs::rand;
 pub use discovery::{DiscoveredPortal, DiscoveredTarget, DiscoveryOptions, discover};
 pub use disk::IscsiDisk;
 pub use error::InitiatorError;
-pub use reservations::{Reservation, ReservationType, Reservations};
+pub use reservations::{Registrant, Reservation, ReservationType, Reservations};
 pub use sense::SenseData;
 
 use crate::{chap::Account, config::check_name, negotiate::DigestWish};

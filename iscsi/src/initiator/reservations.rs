@@ -5,7 +5,7 @@
 //! later joins them as long as the key is still there; with several paths the types for registrants
 //! only let all of them write.
 
-use std::sync::PoisonError;
+use std::sync::{PoisonError, atomic::Ordering};
 
 use bytes::Bytes;
 
@@ -20,9 +20,12 @@ use super::{
 
 /// Bytes of an answer.
 const ANSWER: u16 = 0x2000;
+/// Bytes of an answer with a TransportID for each registration.
+const FULL_ANSWER: u16 = 0xfff0;
 
 /// Service actions of PERSISTENT RESERVE OUT.
 mod action {
+    pub const READ_FULL_STATUS: u8 = 3; // of PERSISTENT RESERVE IN
     pub const RESERVE: u8 = 1;
     pub const RELEASE: u8 = 2;
     pub const CLEAR: u8 = 3;
@@ -70,6 +73,17 @@ pub struct Reservations {
     pub reservation: Option<Reservation>,
 }
 
+/// An initiator port that is registered (SPC-4 6.15.5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registrant {
+    /// Its key.
+    pub key: u64,
+    /// Whether it holds the reservation.
+    pub holds: bool,
+    /// The initiator's iSCSI name; what a TransportID of another protocol says is left out.
+    pub initiator: String,
+}
+
 /// Bytes of a basic parameter list.
 fn list(ours: u64, other: u64, aptpl: bool) -> Bytes {
     let mut out = Vec::with_capacity(24);
@@ -96,6 +110,30 @@ fn read_keys(bytes: &[u8]) -> (u32, Vec<u64>) {
     let length = (word(4) as usize).min(bytes.len().saturating_sub(8));
     let list = bytes.get(8..8 + length).unwrap_or_default();
     (word(0), list.as_chunks::<8>().0.iter().map(|eight| u64::from_be_bytes(*eight)).collect())
+}
+
+/// The full status descriptors of an answer, as far as they are whole; each with its TransportID
+/// (SPC-4 table 229 and 7.6.4.6).
+fn read_registrants(bytes: &[u8]) -> Vec<Registrant> {
+    let word = |bytes: &[u8], at: usize| {
+        let four = bytes.get(at..).and_then(|rest| rest.first_chunk());
+        four.map_or(0, |four| u32::from_be_bytes(*four) as usize)
+    };
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    rest = &rest[..rest.len().min(word(bytes, 4))];
+    let mut found = Vec::new();
+    while let (Some(key), Some(transport)) = (rest.first_chunk(), rest.get(24..24 + word(rest, 20)))
+    {
+        let iscsi = transport.first().is_some_and(|first| first & 0x0f == 5);
+        let name = transport.get(4..).filter(|_| iscsi).unwrap_or_default();
+        let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+        let name = String::from_utf8_lossy(&name[..end]);
+        let initiator = name.split(",i,0x").next().unwrap_or_default().to_owned();
+        let holds = rest[12] & 1 != 0;
+        found.push(Registrant { key: u64::from_be_bytes(*key), holds, initiator });
+        rest = &rest[24 + transport.len()..];
+    }
+    found
 }
 
 /// Sends PERSISTENT RESERVE OUT on one path, again as long as it meets a unit attention.
@@ -264,6 +302,22 @@ impl IscsiDisk {
         Ok(Reservations { generation, keys, reservation })
     }
 
+    /// Who is registered, in no particular order.
+    ///
+    /// # Errors
+    /// [`InitiatorError::Sense`] with ILLEGAL REQUEST if the unit knows no persistent reservations;
+    /// others if it cannot be reached.
+    pub async fn registrants(&self) -> Result<Vec<Registrant>, InitiatorError> {
+        let cdb = cdb::reserve_in(action::READ_FULL_STATUS, FULL_ANSWER);
+        let command = self.paths.command(cdb, Bytes::new(), FULL_ANSWER.into());
+        Ok(read_registrants(&joined(&self.run(command).await?)))
+    }
+
+    /// Has [`block_io::Disk::close`] take this opener's registrations away.
+    pub fn release_on_close(&self) {
+        self.releases.store(true, Ordering::Relaxed);
+    }
+
     async fn reserve_out(
         &self,
         action: u8,
@@ -274,5 +328,51 @@ impl IscsiDisk {
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let command = self.paths.command(cdb::reserve_out(action, kind, length), data, 0);
         self.paths.run(command, repeat).await.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A parameter list of two registrations: the second holds, over another protocol.
+    fn full_status() -> Vec<u8> {
+        let mut out = vec![0, 0, 0, 9, 0, 0, 0, 0];
+        let name = b"iqn.a:x,i,0x800000000001\0\0\0\0";
+        for (key, flags, transport) in [(7u64, 0, &[0x45, 0, 0, 28][..]), (8, 1, &[0x06; 24])] {
+            out.extend(key.to_be_bytes());
+            out.extend([0, 0, 0, 0, flags, 7, 0, 0, 0, 0, 0, 1]);
+            let name: &[u8] = if key == 7 { name } else { &[] };
+            out.extend(u32::try_from(transport.len() + name.len()).unwrap().to_be_bytes());
+            out.extend(transport);
+            out.extend(name);
+        }
+        let length = u32::try_from(out.len() - 8).unwrap();
+        out[4..8].copy_from_slice(&length.to_be_bytes());
+        out
+    }
+
+    #[test]
+    fn registrants_are_read_with_their_names() {
+        let found = read_registrants(&full_status());
+        assert_eq!(
+            found,
+            [
+                Registrant { key: 7, holds: false, initiator: "iqn.a:x".into() },
+                Registrant { key: 8, holds: true, initiator: String::new() },
+            ]
+        );
+    }
+
+    /// What is cut off, or says that it is longer than it is, gives the whole ones before it.
+    #[test]
+    fn what_is_cut_off_is_left_out() {
+        let whole = full_status();
+        for end in 0..whole.len() {
+            assert!(read_registrants(&whole[..end]).len() < 2);
+        }
+        let mut lying = whole;
+        lying[28..32].copy_from_slice(&[0xff; 4]);
+        assert!(read_registrants(&lying).is_empty());
     }
 }

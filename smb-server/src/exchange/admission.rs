@@ -20,7 +20,7 @@ use crate::{
 pub(super) struct Admitted {
     pub(super) channel: Option<Arc<Channel>>,
     /// It wants to bind the connection to a session.
-    pub(super) binding: Option<BindingRequest>,
+    pub(super) binding: Option<Box<BindingRequest>>,
 }
 
 impl Admitted {
@@ -102,7 +102,7 @@ impl Exchange {
                     let id = header.session_id;
                     let known = id == SessionId(0) || self.authentications.contains_key(&id);
                     match known || session_setup::binds(message) {
-                        true => Ok(Admitted { channel: None, binding }),
+                        true => Ok(Admitted { channel: None, binding: binding.map(Box::new) }),
                         false => Err(NtStatus::USER_SESSION_DELETED),
                     }
                 }

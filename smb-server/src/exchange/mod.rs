@@ -11,7 +11,7 @@ mod pass;
 mod requests;
 mod waiting;
 
-use std::{collections::HashMap, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
 use block_io::SplicePipe;
 use smb_protocol::{
@@ -29,7 +29,7 @@ use crate::{
     connection::Dropped,
     exchange::credits::CreditWindow,
     meters::Meter,
-    session::{Channel, ConnectionId},
+    session::{ById, Channel, ConnectionId},
 };
 
 use self::{
@@ -100,11 +100,11 @@ pub struct Exchange {
     /// What was negotiated.
     pub negotiated: Option<Negotiated>,
     /// Sessions of this connection: `Connection.SessionTable`.
-    pub sessions: HashMap<SessionId, Arc<Channel>>,
+    pub sessions: ById<SessionId, Arc<Channel>>,
     /// What it counts.
     pub meter: Arc<Meter>,
     /// Sessions that are being authenticated.
-    pub authentications: HashMap<SessionId, Authentication>,
+    pub authentications: ById<SessionId, Authentication>,
     /// Logons that have failed.
     pub failed_logons: u32,
     /// Counted: each refusal of a logon that waits holds a copy.
@@ -112,7 +112,7 @@ pub struct Exchange {
     /// Bytes between the body of a READ answer and the data; none but in a test of clients.
     pub read_padding: u8,
     window: CreditWindow,
-    pending: HashMap<u64, Pending>,
+    pending: ById<u64, Pending>,
     pending_bytes: usize,
     next_key: u64,
     limits: crate::config::Limits,
@@ -139,13 +139,13 @@ impl Exchange {
             local,
             since: tokio::time::Instant::now(),
             negotiated: None,
-            sessions: HashMap::new(),
-            authentications: HashMap::new(),
+            sessions: ById::default(),
+            authentications: ById::default(),
             failed_logons: 0,
             refusals: Arc::default(),
             read_padding: 0,
             window: CreditWindow::new(limits.credits),
-            pending: HashMap::new(),
+            pending: ById::default(),
             pending_bytes: 0,
             next_key: 1,
             limits,

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use smb_protocol::{
     FileId, Header, HeaderFlags, NtStatus, SessionId, crypto::SigningKey, msg::error,
 };
-use volume::open::{InProgress, table::Creating};
+use volume::{
+    open::{InProgress, table::Creating},
+    sharing::file::Wake,
+};
 
 use super::{
     Frame, WaitingFuture,
@@ -14,7 +17,7 @@ use super::{
     waiting::Suspended,
 };
 use crate::{
-    command::{Handled, session_setup::BindingRequest},
+    command::{Deferred, session_setup::BindingRequest},
     connection::Dropped,
     session::{Channel, Tree},
 };
@@ -34,12 +37,13 @@ pub(super) struct Chain {
 pub(super) struct Accepted {
     pub(super) header: Header,
     pub(super) channel: Option<Arc<Channel>>,
-    pub(super) binding: Option<BindingRequest>,
+    /// Boxed, as what only few requests have: a request is moved as it is accepted.
+    pub(super) binding: Option<Box<BindingRequest>>,
     pub(super) credits: u16,
     /// `AsyncId`, once it was answered with PENDING.
     pub(super) async_id: Option<u64>,
     /// A CREATE that its client may repeat while it waits.
-    pub(super) creating: Option<Creating>,
+    pub(super) creating: Option<Box<Creating>>,
     /// Bytes of a WRITE's data that are in the file already.
     pub(super) placed: usize,
 }
@@ -65,11 +69,24 @@ impl Message<'_> {
     }
 }
 
-/// A request that its handler is done with, for now.
-pub(super) struct Handed {
-    pub(super) result: Handled,
+/// A request that has no response yet.
+pub(super) struct Unfinished {
     /// The request.
     pub(super) accepted: Accepted,
+    pub(super) handed: Handed,
+    pub(super) waits: Waits,
+}
+
+/// What a request waits for.
+pub(super) enum Waits {
+    /// Its response, which comes later.
+    Deferred(Deferred),
+    /// Others, who must give something up first.
+    Busy(Wake),
+}
+
+/// What a handler left of a request.
+pub(super) struct Handed {
     /// The header of the response, but for its status.
     pub(super) response: Header,
     /// Where the response's body begins in the output.
@@ -150,8 +167,8 @@ impl<'a> Pass<'a> {
     }
 
     /// What stands from `message` to the end of the frame, to be carried out again.
-    pub(super) fn suspend(&self, message: Message<'_>, handed: Handed) -> Suspended {
-        let accepted = Accepted { binding: None, credits: 0, ..handed.accepted };
+    pub(super) fn suspend(&self, message: Message<'_>, accepted: Accepted) -> Suspended {
+        let accepted = Accepted { binding: None, credits: 0, ..accepted };
         Suspended {
             bytes: message.rest.to_vec(),
             accepted,

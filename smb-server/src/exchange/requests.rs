@@ -1,5 +1,5 @@
 //! The requests of a frame, one after the other: accept (place, credits, protection), hand to the
-//! handler, conclude (answer, or have it wait).
+//! handler, answer, or have it wait.
 
 use smb_protocol::{Command, FileId, Header, HeaderFlags, NtStatus, header::HEADER_LEN};
 use volume::work::Turn;
@@ -8,10 +8,10 @@ use super::{
     Exchange, Frame,
     admission::Admitted,
     answer::{Place, Protection},
-    pass::{Accepted, Chain, Handed, Message, Pass},
+    pass::{Accepted, Chain, Handed, Message, Pass, Unfinished, Waits},
 };
 use crate::{
-    command::{self, Ctx, Deferred, Failure, Handled, Outcome, negotiate::Negotiated},
+    command::{self, Ctx, Failure, Outcome, negotiate::Negotiated},
     connection::Dropped,
     session::Tree,
 };
@@ -36,8 +36,8 @@ impl Exchange {
         let place = Place { first: true, last: true };
         if let Some(accepted) = self.accept(header, message, place, &mut pass)? {
             let message = Message { rest: message, len, place };
-            if let Some(handed) = self.hand(accepted, message, &mut pass)? {
-                self.conclude(handed, message, &mut pass)?;
+            if let Some(unfinished) = self.hand(accepted, message, &mut pass)? {
+                self.put_off(unfinished, message, &mut pass)?;
             }
         }
         pass.end()
@@ -90,14 +90,11 @@ impl Exchange {
             };
             let message = Message { rest, len, place };
             if let Some(accepted) = accepted
-                && let Some(mut handed) = self.hand(accepted, message, pass)?
+                && let Some(unfinished) = self.hand(accepted, message, pass)?
+                && let Some(unfinished) = self.in_compound(unfinished, message, pass).await?
+                && self.put_off(unfinished, message, pass)? == Flow::Suspended
             {
-                if !message.is_alone() {
-                    handed.result = self.in_compound(handed.result, message, pass).await;
-                }
-                if self.conclude(handed, message, pass)? == Flow::Suspended {
-                    break;
-                }
+                break;
             }
             pass.first = false;
             rest = &mut rest[len..];
@@ -109,23 +106,30 @@ impl Exchange {
     }
 
     /// In a compound storage is waited for: what follows must see the effect, and what comes before
-    /// is signed with the place of this response.
+    /// is signed with the place of this response. Gives back what is not answered so.
     async fn in_compound(
         &mut self,
-        result: Handled,
+        mut unfinished: Box<Unfinished>,
         message: Message<'_>,
         pass: &mut Pass<'_>,
-    ) -> Handled {
-        match result {
-            Ok(Outcome::Deferred(Deferred { storage: true, response, .. })) => {
-                let (status, body) = response.await;
-                pass.answer.out.extend_from_slice(&body);
-                if body.is_empty() { Err(status.into()) } else { Ok(Outcome::Done(status)) }
-            }
-            // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
-            Ok(Outcome::Deferred(_)) if !message.place.last => Err(NtStatus::INTERNAL_ERROR.into()),
-            other => other,
+    ) -> Result<Option<Box<Unfinished>>, Dropped> {
+        if message.is_alone() {
+            return Ok(Some(unfinished));
         }
+        let Waits::Deferred(deferred) = &mut unfinished.waits else { return Ok(Some(unfinished)) };
+        let (status, error) = if deferred.storage {
+            let (status, body) = deferred.response.as_mut().await;
+            pass.answer.out.extend_from_slice(&body);
+            (status, body.is_empty())
+        } else if message.place.last {
+            return Ok(Some(unfinished));
+        } else {
+            // A wait for an event can only stand at the end (MS-SMB2 3.3.4.2).
+            (NtStatus::INTERNAL_ERROR, true)
+        };
+        let Unfinished { handed, .. } = *unfinished;
+        self.answer(handed, status, error.then_some(&[]), message.place, pass)?;
+        Ok(None)
     }
 
     /// Checks a request's place, credits and protection. What it can refuse it answers.
@@ -205,14 +209,14 @@ impl Exchange {
         }))
     }
 
-    /// Hands a request to its handler; `None` if there was no room for its response, which it was
-    /// told.
+    /// Hands a request to its handler, and answers it if that has all. What is not finished is
+    /// given back, in a box: the usual request is moved nowhere.
     fn hand(
         &mut self,
         mut accepted: Accepted,
         message: Message<'_>,
         pass: &mut Pass<'_>,
-    ) -> Result<Option<Handed>, Dropped> {
+    ) -> Result<Option<Box<Unfinished>>, Dropped> {
         let header = accepted.header;
         if !pass.answer.has_room(self.max_message) {
             // One frame cannot carry more; the client may ask again in another.
@@ -225,17 +229,16 @@ impl Exchange {
         let related = header.flags.has(HeaderFlags::RELATED);
         let session = accepted.channel.as_ref().map(|channel| channel.session.clone());
         let mut ctx = Ctx {
-            binding: accepted.binding.take(),
+            binding: accepted.binding.take().map(|binding| *binding),
             sealed: matches!(pass.protection, Protection::Sealed(_)),
             related_file: if related { pass.chain.file } else { None },
-            creating: accepted.creating.take(),
+            creating: accepted.creating.take().map(|creating| *creating),
             placed: accepted.placed,
             ..Ctx::new(self, header, session)
         };
         let body_at = pass.answer.open(&header);
         let result = command::dispatch(&mut ctx, message.bytes(), pass.answer.out);
         let Ctx { header: mut response, tree, file, signer, creating, in_progress, .. } = ctx;
-        accepted.creating = creating;
         let channel = accepted.channel.as_ref();
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs = signer.or_else(|| channel.filter(|_| signed).map(|c| c.signing.clone()));
@@ -244,60 +247,78 @@ impl Exchange {
             response.flags |= HeaderFlags::ASYNC;
             response.async_or_tree = id;
         }
-        Ok(Some(Handed {
-            result,
-            accepted,
-            response,
-            body_at,
-            signs,
-            tree,
-            file,
-            in_progress,
-            since,
-        }))
+        let handed = Handed { response, body_at, signs, tree, file, in_progress, since };
+        let place = message.place;
+        let waits = match result {
+            Ok(Outcome::Deferred(deferred)) => Waits::Deferred(deferred),
+            Err(Failure::Busy(wake)) => Waits::Busy(wake),
+            Err(Failure::Disconnect(why)) => return Err(Dropped::Protocol(why)),
+            Ok(Outcome::Done(status)) => {
+                self.answer(handed, status, None, place, pass)?;
+                return Ok(None);
+            }
+            Err(Failure::Status(status)) => {
+                self.answer(handed, status, Some(&[]), place, pass)?;
+                return Ok(None);
+            }
+            Err(Failure::Data(status, data)) => {
+                self.answer(handed, status, Some(&data), place, pass)?;
+                return Ok(None);
+            }
+        };
+        accepted.creating = creating.map(Box::new);
+        Ok(Some(Box::new(Unfinished { accepted, handed, waits })))
     }
 
-    /// Answers a request as its handler said, or has it wait.
-    fn conclude(
+    /// Answers a request whose handler is done with it: the body is in the output, or there is none
+    /// but `error`.
+    fn answer(
         &mut self,
         mut handed: Handed,
-        message: Message<'_>,
+        status: NtStatus,
+        error: Option<&[u8]>,
+        place: Place,
         pass: &mut Pass<'_>,
-    ) -> Result<Flow, Dropped> {
-        let place = message.place;
-        let result = std::mem::replace(&mut handed.result, Ok(Outcome::SUCCESS));
-        let channel = handed.accepted.channel.as_deref();
-        let Ok(held) = self.room_to_wait(&result, message.rest.len(), channel) else {
-            pass.respond(&mut handed, place, NtStatus::INSUFFICIENT_RESOURCES, Some(&[]))?;
-            return Ok(Flow::On);
-        };
-        match result {
-            Ok(Outcome::Done(status)) => {
-                pass.respond(&mut handed, place, status, None)?;
-                if command::is_hashed(&handed.response) {
-                    command::after_answer(self, &handed.response, pass.answer.settle()?);
-                }
-            }
-            Err(Failure::Status(status)) => pass.respond(&mut handed, place, status, Some(&[]))?,
-            Err(Failure::Data(status, data)) => {
-                pass.respond(&mut handed, place, status, Some(&data))?;
-            }
-            Err(Failure::Disconnect(why)) => return Err(Dropped::Protocol(why)),
-            Ok(Outcome::Deferred(deferred)) => {
-                let (tree, file) = (handed.tree.take(), handed.file);
-                let response = self.wait(deferred, held, handed, pass)?;
-                inherit(&mut pass.chain, &response, tree.as_deref(), file);
-                return Ok(Flow::On);
-            }
-            Err(Failure::Busy(wake)) => {
-                self.suspend((wake, held), message, handed, pass)?;
-                return Ok(Flow::Suspended);
-            }
+    ) -> Result<(), Dropped> {
+        pass.respond(&mut handed, place, status, error)?;
+        if error.is_none() && command::is_hashed(&handed.response) {
+            command::after_answer(self, &handed.response, pass.answer.settle()?);
         }
         self.meter.answered(handed.response.command, handed.response.status);
         self.meter.timed(handed.response.command, handed.since);
         inherit(&mut pass.chain, &handed.response, handed.tree.as_deref(), handed.file);
-        Ok(Flow::On)
+        Ok(())
+    }
+
+    /// Has a request wait, if there is room for one more that does.
+    fn put_off(
+        &mut self,
+        unfinished: Box<Unfinished>,
+        message: Message<'_>,
+        pass: &mut Pass<'_>,
+    ) -> Result<Flow, Dropped> {
+        let Unfinished { accepted, mut handed, waits } = *unfinished;
+        let bytes = match &waits {
+            Waits::Deferred(deferred) => deferred.bytes,
+            Waits::Busy(_) => message.rest.len(),
+        };
+        let Ok(held) = self.room_to_wait(bytes, accepted.channel.as_deref()) else {
+            let full = NtStatus::INSUFFICIENT_RESOURCES;
+            pass.respond(&mut handed, message.place, full, Some(&[]))?;
+            return Ok(Flow::On);
+        };
+        match waits {
+            Waits::Deferred(deferred) => {
+                let (tree, file) = (handed.tree.take(), handed.file);
+                let response = self.wait(deferred, held, handed, pass)?;
+                inherit(&mut pass.chain, &response, tree.as_deref(), file);
+                Ok(Flow::On)
+            }
+            Waits::Busy(wake) => {
+                self.suspend((wake, held), message, (accepted, handed), pass)?;
+                Ok(Flow::Suspended)
+            }
+        }
     }
 
     /// Credits for the answer to a request: what it asks for, at least what it used.

@@ -17,11 +17,7 @@ use super::{
     answer::{Place, Protection, interim},
     pass::{Accepted, Chain, Handed, Message, Pass},
 };
-use crate::{
-    command::{Deferred, Failure, Handled, Outcome},
-    connection::Dropped,
-    session::Channel,
-};
+use crate::{command::Deferred, connection::Dropped, session::Channel};
 
 /// The end of something that waited.
 pub struct Completion {
@@ -91,18 +87,12 @@ impl Suspended {
 
 impl Exchange {
     /// What a request that is to wait takes of its user's budget. Fails if too much waits already,
-    /// on this connection or of this user. `behind` are the bytes from it to the end of its compound.
+    /// on this connection or of this user. `bytes` is what it holds meanwhile.
     pub(super) fn room_to_wait(
         &self,
-        result: &Handled,
-        behind: usize,
+        bytes: usize,
         channel: Option<&Channel>,
     ) -> Result<Option<Held>, Full> {
-        let bytes = match result {
-            Ok(Outcome::Deferred(deferred)) => deferred.bytes,
-            Err(Failure::Busy(_)) => behind,
-            _ => return Ok(None),
-        };
         if self.pending.len() >= self.limits.pending_requests
             || self.pending_bytes + bytes > self.limits.pending_bytes.0 as usize
         {
@@ -118,12 +108,12 @@ impl Exchange {
         &mut self,
         (wake, held): (Wake, Option<Held>),
         message: Message<'_>,
-        handed: Handed,
+        (accepted, handed): (Accepted, Handed),
         pass: &mut Pass<'_>,
     ) -> Result<(), Dropped> {
         let (mut response, body_at) = (handed.response, handed.body_at);
         pass.answer.reset(body_at);
-        let mut suspended = pass.suspend(message, handed);
+        let mut suspended = pass.suspend(message, accepted);
         if let Some(signing) = self.signer(&suspended.accepted.header) {
             signing.keep(response.message_id.0)?;
         }

@@ -13,9 +13,7 @@ seed=${BULKHEAD_LAB_SEED:-$(date +%s)}
 
 prepare() {
     needs smbd lab-cifs
-    local libraries
-    mapfile -t libraries < <(missing_libraries fio)
-    [ -e "$LAB/fio/.done" ] || get fio fio "${libraries[@]}"
+    get_with_libraries fio fio
     get git git
     limit=${BULKHEAD_LAB_SECONDS:-$((900 + 4 * soak))}
     serve

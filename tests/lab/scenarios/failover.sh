@@ -13,53 +13,27 @@
 # what it gave there does not outlive it (MS-SMB2 3.3.5.15.9).
 # Needs root, for the namespace.
 
-ns=
+# shellcheck source=tests/lab/two-paths.sh
+source "$here/two-paths.sh"
 
 prepare() {
-    [ "$(id -u)" = 0 ] || { echo "lab: skipped: failover needs root for a network namespace"; exit 0; }
-    if ! command -v ip >/dev/null || ! command -v iptables >/dev/null; then
-        echo "lab: skipped: failover needs ip and iptables"
-        exit 0
-    fi
+    two_paths_need
     needs smbd
-    local libraries
-    mapfile -t libraries < <(missing_libraries fio)
-    [ -e "$LAB/fio/.done" ] || get fio fio "${libraries[@]}"
+    get_with_libraries fio fio
     limit=${BULKHEAD_LAB_SECONDS:-600}
-    network
+    two_paths
     serve
     root "$work/host" virtio_pci virtio_blk virtio_net crc32c_generic ext4 \
         cifs ecb cmac ccm gcm ctr ghash_generic sha512_generic nls_utf8
     program "$work/host" "$LAB/fio/usr/bin/fio"
     install -m 755 "$here/failover-start" "$work/host/opt/start"
     qemu=(ip netns exec "$ns" "${qemu[@]}")
-    # shellcheck disable=SC2054 # the commas are QEMU's
-    machine=(
-        -netdev tap,id=n0,ifname=tap0,script=no,downscript=no
-        -device virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:77:01:02
-        -netdev tap,id=n1,ifname=tap1,script=no,downscript=no
-        -device virtio-net-pci,netdev=n1,romfile=,mac=52:54:00:77:02:02)
+    machine=("${two_paths_machine[@]}")
     disturb 9>&- &
     pids+=("$!")
 }
 
-# Two paths in a namespace, which goes with this run.
-network() {
-    local n
-    ns=bulkhead-lab-$$-$RANDOM
-    ip netns add "$ns"
-    ip -n "$ns" link set lo up
-    for n in 0 1; do
-        ip -n "$ns" tuntap add "tap$n" mode tap
-        ip -n "$ns" addr add "10.77.$((n + 1)).1/24" dev "tap$n"
-        ip -n "$ns" link set "tap$n" up
-    done
-}
-
-undo() { [ -z "$ns" ] || ip netns del "$ns"; }
-
 serve() {
-    local since=$SECONDS
     mkdir "$work/share" "$work/plain"
     cat >"$work/smbd.toml" <<CONFIG
 [server]
@@ -79,38 +53,7 @@ name = "plain"
 path = "$work/plain"
 users = ["admin"]
 CONFIG
-    ip netns exec "$ns" env SMBD_LOG=info,smb_server::command::create::reconnect=debug \
-        "$bin/smbd" --supervise --config "$work/smbd.toml" >"$LAB/smbd.log" 2>&1 </dev/null 9>&- &
-    supervisor=$!
-    pids+=("$supervisor")
-    until ip netns exec "$ns" bash -c 'exec 3<>/dev/tcp/127.0.0.1/445' 2>/dev/null; do
-        if ! kill -0 "$supervisor" || [ $((SECONDS - since)) -ge 30 ]; then
-            tail -n 5 "$LAB/smbd.log"
-            fail "smbd does not start"
-        fi
-        nap 0.1
-    done
-}
-
-nap() { read -rt "$1" <> <(:) || true; }
-
-kill_smbd() {
-    local pid
-    pid=$(pgrep -P "$supervisor" | head -n 1)
-    kill -9 "$pid" && echo "lab: killed smbd ($pid)"
-}
-
-# Each path is down for a while, and silent for a while, after as many kills.
-cut() {
-    local n _
-    for n in 0 1; do
-        for _ in $(seq "$1"); do nap 4; kill_smbd; done
-        nap 4
-        ip -n "$ns" link set "tap$n" down; echo "lab: path $n is down"; nap 5
-        ip -n "$ns" link set "tap$n" up; echo "lab: path $n is up"; nap 6
-        ip netns exec "$ns" iptables -A INPUT -i "tap$n" -j DROP; echo "lab: path $n is silent"; nap 6
-        ip netns exec "$ns" iptables -F INPUT; echo "lab: path $n is heard"; nap 6
-    done
+    supervise 127.0.0.1/445
 }
 
 # begun SHARE HANDLES: waits until fio runs so.
