@@ -95,6 +95,10 @@ defaults {
 }
 blacklist {
     devnode "^vd"
+    device {
+        vendor BULKHEAD
+        product Plain
+    }
 }
 CONFIG
 }
@@ -122,9 +126,11 @@ path = "$work/web.vhdx"
 [[target.lun]]
 number = 1
 path = "$work/thin.raw"
+product = "Plain"
 [[target.lun]]
 number = 2
 path = "$work/grows.raw"
+product = "Plain"
 CONFIG
     chmod 600 "$work/smbd.toml"
     supervise 10.77.1.1/3260
