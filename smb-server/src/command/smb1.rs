@@ -11,7 +11,7 @@ use volume::clock;
 
 use super::negotiate::{Negotiated, max_payload, security_mode};
 use crate::{
-    connection::Dropped,
+    dropped::Dropped,
     exchange::{Exchange, plain_frame, plain_header},
 };
 

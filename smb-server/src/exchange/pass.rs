@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     command::{Handled, session_setup::BindingRequest},
-    connection::Dropped,
+    dropped::Dropped,
     session::{Channel, Tree},
 };
 

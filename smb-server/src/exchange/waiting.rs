@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     command::{Deferred, Failure, Handled, Outcome},
-    connection::Dropped,
+    dropped::Dropped,
     session::Channel,
 };
 

@@ -18,7 +18,7 @@ use super::{
     Checked,
     world::House,
 };
-use crate::connection::Dropped;
+use crate::dropped::Dropped;
 
 /// Longest wait for what the server's threads do.
 const LIMIT: Duration = Duration::from_secs(60);

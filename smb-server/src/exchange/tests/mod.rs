@@ -25,6 +25,7 @@ mod matrix;
 mod options;
 mod persistent;
 mod placing;
+mod remote;
 mod resilient;
 pub mod signer;
 mod waits;
