@@ -28,6 +28,7 @@ pub mod descriptors;
 mod dfs;
 mod dropped;
 mod exchange;
+mod ids;
 mod interfaces;
 pub mod logons;
 pub mod meters;

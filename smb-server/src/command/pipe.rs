@@ -93,7 +93,7 @@ fn create_pipe(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if request.impersonation > 3 {
         return Err(NtStatus::BAD_IMPERSONATION_LEVEL.into());
     }
-    let number = ctx.ex.server.new_open_id();
+    let number = ctx.ex.server.ids.open_file();
     let id = FileId { persistent: number, volatile: number };
     let held = ctx.budget()?.take(0).ok_or(NtStatus::INSUFFICIENT_RESOURCES)?;
     let pipe = Pipe::open(&request.name, id, held).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;

@@ -132,7 +132,7 @@ impl Exchange {
         let current = server.current();
         let limits = current.config.limits.clone();
         let max_message = current.config.max_io_size as usize;
-        let id = server.new_connection_id();
+        let id = server.ids.connection();
         let (sender, posts) = mpsc::unbounded_channel();
         Self {
             id,

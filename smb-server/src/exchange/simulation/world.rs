@@ -10,7 +10,7 @@ use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
     msg::context::{DurableV2, ReconnectV2, names},
 };
-use state_store::{Opened, Records};
+use state_store::{Opened, Records, Revision};
 
 use super::{
     super::{WaitingFuture, tests::signer::SigningClient},
@@ -87,7 +87,7 @@ pub(super) fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken)
     };
     server.open_files.faults.begin(broken.of_server(), platter, seed);
     let records = if broken == Broken::Recovery { Records::new() } else { records };
-    server.recover_from(Opened { store, records });
+    server.recover_from(Opened { store, records, revision: Revision(0) });
     server
 }
 
