@@ -23,7 +23,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("server-api", &["control-socket"]),
     ("vmm", &["block-io", "host-api"]),
     ("hyperv-host", &["vmm", "disk-source", "vhd", "smb-client", "block-io", "host-api"]),
-    ("test-support", &["host-api", "iscsi"]),
+    ("test-support", &["host-api", "iscsi", "smb-protocol"]),
     ("volume", &["smb-protocol", "block-io", "state-store"]),
     ("smb-server", &["volume", "dce-rpc", "smb-protocol", "block-io", "state-store"]),
     (

@@ -116,10 +116,7 @@ impl House {
         Guest {
             exchange: Exchange::new(self.server.clone(), address, address),
             runtime: self.runtime.handle().clone(),
-            next_id: 0,
-            session: SessionId(0),
-            tree: TreeId(0),
-            replay: false,
+            caller: Caller::default(),
             capabilities: ShareCapabilities::NONE,
         }
     }
@@ -133,10 +130,7 @@ impl House {
 pub struct Guest {
     pub exchange: Exchange,
     pub runtime: tokio::runtime::Handle,
-    pub next_id: u64,
-    pub session: SessionId,
-    pub tree: TreeId,
-    pub replay: bool,
+    pub caller: Caller,
     pub capabilities: ShareCapabilities,
 }
 
@@ -222,29 +216,29 @@ impl Asks for Guest {
         self.finish(begun)
     }
 
-    fn session(&mut self) -> &mut SessionId {
-        &mut self.session
+    fn caller(&mut self) -> &mut Caller {
+        &mut self.caller
+    }
+}
+
+impl Deref for Guest {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Caller {
+        &mut self.caller
     }
 }
 
 impl Guest {
     /// Sends a request, which is answered or waits.
     pub fn begin(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> Begun {
-        let mut header = Header {
-            command,
-            credit_charge: 1,
-            credits: 32,
-            message_id: MessageId(self.next_id),
-            session_id: self.session,
-            ..Header::default()
-        };
-        if self.replay {
-            header.flags |= HeaderFlags::REPLAY;
-        }
-        header.set_tree_id(self.tree);
-        self.next_id += 1;
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
+        let mut message = self.caller.message(command, body);
         let mut out = Vec::new();
         let _inside = self.runtime.enter();
         let waits = match self.exchange.receive(&mut message, &mut out).unwrap() {

@@ -10,12 +10,13 @@ use std::{
 };
 
 use smb_protocol::{Command, Dialect, Header, SessionId, TreeId, crypto::Role};
+use test_support::smb_caller::answers;
 
 use super::{
     super::{
         super::{Exchange, Frame, WaitingFuture, tests::signer::SigningClient},
         Broken, Checked, Dice,
-        frames::{self, Place, answers},
+        frames::{self, Place},
         store::{Disk, own},
         watch::Watch,
         world::{House, new_server},
@@ -436,7 +437,7 @@ impl<'a> World<'a> {
         command: Command,
         body: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Option<(Header, Vec<u8>)>, String> {
-        let (_, mut message) = frames::request(&mut line.next_id, session, tree, command, body);
+        let (_, mut message) = frames::request(&mut line.caller, session, tree, command, body);
         let mut out = Vec::new();
         let mut waits = VecDeque::new();
         match line.exchange.receive(&mut message, &mut out).map_err(|e| e.to_string())? {
