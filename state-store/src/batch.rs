@@ -63,7 +63,7 @@ impl Batch {
         &self.changes
     }
 
-    /// What it expects.
+    /// The conditions on which it is carried out.
     pub fn conditions(&self) -> &[(Vec<u8>, Expect)] {
         &self.conditions
     }

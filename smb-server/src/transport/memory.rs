@@ -203,7 +203,7 @@ impl ServerEnd {
         self
     }
 
-    /// The pipe.
+    /// Both directions, which the client shares.
     pub fn pipe(&self) -> MutexGuard<'_, Pipe> {
         own(&self.source.pipe)
     }
