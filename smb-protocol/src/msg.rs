@@ -16,6 +16,7 @@ pub mod notify;
 pub mod oplock;
 pub mod query_directory;
 pub mod query_info;
+pub mod rdma;
 pub mod read;
 pub mod session_setup;
 pub mod set_info;

@@ -1,8 +1,11 @@
 //! The SMB server: from frames to answers (MS-SMB2 3.3), without the program around it.
 //!
 //! ```text
-//!  connection (one task: socket, buffers, batching)
-//!      │  frames
+//!  transport (TCP: the socket, what comes from it put together)
+//!      │  messages
+//!      ▼
+//!  connection (one task: batching of answers, what waits)
+//!      │  messages
 //!      ▼
 //!  exchange (decrypt, verify, split compounds, answer, sign, seal)
 //!      │  one request at a time, synchronously
@@ -23,7 +26,9 @@ pub mod config;
 pub mod connection;
 pub mod descriptors;
 mod dfs;
+mod dropped;
 mod exchange;
+mod ids;
 mod interfaces;
 pub mod logons;
 pub mod meters;
@@ -31,6 +36,7 @@ mod recovery;
 mod rpc;
 mod server;
 pub mod session;
+pub mod transport;
 
 #[cfg(feature = "testing")]
 pub use exchange::testing;

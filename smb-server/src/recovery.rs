@@ -54,8 +54,9 @@ impl Server {
     pub fn recover_from(&self, opened: Opened) {
         let current = self.current();
         let engine = Engine::from(current.config.io_engine);
-        let highest = self.open_files.recover(opened, engine, &|record| share_of(&current, record));
-        self.skip_open_ids(highest);
+        // No number that is given from now on is that of an open in the store.
+        self.ids.belong_to(opened.store.owner());
+        self.open_files.recover(opened, engine, &|record| share_of(&current, record));
     }
 
     /// Ends in an orderly way, when nobody is served any more: what clients who are away were

@@ -2,20 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    fs, io,
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicUsize},
     time::Instant,
 };
 
-use smb_protocol::{SessionId, kerberos, ntlm::ServerInfo, security::Sid};
+use smb_protocol::{kerberos, ntlm::ServerInfo, security::Sid};
 use volume::{
-    clock::{now, random},
+    clock::now,
     fs::{
         sweep::{self, Swept},
         volume::Volume,
@@ -26,19 +20,15 @@ use volume::{
 };
 
 use crate::{
-    breaks::clients::Clients,
-    config::Config,
-    logons::Logons,
-    meters::Meters,
-    rpc::accounts,
-    session::{ConnectionId, Sessions},
+    breaks::clients::Clients, config::Config, ids::Ids, logons::Logons, meters::Meters,
+    rpc::accounts, session::Sessions,
 };
 
 /// What all connections share.
 #[derive(Debug)]
 pub struct Server {
-    /// Identity that clients remember; kept in the state folder.
-    pub guid: [u8; 16],
+    /// The numbers by which clients know it, its sessions and its opens.
+    pub ids: Ids,
     /// What NTLM tells clients.
     pub ntlm: Arc<ServerInfo>,
     /// All sessions.
@@ -64,9 +54,6 @@ pub struct Server {
     /// Number of connections.
     pub connections: AtomicUsize,
     current: RwLock<Arc<Current>>,
-    next_session: AtomicU64,
-    next_open: AtomicU64,
-    next_connection: AtomicU64,
 }
 
 /// Configuration with the folders of its shares; replaced as a whole by a reload.
@@ -127,21 +114,16 @@ impl Server {
     /// Prepares a server: its state folder, its identity, the folders of its shares.
     pub fn new(config: Config) -> io::Result<Self> {
         fs::create_dir_all(&config.state_dir)?;
-        let identity_at = config.state_dir.join("server-guid");
-        let is_first = !identity_at.exists();
-        let guid = identity(&identity_at)?;
+        let is_first = !Ids::exist(&config.state_dir);
+        let ids = Ids::open(&config.state_dir)?;
         // No ticket was shown to a server that there was not.
         let since = if is_first { 0 } else { now() };
         let ntlm = Arc::new(ServerInfo::standalone(&config.name));
-        // Names of sessions and opens start at a random place, so that one from before a restart
-        // does not fit by chance.
-        let seed = u64::from_le_bytes(random()?);
-        let run = run_number(&config.state_dir.join("session-ids"))?;
         let clients = Arc::<Clients>::default();
         let open_files = Arc::new(OpenFileTable::new(clients.clone()));
         limit(&open_files, &config.limits);
         Ok(Self {
-            guid,
+            ids,
             ntlm,
             sessions: Sessions::default(),
             clients,
@@ -155,12 +137,6 @@ impl Server {
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             current: RwLock::new(Arc::new(Current::new(config, None, since)?)),
-            // A client names its last session when it comes back, and must not mean one that
-            // another has got from the next server (MS-SMB2 3.3.5.5.3). They fit 32 bits, as those
-            // of other servers do: smbtorture's session-id takes a longer one for one it made up.
-            next_session: AtomicU64::new(u64::from(run) << 16 | 1),
-            next_open: AtomicU64::new((seed >> 16 & 0xffff_ffff_0000) | 1),
-            next_connection: AtomicU64::new(1),
         })
     }
 
@@ -205,25 +181,11 @@ impl Server {
         }
     }
 
-    /// A name for a new session.
-    pub fn new_session_id(&self) -> SessionId {
-        SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// A name for a new connection.
-    pub fn new_connection_id(&self) -> ConnectionId {
-        ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
-    }
-
     /// The SID of the server, made of its identity.
     pub fn machine_sid(&self) -> Sid {
+        let identity = self.ids.identity();
         let word = |at: usize| {
-            u32::from_le_bytes([
-                self.guid[at],
-                self.guid[at + 1],
-                self.guid[at + 2],
-                self.guid[at + 3],
-            ])
+            u32::from_le_bytes([identity[at], identity[at + 1], identity[at + 2], identity[at + 3]])
         };
         Sid::new(5, &[21, word(0), word(4), word(8)])
     }
@@ -231,91 +193,5 @@ impl Server {
     /// The SID of a user: below the server's, numbered by the folded name.
     pub fn user_sid(&self, user: &str) -> Sid {
         self.machine_sid().below(accounts::rid(user))
-    }
-
-    /// No new open is named like that one, nor like any before it.
-    pub fn skip_open_ids(&self, id: u64) {
-        self.next_open.fetch_max(id.saturating_add(1), Ordering::Relaxed);
-    }
-
-    /// A name for a new open.
-    pub fn new_open_id(&self) -> u64 {
-        self.next_open.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-/// The upper half of this run's session ids: none that a run shortly before had, or a client that
-/// comes back and names its session of then would end another's. The file at `path` remembers them; it
-/// is not made durable, so after a power cut the number may be the last run's again, by chance.
-fn run_number(path: &Path) -> io::Result<u16> {
-    /// Runs that are remembered.
-    const RUNS: usize = 64;
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    let mut runs: Vec<u16> =
-        bytes.chunks_exact(2).map(|run| u16::from_le_bytes([run[0], run[1]])).collect();
-    let run = loop {
-        let run = u16::from_le_bytes(random()?);
-        if !runs.contains(&run) {
-            break run;
-        }
-    };
-    runs.push(run);
-    let kept = &runs[runs.len().saturating_sub(RUNS)..];
-    let fresh = path.with_extension("new");
-    fs::write(&fresh, kept.iter().flat_map(|run| run.to_le_bytes()).collect::<Vec<_>>())?;
-    fs::rename(&fresh, path)?;
-    Ok(run)
-}
-
-/// Reads the identity of the server, making it the first time.
-fn identity(path: &Path) -> io::Result<[u8; 16]> {
-    match fs::read(path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| {
-            let text = format!("{}: not 16 bytes; remove it to get a new identity", path.display());
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let guid = random()?;
-            let fresh = path.with_extension("new");
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&fresh)?;
-            file.write_all(&guid)?;
-            file.sync_all()?;
-            fs::rename(&fresh, path)?;
-            Ok(guid)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    /// A damaged or foreign file is no reason not to start.
-    #[test]
-    fn no_run_has_the_session_ids_of_the_runs_before() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("session-ids");
-        let even: Vec<u8> = (0..=u16::MAX).step_by(2).flat_map(u16::to_le_bytes).collect();
-        for _ in 0..20 {
-            fs::write(&path, &even).unwrap();
-            assert!(run_number(&path).unwrap() % 2 == 1);
-            assert_eq!(fs::metadata(&path).unwrap().len(), 128);
-        }
-        // What is in the file is no reason not to start.
-        fs::write(&path, [7; 3]).unwrap();
-        let mut seen = HashSet::new();
-        assert!((0..60).all(|_| seen.insert(run_number(&path).unwrap())));
     }
 }

@@ -14,6 +14,7 @@ use smb_server::{
     census::{Census, Counted, Room},
     config::{Config, Limits},
     connection, descriptors,
+    transport::Tcp,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -273,7 +274,7 @@ async fn serve(
         tracing::debug!(%peer, %error, "the system will not notice that the client is gone");
     }
     server.connections.fetch_add(1, Ordering::Relaxed);
-    let run = connection::run(stream, peer, server.clone(), stopped, &counted);
+    let run = connection::run(Tcp::new(stream, peer), server.clone(), stopped, &counted);
     match Timed::new(run, &server.meters.longest).await {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::debug!(%peer, %error, "connection dropped"),

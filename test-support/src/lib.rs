@@ -1,5 +1,6 @@
 //! What tests of several crates share: our daemons and foreign programs as private processes on
-//! loopback, a proxy that breaks connections, the payload guest's console.
+//! loopback, a proxy that breaks connections, the payload guest's console, a client of SMB without a
+//! connection.
 //!
 //! Every server started here has a folder of its own and a port that it alone has, and is stopped by
 //! its process handle when the value is dropped. A check that cannot run here says so through
@@ -21,6 +22,8 @@ pub mod process;
 pub mod proxy;
 pub mod samba;
 mod skip;
+#[cfg(feature = "smb")]
+pub mod smb_caller;
 pub mod smbd;
 
 #[cfg(feature = "vm")]

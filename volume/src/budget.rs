@@ -13,7 +13,7 @@ use std::sync::{
 };
 
 /// What one user has of one kind, and how much they may have.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Budget {
     held: AtomicUsize,
     most: AtomicUsize,
@@ -51,7 +51,6 @@ impl Budget {
     }
 
     /// How much is held by all that was taken.
-    #[cfg(any(test, feature = "testing"))]
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }

@@ -93,6 +93,22 @@ impl<'a> Request<'a> {
         out.put(self.data);
     }
 
+    /// Appends the body of a request whose data are in the client's memory: `channel_info` stands
+    /// where the data would.
+    pub fn encode_remote(&self, out: &mut Vec<u8>) {
+        out.put_u16(49);
+        out.put_u16(0);
+        out.put_u32(0);
+        out.put_u64(self.offset);
+        out.put(&self.file_id.to_bytes());
+        out.put_u32(self.channel);
+        out.put_u32(self.remaining);
+        out.put_u16(len16(DATA_OFFSET));
+        out.put_u16(len16(self.channel_info.len()));
+        out.put_u32(self.flags);
+        out.put(self.channel_info);
+    }
+
     /// Appends the body up to the data, of which `length` bytes are to follow.
     pub fn encode_head(&self, length: u32, out: &mut Vec<u8>) {
         out.put_u16(49);

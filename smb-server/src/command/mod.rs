@@ -13,6 +13,7 @@ mod pipe;
 pub mod query_directory;
 pub mod query_info;
 pub mod read;
+mod remote;
 pub mod session_setup;
 pub mod set_info;
 pub mod smb1;

@@ -133,7 +133,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     Response {
         security_mode,
         dialect,
-        server_guid: server.guid,
+        server_guid: server.ids.server_guid(),
         capabilities,
         max_transact_size: max,
         max_read_size: max,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use smb_protocol::{
     Command, FileId, NtStatus,
     fscc::{FileAttributes, FsctlCode, InfoClass},
-    msg::{close, create, flush, ioctl, query_info, read, set_info, simple::Empty, write},
+    msg::{
+        close, create, flush, ioctl, query_info, rdma::CHANNEL_NONE, read, set_info, simple::Empty,
+        write,
+    },
     name,
     wire::{Put, Reader, len32},
 };
@@ -15,6 +18,14 @@ use crate::rpc::pipe::{Pipe, service};
 
 /// What a pipe claims to hold in either direction.
 const QUOTA: u32 = 4096;
+
+/// What goes through a pipe is in messages, never in the client's memory.
+fn in_message(ctx: &Ctx<'_>, channel: u32) -> Result<(), NtStatus> {
+    match channel == CHANNEL_NONE || !ctx.dialect().is_smb3() {
+        true => Ok(()),
+        false => Err(NtStatus::INVALID_PARAMETER),
+    }
+}
 
 /// Carries out a request on a tree of pipes.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
@@ -30,6 +41,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         Command::READ => {
             let request = read::Request::parse(body)?;
             let pipe = pipe(ctx, request.file_id)?;
+            in_message(ctx, request.channel)?;
             let most = (request.length as usize).min(ctx.ex.max_message());
             ctx.check_charge(most)?;
             let (data, status) = pipe.read(most)?;
@@ -39,6 +51,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         Command::WRITE => {
             let request = write::Request::parse(body)?;
             let pipe = pipe(ctx, request.file_id)?;
+            in_message(ctx, request.channel)?;
             ctx.check_charge(request.data.len())?;
             pipe.write(&ctx.ex.server, ctx.session()?, request.data)?;
             write::Response { count: request.length }.encode(out);
@@ -80,7 +93,7 @@ fn create_pipe(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if request.impersonation > 3 {
         return Err(NtStatus::BAD_IMPERSONATION_LEVEL.into());
     }
-    let number = ctx.ex.server.new_open_id();
+    let number = ctx.ex.server.ids.open_file();
     let id = FileId { persistent: number, volatile: number };
     let held = ctx.budget()?.take(0).ok_or(NtStatus::INSUFFICIENT_RESOURCES)?;
     let pipe = Pipe::open(&request.name, id, held).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;

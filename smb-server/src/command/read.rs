@@ -7,13 +7,14 @@ use smb_protocol::{
     NtStatus,
     msg::{
         create::Access,
+        rdma::CHANNEL_NONE,
         read::{Request, Response},
     },
     wire::len32,
 };
 use volume::status::of_storage;
 
-use super::{Ctx, Deferred, Handled, Outcome};
+use super::{Ctx, Deferred, Handled, Outcome, remote::Remote};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
@@ -26,10 +27,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     ctx.check_charge(len)?;
-    if request.channel != 0 {
-        // Remote memory has no meaning on TCP.
-        return Err(NtStatus::INVALID_PARAMETER.into());
-    }
+    let remote = match request.channel {
+        CHANNEL_NONE => None,
+        channel => Remote::of(ctx, channel, len > 0, request.channel_info)?,
+    };
     let data = open.content(Access::READ_DATA.or(Access::EXECUTE))?;
     let end = request.offset.checked_add(len as u64);
     if end.is_none_or(|end| end > MAX_OFFSET) {
@@ -37,6 +38,20 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     open.file.check_io(open.opener_id(), request.offset, len as u64, false)?;
     let least = request.minimum_count as usize;
+    if let Some(remote) = remote {
+        let (data, offset) = (data.clone(), request.offset);
+        return Ok(Outcome::Deferred(Deferred::storage(len, async move {
+            let mut content = vec![0; len];
+            let got = data.read_at(offset, &mut content).await;
+            let got = got.map_err(|error| of_storage(&error))?;
+            check_count(got, len, least)?;
+            open.position.store(offset + got as u64, Ordering::Relaxed);
+            drop(open);
+            content.truncate(got);
+            remote.put(content).await?;
+            Ok(Response::prefix(0, len32(got)).to_vec())
+        })));
+    }
     let (start, padding) = (out.len(), ctx.ex.read_padding);
     out.resize(start + HEAD + usize::from(padding), 0);
     if let Some(got) = data.read_now(request.offset, len, out)? {

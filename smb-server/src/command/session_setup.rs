@@ -105,7 +105,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         Purpose::Binding(bindable(ctx, &negotiated)?)
     } else if id == SessionId(0) {
         room(ctx)?;
-        ctx.header.session_id = server.new_session_id();
+        ctx.header.session_id = server.ids.session();
         Purpose::New
     } else if let Some(channel) = ctx.ex.sessions.get(&id).filter(|c| !c.session.ended()) {
         Purpose::Again(channel.session.clone())

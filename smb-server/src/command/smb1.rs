@@ -11,7 +11,7 @@ use volume::clock;
 
 use super::negotiate::{Negotiated, max_payload, security_mode};
 use crate::{
-    connection::Dropped,
+    dropped::Dropped,
     exchange::{Exchange, plain_frame, plain_header},
 };
 
@@ -44,7 +44,7 @@ pub fn answer(ex: &mut Exchange, message: &[u8], out: &mut Vec<u8>) -> Result<()
     let response = Response {
         security_mode,
         dialect,
-        server_guid: ex.server.guid,
+        server_guid: ex.server.ids.server_guid(),
         capabilities,
         max_transact_size: max,
         max_read_size: max,

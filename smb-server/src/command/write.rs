@@ -18,6 +18,7 @@ use smb_protocol::{
         create::Access,
         flush,
         notify::ChangeFilter,
+        rdma::CHANNEL_NONE,
         simple::Empty,
         write::{DATA_OFFSET, Request, Response, WRITE_THROUGH},
     },
@@ -28,7 +29,7 @@ use volume::{
     status::{of_errno, of_storage},
 };
 
-use super::{Ctx, Deferred, Failure, Handled, Outcome};
+use super::{Ctx, Deferred, Failure, Handled, Outcome, remote::Remote};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 /// Parts of pages are not placed: what is not in the page cache would have to be read for them.
@@ -37,6 +38,12 @@ const PAGE: u64 = 4096;
 /// Handles a WRITE: the page cache takes it inline; write-through waits for the disk.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse_rest(body, ctx.placed)?;
+    if request.channel != CHANNEL_NONE
+        && let Some(remote) = from_remote(ctx, body, &request)?
+    {
+        return write_remote(ctx, request, remote);
+    }
+    ctx.check_charge(request.length as usize)?;
     let (open, data) = begin(ctx, &request)?;
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
     let count = request.length;
@@ -75,6 +82,48 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     })))
 }
 
+/// The client's memory in which the data of a WRITE are, if they are not in the message.
+fn from_remote(
+    ctx: &Ctx<'_>,
+    body: &[u8],
+    request: &Request<'_>,
+) -> Result<Option<Remote>, NtStatus> {
+    let elsewhere = request.length == 0 && Request::data_offset(body).is_ok_and(|at| at == 0);
+    let used = elsewhere && request.remaining > 0;
+    let Some(remote) = Remote::of(ctx, request.channel, used, request.channel_info)? else {
+        return Ok(None);
+    };
+    let too_long = request.remaining as usize > ctx.ex.max_message();
+    if too_long || remote.begins_empty() || remote.len() < u64::from(request.remaining) {
+        return Err(NtStatus::INVALID_PARAMETER);
+    }
+    Ok(Some(remote))
+}
+
+/// A WRITE whose data are fetched from the client's memory, once all else has been checked. It pays
+/// for `Length`, which is 0 (3.3.5.13).
+fn write_remote(ctx: &mut Ctx<'_>, mut request: Request<'_>, remote: Remote) -> Handled {
+    (request.length, request.remaining) = (request.remaining, 0);
+    let (open, data) = begin(ctx, &request)?;
+    let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
+    open.note_write();
+    let (offset, count) = (request.offset, request.length);
+    Ok(Outcome::Deferred(Deferred::storage(count as usize, async move {
+        let bytes = remote.get(count as usize).await?;
+        if appends_only(&open) && offset == open.length()? {
+            append(&data, &bytes)?;
+        } else {
+            data.write_at(offset, &bytes).await.map_err(|error| of_storage(&error))?;
+        }
+        if through {
+            open.make_durable().await?;
+        }
+        let mut body = Vec::with_capacity(16);
+        Response { count }.encode(&mut body);
+        Ok(body)
+    })))
+}
+
 /// Puts what has come of the data of a WRITE into its file, behind the `placed` bytes before it,
 /// while the rest is still on its way: whole pages, if the WRITE could be carried out at once. They
 /// are in the message, or in `pipe` if there is one; `missing` are still to come. Says how many
@@ -92,6 +141,9 @@ pub fn place(
     }
     let request = Request::parse_rest(&head[HEADER_LEN..], usize::MAX).ok()?;
     let here = pipe.as_ref().map_or(data.len(), |pipe| pipe.held());
+    if request.channel != CHANNEL_NONE {
+        return None;
+    }
     let left = (request.length as usize).checked_sub(placed)?;
     if left > here + missing {
         // It names more than its message has, and will be refused.
@@ -100,6 +152,7 @@ pub fn place(
     let offset = request.offset.checked_add(placed as u64)?;
     let here = here.min(left);
     let pages = here.checked_sub((offset.checked_add(here as u64)? % PAGE) as usize)?;
+    ctx.check_charge(request.length as usize).ok()?;
     let (open, file) = begin(ctx, &request).ok()?;
     if appends_only(&open) {
         // It is put behind the end as a whole.
@@ -117,10 +170,9 @@ pub fn place(
 fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<LocalFile>), Failure> {
     let open = ctx.open(request.file_id)?;
     let len = request.length as usize;
-    if len > ctx.ex.max_message() || request.channel != 0 {
+    if len > ctx.ex.max_message() {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
-    ctx.check_charge(len)?;
     let data = open.writable(Access::WRITE_DATA.or(Access::APPEND_DATA))?.clone();
     let end = request.offset.checked_add(len as u64);
     let Some(end) = end.filter(|end| *end <= MAX_OFFSET) else {

@@ -1,9 +1,9 @@
-//! One connection: the socket, what comes from it and the batching of answers.
+//! One connection: what comes from its transport and the batching of answers.
 //!
 //! ```text
-//!  socket ─► Input ─► every complete message ─► exchange ─► output (one buffer) ─► socket
-//!                                              │                   ▲
-//!                                              └─► waiting futures ┘   one send per batch
+//!  transport ─► every complete message ─► exchange ─► output (one buffer) ─► transport
+//!                                          │                   ▲
+//!                                          └─► waiting futures ┘   one send per batch
 //! ```
 //!
 //! Answers are collected while frames are at hand and sent together, at the latest when
@@ -13,14 +13,10 @@
 //! for the other channels of its session.
 
 mod busy_poll;
-mod input;
 
 use std::{
     collections::VecDeque,
     future::Future,
-    io,
-    net::SocketAddr,
-    os::fd::AsRawFd,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -31,20 +27,20 @@ use futures_util::{
     FutureExt,
     stream::{FuturesUnordered, StreamExt},
 };
-use rustix::net::sockopt;
-use smb_protocol::crypto::NonceError;
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
+use tokio::sync::watch;
 use volume::work::Turn;
 
-use self::input::{Input, give_buffer, take_buffer};
 use crate::{
     Server,
     breaks::delivery::ConnectionMessage,
     census::Counted,
     connection::busy_poll::BusyPoll,
-    exchange::{Completion, Exchange},
+    exchange::{Completion, Exchange, Taken},
     meters::Meter,
+    transport::{Transport, give_buffer, take_buffer},
 };
+
+pub use crate::dropped::Dropped;
 
 /// After so many turns others have theirs: a client that asks again at once, each time it is
 /// answered, would keep a thread for itself.
@@ -56,44 +52,14 @@ const SEND_AT: usize = 64 << 10;
 /// logs on with a password is never kept out.
 const FREE: usize = 4 << 10;
 
-/// Why a connection was dropped.
-#[derive(Debug, thiserror::Error)]
-pub enum Dropped {
-    /// The socket failed.
-    #[error("socket: {0}")]
-    Socket(#[from] io::Error),
-    /// The client broke the protocol in a way that has no answer.
-    #[error("{0}")]
-    Protocol(&'static str),
-    /// A message is longer than any can be.
-    #[error("a message of {0} bytes is longer than the server takes")]
-    TooLong(usize),
-    /// Clients that have not logged in hold as much memory as they may.
-    #[error("clients that have not logged in have sent as much as they may together")]
-    Crowded,
-    /// The client did not authenticate in time.
-    #[error("not authenticated in time")]
-    Unauthenticated,
-    /// It had not authenticated when others needed its place.
-    #[error("not authenticated while others need the place")]
-    MadeRoom,
-    /// The client's system does not acknowledge what it is sent.
-    #[error("what is sent is not acknowledged")]
-    Silent,
-    /// An answer cannot be protected as it must be.
-    #[error("an answer cannot be signed or encrypted: {0}")]
-    Unprotected(#[from] NonceError),
-    /// The client does not read.
-    #[error("answers are not read")]
-    NotReading,
-}
-
 type Waiting = FuturesUnordered<Pin<Box<dyn Future<Output = Completion> + Send>>>;
 
 /// Serves one connection until it ends (MS-SMB2 3.3.5.1).
-pub async fn run(
-    stream: TcpStream,
-    peer: SocketAddr,
+///
+/// # Errors
+/// Why it was dropped, if neither its client nor the server ended it.
+pub async fn run<T: Transport>(
+    transport: T,
     server: Arc<Server>,
     mut stopped: watch::Receiver<bool>,
     counted: &Counted,
@@ -102,11 +68,10 @@ pub async fn run(
     let limits = current.config.limits.clone();
     let busy_poll = BusyPoll::new(current.config.busy_poll);
     drop(current);
-    let local = stream.local_addr()?;
-    let mut exchange = Exchange::new(server, peer, local);
+    let mut exchange = Exchange::new(server, transport.peer(), transport.local()?);
+    exchange.remote_memory = transport.remote_memory();
     let mut link = Link {
-        stream,
-        input: Input::new(),
+        transport,
         output: Vec::new(),
         written: 0,
         write_time: Duration::from_secs(limits.write_seconds),
@@ -138,8 +103,8 @@ pub async fn run(
 
 /// Receives, answers and sends until the connection ends or the server is to stop.
 #[allow(clippy::too_many_lines, reason = "one loop over all that can happen to a connection")]
-async fn serve(
-    link: &mut Link,
+async fn serve<T: Transport>(
+    link: &mut Link<T>,
     exchange: &mut Exchange,
     waiting: &mut Waiting,
     stopped: &mut watch::Receiver<bool>,
@@ -152,12 +117,16 @@ async fn serve(
         if link.output.capacity() == 0 {
             link.output = take_buffer();
         }
-        link.stranger.count(exchange, link.input.held())?;
+        link.stranger.count(exchange, link.transport.held())?;
         let mut answered_some = false;
         let mut turn = Turn::begin();
-        while let Some((message, placed)) = link.input.next_message(exchange)? {
+        while let Some((message, placed)) = link.transport.next_message(exchange)? {
             answered_some = true;
-            match exchange.take(message, placed, &mut link.output, &mut turn).done().await {
+            let taken = match exchange.take(message, placed, &mut link.output, &mut turn) {
+                Taken::Done(done) => done,
+                Taken::Compound(rest) => rest.await,
+            };
+            match taken {
                 Ok(frame) => waiting.extend(frame.waits()),
                 Err(dropped) => {
                     // What was answered before is still the client's.
@@ -271,10 +240,9 @@ fn next_now(waiting: &mut Waiting) -> Option<Completion> {
     }
 }
 
-/// The socket with its buffers.
-struct Link {
-    stream: TcpStream,
-    input: Input,
+/// The transport with what is to be sent.
+struct Link<T> {
+    transport: T,
     output: Vec<u8>,
     /// Bytes that were sent.
     written: u64,
@@ -321,10 +289,10 @@ impl Drop for Stranger {
     }
 }
 
-impl Link {
+impl<T: Transport> Link<T> {
     /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
     fn receive_now(&mut self) -> Result<Option<usize>, Dropped> {
-        let got = self.input.receive_now(&self.stream)?;
+        let got = self.transport.receive_now()?;
         self.meter.received(got.unwrap_or(0));
         Ok(got)
     }
@@ -350,14 +318,14 @@ impl Link {
 
     /// Waits for input; `false` at its end. An idle connection holds no buffer meanwhile.
     async fn receive(&mut self) -> Result<bool, Dropped> {
-        self.input.wait(&self.stream).await?;
+        self.transport.readable().await?;
         Ok(self.receive_now()? != Some(0))
     }
 
     /// Gives buffers back that hold nothing, and of a stranger those that hold little: what is not
     /// counted of its input is not to cost a whole buffer, which once held much.
     fn rest(&mut self, authenticated: bool) {
-        self.input.rest(if authenticated { 0 } else { FREE });
+        self.transport.rest(if authenticated { 0 } else { FREE });
         if self.output.is_empty() && self.output.capacity() > 0 {
             give_buffer(std::mem::take(&mut self.output));
         }
@@ -373,13 +341,11 @@ impl Link {
                 }
             }
             ConnectionMessage::Arrived(answer) => {
-                let arrived = self.written.saturating_sub(unacknowledged(&self.stream));
+                let arrived = self.written.saturating_sub(self.transport.unacknowledged());
                 let _ = answer.send(arrived);
             }
             ConnectionMessage::Close => {
-                // Nobody waits for what is still to be sent, and the client, if it hears, hears
-                // at once.
-                let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+                self.transport.abort();
                 return Err(Dropped::Silent);
             }
         }
@@ -392,7 +358,7 @@ impl Link {
         }
         let held = &mut self.held;
         let work = async {
-            let write = self.stream.write_all(&self.output);
+            let write = self.transport.send(&self.output);
             tokio::pin!(write);
             loop {
                 tokio::select! {
@@ -411,20 +377,10 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl<T> Drop for Link<T> {
     fn drop(&mut self) {
         give_buffer(std::mem::take(&mut self.output));
     }
-}
-
-/// Bytes that were sent and that the client's system has not acknowledged.
-#[expect(unsafe_code, reason = "SIOCOUTQ has no safe wrapper")]
-fn unacknowledged(stream: &TcpStream) -> u64 {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: the request (the same number as TIOCOUTQ) writes one int, which lives that long.
-    let failed = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } < 0;
-    // A socket that says nothing has not delivered anything.
-    if failed { u64::MAX } else { u64::try_from(bytes).unwrap_or(0) }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use smb_protocol::{
 };
 
 use crate::{
-    connection::Dropped,
+    dropped::Dropped,
     session::{Sealing, Session},
 };
 

@@ -26,10 +26,11 @@ use crate::{
     Server,
     breaks::delivery::{BreakNotification, ConnectionMessage, Outbox},
     command::{self, Ctx, negotiate::Negotiated, session_setup::Authentication},
-    connection::Dropped,
+    dropped::Dropped,
     exchange::credits::CreditWindow,
     meters::Meter,
     session::{ById, Channel, ConnectionId},
+    transport::{Placement, RemoteMemory},
 };
 
 use self::{
@@ -109,6 +110,8 @@ pub struct Exchange {
     pub failed_logons: u32,
     /// Counted: each refusal of a logon that waits holds a copy.
     pub refusals: Arc<()>,
+    /// The way to the client's memory, if the connection's transport has one.
+    pub remote_memory: Option<Arc<dyn RemoteMemory>>,
     /// Bytes between the body of a READ answer and the data; none but in a test of clients.
     pub read_padding: u8,
     window: CreditWindow,
@@ -129,7 +132,7 @@ impl Exchange {
         let current = server.current();
         let limits = current.config.limits.clone();
         let max_message = current.config.max_io_size as usize;
-        let id = server.new_connection_id();
+        let id = server.ids.connection();
         let (sender, posts) = mpsc::unbounded_channel();
         Self {
             id,
@@ -143,6 +146,7 @@ impl Exchange {
             authentications: ById::default(),
             failed_logons: 0,
             refusals: Arc::default(),
+            remote_memory: None,
             read_padding: 0,
             window: CreditWindow::new(limits.credits),
             pending: ById::default(),
@@ -339,6 +343,26 @@ impl Exchange {
                 self.server.sessions.end(id);
             }
         }
+    }
+}
+
+impl Placement for Exchange {
+    fn max_message(&self) -> usize {
+        Self::max_message(self)
+    }
+
+    fn may_place(&self, beginning: &[u8]) -> bool {
+        self.authenticated() && Self::may_place(beginning)
+    }
+
+    fn place(
+        &mut self,
+        message: &mut [u8],
+        placed: usize,
+        missing: usize,
+        pipe: Option<&mut SplicePipe>,
+    ) -> Option<usize> {
+        Self::place(self, message, placed, missing, pipe)
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     command::{Deferred, session_setup::BindingRequest},
-    connection::Dropped,
+    dropped::Dropped,
     session::{Channel, Tree},
 };
 

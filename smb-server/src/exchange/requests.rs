@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     command::{self, Ctx, Failure, Outcome, negotiate::Negotiated},
-    connection::Dropped,
+    dropped::Dropped,
     session::Tree,
 };
 

@@ -17,7 +17,7 @@ use super::{
     answer::{Place, Protection, interim},
     pass::{Accepted, Chain, Handed, Message, Pass},
 };
-use crate::{command::Deferred, connection::Dropped, session::Channel};
+use crate::{command::Deferred, dropped::Dropped, session::Channel};
 
 /// The end of something that waited.
 pub struct Completion {

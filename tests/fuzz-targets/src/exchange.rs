@@ -16,15 +16,14 @@ use std::{path::Path, sync::Arc};
 use smb_protocol::{
     Command, Dialect, FileId, Header, NtStatus, SessionId, TreeId,
     fscc::{FsctlCode, InfoClass},
-    header::{FRAME_LEN, HEADER_LEN, frame_len},
+    header::HEADER_LEN,
     msg::{
         close, create, flush, ioctl, lock, negotiate, query_directory, query_info, read,
         session_setup, set_info, tree_connect, write,
     },
-    ntlm::{Credentials, NtHash},
-    spnego::Initiator,
 };
 use smb_server::{Server, config::Config, testing::Wireless};
+use test_support::smb_caller::{Logon, answers, setup};
 
 const FILE: [u8; 16] = [0xf1; 16];
 const FOLDER: [u8; 16] = [0xf2; 16];
@@ -94,24 +93,19 @@ impl Client {
         };
         let (_, body) = client.ask(Command::NEGOTIATE, |out| offer.encode(out)).await;
         let hint = negotiate::Response::parse(&body).expect("an answer").security_buffer;
-        let hash = NtHash::of_password("p");
-        let who = Credentials { user: "u".into(), domain: String::new(), hash };
-        let mut initiator = Initiator::new(who, "", "cifs/s");
-        let mut token = initiator.first(&hint).expect("the server's own");
+        let mut logon = Logon::new("u", "p");
+        let mut token = logon.first(&hint);
         loop {
-            let setup = session_setup::Request {
-                security_mode: 1,
-                security_buffer: &token,
-                ..Default::default()
-            };
-            let (header, body) = client.ask(Command::SESSION_SETUP, |out| setup.encode(out)).await;
+            let request = setup(&token);
+            let (header, body) =
+                client.ask(Command::SESSION_SETUP, |out| request.encode(out)).await;
             client.session = header.session_id;
             if header.status == NtStatus::SUCCESS {
                 break;
             }
             assert_eq!(header.status, NtStatus::MORE_PROCESSING_REQUIRED);
             let reply = session_setup::Response::parse(&body).expect("an answer").security_buffer;
-            token = initiator.second(reply, 0).expect("the server's own");
+            token = logon.second(reply);
         }
         let share = tree_connect::Request { flags: 0, path: "\\\\s\\s".into() };
         let (header, _) = client.ask(Command::TREE_CONNECT, |out| share.encode(out)).await;
@@ -181,30 +175,6 @@ impl Client {
         }
         true
     }
-}
-
-/// Takes the output apart; every frame and header must be well formed.
-fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
-    let mut list = Vec::new();
-    while let Some(prefix) = out.first_chunk::<FRAME_LEN>() {
-        let len = frame_len(*prefix).expect("the length of a frame");
-        let mut frame = &out[FRAME_LEN..FRAME_LEN + len];
-        out = &out[FRAME_LEN + len..];
-        loop {
-            let header = Header::parse(frame).expect("a header");
-            assert!(header.is_response() || header.message_id.0 == u64::MAX);
-            let next = header.next_command as usize;
-            let end = if next == 0 { frame.len() } else { next };
-            list.push((header, frame[HEADER_LEN..end].to_vec()));
-            if next == 0 {
-                break;
-            }
-            assert!(end.is_multiple_of(8));
-            frame = &frame[end..];
-        }
-    }
-    assert!(out.is_empty());
-    list
 }
 
 fn head(command: Command) -> Header {

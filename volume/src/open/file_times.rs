@@ -12,9 +12,6 @@ use crate::{clock::now, fs::attributes, open::Open, status::of_errno};
 impl Open {
     /// This open is about to change the content: its times are shown late, or as they were set.
     pub fn note_write(&self) {
-        if self.stream.is_some() {
-            self.wrote.store(true, Ordering::Relaxed);
-        }
         let times = &self.base_file().times;
         if !times.knows_of_writes(self.opener_id())
             && let Ok(facts) = attributes::facts(self.handle())
@@ -83,7 +80,7 @@ impl Open {
             change: remains.change,
             ..attributes::Change::default()
         };
-        if self.wrote.load(Ordering::Relaxed) {
+        if self.stream.is_some() && self.written.load(Ordering::Relaxed) {
             // The system knows nothing of a stream's file.
             to.write = to.write.or_else(|| Some(now()));
         }

@@ -49,7 +49,7 @@ use crate::{
         security, streams,
         volume::Volume,
     },
-    open::{channel_sequence::ChannelSequence, table::OpenFileTable},
+    open::{channel_sequence::ChannelSequence, persistent::StoredPlace, table::OpenFileTable},
     sharing::{
         caching::{self, BreakReason, LeaseId},
         file::{OpenFile, Refused},
@@ -141,8 +141,8 @@ pub struct OpenState {
     pub durability: Durability,
     /// Sequence numbers of locks by index from 1; 255 is none.
     pub lock_sequences: Option<Box<[u8; LOCK_SEQUENCES]>>,
-    /// It counts among those of its user that are promised to outlive the server.
-    pub(crate) promised: Option<Held>,
+    /// Its place in the state store, if it is there and so outlives the server.
+    pub(crate) promised: Option<StoredPlace>,
 }
 
 /// Options that `FileModeInformation` shows (MS-FSA 2.1.5.1, phase 3).
@@ -206,8 +206,6 @@ pub struct Open {
     pub mode: AtomicU32,
     /// Index of the extended attribute that is answered next.
     pub next_ea: AtomicUsize,
-    /// The content of a stream was changed.
-    pub(crate) wrote: AtomicBool,
     /// The file was at least this long when this open last looked; it may have been cut since.
     pub known_end: AtomicU64,
     /// Wakes what waits on this open when it is closed.
@@ -221,10 +219,8 @@ pub struct Open {
     pub replayable: AtomicBool,
     /// Which requests on it are too old.
     pub sequence: ChannelSequence,
-    /// Its content was changed.
+    /// The content, its file's or its stream's, was changed through it.
     pub written: AtomicBool,
-    /// The state store knows it.
-    pub(crate) remembered: AtomicBool,
     /// Held while what the state store is to have of it is looked up and put there.
     pub(crate) noting: Mutex<()>,
     /// Who wants to know what became of it when it is closed.
@@ -298,7 +294,6 @@ impl Open {
             known_end: AtomicU64::new(0),
             mode: AtomicU32::new(options.and(MODES).0),
             next_ea: AtomicUsize::new(0),
-            wrote: AtomicBool::new(false),
             closed: Arc::default(),
             lease: parts.lease,
             locks: Mutex::new(parts.origin.user.locks.count(0)),
@@ -307,7 +302,6 @@ impl Open {
             replayable: AtomicBool::new(false),
             sequence: ChannelSequence::default(),
             written: AtomicBool::new(false),
-            remembered: AtomicBool::new(false),
             noting: Mutex::new(()),
             closer: Mutex::new(None),
             watch: OnceLock::new(),

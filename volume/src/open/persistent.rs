@@ -14,7 +14,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -27,7 +27,7 @@ use smb_protocol::NtStatus;
 use state_store::{Batch, Commit, Store, StoreError};
 
 use crate::{
-    budget::Held,
+    budget::{Budget, Held},
     fs::path::RelPath,
     open::{
         Durability, Open, StreamOpen,
@@ -48,9 +48,15 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct PersistentOpens {
     store: OnceLock<Arc<dyn Store>>,
-    held: AtomicUsize,
-    most: AtomicUsize,
+    places: Arc<Budget>,
     frozen: AtomicBool,
+}
+
+/// The place of an open in the store, as long as it is there: one of its user's, one of all.
+#[derive(Debug)]
+pub struct StoredPlace {
+    _of_user: Held,
+    _of_all: Held,
 }
 
 impl PersistentOpens {
@@ -66,12 +72,12 @@ impl PersistentOpens {
 
     /// Says how many opens are remembered at most.
     pub fn limit(&self, most: usize) {
-        self.most.store(most, Ordering::Relaxed);
+        self.places.limit(most);
     }
 
     /// Opens that are remembered.
     pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        self.places.held()
     }
 
     /// How often the store was made durable.
@@ -128,12 +134,13 @@ impl PersistentOpens {
     }
 
     /// A place for an open of a user, if they and the server have one.
-    fn take_place(&self, user: &User) -> Option<Held> {
-        let most = self.most.load(Ordering::Relaxed);
-        let place = |held: usize| (held < most).then_some(held + 1);
-        let taken = user.kept.take(1)?;
-        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place).ok()?;
-        Some(taken)
+    fn take_place(&self, user: &User) -> Option<StoredPlace> {
+        Some(StoredPlace { _of_user: user.kept.take(1)?, _of_all: self.places.take(1)? })
+    }
+
+    /// The place that an open of a user was given by a server that has ended.
+    fn count_place(&self, user: &User) -> StoredPlace {
+        StoredPlace { _of_user: user.kept.count(1), _of_all: self.places.count(1) }
     }
 }
 
@@ -199,7 +206,7 @@ impl Open {
             let commit = self.table().persistent_opens.commit(opens.iter().fold(Batch::new(), put));
             let name = self.file.next_name.clone();
             tokio::spawn(async move {
-                name.known(commit.await.map_err(|error| of_store(&error)));
+                name.known(commit.await.map(drop).map_err(|error| of_store(&error)));
             });
         }
         Ok(Some(step))
@@ -218,7 +225,7 @@ impl Open {
 
     /// Whether it outlives the server, however that ends: it is in the store.
     pub fn is_in_store(&self) -> bool {
-        self.remembered.load(Ordering::Acquire)
+        self.state().promised.is_some()
     }
 
     /// Nothing else is noted of it meanwhile: what is read of it now is in its place in the store
@@ -286,7 +293,6 @@ impl Open {
             let Some(place) = place else { return Ok(None) };
             self.state().promised = Some(place);
         }
-        self.remembered.store(true, Ordering::Release);
         self.state().durability = promised;
         let record = self.record(timeout)?;
         let mut batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
@@ -351,9 +357,8 @@ impl Open {
             Promise::Persistent => Durability::Persistent(timeout),
         };
         if continuous && promise != Promise::Durable {
-            self.table().persistent_opens.held.fetch_add(1, Ordering::Relaxed);
-            self.state().promised = Some(self.origin.user.kept.count(1));
-            self.remembered.store(true, Ordering::Release);
+            let place = self.table().persistent_opens.count_place(&self.origin.user);
+            self.state().promised = Some(place);
         }
     }
 
@@ -380,7 +385,10 @@ impl Open {
     /// Notes its name and whether its file is to be deleted, as they are now; if it was `renamed`,
     /// that it is not about to be called otherwise any more.
     pub fn remember_anew(&self, renamed: bool) -> Option<Commit> {
-        let timeout = self.state().durability.timeout().filter(|_| self.is_in_store())?;
+        if !self.is_in_store() {
+            return None;
+        }
+        let timeout = self.state().durability.timeout()?;
         let _noting = self.noting();
         let record = self.record(timeout).ok()?;
         let batch = Batch::new().put(record::key(Kind::Open, record.id), record.to_bytes());
@@ -453,13 +461,9 @@ impl Open {
     /// Forgets it, if it was to outlive the server: it is closed. The result resolves when it is
     /// forgotten for good.
     pub(crate) fn forget(&self) -> Option<Commit> {
-        let stable = &self.table().persistent_opens;
-        if !self.remembered.swap(false, Ordering::AcqRel) {
-            return None;
-        }
-        stable.held.fetch_sub(1, Ordering::Relaxed);
-        self.state().promised = None;
-        Some(stable.commit(record::forget(self.id.persistent)))
+        // Of two who close it one finds it there.
+        drop(self.state().promised.take()?);
+        Some(self.table().persistent_opens.commit(record::forget(self.id.persistent)))
     }
 }
 

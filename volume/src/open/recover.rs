@@ -98,11 +98,10 @@ pub struct ShareNow {
 pub type Shares<'a> = &'a dyn Fn(&OpenRecord) -> Result<ShareNow, Gone>;
 
 impl OpenFileTable {
-    /// Makes the opens again that a store holds, and remembers others there. Says the highest id that
-    /// any of them has.
-    pub fn recover(self: &Arc<Self>, opened: Opened, engine: Engine, shares: Shares<'_>) -> u64 {
+    /// Makes the opens again that a store holds, and remembers others there.
+    pub fn recover(self: &Arc<Self>, opened: Opened, engine: Engine, shares: Shares<'_>) {
         let stable = &self.persistent_opens;
-        let Opened { store, records } = opened;
+        let Opened { store, records, .. } = opened;
         stable.begin(store);
         let (opens, bad) = record::opens(&records);
         for (id, why) in bad {
@@ -110,11 +109,9 @@ impl OpenFileTable {
             stable.queue(record::forget(id));
         }
         let mut back = Vec::new();
-        let mut highest = 0;
         let patience = Instant::now() + PATIENCE;
         for remembered in opens {
             let id = remembered.open.id;
-            highest = highest.max(id);
             match self.make_again(shares, engine, &remembered, patience) {
                 Ok(open) => back.push((open, remembered)),
                 Err(why @ Gone::InUse(_)) => {
@@ -150,7 +147,6 @@ impl OpenFileTable {
         if count > 0 {
             tracing::info!(count, "opens wait for their clients");
         }
-        highest
     }
 
     /// Ends in an orderly way, when nobody is served any more: what clients who are away were

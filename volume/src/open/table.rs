@@ -143,7 +143,7 @@ impl OpenFileTable {
     /// the state store, in the order in which it changes.
     fn note_caching(&self, file: &OpenFile, state: &mut State) {
         self.persistent_opens.note_caching(state.changed_caching());
-        file.cached.store(!state.caching.is_empty(), Ordering::Release);
+        file.show_caching(state);
     }
 
     fn admit(
@@ -264,7 +264,7 @@ impl OpenFileTable {
         cause: BreakReason,
         by: (u64, Option<LeaseId>),
     ) -> Result<(), Refused> {
-        if !file.cached.load(Ordering::Acquire) {
+        if !file.is_cached() {
             return Ok(());
         }
         let mut breaks = Vec::new();

@@ -65,8 +65,8 @@ impl Default for LockCount {
 pub struct OpenFile {
     pub(crate) key: FileKey,
     pub(crate) state: Mutex<State>,
-    /// Somebody caches something.
-    pub(crate) cached: AtomicBool,
+    /// Somebody caches something: what `state.caching` says, for those who do not take the lock.
+    cached: AtomicBool,
     /// Number of byte-range locks.
     pub(crate) locked: AtomicUsize,
     pub(crate) all_locks: Arc<LockCount>,
@@ -242,7 +242,17 @@ impl OpenFile {
     pub(crate) fn cached_again(&self, open: u64, holder: GrantOwner, caching: CachingRecord) {
         let mut state = lock(&self.state);
         state.caching.restore(open, holder, LeaseState(caching.state), caching.v2);
-        self.cached.store(true, Ordering::Release);
+        self.show_caching(&state);
+    }
+
+    /// After each change of what is cached, before the lock is given back.
+    pub(crate) fn show_caching(&self, state: &State) {
+        self.cached.store(!state.caching.is_empty(), Ordering::Release);
+    }
+
+    /// Whether somebody caches something, as of the last change that is done.
+    pub(crate) fn is_cached(&self) -> bool {
+        self.cached.load(Ordering::Acquire)
     }
 
     /// An open is in the state store, with that of what it caches.

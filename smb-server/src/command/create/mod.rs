@@ -75,7 +75,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let volume = frozen.volume.clone().unwrap_or(volume);
     fence(ctx, &request, &wishes)?;
     let persistent = tree.continuous && ctx.keeps_persistent() && wishes.wants_persistence();
-    let id = server.new_open_id();
+    let id = server.ids.open_file();
     let job = CreateOperation {
         request: &request,
         ceiling: frozen.maximal_access,

@@ -25,7 +25,7 @@ pub fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Hand
     let mut output = Vec::new();
     ValidateNegotiateResponse {
         capabilities: negotiated.capabilities.0,
-        guid: ctx.ex.server.guid,
+        guid: ctx.ex.server.ids.server_guid(),
         security_mode: negotiated.security_mode.0,
         dialect: negotiated.dialect.0,
     }

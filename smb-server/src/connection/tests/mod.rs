@@ -1,7 +1,8 @@
-//! What goes over a real socket, byte by byte.
+//! What goes over a real socket, byte by byte, and over a pipe instead of one.
 
 mod dropped;
 mod logons;
 mod negotiated;
+mod over_memory;
 mod peer;
 mod protected;

@@ -69,7 +69,8 @@ impl House {
                 let (server, stopped) = (server.clone(), stopped.clone());
                 tokio::spawn(async move {
                     let counted = census.enter(peer.ip(), room).await.expect("there is room");
-                    super::super::run(stream, peer, server, stopped, &counted).await
+                    let transport = crate::transport::Tcp::new(stream, peer);
+                    super::super::run(transport, server, stopped, &counted).await
                 });
             }
         });

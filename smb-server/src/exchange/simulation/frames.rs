@@ -4,21 +4,22 @@
 use std::time::Duration;
 
 use smb_protocol::{
-    Command, Header, MessageId, NtStatus, SessionId, TreeId,
+    Command, MessageId, NtStatus, SessionId, TreeId,
     crypto::SigningAlgorithm,
-    header::{FRAME_LEN, HEADER_LEN, frame_len},
     msg::{
         create::{self, Access, Disposition, ShareAccess},
         tree_connect,
     },
 };
 
+use test_support::smb_caller::Caller;
+
 use super::{
     super::{Exchange, Frame, WaitingFuture},
     Checked,
     world::House,
 };
-use crate::connection::Dropped;
+use crate::dropped::Dropped;
 
 /// Longest wait for what the server's threads do.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -72,26 +73,17 @@ pub(super) fn complete(
 
 /// A request, and its number.
 pub(super) fn request(
-    next_id: &mut u64,
+    caller: &mut Caller,
     session: SessionId,
     tree: TreeId,
     command: Command,
     body: impl FnOnce(&mut Vec<u8>),
 ) -> (MessageId, Vec<u8>) {
-    let message_id = MessageId(*next_id);
-    *next_id += 1;
-    let mut header = Header {
-        command,
-        credit_charge: 1,
-        credits: 64,
-        message_id,
-        session_id: session,
-        ..Header::default()
-    };
-    header.set_tree_id(tree);
-    let mut message = header.to_bytes().to_vec();
-    body(&mut message);
-    (message_id, message)
+    let id = MessageId(caller.next_id);
+    let mut asks = Caller { session, tree, credits: 64, ..caller.clone() };
+    let message = asks.message(command, body);
+    caller.next_id = asks.next_id;
+    (id, message)
 }
 
 /// The share that clients and others use.
@@ -123,18 +115,4 @@ pub(super) fn judge(client: usize, place: Place, there: bool, status: NtStatus) 
             Err(format!("another opens the file of client {client}, which is {place:?}: {status}"))
         }
     }
-}
-
-/// Takes what the server sent apart.
-pub(super) fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
-    let mut list = Vec::new();
-    while let Some(prefix) = out.first_chunk::<FRAME_LEN>() {
-        let len = frame_len(*prefix).expect("the server's own");
-        let frame = &out[FRAME_LEN..FRAME_LEN + len];
-        out = &out[FRAME_LEN + len..];
-        let header = Header::parse(frame).expect("the server's own");
-        assert_eq!(header.next_command, 0);
-        list.push((header, frame[HEADER_LEN..].to_vec()));
-    }
-    list
 }

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use state_store::{Batch, Commit, Records, Store};
+use state_store::{
+    Answer, Batch, Commit, Entry, Listing, Owner, Records, Revision, Store, StoreError, Watch,
+};
 use volume::{
     faults::Platter,
     open::record::{LocksRecord, OpenRecord},
@@ -69,13 +71,61 @@ impl Disk {
     }
 }
 
+impl Shelf {
+    fn entry(&self, value: Vec<u8>) -> Entry {
+        // Which of its commits set it is not kept: nothing here is conditional.
+        Entry { value, owner: self.owner(), revision: Revision(0) }
+    }
+
+    fn records(&self) -> (Records, Revision) {
+        let disk = own(&self.disk);
+        let mut records = disk.base.clone();
+        disk.log.iter().for_each(|batch| batch.apply(&mut records));
+        (records, Revision(disk.log.len() as u64))
+    }
+
+    /// What the simulated store does not have: a server of one node never asks for it.
+    fn lacks<T: Send + 'static>(what: &str) -> Answer<T> {
+        Box::pin(std::future::ready(Err(StoreError::Unavailable(what.into()))))
+    }
+}
+
 impl Store for Shelf {
+    fn owner(&self) -> Owner {
+        Owner { node: 0, epoch: u64::from(self.owner) }
+    }
+
+    fn read(&self, key: &[u8]) -> Answer<Option<Entry>> {
+        let value = self.records().0.remove(key);
+        Box::pin(std::future::ready(Ok(value.map(|value| self.entry(value)))))
+    }
+
+    fn list(&self, prefix: &[u8]) -> Answer<Listing> {
+        let (records, revision) = self.records();
+        let mine = records.into_iter().filter(|(key, _)| key.starts_with(prefix));
+        let entries = mine.map(|(key, value)| (key, self.entry(value))).collect();
+        Box::pin(std::future::ready(Ok(Listing { entries, revision })))
+    }
+
+    fn watch(&self, _: &[u8], _: Revision) -> Answer<Watch> {
+        Self::lacks("watches")
+    }
+
+    fn fence(&self, _: u16) -> Answer<Owner> {
+        Self::lacks("nodes")
+    }
+
+    fn join(&self, _: u16) -> Answer<Arc<dyn Store>> {
+        Self::lacks("nodes")
+    }
+
     fn commit(&self, batch: Batch) -> Commit {
         let (disk, owner) = (self.disk.clone(), self.owner);
         let mut now = own(&disk);
         if now.owner != owner {
-            return Commit::ready(Err(state_store::StoreError::Closed));
+            return Commit::ready(Err(StoreError::Closed));
         }
+        assert!(batch.conditions().is_empty(), "the simulated store knows none");
         let batch = damaged(batch, now.broken);
         now.log.push(batch);
         let end = now.log.len();
@@ -85,7 +135,7 @@ impl Store for Shelf {
             if disk.owner == owner && disk.broken != Broken::Commit {
                 disk.durable = disk.durable.max(end);
             }
-            Ok(())
+            Ok(Revision(end as u64))
         })
     }
 

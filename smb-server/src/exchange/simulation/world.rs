@@ -10,13 +10,14 @@ use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
     msg::context::{DurableV2, ReconnectV2, names},
 };
-use state_store::{Opened, Records};
+use state_store::{Opened, Records, Revision};
+use test_support::smb_caller::answers;
 
 use super::{
     super::{WaitingFuture, tests::signer::SigningClient},
     Broken, Checked, Dice,
     client::{BLOCK, BLOCKS, Client, Flight, Kind, Op},
-    frames::{self, Place, answers},
+    frames::{self, Place},
     store::{Disk, own},
 };
 use crate::{Server, config::Config};
@@ -87,7 +88,7 @@ pub(super) fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken)
     };
     server.open_files.faults.begin(broken.of_server(), platter, seed);
     let records = if broken == Broken::Recovery { Records::new() } else { records };
-    server.recover_from(Opened { store, records });
+    server.recover_from(Opened { store, records, revision: Revision(0) });
     server
 }
 
@@ -380,7 +381,7 @@ impl<'a> World<'a> {
         body: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(Header, Vec<u8>), String> {
         let w = self.wires[wire].as_mut().expect("just made");
-        let (id, message) = frames::request(&mut w.line.next_id, session, tree, command, body);
+        let (id, message) = frames::request(&mut w.line.caller, session, tree, command, body);
         w.to_server.push_back(message);
         loop {
             self.run_out_once(wire)?;

@@ -2,22 +2,19 @@
 
 use std::time::Duration;
 
-use smb_protocol::ntlm::{Credentials, NtHash};
-
 use super::{house::House, *};
 
 /// A connection from an address.
 struct Stranger {
     exchange: Exchange,
-    next_id: u64,
-    session: SessionId,
+    caller: Caller,
 }
 
 impl Stranger {
     fn new(server: &Arc<Server>, from: &str) -> Self {
         let (peer, local) = (from.parse().unwrap(), "192.0.2.250:445".parse().unwrap());
         let exchange = Exchange::new(server.clone(), peer, local);
-        Self { exchange, next_id: 0, session: SessionId(0) }
+        Self { exchange, caller: Caller::default() }
     }
 
     /// Sends a request: what is answered at once. Nobody waits for the rest.
@@ -26,17 +23,7 @@ impl Stranger {
         command: Command,
         body: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Vec<(Header, Vec<u8>)>, Dropped> {
-        let header = Header {
-            command,
-            credit_charge: 1,
-            credits: 8,
-            message_id: MessageId(self.next_id),
-            session_id: self.session,
-            ..Header::default()
-        };
-        self.next_id += 1;
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
+        let mut message = self.caller.message(command, body);
         let mut out = Vec::new();
         self.exchange.receive(&mut message, &mut out)?;
         Ok(answers(&out))
@@ -52,21 +39,13 @@ impl Stranger {
         };
         let answer = self.ask(Command::NEGOTIATE, |out| offer.encode(out))?;
         let hint = negotiate::Response::parse(&answer[0].1).unwrap().security_buffer.to_vec();
-        let hash = NtHash::of_password(password);
-        let who = Credentials { user: user.into(), domain: String::new(), hash };
-        let mut initiator = Initiator::new(who, "", "cifs/s");
-        let setup = |token: &[u8], stranger: &mut Self| {
-            let request = session_setup::Request {
-                security_mode: 1,
-                security_buffer: token,
-                ..Default::default()
-            };
-            stranger.ask(Command::SESSION_SETUP, |out| request.encode(out))
-        };
-        let answer = setup(&initiator.first(&hint).unwrap(), self)?;
-        self.session = answer[0].0.session_id;
+        let mut logon = Logon::new(user, password);
+        let first = logon.first(&hint);
+        let answer = self.ask(Command::SESSION_SETUP, |out| setup(&first).encode(out))?;
+        self.caller.session = answer[0].0.session_id;
         let challenge = session_setup::Response::parse(&answer[0].1).unwrap().security_buffer;
-        let answer = setup(&initiator.second(challenge, 0).unwrap(), self)?;
+        let second = logon.second(challenge);
+        let answer = self.ask(Command::SESSION_SETUP, |out| setup(&second).encode(out))?;
         Ok(answer.first().map(|(header, _)| header.status))
     }
 }

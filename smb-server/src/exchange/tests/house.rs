@@ -9,7 +9,9 @@ use smb_protocol::msg::{
     tree_connect::ShareCapabilities,
 };
 
-use state_store::{Batch, Commit, Store, StoreError};
+use state_store::{
+    Answer, Batch, Commit, Entry, Listing, LocalStore, Owner, Revision, Store, StoreError, Watch,
+};
 
 use super::*;
 
@@ -61,11 +63,18 @@ impl House {
         house
     }
 
-    /// One whose server remembers opens there, and cannot be started again.
-    pub fn with_store(store: Arc<dyn Store>) -> Self {
+    /// One whose server remembers opens in a store that has no more room once that is said; it
+    /// cannot be started again.
+    pub fn that_fills() -> (Self, Arc<AtomicBool>) {
         let house = Self::empty();
-        house.server.open_files.persistent_opens.begin(store);
-        house
+        let store = LocalStore::open(house.folder.path(), "filling").unwrap().store;
+        let full = Arc::new(AtomicBool::new(false));
+        let fills = full.clone();
+        house.server.open_files.persistent_opens.begin(Guarded::new(store, move |batch| {
+            let full = fills.load(Ordering::Relaxed) && !batch.only_deletes();
+            if full { Err(StoreError::Full) } else { Ok(()) }
+        }));
+        (house, full)
     }
 
     pub fn recover(&self) {
@@ -107,10 +116,7 @@ impl House {
         Guest {
             exchange: Exchange::new(self.server.clone(), address, address),
             runtime: self.runtime.handle().clone(),
-            next_id: 0,
-            session: SessionId(0),
-            tree: TreeId(0),
-            replay: false,
+            caller: Caller::default(),
             capabilities: ShareCapabilities::NONE,
         }
     }
@@ -124,10 +130,7 @@ impl House {
 pub struct Guest {
     pub exchange: Exchange,
     pub runtime: tokio::runtime::Handle,
-    pub next_id: u64,
-    pub session: SessionId,
-    pub tree: TreeId,
-    pub replay: bool,
+    pub caller: Caller,
     pub capabilities: ShareCapabilities,
 }
 
@@ -213,29 +216,29 @@ impl Asks for Guest {
         self.finish(begun)
     }
 
-    fn session(&mut self) -> &mut SessionId {
-        &mut self.session
+    fn caller(&mut self) -> &mut Caller {
+        &mut self.caller
+    }
+}
+
+impl Deref for Guest {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Caller {
+        &mut self.caller
     }
 }
 
 impl Guest {
     /// Sends a request, which is answered or waits.
     pub fn begin(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> Begun {
-        let mut header = Header {
-            command,
-            credit_charge: 1,
-            credits: 32,
-            message_id: MessageId(self.next_id),
-            session_id: self.session,
-            ..Header::default()
-        };
-        if self.replay {
-            header.flags |= HeaderFlags::REPLAY;
-        }
-        header.set_tree_id(self.tree);
-        self.next_id += 1;
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
+        let mut message = self.caller.message(command, body);
         let mut out = Vec::new();
         let _inside = self.runtime.enter();
         let waits = match self.exchange.receive(&mut message, &mut out).unwrap() {
@@ -376,25 +379,63 @@ pub const OWN: u32 = 0x12;
 /// LOCK: no more.
 pub const UNLOCK: u32 = 4;
 
-/// A store that can be told to be full.
-#[derive(Debug, Default)]
-pub struct Narrow {
-    full: AtomicBool,
+/// What somebody says of a commit that is to come.
+type Before = dyn Fn(&Batch) -> Result<(), StoreError> + Send + Sync;
+
+/// A store that asks somebody before each commit.
+pub struct Guarded {
+    inner: Arc<dyn Store>,
+    before: Box<Before>,
 }
 
-impl Narrow {
-    pub fn fill(&self) {
-        self.full.store(true, Ordering::Relaxed);
+impl Guarded {
+    pub fn new(
+        inner: Arc<dyn Store>,
+        before: impl Fn(&Batch) -> Result<(), StoreError> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { inner, before: Box::new(before) })
     }
 }
 
-impl Store for Narrow {
+impl std::fmt::Debug for Guarded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Guarded")
+    }
+}
+
+impl Store for Guarded {
+    fn owner(&self) -> Owner {
+        self.inner.owner()
+    }
+
     fn commit(&self, batch: Batch) -> Commit {
-        let full = self.full.load(Ordering::Relaxed) && !batch.only_deletes();
-        Commit::ready(if full { Err(StoreError::Full) } else { Ok(()) })
+        match (self.before)(&batch) {
+            Ok(()) => self.inner.commit(batch),
+            Err(error) => Commit::ready(Err(error)),
+        }
+    }
+
+    fn read(&self, key: &[u8]) -> Answer<Option<Entry>> {
+        self.inner.read(key)
+    }
+
+    fn list(&self, prefix: &[u8]) -> Answer<Listing> {
+        self.inner.list(prefix)
+    }
+
+    fn watch(&self, prefix: &[u8], after: Revision) -> Answer<Watch> {
+        self.inner.watch(prefix, after)
+    }
+
+    fn fence(&self, node: u16) -> Answer<Owner> {
+        self.inner.fence(node)
+    }
+
+    fn join(&self, node: u16) -> Answer<Arc<dyn Store>> {
+        self.inner.join(node)
     }
 
     fn commits(&self) -> u64 {
-        0
+        self.inner.commits()
     }
 }

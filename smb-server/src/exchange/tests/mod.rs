@@ -1,19 +1,22 @@
 //! The exchange without a socket: an authenticated client that sends anything at all.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    ops::{Deref, DerefMut},
+    path::Path,
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 use smb_protocol::{
-    Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
+    Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, TreeId,
     fscc::{FsctlCode, InfoClass},
-    header::{FRAME_LEN, HEADER_LEN, frame_len},
+    header::HEADER_LEN,
     msg::{
         close, create, flush, ioctl, lock, negotiate, notify, query_directory, query_info, read,
         session_setup, set_info, simple::Empty, tree_connect, write,
     },
-    ntlm::{Credentials, NtHash},
-    spnego::Initiator,
 };
+use test_support::smb_caller::{Asks, Caller, Logon, answers, setup};
 
 mod channels;
 mod controls;
@@ -25,6 +28,7 @@ mod matrix;
 mod options;
 mod persistent;
 mod placing;
+mod remote;
 mod resilient;
 pub mod signer;
 mod waits;
@@ -35,67 +39,33 @@ use crate::config::Config;
 /// A client that drives an [`Exchange`] in the same thread.
 struct Direct {
     exchange: Exchange,
-    next_id: u64,
-    session: SessionId,
-    tree: TreeId,
+    caller: Caller,
     runtime: tokio::runtime::Runtime,
     _folder: tempfile::TempDir,
 }
 
-/// A client, which asks for one thing after another.
-trait Asks {
-    fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>);
-
-    /// The session that requests are of.
-    fn session(&mut self) -> &mut SessionId;
-
-    /// Negotiates and logs in with the password `p`.
-    fn log_in(&mut self, user: &str, offer: &negotiate::Request) {
-        assert_eq!(self.try_log_in(user, offer), NtStatus::SUCCESS);
-    }
-
-    /// As [`Asks::log_in`]; how the last answer ended.
-    fn try_log_in(&mut self, user: &str, offer: &negotiate::Request) -> NtStatus {
-        let (_, body) = self.ask(Command::NEGOTIATE, |out| offer.encode(out));
-        let hint = negotiate::Response::parse(&body).unwrap().security_buffer;
-        let hash = NtHash::of_password("p");
-        let who = Credentials { user: user.into(), domain: String::new(), hash };
-        let mut initiator = Initiator::new(who, "", "cifs/s");
-        let setup = |client: &mut Self, token: &[u8]| {
-            let request = session_setup::Request {
-                security_mode: 1,
-                security_buffer: token,
-                ..Default::default()
-            };
-            client.ask(Command::SESSION_SETUP, |out| request.encode(out))
-        };
-        let first = initiator.first(&hint).unwrap();
-        let (header, body) = setup(self, &first);
-        assert_eq!(header.status, NtStatus::MORE_PROCESSING_REQUIRED);
-        *self.session() = header.session_id;
-        let token = session_setup::Response::parse(&body).unwrap().security_buffer.to_vec();
-        let second = initiator.second(&token, 0).unwrap();
-        setup(self, &second).0.status
-    }
-
-    /// Connects to a share: its tree, and the body of the answer.
-    fn tree_connect(&mut self, share: &str) -> (TreeId, Vec<u8>) {
-        let request = tree_connect::Request { flags: 0, path: format!("\\\\s\\{share}") };
-        let (header, body) = self.ask(Command::TREE_CONNECT, |out| request.encode(out));
-        assert_eq!(header.status, NtStatus::SUCCESS);
-        (header.tree_id(), body)
-    }
-}
-
 impl Asks for Direct {
     fn ask(&mut self, command: Command, body: impl FnOnce(&mut Vec<u8>)) -> (Header, Vec<u8>) {
-        let mut message = self.header(command).to_bytes().to_vec();
-        body(&mut message);
+        let mut message = self.caller.message(command, body);
         self.send(&mut message).unwrap().pop().unwrap()
     }
 
-    fn session(&mut self) -> &mut SessionId {
-        &mut self.session
+    fn caller(&mut self) -> &mut Caller {
+        &mut self.caller
+    }
+}
+
+impl Deref for Direct {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl DerefMut for Direct {
+    fn deref_mut(&mut self) -> &mut Caller {
+        &mut self.caller
     }
 }
 
@@ -125,26 +95,10 @@ impl Direct {
             .unwrap();
         Self {
             exchange: Exchange::new(server, address, address),
-            next_id: 0,
-            session: SessionId(0),
-            tree: TreeId(0),
+            caller: Caller::default(),
             runtime,
             _folder: folder,
         }
-    }
-
-    fn header(&mut self, command: Command) -> Header {
-        let mut header = Header {
-            command,
-            credit_charge: 1,
-            credits: 32,
-            message_id: MessageId(self.next_id),
-            session_id: self.session,
-            ..Header::default()
-        };
-        header.set_tree_id(self.tree);
-        self.next_id += 1;
-        header
     }
 
     /// Sends messages as one frame and returns the answers, each checked to be well formed.
@@ -212,30 +166,6 @@ impl Direct {
         assert_eq!(header.status, NtStatus::SUCCESS);
         create::Response::parse(&body).unwrap().file_id
     }
-}
-
-/// Takes the output apart; every frame and header must be well formed.
-fn answers(mut out: &[u8]) -> Vec<(Header, Vec<u8>)> {
-    let mut list = Vec::new();
-    while let Some(prefix) = out.first_chunk::<FRAME_LEN>() {
-        let len = frame_len(*prefix).unwrap();
-        let mut frame = &out[FRAME_LEN..FRAME_LEN + len];
-        out = &out[FRAME_LEN + len..];
-        loop {
-            let header = Header::parse(frame).unwrap();
-            assert!(header.is_response());
-            let end =
-                if header.next_command == 0 { frame.len() } else { header.next_command as usize };
-            list.push((header, frame[HEADER_LEN..end].to_vec()));
-            if header.next_command == 0 {
-                break;
-            }
-            assert!(end.is_multiple_of(8));
-            frame = &frame[end..];
-        }
-    }
-    assert!(out.is_empty());
-    list
 }
 
 /// A well-formed body for each command, to be damaged.

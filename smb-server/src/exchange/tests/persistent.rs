@@ -13,7 +13,7 @@ use smb_protocol::msg::{
     oplock::{self, OplockLevel},
     tree_connect::ShareCapabilities,
 };
-use state_store::{Batch, Commit, LocalStore, Store};
+use state_store::LocalStore;
 use volume::{
     open::Open,
     sharing::{locks::Range, next_name::Step},
@@ -447,39 +447,19 @@ fn an_orderly_end_hands_over_what_a_kill_loses() {
     assert!(guest.create(&ask("a")).is_ok());
 }
 
-/// A store at which something happens when it is told of a change.
-struct Hooked {
-    inner: Arc<dyn Store>,
-    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-}
-
-impl std::fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hooked")
-    }
-}
-
-impl Store for Hooked {
-    fn commit(&self, batch: Batch) -> Commit {
-        let hook = self.hook.lock().unwrap().take();
-        if let Some(hook) = hook {
-            hook();
-        }
-        self.inner.commit(batch)
-    }
-
-    fn commits(&self) -> u64 {
-        self.inner.commits()
-    }
-}
-
 /// Channels lock at the same time; what the store has at last is what both have locked.
 #[test]
 fn locks_are_noted_in_the_order_they_are_taken() {
     let mut house = House::empty();
     let mut opened = LocalStore::open(&house.folder.path().join("state"), "opens").unwrap();
-    let hooked = Arc::new(Hooked { inner: opened.store.clone(), hook: Mutex::default() });
-    opened.store = hooked.clone();
+    // Something that happens once, when the store is told of a change.
+    let hook = Arc::<Mutex<Option<Box<dyn FnOnce() + Send>>>>::default();
+    let hooked = hook.clone();
+    opened.store = Guarded::new(opened.store.clone(), move |_| {
+        let hook = hooked.lock().unwrap().take();
+        hook.into_iter().for_each(|hook| hook());
+        Ok(())
+    });
     house.server.recover_from(opened);
     let mut guest = house.one();
     let wanted = ask("a").persistent(1);
@@ -494,13 +474,13 @@ fn locks_are_noted_in_the_order_they_are_taken() {
     // The second comes when the store is just being told of the first.
     let (tell, told) = std::sync::mpsc::channel();
     let second = take.clone();
-    *hooked.hook.lock().unwrap() = Some(Box::new(move || {
+    *hook.lock().unwrap() = Some(Box::new(move || {
         assert!(another.is_being_noted(), "what is noted may be old by now");
         tell.send(std::thread::spawn(move || second(&another, 200))).unwrap();
     }));
     take(&open, 100);
     told.recv().unwrap().join().unwrap();
-    drop((open, hooked));
+    drop((open, hook));
     house.restart(vec![guest]);
     let mut guest = house.one();
     let again = guest.create(&wanted.back(got.id, 1)).unwrap();
@@ -511,11 +491,10 @@ fn locks_are_noted_in_the_order_they_are_taken() {
 
 #[test]
 fn a_full_store_refuses_new_opens_and_the_old_ones_are_served() {
-    let store = Arc::new(Narrow::default());
-    let house = House::with_store(store.clone());
+    let (house, full) = House::that_fills();
     let mut guest = house.one();
     let old = guest.create(&ask("a").persistent(1)).unwrap();
-    store.fill();
+    full.store(true, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(guest.create(&ask("b").persistent(2)), Err(NtStatus::DISK_FULL));
     // Nothing of it stays, and what needs no promise is served.
     assert_eq!(guest.create(&ask("b")).map(|got| got.durable), Ok(None));

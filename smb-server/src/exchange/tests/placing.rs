@@ -70,7 +70,7 @@ impl Coming {
 }
 
 impl Direct {
-    fn content(&self, name: &str) -> Vec<u8> {
+    pub(super) fn content(&self, name: &str) -> Vec<u8> {
         std::fs::read(self._folder.path().join("files").join(name)).unwrap()
     }
 }

@@ -84,12 +84,11 @@ fn a_persistent_open_stays_one() {
 
 #[test]
 fn without_room_in_the_store_it_outlives_its_connection_alone() {
-    let store = Arc::new(Narrow::default());
-    let house = House::with_store(store.clone());
+    let (house, full) = House::that_fills();
     let mut guest = house.one();
     let old = guest.create(&ask("b")).unwrap();
     assert_eq!(guest.make_resilient(old.id), NtStatus::SUCCESS);
-    store.fill();
+    full.store(true, std::sync::atomic::Ordering::Relaxed);
     // What is promised stays promised, though a new time for it cannot be noted.
     let longer = [90_000_u32.to_le_bytes(), [0; 4]].concat();
     let again = guest.control(old.id, FsctlCode::LMR_REQUEST_RESILIENCY, &longer);

@@ -3,15 +3,13 @@
 use std::sync::Arc;
 
 use smb_protocol::{
-    Command, Dialect, Header, MessageId, NtStatus, SessionId, TreeId,
+    Command, Dialect, Header, NtStatus, SessionId,
     crypto::{
         PreauthHash, Role, SecretKey, SigningAlgorithm, SigningKey,
         kdf::{self, Binding},
     },
     header::{FRAME_LEN, HEADER_LEN},
     msg::{negotiate, session_setup, simple::Empty},
-    ntlm::{Credentials, NtHash},
-    spnego::Initiator,
 };
 
 use super::*;
@@ -19,14 +17,26 @@ use super::*;
 /// One connection of a client.
 pub struct SigningClient {
     pub exchange: Exchange,
-    pub next_id: u64,
-    /// The tree that requests are about.
-    pub tree: TreeId,
+    pub caller: Caller,
     /// The session that the client had before.
     pub previous: SessionId,
     pub dialect: Dialect,
     algorithm: SigningAlgorithm,
     preauth: PreauthHash,
+}
+
+impl Deref for SigningClient {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl DerefMut for SigningClient {
+    fn deref_mut(&mut self) -> &mut Caller {
+        &mut self.caller
+    }
 }
 
 /// What a client knows of a session on one connection.
@@ -45,8 +55,7 @@ impl SigningClient {
         let address = "127.0.0.1:1".parse().unwrap();
         let mut line = Self {
             exchange: Exchange::new(server.clone(), address, address),
-            next_id: 0,
-            tree: TreeId(0),
+            caller: Caller { credits: 8, ..Caller::default() },
             previous: SessionId(0),
             dialect,
             algorithm: match dialect.is_smb3() {
@@ -90,18 +99,8 @@ impl SigningClient {
         key: Option<&SigningKey>,
         body: impl FnOnce(&mut Vec<u8>),
     ) -> (Header, Vec<u8>, Vec<u8>) {
-        let mut header = Header {
-            command,
-            credit_charge: 1,
-            credits: 8,
-            message_id: MessageId(self.next_id),
-            session_id: session,
-            ..Header::default()
-        };
-        header.set_tree_id(self.tree);
-        self.next_id += 1;
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
+        self.caller.session = session;
+        let mut message = self.caller.message(command, body);
         if let Some(key) = key {
             key.sign(&mut message, Role::Client).unwrap();
         }
@@ -121,15 +120,10 @@ impl SigningClient {
         known: Option<&Known>,
         flags: session_setup::RequestFlags,
     ) -> Result<Known, NtStatus> {
-        let who = Credentials {
-            user: user.into(),
-            domain: String::new(),
-            hash: NtHash::of_password(password),
-        };
-        let mut initiator = Initiator::new(who, "", "cifs/s");
+        let mut logon = Logon::new(user, password);
         let mut id = known.map_or(SessionId(0), |known| known.id);
         let mut preauth = self.preauth;
-        let mut token = initiator.first(&[]).unwrap();
+        let mut token = logon.first(&[]);
         for round in 0..2 {
             let request = session_setup::Request {
                 flags,
@@ -149,14 +143,13 @@ impl SigningClient {
                 preauth.update(&answer);
                 id = header.session_id;
                 let body = session_setup::Response::parse(&answer[HEADER_LEN..]).unwrap();
-                token = initiator.second(body.security_buffer, 0).unwrap();
+                token = logon.second(body.security_buffer);
                 continue;
             }
             if header.status != NtStatus::SUCCESS {
                 return Err(header.status);
             }
-            let secret = initiator.session_key().unwrap();
-            let signing = self.signing_key(secret, &preauth);
+            let signing = self.signing_key(logon.key(), &preauth);
             let keeps = known.is_some() && !flags.has(session_setup::RequestFlags::BINDING);
             let signs = if keeps { &known.unwrap().signing } else { &signing };
             assert!(signs.verify(&mut answer, Role::Server), "signed with another key");

@@ -19,7 +19,7 @@ use smb_protocol::NtStatus;
 use super::{
     super::{Broken, Checked, Dice, frames::Place, store::own},
     model::Register,
-    pipe::{Net, Way},
+    network::{Net, Way},
 };
 
 pub(super) const BLOCKS: usize = 3;

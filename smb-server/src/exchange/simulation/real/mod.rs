@@ -2,7 +2,7 @@
 //! and replay, over pipes instead of sockets, against the real server.
 //!
 //! ```text
-//!  program ─► smb-client ─► pipe ══ bytes on their way ══► frames ─► exchange ─► I/O under way
+//!  program ─► smb-client ─► pipe ══ bytes on their way ══► Transport ─► exchange ─► I/O under way
 //!     │          ▲ its own runtime, whose clock moves only   ▲          │
 //!     ▼          │ when the seed says so                     └── each arrow is a step ──┘
 //!   model        └── cut after any byte, deaf or mute, a server killed and started again
@@ -26,7 +26,7 @@
 
 mod client;
 mod model;
-mod pipe;
+mod network;
 mod world;
 
 use self::world::World;

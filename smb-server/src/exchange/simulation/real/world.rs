@@ -9,37 +9,39 @@ use std::{
     time::Duration,
 };
 
-use smb_protocol::{
-    Command, Dialect, Header, SessionId, TreeId,
-    crypto::Role,
-    header::{FRAME_LEN, frame_len},
-};
+use smb_protocol::{Command, Dialect, Header, SessionId, TreeId, crypto::Role};
+use test_support::smb_caller::answers;
 
 use super::{
     super::{
         super::{Exchange, Frame, WaitingFuture, tests::signer::SigningClient},
         Broken, Checked, Dice,
-        frames::{self, Place, answers},
+        frames::{self, Place},
         store::{Disk, own},
         watch::Watch,
         world::{House, new_server},
     },
     client::{BLOCK, BLOCKS, Client, Heard, Mood, Op},
-    pipe::{CLIENT, End, Net, Pipe, SERVER},
+    network::{CLIENT, Net, SERVER},
 };
-use crate::{Server, breaks::delivery::ConnectionMessage};
+use crate::{
+    Server,
+    breaks::delivery::ConnectionMessage,
+    transport::{
+        Transport,
+        memory::{End, ServerEnd},
+    },
+};
 
 /// A connection as the server sees it, and what is on its way.
 struct Wire {
     number: usize,
-    pipe: Arc<Mutex<Pipe>>,
+    transport: ServerEnd,
     exchange: Exchange,
-    /// What was received and is not a whole frame yet.
-    input: Vec<u8>,
-    /// The last frame that was received.
+    /// The last message that was received.
     last: Vec<u8>,
-    /// What was sent and has not come to the client.
-    output: VecDeque<u8>,
+    /// Bytes that were sent.
+    written: u64,
     waits: Vec<WaitingFuture>,
     /// Nothing comes to the client any more, nothing to the server; nobody is told.
     mute: bool,
@@ -47,10 +49,15 @@ struct Wire {
 }
 
 impl Wire {
+    /// Sends messages.
+    fn send(&mut self, messages: &[u8]) {
+        self.transport.put(messages);
+        self.written += messages.len() as u64;
+    }
+
     /// The client has given it up, or its system says that it is gone.
     fn is_left(&self) -> bool {
-        let pipe = own(&self.pipe);
-        pipe.left || pipe.end.is_some()
+        self.transport.pipe().is_left()
     }
 }
 
@@ -146,15 +153,14 @@ impl<'a> World<'a> {
         for pipe in arrivals {
             let number = self.next_wire;
             self.next_wire += 1;
-            let exchange =
-                Exchange::new(self.server.clone(), (CLIENT, 40_000).into(), (SERVER, 445).into());
+            let transport = ServerEnd::new(pipe, (CLIENT, 40_000).into(), (SERVER, 445).into());
+            let (peer, local) = (transport.peer(), (SERVER, 445).into());
             self.wires.push(Wire {
                 number,
-                pipe,
-                exchange,
-                input: Vec::new(),
+                transport,
+                exchange: Exchange::new(self.server.clone(), peer, local),
                 last: Vec::new(),
-                output: VecDeque::new(),
+                written: 0,
                 waits: Vec::new(),
                 mute: false,
                 deaf: false,
@@ -170,41 +176,37 @@ impl<'a> World<'a> {
             return Ok(());
         }
         let number = w.number;
-        {
-            let mut pipe = own(&w.pipe);
-            let len = most.min(pipe.up.len());
-            if len == 0 {
-                return Ok(());
-            }
-            w.input.extend(pipe.up.drain(..len));
-            pipe.wake();
+        if most.min(w.transport.pipe().up.len()) == 0 {
+            return Ok(());
         }
+        w.transport.allow(most);
         let mut out = Vec::new();
         let mut count = 0;
-        while let Some(prefix) = w.input.first_chunk::<FRAME_LEN>() {
-            let len = frame_len(*prefix).map_err(|e| e.to_string())?;
-            if w.input.len() < FRAME_LEN + len {
-                break;
-            }
-            let mut frame: Vec<u8> = w.input.drain(..FRAME_LEN + len).skip(FRAME_LEN).collect();
-            count += 1;
-            let gmac = frames::signs_with_gmac(&w.exchange);
-            self.watch.frame(&frame, Role::Client, gmac)?;
-            w.last.clone_from(&frame);
-            let (answer, taken) =
-                frames::receive(self.house, &mut w.exchange, &mut w.waits, &mut frame);
-            self.watch.frames(&answer, gmac)?;
-            out.extend(answer);
-            match taken {
-                Ok(()) => {}
-                // What comes late for a session that has ended cannot be read any more.
-                Err(_) if w.is_left() => (w.deaf, w.mute) = (true, true),
-                Err(error) => {
-                    return Err(format!("a client that keeps the rules is dropped: {error}"));
+        while w.transport.receive_now().map_err(|e| e.to_string())?.is_some_and(|got| got > 0) {
+            while let Some((message, placed)) =
+                w.transport.next_message(&mut w.exchange).map_err(|e| e.to_string())?
+            {
+                count += 1;
+                let gmac = frames::signs_with_gmac(&w.exchange);
+                self.watch.frame(message, Role::Client, gmac)?;
+                w.last.clear();
+                w.last.extend_from_slice(message);
+                assert_eq!(placed, 0, "no write here is large");
+                let (answer, taken) =
+                    frames::receive(self.house, &mut w.exchange, &mut w.waits, message);
+                self.watch.frames(&answer, gmac)?;
+                out.extend(answer);
+                match taken {
+                    Ok(()) => {}
+                    // What comes late for a session that has ended cannot be read any more.
+                    Err(_) if w.transport.pipe().is_left() => (w.deaf, w.mute) = (true, true),
+                    Err(error) => {
+                        return Err(format!("a client that keeps the rules is dropped: {error}"));
+                    }
                 }
             }
         }
-        w.output.extend(&out);
+        w.send(&out);
         self.say(|| format!("connection {number}: the server takes {count}: {} bytes", out.len()));
         Ok(())
     }
@@ -227,7 +229,7 @@ impl<'a> World<'a> {
         let number = w.number;
         let out = frames::complete(self.house, &mut w.exchange, &mut w.waits, which)?;
         self.watch.frames(&out, frames::signs_with_gmac(&w.exchange))?;
-        w.output.extend(&out);
+        w.send(&out);
         self.say(|| format!("connection {number}: something is done: {} bytes", out.len()));
         Ok(())
     }
@@ -269,13 +271,15 @@ impl<'a> World<'a> {
                     ConnectionMessage::Tell(notice, receipt) => {
                         let mut out = Vec::new();
                         match w.exchange.tell(notice, &mut out) {
-                            true => receipt.sent(0),
+                            true => receipt.sent(w.written + out.len() as u64),
                             false => receipt.lost(),
                         }
-                        w.output.extend(&out);
+                        w.send(&out);
                     }
-                    // Whether it has does not matter here: it is told once.
-                    ConnectionMessage::Arrived(answer) => drop(answer.send(u64::MAX)),
+                    ConnectionMessage::Arrived(answer) => {
+                        let arrived = w.written.saturating_sub(w.transport.unacknowledged());
+                        let _ = answer.send(arrived);
+                    }
                     ConnectionMessage::Close => {}
                 }
             }
@@ -285,14 +289,10 @@ impl<'a> World<'a> {
     /// Up to `most` bytes of what the server has sent come to the client.
     fn carry(&mut self, wire: usize, most: usize) {
         let w = &mut self.wires[wire];
-        let mut pipe = own(&w.pipe);
-        if w.mute || pipe.end.is_some() || w.output.is_empty() {
+        if w.mute || w.transport.pipe().end.is_some() || w.transport.on_its_way() == 0 {
             return;
         }
-        let len = most.min(w.output.len());
-        pipe.down.extend(w.output.drain(..len));
-        pipe.wake();
-        drop(pipe);
+        let len = w.transport.carry(most);
         let number = w.number;
         self.say(|| format!("connection {number}: {len} bytes come to the client"));
     }
@@ -315,13 +315,13 @@ impl<'a> World<'a> {
     /// The client's system learns that a connection is gone; some of what was on its way to the
     /// client comes before that, and what is on its way to the server may still come.
     fn cut(&mut self, wire: usize) {
-        let most = self.wires[wire].output.len() + 1;
+        let most = self.wires[wire].transport.on_its_way() + 1;
         let most = self.dice.roll(most);
         self.carry(wire, most);
         let end = if self.dice.roll(2) == 0 { End::Closed } else { End::Reset };
         let w = &mut self.wires[wire];
         let number = w.number;
-        let mut pipe = own(&w.pipe);
+        let mut pipe = w.transport.pipe();
         pipe.end.get_or_insert(end);
         pipe.wake();
         drop(pipe);
@@ -339,7 +339,7 @@ impl<'a> World<'a> {
         let gmac = frames::signs_with_gmac(&w.exchange);
         let (out, taken) = frames::receive(self.house, &mut w.exchange, &mut w.waits, &mut frame);
         self.watch.frames(&out, gmac)?;
-        w.output.extend(&out);
+        w.send(&out);
         let number = w.number;
         self.say(|| format!("connection {number}: a frame comes twice: {taken:?}"));
         if taken.is_err() {
@@ -358,7 +358,7 @@ impl<'a> World<'a> {
         let _inside = self.house.runtime.enter();
         w.exchange.end();
         {
-            let mut pipe = own(&w.pipe);
+            let mut pipe = w.transport.pipe();
             pipe.end.get_or_insert(End::Reset);
             pipe.wake();
         }
@@ -437,7 +437,7 @@ impl<'a> World<'a> {
         command: Command,
         body: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Option<(Header, Vec<u8>)>, String> {
-        let (_, mut message) = frames::request(&mut line.next_id, session, tree, command, body);
+        let (_, mut message) = frames::request(&mut line.caller, session, tree, command, body);
         let mut out = Vec::new();
         let mut waits = VecDeque::new();
         match line.exchange.receive(&mut message, &mut out).map_err(|e| e.to_string())? {
@@ -526,9 +526,9 @@ impl<'a> World<'a> {
             60..74 => {
                 // What is on its way on a lost connection may come late.
                 let late = self.dice.roll(6) == 0;
-                let holds = |w: &Wire| !w.deaf && !own(&w.pipe).up.is_empty();
+                let holds = |w: &Wire| !w.deaf && !w.transport.pipe().up.is_empty();
                 if let Some(wire) = self.pick(|w| w.is_left() == late && holds(w)) {
-                    let all = own(&self.wires[wire].pipe).up.len();
+                    let all = self.wires[wire].transport.pipe().up.len();
                     let some = self.some(all);
                     self.take(wire, some)?;
                 }
@@ -541,8 +541,8 @@ impl<'a> World<'a> {
                 }
             }
             82..92 => {
-                if let Some(wire) = self.pick(|w| !w.output.is_empty()) {
-                    let all = self.wires[wire].output.len();
+                if let Some(wire) = self.pick(|w| w.transport.on_its_way() > 0) {
+                    let all = self.wires[wire].transport.on_its_way();
                     let some = self.some(all);
                     self.carry(wire, some);
                 }

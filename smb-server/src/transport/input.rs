@@ -1,5 +1,5 @@
-//! What comes from a client: frames put together, and the data of large writes on their way to
-//! their files.
+//! What comes from a client as a stream of bytes: frames put together, and the data of large writes
+//! on their way to their files.
 //!
 //! ```text
 //!  socket ──► bytes ──► whole frames                            (small messages, many at once)
@@ -16,16 +16,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use block_io::{LowWater, SplicePipe};
-use bytes::BufMut;
+use block_io::SplicePipe;
 use smb_protocol::{
     header::{FRAME_LEN, frame_len},
     msg::write::DATA_OFFSET,
 };
-use tokio::{io::Interest, net::TcpStream};
 
-use super::Dropped;
-use crate::exchange::Exchange;
+use super::Placement;
+use crate::dropped::Dropped;
 
 /// Room for input that an idle connection does not hold.
 const INPUT: usize = 256 << 10;
@@ -49,12 +47,14 @@ static BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 /// Pipes that no connection uses at the moment, all of them empty.
 static PIPES: Mutex<Vec<SplicePipe>> = Mutex::new(Vec::new());
 
-pub(super) fn take_buffer() -> Vec<u8> {
+/// A buffer with room for input, empty.
+pub(crate) fn take_buffer() -> Vec<u8> {
     let pooled = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner).pop();
     pooled.unwrap_or_else(|| Vec::with_capacity(INPUT))
 }
 
-pub(super) fn give_buffer(mut buffer: Vec<u8>) {
+/// Keeps a buffer for whoever needs one next.
+pub(crate) fn give_buffer(mut buffer: Vec<u8>) {
     let mut pool = BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
     if pool.len() < POOLED && buffer.capacity() <= POOLED_SIZE && buffer.capacity() >= INPUT {
         buffer.clear();
@@ -75,8 +75,25 @@ fn give_pipe(pipe: SplicePipe) {
     }
 }
 
+/// Where bytes come from.
+pub trait ByteSource {
+    /// Puts up to `most` bytes that are there behind the others; 0 at the end.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if there is nothing yet, else what has failed.
+    fn read_now(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<usize>;
+
+    /// Puts up to `most` bytes that are there into a pipe; 0 at the end.
+    ///
+    /// # Errors
+    /// As [`ByteSource::read_now`]; [`io::ErrorKind::Unsupported`] if these bytes are no system's.
+    fn splice_now(&mut self, _pipe: &mut SplicePipe, _most: usize) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// Where the data of the message go whose beginning stands in the buffer.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Data {
     /// They are received with their message.
     Whole,
@@ -87,7 +104,8 @@ enum Data {
 }
 
 /// What has come from the client and is not answered yet.
-pub(super) struct Input {
+#[derive(Debug)]
+pub struct Input {
     bytes: Vec<u8>,
     /// Where the first byte not yet looked at stands in `bytes`.
     at: usize,
@@ -103,12 +121,13 @@ pub(super) struct Input {
     pipe: Option<SplicePipe>,
     /// The message before had data that were placed.
     again: bool,
-    low_water: LowWater,
+    /// There may be a pipe.
+    splices: bool,
 }
 
 impl Input {
-    /// Nothing has come.
-    pub(super) fn new() -> Self {
+    /// Nothing has come; `splices` says whether its source can fill a pipe.
+    pub fn new(splices: bool) -> Self {
         Self {
             bytes: Vec::new(),
             at: 0,
@@ -118,27 +137,35 @@ impl Input {
             placed: 0,
             pipe: None,
             again: false,
-            low_water: LowWater::default(),
+            splices,
         }
     }
 
     /// Bytes that it holds.
-    pub(super) fn held(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Bytes that are worth waiting for: with fewer nothing can be done.
+    pub fn wanted(&self) -> usize {
+        self.missing.min(self.at_once)
     }
 
     /// The next complete message, if there is one, and how many bytes of its data have gone to
     /// their file and are not in it.
-    pub(super) fn next_message(
+    ///
+    /// # Errors
+    /// It is no direct-TCP frame, or longer than any may be.
+    pub fn next_message(
         &mut self,
-        exchange: &mut Exchange,
+        placement: &mut impl Placement,
     ) -> Result<Option<(&mut [u8], usize)>, Dropped> {
-        self.place(exchange)?;
-        let Some(range) = self.message(exchange.max_message())? else {
+        self.place(placement)?;
+        let Some(range) = self.message(placement.max_message())? else {
             if self.data == Data::Unknown && self.bytes.len() >= WRITE_HEAD {
-                let may = exchange.authenticated() && Exchange::may_place(&self.bytes[FRAME_LEN..]);
+                let may = placement.may_place(&self.bytes[FRAME_LEN..]);
                 self.data = if may { Data::Placed } else { Data::Whole };
-                self.place(exchange)?;
+                self.place(placement)?;
             }
             if self.data == Data::Placed {
                 self.receive_data();
@@ -185,7 +212,7 @@ impl Input {
 
     /// Puts what has come of the data of the message at the front into their file, if it is a large
     /// write that allows that; the room they took is used again.
-    fn place(&mut self, exchange: &mut Exchange) -> Result<(), Dropped> {
+    fn place(&mut self, placement: &mut impl Placement) -> Result<(), Dropped> {
         if self.data != Data::Placed {
             return Ok(());
         }
@@ -194,7 +221,7 @@ impl Input {
         let pipe = self.pipe.as_mut().filter(|pipe| pipe.held() > 0);
         if pipe.is_some() || (here >= PIECE / 2 && self.missing > 0) {
             let piped = pipe.is_some();
-            match exchange.place(message, self.placed, self.missing, pipe) {
+            match placement.place(message, self.placed, self.missing, pipe) {
                 Some(taken) => {
                     self.placed += taken;
                     if !piped {
@@ -214,7 +241,8 @@ impl Input {
     fn receive_data(&mut self) {
         let room = (WRITE_HEAD + PIECE).saturating_sub(self.bytes.len()).max(1);
         self.at_once = self.missing.min(room);
-        if self.pipe.is_none() && self.missing >= LEAST_PIPED && self.bytes.len() == WRITE_HEAD {
+        let worth_it = self.splices && self.missing >= LEAST_PIPED;
+        if self.pipe.is_none() && worth_it && self.bytes.len() == WRITE_HEAD {
             self.pipe = take_pipe();
         }
     }
@@ -252,7 +280,10 @@ impl Input {
     }
 
     /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
-    pub(super) fn receive_now(&mut self, stream: &TcpStream) -> Result<Option<usize>, Dropped> {
+    ///
+    /// # Errors
+    /// What has failed at the source.
+    pub fn receive_now(&mut self, source: &mut impl ByteSource) -> Result<Option<usize>, Dropped> {
         let got = match &mut self.pipe {
             Some(pipe)
                 if self.data == Data::Placed
@@ -260,12 +291,12 @@ impl Input {
                     && self.missing >= LEAST_PIPED =>
             {
                 let most = self.missing.min(PIPED);
-                stream.try_io(Interest::READABLE, || pipe.fill(stream, most))
+                source.splice_now(pipe, most)
             }
             _ => {
                 self.pour()?;
                 self.make_room();
-                stream.try_read_buf(&mut (&mut self.bytes).limit(self.at_once))
+                source.read_now(&mut self.bytes, self.at_once)
             }
         };
         match got {
@@ -280,14 +311,8 @@ impl Input {
         }
     }
 
-    /// Waits until there is something to receive that is worth it, or the end.
-    pub(super) async fn wait(&mut self, stream: &TcpStream) -> Result<(), Dropped> {
-        self.low_water.wait_for(stream, self.missing.min(self.at_once));
-        Ok(stream.readable().await?)
-    }
-
     /// Gives back what holds nothing, and a large buffer that holds so little.
-    pub(super) fn rest(&mut self, little: usize) {
+    pub fn rest(&mut self, little: usize) {
         if self.bytes.len() <= little && self.bytes.capacity() > little {
             let few = self.bytes.as_slice().to_vec();
             give_buffer(std::mem::replace(&mut self.bytes, few));
