@@ -67,6 +67,11 @@ pub trait Disk: Send + Sync + Debug {
     fn close(&self) -> IoFuture<'_, ()>;
 }
 
+/// Bytes that are written at a time where a range is made zero by writing.
+const ZEROS: u64 = 1 << 20;
+/// Bytes that are given back at a time: a file system keeps others from a file meanwhile.
+const HOLE: u64 = 64 << 20;
+
 /// A disk whose sectors are the bytes of a file.
 #[derive(Debug)]
 pub struct RawDisk {
@@ -128,20 +133,30 @@ impl Disk for RawDisk {
     fn discard(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
         Box::pin(async move {
             self.geometry.check(offset, len)?;
-            match self.file.punch_hole(offset..offset + len).await {
-                Err(Error::Unsupported(_)) => Ok(()),
-                other => other,
+            for piece in pieces(offset..offset + len, HOLE) {
+                match self.file.punch_hole(piece).await {
+                    Err(Error::Unsupported(_)) => return Ok(()),
+                    other => other?,
+                }
+                tokio::task::yield_now().await;
             }
+            Ok(())
         })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
         Box::pin(async move {
             self.geometry.check(offset, len)?;
-            match self.file.punch_hole(offset..offset + len).await {
-                Err(Error::Unsupported(_)) => self.write_plain_zeros(offset, len).await,
-                other => other,
+            for piece in pieces(offset..offset + len, HOLE) {
+                match self.file.punch_hole(piece.clone()).await {
+                    Err(Error::Unsupported(_)) => {
+                        return self.write_plain_zeros(piece.start..offset + len).await;
+                    }
+                    other => other?,
+                }
+                tokio::task::yield_now().await;
             }
+            Ok(())
         })
     }
 
@@ -171,15 +186,143 @@ impl Disk for RawDisk {
 }
 
 impl RawDisk {
-    async fn write_plain_zeros(&self, mut offset: u64, mut len: u64) -> Result<()> {
-        const CHUNK: usize = 1 << 20;
-        let zeros = vec![0u8; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
-        while len > 0 {
-            let n = len.min(zeros.len() as u64);
-            self.file.write_at(offset, &zeros[..n as usize]).await?;
-            offset += n;
-            len -= n;
+    /// The page cache takes a piece without waiting, so without the pause between them the thread
+    /// would have nothing else done until the last.
+    async fn write_plain_zeros(&self, range: Range<u64>) -> Result<()> {
+        let zeros = vec![0u8; ZEROS.min(range.end - range.start) as usize];
+        for piece in pieces(range, ZEROS) {
+            let len = (piece.end - piece.start) as usize;
+            self.file.write_at(piece.start, &zeros[..len]).await?;
+            tokio::task::yield_now().await;
         }
         Ok(())
+    }
+}
+
+/// A range in pieces of at most `most` bytes.
+fn pieces(range: Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> {
+    let Range { start, end } = range;
+    let step = usize::try_from(most).unwrap_or(usize::MAX);
+    (start..end).step_by(step).map(move |at| at..end.min(at.saturating_add(most)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::testing::MemFile;
+
+    /// What a file was asked for, in order: the length of each piece, 0 for a read.
+    #[derive(Debug)]
+    struct Noted {
+        file: MemFile,
+        holes: bool,
+        asked: Mutex<Vec<u64>>,
+    }
+
+    impl Noted {
+        fn note(&self, len: u64) {
+            self.asked.lock().unwrap().push(len);
+        }
+    }
+
+    impl File for Noted {
+        fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> IoFuture<'a, usize> {
+            self.note(0);
+            self.file.read_at(offset, buf)
+        }
+
+        fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+            self.note(buf.len() as u64);
+            self.file.write_at(offset, buf)
+        }
+
+        fn flush(&self) -> IoFuture<'_, ()> {
+            self.file.flush()
+        }
+
+        fn len(&self) -> IoFuture<'_, u64> {
+            self.file.len()
+        }
+
+        fn set_len(&self, len: u64) -> IoFuture<'_, ()> {
+            self.file.set_len(len)
+        }
+
+        fn punch_hole(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+            if !self.holes {
+                return Box::pin(async { Err(Error::Unsupported("holes")) });
+            }
+            self.note(range.end - range.start);
+            self.file.punch_hole(range)
+        }
+
+        fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+            self.file.allocated_ranges(range)
+        }
+
+        fn is_read_only(&self) -> bool {
+            false
+        }
+    }
+
+    /// One thread has a long range made zero, or given back, and another request of the same disk:
+    /// that is carried out after the first piece, not after the last.
+    async fn others_go_on(holes: bool, discard: bool, most: u64) {
+        const LEN: u64 = 200 << 20;
+        let asked = Mutex::default();
+        let file = Arc::new(Noted { file: MemFile::new(), holes, asked });
+        file.set_len(LEN + 8192).await.unwrap();
+        file.file.write_at(0, &[7; 4096]).await.unwrap();
+        file.file.write_at(LEN + 4096, &[7; 4096]).await.unwrap();
+        let disk = Arc::new(RawDisk::open(file.clone(), 512).await.unwrap());
+        let clearing = tokio::spawn({
+            let disk = disk.clone();
+            async move {
+                match discard {
+                    true => disk.discard(4096, LEN).await,
+                    false => disk.write_zeroes(4096, LEN).await,
+                }
+            }
+        });
+        let reading = tokio::spawn({
+            let disk = disk.clone();
+            async move {
+                let mut sector = [0; 512];
+                disk.read_at(0, &mut sector).await.map(|()| sector)
+            }
+        });
+        clearing.await.unwrap().unwrap();
+        assert_eq!(reading.await.unwrap().unwrap(), [7; 512]);
+        let asked = std::mem::take(&mut *file.asked.lock().unwrap());
+        assert_eq!(asked.iter().sum::<u64>(), LEN);
+        assert!(asked.iter().all(|len| *len <= most), "{asked:?}");
+        let read = asked.iter().position(|len| *len == 0).unwrap();
+        assert!(read <= 2, "{read} pieces of {} before the read", asked.len() - 1);
+        // Nothing beside it was touched.
+        for (at, byte) in [(0, 7), (4096, 0), (LEN + 3584, 0), (LEN + 4096, 7)] {
+            let mut sector = [1; 512];
+            disk.read_at(at, &mut sector).await.unwrap();
+            assert_eq!(sector, [byte; 512], "{at}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_range_of_zeros_keeps_no_other_request_waiting() {
+        others_go_on(false, false, ZEROS).await;
+        others_go_on(true, false, HOLE).await;
+        others_go_on(true, true, HOLE).await;
+    }
+
+    #[test]
+    fn pieces_are_the_range() {
+        let all = |range, most| pieces(range, most).collect::<Vec<_>>();
+        assert_eq!(all(3..10, 3), [3..6, 6..9, 9..10]);
+        assert_eq!(
+            all(u64::MAX - 5..u64::MAX, 4),
+            [u64::MAX - 5..u64::MAX - 1, u64::MAX - 1..u64::MAX]
+        );
+        assert!(all(5..5, 4).is_empty());
     }
 }

@@ -1,6 +1,10 @@
 //! What a VM is: the content of a VM file.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -209,6 +213,21 @@ impl VmDefinition {
         let definition: Self = toml::from_str(text)?;
         definition.check()?;
         Ok(definition)
+    }
+
+    /// The definition of a file in `folder`, from which relative paths are taken. Addresses of shares
+    /// and of logical units stay as they are.
+    #[must_use]
+    pub fn beside(mut self, folder: &Path) -> Self {
+        let boot = [Some(&mut self.boot.kernel), self.boot.initrd.as_mut()];
+        boot.into_iter().flatten().for_each(|path| *path = folder.join(&*path));
+        for disk in self.disks.iter_mut().filter(|disk| !disk.location.contains("://")) {
+            // What is no text is not in a VM file; the folder may be.
+            if let Ok(path) = folder.join(&disk.location).into_os_string().into_string() {
+                disk.location = path;
+            }
+        }
+        self
     }
 
     /// The text of a VM file that says the same.

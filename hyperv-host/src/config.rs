@@ -241,12 +241,13 @@ impl Config {
         Self::parse(&text, path)
     }
 
-    /// Checks the text of a configuration file; `path` is for messages.
+    /// Checks the text of a configuration file; `path` is for messages and relative paths, which are
+    /// taken from its folder.
     ///
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
+        let mut config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: source.into(),
         })?;
@@ -270,7 +271,22 @@ impl Config {
             range("migration.max_rounds", u64::from(migration.max_rounds), 1, 1000)?;
             range("migration.timeout_s", u64::from(migration.timeout_s), 1, 3600)?;
         }
+        if let Some(folder) = path.parent() {
+            config.paths().for_each(|path| *path = folder.join(&*path));
+        }
         Ok(config)
+    }
+
+    /// The paths that are taken from the folder of the file. Locations of disks and folders of kernels
+    /// are not: these must be absolute ([`crate::allowed::Allowed::of`]).
+    fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let host = [&mut self.host.state_dir, &mut self.host.control_socket];
+        let identity = self.migration.iter_mut().flat_map(|migration| {
+            [&mut migration.ca, &mut migration.certificate, &mut migration.key]
+        });
+        let servers = self.storage.servers.iter_mut();
+        let credentials = servers.filter_map(|server| server.credentials.as_mut());
+        host.into_iter().chain(identity).chain(credentials)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{str::FromStr, sync::Mutex, time::Duration};
 use vmm::platform::bus::lock;
 
 /// All points, in the order in which a move passes them.
-pub const POINTS: [&str; 20] = [
+pub const POINTS: [&str; 21] = [
     "target.accepted",
     "source.connected",
     "source.precopy",
@@ -29,6 +29,7 @@ pub const POINTS: [&str; 20] = [
     "target.settle",
     "target.settled",
     "source.running",
+    "source.gone",
     "target.forgotten",
 ];
 

@@ -14,7 +14,7 @@ use hyperv_host::{
     control,
     fault::{Fault, Faults},
     host::{Host, spawn, usable},
-    migrate::target,
+    migrate::{target, verdicts},
     recover::recover,
 };
 
@@ -67,6 +67,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     recover(&host)?;
     if let Some(migration) = migration {
         let host = host.clone();
+        let asking = host.clone();
+        spawn("migration/verdicts".into(), move || verdicts::clear(&asking));
         spawn("migration/accept".into(), move || target::serve(&host, &migration));
     }
     let serving = host.clone();

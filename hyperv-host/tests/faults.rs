@@ -1,7 +1,10 @@
 //! A move broken at every point, in every way: exactly one guest goes on, and no acknowledged
 //! write is lost.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use host_api::{Request, VmState};
 use test_support::host::{Console, HostProcess, PATIENCE, Payload};
@@ -129,6 +132,7 @@ fn broken(point: &str, action: &str, fate: Fate) -> bool {
         }
     };
     assert_eq!((line.get("verify_errors"), line.get("memory_errors")), (0, 0), "{line:?}");
+    nothing_is_left(dir.path());
     if fate == Fate::Afresh {
         let stop = Request::Stop { name: name.clone(), force: true, timeout_s: None };
         survivor.call(&stop).unwrap();
@@ -141,6 +145,20 @@ fn broken(point: &str, action: &str, fate: Fate) -> bool {
     let report = payload.verify(last.get("flushed"), last.get("seq"));
     assert_eq!(report.newer, 0);
     true
+}
+
+/// Nothing that was written for a move alone stays at either host.
+fn nothing_is_left(dir: &Path) {
+    let folders = ["a", "b"].map(|host| ["moves", "arriving"].map(|part| (host, part)));
+    let deadline = Instant::now() + PATIENCE;
+    for (host, part) in folders.into_iter().flatten() {
+        let folder = dir.join(host).join("state").join(part);
+        let left = || std::fs::read_dir(&folder).unwrap().flatten().collect::<Vec<_>>();
+        while !left().is_empty() {
+            assert!(Instant::now() < deadline, "{:?} are left", left());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 macro_rules! points {
@@ -186,5 +204,6 @@ points! {
     target_settle "target.settle" die Afresh drop Target stall Target;
     target_settled "target.settled" die Afresh drop Target stall Target;
     source_running "source.running" die Target drop Target stall Target;
+    source_gone "source.gone" die Target drop Target stall Target;
     target_forgotten "target.forgotten" die Afresh drop Target stall Target;
 }

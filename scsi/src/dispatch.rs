@@ -375,16 +375,14 @@ impl Call<'_> {
             SanitizeAction::Overwrite => self.overwrite_pattern(length)?,
             _ if length != 0 => return Err(Refusal::in_cdb(7, Some(7))),
             SanitizeAction::BlockErase => Pattern::Erase,
-            SanitizeAction::ExitFailureMode => return self.unit.sanitize.exit_failure(),
+            SanitizeAction::ExitFailureMode => {
+                let store = self.target.store.as_deref();
+                return self.unit.sanitize.exit_failure(self.unit.options.identity, store).await;
+            }
         };
-        let mut told = start_sanitize(self.unit, pattern)?;
+        let told = start_sanitize(self.unit, self.target.store.clone(), pattern).await?;
         self.target.tokens.all_changed(self.unit);
-        if immediate {
-            return Ok(());
-        }
-        let failed = Refusal::check(SenseKey::HardwareError, asc::INTERNAL_FAILURE);
-        let end = told.wait_for(Option::is_some).await.map_err(|_| failed)?;
-        end.unwrap_or(Err(failed))
+        if immediate { Ok(()) } else { told.end().await }
     }
 
     /// The parameter list of an overwrite (SBC-3 5.30.2.2).

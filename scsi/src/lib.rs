@@ -29,14 +29,15 @@ mod refusal;
 mod reports;
 mod reservation;
 mod sense;
+mod store;
 mod target;
 mod unit;
 mod units;
 
 pub use device::{Completion, Device, Lun, Nexus, Request, Status, TaskAttribute};
 pub use ports::{AccessState, Alua, PortGroup};
-pub use reservation::{ReservationStore, StoreFuture};
 pub use sense::{Sense, SenseKey};
+pub use store::{Kept, StoreFuture, UnitStore};
 pub use target::LunAccess;
 pub use unit::LogicalUnit;
 pub use units::{UnitInfo, Units, UnitsError, UnitsOptions};

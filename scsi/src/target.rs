@@ -11,7 +11,8 @@ use crate::{
     copy::{Results, Tokens},
     ports::Ports,
     reports::number_of,
-    reservation::{ReservationStore, Who, device_name},
+    reservation::{Who, device_name},
+    store::UnitStore,
     unit::Unit,
 };
 
@@ -34,7 +35,7 @@ pub(crate) struct Target {
     pub ports: Ports,
     pub tokens: Tokens,
     pub results: Results,
-    pub store: Option<Arc<dyn ReservationStore>>,
+    pub store: Option<Arc<dyn UnitStore>>,
 }
 
 impl fmt::Debug for Target {

@@ -15,9 +15,10 @@ use crate::{
     dispatch,
     inquiry::naa,
     ports::{AccessState, Alua, PortGroup, Ports},
-    reservation::{ReservationStore, Reservations},
+    reservation::Reservations,
+    store::{Kept, UnitStore},
     target::{LunAccess, Target},
-    unit::{LogicalUnit, Unit},
+    unit::{LogicalUnit, Unit, go_on_sanitizing, kept_sanitize},
 };
 
 /// Highest number of a logical unit.
@@ -33,8 +34,9 @@ pub struct UnitsOptions {
     pub alua: Alua,
     /// LUN masking.
     pub access: Arc<dyn LunAccess>,
-    /// Where reservations outlive the process. Without one, none can be asked to.
-    pub store: Option<Arc<dyn ReservationStore>>,
+    /// Where reservations and sanitize operations outlive the process. Without one, no reservation
+    /// can be asked to, and an operation ends with it.
+    pub store: Option<Arc<dyn UnitStore>>,
 }
 
 impl Default for UnitsOptions {
@@ -93,13 +95,19 @@ pub enum UnitsError {
     #[error("logical unit {0} is being sanitized")]
     Sanitizing(u16),
     /// What the store keeps cannot be read.
-    #[error("the reservations of logical unit {0} could not be read")]
+    #[error("what is kept of logical unit {0} could not be read")]
     Store(u16, #[source] io::Error),
     /// What the store keeps is no state of reservations.
     #[error(
         "what is kept of the reservations of logical unit {0} is damaged; remove it to go on without them"
     )]
     Damaged(u16),
+    /// What the store keeps is no sanitize operation.
+    #[error(
+        "what is kept of a sanitize operation of logical unit {0} is damaged; remove it, and sanitize \
+         the unit again if its data must be gone"
+    )]
+    DamagedSanitize(u16),
 }
 
 /// What [`Units::list`] tells of a logical unit.
@@ -145,8 +153,9 @@ impl Units {
         Self { target: Arc::new(target) }
     }
 
-    /// Adds a logical unit, with the reservations that the store keeps of it. Initiators that are
-    /// there are told by REPORTED LUNS DATA HAS CHANGED.
+    /// Adds a logical unit, with the reservations that the store keeps of it. A sanitize operation
+    /// that was under way when the process ended begins anew, and one that had failed still has.
+    /// Initiators that are there are told by REPORTED LUNS DATA HAS CHANGED.
     ///
     /// # Errors
     /// The number or identity is taken, the disk's geometry is none for SCSI, the store failed.
@@ -159,16 +168,19 @@ impl Units {
         if !matches!(sector, 512 | 4096) || geometry.size < u64::from(sector) {
             return Err(UnitsError::Geometry { size: geometry.size, sector });
         }
-        let kept = match &self.target.store {
-            Some(store) => {
-                store.load(unit.identity).await.map_err(|error| UnitsError::Store(number, error))?
-            }
-            None => None,
-        };
+        let (mut reservations, mut sanitize) = (None, None);
+        if let Some(store) = &self.target.store {
+            let failed = |error| UnitsError::Store(number, error);
+            reservations = store.load(unit.identity, Kept::Reservations).await.map_err(failed)?;
+            sanitize = store.load(unit.identity, Kept::Sanitize).await.map_err(failed)?;
+        }
         let reservations =
-            Reservations::restore(kept.as_deref()).ok_or(UnitsError::Damaged(number))?;
+            Reservations::restore(reservations.as_deref()).ok_or(UnitsError::Damaged(number))?;
+        let sanitize =
+            kept_sanitize(sanitize.as_deref()).ok_or(UnitsError::DamagedSanitize(number))?;
         let identity = unit.identity;
         let unit = Arc::new(Unit::new(number, unit, reservations));
+        let pattern = unit.sanitize.restore(sanitize, unit.read_only());
         {
             let mut units = self.target.units.write().unwrap_or_else(PoisonError::into_inner);
             if units.contains_key(&number) {
@@ -180,6 +192,10 @@ impl Units {
                 return Err(UnitsError::Identity(other.number));
             }
             units.insert(number, Arc::clone(&unit));
+        }
+        if let Some(pattern) = pattern {
+            tracing::info!(lun = number, "a sanitize operation that was cut short begins anew");
+            go_on_sanitizing(&unit, self.target.store.clone(), pattern);
         }
         self.target.tell_all(&unit, None, asc::POWER_ON);
         self.luns_changed();
@@ -206,6 +222,48 @@ impl Units {
         Ok(())
     }
 
+    /// Takes a logical unit out as [`Units::remove`] does, also while it is being sanitized: that
+    /// goes on when the unit is added again, if there is a store.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn close(&self, number: u16) -> Result<(), UnitsError> {
+        let unit = {
+            let units = self.target.units.read().unwrap_or_else(PoisonError::into_inner);
+            units.get(&number).cloned().ok_or(UnitsError::Missing(number))?
+        };
+        unit.sanitize.halt();
+        let _all = unit.ranges.alone(0, u64::MAX).await;
+        let mut units = self.target.units.write().unwrap_or_else(PoisonError::into_inner);
+        units.remove(&number).ok_or(UnitsError::Missing(number))?;
+        drop(units);
+        self.target.tokens.all_changed(&unit);
+        self.luns_changed();
+        Ok(())
+    }
+
+    /// Whether a logical unit can have another size at all now, and that one if it is known. A caller
+    /// that must close the disk to see its size asks before.
+    ///
+    /// # Errors
+    /// Those of [`Units::resize`].
+    pub fn may_resize(&self, number: u16, size: Option<u64>) -> Result<(), UnitsError> {
+        let unit = {
+            let units = self.target.units.read().unwrap_or_else(PoisonError::into_inner);
+            units.get(&number).cloned().ok_or(UnitsError::Missing(number))?
+        };
+        if unit.sanitize.running() {
+            return Err(UnitsError::Sanitizing(number));
+        }
+        let from = unit.disk().geometry().size;
+        match size {
+            Some(to) if to < from && !self.target.present().is_empty() => {
+                Err(UnitsError::Shrinks { number, from, to })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Gives a logical unit the same disk with another size, opened anew or seen anew by its
     /// caller. Initiators are told by CAPACITY DATA HAS CHANGED.
     ///
@@ -220,12 +278,7 @@ impl Units {
         if to.logical_sector != from.logical_sector || to.size < u64::from(to.logical_sector) {
             return Err(UnitsError::Geometry { size: to.size, sector: to.logical_sector });
         }
-        if unit.sanitize.running() {
-            return Err(UnitsError::Sanitizing(number));
-        }
-        if to.size < from.size && !self.target.present().is_empty() {
-            return Err(UnitsError::Shrinks { number, from: from.size, to: to.size });
-        }
+        self.may_resize(number, Some(to.size))?;
         unit.set_disk(disk);
         if to.size != from.size {
             self.target.tell_all(&unit, None, asc::CAPACITY_CHANGED);

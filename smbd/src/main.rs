@@ -185,7 +185,7 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
         server.recover()?;
         let asked = server.clone();
         let users = Box::new(move |path: &Path| smbd::admin::users_of(&asked, path));
-        let blocks = Arc::new(Iscsi::new(server.clone(), &state_dir, users)?);
+        let blocks = Arc::new(Iscsi::new(server.clone(), &state_dir, users));
         blocks.apply(iscsi).await;
         let portals = blocks.serve(bound.take_iscsi())?;
         let running = smbd::start_bound(server.clone(), bound)?;

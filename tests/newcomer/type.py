@@ -62,7 +62,13 @@ class Terminal:
         return said.decode(errors="replace")
 
 
+def files():
+    """All files of the checkout."""
+    return {os.path.join(folder, name) for folder, _, names in os.walk(".") for name in names}
+
+
 def main(document):
+    before = files()
     terminal, count = Terminal(), 0
     terminal.wait(DONE)
     for number, command in blocks(open(document).read()):
@@ -78,6 +84,8 @@ def main(document):
             # Nobody types the next line within the second.
             time.sleep(1.5)
         count += 1
+    if files() != before:
+        sys.exit(f"{document} leaves in the checkout: {sorted(files() ^ before)}")
     print(f"newcomer: PASS, {count} commands of {document}")
 
 

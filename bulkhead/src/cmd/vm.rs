@@ -113,6 +113,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 .with_context(|| format!("cannot read {}", file.display()))?;
             let definition =
                 VmDefinition::from_toml(&text).with_context(|| format!("{}", file.display()))?;
+            // The host has another working folder, and keeps the VM when the file is gone.
+            let place = std::path::absolute(&file)
+                .with_context(|| format!("where is {}?", file.display()))?;
+            let definition = match place.parent() {
+                Some(folder) => definition.beside(folder),
+                None => definition,
+            };
             let done = format!("created {}", definition.name);
             (Request::Create { definition }, done)
         }

@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize},
     },
+    time::Duration,
 };
 
 use disk_source::Prepared;
@@ -64,5 +65,34 @@ impl Arrivals {
     /// The VM that comes by this move.
     pub fn get(&self, id: &MoveId) -> Option<Arc<Arrival>> {
         lock(&self.0).get(id).cloned()
+    }
+}
+
+/// Tells that a verdict may have been left over.
+#[derive(Debug, Default)]
+pub struct Leftover {
+    noted: Mutex<bool>,
+    told: Condvar,
+}
+
+impl Leftover {
+    /// A connection has ended before its move's last word.
+    pub fn note(&self) {
+        *lock(&self.noted) = true;
+        self.told.notify_all();
+    }
+
+    /// Waits until something was noted, or for that long; whether something was.
+    pub fn wait(&self, limit: Option<Duration>) -> bool {
+        let noted = lock(&self.noted);
+        let quiet = |noted: &mut bool| !*noted;
+        let mut noted = match limit {
+            None => self.told.wait_while(noted, quiet).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => {
+                let waited = self.told.wait_timeout_while(noted, limit, quiet);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        std::mem::take(&mut *noted)
     }
 }

@@ -41,7 +41,7 @@ use vmm::platform::bus::lock;
 
 pub use self::error::HostError;
 use self::{
-    arrivals::Arrivals,
+    arrivals::{Arrivals, Leftover},
     lifecycle::FORCED,
     machine::Managed,
     records::{MoveId, Store},
@@ -81,6 +81,8 @@ pub struct Host {
     pub deciding: Mutex<Vec<MoveId>>,
     /// VMs being received.
     pub arrivals: Arrivals,
+    /// Tells of verdicts on moves that may have been left over.
+    pub leftover: Leftover,
     vms: Mutex<BTreeMap<VmName, Arc<Managed>>>,
     /// Memory kept for machines that are being made.
     reserved_mib: Mutex<u64>,
@@ -120,6 +122,7 @@ impl Host {
             faults,
             deciding: Mutex::default(),
             arrivals: Arrivals::default(),
+            leftover: Leftover::default(),
             vms: Mutex::default(),
             reserved_mib: Mutex::default(),
             shutting_down: AtomicBool::new(false),

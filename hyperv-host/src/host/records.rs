@@ -7,7 +7,7 @@
 //!  state_dir/vms/NAME/run.json       number of its last run (absent: numbered by the clock, or never)
 //!  state_dir/arriving/ID/vm.toml     a VM being received; counts only once …
 //!  state_dir/arriving/ID/run.json    … the number of its run here, beside it
-//!  state_dir/moves/ID.json           … its verdict says `ran`
+//!  state_dir/moves/ID.json           … its verdict says `ran`; the host that may ask for it
 //! ```
 
 use std::{
@@ -94,6 +94,16 @@ pub enum Verdict {
     Ran,
     /// It never ran here and never will.
     Refused,
+}
+
+/// A verdict as it is written down.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    /// With the migration address of the source.
+    Known { verdict: Verdict, source: String },
+    /// By a version of this program that left it to the source to ask.
+    Alone(Verdict),
 }
 
 /// The state folder of a host.
@@ -213,12 +223,13 @@ impl Store {
         sync(&self.root.join("arriving"))
     }
 
-    /// Writes down the verdict on a move.
+    /// Writes down the verdict on a move, with the migration address of its source.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn set_verdict(&self, id: &MoveId, verdict: Verdict) -> io::Result<()> {
-        write_json(&self.verdict_file(id), &verdict)
+    pub fn set_verdict(&self, id: &MoveId, verdict: Verdict, source: &str) -> io::Result<()> {
+        let source = source.to_owned();
+        write_json(&self.verdict_file(id), &Written::Known { verdict, source })
     }
 
     /// The verdict on a move, if there is one.
@@ -226,7 +237,29 @@ impl Store {
     /// # Errors
     /// What the file system says.
     pub fn verdict(&self, id: &MoveId) -> io::Result<Option<Verdict>> {
-        read_json(&self.verdict_file(id))
+        Ok(read_json(&self.verdict_file(id))?.map(|written| match written {
+            Written::Known { verdict, .. } | Written::Alone(verdict) => verdict,
+        }))
+    }
+
+    /// All moves on which there is a verdict and whose source is known, with its address.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn verdicts(&self) -> io::Result<Vec<(MoveId, String)>> {
+        let mut known = Vec::new();
+        for entry in fs::read_dir(self.root.join("moves"))? {
+            let path = entry?.path();
+            let id = path.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
+            let Some(Ok(id)) = id.map(MoveId::try_from) else { continue };
+            // It may be forgotten just now.
+            if let Some(Written::Known { source, .. }) = read_json(&path)?
+                && !source.is_empty()
+            {
+                known.push((id, source));
+            }
+        }
+        Ok(known)
     }
 
     /// Forgets a verdict that no one will ask for any more. While the VM is not settled the
@@ -410,7 +443,7 @@ mod tests {
         store.record(&"a".parse().unwrap(), &handed).unwrap();
         store.arrive(&ran, &definition("b"), 1).unwrap();
         store.arrive(&lost, &definition("c"), 1).unwrap();
-        store.set_verdict(&ran, Verdict::Ran).unwrap();
+        store.set_verdict(&ran, Verdict::Ran, "s:1").unwrap();
 
         let store = Store::open(dir.path()).unwrap();
         store.recover_arrivals().unwrap();
@@ -438,13 +471,26 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let id = MoveId::random().unwrap();
         store.arrive(&id, &definition("b"), 1).unwrap();
-        store.set_verdict(&id, Verdict::Ran).unwrap();
+        store.set_verdict(&id, Verdict::Ran, "s:1").unwrap();
         let early = store.forget_verdict(&id).unwrap_err();
         assert_eq!(early.kind(), io::ErrorKind::ResourceBusy);
         assert_eq!(store.verdict(&id).unwrap(), Some(Verdict::Ran));
         store.settle(&id, &definition("b")).unwrap();
         store.forget_verdict(&id).unwrap();
         assert_eq!(store.verdict(&id).unwrap(), None);
+    }
+
+    #[test]
+    fn verdicts_are_known_with_their_sources_also_those_of_earlier_versions() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let ids: Vec<MoveId> = (0..3).map(|_| MoveId::random().unwrap()).collect();
+        store.set_verdict(&ids[0], Verdict::Refused, "source:1").unwrap();
+        store.set_verdict(&ids[1], Verdict::Ran, "").unwrap();
+        fs::write(store.verdict_file(&ids[2]), r#""ran""#).unwrap();
+        assert_eq!(store.verdicts().unwrap(), [(ids[0].clone(), "source:1".to_owned())]);
+        let verdicts: Vec<_> = ids.iter().map(|id| store.verdict(id).unwrap()).collect();
+        assert_eq!(verdicts, [Some(Verdict::Refused), Some(Verdict::Ran), Some(Verdict::Ran)]);
     }
 
     #[test]
@@ -462,7 +508,7 @@ mod tests {
             let store = Store::open(dir.path()).unwrap();
             let id = MoveId::random().unwrap();
             store.arrive(&id, &definition("b"), 77).unwrap();
-            store.set_verdict(&id, Verdict::Ran).unwrap();
+            store.set_verdict(&id, Verdict::Ran, "").unwrap();
             for step in &cuts[..cut] {
                 step(&dir.path().join("vms/b"));
             }
@@ -497,7 +543,7 @@ mod tests {
         let ahead = first_run() + (1 << 60);
         let id = MoveId::random().unwrap();
         store.arrive(&id, &definition("b"), ahead).unwrap();
-        store.set_verdict(&id, Verdict::Ran).unwrap();
+        store.set_verdict(&id, Verdict::Ran, "s:1").unwrap();
         store.recover_arrivals().unwrap();
         assert_eq!(store.next_run(&"b".parse().unwrap()).unwrap(), ahead + Run::SPAN);
         // A clock that was set back, and one that is ahead of the records.

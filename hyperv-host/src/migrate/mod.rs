@@ -15,8 +15,8 @@
 //!  record HandedOver   ◄── the decision, durable
 //!  Commit                                     ──────► verdict `ran`, durable; opens the disks;
 //!                                             ◄────── Running     the guest runs here
-//!  Forget              ──────►                        settled before: its own records, durable;
-//!  forgets the VM                                     only then forgets the verdict
+//!  forgets the VM, durably                            settled meanwhile: its own records, durable
+//!  Forget                                     ──────► only then forgets the verdict
 //! ```
 //!
 //! Who goes on when something breaks:
@@ -32,13 +32,16 @@
 //!                             hears `given` (then it runs) or `never` (then it forgets).
 //!  target after its verdict   it runs, or, after a crash, is started afresh: the source does not.
 //!  target cannot open a disk  verdict `refused`, durable, then the source is told and goes on.
+//!  the last word is lost      the target asks the source until it hears that nothing there speaks
+//!                             of the move, and forgets its verdict.
 //! ```
 //!
 //! Both records are single files renamed into place before the message that depends on them is
 //! sent. An operator may end a doubt by `vm resolve` when one host will never come back.
 //!
 //! Modules: [`wire`] the stream's format, [`dial`] and [`door`] the way in, [`source`] and [`send`] the
-//! sending side, [`target`] and [`receive`] the receiving side, [`clock`] the difference of two hosts'
+//! sending side, [`target`] and [`receive`] the receiving side, [`verdicts`] what is left of moves that
+//! are over, [`clock`] the difference of two hosts'
 //! clocks. [`crate::tls`] says who may connect, [`crate::fault`] has the points where tests break a
 //! move.
 
@@ -49,6 +52,7 @@ pub mod receive;
 pub mod send;
 pub mod source;
 pub mod target;
+pub mod verdicts;
 pub mod wire;
 
 /// Why a move did not come about.

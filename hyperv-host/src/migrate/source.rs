@@ -61,6 +61,8 @@ struct Mover<'a, P> {
     options: MoveOptions,
     timeout: Duration,
     cutters: Vec<Cutter>,
+    /// The connection on which the target waits for the last word, once it has given its own.
+    last_word: Option<Stream>,
     /// How far the target's clock is ahead of this host's.
     offset: Option<Offset>,
     statistics: MoveStatistics,
@@ -108,6 +110,7 @@ pub fn move_vm(
         vm: &vm,
         timeout: Duration::from_secs(u64::from(config.timeout_s)),
         cutters: Vec::new(),
+        last_word: None,
         offset: None,
         statistics: MoveStatistics {
             id: id.as_str().to_owned(),
@@ -123,7 +126,7 @@ pub fn move_vm(
         progress,
     };
     let ending = mover.run();
-    let (paused, mut statistics) = (mover.paused, mover.statistics);
+    let (paused, mut statistics) = (mover.paused, std::mem::take(&mut mover.statistics));
     // A record of the hand-over answers from here on, or nothing does.
     lock(&host.deciding).retain(|deciding| *deciding != id);
     match ending {
@@ -133,7 +136,10 @@ pub fn move_vm(
                 vm = %name, downtime_ms = statistics.downtime_ms, total_ms = statistics.total_ms,
                 "moved"
             );
-            gone(host, &managed);
+            if gone(host, &managed) {
+                mover.fault("source.gone");
+                end(mover.last_word, &id);
+            }
             Ok(statistics)
         }
         Ending::Stays(error) => {
@@ -142,6 +148,7 @@ pub fn move_vm(
             statistics.outcome = why.clone();
             managed.update(|inner| inner.last_move = Some(statistics));
             stay(host, &managed, paused, &operation);
+            end(mover.last_word, &id);
             Err(HostError::NotMoved(why))
         }
         Ending::Doubt(error) => {
@@ -171,15 +178,36 @@ pub fn standing_of(host: &Host, id: &MoveId) -> Standing {
     if host.has_handed_over(id) { Standing::Given } else { Standing::Never }
 }
 
-/// The VM is the target's: ends what is here and forgets it.
-fn gone(host: &Arc<Host>, managed: &Arc<Managed>) {
+/// The last word of a move, when nothing here speaks of it any more: the target may forget what became
+/// of it. Where it does not hear that it asks.
+fn end(stream: Option<Stream>, id: &MoveId) {
+    if let Some(mut stream) = stream
+        && let Err(error) = send(&mut stream, &Message::Forget { id: id.clone() })
+    {
+        tracing::debug!(id = id.as_str(), error = chain(&error), "the last word of a move is lost");
+    }
+}
+
+/// The VM is the target's: ends what is here and forgets it. Whether it is forgotten: as long as a
+/// record speaks of it this host asks the target about it after a restart, and the answer must be
+/// there.
+fn gone(host: &Arc<Host>, managed: &Arc<Managed>) -> bool {
     if let Some(vm) = managed.update(|inner| inner.vm.take()) {
         host.tear_down(managed, &vm);
     }
     if let Err(error) = host.store.delete(managed.name()) {
-        tracing::error!(vm = %managed.name(), %error, "cannot forget a VM that was moved away");
+        tracing::error!(
+            vm = %managed.name(), %error,
+            "cannot forget a VM that was moved away; it is tried again at the next start"
+        );
+        managed.update(|inner| {
+            inner.state = VmState::InDoubt;
+            inner.reason = Some(format!("moved away; its record cannot be deleted here: {error}"));
+        });
+        return false;
     }
     host.remove(managed);
+    true
 }
 
 /// The VM stays: it runs on, with its disks opened again if they were closed.
@@ -252,14 +280,14 @@ pub fn resolve(
 ) {
     const LONGEST: Duration = Duration::from_secs(5);
     let mut pause = Duration::from_millis(100);
-    let stays = loop {
+    let (stays, stream) = loop {
         if let Some(run) = managed.update(|inner| inner.resolve.take()) {
-            break run;
+            break (run, None);
         }
         match ask(host, id, peer) {
-            Ok(Standing::Given) => break false,
-            Ok(Standing::Never) => break true,
-            Ok(Standing::Waiting) => {}
+            Ok((Standing::Given, stream)) => break (false, Some(stream)),
+            Ok((Standing::Never, stream)) => break (true, Some(stream)),
+            Ok((Standing::Waiting, _)) => {}
             Err(error) => {
                 tracing::debug!(vm = %managed.name(), error = chain(&error), "asking the target");
                 managed.update(|inner| {
@@ -273,13 +301,15 @@ pub fn resolve(
     tracing::info!(vm = %managed.name(), stays, "the hand-over is resolved");
     if stays {
         stay(host, managed, true, &operation);
-    } else {
-        gone(host, managed);
+    } else if !gone(host, managed) {
+        return;
     }
+    end(stream, id);
 }
 
-/// Asks the target about a hand-over; gives the word again if it waits for it.
-fn ask(host: &Host, id: &MoveId, peer: &str) -> Result<Standing, MoveError> {
+/// Asks the target about a hand-over; gives the word again if it waits for it. What it says comes with
+/// the connection on which it waits for the last word.
+fn ask(host: &Host, id: &MoveId, peer: &str) -> Result<(Standing, Stream), MoveError> {
     let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
     let mut stream = dial(tls, peer)?;
     send(&mut stream, &Message::Query { id: id.clone(), from_source: true })?;
@@ -289,16 +319,12 @@ fn ask(host: &Host, id: &MoveId, peer: &str) -> Result<Standing, MoveError> {
     if standing == Standing::Waiting {
         send(&mut stream, &Message::Commit { id: id.clone() })?;
         return match receive(&mut stream)? {
-            Message::Running => Ok(Standing::Given),
-            Message::RunFailed { .. } => Ok(Standing::Never),
+            Message::Running => Ok((Standing::Given, stream)),
+            Message::RunFailed { .. } => Ok((Standing::Never, stream)),
             _ => Err(MoveError::Protocol),
         };
     }
-    if standing == Standing::Given {
-        // Best effort: a verdict that is kept does no harm.
-        let _ = send(&mut stream, &Message::Forget { id: id.clone() });
-    }
-    Ok(standing)
+    Ok((standing, stream))
 }
 
 fn millis(since: Instant) -> f64 {
@@ -374,7 +400,9 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
             self.statistics.total_ms = millis(self.started);
             self.part("open and run", running);
             self.fault("source.running");
-            let _ = send(&mut control, &Message::Forget { id: self.id.clone() });
+        }
+        if !matches!(ending, Ending::Doubt(_)) {
+            self.last_word = Some(control);
         }
         ending
         // Dirty logging stops only here, when the log is dropped.

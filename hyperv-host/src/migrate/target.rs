@@ -106,7 +106,9 @@ fn connection(host: &Arc<Host>, socket: TcpStream, mut place: Place) -> Result<(
     match receive(&mut stream)? {
         Message::Hello(hello) => incoming(host, stream, *hello),
         Message::Join { id, token } => join(host, stream, &id, &token),
-        Message::Query { id, from_source: true } => query(host, stream, &id),
+        Message::Query { id, from_source: true } => {
+            query(host, stream, &id).inspect_err(|_| host.leftover.note())
+        }
         Message::Query { id, from_source: false } => {
             let standing = standing_of(host, &id);
             Ok(send(&mut stream, &Message::Standing { standing })?)
@@ -166,7 +168,7 @@ struct Settling<'a> {
     host: &'a Arc<Host>,
     arrival: &'a Arc<Arrival>,
     settled: MutexGuard<'a, bool>,
-    _operation: MutexGuard<'a, ()>,
+    operation: Option<MutexGuard<'a, ()>>,
 }
 
 impl Settling<'_> {
@@ -196,11 +198,21 @@ impl Settling<'_> {
 
 impl Drop for Settling<'_> {
     fn drop(&mut self) {
+        // Whoever waits for the settling takes the operation at once.
+        self.operation = None;
         self.arrival.managed.update(|inner| inner.settling = false);
     }
 }
 
-/// The source has heard that the VM runs here and will not ask again.
+/// Waits for the word that the source has settled the move, too.
+fn last_word(host: &Host, stream: &mut Stream, id: &MoveId) -> Result<(), MoveError> {
+    match receive(stream)? {
+        Message::Forget { id: known } if known == *id => forget_verdict(host, id),
+        _ => Err(MoveError::Protocol),
+    }
+}
+
+/// The source has heard what became of the VM and will not ask again.
 fn forget_verdict(host: &Host, id: &MoveId) -> Result<(), MoveError> {
     let arrival = host.arrivals.get(id);
     // Another connection may be settling it just now: this waits for that.
@@ -321,13 +333,9 @@ fn incoming(host: &Arc<Host>, mut stream: Stream, hello: Hello) -> Result<(), Mo
     });
     match word {
         Ok(Message::Commit { id }) if id == arrival.id => {
-            answer_commit(host, &mut stream, &arrival)?;
-            if let Message::Forget { id } = receive(&mut stream)?
-                && id == arrival.id
-            {
-                forget_verdict(host, &id)?;
-            }
-            Ok(())
+            let last = answer_commit(host, &mut stream, &arrival)
+                .and_then(|()| last_word(host, &mut stream, &arrival.id));
+            last.inspect_err(|_| host.leftover.note())
         }
         Ok(Message::Abort { id }) if id == arrival.id => {
             give_up(host, &arrival, "the source keeps it");
@@ -387,7 +395,7 @@ fn commit<'a>(
     }
     fault(host, arrival, "target.commit");
     let name = arrival.managed.name();
-    let ours = host.store.set_verdict(&arrival.id, Verdict::Ran);
+    let ours = host.store.set_verdict(&arrival.id, Verdict::Ran, &arrival.source);
     let opened = match ours {
         Ok(()) => {
             fault(host, arrival, "target.recorded");
@@ -398,7 +406,8 @@ fn commit<'a>(
     if let Err(why) = opened {
         tracing::error!(vm = %name, why, "a VM that was handed over cannot run here");
         // The source may take it back only after this is written.
-        while let Err(error) = host.store.set_verdict(&arrival.id, Verdict::Refused) {
+        let (id, source) = (&arrival.id, &arrival.source);
+        while let Err(error) = host.store.set_verdict(id, Verdict::Refused, source) {
             tracing::error!(vm = %name, %error, "cannot record the refusal");
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -412,7 +421,7 @@ fn commit<'a>(
     let settling = Settling {
         host,
         arrival,
-        _operation: arrival.managed.operate(),
+        operation: Some(arrival.managed.operate()),
         settled: lock(&arrival.settled),
     };
     arrival.vm.resume();
@@ -481,7 +490,7 @@ fn in_doubt(host: &Arc<Host>, arrival: &Arc<Arrival>, error: &MoveError) {
         let said = match managed.update(|inner| inner.resolve.take()) {
             Some(true) => Ok(Standing::Given),
             Some(false) => Ok(Standing::Never),
-            None => ask(host, arrival),
+            None => ask_source(host, &arrival.source, &arrival.id),
         };
         match said {
             Ok(Standing::Given) => {
@@ -503,12 +512,15 @@ fn in_doubt(host: &Arc<Host>, arrival: &Arc<Arrival>, error: &MoveError) {
             pause = (pause * 2).min(LONGEST);
         }
     }
+    // An operator may have settled it at the source, which does not ask then.
+    host.leftover.note();
 }
 
-fn ask(host: &Host, arrival: &Arrival) -> Result<Standing, MoveError> {
+/// Asks the source of a move, at its migration address, where that stands.
+pub(super) fn ask_source(host: &Host, source: &str, id: &MoveId) -> Result<Standing, MoveError> {
     let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
-    let mut stream = dial(tls, &arrival.source)?;
-    send(&mut stream, &Message::Query { id: arrival.id.clone(), from_source: false })?;
+    let mut stream = dial(tls, source)?;
+    send(&mut stream, &Message::Query { id: id.clone(), from_source: false })?;
     match receive(&mut stream)? {
         Message::Standing { standing } => Ok(standing),
         _ => Err(MoveError::Protocol),

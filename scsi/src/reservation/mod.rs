@@ -20,11 +20,15 @@ use std::sync::{
 
 pub(crate) use list::{Out, parse_out};
 pub(crate) use state::{Effects, Request, State, Who};
-pub use store::{ReservationStore, StoreFuture};
 use tokio::sync::Semaphore;
 pub(crate) use transport_id::device_name;
 
-use crate::{Nexus, SenseKey, asc, cdb::Access, refusal::Refusal};
+use crate::{
+    Nexus, SenseKey, asc,
+    cdb::Access,
+    refusal::Refusal,
+    store::{Kept, UnitStore},
+};
 
 /// The reservations of one logical unit.
 #[derive(Debug)]
@@ -154,7 +158,7 @@ impl Reservations {
         who: &Who,
         request: &Request,
         unit: [u8; 16],
-        store: Option<&dyn ReservationStore>,
+        store: Option<&dyn UnitStore>,
     ) -> Result<Effects, Refusal> {
         let failed = Refusal::check(SenseKey::HardwareError, asc::INTERNAL_FAILURE);
         let _turn = self.turn.acquire().await.map_err(|_| failed)?;
@@ -170,7 +174,7 @@ impl Reservations {
         let unsure = self.unsure.load(Ordering::Acquire);
         if let Some(store) = store.filter(|_| unsure || bytes != before) {
             self.unsure.store(true, Ordering::Release);
-            store.save(unit, &bytes).await.map_err(|error| {
+            store.save(unit, Kept::Reservations, &bytes).await.map_err(|error| {
                 tracing::error!(%error, "reservations could not be kept; the change is refused");
                 failed
             })?;

@@ -1,6 +1,6 @@
-//! Reservations that outlive a loss of power (APTPL, SPC-4 5.13.5).
+//! Reservations that outlive a loss of power (APTPL, SPC-4 5.13.5), as bytes for a store.
 
-use std::{future::Future, io, pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 use nom::{
     IResult, Parser,
@@ -10,20 +10,6 @@ use nom::{
 };
 
 use super::state::{Kind, MAX_REGISTRATIONS, Registration, Reservation, State, Who};
-
-/// The future of one operation of a store.
-pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
-
-/// Where reservations are kept while a target is not running. What is kept is opaque, at most
-/// some 80 KiB for a logical unit, and belongs to the 128-bit identity of it.
-pub trait ReservationStore: Send + Sync + 'static {
-    /// Keeps `state` in place of what was kept for `unit`; empty: nothing is to be kept. The
-    /// future ends when it is durable. Calls for one unit do not overlap.
-    fn save<'a>(&'a self, unit: [u8; 16], state: &'a [u8]) -> StoreFuture<'a, ()>;
-
-    /// What is kept for `unit`, if anything.
-    fn load(&self, unit: [u8; 16]) -> StoreFuture<'_, Option<Vec<u8>>>;
-}
 
 const VERSION: u8 = 1;
 const ALL: u32 = u32::MAX;

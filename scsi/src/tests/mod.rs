@@ -156,25 +156,29 @@ pub(crate) fn cdb16(code: u8, flags: u8, lba: u64, blocks: u32) -> Vec<u8> {
     cdb
 }
 
+/// Which unit's, and what of it.
+pub(crate) type Key = ([u8; 16], Kept);
+
 /// A store in memory that fails when told to.
 #[derive(Default)]
 pub(crate) struct MemStore {
-    pub kept: Mutex<HashMap<[u8; 16], Vec<u8>>>,
+    pub kept: Mutex<HashMap<Key, Vec<u8>>>,
     pub broken: std::sync::atomic::AtomicBool,
 }
 
-impl ReservationStore for MemStore {
-    fn save<'a>(&'a self, unit: [u8; 16], state: &'a [u8]) -> StoreFuture<'a, ()> {
+impl UnitStore for MemStore {
+    fn save<'a>(&'a self, unit: [u8; 16], kept: Kept, state: &'a [u8]) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             if self.broken.load(std::sync::atomic::Ordering::SeqCst) {
                 return Err(io::Error::other("broken"));
             }
-            self.kept.lock().expect("no panic").insert(unit, state.to_vec());
+            self.kept.lock().expect("no panic").insert((unit, kept), state.to_vec());
             Ok(())
         })
     }
 
-    fn load(&self, unit: [u8; 16]) -> StoreFuture<'_, Option<Vec<u8>>> {
-        Box::pin(async move { Ok(self.kept.lock().expect("no panic").get(&unit).cloned()) })
+    fn load(&self, unit: [u8; 16], kept: Kept) -> StoreFuture<'_, Option<Vec<u8>>> {
+        let found = self.kept.lock().expect("no panic").get(&(unit, kept)).cloned();
+        Box::pin(async move { Ok(found) })
     }
 }

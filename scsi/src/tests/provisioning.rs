@@ -179,3 +179,122 @@ fn sanitize_goes_on_through_resets_and_is_told_meanwhile() {
         assert!(matches!(bench.units.remove(0).await, Err(UnitsError::Sanitizing(0))));
     });
 }
+
+/// A set with the unit of the bench, as a process finds it that begins with this store.
+async fn begun_again(
+    store: &Arc<MemStore>,
+    disk: &Arc<dyn Disk>,
+    change: impl FnOnce(&mut LogicalUnit),
+) -> Bench {
+    let options = UnitsOptions { store: Some(store.clone()), ..UnitsOptions::default() };
+    let units = Units::new(options);
+    let mut unit = LogicalUnit::new(disk.clone(), [7; 16]);
+    unit.sanitize_rate = u64::MAX;
+    change(&mut unit);
+    units.add(0, unit).await.expect("there is none");
+    units.attach(&nexus(1));
+    let bench = Bench { units, file: Arc::default(), block: 512 };
+    bench.calm(1).await;
+    bench
+}
+
+async fn ready(bench: &Bench) {
+    while bench.send(1, &[0; 6], &[]).await.code() == BUSY {
+        tokio::task::yield_now().await;
+    }
+}
+
+const BUSY: Option<(SenseKey, u16)> = Some((SenseKey::NotReady, asc::SANITIZE_IN_PROGRESS));
+const SANITIZE: Key = ([7; 16], Kept::Sanitize);
+
+fn kept(store: &MemStore) -> Vec<u8> {
+    store.kept.lock().expect("no panic").get(&SANITIZE).cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_sanitize_that_a_process_left_is_carried_out_by_the_next() {
+    run(async {
+        let (file, disk) = disk(BLOCKS, 512).await;
+        file.write_at(0, &vec![9; (BLOCKS * 512) as usize]).await.expect("it fits");
+        let store = Arc::new(MemStore::default());
+        let slow = |unit: &mut LogicalUnit| unit.sanitize_rate = 1;
+        let first = begun_again(&store, &disk, slow).await;
+        let list = overwrite(&[0xab], 2);
+        first.send(1, &[0x48, 0x81, 0, 0, 0, 0, 0, 0, 5, 0], &list).await.good();
+        assert!(!kept(&store).is_empty(), "it is kept before it is acknowledged");
+        // The process ends: it stops where it is.
+        first.units.close(0).await.expect("it is there");
+        let kept_then = kept(&store);
+        assert!(!kept_then.is_empty());
+        // One that is as slow shows that the unit is not ready from the first command on.
+        let second = begun_again(&store, &disk, slow).await;
+        assert_eq!(second.send(1, &cdb16(0x88, 0, 0, 1), &[]).await.code(), BUSY);
+        assert!(second.units.list()[0].sanitizing);
+        second.units.close(0).await.expect("it is there");
+        let third = begun_again(&store, &disk, |_| {}).await;
+        ready(&third).await;
+        let all = third.send(1, &cdb16(0x88, 0, 0, BLOCKS as u32), &[]).await.good();
+        assert!(all.iter().all(|byte| *byte == 0xab));
+        assert!(kept(&store).is_empty(), "it is not carried out again");
+        third.send(1, &cdb16(0x8a, 0, 0, 1), &third.of(1, 1)).await.good();
+        let fourth = begun_again(&store, &disk, |_| {}).await;
+        assert_eq!(fourth.send(1, &cdb16(0x88, 0, 0, 1), &[]).await.good(), fourth.of(1, 1));
+    });
+}
+
+#[test]
+fn a_sanitize_that_failed_has_failed_until_somebody_says_so() {
+    run(async {
+        let (file, disk) = disk(BLOCKS, 512).await;
+        let store = Arc::new(MemStore::default());
+        let failed = Some((SenseKey::MediumError, asc::SANITIZE_FAILED));
+        {
+            let whole: Arc<dyn Disk> = Arc::new(
+                RawDisk::open(Arc::new(file.read_only_copy()), 512).await.expect("a disk"),
+            );
+            // What was begun on a disk that cannot be written by now has failed.
+            let begun = begun_again(&store, &disk, |unit| unit.sanitize_rate = 1).await;
+            begun.send(1, &[0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0], &[]).await;
+            begun.units.close(0).await.expect("it is there");
+            store.kept.lock().expect("no panic").insert(SANITIZE, vec![1, 0, 0]);
+            let now = begun_again(&store, &whole, |_| {}).await;
+            assert_eq!(now.send(1, &[0; 6], &[]).await.code(), failed);
+        }
+        store.kept.lock().expect("no panic").insert(SANITIZE, vec![1, 1, 0]);
+        for _ in 0..2 {
+            let now = begun_again(&store, &disk, |_| {}).await;
+            for cdb in [vec![0; 6], cdb16(0x88, 0, 0, 1)] {
+                assert_eq!(now.send(1, &cdb, &[]).await.code(), failed);
+            }
+        }
+        let now = begun_again(&store, &disk, |_| {}).await;
+        // As long as that cannot be kept it has not happened.
+        store.broken.store(true, std::sync::atomic::Ordering::SeqCst);
+        let refused = now.send(1, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], &[]).await;
+        assert_eq!(refused.code().map(|it| it.0), Some(SenseKey::HardwareError));
+        assert_eq!(now.send(1, &[0; 6], &[]).await.code(), failed);
+        store.broken.store(false, std::sync::atomic::Ordering::SeqCst);
+        now.send(1, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], &[]).await.good();
+        now.send(1, &[0; 6], &[]).await.good();
+        begun_again(&store, &disk, |_| {}).await.send(1, &[0; 6], &[]).await.good();
+    });
+}
+
+#[test]
+fn a_sanitize_that_cannot_be_kept_is_refused_and_damage_is_named() {
+    run(async {
+        let (file, disk) = disk(BLOCKS, 512).await;
+        file.write_at(0, &[9; 512]).await.expect("it fits");
+        let store = Arc::new(MemStore::default());
+        let bench = begun_again(&store, &disk, |_| {}).await;
+        store.broken.store(true, std::sync::atomic::Ordering::SeqCst);
+        let refused = bench.send(1, &[0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0], &[]).await;
+        assert_eq!(refused.code().map(|it| it.0), Some(SenseKey::HardwareError));
+        assert_eq!(bench.send(1, &cdb16(0x88, 0, 0, 1), &[]).await.good(), bench.of(9, 1));
+        store.broken.store(false, std::sync::atomic::Ordering::SeqCst);
+        store.kept.lock().expect("no panic").insert(SANITIZE, vec![7]);
+        let options = UnitsOptions { store: Some(store.clone()), ..UnitsOptions::default() };
+        let added = Units::new(options).add(0, LogicalUnit::new(disk, [7; 16])).await;
+        assert!(matches!(added, Err(UnitsError::DamagedSanitize(0))));
+    });
+}

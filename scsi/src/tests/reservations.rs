@@ -5,6 +5,9 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::asc;
 
+/// Where the reservations of the bench's unit are kept.
+const KEY: Key = ([7; 16], Kept::Reservations);
+
 fn out(action: u8, kind: u8) -> [u8; 10] {
     [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0]
 }
@@ -125,9 +128,9 @@ fn reservations_that_are_to_outlive_power_are_durable_before_the_answer() {
         assert_eq!(next.may(2).await, (false, false));
         store.broken.store(false, Ordering::SeqCst);
         next.send(1, &out(3, 0), &list(1, 0, 0)).await.good();
-        assert_eq!(store.kept.lock().expect("no panic").get(&[7; 16]), Some(&Vec::new()));
+        assert_eq!(store.kept.lock().expect("no panic").get(&KEY), Some(&Vec::new()));
         // What is damaged is a reason to say so.
-        store.kept.lock().expect("no panic").insert([7; 16], vec![1, 2, 3]);
+        store.kept.lock().expect("no panic").insert(KEY, vec![1, 2, 3]);
         let (_, disk) = disk(8, 512).await;
         let added = Units::new(options()).add(0, LogicalUnit::new(disk, [7; 16])).await;
         assert!(matches!(added, Err(UnitsError::Damaged(0))));
@@ -229,10 +232,10 @@ struct SlowStore {
     slow: std::sync::atomic::AtomicBool,
 }
 
-impl ReservationStore for SlowStore {
-    fn save<'a>(&'a self, unit: [u8; 16], state: &'a [u8]) -> StoreFuture<'a, ()> {
+impl UnitStore for SlowStore {
+    fn save<'a>(&'a self, unit: [u8; 16], kept: Kept, state: &'a [u8]) -> StoreFuture<'a, ()> {
         Box::pin(async move {
-            self.inner.save(unit, state).await?;
+            self.inner.save(unit, kept, state).await?;
             if self.slow.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
@@ -240,8 +243,8 @@ impl ReservationStore for SlowStore {
         })
     }
 
-    fn load(&self, unit: [u8; 16]) -> StoreFuture<'_, Option<Vec<u8>>> {
-        self.inner.load(unit)
+    fn load(&self, unit: [u8; 16], kept: Kept) -> StoreFuture<'_, Option<Vec<u8>>> {
+        self.inner.load(unit, kept)
     }
 }
 
@@ -252,7 +255,7 @@ fn a_change_that_was_aborted_does_not_stay_in_the_store() {
         let options = UnitsOptions { store: Some(store.clone()), ..UnitsOptions::default() };
         let bench = Bench::with(512, options, |_| {}).await;
         bench.send(1, &out(6, 0), &list(0, 1, 1)).await.good();
-        let kept = || store.inner.kept.lock().expect("no panic").get(&[7; 16]).cloned();
+        let kept = || store.inner.kept.lock().expect("no panic").get(&KEY).cloned();
         let before = kept();
         store.slow.store(true, Ordering::SeqCst);
         {

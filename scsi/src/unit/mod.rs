@@ -17,7 +17,9 @@ pub(crate) use attention::Attentions;
 use block_io::Disk;
 pub(crate) use mode::{Mode, Shape};
 pub(crate) use range_lock::RangeLock;
-pub(crate) use sanitize::{Pattern, Sanitize, start as start_sanitize};
+pub(crate) use sanitize::{
+    Pattern, Sanitize, go_on as go_on_sanitizing, kept as kept_sanitize, start as start_sanitize,
+};
 
 use crate::{
     SenseKey, asc,

@@ -1,12 +1,12 @@
 //! SANITIZE (SBC-3 4.11, 5.30): every block is written over or erased, whatever becomes of the
-//! command, its nexus or resets meanwhile.
+//! command, its nexus, resets or the process meanwhile.
 //!
 //! ```text
-//!            ┌── done ──────────────┐
-//!            ▼                      │
-//!  idle ── SANITIZE ──► in progress ┤
-//!                            ▲      └── failed ──► failed ── EXIT FAILURE MODE ──► idle
-//!                            └──────── SANITIZE ──────┘
+//!            ┌── done, not kept any more ───┐
+//!            ▼                              │
+//!  idle ── SANITIZE ──► kept ──► in progress ┤◄── the process ended: it begins anew
+//!                                  ▲        └── failed, kept ──► failed ── EXIT FAILURE MODE ──► idle
+//!                                  └──────────── SANITIZE ─────────┘
 //! ```
 
 use std::{
@@ -18,12 +18,18 @@ use std::{
 };
 
 use block_io::Disk;
+use nom::{
+    IResult, Parser,
+    bytes::complete::take,
+    number::complete::{be_u8, be_u16},
+};
 use tokio::{sync::watch, time::Instant};
 
 use super::Unit;
 use crate::{
     Sense, SenseKey, asc,
     refusal::{Done, Refusal},
+    store::{Kept, UnitStore},
 };
 
 const IDLE: u8 = 0;
@@ -33,16 +39,24 @@ const FAILED: u8 = 2;
 /// Bytes of one step.
 const STEP: u64 = 1 << 20;
 
+/// What the first byte of what is kept says.
+const VERSION: u8 = 1;
+
+/// An answer to what the store could not keep.
+const UNKEPT: Refusal = Refusal::check(SenseKey::HardwareError, asc::INTERNAL_FAILURE);
+
 /// Where a sanitize operation stands.
 #[derive(Debug, Default)]
 pub(crate) struct Sanitize {
     phase: AtomicU8,
     /// Of 65536 parts how many are done.
     progress: AtomicU16,
+    /// It is to stop where it is: the process ends, or the unit goes.
+    halted: watch::Sender<bool>,
 }
 
 /// What blocks are left with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Pattern {
     /// Nothing: they are deallocated.
     Erase,
@@ -84,51 +98,217 @@ impl Sanitize {
     /// EXIT FAILURE MODE.
     ///
     /// # Errors
-    /// One is in progress.
-    pub(crate) fn exit_failure(&self) -> Done {
-        let _ = self.phase.compare_exchange(FAILED, IDLE, Ordering::AcqRel, Ordering::Acquire);
+    /// One is in progress; the store failed, and then it is as it was.
+    pub(crate) async fn exit_failure(&self, unit: [u8; 16], store: Option<&dyn UnitStore>) -> Done {
+        if self.phase.load(Ordering::Acquire) == FAILED {
+            if let Some(store) = store {
+                store.save(unit, Kept::Sanitize, &[]).await.map_err(|error| unkept(&error))?;
+            }
+            let _ = self.phase.compare_exchange(FAILED, IDLE, Ordering::AcqRel, Ordering::Acquire);
+        }
         self.check()
     }
 
-    fn begin(&self) -> Done {
-        let began = |from| {
-            self.phase.compare_exchange(from, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        };
-        if began(IDLE) || began(FAILED) {
-            self.progress.store(0, Ordering::Relaxed);
-            return Ok(());
+    /// The phase that it began in.
+    fn begin(&self) -> Result<u8, Refusal> {
+        for from in [IDLE, FAILED] {
+            let begun =
+                self.phase.compare_exchange(from, RUNNING, Ordering::AcqRel, Ordering::Acquire);
+            if begun.is_ok() {
+                self.progress.store(0, Ordering::Relaxed);
+                return Ok(from);
+            }
         }
         Err(Refusal::Check(self.in_progress()))
     }
+
+    /// Takes up what was kept of it; the pattern if it is to go on. What must not be written any
+    /// more cannot be sanitized.
+    pub(crate) fn restore(&self, kept: Option<Operation>, read_only: bool) -> Option<Pattern> {
+        let Operation { failed, pattern } = kept?;
+        let failed = failed || read_only;
+        self.phase.store(if failed { FAILED } else { RUNNING }, Ordering::Release);
+        (!failed).then_some(pattern)
+    }
+
+    /// What is under way stops where it is, and what is kept of it stays.
+    pub(crate) fn halt(&self) {
+        self.halted.send_replace(true);
+    }
 }
 
-/// Begins an operation that goes on by itself; the receiver holds its end when there is one.
+/// An operation as it is kept.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Operation {
+    failed: bool,
+    pattern: Pattern,
+}
+
+impl Operation {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION, u8::from(self.failed)];
+        match &self.pattern {
+            Pattern::Erase => out.push(0),
+            Pattern::Overwrite { bytes, times, invert } => {
+                out.extend([1, *times, u8::from(*invert)]);
+                out.extend((bytes.len() as u16).to_be_bytes());
+                out.extend(bytes);
+            }
+        }
+        out
+    }
+}
+
+fn operation(input: &[u8]) -> IResult<&[u8], Option<Operation>> {
+    let (rest, (version, failed, kind)) = (be_u8, be_u8, be_u8).parse(input)?;
+    let (rest, pattern) = match kind {
+        0 => (rest, Pattern::Erase),
+        _ => {
+            let (rest, (times, invert, length)) = (be_u8, be_u8, be_u16).parse(rest)?;
+            let (rest, bytes) = take(length)(rest)?;
+            (rest, Pattern::Overwrite { bytes: bytes.to_vec(), times, invert: invert != 0 })
+        }
+    };
+    let possible = match &pattern {
+        Pattern::Erase => true,
+        Pattern::Overwrite { bytes, times, .. } => !bytes.is_empty() && *times > 0,
+    };
+    let known = version == VERSION && failed < 2 && kind < 2 && possible && rest.is_empty();
+    Ok((rest, known.then_some(Operation { failed: failed == 1, pattern })))
+}
+
+/// What a store kept of an operation, if anything; `None` for bytes that are no operation.
+pub(crate) fn kept(bytes: Option<&[u8]>) -> Option<Option<Operation>> {
+    match bytes.unwrap_or_default() {
+        [] => Some(None),
+        bytes => operation(bytes).ok()?.1.map(Some),
+    }
+}
+
+fn unkept(error: &std::io::Error) -> Refusal {
+    tracing::error!(%error, "what becomes of a sanitize operation could not be kept");
+    UNKEPT
+}
+
+/// How far an operation is.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Asked,
+    /// It goes on whatever happens.
+    Begun,
+    Ended(Done),
+}
+
+/// An operation that goes on by itself.
+#[derive(Debug)]
+pub(crate) struct Started(watch::Receiver<Stage>);
+
+impl Started {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// What it failed with.
+    pub(crate) async fn end(mut self) -> Done {
+        match *self
+            .0
+            .wait_for(|stage| matches!(stage, Stage::Ended(_)))
+            .await
+            .map_err(|_| UNKEPT)?
+        {
+            Stage::Ended(end) => end,
+            _ => Err(UNKEPT),
+        }
+    }
+}
+
+/// Begins an operation. It outlives its command from the first moment, and the process when this has
+/// ended.
 ///
 /// # Errors
-/// One is in progress.
-pub(crate) fn start(
+/// One is in progress, or it could not be kept.
+pub(crate) async fn start(
     unit: &Arc<Unit>,
+    store: Option<Arc<dyn UnitStore>>,
     pattern: Pattern,
-) -> Result<watch::Receiver<Option<Done>>, Refusal> {
-    unit.sanitize.begin()?;
-    let (tell, told) = watch::channel(None);
+) -> Result<Started, Refusal> {
+    let before = unit.sanitize.begin()?;
+    let (tell, mut told) = watch::channel(Stage::Asked);
     let unit = Arc::clone(unit);
     tokio::spawn(async move {
+        let operation = Operation { failed: false, pattern };
+        if let Err(refusal) = keep(&unit, store.as_deref(), &operation.encode()).await {
+            // If it got there all the same it must not be carried out at the next start.
+            let back = match before {
+                FAILED => Operation { failed: true, pattern: operation.pattern }.encode(),
+                _ => Vec::new(),
+            };
+            let _ = keep(&unit, store.as_deref(), &back).await;
+            unit.sanitize.phase.store(before, Ordering::Release);
+            tell.send_replace(Stage::Ended(Err(refusal)));
+            return;
+        }
+        tell.send_replace(Stage::Begun);
+        carry_out(&unit, store.as_deref(), operation.pattern, &tell).await;
+    });
+    match *told.wait_for(|stage| !matches!(stage, Stage::Asked)).await.map_err(|_| UNKEPT)? {
+        Stage::Ended(Err(refusal)) if refusal == UNKEPT => return Err(refusal),
+        _ => {}
+    }
+    Ok(Started(told))
+}
+
+/// Goes on with an operation that an earlier process began: from the begin, since it is not known
+/// how far that came.
+pub(crate) fn go_on(unit: &Arc<Unit>, store: Option<Arc<dyn UnitStore>>, pattern: Pattern) {
+    let unit = Arc::clone(unit);
+    tokio::spawn(async move {
+        let (tell, _) = watch::channel(Stage::Begun);
+        carry_out(&unit, store.as_deref(), pattern, &tell).await;
+    });
+}
+
+async fn keep(unit: &Unit, store: Option<&dyn UnitStore>, state: &[u8]) -> Done {
+    match store {
+        None => Ok(()),
+        Some(store) => {
+            let kept = store.save(unit.options.identity, Kept::Sanitize, state).await;
+            kept.map_err(|error| unkept(&error))
+        }
+    }
+}
+
+async fn carry_out(
+    unit: &Unit,
+    store: Option<&dyn UnitStore>,
+    pattern: Pattern,
+    tell: &watch::Sender<Stage>,
+) {
+    let mut halted = unit.sanitize.halted.subscribe();
+    let work = async {
         // Commands that were under way are over before anything is wiped.
         let guard = unit.ranges.alone(0, u64::MAX).await;
-        let end = run(&unit, &pattern).await;
+        let end = run(unit, &pattern).await;
         drop(guard);
-        let phase = match end {
-            Ok(()) => IDLE,
-            Err(refusal) => {
-                tracing::error!(?refusal, lun = unit.number, "a sanitize operation failed");
-                FAILED
-            }
-        };
-        unit.sanitize.phase.store(phase, Ordering::Release);
-        tell.send_replace(Some(end));
-    });
-    Ok(told)
+        end
+    };
+    let mut end = tokio::select! {
+        _ = halted.wait_for(|halted| *halted) => return,
+        end = work => end,
+    };
+    // What is still kept after a success would be carried out again at the next start, over what was
+    // written by then.
+    if end.is_ok() {
+        end = keep(unit, store, &[]).await;
+    }
+    if let Err(refusal) = end {
+        tracing::error!(?refusal, lun = unit.number, "a sanitize operation failed");
+        let failed = Operation { failed: true, pattern };
+        // If that cannot be kept it is carried out again, which harms nothing: nothing was written.
+        let _ = keep(unit, store, &failed.encode()).await;
+    }
+    let phase = if end.is_ok() { IDLE } else { FAILED };
+    unit.sanitize.phase.store(phase, Ordering::Release);
+    tell.send_replace(Stage::Ended(end));
 }
 
 async fn run(unit: &Unit, pattern: &Pattern) -> Done {
@@ -184,4 +364,37 @@ fn filled(pattern: &[u8], block: usize, turned: bool) -> Vec<u8> {
     let turn = if turned { 0xff } else { 0 };
     let one: Vec<u8> = pattern.iter().cycle().take(block).map(|byte| byte ^ turn).collect();
     one.iter().copied().cycle().take(STEP as usize).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_kept_comes_back(
+            failed in any::<bool>(),
+            invert in any::<bool>(),
+            times in 1u8..32,
+            bytes in proptest::collection::vec(any::<u8>(), 1..600),
+        ) {
+            for pattern in [Pattern::Erase, Pattern::Overwrite { bytes: bytes.clone(), times, invert }] {
+                let encoded = Operation { failed, pattern: pattern.clone() }.encode();
+                prop_assert_eq!(kept(Some(&encoded)), Some(Some(Operation { failed, pattern })));
+                for end in 1..encoded.len() {
+                    prop_assert_eq!(kept(Some(&encoded[..end])), None);
+                }
+            }
+            prop_assert_eq!(kept(None), Some(None));
+        }
+
+        #[test]
+        fn any_bytes_are_an_operation_or_none(
+            bytes in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let _ = kept(Some(&bytes));
+        }
+    }
 }

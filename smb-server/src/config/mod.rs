@@ -252,7 +252,7 @@ impl Config {
         Ok(Self {
             listen: file.server.listen,
             name: file.server.name,
-            state_dir: file.server.state_dir,
+            state_dir: check.relative(&file.server.state_dir),
             metrics: file.server.metrics,
             secrets: check.secrets(),
             user: file.server.user,

@@ -161,7 +161,7 @@ pub struct Lun {
     pub thin: Option<bool>,
     /// Writes are done before they are durable, until the initiator asks for that.
     pub write_cache: bool,
-    /// The identity, if it is not to be made of the target's name and the number.
+    /// The identity, if it is not to be the image's own, or made of the target's name and the number.
     pub id: Option<[u8; 16]>,
     /// What it is called, up to 16 characters.
     pub product: Option<String>,
@@ -399,7 +399,7 @@ impl Check<'_> {
 }
 
 /// The bytes of a UUID in its usual form, with hyphens or without.
-fn identity(text: &str) -> Result<[u8; 16], ()> {
+pub(super) fn identity(text: &str) -> Result<[u8; 16], ()> {
     let digits: String = text.chars().filter(|c| *c != '-').collect();
     if digits.len() != 32 || !digits.is_ascii() {
         return Err(());

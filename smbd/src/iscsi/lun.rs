@@ -33,6 +33,7 @@ pub(super) struct Disks(Source);
 pub(super) struct Opened {
     lun: Lun,
     disk: Arc<dyn Disk>,
+    identity: [u8; 16],
 }
 
 impl Disks {
@@ -48,8 +49,49 @@ impl Disks {
     /// What is wrong with it, or who has it.
     pub(super) async fn open(&self, target: &str, lun: &Lun) -> Result<Opened, String> {
         let disk = self.disk(lun).await?;
+        let identity = match lun.id {
+            Some(id) => id,
+            None => match self.own_identity(lun).await {
+                Ok(own) => own.unwrap_or_else(|| identity(target, lun.number)),
+                Err(why) => {
+                    let _ = disk.close().await;
+                    return Err(why);
+                }
+            },
+        };
         tracing::info!(target, lun = lun.number, path = %lun.path.display(), "a LUN is served");
-        Ok(Opened { lun: lun.clone(), disk })
+        Ok(Opened { lun: lun.clone(), disk, identity })
+    }
+
+    /// What the image says that it is: the virtual disk identifier of a VHDX (MS-VHDX 2.6.2.3), the
+    /// unique identifier of a VHD. Other formats say nothing.
+    async fn own_identity(&self, lun: &Lun) -> Result<Option<[u8; 16]>, String> {
+        let look = || async {
+            let location = location(&lun.path)?;
+            self.0.open(location, Claim::Look).await.map_err(|error| explained(&error))
+        };
+        let found = match lun.format.format {
+            Format::Vhdx => vhd::vhdx::identity(look().await?).await.map(|found| found.disk_id),
+            Format::Vhd => vhd::classic::info(look().await?).await.map(|found| found.id),
+            _ => return Ok(None),
+        };
+        let id = found.map_err(|error| explained(&error))?;
+        // The bytes as `bulkhead disk info` prints them, so that `id` can say the same.
+        Ok(if id.is_zero() { None } else { super::config::identity(&id.to_string()).ok() })
+    }
+
+    /// How large the disk of a LUN is now, if that can be seen while it is served.
+    ///
+    /// # Errors
+    /// It cannot be opened any more.
+    pub(super) async fn size(&self, opened: &Opened) -> Result<Option<u64>, String> {
+        let location = location(&opened.lun.path)?;
+        let file = self.0.open(location, Claim::Look).await.map_err(|e| explained(&e))?;
+        if opened.lun.format.format != Format::Raw {
+            return Ok(None);
+        }
+        let len = file.len().await.map_err(|error| error.to_string())?;
+        Ok(Some(len / u64::from(opened.lun.sector) * u64::from(opened.lun.sector)))
     }
 
     async fn disk(&self, lun: &Lun) -> Result<Arc<dyn Disk>, String> {
@@ -88,11 +130,15 @@ impl Opened {
         self.disk = disk;
     }
 
+    /// The identity that initiators know it by.
+    pub(super) fn identity(&self) -> [u8; 16] {
+        self.identity
+    }
+
     /// What initiators meet.
-    pub(super) fn unit(&self, target: &str) -> LogicalUnit {
+    pub(super) fn unit(&self) -> LogicalUnit {
         let lun = &self.lun;
-        let identity = lun.id.unwrap_or_else(|| identity(target, lun.number));
-        let unit = LogicalUnit::new(self.disk.clone(), identity);
+        let unit = LogicalUnit::new(self.disk.clone(), self.identity);
         LogicalUnit {
             read_only: lun.read_only,
             thin: lun.thin.unwrap_or(unit.thin),
@@ -113,8 +159,8 @@ impl Opened {
     }
 }
 
-/// The identity of a LUN whose configuration names none: the same as long as it has that number in
-/// that target.
+/// The identity of a LUN for which neither its configuration nor its image has one: the same as long
+/// as it has that number in that target.
 fn identity(target: &str, number: u16) -> [u8; 16] {
     let mut hash = digest::Context::new(&digest::SHA256);
     hash.update(b"bulkhead logical unit\0");

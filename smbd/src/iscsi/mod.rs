@@ -4,31 +4,35 @@
 //! ```text
 //!  [iscsi], [[target]] ─► config ─► Iscsi::apply ─► scsi::Units of each target ─► iscsi::Service
 //!                                       │                    │
-//!                            disk-source: path ► image       └─ reservations ─► state store
+//!                            disk-source: path ► image       └─ unit_state ─► state store
 //! ```
 
 pub mod config;
 mod lun;
-mod reservations;
 mod strangers;
+mod unit_state;
 
 use std::{
     collections::BTreeMap,
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
 use iscsi::{Guard, Service, ServiceConfig, SessionInfo};
 use scsi::{UnitInfo, Units, UnitsOptions};
 use smb_server::Server;
-use tokio::{net::TcpListener, sync::Mutex, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, OnceCell},
+    task::JoinSet,
+};
 
 use self::{
     config::{IscsiConfig, Target},
     lun::{Disks, Opened},
-    reservations::Reservations,
     strangers::Strangers,
+    unit_state::UnitState,
 };
 
 /// The portal group of all listeners.
@@ -36,6 +40,13 @@ const PORTAL_GROUP: u16 = 1;
 
 /// Who sees which LUN of a target: a LUN that is not named is seen by all.
 type Masks = Arc<RwLock<BTreeMap<u16, Vec<String>>>>;
+
+/// Identities of LUNs, with what each is and the path of its image.
+type Identities = BTreeMap<[u8; 16], (String, String)>;
+
+/// What to do about two LUNs that are one disk to initiators.
+const SET_ID: &str =
+    "give one an id of its own, or its image one by `bulkhead disk set --disk-id new`";
 
 /// Tells who among the file server's users has an image open.
 pub type Users = Box<dyn Fn(&Path) -> Vec<String> + Send + Sync>;
@@ -50,7 +61,9 @@ struct Served {
 /// The iSCSI service of the daemon.
 pub struct Iscsi {
     service: Service<Units>,
-    reservations: Arc<Reservations>,
+    state_dir: PathBuf,
+    /// Opened with the first target: who serves none does not depend on it.
+    state: OnceCell<Arc<UnitState>>,
     disks: Disks,
     users: Users,
     served: Mutex<BTreeMap<String, Served>>,
@@ -66,25 +79,24 @@ pub struct TargetInfo {
 }
 
 impl Iscsi {
-    /// A service without targets beside a file server, which keeps reservations in the state folder.
-    /// `users` tells of an image that cannot be had who of the file server's users has it. Must run
-    /// inside a tokio runtime.
-    ///
-    /// # Errors
-    /// If the reservations of an earlier process cannot be read.
-    pub fn new(server: Arc<Server>, state_dir: &Path, users: Users) -> io::Result<Self> {
+    /// A service without targets beside a file server, which keeps what of units outlives it in the
+    /// state folder. `users` tells of an image that cannot be had who of the file server's users has
+    /// it. Must run inside a tokio runtime.
+    pub fn new(server: Arc<Server>, state_dir: &Path, users: Users) -> Self {
         let gate: Arc<dyn Guard> = Arc::new(Strangers::new(server));
-        Ok(Self {
+        Self {
             service: Service::new(ServiceConfig { gate: Some(gate), ..ServiceConfig::default() }),
-            reservations: Arc::new(Reservations::open(state_dir)?),
+            state_dir: state_dir.to_owned(),
+            state: OnceCell::new(),
             disks: Disks::new(),
             users,
             served: Mutex::default(),
-        })
+        }
     }
 
     /// Serves what a configuration says, and nothing else: LUNs and targets that are as they were
-    /// stay as they are. Says what of it cannot be served; all else is.
+    /// stay as they are. Says what of it cannot be served; all else is. Without the reservations of an
+    /// earlier process no target is served: somebody's data may depend on them.
     pub async fn apply(&self, config: &IscsiConfig) -> Vec<String> {
         let mut failures = Vec::new();
         let mut served = self.served.lock().await;
@@ -98,10 +110,16 @@ impl Iscsi {
                 tracing::info!(target = name, "a target is not served any more");
             }
         }
-        for target in &config.targets {
+        let state = match &config.targets[..] {
+            [] => None,
+            _ => self.state().await.map_err(|why| failures.push(why)).ok(),
+        };
+        let targets = config.targets.iter().filter_map(|target| Some((target, state.as_ref()?)));
+        for (target, state) in targets {
             let name = &target.config.name;
-            let now = served.entry(name.clone()).or_insert_with(|| self.new_target());
-            now.apply(target, &self.disks, &self.users, &mut failures).await;
+            let others = identities(&served, name);
+            let now = served.entry(name.clone()).or_insert_with(|| new_target(state));
+            now.apply(target, &others, self, &mut failures).await;
             if let Err(error) = self.service.set_target(target.config.clone(), &now.units) {
                 failures.push(format!("target {name}: {error}"));
             }
@@ -110,19 +128,11 @@ impl Iscsi {
         failures
     }
 
-    fn new_target(&self) -> Served {
-        let masks = Masks::default();
-        let access = masks.clone();
-        let may_see = move |initiator: &str, unit: u16| {
-            let masks = access.read().unwrap_or_else(PoisonError::into_inner);
-            masks.get(&unit).is_none_or(|seen_by| seen_by.iter().any(|name| name == initiator))
-        };
-        let units = Units::new(UnitsOptions {
-            access: Arc::new(may_see),
-            store: Some(self.reservations.clone()),
-            ..UnitsOptions::default()
-        });
-        Served { units: Arc::new(units), masks, luns: BTreeMap::new() }
+    async fn state(&self) -> Result<&Arc<UnitState>, String> {
+        let open = || async { UnitState::open(&self.state_dir).map(Arc::new) };
+        self.state.get_or_try_init(open).await.map_err(|error| {
+            format!("no target is served, for the reservations are not known: {error}")
+        })
     }
 
     /// Takes connections at listeners that are bound, as long as the result lives.
@@ -182,14 +192,43 @@ impl Iscsi {
     }
 }
 
+fn new_target(state: &Arc<UnitState>) -> Served {
+    let masks = Masks::default();
+    let access = masks.clone();
+    let may_see = move |initiator: &str, unit: u16| {
+        let masks = access.read().unwrap_or_else(PoisonError::into_inner);
+        masks.get(&unit).is_none_or(|seen_by| seen_by.iter().any(|name| name == initiator))
+    };
+    let units = Units::new(UnitsOptions {
+        access: Arc::new(may_see),
+        store: Some(state.clone()),
+        ..UnitsOptions::default()
+    });
+    Served { units: Arc::new(units), masks, luns: BTreeMap::new() }
+}
+
+/// Which identities LUNs of other targets than `name` have, with what they are.
+fn identities(served: &BTreeMap<String, Served>, name: &str) -> Identities {
+    let others = served.iter().filter(|(other, _)| *other != name);
+    let of = |(name, served): (&String, &Served)| {
+        let lun = |(number, opened): (&u16, &Opened)| {
+            let what = format!("lun {number} of target {name}");
+            (opened.identity(), (what, opened.path()))
+        };
+        served.luns.iter().map(lun).collect::<Vec<_>>()
+    };
+    others.flat_map(of).collect()
+}
+
 impl Served {
     async fn apply(
         &mut self,
         target: &Target,
-        disks: &Disks,
-        users: &Users,
+        others: &Identities,
+        service: &Iscsi,
         failures: &mut Vec<String>,
     ) {
+        let Iscsi { disks, users, .. } = service;
         let wanted = |number: u16| target.luns.iter().find(|lun| lun.number == number);
         let masks = target.luns.iter().filter(|lun| !lun.initiators.is_empty());
         let masks = masks.map(|lun| (lun.number, lun.initiators.clone())).collect();
@@ -220,10 +259,10 @@ impl Served {
                     let users = users.join(", ");
                     failures.push(format!("target {name}, lun {}: {why}{who}{users}", lun.number));
                 }
-                Ok(opened) => match self.units.add(lun.number, opened.unit(name)).await {
+                Ok(opened) => match self.serve(lun.number, &opened, others).await {
                     Ok(()) => drop(self.luns.insert(lun.number, opened)),
                     Err(why) => {
-                        failures.push(format!("target {name}: {why}"));
+                        failures.push(format!("target {name}, lun {}: {why}", lun.number));
                         opened.close().await;
                     }
                 },
@@ -232,6 +271,20 @@ impl Served {
         if changed {
             self.units.set_access(self.access());
         }
+    }
+
+    /// Initiators take units of one identity for one disk with several paths, whichever target they
+    /// are of. The same image, which all only read, is one.
+    async fn serve(&self, number: u16, opened: &Opened, others: &Identities) -> Result<(), String> {
+        if let Some((other, path)) = others.get(&opened.identity())
+            && *path != opened.path()
+        {
+            return Err(format!("{other} ({path}) has the same identity; {SET_ID}"));
+        }
+        self.units.add(number, opened.unit()).await.map_err(|error| match error {
+            scsi::UnitsError::Identity(_) => format!("{error}; {SET_ID}"),
+            error => error.to_string(),
+        })
     }
 
     fn access(&self) -> Arc<dyn scsi::LunAccess> {
@@ -250,9 +303,13 @@ impl Served {
         Ok(())
     }
 
-    /// Opens a LUN's disk anew. It was closed for that: where it cannot be had again the LUN goes,
-    /// so that initiators are told, and a reload can serve it.
+    /// Opens a LUN's disk anew. What can be seen before is: then the LUN stays as it is. For the rest
+    /// it must be closed, since an image has one writer: where it cannot be had again the LUN goes, so
+    /// that initiators are told, and a reload can serve it.
     async fn resize(&mut self, number: u16, disks: &Disks) -> Result<u64, String> {
+        let opened = self.luns.get(&number).ok_or_else(|| format!("there is no lun {number}"))?;
+        let size = disks.size(opened).await?;
+        self.units.may_resize(number, size).map_err(|error| error.to_string())?;
         let done = self.reopen(number, disks).await;
         let Err(why) = done else { return done };
         if self.luns.contains_key(&number) {
@@ -274,8 +331,8 @@ impl Served {
 
     async fn close(self) {
         for number in self.luns.keys() {
-            if let Err(error) = self.units.remove(*number).await {
-                tracing::warn!(%error, "a LUN is closed while it is busy");
+            if let Err(error) = self.units.close(*number).await {
+                tracing::warn!(%error, "a LUN was gone before it was closed");
             }
         }
         for opened in self.luns.into_values() {

@@ -407,20 +407,16 @@ impl StreamStore {
                     let _ = rustix::fs::unlinkat(&folder, &name, AtFlags::empty());
                 }
             }
-        };
-        if many {
-            aside(remove)
-        } else {
-            remove()
-        }
-        let path = format!("{PRIVATE}/streams/{}", hex(&id));
-        for home in &self.homes {
-            match rustix::fs::unlinkat(home, path.as_str(), AtFlags::REMOVEDIR) {
-                Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => {}
-                Err(error) => return Err(error),
+            let path = format!("{PRIVATE}/streams/{}", hex(&id));
+            for home in &self.homes {
+                match rustix::fs::unlinkat(home, path.as_str(), AtFlags::REMOVEDIR) {
+                    Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => {}
+                    Err(error) => return Err(error),
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        if many { aside(remove) } else { remove() }
     }
 }
 

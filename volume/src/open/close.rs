@@ -73,6 +73,8 @@ impl Open {
         }
     }
 
+    /// Removes the stream, if it is still there: it may have gone with its file, which goes before
+    /// those who have a stream of it open where it is deleted by POSIX' rules or replaced.
     fn remove_stream(&self, stream: &StreamOpen) -> Result<(), NtStatus> {
         let name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = self.volume.permit(self.ceiling).and_then(|_| {
@@ -80,6 +82,9 @@ impl Open {
                 .and_then(|stat| self.volume.streams().remove(self.handle(), &name, &stat))
                 .map_err(of_errno)
         });
+        if removed == Err(NtStatus::OBJECT_NAME_NOT_FOUND) {
+            return Ok(());
+        }
         if let Err(status) = removed {
             let (file, stream) = (Quoted(&self.origin.name), Quoted(name.as_str()));
             tracing::warn!(%file, %stream, %status, "a stream that was to be deleted stays");

@@ -1,10 +1,6 @@
 //! `bulkhead disk import`: a block device that may be in use becomes an image.
 
-use std::{
-    fs,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fs, sync::Arc, time::Instant};
 
 use anyhow::{Context, bail, ensure};
 use block_io::{Disk, RawDisk};
@@ -101,13 +97,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             "seconds": started.elapsed().as_secs_f64(),
         }));
     } else if rested {
-        let took = Duration::from_secs(started.elapsed().as_secs());
-        println!(
-            "{}: {to}, {}, {} passes in {took:?}",
-            args.target,
-            Human(size),
-            changed.len() + 1
-        );
+        let (passes, seconds) = (changed.len() + 1, started.elapsed().as_secs_f64());
+        println!("{}: {to}, {}, {passes} passes in {seconds:.1} s", args.target, Human(size));
     }
     if !rested && !args.allow_changing {
         bail!(

@@ -1,13 +1,15 @@
 //! One user's requests that make the server work hard: another user beside it is served all the
 //! same. The server has one thread, so that whoever keeps it keeps it from all.
 
+mod lists;
+
 use std::{
     fs,
     net::TcpStream,
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -93,18 +95,20 @@ fn open(raw: &mut RawConnection, request: &create::Request<'_>) -> Result<FileId
 /// An honest client, which opens and closes the share's folder again and again.
 struct Honest {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<(usize, Duration)>,
+    rounds: Arc<AtomicUsize>,
+    thread: JoinHandle<Duration>,
 }
 
 impl Honest {
     fn begin(server: &Smbd) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let asked = stop.clone();
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let (asked, done) = (stop.clone(), rounds.clone());
         let options = options(server, USER2, PASSWORD2);
         let mut raw = RawConnection::connect_share(&options, "vms").unwrap();
         let thread = thread::spawn(move || {
-            let (mut rounds, mut longest) = (0, Duration::ZERO);
-            while !asked.load(Ordering::Relaxed) || rounds == 0 {
+            let mut longest = Duration::ZERO;
+            while !asked.load(Ordering::Relaxed) || done.load(Ordering::Relaxed) == 0 {
                 let began = Instant::now();
                 let request = opening("", Disposition::OPEN, CreateOptions::DIRECTORY_FILE);
                 let request = create::Request { access: Access::READ_DATA, ..request };
@@ -112,18 +116,26 @@ impl Honest {
                 let request = close::Request { flags: 0, file_id };
                 ask(&mut raw, Command::CLOSE, |out| request.encode(out));
                 longest = longest.max(began.elapsed());
-                rounds += 1;
+                done.fetch_add(1, Ordering::Relaxed);
             }
-            (rounds, longest)
+            longest
         });
-        Self { stop, thread }
+        Self { stop, rounds, thread }
+    }
+
+    /// Does `work`, and says how many rounds were made meanwhile.
+    fn beside<T>(&self, work: impl FnOnce() -> T) -> (T, usize) {
+        let before = self.rounds.load(Ordering::Relaxed);
+        let done = work();
+        (done, self.rounds.load(Ordering::Relaxed) - before)
     }
 
     /// It never waited for long. How long a connection kept the thread at most is printed, here and at
     /// the end of all tests: 10 ms on a quiet machine.
     fn end(self, server: &Smbd, what: &str) {
         self.stop.store(true, Ordering::Relaxed);
-        let (rounds, longest) = self.thread.join().unwrap();
+        let longest = self.thread.join().unwrap();
+        let rounds = self.rounds.load(Ordering::Relaxed);
         let turn = Duration::from_micros(server.longest_turn().expect("the server answers"));
         println!("{what}: {rounds} rounds beside it, the longest {longest:?}, turns {turn:?}");
         assert!(longest < PATIENCE, "{what}: an honest client waited {longest:?}");
