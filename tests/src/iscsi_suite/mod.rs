@@ -136,6 +136,18 @@ fn check(holds: bool, why: impl Into<String>) -> Outcome {
     if holds { Ok(()) } else { fail(why) }
 }
 
+/// Asks again and again: nothing tells when a target has noticed what happened to it.
+fn soon<T>(mut ask: impl FnMut() -> Outcome<Option<T>>) -> Outcome<T> {
+    let until = Instant::now() + wire::PATIENCE;
+    while Instant::now() < until {
+        if let Some(found) = ask()? {
+            return Ok(found);
+        }
+        std::thread::yield_now();
+    }
+    fail("the target does not notice what happened")
+}
+
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Outcome {
     if found == wanted {
         Ok(())

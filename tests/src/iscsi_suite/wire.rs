@@ -12,7 +12,9 @@ use iscsi::pdu::{Digests, Framer, NO_TAG, NopOut, Numbers, Pdu, RequestNumbers, 
 use super::{Outcome, check, fail};
 
 /// What a target has to say it says within this time.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// A look at a connection that may have nothing to say.
+const LOOK: Duration = Duration::from_millis(5);
 /// The longest data segment there is (RFC 7143 13.12).
 const LONGEST: u32 = 0xff_ffff;
 
@@ -97,7 +99,16 @@ impl Wire {
 
     /// The next PDU, or the end of the connection.
     pub fn hear(&mut self) -> Outcome<Heard> {
-        let until = Instant::now() + PATIENCE;
+        self.hear_within(PATIENCE)?.map_or_else(|| fail("the target is silent"), Ok)
+    }
+
+    /// What there is to hear now.
+    pub fn look_in(&mut self) -> Outcome<Option<Heard>> {
+        self.hear_within(LOOK)
+    }
+
+    fn hear_within(&mut self, patience: Duration) -> Outcome<Option<Heard>> {
+        let until = Instant::now() + patience;
         let framer = Framer { digests: self.digests, max_data: LONGEST, max_ahs_words: 255 };
         loop {
             match framer.next(&mut self.input) {
@@ -116,7 +127,7 @@ impl Wire {
                         }
                         continue;
                     }
-                    return Ok(Heard::Pdu(pdu, it.data));
+                    return Ok(Some(Heard::Pdu(pdu, it.data)));
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -125,16 +136,16 @@ impl Wire {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return fail("the target is silent");
+                return Ok(None);
             }
             self.stream.set_read_timeout(Some(left))?;
             let mut bytes = [0; 65536];
             match self.stream.read(&mut bytes) {
-                Ok(0) => return Ok(Heard::Closed),
+                Ok(0) => return Ok(Some(Heard::Closed)),
                 Ok(count) => self.input.extend_from_slice(&bytes[..count]),
                 Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {}
-                Err(_) => return Ok(Heard::Closed),
+                Err(_) => return Ok(Some(Heard::Closed)),
             }
         }
     }

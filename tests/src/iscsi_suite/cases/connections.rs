@@ -8,7 +8,8 @@ use super::{
         conn::{Conn, Moves, READY, pattern, ten},
         fail,
         login::{Login, Want},
-        same, skip,
+        same, skip, soon,
+        wire::Heard,
     },
     Named,
     functions::finished,
@@ -75,12 +76,7 @@ const NAMED: &[Named] = &[
         two.cmd_sn = one.cmd_sn;
         let request = two.request(function::ABORT_TASK_SET, u32::MAX, 0);
         two.send(Pdu::TaskRequest(request), &[]);
-        // The other connection is asked to say that all before has arrived.
-        fenced(&mut one)?;
-        match two.next()? {
-            (Pdu::TaskResponse(it), _) => same("the response", it.response, outcome::COMPLETE),
-            (other, _) => fail(format!("{other:?}")),
-        }
+        acknowledged(&mut one, &mut two)
     }),
     ("connections/fast-aborts-are-told", "RFC 7143 4.2.3.4", |s| {
         let keys = [("MaxConnections", "2"), ("TaskReporting", "FastAbort")];
@@ -94,12 +90,7 @@ const NAMED: &[Named] = &[
         let request = two.request(function::ABORT_TASK_SET, u32::MAX, 0);
         two.send(Pdu::TaskRequest(request), &[]);
         event5(&mut one)?;
-        // Whatever is answered says that it arrived.
-        one.until_pong()?;
-        match two.next()? {
-            (Pdu::TaskResponse(it), _) => same("the response", it.response, outcome::COMPLETE),
-            (other, _) => fail(format!("{other:?}")),
-        }
+        acknowledged(&mut one, &mut two)
     }),
     ("connections/fast-aborts-are-told-to-others", "RFC 7143 4.2.3.4", |s| {
         let mut one = s.session(&[("TaskReporting", "FastAbort")])?;
@@ -249,7 +240,12 @@ const NAMED: &[Named] = &[
         let want = Want { isid: one.isid, tsih: one.tsih, cid: 2, cmd_sn: one.cmd_sn, ..s.want() };
         let (cid, cmd_sn, block) = (one.cid, one.cmd_sn, one.block);
         one.wire.cut();
-        let mut two = s.enter(want)?;
+        // There is room for it once the other is noticed to be gone.
+        let mut two = soon(|| match Login::open(s, want.clone())?.finish()? {
+            Ok(conn) => Ok(Some(conn)),
+            Err(0x206) => Ok(None),
+            Err(status) => fail(format!("the login is refused: {status:04x}")),
+        })?;
         two.cmd_sn = cmd_sn;
         same("the logout for recovery", two.log_out(2, cid)?, 0)?;
         same("TASK REASSIGN", reassign(&mut two, itt, 0)?, outcome::COMPLETE)?;
@@ -268,7 +264,7 @@ const NAMED: &[Named] = &[
         let want = Want { isid: one.isid, tsih: one.tsih, cid: 2, ..s.want() };
         one.wire.cut();
         // Time2Wait and no more; the target's clock may be a little behind.
-        std::thread::sleep(std::time::Duration::from_millis(wait * 1000 + 1500));
+        std::thread::sleep(std::time::Duration::from_millis(wait * 1000 + 2500));
         match Login::open(s, want)?.finish()? {
             Err(0x20a) => Ok(()),
             Err(status) => fail(format!("status {status:04x} where 020a is due")),
@@ -335,17 +331,23 @@ fn reassign(conn: &mut Conn, itt: u32, exp_data_sn: u32) -> Outcome<u8> {
     Ok(conn.function(request)?.0)
 }
 
-/// A NOP-In of the target comes, and is answered.
-fn fenced(conn: &mut Conn) -> Outcome {
-    conn.wire.pong = false;
-    match conn.next()? {
-        (Pdu::NopIn(it), _) if it.itt == NO_TAG && it.ttt != NO_TAG => {
-            let sn = conn.at_once();
-            conn.send(Pdu::NopOut(NopOut { sn, lun: it.lun, itt: NO_TAG, ttt: it.ttt }), &[]);
-            Ok(())
+/// One connection acknowledges what came, and answers the target's pings, until the function of the
+/// other is answered.
+fn acknowledged(one: &mut Conn, two: &mut Conn) -> Outcome {
+    let sn = one.at_once();
+    one.send(Pdu::NopOut(NopOut { sn, lun: [0; 8], itt: NO_TAG, ttt: NO_TAG }), &[]);
+    let response = soon(|| {
+        match one.look_in()? {
+            None => {}
+            Some(other) => return fail(format!("{other:?} where nothing is due")),
         }
-        (other, _) => fail(format!("{other:?} where a ping is due")),
-    }
+        match two.look_in()? {
+            None => Ok(None),
+            Some(Heard::Pdu(Pdu::TaskResponse(it), _)) => Ok(Some(it.response)),
+            Some(other) => fail(format!("{other:?} where the function's response is due")),
+        }
+    })?;
+    same("the response", response, outcome::COMPLETE)
 }
 
 /// Asynchronous event 5 comes, for the logical unit.

@@ -6,7 +6,7 @@ use super::{
         conn::{Answer, Conn, Moves, READY, pattern, ten},
         fail,
         login::Want,
-        same, skip,
+        same, skip, soon,
         subject::OTHER,
     },
     Named,
@@ -89,12 +89,7 @@ const NAMED: &[Named] = &[
         same("the logout", me.log_out(0, 0)?, 0)?;
         me.closes()?;
         // The end of the session is not the end of its last answer.
-        for _ in 0..1000 {
-            if you.quiet(&READY, Moves::Nothing)?.status == 0 {
-                return Ok(());
-            }
-        }
-        fail("the reservation outlives the session")
+        soon(|| Ok((you.quiet(&READY, Moves::Nothing)?.status == 0).then_some(())))
     }),
     ("scsi/persistent-reservation-over-nexuses", "SPC-4 5.13", |s| {
         with_registrations(s, |me, you| {
