@@ -5,10 +5,10 @@ SHELL := /bin/bash
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils tgt util-linux iproute2 \
   xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin libnbd-bin iptables faketime shellcheck
-TARGET := $(or $(CARGO_TARGET_DIR),target)
+BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop lint docs-check shell-check deny msrv bench lab lab-soak packages clean
+.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop iscsi-conformance lint docs-check shell-check deny msrv bench lab lab-soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,26 +31,30 @@ demo-failover: release ## A guest writes while its file server is killed twenty 
 # A test that passes says nothing, so what is left out is written to a file.
 test: packages build ## All tests
 	cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
-	rm -rf $(TARGET)/debug/longest-turns $(TARGET)/debug/skipped
-	BULKHEAD_SKIPPED=$${BULKHEAD_SKIPPED:-$(abspath $(TARGET))/debug/skipped} cargo nextest run --workspace --no-fail-fast
+	rm -rf $(BUILT)/debug/longest-turns $(BUILT)/debug/skipped
+	BULKHEAD_SKIPPED=$${BULKHEAD_SKIPPED:-$(abspath $(BUILT))/debug/skipped} cargo nextest run --workspace --no-fail-fast
 	@echo 'Longest time that a connection kept a thread of smbd, in microseconds (10000 at most on a quiet machine):'
-	@cat $(TARGET)/debug/longest-turns/* | sort -rn | head -5
+	@cat $(BUILT)/debug/longest-turns/* | sort -rn | head -5
 
 soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEAD_SOAK_SECONDS)
 	BULKHEAD_SOAK_SECONDS=$${BULKHEAD_SOAK_SECONDS:-600} cargo nextest run -p bulkhead-tests --test soak --no-capture
 
 fuzz: ## Every fuzz target under libFuzzer on nightly Rust (FUZZ_SECONDS for each, 60)
-	CARGO_TARGET_DIR=$(abspath $(TARGET)) fuzz/run.sh $(FUZZ_TARGETS)
+	CARGO_TARGET_DIR=$(abspath $(BUILT)) fuzz/run.sh $(FUZZ_TARGETS)
 
 interop: packages build ## All smbtorture suites beside Samba's counts (JSON under target/interop), and all of libiscsi's
-	$(TARGET)/debug/interop
+	$(BUILT)/debug/interop
 	BULKHEAD_ISCSI_FULL=1 cargo nextest run -p bulkhead-tests --test iscsi
 
+iscsi-conformance: packages ## Cases of RFC 7143 on an iSCSI target (TARGET=iscsi://host:port/iqn/lun, its data are lost), else on smbd and tgt (ONLY=pattern)
+	cargo build -p smbd -p bulkhead -p bulkhead-tests --bins
+	$(BUILT)/debug/iscsi-conformance $(TARGET) $(if $(ONLY),--only '$(ONLY)')
+
 lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client, as an iSCSI initiator (SCENARIO=guest|cifs|failover|iscsi)
-	tests/lab/run.sh $(TARGET)/release $(SCENARIO)
+	tests/lab/run.sh $(BUILT)/release $(SCENARIO)
 
 lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)
-	BULKHEAD_LAB_SOAK=$${BULKHEAD_LAB_SOAK:-500} tests/lab/run.sh $(TARGET)/release cifs
+	BULKHEAD_LAB_SOAK=$${BULKHEAD_LAB_SOAK:-500} tests/lab/run.sh $(BUILT)/release cifs
 
 lint: ## Formatting and clippy
 	cargo fmt --check
@@ -71,7 +75,7 @@ deny: ## Licences, doubles and sources of all dependencies (deny.toml); advisori
 MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 msrv: ## The oldest Rust that Cargo.toml declares, where rustup has it
 	@if rustup toolchain list 2>/dev/null | grep -q '^$(MSRV)[.-]'; then \
-	  cargo +$(MSRV) check --workspace --all-targets --target-dir $(TARGET)/msrv; \
+	  cargo +$(MSRV) check --workspace --all-targets --target-dir $(BUILT)/msrv; \
 	else echo 'msrv: not run: Rust $(MSRV) is not here (rustup toolchain install $(MSRV))'; fi
 
 bench: packages release ## Side by side with peers; JSON under target/bench

@@ -104,6 +104,12 @@ impl Account {
         }
         Ok(Self { name, secret: Zeroizing::new(secret.to_vec()) })
     }
+
+    /// CHAP_R to a challenge with an identifier (RFC 1994 4.1).
+    #[must_use]
+    pub fn response(&self, algorithm: Algorithm, id: u8, challenge: &[u8]) -> Vec<u8> {
+        algorithm.hash(id, &self.secret, challenge)
+    }
 }
 
 /// Who may log in, and how the target proves itself.

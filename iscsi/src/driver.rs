@@ -381,10 +381,12 @@ pub(crate) async fn keep<D: Device>(
         tokio::select! {
             Some(ended) = inflight.futures.next(), if runs => inflight.finished(ended),
             _ = changes.changed() => {}
+            () = live.enabled.notified() => {}
             () = tokio::time::sleep(period) => {}
         }
         inflight.report(&live, None);
         let (stray, over, idle) = live.with(None, |engine| {
+            engine.take_enabled();
             engine.tick(now(epoch));
             (engine.take_stray(), engine.over(), engine.is_idle())
         });

@@ -16,6 +16,7 @@ use crate::{
     server::Inner,
     session::{Announce, SendTargets, Session, Setup},
     target::{Driver, Identity, Live, Target, lock},
+    task_sets::TaskSets,
     text::Pair,
 };
 
@@ -117,7 +118,8 @@ impl<D: Device> Inner<D> {
             while tsih == 0 || sessions.contains_key(&tsih) {
                 tsih = self.next_tsih.fetch_add(1, Ordering::Relaxed);
             }
-            let live = self.new_live(established, identity, place, tsih);
+            let sets = target.sets.clone();
+            let live = self.new_live(established, identity, place, tsih, sets);
             sessions.insert(tsih, live.clone());
             drop(sessions);
             target.device.attach(&live.nexus());
@@ -174,7 +176,7 @@ impl<D: Device> Inner<D> {
                 return Err(LoginStatus::OutOfResources);
             }
             let tsih = self.next_tsih.fetch_add(1, Ordering::Relaxed).max(1);
-            let live = self.new_live(established, identity, place, tsih);
+            let live = self.new_live(established, identity, place, tsih, Arc::default());
             discoveries.push(live.clone());
             live
         };
@@ -191,6 +193,7 @@ impl<D: Device> Inner<D> {
         identity: Identity,
         place: Place,
         tsih: u16,
+        sets: Arc<TaskSets>,
     ) -> Arc<Live> {
         let id = self.next_session.fetch_add(1, Ordering::Relaxed);
         let isid: String = identity.isid.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -208,6 +211,7 @@ impl<D: Device> Inner<D> {
             limits: config.map_or_else(Limits::default, |config| config.limits.clone()),
             resets: config.is_some_and(|config| config.resets),
             budget: self.budget.clone(),
+            sets,
             announce: Arc::new(Here {
                 inner: self.clone(),
                 from: place.from.ip(),
@@ -215,12 +219,17 @@ impl<D: Device> Inner<D> {
                 tag: place.tag,
             }),
         };
+        let enabled = Arc::new(Notify::new());
+        let session = Session::new(setup, established.request.sn.cmd_sn);
+        let told = enabled.clone();
+        session.tell_by(move || told.notify_one());
         Arc::new(Live {
             id,
             tsih,
             identity,
             nexus: RwLock::new(Arc::new(nexus)),
-            engine: Mutex::new(Session::new(setup, established.request.sn.cmd_sn)),
+            engine: Mutex::new(session),
+            enabled,
             drivers: Mutex::default(),
             changes: watch::Sender::new(0),
             gone: watch::Sender::new(false),

@@ -12,7 +12,7 @@
 //! `pdu`, `text`, `negotiate`, `chap`, `login` and `session` know neither sockets nor a clock nor a
 //! runtime: bytes and times go in, bytes and commands come out. `driver.rs`, `join.rs` and
 //! `server.rs` are around them, `target.rs` is what connections of a target have in common, `config.rs` what an
-//! administrator says of it.
+//! administrator says of it, `task_sets.rs` the order of tasks over sessions.
 #![forbid(unsafe_code)]
 
 pub mod budget;
@@ -27,6 +27,7 @@ pub mod pdu;
 mod server;
 pub mod session;
 mod target;
+pub mod task_sets;
 pub mod text;
 
 pub use server::{Guard, Permit, Service, ServiceConfig};

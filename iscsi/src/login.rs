@@ -68,6 +68,8 @@ pub enum Step {
     Respond(Vec<u8>),
     /// The bytes of the last response; the connection ends after it. The words are for a log.
     Refuse(Vec<u8>, LoginStatus, String),
+    /// No login began: the connection ends without a word (RFC 7143 6.3).
+    Close,
     /// The initiator is through: the sessions' keeper accepts or refuses.
     Finish(Box<Established>),
 }
@@ -169,6 +171,7 @@ impl Login {
     pub fn receive(&mut self, frame: &Frame, directory: &impl Directory) -> Step {
         let request = match Pdu::read(&frame.basic) {
             Ok(Pdu::LoginRequest(request)) => request,
+            _ if self.first.is_none() => return Step::Close,
             _ => {
                 let request = LoginRequest {
                     sn: Default::default(),
@@ -240,13 +243,16 @@ impl Login {
             Ok(None) => return Ok(Answer::Go(false, Vec::new())),
             Err(error) => return refuse(LoginStatus::InitiatorError, error.to_string()),
         };
-        let mut answers = Vec::new();
+        let mut answers: Vec<Pair> = Vec::new();
         if self.who.is_none() {
             self.introduce(request, &pairs, directory, &mut answers)?;
         }
         let introductory =
             |key: &str| matches!(key, "InitiatorName" | "TargetName" | "SessionType");
-        let rest: Vec<Pair> = pairs.into_iter().filter(|(key, _)| !introductory(key)).collect();
+        // What the target says of itself in this very answer is no key to answer: it would stand twice.
+        let said = |key: &str| answers.iter().any(|(name, _)| name == key);
+        let rest: Vec<Pair> =
+            pairs.into_iter().filter(|(key, _)| !introductory(key) && !said(key)).collect();
         if request.current == 0 {
             let done = self.security(&rest, &mut answers)?;
             if request.transit && !done && !self.is_asking(&answers) {

@@ -92,8 +92,10 @@ pub struct SessionParameters {
     pub max_outstanding_r2t: u16,
     /// ErrorRecoveryLevel.
     pub error_recovery_level: u8,
-    /// TaskReporting is ResponseFence.
+    /// TaskReporting is ResponseFence, or FastAbort, which has the same fence.
     pub response_fence: bool,
+    /// TaskReporting is FastAbort.
+    pub fast_abort: bool,
     /// iSCSIProtocolLevel.
     pub protocol_level: u8,
 }
@@ -112,6 +114,7 @@ impl Default for SessionParameters {
             max_outstanding_r2t: 1,
             error_recovery_level: 0,
             response_fence: false,
+            fast_abort: false,
             protocol_level: 1,
         }
     }
@@ -257,7 +260,9 @@ impl Negotiation {
                 answers.push((key.clone(), answer));
             }
         }
-        if self.phase != Phase::Full && self.settled.insert("(declared)".to_owned()) {
+        // Behind a Reject of the same key it waits: a key stands in a text once.
+        let free = answers.iter().all(|(key, _)| key != "MaxRecvDataSegmentLength");
+        if free && self.phase != Phase::Full && self.settled.insert("(declared)".to_owned()) {
             let length = self.wishes.max_recv_data.to_string();
             answers.push(("MaxRecvDataSegmentLength".to_owned(), length));
         }
@@ -341,10 +346,11 @@ impl Negotiation {
                 least(value, 0..=2, ours, &mut session.error_recovery_level)
             }
             "TaskReporting" => {
-                let known = ["RFC3720", "ResponseFence"];
+                let known = ["RFC3720", "ResponseFence", "FastAbort"];
                 match value.split(',').find(|offer| known.contains(offer)) {
                     Some(choice) => {
-                        session.response_fence = choice == "ResponseFence";
+                        session.response_fence = choice != "RFC3720";
+                        session.fast_abort = choice == "FastAbort";
                         choice.to_owned()
                     }
                     None => REJECT.to_owned(),
@@ -454,7 +460,7 @@ mod tests {
             ("DataPDUInOrder", "No", "Yes"),
             ("DataSequenceInOrder", "Yes", "Yes"),
             ("ErrorRecoveryLevel", "2", "2"),
-            ("TaskReporting", "FastAbort,ResponseFence,RFC3720", "ResponseFence"),
+            ("TaskReporting", "FastAbort,ResponseFence,RFC3720", "FastAbort"),
             ("iSCSIProtocolLevel", "7", "2"),
             ("IFMarker", "Yes", "No"),
             ("OFMarkInt", "2048~8192", "Reject"),
@@ -481,7 +487,7 @@ mod tests {
             ("InitialR2T", "yes"),
             ("DefaultTime2Wait", "3601"),
             ("HeaderDigest", "MD5"),
-            ("TaskReporting", "FastAbort"),
+            ("TaskReporting", "Slowly"),
             ("MaxRecvDataSegmentLength", "100"),
         ] {
             let mut it = leading();

@@ -133,7 +133,8 @@ impl<D: Device> Service<D> {
     }
 
     /// Adds a target, or changes one. With the same device its sessions go on as they were agreed
-    /// upon, but for those whose initiator is not admitted any more; with another they end.
+    /// upon, but for those whose initiator is not admitted any more, or is sent elsewhere; with
+    /// another they end.
     ///
     /// # Errors
     /// [`ConfigError`]; nothing changes then.
@@ -148,7 +149,10 @@ impl<D: Device> Service<D> {
             for live in target.lives() {
                 let mut from = lock(&live.drivers).values().map(|it| it.from).collect::<Vec<_>>();
                 from.retain(|from| !config.admits(&live.identity.initiator, from.ip()));
-                if !from.is_empty() {
+                if config.redirection.is_some() {
+                    // They log in again, and are sent on.
+                    live.with(None, |it| it.drop_all("its target is elsewhere now"));
+                } else if !from.is_empty() {
                     live.with(None, |it| it.drop_all("its initiator is not admitted any more"));
                 }
             }
@@ -159,6 +163,7 @@ impl<D: Device> Service<D> {
             config: RwLock::new(config),
             device: device.clone(),
             sessions: Mutex::default(),
+            sets: Arc::default(),
         };
         if let Some(older) = targets.insert(name, Arc::new(target)) {
             end_all(&older, "its target has another device");
@@ -330,6 +335,7 @@ impl<D: Device> Inner<D> {
                     stream.shutdown().await?;
                     return Ok(None);
                 }
+                Step::Close => return Ok(None),
                 Step::Finish(established) => {
                     let joined = self.join(&established, peer, to, tag).await;
                     return match joined {

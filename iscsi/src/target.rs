@@ -13,6 +13,7 @@ use crate::{
     config::TargetConfig,
     pdu::outcome,
     session::{Outside, Reach, Session, TaskKey},
+    task_sets::TaskSets,
 };
 
 /// What is behind a lock holds whatever its last holder did: nothing here is left half done.
@@ -71,6 +72,8 @@ pub(crate) struct Live {
     pub drivers: Mutex<BTreeMap<u32, Driver>>,
     /// Changes when something ended that others may wait for.
     pub changes: watch::Sender<u64>,
+    /// Tasks of it may run because those of others left.
+    pub enabled: Arc<Notify>,
     /// Whether all of it is gone.
     pub gone: watch::Sender<bool>,
 }
@@ -133,6 +136,7 @@ pub(crate) struct Target<D> {
     pub config: RwLock<Arc<TargetConfig>>,
     pub device: Arc<D>,
     pub sessions: Mutex<BTreeMap<u16, Arc<Live>>>,
+    pub sets: Arc<TaskSets>,
 }
 
 impl<D: Device> Target<D> {
@@ -171,7 +175,10 @@ impl<D: Device> Target<D> {
     pub async fn carry_out(&self, live: &Arc<Live>, outside: Outside, fresh: u64) {
         let nexus = live.nexus();
         let unit = match outside.reach {
-            Reach::Unit(lun) | Reach::ClearTaskSet(lun) | Reach::ResetUnit(lun) => Some(lun),
+            Reach::Unit(lun)
+            | Reach::Attention(lun)
+            | Reach::ClearTaskSet(lun)
+            | Reach::ResetUnit(lun) => Some(lun),
             Reach::ResetTarget { .. } | Reach::ResetNexus => None,
         };
         if unit.is_some_and(|lun| !self.device.has_unit(&nexus, lun)) {
@@ -182,6 +189,12 @@ impl<D: Device> Target<D> {
             self.lives().into_iter().filter(|other| other.id != live.id).collect();
         match outside.reach {
             Reach::Unit(_) => {}
+            Reach::Attention(lun) => {
+                let waits = self.device.has_attention(&nexus, lun);
+                let response = waits.then_some(outcome::SUCCEEDED);
+                live.with(None, |it| it.function_done(outside.token, response));
+                return;
+            }
             Reach::ClearTaskSet(lun) => {
                 let mut affected = Vec::new();
                 for other in &others {

@@ -120,6 +120,13 @@ pub trait Device: Send + Sync + 'static {
         sense.fixed().to_vec()
     }
 
+    /// Whether a unit attention of a logical unit waits for `nexus` (QUERY ASYNCHRONOUS EVENT, SAM-5
+    /// 7.10).
+    fn has_attention(&self, nexus: &Nexus, lun: Lun) -> bool {
+        let _ = (nexus, lun);
+        false
+    }
+
     /// Tasks of other nexuses were aborted on this logical unit by `nexus` (CLEAR TASK SET): each of
     /// those in `others` is owed COMMANDS CLEARED BY ANOTHER INITIATOR.
     fn tasks_cleared(&self, nexus: &Nexus, lun: Lun, others: &[Nexus]);

@@ -387,6 +387,10 @@ impl Device for Units {
         self.target.unit(nexus, lun).is_some()
     }
 
+    fn has_attention(&self, nexus: &Nexus, lun: Lun) -> bool {
+        self.target.unit(nexus, lun).is_some_and(|unit| unit.attentions.waits(nexus.id))
+    }
+
     fn reset_unit(&self, nexus: &Nexus, lun: Lun) {
         if let Some(unit) = self.target.unit(nexus, lun) {
             self.reset(&unit, asc::DEVICE_RESET);

@@ -4,6 +4,7 @@
 pub mod conformance;
 pub mod files;
 pub mod iscsi;
+pub mod iscsi_suite;
 pub mod ledger;
 pub mod libiscsi;
 pub mod paths;

@@ -360,3 +360,25 @@ async fn a_confined_server_serves_images_outside_of_shares_and_no_other_folder_l
     assert!(why.contains(elsewhere.to_str().unwrap()), "{why}");
     assert_eq!(units(&mut client).await, [0, 1], "all stays as it was");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn initiators_are_sent_where_a_target_went() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = thin(folder.path(), "a.raw", 16 * MIB);
+    let served = Served::start(&format!("{OPEN}\n{}", lun(0, &image, "")));
+    let mut client = log_in(&served, "iqn.me", &[]).await;
+    good(&client.scsi_quiet(0, &TEST_UNIT_READY, Moves::Nothing).await);
+    served.reload("redirect = { address = \"192.0.2.7:3260\" }").unwrap();
+    while client.next().await.is_some() {}
+    let at = served.port.address();
+    let (sent, response) = Client::log_in(at, Who::default()).await;
+    assert_eq!((response.status, sent.key("TargetAddress")), (0x101, Some("192.0.2.7:3260")));
+    served.reload("redirect = { address = \"store.example:3260\", permanent = true }").unwrap();
+    let (sent, response) = Client::log_in(at, Who::default()).await;
+    assert_eq!((response.status, sent.key("TargetAddress")), (0x102, Some("store.example:3260")));
+    let why = served.reload("redirect = { address = \"nowhere\" }").unwrap_err();
+    assert!(why.contains("host:port"), "{why}");
+    served.reload(&format!("{OPEN}\n{}", lun(0, &image, ""))).unwrap();
+    let mut client = log_in(&served, "iqn.me", &[]).await;
+    good(&client.scsi_quiet(0, &TEST_UNIT_READY, Moves::Nothing).await);
+}

@@ -43,6 +43,7 @@ enum Heard {
     Response(LoginResponse, Vec<Pair>),
     Refused(LoginStatus, Vec<Pair>),
     Finished(Box<Established>, LoginResponse, Vec<Pair>),
+    Closed,
 }
 
 fn request(current: u8, next: Option<u8>) -> LoginRequest {
@@ -90,6 +91,7 @@ impl Rig {
                 assert_eq!(response.status, status as u16);
                 Heard::Refused(status, pairs)
             }
+            Step::Close => Heard::Closed,
             Step::Finish(established) => {
                 let numbers = Numbers { stat_sn: 0, exp_cmd_sn: 7, max_cmd_sn: 70 };
                 let (response, pairs) = parse(&established.accept(9, numbers));
@@ -118,6 +120,7 @@ impl Rig {
             Heard::Response(response, pairs) => (response, pairs),
             Heard::Refused(status, _) => panic!("{status:?}"),
             Heard::Finished(..) => panic!("it is finished"),
+            Heard::Closed => panic!("it is closed"),
         }
     }
 }
@@ -181,7 +184,24 @@ fn stages_that_do_not_follow_are_refused() {
     // Anything but a login request.
     let mut rig = Rig::new(open());
     let nop = Basic { opcode: 0, ..Basic::default() };
+    assert!(matches!(rig.raw(nop, &[]), Heard::Closed), "no login began");
+    rig.answered(request(0, None), &WHO);
     assert!(matches!(rig.raw(nop, &[]), Heard::Refused(LoginStatus::InvalidDuringLogin, _)));
+}
+
+#[test]
+fn no_answer_has_a_key_twice() {
+    let mut rig = Rig::new(open());
+    let own = [WHO[0], WHO[1], ("TargetPortalGroupTag", "7"), ("MaxRecvDataSegmentLength", "1")];
+    let Heard::Response(_, pairs) = rig.say(request(1, None), &own) else { panic!("refused") };
+    let of = |key: &str| pairs.iter().filter(|(name, _)| name == key).collect::<Vec<_>>();
+    assert_eq!(of("TargetPortalGroupTag").len(), 1);
+    assert_eq!(of("MaxRecvDataSegmentLength")[0].1, "Reject");
+    assert_eq!(of("MaxRecvDataSegmentLength").len(), 1);
+    let Heard::Response(_, pairs) = rig.say(request(1, None), &[]) else { panic!("refused") };
+    assert!(
+        pairs.iter().any(|(key, value)| key == "MaxRecvDataSegmentLength" && value != "Reject")
+    );
 }
 
 #[test]
@@ -339,6 +359,7 @@ proptest! {
                 Heard::Finished(..) => prop_assert!(false, "a stranger came in"),
                 Heard::Refused(..) => break,
                 Heard::Response(..) => {}
+                Heard::Closed => break,
             }
         }
     }

@@ -15,6 +15,8 @@ mod code {
 }
 /// INVALID FIELD IN CDB.
 const INVALID_FIELD: u16 = 0x2400;
+/// INVALID MESSAGE ERROR.
+const INVALID_MESSAGE: u16 = 0x4900;
 
 fn aborted(code: u16) -> (Status, Option<Sense>) {
     (Status::CheckCondition, Some(Sense::new(SenseKey::AbortedCommand, code)))
@@ -57,8 +59,7 @@ impl Session {
             self.open += 1;
         }
         if task.refused.is_none() {
-            let set = self.sets.entry(task.lun).or_default();
-            task.enabled = set.enter(itt, task.attribute);
+            task.enabled = self.setup.sets.enter(task.lun, (self.member, key), task.attribute);
         }
         self.tasks.insert(itt, task);
         self.go_on(itt);
@@ -122,6 +123,11 @@ impl Session {
         }
         if length > most {
             return Some(aborted(code::WRONG_AMOUNT));
+        }
+        // No logical unit here establishes an allegiance (SAM-5 8.6.5).
+        if task.attribute == TaskAttribute::Aca {
+            let sense = Sense::new(SenseKey::IllegalRequest, INVALID_MESSAGE);
+            return Some((Status::CheckCondition, Some(sense)));
         }
         if task.expected_out > self.setup.limits.command_data {
             let sense = Sense::new(SenseKey::IllegalRequest, INVALID_FIELD);
@@ -418,7 +424,8 @@ impl Session {
     pub(super) fn send_answer(&mut self, answered: &mut Answered, from: u32, collapse: bool) {
         let status = collapse.then_some(answered.response.status);
         let sent = self.send_data(answered, from, None, status);
-        answered.response.exp_data_sn = sent;
+        // R2T are not counted (RFC 7143 11.4.8).
+        answered.response.exp_data_sn = if answered.data.is_empty() { 0 } else { sent };
         if collapse {
             return;
         }
@@ -478,18 +485,9 @@ impl Session {
         } else {
             self.open -= 1;
         }
-        let mut enabled = Vec::new();
-        if let Some(set) = self.sets.get_mut(&task.lun) {
-            set.leave(itt, task.attribute, task.enabled, &mut enabled);
-            if set.is_empty() {
-                self.sets.remove(&task.lun);
-            }
-        }
-        for itt in enabled {
-            if let Some(task) = self.tasks.get_mut(&itt) {
-                task.enabled = true;
-            }
-            self.go_on(itt);
+        let place = (self.member, TaskKey { itt, id: task.id });
+        for key in self.setup.sets.leave(task.lun, place) {
+            self.enable(key);
         }
         self.release(task.held, task.starving);
     }

@@ -123,8 +123,8 @@ impl Session {
         }
     }
 
-    fn message(&mut self, link: u32, event: u8, parameters: [u16; 3]) {
-        let pdu = AsyncMessage { sn: Numbers::default(), lun: [0; 8], event, code: 0, parameters };
+    pub(super) fn message(&mut self, link: u32, lun: [u8; 8], event: u8, parameters: [u16; 3]) {
+        let pdu = AsyncMessage { sn: Numbers::default(), lun, event, code: 0, parameters };
         self.send(link, Pdu::AsyncMessage(pdu), Bytes::new(), None);
     }
 
@@ -132,7 +132,7 @@ impl Session {
     /// dropped.
     pub fn ask_to_leave(&mut self, seconds: u16, now: u64) {
         for link in self.up() {
-            self.message(link, 1, [0, 0, seconds]);
+            self.message(link, [0; 8], 1, [0, 0, seconds]);
             if let Some(it) = self.links.get_mut(&link) {
                 it.leave_by = Some(now + u64::from(seconds) * 1000);
             }
@@ -142,7 +142,7 @@ impl Session {
     /// Asks the initiator to negotiate anew by a text within `seconds` (AsyncEvent 4).
     pub fn ask_to_negotiate(&mut self, seconds: u16) {
         for link in self.up() {
-            self.message(link, 4, [0, 0, seconds]);
+            self.message(link, [0; 8], 4, [0, 0, seconds]);
         }
     }
 
@@ -150,7 +150,7 @@ impl Session {
     pub fn drop_all(&mut self, why: &'static str) {
         let (wait, retain) = (self.setup.parameters.time2wait, self.setup.parameters.time2retain);
         for link in self.up() {
-            self.message(link, 3, [0, wait, retain]);
+            self.message(link, [0; 8], 3, [0, wait, retain]);
         }
         self.end(why);
     }
@@ -159,7 +159,7 @@ impl Session {
     pub(super) fn tell_dropped(&mut self, cid: u16) {
         let (wait, retain) = (self.setup.parameters.time2wait, self.setup.parameters.time2retain);
         for link in self.up() {
-            self.message(link, 2, [cid, wait, retain]);
+            self.message(link, [0; 8], 2, [cid, wait, retain]);
         }
     }
 

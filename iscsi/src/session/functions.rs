@@ -1,6 +1,8 @@
 //! Task management (RFC 7143 4.2.3, 11.5, 11.6; RFC 7144 4): what is aborted is gone before the
 //! answer says so.
 
+use std::collections::BTreeSet;
+
 use scsi::Lun;
 
 use super::*;
@@ -20,6 +22,8 @@ pub struct Outside {
 pub enum Reach {
     /// The logical unit has only to be there.
     Unit(Lun),
+    /// Whether a unit attention of a logical unit waits for this session.
+    Attention(Lun),
     /// The tasks of all sessions on a logical unit.
     ClearTaskSet(Lun),
     /// A logical unit and the tasks of all sessions on it.
@@ -126,24 +130,24 @@ impl Session {
         match request.function {
             function::ABORT_TASK => it.response = self.abort_task(request, &mut it.waiting),
             function::ABORT_TASK_SET => {
-                it.waiting = self.abort_all(Some(lun));
+                it.waiting = self.abort_all(Some(lun), Some(link));
                 it.reach = Some(Reach::Unit(lun));
             }
             // No logical unit here establishes one.
             function::CLEAR_ACA => it.reach = Some(Reach::Unit(lun)),
             function::CLEAR_TASK_SET => {
-                it.waiting = self.abort_all(Some(lun));
+                it.waiting = self.abort_all(Some(lun), Some(link));
                 it.reach = Some(Reach::ClearTaskSet(lun));
             }
             function::LUN_RESET => {
-                it.waiting = self.abort_all(Some(lun));
+                it.waiting = self.abort_all(Some(lun), Some(link));
                 it.reach = Some(Reach::ResetUnit(lun));
             }
             function::TARGET_WARM_RESET | function::TARGET_COLD_RESET if !self.setup.resets => {
                 it.response = outcome::NOT_AUTHORIZED;
             }
             function::TARGET_WARM_RESET | function::TARGET_COLD_RESET => {
-                it.waiting = self.abort_all(None);
+                it.waiting = self.abort_all(None, Some(link));
                 let cold = request.function == function::TARGET_COLD_RESET;
                 it.reach = Some(Reach::ResetTarget { cold });
             }
@@ -165,10 +169,10 @@ impl Session {
                 it.reach = Some(Reach::Unit(lun));
             }
             function::NEXUS_RESET if level2 => {
-                it.waiting = self.abort_all(None);
+                it.waiting = self.abort_all(None, Some(link));
                 it.reach = Some(Reach::ResetNexus);
             }
-            function::QUERY_ASYNC_EVENT if level2 => it.reach = Some(Reach::Unit(lun)),
+            function::QUERY_ASYNC_EVENT if level2 => it.reach = Some(Reach::Attention(lun)),
             _ => it.response = outcome::NOT_SUPPORTED,
         }
         self.functions.push(it);
@@ -201,17 +205,34 @@ impl Session {
     }
 
     /// Aborts all tasks, or those of a logical unit; gives those that are at the device still.
-    fn abort_all(&mut self, lun: Option<Lun>) -> Vec<TaskKey> {
+    /// With FastAbort the connections of those tasks are told, but the one that asked, `by`.
+    fn abort_all(&mut self, lun: Option<Lun>, by: Option<u32>) -> Vec<TaskKey> {
+        if self.setup.parameters.fast_abort {
+            self.tell_aborted(lun, by);
+        }
         let of = |(itt, task): (&u32, &Task)| lun.is_none_or(|lun| task.lun == lun).then_some(*itt);
         let all: Vec<u32> = self.tasks.iter().filter_map(of).collect();
         all.into_iter().filter_map(|itt| self.abort(itt)).collect()
+    }
+
+    /// FastAbort (RFC 7143 4.2.3.4): AsyncEvent 5 on each connection that has a task which ends, for
+    /// each of its logical units.
+    fn tell_aborted(&mut self, lun: Option<Lun>, by: Option<u32>) {
+        let ends = |task: &&Task| lun.is_none_or(|lun| task.lun == lun) && Some(task.link) != by;
+        let affected: BTreeSet<(u32, Lun)> =
+            self.tasks.values().filter(ends).map(|task| (task.link, task.lun)).collect();
+        for (link, lun) in affected {
+            if self.links.get(&link).is_some_and(Link::is_up) {
+                self.message(link, lun.0, 5, [0; 3]);
+            }
+        }
     }
 
     /// Another session's function aborts tasks here: those at the device still, and whether there
     /// were any.
     pub fn clear(&mut self, lun: Option<Lun>) -> (Vec<TaskKey>, bool) {
         let before = self.tasks.len();
-        let waiting = self.abort_all(lun);
+        let waiting = self.abort_all(lun, None);
         let affected = self.tasks.len() < before || !waiting.is_empty();
         self.step_functions();
         (waiting, affected)

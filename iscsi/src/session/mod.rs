@@ -37,7 +37,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use scsi::Lun;
 
 pub use connection::Close;
 pub use functions::{Outside, Reach};
@@ -49,12 +48,13 @@ use crate::{
     config::Limits,
     negotiate::{ConnectionParameters, SessionParameters, Wishes},
     pdu::{Frame, NO_TAG, NopIn, Numbers, Pdu, Reject, WireError, reason},
+    task_sets::TaskSets,
     text::Pair,
 };
 use connection::{Kept, Link, State, TextExchange};
 use functions::{Deferred, Function};
 use recovery::Answered;
-use task::{Task, TaskSet};
+use task::Task;
 
 /// Responses of a connection that are kept for a SNACK.
 const KEPT_RESPONSES: usize = 1024;
@@ -92,6 +92,8 @@ pub struct Setup {
     pub resets: bool,
     /// The process's data-out.
     pub budget: Arc<Budget>,
+    /// The order among the tasks of all sessions of the target.
+    pub sets: Arc<TaskSets>,
     /// Who answers SendTargets for a session.
     pub announce: Arc<dyn Announce>,
 }
@@ -113,7 +115,8 @@ pub struct Session {
     early: BTreeMap<u32, Early>,
     early_bytes: usize,
     tasks: HashMap<u32, Task>,
-    sets: BTreeMap<Lun, TaskSet>,
+    /// Its number in the task sets.
+    member: u64,
     /// Commands that the window counts, and immediate ones.
     open: u32,
     immediates: u32,
@@ -143,15 +146,16 @@ impl Session {
     /// One without connections, whose first command has the number `cmd_sn`.
     #[must_use]
     pub fn new(setup: Setup, cmd_sn: u32) -> Self {
+        let member = setup.sets.join();
         Self {
             setup,
+            member,
             links: BTreeMap::new(),
             next_link: 0,
             exp_cmd_sn: cmd_sn,
             early: BTreeMap::new(),
             early_bytes: 0,
             tasks: HashMap::new(),
-            sets: BTreeMap::new(),
             open: 0,
             immediates: 0,
             next_id: 0,
@@ -168,6 +172,25 @@ impl Session {
             touched: Vec::new(),
             news: false,
             over: None,
+        }
+    }
+
+    /// How it is told that tasks of it may run because those of other sessions left.
+    pub fn tell_by(&self, tell: impl Fn() + Send + Sync + 'static) {
+        self.setup.sets.tell_by(self.member, Arc::new(tell));
+    }
+
+    /// Goes on with the tasks that may run because those of other sessions left.
+    pub fn take_enabled(&mut self) {
+        for key in self.setup.sets.take(self.member) {
+            self.enable(key);
+        }
+    }
+
+    fn enable(&mut self, key: TaskKey) {
+        if let Some(task) = self.tasks.get_mut(&key.itt).filter(|task| task.id == key.id) {
+            task.enabled = true;
+            self.go_on(key.itt);
         }
     }
 
@@ -581,5 +604,11 @@ impl Session {
             }
             self.touch(link);
         }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.setup.sets.forget(self.member);
     }
 }

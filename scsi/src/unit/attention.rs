@@ -48,6 +48,11 @@ impl Attentions {
         self.count(&queues);
     }
 
+    /// Whether anything waits for a nexus.
+    pub(crate) fn waits(&self, nexus: u64) -> bool {
+        self.any() && self.lock().contains_key(&nexus)
+    }
+
     /// The oldest condition, which is then told.
     pub(crate) fn take(&self, nexus: u64) -> Option<u16> {
         let mut queues = self.lock();

@@ -10,7 +10,7 @@ use std::{
 use disk_source::Named;
 use iscsi::{
     chap::{Account, Algorithm, ChapSettings},
-    config::{Admission, Discovery, TargetConfig},
+    config::{Admission, Discovery, Redirection, TargetConfig},
     negotiate::{DigestWish, Wishes},
 };
 use serde::Deserialize;
@@ -54,8 +54,18 @@ struct TargetSection {
     header_digest: Digest,
     #[serde(default)]
     data_digest: Digest,
+    redirect: Option<Redirect>,
     #[serde(default)]
     lun: Vec<LunSection>,
+}
+
+/// Where a target went.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Redirect {
+    address: String,
+    #[serde(default)]
+    permanent: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -306,7 +316,8 @@ impl Check<'_> {
         let accounts = section.chap.iter().collect::<Vec<_>>();
         let chap = self.chap(&key, &accounts, section.mutual_chap.as_ref())?;
         match (section.authentication, &chap) {
-            (Authentication::Chap, None) => {
+            // Nobody logs in where everybody is sent elsewhere.
+            (Authentication::Chap, None) if section.redirect.is_none() => {
                 let text = "give chap = [{ user = …, secret_file = … }], or \
                             authentication = \"none\" where everybody may log in";
                 return Err(self.bad(&key, text));
@@ -329,8 +340,15 @@ impl Check<'_> {
             ..Wishes::default()
         };
         let alias = section.alias.clone();
-        let config =
-            TargetConfig { alias, admitted, chap, wishes, ..TargetConfig::open(&section.name) };
+        let redirection = section.redirect.as_ref().map(|it| self.redirection(&key, it));
+        let redirection = redirection.transpose()?;
+        if redirection.is_some() && !section.lun.is_empty() {
+            let text =
+                "redirect and lun exclude each other: the LUNs are where initiators are sent";
+            return Err(self.bad(&key, text));
+        }
+        let open = TargetConfig::open(&section.name);
+        let config = TargetConfig { alias, admitted, chap, wishes, redirection, ..open };
         config.check().map_err(|error| self.bad(&key, error))?;
         let mut numbers = BTreeSet::new();
         let mut luns = Vec::new();
@@ -341,6 +359,23 @@ impl Check<'_> {
             luns.push(self.lun(&key, section)?);
         }
         Ok(Target { config, luns })
+    }
+
+    /// `address:port` or `name:port`, as TargetAddress has it (RFC 7143 13.8).
+    fn redirection(&self, key: &str, given: &Redirect) -> Result<Redirection, ConfigError> {
+        let parts = given.address.rsplit_once(':');
+        let sound = parts.is_some_and(|(host, port)| {
+            let six = host.starts_with('[') && host.ends_with(']');
+            let odd = |c: char| c.is_whitespace() || c.is_control() || c == ',' || c == '/';
+            let host_is = !host.is_empty() && !host.contains(odd) && (six || !host.contains(':'));
+            host_is && port.parse::<u16>().is_ok_and(|port| port != 0)
+        });
+        if !sound {
+            return Err(
+                self.bad(key, "redirect.address is \"host:port\", as in \"192.0.2.7:3260\"")
+            );
+        }
+        Ok(Redirection { permanent: given.permanent, address: given.address.clone() })
     }
 
     fn lun(&self, key: &str, section: &LunSection) -> Result<Lun, ConfigError> {
@@ -453,6 +488,12 @@ mod tests {
             (format!("{HEAD}{NAME}chap = [{{ user = \"a\" }}]\n"), "either secret or secret_file"),
             (format!("{HEAD}{NAME}chap = [{{ user = \"a\", secret_file = \"gone\" }}]\n"), "gone"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}{LUN}"), "lun 0 is defined twice"),
+            (format!("{HEAD}{NAME}redirect = {{ address = \"nowhere\" }}\n"), "host:port"),
+            (format!("{HEAD}{NAME}redirect = {{ address = \"fd00::1:3260\" }}\n"), "host:port"),
+            (
+                format!("{HEAD}{NAME}redirect = {{ address = \"h:1\" }}\n{LUN}"),
+                "exclude each other",
+            ),
             (format!("{HEAD}[[target]]\nname = \"disk\"\n{OPEN}"), "no iSCSI name"),
             (format!("{HEAD}{NAME}{OPEN}initiators = [\"me\"]\n"), "no iSCSI name"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}sector = 520\n"), "sector is 512 or 4096"),

@@ -13,9 +13,11 @@
 mod auth;
 mod exchange;
 mod images;
+mod iscsi;
 mod messages;
 mod migration;
 mod rpc;
+mod scsi;
 
 /// A function that takes any bytes.
 pub struct Target {
@@ -48,6 +50,15 @@ pub const TARGETS: &[Target] = &[
     Target { name: "qcow2", run: images::qcow2, memory: IMAGE, seeds: images::seeds_qcow2 },
     Target { name: "vmdk", run: images::vmdk, memory: IMAGE, seeds: images::seeds_vmdk },
     Target { name: "migration", run: migration::run, memory: MIB, seeds: migration::seeds },
+    Target { name: "iscsi-pdus", run: iscsi::pdus, memory: MIB, seeds: iscsi::seeds_pdus },
+    Target { name: "iscsi-login", run: iscsi::login, memory: MIB, seeds: iscsi::seeds_login },
+    Target {
+        name: "iscsi-session",
+        run: iscsi::session,
+        memory: 32 * MIB,
+        seeds: iscsi::seeds_session,
+    },
+    Target { name: "scsi", run: scsi::run, memory: 64 * MIB, seeds: scsi::seeds },
     Target { name: "exchange", run: exchange::run, memory: 64 * MIB, seeds: exchange::seeds },
 ];
 

@@ -92,7 +92,7 @@ fn a_write_is_asked_for_in_bursts_and_runs_with_all_its_data() {
     assert_eq!(rig.runs[0].data_out, data);
     rig.finish(1, Vec::new());
     let answers = rig.answers(0);
-    assert!(matches!(answers[0].0, Pdu::ScsiResponse(it) if it.exp_data_sn == 3));
+    assert!(matches!(answers[0].0, Pdu::ScsiResponse(it) if it.exp_data_sn == 0));
     assert_eq!(rig.session.setup.budget.left(), 1 << 20);
 }
 

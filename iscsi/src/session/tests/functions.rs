@@ -1,3 +1,5 @@
+use scsi::Lun;
+
 use super::*;
 use crate::pdu::{function, outcome};
 
@@ -187,4 +189,45 @@ fn functions_under_way_are_bounded() {
         rig.function(0, itt, function::LUN_RESET, NO_TAG);
     }
     assert_eq!(rejected(&rig.answers(0)), [reason::IMMEDIATE; 2]);
+}
+
+/// FastAbort (RFC 7143 4.2.3.4): who has tasks that end is told, but for the connection that asked.
+#[test]
+fn fast_aborts_are_told_to_the_connections_of_the_tasks_that_end() {
+    let fast = SessionParameters { fast_abort: true, ..parameters(0) };
+    let mut rig = Rig::with(fast, Limits { window: 8, ..Limits::default() });
+    let first = rig.session.join(5, ConnectionParameters::default(), 1, 0);
+    let second = rig.session.join(6, ConnectionParameters::default(), 1, 0);
+    let told = |rig: &mut Rig, link| {
+        let mut output = Output::default();
+        rig.session.take(link, &mut output, &mut VecDeque::new());
+        let framer = Framer { digests: Digests::default(), max_data: 1 << 16, max_ahs_words: 0 };
+        let mut input = BytesMut::from(&output.to_vec()[..]);
+        let mut events = Vec::new();
+        while let Some(frame) = framer.next(&mut input).unwrap() {
+            if let Ok(Pdu::AsyncMessage(it)) = Pdu::read(&frame.basic) {
+                events.push(it.event);
+            }
+        }
+        events
+    };
+    let command = ScsiCommand {
+        sn: RequestNumbers { immediate: false, cmd_sn: 1, exp_stat_sn: 1 },
+        last: true,
+        read: false,
+        write: true,
+        attribute: 1,
+        priority: 0,
+        lun: [0; 8],
+        itt: 1,
+        expected: 4096,
+        cdb: [0x2a; 16],
+    };
+    let bytes = frame::write(Pdu::ScsiCommand(command).write(), &[], &[], Digests::default());
+    let framer = Framer { digests: Digests::default(), max_data: 1 << 16, max_ahs_words: 0 };
+    let frame = framer.next(&mut BytesMut::from(&bytes[..])).unwrap().unwrap();
+    rig.session.receive(first, &frame, 0);
+    rig.session.clear(Some(Lun([0; 8])));
+    assert_eq!(told(&mut rig, first), [5]);
+    assert!(told(&mut rig, second).is_empty(), "it had no task");
 }

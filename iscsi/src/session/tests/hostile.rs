@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use scsi::Lun;
+
 use super::*;
 use crate::pdu::Basic;
 

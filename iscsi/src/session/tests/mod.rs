@@ -54,6 +54,7 @@ impl Rig {
 
     pub fn with(parameters: SessionParameters, limits: Limits) -> Self {
         let setup = Setup {
+            sets: Arc::default(),
             initiator: "iqn.initiator".to_owned(),
             target: Some("iqn.target".to_owned()),
             parameters,
