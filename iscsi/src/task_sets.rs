@@ -16,6 +16,10 @@ use scsi::{Lun, TaskAttribute};
 
 use crate::session::TaskKey;
 
+/// Empty sets that are kept, so that a command which comes alone allocates none: initiators may name
+/// more logical units than there are.
+const KEPT: usize = 256;
+
 /// A session's number and a task of it.
 type Place = (u64, TaskKey);
 /// Tells a session that something waits for it; never waits itself.
@@ -91,7 +95,7 @@ impl TaskSets {
         let mut inner = self.lock();
         if let Some(set) = inner.sets.get_mut(&lun) {
             set.leave(place, &mut enabled);
-            if set.is_empty() {
+            if set.is_empty() && inner.sets.len() > KEPT {
                 inner.sets.remove(&lun);
             }
         }
@@ -238,6 +242,21 @@ mod tests {
         assert_eq!(leave(5), [key(3)]);
         assert_eq!(leave(3), [key(4)]);
         assert!(leave(4).is_empty());
+        assert!(sets.lock().sets.values().all(TaskSet::is_empty));
+    }
+
+    /// An initiator may name units that there are not, each in its turn.
+    #[test]
+    fn empty_sets_do_not_grow_without_end() {
+        let sets = TaskSets::default();
+        let me = sets.join();
+        for n in 0..2 * KEPT as u64 {
+            let unit = Lun(n.to_be_bytes());
+            assert!(sets.enter(unit, (me, key(1)), TaskAttribute::Simple));
+            assert!(sets.leave(unit, (me, key(1))).is_empty());
+        }
+        assert_eq!(sets.lock().sets.len(), KEPT);
+        sets.forget(me);
         assert!(sets.lock().sets.is_empty());
     }
 

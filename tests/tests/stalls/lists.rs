@@ -203,19 +203,38 @@ fn no_list_of_names_of_attributes_keeps_others_waiting() {
 /// A file that has streams by the thousand is asked for their names, and goes with them.
 #[test]
 fn no_number_of_streams_keeps_others_waiting() {
-    const STREAMS: usize = 1500;
     let server = one_thread();
-    let mut one = One::new(&server, "file", Access::NONE);
+    let honest = Honest::begin(&server);
+    // On a machine that is busy otherwise the honest client may be the one that is held up, so it has
+    // several tries; where it is kept waiting by the server it has none that goes well.
+    let mut most = (0, 0);
+    for attempt in 0..5 {
+        let (list, end) = streams_listed_and_ended(&server, &honest, &format!("file{attempt}"));
+        most = (list.max(most.0), end.max(most.1));
+        if most.0 >= ROUNDS && most.1 >= ROUNDS {
+            break;
+        }
+    }
+    assert!(most.0 >= ROUNDS, "{} rounds beside a list of streams", most.0);
+    assert!(most.1 >= ROUNDS, "{} rounds beside the end of a file with many streams", most.1);
+    honest.end(&server, "1,500 streams");
+    let kept = fs::read_dir(server.files().join(".bulkhead/streams")).unwrap().count();
+    assert_eq!(kept, 0, "streams went with their files");
+}
+
+/// The rounds of the honest client beside a list of many streams, and beside the end of their file.
+fn streams_listed_and_ended(server: &Smbd, honest: &Honest, file: &str) -> (usize, usize) {
+    const STREAMS: usize = 1500;
+    let mut one = One::new(server, file, Access::NONE);
     for number in 0..STREAMS {
-        let name = format!("file:{}{number:04}", "s".repeat(100));
+        let name = format!("{file}:{}{number:04}", "s".repeat(100));
         let stream = opening(&name, Disposition::CREATE, CreateOptions::NONE);
         let file_id = open(&mut one.raw, &stream).unwrap();
         let request = close::Request { flags: 0, file_id };
         ask(&mut one.raw, Command::CLOSE, |out| request.encode(out));
     }
-    let honest = Honest::begin(&server);
     let file_id = one.file_id;
-    let (status, rounds) = honest.beside(|| {
+    let (status, list) = honest.beside(|| {
         let request = query_info::Request {
             info_type: InfoType::FILE,
             class: InfoClass::STREAM,
@@ -226,7 +245,6 @@ fn no_number_of_streams_keeps_others_waiting() {
         ask(&mut one.raw, Command::QUERY_INFO, |out| request.encode(out)).0
     });
     assert_eq!(status, NtStatus::BUFFER_OVERFLOW);
-    assert!(rounds >= ROUNDS, "{rounds} rounds beside a list of streams");
     let disposition = set_info::Request {
         info_type: InfoType::FILE,
         class: InfoClass::DISPOSITION,
@@ -236,14 +254,11 @@ fn no_number_of_streams_keeps_others_waiting() {
     };
     let (status, _) = ask(&mut one.raw, Command::SET_INFO, |out| disposition.encode(out));
     assert_eq!(status, NtStatus::SUCCESS);
-    let (status, rounds) = honest.beside(|| {
+    let (status, end) = honest.beside(|| {
         let request = close::Request { flags: 0, file_id };
         ask(&mut one.raw, Command::CLOSE, |out| request.encode(out)).0
     });
     assert_eq!(status, NtStatus::SUCCESS);
-    assert!(rounds >= ROUNDS, "{rounds} rounds beside the end of a file with many streams");
-    honest.end(&server, "1,500 streams");
-    assert!(!server.files().join("file").exists());
-    let kept = fs::read_dir(server.files().join(".bulkhead/streams")).unwrap().count();
-    assert_eq!(kept, 0, "its streams went with it");
+    assert!(!server.files().join(file).exists());
+    (list, end)
 }
