@@ -239,3 +239,25 @@ pub fn healthy(line: &Line) -> Outcome<()> {
     }
     Ok(())
 }
+
+/// Starts the VM `demo` of `one`, which stands still meanwhile, on `two`, from its file in `folder`: it
+/// has to run there, and `one` has to give it up once it goes on. Returns why it says it did.
+pub fn start_elsewhere(one: &Host, two: &Host, folder: &Path) -> Outcome<String> {
+    let about = one.ask_json(&["show", "demo"])?;
+    let id = about["definition"]["id"].as_str().ok_or("the VM has no id")?;
+    let text = fs::read_to_string(folder.join("demo.toml")).map_err(|e| e.to_string())?;
+    let vm = folder.join("again.toml");
+    fs::write(&vm, format!("id = \"{id}\"\n{text}")).map_err(|e| e.to_string())?;
+    one.signal(Signal::STOP);
+    let started = two.ask(&["create", &shown(&vm)]).and_then(|_| two.ask(&["start", "demo"]));
+    one.signal(Signal::CONT);
+    started?;
+    two.ask(&["console", "demo", "--replay", "--until", "progress"])?;
+    // It ends, and says why: its guest would only meet errors. It does not start again by itself.
+    one.wait_for_state("demo", "failed");
+    let reason = one.ask_json(&["show", "demo"])?["reason"].to_string();
+    let before = two.progress("progress")?.get("seq");
+    let after = two.progress("progress")?;
+    healthy(&after)?;
+    if after.get("seq") > before { Ok(reason) } else { Err("the guest stands still".into()) }
+}

@@ -7,8 +7,10 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use crate::{
-    initiator::TARGET,
+    initiator::{Answer, TARGET},
     port::Port,
     process::{ours, run},
     smbd::Smbd,
@@ -101,4 +103,16 @@ pub fn vhdx(folder: &Path, name: &str, size: &str) -> PathBuf {
     let output = run(&mut command, Duration::from_secs(60));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     path
+}
+
+/// An answer that is none of a failure.
+pub fn good(answer: &Answer) {
+    assert_eq!(answer.status, 0, "{answer:?}");
+}
+
+/// What a server's admin socket answers, which must not refuse; null if that is no JSON.
+pub fn ask(server: &Smbd, args: &[&str]) -> Value {
+    let output = server.admin(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }

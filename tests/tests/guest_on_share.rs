@@ -10,7 +10,10 @@ use std::{
 };
 
 use bulkhead_tests::{
-    host_cli::{Host, Line, cli, healthy, share_url, shown, verify, write_credentials, write_vm},
+    host_cli::{
+        Host, Line, cli, healthy, share_url, shown, start_elsewhere, verify, write_credentials,
+        write_vm,
+    },
     smbd::Smbd,
 };
 use rustix::process::Signal;
@@ -75,26 +78,8 @@ fn only_memory_moves() {
 #[test]
 fn a_vm_started_elsewhere_takes_its_disk_from_a_host_that_hangs() {
     let Some(stage) = Stage::set() else { return };
-    let folder = stage.server.scratch();
-    let id = stage.one.ask_json(&["show", "demo"]).unwrap()["definition"]["id"].clone();
-    let id = id.as_str().expect("a VM has an id").to_owned();
-    let text = std::fs::read_to_string(folder.join("demo.toml")).unwrap();
-    let vm = folder.join("again.toml");
-    std::fs::write(&vm, format!("id = \"{id}\"\n{text}")).unwrap();
-    stage.one.signal(Signal::STOP);
-    stage.two.ask(&["create", &shown(&vm)]).unwrap();
-    let started = stage.two.ask(&["start", "demo"]);
-    stage.one.signal(Signal::CONT);
-    started.unwrap();
-    stage.two.ask(&["console", "demo", "--replay", "--until", "progress"]).unwrap();
-    // It ends, and says why: its guest would only meet errors. It does not start again by itself.
-    stage.one.wait_for_state("demo", "failed");
-    let reason = stage.one.ask_json(&["show", "demo"]).unwrap()["reason"].to_string();
+    let reason = start_elsewhere(&stage.one, &stage.two, stage.server.scratch()).unwrap();
     assert!(reason.contains("taken") && reason.contains("demo.vhdx"), "{reason}");
-    let before = stage.two.progress("progress").unwrap().get("seq");
-    let after = stage.two.progress("progress").unwrap();
-    healthy(&after).unwrap();
-    assert!(after.get("seq") > before, "the guest stands still");
 }
 
 /// A host ends in its time although its storage does not answer.

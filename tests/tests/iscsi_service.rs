@@ -12,11 +12,10 @@ use std::{
 use block_io::File;
 use bulkhead_tests::{
     initiator::{Answer, Client, Moves, TARGET, Who},
-    iscsi::{Served, lun, thin, vhdx},
+    iscsi::{Served, ask, good, lun, thin, vhdx},
     process::{foreign, ours, run},
     smbd::{PASSWORD, Smbd, USER},
 };
-use serde_json::Value;
 use smb_client::{ConnectOptions, Login, OpenOptions, Share, Tree};
 use smb_protocol::NtStatus;
 
@@ -44,16 +43,6 @@ async fn log_in(served: &Served, initiator: &str, keys: &[(&str, &str)]) -> Clie
     let (client, response) = Client::log_in(served.port.address(), who).await;
     assert_eq!(response.status, 0, "the login is refused");
     client
-}
-
-fn good(answer: &Answer) {
-    assert_eq!(answer.status, 0, "{answer:?}");
-}
-
-fn ask(server: &Smbd, args: &[&str]) -> Value {
-    let output = server.admin(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }
 
 async fn tree(server: &Smbd) -> Tree {

@@ -11,9 +11,8 @@ use std::{
 
 use bulkhead_tests::{
     initiator::{Answer, Client, Moves, TARGET, Who},
-    iscsi::{Served, lun, thick, thin, vhdx},
+    iscsi::{Served, ask, good, lun, thick, thin, vhdx},
     process::{ours, run},
-    smbd::Smbd,
     volume::{Kind, Volume},
 };
 use serde_json::Value;
@@ -41,16 +40,6 @@ async fn log_in(served: &Served) -> Client {
     let (client, response) = Client::log_in(served.port.address(), Who::default()).await;
     assert_eq!(response.status, 0, "the login is refused");
     client
-}
-
-fn good(answer: &Answer) {
-    assert_eq!(answer.status, 0, "{answer:?}");
-}
-
-fn ask(server: &Smbd, args: &[&str]) -> Value {
-    let output = server.admin(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }
 
 /// The `number`th write's data.
