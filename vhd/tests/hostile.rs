@@ -226,6 +226,20 @@ fn mend(format: Format, bytes: &mut [u8]) {
     }
 }
 
+/// Whether a checksum tells of the change in each structure that was changed. VHD's is a sum of
+/// bytes, which does not see that two of them changed places.
+fn told(seed: &Seed, bytes: &[u8]) -> bool {
+    if seed.format != Format::Vhd {
+        return true;
+    }
+    let mut right = bytes.to_vec();
+    mend(seed.format, &mut right);
+    let end = bytes.len() - SECTOR;
+    let structures = [0..512, 512..1536, end..end + 512];
+    let mut changed = structures.into_iter().filter(|s| seed.bytes[s.clone()] != bytes[s.clone()]);
+    changed.all(|s| right[s.clone()] != bytes[s])
+}
+
 /// What a field is changed to.
 #[derive(Debug, Clone)]
 enum Value {
@@ -346,7 +360,8 @@ proptest! {
         if mended {
             mend(seed.format, &mut bytes);
         }
-        hold(seed, &bytes, all_summed).map_err(|error| {
+        let as_it_was = all_summed && told(seed, &bytes);
+        hold(seed, &bytes, as_it_was).map_err(|error| {
             let field = |(field, value): &(prop::sample::Index, Value)| {
                 (field.get(&seed.fields).at, value.clone())
             };
