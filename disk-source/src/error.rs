@@ -31,6 +31,9 @@ pub enum Error {
     /// The target cannot be reached or refuses.
     #[error(transparent)]
     Target(#[from] InitiatorError),
+    /// The name service cannot be reached or refuses.
+    #[error(transparent)]
+    Names(#[from] iscsi::isns::IsnsError),
     /// The location names a kind of storage that does not exist.
     #[error("{location}: no storage of kind {scheme:?}")]
     Scheme {
@@ -79,6 +82,7 @@ impl From<Error> for block_io::Error {
             Error::NotRaw(error) | Error::Image(error) => error.into(),
             Error::Tracking { source, .. } => source.into(),
             Error::Login(error) => Self::Disconnected(chain(&*error)),
+            Error::Names(error) => Self::Disconnected(chain(&error)),
             other @ (Error::Scheme { .. } | Error::NoFile | Error::NoLun | Error::LunExists) => {
                 let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, other);
                 Self::io("opening", source)

@@ -85,12 +85,19 @@ pub(crate) async fn connect(
     Ok(disk)
 }
 
-/// The targets that the portal at `iscsi://[user@]host[:port]` knows, with their portals; the
-/// environment has the login.
+/// The targets that the portal at `iscsi://[user@]host[:port]`, or the name server at
+/// `isns://host[:port]`, knows, with their portals; the environment has the login at a portal.
 ///
 /// # Errors
-/// [`Error`]: the address is none, there is no login, the portal cannot be reached or refuses.
+/// [`Error`]: the address is none, there is no login, the portal or server cannot be reached or
+/// refuses.
 pub async fn discover(address: &str) -> Result<Vec<DiscoveredTarget>> {
+    if let Some(server) = address.strip_prefix("isns://") {
+        let has_port = server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let port = iscsi::isns::PORT;
+        let server = if has_port { server.to_owned() } else { format!("{server}:{port}") };
+        return Ok(iscsi::isns::discover(&server, &initiator_name()).await?);
+    }
     let (user, portals, rest) = IscsiUrl::authority(address)?;
     if !rest.is_empty() {
         return Err(crate::IscsiUrlError::Portal(format!("{}/{rest}", portals.join(","))).into());

@@ -1,5 +1,5 @@
 //! iSCSI (RFC 7143, RFC 7144): a target that carries SCSI commands to a device, and an initiator
-//! (`initiator`) whose logical units are disks.
+//! (`initiator`) whose logical units are disks; `isns` is how both are found (RFC 4171).
 //!
 //! ```text
 //!   socket ─► driver.rs ─► pdu/ (frames) ─► login.rs ─► text.rs, negotiate.rs, chap.rs
@@ -20,6 +20,7 @@ pub mod chap;
 pub mod config;
 mod driver;
 pub mod initiator;
+pub mod isns;
 mod join;
 pub mod login;
 pub mod negotiate;

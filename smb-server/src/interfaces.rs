@@ -55,6 +55,28 @@ pub fn list(
     }]
 }
 
+/// The addresses at which a listener is reached from elsewhere: those of all interfaces where it
+/// listens at all of them.
+#[must_use]
+pub fn reached_at(listen: &[SocketAddr]) -> Vec<SocketAddr> {
+    let all = if_addrs::get_if_addrs().unwrap_or_default();
+    let every = |at: SocketAddr| {
+        let covered = move |ip: &IpAddr| usable(*ip) && (at.is_ipv6() || ip.is_ipv4());
+        all.iter().map(|i| i.ip()).filter(covered).map(move |ip| SocketAddr::new(ip, at.port()))
+    };
+    let mut found = Vec::new();
+    for at in listen {
+        match at.ip().is_unspecified() {
+            true => found.extend(every(*at)),
+            false => found.push(*at),
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found.truncate(MOST);
+    found
+}
+
 /// Whether a client elsewhere could reach an address without knowing more than the address.
 fn usable(ip: IpAddr) -> bool {
     match ip {
@@ -108,6 +130,15 @@ mod tests {
         assert_eq!(addresses("0.0.0.0:445", "127.0.0.1:445"), [IpAddr::from([127, 0, 0, 1])]);
         let mapped = addresses("[::]:445", "[::ffff:127.0.0.1]:445");
         assert_eq!(mapped, [IpAddr::from([127, 0, 0, 1])]);
+    }
+
+    #[test]
+    fn a_listener_at_one_address_is_reached_there_and_one_at_all_at_each() {
+        let one: SocketAddr = "127.0.0.1:3260".parse().unwrap();
+        assert_eq!(reached_at(&[one, one]), [one]);
+        let all = reached_at(&["0.0.0.0:3260".parse().unwrap()]);
+        let from_elsewhere = |at: &SocketAddr| usable(at.ip()) && at.is_ipv4() && at.port() == 3260;
+        assert!(all.iter().all(from_elsewhere), "{all:?}");
     }
 
     #[test]

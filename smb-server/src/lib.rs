@@ -29,7 +29,7 @@ mod dfs;
 mod dropped;
 mod exchange;
 mod ids;
-mod interfaces;
+pub mod interfaces;
 pub mod logons;
 pub mod meters;
 mod recovery;

@@ -200,7 +200,14 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
                 move |server| reload(&file, confined.as_deref(), server, &blocks)
             }),
             iscsi: blocks.clone(),
-            upgrade: Box::new(move || upgrader.say("upgrade")),
+            upgrade: Box::new({
+                let blocks = blocks.clone();
+                move || {
+                    upgrader.say("upgrade")?;
+                    blocks.is_replaced();
+                    Ok(())
+                }
+            }),
         };
         let admin = tokio::spawn(smbd::admin::serve(server, socket, program));
         notify("READY=1");

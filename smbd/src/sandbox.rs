@@ -17,8 +17,8 @@ use std::{
 };
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetStatus, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetStatus, path_beneath_rules,
 };
 use rustix::{
     process::{Gid, Uid},
@@ -193,9 +193,14 @@ pub fn confine(
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
-        // Its ports are bound, and it connects to nobody.
+        // Its ports are bound, and it connects to name servers of targets alone.
         .handle_access(AccessNet::from_all(abi))?
         .create()?
+        .add_rules(
+            name_servers(iscsi)
+                .map(|port| NetPort::new(port, AccessNet::ConnectTcp))
+                .map(Ok::<_, landlock::RulesetError>),
+        )?
         .add_rules(path_beneath_rules(shares(config), inside))?
         .add_rules(path_beneath_rules(images(iscsi), inside))?
         // The admin socket is made there.
@@ -205,6 +210,11 @@ pub fn confine(
         .restrict_self()?;
     seccompiler::apply_filter(&filter()?)?;
     Ok(Confined { folders: status.ruleset != RulesetStatus::NotEnforced })
+}
+
+/// The ports of iSNS servers.
+fn name_servers(iscsi: &IscsiConfig) -> impl Iterator<Item = u16> {
+    iscsi.isns.iter().filter_map(|server| server.rsplit_once(':')?.1.parse().ok())
 }
 
 fn shares(config: &Config) -> Vec<PathBuf> {

@@ -37,10 +37,10 @@ enum Command {
         /// The LUN's number.
         lun: u16,
     },
-    /// The targets that a portal anywhere knows, with their portals.
+    /// The targets that a portal or an iSNS server anywhere knows, with their portals.
     #[command(after_help = crate::password::HELP)]
     Discover {
-        /// The portal: `iscsi://[user@]host[:port]`.
+        /// The portal, `iscsi://[user@]host[:port]`, or the name server, `isns://host[:port]`.
         address: String,
     },
 }

@@ -59,7 +59,9 @@ impl Session {
             self.open += 1;
         }
         if task.refused.is_none() {
-            task.enabled = self.setup.sets.enter(task.lun, (self.member, key), task.attribute);
+            let set = self.set_of(task.lun);
+            task.enabled = set.enter((self.member, key), task.attribute);
+            task.set = Some(set);
         }
         self.tasks.insert(itt, task);
         self.go_on(itt);
@@ -103,6 +105,7 @@ impl Session {
             refused: None,
             held: 0,
             starving: false,
+            set: None,
             enabled: false,
             running: None,
             aborted: false,
@@ -476,6 +479,21 @@ impl Session {
         data_sn
     }
 
+    /// The task set of a unit; initiators use one after another far less than the same again.
+    fn set_of(&mut self, lun: Lun) -> Arc<TaskSet> {
+        match &self.last_set {
+            Some(set) if set.lun() == lun => set.clone(),
+            _ => self.last_set.insert(self.setup.sets.of(lun)).clone(),
+        }
+    }
+
+    /// A task leaves its set; those of this session that may run now.
+    pub(super) fn leave_set(&self, itt: u32, task: &Task) -> Vec<TaskKey> {
+        let Some(set) = &task.set else { return Vec::new() };
+        let place = (self.member, TaskKey { itt, id: task.id });
+        self.setup.sets.leave(set, place, task.attribute)
+    }
+
     /// A task is gone: what it held is free, and those behind it may run.
     pub(super) fn remove_task(&mut self, itt: u32) {
         let Some(task) = self.tasks.remove(&itt) else { return };
@@ -485,8 +503,7 @@ impl Session {
         } else {
             self.open -= 1;
         }
-        let place = (self.member, TaskKey { itt, id: task.id });
-        for key in self.setup.sets.leave(task.lun, place) {
+        for key in self.leave_set(itt, &task) {
             self.enable(key);
         }
         self.release(task.held, task.starving);

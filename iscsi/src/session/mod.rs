@@ -48,7 +48,7 @@ use crate::{
     config::Limits,
     negotiate::{ConnectionParameters, SessionParameters, Wishes},
     pdu::{Frame, NO_TAG, NopIn, Numbers, Pdu, Reject, WireError, reason},
-    task_sets::TaskSets,
+    task_sets::{TaskSet, TaskSets},
     text::Pair,
 };
 use connection::{Kept, Link, State, TextExchange};
@@ -117,6 +117,7 @@ pub struct Session {
     tasks: HashMap<u32, Task>,
     /// Its number in the task sets.
     member: u64,
+    last_set: Option<Arc<TaskSet>>,
     /// Commands that the window counts, and immediate ones.
     open: u32,
     immediates: u32,
@@ -150,6 +151,7 @@ impl Session {
         Self {
             setup,
             member,
+            last_set: None,
             links: BTreeMap::new(),
             next_link: 0,
             exp_cmd_sn: cmd_sn,
@@ -609,6 +611,10 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        for (itt, task) in &self.tasks {
+            // Its own tasks that are let run by this leave in their turn.
+            self.leave_set(*itt, task);
+        }
         self.setup.sets.forget(self.member);
     }
 }

@@ -1,10 +1,12 @@
 //! A command from its arrival to its answer.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::{AbortHandle, AbortRegistration};
 use scsi::{Lun, Sense, Status, TaskAttribute};
+
+use crate::task_sets::TaskSet;
 
 /// Tells one life of an Initiator Task Tag from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,6 +117,8 @@ pub(super) struct Task {
     pub held: usize,
     /// It waits for the session's budget before it asks for data.
     pub starving: bool,
+    /// The task set that it entered.
+    pub set: Option<Arc<TaskSet>>,
     /// Its task set lets it run.
     pub enabled: bool,
     /// It is at the device, and this ends it.

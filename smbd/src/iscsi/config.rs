@@ -34,6 +34,9 @@ struct File {
 struct Section {
     listen: Vec<SocketAddr>,
     discovery_chap: Option<Secret>,
+    #[serde(default)]
+    isns: Vec<String>,
+    isns_entity: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -139,6 +142,10 @@ pub struct IscsiConfig {
     pub listen: Vec<SocketAddr>,
     /// How those are met who ask which targets there are.
     pub discovery_chap: Option<ChapSettings>,
+    /// Name servers that the targets are registered with, as `host:port` (RFC 4171).
+    pub isns: Vec<String>,
+    /// What this server is called there, if not by its host name.
+    pub isns_entity: Option<String>,
     /// The targets.
     pub targets: Vec<Target>,
     /// Files with secrets that were read.
@@ -223,6 +230,8 @@ impl IscsiConfig {
         }
         let discovery = section.discovery_chap.iter().collect::<Vec<_>>();
         let discovery_chap = check.chap("iscsi.discovery_chap", &discovery, None)?;
+        let isns = section.isns.iter().map(|server| check.name_server(server));
+        let isns = isns.collect::<Result<Vec<_>, _>>()?;
         let mut targets: Vec<Target> = Vec::new();
         for section in &file.target {
             let target = check.target(section)?;
@@ -231,7 +240,14 @@ impl IscsiConfig {
             }
             targets.push(target);
         }
-        Ok(Self { listen: section.listen, discovery_chap, targets, secrets: check.secrets })
+        Ok(Self {
+            listen: section.listen,
+            discovery_chap,
+            isns,
+            isns_entity: section.isns_entity,
+            targets,
+            secrets: check.secrets,
+        })
     }
 
     /// How discovery sessions are met.
@@ -361,16 +377,18 @@ impl Check<'_> {
         Ok(Target { config, luns })
     }
 
+    /// `host` or `host:port` of an iSNS server; gives it with its port.
+    fn name_server(&self, given: &str) -> Result<String, ConfigError> {
+        let default = format!("{given}:{}", iscsi::isns::PORT);
+        let all = [given.to_owned(), default].into_iter().find(|it| is_host_and_port(it));
+        all.ok_or_else(|| {
+            self.bad("iscsi.isns", format!("{given:?} is no \"host\" and no \"host:port\""))
+        })
+    }
+
     /// `address:port` or `name:port`, as TargetAddress has it (RFC 7143 13.8).
     fn redirection(&self, key: &str, given: &Redirect) -> Result<Redirection, ConfigError> {
-        let parts = given.address.rsplit_once(':');
-        let sound = parts.is_some_and(|(host, port)| {
-            let six = host.starts_with('[') && host.ends_with(']');
-            let odd = |c: char| c.is_whitespace() || c.is_control() || c == ',' || c == '/';
-            let host_is = !host.is_empty() && !host.contains(odd) && (six || !host.contains(':'));
-            host_is && port.parse::<u16>().is_ok_and(|port| port != 0)
-        });
-        if !sound {
+        if !is_host_and_port(&given.address) {
             return Err(
                 self.bad(key, "redirect.address is \"host:port\", as in \"192.0.2.7:3260\"")
             );
@@ -433,6 +451,15 @@ impl Check<'_> {
     }
 }
 
+fn is_host_and_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| {
+        let six = host.starts_with('[') && host.ends_with(']');
+        let odd = |c: char| c.is_whitespace() || c.is_control() || c == ',' || c == '/';
+        let host_is = !host.is_empty() && !host.contains(odd) && (six || !host.contains(':'));
+        host_is && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
 /// The bytes of a UUID in its usual form, with hyphens or without.
 pub(super) fn identity(text: &str) -> Result<[u8; 16], ()> {
     let digits: String = text.chars().filter(|c| *c != '-').collect();
@@ -476,6 +503,8 @@ mod tests {
             ("[iscsi]\nlisten = []\n".to_owned(), "at least one address"),
             ("[iscsi]\nlisten = [\"somewhere\"]\n".to_owned(), "invalid socket address"),
             (two, "defined twice"),
+            (format!("{HEAD}isns = [\"a b\"]\n"), "no \"host\" and no \"host:port\""),
+            (format!("{HEAD}isns = [\"fd00::1\"]\n"), "no \"host\" and no \"host:port\""),
             (format!("{HEAD}colour = 1\n"), "colour"),
             (format!("{HEAD}{NAME}{OPEN}colour = 1\n"), "colour"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}colour = 1\n"), "colour"),
@@ -541,6 +570,14 @@ mod tests {
                 (other, _) => panic!("{text} {modes:?}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_name_server_has_the_port_of_its_protocol_if_no_other() {
+        let folder = folder("", [0o600, 0o600]);
+        let servers = "isns = [\"names\", \"192.0.2.1:3300\", \"[fd00::1]\"]\n";
+        let config = parse(&folder, &format!("{HEAD}{servers}")).unwrap();
+        assert_eq!(config.isns, ["names:3205", "192.0.2.1:3300", "[fd00::1]:3205"]);
     }
 
     #[test]

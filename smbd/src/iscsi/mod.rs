@@ -9,6 +9,7 @@
 
 pub mod config;
 mod lun;
+mod name_service;
 mod strangers;
 mod unit_state;
 
@@ -16,10 +17,16 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use iscsi::{Guard, Service, ServiceConfig, SessionInfo};
+use iscsi::{
+    Guard, Service, ServiceConfig, SessionInfo,
+    isns::{Node, Registration},
+};
 use scsi::{UnitInfo, Units, UnitsOptions};
 use smb_server::Server;
 use tokio::{
@@ -31,6 +38,7 @@ use tokio::{
 use self::{
     config::{IscsiConfig, Target},
     lun::{Disks, Opened},
+    name_service::NameService,
     strangers::Strangers,
     unit_state::UnitState,
 };
@@ -67,6 +75,9 @@ pub struct Iscsi {
     disks: Disks,
     users: Users,
     served: Mutex<BTreeMap<String, Served>>,
+    names: NameService,
+    /// Another process takes this one's place.
+    replaced: AtomicBool,
 }
 
 /// A target, for lists.
@@ -91,6 +102,8 @@ impl Iscsi {
             disks: Disks::new(),
             users,
             served: Mutex::default(),
+            names: NameService::default(),
+            replaced: AtomicBool::new(false),
         }
     }
 
@@ -124,8 +137,14 @@ impl Iscsi {
                 failures.push(format!("target {name}: {error}"));
             }
         }
+        self.names.tell(&config.isns, &registration(config, &served));
         failures.iter().for_each(|failure| tracing::error!("{failure}"));
         failures
+    }
+
+    /// Another process will serve the same: name servers are not told that the targets go.
+    pub fn is_replaced(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
     }
 
     async fn state(&self) -> Result<&Arc<UnitState>, String> {
@@ -185,10 +204,27 @@ impl Iscsi {
 
     /// Ends all sessions, and closes all images: what was written is in them.
     pub async fn stop(&self) {
+        self.names.stop(self.replaced.load(Ordering::Relaxed)).await;
         self.service.stop().await;
         for target in std::mem::take(&mut *self.served.lock().await).into_values() {
             target.close().await;
         }
+    }
+}
+
+/// What name servers are told: the targets that are served, at the addresses of all portals.
+fn registration(config: &IscsiConfig, served: &BTreeMap<String, Served>) -> Registration {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let served = config.targets.iter().filter(|target| served.contains_key(&target.config.name));
+    let node = |target: &Target| Node {
+        name: target.config.name.clone(),
+        alias: target.config.alias.clone(),
+    };
+    Registration {
+        entity: config.isns_entity.clone().unwrap_or_else(host),
+        portals: smb_server::interfaces::reached_at(&config.listen),
+        group: PORTAL_GROUP,
+        nodes: served.map(node).collect(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! iSCSI: PDUs, the login phase, the full feature phase.
+//! iSCSI: PDUs, the login phase, the full feature phase; answers of its name service.
 
 use std::{
     collections::VecDeque,
@@ -10,6 +10,7 @@ use iscsi::{
     budget::Budget,
     chap::{Account, Algorithm, ChapSettings},
     config::{Discovery, Limits, TargetConfig},
+    isns::message::{self, Attribute, function, tag},
     login::{Directory, Login, Step},
     negotiate::{ConnectionParameters, SessionParameters, Wishes},
     pdu::{
@@ -43,6 +44,48 @@ pub fn pdus(bytes: &[u8]) {
             assert_eq!(text::read(&again).as_ref(), Ok(&pairs));
         }
     }
+}
+
+/// A stream of PDUs of an iSNS server. Attributes that are read are written and read as the same.
+pub fn isns(mut bytes: &[u8]) {
+    while let Ok((rest, pdu)) = message::read_pdu(bytes) {
+        assert_eq!(message::payload_length(bytes), Ok(pdu.payload.len()));
+        if let Ok((status, attributes)) = message::read_response(pdu.payload) {
+            let again =
+                [&status.to_be_bytes()[..], &message::write_attributes(&attributes)].concat();
+            assert_eq!(again, pdu.payload);
+            let targets = iscsi::isns::read_targets(&attributes).unwrap_or_default();
+            assert!(targets.len() <= attributes.len());
+        }
+        bytes = rest;
+    }
+}
+
+/// Answers to a query and a registration.
+pub fn seeds_isns() -> Vec<(String, Vec<u8>)> {
+    let group = [
+        Attribute::text(tag::NAME, TARGET),
+        Attribute::text(tag::GROUP_NAME, TARGET),
+        Attribute {
+            tag: tag::GROUP_ADDRESS,
+            value: [&[0; 10][..], &[255, 255, 192, 0, 2, 1]].concat(),
+        },
+        Attribute::number(tag::GROUP_PORT, 3260),
+        Attribute::number(tag::GROUP_TAG, 1),
+    ];
+    let period = [Attribute::text(tag::ENTITY, "files"), Attribute::number(tag::PERIOD, 600)];
+    let answer = |function: u16, attributes: &[Attribute]| {
+        let request = message::write(function | function::RESPONSE, 0, 7, attributes);
+        let length = u16::from_be_bytes([request[4], request[5]]) + 4;
+        let (head, body) = request.split_at(12);
+        let mut head = head.to_vec();
+        head[4..6].copy_from_slice(&length.to_be_bytes());
+        [&head[..], &[0; 4], body].concat()
+    };
+    vec![
+        ("query".to_owned(), answer(function::QUERY, &group)),
+        ("registration".to_owned(), answer(function::REGISTER, &period)),
+    ]
 }
 
 /// A target that wants CHAP; discovery does not.

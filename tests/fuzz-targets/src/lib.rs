@@ -58,6 +58,7 @@ pub const TARGETS: &[Target] = &[
         memory: 32 * MIB,
         seeds: iscsi::seeds_session,
     },
+    Target { name: "isns", run: iscsi::isns, memory: MIB, seeds: iscsi::seeds_isns },
     Target { name: "scsi", run: scsi::run, memory: 64 * MIB, seeds: scsi::seeds },
     Target { name: "exchange", run: exchange::run, memory: 64 * MIB, seeds: exchange::seeds },
 ];
