@@ -104,7 +104,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         FsctlCode::SRV_COPYCHUNK_WRITE => copychunk::copy(ctx, call, out),
         FsctlCode::DUPLICATE_EXTENTS_TO_FILE => duplicate::duplicate(ctx, call),
         FsctlCode::DUPLICATE_EXTENTS_TO_FILE_EX => duplicate::duplicate(ctx, call),
-        FsctlCode::OFFLOAD_READ => odx::read(ctx, call),
+        FsctlCode::OFFLOAD_READ => odx::read(ctx, call, out),
         FsctlCode::OFFLOAD_WRITE => odx::write(ctx, call, out),
         FsctlCode::SRV_ENUMERATE_SNAPSHOTS => snapshots::enumerate(ctx, call),
         FsctlCode::LMR_REQUEST_RESILIENCY => resiliency::request(ctx, call, out),
