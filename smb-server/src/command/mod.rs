@@ -209,6 +209,10 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
             Empty.encode(out);
             return Ok(Outcome::SUCCESS);
         }
+            // MS-SMB2 3.3.5.17. Who has logged off may ask whether the server is still there.
+            if ctx.ex.sessions.is_empty() {
+                return Err(Failure::Disconnect("an ECHO of who has not logged in"));
+            }
         _ => {}
     }
     let session = ctx.session()?.clone();
@@ -224,7 +228,14 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
             Empty.encode(out);
             return Ok(Outcome::SUCCESS);
         }
-        Command::TREE_CONNECT => return tree_connect::handle(ctx, body, out),
+        Command::TREE_CONNECT => {
+            // MS-SMB2 3.3.5.7: it proves that nobody changed the logon of 3.1.1 on its way.
+            let proven = ctx.sealed || ctx.header.flags.has(HeaderFlags::SIGNED);
+            if ctx.dialect() == Dialect::SMB_3_1_1 && !proven {
+                return Err(Failure::Disconnect("a TREE_CONNECT that is not signed"));
+            }
+            return tree_connect::handle(ctx, body, out);
+        }
         _ => {}
     }
     // MS-SMB2 3.3.5.2.11.

@@ -180,7 +180,7 @@ fn a_replayed_request_gets_no_second_tag_under_a_nonce() {
         for sent in seen {
             let id = Header::parse(&sent).unwrap().message_id.0;
             while stranger.next_id < id {
-                stranger.ask(Command::ECHO, SessionId(0), None, |out| Empty.encode(out));
+                stranger.ask(Command::LOGOFF, SessionId(0), None, |out| Empty.encode(out));
             }
             let mut out = Vec::new();
             stranger.exchange.receive(&mut sent.clone(), &mut out).unwrap();
