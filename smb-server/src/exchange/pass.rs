@@ -161,6 +161,7 @@ impl<'a> Pass<'a> {
         if let Some(data) = error {
             self.answer.reset(handed.body_at);
             error::Response { context_count: 0, data }.encode(self.answer.out);
+            debug_assert!(!status.is_success(), "an ERROR response of {status} (MS-SMB2 3.3.4.4)");
         }
         handed.response.status = status;
         Ok(self.answer.close(handed.response, handed.body_at, handed.signs.as_ref(), place)?)

@@ -273,6 +273,7 @@ impl Exchange {
         let found = if header.flags.has(HeaderFlags::ASYNC) {
             Some(header.async_or_tree)
         } else {
+            debug_assert!(!status.is_success(), "an ERROR response of {status} (MS-SMB2 3.3.4.4)");
             let mine = |p: &Pending| p.header.message_id == header.message_id;
             self.pending.iter().find(|(_, p)| mine(p)).map(|(key, _)| *key)
         };

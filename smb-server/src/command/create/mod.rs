@@ -223,6 +223,8 @@ fn tell(open: &Open, action: CreateAction) {
             Action::MODIFIED,
             ChangeFilter::SIZE | ChangeFilter::LAST_WRITE | ChangeFilter::ATTRIBUTES,
         ),
+        // MS-FSA 2.1.5.1.2: of the file nothing has changed.
+        _ if open.stream.is_some() => open.tell_written(),
     }
 }
 

@@ -29,10 +29,7 @@ use std::sync::{Arc, atomic::Ordering};
 use smb_protocol::{
     FileId, NtStatus,
     fscc::FsctlCode,
-    msg::{
-        ioctl::{IS_FSCTL, Request, Response},
-        notify::ChangeFilter,
-    },
+    msg::ioctl::{IS_FSCTL, Request, Response},
 };
 use volume::open::Open;
 
@@ -204,7 +201,7 @@ fn touches(open: &Open) -> Result<(), NtStatus> {
     open.break_read_caching()?;
     open.written.store(true, Ordering::Relaxed);
     if open.table().is_watched() {
-        open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
+        open.tell_written();
     }
     open.note_write();
     Ok(())

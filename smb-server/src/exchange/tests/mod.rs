@@ -18,6 +18,8 @@ use smb_protocol::{
 };
 use test_support::smb_caller::{Asks, Caller, Logon, answers, setup};
 
+mod audits;
+mod changes;
 mod channels;
 mod controls;
 mod files;
