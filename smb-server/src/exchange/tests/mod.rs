@@ -21,6 +21,7 @@ use test_support::smb_caller::{Asks, Caller, Logon, answers, setup};
 mod audits;
 mod changes;
 mod channels;
+mod contexts;
 mod controls;
 mod files;
 mod guessing;
@@ -78,12 +79,12 @@ impl Direct {
 
     /// With more lines of configuration.
     fn with(more: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         Self::configured("", more)
     }
 
     /// With more lines about the server, and others.
     fn configured(server: &str, more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("files")).unwrap();
         let text = format!(
             "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\n\
