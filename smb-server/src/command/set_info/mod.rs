@@ -156,6 +156,11 @@ fn file(
     if let Some(right) = right(class) {
         open.permit(right)?;
     }
+    let names = [InfoClass::RENAME, InfoClass::RENAME_EX, InfoClass::LINK, InfoClass::LINK_EX];
+    if names.contains(&class) && ctx.session()?.is_anonymous() {
+        // The folder's list is asked about who the session is of now (MS-FSA 2.1.5.15.12).
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
     match class {
         InfoClass::BASIC => {
             let basic = Basic::parse(input).map_err(short)?;
