@@ -102,11 +102,15 @@ impl<'a> Ctx<'a> {
         self.tree.as_ref().ok_or(NtStatus::NETWORK_NAME_DELETED)
     }
 
-    /// Which file a request means (MS-SMB2 3.3.5.2.7.2).
+    /// Which file a request means: in a related one that of the request before, whatever it names
+    /// itself (MS-SMB2 3.3.5.2.7.2).
     pub fn resolve(&mut self, id: FileId) -> Result<FileId, NtStatus> {
         let id = match self.related_file {
-            Some(file) if id == FileId::RELATED => file?,
-            _ => id,
+            Some(file) => file?,
+            None if self.header.flags.has(HeaderFlags::RELATED) => {
+                return Err(NtStatus::INVALID_HANDLE);
+            }
+            None => id,
         };
         self.file = Some(id);
         Ok(id)
@@ -205,14 +209,14 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     match command {
         Command::SESSION_SETUP => return session_setup::handle(ctx, message, out),
         Command::ECHO => {
-            Empty::parse(body)?;
-            Empty.encode(out);
-            return Ok(Outcome::SUCCESS);
-        }
             // MS-SMB2 3.3.5.17. Who has logged off may ask whether the server is still there.
             if ctx.ex.sessions.is_empty() {
                 return Err(Failure::Disconnect("an ECHO of who has not logged in"));
             }
+            Empty::parse(body)?;
+            Empty.encode(out);
+            return Ok(Outcome::SUCCESS);
+        }
         _ => {}
     }
     let session = ctx.session()?.clone();
