@@ -96,6 +96,8 @@ pub struct Response {
 }
 
 const HEADER: usize = 8;
+/// Most bytes of an output (MS-DFSC 3.1.5.4, note).
+const LONGEST: usize = 56 << 10;
 /// Referrals may share a text. All targets are at most this many times as long as the output.
 const MAX_SHARED: usize = 16;
 const REFERRAL_SERVERS: u32 = 1;
@@ -112,7 +114,31 @@ impl Response {
         }
     }
 
-    /// Appends the output of either control.
+    /// Bytes that a target takes, with its texts.
+    fn target_len(&self, target: &str) -> usize {
+        let text = |text: &str| text.encode_utf16().count() * 2 + 2;
+        let prefixes = if self.version == 1 { 0 } else { 2 * text(&self.prefix) };
+        self.entry_len() + prefixes + text(target)
+    }
+
+    /// Drops the last targets until the output has no more than `room` bytes, and no more than
+    /// clients take (MS-DFSC 3.2.5.1); `false` if not even one target fits.
+    pub fn fit(&mut self, room: usize) -> bool {
+        let mut left = room.min(LONGEST).saturating_sub(HEADER);
+        let fits = self.targets.iter().take_while(|target| {
+            let rest = left.checked_sub(self.target_len(target));
+            rest.is_some_and(|rest| {
+                left = rest;
+                true
+            })
+        });
+        let fits = fits.count();
+        self.targets.truncate(fits);
+        fits > 0
+    }
+
+    /// Appends the output of either control. Each referral has three texts of its own, in the order
+    /// in which it names them: there are clients that read them one behind the other.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let kind = u16::from(self.root);
@@ -122,10 +148,6 @@ impl Response {
         let mut texts = Vec::new();
         let entry = self.entry_len();
         let behind = HEADER + entry * self.targets.len();
-        if self.version > 1 {
-            name::put_utf16(&mut texts, &self.prefix);
-            texts.put_u16(0);
-        }
         for (at, target) in self.targets.iter().enumerate() {
             let here = out.len() - start;
             out.put_u16(self.version);
@@ -145,12 +167,13 @@ impl Response {
                 out.put_u32(0);
             }
             out.put_u32(self.time_to_live);
-            out.put_u16(len16(behind - here));
-            out.put_u16(len16(behind - here));
-            out.put_u16(len16(behind - here + texts.len()));
+            // DFSPathOffset, DFSAlternatePathOffset, NetworkAddressOffset.
+            for text in [&self.prefix, &self.prefix, target] {
+                out.put_u16(len16(behind - here + texts.len()));
+                name::put_utf16(&mut texts, text);
+                texts.put_u16(0);
+            }
             out.put_zeros(entry - (out.len() - start - here));
-            name::put_utf16(&mut texts, target);
-            texts.put_u16(0);
         }
         out.put(&texts);
     }
@@ -253,6 +276,58 @@ mod tests {
             if response.targets.is_empty() { want.version = 0; }
             if response.targets.is_empty() || version == 1 { want.time_to_live = 0; }
             prop_assert_eq!(Response::parse(&output, &path), Ok(want));
+        }
+
+        /// Every referral names three texts of its own, which stand one behind the other in its
+        /// order and fill the output to its end.
+        #[test]
+        fn texts_are_apart_and_in_order(
+            prefix in "\\\\[a-zß]{1,9}\\\\[a-z]{1,9}", version in 2u16..5,
+            targets in prop::collection::vec("\\\\[a-zäß]{1,9}\\\\[a-z]{1,9}", 1..5),
+        ) {
+            let response =
+                Response { version, prefix: prefix.clone(), root: false, time_to_live: 1, targets };
+            let mut output = Vec::new();
+            response.encode(&mut output);
+            let word = |at: usize| usize::from(u16::from_le_bytes([output[at], output[at + 1]]));
+            let entry = response.entry_len();
+            let mut next = HEADER + entry * response.targets.len();
+            for (at, target) in response.targets.iter().enumerate() {
+                let here = HEADER + at * entry;
+                let offsets = here + if version == 2 { 16 } else { 12 };
+                for (field, want) in [&prefix, &prefix, target].into_iter().enumerate() {
+                    prop_assert_eq!(here + word(offsets + 2 * field), next);
+                    let mut text = name::to_utf16(want);
+                    text.extend([0, 0]);
+                    prop_assert_eq!(&output[next..next + text.len()], &text[..]);
+                    next += text.len();
+                }
+            }
+            prop_assert_eq!(next, output.len());
+        }
+
+        /// What is made to fit does, and nothing goes that had room.
+        #[test]
+        fn what_does_not_fit_is_left_out(
+            version in 1u16..5, targets in prop::collection::vec("\\\\[a-zäß]{1,40}", 0..9),
+            room in 0usize..1200,
+        ) {
+            let whole = Response {
+                version, prefix: "\\s\\share".into(), root: true, time_to_live: 1, targets,
+            };
+            let mut response = whole.clone();
+            let some = response.fit(room);
+            prop_assert_eq!(some, !response.targets.is_empty());
+            let mut output = Vec::new();
+            response.encode(&mut output);
+            prop_assert!(!some || output.len() <= room);
+            if let Some(next) = whole.targets.get(response.targets.len()) {
+                let mut more = response.clone();
+                more.targets.push(next.clone());
+                let mut output = Vec::new();
+                more.encode(&mut output);
+                prop_assert!(output.len() > room);
+            }
         }
 
         /// Many referrals that all name the same long text give no more than a bound.

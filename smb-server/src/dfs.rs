@@ -101,7 +101,7 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
     let known = current.config.shares.get(&folded).and_then(allowed).and(namespace);
     let namespace = known.ok_or(NtStatus::NOT_FOUND)?;
     let version = asked.level.clamp(1, 4);
-    let response = match namespace.link(&rest) {
+    let mut response = match namespace.link(&rest) {
         Some(link) => Response {
             version,
             prefix: format!("\\{server}\\{share}\\{}", rest[..link.parts.len()].join("\\")),
@@ -117,11 +117,11 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
             targets: vec![format!("\\{server}\\{share}")],
         },
     };
-    let mut output = Vec::new();
-    response.encode(&mut output);
-    if output.len() > request.max_output as usize {
+    if !response.fit(request.max_output as usize) {
         return Err(NtStatus::BUFFER_OVERFLOW.into());
     }
+    let mut output = Vec::new();
+    response.encode(&mut output);
     let (code, file_id) = (request.code, request.file_id);
     ioctl::Response { code, file_id, output: &output }.encode(out);
     Ok(Outcome::SUCCESS)

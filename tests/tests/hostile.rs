@@ -159,15 +159,15 @@ async fn a_client_that_does_not_read_pins_little_memory() {
     let file = tree.open("big", OpenOptions::create(Create::Replace)).await.unwrap();
     file.set_length(256 << 20).await.unwrap();
     let before = memory(&server);
-    // An SMB 2 client of this test's own would have to log in; echo requests before a login
-    // fill the server's output just as well.
+    // An SMB 2 client of this test's own would have to log in; what is refused before a login
+    // fills the server's output just as well.
     let mut stream = connect(&server);
     stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
     stream.write_all(&negotiate()).unwrap();
     let mut id = 1u64;
     let gone = loop {
         let header = Header {
-            command: Command::ECHO,
+            command: Command::LOGOFF,
             credits: 1,
             message_id: smb_protocol::MessageId(id),
             ..Header::default()
@@ -284,22 +284,22 @@ async fn two_thousand_strangers_hold_little_together() {
     let mut server = Smbd::start("", limits);
     honest(&server, "before").await;
     let before = memory(&server);
-    // The longest message that is answered: whether anybody is there, and much behind it.
+    // The longest message that is answered: a request of no session, and much behind it.
     let header = Header {
-        command: Command::ECHO,
+        command: Command::LOGOFF,
         credits: 1,
         message_id: smb_protocol::MessageId(1),
         ..Header::default()
     };
-    let mut echo = header.to_bytes().to_vec();
-    smb_protocol::msg::simple::Empty.encode(&mut echo);
-    echo.resize(60_000, 0);
-    let echo = [&frame_prefix(echo.len()).unwrap()[..], &echo].concat();
+    let mut refused = header.to_bytes().to_vec();
+    smb_protocol::msg::simple::Empty.encode(&mut refused);
+    refused.resize(60_000, 0);
+    let refused = [&frame_prefix(refused.len()).unwrap()[..], &refused].concat();
     let mut held = Vec::new();
     for _ in 0..STRANGERS {
         let mut stream = connect(&server);
         stream.write_all(&negotiate()).unwrap();
-        stream.write_all(&echo).unwrap();
+        stream.write_all(&refused).unwrap();
         // Both are answered.
         for _ in 0..2 {
             let mut prefix = [0; 4];

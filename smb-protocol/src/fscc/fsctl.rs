@@ -188,6 +188,9 @@ pub struct ValidateNegotiateResponse {
 }
 
 impl ValidateNegotiateResponse {
+    /// Length on the wire.
+    pub const LEN: usize = 24;
+
     /// Reads the output of the control, 24 bytes.
     ///
     /// # Errors

@@ -118,9 +118,8 @@ pub fn encode_list(times: &[SnapshotTime], room: usize, out: &mut Vec<u8>) {
         array.put(&name::to_utf16(&time.to_string()));
         array.put_u16(0);
     }
-    if !times.is_empty() {
-        array.put_u16(0);
-    }
+    // A list of none has its end as well (MS-SMB2 3.3.5.15.1, note 383).
+    array.put_u16(0);
     let fits = 12 + array.len() <= room;
     out.put_u32(len32(times.len()));
     out.put_u32(if fits { len32(times.len()) } else { 0 });

@@ -152,7 +152,7 @@ fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequenc
         }
         let mut body = Vec::new();
         Empty.encode(&mut body);
-        Ok(body)
+        Ok((NtStatus::SUCCESS, body))
     })
 }
 

@@ -102,11 +102,15 @@ impl<'a> Ctx<'a> {
         self.tree.as_ref().ok_or(NtStatus::NETWORK_NAME_DELETED)
     }
 
-    /// Which file a request means (MS-SMB2 3.3.5.2.7.2).
+    /// Which file a request means: in a related one that of the request before, whatever it names
+    /// itself (MS-SMB2 3.3.5.2.7.2).
     pub fn resolve(&mut self, id: FileId) -> Result<FileId, NtStatus> {
         let id = match self.related_file {
-            Some(file) if id == FileId::RELATED => file?,
-            _ => id,
+            Some(file) => file?,
+            None if self.header.flags.has(HeaderFlags::RELATED) => {
+                return Err(NtStatus::INVALID_HANDLE);
+            }
+            None => id,
         };
         self.file = Some(id);
         Ok(id)
@@ -205,6 +209,10 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     match command {
         Command::SESSION_SETUP => return session_setup::handle(ctx, message, out),
         Command::ECHO => {
+            // MS-SMB2 3.3.5.17. Who has logged off may ask whether the server is still there.
+            if ctx.ex.sessions.is_empty() {
+                return Err(Failure::Disconnect("an ECHO of who has not logged in"));
+            }
             Empty::parse(body)?;
             Empty.encode(out);
             return Ok(Outcome::SUCCESS);
@@ -224,7 +232,14 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
             Empty.encode(out);
             return Ok(Outcome::SUCCESS);
         }
-        Command::TREE_CONNECT => return tree_connect::handle(ctx, body, out),
+        Command::TREE_CONNECT => {
+            // MS-SMB2 3.3.5.7: it proves that nobody changed the logon of 3.1.1 on its way.
+            let proven = ctx.sealed || ctx.header.flags.has(HeaderFlags::SIGNED);
+            if ctx.dialect() == Dialect::SMB_3_1_1 && !proven {
+                return Err(Failure::Disconnect("a TREE_CONNECT that is not signed"));
+            }
+            return tree_connect::handle(ctx, body, out);
+        }
         _ => {}
     }
     // MS-SMB2 3.3.5.2.11.

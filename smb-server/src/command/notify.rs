@@ -42,14 +42,18 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let ended = open.closed.clone().notified_owned();
     drop(open);
     Ok(Outcome::Deferred(Deferred::event(room.min(4096), cancel, async move {
-        let events = tokio::select! {
+        let (status, events) = tokio::select! {
             biased;
             Ok(()) = cancelled => return Err(NtStatus::CANCELLED),
-            () = ended => return Err(NtStatus::NOTIFY_CLEANUP),
-            events = watch.next(room) => events?,
+            () = ended => (NtStatus::NOTIFY_CLEANUP, Vec::new()),
+            events = watch.next(room) => match events? {
+                Some(events) => (NtStatus::SUCCESS, events),
+                None => (NtStatus::NOTIFY_ENUM_DIR, Vec::new()),
+            },
         };
+        // MS-SMB2 3.3.4.4: none of these is a failure, so the response is a CHANGE_NOTIFY's own.
         let mut body = Vec::with_capacity(8 + events.len());
         Response { output: &events }.encode(&mut body);
-        Ok(body)
+        Ok((status, body))
     })))
 }

@@ -31,7 +31,7 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
     };
     let holder = GrantOwner::Open(open.opener_id());
     let left = open.table().acknowledge(&open.file, holder, kept).map_err(|why| match why {
-        AckError::NotBreaking => NtStatus::INVALID_DEVICE_STATE,
+        AckError::NotBreaking => not_breaking(open.oplock_level(), ack.level),
         // A break to nothing awaits no acknowledgement.
         AckError::NotHeld => NtStatus::INVALID_OPLOCK_PROTOCOL,
         AckError::TooMuch if ack.level == OplockLevel::LEASE => NtStatus::INVALID_PARAMETER,
@@ -39,6 +39,16 @@ fn oplock(ctx: &mut Ctx<'_>, ack: OplockBreak, out: &mut Vec<u8>) -> Handled {
     })?;
     OplockBreak { level: caching::level_of(left), file_id: open.id }.encode(out);
     Ok(Outcome::SUCCESS)
+}
+
+/// What an acknowledgement is told that nobody waits for (MS-SMB2 3.3.5.22.1). Of an oplock of level
+/// II the text of 2016 told more kinds of it apart, and there are clients that were made by it.
+fn not_breaking(held: OplockLevel, acknowledged: OplockLevel) -> NtStatus {
+    match (held, acknowledged) {
+        (OplockLevel::II, OplockLevel::LEASE) => NtStatus::INVALID_PARAMETER,
+        (OplockLevel::II, level) if level != OplockLevel::NONE => NtStatus::INVALID_OPLOCK_PROTOCOL,
+        _ => NtStatus::INVALID_DEVICE_STATE,
+    }
 }
 
 /// A break of a lease is acknowledged (MS-SMB2 3.3.5.22.2).

@@ -55,14 +55,16 @@ impl Deferred {
         bytes: usize,
         body: impl Future<Output = Result<Vec<u8>, NtStatus>> + Send + 'static,
     ) -> Self {
-        Self { response: response(body), cancel: None, interim: false, bytes, storage: true }
+        let response = response(async { body.await.map(|body| (NtStatus::SUCCESS, body)) });
+        Self { response, cancel: None, interim: false, bytes, storage: true }
     }
 
-    /// Waits for an event, and ends when `cancel` is used. The client is told that it waits.
+    /// Waits for an event, and ends when `cancel` is used. The client is told that it waits. The
+    /// status of a response with a body is none of a failure.
     pub fn event(
         bytes: usize,
         cancel: oneshot::Sender<()>,
-        body: impl Future<Output = Result<Vec<u8>, NtStatus>> + Send + 'static,
+        body: impl Future<Output = Result<(NtStatus, Vec<u8>), NtStatus>> + Send + 'static,
     ) -> Self {
         let cancel = Some(cancel);
         Self { response: response(body), cancel, interim: true, bytes, storage: false }
@@ -75,13 +77,10 @@ impl Deferred {
     }
 }
 
-fn response(body: impl Future<Output = Result<Vec<u8>, NtStatus>> + Send + 'static) -> Response {
-    Box::pin(async move {
-        match body.await {
-            Ok(body) => (NtStatus::SUCCESS, body),
-            Err(status) => (status, Vec::new()),
-        }
-    })
+fn response(
+    body: impl Future<Output = Result<(NtStatus, Vec<u8>), NtStatus>> + Send + 'static,
+) -> Response {
+    Box::pin(async move { body.await.unwrap_or_else(|status| (status, Vec::new())) })
 }
 
 /// Why a request has no response with success.

@@ -31,6 +31,7 @@ use volume::{clock, quoted::Quoted};
 use super::{Ctx, Deferred, Failure, Handled, Outcome, negotiate::Negotiated};
 use crate::{
     Server,
+    breaks::clients::NotAdded,
     config::{Config, Encryption, Signing},
     logons::Network,
     session::{ChannelInfo, Keys, Logon, NEVER, NegotiatedContext, Sealing, Session},
@@ -318,6 +319,8 @@ fn establish(
         expires: expiry(done),
     };
     let session = Arc::new(Session::new(logon));
+    // Before anything of the client's other sessions is touched.
+    make_known(ctx, &session, negotiated.dialect)?;
     if request.previous_session != SessionId(0) && request.previous_session != id {
         replace_previous(ctx, request.previous_session, &session.user.name);
     }
@@ -327,6 +330,28 @@ fn establish(
     Ok(session)
 }
 
+/// Has the client known by this connection (3.3.5.5.3, verification of the dialect).
+fn make_known(ctx: &Ctx<'_>, session: &Session, dialect: Dialect) -> Result<(), NtStatus> {
+    let (clients, outbox) = (&ctx.ex.server.clients, ctx.ex.outbox());
+    let (peer, user) = (ctx.ex.peer, &session.user.name);
+    match clients.add(ctx.client_guid(), dialect, outbox, &session.user) {
+        Ok(()) => Ok(()),
+        Err(NotAdded::OtherDialect) => {
+            tracing::info!(%peer, user, "refused: the client speaks another dialect elsewhere");
+            Err(NtStatus::USER_SESSION_DELETED)
+        }
+        Err(NotAdded::TooMany) => {
+            let most = ctx.ex.limits().user_percent;
+            tracing::info!(
+                %peer,
+                user,
+                "refused: the user has {most} % of all connections (limits.user_percent)"
+            );
+            Err(NtStatus::REQUEST_NOT_ACCEPTED)
+        }
+    }
+}
+
 /// Makes the connection a channel of the session.
 fn enter(
     ctx: &mut Ctx<'_>,
@@ -334,15 +359,6 @@ fn enter(
     signing: Arc<SigningKey>,
 ) -> Result<(), NtStatus> {
     let outbox = ctx.ex.outbox().clone();
-    if !ctx.ex.server.clients.add(ctx.client_guid(), &outbox, &session.user) {
-        let most = ctx.ex.limits().user_percent;
-        tracing::info!(
-            peer = %ctx.ex.peer,
-            user = session.user.name,
-            "refused: the user has {most} % of all connections (limits.user_percent)"
-        );
-        return Err(NtStatus::REQUEST_NOT_ACCEPTED);
-    }
     let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer, outbox };
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
@@ -382,6 +398,7 @@ fn bind(
         // What clients know; the specification names STATUS_NOT_SUPPORTED.
         return Err(NtStatus::ACCESS_DENIED.into());
     }
+    make_known(ctx, &session, negotiated.dialect)?;
     let signing = Arc::new(signing_key(negotiated, &done.session_key, preauth));
     enter(ctx, &session, signing)?;
     tracing::debug!(peer = %ctx.ex.peer, user = session.user.name, "a channel joined its session");

@@ -17,7 +17,6 @@ use smb_protocol::{
     msg::{
         create::Access,
         flush,
-        notify::ChangeFilter,
         rdma::CHANNEL_NONE,
         simple::Empty,
         write::{DATA_OFFSET, Request, Response, WRITE_THROUGH},
@@ -198,7 +197,7 @@ fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<Loc
         open.written.store(true, Ordering::Relaxed);
     }
     if open.table().is_watched() {
-        open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
+        open.tell_written();
     }
     Ok((open, data))
 }

@@ -53,6 +53,16 @@ impl Sealed {
     }
 }
 
+/// Answers of a frame that is not finished, without what stands before them.
+pub(super) struct HeldAnswers {
+    messages: Vec<u8>,
+    /// Where the last of them begins.
+    last: usize,
+    /// The key that is going to sign that.
+    signer: Option<Arc<SigningKey>>,
+    settled: bool,
+}
+
 /// Where a message stands in its frame.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
@@ -192,6 +202,36 @@ impl<'a> Answer<'a> {
         self.finish()?;
         self.begin_frame();
         Ok(self.open(header))
+    }
+
+    /// Bytes of answers before the message that was opened last, whose frame is not finished.
+    pub(super) fn unsent(&self, body_at: usize) -> usize {
+        body_at - HEADER_LEN - self.messages
+    }
+
+    /// Takes what was answered in the frame out of the output, to be put back when the message that
+    /// was opened last is answered as well.
+    ///
+    /// # Errors
+    /// The nonce of the message that is not signed yet cannot be kept.
+    pub(super) fn hold(&mut self, body_at: usize) -> Result<HeldAnswers, NonceError> {
+        self.abandon(body_at);
+        if let Some(key) = &self.signer {
+            let header = Header::parse(&self.out[self.last..]);
+            key.keep(header.expect("it was written here").message_id.0)?;
+        }
+        let messages = self.out.split_off(self.messages);
+        let last = self.last - self.messages;
+        self.last = self.messages;
+        Ok(HeldAnswers { messages, last, signer: self.signer.take(), settled: self.settled })
+    }
+
+    /// Begins a frame with what was taken out of another.
+    pub(super) fn put_back(&mut self, held: HeldAnswers) {
+        self.out.extend_from_slice(&held.messages);
+        self.last = self.messages + held.last;
+        self.signer = held.signer;
+        self.settled = held.settled;
     }
 
     /// Answers a request that was refused before it was dispatched.

@@ -142,12 +142,14 @@ impl<'a> Pass<'a> {
     /// Answers a request that waited and is not carried out after all.
     pub(super) fn give_up(&mut self, accepted: &Accepted, status: NtStatus) -> Result<(), Dropped> {
         let mut header = accepted.header;
-        header.flags |= HeaderFlags::ASYNC;
-        header.async_or_tree = accepted.async_id.unwrap_or_default();
+        if let Some(id) = accepted.async_id {
+            header.flags |= HeaderFlags::ASYNC;
+            header.async_or_tree = id;
+        }
         self.chain.file = Some(Err(status));
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs = accepted.channel.as_ref().filter(|_| signed).map(|c| c.signing.clone());
-        self.refuse(&header, (status, 0), signs.as_ref())
+        self.refuse(&header, (status, accepted.credits), signs.as_ref())
     }
 
     /// Completes a response with a body in the output, or with none but `error`.
@@ -159,6 +161,7 @@ impl<'a> Pass<'a> {
         error: Option<&[u8]>,
     ) -> Result<(), Dropped> {
         if let Some(data) = error {
+            debug_assert!(!status.is_success(), "an ERROR response of {status} (MS-SMB2 3.3.4.4)");
             self.answer.reset(handed.body_at);
             error::Response { context_count: 0, data }.encode(self.answer.out);
         }
@@ -166,14 +169,21 @@ impl<'a> Pass<'a> {
         Ok(self.answer.close(handed.response, handed.body_at, handed.signs.as_ref(), place)?)
     }
 
-    /// What stands from `message` to the end of the frame, to be carried out again.
-    pub(super) fn suspend(&self, message: Message<'_>, accepted: Accepted) -> Suspended {
-        let accepted = Accepted { binding: None, credits: 0, ..accepted };
+    /// What stands from `message` to the end of the frame, to be carried out again. Its credits are
+    /// granted when the client is told that it waits, or with its answer if that is `quiet`ly.
+    pub(super) fn suspend(
+        &self,
+        message: Message<'_>,
+        accepted: Accepted,
+        quiet: bool,
+    ) -> Suspended {
+        let credits = if quiet { accepted.credits } else { 0 };
         Suspended {
             bytes: message.rest.to_vec(),
-            accepted,
+            accepted: Accepted { binding: None, credits, ..accepted },
             chain: self.chain.clone(),
             first: message.place.first,
+            held: None,
         }
     }
 }

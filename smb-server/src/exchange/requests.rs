@@ -9,6 +9,7 @@ use super::{
     admission::Admitted,
     answer::{Place, Protection},
     pass::{Accepted, Chain, Handed, Message, Pass, Unfinished, Waits},
+    waiting::is_quiet,
 };
 use crate::{
     command::{self, Ctx, Failure, Outcome, negotiate::Negotiated},
@@ -242,6 +243,13 @@ impl Exchange {
         let channel = accepted.channel.as_ref();
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs = signer.or_else(|| channel.filter(|_| signed).map(|c| c.signing.clone()));
+        if header.command == Command::SESSION_SETUP
+            && matches!(result, Ok(Outcome::Done(NtStatus::SUCCESS)))
+        {
+            // Who is known now is granted as much as anybody (3.3.1.2).
+            let more = header.credits.saturating_sub(accepted.credits);
+            accepted.credits += self.window.grant(more);
+        }
         response.credits = accepted.credits;
         if let Some(id) = accepted.async_id {
             response.flags |= HeaderFlags::ASYNC;
@@ -300,6 +308,9 @@ impl Exchange {
         let Unfinished { accepted, mut handed, waits } = *unfinished;
         let bytes = match &waits {
             Waits::Deferred(deferred) => deferred.bytes,
+            Waits::Busy(_) if is_quiet(&accepted) => {
+                message.rest.len() + pass.answer.unsent(handed.body_at)
+            }
             Waits::Busy(_) => message.rest.len(),
         };
         let Ok(held) = self.room_to_wait(bytes, accepted.channel.as_deref()) else {

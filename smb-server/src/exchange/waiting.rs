@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::{
-    Header, HeaderFlags, NtStatus, SessionId,
+    Command, Header, HeaderFlags, NtStatus, SessionId,
     crypto::{Role, SigningKey},
     msg::error,
 };
@@ -14,7 +14,7 @@ use volume::{budget::Held, sharing::file::Wake, work::Turn};
 
 use super::{
     Exchange, Frame, Taken, WaitingFuture,
-    answer::{Place, Protection, interim},
+    answer::{HeldAnswers, Place, Protection, interim},
     pass::{Accepted, Chain, Handed, Message, Pass},
 };
 use crate::{command::Deferred, dropped::Dropped, session::Channel};
@@ -69,6 +69,15 @@ pub(super) struct Suspended {
     pub(super) accepted: Accepted,
     pub(super) chain: Chain,
     pub(super) first: bool,
+    /// What was answered before it in its frame and is sent with it.
+    pub(super) held: Option<HeldAnswers>,
+}
+
+/// Whether a client is not told that its request waits. As Windows does it, a change of information
+/// waits without a word, and what stands in its compound is answered with it (MS-SMB2 3.3.4.2: what
+/// it waits for has an end).
+pub(super) fn is_quiet(accepted: &Accepted) -> bool {
+    accepted.header.command == Command::SET_INFO && accepted.async_id.is_none()
 }
 
 impl Suspended {
@@ -113,11 +122,17 @@ impl Exchange {
     ) -> Result<(), Dropped> {
         let (mut response, body_at) = (handed.response, handed.body_at);
         pass.answer.reset(body_at);
-        let mut suspended = pass.suspend(message, accepted);
+        let quiet = is_quiet(&accepted);
+        let unsent = pass.answer.unsent(body_at);
+        let mut suspended = pass.suspend(message, accepted, quiet);
         if let Some(signing) = self.signer(&suspended.accepted.header) {
             signing.keep(response.message_id.0)?;
         }
         let key = match suspended.accepted.async_id {
+            _ if quiet => {
+                suspended.held = Some(pass.answer.hold(body_at)?);
+                self.new_key()
+            }
             Some(key) => {
                 pass.answer.abandon(body_at);
                 key
@@ -130,7 +145,7 @@ impl Exchange {
             }
         };
         let (cancel, cancelled) = oneshot::channel();
-        let bytes = suspended.bytes.len();
+        let bytes = suspended.bytes.len() + if quiet { unsent } else { 0 };
         let rest = Rest::Again(Box::new(suspended), wake.again.clone(), wake.until);
         self.remember(
             key,
@@ -228,8 +243,11 @@ impl Exchange {
                 End::Response(status, _) => Some(status),
                 End::Again => None,
             };
-            let Suspended { mut bytes, accepted, chain, first } = suspended;
+            let Suspended { mut bytes, accepted, chain, first, held } = suspended;
             let mut pass = Pass::begin(out, protection);
+            if let Some(held) = held {
+                pass.answer.put_back(held);
+            }
             (pass.chain, pass.first) = (chain, first);
             self.requests(&mut bytes, Some((accepted, given_up)), &mut pass, turn).await?;
             pass.end()
@@ -255,6 +273,7 @@ impl Exchange {
         let body_at = answer.open(&header);
         header.status = status;
         if body.is_empty() {
+            debug_assert!(!status.is_success(), "an ERROR response of {status} (MS-SMB2 3.3.4.4)");
             error::Response::default().encode(answer.out);
         } else {
             answer.out.extend_from_slice(&body);

@@ -22,9 +22,9 @@ use tokio::sync::oneshot;
 
 use super::{Open, StreamOpen};
 use crate::{
-    fs::{descriptor::close_removed, listing, path::RelPath},
+    fs::{attributes, descriptor::close_removed, listing, path::RelPath},
     quoted::Quoted,
-    sharing::{caching::BreakReason, watches::Change},
+    sharing::caching::BreakReason,
     status::of_errno,
 };
 
@@ -42,6 +42,8 @@ pub struct Ended {
 struct Removal {
     /// The name that is gone.
     removed: Option<RelPath>,
+    /// The stream is gone.
+    stream: bool,
     /// Why it is not gone though it was to be.
     failed: Option<NtStatus>,
 }
@@ -73,9 +75,9 @@ impl Open {
         }
     }
 
-    /// Removes the stream, if it is still there: it may have gone with its file, which goes before
+    /// Removes the stream, and says whether it was still there: it may have gone with its file, which goes before
     /// those who have a stream of it open where it is deleted by POSIX' rules or replaced.
-    fn remove_stream(&self, stream: &StreamOpen) -> Result<(), NtStatus> {
+    fn remove_stream(&self, stream: &StreamOpen) -> Result<bool, NtStatus> {
         let name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = self.volume.permit(self.ceiling).and_then(|_| {
             rustix::fs::fstat(&stream.file)
@@ -83,13 +85,13 @@ impl Open {
                 .map_err(of_errno)
         });
         if removed == Err(NtStatus::OBJECT_NAME_NOT_FOUND) {
-            return Ok(());
+            return Ok(false);
         }
         if let Err(status) = removed {
             let (file, stream) = (Quoted(&self.origin.name), Quoted(name.as_str()));
             tracing::warn!(%file, %stream, %status, "a stream that was to be deleted stays");
         }
-        removed
+        removed.map(|()| true)
     }
 
     /// Takes the name of the file away, and says which, if it was still there.
@@ -143,11 +145,15 @@ impl Open {
         self.table().forget(self);
         self.date_writes();
         self.leave_times();
-        let Removal { removed, failed } = self.leave_file();
+        let folder = self.is_of_folder();
+        let Removal { removed, stream, failed } = self.leave_file();
+        if stream && removed.is_none() {
+            self.tell(Action::REMOVED_STREAM, ChangeFilter::STREAM_NAME);
+        }
         if removed.is_some() || self.stream.is_some() {
             self.close_aside();
         }
-        self.tell_closed(removed);
+        self.tell_closed(removed, folder);
         // Last, so that a file that was to be deleted is, whenever the server ends.
         Ended { forgotten: self.forget(), failed }
     }
@@ -186,26 +192,29 @@ impl Open {
         match &self.stream {
             None => self.table().leave(&self.file, id, |path| removal.note(self.remove_file(path))),
             Some(stream) => {
-                let mut kept = None;
-                self.table().leave(&self.file, id, |_| kept = self.remove_stream(stream).err());
+                let mut taken = Ok(false);
+                self.table().leave(&self.file, id, |_| taken = self.remove_stream(stream));
                 let remove = |path: &RelPath| removal.note(self.remove_file(path));
                 self.table().leave(&stream.base, id, remove);
-                removal.failed = removal.failed.or(kept);
+                removal.stream = taken == Ok(true);
+                removal.failed = removal.failed.or(taken.err());
             }
         }
         removal
     }
 
+    /// Whether it, or what its stream belongs to, is a folder.
+    fn is_of_folder(&self) -> bool {
+        let of_folder = || attributes::facts(self.handle()).is_ok_and(|facts| facts.directory);
+        self.directory || self.stream.is_some() && of_folder()
+    }
+
     /// Tells those who watch its folder, or cache what is in it.
-    fn tell_closed(&self, removed: Option<RelPath>) {
+    fn tell_closed(&self, removed: Option<RelPath>, folder: bool) {
         match removed {
             Some(path) => {
-                let filter =
-                    if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
-                let (volume, by) = (&**self.volume(), self.origin.parent_lease);
-                let (path, action) = (&path, Action::REMOVED);
-                let (stream, unless) = (None, ChangeFilter::NONE);
-                self.table().changed(&Change { volume, path, stream, action, filter, unless, by });
+                let filter = if folder { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
+                self.tell_of_file(&path, Action::REMOVED, filter);
             }
             // Sizes and times that a listing shows are others now.
             None if self.written.load(Ordering::Relaxed) && self.table().any_folder_cached() => {

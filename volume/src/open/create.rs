@@ -109,7 +109,7 @@ impl CreateOperation<'_> {
         }
         if self.volume.is_snapshot() {
             // It opens; what would change it is refused then.
-            wanted = wanted.and(self.ceiling);
+            wanted = wanted.and(self.ceiling.or(Access::ACCESS_SYSTEM_SECURITY));
         }
         if wanted.any(Access::ALL.without(allowed)) {
             return Err(NtStatus::ACCESS_DENIED);

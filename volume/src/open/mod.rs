@@ -401,9 +401,26 @@ impl Open {
         self.watch.get_or_init(|| begin(&self.open_files.watches)).clone()
     }
 
-    /// Tells those who watch its folder that it has changed.
+    /// Tells those who watch its folder that its content has changed: of a named stream what is the
+    /// stream's (MS-FSA 2.1.5.5).
+    pub fn tell_written(&self) {
+        let (action, filter) = match &self.stream {
+            Some(_) => {
+                (Action::MODIFIED_STREAM, ChangeFilter::STREAM_SIZE | ChangeFilter::STREAM_WRITE)
+            }
+            None => (Action::MODIFIED, ChangeFilter::SIZE | ChangeFilter::LAST_WRITE),
+        };
+        self.tell(action, filter);
+    }
+
+    /// Tells those who watch its folder that the file has changed, whichever stream of it is open.
     pub fn tell_modified(&self, filter: ChangeFilter) {
-        self.tell(Action::MODIFIED, filter);
+        if !self.open_files.is_watched() && !self.open_files.any_folder_cached() {
+            return;
+        }
+        if let Ok(path) = self.path() {
+            self.tell_of_file(&path, Action::MODIFIED, filter);
+        }
     }
 
     /// Tells those who watch its folder what became of it.
@@ -418,6 +435,13 @@ impl Open {
     /// Tells those who watch its folder what became of it at that place.
     pub fn tell_at(&self, path: &RelPath, action: Action, filter: ChangeFilter) {
         self.tell_unless(path, action, filter, ChangeFilter::NONE);
+    }
+
+    /// Tells it of the file, whichever stream of it is open.
+    pub(super) fn tell_of_file(&self, path: &RelPath, action: Action, filter: ChangeFilter) {
+        let (volume, by) = (&*self.volume, self.origin.parent_lease);
+        let (stream, unless) = (None, ChangeFilter::NONE);
+        self.open_files.changed(&Change { volume, path, stream, action, filter, unless, by });
     }
 
     /// Tells it to those of them who do not watch for `unless`.

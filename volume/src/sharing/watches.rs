@@ -182,8 +182,8 @@ impl Watch {
         self.wake.notify_one();
     }
 
-    /// What happened since the last request; `None` when nothing did.
-    fn take(&self, room: usize) -> Option<Result<Vec<u8>, NtStatus>> {
+    /// What happened since the last request; nothing when nothing did.
+    fn take(&self, room: usize) -> Option<Result<Option<Vec<u8>>, NtStatus>> {
         let mut seen = lock(&self.seen);
         if seen.gone {
             return Some(Err(NtStatus::DELETE_PENDING));
@@ -194,15 +194,15 @@ impl Watch {
         let Seen { events, overflow, .. } = std::mem::take(&mut *seen);
         drop(seen);
         let bytes = Event::encode_all(&events);
-        if overflow || bytes.len() > room {
-            Some(Err(NtStatus::NOTIFY_ENUM_DIR))
-        } else {
-            Some(Ok(bytes))
-        }
+        Some(Ok((!overflow && bytes.len() <= room).then_some(bytes)))
     }
 
-    /// Waits for changes; at most `room` bytes of them.
-    pub async fn next(&self, room: usize) -> Result<Vec<u8>, NtStatus> {
+    /// Waits for changes: what they are, or `None` where more happened than could be kept or has
+    /// room in `room` bytes.
+    ///
+    /// # Errors
+    /// `DELETE_PENDING` when the folder is about to go.
+    pub async fn next(&self, room: usize) -> Result<Option<Vec<u8>>, NtStatus> {
         loop {
             let wake = self.wake.notified();
             if let Some(result) = self.take(room) {

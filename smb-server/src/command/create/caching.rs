@@ -60,8 +60,15 @@ impl CreateContexts {
         let find = |name| context::find(&request.contexts, name);
         let bad = |_| NtStatus::INVALID_PARAMETER;
         let smb3 = dialect.is_smb3();
+        let leases = match request.oplock {
+            OplockLevel::LEASE => dialect != Dialect::SMB_2_0_2,
+            // Servers of Windows 8 and 8.1 look at the context all the same (MS-SMB2, notes 340 and
+            // 345), and there are clients of their dialects that rely on it.
+            OplockLevel::NONE => [Dialect::SMB_3_0, Dialect::SMB_3_0_2].contains(&dialect),
+            _ => false,
+        };
         let caching = match request.oplock {
-            OplockLevel::LEASE if dialect != Dialect::SMB_2_0_2 => match find(names::RQLS) {
+            _ if leases => match find(names::RQLS) {
                 Some(data) if data.len() == 32 || data.len() == 52 => {
                     let lease = Lease::parse(data).map_err(bad)?;
                     // Version 2 (MS-SMB2 3.3.5.9.11) has no meaning to SMB 2.1, which then gets no
@@ -76,8 +83,8 @@ impl CreateContexts {
             }
             _ => None,
         };
-        let v2 = find(names::DH2Q).filter(|_| smb3);
-        let durable = match (find(names::DHNQ), v2) {
+        // Those of version 2 are known whatever dialect is spoken (MS-SMB2 3.3.5.9.6, 3.3.5.9.10).
+        let durable = match (find(names::DHNQ), find(names::DH2Q)) {
             (Some(_), Some(_)) => return Err(NtStatus::INVALID_PARAMETER),
             (_, Some(data)) => Some(Durable::V2(DurableV2::parse(data).map_err(bad)?)),
             (Some(data), _) if data.len() == 16 => Some(Durable::V1),

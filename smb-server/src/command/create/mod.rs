@@ -19,7 +19,7 @@ use smb_protocol::{
     name::same_name,
 };
 use volume::{
-    fs::{descriptor::unmark, path::FileName},
+    fs::{descriptor::unmark, path::FileName, security::is_administrator},
     open::{CreateInfo, Durability, Open, create::CreateOperation, persistent::of_store},
     sharing::file::Refused,
 };
@@ -56,6 +56,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return handled;
     }
     check(&request)?;
+    // SeSecurityPrivilege (MS-FSA 2.1.5.1.1, MS-DTYP 2.5.3.2).
+    if request.access.has(Access::ACCESS_SYSTEM_SECURITY) && !is_administrator(&session.sids) {
+        return Err(NtStatus::ACCESS_DENIED.into());
+    }
     if tree.continuous {
         request.options |= CreateOptions::WRITE_THROUGH;
     }
@@ -219,6 +223,8 @@ fn tell(open: &Open, action: CreateAction) {
         }
         CreateAction::CREATED => open.tell(Action::ADDED, open.name_filter()),
         CreateAction::OPENED => {}
+        // MS-FSA 2.1.5.1.2: of the file nothing has changed.
+        _ if open.stream.is_some() => open.tell_written(),
         _ => open.tell(
             Action::MODIFIED,
             ChangeFilter::SIZE | ChangeFilter::LAST_WRITE | ChangeFilter::ATTRIBUTES,
@@ -284,8 +290,9 @@ fn check(request: &Request<'_>) -> Result<(), NtStatus> {
     if options.any(NOT_SERVED) {
         return Err(NtStatus::NOT_SUPPORTED);
     }
-    if request.access.has(Access::ACCESS_SYSTEM_SECURITY) {
-        return Err(NtStatus::PRIVILEGE_NOT_HELD);
+    // MS-SMB2 3.3.5.9: the right to the audit list is none to the file.
+    if request.access == Access::ACCESS_SYSTEM_SECURITY {
+        return Err(NtStatus::ACCESS_DENIED);
     }
     Ok(())
 }

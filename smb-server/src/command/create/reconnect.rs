@@ -43,13 +43,12 @@ pub fn handle(
     wishes: &CreateContexts,
     out: &mut Vec<u8>,
 ) -> Option<Handled> {
-    let smb3 = ctx.dialect().is_smb3();
     let find = |name| context::find(&request.contexts, name);
-    let claim = match (find(names::DHNC), find(names::DH2C).filter(|_| smb3)) {
+    let claim = match (find(names::DHNC), find(names::DH2C)) {
         (None, None) => return replay(ctx, request, wishes, out),
         (Some(_), Some(_)) => return Some(Err(NtStatus::INVALID_PARAMETER.into())),
         (Some(data), None) => {
-            if find(names::DH2Q).is_some_and(|_| smb3) {
+            if find(names::DH2Q).is_some() {
                 return Some(Err(NtStatus::INVALID_PARAMETER.into()));
             }
             let Ok(file) = context::parse_reconnect_v1(data) else {

@@ -29,10 +29,7 @@ use std::sync::{Arc, atomic::Ordering};
 use smb_protocol::{
     FileId, NtStatus,
     fscc::FsctlCode,
-    msg::{
-        ioctl::{IS_FSCTL, Request, Response},
-        notify::ChangeFilter,
-    },
+    msg::ioctl::{IS_FSCTL, Request, Response},
 };
 use volume::open::Open;
 
@@ -104,7 +101,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         FsctlCode::SRV_COPYCHUNK_WRITE => copychunk::copy(ctx, call, out),
         FsctlCode::DUPLICATE_EXTENTS_TO_FILE => duplicate::duplicate(ctx, call),
         FsctlCode::DUPLICATE_EXTENTS_TO_FILE_EX => duplicate::duplicate(ctx, call),
-        FsctlCode::OFFLOAD_READ => odx::read(ctx, call),
+        FsctlCode::OFFLOAD_READ => odx::read(ctx, call, out),
         FsctlCode::OFFLOAD_WRITE => odx::write(ctx, call, out),
         FsctlCode::SRV_ENUMERATE_SNAPSHOTS => snapshots::enumerate(ctx, call),
         FsctlCode::LMR_REQUEST_RESILIENCY => resiliency::request(ctx, call, out),
@@ -204,7 +201,7 @@ fn touches(open: &Open) -> Result<(), NtStatus> {
     open.break_read_caching()?;
     open.written.store(true, Ordering::Relaxed);
     if open.table().is_watched() {
-        open.tell_modified(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE);
+        open.tell_written();
     }
     open.note_write();
     Ok(())

@@ -2,6 +2,7 @@
 //! (MS-SMB2 3.3.5.15.11, 3.3.5.15.12).
 
 use smb_protocol::{
+    Dialect,
     fscc::fsctl::{self, ValidateNegotiate, ValidateNegotiateResponse},
     msg::ioctl::Request,
 };
@@ -13,6 +14,13 @@ use crate::interfaces;
 pub fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
     const TAMPERED: Failure = Failure::Disconnect("the negotiation was tampered with");
     let Some(negotiated) = &ctx.ex.negotiated else { return Err(TAMPERED) };
+    if negotiated.dialect == Dialect::SMB_3_1_1 {
+        // Its keys are made of the negotiation, so no honest client asks.
+        return Err(Failure::Disconnect("a negotiation of 3.1.1 is validated"));
+    }
+    if (request.max_output as usize) < ValidateNegotiateResponse::LEN {
+        return Err(Failure::Disconnect("no room for what validates the negotiation"));
+    }
     let claim = ValidateNegotiate::parse(request.input)?;
     let dialects: Vec<u16> = negotiated.client_dialects.iter().map(|d| d.0).collect();
     if claim.capabilities != negotiated.client_capabilities

@@ -25,7 +25,7 @@ fn in_sectors(values: &[u64]) -> bool {
 }
 
 /// Gives a token for a range of this open.
-pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
+pub fn read(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     if call.request.input.len() < OffloadRead::LEN as usize
         || call.room() < OffloadReadAnswer::LEN as usize
     {
@@ -36,6 +36,11 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     let end = offset.checked_add(length).filter(|end| *end <= i64::MAX as u64);
     if !in_sectors(&[offset, length]) || wanted.size != OffloadRead::LEN || end.is_none() {
         return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    call.open.need(Access::READ_DATA)?;
+    if length == 0 {
+        let nothing = OffloadReadAnswer { zero_beyond: false, length: 0, token: Token::zero() };
+        return answer(call.request, &answered(&nothing).1, out);
     }
     if call.open.directory {
         return Err(NtStatus::OFFLOAD_READ_FILE_NOT_SUPPORTED.into());
@@ -49,10 +54,6 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>) -> Handled {
     let life = Duration::from_millis(wanted.time_to_live.into());
     call.later(OffloadReadAnswer::LEN as usize, false, move |open| {
         let facts = open.facts()?;
-        if length == 0 {
-            let nothing = OffloadReadAnswer { zero_beyond: false, length: 0, token: Token::zero() };
-            return Ok(answered(&nothing));
-        }
         if facts.attributes.has(FileAttributes::SPARSE_FILE) {
             return Err(NtStatus::OFFLOAD_READ_FILE_NOT_SUPPORTED);
         }
@@ -105,15 +106,16 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     if end.is_none_or(|end| end > ctx.ex.limits().file_size.0) {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
-    if call.open.directory {
-        return Err(NtStatus::OFFLOAD_WRITE_FILE_NOT_SUPPORTED.into());
-    }
-    let data = call.open.writable(Access::WRITE_DATA)?.clone();
+    call.open.permit(Access::WRITE_DATA)?;
     if length == 0 {
         let mut output = Vec::new();
         offload::encode_offload_written(0, &mut output);
         return answer(call.request, &output, out);
     }
+    if call.open.directory {
+        return Err(NtStatus::OFFLOAD_WRITE_FILE_NOT_SUPPORTED.into());
+    }
+    let data = call.open.writable(Access::WRITE_DATA)?.clone();
     changes(&call.open, offset, length)?;
     let asks = Owner { user: ctx.session()?.user.name.clone(), sealed: ctx.sealed };
     let server = ctx.ex.server.clone();

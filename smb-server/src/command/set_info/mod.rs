@@ -67,7 +67,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         // MS-SMB2 3.3.5.21.2, 3.3.5.21.4: of a file system nothing is set, and there are no quotas.
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     };
-    if let Some(filter) = modified(request.info_type, request.class, request.input) {
+    let sized = matches!(request.class, InfoClass::END_OF_FILE | InfoClass::ALLOCATION);
+    if request.info_type == InfoType::FILE && sized {
+        open.tell_written();
+    } else if let Some(filter) = modified(request.info_type, request.class, request.input) {
         open.tell_modified(filter);
     }
     if ctx.tree()?.continuous {
@@ -93,7 +96,7 @@ fn stays(open: Arc<Open>, class: InfoClass, noted: Vec<Commit>) -> Deferred {
     })
 }
 
-/// What a change of information is of interest to, beside names.
+/// What a change of information is of interest to, beside names and content.
 fn modified(info_type: InfoType, class: InfoClass, input: &[u8]) -> Option<ChangeFilter> {
     if info_type == InfoType::SECURITY {
         return Some(ChangeFilter::SECURITY);
@@ -115,9 +118,6 @@ fn modified(info_type: InfoType, class: InfoClass, input: &[u8]) -> Option<Chang
                 }
             }
             Some(filter)
-        }
-        InfoClass::END_OF_FILE | InfoClass::ALLOCATION => {
-            Some(ChangeFilter::SIZE | ChangeFilter::LAST_WRITE)
         }
         InfoClass::FULL_EA => Some(ChangeFilter::EA),
         _ => None,
@@ -155,6 +155,11 @@ fn file(
     let short = |_| NtStatus::INFO_LENGTH_MISMATCH;
     if let Some(right) = right(class) {
         open.permit(right)?;
+    }
+    let names = [InfoClass::RENAME, InfoClass::RENAME_EX, InfoClass::LINK, InfoClass::LINK_EX];
+    if names.contains(&class) && ctx.session()?.is_anonymous() {
+        // The folder's list is asked about who the session is of now (MS-FSA 2.1.5.15.12).
+        return Err(NtStatus::ACCESS_DENIED.into());
     }
     match class {
         InfoClass::BASIC => {

@@ -35,6 +35,9 @@ enum Ends {
     NextCommandUneven,
     CancelInCompound,
     TamperedNegotiation,
+    NegotiationOf311,
+    NoRoomForNegotiation,
+    UnsignedTreeConnect,
     UnknownCommand,
     // Of encrypted frames.
     OtherSession,
@@ -42,7 +45,7 @@ enum Ends {
 }
 use Ends::*;
 
-const ALL: [Ends; 14] = [
+const ALL: [Ends; 17] = [
     SecondNegotiate,
     IdNotGranted,
     IdUsed,
@@ -54,6 +57,9 @@ const ALL: [Ends; 14] = [
     NextCommandUneven,
     CancelInCompound,
     TamperedNegotiation,
+    NegotiationOf311,
+    NoRoomForNegotiation,
+    UnsignedTreeConnect,
     UnknownCommand,
     OtherSession,
     NoSession,
@@ -65,6 +71,8 @@ impl Ends {
         match self {
             OtherSession | NoSession => peer.guard == Guard::Sealed,
             CancelInCompound => !alone,
+            NegotiationOf311 => peer.dialect == Dialect::SMB_3_1_1,
+            UnsignedTreeConnect => peer.dialect == Dialect::SMB_3_1_1 && peer.guard == Guard::Plain,
             // A signed one is refused before it is looked at (3.3.5.2.4).
             SecondNegotiate => peer.guard != Guard::Signed,
             _ => true,
@@ -112,24 +120,32 @@ impl Ends {
                 echo
             }
             CancelInCompound => change(echo, &|header| header.command = Command::CANCEL),
-            TamperedNegotiation => {
-                let mut input = Vec::new();
-                ValidateNegotiate {
-                    capabilities: 0,
-                    guid: [9; 16],
-                    security_mode: 0,
-                    dialects: vec![Dialect::SMB_2_0_2.0],
+            TamperedNegotiation | NegotiationOf311 | NoRoomForNegotiation => {
+                let offer = peer.offer();
+                let mut claim = ValidateNegotiate {
+                    capabilities: offer.capabilities.0,
+                    guid: offer.client_guid,
+                    security_mode: offer.security_mode.0,
+                    dialects: vec![peer.dialect.0],
+                };
+                if self == TamperedNegotiation {
+                    claim.dialects = vec![Dialect::SMB_2_0_2.0];
                 }
-                .encode(&mut input);
+                let mut input = Vec::new();
+                claim.encode(&mut input);
                 let request = ioctl::Request {
                     code: FsctlCode::VALIDATE_NEGOTIATE_INFO,
                     file_id: FileId::RELATED,
                     input: &input,
-                    max_output: 24,
+                    max_output: if self == NoRoomForNegotiation { 23 } else { 24 },
                     flags: 1,
                     ..Default::default()
                 };
                 let message = peer.message(Command::IOCTL, |out| request.encode(out));
+                change(message, &|header| header.message_id.0 -= 1)
+            }
+            UnsignedTreeConnect => {
+                let message = peer.tree_connect();
                 change(message, &|header| header.message_id.0 -= 1)
             }
             UnknownCommand => change(echo, &|header| header.command = Command(0x0777)),
@@ -273,6 +289,27 @@ fn nothing_leaves_to_who_has_not_negotiated() {
         let message = peer.message(Command(command), |out| Empty.encode(out));
         peer.send(&message);
         assert_eq!(peer.rest(), NOTHING, "command {command}");
+    }
+}
+
+/// MS-SMB2 3.3.5.17: nobody who has not logged in has anything to ask; who has logged off may.
+#[test]
+fn an_echo_of_who_has_not_logged_in_ends_the_connection() {
+    let house = house();
+    for kind in KINDS {
+        let mut peer = Peer::strange(&house, kind);
+        peer.negotiate();
+        let echo = peer.message(Command::ECHO, |out| Empty.encode(out));
+        peer.send(&echo);
+        assert_eq!(peer.rest(), NOTHING, "{kind:?}");
+        if kind.0 == Guard::Plain {
+            let mut peer = Peer::new(&house, kind);
+            let (header, _) = peer.ask(Command::LOGOFF, |out| Empty.encode(out));
+            assert_eq!(header.status, NtStatus::SUCCESS);
+            peer.session = SessionId(0);
+            let (header, _) = peer.ask(Command::ECHO, |out| Empty.encode(out));
+            assert_eq!(header.status, NtStatus::SUCCESS, "{kind:?}");
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What goes over a real socket, byte by byte, and over a pipe instead of one.
 
+mod compounds;
 mod dropped;
 mod logons;
 mod negotiated;

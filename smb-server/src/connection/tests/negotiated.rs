@@ -1,12 +1,19 @@
 //! What a server agrees on (MS-SMB2 3.3.5.4).
 
 use smb_protocol::{
-    Command, Dialect, Header, NtStatus,
+    Command, Dialect, FileId, Header, NtStatus,
+    fscc::{
+        FsctlCode,
+        fsctl::{ValidateNegotiate, ValidateNegotiateResponse},
+    },
     header::HEADER_LEN,
-    msg::negotiate::{self, Capabilities, Context},
+    msg::{
+        ioctl,
+        negotiate::{self, Capabilities, Context},
+    },
 };
 
-use super::peer::{House, KINDS, Peer};
+use super::peer::{Guard, House, KINDS, Peer};
 
 /// Negotiates with these; the status and the answer.
 fn answer(house: &House, request: &negotiate::Request) -> (NtStatus, negotiate::Response) {
@@ -52,6 +59,53 @@ fn capabilities_are_those_that_were_asked_for() {
             for bit in [Capabilities::DIRECTORY_LEASING, Capabilities::MULTI_CHANNEL] {
                 assert_eq!(response.capabilities.has(bit), wants(bit), "{dialect:?} {asked:#x}");
             }
+        }
+    }
+}
+
+/// MS-SMB2 3.3.5.15.12: what a client is told again is what it was told, whatever it had asked for.
+#[test]
+fn a_validated_negotiation_is_the_one_that_was_given() {
+    let house = House::new("signing='enabled'\nencryption='offered'");
+    for dialect in [Dialect::SMB_2_1, Dialect::SMB_3_0, Dialect::SMB_3_0_2] {
+        for asked in [0, 0x20, 0x47, 0x67, 0x7f] {
+            let algorithm = if dialect.is_smb3() { KINDS[3].2 } else { KINDS[0].2 };
+            let kind = (Guard::Plain, dialect, algorithm);
+            let mut peer = Peer::strange(&house, kind);
+            peer.capabilities = Capabilities(asked);
+            peer.enter();
+            let given = peer.given.clone().unwrap();
+            let message = peer.tree_connect();
+            peer.send(&message);
+            let answer = peer.receive().pop().unwrap();
+            peer.tree = Header::parse(&answer).unwrap().tree_id();
+            let mut input = Vec::new();
+            ValidateNegotiate {
+                capabilities: asked,
+                guid: peer.offer().client_guid,
+                security_mode: peer.offer().security_mode.0,
+                dialects: vec![dialect.0],
+            }
+            .encode(&mut input);
+            let request = ioctl::Request {
+                code: FsctlCode::VALIDATE_NEGOTIATE_INFO,
+                file_id: FileId::RELATED,
+                input: &input,
+                max_output: 24,
+                flags: 1,
+                ..Default::default()
+            };
+            let (header, body) = peer.ask(Command::IOCTL, |out| request.encode(out));
+            assert_eq!(header.status, NtStatus::SUCCESS);
+            let output = ioctl::Response::parse(&body).unwrap().output;
+            let again = ValidateNegotiateResponse::parse(output).unwrap();
+            let wanted = ValidateNegotiateResponse {
+                capabilities: given.capabilities.0,
+                guid: given.server_guid,
+                security_mode: given.security_mode.0,
+                dialect: given.dialect.0,
+            };
+            assert_eq!(again, wanted, "{dialect:?} asked for {asked:#x}");
         }
     }
 }

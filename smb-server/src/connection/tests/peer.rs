@@ -125,10 +125,18 @@ struct Keys {
 pub(super) struct Peer {
     stream: TcpStream,
     pub(super) guard: Guard,
-    dialect: Dialect,
+    pub(super) dialect: Dialect,
     algorithm: SigningAlgorithm,
     preauth: PreauthHash,
     keys: Option<Keys>,
+    /// Credits that each request asks for.
+    pub(super) credits: u16,
+    /// Credits that the last answer to a logon granted.
+    pub(super) granted: u16,
+    /// What it asks for.
+    pub(super) capabilities: Capabilities,
+    /// What the server answered to that.
+    pub(super) given: Option<negotiate::Response>,
     pub(super) next_id: u64,
     pub(super) session: SessionId,
     pub(super) tree: TreeId,
@@ -148,6 +156,10 @@ impl Peer {
             algorithm,
             preauth: PreauthHash::new(),
             keys: None,
+            credits: 32,
+            granted: 0,
+            capabilities: Capabilities::ENCRYPTION,
+            given: None,
             next_id: 0,
             session: SessionId(0),
             tree: TreeId(0),
@@ -157,13 +169,30 @@ impl Peer {
     /// One that has logged in and connected to the share.
     pub(super) fn new(house: &House, kind: (Guard, Dialect, SigningAlgorithm)) -> Self {
         let mut peer = Self::strange(house, kind);
-        peer.negotiate();
-        peer.log_in();
-        let request = tree_connect::Request { flags: 0, path: "\\\\h\\s".into() };
-        let (header, _) = peer.ask(Command::TREE_CONNECT, |out| request.encode(out));
+        peer.enter();
+        // Whatever its user wants, a client of 3.1.1 signs that.
+        if peer.guard == Guard::Plain && peer.dialect == Dialect::SMB_3_1_1 {
+            peer.guard = Guard::Signed;
+        }
+        let message = peer.tree_connect();
+        peer.send(&message);
+        let answer = peer.receive().pop().unwrap();
+        let header = Header::parse(&answer).unwrap();
         assert_eq!(header.status, NtStatus::SUCCESS);
         peer.tree = header.tree_id();
+        peer.guard = kind.0;
         peer
+    }
+
+    /// Negotiates and logs in.
+    pub(super) fn enter(&mut self) {
+        self.negotiate();
+        self.log_in();
+    }
+
+    pub(super) fn tree_connect(&mut self) -> Vec<u8> {
+        let request = tree_connect::Request { flags: 0, path: "\\\\h\\s".into() };
+        self.message(Command::TREE_CONNECT, |out| request.encode(out))
     }
 
     pub(super) fn offer(&self) -> negotiate::Request {
@@ -182,8 +211,9 @@ impl Peer {
         }
         negotiate::Request {
             dialects: vec![self.dialect],
-            client_guid: [9; 16],
-            capabilities: Capabilities::ENCRYPTION,
+            // A client speaks one dialect.
+            client_guid: [self.dialect.0.to_le_bytes()[0]; 16],
+            capabilities: self.capabilities,
             contexts,
             ..Default::default()
         }
@@ -196,6 +226,7 @@ impl Peer {
         self.send(&message);
         let answer = self.receive().pop().unwrap();
         self.preauth.update(&answer);
+        self.given = Some(negotiate::Response::parse(&answer[HEADER_LEN..]).unwrap());
     }
 
     fn log_in(&mut self) {
@@ -215,6 +246,7 @@ impl Peer {
             let mut answer = self.receive().pop().unwrap();
             let header = Header::parse(&answer).unwrap();
             self.session = header.session_id;
+            self.granted = header.credits;
             if header.status == NtStatus::MORE_PROCESSING_REQUIRED {
                 self.preauth.update(&answer);
                 let body = session_setup::Response::parse(&answer[HEADER_LEN..]).unwrap();
@@ -304,7 +336,7 @@ impl Peer {
         let mut header = Header {
             command,
             credit_charge: 1,
-            credits: 32,
+            credits: self.credits,
             message_id: MessageId(self.next_id),
             session_id: self.session,
             ..Header::default()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use smb_protocol::{
     Command, Dialect, Header, NtStatus, SessionId, TreeId,
     crypto::{Role, SigningAlgorithm, SigningKey},
+    fscc::file_info::Rename,
     header::FRAME_LEN,
     msg::{negotiate, session_setup, simple::Empty, tree_connect},
 };
@@ -180,7 +181,7 @@ fn a_replayed_request_gets_no_second_tag_under_a_nonce() {
         for sent in seen {
             let id = Header::parse(&sent).unwrap().message_id.0;
             while stranger.next_id < id {
-                stranger.ask(Command::ECHO, SessionId(0), None, |out| Empty.encode(out));
+                stranger.ask(Command::LOGOFF, SessionId(0), None, |out| Empty.encode(out));
             }
             let mut out = Vec::new();
             stranger.exchange.receive(&mut sent.clone(), &mut out).unwrap();
@@ -292,14 +293,45 @@ fn a_session_without_its_user_opens_nothing_until_the_user_is_back() {
     let connect = |line: &mut SigningClient| {
         let request = tree_connect::Request { flags: 0, path: "\\\\h\\s".into() };
         let key = Some(&one.signing);
-        line.ask(Command::TREE_CONNECT, one.id, key, |out| request.encode(out)).0.status
+        line.ask(Command::TREE_CONNECT, one.id, key, |out| request.encode(out)).0
     };
-    assert_eq!(connect(&mut line), NtStatus::SUCCESS);
+    let tree = connect(&mut line);
+    assert_eq!(tree.status, NtStatus::SUCCESS);
+    line.tree = tree.tree_id();
+    let create = create::Request {
+        access: create::Access::ALL,
+        disposition: create::Disposition::OPEN_IF,
+        name: "f".into(),
+        impersonation: 2,
+        ..Default::default()
+    };
+    let key = Some(&one.signing);
+    let (_, _, body) = line.ask(Command::CREATE, one.id, key, |out| create.encode(out));
+    let file_id = create::Response::parse(&body[HEADER_LEN..]).unwrap().file_id;
+    line.tree = TreeId(0);
+    // Nor does it give names (MS-FSA 2.1.5.15.7, 2.1.5.15.12).
+    let name = |line: &mut SigningClient, class| {
+        let mut input = Vec::new();
+        Rename { name: format!("{class:?}"), ..Rename::default() }.encode(&mut input);
+        let info_type = query_info::InfoType::FILE;
+        let request =
+            set_info::Request { info_type, class, file_id, input: &input, ..Default::default() };
+        line.tree = tree.tree_id();
+        let (header, ..) = line.ask(Command::SET_INFO, one.id, key, |out| request.encode(out));
+        line.tree = TreeId(0);
+        header.status
+    };
     line.setup("", "", Some(&one), none).unwrap();
-    assert_eq!(connect(&mut line), NtStatus::ACCESS_DENIED);
+    assert_eq!(connect(&mut line).status, NtStatus::ACCESS_DENIED);
+    for class in [InfoClass::RENAME, InfoClass::LINK] {
+        assert_eq!(name(&mut line, class), NtStatus::ACCESS_DENIED, "{class:?}");
+    }
     assert_eq!(line.probe(&one), LIVES);
     line.setup("u", "p", Some(&one), none).unwrap();
-    assert_eq!(connect(&mut line), NtStatus::SUCCESS);
+    assert_eq!(connect(&mut line).status, NtStatus::SUCCESS);
+    for class in [InfoClass::RENAME, InfoClass::LINK] {
+        assert_eq!(name(&mut line, class), NtStatus::SUCCESS, "{class:?}");
+    }
 }
 
 #[test]

@@ -246,6 +246,44 @@ fn a_token_moves_data_between_files() {
     assert_eq!(direct.control(FsctlCode::OFFLOAD_READ, folder, &input).0, refused);
 }
 
+/// MS-FSA 2.1.5.10.20, 2.1.5.10.21: nothing is copied before what it would be copied of is looked at.
+#[test]
+fn nothing_is_copied_of_whatever_is_open() {
+    let mut direct = ready();
+    let folder = direct.open("d", CreateOptions::DIRECTORY_FILE);
+    let file = direct.file("f", &[1; 100]);
+    for id in [file, folder] {
+        let read = OffloadRead { size: 32, time_to_live: 0, offset: 1 << 20, length: 0 };
+        let input = encoded(|out| read.encode(out));
+        let (status, output) = direct.control(FsctlCode::OFFLOAD_READ, id, &input);
+        assert_eq!(status, NtStatus::SUCCESS);
+        assert_eq!(OffloadReadAnswer::parse(&output).unwrap().length, 0);
+        let token = Token::zero();
+        let write = OffloadWrite { size: 544, offset: 1 << 20, length: 0, token_offset: 0, token };
+        let input = encoded(|out| write.encode(out));
+        let (status, output) = direct.control(FsctlCode::OFFLOAD_WRITE, id, &input);
+        assert_eq!((status, parse_offload_written(&output)), (NtStatus::SUCCESS, Ok(0)));
+    }
+    let write =
+        OffloadWrite { size: 544, offset: 0, length: 512, token_offset: 0, token: Token::zero() };
+    let input = encoded(|out| write.encode(out));
+    let refused = NtStatus::OFFLOAD_WRITE_FILE_NOT_SUPPORTED;
+    assert_eq!(direct.control(FsctlCode::OFFLOAD_WRITE, folder, &input).0, refused);
+}
+
+/// MS-SMB2 3.3.5.15.1, note 383.
+#[test]
+fn a_file_without_previous_versions_has_a_list_of_none() {
+    let mut direct = ready();
+    let file = direct.file("f", &[1; 100]);
+    for room in [16, 65_536] {
+        let (status, output) =
+            direct.control_with(FsctlCode::SRV_ENUMERATE_SNAPSHOTS, file, &[], room);
+        assert_eq!(status, NtStatus::SUCCESS);
+        assert_eq!(output, [0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    }
+}
+
 /// On the file system of the tests blocks are shared or, as on ext4, the control is unknown.
 #[test]
 fn blocks_are_shared_or_the_request_is_refused() {

@@ -52,7 +52,7 @@ impl Direct {
         self.ask(Command::SET_INFO, |out| request.encode(out)).0.status
     }
 
-    fn query(&mut self, file_id: FileId, class: InfoClass) -> Result<Vec<u8>, NtStatus> {
+    pub(super) fn query(&mut self, file_id: FileId, class: InfoClass) -> Result<Vec<u8>, NtStatus> {
         let request = query_info::Request {
             info_type: query_info::InfoType::FILE,
             class,

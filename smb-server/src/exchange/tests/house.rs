@@ -143,6 +143,8 @@ pub struct Ask {
     pub options: CreateOptions,
     pub oplock: OplockLevel,
     pub durable: Option<DurableV2>,
+    /// Asks for a durable open of version 1.
+    pub durable_v1: bool,
     pub reconnect: Option<ReconnectV2>,
     /// Takes up an open as clients of version 1 do.
     pub reconnect_v1: Option<FileId>,
@@ -158,6 +160,7 @@ pub fn ask(name: &'static str) -> Ask {
         options: CreateOptions::NON_DIRECTORY_FILE,
         oplock: OplockLevel::NONE,
         durable: None,
+        durable_v1: false,
         reconnect: None,
         reconnect_v1: None,
         lease: None,
@@ -290,7 +293,9 @@ impl Guest {
         let reconnect = ask.reconnect.map(|reconnect| reconnect.to_bytes());
         let lease = ask.lease.as_ref().map(|lease| lease.to_bytes());
         let reconnect_v1 = ask.reconnect_v1.map(|id| id.to_bytes().to_vec());
+        let durable_v1 = ask.durable_v1.then(|| vec![0; 16]);
         let all = [
+            (names::DHNQ, durable_v1),
             (names::DH2Q, durable),
             (names::DH2C, reconnect),
             (names::DHNC, reconnect_v1),

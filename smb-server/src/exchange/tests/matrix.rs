@@ -122,7 +122,7 @@ fn descriptor(control: Control, owner: Option<Sid>, dacl: Option<Vec<Ace>>) -> D
 }
 
 impl Direct {
-    fn set_as(
+    pub(super) fn set_as(
         &mut self,
         file_id: FileId,
         info_type: InfoType,

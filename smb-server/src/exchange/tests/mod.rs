@@ -18,7 +18,10 @@ use smb_protocol::{
 };
 use test_support::smb_caller::{Asks, Caller, Logon, answers, setup};
 
+mod audits;
+mod changes;
 mod channels;
+mod contexts;
 mod controls;
 mod files;
 mod guessing;
@@ -76,11 +79,16 @@ impl Direct {
 
     /// With more lines of configuration.
     fn with(more: &str) -> Self {
+        Self::configured("", more)
+    }
+
+    /// With more lines about the server, and others.
+    fn configured(server: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("files")).unwrap();
         let text = format!(
             "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\nsigning='enabled'\n\
-             encryption='off'\n[limits]\npending_requests=8\n\
+             encryption='off'\n{server}\n[limits]\npending_requests=8\n\
              [[user]]\nname='u'\npassword='p'\n\
              [[share]]\nname='s'\npath='files'\nusers=['u']\n{more}",
             folder.path().join("state").display()
