@@ -1,8 +1,10 @@
 //! One module per top-level subcommand; each has its `Args` and a `run`.
 
 pub mod bench;
+mod config_file;
 pub mod disk;
 pub mod host;
+pub mod lun;
 pub mod server;
 pub mod share;
 pub mod target;

@@ -32,8 +32,10 @@ enum Command {
     Server(cmd::server::Args),
     /// Take, list and delete snapshots of a share.
     Share(cmd::share::Args),
-    /// Look at a server's iSCSI targets and their initiators.
+    /// Look at a server's iSCSI targets and their initiators; add and remove targets.
     Target(cmd::target::Args),
+    /// Look at the LUNs of iSCSI targets; add, remove and resize them.
+    Lun(cmd::lun::Args),
     /// Write the server's users file.
     User(cmd::user::Args),
     /// Measure a server.
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Server(args) => cmd::server::run(args),
         Command::Share(args) => cmd::share::run(args),
         Command::Target(args) => cmd::target::run(args),
+        Command::Lun(args) => cmd::lun::run(args),
         Command::User(args) => cmd::user::run(args),
         Command::Bench(args) => cmd::bench::run(args),
     };

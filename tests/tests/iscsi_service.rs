@@ -371,3 +371,52 @@ async fn initiators_are_sent_where_a_target_went() {
     let mut client = log_in(&served, "iqn.me", &[]).await;
     good(&client.scsi_quiet(0, &TEST_UNIT_READY, Moves::Nothing).await);
 }
+
+/// The tool writes the configuration that it has the server take, and a change that is refused is
+/// taken back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn targets_and_luns_are_added_and_removed_while_others_are_used() {
+    const NEW: &str = "iqn.2024-01.example:new";
+    let folder = tempfile::tempdir().unwrap();
+    let image = |name: &str| thin(folder.path(), name, MIB);
+    let mut served = Served::start(&format!("{OPEN}\n# by hand\n{}", lun(0, &image("a.raw"), "")));
+    let config = served.server.config().display().to_string();
+    let tool = |served: &Served, args: &[&str]| {
+        served.server.admin(&[args, &["--config", &config]].concat())
+    };
+    let done = |args: &[&str]| {
+        let output = tool(&served, args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let mut client = log_in(&served, "iqn.me", &[]).await;
+    good(&client.scsi_quiet(0, &TEST_UNIT_READY, Moves::Nothing).await);
+    let before = fs::read_to_string(&config).unwrap();
+
+    let (b, c) = (image("b.raw"), image("c.raw"));
+    assert_eq!(done(&["lun", "add", TARGET, b.to_str().unwrap()]), format!("lun 1 of {TARGET}\n"));
+    done(&["target", "add", NEW, "--open", "--alias", "new"]);
+    done(&["lun", "add", NEW, c.to_str().unwrap(), "--number", "7", "--read-only"]);
+    good(&client.scsi_quiet(1, &TEST_UNIT_READY, Moves::Nothing).await);
+    assert!(fs::read_to_string(&config).unwrap().contains("# by hand"));
+    let listed = done(&["lun", "list"]);
+    assert!(listed.contains("c.raw") && listed.contains("read only"), "{listed}");
+
+    // What the server does not take is not in the file.
+    let held = fs::read_to_string(&config).unwrap();
+    let gone = folder.path().join("gone.raw").display().to_string();
+    for args in [&["lun", "add", TARGET, &gone][..], &["target", "add", "no-name", "--open"]] {
+        let output = tool(&served, args);
+        assert!(!output.status.success(), "{args:?}");
+        assert_eq!(fs::read_to_string(&config).unwrap(), held, "{args:?}");
+    }
+    good(&client.scsi_quiet(0, &TEST_UNIT_READY, Moves::Nothing).await);
+
+    done(&["target", "remove", NEW]);
+    done(&["lun", "remove", TARGET, "1"]);
+    assert_eq!(fs::read_to_string(&config).unwrap(), before);
+    let answer = client.scsi_quiet(1, &TEST_UNIT_READY, Moves::Nothing).await;
+    assert_eq!(answer.status, 2, "there is no such unit");
+    let complaints = served.server.stop();
+    assert!(complaints.iter().all(|line| line.contains("gone.raw")), "{complaints:#?}");
+}

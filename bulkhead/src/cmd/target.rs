@@ -3,15 +3,22 @@
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use server_api::{LunInfo, Reply, Request, TargetInfo, TargetSession};
+use server_api::{Reply, Request, TargetInfo, TargetSession};
+use toml_edit::{Array, InlineTable, Table, value};
 
-use super::server::{Socket, json};
+use super::{
+    config_file::{self, ConfigFile},
+    lun,
+    server::{Socket, json},
+};
 
 /// Arguments of `bulkhead target`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Print JSON instead of a table.
     #[arg(long, global = true)]
     json: bool,
@@ -23,6 +30,13 @@ pub struct Args {
 enum Command {
     /// The targets with their LUNs.
     List,
+    /// Serve a new target.
+    Add(New),
+    /// Serve a target no longer; its sessions end, its images stay.
+    Remove {
+        /// The target's iSCSI name.
+        target: String,
+    },
     /// The initiators that are logged in.
     Sessions,
     /// End the session of an initiator, which may log in again.
@@ -30,7 +44,8 @@ enum Command {
         /// The session, as `sessions` shows it.
         session: u64,
     },
-    /// Have a LUN take the size that its image or device has now, and tell initiators.
+    /// As `bulkhead lun resize`.
+    #[command(hide = true)]
     Resize {
         /// The target's iSCSI name.
         target: String,
@@ -45,6 +60,58 @@ enum Command {
     },
 }
 
+/// A target that is to be served.
+#[derive(Debug, clap::Args)]
+struct New {
+    /// Its iSCSI name, `iqn.2024-01.com.example:web`.
+    name: String,
+    /// A name for people.
+    #[arg(long)]
+    alias: Option<String>,
+    /// Who may log in, by CHAP: `user=FILE`, with the secret in the file (mode 0600).
+    #[arg(long = "chap", value_name = "USER=FILE", required_unless_present = "open")]
+    chap: Vec<String>,
+    /// Everybody who is admitted may log in, without a secret.
+    #[arg(long, conflicts_with = "chap")]
+    open: bool,
+    /// Names of initiators that may log in; the default is all.
+    #[arg(long = "initiator")]
+    initiators: Vec<String>,
+    /// Networks from which they may; the default is anywhere.
+    #[arg(long = "allow", value_name = "NETWORK")]
+    hosts_allow: Vec<String>,
+}
+
+impl New {
+    fn table(&self) -> anyhow::Result<Table> {
+        let mut table = Table::new();
+        table["name"] = value(&self.name);
+        if let Some(alias) = &self.alias {
+            table["alias"] = value(alias);
+        }
+        if self.open {
+            table["authentication"] = value("none");
+        }
+        let mut accounts = Array::new();
+        for account in &self.chap {
+            let (user, file) = account.split_once('=').context("--chap is USER=FILE")?;
+            let file = std::path::absolute(file)?;
+            let mut secret = InlineTable::new();
+            secret.insert("user", user.into());
+            secret.insert("secret_file", file.to_str().context("the path is not UTF-8")?.into());
+            accounts.push(secret);
+        }
+        let lists = [("initiators", &self.initiators), ("hosts_allow", &self.hosts_allow)];
+        let lists = lists.map(|(key, list)| (key, list.iter().collect::<Array>()));
+        for (key, list) in [("chap", accounts)].into_iter().chain(lists) {
+            if !list.is_empty() {
+                table[key] = value(list);
+            }
+        }
+        Ok(table)
+    }
+}
+
 /// Asks the server and prints what it answers.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let request = match args.command {
@@ -53,6 +120,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Disconnect { session } => Request::TargetDisconnect { session },
         Command::Resize { target, lun } => Request::LunResize { target, lun },
         Command::Discover { address } => return discover(&address, args.json),
+        Command::Add(new) => {
+            let table = new.table()?;
+            let add = |document: &mut _| config_file::add_target(document, table);
+            return args.config.change(&args.socket, add);
+        }
+        Command::Remove { target } => {
+            let remove = |document: &mut _| config_file::remove_target(document, &target);
+            return args.config.change(&args.socket, remove);
+        }
     };
     match args.socket.ask(&request)? {
         Reply::Targets { targets } if args.json => json(&targets),
@@ -102,14 +178,7 @@ fn discover(address: &str, as_json: bool) -> anyhow::Result<()> {
 
 fn show_target(target: &TargetInfo) {
     println!("{}", target.name);
-    for lun in &target.luns {
-        let LunInfo { number, path, size, block, id, .. } = lun;
-        let mode = if lun.read_only { "read only" } else { "writable" };
-        let reserved = if lun.reserved { ", reserved" } else { "" };
-        println!(
-            "  {number:>4}  {size} bytes in blocks of {block}, {mode}{reserved}  {path}  {id}"
-        );
-    }
+    target.luns.iter().for_each(|lun| println!("  {}", lun::line(lun)));
 }
 
 fn show_session(session: &TargetSession) {
