@@ -89,6 +89,9 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
         _ => Request::parse(request.input)?,
     };
     let current = ctx.ex.server.current();
+    if current.config.namespaces.is_empty() {
+        return Err(NtStatus::FS_DRIVER_REQUIRED.into());
+    }
     let mut parts = asked.path.strip_prefix('\\').unwrap_or(&asked.path).split('\\');
     let (server, share) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let folded = users::fold(share);
