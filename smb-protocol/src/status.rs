@@ -121,6 +121,10 @@ open_enum! {
         PIPE_DISCONNECTED = 0xc00000b0,
         /// `STATUS_PIPE_CLOSING`.
         PIPE_CLOSING = 0xc00000b1,
+        /// `STATUS_FS_DRIVER_REQUIRED`.
+        FS_DRIVER_REQUIRED = 0xc000019c,
+        /// `STATUS_PIPE_BROKEN`.
+        PIPE_BROKEN = 0xc000014b,
         /// `STATUS_PIPE_EMPTY`.
         PIPE_EMPTY = 0xc00000d9,
         /// `STATUS_FILE_IS_A_DIRECTORY`.

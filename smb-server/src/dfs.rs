@@ -13,7 +13,7 @@ use smb_protocol::{
     name::same_name,
     ntlm::users,
 };
-use volume::fs::short::short_name;
+use volume::fs::{path::without_dots, short::short_name};
 
 use crate::command::{Ctx, Handled, Outcome};
 
@@ -70,6 +70,9 @@ pub fn local_name(
     } else {
         name
     };
+    // Nothing that a link covers is reached by way of something else.
+    let resolved = without_dots(name)?;
+    let name = &*resolved;
     // A stream belongs to the last part of the path.
     let path = name.split(':').next().unwrap_or_default();
     // As paths are read: either slash separates, and a moment of the past may stand anywhere.
@@ -89,6 +92,9 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
         _ => Request::parse(request.input)?,
     };
     let current = ctx.ex.server.current();
+    if current.config.namespaces.is_empty() {
+        return Err(NtStatus::FS_DRIVER_REQUIRED.into());
+    }
     let mut parts = asked.path.strip_prefix('\\').unwrap_or(&asked.path).split('\\');
     let (server, share) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let folded = users::fold(share);
@@ -153,6 +159,8 @@ mod tests {
         let moment = "@GMT-2026.01.02-03.04.05";
         let (before, between) = (format!("{moment}\\disks"), format!("old\\{moment}\\vms"));
         for below in [
+            "x\\y\\..\\..\\Disks\\a",
+            ".\\disks",
             "DISKS",
             "disks\\x\\y",
             "disks:stream",

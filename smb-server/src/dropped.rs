@@ -35,3 +35,10 @@ pub enum Dropped {
     #[error("answers are not read")]
     NotReading,
 }
+
+impl Dropped {
+    /// Whether a message is the reason, of a client that is there and reads.
+    pub fn is_of_a_message(&self) -> bool {
+        matches!(self, Self::Protocol(_) | Self::TooLong(_) | Self::Unprotected(_))
+    }
+}

@@ -13,11 +13,42 @@ use smb_protocol::{
     wire::{Put, Reader, len32},
 };
 
-use super::{Ctx, Handled, Outcome};
-use crate::rpc::pipe::{Pipe, service};
+use tokio::sync::oneshot;
+
+use super::{Ctx, Deferred, Handled, Outcome};
+use crate::rpc::pipe::{PIPE_BYTES, Pipe, service};
 
 /// What a pipe claims to hold in either direction.
 const QUOTA: u32 = 4096;
+
+/// `FILE_PIPE_COMPLETE_OPERATION`: nothing waits.
+const COMPLETES_AT_ONCE: u32 = 1;
+
+/// Reads when there is something, until the pipe is closed (MS-SMB2 3.3.5.12).
+fn wait(pipe: &Arc<Pipe>, most: usize) -> Deferred {
+    let (cancel, cancelled) = oneshot::channel::<()>();
+    let (pipe, changed) = (Arc::downgrade(pipe), pipe.changed());
+    Deferred::event(0, cancel, async move {
+        tokio::pin!(cancelled);
+        loop {
+            let change = changed.notified();
+            tokio::pin!(change);
+            change.as_mut().enable();
+            let read = pipe.upgrade().ok_or(NtStatus::PIPE_BROKEN)?.read(most);
+            if read != Err(NtStatus::PIPE_EMPTY) {
+                let (data, status) = read?;
+                let mut body = Vec::with_capacity(16 + data.len());
+                read::Response { data: &data, remaining: 0 }.encode(&mut body);
+                return Ok((status, body));
+            }
+            tokio::select! {
+                biased;
+                Ok(()) = &mut cancelled => return Err(NtStatus::CANCELLED),
+                () = change => {}
+            }
+        }
+    })
+}
 
 /// What goes through a pipe is in messages, never in the client's memory.
 fn in_message(ctx: &Ctx<'_>, channel: u32) -> Result<(), NtStatus> {
@@ -44,9 +75,14 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             in_message(ctx, request.channel)?;
             let most = (request.length as usize).min(ctx.ex.max_message());
             ctx.check_charge(most)?;
-            let (data, status) = pipe.read(most)?;
-            read::Response { data: &data, remaining: 0 }.encode(out);
-            Ok(Outcome::Done(status))
+            match pipe.read(most) {
+                Err(NtStatus::PIPE_EMPTY) if pipe.blocks() => Ok(wait(&pipe, most).into()),
+                ended => {
+                    let (data, status) = ended?;
+                    read::Response { data: &data, remaining: 0 }.encode(out);
+                    Ok(Outcome::Done(status))
+                }
+            }
         }
         Command::WRITE => {
             let request = write::Request::parse(body)?;
@@ -67,14 +103,15 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         Command::QUERY_INFO => query(ctx, body, out),
         Command::SET_INFO => {
             let request = set_info::Request::parse(body)?;
-            pipe(ctx, request.file_id)?;
+            let pipe = pipe(ctx, request.file_id)?;
             if request.info_type != query_info::InfoType::FILE || request.class != InfoClass::PIPE {
                 return Err(NtStatus::NOT_SUPPORTED.into());
             }
-            // Read mode and completion mode: messages, and nothing ever waits.
-            if request.input.len() < 8 {
-                return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
-            }
+            // Read mode, which is that of messages, and completion mode (MS-FSCC 2.4.37).
+            let mut r = Reader::new(request.input);
+            let short = |_| NtStatus::INFO_LENGTH_MISMATCH;
+            r.skip(4, "pipe.ReadMode").map_err(short)?;
+            pipe.set_blocks(r.u32("pipe.CompletionMode").map_err(short)? != COMPLETES_AT_ONCE);
             out.put_u16(2);
             Ok(Outcome::SUCCESS)
         }
@@ -95,7 +132,7 @@ fn create_pipe(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let number = ctx.ex.server.ids.open_file();
     let id = FileId { persistent: number, volatile: number };
-    let held = ctx.budget()?.take(0).ok_or(NtStatus::INSUFFICIENT_RESOURCES)?;
+    let held = ctx.budget()?.take(PIPE_BYTES).ok_or(NtStatus::INSUFFICIENT_RESOURCES)?;
     let pipe = Pipe::open(&request.name, id, held).ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
     ctx.session()?.add_pipe(ctx.tree()?.id, Arc::new(pipe))?;
     create::Response {
@@ -183,10 +220,10 @@ fn query(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             info.put_u32(1);
             info.put(&[1, 0, 0, 0]);
         }
-        // MS-FSCC 2.4.37: messages in read mode, operations that wait in completion mode.
+        // MS-FSCC 2.4.37: messages in read mode.
         InfoClass::PIPE => {
             info.put_u32(1);
-            info.put_u32(0);
+            info.put_u32(if pipe.blocks() { 0 } else { COMPLETES_AT_ONCE });
         }
         // MS-FSCC 2.4.38.
         InfoClass::PIPE_LOCAL => {

@@ -83,6 +83,10 @@ pub async fn run<T: Transport>(
     let mut waiting = Waiting::new();
     let time = Duration::from_secs(limits.authentication_seconds);
     let result = serve(&mut link, &mut exchange, &mut waiting, &mut stopped, (time, counted)).await;
+    if result.as_ref().is_err_and(Dropped::is_of_a_message) {
+        // What was answered before is still the client's.
+        let _ = link.send(&mut waiting).await;
+    }
     // What the disk was given must be over before the files are free for others: a late write
     // must never land on a newer one.
     let (mut unsent, mut turn) = (Vec::new(), Turn::begin());
@@ -126,14 +130,7 @@ async fn serve<T: Transport>(
                 Taken::Done(done) => done,
                 Taken::Compound(rest) => rest.await,
             };
-            match taken {
-                Ok(frame) => waiting.extend(frame.waits()),
-                Err(dropped) => {
-                    // What was answered before is still the client's.
-                    let _ = link.send(waiting).await;
-                    return Err(dropped);
-                }
-            }
+            waiting.extend(taken?.waits());
             if link.output.len() >= SEND_AT {
                 link.send(waiting).await?;
             }

@@ -7,13 +7,17 @@
 //!              srvsvc   wkssvc   lsarpc   samr   (one module each)
 //! ```
 //!
-//! A call is answered while it is written, so nothing waits here. What a client leaves unread is
+//! A call is answered while it is written; a read waits for what is written after it. What a client leaves unread is
 //! bounded, and so are the pipes of a session and the handles of a pipe.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use dce_rpc::{Association, Call, FaultStatus, SyntaxId, ndr};
 use smb_protocol::{FileId, NtStatus, name};
+use tokio::sync::Notify;
 use volume::{budget::Held, work::aside};
 
 use super::{
@@ -25,7 +29,9 @@ use super::{
 use crate::{Server, session::Session};
 
 /// Pipes of one session at a time.
-pub const PIPES_PER_SESSION: usize = 128;
+pub const PIPES_PER_SESSION: usize = 2048;
+/// Bytes of its user's budget that a pipe takes beside what is in it.
+pub const PIPE_BYTES: usize = 1024;
 /// The interface behind each pipe.
 const SERVICES: [(&str, &[SyntaxId]); 5] = [
     ("SRVSVC", &[srvsvc::INTERFACE]),
@@ -41,6 +47,16 @@ pub struct Pipe {
     /// How the client names it.
     pub id: FileId,
     state: Mutex<State>,
+    /// Reads wait where there is nothing to be read.
+    blocks: AtomicBool,
+    /// Wakes them when there may be something, and when the pipe is closed.
+    changed: Arc<Notify>,
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.changed.notify_waiters();
+    }
 }
 
 #[derive(Debug)]
@@ -59,7 +75,23 @@ impl Pipe {
         let address = format!("\\PIPE\\{}", name.to_ascii_lowercase());
         let association = Association::new(interfaces, address);
         let state = State { association, held, handles: Handles::default(), broken: false };
-        Some(Self { id, state: Mutex::new(state) })
+        let (blocks, changed) = (AtomicBool::new(true), Arc::default());
+        Some(Self { id, state: Mutex::new(state), blocks, changed })
+    }
+
+    /// Whether reads wait for something to be read.
+    pub fn blocks(&self) -> bool {
+        self.blocks.load(Ordering::Relaxed)
+    }
+
+    /// Says whether they do.
+    pub fn set_blocks(&self, blocks: bool) {
+        self.blocks.store(blocks, Ordering::Relaxed);
+    }
+
+    /// Wakes who waits for something to be read.
+    pub fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
     }
 
     /// Bytes that can be read, of all messages and of the next.
@@ -85,12 +117,13 @@ impl Pipe {
             return Err(NtStatus::PIPE_DISCONNECTED);
         }
         let result = aside(|| association.write(data, |call| serve(&caller, handles, call)));
+        self.changed.notify_waiters();
         if let Err(error) = result {
             tracing::debug!(%error, "a pipe is given up");
             *broken = true;
             return Err(NtStatus::PIPE_DISCONNECTED);
         }
-        if !held.resize(association.held()) {
+        if !held.resize(PIPE_BYTES + association.held()) {
             tracing::debug!("a pipe is given up: its user has too much held");
             *broken = true;
             association.clear();
@@ -104,7 +137,7 @@ impl Pipe {
         let mut state = self.state();
         let read = state.association.read(most);
         let State { association, held, .. } = &mut *state;
-        held.resize(association.held());
+        held.resize(PIPE_BYTES + association.held());
         match read {
             Some((data, 0)) => Ok((data, NtStatus::SUCCESS)),
             Some((data, _)) => Ok((data, NtStatus::BUFFER_OVERFLOW)),

@@ -1,6 +1,7 @@
 //! Names below a share, checked part by part (MS-FSCC 2.1.5).
 
 use std::{
+    borrow::Cow,
     ffi::OsString,
     path::{Component, Path},
 };
@@ -33,6 +34,43 @@ pub fn valid_part(part: &str) -> bool {
         && !part.contains(forbidden)
 }
 
+/// A name without "." and "..", each taken for what it stands for (MS-FSCC 2.1.5.1). Whatever else
+/// is made of a name is made of what comes of this, so nothing is hidden behind dots.
+///
+/// # Errors
+/// `OBJECT_PATH_SYNTAX_BAD` for what leads above the share, `INVALID_PARAMETER` for what leads out of
+/// the first folder and on (MS-SMB2 3.3.5.9, note 303), `OBJECT_NAME_INVALID` for what leads out of a
+/// folder that no folder can be called.
+pub fn without_dots(name: &str) -> Result<Cow<'_, str>, NtStatus> {
+    const SEPARATORS: [char; 2] = ['\\', '/'];
+    if !name.split(SEPARATORS).any(|part| part == "." || part == "..") {
+        return Ok(Cow::Borrowed(name));
+    }
+    let slash = name.ends_with(SEPARATORS);
+    let parts: Vec<_> = name.strip_suffix(SEPARATORS).unwrap_or(name).split(SEPARATORS).collect();
+    let mut kept = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        match *part {
+            "." => {}
+            ".." => {
+                let left = kept.pop().ok_or(NtStatus::OBJECT_PATH_SYNTAX_BAD)?;
+                if !valid_part(left) {
+                    return Err(NtStatus::OBJECT_NAME_INVALID);
+                }
+                if at == 1 && (at + 1 < parts.len() || slash) {
+                    return Err(NtStatus::INVALID_PARAMETER);
+                }
+            }
+            part => kept.push(part),
+        }
+    }
+    let mut name = kept.join("\\");
+    if slash && !name.is_empty() {
+        name.push('\\');
+    }
+    Ok(Cow::Owned(name))
+}
+
 impl RelPath {
     /// The share's folder itself.
     pub fn root() -> Self {
@@ -50,13 +88,15 @@ impl RelPath {
         if name.len() > MAX_PATH {
             return Err(NtStatus::OBJECT_NAME_INVALID);
         }
-        let name = name.strip_suffix(['\\', '/']).unwrap_or(name);
+        let name = without_dots(name)?;
+        if name.is_empty() {
+            return Ok(Self::root());
+        }
+        let name = name.strip_suffix(['\\', '/']).unwrap_or(&name);
         let mut parts = Vec::new();
         // NTFS has no name with a slash; that it separates is what Samba's clients expect.
         for part in name.split(['\\', '/']) {
             match part {
-                // What remains of ".." would name something above the share.
-                "." | ".." => return Err(NtStatus::OBJECT_PATH_SYNTAX_BAD),
                 part if valid_part(part) => parts.push(part.to_owned()),
                 _ => return Err(NtStatus::OBJECT_NAME_INVALID),
             }
@@ -212,14 +252,47 @@ mod tests {
 
     #[test]
     fn escapes_and_forbidden_names_are_refused() {
-        for name in [
-            "..", "a\\..\\b", ".", "a\\.", "\\a", "a//b", "a/../b", "/a", "a\\\\b", "a:b", "a*",
-            "x\u{1}",
-        ] {
+        for name in
+            ["..", "a\\..\\b", "\\a", "a//b", "a/../b", "/a", "a\\\\b", "a:b", "a*", "x\u{1}"]
+        {
             assert!(RelPath::parse(name).is_err(), "{name:?}");
         }
         assert!(RelPath::parse("").unwrap().is_root());
         assert!(RelPath::parse("a\\.BulkHead\\streams").is_err());
+    }
+
+    #[test]
+    fn dots_stand_for_folders() {
+        for (name, want) in [
+            ("a\\.\\b", "a\\b"),
+            (".\\a", "a"),
+            (".", ""),
+            ("a\\.", "a"),
+            ("a\\.\\", "a\\"),
+            ("a\\b\\..", "a"),
+            ("a/b/../c", "a\\c"),
+            ("a\\b\\..\\..\\c", "c"),
+            ("a\\..", ""),
+            ("a\\b\\..:stream", "a\\b\\..:stream"),
+            ("...\\..a\\.b", "...\\..a\\.b"),
+        ] {
+            assert_eq!(without_dots(name).as_deref(), Ok(want), "{name:?}");
+        }
+        for (name, want) in [
+            ("..", NtStatus::OBJECT_PATH_SYNTAX_BAD),
+            ("..\\a", NtStatus::OBJECT_PATH_SYNTAX_BAD),
+            ("a\\b\\..\\..\\..", NtStatus::OBJECT_PATH_SYNTAX_BAD),
+            ("a\\..\\b", NtStatus::INVALID_PARAMETER),
+            ("a\\..\\", NtStatus::INVALID_PARAMETER),
+            ("a\\b*\\..\\c", NtStatus::OBJECT_NAME_INVALID),
+            ("a\\.BulkHead\\..\\c", NtStatus::OBJECT_NAME_INVALID),
+        ] {
+            assert_eq!(RelPath::parse(name), Err(want), "{name:?}");
+        }
+        assert_eq!(RelPath::parse("a\\b\\..\\c").unwrap().to_windows(), "\\a\\c");
+        assert!(RelPath::parse("a\\..").unwrap().is_root());
+        // Of a stream there is no way back.
+        assert!(FileName::parse("a\\b:s\\..").is_err());
     }
 
     #[test]

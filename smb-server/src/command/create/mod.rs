@@ -6,7 +6,10 @@ pub mod caching;
 mod previous;
 pub mod reconnect;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    borrow::Cow,
+    sync::{Arc, atomic::Ordering},
+};
 
 use smb_protocol::{
     FileId, HeaderFlags, NtStatus,
@@ -19,7 +22,11 @@ use smb_protocol::{
     name::same_name,
 };
 use volume::{
-    fs::{descriptor::unmark, path::FileName, security::is_administrator},
+    fs::{
+        descriptor::unmark,
+        path::{FileName, without_dots},
+        security::is_administrator,
+    },
     open::{CreateInfo, Durability, Open, create::CreateOperation, persistent::of_store},
     sharing::file::Refused,
 };
@@ -48,6 +55,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     if let Some(namespace) = ctx.ex.server.current().config.namespaces.get(&tree.name) {
         let whole = ctx.header.flags.has(HeaderFlags::DFS);
         request.name = dfs::local_name(namespace, &tree.name, &request.name, whole)?;
+    }
+    // Before anything is compared with it.
+    if let Cow::Owned(name) = without_dots(&request.name)? {
+        request.name = name;
     }
     let session = ctx.session()?.clone();
     let client = ctx.client()?;

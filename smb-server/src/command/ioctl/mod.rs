@@ -24,7 +24,10 @@ mod resiliency;
 mod snapshots;
 mod sparse;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use smb_protocol::{
     FileId, NtStatus,
@@ -42,6 +45,10 @@ const LONG: u64 = 4 << 20;
 /// A control of Samba's test suite, which makes the answers to the connection's READs begin their
 /// data 8 bytes later than they need to.
 const PAD_READS: FsctlCode = FsctlCode(0x8384_8023);
+
+/// Another, which takes as many milliseconds as its input says: what is closed meanwhile is closed
+/// after it.
+const SLEEP: FsctlCode = FsctlCode(0x8384_8043);
 
 /// A control on an open.
 struct Call<'a> {
@@ -91,6 +98,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let call = Call { open: ctx.open(request.file_id)?, request: &request };
     match code {
+        SLEEP if ctx.ex.server.current().config.test_controls => {
+            let time = Duration::from_millis(request.input.first().copied().unwrap_or(0).into());
+            call.later(0, true, move |_| {
+                std::thread::sleep(time);
+                DONE
+            })
+        }
         FsctlCode::SET_SPARSE => sparse::set_sparse(call),
         FsctlCode::SET_ZERO_DATA => sparse::zero_data(call),
         FsctlCode::QUERY_ALLOCATED_RANGES => sparse::allocated_ranges(call, out),

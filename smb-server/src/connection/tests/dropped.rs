@@ -242,6 +242,25 @@ fn what_was_answered_before_comes_whole() {
     }
 }
 
+/// The same where it is no message at all: a frame of another type, and one that is too long.
+#[test]
+fn what_was_answered_before_no_message_comes_whole() {
+    let house = house();
+    for kind in KINDS {
+        for prefix in [[1, 0, 0, 0], [0, 0xff, 0xff, 0xff]] {
+            let (mut peer, file) = with_file(&house, kind);
+            let read = reading(&mut peer, file);
+            let mut frames = peer.frame(&[read]);
+            frames.extend(prefix);
+            peer.send_frame(&frames);
+            let answer = peer.receive().pop().expect("the answer to the read");
+            assert_eq!(Header::parse(&answer).unwrap().status, NtStatus::SUCCESS);
+            assert!(has_secret(&answer), "{kind:?} {prefix:?}");
+            assert_eq!(peer.rest(), NOTHING, "{kind:?} {prefix:?}");
+        }
+    }
+}
+
 /// A compound that waited, and goes on when what it waited for has happened.
 #[test]
 fn nothing_leaves_of_a_compound_that_waited() {

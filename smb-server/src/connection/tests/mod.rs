@@ -6,4 +6,5 @@ mod logons;
 mod negotiated;
 mod over_memory;
 mod peer;
+mod pipes;
 mod protected;

@@ -56,7 +56,7 @@ fn waiting(peer: &mut Peer, file: FileId, other: FileId) -> (u64, u64) {
     (pending.message_id.0, pending.async_or_tree)
 }
 
-fn cancel(session: SessionId, (id, name): (u64, u64), by_name: bool) -> Vec<u8> {
+pub(super) fn cancel(session: SessionId, (id, name): (u64, u64), by_name: bool) -> Vec<u8> {
     let mut header = Header {
         command: Command::CANCEL,
         message_id: MessageId(id),

@@ -1,6 +1,7 @@
 //! Controls: what each must answer, by the specification.
 
 use smb_protocol::{
+    dfs::{self, Request},
     fscc::{
         fsctl::FileRange,
         offload::{
@@ -401,4 +402,31 @@ fn an_open_can_be_made_resilient() {
     assert_eq!(keeps(&direct), Some(std::time::Duration::from_secs(5)));
     assert_eq!(ask(&mut direct, 0, 8), NtStatus::SUCCESS);
     assert_eq!(keeps(&direct), Some(std::time::Duration::from_secs(120)));
+}
+
+/// MS-SMB2 3.3.5.15.2, MS-DFSC 3.2.5.1.
+#[test]
+fn referrals_are_for_who_has_room_and_of_servers_that_have_namespaces() {
+    let mut input = Vec::new();
+    Request { level: 4, path: "\\h\\s\\link\\file".into() }.encode(&mut input);
+    let ask = |direct: &mut Direct, room| {
+        direct.control_with(FsctlCode::DFS_GET_REFERRALS, FileId::RELATED, &input, room)
+    };
+    let mut plain = ready();
+    assert_eq!(ask(&mut plain, 4096).0, NtStatus::FS_DRIVER_REQUIRED);
+    let targets: Vec<String> =
+        (0..32).map(|number| format!("'\\\\server-{number}\\share'")).collect();
+    let more = format!("[[dfs]]\npath='\\s\\link'\ntargets=[{}]\n", targets.join(","));
+    let mut direct = Direct::with(&more);
+    direct.login();
+    let list = |output: &[u8]| dfs::Response::parse(output, "\\h\\s\\link\\file").unwrap().targets;
+    let (status, output) = ask(&mut direct, 16_384);
+    assert_eq!((status, list(&output).len()), (NtStatus::SUCCESS, 32));
+    // Those that have no room are left out, and the best stay.
+    let (status, output) = ask(&mut direct, 512);
+    assert_eq!(status, NtStatus::SUCCESS);
+    let some = list(&output);
+    assert!(output.len() <= 512 && (1..32).contains(&some.len()), "{} targets", some.len());
+    assert_eq!(some[0], "\\server-0\\share");
+    assert_eq!(ask(&mut direct, 60).0, NtStatus::BUFFER_OVERFLOW);
 }

@@ -520,3 +520,51 @@ fn a_file_replaced_behind_the_server_has_no_streams() {
     let file = direct.create("a", Disposition::OPEN, FILE).unwrap();
     assert_eq!(direct.streams(file), ["::$DATA"]);
 }
+
+/// MS-FSCC 2.1.5.1; MS-SMB2 3.3.5.9, note 303.
+#[test]
+fn dots_in_a_path_stand_for_folders() {
+    let mut direct = logged_in();
+    for folder in ["d", "d\\e"] {
+        let id = direct.open(folder, FOLDER);
+        direct.close(id);
+    }
+    let path_of = |direct: &mut Direct, id| {
+        let name = direct.query(id, InfoClass::NORMALIZED_NAME);
+        name.map(|name| String::from_utf8(name[4..].iter().copied().filter(|b| *b != 0).collect()))
+    };
+    for (name, options, there) in [
+        ("d\\.\\f", FILE, "d\\f"),
+        ("d\\.\\g", FOLDER, "d\\g"),
+        ("d\\e\\..\\h", FILE, "d\\h"),
+        (".\\d\\e\\..\\i", FOLDER, "d\\i"),
+    ] {
+        let id = direct.create(name, Disposition::CREATE, options).unwrap();
+        if let Ok(path) = path_of(&mut direct, id) {
+            assert_eq!(path.unwrap(), there);
+        }
+        direct.close(id);
+        let id = direct.create(there, Disposition::OPEN, options).unwrap();
+        direct.close(id);
+    }
+    for (name, status) in [
+        ("d\\..\\f", NtStatus::INVALID_PARAMETER),
+        ("..", NtStatus::OBJECT_PATH_SYNTAX_BAD),
+        ("d\\..\\..\\..", NtStatus::INVALID_PARAMETER),
+        ("d\\e\\..\\..\\..", NtStatus::OBJECT_PATH_SYNTAX_BAD),
+    ] {
+        for options in [FILE, FOLDER] {
+            let refused = direct.create(name, Disposition::OPEN_IF, options);
+            assert_eq!(refused, Err(status), "{name}");
+        }
+    }
+    // The same for the names that are given.
+    let id = direct.open("d\\f", FILE);
+    let renamed = |direct: &mut Direct, to| direct.rename(id, InfoClass::RENAME, 0, to);
+    assert_eq!(renamed(&mut direct, "d\\e\\..\\r"), NtStatus::SUCCESS);
+    assert_eq!(renamed(&mut direct, "d\\..\\r"), NtStatus::INVALID_PARAMETER);
+    assert_eq!(renamed(&mut direct, "..\\r"), NtStatus::OBJECT_PATH_SYNTAX_BAD);
+    direct.close(id);
+    let id = direct.create("d\\r", Disposition::OPEN, FILE).unwrap();
+    direct.close(id);
+}
