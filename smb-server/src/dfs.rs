@@ -13,7 +13,7 @@ use smb_protocol::{
     name::same_name,
     ntlm::users,
 };
-use volume::fs::short::short_name;
+use volume::fs::{path::resolve, short::short_name};
 
 use crate::command::{Ctx, Handled, Outcome};
 
@@ -52,7 +52,7 @@ impl Namespace {
     }
 }
 
-/// The name in the share of what a CREATE names, whole as `server\share\name` when `whole`; fails
+/// The name in the share of what a CREATE names, with its dots resolved, whole as `server\share\name` when `whole`; fails
 /// on what is served elsewhere (MS-SMB2 3.3.5.9, MS-DFSC 3.2.4.1).
 pub fn local_name(
     namespace: &Namespace,
@@ -70,6 +70,7 @@ pub fn local_name(
     } else {
         name
     };
+    let name = resolve(name)?;
     // A stream belongs to the last part of the path.
     let path = name.split(':').next().unwrap_or_default();
     // As paths are read: either slash separates, and a moment of the past may stand anywhere.
@@ -78,7 +79,7 @@ pub fn local_name(
         parts.filter(|part| !part.is_empty() && part.parse::<SnapshotTime>().is_err()).collect();
     match namespace.link(&parts) {
         Some(_) => Err(NtStatus::PATH_NOT_COVERED),
-        None => Ok(name.to_owned()),
+        None => Ok(name),
     }
 }
 

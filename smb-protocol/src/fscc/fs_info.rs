@@ -24,6 +24,16 @@ pub const CONTROL: u8 = 6;
 pub const FULL_SIZE: u8 = 7;
 /// `FileFsObjectIdInformation`.
 pub const OBJECT_ID: u8 = 8;
+/// `FileFsDriverPathInformation`.
+pub const DRIVER_PATH: u8 = 9;
+/// Length of its fixed part (2.5.3).
+pub const DRIVER_PATH_LEN: usize = 12;
+/// Length of `FileFsControlInformation` (2.5.2).
+pub const CONTROL_LEN: usize = 48;
+/// Length of `FileFsObjectIdInformation` (2.5.6).
+pub const OBJECT_ID_LEN: usize = 64;
+/// `FileFsVolumeFlagsInformation`.
+pub const VOLUME_FLAGS: u8 = 10;
 /// `FileFsSectorSizeInformation`.
 pub const SECTOR_SIZE: u8 = 11;
 
@@ -137,15 +147,6 @@ pub fn encode_device(out: &mut Vec<u8>) {
     out.put_u32(FILE_DEVICE_IS_MOUNTED);
 }
 
-/// Appends `FileFsControlInformation` (2.5.2) of a volume without quotas.
-pub fn encode_control(out: &mut Vec<u8>) {
-    const NO_LIMIT: u64 = u64::MAX;
-    out.put_zeros(24);
-    out.put_u64(NO_LIMIT);
-    out.put_u64(NO_LIMIT);
-    out.put_u64(0);
-}
-
 /// Appends `FileFsSectorSizeInformation` (2.5.7): aligned sectors, and trims that are heard.
 pub fn encode_sector_size(logical: u32, physical: u32, out: &mut Vec<u8>) {
     const ALIGNED_DEVICE: u32 = 1;
@@ -219,11 +220,8 @@ mod tests {
 
     #[test]
     fn classes_without_a_value_have_the_length_that_is_drawn() {
-        let (mut device, mut control) = (Vec::new(), Vec::new());
+        let mut device = Vec::new();
         encode_device(&mut device);
-        encode_control(&mut control);
         assert_eq!(device, [7, 0, 0, 0, 0x20, 0, 0, 0]);
-        check(&control, &[(0, 8, 0), (8, 8, 0), (16, 8, 0), (24, 8, u64::MAX), (32, 8, u64::MAX)]);
-        assert_eq!(control.len(), 48);
     }
 }

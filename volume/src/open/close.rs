@@ -141,7 +141,6 @@ impl Open {
         self.volume().left();
         self.mark_for_deletion();
         self.table().forget(self);
-        self.date_writes();
         self.leave_times();
         let Removal { removed, failed } = self.leave_file();
         if removed.is_some() || self.stream.is_some() {

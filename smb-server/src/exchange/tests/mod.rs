@@ -19,12 +19,15 @@ use smb_protocol::{
 use test_support::smb_caller::{Asks, Caller, Logon, answers, setup};
 
 mod channels;
+mod classes;
 mod controls;
+mod dates;
 mod files;
 mod guessing;
 mod house;
 mod listing;
 mod matrix;
+mod naming;
 mod options;
 mod persistent;
 mod placing;
@@ -225,9 +228,9 @@ fn body(command: u16, id: FileId, number: u64) -> Vec<u8> {
                 FsctlCode::OFFLOAD_READ,
                 FsctlCode::OFFLOAD_WRITE,
                 FsctlCode::SET_COMPRESSION,
-                FsctlCode::GET_INTEGRITY_INFORMATION,
-                FsctlCode::SET_INTEGRITY_INFORMATION,
-                FsctlCode::SET_INTEGRITY_INFORMATION_EX,
+                FsctlCode::SET_OBJECT_ID_EXTENDED,
+                FsctlCode::GET_RETRIEVAL_POINTERS,
+                FsctlCode::READ_FILE_USN_DATA,
                 FsctlCode::DELETE_REPARSE_POINT,
                 FsctlCode::GET_NTFS_VOLUME_DATA,
             ];
