@@ -147,6 +147,15 @@ pub fn encode_device(out: &mut Vec<u8>) {
     out.put_u32(FILE_DEVICE_IS_MOUNTED);
 }
 
+/// Appends `FileFsControlInformation` (2.5.2) of a volume without quotas.
+pub fn encode_control(out: &mut Vec<u8>) {
+    const NO_LIMIT: u64 = u64::MAX;
+    out.put_zeros(24);
+    out.put_u64(NO_LIMIT);
+    out.put_u64(NO_LIMIT);
+    out.put_u64(0);
+}
+
 /// Appends `FileFsSectorSizeInformation` (2.5.7): aligned sectors, and trims that are heard.
 pub fn encode_sector_size(logical: u32, physical: u32, out: &mut Vec<u8>) {
     const ALIGNED_DEVICE: u32 = 1;
@@ -220,8 +229,11 @@ mod tests {
 
     #[test]
     fn classes_without_a_value_have_the_length_that_is_drawn() {
-        let mut device = Vec::new();
+        let (mut device, mut control) = (Vec::new(), Vec::new());
         encode_device(&mut device);
+        encode_control(&mut control);
         assert_eq!(device, [7, 0, 0, 0, 0x20, 0, 0, 0]);
+        check(&control, &[(0, 8, 0), (8, 8, 0), (16, 8, 0), (24, 8, u64::MAX), (32, 8, u64::MAX)]);
+        assert_eq!(control.len(), CONTROL_LEN);
     }
 }

@@ -352,8 +352,10 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
             fs_info::encode_sector_size(512, 4096, out);
             28
         }
-        // There are no quotas (MS-FSA 2.1.5.13.6).
-        fs_info::CONTROL => return Err(NtStatus::VOLUME_NOT_UPGRADED.into()),
+        fs_info::CONTROL => {
+            fs_info::encode_control(out);
+            fs_info::CONTROL_LEN
+        }
         fs_info::LABEL | fs_info::DRIVER_PATH | fs_info::VOLUME_FLAGS => {
             return Err(NtStatus::NOT_SUPPORTED.into());
         }

@@ -372,7 +372,11 @@ impl CreateOperation<'_> {
             base: with_base.keep(),
         };
         let base = rustix::io::fcntl_dupfd_cloexec(base, 0)?;
-        Ok(self.open(base, access, joined.keep(), data, false, Some(stream)))
+        let open = self.open(base, access, joined.keep(), data, false, Some(stream));
+        if cuts {
+            open.note_write();
+        }
+        Ok(open)
     }
 
     fn opener(&self, access: Access, share: ShareAccess, overwrites: bool) -> Opener {

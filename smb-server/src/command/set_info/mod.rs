@@ -1,6 +1,7 @@
 //! SET_INFO (MS-SMB2 3.3.5.21): what each class changes and which right it needs. What changes names
 //! is in [`names`].
 
+mod content;
 mod names;
 
 use std::{
@@ -42,6 +43,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;
     ctx.check_charge(request.input.len())?;
+    if request.info_type == InfoType::FILE
+        && let Some(asked) = content::asked(&open, request.class, request.input)
+    {
+        return content::carry_out(ctx, open, &asked, out);
+    }
     let noted = match request.info_type {
         InfoType::FILE => file(ctx, &open, request.class, request.input)?,
         InfoType::SECURITY => {
@@ -100,8 +106,7 @@ fn file_system(open: &Open, class: InfoClass, input: &[u8]) -> NtStatus {
     match class.0 {
         fs_info::CONTROL | fs_info::OBJECT_ID if writes.is_err() => NtStatus::ACCESS_DENIED,
         fs_info::CONTROL if input.len() < fs_info::CONTROL_LEN => NtStatus::INFO_LENGTH_MISMATCH,
-        // There are no quotas.
-        fs_info::CONTROL => NtStatus::VOLUME_NOT_UPGRADED,
+        fs_info::CONTROL => NtStatus::INVALID_PARAMETER,
         fs_info::OBJECT_ID if input.len() >= fs_info::OBJECT_ID_LEN => NtStatus::INVALID_PARAMETER,
         fs_info::LABEL | fs_info::DRIVER_PATH | fs_info::VOLUME_FLAGS => NtStatus::NOT_SUPPORTED,
         _ => NtStatus::INVALID_INFO_CLASS,

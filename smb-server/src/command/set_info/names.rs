@@ -278,7 +278,7 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Failure>
 }
 
 /// The stream that `:name:type` names (MS-FSA 2.1.5.15.12.1); `None` for the unnamed one.
-fn stream_of(open: &Open, wanted: &str) -> Result<Option<StreamName>, NtStatus> {
+pub(super) fn stream_of(open: &Open, wanted: &str) -> Result<Option<StreamName>, NtStatus> {
     let invalid = NtStatus::INVALID_PARAMETER;
     let text = wanted.strip_prefix(':').ok_or(invalid)?;
     let (name, kind) = text.split_once(':').unwrap_or((text, "$DATA"));
@@ -307,7 +307,7 @@ fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fai
     let (to, stream) = match (to, &open.stream) {
         (None, None) => return Ok(()),
         (Some(to), Some(stream)) => (to, stream),
-        // The content of the file itself stays where others have it open.
+        // Between the file itself and a stream its content is moved, which is done elsewhere.
         _ => return Err(invalid.into()),
     };
     let mut name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);

@@ -160,6 +160,9 @@ fn a_change_of_a_stream_dates_its_file() {
         tick();
         direct.close(stream);
         assert_eq!(direct.times(file).write, now.write, "{base}");
+        tick();
+        let again = direct.create(&format!("{base}:t"), Disposition::OVERWRITE, FILE).unwrap();
+        assert!(direct.times(again).write > now.write, "{base}");
     }
 }
 
