@@ -64,6 +64,8 @@ pub(super) fn carry_out(
     out: &mut Vec<u8>,
 ) -> Handled {
     open.permit(Access::DELETE)?;
+    // It would keep the open from being closed; the one that comes after begins with its number.
+    ctx.in_progress = None;
     check_alone(ctx, &open)?;
     match &asked.to {
         Some(name) => into_stream(ctx, &open, name, asked.replace)?,

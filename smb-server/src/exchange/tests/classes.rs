@@ -362,14 +362,7 @@ fn an_unbuffered_open_moves_whole_sectors() {
 #[test]
 fn an_unbuffered_request_moves_whole_sectors() {
     let mut direct = Direct::new();
-    let offer = negotiate::Request {
-        dialects: vec![Dialect::SMB_3_0_2],
-        security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
-        client_guid: [7; 16],
-        ..Default::default()
-    };
-    direct.log_in("u", &offer);
-    direct.connect("s");
+    direct.login_at(Dialect::SMB_3_0_2);
     let file = direct.create("f", Disposition::CREATE, FILE).unwrap();
     direct.store(file, &[1; 8192]);
     for (flags, offset, length, want) in [

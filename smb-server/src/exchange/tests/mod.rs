@@ -140,9 +140,15 @@ impl Direct {
 
     /// Negotiates, logs in and connects to the share.
     fn login(&mut self) {
+        self.login_at(Dialect::SMB_2_1);
+    }
+
+    /// The same at a dialect.
+    fn login_at(&mut self, dialect: Dialect) {
         let offer = negotiate::Request {
-            dialects: vec![Dialect::SMB_2_1],
+            dialects: vec![dialect],
             security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
+            client_guid: [7; 16],
             ..Default::default()
         };
         self.log_in("u", &offer);

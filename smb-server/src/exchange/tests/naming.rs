@@ -273,7 +273,14 @@ fn a_stream_gets_a_name_that_a_stream_can_have() {
 /// MS-FSA 2.1.5.15.12.1: the content of a file becomes a stream, and a stream the content.
 #[test]
 fn the_content_of_a_file_and_a_stream_take_each_others_name() {
-    let mut direct = logged_in();
+    for dialect in [Dialect::SMB_2_1, Dialect::SMB_3_0_2] {
+        take_each_others_name(dialect);
+    }
+}
+
+fn take_each_others_name(dialect: Dialect) {
+    let mut direct = Direct::new();
+    direct.login_at(dialect);
     for name in ["f", "g::$DATA"] {
         let base = name.split(':').next().unwrap();
         let file = direct.create(name, Disposition::CREATE, FILE).unwrap();
