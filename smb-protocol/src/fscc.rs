@@ -48,6 +48,18 @@ flag_set! {
         NOT_CONTENT_INDEXED = 0x2000,
         /// Encrypted.
         ENCRYPTED = 0x4000,
+        /// With checksums, on ReFS.
+        INTEGRITY_STREAM = 0x8000,
+        /// Not to be scrubbed, on ReFS.
+        NO_SCRUB_DATA = 0x2_0000,
+        /// Brought back from slow storage when it is opened.
+        RECALL_ON_OPEN = 0x4_0000,
+        /// To be kept here.
+        PINNED = 0x8_0000,
+        /// Need not be kept here.
+        UNPINNED = 0x10_0000,
+        /// Brought back from slow storage when its content is read.
+        RECALL_ON_DATA_ACCESS = 0x40_0000,
     }
 }
 
@@ -159,8 +171,16 @@ open_enum! {
         PIPE = 23,
         /// Named pipe, local end.
         PIPE_LOCAL = 24,
+        /// Mailslot.
+        MAILSLOT_QUERY = 26,
         /// Compression.
         COMPRESSION = 28,
+        /// Object id, on this side of the wire alone.
+        OBJECT_ID = 29,
+        /// Quota of a user.
+        QUOTA = 32,
+        /// Reparse point, in the index of all.
+        REPARSE_POINT = 33,
         /// What opening over the network wants to know.
         NETWORK_OPEN = 34,
         /// Attributes and reparse tag.
@@ -171,6 +191,16 @@ open_enum! {
         ID_FULL_DIRECTORY = 38,
         /// Valid data length.
         VALID_DATA_LENGTH = 39,
+        /// New short name.
+        SHORT_NAME = 40,
+        /// Bandwidth set aside.
+        SFIO_RESERVE = 44,
+        /// Bandwidth of a file system.
+        SFIO_VOLUME = 45,
+        /// Names of a file.
+        HARD_LINK = 46,
+        /// Number of names of a file.
+        STANDARD_LINK = 54,
         /// Normalised name.
         NORMALIZED_NAME = 48,
         /// 128-bit file number and volume.
@@ -189,5 +219,9 @@ open_enum! {
         ID_64_EXTD_DIRECTORY = 78,
         /// The same with short name.
         ID_64_EXTD_BOTH_DIRECTORY = 79,
+        /// Directory entry with file numbers of both lengths and reparse tag.
+        ID_ALL_EXTD_DIRECTORY = 80,
+        /// The same with short name.
+        ID_ALL_EXTD_BOTH_DIRECTORY = 81,
     }
 }

@@ -275,6 +275,14 @@ pub mod parts {
     pub const DACL: u32 = 4;
     /// Audit list.
     pub const SACL: u32 = 8;
+    /// Integrity label.
+    pub const LABEL: u32 = 0x10;
+    /// Resource attributes.
+    pub const ATTRIBUTE: u32 = 0x20;
+    /// Central access policy.
+    pub const SCOPE: u32 = 0x40;
+    /// All of it, for a backup.
+    pub const BACKUP: u32 = 0x1_0000;
 }
 
 flag_set! {

@@ -133,7 +133,7 @@ fn creates() {
 
 #[test]
 fn streams() {
-    check("smb2.streams", 13, &["smb2.streams.rename2"]);
+    check("smb2.streams", 14, &[]);
     check("smb2.ioctl-on-stream", 1, &[]);
 }
 
@@ -145,7 +145,11 @@ fn information() {
 
 #[test]
 fn timestamps() {
-    check("smb2.timestamps", 15, &[]);
+    // They want a write not to show for two seconds, as it was before Windows Server 2022.
+    let older = ["vs-seteof", "vs-flush", "vs-setbasic"].map(|with| format!("write-{with}"));
+    let older = older.into_iter().chain(["2write".to_owned()]);
+    let older: Vec<_> = older.map(|test| format!("smb2.timestamps.delayed-{test}")).collect();
+    check("smb2.timestamps", 11, &older.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
 #[test]
@@ -190,6 +194,7 @@ fn oplocks_and_leases() {
         "notify.rec",
         "notify.overflow",
         "notify.rmdir3",
+        "notify.tree",
     ] {
         check(&format!("smb2.{test}"), 1, &[]);
     }
@@ -216,8 +221,11 @@ fn ioctl() {
     let server = "signing = \"enabled\"\nencryption = \"offered\"";
     let server = Smbd::start_in(&volume.path(), server, "");
     let Some(results) = suite(&server, "smb2.ioctl", "sign", LIMIT) else { return };
+    // It wants the answer of ReFS to a demand for compression; that of NTFS is another
+    // (MS-FSA 2.1.5.10.30, MS-FSCC 2.3.68).
+    let allowed = ["smb2.ioctl.bug14769", "smb2.ioctl.compress_notsup_set"];
     let surprise: Vec<_> =
-        results.failed.iter().filter(|test| *test != "smb2.ioctl.bug14769").collect();
+        results.failed.iter().filter(|test| !allowed.contains(&test.as_str())).collect();
     assert!(surprise.is_empty(), "{surprise:?}\n{}", results.output);
-    assert!(results.passed.len() >= 59, "{} passed\n{}", results.passed.len(), results.output);
+    assert!(results.passed.len() >= 58, "{} passed\n{}", results.passed.len(), results.output);
 }

@@ -25,8 +25,10 @@ impl Basic {
     /// # Errors
     /// The data end within the structure.
     pub fn parse(data: &[u8]) -> Result<Self> {
-        let fields = (Times::read, u32("basic.FileAttributes").map(FileAttributes));
-        parse::run(Input::new(data), fields.map(|(times, attributes)| Self { times, attributes }))
+        let attributes = u32("basic.FileAttributes").map(FileAttributes);
+        let fields = (Times::read, attributes, skip(4, "basic.Reserved"));
+        let basic = fields.map(|(times, attributes, ())| Self { times, attributes });
+        parse::run(Input::new(data), basic)
     }
 
     /// Appends the structure with all of its fields.
@@ -141,19 +143,27 @@ pub struct Rename {
     pub posix: bool,
     /// Replace it even if it is read-only.
     pub ignore_readonly: bool,
+    /// The folder that the name begins at; a client of SMB has none to name.
+    pub root_directory: u64,
     /// The new name, from the root of the share.
     pub name: String,
 }
 
 impl Rename {
+    /// Bytes in front of the name.
+    pub const FIXED: usize = 20;
+    /// Least length of a rename: that of the structure with its padding.
+    pub const LEAST: usize = 24;
+
     /// Reads the structure without flags.
     ///
     /// # Errors
     /// The data end before the name does, or it is not UTF-16.
     pub fn parse(data: &[u8]) -> Result<Self> {
         let fields = (u8("rename.ReplaceIfExists"), skip(7, "rename.Reserved"), Self::name);
-        let rename = fields.map(|(replace, (), name)| Self {
+        let rename = fields.map(|(replace, (), (root_directory, name))| Self {
             replace: replace != 0,
+            root_directory,
             name,
             ..Self::default()
         });
@@ -166,26 +176,29 @@ impl Rename {
     /// The data end before the name does, or it is not UTF-16.
     pub fn parse_ex(data: &[u8]) -> Result<Self> {
         let fields = (u32("rename.Flags"), skip(4, "rename.Reserved"), Self::name);
-        let rename = fields.map(|(flags, (), name)| Self {
+        let rename = fields.map(|(flags, (), (root_directory, name))| Self {
             replace: flags & 1 != 0,
             posix: flags & 2 != 0,
             ignore_readonly: flags & 0x40 != 0,
+            root_directory,
             name,
         });
         parse::run(Input::new(data), rename)
     }
 
-    fn name(input: Input<'_>) -> Parsed<'_, String> {
-        let (i, ((), len)) =
-            (skip(8, "rename.RootDirectory"), size32("rename.FileNameLength")).parse(input)?;
-        text(len, "rename.FileName")(i)
+    fn name(input: Input<'_>) -> Parsed<'_, (u64, String)> {
+        let (i, (root, len)) =
+            (u64("rename.RootDirectory"), size32("rename.FileNameLength")).parse(input)?;
+        let (i, name) = text(len, "rename.FileName")(i)?;
+        Ok((i, (root, name)))
     }
 
     /// Appends the structure without flags.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let name = name::to_utf16(&self.name);
         out.put_u8(self.replace.into());
-        out.put_zeros(15);
+        out.put_zeros(7);
+        out.put_u64(self.root_directory);
         out.put_u32(len32(name.len()));
         out.put(&name);
         // Windows wants at least 24 bytes in all.
@@ -246,6 +259,17 @@ pub fn encode_name(name: &str, out: &mut Vec<u8>) {
     let name = name::to_utf16(name);
     out.put_u32(len32(name.len()));
     out.put(&name);
+}
+
+/// Reads `FileNameInformation` (2.4.32) and its kin.
+///
+/// # Errors
+/// The data end before the name does, or it is not UTF-16.
+pub fn parse_name(data: &[u8]) -> Result<String> {
+    parse::with(Input::new(data), |input| {
+        let (i, len) = size32("name.FileNameLength")(input)?;
+        text(len, "name.FileName")(i)
+    })
 }
 
 /// `FileStreamInformation` (2.4.49): entries of name (`:name:$DATA`), length and allocation,

@@ -24,6 +24,16 @@ pub const CONTROL: u8 = 6;
 pub const FULL_SIZE: u8 = 7;
 /// `FileFsObjectIdInformation`.
 pub const OBJECT_ID: u8 = 8;
+/// `FileFsDriverPathInformation`.
+pub const DRIVER_PATH: u8 = 9;
+/// Length of its fixed part (2.5.3).
+pub const DRIVER_PATH_LEN: usize = 12;
+/// Length of `FileFsControlInformation` (2.5.2).
+pub const CONTROL_LEN: usize = 48;
+/// Length of `FileFsObjectIdInformation` (2.5.6).
+pub const OBJECT_ID_LEN: usize = 64;
+/// `FileFsVolumeFlagsInformation`.
+pub const VOLUME_FLAGS: u8 = 10;
 /// `FileFsSectorSizeInformation`.
 pub const SECTOR_SIZE: u8 = 11;
 
@@ -224,6 +234,6 @@ mod tests {
         encode_control(&mut control);
         assert_eq!(device, [7, 0, 0, 0, 0x20, 0, 0, 0]);
         check(&control, &[(0, 8, 0), (8, 8, 0), (16, 8, 0), (24, 8, u64::MAX), (32, 8, u64::MAX)]);
-        assert_eq!(control.len(), 48);
+        assert_eq!(control.len(), CONTROL_LEN);
     }
 }

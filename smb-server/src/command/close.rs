@@ -21,7 +21,6 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let open = session.close(tree, id)?;
     open.closed.notify_waiters();
     let mut response = Response::default();
-    open.date_writes();
     if request.flags & POSTQUERY_ATTRIB != 0
         && let Ok(facts) = open.facts()
     {

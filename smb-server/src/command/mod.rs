@@ -168,6 +168,11 @@ impl<'a> Ctx<'a> {
         self.ex.negotiated.as_ref().map_or(Dialect::SMB_2_1, |n| n.dialect)
     }
 
+    /// Whether a READ or WRITE may ask for no buffering (MS-SMB2 2.2.19, 2.2.21).
+    pub fn may_ask_unbuffered(&self) -> bool {
+        [Dialect::SMB_3_0_2, Dialect::SMB_3_1_1].contains(&self.dialect())
+    }
+
     /// Whether the client may have opens that outlive the server.
     pub fn keeps_persistent(&self) -> bool {
         let negotiated = self.ex.negotiated.as_ref();

@@ -51,7 +51,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     open.need(Access::READ_DATA)?;
-    let fixed = fixed_len(request.class).ok_or(NtStatus::INVALID_INFO_CLASS)?;
+    let fixed = fixed_len(request.class).ok_or(match request.class {
+        // MS-SMB2 3.3.5.18: there are such classes, but not here.
+        InfoClass::ID_ALL_EXTD_DIRECTORY | InfoClass::ID_ALL_EXTD_BOTH_DIRECTORY => {
+            NtStatus::NOT_SUPPORTED
+        }
+        _ => NtStatus::INVALID_INFO_CLASS,
+    })?;
     if room < fixed {
         return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
     }
@@ -68,12 +74,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     };
     let mut slot = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
     match slot.as_mut() {
-        Some(_) if request.flags.any(Flags::REOPEN) => *slot = Some(start()?),
+        // With a new pattern it is not the first query either (MS-FSA 2.1.5.6.3).
+        Some(listing) if request.flags.any(Flags::REOPEN) => listing.restart(&request.pattern)?,
         Some(listing) if request.flags.has(Flags::RESTART_SCANS) => {
             if request.pattern.is_empty() {
                 listing.rewind();
             } else {
-                *slot = Some(start()?);
+                listing.restart(&request.pattern)?;
             }
         }
         Some(_) => {}

@@ -61,6 +61,12 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             return Err(NtStatus::NOT_SUPPORTED.into());
         }
         InfoType::FILE => file(&open, request.class, out)?,
+        // Its length is looked at before it is refused.
+        InfoType::FILESYSTEM
+            if request.class.0 == fs_info::DRIVER_PATH && room < fs_info::DRIVER_PATH_LEN =>
+        {
+            return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
+        }
         InfoType::FILESYSTEM => file_system(ctx, &open, request.class.0, out)?,
         InfoType::SECURITY => return security(&open, &request, out, info),
         // MS-SMB2 3.3.5.20.4: no file system here has quotas.
@@ -196,7 +202,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Failu
             8
         }
         InfoClass::ID => {
-            out.put_u64(0);
+            out.put_u64(open.volume().serial().into());
             out.put_u64(facts.file_id);
             out.put_u64(0);
             24
@@ -207,9 +213,26 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Failu
             file_info::encode_name(&short_name(name).unwrap_or_else(|| name.to_owned()), out);
             8
         }
-        InfoClass::NAME => return Err(NtStatus::NOT_SUPPORTED.into()),
-        _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
+        _ => return Err(not_served(class).into()),
     })
+}
+
+/// Why a class is not answered (MS-SMB2 3.3.5.20.1).
+fn not_served(class: InfoClass) -> NtStatus {
+    match class {
+        // MS-FSA 2.1.5.12.24: who has quotas is asked in another way.
+        InfoClass::QUOTA => NtStatus::INVALID_PARAMETER,
+        // Those of the other side of the wire.
+        InfoClass::NAME
+        | InfoClass::MAILSLOT_QUERY
+        | InfoClass::OBJECT_ID
+        | InfoClass::REPARSE_POINT
+        | InfoClass::SFIO_RESERVE
+        | InfoClass::SFIO_VOLUME
+        | InfoClass::HARD_LINK
+        | InfoClass::STANDARD_LINK => NtStatus::NOT_SUPPORTED,
+        _ => NtStatus::INVALID_INFO_CLASS,
+    }
 }
 
 /// `FileFullEaInformation` (MS-FSA 2.1.5.12.12, MS-SMB2 3.3.5.20.1): the attributes that are asked
@@ -284,8 +307,7 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
         fs_info::VOLUME => {
             let label = ctx.tree.as_ref().map_or("", |tree| &tree.name);
             let created = smb_protocol::fscc::filetime_from_unix(root.st_ctime, 0);
-            let serial = (root.st_dev as u32) ^ (root.st_ino as u32);
-            fs_info::encode_volume(created, serial, label, out);
+            fs_info::encode_volume(created, open.volume().serial(), label, out);
             24
         }
         fs_info::SIZE => {
@@ -308,6 +330,7 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
                 .or(FsAttributes::NAMED_STREAMS)
                 .or(FsAttributes::PERSISTENT_ACLS)
                 .or(FsAttributes::HARD_LINKS)
+                .or(FsAttributes::OBJECT_IDS)
                 .or(FsAttributes::EXTENDED_ATTRIBUTES);
             // Without it a VM host takes no disk that is marked sparse (MS-HVRS, C0008, C0009).
             if ctx.tree.as_ref().is_some_and(|tree| tree.share.sparse == crate::config::Sparse::Vm)
@@ -321,8 +344,7 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
             16
         }
         fs_info::OBJECT_ID => {
-            out.put_u64(root.st_dev);
-            out.put_u64(root.st_ino);
+            out.put(&open.volume().identity());
             out.put_zeros(48);
             64
         }
@@ -332,15 +354,18 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
         }
         fs_info::CONTROL => {
             fs_info::encode_control(out);
-            48
+            fs_info::CONTROL_LEN
+        }
+        fs_info::LABEL | fs_info::DRIVER_PATH | fs_info::VOLUME_FLAGS => {
+            return Err(NtStatus::NOT_SUPPORTED.into());
         }
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     })
 }
 
-/// The security descriptor, as far as it was asked for (MS-SMB2 3.3.5.20.3).
+/// The security descriptor, as far as it was asked for (MS-SMB2 3.3.5.20.3, MS-FSA 2.1.5.14).
 fn security(open: &Open, request: &Request<'_>, out: &mut Vec<u8>, info: usize) -> Handled {
-    if request.additional & (parts::OWNER | parts::GROUP | parts::DACL) != 0 {
+    if request.additional & (parts::OWNER | parts::GROUP | parts::DACL | parts::LABEL) != 0 {
         open.need(Access::READ_CONTROL)?;
     }
     if request.additional & parts::SACL != 0 {

@@ -8,11 +8,11 @@ use smb_protocol::{
     msg::{
         create::Access,
         rdma::CHANNEL_NONE,
-        read::{Request, Response},
+        read::{Request, Response, UNBUFFERED},
     },
     wire::len32,
 };
-use volume::status::of_storage;
+use volume::{open::whole_sectors, status::of_storage};
 
 use super::{Ctx, Deferred, Handled, Outcome, remote::Remote};
 
@@ -32,6 +32,13 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         channel => Remote::of(ctx, channel, len > 0, request.channel_info)?,
     };
     let data = open.content(Access::READ_DATA.or(Access::EXECUTE))?;
+    // MS-FSA 2.1.5.3
+    let unbuffered = request.flags & UNBUFFERED != 0 && ctx.may_ask_unbuffered();
+    if open.misaligned(request.offset, len as u64)
+        || unbuffered && !whole_sectors(request.offset, len as u64)
+    {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
     let end = request.offset.checked_add(len as u64);
     if end.is_none_or(|end| end > MAX_OFFSET) {
         return Err(NtStatus::INVALID_PARAMETER.into());

@@ -19,12 +19,12 @@ use smb_protocol::{
         flush,
         rdma::CHANNEL_NONE,
         simple::Empty,
-        write::{DATA_OFFSET, Request, Response, WRITE_THROUGH},
+        write::{DATA_OFFSET, Request, Response, UNBUFFERED, WRITE_THROUGH},
     },
 };
 use volume::{
     fs::descriptor::reopen,
-    open::Open,
+    open::{Open, whole_sectors},
     status::{of_errno, of_storage},
 };
 
@@ -173,6 +173,13 @@ fn begin(ctx: &mut Ctx<'_>, request: &Request<'_>) -> Result<(Arc<Open>, Arc<Loc
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let data = open.writable(Access::WRITE_DATA.or(Access::APPEND_DATA))?.clone();
+    // MS-FSA 2.1.5.4
+    let unbuffered = request.flags & UNBUFFERED != 0 && ctx.may_ask_unbuffered();
+    if open.misaligned(request.offset, len as u64)
+        || unbuffered && !whole_sectors(request.offset, len as u64)
+    {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
     let end = request.offset.checked_add(len as u64);
     let Some(end) = end.filter(|end| *end <= MAX_OFFSET) else {
         return Err(NtStatus::INVALID_PARAMETER.into());
@@ -249,7 +256,6 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let open = ctx.open(request.file_id)?;
     let writes = Access::WRITE_DATA.or(Access::APPEND_DATA);
     open.need(writes)?;
-    open.base_file().times.settle();
     let hardened = open.make_durable();
     Ok(Outcome::Deferred(Deferred::storage(0, async move {
         if open.directory {

@@ -1,7 +1,8 @@
 //! What Windows wants to know of a file and Linux keeps elsewhere or not at all.
 //!
 //! DOS attributes, a creation time and a change time that a client has set live in the extended
-//! attribute `user.bulkhead`: a version byte (2), three zero bytes, the attributes, the creation
+//! attribute `user.bulkhead`: a version byte (2), a byte that is 1 if a client has set the access time
+//! and the file was not written since, two zero bytes, the attributes, the creation
 //! time, the change time and the last moment at which the system's own change time may stand for
 //! the latter to hold (each FILETIME, 0 if not set), little-endian. Without a change time it ends
 //! before that, as version 1. A file without the attribute has ARCHIVE, a folder has none.
@@ -54,11 +55,14 @@ pub struct Facts {
     pub links: u32,
     /// Is a folder.
     pub directory: bool,
+    /// Its access time is one that was set, and no write has moved it.
+    pub(crate) access_set: bool,
 }
 
 /// What the extended attribute holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Kept {
+    access_set: bool,
     attributes: FileAttributes,
     creation: u64,
     /// Change time, and until which moment of the system's it holds.
@@ -73,11 +77,14 @@ impl Kept {
         let number = |at: usize| raw.get(at..)?.first_chunk::<8>().map(|n| u64::from_le_bytes(*n));
         let change = number(16).zip(number(24)).filter(|(change, _)| *change != 0);
         let attributes = u32::from_le_bytes(*raw.get(4..)?.first_chunk()?);
-        Some(Self { attributes: FileAttributes(attributes), creation: number(8)?, change })
+        let access_set = raw.get(1) == Some(&1);
+        let attributes = FileAttributes(attributes);
+        Some(Self { access_set, attributes, creation: number(8)?, change })
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut raw = vec![if self.change.is_some() { VERSION } else { FIRST.0 }, 0, 0, 0];
+        let version = if self.change.is_some() { VERSION } else { FIRST.0 };
+        let mut raw = vec![version, self.access_set.into(), 0, 0];
         raw.extend_from_slice(&self.attributes.0.to_le_bytes());
         raw.extend_from_slice(&self.creation.to_le_bytes());
         if let Some((change, until)) = self.change {
@@ -135,7 +142,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     let kept = read_kept(fd, directory);
     let time = |t: rustix::fs::StatxTimestamp| filetime_from_unix(t.tv_sec, t.tv_nsec);
     let has_birth = statx.stx_mask & StatxFlags::BTIME.bits() != 0;
-    let write = time(statx.stx_mtime);
+    let (write, access) = (time(statx.stx_mtime), time(statx.stx_atime));
     let birth = if has_birth { time(statx.stx_btime) } else { write };
     let mut attributes = kept.attributes;
     if directory {
@@ -147,7 +154,8 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     Ok(Facts {
         times: Times {
             creation: if kept.creation != 0 { kept.creation } else { birth },
-            access: time(statx.stx_atime),
+            // The system does not take a write for an access (MS-FSA 2.1.4.17).
+            access: if kept.access_set { access } else { access.max(write) },
             write,
             change: match kept.change {
                 Some((change, until)) if time(statx.stx_ctime) <= until => change,
@@ -164,6 +172,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
         file_id: statx.stx_ino,
         links: statx.stx_nlink,
         directory,
+        access_set: kept.access_set,
     })
 }
 
@@ -208,6 +217,8 @@ pub struct Change {
     pub creation: Option<u64>,
     /// When it was last read.
     pub access: Option<u64>,
+    /// Whether that is to stand until the file is written.
+    pub access_set: Option<bool>,
     /// When its content was last changed.
     pub write: Option<u64>,
     /// When anything of it was last changed.
@@ -217,6 +228,31 @@ pub struct Change {
 /// Gives a file the attributes of a create or set request; NORMAL and nothing mean none.
 pub fn set_attributes(fd: BorrowedFd<'_>, wanted: FileAttributes) -> Result<(), Errno> {
     set(fd, &Change { attributes: Some(wanted), ..Change::default() })
+}
+
+/// Gives a file attributes, as [`set_attributes`] does, and has its change time move even if it has
+/// them.
+///
+/// # Errors
+/// What the file system says.
+pub fn touch(fd: BorrowedFd<'_>, wanted: FileAttributes) -> Result<(), Errno> {
+    let old = read_kept(fd, is_directory(fd)?);
+    let sparse = old.attributes.and(FileAttributes::SPARSE_FILE);
+    let attributes = wanted.and(KEPT).without(FileAttributes::SPARSE_FILE).or(sparse);
+    write_raw(fd, Kept { attributes, change: None, ..old })
+}
+
+/// Changes when a file was last written, for the system, and nothing else.
+///
+/// # Errors
+/// What the file system says.
+pub fn set_write_time(fd: BorrowedFd<'_>, time: u64) -> Result<(), Errno> {
+    let (seconds, nanos) = filetime_to_unix(time);
+    let stamps = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, magic_path(fd).as_str(), &stamps, AtFlags::empty())
 }
 
 /// Changes attributes and times.
@@ -241,6 +277,9 @@ pub fn set(fd: BorrowedFd<'_>, to: &Change) -> Result<(), Errno> {
     }
     if let Some(creation) = to.creation {
         kept.creation = creation;
+    }
+    if let Some(set) = to.access_set {
+        kept.access_set = set;
     }
     // A change time that was set before ends with any other change.
     kept.change = to.change.map(|change| (change, 0));
@@ -273,8 +312,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_kept_round_trips(attributes in any::<u32>(), creation in any::<u64>(), change in prop::option::of((1u64.., any::<u64>()))) {
-            let kept = Kept { attributes: FileAttributes(attributes), creation, change };
+        fn what_is_kept_round_trips(
+            attributes in any::<u32>(),
+            (access_set, creation) in any::<(bool, u64)>(),
+            change in prop::option::of((1u64.., any::<u64>())),
+        ) {
+            let attributes = FileAttributes(attributes);
+            let kept = Kept { access_set, attributes, creation, change };
             prop_assert_eq!(Kept::parse(&kept.encode()), Some(kept));
         }
 
@@ -293,6 +337,7 @@ mod tests {
         let to = Change {
             creation: Some(base),
             access: Some(base + 1),
+            access_set: Some(true),
             write: Some(base + 2),
             change: Some(base + 3),
             ..Change::default()
@@ -305,5 +350,9 @@ mod tests {
         set_attributes(file.as_fd(), FileAttributes::HIDDEN).unwrap();
         assert!(facts(file.as_fd()).unwrap().times.change > base + 3);
         assert_eq!(facts(file.as_fd()).unwrap().times.creation, base);
+        // A write is an access, too, unless that was set.
+        assert_eq!(facts(file.as_fd()).unwrap().times.access, base + 1);
+        set(file.as_fd(), &Change { access_set: Some(false), ..Change::default() }).unwrap();
+        assert_eq!(facts(file.as_fd()).unwrap().times.access, base + 2);
     }
 }

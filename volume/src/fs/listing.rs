@@ -82,7 +82,7 @@ impl Listing {
     /// Begins to list the folder that `fd` names; with `readable_by` only what these may read.
     ///
     /// # Errors
-    /// OBJECT_NAME_INVALID for a pattern that is longer than any name.
+    /// OBJECT_NAME_INVALID for a pattern that no name can meet; what the file system says.
     pub fn start(
         fd: &OwnedFd,
         pattern: &str,
@@ -112,6 +112,16 @@ impl Listing {
         self.stage = if self.pattern.is_plain() { Stage::Plain } else { Stage::Itself };
     }
 
+    /// Begins anew with another pattern; that something was answered stays so.
+    ///
+    /// # Errors
+    /// OBJECT_NAME_INVALID for a pattern that no name can meet; the listing is as it was.
+    pub fn restart(&mut self, pattern: &str) -> Result<(), NtStatus> {
+        self.pattern = Pattern::new(pattern).ok_or(NtStatus::OBJECT_NAME_INVALID)?;
+        self.rewind();
+        Ok(())
+    }
+
     /// Whether nothing was answered from this listing yet; marks it answered.
     pub fn first_answer(&mut self) -> bool {
         !std::mem::replace(&mut self.answered, true)
@@ -136,8 +146,9 @@ impl Listing {
 
     /// Looks at one name; `None` if it is not to be listed.
     fn look(&mut self, folder: &OwnedFd) -> Result<Option<Entry>, Errno> {
+        // Both are listed where "." is meant (MS-FSA 2.1.5.6.3).
         let dots = |pattern: &Pattern, name: &str| {
-            pattern.matches(name).then(|| describe(folder, OsStr::new(name))).flatten()
+            pattern.matches(".").then(|| describe(folder, OsStr::new(name))).flatten()
         };
         Ok(match self.stage {
             Stage::Plain => {
@@ -175,8 +186,7 @@ impl Listing {
 
     fn matches(&self, name: &str) -> bool {
         self.pattern.matches(name)
-            || self.pattern.may_be_short()
-                && short_name(name).is_some_and(|short| self.pattern.matches(&short))
+            || short_name(name).is_some_and(|short| self.pattern.matches(&short))
     }
 
     fn describe(&self, folder: &OwnedFd, name: &OsStr) -> Option<Entry> {
@@ -209,7 +219,8 @@ fn describe(folder: &OwnedFd, name: &OsStr) -> Option<Entry> {
         allocation_size: facts.allocation_size,
         attributes: facts.attributes,
         ea_size: eas::size(fd.as_fd()),
-        file_id: facts.file_id,
+        // 0 where there is none to tell (MS-FSCC 2.4.22).
+        file_id: if name == ".." { 0 } else { facts.file_id },
         short_name: if dots { None } else { short_name(text) }.unwrap_or_default(),
         name: text.to_owned(),
     })

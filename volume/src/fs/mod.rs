@@ -3,9 +3,12 @@
 pub mod attributes;
 pub mod descriptor;
 pub mod eas;
+pub mod extents;
 pub mod file_key;
+pub(crate) mod identity;
 pub mod listing;
 pub mod names;
+pub mod object_id;
 pub mod path;
 pub mod pattern;
 pub mod permit;

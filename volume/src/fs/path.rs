@@ -1,7 +1,6 @@
 //! Names below a share, checked part by part (MS-FSCC 2.1.5).
 
 use std::{
-    borrow::Cow,
     ffi::OsString,
     path::{Component, Path},
 };
@@ -34,41 +33,58 @@ pub fn valid_part(part: &str) -> bool {
         && !part.contains(forbidden)
 }
 
-/// A name without "." and "..", each taken for what it stands for (MS-FSCC 2.1.5.1). Whatever else
-/// is made of a name is made of what comes of this, so nothing is hidden behind dots.
-///
-/// # Errors
-/// `OBJECT_PATH_SYNTAX_BAD` for what leads above the share, `INVALID_PARAMETER` for what leads out of
-/// the first folder and on (MS-SMB2 3.3.5.9, note 303), `OBJECT_NAME_INVALID` for what leads out of a
-/// folder that no folder can be called.
-pub fn without_dots(name: &str) -> Result<Cow<'_, str>, NtStatus> {
-    const SEPARATORS: [char; 2] = ['\\', '/'];
-    if !name.split(SEPARATORS).any(|part| part == "." || part == "..") {
-        return Ok(Cow::Borrowed(name));
+/// What stands between the parts of a name. NTFS has no name with a slash; that it separates is what
+/// Samba's clients expect.
+const SEPARATORS: [char; 2] = ['\\', '/'];
+
+/// The parts of a name without "." and "..", and without what is between two separators in a row
+/// (MS-FSCC 2.1.5.1, MS-FSA 2.1.5.1 phase 3).
+fn resolved(name: &str) -> Result<Vec<&str>, NtStatus> {
+    if name.len() > MAX_PATH {
+        return Err(NtStatus::OBJECT_NAME_INVALID);
     }
-    let slash = name.ends_with(SEPARATORS);
-    let parts: Vec<_> = name.strip_suffix(SEPARATORS).unwrap_or(name).split(SEPARATORS).collect();
-    let mut kept = Vec::new();
-    for (at, part) in parts.iter().enumerate() {
-        match *part {
-            "." => {}
-            ".." => {
-                let left = kept.pop().ok_or(NtStatus::OBJECT_PATH_SYNTAX_BAD)?;
-                if !valid_part(left) {
-                    return Err(NtStatus::OBJECT_NAME_INVALID);
-                }
-                if at == 1 && (at + 1 < parts.len() || slash) {
-                    return Err(NtStatus::INVALID_PARAMETER);
-                }
-            }
-            part => kept.push(part),
+    let mut given = name.split(SEPARATORS).filter(|part| !part.is_empty());
+    if let (Some(first), Some("..")) = (given.next(), given.next())
+        && !matches!(first, "." | "..")
+        && (given.next().is_some() || name.ends_with(SEPARATORS))
+    {
+        // Windows wants no name that begins in this way, though it would resolve
+        // (MS-SMB2, note 303).
+        return Err(NtStatus::INVALID_PARAMETER);
+    }
+    let mut parts = Vec::new();
+    for part in name.split(SEPARATORS) {
+        match part {
+            "" | "." => {}
+            ".." => match parts.pop() {
+                Some(left) if valid_part(left) => {}
+                Some(_) => return Err(NtStatus::OBJECT_NAME_INVALID),
+                // It would name something above the share.
+                None => return Err(NtStatus::OBJECT_PATH_SYNTAX_BAD),
+            },
+            part => parts.push(part),
         }
     }
-    let mut name = kept.join("\\");
-    if slash && !name.is_empty() {
-        name.push('\\');
+    Ok(parts)
+}
+
+/// A name as a client sends it, with "." and ".." resolved and one backslash between its parts, so
+/// that names of one file compare as equal; one that begins with a separator is left as it is, for
+/// no file has it.
+///
+/// # Errors
+/// OBJECT_PATH_SYNTAX_BAD for one that leads above the share, INVALID_PARAMETER for one that begins
+/// as `part\..\` (MS-SMB2 3.3.5.9), OBJECT_NAME_INVALID for one that is too long or leads through
+/// a name that no folder has.
+pub fn resolve(name: &str) -> Result<String, NtStatus> {
+    if name.starts_with(SEPARATORS) {
+        return Ok(name.to_owned());
     }
-    Ok(Cow::Owned(name))
+    let mut resolved = resolved(name)?.join("\\");
+    if name.ends_with(SEPARATORS) && !resolved.is_empty() {
+        resolved.push('\\');
+    }
+    Ok(resolved)
 }
 
 impl RelPath {
@@ -78,30 +94,19 @@ impl RelPath {
     }
 
     /// Checks the name of a file or folder as a client sends it; streams are for [`FileName`].
+    ///
+    /// # Errors
+    /// INVALID_PARAMETER for one that begins with a separator; those of [`resolve`];
+    /// OBJECT_NAME_INVALID for a part that no file has.
     pub fn parse(name: &str) -> Result<Self, NtStatus> {
-        if name.is_empty() {
-            return Ok(Self::root());
-        }
-        if name.starts_with(['\\', '/']) {
+        if name.starts_with(SEPARATORS) {
             return Err(NtStatus::INVALID_PARAMETER);
         }
-        if name.len() > MAX_PATH {
+        let parts = resolved(name)?;
+        if !parts.iter().all(|part| valid_part(part)) {
             return Err(NtStatus::OBJECT_NAME_INVALID);
         }
-        let name = without_dots(name)?;
-        if name.is_empty() {
-            return Ok(Self::root());
-        }
-        let name = name.strip_suffix(['\\', '/']).unwrap_or(&name);
-        let mut parts = Vec::new();
-        // NTFS has no name with a slash; that it separates is what Samba's clients expect.
-        for part in name.split(['\\', '/']) {
-            match part {
-                part if valid_part(part) => parts.push(part.to_owned()),
-                _ => return Err(NtStatus::OBJECT_NAME_INVALID),
-            }
-        }
-        Ok(Self { parts })
+        Ok(Self { parts: parts.into_iter().map(str::to_owned).collect() })
     }
 
     /// The path that the system gives; a part that is not UTF-8 is shown as well as it can be.
@@ -178,6 +183,8 @@ pub enum StreamPart {
     Content,
     /// `::$INDEX_ALLOCATION`: a folder.
     Folder,
+    /// An index that no file here has, as `:$Q:$INDEX_ALLOCATION` of NTFS' quota file.
+    OtherIndex,
     /// A named stream.
     Named(StreamName),
 }
@@ -236,7 +243,7 @@ fn parse_part(text: &str) -> Result<StreamPart, NtStatus> {
             if name.is_empty() || name.eq_ignore_ascii_case("$I30") {
                 Ok(StreamPart::Folder)
             } else {
-                Err(NtStatus::INVALID_PARAMETER)
+                StreamName::new(name).map(|_| StreamPart::OtherIndex).ok_or(invalid)
             }
         }
         Some(kind) if !kind.eq_ignore_ascii_case("$DATA") => Err(invalid),
@@ -252,9 +259,22 @@ mod tests {
 
     #[test]
     fn escapes_and_forbidden_names_are_refused() {
-        for name in
-            ["..", "a\\..\\b", "\\a", "a//b", "a/../b", "/a", "a\\\\b", "a:b", "a*", "x\u{1}"]
-        {
+        for name in [
+            "..",
+            "a\\..\\b",
+            "\\a",
+            "a/../b",
+            "/a",
+            "a:b",
+            "a*",
+            "x\u{1}",
+            "a\\..\\..",
+            "a\\b\\..\\..\\..\\c",
+            "...\\a:\\..",
+            "\\..\\a",
+            "..:s",
+            ".:s",
+        ] {
             assert!(RelPath::parse(name).is_err(), "{name:?}");
         }
         assert!(RelPath::parse("").unwrap().is_root());
@@ -262,37 +282,37 @@ mod tests {
     }
 
     #[test]
-    fn dots_stand_for_folders() {
+    fn dots_are_resolved_and_separators_in_a_row_are_one() {
         for (name, want) in [
             ("a\\.\\b", "a\\b"),
-            (".\\a", "a"),
             (".", ""),
             ("a\\.", "a"),
-            ("a\\.\\", "a\\"),
-            ("a\\b\\..", "a"),
+            (".\\a\\.\\.\\b\\", "a\\b\\"),
+            ("a\\b\\..\\c", "a\\c"),
             ("a/b/../c", "a\\c"),
-            ("a\\b\\..\\..\\c", "c"),
             ("a\\..", ""),
-            ("a\\b\\..:stream", "a\\b\\..:stream"),
-            ("...\\..a\\.b", "...\\..a\\.b"),
+            ("a\\b\\..\\..\\c", "c"),
+            ("a\\\\b//c", "a\\b\\c"),
+            ("a\\...\\..b", "a\\...\\..b"),
+            ("a\\.\\..\\b", "b"),
         ] {
-            assert_eq!(without_dots(name).as_deref(), Ok(want), "{name:?}");
+            assert_eq!(resolve(name).unwrap(), want, "{name:?}");
+            let path = RelPath::parse(name).unwrap();
+            assert_eq!(path, RelPath::parse(want).unwrap(), "{name:?}");
         }
         for (name, want) in [
-            ("..", NtStatus::OBJECT_PATH_SYNTAX_BAD),
-            ("..\\a", NtStatus::OBJECT_PATH_SYNTAX_BAD),
-            ("a\\b\\..\\..\\..", NtStatus::OBJECT_PATH_SYNTAX_BAD),
             ("a\\..\\b", NtStatus::INVALID_PARAMETER),
             ("a\\..\\", NtStatus::INVALID_PARAMETER),
-            ("a\\b*\\..\\c", NtStatus::OBJECT_NAME_INVALID),
-            ("a\\.BulkHead\\..\\c", NtStatus::OBJECT_NAME_INVALID),
+            ("a\\\\..\\b", NtStatus::INVALID_PARAMETER),
+            ("a\\b:\\..\\c", NtStatus::OBJECT_NAME_INVALID),
+            ("..", NtStatus::OBJECT_PATH_SYNTAX_BAD),
+            ("..\\a", NtStatus::OBJECT_PATH_SYNTAX_BAD),
+            ("a\\b\\..\\..\\..\\c", NtStatus::OBJECT_PATH_SYNTAX_BAD),
         ] {
-            assert_eq!(RelPath::parse(name), Err(want), "{name:?}");
+            assert_eq!(resolve(name).unwrap_err(), want, "{name:?}");
+            assert_eq!(RelPath::parse(name).unwrap_err(), want, "{name:?}");
         }
-        assert_eq!(RelPath::parse("a\\b\\..\\c").unwrap().to_windows(), "\\a\\c");
-        assert!(RelPath::parse("a\\..").unwrap().is_root());
-        // Of a stream there is no way back.
-        assert!(FileName::parse("a\\b:s\\..").is_err());
+        assert_eq!(resolve("\\..\\a").unwrap(), "\\..\\a");
     }
 
     #[test]
@@ -303,6 +323,7 @@ mod tests {
         assert_eq!(part("a\\b::$data"), Ok(StreamPart::Content));
         assert_eq!(part("d::$INDEX_ALLOCATION"), Ok(StreamPart::Folder));
         assert_eq!(part("d:$I30:$INDEX_ALLOCATION"), Ok(StreamPart::Folder));
+        assert_eq!(part("q:$Q:$INDEX_ALLOCATION"), Ok(StreamPart::OtherIndex));
         assert_eq!(part("b:s"), named("s"));
         assert_eq!(part("b:s?*<\"\n:$DATA"), named("s?*<\"\n"));
         for name in ["b:", "b::", "b:s:", "b:s:x", "b:s:$DATA:", "a:s\\b", "b:s/t", "b:s\0"] {
@@ -315,6 +336,9 @@ mod tests {
         /// What is accepted never has a part that the system would read as something else.
         #[test]
         fn accepted_names_stay_below(name in "[a.\\\\/:\u{0}é]{0,12}") {
+            if let Ok(once) = resolve(&name) {
+                prop_assert_eq!(RelPath::parse(&once), RelPath::parse(&name));
+            }
             if let Ok(path) = RelPath::parse(&name) {
                 for part in path.parts() {
                     prop_assert!(!part.is_empty() && part != "." && part != "..");

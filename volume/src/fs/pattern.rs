@@ -13,11 +13,11 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Prepares a pattern; an empty one matches everything. `None` for one that is longer than any
-    /// name: none of that length can be meant.
+    /// Prepares a pattern; an empty one matches everything. `None` for one that cannot mean any name:
+    /// it is longer than names are, or has what separates names (MS-FSA 2.1.5.6.3).
     pub fn new(text: &str) -> Option<Self> {
         let given = if text.is_empty() { "*" } else { text };
-        if given.encode_utf16().count() > LONGEST {
+        if given.encode_utf16().count() > LONGEST || given.contains(['\\', '/', ':']) {
             return None;
         }
         let mut text: Vec<char> = given.chars().map(fold_char).collect();
@@ -31,11 +31,6 @@ impl Pattern {
         &self.given
     }
 
-    /// Whether the pattern may mean names of the form 8.3 that were made up: they have a tilde.
-    pub fn may_be_short(&self) -> bool {
-        self.text.contains(&'~')
-    }
-
     /// Whether the pattern is a plain name.
     pub fn is_plain(&self) -> bool {
         !self.text.iter().any(|c| "*?<>\"".contains(*c))
@@ -43,7 +38,7 @@ impl Pattern {
 
     /// Whether `name` matches. Runs in time `pattern × name`.
     pub fn matches(&self, name: &str) -> bool {
-        if self.text == ['*'] {
+        if self.text == ['*'] || self.given == "*.*" {
             return true;
         }
         let name: Vec<char> = name.chars().map(fold_char).collect();
@@ -61,12 +56,17 @@ impl Pattern {
                         next[j] = seen;
                     }
                 }
-                // DOS_STAR: anything up to the last dot.
+                // DOS_STAR: anything up to the last dot, which it may take too; behind that, and in a
+                // name without one, anything.
                 '<' => {
-                    let mut seen = false;
+                    let (mut before, mut behind) = (false, false);
                     for j in 0..=name.len() {
-                        seen |= states[j];
-                        next[j] = seen && (last_dot.is_none_or(|dot| j <= dot) || states[j]);
+                        if last_dot.is_none_or(|dot| j > dot) {
+                            behind |= states[j];
+                        } else {
+                            before |= states[j];
+                        }
+                        next[j] = behind || before && last_dot.is_none_or(|dot| j <= dot + 1);
                     }
                 }
                 // DOS_QM: one character, or none at a dot or the end.
@@ -118,6 +118,13 @@ mod tests {
             ("a?c", "ABC", true),
             ("a?c", "ac", false),
             ("<.txt", "a.b.txt", true),
+            ("<txt", "a.b.txt", true),
+            ("<", "plain", true),
+            ("<", ".", true),
+            ("<", "a.b", false),
+            ("a.<", "a.b", true),
+            ("c<html", "c.html", true),
+            ("*.*", "plain", true),
             ("<\"*", "plain", true),
             (">>>.txt", "ab.txt", true),
             (">>>.txt", "abcd.txt", false),
@@ -131,6 +138,9 @@ mod tests {
     fn a_pattern_is_no_longer_than_a_name() {
         assert!(Pattern::new(&"*".repeat(255)).is_some());
         assert!(Pattern::new(&"*".repeat(256)).is_none());
+        for text in ["a\\*", "a/*", "a:*"] {
+            assert!(Pattern::new(text).is_none(), "{text}");
+        }
         // Characters beyond the first plane are two units.
         assert!(Pattern::new(&"\u{10400}".repeat(128)).is_none());
         assert_eq!(Pattern::new("a***b**c").unwrap().text.iter().collect::<String>(), "A*B*C");
@@ -146,6 +156,61 @@ mod tests {
             (Some('?'), Some(_)) => slow(&pattern[1..], &name[1..]),
             (Some(p), Some(n)) => p == n && slow(&pattern[1..], &name[1..]),
             _ => false,
+        }
+    }
+
+    /// The rules as MS-FSA 2.1.4.4 and the field have them, one character after the other; `at` is
+    /// where in the name we are and `dot` where its last dot is.
+    fn means(pattern: &[char], name: &[char], at: usize, dot: Option<usize>) -> bool {
+        let left = &name[at..];
+        let Some((p, rest)) = pattern.split_first() else { return left.is_empty() };
+        let on = |rest: &[char], by: usize| means(rest, name, at + by, dot);
+        match (p, left.first()) {
+            ('*', _) => (0..=left.len()).any(|by| on(rest, by)),
+            ('<', _) => {
+                let most = match dot {
+                    Some(dot) if at <= dot => dot + 1 - at,
+                    _ => left.len(),
+                };
+                (0..=most).any(|by| on(rest, by))
+            }
+            ('?', Some(_)) => on(rest, 1),
+            ('>', Some('.') | None) => on(rest, 0),
+            ('>', Some(_)) => on(rest, 1),
+            ('"', Some('.')) => on(rest, 1),
+            ('"', None) => on(rest, 0),
+            (p, Some(n)) if p == n => on(rest, 1),
+            _ => false,
+        }
+    }
+
+    fn words(letters: &[char], most: usize) -> Vec<Vec<char>> {
+        let mut all = vec![Vec::new()];
+        let mut last = all.clone();
+        for _ in 0..most {
+            last = last
+                .iter()
+                .flat_map(|word: &Vec<char>| {
+                    letters.iter().map(move |letter| [&word[..], &[*letter]].concat())
+                })
+                .collect();
+            all.extend(last.clone());
+        }
+        all.split_off(1)
+    }
+
+    #[test]
+    fn every_short_pattern_means_what_the_rules_say_of_every_short_name() {
+        let names = words(&['A', 'B', '.'], 4);
+        for pattern in words(&['A', '.', '*', '?', '<', '>', '"'], 4) {
+            let text: String = pattern.iter().collect();
+            let prepared = Pattern::new(&text).unwrap();
+            for name in &names {
+                let dot = name.iter().rposition(|c| *c == '.');
+                let want = text == "*.*" || means(&pattern, name, 0, dot);
+                let name: String = name.iter().collect();
+                assert_eq!(prepared.matches(&name), want, "{text} {name}");
+            }
         }
     }
 

@@ -1,52 +1,57 @@
 //! Times as Windows shows them while a file is open: what the system's own times cannot say.
 //!
 //! ```text
-//!  write ──► Delayed: the old time for two seconds, then that of the first write even if others
-//!            follow, until the writer flushes, sets times or the length, or closes
-//!  set, -1 ► Held: the time that was set or stood, whatever the setter does, until it lets go
-//!            (-2) or closes
+//!  set, -1 ► held: the time that was set or stood, whatever the setter does, until it lets go (-2)
+//!            or closes
+//!  a write by another ► shown at once; what the holder does then leaves that time alone
+//!  a write to a stream ► dates the file that it belongs to, which the system does not see written
 //! ```
 //!
-//! MS-FSA 2.1.5.15.2 for what setting does; that write times are late is what clients of Windows
-//! servers see and rely upon when they compare times across a write.
+//! A write shows at once, as Windows has done it since 2022 (MS-FSA 2.1.4.17). MS-FSA 2.1.5.15.2 is
+//! about what setting does.
 
-use std::{
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use smb_protocol::fscc::Times;
-
-/// How long a write leaves the shown time alone.
-const DELAY: Duration = Duration::from_secs(2);
 
 /// What is shown instead of the times that the system keeps.
 #[derive(Debug, Default)]
 pub struct Shown {
     active: AtomicBool,
+    /// What a first write does to attributes is done.
+    noted: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    write: Option<Write>,
+    write: Option<Held>,
     change: Option<Held>,
+    access: Option<Held>,
+    /// When a stream was last written, until the system knows.
+    stream: Option<u64>,
 }
 
-/// A time that an open holds.
+/// A time that an open holds. Without `time` another has changed it since: it is the system's until
+/// the holder changes the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Held {
-    time: u64,
+    time: Option<u64>,
     by: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Write {
-    Held(Held),
-    Delayed { before: u64, first: Option<u64>, due: Instant, by: u64 },
+/// One of the times that an open can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// `LastWriteTime`.
+    Write,
+    /// `ChangeTime`.
+    Change,
+    /// `LastAccessTime`.
+    Access,
 }
 
 /// What a closing open leaves behind: times that the system must be told.
@@ -56,6 +61,24 @@ pub struct Remains {
     pub write: Option<u64>,
     /// `ChangeTime`.
     pub change: Option<u64>,
+    /// `LastAccessTime`.
+    pub access: Option<u64>,
+}
+
+impl State {
+    fn held(&mut self, which: Which) -> &mut Option<Held> {
+        match which {
+            Which::Write => &mut self.write,
+            Which::Change => &mut self.change,
+            Which::Access => &mut self.access,
+        }
+    }
+
+    /// What `open` held of a time, which it does not any more.
+    fn let_go(&mut self, which: Which, open: u64) -> Option<u64> {
+        let held = self.held(which).take_if(|held| held.by == open)?;
+        held.time
+    }
 }
 
 impl Shown {
@@ -64,7 +87,8 @@ impl Shown {
     }
 
     fn changed(&self, state: &State) {
-        let active = state.write.is_some() || state.change.is_some();
+        let held = [state.write, state.change, state.access];
+        let active = held.iter().any(Option::is_some) || state.stream.is_some();
         self.active.store(active, Ordering::Release);
     }
 
@@ -74,128 +98,97 @@ impl Shown {
             return;
         }
         let state = self.state();
-        match state.write {
-            Some(Write::Held(held)) => times.write = held.time,
-            Some(Write::Delayed { before, due, .. }) if Instant::now() < due => {
-                times.write = before;
-            }
-            Some(Write::Delayed { first: Some(first), .. }) => times.write = first,
-            Some(Write::Delayed { first: None, .. }) | None => {}
+        if let Some(written) = state.stream {
+            times.write = times.write.max(written);
+            times.change = times.change.max(written);
+            times.access = times.access.max(written);
         }
-        if let Some(held) = state.change {
-            times.change = held.time;
+        for (held, time) in [
+            (state.write, &mut times.write),
+            (state.change, &mut times.change),
+            (state.access, &mut times.access),
+        ] {
+            if let Some(held) = held.and_then(|held| held.time) {
+                *time = held;
+            }
         }
     }
 
-    /// Whether a write by `open` changes nothing here; asked at every write.
+    /// Whether a write by `open` changes nothing here and nothing of the file's attributes; asked at
+    /// every write to a file itself.
     pub fn knows_of_writes(&self, open: u64) -> bool {
-        self.active.load(Ordering::Acquire)
-            && match self.state().write {
-                Some(Write::Held(held)) => held.by == open,
-                Some(Write::Delayed { first, .. }) => first.is_some(),
-                None => false,
-            }
+        self.noted.load(Ordering::Acquire)
+            && (!self.active.load(Ordering::Acquire)
+                || self.state().write.is_none_or(|held| (held.by == open) == held.time.is_some()))
     }
 
     /// `open` is about to write to a file whose write time, for the system, is `before`.
     pub fn written(&self, open: u64, before: u64) {
-        let mut state = self.state();
-        let delayed = |before| {
-            let due = Instant::now() + DELAY;
-            Some(Write::Delayed { before, first: None, due, by: open })
-        };
-        match state.write {
-            None => state.write = delayed(before),
-            Some(Write::Held(held)) if held.by != open => state.write = delayed(held.time),
-            Some(Write::Delayed { ref mut first, .. }) => {
-                first.get_or_insert(before);
-            }
-            Some(Write::Held(_)) => {}
-        }
-        self.changed(&state);
-    }
-
-    /// A write that was delayed is shown from now on: flushed, or the length was set.
-    pub fn settle(&self) {
+        self.noted.store(true, Ordering::Release);
         if !self.active.load(Ordering::Acquire) {
             return;
         }
+        if let Some(held) = &mut self.state().write {
+            held.time = match held.time {
+                _ if held.by != open => None,
+                None => Some(before),
+                held => held,
+            };
+        }
+    }
+
+    /// `open` writes to a stream of the file at `now`.
+    pub fn stream_written(&self, open: u64, now: u64) {
         let mut state = self.state();
-        if matches!(state.write, Some(Write::Delayed { .. })) {
-            state.write = None;
+        match &mut state.write {
+            Some(held) if held.by == open => return,
+            Some(held) => held.time = None,
+            None => {}
+        }
+        state.stream = Some(now);
+        self.changed(&state);
+    }
+
+    /// Attributes or times are set: a write that follows is the first again.
+    pub fn forget_writes(&self) {
+        self.noted.store(false, Ordering::Release);
+    }
+
+    /// Whether `open` holds a time.
+    pub fn holds(&self, open: u64, which: Which) -> bool {
+        self.active.load(Ordering::Acquire)
+            && self.state().held(which).is_some_and(|held| held.by == open)
+    }
+
+    /// `open` holds a time at `time`.
+    pub fn hold(&self, open: u64, which: Which, time: u64) {
+        let mut state = self.state();
+        *state.held(which) = Some(Held { time: Some(time), by: open });
+        if which == Which::Write {
+            state.stream = None;
         }
         self.changed(&state);
     }
 
-    /// `open` is about to close: its writes are shown from now on. Whether any of them was hidden
-    /// behind the first; NTFS dates those to the close.
-    pub fn settle_close(&self, open: u64) -> bool {
-        if !self.active.load(Ordering::Acquire) {
-            return false;
-        }
+    /// `open` lets a time go.
+    pub fn release(&self, open: u64, which: Which) {
         let mut state = self.state();
-        let mut hidden = false;
-        if let Some(Write::Delayed { first, by, .. }) = state.write
-            && by == open
-        {
-            hidden = first.is_some();
-            state.write = None;
-        }
-        self.changed(&state);
-        hidden
-    }
-
-    /// `open` holds the write time at `time`.
-    pub fn hold_write(&self, open: u64, time: u64) {
-        let mut state = self.state();
-        state.write = Some(Write::Held(Held { time, by: open }));
+        state.let_go(which, open);
         self.changed(&state);
     }
 
-    /// `open` holds the change time at `time`.
-    pub fn hold_change(&self, open: u64, time: u64) {
-        let mut state = self.state();
-        state.change = Some(Held { time, by: open });
-        self.changed(&state);
-    }
-
-    /// `open` lets the write time go.
-    pub fn release_write(&self, open: u64) {
-        let mut state = self.state();
-        if matches!(state.write, Some(Write::Held(held)) if held.by == open) {
-            state.write = None;
-        }
-        self.changed(&state);
-    }
-
-    /// `open` lets the change time go.
-    pub fn release_change(&self, open: u64) {
-        let mut state = self.state();
-        if state.change.is_some_and(|held| held.by == open) {
-            state.change = None;
-        }
-        self.changed(&state);
-    }
-
-    /// `open` is closed; what it held is to be kept by the system.
+    /// `open` is closed; what it held is to be kept by the system, and when streams were written.
     pub fn close(&self, open: u64) -> Remains {
         if !self.active.load(Ordering::Acquire) {
             return Remains::default();
         }
         let mut state = self.state();
-        let mut remains = Remains::default();
-        match state.write {
-            Some(Write::Held(held)) if held.by == open => {
-                remains.write = Some(held.time);
-                state.write = None;
-            }
-            Some(Write::Delayed { by, .. }) if by == open => state.write = None,
-            _ => {}
-        }
-        if let Some(held) = state.change.filter(|held| held.by == open) {
-            remains.change = Some(held.time);
-            state.change = None;
-        }
+        let stream = state.stream.take();
+        let remains = Remains {
+            write: state.let_go(Which::Write, open).or(stream),
+            change: state.let_go(Which::Change, open),
+            access: state.let_go(Which::Access, open),
+        };
         self.changed(&state);
         remains
     }
@@ -205,49 +198,70 @@ impl Shown {
 mod tests {
     use super::*;
 
-    fn shown(shown: &Shown) -> (u64, u64) {
-        let mut times = Times { write: 50, change: 60, ..Times::default() };
+    fn shown(shown: &Shown) -> (u64, u64, u64) {
+        let mut times = Times { write: 50, change: 60, access: 70, ..Times::default() };
         shown.apply(&mut times);
-        (times.write, times.change)
+        (times.write, times.change, times.access)
     }
 
     #[test]
-    fn a_write_shows_late_and_a_flush_at_once() {
+    fn a_write_shows_at_once() {
         let times = Shown::default();
-        assert_eq!(shown(&times), (50, 60));
+        assert!(!times.knows_of_writes(1));
         times.written(1, 40);
-        assert_eq!(shown(&times), (40, 60));
-        times.settle();
-        assert_eq!(shown(&times), (50, 60));
-        times.written(1, 40);
-        assert_eq!(times.close(2), Remains::default());
-        assert_eq!(shown(&times), (40, 60));
+        assert!(times.knows_of_writes(1) && times.knows_of_writes(2));
+        assert_eq!(shown(&times), (50, 60, 70));
         assert_eq!(times.close(1), Remains::default());
-        assert_eq!(shown(&times), (50, 60));
+        times.forget_writes();
+        assert!(!times.knows_of_writes(2));
     }
 
     #[test]
     fn what_is_held_stays_until_its_holder_goes() {
         let times = Shown::default();
-        times.hold_write(1, 7);
-        times.hold_change(1, 8);
+        times.hold(1, Which::Write, 7);
+        times.hold(1, Which::Change, 8);
+        times.hold(1, Which::Access, 9);
         times.written(1, 7);
-        times.settle();
-        assert_eq!(shown(&times), (7, 8));
-        times.release_change(2);
-        assert_eq!(shown(&times), (7, 8));
-        assert_eq!(times.close(1), Remains { write: Some(7), change: Some(8) });
-        assert_eq!(shown(&times), (50, 60));
+        times.stream_written(1, 100);
+        assert_eq!(shown(&times), (7, 8, 9));
+        times.release(2, Which::Change);
+        times.release(1, Which::Access);
+        assert_eq!(shown(&times), (7, 8, 70));
+        let remains = Remains { write: Some(7), change: Some(8), access: None };
+        assert_eq!(times.close(1), remains);
+        assert_eq!(shown(&times), (50, 60, 70));
     }
 
     #[test]
-    fn another_writer_ends_the_hold() {
+    fn another_writer_is_shown_and_the_holder_leaves_its_time_alone() {
         let times = Shown::default();
-        times.hold_write(1, 7);
+        times.hold(1, Which::Write, 7);
+        times.written(1, 7);
+        assert!(times.knows_of_writes(1) && !times.knows_of_writes(2));
         times.written(2, 50);
-        assert_eq!(shown(&times).0, 7);
-        times.settle();
+        assert_eq!(shown(&times).0, 50);
+        assert!(times.knows_of_writes(2) && !times.knows_of_writes(1));
+        times.written(1, 45);
+        assert_eq!(shown(&times).0, 45);
+        times.written(1, 46);
+        assert_eq!(shown(&times).0, 45);
+        times.written(2, 47);
         assert_eq!(shown(&times).0, 50);
         assert_eq!(times.close(1), Remains::default());
+    }
+
+    #[test]
+    fn what_is_written_to_a_stream_dates_its_file() {
+        let times = Shown::default();
+        times.stream_written(1, 100);
+        assert_eq!(shown(&times), (100, 100, 100));
+        times.stream_written(1, 110);
+        assert_eq!(shown(&times).0, 110);
+        assert_eq!(times.close(2), Remains { write: Some(110), ..Remains::default() });
+        assert_eq!(shown(&times), (50, 60, 70));
+        times.stream_written(1, 120);
+        times.hold(2, Which::Write, 5);
+        assert_eq!(shown(&times).0, 5);
     }
 }

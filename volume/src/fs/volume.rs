@@ -22,7 +22,9 @@ use smb_protocol::{NtStatus, name::same_name};
 
 use super::{
     descriptor::place_of,
-    file_key, names,
+    file_key,
+    identity::Identity,
+    names,
     path::{self, RelPath},
     short,
     snapshots::Snapshots,
@@ -39,6 +41,7 @@ pub struct Volume {
     /// Where the root was when it was opened.
     base: RelPath,
     shares_blocks: OnceLock<bool>,
+    identity: OnceLock<Identity>,
     pub(crate) snapshots: Snapshots,
     /// It is a snapshot of another.
     pub(crate) past: bool,
@@ -93,7 +96,8 @@ impl Volume {
     pub(crate) fn from_root(root: OwnedFd, past: bool) -> Result<Self, Errno> {
         let home = rustix::io::fcntl_dupfd_cloexec(&root, 0)?;
         let streams = RwLock::new(Arc::new(StreamStore::new(vec![home])));
-        let (shares_blocks, snapshots) = (OnceLock::new(), Snapshots::default());
+        let (shares_blocks, identity) = (OnceLock::new(), OnceLock::new());
+        let snapshots = Snapshots::default();
         let base = RelPath::from_system(&place_of(root.as_fd())?);
         let tunnel = tunnel::Tunnel::default();
         let names = names::Names::default();
@@ -103,6 +107,7 @@ impl Volume {
             base,
             streams,
             shares_blocks,
+            identity,
             snapshots,
             past,
             opens,
@@ -140,6 +145,20 @@ impl Volume {
     /// Whether files on it can share blocks.
     pub fn shares_blocks(&self) -> bool {
         *self.shares_blocks.get_or_init(|| space::can_share(self.root()))
+    }
+
+    fn known_by(&self) -> Identity {
+        *self.identity.get_or_init(|| Identity::of(self.root()))
+    }
+
+    /// `VolumeSerialNumber` (MS-FSA 2.1.1.1).
+    pub fn serial(&self) -> u32 {
+        self.known_by().serial()
+    }
+
+    /// `VolumeId` (MS-FSA 2.1.1.1).
+    pub fn identity(&self) -> [u8; 16] {
+        self.known_by().bytes()
     }
 
     /// Says which other shares there are: on one file system a file's named streams are the same

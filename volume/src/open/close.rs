@@ -143,7 +143,6 @@ impl Open {
         self.volume().left();
         self.mark_for_deletion();
         self.table().forget(self);
-        self.date_writes();
         self.leave_times();
         let folder = self.is_of_folder();
         let Removal { removed, stream, failed } = self.leave_file();

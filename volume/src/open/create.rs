@@ -82,6 +82,9 @@ impl CreateOperation<'_> {
         for _ in 0..16 {
             let outcome = match self.volume.find(&self.name.path)? {
                 Found::Here { fd, stat, path } => self.existing(fd, stat, path),
+                Found::Missing { .. } if self.name.part == StreamPart::OtherIndex => {
+                    Err(NtStatus::OBJECT_NAME_NOT_FOUND.into())
+                }
                 Found::Missing { folder, path } => self.fresh(&folder, path),
             };
             match outcome {
@@ -175,6 +178,9 @@ impl CreateOperation<'_> {
         if !directory && kind != FileType::RegularFile {
             // Pipes, sockets and devices of Linux are not files to Windows.
             return Err(NtStatus::ACCESS_DENIED.into());
+        }
+        if self.name.part == StreamPart::OtherIndex {
+            return Err(NtStatus::INVALID_PARAMETER.into());
         }
         let stream = self.stream();
         let made = self.has_made(fd.as_fd());
@@ -366,7 +372,11 @@ impl CreateOperation<'_> {
             base: with_base.keep(),
         };
         let base = rustix::io::fcntl_dupfd_cloexec(base, 0)?;
-        Ok(self.open(base, access, joined.keep(), data, false, Some(stream)))
+        let open = self.open(base, access, joined.keep(), data, false, Some(stream));
+        if cuts {
+            open.note_write();
+        }
+        Ok(open)
     }
 
     fn opener(&self, access: Access, share: ShareAccess, overwrites: bool) -> Opener {

@@ -173,6 +173,14 @@ pub struct StreamOpen {
     pub base: Arc<OpenFile>,
 }
 
+/// Bytes of a sector (`LogicalBytesPerSector`).
+pub const SECTOR: u64 = 512;
+
+/// Whether a range is one of whole sectors.
+pub fn whole_sectors(offset: u64, len: u64) -> bool {
+    offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR)
+}
+
 /// One open of one file, folder or named stream.
 #[derive(Debug)]
 pub struct Open {
@@ -550,6 +558,18 @@ impl Open {
         }
         self.need(any)?;
         self.data.as_ref().ok_or(NtStatus::ACCESS_DENIED)
+    }
+
+    /// Whether it is the open of a stream that belongs to a folder.
+    pub fn is_of_folder(&self) -> bool {
+        self.stream.is_some() && attributes::facts(self.handle()).is_ok_and(|facts| facts.directory)
+    }
+
+    /// Whether a range is not one of whole sectors, and the open wants no buffering
+    /// (MS-FSA 2.1.5.3, 2.1.5.4).
+    pub fn misaligned(&self, offset: u64, len: u64) -> bool {
+        let mode = CreateOptions(self.mode.load(Ordering::Relaxed));
+        mode.has(CreateOptions::NO_INTERMEDIATE_BUFFERING) && !whole_sectors(offset, len)
     }
 
     /// Whether each write must be durable before its answer.

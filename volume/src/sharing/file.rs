@@ -34,7 +34,7 @@ use crate::{
         image,
         links::{LinkId, Links},
         locks::{Intent, Locks, Range},
-        modes::{conflicts, takes_part},
+        modes::{STREAM_BASE, conflicts, takes_part},
         next_name::NextName,
     },
     status::of_errno,
@@ -422,6 +422,13 @@ impl OpenFile {
             takes_part(other.access)
                 && (conflicts(access, other.share) || conflicts(other.access, share))
         })
+    }
+
+    /// Whether nobody but `id` may read, write or delete it; those who have a stream of it open, or
+    /// look at it alone, do not count.
+    pub fn only_content_of(&self, id: u64) -> bool {
+        let uses = |access: Access| takes_part(access) && !access.has(STREAM_BASE);
+        lock(&self.state).users.iter().all(|user| user.id == id || !uses(user.access))
     }
 
     /// Whether openers other than `id` forbid that the file is deleted or renamed.

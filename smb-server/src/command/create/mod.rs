@@ -24,7 +24,7 @@ use smb_protocol::{
 use volume::{
     fs::{
         descriptor::unmark,
-        path::{FileName, without_dots},
+        path::{FileName, resolve},
         security::is_administrator,
     },
     open::{CreateInfo, Durability, Open, create::CreateOperation, persistent::of_store},
@@ -40,8 +40,8 @@ const ACCESS_UNKNOWN: Access = Access(0x0ce0_fe00);
 /// Options that no server carries out: opening by file number, tree connections and filter oplocks
 /// (MS-SMB2 3.3.5.9).
 const NOT_SERVED: CreateOptions = CreateOptions(0x0010_2080);
-/// Attributes that a create may carry.
-const ATTRIBUTES_KNOWN: u32 = 0x0000_7fb7;
+/// Attributes that a create may carry (MS-FSCC 2.6); those that files here do not have mean nothing.
+const ATTRIBUTES_KNOWN: u32 = 0x005e_ffb7;
 
 /// Carries out a CREATE request.
 #[allow(clippy::too_many_lines, reason = "the checks of a CREATE in their order")]
@@ -52,13 +52,17 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         // Pipes are opened elsewhere.
         return Err(NtStatus::OBJECT_NAME_NOT_FOUND.into());
     };
-    if let Some(namespace) = ctx.ex.server.current().config.namespaces.get(&tree.name) {
-        let whole = ctx.header.flags.has(HeaderFlags::DFS);
-        request.name = dfs::local_name(namespace, &tree.name, &request.name, whole)?;
-    }
-    // Before anything is compared with it.
-    if let Cow::Owned(name) = without_dots(&request.name)? {
-        request.name = name;
+    // Before anything compares it.
+    request.name = match ctx.ex.server.current().config.namespaces.get(&tree.name) {
+        Some(namespace) => {
+            let whole = ctx.header.flags.has(HeaderFlags::DFS);
+            dfs::local_name(namespace, &tree.name, &request.name, whole)?
+        }
+        None => resolve(&request.name)?,
+    };
+    // MS-SMB2 3.3.5.9: what is not buffered cannot be put behind an end that is none of a sector.
+    if request.options.has(CreateOptions::NO_INTERMEDIATE_BUFFERING) {
+        request.access = request.access.without(Access::APPEND_DATA);
     }
     let session = ctx.session()?.clone();
     let client = ctx.client()?;

@@ -6,20 +6,24 @@
 //!                                            ├► copychunk  copy between two opens of a session
 //!                                            ├► duplicate  blocks shared between two files
 //!                                            ├► odx        tokens that stand for data
-//!                                            ├► integrity  checksums and compression
+//!                                            ├► compression
 //!                                            ├► snapshots  previous versions
 //!                                            ├► resiliency opens that outlive their connection
-//!                                            └► objects    object ids, reparse points, volume
+//!                                            ├► object_ids
+//!                                            ├► records    extents, entries of a journal
+//!                                            └► objects    reparse points, volume
 //! ```
 //!
 //! What may touch the disk runs on a thread for blocking work; the open is held until it ends.
 
+mod compression;
 mod copychunk;
 mod duplicate;
-mod integrity;
 mod network;
+mod object_ids;
 mod objects;
 mod odx;
+mod records;
 mod resiliency;
 mod snapshots;
 mod sparse;
@@ -119,23 +123,26 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         FsctlCode::OFFLOAD_WRITE => odx::write(ctx, call, out),
         FsctlCode::SRV_ENUMERATE_SNAPSHOTS => snapshots::enumerate(ctx, call),
         FsctlCode::LMR_REQUEST_RESILIENCY => resiliency::request(ctx, call, out),
-        FsctlCode::GET_COMPRESSION => integrity::compression(call, out),
-        FsctlCode::SET_COMPRESSION => integrity::set_compression(call, out),
-        FsctlCode::GET_INTEGRITY_INFORMATION => integrity::integrity(call, out),
-        FsctlCode::SET_INTEGRITY_INFORMATION => integrity::set_integrity(call, out),
-        FsctlCode::SET_INTEGRITY_INFORMATION_EX => integrity::set_integrity_ex(call, out),
-        FsctlCode::CREATE_OR_GET_OBJECT_ID | FsctlCode::GET_OBJECT_ID => {
-            objects::object_id(call, out)
-        }
-        FsctlCode::SET_OBJECT_ID => objects::set_object_id(call),
+        FsctlCode::GET_COMPRESSION => compression::get(call, out),
+        FsctlCode::SET_COMPRESSION => compression::set(call, out),
+        FsctlCode::CREATE_OR_GET_OBJECT_ID => object_ids::create_or_get(ctx, call, out),
+        FsctlCode::GET_OBJECT_ID => object_ids::get(call, out),
+        FsctlCode::SET_OBJECT_ID => object_ids::set(call),
+        FsctlCode::SET_OBJECT_ID_EXTENDED => object_ids::set_extended(call, out),
+        FsctlCode::DELETE_OBJECT_ID => object_ids::delete(ctx, call, out),
         FsctlCode::GET_REPARSE_POINT => Err(NtStatus::NOT_A_REPARSE_POINT.into()),
         FsctlCode::DELETE_REPARSE_POINT => objects::delete_reparse_point(call),
         FsctlCode::SET_REPARSE_POINT => objects::set_reparse_point(call),
         FsctlCode::FIND_FILES_BY_SID => objects::find_by_sid(call),
         FsctlCode::GET_NTFS_VOLUME_DATA => objects::ntfs_volume_data(call, out),
         FsctlCode::SET_ZERO_ON_DEALLOCATION => objects::zero_on_deallocation(call),
-        // Controls that a file system may lack; among them those of UDF and ReFS, of a change
-        // journal and of shared virtual disks (MS-FSCC 2.3, MS-SMB2 3.3.5.15.15).
+        FsctlCode::GET_RETRIEVAL_POINTERS => records::retrieval_pointers(call),
+        FsctlCode::READ_FILE_USN_DATA => records::usn_data(call, out),
+        // Not allowed on this server (MS-SMB2 3.3.5.15): no file system here has such snapshots.
+        FsctlCode::REFS_STREAM_SNAPSHOT_MANAGEMENT => Err(NtStatus::NOT_SUPPORTED.into()),
+        // Controls that a file system may lack; among them those of UDF and ReFS, of checksums
+        // (MS-FSA 2.1.5.10.10, .33, .34), of a change journal and of shared virtual disks
+        // (MS-FSCC 2.3, MS-SMB2 3.3.5.15.15).
         known if known.known_name().is_some() => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),
         // A vendor's own, which is passed on to a file system that has none (MS-SMB2 3.3.5.15.8).
         private if private.0 >> 31 == 1 => Err(NtStatus::INVALID_DEVICE_REQUEST.into()),

@@ -1,64 +1,45 @@
-//! What hangs on a file or its volume: object ids, reparse points, owners, sizes of the volume
-//! (MS-FSA 2.1.5.10.1, .3, .8, .11, .13, .35, .37, .40).
+//! What hangs on a file or its volume: reparse points, owners, sizes of the volume
+//! (MS-FSA 2.1.5.10.3, .8, .11, .37, .40).
 
-use smb_protocol::{
-    NtStatus,
-    msg::create::Access,
-    wire::{Put, Reader},
-};
+use smb_protocol::{NtStatus, msg::create::Access, wire::Put};
 use volume::fs::descriptor::cluster_size;
 
 use super::{Call, Handled, answer};
 
-/// Length of `FILE_OBJECTID_BUFFER` (MS-FSCC 2.1.3).
-const OBJECT_ID: usize = 64;
-
-/// The object id of a file: device and inode, which name it as long as it lives.
-pub fn object_id(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
-    if call.room() < OBJECT_ID {
-        return Err(NtStatus::INVALID_PARAMETER.into());
-    }
-    let stat = rustix::fs::fstat(call.open.handle())?;
-    let mut id = [0; OBJECT_ID];
-    id[..8].copy_from_slice(&stat.st_ino.to_le_bytes());
-    id[8..16].copy_from_slice(&stat.st_dev.to_le_bytes());
-    // Birth ids: volume, object, domain.
-    id[24..32].copy_from_slice(&stat.st_dev.to_le_bytes());
-    id[32..40].copy_from_slice(&stat.st_ino.to_le_bytes());
-    answer(call.request, &id, out)
-}
-
-/// Object ids are not given by clients: that needs the right to restore, which nobody has here.
-pub fn set_object_id(call: Call<'_>) -> Handled {
-    if call.request.input.len() != OBJECT_ID {
-        return Err(NtStatus::INVALID_PARAMETER.into());
-    }
-    Err(NtStatus::ACCESS_DENIED.into())
-}
-
-/// Tag at the beginning of a reparse buffer.
-fn reparse_tag(input: &[u8]) -> Result<u32, NtStatus> {
-    let mut r = Reader::new(input);
-    let read = |r: &mut Reader<'_>| Ok((r.u32("ReparseTag")?, r.u16("ReparseDataLength")?));
-    let header: smb_protocol::wire::Result<(u32, u16)> = read(&mut r);
-    match header {
-        Ok((0 | 1, _)) => Err(NtStatus::IO_REPARSE_TAG_INVALID),
-        Ok((tag, _)) => Ok(tag),
-        Err(_) => Err(NtStatus::IO_REPARSE_DATA_INVALID),
+/// Tag and `ReparseDataLength` at the beginning of a reparse buffer (MS-FSCC 2.1.2.2).
+fn reparse_header(input: &[u8]) -> Result<(u32, u16), NtStatus> {
+    match input.first_chunk::<8>() {
+        Some([a, b, c, d, e, f, ..]) => {
+            Ok((u32::from_le_bytes([*a, *b, *c, *d]), u16::from_le_bytes([*e, *f])))
+        }
+        None => Err(NtStatus::IO_REPARSE_DATA_INVALID),
     }
 }
 
 /// No file has a reparse point: there is none to take away.
 pub fn delete_reparse_point(call: Call<'_>) -> Handled {
     call.open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
-    reparse_tag(call.request.input)?;
-    Err(NtStatus::NOT_A_REPARSE_POINT.into())
+    match reparse_header(call.request.input)? {
+        (0 | 1, _) => Err(NtStatus::IO_REPARSE_TAG_INVALID.into()),
+        _ => Err(NtStatus::NOT_A_REPARSE_POINT.into()),
+    }
 }
 
 /// Nothing that would lead a later open elsewhere is kept (MS-SMB2 3.3.5.15.13).
 pub fn set_reparse_point(call: Call<'_>) -> Handled {
+    const MOST: usize = 16_384;
+    const MOUNT_POINT: u32 = 0xa000_0003;
     call.open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
-    reparse_tag(call.request.input)?;
+    let input = call.request.input;
+    let (tag, data) = reparse_header(input)?;
+    // With its header, or with that and the identity of who made the tag.
+    let lengths = [8, 24].map(|header| usize::from(data) + header);
+    if input.len() > MOST || !lengths.contains(&input.len()) {
+        return Err(NtStatus::IO_REPARSE_DATA_INVALID.into());
+    }
+    if tag == MOUNT_POINT && !call.open.directory {
+        return Err(NtStatus::NOT_A_DIRECTORY.into());
+    }
     Err(NtStatus::INVALID_DEVICE_REQUEST.into())
 }
 
@@ -87,10 +68,9 @@ pub fn ntfs_volume_data(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::BUFFER_TOO_SMALL.into());
     }
     let stat = rustix::fs::fstatvfs(call.open.handle())?;
-    let root = rustix::fs::fstat(call.open.volume().root())?;
     let cluster = cluster_size(call.open.handle())?;
     let mut output = Vec::with_capacity(96);
-    output.put_u64((root.st_dev ^ root.st_ino) & 0xffff_ffff);
+    output.put_u64(call.open.volume().serial().into());
     output.put_u64(stat.f_blocks.saturating_mul(cluster / SECTOR));
     output.put_u64(stat.f_blocks);
     output.put_u64(stat.f_bavail);

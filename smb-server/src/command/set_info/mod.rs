@@ -1,6 +1,7 @@
 //! SET_INFO (MS-SMB2 3.3.5.21): what each class changes and which right it needs. What changes names
 //! is in [`names`].
 
+mod content;
 mod names;
 
 use std::{
@@ -13,6 +14,7 @@ use smb_protocol::{
     fscc::{
         FileAttributes, InfoClass,
         file_info::{self, Basic, Disposition, Rename},
+        fs_info,
     },
     msg::{
         create::Access,
@@ -24,9 +26,14 @@ use smb_protocol::{
 };
 use state_store::Commit;
 use volume::{
-    fs::{attributes, descriptor::set_length, eas, listing, security},
+    fs::{
+        attributes,
+        descriptor::{cluster_size, set_length},
+        eas, listing, security,
+    },
     open::{Open, create::reserve, persistent::of_store},
     sharing::caching::BreakReason,
+    status::of_errno,
 };
 
 use super::{Ctx, Deferred, Failure, Handled, Outcome, create::sync_all};
@@ -36,23 +43,22 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;
     ctx.check_charge(request.input.len())?;
+    if request.info_type == InfoType::FILE
+        && let Some(asked) = content::asked(&open, request.class, request.input)
+    {
+        return content::carry_out(ctx, open, &asked, out);
+    }
     let noted = match request.info_type {
         InfoType::FILE => file(ctx, &open, request.class, request.input)?,
         InfoType::SECURITY => {
             let which = request.additional;
-            // MS-SMB2 3.3.5.21.3, MS-FSA 2.1.5.17.
             let permit = open.volume().permit(open.ceiling)?;
-            if which & parts::DACL != 0 {
-                open.need(Access::WRITE_DAC)?;
-            }
-            if which & (parts::OWNER | parts::GROUP) != 0 {
-                open.need(Access::WRITE_OWNER)?;
-            }
-            if which & parts::SACL != 0 {
-                open.need(Access::ACCESS_SYSTEM_SECURITY)?;
-            }
+            needs_of_parts(&open, which)?;
             let change =
                 Descriptor::parse(request.input).map_err(|_| NtStatus::INVALID_SECURITY_DESCR)?;
+            if which & parts::OWNER != 0 && change.owner.is_none() {
+                return Err(NtStatus::INVALID_OWNER.into());
+            }
             let directory = attributes::facts(open.handle())?.directory;
             security::update(
                 permit,
@@ -62,9 +68,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
                 change,
                 &ctx.session()?.sids,
             )?;
+            open.note_change();
             Vec::new()
         }
-        // MS-SMB2 3.3.5.21.2, 3.3.5.21.4: of a file system nothing is set, and there are no quotas.
+        InfoType::FILESYSTEM => return Err(file_system(&open, request.class, request.input).into()),
+        // MS-SMB2 3.3.5.21.4: there are no quotas.
         _ => return Err(NtStatus::NOT_SUPPORTED.into()),
     };
     let sized = matches!(request.class, InfoClass::END_OF_FILE | InfoClass::ALLOCATION);
@@ -78,6 +86,34 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     Response.encode(out);
     Ok(Outcome::SUCCESS)
+}
+
+/// Fails unless the open has the rights that a change of parts of the security descriptor needs
+/// (MS-SMB2 3.3.5.21.3, MS-FSA 2.1.5.17).
+fn needs_of_parts(open: &Open, which: u32) -> Result<(), NtStatus> {
+    for (part, right) in [
+        (parts::DACL | parts::ATTRIBUTE | parts::BACKUP, Access::WRITE_DAC),
+        (parts::OWNER | parts::GROUP | parts::LABEL | parts::BACKUP, Access::WRITE_OWNER),
+        (parts::SACL | parts::SCOPE | parts::BACKUP, Access::ACCESS_SYSTEM_SECURITY),
+    ] {
+        if which & part != 0 {
+            open.need(right)?;
+        }
+    }
+    Ok(())
+}
+
+/// Why nothing of a file system is set (MS-SMB2 3.3.5.21.2, MS-FSA 2.1.5.16).
+fn file_system(open: &Open, class: InfoClass, input: &[u8]) -> NtStatus {
+    let writes = open.need(Access::WRITE_DATA);
+    match class.0 {
+        fs_info::CONTROL | fs_info::OBJECT_ID if writes.is_err() => NtStatus::ACCESS_DENIED,
+        fs_info::CONTROL if input.len() < fs_info::CONTROL_LEN => NtStatus::INFO_LENGTH_MISMATCH,
+        fs_info::CONTROL => NtStatus::INVALID_PARAMETER,
+        fs_info::OBJECT_ID if input.len() >= fs_info::OBJECT_ID_LEN => NtStatus::INVALID_PARAMETER,
+        fs_info::LABEL | fs_info::DRIVER_PATH | fs_info::VOLUME_FLAGS => NtStatus::NOT_SUPPORTED,
+        _ => NtStatus::INVALID_INFO_CLASS,
+    }
 }
 
 /// Answers when what was changed is durable, and with it what is remembered of persistent opens.
@@ -153,6 +189,12 @@ fn file(
     input: &[u8],
 ) -> Result<Vec<Commit>, Failure> {
     let short = |_| NtStatus::INFO_LENGTH_MISMATCH;
+    if matches!(
+        class,
+        InfoClass::END_OF_FILE | InfoClass::ALLOCATION | InfoClass::VALID_DATA_LENGTH
+    ) {
+        check_length(open, file_info::parse_length(input).map_err(short)?)?;
+    }
     if let Some(right) = right(class) {
         open.permit(right)?;
     }
@@ -178,35 +220,44 @@ fn file(
         InfoClass::END_OF_FILE => {
             let data = open.writable(Access::WRITE_DATA)?;
             let len = file_info::parse_length(input).map_err(short)?;
-            if len > i64::MAX as u64 {
-                return Err(NtStatus::INVALID_PARAMETER.into());
-            }
             open.break_read_caching()?;
-            open.base_file().times.settle();
+            open.note_write();
             set_length(data.as_fd(), len)?;
         }
         InfoClass::ALLOCATION => {
             let data = open.writable(Access::WRITE_DATA)?;
             let size = file_info::parse_length(input).map_err(short)?;
-            if size > i64::MAX as u64 {
-                return Err(NtStatus::INVALID_PARAMETER.into());
-            }
             open.break_read_caching()?;
             if size < open.facts()?.end_of_file {
+                open.note_write();
                 set_length(data.as_fd(), size)?;
-            } else if size > 0 {
-                reserve(data.as_fd(), size)?;
+            } else {
+                // Space that is set aside is no content (MS-FSA 2.1.5.15.1).
+                if size > 0 {
+                    open.undated(|| reserve(data.as_fd(), size).map_err(of_errno))?;
+                }
+                open.note_change();
             }
         }
-        // Everything up to the end of the file is valid data here.
+        // Everything up to the end of the file is valid data here, so nothing else can be said
+        // (MS-FSA 2.1.5.15.15, MS-FSCC 2.4.50).
         InfoClass::VALID_DATA_LENGTH => {
             open.writable(Access::WRITE_DATA)?;
-            file_info::parse_length(input).map_err(short)?;
+            let facts = open.facts()?;
+            let len = file_info::parse_length(input).map_err(short)?;
+            if len != facts.end_of_file || facts.attributes.has(FileAttributes::SPARSE_FILE) {
+                return Err(NtStatus::INVALID_PARAMETER.into());
+            }
         }
+        // MS-FSA 2.1.5.15.10
         InfoClass::POSITION => {
             let position = file_info::parse_length(input).map_err(short)?;
+            if position > i64::MAX as u64 || open.misaligned(position, 0) {
+                return Err(NtStatus::INVALID_PARAMETER.into());
+            }
             open.position.store(position, Ordering::Relaxed);
         }
+        InfoClass::SHORT_NAME => return Err(names::short_name(open, input).into()),
         InfoClass::MODE => {
             let mode = input.first_chunk::<4>().ok_or(NtStatus::INFO_LENGTH_MISMATCH)?;
             open.set_mode(u32::from_le_bytes(*mode))?;
@@ -222,22 +273,34 @@ fn file(
             return Ok(open.note_file());
         }
         InfoClass::RENAME | InfoClass::RENAME_EX => {
-            let ex = class == InfoClass::RENAME_EX;
-            let parse = if ex { Rename::parse_ex } else { Rename::parse };
-            return names::rename(ctx, open, &parse(input).map_err(short)?);
+            return names::rename(ctx, open, &names::wanted(class, input, Rename::LEAST)?);
         }
         InfoClass::LINK | InfoClass::LINK_EX => {
-            let ex = class == InfoClass::LINK_EX;
-            let parse = if ex { Rename::parse_ex } else { Rename::parse };
-            names::link(ctx, open, &parse(input).map_err(short)?)?;
+            names::link(ctx, open, &names::wanted(class, input, Rename::FIXED)?)?;
         }
         InfoClass::FULL_EA => {
             let list = eas::parse(input)?;
             eas::set(open.permit(Access::WRITE_EA)?, open.handle(), list)?;
+            open.note_change();
+        }
+        // MS-FSA 2.1.5.15.9, .11, .13
+        InfoClass::OBJECT_ID | InfoClass::QUOTA | InfoClass::SFIO_RESERVE => {
+            return Err(NtStatus::NOT_SUPPORTED.into());
         }
         _ => return Err(NtStatus::INVALID_INFO_CLASS.into()),
     }
     Ok(Vec::new())
+}
+
+/// Fails unless a file may be so long: it is none, or its last cluster would end beyond what an
+/// allocation can be (MS-FSA 2.1.5.15.1, .5, .15).
+fn check_length(open: &Open, len: u64) -> Result<(), Failure> {
+    let cluster = cluster_size(open.handle())?;
+    let whole = len.checked_next_multiple_of(cluster).filter(|end| *end <= i64::MAX as u64);
+    if open.directory || whole.is_none() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
+    }
+    Ok(())
 }
 
 /// Marks a file to be deleted when its last opener leaves, or with POSIX' rules when this one does

@@ -4,13 +4,16 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::PoisonError,
+    sync::{PoisonError, atomic::Ordering},
 };
 
 use rustix::fs::Stat;
 use smb_protocol::{
     NtStatus,
-    fscc::{FileAttributes, file_info::Rename},
+    fscc::{
+        FileAttributes, InfoClass,
+        file_info::{Rename, parse_name},
+    },
     msg::{
         create::{Access, ShareAccess},
         notify::{Action, ChangeFilter},
@@ -23,9 +26,10 @@ use volume::{
         attributes,
         descriptor::close_removed,
         file_key,
-        path::{FileName, RelPath, StreamPart},
+        path::{RelPath, StreamName},
         permit::gates,
         security,
+        short::is_short,
         volume::Found,
     },
     open::Open,
@@ -36,6 +40,41 @@ use volume::{
 };
 
 use super::{Ctx, Failure};
+
+/// Reads a new name from a rename or a link, at least `least` bytes (MS-FSA 2.1.5.15.12): one of a
+/// remote client, so it begins at the share's root.
+pub(super) fn wanted(class: InfoClass, input: &[u8], least: usize) -> Result<Rename, NtStatus> {
+    if input.len() < least {
+        return Err(NtStatus::INFO_LENGTH_MISMATCH);
+    }
+    let parse = match class {
+        InfoClass::RENAME_EX | InfoClass::LINK_EX => Rename::parse_ex,
+        _ => Rename::parse,
+    };
+    let wanted = parse(input).map_err(|_| NtStatus::INVALID_PARAMETER)?;
+    if wanted.name.is_empty() || wanted.root_directory != 0 || wanted.name.starts_with('\\') {
+        return Err(NtStatus::INVALID_PARAMETER);
+    }
+    Ok(wanted)
+}
+
+/// Why no file gets another short name (MS-FSA 2.1.5.15.14): they follow from the long ones.
+pub(super) fn short_name(open: &Open, input: &[u8]) -> NtStatus {
+    let refuse = || -> Result<NtStatus, NtStatus> {
+        open.permit(Access::DELETE)?;
+        let name = parse_name(input).map_err(|_| NtStatus::INFO_LENGTH_MISMATCH)?;
+        let root = open.last_path()?.is_root();
+        if root || open.stream.is_some() || !(name.is_empty() || is_short(&name)) {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
+        open.need(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
+        if open.delete_pending() || open.delete_on_close.load(Ordering::Acquire) {
+            return Err(NtStatus::ACCESS_DENIED);
+        }
+        Ok(NtStatus::SHORT_NAMES_NOT_ENABLED_ON_VOLUME)
+    };
+    refuse().unwrap_or_else(|status| status)
+}
 
 /// Whether a name that is taken may be taken away for another file; its file is no folder.
 fn check_replaced(
@@ -78,7 +117,7 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
     if facts.links >= MOST {
         return Err(NtStatus::TOO_MANY_LINKS.into());
     }
-    let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
+    let wanted = RelPath::parse(&request.name)?;
     if wanted.is_root() {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
@@ -126,7 +165,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
         // keeps from being renamed.
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
-    let wanted = RelPath::parse(request.name.trim_start_matches('\\'))?;
+    let wanted = RelPath::parse(&request.name)?;
     let from = open.path()?;
     if wanted.is_root() || from.is_root() || open.stream.is_some() {
         return Err(NtStatus::INVALID_PARAMETER.into());
@@ -170,6 +209,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
             let _renaming = announce(open, &path)?;
             // Two names of one file: the old one goes.
             permit.remove(&from, &stat)?;
+            open.note_change();
             open.tell_at(&from, Action::REMOVED, open.name_filter());
             open.file.set_path(open.opener_id(), open.volume().system(&path));
             return Ok(open.note_renamed());
@@ -185,6 +225,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
     }
     let _renaming = announce(open, &to)?;
     permit.rename((&from, &stat), &to, replaced.as_ref().map(|(_, stat)| stat))?;
+    open.note_change();
     let filter = open.name_filter();
     let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);
     let (was, is) = match stays {
@@ -236,13 +277,39 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Failure>
     Ok(())
 }
 
+/// The stream that `:name:type` names (MS-FSA 2.1.5.15.12.1); `None` for the unnamed one.
+pub(super) fn stream_of(open: &Open, wanted: &str) -> Result<Option<StreamName>, NtStatus> {
+    let invalid = NtStatus::INVALID_PARAMETER;
+    let text = wanted.strip_prefix(':').ok_or(invalid)?;
+    let (name, kind) = text.split_once(':').unwrap_or((text, "$DATA"));
+    // A character that no type has is one of a name, too.
+    let is_type = StreamName::new(kind).is_some() && !kind.chars().any(char::is_control);
+    if wanted.ends_with(':') || !is_type {
+        return Err(invalid);
+    }
+    let name = match name {
+        "" if open.directory || open.is_of_folder() => return Err(invalid),
+        "" => None,
+        name => Some(StreamName::new(name).ok_or(invalid)?),
+    };
+    let own = if open.directory { "$INDEX_ALLOCATION" } else { "$DATA" };
+    if !kind.eq_ignore_ascii_case(own) {
+        return Err(NtStatus::OBJECT_TYPE_MISMATCH);
+    }
+    if open.directory { Err(invalid) } else { Ok(name) }
+}
+
 /// Gives a stream another name (MS-FSA 2.1.5.15.12.1).
 fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Failure> {
     let invalid = NtStatus::INVALID_PARAMETER;
-    let part = FileName::parse(&request.name).map_err(|_| invalid)?.part;
-    let StreamPart::Named(to) = part else { return Err(invalid.into()) };
-    let Some(stream) = &open.stream else { return Err(invalid.into()) };
+    let to = stream_of(open, &request.name)?;
     open.permit(Access::DELETE)?;
+    let (to, stream) = match (to, &open.stream) {
+        (None, None) => return Ok(()),
+        (Some(to), Some(stream)) => (to, stream),
+        // Between the file itself and a stream its content is moved, which is done elsewhere.
+        _ => return Err(invalid.into()),
+    };
     let mut name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);
     if same_name(name.as_str(), to.as_str()) {
         return Ok(());
@@ -258,5 +325,7 @@ fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fai
     }
     store.rename(open.handle(), &name, &to, request.replace)?;
     *name = to;
+    drop(name);
+    open.note_write();
     Ok(())
 }

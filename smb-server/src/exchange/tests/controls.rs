@@ -340,7 +340,18 @@ fn absent_features_are_refused_as_the_specification_says() {
             NtStatus::NOT_A_REPARSE_POINT,
         ),
         (FsctlCode::DELETE_REPARSE_POINT, file, &[0; 8], NtStatus::IO_REPARSE_TAG_INVALID),
+        (FsctlCode::DELETE_REPARSE_POINT, file, &[0; 7], NtStatus::IO_REPARSE_DATA_INVALID),
         (FsctlCode::SET_REPARSE_POINT, file, &[0; 3], NtStatus::IO_REPARSE_DATA_INVALID),
+        (FsctlCode::SET_REPARSE_POINT, file, &[0; 7], NtStatus::IO_REPARSE_DATA_INVALID),
+        (FsctlCode::SET_REPARSE_POINT, file, &[0; 9], NtStatus::IO_REPARSE_DATA_INVALID),
+        (FsctlCode::SET_REPARSE_POINT, file, &[0; 16_385], NtStatus::IO_REPARSE_DATA_INVALID),
+        (
+            FsctlCode::SET_REPARSE_POINT,
+            file,
+            &[3, 0, 0, 0xa0, 0, 0, 0, 0],
+            NtStatus::NOT_A_DIRECTORY,
+        ),
+        (FsctlCode::SET_REPARSE_POINT, folder, &[3, 0, 0, 0xa0, 0, 0, 0, 0], absent),
         (FsctlCode::QUERY_ON_DISK_VOLUME_INFO, file, &[], absent),
         (FsctlCode::GET_REFS_VOLUME_DATA, file, &[], absent),
         (FsctlCode::QUERY_SHARED_VIRTUAL_DISK_SUPPORT, file, &[], absent),
@@ -349,17 +360,20 @@ fn absent_features_are_refused_as_the_specification_says() {
         (FsctlCode::FIND_FILES_BY_SID, folder, &[0; 12], NtStatus::ACCESS_DENIED),
         (FsctlCode::FIND_FILES_BY_SID, file, &[0; 12], bad),
         (FsctlCode::SET_COMPRESSION, file, &word(0), NtStatus::SUCCESS),
-        (FsctlCode::SET_COMPRESSION, file, &word(2), NtStatus::NOT_SUPPORTED),
+        (FsctlCode::SET_COMPRESSION, file, &word(1), absent),
+        (FsctlCode::SET_COMPRESSION, file, &word(2), absent),
         (FsctlCode::SET_COMPRESSION, file, &word(9), bad),
         (FsctlCode::SET_COMPRESSION, file, &[0], bad),
-        (
-            FsctlCode::SET_INTEGRITY_INFORMATION,
-            file,
-            &[0xff, 0xff, 0, 0, 0, 0, 0, 0],
-            NtStatus::SUCCESS,
-        ),
-        (FsctlCode::SET_INTEGRITY_INFORMATION, file, &[2, 0, 0, 0, 0, 0, 0, 0], absent),
-        (FsctlCode::SET_INTEGRITY_INFORMATION, file, &[3, 0, 0, 0, 0, 0, 0, 0], bad),
+        // Before anything of the input is looked at.
+        (FsctlCode::GET_INTEGRITY_INFORMATION, file, &[], absent),
+        (FsctlCode::GET_INTEGRITY_INFORMATION, folder, &[], absent),
+        (FsctlCode::SET_INTEGRITY_INFORMATION, file, &[0xff, 0xff, 0, 0, 0, 0, 0, 0], absent),
+        (FsctlCode::SET_INTEGRITY_INFORMATION, folder, &[2, 0, 0, 0, 0, 0, 0, 0], absent),
+        (FsctlCode::SET_INTEGRITY_INFORMATION, file, &[3, 0, 0, 0, 9, 0, 0, 0], absent),
+        (FsctlCode::SET_INTEGRITY_INFORMATION, file, &[], absent),
+        (FsctlCode::SET_INTEGRITY_INFORMATION_EX, file, &[0; 16], absent),
+        (FsctlCode::SET_INTEGRITY_INFORMATION_EX, folder, &[], absent),
+        (FsctlCode::REFS_STREAM_SNAPSHOT_MANAGEMENT, file, &[0; 16], NtStatus::NOT_SUPPORTED),
         (FsctlCode::SET_SPARSE, folder, &[], bad),
         (FsctlCode::SET_ZERO_DATA, folder, &[0; 16], bad),
         (FsctlCode::SET_ZERO_DATA, file, &[0; 15], bad),
@@ -372,13 +386,135 @@ fn absent_features_are_refused_as_the_specification_says() {
     let (status, output) = direct.control(FsctlCode::GET_COMPRESSION, file, &[]);
     assert_eq!((status, output), (NtStatus::SUCCESS, vec![0, 0]));
     assert_eq!(direct.control_with(FsctlCode::GET_COMPRESSION, file, &[], 1).0, bad);
-    let (status, output) = direct.control(FsctlCode::GET_INTEGRITY_INFORMATION, file, &[]);
-    assert_eq!((status, output.len(), &output[..12]), (NtStatus::SUCCESS, 16, &[0; 12][..]));
     let (status, output) = direct.control(FsctlCode::GET_NTFS_VOLUME_DATA, file, &[]);
     assert_eq!((status, output.len()), (NtStatus::SUCCESS, 96));
     let (status, output) = direct.control(FsctlCode::QUERY_FILE_REGIONS, file, &[]);
     assert_eq!((status, output.len()), (NtStatus::SUCCESS, 40));
     assert_eq!(output[16..40], [&[0; 8][..], &[100, 0, 0, 0, 0, 0, 0, 0, 1], &[0; 7]].concat());
+}
+
+/// MS-FSA 2.1.5.10.1, .2, .13, .35, .36.
+#[test]
+fn an_object_id_is_made_kept_changed_and_taken_away() {
+    let mut direct = ready();
+    let file = direct.file("f", &[1; 100]);
+    let folder = direct.open("d", CreateOptions::DIRECTORY_FILE);
+    let none = NtStatus::OBJECTID_NOT_FOUND;
+    let bad = NtStatus::INVALID_PARAMETER;
+    for id in [file, folder] {
+        assert_eq!(direct.control(FsctlCode::GET_OBJECT_ID, id, &[]).0, none);
+        assert_eq!(direct.control(FsctlCode::SET_OBJECT_ID_EXTENDED, id, &[5; 48]).0, none);
+        assert_eq!(direct.control(FsctlCode::DELETE_OBJECT_ID, id, &[]).0, NtStatus::SUCCESS);
+        let small = direct.control_with(FsctlCode::CREATE_OR_GET_OBJECT_ID, id, &[], 63);
+        assert_eq!(small.0, bad);
+        assert_eq!(direct.control(FsctlCode::GET_OBJECT_ID, id, &[]).0, none);
+        let (status, made) = direct.control(FsctlCode::CREATE_OR_GET_OBJECT_ID, id, &[]);
+        assert_eq!((status, made.len()), (NtStatus::SUCCESS, 64));
+        // Born here with it, in no domain.
+        assert_eq!((&made[..16], &made[48..]), (&made[32..48], &[0; 16][..]));
+        let (_, volume) = direct.file_system(id, 8, 64);
+        assert_eq!(made[16..32], volume[..16]);
+        for code in [FsctlCode::GET_OBJECT_ID, FsctlCode::CREATE_OR_GET_OBJECT_ID] {
+            assert_eq!(direct.control(code, id, &[]), (NtStatus::SUCCESS, made.clone()));
+            assert_eq!(direct.control_with(code, id, &[], 63).0, bad);
+        }
+        for len in [47, 49, 64] {
+            let input = vec![5; len];
+            assert_eq!(direct.control(FsctlCode::SET_OBJECT_ID_EXTENDED, id, &input).0, bad);
+        }
+        let set = direct.control(FsctlCode::SET_OBJECT_ID_EXTENDED, id, &[5; 48]).0;
+        assert_eq!(set, NtStatus::SUCCESS);
+        let (_, now) = direct.control(FsctlCode::GET_OBJECT_ID, id, &[]);
+        assert_eq!((&now[..16], &now[16..]), (&made[..16], &[5; 48][..]));
+        assert_eq!(direct.control(FsctlCode::SET_OBJECT_ID, id, &[1; 63]).0, bad);
+        let denied = direct.control(FsctlCode::SET_OBJECT_ID, id, &[1; 64]).0;
+        assert_eq!(denied, NtStatus::ACCESS_DENIED);
+        assert_eq!(direct.control(FsctlCode::DELETE_OBJECT_ID, id, &[]).0, NtStatus::SUCCESS);
+        assert_eq!(direct.control(FsctlCode::GET_OBJECT_ID, id, &[]).0, none);
+    }
+    let ids = [file, folder].map(|id| {
+        let (status, made) = direct.control(FsctlCode::CREATE_OR_GET_OBJECT_ID, id, &[]);
+        assert_eq!(status, NtStatus::SUCCESS);
+        made
+    });
+    assert_ne!(ids[0], ids[1]);
+}
+
+/// MS-FSA 2.1.5.10.27: without a journal no change has a number.
+#[test]
+fn a_file_has_the_record_that_a_journal_would_have_of_it() {
+    let mut direct = ready();
+    let folder = direct.open("d", CreateOptions::DIRECTORY_FILE);
+    let file = direct.file("d\\name", &[1; 100]);
+    let number = |direct: &mut Direct, id| {
+        let raw = direct.query(id, InfoClass::INTERNAL).unwrap();
+        u64::from_le_bytes(*raw.first_chunk().unwrap())
+    };
+    let (own, above) = (number(&mut direct, file), number(&mut direct, folder));
+    let ask = |direct: &mut Direct, input: &[u8], room| {
+        direct.control_with(FsctlCode::READ_FILE_USN_DATA, file, input, room)
+    };
+    let name: Vec<u8> = "name".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let at = |raw: &[u8], at: usize| u64::from_le_bytes(*raw[at..].first_chunk().unwrap());
+    for input in [&[][..], &[2, 0, 2, 0], &[0, 0, 2, 0], &[1, 0, 0]] {
+        let (status, raw) = ask(&mut direct, input, 72);
+        assert_eq!((status, raw.len()), (NtStatus::SUCCESS, 72), "{input:?}");
+        assert_eq!(raw[..8], [72, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!((at(&raw, 8), at(&raw, 16)), (own, above));
+        assert_eq!(raw[24..52], [0; 28]);
+        assert_eq!(raw[52..60], [0x20, 0, 0, 0, 8, 0, 60, 0]);
+        assert_eq!((&raw[60..68], &raw[68..]), (&name[..], &[0; 4][..]));
+    }
+    let (status, raw) = ask(&mut direct, &[2, 0, 9, 0], 88);
+    assert_eq!((status, raw.len()), (NtStatus::SUCCESS, 88));
+    assert_eq!(raw[..8], [88, 0, 0, 0, 3, 0, 0, 0]);
+    assert_eq!((at(&raw, 8), at(&raw, 16), at(&raw, 24), at(&raw, 32)), (own, 0, above, 0));
+    assert_eq!((&raw[72..76], &raw[76..84]), (&[8, 0, 76, 0][..], &name[..]));
+    for input in [[3, 0, 2, 0], [4, 0, 4, 0], [0, 0, 1, 0]] {
+        assert_eq!(ask(&mut direct, &input, 100).0, NtStatus::INVALID_PARAMETER, "{input:?}");
+    }
+    for (input, room) in [(&[][..], 63), (&[], 71), (&[2, 0, 3, 0], 79), (&[2, 0, 3, 0], 87)] {
+        assert_eq!(ask(&mut direct, input, room).0, NtStatus::BUFFER_TOO_SMALL, "{room}");
+    }
+}
+
+/// MS-FSA 2.1.5.10.15, on a file system that tells.
+#[test]
+fn where_a_file_lies_is_told() {
+    let mut direct = ready();
+    let file = direct.file("f", &[1; 300_000]);
+    let folder = direct.open("d", CreateOptions::DIRECTORY_FILE);
+    let code = FsctlCode::GET_RETRIEVAL_POINTERS;
+    let from = |start: u64| start.to_le_bytes();
+    let bad = NtStatus::INVALID_PARAMETER;
+    assert_eq!(direct.control(code, file, &[0; 7]).0, bad);
+    assert_eq!(direct.control_with(code, file, &from(0), 31).0, NtStatus::BUFFER_TOO_SMALL);
+    assert_eq!(direct.control(code, file, &from(u64::MAX)).0, bad);
+    assert_eq!(direct.control(code, folder, &from(0)).0, NtStatus::END_OF_FILE);
+    let (status, raw) = direct.control(code, file, &from(0));
+    if status == NtStatus::INVALID_DEVICE_REQUEST {
+        eprintln!("the file system of temporary files does not tell of extents");
+        return;
+    }
+    assert_eq!(status, NtStatus::SUCCESS);
+    let numbers: Vec<u64> =
+        raw.as_chunks::<8>().0.iter().map(|raw| u64::from_le_bytes(*raw)).collect();
+    let count = numbers[0] as usize;
+    assert_eq!((numbers.len(), numbers[1]), (2 + 2 * count, 0));
+    let cluster = rustix::fs::statvfs(direct._folder.path()).unwrap().f_frsize;
+    assert!(numbers[2 * count] >= 300_000u64.div_ceil(cluster));
+    assert!(numbers[3] < u64::MAX, "the file is written");
+    let beyond = from(numbers[2 * count]);
+    assert_eq!(direct.control(code, file, &beyond).0, NtStatus::END_OF_FILE);
+    let empty = direct.file("empty", &[]);
+    assert_eq!(direct.control(code, empty, &from(0)).0, NtStatus::END_OF_FILE);
+    // A hole between, and room for one run.
+    direct.put(file, 16 << 20, &[2; 4096]);
+    let (status, raw) = direct.control_with(code, file, &from(0), 32);
+    assert_eq!((status, raw.len()), (NtStatus::BUFFER_OVERFLOW, 32));
+    let (status, raw) = direct.control(code, file, &from((15 << 20) / cluster));
+    assert_eq!(status, NtStatus::SUCCESS);
+    assert_eq!((&raw[16..24], &raw[24..32]), (&from((16 << 20) / cluster)[..], &[0xff; 8][..]));
 }
 
 /// MS-SMB2 3.3.5.15.9; MS-HVRS demands it of a server.

@@ -69,7 +69,13 @@ impl Direct {
         }
     }
 
-    fn rename(&mut self, file_id: FileId, class: InfoClass, flags: u8, name: &str) -> NtStatus {
+    pub(super) fn rename(
+        &mut self,
+        file_id: FileId,
+        class: InfoClass,
+        flags: u8,
+        name: &str,
+    ) -> NtStatus {
         let mut input = Vec::new();
         Rename { name: name.into(), ..Rename::default() }.encode(&mut input);
         input[0] = flags;
@@ -82,7 +88,7 @@ impl Direct {
         assert_eq!(header.status, NtStatus::SUCCESS);
     }
 
-    fn load(&mut self, file_id: FileId) -> Vec<u8> {
+    pub(super) fn load(&mut self, file_id: FileId) -> Vec<u8> {
         let request = read::Request { length: 4096, file_id, ..Default::default() };
         let (header, body) = self.ask(Command::READ, |out| request.encode(out));
         match header.status {
@@ -91,13 +97,13 @@ impl Direct {
         }
     }
 
-    fn streams(&mut self, file_id: FileId) -> Vec<String> {
+    pub(super) fn streams(&mut self, file_id: FileId) -> Vec<String> {
         let list = self.query(file_id, InfoClass::STREAM).unwrap();
         file_info::parse_streams(&list).unwrap().into_iter().map(|(name, ..)| name).collect()
     }
 
     /// All names in a folder, taken in answers of at most `room` bytes.
-    fn names(&mut self, file_id: FileId, pattern: &str, room: u32) -> Vec<String> {
+    pub(super) fn names(&mut self, file_id: FileId, pattern: &str, room: u32) -> Vec<String> {
         let list = self.entries(file_id, InfoClass::ID_BOTH_DIRECTORY, pattern, room);
         list.into_iter().map(|entry| entry.name).collect()
     }

@@ -142,12 +142,12 @@ impl Direct {
         self.ask(Command::IOCTL, |out| request.encode(out)).0.status
     }
 
-    fn write_at(&mut self, file_id: FileId, offset: u64, data: &[u8]) -> NtStatus {
+    pub(super) fn write_at(&mut self, file_id: FileId, offset: u64, data: &[u8]) -> NtStatus {
         let request = write::Request { offset, file_id, data, ..Default::default() };
         self.ask(Command::WRITE, |out| request.encode(out)).0.status
     }
 
-    fn create_as(
+    pub(super) fn create_as(
         &mut self,
         name: &str,
         access: Access,
@@ -374,6 +374,7 @@ fn acts(me: &Sid) -> Vec<Act> {
         control("sparse (MS-FSA 2.1.5.10.38)", marks, FsctlCode::SET_SPARSE, vec![1]),
         control("zero (MS-FSA 2.1.5.10.39)", WRITE, FsctlCode::SET_ZERO_DATA, zero),
         control("trim (MS-FSA 2.1.5.10.6)", WRITE, FsctlCode::FILE_LEVEL_TRIM, trim),
+        control("object id (MS-FSA 2.1.5.10.1)", ANY, FsctlCode::CREATE_OR_GET_OBJECT_ID, vec![]),
         control("offload (MS-FSA 2.1.5.10.21)", WRITE, FsctlCode::OFFLOAD_WRITE, offload),
         act("copy that reads back (MS-SMB2 3.3.5.15.6)", NEVER, "file", |d, id| {
             copy(d, id, FsctlCode::SRV_COPYCHUNK, 0)
@@ -463,6 +464,7 @@ fn acts(me: &Sid) -> Vec<Act> {
         }
     }
     let changing = [
+        FsctlCode::CREATE_OR_GET_OBJECT_ID,
         FsctlCode::SET_SPARSE,
         FsctlCode::SET_ZERO_DATA,
         FsctlCode::FILE_LEVEL_TRIM,

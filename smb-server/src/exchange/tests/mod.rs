@@ -21,13 +21,16 @@ use test_support::smb_caller::{Asks, Caller, Logon, answers, setup};
 mod audits;
 mod changes;
 mod channels;
+mod classes;
 mod contexts;
 mod controls;
+mod dates;
 mod files;
 mod guessing;
 mod house;
 mod listing;
 mod matrix;
+mod naming;
 mod options;
 mod persistent;
 mod placing;
@@ -145,9 +148,15 @@ impl Direct {
 
     /// Negotiates, logs in and connects to the share.
     fn login(&mut self) {
+        self.login_at(Dialect::SMB_2_1);
+    }
+
+    /// The same at a dialect.
+    fn login_at(&mut self, dialect: Dialect) {
         let offer = negotiate::Request {
-            dialects: vec![Dialect::SMB_2_1],
+            dialects: vec![dialect],
             security_mode: negotiate::SecurityMode::SIGNING_ENABLED,
+            client_guid: [7; 16],
             ..Default::default()
         };
         self.log_in("u", &offer);
@@ -233,9 +242,9 @@ fn body(command: u16, id: FileId, number: u64) -> Vec<u8> {
                 FsctlCode::OFFLOAD_READ,
                 FsctlCode::OFFLOAD_WRITE,
                 FsctlCode::SET_COMPRESSION,
-                FsctlCode::GET_INTEGRITY_INFORMATION,
-                FsctlCode::SET_INTEGRITY_INFORMATION,
-                FsctlCode::SET_INTEGRITY_INFORMATION_EX,
+                FsctlCode::SET_OBJECT_ID_EXTENDED,
+                FsctlCode::GET_RETRIEVAL_POINTERS,
+                FsctlCode::READ_FILE_USN_DATA,
                 FsctlCode::DELETE_REPARSE_POINT,
                 FsctlCode::GET_NTFS_VOLUME_DATA,
             ];

@@ -254,6 +254,7 @@ fn rename_to(name: &str) -> Vec<u8> {
     let mut input = vec![0; 20];
     input[16] = name.len() as u8;
     input.extend(name);
+    input.resize(input.len().max(24), 0);
     input
 }
 

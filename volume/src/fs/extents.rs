@@ -1,0 +1,182 @@
+//! Where on its volume the content of a file lies (MS-FSA 2.1.1.5, `ExtentList`), as FIEMAP tells it.
+//! It may wait for the disk: what is not written yet has no place, so it is written first.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::{
+    io::Errno,
+    ioctl::{Opcode, Updater, ioctl, opcode},
+};
+
+use crate::fs::descriptor::cluster_size;
+
+/// A run of clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The first cluster of the file behind the run (`NextVcn`).
+    pub next: u64,
+    /// The first cluster of the volume that it has; `None` for a hole.
+    pub cluster: Option<u64>,
+}
+
+/// What was found of a file's clusters.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Extents {
+    /// The cluster of the file at which the first run begins.
+    pub start: u64,
+    /// Runs, the first of which holds the cluster that was asked for.
+    pub runs: Vec<Extent>,
+    /// There are more.
+    pub more: bool,
+}
+
+/// Extents that the system is asked for at a time.
+const STEP: usize = 256;
+
+/// `struct fiemap_extent` (linux/fiemap.h).
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Mapped {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved: [u64; 2],
+    flags: u32,
+    reserved2: [u32; 3],
+}
+
+/// `struct fiemap` (linux/fiemap.h) and room behind it.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    count: u32,
+    reserved: u32,
+    extents: [Mapped; STEP],
+}
+
+/// `struct fiemap` without the room, by whose size the system knows the request.
+#[repr(C)]
+struct Head {
+    numbers: [u64; 4],
+}
+
+const FS_IOC_FIEMAP: Opcode = opcode::read_write::<Head>(b'f', 11);
+/// `FIEMAP_FLAG_SYNC`.
+const SYNC: u32 = 1;
+/// `FIEMAP_EXTENT_LAST`.
+const LAST: u32 = 1;
+/// `FIEMAP_EXTENT_UNKNOWN`, `DELALLOC`, `ENCODED`, `NOT_ALIGNED`, `DATA_INLINE`: those have no whole
+/// clusters of their own.
+const NO_PLACE: u32 = 0x2 | 0x4 | 0x8 | 0x100 | 0x200;
+
+#[expect(unsafe_code, reason = "FS_IOC_FIEMAP has no safe wrapper")]
+fn map(fd: BorrowedFd<'_>, from: u64, found: &mut Fiemap) -> Result<(), Errno> {
+    (found.start, found.length) = (from, u64::MAX - from);
+    (found.flags, found.mapped, found.count) = (SYNC, 0, STEP as u32);
+    // SAFETY: FS_IOC_FIEMAP reads one `fiemap` and writes at most `count` of `fiemap_extent` behind
+    // it, for all of which `Fiemap` has room; all their bytes may have any value.
+    unsafe { ioctl(fd, Updater::<FS_IOC_FIEMAP, Fiemap>::new(found)) }
+}
+
+/// The runs of a file from the one that holds the cluster `from` of the file on, at most `most` of
+/// them; none if the file ends before it. `fd` is open for reading.
+///
+/// # Errors
+/// `EOPNOTSUPP` or `ENOTTY` where the file system does not tell; what the file system says.
+pub fn extents(fd: BorrowedFd<'_>, from: u64, most: usize) -> Result<Extents, Errno> {
+    let cluster = cluster_size(fd)?;
+    let size = u64::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or(0);
+    let mut all = Extents::default();
+    let mut at = 0;
+    // Whether there was room for a run, which counts from the one that holds `from` on.
+    let add = |all: &mut Extents, run: Extent| {
+        if run.next <= from {
+            all.start = run.next;
+        } else if all.runs.len() < most {
+            all.runs.push(run);
+        } else {
+            all.more = true;
+        }
+        !all.more
+    };
+    let mut found = Box::new(Fiemap {
+        start: 0,
+        length: 0,
+        flags: 0,
+        mapped: 0,
+        count: 0,
+        reserved: 0,
+        extents: [Mapped::default(); STEP],
+    });
+    let mut behind = 0;
+    loop {
+        map(fd, behind, &mut found)?;
+        let list = found.extents.get(..found.mapped as usize).unwrap_or_default();
+        for extent in list {
+            behind = extent.logical.saturating_add(extent.length);
+            if extent.flags & NO_PLACE != 0 {
+                continue;
+            }
+            let (first, next) = (extent.logical / cluster, behind.div_ceil(cluster));
+            if first > at && !add(&mut all, Extent { next: first, cluster: None }) {
+                return Ok(all);
+            }
+            let place = Some(extent.physical / cluster);
+            if next > at && !add(&mut all, Extent { next, cluster: place }) {
+                return Ok(all);
+            }
+            at = at.max(next);
+        }
+        if list.last().is_none_or(|extent| extent.flags & LAST != 0) {
+            break;
+        }
+    }
+    // What is kept beside the file's name has no clusters at all.
+    let end = size.div_ceil(cluster);
+    if at < end && !(at == 0 && behind > 0) {
+        add(&mut all, Extent { next: end, cluster: None });
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        os::{fd::AsFd, unix::fs::FileExt},
+    };
+
+    use super::*;
+
+    #[test]
+    fn runs_follow_on_each_other_and_holes_have_no_place() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 300_000]).unwrap();
+        let cluster = cluster_size(file.as_fd()).unwrap();
+        let all = match extents(file.as_fd(), 0, 100) {
+            Err(Errno::OPNOTSUPP | Errno::NOTTY) => {
+                eprintln!("the file system of temporary files does not tell of extents");
+                return;
+            }
+            other => other.unwrap(),
+        };
+        let end = 300_000u64.div_ceil(cluster);
+        assert_eq!((all.start, all.more), (0, false));
+        assert!(all.runs.last().unwrap().next >= end && all.runs[0].cluster.is_some());
+        // A hole, and something behind it.
+        file.write_all_at(&[2; 4096], 1 << 24).unwrap();
+        let all = extents(file.as_fd(), 0, 100).unwrap();
+        let hole = (1 << 24) / cluster;
+        assert!(all.runs.contains(&Extent { next: hole, cluster: None }), "{all:?}");
+        assert!(all.runs.windows(2).all(|pair| pair[0].next < pair[1].next));
+        // From within the hole on; with room for one.
+        let part = extents(file.as_fd(), hole - 1, 1).unwrap();
+        assert_eq!(part.runs, [Extent { next: hole, cluster: None }]);
+        assert!(part.more && part.start < hole);
+        let none = extents(file.as_fd(), 1 << 40, 10).unwrap();
+        assert_eq!((none.runs.len(), none.more), (0, false));
+    }
+}
