@@ -24,7 +24,7 @@ use super::{Open, StreamOpen};
 use crate::{
     fs::{descriptor::close_removed, listing, path::RelPath},
     quoted::Quoted,
-    sharing::{caching::BreakReason, watches::Change},
+    sharing::{caching::BreakReason, links::Link, watches::Change},
     status::of_errno,
 };
 
@@ -42,6 +42,8 @@ pub struct Ended {
 struct Removal {
     /// The name that is gone.
     removed: Option<RelPath>,
+    /// The key of the lease on its folder of whoever knows that, because they said so themselves.
+    by: Option<[u8; 16]>,
     /// Why it is not gone though it was to be.
     failed: Option<NtStatus>,
 }
@@ -143,11 +145,11 @@ impl Open {
         self.table().forget(self);
         self.date_writes();
         self.leave_times();
-        let Removal { removed, failed } = self.leave_file();
+        let Removal { removed, by, failed } = self.leave_file();
         if removed.is_some() || self.stream.is_some() {
             self.close_aside();
         }
-        self.tell_closed(removed);
+        self.tell_closed(removed, by);
         // Last, so that a file that was to be deleted is, whenever the server ends.
         Ended { forgotten: self.forget(), failed }
     }
@@ -162,7 +164,7 @@ impl Open {
             return;
         }
         let _ = self.break_conflicting(BreakReason::Delete);
-        self.file.set_delete_pending(self.opener_id(), true);
+        self.set_delete_pending(true);
         if self.directory {
             self.table().watches.gone(self.file.key());
         }
@@ -178,17 +180,22 @@ impl Open {
             && self.file.delete_pending(id)
             && let Some(path) = self.file.path(id)
         {
+            removal.by = self.origin.parent_lease;
             removal.note(self.remove_file(&path));
             if removal.removed.is_some() {
                 self.file.name_is_gone(id);
             }
         }
+        let mut kept = None;
+        let remove = |link: &Link| {
+            // Two who know the folder by different leases have not told each other.
+            removal.by = link.deleter.filter(|by| self.origin.parent_lease == Some(*by));
+            removal.note(self.remove_file(&link.path));
+        };
         match &self.stream {
-            None => self.table().leave(&self.file, id, |path| removal.note(self.remove_file(path))),
+            None => self.table().leave(&self.file, id, remove),
             Some(stream) => {
-                let mut kept = None;
                 self.table().leave(&self.file, id, |_| kept = self.remove_stream(stream).err());
-                let remove = |path: &RelPath| removal.note(self.remove_file(path));
                 self.table().leave(&stream.base, id, remove);
                 removal.failed = removal.failed.or(kept);
             }
@@ -197,12 +204,12 @@ impl Open {
     }
 
     /// Tells those who watch its folder, or cache what is in it.
-    fn tell_closed(&self, removed: Option<RelPath>) {
+    fn tell_closed(&self, removed: Option<RelPath>, by: Option<[u8; 16]>) {
         match removed {
             Some(path) => {
                 let filter =
                     if self.directory { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
-                let (volume, by) = (&**self.volume(), self.origin.parent_lease);
+                let volume = &**self.volume();
                 let (path, action) = (&path, Action::REMOVED);
                 let (stream, unless) = (None, ChangeFilter::NONE);
                 self.table().changed(&Change { volume, path, stream, action, filter, unless, by });

@@ -53,6 +53,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             }
             let change =
                 Descriptor::parse(request.input).map_err(|_| NtStatus::INVALID_SECURITY_DESCR)?;
+            // MS-FSA 2.1.5.17: who caches the handle opens anew under another list.
+            open.break_conflicting(BreakReason::Security)?;
             let directory = attributes::facts(open.handle())?.directory;
             security::update(
                 permit,
@@ -268,7 +270,7 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Failure> {
         open.delete_on_close.store(false, Ordering::Release);
     }
     open.posix_delete.store(delete && flags.has(Disposition::POSIX_SEMANTICS), Ordering::Release);
-    open.file.set_delete_pending(open.opener_id(), delete);
+    open.set_delete_pending(delete);
     if delete && open.directory {
         open.table().watches.gone(open.file.key());
     }
