@@ -152,31 +152,38 @@ impl OpenFileTable {
     }
 
     /// The client of an open is away: of a persistent one, what its client is being told may not have
-    /// come, and without caching writes it caches nothing beside its locks.
+    /// come.
     pub fn client_left(&self, open: &Open) {
         let (file, id) = (&open.file, open.opener_id());
         let mut state = lock(&file.state);
         if !state.will_be_back(&[id]) {
             return;
         }
-        let (cached, breaking) = state.caching.state(id);
-        if !cached.has(LeaseState::WRITE) && state.locks.of(id).next().is_some() {
-            state.caching.lose(id);
-        } else if breaking && self.is_alone(&state, id) {
+        if state.caching.state(id).1 && self.is_alone(&state, id) {
             state.caching.tell_later(id, Instant::now());
         }
         self.note_caching(file, &mut state);
     }
 
-    /// The client of an open is back, with that epoch of its lease if it has one.
-    pub fn client_came(&self, open: &Open, epoch: Option<u16>) {
+    /// The client of an open is back, with that epoch of its lease if it has one. Where one node serves
+    /// the share, `alone`, a persistent open caches nothing beside its locks unless it caches writes,
+    /// as on Windows; the answer says so.
+    pub fn client_came(&self, open: &Open, epoch: Option<u16>, alone: bool) {
         let (file, id) = (&open.file, open.opener_id());
         let mut state = lock(&file.state);
-        let first = state.will_be_back(&[id]) && self.is_alone(&state, id);
-        if let Some(epoch) = epoch.filter(|_| first) {
-            state.caching.take_epoch(id, epoch);
-            self.note_caching(file, &mut state);
+        if !state.will_be_back(&[id]) || !self.is_alone(&state, id) {
+            return;
         }
+        let locked = state.caching.holder_of(id).is_some_and(|(_, opens)| {
+            opens.iter().any(|open| state.locks.of(*open).next().is_some())
+        });
+        if alone && locked && !state.caching.state(id).0.has(LeaseState::WRITE) {
+            state.caching.lose(id);
+        }
+        if let Some(epoch) = epoch {
+            state.caching.take_epoch(id, epoch);
+        }
+        self.note_caching(file, &mut state);
     }
 
     /// Tells a client that is back, and has been answered, what it could not be told.

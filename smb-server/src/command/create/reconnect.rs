@@ -21,6 +21,7 @@ use volume::open::{Durability, Open};
 use super::{CreateContexts, answer};
 use crate::{
     command::{Ctx, Failure, Handled},
+    config::ClusterShare,
     session::Session,
 };
 
@@ -109,7 +110,8 @@ fn take_up(
     tracing::debug!(user = session.user.name, file = %volume::quoted::Quoted(&request.name), "taken up again");
     session.add_open(tree.id, open.clone());
     let lease = context::find(&request.contexts, names::RQLS).and_then(|b| Lease::parse(b).ok());
-    open_files.client_came(&open, lease.and_then(|lease| lease.v2).map(|(_, epoch)| epoch));
+    let epoch = lease.and_then(|lease| lease.v2).map(|(_, epoch)| epoch);
+    open_files.client_came(&open, epoch, tree.share.cluster != Some(ClusterShare::ScaleOut));
     let oplock = open.oplock_level();
     let handled = answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out);
     open_files.tell_client(&open);

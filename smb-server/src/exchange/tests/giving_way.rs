@@ -456,4 +456,12 @@ fn shares_of_a_cluster_are_told_and_kept_as_such() {
     }
     let got = guest.create(&with(folder("f"), 5, RH)).unwrap();
     assert_eq!(got.lease.unwrap().0, NOTHING);
+    // What is read is cached beside locks, too.
+    let wanted = with(shared("l"), 6, R).persistent(6);
+    let got = guest.create(&wanted).unwrap();
+    assert_eq!(guest.write(got.id, 0, b"content"), NtStatus::SUCCESS);
+    assert_eq!(guest.lock(got.id, 0, 0, OWN), NtStatus::SUCCESS);
+    drop(guest);
+    let mut guest = house.guest(2, "u", Dialect::SMB_3_0_2, "so");
+    assert_eq!(guest.create(&wanted.back(got.id, 6)).unwrap().lease.unwrap().0, R);
 }
