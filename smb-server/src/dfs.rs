@@ -90,6 +90,9 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
         _ => Request::parse(request.input)?,
     };
     let current = ctx.ex.server.current();
+    if current.config.namespaces.is_empty() {
+        return Err(NtStatus::FS_DRIVER_REQUIRED.into());
+    }
     let mut parts = asked.path.strip_prefix('\\').unwrap_or(&asked.path).split('\\');
     let (server, share) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let folded = users::fold(share);
@@ -102,7 +105,7 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
     let known = current.config.shares.get(&folded).and_then(allowed).and(namespace);
     let namespace = known.ok_or(NtStatus::NOT_FOUND)?;
     let version = asked.level.clamp(1, 4);
-    let response = match namespace.link(&rest) {
+    let mut response = match namespace.link(&rest) {
         Some(link) => Response {
             version,
             prefix: format!("\\{server}\\{share}\\{}", rest[..link.parts.len()].join("\\")),
@@ -118,11 +121,11 @@ pub fn referrals(ctx: &Ctx<'_>, request: &ioctl::Request<'_>, out: &mut Vec<u8>)
             targets: vec![format!("\\{server}\\{share}")],
         },
     };
-    let mut output = Vec::new();
-    response.encode(&mut output);
-    if output.len() > request.max_output as usize {
+    if !response.fit(request.max_output as usize) {
         return Err(NtStatus::BUFFER_OVERFLOW.into());
     }
+    let mut output = Vec::new();
+    response.encode(&mut output);
     let (code, file_id) = (request.code, request.file_id);
     ioctl::Response { code, file_id, output: &output }.encode(out);
     Ok(Outcome::SUCCESS)
@@ -154,6 +157,8 @@ mod tests {
         let moment = "@GMT-2026.01.02-03.04.05";
         let (before, between) = (format!("{moment}\\disks"), format!("old\\{moment}\\vms"));
         for below in [
+            "x\\y\\..\\..\\Disks\\a",
+            ".\\disks",
             "DISKS",
             "disks\\x\\y",
             "disks:stream",

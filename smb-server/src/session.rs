@@ -356,6 +356,7 @@ impl Session {
             open.closed.notify_waiters();
             if keep && let Some(time) = open.preserve_time() {
                 open.state().client = None;
+                open.table().client_left(&open);
                 open.note_away(true);
                 open.table().clone().disconnected.keep(open, time);
             }

@@ -30,7 +30,7 @@ use smb_protocol::{
 };
 use volume::{
     budget::Budget,
-    open::{InProgress, Open, table::Creating},
+    open::{InProgress, Open, creates::Creating},
     users::ClientId,
 };
 

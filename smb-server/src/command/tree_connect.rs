@@ -13,7 +13,7 @@ use smb_protocol::{
 
 use super::{Ctx, Handled, Outcome};
 use crate::{
-    config::{Encryption, Share},
+    config::{ClusterShare, Encryption, Share},
     session::Tree,
 };
 
@@ -82,6 +82,15 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             && ctx.ex.server.open_files.persistent_opens.is_there();
         if continuous {
             capabilities |= ShareCapabilities::CONTINUOUS_AVAILABILITY;
+        }
+        if ctx.dialect().is_smb3() {
+            capabilities |= match share.cluster {
+                None => ShareCapabilities::NONE,
+                Some(ClusterShare::Failover) => ShareCapabilities::CLUSTER,
+                Some(ClusterShare::ScaleOut) => {
+                    ShareCapabilities::CLUSTER | ShareCapabilities::SCALEOUT
+                }
+            };
         }
         let volume = current.volumes.get(&folded).cloned();
         tree = session.add_tree(limit, |id| Tree {

@@ -30,7 +30,7 @@ pub use limits::Limits;
 pub use network::Network;
 pub use share::Share;
 use values::DialectName;
-pub use values::{Encryption, IoEngine, Signing, Size, Sparse};
+pub use values::{ClusterShare, Encryption, IoEngine, Signing, Size, Sparse};
 
 /// Longest time a thread may look out for a client's next request.
 const MOST_LINGER_US: u64 = 1000;

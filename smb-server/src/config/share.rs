@@ -11,7 +11,7 @@ use serde::Deserialize;
 use smb_protocol::{msg::create::Access, ntlm::users};
 use volume::fs::permit::READ_ONLY;
 
-use super::{Check, ConfigError, Encryption, File, Sparse, yes};
+use super::{Check, ClusterShare, ConfigError, Encryption, File, Sparse, yes};
 use crate::config::network::Network;
 
 impl Share {
@@ -47,6 +47,7 @@ pub(super) struct Section {
     force_level2_oplocks: bool,
     #[serde(default)]
     continuously_available: bool,
+    cluster: Option<ClusterShare>,
     #[serde(default)]
     sparse: Sparse,
     group: Option<String>,
@@ -85,6 +86,8 @@ pub struct Share {
     pub sparse: Sparse,
     /// Opens may outlive the server (MS-SMB2 3.3.1.6, `Share.IsCA`).
     pub continuously_available: bool,
+    /// What kind of share of a cluster it is, if it is one (MS-SMB2 3.3.1.6, `Share.Type`).
+    pub cluster: Option<ClusterShare>,
     /// Group of the system that files made in it get.
     pub group: Option<u32>,
 }
@@ -108,6 +111,7 @@ impl Share {
             force_level2_oplocks: true,
             sparse: Sparse::default(),
             continuously_available: false,
+            cluster: None,
             group: None,
         }
     }
@@ -164,6 +168,7 @@ impl Check<'_> {
                 force_level2_oplocks: share.force_level2_oplocks,
                 sparse: share.sparse,
                 continuously_available: share.continuously_available,
+                cluster: share.cluster,
                 group: share.group.as_deref().map(|group| self.group(&key, group)).transpose()?,
             };
             if all.insert(folded, Arc::new(share)).is_some() {

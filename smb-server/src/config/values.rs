@@ -127,6 +127,17 @@ impl From<IoEngine> for block_io::Engine {
     }
 }
 
+/// What kind of share of a cluster a share is told to be (MS-SRVS 2.2.2.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClusterShare {
+    /// One node at a time serves it: `STYPE_CLUSTER_FS`.
+    Failover,
+    /// Several nodes serve it at once, so no client caches what another node would have to ask for:
+    /// `STYPE_CLUSTER_SOFS`.
+    ScaleOut,
+}
+
 /// What sparse files of a share are to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]

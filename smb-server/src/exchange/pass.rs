@@ -7,7 +7,7 @@ use smb_protocol::{
     FileId, Header, HeaderFlags, NtStatus, SessionId, crypto::SigningKey, msg::error,
 };
 use volume::{
-    open::{InProgress, table::Creating},
+    open::{InProgress, creates::Creating},
     sharing::file::Wake,
 };
 

@@ -17,7 +17,11 @@ use super::{
     answer::{HeldAnswers, Place, Protection, interim},
     pass::{Accepted, Chain, Handed, Message, Pass},
 };
-use crate::{command::Deferred, dropped::Dropped, session::Channel};
+use crate::{
+    command::Deferred,
+    dropped::Dropped,
+    session::{Channel, ConnectionId},
+};
 
 /// The end of something that waited.
 pub struct Completion {
@@ -82,9 +86,14 @@ pub(super) fn is_quiet(accepted: &Accepted) -> bool {
 
 impl Suspended {
     /// The connection is lost. Until what a CREATE waited for has happened, its repetition on
-    /// another channel is told that it is in progress.
-    fn outlive(self, again: Arc<Notify>, until: Instant) {
+    /// another channel is told that it is in progress. Without another channel its session ends, and
+    /// with it what was asked.
+    fn outlive(self, lost: ConnectionId, again: Arc<Notify>, until: Instant) {
         let Some(creating) = self.accepted.creating else { return };
+        let channels = self.accepted.channel.iter().flat_map(|it| it.session.channels());
+        if !channels.into_iter().any(|channel| channel.connection != lost) {
+            return;
+        }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 let _ = tokio::time::timeout_at(until.into(), again.notified()).await;
@@ -354,7 +363,7 @@ impl Exchange {
     pub(super) fn drop_pending(&mut self) {
         for (_, pending) in self.pending.drain() {
             if let Rest::Again(suspended, again, until) = pending.rest {
-                suspended.outlive(again, until);
+                suspended.outlive(self.id, again, until);
             }
         }
     }

@@ -22,9 +22,9 @@ use tokio::sync::oneshot;
 
 use super::{Open, StreamOpen};
 use crate::{
-    fs::{attributes, descriptor::close_removed, listing, path::RelPath},
+    fs::{descriptor::close_removed, listing, path::RelPath},
     quoted::Quoted,
-    sharing::caching::BreakReason,
+    sharing::{caching::BreakReason, links::Link, watches::Change},
     status::of_errno,
 };
 
@@ -44,6 +44,8 @@ struct Removal {
     removed: Option<RelPath>,
     /// The stream is gone.
     stream: bool,
+    /// The key of the lease on its folder of whoever knows that, because they said so themselves.
+    by: Option<[u8; 16]>,
     /// Why it is not gone though it was to be.
     failed: Option<NtStatus>,
 }
@@ -144,15 +146,15 @@ impl Open {
         self.mark_for_deletion();
         self.table().forget(self);
         self.leave_times();
-        let folder = self.is_of_folder();
-        let Removal { removed, stream, failed } = self.leave_file();
+        let folder = self.directory || self.is_of_folder();
+        let Removal { removed, stream, by, failed } = self.leave_file();
         if stream && removed.is_none() {
             self.tell(Action::REMOVED_STREAM, ChangeFilter::STREAM_NAME);
         }
         if removed.is_some() || self.stream.is_some() {
             self.close_aside();
         }
-        self.tell_closed(removed, folder);
+        self.tell_closed(removed, folder, by);
         // Last, so that a file that was to be deleted is, whenever the server ends.
         Ended { forgotten: self.forget(), failed }
     }
@@ -167,7 +169,7 @@ impl Open {
             return;
         }
         let _ = self.break_conflicting(BreakReason::Delete);
-        self.file.set_delete_pending(self.opener_id(), true);
+        self.set_delete_pending(true);
         if self.directory {
             self.table().watches.gone(self.file.key());
         }
@@ -183,17 +185,22 @@ impl Open {
             && self.file.delete_pending(id)
             && let Some(path) = self.file.path(id)
         {
+            removal.by = self.origin.parent_lease;
             removal.note(self.remove_file(&path));
             if removal.removed.is_some() {
                 self.file.name_is_gone(id);
             }
         }
+        let remove = |link: &Link| {
+            // Two who know the folder by different leases have not told each other.
+            removal.by = link.deleter.filter(|by| self.origin.parent_lease == Some(*by));
+            removal.note(self.remove_file(&link.path));
+        };
         match &self.stream {
-            None => self.table().leave(&self.file, id, |path| removal.note(self.remove_file(path))),
+            None => self.table().leave(&self.file, id, remove),
             Some(stream) => {
                 let mut taken = Ok(false);
                 self.table().leave(&self.file, id, |_| taken = self.remove_stream(stream));
-                let remove = |path: &RelPath| removal.note(self.remove_file(path));
                 self.table().leave(&stream.base, id, remove);
                 removal.stream = taken == Ok(true);
                 removal.failed = removal.failed.or(taken.err());
@@ -202,18 +209,15 @@ impl Open {
         removal
     }
 
-    /// Whether it, or what its stream belongs to, is a folder.
-    fn is_of_folder(&self) -> bool {
-        let of_folder = || attributes::facts(self.handle()).is_ok_and(|facts| facts.directory);
-        self.directory || self.stream.is_some() && of_folder()
-    }
-
     /// Tells those who watch its folder, or cache what is in it.
-    fn tell_closed(&self, removed: Option<RelPath>, folder: bool) {
+    fn tell_closed(&self, removed: Option<RelPath>, folder: bool, by: Option<[u8; 16]>) {
         match removed {
             Some(path) => {
                 let filter = if folder { ChangeFilter::DIR_NAME } else { ChangeFilter::FILE_NAME };
-                self.tell_of_file(&path, Action::REMOVED, filter);
+                let volume = &**self.volume();
+                let (path, action) = (&path, Action::REMOVED);
+                let (stream, unless) = (None, ChangeFilter::NONE);
+                self.table().changed(&Change { volume, path, stream, action, filter, unless, by });
             }
             // Sizes and times that a listing shows are others now.
             None if self.written.load(Ordering::Relaxed) && self.table().any_folder_cached() => {

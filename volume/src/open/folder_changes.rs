@@ -5,7 +5,10 @@ use std::os::fd::AsFd;
 use crate::{
     fs::file_key::key,
     open::table::OpenFileTable,
-    sharing::{caching::BreakReason, watches::Change},
+    sharing::{
+        caching::{BreakReason, GrantOwner},
+        watches::Change,
+    },
 };
 
 impl OpenFileTable {
@@ -28,7 +31,13 @@ impl OpenFileTable {
         };
         if let Some(file) = self.get(&stat) {
             // Nobody is waited for: the change has been made.
-            let _ = self.break_for(&file, BreakReason::Change, (0, change.by));
+            // A key alone says whose a lease is, as Windows has it (MS-FSA 2.1.4.12.2, note 211 of
+            // MS-SMB2): who knows it could have had the lease.
+            let knows = |holder: &GrantOwner, _: &[u64]| match holder {
+                GrantOwner::Lease(lease) => change.by != Some(lease.key),
+                GrantOwner::Open(_) => true,
+            };
+            let _ = self.break_where(&file, BreakReason::Change, (0, None), knows);
         }
         if !self.watches.any() {
             return;

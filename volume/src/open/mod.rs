@@ -3,9 +3,11 @@
 pub mod channel_sequence;
 pub mod close;
 pub mod create;
+pub mod creates;
 pub mod file_times;
 pub mod flush;
 pub mod folder_changes;
+pub mod in_the_way;
 mod names;
 pub mod persistent;
 pub mod preserved;
@@ -119,8 +121,8 @@ pub struct CreateInfo {
     pub app_instance: Option<[u8; 16]>,
     /// `AppInstanceVersion`.
     pub app_version: Option<(u64, u64)>,
-    /// The lease on the folder that the client says it has.
-    pub parent_lease: Option<LeaseId>,
+    /// The key of the lease on the folder that the client says it has.
+    pub parent_lease: Option<[u8; 16]>,
     /// What the CREATE did.
     pub action: u32,
     /// `DesiredAccess`.
@@ -231,6 +233,8 @@ pub struct Open {
     pub written: AtomicBool,
     /// Held while what the state store is to have of it is looked up and put there.
     pub(crate) noting: Mutex<()>,
+    /// How many opens were in the way of its new name when the last of them was asked to close.
+    asked: Mutex<Option<usize>>,
     /// Who wants to know what became of it when it is closed.
     closer: Mutex<Option<oneshot::Sender<Ended>>>,
     /// It counts among the opens of its user.
@@ -311,6 +315,7 @@ impl Open {
             sequence: ChannelSequence::default(),
             written: AtomicBool::new(false),
             noting: Mutex::new(()),
+            asked: Mutex::new(None),
             closer: Mutex::new(None),
             watch: OnceLock::new(),
             state: Mutex::new(state),
@@ -356,7 +361,9 @@ impl Open {
         let durability = self.state().durability;
         let cached = || {
             let (state, breaking) = self.file.caching(self.opener_id());
-            state.has(LeaseState::HANDLE) && !breaking
+            // Locks are kept for whoever caches writes, as Windows does.
+            let kept = state.has(LeaseState::WRITE) || !self.file.has_locks(self.opener_id());
+            state.has(LeaseState::HANDLE) && !breaking && kept
         };
         durability.timeout().filter(|_| !matches!(durability, Durability::Durable(_)) || cached())
     }
@@ -540,6 +547,12 @@ impl Open {
     pub fn delete_pending(&self) -> bool {
         let id = self.opener_id();
         self.file.delete_pending(id) || self.base_file().delete_pending(id)
+    }
+
+    /// Marks the name that it came by to be deleted when the last who did leaves, or takes that back.
+    pub fn set_delete_pending(&self, pending: bool) {
+        let by = self.origin.parent_lease;
+        self.file.set_delete_pending(self.opener_id(), pending.then_some(by));
     }
 
     /// Fails unless any of the rights in `any` was granted.

@@ -268,7 +268,7 @@ impl Open {
             delete_on_close: self.delete_on_close.load(Ordering::Acquire),
             delete_pending: self.delete_pending(),
             lease: self.lease.map(|lease| lease.key),
-            parent_lease: origin.parent_lease.map(|lease| lease.key),
+            parent_lease: origin.parent_lease,
             app_instance: origin.app_instance,
             app_version: origin.app_version,
             stream: self.stream.as_ref().map(|stream| self.stream_record(stream)).transpose()?,

@@ -10,7 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{budget::Held, open::Open};
+use smb_protocol::msg::context::LeaseState;
+
+use crate::{
+    budget::Held,
+    open::{Open, table::OpenFileTable},
+    sharing::file::{State, lock},
+};
 
 /// Opens that nobody has, by their persistent name.
 #[derive(Debug)]
@@ -113,5 +119,79 @@ impl DisconnectedOpens {
     /// Whether none is kept.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
+    }
+}
+
+impl State {
+    /// Whether one of the opens is persistent.
+    pub(super) fn will_be_back(&self, opens: &[u64]) -> bool {
+        self.remembered.iter().any(|known| known.persistent && opens.contains(&known.open))
+    }
+}
+
+impl OpenFileTable {
+    /// Whether the client of a persistent open is away that did not cache its handle: whoever does is
+    /// asked to give up something as soon as it is back, and until then others wait (MS-SMB2, note 301
+    /// on 3.3.5.9). Locks of such opens are nothing that others may meet unless writes are cached.
+    pub(super) fn keeps_away(&self, state: &State, ignored: impl Fn(u64) -> bool) -> bool {
+        let locked = |open: u64| state.locks.of(open).next().is_some();
+        let mut persistent = state.remembered.iter().filter(|known| known.persistent);
+        let locks = state.locks.count() > 0 && persistent.clone().any(|known| locked(known.open));
+        persistent.any(|known| {
+            let (cached, _) = state.caching.state(known.open);
+            let asked = cached.has(LeaseState::HANDLE) && (cached.has(LeaseState::WRITE) || !locks);
+            !asked && self.disconnected.has(known.open) && !ignored(known.open)
+        })
+    }
+
+    /// Whether the clients of all opens but `open` that hold something with it are away.
+    fn is_alone(&self, state: &State, open: u64) -> bool {
+        state.caching.holder_of(open).is_some_and(|(_, opens)| {
+            opens.iter().all(|other| *other == open || self.disconnected.has(*other))
+        })
+    }
+
+    /// The client of an open is away: of a persistent one, what its client is being told may not have
+    /// come.
+    pub fn client_left(&self, open: &Open) {
+        let (file, id) = (&open.file, open.opener_id());
+        let mut state = lock(&file.state);
+        if !state.will_be_back(&[id]) {
+            return;
+        }
+        if state.caching.state(id).1 && self.is_alone(&state, id) {
+            state.caching.tell_later(id, Instant::now());
+        }
+        self.note_caching(file, &mut state);
+    }
+
+    /// The client of an open is back, with that epoch of its lease if it has one. Where one node serves
+    /// the share, `alone`, a persistent open caches nothing beside its locks unless it caches writes,
+    /// as on Windows; the answer says so.
+    pub fn client_came(&self, open: &Open, epoch: Option<u16>, alone: bool) {
+        let (file, id) = (&open.file, open.opener_id());
+        let mut state = lock(&file.state);
+        if !state.will_be_back(&[id]) || !self.is_alone(&state, id) {
+            return;
+        }
+        let locked = state.caching.holder_of(id).is_some_and(|(_, opens)| {
+            opens.iter().any(|open| state.locks.of(*open).next().is_some())
+        });
+        if alone && locked && !state.caching.state(id).0.has(LeaseState::WRITE) {
+            state.caching.lose(id);
+        }
+        if let Some(epoch) = epoch {
+            state.caching.take_epoch(id, epoch);
+        }
+        self.note_caching(file, &mut state);
+    }
+
+    /// Tells a client that is back, and has been answered, what it could not be told.
+    pub fn tell_client(&self, open: &Open) {
+        let mut state = lock(&open.file.state);
+        let due = state.caching.tell_now(open.opener_id(), Instant::now());
+        self.note_caching(&open.file, &mut state);
+        drop(state);
+        self.tell(&open.file, due.into_iter().collect());
     }
 }

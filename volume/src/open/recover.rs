@@ -262,7 +262,7 @@ impl OpenFileTable {
                 create_guid: record.create_guid,
                 app_instance: record.app_instance,
                 app_version: record.app_version,
-                parent_lease: record.parent_lease.map(lease),
+                parent_lease: record.parent_lease,
                 action: record.action,
                 desired_access: Access(record.desired_access),
                 share_access: ShareAccess(record.share_access),
@@ -354,6 +354,6 @@ fn restore(open: &Arc<Open>, remembered: &Remembered) {
     let holder = open.lease.map_or(GrantOwner::Open(id), GrantOwner::Lease);
     open.table().remembered_again(open, holder, remembered.caching);
     if remembered.open.delete_pending {
-        open.file.set_delete_pending(open.opener_id(), true);
+        open.set_delete_pending(true);
     }
 }

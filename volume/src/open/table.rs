@@ -2,7 +2,7 @@
 //! be repeated; who may join, and who is told to give up what it caches.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::HashMap,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,17 +16,17 @@ use crate::{
         file_key::{FileKey, key},
         path::RelPath,
     },
-    open::{Open, persistent::PersistentOpens, preserved::DisconnectedOpens},
+    open::{Open, creates::Creates, persistent::PersistentOpens, preserved::DisconnectedOpens},
     sharing::{
         caching::{
             self, AckError, Break, BreakReason, CachingRecord, CachingRequest, GrantOwner, LeaseId,
         },
-        file::{CreateKey, LockCount, OpenFile, Opener, Refused, State, Use, lock},
+        file::{LockCount, OpenFile, Opener, Refused, State, Use, lock},
         links::Link,
         modes::{NON_BREAKING_ACCESS, conflicts, takes_part},
         watches::Watches,
     },
-    users::{ClientId, UserId, Users},
+    users::Users,
     work::aside,
 };
 use dashmap::DashMap;
@@ -39,21 +39,14 @@ use smb_protocol::{
 /// More opens are not looked through on a thread that serves.
 const MANY: usize = 2048;
 
-/// `CreateGuid` and `ClientGuid`, which a reader of the network can show as well as their owner.
-type CreateGuids = ([u8; 16], [u8; 16]);
-
-/// The opens that creates of one name made, each of another user.
-type Created = Vec<(UserId, Weak<Open>)>;
-
 /// Everything that is open.
 #[derive(Debug)]
 pub struct OpenFileTable {
     files: DashMap<FileKey, Arc<OpenFile>>,
     opens: DashMap<u64, Weak<Open>>,
     leases: Mutex<HashMap<LeaseId, Weak<OpenFile>>>,
-    /// Creates that a client may repeat, by `CreateGuid` and client.
-    creates: Mutex<HashMap<CreateGuids, Created>>,
-    creating: Arc<Mutex<HashSet<CreateKey>>>,
+    /// Creates that a client may repeat.
+    pub creates: Creates,
     count: AtomicUsize,
     all_locks: Arc<LockCount>,
     /// Folders that are watched.
@@ -73,19 +66,6 @@ pub struct OpenFileTable {
     pub faults: crate::faults::Faults,
 }
 
-/// A create in progress that its client may repeat.
-#[derive(Debug)]
-pub struct Creating {
-    all: Arc<Mutex<HashSet<CreateKey>>>,
-    key: CreateKey,
-}
-
-impl Drop for Creating {
-    fn drop(&mut self) {
-        lock(&self.all).remove(&self.key);
-    }
-}
-
 impl Default for OpenFileTable {
     fn default() -> Self {
         Self::new(Arc::new(Nobody))
@@ -99,8 +79,7 @@ impl OpenFileTable {
             files: DashMap::new(),
             opens: DashMap::new(),
             leases: Mutex::default(),
-            creates: Mutex::default(),
-            creating: Arc::default(),
+            creates: Creates::default(),
             count: AtomicUsize::new(0),
             all_locks: Arc::default(),
             watches: Arc::default(),
@@ -141,7 +120,7 @@ impl OpenFileTable {
 
     /// After a change of what is cached, before anyone can see it: what outlives the server goes into
     /// the state store, in the order in which it changes.
-    fn note_caching(&self, file: &OpenFile, state: &mut State) {
+    pub(super) fn note_caching(&self, file: &OpenFile, state: &mut State) {
         self.persistent_opens.note_caching(state.changed_caching());
         file.show_caching(state);
     }
@@ -162,9 +141,8 @@ impl OpenFileTable {
             |id| !self.faults.keeps(crate::faults::Rule::NotAvailable) && self.disconnected.has(id);
         #[cfg(not(any(test, feature = "testing")))]
         let ignored = |_| false;
-        let mut persistent = state.remembered.iter().filter(|known| known.persistent);
-        if persistent.any(|known| self.disconnected.has(known.open) && !ignored(known.open)) {
-            // Its client will be back, and what it caches is not taken away meanwhile.
+        if self.keeps_away(state, ignored) {
+            // Its client will be back, and cannot be asked meanwhile.
             return Err(match by.smb3 {
                 true => NtStatus::FILE_NOT_AVAILABLE.into(),
                 false => NtStatus::SHARING_VIOLATION.into(),
@@ -221,13 +199,8 @@ impl OpenFileTable {
     }
 
     /// Grants what can be granted of an oplock or lease to an open.
-    pub fn acquire(
-        &self,
-        file: &Arc<OpenFile>,
-        open: u64,
-        want: CachingRequest,
-        directory: bool,
-    ) -> LeaseState {
+    pub fn acquire(&self, opened: &Open, want: CachingRequest) -> LeaseState {
+        let (file, open, directory) = (&opened.file, opened.opener_id(), opened.directory);
         let mut state = lock(&file.state);
         let lease = match want {
             CachingRequest::Lease { id, .. } => Some(id),
@@ -235,7 +208,9 @@ impl OpenFileTable {
         };
         let others = state.users.iter().any(|user| {
             let other = user.id != open && (lease.is_none() || user.lease != lease);
-            other && (lease.is_none() || takes_part(user.access))
+            // Who only looks at attributes sees nothing of what is cached.
+            let looks = user.access.without(NON_BREAKING_ACCESS) == Access::NONE;
+            other && (lease.is_none() || !looks || takes_part(user.access))
         });
         let want = match want {
             // What is to be deleted is not worth keeping open.
@@ -244,7 +219,9 @@ impl OpenFileTable {
             }
             want => want,
         };
-        let locked = state.locks.count() > 0;
+        // Locks behind the end are of nothing that could be cached.
+        let end = || opened.length().unwrap_or(u64::MAX);
+        let locked = state.locks.count() > 0 && state.locks.reach_into(end());
         let granted = state.caching.acquire(open, want, directory, others, locked);
         self.note_caching(file, &mut state);
         drop(state);
@@ -264,12 +241,23 @@ impl OpenFileTable {
         cause: BreakReason,
         by: (u64, Option<LeaseId>),
     ) -> Result<(), Refused> {
+        self.break_where(file, cause, by, |_, _| true)
+    }
+
+    /// As [`OpenFileTable::break_for`], but only what those hold of whom `concerns` says so.
+    pub(crate) fn break_where(
+        &self,
+        file: &Arc<OpenFile>,
+        cause: BreakReason,
+        by: (u64, Option<LeaseId>),
+        concerns: impl Fn(&GrantOwner, &[u64]) -> bool,
+    ) -> Result<(), Refused> {
         if !file.is_cached() {
             return Ok(());
         }
         let mut breaks = Vec::new();
         let mut state = lock(&file.state);
-        let wait = state.caching.break_for(cause, by, |_, _| true, Instant::now(), &mut breaks);
+        let wait = state.caching.break_for(cause, by, concerns, Instant::now(), &mut breaks);
         self.note_caching(file, &mut state);
         let refused = wait.map(|until| file.wake(until));
         drop(state);
@@ -279,7 +267,7 @@ impl OpenFileTable {
 
     /// Tells holders; one that cannot be reached loses what it holds, and with it the opens that
     /// were kept because of it.
-    fn tell(&self, file: &Arc<OpenFile>, breaks: Vec<Break>) {
+    pub(super) fn tell(&self, file: &Arc<OpenFile>, breaks: Vec<Break>) {
         /// Holders that are quickly told.
         const FEW: usize = 64;
         if breaks.len() > FEW {
@@ -315,8 +303,13 @@ impl OpenFileTable {
             if told {
                 continue;
             }
-            // MS-SMB2 3.3.4.7: nothing is left, and with it nothing to come back for.
             let mut state = lock(&file.state);
+            if due.acknowledge && state.will_be_back(&due.opens) {
+                due.opens.iter().for_each(|open| state.caching.tell_later(*open, Instant::now()));
+                self.note_caching(file, &mut state);
+                continue;
+            }
+            // MS-SMB2 3.3.4.7: nothing is left, and with it nothing to come back for.
             state.caching.unreachable(due.holder);
             self.note_caching(file, &mut state);
             drop(state);
@@ -337,6 +330,9 @@ impl OpenFileTable {
         let id = open.opener_id();
         if let Some(caching) = caching {
             open.file.cached_again(id, holder, caching);
+            if open.directory {
+                self.folders_cached.store(true, Ordering::Release);
+            }
             if let GrantOwner::Lease(lease) = holder {
                 lock(&self.leases).insert(lease, Arc::downgrade(&open.file));
             }
@@ -380,13 +376,7 @@ impl OpenFileTable {
         if self.opens.insert(id, Arc::downgrade(open)).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(guid) = open.origin.create_guid {
-            let ClientId { guid: client, user } = open.origin.client;
-            let mut creates = lock(&self.creates);
-            let all = creates.entry((guid, client)).or_default();
-            all.retain(|(other, _)| *other != user);
-            all.push((user, Arc::downgrade(open)));
-        }
+        self.creates.add(open);
     }
 
     /// An open by the name it has in its file.
@@ -394,45 +384,12 @@ impl OpenFileTable {
         self.opens.get(&id).and_then(|open| open.upgrade())
     }
 
-    /// A create waits for others; it is in progress as long as the result lives.
-    pub fn begin_create(&self, key: CreateKey) -> Creating {
-        lock(&self.creating).insert(key);
-        Creating { all: self.creating.clone(), key }
-    }
-
-    /// Whether a create is in progress.
-    pub fn is_creating(&self, key: CreateKey) -> bool {
-        lock(&self.creating).contains(&key)
-    }
-
-    /// The open that a create made, if it is still there.
-    pub fn created(&self, (guid, ClientId { guid: client, user }): CreateKey) -> Option<Arc<Open>> {
-        let creates = lock(&self.creates);
-        let mut all = creates.get(&(guid, client))?.iter();
-        all.find(|(owner, _)| *owner == user).and_then(|(_, open)| open.upgrade())
-    }
-
-    /// Whether a create of that name has made an open of another user.
-    pub fn created_for_another(&self, (guid, client): CreateKey) -> bool {
-        let creates = lock(&self.creates);
-        let all = creates.get(&(guid, client.guid));
-        all.is_some_and(|all| all.iter().any(|(owner, _)| *owner != client.user))
-    }
-
     /// An open is closed for good.
     pub fn forget(&self, open: &Open) {
         if self.opens.remove(&open.opener_id()).is_some() {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
-        if let Some(guid) = open.origin.create_guid {
-            let mut creates = lock(&self.creates);
-            if let Entry::Occupied(mut all) = creates.entry((guid, open.origin.client.guid)) {
-                all.get_mut().retain(|(_, made)| !std::ptr::eq(made.as_ptr(), open));
-                if all.get().is_empty() {
-                    all.remove();
-                }
-            }
-        }
+        self.creates.forget(open);
     }
 
     /// Whether a client may cache what is in a folder.
@@ -454,7 +411,7 @@ impl OpenFileTable {
 
     /// Takes an opener away. When it was the last that came by a name and that is to be deleted,
     /// `remove` does it, before anyone can open it again.
-    pub fn leave(&self, file: &OpenFile, id: u64, remove: impl FnOnce(&RelPath)) {
+    pub fn leave(&self, file: &OpenFile, id: u64, remove: impl FnOnce(&Link)) {
         // As long as the entry is held nobody opens the file.
         let entry = self.files.entry(file.key);
         let mut state = lock(&file.state);
@@ -469,7 +426,7 @@ impl OpenFileTable {
             && left.delete_pending
             && !left.gone
         {
-            remove(&left.path);
+            remove(&left);
         }
         let last = state.users.is_empty();
         drop(state);
@@ -494,15 +451,16 @@ impl OpenFileTable {
         }
     }
 
-    /// Whether anything strictly below `folder` is open.
-    pub fn any_below(&self, device: u64, folder: &RelPath) -> bool {
-        let any = || {
-            self.files.iter().any(|file| {
-                let is_below = |at: &Link| at.path.is_below(folder);
-                file.key.0 == device && lock(&file.state).links.iter().any(is_below)
-            })
-        };
-        if self.open_count() > MANY { aside(any) } else { any() }
+    /// What each file that is open gives.
+    pub(crate) fn each_file<T>(
+        &self,
+        look: impl Fn(&Arc<OpenFile>) -> Option<Vec<T>> + Send,
+    ) -> Vec<T>
+    where
+        T: Send,
+    {
+        let all = || self.files.iter().filter_map(|file| look(&file)).flatten().collect();
+        if self.open_count() > MANY { aside(all) } else { all() }
     }
 
     /// Whether the file is open at all.
@@ -585,7 +543,7 @@ mod tests {
         let open = |id| join(&open_files, id, Access::NONE, ShareAccess(7));
         let file = open(1).unwrap();
         open(2).unwrap();
-        file.set_delete_pending(1, true);
+        file.set_delete_pending(1, Some(None));
         assert!(matches!(open(3), Err(Refused::Status(NtStatus::DELETE_PENDING))));
         open_files.leave(&file, 1, |_| panic!("one is left"));
         let mut removed = false;

@@ -18,6 +18,10 @@ use crate::users::ClientId;
 /// How long a holder may take to acknowledge (MS-SMB2, note on 3.3.4.6).
 pub const BREAK_TIME: Duration = Duration::from_secs(35);
 
+/// How long a break waits for a holder that is away and will be back. Its opens end before, or it is
+/// there.
+const AWAY_TIME: Duration = Duration::from_secs(3600);
+
 const R: LeaseState = LeaseState::READ;
 const W: LeaseState = LeaseState::WRITE;
 const H: LeaseState = LeaseState::HANDLE;
@@ -65,8 +69,10 @@ pub enum BreakReason {
     Change,
     /// The file gets another name.
     Rename,
-    /// The file is to be deleted, or its access list changes.
+    /// The file is to be deleted.
     Delete,
+    /// Its access list or owner changes.
+    Security,
 }
 
 /// A break to be told to the holder.
@@ -117,6 +123,21 @@ impl CachingRequest {
     }
 }
 
+impl CachingRequest {
+    /// What is left of it where several nodes serve a share, and cannot ask each other's clients to
+    /// give up writes or handles (MS-SMB2 3.3.5.9, 3.3.5.9.8, 3.3.5.9.11). Of a `directory` no lease is
+    /// given: nobody would hear of what another node changes in it.
+    pub fn of_one_node(self, directory: bool) -> Self {
+        match self.without_writes() {
+            Self::Lease { id, state, v2 } => {
+                let kept = if directory { NOTHING } else { R };
+                Self::Lease { id, state: LeaseState(state.0 & kept.0), v2 }
+            }
+            other => other,
+        }
+    }
+}
+
 /// A lease as it stands, for answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseView {
@@ -138,6 +159,8 @@ struct Breaking {
     then: LeaseState,
     /// It follows on another, and who had to wait for that waits for this too.
     chained: bool,
+    /// The holder is away and has still to be told, when it is back.
+    untold: bool,
 }
 
 #[derive(Debug)]
@@ -171,7 +194,8 @@ impl Grant {
         let (holder, opens, from) = (self.holder, self.opens.clone(), self.state);
         if acknowledge {
             let deadline = now + BREAK_TIME;
-            self.breaking = Some(Breaking { to, deadline, then: to, chained });
+            let untold = false;
+            self.breaking = Some(Breaking { to, deadline, then: to, chained, untold });
         } else {
             self.state = to;
         }
@@ -187,7 +211,15 @@ impl Grant {
             (BreakReason::Overwrite | BreakReason::Change, _) => NOTHING,
             (BreakReason::Sharing | BreakReason::Delete, true) if now.any(H) => R,
             (BreakReason::Rename, true) if now.any(H) => NOTHING,
-            (BreakReason::Sharing | BreakReason::Delete | BreakReason::Rename, _) => now.without(H),
+            // MS-FSA 2.1.4.12: of oplocks an access list takes nothing.
+            (BreakReason::Security, true) => now,
+            (
+                BreakReason::Sharing
+                | BreakReason::Delete
+                | BreakReason::Rename
+                | BreakReason::Security,
+                _,
+            ) => now.without(H),
         }
     }
 }
@@ -253,7 +285,10 @@ impl Caching {
             // What is waited for: write caching by an open, handle caching where it hinders.
             let awaited = match cause {
                 BreakReason::Open | BreakReason::Overwrite => W,
-                BreakReason::Sharing | BreakReason::Delete | BreakReason::Rename => H,
+                BreakReason::Sharing
+                | BreakReason::Delete
+                | BreakReason::Rename
+                | BreakReason::Security => H,
                 BreakReason::Change => W,
             };
             let awaited = if hold.is_oplock() { W.or(H) } else { awaited };
@@ -370,7 +405,9 @@ impl Caching {
                 if holder == GrantOwner::Open(open) && state == NOTHING {
                     return NOTHING;
                 }
-                let v2 = v2.map(|(parent, epoch)| (parent, epoch.wrapping_add(1)));
+                // What is not granted changes nothing, and counts as no change.
+                let step = u16::from(state != NOTHING);
+                let v2 = v2.map(|(parent, epoch)| (parent, epoch.wrapping_add(step)));
                 let opens = vec![open];
                 self.holds.push(Grant { holder, opens, state, breaking: None, then: None, v2 });
                 state
@@ -439,10 +476,74 @@ impl Caching {
         }
     }
 
-    /// What an open holds as it would be remembered: until a break is acknowledged, all of it.
+    /// What an open holds as it would be remembered: until a break is acknowledged, all of it; but of a
+    /// break that others did not wait for nobody would tell the holder.
     pub fn held(&self, open: u64) -> Option<CachingRecord> {
         let hold = self.holds.iter().find(|hold| hold.opens.contains(&open))?;
-        Some(CachingRecord { state: hold.state.0, v2: hold.v2 })
+        let (mut state, mut v2) = (hold.state.0, hold.v2);
+        // Who must wait for cached writes has seen nothing yet, and waits again.
+        let passed = |breaking: &&Breaking| breaking.untold && !hold.state.any(W);
+        if let Some(breaking) = hold.breaking.as_ref().filter(passed) {
+            state = breaking.to.0;
+            v2 = v2.map(|(parent, epoch)| (parent, epoch.wrapping_add(1)));
+        }
+        Some(CachingRecord { state, v2 })
+    }
+
+    /// The holder of an open is away and will be back: it keeps what it has until it has been told of
+    /// the break that is due, if one is (MS-SMB2 3.3.4.7, `Lease.BreakNotification`).
+    pub fn tell_later(&mut self, open: u64, now: Instant) {
+        let hold = self.holds.iter_mut().find(|hold| hold.opens.contains(&open));
+        let Some(hold) = hold else { return };
+        let Some(breaking) = &mut hold.breaking else { return };
+        breaking.deadline = now + AWAY_TIME;
+        if !breaking.untold {
+            breaking.untold = true;
+            if let Some((_, epoch)) = &mut hold.v2 {
+                *epoch = epoch.wrapping_sub(1);
+            }
+        }
+    }
+
+    /// The holder of an open is back: what it is to be told now.
+    pub fn tell_now(&mut self, open: u64, now: Instant) -> Option<Break> {
+        let hold = self.holds.iter_mut().find(|hold| hold.opens.contains(&open))?;
+        let breaking = hold.breaking.as_mut().filter(|breaking| breaking.untold)?;
+        breaking.untold = false;
+        breaking.deadline = now + BREAK_TIME;
+        let (from, to, acknowledge) = (hold.state, breaking.to, true);
+        let epoch = hold.v2.as_mut().map_or(0, |(_, epoch)| {
+            *epoch = epoch.wrapping_add(1);
+            *epoch
+        });
+        let (holder, opens) = (hold.holder, hold.opens.clone());
+        Some(Break { holder, opens, from, to, acknowledge, epoch })
+    }
+
+    /// Who holds what an open does, and all its opens.
+    pub fn holder_of(&self, open: u64) -> Option<(GrantOwner, &[u64])> {
+        let hold = self.holds.iter().find(|hold| hold.opens.contains(&open))?;
+        Some((hold.holder, &hold.opens))
+    }
+
+    /// The first open of a lease without handle caching is taken up again, with this of its epoch in
+    /// the request. Numbers go on from the later of both, and a lease that is read by is another then
+    /// (MS-SMB2, note on 3.3.5.9.12).
+    pub fn take_epoch(&mut self, open: u64, asked: u16) {
+        let Some(hold) = self.holds.iter_mut().find(|hold| hold.opens.contains(&open)) else {
+            return;
+        };
+        let Some((_, epoch)) = &mut hold.v2 else { return };
+        if !hold.state.any(H) && (1..0x8000).contains(&asked.wrapping_sub(*epoch)) {
+            *epoch = asked.wrapping_add(u16::from(hold.state == R));
+        }
+    }
+
+    /// Takes from the holder of an open all that it has, and tells nobody.
+    pub fn lose(&mut self, open: u64) {
+        if let Some((holder, _)) = self.holder_of(open) {
+            self.unreachable(holder);
+        }
     }
 
     /// Gives an open back what it held when the server ended.
@@ -475,7 +576,7 @@ impl Caching {
             GrantOwner::Lease(id) => Some(LeaseView {
                 id,
                 state: hold.state,
-                breaking: hold.breaking.is_some(),
+                breaking: hold.breaking.as_ref().is_some_and(|breaking| !breaking.untold),
                 v2: hold.v2,
             }),
             GrantOwner::Open(_) => None,

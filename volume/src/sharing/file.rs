@@ -34,7 +34,7 @@ use crate::{
         image,
         links::{LinkId, Links},
         locks::{Intent, Locks, Range},
-        modes::{STREAM_BASE, conflicts, takes_part},
+        modes::{STREAM_BASE, takes_part},
         next_name::NextName,
     },
     status::of_errno,
@@ -374,12 +374,18 @@ impl OpenFile {
         lock(&self.state).locks.of(open).collect()
     }
 
-    /// Marks the name that an opener came by to be deleted when the last who did leaves, or takes
-    /// that back (MS-FSA 2.1.5.15.3).
-    pub fn set_delete_pending(&self, open: u64, pending: bool) {
+    /// Whether an open holds locks.
+    pub fn has_locks(&self, open: u64) -> bool {
+        self.locked.load(Ordering::Acquire) > 0 && lock(&self.state).locks.of(open).next().is_some()
+    }
+
+    /// Marks the name that an opener came by to be deleted when the last who did leaves, `by` whoever
+    /// has a lease of that key on the folder; or takes that back (MS-FSA 2.1.5.15.3).
+    pub fn set_delete_pending(&self, open: u64, by: Option<Option<[u8; 16]>>) {
         let mut state = lock(&self.state);
         if let Some(link) = state.link(open).and_then(|link| state.links.get_mut(link)) {
-            link.delete_pending = pending;
+            link.delete_pending = by.is_some();
+            link.deleter = by.flatten();
         }
     }
 
@@ -414,14 +420,6 @@ impl OpenFile {
         if let Some(link) = state.link(open).and_then(|link| state.links.get_mut(link)) {
             link.path = path;
         }
-    }
-
-    /// Whether someone has it open in a way that does not go together with this.
-    pub fn forbids(&self, access: Access, share: ShareAccess) -> bool {
-        lock(&self.state).users.iter().any(|other| {
-            takes_part(other.access)
-                && (conflicts(access, other.share) || conflicts(other.access, share))
-        })
     }
 
     /// Whether nobody but `id` may read, write or delete it; those who have a stream of it open, or

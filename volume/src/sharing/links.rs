@@ -24,6 +24,8 @@ pub struct Link {
     pub path: RelPath,
     /// It goes when the last of its users leaves.
     pub delete_pending: bool,
+    /// The key of the lease on the folder of whoever said so last.
+    pub deleter: Option<[u8; 16]>,
     /// It is gone already, while some still use it.
     pub gone: bool,
 }
@@ -47,7 +49,8 @@ impl Links {
         let at = self.at(path, only).unwrap_or_else(|| {
             let (id, path) = (self.next, path.clone());
             self.next = self.next.wrapping_add(1);
-            self.links.push(Link { id, users: 0, path, delete_pending: false, gone: false });
+            let (delete_pending, gone, deleter) = (false, false, None);
+            self.links.push(Link { id, users: 0, path, delete_pending, deleter, gone });
             self.links.len() - 1
         });
         self.links[at].users += 1;

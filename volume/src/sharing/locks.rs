@@ -102,6 +102,11 @@ impl Locks {
         })
     }
 
+    /// Whether any lock begins before the end of the file, which is at `end`.
+    pub fn reach_into(&self, end: u64) -> bool {
+        self.held.iter().any(|held| held.range.offset < end)
+    }
+
     /// Takes a lock if nothing forbids it.
     pub fn take(&mut self, open: u64, range: Range, exclusive: bool) -> bool {
         let intent = if exclusive { Intent::Own } else { Intent::Share };

@@ -20,7 +20,6 @@ use tokio::sync::Notify;
 use crate::{
     budget::{Budget, Held},
     fs::{file_key::FileKey, path::RelPath, volume::Volume},
-    sharing::caching::LeaseId,
     work::aside,
 };
 
@@ -42,8 +41,8 @@ pub struct Change<'a> {
     pub filter: ChangeFilter,
     /// Watches of this hear of the same in another way.
     pub unless: ChangeFilter,
-    /// The lease on the folder of whoever changed it, who knows.
-    pub by: Option<LeaseId>,
+    /// The key of the lease on the folder of whoever changed it, who knows.
+    pub by: Option<[u8; 16]>,
 }
 
 /// All folders that are watched.

@@ -113,12 +113,10 @@ impl CreateContexts {
         }
     }
 
-    /// The lease on the folder that the client says it has.
-    pub fn parent_lease(&self) -> Option<LeaseId> {
+    /// The key of the lease on the folder that the client says it has.
+    pub fn parent_lease(&self) -> Option<[u8; 16]> {
         match self.caching {
-            Some(CachingRequest::Lease { id, v2: Some((Some(key), _)), .. }) => {
-                Some(LeaseId { client: id.client, key })
-            }
+            Some(CachingRequest::Lease { v2: Some((key, _)), .. }) => key,
             _ => None,
         }
     }

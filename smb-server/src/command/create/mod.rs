@@ -6,10 +6,7 @@ pub mod caching;
 mod previous;
 pub mod reconnect;
 
-use std::{
-    borrow::Cow,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use smb_protocol::{
     FileId, HeaderFlags, NtStatus,
@@ -33,7 +30,7 @@ use volume::{
 
 use self::caching::{Answers, CreateContexts, Durable, REPLAYABLE};
 use super::{Ctx, Deferred, Handled, Outcome};
-use crate::{descriptors, dfs};
+use crate::{config::ClusterShare, descriptors, dfs};
 
 /// Bits of an access mask that mean nothing (MS-SMB2 2.2.13.1).
 const ACCESS_UNKNOWN: Access = Access(0x0ce0_fe00);
@@ -125,7 +122,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let (mut open, action) = job.run().inspect_err(|refused| {
         if let (Refused::Wait(_), Some(guid), None) = (refused, wishes.create_guid(), &ctx.creating)
         {
-            ctx.creating = Some(server.open_files.begin_create((guid, client)));
+            ctx.creating = Some(server.open_files.creates.begin((guid, client)));
         }
     })?;
     ctx.creating = None;
@@ -136,12 +133,14 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     tell(&open, action);
     if let Some(want) = wishes.caching {
         let want = if tree.share.force_level2_oplocks { want.without_writes() } else { want };
-        let granted = server.open_files.acquire(&open.file, open.opener_id(), want, open.directory);
+        let scales = tree.share.cluster == Some(ClusterShare::ScaleOut) && ctx.dialect().is_smb3();
+        let want = if scales { want.of_one_node(open.directory) } else { want };
+        let granted = server.open_files.acquire(&open, want);
         open.state().durability = wishes.durability(&open, granted);
     }
     open.sequence.start(ctx.header.channel_sequence());
-    let replayable =
-        wishes.create_guid().is_some() && !open.directory && open.access.any(REPLAYABLE);
+    let replayable = wishes.create_guid().is_some()
+        && (persistent || !open.directory && open.access.any(REPLAYABLE));
     open.replayable.store(replayable, Ordering::Release);
     let mut contexts = Vec::new();
     // MS-SMB2 3.3.5.9.5.
@@ -166,7 +165,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     answer(ctx, &open, oplock, wishes.durable, contexts, action, &mut body)?;
     let creating = wishes.create_guid().map(|guid| {
         // A repetition of the request is not answered before this one is.
-        server.open_files.begin_create((guid, client))
+        server.open_files.creates.begin((guid, client))
     });
     Ok(Outcome::Deferred(Deferred::storage(body.len(), async move {
         let _creating = creating;

@@ -21,6 +21,7 @@ use volume::open::{Durability, Open};
 use super::{CreateContexts, answer};
 use crate::{
     command::{Ctx, Failure, Handled},
+    config::ClusterShare,
     session::Session,
 };
 
@@ -84,7 +85,7 @@ fn take_up(
     let open_files = ctx.ex.server.open_files.clone();
     let by_guid = || {
         let guid = claim.create_guid.filter(|_| claim.persistent && tree.continuous)?;
-        open_files.created((guid, ctx.client().ok()?))
+        open_files.creates.made_persistent(guid, session.user.id)
     };
     let open = match open_files.disconnected.get(claim.file.persistent).or_else(by_guid) {
         Some(open) => {
@@ -107,8 +108,13 @@ fn take_up(
     take(ctx, &open, &session)?;
     tracing::debug!(user = session.user.name, file = %volume::quoted::Quoted(&request.name), "taken up again");
     session.add_open(tree.id, open.clone());
+    let lease = context::find(&request.contexts, names::RQLS).and_then(|b| Lease::parse(b).ok());
+    let epoch = lease.and_then(|lease| lease.v2).map(|(_, epoch)| epoch);
+    open_files.client_came(&open, epoch, tree.share.cluster != Some(ClusterShare::ScaleOut));
     let oplock = open.oplock_level();
-    answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out)
+    let handled = answer(ctx, &open, oplock, None, Vec::new(), CreateAction::OPENED, out);
+    open_files.tell_client(&open);
+    handled
 }
 
 /// It is tried again in a moment.
@@ -167,9 +173,7 @@ fn check(
             false => NOT_FOUND,
         });
     }
-    if open.is_persistent()
-        && (claim.create_guid.is_none() || open.origin.client.guid != ctx.client_guid())
-    {
+    if open.is_persistent() && claim.create_guid.is_none() {
         return Err(NOT_FOUND);
     }
     let resilient = open.is_resilient();
@@ -214,28 +218,45 @@ fn replay(
     let replays = ctx.header.flags.has(HeaderFlags::REPLAY);
     let key = (guid, ctx.client().ok()?);
     let open_files = ctx.ex.server.open_files.clone();
-    if replays && ctx.creating.is_none() && open_files.is_creating(key) {
+    if replays && ctx.creating.is_none() && open_files.creates.is_in_progress(key) {
         return Some(Err(NtStatus::FILE_NOT_AVAILABLE.into()));
     }
-    let found = open_files.created(key);
-    let wants_persistent = wishes.wants_persistence();
-    if let Some(open) = found.as_ref().filter(|open| {
-        replays && wants_persistent && open.is_persistent() && open.client().is_none()
-    }) {
-        return Some(after_loss(ctx, request, wishes, open, out));
-    }
-    if found.is_none() && replays && open_files.created_for_another(key) {
+    let found = open_files.creates.made_by(key);
+    if found.is_none() && replays && open_files.creates.made_for_another(key) {
         return Some(Err(NtStatus::ACCESS_DENIED.into()));
     }
-    let open = found.filter(|open| open.replayable.load(Ordering::Acquire))?;
+    let eligible = found.filter(|open| open.replayable.load(Ordering::Acquire));
     if !replays {
-        return Some(Err(NtStatus::DUPLICATE_OBJECTID.into()));
+        return eligible.map(|_| Err(NtStatus::DUPLICATE_OBJECTID.into()));
     }
-    Some(again(ctx, request, wishes, &open, out))
+    match eligible {
+        Some(open) if open.client().is_none() => Some(after_loss(ctx, request, wishes, &open, out)),
+        Some(open) => Some(again(ctx, request, wishes, &open, out)),
+        None => persistent_again(ctx, request, wishes, guid, out),
+    }
 }
 
-/// The CREATE of a persistent open is repeated because its answer was lost with the session
-/// (MS-SMB2 3.3.5.9, create context validation).
+/// The CREATE of a persistent open is repeated, perhaps by another client of its user (MS-SMB2 3.3.5.9,
+/// create context validation).
+fn persistent_again(
+    ctx: &mut Ctx<'_>,
+    request: &Request<'_>,
+    wishes: &CreateContexts,
+    guid: [u8; 16],
+    out: &mut Vec<u8>,
+) -> Option<Handled> {
+    if !wishes.wants_persistence() || !ctx.tree().ok()?.continuous || !ctx.keeps_persistent() {
+        return None;
+    }
+    let user = ctx.session().ok()?.user.id;
+    let open = ctx.ex.server.open_files.creates.made_persistent(guid, user)?;
+    match open.client() {
+        Some(_) => Some(Err(NtStatus::FILE_NOT_AVAILABLE.into())),
+        None => Some(after_loss(ctx, request, wishes, &open, out)),
+    }
+}
+
+/// A CREATE is repeated because its answer was lost with the session, and its open has outlived that.
 fn after_loss(
     ctx: &mut Ctx<'_>,
     request: &Request<'_>,
@@ -261,7 +282,9 @@ fn after_loss(
     session.add_open(tree.id, open.clone());
     let oplock = open.oplock_level().min(request.oplock);
     let action = CreateAction(open.origin.action);
-    answer(ctx, open, oplock, wishes.durable, Vec::new(), action, out)
+    let handled = answer(ctx, open, oplock, wishes.durable, Vec::new(), action, out);
+    open.table().tell_client(open);
+    handled
 }
 
 fn again(
@@ -278,6 +301,9 @@ fn again(
     }
     if open.session_id() != Some(session.id) {
         return Err(NtStatus::DUPLICATE_OBJECTID.into());
+    }
+    if open.is_persistent() && !wishes.wants_persistence() {
+        return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let action = CreateAction(open.origin.action);
     // No more than this copy of the request asks for, and without an oplock no durability, unless

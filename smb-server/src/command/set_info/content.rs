@@ -96,12 +96,15 @@ fn check_alone(ctx: &Ctx<'_>, open: &Arc<Open>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Copies all that a file holds into an empty one.
+/// Copies all that a file holds into an empty one, where it is durable: it is then taken away where it
+/// was, and a loss of power must not take both.
 fn carry_over(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     let len = u64::try_from(rustix::fs::fstat(from)?.st_size).unwrap_or(0);
-    let (done, result) = aside(|| space::copy(from.as_fd(), 0, to.as_fd(), 0, len));
-    result?;
-    if done == len { Ok(()) } else { Err(Errno::IO) }
+    let copied = aside(|| {
+        let (done, result) = space::copy(from.as_fd(), 0, to.as_fd(), 0, len);
+        result.and_then(|()| rustix::fs::fsync(to)).map(|()| done)
+    });
+    if copied? == len { Ok(()) } else { Err(Errno::IO) }
 }
 
 /// The content of a file becomes a stream, and leaves an empty file.

@@ -59,6 +59,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             if which & parts::OWNER != 0 && change.owner.is_none() {
                 return Err(NtStatus::INVALID_OWNER.into());
             }
+            // MS-FSA 2.1.5.17: who caches the handle opens anew under another list.
+            open.break_conflicting(BreakReason::Security)?;
             let directory = attributes::facts(open.handle())?.directory;
             security::update(
                 permit,
@@ -336,7 +338,7 @@ fn set_disposition(open: &Open, flags: Disposition) -> Result<(), Failure> {
         open.delete_on_close.store(false, Ordering::Release);
     }
     open.posix_delete.store(delete && flags.has(Disposition::POSIX_SEMANTICS), Ordering::Release);
-    open.file.set_delete_pending(open.opener_id(), delete);
+    open.set_delete_pending(delete);
     if delete && open.directory {
         open.table().watches.gone(open.file.key());
     }

@@ -7,7 +7,6 @@ use std::{
     sync::{PoisonError, atomic::Ordering},
 };
 
-use rustix::fs::Stat;
 use smb_protocol::{
     NtStatus,
     fscc::{
@@ -81,13 +80,12 @@ fn check_replaced(
     ctx: &Ctx<'_>,
     open: &Open,
     request: &Rename,
-    (target, stat, path): (&OwnedFd, &Stat, &RelPath),
+    (target, path): (&OwnedFd, &RelPath),
 ) -> Result<(), Failure> {
     let denied = NtStatus::ACCESS_DENIED;
     let facts = attributes::facts(target.as_fd())?;
-    let in_use = !request.posix && ctx.ex.server.open_files.is_open(stat);
     let readonly = facts.attributes.has(FileAttributes::READONLY) && !request.ignore_readonly;
-    if facts.directory || in_use || readonly {
+    if facts.directory || readonly {
         return Err(denied.into());
     }
     let folder = open.volume().folder_of(path)?;
@@ -139,7 +137,11 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
         if (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino) {
             return Ok(());
         }
-        check_replaced(ctx, open, request, (fd, stat, to))?;
+        check_replaced(ctx, open, request, (fd, to))?;
+        // MS-FSA 2.1.5.15.7 asks nobody to close it.
+        if !request.posix && ctx.ex.server.open_files.is_open(stat) {
+            return Err(NtStatus::ACCESS_DENIED.into());
+        }
         replaced = Some((fd, stat));
     }
     permit.link(open.handle(), to, replaced.map(|(_, stat)| stat))?;
@@ -179,16 +181,12 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
         enter_folder(ctx, open, &there)?;
     }
     open.break_conflicting(BreakReason::Rename)?;
-    let open_files = &ctx.ex.server.open_files;
     if open.file.others_forbid_delete(open.opener_id()) {
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
     let stat = rustix::fs::fstat(open.handle())?;
-    if open.directory
-        && let Some(folder) = open.file.path(open.opener_id())
-        && open_files.any_below(stat.st_dev, &folder)
-    {
-        return Err(NtStatus::ACCESS_DENIED.into());
+    if open.directory {
+        open.clear_below()?;
     }
     let mut replaced = None;
     let to = match found {
@@ -215,7 +213,10 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
             return Ok(open.note_renamed());
         }
         Found::Here { fd, stat: target, path } => {
-            check_replaced(ctx, open, request, (&fd, &target, &path))?;
+            check_replaced(ctx, open, request, (&fd, &path))?;
+            if !request.posix {
+                open.clear_replaced(&target)?;
+            }
             replaced = Some((fd, target));
             path
         }
@@ -269,11 +270,7 @@ fn enter_folder(ctx: &Ctx<'_>, open: &Open, to: &RelPath) -> Result<(), Failure>
         return Err(NtStatus::ACCESS_DENIED.into());
     }
     let stat = rustix::fs::fstat(&folder)?;
-    if let Some(file) = ctx.ex.server.open_files.get(&stat)
-        && file.forbids(adds, ShareAccess::READ | ShareAccess::WRITE)
-    {
-        return Err(NtStatus::SHARING_VIOLATION.into());
-    }
+    ctx.ex.server.open_files.enter(&stat, adds, ShareAccess::READ | ShareAccess::WRITE)?;
     Ok(())
 }
 

@@ -30,7 +30,7 @@ impl Direct {
         self.set_as(id, query_info::InfoType::FILESYSTEM, class, 0, input)
     }
 
-    fn descriptor(&mut self, id: FileId, which: u32, room: u32) -> NtStatus {
+    fn descriptor_status(&mut self, id: FileId, which: u32, room: u32) -> NtStatus {
         let request = query_info::Request {
             info_type: query_info::InfoType::SECURITY,
             additional: which,
@@ -284,10 +284,10 @@ fn every_part_of_a_descriptor_has_its_right() {
     };
     let reads = open(&mut direct, Access::READ_DATA);
     for room in [0, 1, 1000] {
-        assert_eq!(direct.descriptor(reads, LABEL, room), DENIED);
+        assert_eq!(direct.descriptor_status(reads, LABEL, room), DENIED);
     }
-    assert_eq!(direct.descriptor(all, LABEL, 1000), NtStatus::SUCCESS);
-    assert_eq!(direct.descriptor(all, LABEL, 1), NtStatus::BUFFER_TOO_SMALL);
+    assert_eq!(direct.descriptor_status(all, LABEL, 1000), NtStatus::SUCCESS);
+    assert_eq!(direct.descriptor_status(all, LABEL, 1), NtStatus::BUFFER_TOO_SMALL);
     let mut empty = Vec::new();
     Descriptor { control: Control::NONE, ..Descriptor::default() }.encode(0, &mut empty);
     let dac = open(&mut direct, Access::WRITE_DAC);

@@ -26,6 +26,7 @@ mod contexts;
 mod controls;
 mod dates;
 mod files;
+mod giving_way;
 mod guessing;
 mod house;
 mod listing;

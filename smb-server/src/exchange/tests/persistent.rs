@@ -70,7 +70,7 @@ fn a_file_that_was_being_renamed_is_its_clients_under_either_name() {
     for renamed in [false, true] {
         let mut house = House::new();
         let mut guest = house.one();
-        let wanted = ask("a").persistent(1).lease(9);
+        let wanted = ask("a").persistent(1);
         let got = guest.create(&wanted).unwrap();
         let open = house.server.open_files.open(got.id.persistent).unwrap();
         let to = volume::fs::path::RelPath::root().child("b");
@@ -136,11 +136,11 @@ fn an_open_comes_back_with_its_lease_and_locks_to_its_client_alone() {
     assert_eq!(guest.lock(got.id, 200, 0x31, UNLOCK), NtStatus::SUCCESS);
     house.restart(vec![guest]);
 
-    // Others are told that the file will be back; those who know no better, that it is in use.
+    // Others wait until its client, which caches the handle, can be asked.
     let mut other = house.guest(2, "v", Dialect::SMB_3_0_2, "plain");
-    assert_eq!(other.create(&ask("a")), Err(NtStatus::FILE_NOT_AVAILABLE));
+    assert!(other.begin_create(&ask("a")).waits());
     let mut old = house.guest(3, "v", Dialect::SMB_2_1, "plain");
-    assert_eq!(old.create(&ask("a")), Err(NtStatus::SHARING_VIOLATION));
+    assert!(old.begin_create(&ask("a")).waits());
 
     // Whoever is not its client does not get it.
     let back = wanted.clone().back(got.id, 1);
@@ -290,8 +290,7 @@ fn an_open_stream_comes_back_too() {
     assert_eq!(house.server.open_files.persistent_opens.held(), 1);
 
     let mut stranger = house.guest(2, "u", Dialect::SMB_3_0_2, "ca");
-    let held = Err(NtStatus::FILE_NOT_AVAILABLE);
-    assert_eq!(stranger.create(&ask("a:t")), held);
+    assert!(stranger.begin_create(&ask("a:t")).waits(), "until its client can be asked");
     assert!(stranger.create(&ask("a:u")).is_ok(), "another stream is another's");
     let missing = Err(NtStatus::OBJECT_NAME_NOT_FOUND);
     assert_eq!(stranger.create(&wanted.clone().back(got.id, 1)), missing);

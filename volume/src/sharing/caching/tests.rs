@@ -96,7 +96,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (0u8..3, 0u32..8).prop_map(|(client, state)| Step::Acquire(client, state)),
         (0u8..3).prop_map(Step::Oplock),
-        (0u8..6, 0u64..8).prop_map(|(cause, open)| Step::Break(cause, open)),
+        (0u8..7, 0u64..8).prop_map(|(cause, open)| Step::Break(cause, open)),
         (0u8..8).prop_map(Step::Acknowledge),
         (0u64..12).prop_map(Step::Leave),
     ]
@@ -127,7 +127,7 @@ proptest! {
                 }
                 Step::Break(cause, open) => {
                     let cause = [BreakReason::Open, BreakReason::Overwrite, BreakReason::Sharing, BreakReason::Change,
-                        BreakReason::Rename, BreakReason::Delete][usize::from(cause)];
+                        BreakReason::Rename, BreakReason::Delete, BreakReason::Security][usize::from(cause)];
                     let (breaks, _) = break_all(&mut caching, cause, open);
                     for due in breaks {
                         prop_assert!(due.to.without(due.from) == NOTHING && due.to != due.from);
