@@ -21,6 +21,7 @@ use test_support::smb_caller::{Asks, Caller, Logon, answers, setup};
 mod channels;
 mod controls;
 mod files;
+mod folder_leases;
 mod giving_way;
 mod guessing;
 mod house;
