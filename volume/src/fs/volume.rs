@@ -151,12 +151,12 @@ impl Volume {
         *self.identity.get_or_init(|| Identity::of(self.root()))
     }
 
-    /// `VolumeSerialNumber` (MS-FSA 2.1.1.1).
+    /// The number that tells this volume from others (`VolumeSerialNumber`, MS-FSA 2.1.1.1).
     pub fn serial(&self) -> u32 {
         self.known_by().serial()
     }
 
-    /// `VolumeId` (MS-FSA 2.1.1.1).
+    /// What the volume is known by (`VolumeId`, MS-FSA 2.1.1.1).
     pub fn identity(&self) -> [u8; 16] {
         self.known_by().bytes()
     }

@@ -18,9 +18,8 @@ use crate::users::ClientId;
 /// How long a holder may take to acknowledge (MS-SMB2, note on 3.3.4.6).
 pub const BREAK_TIME: Duration = Duration::from_secs(35);
 
-/// How long a break waits for a holder that is away and will be back. Its opens end before, or it is
-/// there.
-const AWAY_TIME: Duration = Duration::from_secs(3600);
+/// How long a break waits for a holder that is away and will be back: longer than any open is kept.
+const AWAY_TIME: Duration = Duration::from_secs(360);
 
 const R: LeaseState = LeaseState::READ;
 const W: LeaseState = LeaseState::WRITE;

@@ -151,7 +151,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     // MS-SMB2 3.3.5.9.9.
     if context::find(&request.contexts, names::QFID).is_some() {
-        contexts.push((names::QFID, context::disk_id(open.facts()?.file_id, 0).to_vec()));
+        contexts.push((
+            names::QFID,
+            context::disk_id(open.facts()?.file_id, open.volume().serial().into()).to_vec(),
+        ));
     }
     let promised = wishes.persistence().filter(|_| persistent).map(Durability::Persistent);
     let remembered = promised.map(|promised| open.remember(promised)).transpose()?.flatten();

@@ -2,7 +2,10 @@
 
 use smb_protocol::{
     fscc::{FileAttributes, file_info::Basic},
-    msg::create::{Access, CreateOptions, Disposition, ShareAccess},
+    msg::{
+        context,
+        create::{Access, CreateOptions, Disposition, ShareAccess},
+    },
     security::{Control, Descriptor, parts},
 };
 
@@ -128,6 +131,21 @@ fn a_volume_has_one_serial_number() {
         let data = ioctl::Response::parse(&body).unwrap().output;
         seen.extend([at(&id, 0), serial.into(), at(data, 0)]);
         assert_ne!(serial, 0);
+        // And with the number of a file that a CREATE is answered with (MS-SMB2 2.2.14.2.9).
+        let request = create::Request {
+            access: Access::READ_DATA,
+            share: ShareAccess(7),
+            disposition: Disposition::OPEN,
+            name: "f".into(),
+            impersonation: 2,
+            contexts: vec![create::RawContext { name: b"QFid", data: &[] }],
+            ..Default::default()
+        };
+        let (_, body) = direct.ask(Command::CREATE, |out| request.encode(out));
+        let answer = create::Response::parse(&body).unwrap();
+        let found = context::find(&answer.contexts, b"QFid").unwrap();
+        assert_eq!(at(found, 0), at(&id, 8));
+        seen.push(at(found, 8));
     }
     assert!(seen.iter().all(|serial| *serial == seen[0]), "{seen:x?}");
     // Files have object ids (MS-FSCC 2.5.1).

@@ -46,6 +46,7 @@ fn rename_to(name: &str, replace: bool) -> Vec<u8> {
     input[0] = replace.into();
     input[16] = name.len() as u8;
     input.extend(name);
+    input.resize(input.len().max(24), 0);
     input
 }
 
@@ -443,7 +444,7 @@ fn shares_of_a_cluster_are_told_and_kept_as_such() {
     let (cluster, scales) = (ShareCapabilities::CLUSTER, ShareCapabilities::SCALEOUT);
     let one = plain(&house, 1);
     assert!(one.capabilities.has(cluster) && !one.capabilities.has(scales));
-    let old = house.guest(1, "u", Dialect::SMB_2_1, "so");
+    let old = house.guest(3, "u", Dialect::SMB_2_1, "so");
     assert!(!old.capabilities.any(cluster.or(scales)));
     let mut guest = house.guest(2, "u", Dialect::SMB_3_0_2, "so");
     assert!(guest.capabilities.has(cluster.or(scales)));

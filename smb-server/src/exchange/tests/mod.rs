@@ -26,6 +26,7 @@ mod contexts;
 mod controls;
 mod dates;
 mod files;
+mod folder_leases;
 mod giving_way;
 mod guessing;
 mod house;

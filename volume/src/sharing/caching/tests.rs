@@ -43,6 +43,51 @@ fn an_open_takes_write_caching_and_waits_for_it() {
 }
 
 #[test]
+fn who_is_away_is_told_later_and_keeps_what_it_has_until_then() {
+    let mut caching = Caching::default();
+    caching.acquire(1, want(1, RWH), false, false, false);
+    let now = Instant::now();
+    assert!(break_all(&mut caching, BreakReason::Open, 2).1);
+    for _ in 0..2 {
+        caching.tell_later(1, now);
+    }
+    let view = caching.lease(1).unwrap();
+    assert_eq!((view.state, view.breaking, view.v2), (RWH, false, Some((None, 1))));
+    // Nobody has seen what it has not written back: the next server asks again.
+    assert_eq!(caching.held(1).unwrap(), CachingRecord { state: 7, v2: Some((None, 1)) });
+    let mut breaks = Vec::new();
+    let later = now + BREAK_TIME * 2;
+    let who = (3, None);
+    assert!(caching.break_for(BreakReason::Open, who, |_, _| true, later, &mut breaks).is_some());
+    assert!(breaks.is_empty());
+    let due = caching.tell_now(1, later).unwrap();
+    assert_eq!((due.from, due.to, due.epoch, due.acknowledge), (RWH, RH, 2, true));
+    assert!(caching.tell_now(1, later).is_none(), "it was told");
+    assert_eq!(caching.acknowledge(GrantOwner::Lease(lease(1)), RH), Ok(RH));
+    // What others did not wait for is remembered as done.
+    assert!(!break_all(&mut caching, BreakReason::Overwrite, 2).1);
+    caching.tell_later(1, now);
+    assert_eq!(caching.held(1).unwrap(), CachingRecord { state: 0, v2: Some((None, 3)) });
+}
+
+#[test]
+fn numbers_of_a_lease_go_on_from_the_later_of_both() {
+    for (state, asked, epoch) in [
+        (R, 100, 101),
+        (RWH.without(H), 100, 100),
+        (R, 1, 1),
+        (R, 0, 1),
+        (RH, 100, 1),
+        (R, 0x9000, 1),
+    ] {
+        let mut caching = Caching::default();
+        caching.acquire(1, want(1, state), false, false, false);
+        caching.take_epoch(1, asked);
+        assert_eq!(caching.lease(1).unwrap().v2, Some((None, epoch)), "{state:?} {asked}");
+    }
+}
+
+#[test]
 fn who_does_not_answer_loses_everything() {
     let mut caching = Caching::default();
     caching.acquire(1, CachingRequest::Oplock(OplockLevel::BATCH), false, false, false);
