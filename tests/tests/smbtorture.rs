@@ -192,6 +192,7 @@ fn oplocks_and_leases() {
         "lease.unlink",
         "notify.dir",
         "notify.rec",
+        "notify.tree",
         "notify.overflow",
         "notify.rmdir3",
         "notify.tree",
