@@ -104,6 +104,39 @@ fn no_trim_of_a_file_with_many_locks_keeps_others_waiting() {
     assert_eq!(status, NtStatus::INVALID_PARAMETER, "a list without bound");
 }
 
+/// All runs of a file are gone through to find the last of them.
+#[test]
+fn no_number_of_extents_keeps_others_waiting() {
+    use std::os::unix::fs::FileExt;
+
+    const RUNS: u64 = 20_000;
+    const STEP: u64 = 64 << 10;
+    let server = one_thread();
+    let file = fs::File::create(server.files().join("file")).unwrap();
+    for run in 0..RUNS {
+        file.write_all_at(&[7; 4096], run * STEP).unwrap();
+    }
+    file.sync_all().unwrap();
+    let cluster = rustix::fs::fstatvfs(&file).unwrap().f_frsize;
+    let last = ((RUNS - 1) * STEP / cluster).to_le_bytes();
+    let mut crowd = crowd(&server, "file", Access::NONE);
+    let code = FsctlCode::GET_RETRIEVAL_POINTERS;
+    let (status, _) = crowd[0].control(code, &last, 32);
+    if status == NtStatus::INVALID_DEVICE_REQUEST {
+        eprintln!("the file system of temporary files does not tell of extents");
+        return;
+    }
+    assert_eq!(status, NtStatus::SUCCESS);
+    let honest = Honest::begin(&server);
+    all_ask(&mut crowd, Command::IOCTL, NtStatus::SUCCESS, |_, file_id, out| {
+        let (flags, max_output) = (ioctl::IS_FSCTL, 32);
+        let input = &last;
+        ioctl::Request { code, file_id, input, max_output, flags, ..Default::default() }
+            .encode(out);
+    });
+    honest.end(&server, "extents of a file");
+}
+
 /// More ranges than a request may name.
 fn too_many_trims() -> Vec<u8> {
     let mut input = Vec::new();

@@ -1,7 +1,7 @@
 //! Where on its volume the content of a file lies (MS-FSA 2.1.1.5, `ExtentList`), as FIEMAP tells it.
 //! It may wait for the disk: what is not written yet has no place, so it is written first.
 
-use std::os::fd::BorrowedFd;
+use std::{ops::Range, os::fd::BorrowedFd};
 
 use rustix::{
     io::Errno,
@@ -72,13 +72,67 @@ const LAST: u32 = 1;
 /// clusters of their own.
 const NO_PLACE: u32 = 0x2 | 0x4 | 0x8 | 0x100 | 0x200;
 
-#[expect(unsafe_code, reason = "FS_IOC_FIEMAP has no safe wrapper")]
-fn map(fd: BorrowedFd<'_>, from: u64, found: &mut Fiemap) -> Result<(), Errno> {
-    (found.start, found.length) = (from, u64::MAX - from);
-    (found.flags, found.mapped, found.count) = (SYNC, 0, STEP as u32);
-    // SAFETY: FS_IOC_FIEMAP reads one `fiemap` and writes at most `count` of `fiemap_extent` behind
-    // it, for all of which `Fiemap` has room; all their bytes may have any value.
-    unsafe { ioctl(fd, Updater::<FS_IOC_FIEMAP, Fiemap>::new(found)) }
+impl Fiemap {
+    fn new() -> Box<Self> {
+        Box::new(Self {
+            start: 0,
+            length: 0,
+            flags: 0,
+            mapped: 0,
+            count: 0,
+            reserved: 0,
+            extents: [Mapped::default(); STEP],
+        })
+    }
+
+    /// Asks for at most `count` of the extents that lie in a range of bytes, the first ones.
+    #[expect(unsafe_code, reason = "FS_IOC_FIEMAP has no safe wrapper")]
+    fn ask(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        range: Range<u64>,
+        flags: u32,
+        count: usize,
+    ) -> Result<&[Mapped], Errno> {
+        (self.start, self.length) = (range.start, range.end.saturating_sub(range.start));
+        (self.flags, self.mapped, self.count) = (flags, 0, count.min(STEP) as u32);
+        // SAFETY: FS_IOC_FIEMAP reads one `fiemap` and writes at most `count` of `fiemap_extent`
+        // behind it, for all of which `Fiemap` has room; all their bytes may have any value.
+        let asked = unsafe { ioctl(fd, Updater::<FS_IOC_FIEMAP, Self>::new(self)) };
+        match asked {
+            // No file is as long as that.
+            Err(Errno::FBIG) => return Ok(&[]),
+            other => other?,
+        }
+        Ok(self.extents.get(..self.mapped as usize).unwrap_or_default())
+    }
+}
+
+/// The first cluster of the run that holds the cluster `from`: a hole, or an extent. The system tells
+/// no more of a run than what it is asked for.
+fn begins(
+    fd: BorrowedFd<'_>,
+    from: u64,
+    hole: bool,
+    cluster: u64,
+    found: &mut Fiemap,
+) -> Result<u64, Errno> {
+    let mut same = |first: u64| -> Result<bool, Errno> {
+        let first = first.saturating_mul(cluster);
+        let list = found.ask(fd, first..from.saturating_mul(cluster).saturating_add(1), 0, 2)?;
+        Ok(match list {
+            [] => hole,
+            [extent] => !hole && extent.logical <= first,
+            _ => false,
+        })
+    };
+    // All from `high` to `from` is one run, and what lies before `low` is another.
+    let (mut low, mut high) = (0, from);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if same(middle)? { high = middle } else { low = middle + 1 }
+    }
+    Ok(high)
 }
 
 /// The runs of a file from the one that holds the cluster `from` of the file on, at most `most` of
@@ -89,57 +143,50 @@ fn map(fd: BorrowedFd<'_>, from: u64, found: &mut Fiemap) -> Result<(), Errno> {
 pub fn extents(fd: BorrowedFd<'_>, from: u64, most: usize) -> Result<Extents, Errno> {
     let cluster = cluster_size(fd)?;
     let size = u64::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or(0);
-    let mut all = Extents::default();
-    let mut at = 0;
-    // Whether there was room for a run, which counts from the one that holds `from` on.
-    let add = |all: &mut Extents, run: Extent| {
-        if run.next <= from {
-            all.start = run.next;
-        } else if all.runs.len() < most {
-            all.runs.push(run);
-        } else {
-            all.more = true;
-        }
-        !all.more
-    };
-    let mut found = Box::new(Fiemap {
-        start: 0,
-        length: 0,
-        flags: 0,
-        mapped: 0,
-        count: 0,
-        reserved: 0,
-        extents: [Mapped::default(); STEP],
-    });
-    let mut behind = 0;
+    let mut found = Fiemap::new();
+    let mut runs: Vec<Extent> = Vec::new();
+    // The first cluster not told of.
+    let mut at = from;
+    let (mut behind, mut flags, mut unplaced) = (from.saturating_mul(cluster), SYNC, false);
     loop {
-        map(fd, behind, &mut found)?;
-        let list = found.extents.get(..found.mapped as usize).unwrap_or_default();
+        let list = found.ask(fd, behind..u64::MAX, flags, STEP)?;
+        let last = list.last().is_none_or(|extent| extent.flags & LAST != 0);
+        flags = 0;
         for extent in list {
             behind = extent.logical.saturating_add(extent.length);
             if extent.flags & NO_PLACE != 0 {
+                unplaced = true;
                 continue;
             }
             let (first, next) = (extent.logical / cluster, behind.div_ceil(cluster));
-            if first > at && !add(&mut all, Extent { next: first, cluster: None }) {
-                return Ok(all);
+            if next <= at {
+                continue;
             }
-            let place = Some(extent.physical / cluster);
-            if next > at && !add(&mut all, Extent { next, cluster: place }) {
-                return Ok(all);
+            if first > at {
+                runs.push(Extent { next: first, cluster: None });
             }
-            at = at.max(next);
+            // That of the cluster `at`, if the extent begins before it.
+            let place = extent.physical / cluster + at.saturating_sub(first);
+            runs.push(Extent { next, cluster: Some(place) });
+            at = next;
         }
-        if list.last().is_none_or(|extent| extent.flags & LAST != 0) {
+        if last || runs.len() > most {
             break;
         }
     }
     // What is kept beside the file's name has no clusters at all.
     let end = size.div_ceil(cluster);
-    if at < end && !(at == 0 && behind > 0) {
-        add(&mut all, Extent { next: end, cluster: None });
+    if at < end && runs.len() <= most && !(runs.is_empty() && unplaced) {
+        runs.push(Extent { next: end, cluster: None });
     }
-    Ok(all)
+    let mut start = 0;
+    if let Some(run) = runs.first_mut() {
+        start = begins(fd, from, run.cluster.is_none(), cluster, &mut found)?;
+        run.cluster = run.cluster.map(|place| place.saturating_sub(from - start));
+    }
+    let more = runs.len() > most;
+    runs.truncate(most);
+    Ok(Extents { start, runs, more })
 }
 
 #[cfg(test)]
@@ -175,7 +222,16 @@ mod tests {
         // From within the hole on; with room for one.
         let part = extents(file.as_fd(), hole - 1, 1).unwrap();
         assert_eq!(part.runs, [Extent { next: hole, cluster: None }]);
-        assert!(part.more && part.start < hole);
+        assert!(part.more && part.start == end);
+        let exact = extents(file.as_fd(), hole, 9).unwrap();
+        assert_eq!((exact.start, exact.runs.len(), exact.more), (hole, 1, false));
+        let inside = extents(file.as_fd(), 1, 100).unwrap();
+        assert_eq!((inside.start, inside.runs), (0, all.runs));
+        // A hole at the end.
+        file.set_len(1 << 25).unwrap();
+        let tail = extents(file.as_fd(), hole + 9, 9).unwrap();
+        let want = Extent { next: (1 << 25) / cluster, cluster: None };
+        assert_eq!((tail.start, tail.runs, tail.more), (hole + 1, vec![want], false));
         let none = extents(file.as_fd(), 1 << 40, 10).unwrap();
         assert_eq!((none.runs.len(), none.more), (0, false));
     }
