@@ -222,6 +222,24 @@ fn a_file_is_replaced_once_who_caches_it_has_closed_it() {
     }
 }
 
+/// A durable open of a client that is away does not keep a file from being replaced, a stream of it that
+/// is open and not cached does.
+#[test]
+fn a_file_is_replaced_whose_client_is_away() {
+    let house = House::new();
+    let (mut holder, mut other) = (plain(&house, 1), plain(&house, 2));
+    holder.create(&durable(with(shared("b"), 9, RWH), 1)).unwrap();
+    drop(holder);
+    let stream = other.create(&shared("b:s"));
+    let from = other.create(&shared("a")).unwrap().id;
+    let rename = |other: &mut Guest| other.set(from, InfoClass::RENAME, &rename_to("b", true));
+    assert_eq!(rename(&mut other), DENIED);
+    assert_eq!(house.server.open_files.disconnected.len(), 1, "nobody is asked in vain");
+    assert_eq!(other.close(stream.unwrap().id), NtStatus::SUCCESS);
+    assert_eq!(rename(&mut other), NtStatus::SUCCESS);
+    assert!(house.server.open_files.disconnected.is_empty());
+}
+
 /// The folder that a name is to be in is opened without letting others delete it.
 #[test]
 fn a_folder_is_entered_once_who_may_delete_it_has_closed_it() {
