@@ -98,7 +98,7 @@ fn place(targets: &ArrayOfTables, name: &str) -> Option<usize> {
     targets.iter().position(|it| it.get("name").and_then(Item::as_str) == Some(name))
 }
 
-/// Adds `[[target]]`.
+/// Adds `[[target]]` behind those that are there.
 pub fn add_target(document: &mut DocumentMut, target: Table) -> anyhow::Result<()> {
     let name = target.get("name").and_then(Item::as_str).unwrap_or_default();
     if !document.contains_key("iscsi") {
@@ -132,7 +132,7 @@ fn is_lun(table: &Table, number: u16) -> bool {
     table.get("number").and_then(Item::as_integer) == Some(number.into())
 }
 
-/// Adds `[[target.lun]]` to a target.
+/// Adds `[[target.lun]]` behind those of its target.
 pub fn add_lun(
     document: &mut DocumentMut,
     target: &str,
@@ -154,7 +154,7 @@ pub fn free_lun(document: &mut DocumentMut, target: &str) -> anyhow::Result<u16>
     free.with_context(|| format!("target {target} has no number left"))
 }
 
-/// Takes `[[target.lun]]` away.
+/// Takes the `[[target.lun]]` of a number away.
 pub fn remove_lun(document: &mut DocumentMut, target: &str, number: u16) -> anyhow::Result<()> {
     let luns = luns(document, target)?;
     let at = luns.iter().position(|it| is_lun(it, number));

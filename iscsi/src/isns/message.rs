@@ -97,7 +97,7 @@ impl Attribute {
         Self { tag, value: Vec::new() }
     }
 
-    /// A number.
+    /// A number of four bytes.
     #[must_use]
     pub fn number(tag: u32, value: u32) -> Self {
         Self { tag, value: value.to_be_bytes().into() }
