@@ -18,7 +18,7 @@ use crate::{
     reports,
     reservation::{Out, Who, parse_out},
     target::Target,
-    unit::{Pattern, Unit, start_sanitize},
+    unit::{Kind, Pattern, Unit, start_sanitize},
 };
 
 /// Operation codes that are answered whatever a nexus is owed (SAM-5 5.14.1).
@@ -132,8 +132,27 @@ async fn on_unit(
     if needs_medium(entry.op) {
         unit.has_medium()?;
     }
+    let (kind, bytes) = moved(&command, unit.block());
+    if needs_medium(entry.op) {
+        unit.meter.pass(bytes).await;
+    }
     let call = Call { target, unit, nexus, data_out: request.data_out };
-    call.run(command, data_in).await
+    let done = call.run(command, data_in).await;
+    unit.meter.count(kind, bytes, done.is_ok());
+    done
+}
+
+/// What a command is counted as, and the bytes that it moves.
+fn moved(command: &Command, block: u32) -> (Kind, u64) {
+    match command {
+        Command::Read(extent) => (Kind::Read, u64::from(extent.blocks) * u64::from(block)),
+        Command::Write(_)
+        | Command::OrWrite(_)
+        | Command::WriteAtomic { .. }
+        | Command::CompareAndWrite(_)
+        | Command::WriteVerify(..) => (Kind::Write, command.data_out(block)),
+        _ => (Kind::Other, command.data_out(block)),
+    }
 }
 
 /// Commands that there is nothing to do for without a medium.

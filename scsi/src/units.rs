@@ -18,7 +18,7 @@ use crate::{
     reservation::Reservations,
     store::{Kept, UnitStore},
     target::{LunAccess, Target},
-    unit::{LogicalUnit, Unit, go_on_sanitizing, kept_sanitize},
+    unit::{Limits, LogicalUnit, Unit, Usage, go_on_sanitizing, kept_sanitize},
 };
 
 /// Highest number of a logical unit.
@@ -129,6 +129,8 @@ pub struct UnitInfo {
     pub reserved: bool,
     /// It is being sanitized.
     pub sanitizing: bool,
+    /// What it has done.
+    pub usage: Usage,
 }
 
 /// The logical units of a target; they come and go while it runs. A clone is the same set.
@@ -286,6 +288,16 @@ impl Units {
         Ok(())
     }
 
+    /// Sets how much a logical unit may do in a second, from now on.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn set_limits(&self, number: u16, limits: Limits) -> Result<(), UnitsError> {
+        let units = self.target.units.read().unwrap_or_else(PoisonError::into_inner);
+        units.get(&number).ok_or(UnitsError::Missing(number))?.meter.set_limits(limits);
+        Ok(())
+    }
+
     /// All logical units, in order of their numbers.
     #[must_use]
     pub fn list(&self) -> Vec<UnitInfo> {
@@ -300,6 +312,7 @@ impl Units {
                 registrations: reservations.registrations.len(),
                 reserved: reservations.reservation.is_some(),
                 sanitizing: unit.sanitize.running(),
+                usage: unit.meter.usage(),
             }
         };
         self.target.all().into_iter().map(info).collect()

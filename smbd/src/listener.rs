@@ -23,7 +23,7 @@ use tokio::{
 };
 use volume::work::Timed;
 
-use crate::{inherit, scrape};
+use crate::{inherit, iscsi::Iscsi, scrape};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -49,6 +49,8 @@ pub struct Bound {
     clients: Vec<std::net::TcpListener>,
     iscsi: Vec<std::net::TcpListener>,
     metrics: Option<std::net::TcpListener>,
+    /// What the metrics page tells of beside the file server.
+    targets: Option<Arc<Iscsi>>,
 }
 
 impl Bound {
@@ -90,7 +92,14 @@ impl Bound {
                 .collect::<io::Result<_>>()?,
             iscsi: iscsi.iter().map(|address| get(*address)).collect::<io::Result<_>>()?,
             metrics: config.metrics.map(get).transpose()?,
+            targets: None,
         })
+    }
+
+    /// Has the metrics page tell of iSCSI targets, too.
+    #[must_use]
+    pub fn telling_of(self, targets: Arc<Iscsi>) -> Self {
+        Self { targets: Some(targets), ..self }
     }
 
     /// Takes the sockets of iSCSI.
@@ -126,7 +135,7 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
         listeners.spawn(accept(listener, server.clone(), census.clone(), stopped.clone()));
     }
     if let Some(listener) = bound.metrics {
-        let serve = scrape::serve(server.clone(), TcpListener::from_std(listener)?);
+        let serve = scrape::serve(server.clone(), bound.targets, TcpListener::from_std(listener)?);
         let mut stopped = stopped.clone();
         listeners.spawn(async move {
             tokio::select! {

@@ -188,7 +188,7 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
         let blocks = Arc::new(Iscsi::new(server.clone(), &state_dir, users));
         blocks.apply(iscsi).await;
         let portals = blocks.serve(bound.take_iscsi())?;
-        let running = smbd::start_bound(server.clone(), bound)?;
+        let running = smbd::start_bound(server.clone(), bound.telling_of(blocks.clone()))?;
         for address in running.addresses() {
             tracing::info!(%address, "listening");
         }

@@ -11,6 +11,8 @@ use tokio::{
     sync::Semaphore,
 };
 
+use crate::iscsi::Iscsi;
+
 /// Longest head of a request.
 const MAX_HEAD: usize = 8 << 10;
 /// Readers at a time.
@@ -19,7 +21,7 @@ const READERS: usize = 8;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Serves the endpoint for ever.
-pub async fn serve(server: Arc<Server>, listener: TcpListener) {
+pub async fn serve(server: Arc<Server>, targets: Option<Arc<Iscsi>>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(READERS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -27,15 +29,16 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener) {
             continue;
         };
         let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-        let server = server.clone();
+        let (server, targets) = (server.clone(), targets.clone());
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(LIMIT, answer(&server, stream)).await;
+            let answer = answer(&server, targets.as_deref(), stream);
+            let _ = tokio::time::timeout(LIMIT, answer).await;
             drop(permit);
         });
     }
 }
 
-async fn answer(server: &Server, mut stream: TcpStream) -> io::Result<()> {
+async fn answer(server: &Server, targets: Option<&Iscsi>, mut stream: TcpStream) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         let mut part = [0; 1024];
@@ -45,7 +48,11 @@ async fn answer(server: &Server, mut stream: TcpStream) -> io::Result<()> {
         }
         head.extend_from_slice(&part[..got]);
     }
-    let text = respond(&head, || meters::text(server));
+    let luns = match targets {
+        Some(targets) => targets.metrics().await,
+        None => String::new(),
+    };
+    let text = respond(&head, || meters::text(server) + &luns);
     stream.write_all(text.as_bytes()).await?;
     stream.shutdown().await
 }

@@ -4,9 +4,12 @@ use std::{
     collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
+
+use tempfile::TempDir;
 
 use crate::{
     process::{foreign, run, run_into},
@@ -33,63 +36,160 @@ pub struct Results {
 /// Runs a suite and expects it to end; `protection` is `sign`, `encrypt` or `off`. `None` if
 /// smbtorture is missing.
 pub fn suite(server: &Smbd, name: &str, protection: &str, limit: Duration) -> Option<Results> {
-    let results = attempt(server, name, protection, &[], limit)?;
+    let torture = Torture::installed(server)?;
+    let results = torture.attempt(server, name, protection, &[], limit);
     assert!(results.ended, "{name} did not end within {limit:?}:\n{}", results.output);
     Some(results)
 }
 
-/// Runs a suite that may hang, up to `limit`, with more options.
-pub fn attempt(
-    server: &Smbd,
-    name: &str,
-    protection: &str,
-    options: &[String],
-    limit: Duration,
-) -> Option<Results> {
-    let program = foreign("smbtorture")?;
-    let mut command = Command::new(program);
-    command
-        .current_dir(server.scratch())
-        .args(["--format=subunit", "--fullname", "-s", "/dev/null"])
-        .args(["-p", &server.port().to_string()])
-        .args(["-U", &format!("DOM\\{USER}%{PASSWORD}")])
-        .arg("--option=client min protocol=SMB2_02")
-        .arg(format!("--client-protection={protection}"))
-        .arg(format!("--option=torture:user2name={USER2}"))
-        .arg(format!("--option=torture:user2password={PASSWORD2}"))
-        .args(needs(server, name))
-        .args(options)
-        .arg(format!("//{}/vms", server.address().ip()))
-        .arg(name);
-    let file = server.scratch().join(format!("{name}.{protection}.out"));
-    let since = Instant::now();
-    let errors = file.with_extension("err");
-    let ended = run_into(&mut command, &file, &errors, limit);
-    let time = since.elapsed();
-    let text = [file, errors].map(|path| fs::read(path).unwrap_or_default()).concat();
-    let output = String::from_utf8_lossy(&text).into_owned();
-    Some(Results { ended, time, ..count(name, output) })
+/// The shares that suites of persistent handles name, continuously available and one for a failover
+/// cluster, as the options of a configuration.
+pub fn persistent_shares(files: &Path) -> String {
+    let share = |name: &str, more: &str| {
+        format!(
+            "[[share]]\nname = \"{name}\"\npath = \"{}\"\nusers = [\"{USER}\", \"{USER2}\"]\n{more}\n",
+            files.display()
+        )
+    };
+    let available = "continuously_available = true\ncluster = \"failover\"";
+    share(PERSISTENT_SHARE, available)
+        + &share("ca_fo", available)
+        + &share("fo", "cluster = \"failover\"")
 }
 
-/// The options with which suites cut connections by a packet filter. Only for a network namespace
-/// of its own, where nothing else is cut. `None`, with one line, where there is no filter.
-pub fn filter(server: &Smbd) -> Option<Vec<String>> {
-    let program = foreign("iptables")?;
-    let works = Command::new(&program).args(["-L", "-n"]).output();
-    if !works.is_ok_and(|output| output.status.success()) {
-        test_support::skip("no packet filter can be set here");
-        return None;
+/// The share that persistent handles are tried on; its name says what the suite may expect.
+const PERSISTENT_SHARE: &str = "ca_fo_max_rwh";
+
+/// smbtorture and where it runs: as it is installed here, or in a folder with a system of its own.
+pub struct Torture {
+    root: Option<PathBuf>,
+    program: PathBuf,
+    /// Where it writes, as it sees it, and as we do.
+    inside: PathBuf,
+    folder: PathBuf,
+    _own: Option<TempDir>,
+}
+
+impl Torture {
+    /// The one that is installed; `None`, with one line, without one.
+    pub fn installed(server: &Smbd) -> Option<Self> {
+        let program = foreign("smbtorture")?;
+        let folder = server.scratch().to_owned();
+        Some(Self { root: None, program, inside: folder.clone(), folder, _own: None })
     }
-    // What the client has received is to be acknowledged before its packets are dropped, which
-    // systems do a little later; else the server's would not get through either.
-    let script = server.scratch().join("filter");
-    let text = format!("#!/bin/sh\nsleep 0.06\nexec {} \"$@\"\n", program.display());
-    fs::write(&script, text).expect("the folder is writable");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
-    Some(vec![
-        "--option=torture:use_iptables=yes".to_owned(),
-        format!("--option=torture:iptables_command={}", script.display()),
-    ])
+
+    /// The one of the system in the folder `root`, which only root may run.
+    pub fn of_system(root: &Path) -> Option<Self> {
+        let program = PathBuf::from("/usr/bin/smbtorture");
+        if !root.join("usr/bin/smbtorture").is_file() {
+            return None;
+        }
+        let own = tempfile::tempdir_in(root.join("tmp")).ok()?;
+        let folder = own.path().to_owned();
+        let inside = Path::new("/tmp").join(folder.file_name()?);
+        Some(Self { root: Some(root.to_owned()), program, inside, folder, _own: Some(own) })
+    }
+
+    fn command(&self) -> Command {
+        match &self.root {
+            None => {
+                let mut command = Command::new(&self.program);
+                command.current_dir(&self.folder);
+                command
+            }
+            Some(root) => {
+                let mut command = Command::new("chroot");
+                let enter = "cd \"$1\" && shift && exec \"$@\"";
+                command.arg(root).args(["sh", "-c", enter, "sh"]);
+                command.args([&self.inside, &self.program]);
+                command
+            }
+        }
+    }
+
+    /// All suites that it has, but for those that measure, scan or only end with their client.
+    pub fn suites(&self) -> BTreeSet<String> {
+        const NOT: [&str; 9] = [
+            "aio_delay",
+            "bench",
+            "change_notify_disabled",
+            "hold-oplock",
+            "hold-sharemode",
+            "maxfid",
+            "persistent-open-failover",
+            "scan",
+            "secleak",
+        ];
+        let output = self.command().arg("--list").output();
+        let text = output.map(|it| it.stdout).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let suite = |line: &str| Some(line.strip_prefix("smb2.")?.split('.').next()?.to_owned());
+        let all = text.lines().filter_map(suite).filter(|name| !NOT.contains(&name.as_str()));
+        all.map(|name| format!("smb2.{name}")).collect()
+    }
+
+    /// Runs a suite that may hang, up to `limit`, with more options.
+    pub fn attempt(
+        &self,
+        server: &Smbd,
+        name: &str,
+        protection: &str,
+        options: &[String],
+        limit: Duration,
+    ) -> Results {
+        let share = if name.starts_with("smb2.persistent") { PERSISTENT_SHARE } else { "vms" };
+        let mut command = self.command();
+        command
+            .args(["--format=subunit", "--fullname", "-s", "/dev/null"])
+            .args(["-p", &server.port().to_string()])
+            .args(["-U", &format!("DOM\\{USER}%{PASSWORD}")])
+            .arg("--option=client min protocol=SMB2_02")
+            .arg(format!("--client-protection={protection}"))
+            .arg(format!("--option=torture:user2name={USER2}"))
+            .arg(format!("--option=torture:user2password={PASSWORD2}"))
+            .arg(format!("--option=torture:share={share}"))
+            .args(needs(server, name))
+            .args(options)
+            .arg(format!("//{}/{share}", server.address().ip()))
+            .arg(name);
+        let file = server.scratch().join(format!("{name}.{protection}.out"));
+        let since = Instant::now();
+        let errors = file.with_extension("err");
+        let ended = run_into(&mut command, &file, &errors, limit);
+        let time = since.elapsed();
+        let text = [file, errors].map(|path| fs::read(path).unwrap_or_default()).concat();
+        let output = String::from_utf8_lossy(&text).into_owned();
+        Results { ended, time, ..count(name, output) }
+    }
+
+    /// The options with which suites cut connections by a packet filter. Only for a network
+    /// namespace of its own, where nothing else is cut. `None`, with one line, where there is no
+    /// filter.
+    pub fn filter(&self) -> Option<Vec<String>> {
+        let program = match &self.root {
+            None => foreign("iptables")?,
+            Some(_) => PathBuf::from("/usr/sbin/iptables"),
+        };
+        let try_it = ["-L", "-n"];
+        let works = match &self.root {
+            None => Command::new(&program).args(try_it).output(),
+            Some(root) => Command::new("chroot").arg(root).arg(&program).args(try_it).output(),
+        };
+        if !works.is_ok_and(|output| output.status.success()) {
+            test_support::skip("no packet filter can be set here");
+            return None;
+        }
+        // What the client has received is to be acknowledged before its packets are dropped, which
+        // systems do a little later; else the server's would not get through either.
+        let text = format!("#!/bin/sh\nsleep 0.06\nexec {} \"$@\"\n", program.display());
+        let script = self.folder.join("filter");
+        fs::write(&script, text).expect("the folder is writable");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        Some(vec![
+            "--option=torture:use_iptables=yes".to_owned(),
+            format!("--option=torture:iptables_command={}", self.inside.join("filter").display()),
+        ])
+    }
 }
 
 /// What some suites need to be told.

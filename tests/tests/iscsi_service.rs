@@ -13,6 +13,7 @@ use block_io::File;
 use bulkhead_tests::{
     initiator::{Answer, Client, Moves, TARGET, Who},
     iscsi::{Served, ask, good, lun, thin, vhdx},
+    port::Port,
     process::{foreign, ours, run},
     smbd::{PASSWORD, Smbd, USER},
 };
@@ -419,4 +420,46 @@ async fn targets_and_luns_are_added_and_removed_while_others_are_used() {
     assert_eq!(answer.status, 2, "there is no such unit");
     let complaints = served.server.stop();
     assert!(complaints.iter().all(|line| line.contains("gone.raw")), "{complaints:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_of_a_lun_change_while_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = thin(folder.path(), "a.raw", MIB);
+    let metrics = Port::reserve();
+    let config = |keys: &str| format!("{OPEN}\n{}", lun(0, &image, keys));
+    let keys = format!("metrics = \"{}\"", metrics.address());
+    let served = Served::start_with(&keys, &config(""));
+    let page = || {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(metrics.address()).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let value = |name: &str, more: &str| {
+        let start = format!("bulkhead_{name}{{target=\"{TARGET}\",lun=\"0\"{more}}} ");
+        let line = page().lines().find_map(|line| Some(line.strip_prefix(&start)?.to_owned()));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let mut client = log_in(&served, "iqn.me", &[]).await;
+    good(&client.scsi_quiet(0, &TEST_UNIT_READY, Moves::Nothing).await);
+    for _ in 0..20 {
+        good(&client.scsi(0, &write10(0, 8, false), Moves::Out(&[7; 4096])).await);
+    }
+    assert_eq!(value("lun_bytes_total", ",kind=\"write\""), 20 * 4096);
+    assert_eq!(value("lun_delayed_total", ""), 0);
+    served.reload(&config("max_bandwidth = \"64KiB\"")).unwrap();
+    for _ in 0..5 {
+        good(&client.scsi(0, &read10(0, 8), Moves::In(4096)).await);
+    }
+    assert!(value("lun_delayed_total", "") > 0, "20 KiB are more than a tenth of a second's");
+    assert_eq!(value("lun_bytes_total", ",kind=\"read\""), 5 * 4096);
+    served.reload(&config("")).unwrap();
+    let delayed = value("lun_delayed_total", "");
+    for _ in 0..50 {
+        good(&client.scsi(0, &read10(0, 8), Moves::In(4096)).await);
+    }
+    assert_eq!(value("lun_delayed_total", ""), delayed);
 }

@@ -239,3 +239,33 @@ fn failures_of_the_disk_become_sense_data() {
         assert_eq!(capacity[13..15], [3, 0], "4096 bytes in a physical block; thick");
     });
 }
+
+#[test]
+fn what_a_unit_does_is_counted_and_limited() {
+    run(async {
+        let bench = Bench::new(512, |_| ()).await;
+        let before = bench.units.list()[0].usage;
+        bench.on(0x8a, 0, 0, 8, &bench.of(7, 8)).await.good();
+        bench.contents(0, 4).await;
+        assert_eq!(bench.on(0x88, 0, BLOCKS, 1, &[]).await.status(), Status::CheckCondition);
+        let usage = bench.units.list()[0].usage;
+        assert_eq!((usage.reads - before.reads, usage.writes - before.writes), (2, 1));
+        let bytes =
+            (usage.bytes_read - before.bytes_read, usage.bytes_written - before.bytes_written);
+        assert_eq!(bytes, (5 * 512, 8 * 512));
+        assert_eq!((usage.failed - before.failed, usage.delayed), (1, 0));
+        let limits = Limits { commands: Some(20), bytes: None };
+        bench.units.set_limits(0, limits).unwrap();
+        for _ in 0..5 {
+            bench.contents(0, 1).await;
+        }
+        let delayed = bench.units.list()[0].usage.delayed;
+        assert!(delayed > 0, "five at once are more than a tenth of a second's");
+        bench.units.set_limits(0, Limits::default()).unwrap();
+        for _ in 0..100 {
+            bench.contents(0, 1).await;
+        }
+        assert_eq!(bench.units.list()[0].usage.delayed, delayed);
+        assert!(bench.units.set_limits(9, limits).is_err());
+    });
+}

@@ -4,6 +4,7 @@ mod attention;
 mod mode;
 mod range_lock;
 mod sanitize;
+mod usage;
 
 use std::{
     collections::HashSet,
@@ -20,6 +21,8 @@ pub(crate) use range_lock::RangeLock;
 pub(crate) use sanitize::{
     Pattern, Sanitize, go_on as go_on_sanitizing, kept as kept_sanitize, start as start_sanitize,
 };
+pub(crate) use usage::{Kind, Meter};
+pub use usage::{Limits, Usage};
 
 use crate::{
     SenseKey, asc,
@@ -65,6 +68,8 @@ pub struct LogicalUnit {
     pub physical_block: Option<u32>,
     /// Most bytes in a second that SANITIZE writes, so that it leaves something for others.
     pub sanitize_rate: u64,
+    /// How much it may do in a second.
+    pub limits: Limits,
 }
 
 impl LogicalUnit {
@@ -84,6 +89,7 @@ impl LogicalUnit {
             atomic_blocks: 0,
             physical_block: None,
             sanitize_rate: 256 << 20,
+            limits: Limits::default(),
         }
     }
 }
@@ -113,6 +119,7 @@ pub(crate) struct Unit {
     pub ranges: RangeLock,
     pub reservations: Reservations,
     pub sanitize: Sanitize,
+    pub meter: Meter,
     /// Tokens that stand for data of this unit.
     pub tokens: AtomicUsize,
     present: AtomicBool,
@@ -132,9 +139,12 @@ impl Unit {
             physical_block: made.physical_block,
             block: made.disk.geometry().logical_sector,
         };
+        let meter = Meter::default();
+        meter.set_limits(made.limits);
         Self {
             number,
             options,
+            meter,
             disk: RwLock::new(made.disk),
             attentions: Attentions::default(),
             mode: Mode::new(made.write_cache),

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
+    num::NonZeroU64,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -127,6 +128,8 @@ struct LunSection {
     #[serde(default)]
     atomic_sectors: u32,
     sanitize_rate: Option<Size>,
+    max_iops: Option<NonZeroU64>,
+    max_bandwidth: Option<Size>,
     #[serde(default)]
     initiators: Vec<String>,
 }
@@ -191,6 +194,8 @@ pub struct Lun {
     pub atomic_sectors: u32,
     /// Bytes in a second that SANITIZE writes at most.
     pub sanitize_rate: Option<u64>,
+    /// How much initiators may do with it in a second, all together.
+    pub limits: scsi::Limits,
     /// Initiators that see it; all of the target's if there is none.
     pub initiators: Vec<String>,
 }
@@ -431,6 +436,15 @@ impl Check<'_> {
         {
             return Err(self.bad(&key, "physical_sector is 512 or 4096"));
         }
+        if section.max_bandwidth.as_ref().is_some_and(|most| most.0 == 0) {
+            return Err(
+                self.bad(&key, "max_bandwidth is more than nothing; leave it out for no limit")
+            );
+        }
+        let limits = scsi::Limits {
+            commands: section.max_iops.map(NonZeroU64::get),
+            bytes: section.max_bandwidth.as_ref().map(|most| most.0),
+        };
         let id = section.id.as_deref().map(identity).transpose();
         Ok(Lun {
             number: section.number,
@@ -445,7 +459,8 @@ impl Check<'_> {
             physical_sector: section.physical_sector,
             removable: section.removable,
             atomic_sectors: section.atomic_sectors,
-            sanitize_rate: section.sanitize_rate.map(|rate| rate.0),
+            sanitize_rate: section.sanitize_rate.as_ref().map(|rate| rate.0),
+            limits,
             initiators: section.initiators.clone(),
         })
     }
@@ -527,6 +542,8 @@ mod tests {
             (format!("{HEAD}{NAME}{OPEN}initiators = [\"me\"]\n"), "no iSCSI name"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}sector = 520\n"), "sector is 512 or 4096"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}physical_sector = 1\n"), "512 or 4096"),
+            (format!("{HEAD}{NAME}{OPEN}{LUN}max_iops = 0\n"), "nonzero"),
+            (format!("{HEAD}{NAME}{OPEN}{LUN}max_bandwidth = \"0\"\n"), "leave it out"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}id = \"x\"\n"), "id is a UUID"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}product = \"\"\n"), "product is 1 to 16"),
             (

@@ -116,10 +116,10 @@ impl Disks {
 }
 
 impl Opened {
-    /// Whether it is what a configuration says.
+    /// Whether it is what a configuration says, but for what changes while it is used.
     pub(super) fn is(&self, lun: &Lun) -> bool {
-        let same = Lun { initiators: lun.initiators.clone(), ..self.lun.clone() };
-        same == *lun
+        let (initiators, limits) = (lun.initiators.clone(), lun.limits);
+        Lun { initiators, limits, ..self.lun.clone() } == *lun
     }
 
     pub(super) fn path(&self) -> String {
@@ -148,6 +148,7 @@ impl Opened {
             removable: lun.removable,
             atomic_blocks: lun.atomic_sectors,
             sanitize_rate: lun.sanitize_rate.unwrap_or(unit.sanitize_rate),
+            limits: lun.limits,
             ..unit
         }
     }

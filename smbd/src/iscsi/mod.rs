@@ -9,13 +9,14 @@
 
 pub mod config;
 mod lun;
+mod metrics;
 mod name_service;
 mod strangers;
 mod unit_state;
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, RwLock,
@@ -78,6 +79,12 @@ pub struct Iscsi {
     names: NameService,
     /// Another process takes this one's place.
     replaced: AtomicBool,
+}
+
+impl fmt::Debug for Iscsi {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Iscsi").field("state_dir", &self.state_dir).finish_non_exhaustive()
+    }
 }
 
 /// A target, for lists.
@@ -179,6 +186,11 @@ impl Iscsi {
             TargetInfo { name: name.clone(), luns }
         };
         served.iter().map(info).collect()
+    }
+
+    /// The lines of the metrics page that are about LUNs.
+    pub async fn metrics(&self) -> String {
+        metrics::text(&self.targets().await, &self.sessions())
     }
 
     /// All sessions with targets.
@@ -285,6 +297,9 @@ impl Served {
         }
         for lun in &target.luns {
             if self.luns.contains_key(&lun.number) {
+                if let Err(error) = self.units.set_limits(lun.number, lun.limits) {
+                    failures.push(format!("target {}: {error}", target.config.name));
+                }
                 continue;
             }
             let name = &target.config.name;

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Puts Debian's newest suite (sid) with Samba's tests into a folder, from the mirror that apt uses here.
+# Starts no service, and changes nothing outside of the folder.
+#
+#   newest.sh FOLDER
+set -eu
+folder=$1
+if [ "$(id -u)" != 0 ] || ! command -v debootstrap >/dev/null; then
+    echo "newest: not made: that needs root and debootstrap (apt-get install debootstrap)" >&2
+    exit 1
+fi
+if [ ! -x "$folder/usr/bin/smbtorture" ]; then
+    mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
+        grep -oE '^(URIs:|deb(-src)?( \[[^]]*\])?) *[^ ]+/debian/?( |$)' | grep -oE '[a-z+]+:[^ ]+' | head -1)
+    mkdir -p "$folder"
+    debootstrap --variant=minbase sid "$folder" "$mirror"
+    printf '#!/bin/sh\nexit 101\n' > "$folder/usr/sbin/policy-rc.d"
+    chmod 755 "$folder/usr/sbin/policy-rc.d"
+    DEBIAN_FRONTEND=noninteractive chroot "$folder" \
+        apt-get install -q -y --no-install-recommends samba-testsuite iptables
+fi
+# Random numbers, and nothing else of this machine.
+for device in null zero urandom random; do
+    [ -e "$folder/dev/$device" ] || cp -a "/dev/$device" "$folder/dev/$device"
+done
