@@ -216,10 +216,10 @@ pub fn read_targets(answer: &[Attribute]) -> Result<Vec<DiscoveredTarget>, &'sta
     for it in answer {
         match it.tag {
             tag::NAME => {
-                let node = it.as_text().ok_or("a name that is no text")?;
+                let node = node_name(it).ok_or("a name that is no text")?;
                 targets.entry(node.to_owned()).or_default();
             }
-            tag::GROUP_NAME => (name, ip, port) = (it.as_text(), None, None),
+            tag::GROUP_NAME => (name, ip, port) = (node_name(it), None, None),
             tag::GROUP_ADDRESS => ip = read_address(&it.value),
             tag::GROUP_PORT => port = it.as_number().and_then(|port| u16::try_from(port).ok()),
             // The last of a portal group's; one without a number leads to no node.
@@ -240,6 +240,12 @@ pub fn read_targets(answer: &[Attribute]) -> Result<Vec<DiscoveredTarget>, &'sta
         }
     }
     Ok(targets.into_iter().map(|(name, portals)| DiscoveredTarget { name, portals }).collect())
+}
+
+/// The name of a node. None has control characters, and whoever shows it to a person
+/// would carry them out.
+fn node_name(attribute: &Attribute) -> Option<&str> {
+    attribute.as_text().filter(|name| !name.contains(char::is_control))
 }
 
 /// IPv4 in the form of RFC 4291 2.5.5.2 (RFC 4171 6.3.1).
@@ -356,6 +362,15 @@ mod tests {
         let right =
             [("iqn.a", vec![("192.0.2.1:3260", 1)]), ("iqn.b", vec![("[2001:db8::1]:3261", 2)])];
         assert_eq!(found, right);
+    }
+
+    #[test]
+    fn a_name_with_control_characters_is_none() {
+        for name in ["iqn.\u{1b}[2J", "iqn.a\nb", "iqn.\u{9b}2J"] {
+            assert!(read_targets(&[Attribute::text(tag::NAME, name)]).is_err(), "{name:?}");
+            let answer = group(name, "192.0.2.1", 3260, Some(1));
+            assert_eq!(read_targets(&answer).unwrap().len(), 0, "{name:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use smb_protocol::{
-    FileId, Header, HeaderFlags, NtStatus, SessionId, crypto::SigningKey, msg::error,
+    Command, FileId, Header, HeaderFlags, NtStatus, SessionId, crypto::SigningKey, msg::error,
 };
 use volume::{
     open::{InProgress, creates::Creating},
@@ -146,7 +146,10 @@ impl<'a> Pass<'a> {
             header.flags |= HeaderFlags::ASYNC;
             header.async_or_tree = id;
         }
-        self.chain.file = Some(Err(status));
+        // Without its file a CLOSE behind it would close nothing.
+        if header.command == Command::CREATE {
+            self.chain.file = Some(Err(status));
+        }
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs = accepted.channel.as_ref().filter(|_| signed).map(|c| c.signing.clone());
         self.refuse(&header, (status, accepted.credits), signs.as_ref())

@@ -224,6 +224,10 @@ impl Exchange {
             let refusal = (NtStatus::INSUFFICIENT_RESOURCES, accepted.credits);
             let signer = self.signer(&header);
             pass.refuse(&header, refusal, signer.as_ref())?;
+            if header.command == Command::CREATE {
+                // What is related to it is not about the file before (3.3.5.2.7.2).
+                pass.chain.file = Some(Err(refusal.0));
+            }
             return Ok(None);
         }
         let since = self.meter.taken();
@@ -315,7 +319,7 @@ impl Exchange {
         };
         let Ok(held) = self.room_to_wait(bytes, accepted.channel.as_deref()) else {
             let full = NtStatus::INSUFFICIENT_RESOURCES;
-            pass.respond(&mut handed, message.place, full, Some(&[]))?;
+            self.answer(handed, full, Some(&[]), message.place, pass)?;
             return Ok(Flow::On);
         };
         match waits {

@@ -133,6 +133,10 @@ impl Exchange {
         pass.answer.reset(body_at);
         let quiet = is_quiet(&accepted);
         let unsent = pass.answer.unsent(body_at);
+        if let Some(file) = handed.file {
+            // Should it be given up, what is related to it is about its file.
+            pass.chain.file = Some(Ok(file));
+        }
         let mut suspended = pass.suspend(message, accepted, quiet);
         if let Some(signing) = self.signer(&suspended.accepted.header) {
             signing.keep(response.message_id.0)?;

@@ -90,7 +90,9 @@ fn check_alone(ctx: &Ctx<'_>, open: &Arc<Open>) -> Result<(), Failure> {
         && open.file.locks_of(id).is_empty()
         && matches!(open.state().durability, Durability::None)
         && !ctx.tree()?.continuous;
-    if !plain || open.delete_pending() {
+    // To end the open would delete what is moved.
+    let deletes = open.delete_pending() || open.delete_on_close.load(super::Ordering::Acquire);
+    if !plain || deletes {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     Ok(())
