@@ -34,7 +34,7 @@ use crate::{
         image,
         links::{LinkId, Links},
         locks::{Intent, Locks, Range},
-        modes::{STREAM_BASE, takes_part},
+        modes::takes_part,
         next_name::NextName,
     },
     status::of_errno,
@@ -420,13 +420,6 @@ impl OpenFile {
         if let Some(link) = state.link(open).and_then(|link| state.links.get_mut(link)) {
             link.path = path;
         }
-    }
-
-    /// Whether nobody but `id` may read, write or delete it; those who have a stream of it open, or
-    /// look at it alone, do not count.
-    pub fn only_content_of(&self, id: u64) -> bool {
-        let uses = |access: Access| takes_part(access) && !access.has(STREAM_BASE);
-        lock(&self.state).users.iter().all(|user| user.id == id || !uses(user.access))
     }
 
     /// Whether openers other than `id` forbid that the file is deleted or renamed.

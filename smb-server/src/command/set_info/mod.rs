@@ -1,7 +1,6 @@
 //! SET_INFO (MS-SMB2 3.3.5.21): what each class changes and which right it needs. What changes names
 //! is in [`names`].
 
-mod content;
 mod names;
 
 use std::{
@@ -43,11 +42,6 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
     let open = ctx.open(request.file_id)?;
     ctx.check_charge(request.input.len())?;
-    if request.info_type == InfoType::FILE
-        && let Some(asked) = content::asked(&open, request.class, request.input)
-    {
-        return content::carry_out(ctx, open, &asked, out);
-    }
     let noted = match request.info_type {
         InfoType::FILE => file(ctx, &open, request.class, request.input)?,
         InfoType::SECURITY => {

