@@ -1,7 +1,5 @@
 //! What times and attributes a change leaves behind (MS-FSA 2.1.4.17, .18, .20, 2.1.5.15.2).
 
-use std::{thread::sleep, time::Duration};
-
 use smb_protocol::{
     fscc::{
         FileAttributes, Times,
@@ -55,9 +53,13 @@ impl Direct {
     }
 }
 
-/// The clock of the system's file times has ticked.
+/// Waits until the clock that the system dates files by has ticked.
 fn tick() {
-    sleep(Duration::from_millis(20));
+    let now = || rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    let begun = now();
+    while now() == begun {
+        std::thread::yield_now();
+    }
 }
 
 /// As Windows does it since 2022.
