@@ -18,7 +18,7 @@ use crate::{
     reports,
     reservation::{Out, Who, parse_out},
     target::Target,
-    unit::{Kind, Pattern, Unit, start_sanitize},
+    unit::{Kind, Pattern, Unit, log_sense, start_sanitize},
 };
 
 /// Operation codes that are answered whatever a nexus is owed (SAM-5 5.14.1).
@@ -164,6 +164,7 @@ fn needs_medium(op: Op) -> bool {
             | Op::ReportLuns
             | Op::ModeSense6
             | Op::ModeSense10
+            | Op::LogSense
             | Op::ModeSelect6
             | Op::ModeSelect10
             | Op::StartStopUnit
@@ -280,7 +281,10 @@ impl Call<'_> {
                 (request_sense(sense, descriptor), allocation)
             }
             Command::ModeSense(request) => {
-                (unit.mode.sense(&request, unit.shape())?, request.allocation)
+                (unit.mode.sense(&request, unit.shape(), unit.room())?, request.allocation)
+            }
+            Command::LogSense { control, page, subpage, pointer, allocation } => {
+                (log_sense(unit.room(), (control, page, subpage), pointer)?, allocation)
             }
             Command::ReadCapacity10 => (reports::capacity_10(unit), u32::MAX),
             Command::ReadCapacity16 { allocation } => (reports::capacity_16(unit), allocation),

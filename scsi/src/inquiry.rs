@@ -5,7 +5,10 @@ use crate::{
     copy,
     ports::Ports,
     refusal::Refusal,
-    unit::{MAX_COMPARE, MAX_SAME, MAX_TRANSFER, MAX_UNMAP, MAX_UNMAP_DESCRIPTORS, Unit},
+    unit::{
+        MAX_COMPARE, MAX_SAME, MAX_TRANSFER, MAX_UNMAP, MAX_UNMAP_DESCRIPTORS, Unit,
+        threshold_exponent,
+    },
 };
 
 /// T10 VENDOR IDENTIFICATION.
@@ -167,7 +170,11 @@ fn characteristics(unit: &Unit) -> Vec<u8> {
 
 /// LBPU, LBPWS, LBPWS10, LBPRZ and the type, where the unit is thin.
 fn provisioning(unit: &Unit) -> Vec<u8> {
-    if unit.options.thin { vec![0, 0xe4, 0x02, 0] } else { vec![0; 4] }
+    if unit.options.thin {
+        vec![threshold_exponent(unit.block()), 0xe4, 0x02, 0]
+    } else {
+        vec![0; 4]
+    }
 }
 
 /// Operation codes that VPD page 8Fh lists, with their service actions.

@@ -209,6 +209,7 @@ const fn in_standby(op: Op) -> bool {
             | Op::ModeSelect10
             | Op::ModeSense6
             | Op::ModeSense10
+            | Op::LogSense
             | Op::PersistentReserveIn
             | Op::PersistentReserveOut
             | Op::ReportOpcodes

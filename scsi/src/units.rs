@@ -18,7 +18,7 @@ use crate::{
     reservation::Reservations,
     store::{Kept, UnitStore},
     target::{LunAccess, Target},
-    unit::{Limits, LogicalUnit, Unit, Usage, go_on_sanitizing, kept_sanitize},
+    unit::{Limits, LogicalUnit, Space, Unit, Usage, go_on_sanitizing, kept_sanitize},
 };
 
 /// Highest number of a logical unit.
@@ -295,6 +295,22 @@ impl Units {
     pub fn set_limits(&self, number: u16, limits: Limits) -> Result<(), UnitsError> {
         let units = self.target.units.read().unwrap_or_else(PoisonError::into_inner);
         units.get(&number).ok_or(UnitsError::Missing(number))?.meter.set_limits(limits);
+        Ok(())
+    }
+
+    /// Tells a logical unit how much room there is below it. Initiators are warned by THIN
+    /// PROVISIONING SOFT THRESHOLD REACHED when it is thin and comes down to the threshold.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn set_space(&self, number: u16, space: Space) -> Result<(), UnitsError> {
+        let unit = {
+            let units = self.target.units.read().unwrap_or_else(PoisonError::into_inner);
+            units.get(&number).cloned().ok_or(UnitsError::Missing(number))?
+        };
+        if unit.room().is_some_and(|room| room.set(space)) {
+            self.target.tell_all(&unit, None, asc::SPACE_LOW);
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use server_api::{LunInfo, Reply, Request};
 use toml_edit::{Table, value};
+use vhd::Format;
 
 use super::{
     config_file::{self, ConfigFile},
@@ -39,6 +40,9 @@ enum Command {
         /// The LUN's number; the default is the lowest that is free.
         #[arg(long)]
         number: Option<u16>,
+        /// The image's format where its ending does not say it: raw, vhdx, vhd, qcow2 or vmdk.
+        #[arg(long)]
+        format: Option<Format>,
         /// Refuse writes.
         #[arg(long)]
         read_only: bool,
@@ -77,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 other => bail!("the server answered {other:?}"),
             }
         }
-        Command::Add { target, path, number, read_only, initiators } => {
+        Command::Add { target, path, number, format, read_only, initiators } => {
             // The server may run in another folder.
             let path = std::path::absolute(&path)?;
             let path = path.to_str().context("the path is not UTF-8")?.to_owned();
@@ -90,6 +94,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 let mut lun = Table::new();
                 lun["number"] = value(i64::from(added));
                 lun["path"] = value(&path);
+                if let Some(format) = format {
+                    lun["format"] = value(format.to_string());
+                }
                 if read_only {
                     lun["read_only"] = value(true);
                 }

@@ -132,6 +132,7 @@ fn simple<'a>(entry: &Entry, cdb: &'a [u8]) -> Read<'a, Result<Command, Refusal>
         | Op::ModeSelect10
         | Op::ModeSense6
         | Op::ModeSense10
+        | Op::LogSense
         | Op::RequestSense
         | Op::Inquiry
         | Op::StartStopUnit
@@ -181,6 +182,13 @@ fn primary(op: Op, cdb: &[u8]) -> Read<'_, Result<Command, Refusal>> {
             };
             let (page_format, save) = (flags & 0x10 != 0, flags & 1 != 0);
             (rest, Command::ModeSelect { ten, page_format, save, length })
+        }
+        Op::LogSense => {
+            let (rest, (page, subpage, _, pointer, allocation)) =
+                (be_u8, be_u8, be_u8, be_u16, be_u16).parse(rest)?;
+            let (control, page) = (page >> 6, page & 0x3f);
+            let allocation = allocation.into();
+            (rest, Command::LogSense { control, page, subpage, pointer, allocation })
         }
         Op::ModeSense6 | Op::ModeSense10 => {
             let ten = op == Op::ModeSense10;

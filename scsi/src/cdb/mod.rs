@@ -52,6 +52,7 @@ pub(crate) enum Command {
     Inquiry { page: Option<u8>, allocation: u32 },
     ModeSelect { ten: bool, page_format: bool, save: bool, length: u32 },
     ModeSense(ModeSense),
+    LogSense { control: u8, page: u8, subpage: u8, pointer: u16, allocation: u32 },
     Reserve,
     Release,
     StartStopUnit { start: bool, load_eject: bool, power_condition: u8 },

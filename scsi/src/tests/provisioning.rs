@@ -1,7 +1,7 @@
 //! Space that is given back, blocks that are wiped.
 
 use super::*;
-use crate::asc;
+use crate::{Space, asc};
 
 fn unmap_list(ranges: &[(u64, u32)]) -> Vec<u8> {
     let mut list = ((6 + 16 * ranges.len()) as u16).to_be_bytes().to_vec();
@@ -93,6 +93,38 @@ fn a_thick_unit_has_no_unmap_and_keeps_its_space() {
         assert_eq!(bench.file.writes(), writes + 1);
         let capacity = bench.send(1, &cdb16(0x9e, 0x10, 0, 32), &[]).await.good();
         assert_eq!((capacity.len(), capacity[14]), (32, 0));
+    });
+}
+
+#[test]
+fn initiators_of_a_thin_unit_are_warned_before_the_room_below_it_ends() {
+    const SET: u64 = 1 << 20;
+    let space = |left| Space { available: left * SET, used: SET, warn_below: 10 * SET };
+    let sense = [0x5a, 8, 0x1c, 0x02, 0, 0, 0, 0, 255, 0];
+    let log = [0x4d, 0, 0x4c, 0, 0, 0, 0, 0, 255, 0];
+    run(async {
+        let bench = Bench::new(512, |_| {}).await;
+        bench.units.set_space(0, space(11)).expect("a unit");
+        let page = bench.send(1, &sense, &[]).await.good();
+        assert_eq!(page[8 + 16..], [0x80, 1, 0, 0, 0, 0, 0, 10]);
+        assert_eq!(bench.send(1, &log, &[]).await.good()[8..12], [0, 0, 0, 11]);
+        let vital = bench.send(1, &[0x12, 1, 0xb2, 0, 255, 0], &[]).await.good();
+        assert_eq!(SET, 512 << vital[4], "THRESHOLD EXPONENT");
+        bench.units.set_space(0, space(10)).expect("a unit");
+        let answer = bench.send(1, &[0; 6], &[]).await;
+        assert_eq!(answer.code(), Some((SenseKey::UnitAttention, asc::SPACE_LOW)));
+        bench.units.set_space(0, space(9)).expect("a unit");
+        bench.send(1, &[0; 6], &[]).await.good();
+        assert!(bench.units.set_space(7, space(9)).is_err());
+    });
+    run(async {
+        let bench = Bench::new(512, |unit| unit.thin = false).await;
+        bench.units.set_space(0, space(0)).expect("a unit");
+        bench.send(1, &[0; 6], &[]).await.good();
+        let wrong = Some((SenseKey::IllegalRequest, asc::FIELD_IN_CDB));
+        assert_eq!(bench.send(1, &sense, &[]).await.code(), wrong);
+        assert_eq!(bench.send(1, &log, &[]).await.code(), wrong);
+        assert_eq!(bench.send(1, &[0x4d, 0, 0x40, 0, 0, 0, 0, 0, 255, 0], &[]).await.good()[3], 1);
     });
 }
 

@@ -4,6 +4,7 @@ mod attention;
 mod mode;
 mod range_lock;
 mod sanitize;
+mod space;
 mod usage;
 
 use std::{
@@ -21,6 +22,8 @@ pub(crate) use range_lock::RangeLock;
 pub(crate) use sanitize::{
     Pattern, Sanitize, go_on as go_on_sanitizing, kept as kept_sanitize, start as start_sanitize,
 };
+pub use space::Space;
+pub(crate) use space::{Room, log_sense, threshold_exponent};
 pub(crate) use usage::{Kind, Meter};
 pub use usage::{Limits, Usage};
 
@@ -120,6 +123,7 @@ pub(crate) struct Unit {
     pub reservations: Reservations,
     pub sanitize: Sanitize,
     pub meter: Meter,
+    pub room: Room,
     /// Tokens that stand for data of this unit.
     pub tokens: AtomicUsize,
     present: AtomicBool,
@@ -145,6 +149,7 @@ impl Unit {
             number,
             options,
             meter,
+            room: Room::default(),
             disk: RwLock::new(made.disk),
             attentions: Attentions::default(),
             mode: Mode::new(made.write_cache),
@@ -188,6 +193,11 @@ impl Unit {
 
     pub(crate) fn features(&self, explicit_alua: bool) -> Features {
         Features { thin: self.options.thin, atomic: self.options.atomic_blocks > 0, explicit_alua }
+    }
+
+    /// What is known of the room below it, if it is thin.
+    pub(crate) fn room(&self) -> Option<&Room> {
+        self.options.thin.then_some(&self.room)
     }
 
     pub(crate) fn shape(&self) -> Shape {

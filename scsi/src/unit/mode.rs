@@ -6,12 +6,16 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use super::space::Room;
 use crate::{asc, cdb::ModeSense, refusal::Refusal};
 
 const CACHING: u8 = 0x08;
 const CONTROL: u8 = 0x0a;
 const INFORMATIONAL_EXCEPTIONS: u8 = 0x1c;
 const ALL_PAGES: u8 = 0x3f;
+/// Subpages: logical block provisioning, and all there are.
+const PROVISIONING: u8 = 0x02;
+const ALL_SUBPAGES: u8 = 0xff;
 
 const WCE: u8 = 0x04;
 const D_SENSE: u8 = 0x04;
@@ -119,7 +123,12 @@ impl Mode {
     ///
     /// # Errors
     /// A page that there is not; saved values, which there are not.
-    pub(crate) fn sense(&self, request: &ModeSense, shape: Shape) -> Result<Vec<u8>, Refusal> {
+    pub(crate) fn sense(
+        &self,
+        request: &ModeSense,
+        shape: Shape,
+        room: Option<&Room>,
+    ) -> Result<Vec<u8>, Refusal> {
         let mut pages = match request.control {
             0 => *self.lock(),
             1 => Pages::changeable(),
@@ -133,16 +142,24 @@ impl Mode {
         } else {
             block_descriptor(shape, request.ten && request.long_lba)
         };
-        if request.subpage != 0 && !(request.subpage == 0xff && request.page == ALL_PAGES) {
+        let (all, every) = (request.page == ALL_PAGES, request.subpage == ALL_SUBPAGES);
+        let provisioning = room.filter(|_| {
+            (all || request.page == INFORMATIONAL_EXCEPTIONS)
+                && (every || request.subpage == PROVISIONING && !all)
+        });
+        if request.subpage != 0 && provisioning.is_none() && !(every && all) {
             return Err(Refusal::in_cdb(3, Some(7)));
         }
-        if request.page == ALL_PAGES {
+        if all {
             for code in [CACHING, CONTROL, INFORMATIONAL_EXCEPTIONS] {
                 body.extend(pages.page(code).iter().flat_map(|page| page.iter()));
             }
-        } else {
+        } else if request.subpage != PROVISIONING {
             let page = pages.page(request.page).ok_or(Refusal::in_cdb(2, Some(5)))?;
             body.extend_from_slice(page);
+        }
+        if let Some(room) = provisioning {
+            body.extend(room.mode_page(request.control == 1));
         }
         // WP and DPOFUA.
         let specific = if protected { 0x90 } else { 0x10 };
@@ -262,12 +279,12 @@ mod tests {
     #[test]
     fn a_page_is_changed_where_it_says_so_and_nowhere_else() {
         let mode = Mode::new(true);
-        let mut list = mode.sense(&ask(CONTROL, 0), SHAPE).expect("there is such a page");
+        let mut list = mode.sense(&ask(CONTROL, 0), SHAPE, None).expect("there is such a page");
         list[0] = 0;
         list[4 + 4] |= SWP;
         assert_eq!(mode.select(&list, false), Ok(true));
         assert!(mode.write_protect.load(Ordering::Acquire));
-        assert_eq!(mode.sense(&ask(CONTROL, 0), SHAPE).expect("a page")[2] & 0x80, 0x80);
+        assert_eq!(mode.sense(&ask(CONTROL, 0), SHAPE, None).expect("a page")[2] & 0x80, 0x80);
         list[4 + 3] ^= 0x10;
         assert_eq!(mode.select(&list, false), Err(Refusal::in_list(7)));
         mode.reset();
@@ -277,7 +294,7 @@ mod tests {
     #[test]
     fn lists_that_end_anywhere_are_refused_without_a_change() {
         let mode = Mode::new(true);
-        let mut list = mode.sense(&ask(ALL_PAGES, 0), SHAPE).expect("pages");
+        let mut list = mode.sense(&ask(ALL_PAGES, 0), SHAPE, None).expect("pages");
         list[0] = 0;
         list[4 + 2] = 0;
         for end in 1..list.len() {
@@ -292,11 +309,11 @@ mod tests {
         let mode = Mode::new(true);
         let long =
             ModeSense { ten: true, no_block_descriptors: false, long_lba: true, ..ask(CACHING, 0) };
-        let bytes = mode.sense(&long, SHAPE).expect("a page");
+        let bytes = mode.sense(&long, SHAPE, None).expect("a page");
         assert_eq!(bytes[4..8], [1, 0, 0, 16]);
         assert_eq!(bytes[8..16], (1u64 << 33).to_be_bytes());
         let short = ModeSense { long_lba: false, ..long };
-        assert_eq!(mode.sense(&short, SHAPE).expect("a page")[8..12], [0xff; 4]);
-        assert!(mode.sense(&ask(CACHING, 3), SHAPE).is_err(), "saved values");
+        assert_eq!(mode.sense(&short, SHAPE, None).expect("a page")[8..12], [0xff; 4]);
+        assert!(mode.sense(&ask(CACHING, 3), SHAPE, None).is_err(), "saved values");
     }
 }

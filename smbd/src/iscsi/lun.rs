@@ -118,8 +118,17 @@ impl Disks {
 impl Opened {
     /// Whether it is what a configuration says, but for what changes while it is used.
     pub(super) fn is(&self, lun: &Lun) -> bool {
-        let (initiators, limits) = (lun.initiators.clone(), lun.limits);
-        Lun { initiators, limits, ..self.lun.clone() } == *lun
+        let Lun { ref initiators, limits, warn_below, .. } = *lun;
+        Lun { initiators: initiators.clone(), limits, warn_below, ..self.lun.clone() } == *lun
+    }
+
+    /// The image, and how little room below it initiators are warned of; 0: of none.
+    pub(super) fn room(&self) -> (&Path, u64) {
+        (&self.lun.path, self.lun.warn_below)
+    }
+
+    pub(super) fn set_warn_below(&mut self, bytes: u64) {
+        self.lun.warn_below = bytes;
     }
 
     pub(super) fn path(&self) -> String {

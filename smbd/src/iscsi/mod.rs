@@ -11,6 +11,7 @@ pub mod config;
 mod lun;
 mod metrics;
 mod name_service;
+mod space;
 mod strangers;
 mod unit_state;
 
@@ -145,6 +146,8 @@ impl Iscsi {
             }
         }
         self.names.tell(&config.isns, &registration(config, &served));
+        drop(served);
+        self.look_at_space().await;
         failures.iter().for_each(|failure| tracing::error!("{failure}"));
         failures
     }
@@ -173,6 +176,8 @@ impl Iscsi {
             let service = self.service.clone();
             listeners.spawn(async move { service.serve(listener, PORTAL_GROUP).await });
         }
+        let service = self.clone();
+        listeners.spawn(async move { service.watch_space().await });
         Ok(listeners)
     }
 
@@ -299,6 +304,9 @@ impl Served {
             if self.luns.contains_key(&lun.number) {
                 if let Err(error) = self.units.set_limits(lun.number, lun.limits) {
                     failures.push(format!("target {}: {error}", target.config.name));
+                }
+                if let Some(opened) = self.luns.get_mut(&lun.number) {
+                    opened.set_warn_below(lun.warn_below);
                 }
                 continue;
             }

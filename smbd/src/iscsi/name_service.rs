@@ -17,7 +17,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs
 /// How long all servers together may take to forget us when the service ends.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// What a server is to know; `None` when the service ends.
+/// What a server is to know; `None` when it is to forget us.
 type Wanted = Option<Registration>;
 
 struct Registrar {
@@ -35,14 +35,11 @@ impl NameService {
     /// From now on these servers, as `host:port`, know this and no others do.
     pub(super) fn tell(&self, servers: &[String], registration: &Registration) {
         let mut registrars = self.registrars.lock().unwrap_or_else(PoisonError::into_inner);
-        registrars.retain(|server, registrar| {
-            let stays = servers.contains(server);
-            if !stays {
-                // Its task says farewell and ends.
-                registrar.wanted.send_replace(None);
-            }
-            stays
-        });
+        for (_, registrar) in registrars.iter().filter(|(server, _)| !servers.contains(server)) {
+            // Its task says farewell, and stays: were there another for a server that is named
+            // again, the farewell of the first could come after the registration of the second.
+            registrar.wanted.send_replace(None);
+        }
         for server in servers {
             let start = || {
                 let (wanted, told) = watch::channel(Some(registration.clone()));
@@ -67,10 +64,14 @@ impl NameService {
             all.into_values().for_each(|registrar| registrar.task.abort());
             return;
         }
-        all.values().for_each(|registrar| drop(registrar.wanted.send_replace(None)));
+        let last = all.into_values().map(|Registrar { wanted, task }| {
+            wanted.send_replace(None);
+            task
+        });
+        let last: Vec<_> = last.collect();
         let farewell = async {
-            for registrar in all.into_values() {
-                let _ = registrar.task.await;
+            for task in last {
+                let _ = task.await;
             }
         };
         if timeout(FAREWELL, farewell).await.is_err() {
@@ -79,13 +80,13 @@ impl NameService {
     }
 }
 
-/// Keeps one server up to date until the service ends.
+/// Keeps one server up to date until nobody can tell of a change any more, and that which was told
+/// last is done.
 async fn stay(server: String, mut told: watch::Receiver<Wanted>) {
     let mut known = None;
     let (mut retry, mut failing) = (RETRY.0, false);
     loop {
         let wanted = told.borrow_and_update().clone();
-        let last = wanted.is_none();
         let wait = match step(&server, wanted.as_ref(), &mut known).await {
             Ok(wait) => {
                 (retry, failing) = (RETRY.0, false);
@@ -101,9 +102,6 @@ async fn stay(server: String, mut told: watch::Receiver<Wanted>) {
                 wait
             }
         };
-        if last {
-            return;
-        }
         tokio::select! {
             changed = told.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(wait) => {}

@@ -2,7 +2,10 @@
 //! `user.bulkhead.oid` as `FILE_OBJECTID_BUFFER` (MS-FSCC 2.1.3.1), and behind it the file's inode
 //! number, which tells a file from its copy: a copy made with its extended attributes has no id.
 
-use std::os::fd::BorrowedFd;
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use rustix::{fs::XattrFlags, io::Errno};
 
@@ -36,7 +39,7 @@ impl ObjectId {
     }
 
     /// The same id with other birth ids and another domain, as they stand in the structure.
-    pub fn with_extended(mut self, extended: &[u8; LEN - 16]) -> Self {
+    fn with_extended(mut self, extended: &[u8; LEN - 16]) -> Self {
         self.raw[16..].copy_from_slice(extended);
         self
     }
@@ -60,24 +63,45 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<Option<ObjectId>, Errno> {
     }
 }
 
-/// Keeps the id of a file.
-///
-/// # Errors
-/// What the file system says.
-pub fn keep(_: Permit<'_>, fd: BorrowedFd<'_>, id: &ObjectId) -> Result<(), Errno> {
+/// One change at a time: of two that ask for the id of a file without one, both get the same.
+fn changing() -> MutexGuard<'static, ()> {
+    static CHANGES: Mutex<()> = Mutex::new(());
+    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn keep(fd: BorrowedFd<'_>, id: &ObjectId) -> Result<(), Errno> {
     let mut kept = id.raw.to_vec();
     kept.extend_from_slice(&rustix::fs::fstat(fd)?.st_ino.to_le_bytes());
     rustix::fs::setxattr(magic_path(fd).as_str(), XATTR, &kept, XattrFlags::empty())
 }
 
-/// Gives a file an id that no other has.
+/// The id of a file; if it has none, one that no other has.
 ///
 /// # Errors
 /// What the file system says; `EIO` if the system gives no random numbers.
-pub fn create(permit: Permit<'_>, fd: BorrowedFd<'_>, volume: [u8; 16]) -> Result<ObjectId, Errno> {
+pub fn get_or_create(
+    _: Permit<'_>,
+    fd: BorrowedFd<'_>,
+    volume: [u8; 16],
+) -> Result<ObjectId, Errno> {
+    let _alone = changing();
+    if let Some(id) = of(fd)? {
+        return Ok(id);
+    }
     let id = ObjectId::born(crate::clock::random().map_err(|_| Errno::IO)?, volume);
-    keep(permit, fd, &id)?;
+    keep(fd, &id)?;
     Ok(id)
+}
+
+/// Changes what stands beside the id of a file; whether it has one.
+///
+/// # Errors
+/// What the file system says.
+pub fn extend(_: Permit<'_>, fd: BorrowedFd<'_>, extended: &[u8; LEN - 16]) -> Result<bool, Errno> {
+    let _alone = changing();
+    let Some(id) = of(fd)? else { return Ok(false) };
+    keep(fd, &id.with_extended(extended))?;
+    Ok(true)
 }
 
 /// Takes the id of a file away.
@@ -85,6 +109,7 @@ pub fn create(permit: Permit<'_>, fd: BorrowedFd<'_>, volume: [u8; 16]) -> Resul
 /// # Errors
 /// What the file system says; none if there is no id.
 pub fn remove(_: Permit<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let _alone = changing();
     match rustix::fs::removexattr(magic_path(fd).as_str(), XATTR) {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error),
@@ -108,7 +133,15 @@ mod tests {
         let file = std::fs::File::create(root.path().join("f")).unwrap();
         let copy = std::fs::File::create(root.path().join("copy")).unwrap();
         assert_eq!(of(file.as_fd()), Ok(None));
-        let id = create(permit, file.as_fd(), [7; 16]).unwrap();
+        assert_eq!(extend(permit, file.as_fd(), &[9; 48]), Ok(false));
+        // All who ask at once are told the same.
+        let all: Vec<ObjectId> = std::thread::scope(|scope| {
+            let ask = || get_or_create(permit, file.as_fd(), [7; 16]).unwrap();
+            let askers: Vec<_> = (0..16).map(|_| scope.spawn(ask)).collect();
+            askers.into_iter().map(|asker| asker.join().unwrap()).collect()
+        });
+        let id = all[0];
+        assert_eq!(all, [id; 16]);
         assert_eq!(of(file.as_fd()), Ok(Some(id)));
         let raw = id.encode();
         assert_eq!(
@@ -119,9 +152,9 @@ mod tests {
         rustix::fs::fgetxattr(&file, XATTR, &mut kept[..]).unwrap();
         rustix::fs::fsetxattr(&copy, XATTR, &kept, XattrFlags::empty()).unwrap();
         assert_eq!(of(copy.as_fd()), Ok(None));
-        let other = id.with_extended(&[9; 48]);
-        keep(permit, file.as_fd(), &other).unwrap();
-        assert_eq!(of(file.as_fd()).unwrap().unwrap().encode()[..16], raw[..16]);
+        assert_eq!(extend(permit, file.as_fd(), &[9; 48]), Ok(true));
+        let other = of(file.as_fd()).unwrap().unwrap().encode();
+        assert_eq!((&other[..16], &other[16..]), (&raw[..16], &[9; 48][..]));
         remove(permit, file.as_fd()).unwrap();
         remove(permit, file.as_fd()).unwrap();
         assert_eq!(of(file.as_fd()), Ok(None));

@@ -39,7 +39,7 @@ pub fn create_or_get(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handle
         return give(&call, &id, out);
     }
     let volume = call.open.volume().identity();
-    let id = object_id::create(permit(ctx, &call)?, call.open.handle(), volume)?;
+    let id = object_id::get_or_create(permit(ctx, &call)?, call.open.handle(), volume)?;
     give(&call, &id, out)
 }
 
@@ -67,8 +67,9 @@ pub fn set_extended(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     let extended: &[u8; EXTENDED] =
         call.request.input.try_into().map_err(|_| NtStatus::INVALID_PARAMETER)?;
     let permit = call.open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
-    let id = object_id::of(call.open.handle())?.ok_or(NtStatus::OBJECTID_NOT_FOUND)?;
-    object_id::keep(permit, call.open.handle(), &id.with_extended(extended))?;
+    if !object_id::extend(permit, call.open.handle(), extended)? {
+        return Err(NtStatus::OBJECTID_NOT_FOUND.into());
+    }
     answer(call.request, &[], out)
 }
 
