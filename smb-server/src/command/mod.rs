@@ -30,7 +30,7 @@ use smb_protocol::{
 };
 use volume::{
     budget::Budget,
-    open::{InProgress, Open, creates::Creating},
+    open::{InProgress, Open, creates::Creating, in_the_way::Asked},
     users::ClientId,
 };
 
@@ -58,6 +58,8 @@ pub struct Ctx<'a> {
     pub related_file: Option<Result<FileId, NtStatus>>,
     /// The CREATE was repeated, or may be, while it waits.
     pub creating: Option<Creating>,
+    /// Whom it has asked to get out of its way, in the attempts before as well.
+    pub asked: Asked,
     /// Its open must know that it is in progress.
     pub in_progress: Option<InProgress>,
     /// The file that the next related request means.
@@ -80,6 +82,7 @@ impl<'a> Ctx<'a> {
             sealed: false,
             related_file: None,
             creating: None,
+            asked: Asked::default(),
             in_progress: None,
             file: None,
             signer: None,

@@ -7,7 +7,7 @@ use smb_protocol::{
     Command, FileId, Header, HeaderFlags, NtStatus, SessionId, crypto::SigningKey, msg::error,
 };
 use volume::{
-    open::{InProgress, creates::Creating},
+    open::{InProgress, creates::Creating, in_the_way::Asked},
     sharing::file::Wake,
 };
 
@@ -44,6 +44,8 @@ pub(super) struct Accepted {
     pub(super) async_id: Option<u64>,
     /// A CREATE that its client may repeat while it waits.
     pub(super) creating: Option<Box<Creating>>,
+    /// Whom it asked to get out of its way before it waited.
+    pub(super) asked: Asked,
     /// Bytes of a WRITE's data that are in the file already.
     pub(super) placed: usize,
 }

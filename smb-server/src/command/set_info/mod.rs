@@ -179,7 +179,7 @@ fn right(class: InfoClass) -> Option<Access> {
 
 /// Changes what a class names (MS-SMB2 3.3.5.21.1); what was noted of it in the state store.
 fn file(
-    ctx: &Ctx<'_>,
+    ctx: &mut Ctx<'_>,
     open: &Open,
     class: InfoClass,
     input: &[u8],

@@ -186,7 +186,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
     }
     let stat = rustix::fs::fstat(open.handle())?;
     if open.directory {
-        open.clear_below()?;
+        open.clear_below(&mut ctx.asked)?;
     }
     let mut replaced = None;
     let to = match found {
@@ -215,7 +215,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
         Found::Here { fd, stat: target, path } => {
             check_replaced(ctx, open, request, (&fd, &path))?;
             if !request.posix {
-                open.clear_replaced(&target)?;
+                open.clear_replaced(&target, &mut ctx.asked)?;
             }
             replaced = Some((fd, target));
             path
