@@ -321,7 +321,9 @@ impl Exchange {
             }
             Waits::Busy(_) => message.rest.len(),
         };
-        let Ok(held) = self.room_to_wait(bytes, accepted.channel.as_deref()) else {
+        let storage = matches!(&waits, Waits::Deferred(deferred) if deferred.storage);
+        let channel = accepted.channel.as_deref();
+        let Ok(held) = self.room_to_wait(bytes, storage, channel) else {
             let full = NtStatus::INSUFFICIENT_RESOURCES;
             self.answer(handed, full, Some(&[]), message.place, pass)?;
             return Ok(Flow::On);

@@ -105,13 +105,18 @@ impl Suspended {
 
 impl Exchange {
     /// What a request that is to wait takes of its user's budget. Fails if too much waits already,
-    /// on this connection or of this user. `bytes` is what it holds meanwhile.
+    /// on this connection or of this user: what waits for an event is counted (MS-SMB2 3.3.4.2).
+    /// `bytes` is what it holds meanwhile.
     pub(super) fn room_to_wait(
         &self,
         bytes: usize,
+        storage: bool,
         channel: Option<&Channel>,
     ) -> Result<Option<Held>, Full> {
-        if self.pending.len() >= self.limits.pending_requests
+        // What storage keeps waiting ends by itself, and its number is that of credits.
+        let most = self.limits.pending_requests;
+        let events = || self.pending.values().filter(|pending| !pending.storage).count();
+        if !storage && self.pending.len() >= most && events() >= most
             || self.pending_bytes + bytes > self.limits.pending_bytes.0 as usize
         {
             return Err(Full);
