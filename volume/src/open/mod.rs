@@ -556,7 +556,6 @@ impl Open {
     pub fn need(&self, any: Access) -> Result<(), NtStatus> {
         match self.access.any(any) || !gates::holds(gates::Gate::Right) {
             true => Ok(()),
-            false if self.volume.is_snapshot() => Err(NtStatus::MEDIA_WRITE_PROTECTED),
             false => Err(NtStatus::ACCESS_DENIED),
         }
     }
