@@ -175,17 +175,11 @@ impl<'a> Pass<'a> {
     }
 
     /// What stands from `message` to the end of the frame, to be carried out again. Its credits are
-    /// granted when the client is told that it waits, or with its answer if that is `quiet`ly.
-    pub(super) fn suspend(
-        &self,
-        message: Message<'_>,
-        accepted: Accepted,
-        quiet: bool,
-    ) -> Suspended {
-        let credits = if quiet { accepted.credits } else { 0 };
+    /// granted when the client is told that it waits, or with its answer.
+    pub(super) fn suspend(&self, message: Message<'_>, accepted: Accepted) -> Suspended {
         Suspended {
             bytes: message.rest.to_vec(),
-            accepted: Accepted { binding: None, credits, ..accepted },
+            accepted: Accepted { binding: None, ..accepted },
             chain: self.chain.clone(),
             first: message.place.first,
             held: None,

@@ -164,6 +164,33 @@ fn a_folder_whose_opens_do_not_get_fewer_keeps_its_name() {
     }
 }
 
+/// Those who are waited for are told first, and who waits a moment later (MS-SMB2 3.3.4.2): not at all if
+/// they were quicker.
+#[test]
+fn who_waits_for_others_is_told_after_them() {
+    for quick in [true, false] {
+        let house = House::new();
+        let (mut holder, mut other) = (plain(&house, 1), plain(&house, 2));
+        holder.create(&with(shared("a"), 9, RWH)).unwrap();
+        let mut begun = other.begin_create(&shared("a"));
+        assert!(begun.waits() && begun.answered().is_empty(), "nothing is said yet");
+        assert_eq!(told_of_lease(&mut holder).1, RH);
+        if quick {
+            acknowledge(&mut holder, 9, RH);
+            other.go_on(&mut begun);
+            assert_eq!(begun.answered(), [NtStatus::SUCCESS]);
+            continue;
+        }
+        other.go_on(&mut begun);
+        assert_eq!(begun.answered(), [NtStatus::PENDING]);
+        assert!(begun.waits());
+        acknowledge(&mut holder, 9, RH);
+        let (header, _) = other.finish(begun);
+        assert!(header.flags.has(HeaderFlags::ASYNC));
+        assert_eq!((header.status, header.credits), (NtStatus::SUCCESS, 0));
+    }
+}
+
 /// How many were asked is a request's own: one that was given up, and one that was refused, do not keep
 /// the next on the same open from asking.
 #[test]
