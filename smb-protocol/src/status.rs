@@ -125,6 +125,8 @@ open_enum! {
         FS_DRIVER_REQUIRED = 0xc000019c,
         /// `STATUS_PIPE_BROKEN`.
         PIPE_BROKEN = 0xc000014b,
+        /// `STATUS_NOT_SAME_DEVICE`.
+        NOT_SAME_DEVICE = 0xc00000d4,
         /// `STATUS_PIPE_EMPTY`.
         PIPE_EMPTY = 0xc00000d9,
         /// `STATUS_FILE_IS_A_DIRECTORY`.

@@ -30,7 +30,7 @@ use smb_protocol::{
 };
 use volume::{
     budget::Budget,
-    open::{InProgress, Open, creates::Creating},
+    open::{InProgress, Open, creates::Creating, in_the_way::Asked},
     users::ClientId,
 };
 
@@ -58,6 +58,8 @@ pub struct Ctx<'a> {
     pub related_file: Option<Result<FileId, NtStatus>>,
     /// The CREATE was repeated, or may be, while it waits.
     pub creating: Option<Creating>,
+    /// Whom it has asked to get out of its way, in the attempts before as well.
+    pub asked: Asked,
     /// Its open must know that it is in progress.
     pub in_progress: Option<InProgress>,
     /// The file that the next related request means.
@@ -80,6 +82,7 @@ impl<'a> Ctx<'a> {
             sealed: false,
             related_file: None,
             creating: None,
+            asked: Asked::default(),
             in_progress: None,
             file: None,
             signer: None,
@@ -214,10 +217,8 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     match command {
         Command::SESSION_SETUP => return session_setup::handle(ctx, message, out),
         Command::ECHO => {
-            // MS-SMB2 3.3.5.17. Who has logged off may ask whether the server is still there.
-            if ctx.ex.sessions.is_empty() {
-                return Err(Failure::Disconnect("an ECHO of who has not logged in"));
-            }
+            // MS-SMB2 3.3.5.17. Who has not logged in yet, or not any more, may ask whether the server is
+            // there; how long a stranger may is the connection's to know.
             Empty::parse(body)?;
             Empty.encode(out);
             return Ok(Outcome::SUCCESS);

@@ -31,7 +31,8 @@ pub struct Limits {
     pub locks: usize,
     /// Credits a connection may hold: requests in flight.
     pub credits: u16,
-    /// Requests of one connection that wait for storage or an event.
+    /// Requests of one connection that wait for an event: a change, a lock, another client, what a
+    /// pipe has to say.
     pub pending_requests: usize,
     /// Memory of one connection for pending requests.
     pub pending_bytes: Size,
@@ -68,7 +69,8 @@ impl Default for Limits {
             kept_opens: 65_536,
             locks: 1_048_576,
             credits: 8192,
-            pending_requests: 1024,
+            // As on Windows, where the 512th is refused (MS-SMB2 3.3.4.2, note 242).
+            pending_requests: 511,
             pending_bytes: Size(64 << 20),
             user_bytes: Size(1 << 30),
             user_percent: 50,

@@ -7,7 +7,7 @@ use smb_protocol::{
     Command, FileId, Header, HeaderFlags, NtStatus, SessionId, crypto::SigningKey, msg::error,
 };
 use volume::{
-    open::{InProgress, creates::Creating},
+    open::{InProgress, creates::Creating, in_the_way::Asked},
     sharing::file::Wake,
 };
 
@@ -44,6 +44,8 @@ pub(super) struct Accepted {
     pub(super) async_id: Option<u64>,
     /// A CREATE that its client may repeat while it waits.
     pub(super) creating: Option<Box<Creating>>,
+    /// Whom it asked to get out of its way before it waited.
+    pub(super) asked: Asked,
     /// Bytes of a WRITE's data that are in the file already.
     pub(super) placed: usize,
 }
@@ -173,17 +175,11 @@ impl<'a> Pass<'a> {
     }
 
     /// What stands from `message` to the end of the frame, to be carried out again. Its credits are
-    /// granted when the client is told that it waits, or with its answer if that is `quiet`ly.
-    pub(super) fn suspend(
-        &self,
-        message: Message<'_>,
-        accepted: Accepted,
-        quiet: bool,
-    ) -> Suspended {
-        let credits = if quiet { accepted.credits } else { 0 };
+    /// granted when the client is told that it waits, or with its answer.
+    pub(super) fn suspend(&self, message: Message<'_>, accepted: Accepted) -> Suspended {
         Suspended {
             bytes: message.rest.to_vec(),
-            accepted: Accepted { binding: None, credits, ..accepted },
+            accepted: Accepted { binding: None, ..accepted },
             chain: self.chain.clone(),
             first: message.place.first,
             held: None,

@@ -2,7 +2,7 @@
 //! handler, answer, or have it wait.
 
 use smb_protocol::{Command, FileId, Header, HeaderFlags, NtStatus, header::HEADER_LEN};
-use volume::work::Turn;
+use volume::{open::in_the_way::Asked, work::Turn};
 
 use super::{
     Exchange, Frame,
@@ -206,6 +206,7 @@ impl Exchange {
             credits,
             async_id: None,
             creating: None,
+            asked: Asked::default(),
             placed,
         }))
     }
@@ -238,12 +239,14 @@ impl Exchange {
             sealed: matches!(pass.protection, Protection::Sealed(_)),
             related_file: if related { pass.chain.file } else { None },
             creating: accepted.creating.take().map(|creating| *creating),
+            asked: accepted.asked,
             placed: accepted.placed,
             ..Ctx::new(self, header, session)
         };
         let body_at = pass.answer.open(&header);
         let result = command::dispatch(&mut ctx, message.bytes(), pass.answer.out);
-        let Ctx { header: mut response, tree, file, signer, creating, in_progress, .. } = ctx;
+        let Ctx { header: mut response, tree, file, signer, creating, asked, in_progress, .. } =
+            ctx;
         let channel = accepted.channel.as_ref();
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs = signer.or_else(|| channel.filter(|_| signed).map(|c| c.signing.clone()));
@@ -279,6 +282,7 @@ impl Exchange {
             }
         };
         accepted.creating = creating.map(Box::new);
+        accepted.asked = asked;
         Ok(Some(Box::new(Unfinished { accepted, handed, waits })))
     }
 
@@ -317,7 +321,9 @@ impl Exchange {
             }
             Waits::Busy(_) => message.rest.len(),
         };
-        let Ok(held) = self.room_to_wait(bytes, accepted.channel.as_deref()) else {
+        let storage = matches!(&waits, Waits::Deferred(deferred) if deferred.storage);
+        let channel = accepted.channel.as_deref();
+        let Ok(held) = self.room_to_wait(bytes, storage, channel) else {
             let full = NtStatus::INSUFFICIENT_RESOURCES;
             self.answer(handed, full, Some(&[]), message.place, pass)?;
             return Ok(Flow::On);

@@ -1,7 +1,11 @@
 //! Requests that wait: for storage, for an event, or for another client; the last are put aside
 //! with what stands behind them in their compound and carried out again.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::{
@@ -9,7 +13,7 @@ use smb_protocol::{
     crypto::{Role, SigningKey},
     msg::error,
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, futures::OwnedNotified, oneshot};
 use volume::{budget::Held, sharing::file::Wake, work::Turn};
 
 use super::{
@@ -34,6 +38,33 @@ enum End {
     Response(NtStatus, Vec<u8>),
     /// The request is to be carried out again.
     Again,
+    /// The client is to be told that its request waits, which it goes on to do.
+    Untold(Waiting),
+}
+
+/// How long a request waits for other clients before its own is told: they are told before it, and one
+/// that is quick spares it the message.
+const UNTOLD: Duration = Duration::from_millis(1);
+
+/// What a request that was put aside waits for.
+struct Waiting {
+    changed: Pin<Box<OwnedNotified>>,
+    until: Instant,
+    cancelled: oneshot::Receiver<()>,
+}
+
+impl Waiting {
+    /// Waits; up to the moment when its client is to be told so, unless that is `told`.
+    async fn end(mut self, told: bool) -> End {
+        let Self { changed, until, cancelled } = &mut self;
+        let ended = tokio::select! {
+            () = changed => Some(End::Again),
+            () = tokio::time::sleep_until((*until).into()) => Some(End::Again),
+            Ok(()) = cancelled => Some(End::Response(NtStatus::CANCELLED, Vec::new())),
+            () = tokio::time::sleep(UNTOLD), if !told => None,
+        };
+        ended.unwrap_or(End::Untold(self))
+    }
 }
 
 /// Memory of a request that waits beside what it says it holds: what is remembered of it, its
@@ -105,13 +136,18 @@ impl Suspended {
 
 impl Exchange {
     /// What a request that is to wait takes of its user's budget. Fails if too much waits already,
-    /// on this connection or of this user. `bytes` is what it holds meanwhile.
+    /// on this connection or of this user: what waits for an event is counted (MS-SMB2 3.3.4.2).
+    /// `bytes` is what it holds meanwhile.
     pub(super) fn room_to_wait(
         &self,
         bytes: usize,
+        storage: bool,
         channel: Option<&Channel>,
     ) -> Result<Option<Held>, Full> {
-        if self.pending.len() >= self.limits.pending_requests
+        // What storage keeps waiting ends by itself, and its number is that of credits.
+        let most = self.limits.pending_requests;
+        let events = || self.pending.values().filter(|pending| !pending.storage).count();
+        if !storage && self.pending.len() >= most && events() >= most
             || self.pending_bytes + bytes > self.limits.pending_bytes.0 as usize
         {
             return Err(Full);
@@ -129,7 +165,7 @@ impl Exchange {
         (accepted, handed): (Accepted, Handed),
         pass: &mut Pass<'_>,
     ) -> Result<(), Dropped> {
-        let (mut response, body_at) = (handed.response, handed.body_at);
+        let (response, body_at) = (handed.response, handed.body_at);
         pass.answer.reset(body_at);
         let quiet = is_quiet(&accepted);
         let unsent = pass.answer.unsent(body_at);
@@ -137,7 +173,8 @@ impl Exchange {
             // Should it be given up, what is related to it is about its file.
             pass.chain.file = Some(Ok(file));
         }
-        let mut suspended = pass.suspend(message, accepted, quiet);
+        let told = quiet || accepted.async_id.is_some();
+        let mut suspended = pass.suspend(message, accepted);
         if let Some(signing) = self.signer(&suspended.accepted.header) {
             signing.keep(response.message_id.0)?;
         }
@@ -151,10 +188,10 @@ impl Exchange {
                 key
             }
             None => {
-                let key = self.new_key();
-                interim(&mut response, key, body_at, &mut pass.answer)?;
-                suspended.accepted.async_id = Some(key);
-                key
+                // What was answered before it in its compound does not wait with it.
+                let body_at = pass.answer.apart(&response, body_at)?;
+                pass.answer.abandon(body_at);
+                self.new_key()
             }
         };
         let (cancel, cancelled) = oneshot::channel();
@@ -173,14 +210,8 @@ impl Exchange {
                 rest,
             },
         );
-        pass.waits.push(Box::pin(async move {
-            let end = tokio::select! {
-                () = wake.changed => End::Again,
-                () = tokio::time::sleep_until(wake.until.into()) => End::Again,
-                Ok(()) = cancelled => End::Response(NtStatus::CANCELLED, Vec::new()),
-            };
-            Completion { key, end }
-        }));
+        let waiting = Waiting { changed: Box::pin(wake.changed), until: wake.until, cancelled };
+        pass.waits.push(Box::pin(async move { Completion { key, end: waiting.end(told).await } }));
         Ok(())
     }
 
@@ -231,6 +262,27 @@ impl Exchange {
         key
     }
 
+    /// Tells a client that its request waits (MS-SMB2 3.3.4.2), and has it wait on.
+    fn tell_waiting(
+        &mut self,
+        key: u64,
+        waiting: Waiting,
+        out: &mut Vec<u8>,
+    ) -> Result<Frame, Dropped> {
+        let Some(Pending { header, protection, rest: Rest::Again(suspended, ..), .. }) =
+            self.pending.get_mut(&key)
+        else {
+            return Ok(Frame::Answered);
+        };
+        let mut pass = Pass::begin(out, protection.clone());
+        let body_at = pass.answer.open(header);
+        interim(header, key, body_at, &mut pass.answer)?;
+        // Its credits are granted now, and not with its answer.
+        (suspended.accepted.async_id, suspended.accepted.credits) = (Some(key), 0);
+        pass.waits.push(Box::pin(async move { Completion { key, end: waiting.end(true).await } }));
+        pass.end()
+    }
+
     /// Answers a request that has waited, or carries it out again with what stands behind it.
     pub fn complete<'a>(
         &'a mut self,
@@ -238,7 +290,12 @@ impl Exchange {
         out: &'a mut Vec<u8>,
         turn: &'a mut Turn,
     ) -> Taken<'a> {
-        let Some(pending) = self.pending.remove(&completion.key) else {
+        let Completion { key, end } = completion;
+        let end = match end {
+            End::Untold(waiting) => return Taken::Done(self.tell_waiting(key, waiting, out)),
+            end => end,
+        };
+        let Some(pending) = self.pending.remove(&key) else {
             return Taken::Done(Ok(Frame::Answered));
         };
         self.pending_bytes -= pending.bytes;
@@ -246,15 +303,15 @@ impl Exchange {
         let Pending { header, protection, since, rest, .. } = pending;
         let suspended = match rest {
             Rest::Answer(signs) => {
-                let done = self.respond((header, since), signs, protection, completion.end, out);
+                let done = self.respond((header, since), signs, protection, end, out);
                 return Taken::Done(done);
             }
             Rest::Again(suspended, ..) => *suspended,
         };
         Taken::Compound(Box::pin(async move {
-            let given_up = match completion.end {
+            let given_up = match end {
                 End::Response(status, _) => Some(status),
-                End::Again => None,
+                End::Again | End::Untold(_) => None,
             };
             let Suspended { mut bytes, accepted, chain, first, held } = suspended;
             let mut pass = Pass::begin(out, protection);
@@ -279,7 +336,7 @@ impl Exchange {
         let (status, body) = match end {
             End::Response(status, body) => (status, body),
             // Only what was put aside is carried out again.
-            End::Again => (NtStatus::INTERNAL_ERROR, Vec::new()),
+            End::Again | End::Untold(_) => (NtStatus::INTERNAL_ERROR, Vec::new()),
         };
         let mut pass = Pass::begin(out, protection);
         let answer = &mut pass.answer;

@@ -16,7 +16,7 @@ use smb_protocol::{
     fscc::{FileAttributes, ea::Ea},
     msg::{
         context::{self, names},
-        create::{Access, CreateAction, CreateOptions, Disposition, Request, ShareAccess},
+        create::{Access, CreateAction, CreateOptions, Disposition, Request},
     },
     security::{Descriptor, Sid},
 };
@@ -107,12 +107,13 @@ impl CreateOperation<'_> {
             }
             allowed = allowed.without(CHANGE.or(Access::DELETE_CHILD));
         }
+        // MS-FSA 2.1.5.1.2.1: what is asked for by name is granted on a snapshot as well; what would
+        // change it is refused then.
+        let past = self.volume.is_snapshot();
         if wanted.has(Access::MAXIMUM_ALLOWED) {
-            wanted = wanted.without(Access::MAXIMUM_ALLOWED).or(allowed);
-        }
-        if self.volume.is_snapshot() {
-            // It opens; what would change it is refused then.
-            wanted = wanted.and(self.ceiling.or(Access::ACCESS_SYSTEM_SECURITY));
+            let most =
+                if past { allowed.without(CHANGE.or(Access::DELETE_CHILD)) } else { allowed };
+            wanted = wanted.without(Access::MAXIMUM_ALLOWED).or(most);
         }
         if wanted.any(Access::ALL.without(allowed)) {
             return Err(NtStatus::ACCESS_DENIED);
@@ -121,7 +122,7 @@ impl CreateOperation<'_> {
             if !wanted.has(Access::DELETE) {
                 return Err(NtStatus::ACCESS_DENIED);
             }
-            if attributes.has(FileAttributes::READONLY) {
+            if attributes.has(FileAttributes::READONLY) || past {
                 return Err(NtStatus::CANNOT_DELETE);
             }
         }
@@ -214,8 +215,7 @@ impl CreateOperation<'_> {
             self.check_cut(&facts, listed, true)?;
         }
         let eas = if cuts { self.wanted_eas()? } else { Vec::new() };
-        let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
-        let joined = self.join(&stat, &path, self.opener(sharing, self.request.share, cuts))?;
+        let joined = self.join(&stat, &path, self.opener(access, cuts))?;
         let data = self.content(&fd, access, directory, cuts, joined.file.as_ref())?;
         if let (true, Some(data)) = (cuts, &data) {
             self.overwrite(&fd, data, eas)?;
@@ -256,10 +256,7 @@ impl CreateOperation<'_> {
     /// (MS-FSA 2.1.5.1.2): with a file go its extended attributes and its attributes.
     fn check_cut(&self, facts: &Facts, listed: Access, whole: bool) -> Result<(), NtStatus> {
         self.volume.permit(self.ceiling)?;
-        let mut needed = match self.request.disposition {
-            Disposition::SUPERSEDE => Access::DELETE,
-            _ => Access::WRITE_DATA,
-        };
+        let mut needed = self.cutting();
         if whole {
             needed |= Access::WRITE_EA | Access::WRITE_ATTRIBUTES;
         }
@@ -354,8 +351,7 @@ impl CreateOperation<'_> {
         access: Access,
         cuts: bool,
     ) -> Result<Open, Refused> {
-        let sharing = if cuts { access.or(Access::WRITE_DATA) } else { access };
-        let by = self.opener(sharing, self.request.share, cuts);
+        let by = self.opener(access, cuts);
         let with_base = self.join(base_stat, path, beside(&by))?;
         let stat = rustix::fs::fstat(file)?;
         // A stream is one, by whatever name of its file it was reached.
@@ -379,9 +375,18 @@ impl CreateOperation<'_> {
         Ok(open)
     }
 
-    fn opener(&self, access: Access, share: ShareAccess, overwrites: bool) -> Opener {
-        let (id, lease) = (self.id.persistent, self.lease);
+    fn opener(&self, access: Access, cuts: bool) -> Opener {
+        let (id, share, lease) = (self.id.persistent, self.request.share, self.lease);
+        let overwrites = if cuts { self.cutting() } else { Access::NONE };
         Opener { id, access, share, lease, overwrites, smb3: self.smb3 }
+    }
+
+    /// The right that throwing the content away takes (MS-FSA 2.1.5.1.2).
+    fn cutting(&self) -> Access {
+        match self.request.disposition {
+            Disposition::SUPERSEDE => Access::DELETE,
+            _ => Access::WRITE_DATA,
+        }
     }
 
     /// Joins those who have the file open; leaves them again unless it is kept.
@@ -403,10 +408,12 @@ impl CreateOperation<'_> {
         if directory || !(access.any(CONTENT) || cuts) {
             return Ok(None);
         }
-        let writes = access.any(CHANGE) || cuts;
+        // Nothing of a snapshot is written, whatever was asked for, and so nobody is kept from it.
+        let changes = access.any(CHANGE) || cuts;
+        let writes = changes && !self.volume.is_snapshot();
         let content = self.local(reopen(fd, flags(access, writes))?, !writes)?;
-        if let Some(file) = file {
-            file.claim(self.id.persistent, &content)?;
+        if let Some(file) = file.filter(|_| writes || !changes) {
+            file.claim(self.id.persistent, &content, cuts)?;
         }
         Ok(Some(content))
     }
@@ -519,11 +526,12 @@ impl CreateOperation<'_> {
                 let open = self.open_stream(name, &file, &fd, &stat, &path, access, false)?;
                 return Ok(Fresh::Stream(Box::new(open)));
             }
-            let joined = self.join(&stat, &path, self.opener(access, self.request.share, false))?;
+            let joined = self.join(&stat, &path, self.opener(access, false))?;
             let mut data = None;
             if !directory && access.any(CONTENT) {
                 let content = self.local(rustix::io::fcntl_dupfd_cloexec(&fd, 0)?, false)?;
-                joined.file.iter().try_for_each(|file| file.claim(self.id.persistent, &content))?;
+                let id = self.id.persistent;
+                joined.file.iter().try_for_each(|file| file.claim(id, &content, false))?;
                 data = Some(content);
             }
             if !directory && let Some(size) = self.allocation() {
@@ -571,9 +579,9 @@ impl CreateOperation<'_> {
 /// How the content is opened for an access.
 fn flags(access: Access, writes: bool) -> OFlags {
     match (access.any(Access::READ_DATA.or(Access::EXECUTE)), writes) {
-        (true, false) => OFlags::RDONLY,
+        (_, false) => OFlags::RDONLY,
         (false, true) => OFlags::WRONLY,
-        _ => OFlags::RDWR,
+        (true, true) => OFlags::RDWR,
     }
 }
 

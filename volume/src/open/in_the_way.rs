@@ -11,10 +11,11 @@
 //!    └─ ask one ─► wait ─► find again
 //! ```
 //! They are asked one after the other: one that stays spares the rest. That there must be fewer each
-//! time ends it, whoever comes meanwhile (MS-FSA, note on 2.1.5.15.12).
+//! time ends it, whoever comes meanwhile (MS-FSA, note on 2.1.5.15.12). How many there were is
+//! remembered by the request that asks ([`Asked`]), and ends with it, however it ends.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -42,6 +43,11 @@ use crate::{
 const NOBODY: (u64, Option<LeaseId>) = (0, None);
 /// How long a stream that is being closed takes to leave its file as well.
 const A_MOMENT: Duration = Duration::from_millis(50);
+
+/// How many opens were in the way of a request when it had the last of them asked to close. It begins
+/// anew with each request, and goes with it from one attempt to the next.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Asked(Option<usize>);
 
 /// An open that is in the way.
 struct InTheWay {
@@ -110,10 +116,10 @@ impl Open {
     ///
     /// # Errors
     /// `ACCESS_DENIED`, or that the request must wait.
-    pub fn clear_below(&self) -> Result<(), Refused> {
+    pub fn clear_below(&self, asked: &mut Asked) -> Result<(), Refused> {
         let Some(folder) = self.file.path(self.opener_id()) else { return Ok(()) };
         let device = self.file.key().0;
-        self.clear(|| self.table().below(device, &folder))
+        self.clear(asked, || self.table().below(device, &folder))
     }
 
     /// Fails if a file is open whose name this one is to have, once those who cache it were asked to
@@ -121,19 +127,16 @@ impl Open {
     ///
     /// # Errors
     /// `ACCESS_DENIED`, or that the request must wait.
-    pub fn clear_replaced(&self, stat: &Stat) -> Result<(), Refused> {
-        self.clear(|| self.table().opens_of(stat))
+    pub fn clear_replaced(&self, stat: &Stat, asked: &mut Asked) -> Result<(), Refused> {
+        self.clear(asked, || self.table().opens_of(stat))
     }
 
-    fn clear(&self, find: impl Fn() -> Vec<InTheWay>) -> Result<(), Refused> {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut before = asked.take();
+    fn clear(&self, asked: &mut Asked, find: impl Fn() -> Vec<InTheWay>) -> Result<(), Refused> {
         loop {
             let all = find();
             let Some(first) = all.first() else { return Ok(()) };
             let denied = Err(NtStatus::ACCESS_DENIED.into());
             let Some(first) = self.holder_of(first) else {
-                *asked = before;
                 return Err(first.file.wake(Instant::now() + A_MOMENT));
             };
             let (mut holder, mut waits) = (first, false);
@@ -148,15 +151,12 @@ impl Open {
                 }
             }
             if !waits {
-                if before.is_some_and(|before| all.len() >= before) {
+                if asked.0.is_some_and(|before| all.len() >= before) {
                     return denied;
                 }
-                before = Some(all.len());
+                *asked = Asked(Some(all.len()));
             }
-            if let Err(refused) = self.table().break_for(&holder, BreakReason::Rename, NOBODY) {
-                *asked = before;
-                return Err(refused);
-            }
+            self.table().break_for(&holder, BreakReason::Rename, NOBODY)?;
             // Nobody was there to be asked, and then it is closed; or time was over.
         }
     }

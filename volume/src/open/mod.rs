@@ -233,8 +233,6 @@ pub struct Open {
     pub written: AtomicBool,
     /// Held while what the state store is to have of it is looked up and put there.
     pub(crate) noting: Mutex<()>,
-    /// How many opens were in the way of its new name when the last of them was asked to close.
-    asked: Mutex<Option<usize>>,
     /// Who wants to know what became of it when it is closed.
     closer: Mutex<Option<oneshot::Sender<Ended>>>,
     /// It counts among the opens of its user.
@@ -315,7 +313,6 @@ impl Open {
             sequence: ChannelSequence::default(),
             written: AtomicBool::new(false),
             noting: Mutex::new(()),
-            asked: Mutex::new(None),
             closer: Mutex::new(None),
             watch: OnceLock::new(),
             state: Mutex::new(state),
@@ -559,7 +556,6 @@ impl Open {
     pub fn need(&self, any: Access) -> Result<(), NtStatus> {
         match self.access.any(any) || !gates::holds(gates::Gate::Right) {
             true => Ok(()),
-            false if self.volume.is_snapshot() => Err(NtStatus::MEDIA_WRITE_PROTECTED),
             false => Err(NtStatus::ACCESS_DENIED),
         }
     }

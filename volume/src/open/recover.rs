@@ -207,7 +207,7 @@ impl OpenFileTable {
             access,
             share: ShareAccess(record.share_access),
             lease: record.lease.map(lease),
-            overwrites: false,
+            overwrites: Access::NONE,
             smb3: true,
         };
         let system = volume.system(&path);
@@ -286,7 +286,7 @@ fn claim_again(
     data: &Arc<LocalFile>,
     patience: Instant,
 ) -> Result<(), Gone> {
-    while file.claim(open, data).is_err() {
+    while file.claim(open, data, false).is_err() {
         if Instant::now() >= patience {
             return Err(Gone::InUse(image_lock::who(data.as_fd())));
         }

@@ -153,11 +153,12 @@ impl OpenFileTable {
         }
         let me = (by.id, by.lease);
         let now = Instant::now();
-        if takes_part(by.access) {
+        let takes = by.access.or(by.overwrites);
+        if takes_part(takes) {
             let hinders = |other: &&Use| {
                 takes_part(other.access)
                     && !ignored(other.id)
-                    && (conflicts(by.access, other.share) || conflicts(other.access, by.share))
+                    && (conflicts(takes, other.share) || conflicts(other.access, by.share))
             };
             let hindering: Vec<u64> = state.users.iter().filter(hinders).map(|u| u.id).collect();
             if !hindering.is_empty() {
@@ -171,11 +172,12 @@ impl OpenFileTable {
                 });
             }
         }
-        let looks = by.access.without(NON_BREAKING_ACCESS) == Access::NONE;
+        let looks = takes.without(NON_BREAKING_ACCESS) == Access::NONE;
         let looks_closely =
-            by.access.without(NON_BREAKING_ACCESS.or(Access::READ_CONTROL)) == Access::NONE;
+            takes.without(NON_BREAKING_ACCESS.or(Access::READ_CONTROL)) == Access::NONE;
         if !looks {
-            let cause = if by.overwrites { BreakReason::Overwrite } else { BreakReason::Open };
+            let overwrites = by.overwrites != Access::NONE;
+            let cause = if overwrites { BreakReason::Overwrite } else { BreakReason::Open };
             let concerns = |holder: &GrantOwner, _: &[u64]| {
                 !looks_closely || matches!(holder, GrantOwner::Open(_))
             };
@@ -493,7 +495,7 @@ mod tests {
         share: ShareAccess,
     ) -> Result<Arc<OpenFile>, Refused> {
         let stat = rustix::fs::stat("/").unwrap();
-        let by = Opener { id, access, share, lease: None, overwrites: false, smb3: true };
+        let by = Opener { id, access, share, lease: None, overwrites: Access::NONE, smb3: true };
         open_files.join(&stat, &RelPath::root(), by)
     }
 

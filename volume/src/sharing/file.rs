@@ -111,8 +111,9 @@ pub struct Opener {
     pub share: ShareAccess,
     /// Its lease.
     pub lease: Option<LeaseId>,
-    /// The content is thrown away.
-    pub overwrites: bool,
+    /// What throwing the content away takes beside that, for the moment of the CREATE: others must
+    /// share it, and nobody after it needs to. Nothing if the content stays.
+    pub overwrites: Access,
     /// It is told that the file will be back (MS-SMB2 3.3.5.9).
     pub smb3: bool,
 }

@@ -47,15 +47,17 @@ fn of(access: Access, share: ShareAccess) -> Option<Claim> {
 }
 
 impl OpenFile {
-    /// Claims the file for an opener that has joined; `file` is its content.
+    /// Claims the file for an opener that has joined; `file` is its content, and `cuts` says that it is
+    /// about to throw away what is in it, which a writer does.
     ///
     /// # Errors
     /// [`NtStatus::SHARING_VIOLATION`] if another program uses it in a way that does not go together
     /// with this.
-    pub fn claim(&self, open: u64, file: &Arc<LocalFile>) -> Result<(), NtStatus> {
+    pub fn claim(&self, open: u64, file: &Arc<LocalFile>, cuts: bool) -> Result<(), NtStatus> {
         let mut state = lock(&self.state);
         let opener = state.users.iter().find(|user| user.id == open);
-        let Some(wanted) = opener.and_then(|user| of(user.access, user.share)) else {
+        let own = opener.and_then(|user| of(user.access, user.share));
+        let Some(wanted) = cuts.then_some(Claim::Writer).max(own) else {
             return Ok(());
         };
         let (held, at) = match &state.image {

@@ -19,12 +19,12 @@ pub const STREAM_BASE: Access = Access(0x0800_0000);
 
 /// How the opener of a stream stands among those of its file.
 pub fn beside(by: &Opener) -> Opener {
-    let takes_part = by.access.any(READS.or(WRITES).or(Access::DELETE));
+    let takes_part = by.access.or(by.overwrites).any(READS.or(WRITES).or(Access::DELETE));
     Opener {
         access: if takes_part { STREAM_BASE } else { Access::NONE },
         share: ShareAccess::READ | ShareAccess::WRITE | by.share.and(ShareAccess::DELETE),
         lease: by.lease.filter(|_| !takes_part),
-        overwrites: false,
+        overwrites: Access::NONE,
         ..*by
     }
 }

@@ -1,5 +1,5 @@
 //! Opening previous versions: the time in a TWrp context (MS-SMB2 3.3.5.9.4) or in an `@GMT`
-//! element of the path, and the share as it was then, read-only.
+//! element of the path, and the share as it was then, which nobody changes.
 
 use std::sync::Arc;
 
@@ -11,10 +11,7 @@ use smb_protocol::{
         create::Request,
     },
 };
-use volume::{
-    fs::{permit::READ_ONLY, volume::Volume},
-    status::of_errno,
-};
+use volume::{fs::volume::Volume, status::of_errno};
 
 use crate::session::Tree;
 
@@ -47,9 +44,5 @@ pub fn moment(request: &Request<'_>) -> Result<(String, Option<SnapshotTime>), N
 /// OBJECT_NAME_NOT_FOUND if no snapshot was taken then.
 pub fn at(tree: &Tree, volume: &Volume, time: SnapshotTime) -> Result<Arc<Tree>, NtStatus> {
     let then = volume.snapshot(time).map_err(of_errno)?.ok_or(NtStatus::OBJECT_NAME_NOT_FOUND)?;
-    Ok(Arc::new(Tree {
-        volume: Some(then),
-        maximal_access: tree.maximal_access.and(READ_ONLY),
-        ..tree.clone()
-    }))
+    Ok(Arc::new(Tree { volume: Some(then), ..tree.clone() }))
 }

@@ -179,7 +179,7 @@ fn right(class: InfoClass) -> Option<Access> {
 
 /// Changes what a class names (MS-SMB2 3.3.5.21.1); what was noted of it in the state store.
 fn file(
-    ctx: &Ctx<'_>,
+    ctx: &mut Ctx<'_>,
     open: &Open,
     class: InfoClass,
     input: &[u8],
@@ -191,10 +191,13 @@ fn file(
     ) {
         check_length(open, file_info::parse_length(input).map_err(short)?)?;
     }
+    let names = [InfoClass::RENAME, InfoClass::RENAME_EX, InfoClass::LINK, InfoClass::LINK_EX];
+    if open.volume().is_snapshot() && names.contains(&class) {
+        return Err(names::elsewhere(open, class, input)?.into());
+    }
     if let Some(right) = right(class) {
         open.permit(right)?;
     }
-    let names = [InfoClass::RENAME, InfoClass::RENAME_EX, InfoClass::LINK, InfoClass::LINK_EX];
     if names.contains(&class) && ctx.session()?.is_anonymous() {
         // The folder's list is asked about who the session is of now (MS-FSA 2.1.5.15.12).
         return Err(NtStatus::ACCESS_DENIED.into());

@@ -57,6 +57,17 @@ pub(super) fn wanted(class: InfoClass, input: &[u8], least: usize) -> Result<Ren
     Ok(wanted)
 }
 
+/// Why nothing of a snapshot gets another name: one that a client gives is a name on the share as it is
+/// now, which is another volume (MS-FSA 2.1.5.15.7, .12).
+pub(super) fn elsewhere(open: &Open, class: InfoClass, input: &[u8]) -> Result<NtStatus, NtStatus> {
+    let links = matches!(class, InfoClass::LINK | InfoClass::LINK_EX);
+    wanted(class, input, if links { Rename::FIXED } else { Rename::LEAST })?;
+    if !links {
+        open.need(Access::DELETE)?;
+    }
+    Ok(NtStatus::NOT_SAME_DEVICE)
+}
+
 /// Why no file gets another short name (MS-FSA 2.1.5.15.14): they follow from the long ones.
 pub(super) fn short_name(open: &Open, input: &[u8]) -> NtStatus {
     let refuse = || -> Result<NtStatus, NtStatus> {
@@ -157,7 +168,11 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
 
 /// Gives a file another name in the same share, or a stream one of the same file
 /// (MS-FSA 2.1.5.15.12); what was noted of it in the state store.
-pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec<Commit>, Failure> {
+pub(super) fn rename(
+    ctx: &mut Ctx<'_>,
+    open: &Open,
+    request: &Rename,
+) -> Result<Vec<Commit>, Failure> {
     if request.name.starts_with(':') {
         rename_stream(ctx, open, request)?;
         return Ok(open.note_file());
@@ -186,7 +201,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
     }
     let stat = rustix::fs::fstat(open.handle())?;
     if open.directory {
-        open.clear_below()?;
+        open.clear_below(&mut ctx.asked)?;
     }
     let mut replaced = None;
     let to = match found {
@@ -215,7 +230,7 @@ pub(super) fn rename(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<Vec
         Found::Here { fd, stat: target, path } => {
             check_replaced(ctx, open, request, (&fd, &path))?;
             if !request.posix {
-                open.clear_replaced(&target)?;
+                open.clear_replaced(&target, &mut ctx.asked)?;
             }
             replaced = Some((fd, target));
             path

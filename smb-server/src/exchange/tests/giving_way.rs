@@ -75,6 +75,19 @@ fn acknowledge(guest: &mut Guest, key: u8, state: LeaseState) {
     assert_eq!(answer.status, NtStatus::SUCCESS);
 }
 
+/// Gives up the request that was sent last (MS-SMB2 3.3.5.16).
+fn give_up(guest: &mut Guest) {
+    let last = guest.next_id - 1;
+    let mut header = guest.header(Command::CANCEL);
+    guest.next_id = last + 1;
+    header.message_id = MessageId(last);
+    let mut message = header.to_bytes().to_vec();
+    Empty.encode(&mut message);
+    let mut out = Vec::new();
+    assert!(guest.exchange.receive(&mut message, &mut out).unwrap().waits().is_empty());
+    assert!(out.is_empty(), "a CANCEL has no answer");
+}
+
 fn plain(house: &House, guid: u8) -> Guest {
     house.guest(guid, "u", Dialect::SMB_3_0_2, "plain")
 }
@@ -148,6 +161,71 @@ fn a_folder_whose_opens_do_not_get_fewer_keeps_its_name() {
             waiting.join().unwrap()
         });
         assert_eq!(status, NtStatus::SUCCESS);
+    }
+}
+
+/// Those who are waited for are told first, and who waits a moment later (MS-SMB2 3.3.4.2): not at all if
+/// they were quicker.
+#[test]
+fn who_waits_for_others_is_told_after_them() {
+    for quick in [true, false] {
+        let house = House::new();
+        let (mut holder, mut other) = (plain(&house, 1), plain(&house, 2));
+        holder.create(&with(shared("a"), 9, RWH)).unwrap();
+        let mut begun = other.begin_create(&shared("a"));
+        assert!(begun.waits() && begun.answered().is_empty(), "nothing is said yet");
+        assert_eq!(told_of_lease(&mut holder).1, RH);
+        if quick {
+            acknowledge(&mut holder, 9, RH);
+            other.go_on(&mut begun);
+            assert_eq!(begun.answered(), [NtStatus::SUCCESS]);
+            continue;
+        }
+        other.go_on(&mut begun);
+        assert_eq!(begun.answered(), [NtStatus::PENDING]);
+        assert!(begun.waits());
+        acknowledge(&mut holder, 9, RH);
+        let (header, _) = other.finish(begun);
+        assert!(header.flags.has(HeaderFlags::ASYNC));
+        assert_eq!((header.status, header.credits), (NtStatus::SUCCESS, 0));
+    }
+}
+
+/// How many were asked is a request's own: one that was given up, and one that was refused, do not keep
+/// the next on the same open from asking.
+#[test]
+fn who_gave_a_rename_up_may_begin_another() {
+    for (from, file, to, replaces) in
+        [(folder("d"), "d\\a", "e", false), (shared("a"), "b", "b", true)]
+    {
+        for gives_up in [true, false] {
+            let house = House::new();
+            let (mut holder, mut other) = (plain(&house, 1), plain(&house, 2));
+            let renamed = other.create(&from).unwrap().id;
+            let wanted = with(shared(file), 9, RH);
+            let kept = holder.create(&wanted).unwrap().id;
+            let rename = |other: &mut Guest| {
+                other.begin_set(renamed, InfoClass::RENAME, &rename_to(to, replaces))
+            };
+            let begun = rename(&mut other);
+            assert!(begun.waits(), "{file}");
+            told_of_lease(&mut holder);
+            if gives_up {
+                give_up(&mut other);
+                assert_eq!(other.finish(begun).0.status, NtStatus::CANCELLED);
+            } else {
+                acknowledge(&mut holder, 9, R);
+                assert_eq!(other.finish(begun).0.status, DENIED);
+            }
+            // As many are open as were when the last was asked.
+            assert_eq!(holder.close(kept), NtStatus::SUCCESS);
+            let kept = holder.create(&wanted).unwrap().id;
+            let begun = rename(&mut other);
+            assert!(begun.waits(), "{file}: nobody is asked");
+            told_of_lease(&mut holder);
+            assert_eq!(holder.close(kept), NtStatus::SUCCESS);
+            assert_eq!(other.finish(begun).0.status, NtStatus::SUCCESS, "{file}");
+        }
     }
 }
 

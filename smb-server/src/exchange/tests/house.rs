@@ -207,6 +207,11 @@ impl Begun {
         !self.waits.is_empty()
     }
 
+    /// How all that was answered so far ended.
+    pub fn answered(&self) -> Vec<NtStatus> {
+        answers(&self.out).iter().map(|(header, _)| header.status).collect()
+    }
+
     /// How it was answered at once.
     pub fn status(&self) -> NtStatus {
         answers(&self.out).pop().unwrap().0.status
@@ -249,6 +254,13 @@ impl Guest {
             Frame::Waits(waits) => waits,
         };
         Begun { out, waits }
+    }
+
+    /// Waits for what the server waits for next, and has it go on.
+    pub fn go_on(&mut self, begun: &mut Begun) {
+        let _inside = self.runtime.enter();
+        let done = self.runtime.block_on(begun.waits.remove(0));
+        begun.waits.extend(self.exchange.complete_at_once(done, &mut begun.out).unwrap());
     }
 
     /// The answer to a request.

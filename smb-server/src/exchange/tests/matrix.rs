@@ -170,7 +170,7 @@ impl Direct {
         }
     }
 
-    fn files(&self) -> PathBuf {
+    pub(super) fn files(&self) -> PathBuf {
         self._folder.path().join("files")
     }
 }

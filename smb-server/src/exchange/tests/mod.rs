@@ -34,6 +34,8 @@ mod listing;
 mod matrix;
 mod naming;
 mod options;
+mod overwriting;
+mod past;
 mod persistent;
 mod placing;
 mod remote;

@@ -59,6 +59,47 @@ fn what_waits_counts_for_its_user() {
     assert!(wait(&mut second).waits());
 }
 
+/// A connection may have so many requests wait for an event as Windows lets it, whatever they wait for,
+/// and another connection of the same user as many (MS-SMB2 3.3.4.2, note 242).
+#[test]
+fn each_connection_has_as_many_requests_wait_as_on_windows() {
+    const MOST: usize = 511;
+    let house = House::new();
+    let mut guests = [(1, "plain"), (2, "plain"), (3, "IPC$"), (4, "IPC$")]
+        .map(|(guid, share)| (house.guest(guid, "u", Dialect::SMB_3_0_2, share), share));
+    let mut waiting = Vec::new();
+    for (guest, share) in &mut guests {
+        let begin = |guest: &mut Guest| match *share {
+            "IPC$" => {
+                let file_id = guest.create(&Ask { share: ShareAccess(7), ..ask("lsarpc") });
+                let file_id = file_id.unwrap().id;
+                let request = read::Request { file_id, length: 1024, ..Default::default() };
+                guest.begin(Command::READ, |out| request.encode(out))
+            }
+            _ => {
+                let file_id = guest.create(&folder()).unwrap().id;
+                watch(guest, file_id)
+            }
+        };
+        for _ in 0..MOST {
+            let begun = begin(guest);
+            assert!(begun.waits(), "{share}: {}", begun.status());
+            waiting.push(begun);
+        }
+        for _ in 0..3 {
+            let begun = begin(guest);
+            assert!(!begun.waits(), "{share}");
+            assert_eq!(begun.status(), NtStatus::INSUFFICIENT_RESOURCES, "{share}");
+        }
+    }
+    // What waits for storage is not among them.
+    let (guest, _) = &mut guests[0];
+    let file = guest.create(&Ask { share: ShareAccess(7), ..ask("a") }).unwrap().id;
+    let request = flush::Request { file_id: file };
+    let (answer, _) = guest.ask(Command::FLUSH, |out| request.encode(out));
+    assert_eq!(answer.status, NtStatus::SUCCESS);
+}
+
 /// A lease goes by the identity that its client shows, which anybody can show: its break is
 /// acknowledged by the user whose opens have it, and nobody else (MS-SMB2 3.3.5.22.2).
 #[test]
