@@ -37,6 +37,7 @@ mod options;
 mod persistent;
 mod placing;
 mod remote;
+mod reparse;
 mod resilient;
 pub mod signer;
 mod waits;
@@ -248,6 +249,8 @@ fn body(command: u16, id: FileId, number: u64) -> Vec<u8> {
                 FsctlCode::GET_RETRIEVAL_POINTERS,
                 FsctlCode::READ_FILE_USN_DATA,
                 FsctlCode::DELETE_REPARSE_POINT,
+                FsctlCode::SET_REPARSE_POINT,
+                FsctlCode::GET_REPARSE_POINT,
                 FsctlCode::GET_NTFS_VOLUME_DATA,
             ];
             ioctl::Request {
