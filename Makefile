@@ -54,7 +54,7 @@ iscsi-conformance: packages ## Cases of RFC 7143 on an iSCSI target (TARGET=iscs
 	cargo build -p smbd -p bulkhead -p bulkhead-tests --bins
 	$(BUILT)/debug/iscsi-conformance $(TARGET) $(if $(ONLY),--only '$(ONLY)')
 
-lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client, as an iSCSI initiator (SCENARIO=guest|cifs|failover|iscsi)
+lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client, as an iSCSI initiator (SCENARIO=guest|cifs|failover|iscsi|special)
 	tests/lab/run.sh $(BUILT)/release $(SCENARIO)
 
 lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)

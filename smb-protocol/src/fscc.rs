@@ -7,6 +7,7 @@ pub mod file_info;
 pub mod fs_info;
 pub mod fsctl;
 pub mod offload;
+pub mod reparse;
 pub mod snapshots;
 
 use nom::Parser;

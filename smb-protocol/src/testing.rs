@@ -4,5 +4,5 @@
 mod cases;
 mod tickets;
 
-pub use cases::{Case, authentication, create_contexts, messages};
+pub use cases::{Case, authentication, create_contexts, messages, reparse_points};
 pub use tickets::Tickets;

@@ -5,10 +5,11 @@
 //! input makes it panic. Unharmed, a message is read and written as it was.
 
 use proptest::prelude::*;
-use smb_protocol::testing::{Case, authentication, create_contexts, messages};
+use smb_protocol::testing::{Case, authentication, create_contexts, messages, reparse_points};
 
 fn all() -> Vec<Case> {
-    messages().into_iter().chain(create_contexts()).chain(authentication()).collect()
+    let files = messages().into_iter().chain(create_contexts()).chain(reparse_points());
+    files.chain(authentication()).collect()
 }
 
 /// Numbers that make sums wrap, comparisons fail by one, and characters break.

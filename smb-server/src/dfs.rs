@@ -10,10 +10,12 @@ use smb_protocol::{
     dfs::{Request, Response},
     fscc::{FsctlCode, snapshots::SnapshotTime},
     msg::ioctl,
-    name::same_name,
     ntlm::users,
 };
-use volume::fs::{path::resolve, short::short_name};
+use volume::fs::{
+    path::{RelPath, resolve},
+    short::leads_to,
+};
 
 use crate::command::{Ctx, Handled, Outcome};
 
@@ -41,15 +43,14 @@ const ROOT_TIME: u32 = 300;
 impl Namespace {
     /// The link that a path in the share is or lies below.
     pub fn link<S: AsRef<str>>(&self, parts: &[S]) -> Option<&Link> {
-        self.links.iter().find(|link| {
-            // By its short name, too: a folder of the link's name may lie in the share.
-            let same = |(a, b): (&String, &S)| {
-                let short = || short_name(a).is_some_and(|short| same_name(&short, b.as_ref()));
-                same_name(a, b.as_ref()) || short()
-            };
-            link.parts.len() <= parts.len() && link.parts.iter().zip(parts).all(same)
-        })
+        // By its short name, too: a folder of the link's name may lie in the share.
+        self.links.iter().find(|link| leads_to(&link.parts, parts))
     }
+}
+
+/// What stands behind server and share in a whole name, `server\share\name`.
+pub fn in_share(name: &str) -> Option<&str> {
+    name.trim_start_matches('\\').splitn(3, '\\').nth(2)
 }
 
 /// The name in the share of what a CREATE names, with its dots resolved, whole as `server\share\name` when `whole`; fails
@@ -61,12 +62,11 @@ pub fn local_name(
     whole: bool,
 ) -> Result<String, NtStatus> {
     let name = if whole {
-        let mut parts = name.trim_start_matches('\\').splitn(3, '\\');
-        let (_server, on) = (parts.next(), parts.next());
+        let on = name.trim_start_matches('\\').split('\\').nth(1);
         if on.is_none_or(|on| users::fold(on) != share) {
             return Err(NtStatus::OBJECT_PATH_NOT_FOUND);
         }
-        parts.next().unwrap_or_default()
+        in_share(name).unwrap_or_default()
     } else {
         name
     };
@@ -80,6 +80,30 @@ pub fn local_name(
     match namespace.link(&parts) {
         Some(_) => Err(NtStatus::PATH_NOT_COVERED),
         None => Ok(name),
+    }
+}
+
+/// The path in the share that a client gives a file, which has no name of the server before it; fails
+/// on what is served elsewhere, and on what no file is called.
+pub fn new_path(ctx: &Ctx<'_>, name: &str) -> Result<RelPath, NtStatus> {
+    let path = RelPath::parse(name)?;
+    let current = ctx.ex.server.current();
+    let namespace = current.config.namespaces.get(&ctx.tree()?.name);
+    match namespace.and_then(|namespace| namespace.link(path.parts())) {
+        Some(_) => Err(NtStatus::PATH_NOT_COVERED),
+        None => Ok(path),
+    }
+}
+
+/// Fails for a folder that leads to a part of its share that is served elsewhere: under another name
+/// what lies there on this server would be reached.
+pub fn keeps_name(ctx: &Ctx<'_>, folder: &RelPath) -> Result<(), NtStatus> {
+    let current = ctx.ex.server.current();
+    let namespace = current.config.namespaces.get(&ctx.tree()?.name);
+    let leads = |link: &Link| leads_to(folder.parts(), &link.parts);
+    match namespace.is_some_and(|namespace| namespace.links.iter().any(leads)) {
+        true => Err(NtStatus::ACCESS_DENIED),
+        false => Ok(()),
     }
 }
 

@@ -92,6 +92,11 @@ impl Current {
         for volume in &all {
             volume.know(&all)?;
         }
+        for (key, volume) in &volumes {
+            let links = config.namespaces.get(key).map(|namespace| namespace.links.iter());
+            let places = links.into_iter().flatten().map(|link| link.parts.clone());
+            volume.is_served_elsewhere(places.collect());
+        }
         let before = old.and_then(|old| old.kerberos.clone());
         let kerberos = config.kerberos.as_ref().map(|kerberos| {
             let keytab = kerberos.keytab.clone();

@@ -9,6 +9,7 @@
 #           failover  the same with persistent handles and two paths, while smbd is killed and
 #                  paths are cut
 #           iscsi  open-iscsi, dm-multipath and sg3-utils, under the same faults
+#           special  symbolic links and special files on a mount, by the kernel of Debian's backports
 #
 # A scenario's file says what goes into the initramfs (`prepare`, in the folder $work), what runs
 # beside the machine, and what is looked at afterwards (`conclude`); the rest is here.
@@ -38,7 +39,7 @@ for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
 scenarios=("$@")
-[ $# -gt 0 ] || scenarios=(guest cifs failover iscsi)
+[ $# -gt 0 ] || scenarios=(guest cifs failover iscsi special)
 for scenario in "${scenarios[@]}"; do
     [ -e "$here/scenarios/$scenario.sh" ] || fail "no scenario $scenario"
 done
@@ -93,6 +94,44 @@ if [ ! -e "$LAB/kernel/.done" ]; then
     [ -n "$name" ] || skip "apt knows no linux-image-amd64"
     get kernel "$name"
 fi
+
+# use_kernel FOLDER: boots the kernel that was unpacked there.
+use_kernel() {
+    kernel=$(echo "$LAB/$1"/boot/vmlinuz-*)
+    version=${kernel##*/vmlinuz-}
+    modules=$LAB/$1/lib/modules/$version
+}
+
+# The kernel of Debian's backports, whose SMB client can more than that of the release.
+backports_kernel() {
+    local apt=$LAB/apt codename name
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    if [ ! -e "$LAB/backports/.done" ]; then
+        [ -n "$codename" ] || skip "Debian's release is not known"
+        rm -rf "$apt" && mkdir -p "$apt"/{parts,lists/partial,cache/archives/partial}
+        cat >"$apt/parts/backports.sources" <<SOURCES
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: $codename-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCES
+        cat >"$apt/conf" <<CONF
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "$apt/parts";
+Dir::State::lists "$apt/lists";
+Dir::Cache "$apt/cache";
+CONF
+        export APT_CONFIG=$apt/conf
+        apt-get update -q >"$LAB/apt.log" 2>&1 || skip "no backports: $(tail -n 1 "$LAB/apt.log")"
+        name=$(kernel_package)
+        [ -n "$name" ] || skip "$codename-backports has no linux-image-amd64"
+        get backports "$name"
+        unset APT_CONFIG
+    fi
+    use_kernel backports
+}
+
 get busybox busybox-static
 qemu=(qemu-system-x86_64)
 if ! command -v qemu-system-x86_64 >/dev/null; then
@@ -106,9 +145,7 @@ if ! command -v qemu-system-x86_64 >/dev/null; then
 fi
 "${qemu[@]}" --version >"$LAB/qemu.log" 2>&1 || skip "QEMU does not run: $(tail -n 1 "$LAB/qemu.log")"
 
-kernel=$(echo "$LAB"/kernel/boot/vmlinuz-*)
-version=${kernel##*/vmlinuz-}
-modules=$LAB/kernel/lib/modules/$version
+use_kernel kernel
 busybox=$(find "$LAB/busybox" -name busybox -type f -perm -1 | head -n 1)
 
 # ---- initramfs --------------------------------------------------------------------
@@ -132,7 +169,13 @@ root() {
 with_needs() {
     local folder=$1 name=${2//-/_} file need
     grep -qx "$name" "$folder/modules" 2>/dev/null && return 0
-    file=$(find "$modules/kernel" -name "${name//_/[-_]}.ko" | head -n 1)
+    file=$(find "$modules/kernel" -name "${name//_/[-_]}.ko" -o -name "${name//_/[-_]}.ko.xz" |
+        head -n 1)
+    if [[ $file = *.xz ]]; then
+        xz -dk "$file" # for good: the package is unpacked for the lab alone
+        rm "$file"
+        file=${file%.xz}
+    fi
     if [ -z "$file" ]; then
         grep -q "/${name//_/[-_]}.ko" "$modules/modules.builtin" && return 0
         fail "the kernel package has no module $name"

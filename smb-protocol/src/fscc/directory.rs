@@ -20,8 +20,10 @@ pub struct Entry {
     pub allocation_size: u64,
     /// Attributes.
     pub attributes: FileAttributes,
-    /// Size of extended attributes, or the reparse tag.
+    /// Size of extended attributes.
     pub ea_size: u32,
+    /// Tag of a reparse point, 0 if it is none.
+    pub reparse_tag: u32,
     /// File number.
     pub file_id: u64,
     /// Name.
@@ -31,7 +33,7 @@ pub struct Entry {
 }
 
 /// The classes of directory entries.
-pub const CLASSES: [InfoClass; 10] = [
+pub const CLASSES: [InfoClass; 12] = [
     InfoClass::NAMES,
     InfoClass::DIRECTORY,
     InfoClass::FULL_DIRECTORY,
@@ -42,6 +44,8 @@ pub const CLASSES: [InfoClass; 10] = [
     InfoClass::ID_EXTD_BOTH_DIRECTORY,
     InfoClass::ID_64_EXTD_DIRECTORY,
     InfoClass::ID_64_EXTD_BOTH_DIRECTORY,
+    InfoClass::ID_ALL_EXTD_DIRECTORY,
+    InfoClass::ID_ALL_EXTD_BOTH_DIRECTORY,
 ];
 
 /// Length of the fixed part of an entry, or `None` if `class` is no directory class.
@@ -57,8 +61,29 @@ pub fn fixed_len(class: InfoClass) -> Option<usize> {
         InfoClass::ID_EXTD_BOTH_DIRECTORY => 114,
         InfoClass::ID_64_EXTD_DIRECTORY => 80,
         InfoClass::ID_64_EXTD_BOTH_DIRECTORY => 106,
+        InfoClass::ID_ALL_EXTD_DIRECTORY => 96,
+        InfoClass::ID_ALL_EXTD_BOTH_DIRECTORY => 122,
         _ => return None,
     })
+}
+
+/// Whether a class has a field of its own for the tag of a reparse point; in the others it stands
+/// where the size of extended attributes does (MS-FSA 2.1.5.6.3).
+fn has_tag(class: InfoClass) -> bool {
+    matches!(
+        class,
+        InfoClass::ID_EXTD_DIRECTORY
+            | InfoClass::ID_EXTD_BOTH_DIRECTORY
+            | InfoClass::ID_64_EXTD_DIRECTORY
+            | InfoClass::ID_64_EXTD_BOTH_DIRECTORY
+            | InfoClass::ID_ALL_EXTD_DIRECTORY
+            | InfoClass::ID_ALL_EXTD_BOTH_DIRECTORY
+    )
+}
+
+/// Whether the field of the size of extended attributes holds the tag of a reparse point.
+fn tag_for_size(class: InfoClass, attributes: FileAttributes) -> bool {
+    !has_tag(class) && attributes.has(FileAttributes::REPARSE_POINT)
 }
 
 impl Entry {
@@ -78,7 +103,11 @@ impl Entry {
         out.put_u32(self.attributes.0);
         out.put_u32(len32(name.len()));
         if class != InfoClass::DIRECTORY {
-            out.put_u32(self.ea_size);
+            let tag = tag_for_size(class, self.attributes);
+            out.put_u32(if tag { self.reparse_tag } else { self.ea_size });
+        }
+        if has_tag(class) {
+            out.put_u32(self.reparse_tag);
         }
         match class {
             InfoClass::BOTH_DIRECTORY => self.encode_short(out),
@@ -87,29 +116,38 @@ impl Entry {
                 out.put_u16(0);
                 out.put_u64(self.file_id);
             }
-            InfoClass::ID_FULL_DIRECTORY | InfoClass::ID_64_EXTD_DIRECTORY => {
+            InfoClass::ID_FULL_DIRECTORY => {
                 out.put_u32(0);
                 out.put_u64(self.file_id);
             }
-            InfoClass::ID_EXTD_DIRECTORY => {
-                out.put_u32(0);
-                out.put_u64(self.file_id);
-                out.put_u64(0);
-            }
+            InfoClass::ID_64_EXTD_DIRECTORY => out.put_u64(self.file_id),
+            InfoClass::ID_EXTD_DIRECTORY => self.encode_wide(out),
             InfoClass::ID_EXTD_BOTH_DIRECTORY => {
-                out.put_u32(0);
-                out.put_u64(self.file_id);
-                out.put_u64(0);
+                self.encode_wide(out);
                 self.encode_short(out);
             }
             InfoClass::ID_64_EXTD_BOTH_DIRECTORY => {
-                out.put_u32(0);
                 out.put_u64(self.file_id);
+                self.encode_short(out);
+            }
+            InfoClass::ID_ALL_EXTD_DIRECTORY => {
+                out.put_u64(self.file_id);
+                self.encode_wide(out);
+            }
+            InfoClass::ID_ALL_EXTD_BOTH_DIRECTORY => {
+                out.put_u64(self.file_id);
+                self.encode_wide(out);
                 self.encode_short(out);
             }
             _ => {}
         }
         out.put(&name);
+    }
+
+    /// Appends the file number as one of 128 bits.
+    fn encode_wide(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.file_id);
+        out.put_u64(0);
     }
 
     fn encode_short(&self, out: &mut Vec<u8>) {
@@ -139,18 +177,25 @@ impl Entry {
 
     /// Reads what all classes but the names have, and the length of the name.
     fn common<'a>(&mut self, class: InfoClass, input: Input<'a>) -> Parsed<'a, usize> {
-        let (i, (times, end_of_file, allocation_size, attributes, name_len, ea_size)) = (
+        let (i, (times, end_of_file, allocation_size, attributes, name_len, ea_size, tag)) = (
             Times::read,
             u64("entry.EndOfFile"),
             u64("entry.AllocationSize"),
             u32("entry.FileAttributes").map(FileAttributes),
             size32("entry.FileNameLength"),
             cond(class != InfoClass::DIRECTORY, u32("entry.EaSize")),
+            cond(has_tag(class), u32("entry.ReparsePointTag")),
         )
             .parse(input)?;
         (self.times, self.end_of_file, self.allocation_size) =
             (times, end_of_file, allocation_size);
-        (self.attributes, self.ea_size) = (attributes, ea_size.unwrap_or_default());
+        self.attributes = attributes;
+        let ea_size = ea_size.unwrap_or_default();
+        (self.ea_size, self.reparse_tag) = match tag {
+            Some(tag) => (ea_size, tag),
+            None if tag_for_size(class, attributes) => (0, ea_size),
+            None => (ea_size, 0),
+        };
         Ok((i, name_len))
     }
 
@@ -161,9 +206,11 @@ impl Entry {
         class: InfoClass,
         input: Input<'a>,
     ) -> std::result::Result<Input<'a>, Failed> {
-        let number = || (skip(4, "entry.ReparsePointTag"), u64("entry.FileId")).map(|((), id)| id);
+        let number = || u64("entry.FileId");
         // Of 128 bits the lower half is a number here.
         let wide = || (number(), skip(8, "entry.FileId")).map(|(id, ())| id);
+        // Of two numbers the first is of 64 bits.
+        let both = || (number(), skip(16, "entry.FileId128")).map(|(id, ())| id);
         let (i, (file_id, short_name)) = match class {
             InfoClass::BOTH_DIRECTORY => Self::short.map(|name| (0, name)).parse(input)?,
             InfoClass::ID_BOTH_DIRECTORY => {
@@ -171,12 +218,19 @@ impl Entry {
                     .map(|(name, (), id)| (id, name))
                     .parse(input)?
             }
-            InfoClass::ID_FULL_DIRECTORY | InfoClass::ID_64_EXTD_DIRECTORY => {
+            InfoClass::ID_FULL_DIRECTORY => (skip(4, "entry.Reserved"), number())
+                .map(|((), id)| (id, String::new()))
+                .parse(input)?,
+            InfoClass::ID_64_EXTD_DIRECTORY => {
                 number().map(|id| (id, String::new())).parse(input)?
             }
             InfoClass::ID_EXTD_DIRECTORY => wide().map(|id| (id, String::new())).parse(input)?,
             InfoClass::ID_EXTD_BOTH_DIRECTORY => (wide(), Self::short).parse(input)?,
             InfoClass::ID_64_EXTD_BOTH_DIRECTORY => (number(), Self::short).parse(input)?,
+            InfoClass::ID_ALL_EXTD_DIRECTORY => {
+                both().map(|id| (id, String::new())).parse(input)?
+            }
+            InfoClass::ID_ALL_EXTD_BOTH_DIRECTORY => (both(), Self::short).parse(input)?,
             _ => (input, (0, String::new())),
         };
         (self.file_id, self.short_name) = (file_id, short_name);
@@ -249,6 +303,8 @@ mod tests {
             InfoClass::ID_EXTD_BOTH_DIRECTORY => (Some(72), Some(88), 114),
             InfoClass::ID_64_EXTD_DIRECTORY => (Some(72), None, 80),
             InfoClass::ID_64_EXTD_BOTH_DIRECTORY => (Some(72), Some(80), 106),
+            InfoClass::ID_ALL_EXTD_DIRECTORY => (Some(72), None, 96),
+            InfoClass::ID_ALL_EXTD_BOTH_DIRECTORY => (Some(72), Some(96), 122),
             other => panic!("{other:?}"),
         }
     }
@@ -260,15 +316,17 @@ mod tests {
             write: filetime_from_unix(t[2].into(), 300),
             change: filetime_from_unix(t[3].into(), 400),
         });
-        let numbers = any::<(u64, u64, u64, u32, u32)>();
+        let numbers = any::<(u64, u64, u64, u32, u32, u32)>();
         let entry = (times, numbers, "[a-zé\u{1f600}~. ]{0,40}", "[A-Z0-9~.]{0,12}").prop_map(
-            |(times, (end_of_file, allocation_size, file_id, attributes, ea_size), name, short)| {
+            |(times, numbers, name, short)| {
+                let (end_of_file, allocation_size, file_id, attributes, ea_size, tag) = numbers;
                 Entry {
                     times,
                     end_of_file,
                     allocation_size,
                     attributes: FileAttributes(attributes),
                     ea_size,
+                    reparse_tag: tag,
                     file_id,
                     name,
                     short_name: short,
@@ -320,7 +378,11 @@ mod tests {
             prop_assert_eq!((u64_at(40), u64_at(48)), (entry.end_of_file, entry.allocation_size));
             prop_assert_eq!(u32_at(56), entry.attributes.0);
             if class != InfoClass::DIRECTORY {
-                prop_assert_eq!(u32_at(64), entry.ea_size);
+                let tag = entry.attributes.has(FileAttributes::REPARSE_POINT) && !has_tag(class);
+                prop_assert_eq!(u32_at(64), if tag { entry.reparse_tag } else { entry.ea_size });
+            }
+            if has_tag(class) {
+                prop_assert_eq!(u32_at(68), entry.reparse_tag);
             }
             if let Some(at) = id {
                 prop_assert_eq!(u64_at(at), entry.file_id);
@@ -343,7 +405,18 @@ mod tests {
             let expected: Vec<Entry> = entries.iter().map(|entry| match class {
                 InfoClass::NAMES => Entry { name: entry.name.clone(), ..Entry::default() },
                 _ => Entry {
-                    ea_size: if class == InfoClass::DIRECTORY { 0 } else { entry.ea_size },
+                    ea_size: match class {
+                        InfoClass::DIRECTORY => 0,
+                        class if tag_for_size(class, entry.attributes) => 0,
+                        _ => entry.ea_size,
+                    },
+                    reparse_tag: match class {
+                        InfoClass::DIRECTORY => 0,
+                        class if has_tag(class) || tag_for_size(class, entry.attributes) => {
+                            entry.reparse_tag
+                        }
+                        _ => 0,
+                    },
                     file_id: id.map_or(0, |_| entry.file_id),
                     short_name: short.map_or(String::new(), |_| entry.short_name.clone()),
                     ..entry.clone()

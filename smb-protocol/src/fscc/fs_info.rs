@@ -50,6 +50,8 @@ flag_set! {
         PERSISTENT_ACLS = 0x8,
         /// Holes.
         SPARSE_FILES = 0x40,
+        /// Reparse points.
+        REPARSE_POINTS = 0x80,
         /// Object ids.
         OBJECT_IDS = 0x1_0000,
         /// Named streams.

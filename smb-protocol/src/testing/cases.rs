@@ -5,7 +5,7 @@
 
 use crate::{
     Dialect, FileId, Header, SessionId, dfs,
-    fscc::{ea, file_info, fs_info, fsctl, offload, snapshots},
+    fscc::{ea, file_info, fs_info, fsctl, offload, reparse, snapshots},
     kerberos::keytab,
     msg::{
         close, context, create, error, flush, ioctl, lock, negotiate, notify, oplock,
@@ -411,6 +411,58 @@ fn keytab_file() -> Vec<u8> {
     let len = (out.len() - 6) as u32;
     out[2..6].copy_from_slice(&len.to_be_bytes());
     out
+}
+
+/// Reparse points, what stands in them, and what a CREATE is told that met one.
+pub fn reparse_points() -> Vec<Case> {
+    use reparse::{LinkNames, ReparsePoint, ReparseRemoval, ReparseTag};
+    let names = LinkNames {
+        substitute: "..\\folder\\file".into(),
+        print: "../folder/file".into(),
+        flags: LinkNames::RELATIVE,
+    };
+    let link = built(|out| names.encode_symlink(out));
+    // A named pipe of a client of NFS (MS-FSCC 2.1.2.6).
+    let pipe = 0x4f46_4946u64.to_le_bytes();
+    let foreign = ReparseTag(0x17);
+    let guid = Some([7; 16]);
+    vec![
+        case!(
+            "link",
+            ReparsePoint::parse,
+            ReparsePoint { tag: ReparseTag::SYMLINK, guid: None, data: &link }
+        ),
+        case!(
+            "pipe of NFS",
+            ReparsePoint::parse,
+            ReparsePoint { tag: ReparseTag::NFS, guid: None, data: &pipe }
+        ),
+        case!("of a vendor", ReparsePoint::parse, {
+            ReparsePoint { tag: foreign, guid, data: DATA }
+        }),
+        case!("removal", ReparseRemoval::parse, {
+            ReparseRemoval { tag: ReparseTag::MOUNT_POINT, guid: None }
+        }),
+        case!("removal with an owner", ReparseRemoval::parse, {
+            ReparseRemoval { tag: foreign, guid }
+        }),
+        case("names of a link", link.clone(), |b| {
+            let names = LinkNames::parse_symlink(b).ok()?;
+            Some(built(|out| names.encode_symlink(out)))
+        }),
+        case("names of a mount point", built(|out| names.encode_mount_point(out)), |b| {
+            let names = LinkNames::parse_mount_point(b).ok()?;
+            Some(built(|out| names.encode_mount_point(out)))
+        }),
+        case!(
+            "answer",
+            error::SymbolicLink::parse,
+            error::SymbolicLink { unparsed_path_len: 6, link: &link }
+        ),
+        case("context of an error", error::in_context(DATA), |b| {
+            error::of_context(b).ok().filter(|data| !data.is_empty()).map(error::in_context)
+        }),
+    ]
 }
 
 /// Bodies of SMB2 messages, and what stands in them.

@@ -106,6 +106,7 @@ impl From<Refused> for Failure {
         match refused {
             Refused::Status(status) => Self::Status(status),
             Refused::Wait(wake) => Self::Busy(wake),
+            Refused::Reparse(met) => Self::Status(met.status()),
         }
     }
 }

@@ -51,13 +51,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     open.need(Access::READ_DATA)?;
-    let fixed = fixed_len(request.class).ok_or(match request.class {
-        // MS-SMB2 3.3.5.18: there are such classes, but not here.
-        InfoClass::ID_ALL_EXTD_DIRECTORY | InfoClass::ID_ALL_EXTD_BOTH_DIRECTORY => {
-            NtStatus::NOT_SUPPORTED
-        }
-        _ => NtStatus::INVALID_INFO_CLASS,
-    })?;
+    // Those of the index of all reparse points among them: no share is the root of a volume, where that
+    // would be (MS-FSA 2.1.5.6.2).
+    let fixed = fixed_len(request.class).ok_or(NtStatus::INVALID_INFO_CLASS)?;
     if room < fixed {
         return Err(NtStatus::INFO_LENGTH_MISMATCH.into());
     }
@@ -70,7 +66,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let budget = ctx.budget()?;
     let start = || {
         let held = budget.take(HELD).ok_or(NtStatus::INSUFFICIENT_RESOURCES)?;
-        Listing::start(open.folder(), &request.pattern, readable_by, held)
+        Listing::start(open.volume(), open.folder(), &request.pattern, readable_by, held)
     };
     let mut slot = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
     match slot.as_mut() {

@@ -181,7 +181,7 @@ fn file(open: &Open, class: InfoClass, out: &mut Vec<u8>) -> Result<usize, Failu
         InfoClass::ATTRIBUTE_TAG => {
             open.need(shown)?;
             out.put_u32(facts.attributes.0);
-            out.put_u32(0);
+            out.put_u32(facts.reparse_tag);
             8
         }
         InfoClass::STREAM => {
@@ -331,6 +331,7 @@ fn file_system(ctx: &Ctx<'_>, open: &Open, class: u8, out: &mut Vec<u8>) -> Resu
                 .or(FsAttributes::PERSISTENT_ACLS)
                 .or(FsAttributes::HARD_LINKS)
                 .or(FsAttributes::OBJECT_IDS)
+                .or(FsAttributes::REPARSE_POINTS)
                 .or(FsAttributes::EXTENDED_ATTRIBUTES);
             // Without it a VM host takes no disk that is marked sparse (MS-HVRS, C0008, C0009).
             if ctx.tree.as_ref().is_some_and(|tree| tree.share.sparse == crate::config::Sparse::Vm)

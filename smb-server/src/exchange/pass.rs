@@ -163,12 +163,12 @@ impl<'a> Pass<'a> {
         handed: &mut Handed,
         place: Place,
         status: NtStatus,
-        error: Option<&[u8]>,
+        error: Option<error::Response<'_>>,
     ) -> Result<(), Dropped> {
-        if let Some(data) = error {
+        if let Some(error) = error {
             debug_assert!(!status.is_success(), "an ERROR response of {status} (MS-SMB2 3.3.4.4)");
             self.answer.reset(handed.body_at);
-            error::Response { context_count: 0, data }.encode(self.answer.out);
+            error.encode(self.answer.out);
         }
         handed.response.status = status;
         Ok(self.answer.close(handed.response, handed.body_at, handed.signs.as_ref(), place)?)

@@ -1,7 +1,9 @@
 //! The requests of a frame, one after the other: accept (place, credits, protection), hand to the
 //! handler, answer, or have it wait.
 
-use smb_protocol::{Command, FileId, Header, HeaderFlags, NtStatus, header::HEADER_LEN};
+use smb_protocol::{
+    Command, Dialect, FileId, Header, HeaderFlags, NtStatus, header::HEADER_LEN, msg::error,
+};
 use volume::{open::in_the_way::Asked, work::Turn};
 
 use super::{
@@ -129,7 +131,8 @@ impl Exchange {
             (NtStatus::INTERNAL_ERROR, true)
         };
         let Unfinished { handed, .. } = *unfinished;
-        self.answer(handed, status, error.then_some(&[]), message.place, pass)?;
+        let error = error.then(error::Response::default);
+        self.answer(handed, status, error, message.place, pass)?;
         Ok(None)
     }
 
@@ -273,11 +276,17 @@ impl Exchange {
                 return Ok(None);
             }
             Err(Failure::Status(status)) => {
-                self.answer(handed, status, Some(&[]), place, pass)?;
+                self.answer(handed, status, Some(error::Response::default()), place, pass)?;
                 return Ok(None);
             }
             Err(Failure::Data(status, data)) => {
-                self.answer(handed, status, Some(&data), place, pass)?;
+                // MS-SMB2 2.2.2.1.
+                let newest =
+                    self.negotiated.as_ref().is_some_and(|n| n.dialect == Dialect::SMB_3_1_1);
+                let wrapped = if newest { error::in_context(&data) } else { data };
+                let context_count = u8::from(newest && !wrapped.is_empty());
+                let error = error::Response { context_count, data: &wrapped };
+                self.answer(handed, status, Some(error), place, pass)?;
                 return Ok(None);
             }
         };
@@ -292,12 +301,13 @@ impl Exchange {
         &mut self,
         mut handed: Handed,
         status: NtStatus,
-        error: Option<&[u8]>,
+        error: Option<error::Response<'_>>,
         place: Place,
         pass: &mut Pass<'_>,
     ) -> Result<(), Dropped> {
+        let answered = error.is_none();
         pass.respond(&mut handed, place, status, error)?;
-        if error.is_none() && command::is_hashed(&handed.response) {
+        if answered && command::is_hashed(&handed.response) {
             command::after_answer(self, &handed.response, pass.answer.settle()?);
         }
         self.meter.answered(handed.response.command, handed.response.status);
@@ -325,7 +335,7 @@ impl Exchange {
         let channel = accepted.channel.as_deref();
         let Ok(held) = self.room_to_wait(bytes, storage, channel) else {
             let full = NtStatus::INSUFFICIENT_RESOURCES;
-            self.answer(handed, full, Some(&[]), message.place, pass)?;
+            self.answer(handed, full, Some(error::Response::default()), message.place, pass)?;
             return Ok(Flow::On);
         };
         match waits {

@@ -40,6 +40,12 @@ pub const TARGETS: &[Target] = &[
         memory: MIB,
         seeds: messages::seeds_contexts,
     },
+    Target {
+        name: "reparse",
+        run: messages::run_reparse,
+        memory: MIB,
+        seeds: messages::seeds_reparse,
+    },
     Target { name: "ntlm", run: auth::ntlm, memory: MIB, seeds: auth::seeds_ntlm },
     Target { name: "spnego", run: auth::spnego, memory: MIB, seeds: auth::seeds_spnego },
     Target { name: "kerberos", run: auth::kerberos, memory: MIB, seeds: auth::seeds_kerberos },

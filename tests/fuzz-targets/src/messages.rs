@@ -1,4 +1,4 @@
-//! Messages of SMB2, what stands in them, and contexts of a CREATE.
+//! Messages of SMB2, what stands in them, reparse points, and contexts of a CREATE.
 //!
 //! The first byte chooses the structure, what follows is the structure. What is read at all is
 //! written and read again as the same.
@@ -10,6 +10,11 @@ pub fn run(bytes: &[u8]) {
     again(testing::messages, bytes);
 }
 
+/// Reparse points.
+pub fn run_reparse(bytes: &[u8]) {
+    again(testing::reparse_points, bytes);
+}
+
 /// Contexts of a CREATE.
 pub fn run_contexts(bytes: &[u8]) {
     again(testing::create_contexts, bytes);
@@ -18,6 +23,11 @@ pub fn run_contexts(bytes: &[u8]) {
 /// A sample of each message.
 pub fn seeds() -> Vec<(String, Vec<u8>)> {
     samples(&testing::messages())
+}
+
+/// A sample of each structure about reparse points.
+pub fn seeds_reparse() -> Vec<(String, Vec<u8>)> {
+    samples(&testing::reparse_points())
 }
 
 /// A sample of each context.

@@ -15,7 +15,10 @@ use rustix::{
 };
 use smb_protocol::fscc::{FileAttributes, Times, filetime_from_unix, filetime_to_unix};
 
-use crate::{clock::now, fs::descriptor::magic_path};
+use crate::{
+    clock::now,
+    fs::{descriptor::magic_path, reparse},
+};
 
 const XATTR: &str = "user.bulkhead";
 const VERSION: u8 = 2;
@@ -38,6 +41,16 @@ const KEPT: FileAttributes = FileAttributes(
         | FileAttributes::NOT_CONTENT_INDEXED.0,
 );
 
+/// Attributes that say what a file is: no client sets them by asking for attributes, nor takes them
+/// away so.
+const OWN: FileAttributes =
+    FileAttributes(FileAttributes::SPARSE_FILE.0 | FileAttributes::REPARSE_POINT.0);
+
+/// What is kept when a client asks for these attributes.
+fn asked(wanted: FileAttributes, old: FileAttributes) -> FileAttributes {
+    wanted.and(KEPT).without(OWN).or(old.and(OWN))
+}
+
 /// What a file is, to Windows.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts {
@@ -55,6 +68,8 @@ pub struct Facts {
     pub links: u32,
     /// Is a folder.
     pub directory: bool,
+    /// Tag of the reparse point that it is, 0 if it is none.
+    pub reparse_tag: u32,
     /// Its access time is one that was set, and no write has moved it.
     pub(crate) access_set: bool,
 }
@@ -145,6 +160,13 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     let (write, access) = (time(statx.stx_mtime), time(statx.stx_atime));
     let birth = if has_birth { time(statx.stx_btime) } else { write };
     let mut attributes = kept.attributes;
+    let mut reparse_tag = 0;
+    if attributes.has(FileAttributes::REPARSE_POINT) {
+        reparse_tag = reparse::tag_of(fd);
+        if reparse_tag == 0 {
+            attributes = attributes.without(FileAttributes::REPARSE_POINT);
+        }
+    }
     if directory {
         attributes |= FileAttributes::DIRECTORY;
     }
@@ -172,6 +194,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
         file_id: statx.stx_ino,
         links: statx.stx_nlink,
         directory,
+        reparse_tag,
         access_set: kept.access_set,
     })
 }
@@ -237,8 +260,7 @@ pub fn set_attributes(fd: BorrowedFd<'_>, wanted: FileAttributes) -> Result<(), 
 /// What the file system says.
 pub fn touch(fd: BorrowedFd<'_>, wanted: FileAttributes) -> Result<(), Errno> {
     let old = read_kept(fd, is_directory(fd)?);
-    let sparse = old.attributes.and(FileAttributes::SPARSE_FILE);
-    let attributes = wanted.and(KEPT).without(FileAttributes::SPARSE_FILE).or(sparse);
+    let attributes = asked(wanted, old.attributes);
     write_raw(fd, Kept { attributes, change: None, ..old })
 }
 
@@ -272,8 +294,7 @@ pub fn set(fd: BorrowedFd<'_>, to: &Change) -> Result<(), Errno> {
     let old = read_kept(fd, is_directory(fd)?);
     let mut kept = old;
     if let Some(wanted) = to.attributes {
-        let sparse = kept.attributes.and(FileAttributes::SPARSE_FILE);
-        kept.attributes = wanted.and(KEPT).without(FileAttributes::SPARSE_FILE).or(sparse);
+        kept.attributes = asked(wanted, kept.attributes);
     }
     if let Some(creation) = to.creation {
         kept.creation = creation;
@@ -288,12 +309,22 @@ pub fn set(fd: BorrowedFd<'_>, to: &Change) -> Result<(), Errno> {
 
 /// Marks a file sparse, or not.
 pub fn set_sparse(fd: BorrowedFd<'_>, sparse: bool) -> Result<(), Errno> {
-    let mut kept = read_kept(fd, false);
-    kept.attributes = if sparse {
-        kept.attributes.or(FileAttributes::SPARSE_FILE)
-    } else {
-        kept.attributes.without(FileAttributes::SPARSE_FILE)
-    };
+    mark(fd, FileAttributes::SPARSE_FILE, sparse)
+}
+
+/// Marks a file or folder as a reparse point, or not.
+pub(crate) fn mark_reparse(fd: BorrowedFd<'_>, is: bool) -> Result<(), Errno> {
+    mark(fd, FileAttributes::REPARSE_POINT, is)
+}
+
+/// Whether it is marked as a reparse point.
+pub(crate) fn is_marked_reparse(fd: BorrowedFd<'_>) -> bool {
+    read_kept(fd, false).attributes.has(FileAttributes::REPARSE_POINT)
+}
+
+fn mark(fd: BorrowedFd<'_>, which: FileAttributes, is: bool) -> Result<(), Errno> {
+    let mut kept = read_kept(fd, is_directory(fd)?);
+    kept.attributes = if is { kept.attributes.or(which) } else { kept.attributes.without(which) };
     write_kept(fd, kept)
 }
 

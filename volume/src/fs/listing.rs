@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Dir, Mode, OFlags},
+    fs::{Dir, FileType, Mode, OFlags},
     io::Errno,
 };
 use smb_protocol::{NtStatus, fscc::directory::Entry, msg::create::Access, security::Sid};
@@ -26,6 +26,7 @@ use crate::{
         pattern::Pattern,
         security,
         short::short_name,
+        volume::Volume,
     },
     status::of_errno,
 };
@@ -38,6 +39,8 @@ const READABLE: Access = Access(0x0002_0089);
 pub struct Listing {
     dir: Dir,
     pattern: Pattern,
+    /// Where the folder is.
+    volume: Arc<Volume>,
     /// Show only what these may read.
     readable_by: Option<Arc<[Sid]>>,
     stage: Stage,
@@ -79,11 +82,12 @@ pub enum Step<'a> {
 }
 
 impl Listing {
-    /// Begins to list the folder that `fd` names; with `readable_by` only what these may read.
+    /// Begins to list the folder of `volume` that `fd` names; with `readable_by` only what these may read.
     ///
     /// # Errors
     /// OBJECT_NAME_INVALID for a pattern that no name can meet; what the file system says.
     pub fn start(
+        volume: &Arc<Volume>,
         fd: &OwnedFd,
         pattern: &str,
         readable_by: Option<Arc<[Sid]>>,
@@ -95,6 +99,7 @@ impl Listing {
         let mut listing = Self {
             dir,
             pattern,
+            volume: volume.clone(),
             readable_by,
             stage: Stage::End,
             next: None,
@@ -148,7 +153,9 @@ impl Listing {
     fn look(&mut self, folder: &OwnedFd) -> Result<Option<Entry>, Errno> {
         // Both are listed where "." is meant (MS-FSA 2.1.5.6.3).
         let dots = |pattern: &Pattern, name: &str| {
-            pattern.matches(".").then(|| describe(folder, OsStr::new(name))).flatten()
+            // What lies above the share is nobody's business: ".." shows the folder's own facts.
+            let itself = || open(folder.as_fd(), OsStr::new("."));
+            pattern.matches(".").then(|| describe(itself()?.as_fd(), name)).flatten()
         };
         Ok(match self.stage {
             Stage::Plain => {
@@ -190,15 +197,20 @@ impl Listing {
     }
 
     fn describe(&self, folder: &OwnedFd, name: &OsStr) -> Option<Entry> {
-        presentable(name)?;
+        let text = presentable(name)?;
+        let mut fd = open(folder.as_fd(), name)?;
+        let stat = rustix::fs::fstat(&fd).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            // A link of the host is what it leads to; one that leads nowhere is not there.
+            fd = self.volume.behind_link(folder.as_fd(), text).ok()?;
+        }
         if let Some(sids) = &self.readable_by {
-            let fd = open(folder.as_fd(), name)?;
             let rights = security::access(fd.as_fd(), sids).unwrap_or(Access::NONE);
             if !rights.has(READABLE) {
                 return None;
             }
         }
-        describe(folder, name)
+        describe(fd.as_fd(), text)
     }
 }
 
@@ -207,22 +219,20 @@ fn open(folder: BorrowedFd<'_>, name: &OsStr) -> Option<OwnedFd> {
     rustix::fs::openat(folder, name, flags, Mode::empty()).ok()
 }
 
-fn describe(folder: &OwnedFd, name: &OsStr) -> Option<Entry> {
+fn describe(fd: BorrowedFd<'_>, name: &str) -> Option<Entry> {
     let dots = name == "." || name == "..";
-    let text = name.to_str()?;
-    // What lies above the share is nobody's business: ".." shows the folder's own facts.
-    let fd = open(folder.as_fd(), if dots { OsStr::new(".") } else { name })?;
-    let facts: Facts = attributes::facts(fd.as_fd()).ok()?;
+    let facts: Facts = attributes::facts(fd).ok()?;
     Some(Entry {
         times: facts.times,
         end_of_file: facts.end_of_file,
         allocation_size: facts.allocation_size,
         attributes: facts.attributes,
-        ea_size: eas::size(fd.as_fd()),
+        ea_size: eas::size(fd),
+        reparse_tag: facts.reparse_tag,
         // 0 where there is none to tell (MS-FSCC 2.4.22).
         file_id: if name == ".." { 0 } else { facts.file_id },
-        short_name: if dots { None } else { short_name(text) }.unwrap_or_default(),
-        name: text.to_owned(),
+        short_name: if dots { None } else { short_name(name) }.unwrap_or_default(),
+        name: name.to_owned(),
     })
 }
 
@@ -270,17 +280,49 @@ mod tests {
         }
         fs::create_dir(root.path().join(".bulkhead")).unwrap();
         let folder = OwnedFd::from(fs::File::open(root.path()).unwrap());
-        let mut listing = Listing::start(&folder, "*", None, held()).unwrap();
+        let volume = Arc::new(Volume::open(root.path()).unwrap());
+        let mut listing = Listing::start(&volume, &folder, "*", None, held()).unwrap();
         let list = names(&mut listing, &folder);
         assert_eq!(list.len(), want.len());
         assert_eq!(list.into_iter().collect::<BTreeSet<_>>(), want);
         listing.rewind();
         assert_eq!(names(&mut listing, &folder).len(), want.len());
         // One that matches nothing looks at names for as long as it may.
-        let mut listing = Listing::start(&folder, "nothing*", None, held()).unwrap();
+        let mut listing = Listing::start(&volume, &folder, "nothing*", None, held()).unwrap();
         let step = listing.peek(&folder, Some(Instant::now())).unwrap();
         assert!(matches!(step, Step::Unknown));
         assert_eq!(names(&mut listing, &folder), [""; 0]);
+    }
+
+    #[test]
+    fn links_of_the_host_are_what_they_lead_to() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("d/sub")).unwrap();
+        fs::write(root.path().join("file"), "content").unwrap();
+        for (target, name) in
+            [("../file", "good"), ("sub", "way"), ("none", "dangling"), ("/etc", "out")]
+        {
+            std::os::unix::fs::symlink(target, root.path().join("d").join(name)).unwrap();
+        }
+        let folder = OwnedFd::from(fs::File::open(root.path().join("d")).unwrap());
+        let volume = Arc::new(Volume::open(root.path()).unwrap());
+        let mut listing = Listing::start(&volume, &folder, "*", None, held()).unwrap();
+        let mut list = Vec::new();
+        loop {
+            match listing.peek(&folder, None).unwrap() {
+                Step::Entry(entry) => {
+                    list.push((entry.name.clone(), entry.end_of_file, entry.attributes.0));
+                }
+                Step::End => break,
+                Step::Unknown => unreachable!("it may look at all names"),
+            }
+            listing.advance();
+        }
+        list.sort();
+        let names: Vec<_> = list.iter().map(|(name, size, bits)| (&**name, *size, *bits)).collect();
+        let (folder, file) = (0x10, 0x20);
+        let want = [(".", 0, folder), ("..", 0, folder), ("good", 7, file), ("sub", 0, folder)];
+        assert_eq!(names, [&want[..], &[("way", 0, folder)]].concat());
     }
 
     #[test]
@@ -288,9 +330,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("A long Name.txt"), "").unwrap();
         let folder = OwnedFd::from(fs::File::open(root.path()).unwrap());
+        let volume = Arc::new(Volume::open(root.path()).unwrap());
         let short = short_name("A long Name.txt").unwrap();
         for pattern in ["A long Name.txt", "a LONG name.TXT", &short, "A?????~?.*"] {
-            let mut listing = Listing::start(&folder, pattern, None, held()).unwrap();
+            let mut listing = Listing::start(&volume, &folder, pattern, None, held()).unwrap();
             assert_eq!(names(&mut listing, &folder), ["A long Name.txt"], "{pattern}");
         }
         assert!(!is_empty(&folder).unwrap());

@@ -12,6 +12,7 @@ pub mod object_id;
 pub mod path;
 pub mod pattern;
 pub mod permit;
+pub mod reparse;
 pub mod security;
 pub mod short;
 pub mod snapshots;

@@ -37,9 +37,12 @@ pub fn valid_part(part: &str) -> bool {
 /// Samba's clients expect.
 const SEPARATORS: [char; 2] = ['\\', '/'];
 
+/// A part of a name, and where it ends in it, in bytes.
+type Part<'a> = (&'a str, usize);
+
 /// The parts of a name without "." and "..", and without what is between two separators in a row
 /// (MS-FSCC 2.1.5.1, MS-FSA 2.1.5.1 phase 3).
-fn resolved(name: &str) -> Result<Vec<&str>, NtStatus> {
+fn resolved(name: &str) -> Result<Vec<Part<'_>>, NtStatus> {
     if name.len() > MAX_PATH {
         return Err(NtStatus::OBJECT_NAME_INVALID);
     }
@@ -52,20 +55,34 @@ fn resolved(name: &str) -> Result<Vec<&str>, NtStatus> {
         // (MS-SMB2, note 303).
         return Err(NtStatus::INVALID_PARAMETER);
     }
-    let mut parts = Vec::new();
+    let (mut parts, mut end) = (Vec::<Part<'_>>::new(), 0);
     for part in name.split(SEPARATORS) {
+        end += part.len();
         match part {
             "" | "." => {}
             ".." => match parts.pop() {
-                Some(left) if valid_part(left) => {}
+                Some((left, _)) if valid_part(left) => {}
                 Some(_) => return Err(NtStatus::OBJECT_NAME_INVALID),
                 // It would name something above the share.
                 None => return Err(NtStatus::OBJECT_PATH_SYNTAX_BAD),
             },
-            part => parts.push(part),
+            part => parts.push((part, end)),
         }
+        // Both separators are one byte long.
+        end += 1;
     }
     Ok(parts)
+}
+
+/// What stands in a name, as a client sends it, behind the part that is number `depth` of those that
+/// `counts`: the rest from the separator on, or the stream of the last part. All of a name without so
+/// many parts.
+pub fn behind(name: &str, depth: usize, counts: impl Fn(&str) -> bool) -> &str {
+    let parts = resolved(name).unwrap_or_default();
+    let part = parts.iter().filter(|(part, _)| counts(part)).nth(depth.saturating_sub(1));
+    let Some((part, end)) = part.filter(|_| depth > 0) else { return name };
+    let stream = part.find(':').map_or(0, |colon| part.len() - colon);
+    name.get(end - stream..).unwrap_or_default()
 }
 
 /// A name as a client sends it, with "." and ".." resolved and one backslash between its parts, so
@@ -80,7 +97,8 @@ pub fn resolve(name: &str) -> Result<String, NtStatus> {
     if name.starts_with(SEPARATORS) {
         return Ok(name.to_owned());
     }
-    let mut resolved = resolved(name)?.join("\\");
+    let parts: Vec<_> = resolved(name)?.into_iter().map(|(part, _)| part).collect();
+    let mut resolved = parts.join("\\");
     if name.ends_with(SEPARATORS) && !resolved.is_empty() {
         resolved.push('\\');
     }
@@ -103,10 +121,10 @@ impl RelPath {
             return Err(NtStatus::INVALID_PARAMETER);
         }
         let parts = resolved(name)?;
-        if !parts.iter().all(|part| valid_part(part)) {
+        if !parts.iter().all(|(part, _)| valid_part(part)) {
             return Err(NtStatus::OBJECT_NAME_INVALID);
         }
-        Ok(Self { parts: parts.into_iter().map(str::to_owned).collect() })
+        Ok(Self { parts: parts.into_iter().map(|(part, _)| part.to_owned()).collect() })
     }
 
     /// The path that the system gives; a part that is not UTF-8 is shown as well as it can be.
@@ -316,6 +334,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_behind_a_part_is_told_as_it_was_sent() {
+        for (name, depth, want) in [
+            ("a\\b\\c", 1, "\\b\\c"),
+            ("a\\b\\c", 2, "\\c"),
+            ("a\\b\\c", 3, ""),
+            ("a/b/c", 2, "/c"),
+            ("a\\b\\", 2, "\\"),
+            ("a\\.\\b\\.\\c", 2, "\\.\\c"),
+            ("a\\b\\c\\..\\d", 2, "\\c\\..\\d"),
+            ("a\\\\b\\\\c", 2, "\\\\c"),
+            ("a\\b:s", 2, ":s"),
+            ("a\\b::$DATA", 1, "\\b::$DATA"),
+            ("é\\ü\\ö", 2, "\\ö"),
+            ("a", 2, "a"),
+            ("a\\b", 0, "a\\b"),
+        ] {
+            assert_eq!(behind(name, depth, |_| true), want, "{name} {depth}");
+        }
+        assert_eq!(behind("a\\skip\\b\\c", 2, |part| part != "skip"), "\\c");
+    }
+
+    #[test]
     fn parts_of_a_file() {
         let part = |name| FileName::parse(name).map(|name| name.part);
         let named = |name| Ok(StreamPart::Named(StreamName::new(name).unwrap()));
@@ -339,6 +379,7 @@ mod tests {
             if let Ok(once) = resolve(&name) {
                 prop_assert_eq!(RelPath::parse(&once), RelPath::parse(&name));
             }
+            prop_assert!(name.ends_with(behind(&name, 1, |_| true)));
             if let Ok(path) = RelPath::parse(&name) {
                 for part in path.parts() {
                     prop_assert!(!part.is_empty() && part != "." && part != "..");

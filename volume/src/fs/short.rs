@@ -6,7 +6,7 @@
 //! one. Two names of one folder may meet in one (about 1 in 10⁹ for a pair); then neither is found
 //! by it.
 
-use smb_protocol::name::fold_char;
+use smb_protocol::name::{fold_char, same_name};
 
 /// Whether a character can be in a short name.
 fn plain(c: char) -> bool {
@@ -23,6 +23,15 @@ pub fn is_short(name: &str) -> bool {
     (1..=8).contains(&base.len())
         && extension.len() <= 3
         && base.chars().chain(extension.chars()).all(plain)
+}
+
+/// Whether `path` is `place` or lies below it, each part by its name or by its short one.
+pub fn leads_to<S: AsRef<str>>(place: &[String], path: &[S]) -> bool {
+    let same = |(a, b): (&String, &S)| {
+        let short = || short_name(a).is_some_and(|short| same_name(&short, b.as_ref()));
+        same_name(a, b.as_ref()) || short()
+    };
+    place.len() <= path.len() && place.iter().zip(path).all(same)
 }
 
 /// The short name of `name`; `None` if it is one itself.

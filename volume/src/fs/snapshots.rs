@@ -137,7 +137,9 @@ impl Volume {
                 if let Some(volume) = open.get(&time) {
                     return Ok(Some(volume.clone()));
                 }
-                let volume = Arc::new(Volume::from_root(root, true)?);
+                let mut volume = Volume::from_root(root, true)?;
+                volume.elsewhere = self.elsewhere.clone();
+                let volume = Arc::new(volume);
                 open.insert(time, volume.clone());
                 Ok(Some(volume))
             }

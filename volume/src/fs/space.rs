@@ -1,5 +1,5 @@
-//! Space of files: copying, sharing and zeroing ranges, filling holes. Everything here may wait
-//! for the disk and belongs on a thread that may.
+//! Space of files: copying, sharing and zeroing ranges, filling holes, setting aside. Everything here may
+//! wait for the disk and belongs on a thread that may.
 
 use std::{
     ops::Range,
@@ -10,6 +10,8 @@ use rustix::{
     fs::{FallocateFlags, Mode, OFlags, SeekFrom},
     io::Errno,
 };
+
+use crate::work::aside;
 
 /// Most bytes that one step of a copy moves through memory.
 const STEP: usize = 1 << 20;
@@ -213,6 +215,32 @@ pub fn data_ranges(
         at = end;
     }
     Ok(found)
+}
+
+/// Fails if so much cannot be set aside for a file that is about to give back what it has.
+///
+/// # Errors
+/// `NOSPC`, and what the file system says.
+pub fn check_room(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    let space = rustix::fs::fstatvfs(fd)?;
+    let own = rustix::fs::fstat(fd)?.st_blocks as u64 * 512;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if size > free.saturating_add(own) { Err(Errno::NOSPC) } else { Ok(()) }
+}
+
+/// Sets space aside without changing the length; a file system that cannot is not an error. What takes
+/// long is done aside.
+///
+/// # Errors
+/// What the file system says.
+pub fn reserve(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    /// Bytes that are quickly set aside.
+    const SMALL: u64 = 64 << 20;
+    let give = || rustix::fs::fallocate(fd, FallocateFlags::KEEP_SIZE, 0, size);
+    match if size > SMALL { aside(give) } else { give() } {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]

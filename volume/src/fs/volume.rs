@@ -2,6 +2,11 @@
 //!
 //! Every path is resolved by the kernel below the share's folder; nothing leaves it, neither by
 //! `..` nor by a symbolic link. A file is reached by descriptor from then on, never by path.
+//!
+//! A symbolic link of the host, which only somebody on this machine can make, is to clients what it
+//! leads to. It leads nowhere they could not go by a name: not out of the share, not into what is the
+//! server's own, not to what another server serves. The symbolic links of clients are reparse points
+//! ([`crate::fs::reparse`]), and never followed here.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -25,7 +30,8 @@ use super::{
     file_key,
     identity::Identity,
     names,
-    path::{self, RelPath},
+    path::{self, PRIVATE, RelPath},
+    reparse::{self, Lost, Met},
     short,
     snapshots::Snapshots,
     space,
@@ -52,7 +58,12 @@ pub struct Volume {
     pub(crate) streams: RwLock<Arc<StreamStore>>,
     pub(crate) tunnel: tunnel::Tunnel,
     pub(crate) names: names::Names,
+    /// Parts of it that are served elsewhere; the same in its snapshots.
+    pub(crate) elsewhere: Elsewhere,
 }
+
+/// Places in a share, each as its parts.
+pub(crate) type Elsewhere = Arc<RwLock<Vec<Vec<String>>>>;
 
 /// Where a name leads.
 #[derive(Debug)]
@@ -75,7 +86,10 @@ pub enum Found {
     },
 }
 
-const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+/// Through links of the host as well.
+const FOLLOW: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+/// As a name is written.
+const PLAIN: ResolveFlags = FOLLOW.union(ResolveFlags::NO_SYMLINKS);
 
 impl Volume {
     /// Opens a share's folder.
@@ -114,7 +128,13 @@ impl Volume {
             group,
             tunnel,
             names,
+            elsewhere: Elsewhere::default(),
         })
+    }
+
+    /// Says which parts of the share are served elsewhere: no link of the host leads there.
+    pub fn is_served_elsewhere(&self, places: Vec<Vec<String>>) {
+        *self.elsewhere.write().unwrap_or_else(PoisonError::into_inner) = places;
     }
 
     /// What is made here gets this group of the system.
@@ -217,13 +237,44 @@ impl Volume {
 
     fn openat(&self, path: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { OsStr::new(".") } else { path };
-        loop {
-            match rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, mode, RESOLVE) {
+        let open = |resolve| loop {
+            match rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, mode, resolve) {
                 // The kernel saw a rename while it resolved the path.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 other => return other,
             }
+        };
+        match open(PLAIN) {
+            Err(Errno::LOOP) => {
+                let fd = open(FOLLOW)?;
+                if self.hides(fd.as_fd())? { Err(Errno::ACCESS) } else { Ok(fd) }
+            }
+            other => other,
         }
+    }
+
+    /// Whether no name leads to what a link of the host led to.
+    fn hides(&self, fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+        let (root, place) = (place_of(self.root())?, place_of(fd)?);
+        let Ok(below) = place.strip_prefix(root) else { return Ok(true) };
+        let path = RelPath::from_system(below);
+        Ok(path.parts().iter().any(|part| part.eq_ignore_ascii_case(PRIVATE))
+            || self.leads_elsewhere(&path))
+    }
+
+    fn leads_elsewhere(&self, path: &RelPath) -> bool {
+        let elsewhere = self.elsewhere.read().unwrap_or_else(PoisonError::into_inner);
+        elsewhere.iter().any(|place| short::leads_to(place, path.parts()))
+    }
+
+    /// Fails for a name in a folder that was reached through a link of the host, if what it means is
+    /// served elsewhere. Where nothing is, that costs nothing.
+    fn serves(&self, folder: &OwnedFd, name: &str) -> Result<(), NtStatus> {
+        if self.elsewhere.read().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return Ok(());
+        }
+        let path = self.path_of(folder.as_fd()).map_err(of_errno)?.child(name);
+        if self.leads_elsewhere(&path) { Err(NtStatus::ACCESS_DENIED) } else { Ok(()) }
     }
 
     fn look(&self, path: &RelPath) -> Result<(OwnedFd, Stat), Errno> {
@@ -232,37 +283,54 @@ impl Volume {
         Ok((fd, stat))
     }
 
+    /// What a link of the host leads to that has this name in a folder, opened without access to its
+    /// content.
+    pub(crate) fn behind_link(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+        let path = self.path_of(folder)?.child(name);
+        self.openat(&path.to_os(), OFlags::PATH, Mode::empty())
+    }
+
     /// What `path` names, as it is written.
     pub fn stat_of(&self, path: &RelPath) -> Result<Stat, Errno> {
         Ok(self.look(path)?.1)
     }
 
-    /// Follows a name, first with its own case, then with Windows' rules.
-    pub fn find(&self, wanted: &RelPath) -> Result<Found, NtStatus> {
+    /// Follows a name, first with its own case, then with Windows' rules; a reparse point is not
+    /// passed, but may be what the name leads to.
+    ///
+    /// # Errors
+    /// `OBJECT_PATH_NOT_FOUND` where a folder is missing, a reparse point on the way, and what the file
+    /// system says.
+    pub fn find(&self, wanted: &RelPath) -> Result<Found, Lost> {
         match self.look(wanted) {
             Ok((fd, stat)) => return Ok(Found::Here { fd, stat, path: wanted.clone() }),
-            Err(Errno::NOENT) => {}
-            Err(error) => return Err(of_errno(error)),
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(error) => return Err(of_errno(error).into()),
         }
         let (above, name) = wanted.split().ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
         let (folder, above) = match self.open_folder(&above) {
-            Ok(folder) => (folder, above),
-            Err(Errno::NOENT) => self.find_folder(&above)?,
-            Err(error) => return Err(of_folder(error)),
+            Ok(folder) => {
+                pass(folder.as_fd(), above.parts().len())?;
+                (folder, above)
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => self.find_folder(&above)?,
+            Err(error) => return Err(of_folder(error).into()),
         };
-        let Some(real) = self.fold(&folder, name)? else {
+        let real = self.fold(&folder, name)?;
+        self.serves(&folder, real.as_deref().unwrap_or(name))?;
+        let Some(real) = real else {
             return Ok(Found::Missing { folder, path: above.child(name) });
         };
         let path = above.child(&real);
         match self.look(&path) {
             Ok((fd, stat)) => Ok(Found::Here { fd, stat, path }),
             Err(Errno::NOENT) => Ok(Found::Missing { folder, path }),
-            Err(error) => Err(of_errno(error)),
+            Err(error) => Err(of_errno(error).into()),
         }
     }
 
     /// Follows the name of a folder part by part.
-    fn find_folder(&self, wanted: &RelPath) -> Result<(OwnedFd, RelPath), NtStatus> {
+    fn find_folder(&self, wanted: &RelPath) -> Result<(OwnedFd, RelPath), Lost> {
         /// More folders than that, one in the other, are not followed on a thread that serves.
         const DEEP: usize = 16;
         let parts = wanted.parts();
@@ -282,24 +350,40 @@ impl Volume {
         &self,
         (folder, above): (OwnedFd, RelPath),
         part: &str,
-    ) -> Result<(OwnedFd, RelPath), NtStatus> {
+    ) -> Result<(OwnedFd, RelPath), Lost> {
+        let depth = above.parts().len() + 1;
         let open = |name: &str| {
             // From the folder itself, whose depth does not matter then.
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            match rustix::fs::openat2(&folder, name, flags, Mode::empty(), RESOLVE) {
-                // A link that leads out of this folder may still lead to one of the share.
-                Err(Errno::XDEV | Errno::AGAIN) => self.open_folder(&above.child(name)),
+            match rustix::fs::openat2(&folder, name, flags, Mode::empty(), PLAIN) {
+                // A link of the host may lead to another folder of the share.
+                Err(Errno::LOOP | Errno::XDEV | Errno::AGAIN) => {
+                    self.open_folder(&above.child(name))
+                }
                 other => other,
             }
         };
-        match open(part) {
+        let (name, opened) = match open(part) {
             Err(Errno::NOENT) => {
                 let real = self.fold(&folder, part)?.ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
-                let next = open(&real).map_err(of_folder)?;
-                Ok((next, above.child(&real)))
+                let opened = open(&real);
+                (real, opened)
             }
-            other => Ok((other.map_err(of_folder)?, above.child(part))),
-        }
+            other => (part.to_owned(), other),
+        };
+        let next = match opened {
+            Err(Errno::NOTDIR) => {
+                // A file is no folder; one that is a link is what is to be told.
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let file = rustix::fs::openat2(&folder, &*name, flags, Mode::empty(), PLAIN);
+                file.map_err(of_folder).map_err(Lost::from).and_then(|f| pass(f.as_fd(), depth))?;
+                return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into());
+            }
+            other => other.map_err(of_folder)?,
+        };
+        pass(next.as_fd(), depth)?;
+        self.serves(&folder, &name)?;
+        Ok((next, above.child(&name)))
     }
 
     /// Opens a folder for listing.
@@ -310,7 +394,7 @@ impl Volume {
     /// Opens a folder in another, without access to its content.
     pub(crate) fn step(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat2(folder, name, flags, Mode::empty(), RESOLVE)
+        rustix::fs::openat2(folder, name, flags, Mode::empty(), FOLLOW)
     }
 
     /// The name in `folder` that Windows holds for the same as `part`.
@@ -395,6 +479,20 @@ enum Looked {
     At(Option<String>),
     /// There are more.
     NotYet,
+}
+
+/// Fails for a reparse point on the way, which is the part of the name at `depth`; the share's folder
+/// itself is none to clients.
+fn pass(fd: BorrowedFd<'_>, depth: usize) -> Result<(), Lost> {
+    if depth == 0 {
+        return Ok(());
+    }
+    match reparse::of(fd).map_err(of_errno)? {
+        Some(point) if !point.tag().may_have_children() => {
+            Err(Lost::Reparse(Box::new(Met { point, depth })))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The status of a folder on the way to a file that cannot be opened.

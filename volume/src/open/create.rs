@@ -28,7 +28,10 @@ use crate::{
         eas,
         path::{FileName, RelPath, StreamName, StreamPart},
         permit::gates,
-        security, streams,
+        reparse::{self, Met},
+        security,
+        space::{check_room, reserve},
+        streams,
         volume::{Found, Volume},
     },
     open::{CreateInfo, Open, Parts, StreamOpen, table::OpenFileTable},
@@ -37,7 +40,6 @@ use crate::{
         file::{OpenFile, Opener, Refused},
         modes::beside,
     },
-    work::aside,
 };
 
 /// Rights that need the content of a file.
@@ -185,6 +187,15 @@ impl CreateOperation<'_> {
         }
         let stream = self.stream();
         let made = self.has_made(fd.as_fd());
+        let facts = attributes::facts(fd.as_fd())?;
+        // MS-FSA 2.1.5.1.2: before all else that is asked of a file that is there.
+        if facts.reparse_tag != 0
+            && !options.has(CreateOptions::OPEN_REPARSE_POINT)
+            && let Some(point) = reparse::of(fd.as_fd())?
+        {
+            let depth = self.name.path.parts().len();
+            return Err(Refused::Reparse(Box::new(Met { point, depth })));
+        }
         if self.request.disposition == Disposition::CREATE && stream.is_none() && !made {
             return Err(NtStatus::OBJECT_NAME_COLLISION.into());
         }
@@ -196,7 +207,6 @@ impl CreateOperation<'_> {
         if path.is_root() && stream.is_none() && options.has(CreateOptions::DELETE_ON_CLOSE) {
             return Err(NtStatus::CANNOT_DELETE.into());
         }
-        let facts = attributes::facts(fd.as_fd())?;
         let folder = self.volume.folder_of(&path)?;
         let mut listed = security::access_in(fd.as_fd(), folder.as_fd(), self.sids)?;
         if !gates::holds(gates::Gate::List) {
@@ -215,6 +225,9 @@ impl CreateOperation<'_> {
             self.check_cut(&facts, listed, true)?;
         }
         let eas = if cuts { self.wanted_eas()? } else { Vec::new() };
+        if !eas.is_empty() && !reparse::takes_eas(facts.reparse_tag) {
+            return Err(NtStatus::EAS_NOT_SUPPORTED.into());
+        }
         let joined = self.join(&stat, &path, self.opener(access, cuts))?;
         let data = self.content(&fd, access, directory, cuts, joined.file.as_ref())?;
         if let (true, Some(data)) = (cuts, &data) {
@@ -628,24 +641,5 @@ impl Drop for Joined<'_> {
         if let Some(file) = &self.file {
             self.open_files.leave(file, self.id, |_| {});
         }
-    }
-}
-
-/// Fails if so much cannot be set aside for a file that is about to give back what it has.
-fn check_room(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-    let space = rustix::fs::fstatvfs(fd)?;
-    let own = rustix::fs::fstat(fd)?.st_blocks as u64 * 512;
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
-    if size > free.saturating_add(own) { Err(Errno::NOSPC) } else { Ok(()) }
-}
-
-/// Sets space aside without changing the length; a file system that cannot is not an error.
-pub fn reserve(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-    /// Bytes that are quickly set aside.
-    const SMALL: u64 = 64 << 20;
-    let give = || rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size);
-    match if size > SMALL { aside(give) } else { give() } {
-        Err(Errno::OPNOTSUPP) => Ok(()),
-        other => other,
     }
 }

@@ -371,6 +371,7 @@ impl Open {
         match self.break_conflicting(BreakReason::Change) {
             Ok(()) | Err(Refused::Wait(_)) => Ok(()),
             Err(Refused::Status(status)) => Err(status),
+            Err(Refused::Reparse(met)) => Err(met.status()),
         }
     }
 

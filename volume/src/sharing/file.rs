@@ -28,7 +28,11 @@ use smb_protocol::{
 use tokio::sync::{Notify, futures::OwnedNotified};
 
 use crate::{
-    fs::{file_key::FileKey, path::RelPath},
+    fs::{
+        file_key::FileKey,
+        path::RelPath,
+        reparse::{Lost, Met},
+    },
     sharing::{
         caching::{Caching, CachingRecord, GrantOwner, LeaseId, LeaseView},
         image,
@@ -135,6 +139,8 @@ pub enum Refused {
     Status(NtStatus),
     /// A client was told to give up what it caches; try again then.
     Wait(Wake),
+    /// A reparse point is on the way.
+    Reparse(Box<Met>),
 }
 
 /// When to try again.
@@ -158,6 +164,15 @@ impl Wake {
 impl From<Errno> for Refused {
     fn from(error: Errno) -> Self {
         Self::Status(of_errno(error))
+    }
+}
+
+impl From<Lost> for Refused {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Status(status) => Self::Status(status),
+            Lost::Reparse(met) => Self::Reparse(met),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod caching;
 mod previous;
 pub mod reconnect;
+mod stopped;
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -119,12 +120,23 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         mark: persistent.then(|| wishes.mark(client.guid)).flatten(),
         replays: ctx.header.flags.has(HeaderFlags::REPLAY),
     };
-    let (mut open, action) = job.run().inspect_err(|refused| {
-        if let (Refused::Wait(_), Some(guid), None) = (refused, wishes.create_guid(), &ctx.creating)
-        {
-            ctx.creating = Some(server.open_files.creates.begin((guid, client)));
+    let (mut open, action) = match job.run() {
+        Err(Refused::Reparse(met)) => {
+            let namespaces = &server.current().config.namespaces;
+            let whole =
+                ctx.header.flags.has(HeaderFlags::DFS) && namespaces.contains_key(&tree.name);
+            return Err(stopped::answer(body, whole, &met));
         }
-    })?;
+        Err(refused) => {
+            if let (Refused::Wait(_), Some(guid), None) =
+                (&refused, wishes.create_guid(), &ctx.creating)
+            {
+                ctx.creating = Some(server.open_files.creates.begin((guid, client)));
+            }
+            return Err(refused.into());
+        }
+        Ok(made) => made,
+    };
     ctx.creating = None;
     open.origin.action = action.0;
     open.counted = Some(counted);

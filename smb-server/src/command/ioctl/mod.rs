@@ -11,7 +11,8 @@
 //!                                            ├► resiliency opens that outlive their connection
 //!                                            ├► object_ids
 //!                                            ├► records    extents, entries of a journal
-//!                                            └► objects    reparse points, volume
+//!                                            ├► reparse    links and what else is no file
+//!                                            └► objects    owners, volume
 //! ```
 //!
 //! What may touch the disk runs on a thread for blocking work; the open is held until it ends.
@@ -24,6 +25,7 @@ mod object_ids;
 mod objects;
 mod odx;
 mod records;
+mod reparse;
 mod resiliency;
 mod snapshots;
 mod sparse;
@@ -130,9 +132,9 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         FsctlCode::SET_OBJECT_ID => object_ids::set(call),
         FsctlCode::SET_OBJECT_ID_EXTENDED => object_ids::set_extended(call, out),
         FsctlCode::DELETE_OBJECT_ID => object_ids::delete(ctx, call, out),
-        FsctlCode::GET_REPARSE_POINT => Err(NtStatus::NOT_A_REPARSE_POINT.into()),
-        FsctlCode::DELETE_REPARSE_POINT => objects::delete_reparse_point(call),
-        FsctlCode::SET_REPARSE_POINT => objects::set_reparse_point(call),
+        FsctlCode::GET_REPARSE_POINT => reparse::get(call, out),
+        FsctlCode::DELETE_REPARSE_POINT => reparse::delete(call, out),
+        FsctlCode::SET_REPARSE_POINT => reparse::set(call, out),
         FsctlCode::FIND_FILES_BY_SID => objects::find_by_sid(call),
         FsctlCode::GET_NTFS_VOLUME_DATA => objects::ntfs_volume_data(call, out),
         FsctlCode::SET_ZERO_ON_DEALLOCATION => objects::zero_on_deallocation(call),

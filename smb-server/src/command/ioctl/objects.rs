@@ -1,47 +1,9 @@
-//! What hangs on a file or its volume: reparse points, owners, sizes of the volume
-//! (MS-FSA 2.1.5.10.3, .8, .11, .37, .40).
+//! What hangs on a file or its volume: owners, sizes of the volume (MS-FSA 2.1.5.10.8, .11, .40).
 
 use smb_protocol::{NtStatus, msg::create::Access, wire::Put};
 use volume::fs::descriptor::cluster_size;
 
 use super::{Call, Handled, answer};
-
-/// Tag and `ReparseDataLength` at the beginning of a reparse buffer (MS-FSCC 2.1.2.2).
-fn reparse_header(input: &[u8]) -> Result<(u32, u16), NtStatus> {
-    match input.first_chunk::<8>() {
-        Some([a, b, c, d, e, f, ..]) => {
-            Ok((u32::from_le_bytes([*a, *b, *c, *d]), u16::from_le_bytes([*e, *f])))
-        }
-        None => Err(NtStatus::IO_REPARSE_DATA_INVALID),
-    }
-}
-
-/// No file has a reparse point: there is none to take away.
-pub fn delete_reparse_point(call: Call<'_>) -> Handled {
-    call.open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
-    match reparse_header(call.request.input)? {
-        (0 | 1, _) => Err(NtStatus::IO_REPARSE_TAG_INVALID.into()),
-        _ => Err(NtStatus::NOT_A_REPARSE_POINT.into()),
-    }
-}
-
-/// Nothing that would lead a later open elsewhere is kept (MS-SMB2 3.3.5.15.13).
-pub fn set_reparse_point(call: Call<'_>) -> Handled {
-    const MOST: usize = 16_384;
-    const MOUNT_POINT: u32 = 0xa000_0003;
-    call.open.permit(Access::WRITE_DATA.or(Access::WRITE_ATTRIBUTES))?;
-    let input = call.request.input;
-    let (tag, data) = reparse_header(input)?;
-    // With its header, or with that and the identity of who made the tag.
-    let lengths = [8, 24].map(|header| usize::from(data) + header);
-    if input.len() > MOST || !lengths.contains(&input.len()) {
-        return Err(NtStatus::IO_REPARSE_DATA_INVALID.into());
-    }
-    if tag == MOUNT_POINT && !call.open.directory {
-        return Err(NtStatus::NOT_A_DIRECTORY.into());
-    }
-    Err(NtStatus::INVALID_DEVICE_REQUEST.into())
-}
 
 /// Looking for the files of an owner needs the right to manage the volume, which nobody has here.
 pub fn find_by_sid(call: Call<'_>) -> Handled {

@@ -28,9 +28,12 @@ use volume::{
     fs::{
         attributes,
         descriptor::{cluster_size, set_length},
-        eas, listing, security,
+        eas, listing,
+        reparse::takes_eas,
+        security,
+        space::reserve,
     },
-    open::{Open, create::reserve, persistent::of_store},
+    open::{Open, persistent::of_store},
     sharing::caching::BreakReason,
     status::of_errno,
 };
@@ -279,6 +282,9 @@ fn file(
         }
         InfoClass::FULL_EA => {
             let list = eas::parse(input)?;
+            if !takes_eas(open.facts()?.reparse_tag) {
+                return Err(NtStatus::EAS_NOT_SUPPORTED.into());
+            }
             eas::set(open.permit(Access::WRITE_EA)?, open.handle(), list)?;
             open.note_change();
         }

@@ -39,6 +39,7 @@ use volume::{
 };
 
 use super::{Ctx, Failure};
+use crate::dfs;
 
 /// Reads a new name from a rename or a link, at least `least` bytes (MS-FSA 2.1.5.15.12): one of a
 /// remote client, so it begins at the share's root.
@@ -126,7 +127,7 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
     if facts.links >= MOST {
         return Err(NtStatus::TOO_MANY_LINKS.into());
     }
-    let wanted = RelPath::parse(&request.name)?;
+    let wanted = dfs::new_path(ctx, &request.name)?;
     if wanted.is_root() {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
@@ -135,7 +136,7 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
     if !rights.has(Access::WRITE_ATTRIBUTES) {
         return Err(NtStatus::ACCESS_DENIED.into());
     }
-    let found = open.volume().find(&wanted)?;
+    let found = open.volume().find(&wanted).map_err(NtStatus::from)?;
     let (Found::Missing { path, .. } | Found::Here { path, .. }) = &found;
     let to = &path.clone();
     enter_folder(ctx, open, to)?;
@@ -182,13 +183,16 @@ pub(super) fn rename(
         // keeps from being renamed.
         return Err(NtStatus::SHARING_VIOLATION.into());
     }
-    let wanted = RelPath::parse(&request.name)?;
+    let wanted = dfs::new_path(ctx, &request.name)?;
     let from = open.path()?;
     if wanted.is_root() || from.is_root() || open.stream.is_some() {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     let permit = open.permit(Access::DELETE)?;
-    let found = open.volume().find(&wanted)?;
+    if open.directory {
+        dfs::keeps_name(ctx, &from)?;
+    }
+    let found = open.volume().find(&wanted).map_err(NtStatus::from)?;
     let (Found::Missing { path: there, .. } | Found::Here { path: there, .. }) = &found;
     let there = there.clone();
     // All that can refuse comes before anything is asked of others or taken away.

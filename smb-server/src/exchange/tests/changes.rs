@@ -38,7 +38,7 @@ impl Direct {
     }
 
     /// What is told of a step to who watches for that.
-    fn events(
+    pub(super) fn events(
         &mut self,
         filter: ChangeFilter,
         step: impl FnOnce(&mut Self),

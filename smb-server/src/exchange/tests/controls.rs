@@ -351,7 +351,6 @@ fn absent_features_are_refused_as_the_specification_says() {
             &[3, 0, 0, 0xa0, 0, 0, 0, 0],
             NtStatus::NOT_A_DIRECTORY,
         ),
-        (FsctlCode::SET_REPARSE_POINT, folder, &[3, 0, 0, 0xa0, 0, 0, 0, 0], absent),
         (FsctlCode::QUERY_ON_DISK_VOLUME_INFO, file, &[], absent),
         (FsctlCode::GET_REFS_VOLUME_DATA, file, &[], absent),
         (FsctlCode::QUERY_SHARED_VIRTUAL_DISK_SUPPORT, file, &[], absent),

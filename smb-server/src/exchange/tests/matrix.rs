@@ -18,6 +18,7 @@ use smb_protocol::{
         ea::{self, Ea},
         file_info::{Basic, Rename},
         offload::{CopyChunk, CopyChunks, OffloadWrite, Token, encode_trim},
+        reparse::ReparseTag,
     },
     msg::{
         context,
@@ -282,6 +283,7 @@ fn acts(me: &Sid) -> Vec<Act> {
     let token = Token::zero();
     let size = OffloadWrite::LEN;
     OffloadWrite { size, offset: 0, length: 4096, token_offset: 0, token }.encode(&mut offload);
+    let fifo = super::reparse::buffer(ReparseTag::LX_FIFO, &[]);
     let zero = [0u64.to_le_bytes(), 4096u64.to_le_bytes()].concat();
     let appends = WRITE.or(Access::APPEND_DATA);
     let marks = appends.or(Access::WRITE_ATTRIBUTES);
@@ -375,6 +377,18 @@ fn acts(me: &Sid) -> Vec<Act> {
         control("zero (MS-FSA 2.1.5.10.39)", WRITE, FsctlCode::SET_ZERO_DATA, zero),
         control("trim (MS-FSA 2.1.5.10.6)", WRITE, FsctlCode::FILE_LEVEL_TRIM, trim),
         control("object id (MS-FSA 2.1.5.10.1)", ANY, FsctlCode::CREATE_OR_GET_OBJECT_ID, vec![]),
+        control(
+            "reparse point (MS-FSA 2.1.5.10.37)",
+            WRITE.or(Access::WRITE_ATTRIBUTES),
+            FsctlCode::SET_REPARSE_POINT,
+            fifo.clone(),
+        ),
+        act(
+            "reparse point of a folder",
+            WRITE.or(Access::WRITE_ATTRIBUTES),
+            "folder",
+            move |d, id| d.fsctl(id, FsctlCode::SET_REPARSE_POINT, &fifo),
+        ),
         control("offload (MS-FSA 2.1.5.10.21)", WRITE, FsctlCode::OFFLOAD_WRITE, offload),
         act("copy that reads back (MS-SMB2 3.3.5.15.6)", NEVER, "file", |d, id| {
             copy(d, id, FsctlCode::SRV_COPYCHUNK, 0)
@@ -467,6 +481,7 @@ fn acts(me: &Sid) -> Vec<Act> {
         FsctlCode::CREATE_OR_GET_OBJECT_ID,
         FsctlCode::SET_SPARSE,
         FsctlCode::SET_ZERO_DATA,
+        FsctlCode::SET_REPARSE_POINT,
         FsctlCode::FILE_LEVEL_TRIM,
         FsctlCode::OFFLOAD_WRITE,
         FsctlCode::SRV_COPYCHUNK,

@@ -39,6 +39,7 @@ mod past;
 mod persistent;
 mod placing;
 mod remote;
+mod reparse;
 mod resilient;
 pub mod signer;
 mod waits;
@@ -250,6 +251,8 @@ fn body(command: u16, id: FileId, number: u64) -> Vec<u8> {
                 FsctlCode::GET_RETRIEVAL_POINTERS,
                 FsctlCode::READ_FILE_USN_DATA,
                 FsctlCode::DELETE_REPARSE_POINT,
+                FsctlCode::SET_REPARSE_POINT,
+                FsctlCode::GET_REPARSE_POINT,
                 FsctlCode::GET_NTFS_VOLUME_DATA,
             ];
             ioctl::Request {

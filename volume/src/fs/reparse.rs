@@ -1,0 +1,224 @@
+//! Reparse points (MS-FSA 2.1.1.3, `ReparseTag`, `ReparseGUID`, `ReparseData`): kept with their file in
+//! the extended attribute `user.bulkhead.reparse`, as the buffer in which clients set and get them
+//! (MS-FSCC 2.1.2.2, 2.1.2.3). Nothing special is made on the disk and nothing is followed: to local
+//! programs it is a plain file or folder.
+//!
+//! ```text
+//!  set:    user.bulkhead.reparse ─► the attribute REPARSE_POINT in user.bulkhead
+//!  remove: the attribute goes    ─► user.bulkhead.reparse goes
+//! ```
+//!
+//! So a crash in between leaves what no one looks at. A file is a reparse point while it has both, and
+//! most files are known to be none by the attribute, which is read anyway.
+//!
+//! A folder that is a reparse point is empty when it becomes one, and nothing comes into it by a name
+//! that leads through it; therefore a name below it is not found, and only then is it looked for on the
+//! way. What other programs of the machine put into such a folder is met as if it were none.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::{fs::XattrFlags, io::Errno};
+use smb_protocol::{
+    NtStatus,
+    fscc::reparse::{MAX_LEN, ReparsePoint, ReparseTag},
+};
+
+use crate::{
+    fs::{attributes, descriptor::magic_path, permit::Permit},
+    status::of_errno,
+};
+
+const XATTR: &str = "user.bulkhead.reparse";
+
+/// The reparse point of a file, in the form in which clients get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Point {
+    raw: Vec<u8>,
+    tag: ReparseTag,
+    guid: Option<[u8; 16]>,
+}
+
+impl Point {
+    fn read(raw: Vec<u8>) -> Option<Self> {
+        let ReparsePoint { tag, guid, .. } = ReparsePoint::parse(&raw).ok()?;
+        Some(Self { raw, tag, guid })
+    }
+
+    /// The tag, which says whose it is.
+    pub fn tag(&self) -> ReparseTag {
+        self.tag
+    }
+
+    /// Who gave out the tag, if Microsoft did not.
+    pub fn guid(&self) -> Option<[u8; 16]> {
+        self.guid
+    }
+
+    /// The whole buffer: header and data.
+    pub fn buffer(&self) -> &[u8] {
+        &self.raw
+    }
+
+    /// What its owner keeps there.
+    pub fn data(&self) -> &[u8] {
+        self.raw.get(ReparsePoint::header_len(self.tag)..).unwrap_or_default()
+    }
+}
+
+/// A name that leads to or through a reparse point, which nobody here follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Met {
+    /// What was met.
+    pub point: Point,
+    /// Parts of the name that lead to it, its own included.
+    pub depth: usize,
+}
+
+impl Met {
+    /// What that is to who wants to open the name (MS-SMB2 3.3.5.9): a link that the client may
+    /// follow, or what nothing here understands.
+    pub fn status(&self) -> NtStatus {
+        match self.point.tag {
+            ReparseTag::SYMLINK => NtStatus::STOPPED_ON_SYMLINK,
+            _ => NtStatus::IO_REPARSE_TAG_NOT_HANDLED,
+        }
+    }
+}
+
+/// Why a name leads nowhere.
+#[derive(Debug)]
+pub enum Lost {
+    /// With this status.
+    Status(NtStatus),
+    /// A reparse point is on the way.
+    Reparse(Box<Met>),
+}
+
+impl From<NtStatus> for Lost {
+    fn from(status: NtStatus) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl From<Lost> for NtStatus {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Status(status) => status,
+            Lost::Reparse(met) => met.status(),
+        }
+    }
+}
+
+/// Whether a file with this tag, 0 if it is no reparse point, may have extended attributes: of reparse
+/// points those of the Windows Subsystem for Linux alone, which keep there what they are
+/// (MS-FSA 2.1.5.10.37, 2.1.5.15.6).
+pub fn takes_eas(tag: u32) -> bool {
+    tag == 0 || ReparseTag(tag).is_of_wsl()
+}
+
+/// What is kept beside a file, whether or not it has the attribute.
+fn kept(fd: BorrowedFd<'_>) -> Result<Option<Point>, Errno> {
+    let mut raw = vec![0; MAX_LEN];
+    match rustix::fs::getxattr(magic_path(fd).as_str(), XATTR, &mut raw[..]) {
+        Ok(len) => {
+            raw.truncate(len);
+            Ok(Point::read(raw))
+        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The tag of a file that has the attribute; 0 where nothing stands behind that.
+pub(crate) fn tag_of(fd: BorrowedFd<'_>) -> u32 {
+    kept(fd).ok().flatten().map_or(0, |point| point.tag.0)
+}
+
+/// The reparse point of a file, if it is one.
+///
+/// # Errors
+/// What the file system says.
+pub fn of(fd: BorrowedFd<'_>) -> Result<Option<Point>, Errno> {
+    if attributes::is_marked_reparse(fd) { kept(fd) } else { Ok(None) }
+}
+
+/// Makes a file or folder a reparse point, or changes the data of one.
+///
+/// # Errors
+/// `VOLUME_NOT_UPGRADED` where the file system keeps no extended attributes, `DISK_FULL` where it has
+/// no room for this one; what the file system says.
+pub fn keep(_: Permit<'_>, fd: BorrowedFd<'_>, point: &ReparsePoint<'_>) -> Result<(), NtStatus> {
+    let mut raw = Vec::new();
+    point.encode(&mut raw);
+    match rustix::fs::setxattr(magic_path(fd).as_str(), XATTR, &raw, XattrFlags::empty()) {
+        Ok(()) => attributes::mark_reparse(fd, true).map_err(of_errno),
+        Err(Errno::OPNOTSUPP) => Err(NtStatus::VOLUME_NOT_UPGRADED),
+        Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => Err(NtStatus::DISK_FULL),
+        Err(error) => Err(of_errno(error)),
+    }
+}
+
+/// Makes a reparse point a plain file or folder again; its content stays.
+///
+/// # Errors
+/// What the file system says.
+pub fn remove(_: Permit<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    attributes::mark_reparse(fd, false)?;
+    match rustix::fs::removexattr(magic_path(fd).as_str(), XATTR) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use smb_protocol::{fscc::FileAttributes, msg::create::Access};
+
+    use super::*;
+    use crate::fs::volume::Volume;
+
+    #[test]
+    fn a_point_stays_with_its_file_and_half_of_one_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = Volume::open(root.path()).unwrap();
+        let permit = volume.permit(Access::ALL).unwrap();
+        let file = std::fs::File::create(root.path().join("f")).unwrap();
+        let fd = file.as_fd();
+        assert_eq!(of(fd), Ok(None));
+        let fifo = ReparsePoint { tag: ReparseTag::LX_FIFO, guid: None, data: &[] };
+        let foreign = ReparsePoint { tag: ReparseTag(0x17), guid: Some([7; 16]), data: b"data" };
+        for point in [&fifo, &foreign] {
+            keep(permit, fd, point).unwrap();
+            let found = of(fd).unwrap().unwrap();
+            assert_eq!(
+                (found.tag(), found.guid(), found.data()),
+                (point.tag, point.guid, point.data)
+            );
+            let facts = attributes::facts(fd).unwrap();
+            assert!(facts.attributes.has(FileAttributes::REPARSE_POINT));
+            assert_eq!(facts.reparse_tag, point.tag.0);
+            // Attributes that a client sets do not touch it.
+            attributes::set_attributes(fd, FileAttributes::HIDDEN).unwrap();
+            assert_eq!(of(fd).unwrap().unwrap().tag(), point.tag);
+            assert_eq!(std::fs::read(root.path().join("f")).unwrap(), b"");
+            assert!(std::fs::symlink_metadata(root.path().join("f")).unwrap().is_file());
+            remove(permit, fd).unwrap();
+            assert_eq!((of(fd), attributes::facts(fd).unwrap().reparse_tag), (Ok(None), 0));
+        }
+        // One of the two alone: a crash in between, or somebody's own doing.
+        keep(permit, fd, &fifo).unwrap();
+        rustix::fs::fremovexattr(&file, XATTR).unwrap();
+        let facts = attributes::facts(fd).unwrap();
+        assert!(!facts.attributes.has(FileAttributes::REPARSE_POINT));
+        assert_eq!(of(fd), Ok(None));
+        rustix::fs::fsetxattr(&file, XATTR, b"nonsense", XattrFlags::empty()).unwrap();
+        assert_eq!(of(fd), Ok(None));
+        keep(permit, fd, &fifo).unwrap();
+        attributes::mark_reparse(fd, false).unwrap();
+        assert_eq!(of(fd), Ok(None));
+        remove(permit, fd).unwrap();
+        remove(permit, fd).unwrap();
+    }
+}
