@@ -180,6 +180,19 @@ fn right(class: InfoClass) -> Option<Access> {
     })
 }
 
+/// Times and attributes that an open may be given (MS-FSA 2.1.5.15.2).
+fn basic(open: &Open, input: &[u8]) -> Result<Basic, NtStatus> {
+    let basic = Basic::parse(input).map_err(|_| NtStatus::INFO_LENGTH_MISMATCH)?;
+    let times = [basic.times.creation, basic.times.access, basic.times.write, basic.times.change];
+    if times.iter().any(|time| (i64::MAX as u64 + 1..u64::MAX - 1).contains(time))
+        || basic.attributes.has(FileAttributes::DIRECTORY) && !open.directory
+        || basic.attributes.has(FileAttributes::TEMPORARY) && open.directory
+    {
+        return Err(NtStatus::INVALID_PARAMETER);
+    }
+    Ok(basic)
+}
+
 /// Changes what a class names (MS-SMB2 3.3.5.21.1); what was noted of it in the state store.
 fn file(
     ctx: &mut Ctx<'_>,
@@ -207,17 +220,7 @@ fn file(
     }
     match class {
         InfoClass::BASIC => {
-            let basic = Basic::parse(input).map_err(short)?;
-            let kinds = FileAttributes::DIRECTORY;
-            let times =
-                [basic.times.creation, basic.times.access, basic.times.write, basic.times.change];
-            if times.iter().any(|time| (i64::MAX as u64 + 1..u64::MAX - 1).contains(time))
-                || basic.attributes.has(kinds) && !open.directory
-                || basic.attributes.has(FileAttributes::TEMPORARY) && open.directory
-            {
-                return Err(NtStatus::INVALID_PARAMETER.into());
-            }
-            open.set_basic(&basic)?;
+            open.set_basic(&basic(open, input)?)?;
         }
         InfoClass::END_OF_FILE => {
             let data = open.writable(Access::WRITE_DATA)?;
