@@ -194,6 +194,16 @@ fn raw(server: &Smbd, file: &str) -> RawConnection {
     RawConnection::connect(&options(server), "vms", file, true).unwrap()
 }
 
+/// One that may have many requests under way: credits come with the answer to the first.
+fn with_credits(server: &Smbd) -> RawConnection {
+    let options = ConnectOptions { credits: 2048, ..options(server) };
+    let mut raw = RawConnection::connect(&options, "vms", "file", true).unwrap();
+    raw.queue_read(0, 1);
+    raw.send().unwrap();
+    answers(&mut raw, 1);
+    raw
+}
+
 /// Receives until `count` requests are answered: their message ids, statuses and bodies.
 fn answers(raw: &mut RawConnection, count: usize) -> Vec<(u64, NtStatus, Vec<u8>)> {
     let mut all = Vec::new();
@@ -416,16 +426,62 @@ fn waits_for_changes_are_limited() {
     assert_eq!(cleaned.count(), 100);
 }
 
+/// What a request that waits has the server hold is no more than its user is charged, so
+/// `limits.user_bytes` bounds it over all connections. The rest of a connection is not in it.
+#[test]
+fn a_request_that_waits_costs_no_more_than_it_is_charged() {
+    const CONNECTIONS: u64 = 20;
+    const EACH: u64 = 511;
+    /// Bytes that one is charged: what is remembered of it, with the answer that a watch is to have.
+    const CHARGED: [(&str, u64); 3] = [("lock", 2048), ("open", 2048), ("change", 2048 + 4096)];
+    for (kind, charged) in CHARGED {
+        let mut server = Smbd::start("", "");
+        let mut holder = raw(&server, "file");
+        let request = locking(&holder, 0, 10_000, LockFlags::EXCLUSIVE);
+        let (locked, _) = ask(&mut holder, Command::LOCK, |out| request.encode(out));
+        assert_eq!(locked, NtStatus::SUCCESS);
+        open(&mut holder, &create::Request { oplock: OplockLevel::BATCH, ..opening("kept") });
+        let folder = create::Request {
+            options: create::CreateOptions::DIRECTORY_FILE,
+            access: create::Access::READ_DATA,
+            disposition: create::Disposition::OPEN,
+            ..opening("")
+        };
+        let mut waiting: Vec<_> = (0..CONNECTIONS).map(|_| with_credits(&server)).collect();
+        let folders: Vec<_> = waiting.iter_mut().map(|raw| open(raw, &folder).1).collect();
+        let before = memory(&server);
+        for (raw, file_id) in waiting.iter_mut().zip(folders) {
+            // The last is refused, so all before it wait.
+            for offset in 0..=EACH {
+                let change = notify::Request { flags: 0, output_len: 4096, file_id, filter: 0x17 };
+                let lock = locking(raw, offset, 1, LockFlags::EXCLUSIVE);
+                match kind {
+                    "change" => raw.queue_request(Command::CHANGE_NOTIFY, |out| change.encode(out)),
+                    "lock" => raw.queue_request(Command::LOCK, |out| lock.encode(out)),
+                    _ => raw.queue_request(Command::CREATE, |out| opening("kept").encode(out)),
+                };
+            }
+            raw.send().unwrap();
+            assert_eq!(answers(raw, 1)[0].1, NtStatus::INSUFFICIENT_RESOURCES, "{kind}");
+        }
+        let each = (memory(&server).saturating_sub(before) << 10) / (CONNECTIONS * EACH);
+        println!("{each} bytes for each request that waits, for a {kind}");
+        assert!(each <= charged, "{each} bytes for a {kind}");
+        assert!(server.alive());
+    }
+}
+
+/// An exclusive or shared lock of a range of what a client opened first.
+fn locking(raw: &RawConnection, offset: u64, length: u64, flags: LockFlags) -> lock::Request {
+    let locks = vec![lock::Element { offset, length, flags }];
+    lock::Request { sequence: 0, file_id: raw.file_id(), locks }
+}
+
 /// The same for locks; those that wait are granted when the holder goes away without a word.
 #[test]
 fn waits_for_locks_are_limited() {
     let server = Smbd::start("", "[limits]\npending_requests = 100\n");
     let (mut holder, mut waiter) = (raw(&server, "file"), raw(&server, "file"));
-    let locking = |raw: &RawConnection, offset, length, flags| lock::Request {
-        sequence: 0,
-        file_id: raw.file_id(),
-        locks: vec![lock::Element { offset, length, flags }],
-    };
     let request = locking(&holder, 0, 1000, LockFlags::EXCLUSIVE);
     assert_eq!(ask(&mut holder, Command::LOCK, |out| request.encode(out)).0, NtStatus::SUCCESS);
     for offset in 0..300 {

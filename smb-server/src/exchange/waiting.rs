@@ -68,8 +68,9 @@ impl Waiting {
 }
 
 /// Memory of a request that waits beside what it says it holds: what is remembered of it, its
-/// future, the timer or the place among those to be woken.
-const ONE: usize = 1024;
+/// future, the timer or the place among those to be woken. Measured are 1,260 to 1,490 bytes
+/// (`hostile::a_request_that_waits_costs_no_more_than_it_is_charged`).
+const ONE: usize = 2048;
 
 /// Too much waits already.
 pub(super) struct Full;

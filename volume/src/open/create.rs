@@ -109,8 +109,7 @@ impl CreateOperation<'_> {
             }
             allowed = allowed.without(CHANGE.or(Access::DELETE_CHILD));
         }
-        // MS-FSA 2.1.5.1.2.1: what is asked for by name is granted on a snapshot as well; what would
-        // change it is refused then.
+        // MS-FSA 2.1.5.1.2.1: on a snapshot rights are granted as well, and each change is refused.
         let past = self.volume.is_snapshot();
         if wanted.has(Access::MAXIMUM_ALLOWED) {
             let most =
@@ -396,10 +395,8 @@ impl CreateOperation<'_> {
 
     /// The right that throwing the content away takes (MS-FSA 2.1.5.1.2).
     fn cutting(&self) -> Access {
-        match self.request.disposition {
-            Disposition::SUPERSEDE => Access::DELETE,
-            _ => Access::WRITE_DATA,
-        }
+        let supersedes = self.request.disposition == Disposition::SUPERSEDE;
+        if supersedes { Access::DELETE } else { Access::WRITE_DATA }
     }
 
     /// Joins those who have the file open; leaves them again unless it is kept.
