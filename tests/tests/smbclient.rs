@@ -153,8 +153,50 @@ fn strangers_and_escapes_are_refused() {
     std::os::unix::fs::symlink("../secret", server.files().join("up")).unwrap();
     client.refused(&server, "vms", admin, "get etc\\passwd stolen", "NT_STATUS_ACCESS_DENIED");
     client.refused(&server, "vms", admin, "get up stolen", "NT_STATUS_ACCESS_DENIED");
+    // Nor those that lead to what is the server's own; one that leads to a file of the share is that.
+    fs::create_dir_all(server.files().join(".bulkhead/streams")).unwrap();
+    fs::write(server.files().join(".bulkhead/streams/x"), "secret").unwrap();
+    fs::write(server.files().join("plain"), "plain").unwrap();
+    for (target, name) in [(".bulkhead", "own"), (".bulkhead/streams/x", "x"), ("plain", "way")] {
+        std::os::unix::fs::symlink(target, server.files().join(name)).unwrap();
+    }
+    for get in ["get own\\streams\\x stolen", "get x stolen", "put secret own\\new"] {
+        client.refused(&server, "vms", admin, get, "NT_STATUS_ACCESS_DENIED");
+    }
     assert!(!server.scratch().join("stolen").exists());
+    client.ok(&server, "vms", &[], "get way got");
+    assert_eq!(fs::read(server.scratch().join("got")).unwrap(), b"plain");
+    let listed = client.ok(&server, "vms", &[], "ls");
+    for (name, shown) in [("way", true), ("own", false), ("up", false), ("etc", false)] {
+        let lines = listed.lines().any(|line| line.split_whitespace().next() == Some(name));
+        assert_eq!(lines, shown, "{name}: {listed}");
+    }
     assert!(server.alive());
+}
+
+/// A link is made, looked at, renamed and deleted as itself; who opens it is told to go elsewhere.
+#[test]
+fn symbolic_links_are_data_at_every_dialect() {
+    let Some(client) = Client::find() else { return };
+    let server = Smbd::start("", "");
+    fs::write(server.files().join("target"), "content").unwrap();
+    let admin = &format!("{USER}%{PASSWORD}");
+    for dialect in ["SMB2_02", "SMB2_10", "SMB3_00", "SMB3_02", "SMB3_11"] {
+        let version = format!("--option=client max protocol={dialect}");
+        let ok = |what: &str| client.ok(&server, "vms", &[&version], what);
+        ok("symlink target link");
+        let shown = ok("allinfo link");
+        assert!(shown.contains("symlink: subst=[target], print=[target], flags=1"), "{shown}");
+        assert!(shown.contains("attributes: rA (420)"), "{shown}");
+        let got = client.command(&server, "vms", admin, &[&version], "get link got");
+        assert!(text(&got).contains("NT_STATUS_STOPPED_ON_SYMLINK"), "{}", text(&got));
+        let file = fs::symlink_metadata(server.files().join("link")).unwrap();
+        assert!(file.is_file() && file.len() == 0, "{file:?}");
+        ok("rename link moved");
+        ok("del moved");
+        assert!(!server.files().join("moved").exists());
+    }
+    assert_eq!(fs::read(server.files().join("target")).unwrap(), b"content");
 }
 
 #[test]

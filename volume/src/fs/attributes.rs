@@ -7,7 +7,10 @@
 //! the latter to hold (each FILETIME, 0 if not set), little-endian. Without a change time it ends
 //! before that, as version 1. A file without the attribute has ARCHIVE, a folder has none.
 
-use std::os::fd::BorrowedFd;
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use rustix::{
     fs::{AtFlags, FileType, Stat, StatxFlags, Timespec, Timestamps, XattrFlags},
@@ -259,7 +262,9 @@ pub fn set_attributes(fd: BorrowedFd<'_>, wanted: FileAttributes) -> Result<(), 
 /// # Errors
 /// What the file system says.
 pub fn touch(fd: BorrowedFd<'_>, wanted: FileAttributes) -> Result<(), Errno> {
-    let old = read_kept(fd, is_directory(fd)?);
+    let stat = rustix::fs::fstat(fd)?;
+    let _alone = alone(&stat);
+    let old = read_kept(fd, is_directory(&stat));
     let attributes = asked(wanted, old.attributes);
     write_raw(fd, Kept { attributes, change: None, ..old })
 }
@@ -291,7 +296,9 @@ pub fn set(fd: BorrowedFd<'_>, to: &Change) -> Result<(), Errno> {
         let path = magic_path(fd);
         rustix::fs::utimensat(rustix::fs::CWD, path.as_str(), &stamps, AtFlags::empty())?;
     }
-    let old = read_kept(fd, is_directory(fd)?);
+    let stat = rustix::fs::fstat(fd)?;
+    let _alone = alone(&stat);
+    let old = read_kept(fd, is_directory(&stat));
     let mut kept = old;
     if let Some(wanted) = to.attributes {
         kept.attributes = asked(wanted, kept.attributes);
@@ -323,14 +330,23 @@ pub(crate) fn is_marked_reparse(fd: BorrowedFd<'_>) -> bool {
 }
 
 fn mark(fd: BorrowedFd<'_>, which: FileAttributes, is: bool) -> Result<(), Errno> {
-    let mut kept = read_kept(fd, is_directory(fd)?);
+    let stat = rustix::fs::fstat(fd)?;
+    let _alone = alone(&stat);
+    let mut kept = read_kept(fd, is_directory(&stat));
     kept.attributes = if is { kept.attributes.or(which) } else { kept.attributes.without(which) };
     write_kept(fd, kept)
 }
 
-fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let stat: Stat = rustix::fs::fstat(fd)?;
-    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// Held while what a file keeps is read, changed and written: of two who change something of it at one
+/// time neither undoes what the other did. What other programs of the machine do is not kept out.
+fn alone(stat: &Stat) -> MutexGuard<'static, ()> {
+    const SHARDS: usize = 64;
+    static FILES: [Mutex<()>; SHARDS] = [const { Mutex::new(()) }; SHARDS];
+    FILES[stat.st_ino as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -385,5 +401,31 @@ mod tests {
         assert_eq!(facts(file.as_fd()).unwrap().times.access, base + 1);
         set(file.as_fd(), &Change { access_set: Some(false), ..Change::default() }).unwrap();
         assert_eq!(facts(file.as_fd()).unwrap().times.access, base + 2);
+    }
+    /// What a client asks for and what a file is are changed through different opens at one time.
+    #[test]
+    fn who_changes_one_thing_keeps_what_others_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let file = File::create(&path).unwrap();
+        let other = File::open(&path).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..2000u64 {
+                    let hidden = FileAttributes::HIDDEN;
+                    set_attributes(other.as_fd(), hidden).unwrap();
+                    let to = Change { creation: Some(1 + round), ..Change::default() };
+                    set(other.as_fd(), &to).unwrap();
+                    touch(other.as_fd(), FileAttributes::ARCHIVE).unwrap();
+                }
+            });
+            for round in 0..2000 {
+                let is = round % 2 == 0;
+                mark_reparse(file.as_fd(), is).unwrap();
+                for _ in 0..4 {
+                    assert_eq!(is_marked_reparse(file.as_fd()), is, "round {round}");
+                }
+            }
+        });
     }
 }

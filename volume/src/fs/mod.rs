@@ -1,5 +1,6 @@
 //! The file system below a share as MS-FSA describes one, on Linux.
 
+pub(crate) mod aside;
 pub mod attributes;
 pub mod descriptor;
 pub mod eas;

@@ -113,6 +113,11 @@ impl Volume {
 }
 
 impl Permit<'_> {
+    /// The volume that may be changed.
+    pub(crate) fn volume(&self) -> &Volume {
+        self.volume
+    }
+
     /// Makes a regular file in a folder that must not be there yet, opened for reading and writing.
     pub fn create_file(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
@@ -210,7 +215,7 @@ impl Permit<'_> {
     /// Removes the streams of a file that has no name any more.
     pub fn forget_streams(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         let stat = rustix::fs::fstat(fd)?;
-        if stat.st_nlink == 0 { self.volume.streams().clear(fd, |_| false) } else { Ok(()) }
+        if stat.st_nlink == 0 { self.volume.streams().clear_all(fd) } else { Ok(()) }
     }
 
     /// Gives the file that `stat` describes, which `from` names, another name. That name is free, or

@@ -1,10 +1,11 @@
 //! Reparse points (MS-FSA 2.1.1.3, `ReparseTag`, `ReparseGUID`, `ReparseData`): kept with their file in
 //! the extended attribute `user.bulkhead.reparse`, as the buffer in which clients set and get them
-//! (MS-FSCC 2.1.2.2, 2.1.2.3). Nothing special is made on the disk and nothing is followed: to local
+//! (MS-FSCC 2.1.2.2, 2.1.2.3). Where the file system has no room for so long an attribute, only the
+//! header is there, and the data lie beside the file's streams. Nothing special is made on the disk and nothing is followed: to local
 //! programs it is a plain file or folder.
 //!
 //! ```text
-//!  set:    user.bulkhead.reparse ─► the attribute REPARSE_POINT in user.bulkhead
+//!  set:    (data aside ─►) user.bulkhead.reparse ─► the attribute REPARSE_POINT in user.bulkhead
 //!  remove: the attribute goes    ─► user.bulkhead.reparse goes
 //! ```
 //!
@@ -24,7 +25,7 @@ use smb_protocol::{
 };
 
 use crate::{
-    fs::{attributes, descriptor::magic_path, permit::Permit},
+    fs::{attributes, descriptor::magic_path, permit::Permit, volume::Volume},
     status::of_errno,
 };
 
@@ -116,30 +117,56 @@ pub fn takes_eas(tag: u32) -> bool {
     tag == 0 || ReparseTag(tag).is_of_wsl()
 }
 
-/// What is kept beside a file, whether or not it has the attribute.
-fn kept(fd: BorrowedFd<'_>) -> Result<Option<Point>, Errno> {
+/// What is in the extended attribute, whether or not the file is marked: all of the buffer, or its
+/// header.
+fn kept(fd: BorrowedFd<'_>) -> Result<Option<Vec<u8>>, Errno> {
     let mut raw = vec![0; MAX_LEN];
     match rustix::fs::getxattr(magic_path(fd).as_str(), XATTR, &mut raw[..]) {
         Ok(len) => {
             raw.truncate(len);
-            Ok(Point::read(raw))
+            Ok(Some(raw))
         }
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// The tag of a file that has the attribute; 0 where nothing stands behind that.
-pub(crate) fn tag_of(fd: BorrowedFd<'_>) -> u32 {
-    kept(fd).ok().flatten().map_or(0, |point| point.tag.0)
+/// The tag and the length of the data that a header alone is of.
+fn header_alone(raw: &[u8]) -> Option<(ReparseTag, usize)> {
+    let (fields, _) = raw.split_first_chunk::<6>()?;
+    let [a, b, c, d, e, f] = *fields;
+    let tag = ReparseTag(u32::from_le_bytes([a, b, c, d]));
+    let len = usize::from(u16::from_le_bytes([e, f]));
+    (raw.len() == ReparsePoint::header_len(tag) && len > 0).then_some((tag, len))
 }
 
-/// The reparse point of a file, if it is one.
+/// The tag of a file that is marked; 0 where nothing stands behind that.
+pub(crate) fn tag_of(fd: BorrowedFd<'_>) -> u32 {
+    let Ok(Some(raw)) = kept(fd) else { return 0 };
+    let tag = match header_alone(&raw) {
+        Some((tag, _)) => Some(tag),
+        None => ReparsePoint::parse(&raw).ok().map(|point| point.tag),
+    };
+    tag.map_or(0, |tag| tag.0)
+}
+
+/// The reparse point of a file of a volume, if it is one.
 ///
 /// # Errors
 /// What the file system says.
-pub fn of(fd: BorrowedFd<'_>) -> Result<Option<Point>, Errno> {
-    if attributes::is_marked_reparse(fd) { kept(fd) } else { Ok(None) }
+pub fn of(volume: &Volume, fd: BorrowedFd<'_>) -> Result<Option<Point>, Errno> {
+    if !attributes::is_marked_reparse(fd) {
+        return Ok(None);
+    }
+    let Some(mut raw) = kept(fd)? else { return Ok(None) };
+    if let Some((_, len)) = header_alone(&raw) {
+        match volume.streams().aside(fd, len)? {
+            Some(data) => raw.extend_from_slice(&data),
+            // A copy that was made without what lies aside.
+            None => return Ok(None),
+        }
+    }
+    Ok(Point::read(raw))
 }
 
 /// Makes a file or folder a reparse point, or changes the data of one.
@@ -147,10 +174,24 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<Option<Point>, Errno> {
 /// # Errors
 /// `VOLUME_NOT_UPGRADED` where the file system keeps no extended attributes, `DISK_FULL` where it has
 /// no room for this one; what the file system says.
-pub fn keep(_: Permit<'_>, fd: BorrowedFd<'_>, point: &ReparsePoint<'_>) -> Result<(), NtStatus> {
+pub fn keep(
+    permit: Permit<'_>,
+    fd: BorrowedFd<'_>,
+    point: &ReparsePoint<'_>,
+) -> Result<(), NtStatus> {
     let mut raw = Vec::new();
     point.encode(&mut raw);
-    match rustix::fs::setxattr(magic_path(fd).as_str(), XATTR, &raw, XattrFlags::empty()) {
+    let path = magic_path(fd);
+    let put = |raw: &[u8]| rustix::fs::setxattr(path.as_str(), XATTR, raw, XattrFlags::empty());
+    let streams = permit.volume().streams();
+    let done = match put(&raw) {
+        Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) if !point.data.is_empty() => streams
+            .keep_aside(fd, point.data)
+            .and_then(|()| put(&raw[..ReparsePoint::header_len(point.tag)])),
+        Ok(()) => streams.drop_aside(fd),
+        other => other,
+    };
+    match done {
         Ok(()) => attributes::mark_reparse(fd, true).map_err(of_errno),
         Err(Errno::OPNOTSUPP) => Err(NtStatus::VOLUME_NOT_UPGRADED),
         Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => Err(NtStatus::DISK_FULL),
@@ -162,10 +203,10 @@ pub fn keep(_: Permit<'_>, fd: BorrowedFd<'_>, point: &ReparsePoint<'_>) -> Resu
 ///
 /// # Errors
 /// What the file system says.
-pub fn remove(_: Permit<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn remove(permit: Permit<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
     attributes::mark_reparse(fd, false)?;
     match rustix::fs::removexattr(magic_path(fd).as_str(), XATTR) {
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => permit.volume().streams().drop_aside(fd),
         Err(error) => Err(error),
     }
 }
@@ -177,7 +218,6 @@ mod tests {
     use smb_protocol::{fscc::FileAttributes, msg::create::Access};
 
     use super::*;
-    use crate::fs::volume::Volume;
 
     #[test]
     fn a_point_stays_with_its_file_and_half_of_one_is_none() {
@@ -186,12 +226,12 @@ mod tests {
         let permit = volume.permit(Access::ALL).unwrap();
         let file = std::fs::File::create(root.path().join("f")).unwrap();
         let fd = file.as_fd();
-        assert_eq!(of(fd), Ok(None));
+        assert_eq!(of(&volume, fd), Ok(None));
         let fifo = ReparsePoint { tag: ReparseTag::LX_FIFO, guid: None, data: &[] };
         let foreign = ReparsePoint { tag: ReparseTag(0x17), guid: Some([7; 16]), data: b"data" };
         for point in [&fifo, &foreign] {
             keep(permit, fd, point).unwrap();
-            let found = of(fd).unwrap().unwrap();
+            let found = of(&volume, fd).unwrap().unwrap();
             assert_eq!(
                 (found.tag(), found.guid(), found.data()),
                 (point.tag, point.guid, point.data)
@@ -201,24 +241,64 @@ mod tests {
             assert_eq!(facts.reparse_tag, point.tag.0);
             // Attributes that a client sets do not touch it.
             attributes::set_attributes(fd, FileAttributes::HIDDEN).unwrap();
-            assert_eq!(of(fd).unwrap().unwrap().tag(), point.tag);
+            assert_eq!(of(&volume, fd).unwrap().unwrap().tag(), point.tag);
             assert_eq!(std::fs::read(root.path().join("f")).unwrap(), b"");
             assert!(std::fs::symlink_metadata(root.path().join("f")).unwrap().is_file());
             remove(permit, fd).unwrap();
-            assert_eq!((of(fd), attributes::facts(fd).unwrap().reparse_tag), (Ok(None), 0));
+            assert_eq!(
+                (of(&volume, fd), attributes::facts(fd).unwrap().reparse_tag),
+                (Ok(None), 0)
+            );
         }
         // One of the two alone: a crash in between, or somebody's own doing.
         keep(permit, fd, &fifo).unwrap();
         rustix::fs::fremovexattr(&file, XATTR).unwrap();
         let facts = attributes::facts(fd).unwrap();
         assert!(!facts.attributes.has(FileAttributes::REPARSE_POINT));
-        assert_eq!(of(fd), Ok(None));
+        assert_eq!(of(&volume, fd), Ok(None));
         rustix::fs::fsetxattr(&file, XATTR, b"nonsense", XattrFlags::empty()).unwrap();
-        assert_eq!(of(fd), Ok(None));
+        assert_eq!(of(&volume, fd), Ok(None));
         keep(permit, fd, &fifo).unwrap();
         attributes::mark_reparse(fd, false).unwrap();
-        assert_eq!(of(fd), Ok(None));
+        assert_eq!(of(&volume, fd), Ok(None));
         remove(permit, fd).unwrap();
         remove(permit, fd).unwrap();
+    }
+    /// ext4 keeps some 4,000 bytes of attributes.
+    #[test]
+    fn the_longest_data_are_kept_wherever_there_is_room() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = Volume::open(root.path()).unwrap();
+        let permit = volume.permit(Access::ALL).unwrap();
+        let path = root.path().join("f");
+        let file = std::fs::File::create(&path).unwrap();
+        let fd = file.as_fd();
+        let long: Vec<u8> = (0..MAX_LEN - 8).map(|at| at as u8).collect();
+        for (tag, guid, data) in [
+            (ReparseTag::NFS, None, &long[..]),
+            (ReparseTag::NFS, None, &long[..9000]),
+            (ReparseTag(0x17), Some([7; 16]), &long[..MAX_LEN - 24]),
+            (ReparseTag::NFS, None, &long[..9]),
+        ] {
+            keep(permit, fd, &ReparsePoint { tag, guid, data }).unwrap();
+            let found = of(&volume, fd).unwrap().unwrap();
+            assert_eq!((found.tag(), found.guid(), found.data()), (tag, guid, data));
+            assert_eq!(attributes::facts(fd).unwrap().reparse_tag, tag.0);
+            // No stream of the file, and not gone with its streams.
+            assert!(volume.streams().list(fd).unwrap().is_empty());
+            volume.streams().clear(fd, |_| false).unwrap();
+            assert_eq!(of(&volume, fd).unwrap().unwrap().data(), data);
+        }
+        keep(permit, fd, &ReparsePoint { tag: ReparseTag::NFS, guid: None, data: &long }).unwrap();
+        remove(permit, fd).unwrap();
+        assert_eq!(of(&volume, fd), Ok(None));
+        keep(permit, fd, &ReparsePoint { tag: ReparseTag::NFS, guid: None, data: &long }).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        permit.forget_streams(fd).unwrap();
+        let left = std::fs::read_dir(root.path().join(".bulkhead/streams"));
+        assert!(
+            left.is_ok_and(|mut left| left.next().is_none())
+                || !root.path().join(".bulkhead").exists()
+        );
     }
 }

@@ -7,6 +7,7 @@
 //!                  ▼
 //!  <root of a share>/.bulkhead/streams/<id>/<SHA-256 of the folded name>
 //!                                               └─ xattr user.bulkhead.name: the name
+//!                                        /reparse: data of a reparse point too long for an attribute
 //! ```
 //!
 //! The inode number tells a file from its copy: a copy made with its extended attributes names the
@@ -49,6 +50,8 @@ const MAX_NAME: usize = 255 * 3;
 const MAX_STREAMS: usize = 4096;
 /// Streams of one file that are quickly gone through.
 const FEW: usize = 64;
+/// Length of the name of a stream's file.
+const PLACE_LEN: usize = 64;
 
 /// Identity of a file's streams.
 pub(crate) type Id = [u8; 16];
@@ -223,7 +226,7 @@ impl StreamStore {
     }
 
     /// The folder with the streams of `base`, if it has any.
-    fn folder(&self, base: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
+    pub(crate) fn folder(&self, base: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
         match Self::id(base)? {
             Some(id) => self.folder_of(id),
             None => Ok(None),
@@ -231,7 +234,7 @@ impl StreamStore {
     }
 
     /// The folder with the streams of `base`, made if there is none.
-    fn make_folder(&self, base: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    pub(crate) fn make_folder(&self, base: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         loop {
             if let Some(folder) = self.folder(base)? {
                 return Ok(folder);
@@ -303,15 +306,13 @@ impl StreamStore {
         name: &StreamName,
         mark: Option<&CreateTag>,
     ) -> Result<OwnedFd, Errno> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let folder = self.make_folder(base)?;
         if names_in(folder.as_fd())?.len() >= MAX_STREAMS {
             return Err(Errno::NOSPC);
         }
         make_way(folder.as_fd(), name)?;
         // It gets its place only when it has its name.
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        let fresh = format!("new-{}-{next}", std::process::id());
+        let fresh = fresh_name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
         let fd = rustix::fs::openat(&folder, fresh.as_str(), flags, mode)?;
@@ -389,16 +390,31 @@ impl StreamStore {
         Ok(if many { aside(list) } else { list() })
     }
 
-    /// Removes the streams of a file that are not `kept`: all of a file that is gone, those that
-    /// nobody has open of one that was overwritten.
+    /// Removes the streams of a file that was overwritten, but for those that are `kept`.
     pub fn clear(&self, base: BorrowedFd<'_>, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
         let Some(id) = Self::id(base)? else { return Ok(()) };
-        self.clear_folder(id, kept)
+        self.clear_where(id, |name| name.len() == PLACE_LEN, kept)
+    }
+
+    /// Removes the streams of a file that is gone, and what is kept beside them.
+    pub fn clear_all(&self, base: BorrowedFd<'_>) -> Result<(), Errno> {
+        let Some(id) = Self::id(base)? else { return Ok(()) };
+        self.clear_folder(id, |_| false)
     }
 
     pub(crate) fn clear_folder(&self, id: Id, kept: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
+        self.clear_where(id, |_| true, kept)
+    }
+
+    fn clear_where(
+        &self,
+        id: Id,
+        which: impl Fn(&OsStr) -> bool,
+        kept: impl Fn(&Stat) -> bool,
+    ) -> Result<(), Errno> {
         let Some(folder) = self.folder_of(id)? else { return Ok(()) };
-        let names = names_in(folder.as_fd())?;
+        let mut names = names_in(folder.as_fd())?;
+        names.retain(|name| which(name));
         let many = names.len() > FEW;
         let remove = || {
             for name in names {
@@ -420,10 +436,16 @@ impl StreamStore {
     }
 }
 
+/// A name in a folder of streams that nothing there has yet.
+pub(crate) fn fresh_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("new-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// What listings show of the streams `names` in `folder`, sorted by name.
 fn entries(folder: BorrowedFd<'_>, names: Vec<OsString>) -> Vec<StreamEntry> {
     let mut list = Vec::new();
-    for name in names.into_iter().filter(|name| name.len() == 64).take(MAX_STREAMS) {
+    for name in names.into_iter().filter(|name| name.len() == PLACE_LEN).take(MAX_STREAMS) {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(fd) = rustix::fs::openat(folder, &name, flags, Mode::empty()) else { continue };
         let (Some(name), Ok(stat)) = (name_of(fd.as_fd()), rustix::fs::fstat(&fd)) else {

@@ -310,7 +310,7 @@ impl Volume {
         let (above, name) = wanted.split().ok_or(NtStatus::OBJECT_PATH_NOT_FOUND)?;
         let (folder, above) = match self.open_folder(&above) {
             Ok(folder) => {
-                pass(folder.as_fd(), above.parts().len())?;
+                self.pass(folder.as_fd(), above.parts().len())?;
                 (folder, above)
             }
             Err(Errno::NOENT | Errno::NOTDIR) => self.find_folder(&above)?,
@@ -376,14 +376,30 @@ impl Volume {
                 // A file is no folder; one that is a link is what is to be told.
                 let flags = OFlags::PATH | OFlags::CLOEXEC;
                 let file = rustix::fs::openat2(&folder, &*name, flags, Mode::empty(), PLAIN);
-                file.map_err(of_folder).map_err(Lost::from).and_then(|f| pass(f.as_fd(), depth))?;
+                file.map_err(of_folder)
+                    .map_err(Lost::from)
+                    .and_then(|f| self.pass(f.as_fd(), depth))?;
                 return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into());
             }
             other => other.map_err(of_folder)?,
         };
-        pass(next.as_fd(), depth)?;
+        self.pass(next.as_fd(), depth)?;
         self.serves(&folder, &name)?;
         Ok((next, above.child(&name)))
+    }
+
+    /// Fails for a reparse point on the way, which is the part of the name at `depth`; the share's
+    /// folder itself is none to clients.
+    fn pass(&self, fd: BorrowedFd<'_>, depth: usize) -> Result<(), Lost> {
+        if depth == 0 {
+            return Ok(());
+        }
+        match reparse::of(self, fd).map_err(of_errno)? {
+            Some(point) if !point.tag().may_have_children() => {
+                Err(Lost::Reparse(Box::new(Met { point, depth })))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Opens a folder for listing.
@@ -479,20 +495,6 @@ enum Looked {
     At(Option<String>),
     /// There are more.
     NotYet,
-}
-
-/// Fails for a reparse point on the way, which is the part of the name at `depth`; the share's folder
-/// itself is none to clients.
-fn pass(fd: BorrowedFd<'_>, depth: usize) -> Result<(), Lost> {
-    if depth == 0 {
-        return Ok(());
-    }
-    match reparse::of(fd).map_err(of_errno)? {
-        Some(point) if !point.tag().may_have_children() => {
-            Err(Lost::Reparse(Box::new(Met { point, depth })))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The status of a folder on the way to a file that cannot be opened.

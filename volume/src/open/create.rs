@@ -190,7 +190,7 @@ impl CreateOperation<'_> {
         // MS-FSA 2.1.5.1.2: before all else that is asked of a file that is there.
         if facts.reparse_tag != 0
             && !options.has(CreateOptions::OPEN_REPARSE_POINT)
-            && let Some(point) = reparse::of(fd.as_fd())?
+            && let Some(point) = reparse::of(&self.volume, fd.as_fd())?
         {
             let depth = self.name.path.parts().len();
             return Err(Refused::Reparse(Box::new(Met { point, depth })));

@@ -24,7 +24,8 @@ const CHANGES: Access = Access(Access::WRITE_DATA.0 | Access::WRITE_ATTRIBUTES.0
 
 /// The reparse point of a file, as much of it as there is room for.
 pub fn get(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
-    let point = reparse::of(call.open.handle())?.ok_or(NtStatus::NOT_A_REPARSE_POINT)?;
+    let point = reparse::of(call.open.volume(), call.open.handle())?
+        .ok_or(NtStatus::NOT_A_REPARSE_POINT)?;
     let (room, buffer) = (call.room(), point.buffer());
     if room < ReparsePoint::header_len(point.tag()) {
         return Err(NtStatus::BUFFER_TOO_SMALL.into());
@@ -57,7 +58,7 @@ pub fn set(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
         _ => {}
     }
     may_be(open, &facts, point.tag)?;
-    if let Some(old) = reparse::of(open.handle())? {
+    if let Some(old) = reparse::of(open.volume(), open.handle())? {
         same_owner(&old, point.tag, point.guid)?;
     }
     reparse::keep(permit, open.handle(), &point)?;
@@ -114,7 +115,7 @@ pub fn delete(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     if wanted.tag.is_reserved() {
         return Err(NtStatus::IO_REPARSE_TAG_INVALID.into());
     }
-    let old = reparse::of(open.handle())?.ok_or(NtStatus::NOT_A_REPARSE_POINT)?;
+    let old = reparse::of(open.volume(), open.handle())?.ok_or(NtStatus::NOT_A_REPARSE_POINT)?;
     same_owner(&old, wanted.tag, wanted.guid)?;
     reparse::remove(permit, open.handle())?;
     // MS-FSA 2.1.5.10.3 names the time of the last access alone; the attributes have changed as well.
