@@ -1,7 +1,9 @@
 //! The requests of a frame, one after the other: accept (place, credits, protection), hand to the
 //! handler, answer, or have it wait.
 
-use smb_protocol::{Command, FileId, Header, HeaderFlags, NtStatus, header::HEADER_LEN};
+use smb_protocol::{
+    Command, FileId, Header, HeaderFlags, NtStatus, compression::WORTHWHILE, header::HEADER_LEN,
+};
 use volume::work::Turn;
 
 use super::{
@@ -239,11 +241,13 @@ impl Exchange {
             related_file: if related { pass.chain.file } else { None },
             creating: accepted.creating.take().map(|creating| *creating),
             placed: accepted.placed,
+            compress_reply: self.came_compressed.then_some(WORTHWHILE),
             ..Ctx::new(self, header, session)
         };
         let body_at = pass.answer.open(&header);
         let result = command::dispatch(&mut ctx, message.bytes(), pass.answer.out);
         let Ctx { header: mut response, tree, file, signer, creating, in_progress, .. } = ctx;
+        let compress = ctx.compress_reply.and_then(|least| self.compresses(tree.as_deref(), least));
         let channel = accepted.channel.as_ref();
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs = signer.or_else(|| channel.filter(|_| signed).map(|c| c.signing.clone()));
@@ -259,7 +263,7 @@ impl Exchange {
             response.flags |= HeaderFlags::ASYNC;
             response.async_or_tree = id;
         }
-        let handed = Handed { response, body_at, signs, tree, file, in_progress, since };
+        let handed = Handed { response, body_at, signs, compress, tree, file, in_progress, since };
         let place = message.place;
         let waits = match result {
             Ok(Outcome::Deferred(deferred)) => Waits::Deferred(deferred),
