@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, path::PathBuf, time::Duration};
 
-use smb_client::{ConnectOptions, CredentialsError, Encryption, Login, SmbUrl};
+use smb_client::{Compress, ConnectOptions, CredentialsError, Encryption, Login, SmbUrl};
 
 use crate::{ChapLogin, Error, IscsiTimes, IscsiUrl, Result, portal};
 
@@ -37,6 +37,8 @@ pub struct Server {
     pub credentials: Option<PathBuf>,
     /// Encryption with it, if not that of [`Configured::encryption`].
     pub encryption: Option<Encryption>,
+    /// Compression with it, if not that of [`Configured::compression`].
+    pub compression: Option<Compress>,
 }
 
 /// Servers as a configuration describes them.
@@ -44,6 +46,8 @@ pub struct Server {
 pub struct Configured {
     /// Encryption with all servers.
     pub encryption: Encryption,
+    /// Compression with all servers.
+    pub compression: Compress,
     /// What is said of single servers.
     pub servers: Vec<Server>,
     /// Within how long a silent connection is noticed.
@@ -81,12 +85,15 @@ impl Configured {
 impl Servers for Configured {
     fn connect_options(&self, url: &SmbUrl) -> Result<ConnectOptions> {
         let login = self.login(url).map_err(|error| Error::Login(error.into()))?;
-        let rule = self.server(url).and_then(|server| server.encryption);
+        let server = self.server(url);
+        let encryption = server.and_then(|server| server.encryption);
+        let compression = server.and_then(|server| server.compression);
         Ok(ConnectOptions {
             max_channels: self.max_channels,
             keep_alive: self.keep_alive,
             reconnect_timeout: self.reconnect_timeout,
-            encryption: rule.unwrap_or(self.encryption),
+            encryption: encryption.unwrap_or(self.encryption),
+            compress: compression.unwrap_or(self.compression),
             ..ConnectOptions::for_url(url, login)
         })
     }
@@ -120,10 +127,12 @@ mod tests {
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         let configured = Configured {
             encryption: Encryption::Required,
+            compression: Compress::Never,
             servers: vec![Server {
                 host: "Files.example:1445".into(),
                 credentials: Some(file),
                 encryption: Some(Encryption::IfRequired),
+                compression: Some(Compress::Always),
             }],
             keep_alive: Duration::from_secs(1),
             reconnect_timeout: Duration::from_secs(2),
@@ -133,6 +142,7 @@ mod tests {
         let options = configured.connect_options(&url).unwrap();
         assert_eq!(options.login.user(), "carol");
         assert_eq!((options.encryption, options.max_channels), (Encryption::IfRequired, 3));
+        assert_eq!(options.compress, Compress::Always);
         let other = "smb://files.example/s/a".parse::<SmbUrl>().unwrap();
         assert!(configured.server(&other).is_none());
     }

@@ -107,6 +107,19 @@ pub enum Encrypted {
     IfRequired,
 }
 
+/// Whether what goes to and comes from a server is compressed on its way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compressed {
+    /// Never.
+    #[default]
+    Never,
+    /// Where the share asks for it.
+    IfAsked,
+    /// With every server that can.
+    Always,
+}
+
 /// `[[storage.server]]`: who this host is to a file server.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +132,9 @@ pub struct ServerConfig {
     /// Encryption with this server, if not `storage.encryption`.
     #[serde(default)]
     pub encryption: Option<Encrypted>,
+    /// Compression with this server, if not `storage.compression`.
+    #[serde(default)]
+    pub compression: Option<Compressed>,
 }
 
 /// `[boot]`: what VMs may be started from.
@@ -140,6 +156,8 @@ pub struct StorageConfig {
     pub locations: Option<Vec<String>>,
     /// Encryption with all servers.
     pub encryption: Encrypted,
+    /// Compression with all servers.
+    pub compression: Compressed,
     /// What is said of single servers.
     #[serde(rename = "server")]
     pub servers: Vec<ServerConfig>,
@@ -156,6 +174,7 @@ impl Default for StorageConfig {
         Self {
             locations: None,
             encryption: Encrypted::default(),
+            compression: Compressed::default(),
             servers: Vec::new(),
             keep_alive_ms: 2000,
             reconnect_s: 60,

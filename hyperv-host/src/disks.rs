@@ -17,10 +17,10 @@ use std::{
 use block_io::{Disk, Error};
 use disk_source::{Claim, Configured, Damaged, Named, ParentRule, Prepared, Server, Source};
 use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
-use smb_client::{Encryption, Instance};
+use smb_client::{Compress, Encryption, Instance};
 use vhd::Format;
 
-use crate::config::{Encrypted, StorageConfig};
+use crate::config::{Compressed, Encrypted, StorageConfig};
 
 /// How the parents of a machine's disk come to be where they are opened from.
 const NO_MORE: &str = "a machine's disk has its parents in its own folder or below";
@@ -32,15 +32,25 @@ fn encryption(rule: Encrypted) -> Encryption {
     }
 }
 
+fn compression(rule: Compressed) -> Compress {
+    match rule {
+        Compressed::Never => Compress::Never,
+        Compressed::IfAsked => Compress::IfAsked,
+        Compressed::Always => Compress::Always,
+    }
+}
+
 /// The file servers of a configuration.
 pub fn servers(storage: &StorageConfig) -> Configured {
     let server = |server: &crate::config::ServerConfig| Server {
         host: server.host.clone(),
         credentials: server.credentials.clone(),
         encryption: server.encryption.map(encryption),
+        compression: server.compression.map(compression),
     };
     Configured {
         encryption: encryption(storage.encryption),
+        compression: compression(storage.compression),
         servers: storage.servers.iter().map(server).collect(),
         keep_alive: Duration::from_millis(storage.keep_alive_ms.into()),
         reconnect_timeout: Duration::from_secs(storage.reconnect_s.into()),

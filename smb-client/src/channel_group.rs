@@ -12,7 +12,7 @@ use std::{
 use smb_protocol::{FileId, TreeId};
 use tokio::sync::{Notify, watch};
 
-use crate::{ConnectOptions, Error, rules::Rule};
+use crate::{Compress, ConnectOptions, Error, rules::Rule};
 
 /// One channel, as its group sees it.
 pub(crate) trait Channel {
@@ -35,6 +35,9 @@ pub(crate) struct Group<C> {
     step: u16,
     /// Whether every request is to be sealed.
     pub seal_all: AtomicBool,
+    /// Trees whose reads and writes are compressed: all, or those whose share asks for that.
+    compress: Compress,
+    compressed: RwLock<Vec<TreeId>>,
     /// Those that were not lost; never more than none again.
     live: watch::Sender<usize>,
     list: RwLock<Vec<Arc<C>>>,
@@ -51,11 +54,29 @@ impl<C: Channel> Group<C> {
             sequence: AtomicU16::new(0),
             step: options.keeps(Rule::ChannelSequence).into(),
             seal_all: AtomicBool::new(seal_all),
+            compress: options.compress,
+            compressed: RwLock::default(),
             live: watch::Sender::new(1),
             list: RwLock::default(),
             opens: Mutex::default(),
             changed: Notify::new(),
         })
+    }
+
+    /// The share of a tree asks that its reads and writes be compressed.
+    pub fn compress(&self, tree: TreeId) {
+        self.compressed.write().unwrap_or_else(PoisonError::into_inner).push(tree);
+    }
+
+    /// Whether reads and writes of a tree are to be compressed.
+    pub fn compresses(&self, tree: TreeId) -> bool {
+        match self.compress {
+            Compress::Never => false,
+            Compress::Always => true,
+            Compress::IfAsked => {
+                self.compressed.read().unwrap_or_else(PoisonError::into_inner).contains(&tree)
+            }
+        }
     }
 
     /// What requests carry now.

@@ -27,7 +27,10 @@ use std::{
 
 use bytes::Bytes;
 use rustix::net::Shutdown;
-use smb_protocol::{Command, Header, HeaderFlags, MessageId, NtStatus, TreeId, msg::simple::Empty};
+use smb_protocol::{
+    Command, Header, HeaderFlags, MessageId, NtStatus, TreeId, compression::Compression,
+    msg::simple::Empty,
+};
 use tokio::{
     sync::{Notify, Semaphore, TryAcquireError, oneshot, watch},
     time::Instant,
@@ -37,7 +40,7 @@ pub(crate) use self::chain::Part;
 use crate::{
     ConnectOptions, Error, Result,
     channel_group::{Channel, Group},
-    crypt::{Crypt, Guard, begin_frame, end_frame},
+    crypt::{Crypt, Guard, begin_frame, end_frame, end_packed},
     handshake::{Established, Limits, Validation},
     path::Path,
     request,
@@ -135,6 +138,7 @@ pub(crate) struct Connection {
     last_heard: AtomicU64,
     request_timeout: Duration,
     keep_alive: Duration,
+    compress_from: u32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -206,6 +210,7 @@ impl Connection {
             started: Instant::now(),
             last_heard: AtomicU64::new(0),
             request_timeout: options.request_timeout,
+            compress_from: options.compress_from,
             keep_alive: options.keep_alive.max(Duration::from_millis(200)),
         });
         tokio::spawn(Arc::clone(&connection).write_loop());
@@ -225,6 +230,12 @@ impl Connection {
 
     pub fn is_sealed(&self) -> bool {
         self.group.seal_all.load(Ordering::Relaxed)
+    }
+
+    /// How a read or write of so many bytes on a tree is compressed, if it is.
+    pub fn compression(&self, tree: TreeId, bytes: u32) -> Option<Compression> {
+        let worth = |_: &Compression| bytes >= self.compress_from && self.group.compresses(tree);
+        self.crypt.compression.filter(worth)
     }
 
     /// What a request moving `len` bytes costs.
@@ -401,8 +412,17 @@ impl Connection {
         let mut out = Vec::with_capacity(256);
         let at = begin_frame(&mut out, guard);
         header.encode(&mut out);
+        let before = out.len();
         encode(&mut out);
-        end_frame(&mut out, at, guard, Some(&self.crypt))?;
+        let bytes = u32::try_from(out.len() - before).unwrap_or(u32::MAX);
+        let compression = match command {
+            Command::WRITE => self.compression(tree, bytes),
+            _ => None,
+        };
+        match compression {
+            None => end_frame(&mut out, at, guard, Some(&self.crypt))?,
+            Some(agreed) => end_packed(&mut out, at, guard, &self.crypt, &agreed)?,
+        }
         let (pending, ticket) = self.expected(command, message, cost, guard);
         self.enqueue(out, [(message, pending)])?;
         Ok(ticket)

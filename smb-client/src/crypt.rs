@@ -3,17 +3,19 @@
 //! ```text
 //!  plain or signed:  │ length 4 │ header 64 │ body … │
 //!  sealed:           │ length 4 │ transform 52 │ header 64 │ body … │   (from header on encrypted)
+//!  compressed:       its header before header 64; what is sealed is then compressed before
 //! ```
 
 use std::{ops::Range, sync::Arc};
 
 use smb_protocol::{
     Dialect, Header, HeaderFlags, NtStatus, SessionId,
+    compression::{Compression, Packed},
     crypto::{OpeningKey, Role, SealingKey, SigningKey, TransformHeader},
     header::{FRAME_LEN, HEADER_LEN, PROTOCOL_SMB2, frame_prefix},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, compress};
 
 /// Keys and rules of one session on one connection.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub(crate) struct Crypt {
     /// Keys for sealing, if the server can: one pair for all channels of a session, as no nonce may
     /// be used twice with a key.
     pub sealing: Option<Arc<(SealingKey, OpeningKey)>>,
+    /// How messages of the connection are compressed, if they can be.
+    pub compression: Option<Compression>,
 }
 
 /// How one request is protected, and its response must be.
@@ -65,6 +69,31 @@ pub(crate) fn end_frame(
     Ok(())
 }
 
+/// As [`end_frame`], of a WRITE that is compressed if that pays: after it is signed, before it is
+/// sealed.
+pub(crate) fn end_packed(
+    out: &mut Vec<u8>,
+    at: usize,
+    guard: Guard,
+    crypt: &Crypt,
+    compression: &Compression,
+) -> Result<()> {
+    let mut message = at + FRAME_LEN;
+    let rest = match guard {
+        Guard::Sealed => {
+            message += TransformHeader::LEN;
+            guard
+        }
+        Guard::Signed => {
+            crypt.signing.sign(&mut out[message..], Role::Client)?;
+            Guard::Plain
+        }
+        Guard::Plain => guard,
+    };
+    compress::pack(compression, out, message);
+    end_frame(out, at, rest, Some(crypt))
+}
+
 impl Crypt {
     /// How the next request is to be protected.
     pub fn guard(&self, seal: bool) -> Guard {
@@ -76,10 +105,10 @@ impl Crypt {
     }
 
     /// Decrypts a received frame in place if it is encrypted. Gives the range of the plain
-    /// messages in it, and whether they came sealed.
+    /// messages in it, which may be compressed, and whether they came sealed.
     pub fn open(crypt: Option<&Self>, frame: &mut [u8]) -> Result<(Range<usize>, bool)> {
         let whole = 0..frame.len();
-        if frame.starts_with(&PROTOCOL_SMB2) {
+        if frame.starts_with(&PROTOCOL_SMB2) || Packed::starts(frame) {
             return Ok((whole, false));
         }
         if !TransformHeader::starts(frame) {
@@ -202,6 +231,7 @@ mod tests {
                 signing: SigningKey::new(SigningAlgorithm::AesGmac, &[1; 16]),
                 sign: true,
                 sealing: None,
+                compression: None,
             };
             match Crypt::open(Some(&crypt), &mut bytes) {
                 Ok((range, sealed)) => prop_assert!(!sealed && range == (0..bytes.len())),

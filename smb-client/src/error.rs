@@ -4,6 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use smb_protocol::{
     NtStatus, WireError,
+    compression::CompressionError,
     crypto::{NonceError, SealError},
     spnego,
 };
@@ -150,6 +151,12 @@ impl Error {
 
 impl From<WireError> for Error {
     fn from(error: WireError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+impl From<CompressionError> for Error {
+    fn from(error: CompressionError) -> Self {
         Self::Protocol(error.to_string())
     }
 }

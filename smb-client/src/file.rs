@@ -142,7 +142,9 @@ impl RemoteFile {
         let channel = live.pick();
         let most = channel.max_io(channel.limits.max_read, self.open.session.options.max_io);
         let len = buf.len().min(most as usize);
+        let compressed = channel.compression(live.tree, wire_len(len)).is_some();
         let request = read::Request {
+            flags: if compressed { read::REQUEST_COMPRESSED } else { 0 },
             length: wire_len(len),
             offset,
             file_id: live.file,

@@ -9,6 +9,7 @@ use std::{
 
 use smb_protocol::{
     Command, Dialect, Header, HeaderFlags, MessageId, NtStatus, SessionId,
+    compression::Compression,
     crypto::{
         Cipher, OpeningKey, PreauthHash, Role, SealingKey, SecretKey, SigningAlgorithm, SigningKey,
         kdf::{self, Binding},
@@ -25,7 +26,7 @@ use smb_protocol::{
 use tokio::task::JoinSet;
 
 use crate::{
-    ConnectOptions, Encryption, Error, Result, Signing,
+    ConnectOptions, Encryption, Error, Result, Signing, compress,
     crypt::{Crypt, Guard, begin_frame, end_frame},
     wire::{self, Wire},
 };
@@ -178,6 +179,7 @@ struct Negotiated {
     preauth: PreauthHash,
     signing: SigningAlgorithm,
     cipher: Option<Cipher>,
+    compression: Option<Compression>,
     validate: Option<Validation>,
 }
 
@@ -289,6 +291,7 @@ async fn negotiate(
             let list = list.map(|a| negotiate::SigningAlgorithm(a.wire_id())).collect();
             contexts.push(Context::Signing(list));
         }
+        contexts.extend(compress::offer(options));
     }
     let request = negotiate::Request {
         security_mode,
@@ -337,7 +340,8 @@ async fn negotiate(
         security_mode: response.security_mode.0,
         dialect: response.dialect.0,
     });
-    Ok(Negotiated { response, preauth, signing, cipher, validate })
+    let compression = compress::accept(&response, options)?;
+    Ok(Negotiated { response, preauth, signing, cipher, compression, validate })
 }
 
 /// The signing algorithm and the cipher, if any, that the response settles.
@@ -392,7 +396,7 @@ async fn log_on(
     negotiated: Negotiated,
     purpose: Purpose<'_>,
 ) -> Result<Established> {
-    let Negotiated { response, mut preauth, signing, cipher, validate } = negotiated;
+    let Negotiated { response, mut preauth, signing, cipher, compression, validate } = negotiated;
     let target = format!("cifs/{}", options.host);
     let mut initiator = Initiator::new(options.login.0.clone(), "", &target);
     let mut token = initiator.first(&response.security_buffer)?;
@@ -443,6 +447,7 @@ async fn log_on(
             .session_key()
             .ok_or(Error::Protocol("logged on before the challenge was answered".into()))?;
         let mut crypt = session_keys(response.dialect, session, key, signing, cipher, &preauth);
+        crypt.compression = compression;
         // The last response proves that the server knows the session key, and with 3.1.1 that
         // nothing before it was changed.
         if !answer.header.flags.has(HeaderFlags::SIGNED) {
@@ -471,7 +476,14 @@ fn session_keys(
     let session_key = key.first_16();
     if !dialect.is_smb3() {
         let signing = SigningKey::new(algorithm, &session_key);
-        return Crypt { dialect, session_id, signing, sign: true, sealing: None };
+        return Crypt {
+            dialect,
+            session_id,
+            signing,
+            sign: true,
+            sealing: None,
+            compression: None,
+        };
     }
     let binding = match dialect {
         Dialect::SMB_3_1_1 => Binding::Smb311(preauth),
@@ -485,7 +497,7 @@ fn session_keys(
             OpeningKey::new(cipher, &keys.server_to_client),
         ))
     });
-    Crypt { dialect, session_id, signing, sign: true, sealing }
+    Crypt { dialect, session_id, signing, sign: true, sealing, compression: None }
 }
 
 fn finish(

@@ -30,6 +30,7 @@
 
 mod channel_group;
 mod channels;
+mod compress;
 mod connection;
 mod credentials;
 mod crypt;
@@ -52,7 +53,8 @@ pub use credentials::{CredentialsError, Login};
 pub use error::{Error, Result};
 pub use file::RemoteFile;
 pub use options::{
-    ConnectOptions, Create, Encryption, Instance, OpenOptions, Share, Signing, parse_dialect,
+    Compress, ConnectOptions, Create, Encryption, Instance, OpenOptions, Share, Signing,
+    parse_dialect,
 };
 pub use reconnect::Client;
 #[cfg(feature = "testing")]

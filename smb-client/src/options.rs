@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use smb_protocol::{
     Dialect,
+    compression::{self, CompressionAlgorithm},
     crypto::{Cipher, SigningAlgorithm},
 };
 
@@ -27,6 +28,20 @@ pub enum Encryption {
     IfRequired,
 }
 
+/// When what is read and written is compressed on its way. Needs SMB 3.1.1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compress {
+    /// Never: compression is not offered. The default.
+    Never,
+    /// On shares that ask for it.
+    IfAsked,
+    /// On all shares of servers that can.
+    Always,
+}
+
+/// Bytes below which compression saves less than it costs.
+const WORTHWHILE: u32 = compression::WORTHWHILE as u32;
+
 /// Where, who and how.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
@@ -46,6 +61,15 @@ pub struct ConnectOptions {
     pub ciphers: Vec<Cipher>,
     /// Signing algorithms offered with 3.1.1, best first.
     pub signing_algorithms: Vec<SigningAlgorithm>,
+    /// When what is read and written is compressed.
+    pub compress: Compress,
+    /// From how many bytes on a read or write is compressed.
+    pub compress_from: u32,
+    /// Compression algorithms offered, best first.
+    pub compression: Vec<CompressionAlgorithm>,
+    /// Whether messages may be compressed in parts: what is one byte over and over is then one byte
+    /// and a number.
+    pub chained_compression: bool,
     /// Credits to hold at most, which bounds what is in flight: 64 KiB each. At least 8.
     pub credits: u16,
     /// Longest single read or write in bytes, further bounded by the server.
@@ -96,6 +120,10 @@ impl ConnectOptions {
                 SigningAlgorithm::AesCmac,
                 SigningAlgorithm::HmacSha256,
             ],
+            compress: Compress::Never,
+            compress_from: WORTHWHILE,
+            compression: CompressionAlgorithm::ALL.to_vec(),
+            chained_compression: true,
             credits: 512,
             max_io: 1 << 20,
             connect_timeout: Duration::from_secs(10),

@@ -18,6 +18,7 @@ pub use self::block::Block;
 
 use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, TreeId,
+    compression::{self, Compression, Packed},
     crypto::{Cipher, Role, SigningAlgorithm, random},
     fscc::FileAttributes,
     header::{FRAME_LEN, HEADER_LEN, frame_len, frame_prefix},
@@ -31,9 +32,10 @@ use smb_protocol::{
 };
 
 use crate::{
-    ConnectOptions, Error, Result,
+    Compress, ConnectOptions, Error, Result,
+    compress::unpack,
     connection::CREDIT,
-    crypt::{Crypt, Guard, begin_frame, end_frame, split_compound},
+    crypt::{Crypt, Guard, begin_frame, end_frame, end_packed, split_compound},
     handshake::{Limits, Purpose, establish},
     open::{IMPERSONATION, wire_path},
     request::{self, Credits},
@@ -88,6 +90,12 @@ pub struct RawConnection {
     taken: usize,
     filled: usize,
     guard: Guard,
+    /// When reads and writes are compressed, and how they are on this share.
+    compress: Compress,
+    compression: Option<Compression>,
+    compress_from: u32,
+    /// The messages of a frame that came compressed.
+    unpacked: Vec<u8>,
     /// What went wrong when a request was sent as it was queued.
     failed: Option<Error>,
 }
@@ -146,6 +154,10 @@ impl RawConnection {
             received: vec![0; OVERHEAD],
             taken: 0,
             filled: 0,
+            compress: options.compress,
+            compression: None,
+            compress_from: options.compress_from,
+            unpacked: Vec::new(),
             failed: None,
         })
     }
@@ -171,6 +183,12 @@ impl RawConnection {
         }
     }
 
+    /// How reads and writes are compressed, if they are.
+    #[must_use]
+    pub fn compression(&self) -> Option<Compression> {
+        self.compression
+    }
+
     /// Longest read and write in bytes.
     #[must_use]
     pub fn max_io(&self) -> (u32, u32) {
@@ -187,9 +205,16 @@ impl RawConnection {
         let (header, body) = self.call(Command::TREE_CONNECT, |out| request.encode(out))?;
         expect(&header, || format!("connect to share {share:?}"))?;
         self.tree = header.tree_id();
-        if tree_connect::Response::parse(&body)?.flags.has(ShareFlags::ENCRYPT_DATA) {
+        let flags = tree_connect::Response::parse(&body)?.flags;
+        if flags.has(ShareFlags::ENCRYPT_DATA) {
             self.seal = true;
         }
+        let compressed = match self.compress {
+            Compress::Never => false,
+            Compress::IfAsked => flags.has(ShareFlags::COMPRESS_DATA),
+            Compress::Always => true,
+        };
+        self.compression = self.crypt.compression.filter(|_| compressed);
         if self.seal && self.crypt.sealing.is_none() {
             return Err(Error::NotOffered("encryption, which the share demands"));
         }
@@ -255,8 +280,10 @@ impl RawConnection {
 
     /// Queues a read; [`RawConnection::can_queue`] must have said yes.
     pub fn queue_read(&mut self, offset: u64, len: u32) -> u64 {
+        let compressed = self.compression.is_some() && len >= self.compress_from;
+        let flags = if compressed { read::REQUEST_COMPRESSED } else { 0 };
         let request =
-            read::Request { length: len, offset, file_id: self.file, ..Default::default() };
+            read::Request { flags, length: len, offset, file_id: self.file, ..Default::default() };
         self.queue(Command::READ, self.charge(len), |out| request.encode(out))
     }
 
@@ -330,7 +357,8 @@ impl RawConnection {
     /// sent at once, with what is queued; [`RawConnection::send`] says if that failed.
     pub fn queue_block(&mut self, offset: u64, block: &Block) -> u64 {
         let data = block.data();
-        if self.guard != Guard::Plain || data.len() < NOT_COPIED {
+        let copied = self.guard != Guard::Plain || self.compression.is_some();
+        if copied || data.len() < NOT_COPIED {
             return self.queue_write(offset, data);
         }
         let request = write::Request { offset, file_id: self.file, data, ..Default::default() };
@@ -395,7 +423,13 @@ impl RawConnection {
         let at = begin_frame(&mut self.out, self.guard);
         header.encode(&mut self.out);
         encode(&mut self.out);
-        if let Err(error) = end_frame(&mut self.out, at, self.guard, Some(&self.crypt)) {
+        let worth = self.out.len() - at >= self.compress_from as usize;
+        let packs = command == Command::WRITE && worth;
+        let ended = match self.compression.filter(|_| packs) {
+            None => end_frame(&mut self.out, at, self.guard, Some(&self.crypt)),
+            Some(agreed) => end_packed(&mut self.out, at, self.guard, &self.crypt, &agreed),
+        };
+        if let Err(error) = ended {
             self.out.truncate(at);
             self.failed.get_or_insert(error);
         }
@@ -492,7 +526,7 @@ impl RawConnection {
         let (mut at, mut shown) = (self.taken, 0);
         while let Some(prefix) = self.received[at..self.filled].first_chunk::<FRAME_LEN>() {
             let len = frame_len(*prefix)?;
-            if len < HEADER_LEN || FRAME_LEN + len > self.received.len() {
+            if len < compression::HEADER_LEN || FRAME_LEN + len > self.received.len() {
                 return Err(Error::Protocol(format!("a message of {len} bytes")));
             }
             if at + FRAME_LEN + len > self.received.len() {
@@ -508,6 +542,14 @@ impl RawConnection {
             at += FRAME_LEN + len;
             let (plain, sealed) = Crypt::open(Some(&self.crypt), frame)?;
             let mut plain = &mut frame[plain];
+            if Packed::starts(plain) {
+                self.unpacked.clear();
+                let Limits { max_read, max_write, max_transact, .. } = self.limits;
+                let largest = max_read.max(max_write).max(max_transact).min(16 << 20);
+                let agreed = self.crypt.compression.as_ref();
+                unpack(agreed, plain, largest as usize, &mut self.unpacked)?;
+                plain = &mut self.unpacked;
+            }
             while !plain.is_empty() {
                 let (header, len) = split_compound(plain)?;
                 let (message, rest) = plain.split_at_mut(len);

@@ -253,6 +253,9 @@ impl Link {
         let response = connection.call(Command::TREE_CONNECT, TreeId(0), encode).await?;
         expect(&response, || format!("connect to share {share:?}"))?;
         let body = tree_connect::Response::parse(&response.body)?;
+        if body.flags.has(ShareFlags::COMPRESS_DATA) {
+            connection.group.compress(response.header.tree_id());
+        }
         if body.flags.has(ShareFlags::ENCRYPT_DATA) {
             connection.seal_all()?;
         }

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::missing_errors_doc)]
 
+pub mod compression;
 pub mod crypto;
 pub mod dfs;
 pub mod fscc;

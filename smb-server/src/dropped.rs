@@ -2,7 +2,7 @@
 
 use std::io;
 
-use smb_protocol::crypto::NonceError;
+use smb_protocol::{compression::CompressionError, crypto::NonceError};
 
 /// Why a connection was dropped.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,12 @@ pub enum Dropped {
     /// A message is longer than any can be.
     #[error("a message of {0} bytes is longer than the server takes")]
     TooLong(usize),
+    /// A compressed message is not what it says (MS-SMB2 3.3.5.2.1.2).
+    #[error(transparent)]
+    Compression(#[from] CompressionError),
+    /// A compressed message would be more than the connection, or its user, may have held.
+    #[error("no room for the {0} bytes of a compressed message")]
+    NoRoom(usize),
     /// Clients that have not logged in hold as much memory as they may.
     #[error("clients that have not logged in have sent as much as they may together")]
     Crowded,
@@ -39,6 +45,13 @@ pub enum Dropped {
 impl Dropped {
     /// Whether a message is the reason, of a client that is there and reads.
     pub fn is_of_a_message(&self) -> bool {
-        matches!(self, Self::Protocol(_) | Self::TooLong(_) | Self::Unprotected(_))
+        matches!(
+            self,
+            Self::Protocol(_)
+                | Self::TooLong(_)
+                | Self::Unprotected(_)
+                | Self::Compression(_)
+                | Self::NoRoom(_)
+        )
     }
 }

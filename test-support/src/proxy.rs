@@ -46,11 +46,16 @@ pub enum Fate {
     Delay(Duration),
 }
 
+/// A frame that went through: its connection, its way, and its bytes with their prefix.
+pub type Recorded = (usize, Way, Vec<u8>);
+
 type Rule = dyn Fn(usize, Way, Option<u16>) -> Fate + Send + Sync;
 
 struct Shared {
     rule: Mutex<Arc<Rule>>,
     streams: Mutex<Vec<(usize, TcpStream)>>,
+    /// What went through, where that is recorded.
+    recorded: Mutex<Option<Vec<Recorded>>>,
     accepted: AtomicUsize,
     /// Whether somebody has tried to connect since that was last waited for.
     tried: (Mutex<bool>, Condvar),
@@ -83,6 +88,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             rule: Mutex::new(Arc::new(|_, _, _| Fate::Pass)),
             streams: Mutex::default(),
+            recorded: Mutex::default(),
             accepted: AtomicUsize::new(0),
             tried: (Mutex::new(false), Condvar::new()),
             down: AtomicBool::new(false),
@@ -152,6 +158,16 @@ impl Proxy {
             fate
         });
         struck
+    }
+
+    /// From now on frames that go through are recorded.
+    pub fn record(&self) {
+        *lock(&self.shared.recorded) = Some(Vec::new());
+    }
+
+    /// What was recorded since this or [`Proxy::record`] was called; recording goes on.
+    pub fn recorded(&self) -> Vec<Recorded> {
+        lock(&self.shared.recorded).as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// How many connections it has had.
@@ -242,6 +258,10 @@ fn carry(
             Fate::Cut => return both(&from, &to),
             Fate::Delay(time) => thread::sleep(time),
             Fate::Pass | Fate::HalfClose => {}
+        }
+        // Before it goes on: whoever has the answer finds both recorded.
+        if let Some(recorded) = &mut *lock(&all.recorded) {
+            recorded.push((number, way, frame.clone()));
         }
         if to.write_all(&frame).is_err() {
             return both(&from, &to);

@@ -9,7 +9,8 @@ use std::{
 /// What each crate of the workspace may depend on (not counting dependencies of tests).
 const CRATES: &[(&str, &[&str])] = &[
     ("block-io", &[]),
-    ("smb-protocol", &[]),
+    ("xca", &[]),
+    ("smb-protocol", &["xca"]),
     ("dce-rpc", &["smb-protocol"]),
     ("control-socket", &[]),
     ("scsi", &["block-io"]),

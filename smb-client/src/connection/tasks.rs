@@ -8,7 +8,7 @@ use std::{
 use block_io::LowWater;
 use bytes::{Buf, BytesMut};
 use smb_protocol::{
-    Command, Header, HeaderFlags, MessageId, NtStatus, TreeId,
+    Command, Header, HeaderFlags, MessageId, NtStatus, TreeId, compression,
     header::{FRAME_LEN, HEADER_LEN, frame_len},
     msg::oplock::{LeaseAck, Message, OplockBreak, OplockLevel},
 };
@@ -17,11 +17,15 @@ use tokio::time::Instant;
 use super::{Connection, Pending, Response, lock, silence::Silence};
 use crate::{
     Error, Result,
+    compress::messages,
     crypt::{Crypt, split_compound},
+    handshake::Limits,
 };
 
 /// Room beyond the largest payload in a frame: headers and padding.
 const OVERHEAD: usize = 64 * 1024;
+/// Longest payload that is believed in, whatever the server announces.
+const MOST: u32 = 16 << 20;
 /// What is read from the socket at once at least.
 const READ_AHEAD: usize = 256 * 1024;
 
@@ -84,7 +88,7 @@ impl Connection {
     /// Receives until there is a reason to stop.
     async fn receive(self: &Arc<Self>) -> Error {
         let largest = self.limits.max_read.max(self.limits.max_transact) as usize;
-        let longest = largest.min(16 << 20) + OVERHEAD;
+        let longest = largest.min(MOST as usize) + OVERHEAD;
         let mut buffer = BytesMut::with_capacity(READ_AHEAD);
         let mut low_water = LowWater::default();
         loop {
@@ -109,7 +113,7 @@ impl Connection {
     fn take_frames(self: &Arc<Self>, buffer: &mut BytesMut, longest: usize) -> Result<usize> {
         while let Some(prefix) = buffer.first_chunk::<FRAME_LEN>() {
             let len = frame_len(*prefix)?;
-            if !(HEADER_LEN..=longest).contains(&len) {
+            if !(compression::HEADER_LEN..=longest).contains(&len) {
                 return Err(Error::Protocol(format!("a message of {len} bytes")));
             }
             let Some(missing) = (FRAME_LEN + len).checked_sub(buffer.len()).filter(|n| *n > 0)
@@ -127,6 +131,9 @@ impl Connection {
     fn take_frame(self: &Arc<Self>, mut frame: BytesMut) -> Result<()> {
         let (plain, sealed) = Crypt::open(Some(&self.crypt), &mut frame)?;
         frame.advance(plain.start);
+        let Limits { max_read, max_write, max_transact, .. } = self.limits;
+        let largest = max_read.max(max_write).max(max_transact).min(MOST) as usize;
+        let mut frame = messages(self.crypt.compression.as_ref(), frame, largest)?;
         while !frame.is_empty() {
             let (header, len) = split_compound(&frame)?;
             let message = frame.split_to(len);

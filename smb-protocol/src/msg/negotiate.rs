@@ -3,12 +3,14 @@
 use nom::Parser;
 
 use crate::{
-    Dialect, flag_set,
+    Dialect,
+    compression::CompressionAlgorithm,
+    flag_set,
     header::{HEADER_LEN, body},
     name, open_enum,
     parse::{
         self, Failed, Input, Parsed, align, array, counted, from, part, region, size16, size32,
-        skip, structure_size, u16, u16_list, u32, u64, utf16,
+        skip, structure_size, u16, u32, u64, utf16,
     },
     wire::{Put, Result, len16, len32},
 };
@@ -98,7 +100,7 @@ pub enum Context {
         /// 1 when chained compression is possible.
         flags: u32,
         /// Algorithms, best first.
-        algorithms: Vec<u16>,
+        algorithms: Vec<CompressionAlgorithm>,
     },
     /// Any other context, kept as it came.
     Other {
@@ -154,7 +156,8 @@ impl Context {
                     u32("compression.Flags"),
                 )
                     .parse(data)?;
-                let (i, algorithms) = u16_list(count, "compression.CompressionAlgorithms")(i)?;
+                let algorithm = u16("compression.CompressionAlgorithms").map(CompressionAlgorithm);
+                let (i, algorithms) = counted(count, 2, FIELD, algorithm)(i)?;
                 (i, Self::Compression { flags, algorithms })
             }
             kind => (data, Self::Other { kind, data: bytes.to_vec() }),
@@ -224,7 +227,7 @@ impl Context {
                 out.put_u16(len16(algorithms.len()));
                 out.put_u16(0);
                 out.put_u32(*flags);
-                algorithms.iter().for_each(|a| out.put_u16(*a));
+                algorithms.iter().for_each(|a| out.put_u16(a.0));
                 COMPRESSION
             }
             Context::Other { kind, data } => {

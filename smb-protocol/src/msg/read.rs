@@ -11,13 +11,15 @@ use crate::{
 
 /// `SMB2_READFLAG_READ_UNBUFFERED` (3.0.2 and later).
 pub const UNBUFFERED: u8 = 1;
+/// `SMB2_READFLAG_REQUEST_COMPRESSED` (3.1.1).
+pub const REQUEST_COMPRESSED: u8 = 2;
 
 /// READ request: asks for bytes of a file (MS-SMB2 2.2.19).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// Where the client would like the data to start in the response.
     pub padding: u8,
-    /// [`UNBUFFERED`] or 0.
+    /// [`UNBUFFERED`], [`REQUEST_COMPRESSED`], both or neither.
     pub flags: u8,
     /// Bytes to read.
     pub length: u32,

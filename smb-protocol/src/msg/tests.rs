@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     Dialect, FileId, Header, SessionId,
+    compression::CompressionAlgorithm,
     fscc::{
         self, FileAttributes, FsctlCode, InfoClass, Times,
         directory::Entry,
@@ -58,7 +59,7 @@ proptest! {
             Context::Encryption(vec![Cipher::AES_256_GCM, Cipher(77)]),
             Context::Signing(vec![SigningAlgorithm::AES_GMAC]),
             Context::NetName(name),
-            Context::Compression { flags: 1, algorithms: vec![1, 2, 3] },
+            Context::Compression { flags: 1, algorithms: CompressionAlgorithm::ALL.to_vec() },
             Context::Other { kind: 0x100, data: other },
         ];
         round_trip!(negotiate::Request::parse, negotiate::Request {

@@ -39,6 +39,8 @@ flag_set! {
         FORCE_LEVELII_OPLOCK = 0x1000,
         /// Access-based enumeration.
         ACCESS_BASED_ENUM = 0x800,
+        /// Reads and writes are to be compressed.
+        COMPRESS_DATA = 0x10_0000,
     }
 }
 

@@ -4,7 +4,9 @@
 //! same.
 
 use crate::{
-    Dialect, FileId, Header, SessionId, dfs,
+    Dialect, FileId, Header, SessionId,
+    compression::CompressionAlgorithm,
+    dfs,
     fscc::{ea, file_info, fs_info, fsctl, offload, reparse, snapshots},
     kerberos::keytab,
     msg::{
@@ -96,7 +98,10 @@ fn session_bodies() -> Vec<Case> {
         negotiate::Context::Encryption(vec![negotiate::Cipher(2), negotiate::Cipher(1)]),
         negotiate::Context::Signing(vec![negotiate::SigningAlgorithm(2)]),
         negotiate::Context::NetName("server".into()),
-        negotiate::Context::Compression { flags: 1, algorithms: vec![1, 4] },
+        negotiate::Context::Compression {
+            flags: 1,
+            algorithms: vec![CompressionAlgorithm::LZNT1, CompressionAlgorithm::PATTERN_V1],
+        },
     ];
     let dialects = vec![Dialect::SMB_3_0, Dialect::SMB_3_1_1];
     vec![

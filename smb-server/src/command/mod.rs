@@ -68,6 +68,8 @@ pub struct Ctx<'a> {
     pub signer: Option<Arc<SigningKey>>,
     /// Bytes of a WRITE's data that are in the file already and not in the message any more.
     pub placed: usize,
+    /// `Request.CompressReply` (MS-SMB2 3.3.1.13): from how many bytes on the answer is compressed.
+    pub compress_reply: Option<usize>,
 }
 
 impl<'a> Ctx<'a> {
@@ -87,6 +89,7 @@ impl<'a> Ctx<'a> {
             file: None,
             signer: None,
             placed: 0,
+            compress_reply: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use smb_protocol::{
     Dialect, NtStatus,
+    compression::{CAPABILITY_CHAINED, Compression, CompressionAlgorithm},
     crypto::{Cipher, PreauthHash, SigningAlgorithm},
     header::HEADER_LEN,
     msg::negotiate::{
@@ -23,6 +24,8 @@ pub struct Negotiated {
     pub signing: SigningAlgorithm,
     /// How messages are encrypted, if they can be.
     pub cipher: Option<Cipher>,
+    /// How messages are compressed, if they can be.
+    pub compression: Option<Compression>,
     /// The client's identity.
     pub client_guid: [u8; 16],
     /// What the client sent, to be compared with what it says it sent.
@@ -89,22 +92,25 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     let current = server.current();
     let config = &current.config;
     let dialect = choose(config, &request.dialects).ok_or(NtStatus::NOT_SUPPORTED)?;
-    let mut signing =
+    let signing =
         if dialect.is_smb3() { SigningAlgorithm::AesCmac } else { SigningAlgorithm::HmacSha256 };
-    let mut cipher = None;
+    let mut chosen = Chosen { signing, cipher: None, compression: None };
     let mut contexts = Vec::new();
     let mut channels = dialect.is_smb3()
         && config.multichannel
         && request.capabilities.has(Capabilities::MULTI_CHANNEL);
     if dialect == Dialect::SMB_3_1_1 {
-        contexts = contexts_311(config, &request, channels, &mut signing, &mut cipher)?;
+        // Nothing is compressed where data go from memory to memory (<100>, <261>).
+        let remote = ctx.ex.remote_memory.is_some();
+        let algorithms = if remote { &[] } else { &config.compression[..] };
+        contexts = contexts_311((config, algorithms), &request, channels, &mut chosen)?;
         // It signs with nothing else, so it has one connection.
-        channels &= signing != SigningAlgorithm::AesGmac;
+        channels &= chosen.signing != SigningAlgorithm::AesGmac;
     } else if dialect.is_smb3()
         && config.offers_encryption()
         && request.capabilities.has(Capabilities::ENCRYPTION)
     {
-        cipher = Some(Cipher::Aes128Ccm);
+        chosen.cipher = Some(Cipher::Aes128Ccm);
     }
     let mut capabilities = Capabilities::NONE;
     if !config.namespaces.is_empty() {
@@ -116,6 +122,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     if dialect.is_smb3() && request.capabilities.has(Capabilities::DIRECTORY_LEASING) {
         capabilities |= Capabilities::DIRECTORY_LEASING;
     }
+    let Chosen { signing, cipher, compression } = chosen;
     if cipher.is_some() && dialect != Dialect::SMB_3_1_1 {
         capabilities |= Capabilities::ENCRYPTION;
     }
@@ -149,6 +156,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         dialect,
         signing,
         cipher,
+        compression,
         client_guid: request.client_guid,
         client_capabilities: request.capabilities.0,
         client_security_mode: request.security_mode.0,
@@ -160,13 +168,20 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     Ok(Outcome::SUCCESS)
 }
 
-/// Chooses among the offers of a 3.1.1 client (MS-SMB2 3.3.5.4).
+/// How messages of a connection are protected and compressed.
+struct Chosen {
+    signing: SigningAlgorithm,
+    cipher: Option<Cipher>,
+    compression: Option<Compression>,
+}
+
+/// Chooses among the offers of a 3.1.1 client (MS-SMB2 3.3.5.4); `compression` has the algorithms that
+/// are offered on this connection.
 fn contexts_311(
-    config: &Config,
+    (config, compression): (&Config, &[CompressionAlgorithm]),
     request: &Request,
     channels: bool,
-    signing: &mut SigningAlgorithm,
-    cipher: &mut Option<Cipher>,
+    chosen: &mut Chosen,
 ) -> Result<Vec<Context>, Failure> {
     let mut answer = Vec::new();
     let singles = || request.contexts.iter().filter(|context| context.is_single());
@@ -191,8 +206,8 @@ fn contexts_311(
             // does, and that there is none in common.
             Context::Encryption(ciphers) if config.offers_encryption() => {
                 let offered = |c: &Cipher| ciphers.contains(&wire::Cipher(c.wire_id()));
-                *cipher = CIPHERS.into_iter().find(offered);
-                let id = cipher.map_or(0, Cipher::wire_id);
+                chosen.cipher = CIPHERS.into_iter().find(offered);
+                let id = chosen.cipher.map_or(0, Cipher::wire_id);
                 answer.push(Context::Encryption(vec![wire::Cipher(id)]));
             }
             Context::Signing(algorithms) => {
@@ -201,14 +216,42 @@ fn contexts_311(
                 };
                 let one = || SIGNING.into_iter().find(offered);
                 let several = || SIGNING_WITH_CHANNELS.into_iter().find(offered);
-                let chosen = if channels { several().or_else(one) } else { one() };
+                let found = if channels { several().or_else(one) } else { one() };
                 // Without one in common it is AES-CMAC.
-                *signing = chosen.unwrap_or(SigningAlgorithm::AesCmac);
-                let id = wire::SigningAlgorithm(signing.wire_id());
+                chosen.signing = found.unwrap_or(SigningAlgorithm::AesCmac);
+                let id = wire::SigningAlgorithm(chosen.signing.wire_id());
                 answer.push(Context::Signing(vec![id]));
+            }
+            // A server that does not compress ignores the context.
+            Context::Compression { flags, algorithms } if !compression.is_empty() => {
+                let chained = flags & CAPABILITY_CHAINED != 0;
+                let common = in_common(algorithms, compression);
+                chosen.compression = Compression::agreed(compression, &common, chained);
+                answer.push(Context::Compression {
+                    flags: if chained { CAPABILITY_CHAINED } else { 0 },
+                    // "None" says that there is none in common.
+                    algorithms: match common.is_empty() {
+                        true => vec![CompressionAlgorithm::NONE],
+                        false => common,
+                    },
+                });
             }
             _ => {}
         }
     }
     Ok(answer)
+}
+
+/// The client's algorithms that are ours as well, each once, in its order.
+fn in_common(
+    theirs: &[CompressionAlgorithm],
+    ours: &[CompressionAlgorithm],
+) -> Vec<CompressionAlgorithm> {
+    let mut common = Vec::new();
+    for algorithm in theirs {
+        if ours.contains(algorithm) && !common.contains(algorithm) {
+            common.push(*algorithm);
+        }
+    }
+    common
 }

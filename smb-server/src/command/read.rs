@@ -8,7 +8,7 @@ use smb_protocol::{
     msg::{
         create::Access,
         rdma::CHANNEL_NONE,
-        read::{Request, Response, UNBUFFERED},
+        read::{REQUEST_COMPRESSED, Request, Response, UNBUFFERED},
     },
     wire::len32,
 };
@@ -58,6 +58,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             remote.put(content).await?;
             Ok(Response::prefix(0, len32(got)).to_vec())
         })));
+    }
+    // What goes to the client's memory is not compressed. Older dialects do not know the flag, and have
+    // agreed on no compression.
+    if request.flags & REQUEST_COMPRESSED != 0 {
+        ctx.compress_reply = Some(0);
     }
     let (start, padding) = (out.len(), ctx.ex.read_padding);
     out.resize(start + HEAD + usize::from(padding), 0);

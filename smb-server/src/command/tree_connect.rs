@@ -13,7 +13,7 @@ use smb_protocol::{
 
 use super::{Ctx, Handled, Outcome};
 use crate::{
-    config::{ClusterShare, Encryption, Share},
+    config::{ClusterShare, Encryption, Share, ShareCompression},
     session::Tree,
 };
 
@@ -68,6 +68,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         flags = if wants { ShareFlags::ENCRYPT_DATA } else { ShareFlags::NONE };
         if share.force_level2_oplocks {
             flags |= ShareFlags::FORCE_LEVELII_OPLOCK;
+        }
+        let compresses = ctx.ex.compression().is_some();
+        if share.compression == ShareCompression::Force && compresses {
+            flags |= ShareFlags::COMPRESS_DATA;
         }
         if share.access_based_enumeration {
             flags |= ShareFlags::ACCESS_BASED_ENUM;

@@ -7,9 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use smb_protocol::compression::CompressionAlgorithm;
 use zeroize::Zeroizing;
 
-use super::ConfigError;
+use super::{ConfigError, ServerSection, values::Compression};
 
 /// The text of a file, which may hold secrets.
 pub(super) fn read_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
@@ -70,6 +71,25 @@ impl<'a> Check<'a> {
         }
         self.secrets.borrow_mut().push(path.clone());
         Ok(path.clone())
+    }
+
+    /// The compression algorithms that are offered, in the order of preference.
+    pub(super) fn compression(
+        &self,
+        server: &ServerSection,
+    ) -> Result<Vec<CompressionAlgorithm>, ConfigError> {
+        let named = server.compression_algorithms.as_ref();
+        let list: Vec<_> = match (server.compression, named) {
+            (Compression::Off, _) => Vec::new(),
+            (Compression::On, None) => CompressionAlgorithm::ALL.to_vec(),
+            (Compression::On, Some(names)) => names.iter().map(|n| n.algorithm()).collect(),
+        };
+        let twice = list.iter().enumerate().any(|(at, one)| list[..at].contains(one));
+        if twice || server.compression == Compression::On && list.is_empty() {
+            let message = "each at most once, and at least one; or compression = \"off\"";
+            return Err(self.bad("server.compression_algorithms", message));
+        }
+        Ok(list)
     }
 
     /// The number of a group of the system, by number or by its name in /etc/group.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use smb_protocol::{Dialect, ntlm::NtHash};
+use smb_protocol::{Dialect, compression::CompressionAlgorithm, ntlm::NtHash};
 
 use crate::dfs::Namespace;
 
@@ -29,8 +29,8 @@ pub use kerberos::Kerberos;
 pub use limits::Limits;
 pub use network::Network;
 pub use share::Share;
-use values::DialectName;
-pub use values::{ClusterShare, Encryption, IoEngine, Signing, Size, Sparse};
+use values::{AlgorithmName, Compression, DialectName};
+pub use values::{ClusterShare, Encryption, IoEngine, ShareCompression, Signing, Size, Sparse};
 
 /// Longest time a thread may look out for a client's next request.
 const MOST_LINGER_US: u64 = 1000;
@@ -99,6 +99,9 @@ struct ServerSection {
     signing: Signing,
     #[serde(default)]
     encryption: Encryption,
+    #[serde(default)]
+    compression: Compression,
+    compression_algorithms: Option<Vec<AlgorithmName>>,
     users_file: Option<PathBuf>,
     min_dialect: Option<DialectName>,
     metrics: Option<SocketAddr>,
@@ -155,6 +158,9 @@ pub struct Config {
     pub signing: Signing,
     /// Encryption policy.
     pub encryption: Encryption,
+    /// Compression algorithms that are offered to clients, the preferred first; with none there is no
+    /// compression.
+    pub compression: Vec<CompressionAlgorithm>,
     /// Lowest dialect.
     pub min_dialect: Dialect,
     /// Highest dialect.
@@ -242,6 +248,7 @@ impl Config {
         if min > max {
             return Err(check.bad("server.min_dialect", "must not be above max_dialect"));
         }
+        let compression = check.compression(&file.server)?;
         let (users, user_names) = check.users(&file)?;
         let admin_users =
             check.known(&file.server.admin_users, &user_names, "server.admin_users")?;
@@ -259,6 +266,7 @@ impl Config {
             sandbox: file.server.sandbox,
             signing: file.server.signing,
             encryption: file.server.encryption,
+            compression,
             min_dialect: min,
             max_dialect: max,
             max_io_size: u32::try_from(max_io).unwrap_or(8 << 20),
@@ -325,6 +333,23 @@ mod tests {
     }
 
     #[test]
+    fn compression_is_offered_unless_it_is_off() {
+        let of = |text: &str| parse(&format!("{HEAD}{text}"));
+        assert_eq!(of("").unwrap().compression, CompressionAlgorithm::ALL);
+        assert!(of("compression = 'off'\n").unwrap().compression.is_empty());
+        let some = of("compression_algorithms = ['lznt1', 'lz77-huffman']\n").unwrap().compression;
+        assert_eq!(some, [CompressionAlgorithm::LZNT1, CompressionAlgorithm::LZ77_HUFFMAN]);
+        let twice = of("compression_algorithms = ['lz4', 'lz4']\n").unwrap_err();
+        assert!(twice.contains("server.compression_algorithms"), "{twice}");
+        let share = |more: &str| of(&format!("{more}[[share]]\nname='a'\npath='/tmp'\n"));
+        assert_eq!(share("").unwrap().shares["A"].compression, ShareCompression::On);
+        let forced = "[[share]]\nname='a'\npath='/tmp'\ncompression='force'\n";
+        assert_eq!(of(forced).unwrap().shares["A"].compression, ShareCompression::Force);
+        let error = of(&format!("compression = 'off'\n{forced}")).unwrap_err();
+        assert!(error.contains("needs compression"), "{error}");
+    }
+
+    #[test]
     fn unknown_keys_name_their_line_and_hide_values() {
         let error = parse(&format!("{HEAD}pasword = \"secret\"\n")).unwrap_err();
         assert!(error.contains("line 4") && error.contains("pasword"), "{error}");
@@ -340,6 +365,7 @@ mod tests {
             ("[[user]]\nname='a'\n", "exactly one of"),
             ("[[user]]\nname='a'\npassword=''\n", "empty"),
             ("[[user]]\nname='a'\npassword='x'\n[[user]]\nname='A'\npassword='y'\n", "twice"),
+            ("[[share]]\nname='a'\npath='/tmp'\ncompression='no'\n", "unknown variant"),
             ("[limits]\ncredits = 1\n", "between 16"),
             ("[limits]\nuser_percent = 0\n", "between 1 and 100"),
             ("[[share]]\nname='a'\npath='/tmp'\nhosts_allow=['1.2.3']\n", "no address"),

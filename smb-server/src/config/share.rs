@@ -11,8 +11,8 @@ use serde::Deserialize;
 use smb_protocol::{msg::create::Access, ntlm::users};
 use volume::fs::permit::READ_ONLY;
 
-use super::{Check, ClusterShare, ConfigError, Encryption, File, Sparse, yes};
-use crate::config::network::Network;
+use super::{Check, ClusterShare, ConfigError, Encryption, File, ShareCompression, Sparse, yes};
+use crate::config::{network::Network, values::Compression};
 
 impl Share {
     /// Access that opens of it can have at most.
@@ -29,6 +29,8 @@ pub(super) struct Section {
     #[serde(default)]
     users: Vec<String>,
     encryption: Option<Encryption>,
+    #[serde(default)]
+    compression: ShareCompression,
     #[serde(default)]
     read_only: bool,
     #[serde(default)]
@@ -64,6 +66,8 @@ pub struct Share {
     pub users: HashSet<String>,
     /// Whether it must be encrypted.
     pub encryption: Option<Encryption>,
+    /// Whether its data are compressed on their way.
+    pub compression: ShareCompression,
     /// Nothing in it may be changed.
     pub read_only: bool,
     /// Listings leave out what the user cannot read.
@@ -100,6 +104,7 @@ impl Share {
             path: PathBuf::new(),
             users: HashSet::new(),
             encryption: None,
+            compression: ShareCompression::Off,
             read_only: true,
             access_based_enumeration: false,
             comment: String::new(),
@@ -151,12 +156,18 @@ impl Check<'_> {
                 let message = format!("path {}: no such folder; create it", path.display());
                 return Err(self.bad(&key, message));
             }
+            let off = file.server.compression == Compression::Off;
+            if share.compression == ShareCompression::Force && off {
+                let message = "compression = \"force\" needs compression = \"on\" in [server]";
+                return Err(self.bad(&key, message));
+            }
             let allowed = self.known(&share.users, users, &format!("{key}: users"))?;
             let share = Share {
                 name: share.name.clone(),
                 path,
                 users: allowed,
                 encryption: share.encryption,
+                compression: share.compression,
                 read_only: share.read_only,
                 access_based_enumeration: share.access_based_enumeration,
                 comment: share.comment.clone(),

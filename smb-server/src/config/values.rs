@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use serde::Deserialize;
-use smb_protocol::Dialect;
+use smb_protocol::{Dialect, compression::CompressionAlgorithm};
 
 /// A size in bytes, written as a number or as text with a unit: `"8MiB"`, `"512K"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -123,6 +123,51 @@ impl From<IoEngine> for block_io::Engine {
             IoEngine::Auto => Self::Auto,
             IoEngine::Uring => Self::Uring,
             IoEngine::Threads => Self::Threads,
+        }
+    }
+}
+
+/// Whether data of a share are compressed on their way (MS-SMB2 3.3.4.1.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShareCompression {
+    /// No answer is compressed, whoever asks for it.
+    Off,
+    /// An answer is compressed whose client asks for that.
+    #[default]
+    On,
+    /// Clients that can are told to compress what they read and write.
+    Force,
+}
+
+/// Whether compression is offered to clients at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Compression {
+    Off,
+    #[default]
+    On,
+}
+
+/// Compression algorithms by the names administrators write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum AlgorithmName {
+    Lz4,
+    Lz77,
+    Lz77Huffman,
+    Lznt1,
+    Pattern,
+}
+
+impl AlgorithmName {
+    pub(super) fn algorithm(self) -> CompressionAlgorithm {
+        match self {
+            Self::Lz4 => CompressionAlgorithm::LZ4,
+            Self::Lz77 => CompressionAlgorithm::LZ77,
+            Self::Lz77Huffman => CompressionAlgorithm::LZ77_HUFFMAN,
+            Self::Lznt1 => CompressionAlgorithm::LZNT1,
+            Self::Pattern => CompressionAlgorithm::PATTERN_V1,
         }
     }
 }

@@ -4,7 +4,8 @@
 //! ```text
 //!  output │ frames that are finished │ prefix, (transform header), messages …
 //!                                    ▲ mark                                  ▲ handlers
-//!   finish: sign the last message, seal the frame, write its prefix; the mark goes behind it
+//!   finish: sign the last message, compress the messages, seal the frame, write its prefix; the mark
+//!           goes behind it
 //!   drop:   the output ends at the mark again
 //! ```
 //!
@@ -15,14 +16,18 @@ use std::sync::Arc;
 
 use smb_protocol::{
     Command, Header, HeaderFlags, MessageId, NtStatus,
+    compression::Compression,
     crypto::{NonceError, Role, SigningKey, TransformHeader},
     header::{FRAME_LEN, HEADER_LEN, frame_prefix},
     msg::error,
 };
 
+use volume::work::aside;
+
 use crate::{
     dropped::Dropped,
     session::{Sealing, Session},
+    transport::{give_buffer, take_buffer},
 };
 
 /// How the answers to one frame are protected.
@@ -51,6 +56,14 @@ impl Sealed {
         let opened = self.keys.opens.open(message);
         opened.map_err(|_| Dropped::Protocol("a message does not decrypt"))
     }
+}
+
+/// How a frame is compressed.
+#[derive(Clone, Copy)]
+pub(super) struct Packing {
+    pub(super) by: Compression,
+    /// What is compressed of it has so many bytes at least.
+    pub(super) least: usize,
 }
 
 /// Answers of a frame that is not finished, without what stands before them.
@@ -86,6 +99,8 @@ pub(super) struct Answer<'a> {
     /// It was hashed as it is and cannot be changed any more.
     settled: bool,
     sealed: Option<Sealed>,
+    /// The frame is compressed, if that pays.
+    pub(super) compress: Option<Packing>,
     /// What is not finished stays: the rule is broken.
     #[cfg(test)]
     pub(super) leaks: bool,
@@ -105,6 +120,7 @@ impl<'a> Answer<'a> {
             signer: None,
             settled: false,
             sealed,
+            compress: None,
             #[cfg(test)]
             leaks: false,
         };
@@ -271,6 +287,9 @@ impl<'a> Answer<'a> {
             return Ok(());
         }
         self.sign_last(self.out.len())?;
+        if let Some(packing) = self.compress.take() {
+            self.pack(packing);
+        }
         let payload = self.frame + FRAME_LEN;
         if let Some(Sealed { session, keys }) = &self.sealed {
             keys.seals.seal(session.id.0, &mut self.out[payload..])?;
@@ -280,6 +299,30 @@ impl<'a> Answer<'a> {
         self.out[self.frame..payload].copy_from_slice(&prefix);
         self.frame = self.out.len();
         Ok(())
+    }
+}
+
+/// Bytes at the beginning of a frame that are not compressed: the header of a READ's answer, which says
+/// whose it is, and the fixed part of its body.
+const LEAD: usize = HEADER_LEN + 16;
+/// What takes less than a millisecond is compressed where it is.
+const INLINE: usize = 64 << 10;
+
+impl Answer<'_> {
+    /// Compresses the messages of the frame, if that pays (MS-SMB2 3.3.4.1.5): signed they are, sealed
+    /// they will be.
+    fn pack(&mut self, Packing { by, least }: Packing) {
+        let messages = &self.out[self.messages..];
+        if messages.len() < LEAD + least {
+            return;
+        }
+        let mut packed = take_buffer();
+        let mut pack = || by.compress(messages, LEAD, &mut packed);
+        if if messages.len() > INLINE { aside(pack) } else { pack() } {
+            self.out.truncate(self.messages);
+            self.out.extend_from_slice(&packed);
+        }
+        give_buffer(packed);
     }
 }
 

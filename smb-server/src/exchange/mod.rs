@@ -1,5 +1,5 @@
-//! From received bytes to answers: decrypting, verifying, taking compounds apart, dispatching,
-//! signing and sealing (MS-SMB2 3.3.5.2, 3.3.4.1).
+//! From received bytes to answers: decrypting, decompressing, verifying, taking compounds apart,
+//! dispatching, signing, compressing and sealing (MS-SMB2 3.3.5.2, 3.3.4.1).
 //!
 //! No socket and no clock: a frame goes in, bytes come out, and what must wait comes back as a
 //! future whose completion is fed in again.
@@ -7,6 +7,7 @@
 mod admission;
 mod answer;
 mod credits;
+mod packed;
 mod pass;
 mod requests;
 mod waiting;
@@ -16,8 +17,9 @@ use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 use block_io::SplicePipe;
 use smb_protocol::{
     Command, Header, HeaderFlags, MessageId, SessionId,
+    compression::Packed,
     crypto::TransformHeader,
-    header::{PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM},
+    header::{PROTOCOL_COMPRESSED, PROTOCOL_SMB1, PROTOCOL_SMB2, PROTOCOL_TRANSFORM},
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use volume::work::Turn;
@@ -124,6 +126,8 @@ pub struct Exchange {
     posts: UnboundedReceiver<ConnectionMessage>,
     /// Bytes of the next message's data that are in the file already.
     placed: usize,
+    /// The messages at hand came compressed.
+    came_compressed: bool,
 }
 
 impl Exchange {
@@ -157,6 +161,7 @@ impl Exchange {
             outbox: Outbox::new(id, sender),
             posts,
             placed: 0,
+            came_compressed: false,
         }
     }
 
@@ -286,6 +291,9 @@ impl Exchange {
             Ok(opened) => opened,
             Err(dropped) => return Taken::Done(Err(dropped)),
         };
+        if Packed::starts(message) {
+            return self.take_packed(message, protection, out, turn);
+        }
         self.placed = placed;
         if requests::is_compound(message) {
             return Taken::Compound(Box::pin(async move {
@@ -303,7 +311,7 @@ impl Exchange {
     fn unprotect<'m>(&self, message: &'m mut [u8]) -> Result<(&'m mut [u8], Protection), Dropped> {
         let protocol = message.first_chunk::<4>().copied().unwrap_or_default();
         match protocol {
-            PROTOCOL_SMB2 => Ok((message, Protection::Plain)),
+            PROTOCOL_SMB2 | PROTOCOL_COMPRESSED => Ok((message, Protection::Plain)),
             PROTOCOL_TRANSFORM => {
                 let header = TransformHeader::parse(message)
                     .map_err(|_| Dropped::Protocol("malformed transform header"))?;
@@ -314,10 +322,12 @@ impl Exchange {
                 let sealed = Sealed::of(&session);
                 let sealed = sealed.ok_or(Dropped::Protocol("encrypted without a cipher"))?;
                 let message = sealed.open(message)?;
-                if message.first_chunk::<4>() != Some(&PROTOCOL_SMB2) {
-                    return Err(Dropped::Protocol("something else than SMB 2 was encrypted"));
+                match message.first_chunk::<4>() {
+                    Some(&PROTOCOL_SMB2 | &PROTOCOL_COMPRESSED) => {
+                        Ok((message, Protection::Sealed(sealed)))
+                    }
+                    _ => Err(Dropped::Protocol("something else than SMB 2 was encrypted")),
                 }
-                Ok((message, Protection::Sealed(sealed)))
             }
             _ => Err(Dropped::Protocol("not SMB")),
         }

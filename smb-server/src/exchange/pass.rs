@@ -13,7 +13,7 @@ use volume::{
 
 use super::{
     Frame, WaitingFuture,
-    answer::{Answer, Place, Protection},
+    answer::{Answer, Packing, Place, Protection},
     waiting::Suspended,
 };
 use crate::{
@@ -95,6 +95,8 @@ pub(super) struct Handed {
     pub(super) body_at: usize,
     /// Signs the response.
     pub(super) signs: Option<Arc<SigningKey>>,
+    /// Compresses the response, if the client wants that.
+    pub(super) compress: Option<Packing>,
     /// The tree that it used.
     pub(super) tree: Option<Arc<Tree>>,
     /// The file that the next related request means.
@@ -170,6 +172,7 @@ impl<'a> Pass<'a> {
             self.answer.reset(handed.body_at);
             error.encode(self.answer.out);
         }
+        self.answer.compress = self.answer.compress.or(handed.compress);
         handed.response.status = status;
         Ok(self.answer.close(handed.response, handed.body_at, handed.signs.as_ref(), place)?)
     }

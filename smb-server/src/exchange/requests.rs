@@ -2,7 +2,8 @@
 //! handler, answer, or have it wait.
 
 use smb_protocol::{
-    Command, Dialect, FileId, Header, HeaderFlags, NtStatus, header::HEADER_LEN, msg::error,
+    Command, Dialect, FileId, Header, HeaderFlags, NtStatus, compression::WORTHWHILE,
+    header::HEADER_LEN, msg::error,
 };
 use volume::{open::in_the_way::Asked, work::Turn};
 
@@ -244,12 +245,14 @@ impl Exchange {
             creating: accepted.creating.take().map(|creating| *creating),
             asked: accepted.asked,
             placed: accepted.placed,
+            compress_reply: self.came_compressed.then_some(WORTHWHILE),
             ..Ctx::new(self, header, session)
         };
         let body_at = pass.answer.open(&header);
         let result = command::dispatch(&mut ctx, message.bytes(), pass.answer.out);
         let Ctx { header: mut response, tree, file, signer, creating, asked, in_progress, .. } =
             ctx;
+        let compress = ctx.compress_reply.and_then(|least| self.compresses(tree.as_deref(), least));
         let channel = accepted.channel.as_ref();
         let signed = header.flags.has(HeaderFlags::SIGNED);
         let signs = signer.or_else(|| channel.filter(|_| signed).map(|c| c.signing.clone()));
@@ -265,7 +268,7 @@ impl Exchange {
             response.flags |= HeaderFlags::ASYNC;
             response.async_or_tree = id;
         }
-        let handed = Handed { response, body_at, signs, tree, file, in_progress, since };
+        let handed = Handed { response, body_at, signs, compress, tree, file, in_progress, since };
         let place = message.place;
         let waits = match result {
             Ok(Outcome::Deferred(deferred)) => Waits::Deferred(deferred),

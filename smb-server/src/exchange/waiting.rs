@@ -18,7 +18,7 @@ use volume::{budget::Held, sharing::file::Wake, work::Turn};
 
 use super::{
     Exchange, Frame, Taken, WaitingFuture,
-    answer::{HeldAnswers, Place, Protection, interim},
+    answer::{HeldAnswers, Packing, Place, Protection, interim},
     pass::{Accepted, Chain, Handed, Message, Pass},
 };
 use crate::{
@@ -92,8 +92,8 @@ pub(super) struct Pending {
 
 /// How a request that waits goes on.
 pub(super) enum Rest {
-    /// Its answer is signed with this key.
-    Answer(Option<Arc<SigningKey>>),
+    /// Its answer is signed with this key, and compressed.
+    Answer(Option<Arc<SigningKey>>, Option<Packing>),
     /// It is carried out again, and what stands behind it in its compound after it. It waits for
     /// this, until then.
     Again(Box<Suspended>, Arc<Notify>, Instant),
@@ -224,7 +224,8 @@ impl Exchange {
         handed: Handed,
         pass: &mut Pass<'_>,
     ) -> Result<Header, Dropped> {
-        let Handed { response: mut header, body_at, signs, in_progress, since, .. } = handed;
+        let Handed { response: mut header, body_at, signs, compress, in_progress, since, .. } =
+            handed;
         pass.answer.reset(body_at);
         if let Some(signing) = &signs {
             signing.keep(header.message_id.0)?;
@@ -238,7 +239,7 @@ impl Exchange {
             pass.answer.abandon(body_at);
         }
         let protection = pass.protection.clone();
-        let rest = Rest::Answer(signs);
+        let rest = Rest::Answer(signs, compress);
         self.remember(
             key,
             Pending { header, protection, cancel, bytes, storage, since, held, rest },
@@ -303,8 +304,10 @@ impl Exchange {
         drop(pending.held);
         let Pending { header, protection, since, rest, .. } = pending;
         let suspended = match rest {
-            Rest::Answer(signs) => {
-                let done = self.respond((header, since), signs, protection, end, out);
+            Rest::Answer(signs, compress) => {
+                let mut pass = Pass::begin(out, protection);
+                pass.answer.compress = compress;
+                let done = self.respond((header, since), signs, end, pass);
                 return Taken::Done(done);
             }
             Rest::Again(suspended, ..) => *suspended,
@@ -330,16 +333,14 @@ impl Exchange {
         &mut self,
         (mut header, since): (Header, Option<Instant>),
         signs: Option<Arc<SigningKey>>,
-        protection: Protection,
         end: End,
-        out: &mut Vec<u8>,
+        mut pass: Pass<'_>,
     ) -> Result<Frame, Dropped> {
         let (status, body) = match end {
             End::Response(status, body) => (status, body),
             // Only what was put aside is carried out again.
             End::Again | End::Untold(_) => (NtStatus::INTERNAL_ERROR, Vec::new()),
         };
-        let mut pass = Pass::begin(out, protection);
         let answer = &mut pass.answer;
         let body_at = answer.open(&header);
         header.status = status;

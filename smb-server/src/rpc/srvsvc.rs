@@ -20,7 +20,11 @@ use crate::rpc::{
     calendar,
     call::{Caller, Served, bad_stub},
 };
-use crate::{Server, config::Share, session::Session};
+use crate::{
+    Server,
+    config::{Share, ShareCompression},
+    session::Session,
+};
 
 /// MS-SRVS 1.9.
 pub const INTERFACE: SyntaxId = SyntaxId::new(
@@ -74,6 +78,8 @@ const UNLIMITED: u32 = u32::MAX;
 const FLAGS_NO_CACHING: u32 = 0x30;
 /// SHI1005_FLAGS_DFS and SHI1005_FLAGS_DFS_ROOT.
 const FLAGS_DFS: u32 = 0x3;
+/// SHI1005_FLAGS_COMPRESS_DATA (MS-SRVS 2.2.4.29).
+const FLAGS_COMPRESS_DATA: u32 = 0x10_0000;
 
 /// Carries out a call: its results in NDR, or a fault.
 pub fn serve(caller: &Caller<'_>, opnum: u16, r: Reader<'_>) -> Served {
@@ -132,16 +138,16 @@ impl<'a> Shown<'a> {
         let mut bytes = Vec::new();
         descriptor.encode(parts::OWNER | parts::GROUP | parts::DACL, &mut bytes);
         let uses = caller.server.sessions.all().iter().map(|s| s.trees_of(folded)).sum::<usize>();
+        let dfs = caller.server.current().config.namespaces.contains_key(folded);
+        let compressed = share.compression == ShareCompression::Force;
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         Self {
             name: &share.name,
             kind: TYPE_DISK,
             comment: &share.comment,
             path,
             uses: len32(uses),
-            flags: match caller.server.current().config.namespaces.contains_key(folded) {
-                true => FLAGS_DFS,
-                false => 0,
-            },
+            flags: flag(dfs, FLAGS_DFS) | flag(compressed, FLAGS_COMPRESS_DATA),
             limit: UNLIMITED,
             descriptor: bytes,
         }

@@ -11,6 +11,7 @@
 //! family and says what its bytes mean and what is held.
 
 mod auth;
+mod compression;
 mod exchange;
 mod images;
 mod iscsi;
@@ -49,6 +50,36 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ntlm", run: auth::ntlm, memory: MIB, seeds: auth::seeds_ntlm },
     Target { name: "spnego", run: auth::spnego, memory: MIB, seeds: auth::seeds_spnego },
     Target { name: "kerberos", run: auth::kerberos, memory: MIB, seeds: auth::seeds_kerberos },
+    Target {
+        name: "lznt1",
+        run: compression::run_lznt1,
+        memory: 2 * MIB,
+        seeds: compression::seeds_lznt1,
+    },
+    Target {
+        name: "lz77",
+        run: compression::run_lz77,
+        memory: 2 * MIB,
+        seeds: compression::seeds_lz77,
+    },
+    Target {
+        name: "lz77-huffman",
+        run: compression::run_lz77_huffman,
+        memory: 4 * MIB,
+        seeds: compression::seeds_lz77_huffman,
+    },
+    Target {
+        name: "lz4",
+        run: compression::run_lz4,
+        memory: 2 * MIB,
+        seeds: compression::seeds_lz4,
+    },
+    Target {
+        name: "compressed",
+        run: compression::run,
+        memory: 4 * MIB,
+        seeds: compression::seeds,
+    },
     Target { name: "rpc", run: rpc::run, memory: 4 * MIB, seeds: rpc::seeds },
     Target { name: "ndr", run: rpc::ndr, memory: MIB, seeds: rpc::seeds_ndr },
     Target { name: "vhd", run: images::vhd, memory: IMAGE, seeds: images::seeds_vhd },

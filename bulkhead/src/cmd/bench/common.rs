@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
-use smb_client::{ConnectOptions, Encryption, Signing, SmbUrl, raw::RawConnection};
+use smb_client::{Compress, ConnectOptions, Encryption, Signing, SmbUrl, raw::RawConnection};
+use smb_protocol::compression::CompressionAlgorithm;
 
 use super::histogram::Histogram;
 use crate::password;
@@ -26,9 +27,31 @@ pub struct Target {
     /// Encrypt messages; off still encrypts when the server demands it.
     #[arg(long, value_enum, default_value = "off")]
     encrypt: Switch,
+    /// Compress what is read and written, where the server can: with all algorithms (auto), or with one of
+    /// lz4, lz77, lz77-huffman and lznt1. What is written is then half zeros.
+    #[arg(long, value_name = "ALGORITHM", num_args = 0..=1, default_missing_value = "auto",
+          value_parser = parse_compression)]
+    pub compress: Option<Compression>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Compression algorithms that are offered to the server.
+#[derive(Clone, Debug)]
+pub struct Compression(Vec<CompressionAlgorithm>);
+
+/// `auto`, or the algorithm of this name; patterns are among them in any case.
+fn parse_compression(text: &str) -> Result<Compression, String> {
+    let algorithm = match text {
+        "auto" => return Ok(Compression(CompressionAlgorithm::ALL.to_vec())),
+        "lz4" => CompressionAlgorithm::LZ4,
+        "lz77" => CompressionAlgorithm::LZ77,
+        "lz77-huffman" => CompressionAlgorithm::LZ77_HUFFMAN,
+        "lznt1" => CompressionAlgorithm::LZNT1,
+        _ => return Err("not one of auto, lz4, lz77, lz77-huffman, lznt1".into()),
+    };
+    Ok(Compression(vec![algorithm, CompressionAlgorithm::PATTERN_V1]))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -53,6 +76,10 @@ impl Target {
             Switch::On => Encryption::Required,
             Switch::Off => Encryption::IfRequired,
         };
+        if let Some(Compression(algorithms)) = &self.compress {
+            options.compress = Compress::Always;
+            options.compression.clone_from(algorithms);
+        }
         options.credits = credits;
         Ok(options)
     }
@@ -64,6 +91,7 @@ pub fn protocol(connection: &RawConnection) -> serde_json::Value {
         "dialect": format!("{:?}", connection.dialect()),
         "signing": connection.signing().map(|a| format!("{a:?}")),
         "cipher": connection.cipher().map(|c| format!("{c:?}")),
+        "compression": connection.compression().map(|c| format!("{:?}", c.algorithm())),
     })
 }
 

@@ -35,6 +35,8 @@ pub struct Plan {
     pub block_size: u32,
     pub depth: usize,
     pub verify: bool,
+    /// What is written without verification is half zeros.
+    pub compressible: bool,
     /// First block of the part of the file this connection works on.
     pub first: u64,
     /// Blocks in it.
@@ -82,6 +84,9 @@ impl Worker {
         let known = if plan.verify { plan.blocks as usize } else { 0 };
         let mut data = vec![0; plan.block_size as usize];
         fill(&mut data, plan.seed, 0);
+        if plan.compressible && !plan.verify {
+            data.chunks_mut(64).step_by(2).for_each(|piece| piece.fill(0));
+        }
         Ok(Self {
             connection,
             random: plan.seed,

@@ -113,6 +113,7 @@ impl Args {
             block_size: u32::try_from(self.block_size).unwrap_or(u32::MAX),
             depth: self.queue_depth.into(),
             verify: self.verify,
+            compressible: self.target.compress.is_some(),
             first,
             blocks,
             seed: 0x5eed_0000 + u64::from(number),
@@ -299,6 +300,7 @@ fn prepare(
         block_size: CHUNK as u32,
         depth: 16,
         verify: false,
+        compressible: args.target.compress.is_some(),
         first,
         blocks: size.div_ceil(CHUNK) - first,
         seed: 1,
@@ -365,10 +367,11 @@ fn print(args: &Args, report: &Report) {
     match report.protocol["encrypted"].as_bool() {
         Some(encrypted) => println!("  dialect {}   encrypted {encrypted}", text("dialect")),
         None => println!(
-            "  dialect {}   signing {}   encryption {}",
+            "  dialect {}   signing {}   encryption {}   compression {}",
             text("dialect"),
             text("signing"),
-            text("cipher")
+            text("cipher"),
+            text("compression")
         ),
     }
     for channel in report.protocol["channels"].as_array().into_iter().flatten() {

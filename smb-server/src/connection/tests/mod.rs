@@ -1,6 +1,7 @@
 //! What goes over a real socket, byte by byte, and over a pipe instead of one.
 
 mod compounds;
+mod compressed;
 mod dropped;
 mod logons;
 mod negotiated;

@@ -2,6 +2,7 @@
 
 use smb_protocol::{
     Command, Dialect, FileId, Header, NtStatus,
+    compression::CompressionAlgorithm,
     fscc::{
         FsctlCode,
         fsctl::{ValidateNegotiate, ValidateNegotiateResponse},
@@ -120,7 +121,7 @@ fn lists_of_nothing_and_contexts_twice_are_refused() {
         Context::Preauth { hashes, salt: vec![2; 32] },
         Context::Encryption(vec![negotiate::Cipher(2)]),
         Context::Signing(vec![negotiate::SigningAlgorithm(1)]),
-        Context::Compression { flags: 0, algorithms: vec![1] },
+        Context::Compression { flags: 0, algorithms: vec![CompressionAlgorithm::LZNT1] },
         Context::Other { kind: 7, data: vec![1, 0, 0, 0, 0, 0, 0, 0, 1, 0] },
     ];
     let empty = [

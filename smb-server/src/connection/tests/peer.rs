@@ -9,6 +9,7 @@ use std::{
 
 use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, TreeId,
+    compression::{Compression, CompressionAlgorithm, Packed},
     crypto::{
         Cipher, OpeningKey, PreauthHash, Role, SealingKey, SigningAlgorithm, SigningKey,
         TransformHeader,
@@ -41,12 +42,17 @@ pub(super) struct House {
 
 impl House {
     pub(super) fn new(more: &str) -> Self {
+        Self::sharing(more, "")
+    }
+
+    /// One with more lines for the server, and for its share.
+    pub(super) fn sharing(more: &str, share: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("files")).unwrap();
         let text = format!(
             "[server]\nlisten=['127.0.0.1:0']\nstate_dir='{}'\n{more}\n\
              [[user]]\nname='u'\npassword='p'\n\
-             [[share]]\nname='s'\npath='files'\nusers=['u']\n",
+             [[share]]\nname='s'\npath='files'\nusers=['u']\n{share}\n",
             folder.path().join("state").display()
         );
         let config = Config::parse(&text, &folder.path().join("c")).unwrap();
@@ -135,6 +141,13 @@ pub(super) struct Peer {
     pub(super) granted: u16,
     /// What it asks for.
     pub(super) capabilities: Capabilities,
+    /// Compression algorithms that it offers, and whether with chains.
+    pub(super) offered: Option<(Vec<CompressionAlgorithm>, bool)>,
+    /// What was agreed on of them, and whether what it sends is compressed.
+    pub(super) agreed: Option<Compression>,
+    pub(super) packs: bool,
+    /// The last frame came compressed.
+    pub(super) came_packed: bool,
     /// What the server answered to that.
     pub(super) given: Option<negotiate::Response>,
     pub(super) next_id: u64,
@@ -159,6 +172,10 @@ impl Peer {
             credits: 32,
             granted: 0,
             capabilities: Capabilities::ENCRYPTION,
+            offered: None,
+            agreed: None,
+            packs: false,
+            came_packed: false,
             given: None,
             next_id: 0,
             session: SessionId(0),
@@ -168,7 +185,13 @@ impl Peer {
 
     /// One that has logged in and connected to the share.
     pub(super) fn new(house: &House, kind: (Guard, Dialect, SigningAlgorithm)) -> Self {
-        let mut peer = Self::strange(house, kind);
+        Self::strange(house, kind).connected()
+    }
+
+    /// Logs in and connects to the share.
+    pub(super) fn connected(self) -> Self {
+        let guard = self.guard;
+        let mut peer = self;
         peer.enter();
         // Whatever its user wants, a client of 3.1.1 signs that.
         if peer.guard == Guard::Plain && peer.dialect == Dialect::SMB_3_1_1 {
@@ -180,7 +203,7 @@ impl Peer {
         let header = Header::parse(&answer).unwrap();
         assert_eq!(header.status, NtStatus::SUCCESS);
         peer.tree = header.tree_id();
-        peer.guard = kind.0;
+        peer.guard = guard;
         peer
     }
 
@@ -209,6 +232,10 @@ impl Peer {
                 )]),
             ];
         }
+        if let Some((algorithms, chained)) = &self.offered {
+            let (flags, algorithms) = (u32::from(*chained), algorithms.clone());
+            contexts.push(negotiate::Context::Compression { flags, algorithms });
+        }
         negotiate::Request {
             dialects: vec![self.dialect],
             // A client speaks one dialect.
@@ -226,7 +253,14 @@ impl Peer {
         self.send(&message);
         let answer = self.receive().pop().unwrap();
         self.preauth.update(&answer);
-        self.given = Some(negotiate::Response::parse(&answer[HEADER_LEN..]).unwrap());
+        let given = negotiate::Response::parse(&answer[HEADER_LEN..]).unwrap();
+        self.agreed = given.contexts.iter().find_map(|context| match context {
+            negotiate::Context::Compression { flags, algorithms } => {
+                Compression::agreed(algorithms, algorithms, *flags == 1)
+            }
+            _ => None,
+        });
+        self.given = Some(given);
     }
 
     fn log_in(&mut self) {
@@ -369,6 +403,17 @@ impl Peer {
                 let _ = keys.signing.sign(&mut all[start..], Role::Client);
             }
         }
+        if self.packs {
+            let agreed = self.agreed.expect("there is an agreement");
+            let mut packed = Vec::new();
+            assert!(agreed.compress(&all, HEADER_LEN + 48, &mut packed), "it is smaller");
+            all = packed;
+        }
+        self.wrap(all)
+    }
+
+    /// A frame of what was signed and compressed as it has to be.
+    pub(super) fn wrap(&self, mut all: Vec<u8>) -> Vec<u8> {
         if self.guard == Guard::Sealed
             && let Some(Keys { sealing: Some((seals, _)), .. }) = &self.keys
         {
@@ -412,6 +457,13 @@ impl Peer {
             if sealed {
                 frame = opens.open(&mut frame).unwrap().to_vec();
             }
+        }
+        self.came_packed = Packed::starts(&frame);
+        if self.came_packed {
+            let agreed = self.agreed.expect("nobody compresses without");
+            let mut whole = Vec::new();
+            Packed::parse(&agreed, &frame, 8 << 20).unwrap().unpack(&mut whole).unwrap();
+            frame = whole;
         }
         let mut messages = Vec::new();
         let mut rest = &mut frame[..];

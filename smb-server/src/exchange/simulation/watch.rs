@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use smb_protocol::{
     Command, Header, HeaderFlags, MessageId, SessionId,
+    compression::{Compression, CompressionAlgorithm, Packed},
     crypto::{Role, TransformHeader},
     header::{FRAME_LEN, frame_len},
 };
@@ -34,6 +35,15 @@ impl Watch {
                 true => Ok(()),
                 false => Err(format!("{sender:?} seals twice with one nonce in {session:?}")),
             };
+        }
+        if Packed::starts(frame) {
+            // Whoever listens can decompress it.
+            let all = CompressionAlgorithm::ALL;
+            let agreed = Compression::agreed(&all, &all, true).expect("they are in common");
+            let packed = Packed::parse(&agreed, frame, 8 << 20).map_err(|e| e.to_string())?;
+            let mut whole = Vec::new();
+            packed.unpack(&mut whole).map_err(|e| e.to_string())?;
+            return self.frame(&whole, sender, gmac);
         }
         let mut rest = frame;
         loop {

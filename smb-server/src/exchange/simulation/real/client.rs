@@ -11,10 +11,10 @@ use std::{
 
 use block_io::File;
 use smb_client::{
-    ConnectOptions, Create, Encryption, Error, Login, OpenOptions, RemoteFile, Session, Share,
-    Tree, parse_dialect,
+    Compress, ConnectOptions, Create, Encryption, Error, Login, OpenOptions, RemoteFile, Session,
+    Share, Tree, parse_dialect,
 };
-use smb_protocol::NtStatus;
+use smb_protocol::{NtStatus, compression::CompressionAlgorithm};
 
 use super::{
     super::{Broken, Checked, Dice, frames::Place, store::own},
@@ -152,6 +152,14 @@ impl Client {
         }
         let dialect = ["3.0", "3.0.2", "3.1.1", "3.1.1"][dice.roll(4)];
         options.dialects.1 = parse_dialect(dialect).expect("a dialect");
+        // Half of those that can compress what they read and write, each in another way.
+        if options.credits != 4 {
+            options.compress = Compress::Always;
+            options.compress_from = 1;
+            let by = usize::from(options.max_channels) % CompressionAlgorithm::ALL.len();
+            options.compression.rotate_left(by);
+            options.chained_compression = options.credits == 32;
+        }
         Self {
             number,
             name,
