@@ -220,8 +220,10 @@ pub fn dispatch(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled
     match command {
         Command::SESSION_SETUP => return session_setup::handle(ctx, message, out),
         Command::ECHO => {
-            // MS-SMB2 3.3.5.17. Who has not logged in yet, or not any more, may ask whether the server is
-            // there; how long a stranger may is the connection's to know.
+            // MS-SMB2 3.3.5.17. Who has logged off may ask whether the server is still there.
+            if ctx.ex.sessions.is_empty() {
+                return Err(Failure::Disconnect("an ECHO of who has not logged in"));
+            }
             Empty::parse(body)?;
             Empty.encode(out);
             return Ok(Outcome::SUCCESS);
