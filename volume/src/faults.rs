@@ -45,6 +45,13 @@ impl Platter {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.get(&inode).map(|(_, content)| content.clone()).unwrap_or_default()
     }
+
+    /// A loss of power has left this of a file: all of it is durable, and no later loss takes it.
+    pub fn is_left(&self, inode: u64, content: Vec<u8>) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.insert(inode, (number, content));
+    }
 }
 
 /// A file is being made durable.

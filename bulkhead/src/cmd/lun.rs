@@ -1,6 +1,9 @@
 //! `bulkhead lun`: the LUNs of a running server's iSCSI targets.
 
-use std::path::PathBuf;
+use std::{
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -66,6 +69,17 @@ enum Command {
     },
 }
 
+/// A raw image has no mark by which it could be told from any other file, which would be overwritten.
+const UNKNOWN_FORMAT: &str = "neither ends as an image (.raw, .img, .vhdx, .vhd, .qcow2, .vmdk) nor is a block device; \
+     if it is an image, say of which format: --format raw";
+
+/// Whether a path says by itself that it is an image: by its ending, or because it is a block device.
+fn is_image(path: &Path) -> bool {
+    let is_device =
+        || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    Format::from_path(path).is_some() || path.starts_with("/dev") || is_device()
+}
+
 /// Asks the server, or changes its configuration.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args { socket, config, json: as_json, command } = args;
@@ -84,6 +98,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Add { target, path, number, format, read_only, initiators } => {
             // The server may run in another folder.
             let path = std::path::absolute(&path)?;
+            if format.is_none() && !is_image(&path) {
+                bail!("{}: {UNKNOWN_FORMAT}", path.display());
+            }
             let path = path.to_str().context("the path is not UTF-8")?.to_owned();
             let mut added = 0;
             config.change(&socket, |document| {
@@ -136,4 +153,22 @@ pub fn line(lun: &LunInfo) -> String {
     let mode = if lun.read_only { "read only" } else { "writable" };
     let reserved = if lun.reserved { ", reserved" } else { "" };
     format!("{number:>4}  {size} bytes in blocks of {block}, {mode}{reserved}  {path}  {id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_an_image_only_if_its_name_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, wanted) in
+            [("a.raw", true), ("b.VHDX", true), ("smbd.toml", false), ("lun", false)]
+        {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "content").unwrap();
+            assert_eq!(is_image(&path), wanted, "{name}");
+        }
+        assert!(is_image(Path::new("/dev/vg/volume")));
+    }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     num::NonZeroU64,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -21,9 +21,6 @@ use zeroize::Zeroizing;
 
 /// Highest number of a LUN.
 const HIGHEST_LUN: u16 = 0x3fff;
-/// A raw image has no mark by which it could be told from any other file, which would be overwritten.
-const UNKNOWN_FORMAT: &str = "path has no ending of an image (.raw, .img, .vhdx, .vhd, .qcow2, .vmdk) and is \
-     no block device; where it is an image nevertheless, say which: format = \"raw\"";
 
 /// The part of the file that is about iSCSI; the rest is the file server's.
 #[derive(Debug, Default, Deserialize)]
@@ -418,10 +415,8 @@ impl Check<'_> {
                 let format = name.parse::<Format>().map_err(|error| self.bad(&key, error))?;
                 Named { format, asked: true }
             }
-            None => {
-                let format = format_of(&path).ok_or_else(|| self.bad(&key, UNKNOWN_FORMAT))?;
-                Named { format, asked: false }
-            }
+            // A block device has no ending.
+            None => Named { format: Format::from_path(&path).unwrap_or(Format::Raw), asked: false },
         };
         let sector = section.sector.unwrap_or(512);
         if !matches!(sector, 512 | 4096) {
@@ -493,15 +488,6 @@ pub(super) fn identity(text: &str) -> Result<[u8; 16], ()> {
     u128::from_str_radix(&digits, 16).map(u128::to_be_bytes).map_err(|_| ())
 }
 
-/// The format that a path tells of: by its ending, and raw for a block device, here or yet to come.
-fn format_of(path: &Path) -> Option<Format> {
-    let is_device = || {
-        let found = std::fs::metadata(path);
-        path.starts_with("/dev") || found.is_ok_and(|found| found.file_type().is_block_device())
-    };
-    Format::from_path(path).or_else(|| is_device().then_some(Format::Raw))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -558,10 +544,6 @@ mod tests {
             ),
             (format!("{HEAD}[[target]]\nname = \"disk\"\n{OPEN}"), "no iSCSI name"),
             (format!("{HEAD}{NAME}{OPEN}initiators = [\"me\"]\n"), "no iSCSI name"),
-            (
-                format!("{HEAD}{NAME}{OPEN}[[target.lun]]\nnumber = 0\npath = \"smbd.toml\"\n"),
-                "format = \"raw\"",
-            ),
             (format!("{HEAD}{NAME}{OPEN}{LUN}sector = 520\n"), "sector is 512 or 4096"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}physical_sector = 1\n"), "512 or 4096"),
             (format!("{HEAD}{NAME}{OPEN}{LUN}max_iops = 0\n"), "nonzero"),

@@ -246,7 +246,8 @@ impl<'a> World<'a> {
             };
             let mut cached = Vec::new();
             file.read_to_end(&mut cached).map_err(|e| e.to_string())?;
-            let mut durable = platter.content(file.metadata().map_err(|e| e.to_string())?.ino());
+            let inode = file.metadata().map_err(|e| e.to_string())?.ino();
+            let mut durable = platter.content(inode);
             for start in (0..cached.len()).step_by(BLOCK) {
                 let end = cached.len().min(start + BLOCK);
                 if !all && self.dice.roll(2) == 0 {
@@ -257,6 +258,7 @@ impl<'a> World<'a> {
             // In place: it stays the file that it is.
             file.set_len(durable.len() as u64).map_err(|e| e.to_string())?;
             file.write_all_at(&durable, 0).map_err(|e| e.to_string())?;
+            platter.is_left(inode, durable.clone());
             durable.resize(durable.len().max(BLOCKS * BLOCK), 0);
             client.lose_power(&durable)?;
         }
