@@ -18,7 +18,10 @@ use std::{
     fs,
     io::{self, IoSlice, IoSliceMut},
     ops::Range,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -137,6 +140,9 @@ impl LocalFile {
             .write(!options.read_only && !options.still)
             .create_new(options.create_new)
             .create(options.create && !options.read_only && !options.still)
+            // A pipe without a writer is not waited for: it is refused. To files and block devices this
+            // is nothing.
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
             .open(&path)
             .map_err(|e| Error::io(at("opening"), e))?;
         Self::take(file, path, options)
@@ -153,6 +159,10 @@ impl LocalFile {
         let kind = file.metadata().map_err(|e| Error::io(at("looking at"), e))?.file_type();
         if kind.is_dir() {
             return Err(Error::io(at("opening"), io::ErrorKind::IsADirectory.into()));
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            let what = io::Error::new(io::ErrorKind::InvalidInput, "no file and no block device");
+            return Err(Error::io(at("opening"), what));
         }
         if let Some(claim) = options.claim() {
             image_lock::claim(file.as_fd(), None, claim).map_err(|refusal| match refusal {

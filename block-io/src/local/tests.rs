@@ -157,3 +157,20 @@ async fn many_flushes_at_once() {
         assert!(back.iter().all(|b| *b == 4));
     }
 }
+
+/// Nobody waits for the other end of a pipe that bears the name of an image.
+#[test]
+fn what_is_neither_a_file_nor_a_block_device_is_refused_at_once() {
+    let dir = TempDir::new().unwrap();
+    let fifo = dir.path().join("fifo.raw");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+        .unwrap();
+    for path in [fifo.as_path(), std::path::Path::new("/dev/null")] {
+        for options in [LocalOptions::default(), LocalOptions::read_only()] {
+            let Err(Error::Io { source, .. }) = LocalFile::open(path, &options) else {
+                panic!("{} was taken", path.display());
+            };
+            assert_eq!(source.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+}

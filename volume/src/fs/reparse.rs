@@ -9,14 +9,18 @@
 //!  remove: the attribute goes    ─► user.bulkhead.reparse goes
 //! ```
 //!
-//! So a crash in between leaves what no one looks at. A file is a reparse point while it has both, and
+//! So a crash in between leaves what no one looks at; long data lie aside ([`super::aside`]), and a change of
+//! them leaves the old or the new. A file is a reparse point while it has both, and
 //! most files are known to be none by the attribute, which is read anyway.
 //!
 //! A folder that is a reparse point is empty when it becomes one, and nothing comes into it by a name
 //! that leads through it; therefore a name below it is not found, and only then is it looked for on the
 //! way. What other programs of the machine put into such a folder is met as if it were none.
 
-use std::os::fd::BorrowedFd;
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use rustix::{fs::XattrFlags, io::Errno};
 use smb_protocol::{
@@ -25,7 +29,7 @@ use smb_protocol::{
 };
 
 use crate::{
-    fs::{attributes, descriptor::magic_path, permit::Permit, volume::Volume},
+    fs::{aside::Slot, attributes, descriptor::magic_path, permit::Permit, volume::Volume},
     status::of_errno,
 };
 
@@ -131,20 +135,42 @@ fn kept(fd: BorrowedFd<'_>) -> Result<Option<Vec<u8>>, Errno> {
     }
 }
 
-/// The tag and the length of the data that a header alone is of.
-fn header_alone(raw: &[u8]) -> Option<(ReparseTag, usize)> {
-    let (fields, _) = raw.split_first_chunk::<6>()?;
-    let [a, b, c, d, e, f] = *fields;
-    let tag = ReparseTag(u32::from_le_bytes([a, b, c, d]));
-    let len = usize::from(u16::from_le_bytes([e, f]));
-    (raw.len() == ReparsePoint::header_len(tag) && len > 0).then_some((tag, len))
+/// A header without its data.
+struct HeaderAlone {
+    tag: ReparseTag,
+    /// Length of the data in bytes.
+    len: usize,
+    /// Where they lie aside.
+    slot: Slot,
+}
+
+impl HeaderAlone {
+    /// The header and, in the byte behind it, the slot. Data of one byte are never aside.
+    fn read(raw: &[u8]) -> Option<Self> {
+        let (fields, _) = raw.split_first_chunk::<6>()?;
+        let [a, b, c, d, e, f] = *fields;
+        let tag = ReparseTag(u32::from_le_bytes([a, b, c, d]));
+        let len = usize::from(u16::from_le_bytes([e, f]));
+        let slot = match raw.get(ReparsePoint::header_len(tag)..)? {
+            [0] => Slot::First,
+            [1] => Slot::Second,
+            _ => return None,
+        };
+        (len > 1).then_some(Self { tag, len, slot })
+    }
+}
+
+/// One change at a time, and none while what it is about is put together: each is of several steps.
+fn alone() -> MutexGuard<'static, ()> {
+    static CHANGES: Mutex<()> = Mutex::new(());
+    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The tag of a file that is marked; 0 where nothing stands behind that.
 pub(crate) fn tag_of(fd: BorrowedFd<'_>) -> u32 {
     let Ok(Some(raw)) = kept(fd) else { return 0 };
-    let tag = match header_alone(&raw) {
-        Some((tag, _)) => Some(tag),
+    let tag = match HeaderAlone::read(&raw) {
+        Some(header) => Some(header.tag),
         None => ReparsePoint::parse(&raw).ok().map(|point| point.tag),
     };
     tag.map_or(0, |tag| tag.0)
@@ -158,12 +184,18 @@ pub fn of(volume: &Volume, fd: BorrowedFd<'_>) -> Result<Option<Point>, Errno> {
     if !attributes::is_marked_reparse(fd) {
         return Ok(None);
     }
+    let Some(raw) = kept(fd)? else { return Ok(None) };
+    if HeaderAlone::read(&raw).is_none() {
+        return Ok(Point::read(raw));
+    }
+    let _alone = alone();
     let Some(mut raw) = kept(fd)? else { return Ok(None) };
-    if let Some((_, len)) = header_alone(&raw) {
-        match volume.streams().aside(fd, len)? {
+    if let Some(HeaderAlone { tag, len, slot }) = HeaderAlone::read(&raw) {
+        raw.truncate(ReparsePoint::header_len(tag));
+        match volume.streams().aside(fd, slot, len)? {
             Some(data) => raw.extend_from_slice(&data),
-            // A copy that was made without what lies aside.
-            None => return Ok(None),
+            // A copy that was made without what lies aside is a point without data.
+            None => raw[4..6].fill(0),
         }
     }
     Ok(Point::read(raw))
@@ -184,11 +216,21 @@ pub fn keep(
     let path = magic_path(fd);
     let put = |raw: &[u8]| rustix::fs::setxattr(path.as_str(), XATTR, raw, XattrFlags::empty());
     let streams = permit.volume().streams();
+    let _alone = alone();
+    let aside = || {
+        let before = kept(fd)?.and_then(|raw| HeaderAlone::read(&raw));
+        let slot = before.map_or(Slot::First, |before| before.slot.other());
+        streams.keep_aside(fd, slot, point.data)?;
+        let mut header = raw[..ReparsePoint::header_len(point.tag)].to_vec();
+        header.push(u8::from(slot == Slot::Second));
+        put(&header)?;
+        Ok(slot)
+    };
     let done = match put(&raw) {
-        Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) if !point.data.is_empty() => streams
-            .keep_aside(fd, point.data)
-            .and_then(|()| put(&raw[..ReparsePoint::header_len(point.tag)])),
-        Ok(()) => streams.drop_aside(fd),
+        Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) if point.data.len() > 1 => {
+            aside().and_then(|slot| streams.drop_aside(fd, Some(slot)))
+        }
+        Ok(()) => streams.drop_aside(fd, None),
         other => other,
     };
     match done {
@@ -204,9 +246,12 @@ pub fn keep(
 /// # Errors
 /// What the file system says.
 pub fn remove(permit: Permit<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let _alone = alone();
     attributes::mark_reparse(fd, false)?;
     match rustix::fs::removexattr(magic_path(fd).as_str(), XATTR) {
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => permit.volume().streams().drop_aside(fd),
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {
+            permit.volume().streams().drop_aside(fd, None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -300,5 +345,49 @@ mod tests {
             left.is_ok_and(|mut left| left.next().is_none())
                 || !root.path().join(".bulkhead").exists()
         );
+    }
+
+    /// What is kept of a point is the old or the new one, whoever else changes it and wherever a change
+    /// ends.
+    #[test]
+    fn a_change_of_long_data_is_whole_or_not_at_all() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = Volume::open(root.path()).unwrap();
+        let permit = volume.permit(Access::ALL).unwrap();
+        let file = std::fs::File::create(root.path().join("f")).unwrap();
+        let fd = file.as_fd();
+        let of_tag = |data| ReparsePoint { tag: ReparseTag::NFS, guid: None, data };
+        let (first, second, short) = (vec![b'A'; MAX_LEN - 8], vec![b'B'; 9000], vec![b'C'; 16]);
+        std::thread::scope(|scope| {
+            for data in [&first, &second, &short] {
+                let change = move || (0..50).for_each(|_| keep(permit, fd, &of_tag(data)).unwrap());
+                scope.spawn(change);
+            }
+            for _ in 0..200 {
+                let Some(found) = of(&volume, fd).unwrap() else { continue };
+                let value = found.data()[0];
+                let wanted = match value {
+                    b'A' => first.len(),
+                    b'B' => second.len(),
+                    _ => 16,
+                };
+                assert_eq!(found.data().len(), wanted);
+                assert!(found.data().iter().all(|byte| *byte == value));
+            }
+        });
+        keep(permit, fd, &of_tag(&first)).unwrap();
+        let Some(header) = HeaderAlone::read(&kept(fd).unwrap().unwrap()) else {
+            // A file system with room for all of it in the attribute changes that at once.
+            return;
+        };
+        volume.streams().keep_aside(fd, header.slot.other(), &second).unwrap();
+        assert_eq!(of(&volume, fd).unwrap().unwrap().data(), first, "a crash before the header");
+        // A copy that has the attribute and nothing else is a point with this tag, and can be removed.
+        volume.streams().drop_aside(fd, None).unwrap();
+        let found = of(&volume, fd).unwrap().unwrap();
+        assert_eq!((found.tag(), found.data()), (ReparseTag::NFS, &[][..]));
+        assert_eq!(attributes::facts(fd).unwrap().reparse_tag, ReparseTag::NFS.0);
+        remove(permit, fd).unwrap();
+        assert_eq!(of(&volume, fd), Ok(None));
     }
 }
