@@ -147,7 +147,8 @@ impl Iscsi {
         }
         self.names.tell(&config.isns, &registration(config, &served));
         drop(served);
-        self.look_at_space().await;
+        // Not waited for: a file system that does not answer keeps nobody from a reload.
+        drop(self.look_at_space().await);
         failures.iter().for_each(|failure| tracing::error!("{failure}"));
         failures
     }

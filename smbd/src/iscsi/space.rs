@@ -3,6 +3,7 @@
 use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
 use scsi::{Space, Units};
+use tokio::task::JoinHandle;
 
 use super::Iscsi;
 
@@ -23,26 +24,25 @@ impl Iscsi {
     pub(super) async fn watch_space(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            self.look_at_space().await;
+            if self.look_at_space().await.await.is_err() {
+                tracing::error!("the room below LUNs was not looked at");
+            }
         }
     }
 
-    /// Asks how much room there is below each LUN, and has those who use it warned.
-    pub(super) async fn look_at_space(&self) {
+    /// Begins to ask how much room there is below each LUN, and to have those who use it warned.
+    pub(super) async fn look_at_space(&self) -> JoinHandle<()> {
         let luns: Vec<Lun> =
             self.served.lock().await.values().flat_map(super::Served::room).collect();
         // A file system that does not answer keeps a thread of its own waiting, and nobody else.
-        let looked = tokio::task::spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
             for lun in luns {
                 let Some(space) = below(&lun.path, lun.size) else { continue };
                 // One that is gone by now needs no warning.
                 let _ =
                     lun.units.set_space(lun.number, Space { warn_below: lun.warn_below, ..space });
             }
-        });
-        if looked.await.is_err() {
-            tracing::error!("the room below LUNs was not looked at");
-        }
+        })
     }
 }
 

@@ -344,9 +344,22 @@ fn is_directory(stat: &Stat) -> bool {
 /// Held while what a file keeps is read, changed and written: of two who change something of it at one
 /// time neither undoes what the other did. What other programs of the machine do is not kept out.
 fn alone(stat: &Stat) -> MutexGuard<'static, ()> {
-    const SHARDS: usize = 64;
-    static FILES: [Mutex<()>; SHARDS] = [const { Mutex::new(()) }; SHARDS];
-    FILES[stat.st_ino as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+    static FILES: Shards = Shards::new();
+    FILES.lock(stat)
+}
+
+/// Locks of files, of which several share one.
+pub(crate) struct Shards([Mutex<()>; 64]);
+
+impl Shards {
+    pub(crate) const fn new() -> Self {
+        Self([const { Mutex::new(()) }; 64])
+    }
+
+    /// Keeps others off a file.
+    pub(crate) fn lock(&self, stat: &Stat) -> MutexGuard<'_, ()> {
+        self.0[stat.st_ino as usize % self.0.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]

@@ -17,10 +17,7 @@
 //! that leads through it; therefore a name below it is not found, and only then is it looked for on the
 //! way. What other programs of the machine put into such a folder is met as if it were none.
 
-use std::{
-    os::fd::BorrowedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{os::fd::BorrowedFd, sync::MutexGuard};
 
 use rustix::{fs::XattrFlags, io::Errno};
 use smb_protocol::{
@@ -29,7 +26,13 @@ use smb_protocol::{
 };
 
 use crate::{
-    fs::{aside::Slot, attributes, descriptor::magic_path, permit::Permit, volume::Volume},
+    fs::{
+        aside::Slot,
+        attributes::{self, Shards},
+        descriptor::magic_path,
+        permit::Permit,
+        volume::Volume,
+    },
     status::of_errno,
 };
 
@@ -160,10 +163,11 @@ impl HeaderAlone {
     }
 }
 
-/// One change at a time, and none while what it is about is put together: each is of several steps.
-fn alone() -> MutexGuard<'static, ()> {
-    static CHANGES: Mutex<()> = Mutex::new(());
-    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+/// One change of a file at a time, and none while what it is about is put together: each is of several
+/// steps, and one of them waits for the disk, so other files are not kept waiting.
+fn alone(fd: BorrowedFd<'_>) -> Result<MutexGuard<'static, ()>, Errno> {
+    static FILES: Shards = Shards::new();
+    Ok(FILES.lock(&rustix::fs::fstat(fd)?))
 }
 
 /// The tag of a file that is marked; 0 where nothing stands behind that.
@@ -188,7 +192,7 @@ pub fn of(volume: &Volume, fd: BorrowedFd<'_>) -> Result<Option<Point>, Errno> {
     if HeaderAlone::read(&raw).is_none() {
         return Ok(Point::read(raw));
     }
-    let _alone = alone();
+    let _alone = alone(fd)?;
     let Some(mut raw) = kept(fd)? else { return Ok(None) };
     if let Some(HeaderAlone { tag, len, slot }) = HeaderAlone::read(&raw) {
         raw.truncate(ReparsePoint::header_len(tag));
@@ -216,7 +220,7 @@ pub fn keep(
     let path = magic_path(fd);
     let put = |raw: &[u8]| rustix::fs::setxattr(path.as_str(), XATTR, raw, XattrFlags::empty());
     let streams = permit.volume().streams();
-    let _alone = alone();
+    let _alone = alone(fd).map_err(of_errno)?;
     let aside = || {
         let before = kept(fd)?.and_then(|raw| HeaderAlone::read(&raw));
         let slot = before.map_or(Slot::First, |before| before.slot.other());
@@ -246,7 +250,7 @@ pub fn keep(
 /// # Errors
 /// What the file system says.
 pub fn remove(permit: Permit<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let _alone = alone();
+    let _alone = alone(fd)?;
     attributes::mark_reparse(fd, false)?;
     match rustix::fs::removexattr(magic_path(fd).as_str(), XATTR) {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {
