@@ -97,14 +97,8 @@ impl<'a> ReparsePoint<'a> {
 
     /// Reads a buffer as [`ReparsePoint::parse`] does, whatever its tag.
     fn parse_header(buffer: &'a [u8]) -> Result<Self> {
-        const LENGTH: &str = "reparse.ReparseDataLength";
         parse::with(Input::new(buffer), |input| {
-            let (i, (tag, len, ())) = (
-                u32("reparse.ReparseTag").map(ReparseTag),
-                size16(LENGTH),
-                skip(2, "reparse.Reserved"),
-            )
-                .parse(input)?;
+            let (i, (tag, len)) = header(input)?;
             let (i, guid) = match tag.is_microsoft() {
                 true => (i, None),
                 false => array("reparse.ReparseGuid").map(Some).parse(i)?,
@@ -132,6 +126,15 @@ impl<'a> ReparsePoint<'a> {
     }
 }
 
+const LENGTH: &str = "reparse.ReparseDataLength";
+
+/// The tag and the length of the data, with which every buffer begins.
+fn header(input: Input<'_>) -> Parsed<'_, (ReparseTag, usize)> {
+    let fields =
+        (u32("reparse.ReparseTag").map(ReparseTag), size16(LENGTH), skip(2, "reparse.Reserved"));
+    fields.map(|(tag, len, ())| (tag, len)).parse(input)
+}
+
 /// Which reparse point is to be taken away (MS-FSCC 2.3.5): a header without data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReparseRemoval {
@@ -148,14 +151,8 @@ impl ReparseRemoval {
     /// # Errors
     /// It is as long as neither header, claims data, or has no GUID where one is needed.
     pub fn parse(buffer: &[u8]) -> Result<Self> {
-        const LENGTH: &str = "reparse.ReparseDataLength";
         parse::with(Input::new(buffer), |input| {
-            let (i, (tag, len, ())) = (
-                u32("reparse.ReparseTag").map(ReparseTag),
-                size16(LENGTH),
-                skip(2, "reparse.Reserved"),
-            )
-                .parse(input)?;
+            let (i, (tag, len)) = header(input)?;
             if len != 0 || ![HEADER, GUID_HEADER].contains(&buffer.len()) {
                 return Err(input.impossible(LENGTH, len as u64));
             }
