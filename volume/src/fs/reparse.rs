@@ -1,17 +1,17 @@
 //! Reparse points (MS-FSA 2.1.1.3, `ReparseTag`, `ReparseGUID`, `ReparseData`): kept with their file in
 //! the extended attribute `user.bulkhead.reparse`, as the buffer in which clients set and get them
 //! (MS-FSCC 2.1.2.2, 2.1.2.3). Where the file system has no room for so long an attribute, only the
-//! header is there, and the data lie beside the file's streams. Nothing special is made on the disk and nothing is followed: to local
-//! programs it is a plain file or folder.
+//! header is there, and the data lie beside the file's streams. Nothing special is made on the disk and
+//! nothing is followed: to local programs it is a plain file or folder.
 //!
 //! ```text
 //!  set:    (data aside ─►) user.bulkhead.reparse ─► the attribute REPARSE_POINT in user.bulkhead
 //!  remove: the attribute goes    ─► user.bulkhead.reparse goes
 //! ```
 //!
-//! So a crash in between leaves what no one looks at; long data lie aside ([`super::aside`]), and a change of
-//! them leaves the old or the new. A file is a reparse point while it has both, and
-//! most files are known to be none by the attribute, which is read anyway.
+//! So a crash in between leaves what no one looks at; long data lie aside (`fs/aside.rs`), and a
+//! change of them leaves the old or the new. A file is a reparse point while it has both, and most files
+//! are known to be none by the attribute, which is read anyway.
 //!
 //! A folder that is a reparse point is empty when it becomes one, and nothing comes into it by a name
 //! that leads through it; therefore a name below it is not found, and only then is it looked for on the
