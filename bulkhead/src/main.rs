@@ -3,6 +3,10 @@
 //! Each top-level subcommand is a module of [`cmd`]; everything they do is done by the library
 //! crates or asked of a daemon, so this crate holds argument parsing and presentation only.
 
+#![deny(clippy::print_stdout)]
+
+#[macro_use]
+mod say;
 mod cmd;
 mod password;
 mod storage;

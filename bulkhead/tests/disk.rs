@@ -2,11 +2,14 @@
 
 mod common;
 
-use std::path::Path;
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use tempfile::TempDir;
 
-use common::{bulkhead, fails, json, ok, raw};
+use common::{BULKHEAD, bulkhead, fails, json, ok, raw, text};
 
 #[test]
 fn create_info_check() {
@@ -330,4 +333,31 @@ fn repair_says_what_it_did() {
     assert_eq!((&done[1]["offset"], &done[1]["kind"]), (&(3 << 20).into(), &"repaired".into()));
     let said = ok(dir.path(), &["disk", "check", "a.vhdx", "--repair"]);
     assert!(!said.contains("repaired") && said.contains("0 errors, 0 warnings"), "{said}");
+}
+
+/// `bulkhead … | head`: who reads no more is told no more, and that is no fault of what was asked for. A
+/// full disk below `> file` is one.
+#[test]
+fn a_reader_that_has_gone_is_no_failure_and_a_full_disk_is_one() {
+    let dir = TempDir::new().unwrap();
+    ok(dir.path(), &["disk", "create", "a.vhdx", "--size", "1GiB"]);
+    for args in [&["disk", "info", "a.vhdx"][..], &["disk", "map", "a.vhdx", "--json"], &["--help"]]
+    {
+        let told = |stdout: Stdio| {
+            let mut command = Command::new(BULKHEAD);
+            command.current_dir(dir.path()).args(args).stdout(stdout);
+            let output =
+                command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+            (output.status.code(), text(&output.stderr))
+        };
+        let (reads, writes) = std::io::pipe().unwrap();
+        drop(reads);
+        assert_eq!(told(writes.into()), (Some(0), String::new()), "{args:?}");
+        if args[0] == "disk" {
+            let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let (code, message) = told(full.into());
+            assert_eq!(code, Some(1));
+            assert!(message.contains("standard output: No space left on device"), "{message}");
+        }
+    }
 }

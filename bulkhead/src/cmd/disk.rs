@@ -152,5 +152,5 @@ fn format(asked: Option<Format>, location: &str) -> anyhow::Result<Format> {
 
 /// Prints a value as JSON on one line.
 fn print_json(value: &serde_json::Value) {
-    println!("{value}");
+    say!("{value}");
 }

@@ -38,8 +38,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let made = host_api::pki::init(&ca, &name, &out)
         .with_context(|| format!("no certificate for {name}"))?;
     if made.authority {
-        println!("made the authority in {}", ca.display());
+        say!("made the authority in {}", ca.display());
     }
-    println!("made the certificate of {name} in {}", out.display());
+    say!("made the certificate of {name} in {}", out.display());
     Ok(())
 }

@@ -89,7 +89,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             match socket.ask(&Request::LunResize { target, lun: number })? {
                 Reply::LunResized { size } if as_json => json(&size),
                 Reply::LunResized { size } => {
-                    println!("{size} bytes");
+                    say!("{size} bytes");
                     Ok(())
                 }
                 other => bail!("the server answered {other:?}"),
@@ -122,7 +122,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 }
                 config_file::add_lun(document, &target, added, lun)
             })?;
-            println!("lun {added} of {target}");
+            say!("lun {added} of {target}");
             Ok(())
         }
         Command::Remove { target, number } => {
@@ -141,7 +141,7 @@ fn list(socket: &Socket, as_json: bool) -> anyhow::Result<()> {
     }
     for target in &targets {
         for lun in &target.luns {
-            println!("{}  {}", target.name, line(lun));
+            say!("{}  {}", target.name, line(lun));
         }
     }
     Ok(())

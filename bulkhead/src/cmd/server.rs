@@ -107,7 +107,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Prints a value as one line of JSON.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(value)?);
+    say!("{}", serde_json::to_string(value)?);
     Ok(())
 }
 
@@ -120,7 +120,7 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
         Reply::Shares { shares } if as_json => json(&shares)?,
         Reply::Disconnected { count } if as_json => json(&count)?,
         Reply::Status { status } => {
-            let row = |key: &str, value: String| println!("{key:<12} {value}");
+            let row = |key: &str, value: String| say!("{key:<12} {value}");
             row("name", status.name);
             row("version", status.version);
             row("process", status.pid.to_string());
@@ -171,7 +171,7 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
                 [s.name, mode, connected, opens, s.snapshots.to_string(), blocks, s.path]
             }),
         ),
-        Reply::Disconnected { count } => println!("{count} ended"),
+        Reply::Disconnected { count } => say!("{count} ended"),
         Reply::Ok => {}
         other => bail!("the server answered {other:?}"),
     }
@@ -189,7 +189,7 @@ fn table<const N: usize>(heading: &[&str; N], rows: impl Iterator<Item = [String
     }
     let line = |cells: Vec<&str>| {
         let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        say!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     };
     line(heading.to_vec());
     for row in &rows {

@@ -46,10 +46,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => Request::SnapshotCreate { share },
     };
     match args.socket.ask(&request)? {
-        Reply::SnapshotTaken { time } if json => println!("{}", serde_json::to_string(&time)?),
-        Reply::Snapshots { times } if json => println!("{}", serde_json::to_string(&times)?),
-        Reply::SnapshotTaken { time } => println!("{time}"),
-        Reply::Snapshots { times } => times.iter().for_each(|time| println!("{time}")),
+        Reply::SnapshotTaken { time } if json => say!("{}", serde_json::to_string(&time)?),
+        Reply::Snapshots { times } if json => say!("{}", serde_json::to_string(&times)?),
+        Reply::SnapshotTaken { time } => say!("{time}"),
+        Reply::Snapshots { times } => times.iter().for_each(|time| say!("{time}")),
         Reply::Ok => {}
         other => bail!("the server answered {other:?}"),
     }

@@ -143,7 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Reply::LunResized { size } => {
-            println!("{size} bytes");
+            say!("{size} bytes");
             Ok(())
         }
         Reply::Disconnected { .. } | Reply::Ok => Ok(()),
@@ -168,20 +168,20 @@ fn discover(address: &str, as_json: bool) -> anyhow::Result<()> {
         return json(&all);
     }
     for target in &targets {
-        println!("{}", target.name);
+        say!("{}", target.name);
         for portal in &target.portals {
-            println!("  {}  group {}", portal.address, portal.tag);
+            say!("  {}  group {}", portal.address, portal.tag);
         }
     }
     Ok(())
 }
 
 fn show_target(target: &TargetInfo) {
-    println!("{}", target.name);
-    target.luns.iter().for_each(|lun| println!("  {}", lun::line(lun)));
+    say!("{}", target.name);
+    target.luns.iter().for_each(|lun| say!("  {}", lun::line(lun)));
 }
 
 fn show_session(session: &TargetSession) {
     let TargetSession { id, target, initiator, clients, commands } = session;
-    println!("{id}  {initiator}  {}  {target}  {commands} commands", clients.join(" "));
+    say!("{id}  {initiator}  {}  {target}  {commands} commands", clients.join(" "));
 }

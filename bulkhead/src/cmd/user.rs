@@ -96,9 +96,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let list = load(&file)?;
             let names: Vec<_> = list.iter().map(|user| &*user.name).collect();
             if json {
-                println!("{}", serde_json::to_string_pretty(&names)?);
+                say!("{}", serde_json::to_string_pretty(&names)?);
             } else {
-                names.iter().for_each(|name| println!("{name}"));
+                names.iter().for_each(|name| say!("{name}"));
             }
             Ok(())
         }

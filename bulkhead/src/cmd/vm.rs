@@ -147,8 +147,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     match client.call(&request)? {
-        Reply::Ok if json => println!("{}", serde_json::json!({ "ok": done })),
-        Reply::Ok => println!("{done}"),
+        Reply::Ok if json => say!("{}", serde_json::json!({ "ok": done })),
+        Reply::Ok => say!("{done}"),
         other => bail!("the VM host answered {other:?}"),
     }
     Ok(())
@@ -179,10 +179,10 @@ fn move_vm(
     bar.finish_and_clear();
     match reply? {
         Reply::Moved { statistics } if json => {
-            println!("{}", serde_json::to_string(&statistics)?);
+            say!("{}", serde_json::to_string(&statistics)?);
         }
         Reply::Moved { statistics } => {
-            println!("moved {name} to {}", statistics.peer);
+            say!("moved {name} to {}", statistics.peer);
             show::statistics(&statistics);
         }
         other => bail!("the VM host answered {other:?}"),

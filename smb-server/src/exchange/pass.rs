@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use smb_protocol::{
-    Command, FileId, Header, HeaderFlags, NtStatus, SessionId, crypto::SigningKey, msg::error,
+    Command, FileId, Header, HeaderFlags, MessageId, NtStatus, SessionId, crypto::SigningKey,
+    msg::error,
 };
 use volume::{
     open::{InProgress, creates::Creating, in_the_way::Asked},
@@ -14,6 +15,7 @@ use volume::{
 use super::{
     Frame, WaitingFuture,
     answer::{Answer, Packing, Place, Protection},
+    requests::messages,
     waiting::Suspended,
 };
 use crate::{
@@ -118,13 +120,22 @@ pub(super) struct Pass<'a> {
     pub(super) waits: Vec<WaitingFuture>,
     /// The next request is the first of its frame.
     pub(super) first: bool,
+    /// Requests whose CANCEL came before them: they stood behind one that waited.
+    pub(super) cancelled: Vec<MessageId>,
 }
 
 impl<'a> Pass<'a> {
     /// Begins with the first request of a frame.
     pub(super) fn begin(out: &'a mut Vec<u8>, protection: Protection) -> Self {
         let answer = Answer::begin(out, &protection);
-        Self { protection, answer, chain: Chain::default(), waits: Vec::new(), first: true }
+        Self {
+            protection,
+            answer,
+            chain: Chain::default(),
+            waits: Vec::new(),
+            first: true,
+            cancelled: Vec::new(),
+        }
     }
 
     /// Finishes the responses.
@@ -185,6 +196,8 @@ impl<'a> Pass<'a> {
             accepted: Accepted { binding: None, ..accepted },
             chain: self.chain.clone(),
             first: message.place.first,
+            behind: messages(message.rest).skip(1).map(|header| header.message_id).collect(),
+            cancelled: self.cancelled.clone(),
             held: None,
         }
     }

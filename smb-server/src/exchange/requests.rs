@@ -386,6 +386,15 @@ pub(super) fn is_compound(message: &[u8]) -> bool {
     next.is_some_and(|next| next != [0; 4])
 }
 
+/// The headers of the messages of a compound, up to one that cannot be read.
+pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Header> + '_ {
+    std::iter::from_fn(move || {
+        let (header, len) = split(rest).ok()?;
+        rest = &rest[len..];
+        Some(header)
+    })
+}
+
 /// The header of the first message and its length with what pads it (MS-SMB2 3.3.5.2.7.1).
 fn split(rest: &[u8]) -> Result<(Header, usize), Dropped> {
     let header = Header::parse(rest).map_err(|_| Dropped::Protocol("malformed header"))?;

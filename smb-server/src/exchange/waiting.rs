@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use smb_protocol::{
-    Command, Header, HeaderFlags, NtStatus, SessionId,
+    Command, Header, HeaderFlags, MessageId, NtStatus, SessionId,
     crypto::{Role, SigningKey},
     msg::error,
 };
@@ -20,6 +20,7 @@ use super::{
     Exchange, Frame, Taken, WaitingFuture,
     answer::{HeldAnswers, Packing, Place, Protection, interim},
     pass::{Accepted, Chain, Handed, Message, Pass},
+    requests::messages,
 };
 use crate::{
     command::Deferred,
@@ -105,6 +106,10 @@ pub(super) struct Suspended {
     pub(super) accepted: Accepted,
     pub(super) chain: Chain,
     pub(super) first: bool,
+    /// The requests behind its first.
+    pub(super) behind: Vec<MessageId>,
+    /// Requests of it that are to wait for nothing, in the order of their CANCELs.
+    pub(super) cancelled: Vec<MessageId>,
     /// What was answered before it in its frame and is sent with it.
     pub(super) held: Option<HeldAnswers>,
 }
@@ -117,6 +122,22 @@ pub(super) fn is_quiet(accepted: &Accepted) -> bool {
 }
 
 impl Suspended {
+    /// The request behind its first that has an id and was not cancelled yet; a related one is of the
+    /// session of the one before it (MS-SMB2 3.3.5.2.7.2).
+    fn member(&self, id: MessageId) -> Option<Header> {
+        if !self.behind.contains(&id) || self.cancelled.contains(&id) {
+            return None;
+        }
+        let mut session = self.accepted.header.session_id;
+        messages(&self.bytes).skip(1).find_map(|mut header| {
+            if header.flags.has(HeaderFlags::RELATED) {
+                header.session_id = session;
+            }
+            session = header.session_id;
+            (header.message_id == id).then_some(header)
+        })
+    }
+
     /// The connection is lost. Until what a CREATE waited for has happened, its repetition on
     /// another channel is told that it is in progress. Without another channel its session ends, and
     /// with it what was asked.
@@ -133,6 +154,20 @@ impl Suspended {
             });
         }
     }
+}
+
+/// How a request that is about to wait is cancelled. One whose CANCEL came before it is so at once.
+fn given_up_before(
+    pass: &Pass<'_>,
+    response: &Header,
+    cancel: Option<oneshot::Sender<()>>,
+) -> Option<oneshot::Sender<()>> {
+    if !pass.cancelled.contains(&response.message_id) {
+        return cancel;
+    }
+    // What nobody waits for any more is not cancelled.
+    let _ = cancel?.send(());
+    None
 }
 
 impl Exchange {
@@ -196,6 +231,7 @@ impl Exchange {
             }
         };
         let (cancel, cancelled) = oneshot::channel();
+        let cancel = given_up_before(pass, &response, Some(cancel));
         let bytes = suspended.bytes.len() + if quiet { unsent } else { 0 };
         let rest = Rest::Again(Box::new(suspended), wake.again.clone(), wake.until);
         self.remember(
@@ -203,7 +239,7 @@ impl Exchange {
             Pending {
                 header: response,
                 protection: pass.protection.clone(),
-                cancel: Some(cancel),
+                cancel,
                 bytes,
                 storage: false,
                 since: None,
@@ -240,6 +276,7 @@ impl Exchange {
         }
         let protection = pass.protection.clone();
         let rest = Rest::Answer(signs, compress);
+        let cancel = given_up_before(pass, &header, cancel);
         self.remember(
             key,
             Pending { header, protection, cancel, bytes, storage, since, held, rest },
@@ -317,12 +354,12 @@ impl Exchange {
                 End::Response(status, _) => Some(status),
                 End::Again | End::Untold(_) => None,
             };
-            let Suspended { mut bytes, accepted, chain, first, held } = suspended;
+            let Suspended { mut bytes, accepted, chain, first, cancelled, held, .. } = suspended;
             let mut pass = Pass::begin(out, protection);
             if let Some(held) = held {
                 pass.answer.put_back(held);
             }
-            (pass.chain, pass.first) = (chain, first);
+            (pass.chain, pass.first, pass.cancelled) = (chain, first, cancelled);
             self.requests(&mut bytes, Some((accepted, given_up)), &mut pass, turn).await?;
             pass.end()
         }))
@@ -358,43 +395,60 @@ impl Exchange {
     }
 
     /// Gives up a request that waits for an event (MS-SMB2 3.3.5.16); one that is being carried
-    /// out ends by itself. It is protected as requests of the session must be whose request it
-    /// gives up, else it is ignored: there is no answer that could refuse it.
+    /// out ends by itself. One behind a request of its compound that waits is given up when it would
+    /// wait itself. It is protected as requests of the session must be whose request it gives up, else
+    /// it is ignored: there is no answer that could refuse it.
     pub(super) fn cancel(&mut self, header: &Header, message: &mut [u8], protection: &Protection) {
-        let found = if header.flags.has(HeaderFlags::ASYNC) {
-            Some(header.async_or_tree)
-        } else {
-            let mine = |p: &Pending| p.header.message_id == header.message_id;
-            self.pending.iter().find(|(_, p)| mine(p)).map(|(key, _)| *key)
-        };
-        let Some(key) = found else { return };
+        let Some((key, member)) = self.cancelled_by(header) else { return };
         let Some(pending) = self.pending.get(&key) else { return };
-        if !self.may_cancel(header, message, protection, pending) {
+        let session = member.map_or(pending.header.session_id, |member| member.session_id);
+        let sealed = matches!(pending.protection, Protection::Sealed(_));
+        if !self.may_cancel(header, message, protection, (session, sealed)) {
             tracing::debug!(peer = %self.peer, "a CANCEL that is not protected as it must be");
             self.meter.unprotected();
             return;
         }
-        let cancel = self.pending.get_mut(&key).and_then(|pending| pending.cancel.take());
-        if let Some(cancel) = cancel {
-            let _ = cancel.send(());
+        let Some(pending) = self.pending.get_mut(&key) else { return };
+        match (member, &mut pending.rest) {
+            (Some(member), Rest::Again(suspended, ..)) => {
+                suspended.cancelled.push(member.message_id)
+            }
+            _ => {
+                if let Some(cancel) = pending.cancel.take() {
+                    let _ = cancel.send(());
+                }
+            }
         }
     }
 
-    /// Whether a CANCEL has the protection that its target's session demands. A signature is
-    /// verified whoever demands it (3.3.5.2.4, 3.3.5.2.9); the session may be left out of a CANCEL
-    /// without.
+    /// Which request that waits a CANCEL means, or behind which the one stands that it means, with
+    /// the header of that.
+    fn cancelled_by(&self, header: &Header) -> Option<(u64, Option<Header>)> {
+        if header.flags.has(HeaderFlags::ASYNC) {
+            return Some((header.async_or_tree, None));
+        }
+        let wanted = header.message_id;
+        self.pending.iter().find_map(|(&key, pending)| match &pending.rest {
+            _ if pending.header.message_id == wanted => Some((key, None)),
+            Rest::Again(suspended, ..) => suspended.member(wanted).map(|it| (key, Some(it))),
+            Rest::Answer(..) => None,
+        })
+    }
+
+    /// Whether a CANCEL has the protection that its target's session demands; the target came in that
+    /// session, `sealed` or not. A signature is verified whoever demands it (3.3.5.2.4, 3.3.5.2.9); the
+    /// session may be left out of a CANCEL without.
     fn may_cancel(
         &self,
         header: &Header,
         message: &mut [u8],
         protection: &Protection,
-        target: &Pending,
+        (of, target_sealed): (SessionId, bool),
     ) -> bool {
-        let of = target.header.session_id;
         if let Protection::Sealed(sealed) = protection {
             return sealed.session.id == of;
         }
-        if matches!(target.protection, Protection::Sealed(_)) {
+        if target_sealed {
             return false;
         }
         let named = header.session_id;

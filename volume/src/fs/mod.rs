@@ -4,6 +4,7 @@ pub(crate) mod aside;
 pub mod attributes;
 pub mod descriptor;
 pub mod eas;
+mod entry;
 pub mod extents;
 pub mod file_key;
 pub(crate) mod identity;

@@ -27,7 +27,7 @@ use smb_protocol::{NtStatus, msg::create::Access};
 
 use crate::fs::{
     descriptor::{CreateTag, MADE, magic_path, place_of},
-    file_key,
+    entry, file_key,
     path::RelPath,
     volume::Volume,
 };
@@ -119,8 +119,13 @@ impl Permit<'_> {
     }
 
     /// Makes a regular file in a folder that must not be there yet, opened for reading and writing.
+    ///
+    /// # Errors
+    /// `LOOP` if the folder has become a reparse point, as for all that comes into a folder; what the
+    /// file system says.
     pub fn create_file(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let _entering = entry::begin(self.volume, folder)?;
         let fd = self.volume.names.change(folder, (None, Some(name)), || {
             let flags = flags | OFlags::CLOEXEC;
             rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o640))
@@ -169,6 +174,7 @@ impl Permit<'_> {
 
     /// Makes a folder in another that must not be there yet.
     pub fn create_folder(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+        let _entering = entry::begin(self.volume, folder)?;
         self.volume.names.change(folder, (None, Some(name)), || {
             rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o750))
         })?;
@@ -252,6 +258,7 @@ impl Permit<'_> {
             let names = (old_name.to_str(), new_name.to_str());
             return self.volume.names.change(old.as_fd(), names, rename);
         }
+        let _entering = entry::begin(self.volume, new.as_fd())?;
         rename()
     }
 
@@ -288,6 +295,7 @@ impl Permit<'_> {
     fn link_in(&self, fd: BorrowedFd<'_>, folder: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
         let path = magic_path(fd);
         let follow = AtFlags::SYMLINK_FOLLOW;
+        let _entering = entry::begin(self.volume, folder)?;
         self.volume.names.change(folder, (None, Some(name)), || {
             rustix::fs::linkat(rustix::fs::CWD, path.as_str(), folder, name, follow)
         })

@@ -17,7 +17,10 @@
 //! that leads through it; therefore a name below it is not found, and only then is it looked for on the
 //! way. What other programs of the machine put into such a folder is met as if it were none.
 
-use std::{os::fd::BorrowedFd, sync::MutexGuard};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::MutexGuard,
+};
 
 use rustix::{fs::XattrFlags, io::Errno};
 use smb_protocol::{
@@ -30,6 +33,7 @@ use crate::{
         aside::Slot,
         attributes::{self, Shards},
         descriptor::magic_path,
+        entry, listing,
         permit::Permit,
         volume::Volume,
     },
@@ -245,6 +249,25 @@ pub fn keep(
     }
 }
 
+/// Makes a folder that is none a reparse point, if it is empty: what came in before was there first.
+///
+/// # Errors
+/// `DIRECTORY_NOT_EMPTY`; as [`keep`].
+pub fn keep_on_folder(
+    permit: Permit<'_>,
+    fd: &OwnedFd,
+    point: &ReparsePoint<'_>,
+) -> Result<(), NtStatus> {
+    entry::announce();
+    keep(permit, fd.as_fd(), point)?;
+    let is_empty = entry::settle(fd.as_fd()).and_then(|()| listing::is_empty(fd));
+    if !is_empty.map_err(of_errno)? {
+        remove(permit, fd.as_fd()).map_err(of_errno)?;
+        return Err(NtStatus::DIRECTORY_NOT_EMPTY);
+    }
+    Ok(())
+}
+
 /// Makes a reparse point a plain file or folder again; its content stays.
 ///
 /// # Errors
@@ -393,5 +416,47 @@ mod tests {
         assert_eq!(attributes::facts(fd).unwrap().reparse_tag, ReparseTag::NFS.0);
         remove(permit, fd).unwrap();
         assert_eq!(of(&volume, fd), Ok(None));
+    }
+
+    /// Of a name that comes into a folder and the folder that becomes a link, one is refused, in
+    /// whichever way the name comes.
+    #[test]
+    fn nothing_is_below_a_folder_that_became_a_link() {
+        use crate::fs::path::RelPath;
+
+        let root = tempfile::tempdir().unwrap();
+        let volume = Volume::open(root.path()).unwrap();
+        let permit = volume.permit(Access::ALL).unwrap();
+        let link = ReparsePoint { tag: ReparseTag::SYMLINK, guid: None, data: &[0; 12] };
+        let (mut linked, mut entered) = (0, 0);
+        for round in 0..400 {
+            let (folder, other) = (format!("folder-{round}"), format!("other-{round}"));
+            std::fs::create_dir(root.path().join(&folder)).unwrap();
+            let file = std::fs::File::create(root.path().join(&other)).unwrap();
+            let stat = rustix::fs::fstat(&file).unwrap();
+            let at = OwnedFd::from(std::fs::File::open(root.path().join(&folder)).unwrap());
+            let path = |name: &str| RelPath::from_system(std::path::Path::new(name));
+            let (from, into) = (path(&other), path(&folder).child("in"));
+            let barrier = std::sync::Barrier::new(2);
+            let (set, came) = std::thread::scope(|scope| {
+                let sets = scope.spawn(|| {
+                    barrier.wait();
+                    keep_on_folder(permit, &at, &link).is_ok()
+                });
+                barrier.wait();
+                let came = match round % 4 {
+                    0 => permit.create_file(at.as_fd(), "in").is_ok(),
+                    1 => permit.create_folder(at.as_fd(), "in").is_ok(),
+                    2 => permit.link(file.as_fd(), &into, None).is_ok(),
+                    _ => permit.rename((&from, &stat), &into, None).is_ok(),
+                };
+                (sets.join().unwrap(), came)
+            });
+            assert!(!(set && came), "round {round}");
+            assert_eq!(of(&volume, at.as_fd()).unwrap().is_some(), set);
+            assert_eq!(listing::is_empty(&at).unwrap(), !came);
+            (linked, entered) = (linked + u32::from(set), entered + u32::from(came));
+        }
+        assert!(linked > 0 && entered > 0, "both were tried: {linked}, {entered}");
     }
 }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Dir, Gid, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
 };
 use smb_protocol::{NtStatus, name::same_name};
@@ -324,6 +324,11 @@ impl Volume {
         let path = above.child(&real);
         match self.look(&path) {
             Ok((fd, stat)) => Ok(Found::Here { fd, stat, path }),
+            // A link of the host that leads nowhere has the name: neither can the name be given to
+            // another, nor is there anything to open.
+            Err(Errno::NOENT) if is_link(folder.as_fd(), &real) => {
+                Err(NtStatus::ACCESS_DENIED.into())
+            }
             Err(Errno::NOENT) => Ok(Found::Missing { folder, path }),
             Err(error) => Err(of_errno(error).into()),
         }
@@ -503,4 +508,10 @@ fn of_folder(error: Errno) -> NtStatus {
         Errno::NOENT | Errno::NOTDIR => NtStatus::OBJECT_PATH_NOT_FOUND,
         other => of_errno(other),
     }
+}
+
+/// Whether a name in a folder is a symbolic link of the host.
+fn is_link(folder: BorrowedFd<'_>, name: &str) -> bool {
+    rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
 }

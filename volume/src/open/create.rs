@@ -513,8 +513,8 @@ impl CreateOperation<'_> {
         };
         let fd = match made {
             Ok(fd) => fd,
-            // It is there now, or its folder is gone: look again.
-            Err(Errno::EXIST) => return Err(NtStatus::RETRY.into()),
+            // It is there now, or its folder is gone or leads elsewhere: look again.
+            Err(Errno::EXIST | Errno::LOOP) => return Err(NtStatus::RETRY.into()),
             Err(Errno::NOENT) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into()),
             Err(error) => return Err(error.into()),
         };

@@ -218,12 +218,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "server_cpu_seconds": server_cpu.map(|cpu| cpu.as_secs_f64()),
             "client_cpu_us_per_operation": each(client_cpu),
         });
-        println!("{report:#}");
+        say!("{report:#}");
         return Ok(());
     }
-    println!("{url}\n  {rate:.0} files/s   {count} files in {seconds:.2} s");
+    say!("{url}\n  {rate:.0} files/s   {count} files in {seconds:.2} s");
     let column = |of| micros(files.latency.quantile(of));
-    println!(
+    say!(
         "  us: p50 {} p90 {} p99 {} p99.9 {}",
         column(0.5),
         column(0.9),
@@ -231,9 +231,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         column(0.999)
     );
     if let Some(cpu) = server_cpu {
-        println!("  server CPU {:.2} us/file", each(cpu));
+        say!("  server CPU {:.2} us/file", each(cpu));
     }
-    println!("  client CPU {:.2} us/file", each(client_cpu));
+    say!("  client CPU {:.2} us/file", each(client_cpu));
     Ok(())
 }
 

@@ -232,10 +232,10 @@ fn report(args: &Args, figures: Figures) {
         for (name, rate) in figures {
             report[format!("{name}_megabytes_per_second")] = json!((rate / 1e5).round() / 10.0);
         }
-        println!("{report:#}");
+        say!("{report:#}");
     } else {
         for (name, rate) in figures {
-            println!("{name:<20} {:>10.1} MB/s", rate / 1e6);
+            say!("{name:<20} {:>10.1} MB/s", rate / 1e6);
         }
     }
 }

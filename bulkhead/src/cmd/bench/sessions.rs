@@ -72,16 +72,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "server_pss_after": after.proportional,
             "server_pss_per_session": proportional,
         });
-        println!("{report:#}");
+        say!("{report:#}");
     } else {
-        println!("{}", args.target.url);
-        println!("  {} sessions in {seconds:.2} s", connections.len());
+        say!("{}", args.target.url);
+        say!("  {} sessions in {seconds:.2} s", connections.len());
         for (name, before, after, each) in [
             ("resident", before.resident, after.resident, resident),
             ("shared once", before.proportional, after.proportional, proportional),
         ] {
             let (before, after, each) = (Human(before), Human(after), Human(each));
-            println!("  memory, {name}: {before} before, {after} after, {each} per session");
+            say!("  memory, {name}: {before} before, {after} after, {each} per session");
         }
     }
     Ok(())

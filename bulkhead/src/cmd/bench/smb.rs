@@ -138,7 +138,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => measure(&args, blocks)?,
     };
     if args.target.json {
-        println!("{}", serde_json::to_string_pretty(&to_json(&args, &report))?);
+        say!("{}", serde_json::to_string_pretty(&to_json(&args, &report))?);
     } else {
         print(&args, &report);
     }
@@ -363,10 +363,10 @@ fn to_json(args: &Args, report: &Report) -> serde_json::Value {
 
 fn print(args: &Args, report: &Report) {
     let text = |name: &str| report.protocol[name].as_str().unwrap_or("none").to_owned();
-    println!("{}", args.target.url);
+    say!("{}", args.target.url);
     match report.protocol["encrypted"].as_bool() {
-        Some(encrypted) => println!("  dialect {}   encrypted {encrypted}", text("dialect")),
-        None => println!(
+        Some(encrypted) => say!("  dialect {}   encrypted {encrypted}", text("dialect")),
+        None => say!(
             "  dialect {}   signing {}   encryption {}   compression {}",
             text("dialect"),
             text("signing"),
@@ -375,23 +375,29 @@ fn print(args: &Args, report: &Report) {
         ),
     }
     for channel in report.protocol["channels"].as_array().into_iter().flatten() {
-        println!("  connection {}", channel.as_str().unwrap_or(""));
+        say!("  connection {}", channel.as_str().unwrap_or(""));
     }
-    println!(
+    say!(
         "  {:.0} op/s   {:.1} MB/s   {} operations in {:.2} s",
         report.rate(),
         report.megabytes(),
         report.operations(),
         report.seconds
     );
-    println!(
+    say!(
         "  {:8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "us", "count", "p50", "p90", "p99", "p99.9", "max"
+        "us",
+        "count",
+        "p50",
+        "p90",
+        "p99",
+        "p99.9",
+        "max"
     );
     for (name, histogram) in [("read", &report.reads), ("write", &report.writes)] {
         if histogram.total() > 0 {
             let column = |of| micros(histogram.quantile(of));
-            println!(
+            say!(
                 "  {name:8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
                 histogram.total(),
                 column(0.5),
@@ -404,13 +410,13 @@ fn print(args: &Args, report: &Report) {
     }
     if args.connections > 1 {
         let (least, most, ratio) = report.fairness();
-        println!("  per connection {least} to {most} operations, {ratio:.2} times");
+        say!("  per connection {least} to {most} operations, {ratio:.2} times");
     }
     if let Some(cpu) = report.server_cpu {
-        println!("  server CPU {:.2} us/op", report.per_operation(cpu));
+        say!("  server CPU {:.2} us/op", report.per_operation(cpu));
     }
-    println!("  client CPU {:.2} us/op", report.per_operation(report.client_cpu));
+    say!("  client CPU {:.2} us/op", report.per_operation(report.client_cpu));
     if args.verify {
-        println!("  {} blocks compared, all right", report.verified);
+        say!("  {} blocks compared, all right", report.verified);
     }
 }

@@ -56,7 +56,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         print_json(&value);
     } else {
         for repair in &repairs {
-            println!("repaired: {}: {}", repair.damage, repair.action);
+            say!("repaired: {}: {}", repair.damage, repair.action);
         }
         show(&args.file, &report);
     }
@@ -70,18 +70,18 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 fn show(file: &str, report: &Report) {
     for finding in &report.findings {
         match finding {
-            Finding::Error(damage) => println!("error: {damage}"),
-            Finding::Warning(damage) => println!("warning: {damage}"),
+            Finding::Error(damage) => say!("error: {damage}"),
+            Finding::Warning(damage) => say!("warning: {damage}"),
         }
     }
     let more = report.errors + report.warnings - report.findings.len() as u64;
     if more > 0 {
-        println!("... and {more} more");
+        say!("... and {more} more");
     }
     if report.log_pending {
-        println!("note: judged as after the replay of its log (in use, or not closed)");
+        say!("note: judged as after the replay of its log (in use, or not closed)");
     }
-    println!(
+    say!(
         "{file}: {} errors, {} warnings, {} of {} blocks allocated, {} unused in the file",
         report.errors,
         report.warnings,

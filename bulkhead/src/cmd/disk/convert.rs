@@ -96,7 +96,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             "seconds": seconds,
         }));
     } else {
-        println!(
+        say!(
             "{}: {to}, {} with {} of data in {seconds:.1} s",
             args.target,
             Human(done.total),

@@ -72,7 +72,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             "parent": args.parent,
         }));
     } else {
-        println!("{}: {format}, {}", args.file, Human(size));
+        say!("{}: {format}, {}", args.file, Human(size));
     }
     Ok(())
 }

@@ -98,7 +98,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }));
     } else if rested {
         let (passes, seconds) = (changed.len() + 1, started.elapsed().as_secs_f64());
-        println!("{}: {to}, {}, {passes} passes in {seconds:.1} s", args.target, Human(size));
+        say!("{}: {to}, {}, {passes} passes in {seconds:.1} s", args.target, Human(size));
     }
     if !rested && !args.allow_changing {
         bail!(

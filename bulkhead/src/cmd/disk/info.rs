@@ -59,7 +59,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 let format = other.to_string();
                 print_json(&json!({ "file": args.file, "format": format, "size": size }));
             } else {
-                println!("{}: {other}, {}", args.file, Human(size));
+                say!("{}: {other}, {}", args.file, Human(size));
             }
         }
     }
@@ -94,8 +94,8 @@ fn show_vhd(args: &Args, info: &vhd::classic::Info) {
         }));
         return;
     }
-    println!("{}: vhd, {kind}", args.file);
-    let line = |name: &str, value: String| println!("  {name:<20} {value}");
+    say!("{}: vhd, {kind}", args.file);
+    let line = |name: &str, value: String| say!("  {name:<20} {value}");
     line("capacity", format!("{} ({} bytes)", Human(info.disk_size), info.disk_size));
     line("file", Human(info.file_size).to_string());
     if let Some(block) = info.block_size {
@@ -155,8 +155,8 @@ fn show(args: &Args, info: &Info) {
         print_json(&value);
         return;
     }
-    println!("{}: vhdx, {kind}", args.file);
-    let line = |name: &str, value: String| println!("  {name:<20} {value}");
+    say!("{}: vhdx, {kind}", args.file);
+    let line = |name: &str, value: String| say!("  {name:<20} {value}");
     line("capacity", format!("{} ({} bytes)", Human(info.disk_size), info.disk_size));
     line("file", Human(info.file_size).to_string());
     line("block size", Human(u64::from(info.block_size)).to_string());

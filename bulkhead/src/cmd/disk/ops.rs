@@ -89,7 +89,7 @@ impl Image {
         if self.json {
             print_json(&json);
         } else {
-            println!("{}", text());
+            say!("{}", text());
         }
     }
 }

@@ -136,7 +136,7 @@ async fn serve(args: &Args, export: Export) -> anyhow::Result<()> {
     let mut stops = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     let [interrupt, terminate] = &mut stops;
     let listener = Listener::bind(args).await?;
-    println!("{}: {}", args.file, listener.url(&args.export)?);
+    say!("{}: {}", args.file, listener.url(&args.export)?);
     let exports: Arc<[Export]> = Arc::new([export]);
     let room = Arc::new(Semaphore::new(args.clients.into()));
     let mut clients = JoinSet::new();

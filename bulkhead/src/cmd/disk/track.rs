@@ -115,7 +115,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let granule = store.state().granule;
             tracking.close().await?;
             image.close().await?;
-            println!("{place}: {} for each bit", Human(granule));
+            say!("{place}: {} for each bit", Human(granule));
         }
         Command::Disable { file } => {
             let (tracking, _) = open(&file, Claim::Write).await?;
@@ -125,13 +125,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             if !place.contains("://") {
                 std::fs::remove_file(&place).with_context(|| format!("cannot remove {place}"))?;
             }
-            println!("{file}: no track is kept of its changes");
+            say!("{file}: no track is kept of its changes");
         }
         Command::Point { file, name } => {
             let (tracking, mut store) = open_idle(&file).await?;
             let point = store.point(&name).await?;
             tracking.close().await?;
-            println!("{}", point.id);
+            say!("{}", point.id);
         }
         Command::Remove { file, point } => {
             let (tracking, mut store) = open(&file, Claim::Write).await?;
@@ -160,7 +160,7 @@ fn list(store: &Store, json: bool) {
         return;
     }
     for point in points {
-        println!("{} {} {}", point.id, point.seconds, point.name);
+        say!("{} {} {}", point.id, point.seconds, point.name);
     }
 }
 
@@ -192,9 +192,9 @@ pub async fn changes(args: ChangesArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     for range in &ranges {
-        println!("{:#014x} {:>14}", range.start, range.end - range.start);
+        say!("{:#014x} {:>14}", range.start, range.end - range.start);
     }
     let why = if all { ": it was changed without keeping track, or has another size" } else { "" };
-    println!("{}: {} of {} changed{why}", args.file, Human(bytes), Human(size));
+    say!("{}: {} of {} changed{why}", args.file, Human(bytes), Human(size));
     Ok(())
 }

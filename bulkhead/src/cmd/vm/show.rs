@@ -7,28 +7,28 @@ use host_api::{MoveStatistics, Reply};
 pub fn list(reply: Reply, json: bool) -> anyhow::Result<()> {
     let Reply::List { vms } = reply else { bail!("the VM host answered {reply:?}") };
     if json {
-        println!("{}", serde_json::to_string(&vms)?);
+        say!("{}", serde_json::to_string(&vms)?);
         return Ok(());
     }
     let width = vms.iter().map(|vm| vm.name.as_str().len()).max().unwrap_or(0).max(4);
-    println!("{:width$}  {:<10}  {:>5}  {:>10}", "NAME", "STATE", "VCPUS", "MEMORY");
+    say!("{:width$}  {:<10}  {:>5}  {:>10}", "NAME", "STATE", "VCPUS", "MEMORY");
     for vm in vms {
         let memory = format!("{} MiB", vm.memory_mib);
         let (name, state) = (vm.name.as_str(), vm.state.as_str());
-        println!("{name:width$}  {state:<10}  {:>5}  {memory:>10}", vm.vcpus);
+        say!("{name:width$}  {state:<10}  {:>5}  {memory:>10}", vm.vcpus);
     }
     Ok(())
 }
 
 fn row(key: &str, value: impl std::fmt::Display) {
-    println!("{key:<16} {value}");
+    say!("{key:<16} {value}");
 }
 
 /// Prints what `vm show` shows of one VM.
 pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
     let Reply::Show { vm } = reply else { bail!("the VM host answered {reply:?}") };
     if json {
-        println!("{}", serde_json::to_string(&vm)?);
+        say!("{}", serde_json::to_string(&vm)?);
         return Ok(());
     }
     row("name", &vm.summary.name);
@@ -57,7 +57,7 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
         row("  pauses", format_args!("{}, longest {ms:.1} ms", disk.pauses));
     }
     if let Some(last) = &vm.last_move {
-        println!("last move:");
+        say!("last move:");
         statistics(last);
     }
     Ok(())
@@ -65,9 +65,9 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
 
 /// What a move cost.
 pub fn statistics(statistics: &MoveStatistics) {
-    println!("  {:>5}  {:>9}  {:>9}  {:>9}  {:>9}", "ROUND", "PAGES", "ZERO", "MB", "MS");
+    say!("  {:>5}  {:>9}  {:>9}  {:>9}  {:>9}", "ROUND", "PAGES", "ZERO", "MB", "MS");
     for round in &statistics.rounds {
-        println!(
+        say!(
             "  {:>5}  {:>9}  {:>9}  {:>9.1}  {:>9.1}",
             round.number,
             round.pages,
@@ -76,7 +76,7 @@ pub fn statistics(statistics: &MoveStatistics) {
             round.micros as f64 / 1e3
         );
     }
-    let row = |key: &str, value: String| println!("  {key:<22} {value}");
+    let row = |key: &str, value: String| say!("  {key:<22} {value}");
     row("outcome", statistics.outcome.clone());
     row("pages", format!("{} ({} of zeros)", statistics.pages, statistics.zero_pages));
     row("bytes", format!("{:.1} MB", statistics.bytes as f64 / 1e6));

@@ -73,8 +73,10 @@ pub fn set_extended(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     answer(call.request, &[], out)
 }
 
-/// Takes the id away, if there is one.
+/// Takes the id away, if there is one; nothing of a volume that may not be changed (MS-FSA
+/// 2.1.5.10.2).
 pub fn delete(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
+    call.open.volume().permit(call.open.ceiling)?;
     if object_id::of(call.open.handle())?.is_some() {
         object_id::remove(permit(ctx, &call)?, call.open.handle())?;
     }

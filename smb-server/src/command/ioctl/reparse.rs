@@ -11,7 +11,6 @@ use volume::{
     fs::{
         attributes::{self, Facts},
         eas, listing,
-        permit::Permit,
         reparse::{self, Point, takes_eas},
     },
     open::Open,
@@ -61,8 +60,11 @@ pub fn set(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     if let Some(old) = reparse::of(open.volume(), open.handle())? {
         same_owner(&old, point.tag, point.guid)?;
     }
-    reparse::keep(permit, open.handle(), &point)?;
-    stays_empty(open, permit, &facts)?;
+    if facts.directory && facts.reparse_tag == 0 {
+        reparse::keep_on_folder(permit, open.folder(), &point)?;
+    } else {
+        reparse::keep(permit, open.handle(), &point)?;
+    }
     changed(open, ChangeFilter::ATTRIBUTES);
     done(call, out)
 }
@@ -92,16 +94,6 @@ fn same_owner(old: &Point, tag: ReparseTag, guid: Option<[u8; 16]>) -> Result<()
     }
     if old.guid() != guid {
         return Err(NtStatus::REPARSE_ATTRIBUTE_CONFLICT);
-    }
-    Ok(())
-}
-
-/// What came into a folder while it became a reparse point was there first.
-fn stays_empty(open: &Open, permit: Permit<'_>, before: &Facts) -> Result<(), NtStatus> {
-    let is_empty = || listing::is_empty(open.folder()).map_err(volume::status::of_errno);
-    if before.directory && before.reparse_tag == 0 && !is_empty()? {
-        reparse::remove(permit, open.handle()).map_err(volume::status::of_errno)?;
-        return Err(NtStatus::DIRECTORY_NOT_EMPTY);
     }
     Ok(())
 }

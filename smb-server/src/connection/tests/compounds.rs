@@ -15,7 +15,10 @@ use smb_protocol::{
     },
 };
 
-use super::peer::{House, KINDS, Peer};
+use super::{
+    peer::{House, KINDS, Peer},
+    protected::cancel,
+};
 
 fn house() -> House {
     House::new("signing='enabled'\nencryption='offered'")
@@ -55,12 +58,7 @@ fn a_rename_that_waits_is_answered_with_its_compound() {
             let mut owner = Peer::new(&house, KINDS[0]);
             let held = LeaseState::READ.or(LeaseState::HANDLE);
             let lease = Lease { key: [number as u8; 16], state: held, flags: 0, v2: None };
-            let data = lease.to_bytes();
-            let mut request = opening(&name);
-            request.oplock = OplockLevel::LEASE;
-            request.contexts = vec![RawContext { name: names::RQLS, data: &data }];
-            let (header, _) = owner.ask(Command::CREATE, |out| request.encode(out));
-            assert_eq!(header.status, NtStatus::SUCCESS);
+            open_leased(&mut owner, &name, lease);
             let mut peer = Peer::new(&house, kind);
             let mut messages = Vec::new();
             for _ in 0..before {
@@ -102,6 +100,67 @@ fn a_rename_that_waits_is_answered_with_its_compound() {
             let (header, _) = peer.ask(Command::ECHO, |out| Empty.encode(out));
             assert_eq!(header.status, NtStatus::SUCCESS);
         }
+    }
+}
+
+/// Opens a file with a lease.
+fn open_leased(owner: &mut Peer, name: &str, lease: Lease) {
+    let data = lease.to_bytes();
+    let mut request = opening(name);
+    request.oplock = OplockLevel::LEASE;
+    request.contexts = vec![RawContext { name: names::RQLS, data: &data }];
+    let (header, _) = owner.ask(Command::CREATE, |out| request.encode(out));
+    assert_eq!(header.status, NtStatus::SUCCESS);
+}
+
+/// MS-SMB2 3.3.5.16: what stands behind a request that waits is cancelled before it waits itself; what
+/// is cancelled of another session is not.
+#[test]
+fn a_request_behind_one_that_waits_is_cancelled() {
+    let house = house();
+    for (number, kind) in KINDS.into_iter().enumerate() {
+        let lease = |key| Lease {
+            key: [key; 16],
+            state: LeaseState::READ.or(LeaseState::WRITE),
+            flags: 0,
+            v2: None,
+        };
+        let mut owner = Peer::new(&house, KINDS[0]);
+        let leases = [lease(2 * number as u8), lease(2 * number as u8 + 1)];
+        let names = [format!("first-{number}"), format!("second-{number}")];
+        for (name, lease) in names.iter().zip(leases) {
+            open_leased(&mut owner, name, lease);
+        }
+        let mut peer = Peer::new(&house, kind);
+        let creates = names.each_ref().map(|name| {
+            let opens = opening(name);
+            peer.message(Command::CREATE, |out| opens.encode(out))
+        });
+        let [first, second] =
+            creates.each_ref().map(|create| Header::parse(create).unwrap().message_id);
+        let frame = peer.frame(&creates);
+        peer.send_frame(&frame);
+        assert_eq!(statuses(&peer.receive()), [NtStatus::PENDING]);
+        let told = owner.receive().pop().unwrap();
+        assert_eq!(Header::parse(&told).unwrap().command, Command::OPLOCK_BREAK);
+        let gives_up = cancel(peer.session, (second.0, 0), false);
+        peer.send(&gives_up);
+        // That was read when this is answered.
+        let (header, _) = peer.ask(Command::ECHO, |out| Empty.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        let ack = LeaseAck { key: leases[0].key, state: LeaseState::READ.0 };
+        let (header, _) = owner.ask(Command::OPLOCK_BREAK, |out| ack.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        let mut ends = Vec::new();
+        while ends.len() < 2 {
+            for answer in peer.receive() {
+                let header = Header::parse(&answer).unwrap();
+                if header.status != NtStatus::PENDING {
+                    ends.push((header.message_id, header.status));
+                }
+            }
+        }
+        assert_eq!(ends, [(first, NtStatus::SUCCESS), (second, NtStatus::CANCELLED)], "{kind:?}");
     }
 }
 

@@ -18,7 +18,12 @@ const ROOM: u32 = 4096;
 
 impl Direct {
     /// One control; the output stands beside an error as well.
-    fn control(&mut self, code: FsctlCode, file_id: FileId, input: &[u8]) -> (NtStatus, Vec<u8>) {
+    pub(super) fn control(
+        &mut self,
+        code: FsctlCode,
+        file_id: FileId,
+        input: &[u8],
+    ) -> (NtStatus, Vec<u8>) {
         self.control_with(code, file_id, input, ROOM)
     }
 

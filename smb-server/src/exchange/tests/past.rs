@@ -1,7 +1,7 @@
 //! Files of a snapshot: opened with whatever right their lists give, and never changed.
 
 use smb_protocol::{
-    fscc::file_info::Basic,
+    fscc::{FsctlCode, file_info::Basic},
     msg::{
         context::names,
         create::{Access, CreateOptions, Disposition, RawContext, ShareAccess},
@@ -131,6 +131,8 @@ fn nothing_of_the_past_is_changed_by_whichever_right_it_was_opened() {
         };
         let (header, _) = direct.ask(Command::SET_INFO, |out| request.encode(out));
         assert_eq!(header.status, PROTECTED);
+        // Whether or not there is anything to take away.
+        assert_eq!(direct.control(FsctlCode::DELETE_OBJECT_ID, file, &[]).0, PROTECTED);
         // A new name is one on the share as it is now, and that is another volume.
         let other = NtStatus::NOT_SAME_DEVICE;
         for class in [InfoClass::RENAME, InfoClass::RENAME_EX, InfoClass::LINK, InfoClass::LINK_EX]

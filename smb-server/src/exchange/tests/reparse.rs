@@ -677,6 +677,8 @@ fn links_of_the_host_reach_nothing_that_names_hide() {
     symlink("old/vms/deep", "deep");
     symlink("old", "above");
     symlink("../secret", "out");
+    symlink("missing", "nowhere");
+    symlink("real/missing", "old/nowhere");
     std::fs::create_dir(files.join("old/vms2")).unwrap();
     for (name, kind) in [
         ("good", FOLDER),
@@ -713,6 +715,10 @@ fn links_of_the_host_reach_nothing_that_names_hide() {
         "above\\vms\\deep\\f",
         "ABOVE\\VMS\\new",
         "out",
+        "nowhere",
+        "NoWhere",
+        "nowhere\\x",
+        "old\\nowhere",
     ] {
         for disposition in [Disposition::OPEN, Disposition::OPEN_IF, Disposition::OVERWRITE_IF] {
             for options in [CreateOptions::NONE, FOLDER, POINT] {
@@ -730,6 +736,10 @@ fn links_of_the_host_reach_nothing_that_names_hide() {
         }
     }
     assert!(!files.join("disks/new").exists() && !files.join("disks/moved").exists());
+    for class in [InfoClass::RENAME, InfoClass::LINK] {
+        assert_eq!(direct.rename(made, class, 0, "nowhere"), DENIED, "{class:?}");
+    }
+    assert!(!files.join("missing").exists() && !files.join("real/missing").exists());
     assert!(!files.join(".bulkhead/new").exists() && !files.join("old/vms/new").exists());
     let listed = direct.create("above", Disposition::OPEN, FOLDER).unwrap();
     assert!(direct.names(listed, "*", 4096).contains(&"vms".to_owned()));

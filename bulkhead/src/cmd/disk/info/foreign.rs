@@ -6,7 +6,7 @@ use super::{Args, print_json};
 use crate::units::Human;
 
 fn line(name: &str, value: String) {
-    println!("  {name:<20} {value}");
+    say!("  {name:<20} {value}");
 }
 
 pub fn show_qcow2(args: &Args, info: &vhd::qcow2::Info) {
@@ -43,7 +43,7 @@ pub fn show_qcow2(args: &Args, info: &vhd::qcow2::Info) {
         }));
         return;
     }
-    println!("{}: qcow2, version {}", args.file, header.version);
+    say!("{}: qcow2, version {}", args.file, header.version);
     line("capacity", format!("{} ({} bytes)", Human(header.size), header.size));
     line("file", Human(info.file_size).to_string());
     line("cluster size", Human(header.cluster_size).to_string());
@@ -77,7 +77,7 @@ pub fn show_vmdk(args: &Args, info: &vhd::vmdk::Info) {
         }));
         return;
     }
-    println!("{}: vmdk, {}", args.file, info.create_type);
+    say!("{}: vmdk, {}", args.file, info.create_type);
     line("capacity", format!("{} ({} bytes)", Human(info.disk_size), info.disk_size));
     line("file", Human(info.file_size).to_string());
     if let Some(grain) = info.grain {

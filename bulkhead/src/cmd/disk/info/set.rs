@@ -51,7 +51,7 @@ pub async fn show(args: &Args) -> anyhow::Result<()> {
         print_json(&json!({"file": args.file, "format": "vhds", "images": images}));
         return Ok(());
     }
-    println!("{}: vhds, {} images", args.file, images.len());
+    say!("{}: vhds, {} images", args.file, images.len());
     for image in &images {
         let state = if image.snapshot { "snapshot" } else { "current" };
         let below = match (parent(image), image.orphan) {
@@ -59,7 +59,7 @@ pub async fn show(args: &Args) -> anyhow::Result<()> {
             (None, true) => " on a parent that is not there".to_owned(),
             (None, false) => String::new(),
         };
-        println!("  {state:<20} {}{below}", image.name);
+        say!("  {state:<20} {}{below}", image.name);
     }
     Ok(())
 }

@@ -163,7 +163,7 @@ impl Compare {
         match difference {
             None if self.json => Ok(()),
             None => {
-                println!("{a} and {b} read the same");
+                say!("{a} and {b} read the same");
                 Ok(())
             }
             Some(at) => bail!("{a} and {b} differ from byte {at} on"),

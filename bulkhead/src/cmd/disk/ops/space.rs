@@ -123,22 +123,22 @@ impl Map {
                     "depth": part.level,
                     "file": file,
                 });
-                print!("{}{value}", if first { "" } else { ",\n" });
+                crate::say::write(format_args!("{}{value}", if first { "" } else { ",\n" }));
             } else {
                 let offset = offset.map_or_else(|| "-".to_owned(), |at| format!("{at:#x}"));
                 let file = if part.place == Place::Below { "-" } else { file };
-                println!("{start:#18x} {length:#16x}  {kind:6} {offset:>16}  {file}");
+                say!("{start:#18x} {length:#16x}  {kind:6} {offset:>16}  {file}");
             }
             first = false;
         };
         if image.json {
-            print!("[");
+            crate::say::write(format_args!("["));
         } else {
-            println!("{:>18} {:>16}  {:6} {:>16}  file", "start", "length", "kind", "offset");
+            say!("{:>18} {:>16}  {:6} {:>16}  file", "start", "length", "kind", "offset");
         }
         let outcome = ops::map(&files, format, show).await;
         if image.json {
-            println!("]");
+            say!("]");
         }
         outcome.with_context(|| image.file.clone())
     }
