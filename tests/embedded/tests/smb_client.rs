@@ -3,7 +3,6 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use block_io::File;
-use bulkhead_tests::pattern;
 use smb_client::{
     Client, ConnectOptions, Create, Encryption, Error, Login, OpenOptions, Session, Signing,
 };
@@ -12,6 +11,7 @@ use smb_protocol::{
     crypto::{Cipher, SigningAlgorithm},
 };
 use smbd::{Running, Server, config::Config};
+use test_support::pattern;
 
 const PASSWORD: &str = "ge heim-42";
 

@@ -2,16 +2,16 @@
 
 use std::{path::Path, process::Command as Program, sync::Arc};
 
-use bulkhead_tests::{
-    process::foreign,
-    proxy::{Proxy, Recorded, Way},
-};
 use smb_client::{
     Client, Compress, ConnectOptions, Create, Encryption, Login, OpenOptions, Signing,
     raw::RawConnection,
 };
 use smb_protocol::{NtStatus, compression::CompressionAlgorithm, header::PROTOCOL_COMPRESSED};
 use smbd::{Running, Server, config::Config};
+use test_support::{
+    process::foreign,
+    proxy::{Proxy, Recorded, Way},
+};
 
 const PASSWORD: &str = "ge heim-42";
 

@@ -8,11 +8,12 @@ use std::{
 };
 
 use smbd::{Running, Server, config::Config};
+use test_support::process::ours;
 
 const PASSWORD: &str = "ge heim-42";
 
 fn bulkhead(args: &[&str], input: &str, variables: &[(&str, &str)]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead"))
+    let mut child = Command::new(ours("bulkhead"))
         .args(args)
         .env_remove("BULKHEAD_SMB_PASSWORD")
         .env_remove("BULKHEAD_SMB_CREDENTIALS")
