@@ -79,16 +79,24 @@ impl SplicePipe {
         Ok(())
     }
 
-    /// Moves up to `len` bytes to a file at `offset`; says how many went.
+    /// Moves up to `len` bytes to a file at `offset`, as many of what is left in one call as `piece`
+    /// says of an offset and a length; says how many went.
     ///
     /// # Errors
     /// What the file system says; nothing went then.
-    pub(crate) fn drain(&mut self, to: impl AsFd, offset: u64, len: usize) -> io::Result<usize> {
+    pub(crate) fn drain(
+        &mut self,
+        to: impl AsFd,
+        offset: u64,
+        len: usize,
+        piece: impl Fn(u64, usize) -> usize,
+    ) -> io::Result<usize> {
         let mut at = offset;
         let mut done = 0;
         let len = len.min(self.held);
         while done < len {
-            match splice(&self.out, None, &to, Some(&mut at), len - done, SpliceFlags::empty()) {
+            let part = piece(at, len - done);
+            match splice(&self.out, None, &to, Some(&mut at), part, SpliceFlags::empty()) {
                 Ok(0) => break,
                 Ok(moved) => {
                     done += moved;
@@ -128,13 +136,13 @@ mod tests {
         let data: Vec<u8> = (0..100_000u32).map(|at| ((at * 7) >> 3) as u8).collect();
         let mut pipe = filled(&data);
         let mut file = tempfile::tempfile().unwrap();
-        assert_eq!(pipe.drain(&file, 500, 40_000).unwrap(), 40_000);
+        assert_eq!(pipe.drain(&file, 500, 40_000, |_, len| len.min(7_000)).unwrap(), 40_000);
         assert_eq!(pipe.held(), 60_000);
         let mut rest = b"head".to_vec();
         pipe.pour(&mut rest).unwrap();
         assert_eq!((pipe.held(), &rest[..4]), (0, &b"head"[..]));
         assert!(rest[4..] == data[40_000..]);
-        assert_eq!(pipe.drain(&file, 0, 10).unwrap(), 0, "nothing is left");
+        assert_eq!(pipe.drain(&file, 0, 10, |_, len| len).unwrap(), 0, "nothing is left");
         let mut content = Vec::new();
         file.rewind().unwrap();
         file.read_to_end(&mut content).unwrap();
@@ -145,7 +153,7 @@ mod tests {
     fn a_file_that_refuses_loses_nothing() {
         let mut pipe = filled(b"precious");
         let refuses = std::fs::File::open("/proc/self/exe").unwrap();
-        pipe.drain(&refuses, 0, 8).unwrap_err();
+        pipe.drain(&refuses, 0, 8, |_, len| len).unwrap_err();
         let mut back = Vec::new();
         pipe.pour(&mut back).unwrap();
         assert_eq!(back, b"precious");

@@ -52,7 +52,7 @@ type Running = Pin<Box<dyn Future<Output = Ended> + Send>>;
 fn start<D: Device>(device: &Arc<D>, nexus: &Arc<Nexus>, run: Run) -> Running {
     let (device, nexus) = (device.clone(), nexus.clone());
     Box::pin(async move {
-        let Run { key, lun, cdb, data_out, attribute, abort } = run;
+        let Run { key, lun, cdb, data_out, attribute, abort, .. } = run;
         let work = async {
             let mut data_in = Vec::new();
             let request = Request { lun, cdb: cdb.bytes(), data_out: &data_out, attribute };

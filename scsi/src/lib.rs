@@ -34,6 +34,7 @@ mod target;
 mod unit;
 mod units;
 
+pub use copy::{ForeignTokens, TokenData, TokenError, TokenRead};
 pub use device::{Completion, Device, Lun, Nexus, Request, Status, TaskAttribute};
 pub use ports::{AccessState, Alua, PortGroup};
 pub use sense::{Sense, SenseKey};

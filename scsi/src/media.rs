@@ -74,7 +74,7 @@ impl Call<'_> {
 
     /// Writes under a guard: what a reservation forbids by now does not land any more, and tokens
     /// that stand for what was here are void.
-    async fn put(&self, disk: &dyn Disk, offset: u64, data: &[u8]) -> Done {
+    pub(crate) async fn put(&self, disk: &dyn Disk, offset: u64, data: &[u8]) -> Done {
         self.still_allowed(Access::Write)?;
         self.target.tokens.changed(self.unit, offset, data.len() as u64);
         disk.write_at(offset, data).await.map_err(Refusal::writing)

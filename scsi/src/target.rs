@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Lun, Nexus,
-    copy::{Results, Tokens},
+    copy::{ForeignTokens, Results, Tokens},
     ports::Ports,
     reports::number_of,
     reservation::{Who, device_name},
@@ -34,6 +34,7 @@ pub(crate) struct Target {
     pub access: RwLock<Arc<dyn LunAccess>>,
     pub ports: Ports,
     pub tokens: Tokens,
+    pub foreign: Option<Arc<dyn ForeignTokens>>,
     pub results: Results,
     pub store: Option<Arc<dyn UnitStore>>,
 }

@@ -11,7 +11,7 @@ use block_io::Disk;
 
 use crate::{
     Completion, Device, Lun, Nexus, Request, Sense, asc,
-    copy::{Results, Tokens},
+    copy::{Blocks, ForeignTokens, Results, TokenData, Tokens},
     dispatch,
     inquiry::naa,
     ports::{AccessState, Alua, PortGroup, Ports},
@@ -37,6 +37,8 @@ pub struct UnitsOptions {
     /// Where reservations and sanitize operations outlive the process. Without one, no reservation
     /// can be asked to, and an operation ends with it.
     pub store: Option<Arc<dyn UnitStore>>,
+    /// Finds what tokens stand for that this target did not make. Without it they are refused.
+    pub foreign: Option<Arc<dyn ForeignTokens>>,
 }
 
 impl Default for UnitsOptions {
@@ -52,6 +54,7 @@ impl Default for UnitsOptions {
             alua: Alua { implicit: true, explicit: false },
             access: Arc::new(|_: &str, _: u16| true),
             store: None,
+            foreign: None,
         }
     }
 }
@@ -149,6 +152,7 @@ impl Units {
             access: RwLock::new(options.access),
             ports: Ports::new(options.groups, options.alua),
             tokens: Tokens::default(),
+            foreign: options.foreign,
             results: Results::default(),
             store: options.store,
         };
@@ -242,6 +246,13 @@ impl Units {
         self.target.tokens.all_changed(&unit);
         self.luns_changed();
         Ok(())
+    }
+
+    /// What a ROD token of this target stands for; `None` if it stands for nothing, for zeros, or was
+    /// not made here. The caller has seen to it that its user may have the data.
+    #[must_use]
+    pub fn token(&self, token: &[u8]) -> Option<Arc<dyn TokenData>> {
+        Blocks::find(&self.target, token).map(|found| Arc::new(found) as Arc<dyn TokenData>)
     }
 
     /// Whether a logical unit can have another size at all now, and that one if it is known. A caller

@@ -9,12 +9,15 @@
 //! blocks the table holds a clone without a name; elsewhere the token is void once the source has
 //! changed. Tags are made with a secret that ends with the server, so a token cannot be made up
 //! or altered, and does not outlive it.
+//!
+//! Other services of the process may know tokens of their own ([`Elsewhere`]: those of logical
+//! units). They are asked for what is not in the table, and say for themselves who may have it.
 
 use std::{
     collections::HashMap,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -84,16 +87,101 @@ pub struct Held {
     expires: Instant,
 }
 
+/// Data of a token that another service of the process made.
+pub trait ElsewhereData: Send + Sync {
+    /// How many bytes.
+    fn length(&self) -> u64;
+
+    /// Fills `buf` from byte `at` of the data on; both lie within them. Called where a thread may
+    /// wait; what was read counts only if this ends well.
+    ///
+    /// # Errors
+    /// INVALID_TOKEN if the token does not stand for them any more; what the storage says.
+    fn read(&self, at: u64, buf: &mut [u8]) -> Result<(), NtStatus>;
+}
+
+/// Tokens that another service of the process made.
+pub trait Elsewhere: std::fmt::Debug + Send + Sync {
+    /// What one stands for, for a request of `asks`; `None` if it is none of theirs, or not for that
+    /// user.
+    fn redeem(&self, token: &Token, asks: &Owner) -> Option<Box<dyn ElsewhereData>>;
+}
+
+/// What a token stands for, wherever it was made.
+pub enum Redeemed {
+    /// Data of a file.
+    Own(Arc<Held>),
+    /// Data of another service.
+    Elsewhere(Box<dyn ElsewhereData>),
+}
+
+/// Bytes of another service that are moved at a time.
+const CHUNK: usize = 1 << 20;
+
+impl Redeemed {
+    /// Bytes that the token stands for.
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Own(held) => held.len,
+            Self::Elsewhere(data) => data.length(),
+        }
+    }
+
+    /// Writes `len` bytes of what the token stands for, from `at`, into `target` at `to`; `len`
+    /// must lie within the token. Waits for the storage.
+    ///
+    /// # Errors
+    /// INVALID_TOKEN if the source is no longer as it was; what the file system says.
+    pub fn write_to(
+        &self,
+        at: u64,
+        target: BorrowedFd<'_>,
+        to: u64,
+        len: u64,
+    ) -> Result<(), NtStatus> {
+        let data = match self {
+            Self::Own(held) => return held.write_to(at, target, to, len),
+            Self::Elsewhere(data) => data,
+        };
+        let len = usize::try_from(len).map_err(|_| NtStatus::INVALID_PARAMETER)?;
+        let mut buffer = vec![0; len.min(CHUNK)];
+        let mut done = 0;
+        while done < len {
+            let part = &mut buffer[..(len - done).min(CHUNK)];
+            data.read(at + done as u64, part)?;
+            put(target, to + done as u64, part).map_err(crate::status::of_errno)?;
+            done += part.len();
+        }
+        Ok(())
+    }
+}
+
+fn put(target: BorrowedFd<'_>, mut to: u64, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(target, bytes, to) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                to += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Tokens that were given out.
 #[derive(Debug)]
 pub struct Tokens {
     secret: [u8; 32],
     table: Mutex<HashMap<Id, Arc<Held>>>,
+    elsewhere: OnceLock<Arc<dyn Elsewhere>>,
 }
 
 impl Default for Tokens {
     fn default() -> Self {
-        Self { secret: random(), table: Mutex::default() }
+        Self { secret: random(), table: Mutex::default(), elsewhere: OnceLock::new() }
     }
 }
 
@@ -158,6 +246,22 @@ impl Tokens {
         Ok((Token::new(KIND, &text), expires))
     }
 
+    /// Whom to ask for what a token stands for that is not in the table; the first call counts.
+    pub fn ask_elsewhere(&self, elsewhere: Arc<dyn Elsewhere>) {
+        let _ = self.elsewhere.set(elsewhere);
+    }
+
+    /// What a token stands for, for a request of its owner, here or elsewhere in the process.
+    ///
+    /// # Errors
+    /// Those of [`Tokens::redeem`].
+    pub fn redeem_any(&self, token: &Token, asks: &Owner) -> Result<Redeemed, NtStatus> {
+        self.redeem(token, asks).map(Redeemed::Own).or_else(|status| {
+            let elsewhere = self.elsewhere.get().and_then(|it| it.redeem(token, asks));
+            elsewhere.map(Redeemed::Elsewhere).ok_or(status)
+        })
+    }
+
     /// What a token stands for, for a request of its owner.
     ///
     /// # Errors
@@ -214,6 +318,30 @@ impl Held {
         }
         space::zero(target, to + data..to + len, false).map_err(of_errno)?;
         // Changed meanwhile: what was written may be of two times.
+        self.check()
+    }
+
+    /// Fills `buf` from byte `at` of what the token stands for on; both lie within it. Waits for the
+    /// storage.
+    ///
+    /// # Errors
+    /// INVALID_TOKEN if the source is no longer as it was; what the file system says.
+    pub fn read(&self, at: u64, buf: &mut [u8]) -> Result<(), NtStatus> {
+        self.check()?;
+        let there = usize::try_from(self.filled.saturating_sub(at)).unwrap_or(usize::MAX);
+        let (data, behind) = buf.split_at_mut(there.min(buf.len()));
+        behind.fill(0);
+        let mut done = 0;
+        while done < data.len() {
+            let from = self.start + at + done as u64;
+            match rustix::io::pread(&self.source, &mut data[done..], from) {
+                Ok(0) => return Err(NtStatus::INVALID_TOKEN),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(crate::status::of_errno(error)),
+            }
+        }
+        // Changed meanwhile: what was read may be of two times.
         self.check()
     }
 

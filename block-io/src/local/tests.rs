@@ -174,3 +174,20 @@ fn what_is_neither_a_file_nor_a_block_device_is_refused_at_once() {
         }
     }
 }
+
+/// Folios lie at multiples of their length, so pieces do as well.
+#[test]
+fn pieces_end_where_folios_do() {
+    let all = |mut at: u64, end: u64| {
+        let mut lengths = Vec::new();
+        while at < end {
+            let len = piece(EXT4_PIECE, at, (end - at) as usize);
+            lengths.push(len >> 10);
+            at += len as u64;
+        }
+        lengths
+    };
+    assert_eq!(all(0, 80 << 10), [32, 32, 16]);
+    assert_eq!(all(28 << 10, 68 << 10), [4, 32, 4]);
+    assert_eq!(piece(usize::MAX, 1 << 40, 16 << 20), 16 << 20);
+}

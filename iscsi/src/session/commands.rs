@@ -4,7 +4,12 @@ use bytes::Bytes;
 use futures_util::future::AbortHandle;
 use scsi::{Completion, Lun, Sense, SenseKey, Status, TaskAttribute};
 
-use super::{Session, recovery::Answered, task::Asked, *};
+use super::{
+    Session,
+    recovery::Answered,
+    task::{Asked, enqueue},
+    *,
+};
 use crate::pdu::{DataIn, DataOut, R2t, Residual, ScsiCommand, ScsiResponse, ahs::Additional};
 
 /// Additional sense codes for what goes wrong with data on their way (RFC 7143 11.4.7.2).
@@ -76,17 +81,21 @@ impl Session {
             _ if command.read && !command.write => command.expected,
             _ => 0,
         };
+        let attribute = match command.attribute {
+            1 => TaskAttribute::Simple,
+            2 => TaskAttribute::Ordered,
+            3 => TaskAttribute::HeadOfQueue,
+            4 => TaskAttribute::Aca,
+            _ => TaskAttribute::Untagged,
+        };
+        // The field is reserved below protocol level 2 (RFC 7144 4.1).
+        let level2 = self.setup.parameters.protocol_level >= 2;
         Task {
             id,
             link,
             lun: Lun(command.lun),
-            attribute: match command.attribute {
-                1 => TaskAttribute::Simple,
-                2 => TaskAttribute::Ordered,
-                3 => TaskAttribute::HeadOfQueue,
-                4 => TaskAttribute::Aca,
-                _ => TaskAttribute::Untagged,
-            },
+            attribute,
+            rank: Rank::new(attribute, if level2 { command.priority } else { 0 }),
             immediate: command.sn.immediate,
             cdb: Cdb::new(command.cdb, &additional.cdb),
             write: command.write,
@@ -218,12 +227,13 @@ impl Session {
             cdb: task.cdb.clone(),
             data_out: task.take_data(),
             attribute: task.attribute,
+            rank: task.rank,
             abort: registration,
         };
         let link = task.link;
         match self.links.get_mut(&link) {
             Some(it) if it.is_up() => {
-                it.ready.push_back(run);
+                enqueue(&mut it.ready, run);
                 self.touch(link);
             }
             _ => self.stray.push_back(run),

@@ -41,7 +41,7 @@ use bytes::Bytes;
 pub use connection::Close;
 pub use functions::{Outside, Reach};
 pub use output::Output;
-pub use task::{Cdb, Run, TaskKey};
+pub use task::{Cdb, Rank, Run, TaskKey};
 
 use crate::{
     budget::Budget,
@@ -54,7 +54,7 @@ use crate::{
 use connection::{Kept, Link, State, TextExchange};
 use functions::{Deferred, Function};
 use recovery::Answered;
-use task::Task;
+use task::{Task, enqueue};
 
 /// Responses of a connection that are kept for a SNACK.
 const KEPT_RESPONSES: usize = 1024;
@@ -494,7 +494,11 @@ impl Session {
         if output.is_empty() {
             std::mem::swap(&mut it.output, output);
         }
-        ready.append(&mut it.ready);
+        if ready.is_empty() {
+            std::mem::swap(&mut it.ready, ready);
+        } else {
+            it.ready.drain(..).for_each(|run| enqueue(ready, run));
+        }
         match it.state {
             State::Up => None,
             State::Closing(close) => Some(close),

@@ -53,6 +53,34 @@ impl Cdb {
     }
 }
 
+/// Where a command stands among those that its task set lets run and that the device has not begun
+/// (SAM-5 8.7): lower numbers go first, and equal ones in the order in which they came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rank(u8);
+
+impl Rank {
+    /// Of a command without a priority of its own: in the middle, so that 1 to 7 are more important
+    /// than it and 8 to 15 less.
+    const MIDDLE: Self = Self(15);
+
+    /// Of a command with these fields. A priority is one of SIMPLE tasks; 1 is the highest, 15 the
+    /// lowest, and 0 none (RFC 7144 4.1, SAM-5 8.7).
+    #[must_use]
+    pub fn new(attribute: TaskAttribute, priority: u8) -> Self {
+        match (attribute, priority) {
+            (TaskAttribute::HeadOfQueue, _) => Self(0),
+            (TaskAttribute::Simple, 1..=15) => Self(2 * priority),
+            _ => Self::MIDDLE,
+        }
+    }
+}
+
+/// Puts a command among others that wait for the device.
+pub(super) fn enqueue(ready: &mut VecDeque<Run>, run: Run) {
+    let behind = ready.iter().rev().take_while(|other| other.rank > run.rank).count();
+    ready.insert(ready.len() - behind, run);
+}
+
 /// A command for the device, with all its data.
 #[derive(Debug)]
 pub struct Run {
@@ -66,6 +94,8 @@ pub struct Run {
     pub data_out: Bytes,
     /// How it is ordered.
     pub attribute: TaskAttribute,
+    /// Its place among those that wait for the device.
+    pub rank: Rank,
     /// Ends it early.
     pub abort: AbortRegistration,
 }
@@ -89,6 +119,7 @@ pub(super) struct Task {
     pub link: u32,
     pub lun: Lun,
     pub attribute: TaskAttribute,
+    pub rank: Rank,
     pub immediate: bool,
     pub cdb: Cdb,
     pub write: bool,

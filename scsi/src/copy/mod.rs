@@ -5,15 +5,19 @@
 //!  EXTENDED COPY ──► extended.rs ──► segments ─────┐
 //!  POPULATE TOKEN ─► offload.rs ───► tokens.rs     ├──► move_bytes ──► disks
 //!  WRITE USING TOKEN ► offload.rs ─► ranges ───────┘        │
+//!                          └► foreign.rs: tokens of files and of other targets
 //!  RECEIVE COPY …  ◄── results.rs ◄─────────────────────────┘ how it ended, by list identifier
 //! ```
 
 mod extended;
+mod foreign;
 mod offload;
 mod page;
 mod results;
 mod tokens;
 
+pub(crate) use foreign::Blocks;
+pub use foreign::{ForeignTokens, TokenData, TokenError, TokenRead};
 pub(crate) use page::third_party_page;
 pub(crate) use results::{Results, operating_parameters};
 pub(crate) use tokens::Tokens;

@@ -1,6 +1,8 @@
 //! Offloaded transfers (SBC-3 4.28): POPULATE TOKEN makes a token of blocks, WRITE USING TOKEN
 //! writes what it stands for.
 
+use std::sync::Arc;
+
 use nom::{
     IResult, Parser,
     bytes::complete::take,
@@ -8,7 +10,7 @@ use nom::{
 };
 
 use super::{
-    Place, move_bytes,
+    Place, TokenData, move_bytes,
     results::{Family, Outcome},
     tokens::{self, MAX_RANGES, POINT_IN_TIME, Source},
     usable,
@@ -22,6 +24,13 @@ use crate::{
 
 /// Most bytes that one token stands for, and that one command writes.
 pub(super) const MAX_TOKEN_BYTES: u64 = 256 << 20;
+
+/// What a token stands for.
+enum Stands {
+    Zeros,
+    Ours(u64, Source),
+    Foreign(Arc<dyn TokenData>),
+}
 
 /// Block device range descriptors: offset and length in bytes.
 type Ranges = Vec<(u64, u64)>;
@@ -64,15 +73,19 @@ impl Call<'_> {
         let (rest, (flags, skip, token, ranges)) = using(bytes).map_err(|_| short)?;
         let ranges = self.ranges(rest, ranges, 534)?;
         self.unit.writable()?;
-        let source = self.target.tokens.find(token)?;
+        let source = self.token(token)?;
         let block = u64::from(self.unit.block());
         let skip = skip.checked_mul(block).ok_or(Refusal::in_list(8))?;
         let wanted = ranges.iter().map(|(_, len)| len).sum::<u64>();
-        let id = source.as_ref().map(|(id, _)| *id);
         let mut moved = 0;
-        let end = match source {
-            None => self.zeros(&ranges, &mut moved).await,
-            Some((id, source)) => self.tokens_data(id, source, skip, &ranges, &mut moved).await,
+        let (id, end) = match source {
+            Stands::Zeros => (None, self.zeros(&ranges, &mut moved).await),
+            Stands::Ours(id, source) => {
+                (Some(id), self.tokens_data(id, source, skip, &ranges, &mut moved).await)
+            }
+            Stands::Foreign(data) => {
+                (None, self.foreign_data(&*data, skip, &ranges, &mut moved).await)
+            }
         };
         // DEL_TKN.
         if let Some(id) = id.filter(|_| flags & 0x02 != 0 && end.is_ok()) {
@@ -90,6 +103,21 @@ impl Call<'_> {
             token: None,
         });
         end
+    }
+
+    /// What a token stands for: here, or for others of this program.
+    ///
+    /// # Errors
+    /// It stands for nothing, or not any more, or not for this initiator.
+    fn token(&self, token: &[u8]) -> Result<Stands, Refusal> {
+        match self.target.tokens.find(token) {
+            Ok(None) => Ok(Stands::Zeros),
+            Ok(Some((id, source))) => Ok(Stands::Ours(id, source)),
+            Err(refusal) => {
+                let foreign = self.target.foreign.as_ref();
+                foreign.and_then(|it| it.find(token)).map(Stands::Foreign).ok_or(refusal)
+            }
+        }
     }
 
     /// The ranges of a list that is `length` bytes long, all of which must be there.

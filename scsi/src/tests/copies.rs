@@ -276,3 +276,55 @@ fn tokens_have_a_bound() {
         bench.populate(&[(0, 1)]).await.good();
     });
 }
+
+/// Another target of the same program.
+struct Another(Units);
+
+impl ForeignTokens for Another {
+    fn find(&self, token: &[u8]) -> Option<Arc<dyn TokenData>> {
+        self.0.token(token)
+    }
+}
+
+/// A target with blocks of a size that knows the tokens of another.
+async fn beside(other: &Bench, block: u32) -> Bench {
+    let foreign: Option<Arc<dyn ForeignTokens>> = Some(Arc::new(Another(other.units.clone())));
+    Bench::with(block, UnitsOptions { foreign, ..UnitsOptions::default() }, |_| {}).await
+}
+
+#[test]
+fn a_token_of_another_target_stands_for_its_data_in_blocks_of_any_size() {
+    run(async {
+        let small = Bench::new(512, |_| {}).await;
+        let data: Vec<u8> = (0..40 * 512).map(|n| (n / 100 % 251) as u8).collect();
+        small.on(0x8a, 0, 0, 40, &data).await.good();
+        small.populate(&[(3, 20), (30, 3)]).await.good();
+        let (_, _, token) = small.information().await;
+        let stands = [&data[3 * 512..23 * 512], &data[30 * 512..33 * 512]].concat();
+
+        let large = beside(&small, 4096).await;
+        large.use_token(0, &token, 0, &[(9, 1), (5, 3)]).await.good();
+        let (status, count, _) = large.information().await;
+        assert_eq!((status, count), (3, 2), "of a block that is not all there nothing is written");
+        assert_eq!(large.contents(9, 1).await, stands[..4096]);
+        assert_eq!(large.contents(5, 1).await, stands[4096..8192]);
+        assert_eq!(large.contents(6, 2).await, large.of(0, 2));
+
+        // Parts of larger blocks, across the border of two ranges.
+        large.populate(&[(9, 1), (5, 1)]).await.good();
+        let (_, _, token_of_large) = large.information().await;
+        let back = beside(&large, 512).await;
+        back.use_token(0, &token_of_large, 3, &[(100, 7), (7, 1)]).await.good();
+        assert_eq!(back.contents(100, 7).await, stands[3 * 512..10 * 512]);
+        assert_eq!(back.contents(7, 1).await, stands[10 * 512..11 * 512]);
+
+        // What those who are no initiators of it may not read, and what has changed.
+        small.send(2, &[0x16, 0, 0, 0, 0, 0], &[]).await.good();
+        let answer = large.use_token(0, &token, 0, &[(0, 1)]).await;
+        assert_eq!(answer.status(), Status::ReservationConflict);
+        small.send(2, &[0x17, 0, 0, 0, 0, 0], &[]).await.good();
+        small.on(0x8a, 0, 31, 1, &small.of(1, 1)).await.good();
+        let answer = large.use_token(0, &token, 0, &[(0, 1)]).await;
+        assert_eq!(answer.code().map(|(key, _)| key), Some(SenseKey::IllegalRequest));
+    });
+}

@@ -15,6 +15,7 @@ use iscsi::{
     negotiate::{DigestWish, Wishes},
 };
 use serde::Deserialize;
+use smb_protocol::ntlm::users;
 use smb_server::config::{ConfigError, Network, Size};
 use vhd::Format;
 use zeroize::Zeroizing;
@@ -58,6 +59,7 @@ struct TargetSection {
     header_digest: Digest,
     #[serde(default)]
     data_digest: Digest,
+    offload_user: Option<String>,
     redirect: Option<Redirect>,
     #[serde(default)]
     lun: Vec<LunSection>,
@@ -161,6 +163,9 @@ pub struct IscsiConfig {
 pub struct Target {
     /// What initiators meet.
     pub config: TargetConfig,
+    /// The user of shares who may use its tokens of offloaded transfers, and whose tokens its
+    /// initiators may use.
+    pub offload_user: Option<String>,
     /// Its LUNs.
     pub luns: Vec<Lun>,
 }
@@ -382,7 +387,11 @@ impl Check<'_> {
             }
             luns.push(self.lun(&key, section)?);
         }
-        Ok(Target { config, luns })
+        let offload_user = section.offload_user.clone();
+        if offload_user.as_deref().is_some_and(|name| !users::is_user_name(name)) {
+            return Err(self.bad(&key, "offload_user is the name of a user of shares"));
+        }
+        Ok(Target { config, offload_user, luns })
     }
 
     /// `host` or `host:port` of an iSNS server; gives it with its port.

@@ -11,6 +11,7 @@ pub mod config;
 mod lun;
 mod metrics;
 mod name_service;
+mod offload;
 mod space;
 mod strangers;
 mod unit_state;
@@ -29,7 +30,7 @@ use iscsi::{
     Guard, Service, ServiceConfig, SessionInfo,
     isns::{Node, Registration},
 };
-use scsi::{UnitInfo, Units, UnitsOptions};
+use scsi::{ForeignTokens, UnitInfo, Units, UnitsOptions};
 use smb_server::Server;
 use tokio::{
     net::TcpListener,
@@ -41,6 +42,7 @@ use self::{
     config::{IscsiConfig, Target},
     lun::{Disks, Opened},
     name_service::NameService,
+    offload::Offload,
     strangers::Strangers,
     unit_state::UnitState,
 };
@@ -78,6 +80,7 @@ pub struct Iscsi {
     users: Users,
     served: Mutex<BTreeMap<String, Served>>,
     names: NameService,
+    offload: Arc<Offload>,
     /// Another process takes this one's place.
     replaced: AtomicBool,
 }
@@ -102,6 +105,7 @@ impl Iscsi {
     /// state folder. `users` tells of an image that cannot be had who of the file server's users has
     /// it. Must run inside a tokio runtime.
     pub fn new(server: Arc<Server>, state_dir: &Path, users: Users) -> Self {
+        let offload = Offload::new(&server.tokens);
         let gate: Arc<dyn Guard> = Arc::new(Strangers::new(server));
         Self {
             service: Service::new(ServiceConfig { gate: Some(gate), ..ServiceConfig::default() }),
@@ -111,6 +115,7 @@ impl Iscsi {
             users,
             served: Mutex::default(),
             names: NameService::default(),
+            offload,
             replaced: AtomicBool::new(false),
         }
     }
@@ -126,6 +131,7 @@ impl Iscsi {
         let gone = served.keys().filter(|name| gone(name)).cloned().collect::<Vec<_>>();
         for name in gone {
             self.service.remove_target(&name);
+            self.offload.forget(&name);
             if let Some(target) = served.remove(&name) {
                 target.close().await;
                 tracing::info!(target = name, "a target is not served any more");
@@ -139,7 +145,10 @@ impl Iscsi {
         for (target, state) in targets {
             let name = &target.config.name;
             let others = identities(&served, name);
-            let now = served.entry(name.clone()).or_insert_with(|| new_target(state));
+            let now = served
+                .entry(name.clone())
+                .or_insert_with(|| new_target(state, self.offload.foreign(name)));
+            self.offload.set(name, target.offload_user.as_deref(), &now.units);
             now.apply(target, &others, self, &mut failures).await;
             if let Err(error) = self.service.set_target(target.config.clone(), &now.units) {
                 failures.push(format!("target {name}: {error}"));
@@ -246,7 +255,7 @@ fn registration(config: &IscsiConfig, served: &BTreeMap<String, Served>) -> Regi
     }
 }
 
-fn new_target(state: &Arc<UnitState>) -> Served {
+fn new_target(state: &Arc<UnitState>, foreign: Arc<dyn ForeignTokens>) -> Served {
     let masks = Masks::default();
     let access = masks.clone();
     let may_see = move |initiator: &str, unit: u16| {
@@ -256,6 +265,7 @@ fn new_target(state: &Arc<UnitState>) -> Served {
     let units = Units::new(UnitsOptions {
         access: Arc::new(may_see),
         store: Some(state.clone()),
+        foreign: Some(foreign),
         ..UnitsOptions::default()
     });
     Served { units: Arc::new(units), masks, luns: BTreeMap::new() }

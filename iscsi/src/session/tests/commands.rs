@@ -246,7 +246,7 @@ fn attributes_order_commands() {
         let command = ScsiCommand { attribute, ..rig.read(itt, 0) };
         rig.command(0, command, &[]);
     }
-    assert_eq!(rig.begun(), [1, 4]);
+    assert_eq!(rig.begun(), [4, 1]);
     rig.finish(4, Vec::new());
     rig.finish(1, Vec::new());
     assert_eq!(rig.begun(), [2]);

@@ -231,3 +231,53 @@ fn fast_aborts_are_told_to_the_connections_of_the_tasks_that_end() {
     assert_eq!(told(&mut rig, first), [5]);
     assert!(told(&mut rig, second).is_empty(), "it had no task");
 }
+
+/// RFC 7144 4.1, SAM-5 8.7: the priority is one of simple tasks, 1 is the highest and 0 none.
+#[test]
+fn commands_that_wait_begin_in_the_order_of_their_priorities_at_protocol_level_2() {
+    let begun = |protocol_level| {
+        let level = SessionParameters { protocol_level, ..parameters(0) };
+        let mut rig = Rig::with(level, Limits::default());
+        let ordered = ScsiCommand { attribute: 2, ..rig.read(1, 0) };
+        rig.command(0, ordered, &[]);
+        for (itt, priority) in [(2, 15), (3, 0), (4, 1), (5, 8), (6, 7), (7, 1), (8, 0)] {
+            let simple = ScsiCommand { priority, ..rig.read(itt, 0) };
+            rig.command(0, simple, &[]);
+        }
+        let untagged = ScsiCommand { attribute: 0, priority: 1, ..rig.read(9, 0) };
+        rig.command(0, untagged, &[]);
+        assert_eq!(rig.begun(), [1], "the others wait for the one that is ordered");
+        rig.finish(1, Vec::new());
+        rig.begun()
+    };
+    assert_eq!(begun(2), [4, 7, 6, 3, 8, 9, 5, 2]);
+    assert_eq!(begun(1), [2, 3, 4, 5, 6, 7, 8, 9], "the field is reserved");
+}
+
+#[test]
+fn a_command_at_the_head_of_the_queue_is_before_any_priority() {
+    let level2 = SessionParameters { protocol_level: 2, ..parameters(0) };
+    let mut rig = Rig::with(level2, Limits::default());
+    let simple = ScsiCommand { priority: 1, ..rig.read(1, 0) };
+    let head = ScsiCommand { attribute: 3, priority: 15, ..rig.read(2, 0) };
+    rig.command(0, simple, &[]);
+    rig.command(0, head, &[]);
+    assert_eq!(rig.begun(), [2, 1]);
+}
+
+/// The device takes no more as long as answers wait to be sent.
+#[test]
+fn what_comes_later_passes_what_the_device_did_not_begin() {
+    let level2 = SessionParameters { protocol_level: 2, ..parameters(0) };
+    let mut rig = Rig::with(level2, Limits::default());
+    for (itt, priority) in [(1, 2), (2, 14)] {
+        let simple = ScsiCommand { priority, ..rig.read(itt, 0) };
+        rig.command(0, simple, &[]);
+    }
+    assert_eq!(rig.begun(), [1, 2]);
+    for (itt, priority) in [(3, 3), (4, 1)] {
+        let simple = ScsiCommand { priority, ..rig.read(itt, 0) };
+        rig.command(0, simple, &[]);
+    }
+    assert_eq!(rig.begun(), [4, 1, 3, 2]);
+}

@@ -137,7 +137,7 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
             let end = offset + length.min(room);
             space::zero(data.as_fd(), offset..end, false).map_err(of_errno)?;
         } else {
-            let held = server.tokens.redeem(&token, &asks)?;
+            let held = server.tokens.redeem_any(&token, &asks)?;
             let left = held.length().checked_sub(token_offset).filter(|left| *left > 0);
             length = length.min(left.ok_or(NtStatus::INVALID_PARAMETER)?);
             held.write_to(token_offset, data.as_fd(), offset, length.min(room))?;

@@ -3,9 +3,11 @@
 //! Writes `target/bench/iscsi.json` and prints a table. The load comes from an initiator of our own
 //! that sends together what falls due together. `bench-iscsi [SECONDS]`: of each load (3). `TGTD` and
 //! `TGTADM` say where tgt's programs are if they are not installed; it runs as a process of this
-//! program, never as a service. Images are in `TMPDIR` and in the page cache.
+//! program, never as a service. Images are in `TMPDIR` and in the page cache. `bench-iscsi idle`: only
+//! what LUNs cost that nobody uses.
 
 mod load;
+mod many;
 
 use std::{
     env, fs,
@@ -123,7 +125,21 @@ fn loads(time: Duration) -> Vec<(&'static str, Load, u8)> {
 }
 
 fn bench() -> Outcome<()> {
-    let seconds = env::args().nth(1).map_or(Ok(3), |word| word.parse())?;
+    let word = env::args().nth(1);
+    let rows = match word.as_deref() {
+        Some("idle") => Vec::new(),
+        Some(seconds) => beside(seconds.parse()?)?,
+        None => beside(3)?,
+    };
+    let idle = many::idle_luns()?;
+    fs::create_dir_all("target/bench")?;
+    let report = json!({"rows": rows, "idle_luns": idle});
+    fs::write("target/bench/iscsi.json", serde_json::to_vec_pretty(&report)?)?;
+    Ok(())
+}
+
+/// Every load on ours and on tgt.
+fn beside(seconds: u64) -> Outcome<Vec<Value>> {
     let folder = tempfile::tempdir()?;
     let raw = thick(folder.path(), "a.raw", SIZE);
     let other = thick(folder.path(), "tgt.raw", SIZE);
@@ -162,9 +178,7 @@ fn bench() -> Outcome<()> {
             }
         }
     }
-    fs::create_dir_all("target/bench")?;
-    fs::write("target/bench/iscsi.json", serde_json::to_vec_pretty(&json!({"rows": rows}))?)?;
-    Ok(())
+    Ok(rows)
 }
 
 fn main() -> ExitCode {

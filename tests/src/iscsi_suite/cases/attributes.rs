@@ -12,7 +12,7 @@ use super::{
         fail, same, skip,
     },
     Named,
-    functions::{finished, pair},
+    functions::{finished, level2, pair},
     named,
 };
 
@@ -116,6 +116,19 @@ const NAMED: &[Named] = &[
         finished(&mut conn, write)?;
         finished(&mut conn, ordered)
     }),
+    ("attributes/SIMPLE-tasks-begin-by-their-priorities", "RFC 7144 4.1, SAM-5 8.7", |s| {
+        let mut conn = level2(s)?;
+        let (write, ask) = conn.begin_write(0, 1)?;
+        let ordered = begin(&mut conn, ORDERED);
+        let [low, none, high] = [15, 0, 1].map(|priority| prior(&mut conn, priority));
+        waits(&mut conn)?;
+        let data = vec![0; conn.block];
+        conn.give(&ask, &data)?;
+        for itt in [write, ordered, high, none, low] {
+            finished(&mut conn, itt)?;
+        }
+        Ok(())
+    }),
     ("attributes/ACA-without-an-allegiance", "SAM-5 8.6.5", |s| {
         let mut conn = s.session(&[])?;
         let itt = begin(&mut conn, ACA);
@@ -145,6 +158,14 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn begin(conn: &mut Conn, attribute: u8) -> u32 {
     let command = ScsiCommand { attribute, ..conn.command(&READY, Moves::Nothing) };
+    conn.send(Pdu::ScsiCommand(command), &[]);
+    command.itt
+}
+
+/// A simple task of a priority.
+fn prior(conn: &mut Conn, priority: u8) -> u32 {
+    let command = conn.command(&READY, Moves::Nothing);
+    let command = ScsiCommand { attribute: SIMPLE, priority, ..command };
     conn.send(Pdu::ScsiCommand(command), &[]);
     command.itt
 }

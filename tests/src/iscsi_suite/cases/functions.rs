@@ -288,7 +288,7 @@ pub(super) fn finished(conn: &mut Conn, itt: u32) -> Outcome {
     }
 }
 
-fn level2(subject: &Subject) -> Outcome<Conn> {
+pub(super) fn level2(subject: &Subject) -> Outcome<Conn> {
     let conn = subject.session(&[("iSCSIProtocolLevel", "2")])?;
     if conn.value("iSCSIProtocolLevel") == Some("2") {
         Ok(conn)
