@@ -3,7 +3,11 @@
 use smb_protocol::{
     FileId,
     fscc::InfoClass,
-    msg::{close, create, query_info},
+    msg::{
+        close, create,
+        lock::{self, LockFlags},
+        query_info,
+    },
 };
 
 use super::*;
@@ -74,4 +78,24 @@ fn what_is_related_to_a_request_of_an_expired_session_is_refused_alike() {
     direct.session = SessionId(0x1234_5678);
     let gone = [NtStatus::USER_SESSION_DELETED, NtStatus::INVALID_PARAMETER];
     assert_eq!(ask(&mut direct), [gone[0], gone[1], gone[1]]);
+}
+
+/// An expired session gives up what it has and takes nothing more (MS-SMB2 3.3.5.2.9).
+#[test]
+fn an_expired_session_unlocks_and_locks_nothing() {
+    const EXCLUSIVE_AT_ONCE: u32 = 0x12;
+    const UNLOCK: u32 = 4;
+    let mut direct = Direct::new();
+    direct.login();
+    let file_id = direct.open("f", create::CreateOptions::NON_DIRECTORY_FILE);
+    let ask = |direct: &mut Direct, flags: u32| {
+        let element = lock::Element { offset: 0, length: 1, flags: LockFlags(flags) };
+        let request = lock::Request { file_id, sequence: 0, locks: vec![element] };
+        direct.ask(Command::LOCK, |out| request.encode(out)).0.status
+    };
+    assert_eq!(ask(&mut direct, EXCLUSIVE_AT_ONCE), NtStatus::SUCCESS);
+    direct.exchange.server.sessions.get(direct.session).unwrap().renew(1);
+    assert_eq!(ask(&mut direct, UNLOCK), NtStatus::SUCCESS);
+    assert_eq!(ask(&mut direct, EXCLUSIVE_AT_ONCE), NtStatus::NETWORK_SESSION_EXPIRED);
+    assert_eq!(ask(&mut direct, UNLOCK), NtStatus::RANGE_NOT_LOCKED);
 }
