@@ -93,6 +93,11 @@ impl Kdc {
             .env("KRB5CCNAME", format!("FILE:{}", self.tickets().display()));
     }
 
+    /// The file that tells clients where the realm is.
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.path().join("krb5.conf")
+    }
+
     /// Where tickets are kept.
     pub fn tickets(&self) -> PathBuf {
         self.folder.path().join("tickets")

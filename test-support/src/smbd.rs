@@ -57,7 +57,12 @@ impl Smbd {
 
     /// Starts one that listens on `address`.
     pub fn start_at(address: SocketAddr, server: &str, rest: &str) -> Self {
-        let mut server = Self::prepare(address, &std::env::temp_dir(), server, rest);
+        Self::start_at_in(address, &std::env::temp_dir(), server, rest)
+    }
+
+    /// The same with its folders in `base`.
+    pub fn start_at_in(address: SocketAddr, base: &Path, server: &str, rest: &str) -> Self {
+        let mut server = Self::prepare(address, base, server, rest);
         server.spawn();
         server
     }

@@ -10,8 +10,7 @@ if [ "$(id -u)" != 0 ] || ! command -v debootstrap >/dev/null; then
     exit 1
 fi
 if [ ! -x "$folder/usr/bin/smbtorture" ]; then
-    mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
-        grep -oE '^(URIs:|deb(-src)?( \[[^]]*\])?) *[^ ]+/debian/?( |$)' | grep -oE '[a-z+]+:[^ ]+' | head -1)
+    mirror=$("$(dirname "$0")/../mirror.sh")
     mkdir -p "$folder"
     debootstrap --variant=minbase sid "$folder" "$mirror"
     printf '#!/bin/sh\nexit 101\n' > "$folder/usr/sbin/policy-rc.d"

@@ -11,6 +11,9 @@
 #           iscsi  open-iscsi, dm-multipath and sg3-utils, under the same faults
 #           special  symbolic links and special files on a mount, by the kernel of Debian's backports
 #
+# BULKHEAD_LAB_KERNEL says which of Debian's kernels all scenarios boot: `release`, `backports` or
+# `newest` (of its newest suite). Without it each boots the oldest that can what the scenario is about.
+#
 # A scenario's file says what goes into the initramfs (`prepare`, in the folder $work), what runs
 # beside the machine, and what is looked at afterwards (`conclude`); the rest is here.
 # Nothing is installed: packages are unpacked below $LAB and kept between runs.
@@ -97,22 +100,24 @@ fi
 
 # use_kernel FOLDER: boots the kernel that was unpacked there.
 use_kernel() {
-    kernel=$(echo "$LAB/$1"/boot/vmlinuz-*)
-    version=${kernel##*/vmlinuz-}
-    modules=$LAB/$1/lib/modules/$version
+    modules=$(find "$LAB/$1" -path '*/lib/modules/*/kernel' -prune | head -n 1)
+    modules=${modules%/kernel}
+    version=${modules##*/}
+    kernel=$LAB/$1/boot/vmlinuz-$version
+    [ -e "$kernel" ] || kernel=$modules/vmlinuz
 }
 
-# The kernel of Debian's backports, whose SMB client can more than that of the release.
-backports_kernel() {
-    local apt=$LAB/apt codename name
-    codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-    if [ ! -e "$LAB/backports/.done" ]; then
-        [ -n "$codename" ] || skip "Debian's release is not known"
+# suite_kernel FOLDER SUITE: unpacks and boots the kernel of another of Debian's suites, from the mirror
+# that apt uses here.
+suite_kernel() {
+    local folder=$1 suite=$2 apt=$LAB/apt mirror name names
+    if [ ! -e "$LAB/$folder/.done" ]; then
+        mirror=$("$here/../mirror.sh") || skip "apt uses no mirror of Debian here"
         rm -rf "$apt" && mkdir -p "$apt"/{parts,lists/partial,cache/archives/partial}
-        cat >"$apt/parts/backports.sources" <<SOURCES
+        cat >"$apt/parts/suite.sources" <<SOURCES
 Types: deb
-URIs: http://deb.debian.org/debian
-Suites: $codename-backports
+URIs: $mirror
+Suites: $suite
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCES
@@ -123,13 +128,25 @@ Dir::State::lists "$apt/lists";
 Dir::Cache "$apt/cache";
 CONF
         export APT_CONFIG=$apt/conf
-        apt-get update -q >"$LAB/apt.log" 2>&1 || skip "no backports: $(tail -n 1 "$LAB/apt.log")"
+        apt-get update -q >"$LAB/apt.log" 2>&1 || skip "no $suite: $(tail -n 1 "$LAB/apt.log")"
         name=$(kernel_package)
-        [ -n "$name" ] || skip "$codename-backports has no linux-image-amd64"
-        get backports "$name"
+        [ -n "$name" ] || skip "$suite has no linux-image-amd64"
+        # In newer suites it depends on what it is made of.
+        mapfile -t names < <(echo "$name"; apt-cache depends "$name" |
+            awk '$1 == "Depends:" && $2 ~ /^linux-(base|binary|modules)-[0-9]/ { print $2 }')
+        get "$folder" "${names[@]}"
         unset APT_CONFIG
     fi
-    use_kernel backports
+    use_kernel "$folder"
+}
+
+# The kernel of Debian's backports, whose SMB client can more than that of the release.
+backports_kernel() {
+    local codename
+    [ -z "$wanted_kernel" ] || return 0
+    codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    [ -n "$codename" ] || skip "Debian's release is not known"
+    suite_kernel backports "$codename-backports"
 }
 
 get busybox busybox-static
@@ -146,6 +163,14 @@ fi
 "${qemu[@]}" --version >"$LAB/qemu.log" 2>&1 || skip "QEMU does not run: $(tail -n 1 "$LAB/qemu.log")"
 
 use_kernel kernel
+wanted_kernel=${BULKHEAD_LAB_KERNEL:-}
+case $wanted_kernel in
+'' | release) ;;
+backports) wanted_kernel='' backports_kernel ;;
+newest) suite_kernel newest sid ;;
+*) fail "BULKHEAD_LAB_KERNEL is release, backports or newest, and not $wanted_kernel" ;;
+esac
+[ -z "$wanted_kernel" ] || echo "lab: Linux $version"
 busybox=$(find "$LAB/busybox" -name busybox -type f -perm -1 | head -n 1)
 
 # ---- initramfs --------------------------------------------------------------------
@@ -178,6 +203,8 @@ with_needs() {
     fi
     if [ -z "$file" ]; then
         grep -q "/${name//_/[-_]}.ko" "$modules/modules.builtin" && return 0
+        # Parts of the kernel's own library since Linux 6.16 and later.
+        [[ " crc32c_generic ghash_generic sha512_generic " != *" $name "* ]] || return 0
         fail "the kernel package has no module $name"
     fi
     for need in $(tr '\0' '\n' <"$file" | sed -n 's/^depends=//p' | tr ',' ' '); do

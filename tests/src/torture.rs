@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -12,6 +13,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
+    kdc::{HOST, Kdc, REALM},
     process::{foreign, run, run_into},
     smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2},
 };
@@ -33,6 +35,59 @@ pub struct Results {
     pub output: String,
 }
 
+impl Results {
+    /// Takes in what some of the tests came to that were tried once more.
+    fn add(&mut self, more: Self) {
+        self.time += more.time;
+        self.passed.extend(more.passed);
+        self.skipped.extend(more.skipped);
+        if !more.failed.is_empty() {
+            self.output.push_str(&more.output);
+            self.failed.extend(more.failed);
+        }
+    }
+
+    /// Takes out the names of the tests left out of which something is so.
+    fn left_out(&mut self, what: impl Fn(&str) -> bool) -> Vec<String> {
+        let (taken, other) =
+            std::mem::take(&mut self.skipped).into_iter().partition(|name| what(name));
+        self.skipped = other;
+        taken
+    }
+}
+
+/// A server that suites are run against.
+pub trait Served {
+    /// Where it listens.
+    fn address(&self) -> SocketAddr;
+    /// A folder for what a run writes.
+    fn scratch(&self) -> &Path;
+    /// The folder that is shared as `vms`.
+    fn files(&self) -> PathBuf;
+    /// Takes a snapshot of the share `vms` and names its time; `None` where there are none.
+    fn snapshot(&self) -> Option<String>;
+}
+
+impl Served for Smbd {
+    fn address(&self) -> SocketAddr {
+        Self::address(self)
+    }
+
+    fn scratch(&self) -> &Path {
+        Self::scratch(self)
+    }
+
+    fn files(&self) -> PathBuf {
+        Self::files(self)
+    }
+
+    fn snapshot(&self) -> Option<String> {
+        let taken = self.admin(&["share", "snapshot", "vms"]);
+        let time = String::from_utf8_lossy(&taken.stdout).trim().to_owned();
+        taken.status.success().then_some(time)
+    }
+}
+
 /// Runs a suite and expects it to end; `protection` is `sign`, `encrypt` or `off`. `None` if
 /// smbtorture is missing.
 pub fn suite(server: &Smbd, name: &str, protection: &str, limit: Duration) -> Option<Results> {
@@ -51,14 +106,29 @@ pub fn persistent_shares(files: &Path) -> String {
             files.display()
         )
     };
-    let (fails_over, scales_out) = ("cluster = \"failover\"", "cluster = \"scale-out\"");
-    let available = |kind| format!("continuously_available = true\n{kind}");
-    share(PERSISTENT_SHARE, &available(fails_over))
-        + &share("ca_fo", &available(fails_over))
-        + &share("fo", fails_over)
-        + &share(SCALING_SHARE, &available(scales_out))
-        + &share("so", scales_out)
+    let kind = |name: &str| match name {
+        SCALING_SHARE | "so" => "cluster = \"scale-out\"",
+        _ => "cluster = \"failover\"",
+    };
+    PERSISTENT_SHARES
+        .into_iter()
+        .map(|(name, available)| {
+            share(name, &format!("continuously_available = {available}\n{}", kind(name)))
+        })
+        .collect()
 }
+
+/// The share that suites run on.
+const SHARE: &str = "vms";
+
+/// The shares of [`persistent_shares`], and whether they are continuously available.
+pub const PERSISTENT_SHARES: [(&str, bool); 5] = [
+    (PERSISTENT_SHARE, true),
+    ("ca_fo", true),
+    ("fo", false),
+    (SCALING_SHARE, true),
+    ("so", false),
+];
 
 /// The share that persistent handles are tried on; its name says what the suite may expect.
 const PERSISTENT_SHARE: &str = "ca_fo_max_rwh";
@@ -68,6 +138,9 @@ const SCALING_SHARE: &str = "ca_so";
 /// What has a node of CTDB stopped, by a control of Samba's.
 const STOPS_A_NODE: &str = "-failover";
 
+/// What a test that waits for a ticket's end may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
 /// smbtorture and where it runs: as it is installed here, or in a folder with a system of its own.
 pub struct Torture {
     root: Option<PathBuf>,
@@ -75,6 +148,7 @@ pub struct Torture {
     /// Where it writes, as it sees it, and as we do.
     inside: PathBuf,
     folder: PathBuf,
+    share: String,
     _own: Option<TempDir>,
 }
 
@@ -83,7 +157,13 @@ impl Torture {
     pub fn installed(server: &Smbd) -> Option<Self> {
         let program = foreign("smbtorture")?;
         let folder = server.scratch().to_owned();
-        Some(Self { root: None, program, inside: folder.clone(), folder, _own: None })
+        let share = SHARE.to_owned();
+        Some(Self { root: None, program, inside: folder.clone(), folder, share, _own: None })
+    }
+
+    /// Runs on another share than the usual one, but for the suites that choose theirs.
+    pub fn on_share(self, share: &str) -> Self {
+        Self { share: share.to_owned(), ..self }
     }
 
     /// The one of the system in the folder `root`, which only root may run.
@@ -95,7 +175,8 @@ impl Torture {
         let own = tempfile::tempdir_in(root.join("tmp")).ok()?;
         let folder = own.path().to_owned();
         let inside = Path::new("/tmp").join(folder.file_name()?);
-        Some(Self { root: Some(root.to_owned()), program, inside, folder, _own: Some(own) })
+        let share = SHARE.to_owned();
+        Some(Self { root: Some(root.to_owned()), program, inside, folder, share, _own: Some(own) })
     }
 
     fn command(&self) -> Command {
@@ -139,14 +220,14 @@ impl Torture {
     /// Runs a suite that may hang, up to `limit`, with more options.
     pub fn attempt(
         &self,
-        server: &Smbd,
+        server: &dyn Served,
         name: &str,
         protection: &str,
         options: &[String],
         limit: Duration,
     ) -> Results {
         let persistent = name.starts_with("smb2.persistent");
-        let share = if persistent { PERSISTENT_SHARE } else { "vms" };
+        let share = if persistent { PERSISTENT_SHARE } else { &self.share };
         self.attempt_on(share, server, (name, protection), options, limit)
     }
 
@@ -155,7 +236,7 @@ impl Torture {
     /// not to. What a run of the whole suite on one share leaves out is not left out of the count so.
     pub fn elsewhere(
         &self,
-        server: &Smbd,
+        server: &dyn Served,
         protection: &str,
         results: &mut Results,
         limit: Duration,
@@ -169,38 +250,91 @@ impl Torture {
                 }
                 let how = (name.as_str(), protection);
                 let more = self.attempt_on(share, server, how, options, limit);
-                results.time += more.time;
-                results.passed.extend(more.passed);
-                results.skipped.extend(more.skipped);
-                if !more.failed.is_empty() {
-                    results.output.push_str(&more.output);
-                    results.failed.extend(more.failed);
-                }
+                results.add(more);
             }
+        }
+    }
+
+    /// Tries the tests of tickets that end, which a run without Kerberos left out, once more with the
+    /// tickets of `kdc`, of which the server has the keys. Needs root: the server's name in the realm is
+    /// one in a private table of hosts.
+    pub fn with_tickets(
+        &self,
+        server: &dyn Served,
+        kdc: &Kdc,
+        protection: &str,
+        results: &mut Results,
+    ) {
+        let timed = results.left_out(|name| name.contains(".expire"));
+        let ([config, hosts], inside) =
+            (["krb5.conf", "hosts"].map(|it| self.folder.join(it)), &self.inside);
+        fs::copy(kdc.configuration(), config).expect("the folder is writable");
+        let line = format!("{} {HOST}\n", server.address().ip());
+        fs::write(&hosts, line).expect("the folder is writable");
+        let table = self.root.as_deref().unwrap_or(Path::new("/")).join("etc/hosts");
+        for name in timed {
+            let tested = self.command();
+            let mut command = Command::new("unshare");
+            let enter = "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+            command.args(["-m", "sh", "-c", enter, "sh"]).arg(&hosts).arg(&table);
+            command.arg(tested.get_program()).args(tested.get_args());
+            command.env("KRB5_CONFIG", inside.join("krb5.conf"));
+            if self.root.is_none() {
+                command.current_dir(&self.folder);
+            }
+            command
+                .args(["--use-kerberos=required", "-U", &format!("{USER}@{REALM}%{PASSWORD}")])
+                .arg(format!("--option=realm={REALM}"));
+            let more = self.finish(command, HOST, &self.share, server, (&name, protection), LIMIT);
+            results.add(more);
+        }
+    }
+
+    /// Tries the tests once more that a run left out because AES-GMAC was not agreed on, and that bind no
+    /// channel, on a server that has none.
+    pub fn without_channels(&self, server: &dyn Served, protection: &str, results: &mut Results) {
+        let one = |name: &str| name.contains(".signing-") || name.contains(".encryption-");
+        for name in results.left_out(one) {
+            let how = (name.as_str(), protection);
+            let more = self.attempt_on(&self.share, server, how, &[], LIMIT);
+            results.add(more);
         }
     }
 
     fn attempt_on(
         &self,
         share: &str,
-        server: &Smbd,
-        (name, protection): (&str, &str),
+        server: &dyn Served,
+        how: (&str, &str),
         options: &[String],
         limit: Duration,
     ) -> Results {
         let mut command = self.command();
+        command.args(["-U", &format!("DOM\\{USER}%{PASSWORD}")]).args(options);
+        let host = server.address().ip().to_string();
+        self.finish(command, &host, share, server, how, limit)
+    }
+
+    /// Runs `command`, which says who the user is, against a share of a host.
+    fn finish(
+        &self,
+        mut command: Command,
+        host: &str,
+        share: &str,
+        server: &dyn Served,
+        (name, protection): (&str, &str),
+        limit: Duration,
+    ) -> Results {
         command
             .args(["--format=subunit", "--fullname", "-s", "/dev/null"])
-            .args(["-p", &server.port().to_string()])
-            .args(["-U", &format!("DOM\\{USER}%{PASSWORD}")])
+            .args(["-p", &server.address().port().to_string()])
             .arg("--option=client min protocol=SMB2_02")
             .arg(format!("--client-protection={protection}"))
             .arg(format!("--option=torture:user2name={USER2}"))
             .arg(format!("--option=torture:user2password={PASSWORD2}"))
             .arg(format!("--option=torture:share={share}"))
             .args(needs(server, name))
-            .args(options)
-            .arg(format!("//{}/{share}", server.address().ip()))
+            .arg(format!("//{host}/{share}"))
             .arg(name);
         let file = server.scratch().join(format!("{name}.{protection}.out"));
         let since = Instant::now();
@@ -243,7 +377,7 @@ impl Torture {
 }
 
 /// What some suites need to be told.
-fn needs(server: &Smbd, suite: &str) -> Vec<String> {
+fn needs(server: &dyn Served, suite: &str) -> Vec<String> {
     let file = || {
         let made = fs::write(server.files().join("file"), [7; 100_000]);
         made.expect("the share is writable");
@@ -268,14 +402,14 @@ fn needs(server: &Smbd, suite: &str) -> Vec<String> {
 
 /// Puts a file with a stream on the share and takes a snapshot; the options that tell of it. None
 /// where the share's file system cannot.
-fn past(server: &Smbd) -> Vec<String> {
+fn past(server: &dyn Served) -> Vec<String> {
     const STREAM: &str = "a stream";
     let local = server.scratch().join("local");
     fs::write(&local, STREAM).expect("the folder is writable");
     let Some(client) = foreign("smbclient") else { return Vec::new() };
     let put = run(
         Command::new(client)
-            .args(["-s", "/dev/null", "-p", &server.port().to_string()])
+            .args(["-s", "/dev/null", "-p", &server.address().port().to_string()])
             .args(["-U", &format!("{USER}%{PASSWORD}")])
             .arg(format!("//{}/vms", server.address().ip()))
             .args(["-c", &format!("put {0} file; put {0} file:stream", local.display())]),
@@ -285,11 +419,9 @@ fn past(server: &Smbd) -> Vec<String> {
     let linked = fs::create_dir(&below)
         .and_then(|()| fs::hard_link(files.join("file"), below.join("hardlink")));
     linked.expect("the share is writable");
-    let taken = server.admin(&["share", "snapshot", "vms"]);
-    if !put.status.success() || !taken.status.success() {
+    let Some(time) = server.snapshot().filter(|_| put.status.success()) else {
         return Vec::new();
-    }
-    let time = String::from_utf8_lossy(&taken.stdout).trim().to_owned();
+    };
     vec![
         format!("--option=torture:twrp_snapshot={time}"),
         "--option=torture:twrp_file=file".to_owned(),

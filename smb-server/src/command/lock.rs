@@ -12,6 +12,7 @@ use smb_protocol::{
 };
 use tokio::sync::oneshot;
 use volume::{
+    clock,
     open::{LOCK_SEQUENCES, Open, persistent::of_store},
     sharing::locks::Range,
     work::aside,
@@ -44,6 +45,11 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         let release = || unlock(&open, &request.locks);
         if many { aside(release) } else { release() }?;
     } else {
+        // MS-SMB2 3.3.5.2.9 lets an expired session lock. As on Windows it may give up what it has, and
+        // take nothing more; its client logs on again and asks once more (3.2.5.1.6).
+        if ctx.session()?.expired(clock::now) {
+            return Err(NtStatus::NETWORK_SESSION_EXPIRED.into());
+        }
         open.break_read_caching()?;
         let take = || lock(&open, &request.locks);
         if let Some((range, exclusive)) = if many { aside(take) } else { take() }? {

@@ -188,7 +188,11 @@ impl<'a> Answer<'a> {
             header.next_command = (self.out.len() - start) as u32;
         }
         self.out[start..body_at].copy_from_slice(&header.to_bytes());
-        self.signer = signer.filter(|_| self.sealed.is_none()).cloned();
+        // MS-SMB2 3.3.4.1.1 signs nothing that is sealed. What ends a logon is signed all the same, as
+        // Windows does it: Samba's client, which logs on again before its ticket ends, takes no other.
+        let ends_logon =
+            header.command == Command::SESSION_SETUP && header.status == NtStatus::SUCCESS;
+        self.signer = signer.filter(|_| self.sealed.is_none() || ends_logon).cloned();
         self.settled = false;
         self.last = start;
         Ok(())

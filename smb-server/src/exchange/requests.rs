@@ -194,8 +194,12 @@ impl Exchange {
         let Admitted { channel, binding } = match self.admit(&header, message, &pass.protection) {
             Ok(admitted) => admitted,
             Err(status) => {
-                // What is related to a request without session has none either (3.3.5.2.7.2).
-                pass.chain.failed = Some(NtStatus::INVALID_PARAMETER);
+                // What is related to a request without session has none either; one whose time is
+                // over is still a session (3.3.5.2.7.2).
+                pass.chain.failed = Some(match status {
+                    NtStatus::NETWORK_SESSION_EXPIRED => status,
+                    _ => NtStatus::INVALID_PARAMETER,
+                });
                 let signer = self.refusal_signer(&header, message);
                 self.meter.answered(header.command, status);
                 pass.refuse(&header, (status, credits), signer.as_ref())?;

@@ -340,6 +340,11 @@ impl Peer {
     /// Gives a password, and does not wait for what comes of it.
     pub(super) fn begin_log_in(&mut self, user: &str, password: &str) -> bool {
         self.session = SessionId(0);
+        self.log_in_again(user, password)
+    }
+
+    /// The same in the session that it has.
+    pub(super) fn log_in_again(&mut self, user: &str, password: &str) -> bool {
         let hash = NtHash::of_password(password);
         let who = Credentials { user: user.into(), domain: String::new(), hash };
         let mut initiator = Initiator::new(who, "", "cifs/s");
@@ -353,6 +358,11 @@ impl Peer {
         let token = initiator.second(body.security_buffer, 0).unwrap();
         self.setup(&token);
         true
+    }
+
+    /// Whether the server signed a message.
+    pub(super) fn is_signed(&self, message: &mut [u8]) -> bool {
+        self.keys.as_ref().is_some_and(|keys| keys.signing.verify(message, Role::Server))
     }
 
     /// What came of it; nothing if the connection has ended.

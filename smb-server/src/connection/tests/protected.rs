@@ -38,6 +38,24 @@ fn a_session_that_must_be_encrypted_takes_nothing_else() {
     }
 }
 
+/// MS-SMB2 3.3.4.1.1 signs nothing that is encrypted. Windows signs the end of a logon in the session all
+/// the same, and Samba's client takes no other: it would be without a session when its ticket ends.
+#[test]
+fn the_end_of_an_encrypted_logon_is_signed_as_well_and_nothing_else_is() {
+    let house = House::new("encryption='offered'");
+    for kind in KINDS.into_iter().filter(|kind| kind.0 == Guard::Sealed) {
+        let mut peer = Peer::new(&house, kind);
+        assert!(peer.log_in_again("u", "p"), "it goes on");
+        let mut answer = peer.receive().pop().unwrap();
+        let header = Header::parse(&answer).unwrap();
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        assert!(header.flags.has(HeaderFlags::SIGNED) && peer.is_signed(&mut answer), "{kind:?}");
+        let (header, _) = peer.ask(Command::ECHO, |out| Empty.encode(out));
+        assert_eq!(header.status, NtStatus::SUCCESS);
+        assert!(!header.flags.has(HeaderFlags::SIGNED));
+    }
+}
+
 /// Has a lock wait; the message id of its request and the name that the server gave it.
 fn waiting(peer: &mut Peer, file: FileId, other: FileId) -> (u64, u64) {
     let lock = |file_id, flags| lock::Request {

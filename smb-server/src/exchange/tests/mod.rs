@@ -38,6 +38,7 @@ mod overwriting;
 mod past;
 mod persistent;
 mod placing;
+mod related;
 mod remote;
 mod reparse;
 mod resilient;

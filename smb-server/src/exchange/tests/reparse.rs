@@ -20,6 +20,7 @@ use smb_protocol::{
 
 use super::{
     files::{FILE, FOLDER, logged_in},
+    related::related,
     signer::SigningClient,
     *,
 };
@@ -613,29 +614,15 @@ fn a_link_is_made_and_looked_at_in_one_message() {
         ..Default::default()
     };
     let closing = close::Request { flags: 1, file_id: FileId::RELATED };
-    type Body<'a> = &'a dyn Fn(&mut Vec<u8>);
-    let bodies: [(Command, Body<'_>); 4] = [
-        (Command::CREATE, &|out| create.encode(out)),
-        (Command::IOCTL, &|out| set.encode(out)),
-        (Command::QUERY_INFO, &|out| query.encode(out)),
-        (Command::CLOSE, &|out| closing.encode(out)),
-    ];
-    let mut frame: Vec<u8> = Vec::new();
-    let mut last = None;
-    for (command, body) in bodies {
-        frame.resize(frame.len().next_multiple_of(8), 0);
-        let at = frame.len();
-        let mut header = direct.header(command);
-        if let Some(last) = last.replace(at) {
-            header.flags |= HeaderFlags::RELATED;
-            let next = (at - last) as u32;
-            frame[last + 20..last + 24].copy_from_slice(&next.to_le_bytes());
-        }
-        let mut message = header.to_bytes().to_vec();
-        body(&mut message);
-        frame.extend_from_slice(&message);
-    }
-    let answers = direct.send(&mut frame).unwrap();
+    let answers = related(
+        &mut direct,
+        [
+            (Command::CREATE, &|out| create.encode(out)),
+            (Command::IOCTL, &|out| set.encode(out)),
+            (Command::QUERY_INFO, &|out| query.encode(out)),
+            (Command::CLOSE, &|out| closing.encode(out)),
+        ],
+    );
     let statuses: Vec<_> = answers.iter().map(|(header, _)| header.status).collect();
     assert_eq!(statuses, [OK; 4]);
     let all = query_directory::Response::parse(&answers[2].1).unwrap().output;

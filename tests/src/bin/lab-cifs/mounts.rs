@@ -72,7 +72,9 @@ impl Mount {
         if !says(&[&format!("Dialect {dialect} signed")]) {
             return Err(format!("the client does not say that it signs {dialect}:\n{data}"));
         }
-        if says(&["DISK", "Encrypted"]) != self.options.contains("seal") {
+        // Newer kernels say it in small letters.
+        let sealed = says(&["DISK", "Encrypted"]) || says(&["DISK", "encrypted"]);
+        if sealed != self.options.contains("seal") {
             return Err(format!("the client encrypts what it should not, or not at all:\n{data}"));
         }
         Ok(())

@@ -12,7 +12,12 @@
 //! is `tests/interop/expected.tsv`, our own counts: fewer passes fail the run, and any other
 //! change is named. `--record` writes the counts of this run as the new floor. Names of suites
 //! as arguments run just those. `--newest FOLDER` runs the suite of the Debian system in a folder
-//! (`tests/interop/newest.sh` makes one), with a floor of its own.
+//! (`tests/interop/newest.sh` makes one), with a floor of its own; `--beside` has Samba's server of that
+//! folder tried in the same run. `--protection`, `--available`, `--two-channels` and `--files` change what
+//! the suites run on; each such run has a floor of its own, once one was recorded.
+
+mod beside;
+mod tables;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,118 +27,72 @@ use std::{
     process::{Command, ExitCode},
     sync::{Mutex, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bulkhead_tests::{
+    kdc::Kdc,
     process::{installed, run},
-    smbd::Smbd,
-    torture::{Torture, persistent_shares},
+    smbd::{PASSWORD, Smbd, USER, USER2},
+    torture::{Results, Torture, persistent_shares},
     volume::{Kind, Volume},
 };
 use serde_json::{Value, json};
+use tables::{CONTENDED, LIMIT, Suite, counts, record, show, table};
 
 /// What Samba makes of its own suites.
-const SAMBA: &str = include_str!("../../interop/samba-4.17.tsv");
-/// Our floor.
-const EXPECTED: &str = "interop/expected.tsv";
-/// The same for the newest suite there is.
-const EXPECTED_NEWEST: &str = "interop/expected-newest.tsv";
+const SAMBA: &str = include_str!("../../../interop/samba-4.17.tsv");
+/// The same of the newest ones, as a run beside it has shown.
+const SAMBA_NEWEST: &str = include_str!("../../../interop/samba-4.25.tsv");
+/// Our floors are there; the suite of Debian's release has `expected.tsv`.
+const FLOORS: &str = "interop/expected";
 /// Suites that run at a time.
 const JOBS: usize = 6;
 /// Suites that cut connections.
 const CUTTING: [&str; 3] = ["smb2.multichannel", "smb2.oplock", "smb2.replay"];
-/// The suite of CREATEs that meet a persistent open whose client is away.
-const CONTENDED: &str = "smb2.persistent-open-reconnect-contended";
-/// What a suite gets if nothing else is said.
-const LIMIT: Duration = Duration::from_secs(150);
-
-/// How a suite is run.
-struct Suite {
-    name: String,
-    /// Seconds that Samba takes, to begin with the longest.
-    seconds: f64,
-}
-
-impl Suite {
-    /// How long it may take.
-    fn limit(&self) -> Duration {
-        // Notify's test of filters sleeps for more than a minute, multichannel waits for many
-        // connections in turn, and Samba's own runs of both were cut off.
-        let long = ["smb2.notify", "smb2.multichannel"].contains(&self.name.as_str());
-        let least = match long {
-            // It has 300 cases, and sleeps for seconds in each.
-            _ if self.name == CONTENDED => LIMIT * 10,
-            // Nobody has said how long it takes.
-            _ if self.seconds == 0.0 => LIMIT * 3,
-            true => LIMIT * 2,
-            false => LIMIT,
-        };
-        least.max(Duration::from_secs_f64(self.seconds * 1.5))
-    }
-
-    /// What stands in the `[server]` table. Some tests send requests that no session signs.
-    fn server(&self) -> &'static str {
-        match self.name.as_str() {
-            "smb2.session-require-signing" => "signing = \"required\"",
-            "smb2.read" | "smb2.ioctl" => {
-                "signing = \"enabled\"\nencryption = \"offered\"\ntest_controls = true"
-            }
-            _ => "signing = \"enabled\"\nencryption = \"offered\"",
-        }
-    }
-}
-
-/// Passes, failures and skips.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Counts {
-    pass: usize,
-    fail: usize,
-    skip: usize,
-}
-
-impl Counts {
-    fn show(self) -> String {
-        format!("{}/{}/{}", self.pass, self.fail, self.skip)
-    }
-
-    fn add(&mut self, other: Self) {
-        self.pass += other.pass;
-        self.fail += other.fail;
-        self.skip += other.skip;
-    }
-}
-
-/// Rows of a table: suite, passes, failures, skips, and perhaps seconds.
-fn table(text: &str) -> BTreeMap<String, (Counts, f64)> {
-    let row = |line: &str| {
-        let mut fields = line.split('\t');
-        let name = fields.next()?.to_owned();
-        let mut number = || fields.next()?.parse().ok();
-        let counts = Counts { pass: number()?, fail: number()?, skip: number()? };
-        let seconds = fields.next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
-        Some((name, (counts, seconds)))
-    };
-    text.lines().filter(|line| line.starts_with("smb2.")).filter_map(row).collect()
-}
+/// The suite that tries tickets that end, and algorithms that sign; what tickets are encrypted with.
+const SESSIONS: &str = "smb2.session";
+const TICKETS_ETYPE: &str = "aes256-cts-hmac-sha1-96";
+/// Suites of which some tests apply only where files can share blocks.
+const SHARING: [&str; 2] = ["smb2.ioctl", "smb2.twrp"];
+/// The continuously available share over the files of the usual one.
+const AVAILABLE: &str = "available";
 
 /// Runs one suite against a server of its own, at `address` or wherever, and returns what became of each test.
 fn measure(suite: &Suite, address: Option<SocketAddr>, how: &How) -> Option<Value> {
-    // Some of these tests apply only where files can share blocks.
-    let sharing = ["smb2.ioctl", "smb2.twrp"].contains(&suite.name.as_str());
-    let volume = if sharing { Volume::mount(Kind::Xfs) } else { None };
-    let files = suite.name.starts_with("smb2.persistent").then(tempfile::tempdir);
+    let kind = how.files.or_else(|| SHARING.contains(&suite.name.as_str()).then_some(Kind::Xfs));
+    let volume = kind.and_then(Volume::mount);
+    if how.files.is_some() && volume.is_none() {
+        return None;
+    }
+    let base = volume.as_ref().map_or_else(env::temp_dir, Volume::path);
+    let files = suite.name.starts_with("smb2.persistent").then(|| tempfile::tempdir_in(&base));
     let files = files.transpose().ok()?;
-    let shares = files.as_ref().map_or(String::new(), |files| persistent_shares(files.path()));
-    let mut server = match (address, &volume) {
-        (Some(address), _) => Smbd::start_at(address, suite.server(), ""),
-        (None, Some(volume)) => Smbd::start_in(&volume.path(), suite.server(), ""),
-        (None, None) => Smbd::start(suite.server(), &shares),
+    let mut shares = files.as_ref().map_or(String::new(), |files| persistent_shares(files.path()));
+    if how.available {
+        shares += &format!(
+            "[[share]]\nname = \"{AVAILABLE}\"\npath = \"files\"\nusers = [\"{USER}\", \"{USER2}\"]\n\
+             continuously_available = true\n"
+        );
+    }
+    let kdc = (suite.name == SESSIONS).then(|| Kdc::start(TICKETS_ETYPE)).flatten();
+    let kdc = kdc.filter(|_| rustix::process::geteuid().is_root());
+    let keys = tempfile::tempdir().ok()?;
+    if let Some(kdc) = &kdc {
+        kdc.admin(&format!("addprinc -pw {PASSWORD} {USER}"));
+        let keytab = keys.path().join("keytab");
+        kdc.keytab(&keytab);
+        shares += &format!("[kerberos]\nkeytab = \"{}\"\n", keytab.display());
+    }
+    let mut server = match address {
+        Some(address) => Smbd::start_at_in(address, &base, suite.server(), &shares),
+        None => Smbd::start_in(&base, suite.server(), &shares),
     };
     let torture = match &how.newest {
         Some(root) => Torture::of_system(root)?,
         None => Torture::installed(&server)?,
     };
+    let torture = if how.available { torture.on_share(AVAILABLE) } else { torture };
     // With an address it is alone in its namespace, where it may cut what it likes.
     let options = address.and_then(|_| torture.filter()).unwrap_or_default();
     let mut results =
@@ -141,11 +100,36 @@ fn measure(suite: &Suite, address: Option<SocketAddr>, how: &How) -> Option<Valu
     if files.is_some() {
         torture.elsewhere(&server, &how.protection, &mut results, LIMIT);
     }
+    if let Some(kdc) = &kdc {
+        torture.with_tickets(&server, kdc, &how.protection, &mut results);
+    }
     let alive = server.alive();
     let mut complaints = server.stop();
+    if suite.name == SESSIONS {
+        let mut plain = Smbd::start(&format!("{}\nmultichannel = false", suite.server()), &shares);
+        torture.without_channels(&plain, &how.protection, &mut results);
+        complaints.extend(plain.stop());
+    }
     if !alive {
         complaints.push("smbd ended".to_owned());
     }
+    drop((server, files));
+    let mut report = report(suite, &results);
+    report["complaints"] = json!(complaints);
+    if let Some(root) = how.newest.as_ref().filter(|_| how.beside) {
+        let samba = beside::Samba::start(root, address)?;
+        let mut peer =
+            torture.attempt(&samba, &suite.name, &how.protection, &options, suite.limit());
+        if suite.name.starts_with("smb2.persistent") {
+            torture.elsewhere(&samba, &how.protection, &mut peer, LIMIT);
+        }
+        report["samba"] = self::report(suite, &peer);
+    }
+    Some(report)
+}
+
+/// What became of a suite and of each of its tests.
+fn report(suite: &Suite, results: &Results) -> Value {
     let mut tests = serde_json::Map::new();
     for (list, what) in
         [(&results.passed, "pass"), (&results.failed, "fail"), (&results.skipped, "skip")]
@@ -154,17 +138,16 @@ fn measure(suite: &Suite, address: Option<SocketAddr>, how: &How) -> Option<Valu
             tests.insert(name.clone(), json!(what));
         }
     }
-    Some(json!({
+    json!({
         "suite": suite.name,
         "pass": results.passed.len(),
         "fail": results.failed.len(),
         "skip": results.skipped.len(),
         "seconds": results.time.as_secs_f64(),
         "ended": results.ended,
-        "complaints": complaints,
         "tests": tests,
         "output": if results.failed.is_empty() { json!(null) } else { json!(results.output) },
-    }))
+    })
 }
 
 /// Runs this program again for one suite, in a network namespace where port 445 is free and the
@@ -177,11 +160,9 @@ fn in_namespace(suite: &Suite, how: &How) -> Option<Value> {
         ip link set \"vp$n\" up; done; exec \"$0\" \"$@\"";
     let mut command = Command::new(installed("unshare")?);
     command.args(["-n", "sh", "-c", script]).arg(me);
-    command.args(["--inside", &suite.name, "--protection", &how.protection]);
-    if let Some(root) = &how.newest {
-        command.arg("--newest").arg(root);
-    }
-    let output = run(&mut command, suite.limit() + Duration::from_secs(30));
+    command.args(["--inside", &suite.name]).args(how.arguments());
+    // Against Samba, and perhaps what is tried elsewhere, too.
+    let output = run(&mut command, suite.limit() * 2 + LIMIT);
     let value = serde_json::from_slice(&output.stdout).ok();
     if value.is_none() {
         eprintln!("{}: {}", suite.name, String::from_utf8_lossy(&output.stderr));
@@ -191,9 +172,9 @@ fn in_namespace(suite: &Suite, how: &How) -> Option<Value> {
 
 fn one(suite: &Suite, how: &How) -> Option<Value> {
     let root = rustix::process::geteuid().is_root();
-    match CUTTING.contains(&suite.name.as_str()) {
+    match how.two_channels || CUTTING.contains(&suite.name.as_str()) {
         true if root => in_namespace(suite, how),
-        true if suite.name == "smb2.multichannel" => {
+        true if how.two_channels || suite.name == "smb2.multichannel" => {
             bulkhead_tests::skip(
                 bulkhead_tests::Need::Root
                     .because(format_args!("{} needs root for a network namespace", suite.name)),
@@ -211,47 +192,113 @@ fn one(suite: &Suite, how: &How) -> Option<Value> {
     }
 }
 
-fn counts(result: &Value) -> Counts {
-    let number = |key: &str| result[key].as_u64().map_or(0, |n| n as usize);
-    Counts { pass: number("pass"), fail: number("fail"), skip: number("skip") }
-}
-
 /// How all suites are run.
+#[derive(Debug, Clone)]
 struct How {
     protection: String,
     /// A folder with the system whose suite is run, if not the one that is installed here.
     newest: Option<PathBuf>,
+    /// The file system that the share is on, if not that of the folder for temporary files.
+    files: Option<Kind>,
+    /// The share is continuously available.
+    available: bool,
+    /// The server has two addresses in every suite.
+    two_channels: bool,
+    /// Samba's own server is tried beside smbd.
+    beside: bool,
+}
+
+impl How {
+    /// As it stands on the command line.
+    fn arguments(&self) -> Vec<String> {
+        let mut given = vec!["--protection".to_owned(), self.protection.clone()];
+        if let Some(root) = &self.newest {
+            given.extend(["--newest".to_owned(), root.display().to_string()]);
+        }
+        if let Some(kind) = self.files {
+            given.extend(["--files".to_owned(), format!("{kind:?}").to_lowercase()]);
+        }
+        for (set, flag) in [
+            (self.available, "--available"),
+            (self.two_channels, "--two-channels"),
+            (self.beside, "--beside"),
+        ] {
+            if set {
+                given.push(flag.to_owned());
+            }
+        }
+        given
+    }
+
+    /// What tells this run from the usual one, as names of files have it.
+    fn variant(&self) -> String {
+        let mut words = String::new();
+        if self.newest.is_some() {
+            words.push_str("-newest");
+        }
+        if self.protection != "sign" {
+            words.push_str(&format!("-{}", self.protection));
+        }
+        if let Some(kind) = self.files {
+            words.push_str(&format!("-{kind:?}").to_lowercase());
+        }
+        for (set, word) in [(self.available, "-available"), (self.two_channels, "-two-channels")] {
+            if set {
+                words.push_str(word);
+            }
+        }
+        words
+    }
 }
 
 /// What was asked for on the command line.
-#[derive(Default)]
 struct Args {
     record: bool,
     inside: bool,
     jobs: Option<usize>,
-    protection: Option<String>,
-    newest: Option<PathBuf>,
+    how: How,
     suites: Vec<String>,
 }
 
+const USAGE: &str = "give --record, --jobs N, --protection sign|encrypt|off, --newest FOLDER, \
+    --files ext4|xfs|btrfs, --available, --two-channels, --beside, or names of suites";
+
 fn arguments() -> Result<Args, String> {
-    let mut args = Args::default();
+    let how = How {
+        protection: "sign".to_owned(),
+        newest: None,
+        files: None,
+        available: false,
+        two_channels: false,
+        beside: false,
+    };
+    let mut args = Args { record: false, inside: false, jobs: None, how, suites: Vec::new() };
     let mut given = env::args().skip(1);
     while let Some(arg) = given.next() {
         let mut value = || given.next().ok_or(format!("{arg} needs a value"));
         match arg.as_str() {
             "--record" => args.record = true,
             "--inside" => args.inside = true,
+            "--available" => args.how.available = true,
+            "--two-channels" => args.how.two_channels = true,
+            "--beside" => args.how.beside = true,
             "--jobs" => args.jobs = Some(value()?.parse().map_err(|e| format!("--jobs: {e}"))?),
-            "--protection" => args.protection = Some(value()?),
-            "--newest" => args.newest = Some(value()?.into()),
-            name if name.starts_with("smb2.") => args.suites.push(arg),
-            _ => {
-                return Err(format!(
-                    "what is {arg}? give --record, --jobs N, --protection sign|encrypt|off, --newest FOLDER, or names of suites"
-                ));
+            "--protection" => args.how.protection = value()?,
+            "--newest" => args.how.newest = Some(value()?.into()),
+            "--files" => {
+                args.how.files = Some(match value()?.as_str() {
+                    "ext4" => Kind::Ext4,
+                    "xfs" => Kind::Xfs,
+                    "btrfs" => Kind::Btrfs,
+                    other => return Err(format!("no file system {other}: {USAGE}")),
+                });
             }
+            name if name.starts_with("smb2.") => args.suites.push(arg),
+            _ => return Err(format!("what is {arg}? {USAGE}")),
         }
+    }
+    if args.how.beside && args.how.newest.is_none() {
+        return Err("--beside runs the server of the system that --newest names".to_owned());
     }
     Ok(args)
 }
@@ -264,13 +311,17 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let protection = args.protection.unwrap_or_else(|| "sign".to_owned());
-    let how = How { protection, newest: args.newest };
+    let how = args.how;
+    let beside = how.beside;
     let samba = match &how.newest {
         None => table(SAMBA),
-        // What there is to run; nothing is known of Samba's own counts.
         Some(root) => match Torture::of_system(root) {
-            Some(it) => it.suites().into_iter().map(|name| (name, Default::default())).collect(),
+            Some(it) => {
+                let known = table(SAMBA_NEWEST);
+                let row =
+                    |name: String| (name.clone(), known.get(&name).copied().unwrap_or_default());
+                it.suites().into_iter().map(row).collect()
+            }
             None => {
                 eprintln!("interop: there is no smbtorture in {}", root.display());
                 return ExitCode::from(2);
@@ -301,17 +352,16 @@ fn main() -> ExitCode {
     suites.sort_by(|a, b| first(b).cmp(&first(a)).then(b.seconds.total_cmp(&a.seconds)));
     let since = Instant::now();
     let results = all(suites, &how, args.jobs.unwrap_or(JOBS));
-    let (floor, of, file) = match how.newest {
-        None => (EXPECTED, "4.17.12", "smbtorture.json"),
-        Some(_) => (EXPECTED_NEWEST, "4.25.1", "smbtorture-newest.json"),
-    };
+    let of = if how.newest.is_some() { "4.25.1" } else { "4.17.12" };
+    let floor = format!("{FLOORS}{}.tsv", how.variant());
     let expected = Path::new(env!("CARGO_MANIFEST_DIR")).join(floor);
     let floor = table(&fs::read_to_string(&expected).unwrap_or_default());
+    let file = format!("smbtorture{}.json", how.variant());
     let (totals, findings) = show(&results, &samba, &floor);
-    println!("{:.0} s, {}", since.elapsed().as_secs_f64(), how.protection);
+    println!("{:.0} s, {}", since.elapsed().as_secs_f64(), how.arguments().join(" "));
     let report = json!({
         "suite": format!("smbtorture {of}"),
-        "protection": how.protection,
+        "how": how.arguments(),
         "seconds": since.elapsed().as_secs_f64(),
         "totals": {"pass": totals.pass, "fail": totals.fail, "skip": totals.skip},
         "suites": results,
@@ -325,7 +375,19 @@ fn main() -> ExitCode {
     }
     println!("{}", file.display());
     if args.record {
-        if let Err(error) = record(&expected, of, floor, &results) {
+        let how = how.variant().replace('-', " ");
+        let comment = format!(
+            "smbtorture {of} against smbd{how}: what is expected.\n# Written by `interop --record`."
+        );
+        let samba = format!(
+            "smbtorture {of} against its own server; `interop --beside --record` writes what a run shows."
+        );
+        let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("interop/samba-4.25.tsv");
+        let written = record(&expected, &comment, &results, false).and_then(|()| match beside {
+            true => record(&peers, &samba, &results, true),
+            false => Ok(()),
+        });
+        if let Err(error) = written {
             eprintln!("interop: {}: {error}", expected.display());
             return ExitCode::FAILURE;
         }
@@ -364,59 +426,4 @@ fn all(suites: Vec<Suite>, how: &How, jobs: usize) -> BTreeMap<String, Value> {
         drop(done);
         results.iter().collect()
     })
-}
-
-/// Prints the table; returns the sum and what is to be said, the bad marked.
-fn show(
-    results: &BTreeMap<String, Value>,
-    samba: &BTreeMap<String, (Counts, f64)>,
-    floor: &BTreeMap<String, (Counts, f64)>,
-) -> (Counts, Vec<(bool, String)>) {
-    let (mut ours, mut theirs) = (Counts::default(), Counts::default());
-    let mut findings = Vec::new();
-    println!("{:32} {:>12} {:>12} {:>7}", "suite (pass/fail/skip)", "smbd", "Samba", "s");
-    for (name, result) in results {
-        let mine = counts(result);
-        let peer = samba.get(name).map(|row| row.0).unwrap_or_default();
-        ours.add(mine);
-        theirs.add(peer);
-        let ended = if result["ended"] == true { "" } else { "  cut off" };
-        let behind = if mine.pass < peer.pass { "  behind" } else { "" };
-        let seconds = result["seconds"].as_f64().unwrap_or(0.0);
-        println!("{name:32} {:>12} {:>12} {seconds:7.1}{ended}{behind}", mine.show(), peer.show());
-        match floor.get(name) {
-            Some((least, _)) if mine.pass < least.pass => {
-                findings.push((true, format!("{name}: {} pass, {} did", mine.pass, least.pass)));
-            }
-            Some((least, _)) if mine != *least => {
-                let text = format!("{name}: {} was {}", mine.show(), least.show());
-                findings.push((false, format!("{text}; take it with interop --record {name}")));
-            }
-            _ => {}
-        }
-        for line in result["complaints"].as_array().into_iter().flatten() {
-            findings.push((true, format!("{name}: smbd complained: {line}")));
-        }
-    }
-    println!("{:32} {:>12} {:>12}", "total", ours.show(), theirs.show());
-    (ours, findings)
-}
-
-/// Writes the counts of this run into the table of our floor.
-fn record(
-    path: &Path,
-    of: &str,
-    mut floor: BTreeMap<String, (Counts, f64)>,
-    results: &BTreeMap<String, Value>,
-) -> std::io::Result<()> {
-    floor.extend(results.iter().map(|(name, result)| (name.clone(), (counts(result), 0.0))));
-    let mut text = format!(
-        "# smbtorture {of} against smbd, signed: what `make interop` expects.\n\
-         # Written by `interop --record`.\nsuite\tpass\tfail\tskip\n"
-    );
-    for (name, (counts, _)) in floor {
-        let Counts { pass, fail, skip } = counts;
-        text.push_str(&format!("{name}\t{pass}\t{fail}\t{skip}\n"));
-    }
-    fs::write(path, text)
 }
