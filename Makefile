@@ -8,7 +8,7 @@ TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc k
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients iscsi-conformance lint docs-check shell-check deny msrv bench lab lab-soak packages clean
+.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench lab lab-soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,12 +50,19 @@ interop-newest: packages build ## The smbtorture suites of Debian's newest Samba
 	tests/interop/newest.sh $(BUILT)/interop/newest
 	$(BUILT)/debug/interop --newest $(BUILT)/interop/newest
 
-interop-clients: packages build ## SMB clients that others wrote (impacket, smbprotocol, aiosmb, rclone, pike, nmap and more) against smbd, as root; JSON under target/interop
+interop-clients: packages build ## SMB clients that others wrote (impacket, smbprotocol, aiosmb, rclone, pike, nmap and more) against smbd, as root (NEWEST=folder of interop-newest: libsmb2 too); JSON under target/interop
 	@missing=$$(for p in rclone nmap; do command -v $$p >/dev/null || echo -n "$$p "; done); \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  else echo "run: sudo apt-get install --no-install-recommends $$missing"; exit 1; fi; fi
-	$(BUILT)/debug/interop-clients
+	$(BUILT)/debug/interop-clients $(if $(NEWEST),--newest $(NEWEST))
+
+interop-images: packages build ## Disk images of ours read by programs that others wrote (dissect, libvhdi, 7-Zip, imago and more); JSON under target/interop
+	@missing=$$(for p in 7zip cmake; do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo -n "$$p "; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	  else echo "run: sudo apt-get install --no-install-recommends $$missing"; exit 1; fi; fi
+	$(BUILT)/debug/interop-images
 
 iscsi-conformance: packages ## Cases of RFC 7143 on an iSCSI target (TARGET=iscsi://host:port/iqn/lun, its data are lost), else on smbd and tgt (ONLY=pattern)
 	cargo build -p smbd -p bulkhead -p bulkhead-tests --bins

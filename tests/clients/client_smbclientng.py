@@ -41,7 +41,9 @@ class Client:
         os.unlink(here)
 
     def get(self, name, path):
-        self.run(f"get {name}")
+        # Without that option it lays what it gets below the path of its working folder once more:
+        # `ntpath.relpath` completes a relative path with that folder.
+        self.run(f"get --dont-keep-remote-path {name}")
         os.rename(os.path.join(self.folder, name), path)
 
     def delete(self, name):

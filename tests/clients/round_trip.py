@@ -4,7 +4,7 @@
 
 SERVER is the address of an SMB server at port 445 with the shares `vms` and `sealed` (encryption
 required). FOLDER is a scratch folder of this machine. The user and the password are in SMB_USER and
-SMB_PASSWORD. `--list` prints the names of the clients.
+SMB_PASSWORD. `--list` prints the names of the clients, but for libsmb2, which needs NEWEST.
 
 A round trip lists the share, puts 64 MiB there and gets them back, sees them listed, renames (where the
 client can), deletes, and is refused with a wrong password. Each runs in a process of its own, which is ended after fifteen

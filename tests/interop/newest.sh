@@ -16,7 +16,7 @@ if [ ! -x "$folder/usr/bin/smbtorture" ]; then
     printf '#!/bin/sh\nexit 101\n' > "$folder/usr/sbin/policy-rc.d"
     chmod 755 "$folder/usr/sbin/policy-rc.d"
     DEBIAN_FRONTEND=noninteractive chroot "$folder" \
-        apt-get install -q -y --no-install-recommends samba-testsuite iptables
+        apt-get install -q -y --no-install-recommends samba-testsuite iptables python3 libsmb2-6
 fi
 # Random numbers, and nothing else of this machine.
 for device in null zero urandom random; do

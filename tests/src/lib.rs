@@ -2,6 +2,7 @@
 //! also named here.
 
 pub mod conformance;
+pub mod field;
 pub mod files;
 pub mod iscsi;
 pub mod iscsi_suite;

@@ -49,7 +49,7 @@ impl Negotiated {
     }
 }
 
-/// Our preference among ciphers: GCM is the faster, 128 bits are the default of the field.
+/// The ciphers there are.
 const CIPHERS: [Cipher; 4] =
     [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::Aes128Ccm, Cipher::Aes256Ccm];
 /// Our preference among signing algorithms for a client with one connection.
@@ -205,8 +205,9 @@ fn contexts_311(
             // A server that does not encrypt knows no such context; a cipher of 0 says that it
             // does, and that there is none in common.
             Context::Encryption(ciphers) if config.offers_encryption() => {
-                let offered = |c: &Cipher| ciphers.contains(&wire::Cipher(c.wire_id()));
-                chosen.cipher = CIPHERS.into_iter().find(offered);
+                // In the client's order: what it prefers comes first (2.2.3.1.2).
+                let known = |c: &wire::Cipher| CIPHERS.into_iter().find(|it| it.wire_id() == c.0);
+                chosen.cipher = ciphers.iter().find_map(known);
                 let id = chosen.cipher.map_or(0, Cipher::wire_id);
                 answer.push(Context::Encryption(vec![wire::Cipher(id)]));
             }

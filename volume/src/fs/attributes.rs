@@ -20,7 +20,7 @@ use smb_protocol::fscc::{FileAttributes, Times, filetime_from_unix, filetime_to_
 
 use crate::{
     clock::now,
-    fs::{descriptor::magic_path, reparse},
+    fs::{descriptor::magic_path, number::number, reparse},
 };
 
 const XATTR: &str = "user.bulkhead";
@@ -194,7 +194,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
             allocated(fd, statx.stx_size, statx.stx_blocks)
         },
         end_of_file: if directory { 0 } else { statx.stx_size },
-        file_id: statx.stx_ino,
+        file_id: number(fd, statx.stx_ino),
         links: statx.stx_nlink,
         directory,
         reparse_tag,

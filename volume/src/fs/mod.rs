@@ -10,6 +10,7 @@ pub mod file_key;
 pub(crate) mod identity;
 pub mod listing;
 pub mod names;
+pub mod number;
 pub mod object_id;
 pub mod path;
 pub mod pattern;

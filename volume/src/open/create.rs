@@ -37,7 +37,7 @@ use crate::{
     open::{CreateInfo, Open, Parts, StreamOpen, table::OpenFileTable},
     sharing::{
         caching::LeaseId,
-        file::{OpenFile, Opener, Refused},
+        file::{Newcomer, OpenFile, Opener, Refused},
         modes::beside,
     },
 };
@@ -390,7 +390,9 @@ impl CreateOperation<'_> {
     fn opener(&self, access: Access, cuts: bool) -> Opener {
         let (id, share, lease) = (self.id.persistent, self.request.share, self.lease);
         let overwrites = if cuts { self.cutting() } else { Access::NONE };
-        Opener { id, access, share, lease, overwrites, smb3: self.smb3 }
+        let CreateInfo { client, app_instance, .. } = self.origin;
+        let anew = Some(Newcomer { client: client.guid, app_instance });
+        Opener { id, access, share, lease, overwrites, smb3: self.smb3, anew }
     }
 
     /// The right that throwing the content away takes (MS-FSA 2.1.5.1.2).

@@ -321,13 +321,15 @@ impl Open {
         timeout: Duration,
         continuous: bool,
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
-        let resilient = Durability::Resilient(timeout);
         let mut state = self.state();
         let before = state.durability;
-        if let Durability::Persistent(_) = before {
-            // That is more.
-            return None;
-        }
+        let resilient = match before {
+            // What it was promised beside the time stays (MS-SMB2 3.3.5.15.9, 3.3.7.1).
+            Durability::Persistent(_) => Durability::Persistent(timeout),
+            Durability::None | Durability::Durable(_) | Durability::Resilient(_) => {
+                Durability::Resilient(timeout)
+            }
+        };
         state.durability = resilient;
         drop(state);
         let known = self.is_in_store();

@@ -10,12 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use smb_protocol::msg::context::LeaseState;
+use smb_protocol::msg::{context::LeaseState, create::Access};
 
 use crate::{
     budget::Held,
     open::{Open, table::OpenFileTable},
-    sharing::file::{State, lock},
+    sharing::{
+        file::{Newcomer, Opener, State, lock},
+        modes::NON_BREAKING_ACCESS,
+    },
 };
 
 /// Opens that nobody has, by their persistent name.
@@ -72,6 +75,31 @@ impl DisconnectedOpens {
     /// Looks at an open that is kept.
     pub fn get(&self, persistent: u64) -> Option<Arc<Open>> {
         self.lock().get(&persistent).map(|entry| entry.open.clone())
+    }
+
+    /// Looks at an open that its client asks for; one whose time is over is let go of, though the next
+    /// sweep is still to come.
+    pub fn asked_for(&self, persistent: u64) -> Option<Arc<Open>> {
+        let mut opens = self.lock();
+        let entry = opens.get(&persistent)?;
+        if entry.until > Instant::now() {
+            return Some(entry.open.clone());
+        }
+        let gone = opens.remove(&persistent);
+        drop(opens);
+        drop(gone);
+        None
+    }
+
+    /// Whether an open is kept that its own client is to take up before it opens the file like this: by
+    /// another lease, or as the same instance of an application.
+    fn is_due(&self, persistent: u64, by: &Opener) -> bool {
+        let Some(Newcomer { client, app_instance }) = by.anew else { return false };
+        let opens = self.lock();
+        let Some(Entry { open, .. }) = opens.get(&persistent) else { return false };
+        let other = by.lease.is_none() || open.lease != by.lease;
+        let instance = app_instance.is_some() && open.origin.app_instance == app_instance;
+        open.origin.client.guid == client && (other || instance)
     }
 
     /// Takes an open that is kept.
@@ -132,15 +160,25 @@ impl State {
 impl OpenFileTable {
     /// Whether the client of a persistent open is away that did not cache its handle: whoever does is
     /// asked to give up something as soon as it is back, and until then others wait (MS-SMB2, note 301
-    /// on 3.3.5.9). Locks of such opens are nothing that others may meet unless writes are cached.
-    pub(super) fn keeps_away(&self, state: &State, ignored: impl Fn(u64) -> bool) -> bool {
+    /// on 3.3.5.9). That client itself is not waited for: it is to take up what it has first, unless it
+    /// comes with the same lease, or only looks. Locks of such opens are nothing that others may meet
+    /// unless writes are cached.
+    pub(super) fn keeps_away(
+        &self,
+        state: &State,
+        by: &Opener,
+        ignored: impl Fn(u64) -> bool,
+    ) -> bool {
+        let looks = by.access.or(by.overwrites).without(NON_BREAKING_ACCESS) == Access::NONE;
         let locked = |open: u64| state.locks.of(open).next().is_some();
         let mut persistent = state.remembered.iter().filter(|known| known.persistent);
         let locks = state.locks.count() > 0 && persistent.clone().any(|known| locked(known.open));
         persistent.any(|known| {
             let (cached, _) = state.caching.state(known.open);
             let asked = cached.has(LeaseState::HANDLE) && (cached.has(LeaseState::WRITE) || !locks);
-            !asked && self.disconnected.has(known.open) && !ignored(known.open)
+            let due = || !looks && self.disconnected.is_due(known.open, by);
+            let away = !asked && self.disconnected.has(known.open);
+            (away || due()) && !ignored(known.open)
         })
     }
 

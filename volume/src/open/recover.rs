@@ -209,6 +209,7 @@ impl OpenFileTable {
             lease: record.lease.map(lease),
             overwrites: Access::NONE,
             smb3: true,
+            anew: None,
         };
         let system = volume.system(&path);
         let (file, data, stream) = match &record.stream {

@@ -141,7 +141,7 @@ impl OpenFileTable {
             |id| !self.faults.keeps(crate::faults::Rule::NotAvailable) && self.disconnected.has(id);
         #[cfg(not(any(test, feature = "testing")))]
         let ignored = |_| false;
-        if self.keeps_away(state, ignored) {
+        if self.keeps_away(state, &by, ignored) {
             // Its client will be back, and cannot be asked meanwhile.
             return Err(match by.smb3 {
                 true => NtStatus::FILE_NOT_AVAILABLE.into(),
@@ -495,7 +495,15 @@ mod tests {
         share: ShareAccess,
     ) -> Result<Arc<OpenFile>, Refused> {
         let stat = rustix::fs::stat("/").unwrap();
-        let by = Opener { id, access, share, lease: None, overwrites: Access::NONE, smb3: true };
+        let by = Opener {
+            id,
+            access,
+            share,
+            lease: None,
+            overwrites: Access::NONE,
+            smb3: true,
+            anew: None,
+        };
         open_files.join(&stat, &RelPath::root(), by)
     }
 

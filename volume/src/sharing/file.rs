@@ -120,6 +120,17 @@ pub struct Opener {
     pub overwrites: Access,
     /// It is told that the file will be back (MS-SMB2 3.3.5.9).
     pub smb3: bool,
+    /// Who opens anew; `None` for an open that is taken up again.
+    pub anew: Option<Newcomer>,
+}
+
+/// Who opens a file anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Newcomer {
+    /// `ClientGuid` of the connection.
+    pub client: [u8; 16],
+    /// `AppInstanceId` of the CREATE.
+    pub app_instance: Option<[u8; 16]>,
 }
 
 #[derive(Debug, Clone, Copy)]

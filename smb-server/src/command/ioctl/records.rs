@@ -9,7 +9,7 @@ use smb_protocol::{
     wire::{Put, len32},
 };
 use volume::{
-    fs::{descriptor::reopen, extents::extents},
+    fs::{descriptor::reopen, extents::extents, number::number},
     status::of_errno,
 };
 
@@ -80,7 +80,8 @@ pub fn usn_data(call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     let facts = open.facts()?;
     let path = open.last_path()?;
     let name = name::to_utf16(path.split().map_or(".", |(_, name)| name));
-    let above = rustix::fs::fstat(open.volume().folder_of(&path)?)?.st_ino;
+    let folder = open.volume().folder_of(&path)?;
+    let above = number(folder.as_fd(), rustix::fs::fstat(&folder)?.st_ino);
     let id = |output: &mut Vec<u8>, id: u64| {
         output.put_u64(id);
         if version == 3 {

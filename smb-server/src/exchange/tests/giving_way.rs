@@ -468,6 +468,26 @@ fn who_is_away_with_a_cached_handle_is_asked_when_it_is_back() {
     assert_eq!(other.finish_create(begun).unwrap().lease.unwrap().0, RH);
 }
 
+/// The client itself is not waited for: it is to take up what it has before it opens that anew, unless by
+/// the same lease.
+#[test]
+fn a_client_takes_up_what_it_has_before_it_opens_the_file_anew() {
+    for state in [RWH, RH] {
+        let house = House::new();
+        let wanted = with(shared("a"), 9, state).persistent(1);
+        let mut guest = house.one();
+        let got = guest.create(&wanted).unwrap();
+        drop(guest);
+        let mut guest = house.one();
+        for anew in [shared("a"), with(shared("a"), 8, state).persistent(2)] {
+            assert_eq!(guest.create(&anew), Err(NtStatus::FILE_NOT_AVAILABLE), "{state:?}");
+        }
+        guest.create(&with(shared("a"), 9, state)).unwrap();
+        guest.create(&wanted.back(got.id, 1)).unwrap();
+        guest.create(&with(shared("a"), 9, state)).unwrap();
+    }
+}
+
 /// What a client was being told when it was lost it is told again.
 #[test]
 fn a_break_that_was_lost_with_the_connection_is_told_again() {

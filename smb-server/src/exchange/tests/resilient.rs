@@ -1,6 +1,8 @@
 //! Resilient opens on a continuously available share outlive the server as persistent ones do; on
 //! others they outlive their connection, and an orderly end.
 
+use std::time::{Duration, Instant};
+
 use super::{house::*, *};
 
 /// Takes it up again as a client does that never asked for a durable handle.
@@ -102,4 +104,40 @@ fn without_room_in_the_store_it_outlives_its_connection_alone() {
     let mut guest = house.one();
     assert_eq!(guest.create(&back(got.id)).map(|again| again.id), Ok(got.id));
     assert_eq!(guest.lock(got.id, 100, 0x12, OWN), NtStatus::LOCK_NOT_GRANTED);
+}
+
+/// MS-SMB2 3.3.5.15.9: what a client asks for last counts, be it less.
+#[test]
+fn a_persistent_open_is_kept_for_the_time_that_resiliency_asks_for() {
+    let house = House::new();
+    let mut guest = house.one();
+    let got = guest.create(&ask("a").persistent(1)).unwrap();
+    let input = [5_000_u32.to_le_bytes(), [0; 4]].concat();
+    let code = FsctlCode::LMR_REQUEST_RESILIENCY;
+    assert_eq!(guest.control(got.id, code, &input), NtStatus::SUCCESS);
+    drop(guest);
+    let kept = &house.server.open_files.disconnected;
+    kept.sweep(Instant::now() + Duration::from_secs(4));
+    assert_eq!(kept.len(), 1);
+    kept.sweep(Instant::now() + Duration::from_secs(6));
+    assert_eq!(kept.len(), 0);
+}
+
+/// MS-SMB2 3.3.2.4: the time that was asked for is over when it is over, whenever it is looked at.
+#[test]
+fn who_comes_back_too_late_finds_nothing() {
+    let house = House::new();
+    let mut guest = house.one();
+    let wanted = ask("a").persistent(1);
+    let got = guest.create(&wanted).unwrap();
+    let input = [1_u32.to_le_bytes(), [0; 4]].concat();
+    let code = FsctlCode::LMR_REQUEST_RESILIENCY;
+    assert_eq!(guest.control(got.id, code, &input), NtStatus::SUCCESS);
+    drop(guest);
+    let left = Instant::now();
+    while left.elapsed() < Duration::from_millis(2) {
+        std::hint::spin_loop();
+    }
+    assert_eq!(house.one().create(&wanted.back(got.id, 1)), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
+    assert_eq!(house.server.open_files.disconnected.len(), 0);
 }
