@@ -77,22 +77,8 @@ impl DisconnectedOpens {
         self.lock().get(&persistent).map(|entry| entry.open.clone())
     }
 
-    /// Looks at an open that its client asks for; one whose time is over is let go of, though the next
-    /// sweep is still to come.
-    pub fn asked_for(&self, persistent: u64) -> Option<Arc<Open>> {
-        let mut opens = self.lock();
-        let entry = opens.get(&persistent)?;
-        if entry.until > Instant::now() {
-            return Some(entry.open.clone());
-        }
-        let gone = opens.remove(&persistent);
-        drop(opens);
-        drop(gone);
-        None
-    }
-
     /// Whether an open is kept that its own client is to take up before it opens the file like this: by
-    /// another lease, or as the same instance of an application.
+    /// another lease, or as the same instance of an application (MS-SMB2 3.3.5.9).
     fn is_due(&self, persistent: u64, by: &Opener) -> bool {
         let Some(Newcomer { client, app_instance }) = by.anew else { return false };
         let opens = self.lock();
@@ -160,9 +146,9 @@ impl State {
 impl OpenFileTable {
     /// Whether the client of a persistent open is away that did not cache its handle: whoever does is
     /// asked to give up something as soon as it is back, and until then others wait (MS-SMB2, note 301
-    /// on 3.3.5.9). That client itself is not waited for: it is to take up what it has first, unless it
-    /// comes with the same lease, or only looks. Locks of such opens are nothing that others may meet
-    /// unless writes are cached.
+    /// on 3.3.5.9). That client itself waits only for writes that are cached: it is to take up what it has
+    /// first, unless it comes with the same lease, or only looks. Locks of such opens are nothing that
+    /// others may meet unless writes are cached.
     pub(super) fn keeps_away(
         &self,
         state: &State,
@@ -175,10 +161,12 @@ impl OpenFileTable {
         let locks = state.locks.count() > 0 && persistent.clone().any(|known| locked(known.open));
         persistent.any(|known| {
             let (cached, _) = state.caching.state(known.open);
-            let asked = cached.has(LeaseState::HANDLE) && (cached.has(LeaseState::WRITE) || !locks);
-            let due = || !looks && self.disconnected.is_due(known.open, by);
+            let handle = cached.has(LeaseState::HANDLE);
+            let asked = handle && (cached.has(LeaseState::WRITE) || !locks);
             let away = !asked && self.disconnected.has(known.open);
-            (away || due()) && !ignored(known.open)
+            let waits = looks || handle && cached.has(LeaseState::WRITE);
+            let due = !waits && self.disconnected.is_due(known.open, by);
+            (away || due) && !ignored(known.open)
         })
     }
 

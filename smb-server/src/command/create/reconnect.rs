@@ -87,7 +87,7 @@ fn take_up(
         let guid = claim.create_guid.filter(|_| claim.persistent && tree.continuous)?;
         open_files.creates.made_persistent(guid, session.user.id)
     };
-    let open = match open_files.disconnected.asked_for(claim.file.persistent).or_else(by_guid) {
+    let open = match open_files.disconnected.get(claim.file.persistent).or_else(by_guid) {
         Some(open) => {
             check(ctx, request, claim, &open)?;
             open

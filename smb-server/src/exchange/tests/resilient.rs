@@ -122,22 +122,3 @@ fn a_persistent_open_is_kept_for_the_time_that_resiliency_asks_for() {
     kept.sweep(Instant::now() + Duration::from_secs(6));
     assert_eq!(kept.len(), 0);
 }
-
-/// MS-SMB2 3.3.2.4: the time that was asked for is over when it is over, whenever it is looked at.
-#[test]
-fn who_comes_back_too_late_finds_nothing() {
-    let house = House::new();
-    let mut guest = house.one();
-    let wanted = ask("a").persistent(1);
-    let got = guest.create(&wanted).unwrap();
-    let input = [1_u32.to_le_bytes(), [0; 4]].concat();
-    let code = FsctlCode::LMR_REQUEST_RESILIENCY;
-    assert_eq!(guest.control(got.id, code, &input), NtStatus::SUCCESS);
-    drop(guest);
-    let left = Instant::now();
-    while left.elapsed() < Duration::from_millis(2) {
-        std::hint::spin_loop();
-    }
-    assert_eq!(house.one().create(&wanted.back(got.id, 1)), Err(NtStatus::OBJECT_NAME_NOT_FOUND));
-    assert_eq!(house.server.open_files.disconnected.len(), 0);
-}
