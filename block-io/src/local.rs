@@ -413,17 +413,15 @@ impl File for LocalFile {
             if done == buf.len() {
                 return Ok(());
             }
-            let (mut at, mut rest) = (offset + done as u64, &buf[done..]);
-            while !rest.is_empty() {
-                let part = &rest[..piece(self.piece, at, rest.len())];
-                match &self.ring {
-                    Some(ring) => ring.write(self.fd.clone(), at, part.to_vec()).await?,
-                    None => pool::write(self.fd.clone(), at, part.to_vec()).await?,
+            let (at, rest) = (offset + done as u64, &buf[done..]);
+            // Whoever gives up in the middle leaves no half of a write: the pieces are one job.
+            match &self.ring {
+                Some(ring) if piece(self.piece, at, rest.len()) == rest.len() => {
+                    ring.write(self.fd.clone(), at, rest.to_vec()).await?
                 }
-                .map_err(|e| self.error("writing", e))?;
-                (at, rest) = (at + part.len() as u64, &rest[part.len()..]);
+                _ => pool::write(self.fd.clone(), at, rest.to_vec(), self.piece).await?,
             }
-            Ok(())
+            .map_err(|e| self.error("writing", e))
         })
     }
 

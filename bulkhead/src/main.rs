@@ -59,7 +59,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => cmd::bench::run(args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if say::all_was_written() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("bulkhead: {error:#}");
             ExitCode::FAILURE

@@ -286,6 +286,24 @@ async fn a_token_of_a_file_is_written_to_a_lun_whose_target_names_its_user() {
     assert_eq!(refused(&answer), Some(INVALID_TOKEN), "a token of a share that must be encrypted");
 }
 
+/// Whoever demands it, the share or the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_token_passes_from_a_server_that_encrypts_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = thin(folder.path(), "a.raw", 16 * MIB);
+    let named = target(&format!("offload_user = \"{USER}\""), &[&image]);
+    let served = Served::start_with("encryption = \"required\"", &named);
+    let mut client = log_in(&served).await;
+    let mut file = File::open(&served, (USER, PASSWORD), "vms", "secret.bin");
+    let data = pattern(6, 8);
+    file.write(&data);
+    let token = file.token(data.len() as u64);
+    let answer = redeem(&mut client, 0, token, 0, &[(0, 8)]).await;
+    let refused = answer.sense_code().map(|(key, code, _)| (key, code));
+    assert_eq!(refused, Some(INVALID_TOKEN));
+    assert!(held(&image, 0, 8).iter().all(|byte| *byte == 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_token_passes_where_the_target_names_nobody_and_a_reload_changes_that() {
     let folder = tempfile::tempdir().unwrap();

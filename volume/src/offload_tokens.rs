@@ -31,6 +31,7 @@ use smb_protocol::{
     crypto::{constant_time_eq, kdf, random},
     fscc::offload::Token,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::fs::{descriptor::cluster_size, space, volume::Volume};
 
@@ -117,6 +118,10 @@ pub enum Redeemed {
 
 /// Bytes of another service that are moved at a time.
 const CHUNK: usize = 1 << 20;
+/// Requests at a time that wait for data of another service. Each has a thread of those that may wait and
+/// [`CHUNK`] bytes, and the other service may need such a thread to answer it: were all of them taken by
+/// who waits, it would have none.
+const WAITING: usize = 16;
 
 impl Redeemed {
     /// Bytes that the token stands for.
@@ -177,11 +182,17 @@ pub struct Tokens {
     secret: [u8; 32],
     table: Mutex<HashMap<Id, Arc<Held>>>,
     elsewhere: OnceLock<Arc<dyn Elsewhere>>,
+    turns: Arc<Semaphore>,
 }
 
 impl Default for Tokens {
     fn default() -> Self {
-        Self { secret: random(), table: Mutex::default(), elsewhere: OnceLock::new() }
+        Self {
+            secret: random(),
+            table: Mutex::default(),
+            elsewhere: OnceLock::new(),
+            turns: Arc::new(Semaphore::new(WAITING)),
+        }
     }
 }
 
@@ -249,6 +260,19 @@ impl Tokens {
     /// Whom to ask for what a token stands for that is not in the table; the first call counts.
     pub fn ask_elsewhere(&self, elsewhere: Arc<dyn Elsewhere>) {
         let _ = self.elsewhere.set(elsewhere);
+    }
+
+    /// Waits for a turn to have the data of a token, if another service may be asked for them. Who has it
+    /// may call [`Tokens::redeem_any`] and wait for what that gives.
+    pub fn turn(
+        &self,
+        token: &Token,
+    ) -> impl Future<Output = Option<OwnedSemaphorePermit>> + Send + use<> {
+        let here = |id: &[u8; 16]| self.lock().contains_key(id);
+        let own = token.id().first_chunk::<16>().is_some_and(here);
+        let asks = !own && token.kind() != Token::ZERO_DATA && self.elsewhere.get().is_some();
+        let turns = asks.then(|| self.turns.clone());
+        async move { turns?.acquire_owned().await.ok() }
     }
 
     /// What a token stands for, for a request of its owner, here or elsewhere in the process.
@@ -435,6 +459,43 @@ mod tests {
         assert!(now[..1024].iter().chain(&now[1536..]).all(|b| *b == 9));
         assert!(now[1024..1512].iter().all(|b| *b == 1));
         assert!(now[1512..1536].iter().all(|b| *b == 0), "behind the end of the source");
+    }
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Elsewhere for Nobody {
+        fn redeem(&self, _: &Token, _: &Owner) -> Option<Box<dyn ElsewhereData>> {
+            None
+        }
+    }
+
+    /// Who waits for another service takes few of the threads of which that may need one itself.
+    #[test]
+    fn few_wait_for_another_service_at_a_time() {
+        use futures_util::FutureExt;
+
+        let (_folder, volume) = volume();
+        let tokens = Tokens::default();
+        let stranger = Token::new(1, &[7; 48]);
+        assert!(tokens.turn(&stranger).now_or_never().unwrap().is_none(), "there is no other");
+        tokens.ask_elsewhere(Arc::new(Nobody));
+        let all: Vec<_> =
+            (0..WAITING).map(|_| tokens.turn(&stranger).now_or_never().unwrap()).collect();
+        assert!(all.iter().all(Option::is_some));
+        let mut next = std::pin::pin!(tokens.turn(&stranger));
+        assert!(next.as_mut().now_or_never().is_none());
+        let source = tempfile::tempfile().unwrap();
+        source.write_all_at(&[1; 512], 0).unwrap();
+        let life = Duration::from_secs(60);
+        let (own, _) =
+            tokens.issue(&volume, source.as_fd(), 0..512, 512, owner("ANN", false), life).unwrap();
+        assert!(
+            tokens.turn(&own).now_or_never().unwrap().is_none(),
+            "one of ours waits for nobody"
+        );
+        drop(all);
+        assert!(next.now_or_never().unwrap().is_some());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
+use super::piece;
 use crate::{Error, Result};
 
 /// Runs `call` on a blocking thread.
@@ -32,12 +33,20 @@ pub(super) async fn read(
     .await
 }
 
-/// Writes all of `buf` at `offset`.
-pub(super) async fn write(fd: Arc<OwnedFd>, offset: u64, buf: Vec<u8>) -> Result<io::Result<()>> {
+/// Writes all of `buf` at `offset`, at most `most` bytes by one call. Once begun it is carried through,
+/// whoever waits for it.
+pub(super) async fn write(
+    fd: Arc<OwnedFd>,
+    offset: u64,
+    buf: Vec<u8>,
+    most: usize,
+) -> Result<io::Result<()>> {
     run(move || {
         let mut done = 0;
         while done < buf.len() {
-            match rustix::io::pwrite(&*fd, &buf[done..], offset + done as u64) {
+            let at = offset + done as u64;
+            let part = &buf[done..done + piece(most, at, buf.len() - done)];
+            match rustix::io::pwrite(&*fd, part, at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
                 Err(rustix::io::Errno::INTR) => {}

@@ -191,3 +191,26 @@ fn pieces_end_where_folios_do() {
     assert_eq!(all(28 << 10, 68 << 10), [4, 32, 4]);
     assert_eq!(piece(usize::MAX, 1 << 40, 16 << 20), 16 << 20);
 }
+
+/// What waits for a write may end before it, as a command does whose connection is lost.
+#[test]
+fn a_write_that_is_given_up_is_there_or_not_but_no_half_of_it() {
+    use std::task::Context;
+
+    const LEN: usize = 2 << 20;
+    let dir = TempDir::new().unwrap();
+    for engine in engines() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let file = fresh(&dir, engine);
+        runtime.block_on(file.write_at(0, &[1; LEN])).unwrap();
+        runtime.block_on(async {
+            let mut write = file.write_at(0, &[2; LEN]);
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            assert!(write.as_mut().poll(&mut context).is_pending());
+        });
+        // It ends with what its threads have begun.
+        drop(runtime);
+        let found = std::fs::read(file.path()).unwrap();
+        assert!(found.iter().all(|byte| *byte == found[0]), "{engine:?}");
+    }
+}

@@ -63,6 +63,12 @@ impl CreditWindow {
         true
     }
 
+    /// Whether an id was granted and is not used yet.
+    pub fn holds(&self, id: MessageId) -> bool {
+        let (word, bit) = self.bit(id.0);
+        (self.low..self.high).contains(&id.0) && self.used[word] & bit == 0
+    }
+
     /// Grants up to `wanted` more ids and returns how many.
     pub fn grant(&mut self, wanted: u16) -> u16 {
         let room = self.limit - (self.high - self.low);
@@ -101,6 +107,7 @@ mod tests {
                 let ids: Vec<u64> = (id..id + u64::from(charge.max(1))).collect();
                 let right = ids.iter().all(|id| free.contains(id));
                 prop_assert_eq!(window.consume(MessageId(id), charge), right);
+                prop_assert_eq!(window.holds(MessageId(id)), free.contains(&id) && !right);
                 if right { ids.iter().for_each(|id| { free.remove(id); }); }
                 let granted = window.grant(wanted);
                 free.extend(high..high + u64::from(granted));

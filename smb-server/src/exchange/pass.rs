@@ -15,7 +15,6 @@ use volume::{
 use super::{
     Frame, WaitingFuture,
     answer::{Answer, Packing, Place, Protection},
-    requests::messages,
     waiting::Suspended,
 };
 use crate::{
@@ -196,7 +195,7 @@ impl<'a> Pass<'a> {
             accepted: Accepted { binding: None, ..accepted },
             chain: self.chain.clone(),
             first: message.place.first,
-            behind: messages(message.rest).skip(1).map(|header| header.message_id).collect(),
+            behind: Vec::new(),
             cancelled: self.cancelled.clone(),
             held: None,
         }

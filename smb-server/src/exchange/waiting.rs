@@ -19,6 +19,7 @@ use volume::{budget::Held, sharing::file::Wake, work::Turn};
 use super::{
     Exchange, Frame, Taken, WaitingFuture,
     answer::{HeldAnswers, Packing, Place, Protection, interim},
+    credits::CreditWindow,
     pass::{Accepted, Chain, Handed, Message, Pass},
     requests::messages,
 };
@@ -106,8 +107,8 @@ pub(super) struct Suspended {
     pub(super) accepted: Accepted,
     pub(super) chain: Chain,
     pub(super) first: bool,
-    /// The requests behind its first.
-    pub(super) behind: Vec<MessageId>,
+    /// The requests behind its first that may still be cancelled, each with its session, by their ids.
+    pub(super) behind: Vec<(MessageId, SessionId)>,
     /// Requests of it that are to wait for nothing, in the order of their CANCELs.
     pub(super) cancelled: Vec<MessageId>,
     /// What was answered before it in its frame and is sent with it.
@@ -122,20 +123,34 @@ pub(super) fn is_quiet(accepted: &Accepted) -> bool {
 }
 
 impl Suspended {
-    /// The request behind its first that has an id and was not cancelled yet; a related one is of the
-    /// session of the one before it (MS-SMB2 3.3.5.2.7.2).
-    fn member(&self, id: MessageId) -> Option<Header> {
-        if !self.behind.contains(&id) || self.cancelled.contains(&id) {
-            return None;
-        }
+    /// Looks through the requests behind its first, but for those with an id that they cannot have; a
+    /// related one is of the session of the one before it (MS-SMB2 3.3.5.2.7.2).
+    fn note_behind(&mut self, window: &CreditWindow) {
         let mut session = self.accepted.header.session_id;
-        messages(&self.bytes).skip(1).find_map(|mut header| {
-            if header.flags.has(HeaderFlags::RELATED) {
-                header.session_id = session;
+        let of = |header: Header| {
+            if !header.flags.has(HeaderFlags::RELATED) {
+                session = header.session_id;
             }
-            session = header.session_id;
-            (header.message_id == id).then_some(header)
-        })
+            let open = window.holds(header.message_id);
+            open.then_some((header.message_id, session))
+        };
+        let mut behind: Vec<_> = messages(&self.bytes).skip(1).filter_map(of).collect();
+        behind.sort_unstable();
+        behind.dedup_by_key(|(id, _)| *id);
+        behind.retain(|(id, _)| !self.cancelled.contains(id));
+        self.behind = behind;
+    }
+
+    /// The session of a request behind its first that has an id and was not cancelled yet.
+    fn member(&self, id: MessageId) -> Option<SessionId> {
+        let at = self.behind.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(self.behind[at].1)
+    }
+
+    /// Remembers that a request behind its first is to wait for nothing.
+    fn cancel(&mut self, id: MessageId) {
+        self.behind.retain(|(other, _)| *other != id);
+        self.cancelled.push(id);
     }
 
     /// The connection is lost. Until what a CREATE waited for has happened, its repetition on
@@ -211,6 +226,7 @@ impl Exchange {
         }
         let told = quiet || accepted.async_id.is_some();
         let mut suspended = pass.suspend(message, accepted);
+        suspended.note_behind(&self.window);
         if let Some(signing) = self.signer(&suspended.accepted.header) {
             signing.keep(response.message_id.0)?;
         }
@@ -233,6 +249,7 @@ impl Exchange {
         let (cancel, cancelled) = oneshot::channel();
         let cancel = given_up_before(pass, &response, Some(cancel));
         let bytes = suspended.bytes.len() + if quiet { unsent } else { 0 };
+        let bytes = bytes + suspended.behind.len() * size_of::<(MessageId, SessionId)>();
         let rest = Rest::Again(Box::new(suspended), wake.again.clone(), wake.until);
         self.remember(
             key,
@@ -401,7 +418,7 @@ impl Exchange {
     pub(super) fn cancel(&mut self, header: &Header, message: &mut [u8], protection: &Protection) {
         let Some((key, member)) = self.cancelled_by(header) else { return };
         let Some(pending) = self.pending.get(&key) else { return };
-        let session = member.map_or(pending.header.session_id, |member| member.session_id);
+        let session = member.unwrap_or(pending.header.session_id);
         let sealed = matches!(pending.protection, Protection::Sealed(_));
         if !self.may_cancel(header, message, protection, (session, sealed)) {
             tracing::debug!(peer = %self.peer, "a CANCEL that is not protected as it must be");
@@ -410,9 +427,7 @@ impl Exchange {
         }
         let Some(pending) = self.pending.get_mut(&key) else { return };
         match (member, &mut pending.rest) {
-            (Some(member), Rest::Again(suspended, ..)) => {
-                suspended.cancelled.push(member.message_id)
-            }
+            (Some(_), Rest::Again(suspended, ..)) => suspended.cancel(header.message_id),
             _ => {
                 if let Some(cancel) = pending.cancel.take() {
                     let _ = cancel.send(());
@@ -422,8 +437,8 @@ impl Exchange {
     }
 
     /// Which request that waits a CANCEL means, or behind which the one stands that it means, with
-    /// the header of that.
-    fn cancelled_by(&self, header: &Header) -> Option<(u64, Option<Header>)> {
+    /// the session of that.
+    fn cancelled_by(&self, header: &Header) -> Option<(u64, Option<SessionId>)> {
         if header.flags.has(HeaderFlags::ASYNC) {
             return Some((header.async_or_tree, None));
         }

@@ -179,9 +179,22 @@ impl Call<'_> {
         interim: bool,
         work: impl FnOnce(&Open) -> Output + Send + 'static,
     ) -> Handled {
+        self.later_after(std::future::ready(()), held, interim, work)
+    }
+
+    /// The same when `first` has ended; what it gives is kept until `work` has ended.
+    fn later_after<T: Send + 'static>(
+        self,
+        first: impl Future<Output = T> + Send + 'static,
+        held: usize,
+        interim: bool,
+        work: impl FnOnce(&Open) -> Output + Send + 'static,
+    ) -> Handled {
         let (code, file_id, open) = (self.request.code, self.open.id, self.open);
         let future = async move {
+            let kept = first.await;
             let work = move || {
+                let _kept = kept;
                 let done = work(&open)?;
                 if open.write_through() && open.written.load(Ordering::Relaxed) {
                     open.sync_all()?;

@@ -14,6 +14,7 @@ use smb_protocol::{
 use volume::{fs::space, offload_tokens::Owner, status::of_errno};
 
 use super::{Call, Ctx, Handled, LONG, answer, changes, reads, sparse};
+use crate::config::Encryption;
 
 /// Unit of offsets and lengths: a logical sector.
 const SECTOR: u64 = 512;
@@ -47,8 +48,10 @@ pub fn read(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     }
     let data = call.open.content(Access::READ_DATA)?.clone();
     reads(&call.open, offset, length)?;
-    let owner =
-        Owner { user: ctx.session()?.user.name.clone(), sealed: ctx.tree()?.share.must_encrypt() };
+    // Whoever demands it, the share or the server: what must be encrypted here leaves in no other way.
+    let all = ctx.ex.server.current().config.encryption == Encryption::Required;
+    let sealed = all || ctx.tree()?.share.must_encrypt();
+    let owner = Owner { user: ctx.session()?.user.name.clone(), sealed };
     let server = ctx.ex.server.clone();
     let runtime = tokio::runtime::Handle::current();
     let life = Duration::from_millis(wanted.time_to_live.into());
@@ -119,7 +122,8 @@ pub fn write(ctx: &Ctx<'_>, call: Call<'_>, out: &mut Vec<u8>) -> Handled {
     changes(&call.open, offset, length)?;
     let asks = Owner { user: ctx.session()?.user.name.clone(), sealed: ctx.sealed };
     let server = ctx.ex.server.clone();
-    call.later(OffloadWrite::LEN as usize, length > LONG, move |open| {
+    let turn = server.tokens.turn(&token);
+    call.later_after(turn, OffloadWrite::LEN as usize, length > LONG, move |open| {
         let facts = open.facts()?;
         if facts.attributes.has(FileAttributes::SPARSE_FILE) {
             return Err(NtStatus::OFFLOAD_WRITE_FILE_NOT_SUPPORTED);
