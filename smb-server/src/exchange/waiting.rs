@@ -109,7 +109,7 @@ pub(super) struct Suspended {
     pub(super) first: bool,
     /// The requests behind its first that may still be cancelled, each with its session, by their ids.
     pub(super) behind: Vec<(MessageId, SessionId)>,
-    /// Requests of it that are to wait for nothing, in the order of their CANCELs.
+    /// Requests of it that are to wait for nothing.
     pub(super) cancelled: Vec<MessageId>,
     /// What was answered before it in its frame and is sent with it.
     pub(super) held: Option<HeldAnswers>,
@@ -137,7 +137,8 @@ impl Suspended {
         let mut behind: Vec<_> = messages(&self.bytes).skip(1).filter_map(of).collect();
         behind.sort_unstable();
         behind.dedup_by_key(|(id, _)| *id);
-        behind.retain(|(id, _)| !self.cancelled.contains(id));
+        self.cancelled.sort_unstable();
+        behind.retain(|(id, _)| self.cancelled.binary_search(id).is_err());
         self.behind = behind;
     }
 
