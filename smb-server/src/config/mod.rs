@@ -132,7 +132,7 @@ fn yes() -> bool {
 }
 
 fn default_linger() -> u64 {
-    50
+    100
 }
 
 fn default_name() -> String {

@@ -117,15 +117,16 @@ async fn serve<T: Transport>(
     let authentication = tokio::time::sleep(authentication_time);
     tokio::pin!(authentication);
     let (mut turns, mut begun, mut known) = (0u32, false, false);
+    // Messages since the connection last came to rest.
+    let mut answered = 0;
     loop {
         if link.output.capacity() == 0 {
             link.output = take_buffer();
         }
         link.stranger.count(exchange, link.transport.held())?;
-        let mut answered_some = false;
         let mut turn = Turn::begin();
         while let Some((message, placed)) = link.transport.next_message(exchange)? {
-            answered_some = true;
+            answered += 1;
             let taken = match exchange.take(message, placed, &mut link.output, &mut turn) {
                 Taken::Done(done) => done,
                 Taken::Compound(rest) => rest.await,
@@ -175,15 +176,14 @@ async fn serve<T: Transport>(
                 continue;
             }
         }
-        let answered = Instant::now();
-        if answered_some
-            && waiting.is_empty()
-            && exchange.authenticated()
-            && !*stopped.borrow()
-            && let Some(window) = link.busy_poll.window()
-            && link.look_out(answered + window).await?
-        {
-            continue;
+        let messages = std::mem::take(&mut answered);
+        if messages > 0 && waiting.is_empty() && exchange.authenticated() && !*stopped.borrow() {
+            let now = Instant::now();
+            if let Some(window) = link.busy_poll.rest(now, messages)
+                && link.look_out(now + window).await?
+            {
+                continue;
+            }
         }
         link.rest(exchange.authenticated());
         tokio::select! {
@@ -208,7 +208,6 @@ async fn serve<T: Transport>(
                 if !got? {
                     return Ok(());
                 }
-                link.busy_poll.slept(answered.elapsed());
             }
             () = counted.told_to_go(), if !known => {
                 return Err(Dropped::MadeRoom);
@@ -300,10 +299,7 @@ impl<T: Transport> Link<T> {
             tokio::task::yield_now().await;
             match self.receive_now()? {
                 Some(0) => return Ok(false),
-                Some(_) => {
-                    self.busy_poll.hit();
-                    return Ok(true);
-                }
+                Some(_) => return Ok(true),
                 None if Instant::now() < until => {}
                 None => {
                     self.busy_poll.missed();
