@@ -7,6 +7,8 @@ use aws_lc_rs::{
     cmac, hmac,
 };
 
+use zeroize::Zeroizing;
+
 use super::{
     constant_time_eq,
     once::{NonceError, Once},
@@ -77,6 +79,8 @@ enum Key {
 /// key is what sees to it that there is no second one.
 struct Gmac {
     key: LessSafeKey,
+    /// What it was made of, for [`SigningKey::of_connection`].
+    bytes: Zeroizing<[u8; 16]>,
     /// By the bits of the nonce beside the message id: sender, and whether it is a CANCEL.
     used: [Once; 4],
 }
@@ -101,9 +105,10 @@ impl SigningKey {
                 Key::Cmac(cmac::Key::new(cmac::AES_128, key).expect(PROOF))
             }
             SigningAlgorithm::AesGmac => {
+                let bytes = Zeroizing::new(*key);
                 let key = UnboundKey::new(&AES_128_GCM, key).expect(PROOF);
                 let key = LessSafeKey::new(key);
-                Key::Gmac(Box::new(Gmac { key, used: Default::default() }))
+                Key::Gmac(Box::new(Gmac { key, bytes, used: Default::default() }))
             }
         })
     }
@@ -122,6 +127,19 @@ impl SigningKey {
     #[must_use]
     pub fn has_nonces(&self) -> bool {
         matches!(self.0, Key::Gmac(_))
+    }
+
+    /// An AES-GMAC key as a connection uses it that agreed on `algorithm`, which is what messages of
+    /// that connection are signed with (MS-SMB2 3.1.4.1): without nonces. `None` for other keys, which
+    /// sign for every connection as they are, and for AES-GMAC, of which there may be no second key.
+    #[must_use]
+    pub fn of_connection(&self, algorithm: SigningAlgorithm) -> Option<Self> {
+        match &self.0 {
+            Key::Gmac(gmac) if algorithm != SigningAlgorithm::AesGmac => {
+                Some(Self::new(algorithm, &gmac.bytes))
+            }
+            _ => None,
+        }
     }
 
     /// Signs a message in place: sets SMB2_FLAGS_SIGNED and the signature field.
@@ -358,6 +376,20 @@ mod tests {
                 assert_eq!(key.keep(7), Ok(()));
             }
         }
+    }
+
+    #[test]
+    fn only_gmac_has_another_key_for_a_connection_of_another_algorithm() {
+        use SigningAlgorithm::{AesCmac, AesGmac, HmacSha256};
+        let gmac = SigningKey::new(AesGmac, &[7; 16]);
+        for algorithm in [AesCmac, HmacSha256] {
+            let mut message = message_of(1, 1);
+            gmac.of_connection(algorithm).unwrap().sign(&mut message, Role::Server).unwrap();
+            assert!(SigningKey::new(algorithm, &[7; 16]).verify(&mut message, Role::Server));
+            let other = SigningKey::new(algorithm, &[7; 16]);
+            assert!(ALL.iter().all(|&it| other.of_connection(it).is_none()));
+        }
+        assert!(gmac.of_connection(AesGmac).is_none());
     }
 
     #[test]

@@ -32,8 +32,11 @@ use tokio::{
 use crate::session::ConnectionId;
 
 /// How long a client's system may acknowledge nothing before a notice is repeated elsewhere: a
-/// packet that was lost has been sent again several times by then.
+/// packet that was lost has been sent again several times by then. It is less where a client has so many
+/// connections that not all could be tried until [`LAST`].
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The least that it is, however many connections there are.
+const LEAST: Duration = Duration::from_millis(250);
 /// How long after the notice was first sent the last connection of a client is given up. It is
 /// before the break times out, so that who waits finds the opens of the dead client closed.
 const LAST: Duration = Duration::from_secs(30);
@@ -117,22 +120,27 @@ impl Outbox {
     }
 
     /// How far the client's system has acknowledged what it was sent.
-    async fn arrived(&self) -> Result<u64, Delivery> {
+    async fn arrived(&self, patience: Duration) -> Result<u64, Delivery> {
         let (answer, arrived) = oneshot::channel();
         if !self.post(ConnectionMessage::Arrived(answer)) {
             return Err(Delivery::Gone);
         }
-        match time::timeout(PATIENCE, arrived).await {
+        match time::timeout(patience, arrived).await {
             Ok(arrived) => arrived.map_err(|_| Delivery::Gone),
             Err(_) => Err(Delivery::Busy),
         }
     }
 
-    /// Waits until a notice has arrived, or nothing has until `deadline` and for [`PATIENCE`]. A
-    /// slow outbox is not a silent one.
-    async fn fate(&self, receipt: &SendMark, deadline: Instant) -> Result<Delivery, Delivery> {
+    /// Waits until a notice has arrived, or nothing has until `deadline` and for so long as there is
+    /// `patience`. A slow outbox is not a silent one.
+    async fn fate(
+        &self,
+        receipt: &SendMark,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<Delivery, Delivery> {
         // What is posted is taken up in turn, so the notice has been sent when this is answered.
-        let mut before = self.arrived().await?;
+        let mut before = self.arrived(patience).await?;
         let mut since = Instant::now();
         loop {
             if receipt.end() == u64::MAX {
@@ -141,12 +149,12 @@ impl Outbox {
             if receipt.end() <= before {
                 return Ok(Delivery::Arrived);
             }
-            let now = Instant::now();
-            if now >= deadline && now >= since + PATIENCE {
+            let until = deadline.max(since + patience);
+            if Instant::now() >= until {
                 return Ok(Delivery::Silent);
             }
-            time::sleep(LOOK).await;
-            let arrived = self.arrived().await?;
+            time::sleep_until(until.min(Instant::now() + LOOK)).await;
+            let arrived = self.arrived(patience).await?;
             if arrived > before {
                 (before, since) = (arrived, Instant::now());
             }
@@ -179,6 +187,12 @@ fn send(
     others.find_map(|outbox| outbox.tell(notice).map(|receipt| (outbox, receipt)))
 }
 
+/// How many have not been tried.
+fn untried(outboxes: Vec<Arc<Outbox>>, tried: &[ConnectionId]) -> u32 {
+    let count = outboxes.iter().filter(|it| !tried.contains(&it.connection)).count();
+    u32::try_from(count).unwrap_or(u32::MAX - 1)
+}
+
 /// Sees to it that a notice arrives, on one outbox after the other.
 async fn deliver(
     outboxes: impl Fn() -> Vec<Arc<Outbox>>,
@@ -191,12 +205,13 @@ async fn deliver(
     let mut tried = Vec::new();
     loop {
         tried.push(outbox.connection);
-        let mut fate = outbox.fate(&receipt, Instant::now()).await;
-        let only =
-            |outboxes: Vec<Arc<Outbox>>| outboxes.iter().all(|l| tried.contains(&l.connection));
-        if fate == Ok(Delivery::Silent) && only(outboxes()) {
+        let now = Instant::now();
+        let share = last.saturating_duration_since(now) / (untried(outboxes(), &tried) + 1);
+        let patience = share.clamp(LEAST, PATIENCE);
+        let mut fate = outbox.fate(&receipt, now, patience).await;
+        if fate == Ok(Delivery::Silent) && untried(outboxes(), &tried) == 0 {
             // Perhaps it comes back, or the client comes on another.
-            fate = outbox.fate(&receipt, last).await;
+            fate = outbox.fate(&receipt, last, patience).await;
         }
         match fate.unwrap_or_else(|fate| fate) {
             Delivery::Arrived => return,
@@ -358,6 +373,18 @@ mod tests {
         pass(3, &mut tasks, &all).await;
         assert!(tasks[2].closed());
         assert!(!tell(outboxes(&tasks), notice(), || true));
+    }
+
+    /// However many there are, and although each of them takes a little longer than it should: who waits
+    /// for the break waits no longer than it may take.
+    #[tokio::test(start_paused = true)]
+    async fn all_lines_of_a_client_are_tried_before_the_break_times_out() {
+        let mut tasks: Vec<_> = (0..32).map(Task::new).collect();
+        assert!(tell(outboxes(&tasks), notice(), || true));
+        pass(29, &mut tasks, &[Silent; 32]).await;
+        assert!(!tasks[31].closed());
+        pass(3, &mut tasks, &[Silent; 32]).await;
+        assert_eq!(told(&tasks), [(1, true); 32]);
     }
 
     #[tokio::test(start_paused = true)]

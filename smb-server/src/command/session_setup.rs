@@ -230,19 +230,19 @@ fn room(ctx: &mut Ctx<'_>) -> Result<(), NtStatus> {
 /// SMB2_SESSION_FLAG_BINDING).
 fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, NtStatus> {
     let multichannel = ctx.ex.server.current().config.multichannel;
-    if let Some(BindingRequest { session, signed: Signed::Right }) = &ctx.binding
-        && session.signing.algorithm() != SigningAlgorithm::AesGmac
-    {
+    if let Some(BindingRequest { session, signed: Signed::Right }) = &ctx.binding {
         // All answers until the channel has a key of its own, refusals too (3.3.4.1.1).
-        ctx.signer = Some(session.signing.clone());
+        ctx.signer = ctx.ex.elsewhere(session);
     }
     let ours = negotiated.signing == SigningAlgorithm::AesGmac;
     let theirs = ctx.binding.as_ref().map(|b| b.session.signing.algorithm());
-    let theirs = theirs == Some(SigningAlgorithm::AesGmac);
     // AES-GMAC is negotiated for all channels or none; of the others each signs as it agreed.
-    if theirs && !ours {
-        return Err(NtStatus::REQUEST_OUT_OF_SEQUENCE);
+    match theirs.map(|theirs| theirs == SigningAlgorithm::AesGmac) {
+        Some(true) if !ours => return Err(NtStatus::REQUEST_OUT_OF_SEQUENCE),
+        Some(false) if ours => return Err(NtStatus::NOT_SUPPORTED),
+        _ => {}
     }
+    let theirs = theirs == Some(SigningAlgorithm::AesGmac);
     // It may be a channel of that session already, or one that has no channels because of how it
     // is signed.
     if !negotiated.dialect.is_smb3() || !multichannel || theirs || ctx.session.is_some() {
@@ -251,9 +251,6 @@ fn bindable(ctx: &mut Ctx<'_>, negotiated: &Negotiated) -> Result<Arc<Session>, 
     let Some(BindingRequest { session, signed }) = ctx.binding.take() else {
         return Err(NtStatus::USER_SESSION_DELETED);
     };
-    if ours && !theirs {
-        return Err(NtStatus::NOT_SUPPORTED);
-    }
     let origin = session.origin;
     if origin.dialect != negotiated.dialect
         || origin.cipher != negotiated.cipher

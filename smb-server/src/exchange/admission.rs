@@ -53,8 +53,7 @@ impl Exchange {
 
     /// The key that signs the refusal of a request. One that names a session of other connections,
     /// and came with that session's signature, is refused with it, as Windows does: a client drops
-    /// what is not signed. Not with a key that signs each message id once, though: the ids of this
-    /// connection are not those of the session's own.
+    /// what is not signed.
     pub(super) fn refusal_signer(
         &self,
         header: &Header,
@@ -65,9 +64,19 @@ impl Exchange {
         }
         self.signer(header).or_else(|| {
             let session = self.server.sessions.get(header.session_id)?;
-            let key = &session.signing;
-            (!key.has_nonces() && key.verify(message, Role::Client)).then(|| key.clone())
+            session.signing.verify(message, Role::Client).then(|| self.elsewhere(&session))?
         })
+    }
+
+    /// The key that signs what a connection answers about a session of other connections. An AES-GMAC
+    /// key signs each message id once, and the ids of this connection are not those of the session's
+    /// own: it signs here with the algorithm of this connection (3.1.4.1), or not at all.
+    pub(crate) fn elsewhere(&self, session: &Session) -> Option<Arc<SigningKey>> {
+        let key = &session.signing;
+        if !key.has_nonces() {
+            return Some(key.clone());
+        }
+        key.of_connection(self.negotiated.as_ref()?.signing).map(Arc::new)
     }
 
     /// Finds the session of a request and checks its protection (MS-SMB2 3.3.5.2.4, 3.3.5.2.9).

@@ -72,7 +72,10 @@ impl Exchange {
         Taken::Done(done)
     }
 
-    /// Decompresses a message. How long it will be is known, and allowed, before memory is spent.
+    /// Decompresses a message. How long it will be is known, and allowed, before memory is spent. One that
+    /// is longer than is allowed ends the connection (3.3.5.2.1.2), and what others hold at the moment
+    /// makes that less: nothing can be answered to a message whose id is not known before it is
+    /// decompressed.
     fn unpack(&self, message: &[u8]) -> Result<Unpacked, Dropped> {
         let agreed = self.compression();
         let agreed = agreed.ok_or(Dropped::Protocol("compressed, which was not agreed on"))?;

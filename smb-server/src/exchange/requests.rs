@@ -247,7 +247,7 @@ impl Exchange {
             sealed: matches!(pass.protection, Protection::Sealed(_)),
             related_file: if related { pass.chain.file } else { None },
             creating: accepted.creating.take().map(|creating| *creating),
-            asked: accepted.asked,
+            asked: std::mem::take(&mut accepted.asked),
             placed: accepted.placed,
             compress_reply: self.came_compressed.then_some(WORTHWHILE),
             ..Ctx::new(self, header, session)

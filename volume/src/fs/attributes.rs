@@ -7,10 +7,7 @@
 //! the latter to hold (each FILETIME, 0 if not set), little-endian. Without a change time it ends
 //! before that, as version 1. A file without the attribute has ARCHIVE, a folder has none.
 
-use std::{
-    os::fd::BorrowedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{os::fd::BorrowedFd, sync::MutexGuard};
 
 use rustix::{
     fs::{AtFlags, FileType, Stat, StatxFlags, Timespec, Timestamps, XattrFlags},
@@ -20,7 +17,7 @@ use smb_protocol::fscc::{FileAttributes, Times, filetime_from_unix, filetime_to_
 
 use crate::{
     clock::now,
-    fs::{descriptor::magic_path, number::number, reparse},
+    fs::{descriptor::magic_path, number::number, reparse, shards::Shards},
 };
 
 const XATTR: &str = "user.bulkhead";
@@ -346,20 +343,6 @@ fn is_directory(stat: &Stat) -> bool {
 fn alone(stat: &Stat) -> MutexGuard<'static, ()> {
     static FILES: Shards = Shards::new();
     FILES.lock(stat)
-}
-
-/// Locks of files, of which several share one.
-pub(crate) struct Shards([Mutex<()>; 64]);
-
-impl Shards {
-    pub(crate) const fn new() -> Self {
-        Self([const { Mutex::new(()) }; 64])
-    }
-
-    /// Keeps others off a file.
-    pub(crate) fn lock(&self, stat: &Stat) -> MutexGuard<'_, ()> {
-        self.0[stat.st_ino as usize % self.0.len()].lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]

@@ -20,10 +20,9 @@ use std::{
 use rustix::io::Errno;
 use smb_protocol::fscc::reparse::ReparseTag;
 
-use crate::fs::{attributes, file_key, reparse, volume::Volume};
+use crate::fs::{attributes, file_key, reparse, shards::Shards, volume::Volume};
 
-const SHARDS: usize = 64;
-static FOLDERS: [RwLock<()>; SHARDS] = [const { RwLock::new(()) }; SHARDS];
+static FOLDERS: Shards<RwLock<()>> = Shards::new();
 /// Whether any folder became a reparse point while this process runs. One that was one before is met
 /// on the way to the name.
 static EVER: AtomicBool = AtomicBool::new(false);
@@ -32,7 +31,7 @@ static EVER: AtomicBool = AtomicBool::new(false);
 pub(super) struct Entering(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>);
 
 fn shard(folder: BorrowedFd<'_>) -> Result<&'static RwLock<()>, Errno> {
-    Ok(&FOLDERS[rustix::fs::fstat(folder)?.st_ino as usize % SHARDS])
+    Ok(FOLDERS.of(&rustix::fs::fstat(folder)?))
 }
 
 /// Lets a name come into a folder of a volume.

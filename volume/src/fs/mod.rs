@@ -17,6 +17,7 @@ pub mod pattern;
 pub mod permit;
 pub mod reparse;
 pub mod security;
+mod shards;
 pub mod short;
 pub mod snapshots;
 pub mod space;

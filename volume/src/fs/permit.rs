@@ -308,13 +308,13 @@ impl Permit<'_> {
 mod taken {
     use std::{
         hash::{DefaultHasher, Hash, Hasher},
-        sync::{Mutex, MutexGuard, PoisonError},
+        sync::{MutexGuard, PoisonError},
     };
 
     use super::{Errno, OsStr, OwnedFd, file_key};
+    use crate::fs::shards::{Shards, place};
 
-    const SHARDS: usize = 64;
-    static NAMES: [Mutex<()>; SHARDS] = [const { Mutex::new(()) }; SHARDS];
+    static NAMES: Shards = Shards::new();
 
     /// Held while these names, each in its folder, are looked at and taken away.
     pub fn names<const N: usize>(
@@ -323,14 +323,15 @@ mod taken {
         let mut shards = Vec::with_capacity(N);
         for (folder, name) in names {
             let mut hasher = DefaultHasher::new();
-            file_key::key(&rustix::fs::fstat(folder)?).hash(&mut hasher);
+            let folder = file_key::key(&rustix::fs::fstat(folder)?);
+            folder.hash(&mut hasher);
             name.hash(&mut hasher);
-            shards.push(hasher.finish() as usize % SHARDS);
+            shards.push(place((folder.0, hasher.finish())));
         }
         // In one order, so that nobody waits for who waits for them.
         shards.sort_unstable();
         shards.dedup();
-        let hold = |shard: usize| NAMES[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let hold = |shard| NAMES.at(shard).lock().unwrap_or_else(PoisonError::into_inner);
         Ok(shards.into_iter().map(hold).collect())
     }
 }

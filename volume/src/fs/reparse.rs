@@ -30,12 +30,8 @@ use smb_protocol::{
 
 use crate::{
     fs::{
-        aside::Slot,
-        attributes::{self, Shards},
-        descriptor::magic_path,
-        entry, listing,
-        permit::Permit,
-        volume::Volume,
+        aside::Slot, attributes, descriptor::magic_path, entry, listing, permit::Permit,
+        shards::Shards, volume::Volume,
     },
     status::of_errno,
 };
@@ -445,12 +441,17 @@ mod tests {
                 });
                 barrier.wait();
                 let came = match round % 4 {
-                    0 => permit.create_file(at.as_fd(), "in").is_ok(),
-                    1 => permit.create_folder(at.as_fd(), "in").is_ok(),
-                    2 => permit.link(file.as_fd(), &into, None).is_ok(),
-                    _ => permit.rename((&from, &stat), &into, None).is_ok(),
+                    0 => permit.create_file(at.as_fd(), "in").map(drop),
+                    1 => permit.create_folder(at.as_fd(), "in").map(drop),
+                    2 => permit.link(file.as_fd(), &into, None),
+                    _ => permit.rename((&from, &stat), &into, None),
                 };
-                (sets.join().unwrap(), came)
+                let set = sets.join().unwrap();
+                if let (true, Err(error)) = (set, came) {
+                    // As one that came later would be.
+                    assert_eq!(volume.refusal(&into, error), NtStatus::STOPPED_ON_SYMLINK);
+                }
+                (set, came.is_ok())
             });
             assert!(!(set && came), "round {round}");
             assert_eq!(of(&volume, at.as_fd()).unwrap().is_some(), set);

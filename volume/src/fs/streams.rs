@@ -24,7 +24,10 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use aws_lc_rs::digest;
@@ -436,10 +439,22 @@ impl StreamStore {
     }
 }
 
+/// What begins the name of what is being made in a folder of streams.
+pub(crate) const FRESH: &str = "new-";
+
+/// What begins such a name if it is of this process: a number that no other has.
+pub(crate) fn own_fresh() -> &'static str {
+    static OWN: OnceLock<String> = OnceLock::new();
+    OWN.get_or_init(|| {
+        let number = crate::clock::random::<8>().map_or(0, u64::from_ne_bytes);
+        format!("{FRESH}{}-{number:016x}-", std::process::id())
+    })
+}
+
 /// A name in a folder of streams that nothing there has yet.
 pub(crate) fn fresh_name() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("new-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!("{}{}", own_fresh(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// What listings show of the streams `names` in `folder`, sorted by name.

@@ -9,6 +9,9 @@
 //! Only who has seen every file can say that a stream is nobody's. A folder that could not be opened
 //! or read, one too deep to be followed, or a share that was there once and is not configured now
 //! makes the search incomplete, and an incomplete search removes nothing.
+//!
+//! What a server that was killed was just making beside the streams of a file goes in any case: it has no
+//! place yet, and nobody but its process knows of it.
 
 use std::{
     collections::HashMap,
@@ -21,14 +24,17 @@ use std::{
 };
 
 use rustix::{
-    fs::{Dir, FileType, Mode, OFlags, XattrFlags},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, XattrFlags},
     io::Errno,
+    time::{ClockId, Timespec},
 };
 
 use crate::fs::{
     descriptor::{magic_path, place_of},
     path::PRIVATE,
-    streams::{FOLDER, Id, MARK, StreamStore, mark_of, names_in, open_below, unhex},
+    streams::{
+        FOLDER, FRESH, Id, MARK, StreamStore, mark_of, names_in, open_below, own_fresh, unhex,
+    },
 };
 
 const ORPHAN: &str = "user.bulkhead.orphan";
@@ -69,6 +75,7 @@ enum Reference {
 /// # Errors
 /// What the file system says to a change; nothing that was not proved to be nobody's is removed.
 pub fn sweep(mut homes: Vec<OwnedFd>) -> Result<Swept, Errno> {
+    let began = rustix::time::clock_gettime(ClockId::Realtime);
     let mut known: HashMap<Id, Reference> = HashMap::new();
     let mut stores = Vec::new();
     for home in &homes {
@@ -92,6 +99,11 @@ pub fn sweep(mut homes: Vec<OwnedFd>) -> Result<Swept, Errno> {
             .map(|home| rustix::io::fcntl_dupfd_cloexec(home, 0))
             .collect::<Result<_, _>>()?,
     );
+    for id in known.keys() {
+        if let Some(folder) = store.folder_of(*id)? {
+            clear_unfinished(&folder, began)?;
+        }
+    }
     let mut complete = former_homes(&mut homes, &stores)?;
     for home in &homes {
         complete &= search(home, &mut known)?;
@@ -128,6 +140,29 @@ pub fn sweep(mut homes: Vec<OwnedFd>) -> Result<Swept, Errno> {
         }
     }
     Ok(Swept::All(removed))
+}
+
+/// Removes what was being made in a folder of streams when its server ended. What this process makes,
+/// and what another one does that still runs, is left alone: it is of this process, or younger.
+fn clear_unfinished(folder: &OwnedFd, began: Timespec) -> Result<(), Errno> {
+    for name in names_in(folder.as_fd())? {
+        let text = name.to_string_lossy();
+        if !text.starts_with(FRESH) || text.starts_with(own_fresh()) {
+            continue;
+        }
+        let stat = rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW);
+        let older = |stat: &Stat| {
+            let changed = (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0));
+            changed < (began.tv_sec, began.tv_nsec)
+        };
+        if stat.is_ok_and(|stat| older(&stat)) {
+            match rustix::fs::unlinkat(folder, &name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Adds the folders of shares that had streams here and are not configured now, and notes those
@@ -312,6 +347,32 @@ mod tests {
             inner = root.path().join("inner");
             fs::rename(next, &inner).unwrap();
         }
+    }
+
+    #[test]
+    fn what_a_killed_server_was_making_beside_streams_goes_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("f");
+        fs::write(&file, "").unwrap();
+        give(&[root.path()], &file);
+        let store = StreamStore::new(vec![open(root.path())]);
+        let folder = fs::read_dir(root.path().join(".bulkhead/streams")).unwrap();
+        let folder = folder.map(|entry| entry.unwrap().path()).next().unwrap();
+        let ours = crate::fs::streams::fresh_name();
+        for name in ["new-1-0", "new-1-00ff-3", &ours, "aside"] {
+            fs::write(folder.join(name), "half").unwrap();
+        }
+        clear_unfinished(&open(&folder), Timespec { tv_sec: 0, tv_nsec: 0 }).unwrap();
+        assert!(folder.join("new-1-0").exists(), "another server makes it just now");
+        assert_eq!(start(&[root.path()]), Swept::All(0));
+        let mut left: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.len() != 64)
+            .collect();
+        left.sort();
+        assert_eq!(left, ["aside".to_owned(), ours]);
+        assert!(store.find(open(&file).as_fd(), &StreamName::new("s").unwrap()).unwrap().is_some());
     }
 
     #[test]

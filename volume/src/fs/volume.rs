@@ -230,6 +230,13 @@ impl Volume {
         Ok(RelPath::from_system(place.strip_prefix(root).unwrap_or(Path::new(""))))
     }
 
+    /// Why something could not come to a place where it was to be looked up before: a folder on the way
+    /// may have become a reparse point since, which whoever comes now is told of.
+    pub fn refusal(&self, wanted: &RelPath, error: Errno) -> NtStatus {
+        let now = (error == Errno::LOOP).then(|| self.find(wanted)).and_then(Result::err);
+        now.map_or_else(|| of_errno(error), NtStatus::from)
+    }
+
     /// The folder that the share is.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()

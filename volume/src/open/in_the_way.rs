@@ -7,12 +7,14 @@
 //!    │
 //!    ├─ one that caches no handle, or whose client is away and will be back ─► refused
 //!    ├─ one that is being asked ─► wait
-//!    ├─ not fewer than when the last was asked ─► refused
+//!    ├─ as many as when the last was asked, or only such as came since ─► refused
 //!    └─ ask one ─► wait ─► find again
 //! ```
 //! They are asked one after the other: one that stays spares the rest. That there must be fewer each
-//! time ends it, whoever comes meanwhile (MS-FSA, note on 2.1.5.15.12). How many there were is
-//! remembered by the request that asks ([`Asked`]), and ends with it, however it ends.
+//! time ends it. Who comes meanwhile is not asked, and is in the way at the end only: NTFS counts all
+//! alike (MS-FSA, note on 2.1.5.15.12), so that what others are asked depends on whether it or they are
+//! quicker. Which there were is remembered by the request that asks ([`Asked`]), and ends with it,
+//! however it ends.
 
 use std::{
     sync::Arc,
@@ -44,10 +46,10 @@ const NOBODY: (u64, Option<LeaseId>) = (0, None);
 /// How long a stream that is being closed takes to leave its file as well.
 const A_MOMENT: Duration = Duration::from_millis(50);
 
-/// How many opens were in the way of a request when it had the last of them asked to close. It begins
+/// The opens that were in the way of a request when it had the last of them asked to close. It begins
 /// anew with each request, and goes with it from one attempt to the next.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Asked(Option<usize>);
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Asked(Option<Vec<u64>>);
 
 /// An open that is in the way.
 struct InTheWay {
@@ -133,9 +135,15 @@ impl Open {
 
     fn clear(&self, asked: &mut Asked, find: impl Fn() -> Vec<InTheWay>) -> Result<(), Refused> {
         loop {
-            let all = find();
-            let Some(first) = all.first() else { return Ok(()) };
+            let mut all = find();
+            if all.is_empty() {
+                return Ok(());
+            }
             let denied = Err(NtStatus::ACCESS_DENIED.into());
+            if let Some(before) = &asked.0 {
+                all.retain(|open| before.contains(&open.open));
+            }
+            let Some(first) = all.first() else { return denied };
             let Some(first) = self.holder_of(first) else {
                 return Err(first.file.wake(Instant::now() + A_MOMENT));
             };
@@ -151,10 +159,10 @@ impl Open {
                 }
             }
             if !waits {
-                if asked.0.is_some_and(|before| all.len() >= before) {
+                if asked.0.as_ref().is_some_and(|before| all.len() >= before.len()) {
                     return denied;
                 }
-                *asked = Asked(Some(all.len()));
+                *asked = Asked(Some(all.iter().map(|open| open.open).collect()));
             }
             self.table().break_for(&holder, BreakReason::Rename, NOBODY)?;
             // Nobody was there to be asked, and then it is closed; or time was over.

@@ -156,7 +156,8 @@ pub(super) fn link(ctx: &Ctx<'_>, open: &Open, request: &Rename) -> Result<(), F
         }
         replaced = Some((fd, stat));
     }
-    permit.link(open.handle(), to, replaced.map(|(_, stat)| stat))?;
+    let linked = permit.link(open.handle(), to, replaced.map(|(_, stat)| stat));
+    linked.map_err(|error| open.volume().refusal(to, error))?;
     if let Some((fd, _)) = replaced {
         permit.forget_streams(fd.as_fd())?;
     }
@@ -244,7 +245,8 @@ pub(super) fn rename(
         return Ok(Vec::new());
     }
     let _renaming = announce(open, &to)?;
-    permit.rename((&from, &stat), &to, replaced.as_ref().map(|(_, stat)| stat))?;
+    let renamed = permit.rename((&from, &stat), &to, replaced.as_ref().map(|(_, stat)| stat));
+    renamed.map_err(|error| open.volume().refusal(&to, error))?;
     open.note_change();
     let filter = open.name_filter();
     let stays = from.split().map(|(folder, _)| folder) == to.split().map(|(folder, _)| folder);

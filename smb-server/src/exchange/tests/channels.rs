@@ -205,6 +205,52 @@ fn a_replayed_request_gets_no_second_tag_under_a_nonce() {
     }
 }
 
+/// Clients drop a refusal that is not signed. A session that AES-GMAC signs uses up no nonce of its key
+/// for it: the connection's own algorithm signs (3.1.4.1).
+#[test]
+fn a_session_of_gmac_is_refused_elsewhere_with_the_algorithm_of_the_connection() {
+    for (algorithms, more) in [(CMAC, ""), (HMAC, ""), (CMAC, "multichannel = false")] {
+        let (server, _folder) = server(more);
+        let mut kept = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, GMAC);
+        let one = kept.login();
+        let mut line = SigningClient::new(&server, 7, Dialect::SMB_3_1_1, algorithms);
+        let refusals = one.signing.of_connection(algorithms[0]).unwrap();
+        for (flags, status) in [
+            (session_setup::RequestFlags::BINDING, NtStatus::REQUEST_OUT_OF_SEQUENCE),
+            (session_setup::RequestFlags::default(), NtStatus::USER_SESSION_DELETED),
+            (session_setup::RequestFlags::BINDING, NtStatus::REQUEST_OUT_OF_SEQUENCE),
+        ] {
+            let request = session_setup::Request { flags, ..Default::default() };
+            let key = Some(&one.signing);
+            let (header, _, mut answer) =
+                line.ask(Command::SESSION_SETUP, one.id, key, |out| request.encode(out));
+            assert_eq!(header.status, status);
+            assert!(header.flags.has(HeaderFlags::SIGNED));
+            assert!(refusals.verify(&mut answer, Role::Server));
+        }
+        // Who does not have the key gets nothing signed.
+        let wrong = SigningKey::new(SigningAlgorithm::AesGmac, &[1; 16]);
+        let (header, ..) = line.ask(Command::ECHO, one.id, Some(&wrong), |out| Empty.encode(out));
+        assert!(!header.flags.has(HeaderFlags::SIGNED));
+        assert_eq!(kept.probe(&one), LIVES);
+    }
+}
+
+/// Which algorithms do not go together is said first, also by a server without channels.
+#[test]
+fn gmac_joins_no_session_of_another_algorithm() {
+    for more in ["", "multichannel = false"] {
+        for dialect in [Dialect::SMB_2_1, Dialect::SMB_3_0, Dialect::SMB_3_1_1] {
+            let (server, _folder) = server(more);
+            let mut kept = SigningClient::new(&server, 7, dialect, CMAC);
+            let one = kept.login();
+            let mut line = SigningClient::new(&server, 9, Dialect::SMB_3_1_1, GMAC);
+            assert_eq!(line.bind(&one).err(), Some(NtStatus::NOT_SUPPORTED), "{more} {dialect:?}");
+            assert_eq!(kept.probe(&one), LIVES);
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_bound_is_refused_and_the_session_unharmed() {
     let (server, _folder) = server("");

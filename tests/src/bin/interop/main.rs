@@ -103,6 +103,9 @@ fn measure(suite: &Suite, address: Option<SocketAddr>, how: &How) -> Option<Valu
     if let Some(kdc) = &kdc {
         torture.with_tickets(&server, kdc, &how.protection, &mut results);
     }
+    if suite.name == SESSIONS {
+        torture.binding_with_gmac(&server, &how.protection, &mut results);
+    }
     let alive = server.alive();
     let mut complaints = server.stop();
     if suite.name == SESSIONS {
