@@ -4,11 +4,11 @@ SHELL := /bin/bash
 
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils tgt util-linux iproute2 \
-  xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark
+  xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark dpkg-dev binutils
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench lab lab-soak packages clean
+.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench lab lab-soak packages needs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,7 @@ demo-failover: release ## A guest writes while its file server is killed twenty 
 	target/release/demo-failover
 
 # A test that passes says nothing, so what is left out is written to a file.
-test: packages build ## All tests
+test: needs build ## All tests
 	cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest
 	rm -rf $(BUILT)/debug/longest-turns $(BUILT)/debug/skipped
 	BULKHEAD_SKIPPED=$${BULKHEAD_SKIPPED:-$(abspath $(BUILT))/debug/skipped} cargo nextest run --workspace --no-fail-fast
@@ -42,29 +42,29 @@ soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEA
 fuzz: ## Every fuzz target under libFuzzer on nightly Rust (FUZZ_SECONDS for each, 60)
 	CARGO_TARGET_DIR=$(abspath $(BUILT)) fuzz/run.sh $(FUZZ_TARGETS)
 
-interop: packages build ## All smbtorture suites beside Samba's counts (JSON under target/interop), and all of libiscsi's
+interop: needs build ## All smbtorture suites beside Samba's counts (JSON under target/interop), and all of libiscsi's
 	$(BUILT)/debug/interop
 	BULKHEAD_ISCSI_FULL=1 cargo nextest run -p bulkhead-tests --test iscsi
 
-interop-newest: packages build ## The smbtorture suites of Debian's newest Samba, in a folder below target/interop; as root, with debootstrap
+interop-newest: needs build ## The smbtorture suites of Debian's newest Samba, in a folder below target/interop; as root, with debootstrap
 	tests/interop/newest.sh $(BUILT)/interop/newest
 	$(BUILT)/debug/interop --newest $(BUILT)/interop/newest
 
-interop-clients: packages build ## SMB clients that others wrote (impacket, smbprotocol, aiosmb, rclone, pike, nmap and more) against smbd, as root (NEWEST=folder of interop-newest: libsmb2 too); JSON under target/interop
+interop-clients: needs build ## SMB clients that others wrote (impacket, smbprotocol, aiosmb, rclone, pike, nmap and more) against smbd, as root (NEWEST=folder of interop-newest: libsmb2 too); JSON under target/interop
 	@missing=$$(for p in rclone nmap; do command -v $$p >/dev/null || echo -n "$$p "; done); \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  else echo "run: sudo apt-get install --no-install-recommends $$missing"; exit 1; fi; fi
 	$(BUILT)/debug/interop-clients $(if $(NEWEST),--newest $(NEWEST))
 
-interop-images: packages build ## Disk images of ours read by programs that others wrote (dissect, libvhdi, 7-Zip, imago and more); JSON under target/interop
+interop-images: needs build ## Disk images of ours read by programs that others wrote (dissect, libvhdi, 7-Zip, imago and more); JSON under target/interop
 	@missing=$$(for p in 7zip cmake; do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo -n "$$p "; done); \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  else echo "run: sudo apt-get install --no-install-recommends $$missing"; exit 1; fi; fi
 	$(BUILT)/debug/interop-images
 
-iscsi-conformance: packages ## Cases of RFC 7143 on an iSCSI target (TARGET=iscsi://host:port/iqn/lun, its data are lost), else on smbd and tgt (ONLY=pattern)
+iscsi-conformance: needs ## Cases of RFC 7143 on an iSCSI target (TARGET=iscsi://host:port/iqn/lun, its data are lost), else on smbd and tgt (ONLY=pattern)
 	cargo build -p smbd -p bulkhead -p bulkhead-tests --bins
 	$(BUILT)/debug/iscsi-conformance $(TARGET) $(if $(ONLY),--only '$(ONLY)')
 
@@ -82,7 +82,7 @@ docs-check: ## Documentation without a warning, also of what is private; the exa
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 	cargo test --doc --workspace --quiet
 
-shell-check: packages ## Every shell script of the tree
+shell-check: needs ## Every shell script of the tree
 	git grep -lE '^#!(/usr)?/bin/(env )?(ba)?sh|^# shellcheck shell=' | xargs shellcheck --external-sources
 
 deny: ## Licences, doubles and sources of all dependencies (deny.toml); advisories where their database is here
@@ -96,14 +96,17 @@ msrv: ## The oldest Rust that Cargo.toml declares, where rustup has it
 	  cargo +$(MSRV) check --workspace --all-targets --target-dir $(BUILT)/msrv; \
 	else echo 'msrv: not run: Rust $(MSRV) is not here (rustup toolchain install $(MSRV))'; fi
 
-bench: packages release ## Side by side with peers; JSON under target/bench
+packages: release ## Debian packages, in a folder that is an apt repository: target/packages
+	packaging/build.sh $(BUILT)/release $(BUILT)/packages
+
+bench: needs release ## Side by side with peers; JSON under target/bench
 	target/release/bench-smb
 	target/release/bench-migration
 	target/release/bench-disk
 	target/release/bench-iscsi
 
-# Installs what is missing when root, else says what to run. Never starts Debian's own services.
-packages:
+# Installs what tests and benchmarks need when root, else says what to run. Never starts Debian's own services.
+needs:
 	@missing=$$(for p in $(TEST_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo -n "$$p "; done); \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then \

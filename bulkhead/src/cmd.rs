@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod config_file;
+pub mod describe;
 pub mod disk;
 pub mod host;
 pub mod lun;

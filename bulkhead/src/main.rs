@@ -14,7 +14,7 @@ mod units;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Storage for virtual machines over SMB3, and the hosts that run on it.
 #[derive(Debug, Parser)]
@@ -44,6 +44,8 @@ enum Command {
     User(cmd::user::Args),
     /// Measure a server.
     Bench(cmd::bench::Args),
+    /// Write what shells and man know of this command.
+    Describe(cmd::describe::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Lun(args) => cmd::lun::run(args),
         Command::User(args) => cmd::user::run(args),
         Command::Bench(args) => cmd::bench::run(args),
+        Command::Describe(args) => cmd::describe::run(&args, &Cli::command()),
     };
     match result {
         Ok(()) if say::all_was_written() => ExitCode::SUCCESS,

@@ -206,7 +206,7 @@ fn main() -> ExitCode {
     let target = programs.parent().and_then(Path::parent).expect("it is in target/debug");
     for program in ["rclone", "nmap", "python3"] {
         if installed(program).is_none() {
-            eprintln!("interop-clients: {program} is not installed; `make packages` installs it");
+            eprintln!("interop-clients: {program} is not installed; `make needs` installs it");
             return ExitCode::FAILURE;
         }
     }
