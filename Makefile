@@ -8,7 +8,7 @@ TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc k
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench lab lab-soak packages clean
+.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth lab lab-soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -96,11 +96,15 @@ msrv: ## The oldest Rust that Cargo.toml declares, where rustup has it
 	  cargo +$(MSRV) check --workspace --all-targets --target-dir $(BUILT)/msrv; \
 	else echo 'msrv: not run: Rust $(MSRV) is not here (rustup toolchain install $(MSRV))'; fi
 
-bench: packages release ## Side by side with peers; JSON under target/bench
+bench: packages release ## Side by side with peers (NEWEST=folder of interop-newest: with generators of others and the newest Samba, too); JSON under target/bench
 	target/release/bench-smb
+	$(if $(NEWEST),target/release/bench-generators --newest $(NEWEST))
 	target/release/bench-migration
 	target/release/bench-disk
 	target/release/bench-iscsi
+
+bench-growth: release ## How costs grow with sessions, opens, files, watches, locks and shares; JSON and SVG under target/bench
+	target/release/bench-growth
 
 # Installs what is missing when root, else says what to run. Never starts Debian's own services.
 packages:
