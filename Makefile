@@ -8,7 +8,7 @@ TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc k
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench lab lab-soak packages needs clean
+.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth lab lab-soak packages needs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -99,11 +99,15 @@ msrv: ## The oldest Rust that Cargo.toml declares, where rustup has it
 packages: release ## Debian packages, in a folder that is an apt repository: target/packages
 	packaging/build.sh $(BUILT)/release $(BUILT)/packages
 
-bench: needs release ## Side by side with peers; JSON under target/bench
+bench: needs release ## Side by side with peers (NEWEST=folder of interop-newest: with generators of others and the newest Samba, too); JSON under target/bench
 	target/release/bench-smb
+	$(if $(NEWEST),target/release/bench-generators --newest $(NEWEST))
 	target/release/bench-migration
 	target/release/bench-disk
 	target/release/bench-iscsi
+
+bench-growth: release ## How costs grow with sessions, opens, files, watches, locks and shares; JSON and SVG under target/bench
+	target/release/bench-growth
 
 # Installs what tests and benchmarks need when root, else says what to run. Never starts Debian's own services.
 needs:

@@ -122,16 +122,29 @@ impl RawConnection {
     /// # Errors
     /// [`Error`] if the connection, the logon or the share is refused.
     pub fn connect_share(options: &ConnectOptions, share: &str) -> Result<Self> {
-        let mut connection = Self::log_on(options)?;
+        Self::connect_share_as(options, share, random())
+    }
+
+    /// As [`RawConnection::connect_share`], as the client of that GUID: a server keeps opens for a
+    /// client, by whatever connection it comes back.
+    ///
+    /// # Errors
+    /// [`Error`] if the connection, the logon or the share is refused.
+    pub fn connect_share_as(
+        options: &ConnectOptions,
+        share: &str,
+        client: [u8; 16],
+    ) -> Result<Self> {
+        let mut connection = Self::log_on(options, client)?;
         connection.tree_connect(share)?;
         Ok(connection)
     }
 
     /// Connects and logs on. Blocks the thread as [`RawConnection::connect`] does.
-    fn log_on(options: &ConnectOptions) -> Result<Self> {
+    fn log_on(options: &ConnectOptions, client: [u8; 16]) -> Result<Self> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(lost)?;
-        let established = runtime.block_on(establish(options, random(), Purpose::new()))?;
+        let established = runtime.block_on(establish(options, client, Purpose::new()))?;
         let stream = established.wire.into_tcp()?.into_std().and_then(|stream| {
             stream.set_nonblocking(false)?;
             stream.set_read_timeout(Some(options.request_timeout))?;

@@ -142,6 +142,18 @@ impl Smbd {
     }
 
     fn spawn(&mut self) {
+        self.launch();
+        wait_for(self.address);
+        // The last thing that is there before clients are served.
+        let (socket, since) = (self.folder.path().join("state/admin.sock"), Instant::now());
+        while UnixStream::connect(&socket).is_err() {
+            let running = self.process.as_mut().is_some_and(|p| matches!(p.0.try_wait(), Ok(None)));
+            assert!(running && since.elapsed() < Duration::from_secs(30), "smbd does not start");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn launch(&mut self) {
         let log = fs::File::options()
             .create(true)
             .append(true)
@@ -165,14 +177,6 @@ impl Smbd {
             .spawn()
             .expect("smbd starts");
         self.process = Some(Stopped(child));
-        wait_for(self.address);
-        // The last thing that is there before clients are served.
-        let (socket, since) = (self.folder.path().join("state/admin.sock"), Instant::now());
-        while UnixStream::connect(&socket).is_err() {
-            let running = self.process.as_mut().is_some_and(|p| matches!(p.0.try_wait(), Ok(None)));
-            assert!(running && since.elapsed() < Duration::from_secs(30), "smbd does not start");
-            thread::sleep(Duration::from_millis(5));
-        }
     }
 
     /// Leaves in the target folder how long a connection kept a thread, for `make test` to show. A
@@ -204,12 +208,24 @@ impl Smbd {
 
     /// Kills it without warning and starts it again at the same port.
     pub fn kill_and_restart(&mut self) {
+        self.kill();
+        self.spawn();
+    }
+
+    /// The same, but nothing waits until it serves; the moment when it was started again.
+    pub fn kill_and_launch(&mut self) -> Instant {
+        self.kill();
+        let since = Instant::now();
+        self.launch();
+        since
+    }
+
+    fn kill(&mut self) {
         self.note_longest_turn();
         if let Some(mut process) = self.process.take() {
             process.0.kill().expect("it runs");
             process.0.wait().expect("it was ours");
         }
-        self.spawn();
     }
 
     /// Its port.

@@ -18,6 +18,11 @@ if [ ! -x "$folder/usr/bin/smbtorture" ]; then
     DEBIAN_FRONTEND=noninteractive chroot "$folder" \
         apt-get install -q -y --no-install-recommends samba-testsuite iptables python3 libsmb2-6
 fi
+# Its server, for those who want it beside smbd.
+if [ ! -x "$folder/usr/sbin/smbd" ]; then
+    DEBIAN_FRONTEND=noninteractive chroot "$folder" \
+        apt-get install -q -y --no-install-recommends samba samba-vfs-modules
+fi
 # Random numbers, and nothing else of this machine.
 for device in null zero urandom random; do
     [ -e "$folder/dev/$device" ] || cp -a "/dev/$device" "$folder/dev/$device"

@@ -11,6 +11,7 @@ pub mod libiscsi;
 pub mod paths;
 pub mod target;
 pub mod torture;
+pub mod usage;
 pub mod volume;
 
 pub use test_support::{

@@ -9,6 +9,8 @@ use smb_protocol::{
         flush, query_directory, query_info,
         query_info::InfoType,
         set_info,
+        simple::Empty,
+        tree_connect,
     },
 };
 
@@ -41,6 +43,22 @@ impl RawConnection {
         let (header, _) =
             self.call(Command::CLOSE, |out| close::Request { flags: 0, file_id }.encode(out))?;
         expect(&header, || format!("close the directory {path:?}"))
+    }
+
+    /// Connects to a share beside its own, and leaves it again.
+    ///
+    /// # Errors
+    /// [`Error::Status`](crate::Error::Status) if the server refuses;
+    /// [`Error::Disconnected`](crate::Error::Disconnected).
+    pub fn visit(&mut self, share: &str) -> Result<()> {
+        let path = format!("\\\\{}\\{share}", self.host);
+        let request = tree_connect::Request { flags: 0, path };
+        let (header, _) = self.call(Command::TREE_CONNECT, |out| request.encode(out))?;
+        expect(&header, || format!("connect to share {share:?}"))?;
+        let own = std::mem::replace(&mut self.tree, header.tree_id());
+        let left = self.call(Command::TREE_DISCONNECT, |out| Empty.encode(out));
+        self.tree = own;
+        expect(&left?.0, || format!("leave the share {share:?}"))
     }
 
     /// Length of the file in bytes.

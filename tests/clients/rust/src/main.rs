@@ -4,7 +4,9 @@
 //!
 //! A step is `list`, `put FILE NAME`, `get NAME FILE`, `rename OLD NEW` or `delete NAME`. The user and the
 //! password are in `SMB_USER` and `SMB_PASSWORD`. The program ends with 3 if the server refuses the logon.
+//! `rust-clients load` is a generator of load (`load.rs`).
 
+mod load;
 mod smb2_crate;
 mod smb_crate;
 
@@ -47,16 +49,29 @@ fn step(words: &[String]) -> Option<Step> {
     })
 }
 
+/// What the environment says of who logs in.
+fn secret(name: &str) -> String {
+    env::var(name).unwrap_or_default()
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let words: Vec<String> = env::args().collect();
+    if words.get(1).is_some_and(|word| word == "load") {
+        return match load::run(&words[2..]).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let (Some([name, dialect, protection, server, share]), Some(step)) =
         (words.get(1..6), words.get(6..).and_then(step))
     else {
         eprintln!("usage: rust-clients CRATE DIALECT PROTECTION SERVER SHARE STEP [ARGUMENTS]");
         return ExitCode::from(2);
     };
-    let secret = |name: &str| env::var(name).unwrap_or_default();
     let session = Session {
         server: server.clone(),
         share: share.clone(),
