@@ -46,8 +46,9 @@ interop: needs build ## All smbtorture suites beside Samba's counts (JSON under 
 	$(BUILT)/debug/interop
 	BULKHEAD_ISCSI_FULL=1 cargo nextest run -p bulkhead-tests --test iscsi
 
-interop-newest: needs build ## The smbtorture suites of Debian's newest Samba, in a folder below target/interop; as root, with debootstrap
+interop-newest: needs build ## The smbtorture suites of Debian's newest Samba, and libiscsi's newest, in a folder below target/interop; as root, with debootstrap
 	tests/interop/newest.sh $(BUILT)/interop/newest
+	$(BUILT)/debug/interop-libiscsi $(BUILT)/interop/newest
 	$(BUILT)/debug/interop --newest $(BUILT)/interop/newest
 
 interop-clients: needs build ## SMB clients that others wrote (impacket, smbprotocol, aiosmb, rclone, pike, nmap and more) against smbd, as root (NEWEST=folder of interop-newest: libsmb2 too); JSON under target/interop

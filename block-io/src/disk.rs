@@ -45,6 +45,16 @@ pub trait Disk: Send + Sync + Debug {
     /// Writes all of `buf` at `offset`. Durable only after [`Disk::flush`].
     fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()>;
 
+    /// As [`Disk::write_at`], so that what the storage below promises of one request at a loss of power
+    /// holds for all of `buf`.
+    ///
+    /// # Errors
+    /// Those of [`Disk::write_at`]; [`Error::Unsupported`] where `buf` would come to lie in several places.
+    fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        let _ = (offset, buf);
+        Box::pin(async { Err(Error::Unsupported("writing as a whole")) })
+    }
+
     /// Makes every write that completed before this call durable, metadata included.
     fn flush(&self) -> IoFuture<'_, ()>;
 
@@ -53,6 +63,20 @@ pub trait Disk: Send + Sync + Debug {
 
     /// Makes `len` bytes at `offset` read as zeros, without writing them where possible.
     fn write_zeroes(&self, offset: u64, len: u64) -> IoFuture<'_, ()>;
+
+    /// As [`Disk::write_zeroes`], but no space is given back: what could be written before can be
+    /// written after.
+    fn write_zeroes_kept(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.geometry().check(offset, len)?;
+            plain_zeros(self, offset..offset + len).await
+        })
+    }
+
+    /// Whether [`Disk::write_zeroes_kept`] does it without writing the zeros, where the storage below can.
+    fn keeps_space(&self) -> bool {
+        false
+    }
 
     /// The parts of `range` that may hold data, ascending and disjoint; everything else in it
     /// reads as zeros. A disk that cannot tell answers the whole of `range`.
@@ -126,6 +150,13 @@ impl Disk for RawDisk {
         })
     }
 
+    fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        Box::pin(async move {
+            self.geometry.check(offset, buf.len() as u64)?;
+            self.file.write_whole(offset, buf).await
+        })
+    }
+
     fn flush(&self) -> IoFuture<'_, ()> {
         self.file.flush()
     }
@@ -145,19 +176,15 @@ impl Disk for RawDisk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
-        Box::pin(async move {
-            self.geometry.check(offset, len)?;
-            for piece in pieces(offset..offset + len, HOLE) {
-                match self.file.punch_hole(piece.clone()).await {
-                    Err(Error::Unsupported(_)) => {
-                        return self.write_plain_zeros(piece.start..offset + len).await;
-                    }
-                    other => other?,
-                }
-                tokio::task::yield_now().await;
-            }
-            Ok(())
-        })
+        Box::pin(self.zeros(offset, len, false))
+    }
+
+    fn write_zeroes_kept(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
+        Box::pin(self.zeros(offset, len, true))
+    }
+
+    fn keeps_space(&self) -> bool {
+        true
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
@@ -186,17 +213,36 @@ impl Disk for RawDisk {
 }
 
 impl RawDisk {
-    /// The page cache takes a piece without waiting, so without the pause between them the thread
-    /// would have nothing else done until the last.
-    async fn write_plain_zeros(&self, range: Range<u64>) -> Result<()> {
-        let zeros = vec![0u8; ZEROS.min(range.end - range.start) as usize];
-        for piece in pieces(range, ZEROS) {
-            let len = (piece.end - piece.start) as usize;
-            self.file.write_at(piece.start, &zeros[..len]).await?;
+    async fn zeros(&self, offset: u64, len: u64, kept: bool) -> Result<()> {
+        self.geometry.check(offset, len)?;
+        for piece in pieces(offset..offset + len, HOLE) {
+            let range = piece.clone();
+            let done = match kept {
+                true => self.file.zero_range(range).await,
+                false => self.file.punch_hole(range).await,
+            };
+            match done {
+                Err(Error::Unsupported(_)) => {
+                    return plain_zeros(self, piece.start..offset + len).await;
+                }
+                other => other?,
+            }
             tokio::task::yield_now().await;
         }
         Ok(())
     }
+}
+
+/// Writes zeros. The page cache takes a piece without waiting, so without the pause between them the
+/// thread would have nothing else done until the last.
+async fn plain_zeros<D: Disk + ?Sized>(disk: &D, range: Range<u64>) -> Result<()> {
+    let zeros = vec![0u8; ZEROS.min(range.end - range.start) as usize];
+    for piece in pieces(range, ZEROS) {
+        let len = (piece.end - piece.start) as usize;
+        disk.write_at(piece.start, &zeros[..len]).await?;
+        tokio::task::yield_now().await;
+    }
+    Ok(())
 }
 
 /// A range in pieces of at most `most` bytes.
@@ -258,6 +304,10 @@ mod tests {
             self.file.punch_hole(range)
         }
 
+        fn zero_range(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+            self.punch_hole(range)
+        }
+
         fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
             self.file.allocated_ranges(range)
         }
@@ -267,9 +317,16 @@ mod tests {
         }
     }
 
+    #[derive(Debug, Clone, Copy)]
+    enum How {
+        Discard,
+        Zeros,
+        Kept,
+    }
+
     /// One thread has a long range made zero, or given back, and another request of the same disk:
     /// that is carried out after the first piece, not after the last.
-    async fn others_go_on(holes: bool, discard: bool, most: u64) {
+    async fn others_go_on(holes: bool, how: How, most: u64) {
         const LEN: u64 = 200 << 20;
         let asked = Mutex::default();
         let file = Arc::new(Noted { file: MemFile::new(), holes, asked });
@@ -280,9 +337,10 @@ mod tests {
         let clearing = tokio::spawn({
             let disk = disk.clone();
             async move {
-                match discard {
-                    true => disk.discard(4096, LEN).await,
-                    false => disk.write_zeroes(4096, LEN).await,
+                match how {
+                    How::Discard => disk.discard(4096, LEN).await,
+                    How::Zeros => disk.write_zeroes(4096, LEN).await,
+                    How::Kept => disk.write_zeroes_kept(4096, LEN).await,
                 }
             }
         });
@@ -310,9 +368,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_range_of_zeros_keeps_no_other_request_waiting() {
-        others_go_on(false, false, ZEROS).await;
-        others_go_on(true, false, HOLE).await;
-        others_go_on(true, true, HOLE).await;
+        others_go_on(true, How::Discard, HOLE).await;
+        for how in [How::Zeros, How::Kept] {
+            others_go_on(false, how, ZEROS).await;
+            others_go_on(true, how, HOLE).await;
+        }
     }
 
     #[test]

@@ -21,6 +21,12 @@ pub trait File: Send + Sync + Debug {
     /// [`File::flush`].
     fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()>;
 
+    /// As [`File::write_at`], by one request of the storage below, however long it is: what that promises
+    /// of one holds for all of `buf`.
+    fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        self.write_at(offset, buf)
+    }
+
     /// Makes every write and size change that completed before this call durable.
     fn flush(&self) -> IoFuture<'_, ()>;
 
@@ -39,6 +45,16 @@ pub trait File: Send + Sync + Debug {
     fn allocate(&self, range: Range<u64>) -> IoFuture<'_, ()> {
         let _ = range;
         Box::pin(async { Err(Error::Unsupported("reserving space")) })
+    }
+
+    /// Makes `range` read as zeros, and reserves its space as [`File::allocate`] does: what had some keeps
+    /// it. `range` ends where the file does, or before. [`Error::Unsupported`] if it can only be done by
+    /// writing zeros; then it may be zeros already.
+    fn zero_range(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.punch_hole(range.clone()).await?;
+            self.allocate(range).await
+        })
     }
 
     /// The parts of `range` that may hold data, ascending and disjoint; everything else in it

@@ -406,6 +406,15 @@ impl File for LocalFile {
         })
     }
 
+    fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        Box::pin(async move {
+            self.writable()?;
+            pool::write(self.fd.clone(), offset, buf.to_vec(), usize::MAX)
+                .await?
+                .map_err(|e| self.error("writing", e))
+        })
+    }
+
     fn write_at<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
         Box::pin(async move {
             self.writable()?;
@@ -466,6 +475,19 @@ impl File for LocalFile {
 
     fn allocate(&self, range: Range<u64>) -> IoFuture<'_, ()> {
         Box::pin(self.fallocate("reserving space", FallocateFlags::empty(), range))
+    }
+
+    fn zero_range(&self, range: Range<u64>) -> IoFuture<'_, ()> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        Box::pin(async move {
+            match self.fallocate("zeroing in place", flags, range.clone()).await {
+                Err(Error::Unsupported(_)) => {}
+                other => return other,
+            }
+            // tmpfs has only the two steps.
+            self.punch_hole(range.clone()).await?;
+            self.allocate(range).await
+        })
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {

@@ -52,10 +52,10 @@ type Running = Pin<Box<dyn Future<Output = Ended> + Send>>;
 fn start<D: Device>(device: &Arc<D>, nexus: &Arc<Nexus>, run: Run) -> Running {
     let (device, nexus) = (device.clone(), nexus.clone());
     Box::pin(async move {
-        let Run { key, lun, cdb, data_out, attribute, abort, .. } = run;
+        let Run { key, lun, cdb, data_out, attribute, rank, abort } = run;
         let work = async {
             let mut data_in = Vec::new();
-            let request = Request { lun, cdb: cdb.bytes(), data_out: &data_out, attribute };
+            let request = Request { lun, cdb: cdb.bytes(), data_out: &data_out, attribute, rank };
             let completion = device.execute(&nexus, request, &mut data_in).await;
             let encode = |sense| device.encode_sense(lun, sense);
             let sense = completion.sense.as_ref().map_or_else(Vec::new, encode);

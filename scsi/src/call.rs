@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::{Nexus, cdb::Access, refusal::Done, reservation::Who, target::Target, unit::Unit};
 
 /// A command with all that its handlers need.
@@ -10,7 +12,7 @@ pub(crate) struct Call<'a> {
     pub target: &'a Arc<Target>,
     pub unit: &'a Arc<Unit>,
     pub nexus: &'a Nexus,
-    pub data_out: &'a [u8],
+    pub data_out: &'a Bytes,
 }
 
 impl Who {

@@ -2,6 +2,8 @@
 
 use std::{future::Future, sync::Arc};
 
+use bytes::Bytes;
+
 use crate::Sense;
 
 /// A logical unit number in its eight bytes on the wire (SAM-5 4.7).
@@ -36,6 +38,28 @@ pub enum TaskAttribute {
     Aca,
 }
 
+/// Where a command stands among those that wait (SAM-5 8.7): lower ones go first, and equal ones in the
+/// order in which they came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rank(u8);
+
+impl Rank {
+    /// Of a command without a priority of its own: in the middle, so that 1 to 7 are more important
+    /// than it and 8 to 15 less.
+    pub const MIDDLE: Self = Self(15);
+
+    /// Of a command with these fields. A priority is one of SIMPLE tasks; 1 is the highest, 15 the
+    /// lowest, and 0 none (RFC 7144 4.1, SAM-5 8.7).
+    #[must_use]
+    pub fn new(attribute: TaskAttribute, priority: u8) -> Self {
+        match (attribute, priority) {
+            (TaskAttribute::HeadOfQueue, _) => Self(0),
+            (TaskAttribute::Simple, 1..=15) => Self(2 * priority),
+            _ => Self::MIDDLE,
+        }
+    }
+}
+
 /// A command with all the data that its initiator sends for it.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
@@ -44,9 +68,11 @@ pub struct Request<'a> {
     /// The command descriptor block: 6 to 260 bytes.
     pub cdb: &'a [u8],
     /// Data-out, as much of it as the initiator announced.
-    pub data_out: &'a [u8],
+    pub data_out: &'a Bytes,
     /// How it is ordered.
     pub attribute: TaskAttribute,
+    /// Its place among those that wait for a limit of the unit.
+    pub rank: Rank,
 }
 
 /// How a command ended (SAM-5 5.3.1).
@@ -85,8 +111,8 @@ pub struct Completion {
 
 /// A set of logical units behind target ports.
 ///
-/// Commands run concurrently. A future that is dropped aborts its command: what it had begun to
-/// write may be there or not.
+/// Commands run concurrently. A future that is dropped aborts its command: of what it had begun to
+/// write a part may be there, and is before any later command sees these blocks.
 pub trait Device: Send + Sync + 'static {
     /// A nexus begins: it is owed the unit attention of a power on (SAM-5 5.14).
     fn attach(&self, nexus: &Nexus);

@@ -18,7 +18,7 @@ use crate::{
     reports,
     reservation::{Out, Who, parse_out},
     target::Target,
-    unit::{Kind, Pattern, Unit, log_sense, start_sanitize},
+    unit::{Kind, MAX_LATE, Pattern, Unit, log_sense, start_sanitize},
 };
 
 /// Operation codes that are answered whatever a nexus is owed (SAM-5 5.14.1).
@@ -61,7 +61,7 @@ fn without_unit(
     request: Request<'_>,
     data_in: &mut Vec<u8>,
 ) -> Done {
-    let features = Features { thin: false, atomic: false, explicit_alua: false };
+    let features = Features { unmap: false, anchor: false, atomic: false, explicit_alua: false };
     let missing = Sense::new(SenseKey::IllegalRequest, asc::UNIT_NOT_SUPPORTED);
     let Ok(entry) = cdb::find(request.cdb, features) else { return Err(Refusal::Check(missing)) };
     if !matches!(entry.op, Op::Inquiry | Op::ReportLuns | Op::RequestSense) {
@@ -131,10 +131,13 @@ async fn on_unit(
     let command = parsed?;
     if needs_medium(entry.op) {
         unit.has_medium()?;
+        if unit.ranges.late() >= MAX_LATE {
+            return Err(Refusal::Busy);
+        }
     }
     let (kind, bytes) = moved(&command, unit.block());
     if needs_medium(entry.op) {
-        unit.meter.pass(bytes).await;
+        unit.meter.pass(request.rank, bytes).await;
     }
     let call = Call { target, unit, nexus, data_out: request.data_out };
     let done = call.run(command, data_in).await;

@@ -6,7 +6,7 @@ use crate::{
     ports::Ports,
     refusal::Refusal,
     unit::{
-        MAX_COMPARE, MAX_SAME, MAX_TRANSFER, MAX_UNMAP, MAX_UNMAP_DESCRIPTORS, Unit,
+        MAX_COMPARE, MAX_SAME, MAX_TRANSFER, MAX_UNMAP, MAX_UNMAP_DESCRIPTORS, Provisioning, Unit,
         threshold_exponent,
     },
 };
@@ -139,18 +139,18 @@ fn limits(unit: &Unit) -> Vec<u8> {
     let optimal = ((1 << 20) / block) as u32;
     let granularity = 1u16 << unit.physical_exponent();
     let discard = (u64::from(unit.disk().geometry().discard_granularity) / block).max(1) as u32;
-    let thin = unit.options.thin;
+    let unmaps = unit.options.provisioning.unmaps();
     // WSNZ: a WRITE SAME says how long it is.
     let mut out = vec![0x01, MAX_COMPARE as u8];
     out.extend(granularity.to_be_bytes());
     out.extend(transfer.to_be_bytes());
     out.extend(optimal.to_be_bytes());
     out.extend([0; 4]);
-    out.extend(if thin { MAX_UNMAP } else { 0 }.to_be_bytes());
-    out.extend(if thin { MAX_UNMAP_DESCRIPTORS } else { 0 }.to_be_bytes());
-    out.extend(if thin { discard } else { 0 }.to_be_bytes());
+    out.extend(if unmaps { MAX_UNMAP } else { 0 }.to_be_bytes());
+    out.extend(if unmaps { MAX_UNMAP_DESCRIPTORS } else { 0 }.to_be_bytes());
+    out.extend(if unmaps { discard } else { 0 }.to_be_bytes());
     // UGAVALID, aligned with the first block.
-    out.extend([if thin { 0x80 } else { 0 }, 0, 0, 0]);
+    out.extend([if unmaps { 0x80 } else { 0 }, 0, 0, 0]);
     out.extend(u64::from(MAX_SAME).to_be_bytes());
     let atomic = unit.options.atomic_blocks.min(transfer).min(u32::from(u16::MAX));
     out.extend(atomic.to_be_bytes());
@@ -163,17 +163,18 @@ fn limits(unit: &Unit) -> Vec<u8> {
 fn characteristics(unit: &Unit) -> Vec<u8> {
     let mut out = vec![0; 60];
     out[1] = 0x01;
-    out[3] = if unit.options.thin { 0x40 } else { 0 };
+    out[3] = if unit.options.provisioning.unmaps() { 0x40 } else { 0 };
     out[4] = 0x03;
     out
 }
 
-/// LBPU, LBPWS, LBPWS10, LBPRZ and the type, where the unit is thin.
+/// LBPU, LBPWS, LBPWS10, LBPRZ, ANC_SUP and the type, where blocks can be unmapped; a threshold where the
+/// unit is thin.
 fn provisioning(unit: &Unit) -> Vec<u8> {
-    if unit.options.thin {
-        vec![threshold_exponent(unit.block()), 0xe4, 0x02, 0]
-    } else {
-        vec![0; 4]
+    match unit.options.provisioning {
+        Provisioning::Thin => vec![threshold_exponent(unit.block()), 0xe4, 0x02, 0],
+        Provisioning::Resource => vec![0, 0xe6, 0x01, 0],
+        Provisioning::Full => vec![0; 4],
     }
 }
 

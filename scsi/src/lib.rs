@@ -35,7 +35,7 @@ mod unit;
 mod units;
 
 pub use copy::{ForeignTokens, TokenData, TokenError, TokenRead};
-pub use device::{Completion, Device, Lun, Nexus, Request, Status, TaskAttribute};
+pub use device::{Completion, Device, Lun, Nexus, Rank, Request, Status, TaskAttribute};
 pub use ports::{AccessState, Alua, PortGroup};
 pub use sense::{Sense, SenseKey};
 pub use store::{Kept, StoreFuture, UnitStore};

@@ -1,14 +1,17 @@
 //! Commands that read and write blocks (SBC-3 5). Payload goes between the transport's buffers and
 //! the disk as it is.
 
+use std::sync::Arc;
+
 use block_io::Disk;
+use bytes::Bytes;
 
 use crate::{
     Sense, SenseKey, asc,
     call::Call,
     cdb::{Access, ByteCheck, Extent},
     refusal::{Done, Refusal},
-    unit::MAX_COMPARE,
+    unit::{Guard, MAX_COMPARE, Provisioning, carry},
 };
 
 /// Bytes that are read at a time where nobody gets them.
@@ -52,32 +55,60 @@ impl Call<'_> {
     pub(crate) async fn write(&self, extent: Extent) -> Done {
         let (offset, len) = self.unit.transfer(&extent)?;
         self.unit.writable()?;
-        let data = &self.data_out[..(len as usize).min(self.data_out.len())];
-        let block = self.unit.block() as usize;
-        let (whole, part) = data.split_at(data.len() / block * block);
         let disk = self.unit.disk();
-        if !whole.is_empty() {
-            let _guard = self.unit.ranges.shared(extent.lba, extent.blocks.into()).await;
-            self.put(&*disk, offset, whole).await?;
-        }
-        if !part.is_empty() {
-            let lba = extent.lba + (whole.len() / block) as u64;
-            let _guard = self.unit.ranges.alone(lba, 1).await;
-            let offset = offset + whole.len() as u64;
-            let mut bytes = vec![0; block];
-            disk.read_at(offset, &mut bytes).await.map_err(Refusal::reading)?;
-            bytes[..part.len()].copy_from_slice(part);
-            self.put(&*disk, offset, &bytes).await?;
+        if let Some(data) = self.came(len) {
+            let whole = data.len().is_multiple_of(self.unit.block() as usize);
+            let (ranges, blocks) = (&self.unit.ranges, u64::from(extent.blocks));
+            let guard = match whole {
+                true => ranges.shared(extent.lba, blocks).await,
+                false => ranges.alone(extent.lba, blocks).await,
+            };
+            self.put_all(guard, &disk, offset, data).await?;
         }
         self.unit.settle(&*disk, extent.force).await
     }
 
+    /// As much of data-out as came, of `wanted` bytes; `None` if nothing did.
+    fn came(&self, wanted: u64) -> Option<Bytes> {
+        let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(self.data_out.len());
+        (len > 0).then(|| self.data_out.slice(..len))
+    }
+
+    /// Writes data of which the last may be a part of a block: the guard must be alone then.
+    async fn put_all(
+        &self,
+        mut guard: Guard,
+        disk: &Arc<dyn Disk>,
+        offset: u64,
+        mut data: Bytes,
+    ) -> Result<Guard, Refusal> {
+        let block = self.unit.block() as usize;
+        let part = data.split_off(data.len() / block * block);
+        let end = offset + data.len() as u64;
+        if !data.is_empty() {
+            (guard, _) = self.put(guard, disk, offset, data).await?;
+        }
+        if !part.is_empty() {
+            let mut bytes = vec![0; block];
+            disk.read_at(end, &mut bytes).await.map_err(Refusal::reading)?;
+            bytes[..part.len()].copy_from_slice(&part);
+            (guard, _) = self.put(guard, disk, end, bytes).await?;
+        }
+        Ok(guard)
+    }
+
     /// Writes under a guard: what a reservation forbids by now does not land any more, and tokens
-    /// that stand for what was here are void.
-    pub(crate) async fn put(&self, disk: &dyn Disk, offset: u64, data: &[u8]) -> Done {
+    /// that stand for what was here are void. Gives back the guard and the data.
+    pub(crate) async fn put<D: AsRef<[u8]> + Send + 'static>(
+        &self,
+        guard: Guard,
+        disk: &Arc<dyn Disk>,
+        offset: u64,
+        data: D,
+    ) -> Result<(Guard, D), Refusal> {
         self.still_allowed(Access::Write)?;
-        self.target.tokens.changed(self.unit, offset, data.len() as u64);
-        disk.write_at(offset, data).await.map_err(Refusal::writing)
+        self.target.tokens.changed(self.unit, offset, data.as_ref().len() as u64);
+        write_carried(guard, disk, offset, data).await
     }
 
     pub(crate) async fn verify(&self, extent: Extent, check: ByteCheck) -> Done {
@@ -97,17 +128,23 @@ impl Call<'_> {
         compare(&*disk, offset, len, data).await
     }
 
+    /// WRITE AND VERIFY (SBC-3 5.41): nobody else's write comes between its two halves.
     pub(crate) async fn write_verify(&self, extent: Extent, check: ByteCheck) -> Done {
-        self.write(extent).await?;
         let (offset, len) = self.unit.transfer(&extent)?;
-        let came = (len as usize).min(self.data_out.len());
-        let data = &self.data_out[..came - came % self.unit.block() as usize];
+        self.unit.writable()?;
+        let disk = self.unit.disk();
+        let Some(data) = self.came(len) else {
+            return self.unit.settle(&*disk, extent.force).await;
+        };
+        let guard = self.unit.ranges.alone(extent.lba, extent.blocks.into()).await;
+        let whole = data.slice(..data.len() - data.len() % self.unit.block() as usize);
+        let _guard = self.put_all(guard, &disk, offset, data).await?;
+        self.unit.settle(&*disk, extent.force).await?;
         let expected = match check {
             ByteCheck::None => Expected::Anything,
-            _ => Expected::Each(data),
+            _ => Expected::Each(&whole),
         };
-        let disk = self.unit.disk();
-        compare(&*disk, offset, data.len() as u64, expected).await
+        compare(&*disk, offset, whole.len() as u64, expected).await
     }
 
     /// COMPARE AND WRITE (SBC-3 5.2): the first half is what must be there, the second what is
@@ -124,17 +161,17 @@ impl Call<'_> {
         if len == 0 {
             return Ok(());
         }
-        let (there, new) = self.data_out.split_at(len as usize);
+        let (there, new) = (&self.data_out[..len as usize], self.data_out.slice(len as usize..));
         let disk = self.unit.disk();
         {
-            let _guard = self.unit.ranges.alone(extent.lba, extent.blocks.into()).await;
+            let guard = self.unit.ranges.alone(extent.lba, extent.blocks.into()).await;
             self.still_allowed(Access::Write)?;
             let mut found = vec![0; len as usize];
             disk.read_at(offset, &mut found).await.map_err(Refusal::reading)?;
             if let Some(at) = found.iter().zip(there).position(|(a, b)| a != b) {
                 return Err(miscompare(Some(at as u64)));
             }
-            self.put(&*disk, offset, new).await?;
+            self.put(guard, &disk, offset, new).await?;
         }
         self.unit.settle(&*disk, extent.force).await
     }
@@ -146,14 +183,14 @@ impl Call<'_> {
         let data = self.blocks_out(len)?;
         let disk = self.unit.disk();
         if !data.is_empty() {
-            let _guard = self.unit.ranges.alone(extent.lba, extent.blocks.into()).await;
+            let guard = self.unit.ranges.alone(extent.lba, extent.blocks.into()).await;
             self.still_allowed(Access::Write)?;
             let mut bytes = vec![0; data.len()];
             disk.read_at(offset, &mut bytes).await.map_err(Refusal::reading)?;
             for (byte, more) in bytes.iter_mut().zip(data) {
                 *byte |= more;
             }
-            self.put(&*disk, offset, &bytes).await?;
+            self.put(guard, &disk, offset, bytes).await?;
         }
         self.unit.settle(&*disk, extent.force).await
     }
@@ -174,10 +211,33 @@ impl Call<'_> {
         }
         let disk = self.unit.disk();
         if len > 0 {
-            let _guard = self.unit.ranges.alone(extent.lba, extent.blocks.into()).await;
-            self.put(&*disk, offset, &self.data_out[..len as usize]).await?;
+            let guard = self.unit.ranges.alone(extent.lba, extent.blocks.into()).await;
+            self.put_whole(guard, &disk, offset, &extent).await?;
         }
         self.unit.settle(&*disk, extent.force).await
+    }
+
+    /// Writes data-out by one request of the storage below.
+    ///
+    /// # Errors
+    /// INVALID FIELD IN CDB where the blocks lie in several places of an image: no promise holds for
+    /// those together.
+    async fn put_whole(
+        &self,
+        guard: Guard,
+        disk: &Arc<dyn Disk>,
+        offset: u64,
+        extent: &Extent,
+    ) -> Done {
+        self.still_allowed(Access::Write)?;
+        let len = u64::from(extent.blocks) * u64::from(self.unit.block());
+        let (disk, data) = (Arc::clone(disk), self.data_out.slice(..len as usize));
+        self.target.tokens.changed(self.unit, offset, len);
+        let work = async move { disk.write_whole(offset, &data).await };
+        match carry(guard, work).await.1 {
+            Err(block_io::Error::Unsupported(_)) => Err(Refusal::in_cdb(extent.length_at, Some(7))),
+            done => done.map_err(Refusal::writing),
+        }
     }
 
     /// SYNCHRONIZE CACHE: all of it, whatever the range. It is over when it is done, also where
@@ -192,6 +252,45 @@ impl Call<'_> {
         self.unit.bytes(extent.lba, extent.blocks.into())?;
         Ok(())
     }
+}
+
+/// Writes under a guard, to the end also where the command is aborted meanwhile; gives back both.
+pub(crate) async fn write_carried<D: AsRef<[u8]> + Send + 'static>(
+    guard: Guard,
+    disk: &Arc<dyn Disk>,
+    offset: u64,
+    data: D,
+) -> Result<(Guard, D), Refusal> {
+    let disk = Arc::clone(disk);
+    let work = async move {
+        let done = disk.write_at(offset, data.as_ref()).await;
+        (data, done)
+    };
+    let (guard, (data, done)) = carry(guard, work).await;
+    done.map_err(Refusal::writing)?;
+    Ok((guard, data))
+}
+
+/// Makes blocks zero under a guard, as [`write_carried`] writes. Only of a thin unit is space given back.
+pub(crate) async fn zero_carried(
+    guard: Guard,
+    disk: &Arc<dyn Disk>,
+    offset: u64,
+    len: u64,
+    provisioning: Provisioning,
+) -> Result<Guard, Refusal> {
+    let disk = Arc::clone(disk);
+    let work = async move {
+        match provisioning {
+            Provisioning::Thin => disk.write_zeroes(offset, len).await,
+            Provisioning::Resource | Provisioning::Full => {
+                disk.write_zeroes_kept(offset, len).await
+            }
+        }
+    };
+    let (guard, done) = carry(guard, work).await;
+    done.map_err(Refusal::writing)?;
+    Ok(guard)
 }
 
 /// What blocks are compared with.

@@ -3,7 +3,10 @@
 //! An unmapped block reads as zeros (LBPRZ), so UNMAP asks the disk for zeros without writing
 //! them, never to forget what it likes.
 
+use std::sync::Arc;
+
 use block_io::Disk;
+use bytes::Bytes;
 use nom::{
     IResult, Parser,
     number::complete::{be_u16, be_u32, be_u64},
@@ -13,14 +16,18 @@ use crate::{
     asc,
     call::Call,
     cdb::{Access, Extent},
+    media::{write_carried, zero_carried},
     refusal::{Done, Refusal},
-    unit::{MAX_SAME, MAX_UNMAP, MAX_UNMAP_DESCRIPTORS},
+    unit::{Guard, MAX_SAME, MAX_UNMAP, MAX_UNMAP_DESCRIPTORS, Provisioning},
 };
 
 /// Bytes that are written at a time where one block is written over and over.
 const CHUNK: u64 = 1 << 20;
 /// Bytes about which the disk is asked at a time.
 const WINDOW: u64 = 1 << 30;
+/// PROVISIONING STATUS of unmapped blocks (SBC-3 5.5.2.3).
+const DEALLOCATED: u8 = 1;
+const ANCHORED: u8 = 2;
 /// Most extents in one answer of GET LBA STATUS.
 const MAX_EXTENTS: usize = 4096;
 /// Most questions to the disk for one answer.
@@ -29,6 +36,9 @@ const MAX_WINDOWS: usize = 1024;
 impl Call<'_> {
     /// WRITE SAME (SBC-3 5.47): one block, or zeros, over and over. No length does not mean all
     /// that is left (WSNZ), which would be too long for nearly all units.
+    ///
+    /// Blocks of a resource-provisioned unit are anchored when they are unmapped, asked for or not: there
+    /// is nothing else that they could be.
     pub(crate) async fn write_same(&self, extent: Extent, unmap: bool, no_data: bool) -> Done {
         let blocks = u64::from(extent.blocks);
         let (offset, len) = self.unit.bytes(extent.lba, blocks)?;
@@ -41,17 +51,19 @@ impl Call<'_> {
         }
         let disk = self.unit.disk();
         {
-            let _guard = self.unit.ranges.shared(extent.lba, blocks).await;
+            let guard = self.unit.ranges.shared(extent.lba, blocks).await;
             self.still_allowed(Access::Write)?;
             self.target.tokens.changed(self.unit, offset, len);
             let zeros = self.data_out.iter().all(|byte| *byte == 0);
-            // A thick unit keeps its space, so that a later write cannot fail for lack of it.
-            if zeros && (unmap || self.unit.options.thin) {
-                disk.write_zeroes(offset, len).await.map_err(Refusal::writing)?;
+            // Only a thin unit is made zero in a way that gives space back, so that a later write to another
+            // cannot fail for lack of it.
+            let provisioning = self.unit.options.provisioning;
+            if zeros && (unmap || provisioning.unmaps()) {
+                zero_carried(guard, &disk, offset, len, provisioning).await?;
             } else {
                 let block = self.unit.block() as usize;
-                let data = if no_data { &vec![0; block] } else { self.data_out };
-                repeat(&*disk, offset, len, data).await?;
+                let data = if no_data { &vec![0; block] } else { &self.data_out[..] };
+                repeat(guard, &disk, offset, len, data).await?;
             }
         }
         self.unit.settle(&*disk, false).await
@@ -83,10 +95,10 @@ impl Call<'_> {
         }
         let disk = self.unit.disk();
         for (lba, blocks, offset, len) in ranges.into_iter().filter(|range| range.1 > 0) {
-            let _guard = self.unit.ranges.shared(lba, blocks).await;
+            let guard = self.unit.ranges.shared(lba, blocks).await;
             self.still_allowed(Access::Write)?;
             self.target.tokens.changed(self.unit, offset, len);
-            disk.write_zeroes(offset, len).await.map_err(Refusal::writing)?;
+            zero_carried(guard, &disk, offset, len, self.unit.options.provisioning).await?;
         }
         self.unit.settle(&*disk, false).await
     }
@@ -105,14 +117,19 @@ impl Call<'_> {
         for Status { lba, blocks, mapped } in extents {
             out.extend(lba.to_be_bytes());
             out.extend(blocks.to_be_bytes());
-            out.extend([u8::from(!mapped), 0, 0, 0]);
+            let unmapped = match self.unit.options.provisioning {
+                Provisioning::Resource => ANCHORED,
+                _ => DEALLOCATED,
+            };
+            out.extend([if mapped { 0 } else { unmapped }, 0, 0, 0]);
         }
         Ok(out)
     }
 
     async fn extents(&self, lba: u64, all: u64, room: usize) -> Result<Vec<Status>, Refusal> {
         let mut list = Extents { list: Vec::new(), next: lba, room, full: false };
-        if !self.unit.options.thin {
+        let provisioning = self.unit.options.provisioning;
+        if !provisioning.unmaps() {
             list.until(all, true);
             return Ok(list.list);
         }
@@ -184,14 +201,21 @@ fn unmap_descriptor(input: &[u8]) -> IResult<&[u8], (u64, u32)> {
 }
 
 /// Writes one block over and over.
-async fn repeat(disk: &dyn Disk, offset: u64, len: u64, block: &[u8]) -> Done {
+async fn repeat(
+    mut guard: Guard,
+    disk: &Arc<dyn Disk>,
+    offset: u64,
+    len: u64,
+    block: &[u8],
+) -> Done {
     let chunk = CHUNK.min(len) as usize / block.len() * block.len();
-    let bytes = block.repeat(chunk / block.len());
+    let bytes = Bytes::from(block.repeat(chunk / block.len()));
     let mut at = 0;
     while at < len {
-        let part = (len - at).min(bytes.len() as u64);
-        disk.write_at(offset + at, &bytes[..part as usize]).await.map_err(Refusal::writing)?;
-        at += part;
+        let part = bytes.slice(..(len - at).min(bytes.len() as u64) as usize);
+        let written = part.len() as u64;
+        (guard, _) = write_carried(guard, disk, offset + at, part).await?;
+        at += written;
     }
     Ok(())
 }

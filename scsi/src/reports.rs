@@ -20,7 +20,11 @@ pub(crate) fn capacity_16(unit: &Unit) -> Vec<u8> {
     let mut out = unit.blocks().saturating_sub(1).to_be_bytes().to_vec();
     out.extend(unit.block().to_be_bytes());
     // LBPME and LBPRZ.
-    out.extend([0, unit.physical_exponent(), if unit.options.thin { 0xc0 } else { 0 }]);
+    out.extend([
+        0,
+        unit.physical_exponent(),
+        if unit.options.provisioning.unmaps() { 0xc0 } else { 0 },
+    ]);
     out.resize(32, 0);
     out
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts Debian's newest suite (sid) with Samba's tests into a folder, from the mirror that apt uses here.
+# Puts Debian's newest suite (sid) with the tests of Samba and of libiscsi into a folder, from the mirror that apt uses here.
 # Starts no service, and changes nothing outside of the folder.
 #
 #   newest.sh FOLDER
@@ -16,7 +16,10 @@ if [ ! -x "$folder/usr/bin/smbtorture" ]; then
     printf '#!/bin/sh\nexit 101\n' > "$folder/usr/sbin/policy-rc.d"
     chmod 755 "$folder/usr/sbin/policy-rc.d"
     DEBIAN_FRONTEND=noninteractive chroot "$folder" \
-        apt-get install -q -y --no-install-recommends samba-testsuite iptables python3 libsmb2-6
+        apt-get install -q -y --no-install-recommends samba-testsuite iptables python3 libsmb2-6 libiscsi-bin
+fi
+if [ ! -x "$folder/usr/bin/iscsi-test-cu" ]; then
+    DEBIAN_FRONTEND=noninteractive chroot "$folder" apt-get install -q -y --no-install-recommends libiscsi-bin
 fi
 # Its server, for those who want it beside smbd.
 if [ ! -x "$folder/usr/sbin/smbd" ]; then

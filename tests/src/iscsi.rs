@@ -97,9 +97,14 @@ pub fn thick(folder: &Path, name: &str, size: u64) -> PathBuf {
 
 /// A VHDX of `size`, as `bulkhead disk create` takes it.
 pub fn vhdx(folder: &Path, name: &str, size: &str) -> PathBuf {
+    create(folder, name, &["--size", size])
+}
+
+/// An image that `bulkhead disk create` makes with these options.
+pub fn create(folder: &Path, name: &str, options: &[&str]) -> PathBuf {
     let path = folder.join(name);
     let mut command = Command::new(ours("bulkhead"));
-    command.args(["disk", "create"]).arg(&path).args(["--size", size]);
+    command.args(["disk", "create"]).arg(&path).args(options);
     let output = run(&mut command, Duration::from_secs(60));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     path

@@ -9,6 +9,7 @@ pub mod iscsi_suite;
 pub mod ledger;
 pub mod libiscsi;
 pub mod paths;
+pub mod raw;
 pub mod target;
 pub mod torture;
 pub mod usage;

@@ -1,6 +1,6 @@
 //! libiscsi's conformance suite, `iscsi-test-cu`: running it, and reading what it says.
 
-use std::{process::Command, time::Duration};
+use std::{ffi::OsString, path::Path, process::Command, time::Duration};
 
 use crate::process::{foreign, run};
 
@@ -26,28 +26,82 @@ pub struct Case {
     pub text: String,
 }
 
-/// The names of all tests, `Suite.Test`; `None` if the suite is not installed.
-pub fn all_tests() -> Option<Vec<String>> {
-    let output = run(Command::new(foreign("iscsi-test-cu")?).args(["-l", "x"]), LIST_LIMIT);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let names = text.lines().filter_map(|line| line.trim().strip_prefix("ALL."));
-    Some(names.filter(|name| name.contains('.')).map(str::to_owned).collect())
+/// Where the suite is.
+#[derive(Debug, Clone)]
+pub struct Suite {
+    /// The program, and what stands before it.
+    words: Vec<OsString>,
 }
 
+impl Suite {
+    /// The one of this system, if there is any.
+    pub fn installed() -> Option<Self> {
+        Some(Self { words: vec![foreign("iscsi-test-cu")?.into()] })
+    }
+
+    /// The one of a system in a folder, if that has it. It runs as root only.
+    pub fn of_system(root: &Path) -> Option<Self> {
+        let there = root.join("usr/bin/iscsi-test-cu").is_file();
+        let words = ["chroot".into(), root.into(), "iscsi-test-cu".into()];
+        there.then(|| Self { words: words.to_vec() })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]);
+        command
+    }
+
+    /// The names of all tests, `Suite.Test`.
+    pub fn tests(&self) -> Vec<String> {
+        let output = run(self.command().args(["-l", "x"]), LIST_LIMIT);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let names = text.lines().filter_map(|line| line.trim().strip_prefix("ALL."));
+        names.filter(|name| name.contains('.')).map(str::to_owned).collect()
+    }
+
+    /// Runs the tests of `pattern` (`FAMILY.SUITE.TEST`, as shells match names) against one logical
+    /// unit at one or several addresses. Data are lost.
+    ///
+    /// # Errors
+    /// The suite does not come to its end in `limit`, or says of itself other than was read here.
+    pub fn attempt(
+        &self,
+        urls: &[&str],
+        pattern: &str,
+        limit: Duration,
+    ) -> Result<Vec<Case>, String> {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", &limit.as_secs().to_string()]).args(&self.words);
+        command.args(["-f", "-v", "-d", "-S", "-t", pattern]).args(urls);
+        let output = run(&mut command, limit + LIST_LIMIT);
+        let text = [&output.stdout[..], &output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        if output.status.code() == Some(TIMED_OUT) {
+            return Err(format!("{NO_END} {limit:?}\n{text}"));
+        }
+        read(&text).map_err(|why| format!("{why}\n{text}"))
+    }
+}
+
+/// What is said of a run that was ended.
+pub const NO_END: &str = "it did not come to its end in";
+/// timeout(1) ended the program.
+const TIMED_OUT: i32 = 124;
 const LIST_LIMIT: Duration = Duration::from_secs(20);
 
-/// Runs the tests of `pattern` (`FAMILY.SUITE.TEST`, as shells match names) against one logical unit
-/// at one or several addresses. Data are lost.
+/// The names of all tests, `Suite.Test`; `None` if the suite is not installed.
+pub fn all_tests() -> Option<Vec<String>> {
+    Suite::installed().map(|suite| suite.tests())
+}
+
+/// As [`Suite::attempt`] by the suite of this system.
 ///
 /// # Panics
-/// If the suite does not come to its end in `limit`, or says of itself other than was read here.
+/// Where that fails.
 pub fn conform(urls: &[&str], pattern: &str, limit: Duration) -> Option<Vec<Case>> {
-    let mut command = Command::new(foreign("iscsi-test-cu")?);
-    command.args(["-f", "-v", "-d", "-S", "-t", pattern]).args(urls);
-    let output = run(&mut command, limit);
-    let text = [&output.stdout[..], &output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    Some(read(&text).unwrap_or_else(|why| panic!("{why}\n{text}")))
+    let cases = Suite::installed()?.attempt(urls, pattern, limit);
+    Some(cases.unwrap_or_else(|why| panic!("{why}")))
 }
 
 /// Reads what the suite printed. Its exit status tells nothing.

@@ -4,6 +4,7 @@ use std::{fs, process::Command, time::Duration};
 
 use block_io::File;
 use bulkhead_tests::{
+    iscsi::ask,
     process::{foreign, run},
     smbd::{PASSWORD, Smbd, USER},
     volume::{Kind, Volume},
@@ -12,13 +13,6 @@ use serde_json::Value;
 use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-fn ask(server: &Smbd, args: &[&str]) -> Value {
-    let output = server.admin(args);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {errors}");
-    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
-}
 
 fn smbclient(server: &Smbd, what: &str) -> Option<String> {
     let mut command = Command::new(foreign("smbclient")?);

@@ -1,7 +1,10 @@
 //! What is deleted when its last user leaves, and what has gone before: a server that warns of what is
 //! in order fails these tests when it is stopped.
 
-use bulkhead_tests::smbd::{PASSWORD, Smbd, USER};
+use bulkhead_tests::{
+    raw::ask,
+    smbd::{PASSWORD, Smbd, USER},
+};
 use smb_client::{ConnectOptions, Login, raw::RawConnection};
 use smb_protocol::{
     Command, FileId, NtStatus,
@@ -23,19 +26,7 @@ impl Client {
     }
 
     fn ask(&mut self, command: Command, encode: impl FnOnce(&mut Vec<u8>)) -> (NtStatus, Vec<u8>) {
-        self.0.queue_request(command, encode);
-        self.0.send().unwrap();
-        let mut answer = None;
-        while answer.is_none() {
-            self.0
-                .receive_all(|header, body| {
-                    if header.status != NtStatus::PENDING {
-                        answer = Some((header.status, body.to_vec()));
-                    }
-                })
-                .unwrap();
-        }
-        answer.unwrap()
+        ask(&mut self.0, command, encode)
     }
 
     fn open(&mut self, name: &str, options: CreateOptions) -> FileId {

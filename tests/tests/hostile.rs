@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_tests::smbd::{PASSWORD, Smbd, USER};
+use bulkhead_tests::{
+    raw::{answers, ask},
+    smbd::{PASSWORD, Smbd, USER},
+};
 use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions, raw::RawConnection};
 use smb_protocol::{
     Command, Dialect, FileId, Header, NtStatus,
@@ -202,30 +205,6 @@ fn with_credits(server: &Smbd) -> RawConnection {
     raw.send().unwrap();
     answers(&mut raw, 1);
     raw
-}
-
-/// Receives until `count` requests are answered: their message ids, statuses and bodies.
-fn answers(raw: &mut RawConnection, count: usize) -> Vec<(u64, NtStatus, Vec<u8>)> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        raw.receive_all(|header, body| {
-            all.push((header.message_id.0, header.status, body.to_vec()));
-        })
-        .unwrap();
-    }
-    all
-}
-
-/// Sends one request and waits for its answer.
-fn ask(
-    raw: &mut RawConnection,
-    command: Command,
-    encode: impl FnOnce(&mut Vec<u8>),
-) -> (NtStatus, Vec<u8>) {
-    raw.queue_request(command, encode);
-    raw.send().unwrap();
-    let (_, status, body) = answers(raw, 1).remove(0);
-    (status, body)
 }
 
 /// A CREATE of anything that may be there or not, which others may use as they like.

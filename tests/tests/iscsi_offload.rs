@@ -6,6 +6,7 @@ use std::{fs, os::unix::fs::FileExt, path::Path};
 use bulkhead_tests::{
     initiator::{Answer, Client, Moves, Who},
     iscsi::{Served, good, lun, thin},
+    raw::ask,
     smbd::{PASSWORD, PASSWORD2, USER, USER2},
 };
 use smb_client::{ConnectOptions, Login, raw::RawConnection};
@@ -107,25 +108,6 @@ impl File {
             (status, _) => Err(status),
         }
     }
-}
-
-fn ask(
-    raw: &mut RawConnection,
-    command: Command,
-    encode: impl FnOnce(&mut Vec<u8>),
-) -> (NtStatus, Vec<u8>) {
-    raw.queue_request(command, encode);
-    raw.send().unwrap();
-    let mut answer = None;
-    while answer.is_none() {
-        raw.receive_all(|header, body| {
-            if header.status != NtStatus::PENDING {
-                answer = Some((header.status, body.to_vec()));
-            }
-        })
-        .unwrap();
-    }
-    answer.unwrap()
 }
 
 async fn log_in(served: &Served) -> Client {

@@ -12,7 +12,7 @@ use std::{
 use block_io::File;
 use bulkhead_tests::{
     initiator::{Answer, Client, Moves, TARGET, Who},
-    iscsi::{Served, ask, good, lun, thin, vhdx},
+    iscsi::{Served, ask, good, lun, thick, thin, vhdx},
     port::Port,
     process::{foreign, ours, run},
     smbd::{PASSWORD, Smbd, USER},
@@ -331,6 +331,34 @@ async fn unmap_gives_space_back_to_the_file_system() {
     assert!(after + 7 * MIB <= before + 64 * 1024, "{before} bytes became {after}");
     let read = client.scsi(0, &read10(2048, 1), Moves::In(512)).await;
     assert_eq!(read.data, [0; 512]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unmap_of_a_thick_lun_keeps_its_space() {
+    let folder = tempfile::tempdir_in(ours("smbd").parent().unwrap()).unwrap();
+    let image = thick(folder.path(), "a.raw", 16 * MIB);
+    let served = Served::start(&format!("{OPEN}\n{}", lun(0, &image, "thin = false")));
+    let mut client = log_in(&served, "iqn.me", &[]).await;
+    let data = vec![0x5a; 8 << 20];
+    good(&client.scsi_quiet(0, &write10(0, 16384, true), Moves::Out(&data)).await);
+    let held = || fs::metadata(&image).unwrap().blocks() * 512;
+    let before = held();
+    // The second to the seventh MiB.
+    let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
+    list.extend(2048_u64.to_be_bytes());
+    list.extend((6 * 2048_u32).to_be_bytes());
+    list.extend([0; 4]);
+    good(&client.scsi(0, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], Moves::Out(&list)).await);
+    good(&client.scsi(0, &SYNCHRONIZE_CACHE, Moves::Nothing).await);
+    // Its map may take a block more or less.
+    assert!(held() + 64 * 1024 > before, "{before} bytes became {}", held());
+    let read = client.scsi(0, &read10(2048, 1), Moves::In(512)).await;
+    assert_eq!(read.data, [0; 512]);
+    let read = client.scsi(0, &read10(2047, 1), Moves::In(512)).await;
+    assert_eq!(read.data, [0x5a; 512]);
+    let get_lba_status = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 24, 0, 0];
+    let status = client.scsi(0, &get_lba_status, Moves::In(24)).await;
+    assert_eq!(status.data[8..21], [0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0x30, 0, 2], "anchored");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

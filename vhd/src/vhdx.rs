@@ -81,8 +81,17 @@ pub const REGION_TABLE_OFFSETS: [u64; 2] = [192 << 10, 256 << 10];
 
 /// Makes a range read as zeros, by a hole where the file can.
 pub(crate) async fn zero_range(file: &dyn File, range: Range<u64>) -> block_io::Result<()> {
+    zeroed(file, range, false).await
+}
+
+/// Makes a range of a file zero: `kept`, and its space stays where it is.
+pub(crate) async fn zeroed(file: &dyn File, range: Range<u64>, kept: bool) -> block_io::Result<()> {
     const CHUNK: u64 = 1 << 20;
-    match file.punch_hole(range.clone()).await {
+    let done = match kept {
+        true => file.zero_range(range.clone()).await,
+        false => file.punch_hole(range.clone()).await,
+    };
+    match done {
         Err(block_io::Error::Unsupported(_)) => {}
         other => return other,
     }

@@ -50,6 +50,41 @@ async fn a_flush_with_nothing_pending_is_one_flush_of_the_file() {
 }
 
 #[tokio::test]
+async fn what_is_written_as_a_whole_lies_in_one_block() {
+    let file = mem_image(&small(8 * MIB, MIB)).await;
+    let disk = open(file.clone()).await;
+    disk.write_whole(MIB - 65536, &[1; 65536]).await.unwrap();
+    let writes = file.writes();
+    disk.write_whole(MIB - 65536, &[2; 65536]).await.unwrap();
+    assert_eq!(file.writes(), writes + 1);
+    for at in [MIB - 512, 0] {
+        let done = disk.write_whole(at, &vec![3; MIB as usize + 512]).await;
+        assert!(matches!(done, Err(IoError::Unsupported(_))), "{done:?}");
+    }
+    let mut all = vec![9; 65536 + 512];
+    disk.read_at(MIB - 65536, &mut all).await.unwrap();
+    assert!(all[..65536].iter().all(|byte| *byte == 2) && all[65536..] == [0; 512]);
+}
+
+#[tokio::test]
+async fn zeros_that_keep_space_leave_blocks_where_they_are() {
+    let file = mem_image(&small(8 * MIB, MIB)).await;
+    let disk = open(file.clone()).await;
+    disk.write_at(0, &vec![1; 2 << 20]).await.unwrap();
+    disk.flush().await.unwrap();
+    disk.write_zeroes_kept(0, 3 * MIB - 512).await.unwrap();
+    let mut all = vec![9; 3 << 20];
+    disk.read_at(0, &mut all).await.unwrap();
+    assert!(all.iter().all(|byte| *byte == 0));
+    // They are overwritten without metadata, and so have their places still.
+    let writes = file.writes();
+    disk.write_at(0, &[2; 4096]).await.unwrap();
+    disk.write_at(MIB, &[2; 4096]).await.unwrap();
+    disk.flush().await.unwrap();
+    assert_eq!(file.writes(), writes + 2);
+}
+
+#[tokio::test]
 async fn a_hundred_new_blocks_share_one_commit() {
     let file = mem_image(&small(400 * MIB, MIB)).await;
     let disk = open(file.clone()).await;

@@ -25,6 +25,63 @@ fn drop_cache(file: &LocalFile) {
     rustix::fs::fadvise(&*file.fd, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 
+/// System calls of this process that write.
+fn calls_that_write() -> u64 {
+    let text = fs::read_to_string("/proc/self/io").unwrap();
+    let count = text.lines().find_map(|line| line.strip_prefix("syscw: "));
+    count.unwrap().parse().unwrap()
+}
+
+/// On an ext4 other writes come in pieces.
+#[tokio::test]
+async fn a_write_as_a_whole_is_one_system_call() {
+    let dir = TempDir::new().unwrap();
+    for engine in engines() {
+        let mut file = fresh(&dir, engine);
+        file.piece = EXT4_PIECE;
+        let data = vec![7; 4 << 20];
+        let before = calls_that_write();
+        file.write_at(4096, &data).await.unwrap();
+        let pieces = calls_that_write() - before;
+        file.write_whole(4096, &data).await.unwrap();
+        let whole = calls_that_write() - before - pieces;
+        // Threads wake one another by some.
+        assert!(pieces >= 128 && whole < 16, "{pieces} and {whole}");
+        let mut found = vec![0; data.len()];
+        read_exact_at(&file, 4096, &mut found).await.unwrap();
+        assert_eq!(found, data);
+    }
+}
+
+#[tokio::test]
+async fn a_range_is_zeroed_and_keeps_its_space() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = TempDir::new().unwrap();
+    for engine in engines() {
+        let file = fresh(&dir, engine);
+        file.write_at(0, &vec![7; 4 << 20]).await.unwrap();
+        file.flush().await.unwrap();
+        let held = || fs::metadata(file.path()).unwrap().blocks() * 512;
+        let before = held();
+        match file.zero_range(4096..(3 << 20)).await {
+            Err(Error::Unsupported(_)) => {
+                test_support::skip("zeroing in place: this file system cannot");
+                continue;
+            }
+            done => done.unwrap(),
+        }
+        file.flush().await.unwrap();
+        assert!(held() + 65536 > before, "{before} bytes became {}", held());
+        assert_eq!(file.len().await.unwrap(), 4 << 20);
+        let mut found = vec![0; 4 << 20];
+        read_exact_at(&file, 0, &mut found).await.unwrap();
+        let (first, rest) = found.split_at(4096);
+        let (zeros, last) = rest.split_at((3 << 20) - 4096);
+        assert!(first.iter().chain(last).all(|byte| *byte == 7));
+        assert!(zeros.iter().all(|byte| *byte == 0));
+    }
+}
+
 #[tokio::test]
 async fn reads_back_what_was_written_cached_and_not() {
     let dir = TempDir::new().unwrap();

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::future::AbortHandle;
-use scsi::{Completion, Lun, Sense, SenseKey, Status, TaskAttribute};
+use scsi::{Completion, Lun, Rank, Sense, SenseKey, Status, TaskAttribute};
 
 use super::{
     Session,

@@ -41,7 +41,7 @@ use bytes::Bytes;
 pub use connection::Close;
 pub use functions::{Outside, Reach};
 pub use output::Output;
-pub use task::{Cdb, Rank, Run, TaskKey};
+pub use task::{Cdb, Run, TaskKey};
 
 use crate::{
     budget::Budget,

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::{AbortHandle, AbortRegistration};
-use scsi::{Lun, Sense, Status, TaskAttribute};
+use scsi::{Lun, Rank, Sense, Status, TaskAttribute};
 
 use crate::task_sets::TaskSet;
 
@@ -49,28 +49,6 @@ impl Cdb {
         match self {
             Self::Short(bytes, length) => &bytes[..usize::from(*length)],
             Self::Long(bytes) => bytes,
-        }
-    }
-}
-
-/// Where a command stands among those that its task set lets run and that the device has not begun
-/// (SAM-5 8.7): lower numbers go first, and equal ones in the order in which they came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Rank(u8);
-
-impl Rank {
-    /// Of a command without a priority of its own: in the middle, so that 1 to 7 are more important
-    /// than it and 8 to 15 less.
-    const MIDDLE: Self = Self(15);
-
-    /// Of a command with these fields. A priority is one of SIMPLE tasks; 1 is the highest, 15 the
-    /// lowest, and 0 none (RFC 7144 4.1, SAM-5 8.7).
-    #[must_use]
-    pub fn new(attribute: TaskAttribute, priority: u8) -> Self {
-        match (attribute, priority) {
-            (TaskAttribute::HeadOfQueue, _) => Self(0),
-            (TaskAttribute::Simple, 1..=15) => Self(2 * priority),
-            _ => Self::MIDDLE,
         }
     }
 }

@@ -97,6 +97,10 @@ fn on_blocks(op: Op, extent: Extent, flags: u8, cdb: &[u8]) -> Result<Command, R
         }
         Op::PreFetch10 | Op::PreFetch16 => Command::PreFetch(extent),
         Op::SynchronizeCache10 | Op::SynchronizeCache16 => Command::SynchronizeCache(extent),
+        // ANCHOR says what becomes of what is unmapped (SBC-3 5.43).
+        Op::WriteSame10 | Op::WriteSame16 if flags & 0x18 == 0x10 => {
+            return Err(Refusal::in_cdb(1, Some(4)));
+        }
         Op::WriteSame10 => {
             Command::WriteSame { extent: plain(extent), unmap: flags & 0x08 != 0, no_data: false }
         }

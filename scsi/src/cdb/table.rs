@@ -84,7 +84,7 @@ pub(crate) enum Access {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     Nothing,
-    Thin,
+    Unmap,
     Atomic,
     ExplicitAlua,
 }
@@ -92,19 +92,23 @@ pub(crate) enum Needs {
 /// What a logical unit has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Features {
-    pub thin: bool,
+    /// Blocks can be unmapped.
+    pub unmap: bool,
+    /// Unmapped blocks are anchored (ANC_SUP).
+    pub anchor: bool,
     pub atomic: bool,
     pub explicit_alua: bool,
 }
 
 impl Features {
     #[cfg(test)]
-    pub(crate) const ALL: Self = Self { thin: true, atomic: true, explicit_alua: true };
+    pub(crate) const ALL: Self =
+        Self { unmap: true, anchor: true, atomic: true, explicit_alua: true };
 
     const fn has(self, needs: Needs) -> bool {
         match needs {
             Needs::Nothing => true,
-            Needs::Thin => self.thin,
+            Needs::Unmap => self.unmap,
             Needs::Atomic => self.atomic,
             Needs::ExplicitAlua => self.explicit_alua,
         }
@@ -139,15 +143,24 @@ impl Entry {
         usage
     }
 
-    /// The bits of byte 1 that a logical unit looks at: not UNMAP where it is thick.
+    /// The bits of byte 1 that a logical unit looks at: not UNMAP where nothing can be unmapped, not ANCHOR
+    /// where nothing can be anchored.
     pub(crate) const fn flags(&self, features: Features) -> u8 {
-        let same = matches!(self.op, Op::WriteSame10 | Op::WriteSame16);
-        if same && !features.thin { self.usage[1] & !UNMAP } else { self.usage[1] }
+        let flags = self.usage[1];
+        let (unmap, anchor) = match self.op {
+            Op::WriteSame10 | Op::WriteSame16 => (UNMAP, ANCHOR),
+            Op::Unmap => (0, 0x01),
+            _ => (0, 0),
+        };
+        let flags = if features.unmap { flags } else { flags & !unmap };
+        if features.anchor { flags } else { flags & !anchor }
     }
 }
 
 /// UNMAP in byte 1 of WRITE SAME.
 const UNMAP: u8 = 0x08;
+/// ANCHOR there.
+const ANCHOR: u8 = 0x10;
 
 /// The row of a command; without one of that service action, whether the operation code has others.
 pub(crate) fn find(cdb: &[u8], features: Features) -> Result<&'static Entry, Unknown> {
@@ -190,8 +203,8 @@ const fn act(op: Op, action: u8, usage: &'static [u8], access: Access) -> Entry 
     Entry { action: Some(action), ..row(op, usage, access) }
 }
 
-const fn if_thin(entry: Entry) -> Entry {
-    Entry { needs: Needs::Thin, ..entry }
+const fn if_unmap(entry: Entry) -> Entry {
+    Entry { needs: Needs::Unmap, ..entry }
 }
 
 /// Ten bytes: address, group and a length of two bytes.
@@ -255,10 +268,10 @@ pub(crate) const TABLE: &[Entry] = &[
     row(Op::PreFetch10, &ten(0x34, 0x02), Read),
     row(Op::SynchronizeCache10, &ten(0x35, 0x06), Write),
     row(Op::ReadDefectData10, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0], Read),
-    row(Op::WriteSame10, &ten(0x41, UNMAP), Write),
-    if_thin(row(Op::Unmap, &[0x42, 0, 0, 0, 0, 0, 0x1f, 0xff, 0xff, 0], Write)),
+    row(Op::WriteSame10, &ten(0x41, UNMAP | ANCHOR), Write),
+    if_unmap(row(Op::Unmap, &[0x42, 0x01, 0, 0, 0, 0, 0x1f, 0xff, 0xff, 0], Write)),
     act(Op::Sanitize, 0x01, &SANITIZE, Write),
-    if_thin(act(Op::Sanitize, 0x02, &SANITIZE, Write)),
+    if_unmap(act(Op::Sanitize, 0x02, &SANITIZE, Write)),
     act(Op::Sanitize, 0x1f, &SANITIZE, Write),
     row(Op::LogSense, &[0x4d, 0, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0], Free),
     row(Op::ModeSelect10, &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0], Write),
@@ -314,7 +327,7 @@ pub(crate) const TABLE: &[Entry] = &[
     row(Op::Verify16, &sixteen(0x8f, VERIFY_FLAGS), Read),
     row(Op::PreFetch16, &sixteen(0x90, 0x02), Read),
     row(Op::SynchronizeCache16, &sixteen(0x91, 0x06), Write),
-    row(Op::WriteSame16, &sixteen(0x93, UNMAP | 0x01), Write),
+    row(Op::WriteSame16, &sixteen(0x93, UNMAP | ANCHOR | 0x01), Write),
     Entry { needs: Needs::Atomic, ..row(Op::WriteAtomic16, &sixteen(0x9c, 0x18), Write) },
     act(Op::ReadCapacity16, 0x10, &service16(0x9e, [0; 8]), Free),
     act(Op::GetLbaStatus, 0x12, &service16(0x9e, [0xff; 8]), Read),

@@ -36,7 +36,7 @@ fn a_reserved_bit_is_refused_with_its_place() {
 fn unknown_codes_and_unknown_actions_are_told_apart() {
     assert_eq!(find(&[0xff], Features::ALL).err(), Some(Unknown::OperationCode));
     assert_eq!(find(&[0x9e, 0x1f], Features::ALL).err(), Some(Unknown::ServiceAction));
-    let thick = Features { thin: false, ..Features::ALL };
+    let thick = Features { unmap: false, ..Features::ALL };
     assert_eq!(find(&[0x42, 0], thick).err(), Some(Unknown::OperationCode));
     assert_eq!(find(&[0x48, 2], thick).err(), Some(Unknown::ServiceAction));
 }

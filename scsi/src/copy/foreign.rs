@@ -135,11 +135,11 @@ impl crate::call::Call<'_> {
             let (mut to, end) = (offset, offset + len.min(left));
             left -= end - offset;
             while to < end {
-                let bytes = &mut buffer[..CHUNK.min(end - to) as usize];
-                data.read_at(skip, bytes).await.map_err(refused)?;
-                let part = bytes.len() as u64;
-                let _guard = self.unit.ranges.shared(to / block, part / block).await;
-                self.put(&*disk, to, bytes).await?;
+                let part = CHUNK.min(end - to);
+                buffer.resize(part as usize, 0);
+                data.read_at(skip, &mut buffer).await.map_err(refused)?;
+                let guard = self.unit.ranges.shared(to / block, part / block).await;
+                (_, buffer) = self.put(guard, &disk, to, buffer).await?;
                 (to, skip, *moved) = (to + part, skip + part, *moved + part);
             }
         }

@@ -25,6 +25,7 @@ pub(crate) use tokens::Tokens;
 use crate::{
     Nexus,
     cdb::Access,
+    media::write_carried,
     refusal::{Done, Refusal},
     target::Target,
     unit::Unit,
@@ -82,21 +83,21 @@ async fn move_bytes(
     while done < len {
         let part = CHUNK.min(len - done);
         let at = if backwards { len - done - part } else { done };
-        let bytes = &mut buffer[..part as usize];
+        buffer.truncate(part as usize);
         {
             let block = u64::from(from.unit.block());
             let offset = from.offset + at;
             let _guard = from.unit.ranges.shared(offset / block, part.div_ceil(block)).await;
             usable(from.unit, nexus, Access::Read)?;
-            source.read_at(offset, bytes).await.map_err(Refusal::reading)?;
+            source.read_at(offset, &mut buffer).await.map_err(Refusal::reading)?;
         }
         still_good()?;
         let block = u64::from(to.unit.block());
         let offset = to.offset + at;
-        let _guard = to.unit.ranges.shared(offset / block, part.div_ceil(block)).await;
+        let guard = to.unit.ranges.shared(offset / block, part.div_ceil(block)).await;
         usable(to.unit, nexus, Access::Write)?;
         target.tokens.changed(to.unit, offset, part);
-        sink.write_at(offset, bytes).await.map_err(Refusal::writing)?;
+        (_, buffer) = write_carried(guard, &sink, offset, buffer).await?;
         done += part;
     }
     to.unit.settle(&*sink, false).await

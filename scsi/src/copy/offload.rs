@@ -19,6 +19,7 @@ use crate::{
     asc,
     call::Call,
     cdb::Access,
+    media::zero_carried,
     refusal::{Done, Refusal},
 };
 
@@ -148,10 +149,10 @@ impl Call<'_> {
         let block = u64::from(self.unit.block());
         let disk = self.unit.disk();
         for &(offset, len) in ranges {
-            let _guard = self.unit.ranges.shared(offset / block, len / block).await;
+            let guard = self.unit.ranges.shared(offset / block, len / block).await;
             self.still_allowed(Access::Write)?;
             self.target.tokens.changed(self.unit, offset, len);
-            disk.write_zeroes(offset, len).await.map_err(Refusal::writing)?;
+            zero_carried(guard, &disk, offset, len, self.unit.options.provisioning).await?;
             *moved += len;
         }
         self.unit.settle(&*disk, false).await

@@ -46,7 +46,8 @@ fn a_read_is_appended_to_what_is_there() {
         let cdb = cdb16(0x88, 0, 0, 1);
         let lun = Lun([0; 8]);
         let attribute = TaskAttribute::Untagged;
-        let request = Request { lun, cdb: &cdb, data_out: &[], attribute };
+        let request =
+            Request { lun, cdb: &cdb, data_out: &Bytes::new(), attribute, rank: Rank::MIDDLE };
         bench.units.execute(&nexus(1), request, &mut data).await;
         assert_eq!((data.len(), &data[..3]), (514, &[9, 9, 1][..]));
     });

@@ -1,5 +1,6 @@
 //! The crate as a transport sees it: commands as bytes, through [`Device`].
 
+mod aborted;
 mod copies;
 mod hostile;
 mod life;
@@ -14,6 +15,7 @@ use std::{
 };
 
 use block_io::{Disk, File, RawDisk, testing::MemFile};
+use bytes::Bytes;
 
 use crate::*;
 
@@ -112,11 +114,13 @@ impl Bench {
 
     pub(crate) async fn send_to(&self, lun: u8, id: u64, cdb: &[u8], out: &[u8]) -> Answer {
         let mut data = Vec::new();
+        let out = Bytes::copy_from_slice(out);
         let request = Request {
             lun: Lun([0, lun, 0, 0, 0, 0, 0, 0]),
             cdb,
-            data_out: out,
+            data_out: &out,
             attribute: TaskAttribute::Simple,
+            rank: Rank::MIDDLE,
         };
         let nexus = nexus(id);
         let end = self.units.execute(&nexus, request, &mut data).await;

@@ -22,15 +22,21 @@ impl Bench {
         self.send(1, &[0x42, 0, 0, 0, 0, 0, 0, high, low, 0], &list).await
     }
 
-    /// Address, length and whether there is space, of each extent.
+    /// Address, length and whether it is mapped, of each extent.
     async fn status(&self, lba: u64, room: u32) -> Vec<(u64, u32, bool)> {
+        let all = self.statuses(lba, room).await.into_iter();
+        all.map(|(lba, blocks, status)| (lba, blocks, status == 0)).collect()
+    }
+
+    /// Address, length and PROVISIONING STATUS of each extent.
+    async fn statuses(&self, lba: u64, room: u32) -> Vec<(u64, u32, u8)> {
         let mut cdb = cdb16(0x9e, 0x12, lba, 8 + 16 * room);
         cdb[14] = 0;
         let bytes = self.send(1, &cdb, &[]).await.good();
         assert_eq!(bytes.len() as u32, u32::from_be_bytes(bytes[..4].try_into().expect("4")) + 4);
         let extent = |it: &[u8]| {
             let lba = u64::from_be_bytes(it[..8].try_into().expect("8"));
-            (lba, u32::from_be_bytes(it[8..12].try_into().expect("4")), it[12] == 0)
+            (lba, u32::from_be_bytes(it[8..12].try_into().expect("4")), it[12])
         };
         bytes[8..].chunks(16).map(extent).collect()
     }
@@ -80,9 +86,37 @@ fn an_unmap_with_one_wrong_descriptor_does_nothing() {
 }
 
 #[test]
-fn a_thick_unit_has_no_unmap_and_keeps_its_space() {
+fn blocks_of_a_thick_unit_are_anchored_when_they_are_unmapped() {
     run(async {
-        let bench = Bench::new(512, |unit| unit.thin = false).await;
+        let bench = Bench::new(4096, |unit| unit.thin = false).await;
+        bench.on(0x8a, 0, 0, 32, &bench.of(1, 32)).await.good();
+        bench.unmap(&[(4, 2)]).await.good();
+        // WRITE SAME with ANCHOR and without, UNMAP with it.
+        bench.on(0x93, 0x18, 8, 1, &bench.of(0, 1)).await.good();
+        bench.on(0x93, 0x08, 9, 1, &bench.of(0, 1)).await.good();
+        let list = unmap_list(&[(10, 1)]);
+        bench.send(1, &[0x42, 1, 0, 0, 0, 0, 0, 0, list.len() as u8, 0], &list).await.good();
+        let zeros = bench.of(0, 3);
+        assert_eq!(bench.contents(8, 3).await, zeros);
+        let all = bench.statuses(0, 9).await;
+        assert_eq!(all[..4], [(0, 4, 0), (4, 2, 2), (6, 2, 0), (8, 3, 2)]);
+        let anchored = bench.on(0x93, 0x10, 0, 1, &bench.of(0, 1)).await;
+        assert_eq!(anchored.code(), Some((SenseKey::IllegalRequest, asc::FIELD_IN_CDB)));
+        let capacity = bench.send(1, &cdb16(0x9e, 0x10, 0, 32), &[]).await.good();
+        assert_eq!(capacity[14], 0xc0, "LBPME, LBPRZ");
+        let vital = bench.send(1, &[0x12, 1, 0xb2, 0, 255, 0], &[]).await.good();
+        assert_eq!(vital[4..8], [0, 0xe6, 1, 0], "ANC_SUP, resource provisioned");
+    });
+}
+
+#[test]
+fn a_thick_unit_whose_disk_cannot_keep_space_has_no_unmap() {
+    run(async {
+        let plain = |unit: &mut LogicalUnit| {
+            unit.thin = false;
+            unit.disk = Arc::new(super::aborted::Hanging::new(unit.disk.clone()));
+        };
+        let bench = Bench::new(512, plain).await;
         let unknown = Some((SenseKey::IllegalRequest, asc::OPERATION_CODE));
         assert_eq!(bench.unmap(&[(0, 1)]).await.code(), unknown);
         let answer = bench.on(0x93, 8, 0, 1, &bench.of(0, 1)).await;

@@ -8,11 +8,11 @@ use crate::asc;
 /// Where the reservations of the bench's unit are kept.
 const KEY: Key = ([7; 16], Kept::Reservations);
 
-fn out(action: u8, kind: u8) -> [u8; 10] {
+pub(super) fn out(action: u8, kind: u8) -> [u8; 10] {
     [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0]
 }
 
-fn list(key: u64, new: u64, flags: u8) -> Vec<u8> {
+pub(super) fn list(key: u64, new: u64, flags: u8) -> Vec<u8> {
     let mut list = key.to_be_bytes().to_vec();
     list.extend(new.to_be_bytes());
     list.extend([0, 0, 0, 0, flags, 0, 0, 0]);
@@ -20,7 +20,14 @@ fn list(key: u64, new: u64, flags: u8) -> Vec<u8> {
 }
 
 impl Bench {
-    async fn reserve_out(&self, id: u64, action: u8, kind: u8, key: u64, new: u64) -> Status {
+    pub(super) async fn reserve_out(
+        &self,
+        id: u64,
+        action: u8,
+        kind: u8,
+        key: u64,
+        new: u64,
+    ) -> Status {
         self.send(id, &out(action, kind), &list(key, new, 0)).await.status()
     }
 

@@ -1,6 +1,7 @@
 //! One logical unit: a disk, and all that initiators can make it remember.
 
 mod attention;
+mod carry;
 mod mode;
 mod range_lock;
 mod sanitize;
@@ -17,8 +18,9 @@ use std::{
 
 pub(crate) use attention::Attentions;
 use block_io::Disk;
+pub(crate) use carry::carry;
 pub(crate) use mode::{Mode, Shape};
-pub(crate) use range_lock::RangeLock;
+pub(crate) use range_lock::{Guard, RangeLock};
 pub(crate) use sanitize::{
     Pattern, Sanitize, go_on as go_on_sanitizing, kept as kept_sanitize, start as start_sanitize,
 };
@@ -45,6 +47,10 @@ pub(crate) const MAX_UNMAP: u32 = 1 << 20;
 /// Most descriptors of one UNMAP.
 pub(crate) const MAX_UNMAP_DESCRIPTORS: u32 = 256;
 
+/// Most commands that were aborted and still write; with more the unit is BUSY. Its disk hangs, and who
+/// logs in again and again must not pile up data.
+pub(crate) const MAX_LATE: usize = 256;
+
 /// What a logical unit is made of: [`LogicalUnit::new`], and what of it is to be otherwise.
 #[derive(Debug, Clone)]
 pub struct LogicalUnit {
@@ -57,7 +63,9 @@ pub struct LogicalUnit {
     pub product: String,
     /// Writes are refused. A disk that refuses them makes it true.
     pub read_only: bool,
-    /// UNMAP gives space back, and GET LBA STATUS tells where there is none.
+    /// UNMAP gives space back, and GET LBA STATUS tells where there is none. Without it a disk that
+    /// [keeps its space](Disk::keeps_space) is resource provisioned (SBC-3 4.7.3.2): what is unmapped
+    /// reads as zeros, and its space stays.
     pub thin: bool,
     /// The medium can be ejected (RMB).
     pub removable: bool,
@@ -97,12 +105,30 @@ impl LogicalUnit {
     }
 }
 
+/// Where the space of unmapped blocks is (SBC-3 4.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Provisioning {
+    /// No block can be unmapped.
+    Full,
+    /// Unmapped blocks are anchored: their space is theirs.
+    Resource,
+    /// Unmapped blocks are deallocated.
+    Thin,
+}
+
+impl Provisioning {
+    /// Blocks can be unmapped (LBPME).
+    pub(crate) const fn unmaps(self) -> bool {
+        !matches!(self, Self::Full)
+    }
+}
+
 /// What of a [`LogicalUnit`] stays as it is, whatever its disk is by now.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub identity: [u8; 16],
     pub product: String,
-    pub thin: bool,
+    pub provisioning: Provisioning,
     pub removable: bool,
     pub atomic_blocks: u32,
     pub sanitize_rate: u64,
@@ -119,7 +145,7 @@ pub(crate) struct Unit {
     disk: RwLock<Arc<dyn Disk>>,
     pub attentions: Attentions,
     pub mode: Mode,
-    pub ranges: RangeLock,
+    pub ranges: Arc<RangeLock>,
     pub reservations: Reservations,
     pub sanitize: Sanitize,
     pub meter: Meter,
@@ -135,7 +161,11 @@ impl Unit {
         let options = Options {
             identity: made.identity,
             product: made.product,
-            thin: made.thin,
+            provisioning: match (made.thin, made.disk.keeps_space()) {
+                (true, _) => Provisioning::Thin,
+                (false, true) => Provisioning::Resource,
+                (false, false) => Provisioning::Full,
+            },
             removable: made.removable,
             atomic_blocks: made.atomic_blocks,
             sanitize_rate: made.sanitize_rate,
@@ -153,7 +183,7 @@ impl Unit {
             disk: RwLock::new(made.disk),
             attentions: Attentions::default(),
             mode: Mode::new(made.write_cache),
-            ranges: RangeLock::default(),
+            ranges: Arc::default(),
             reservations,
             sanitize: Sanitize::default(),
             tokens: AtomicUsize::new(0),
@@ -192,12 +222,17 @@ impl Unit {
     }
 
     pub(crate) fn features(&self, explicit_alua: bool) -> Features {
-        Features { thin: self.options.thin, atomic: self.options.atomic_blocks > 0, explicit_alua }
+        Features {
+            unmap: self.options.provisioning.unmaps(),
+            anchor: self.options.provisioning == Provisioning::Resource,
+            atomic: self.options.atomic_blocks > 0,
+            explicit_alua,
+        }
     }
 
     /// What is known of the room below it, if it is thin.
     pub(crate) fn room(&self) -> Option<&Room> {
-        self.options.thin.then_some(&self.room)
+        (self.options.provisioning == Provisioning::Thin).then_some(&self.room)
     }
 
     pub(crate) fn shape(&self) -> Shape {

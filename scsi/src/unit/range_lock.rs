@@ -10,11 +10,12 @@
 //!  command alone ── say so ────────────┘ and when all that went the fast way are done
 //! ```
 //!
-//! Nothing is held locked while a command waits, and whoever came first goes first.
+//! Nothing is held locked while a command waits, and whoever came first goes first. What an aborted
+//! command goes on writing is alone on its blocks, and came before all that wait ([`Guard::stay`]).
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use tokio::sync::Notify;
@@ -29,11 +30,15 @@ pub(crate) struct RangeLock {
     fast: AtomicU64,
     table: Mutex<Table>,
     changed: Notify,
+    /// Guards of commands that were aborted and still write.
+    late: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    next: u64,
+    next: i64,
+    /// Of those that [stay](Guard::stay): before all others, so they count downwards.
+    stayed: i64,
     /// In order of arrival.
     entries: Vec<Entry>,
     alone: usize,
@@ -41,7 +46,7 @@ struct Table {
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
-    ticket: u64,
+    ticket: i64,
     start: u64,
     end: u64,
     alone: bool,
@@ -49,10 +54,13 @@ struct Entry {
 
 /// A range is being worked on until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Guard<'a> {
-    lock: &'a RangeLock,
+pub(crate) struct Guard {
+    lock: Arc<RangeLock>,
     /// `None`: it went the fast way.
-    ticket: Option<u64>,
+    ticket: Option<i64>,
+    start: u64,
+    len: u64,
+    late: bool,
 }
 
 impl RangeLock {
@@ -61,20 +69,25 @@ impl RangeLock {
     }
 
     /// Begins a command on blocks `start` to `start + len` beside others.
-    pub(crate) async fn shared(&self, start: u64, len: u64) -> Guard<'_> {
+    pub(crate) async fn shared(self: &Arc<Self>, start: u64, len: u64) -> Guard {
         if self.fast.fetch_add(1, Ordering::AcqRel) & ALONE == 0 {
-            return Guard { lock: self, ticket: None };
+            return Guard { lock: Arc::clone(self), ticket: None, start, len, late: false };
         }
         self.leave_fast();
         self.queued(start, len, false).await
     }
 
     /// Begins a command that no other on these blocks sees half done.
-    pub(crate) async fn alone(&self, start: u64, len: u64) -> Guard<'_> {
+    pub(crate) async fn alone(self: &Arc<Self>, start: u64, len: u64) -> Guard {
         self.queued(start, len, true).await
     }
 
-    async fn queued(&self, start: u64, len: u64, alone: bool) -> Guard<'_> {
+    /// How many commands were aborted and still write.
+    pub(crate) fn late(&self) -> usize {
+        self.late.load(Ordering::Relaxed)
+    }
+
+    async fn queued(self: &Arc<Self>, start: u64, len: u64, alone: bool) -> Guard {
         let guard = self.enter(start, len, alone);
         let ticket = guard.ticket.unwrap_or_default();
         loop {
@@ -88,7 +101,7 @@ impl RangeLock {
         }
     }
 
-    fn enter(&self, start: u64, len: u64, alone: bool) -> Guard<'_> {
+    fn enter(self: &Arc<Self>, start: u64, len: u64, alone: bool) -> Guard {
         let mut table = self.table();
         let ticket = table.next;
         table.next += 1;
@@ -97,10 +110,11 @@ impl RangeLock {
             table.alone += 1;
             self.fast.fetch_or(ALONE, Ordering::AcqRel);
         }
-        Guard { lock: self, ticket: Some(ticket) }
+        drop(table);
+        Guard { lock: Arc::clone(self), ticket: Some(ticket), start, len, late: false }
     }
 
-    fn may_go(&self, ticket: u64) -> bool {
+    fn may_go(&self, ticket: i64) -> bool {
         let table = self.table();
         let Some(own) = table.entries.iter().find(|entry| entry.ticket == ticket) else {
             return true;
@@ -121,7 +135,7 @@ impl RangeLock {
         }
     }
 
-    fn leave(&self, ticket: u64) {
+    fn leave(&self, ticket: i64) {
         let mut table = self.table();
         let at = table.entries.iter().position(|entry| entry.ticket == ticket);
         if at.is_some_and(|at| table.entries.remove(at).alone) {
@@ -135,8 +149,39 @@ impl RangeLock {
     }
 }
 
-impl Drop for Guard<'_> {
+impl Guard {
+    /// Its command was aborted, and what it had begun to write goes on: until that has ended no other
+    /// command goes on these blocks, also none that waits already.
+    pub(crate) fn stay(&mut self) {
+        let mut table = self.lock.table();
+        let known = self.ticket;
+        let known = table.entries.iter_mut().find(|entry| Some(entry.ticket) == known);
+        let alone = known.map(|entry| std::mem::replace(&mut entry.alone, true));
+        if alone.is_none() {
+            table.stayed -= 1;
+            let ticket = table.stayed;
+            let end = self.start.saturating_add(self.len);
+            table.entries.insert(0, Entry { ticket, start: self.start, end, alone: true });
+            self.ticket = Some(ticket);
+        }
+        if alone != Some(true) {
+            table.alone += 1;
+            self.lock.fast.fetch_or(ALONE, Ordering::AcqRel);
+        }
+        drop(table);
+        if alone.is_none() {
+            self.lock.leave_fast();
+        }
+        self.late = true;
+        self.lock.late.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Guard {
     fn drop(&mut self) {
+        if self.late {
+            self.lock.late.fetch_sub(1, Ordering::Relaxed);
+        }
         match self.ticket {
             None => self.lock.leave_fast(),
             Some(ticket) => self.lock.leave(ticket),
@@ -149,7 +194,6 @@ mod tests {
     use std::{
         future::Future,
         pin::pin,
-        sync::Arc,
         task::{Context, Poll, Waker},
     };
 
@@ -164,7 +208,7 @@ mod tests {
 
     #[test]
     fn who_is_alone_waits_for_those_before_and_holds_those_after_on_its_blocks() {
-        let lock = RangeLock::default();
+        let lock = Arc::new(RangeLock::default());
         let before = ready(pin!(lock.shared(0, 8))).expect("nobody is there");
         let mut alone = pin!(lock.alone(4, 4));
         assert!(ready(alone.as_mut()).is_none(), "a plain command is under way");
@@ -181,7 +225,7 @@ mod tests {
 
     #[test]
     fn an_aborted_wait_leaves_nothing_behind() {
-        let lock = RangeLock::default();
+        let lock = Arc::new(RangeLock::default());
         let plain = ready(pin!(lock.shared(0, 1))).expect("nobody is there");
         {
             let mut alone = pin!(lock.alone(0, 1));
@@ -190,6 +234,30 @@ mod tests {
         drop(plain);
         let guard = ready(pin!(lock.shared(0, 1))).expect("nobody is there");
         assert!(guard.ticket.is_none(), "the fast way is open again");
+    }
+
+    #[test]
+    fn what_stays_keeps_those_away_who_wait_and_who_come() {
+        for alone in [false, true] {
+            let lock = Arc::new(RangeLock::default());
+            let mut guard = match alone {
+                true => ready(pin!(lock.alone(4, 4))),
+                false => ready(pin!(lock.shared(4, 4))),
+            }
+            .expect("nobody is there");
+            let mut waits = pin!(lock.alone(6, 1));
+            assert!(ready(waits.as_mut()).is_none());
+            guard.stay();
+            assert_eq!(lock.late(), 1);
+            assert!(ready(waits.as_mut()).is_none(), "{alone}");
+            let mut comes = pin!(lock.shared(7, 8));
+            assert!(ready(comes.as_mut()).is_none(), "{alone}");
+            assert!(ready(pin!(lock.alone(0, 4))).is_some(), "other blocks");
+            drop(guard);
+            assert!(ready(waits.as_mut()).is_some());
+            assert!(ready(comes.as_mut()).is_some());
+            assert_eq!(lock.late(), 0);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU16, Ordering},
@@ -25,7 +26,7 @@ use nom::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::Unit;
+use super::{Provisioning, Unit};
 use crate::{
     Sense, SenseKey, asc,
     refusal::{Done, Refusal},
@@ -58,7 +59,7 @@ pub(crate) struct Sanitize {
 /// What blocks are left with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Pattern {
-    /// Nothing: they are deallocated.
+    /// Nothing: they are unmapped.
     Erase,
     /// These bytes over and over from the begin of each block, so many times; the bits turned
     /// over from time to time.
@@ -331,7 +332,7 @@ async fn run(unit: &Unit, pattern: &Pattern) -> Done {
         let mut at = 0;
         while at < size {
             let len = STEP.min(size - at);
-            step(&*disk, at, len, fill.as_deref()).await?;
+            step(&*disk, at..at + len, fill.as_deref(), unit.options.provisioning).await?;
             at += len;
             let done = u128::from(pass) * u128::from(size) + u128::from(at);
             let part = done * 65535 / (u128::from(passes) * u128::from(size)).max(1);
@@ -345,11 +346,19 @@ async fn run(unit: &Unit, pattern: &Pattern) -> Done {
     Ok(())
 }
 
-async fn step(disk: &dyn Disk, at: u64, len: u64, fill: Option<&[u8]>) -> Done {
-    match fill {
-        None => disk.write_zeroes(at, len).await.map_err(Refusal::writing),
-        Some(bytes) => disk.write_at(at, &bytes[..len as usize]).await.map_err(Refusal::writing),
-    }
+async fn step(
+    disk: &dyn Disk,
+    Range { start, end }: Range<u64>,
+    fill: Option<&[u8]>,
+    provisioning: Provisioning,
+) -> Done {
+    let len = end - start;
+    let done = match (fill, provisioning) {
+        (None, Provisioning::Thin) => disk.write_zeroes(start, len).await,
+        (None, _) => disk.write_zeroes_kept(start, len).await,
+        (Some(bytes), _) => disk.write_at(start, &bytes[..len as usize]).await,
+    };
+    done.map_err(Refusal::writing)
 }
 
 /// Waits until `done` bytes are no more than the rate allows.

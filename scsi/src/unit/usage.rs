@@ -1,14 +1,24 @@
 //! What a logical unit has done, and how much it may do in a second.
+//!
+//! ```text
+//!  command ──► nobody waits, and there is room ──► go
+//!                │ no                               ▲
+//!                ▼                                  │ there is room: the first
+//!              those that wait, by rank and then by arrival
+//! ```
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::Rank;
 
 /// How far a unit may run ahead of its limit after it did nothing: with less, commands that come
 /// together would be late though the second has room for them.
@@ -57,6 +67,8 @@ pub(crate) struct Meter {
     bytes: [AtomicU64; 2],
     delayed: AtomicU64,
     limited: Mutex<Limited>,
+    /// The first of those that wait may be another now, or the limits are.
+    changed: Notify,
     /// There are limits: what `limited` says, for those who do not take the lock.
     has_limits: std::sync::atomic::AtomicBool,
 }
@@ -66,45 +78,109 @@ struct Limited {
     limits: Limits,
     /// When what was let through is paid for, by commands and by bytes.
     paid: [Option<Instant>; 2],
+    /// Commands that wait, by rank and arrival.
+    waiting: BTreeSet<Place>,
+    arrived: u64,
 }
 
+/// A command's place among those that wait.
+type Place = (Rank, u64);
+
 impl Limited {
-    /// Lets a command through; until when it waits.
-    fn take(&mut self, now: Instant, bytes: u64) -> Option<Instant> {
-        let mut until = None;
+    /// Until when the next command waits; `None`: it may go.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let limits = [self.limits.commands, self.limits.bytes];
+        let paid = self
+            .paid
+            .iter()
+            .zip(limits)
+            .filter_map(|(paid, limit)| paid.filter(|_| limit.is_some()));
+        paid.filter(|paid| *paid > now + AHEAD).max().map(|paid| paid - AHEAD)
+    }
+
+    /// Lets a command through.
+    fn charge(&mut self, now: Instant, bytes: u64) {
         let costs = [(self.limits.commands, 1), (self.limits.bytes, bytes)];
         for (paid, (limit, amount)) in self.paid.iter_mut().zip(costs) {
             let Some(limit) = limit else { continue };
             let cost = Duration::from_secs_f64(amount as f64 / limit.max(1) as f64);
-            let begins = paid.map_or(now, |paid| paid.max(now));
-            *paid = Some(begins + cost);
-            if begins > now + AHEAD {
-                until = until.max(Some(begins - AHEAD));
-            }
+            *paid = Some(paid.map_or(now, |paid| paid.max(now)) + cost);
         }
-        until
+    }
+
+    /// Whether a command that waits goes now, or until when it waits; without a time: until it is the
+    /// first.
+    fn turn(&mut self, place: Place, now: Instant, bytes: u64) -> Result<(), Option<Instant>> {
+        if self.waiting.first() != Some(&place) {
+            return Err(None);
+        }
+        if let Some(until) = self.due(now) {
+            return Err(Some(until));
+        }
+        self.charge(now, bytes);
+        Ok(())
+    }
+}
+
+/// A command waits until this is dropped.
+struct Waiting<'a> {
+    meter: &'a Meter,
+    place: Place,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.meter.limited().waiting.remove(&self.place);
+        self.meter.changed.notify_waiters();
     }
 }
 
 impl Meter {
-    pub(crate) fn set_limits(&self, limits: Limits) {
-        let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
-        *limited = Limited { limits, ..Limited::default() };
-        self.has_limits.store(limits != Limits::default(), Ordering::Release);
+    fn limited(&self) -> MutexGuard<'_, Limited> {
+        self.limited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the limits let a command of so many bytes through.
-    pub(crate) async fn pass(&self, bytes: u64) {
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        let mut limited = self.limited();
+        (limited.limits, limited.paid) = (limits, [None; 2]);
+        self.has_limits.store(limits != Limits::default(), Ordering::Release);
+        drop(limited);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the limits let a command of so many bytes through, those of a lower rank before it.
+    pub(crate) async fn pass(&self, rank: Rank, bytes: u64) {
         if !self.has_limits.load(Ordering::Acquire) {
             return;
         }
-        let until = {
-            let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
-            limited.take(Instant::now(), bytes)
+        let waiting = {
+            let mut limited = self.limited();
+            let now = Instant::now();
+            if limited.waiting.is_empty() && limited.due(now).is_none() {
+                limited.charge(now, bytes);
+                return;
+            }
+            limited.arrived += 1;
+            let place = (rank, limited.arrived);
+            limited.waiting.insert(place);
+            Waiting { meter: self, place }
         };
-        if let Some(until) = until {
-            self.delayed.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep_until(until).await;
+        self.delayed.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let turn = self.limited().turn(waiting.place, Instant::now(), bytes);
+            match turn {
+                Ok(()) => return,
+                Err(None) => changed.await,
+                Err(Some(until)) => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = tokio::time::sleep_until(until) => {}
+                    }
+                }
+            }
         }
     }
 
@@ -129,13 +205,19 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+
     use super::*;
 
+    /// How long the last of so many commands that come together waits.
     fn waits(limits: Limits, commands: u32, bytes: u64) -> Duration {
-        let now = Instant::now();
-        let mut limited = Limited { limits, ..Limited::default() };
-        let last = (0..commands).map(|_| limited.take(now, bytes)).last().flatten();
-        last.map_or(Duration::ZERO, |until| until - now)
+        let began = Instant::now();
+        let (mut now, mut limited) = (began, Limited { limits, ..Limited::default() });
+        for _ in 0..commands {
+            now = limited.due(now).unwrap_or(now);
+            limited.charge(now, bytes);
+        }
+        now - began
     }
 
     #[test]
@@ -158,10 +240,63 @@ mod tests {
         let limits = Limits { commands: Some(10), bytes: None };
         let mut limited = Limited { limits, ..Limited::default() };
         let now = Instant::now();
-        limited.take(now, 0);
+        limited.charge(now, 0);
         let later = now + Duration::from_secs(3600);
-        let all: Vec<_> = (0..4).map(|_| limited.take(later, 0)).collect();
-        assert!(all[..2].iter().all(Option::is_none), "{all:?}");
-        assert!(all[2..].iter().all(Option::is_some), "{all:?}");
+        let mut waits = || {
+            let due = limited.due(later);
+            limited.charge(later, 0);
+            due.is_some()
+        };
+        assert_eq!([waits(), waits(), waits(), waits()], [false, false, true, true]);
+    }
+
+    #[tokio::test]
+    async fn those_that_wait_go_by_rank_and_then_as_they_came() {
+        let meter = Meter::default();
+        meter.set_limits(Limits { commands: None, bytes: Some(1) });
+        meter.pass(Rank::MIDDLE, 1 << 20).await;
+        let priorities = [0, 9, 3, 0, 1, 3];
+        let order = Mutex::new(Vec::new());
+        let commands = priorities.iter().enumerate().map(|(at, priority)| {
+            let (meter, order) = (&meter, &order);
+            async move {
+                meter.pass(Rank::new(crate::TaskAttribute::Simple, *priority), 0).await;
+                order.lock().expect("no panic").push(at);
+            }
+        });
+        let mut all: Vec<_> = commands.map(Box::pin).collect();
+        // One that is aborted while it is the first keeps nobody.
+        let mut first = Box::pin(meter.pass(Rank::new(crate::TaskAttribute::HeadOfQueue, 0), 0));
+        std::future::poll_fn(|context| {
+            assert!(all.iter_mut().all(|it| it.as_mut().poll(context).is_pending()));
+            assert!(first.as_mut().poll(context).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+        drop(first);
+        // There is room for all of them, one after the other.
+        meter.set_limits(Limits { commands: None, bytes: Some(1 << 20) });
+        std::future::poll_fn(|context| {
+            all.retain_mut(|it| it.as_mut().poll(context).is_pending());
+            if all.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+        assert_eq!(*order.lock().expect("no panic"), [4, 2, 5, 0, 3, 1]);
+    }
+
+    /// Limits that go let those through that wait.
+    #[tokio::test]
+    async fn limits_that_are_lifted_keep_nobody() {
+        let meter = Meter::default();
+        meter.set_limits(Limits { commands: None, bytes: Some(1) });
+        meter.pass(Rank::MIDDLE, 1 << 40).await;
+        let mut waits = Box::pin(meter.pass(Rank::MIDDLE, 1));
+        std::future::poll_fn(|context| {
+            assert!(waits.as_mut().poll(context).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+        meter.set_limits(Limits::default());
+        waits.await;
     }
 }

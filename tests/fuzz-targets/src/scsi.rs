@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use block_io::{RawDisk, testing::MemFile};
-use scsi::{Device, LogicalUnit, Lun, Nexus, Request, Status, TaskAttribute, Units, UnitsOptions};
+use bytes::Bytes;
+use scsi::{
+    Device, LogicalUnit, Lun, Nexus, Rank, Request, Status, TaskAttribute, Units, UnitsOptions,
+};
 use tokio::runtime::{Builder, Runtime};
 
 const SIZE: usize = 64 << 10;
@@ -47,7 +50,14 @@ async fn commands(mut bytes: &[u8]) {
             break;
         }
         let mut data_in = Vec::new();
-        let request = Request { lun: Lun([0; 8]), cdb, data_out, attribute: TaskAttribute::Simple };
+        let data_out = &Bytes::copy_from_slice(data_out);
+        let request = Request {
+            lun: Lun([0; 8]),
+            cdb,
+            data_out,
+            attribute: TaskAttribute::Simple,
+            rank: Rank::MIDDLE,
+        };
         let who = &nexuses[usize::from(kind >> 7)];
         let done = units.execute(who, request, &mut data_in).await;
         assert_eq!(done.sense.is_some(), done.status == Status::CheckCondition, "{cdb:x?}");

@@ -69,7 +69,7 @@ fn all_ask(
         one.raw.send().unwrap();
     }
     for one in crowd {
-        for (status, _) in answers(&mut one.raw, REQUESTS) {
+        for (_, status, _) in answers(&mut one.raw, REQUESTS) {
             assert_eq!(status, want);
         }
     }

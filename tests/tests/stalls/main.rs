@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_tests::smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2};
+use bulkhead_tests::{
+    raw::{answers, ask},
+    smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2},
+};
 use smb_client::{
     ConnectOptions, Login,
     raw::{Compounded, RawConnection},
@@ -46,30 +49,6 @@ fn options(server: &Smbd, user: &str, password: &str) -> ConnectOptions {
 
 fn hostile(server: &Smbd, share: &str) -> RawConnection {
     RawConnection::connect_share(&options(server, USER, PASSWORD), share).unwrap()
-}
-
-/// Receives until `count` requests are answered: their statuses and bodies.
-fn answers(raw: &mut RawConnection, count: usize) -> Vec<(NtStatus, Vec<u8>)> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        raw.receive_all(|header, body| {
-            if header.status != NtStatus::PENDING {
-                all.push((header.status, body.to_vec()));
-            }
-        })
-        .unwrap();
-    }
-    all
-}
-
-fn ask(
-    raw: &mut RawConnection,
-    command: Command,
-    encode: impl FnOnce(&mut Vec<u8>),
-) -> (NtStatus, Vec<u8>) {
-    raw.queue_request(command, encode);
-    raw.send().unwrap();
-    answers(raw, 1).remove(0)
 }
 
 fn opening(name: &str, disposition: Disposition, options: CreateOptions) -> create::Request<'_> {
@@ -295,7 +274,7 @@ fn no_compound_keeps_others_waiting() {
     for _ in 0..3 {
         raw.queue_compound(&compound);
         raw.send().unwrap();
-        for (at, (status, _)) in answers(&mut raw, compound.len()).into_iter().enumerate() {
+        for (at, (_, status, _)) in answers(&mut raw, compound.len()).into_iter().enumerate() {
             assert_eq!(status, NtStatus::SUCCESS, "request {at}");
         }
     }

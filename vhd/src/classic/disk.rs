@@ -230,6 +230,25 @@ impl Inner {
         Ok(())
     }
 
+    /// What needs space is there when the table says so, and not in part.
+    async fn write_whole(&self, offset: u64, buf: &[u8]) -> Done<()> {
+        self.check_to_change(offset, buf.len() as u64).await?;
+        let Some(table) = &self.table else { return self.file.write_whole(offset, buf).await };
+        let mut blocks = parts(table, offset..offset + buf.len() as u64);
+        match (blocks.next(), blocks.next()) {
+            (Some((block, part)), None) => match table.place(block) {
+                Place::Whole(base) => {
+                    self.file.write_whole(base + part.start % table.block_size, buf).await
+                }
+                Place::Absent => self.whole(table, block, Some((&part, buf))).await.map(drop),
+                Place::Partly(..) => {
+                    Err(Error::Unsupported("writing a part of a block as a whole"))
+                }
+            },
+            _ => Err(Error::Unsupported("writing several blocks as a whole")),
+        }
+    }
+
     async fn discard(&self, offset: u64, len: u64) -> Done<()> {
         self.check_to_change(offset, len).await?;
         let Some(table) = &self.table else { return Ok(()) };
@@ -244,10 +263,10 @@ impl Inner {
         Ok(())
     }
 
-    async fn write_zeroes(&self, offset: u64, len: u64) -> Done<()> {
+    async fn write_zeroes(&self, offset: u64, len: u64, kept: bool) -> Done<()> {
         self.check_to_change(offset, len).await?;
         let Some(table) = &self.table else {
-            return crate::vhdx::zero_range(&*self.file, offset..offset + len).await;
+            return crate::vhdx::zeroed(&*self.file, offset..offset + len, kept).await;
         };
         for (block, part) in parts(table, offset..offset + len) {
             let base = match table.place(block) {
@@ -256,7 +275,7 @@ impl Inner {
                 Place::Absent | Place::Partly(..) => self.whole(table, block, None).await?,
             };
             let at = base + part.start % table.block_size;
-            crate::vhdx::zero_range(&*self.file, at..at + (part.end - part.start)).await?;
+            crate::vhdx::zeroed(&*self.file, at..at + (part.end - part.start), kept).await?;
         }
         Ok(())
     }
@@ -337,6 +356,10 @@ impl Disk for Vhd {
         Box::pin(self.inner.write(offset, buf))
     }
 
+    fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        Box::pin(self.inner.write_whole(offset, buf))
+    }
+
     fn flush(&self) -> IoFuture<'_, ()> {
         Box::pin(async {
             self.inner.check(0, 0)?;
@@ -349,7 +372,15 @@ impl Disk for Vhd {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
-        Box::pin(self.inner.write_zeroes(offset, len))
+        Box::pin(self.inner.write_zeroes(offset, len, false))
+    }
+
+    fn write_zeroes_kept(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
+        Box::pin(self.inner.write_zeroes(offset, len, true))
+    }
+
+    fn keeps_space(&self) -> bool {
+        true
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {

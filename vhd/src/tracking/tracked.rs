@@ -286,6 +286,15 @@ impl Disk for Tracked {
         })
     }
 
+    fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        Box::pin(async move {
+            self.geometry().check(offset, buf.len() as u64)?;
+            let _shared = self.gate.read().await;
+            self.mark(offset, buf.len() as u64).await?;
+            self.disk.write_whole(offset, buf).await
+        })
+    }
+
     fn flush(&self) -> IoFuture<'_, ()> {
         self.disk.flush()
     }
@@ -306,6 +315,19 @@ impl Disk for Tracked {
             self.mark(offset, len).await?;
             self.disk.write_zeroes(offset, len).await
         })
+    }
+
+    fn write_zeroes_kept(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.geometry().check(offset, len)?;
+            let _shared = self.gate.read().await;
+            self.mark(offset, len).await?;
+            self.disk.write_zeroes_kept(offset, len).await
+        })
+    }
+
+    fn keeps_space(&self) -> bool {
+        self.disk.keeps_space()
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {

@@ -17,7 +17,7 @@ use super::{
     commit::{Headers, LogWriter},
     epoch::{Epochs, InFlight},
     table::{BatCache, Updated},
-    zero_range,
+    zeroed,
 };
 use crate::{Guid, extent};
 
@@ -255,7 +255,9 @@ impl Inner {
         Ok(())
     }
 
-    async fn write_zeroes(self: &Arc<Self>, offset: u64, len: u64) -> Result<()> {
+    /// Makes a range zero: `kept`, and blocks that have space keep it.
+    async fn write_zeroes(self: &Arc<Self>, offset: u64, len: u64, kept: bool) -> Result<()> {
+        let kept = kept || self.fixed;
         self.geometry.check(offset, len)?;
         let _guard = self.enter_to_change().await?;
         for (block, part) in self.blocks(offset..offset + len) {
@@ -270,16 +272,10 @@ impl Inner {
             let _changes = self.changing(block).await;
             let entry = self.entry(block).await?;
             match entry.data() {
-                Some(base) if self.fixed || !whole => {
+                Some(base) if kept || !whole => {
                     let start = base + part.start % self.layout.block_size;
                     let range = start..start + (part.end - part.start);
-                    zero_range(&*self.file, range.clone()).await?;
-                    if self.fixed {
-                        match self.file.allocate(range).await {
-                            Ok(()) | Err(Error::Unsupported(_)) => {}
-                            Err(error) => return Err(error),
-                        }
-                    }
+                    zeroed(&*self.file, range, kept).await?;
                 }
                 // Says for every reader that the block is zeros, which it already is for this one.
                 _ if entry.state_bits() != BlockState::Zero.bits() => {
@@ -445,6 +441,32 @@ impl Disk for Vhdx {
         })
     }
 
+    /// What needs space is there when the table says so, and not in part.
+    fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
+        Box::pin(async move {
+            let inner = &self.inner;
+            inner.geometry.check(offset, buf.len() as u64)?;
+            let guard = inner.enter_to_change().await?;
+            let mut blocks = inner.blocks(offset..offset + buf.len() as u64);
+            let (Some((block, part)), None) = (blocks.next(), blocks.next()) else {
+                return Err(Error::Unsupported("writing several blocks as a whole"));
+            };
+            match inner.entry(block).await?.content() {
+                Content::Here(base) => {
+                    let at = base + part.start % inner.layout.block_size;
+                    inner.file.write_whole(at, buf).await
+                }
+                Content::Partly(_) => {
+                    Err(Error::Unsupported("writing parts of a block as a whole"))
+                }
+                Content::Below | Content::Zero => {
+                    drop(guard);
+                    Box::pin(inner.write(offset, buf)).await
+                }
+            }
+        })
+    }
+
     fn flush(&self) -> IoFuture<'_, ()> {
         Box::pin(async {
             let _guard = self.inner.enter()?;
@@ -457,7 +479,15 @@ impl Disk for Vhdx {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
-        Box::pin(self.inner.write_zeroes(offset, len))
+        Box::pin(self.inner.write_zeroes(offset, len, false))
+    }
+
+    fn write_zeroes_kept(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
+        Box::pin(self.inner.write_zeroes(offset, len, true))
+    }
+
+    fn keeps_space(&self) -> bool {
+        true
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
