@@ -154,7 +154,7 @@ impl OpenFileTable {
         let me = (by.id, by.lease);
         let now = Instant::now();
         let takes = by.access.or(by.overwrites);
-        if takes_part(takes) {
+        if takes_part(takes) && state.users.exclude(takes, by.share) {
             let hinders = |other: &&Use| {
                 takes_part(other.access)
                     && !ignored(other.id)
@@ -187,7 +187,7 @@ impl OpenFileTable {
         }
         let Opener { id, access, share, lease, .. } = by;
         let link = state.links.enter(path, only);
-        state.users.push(Use { id, link, access, share, lease });
+        state.users.add(Use { id, link, access, share, lease });
         Ok(())
     }
 
@@ -418,7 +418,7 @@ impl OpenFileTable {
         let entry = self.files.entry(file.key);
         let mut state = lock(&file.state);
         let link = state.link(id);
-        state.users.retain(|user| user.id != id);
+        state.users.remove(id);
         state.claim_less();
         state.locks.release_all(id);
         file.count_locks(&state);

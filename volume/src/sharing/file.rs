@@ -2,7 +2,7 @@
 //! may cache.
 //!
 //! ```text
-//!  open::table ── by device and inode ─► OpenFile ─► users  modes.rs: who has it open, how
+//!  open::table ── by device and inode ─► OpenFile ─► users  openers.rs: who has it open, how
 //!    │ opens, leases, creates by name     │      links      links.rs: by which of its names
 //!    └ tells holders, lets openers wait   │      locks      locks.rs: byte ranges
 //!                                         │      caching    caching.rs: oplocks and leases
@@ -38,8 +38,8 @@ use crate::{
         image,
         links::{LinkId, Links},
         locks::{Intent, Locks, Range},
-        modes::takes_part,
         next_name::NextName,
+        openers::Openers,
     },
     status::of_errno,
     users::ClientId,
@@ -84,7 +84,7 @@ pub struct OpenFile {
 
 #[derive(Debug)]
 pub(crate) struct State {
-    pub(crate) users: Vec<Use>,
+    pub(crate) users: Openers,
     pub(crate) links: Links,
     pub(crate) caching: Caching,
     pub(crate) locks: Locks,
@@ -200,7 +200,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl State {
     /// The name that an opener came by.
     pub(crate) fn link(&self, open: u64) -> Option<LinkId> {
-        self.users.iter().find(|user| user.id == open).map(|user| user.link)
+        self.users.get(open).map(|user| user.link)
     }
 
     /// Whether the name that an opener came by is to go.
@@ -227,7 +227,7 @@ impl State {
 impl OpenFile {
     pub(crate) fn new(key: FileKey, all_locks: Arc<LockCount>) -> Arc<Self> {
         let state = State {
-            users: Vec::new(),
+            users: Openers::default(),
             links: Links::default(),
             caching: Caching::default(),
             locks: Locks::default(),
@@ -451,8 +451,6 @@ impl OpenFile {
 
     /// Whether openers other than `id` forbid that the file is deleted or renamed.
     pub fn others_forbid_delete(&self, id: u64) -> bool {
-        lock(&self.state).users.iter().any(|user| {
-            user.id != id && takes_part(user.access) && !user.share.has(ShareAccess::DELETE)
-        })
+        lock(&self.state).users.others_refuse_delete(id)
     }
 }

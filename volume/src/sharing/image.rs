@@ -39,7 +39,7 @@ pub(crate) struct Held {
 
 /// What an opener claims: one that writes, or may, is a writer; one that reads and lets nobody write
 /// needs the file as it is.
-fn of(access: Access, share: ShareAccess) -> Option<Claim> {
+pub(crate) fn claim_of(access: Access, share: ShareAccess) -> Option<Claim> {
     if access.any(WRITES) {
         return Some(Claim::Writer);
     }
@@ -55,8 +55,8 @@ impl OpenFile {
     /// with this.
     pub fn claim(&self, open: u64, file: &Arc<LocalFile>, cuts: bool) -> Result<(), NtStatus> {
         let mut state = lock(&self.state);
-        let opener = state.users.iter().find(|user| user.id == open);
-        let own = opener.and_then(|user| of(user.access, user.share));
+        let opener = state.users.get(open);
+        let own = opener.and_then(|user| claim_of(user.access, user.share));
         let Some(wanted) = cuts.then_some(Claim::Writer).max(own) else {
             return Ok(());
         };
@@ -99,7 +99,7 @@ impl State {
     /// Gives up what none of the openers claims any more.
     pub(crate) fn claim_less(&mut self) {
         let Some(image) = &mut self.image else { return };
-        let left = self.users.iter().filter_map(|user| of(user.access, user.share)).max();
+        let left = self.users.claim();
         if left >= Some(image.claim) {
             return;
         }

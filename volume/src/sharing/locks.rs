@@ -1,4 +1,17 @@
 //! Byte-range locks of one file (MS-FSA 2.1.4.10, 2.1.5.8, 2.1.5.9).
+//!
+//! A file may have thousands of them, and each read, write and lock of it asks which are in its way. So
+//! they are kept by length and place: a lock of at most so many bytes that reaches into a range begins at
+//! most that many before it, and nothing further away is looked at.
+//!
+//! ```text
+//!  lengths 0–1    ──┬─┬──────┬──          a range: in each row what begins in it,
+//!  lengths 2–3    ────┬──────────         and shortly before it
+//!  lengths 4–7    ──┬─────────┬──
+//!  …                   ├range┤
+//! ```
+
+use std::{collections::BTreeMap, iter};
 
 /// A range of bytes; its last byte is at most `u64::MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +56,11 @@ pub enum Intent {
     Own,
 }
 
+/// A lock, without its range and its owner's other locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Held {
     open: u64,
-    range: Range,
+    length: u64,
     exclusive: bool,
 }
 
@@ -62,49 +76,68 @@ impl Held {
     }
 }
 
+/// Where a lock is kept: its row, its first byte, and the when of it, in this order.
+type Place = (u32, u64, u64);
+
+/// The row of locks of a length: that of the highest bit of it.
+fn row(length: u64) -> u32 {
+    length.max(1).ilog2()
+}
+
+/// Most bytes that a lock of a row has.
+fn longest(row: u32) -> u64 {
+    u64::MAX >> (63 - row.min(63))
+}
+
 /// All locks of one file.
 #[derive(Debug, Default)]
 pub struct Locks {
-    held: Vec<Held>,
+    held: BTreeMap<Place, Held>,
+    /// By owner and the when of them.
+    owners: BTreeMap<(u64, u64), Place>,
+    /// The when of the next one.
+    next: u64,
 }
 
 impl Locks {
-    /// Whether what `open` wants to do meets a lock that forbids it.
-    pub fn conflict(&self, open: u64, range: Range, intent: Intent) -> bool {
-        self.held.iter().any(|held| held.forbids(open, intent) && held.range.overlaps(range))
+    /// The rows that have locks, with the place of the first of each.
+    fn rows(&self) -> impl Iterator<Item = Place> {
+        let from = |row| self.held.range((row, 0, 0)..).next().map(|(place, _)| *place);
+        iter::successors(from(0), move |(row, ..)| from(row + 1))
     }
 
-    /// Whether what `open` wants to do to any of many ranges meets a lock that forbids it: in the
-    /// time that it takes to sort the locks, not to compare each with each. Empty ranges meet none.
+    /// The locks that may overlap a range: all that do are among them.
+    fn near(&self, range: Range) -> impl Iterator<Item = (Range, &Held)> {
+        let end = u128::from(range.offset) + u128::from(range.length);
+        let last = u64::try_from(end).unwrap_or(u64::MAX);
+        self.rows().flat_map(move |(row, ..)| {
+            let first = range.offset.saturating_sub(longest(row));
+            self.held.range((row, first, 0)..=(row, last, u64::MAX)).map(
+                |((_, offset, _), held)| (Range { offset: *offset, length: held.length }, held),
+            )
+        })
+    }
+
+    /// Whether what `open` wants to do meets a lock that forbids it.
+    pub fn conflict(&self, open: u64, range: Range, intent: Intent) -> bool {
+        self.near(range).any(|(place, held)| held.forbids(open, intent) && place.overlaps(range))
+    }
+
+    /// Whether what `open` wants to do to any of many ranges meets a lock that forbids it. Empty ranges
+    /// meet none.
     pub fn conflict_any(
         &self,
         open: u64,
         ranges: impl Iterator<Item = Range>,
         intent: Intent,
     ) -> bool {
-        let end = |range: Range| u128::from(range.offset) + u128::from(range.length);
-        let mut held: Vec<(u64, u128)> = self
-            .held
-            .iter()
-            .filter(|held| held.forbids(open, intent) && !held.range.is_nowhere())
-            .map(|held| (held.range.offset, end(held.range)))
-            .collect();
-        held.sort_unstable();
-        // Beside each lock stands the furthest end up to it.
-        let mut furthest = 0;
-        for (_, end) in &mut held {
-            furthest = furthest.max(*end);
-            *end = furthest;
-        }
-        ranges.filter(|range| range.length > 0).any(|range| {
-            let before = held.partition_point(|(offset, _)| u128::from(*offset) < end(range));
-            before.checked_sub(1).is_some_and(|last| held[last].1 > u128::from(range.offset))
-        })
+        let mut ranges = ranges.filter(|range| range.length > 0);
+        ranges.any(|range| self.conflict(open, range, intent))
     }
 
     /// Whether any lock begins before the end of the file, which is at `end`.
     pub fn reach_into(&self, end: u64) -> bool {
-        self.held.iter().any(|held| held.range.offset < end)
+        self.rows().any(|(_, offset, _)| offset < end)
     }
 
     /// Takes a lock if nothing forbids it.
@@ -112,28 +145,35 @@ impl Locks {
         let intent = if exclusive { Intent::Own } else { Intent::Share };
         let free = !self.conflict(open, range, intent);
         if free {
-            self.held.push(Held { open, range, exclusive });
+            let place = (row(range.length), range.offset, self.next);
+            self.held.insert(place, Held { open, length: range.length, exclusive });
+            self.owners.insert((open, self.next), place);
+            self.next += 1;
         }
         free
     }
 
     /// Releases the lock of exactly that range; of two the exclusive one, as it was taken first.
     pub fn release(&mut self, open: u64, range: Range) -> bool {
-        let mine = |held: &Held| held.open == open && held.range == range;
-        match self.held.iter().position(mine) {
-            Some(at) => {
-                self.held.remove(at);
-                true
-            }
-            None => false,
-        }
+        let row = row(range.length);
+        let same = self.held.range((row, range.offset, 0)..=(row, range.offset, u64::MAX));
+        let mut mine = same.filter(|(_, held)| held.open == open && held.length == range.length);
+        let Some(place) = mine.next().map(|(place, _)| *place) else { return false };
+        self.held.remove(&place);
+        self.owners.remove(&(open, place.2));
+        true
     }
 
     /// Releases everything that an open holds; whether there was anything.
     pub fn release_all(&mut self, open: u64) -> bool {
-        let before = self.held.len();
-        self.held.retain(|held| held.open != open);
-        self.held.len() != before
+        let mut any = false;
+        while let Some((owner, place)) = self.owners.range((open, 0)..=(open, u64::MAX)).next() {
+            let (owner, place) = (*owner, *place);
+            self.owners.remove(&owner);
+            self.held.remove(&place);
+            any = true;
+        }
+        any
     }
 
     /// Number of locks on the file.
@@ -141,9 +181,12 @@ impl Locks {
         self.held.len()
     }
 
-    /// Locks of one open as `(offset, length, exclusive)`.
+    /// Locks of one open as `(range, exclusive)`, in the order in which they were taken.
     pub fn of(&self, open: u64) -> impl Iterator<Item = (Range, bool)> {
-        self.held.iter().filter(move |held| held.open == open).map(|h| (h.range, h.exclusive))
+        self.owners.range((open, 0)..=(open, u64::MAX)).filter_map(|(_, place)| {
+            let held = self.held.get(place)?;
+            Some((Range { offset: place.1, length: held.length }, held.exclusive))
+        })
     }
 }
 
@@ -171,6 +214,36 @@ mod tests {
         assert!(locks.take(1, range(0, 0), true), "nowhere");
         assert!(!locks.release(1, range(10, 10)), "another's");
         assert!(locks.release(2, range(10, 10)));
+    }
+
+    /// What is looked at for a range does not grow with the locks elsewhere in the file.
+    #[test]
+    fn far_locks_are_not_looked_at() {
+        let mut locks = Locks::default();
+        for number in 0..16_000u64 {
+            assert!(locks.take(number % 7, range(number * 1000, 1 + number % 900), true));
+        }
+        for number in (0..16_000).step_by(997) {
+            let asked = range(number * 1000 + 950, 10);
+            assert!(locks.near(asked).count() <= 2 * 10, "one or two in each of ten rows");
+            assert!(!locks.conflict(9, asked, Intent::Write));
+            assert!(locks.conflict(9, range(number * 1000, 1), Intent::Read));
+        }
+        assert_eq!(locks.of(3).count(), 16_000usize.div_ceil(7));
+        assert!(locks.release_all(3) && !locks.release_all(3));
+        assert_eq!(locks.count(), 16_000 - 16_000usize.div_ceil(7));
+    }
+
+    #[test]
+    fn the_longest_locks_reach_from_the_first_byte_to_the_last() {
+        let mut locks = Locks::default();
+        assert!(locks.take(1, range(0, u64::MAX), true));
+        assert!(locks.take(2, range(u64::MAX, 1), true));
+        assert!(locks.conflict(3, range(u64::MAX - 1, 1), Intent::Read));
+        assert!(locks.conflict(3, range(u64::MAX, 1), Intent::Read));
+        assert!(locks.release(1, range(0, u64::MAX)));
+        assert!(!locks.conflict(3, range(u64::MAX - 1, 1), Intent::Read));
+        assert_eq!((locks.reach_into(u64::MAX), locks.count()), (false, 1));
     }
 
     #[derive(Debug, Clone)]

@@ -7,4 +7,5 @@ pub mod links;
 pub mod locks;
 pub mod modes;
 pub mod next_name;
+pub(crate) mod openers;
 pub mod watches;

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_tests::smbd::{Smbd, USER};
+use bulkhead_tests::{
+    smbd::{Smbd, USER},
+    usage::Cpu,
+};
 
 use crate::{
     caller::{Caller, How, Outcome},
@@ -213,6 +216,8 @@ pub struct Back {
     pub negotiated: f64,
     /// Seconds from its start to the first open that its client has again.
     pub reclaimed: f64,
+    /// CPU that it has used by then, in seconds: what a busy machine does not lengthen.
+    pub cpu: f64,
 }
 
 /// Kills a server with that many persistent opens, starts it again and takes one of them up.
@@ -232,9 +237,10 @@ pub fn killed(size: usize) -> Outcome<Back> {
         caller.open(&stand::place(size - 1), How::Again(identity(number), id))
     };
     let reclaimed = until(since, || reclaim().is_ok())?;
+    let cpu = Cpu::of_tree(server.pid()).since(&Cpu::default()).as_secs_f64();
     // What it logs of clients that came before it listened is nothing.
     server.stop();
-    Ok(Back { opens: size, negotiated, reclaimed })
+    Ok(Back { opens: size, negotiated, reclaimed, cpu })
 }
 
 /// Seconds from a moment until something succeeds.
