@@ -1,17 +1,21 @@
 //! Byte-range locks of one file (MS-FSA 2.1.4.10, 2.1.5.8, 2.1.5.9).
 //!
 //! A file may have thousands of them, and each read, write and lock of it asks which are in its way. So
-//! they are kept by length and place: a lock of at most so many bytes that reaches into a range begins at
-//! most that many before it, and nothing further away is looked at.
+//! they are kept by length and place: one of a row reaches into a range if it begins there, or less than
+//! the row's shortest length before it, or ends soon behind the range's first byte. Whoever asks looks at
+//! those alone.
 //!
 //! ```text
-//!  lengths 0–1    ──┬─┬──────┬──          a range: in each row what begins in it,
-//!  lengths 2–3    ────┬──────────         and shortly before it
+//!  lengths 1      ───┬──────┬────         a range: in each row what begins in it, and shortly before
+//!  lengths 2–3    ────┬──────────
 //!  lengths 4–7    ──┬─────────┬──
 //!  …                   ├range┤
 //! ```
 
-use std::{collections::BTreeMap, iter};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+};
 
 /// A range of bytes; its last byte is at most `u64::MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,88 +60,158 @@ pub enum Intent {
     Own,
 }
 
-/// A lock, without its range and its owner's other locks.
+/// A lock, without its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Held {
     open: u64,
     length: u64,
-    exclusive: bool,
-}
-
-impl Held {
-    /// Whether it forbids what `open` wants to do where it lies.
-    fn forbids(&self, open: u64, intent: Intent) -> bool {
-        match (self.exclusive, self.open == open) {
-            (true, false) => true,
-            // Even the owner may not own a range twice.
-            (true, true) => intent == Intent::Own,
-            (false, _) => matches!(intent, Intent::Write | Intent::Own),
-        }
-    }
 }
 
 /// Where a lock is kept: its row, its first byte, and the when of it, in this order.
 type Place = (u32, u64, u64);
 
-/// The row of locks of a length: that of the highest bit of it.
+/// The row of empty locks; the others are by the highest bit of their length.
+const EMPTY: u32 = 64;
+
 fn row(length: u64) -> u32 {
-    length.max(1).ilog2()
+    length.checked_ilog2().unwrap_or(EMPTY)
 }
 
-/// Most bytes that a lock of a row has.
-fn longest(row: u32) -> u64 {
-    u64::MAX >> (63 - row.min(63))
+/// The byte behind a range.
+fn behind(range: Range) -> u128 {
+    u128::from(range.offset) + u128::from(range.length)
+}
+
+/// The locks of one kind, by row and place.
+#[derive(Debug, Default)]
+struct Rows(BTreeMap<Place, Held>);
+
+impl Rows {
+    /// The rows that have locks, with the place of the first of each.
+    fn firsts(&self) -> impl Iterator<Item = Place> {
+        let from = |row| self.0.range((row, 0, 0)..).next().map(|(place, _)| *place);
+        iter::successors(from(0), move |(row, ..)| from(row + 1))
+    }
+
+    /// Those of a row that begin behind `first` and before `end`, each with its range.
+    fn between(
+        &self,
+        row: u32,
+        first: Option<u64>,
+        end: u128,
+    ) -> impl Iterator<Item = (Range, &Held)> {
+        let from = first.map_or(Some(0), |first| first.checked_add(1));
+        let to = end.checked_sub(1).map(|last| u64::try_from(last).unwrap_or(u64::MAX));
+        let ends = from.zip(to).filter(|(from, to)| from <= to);
+        let held = ends.map(|(from, to)| self.0.range((row, from, 0)..=(row, to, u64::MAX)));
+        let range = |(place, held): (&Place, _)| (place.1, held);
+        held.into_iter()
+            .flatten()
+            .map(range)
+            .map(|(offset, held): (u64, &Held)| (Range { offset, length: held.length }, held))
+    }
+
+    /// The lock of exactly that range that an open has had for longest.
+    fn find(&self, open: u64, range: Range) -> Option<Place> {
+        let row = row(range.length);
+        let mut same = self.0.range((row, range.offset, 0)..=(row, range.offset, u64::MAX));
+        let mine = same.find(|(_, held)| held.open == open && held.length == range.length);
+        mine.map(|(place, _)| *place)
+    }
 }
 
 /// All locks of one file.
 #[derive(Debug, Default)]
 pub struct Locks {
-    held: BTreeMap<Place, Held>,
-    /// By owner and the when of them.
-    owners: BTreeMap<(u64, u64), Place>,
+    /// No two of these overlap.
+    exclusive: Rows,
+    shared: Rows,
+    /// Row, end and when of the shared ones.
+    ends: BTreeSet<(u32, u128, u64)>,
+    /// By owner and the when of them, with whether they are exclusive.
+    owners: BTreeMap<(u64, u64), (Place, bool)>,
     /// The when of the next one.
     next: u64,
 }
 
 impl Locks {
-    /// The rows that have locks, with the place of the first of each.
-    fn rows(&self) -> impl Iterator<Item = Place> {
-        let from = |row| self.held.range((row, 0, 0)..).next().map(|(place, _)| *place);
-        iter::successors(from(0), move |(row, ..)| from(row + 1))
+    /// The exclusive locks that may overlap a range: all that do are among them, and in each row at most
+    /// three others.
+    fn near(&self, range: Range) -> impl Iterator<Item = (Range, &Held)> {
+        self.exclusive.firsts().flat_map(move |(row, ..)| {
+            let first = match row {
+                EMPTY => Some(range.offset),
+                row => range.offset.checked_sub(u64::MAX >> (63 - row)),
+            };
+            self.exclusive.between(row, first, behind(range))
+        })
     }
 
-    /// The locks that may overlap a range: all that do are among them.
-    fn near(&self, range: Range) -> impl Iterator<Item = (Range, &Held)> {
-        let end = u128::from(range.offset) + u128::from(range.length);
-        let last = u64::try_from(end).unwrap_or(u64::MAX);
-        self.rows().flat_map(move |(row, ..)| {
-            let first = range.offset.saturating_sub(longest(row));
-            self.held.range((row, first, 0)..=(row, last, u64::MAX)).map(
-                |((_, offset, _), held)| (Range { offset: *offset, length: held.length }, held),
-            )
+    /// Whether a shared lock overlaps a range.
+    fn is_shared(&self, range: Range) -> bool {
+        self.shared.firsts().any(|(row, ..)| {
+            if row == EMPTY {
+                return self
+                    .shared
+                    .between(row, Some(range.offset), behind(range))
+                    .next()
+                    .is_some();
+            }
+            let shortest = 1u64 << row;
+            let first = range.offset.checked_sub(shortest);
+            let begins = || self.shared.between(row, first, behind(range)).next().is_some();
+            // What ends no more than the shortest length behind the first byte begins before it or on it.
+            let start = u128::from(range.offset);
+            let soon = start + u128::from(shortest) - u128::from(range.length == 0);
+            let ends = || {
+                start < soon
+                    && self.ends.range((row, start + 1, 0)..=(row, soon, u64::MAX)).next().is_some()
+            };
+            begins() || ends()
         })
     }
 
     /// Whether what `open` wants to do meets a lock that forbids it.
     pub fn conflict(&self, open: u64, range: Range, intent: Intent) -> bool {
-        self.near(range).any(|(place, held)| held.forbids(open, intent) && place.overlaps(range))
+        if range.is_nowhere() {
+            return false;
+        }
+        // Even the owner may not own a range twice.
+        let theirs = |held: &Held| held.open != open || intent == Intent::Own;
+        matches!(intent, Intent::Write | Intent::Own) && self.is_shared(range)
+            || self.near(range).any(|(place, held)| theirs(held) && place.overlaps(range))
     }
 
-    /// Whether what `open` wants to do to any of many ranges meets a lock that forbids it. Empty ranges
-    /// meet none.
+    /// Whether what `open` wants to do to any of many ranges meets a lock that forbids it: each lock is
+    /// looked at for one of them. Empty ranges meet none.
     pub fn conflict_any(
         &self,
         open: u64,
         ranges: impl Iterator<Item = Range>,
         intent: Intent,
     ) -> bool {
-        let mut ranges = ranges.filter(|range| range.length > 0);
-        ranges.any(|range| self.conflict(open, range, intent))
+        let mut ranges: Vec<(u64, u128)> = ranges
+            .filter(|range| range.length > 0)
+            .map(|range| (range.offset, behind(range)))
+            .collect();
+        ranges.sort_unstable();
+        // Those that overlap become one; that two touch is no reason: an empty lock may lie between.
+        ranges.dedup_by(|next, before| {
+            let one = u128::from(next.0) < before.1;
+            if one {
+                before.1 = before.1.max(next.1);
+            }
+            one
+        });
+        ranges.into_iter().any(|(offset, end)| {
+            let length = u64::try_from(end - u128::from(offset)).unwrap_or(u64::MAX);
+            self.conflict(open, Range { offset, length }, intent)
+        })
     }
 
     /// Whether any lock begins before the end of the file, which is at `end`.
     pub fn reach_into(&self, end: u64) -> bool {
-        self.rows().any(|(_, offset, _)| offset < end)
+        self.exclusive.firsts().chain(self.shared.firsts()).any(|(_, offset, _)| offset < end)
     }
 
     /// Takes a lock if nothing forbids it.
@@ -146,8 +220,12 @@ impl Locks {
         let free = !self.conflict(open, range, intent);
         if free {
             let place = (row(range.length), range.offset, self.next);
-            self.held.insert(place, Held { open, length: range.length, exclusive });
-            self.owners.insert((open, self.next), place);
+            let rows = if exclusive { &mut self.exclusive } else { &mut self.shared };
+            rows.0.insert(place, Held { open, length: range.length });
+            if !exclusive {
+                self.ends.insert((place.0, behind(range), self.next));
+            }
+            self.owners.insert((open, self.next), (place, exclusive));
             self.next += 1;
         }
         free
@@ -155,37 +233,48 @@ impl Locks {
 
     /// Releases the lock of exactly that range; of two the exclusive one, as it was taken first.
     pub fn release(&mut self, open: u64, range: Range) -> bool {
-        let row = row(range.length);
-        let same = self.held.range((row, range.offset, 0)..=(row, range.offset, u64::MAX));
-        let mut mine = same.filter(|(_, held)| held.open == open && held.length == range.length);
-        let Some(place) = mine.next().map(|(place, _)| *place) else { return false };
-        self.held.remove(&place);
+        let exclusive = self.exclusive.find(open, range).map(|place| (place, true));
+        let shared = || self.shared.find(open, range).map(|place| (place, false));
+        let Some((place, exclusive)) = exclusive.or_else(shared) else { return false };
         self.owners.remove(&(open, place.2));
+        self.forget(place, exclusive);
         true
     }
 
     /// Releases everything that an open holds; whether there was anything.
     pub fn release_all(&mut self, open: u64) -> bool {
         let mut any = false;
-        while let Some((owner, place)) = self.owners.range((open, 0)..=(open, u64::MAX)).next() {
-            let (owner, place) = (*owner, *place);
+        while let Some((owner, found)) = self.owners.range((open, 0)..=(open, u64::MAX)).next() {
+            let (owner, (place, exclusive)) = (*owner, *found);
             self.owners.remove(&owner);
-            self.held.remove(&place);
+            self.forget(place, exclusive);
             any = true;
         }
         any
     }
 
+    /// Takes a lock out of the rows.
+    fn forget(&mut self, place: Place, exclusive: bool) {
+        if exclusive {
+            self.exclusive.0.remove(&place);
+        } else if let Some(held) = self.shared.0.remove(&place) {
+            let (row, offset, when) = place;
+            self.ends.remove(&(row, behind(Range { offset, length: held.length }), when));
+        }
+    }
+
     /// Number of locks on the file.
     pub fn count(&self) -> usize {
-        self.held.len()
+        self.owners.len()
     }
 
     /// Locks of one open as `(range, exclusive)`, in the order in which they were taken.
     pub fn of(&self, open: u64) -> impl Iterator<Item = (Range, bool)> {
-        self.owners.range((open, 0)..=(open, u64::MAX)).filter_map(|(_, place)| {
-            let held = self.held.get(place)?;
-            Some((Range { offset: place.1, length: held.length }, held.exclusive))
+        let mine = self.owners.range((open, 0)..=(open, u64::MAX)).map(|(_, found)| *found);
+        mine.filter_map(|(place, exclusive)| {
+            let rows = if exclusive { &self.exclusive } else { &self.shared };
+            let length = rows.0.get(&place)?.length;
+            Some((Range { offset: place.1, length }, exclusive))
         })
     }
 }
@@ -246,6 +335,28 @@ mod tests {
         assert_eq!((locks.reach_into(u64::MAX), locks.count()), (false, 1));
     }
 
+    /// Who has a great many shared locks makes nobody look at them one by one: one that is in the way ends
+    /// the search, and those that are not are not found.
+    #[test]
+    fn shared_locks_that_reach_a_range_are_found_at_once() {
+        let mut locks = Locks::default();
+        for number in 0..1000 {
+            assert!(locks.take(1, range(number, 3000 + number % 7), false));
+        }
+        assert!(locks.is_shared(range(4000, 1)) && !locks.is_shared(range(4006, 1)));
+        assert_eq!(locks.near(range(2000, 10)).count(), 0);
+    }
+
+    /// Ranges near the ends of all that there is, short, long and empty.
+    fn any_range() -> impl Strategy<Value = Range> {
+        let place = prop_oneof![0u64..20, (0u64..20).prop_map(|at| u64::MAX - at), (60u64..70)];
+        let length = prop_oneof![0u64..10, 60u64..70, (0u64..20).prop_map(|less| u64::MAX - less)];
+        (place, length).prop_map(|(offset, length)| {
+            let most = (u64::MAX - offset).saturating_add(1);
+            Range { offset, length: length.min(most) }
+        })
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Take(u64, u64, u64, bool),
@@ -264,6 +375,46 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
+        /// What is found by rows is what looking at each lock finds.
+        #[test]
+        fn as_a_list(
+            steps in prop::collection::vec((0u64..3, any_range(), any::<bool>()), 1..25),
+            asked in prop::collection::vec(any_range(), 12),
+        ) {
+            let mut locks = Locks::default();
+            let mut model: Vec<(u64, Range, bool)> = Vec::new();
+            let forbidden = |model: &[(u64, Range, bool)], open, range: Range, intent| {
+                model.iter().any(|(owner, held, exclusive)| {
+                    held.overlaps(range) && match (*exclusive, *owner == open) {
+                        (true, mine) => !mine || intent == Intent::Own,
+                        (false, _) => matches!(intent, Intent::Write | Intent::Own),
+                    }
+                })
+            };
+            for (open, place, exclusive) in steps {
+                let intent = if exclusive { Intent::Own } else { Intent::Share };
+                let free = !forbidden(&model, open, place, intent);
+                prop_assert_eq!(locks.take(open, place, exclusive), free);
+                if free { model.push((open, place, exclusive)); }
+                for intent in [Intent::Read, Intent::Write, Intent::Share, Intent::Own] {
+                    for range in &asked {
+                        let expected = forbidden(&model, 1, *range, intent);
+                        prop_assert_eq!(locks.conflict(1, *range, intent), expected, "{:?}", range);
+                    }
+                    let some = asked.iter().copied().filter(|range| range.length > 0);
+                    let expected = some.clone().any(|range| forbidden(&model, 1, range, intent));
+                    prop_assert_eq!(locks.conflict_any(1, some, intent), expected);
+                }
+                prop_assert_eq!(locks.count(), model.len());
+            }
+            while let Some((open, place, _)) = model.pop() {
+                let exclusive = model.iter().position(|it| *it == (open, place, true));
+                prop_assert!(locks.release(open, place));
+                if let Some(at) = exclusive { model[at].2 = false; }
+            }
+            prop_assert_eq!((locks.count(), locks.ends.len()), (0, 0));
+        }
+
         /// Locks act as a table of who holds each byte how often.
         #[test]
         fn as_bytes(steps in prop::collection::vec(step(), 1..60)) {
