@@ -172,14 +172,41 @@ impl Permit<'_> {
         Ok(fd)
     }
 
-    /// Makes a folder in another that must not be there yet.
-    pub fn create_folder(&self, folder: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    /// Makes a folder in another that must not be there yet, and has it prepared before it has its name:
+    /// nobody comes into it whom its list is about to keep out. Until then it has a name that is none to
+    /// clients. The refusal of `prepare` is the inner one.
+    ///
+    /// # Errors
+    /// As [`Permit::create_file`].
+    pub fn create_folder<E>(
+        &self,
+        folder: BorrowedFd<'_>,
+        name: &str,
+        prepare: impl FnOnce(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<Result<OwnedFd, E>, Errno> {
+        let (aside, mut refused) = (nameless("new")?, None);
         let _entering = entry::begin(self.volume, folder)?;
-        self.volume.names.change(folder, (None, Some(name)), || {
-            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o750))
-        })?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.regroup(rustix::fs::openat(folder, name, flags, Mode::empty())?)
+        let made = self.volume.names.change(folder, (None, Some(name)), || {
+            rustix::fs::mkdirat(folder, aside.as_str(), Mode::from_raw_mode(0o750))?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let placed = rustix::fs::openat(folder, aside.as_str(), flags, Mode::empty())
+                .and_then(|fd| self.regroup(fd))
+                .and_then(|fd| match prepare(fd.as_fd()) {
+                    Ok(()) => place_folder(folder, &aside, name).map(|()| fd),
+                    Err(error) => {
+                        refused = Some(error);
+                        Err(Errno::CANCELED)
+                    }
+                });
+            if placed.is_err() {
+                let _ = rustix::fs::unlinkat(folder, aside.as_str(), AtFlags::REMOVEDIR);
+            }
+            placed
+        });
+        match refused {
+            Some(error) => Ok(Err(error)),
+            None => made.map(Ok),
+        }
     }
 
     /// Removes `path` if it still names the file that `stat` describes.
@@ -280,10 +307,7 @@ impl Permit<'_> {
         if file_key::key(&named) != file_key::key(replaced) {
             return Err(Errno::EXIST);
         }
-        // A name with a colon is none to clients: nobody meets the file by it.
-        let mut random = [0; 8];
-        getrandom(&mut random, GetRandomFlags::empty())?;
-        let aside = format!(":link-{:016x}", u64::from_le_bytes(random));
+        let aside = nameless("link")?;
         self.link_in(fd, folder.as_fd(), &aside)?;
         let renamed = rustix::fs::renameat(&folder, aside.as_str(), &folder, &*name);
         if renamed.is_err() {
@@ -299,6 +323,29 @@ impl Permit<'_> {
         self.volume.names.change(folder, (None, Some(name)), || {
             rustix::fs::linkat(rustix::fs::CWD, path.as_str(), folder, name, follow)
         })
+    }
+}
+
+/// A name with a colon, which is none to clients: nobody meets the file by it.
+fn nameless(what: &str) -> Result<String, Errno> {
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    Ok(format!(":{what}-{:016x}", u64::from_le_bytes(random)))
+}
+
+/// Gives a new folder its name, which must be free.
+fn place_folder(folder: BorrowedFd<'_>, aside: &str, name: &str) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(folder, aside, folder, name, RenameFlags::NOREPLACE) {
+        // A file system that cannot tell: what is there is looked for, and a folder takes the place of no
+        // file and of no folder with something in it.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(Errno::EXIST),
+                Err(Errno::NOENT) => rustix::fs::renameat(folder, aside, folder, name),
+                Err(error) => Err(error),
+            }
+        }
+        other => other,
     }
 }
 
@@ -359,4 +406,40 @@ fn remove_at(place: &Path, stat: &Stat) -> Result<(), Errno> {
     let resolve = ResolveFlags::NO_SYMLINKS;
     let folder = rustix::fs::openat2(rustix::fs::CWD, folder, flags, Mode::empty(), resolve)?;
     unlink_same(folder.as_fd(), name, stat)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::fs::volume::Volume;
+
+    /// Nobody comes into a folder before it has its list, and one that is refused leaves nothing.
+    #[test]
+    fn a_folder_is_prepared_before_it_has_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = Volume::open(root.path()).unwrap();
+        let permit = volume.permit(Access::ALL).unwrap();
+        let make = |name: &str, outcome: Result<(), NtStatus>| {
+            permit.create_folder(volume.root(), name, |fd| {
+                assert!(!root.path().join(name).exists());
+                assert!(place_of(fd).unwrap().file_name().unwrap().to_string_lossy().contains(':'));
+                outcome
+            })
+        };
+        let fd = make("d", Ok(())).unwrap().unwrap();
+        assert_eq!(place_of(fd.as_fd()).unwrap(), root.path().canonicalize().unwrap().join("d"));
+        assert_eq!(make("e", Err(NtStatus::DISK_FULL)).unwrap().unwrap_err(), NtStatus::DISK_FULL);
+        fs::write(root.path().join("f"), "").unwrap();
+        let taken = |_: BorrowedFd<'_>| Ok::<_, NtStatus>(());
+        for name in ["d", "f"] {
+            let made = permit.create_folder(volume.root(), name, taken);
+            assert_eq!(made.unwrap_err(), Errno::EXIST);
+        }
+        let mut names: Vec<_> =
+            fs::read_dir(root.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["d", "f"]);
+    }
 }

@@ -442,7 +442,7 @@ mod tests {
                 barrier.wait();
                 let came = match round % 4 {
                     0 => permit.create_file(at.as_fd(), "in").map(drop),
-                    1 => permit.create_folder(at.as_fd(), "in").map(drop),
+                    1 => permit.create_folder(at.as_fd(), "in", |_| Ok::<_, ()>(())).map(drop),
                     2 => permit.link(file.as_fd(), &into, None),
                     _ => permit.rename((&from, &stat), &into, None),
                 };

@@ -18,7 +18,7 @@ use smb_protocol::{
         context::{self, names},
         create::{Access, CreateAction, CreateOptions, Disposition, Request},
     },
-    security::{Descriptor, Sid},
+    security::Sid,
 };
 
 use crate::{
@@ -34,7 +34,11 @@ use crate::{
         streams,
         volume::{Found, Volume},
     },
-    open::{CreateInfo, Open, Parts, StreamOpen, table::OpenFileTable},
+    open::{
+        CreateInfo, Open, Parts, StreamOpen,
+        beginning::{Beginning, wanted_eas},
+        table::OpenFileTable,
+    },
     sharing::{
         caching::LeaseId,
         file::{Newcomer, OpenFile, Opener, Refused},
@@ -223,7 +227,7 @@ impl CreateOperation<'_> {
             }
             self.check_cut(&facts, listed, true)?;
         }
-        let eas = if cuts { self.wanted_eas()? } else { Vec::new() };
+        let eas = if cuts { wanted_eas(self.request)? } else { Vec::new() };
         if !eas.is_empty() && !reparse::takes_eas(facts.reparse_tag) {
             return Err(NtStatus::EAS_NOT_SUPPORTED.into());
         }
@@ -496,18 +500,18 @@ impl CreateOperation<'_> {
         if !above.access(self.sids).has(adds) {
             return Err(NtStatus::ACCESS_DENIED.into());
         }
-        // MS-SMB2 3.3.5.9.2.
-        let wanted = match context::find(&self.request.contexts, names::SECD) {
-            Some(data) => {
-                Some(Descriptor::parse(data).map_err(|_| NtStatus::INVALID_SECURITY_DESCR)?)
-            }
-            None => None,
-        };
-        let extra_eas = self.wanted_eas()?;
+        let beginning = Beginning::of(self.request, directory, above, self.sids)?;
         let path = self.volume.tunnelled(folder.as_fd(), path);
         let (_, name) = path.split().ok_or(NtStatus::OBJECT_NAME_COLLISION)?;
+        let mut beginning = Some(beginning);
+        // A folder begins before it has its name, a file afterwards.
+        let mut begin =
+            |fd: BorrowedFd<'_>| beginning.take().map_or(Ok(()), |it| it.give(permit, fd));
         let made = if directory {
-            permit.create_folder(folder.as_fd(), name)
+            match permit.create_folder(folder.as_fd(), name, &mut begin) {
+                Ok(begun) => Ok(begun?),
+                Err(error) => Err(error),
+            }
         } else if let Some(mark) = self.mark.as_ref().filter(|_| stream.is_none()) {
             permit.create_marked(folder.as_fd(), name, mark)
         } else {
@@ -521,18 +525,8 @@ impl CreateOperation<'_> {
             Err(error) => return Err(error.into()),
         };
         let stat = rustix::fs::fstat(&fd)?;
-        let finish = || -> Result<Fresh, Refused> {
-            let extra = self.request.attributes.without(FileAttributes::DIRECTORY);
-            if extra.without(FileAttributes::NORMAL.or(FileAttributes::ARCHIVE))
-                != FileAttributes::NONE
-            {
-                let base = if directory { FileAttributes::NONE } else { FileAttributes::ARCHIVE };
-                attributes::set_attributes(fd.as_fd(), extra.or(base))?;
-            }
-            security::begin(permit, fd.as_fd(), above, directory, wanted, self.sids)?;
-            if !extra_eas.is_empty() {
-                eas::set(permit, fd.as_fd(), extra_eas)?;
-            }
+        let mut finish = || -> Result<Fresh, Refused> {
+            begin(fd.as_fd())?;
             if let Some(name) = stream {
                 let file = self.volume.streams().create(fd.as_fd(), name, self.mark.as_ref())?;
                 let open = self.open_stream(name, &file, &fd, &stat, &path, access, false)?;
@@ -566,18 +560,6 @@ impl CreateOperation<'_> {
                 Err(error)
             }
         }
-    }
-
-    /// The extended attributes that a new file gets (MS-SMB2 3.3.5.9.1).
-    fn wanted_eas(&self) -> Result<Vec<Ea>, NtStatus> {
-        let Some(data) = context::find(&self.request.contexts, names::EXTA) else {
-            return Ok(Vec::new());
-        };
-        let list = eas::parse(data)?;
-        if !list.iter().all(Ea::is_valid) {
-            return Err(NtStatus::INVALID_EA_NAME);
-        }
-        Ok(list)
     }
 
     /// The size that the client wants to be set aside (MS-SMB2 3.3.5.9.3).

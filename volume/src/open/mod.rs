@@ -1,5 +1,6 @@
 //! One open of one file or folder, as a CREATE made it.
 
+mod beginning;
 pub mod channel_sequence;
 pub mod close;
 pub mod create;
