@@ -56,7 +56,7 @@ finish() {
         *) install -m 755 "packaging/debian/$package.$script" "$control/$script" ;;
         esac
     done
-    (cd "$root" && find usr etc -type f -print0 2>/dev/null | sort -z | xargs -0r md5sum) >"$control/md5sums"
+    (cd "$root" && find usr lib etc -type f -print0 2>/dev/null | sort -z | xargs -0r md5sum) >"$control/md5sums"
     dpkg-deb --root-owner-group "-Z${COMPRESSION:-xz}" --build "$root" "$out/${package}_${version}_$architecture.deb" >/dev/null
 }
 
@@ -69,7 +69,7 @@ needed() {
 }
 
 mkdir -p "$out"
-rm -f "$out"/*.deb "$out"/Packages* "$out/Release"
+rm -f "$out"/bulkhead*_*.deb "$out"/Packages* "$out/Release"
 
 begin bulkhead
 program bulkhead

@@ -58,6 +58,11 @@ impl Rank {
             _ => Self::MIDDLE,
         }
     }
+
+    /// How many steps it is behind the best.
+    pub(crate) fn steps(self) -> u32 {
+        self.0.into()
+    }
 }
 
 /// A command with all the data that its initiator sends for it.

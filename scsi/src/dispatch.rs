@@ -18,7 +18,7 @@ use crate::{
     reports,
     reservation::{Out, Who, parse_out},
     target::Target,
-    unit::{Kind, MAX_LATE, Pattern, Unit, log_sense, start_sanitize},
+    unit::{Kind, Pattern, Unit, log_sense, start_sanitize},
 };
 
 /// Operation codes that are answered whatever a nexus is owed (SAM-5 5.14.1).
@@ -131,9 +131,7 @@ async fn on_unit(
     let command = parsed?;
     if needs_medium(entry.op) {
         unit.has_medium()?;
-        if unit.ranges.late() >= MAX_LATE {
-            return Err(Refusal::Busy);
-        }
+        unit.not_crowded()?;
     }
     let (kind, bytes) = moved(&command, unit.block());
     if needs_medium(entry.op) {

@@ -71,7 +71,10 @@ impl Call<'_> {
     /// As much of data-out as came, of `wanted` bytes; `None` if nothing did.
     fn came(&self, wanted: u64) -> Option<Bytes> {
         let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(self.data_out.len());
-        (len > 0).then(|| self.data_out.slice(..len))
+        let data = (len > 0).then(|| self.data_out.slice(..len))?;
+        // Should the command be aborted, its write keeps the data: not what came beside them.
+        let padded = self.data_out.len() - len > len;
+        Some(if padded { Bytes::copy_from_slice(&data) } else { data })
     }
 
     /// Writes data of which the last may be a part of a block: the guard must be alone then.
@@ -271,6 +274,9 @@ pub(crate) async fn write_carried<D: AsRef<[u8]> + Send + 'static>(
     Ok((guard, data))
 }
 
+/// Bytes that are made zero at a time: an abort waits for no more.
+const ZERO_PART: u64 = 32 << 20;
+
 /// Makes blocks zero under a guard, as [`write_carried`] writes. Only of a thin unit is space given back.
 pub(crate) async fn zero_carried(
     guard: Guard,
@@ -279,17 +285,23 @@ pub(crate) async fn zero_carried(
     len: u64,
     provisioning: Provisioning,
 ) -> Result<Guard, Refusal> {
-    let disk = Arc::clone(disk);
-    let work = async move {
-        match provisioning {
-            Provisioning::Thin => disk.write_zeroes(offset, len).await,
-            Provisioning::Resource | Provisioning::Full => {
-                disk.write_zeroes_kept(offset, len).await
+    let mut guard = guard;
+    let mut at = 0;
+    while at < len {
+        let (disk, offset, part) = (Arc::clone(disk), offset + at, ZERO_PART.min(len - at));
+        let work = async move {
+            match provisioning {
+                Provisioning::Thin => disk.write_zeroes(offset, part).await,
+                Provisioning::Resource | Provisioning::Full => {
+                    disk.write_zeroes_kept(offset, part).await
+                }
             }
-        }
-    };
-    let (guard, done) = carry(guard, work).await;
-    done.map_err(Refusal::writing)?;
+        };
+        let done;
+        (guard, done) = carry(guard, work).await;
+        done.map_err(Refusal::writing)?;
+        at += part;
+    }
     Ok(guard)
 }
 

@@ -63,7 +63,11 @@ fn usable(unit: &Unit, nexus: &Nexus, access: Access) -> Done {
     unit.reservations.check(nexus, access)?;
     unit.has_medium()?;
     unit.sanitize.check()?;
-    if access == Access::Write { unit.writable() } else { Ok(()) }
+    if access == Access::Write {
+        unit.not_crowded()?;
+        unit.writable()?;
+    }
+    Ok(())
 }
 
 /// Moves bytes, from the end backwards where that is needed so that no byte is written over

@@ -50,6 +50,8 @@ pub(crate) const MAX_UNMAP_DESCRIPTORS: u32 = 256;
 /// Most commands that were aborted and still write; with more the unit is BUSY. Its disk hangs, and who
 /// logs in again and again must not pile up data.
 pub(crate) const MAX_LATE: usize = 256;
+/// Bytes of their blocks from which on it is BUSY likewise.
+const MAX_LATE_BYTES: u64 = 64 << 20;
 
 /// What a logical unit is made of: [`LogicalUnit::new`], and what of it is to be otherwise.
 #[derive(Debug, Clone)]
@@ -264,6 +266,18 @@ impl Unit {
             return Err(Refusal::in_cdb(extent.length_at, Some(7)));
         }
         Ok((offset, len))
+    }
+
+    /// Whether its disk takes what is written to it.
+    ///
+    /// # Errors
+    /// BUSY while too much hangs that was aborted.
+    pub(crate) fn not_crowded(&self) -> Done {
+        let bytes = self.ranges.late_blocks().saturating_mul(u64::from(self.block()));
+        match self.ranges.late() >= MAX_LATE || bytes >= MAX_LATE_BYTES {
+            true => Err(Refusal::Busy),
+            false => Ok(()),
+        }
     }
 
     /// Nothing keeps writes away.

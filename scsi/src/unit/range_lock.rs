@@ -32,6 +32,8 @@ pub(crate) struct RangeLock {
     changed: Notify,
     /// Guards of commands that were aborted and still write.
     late: AtomicUsize,
+    /// The blocks of these together.
+    late_blocks: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +87,11 @@ impl RangeLock {
     /// How many commands were aborted and still write.
     pub(crate) fn late(&self) -> usize {
         self.late.load(Ordering::Relaxed)
+    }
+
+    /// How many blocks they have together.
+    pub(crate) fn late_blocks(&self) -> u64 {
+        self.late_blocks.load(Ordering::Relaxed)
     }
 
     async fn queued(self: &Arc<Self>, start: u64, len: u64, alone: bool) -> Guard {
@@ -154,26 +161,29 @@ impl Guard {
     /// command goes on these blocks, also none that waits already.
     pub(crate) fn stay(&mut self) {
         let mut table = self.lock.table();
-        let known = self.ticket;
-        let known = table.entries.iter_mut().find(|entry| Some(entry.ticket) == known);
-        let alone = known.map(|entry| std::mem::replace(&mut entry.alone, true));
-        if alone.is_none() {
+        let fast = self.ticket.is_none();
+        let known = table.entries.iter().position(|entry| Some(entry.ticket) == self.ticket);
+        if !known.is_some_and(|at| table.entries[at].alone) {
+            // One that went beside others goes before those that came earlier and still wait: it waits
+            // for nothing itself.
+            if let Some(at) = known {
+                table.entries.remove(at);
+            }
             table.stayed -= 1;
             let ticket = table.stayed;
             let end = self.start.saturating_add(self.len);
             table.entries.insert(0, Entry { ticket, start: self.start, end, alone: true });
             self.ticket = Some(ticket);
-        }
-        if alone != Some(true) {
             table.alone += 1;
             self.lock.fast.fetch_or(ALONE, Ordering::AcqRel);
         }
         drop(table);
-        if alone.is_none() {
+        if fast {
             self.lock.leave_fast();
         }
         self.late = true;
         self.lock.late.fetch_add(1, Ordering::Relaxed);
+        self.lock.late_blocks.fetch_add(self.len, Ordering::Relaxed);
     }
 }
 
@@ -181,6 +191,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if self.late {
             self.lock.late.fetch_sub(1, Ordering::Relaxed);
+            self.lock.late_blocks.fetch_sub(self.len, Ordering::Relaxed);
         }
         match self.ticket {
             None => self.lock.leave_fast(),
@@ -258,6 +269,21 @@ mod tests {
             assert!(ready(comes.as_mut()).is_some());
             assert_eq!(lock.late(), 0);
         }
+    }
+
+    #[test]
+    fn what_stays_keeps_those_away_who_came_before_it_and_wait() {
+        let lock = Arc::new(RangeLock::default());
+        let first = ready(pin!(lock.alone(0, 1))).expect("nobody is there");
+        let mut earlier = pin!(lock.shared(0, 8));
+        assert!(ready(earlier.as_mut()).is_none());
+        let mut late = ready(pin!(lock.shared(4, 4))).expect("it does not meet the first");
+        late.stay();
+        drop(first);
+        assert!(ready(earlier.as_mut()).is_none(), "its blocks are written still");
+        drop(late);
+        assert!(ready(earlier.as_mut()).is_some());
+        assert_eq!((lock.late(), lock.late_blocks()), (0, 0));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

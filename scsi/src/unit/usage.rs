@@ -4,13 +4,13 @@
 //!  command ──► nobody waits, and there is room ──► go
 //!                │ no                               ▲
 //!                ▼                                  │ there is room: the first
-//!              those that wait, by rank and then by arrival
+//!              those that wait, by arrival, ahead or behind by rank
 //! ```
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -67,8 +67,6 @@ pub(crate) struct Meter {
     bytes: [AtomicU64; 2],
     delayed: AtomicU64,
     limited: Mutex<Limited>,
-    /// The first of those that wait may be another now, or the limits are.
-    changed: Notify,
     /// There are limits: what `limited` says, for those who do not take the lock.
     has_limits: std::sync::atomic::AtomicBool,
 }
@@ -78,13 +76,17 @@ struct Limited {
     limits: Limits,
     /// When what was let through is paid for, by commands and by bytes.
     paid: [Option<Instant>; 2],
-    /// Commands that wait, by rank and arrival.
-    waiting: BTreeSet<Place>,
+    /// Commands that wait, in the order in which they go, each with what wakes it.
+    waiting: BTreeMap<Place, Arc<Notify>>,
     arrived: u64,
 }
 
-/// A command's place among those that wait.
-type Place = (Rank, u64);
+/// How much later a command may have come for each step of rank that it is ahead: whoever has the best
+/// of ranks at all times still lets others through in a second or two.
+const RANK: Duration = Duration::from_millis(50);
+
+/// A command's place among those that wait: when it came, later by its rank, and its number.
+type Place = (Instant, u64);
 
 impl Limited {
     /// Until when the next command waits; `None`: it may go.
@@ -111,7 +113,7 @@ impl Limited {
     /// Whether a command that waits goes now, or until when it waits; without a time: until it is the
     /// first.
     fn turn(&mut self, place: Place, now: Instant, bytes: u64) -> Result<(), Option<Instant>> {
-        if self.waiting.first() != Some(&place) {
+        if self.waiting.first_key_value().map(|(first, _)| *first) != Some(place) {
             return Err(None);
         }
         if let Some(until) = self.due(now) {
@@ -120,18 +122,27 @@ impl Limited {
         self.charge(now, bytes);
         Ok(())
     }
+
+    /// Has the first of those that wait look again.
+    fn wake(&self) {
+        if let Some((_, first)) = self.waiting.first_key_value() {
+            first.notify_one();
+        }
+    }
 }
 
 /// A command waits until this is dropped.
 struct Waiting<'a> {
     meter: &'a Meter,
     place: Place,
+    woken: Arc<Notify>,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.meter.limited().waiting.remove(&self.place);
-        self.meter.changed.notify_waiters();
+        let mut limited = self.meter.limited();
+        limited.waiting.remove(&self.place);
+        limited.wake();
     }
 }
 
@@ -144,8 +155,7 @@ impl Meter {
         let mut limited = self.limited();
         (limited.limits, limited.paid) = (limits, [None; 2]);
         self.has_limits.store(limits != Limits::default(), Ordering::Release);
-        drop(limited);
-        self.changed.notify_waiters();
+        limited.wake();
     }
 
     /// Waits until the limits let a command of so many bytes through, those of a lower rank before it.
@@ -161,22 +171,20 @@ impl Meter {
                 return;
             }
             limited.arrived += 1;
-            let place = (rank, limited.arrived);
-            limited.waiting.insert(place);
-            Waiting { meter: self, place }
+            let place = (now + RANK * rank.steps(), limited.arrived);
+            let woken = Arc::new(Notify::new());
+            limited.waiting.insert(place, Arc::clone(&woken));
+            Waiting { meter: self, place, woken }
         };
         self.delayed.fetch_add(1, Ordering::Relaxed);
         loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
             let turn = self.limited().turn(waiting.place, Instant::now(), bytes);
             match turn {
                 Ok(()) => return,
-                Err(None) => changed.await,
+                Err(None) => waiting.woken.notified().await,
                 Err(Some(until)) => {
                     tokio::select! {
-                        () = changed => {}
+                        () = waiting.woken.notified() => {}
                         () = tokio::time::sleep_until(until) => {}
                     }
                 }

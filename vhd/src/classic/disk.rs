@@ -230,21 +230,19 @@ impl Inner {
         Ok(())
     }
 
-    /// What needs space is there when the table says so, and not in part.
+    /// Its block is made first where it is not there: then only what is written is new in it.
     async fn write_whole(&self, offset: u64, buf: &[u8]) -> Done<()> {
         self.check_to_change(offset, buf.len() as u64).await?;
         let Some(table) = &self.table else { return self.file.write_whole(offset, buf).await };
         let mut blocks = parts(table, offset..offset + buf.len() as u64);
         match (blocks.next(), blocks.next()) {
-            (Some((block, part)), None) => match table.place(block) {
-                Place::Whole(base) => {
-                    self.file.write_whole(base + part.start % table.block_size, buf).await
-                }
-                Place::Absent => self.whole(table, block, Some((&part, buf))).await.map(drop),
-                Place::Partly(..) => {
-                    Err(Error::Unsupported("writing a part of a block as a whole"))
-                }
-            },
+            (Some((block, part)), None) => {
+                let base = match table.place(block) {
+                    Place::Whole(base) => base,
+                    Place::Absent | Place::Partly(..) => self.whole(table, block, None).await?,
+                };
+                self.file.write_whole(base + part.start % table.block_size, buf).await
+            }
             _ => Err(Error::Unsupported("writing several blocks as a whole")),
         }
     }
@@ -379,8 +377,9 @@ impl Disk for Vhd {
         Box::pin(self.inner.write_zeroes(offset, len, true))
     }
 
+    /// One with a parent does not: what is to be zero there takes up space in it.
     fn keeps_space(&self) -> bool {
-        true
+        self.inner.parent.is_none()
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {

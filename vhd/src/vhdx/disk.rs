@@ -441,29 +441,22 @@ impl Disk for Vhdx {
         })
     }
 
-    /// What needs space is there when the table says so, and not in part.
+    /// Its block is made first where it is not there: then only what is written is new in it.
     fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
         Box::pin(async move {
             let inner = &self.inner;
             inner.geometry.check(offset, buf.len() as u64)?;
-            let guard = inner.enter_to_change().await?;
+            let _guard = inner.enter_to_change().await?;
             let mut blocks = inner.blocks(offset..offset + buf.len() as u64);
             let (Some((block, part)), None) = (blocks.next(), blocks.next()) else {
                 return Err(Error::Unsupported("writing several blocks as a whole"));
             };
-            match inner.entry(block).await?.content() {
-                Content::Here(base) => {
-                    let at = base + part.start % inner.layout.block_size;
-                    inner.file.write_whole(at, buf).await
-                }
-                Content::Partly(_) => {
-                    Err(Error::Unsupported("writing parts of a block as a whole"))
-                }
-                Content::Below | Content::Zero => {
-                    drop(guard);
-                    Box::pin(inner.write(offset, buf)).await
-                }
-            }
+            let base = match inner.entry(block).await?.data() {
+                Some(base) => base,
+                None if inner.parent.is_some() => inner.fill(block, None).await?.0,
+                None => inner.allocate(block).await?,
+            };
+            inner.file.write_whole(base + part.start % inner.layout.block_size, buf).await
         })
     }
 

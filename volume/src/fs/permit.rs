@@ -187,19 +187,25 @@ impl Permit<'_> {
         let (aside, mut refused) = (nameless("new")?, None);
         let _entering = entry::begin(self.volume, folder)?;
         let made = self.volume.names.change(folder, (None, Some(name)), || {
-            rustix::fs::mkdirat(folder, aside.as_str(), Mode::from_raw_mode(0o750))?;
+            let make = |name: &str| rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o750));
+            // A file system that takes no such name (vfat, exFAT) keeps no list either.
+            let first = match make(&aside) {
+                Err(Errno::INVAL) => make(name).map(|()| name)?,
+                made => made.map(|()| &*aside)?,
+            };
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let placed = rustix::fs::openat(folder, aside.as_str(), flags, Mode::empty())
+            let placed = rustix::fs::openat(folder, first, flags, Mode::empty())
                 .and_then(|fd| self.regroup(fd))
                 .and_then(|fd| match prepare(fd.as_fd()) {
-                    Ok(()) => place_folder(folder, &aside, name).map(|()| fd),
+                    Ok(()) if first == name => Ok(fd),
+                    Ok(()) => place_folder(folder, first, name).map(|()| fd),
                     Err(error) => {
                         refused = Some(error);
                         Err(Errno::CANCELED)
                     }
                 });
             if placed.is_err() {
-                let _ = rustix::fs::unlinkat(folder, aside.as_str(), AtFlags::REMOVEDIR);
+                let _ = rustix::fs::unlinkat(folder, first, AtFlags::REMOVEDIR);
             }
             placed
         });

@@ -46,10 +46,11 @@ const NOBODY: (u64, Option<LeaseId>) = (0, None);
 /// How long a stream that is being closed takes to leave its file as well.
 const A_MOMENT: Duration = Duration::from_millis(50);
 
-/// The opens that were in the way of a request when it had the last of them asked to close. It begins
-/// anew with each request, and goes with it from one attempt to the next.
+/// How many opens were in the way of a request when it had the last of them asked to close, and the
+/// newest of them: whoever came since has a higher number. It begins anew with each request, and goes
+/// with it from one attempt to the next.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Asked(Option<Vec<u64>>);
+pub struct Asked(Option<(usize, u64)>);
 
 /// An open that is in the way.
 struct InTheWay {
@@ -140,8 +141,8 @@ impl Open {
                 return Ok(());
             }
             let denied = Err(NtStatus::ACCESS_DENIED.into());
-            if let Some(before) = &asked.0 {
-                all.retain(|open| before.contains(&open.open));
+            if let Some((_, newest)) = asked.0 {
+                all.retain(|open| open.open <= newest);
             }
             let Some(first) = all.first() else { return denied };
             let Some(first) = self.holder_of(first) else {
@@ -159,10 +160,11 @@ impl Open {
                 }
             }
             if !waits {
-                if asked.0.as_ref().is_some_and(|before| all.len() >= before.len()) {
+                if asked.0.is_some_and(|(before, _)| all.len() >= before) {
                     return denied;
                 }
-                *asked = Asked(Some(all.iter().map(|open| open.open).collect()));
+                let newest = all.iter().map(|open| open.open).max();
+                *asked = Asked(newest.map(|newest| (all.len(), newest)));
             }
             self.table().break_for(&holder, BreakReason::Rename, NOBODY)?;
             // Nobody was there to be asked, and then it is closed; or time was over.

@@ -183,7 +183,7 @@ impl Locks {
     }
 
     /// Whether what `open` wants to do to any of many ranges meets a lock that forbids it: each lock is
-    /// looked at for one of them. Empty ranges meet none.
+    /// looked for among the ranges, which are no more than some thousands. Empty ranges meet none.
     pub fn conflict_any(
         &self,
         open: u64,
@@ -203,10 +203,19 @@ impl Locks {
             }
             one
         });
-        ranges.into_iter().any(|(offset, end)| {
-            let length = u64::try_from(end - u128::from(offset)).unwrap_or(u64::MAX);
-            self.conflict(open, Range { offset, length }, intent)
-        })
+        if let [(offset, end)] = ranges[..]
+            && let Ok(length) = u64::try_from(end - u128::from(offset))
+        {
+            return self.conflict(open, Range { offset, length }, intent);
+        }
+        let meets = |(place, held): (&Place, &Held)| {
+            let lock = Range { offset: place.1, length: held.length };
+            let before = ranges.partition_point(|range| u128::from(range.0) < behind(lock));
+            before.checked_sub(1).is_some_and(|last| ranges[last].1 > u128::from(lock.offset))
+        };
+        let theirs = |held: &Held| held.open != open || intent == Intent::Own;
+        matches!(intent, Intent::Write | Intent::Own) && self.shared.0.iter().any(meets)
+            || self.exclusive.0.iter().any(|it| theirs(it.1) && meets(it))
     }
 
     /// Whether any lock begins before the end of the file, which is at `end`.
