@@ -56,7 +56,7 @@ finish() {
         *) install -m 755 "packaging/debian/$package.$script" "$control/$script" ;;
         esac
     done
-    (cd "$root" && find usr lib etc -type f -print0 2>/dev/null | sort -z | xargs -0r md5sum) >"$control/md5sums"
+    (cd "$root" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z | xargs -0r md5sum) >"$control/md5sums"
     dpkg-deb --root-owner-group "-Z${COMPRESSION:-xz}" --build "$root" "$out/${package}_${version}_$architecture.deb" >/dev/null
 }
 

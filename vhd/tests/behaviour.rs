@@ -73,6 +73,7 @@ async fn zeros_that_keep_space_leave_blocks_where_they_are() {
     disk.write_at(0, &vec![1; 2 << 20]).await.unwrap();
     disk.flush().await.unwrap();
     disk.write_zeroes_kept(0, 3 * MIB - 512).await.unwrap();
+    disk.flush().await.unwrap();
     let mut all = vec![9; 3 << 20];
     disk.read_at(0, &mut all).await.unwrap();
     assert!(all.iter().all(|byte| *byte == 0));

@@ -121,8 +121,9 @@ impl BusyPoll {
                 cost.add(time, answered);
                 measured.rests += 1;
                 let looking = measured.looking.each();
+                let in_vain = self.in_vain > MEASURED / 8;
                 match measured.rests == MEASURED {
-                    true => self.found(looking * 10 <= measured.asleep.each() * PAYS),
+                    true => self.found(looking * 10 <= measured.asleep.each() * PAYS && !in_vain),
                     false => State::Measuring(measured),
                 }
             }
