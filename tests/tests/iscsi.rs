@@ -46,24 +46,33 @@ const SKIPPED_SMALL: &[(&str, &str)] = &[
     ("WriteSame16.InvalidDataOutSize", "LBPPB < 2"),
     ("WriteSame16.UnmapUnaligned", "LBPPB < 2"),
 ];
+/// What the suite takes for a fault of a thick image: blocks that it has read are in the page cache, and
+/// the file system tells them from written ones no more. GET LBA STATUS says 0h then, which is mapped or
+/// of an unknown state (SBC-3 5.4). docs/interop.md has the same.
+const FAILED_THICK: &[(&str, &str)] = &[("Sanitize.BlockErase", "LBA status descriptor is MAPPED")];
 /// What wants physical blocks of several logical ones; `GetLBAStatus.UnmapSingle` wants one.
 const LARGE_BLOCKS: &str = "ALL.CompareAndWrite,ALL.WriteSame1[06]";
 const SMALL: &str = "physical_sector = 512";
 
 type Known<'a> = &'a [&'a [(&'a str, &'a str)]];
 
-/// Runs parts of the suite: nothing fails, and what is skipped is known with its reason. Says how
-/// many there were; `None` without the suite.
+/// Runs parts of the suite: what fails or is skipped is known with its reason. Says how many there
+/// were; `None` without the suite.
 fn passes(urls: &[&str], patterns: &[&str], known: Known<'_>) -> Option<usize> {
     let known: BTreeMap<&str, &str> = known.iter().copied().flatten().copied().collect();
-    let (mut count, mut skipped) = (0, 0);
+    let (mut count, mut skipped, mut failed) = (0, 0, 0);
     for pattern in patterns {
         let cases = conform(urls, pattern, LIMIT)?;
         assert!(!cases.is_empty(), "{pattern} names nothing");
         for case in &cases {
             match case.verdict {
                 Verdict::Passed => {}
-                Verdict::Failed => panic!("{}: {}", case.name, case.text),
+                Verdict::Failed => {
+                    let reason = known.get(&*case.name);
+                    let so = reason.is_some_and(|reason| case.text.contains(reason));
+                    assert!(so, "{}: {}", case.name, case.text);
+                    failed += 1;
+                }
                 Verdict::Skipped => {
                     let reason = known.get(&*case.name);
                     let so = reason.is_some_and(|reason| case.text.contains(reason));
@@ -74,7 +83,9 @@ fn passes(urls: &[&str], patterns: &[&str], known: Known<'_>) -> Option<usize> {
         }
         count += cases.len();
     }
-    eprintln!("{count} tests, {skipped} of them skipped with a reason that is known, 0 failed");
+    eprintln!(
+        "{count} tests, {skipped} of them skipped and {failed} failed, for reasons that are known"
+    );
     Some(count)
 }
 
@@ -121,7 +132,7 @@ fn a_thin_raw_image_conforms() {
 #[test]
 fn a_thick_raw_image_of_4096_bytes_a_sector_conforms() {
     let make = |folder: &Path, name: &str| thick(folder, name, 64 * MIB);
-    conforms(make, "sector = 4096\nthin = false", &[SKIPPED, SKIPPED_SMALL]);
+    conforms(make, "sector = 4096\nthin = false", &[SKIPPED, SKIPPED_SMALL, FAILED_THICK]);
 }
 
 #[test]

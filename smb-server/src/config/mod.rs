@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_thread_lingers_as_long_as_it_is_told_and_no_longer_than_a_millisecond() {
         let busy_poll = |line: &str| parse(&format!("{HEAD}{line}\n")).map(|c| c.busy_poll);
-        assert_eq!(busy_poll("").unwrap(), Duration::from_micros(50));
+        assert_eq!(busy_poll("").unwrap(), Duration::from_micros(100));
         assert_eq!(busy_poll("linger_us = 0").unwrap(), Duration::ZERO);
         assert!(busy_poll("linger_us = 1001").unwrap_err().contains("server.linger_us"));
     }
