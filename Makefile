@@ -100,8 +100,8 @@ msrv: ## The oldest Rust that Cargo.toml declares, where rustup has it
 packages: release ## Debian packages, in a folder that is an apt repository: target/packages
 	packaging/build.sh $(BUILT)/release $(BUILT)/packages
 
-bench: needs release ## Side by side with peers (NEWEST=folder of interop-newest: with generators of others and the newest Samba, too); JSON under target/bench
-	target/release/bench-smb
+bench: needs release ## Side by side with peers (NEWEST=folder of interop-newest: with generators of others and the newest Samba, too; BEFORE=an smbd built earlier, measured beside today's); JSON under target/bench
+	$(if $(BEFORE),BULKHEAD_BEFORE=$(BEFORE) )target/release/bench-smb
 	$(if $(NEWEST),target/release/bench-generators --newest $(NEWEST))
 	target/release/bench-migration
 	target/release/bench-disk

@@ -84,6 +84,13 @@ pub trait Disk: Send + Sync + Debug {
         Box::pin(async move { Ok(vec![range]) })
     }
 
+    /// As [`Disk::allocated_ranges`], without blocks that keep their space and were not written since
+    /// [`Disk::write_zeroes_kept`], where the storage can tell. It costs more: what is written may have to
+    /// reach the storage first.
+    fn written_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        self.allocated_ranges(range)
+    }
+
     /// Whether writes will be refused with [`Error::ReadOnly`].
     fn is_read_only(&self) -> bool;
 
@@ -195,6 +202,14 @@ impl Disk for RawDisk {
                 self.geometry.size,
             )?;
             self.file.allocated_ranges(range).await
+        })
+    }
+
+    fn written_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        Box::pin(async move {
+            let len = range.end.saturating_sub(range.start);
+            Error::check_range(range.start, len, self.geometry.size)?;
+            self.file.written_ranges(range).await
         })
     }
 

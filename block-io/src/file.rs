@@ -61,6 +61,13 @@ pub trait File: Send + Sync + Debug {
     /// reads as zeros. A storage that cannot tell answers the whole of `range` up to its end.
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>>;
 
+    /// As [`File::allocated_ranges`], without space that is held and was not written since it was
+    /// taken or zeroed ([`File::zero_range`]), where the storage can tell. It may have to write what
+    /// waits in the page cache first.
+    fn written_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        self.allocated_ranges(range)
+    }
+
     /// Whether writes will be refused with [`Error::ReadOnly`].
     fn is_read_only(&self) -> bool;
 

@@ -20,6 +20,7 @@
 
 mod disk;
 mod error;
+pub mod fiemap;
 mod file;
 mod flush;
 pub mod image_lock;

@@ -30,13 +30,14 @@ use std::{
 };
 
 use rustix::{
-    fs::{FallocateFlags, SeekFrom},
+    fs::{FallocateFlags, FileType, SeekFrom},
     io::{Errno, ReadWriteFlags},
 };
 
 use self::append::append_cached;
 use crate::{
     Claim, Error, File, FlushGroup, IoFuture, Result, SplicePipe,
+    fiemap::{self, Fiemap},
     image_lock::{self, Refusal},
 };
 
@@ -371,7 +372,12 @@ impl LocalFile {
             return Ok(());
         };
         let fd = self.fd.clone();
-        match pool::run(move || rustix::fs::fallocate(&*fd, flags, range.start, len)).await? {
+        let call = move || match rustix::fs::fallocate(&*fd, flags, range.start, len) {
+            // A device with blocks larger than these bytes, which cannot be zeroed by it.
+            Err(Errno::INVAL) if is_device(&fd) => Err(Errno::OPNOTSUPP),
+            other => other,
+        };
+        match pool::run(call).await? {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(Error::Unsupported(what)),
             Err(e) => Err(self.error(what, e)),
@@ -501,6 +507,18 @@ impl File for LocalFile {
         })
     }
 
+    fn written_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        Box::pin(async move {
+            self.usable()?;
+            let end = range.end.min(self.len().await?);
+            if range.start >= end {
+                return Ok(Vec::new());
+            }
+            let looked = move |fd: &OwnedFd| written_ranges(fd, range.start..end);
+            self.blocking("looking for what is written in", looked).await
+        })
+    }
+
     fn is_read_only(&self) -> bool {
         self.read_only
     }
@@ -514,6 +532,11 @@ impl File for LocalFile {
             Ok(())
         })
     }
+}
+
+fn is_device(fd: &OwnedFd) -> bool {
+    let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    kind == Ok(FileType::BlockDevice)
 }
 
 /// How much of `len` bytes at `at` one call writes: up to the next multiple of `most`, as folios lie.
@@ -541,6 +564,42 @@ fn data_ranges(fd: &OwnedFd, range: Range<u64>) -> rustix::io::Result<Vec<Range<
         let end = rustix::fs::seek(fd, SeekFrom::Hole(start))?.min(range.end);
         found.push(start..end);
         at = end;
+    }
+    Ok(found)
+}
+
+/// What [`data_ranges`] says, without extents that were never written: `SEEK_DATA` takes those for
+/// data of which a page was read. A file system that tells of no extents leaves it at that.
+fn written_ranges(fd: &OwnedFd, range: Range<u64>) -> rustix::io::Result<Vec<Range<u64>>> {
+    let data = data_ranges(fd, range.clone())?;
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let (mut map, mut flags) = (Fiemap::new(), fiemap::SYNC);
+    for part in data {
+        let mut at = part.start;
+        while at < part.end {
+            let extents = match map.ask(fd.as_fd(), at..part.end, flags, fiemap::STEP) {
+                Ok(extents) => extents,
+                Err(Errno::OPNOTSUPP | Errno::NOTTY) => return data_ranges(fd, range),
+                Err(e) => return Err(e),
+            };
+            flags = 0;
+            // Data that no extent holds have gone since the first look.
+            let Some(last) = extents.last() else { break };
+            let next = last.logical.saturating_add(last.length);
+            for extent in extents.iter().filter(|extent| extent.flags & fiemap::UNWRITTEN == 0) {
+                let start = extent.logical.max(at);
+                let end = extent.logical.saturating_add(extent.length).min(part.end);
+                match found.last_mut() {
+                    Some(last) if last.end >= start => last.end = last.end.max(end),
+                    _ if start < end => found.push(start..end),
+                    _ => {}
+                }
+            }
+            if next <= at {
+                break;
+            }
+            at = next;
+        }
     }
     Ok(found)
 }

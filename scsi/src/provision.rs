@@ -142,7 +142,12 @@ impl Call<'_> {
                 break;
             }
             let end = size.min(start + WINDOW);
-            let found = disk.allocated_ranges(start..end).await.map_err(Refusal::reading)?;
+            // What is anchored is told from what is mapped by what was written.
+            let found = match provisioning {
+                Provisioning::Resource => disk.written_ranges(start..end),
+                _ => disk.allocated_ranges(start..end),
+            };
+            let found = found.await.map_err(Refusal::reading)?;
             for range in found {
                 // A block of which any part is there is mapped.
                 list.until(range.start / block, false);

@@ -85,6 +85,14 @@ impl Smbd {
         server
     }
 
+    /// Starts one from another program, as one that was built before a change.
+    pub fn start_program(program: &Path, server: &str, rest: &str) -> Self {
+        let mut server = Self::prepare_here(&std::env::temp_dir(), server, rest);
+        server.program = program.to_owned();
+        server.spawn();
+        server
+    }
+
     /// One at a port of its own on loopback, to be started.
     fn prepare_here(base: &Path, server: &str, rest: &str) -> Self {
         let port = Port::reserve();

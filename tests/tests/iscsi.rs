@@ -46,10 +46,6 @@ const SKIPPED_SMALL: &[(&str, &str)] = &[
     ("WriteSame16.InvalidDataOutSize", "LBPPB < 2"),
     ("WriteSame16.UnmapUnaligned", "LBPPB < 2"),
 ];
-/// What the suite takes for a fault of a thick image: blocks that it has read are in the page cache, and
-/// the file system tells them from written ones no more. GET LBA STATUS says 0h then, which is mapped or
-/// of an unknown state (SBC-3 5.4). docs/interop.md has the same.
-const FAILED_THICK: &[(&str, &str)] = &[("Sanitize.BlockErase", "LBA status descriptor is MAPPED")];
 /// What wants physical blocks of several logical ones; `GetLBAStatus.UnmapSingle` wants one.
 const LARGE_BLOCKS: &str = "ALL.CompareAndWrite,ALL.WriteSame1[06]";
 const SMALL: &str = "physical_sector = 512";
@@ -132,7 +128,7 @@ fn a_thin_raw_image_conforms() {
 #[test]
 fn a_thick_raw_image_of_4096_bytes_a_sector_conforms() {
     let make = |folder: &Path, name: &str| thick(folder, name, 64 * MIB);
-    conforms(make, "sector = 4096\nthin = false", &[SKIPPED, SKIPPED_SMALL, FAILED_THICK]);
+    conforms(make, "sector = 4096\nthin = false", &[SKIPPED, SKIPPED_SMALL]);
 }
 
 #[test]

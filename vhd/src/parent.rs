@@ -2,7 +2,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use block_io::{Disk, Error, Geometry, IoFuture, Result};
+use block_io::{Disk, Error, File, Geometry, IoFuture, Result};
+
+/// Which parts of a file may hold data: [`File::allocated_ranges`] or [`File::written_ranges`].
+pub type Told = fn(&dyn File, Range<u64>) -> IoFuture<'_, Vec<Range<u64>>>;
 
 /// Fills `buf` from the parent at `offset`; zeros without one, and behind its end.
 pub async fn read(parent: Option<&Arc<dyn Disk>>, offset: u64, buf: &mut [u8]) -> Result<()> {

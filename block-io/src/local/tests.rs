@@ -190,6 +190,34 @@ async fn holes_and_ranges() {
     assert_eq!(file.len().await.unwrap(), 10 << 20);
 }
 
+/// Space that was never written, or zeroed in place, is told from data also when it was read.
+#[tokio::test]
+async fn held_space_is_not_written_however_often_it_is_read() {
+    let dir = TempDir::new().unwrap();
+    const MIB: u64 = 1 << 20;
+    for engine in engines() {
+        let file = fresh(&dir, engine);
+        file.allocate(0..8 * MIB).await.unwrap();
+        let asked = Fiemap::new().ask(file.as_fd(), 0..8 * MIB, 0, 1).map(<[_]>::len);
+        if !matches!(asked, Ok(1..)) {
+            test_support::skip("the file system of temporary files does not tell of extents");
+            return;
+        }
+        file.write_at(3 * MIB, &[7; 1 << 20]).await.unwrap();
+        let mut all = vec![1; 8 << 20];
+        read_exact_at(&file, 0, &mut all).await.unwrap();
+        // What was written counts before it has reached the disk.
+        assert_eq!(file.written_ranges(0..u64::MAX).await.unwrap(), [3 * MIB..4 * MIB]);
+        let half = MIB / 2;
+        let part = file.written_ranges(0..3 * MIB + half).await.unwrap();
+        assert_eq!(part, [3 * MIB..3 * MIB + half]);
+        file.zero_range(3 * MIB..4 * MIB).await.unwrap();
+        read_exact_at(&file, 0, &mut all).await.unwrap();
+        assert_eq!(file.written_ranges(0..8 * MIB).await.unwrap(), []);
+        assert!(all.iter().all(|byte| *byte == 0));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_flushes_at_once() {
     let dir = TempDir::new().unwrap();

@@ -16,7 +16,10 @@ use super::{
     footer::{self, Footer, Kind},
     load::load,
 };
-use crate::{Result, extent, parent};
+use crate::{
+    Result, extent,
+    parent::{self, Told},
+};
 
 type Done<T> = block_io::Result<T>;
 
@@ -278,10 +281,11 @@ impl Inner {
         Ok(())
     }
 
-    async fn ranges(&self, range: Range<u64>) -> Done<Vec<Range<u64>>> {
+    /// The parts of `range` that may hold data, where `told` says that of the file's own bytes.
+    async fn ranges(&self, range: Range<u64>, told: Told) -> Done<Vec<Range<u64>>> {
         let len = range.end.saturating_sub(range.start);
         Error::check_range(range.start, len, self.geometry.size)?;
-        let Some(table) = &self.table else { return self.file.allocated_ranges(range).await };
+        let Some(table) = &self.table else { return told(&*self.file, range).await };
         let mut found: Vec<Range<u64>> = Vec::new();
         for (block, part) in parts(table, range) {
             let mut add = |piece: Range<u64>| match found.last_mut() {
@@ -294,7 +298,7 @@ impl Inner {
                 Place::Whole(base) => {
                     let at = base + part.start % table.block_size;
                     let within = at..at + (part.end - part.start);
-                    for piece in self.file.allocated_ranges(within).await? {
+                    for piece in told(&*self.file, within).await? {
                         add(part.start + (piece.start - at)..part.start + (piece.end - at));
                     }
                 }
@@ -383,7 +387,11 @@ impl Disk for Vhd {
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
-        Box::pin(self.inner.ranges(range))
+        Box::pin(self.inner.ranges(range, |file, within| file.allocated_ranges(within)))
+    }
+
+    fn written_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        Box::pin(self.inner.ranges(range, |file, within| file.written_ranges(within)))
     }
 
     fn is_read_only(&self) -> bool {

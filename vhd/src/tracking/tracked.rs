@@ -334,6 +334,10 @@ impl Disk for Tracked {
         self.disk.allocated_ranges(range)
     }
 
+    fn written_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        self.disk.written_ranges(range)
+    }
+
     fn is_read_only(&self) -> bool {
         self.disk.is_read_only()
     }

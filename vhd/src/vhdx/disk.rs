@@ -19,7 +19,7 @@ use super::{
     table::{BatCache, Updated},
     zeroed,
 };
-use crate::{Guid, extent};
+use crate::{Guid, extent, parent::Told};
 
 /// An open VHDX image; a [`Disk`].
 ///
@@ -311,7 +311,8 @@ impl Inner {
         }
     }
 
-    async fn ranges(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+    /// The parts of `range` that may hold data, where `told` says that of the file's own bytes.
+    async fn ranges(&self, range: Range<u64>, told: Told) -> Result<Vec<Range<u64>>> {
         let len = range.end.saturating_sub(range.start);
         Error::check_range(range.start, len, self.geometry.size)?;
         let _guard = self.enter()?;
@@ -325,7 +326,7 @@ impl Inner {
                 Content::Here(base) => {
                     let at = base + part.start % self.layout.block_size;
                     let within = at..at + (part.end - part.start);
-                    for piece in self.file.allocated_ranges(within).await? {
+                    for piece in told(&*self.file, within).await? {
                         add(part.start + (piece.start - at)..part.start + (piece.end - at));
                     }
                 }
@@ -484,7 +485,11 @@ impl Disk for Vhdx {
     }
 
     fn allocated_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
-        Box::pin(self.inner.ranges(range))
+        Box::pin(self.inner.ranges(range, |file, within| file.allocated_ranges(within)))
+    }
+
+    fn written_ranges(&self, range: Range<u64>) -> IoFuture<'_, Vec<Range<u64>>> {
+        Box::pin(self.inner.ranges(range, |file, within| file.written_ranges(within)))
     }
 
     fn is_read_only(&self) -> bool {

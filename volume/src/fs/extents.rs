@@ -1,12 +1,10 @@
 //! Where on its volume the content of a file lies (MS-FSA 2.1.1.5, `ExtentList`), as FIEMAP tells it.
 //! It may wait for the disk: what is not written yet has no place, so it is written first.
 
-use std::{ops::Range, os::fd::BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use rustix::{
-    io::Errno,
-    ioctl::{Opcode, Updater, ioctl, opcode},
-};
+use block_io::fiemap::{Fiemap, LAST, NO_PLACE, STEP, SYNC};
+use rustix::io::Errno;
 
 use crate::fs::descriptor::cluster_size;
 
@@ -28,84 +26,6 @@ pub struct Extents {
     pub runs: Vec<Extent>,
     /// There are more.
     pub more: bool,
-}
-
-/// Extents that the system is asked for at a time.
-const STEP: usize = 256;
-
-/// `struct fiemap_extent` (linux/fiemap.h).
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Mapped {
-    logical: u64,
-    physical: u64,
-    length: u64,
-    reserved: [u64; 2],
-    flags: u32,
-    reserved2: [u32; 3],
-}
-
-/// `struct fiemap` (linux/fiemap.h) and room behind it.
-#[repr(C)]
-struct Fiemap {
-    start: u64,
-    length: u64,
-    flags: u32,
-    mapped: u32,
-    count: u32,
-    reserved: u32,
-    extents: [Mapped; STEP],
-}
-
-/// `struct fiemap` without the room, by whose size the system knows the request.
-#[repr(C)]
-struct Head {
-    numbers: [u64; 4],
-}
-
-const FS_IOC_FIEMAP: Opcode = opcode::read_write::<Head>(b'f', 11);
-/// `FIEMAP_FLAG_SYNC`.
-const SYNC: u32 = 1;
-/// `FIEMAP_EXTENT_LAST`.
-const LAST: u32 = 1;
-/// `FIEMAP_EXTENT_UNKNOWN`, `DELALLOC`, `ENCODED`, `NOT_ALIGNED`, `DATA_INLINE`: those have no whole
-/// clusters of their own.
-const NO_PLACE: u32 = 0x2 | 0x4 | 0x8 | 0x100 | 0x200;
-
-impl Fiemap {
-    fn new() -> Box<Self> {
-        Box::new(Self {
-            start: 0,
-            length: 0,
-            flags: 0,
-            mapped: 0,
-            count: 0,
-            reserved: 0,
-            extents: [Mapped::default(); STEP],
-        })
-    }
-
-    /// Asks for at most `count` of the extents that lie in a range of bytes, the first ones.
-    #[expect(unsafe_code, reason = "FS_IOC_FIEMAP has no safe wrapper")]
-    fn ask(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        range: Range<u64>,
-        flags: u32,
-        count: usize,
-    ) -> Result<&[Mapped], Errno> {
-        (self.start, self.length) = (range.start, range.end.saturating_sub(range.start));
-        (self.flags, self.mapped, self.count) = (flags, 0, count.min(STEP) as u32);
-        // SAFETY: FS_IOC_FIEMAP reads one `fiemap` and writes at most `count` of `fiemap_extent`
-        // behind it, for all of which `Fiemap` has room; all their bytes may have any value.
-        let asked = unsafe { ioctl(fd, Updater::<FS_IOC_FIEMAP, Self>::new(self)) };
-        match asked {
-            // No file is as long as that.
-            Err(Errno::FBIG) => return Ok(&[]),
-            other => other?,
-        }
-        Ok(self.extents.get(..self.mapped as usize).unwrap_or_default())
-    }
 }
 
 /// The first cluster of the run that holds the cluster `from`: a hole, or an extent. The system tells

@@ -22,7 +22,7 @@ use crate::{
     fs::{
         attributes::{self, Facts},
         descriptor::{presentable, reopen},
-        eas,
+        eas, nameless,
         pattern::Pattern,
         security,
         short::short_name,
@@ -236,10 +236,12 @@ fn describe(fd: BorrowedFd<'_>, name: &str) -> Option<Entry> {
     })
 }
 
-/// Whether a folder holds nothing at all, whether or not it could be shown.
+/// Whether a folder holds nothing, whether or not it could be shown, but what was being made in it.
 pub fn is_empty(fd: &OwnedFd) -> Result<bool, Errno> {
     for entry in Dir::new(reopen(fd, OFlags::RDONLY | OFlags::DIRECTORY)?)? {
-        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") && !nameless::is(name) {
             return Ok(false);
         }
     }

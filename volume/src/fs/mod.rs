@@ -9,6 +9,7 @@ pub mod extents;
 pub mod file_key;
 pub(crate) mod identity;
 pub mod listing;
+pub mod nameless;
 pub mod names;
 pub mod number;
 pub mod object_id;

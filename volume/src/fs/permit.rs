@@ -21,13 +21,12 @@ use std::{
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, XattrFlags},
     io::Errno,
-    rand::{GetRandomFlags, getrandom},
 };
 use smb_protocol::{NtStatus, msg::create::Access};
 
 use crate::fs::{
     descriptor::{CreateTag, MADE, magic_path, place_of},
-    entry, file_key,
+    entry, file_key, nameless,
     path::RelPath,
     volume::Volume,
 };
@@ -184,7 +183,7 @@ impl Permit<'_> {
         name: &str,
         prepare: impl FnOnce(BorrowedFd<'_>) -> Result<(), E>,
     ) -> Result<Result<OwnedFd, E>, Errno> {
-        let (aside, mut refused) = (nameless("new")?, None);
+        let (aside, mut refused) = (nameless::name(nameless::NEW)?, None);
         let _entering = entry::begin(self.volume, folder)?;
         let made = self.volume.names.change(folder, (None, Some(name)), || {
             let make = |name: &str| rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o750));
@@ -218,7 +217,7 @@ impl Permit<'_> {
     /// Removes `path` if it still names the file that `stat` describes.
     pub fn remove(&self, path: &RelPath, stat: &Stat) -> Result<(), Errno> {
         let (parent, name) = self.volume.parent(path)?;
-        let _alone = taken::names([(&parent, &*name)])?;
+        let _alone = taken::names([(parent.as_fd(), &*name)])?;
         self.volume.names.change(parent.as_fd(), (name.to_str(), None), || {
             unlink_same(parent.as_fd(), &name, stat)
         })?;
@@ -268,7 +267,7 @@ impl Permit<'_> {
     ) -> Result<(), Errno> {
         let (old, old_name) = self.volume.parent(from)?;
         let (new, new_name) = self.volume.parent(to)?;
-        let _alone = taken::names([(&old, &*old_name), (&new, &*new_name)])?;
+        let _alone = taken::names([(old.as_fd(), &*old_name), (new.as_fd(), &*new_name)])?;
         let names = |folder: &OwnedFd, name: &OsStr, file: &Stat| {
             let named = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
             Ok::<_, Errno>(file_key::key(&named) == file_key::key(file))
@@ -308,12 +307,12 @@ impl Permit<'_> {
         let Some(replaced) = replaced else {
             return self.link_in(fd, folder.as_fd(), &name.to_string_lossy());
         };
-        let _alone = taken::names([(&folder, &*name)])?;
+        let _alone = taken::names([(folder.as_fd(), &*name)])?;
         let named = rustix::fs::statat(&folder, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
         if file_key::key(&named) != file_key::key(replaced) {
             return Err(Errno::EXIST);
         }
-        let aside = nameless("link")?;
+        let aside = nameless::name(nameless::LINK)?;
         self.link_in(fd, folder.as_fd(), &aside)?;
         let renamed = rustix::fs::renameat(&folder, aside.as_str(), &folder, &*name);
         if renamed.is_err() {
@@ -332,19 +331,13 @@ impl Permit<'_> {
     }
 }
 
-/// A name with a colon, which is none to clients: nobody meets the file by it.
-fn nameless(what: &str) -> Result<String, Errno> {
-    let mut random = [0; 8];
-    getrandom(&mut random, GetRandomFlags::empty())?;
-    Ok(format!(":{what}-{:016x}", u64::from_le_bytes(random)))
-}
-
 /// Gives a new folder its name, which must be free.
 fn place_folder(folder: BorrowedFd<'_>, aside: &str, name: &str) -> Result<(), Errno> {
     match rustix::fs::renameat_with(folder, aside, folder, name, RenameFlags::NOREPLACE) {
         // A file system that cannot tell: what is there is looked for, and a folder takes the place of no
         // file and of no folder with something in it.
         Err(Errno::INVAL | Errno::NOSYS) => {
+            let _alone = taken::names([(folder, OsStr::new(name))])?;
             match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(_) => Err(Errno::EXIST),
                 Err(Errno::NOENT) => rustix::fs::renameat(folder, aside, folder, name),
@@ -364,14 +357,14 @@ mod taken {
         sync::{MutexGuard, PoisonError},
     };
 
-    use super::{Errno, OsStr, OwnedFd, file_key};
+    use super::{BorrowedFd, Errno, OsStr, file_key};
     use crate::fs::shards::{Shards, place};
 
     static NAMES: Shards = Shards::new();
 
     /// Held while these names, each in its folder, are looked at and taken away.
     pub fn names<const N: usize>(
-        names: [(&OwnedFd, &OsStr); N],
+        names: [(BorrowedFd<'_>, &OsStr); N],
     ) -> Result<Vec<MutexGuard<'static, ()>>, Errno> {
         let mut shards = Vec::with_capacity(N);
         for (folder, name) in names {
@@ -400,8 +393,16 @@ fn unlink_same(folder: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> Result<(), 
     if (means.st_dev, means.st_ino) != (stat.st_dev, stat.st_ino) {
         return Err(Errno::NOENT);
     }
-    let flags = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-    rustix::fs::unlinkat(folder, name, flags)
+    if kind != FileType::Directory {
+        return rustix::fs::unlinkat(folder, name, AtFlags::empty());
+    }
+    match rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {
+            nameless::clear(folder, name)?;
+            rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)
+        }
+        other => other,
+    }
 }
 
 fn remove_at(place: &Path, stat: &Stat) -> Result<(), Errno> {
@@ -420,6 +421,23 @@ mod tests {
 
     use super::*;
     use crate::fs::volume::Volume;
+
+    /// A server that was killed while it made a folder in another keeps nobody from removing that.
+    #[test]
+    fn what_was_being_made_in_a_folder_goes_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let within = root.path().join("d");
+        fs::create_dir_all(within.join(nameless::name(nameless::NEW).unwrap())).unwrap();
+        let volume = Volume::open(root.path()).unwrap();
+        let permit = volume.permit(Access::ALL).unwrap();
+        let stat = rustix::fs::stat(&within).unwrap();
+        fs::write(within.join("kept"), "").unwrap();
+        let path = RelPath::parse("d").unwrap();
+        assert_eq!(permit.remove(&path, &stat), Err(Errno::NOTEMPTY));
+        fs::remove_file(within.join("kept")).unwrap();
+        permit.remove(&path, &stat).unwrap();
+        assert!(!within.exists());
+    }
 
     /// Nobody comes into a folder before it has its list, and one that is refused leaves nothing.
     #[test]

@@ -75,7 +75,8 @@ enum Reference {
 /// # Errors
 /// What the file system says to a change; nothing that was not proved to be nobody's is removed.
 pub fn sweep(mut homes: Vec<OwnedFd>) -> Result<Swept, Errno> {
-    let began = rustix::time::clock_gettime(ClockId::Realtime);
+    // The clock that files are dated by: what is made from now on is not older.
+    let began = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
     let mut known: HashMap<Id, Reference> = HashMap::new();
     let mut stores = Vec::new();
     for home in &homes {
@@ -364,6 +365,13 @@ mod tests {
         }
         clear_unfinished(&open(&folder), Timespec { tv_sec: 0, tv_nsec: 0 }).unwrap();
         assert!(folder.join("new-1-0").exists(), "another server makes it just now");
+        // The next server starts a tick later.
+        let made = rustix::fs::stat(folder.join("aside")).unwrap();
+        let made = (made.st_ctime, i64::try_from(made.st_ctime_nsec).unwrap());
+        let tick = || rustix::time::clock_gettime(ClockId::RealtimeCoarse);
+        while (tick().tv_sec, tick().tv_nsec) <= made {
+            std::thread::yield_now();
+        }
         assert_eq!(start(&[root.path()]), Swept::All(0));
         let mut left: Vec<_> = fs::read_dir(&folder)
             .unwrap()

@@ -15,6 +15,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    panic,
     sync::{Arc, Mutex, atomic::Ordering},
     thread,
     time::{Duration, Instant},
@@ -54,6 +55,8 @@ use crate::{
 /// How long all recovery waits for who has files that were open. The server before, which was killed
 /// or has just let go of the store, has them a moment longer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// As many opens are not worth a thread.
+const FEW: usize = 64;
 /// How long between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -94,8 +97,8 @@ pub struct ShareNow {
     pub continuously_available: bool,
 }
 
-/// Finds the share of an open, if its user may still use it.
-pub type Shares<'a> = &'a dyn Fn(&OpenRecord) -> Result<ShareNow, Gone>;
+/// Finds the share of an open, if its user may still use it. Several threads ask.
+pub type Shares<'a> = &'a (dyn Fn(&OpenRecord) -> Result<ShareNow, Gone> + Sync);
 
 impl OpenFileTable {
     /// Makes the opens again that a store holds, and remembers others there.
@@ -109,10 +112,9 @@ impl OpenFileTable {
             stable.queue(record::forget(id));
         }
         let mut back = Vec::new();
-        let patience = Instant::now() + PATIENCE;
-        for remembered in opens {
+        for (open, remembered) in self.make_all_again(shares, engine, opens) {
             let id = remembered.open.id;
-            match self.make_again(shares, engine, &remembered, patience) {
+            match open {
                 Ok(open) => back.push((open, remembered)),
                 Err(why @ Gone::InUse(_)) => {
                     let OpenRecord { name, share, .. } = &remembered.open;
@@ -173,6 +175,28 @@ impl OpenFileTable {
         self.disconnected.clear();
         // Opens of clients who are still there are handed over, too, and are not closed here.
         self.claim_nothing();
+    }
+
+    /// Makes opens again, on all processors: nobody is served until the last is there. None hinders
+    /// another, since all were there together. Their order stays.
+    fn make_all_again(
+        self: &Arc<Self>,
+        shares: Shares<'_>,
+        engine: Engine,
+        opens: Vec<Remembered>,
+    ) -> Vec<(Result<Arc<Open>, Gone>, Remembered)> {
+        let patience = Instant::now() + PATIENCE;
+        let make = |remembered: &Remembered| self.make_again(shares, engine, remembered, patience);
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let part = opens.len().div_ceil(threads).max(FEW);
+        let made: Vec<_> = thread::scope(|scope| {
+            let work = |part| scope.spawn(move || <[_]>::iter(part).map(make).collect::<Vec<_>>());
+            let workers: Vec<_> = opens.chunks(part).map(work).collect();
+            let ended = workers.into_iter().map(thread::ScopedJoinHandle::join);
+            // A fault of one is a fault of all, as it would be on this thread.
+            ended.flat_map(|made| made.unwrap_or_else(|e| panic::resume_unwind(e))).collect()
+        });
+        made.into_iter().zip(opens).collect()
     }
 
     fn make_again(

@@ -8,7 +8,9 @@
 //! second, if there is one, a part of the names of the loads that are wanted (`bench-smb 1 files`).
 //! The shares are made in `TMPDIR`: `TMPDIR=/dev/shm` takes the disk out of the rows of small
 //! files. Take the rows of reads from a disk's file system: tmpfs cannot read without waiting, so
-//! that our reads from it go through io_uring.
+//! that our reads from it go through io_uring. `BULKHEAD_BEFORE=PROGRAM` names an earlier build of
+//! smbd, which is measured in turn with today's: its columns are no peer's, and `beside_before` says
+//! what changed.
 
 mod targets;
 
@@ -26,7 +28,7 @@ use bulkhead_tests::{
 };
 use serde_json::{Map, Value, json};
 use targets::{
-    BULKHEAD, FAIR_READ, RAND_READ, RAND_READ_1, RAND_WRITE, SEQ_READ, SEQ_WRITE, SMALL,
+    BEFORE, BULKHEAD, FAIR_READ, RAND_READ, RAND_READ_1, RAND_WRITE, SEQ_READ, SEQ_WRITE, SMALL,
 };
 
 /// Loads on one file: name and arguments of `bulkhead bench smb`.
@@ -54,6 +56,9 @@ const SESSIONS: u32 = 1000;
 /// Idle sessions opened on Samba, which has a process for each.
 const SESSIONS_OF_SAMBA: u32 = 200;
 
+/// How often each of two builds is measured.
+const TURNS: usize = 3;
+
 const SERVER_CPU: &str = "0";
 const CLIENT_CPU: &str = "1";
 
@@ -68,9 +73,9 @@ struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    fn bulkhead(server: &Smbd) -> Self {
+    fn bulkhead(name: &'a str, server: &Smbd) -> Self {
         Self {
-            name: BULKHEAD,
+            name,
             pid: server.pid(),
             user: smbd::USER,
             password: smbd::PASSWORD,
@@ -158,29 +163,26 @@ impl Rows {
         load: &str,
         protection: &str,
         servers: &[Server<'_>],
-        measure: impl Fn(&Server<'_>) -> Value,
+        measure: impl Fn(&Server<'_>, usize) -> Value,
     ) {
         if !load.contains(&self.wanted) {
             return;
         }
         let mut results = Map::new();
-        for server in servers {
-            // What was written before does not compete.
-            rustix::fs::sync();
-            let result = measure(server);
+        for (server, result) in in_turns(servers, measure) {
             let latency = ["read", "write", "file"]
                 .into_iter()
                 .find(|kind| result[kind]["operations"].as_u64() > Some(0))
                 .unwrap_or("read");
             println!(
                 "{load:<28} {protection:<10} {:<15} {:>10.0} {:>9.1} {:>8.2} {:>9.1}",
-                server.name,
+                server,
                 result["operations_per_second"].as_f64().unwrap_or(0.0),
                 result["megabytes_per_second"].as_f64().unwrap_or(0.0),
                 result["server_cpu_us_per_operation"].as_f64().unwrap_or(0.0),
                 result[latency]["p50_us"].as_f64().unwrap_or(0.0),
             );
-            results.insert(server.name.to_owned(), result);
+            results.insert(server.to_owned(), result);
         }
         let mut row = json!({
             "load": load,
@@ -188,11 +190,41 @@ impl Rows {
             "ratio": targets::ratio(&results),
             "servers": results,
         });
+        if let Some(change) = row["servers"].as_object().and_then(targets::beside_before) {
+            println!("{load:<28} {protection:<10} beside before   {change}");
+            row["beside_before"] = change;
+        }
         if let Some(limits) = targets::limits(load, &row, &self.machine) {
             row["limits"] = limits;
         }
         self.rows.push(row);
     }
+}
+
+/// Measures the servers one after the other, each once. Beside an earlier build the machine's moods
+/// count for more than what is looked for, so that builds are measured in several turns and the middle one
+/// of each is taken.
+fn in_turns<'a>(
+    servers: &'a [Server<'_>],
+    measure: impl Fn(&Server<'_>, usize) -> Value,
+) -> Vec<(&'a str, Value)> {
+    let turns = if servers.iter().any(|server| server.name == BEFORE) { TURNS } else { 1 };
+    let mut results: Vec<_> = servers.iter().map(|server| (server.name, Vec::new())).collect();
+    for turn in 0..turns {
+        for (server, (name, measured)) in servers.iter().zip(&mut results) {
+            if turn == 0 || [BULKHEAD, BEFORE].contains(name) {
+                // What was written before does not compete.
+                rustix::fs::sync();
+                measured.push(measure(server, turn));
+            }
+        }
+    }
+    let rate = |result: &Value| result["operations_per_second"].as_f64().unwrap_or(0.0);
+    let middle = |(name, mut measured): (&'a str, Vec<Value>)| {
+        measured.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
+        (name, measured.swap_remove(measured.len() / 2))
+    };
+    results.into_iter().map(middle).collect()
 }
 
 fn sessions(servers: &[Server<'_>]) -> Value {
@@ -227,8 +259,11 @@ fn main() -> ExitCode {
     let ours_idle = Smbd::start(SERVER_OPTIONS, "");
     let plain = Samba::start("", "");
     let uring = Samba::start("", "vfs objects = io_uring");
-    let mut servers = vec![Server::bulkhead(&ours_server)];
-    let mut idle = vec![Server::bulkhead(&ours_idle)];
+    let before = env::var_os("BULKHEAD_BEFORE")
+        .map(|program| Smbd::start_program(Path::new(&program), SERVER_OPTIONS, ""));
+    let mut servers = vec![Server::bulkhead(BULKHEAD, &ours_server)];
+    let mut idle = vec![Server::bulkhead(BULKHEAD, &ours_idle)];
+    servers.extend(before.as_ref().map(|before| Server::bulkhead(BEFORE, before)));
     if let Some(plain) = &plain {
         servers.push(Server::samba("samba", plain));
         idle.push(Server::samba("samba", plain));
@@ -253,15 +288,15 @@ fn main() -> ExitCode {
         // which makes large requests slow, and is not so in what the machine is measured with.
         let file = if [SEQ_READ, SEQ_WRITE].contains(&load) { "seq.dat" } else { "bench.dat" };
         for (name, protection) in PROTECTIONS {
-            rows.measure(load, name, &servers, |server| {
+            rows.measure(load, name, &servers, |server, _| {
                 server.bench("smb", file, &[time, size, args, protection])
             });
         }
     }
     for (load, depth) in SMALL.into_iter().zip(SMALL_DEPTHS) {
         for (name, protection) in PROTECTIONS {
-            let folder = format!("files-{depth}-{name}");
-            rows.measure(load, name, &servers, |server| {
+            rows.measure(load, name, &servers, |server, turn| {
+                let folder = format!("files-{depth}-{name}-{turn}");
                 // Nothing is removed meanwhile: ext4 passes over the inodes of files that have just
                 // gone, which takes it long.
                 let args: &[&str] = &["--keep", "--queue-depth", depth];
@@ -270,7 +305,7 @@ fn main() -> ExitCode {
         }
     }
     let (name, protection) = PROTECTIONS[1];
-    rows.measure(FAIR_READ, name, &servers, |server| {
+    rows.measure(FAIR_READ, name, &servers, |server, _| {
         server.bench("smb", "bench.dat", &[time, size, FAIR, protection])
     });
 

@@ -7,6 +7,8 @@ use serde_json::{Map, Value, json};
 
 /// Our server's name in the report.
 pub const BULKHEAD: &str = "bulkhead";
+/// The name of an earlier build of our server, which is no peer.
+pub const BEFORE: &str = "before";
 /// Loads by name.
 pub const RAND_READ: &str = "4 KiB random read QD32";
 pub const RAND_WRITE: &str = "4 KiB random write QD32";
@@ -22,9 +24,24 @@ const PROTECTIONS: [&str; 3] = ["unsigned", "signed", "encrypted"];
 pub fn ratio(results: &Map<String, Value>) -> Option<f64> {
     let rate = |result: &Value| result["operations_per_second"].as_f64();
     let ours = rate(results.get(BULKHEAD)?)?;
-    let peers = results.iter().filter(|(name, _)| *name != BULKHEAD);
-    let best = peers.filter_map(|(_, result)| rate(result)).fold(0.0, f64::max);
+    let best = peers(results).filter_map(rate).fold(0.0, f64::max);
     (best > 0.0).then_some(ours / best)
+}
+
+/// What others measured.
+fn peers(results: &Map<String, Value>) -> impl Iterator<Item = &Value> {
+    let others = results.iter().filter(|(name, _)| ![BULKHEAD, BEFORE].contains(&name.as_str()));
+    others.map(|(_, result)| result)
+}
+
+/// Our operations per second, and our CPU time for each, over those of the earlier build.
+pub fn beside_before(results: &Map<String, Value>) -> Option<Value> {
+    let (ours, before) = (results.get(BULKHEAD)?, results.get(BEFORE)?);
+    let over = |name: &str| Some(ours[name].as_f64()? / before[name].as_f64()?);
+    Some(json!({
+        "operations_per_second": over("operations_per_second"),
+        "server_cpu_us_per_operation": over("server_cpu_us_per_operation"),
+    }))
 }
 
 /// Which part of what the machine allows our server reaches with a sequential load: of the
@@ -91,8 +108,7 @@ pub fn judge(report: &Value) -> Vec<Target> {
     for protection in PROTECTIONS {
         let servers = row(RAND_READ_1, protection).and_then(|row| row["servers"].as_object());
         let p50 = |result: &Value| result["read"]["p50_us"].as_f64();
-        let peers = servers.into_iter().flatten().filter(|(name, _)| *name != BULKHEAD);
-        let best = peers.filter_map(|(_, result)| p50(result)).reduce(f64::min);
+        let best = servers.and_then(|all| peers(all).filter_map(p50).reduce(f64::min));
         targets.push(Target {
             name: format!("{RAND_READ_1}, {protection}: p50"),
             unit: "µs",
