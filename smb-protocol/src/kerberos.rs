@@ -9,15 +9,19 @@
 //!
 //! [`crypto`] has the AES encryption types of RFC 3962 and RFC 8009; RC4 and DES are not spoken.
 //! [`keytab`] reads MIT's format, [`message`] the messages. [`Service`] is the server with its
-//! memory of authenticators that were used.
+//! memory of authenticators that were used; [`Messages`] signs and seals what is said afterwards.
+//!
+//! RPC has a third part (MS-KILE 3.4.5.1): the client answers the AP-REP with one of its own.
 
 pub mod crypto;
 pub mod gss;
 pub mod keytab;
 pub mod message;
 mod service;
+mod wrap;
 
-pub use service::{Established, Service};
+pub use service::{Accepted, Established, Service, ThirdLeg};
+pub use wrap::{Messages, Numbered};
 
 use crate::WireError;
 

@@ -18,6 +18,7 @@ pub mod compression;
 pub mod crypto;
 pub mod dfs;
 pub mod fscc;
+pub mod gss;
 pub mod header;
 pub mod ids;
 pub mod kerberos;

@@ -10,7 +10,8 @@
 //!
 //! No I/O and no clock: times are given. NTLMv1, LM, anonymous and guest logons are refused.
 //! [`message`] has the three messages, [`av`] the attribute lists in them, [`compute`] the
-//! formulas, [`SessionSecurity`] the message integrity that SPNEGO uses; [`users`] is the text
+//! formulas, [`SessionSecurity`] the message integrity that SPNEGO uses, [`Messages`] signs and seals
+//! what an application says afterwards; [`users`] is the text
 //! of a file of users and their hashes.
 
 pub mod av;
@@ -18,6 +19,7 @@ mod client;
 pub mod compute;
 mod hash;
 pub mod message;
+mod messages;
 mod oem;
 mod security;
 mod server;
@@ -26,6 +28,7 @@ pub mod users;
 pub use client::{Client, Credentials, Established};
 pub use hash::{NtHash, ParseHashError};
 pub use message::Flags;
+pub use messages::Messages;
 pub use security::SessionSecurity;
 pub use server::{Authenticated, Server, ServerInfo};
 

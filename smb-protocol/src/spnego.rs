@@ -206,13 +206,13 @@ mod tests {
             let reply = cont(server.step(&second.encode(), now, lookup).unwrap());
             assert!(RespToken::parse(&reply).unwrap().token.is_some());
             let text: &[u8] = if right { &list } else { b"another list" };
-            let mic = kerberos::gss::mic(&key, kerberos::gss::Side::Initiator, 77, text);
+            let mic = kerberos::gss::mic(&key, crate::gss::Side::Initiator, 77, text);
             let third = RespToken { mic: Some(&mic), ..RespToken::default() };
             match server.step(&third.encode(), now, lookup) {
                 Ok(Step::Done(done)) => {
                     assert!(right);
                     let last = RespToken::parse(&done.token).unwrap();
-                    let side = kerberos::gss::Side::Acceptor;
+                    let side = crate::gss::Side::Acceptor;
                     assert!(kerberos::gss::verify_mic(&key, side, &list, last.mic.unwrap()));
                 }
                 other => assert!(!right && matches!(other, Err(Error::MechListMic))),

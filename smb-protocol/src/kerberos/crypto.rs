@@ -195,6 +195,58 @@ impl Key {
         Ok(plain)
     }
 
+    /// Encrypts `body` in place with a random block before it and `trailer` behind it; the checksum
+    /// covers `before` and `behind` too, which stay as they are (MS-KILE 3.4.5.4.1). Gives the encrypted
+    /// block, the encrypted trailer, which must have a block at least, and the checksum.
+    pub(super) fn seal_between(
+        &self,
+        usage: u32,
+        (before, body, behind): (&[u8], &mut [u8], &[u8]),
+        trailer: &[u8],
+    ) -> ([u8; BLOCK], Vec<u8>, Vec<u8>) {
+        let confounder: [u8; BLOCK] = random();
+        let integrity = self.derive(usage, Purpose::Integrity);
+        let plain = [&confounder[..], before, body, behind, trailer];
+        let sum = self.etype.old().then(|| self.mac(&integrity, &plain));
+        let mut text = [&confounder[..], body, trailer].concat();
+        cts_encrypt(&self.derive(usage, Purpose::Encryption), &mut text);
+        let mut first = [0; BLOCK];
+        first.copy_from_slice(&text[..BLOCK]);
+        body.copy_from_slice(&text[BLOCK..BLOCK + body.len()]);
+        let trailer = text.split_off(BLOCK + body.len());
+        let sum = sum.unwrap_or_else(|| {
+            self.mac(&integrity, &[&[0; BLOCK], &first, before, body, behind, &trailer])
+        });
+        (first, trailer, sum)
+    }
+
+    /// Decrypts what [`Self::seal_between`] made, `body` in place; gives the trailer.
+    pub(super) fn open_between(
+        &self,
+        usage: u32,
+        (before, body, behind): (&[u8], &mut [u8], &[u8]),
+        (first, trailer, sum): (&[u8], &[u8], &[u8]),
+    ) -> Result<Vec<u8>, Error> {
+        const WHAT: &str = "a message";
+        if first.len() != BLOCK || trailer.len() < BLOCK {
+            return Err(Error::Forged(WHAT));
+        }
+        let integrity = self.derive(usage, Purpose::Integrity);
+        let right = |parts: &[&[u8]]| constant_time_eq(&self.mac(&integrity, parts), sum);
+        if !self.etype.old() && !right(&[&[0; BLOCK], first, before, body, behind, trailer]) {
+            return Err(Error::Forged(WHAT));
+        }
+        let mut text = Zeroizing::new([first, body, trailer].concat());
+        cts_decrypt(&self.derive(usage, Purpose::Encryption), &mut text);
+        let (first, rest) = text.split_at(BLOCK);
+        let (plain, trailer) = rest.split_at(body.len());
+        if self.etype.old() && !right(&[first, before, plain, behind, trailer]) {
+            return Err(Error::Forged(WHAT));
+        }
+        body.copy_from_slice(plain);
+        Ok(trailer.to_vec())
+    }
+
     /// The checksum of a text for a key usage number.
     pub fn checksum(&self, usage: u32, parts: &[&[u8]]) -> Vec<u8> {
         self.mac(&self.derive(usage, Purpose::Checksum), parts)

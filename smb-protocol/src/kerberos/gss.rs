@@ -4,6 +4,7 @@
 use super::{Error, crypto::Key};
 use crate::{
     crypto::constant_time_eq,
+    gss::Side,
     parse::{self, Input, array, rest, skip, u32},
     spnego::{
         der::{self, element, only, tagged},
@@ -33,6 +34,23 @@ pub fn reply_token(ap_rep: &[u8]) -> Vec<u8> {
     content.extend_from_slice(&TOKEN_AP_REP);
     content.extend_from_slice(ap_rep);
     element(der::APPLICATION_0, &content)
+}
+
+/// Whether bytes begin as an AP-REQ without a frame does.
+pub fn is_request(bytes: &[u8]) -> bool {
+    const AP_REQ: u8 = der::APPLICATION_0 | 14;
+    bytes.first() == Some(&AP_REQ)
+}
+
+/// The AP-REQ in an initial token: framed, or as it is in the style of DCE (MS-KILE 3.4.5.1).
+///
+/// # Errors
+/// As [`initial_token`].
+pub fn request(bytes: &[u8]) -> Result<&[u8], Error> {
+    match bytes.first() {
+        Some(&der::APPLICATION_0) => initial_token(bytes),
+        _ => Ok(bytes),
+    }
 }
 
 /// Takes the frame off a reply.
@@ -69,33 +87,11 @@ pub fn checksum_flags(checksum: Option<&(i64, Vec<u8>)>) -> Result<u32, Error> {
     if *kind == CHECKSUM_TYPE && len == BINDINGS_LEN { Ok(flags) } else { Err(WRONG) }
 }
 
-/// Which side of the context signs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The client.
-    Initiator,
-    /// The server.
-    Acceptor,
-}
-
-impl Side {
-    fn usage(self) -> u32 {
-        match self {
-            Self::Initiator => 25,
-            Self::Acceptor => 23,
-        }
-    }
-
-    fn flags(self) -> u8 {
-        u8::from(self == Self::Acceptor)
-    }
-}
-
 /// The integrity code of a text (RFC 4121 4.2.6.1).
 pub fn mic(key: &Key, side: Side, sequence: u64, text: &[u8]) -> Vec<u8> {
-    let mut token = vec![4, 4, side.flags(), 0xff, 0xff, 0xff, 0xff, 0xff];
+    let mut token = vec![4, 4, side.flag(), 0xff, 0xff, 0xff, 0xff, 0xff];
     token.extend_from_slice(&sequence.to_be_bytes());
-    let sum = key.checksum(side.usage(), &[text, &token]);
+    let sum = key.checksum(side.usage(false), &[text, &token]);
     token.extend_from_slice(&sum);
     token
 }
@@ -108,9 +104,9 @@ pub fn verify_mic(key: &Key, side: Side, text: &[u8], token: &[u8]) -> bool {
     };
     let (header, _) = token.split_at(token.len() - sum.len());
     id == [4, 4]
-        && flags == [side.flags()]
+        && flags == [side.flag()]
         && filler == [0xff; 5]
-        && constant_time_eq(&key.checksum(side.usage(), &[text, header]), sum)
+        && constant_time_eq(&key.checksum(side.usage(false), &[text, header]), sum)
 }
 
 #[cfg(test)]

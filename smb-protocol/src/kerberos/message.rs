@@ -346,6 +346,37 @@ pub fn client_time(authenticator: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
+/// What an AP-REP proves (RFC 4120 5.5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApRep {
+    /// The time of the authenticator that it answers: seconds since 1970 and microseconds.
+    pub time: (i64, i64),
+    /// Number of a first message, if it has one.
+    pub sequence: Option<u32>,
+}
+
+impl ApRep {
+    /// Reads a message that is encrypted with the ticket's session key.
+    ///
+    /// # Errors
+    /// It is not DER or no AP-REP, lacks a field, or is of another key.
+    pub fn parse(bytes: &[u8], session: &Key) -> Result<Self, Error> {
+        const USAGE: u32 = 12;
+        let fields = Fields::framed(Input::new(bytes), AP_REP)?;
+        fields.version(0)?;
+        let sealed = encrypted(fields.get(2)?)?;
+        if sealed.etype != session.etype as i32 {
+            return Err(Error::Malformed("an AP-REP under another key than the ticket's"));
+        }
+        let part = session.decrypt(USAGE, sealed.cipher, "the AP-REP")?;
+        let fields = Fields::framed(Input::new(&part), AP_REP_PART)?;
+        let sequence = fields.optional(3).map(integer).transpose()?;
+        let time = (fields.time(0)?, fields.integer(1)?);
+        // Some write it signed.
+        Ok(Self { time, sequence: sequence.map(|number| number as u32) })
+    }
+}
+
 /// Writers for the other side, whose messages the tests need.
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod testing {
@@ -466,17 +497,6 @@ pub(crate) mod testing {
             ]),
         )
     }
-
-    /// The client's time that an AP-REP repeats, and its sequence number.
-    #[cfg(test)]
-    pub fn parse_ap_rep(bytes: &[u8], session: &Key) -> ((i64, i64), u32) {
-        let fields = Fields::framed(Input::new(bytes), AP_REP).unwrap();
-        let sealed = encrypted(fields.get(2).unwrap()).unwrap();
-        let part = session.decrypt(12, sealed.cipher, "AP-REP").unwrap();
-        let fields = Fields::framed(Input::new(&part), AP_REP_PART).unwrap();
-        let time = (fields.time(0).unwrap(), fields.integer(1).unwrap());
-        (time, fields.integer(3).unwrap() as u32)
-    }
 }
 
 #[cfg(test)]
@@ -533,7 +553,8 @@ mod tests {
             let plain = service_key.decrypt(2, request.ticket.cipher, "").unwrap();
             prop_assert_eq!(TicketPart::parse(&plain), Ok(part));
             let time = client_time(&put_authenticator(&proof)).unwrap();
-            prop_assert_eq!(parse_ap_rep(&ap_rep(&key, &time, sequence), &key), (proof.time, sequence));
+            let reply = ApRep { time: proof.time, sequence: Some(sequence) };
+            prop_assert_eq!(ApRep::parse(&ap_rep(&key, &time, sequence), &key), Ok(reply));
         }
 
         #[test]
@@ -544,6 +565,7 @@ mod tests {
             let _ = TicketPart::parse(&noise);
             let _ = Authenticator::parse(&noise);
             let _ = client_time(&noise);
+            let _ = ApRep::parse(&noise, &Key::new(Etype::Aes128Sha1, &[1; 16]).unwrap());
             let key = Key::new(Etype::Aes128Sha1, &[1; 16]).unwrap();
             let client = Principal { name: "a".into(), realm: "B".into() };
             let part = TicketPart { invalid: false, key: key.clone(), client: client.clone(), start: 0, end: 1 };

@@ -9,15 +9,16 @@ use std::{
 use aws_lc_rs::digest;
 
 use super::{
-    Error,
+    Error, Numbered,
     crypto::{Etype, Key},
-    gss::{self, Side},
+    gss,
     keytab::Keytab,
-    message::{ApReq, Authenticator, Principal, TicketPart, ap_rep, client_time},
+    message::{ApRep, ApReq, Authenticator, Principal, TicketPart, ap_rep, client_time},
 };
 use crate::{
     crypto::{SecretKey, random},
     fscc::{filetime_from_unix, filetime_to_unix},
+    gss::Side,
     ntlm::FileTime,
 };
 
@@ -37,7 +38,46 @@ pub struct Established {
     /// When its ticket ends.
     pub expires: FileTime,
     key: Key,
+    /// Number of our first message.
     sequence: u32,
+    /// Number of the client's first message.
+    theirs: u32,
+}
+
+/// What came of a client's request.
+#[derive(Debug)]
+pub enum Accepted {
+    /// The client is known.
+    Done(Established),
+    /// It asks for authentication in three parts, and sends the last after our token.
+    Third(ThirdLeg),
+}
+
+/// A client that is yet to answer our AP-REP (MS-KILE 3.4.5.1).
+#[derive(Debug)]
+pub struct ThirdLeg {
+    done: Established,
+    session: Key,
+    time: (i64, i64),
+}
+
+impl ThirdLeg {
+    /// The token to send: an AP-REP without a frame.
+    pub fn token(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.done.token)
+    }
+
+    /// Takes the client's AP-REP, which repeats its own time and our number (RFC 4120 3.2.5).
+    ///
+    /// # Errors
+    /// It is no AP-REP, is of another key, or answers something else.
+    pub fn finish(self, token: &[u8]) -> Result<Established, Error> {
+        let reply = ApRep::parse(token, &self.session)?;
+        if reply.time != self.time || reply.sequence != Some(self.done.sequence) {
+            return Err(Error::Forged("the client's AP-REP"));
+        }
+        Ok(self.done)
+    }
 }
 
 impl Established {
@@ -47,6 +87,16 @@ impl Established {
     /// Never: keys of every encryption type fit.
     pub fn session_key(&self) -> SecretKey {
         SecretKey::new(self.key.as_bytes()).expect("keys of all types have 16 or 32 bytes")
+    }
+
+    /// What messages are protected with, each side having signed so many.
+    pub fn numbered(&self, signed: u32) -> Numbered {
+        let next = |first: u32| u64::from(first) + u64::from(signed);
+        Numbered {
+            key: self.key.clone(),
+            initiator: next(self.theirs),
+            acceptor: next(self.sequence),
+        }
     }
 
     /// Our integrity code for a text.
@@ -161,8 +211,20 @@ impl Service {
     /// The token is malformed, there is no key for its ticket or it does not decrypt, its time or the
     /// client's clock is wrong, it was used before, or the client wants what is not done here.
     pub fn accept(&self, token: &[u8], now: FileTime) -> Result<Established, Error> {
+        gss::initial_token(token)?;
+        match self.accept_any(token, now)? {
+            Accepted::Done(done) => Ok(done),
+            Accepted::Third(_) => Err(Error::Unsupported("an authentication in three parts")),
+        }
+    }
+
+    /// The same with the authentication in three parts that RPC has (MS-KILE 3.4.5.1).
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub fn accept_any(&self, token: &[u8], now: FileTime) -> Result<Accepted, Error> {
         let (now, _) = filetime_to_unix(now);
-        let request = ApReq::parse(gss::initial_token(token)?)?;
+        let request = ApReq::parse(gss::request(token)?)?;
         if request.use_session_key {
             return Err(Error::Unsupported("user-to-user authentication"));
         }
@@ -188,26 +250,31 @@ impl Service {
         const MUTUAL: u32 = 2;
         const DCE_STYLE: u32 = 0x1000;
         let flags = gss::checksum_flags(proof.checksum.as_ref())?;
-        if flags & DCE_STYLE != 0 {
-            return Err(Error::Unsupported("an authentication in three parts"));
-        }
         let mut digest = [0; 32];
         digest.copy_from_slice(digest::digest(&digest::SHA256, sealed.cipher).as_ref());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.note(now, proof.time, &proof.client, digest)?;
         drop(seen);
         let sequence = u32::from_be_bytes(random()) >> 2;
+        let third = flags & DCE_STYLE != 0;
+        let reply = || Ok::<_, Error>(ap_rep(&ticket.key, &client_time(&plain)?, sequence));
         let token = match request.mutual || flags & MUTUAL != 0 {
-            true => gss::reply_token(&ap_rep(&ticket.key, &client_time(&plain)?, sequence)),
+            _ if third => reply()?,
+            true => gss::reply_token(&reply()?),
             false => Vec::new(),
         };
-        Ok(Established {
+        let done = Established {
             sequence: if token.is_empty() { 0 } else { sequence },
             token,
             client: proof.client,
             expires: filetime_from_unix(ticket.end, 0),
             // The client's choice, or the ticket's key (RFC 4121 2).
-            key: proof.subkey.unwrap_or(ticket.key),
+            key: proof.subkey.unwrap_or_else(|| ticket.key.clone()),
+            theirs: proof.sequence,
+        };
+        Ok(match third {
+            true => Accepted::Third(ThirdLeg { done, session: ticket.key, time: proof.time }),
+            false => Accepted::Done(done),
         })
     }
 
@@ -235,7 +302,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::kerberos::{
         keytab::Entry,
-        message::testing::{parse_ap_rep, put_ap_req},
+        message::{ApRep, testing::put_ap_req},
     };
 
     pub const NOW: i64 = 1_800_000_000;
@@ -310,10 +377,42 @@ pub(crate) mod tests {
         assert_eq!(done.session_key().as_bytes(), key(3).as_bytes());
         // The reply proves that the server knows the ticket's key.
         let body = gss::reply_body(&done.token);
-        assert_eq!(parse_ap_rep(body, &key(2)), ((NOW, 123_456), done.sequence));
+        let reply = ApRep { time: (NOW, 123_456), sequence: Some(done.sequence) };
+        assert_eq!(ApRep::parse(body, &key(2)), Ok(reply));
         let mic = gss::mic(&key(3), Side::Initiator, 77, b"list");
         assert!(done.verify_mic(b"list", &mic) && !done.verify_mic(b"lost", &mic));
         assert!(gss::verify_mic(&key(3), Side::Acceptor, b"list", &done.mic(b"list")));
+    }
+
+    /// MS-KILE 3.4.5.1: no frames, and a third part that only who has the ticket's key can make.
+    #[test]
+    fn an_authentication_in_three_parts_ends_with_the_clients_reply() {
+        let mut client = Client::new();
+        let checksum = &mut client.proof.checksum.as_mut().unwrap().1;
+        checksum[21] = 0x10;
+        let framed = client.token();
+        assert!(matches!(service().accept(&framed, at(NOW)), Err(Error::Unsupported(_))));
+        let raw = gss::initial_token(&framed).unwrap().to_vec();
+        let begin = || match service().accept_any(&raw, at(NOW)).unwrap() {
+            Accepted::Third(mut third) => {
+                let reply = ApRep::parse(&third.token(), &key(2)).unwrap();
+                assert_eq!(reply.time, (NOW, 123_456));
+                (third, reply.sequence.unwrap())
+            }
+            Accepted::Done(_) => panic!("let in after one part"),
+        };
+        let time =
+            client_time(&crate::kerberos::message::testing::put_authenticator(&client.proof));
+        let time = time.unwrap();
+        let (third, sequence) = begin();
+        let done = third.finish(&ap_rep(&key(2), &time, sequence)).unwrap();
+        assert_eq!(done.session_key().as_bytes(), key(3).as_bytes());
+        let numbered = done.numbered(0);
+        assert_eq!((numbered.initiator, numbered.acceptor), (77, sequence.into()));
+        for (with, off) in [(key(3), 0), (key(2), 1)] {
+            let (third, sequence) = begin();
+            assert!(third.finish(&ap_rep(&with, &time, sequence + off)).is_err());
+        }
     }
 
     #[test]

@@ -1,24 +1,26 @@
-//! Message integrity after an NTLM logon, as far as SPNEGO uses it (MS-NLMP 3.4.4.2).
+//! Keys after an NTLM logon, and the message integrity that SPNEGO uses (MS-NLMP 3.4.4.2).
 
 use std::fmt;
 
 use zeroize::Zeroize;
 
 use super::{
-    Flags,
+    Flags, Messages,
     compute::{self, Side},
 };
-use crate::crypto::constant_time_eq;
+use crate::{crypto::constant_time_eq, gss};
 
 /// The signing and sealing keys of both sides.
 ///
 /// SPNEGO signs exactly one message each way, with sequence number 0 and an RC4 state that is
-/// put back afterwards (MS-SPNG 3.2.5.1), so nothing here changes with use.
+/// put back afterwards (MS-SPNG 3.2.5.1), so nothing here changes with use. What comes after that is
+/// for [`Messages`].
 #[derive(Clone)]
 pub struct SessionSecurity {
     client: Keys,
     server: Keys,
     key_exchange: bool,
+    seals: bool,
 }
 
 #[derive(Clone)]
@@ -49,7 +51,21 @@ impl SessionSecurity {
             client: keys(Side::Client),
             server: keys(Side::Server),
             key_exchange: flags.contains(Flags::KEY_EXCHANGE),
+            seals: flags.contains(Flags::SEAL),
         })
+    }
+
+    /// Begins to protect messages as one of the sides, each of which has signed so many already. The
+    /// key streams begin anew whatever was signed (MS-SPNG 3.2.5.1).
+    #[must_use]
+    pub fn messages(&self, side: gss::Side, signed: u32) -> Messages {
+        let (client, server) =
+            ((&self.client.sign, &self.client.seal), (&self.server.sign, &self.server.seal));
+        let (ours, theirs) = match side {
+            gss::Side::Initiator => (client, server),
+            gss::Side::Acceptor => (server, client),
+        };
+        Messages::new(ours, theirs, signed, (self.key_exchange, self.seals))
     }
 
     /// NTLMSSP_MESSAGE_SIGNATURE over the first message of `side`.

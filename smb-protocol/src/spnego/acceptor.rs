@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Kerberos that the client did not prefer is done only when the list of mechanisms is signed:
-//! Chosen ─► Unsigned ─► Done.
+//! Chosen ─► Unsigned ─► Done. Kerberos in three parts, where that is allowed, has one state more:
+//! Start or Chosen ─► Third ─► Done.
 
 use std::sync::Arc;
 
@@ -21,7 +22,8 @@ use super::{
 };
 use crate::{
     crypto::SecretKey,
-    kerberos::{Established, Service, gss, message::Principal},
+    gss::Protection,
+    kerberos::{Accepted, Established, Service, ThirdLeg, gss, message::Principal},
     ntlm::{self, FileTime, NtHash, ServerInfo, compute::Side, message::is_ntlm},
 };
 
@@ -47,6 +49,8 @@ pub struct Completed {
     pub session_key: SecretKey,
     /// What Kerberos vouches for, when it did.
     pub ticket: Option<Ticket>,
+    /// What the messages that follow can be protected with; none if the client did not want that.
+    pub protection: Option<Box<Protection>>,
 }
 
 /// What a client's ticket said.
@@ -74,6 +78,8 @@ enum State {
     Chosen(Wrap),
     /// Kerberos is done; the client is yet to sign the list of mechanisms.
     Unsigned(Box<Established>, Wrap),
+    /// The client is yet to answer our AP-REP.
+    Third(Box<ThirdLeg>, Option<Wrap>),
     /// CHALLENGE was sent.
     Challenged(Option<Wrap>),
     Ended,
@@ -98,6 +104,7 @@ struct Wrap {
 pub struct Acceptor {
     ntlm: ntlm::Server,
     kerberos: Option<Arc<Service>>,
+    three_parts: bool,
     state: State,
 }
 
@@ -105,7 +112,14 @@ impl Acceptor {
     /// Prepares one authentication, with Kerberos if there is a service for it.
     #[must_use]
     pub fn new(info: Arc<ServerInfo>, kerberos: Option<Arc<Service>>) -> Self {
-        Self { ntlm: ntlm::Server::new(info), kerberos, state: State::Start }
+        let ntlm = ntlm::Server::new(info);
+        Self { ntlm, kerberos, three_parts: false, state: State::Start }
+    }
+
+    /// Lets Kerberos have three parts, as RPC does (MS-KILE 3.4.5.1).
+    #[must_use]
+    pub fn with_three_parts(self) -> Self {
+        Self { three_parts: true, ..self }
     }
 
     /// The token of the negotiate response, which tells the client the mechanisms.
@@ -136,9 +150,14 @@ impl Acceptor {
                 self.state = State::Challenged(None);
                 Ok(Step::Continue(challenge))
             }
-            State::Start if self.kerberos.is_some() && gss::initial_token(token).is_ok() => {
-                let (done, reply) = self.ticket(token, now)?;
-                Ok(Step::Done(of_ticket(&done, reply)))
+            State::Start if self.kerberos.is_some() && self.is_kerberos(token) => {
+                match self.ticket(token, now)? {
+                    (Accepted::Done(done), reply) => Ok(Step::Done(of_ticket(&done, reply, 0))),
+                    (Accepted::Third(third), reply) => {
+                        self.state = State::Third(Box::new(third), None);
+                        Ok(Step::Continue(reply))
+                    }
+                }
             }
             State::Start => self.start(token, now),
             State::Chosen(wrap) => {
@@ -154,9 +173,25 @@ impl Acceptor {
                 let mic = response.mic.ok_or(Error::MechListMic)?;
                 signed(&done, &wrap, mic, None)
             }
+            State::Third(third, None) => {
+                Ok(Step::Done(of_ticket(&third.finish(token)?, Vec::new(), 0)))
+            }
+            State::Third(third, Some(wrap)) => {
+                let response = RespToken::parse(token)?;
+                let done = third.finish(response.token.ok_or(Error::Malformed("no token"))?)?;
+                match response.mic {
+                    Some(mic) => signed(&done, &wrap, mic, None),
+                    None if wrap.not_preferred => Err(Error::MechListMic),
+                    None => {
+                        let token =
+                            RespToken { state: Some(NegState::Completed), ..RespToken::default() };
+                        Ok(Step::Done(of_ticket(&done, token.encode(), 0)))
+                    }
+                }
+            }
             State::Challenged(None) => {
                 let done = self.ntlm.authenticate(token, lookup)?;
-                Ok(Step::Done(completed(done, Vec::new())))
+                Ok(Step::Done(completed(done, Vec::new(), 0)))
             }
             State::Challenged(Some(wrap)) => self.finish(token, &wrap, lookup),
             State::Ended => Err(Error::OutOfOrder),
@@ -192,12 +227,23 @@ impl Acceptor {
         }
     }
 
+    /// Whether a token is Kerberos' own, without SPNEGO around it.
+    fn is_kerberos(&self, token: &[u8]) -> bool {
+        gss::initial_token(token).is_ok() || self.three_parts && gss::is_request(token)
+    }
+
     /// Checks a ticket; who came with it and the token for it.
-    fn ticket(&self, token: &[u8], now: FileTime) -> Result<(Established, Vec<u8>), Error> {
+    fn ticket(&self, token: &[u8], now: FileTime) -> Result<(Accepted, Vec<u8>), Error> {
         let service = self.kerberos.as_ref().ok_or(Error::NoMechanism)?;
-        let mut done = service.accept(token, now)?;
-        let reply = std::mem::take(&mut done.token);
-        Ok((done, reply))
+        let mut accepted = match self.three_parts {
+            true => service.accept_any(token, now)?,
+            false => Accepted::Done(service.accept(token, now)?),
+        };
+        let reply = match &mut accepted {
+            Accepted::Done(done) => std::mem::take(&mut done.token),
+            Accepted::Third(third) => third.token(),
+        };
+        Ok((accepted, reply))
     }
 
     /// Answers a ticket; the mechanism is named when this is the first reply.
@@ -209,29 +255,31 @@ impl Acceptor {
         wrap: Wrap,
         first: Option<&[u8]>,
     ) -> Result<Step, Error> {
-        let (done, reply) = self.ticket(token, now)?;
-        match mic {
-            Some(mic) => signed(&done, &wrap, mic, Some(&reply)),
-            None if wrap.not_preferred => {
-                let token = RespToken {
-                    state: Some(NegState::Incomplete),
-                    mech: first,
-                    token: Some(&reply),
-                    mic: None,
-                };
-                let step = Step::Continue(token.encode());
-                self.state = State::Unsigned(Box::new(done), wrap);
+        let (accepted, reply) = self.ticket(token, now)?;
+        let token = |state| RespToken {
+            state: Some(state),
+            mech: first,
+            token: Some(&reply[..]).filter(|reply| !reply.is_empty()),
+            mic: None,
+        };
+        match accepted {
+            Accepted::Third(third) => {
+                let step = Step::Continue(token(NegState::Incomplete).encode());
+                self.state = State::Third(Box::new(third), Some(wrap));
                 Ok(step)
             }
-            None => {
-                let token = RespToken {
-                    state: Some(NegState::Completed),
-                    mech: first,
-                    token: Some(&reply).filter(|reply| !reply.is_empty()).map(|r| &r[..]),
-                    mic: None,
-                };
-                Ok(Step::Done(of_ticket(&done, token.encode())))
-            }
+            Accepted::Done(done) => match mic {
+                Some(mic) => signed(&done, &wrap, mic, Some(&reply)),
+                None if wrap.not_preferred => {
+                    let step = Step::Continue(token(NegState::Incomplete).encode());
+                    self.state = State::Unsigned(Box::new(done), wrap);
+                    Ok(step)
+                }
+                None => {
+                    let token = token(NegState::Completed).encode();
+                    Ok(Step::Done(of_ticket(&done, token, 0)))
+                }
+            },
         }
     }
 
@@ -281,7 +329,7 @@ impl Acceptor {
             mic: mic.as_ref().map(|mic| &mic[..]),
             ..RespToken::default()
         };
-        Ok(Step::Done(completed(done, reply.encode())))
+        Ok(Step::Done(completed(done, reply.encode(), mic.is_some().into())))
     }
 }
 
@@ -302,20 +350,25 @@ fn signed(
         token: reply.filter(|reply| !reply.is_empty()),
         mic: Some(&ours),
     };
-    Ok(Step::Done(of_ticket(done, token.encode())))
+    Ok(Step::Done(of_ticket(done, token.encode(), 1)))
 }
 
-fn of_ticket(done: &Established, token: Vec<u8>) -> Completed {
+/// The end of Kerberos, each side having signed so many lists of mechanisms.
+fn of_ticket(done: &Established, token: Vec<u8>, signed: u32) -> Completed {
     let identity = Identity {
         user: done.client.name.clone(),
         domain: done.client.realm.clone(),
         workstation: String::new(),
     };
     let ticket = Ticket { client: done.client.clone(), expires: done.expires };
-    Completed { token, identity, session_key: done.session_key(), ticket: Some(ticket) }
+    let protection = Some(Box::new(Protection::Kerberos(done.numbered(signed))));
+    Completed { token, identity, session_key: done.session_key(), ticket: Some(ticket), protection }
 }
 
-fn completed(done: ntlm::Authenticated, token: Vec<u8>) -> Completed {
-    let ntlm::Authenticated { user, domain, workstation, session_key, .. } = done;
-    Completed { token, identity: Identity { user, domain, workstation }, session_key, ticket: None }
+/// The end of NTLM, each side having signed so many lists of mechanisms.
+fn completed(done: ntlm::Authenticated, token: Vec<u8>, signed: u32) -> Completed {
+    let ntlm::Authenticated { user, domain, workstation, session_key, security, .. } = done;
+    let protection = security.map(|security| Box::new(Protection::Ntlm(security, signed)));
+    let identity = Identity { user, domain, workstation };
+    Completed { token, identity, session_key, ticket: None, protection }
 }

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     crypto::SecretKey,
+    gss::Protection,
     ntlm::{Client, Credentials, Established, FileTime, compute::Side},
 };
 
@@ -16,6 +17,8 @@ pub struct Initiator {
     ntlm: Client,
     mech_list: Vec<u8>,
     established: Option<Established>,
+    /// The server has signed the list, too.
+    signed: bool,
 }
 
 impl Initiator {
@@ -27,6 +30,7 @@ impl Initiator {
             ntlm: Client::new(credentials, workstation, target),
             mech_list: mech_list(&[NTLM]),
             established: None,
+            signed: false,
         }
     }
 
@@ -96,6 +100,7 @@ impl Initiator {
             (Some(mic), Some(security))
                 if security.verify_first(Side::Server, &self.mech_list, mic) =>
             {
+                self.signed = true;
                 Ok(())
             }
             _ => Err(Error::MechListMic),
@@ -107,5 +112,12 @@ impl Initiator {
     #[must_use]
     pub fn session_key(&self) -> Option<&SecretKey> {
         self.established.as_ref().map(|established| &established.session_key)
+    }
+    /// What messages can be protected with once the server's last token was taken; `None` if signing was
+    /// not negotiated, or the server has not signed the list of mechanisms as this side did.
+    #[must_use]
+    pub fn protection(&self) -> Option<Protection> {
+        let security = self.established.as_ref()?.security.clone()?;
+        self.signed.then(|| Protection::Ntlm(security, 1))
     }
 }
