@@ -11,3 +11,4 @@ pub mod share;
 pub mod target;
 pub mod user;
 pub mod vm;
+pub mod witness;

@@ -40,6 +40,8 @@ enum Command {
     Target(cmd::target::Args),
     /// Look at the LUNs of iSCSI targets; add, remove and resize them.
     Lun(cmd::lun::Args),
+    /// Look at a server's witness service and tell its clients where to go.
+    Witness(cmd::witness::Args),
     /// Write the server's users file.
     User(cmd::user::Args),
     /// Measure a server.
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Share(args) => cmd::share::run(args),
         Command::Target(args) => cmd::target::run(args),
         Command::Lun(args) => cmd::lun::run(args),
+        Command::Witness(args) => cmd::witness::run(args),
         Command::User(args) => cmd::user::run(args),
         Command::Bench(args) => cmd::bench::run(args),
         Command::Describe(args) => cmd::describe::run(&args, &Cli::command()),

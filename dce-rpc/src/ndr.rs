@@ -1,10 +1,14 @@
-//! NDR, the 32-bit transfer syntax (C706 14): numbers stand at multiples of their length from the
-//! start of the stub; what pointers refer to stands behind the structure they are in.
+//! NDR, the 32-bit transfer syntax (C706 14), and NDR64 (MS-RPCE 2.2.5): numbers stand at multiples of
+//! their length from the start of the stub; what pointers refer to stands behind the structure they
+//! are in.
 //!
 //! ```text
-//!  structure        ┌ number ┐┌ pointer ┐┌ pointer ┐
-//!  behind it                                        ┌ referent ┐┌ referent ┐
+//!  structure        ┌ number ┐┌ pointer ┐┌ pointer ┐┌ gap (NDR64) ┐
+//!  behind it                                                       ┌ referent ┐┌ referent ┐
 //! ```
+//!
+//! NDR64 has pointers and counts of 8 bytes, and fills a structure up to a multiple of what its widest
+//! field is aligned to. One description of a structure serves both: see [`Reader::gap`].
 //!
 //! Only little-endian data is read, which is what every client of these interfaces sends.
 
@@ -14,6 +18,8 @@ use smb_protocol::{
     security::Sid,
     wire::{Put, Result, WireError, len32},
 };
+
+use crate::Transfer;
 
 /// A number or structure that stands at a multiple of `to`.
 fn aligned<'a, T>(
@@ -27,10 +33,22 @@ fn u32<'a>(field: &'static str) -> impl Parser<Input<'a>, Output = u32, Error = 
     aligned(4, parse::u32(field))
 }
 
+/// What is as long as a pointer: a count, an offset, a referent.
+fn wide<'a>(transfer: Transfer, field: &'static str) -> impl Fn(Input<'a>) -> Parsed<'a, u64> {
+    move |input| match transfer {
+        Transfer::Ndr => u32(field).map(u64::from).parse(input),
+        Transfer::Ndr64 => aligned(8, parse::u64(field)).parse(input),
+    }
+}
+
 /// A count of elements of `least` bytes each that the rest of the stub can hold.
-fn count(least: usize, field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, usize> {
+fn count(
+    transfer: Transfer,
+    least: usize,
+    field: &'static str,
+) -> impl Fn(Input<'_>) -> Parsed<'_, usize> {
     move |input| {
-        let (i, count) = u32(field).parse(input)?;
+        let (i, count) = wide(transfer, field)(input)?;
         match usize::try_from(count) {
             Ok(fits) if fits <= i.len() / least.max(1) => Ok((i, fits)),
             _ => Err(input.impossible(field, count)),
@@ -39,10 +57,12 @@ fn count(least: usize, field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, 
 }
 
 /// Maximum count, offset and actual count of a string, then its units up to the first zero.
-fn string(field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, String> {
+fn string(transfer: Transfer, field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, String> {
     move |input| {
-        let (i, (most, offset, units)) = (u32(field), u32(field), count(2, field)).parse(input)?;
-        if offset != 0 || units as u64 > u64::from(most) {
+        let (i, (most, offset, units)) =
+            (wide(transfer, field), wide(transfer, field), count(transfer, 2, field))
+                .parse(input)?;
+        if offset != 0 || units as u64 > most {
             return Err(input.impossible(field, offset));
         }
         let (i, mut text) = parse::text(units * 2, field)(i)?;
@@ -52,12 +72,12 @@ fn string(field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, String> {
 }
 
 /// A SID behind the count of its parts, which it repeats.
-fn sid(field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, Sid> {
+fn sid(transfer: Transfer, field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, Sid> {
     move |input| {
-        let (start, count) = u32(field).parse(input)?;
+        let (start, count) = wide(transfer, field)(input)?;
         let (i, sid) = Sid::read(start)?;
         let parts = (start.len() - i.len()).saturating_sub(8) / 4;
-        if parts as u64 != u64::from(count) {
+        if parts as u64 != count {
             return Err(input.impossible(field, count));
         }
         Ok((i, sid))
@@ -66,19 +86,27 @@ fn sid(field: &'static str) -> impl Fn(Input<'_>) -> Parsed<'_, Sid> {
 
 /// Reads parameters from a stub, one after another. An error leaves it where it is.
 #[derive(Debug, Clone)]
-pub struct Reader<'a>(Input<'a>);
+pub struct Reader<'a> {
+    left: Input<'a>,
+    transfer: Transfer,
+}
 
 impl<'a> Reader<'a> {
-    /// Starts at the first byte of a stub.
+    /// Starts at the first byte of a stub in NDR.
     pub fn new(stub: &'a [u8]) -> Self {
-        Self(Input::new(stub))
+        Self::of(stub, Transfer::Ndr)
+    }
+
+    /// Starts at the first byte of a stub in either transfer syntax.
+    pub fn of(stub: &'a [u8], transfer: Transfer) -> Self {
+        Self { left: Input::new(stub), transfer }
     }
 
     fn take<T>(
         &mut self,
         parser: impl Parser<Input<'a>, Output = T, Error = WireError>,
     ) -> Result<T> {
-        parse::step(&mut self.0, parser)
+        parse::step(&mut self.left, parser)
     }
 
     /// Skips to a multiple of `to` bytes from the start of the stub.
@@ -87,6 +115,22 @@ impl<'a> Reader<'a> {
     /// The stub ends before it.
     pub fn align(&mut self, to: usize) -> Result<()> {
         self.take(parse::align(to, "ndr.Alignment"))
+    }
+
+    /// Skips what fills a structure whose widest field is aligned to `to`: nothing in NDR.
+    ///
+    /// # Errors
+    /// The stub ends before it.
+    pub fn gap(&mut self, to: usize) -> Result<()> {
+        if self.transfer == Transfer::Ndr64 { self.align(to) } else { Ok(()) }
+    }
+
+    /// Skips to where a structure stands that has pointers or counts in it.
+    ///
+    /// # Errors
+    /// The stub ends before it.
+    pub fn align_wide(&mut self) -> Result<()> {
+        self.align(self.transfer.wide())
     }
 
     /// Takes a byte, which may stand anywhere.
@@ -134,7 +178,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// The stub ends within it.
     pub fn pointer(&mut self, field: &'static str) -> Result<bool> {
-        self.take(u32(field).map(|id| id != 0))
+        self.take(wide(self.transfer, field).map(|id| id != 0))
     }
 
     /// Takes a count of elements, each at least `least` bytes long.
@@ -142,7 +186,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// The rest of the stub cannot hold so many, or the stub ends within the count.
     pub fn count(&mut self, least: usize, field: &'static str) -> Result<usize> {
-        self.take(count(least, field))
+        self.take(count(self.transfer, least, field))
     }
 
     /// Takes a conformant and varying array of 16-bit units: `[string] wchar_t`, without its
@@ -151,7 +195,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// Its counts contradict each other or the length of the stub, or it is not UTF-16.
     pub fn string(&mut self, field: &'static str) -> Result<String> {
-        self.take(string(field))
+        self.take(string(self.transfer, field))
     }
 
     /// Takes a unique pointer to a string; `None` if it refers to nothing.
@@ -167,8 +211,8 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// The stub ends within it.
     pub fn unicode_header(&mut self, field: &'static str) -> Result<bool> {
-        let lengths = aligned(4, parse::skip(4, field));
-        self.take(preceded(lengths, u32(field)).map(|id| id != 0))
+        let lengths = aligned(self.transfer.wide(), parse::skip(4, field));
+        self.take(preceded(lengths, wide(self.transfer, field)).map(|id| id != 0))
     }
 
     /// Takes a SID with its conformant count (MS-DTYP 2.4.2.3).
@@ -176,7 +220,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// It is none, or has another number of parts than the count says.
     pub fn sid(&mut self, field: &'static str) -> Result<Sid> {
-        self.take(sid(field))
+        self.take(sid(self.transfer, field))
     }
 
     /// Takes a context handle.
@@ -197,12 +241,18 @@ pub struct Handle(pub [u8; 20]);
 pub struct Writer {
     out: Vec<u8>,
     referents: u32,
+    transfer: Transfer,
 }
 
 impl Writer {
-    /// A stub with nothing in it.
+    /// A stub in NDR with nothing in it.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A stub in either transfer syntax with nothing in it.
+    pub fn of(transfer: Transfer) -> Self {
+        Self { transfer, ..Self::default() }
     }
 
     /// The stub as it was written.
@@ -224,6 +274,27 @@ impl Writer {
     pub fn align(&mut self, to: usize) -> &mut Self {
         self.out.pad_to(0, to);
         self
+    }
+
+    /// Fills a structure up whose widest field is aligned to `to`: with nothing in NDR.
+    pub fn gap(&mut self, to: usize) -> &mut Self {
+        if self.transfer == Transfer::Ndr64 { self.align(to) } else { self }
+    }
+
+    /// Fills up to where a structure stands that has pointers or counts in it.
+    pub fn align_wide(&mut self) -> &mut Self {
+        self.align(self.transfer.wide())
+    }
+
+    /// Appends a count, an offset or a referent: what is as long as a pointer.
+    pub fn wide(&mut self, v: u32) -> &mut Self {
+        match self.transfer {
+            Transfer::Ndr => self.u32(v),
+            Transfer::Ndr64 => {
+                self.align(8).out.put_u64(v.into());
+                self
+            }
+        }
     }
 
     /// Appends a byte, which may stand anywhere.
@@ -264,14 +335,14 @@ impl Writer {
         } else {
             0
         };
-        self.u32(id)
+        self.wide(id)
     }
 
     /// `[string] wchar_t` with its terminating zero.
     pub fn string(&mut self, text: &str) -> &mut Self {
         let units: Vec<u16> = text.encode_utf16().chain([0]).collect();
         let count = len32(units.len());
-        self.u32(count).u32(0).u32(count);
+        self.wide(count).wide(0).wide(count);
         units.iter().for_each(|unit| self.out.put_u16(*unit));
         self
     }
@@ -279,7 +350,7 @@ impl Writer {
     /// The fixed part of an `RPC_UNICODE_STRING`.
     pub fn unicode_header(&mut self, text: &str) -> &mut Self {
         let bytes = u16::try_from(text.encode_utf16().count() * 2).unwrap_or(u16::MAX - 1);
-        self.align(4);
+        self.align_wide();
         self.u16(bytes).u16(bytes).pointer(true)
     }
 
@@ -288,7 +359,7 @@ impl Writer {
         let most = usize::from(u16::MAX / 2);
         let units: Vec<u16> = text.encode_utf16().take(most).collect();
         let count = len32(units.len());
-        self.u32(count).u32(0).u32(count);
+        self.wide(count).wide(0).wide(count);
         units.iter().for_each(|unit| self.out.put_u16(*unit));
         self
     }
@@ -297,7 +368,7 @@ impl Writer {
     pub fn sid(&mut self, sid: &Sid) -> &mut Self {
         let mut bytes = Vec::new();
         sid.encode(&mut bytes);
-        self.u32(len32(bytes.len().saturating_sub(8) / 4)).bytes(&bytes)
+        self.wide(len32(bytes.len().saturating_sub(8) / 4)).bytes(&bytes)
     }
 
     /// Appends a context handle at a multiple of 4.
@@ -322,6 +393,31 @@ mod tests {
             stub,
             [1, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, b'a', 0, b'b', 0, b'c', 0, 0, 0]
         );
+    }
+
+    /// MS-RPCE 2.2.5.3.3.2, 2.2.5.3.5: counts and pointers of 8 bytes at multiples of 8.
+    #[test]
+    fn ndr64_has_wide_counts_and_pointers_and_gaps() {
+        let mut w = Writer::of(Transfer::Ndr64);
+        w.u32(7).pointer(true).u16(3).gap(8).string("ab");
+        let stub = w.finish();
+        let mut want = vec![7, 0, 0, 0, 0, 0, 0, 0];
+        want.extend([4, 0, 2, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+        for count in [3u64, 0, 3] {
+            want.extend(count.to_le_bytes());
+        }
+        want.extend([b'a', 0, b'b', 0, 0, 0]);
+        assert_eq!(stub, want);
+        let mut r = Reader::of(&stub, Transfer::Ndr64);
+        assert_eq!(r.u32("x"), Ok(7));
+        assert_eq!(r.pointer("x"), Ok(true));
+        assert_eq!(r.u16("x"), Ok(3));
+        r.gap(8).unwrap();
+        assert_eq!(r.string("x").as_deref(), Ok("ab"));
+        // A count that only its upper half has is not taken for a small one.
+        let mut wrong = want[24..].to_vec();
+        wrong[20] = 1;
+        assert!(Reader::of(&wrong, Transfer::Ndr64).string("x").is_err());
     }
 
     #[derive(Debug, Clone)]
@@ -354,8 +450,9 @@ mod tests {
 
         /// Whatever is written is read back the same.
         #[test]
-        fn round_trip(items in prop::collection::vec(item(), 0..20)) {
-            let mut w = Writer::new();
+        fn round_trip(items in prop::collection::vec(item(), 0..20), wide: bool) {
+            let transfer = if wide { Transfer::Ndr64 } else { Transfer::Ndr };
+            let mut w = Writer::of(transfer);
             for item in &items {
                 match item {
                     Item::Byte(v) => { w.u8(*v); }
@@ -372,7 +469,7 @@ mod tests {
                 }
             }
             let stub = w.finish();
-            let mut r = Reader::new(&stub);
+            let mut r = Reader::of(&stub, transfer);
             for item in &items {
                 match item {
                     Item::Byte(v) => prop_assert_eq!(r.u8("x").unwrap(), *v),
@@ -393,8 +490,8 @@ mod tests {
 
         /// Noise gives errors, never more than it holds.
         #[test]
-        fn reading_is_total(noise in prop::collection::vec(any::<u8>(), 0..100)) {
-            let start = Reader::new(&noise);
+        fn reading_is_total(noise in prop::collection::vec(any::<u8>(), 0..100), wide: bool) {
+            let start = Reader::of(&noise, if wide { Transfer::Ndr64 } else { Transfer::Ndr });
             if let Ok(text) = start.clone().string("x") { prop_assert!(text.len() <= noise.len() * 3); }
             let _ = start.clone().sid("x");
             let _ = start.clone().handle();

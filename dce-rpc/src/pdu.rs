@@ -1,17 +1,28 @@
 //! The messages of connection-oriented RPC (C706 12.6, MS-RPCE 2.2.2): a common header of 16
-//! bytes, then what the type says.
+//! bytes, then what the type says, then what proves who sent it.
+//!
+//! ```text
+//!  ┌ header 16 ┐┌ of a call 8 ┐┌ stub or other body ┐┌ filling ┐┌ sec_trailer 8 ┐┌ token ┐
+//! ```
+
+mod answers;
+mod trailer;
 
 use nom::Parser;
 use smb_protocol::{
     flag_set, open_enum,
     parse::{
-        Failed, Input, Parsed, array, counted, part, rest, run, size8, size16, skip, such, u8, u16,
-        u32, with,
+        Input, Parsed, array, counted, part, rest, run, size8, size16, skip, such, u8, u16, u32,
+        with,
     },
     wire::{Put, Result, len16},
 };
 
-use crate::{FaultStatus, SyntaxId};
+pub use self::{
+    answers::{Answer, BindAnswer, Nak, Verdicts},
+    trailer::{Command, TRAILER_LEN, Verification, Verifier, without_verification},
+};
+use crate::{FaultStatus, Features, SyntaxId, Transfer};
 
 open_enum! {
     /// `PTYPE`.
@@ -48,6 +59,10 @@ flag_set! {
         FIRST = 1,
         /// The last one.
         LAST = 2,
+        /// Headers are signed, too: in the messages that bind (MS-RPCE 2.2.2.3).
+        SUPPORT_HEADER_SIGN = 4,
+        /// Several calls may be under way.
+        CONCURRENT_MULTIPLEX = 0x10,
         /// A UUID stands before the stub.
         OBJECT = 0x80,
     }
@@ -69,8 +84,8 @@ pub struct Pdu<'a> {
     pub call_id: u32,
     /// What follows the header, without authentication data.
     pub body: &'a [u8],
-    /// It carries authentication data, which are not looked at.
-    pub authenticated: bool,
+    /// Authentication data that it carries.
+    pub auth: Option<Verifier<'a>>,
 }
 
 /// The common header without its version, which is always the same.
@@ -105,22 +120,6 @@ fn head(most: usize) -> impl Fn(Input<'_>) -> Parsed<'_, Head> {
     }
 }
 
-/// A body without its authentication data and what fills up to them: in front of them stand 8
-/// bytes of `sec_trailer`, the third of which counts the filling (MS-RPCE 2.2.2.11).
-fn without_auth(body: Input<'_>, auth: usize) -> std::result::Result<&[u8], Failed> {
-    const TRAILER: usize = 8;
-    const FIELD: &str = "rpc.AuthLength";
-    if auth == 0 {
-        return Ok(body.bytes());
-    }
-    let at = body.len().checked_sub(auth + TRAILER);
-    let at = at.ok_or_else(|| body.impossible(FIELD, auth as u64))?;
-    let (_, (_, _, filling)) = (part(at, FIELD), skip(2, FIELD), size8(FIELD)).parse(body)?;
-    let end = at.checked_sub(filling);
-    let end = end.ok_or_else(|| body.impossible("rpc.AuthPadLength", filling as u64))?;
-    Ok(part(end, FIELD)(body)?.1.bytes())
-}
-
 impl<'a> Pdu<'a> {
     /// The first message of a byte stream with its length; `None` if more bytes are needed. No
     /// message is longer than `most`.
@@ -139,9 +138,24 @@ impl<'a> Pdu<'a> {
                 return Ok((i, None));
             }
             let (i, body) = part(len - HEADER_LEN, "rpc.FragLength")(i)?;
-            let body = without_auth(body, auth)?;
-            Ok((i, Some((Self { kind, flags, call_id, body, authenticated: auth > 0 }, len))))
+            let (body, auth) = trailer::split(body, auth)?;
+            Ok((i, Some((Self { kind, flags, call_id, body, auth }, len))))
         })
+    }
+
+    /// The same with authentication data behind it; without a token there are none.
+    pub fn encode_with(
+        kind: Kind,
+        flags: Flags,
+        call_id: u32,
+        verifier: &Verifier<'_>,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> Vec<u8> {
+        let mut out = Self::encode(kind, flags, call_id, body);
+        if !verifier.token.is_empty() {
+            verifier.append(&mut out);
+        }
+        out
     }
 
     /// A message: the common header and what `body` appends to it.
@@ -207,6 +221,7 @@ fn context(input: Input<'_>) -> Parsed<'_, Context> {
     Ok((i, Context { id, interface, transfers }))
 }
 
+/// Puts an interface or transfer syntax.
 fn put_syntax(out: &mut Vec<u8>, id: &SyntaxId) {
     out.put(&id.uuid);
     out.put_u16(id.major);
@@ -252,10 +267,10 @@ impl Bind {
 /// What became of one context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Accepted, with NDR.
-    Accepted,
-    /// Features were negotiated: none of them.
-    NoFeatures,
+    /// Accepted, with this transfer syntax.
+    Accepted(Transfer),
+    /// Features were negotiated: these.
+    Features(Features),
     /// The interface is not here.
     NoInterface,
     /// None of the transfer syntaxes is known.
@@ -295,8 +310,8 @@ impl BindAck<'_> {
         out.put_u32(self.verdicts.len() as u32 & 0xff);
         for verdict in &self.verdicts {
             let (result, reason, transfer) = match verdict {
-                Verdict::Accepted => (0, 0, SyntaxId::NDR),
-                Verdict::NoFeatures => (3, 0, SyntaxId::default()),
+                Verdict::Accepted(transfer) => (0, 0, transfer.syntax()),
+                Verdict::Features(features) => (3, features.0.into(), SyntaxId::default()),
                 Verdict::NoInterface => (2, 1, SyntaxId::default()),
                 Verdict::NoTransferSyntax => (2, 2, SyntaxId::default()),
             };
@@ -356,11 +371,34 @@ pub fn put_response(out: &mut Vec<u8>, context: u16, left: usize, stub: &[u8]) {
 
 /// Appends the body of a fault (C706 12.6.4.7).
 pub fn put_fault(out: &mut Vec<u8>, context: u16, status: FaultStatus) {
+    // Fields of the header and the status are 16 bytes (MS-RPCE 2.2.2.8).
     out.put_u32(0);
     out.put_u16(context);
     out.put_u16(0);
     out.put_u32(status.0);
     out.put_u32(0);
+}
+
+open_enum! {
+    /// Why a bind is refused (C706 12.6.3.1, MS-RPCE 2.2.2.5).
+    NakReason: u16 {
+        /// For a reason that has no number.
+        NOT_SPECIFIED = 0,
+        /// There is no room.
+        LOCAL_LIMIT_EXCEEDED = 2,
+        /// The message is none.
+        PROTOCOL_VERSION_NOT_SPECIFIED = 4,
+        /// This authentication is not spoken.
+        AUTHENTICATION_TYPE_NOT_RECOGNIZED = 8,
+        /// The logon failed.
+        INVALID_CHECKSUM = 9,
+    }
+}
+
+/// Appends the body of a bind nak behind the common header (C706 12.6.4.5): the one version is 5.0.
+pub fn put_nak(out: &mut Vec<u8>, reason: NakReason) {
+    out.put_u16(reason.0);
+    out.put(&[1, 5, 0]);
 }
 
 #[cfg(test)]
@@ -407,7 +445,12 @@ mod tests {
             let bytes = Pdu::encode(Kind::BIND, whole, call_id, |out| bind.encode(out));
             let (pdu, len) = Pdu::split(&bytes, 5000).unwrap().unwrap();
             prop_assert_eq!((len, pdu.kind, pdu.call_id), (bytes.len(), Kind::BIND, call_id));
+            prop_assert_eq!(Bind::parse(pdu.body).unwrap(), bind.clone());
+            let verifier = Verifier { kind: 9, level: 6, context: 3, token: &stub };
+            let bytes = Pdu::encode_with(Kind::BIND, whole, call_id, &verifier, |out| bind.encode(out));
+            let (pdu, _) = Pdu::split(&bytes, 5000).unwrap().unwrap();
             prop_assert_eq!(Bind::parse(pdu.body).unwrap(), bind);
+            prop_assert_eq!(pdu.auth, (!stub.is_empty()).then_some(verifier));
             let request = Request { context, opnum, stub: &stub };
             let mut bytes = Pdu::encode(Kind::REQUEST, Flags::FIRST, call_id, |out| request.encode(out));
             let whole = bytes.len();
@@ -428,6 +471,10 @@ mod tests {
             if let Ok(Some((pdu, len))) = Pdu::split(&noise, 5000) {
                 prop_assert!(len <= noise.len() && pdu.body.len() + HEADER_LEN <= len);
                 let _ = Bind::parse(pdu.body);
+                let _ = BindAnswer::parse(pdu.body);
+                let _ = Nak::parse(pdu.body);
+                let _ = Answer::parse(pdu.body);
+                let _ = Answer::parse_fault(pdu.body);
                 let _ = Request::parse(pdu.flags, pdu.body);
             }
         }

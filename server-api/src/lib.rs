@@ -17,5 +17,5 @@ pub use client::Client;
 pub use control_socket::ClientError;
 pub use wire::{
     Event, LockInfo, LunInfo, MAX_LINE, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo,
-    Status, Target, TargetInfo, TargetSession,
+    Status, Target, TargetInfo, TargetSession, WitnessClient, WitnessNode,
 };

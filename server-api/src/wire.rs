@@ -38,6 +38,24 @@ pub enum Request {
         /// The LUN.
         lun: u16,
     },
+    /// The nodes of the witness service, and its clients.
+    WitnessList,
+    /// Say how a node is.
+    WitnessState {
+        /// Which node.
+        node: String,
+        /// `up`, `down` or `unknown`.
+        state: String,
+    },
+    /// Have clients of the witness service go elsewhere.
+    WitnessMove {
+        /// The client, by its own name; all of the share if there is none.
+        client: Option<String>,
+        /// The share that has moved; the client as a whole if there is none.
+        share: Option<String>,
+        /// Where to: a node, or an address of one.
+        to: String,
+    },
     /// End sessions, or close an open.
     Disconnect {
         /// Which.
@@ -123,6 +141,40 @@ pub struct TargetSession {
     pub clients: Vec<String>,
     /// Commands that wait or run.
     pub commands: u64,
+}
+
+/// A node of the witness service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WitnessNode {
+    /// Its name.
+    pub name: String,
+    /// Where clients reach it.
+    pub addresses: Vec<String>,
+    /// `up`, `down` or `unknown`.
+    pub state: String,
+    /// It is the one that was asked.
+    pub own: bool,
+}
+
+/// A client that is registered with the witness service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WitnessClient {
+    /// Its number.
+    pub id: u64,
+    /// The client as it names itself.
+    pub client: String,
+    /// The user, folded.
+    pub user: String,
+    /// The version of the protocol that it speaks: 1 or 2.
+    pub version: u32,
+    /// The name by which it reaches the cluster.
+    pub net_name: String,
+    /// The share that it asked about.
+    pub share: Option<String>,
+    /// The address that it uses.
+    pub address: String,
+    /// It waits to be told.
+    pub waiting: bool,
 }
 
 /// How the server is.
@@ -286,6 +338,18 @@ pub enum Reply {
     LunResized {
         /// Its size now, in bytes.
         size: u64,
+    },
+    /// To [`Request::WitnessList`].
+    Witness {
+        /// The nodes, the one that was asked first.
+        nodes: Vec<WitnessNode>,
+        /// Clients, by their numbers.
+        clients: Vec<WitnessClient>,
+    },
+    /// To [`Request::WitnessMove`].
+    WitnessMoved {
+        /// Registrations that were told.
+        count: u64,
     },
     /// To [`Request::Disconnect`].
     Disconnected {

@@ -17,9 +17,10 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use ::witness::NodeState;
 use server_api::{
     Event, LockInfo, LunInfo, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status,
-    Target, TargetInfo, TargetSession,
+    Target, TargetInfo, TargetSession, WitnessClient, WitnessNode,
 };
 use smb_protocol::{Dialect, SessionId, fscc::snapshots::SnapshotTime, ntlm::users};
 use smb_server::{Server, session::Session};
@@ -30,7 +31,7 @@ use tokio::{
 };
 use volume::{fs::volume::Volume, open::Open};
 
-use crate::iscsi::Iscsi;
+use crate::{iscsi::Iscsi, witness::Witness};
 
 /// Longest request.
 const MAX_REQUEST: u64 = 64 << 10;
@@ -46,6 +47,8 @@ pub struct Program {
     pub reload: Reload,
     /// What is served by iSCSI.
     pub iscsi: Arc<Iscsi>,
+    /// What tells clients of other nodes, if it is configured.
+    pub witness: Option<Arc<Witness>>,
     /// Has another program take over.
     pub upgrade: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
@@ -155,6 +158,21 @@ fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Rep
             tracing::info!(target, lun, size, "a LUN was looked at again");
             Reply::LunResized { size }
         }
+        Request::WitnessList => witness_list(witness(program)?),
+        Request::WitnessState { node, state } => {
+            let state = match &*state {
+                "up" => NodeState::Up,
+                "down" => NodeState::Down,
+                "unknown" => NodeState::Unknown,
+                _ => return Err(format!("{state} is no state: up, down or unknown")),
+            };
+            witness(program)?.set_state(&node, state)?;
+            Reply::Ok
+        }
+        Request::WitnessMove { client, share, to } => {
+            let told = witness(program)?.move_to(client.as_deref(), share.as_deref(), &to)?;
+            Reply::WitnessMoved { count: told as u64 }
+        }
         Request::Disconnect { target } => {
             let count = disconnect(server, &target);
             if count == 0 {
@@ -188,6 +206,34 @@ fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Rep
             Reply::Ok
         }
     })
+}
+
+fn witness(program: &Program) -> Result<&Witness, String> {
+    let none = "the server is no witness: its configuration has no [witness]";
+    program.witness.as_deref().ok_or_else(|| none.to_owned())
+}
+
+fn witness_list(witness: &Witness) -> Reply {
+    let node = |node: crate::witness::NodeInfo| WitnessNode {
+        name: node.name,
+        addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        state: node.state.to_string(),
+        own: node.own,
+    };
+    let client = |info: ::witness::engine::RegistrationInfo| WitnessClient {
+        id: info.id,
+        client: info.client,
+        user: info.user,
+        version: info.version >> 16,
+        net_name: info.net_name,
+        share: info.share,
+        address: info.address,
+        waiting: info.waiting,
+    };
+    Reply::Witness {
+        nodes: witness.nodes().into_iter().map(node).collect(),
+        clients: witness.registrations().into_iter().map(client).collect(),
+    }
 }
 
 fn targets(iscsi: &Iscsi) -> Vec<TargetInfo> {

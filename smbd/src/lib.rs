@@ -3,6 +3,7 @@
 //! ```text
 //!  main ─► config ─► supervise (keeps the ports, starts the server again)
 //!              └───► sandbox ─► listener ─► smb_server::connection (one task each)
+//!                                  ├─ witness what clients are told of other nodes
 //!                                  ├─ admin   the admin socket
 //!                                  └─ scrape  the metrics page
 //! ```
@@ -14,6 +15,7 @@ mod listener;
 pub mod sandbox;
 mod scrape;
 pub mod supervise;
+pub mod witness;
 
-pub use listener::{Bound, Running, start, start_bound};
+pub use listener::{Beside, Bound, Running, start, start_bound};
 pub use smb_server::{Server, config, descriptors};

@@ -23,7 +23,12 @@ use tokio::{
 };
 use volume::work::Timed;
 
-use crate::{inherit, iscsi::Iscsi, scrape};
+use crate::{
+    inherit,
+    iscsi::{Iscsi, config::IscsiConfig},
+    scrape,
+    witness::config::WitnessConfig,
+};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -48,9 +53,33 @@ pub fn start(server: Arc<Server>) -> io::Result<Running> {
 pub struct Bound {
     clients: Vec<std::net::TcpListener>,
     iscsi: Vec<std::net::TcpListener>,
+    witness: Vec<std::net::TcpListener>,
+    mapper: Vec<std::net::TcpListener>,
     metrics: Option<std::net::TcpListener>,
     /// What the metrics page tells of beside the file server.
     targets: Option<Arc<Iscsi>>,
+}
+
+/// Where the services beside the file server listen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Beside<'a> {
+    /// Portals of iSCSI.
+    pub iscsi: &'a [SocketAddr],
+    /// The witness service.
+    pub witness: &'a [SocketAddr],
+    /// The endpoint mapper.
+    pub mapper: &'a [SocketAddr],
+}
+
+impl<'a> Beside<'a> {
+    /// What the configurations of these services say.
+    pub fn new(iscsi: &'a IscsiConfig, witness: Option<&'a WitnessConfig>) -> Self {
+        Self {
+            iscsi: &iscsi.listen,
+            witness: witness.map_or(&[], |config| &config.listen),
+            mapper: witness.map_or(&[], |config| &config.endpoint_mapper),
+        }
+    }
 }
 
 impl Bound {
@@ -60,17 +89,17 @@ impl Bound {
     /// # Errors
     /// If an address cannot be had; the text says which.
     pub fn new(config: &Config) -> io::Result<Self> {
-        Self::with(config, &[], Vec::new())
+        Self::with(config, Beside::default(), Vec::new())
     }
 
-    /// Takes what the configuration says, and `iscsi`, from sockets that are bound already, and binds
-    /// the rest. Sockets that nobody wants are closed.
+    /// Takes what the configuration says, and the services `beside`, from sockets that are bound
+    /// already, and binds the rest. Sockets that nobody wants are closed.
     ///
     /// # Errors
     /// As for [`Bound::new`].
     pub fn with(
         config: &Config,
-        iscsi: &[SocketAddr],
+        beside: Beside<'_>,
         mut sockets: Vec<std::net::TcpListener>,
     ) -> io::Result<Self> {
         let mut get = |address: SocketAddr| match inherit::bound_to(address, &mut sockets) {
@@ -80,6 +109,10 @@ impl Bound {
             }
             None => bind(address),
         };
+        let mut all = |list: &[SocketAddr]| list.iter().map(|address| get(*address)).collect();
+        let iscsi: io::Result<_> = all(beside.iscsi);
+        let witness: io::Result<_> = all(beside.witness);
+        let mapper: io::Result<_> = all(beside.mapper);
         Ok(Self {
             clients: config
                 .listen
@@ -90,7 +123,9 @@ impl Bound {
                     Ok(listener)
                 })
                 .collect::<io::Result<_>>()?,
-            iscsi: iscsi.iter().map(|address| get(*address)).collect::<io::Result<_>>()?,
+            iscsi: iscsi?,
+            witness: witness?,
+            mapper: mapper?,
             metrics: config.metrics.map(get).transpose()?,
             targets: None,
         })
@@ -107,9 +142,15 @@ impl Bound {
         std::mem::take(&mut self.iscsi)
     }
 
+    /// Takes the sockets of the witness service, and those of the endpoint mapper.
+    pub fn take_witness(&mut self) -> (Vec<std::net::TcpListener>, Vec<std::net::TcpListener>) {
+        (std::mem::take(&mut self.witness), std::mem::take(&mut self.mapper))
+    }
+
     /// The sockets, to be handed to another process.
     pub fn into_fds(self) -> Vec<OwnedFd> {
-        self.clients.into_iter().chain(self.iscsi).chain(self.metrics).map(OwnedFd::from).collect()
+        let beside = self.iscsi.into_iter().chain(self.witness).chain(self.mapper);
+        self.clients.into_iter().chain(beside).chain(self.metrics).map(OwnedFd::from).collect()
     }
 }
 
@@ -294,7 +335,7 @@ async fn serve(
 /// Has the system end a connection whose client is gone without a word: one that does not
 /// acknowledge what it was sent for `patience`, and an idle one that does not answer to being
 /// asked whether it is there.
-fn notice_death(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+pub(crate) fn notice_death(stream: &TcpStream, patience: Duration) -> io::Result<()> {
     /// After how long an idle client is asked, and how long until it is asked again.
     const ASKED: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
     let ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);

@@ -13,11 +13,12 @@ use std::{
 use clap::Parser;
 use rustix::io::Errno;
 use smbd::{
-    Bound, Server,
-    config::Config,
+    Beside, Bound, Server,
+    config::{Config, ConfigError},
     descriptors, inherit,
     iscsi::{Iscsi, config::IscsiConfig},
     sandbox, supervise,
+    witness::{Witness, config::WitnessConfig},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -50,10 +51,8 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let loaded = Config::load(&args.config);
-    let loaded = loaded.and_then(|config| Ok((config, IscsiConfig::load(&args.config)?)));
-    let (config, iscsi) = match loaded {
-        Ok(loaded) => loaded,
+    let all = match All::load(&args.config) {
+        Ok(all) => all,
         Err(error) => {
             eprintln!("smbd: {error}");
             return ExitCode::from(2);
@@ -64,8 +63,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let done = match args.supervise {
-        true => supervise(&args, &config, &iscsi),
-        false => run(args, config, &iscsi),
+        true => supervise(&args, &all),
+        false => run(args, all),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,9 +75,34 @@ fn main() -> ExitCode {
     }
 }
 
+/// All that the configuration says.
+struct All {
+    config: Config,
+    iscsi: IscsiConfig,
+    witness: Option<WitnessConfig>,
+}
+
+impl All {
+    fn load(file: &Path) -> Result<Self, ConfigError> {
+        let (config, iscsi) = (Config::load(file)?, IscsiConfig::load(file)?);
+        Ok(Self { config, iscsi, witness: WitnessConfig::load(file)? })
+    }
+
+    fn beside(&self) -> Beside<'_> {
+        Beside::new(&self.iscsi, self.witness.as_ref())
+    }
+}
+
+/// What runs beside the file server.
+#[derive(Clone)]
+struct Services {
+    blocks: Arc<Iscsi>,
+    witness: Option<Arc<Witness>>,
+}
+
 /// Keeps the ports and a server behind them.
-fn supervise(args: &Args, config: &Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
-    let bound = Bound::with(config, &iscsi.listen, inherit::take().sockets)?;
+fn supervise(args: &Args, all: &All) -> anyhow::Result<()> {
+    let bound = Bound::with(&all.config, all.beside(), inherit::take().sockets)?;
     let plan = supervise::Plan {
         // By the name it was started by: an upgrade puts another program there.
         program: std::env::args_os().next().map_or_else(|| "smbd".into(), PathBuf::from),
@@ -150,7 +174,7 @@ fn descriptors_for(config: &Config) {
     }
 }
 
-fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
+fn run(args: Args, all: All) -> anyhow::Result<()> {
     // While there is one thread: ports first, then everything that is given up.
     let inherited = inherit::take();
     if let Some(line) = &inherited.supervisor {
@@ -159,16 +183,17 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
     let line = Line(inherited.supervisor.map(Arc::new));
     descriptors::raise()?;
     descriptors::make_room()?;
-    descriptors_for(&config);
-    let mut bound = Bound::with(&config, &iscsi.listen, inherited.sockets)?;
+    descriptors_for(&all.config);
+    let mut bound = Bound::with(&all.config, all.beside(), inherited.sockets)?;
+    let All { config, iscsi, witness } = all;
     sandbox::become_user(&config)?;
     let server = Arc::new(Server::new(config.clone())?);
     let mut folders = None;
     if config.sandbox {
-        if !sandbox::confine(&config, iscsi, &args.config)?.folders {
+        if !sandbox::confine(&config, &iscsi, &args.config)?.folders {
             tracing::info!("the kernel has no Landlock: folders outside the shares stay in reach");
         }
-        folders = Some(sandbox::folders(&config, iscsi));
+        folders = Some(sandbox::folders(&config, &iscsi));
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {
@@ -186,8 +211,12 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
         let asked = server.clone();
         let users = Box::new(move |path: &Path| smbd::admin::users_of(&asked, path));
         let blocks = Arc::new(Iscsi::new(server.clone(), &state_dir, users));
-        blocks.apply(iscsi).await;
+        blocks.apply(&iscsi).await;
         let portals = blocks.serve(bound.take_iscsi())?;
+        let witness = witness.map(|config| Arc::new(Witness::new(server.clone(), config)));
+        let (clients, mapper) = bound.take_witness();
+        let witnesses = witness.as_ref().map(|it| it.serve(clients, mapper)).transpose()?;
+        let services = Services { blocks: blocks.clone(), witness };
         let running = smbd::start_bound(server.clone(), bound.telling_of(blocks.clone()))?;
         for address in running.addresses() {
             tracing::info!(%address, "listening");
@@ -196,10 +225,11 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
         let upgrader = line.clone();
         let program = smbd::admin::Program {
             reload: Box::new({
-                let blocks = blocks.clone();
-                move |server| reload(&file, confined.as_deref(), server, &blocks)
+                let services = services.clone();
+                move |server| reload(&file, confined.as_deref(), server, &services)
             }),
             iscsi: blocks.clone(),
+            witness: services.witness.clone(),
             upgrade: Box::new({
                 let blocks = blocks.clone();
                 move || {
@@ -225,8 +255,8 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
                 _ = hangup.recv() => {
                     notify("RELOADING=1");
                     let (file, folders) = (args.config.clone(), folders.clone());
-                    let (server, blocks) = (running.server().clone(), blocks.clone());
-                    let work = move || reload(&file, folders.as_deref(), &server, &blocks);
+                    let (server, services) = (running.server().clone(), services.clone());
+                    let work = move || reload(&file, folders.as_deref(), &server, &services);
                     let done = tokio::task::spawn_blocking(work).await?;
                     if let Err(error) = done {
                         tracing::error!(error, "configuration not reloaded; the old one stays");
@@ -240,7 +270,7 @@ fn run(args: Args, config: Config, iscsi: &IscsiConfig) -> anyhow::Result<()> {
         // Before the state is let go of: who comes next makes its own.
         let _ = std::fs::remove_file(state_dir.join(server_api::SOCKET));
         admin.abort();
-        drop(portals);
+        drop((portals, witnesses));
         blocks.stop().await;
         running.drain().await;
         Ok(())
@@ -253,10 +283,9 @@ fn reload(
     file: &Path,
     folders: Option<&[PathBuf]>,
     server: &Server,
-    blocks: &Iscsi,
+    services: &Services,
 ) -> Result<(), String> {
-    let config = Config::load(file).map_err(|error| error.to_string())?;
-    let iscsi = IscsiConfig::load(file).map_err(|error| error.to_string())?;
+    let All { config, iscsi, witness } = All::load(file).map_err(|error| error.to_string())?;
     if let Some(what) = folders.and_then(|folders| sandbox::outside(folders, &config, &iscsi)) {
         return Err(format!(
             "{what}: it lies outside of the folders that the server was confined to when it \
@@ -264,9 +293,15 @@ fn reload(
         ));
     }
     server.reload(config).map_err(|error| error.to_string())?;
-    let failures = tokio::runtime::Handle::current().block_on(blocks.apply(&iscsi));
+    let failures = tokio::runtime::Handle::current().block_on(services.blocks.apply(&iscsi));
     if !failures.is_empty() {
         return Err(failures.join("\n"));
+    }
+    match (&services.witness, witness) {
+        (Some(service), Some(config)) => service.apply(config),
+        (None, None) => {}
+        // Its ports are bound before the server gives up the right to.
+        _ => return Err("the witness service begins and ends with the server: restart it".into()),
     }
     tracing::info!("configuration reloaded");
     Ok(())

@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod libiscsi;
 pub mod paths;
 pub mod raw;
+pub mod rpc;
 pub mod target;
 pub mod torture;
 pub mod usage;

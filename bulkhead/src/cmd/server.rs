@@ -179,7 +179,7 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// Prints rows below a heading, each column as wide as it must be.
-fn table<const N: usize>(heading: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
+pub fn table<const N: usize>(heading: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
     let rows: Vec<_> = rows.collect();
     let mut widths = heading.map(str::len);
     for row in &rows {

@@ -86,6 +86,8 @@ struct File {
     _iscsi: serde::de::IgnoredAny,
     #[serde(default, rename = "target")]
     _target: serde::de::IgnoredAny,
+    #[serde(default, rename = "witness")]
+    _witness: serde::de::IgnoredAny,
 }
 
 #[derive(Deserialize)]

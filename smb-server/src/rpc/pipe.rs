@@ -1,7 +1,7 @@
 //! The named pipes of IPC$: a client's end of remote procedures (MS-RPCE 2.1.1.2).
 //!
 //! ```text
-//!  CREATE "srvsvc" ─► Pipe { Association }      WRITE, READ or both at once (PIPE_TRANSCEIVE)
+//!  CREATE "srvsvc" ─► Pipe { PipeEnd }      WRITE, READ or both at once (PIPE_TRANSCEIVE)
 //!                                │ calls
 //!                                ▼
 //!              srvsvc   wkssvc   lsarpc   samr   (one module each)
@@ -15,7 +15,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use dce_rpc::{Association, Call, FaultStatus, SyntaxId, ndr};
+use dce_rpc::{Call, FaultStatus, PipeEnd, SyntaxId, ndr};
 use smb_protocol::{FileId, NtStatus, name};
 use tokio::sync::Notify;
 use volume::{budget::Held, work::aside};
@@ -61,7 +61,7 @@ impl Drop for Pipe {
 
 #[derive(Debug)]
 struct State {
-    association: Association,
+    association: PipeEnd,
     /// What of the user's budget it takes.
     held: Held,
     handles: Handles,
@@ -73,7 +73,7 @@ impl Pipe {
     pub fn open(text: &str, id: FileId, held: Held) -> Option<Self> {
         let (name, interfaces) = service(text)?;
         let address = format!("\\PIPE\\{}", name.to_ascii_lowercase());
-        let association = Association::new(interfaces, address);
+        let association = PipeEnd::new(interfaces, address);
         let state = State { association, held, handles: Handles::default(), broken: false };
         let (blocks, changed) = (AtomicBool::new(true), Arc::default());
         Some(Self { id, state: Mutex::new(state), blocks, changed })

@@ -19,6 +19,7 @@ mod messages;
 mod migration;
 mod rpc;
 mod scsi;
+mod witness;
 
 /// A function that takes any bytes.
 pub struct Target {
@@ -82,6 +83,11 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "rpc", run: rpc::run, memory: 4 * MIB, seeds: rpc::seeds },
     Target { name: "ndr", run: rpc::ndr, memory: MIB, seeds: rpc::seeds_ndr },
+    Target { name: "ndr64", run: rpc::ndr64, memory: MIB, seeds: rpc::seeds_ndr64 },
+    Target { name: "rpc-logon", run: witness::logon, memory: MIB, seeds: witness::seeds_logon },
+    Target { name: "rpc-signed", run: witness::signed, memory: MIB, seeds: witness::seeds_signed },
+    Target { name: "towers", run: witness::towers, memory: MIB, seeds: witness::seeds_towers },
+    Target { name: "witness", run: witness::calls, memory: MIB, seeds: witness::seeds_calls },
     Target { name: "vhd", run: images::vhd, memory: IMAGE, seeds: images::seeds_vhd },
     Target { name: "vhdx", run: images::vhdx, memory: IMAGE, seeds: images::seeds_vhdx },
     Target { name: "qcow2", run: images::qcow2, memory: IMAGE, seeds: images::seeds_qcow2 },

@@ -1,7 +1,7 @@
 //! DCE/RPC: what is written to a pipe, and parameters in NDR.
 
 use dce_rpc::{
-    Association, FaultStatus, SyntaxId,
+    FaultStatus, PipeEnd, SyntaxId, Transfer,
     ndr::{Reader, Writer},
     pdu::{Bind, Context, Flags, Kind, Pdu, Request},
 };
@@ -24,7 +24,7 @@ const HELD: usize = 2 << 20;
 /// fragments, and what is held has a bound. A message that is read is written and read as the same.
 pub fn run(bytes: &[u8]) {
     let Some((piece, bytes)) = bytes.split_first() else { return };
-    let mut pipe = Association::new(INTERFACES, "\\PIPE\\srvsvc".into());
+    let mut pipe = PipeEnd::new(INTERFACES, "\\PIPE\\srvsvc".into());
     for part in bytes.chunks((usize::from(*piece) * 8).max(1)) {
         let written = pipe.write(part, |call| match call.opnum {
             0 => Err(FaultStatus::OP_RANGE),
@@ -55,7 +55,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// Reads all answers: each must be one whole message.
-fn drain(pipe: &mut Association, most: usize) {
+fn drain(pipe: &mut PipeEnd, most: usize) {
     let mut fragment = Vec::new();
     while let Some((part, left)) = pipe.read(most) {
         fragment.extend(part);
@@ -96,8 +96,17 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
 /// NDR: pairs of an operation and what is read by it. Text and SIDs that are read are written and
 /// read as the same.
 pub fn ndr(bytes: &[u8]) {
+    read_as(bytes, Transfer::Ndr);
+}
+
+/// The same in NDR64.
+pub fn ndr64(bytes: &[u8]) {
+    read_as(bytes, Transfer::Ndr64);
+}
+
+fn read_as(bytes: &[u8], transfer: Transfer) {
     let Some((steps, stub)) = bytes.split_at_checked(8) else { return };
-    let mut reader = Reader::new(stub);
+    let mut reader = Reader::of(stub, transfer);
     for step in steps {
         let went = match step % 11 {
             0 => reader.u8("u8").map(drop),
@@ -109,9 +118,12 @@ pub fn ndr(bytes: &[u8]) {
             6 => reader.count(usize::from(step / 11), "count").map(|count| {
                 assert!(count * usize::from(step / 11) <= stub.len(), "{count} of them");
             }),
-            7 => reader.string("string").map(|text| same_text(&text)),
-            8 => reader.optional_string("string").map(|text| same_text(&text.unwrap_or_default())),
-            9 => reader.sid("sid").map(|sid| same_sid(&sid)),
+            7 => reader.string("string").map(|text| same_text(&text, transfer)),
+            8 => {
+                let text = reader.optional_string("string");
+                text.map(|text| same_text(&text.unwrap_or_default(), transfer))
+            }
+            9 => reader.sid("sid").map(|sid| same_sid(&sid, transfer)),
             _ => reader.handle().map(drop),
         };
         if went.is_err() {
@@ -120,24 +132,33 @@ pub fn ndr(bytes: &[u8]) {
     }
 }
 
-fn same_text(text: &str) {
-    let mut writer = Writer::new();
+fn same_text(text: &str, transfer: Transfer) {
+    let mut writer = Writer::of(transfer);
     writer.string(text);
     let written = writer.finish();
-    assert_eq!(Reader::new(&written).string("string").as_deref(), Ok(text));
+    assert_eq!(Reader::of(&written, transfer).string("string").as_deref(), Ok(text));
 }
 
-fn same_sid(sid: &Sid) {
-    let mut writer = Writer::new();
+fn same_sid(sid: &Sid, transfer: Transfer) {
+    let mut writer = Writer::of(transfer);
     writer.sid(sid);
     let written = writer.finish();
-    assert_eq!(Reader::new(&written).sid("sid").as_ref(), Ok(sid));
+    assert_eq!(Reader::of(&written, transfer).sid("sid").as_ref(), Ok(sid));
 }
 
 /// Text, a SID and numbers.
 pub fn seeds_ndr() -> Vec<(String, Vec<u8>)> {
+    seeds_of(Transfer::Ndr)
+}
+
+/// The same in NDR64.
+pub fn seeds_ndr64() -> Vec<(String, Vec<u8>)> {
+    seeds_of(Transfer::Ndr64)
+}
+
+fn seeds_of(transfer: Transfer) -> Vec<(String, Vec<u8>)> {
     let written = |steps: [u8; 8], put: &dyn Fn(&mut Writer)| {
-        let mut writer = Writer::new();
+        let mut writer = Writer::of(transfer);
         put(&mut writer);
         [&steps[..], &writer.finish()].concat()
     };
