@@ -42,8 +42,9 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Purpose<'a> {
     /// A session of its own. It takes the place of the session `previous` of a lost connection;
-    /// `others` are addresses at which the server may be found besides.
-    Session { previous: SessionId, others: &'a [IpAddr] },
+    /// `first` are addresses at which the server was said to be, `others` those at which it may be found
+    /// besides.
+    Session { previous: SessionId, first: &'a [IpAddr], others: &'a [IpAddr] },
     /// One more channel of a session, at one address of the server.
     Channel { anchor: &'a Anchor, address: IpAddr },
 }
@@ -51,7 +52,7 @@ pub(crate) enum Purpose<'a> {
 impl Purpose<'_> {
     /// The purpose of a first connection: a session that is new.
     pub fn new() -> Self {
-        Self::Session { previous: SessionId(0), others: &[] }
+        Self::Session { previous: SessionId(0), first: &[], others: &[] }
     }
 }
 
@@ -168,7 +169,7 @@ fn lost(error: std::io::Error) -> Error {
     Error::disconnected(error.to_string())
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     filetime_from_unix(i64::try_from(since.as_secs()).unwrap_or(0), since.subsec_nanos())
 }
@@ -192,7 +193,7 @@ pub(crate) async fn establish(
     let work = async {
         let network = options.network.as_ref();
         let wire = match purpose {
-            Purpose::Session { others, .. } => dial(options, others).await,
+            Purpose::Session { first, others, .. } => dial(options, first, others).await,
             Purpose::Channel { address, .. } => {
                 wire::dial(network, &address.to_string(), options.port).await
             }
@@ -217,20 +218,30 @@ pub(crate) async fn establish(
     }
 }
 
-/// Connects to the server by its name, and to the `others` if that takes long: the first that is
-/// connected is taken. The error is that of the name.
-async fn dial(options: &ConnectOptions, others: &[IpAddr]) -> std::io::Result<Wire> {
-    let network = options.network.clone();
-    let (host, port) = (options.host.clone(), options.port);
-    if others.is_empty() {
-        return wire::dial(network.as_ref(), &host, port).await;
+/// Connects to the server at the `first` addresses, by its name and at the `others`, each after a while
+/// beside those before it: the first that is connected is taken. The error is that of the name.
+async fn dial(
+    options: &ConnectOptions,
+    first: &[IpAddr],
+    others: &[IpAddr],
+) -> std::io::Result<Wire> {
+    let (network, port) = (options.network.as_ref(), options.port);
+    if first.is_empty() && others.is_empty() {
+        return wire::dial(network, &options.host, port).await;
     }
+    let address = |address: &IpAddr| (false, address.to_string());
+    let name = std::iter::once((true, options.host.clone()));
+    let all = first.iter().map(address).chain(name).chain(others.iter().map(address));
+    let mut left = all.collect::<Vec<_>>().into_iter();
     let mut attempts = JoinSet::new();
-    let by_name = network.clone();
-    attempts.spawn(async move { (true, wire::dial(by_name.as_ref(), &host, port).await) });
-    let mut left = others.iter();
     let mut error = None;
     loop {
+        // One that was refused does not let the next wait.
+        if let Some((by_name, host)) = left.next() {
+            let network = network.cloned();
+            attempts
+                .spawn(async move { (by_name, wire::dial(network.as_ref(), &host, port).await) });
+        }
         tokio::select! {
             biased;
             Some(ended) = attempts.join_next() => match ended {
@@ -238,15 +249,8 @@ async fn dial(options: &ConnectOptions, others: &[IpAddr]) -> std::io::Result<Wi
                 Ok((true, Err(why))) => error = Some(why),
                 _ => {}
             },
-            () = tokio::time::sleep(NEXT_ADDRESS), if left.len() > 0 && error.is_none() => {}
+            () = tokio::time::sleep(NEXT_ADDRESS), if left.len() > 0 => {}
             else => return Err(error.unwrap_or_else(|| std::io::ErrorKind::NotConnected.into())),
-        }
-        // One that was refused does not let the next wait.
-        if let Some(&next) = left.next() {
-            let network = network.clone();
-            attempts.spawn(async move {
-                (false, wire::dial(network.as_ref(), &next.to_string(), port).await)
-            });
         }
     }
 }

@@ -22,6 +22,8 @@
 //!   [`ConnectOptions::reconnect_timeout`] says; durable opens are taken up again and what was in
 //!   flight is sent again. An open that the server has lost while acknowledged writes were not
 //!   yet flushed gives [`Error::WritesLost`] from then on: nothing is lost silently.
+//! - On a share of a cluster another node tells at once when the one in use is gone, or where to go
+//!   instead ([`ConnectOptions::witness`]).
 //! - Servers are reached by TCP, or by what a [`Network`] puts in its place.
 //! - [`SmbUrl`] reads `smb://` addresses; passwords come from the environment, a file or the
 //!   program, never from an address.
@@ -48,12 +50,13 @@ mod session;
 mod tree;
 mod url;
 mod wire;
+mod witness;
 
 pub use credentials::{CredentialsError, Login};
 pub use error::{Error, Result};
 pub use file::RemoteFile;
 pub use options::{
-    Compress, ConnectOptions, Create, Encryption, Instance, OpenOptions, Share, Signing,
+    Compress, ConnectOptions, Create, Encryption, Instance, OpenOptions, Share, Signing, Witness,
     parse_dialect,
 };
 pub use reconnect::Client;

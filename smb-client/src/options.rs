@@ -39,6 +39,19 @@ pub enum Compress {
     Always,
 }
 
+/// Whether another node of a cluster is asked to tell when the one in use is gone (MS-SWN). Needs a
+/// server that is reached by a name, not by an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Witness {
+    /// Never.
+    Never,
+    /// On shares that say that they are of a cluster; its port is what the endpoint mapper says, which
+    /// is asked at port 135. The default.
+    Mapped,
+    /// On shares that say that they are of a cluster, at this port of every node.
+    Port(u16),
+}
+
 /// Bytes below which compression saves less than it costs.
 const WORTHWHILE: u32 = compression::WORTHWHILE as u32;
 
@@ -91,6 +104,8 @@ pub struct ConnectOptions {
     /// Connections to each of the server's interfaces at most; 0 for what it offers: four to one
     /// that spreads connections over queues (RSS), one to any other.
     pub channels_per_interface: u16,
+    /// Whether another node of a cluster tells when the one in use is gone.
+    pub witness: Witness,
     /// How servers are reached; `None` for the system's TCP.
     pub network: Option<Arc<dyn Network>>,
     /// A rule that the client breaks, for tests of tests.
@@ -132,6 +147,7 @@ impl ConnectOptions {
             reconnect_timeout: Duration::from_secs(60),
             max_channels: 1,
             channels_per_interface: 0,
+            witness: Witness::Mapped,
             network: None,
             #[cfg(feature = "testing")]
             broken: None,

@@ -51,8 +51,8 @@ async fn revive(
     generation: u64,
     previous: &mut SessionId,
 ) -> Result<Arc<Link>> {
-    let others = inner.addresses();
-    let purpose = Purpose::Session { previous: *previous, others: &others };
+    let (first, others) = (inner.preferred(), inner.addresses());
+    let purpose = Purpose::Session { previous: *previous, first: &first, others: &others };
     let established = establish(&inner.options, inner.client_guid, purpose).await?;
     *previous = established.crypt.session_id;
     let (link, anchor) = Link::start(established, &inner.options, generation)?;

@@ -2,7 +2,7 @@
 //! [`crate::reconnect`] makes the next link when one is lost.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -110,6 +110,10 @@ pub(crate) struct Inner {
     opens: Mutex<Vec<Weak<dyn Restore>>>,
     /// What the server told last of where it is.
     addresses: Mutex<Vec<IpAddr>>,
+    /// Where it is by the word of a witness, which is tried first.
+    preferred: Mutex<Vec<IpAddr>>,
+    /// Shares that a witness is asked about.
+    witnessed: Mutex<HashSet<String>>,
 }
 
 #[derive(Clone, Debug)]
@@ -144,6 +148,8 @@ impl Inner {
             changed: Notify::new(),
             opens: Mutex::default(),
             addresses: Mutex::default(),
+            preferred: Mutex::default(),
+            witnessed: Mutex::default(),
         })
     }
 
@@ -201,6 +207,22 @@ impl Inner {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         addresses.clear();
         addresses.extend(found);
+    }
+
+    /// Where the server is to be looked for first.
+    pub fn preferred(&self) -> Vec<IpAddr> {
+        self.preferred.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the server looked for there first.
+    pub fn prefer(&self, addresses: Vec<IpAddr>) {
+        *self.preferred.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    /// Notes that a witness is asked about a share; `false` if one is already.
+    pub fn note_witnessed(&self, share: &str) -> bool {
+        let mut shares = self.witnessed.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.insert(share.to_owned())
     }
 
     /// Has more channels made for a session where that is wanted and can be.

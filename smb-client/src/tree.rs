@@ -17,7 +17,7 @@ use std::sync::Arc;
 use smb_protocol::{
     NtStatus,
     fscc::{FileAttributes, InfoClass, Times, file_info::Rename},
-    msg::{create::Access, query_directory},
+    msg::{create::Access, query_directory, tree_connect::ShareCapabilities},
 };
 
 use self::{
@@ -105,7 +105,12 @@ impl Tree {
         loop {
             let link = self.session.link().await?;
             match link.tree(&self.session.options, &self.share).await {
-                Ok(_) => return Ok(()),
+                Ok(tree) => {
+                    if tree.capabilities.has(ShareCapabilities::CLUSTER) {
+                        self.session.witness(&self.share);
+                    }
+                    return Ok(());
+                }
                 Err(Error::Unconfirmed) if unconfirmed == UNCONFIRMED => {
                     return Err(Error::Unconfirmed);
                 }
