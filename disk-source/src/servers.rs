@@ -2,7 +2,9 @@
 
 use std::{fmt::Debug, path::PathBuf, time::Duration};
 
-use smb_client::{Compress, ConnectOptions, CredentialsError, Encryption, Login, SmbUrl};
+use smb_client::{
+    Compress, ConnectOptions, CredentialsError, Encryption, Login, Rdma, SmbUrl,
+};
 
 use crate::{ChapLogin, Error, IscsiTimes, IscsiUrl, Result, portal};
 
@@ -39,6 +41,8 @@ pub struct Server {
     pub encryption: Option<Encryption>,
     /// Compression with it, if not that of [`Configured::compression`].
     pub compression: Option<Compress>,
+    /// Whether it is reached by SMB Direct.
+    pub rdma: Rdma,
 }
 
 /// Servers as a configuration describes them.
@@ -88,14 +92,15 @@ impl Servers for Configured {
         let server = self.server(url);
         let encryption = server.and_then(|server| server.encryption);
         let compression = server.and_then(|server| server.compression);
-        Ok(ConnectOptions {
+        let options = ConnectOptions {
             max_channels: self.max_channels,
             keep_alive: self.keep_alive,
             reconnect_timeout: self.reconnect_timeout,
             encryption: encryption.unwrap_or(self.encryption),
             compress: compression.unwrap_or(self.compression),
             ..ConnectOptions::for_url(url, login)
-        })
+        };
+        Ok(options.by(server.map(|server| server.rdma).unwrap_or_default()))
     }
 
     fn chap_login(&self, url: &IscsiUrl) -> Result<ChapLogin> {
@@ -133,6 +138,7 @@ mod tests {
                 credentials: Some(file),
                 encryption: Some(Encryption::IfRequired),
                 compression: Some(Compress::Always),
+                rdma: Rdma::Never,
             }],
             keep_alive: Duration::from_secs(1),
             reconnect_timeout: Duration::from_secs(2),
@@ -144,6 +150,38 @@ mod tests {
         assert_eq!((options.encryption, options.max_channels), (Encryption::IfRequired, 3));
         assert_eq!(options.compress, Compress::Always);
         let other = "smb://files.example/s/a".parse::<SmbUrl>().unwrap();
-        assert!(configured.server(&other).is_none());
+        assert!(configured.server(&other).is_none() && options.network.is_none());
+    }
+
+    #[test]
+    fn a_server_of_smb_direct_has_its_port_unless_another_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "username=carol\npassword=p\n").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let server = |host: &str, rdma| Server {
+            host: host.into(),
+            credentials: Some(file.path().to_owned()),
+            encryption: None,
+            compression: None,
+            rdma,
+        };
+        let configured = Configured {
+            encryption: Encryption::IfRequired,
+            compression: Compress::Never,
+            servers: vec![
+                server("a", Rdma::Always),
+                server("b:15445", Rdma::Always),
+                server("c", Rdma::IfPossible),
+            ],
+            keep_alive: Duration::from_secs(1),
+            reconnect_timeout: Duration::from_secs(2),
+            max_channels: 1,
+        };
+        let all = [("smb://a/s", 5445), ("smb://b:15445/s", 15445), ("smb://c/s", 445)];
+        for (url, port) in all {
+            let options = configured.connect_options(&url.parse().unwrap()).unwrap();
+            let network = options.network.unwrap();
+            assert_eq!((options.port, network.or_tcp()), (port, port == 445));
+        }
     }
 }

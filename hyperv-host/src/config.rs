@@ -135,6 +135,22 @@ pub struct ServerConfig {
     /// Compression with this server, if not `storage.compression`.
     #[serde(default)]
     pub compression: Option<Compressed>,
+    /// Whether this server is reached by SMB Direct.
+    #[serde(default)]
+    pub rdma: Direct,
+}
+
+/// `rdma` of a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direct {
+    /// By TCP alone.
+    #[default]
+    Never,
+    /// At port 5445 where the server is there, else by TCP.
+    IfPossible,
+    /// By SMB Direct alone, at port 5445 if the server's locations name none.
+    Always,
 }
 
 /// `[boot]`: what VMs may be started from.

@@ -17,10 +17,10 @@ use std::{
 use block_io::{Disk, Error};
 use disk_source::{Claim, Configured, Damaged, Named, ParentRule, Prepared, Server, Source};
 use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
-use smb_client::{Compress, Encryption, Instance};
+use smb_client::{Compress, Encryption, Instance, Rdma};
 use vhd::Format;
 
-use crate::config::{Compressed, Encrypted, StorageConfig};
+use crate::config::{Compressed, Direct, Encrypted, StorageConfig};
 
 /// How the parents of a machine's disk come to be where they are opened from.
 const NO_MORE: &str = "a machine's disk has its parents in its own folder or below";
@@ -47,6 +47,11 @@ pub fn servers(storage: &StorageConfig) -> Configured {
         credentials: server.credentials.clone(),
         encryption: server.encryption.map(encryption),
         compression: server.compression.map(compression),
+        rdma: match server.rdma {
+            Direct::Never => Rdma::Never,
+            Direct::IfPossible => Rdma::IfPossible,
+            Direct::Always => Rdma::Always,
+        },
     };
     Configured {
         encryption: encryption(storage.encryption),

@@ -208,7 +208,7 @@ impl Drop for Connection {
 }
 
 impl Handle {
-    /// The peer's address.
+    /// The address of the peer.
     pub fn peer(&self) -> SocketAddr {
         self.shared.peer
     }

@@ -73,7 +73,7 @@ impl Side {
     }
 }
 
-/// One end.
+/// One of a connection's two ends.
 #[derive(Debug)]
 pub struct End {
     both: Arc<Mutex<[Side; 2]>>,

@@ -214,6 +214,9 @@ pub struct SessionInfo {
     pub user: String,
     /// Addresses of its connections.
     pub clients: Vec<String>,
+    /// What carries each of them: `tcp` or `rdma`.
+    #[serde(default)]
+    pub transports: Vec<String>,
     /// The dialect.
     pub dialect: String,
     /// The cipher, where there is one.

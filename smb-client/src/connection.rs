@@ -238,6 +238,11 @@ impl Connection {
         self.crypt.compression.filter(worth)
     }
 
+    /// The connection of SMB Direct below it, if there is one.
+    pub fn direct(&self) -> Option<&rdma::Handle> {
+        self.wire.direct()
+    }
+
     /// What a request moving `len` bytes costs.
     pub fn cost(&self, len: u32) -> Cost {
         let charge = match self.limits.large_mtu && len > 0 {
@@ -262,7 +267,8 @@ impl Connection {
         } else {
             CREDIT
         };
-        limit.min(wanted).min(by_credits).clamp(4096, 8 << 20)
+        let by_transport = self.most_by_transport();
+        limit.min(wanted).min(by_credits).min(by_transport).clamp(4096, 8 << 20)
     }
 
     /// Waits until the connection is given up.

@@ -30,6 +30,8 @@ pub(crate) struct Crypt {
     pub sealing: Option<Arc<(SealingKey, OpeningKey)>>,
     /// How messages of the connection are compressed, if they can be.
     pub compression: Option<Compression>,
+    /// Whether data that go by RDMA are sealed where their messages are (MS-SMB2 2.2.43).
+    pub seals_remote: bool,
 }
 
 /// How one request is protected, and its response must be.
@@ -232,6 +234,7 @@ mod tests {
                 sign: true,
                 sealing: None,
                 compression: None,
+                seals_remote: false,
             };
             match Crypt::open(Some(&crypt), &mut bytes) {
                 Ok((range, sealed)) => prop_assert!(!sealed && range == (0..bytes.len())),

@@ -23,6 +23,7 @@ use smb_protocol::{
 use crate::{
     ConnectOptions, Error, Result,
     connection::Response,
+    direct::Transfer,
     handshake::Limits,
     open::{Live, Open, Patience},
     rules::Rule,
@@ -142,6 +143,16 @@ impl RemoteFile {
         let channel = live.pick();
         let most = channel.max_io(channel.limits.max_read, self.open.session.options.max_io);
         let len = buf.len().min(most as usize);
+        if let Some(handle) = channel.by_rdma(len) {
+            let transfer = Transfer::new(&channel, handle, live, offset);
+            let (response, data, got) = transfer.read(wire_len(len)).await?;
+            if response.header.status == NtStatus::END_OF_FILE {
+                return Ok((0, len));
+            }
+            self.expect(&response, "read")?;
+            buf[..got].copy_from_slice(&data[..got]);
+            return Ok((got, len));
+        }
         let compressed = channel.compression(live.tree, wire_len(len)).is_some();
         let request = read::Request {
             flags: if compressed { read::REQUEST_COMPRESSED } else { 0 },
@@ -226,15 +237,20 @@ impl RemoteFile {
         let channel = live.pick();
         let most = channel.max_io(channel.limits.max_write, self.open.session.options.max_io);
         let len = buf.len().min(most as usize);
-        let request =
-            write::Request { offset, file_id: live.file, data: &buf[..len], ..Default::default() };
-        let encode = |out: &mut Vec<u8>| {
-            out.reserve(len + 128);
-            request.encode(out);
+        let response = if let Some(handle) = channel.by_rdma(len) {
+            let transfer = Transfer::new(&channel, handle, live, offset);
+            transfer.write(buf[..len].to_vec(), flags).await?
+        } else {
+            let (file_id, data) = (live.file, &buf[..len]);
+            let request = write::Request { offset, file_id, data, ..Default::default() };
+            let encode = |out: &mut Vec<u8>| {
+                out.reserve(len + 128);
+                request.encode(out);
+            };
+            let cost = channel.cost(wire_len(len));
+            let ticket = channel.submit(Command::WRITE, live.tree, cost, flags, encode).await?;
+            ticket.reply().await?
         };
-        let cost = channel.cost(wire_len(len));
-        let ticket = channel.submit(Command::WRITE, live.tree, cost, flags, encode).await?;
-        let response = ticket.reply().await?;
         self.expect(&response, "write")?;
         let count = write::Response::parse(&response.body)?.count as usize;
         self.open.note_write(live)?;

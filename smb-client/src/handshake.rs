@@ -19,6 +19,7 @@ use smb_protocol::{
     header::{FRAME_LEN, HEADER_LEN, frame_len},
     msg::{
         negotiate::{self, Capabilities, Context, HashAlgorithm, SecurityMode},
+        rdma::{TRANSFORM_ENCRYPTION, TRANSFORM_NONE},
         session_setup::{self, RequestFlags, SessionFlags},
     },
     spnego::Initiator,
@@ -181,6 +182,7 @@ struct Negotiated {
     signing: SigningAlgorithm,
     cipher: Option<Cipher>,
     compression: Option<Compression>,
+    seals_remote: bool,
     validate: Option<Validation>,
 }
 
@@ -296,6 +298,9 @@ async fn negotiate(
             contexts.push(Context::Signing(list));
         }
         contexts.extend(compress::offer(options));
+        if exchange.wire.direct().is_some() && !options.ciphers.is_empty() {
+            contexts.push(Context::of_rdma_transforms(&[TRANSFORM_ENCRYPTION]));
+        }
     }
     let request = negotiate::Request {
         security_mode,
@@ -345,7 +350,16 @@ async fn negotiate(
         dialect: response.dialect.0,
     });
     let compression = compress::accept(&response, options)?;
-    Ok(Negotiated { response, preauth, signing, cipher, compression, validate })
+    let mut seals_remote = false;
+    for ids in response.contexts.iter().filter_map(Context::rdma_transforms) {
+        let offered = exchange.wire.direct().is_some() && cipher.is_some();
+        seals_remote = match ids?[..] {
+            [TRANSFORM_ENCRYPTION] if offered => true,
+            [TRANSFORM_NONE] => false,
+            ref ids => return Err(Error::Protocol(format!("chose the RDMA transforms {ids:?}"))),
+        };
+    }
+    Ok(Negotiated { response, preauth, signing, cipher, compression, seals_remote, validate })
 }
 
 /// The signing algorithm and the cipher, if any, that the response settles.
@@ -400,7 +414,8 @@ async fn log_on(
     negotiated: Negotiated,
     purpose: Purpose<'_>,
 ) -> Result<Established> {
-    let Negotiated { response, mut preauth, signing, cipher, compression, validate } = negotiated;
+    let Negotiated { response, mut preauth, signing, cipher, compression, seals_remote, validate } =
+        negotiated;
     let target = format!("cifs/{}", options.host);
     let mut initiator = Initiator::new(options.login.0.clone(), "", &target);
     let mut token = initiator.first(&response.security_buffer)?;
@@ -452,6 +467,7 @@ async fn log_on(
             .ok_or(Error::Protocol("logged on before the challenge was answered".into()))?;
         let mut crypt = session_keys(response.dialect, session, key, signing, cipher, &preauth);
         crypt.compression = compression;
+        crypt.seals_remote = seals_remote;
         // The last response proves that the server knows the session key, and with 3.1.1 that
         // nothing before it was changed.
         if !answer.header.flags.has(HeaderFlags::SIGNED) {
@@ -487,6 +503,7 @@ fn session_keys(
             sign: true,
             sealing: None,
             compression: None,
+            seals_remote: false,
         };
     }
     let binding = match dialect {
@@ -501,7 +518,8 @@ fn session_keys(
             OpeningKey::new(cipher, &keys.server_to_client),
         ))
     });
-    Crypt { dialect, session_id, signing, sign: true, sealing, compression: None }
+    let (sign, compression, seals_remote) = (true, None, false);
+    Crypt { dialect, session_id, signing, sign, sealing, compression, seals_remote }
 }
 
 fn finish(

@@ -24,7 +24,8 @@
 //!   yet flushed gives [`Error::WritesLost`] from then on: nothing is lost silently.
 //! - On a share of a cluster another node tells at once when the one in use is gone, or where to go
 //!   instead ([`ConnectOptions::witness`]).
-//! - Servers are reached by TCP, or by what a [`Network`] puts in its place.
+//! - Servers are reached by TCP, by SMB Direct ([`Direct`]), or by what another [`Network`] puts in its
+//!   place.
 //! - [`SmbUrl`] reads `smb://` addresses; passwords come from the environment, a file or the
 //!   program, never from an address.
 
@@ -36,6 +37,7 @@ mod compress;
 mod connection;
 mod credentials;
 mod crypt;
+mod direct;
 mod error;
 mod file;
 mod handshake;
@@ -53,10 +55,12 @@ mod wire;
 mod witness;
 
 pub use credentials::{CredentialsError, Login};
+pub use direct::{DIRECT_PORT, Direct};
 pub use error::{Error, Result};
 pub use file::RemoteFile;
 pub use options::{
-    Compress, ConnectOptions, Create, Encryption, Instance, OpenOptions, Share, Signing, Witness,
+    Compress, ConnectOptions, Create, Encryption, Instance, OpenOptions, Rdma, Share, Signing,
+    Witness,
     parse_dialect,
 };
 pub use reconnect::Client;

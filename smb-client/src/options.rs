@@ -8,7 +8,7 @@ use smb_protocol::{
     crypto::{Cipher, SigningAlgorithm},
 };
 
-use crate::{Login, Network, SmbUrl};
+use crate::{DIRECT_PORT, Direct, Login, Network, SmbUrl, url::DEFAULT_PORT};
 
 /// When messages are signed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +50,18 @@ pub enum Witness {
     Mapped,
     /// On shares that say that they are of a cluster, at this port of every node.
     Port(u16),
+}
+
+/// When a server is reached by SMB Direct instead of TCP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Rdma {
+    /// Never. The default.
+    #[default]
+    Never,
+    /// Where it is there at port 5445, else by TCP.
+    IfPossible,
+    /// Always; a server that is not there is not reached.
+    Always,
 }
 
 /// Bytes below which compression saves less than it costs.
@@ -158,6 +170,26 @@ impl ConnectOptions {
     #[must_use]
     pub fn for_url(url: &SmbUrl, login: Login) -> Self {
         Self::new(&url.host, url.port, login)
+    }
+
+    /// The same server by SMB Direct over iWARP, as `rdma` says. [`Rdma::Always`] is at port 5445 if the
+    /// address names no other.
+    #[must_use]
+    pub fn by(mut self, rdma: Rdma) -> Self {
+        match rdma {
+            Rdma::Never => {}
+            Rdma::IfPossible => {
+                let network = Direct::iwarp().at_port_or_tcp(DIRECT_PORT);
+                self.network = Some(Arc::new(network));
+            }
+            Rdma::Always => {
+                if self.port == DEFAULT_PORT {
+                    self.port = DIRECT_PORT;
+                }
+                self.network = Some(Arc::new(Direct::iwarp()));
+            }
+        }
+        self
     }
 
     /// Whether a session may have more than one connection. AES-GMAC makes its nonces of message ids,

@@ -40,6 +40,8 @@ pub struct Dialled {
     pub local: IpAddr,
     /// The address of the server's side.
     pub server: IpAddr,
+    /// The connection of SMB Direct below it, if there is one: data may go by RDMA.
+    pub direct: Option<rdma::Handle>,
 }
 
 impl fmt::Debug for Dialled {
@@ -64,6 +66,16 @@ pub trait Network: fmt::Debug + Send + Sync {
         port: u16,
     ) -> Pin<Box<dyn Future<Output = io::Result<Dialled>> + Send + 'a>>;
 
+    /// Whether a server that is not reached so is tried by the system's TCP.
+    fn or_tcp(&self) -> bool {
+        false
+    }
+
+    /// Whether its addresses are those of this system's interfaces, which then say who has a link.
+    fn is_of_this_system(&self) -> bool {
+        false
+    }
+
     /// Whether the interface with an address of ours has its link. A connection over one that
     /// has not is given up if the session has others.
     fn has_link(&self, local: IpAddr) -> bool {
@@ -80,6 +92,7 @@ pub(crate) enum Wire {
         stream: Mutex<Option<Box<dyn Stream>>>,
         local: IpAddr,
         server: IpAddr,
+        direct: Option<rdma::Handle>,
     },
 }
 
@@ -90,8 +103,8 @@ impl From<TcpStream> for Wire {
 }
 
 impl From<Dialled> for Wire {
-    fn from(Dialled { stream, local, server }: Dialled) -> Self {
-        Self::Other { stream: Mutex::new(Some(stream)), local, server }
+    fn from(Dialled { stream, local, server, direct }: Dialled) -> Self {
+        Self::Other { stream: Mutex::new(Some(stream)), local, server, direct }
     }
 }
 
@@ -101,15 +114,21 @@ pub(crate) async fn dial(
     host: &str,
     port: u16,
 ) -> io::Result<Wire> {
-    let Some(network) = network else {
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        // What paces by timers, as BBR does, costs a fast network more than it gives. A system that
-        // does not have it, or does not let us, keeps its own.
-        let _ = rustix::net::sockopt::set_tcp_congestion(&stream, "cubic");
-        return Ok(stream.into());
-    };
-    Ok(network.connect(host, port).await?.into())
+    if let Some(network) = network {
+        match network.connect(host, port).await {
+            Ok(dialled) => return Ok(dialled.into()),
+            Err(error) if network.or_tcp() => {
+                tracing::debug!(host, %error, "not reached by SMB Direct; going on by TCP");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    // What paces by timers, as BBR does, costs a fast network more than it gives. A system that
+    // does not have it, or does not let us, keeps its own.
+    let _ = rustix::net::sockopt::set_tcp_congestion(&stream, "cubic");
+    Ok(stream.into())
 }
 
 type Held<'a> = MutexGuard<'a, Option<Box<dyn Stream>>>;
@@ -258,6 +277,14 @@ impl Wire {
             Self::Other { local, server, .. } => (*server, *local),
         };
         Ok(Path { server, local, weight })
+    }
+
+    /// The connection of SMB Direct below it, if there is one.
+    pub fn direct(&self) -> Option<&rdma::Handle> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Other { direct, .. } => direct.as_ref(),
+        }
     }
 
     /// The socket, if it is one.

@@ -9,29 +9,42 @@ use std::{
 
 use smb_protocol::fscc::fsctl::{InterfaceCapability, NetworkInterface};
 
-use crate::config::{Interface, Interfaces};
+use crate::{
+    config::{Interface, Interfaces},
+    transport::Carrier,
+};
 
 /// Speed of an interface that does not say, as virtual ones do: bits per second.
 const UNKNOWN_SPEED: u64 = 10_000_000_000;
 /// Most addresses that are told.
 const MOST: usize = 64;
 
-/// Addresses that a client of `dialled` may use as well: those that `listen` covers at the same
-/// port, of interfaces that work at the moment. `told` is what the configuration says of them.
-/// Who came over the loopback stays there.
-pub fn list(
-    listen: &[SocketAddr],
-    dialled: SocketAddr,
-    told: &Interfaces,
-) -> Vec<NetworkInterface> {
+/// Where the server is reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Reached<'a> {
+    /// The addresses of TCP.
+    pub listen: &'a [SocketAddr],
+    /// The addresses of SMB Direct.
+    pub rdma_listen: &'a [SocketAddr],
+    /// What the configuration says of interfaces.
+    pub told: &'a Interfaces,
+}
+
+/// Whether a listener is reached at an address.
+fn covers(at: &SocketAddr, ip: IpAddr) -> bool {
+    at.ip() == ip || at.ip().is_unspecified() && (at.is_ipv6() || ip.is_ipv4())
+}
+
+/// Addresses that a client of `dialled` may use as well: those that the server listens on at the same
+/// port, or at any for a client of SMB Direct, of interfaces that work at the moment; those where it
+/// listens for SMB Direct are told to carry it. Who came over the loopback stays there.
+pub fn list(server: Reached<'_>, dialled: SocketAddr, carrier: Carrier) -> Vec<NetworkInterface> {
     let local = dialled.ip().to_canonical();
+    let direct = |ip: IpAddr| server.rdma_listen.iter().any(|at| covers(at, ip));
     if !local.is_loopback() {
+        let same_port = |at: &SocketAddr| carrier == Carrier::Rdma || at.port() == dialled.port();
         let serves = |ip: IpAddr| {
-            let covers = |at: &SocketAddr| {
-                let every = at.ip().is_unspecified() && (at.is_ipv6() || ip.is_ipv4());
-                at.port() == dialled.port() && (every || at.ip() == ip)
-            };
-            usable(ip) && listen.iter().any(covers)
+            usable(ip) && server.listen.iter().any(|at| same_port(at) && covers(at, ip))
         };
         let system = Path::new("/sys/class/net");
         let mut found: Vec<_> = if_addrs::get_if_addrs()
@@ -40,19 +53,21 @@ pub fn list(
             // One without a number must not be told (MS-SMB2 3.3.5.15.11).
             .filter_map(|i| Some((i.index.filter(|n| *n != 0)?, i.ip(), i.name)))
             .filter(|(_, ip, _)| serves(*ip))
-            .filter_map(|(index, ip, name)| described(system, &name, index, ip, told.get(&name)))
+            .filter_map(|(index, ip, name)| {
+                let told = server.told.get(&name);
+                described(system, &name, (index, ip), direct(ip), told)
+            })
             .collect();
         found.truncate(MOST);
         if !found.is_empty() {
             return found;
         }
     }
-    vec![NetworkInterface {
-        index: 1,
-        capability: InterfaceCapability::NONE,
-        link_speed: UNKNOWN_SPEED,
-        address: local,
-    }]
+    let capability = match direct(local) {
+        true => InterfaceCapability::RDMA,
+        false => InterfaceCapability::NONE,
+    };
+    vec![NetworkInterface { index: 1, capability, link_speed: UNKNOWN_SPEED, address: local }]
 }
 
 /// The addresses at which a listener is reached from elsewhere: those of all interfaces where it
@@ -85,12 +100,13 @@ fn usable(ip: IpAddr) -> bool {
     }
 }
 
-/// An address as clients are told of it; `None` if its interface is not offered or has no link.
+/// An address as clients are told of it; `None` if its interface is not offered or has no link. `direct`
+/// says whether the server listens there for SMB Direct.
 fn described(
     system: &Path,
     name: &str,
-    index: u32,
-    address: IpAddr,
+    (index, address): (u32, IpAddr),
+    direct: bool,
     told: Option<&Interface>,
 ) -> Option<NetworkInterface> {
     let folder = system.join(name);
@@ -108,7 +124,7 @@ fn described(
         capability |= InterfaceCapability::RSS;
     }
     // That a card could do it does not mean that somebody serves it.
-    if told.is_some_and(|told| told.rdma) {
+    if told.and_then(|told| told.rdma).unwrap_or(direct) {
         capability |= InterfaceCapability::RDMA;
     }
     let speed = megabits.map_or(UNKNOWN_SPEED, |m| m.saturating_mul(1_000_000));
@@ -120,9 +136,36 @@ fn described(
 mod tests {
     use super::*;
 
+    fn listed(listen: &str, direct: &[&str], dialled: &str, by: Carrier) -> Vec<NetworkInterface> {
+        let listen = &[listen.parse().unwrap()];
+        let direct: Vec<SocketAddr> = direct.iter().map(|at| at.parse().unwrap()).collect();
+        let reached = Reached { listen, rdma_listen: &direct, told: &Interfaces::new() };
+        list(reached, dialled.parse().unwrap(), by)
+    }
+
     fn addresses(listen: &str, dialled: &str) -> Vec<IpAddr> {
-        let found = list(&[listen.parse().unwrap()], dialled.parse().unwrap(), &Interfaces::new());
+        let found = listed(listen, &[], dialled, Carrier::Tcp);
         found.into_iter().map(|interface| interface.address).collect()
+    }
+
+    #[test]
+    fn where_smb_direct_is_listened_for_is_told_whoever_asks() {
+        let rdma = InterfaceCapability::RDMA;
+        let loopback = |direct: &[&str], dialled: &str, by| {
+            let found = listed("127.0.0.1:445", direct, dialled, by);
+            assert_eq!(found.len(), 1);
+            found[0].capability
+        };
+        let tcp = |direct: &[&str]| loopback(direct, "127.0.0.1:445", Carrier::Tcp);
+        assert_eq!(tcp(&[]), InterfaceCapability::NONE);
+        assert_eq!(tcp(&["192.0.2.1:5445"]), InterfaceCapability::NONE);
+        assert_eq!((tcp(&["0.0.0.0:5445"]), tcp(&["[::]:5445"])), (rdma, rdma));
+        assert_eq!(loopback(&["127.0.0.1:5445"], "127.0.0.1:5445", Carrier::Rdma), rdma);
+        // Who came by SMB Direct, at its port, is told of the same addresses as the others.
+        let of = |dialled: &str, by| listed("0.0.0.0:445", &["0.0.0.0:5445"], dialled, by);
+        let direct = of("192.0.2.1:5445", Carrier::Rdma);
+        let others = of("192.0.2.1:445", Carrier::Tcp);
+        assert_eq!(direct.len(), others.len());
     }
 
     #[test]
@@ -165,7 +208,7 @@ mod tests {
 
     fn told(system: &tempfile::TempDir, told: Option<Interface>) -> Option<(u64, u32)> {
         let address = "192.0.2.1".parse().unwrap();
-        let told = described(system.path(), "eth7", 7, address, told.as_ref())?;
+        let told = described(system.path(), "eth7", (7, address), false, told.as_ref())?;
         assert_eq!((told.index, told.address), (7, address));
         Some((told.link_speed, told.capability.0))
     }
@@ -175,9 +218,9 @@ mod tests {
         assert_eq!(told(&system("1\n", "25000\n", 8), None), Some((25_000_000_000, 1)));
         assert_eq!(told(&system("1\n", "-1\n", 1), None), Some((UNKNOWN_SPEED, 0)));
         assert_eq!(told(&system("0\n", "1000\n", 1), None), None, "no link");
-        let plain = Interface { speed: None, rss: None, rdma: false, offered: true };
+        let plain = Interface { speed: None, rss: None, rdma: None, offered: true };
         assert_eq!(told(&system("1\n", "1000\n", 2), Some(plain)), Some((1_000_000_000, 1)));
-        let other = Interface { speed: Some(7), rss: Some(false), rdma: true, offered: true };
+        let other = Interface { speed: Some(7), rss: Some(false), rdma: Some(true), offered: true };
         assert_eq!(told(&system("1\n", "1000\n", 2), Some(other)), Some((7, 2)));
         let hidden = Interface { offered: false, ..plain };
         assert_eq!(told(&system("1\n", "1000\n", 2), Some(hidden)), None);

@@ -41,6 +41,7 @@ use crate::{
     breaks::delivery::{self, BreakNotification, Outbox},
     config::Share,
     rpc::pipe::{PIPES_PER_SESSION, Pipe},
+    transport::Carrier,
 };
 
 /// An authenticated session (MS-SMB2 3.3.1.8).
@@ -152,6 +153,8 @@ pub struct ChannelInfo {
     pub connection: ConnectionId,
     /// The client's address.
     pub peer: SocketAddr,
+    /// What carries it.
+    pub carrier: Carrier,
     /// The way to tell the client something unasked.
     pub outbox: Arc<Outbox>,
 }

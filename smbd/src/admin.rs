@@ -295,10 +295,12 @@ fn sessions(server: &Server) -> Vec<SessionInfo> {
 }
 
 fn session_info(session: &Session) -> SessionInfo {
+    let channels = session.channels();
     SessionInfo {
         id: session.id.0,
         user: session.user.name.clone(),
-        clients: session.channels().iter().map(|channel| channel.peer.to_string()).collect(),
+        clients: channels.iter().map(|channel| channel.peer.to_string()).collect(),
+        transports: channels.iter().map(|channel| channel.carrier.name().to_owned()).collect(),
         dialect: dialect(session.origin.dialect),
         cipher: session.origin.cipher.map(|cipher| format!("{cipher:?}")),
         encrypted: session.must_encrypt,

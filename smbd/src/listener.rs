@@ -8,13 +8,15 @@ use std::{
     time::Duration,
 };
 
+use ::rdma::{Connection, Parameters, iwarp};
 use rustix::net::sockopt;
 use smb_server::{
     Server,
     census::{Census, Counted, Room},
     config::{Config, Limits},
-    connection, descriptors,
-    transport::Tcp,
+    connection::{self, Dropped},
+    descriptors,
+    transport::{Carrier, Rdma, Tcp},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -38,6 +40,7 @@ const BACKLOG: i32 = 1024;
 pub struct Running {
     server: Arc<Server>,
     addresses: Vec<SocketAddr>,
+    rdma_addresses: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
     listeners: JoinSet<()>,
 }
@@ -52,6 +55,7 @@ pub fn start(server: Arc<Server>) -> io::Result<Running> {
 #[derive(Debug)]
 pub struct Bound {
     clients: Vec<std::net::TcpListener>,
+    rdma: Vec<std::net::TcpListener>,
     iscsi: Vec<std::net::TcpListener>,
     witness: Vec<std::net::TcpListener>,
     mapper: Vec<std::net::TcpListener>,
@@ -109,20 +113,20 @@ impl Bound {
             }
             None => bind(address),
         };
+        let mut get_for_clients = |address: &SocketAddr| {
+            let listener = get(*address)?;
+            choose_congestion_control(&listener, config)?;
+            Ok(listener)
+        };
+        let clients: io::Result<_> = config.listen.iter().map(&mut get_for_clients).collect();
+        let rdma: io::Result<_> = config.rdma_listen.iter().map(get_for_clients).collect();
         let mut all = |list: &[SocketAddr]| list.iter().map(|address| get(*address)).collect();
         let iscsi: io::Result<_> = all(beside.iscsi);
         let witness: io::Result<_> = all(beside.witness);
         let mapper: io::Result<_> = all(beside.mapper);
         Ok(Self {
-            clients: config
-                .listen
-                .iter()
-                .map(|address| {
-                    let listener = get(*address)?;
-                    choose_congestion_control(&listener, config)?;
-                    Ok(listener)
-                })
-                .collect::<io::Result<_>>()?,
+            clients: clients?,
+            rdma: rdma?,
             iscsi: iscsi?,
             witness: witness?,
             mapper: mapper?,
@@ -149,8 +153,9 @@ impl Bound {
 
     /// The sockets, to be handed to another process.
     pub fn into_fds(self) -> Vec<OwnedFd> {
+        let clients = self.clients.into_iter().chain(self.rdma);
         let beside = self.iscsi.into_iter().chain(self.witness).chain(self.mapper);
-        self.clients.into_iter().chain(beside).chain(self.metrics).map(OwnedFd::from).collect()
+        clients.chain(beside).chain(self.metrics).map(OwnedFd::from).collect()
     }
 }
 
@@ -168,12 +173,20 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
     }
     let (stop, stopped) = watch::channel(false);
     let census = Arc::new(Census::default());
-    let mut addresses = Vec::new();
+    let (mut addresses, mut rdma_addresses) = (Vec::new(), Vec::new());
     let mut listeners = JoinSet::new();
-    for listener in bound.clients {
+    let mut add = |listener: std::net::TcpListener, carrier| {
         let listener = TcpListener::from_std(listener)?;
-        addresses.push(listener.local_addr()?);
-        listeners.spawn(accept(listener, server.clone(), census.clone(), stopped.clone()));
+        let address = listener.local_addr()?;
+        let end = (census.clone(), stopped.clone());
+        listeners.spawn(accept(listener, carrier, server.clone(), end));
+        io::Result::Ok(address)
+    };
+    for listener in bound.clients {
+        addresses.push(add(listener, Carrier::Tcp)?);
+    }
+    for listener in bound.rdma {
+        rdma_addresses.push(add(listener, Carrier::Rdma)?);
     }
     if let Some(listener) = bound.metrics {
         let serve = scrape::serve(server.clone(), bound.targets, TcpListener::from_std(listener)?);
@@ -190,7 +203,7 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
     std::thread::Builder::new()
         .name("streams".to_owned())
         .spawn(move || sweeper.sweep_streams())?;
-    Ok(Running { server, addresses, stop, listeners })
+    Ok(Running { server, addresses, rdma_addresses, stop, listeners })
 }
 
 /// Closes, every second, the opens whose clients have stayed away for too long.
@@ -243,6 +256,11 @@ impl Running {
         &self.addresses
     }
 
+    /// The addresses that were bound for SMB Direct.
+    pub fn rdma_addresses(&self) -> &[SocketAddr] {
+        &self.rdma_addresses
+    }
+
     /// The server behind it.
     pub fn server(&self) -> &Arc<Server> {
         &self.server
@@ -258,9 +276,9 @@ impl Running {
 
 async fn accept(
     listener: TcpListener,
+    carrier: Carrier,
     server: Arc<Server>,
-    census: Arc<Census>,
-    mut stopped: watch::Receiver<bool>,
+    (census, mut stopped): (Arc<Census>, watch::Receiver<bool>),
 ) {
     let mut connections = JoinSet::new();
     let mut failures = 0u64;
@@ -283,8 +301,8 @@ async fn accept(
                     tracing::debug!(%peer, "refused: too many connections");
                     continue;
                 };
-                let serve = serve(stream, peer, server.clone(), stopped.clone(), counted);
-                connections.spawn(serve);
+                let (server, stopped) = (server.clone(), stopped.clone());
+                connections.spawn(serve((stream, carrier), peer, server, stopped, counted));
             }
             // Out of descriptors, or the peer is gone already: others may still be served.
             Err(error) => {
@@ -312,7 +330,7 @@ fn room(limits: &Limits) -> Room {
 }
 
 async fn serve(
-    stream: TcpStream,
+    (stream, carrier): (TcpStream, Carrier),
     peer: SocketAddr,
     server: Arc<Server>,
     stopped: watch::Receiver<bool>,
@@ -324,12 +342,43 @@ async fn serve(
         tracing::debug!(%peer, %error, "the system will not notice that the client is gone");
     }
     server.connections.fetch_add(1, Ordering::Relaxed);
-    let run = connection::run(Tcp::new(stream, peer), server.clone(), stopped, &counted);
-    match Timed::new(run, &server.meters.longest).await {
+    let served = match carrier {
+        Carrier::Tcp => {
+            let run = connection::run(Tcp::new(stream, peer), server.clone(), stopped, &counted);
+            Timed::new(run, &server.meters.longest).await
+        }
+        Carrier::Rdma => serve_direct(stream, &server, stopped, &counted).await,
+    };
+    match served {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::debug!(%peer, %error, "connection dropped"),
     }
     server.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Serves a connection of SMB Direct, once both ends have agreed on one.
+async fn serve_direct(
+    stream: TcpStream,
+    server: &Arc<Server>,
+    mut stopped: watch::Receiver<bool>,
+    counted: &Counted,
+) -> Result<(), Dropped> {
+    let begin = async {
+        let endpoint = iwarp::accept(stream, &iwarp::Options::default()).await?;
+        Connection::passive(endpoint, Parameters::passive()).await
+    };
+    let connection = tokio::select! {
+        connection = begin => connection?,
+        // Who has begun and says no more stays no longer than others do that have not logged in.
+        () = counted.told_to_go() => return Err(Dropped::MadeRoom),
+        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let handle = connection.handle().clone();
+    let run = connection::run(Rdma::new(connection), server.clone(), stopped, counted);
+    let served = Timed::new(run, &server.meters.longest).await;
+    // The last answers are still the client's.
+    handle.finished().await;
+    served
 }
 
 /// Has the system end a connection whose client is gone without a word: one that does not

@@ -221,6 +221,9 @@ fn run(args: Args, all: All) -> anyhow::Result<()> {
         for address in running.addresses() {
             tracing::info!(%address, "listening");
         }
+        for address in running.rdma_addresses() {
+            tracing::info!(%address, "listening for SMB Direct");
+        }
         let (file, confined) = (args.config.clone(), folders.clone());
         let upgrader = line.clone();
         let program = smbd::admin::Program {

@@ -132,7 +132,7 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
             row("shares", status.shares.to_string());
         }
         Reply::Sessions { sessions } => table(
-            &["SESSION", "USER", "CLIENT", "DIALECT", "PROTECTION", "SHARES", "OPENS"],
+            &["SESSION", "USER", "CLIENT", "TRANSPORT", "DIALECT", "PROTECTION", "SHARES", "OPENS"],
             sessions.into_iter().map(|s| {
                 let protection = match (s.encrypted, s.signed, s.cipher) {
                     (true, _, Some(cipher)) => cipher,
@@ -140,8 +140,9 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
                     _ => "-".to_owned(),
                 };
                 let (clients, shares) = (s.clients.join(" "), s.shares.join(" "));
-                let opens = s.opens.to_string();
-                [format!("{:x}", s.id), s.user, clients, s.dialect, protection, shares, opens]
+                let (id, opens) = (format!("{:x}", s.id), s.opens.to_string());
+                let transports = s.transports.join(" ");
+                [id, s.user, clients, transports, s.dialect, protection, shares, opens]
             }),
         ),
         Reply::Opens { opens } => table(

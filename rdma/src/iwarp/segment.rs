@@ -111,7 +111,7 @@ pub enum Place {
     },
 }
 
-/// One segment.
+/// One segment of DDP with its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment<'a> {
     /// It is the last of its message.

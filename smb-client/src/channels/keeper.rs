@@ -285,6 +285,7 @@ fn give_up_without_link(channels: &[Arc<Connection>], network: Option<&dyn Netwo
     if channels.len() < 2 {
         return;
     }
+    let network = network.filter(|network| !network.is_of_this_system());
     let linked = match network {
         Some(_) => Vec::new(),
         None => match addresses_with_link() {

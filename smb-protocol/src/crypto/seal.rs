@@ -297,6 +297,17 @@ impl SealingKey {
         Ok(())
     }
 
+    /// Encrypts data in place that go beside the message that tells of them (MS-SMB2 2.2.43.1): the nonce,
+    /// as long as the cipher has it, and the signature. Nothing is signed with them.
+    ///
+    /// # Errors
+    /// [`NonceError::Exhausted`]: the key has no nonce left; the data are as they were.
+    pub fn seal_apart(&self, data: &mut [u8]) -> Result<(Vec<u8>, [u8; 16]), NonceError> {
+        let nonce = self.next_nonce()?;
+        let signature = self.key.seal(&nonce, &[], data);
+        Ok((nonce[..self.cipher.nonce_len()].to_vec(), signature))
+    }
+
     fn next_nonce(&self) -> Result<[u8; 16], NonceError> {
         let count = self.sealed.fetch_add(1, Ordering::Relaxed);
         if count >= Self::MOST {
@@ -342,6 +353,30 @@ impl OpeningKey {
         self.cipher
     }
 
+    /// Decrypts in place what [`SealingKey::seal_apart`] of the other side made.
+    ///
+    /// After an error the content of `data` is of no use.
+    ///
+    /// # Errors
+    /// [`SealError::Forged`]: the nonce is not as long as the cipher has it, or the data are not what the
+    /// other side sealed.
+    pub fn open_apart(
+        &self,
+        nonce: &[u8],
+        signature: &[u8; 16],
+        data: &mut [u8],
+    ) -> Result<(), SealError> {
+        if nonce.len() != self.cipher.nonce_len() {
+            return Err(SealError::Forged);
+        }
+        let mut whole = [0; 16];
+        whole[..nonce.len()].copy_from_slice(nonce);
+        match self.key.open(&whole, &[], signature, data) {
+            true => Ok(()),
+            false => Err(SealError::Forged),
+        }
+    }
+
     /// Decrypts in place what [`SealingKey::seal`] of the other side made and returns the part
     /// of `buffer` behind the header: the message, or compound of messages.
     ///
@@ -381,6 +416,34 @@ mod tests {
 
     fn sample_key(cipher: Cipher) -> SecretKey {
         SecretKey::new(&[0x5a; 32][..cipher.key_len()]).unwrap()
+    }
+
+    proptest! {
+        /// Data apart from their message come back by their nonce and signature, and by no others.
+        #[test]
+        fn data_apart_come_back(data in prop::collection::vec(any::<u8>(), 0..200), bit: u8,
+                                which in 0usize..4) {
+            for cipher in ALL {
+                let key = SealingKey::new(cipher, sample_key(cipher));
+                let opens = OpeningKey::new(cipher, &sample_key(cipher));
+                let mut sealed = data.clone();
+                let (nonce, signature) = key.seal_apart(&mut sealed).unwrap();
+                prop_assert_eq!(nonce.len(), cipher.nonce_len());
+                let mut opened = sealed.clone();
+                prop_assert_eq!(opens.open_apart(&nonce, &signature, &mut opened), Ok(()));
+                prop_assert_eq!(&opened, &data);
+                let (mut nonce, mut signature) = (nonce, signature);
+                match which {
+                    0 => nonce[0] ^= 1,
+                    1 => signature[usize::from(bit) / 16] ^= 1 << (bit % 8),
+                    2 => nonce.push(0),
+                    _ if sealed.is_empty() => nonce.clear(),
+                    _ => sealed[0] ^= 1 << (bit % 8),
+                }
+                let refused = opens.open_apart(&nonce, &signature, &mut sealed);
+                prop_assert_eq!(refused, Err(SealError::Forged));
+            }
+        }
     }
 
     /// AES-GCM test case 4 of the algorithm's submission to NIST (McGrew and Viega), the source

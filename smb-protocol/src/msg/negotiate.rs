@@ -165,6 +165,30 @@ impl Context {
         Ok((i, context))
     }
 
+    /// `SMB2_RDMA_TRANSFORM_CAPABILITIES` with these transforms (2.2.3.1.6).
+    #[must_use]
+    pub fn of_rdma_transforms(ids: &[u16]) -> Self {
+        let mut data = Vec::with_capacity(8 + 2 * ids.len());
+        data.put_u16(len16(ids.len()));
+        data.put_u16(0);
+        data.put_u32(0);
+        ids.iter().for_each(|id| data.put_u16(*id));
+        Self::Other { kind: RDMA_TRANSFORM, data }
+    }
+
+    /// The transforms that it lists, if it is `SMB2_RDMA_TRANSFORM_CAPABILITIES`.
+    ///
+    /// # Errors
+    /// It is shorter than it says.
+    pub fn rdma_transforms(&self) -> Option<Result<Vec<u16>>> {
+        let Context::Other { kind: RDMA_TRANSFORM, data } = self else { return None };
+        Some(parse::with(Input::new(data), |input| {
+            let (i, (count, ())) =
+                (size16("rdma.TransformCount"), skip(6, "rdma.Reserved")).parse(input)?;
+            counted(count, 2, "rdma.RDMATransformIds", u16("rdma.RDMATransformIds"))(i)
+        }))
+    }
+
     /// The `ContextType` that it has on the wire.
     #[must_use]
     pub fn kind(&self) -> u16 {

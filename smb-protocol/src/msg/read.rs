@@ -111,7 +111,25 @@ pub struct Response<'a> {
     pub remaining: u32,
 }
 
+/// Where `Flags` of a READ response stand in its body (3.1.1).
+const RESPONSE_FLAGS_AT: usize = 12;
+/// `SMB2_READFLAG_RESPONSE_RDMA_TRANSFORM`: the data are a [`super::rdma::Transform`].
+const RESPONSE_RDMA_TRANSFORM: u8 = 1;
+
 impl<'a> Response<'a> {
+    /// Whether the response in this body says that its data are a [`super::rdma::Transform`].
+    #[must_use]
+    pub fn is_transform(body: &[u8]) -> bool {
+        body.get(RESPONSE_FLAGS_AT).is_some_and(|flags| flags & RESPONSE_RDMA_TRANSFORM != 0)
+    }
+
+    /// As [`Response::prefix`], of a response whose data are a [`super::rdma::Transform`].
+    pub fn transform_prefix(len: u32, remaining: u32) -> [u8; 16] {
+        let mut prefix = Self::prefix(len, remaining);
+        prefix[RESPONSE_FLAGS_AT] = RESPONSE_RDMA_TRANSFORM;
+        prefix
+    }
+
     /// Reads the body of a READ response, which starts behind the message's header.
     ///
     /// # Errors

@@ -5,8 +5,11 @@ use smb_protocol::{
     compression::{CAPABILITY_CHAINED, Compression, CompressionAlgorithm},
     crypto::{Cipher, PreauthHash, SigningAlgorithm},
     header::HEADER_LEN,
-    msg::negotiate::{
-        self as wire, Capabilities, Context, HashAlgorithm, Request, Response, SecurityMode,
+    msg::{
+        negotiate::{
+            self as wire, Capabilities, Context, HashAlgorithm, Request, Response, SecurityMode,
+        },
+        rdma::{TRANSFORM_ENCRYPTION, TRANSFORM_NONE},
     },
     spnego::Acceptor,
 };
@@ -26,6 +29,8 @@ pub struct Negotiated {
     pub cipher: Option<Cipher>,
     /// How messages are compressed, if they can be.
     pub compression: Option<Compression>,
+    /// Data that go by RDMA are encrypted where their messages are: `Connection.RDMATransformIds`.
+    pub seals_remote: bool,
     /// The client's identity.
     pub client_guid: [u8; 16],
     /// What the client sent, to be compared with what it says it sent.
@@ -94,7 +99,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     let dialect = choose(config, &request.dialects).ok_or(NtStatus::NOT_SUPPORTED)?;
     let signing =
         if dialect.is_smb3() { SigningAlgorithm::AesCmac } else { SigningAlgorithm::HmacSha256 };
-    let mut chosen = Chosen { signing, cipher: None, compression: None };
+    let mut chosen = Chosen { signing, cipher: None, compression: None, seals_remote: false };
     let mut contexts = Vec::new();
     let mut channels = dialect.is_smb3()
         && config.multichannel
@@ -122,7 +127,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
     if dialect.is_smb3() && request.capabilities.has(Capabilities::DIRECTORY_LEASING) {
         capabilities |= Capabilities::DIRECTORY_LEASING;
     }
-    let Chosen { signing, cipher, compression } = chosen;
+    let Chosen { signing, cipher, compression, seals_remote } = chosen;
     if cipher.is_some() && dialect != Dialect::SMB_3_1_1 {
         capabilities |= Capabilities::ENCRYPTION;
     }
@@ -157,6 +162,7 @@ pub fn handle(ctx: &mut Ctx<'_>, message: &[u8], out: &mut Vec<u8>) -> Handled {
         signing,
         cipher,
         compression,
+        seals_remote,
         client_guid: request.client_guid,
         client_capabilities: request.capabilities.0,
         client_security_mode: request.security_mode.0,
@@ -173,6 +179,7 @@ struct Chosen {
     signing: SigningAlgorithm,
     cipher: Option<Cipher>,
     compression: Option<Compression>,
+    seals_remote: bool,
 }
 
 /// Chooses among the offers of a 3.1.1 client (MS-SMB2 3.3.5.4); `compression` has the algorithms that
@@ -239,6 +246,12 @@ fn contexts_311(
             }
             _ => {}
         }
+    }
+    // When the cipher is known, wherever its context stands.
+    for offered in request.contexts.iter().filter_map(Context::rdma_transforms) {
+        chosen.seals_remote = offered?.contains(&TRANSFORM_ENCRYPTION) && chosen.cipher.is_some();
+        let id = if chosen.seals_remote { TRANSFORM_ENCRYPTION } else { TRANSFORM_NONE };
+        answer.push(Context::of_rdma_transforms(&[id]));
     }
     Ok(answer)
 }

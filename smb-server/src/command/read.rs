@@ -55,8 +55,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             open.position.store(offset + got as u64, Ordering::Relaxed);
             drop(open);
             content.truncate(got);
-            remote.put(content).await?;
-            Ok(Response::prefix(0, len32(got)).to_vec())
+            remote.put(content).await
         })));
     }
     // What goes to the client's memory is not compressed. Older dialects do not know the flag, and have

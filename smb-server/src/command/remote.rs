@@ -2,20 +2,29 @@
 //! 3.3.5.13; MS-SMBD 3.1.4).
 //!
 //! ```text
-//!  READ:  file ─► buffer ─► RemoteMemory::write ─► an answer that says how much there is
-//!  WRITE: RemoteMemory::read ─► buffer ─► file ─► the answer
+//!  READ:  file ─► buffer ─► (sealed) ─► RemoteMemory::write ─► an answer that says how much there is
+//!  WRITE: RemoteMemory::read ─► (opened) ─► buffer ─► file ─► the answer
 //!                      Channel RDMA_V1_INVALIDATE: the answer takes the token back
 //! ```
+//! Nothing protects what goes from memory to memory but a transform (2.2.43): data whose messages are
+//! encrypted go so with one only, and where a session must sign they do not go so.
 
 use std::sync::Arc;
 
 use smb_protocol::{
     Dialect, MessageId, NtStatus,
-    msg::rdma::{BufferDescriptor, CHANNEL_NONE, CHANNEL_RDMA_V1, CHANNEL_RDMA_V1_INVALIDATE},
+    msg::{
+        rdma::{
+            BufferDescriptor, CHANNEL_NONE, CHANNEL_RDMA_TRANSFORM, CHANNEL_RDMA_V1,
+            CHANNEL_RDMA_V1_INVALIDATE, Transform,
+        },
+        read::Response,
+    },
+    wire::len32,
 };
 
 use super::Ctx;
-use crate::transport::RemoteMemory;
+use crate::{session::Sealing, transport::RemoteMemory};
 
 /// Memory of the client that a request names.
 #[derive(Debug)]
@@ -24,6 +33,10 @@ pub struct Remote {
     buffers: Vec<BufferDescriptor>,
     request: MessageId,
     invalidates: bool,
+    /// The keys of what is there, if it is encrypted.
+    sealing: Option<Arc<Sealing>>,
+    /// How what is there was encrypted: nonce and signature.
+    sealed: Option<(Vec<u8>, [u8; 16])>,
 }
 
 impl Remote {
@@ -32,7 +45,8 @@ impl Remote {
     ///
     /// # Errors
     /// INVALID_PARAMETER where the dialect knows no such channel, the connection's transport has no
-    /// remote memory, the fields do not say the same, or the descriptors are malformed.
+    /// remote memory, the fields do not say the same, the descriptors are malformed, or the data would
+    /// go without the protection that their messages have.
     pub fn of(
         ctx: &Ctx<'_>,
         channel: u32,
@@ -50,13 +64,50 @@ impl Remote {
         };
         let memory = ctx.ex.remote_memory.as_ref().filter(|_| known && used);
         let memory = memory.ok_or(NtStatus::INVALID_PARAMETER)?.clone();
+        let seals = ctx.ex.negotiated.as_ref().is_some_and(|negotiated| negotiated.seals_remote);
+        let session = ctx.session()?;
+        let sealing = session.sealing.clone().filter(|_| ctx.sealed && seals);
+        if sealing.is_none() && (ctx.sealed || session.must_sign) {
+            return Err(NtStatus::INVALID_PARAMETER);
+        }
         let buffers =
             BufferDescriptor::parse_array(descriptors).map_err(|_| NtStatus::INVALID_PARAMETER)?;
         if buffers.is_empty() {
             return Err(NtStatus::INVALID_PARAMETER);
         }
-        let invalidates = channel == CHANNEL_RDMA_V1_INVALIDATE;
-        Ok(Some(Self { memory, buffers, request: ctx.header.message_id, invalidates }))
+        // Which request a sealed answer is for the transport does not see; the client ends its grant
+        // itself then.
+        let invalidates = channel == CHANNEL_RDMA_V1_INVALIDATE && !ctx.sealed;
+        let request = ctx.header.message_id;
+        Ok(Some(Self { memory, buffers, request, invalidates, sealing, sealed: None }))
+    }
+
+    /// The memory that a WRITE names, whose data may be encrypted there (3.3.5.13).
+    ///
+    /// # Errors
+    /// Those of [`Remote::of`]; INVALID_PARAMETER for data that are encrypted where that was not agreed
+    /// on or the request is not, and for data that are not where it is.
+    pub fn of_write(
+        ctx: &Ctx<'_>,
+        channel: u32,
+        used: bool,
+        info: &[u8],
+    ) -> Result<Option<Self>, NtStatus> {
+        if channel != CHANNEL_RDMA_TRANSFORM {
+            let plain = Self::of(ctx, channel, used, info)?;
+            // What comes in the clear is not taken for what an encrypted request has.
+            return match plain {
+                Some(Self { sealing: Some(_), .. }) => Err(NtStatus::INVALID_PARAMETER),
+                other => Ok(other),
+            };
+        }
+        let transform = Transform::parse(info).map_err(|_| NtStatus::INVALID_PARAMETER)?;
+        let remote = Self::of(ctx, transform.channel, used, transform.descriptors)?;
+        let mut remote = remote.filter(|remote| remote.sealing.is_some());
+        if let Some(remote) = &mut remote {
+            remote.sealed = Some((transform.nonce.to_vec(), transform.signature));
+        }
+        remote.map(Some).ok_or(NtStatus::INVALID_PARAMETER)
     }
 
     /// Bytes that it has.
@@ -69,27 +120,47 @@ impl Remote {
         self.buffers.first().is_none_or(|buffer| buffer.length == 0)
     }
 
-    /// Puts `data` there.
+    /// Puts `data` there, encrypted where the request is: the body of the READ's answer.
     ///
     /// # Errors
     /// BUFFER_TOO_SMALL if there is no room for them, else that the transport has failed.
-    pub async fn put(&self, data: Vec<u8>) -> Result<(), NtStatus> {
+    pub async fn put(&self, mut data: Vec<u8>) -> Result<Vec<u8>, NtStatus> {
         if data.len() as u64 > self.len() {
             return Err(NtStatus::BUFFER_TOO_SMALL);
         }
+        let count = len32(data.len());
+        let mut body = Response::prefix(0, count).to_vec();
+        if let Some(sealing) = &self.sealing {
+            let sealed = sealing.seals.seal_apart(&mut data);
+            let (nonce, signature) = sealed.map_err(|_| NtStatus::INTERNAL_ERROR)?;
+            let (channel, descriptors) = (CHANNEL_NONE, &[][..]);
+            let mut transform = Vec::new();
+            Transform { channel, nonce: &nonce, signature, descriptors }.encode(&mut transform);
+            body = Response::transform_prefix(len32(transform.len()), count).to_vec();
+            body.extend(transform);
+        }
         self.memory.write(&self.buffers, data).await.map_err(failed)?;
         self.end();
-        Ok(())
+        Ok(body)
     }
 
-    /// Gets the first `len` bytes from there.
+    /// Gets the first `len` bytes from there, decrypted if they are encrypted.
     ///
     /// # Errors
-    /// That the transport has failed.
+    /// That the transport has failed, or INVALID_SIGNATURE for data that are not what the client
+    /// encrypted.
     pub async fn get(&self, len: usize) -> Result<Vec<u8>, NtStatus> {
-        let data = self.memory.read(&self.buffers, len).await.map_err(failed)?;
+        let mut data = self.memory.read(&self.buffers, len).await.map_err(failed)?;
         self.end();
-        if data.len() == len { Ok(data) } else { Err(NtStatus::CONNECTION_DISCONNECTED) }
+        if data.len() != len {
+            return Err(NtStatus::CONNECTION_DISCONNECTED);
+        }
+        if let Some((nonce, signature)) = &self.sealed {
+            let opened =
+                self.sealing.as_ref().map(|it| it.opens.open_apart(nonce, signature, &mut data));
+            opened.and_then(Result::ok).ok_or(NtStatus::INVALID_SIGNATURE)?;
+        }
+        Ok(data)
     }
 
     /// The memory is not needed any more.

@@ -356,7 +356,8 @@ fn enter(
     signing: Arc<SigningKey>,
 ) -> Result<(), NtStatus> {
     let outbox = ctx.ex.outbox().clone();
-    let info = ChannelInfo { connection: ctx.ex.id, peer: ctx.ex.peer, outbox };
+    let (connection, peer, carrier) = (ctx.ex.id, ctx.ex.peer, ctx.ex.carrier);
+    let info = ChannelInfo { connection, peer, carrier, outbox };
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);

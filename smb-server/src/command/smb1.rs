@@ -64,6 +64,7 @@ pub fn answer(ex: &mut Exchange, message: &[u8], out: &mut Vec<u8>) -> Result<()
             signing: SigningAlgorithm::HmacSha256,
             cipher: None,
             compression: None,
+            seals_remote: false,
             client_guid: [0; 16],
             client_capabilities: 0,
             client_security_mode: 0,

@@ -89,7 +89,7 @@ fn from_remote(
 ) -> Result<Option<Remote>, NtStatus> {
     let elsewhere = request.length == 0 && Request::data_offset(body).is_ok_and(|at| at == 0);
     let used = elsewhere && request.remaining > 0;
-    let Some(remote) = Remote::of(ctx, request.channel, used, request.channel_info)? else {
+    let Some(remote) = Remote::of_write(ctx, request.channel, used, request.channel_info)? else {
         return Ok(None);
     };
     let too_long = request.remaining as usize > ctx.ex.max_message();

@@ -14,8 +14,7 @@ pub(super) struct Section {
     name: String,
     speed_mbit: Option<u64>,
     rss: Option<bool>,
-    #[serde(default)]
-    rdma: bool,
+    rdma: Option<bool>,
     #[serde(default = "super::yes")]
     offered: bool,
 }
@@ -27,8 +26,8 @@ pub struct Interface {
     pub speed: Option<u64>,
     /// Whether it spreads connections over CPUs, instead of what the system says.
     pub rss: Option<bool>,
-    /// Whether it carries SMB Direct.
-    pub rdma: bool,
+    /// Whether it carries SMB Direct, instead of whether the server listens there for it.
+    pub rdma: Option<bool>,
     /// Whether clients are told of it at all.
     pub offered: bool,
 }

@@ -94,6 +94,8 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct ServerSection {
     listen: Vec<SocketAddr>,
+    #[serde(default)]
+    rdma_listen: Vec<SocketAddr>,
     #[serde(default = "default_name")]
     name: String,
     state_dir: PathBuf,
@@ -150,6 +152,8 @@ fn default_io_size() -> Size {
 pub struct Config {
     /// Addresses to listen on.
     pub listen: Vec<SocketAddr>,
+    /// Addresses to listen on for SMB Direct over iWARP.
+    pub rdma_listen: Vec<SocketAddr>,
     /// NetBIOS-style name of the server.
     pub name: String,
     /// Where the server keeps its state.
@@ -225,6 +229,11 @@ impl Config {
         if listen.is_empty() {
             return Err(check.bad("server.listen", "give at least one address, \"0.0.0.0:445\""));
         }
+        let mut rdma = file.server.rdma_listen.iter().filter(|at| at.port() != 0);
+        if let Some(both) = rdma.find(|at| listen.contains(at)) {
+            let why = format!("{both} is in server.listen, too; SMB Direct has port 5445");
+            return Err(check.bad("server.rdma_listen", why));
+        }
         let ok_name = |c: char| c.is_ascii_alphanumeric() || c == '-';
         if name.is_empty() || name.len() > 15 || !name.chars().all(ok_name) {
             return Err(check.bad("server.name", "1 to 15 letters, digits and hyphens"));
@@ -260,6 +269,7 @@ impl Config {
         let kerberos = section.map(|section| check.kerberos(section, &user_names)).transpose()?;
         Ok(Self {
             listen: file.server.listen,
+            rdma_listen: file.server.rdma_listen,
             name: file.server.name,
             state_dir: check.relative(&file.server.state_dir),
             metrics: file.server.metrics,
@@ -376,6 +386,21 @@ mod tests {
             let error = parse(&format!("{HEAD}{text}")).unwrap_err();
             assert!(error.contains(want), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn smb_direct_has_ports_of_its_own() {
+        let of = |direct: &str| {
+            let head = HEAD.replace("127.0.0.1:0", "0.0.0.0:445");
+            parse(&format!("{head}{direct}\n")).map(|config| config.rdma_listen)
+        };
+        assert_eq!(of("").unwrap(), []);
+        assert_eq!(of("rdma_listen = ['0.0.0.0:5445']").unwrap().len(), 1);
+        let error = of("rdma_listen = ['0.0.0.0:445']").unwrap_err();
+        assert!(error.contains("server.rdma_listen") && error.contains("5445"), "{error}");
+        let interface = "[[interface]]\nname = 'eth0'\nrdma = false";
+        let told = parse(&format!("{HEAD}{interface}\n")).unwrap().interfaces["eth0"];
+        assert_eq!(told.rdma, Some(false));
     }
 
     #[test]

@@ -70,6 +70,7 @@ pub async fn run<T: Transport>(
     drop(current);
     let mut exchange = Exchange::new(server, transport.peer(), transport.local()?);
     exchange.remote_memory = transport.remote_memory();
+    exchange.carrier = transport.carrier();
     let mut link = Link {
         transport,
         output: Vec::new(),

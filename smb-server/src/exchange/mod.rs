@@ -32,7 +32,7 @@ use crate::{
     exchange::credits::CreditWindow,
     meters::Meter,
     session::{ById, Channel, ConnectionId},
-    transport::{Placement, RemoteMemory},
+    transport::{Carrier, Placement, RemoteMemory},
 };
 
 use self::{
@@ -112,6 +112,8 @@ pub struct Exchange {
     pub failed_logons: u32,
     /// Counted: each refusal of a logon that waits holds a copy.
     pub refusals: Arc<()>,
+    /// What carries the connection.
+    pub carrier: Carrier,
     /// The way to the client's memory, if the connection's transport has one.
     pub remote_memory: Option<Arc<dyn RemoteMemory>>,
     /// Bytes between the body of a READ answer and the data; none but in a test of clients.
@@ -150,6 +152,7 @@ impl Exchange {
             authentications: ById::default(),
             failed_logons: 0,
             refusals: Arc::default(),
+            carrier: Carrier::default(),
             remote_memory: None,
             read_padding: 0,
             window: CreditWindow::new(limits.credits),

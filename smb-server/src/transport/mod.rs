@@ -7,6 +7,7 @@
 //!      ▼                                                      ▼
 //!  tcp.rs: one socket; its bytes are put together          a transport of MS-SMBD; TCP has none
 //!  by input.rs, which any stream of bytes can use
+//!  rdma.rs: a connection of the crate `rdma`, whose messages are whole
 //!      │ large WRITEs on their way
 //!      ▼
 //!  Placement: the exchange, which says where the data go before all of a message has come
@@ -19,6 +20,7 @@
 mod input;
 #[cfg(test)]
 pub mod memory;
+mod rdma;
 mod tcp;
 
 use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
@@ -31,8 +33,29 @@ use crate::dropped::Dropped;
 pub(crate) use self::input::{give_buffer, take_buffer};
 pub use self::{
     input::{ByteSource, Input},
+    rdma::Rdma,
     tcp::Tcp,
 };
+
+/// What carries a connection, as administrators name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Carrier {
+    /// Direct TCP (MS-SMB2 2.1).
+    #[default]
+    Tcp,
+    /// SMB Direct (MS-SMBD).
+    Rdma,
+}
+
+impl Carrier {
+    /// Its name in lists.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
+        }
+    }
+}
 
 /// One connection's way to its client and back.
 ///
@@ -48,6 +71,11 @@ pub trait Transport: Send {
     /// # Errors
     /// The transport has failed already.
     fn local(&self) -> io::Result<SocketAddr>;
+
+    /// What carries it.
+    fn carrier(&self) -> Carrier {
+        Carrier::Tcp
+    }
 
     /// Bytes that have come, are not answered, and take memory.
     fn held(&self) -> usize;

@@ -17,6 +17,7 @@ mod images;
 mod iscsi;
 mod messages;
 mod migration;
+mod rdma;
 mod rpc;
 mod scsi;
 mod witness;
@@ -103,6 +104,9 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "isns", run: iscsi::isns, memory: MIB, seeds: iscsi::seeds_isns },
     Target { name: "scsi", run: scsi::run, memory: 64 * MIB, seeds: scsi::seeds },
+    Target { name: "mpa", run: rdma::mpa, memory: MIB, seeds: rdma::seeds_mpa },
+    Target { name: "rdmap", run: rdma::rdmap, memory: 4 * MIB, seeds: rdma::seeds_rdmap },
+    Target { name: "smbdirect", run: rdma::smbd, memory: 4 * MIB, seeds: rdma::seeds_smbd },
     Target { name: "exchange", run: exchange::run, memory: 64 * MIB, seeds: exchange::seeds },
 ];
 

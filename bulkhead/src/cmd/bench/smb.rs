@@ -47,6 +47,10 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["connections", "verify"],
           value_parser = clap::value_parser!(u16).range(1..=64))]
     channels: Option<u16>,
+    /// By SMB Direct over iWARP, at port 5445 if the address names none, through the client that virtual
+    /// disks use. Data go by RDMA with --sign off where the server does not demand signatures.
+    #[arg(long, conflicts_with_all = ["connections", "verify"])]
+    rdma: bool,
     /// How long to measure, in seconds.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
@@ -133,7 +137,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if blocks < u64::from(args.connections) || (args.verify && args.block_size < 16) {
         bail!("--size and --block-size leave less than one block for each connection");
     }
-    let report = match args.channels {
+    let report = match args.channels.or(args.rdma.then_some(1)) {
         Some(channels) => measure_session(&args, blocks, channels)?,
         None => measure(&args, blocks)?,
     };
@@ -148,6 +152,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Measures one session with several connections.
 fn measure_session(args: &Args, blocks: u64, count: u16) -> anyhow::Result<Report> {
     let mut options = args.options()?;
+    if args.rdma {
+        options = options.by(smb_client::Rdma::Always);
+    }
     options.max_channels = count;
     options.channels_per_interface = count;
     options.max_io = u32::try_from(args.block_size).unwrap_or(u32::MAX).max(options.max_io);

@@ -45,7 +45,10 @@ pub fn validate(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Hand
 pub fn interfaces(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Handled {
     let mut output = Vec::new();
     let current = ctx.ex.server.current();
-    let list = interfaces::list(&current.config.listen, ctx.ex.local, &current.config.interfaces);
+    let config = &current.config;
+    let (listen, rdma_listen, told) = (&*config.listen, &*config.rdma_listen, &config.interfaces);
+    let reached = interfaces::Reached { listen, rdma_listen, told };
+    let list = interfaces::list(reached, ctx.ex.local, ctx.ex.carrier);
     fsctl::encode_interfaces(&list, &mut output);
     answer(request, &output, out)
 }

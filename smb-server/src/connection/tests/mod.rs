@@ -6,6 +6,7 @@ mod dropped;
 mod logons;
 mod negotiated;
 mod over_memory;
+mod over_rdma;
 mod peer;
 mod pipes;
 mod protected;

@@ -47,7 +47,7 @@ impl Network for Near {
                 done.expect("a client that keeps the rules");
             });
             let stream = Box::new(ClientEnd::new(pipe));
-            Ok(Dialled { stream, local: client, server: local })
+            Ok(Dialled { stream, local: client, server: local, direct: None })
         })
     }
 }

@@ -6,7 +6,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use smb_protocol::msg::rdma::{BufferDescriptor, CHANNEL_RDMA_V1, CHANNEL_RDMA_V1_INVALIDATE};
+use smb_protocol::msg::rdma::{
+    BufferDescriptor, CHANNEL_RDMA_TRANSFORM, CHANNEL_RDMA_V1, CHANNEL_RDMA_V1_INVALIDATE,
+    Transform,
+};
 
 use super::{files::FILE, *};
 use crate::transport::{RemoteMemory, Transfer};
@@ -223,4 +226,22 @@ fn requests_that_do_not_say_the_same_twice_are_refused_and_change_nothing() {
     let (header, _) = direct.ask(Command::WRITE, |out| request.encode(out));
     assert_eq!(header.status, NtStatus::INVALID_PARAMETER);
     assert_eq!(direct.content("f"), b"0123456789");
+}
+
+#[test]
+fn encrypted_data_are_refused_where_that_was_not_agreed_on_or_the_request_is_not_encrypted() {
+    let memory = Arc::new(Memory::default());
+    memory.set(7, b"abcdef".to_vec());
+    let (mut direct, id) = client(Dialect::SMB_3_1_1, Some(&memory));
+    let list = descriptors(&[(0, 7, 6)]);
+    let (channel, nonce, signature) = (CHANNEL_RDMA_V1, &[1; 12][..], [2; 16]);
+    let mut info = Vec::new();
+    Transform { channel, nonce, signature, descriptors: &list }.encode(&mut info);
+    for agreed in [false, true] {
+        direct.exchange.negotiated.as_mut().unwrap().seals_remote = agreed;
+        let refused = write(&mut direct, id, (CHANNEL_RDMA_TRANSFORM, 6), 0, &info);
+        assert_eq!(refused, NtStatus::INVALID_PARAMETER);
+    }
+    // What is in the clear goes on as before, where the request is in the clear.
+    assert_eq!(write(&mut direct, id, (CHANNEL_RDMA_V1, 6), 0, &list), NtStatus::SUCCESS);
 }

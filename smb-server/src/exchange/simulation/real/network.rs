@@ -45,7 +45,7 @@ impl Network for Way {
             let pipe = Pipe::new(net.room);
             net.arrivals.push(pipe.clone());
             let stream = Box::new(ClientEnd::new(pipe));
-            Ok(Dialled { stream, local: CLIENT, server: SERVER })
+            Ok(Dialled { stream, local: CLIENT, server: SERVER, direct: None })
         } else {
             Err(io::ErrorKind::ConnectionRefused.into())
         };
