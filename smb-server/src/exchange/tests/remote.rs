@@ -232,7 +232,7 @@ fn requests_that_do_not_say_the_same_twice_are_refused_and_change_nothing() {
 fn encrypted_data_are_refused_where_that_was_not_agreed_on_or_the_request_is_not_encrypted() {
     let memory = Arc::new(Memory::default());
     memory.set(7, b"abcdef".to_vec());
-    let (mut direct, id) = client(Dialect::SMB_3_1_1, Some(&memory));
+    let (mut direct, id) = client(Dialect::SMB_3_0_2, Some(&memory));
     let list = descriptors(&[(0, 7, 6)]);
     let (channel, nonce, signature) = (CHANNEL_RDMA_V1, &[1; 12][..], [2; 16]);
     let mut info = Vec::new();
