@@ -60,8 +60,7 @@ pub use error::{Error, Result};
 pub use file::RemoteFile;
 pub use options::{
     Compress, ConnectOptions, Create, Encryption, Instance, OpenOptions, Rdma, Share, Signing,
-    Witness,
-    parse_dialect,
+    Witness, parse_dialect,
 };
 pub use reconnect::Client;
 #[cfg(feature = "testing")]
