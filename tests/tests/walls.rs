@@ -14,6 +14,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("dce-rpc", &["smb-protocol"]),
     ("witness", &["dce-rpc", "smb-protocol"]),
     ("control-socket", &[]),
+    ("cluster", &["state-store"]),
     ("scsi", &["block-io"]),
     ("iscsi", &["scsi", "block-io"]),
     ("state-store", &["block-io"]),
@@ -32,6 +33,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "smbd",
         &[
             "smb-server",
+            "cluster",
             "volume",
             "smb-protocol",
             "server-api",
@@ -50,6 +52,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "bulkhead",
         &[
             "block-io",
+            "cluster",
             "disk-source",
             "host-api",
             "nbd",
@@ -58,6 +61,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "smb-protocol",
             "vhd",
             "control-socket",
+            "state-store",
         ],
     ),
 ];
@@ -92,6 +96,9 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("iscsi/src/login.rs", &["initiator", "session", "target", "driver", "join", "server"]),
     ("iscsi/src/session", &["initiator", "login", "target", "driver", "join", "server"]),
     ("iscsi/src/initiator", &["budget", "driver", "join", "login", "server", "session", "target"]),
+    ("state-store/src/etcd/wire.rs", &["etcd", "store", "engine"]),
+    ("cluster/src/engine.rs", &["admin", "config", "driver", "validate", "watch"]),
+    ("cluster/src/transaction.rs", &["admin", "config", "driver", "validate", "watch"]),
     ("volume/src/fs", &["sharing", "open", "client"]),
     ("volume/src/sharing", &["open", "client"]),
     ("smb-server/src/session.rs", &["command", "exchange", "connection"]),
