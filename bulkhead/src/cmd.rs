@@ -1,6 +1,7 @@
 //! One module per top-level subcommand; each has its `Args` and a `run`.
 
 pub mod bench;
+pub mod cluster;
 mod config_file;
 pub mod describe;
 pub mod disk;

@@ -34,6 +34,8 @@ enum Command {
     Host(cmd::host::Args),
     /// Look at a running file server and tell it what to do.
     Server(cmd::server::Args),
+    /// Look at a cluster of file servers, and say who serves what.
+    Cluster(cmd::cluster::Args),
     /// Take, list and delete snapshots of a share.
     Share(cmd::share::Args),
     /// Look at a server's iSCSI targets and their initiators; add and remove targets.
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Vm(args) => cmd::vm::run(args),
         Command::Host(args) => cmd::host::run(args),
         Command::Server(args) => cmd::server::run(args),
+        Command::Cluster(args) => cmd::cluster::run(args),
         Command::Share(args) => cmd::share::run(args),
         Command::Target(args) => cmd::target::run(args),
         Command::Lun(args) => cmd::lun::run(args),

@@ -1,6 +1,6 @@
 //! The server's side of one named pipe: calls are served while they are written, and their results
-//! stand to be read. Who calls is known from the session that the pipe belongs to, so no other proof
-//! is taken here.
+//! stand to be read. Who calls is known from the session that the pipe belongs to; whether another proof
+//! is taken within RPC is for who serves it.
 
 use crate::{
     FaultStatus, SyntaxId, Transfer,
@@ -18,12 +18,17 @@ struct NoHost;
 
 impl Host for NoHost {
     fn group(&mut self, wanted: u32) -> u32 {
-        if wanted == 0 { GROUP } else { wanted }
+        group(wanted)
     }
 
     fn logon(&mut self, _: AuthType) -> Option<Box<dyn Logon>> {
         None
     }
+}
+
+/// The association group of a pipe whose client wants to join `wanted`: groups of pipes share nothing.
+pub fn group(wanted: u32) -> u32 {
+    if wanted == 0 { GROUP } else { wanted }
 }
 
 /// The server's side of one pipe.
@@ -43,8 +48,8 @@ impl PipeEnd {
         Self { association: Association::new(settings), front: Vec::new(), read: 0 }
     }
 
-    /// Takes what a client wrote; calls that are complete are given to `serve`, which returns the
-    /// results or a fault.
+    /// Takes what a client wrote, of whom no other proof is taken; calls that are complete are given to
+    /// `serve`, which returns the results or a fault.
     ///
     /// # Errors
     /// What came is no RPC or has no place here, or too many results stand unread. The pipe is of no use
@@ -52,6 +57,19 @@ impl PipeEnd {
     pub fn write(
         &mut self,
         bytes: &[u8],
+        serve: impl FnMut(&Call) -> Result<Vec<u8>, FaultStatus>,
+    ) -> Result<(), Broken> {
+        self.write_from(bytes, &mut NoHost, serve)
+    }
+
+    /// The same of a client who may prove who it is to `host`.
+    ///
+    /// # Errors
+    /// As [`Self::write`], or what came is not authentic.
+    pub fn write_from(
+        &mut self,
+        bytes: &[u8],
+        host: &mut dyn Host,
         mut serve: impl FnMut(&Call) -> Result<Vec<u8>, FaultStatus>,
     ) -> Result<(), Broken> {
         self.association.push(bytes);
@@ -60,7 +78,7 @@ impl PipeEnd {
             if unread > MAX_UNREAD && self.association.is_due() {
                 return Err(Broken::Unread(unread));
             }
-            match self.association.step(&mut NoHost)? {
+            match self.association.step(host)? {
                 Step::Starved => return Ok(()),
                 Step::Moved | Step::GivenUp(_) => {}
                 Step::Call(call) => {

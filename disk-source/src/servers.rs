@@ -2,9 +2,7 @@
 
 use std::{fmt::Debug, path::PathBuf, time::Duration};
 
-use smb_client::{
-    Compress, ConnectOptions, CredentialsError, Encryption, Login, Rdma, SmbUrl,
-};
+use smb_client::{Compress, ConnectOptions, CredentialsError, Encryption, Login, Rdma, SmbUrl};
 
 use crate::{ChapLogin, Error, IscsiTimes, IscsiUrl, Result, portal};
 

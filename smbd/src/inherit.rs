@@ -38,6 +38,12 @@ pub struct Inherited {
     pub supervisor: Option<UnixStream>,
 }
 
+/// Takes the descriptor of a number that whoever started this process has named on its command line.
+/// To be done once for each, while there is one thread.
+pub fn named(number: RawFd) -> Option<OwnedFd> {
+    own(number)
+}
+
 /// Takes what was inherited; the second time there is nothing.
 pub fn take() -> Inherited {
     static TAKEN: AtomicBool = AtomicBool::new(false);

@@ -6,9 +6,11 @@
 //!                                  ├─ witness what clients are told of other nodes
 //!                                  ├─ admin   the admin socket
 //!                                  └─ scrape  the metrics page
+//!  main ─► cluster (a node of several: a process for each role it owns, as above)
 //! ```
 
 pub mod admin;
+pub mod cluster;
 pub mod inherit;
 pub mod iscsi;
 mod listener;

@@ -113,20 +113,18 @@ impl Bound {
             }
             None => bind(address),
         };
+        let mut all = |list: &[SocketAddr]| list.iter().map(|address| get(*address)).collect();
+        let iscsi: io::Result<_> = all(beside.iscsi);
+        let witness: io::Result<_> = all(beside.witness);
+        let mapper: io::Result<_> = all(beside.mapper);
         let mut get_for_clients = |address: &SocketAddr| {
             let listener = get(*address)?;
             choose_congestion_control(&listener, config)?;
             Ok(listener)
         };
-        let clients: io::Result<_> = config.listen.iter().map(&mut get_for_clients).collect();
-        let rdma: io::Result<_> = config.rdma_listen.iter().map(get_for_clients).collect();
-        let mut all = |list: &[SocketAddr]| list.iter().map(|address| get(*address)).collect();
-        let iscsi: io::Result<_> = all(beside.iscsi);
-        let witness: io::Result<_> = all(beside.witness);
-        let mapper: io::Result<_> = all(beside.mapper);
         Ok(Self {
-            clients: clients?,
-            rdma: rdma?,
+            clients: config.listen.iter().map(&mut get_for_clients).collect::<io::Result<_>>()?,
+            rdma: config.rdma_listen.iter().map(get_for_clients).collect::<io::Result<_>>()?,
             iscsi: iscsi?,
             witness: witness?,
             mapper: mapper?,
@@ -153,9 +151,9 @@ impl Bound {
 
     /// The sockets, to be handed to another process.
     pub fn into_fds(self) -> Vec<OwnedFd> {
-        let clients = self.clients.into_iter().chain(self.rdma);
-        let beside = self.iscsi.into_iter().chain(self.witness).chain(self.mapper);
-        clients.chain(beside).chain(self.metrics).map(OwnedFd::from).collect()
+        let clients = self.clients.into_iter().chain(self.rdma).chain(self.iscsi);
+        let all = clients.chain(self.witness).chain(self.mapper).chain(self.metrics);
+        all.map(OwnedFd::from).collect()
     }
 }
 

@@ -10,17 +10,19 @@ use std::{
     time::Duration,
 };
 
+use ::cluster::config::Config as ClusterConfig;
 use clap::Parser;
 use rustix::io::Errno;
 use smbd::{
     Beside, Bound, Server,
-    config::{Config, ConfigError},
+    cluster::{self, Owned},
+    config::Config,
     descriptors, inherit,
     iscsi::{Iscsi, config::IscsiConfig},
     sandbox, supervise,
     witness::{Witness, config::WitnessConfig},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SMB 3 file server for virtual-machine disks.
 #[derive(Debug, Parser)]
@@ -39,6 +41,15 @@ struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "supervise",
           value_parser = clap::value_parser!(u64).range(1..))]
     watchdog: u64,
+    /// Serve one role of a cluster: a node starts its servers like this.
+    #[arg(long, hide = true, requires_all = ["owned_since", "gate"])]
+    role: Option<String>,
+    /// The commit of etcd that made the role this node's.
+    #[arg(long, hide = true, value_name = "REVISION")]
+    owned_since: Option<i64>,
+    /// The descriptor of the page that says until when.
+    #[arg(long, hide = true, value_name = "NUMBER")]
+    gate: Option<i32>,
 }
 
 fn main() -> ExitCode {
@@ -51,7 +62,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let all = match All::load(&args.config) {
+    let mut all = match All::load(&args.config) {
         Ok(all) => all,
         Err(error) => {
             eprintln!("smbd: {error}");
@@ -62,9 +73,13 @@ fn main() -> ExitCode {
         println!("{}: correct", args.config.display());
         return ExitCode::SUCCESS;
     }
-    let done = match args.supervise {
-        true => supervise(&args, &all),
-        false => run(args, all),
+    let done = match all.cluster.take() {
+        Some(cluster) if args.role.is_some() => serve_role(args, all, cluster),
+        // A node supervises the servers of its roles in any case.
+        Some(cluster) => node(&args, all.config, cluster),
+        None if args.role.is_some() => Err(anyhow::anyhow!("--role needs [cluster]")),
+        None if args.supervise => supervise(&args, &all),
+        None => run(args, all, None),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -80,12 +95,26 @@ struct All {
     config: Config,
     iscsi: IscsiConfig,
     witness: Option<WitnessConfig>,
+    cluster: Option<ClusterConfig>,
 }
 
 impl All {
-    fn load(file: &Path) -> Result<Self, ConfigError> {
-        let (config, iscsi) = (Config::load(file)?, IscsiConfig::load(file)?);
-        Ok(Self { config, iscsi, witness: WitnessConfig::load(file)? })
+    fn load(file: &Path) -> Result<Self, String> {
+        let config = Config::load(file).map_err(|error| error.to_string())?;
+        let iscsi = IscsiConfig::load(file).map_err(|error| error.to_string())?;
+        let witness = WitnessConfig::load(file).map_err(|error| error.to_string())?;
+        let cluster = ClusterConfig::load(file).map_err(|error| error.to_string())?;
+        if let Some(cluster) = &cluster {
+            cluster::check(&config, cluster, !iscsi.listen.is_empty(), witness.is_some())?;
+        }
+        Ok(Self { config, iscsi, witness, cluster })
+    }
+
+    /// What one role of a cluster has.
+    fn of_role(file: &Path, cluster: &ClusterConfig, role: &str) -> Result<Self, String> {
+        let config = Config::load(file).map_err(|error| error.to_string())?;
+        let config = cluster::of_role(config, cluster, role)?;
+        Ok(Self { config, iscsi: IscsiConfig::default(), witness: None, cluster: None })
     }
 
     fn beside(&self) -> Beside<'_> {
@@ -110,7 +139,28 @@ fn supervise(args: &Args, all: &All) -> anyhow::Result<()> {
         patience: Duration::from_secs(args.watchdog),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(supervise::run(plan, bound, notify))
+    runtime.block_on(async {
+        let mut stops = supervise::stops_by_signal()?;
+        supervise::run(plan, bound, notify, &mut stops).await
+    })
+}
+
+/// Is a node of a cluster.
+fn node(args: &Args, config: Config, cluster: ClusterConfig) -> anyhow::Result<()> {
+    let watchdog = Duration::from_secs(args.watchdog);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(cluster::run(config, cluster, args.config.clone(), watchdog, notify))
+}
+
+/// Serves a role of a cluster.
+fn serve_role(args: Args, all: All, cluster: ClusterConfig) -> anyhow::Result<()> {
+    let (Some(role), Some(since), Some(page)) = (args.role.clone(), args.owned_since, args.gate)
+    else {
+        anyhow::bail!("--role needs --owned-since and --gate");
+    };
+    let config = cluster::of_role(all.config, &cluster, &role).map_err(anyhow::Error::msg)?;
+    let owned = Owned::new(role, since, page, cluster)?;
+    run(args, All { config, ..all }, Some(owned))
 }
 
 /// The line to the supervisor, if there is one.
@@ -174,7 +224,7 @@ fn descriptors_for(config: &Config) {
     }
 }
 
-fn run(args: Args, all: All) -> anyhow::Result<()> {
+fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
     // While there is one thread: ports first, then everything that is given up.
     let inherited = inherit::take();
     if let Some(line) = &inherited.supervisor {
@@ -185,29 +235,38 @@ fn run(args: Args, all: All) -> anyhow::Result<()> {
     descriptors::make_room()?;
     descriptors_for(&all.config);
     let mut bound = Bound::with(&all.config, all.beside(), inherited.sockets)?;
-    let All { config, iscsi, witness } = all;
+    let All { config, iscsi, witness, .. } = all;
     sandbox::become_user(&config)?;
+    if owned.is_some() {
+        // Its node may set addresses.
+        sandbox::give_up_capabilities()?;
+    }
     let server = Arc::new(Server::new(config.clone())?);
     let mut folders = None;
     if config.sandbox {
-        if !sandbox::confine(&config, &iscsi, &args.config)?.folders {
+        let ports = owned.as_ref().map(Owned::ports).unwrap_or_default();
+        if !sandbox::confine(&config, &iscsi, &args.config, &ports)?.folders {
             tracing::info!("the kernel has no Landlock: folders outside the shares stay in reach");
         }
         folders = Some(sandbox::folders(&config, &iscsi));
+    }
+    if let Some(owned) = &mut owned {
+        owned.obey()?;
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {
         builder.worker_threads(threads);
     }
     builder.enable_all().build()?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+        let signals = Signals::new()?;
         let state_dir = config.state_dir.clone();
         let _mine = take_state(&state_dir, &line)?;
         let socket = smbd::admin::bind(&state_dir)?;
         // First what was promised to clients of an earlier server: it holds its images.
-        server.recover()?;
+        match &owned {
+            Some(owned) => server.recover_from(owned.open_store().await?),
+            None => server.recover()?,
+        }
         let asked = server.clone();
         let users = Box::new(move |path: &Path| smbd::admin::users_of(&asked, path));
         let blocks = Arc::new(Iscsi::new(server.clone(), &state_dir, users));
@@ -224,12 +283,13 @@ fn run(args: Args, all: All) -> anyhow::Result<()> {
         for address in running.rdma_addresses() {
             tracing::info!(%address, "listening for SMB Direct");
         }
-        let (file, confined) = (args.config.clone(), folders.clone());
+        let role = owned.map(|owned| (owned.role, owned.cluster));
+        let (file, confined, of) = (args.config.clone(), folders.clone(), role.clone());
         let upgrader = line.clone();
         let program = smbd::admin::Program {
             reload: Box::new({
                 let services = services.clone();
-                move |server| reload(&file, confined.as_deref(), server, &services)
+                move |server| reload(&file, confined.as_deref(), server, &services, of.as_ref())
             }),
             iscsi: blocks.clone(),
             witness: services.witness.clone(),
@@ -245,29 +305,12 @@ fn run(args: Args, all: All) -> anyhow::Result<()> {
         let admin = tokio::spawn(smbd::admin::serve(server, socket, program));
         notify("READY=1");
         let _ = line.say("ready");
-        let beat = line.clone().beat();
-        tokio::pin!(beat);
-        let mut watchdog = tokio::time::interval(supervise::BEAT);
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                // Nobody would start another server behind these ports.
-                () = &mut beat => break,
-                _ = watchdog.tick() => notify("WATCHDOG=1"),
-                _ = hangup.recv() => {
-                    notify("RELOADING=1");
-                    let (file, folders) = (args.config.clone(), folders.clone());
-                    let (server, services) = (running.server().clone(), services.clone());
-                    let work = move || reload(&file, folders.as_deref(), &server, &services);
-                    let done = tokio::task::spawn_blocking(work).await?;
-                    if let Err(error) = done {
-                        tracing::error!(error, "configuration not reloaded; the old one stays");
-                    }
-                    notify("READY=1");
-                }
-            }
-        }
+        let again = {
+            let (file, folders) = (args.config.clone(), folders.clone());
+            let (server, services) = (running.server().clone(), services.clone());
+            move || reload(&file, folders.as_deref(), &server, &services, role.as_ref())
+        };
+        attend(signals, &line, Arc::new(again)).await?;
         tracing::info!("draining");
         notify("STOPPING=1");
         // Before the state is let go of: who comes next makes its own.
@@ -280,6 +323,51 @@ fn run(args: Args, all: All) -> anyhow::Result<()> {
     })
 }
 
+/// What a server is told from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Does what signals say, until one says that the server is to end.
+async fn attend(
+    mut signals: Signals,
+    line: &Line,
+    reload: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+) -> anyhow::Result<()> {
+    let beat = line.clone().beat();
+    tokio::pin!(beat);
+    let mut watchdog = tokio::time::interval(supervise::BEAT);
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            // Nobody would start another server behind these ports.
+            () = &mut beat => return Ok(()),
+            _ = watchdog.tick() => notify("WATCHDOG=1"),
+            _ = signals.hangup.recv() => {
+                notify("RELOADING=1");
+                let reload = reload.clone();
+                if let Err(error) = tokio::task::spawn_blocking(move || reload()).await? {
+                    tracing::error!(error, "configuration not reloaded; the old one stays");
+                }
+                notify("READY=1");
+            }
+        }
+    }
+}
+
 /// Takes the new configuration if it is correct; else the old one stays. A server that was
 /// confined to `folders` takes no share and no LUN outside of them. On a thread that may wait.
 fn reload(
@@ -287,8 +375,13 @@ fn reload(
     folders: Option<&[PathBuf]>,
     server: &Server,
     services: &Services,
+    role: Option<&(String, ClusterConfig)>,
 ) -> Result<(), String> {
-    let All { config, iscsi, witness } = All::load(file).map_err(|error| error.to_string())?;
+    let All { config, iscsi, witness, .. } = match role {
+        None => All::load(file)?,
+        // What is a cluster's, a node reads when it starts.
+        Some((role, cluster)) => All::of_role(file, cluster, role)?,
+    };
     if let Some(what) = folders.and_then(|folders| sandbox::outside(folders, &config, &iscsi)) {
         return Err(format!(
             "{what}: it lies outside of the folders that the server was confined to when it \

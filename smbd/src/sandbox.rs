@@ -119,6 +119,20 @@ fn give_up_privileges(config: &Config) -> Result<(), SandboxError> {
     system("giving up privileges", system::set_capabilities(None, sets))
 }
 
+/// Gives up every privilege of a process that is not root: its ports are bound, and its addresses are
+/// there.
+///
+/// # Errors
+/// What the system says.
+pub fn give_up_capabilities() -> Result<(), SandboxError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    system("giving up privileges", system::set_capabilities(None, sets))
+}
+
 /// Becomes the user that the configuration names, for good; the state folder is made for it and
 /// given to it. Root without a user to become gives up most of its privileges.
 ///
@@ -176,7 +190,8 @@ pub struct Confined {
 }
 
 /// Confines this thread, and all that it starts, to the folders of the configuration and to the
-/// system calls of a file server. `file` is where the configuration was read.
+/// system calls of a file server. `file` is where the configuration was read, `connects` are the ports
+/// that it connects to, beside those of name servers of targets.
 ///
 /// # Errors
 /// If the kernel refuses; a kernel without Landlock is no error.
@@ -184,6 +199,7 @@ pub fn confine(
     config: &Config,
     iscsi: &IscsiConfig,
     file: &Path,
+    connects: &[u16],
 ) -> Result<Confined, SandboxError> {
     system("giving up new privileges", system::set_no_new_privs(true))?;
     let abi = ABI::V5;
@@ -193,11 +209,12 @@ pub fn confine(
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
-        // Its ports are bound, and it connects to name servers of targets alone.
+        // Its ports are bound, and it connects to name servers of targets and to etcd alone.
         .handle_access(AccessNet::from_all(abi))?
         .create()?
         .add_rules(
             name_servers(iscsi)
+                .chain(connects.iter().copied())
                 .map(|port| NetPort::new(port, AccessNet::ConnectTcp))
                 .map(Ok::<_, landlock::RulesetError>),
         )?
@@ -445,7 +462,7 @@ mod tests {
         assert_eq!(super::outside(&folders(&config, &iscsi), &config, &iscsi), None);
         assert_eq!(super::outside(&[], &config, &iscsi).as_deref(), Some("share s"));
         let confined = std::thread::spawn(move || {
-            let confined = confine(&config, &iscsi, &file).unwrap();
+            let confined = confine(&config, &iscsi, &file, &[]).unwrap();
             fs::write(inside.join("new"), "x").unwrap();
             fs::write(state.join("new"), "x").unwrap();
             fs::rename(inside.join("new"), inside.join("newer")).unwrap();

@@ -34,6 +34,7 @@ use tokio::{
     net::UnixStream,
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
 };
 
 use crate::{Bound, inherit};
@@ -57,6 +58,35 @@ pub struct Plan {
     pub arguments: Vec<OsString>,
     /// A server that does not say for so long that it is alive is killed.
     pub patience: Duration,
+}
+
+/// How a server is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Requests end, and what is open is handed over.
+    Orderly,
+    /// It is killed.
+    AtOnce,
+}
+
+/// The orders to stop that come to this process by signals.
+///
+/// # Errors
+/// If signals cannot be had.
+pub fn stops_by_signal() -> io::Result<UnboundedReceiver<Stop>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (send, stops) = unbounded_channel();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let _ = send.send(Stop::Orderly);
+        // Whoever waits for more than that waits for ever.
+        send.closed().await;
+    });
+    Ok(stops)
 }
 
 /// A server that runs, and its line.
@@ -131,6 +161,25 @@ impl Server {
             let _ = self.child.kill().await;
         }
     }
+
+    /// Has it end as it is told to, which can become shorter meanwhile.
+    async fn stop(&mut self, how: Stop, stops: &mut UnboundedReceiver<Stop>) {
+        if how == Stop::Orderly {
+            let hurried = async {
+                while let Some(how) = stops.recv().await {
+                    if how == Stop::AtOnce {
+                        return;
+                    }
+                }
+                std::future::pending().await
+            };
+            tokio::select! {
+                () = self.end() => return,
+                () = hurried => {}
+            }
+        }
+        let _ = self.child.kill().await;
+    }
 }
 
 /// How long to wait before the next start after so many that ended lately.
@@ -142,27 +191,29 @@ fn pause(ended: usize) -> Duration {
     }
 }
 
-/// Keeps a server running until it is told to end. `notify` tells the service manager.
+/// Keeps a server running until it is told to stop. `notify` tells the service manager.
 ///
 /// # Errors
-/// If the first server does not become ready, or signals cannot be had.
-pub async fn run(plan: Plan, bound: Bound, notify: impl Fn(&str)) -> anyhow::Result<()> {
+/// If the first server does not become ready, or signals cannot be had. Then none runs.
+pub async fn run(
+    plan: Plan,
+    bound: Bound,
+    notify: impl Fn(&str),
+    stops: &mut UnboundedReceiver<Stop>,
+) -> anyhow::Result<()> {
     let sockets = bound.into_fds();
     for socket in &sockets {
         inherit::pass_on(socket)?;
     }
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut upgrade = signal(SignalKind::user_defined2())?;
     let mut server = Server::start(&plan, &sockets)?;
     let mut served = false;
     let mut ended = VecDeque::new();
-    loop {
+    let how = loop {
         let event = tokio::select! {
             event = server.next(plan.patience) => event,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            Some(how) = stops.recv() => break how,
             _ = hangup.recv() => {
                 server.signal(Signal::HUP);
                 continue;
@@ -176,7 +227,10 @@ pub async fn run(plan: Plan, bound: Bound, notify: impl Fn(&str)) -> anyhow::Res
                     notify("READY=1");
                 }
                 "alive" => notify("WATCHDOG=1"),
-                "upgrade" => replace(&plan, &sockets, &mut server, &notify).await,
+                "upgrade" => tokio::select! {
+                    () = replace(&plan, &sockets, &mut server, &notify) => {}
+                    Some(how) = stops.recv() => break how,
+                },
                 _ => {}
             },
             Event::Silent => {
@@ -198,15 +252,14 @@ pub async fn run(plan: Plan, bound: Bound, notify: impl Fn(&str)) -> anyhow::Res
                 tracing::error!(%status, ?pause, "the server has ended and is started again");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    _ = terminate.recv() => return Ok(()),
-                    _ = interrupt.recv() => return Ok(()),
+                    Some(_) = stops.recv() => return Ok(()),
                 }
                 server = Server::start(&plan, &sockets)?;
             }
         }
-    }
+    };
     notify("STOPPING=1");
-    server.end().await;
+    server.stop(how, stops).await;
     Ok(())
 }
 

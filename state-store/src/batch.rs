@@ -48,6 +48,14 @@ impl Batch {
         self
     }
 
+    /// Adds what another batch expects and, behind its own changes, what that changes.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.conditions.extend(other.conditions);
+        self.changes.extend(other.changes);
+        self
+    }
+
     /// Whether it changes nothing and expects nothing.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.conditions.is_empty()

@@ -7,7 +7,8 @@
 //!                               queue ─► one frame for all that waits ─► write, fdatasync ─► answers
 //!                               writer: conditions, epochs, the file      watch: who is told
 //!                               log: the bytes of the file, nothing else
-//!                             many nodes: a cluster's engine behind the same trait
+//!                             many nodes: EtcdStore (etcd) ────────┘
+//!                               queue ─► one transaction at a time ─► a quorum of etcd ─► answers
 //! ```
 //!
 //! A store is a small map that changes in atomic batches, on conditions if the batch has some. What a
@@ -21,6 +22,7 @@
 
 mod batch;
 mod engine;
+pub mod etcd;
 pub mod log;
 mod medium;
 mod store;
@@ -97,6 +99,9 @@ pub enum StoreError {
     /// What is to be watched happened longer ago than is remembered.
     #[error("the state store remembers nothing before revision {now}", now = .0.0)]
     Compacted(Revision),
+    /// Something is in the store that no version of this program has written there that is known here.
+    #[error("the state store has something under {0:?} that is no record of this version")]
+    Foreign(Arc<str>),
     /// The store was closed.
     #[error("the state store is closed")]
     Closed,

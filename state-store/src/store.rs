@@ -5,18 +5,18 @@
 //! Many nodes open one store, each as an [`Owner`] of its own. The table says how an engine over etcd
 //! gives what the trait promises; whatever else takes its place must give the same.
 //!
-//! | here | etcd |
+//! | here | etcd ([`crate::etcd::EtcdStore`]) |
 //! | --- | --- |
-//! | [`Batch`] | one transaction: a compare for each condition and one for the epoch, then its puts and deletes; at most `max-txn-ops` (128 by default) |
+//! | [`Batch`] | one transaction: a compare for each condition and one for the epoch, then its puts and deletes; fewer than 128 changes (`max-txn-ops`), else [`StoreError::TooLong`] |
 //! | [`Revision`] | the revision of the transaction; [`Entry::revision`] is the key's `mod_revision` |
-//! | [`Owner`], epochs | the key of the node's number holds its epoch, put by whoever opens or fences it; the epoch is that put's revision, so it is greater than all before it in the whole store |
-//! | [`StoreError::Fenced`] | the compare "the node's key has my epoch" stands in every transaction and has failed |
-//! | [`StoreError::Conflict`] | another compare has failed |
+//! | [`Owner`], epochs | the key of the node's number holds its epoch, put by whoever opens or fences it; a key beside it has the last epoch of all nodes, and the same transaction counts it up, so epochs stay small enough to number sessions and opens by |
+//! | [`StoreError::Fenced`] | the compare "the node's key has my epoch, and as many batches as I know of" stands in every transaction and has failed by the epoch |
+//! | [`StoreError::Conflict`] | another compare has failed; the transaction's other branch has read what is there |
 //! | [`Entry::owner`] | stands in front of the value, since etcd keeps no author |
-//! | [`Store::list`] | a serializable read is not enough: a linearizable range read, with the revision of its header |
-//! | [`Store::watch`] | a watch of the prefix from `after + 1`; `compacted` is [`StoreError::Compacted`] |
-//! | [`StoreError::Unavailable`] | no quorum, or nobody answers: whether a batch was carried out is not known, so the engine asks again under the same epoch, with its revision as a condition, before it says so |
-//! | order of commits | transactions of one owner go out one after another, or as one |
+//! | [`Store::list`] | a serializable read is not enough: linearizable range reads, all at the revision of the first one's header |
+//! | [`Store::watch`] | a watch of the prefix from `after + 1`; `compacted` is [`StoreError::Compacted`]. A key that was set and taken away by one batch is not told |
+//! | [`StoreError::Unavailable`] | no quorum, or nobody answers, for as long as whoever waits has patience. Whether the batch was carried out is not known then; the engine keeps it in its place and asks on: the number of batches in the node's key says whether an attempt without an answer was carried out, and keeps it from being so twice |
+//! | order of commits | transactions of one owner go out one after another, or as one. Of two owners there is no order before one's commit has resolved |
 //!
 //! A node whose epoch was replaced learns it by [`StoreError::Fenced`] at its next batch, however
 //! late that comes; before somebody acts on what a node has left behind he fences it. What the node

@@ -9,6 +9,7 @@
 //!
 //! No product crate depends on this one but in its `[dev-dependencies]`.
 
+pub mod etcd;
 #[cfg(feature = "vm")]
 pub mod host;
 #[cfg(feature = "vm")]

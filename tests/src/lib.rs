@@ -1,6 +1,7 @@
 //! What the cross-crate tests and the benchmarks share beside `test-support`, whose modules are
 //! also named here.
 
+pub mod cluster;
 pub mod conformance;
 pub mod field;
 pub mod files;
@@ -17,5 +18,5 @@ pub mod usage;
 pub mod volume;
 
 pub use test_support::{
-    Need, host_cli, initiator, kdc, pattern, port, process, proxy, samba, skip, smbd,
+    Need, etcd, host_cli, initiator, kdc, pattern, port, process, proxy, samba, skip, smbd,
 };

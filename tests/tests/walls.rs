@@ -14,6 +14,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("dce-rpc", &["smb-protocol"]),
     ("witness", &["dce-rpc", "smb-protocol"]),
     ("control-socket", &[]),
+    ("cluster", &["state-store"]),
     ("scsi", &["block-io"]),
     ("iscsi", &["scsi", "block-io"]),
     ("state-store", &["block-io"]),
@@ -33,6 +34,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "smbd",
         &[
             "smb-server",
+            "cluster",
             "volume",
             "smb-protocol",
             "server-api",
@@ -52,6 +54,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "bulkhead",
         &[
             "block-io",
+            "cluster",
             "disk-source",
             "host-api",
             "nbd",
@@ -60,6 +63,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "smb-protocol",
             "vhd",
             "control-socket",
+            "state-store",
         ],
     ),
 ];
@@ -99,6 +103,9 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("rdma/src/provider.rs", &["connection", "in_process", "iwarp", "smbd"]),
     ("rdma/src/in_process.rs", &["connection", "iwarp", "smbd"]),
     ("rdma/src/iwarp", &["connection", "in_process", "smbd"]),
+    ("state-store/src/etcd/wire.rs", &["etcd", "store", "engine"]),
+    ("cluster/src/engine.rs", &["admin", "config", "driver", "validate", "watch"]),
+    ("cluster/src/transaction.rs", &["admin", "config", "driver", "validate", "watch"]),
     ("volume/src/fs", &["sharing", "open", "client"]),
     ("volume/src/sharing", &["open", "client"]),
     ("smb-server/src/session.rs", &["command", "exchange", "connection"]),

@@ -13,8 +13,9 @@ use std::{
 use bulkhead_tests::{
     Need,
     kdc::{HOST, Kdc, REALM},
+    paths::{self, End, Paths},
     port::Port,
-    process::Stopped,
+    process::{Stopped, foreign, run},
     rpc::{Failed, Rpc, login},
     skip,
     smbd::{PASSWORD, Smbd, USER},
@@ -39,6 +40,10 @@ struct Served {
 }
 
 fn served(limits: &str, rest: &str) -> Served {
+    started(limits, rest, &|rest| Smbd::start("", rest))
+}
+
+fn started(limits: &str, rest: &str, start: &dyn Fn(&str) -> Smbd) -> Served {
     let (witness, mapper) = (Port::reserve(), Port::reserve());
     let rest = format!(
         "[[share]]\nname = \"so\"\npath = \"files\"\nusers = [\"{USER}\"]\ncluster = \"scale-out\"\n\
@@ -49,7 +54,7 @@ fn served(limits: &str, rest: &str) -> Served {
         witness.address(),
         mapper.address(),
     );
-    Served { server: Smbd::start("", &rest), witness, mapper }
+    Served { server: start(&rest), witness, mapper }
 }
 
 impl Served {
@@ -380,4 +385,52 @@ fn an_administrator_is_told_what_cannot_be() {
     let plain = Smbd::start("", "");
     let output = plain.admin(&["witness", "list"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("no witness"));
+}
+
+/// smbtorture asks the endpoint mapper at port 135 for the service, and the file server at port 445 for its
+/// shares, over a pipe on which it signs its calls. What it wants of a cluster of Windows it does not get.
+#[test]
+fn smbtorture_finds_the_service_by_the_endpoint_mapper() {
+    let Some(torture) = foreign("smbtorture") else { return };
+    let Some(between) = Paths::new() else { return };
+    between.enter();
+    let address = between.server(paths::Path::A, 445);
+    let ip = address.ip();
+    let rest = format!(
+        "[[share]]\nname = \"so\"\npath = \"files\"\nusers = [\"{USER}\"]\ncluster = \"scale-out\"\n\
+         [witness]\nlisten = [\"0.0.0.0:49152\"]\nendpoint_mapper = [\"0.0.0.0:135\"]\n\
+         name = \"ONE\"\naddresses = [\"{ip}\"]\ncluster_names = [\"files\", \"{ip}\"]\n\
+         [[witness.node]]\nname = \"TWO\"\naddresses = [\"192.0.2.2\"]\n"
+    );
+    let server = Smbd::start_within(&between.namespace(End::Server), address, "", &rest);
+    let mut command = Command::new(torture);
+    command.current_dir(server.scratch()).args(["-s", "/dev/null", "-U"]);
+    command.arg(format!("{USER}%{PASSWORD}"));
+    command.args([&format!("ncacn_ip_tcp:{ip}[sign]"), "rpc.witness"]);
+    let output = run(&mut command, LIMIT);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for test in ["GetInterfaceList", "Register", "UnRegister", "RegisterEx"] {
+        assert!(text.contains(&format!("success: witness.{test}\n")), "{test}: {text}");
+    }
+    drop(server);
+}
+
+#[test]
+fn the_ports_outlive_the_server_that_serves_them() {
+    let served = started("", "", &|rest| Smbd::supervised(&[], "", rest));
+    let mut rpc = Rpc::witness(served.at(), USER, PASSWORD).unwrap();
+    let handle = register(&mut rpc).unwrap();
+    let before = served.server.serving_pid().unwrap();
+    let pid = rustix::process::Pid::from_raw(before.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert!(rpc.is_ended());
+    // Nobody is refused meanwhile: who connects waits for the next server.
+    let mut rpc = Rpc::witness(served.at(), USER, PASSWORD).unwrap();
+    let reply = rpc.ask(&Request::AsyncNotify(handle)).unwrap();
+    assert_eq!(reply, Reply::Notified(Err(Status::NOT_FOUND)));
+    assert!(register(&mut rpc).is_ok());
+    let mut served = served;
+    // The supervisor says that its server was lost.
+    let said = served.server.stop();
+    assert!(said.iter().all(|line| line.contains("server")), "{said:?}");
 }

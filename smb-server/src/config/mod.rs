@@ -88,11 +88,14 @@ struct File {
     _target: serde::de::IgnoredAny,
     #[serde(default, rename = "witness")]
     _witness: serde::de::IgnoredAny,
+    #[serde(default)]
+    cluster: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServerSection {
+    #[serde(default)]
     listen: Vec<SocketAddr>,
     #[serde(default)]
     rdma_listen: Vec<SocketAddr>,
@@ -226,7 +229,8 @@ impl Config {
         })?;
         let check = Check::new(path);
         let ServerSection { name, listen, .. } = &file.server;
-        if listen.is_empty() {
+        // In a cluster each role has addresses of its own.
+        if listen.is_empty() && file.cluster.is_none() {
             return Err(check.bad("server.listen", "give at least one address, \"0.0.0.0:445\""));
         }
         let mut rdma = file.server.rdma_listen.iter().filter(|at| at.port() != 0);

@@ -4,6 +4,7 @@ pub mod accounts;
 mod calendar;
 pub mod call;
 pub mod handles;
+mod logon;
 pub mod lsarpc;
 pub mod pipe;
 pub mod samr;

@@ -24,6 +24,7 @@ use super::{
     accounts::Accounts,
     call::{Caller, Served},
     handles::Handles,
+    logon::Door,
     lsarpc, samr, srvsvc, wkssvc,
 };
 use crate::{Server, session::Session};
@@ -116,7 +117,9 @@ impl Pipe {
         if *broken {
             return Err(NtStatus::PIPE_DISCONNECTED);
         }
-        let result = aside(|| association.write(data, |call| serve(&caller, handles, call)));
+        let mut door = Door { names: &server.ntlm, current: server.current(), session };
+        let mut serve = |call: &Call| serve(&caller, handles, call);
+        let result = aside(|| association.write_from(data, &mut door, &mut serve));
         self.changed.notify_waiters();
         if let Err(error) = result {
             tracing::debug!(%error, "a pipe is given up");

@@ -7,6 +7,7 @@ pub mod eas;
 mod entry;
 pub mod extents;
 pub mod file_key;
+pub mod gate;
 pub(crate) mod identity;
 pub mod listing;
 pub mod nameless;

@@ -9,7 +9,8 @@
 //!
 //! What changes a volume takes a [`Permit`], so nothing reaches it that was not asked here whether
 //! the volume may be changed at all: one of the past is not (MS-FSA, `Volume.IsReadOnly`), nor is a
-//! share that grants reading alone.
+//! share that grants reading alone. Where a node of a cluster serves it there is another gate behind this
+//! one, which closes by itself (`gate.rs`).
 
 use std::{
     ffi::OsStr,
@@ -26,7 +27,7 @@ use smb_protocol::{NtStatus, msg::create::Access};
 
 use crate::fs::{
     descriptor::{CreateTag, MADE, magic_path, place_of},
-    entry, file_key, nameless,
+    entry, file_key, gate, nameless,
     path::RelPath,
     volume::Volume,
 };
@@ -107,6 +108,7 @@ impl Volume {
         if !ceiling.any(CHANGES) {
             return Err(NtStatus::ACCESS_DENIED);
         }
+        gate::pass();
         Ok(Permit { volume: self })
     }
 }

@@ -356,11 +356,13 @@ proptest! {
                     if !v2 { (register.version, register.share_name) = (Version::V1.0, None); }
                     handles.push(registered(&mut engine, register));
                 }
-                Event::Notify(at) => if let Some(handle) = handles.get(at) {
-                    if ask(&mut engine, Request::AsyncNotify(*handle), call, now) == Outcome::Waits {
+                Event::Notify(at) => {
+                    if let Some(handle) = handles.get(at)
+                        && ask(&mut engine, Request::AsyncNotify(*handle), call, now) == Outcome::Waits
+                    {
                         open.push(call);
                     }
-                },
+                }
                 Event::Unregister(at) => if let Some(handle) = handles.get(at) {
                     ask(&mut engine, Request::Unregister(*handle), call, now);
                 },

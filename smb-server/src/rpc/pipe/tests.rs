@@ -76,7 +76,8 @@ proptest! {
                 }
                 // Small numbers are more often counts and levels than others.
                 stub.extend(noise.iter().map(|b| if small { b & 3 } else { *b }));
-                let call = Call { interface, opnum, stub };
+                let transfer = dce_rpc::Transfer::Ndr;
+                let call = Call { id: 1, interface, transfer, opnum, stub, caller: None };
                 if let Ok(answer) = serve(&caller, &mut handles, &call) {
                     prop_assert!(answer.len() <= 100_000);
                 }

@@ -1,0 +1,521 @@
+//! What one node does: events in, effects out. No clock, no socket, no thread.
+//!
+//! ```text
+//!          Grant               Join (transaction)             Renew, again and again
+//!  alone ─────────► has a lease ─────────────────► member ◄──────────────┐
+//!    ▲                                               │    └──► the gate is open a little less long
+//!    │ all roles have ended                          │         than the lease, from when we asked
+//!    └── isolated ◄──────────────────────────────────┘
+//!        every role is killed       the gate's time is over, or etcd says that the lease is gone
+//!
+//!  role:  idle ─ Acquire ─► owned ─ Start ─► serves ─ Stop ─► idle ─ Release ─► another's turn
+//!                  │                           └─ killed when it is lost ─► idle
+//!                  └ only if nobody owns it, or who did is dead: its lease is gone, and so its gate
+//!                    is closed; with agents, also only when one has said that it ended that node
+//! ```
+//!
+//! A node does what follows from the records that it has seen, and every change of them is a
+//! transaction on the condition that they are still so. So who has seen less does less, and never
+//! anything wrong.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+pub use crate::events::{Effect, Event, Fence, Now, Outcome, Renewal, Settings, Timing};
+use crate::{
+    placement::{may_take, place},
+    record::{Member, Run, Standing},
+    rules,
+    transaction::{self, Purpose, Transaction},
+    view::View,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    None,
+    Asked,
+    Held { lease: i64, beating: bool },
+}
+
+/// What a role is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Local {
+    /// Nothing of it runs. It is to be given up for a reason, if it is ours.
+    Idle(Option<String>),
+    /// It runs, and serves or is about to.
+    Running { generation: u64, serving: bool },
+    /// It ends; then it is given up, if it is ours.
+    Stopping(Option<String>),
+}
+
+/// A node of a cluster.
+#[derive(Debug)]
+pub struct Engine {
+    settings: Settings,
+    view: Option<Box<View>>,
+    lease: Lease,
+    /// A lease that we had, and that is to be given back.
+    old: Option<i64>,
+    gate: Duration,
+    next_beat: Duration,
+    next_try: Duration,
+    local: BTreeMap<String, Local>,
+    unfit: BTreeMap<String, Duration>,
+    busy: Option<u64>,
+    transactions: u64,
+    /// Nothing is decided before the view has come so far,
+    awaited: i64,
+    /// nor before then, unless the view changes: what was decided last did not succeed.
+    pause: Duration,
+    fence_after: Duration,
+    fencing: BTreeSet<Run>,
+    leaving: bool,
+    left: bool,
+}
+
+impl Engine {
+    /// A node that has just been started.
+    pub fn new(settings: Settings) -> Self {
+        let roles = settings.roles.keys();
+        Self {
+            local: roles.map(|role| (role.clone(), Local::Idle(None))).collect(),
+            settings,
+            view: None,
+            lease: Lease::None,
+            old: None,
+            gate: Duration::ZERO,
+            next_beat: Duration::ZERO,
+            next_try: Duration::ZERO,
+            unfit: BTreeMap::new(),
+            busy: None,
+            transactions: 0,
+            awaited: 0,
+            pause: Duration::ZERO,
+            fence_after: Duration::ZERO,
+            fencing: BTreeSet::new(),
+            leaving: false,
+            left: false,
+        }
+    }
+
+    /// Until when changes may be made, by the steady clock.
+    pub fn gate(&self) -> Duration {
+        self.gate
+    }
+
+    /// Whether the node is a member now, as far as it knows.
+    pub fn is_member(&self) -> bool {
+        self.run().is_some()
+    }
+
+    /// When something is to be done though nothing happens.
+    pub fn wake(&self) -> Duration {
+        let mut wake = self.next_try;
+        if self.pause > Duration::ZERO {
+            wake = wake.min(self.pause);
+        }
+        if let Lease::Held { beating, .. } = self.lease {
+            wake = wake.min(self.gate);
+            if !beating {
+                wake = wake.min(self.next_beat);
+            }
+        }
+        self.unfit.values().fold(wake, |wake, at| wake.min(*at))
+    }
+
+    /// Takes what happened, and says what is to be done.
+    pub fn on(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        let mut out = Vec::new();
+        if self.left {
+            return out;
+        }
+        // Before anything else: what comes late finds the gate closed.
+        if matches!(self.lease, Lease::Held { .. }) && now.steady >= self.gate {
+            self.isolate(now, &mut out);
+        }
+        self.take(now, event, &mut out);
+        self.decide(now, &mut out);
+        out
+    }
+
+    fn take(&mut self, now: Now, event: Event, out: &mut Vec<Effect>) {
+        let timing = self.settings.timing;
+        match event {
+            Event::Tick => {}
+            Event::Granted { lease, ttl, sent } => {
+                if self.lease == Lease::Asked {
+                    self.lease = Lease::Held { lease, beating: false };
+                    self.next_beat = now.steady + timing.beat;
+                    self.open_gate(now, sent, ttl, out);
+                }
+            }
+            Event::NotGranted => {
+                // An answer that comes twice is not one to what was asked since.
+                if self.lease == Lease::Asked {
+                    self.lease = Lease::None;
+                    self.next_try = now.steady + timing.retry;
+                }
+            }
+            Event::Renewed(renewal) => self.renewed(now, renewal, out),
+            Event::NotRenewed => {
+                if let Lease::Held { beating, .. } = &mut self.lease {
+                    *beating = false;
+                    self.next_beat = now.steady + timing.retry;
+                }
+            }
+            Event::Gone(lost) => {
+                if matches!(self.lease, Lease::Held { lease, .. } if lease == lost) {
+                    self.isolate(now, out);
+                }
+            }
+            Event::Seen(view) => self.seen(now, view, out),
+            Event::Done { id, outcome } => {
+                if self.busy == Some(id) {
+                    self.busy = None;
+                    match outcome {
+                        Outcome::Carried(revision) => self.awaited = revision,
+                        Outcome::Refused | Outcome::Unknown => {
+                            self.pause = now.steady + timing.retry;
+                        }
+                    }
+                }
+            }
+            Event::Started(role) => {
+                if let Some(Local::Running { serving, .. }) = self.local.get_mut(&role) {
+                    *serving = true;
+                }
+            }
+            Event::Stopped(role) => self.ended(&role, None),
+            Event::Failed(role, why) => {
+                self.unfit.insert(role.clone(), now.steady + timing.unfit);
+                self.ended(&role, Some(format!("node {}: {why}", self.settings.node)));
+            }
+            Event::Fenced(run, result) => {
+                self.fencing.remove(&run);
+                self.fence_after = now.steady + 4 * timing.retry;
+                if result.is_ok() {
+                    self.note_fenced(run, out);
+                }
+            }
+            Event::Leave => self.leaving = true,
+        }
+        self.unfit.retain(|_, until| *until > now.steady);
+    }
+
+    fn ended(&mut self, role: &str, why: Option<String>) {
+        let Some(local) = self.local.get_mut(role) else { return };
+        let release = match std::mem::replace(local, Local::Idle(None)) {
+            Local::Stopping(release) | Local::Idle(release) => release,
+            Local::Running { .. } => None,
+        };
+        *local = Local::Idle(why.or(release));
+    }
+
+    fn open_gate(&mut self, now: Now, sent: Duration, ttl: Duration, out: &mut Vec<Effect>) {
+        let begins = if rules::hold(rules::Rule::FromAsking) { sent } else { now.steady };
+        let margin = self.settings.timing.margin;
+        let margin = if rules::hold(rules::Rule::Margin) { margin } else { Duration::ZERO };
+        let until = (begins + ttl).saturating_sub(margin);
+        // A lease's answers can come in another order.
+        if until > self.gate || self.gate <= now.steady {
+            self.gate = until;
+            out.push(Effect::Gate(until));
+        }
+    }
+
+    fn renewed(&mut self, now: Now, renewal: Renewal, out: &mut Vec<Effect>) {
+        let Lease::Held { lease, beating } = &mut self.lease else { return };
+        if *lease != renewal.lease {
+            return;
+        }
+        *beating = false;
+        let counts = renewal.term == renewal.quorum_term || !rules::hold(rules::Rule::SameTerm);
+        if counts {
+            self.open_gate(now, renewal.sent, renewal.ttl, out);
+        }
+    }
+
+    fn seen(&mut self, now: Now, view: Box<View>, out: &mut Vec<Effect>) {
+        let was_member = self.run().is_some();
+        self.view = Some(view);
+        self.pause = Duration::ZERO;
+        if was_member && self.run().is_none() {
+            // Somebody has taken our record away.
+            self.isolate(now, out);
+        }
+    }
+
+    /// The run that we are, if the view has it.
+    fn run(&self) -> Option<Run> {
+        let Lease::Held { lease, .. } = self.lease else { return None };
+        let run = Run { node: self.settings.node, lease };
+        self.view.as_ref()?.is_alive(run).then_some(run)
+    }
+
+    /// Nothing is served until there is another lease.
+    fn isolate(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if let Lease::Held { lease, .. } = self.lease {
+            self.old = Some(lease);
+        }
+        self.lease = Lease::None;
+        self.gate = Duration::ZERO;
+        self.next_try = now.steady;
+        if !rules::hold(rules::Rule::StopWhenIsolated) {
+            return;
+        }
+        for (role, local) in &mut self.local {
+            if matches!(local, Local::Running { .. }) {
+                *local = Local::Stopping(None);
+            }
+            if matches!(local, Local::Stopping(_)) {
+                out.push(Effect::Stop { role: role.clone(), orderly: false });
+            }
+        }
+    }
+
+    fn nothing_runs(&self) -> bool {
+        self.local.values().all(|local| matches!(local, Local::Idle(_)))
+            || !rules::hold(rules::Rule::StopWhenIsolated)
+    }
+
+    fn decide(&mut self, now: Now, out: &mut Vec<Effect>) {
+        match self.lease {
+            Lease::None => {
+                if now.steady < self.next_try || !self.nothing_runs() {
+                    return;
+                }
+                // Nothing of ours runs, so the run that we were may be counted dead at once.
+                if let Some(old) = self.old.take() {
+                    out.push(Effect::Revoke(old));
+                }
+                if self.leaving {
+                    self.left = true;
+                    out.push(Effect::Left);
+                    return;
+                }
+                self.lease = Lease::Asked;
+                self.next_try = now.steady + self.settings.timing.retry;
+                out.push(Effect::Grant(self.settings.timing.lease));
+                return;
+            }
+            Lease::Asked => {
+                self.next_try = now.steady + self.settings.timing.retry;
+                return;
+            }
+            Lease::Held { lease, beating } => {
+                if !beating && now.steady >= self.next_beat {
+                    self.lease = Lease::Held { lease, beating: true };
+                    self.next_beat = now.steady + self.settings.timing.beat;
+                    out.push(Effect::Renew(lease));
+                }
+            }
+        }
+        let roles: Vec<String> = self.local.keys().cloned().collect();
+        for role in &roles {
+            self.give_up(role, out);
+        }
+        if now.steady >= self.next_try {
+            self.next_try = now.steady + self.settings.timing.retry;
+        }
+        let up_to_date = self.view.as_ref().is_some_and(|view| view.revision >= self.awaited);
+        if self.busy.is_some() || !up_to_date || now.steady < self.pause {
+            return;
+        }
+        let transaction = match self.run() {
+            None if self.leaving => {
+                self.left = true;
+                if let Lease::Held { lease, .. } = self.lease {
+                    out.push(Effect::Revoke(lease));
+                }
+                out.push(Effect::Left);
+                return;
+            }
+            None => self.join(now),
+            Some(run) => self.next_transaction(now, run, &roles, out),
+        };
+        if let Some(mut transaction) = transaction {
+            self.transactions += 1;
+            transaction.id = self.transactions;
+            self.busy = Some(transaction.id);
+            out.push(Effect::Transact(transaction));
+        }
+    }
+
+    fn join(&self, now: Now) -> Option<Transaction> {
+        let Lease::Held { lease, .. } = self.lease else { return None };
+        let view = self.view.as_ref()?;
+        let me = self.settings.node;
+        // A run before us, or another who has our number: until its lease is over.
+        if view.members.contains_key(&me) {
+            return None;
+        }
+        transaction::join(&self.settings, view, &self.member(lease), now)
+    }
+
+    fn member(&self, lease: i64) -> Member {
+        let serves = |(role, local): (&String, &Local)| {
+            matches!(local, Local::Running { serving: true, .. }).then(|| role.clone())
+        };
+        Member {
+            lease,
+            name: self.settings.name.clone(),
+            version: self.settings.version.clone(),
+            roles: self.settings.roles.keys().cloned().collect(),
+            unfit: self.unfit.keys().cloned().collect(),
+            serving: self.local.iter().filter_map(serves).collect(),
+        }
+    }
+
+    /// Why a role of ours goes elsewhere, if it does.
+    fn reason_to_give(&self, view: &View, role: &str) -> Option<String> {
+        let me = self.settings.node;
+        let others = place(view, role, &self.settings.roles[role], Some(me)).is_some();
+        if self.leaving {
+            return Some(format!("node {me} has left"));
+        }
+        if let Some(wish) = view.wishes.get(role)
+            && wish.record.node != me
+            && may_take(view, role, wish.record.node)
+        {
+            let why = Some(&wish.record.reason).filter(|why| !why.is_empty());
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            return Some(format!("moved to node {}{why}", wish.record.node));
+        }
+        let reason = view.nodes.get(&me).map_or("", |seen| &seen.record.reason);
+        match view.standing(me) {
+            Standing::Draining if others => Some(format!("node {me} is drained: {reason}")),
+            Standing::Quarantined if others => Some(format!("node {me} is in quarantine")),
+            _ => None,
+        }
+    }
+
+    /// Stops a role that is not ours any more, or is to go elsewhere.
+    fn give_up(&mut self, role: &str, out: &mut Vec<Effect>) {
+        let Some(Local::Running { generation, .. }) = self.local.get(role).cloned() else { return };
+        let Some(view) = self.view.as_ref().filter(|view| view.revision >= self.awaited) else {
+            return;
+        };
+        let run = self.run();
+        let seen = view.roles.get(role).map(|seen| &seen.record);
+        let ours = seen.is_some_and(|seen| {
+            seen.owner == run && run.is_some() && seen.generation == generation
+        });
+        let reason = self.reason_to_give(view, role);
+        if !ours {
+            self.local.insert(role.to_owned(), Local::Stopping(None));
+            out.push(Effect::Stop { role: role.to_owned(), orderly: false });
+        } else if let Some(reason) = reason {
+            self.local.insert(role.to_owned(), Local::Stopping(Some(reason)));
+            out.push(Effect::Stop { role: role.to_owned(), orderly: true });
+        }
+    }
+
+    fn next_transaction(
+        &mut self,
+        now: Now,
+        run: Run,
+        roles: &[String],
+        out: &mut Vec<Effect>,
+    ) -> Option<Transaction> {
+        // What it says of itself comes first: others, and it itself, decide by that.
+        let view = self.view.as_ref()?;
+        let member = self.member(run.lease);
+        let seen = view.members.get(&run.node)?;
+        if seen.record != member {
+            return Some(transaction::update(&self.settings.keys, seen.revision, run, &member));
+        }
+        for role in roles {
+            let transaction = self.of_role(now, run, role, out);
+            if transaction.is_some() {
+                return transaction;
+            }
+        }
+        let view = self.view.as_ref()?;
+        let owns = view.roles.values().any(|seen| seen.record.owner == Some(run));
+        let leaves = self.leaving && self.nothing_runs() && !owns;
+        leaves.then(|| transaction::leave(&self.settings.keys, view, run)).flatten()
+    }
+
+    /// Why the node is no member, in words for its log.
+    pub fn why_alone(&self) -> Option<String> {
+        let me = self.settings.node;
+        let Some(view) = &self.view else { return Some("etcd has not answered yet".to_owned()) };
+        let Lease::Held { lease, .. } = self.lease else {
+            return Some("it has no lease".to_owned());
+        };
+        match (view.members.get(&me), view.nodes.get(&me)) {
+            (Some(seen), _) if seen.record.lease != lease => Some(format!(
+                "node {me} is there already, as {}: an earlier run of this node whose lease is not \
+                 over, or another one with the same number",
+                seen.record.name
+            )),
+            (None, None) => {
+                Some(format!("the cluster has no node {me}: run `bulkhead cluster join` on it"))
+            }
+            _ => None,
+        }
+    }
+
+    /// What is to be done about a role of which nothing runs here; or what runs and gives it up early,
+    /// where that rule is broken.
+    fn of_role(
+        &mut self,
+        now: Now,
+        run: Run,
+        role: &str,
+        out: &mut Vec<Effect>,
+    ) -> Option<Transaction> {
+        let view = self.view.as_ref()?;
+        let keys = &self.settings.keys;
+        let owner = view.owner(role);
+        let release = match self.local.get(role)? {
+            Local::Idle(release) => release.clone(),
+            Local::Stopping(Some(why)) if !rules::hold(rules::Rule::StopFirst) => Some(why.clone()),
+            _ => return None,
+        };
+        if owner == Some(run) {
+            let release = release.or_else(|| self.reason_to_give(view, role));
+            if let Some(reason) = release {
+                return transaction::release(keys, view, role, &reason, now);
+            }
+            let seen = view.roles.get(role)?;
+            let (revision, generation) = (seen.revision, seen.record.generation);
+            let role = role.to_owned();
+            self.local.insert(role.clone(), Local::Running { generation, serving: false });
+            out.push(Effect::Start { role, revision, generation });
+            return None;
+        }
+        if release.is_some() {
+            // It is another's already.
+            self.local.insert(role.to_owned(), Local::Idle(None));
+        }
+        let dead = owner.filter(|owner| !view.is_alive(*owner));
+        let chosen = place(view, role, self.settings.roles.get(role)?, None);
+        let free = owner.is_none() || dead.is_some() || !rules::hold(rules::Rule::OnlyTheDead);
+        if self.leaving || chosen != Some(run.node) || !free {
+            return None;
+        }
+        if let Some(dead) = dead
+            && self.settings.fence == Fence::Agent
+            && rules::hold(rules::Rule::FenceFirst)
+            && dead.node != run.node
+            && view.fenced.get(&dead.node).is_none_or(|seen| seen.record.lease != dead.lease)
+        {
+            if now.steady >= self.fence_after && self.fencing.insert(dead) {
+                out.push(Effect::Fence(dead));
+            }
+            return None;
+        }
+        transaction::acquire(keys, view, role, run, now)
+    }
+
+    fn note_fenced(&mut self, run: Run, out: &mut Vec<Effect>) {
+        self.transactions += 1;
+        let mut transaction = transaction::fenced(&self.settings.keys, run);
+        transaction.id = self.transactions;
+        debug_assert_eq!(transaction.purpose, Purpose::Fenced);
+        out.push(Effect::Transact(transaction));
+    }
+}
