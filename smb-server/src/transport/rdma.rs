@@ -84,7 +84,7 @@ impl Rdma {
 
 impl Memory {
     /// The token that a message takes back: that of the first answer in it that has one. Which request
-    /// a sealed message answers cannot be seen, and nobody who seals uses a channel.
+    /// a sealed message answers cannot be seen here, so it takes none back: its client ends the right itself.
     fn token(&self, mut message: &[u8]) -> Option<u32> {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.is_empty() {
