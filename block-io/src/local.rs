@@ -415,6 +415,12 @@ impl File for LocalFile {
     fn write_whole<'a>(&'a self, offset: u64, buf: &'a [u8]) -> IoFuture<'a, ()> {
         Box::pin(async move {
             self.writable()?;
+            // What has no room for all of it is to have none of it.
+            let range = offset..offset + buf.len() as u64;
+            match self.fallocate("reserving space", FallocateFlags::empty(), range).await {
+                Ok(()) | Err(Error::Unsupported(_)) => {}
+                Err(error) => return Err(error),
+            }
             pool::write(self.fd.clone(), offset, buf.to_vec(), usize::MAX)
                 .await?
                 .map_err(|e| self.error("writing", e))

@@ -128,12 +128,15 @@ fn a_gibibyte_goes_and_comes_back() {
             file.write_all(&block).unwrap();
         }
     }
-    client.ok(&server, "vms", &[], "put local big; get big back");
     let same = |a: &std::path::Path, b: &std::path::Path| {
         run(Command::new("cmp").arg(a).arg(b), LIMIT).status.success()
     };
+    client.ok(&server, "vms", &[], "put local big");
     assert!(same(&local, &server.files().join("big")));
-    assert!(same(&local, &server.scratch().join("back")));
+    // Two copies at a time are enough for a small disk.
+    fs::remove_file(&local).unwrap();
+    client.ok(&server, "vms", &[], "get big back");
+    assert!(same(&server.files().join("big"), &server.scratch().join("back")));
 }
 
 #[test]

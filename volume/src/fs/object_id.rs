@@ -2,14 +2,11 @@
 //! `user.bulkhead.oid` as `FILE_OBJECTID_BUFFER` (MS-FSCC 2.1.3.1), and behind it the file's inode
 //! number, which tells a file from its copy: a copy made with its extended attributes has no id.
 
-use std::{
-    os::fd::BorrowedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{os::fd::BorrowedFd, sync::MutexGuard};
 
 use rustix::{fs::XattrFlags, io::Errno};
 
-use crate::fs::{descriptor::magic_path, permit::Permit};
+use crate::fs::{descriptor::magic_path, permit::Permit, shards::Shards};
 
 const XATTR: &str = "user.bulkhead.oid";
 /// Length of `FILE_OBJECTID_BUFFER` in bytes.
@@ -63,10 +60,10 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<Option<ObjectId>, Errno> {
     }
 }
 
-/// One change at a time: of two that ask for the id of a file without one, both get the same.
-fn changing() -> MutexGuard<'static, ()> {
-    static CHANGES: Mutex<()> = Mutex::new(());
-    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+/// One change of a file's id at a time: of two that ask for that of a file without one, both get the same.
+fn changing(fd: BorrowedFd<'_>) -> Result<MutexGuard<'static, ()>, Errno> {
+    static FILES: Shards = Shards::new();
+    Ok(FILES.lock(&rustix::fs::fstat(fd)?))
 }
 
 fn keep(fd: BorrowedFd<'_>, id: &ObjectId) -> Result<(), Errno> {
@@ -84,7 +81,7 @@ pub fn get_or_create(
     fd: BorrowedFd<'_>,
     volume: [u8; 16],
 ) -> Result<ObjectId, Errno> {
-    let _alone = changing();
+    let _alone = changing(fd)?;
     if let Some(id) = of(fd)? {
         return Ok(id);
     }
@@ -98,7 +95,7 @@ pub fn get_or_create(
 /// # Errors
 /// What the file system says.
 pub fn extend(_: Permit<'_>, fd: BorrowedFd<'_>, extended: &[u8; LEN - 16]) -> Result<bool, Errno> {
-    let _alone = changing();
+    let _alone = changing(fd)?;
     let Some(id) = of(fd)? else { return Ok(false) };
     keep(fd, &id.with_extended(extended))?;
     Ok(true)
@@ -109,7 +106,7 @@ pub fn extend(_: Permit<'_>, fd: BorrowedFd<'_>, extended: &[u8; LEN - 16]) -> R
 /// # Errors
 /// What the file system says; none if there is no id.
 pub fn remove(_: Permit<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let _alone = changing();
+    let _alone = changing(fd)?;
     match rustix::fs::removexattr(magic_path(fd).as_str(), XATTR) {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error),

@@ -134,35 +134,74 @@ impl Permit<'_> {
         self.regroup(fd)
     }
 
-    /// Makes a regular file as [`Permit::create_file`] does, which bears a mark from the moment it
-    /// has its name.
-    pub fn create_marked(
+    /// Makes a regular file as [`Permit::create_file`] does, and has it prepared before it has its name:
+    /// nobody opens it whom its list is about to keep out. The refusal of `prepare` is the inner one.
+    ///
+    /// # Errors
+    /// As [`Permit::create_file`].
+    pub fn create_prepared<E>(
         &self,
         folder: BorrowedFd<'_>,
         name: &str,
-        mark: &CreateTag,
-    ) -> Result<OwnedFd, Errno> {
+        prepare: impl FnOnce(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<Result<OwnedFd, E>, Errno> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let nameless = rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o640));
-        let nameless = match nameless {
-            Ok(nameless) => nameless,
-            // A file system that cannot: for a moment the file is there without its mark.
+        let nameless = match rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o640)) {
+            Ok(nameless) => self.regroup(nameless)?,
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
-                let fd = self.create_file(folder, name)?;
-                rustix::fs::fsetxattr(&fd, MADE, mark, XattrFlags::empty())?;
-                return Ok(fd);
+                return self.create_aside(folder, name, prepare);
             }
             Err(error) => return Err(error),
         };
-        rustix::fs::fsetxattr(&nameless, MADE, mark, XattrFlags::empty())?;
-        let nameless = self.regroup(nameless)?;
+        if let Err(refused) = prepare(nameless.as_fd()) {
+            return Ok(Err(refused));
+        }
         self.link_in(nameless.as_fd(), folder, name)?;
         // A descriptor from before it had a name does not tell the name.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(folder, name, flags, Mode::empty())?;
         let same = file_key::key(&rustix::fs::fstat(&fd)?)
             == file_key::key(&rustix::fs::fstat(&nameless)?);
-        if same { Ok(fd) } else { Err(Errno::EXIST) }
+        if same { Ok(Ok(fd)) } else { Err(Errno::EXIST) }
+    }
+
+    /// [`Permit::create_prepared`] on a file system without nameless files: until the file is prepared it
+    /// has a name that is none to clients.
+    fn create_aside<E>(
+        &self,
+        folder: BorrowedFd<'_>,
+        name: &str,
+        prepare: impl FnOnce(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<Result<OwnedFd, E>, Errno> {
+        let aside = nameless::name(nameless::LINK)?;
+        let (fd, first) = match self.create_file(folder, &aside) {
+            // A file system that takes no such name (vfat, exFAT) keeps no list either.
+            Err(Errno::INVAL) => (self.create_file(folder, name)?, name),
+            made => (made?, &*aside),
+        };
+        let prepared = prepare(fd.as_fd());
+        let placed = match (&prepared, first == name) {
+            (Ok(()), true) => return Ok(Ok(fd)),
+            (Ok(()), false) => {
+                self.volume.names.change(folder, (None, Some(name)), || place(folder, first, name))
+            }
+            (Err(_), _) => Err(Errno::CANCELED),
+        };
+        if placed.is_err() {
+            let _ = rustix::fs::unlinkat(folder, first, AtFlags::empty());
+        }
+        match prepared {
+            Ok(()) => placed.map(|()| Ok(fd)),
+            Err(refused) => Ok(Err(refused)),
+        }
+    }
+
+    /// Has a file bear a mark, which [`bears`] finds.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn mark(&self, fd: BorrowedFd<'_>, mark: &CreateTag) -> Result<(), Errno> {
+        rustix::fs::fsetxattr(fd, MADE, mark, XattrFlags::empty())
     }
 
     /// Gives what was made the group that is set.
@@ -199,7 +238,7 @@ impl Permit<'_> {
                 .and_then(|fd| self.regroup(fd))
                 .and_then(|fd| match prepare(fd.as_fd()) {
                     Ok(()) if first == name => Ok(fd),
-                    Ok(()) => place_folder(folder, first, name).map(|()| fd),
+                    Ok(()) => place(folder, first, name).map(|()| fd),
                     Err(error) => {
                         refused = Some(error);
                         Err(Errno::CANCELED)
@@ -333,11 +372,10 @@ impl Permit<'_> {
     }
 }
 
-/// Gives a new folder its name, which must be free.
-fn place_folder(folder: BorrowedFd<'_>, aside: &str, name: &str) -> Result<(), Errno> {
+/// Gives a new file or folder its name, which must be free.
+fn place(folder: BorrowedFd<'_>, aside: &str, name: &str) -> Result<(), Errno> {
     match rustix::fs::renameat_with(folder, aside, folder, name, RenameFlags::NOREPLACE) {
-        // A file system that cannot tell: what is there is looked for, and a folder takes the place of no
-        // file and of no folder with something in it.
+        // A file system that cannot tell: what is there is looked for.
         Err(Errno::INVAL | Errno::NOSYS) => {
             let _alone = taken::names([(folder, OsStr::new(name))])?;
             match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -467,5 +505,41 @@ mod tests {
             fs::read_dir(root.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["d", "f"]);
+    }
+
+    /// Nobody opens a file before it has its list, whatever the file system can, and one that is refused
+    /// leaves nothing.
+    #[test]
+    fn a_file_is_prepared_before_it_has_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = Volume::open(root.path()).unwrap();
+        let permit = volume.permit(Access::ALL).unwrap();
+        let make = |name: &str, aside, outcome: Result<(), NtStatus>| {
+            let prepare = |_: BorrowedFd<'_>| {
+                assert!(!root.path().join(name).exists());
+                outcome
+            };
+            match aside {
+                true => permit.create_aside(volume.root(), name, prepare),
+                false => permit.create_prepared(volume.root(), name, prepare),
+            }
+        };
+        for (aside, name) in [(true, "a"), (false, "b")] {
+            let fd = make(name, aside, Ok(())).unwrap().unwrap();
+            let place = root.path().canonicalize().unwrap().join(name);
+            assert_eq!(place_of(fd.as_fd()).unwrap(), place);
+            let refused = make("c", aside, Err(NtStatus::DISK_FULL)).unwrap();
+            assert_eq!(refused.unwrap_err(), NtStatus::DISK_FULL);
+            let taken = |_: BorrowedFd<'_>| Ok::<_, NtStatus>(());
+            let made = match aside {
+                true => permit.create_aside(volume.root(), name, taken),
+                false => permit.create_prepared(volume.root(), name, taken),
+            };
+            assert_eq!(made.unwrap_err(), Errno::EXIST);
+        }
+        let mut names: Vec<_> =
+            fs::read_dir(root.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "b"]);
     }
 }

@@ -120,6 +120,11 @@ impl Above {
         kept(folder).map(Self)
     }
 
+    /// Whether what is made in the folder gets a list.
+    pub fn hands_down(&self) -> bool {
+        self.0.as_ref().is_some_and(|above| !is_default(above))
+    }
+
     /// Rights of a token in the folder by its own list.
     pub fn access(&self, sids: &[Sid]) -> Access {
         access_by(self.0.as_ref(), sids)

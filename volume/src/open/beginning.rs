@@ -53,6 +53,11 @@ impl<'a> Beginning<'a> {
         Ok(Self { directory, attributes, above, list, eas: wanted_eas(request)?, sids })
     }
 
+    /// Whether it has a list, its own or its folder's, that may keep somebody out.
+    pub(super) fn keeps_out(&self) -> bool {
+        self.list.is_some() || self.above.hands_down()
+    }
+
     /// Gives it to the file.
     ///
     /// # Errors

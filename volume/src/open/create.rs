@@ -503,22 +503,23 @@ impl CreateOperation<'_> {
         let beginning = Beginning::of(self.request, directory, above, self.sids)?;
         let path = self.volume.tunnelled(folder.as_fd(), path);
         let (_, name) = path.split().ok_or(NtStatus::OBJECT_NAME_COLLISION)?;
+        let mark = self.mark.as_ref().filter(|_| stream.is_none() && !directory);
+        // What keeps others out, and what a replay looks for, is there before the name is. It costs a
+        // file some 10 µs, so one that is open to all who may use the share begins afterwards.
+        let first = mark.is_some() || beginning.keeps_out();
         let mut beginning = Some(beginning);
-        // A folder begins before it has its name, a file afterwards.
-        let mut begin =
-            |fd: BorrowedFd<'_>| beginning.take().map_or(Ok(()), |it| it.give(permit, fd));
-        let made = if directory {
-            match permit.create_folder(folder.as_fd(), name, &mut begin) {
-                Ok(begun) => Ok(begun?),
-                Err(error) => Err(error),
-            }
-        } else if let Some(mark) = self.mark.as_ref().filter(|_| stream.is_none()) {
-            permit.create_marked(folder.as_fd(), name, mark)
-        } else {
-            permit.create_file(folder.as_fd(), name)
+        let mut begin = |fd: BorrowedFd<'_>| -> Result<(), Refused> {
+            let Some(beginning) = beginning.take() else { return Ok(()) };
+            mark.map_or(Ok(()), |mark| permit.mark(fd, mark))?;
+            beginning.give(permit, fd)
+        };
+        let made = match (directory, first) {
+            (true, _) => permit.create_folder(folder.as_fd(), name, &mut begin),
+            (false, true) => permit.create_prepared(folder.as_fd(), name, &mut begin),
+            (false, false) => permit.create_file(folder.as_fd(), name).map(Ok),
         };
         let fd = match made {
-            Ok(fd) => fd,
+            Ok(begun) => begun?,
             // It is there now, or its folder is gone or leads elsewhere: look again.
             Err(Errno::EXIST | Errno::LOOP) => return Err(NtStatus::RETRY.into()),
             Err(Errno::NOENT) => return Err(NtStatus::OBJECT_PATH_NOT_FOUND.into()),

@@ -1,13 +1,26 @@
 //! What a CREATE asks for beside its file, and what is told of it later: contexts that do not go
 //! together, clients that change their dialect, acknowledgements that nobody waits for.
 
-use smb_protocol::msg::{
-    context::{DurableV2, Lease, LeaseState, ReconnectV2},
-    create::ShareAccess,
-    oplock::{OplockBreak, OplockLevel},
+use std::mem::MaybeUninit;
+
+use rustix::{
+    fs::inotify::{self, CreateFlags, WatchFlags},
+    io::Errno,
+};
+use smb_protocol::{
+    msg::{
+        context::{self, DurableV2, Lease, LeaseState, ReconnectV2},
+        create::{Access, Disposition, ShareAccess},
+        oplock::{OplockBreak, OplockLevel},
+    },
+    security::{Control, Descriptor, Sid, parts},
 };
 
-use super::{house::*, *};
+use super::{
+    files::{FILE, logged_in},
+    house::*,
+    *,
+};
 
 const DIALECTS: [Dialect; 4] =
     [Dialect::SMB_2_0_2, Dialect::SMB_2_1, Dialect::SMB_3_0, Dialect::SMB_3_0_2];
@@ -157,4 +170,45 @@ fn a_lease_beside_no_oplock_is_granted_to_the_dialects_that_knew_it() {
             assert_eq!(guest.close(got.id), NtStatus::SUCCESS);
         }
     }
+}
+
+/// Nobody sees a file before it has its access list: one whose list is refused was never there.
+#[test]
+fn a_file_has_its_access_list_before_it_has_its_name() {
+    let mut direct = logged_in();
+    let mine = direct.exchange.server.user_sid("U");
+    let watch = inotify::init(CreateFlags::NONBLOCK).unwrap();
+    let folder = direct.folder.path().join("files");
+    inotify::add_watch(&watch, folder, WatchFlags::CREATE | WatchFlags::MOVED_TO).unwrap();
+    let seen = || {
+        let mut room = [MaybeUninit::uninit(); 4096];
+        inotify::Reader::new(&watch, &mut room)
+            .next()
+            .map(|event| event.file_name().unwrap().to_str().unwrap().to_owned())
+    };
+    let mut create = |name: &str, owner: Sid| {
+        let descriptor = Descriptor {
+            owner: Some(owner),
+            control: Control::DACL_PRESENT,
+            dacl: Some(Vec::new()),
+            ..Descriptor::default()
+        };
+        let mut data = Vec::new();
+        descriptor.encode(parts::OWNER | parts::DACL, &mut data);
+        let request = create::Request {
+            access: Access::READ_ATTRIBUTES,
+            share: ShareAccess(7),
+            disposition: Disposition::CREATE,
+            options: FILE,
+            name: name.into(),
+            impersonation: 2,
+            contexts: vec![create::RawContext { name: context::names::SECD, data: &data }],
+            ..Default::default()
+        };
+        direct.ask(Command::CREATE, |out| request.encode(out)).0.status
+    };
+    assert_eq!(create("refused", Sid::new(5, &[21, 7, 7])), NtStatus::INVALID_OWNER);
+    assert_eq!(seen(), Err(Errno::AGAIN));
+    assert_eq!(create("made", mine), NtStatus::SUCCESS);
+    assert_eq!(seen(), Ok("made".into()));
 }

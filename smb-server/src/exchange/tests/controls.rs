@@ -505,7 +505,7 @@ fn where_a_file_lies_is_told() {
         raw.as_chunks::<8>().0.iter().map(|raw| u64::from_le_bytes(*raw)).collect();
     let count = numbers[0] as usize;
     assert_eq!((numbers.len(), numbers[1]), (2 + 2 * count, 0));
-    let cluster = rustix::fs::statvfs(direct._folder.path()).unwrap().f_frsize;
+    let cluster = rustix::fs::statvfs(direct.folder.path()).unwrap().f_frsize;
     assert!(numbers[2 * count] >= 300_000u64.div_ceil(cluster));
     assert!(numbers[3] < u64::MAX, "the file is written");
     let beyond = from(numbers[2 * count]);

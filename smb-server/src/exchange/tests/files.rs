@@ -140,7 +140,7 @@ fn streams_go_with_their_file() {
     // A new file of that name begins without streams, and nothing of the old ones is kept.
     let file = direct.create("b", Disposition::CREATE, FILE).unwrap();
     assert_eq!(direct.streams(file), ["::$DATA"]);
-    let kept = direct._folder.path().join("files/.bulkhead/streams");
+    let kept = direct.folder.path().join("files/.bulkhead/streams");
     assert_eq!(std::fs::read_dir(kept).unwrap().count(), 0);
 }
 
@@ -302,7 +302,7 @@ fn posix_rules_on_request() {
     assert_eq!(direct.load(new), b"new");
     direct.close(new);
     assert_eq!(direct.load(fresh), b"fresh");
-    let path = direct._folder.path().join("files/target");
+    let path = direct.folder.path().join("files/target");
     assert_eq!(std::fs::read(path).unwrap(), b"fresh");
 }
 
@@ -375,7 +375,7 @@ fn folders_are_deleted_only_when_they_are_empty() {
     direct.close(file);
     assert_eq!(direct.set(folder, InfoClass::DISPOSITION, &[1]), NtStatus::SUCCESS);
     direct.close(folder);
-    assert!(!direct._folder.path().join("files/d").exists());
+    assert!(!direct.folder.path().join("files/d").exists());
     // To be deleted on close means nothing for one that is not empty then.
     let options = FOLDER | CreateOptions::DELETE_ON_CLOSE;
     let folder = direct.create("e", Disposition::CREATE, options).unwrap();
@@ -458,7 +458,7 @@ fn attributes_are_asked_for_by_name() {
 fn large_folders_are_listed_in_pieces() {
     const COUNT: usize = 6000;
     let mut direct = logged_in();
-    let at = direct._folder.path().join("files/many");
+    let at = direct.folder.path().join("files/many");
     std::fs::create_dir(&at).unwrap();
     let mut want: BTreeSet<String> = [".".to_owned(), "..".to_owned()].into();
     for number in 0..COUNT {
@@ -520,7 +520,7 @@ fn a_file_replaced_behind_the_server_has_no_streams() {
     let stream = direct.create("a:s", Disposition::CREATE, FILE).unwrap();
     direct.store(stream, b"old");
     direct.close(stream);
-    let path = direct._folder.path().join("files/a");
+    let path = direct.folder.path().join("files/a");
     std::fs::write(path.with_extension("new"), "").unwrap();
     std::fs::rename(path.with_extension("new"), &path).unwrap();
     let file = direct.create("a", Disposition::OPEN, FILE).unwrap();

@@ -184,7 +184,7 @@ proptest! {
         if ![fs_info::SIZE, fs_info::FULL_SIZE].contains(&class) {
             prop_assert_eq!(&whole[..cut.len()], &cut[..]);
         }
-        let stat = rustix::fs::statvfs(direct._folder.path()).unwrap();
+        let stat = rustix::fs::statvfs(direct.folder.path()).unwrap();
         if class == fs_info::FULL_SIZE {
             let space = fs_info::Space::parse_full_size(&whole).unwrap();
             let unit = u64::from(space.sectors_per_unit) * u64::from(space.bytes_per_sector);

@@ -172,7 +172,7 @@ impl Direct {
     }
 
     pub(super) fn files(&self) -> PathBuf {
-        self._folder.path().join("files")
+        self.folder.path().join("files")
     }
 }
 

@@ -53,7 +53,7 @@ struct Direct {
     exchange: Exchange,
     caller: Caller,
     runtime: tokio::runtime::Runtime,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Asks for Direct {
@@ -114,7 +114,7 @@ impl Direct {
             exchange: Exchange::new(server, address, address),
             caller: Caller::default(),
             runtime,
-            _folder: folder,
+            folder,
         }
     }
 

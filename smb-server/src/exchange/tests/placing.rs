@@ -71,7 +71,7 @@ impl Coming {
 
 impl Direct {
     pub(super) fn content(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self._folder.path().join("files").join(name)).unwrap()
+        std::fs::read(self.folder.path().join("files").join(name)).unwrap()
     }
 }
 

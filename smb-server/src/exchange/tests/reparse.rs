@@ -645,7 +645,7 @@ fn links_of_the_host_reach_nothing_that_names_hide() {
     };
     std::fs::create_dir_all(files.join("real/sub")).unwrap();
     std::fs::write(files.join("real/sub/f"), "content").unwrap();
-    std::fs::write(direct._folder.path().join("secret"), "secret").unwrap();
+    std::fs::write(direct.folder.path().join("secret"), "secret").unwrap();
     let with_stream = direct.create("real\\sub\\f:s", Disposition::CREATE, FILE).unwrap();
     direct.close(with_stream);
     for folder in ["disks", "old/vms/deep"] {
