@@ -1,6 +1,7 @@
 //! What the cross-crate tests and the benchmarks share beside `test-support`, whose modules are
 //! also named here.
 
+pub mod bridge;
 pub mod cluster;
 pub mod conformance;
 pub mod field;

@@ -156,6 +156,34 @@ fn what_cannot_be_is_refused_by_name() {
 }
 
 #[test]
+fn a_lun_is_measured_and_overwritten_only_if_that_is_allowed() {
+    let mut house = House::new(4);
+    let (lun, server) = (house.lun(), house.server.pid().to_string());
+    let before = fs::read(house.at("lun.raw")).unwrap();
+    let bench = |more: &[&str]| {
+        let args = ["bench", "iscsi", &lun, "--seconds", "0.2", "--server-pid", &server, "--json"];
+        run(&mut command(&[&args, more].concat()), LIMIT)
+    };
+    let report: serde_json::Value = serde_json::from_str(&succeeded(bench(&[]))).unwrap();
+    let count = |report: &serde_json::Value, what: &str| report[what]["operations"].as_u64();
+    assert!(count(&report, "read") > Some(0) && count(&report, "write") == Some(0), "{report}");
+    assert_eq!(report["bytes_used"].as_u64(), Some(4 * MIB));
+    let output = bench(&["--rw", "write"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--destroy-data"));
+    assert!(fs::read(house.at("lun.raw")).unwrap() == before);
+    let writes = bench(&["--rw", "write", "--destroy-data", "--pattern", "seq", "--size", "1M"]);
+    let report: serde_json::Value = serde_json::from_str(&succeeded(writes)).unwrap();
+    assert!(count(&report, "write") > Some(0), "{report}");
+    let after = fs::read(house.at("lun.raw")).unwrap();
+    assert!(
+        after[..MIB as usize] != before[..MIB as usize]
+            && after[MIB as usize..] == before[MIB as usize..]
+    );
+    assert_eq!(house.server.stop(), [""; 0]);
+}
+
+#[test]
 fn a_portal_tells_its_targets() {
     let house = House::new(1);
     let portal = house.port.address().to_string();

@@ -1,8 +1,10 @@
-//! `bulkhead bench`: measures a server.
+//! `bulkhead bench`: measures a server or a disk.
 
 mod channels;
 mod common;
 mod cpu;
+mod disk;
+mod drive;
 mod files;
 mod histogram;
 mod load;
@@ -30,6 +32,10 @@ enum What {
     SmbFiles(files::Args),
     /// Opens idle sessions and reports what memory the server needs for each.
     SmbSessions(sessions::Args),
+    /// Reads and writes a virtual disk, a LUN or an image, through the code that virtual machines use, and
+    /// reports operations per second, throughput, latency and CPU.
+    #[command(visible_alias = "iscsi")]
+    Disk(disk::Args),
     /// Measures what the machine allows: TCP over loopback, copies to and from the page cache.
     Machine(machine::Args),
 }
@@ -40,6 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Smb(args) => smb::run(args),
         What::SmbFiles(args) => files::run(args),
         What::SmbSessions(args) => sessions::run(args),
+        What::Disk(args) => disk::run(&args),
         What::Machine(args) => machine::run(args),
     }
 }

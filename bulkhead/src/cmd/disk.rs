@@ -133,7 +133,7 @@ impl Layout {
 }
 
 /// The format asked for, or the one the location's ending names, for a file that is read.
-fn named(asked: Option<Format>, location: &str) -> anyhow::Result<Named> {
+pub(super) fn named(asked: Option<Format>, location: &str) -> anyhow::Result<Named> {
     Ok(Named { format: format(asked, location)?, asked: asked.is_some() })
 }
 

@@ -109,6 +109,8 @@ impl TransformHeader {
     pub const LEN: usize = 52;
     /// ProtocolId: `FD 'S' 'M' 'B'`.
     pub const PROTOCOL_ID: [u8; 4] = [0xfd, b'S', b'M', b'B'];
+    /// Where the signature stands in a message.
+    pub const SIGNATURE: std::ops::Range<usize> = 4..20;
     const FLAG_ENCRYPTED: u16 = 1;
     const AAD: std::ops::Range<usize> = 20..Self::LEN;
 

@@ -27,7 +27,7 @@ use volume::work::aside;
 use crate::{
     dropped::Dropped,
     session::{Sealing, Session},
-    transport::{give_buffer, take_buffer},
+    transport::{RemoteMemory, give_buffer, take_buffer},
 };
 
 /// How the answers to one frame are protected.
@@ -101,6 +101,8 @@ pub(super) struct Answer<'a> {
     sealed: Option<Sealed>,
     /// The frame is compressed, if that pays.
     pub(super) compress: Option<Packing>,
+    /// The client's memory, which some answers take back.
+    pub(super) memory: Option<Arc<dyn RemoteMemory>>,
     /// What is not finished stays: the rule is broken.
     #[cfg(test)]
     pub(super) leaks: bool,
@@ -121,6 +123,7 @@ impl<'a> Answer<'a> {
             settled: false,
             sealed,
             compress: None,
+            memory: None,
             #[cfg(test)]
             leaks: false,
         };
@@ -284,6 +287,19 @@ impl<'a> Answer<'a> {
         self.finish()
     }
 
+    /// The requests that the frame answers.
+    fn answered(&self) -> Vec<MessageId> {
+        let (mut all, mut messages) = (Vec::new(), &self.out[self.messages..]);
+        while let Ok(header) = Header::parse(messages) {
+            all.push(header.message_id);
+            match messages.get(header.next_command as usize..) {
+                Some(next) if header.next_command > 0 => messages = next,
+                _ => break,
+            }
+        }
+        all
+    }
+
     /// The one place where bytes become part of what is sent: signed, sealed, with their prefix.
     fn finish(&mut self) -> Result<(), NonceError> {
         if self.out.len() == self.messages {
@@ -291,12 +307,19 @@ impl<'a> Answer<'a> {
             return Ok(());
         }
         self.sign_last(self.out.len())?;
+        let sealed = self.sealed.clone();
+        let answered = sealed.as_ref().and(self.memory.as_ref()).map(|_| self.answered());
         if let Some(packing) = self.compress.take() {
             self.pack(packing);
         }
         let payload = self.frame + FRAME_LEN;
-        if let Some(Sealed { session, keys }) = &self.sealed {
+        if let Some(Sealed { session, keys }) = sealed {
             keys.seals.seal(session.id.0, &mut self.out[payload..])?;
+        }
+        if let (Some(memory), Some(answered)) = (&self.memory, answered)
+            && let Some(signature) = self.out[payload..][TransformHeader::SIGNATURE].first_chunk()
+        {
+            memory.hidden(&answered, *signature);
         }
         let len = self.out.len() - payload;
         let prefix = frame_prefix(len).expect("every message was begun with room for the largest");

@@ -61,8 +61,8 @@ impl Exchange {
     }
 
     fn pass<'a>(&self, protection: Protection, out: &'a mut Vec<u8>) -> Pass<'a> {
-        #[cfg_attr(not(test), expect(unused_mut, reason = "tests break a rule there"))]
         let mut pass = Pass::begin(out, protection);
+        pass.answer.memory.clone_from(&self.remote_memory);
         #[cfg(test)]
         {
             pass.answer.leaks =

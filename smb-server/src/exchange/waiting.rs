@@ -362,6 +362,7 @@ impl Exchange {
             Rest::Answer(signs, compress) => {
                 let mut pass = Pass::begin(out, protection);
                 pass.answer.compress = compress;
+                pass.answer.memory.clone_from(&self.remote_memory);
                 let done = self.respond((header, since), signs, end, pass);
                 return Taken::Done(done);
             }
@@ -374,6 +375,7 @@ impl Exchange {
             };
             let Suspended { mut bytes, accepted, chain, first, cancelled, held, .. } = suspended;
             let mut pass = Pass::begin(out, protection);
+            pass.answer.memory.clone_from(&self.remote_memory);
             if let Some(held) = held {
                 pass.answer.put_back(held);
             }

@@ -162,4 +162,11 @@ pub trait RemoteMemory: fmt::Debug + Send + Sync {
     /// The answer to the request `answered`, which is still to be sent, takes the right to the memory
     /// `token` back from us as it comes (MS-SMBD 3.1.4.2). At most one for each request.
     fn invalidate(&self, answered: MessageId, token: u32);
+
+    /// The answers to `answered` go out in an encrypted message, which cannot be looked into and is known
+    /// by the signature in its header (MS-SMB2 2.2.41): what they take back goes with that.
+    fn hidden(&self, answered: &[MessageId], signature: Signature);
 }
+
+/// The signature in the header of an encrypted message.
+pub type Signature = [u8; 16];

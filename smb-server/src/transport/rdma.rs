@@ -21,11 +21,12 @@ use bytes::Bytes;
 use rdma::{Connection, Handle, Part, smbd::Upper};
 use smb_protocol::{
     Header, MessageId,
+    crypto::TransformHeader,
     header::{FRAME_LEN, frame_len},
     msg::rdma::BufferDescriptor,
 };
 
-use super::{Carrier, Placement, RemoteMemory, Transfer, Transport};
+use super::{Carrier, Placement, RemoteMemory, Signature, Transfer, Transport};
 use crate::dropped::Dropped;
 
 /// About so many bytes of messages are taken at once, so that answers to them go out meanwhile.
@@ -53,7 +54,16 @@ pub struct Rdma {
 #[derive(Debug)]
 struct Memory {
     handle: Handle,
-    tokens: Mutex<HashMap<MessageId, u32>>,
+    tokens: Mutex<HashMap<Taking, u32>>,
+}
+
+/// A message that takes a token back as it goes out.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Taking {
+    /// One with the answer to a request.
+    Answer(MessageId),
+    /// An encrypted one.
+    Encrypted(Signature),
 }
 
 impl Rdma {
@@ -83,16 +93,19 @@ impl Rdma {
 }
 
 impl Memory {
-    /// The token that a message takes back: that of the first answer in it that has one. Which request
-    /// a sealed message answers cannot be seen here, so it takes none back: its client ends the right itself.
+    /// The token that a message takes back: that of the first answer in it that has one.
     fn token(&self, mut message: &[u8]) -> Option<u32> {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.is_empty() {
             return None;
         }
+        if TransformHeader::starts(message) {
+            let signature = message.get(TransformHeader::SIGNATURE)?.first_chunk()?;
+            return tokens.remove(&Taking::Encrypted(*signature));
+        }
         let mut found = None;
         while let Ok(header) = Header::parse(message) {
-            found = found.or(tokens.remove(&header.message_id));
+            found = found.or(tokens.remove(&Taking::Answer(header.message_id)));
             let next = header.next_command as usize;
             match message.get(next..).filter(|_| next > 0) {
                 Some(rest) => message = rest,
@@ -209,7 +222,15 @@ impl RemoteMemory for Memory {
     fn invalidate(&self, answered: MessageId, token: u32) {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.len() < MOST_TOKENS {
-            tokens.insert(answered, token);
+            tokens.insert(Taking::Answer(answered), token);
+        }
+    }
+
+    fn hidden(&self, answered: &[MessageId], signature: Signature) {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = answered.iter().map(|id| tokens.remove(&Taking::Answer(*id)));
+        if let Some(token) = taken.fold(None, Option::or) {
+            tokens.insert(Taking::Encrypted(signature), token);
         }
     }
 }
@@ -305,6 +326,18 @@ mod tests {
         );
         let buffer = client.handle().deregister(part.token).await.unwrap().into_vec();
         assert_eq!(buffer, b"data\0\0\0\0\0");
+        // An answer that cannot be looked into.
+        let part = client.handle().register(Granted::writable(vec![0; 9])).await.unwrap();
+        memory.invalidate(MessageId(10), part.token);
+        memory.hidden(&[MessageId(9), MessageId(10)], [6; 16]);
+        for (signature, token) in [(7, None), (6, Some(part.token)), (6, None)] {
+            let mut sealed = vec![0, 0, 0, TransformHeader::LEN as u8];
+            sealed.extend(TransformHeader::PROTOCOL_ID);
+            sealed.extend([signature; 16]);
+            sealed.resize(FRAME_LEN + TransformHeader::LEN, 0);
+            server.send(&sealed).await.unwrap();
+            assert_eq!(client.receive().await.unwrap().invalidated, token);
+        }
         drop(client);
         // The end is seen behind everything that came before it.
         server.readable().await.unwrap();

@@ -2,10 +2,7 @@
 //! virtual disks use. Its requests are spread by the client; nothing is bound to a thread.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,20 +10,10 @@ use anyhow::{Context, bail};
 use serde_json::json;
 use smb_client::{Client, ConnectOptions, Create, OpenOptions, RemoteFile, Session, Share};
 
-use super::{histogram::Histogram, load::Pattern, verify::next_random};
-
-/// What is asked of a file.
-#[derive(Clone, Copy, Debug)]
-pub struct Load {
-    pub pattern: Pattern,
-    /// Reads among 100 operations.
-    pub reads: u32,
-    pub block_size: u64,
-    pub depth: u16,
-    /// Blocks of the file.
-    pub blocks: u64,
-    pub time: Duration,
-}
+use super::{
+    drive::{Driven, Load, drive},
+    histogram::Histogram,
+};
 
 /// What was done in one run, with the times of all requests.
 pub struct Done {
@@ -114,45 +101,12 @@ async fn fill(file: &RemoteFile, size: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps so many requests under way until the time is up.
-async fn drive(file: &Arc<RemoteFile>, load: Load) -> anyhow::Result<(Histogram, Histogram, f64)> {
-    let over = Arc::new(AtomicBool::new(false));
-    let cursor = Arc::new(AtomicU64::new(0));
-    let since = Instant::now();
-    let mut tasks = Vec::new();
-    for number in 0..load.depth {
-        let (file, over, cursor) = (file.clone(), over.clone(), cursor.clone());
-        tasks.push(tokio::spawn(async move {
-            let mut random = 0x5eed_0000 + u64::from(number);
-            let (mut reads, mut writes) = (Histogram::new(), Histogram::new());
-            let mut data = vec![number.to_le_bytes()[0]; usize::try_from(load.block_size)?];
-            while !over.load(Ordering::Relaxed) && since.elapsed() < load.time {
-                let block = match load.pattern {
-                    Pattern::Rand => next_random(&mut random),
-                    Pattern::Seq => cursor.fetch_add(1, Ordering::Relaxed),
-                } % load.blocks;
-                let offset = block * load.block_size;
-                let begun = Instant::now();
-                if next_random(&mut random) % 100 < load.reads.into() {
-                    let got = file.read(offset, &mut data).await;
-                    if got.inspect_err(|_| over.store(true, Ordering::Relaxed))? < data.len() {
-                        bail!("the file ends before {}", offset + load.block_size);
-                    }
-                    reads.add(begun.elapsed());
-                } else {
-                    let written = file.write(offset, &data).await;
-                    written.inspect_err(|_| over.store(true, Ordering::Relaxed))?;
-                    writes.add(begun.elapsed());
-                }
-            }
-            Ok((reads, writes))
-        }));
+impl Driven for RemoteFile {
+    async fn read(&self, offset: u64, buf: &mut [u8]) -> anyhow::Result<usize> {
+        Ok(Self::read(self, offset, buf).await?)
     }
-    let (mut reads, mut writes) = (Histogram::new(), Histogram::new());
-    for task in tasks {
-        let (read, written) = task.await??;
-        reads.merge(&read);
-        writes.merge(&written);
+
+    async fn write(&self, offset: u64, data: &[u8]) -> anyhow::Result<()> {
+        Ok(Self::write(self, offset, data).await?)
     }
-    Ok((reads, writes, since.elapsed().as_secs_f64()))
 }

@@ -111,3 +111,31 @@ pub fn latencies(histogram: &Histogram) -> serde_json::Value {
         "max_us": micros(histogram.longest()),
     })
 }
+
+/// Prints the percentiles of what was done.
+pub fn table(reads: &Histogram, writes: &Histogram) {
+    say!(
+        "  {:8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "us",
+        "count",
+        "p50",
+        "p90",
+        "p99",
+        "p99.9",
+        "max"
+    );
+    for (name, histogram) in [("read", reads), ("write", writes)] {
+        if histogram.total() > 0 {
+            let column = |of| micros(histogram.quantile(of));
+            say!(
+                "  {name:8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
+                histogram.total(),
+                column(0.5),
+                column(0.9),
+                column(0.99),
+                column(0.999),
+                micros(histogram.longest())
+            );
+        }
+    }
+}

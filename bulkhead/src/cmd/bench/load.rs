@@ -26,6 +26,25 @@ pub enum Pattern {
     Seq,
 }
 
+/// What is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Rw {
+    Read,
+    Write,
+    Mixed,
+}
+
+impl Rw {
+    /// Reads among 100 operations, of which `mix` are if it is mixed.
+    pub fn reads(self, mix: u32) -> u32 {
+        match self {
+            Self::Read => 100,
+            Self::Write => 0,
+            Self::Mixed => mix,
+        }
+    }
+}
+
 /// What one connection does.
 #[derive(Clone, Debug)]
 pub struct Plan {

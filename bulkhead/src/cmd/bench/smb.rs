@@ -14,8 +14,9 @@ use super::{
     channels,
     common::{self, Target, latencies, micros},
     cpu,
+    drive::Load,
     histogram::Histogram,
-    load::{Outcome, Pattern, Plan, Worker},
+    load::{Outcome, Pattern, Plan, Rw, Worker},
 };
 use crate::units::parse_size;
 
@@ -62,13 +63,6 @@ pub struct Args {
     verify: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Rw {
-    Read,
-    Write,
-    Mixed,
-}
-
 /// What was measured.
 struct Report {
     reads: Histogram,
@@ -92,11 +86,7 @@ impl Args {
 
     /// Reads among 100 operations.
     fn reads(&self) -> u32 {
-        match self.rw {
-            Rw::Read => 100,
-            Rw::Write => 0,
-            Rw::Mixed => self.mix,
-        }
+        self.rw.reads(self.mix)
     }
 
     fn writes(&self) -> bool {
@@ -158,7 +148,7 @@ fn measure_session(args: &Args, blocks: u64, count: u16) -> anyhow::Result<Repor
     options.max_channels = count;
     options.channels_per_interface = count;
     options.max_io = u32::try_from(args.block_size).unwrap_or(u32::MAX).max(options.max_io);
-    let load = channels::Load {
+    let load = Load {
         pattern: args.pattern,
         reads: args.reads(),
         block_size: args.block_size,
@@ -391,30 +381,7 @@ fn print(args: &Args, report: &Report) {
         report.operations(),
         report.seconds
     );
-    say!(
-        "  {:8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "us",
-        "count",
-        "p50",
-        "p90",
-        "p99",
-        "p99.9",
-        "max"
-    );
-    for (name, histogram) in [("read", &report.reads), ("write", &report.writes)] {
-        if histogram.total() > 0 {
-            let column = |of| micros(histogram.quantile(of));
-            say!(
-                "  {name:8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
-                histogram.total(),
-                column(0.5),
-                column(0.9),
-                column(0.99),
-                column(0.999),
-                micros(histogram.longest())
-            );
-        }
-    }
+    common::table(&report.reads, &report.writes);
     if args.connections > 1 {
         let (least, most, ratio) = report.fairness();
         say!("  per connection {least} to {most} operations, {ratio:.2} times");

@@ -1,12 +1,20 @@
 //! A connection of SMB Direct without a network: the real client over the provider in process.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
 
 use block_io::File;
+use bytes::Bytes;
 use rdma::{
-    Connection, Parameters,
+    Connection, Memory, Parameters, Part,
     in_process::Fabric,
-    provider::{Listener, Provider},
+    provider::{Completion, Endpoint, Listener, Lost, Message, Provider},
 };
 use smb_client::{ConnectOptions, Create, Direct, Encryption, Login, OpenOptions, Signing};
 use tokio::sync::watch;
@@ -18,12 +26,78 @@ use crate::{
     transport::Rdma,
 };
 
-/// Serves everybody who comes to a listener.
-async fn serve(listener: Box<dyn Listener>, server: Arc<Server>, stopped: watch::Receiver<bool>) {
+/// An endpoint that counts the messages by which a right to the peer's memory ends.
+#[derive(Debug)]
+struct Counting {
+    endpoint: Box<dyn Endpoint>,
+    invalidations: Arc<AtomicUsize>,
+}
+
+impl Endpoint for Counting {
+    fn peer(&self) -> SocketAddr {
+        self.endpoint.peer()
+    }
+
+    fn local(&self) -> SocketAddr {
+        self.endpoint.local()
+    }
+
+    fn unacknowledged(&self) -> Box<dyn Fn() -> u64 + Send + Sync> {
+        self.endpoint.unacknowledged()
+    }
+
+    fn register(&mut self, memory: Memory) -> Result<Part, Memory> {
+        self.endpoint.register(memory)
+    }
+
+    fn deregister(&mut self, token: u32) -> Option<Memory> {
+        self.endpoint.deregister(token)
+    }
+
+    fn post_receive(&mut self, len: usize) -> Result<(), Lost> {
+        self.endpoint.post_receive(len)
+    }
+
+    fn post_send(&mut self, message: Message) -> Result<(), Lost> {
+        if message.invalidate.is_some() {
+            self.invalidations.fetch_add(1, Ordering::Relaxed);
+        }
+        self.endpoint.post_send(message)
+    }
+
+    fn post_read(&mut self, id: u64, from: Vec<Part>, buffer: Vec<u8>) -> Result<(), Lost> {
+        self.endpoint.post_read(id, from, buffer)
+    }
+
+    fn post_write(&mut self, id: u64, to: Vec<Part>, data: Bytes) -> Result<(), Lost> {
+        self.endpoint.post_write(id, to, data)
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Completion, Lost>> {
+        self.endpoint.poll(context)
+    }
+
+    fn disconnect(&mut self) {
+        self.endpoint.disconnect();
+    }
+
+    fn abort(&mut self) {
+        self.endpoint.abort();
+    }
+}
+
+/// Serves everybody who comes to a listener, and counts the rights to clients' memory that end with answers.
+async fn serve(
+    listener: Box<dyn Listener>,
+    server: Arc<Server>,
+    stopped: watch::Receiver<bool>,
+    invalidations: Arc<AtomicUsize>,
+) {
     let census: Arc<Census> = Arc::default();
     while let Ok(endpoint) = listener.accept().await {
         let room = Room { all: 100, each: 100, strangers: 100 };
         let counted = census.enter(endpoint.peer().ip(), room).await.expect("there is room");
+        let endpoint = Box::new(Counting { endpoint, invalidations: invalidations.clone() });
         let (server, stopped) = (server.clone(), stopped.clone());
         tokio::spawn(async move {
             let connection = Connection::passive(endpoint, Parameters::passive()).await.unwrap();
@@ -56,10 +130,11 @@ async fn a_client_over_rdma_is_served_as_one_over_tcp() {
         let config = Config::parse(&text, &folder.path().join("c")).unwrap();
         let server = Arc::new(Server::new(config).unwrap());
         let (stop, stopped) = watch::channel(false);
+        let counted = Arc::new(AtomicUsize::new(0));
         let fabric = Fabric::default();
         let listener = fabric.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let port = listener.local().unwrap().port();
-        let serving = tokio::spawn(serve(listener, server.clone(), stopped));
+        let serving = tokio::spawn(serve(listener, server.clone(), stopped, counted.clone()));
         let mut options = ConnectOptions::new("127.0.0.1", port, Login::new("u", "p"));
         (options.signing, options.encryption) = (signing, encryption);
         options.network = Some(Arc::new(Direct::over(Arc::new(fabric))));
@@ -76,6 +151,10 @@ async fn a_client_over_rdma_is_served_as_one_over_tcp() {
         }
         assert!(again == data, "{settings}");
         assert_eq!(std::fs::read(folder.path().join("files/f")).unwrap()[8192..], data);
+        // 3.0 ends no right of ours; each of the others' reads and writes of memory does, encrypted or not.
+        let ended = counted.load(Ordering::Relaxed);
+        let invalidates = !settings.contains("max_dialect");
+        assert_eq!(ended > 0, invalidates, "{settings}: {ended}");
         drop((file, tree, session));
         // Nobody is served any more.
         drop(stop);

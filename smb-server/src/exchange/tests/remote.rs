@@ -12,7 +12,7 @@ use smb_protocol::msg::rdma::{
 };
 
 use super::{files::FILE, *};
-use crate::transport::{RemoteMemory, Transfer};
+use crate::transport::{RemoteMemory, Signature, Transfer};
 
 /// The client's memory, in this process: buffers by token.
 #[derive(Debug, Default)]
@@ -70,6 +70,8 @@ impl RemoteMemory for Memory {
     fn invalidate(&self, answered: MessageId, token: u32) {
         self.invalidated.lock().unwrap_or_else(PoisonError::into_inner).push((answered, token));
     }
+
+    fn hidden(&self, _: &[MessageId], _: Signature) {}
 }
 
 fn client(dialect: Dialect, memory: Option<&Arc<Memory>>) -> (Direct, FileId) {

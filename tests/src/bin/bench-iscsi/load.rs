@@ -51,6 +51,8 @@ pub struct Session {
     stream: TcpStream,
     framer: Framer,
     input: BytesMut,
+    /// What one call receives at most.
+    room: Vec<u8>,
     output: Vec<u8>,
     cmd_sn: u32,
     exp_stat_sn: u32,
@@ -103,6 +105,7 @@ impl Session {
             stream,
             framer,
             input: BytesMut::new(),
+            room: vec![0; 256 << 10],
             output: Vec::new(),
             cmd_sn: 1,
             exp_stat_sn: 0,
@@ -159,11 +162,8 @@ impl Session {
     }
 
     fn fill(&mut self) -> Outcome<()> {
-        let had = self.input.len();
-        let room = 256 << 10;
-        self.input.resize(had + room, 0);
-        let read = self.stream.read(&mut self.input[had..])?;
-        self.input.truncate(had + read);
+        let read = self.stream.read(&mut self.room)?;
+        self.input.extend_from_slice(&self.room[..read]);
         if read == 0 { Err("the target closed the connection".into()) } else { Ok(()) }
     }
 

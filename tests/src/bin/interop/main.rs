@@ -13,8 +13,8 @@
 //! change is named. `--record` writes the counts of this run as the new floor. Names of suites
 //! as arguments run just those. `--newest FOLDER` runs the suite of the Debian system in a folder
 //! (`tests/interop/newest.sh` makes one), with a floor of its own; `--beside` has Samba's server of that
-//! folder tried in the same run. `--protection`, `--available`, `--two-channels` and `--files` change what
-//! the suites run on; each such run has a floor of its own, once one was recorded.
+//! folder tried in the same run. `--protection`, `--available`, `--two-channels`, `--rdma` and `--files`
+//! change what the suites run on; each such run has a floor of its own, once one was recorded.
 
 mod beside;
 mod tables;
@@ -31,10 +31,12 @@ use std::{
 };
 
 use bulkhead_tests::{
+    bridge::{Bridge, Bridged},
     kdc::Kdc,
+    port::Port,
     process::{installed, run},
     smbd::{PASSWORD, Smbd, USER, USER2},
-    torture::{Results, Torture, persistent_shares},
+    torture::{Results, Served, Torture, persistent_shares},
     volume::{Kind, Volume},
 };
 use serde_json::{Value, json};
@@ -84,10 +86,20 @@ fn measure(suite: &Suite, address: Option<SocketAddr>, how: &How) -> Option<Valu
         kdc.keytab(&keytab);
         shares += &format!("[kerberos]\nkeytab = \"{}\"\n", keytab.display());
     }
-    let mut server = match address {
-        Some(address) => Smbd::start_at_in(address, &base, suite.server(), &shares),
-        None => Smbd::start_in(&base, suite.server(), &shares),
+    let direct = how.rdma.then(Port::reserve);
+    let listens = |port: &Port| format!("\nrdma_listen = [\"{}\"]", port.address());
+    let settings = suite.server().to_owned() + &direct.as_ref().map_or_else(String::new, listens);
+    // A bridge has the address in place of the server.
+    let mut server = match address.filter(|_| !how.rdma) {
+        Some(address) => Smbd::start_at_in(address, &base, &settings, &shares),
+        None => Smbd::start_in(&base, &settings, &shares),
     };
+    let bridge = direct.as_ref().map(|direct| {
+        let anywhere = address.map_or(0, |address| address.port());
+        let at = address.map_or([127, 0, 0, 1], |_| [0; 4]);
+        Bridge::start((at, anywhere).into(), direct.address())
+    });
+    let bridge = bridge.transpose().ok()?;
     let torture = match &how.newest {
         Some(root) => Torture::of_system(root)?,
         None => Torture::installed(&server)?,
@@ -95,17 +107,22 @@ fn measure(suite: &Suite, address: Option<SocketAddr>, how: &How) -> Option<Valu
     let torture = if how.available { torture.on_share(AVAILABLE) } else { torture };
     // With an address it is alone in its namespace, where it may cut what it likes.
     let options = address.and_then(|_| torture.filter()).unwrap_or_default();
+    let bridged = bridge
+        .as_ref()
+        .map(|bridge| Bridged { server: &server, at: address.unwrap_or_else(|| bridge.address()) });
+    let served = bridged.as_ref().map_or(&server as &dyn Served, |bridged| bridged);
     let mut results =
-        torture.attempt(&server, &suite.name, &how.protection, &options, suite.limit());
+        torture.attempt(served, &suite.name, &how.protection, &options, suite.limit());
     if files.is_some() {
-        torture.elsewhere(&server, &how.protection, &mut results, LIMIT);
+        torture.elsewhere(served, &how.protection, &mut results, LIMIT);
     }
     if let Some(kdc) = &kdc {
-        torture.with_tickets(&server, kdc, &how.protection, &mut results);
+        torture.with_tickets(served, kdc, &how.protection, &mut results);
     }
     if suite.name == SESSIONS {
-        torture.binding_with_gmac(&server, &how.protection, &mut results);
+        torture.binding_with_gmac(served, &how.protection, &mut results);
     }
+    drop(bridge);
     let alive = server.alive();
     let mut complaints = server.stop();
     if suite.name == SESSIONS {
@@ -207,6 +224,8 @@ struct How {
     available: bool,
     /// The server has two addresses in every suite.
     two_channels: bool,
+    /// Messages go by SMB Direct, over a bridge.
+    rdma: bool,
     /// Samba's own server is tried beside smbd.
     beside: bool,
 }
@@ -224,6 +243,7 @@ impl How {
         for (set, flag) in [
             (self.available, "--available"),
             (self.two_channels, "--two-channels"),
+            (self.rdma, "--rdma"),
             (self.beside, "--beside"),
         ] {
             if set {
@@ -245,7 +265,11 @@ impl How {
         if let Some(kind) = self.files {
             words.push_str(&format!("-{kind:?}").to_lowercase());
         }
-        for (set, word) in [(self.available, "-available"), (self.two_channels, "-two-channels")] {
+        for (set, word) in [
+            (self.available, "-available"),
+            (self.two_channels, "-two-channels"),
+            (self.rdma, "-rdma"),
+        ] {
             if set {
                 words.push_str(word);
             }
@@ -264,7 +288,7 @@ struct Args {
 }
 
 const USAGE: &str = "give --record, --jobs N, --protection sign|encrypt|off, --newest FOLDER, \
-    --files ext4|xfs|btrfs, --available, --two-channels, --beside, or names of suites";
+    --files ext4|xfs|btrfs, --available, --two-channels, --rdma, --beside, or names of suites";
 
 fn arguments() -> Result<Args, String> {
     let how = How {
@@ -273,6 +297,7 @@ fn arguments() -> Result<Args, String> {
         files: None,
         available: false,
         two_channels: false,
+        rdma: false,
         beside: false,
     };
     let mut args = Args { record: false, inside: false, jobs: None, how, suites: Vec::new() };
@@ -284,6 +309,7 @@ fn arguments() -> Result<Args, String> {
             "--inside" => args.inside = true,
             "--available" => args.how.available = true,
             "--two-channels" => args.how.two_channels = true,
+            "--rdma" => args.how.rdma = true,
             "--beside" => args.how.beside = true,
             "--jobs" => args.jobs = Some(value()?.parse().map_err(|e| format!("--jobs: {e}"))?),
             "--protection" => args.how.protection = value()?,
