@@ -74,6 +74,10 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("vmm/src/devices", &["machine"]),
     ("hyperv-host/src/disks.rs", &["host", "migrate", "control", "recover"]),
     ("hyperv-host/src/allowed.rs", &["host", "migrate", "disks", "control", "recover"]),
+    (
+        "hyperv-host/src/handover",
+        &["host", "migrate", "control", "recover", "tls", "disks", "config", "fault", "allowed"],
+    ),
     ("hyperv-host/src/host", &["migrate", "control", "recover"]),
     ("hyperv-host/src/tls.rs", &["host", "migrate", "control", "recover"]),
     ("hyperv-host/src/migrate", &["control", "recover"]),

@@ -11,11 +11,13 @@ pub fn list(reply: Reply, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let width = vms.iter().map(|vm| vm.name.as_str().len()).max().unwrap_or(0).max(4);
-    say!("{:width$}  {:<10}  {:>5}  {:>10}", "NAME", "STATE", "VCPUS", "MEMORY");
+    say!("{:width$}  {:<15}  {:>5}  {:>10}  REASON", "NAME", "STATE", "VCPUS", "MEMORY");
     for vm in vms {
         let memory = format!("{} MiB", vm.memory_mib);
         let (name, state) = (vm.name.as_str(), vm.state.as_str());
-        say!("{name:width$}  {state:<10}  {:>5}  {memory:>10}", vm.vcpus);
+        let reason = vm.reason.unwrap_or_default();
+        let line = format!("{name:width$}  {state:<15}  {:>5}  {memory:>10}  {reason}", vm.vcpus);
+        say!("{}", line.trim_end());
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ pub mod blk;
 pub mod chain;
 pub mod console;
 pub mod rng;
+pub mod storage;
 pub mod transport;
 mod worker;
 

@@ -34,7 +34,7 @@ use crate::{
     },
     platform::{
         bus::{Bus, BusDevice},
-        error::{Error, panic_text},
+        error::{Error, chain, panic_text},
         irq::IrqRouter,
         lifecycle::{Control, EndReason},
         memory::GuestRam,
@@ -50,13 +50,23 @@ const TABLE: u64 = 0x4000;
 const PENDING: u64 = 0x5000;
 
 const STATUS_DRIVER_OK: u8 = 4;
+const STATUS_FEATURES_OK: u8 = 8;
 const STATUS_NEEDS_RESET: u8 = 64;
+/// Bit of the ISR status: the configuration has changed, or the device needs a reset.
+const ISR_CONFIG: u8 = 2;
 
 struct Slot {
     saved: SavedQueue,
     kick: EventFd,
     /// The queue's worker while the device runs, and until it has ended.
     worker: Option<JoinHandle<QueueIo>>,
+}
+
+/// BAR 0 as it is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Window {
+    at: u64,
+    doorbells: bool,
 }
 
 /// A virtio function on the PCI bus.
@@ -72,8 +82,11 @@ pub struct VirtioPci {
     msix: Arc<Msix>,
     msix_capability: usize,
     pci_capability: usize,
-    /// Where BAR 0 is registered on the bus and with KVM.
-    bar: u64,
+    /// Itself, as the bus has it.
+    this: Weak<Mutex<Self>>,
+    /// Where BAR 0 is on the bus, and whether its doorbells are with KVM; nowhere while the function
+    /// answers no memory accesses (PCI 3.0 §6.2.2).
+    window: Option<Window>,
     device_feature_select: u32,
     driver_feature_select: u32,
     driver_features: u64,
@@ -113,7 +126,7 @@ pub struct Machine {
 }
 
 impl VirtioPci {
-    /// Makes a function with BAR 0 at `bar` and puts it on the MMIO bus.
+    /// Makes a function with BAR 0 at `bar`. It is on the MMIO bus when, and where, the guest says.
     pub fn new(
         machine: &Machine,
         backend: Arc<dyn Backend>,
@@ -129,54 +142,75 @@ impl VirtioPci {
                 Ok(Slot { saved: SavedQueue::blank(backend.queue_size()), kick, worker: None })
             })
             .collect::<Result<_, Error>>()?;
-        let this = Self {
-            backend,
-            vm: machine.vm.clone(),
-            mmio: Arc::downgrade(&machine.mmio),
-            mem: machine.mem.clone(),
-            runtime: machine.runtime.clone(),
-            control: machine.control.clone(),
-            config,
-            msix,
-            msix_capability,
-            pci_capability,
-            bar,
-            device_feature_select: 0,
-            driver_feature_select: 0,
-            driver_features: 0,
-            config_vector: NO_VECTOR,
-            queue_select: 0,
-            status: 0,
-            isr: 0,
-            resetting: false,
-            failed: Arc::default(),
-            slots,
-            drain: watch::Sender::new(false),
-        };
-        this.doorbells(true)?;
-        let this = Arc::new(Mutex::new(this));
-        machine.mmio.insert(bar..bar + u64::from(BAR_SIZE), this.clone());
-        Ok(this)
+        let failed = Arc::default();
+        Ok(Arc::new_cyclic(|this| {
+            Mutex::new(Self {
+                this: this.clone(),
+                backend,
+                vm: machine.vm.clone(),
+                mmio: Arc::downgrade(&machine.mmio),
+                mem: machine.mem.clone(),
+                runtime: machine.runtime.clone(),
+                control: machine.control.clone(),
+                config,
+                msix,
+                msix_capability,
+                pci_capability,
+                window: None,
+                device_feature_select: 0,
+                driver_feature_select: 0,
+                driver_features: 0,
+                config_vector: NO_VECTOR,
+                queue_select: 0,
+                status: 0,
+                isr: 0,
+                resetting: false,
+                failed,
+                slots,
+                drain: watch::Sender::new(false),
+            })
+        }))
     }
 
-    fn doorbells(&self, register: bool) -> Result<(), Error> {
-        for (index, slot) in self.slots.iter().enumerate() {
-            let address = IoEventAddress::Mmio(self.bar + NOTIFY + 4 * index as u64);
-            if register {
-                self.vm
-                    .register_ioevent(&slot.kick, &address, NoDatamatch)
-                    .map_err(Error::kvm("register an ioeventfd"))?;
-            } else {
-                self.vm
-                    .unregister_ioevent(&slot.kick, &address, NoDatamatch)
-                    .map_err(Error::kvm("unregister an ioeventfd"))?;
+    fn doorbell(bar: u64, queue: usize) -> IoEventAddress {
+        IoEventAddress::Mmio(bar + NOTIFY + 4 * queue as u64)
+    }
+
+    /// Has KVM take the doorbells of a window at `bar`. If it does not take them all it takes none:
+    /// another function is there too.
+    fn register_doorbells(&self, bar: u64) -> Result<(), Error> {
+        for (queue, slot) in self.slots.iter().enumerate() {
+            let address = Self::doorbell(bar, queue);
+            if let Err(error) = self.vm.register_ioevent(&slot.kick, &address, NoDatamatch) {
+                self.forget_doorbells(bar, queue);
+                return Err(Error::kvm("register an ioeventfd")(error));
             }
         }
         Ok(())
     }
 
+    /// Takes the first `count` doorbells of a window at `bar` back from KVM.
+    fn forget_doorbells(&self, bar: u64, count: usize) {
+        for (queue, slot) in self.slots.iter().enumerate().take(count) {
+            let address = Self::doorbell(bar, queue);
+            if let Err(error) = self.vm.unregister_ioevent(&slot.kick, &address, NoDatamatch) {
+                tracing::warn!(%error, queue, "a doorbell stays with KVM");
+            }
+        }
+    }
+
     fn features(&self) -> u64 {
         self.backend.features() | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT
+    }
+
+    /// Says that only a reset makes the device work again, and interrupts a driver that runs
+    /// (virtio 1.2 §2.1.2).
+    fn need_reset(&mut self) {
+        self.status |= STATUS_NEEDS_RESET;
+        if self.status & STATUS_DRIVER_OK != 0 {
+            self.isr |= ISR_CONFIG;
+            self.msix.signal(self.config_vector);
+        }
     }
 
     /// Starts the workers of all queues that are set up and have none.
@@ -206,7 +240,7 @@ impl VirtioPci {
                 Ok(queue) if queue.is_valid(&*self.mem) => queue,
                 _ => {
                     tracing::warn!(index, "a guest's queue is not usable");
-                    self.status |= STATUS_NEEDS_RESET;
+                    self.need_reset();
                     continue;
                 }
             };
@@ -214,7 +248,7 @@ impl VirtioPci {
                 Ok(kick) => kick,
                 Err(error) => {
                     tracing::error!(%error, "cannot start a queue");
-                    self.status |= STATUS_NEEDS_RESET;
+                    self.need_reset();
                     continue;
                 }
             };
@@ -251,6 +285,7 @@ impl VirtioPci {
     /// and answers false.
     pub fn finish_pause(&mut self, deadline: Instant) -> bool {
         let runtime = self.runtime.clone();
+        let mut failed = false;
         for slot in &mut self.slots {
             let Some(mut worker) = slot.worker.take() else { continue };
             let at = tokio::time::Instant::from_std(deadline);
@@ -261,13 +296,16 @@ impl VirtioPci {
                     slot.saved.next_used = io.queue.next_used();
                 }
                 // It has said so itself.
-                Ok(Err(_)) => self.status |= STATUS_NEEDS_RESET,
+                Ok(Err(_)) => failed = true,
                 Err(_) => {
                     slot.worker = Some(worker);
                     self.start_workers();
                     return false;
                 }
             }
+        }
+        if failed {
+            self.need_reset();
         }
         if self.resetting {
             self.finish_reset();
@@ -346,18 +384,29 @@ impl VirtioPci {
         self.isr = 0;
     }
 
-    /// Moves the doorbells and the bus entry if the guest moved BAR 0.
-    fn follow_bar(&mut self) -> Result<(), Error> {
-        let bar = u64::from(self.config.bar0());
-        if bar == self.bar || !self.config.memory_enabled() {
-            return Ok(());
+    /// Has the window where the guest has put BAR 0 and lets it be seen, and nowhere else. Firmware
+    /// moves the windows of several functions through each other's places, with accesses off meanwhile.
+    fn follow_bar(&mut self) {
+        let wanted = self.config.memory_enabled().then(|| u64::from(self.config.bar0()));
+        if wanted == self.window.map(|window| window.at) {
+            return;
         }
-        self.doorbells(false)?;
-        if let Some(mmio) = self.mmio.upgrade() {
-            mmio.relocate(self.bar, bar);
+        let (Some(mmio), Some(this)) = (self.mmio.upgrade(), self.this.upgrade()) else { return };
+        let this: Arc<Mutex<dyn BusDevice>> = this;
+        if let Some(old) = self.window.take() {
+            if old.doorbells {
+                self.forget_doorbells(old.at, self.slots.len());
+            }
+            mmio.remove(old.at, &this);
         }
-        self.bar = bar;
-        self.doorbells(true)
+        if let Some(at) = wanted {
+            // Without them a notification comes by the bus, which is slower.
+            let doorbells = self.register_doorbells(at).inspect_err(|error| {
+                tracing::warn!(error = chain(error), at, "a guest's window has no doorbells");
+            });
+            mmio.insert(at..at + u64::from(BAR_SIZE), this);
+            self.window = Some(Window { at, doorbells: doorbells.is_ok() });
+        }
     }
 
     fn common(&self) -> [u8; 64] {
@@ -407,7 +456,7 @@ impl VirtioPci {
         match offset {
             0x00 => self.device_feature_select = value as u32,
             0x08 => self.driver_feature_select = value as u32,
-            0x0c if idle => {
+            0x0c if self.status & STATUS_FEATURES_OK == 0 => {
                 let shift = match self.driver_feature_select {
                     0 => 0,
                     1 => 32,
@@ -455,9 +504,18 @@ impl VirtioPci {
             self.reset();
             return;
         }
-        let started = status & !self.status & STATUS_DRIVER_OK != 0;
-        self.status |= status;
-        if started {
+        let mut set = status & !self.status & !STATUS_NEEDS_RESET;
+        // The driver reads back whether its features are taken (virtio 1.2 §2.2.2, §3.1.1): without
+        // VERSION_1 they are those of a legacy driver, which this is no device for.
+        if self.driver_features & F_VERSION_1 == 0 {
+            set &= !(STATUS_FEATURES_OK | STATUS_DRIVER_OK);
+        }
+        // Nothing starts before the features are agreed on.
+        if (self.status | set) & STATUS_FEATURES_OK == 0 {
+            set &= !STATUS_DRIVER_OK;
+        }
+        self.status |= set;
+        if set & STATUS_DRIVER_OK != 0 {
             self.start_workers();
         }
     }
@@ -499,7 +557,7 @@ impl VirtioPci {
     }
 
     /// The BAR window in configuration space: offset and length of the access.
-    fn window(&self) -> Option<(u64, usize)> {
+    fn config_window(&self) -> Option<(u64, usize)> {
         let mut cap = [0; 20];
         self.config.read(self.pci_capability, &mut cap);
         let word = |at: usize| u32::from_le_bytes([cap[at], cap[at + 1], cap[at + 2], cap[at + 3]]);
@@ -552,7 +610,7 @@ impl BusDevice for VirtioPci {
 impl PciFunction for VirtioPci {
     fn config_read(&mut self, offset: usize, data: &mut [u8]) {
         if offset == self.pci_capability + 16
-            && let Some((at, len)) = self.window()
+            && let Some((at, len)) = self.config_window()
         {
             data.fill(0);
             let len = len.min(data.len());
@@ -563,17 +621,14 @@ impl PciFunction for VirtioPci {
 
     fn config_write(&mut self, offset: usize, data: &[u8]) {
         if offset == self.pci_capability + 16
-            && let Some((at, len)) = self.window()
+            && let Some((at, len)) = self.config_window()
         {
             return self.bar_write(at, &data[..len.min(data.len())]);
         }
         self.config.write(offset, data);
         let end = offset + data.len();
-        if offset < 0x14
-            && end > 4
-            && let Err(error) = self.follow_bar()
-        {
-            tracing::warn!(%error, "a guest's base address cannot be followed");
+        if offset < 0x14 && end > 4 {
+            self.follow_bar();
         }
         let control = self.msix_capability + 2;
         if offset < control + 2 && end > control {
