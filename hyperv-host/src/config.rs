@@ -111,6 +111,15 @@ pub struct MigrationConfig {
     pub max_outgoing: usize,
 }
 
+/// `[network]`: where VMs' network cards may be plugged in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// Bridges. Without them the host's own VMs may use any, and none with a card comes from another
+    /// host.
+    pub bridges: Option<Vec<String>>,
+}
+
 /// Whether what goes to and comes from a server must be encrypted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -267,6 +276,9 @@ pub struct Config {
     /// The table `[boot]`.
     #[serde(default)]
     pub boot: BootConfig,
+    /// The table `[network]`.
+    #[serde(default)]
+    pub network: NetworkConfig,
     /// The table `[limits]`.
     #[serde(default)]
     pub limits: Limits,

@@ -19,5 +19,6 @@ pub mod fault;
 pub mod handover;
 pub mod host;
 pub mod migrate;
+pub mod nics;
 pub mod recover;
 pub mod tls;

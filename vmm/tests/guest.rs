@@ -31,7 +31,8 @@ fn run(
         Arc::new(RawDisk::open(Arc::new(file), 512).await.unwrap())
     });
     let shape = DiskShape { geometry: disk.geometry(), read_only: false };
-    let vm = Vm::build(&kvm, &definition, &[shape], None, runtime.handle().clone()).unwrap();
+    let vm =
+        Vm::build(&kvm, &definition, &[shape], None, Vec::new(), runtime.handle().clone()).unwrap();
     vm.load().unwrap();
     vm.attach_disks(vec![disk]).unwrap();
     vm.resume();

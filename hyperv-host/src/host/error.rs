@@ -40,6 +40,11 @@ pub enum HostError {
         /// State that the VM is in.
         state: VmState,
     },
+    /// A network card is to be plugged into what is not there.
+    #[error(
+        "this host has no bridge {0}; `ip link add {0} type bridge` and `ip link set {0} up` make one"
+    )]
+    NoBridge(String),
     /// Its move cannot be called off any more.
     #[error("VM {0} is handed over already")]
     TooLate(VmName),

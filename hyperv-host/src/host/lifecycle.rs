@@ -20,6 +20,7 @@ use super::{
 use crate::{
     allowed::Whose,
     disks::{self, Run},
+    nics,
 };
 
 /// A machine that is reset sooner than that after its start may be in a loop.
@@ -124,7 +125,12 @@ impl Host {
             .iter()
             .map(|disk| DiskShape { geometry: disk.geometry(), read_only: disk.is_read_only() })
             .collect();
-        let built = Vm::build(&self.kvm, definition, &shapes, None, self.runtime.handle().clone())
+        let built = nics::open_all(definition)
+            .map_err(vmm::Error::os("make a tap"))
+            .and_then(|taps| {
+                let runtime = self.runtime.handle().clone();
+                Vm::build(&self.kvm, definition, &shapes, None, taps, runtime)
+            })
             .and_then(|vm| {
                 vm.set_loss_rule(self.loss_rule());
                 vm.load()?;

@@ -26,13 +26,21 @@ impl Host {
         }
         // What others are about to take is not taken yet.
         if !self.config.limits.overcommit
-            && let Some(free) = free_mib()
+            && let Some(free) = free_mib().or_else(|| self.unused_mib())
             && *reserved + mib > free
         {
             return Err(HostError::NoMemory { mib, free: free.saturating_sub(*reserved) });
         }
         *reserved += mib;
         Ok(Reserved { host: self, mib })
+    }
+
+    /// MiB of the host's memory that no machine has, where nobody says what is free (a service may not see
+    /// `/proc/meminfo`).
+    fn unused_mib(&self) -> Option<u64> {
+        let info = rustix::system::sysinfo();
+        let total = info.totalram.checked_mul(info.mem_unit.into())? >> 20;
+        Some(total.saturating_sub(self.memory_in_use()))
     }
 
     /// Memory of all machines in MiB.

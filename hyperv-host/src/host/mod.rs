@@ -55,6 +55,7 @@ use crate::{
     config::Config,
     disks,
     fault::Faults,
+    nics,
     tls::Tls,
 };
 
@@ -216,6 +217,9 @@ impl Host {
             } else if let Ok(url) = location.parse::<IscsiUrl>() {
                 self.servers.chap_login(&url).map_err(|error| refused(error.into()))?;
             }
+        }
+        if let Some(nic) = definition.nics.iter().find(|nic| !nics::has_bridge(&nic.bridge)) {
+            return Err(HostError::NoBridge(nic.bridge.clone()));
         }
         Ok(())
     }

@@ -102,6 +102,7 @@ pub(super) fn drive(
             Effect::Run => {
                 settling = Some(Settling::begin(arrival));
                 arrival.vm.resume();
+                arrival.vm.announce();
                 host.adopt(&arrival.managed, arrival.vm.clone());
                 tracing::info!(vm = %arrival.managed.name(), "a VM has come and runs");
                 continue;

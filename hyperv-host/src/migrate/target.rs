@@ -37,6 +37,7 @@ use crate::{
         records::{self, MoveId, Verdict},
         spawn,
     },
+    nics,
     tls::{Cutter, Stream},
 };
 
@@ -192,7 +193,9 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     host.insert(&managed).map_err(|error| text(&error))?;
     let build = || -> Result<Arc<Arrival>, String> {
         let runtime = host.runtime.handle().clone();
-        let vm = Vm::build(&host.kvm, definition, &shapes, Some(hello.model.clone()), runtime)
+        let taps = nics::open_all(definition).map_err(|error| text(&error))?;
+        let model = Some(hello.model.clone());
+        let vm = Vm::build(&host.kvm, definition, &shapes, model, taps, runtime)
             .map_err(|error| text(&error))?;
         vm.set_loss_rule(host.loss_rule());
         if let Some(needs) = &hello.needs {

@@ -17,6 +17,7 @@ pub mod state;
 pub mod vcpu;
 
 use std::{
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -47,6 +48,7 @@ use crate::{
             Backend,
             blk::Blk,
             console::VirtioConsole,
+            net::{Limit, Limits, Net},
             rng::Rng,
             storage::{LossRule, Trouble},
             transport::{BAR_SIZE, Machine, VirtioPci},
@@ -96,6 +98,8 @@ pub struct Vm {
     pci: Arc<Mutex<ConfigPorts>>,
     virtio: Vec<Arc<Mutex<VirtioPci>>>,
     disks: Vec<(String, Arc<Blk>)>,
+    /// Their functions come after those of the disks.
+    nets: Vec<Arc<Net>>,
     router: Arc<IrqRouter>,
     console: Console,
     control: Arc<Control>,
@@ -114,6 +118,20 @@ fn serial_number(definition: &VmDefinition, index: usize) -> String {
         Some(id) => format!("{:.17}-{index}", String::from(id)),
         None => format!("bulkhead-{index}"),
     }
+}
+
+/// A machine's network cards over its taps, in order.
+fn nets(definition: &VmDefinition, taps: Vec<OwnedFd>) -> Result<Vec<Arc<Net>>, Error> {
+    let limit =
+        |mbit: Option<u32>| mbit.map(|mbit| Limit { bytes_per_s: u64::from(mbit) * 125_000 });
+    let cards = definition.nics.iter().enumerate().zip(taps);
+    cards
+        .map(|((index, nic), tap)| {
+            let limits = Limits { receive: limit(nic.receive_mbit), send: limit(nic.send_mbit) };
+            let net = Net::new(tap, definition.mac(index).0, limits);
+            net.map(Arc::new).map_err(Error::os("use a tap"))
+        })
+        .collect()
 }
 
 /// An empty machine with its interrupt controllers and timer.
@@ -147,6 +165,7 @@ impl Vm {
         definition: &VmDefinition,
         shapes: &[DiskShape],
         model: Option<CpuModel>,
+        taps: Vec<OwnedFd>,
         runtime: Handle,
     ) -> Result<Self, Error> {
         let vm = create(kvm)?;
@@ -201,6 +220,10 @@ impl Vm {
             add(blk.clone())?;
             disks.push((disk.location.clone(), blk));
         }
+        let nets = nets(definition, taps)?;
+        for net in &nets {
+            add(net.clone())?;
+        }
         add(Arc::new(VirtioConsole::new(virtio_console.clone())))?;
         add(Arc::new(Rng))?;
         let pci = Arc::new(Mutex::new(pci));
@@ -231,6 +254,7 @@ impl Vm {
             pci,
             virtio,
             disks,
+            nets,
             router,
             console,
             control,
@@ -444,6 +468,14 @@ impl Vm {
     fn count_pause(&self, since: Instant) {
         let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.longest_pause_us.fetch_max(micros, Ordering::Relaxed);
+    }
+
+    /// Tells the networks where the machine is now, and has its guest do so.
+    pub fn announce(&self) {
+        for (net, function) in self.nets.iter().zip(&self.virtio[self.disks.len()..]) {
+            net.announce();
+            lock(function).config_changed();
+        }
     }
 
     /// Number of pauses and the longest in microseconds.

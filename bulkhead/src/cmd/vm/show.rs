@@ -58,6 +58,10 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
         let ms = disk.longest_pause_us as f64 / 1e3;
         row("  pauses", format_args!("{}, longest {ms:.1} ms", disk.pauses));
     }
+    for (index, nic) in vm.definition.nics.iter().enumerate() {
+        row("nic", &nic.bridge);
+        row("  address", String::from(vm.definition.mac(index)));
+    }
     if let Some(last) = &vm.last_move {
         say!("last move:");
         statistics(last);

@@ -7,6 +7,7 @@
 //! ```
 
 mod saved;
+mod space;
 
 use std::{
     panic::{AssertUnwindSafe, resume_unwind},
@@ -23,8 +24,8 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use self::saved::SavedQueue;
 pub use self::saved::SavedVirtio;
+use self::{saved::SavedQueue, space::config_space};
 use super::{Backend, F_EVENT_IDX, F_INDIRECT, F_VERSION_1, Kick, QueueIo};
 use crate::{
     devices::pci::{
@@ -94,6 +95,8 @@ pub struct VirtioPci {
     queue_select: u16,
     status: u8,
     isr: u8,
+    /// Counts changes of the device's configuration (virtio 1.2 §2.5.1).
+    generation: u8,
     /// A reset that the guest asked for is not done: workers from before it have not ended.
     resetting: bool,
     /// A worker has panicked since the last reset.
@@ -164,6 +167,7 @@ impl VirtioPci {
                 queue_select: 0,
                 status: 0,
                 isr: 0,
+                generation: 0,
                 resetting: false,
                 failed,
                 slots,
@@ -207,6 +211,15 @@ impl VirtioPci {
     /// (virtio 1.2 §2.1.2).
     fn need_reset(&mut self) {
         self.status |= STATUS_NEEDS_RESET;
+        if self.status & STATUS_DRIVER_OK != 0 {
+            self.isr |= ISR_CONFIG;
+            self.msix.signal(self.config_vector);
+        }
+    }
+
+    /// The device's own configuration has changed: a driver that runs is told.
+    pub fn config_changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
         if self.status & STATUS_DRIVER_OK != 0 {
             self.isr |= ISR_CONFIG;
             self.msix.signal(self.config_vector);
@@ -425,6 +438,7 @@ impl VirtioPci {
         put(0x12, &(self.slots.len() as u16).to_le_bytes());
         let failed = self.failed.load(Ordering::Acquire);
         put(0x14, &[self.status | if failed { STATUS_NEEDS_RESET } else { 0 }, 0]);
+        put(0x15, &[self.generation]);
         put(0x16, &self.queue_select.to_le_bytes());
         if let Some(slot) = self.slots.get(usize::from(self.queue_select)) {
             let queue = &slot.saved;
@@ -565,36 +579,6 @@ impl VirtioPci {
         let fits = cap[4] == 0 && matches!(len, 1 | 2 | 4) && offset < BAR_SIZE - 4;
         fits.then_some((u64::from(offset), len))
     }
-}
-
-/// Configuration space of a function and the places of its BAR window and MSI-X capabilities.
-fn config_space(backend: &dyn Backend, bar: u32) -> (ConfigSpace, usize, usize) {
-    const VENDOR: u8 = 9;
-    const MSIX: u8 = 0x11;
-    let mut config = ConfigSpace::new(0x1af4, 0x1040 + backend.kind(), backend.class());
-    config.set_bar0(bar, BAR_SIZE);
-    // cap_len, cfg_type, bar, id, padding, offset, length (virtio 1.2 §4.1.4).
-    let capability = |len: u8, kind: u8, offset: u64, size: u32| {
-        let mut body = vec![len, kind, 0, 0, 0, 0];
-        body.extend((offset as u32).to_le_bytes());
-        body.extend(size.to_le_bytes());
-        body
-    };
-    config.add_capability(VENDOR, &capability(16, 1, 0, 0x40), &[]);
-    config.add_capability(VENDOR, &capability(16, 3, ISR, 1), &[]);
-    config.add_capability(VENDOR, &capability(16, 4, DEVICE, 0x1000), &[]);
-    let mut notify = capability(20, 2, NOTIFY, 0x1000);
-    notify.extend(4u32.to_le_bytes());
-    config.add_capability(VENDOR, &notify, &[]);
-    let mut window = capability(20, 5, 0, 0);
-    window.extend([0; 4]);
-    let writable = [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-    let window = config.add_capability(VENDOR, &window, &writable);
-    let mut msix = backend.queues().to_le_bytes().to_vec();
-    msix.extend((TABLE as u32).to_le_bytes());
-    msix.extend((PENDING as u32).to_le_bytes());
-    let msix = config.add_capability(MSIX, &msix, &[0, 0xc0]);
-    (config, window, msix)
 }
 
 impl BusDevice for VirtioPci {
