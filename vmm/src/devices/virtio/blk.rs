@@ -141,7 +141,14 @@ pub struct Blk {
     storage: Storage,
     /// What was done for the guest since the machine was built.
     pub counters: Counters,
-    pool: Mutex<Vec<Vec<u8>>>,
+    pool: Mutex<Pool>,
+}
+
+/// Buffers that are kept for the next requests, and the bytes that they have.
+#[derive(Debug, Default)]
+struct Pool {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
 }
 
 impl Blk {
@@ -204,7 +211,12 @@ impl Blk {
     }
 
     fn buffer(&self, len: usize) -> Vec<u8> {
-        let mut buffer = lock(&self.pool).pop().unwrap_or_default();
+        let mut buffer = {
+            let mut pool = lock(&self.pool);
+            let buffer = pool.buffers.pop().unwrap_or_default();
+            pool.bytes -= buffer.capacity();
+            buffer
+        };
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
@@ -213,9 +225,10 @@ impl Blk {
 
     fn give_back(&self, buffer: Vec<u8>) {
         let mut pool = lock(&self.pool);
-        let kept: usize = pool.iter().map(Vec::capacity).sum();
-        if kept + buffer.capacity() <= KEEP && pool.len() < IN_FLIGHT {
-            pool.push(buffer);
+        let bytes = pool.bytes + buffer.capacity();
+        if bytes <= KEEP && pool.buffers.len() < IN_FLIGHT {
+            pool.bytes = bytes;
+            pool.buffers.push(buffer);
         }
     }
 }
