@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils tgt util-linux iproute2 \
-  xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark dpkg-dev binutils etcd-server etcd-client
+  xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark dpkg-dev binutils etcd-server etcd-client prometheus python3-prometheus-client
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 

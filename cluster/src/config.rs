@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use state_store::etcd::{Client, Settings as Etcd, TlsFiles};
 use zeroize::Zeroizing;
@@ -29,12 +30,12 @@ pub struct ConfigError {
 }
 
 /// The part of the file that is about the cluster; the rest is the file server's.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct File {
     cluster: Option<Section>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Section {
     name: String,
@@ -59,21 +60,21 @@ fn default_lease() -> u64 {
     3
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum FenceName {
     Gate,
     Agent,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AgentSection {
     node: u16,
     command: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct RoleSection {
     name: String,
@@ -90,7 +91,7 @@ struct RoleSection {
     metrics: Option<SocketAddr>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Unmanaged {
     None,
@@ -249,6 +250,11 @@ impl Check<'_> {
             metrics: role.metrics,
         })
     }
+}
+
+/// The schema of what the file says of the cluster.
+pub fn schema(generator: &mut SchemaGenerator) -> Schema {
+    File::json_schema(generator)
 }
 
 impl Config {

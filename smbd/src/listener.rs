@@ -9,6 +9,7 @@ use std::{
 };
 
 use ::rdma::{Connection, Parameters, iwarp};
+use http_api::ApiConfig;
 use rustix::net::sockopt;
 use smb_server::{
     Server,
@@ -27,8 +28,8 @@ use volume::work::Timed;
 
 use crate::{
     inherit,
-    iscsi::{Iscsi, config::IscsiConfig},
-    scrape,
+    iscsi::config::IscsiConfig,
+    scrape::{self, Sources},
     witness::config::WitnessConfig,
 };
 
@@ -59,9 +60,10 @@ pub struct Bound {
     iscsi: Vec<std::net::TcpListener>,
     witness: Vec<std::net::TcpListener>,
     mapper: Vec<std::net::TcpListener>,
+    api: Vec<std::net::TcpListener>,
     metrics: Option<std::net::TcpListener>,
     /// What the metrics page tells of beside the file server.
-    targets: Option<Arc<Iscsi>>,
+    sources: Arc<Sources>,
 }
 
 /// Where the services beside the file server listen.
@@ -73,12 +75,19 @@ pub struct Beside<'a> {
     pub witness: &'a [SocketAddr],
     /// The endpoint mapper.
     pub mapper: &'a [SocketAddr],
+    /// The control interface.
+    pub api: &'a [SocketAddr],
 }
 
 impl<'a> Beside<'a> {
     /// What the configurations of these services say.
-    pub fn new(iscsi: &'a IscsiConfig, witness: Option<&'a WitnessConfig>) -> Self {
+    pub fn new(
+        iscsi: &'a IscsiConfig,
+        witness: Option<&'a WitnessConfig>,
+        api: &'a ApiConfig,
+    ) -> Self {
         Self {
+            api: &api.listen,
             iscsi: &iscsi.listen,
             witness: witness.map_or(&[], |config| &config.listen),
             mapper: witness.map_or(&[], |config| &config.endpoint_mapper),
@@ -117,6 +126,7 @@ impl Bound {
         let iscsi: io::Result<_> = all(beside.iscsi);
         let witness: io::Result<_> = all(beside.witness);
         let mapper: io::Result<_> = all(beside.mapper);
+        let api: io::Result<_> = all(beside.api);
         let mut get_for_clients = |address: &SocketAddr| {
             let listener = get(*address)?;
             choose_congestion_control(&listener, config)?;
@@ -128,15 +138,16 @@ impl Bound {
             iscsi: iscsi?,
             witness: witness?,
             mapper: mapper?,
+            api: api?,
             metrics: config.metrics.map(get).transpose()?,
-            targets: None,
+            sources: Arc::default(),
         })
     }
 
-    /// Has the metrics page tell of iSCSI targets, too.
+    /// Has the metrics page tell of what is beside the file server, too.
     #[must_use]
-    pub fn telling_of(self, targets: Arc<Iscsi>) -> Self {
-        Self { targets: Some(targets), ..self }
+    pub fn telling_of(self, sources: Arc<Sources>) -> Self {
+        Self { sources, ..self }
     }
 
     /// Takes the sockets of iSCSI.
@@ -149,10 +160,16 @@ impl Bound {
         (std::mem::take(&mut self.witness), std::mem::take(&mut self.mapper))
     }
 
+    /// Takes the sockets of the control interface.
+    pub fn take_api(&mut self) -> Vec<std::net::TcpListener> {
+        std::mem::take(&mut self.api)
+    }
+
     /// The sockets, to be handed to another process.
     pub fn into_fds(self) -> Vec<OwnedFd> {
         let clients = self.clients.into_iter().chain(self.rdma).chain(self.iscsi);
-        let all = clients.chain(self.witness).chain(self.mapper).chain(self.metrics);
+        let all =
+            clients.chain(self.witness).chain(self.mapper).chain(self.api).chain(self.metrics);
         all.map(OwnedFd::from).collect()
     }
 }
@@ -187,7 +204,8 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
         rdma_addresses.push(add(listener, Carrier::Rdma)?);
     }
     if let Some(listener) = bound.metrics {
-        let serve = scrape::serve(server.clone(), bound.targets, TcpListener::from_std(listener)?);
+        let listener = TcpListener::from_std(listener)?;
+        let serve = scrape::serve(server.clone(), bound.sources, listener);
         let mut stopped = stopped.clone();
         listeners.spawn(async move {
             tokio::select! {

@@ -6,20 +6,25 @@ use std::{
     os::unix::{fs::OpenOptionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use ::cluster::config::Config as ClusterConfig;
 use clap::Parser;
+use http_api::ApiConfig;
 use rustix::io::Errno;
 use smbd::{
-    Beside, Bound, Server,
+    Beside, Bound, Running, Server,
     cluster::{self, Owned},
     config::Config,
+    control::{Control, Interface, Sockets, verbs},
+    declared::{self, Place},
     descriptors, inherit,
     iscsi::{Iscsi, config::IscsiConfig},
-    sandbox, supervise,
+    sandbox,
+    scrape::Sources,
+    supervise,
     witness::{Witness, config::WitnessConfig},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,8 +34,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 #[command(name = "smbd", version, about)]
 struct Args {
     /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required = false,
+        required_unless_present = "schema",
+        default_value_if("schema", "true", "/dev/null")
+    )]
     config: PathBuf,
+    /// Print the JSON Schema of the configuration, for editors, and exit.
+    #[arg(long)]
+    schema: bool,
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
@@ -62,6 +76,10 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    if args.schema {
+        println!("{:#}", smbd::schema::schema());
+        return ExitCode::SUCCESS;
+    }
     let mut all = match All::load(&args.config) {
         Ok(all) => all,
         Err(error) => {
@@ -96,29 +114,42 @@ struct All {
     iscsi: IscsiConfig,
     witness: Option<WitnessConfig>,
     cluster: Option<ClusterConfig>,
+    api: ApiConfig,
 }
 
 impl All {
     fn load(file: &Path) -> Result<Self, String> {
-        let config = Config::load(file).map_err(|error| error.to_string())?;
-        let iscsi = IscsiConfig::load(file).map_err(|error| error.to_string())?;
+        let text = declared::whole_text(file)?;
+        let config = Config::parse(&text, file).map_err(|error| error.to_string())?;
+        let iscsi = IscsiConfig::parse(&text, file).map_err(|error| error.to_string())?;
         let witness = WitnessConfig::load(file).map_err(|error| error.to_string())?;
         let cluster = ClusterConfig::load(file).map_err(|error| error.to_string())?;
+        let api = Self::api(file)?;
         if let Some(cluster) = &cluster {
             cluster::check(&config, cluster, !iscsi.listen.is_empty(), witness.is_some())?;
+            if !api.listen.is_empty() {
+                return Err(
+                    "api.listen: the servers of a cluster have local sockets only".to_owned()
+                );
+            }
         }
-        Ok(Self { config, iscsi, witness, cluster })
+        Ok(Self { config, iscsi, witness, cluster, api })
+    }
+
+    fn api(file: &Path) -> Result<ApiConfig, String> {
+        ApiConfig::load(file).map_err(|error| format!("{}: {error}", file.display()))
     }
 
     /// What one role of a cluster has.
     fn of_role(file: &Path, cluster: &ClusterConfig, role: &str) -> Result<Self, String> {
         let config = Config::load(file).map_err(|error| error.to_string())?;
         let config = cluster::of_role(config, cluster, role)?;
-        Ok(Self { config, iscsi: IscsiConfig::default(), witness: None, cluster: None })
+        let api = Self::api(file)?;
+        Ok(Self { config, iscsi: IscsiConfig::default(), witness: None, cluster: None, api })
     }
 
     fn beside(&self) -> Beside<'_> {
-        Beside::new(&self.iscsi, self.witness.as_ref())
+        Beside::new(&self.iscsi, self.witness.as_ref(), &self.api)
     }
 }
 
@@ -127,6 +158,37 @@ impl All {
 struct Services {
     blocks: Arc<Iscsi>,
     witness: Option<Arc<Witness>>,
+    interface: Interface,
+}
+
+impl Services {
+    /// What the page of metrics tells of.
+    fn sources(&self, role: Option<&(String, ClusterConfig)>) -> Arc<Sources> {
+        let (targets, witness) = (Some(self.blocks.clone()), self.witness.clone());
+        let (role, interface) = (Sources::role(role), self.interface.clone());
+        Arc::new(Sources { targets, witness, role, interface })
+    }
+}
+
+/// Where objects are declared, but for a server of a cluster.
+fn place(
+    file: &Path,
+    state_dir: &Path,
+    folders: Option<&Vec<PathBuf>>,
+    of_cluster: bool,
+) -> Option<Place> {
+    let (file, state_dir) = (file.to_owned(), state_dir.to_owned());
+    (!of_cluster).then(|| Place { file, state_dir, folders: folders.cloned() })
+}
+
+/// Says where clients are awaited.
+fn announce(running: &Running) {
+    for address in running.addresses() {
+        tracing::info!(%address, "listening");
+    }
+    for address in running.rdma_addresses() {
+        tracing::info!(%address, "listening for SMB Direct");
+    }
 }
 
 /// Keeps the ports and a server behind them.
@@ -235,7 +297,8 @@ fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
     descriptors::make_room()?;
     descriptors_for(&all.config);
     let mut bound = Bound::with(&all.config, all.beside(), inherited.sockets)?;
-    let All { config, iscsi, witness, .. } = all;
+    let All { mut config, iscsi, witness, api, .. } = all;
+    config.secrets.extend(api.secrets.iter().cloned());
     sandbox::become_user(&config)?;
     if owned.is_some() {
         // Its node may set addresses.
@@ -245,10 +308,10 @@ fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
     let mut folders = None;
     if config.sandbox {
         let ports = owned.as_ref().map(Owned::ports).unwrap_or_default();
-        if !sandbox::confine(&config, &iscsi, &args.config, &ports)?.folders {
+        if !sandbox::confine(&config, &iscsi, (&args.config, &api.folders), &ports)?.folders {
             tracing::info!("the kernel has no Landlock: folders outside the shares stay in reach");
         }
-        folders = Some(sandbox::folders(&config, &iscsi));
+        folders = Some(sandbox::folders(&config, &iscsi, &api.folders));
     }
     if let Some(owned) = &mut owned {
         owned.obey()?;
@@ -261,7 +324,7 @@ fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
         let signals = Signals::new()?;
         let state_dir = config.state_dir.clone();
         let _mine = take_state(&state_dir, &line)?;
-        let socket = smbd::admin::bind(&state_dir)?;
+        let sockets = Sockets::bind(&state_dir)?;
         // First what was promised to clients of an earlier server: it holds its images.
         match &owned {
             Some(owned) => server.recover_from(owned.open_store().await?),
@@ -275,15 +338,13 @@ fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
         let witness = witness.map(|config| Arc::new(Witness::new(server.clone(), config)));
         let (clients, mapper) = bound.take_witness();
         let witnesses = witness.as_ref().map(|it| it.serve(clients, mapper)).transpose()?;
-        let services = Services { blocks: blocks.clone(), witness };
-        let running = smbd::start_bound(server.clone(), bound.telling_of(blocks.clone()))?;
-        for address in running.addresses() {
-            tracing::info!(%address, "listening");
-        }
-        for address in running.rdma_addresses() {
-            tracing::info!(%address, "listening for SMB Direct");
-        }
+        let services =
+            Services { blocks: blocks.clone(), witness, interface: Interface::default() };
         let role = owned.map(|owned| (owned.role, owned.cluster));
+        let sources = services.sources(role.as_ref());
+        let ports = bound.take_api();
+        let running = smbd::start_bound(server.clone(), bound.telling_of(sources.clone()))?;
+        announce(&running);
         let (file, confined, of) = (args.config.clone(), folders.clone(), role.clone());
         let upgrader = line.clone();
         let program = smbd::admin::Program {
@@ -293,6 +354,8 @@ fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
             }),
             iscsi: blocks.clone(),
             witness: services.witness.clone(),
+            declared: place(&args.config, &state_dir, folders.as_ref(), role.is_some()),
+            changing: Mutex::default(),
             upgrade: Box::new({
                 let blocks = blocks.clone();
                 move || {
@@ -302,7 +365,8 @@ fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
                 }
             }),
         };
-        let admin = tokio::spawn(smbd::admin::serve(server, socket, program));
+        let verbs = verbs(server, program, sources, &api);
+        let control = Control::start(sockets, ports, api, verbs, &services.interface)?;
         notify("READY=1");
         let _ = line.say("ready");
         let again = {
@@ -314,8 +378,7 @@ fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
         tracing::info!("draining");
         notify("STOPPING=1");
         // Before the state is let go of: who comes next makes its own.
-        let _ = std::fs::remove_file(state_dir.join(server_api::SOCKET));
-        admin.abort();
+        control.end();
         drop((portals, witnesses));
         blocks.stop().await;
         running.drain().await;
@@ -377,7 +440,7 @@ fn reload(
     services: &Services,
     role: Option<&(String, ClusterConfig)>,
 ) -> Result<(), String> {
-    let All { config, iscsi, witness, .. } = match role {
+    let All { config, iscsi, witness, api, .. } = match role {
         None => All::load(file)?,
         // What is a cluster's, a node reads when it starts.
         Some((role, cluster)) => All::of_role(file, cluster, role)?,
@@ -392,6 +455,9 @@ fn reload(
     let failures = tokio::runtime::Handle::current().block_on(services.blocks.apply(&iscsi));
     if !failures.is_empty() {
         return Err(failures.join("\n"));
+    }
+    if let Some(interface) = services.interface.get() {
+        interface.reload(api);
     }
     match (&services.witness, witness) {
         (Some(service), Some(config)) => service.apply(config),

@@ -14,6 +14,7 @@ use iscsi::{
     config::{Admission, Discovery, Redirection, TargetConfig},
     negotiate::{DigestWish, Wishes},
 };
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use smb_protocol::ntlm::users;
 use smb_server::config::{ConfigError, Network, Size};
@@ -24,14 +25,14 @@ use zeroize::Zeroizing;
 const HIGHEST_LUN: u16 = 0x3fff;
 
 /// The part of the file that is about iSCSI; the rest is the file server's.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 struct File {
     iscsi: Option<Section>,
     #[serde(default)]
     target: Vec<TargetSection>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Section {
     listen: Vec<SocketAddr>,
@@ -41,7 +42,7 @@ struct Section {
     isns_entity: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TargetSection {
     name: String,
@@ -66,7 +67,7 @@ struct TargetSection {
 }
 
 /// Where a target went.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Redirect {
     address: String,
@@ -74,7 +75,7 @@ struct Redirect {
     permanent: bool,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Authentication {
     #[default]
@@ -82,7 +83,7 @@ enum Authentication {
     None,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Digest {
     #[default]
@@ -102,15 +103,16 @@ impl From<Digest> for DigestWish {
 }
 
 /// A user and a secret, which is here or in a file of its own.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Secret {
     user: String,
+    #[schemars(with = "Option<String>")]
     secret: Option<Zeroizing<String>>,
     secret_file: Option<PathBuf>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LunSection {
     number: u16,
@@ -206,6 +208,11 @@ pub struct Lun {
     pub warn_below: u64,
     /// Initiators that see it; all of the target's if there is none.
     pub initiators: Vec<String>,
+}
+
+/// The schema of what the file says of iSCSI.
+pub fn schema(generator: &mut SchemaGenerator) -> Schema {
+    File::json_schema(generator)
 }
 
 impl IscsiConfig {

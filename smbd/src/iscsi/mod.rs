@@ -30,6 +30,7 @@ use iscsi::{
     Guard, Service, ServiceConfig, SessionInfo,
     isns::{Node, Registration},
 };
+use metric_catalogue::Page;
 use scsi::{ForeignTokens, UnitInfo, Units, UnitsOptions};
 use smb_server::Server;
 use tokio::{
@@ -203,9 +204,9 @@ impl Iscsi {
         served.iter().map(info).collect()
     }
 
-    /// The lines of the metrics page that are about LUNs.
-    pub async fn metrics(&self) -> String {
-        metrics::text(&self.targets().await, &self.sessions())
+    /// Puts on a page of metrics what is about targets and LUNs.
+    pub async fn show(&self, page: &mut Page) {
+        metrics::show(&self.targets().await, &self.sessions(), page);
     }
 
     /// All sessions with targets.
