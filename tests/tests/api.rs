@@ -149,7 +149,7 @@ impl Served {
     }
 
     /// `bulkhead` from afar, with a token in a file.
-    fn from_afar(&self, token: &str, args: &[&str]) -> Output {
+    fn afar(&self, token: &str, args: &[&str]) -> Output {
         let file = self.folder.path().join("token");
         fs::write(&file, format!("{token}\n")).unwrap();
         fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -227,20 +227,20 @@ async fn each_verb_is_the_same_from_afar() {
         &["server", "upgrade"],
         &["server", "disconnect", "--user", "nobody"],
     ] {
-        let (here, there) = (served.server.admin(verb), served.from_afar(&token, verb));
+        let (here, there) = (served.server.admin(verb), served.afar(&token, verb));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert_eq!(text(&there.stdout), text(&here.stdout), "{verb:?}");
         assert_eq!(there.status.code(), here.status.code(), "{verb:?}: {}", text(&there.stderr));
         assert_eq!(text(&there.stderr), text(&here.stderr), "{verb:?}");
     }
-    let status = served.from_afar(&token, &["server", "status", "--json"]);
+    let status = served.afar(&token, &["server", "status", "--json"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!((&status["pid"], &status["opens"]), (&json!(served.server.pid()), &json!(1)));
-    let ended = served.from_afar(&token, &["server", "disconnect", "--user", USER, "--json"]);
+    let ended = served.afar(&token, &["server", "disconnect", "--user", USER, "--json"]);
     assert_eq!(String::from_utf8_lossy(&ended.stdout), "1\n");
     // What is not for a server elsewhere is not done here instead.
     for verb in [&["user", "list", "--file", "x"][..], &["target", "remove", "iqn.a"]] {
-        let refused = served.from_afar(&token, verb);
+        let refused = served.afar(&token, verb);
         assert!(!refused.status.success());
         assert!(String::from_utf8_lossy(&refused.stderr).contains("--host"), "{verb:?}");
     }
@@ -275,7 +275,7 @@ fn strangers_are_given_little_and_every_answer_is_strict() {
     let known = format!("Authorization: Bearer {token}\r\n");
     let operator = served.token(Role::Operator);
     for (what, text, status) in [
-        ("no token", format!("POST /v1/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n"), 401),
+        ("no token", "POST /v1/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n".to_owned(), 401),
         ("headers", format!("GET /v1/status HTTP/1.1\r\nHost: x\r\n{many}\r\n"), 431),
         ("a long header", format!("GET /v1/status HTTP/1.1\r\nHost: {long}\r\n\r\n"), 431),
         ("a password that is a book", format!("POST /v1/login HTTP/1.1\r\nHost: x\r\n{json}Content-Length: 9000\r\n\r\n"), 413),
@@ -399,17 +399,17 @@ async fn changes_are_written_down_with_what_was_before_and_after() {
     let _file = tree.open(name, OpenOptions::create(Create::New)).await.unwrap();
     let token = served.token(Role::Administrator);
     // A name is shown as text: as JSON in bodies, escaped on a terminal.
-    let opens = served.from_afar(&token, &["server", "opens"]);
+    let opens = served.afar(&token, &["server", "opens"]);
     let opens = String::from_utf8(opens.stdout).unwrap();
     assert!(opens.contains("\\u202efdp.exe") && !opens.contains('\u{202e}'), "{opens}");
-    let opens = served.from_afar(&token, &["server", "opens", "--json"]);
+    let opens = served.afar(&token, &["server", "opens", "--json"]);
     let opens: Value = serde_json::from_slice(&opens.stdout).unwrap();
     assert_eq!(opens[0]["path"], format!("\\{name}"));
     let id = format!("{:x}", opens[0]["id"].as_u64().unwrap());
-    assert!(served.from_afar(&token, &["server", "disconnect", "--open", &id]).status.success());
+    assert!(served.afar(&token, &["server", "disconnect", "--open", &id]).status.success());
     // And one by the admin socket, which fails.
     assert!(!served.server.admin(&["server", "disconnect", "--user", "nobody"]).status.success());
-    let audit = served.from_afar(&token, &["api", "audit", "--limit", "2"]);
+    let audit = served.afar(&token, &["api", "audit", "--limit", "2"]);
     let lines = String::from_utf8(audit.stdout).unwrap();
     let records: Vec<Value> =
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
