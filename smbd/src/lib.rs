@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod inherit;
 pub mod iscsi;
 mod listener;
+pub mod parts;
 pub mod sandbox;
 mod scrape;
 pub mod supervise;

@@ -26,6 +26,7 @@ use tokio::{
 use volume::work::Timed;
 
 use crate::{
+    cluster::Peers,
     inherit,
     iscsi::{Iscsi, config::IscsiConfig},
     scrape,
@@ -62,6 +63,8 @@ pub struct Bound {
     metrics: Option<std::net::TcpListener>,
     /// What the metrics page tells of beside the file server.
     targets: Option<Arc<Iscsi>>,
+    /// Where it is noted who is connected.
+    peers: Option<Arc<Peers>>,
 }
 
 /// Where the services beside the file server listen.
@@ -130,6 +133,7 @@ impl Bound {
             mapper: mapper?,
             metrics: config.metrics.map(get).transpose()?,
             targets: None,
+            peers: None,
         })
     }
 
@@ -137,6 +141,12 @@ impl Bound {
     #[must_use]
     pub fn telling_of(self, targets: Arc<Iscsi>) -> Self {
         Self { targets: Some(targets), ..self }
+    }
+
+    /// Has it noted who is connected.
+    #[must_use]
+    pub fn noting(self, peers: Option<Arc<Peers>>) -> Self {
+        Self { peers, ..self }
     }
 
     /// Takes the sockets of iSCSI.
@@ -173,11 +183,12 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
     let census = Arc::new(Census::default());
     let (mut addresses, mut rdma_addresses) = (Vec::new(), Vec::new());
     let mut listeners = JoinSet::new();
+    let peers = bound.peers;
     let mut add = |listener: std::net::TcpListener, carrier| {
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let end = (census.clone(), stopped.clone());
-        listeners.spawn(accept(listener, carrier, server.clone(), end));
+        listeners.spawn(accept(listener, carrier, server.clone(), peers.clone(), end));
         io::Result::Ok(address)
     };
     for listener in bound.clients {
@@ -276,6 +287,7 @@ async fn accept(
     listener: TcpListener,
     carrier: Carrier,
     server: Arc<Server>,
+    peers: Option<Arc<Peers>>,
     (census, mut stopped): (Arc<Census>, watch::Receiver<bool>),
 ) {
     let mut connections = JoinSet::new();
@@ -300,7 +312,13 @@ async fn accept(
                     continue;
                 };
                 let (server, stopped) = (server.clone(), stopped.clone());
-                connections.spawn(serve((stream, carrier), peer, server, stopped, counted));
+                let local = stream.local_addr();
+                let noted = peers.as_ref().zip(local.ok());
+                let noted = noted.map(|(peers, local)| peers.enter(peer, local));
+                connections.spawn(async move {
+                    serve((stream, carrier), peer, server, stopped, counted).await;
+                    drop(noted);
+                });
             }
             // Out of descriptors, or the peer is gone already: others may still be served.
             Err(error) => {

@@ -6,6 +6,7 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use disk_source::Named;
@@ -29,11 +30,14 @@ struct File {
     iscsi: Option<Section>,
     #[serde(default)]
     target: Vec<TargetSection>,
+    /// Each role has portals of its own.
+    cluster: Option<serde::de::IgnoredAny>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Section {
+    #[serde(default)]
     listen: Vec<SocketAddr>,
     discovery_chap: Option<Secret>,
     #[serde(default)]
@@ -156,6 +160,9 @@ pub struct IscsiConfig {
     pub targets: Vec<Target>,
     /// Files with secrets that were read.
     pub secrets: Vec<PathBuf>,
+    /// How long the file system may hold the locks of a node that was lost, where targets go over from
+    /// one: so long nobody is served whose LUN cannot be had.
+    pub locks: Duration,
 }
 
 /// A target with its LUNs.
@@ -229,16 +236,17 @@ impl IscsiConfig {
             message: smb_server::config::syntax_message(text, &error),
         })?;
         let mut check = Check { path, secrets: Vec::new() };
-        let Some(section) = file.iscsi else {
-            return match file.target.first() {
-                None => Ok(Self::default()),
-                Some(target) => {
-                    Err(check
-                        .bad(&target.name, "a target needs [iscsi] listen = [\"address:3260\"]"))
-                }
-            };
-        };
-        if section.listen.is_empty() {
+        let clustered = file.cluster.is_some();
+        if file.iscsi.is_none()
+            && !clustered
+            && let Some(target) = file.target.first()
+        {
+            let message = "a target needs [iscsi] listen = [\"address:3260\"]";
+            return Err(check.bad(&target.name, message));
+        }
+        let given = file.iscsi.is_some();
+        let section = file.iscsi.unwrap_or_default();
+        if given && section.listen.is_empty() && !clustered {
             return Err(check.bad("iscsi.listen", "give at least one address, \"0.0.0.0:3260\""));
         }
         let discovery = section.discovery_chap.iter().collect::<Vec<_>>();
@@ -260,6 +268,7 @@ impl IscsiConfig {
             isns_entity: section.isns_entity,
             targets,
             secrets: check.secrets,
+            locks: Duration::ZERO,
         })
     }
 
