@@ -4,11 +4,11 @@ SHELL := /bin/bash
 
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils tgt util-linux iproute2 \
-  xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark dpkg-dev binutils etcd-server etcd-client
+  xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark dpkg-dev binutils etcd-server etcd-client prometheus python3-prometheus-client
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth lab lab-soak packages needs clean
+.PHONY: help build release demo demo-failover demo-cluster cluster-soak bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth lab lab-soak packages needs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,17 @@ bench-failover: release ## What continuous availability costs; JSON under target
 
 demo-failover: release ## A guest writes while its file server is killed twenty times and upgraded five times
 	target/release/demo-failover
+
+demo-cluster: release ## Two clients write while the node of three that serves them is killed, frozen, cut off, drained (ROUNDS, 2); etcd and GlusterFS, as root; JSON: target/demo-cluster.json
+	@missing=$$(for p in etcd-server glusterfs-server glusterfs-client; do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo -n "$$p "; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then $(MAKE) needs TEST_PACKAGES="$$missing"; \
+	  else echo "run: sudo apt-get install --no-install-recommends $$missing"; exit 1; fi; fi
+	target/release/demo-cluster $(or $(ROUNDS),2) $(BUILT)/demo-cluster.json
+
+cluster-soak: build ## Faults by a seed on a cluster while a client writes (FAULTS, 200; SEED, 2027), as root; pauses as JSON: target/cluster-soak.json
+	BULKHEAD_CLUSTER_FAULTS=$(or $(FAULTS),200) BULKHEAD_CLUSTER_SEED=$(or $(SEED),2027) BULKHEAD_CLUSTER_JSON=$(abspath $(BUILT))/cluster-soak.json \
+	  cargo nextest run --workspace -E 'binary(cluster_soak)' --no-capture
 
 # A test that passes says nothing, so what is left out is written to a file.
 test: needs build ## All tests

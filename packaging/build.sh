@@ -97,8 +97,11 @@ put packaging/smbd.socket /lib/systemd/system/bulkhead-smbd.socket
 put packaging/debian/bulkhead-smbd.sysusers /usr/lib/sysusers.d/bulkhead-smbd.conf
 put packaging/debian/smbd.toml /etc/bulkhead/smbd.toml
 put conf/smbd.toml /usr/share/doc/bulkhead-smbd/examples/smbd.toml
-for text in administration dfs iscsi kerberos; do
+for text in administration dfs iscsi kerberos metrics operate; do
     put "docs/$text.md" "/usr/share/doc/bulkhead-smbd/$text.md"
+done
+for example in prometheus/bulkhead.rules.yml grafana/bulkhead.json smbd.schema.json; do
+    put "conf/$example" "/usr/share/doc/bulkhead-smbd/examples/${example##*/}"
 done
 put packaging/man/bulkhead-smbd.8 /usr/share/man/man8/bulkhead-smbd.8
 press /usr/share/man/man8/bulkhead-smbd.8

@@ -1,5 +1,7 @@
 //! One module per top-level subcommand; each has its `Args` and a `run`.
 
+pub mod api;
+pub mod apply;
 pub mod bench;
 pub mod cluster;
 mod config_file;

@@ -9,6 +9,7 @@
 mod say;
 mod cmd;
 mod password;
+mod remote;
 mod storage;
 mod units;
 
@@ -20,6 +21,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead", version, about, after_help = password::HELP)]
 struct Cli {
+    #[command(flatten)]
+    remote: remote::Remote,
     #[command(subcommand)]
     command: Command,
 }
@@ -44,6 +47,12 @@ enum Command {
     Lun(cmd::lun::Args),
     /// Look at a server's witness service and tell its clients where to go.
     Witness(cmd::witness::Args),
+    /// Make shares, users and targets of a server what files say, all or nothing.
+    Apply(cmd::apply::Apply),
+    /// Print shares, users and targets of a server, as `apply` takes them, without secrets.
+    Export(cmd::apply::Export),
+    /// Users, tokens and changes of a server's control interface.
+    Api(cmd::api::Args),
     /// Write the server's users file.
     User(cmd::user::Args),
     /// Measure a server.
@@ -53,7 +62,37 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let Cli { remote, command } = Cli::parse();
+    let result = remote::choose(remote, command.asks_a_server()).and_then(|()| run(command));
+    match result {
+        Ok(()) if say::all_was_written() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bulkhead: {}", say::shown(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Command {
+    /// Whether it asks a file server, which may be another machine's.
+    fn asks_a_server(&self) -> bool {
+        matches!(
+            self,
+            Self::Server(_)
+                | Self::Share(_)
+                | Self::Target(_)
+                | Self::Lun(_)
+                | Self::Witness(_)
+                | Self::Api(_)
+                | Self::Apply(_)
+                | Self::Export(_)
+        )
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Disk(args) => cmd::disk::run(args),
         Command::Vm(args) => cmd::vm::run(args),
         Command::Host(args) => cmd::host::run(args),
@@ -63,16 +102,11 @@ fn main() -> ExitCode {
         Command::Target(args) => cmd::target::run(args),
         Command::Lun(args) => cmd::lun::run(args),
         Command::Witness(args) => cmd::witness::run(args),
+        Command::Apply(args) => cmd::apply::apply(args),
+        Command::Export(args) => cmd::apply::export(args),
+        Command::Api(args) => cmd::api::run(args),
         Command::User(args) => cmd::user::run(args),
         Command::Bench(args) => cmd::bench::run(args),
         Command::Describe(args) => cmd::describe::run(&args, &Cli::command()),
-    };
-    match result {
-        Ok(()) if say::all_was_written() => ExitCode::SUCCESS,
-        Ok(()) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bulkhead: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }

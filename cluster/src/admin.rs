@@ -127,14 +127,10 @@ fn node_status(view: &View, number: u16) -> NodeStatus {
 fn role_status(view: &View, role: &str) -> RoleStatus {
     let record = view.roles.get(role).map(|seen| &seen.record);
     let owner = view.owner(role);
-    let serves = |node: u16| {
-        let member = view.members.get(&node);
-        member.is_some_and(|seen| seen.record.serving.iter().any(|name| name == role))
-    };
     let state = match owner {
         None => "free",
         Some(run) if !view.is_alive(run) => "lost",
-        Some(run) if serves(run.node) => "serving",
+        Some(_) if view.server(role).is_some() => "serving",
         Some(_) => "starting",
     };
     RoleStatus {

@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use state_store::etcd::{Client, Settings as Etcd, TlsFiles};
 use zeroize::Zeroizing;
@@ -18,6 +20,8 @@ use crate::{
 
 /// Bounds of a lease in seconds: etcd gives none that is shorter than one and a half elections.
 const LEASE: std::ops::RangeInclusive<u64> = 2..=60;
+/// Longest time that locks of a lost node are waited for: a persistent handle lives no longer.
+const MOST_LOCKS: u64 = 300;
 
 /// A configuration that cannot be used; the text says where and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +33,12 @@ pub struct ConfigError {
 }
 
 /// The part of the file that is about the cluster; the rest is the file server's.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct File {
     cluster: Option<Section>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Section {
     name: String,
@@ -59,27 +63,33 @@ fn default_lease() -> u64 {
     3
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum FenceName {
     Gate,
     Agent,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AgentSection {
     node: u16,
     command: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct RoleSection {
     name: String,
+    #[serde(default)]
     shares: Vec<String>,
+    #[serde(default)]
+    targets: Vec<String>,
     server_name: Option<String>,
+    #[serde(default)]
     listen: Vec<SocketAddr>,
+    #[serde(default)]
+    iscsi_listen: Vec<SocketAddr>,
     addresses: Option<Unmanaged>,
     interface: Option<String>,
     prefix: Option<u8>,
@@ -87,10 +97,17 @@ struct RoleSection {
     mounts: Vec<PathBuf>,
     #[serde(default)]
     prefer: Vec<u16>,
+    #[serde(default = "default_locks")]
+    locks_seconds: u64,
     metrics: Option<SocketAddr>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// More than GlusterFS (42 s) and CephFS (60 s) take until they count a client as gone.
+fn default_locks() -> u64 {
+    65
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Unmanaged {
     None,
@@ -110,10 +127,14 @@ pub struct Floating {
 pub struct Role {
     /// Its shares, as the configuration names them.
     pub shares: Vec<String>,
+    /// The names of its iSCSI targets.
+    pub targets: Vec<String>,
     /// The server's name in this role, if it is not the one of `[server]`.
     pub server_name: Option<String>,
-    /// Addresses with ports where it is served.
+    /// Addresses with ports where its shares are served.
     pub listen: Vec<SocketAddr>,
+    /// Addresses with ports where its targets are.
+    pub iscsi_listen: Vec<SocketAddr>,
     /// How these addresses come to a node; `None` if they are there already, or somebody else sees to
     /// it.
     pub floating: Option<Floating>,
@@ -121,8 +142,21 @@ pub struct Role {
     pub mounts: Vec<PathBuf>,
     /// Nodes that it goes to first.
     pub prefer: Vec<u16>,
+    /// How long the file system may hold the locks of a node that was lost.
+    pub locks: Duration,
     /// Where its metrics are found.
     pub metrics: Option<SocketAddr>,
+}
+
+impl Role {
+    /// The addresses of clients, each once.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let all = self.listen.iter().chain(&self.iscsi_listen);
+        let mut all: Vec<_> = all.map(SocketAddr::ip).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
 }
 
 /// The table `[cluster]` with all that it has, checked.
@@ -214,8 +248,20 @@ impl Check<'_> {
         if !is_name(&role.name) {
             return Err(self.bad(key, "name: 1 to 32 letters, digits, hyphens and underscores"));
         }
-        if role.shares.is_empty() || role.listen.is_empty() {
-            return Err(self.bad(key, "give at least one share, and one address in listen"));
+        if role.shares.is_empty() && role.targets.is_empty() {
+            return Err(self.bad(key, "give at least one share, or one target"));
+        }
+        for (what, named, at, listen) in [
+            ("shares", &role.shares, "listen", &role.listen),
+            ("targets", &role.targets, "iscsi_listen", &role.iscsi_listen),
+        ] {
+            if named.is_empty() != listen.is_empty() {
+                let message = format!("{what} are served at the addresses of {at}: give both");
+                return Err(self.bad(key, message));
+            }
+        }
+        if role.locks_seconds > MOST_LOCKS {
+            return Err(self.bad(key, format!("locks_seconds: {MOST_LOCKS} at most")));
         }
         let floating = match (&role.interface, role.prefix, role.addresses) {
             (Some(interface), Some(prefix), None) => {
@@ -224,7 +270,7 @@ impl Check<'_> {
                     let most = if at.is_ipv4() { 32 } else { 128 };
                     prefix <= most && !at.ip().is_unspecified()
                 };
-                if !role.listen.iter().all(fits) {
+                if !role.listen.iter().chain(&role.iscsi_listen).all(fits) {
                     return Err(self.bad(key, "listen: addresses that fit interface and prefix"));
                 }
                 if interface.is_empty() || interface.len() > 15 || !interface.chars().all(plain) {
@@ -241,14 +287,22 @@ impl Check<'_> {
         };
         Ok(Role {
             shares: role.shares.clone(),
+            targets: role.targets.clone(),
             server_name: role.server_name.clone(),
             listen: role.listen.clone(),
+            iscsi_listen: role.iscsi_listen.clone(),
             floating,
             mounts: role.mounts.iter().map(|path| self.relative(path)).collect(),
             prefer: role.prefer.clone(),
+            locks: Duration::from_secs(role.locks_seconds),
             metrics: role.metrics,
         })
     }
+}
+
+/// The schema of what the file says of the cluster.
+pub fn schema(generator: &mut SchemaGenerator) -> Schema {
+    File::json_schema(generator)
 }
 
 impl Config {
@@ -303,6 +357,7 @@ impl Config {
         };
         let (mut roles, mut taken, mut addresses) =
             (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        let mut targets = BTreeSet::new();
         for role in &section.role {
             let checked = check.role(role)?;
             let key = format!("cluster.role {:?}", role.name);
@@ -311,7 +366,12 @@ impl Config {
                     return Err(check.bad(key, format!("share {share:?} is in two roles")));
                 }
             }
-            for address in &checked.listen {
+            for target in &checked.targets {
+                if !targets.insert(target.clone()) {
+                    return Err(check.bad(key, format!("target {target:?} is in two roles")));
+                }
+            }
+            for address in checked.listen.iter().chain(&checked.iscsi_listen) {
                 if !addresses.insert(*address) {
                     return Err(check.bad(key, format!("{address} is in two roles")));
                 }
@@ -342,6 +402,7 @@ impl Config {
             timing: self.timing,
             fence: self.fence,
             keys: self.keys(),
+            reach: None,
         }
     }
 }
@@ -380,6 +441,7 @@ mod tests {
         assert_eq!((config.node, config.timing), (2, Timing::of_lease(3)));
         assert_eq!(role.floating, Some(Floating { interface: "eth0".into(), prefix: 24 }));
         assert_eq!(role.mounts, [Path::new("/tmp/vms")]);
+        assert_eq!(role.locks, Duration::from_secs(65));
         assert!(config.timing.beat * 4 < config.timing.lease - config.timing.margin);
     }
 
@@ -400,6 +462,10 @@ mod tests {
             (format!("{HEAD}{ROLE}"), "give interface and prefix"),
             (format!("{HEAD}{ROLE}interface = \"e\"\nprefix = 33\n"), "fit interface and prefix"),
             (format!("{HEAD}{ROLE}{none}{ROLE}{none}"), "is in two roles"),
+            (format!("{HEAD}{ROLE}{none}targets = [\"t\"]\n"), "of iscsi_listen: give both"),
+            (format!("{HEAD}{ROLE}{none}iscsi_listen = [\"10.0.0.1:3260\"]\n"), "give both"),
+            (format!("{HEAD}{ROLE}{none}locks_seconds = 301\n"), "300 at most"),
+            (format!("{HEAD}[[cluster.role]]\nname = \"r\"\n{none}"), "or one target"),
             (
                 format!("{HEAD}[[cluster.fence_agent]]\nnode = 1\ncommand = [\"fence\"]\n"),
                 "by its whole path",

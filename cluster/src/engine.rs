@@ -365,6 +365,7 @@ impl Engine {
             roles: self.settings.roles.keys().cloned().collect(),
             unfit: self.unfit.keys().cloned().collect(),
             serving: self.local.iter().filter_map(serves).collect(),
+            reach: self.settings.reach.clone(),
         }
     }
 

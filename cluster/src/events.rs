@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    record::{Keys, Run},
+    record::{Keys, Reach, Run},
     transaction::Transaction,
     view::View,
 };
@@ -64,6 +64,8 @@ pub struct Settings {
     pub fence: Fence,
     /// The keys of its cluster.
     pub keys: Keys,
+    /// Where it tells clients of other nodes, if it does.
+    pub reach: Option<Reach>,
 }
 
 /// Both clocks of a node at a moment.

@@ -41,6 +41,7 @@ mod tests {
                 roles: vec!["a".into(), "b".into()],
                 unfit: vec![],
                 serving: vec![],
+                reach: None,
             };
             view.take(&keys.member(node), Some(&member.to_bytes()), 1).unwrap();
         }

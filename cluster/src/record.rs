@@ -11,12 +11,19 @@
 //!  identity/<role>   16 bytes in hexadecimal: what the SIDs of a role's users are made of
 //! ```
 //!
-//! The state store of a role (persistent opens) is elsewhere, `/bulkhead.store/<cluster>/<role>/`, so that
-//! who watches the cluster is not told of every open.
+//! What changes with every open is elsewhere, so that who watches the cluster is not told of it:
+//!
+//! ```text
+//!  /bulkhead.store/<cluster>/<role>/        persistent opens of its shares
+//!  /bulkhead.store/<cluster>/<role>.units/  reservations of its logical units
+//!  /bulkhead.store/<cluster>/<role>.peers   connections of its clients, a line for each
+//! ```
 //!
 //! Records are JSON objects. `v` is the version that wrote one and `min` the oldest version that may
 //! read it: a reader takes what it knows of a newer record, and refuses one that says that this is
 //! not enough. So two versions that follow each other run in one cluster.
+
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -105,6 +112,15 @@ pub struct ClusterRecord {
     pub made: u64,
 }
 
+/// How clients reach a node itself, whatever it serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// Its name for them.
+    pub name: String,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// A node that is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -122,6 +138,9 @@ pub struct Member {
     /// Roles that it serves now, beyond owning them.
     #[serde(default)]
     pub serving: Vec<String>,
+    /// Where it tells clients of other nodes, if it does.
+    #[serde(default)]
+    pub reach: Option<Reach>,
 }
 
 /// What an administrator, or the node's own behaviour, makes of a node.
@@ -275,9 +294,19 @@ impl Keys {
         format!("{}identity/{role}", self.prefix)
     }
 
-    /// What the name of a role's state store is.
+    /// What the name of the state store of a role's shares is.
     pub fn store(&self, role: &str) -> String {
         format!("{}{role}", self.stores)
+    }
+
+    /// What the name of the state store of a role's logical units is. No role has a dot in its name.
+    pub fn units(&self, role: &str) -> String {
+        format!("{}{role}.units", self.stores)
+    }
+
+    /// The key of the connections that a role's clients have.
+    pub fn peers(&self, role: &str) -> String {
+        format!("{}{role}.peers", self.stores)
     }
 }
 

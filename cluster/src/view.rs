@@ -113,6 +113,13 @@ impl View {
         self.roles.get(role)?.record.owner
     }
 
+    /// The node that serves a role now, beyond owning it.
+    pub fn server(&self, role: &str) -> Option<u16> {
+        let run = self.owner(role).filter(|run| self.is_alive(*run))?;
+        let serving = &self.members.get(&run.node)?.record.serving;
+        serving.iter().any(|name| name == role).then_some(run.node)
+    }
+
     /// How many roles a node owns that is there.
     pub fn load(&self, node: u16) -> usize {
         let owners = self.roles.values().filter_map(|seen| seen.record.owner);

@@ -17,6 +17,16 @@ pub enum DefinitionError {
         "VM name {0:?} must be 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-', not starting with '.' or '-'"
     )]
     Name(String),
+    /// Not the address of a network card.
+    #[error(
+        "network address {0:?} must be six pairs of hexadecimal digits with ':' between, of one card"
+    )]
+    Mac(String),
+    /// Not the name of a bridge.
+    #[error(
+        "bridge {0:?} must be 1 to 15 of a-z, A-Z, 0-9, '.', '_' and '-', not starting with '.'"
+    )]
+    Bridge(String),
     /// Not the identity of a VM.
     #[error("VM id {0:?} must be 32 hexadecimal digits")]
     Id(String),
@@ -139,6 +149,54 @@ pub struct DiskDefinition {
     pub read_only: bool,
 }
 
+/// The address of a network card: `02:00:00:00:00:01`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+impl TryFrom<String> for MacAddress {
+    type Error = DefinitionError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let mut bytes = [0; 6];
+        let parts: Vec<&str> = text.split(':').collect();
+        let good = parts.len() == 6
+            && bytes.iter_mut().zip(&parts).all(|(byte, part)| {
+                let digits = part.len() == 2 && part.bytes().all(|it| it.is_ascii_hexdigit());
+                *byte = u8::from_str_radix(part, 16).unwrap_or_default();
+                digits
+            })
+            // One card's, and not nobody's.
+            && bytes[0] & 1 == 0
+            && bytes != [0; 6];
+        if good { Ok(Self(bytes)) } else { Err(DefinitionError::Mac(text)) }
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> Self {
+        let [a, b, c, d, e, f] = mac.0;
+        format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+/// One network card of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicDefinition {
+    /// The bridge of the host that it is plugged into; one of the same name on every host.
+    pub bridge: String,
+    /// Its address; made of the VM's id and the card's place if not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// Most that goes to the guest, in 1,000,000 bits a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_mbit: Option<u32>,
+    /// Most that comes from it, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_mbit: Option<u32>,
+}
+
 /// What the VM starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -201,6 +259,9 @@ pub struct VmDefinition {
     /// Disks, in the order of their PCI slots.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskDefinition>,
+    /// Network cards, in the order of their PCI slots, after the disks.
+    #[serde(default, rename = "nic", skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicDefinition>,
 }
 
 fn one() -> u32 {
@@ -246,7 +307,31 @@ impl VmDefinition {
         };
         range("memory_mib", self.memory_mib, 16, 1 << 20)?;
         range("vcpus", u64::from(self.vcpus), 1, 64)?;
-        range("number of disks", self.disks.len() as u64, 0, 16)
+        range("number of disks", self.disks.len() as u64, 0, 16)?;
+        range("number of nics", self.nics.len() as u64, 0, 8)?;
+        for nic in &self.nics {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+            let good = (1..=15).contains(&nic.bridge.len()) && nic.bridge.chars().all(plain);
+            // `.` and `..` are no interfaces, and folders where they are looked for.
+            if !good || nic.bridge.starts_with('.') {
+                return Err(DefinitionError::Bridge(nic.bridge.clone()));
+            }
+            for mbit in [nic.receive_mbit, nic.send_mbit].into_iter().flatten() {
+                range("nic's limit in Mbit/s", u64::from(mbit), 1, 1_000_000)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The address of a card: what its definition says, or one that is the VM's own wherever it runs:
+    /// locally administered (IEEE 802), of the last bytes of its id and the card's place.
+    pub fn mac(&self, index: usize) -> MacAddress {
+        let said = self.nics.get(index).and_then(|nic| nic.mac);
+        said.unwrap_or_else(|| {
+            let id = self.id.map_or([0; 16], |id| id.0);
+            let place = u8::try_from(index).unwrap_or(u8::MAX);
+            MacAddress([0x02, id[12], id[13], id[14], id[15], place])
+        })
     }
 }
 
@@ -274,6 +359,28 @@ mod tests {
         assert!(vm.to_toml().contains(id));
         for bad in ["", "+0ff0000000000000000000000000a01", &id[1..], "x", &format!("{id}0")] {
             assert!(with(bad).unwrap_err().to_string().contains("32"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_card_has_an_address_of_its_own_wherever_its_vm_runs() {
+        let id = "id = '00ff0000000000000000000011223344'\n";
+        let two = "[[nic]]\nbridge = 'br0'\n[[nic]]\nbridge = 'br1'\nmac = '52:54:00:0A:0b:0c'\nsend_mbit = 100\n";
+        let vm = VmDefinition::from_toml(&format!("{id}{TEXT}{two}")).unwrap();
+        assert_eq!(String::from(vm.mac(0)), "02:11:22:33:44:00");
+        assert_eq!(String::from(vm.mac(1)), "52:54:00:0a:0b:0c");
+        assert_eq!(VmDefinition::from_toml(&vm.to_toml()).unwrap(), vm);
+        for (bad, why) in [
+            ("bridge = '../x'", "bridge"),
+            ("bridge = 'a/b'", "bridge"),
+            ("bridge = 'much-too-long-a-name'", "bridge"),
+            ("bridge = 'br0'\nmac = '01:00:00:00:00:00'", "of one card"),
+            ("bridge = 'br0'\nmac = '02:00:00:00:00'", "pairs"),
+            ("bridge = 'br0'\nmac = '02:00:00:00:00:+1'", "pairs"),
+            ("bridge = 'br0'\nsend_mbit = 0", "Mbit/s"),
+        ] {
+            let error = VmDefinition::from_toml(&format!("{TEXT}[[nic]]\n{bad}\n")).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
         }
     }
 

@@ -18,6 +18,10 @@ pub struct MoveOptions {
     /// Longest pause of the guest to aim for, in milliseconds; the host's setting if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u32>,
+    /// Longest pause that the guest may have, in milliseconds, or else the move is given up; the host's
+    /// setting if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_downtime_ms: Option<u32>,
     /// Number of connections that carry memory; the host's setting if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<u32>,
@@ -70,6 +74,11 @@ pub enum Request {
         /// Where to and how.
         options: MoveOptions,
     },
+    /// Call off a move that is under way; the VM runs on where it is.
+    CancelMove {
+        /// Which.
+        name: VmName,
+    },
     /// Forget a VM that is off. Its disks stay.
     Delete {
         /// Which.
@@ -93,6 +102,10 @@ pub enum VmState {
     Off,
     /// Running.
     Running,
+    /// Paused here: a disk is away or full. It runs on by itself when that is over.
+    PausedCritical,
+    /// Paused here for good: a disk is another run's now.
+    Fenced,
     /// Running, being moved away.
     MovingOut,
     /// Being received; not running here.
@@ -109,6 +122,8 @@ impl VmState {
         match self {
             Self::Off => "off",
             Self::Running => "running",
+            Self::PausedCritical => "paused-critical",
+            Self::Fenced => "fenced",
             Self::MovingOut => "moving-out",
             Self::MovingIn => "moving-in",
             Self::InDoubt => "in-doubt",
@@ -128,6 +143,9 @@ pub struct VmSummary {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// Why it is in its state, where there is more to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Counters of a disk since the VM started on this host.

@@ -22,6 +22,9 @@ pub enum NotAllowed {
     /// A disk is elsewhere.
     #[error("disk {0} is in none of this host's `locations` ([storage] in its configuration)")]
     Disk(String),
+    /// A network card is plugged in elsewhere.
+    #[error("bridge {0} is none of this host's `bridges` ([network] in its configuration)")]
+    Bridge(String),
     /// A kernel or an initial RAM disk is elsewhere.
     #[error(
         "{0} is in none of the `folders` that VMs start from ([boot] in the host's configuration)"
@@ -89,6 +92,7 @@ pub enum Whose {
 pub struct Allowed {
     locations: Option<Vec<Location>>,
     boot: Option<Vec<PathBuf>>,
+    bridges: Option<Vec<String>>,
 }
 
 impl Allowed {
@@ -123,6 +127,7 @@ impl Allowed {
         Ok(Self {
             locations: locations.map(|all| all.iter().map(location).collect()).transpose()?,
             boot: boot.map(|all| all.into_iter().map(absolute).collect()).transpose()?,
+            bridges: config.network.bridges.clone(),
         })
     }
 
@@ -136,6 +141,17 @@ impl Allowed {
     /// # Errors
     /// The first thing it names that is elsewhere or not there.
     pub fn check(&self, definition: &VmDefinition, whose: Whose) -> Result<(), NotAllowed> {
+        for nic in &definition.nics {
+            let what = || format!("bridge {}", nic.bridge);
+            match &self.bridges {
+                Some(bridges) if bridges.contains(&nic.bridge) => {}
+                Some(_) => return Err(NotAllowed::Bridge(nic.bridge.clone())),
+                None if whose == Whose::Sent => {
+                    return Err(NotAllowed::Unsaid { what: what(), key: "`bridges` ([network])" });
+                }
+                None => {}
+            }
+        }
         let boot = &definition.boot;
         for path in std::iter::once(&boot.kernel).chain(&boot.initrd) {
             let real = real(path)?;

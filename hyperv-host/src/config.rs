@@ -27,6 +27,17 @@ pub enum ConfigError {
         /// What and in which line.
         source: Box<toml::de::Error>,
     },
+    /// Other hosts would be told an address that is no host's.
+    #[error(
+        "{path}: migration.listen is {listen}, which is every address of this host; migration.advertise \
+         must say where other hosts can ask it about a move"
+    )]
+    Nowhere {
+        /// Path of the file that the error is about.
+        path: PathBuf,
+        /// Where it listens.
+        listen: SocketAddr,
+    },
     /// A value is outside what is possible.
     #[error("{path}: {key} must be {least} to {most}")]
     Range {
@@ -82,9 +93,13 @@ pub struct MigrationConfig {
     /// Connections that carry memory.
     #[serde(default = "two_streams")]
     pub streams: u32,
-    /// Most rounds before the guest is paused in any case.
+    /// Most rounds before the guest is paused, or the move is given up.
     #[serde(default = "default_rounds")]
     pub max_rounds: u32,
+    /// Longest pause that a guest may have where it writes faster than its memory is sent; a move that
+    /// would need more is given up.
+    #[serde(default = "default_longest_downtime")]
+    pub longest_downtime_ms: u32,
     /// A peer that is silent for so long counts as lost.
     #[serde(default = "default_timeout")]
     pub timeout_s: u32,
@@ -94,6 +109,15 @@ pub struct MigrationConfig {
     /// VMs that may be on their way out at a time.
     #[serde(default = "default_moves")]
     pub max_outgoing: usize,
+}
+
+/// `[network]`: where VMs' network cards may be plugged in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// Bridges. Without them the host's own VMs may use any, and none with a card comes from another
+    /// host.
+    pub bridges: Option<Vec<String>>,
 }
 
 /// Whether what goes to and comes from a server must be encrypted.
@@ -118,6 +142,17 @@ pub enum Compressed {
     IfAsked,
     /// With every server that can.
     Always,
+}
+
+/// What guests see of storage that is away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StorageLoss {
+    /// Nothing: they are paused until it is back.
+    #[default]
+    Pause,
+    /// Errors, once the host has tried for `reconnect_s`.
+    Report,
 }
 
 /// `[[storage.server]]`: who this host is to a file server.
@@ -179,7 +214,12 @@ pub struct StorageConfig {
     pub servers: Vec<ServerConfig>,
     /// Within how long a connection that fell silent is noticed and done without.
     pub keep_alive_ms: u32,
-    /// How long a guest waits for a server that is away before it sees an error.
+    /// What guests see of storage that is away.
+    pub on_storage_loss: StorageLoss,
+    /// How long a disk may be silent before its VM is paused.
+    pub pause_after_s: u32,
+    /// How long a server that is away is tried when disks are opened and closed, and, where errors are
+    /// reported, before a guest sees one.
     pub reconnect_s: u32,
     /// Connections to a server at most.
     pub channels: u16,
@@ -193,6 +233,8 @@ impl Default for StorageConfig {
             compression: Compressed::default(),
             servers: Vec::new(),
             keep_alive_ms: 2000,
+            on_storage_loss: StorageLoss::default(),
+            pause_after_s: 5,
             reconnect_s: 60,
             channels: 4,
         }
@@ -209,11 +251,13 @@ pub struct Limits {
     pub vms: usize,
     /// Memory of all running VMs together, in MiB; 0 for no limit.
     pub memory_mib: u64,
+    /// VMs may have more memory than the host has free when they start.
+    pub overcommit: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { control_connections: 64, vms: 1024, memory_mib: 0 }
+        Self { control_connections: 64, vms: 1024, memory_mib: 0, overcommit: false }
     }
 }
 
@@ -232,6 +276,9 @@ pub struct Config {
     /// The table `[boot]`.
     #[serde(default)]
     pub boot: BootConfig,
+    /// The table `[network]`.
+    #[serde(default)]
+    pub network: NetworkConfig,
     /// The table `[limits]`.
     #[serde(default)]
     pub limits: Limits,
@@ -251,6 +298,10 @@ fn two_streams() -> u32 {
 
 fn default_downtime() -> u32 {
     30
+}
+
+fn default_longest_downtime() -> u32 {
+    2000
 }
 
 fn default_rounds() -> u32 {
@@ -298,13 +349,22 @@ impl Config {
         range("limits.control_connections", config.limits.control_connections as u64, 1, 65_536)?;
         let storage = &config.storage;
         range("storage.keep_alive_ms", storage.keep_alive_ms.into(), 200, 60_000)?;
+        range("storage.pause_after_s", storage.pause_after_s.into(), 1, 600)?;
         range("storage.reconnect_s", storage.reconnect_s.into(), 1, 3600)?;
         range("storage.channels", storage.channels.into(), 1, 32)?;
         if let Some(migration) = &config.migration {
             range("migration.streams", u64::from(migration.streams), 1, 16)?;
             range("migration.downtime_ms", u64::from(migration.downtime_ms), 1, 60_000)?;
+            let longest = u64::from(migration.longest_downtime_ms);
+            range("migration.longest_downtime_ms", longest, 1, 600_000)?;
             range("migration.max_rounds", u64::from(migration.max_rounds), 1, 1000)?;
             range("migration.timeout_s", u64::from(migration.timeout_s), 1, 3600)?;
+        }
+        if let Some(migration) = &config.migration
+            && migration.listen.ip().is_unspecified()
+            && migration.advertise.is_none()
+        {
+            return Err(ConfigError::Nowhere { path: path.to_owned(), listen: migration.listen });
         }
         if let Some(folder) = path.parent() {
             config.paths().for_each(|path| *path = folder.join(&*path));
@@ -341,6 +401,10 @@ mod tests {
             error.to_string().contains("line 5") && error.to_string().contains("caa"),
             "{error}"
         );
+        let anywhere = TEXT.replace("127.0.0.1:0", "0.0.0.0:7443");
+        let error = Config::parse(&anywhere, Path::new("x")).unwrap_err().to_string();
+        assert!(error.contains("advertise") && error.contains("0.0.0.0:7443"), "{error}");
+        Config::parse(&format!("{anywhere}advertise = 'a:1'\n"), Path::new("x")).unwrap();
         let error = Config::parse(&format!("{TEXT}streams = 99\n"), Path::new("x")).unwrap_err();
         assert!(error.to_string().contains("migration.streams"), "{error}");
         for (bad, key) in [("keep_alive_ms = 100", "keep_alive_ms"), ("channels = 0", "channels")] {

@@ -172,6 +172,7 @@ fn carry_out(
             })?;
             return Ok(Reply::Moved { statistics: Box::new(statistics) });
         }
+        Request::CancelMove { name } => host.cancel_move(&name)?,
         Request::Delete { name } => host.delete(&name)?,
         Request::Resolve { name, run } => host.resolve(&name, run)?,
         Request::Console { .. } => {}

@@ -20,10 +20,13 @@ use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
 use smb_client::{Compress, Encryption, Instance, Rdma};
 use vhd::Format;
 
-use crate::config::{Compressed, Direct, Encrypted, StorageConfig};
+use crate::config::{Compressed, Direct, Encrypted, StorageConfig, StorageLoss};
 
 /// How the parents of a machine's disk come to be where they are opened from.
 const NO_MORE: &str = "a machine's disk has its parents in its own folder or below";
+
+/// How long an open disk's server is tried where guests wait for it: longer than anybody waits.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 fn encryption(rule: Encrypted) -> Encryption {
     match rule {
@@ -58,7 +61,10 @@ pub fn servers(storage: &StorageConfig) -> Configured {
         compression: compression(storage.compression),
         servers: storage.servers.iter().map(server).collect(),
         keep_alive: Duration::from_millis(storage.keep_alive_ms.into()),
-        reconnect_timeout: Duration::from_secs(storage.reconnect_s.into()),
+        reconnect_timeout: match storage.on_storage_loss {
+            StorageLoss::Pause => FOR_EVER,
+            StorageLoss::Report => Duration::from_secs(storage.reconnect_s.into()),
+        },
         max_channels: storage.channels,
     }
 }
@@ -134,7 +140,24 @@ impl Run {
     }
 }
 
-/// Prepares all disks of a machine for a run of it, in order.
+/// Does something with the disk at `location` that may take `limit`.
+///
+/// # Errors
+/// What it fails with, or that it takes longer, with the location.
+pub async fn in_time<T, E: Into<Error>>(
+    limit: Duration,
+    location: &str,
+    what: impl Future<Output = Result<T, E>>,
+) -> Result<T, vmm::Error> {
+    let source = match tokio::time::timeout(limit, what).await {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(error)) => error.into(),
+        Err(_) => Error::Disconnected(format!("no answer within {} s", limit.as_secs_f64())),
+    };
+    Err(vmm::Error::Disk { location: location.to_owned(), source })
+}
+
+/// Prepares all disks of a machine for a run of it, in order; each may take `limit`.
 ///
 /// # Errors
 /// The first failure, with the location of its disk.
@@ -142,13 +165,12 @@ pub async fn prepare_all(
     machine: &VmDefinition,
     source: &Source,
     run: &Run,
+    limit: Duration,
 ) -> Result<Vec<Prepared>, vmm::Error> {
     let instance = run.upcoming();
     let mut prepared = Vec::new();
     for disk in &machine.disks {
-        let location = disk.location.clone();
-        let disk = prepare(disk, source, instance).await;
-        prepared.push(disk.map_err(|source| vmm::Error::Disk { location, source })?);
+        prepared.push(in_time(limit, &disk.location, prepare(disk, source, instance)).await?);
     }
     Ok(prepared)
 }
@@ -163,23 +185,26 @@ async fn prepare(
     Ok(source.prepare(&disk.location, named, claim, instance).await?)
 }
 
-/// Opens all disks of a machine, in order.
+/// Opens all disks of a machine, in order; each may take `limit`.
 ///
 /// # Errors
 /// The first failure, with the location of its disk; disks opened before it are closed again.
-pub async fn open_all(prepared: &[Prepared], run: &Run) -> Result<Vec<Arc<dyn Disk>>, vmm::Error> {
+pub async fn open_all(
+    prepared: &[Prepared],
+    run: &Run,
+    limit: Duration,
+) -> Result<Vec<Arc<dyn Disk>>, vmm::Error> {
     let instance = run.instance();
     let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
     for disk in prepared {
-        match disk.open(instance).await {
+        match in_time(limit, disk.location(), disk.open(instance)).await {
             Ok(disk) => disks.push(disk),
-            Err(source) => {
+            Err(error) => {
                 for open in disks {
                     // The failure that matters is told below.
-                    let _ = open.close().await;
+                    let _ = in_time(limit, "", open.close()).await;
                 }
-                let location = disk.location().to_owned();
-                return Err(vmm::Error::Disk { location, source: source.into() });
+                return Err(error);
             }
         }
     }

@@ -5,6 +5,7 @@
 //!                                        │ build, start, stop        │ move
 //!                                        ▼                           ▼
 //!                                      vmm::Vm ◄── memory, state ── migrate ═ TLS ═► other host
+//!                                        │                             │ handover: who has it
 //!                                        │ virtio-blk
 //!                                        ▼
 //!                           disks ─► disk-source ─► block_io::Disk (local, or over SMB)
@@ -15,7 +16,9 @@ pub mod config;
 pub mod control;
 pub mod disks;
 pub mod fault;
+pub mod handover;
 pub mod host;
 pub mod migrate;
+pub mod nics;
 pub mod recover;
 pub mod tls;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use host_api::{AfterHostFailure, VmState};
 
 use crate::{
+    handover::Standing,
     host::{Host, HostError, machine::Managed, records::Record, spawn},
-    migrate::source::resolve,
+    migrate::leave::resolve,
 };
 
 /// Takes up what the records say after a start of the daemon: VMs that ran are started
@@ -38,13 +39,11 @@ pub fn recover(host: &Arc<Host>) -> Result<(), HostError> {
                 }
             }
             Record::HandedOver { id, peer } => {
-                managed.update(|inner| {
-                    inner.state = VmState::InDoubt;
-                    inner.handed_over = Some(id.clone());
-                });
+                // The target is answered from now on.
+                host.outgoing.set(&id, Some(Standing::Given));
+                managed.update(|inner| inner.state = VmState::InDoubt);
                 spawn(format!("{}/resolve", managed.name()), move || {
-                    let operation = managed.operate();
-                    resolve(&host, &managed, &id, &peer, operation);
+                    resolve(&host, &managed, &id, &peer);
                 });
             }
         }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use host_api::{MoveOptions, Reply, Request, VmState};
+use host_api::{Client, MoveOptions, Reply, Request, VmState};
 use test_support::host::{HostProcess, Payload};
 
 /// The number of a run far ahead of all clocks, and one that a host takes from another.
@@ -56,6 +56,87 @@ fn twenty_moves_in_a_row_lose_nothing() {
     let last: u64 = std::fs::read_to_string(&run).unwrap().parse().unwrap();
     assert_eq!(last, AHEAD + 21 * hyperv_host::disks::Run::SPAN);
     assert_eq!(hosts[0].call(&Request::Delete { name: name.clone() }).unwrap(), Reply::Ok);
+}
+
+/// What a guest said before it was moved can be read where it is.
+#[test]
+fn what_a_guest_printed_moves_with_it() {
+    if test_support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let a = HostProcess::start(dir.path(), "a", 0, &[]);
+    let b = HostProcess::start(dir.path(), "b", 0, &[]);
+    let payload = Payload::create(dir.path(), &a, 64, "ws_mib=1 iops=500");
+    let name = &payload.name;
+    a.call(&Request::Start { name: name.clone() }).unwrap();
+    a.console(name).unwrap().next_line("progress");
+    a.move_to(name, &b).unwrap();
+    let mut console = b.console(name).unwrap();
+    let said = format!("start seed={} ", payload.seed);
+    while !console.text.contains(&said) {
+        assert!(console.read() && !console.text.contains("final"), "{}", console.text);
+    }
+}
+
+/// A move is called off while memory is on its way: the guest goes on where it is, and can be moved.
+#[test]
+fn a_move_that_is_called_off_leaves_the_guest_where_it_is() {
+    if test_support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // The first round ends when the move has been called off.
+    let a = HostProcess::start_with(dir.path(), "a", 0, &["source.precopy=stall"], 2);
+    let b = HostProcess::start(dir.path(), "b", 0, &[]);
+    let payload = Payload::create(dir.path(), &a, 64, "ws_mib=4 iops=500");
+    let name = &payload.name;
+    a.call(&Request::Start { name: name.clone() }).unwrap();
+    a.console(name).unwrap().next_line("progress");
+    let cancel = Request::CancelMove { name: name.clone() };
+    let error = a.call(&cancel).unwrap_err().to_string();
+    assert!(error.contains("running"), "nothing is to be called off: {error}");
+    let options = MoveOptions { to: b.address.clone(), ..MoveOptions::default() };
+    let request = Request::Move { name: name.clone(), options };
+    let mut called_off = false;
+    let moved = Client::connect(a.socket()).unwrap().call_with(&request, |progress| {
+        if progress.phase == "precopy" && !called_off {
+            called_off = true;
+            assert_eq!(a.call(&cancel).unwrap(), Reply::Ok);
+        }
+    });
+    let error = moved.unwrap_err().to_string();
+    assert!(error.contains("not moved") && error.contains("cancelled"), "{error}");
+    assert_eq!(a.state(name), Some(VmState::Running));
+    b.wait_state(name, None);
+    assert_eq!(a.move_to(name, &b).unwrap().outcome, "moved");
+}
+
+/// A guest that writes faster than its memory is sent is not paused for as long as that takes.
+#[test]
+fn a_move_that_would_pause_the_guest_for_too_long_is_given_up() {
+    if test_support::kvm().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let a = HostProcess::start_saying(dir.path(), "a", "max_rounds = 1\n");
+    let b = HostProcess::start(dir.path(), "b", 0, &[]);
+    let payload = Payload::create(dir.path(), &a, 128, "ws_mib=32 iops=500");
+    let name = &payload.name;
+    a.call(&Request::Start { name: name.clone() }).unwrap();
+    a.console(name).unwrap().next_line("progress");
+    let to = |longest: u32| MoveOptions {
+        to: b.address.clone(),
+        downtime_ms: Some(1),
+        longest_downtime_ms: Some(longest),
+        streams: None,
+    };
+    let request = |longest| Request::Move { name: name.clone(), options: to(longest) };
+    let error = a.call(&request(1)).unwrap_err().to_string();
+    assert!(error.contains("not moved") && error.contains("after 1 rounds"), "{error}");
+    assert_eq!(a.state(name), Some(VmState::Running));
+    a.call(&request(600_000)).unwrap();
+    assert_eq!(b.state(name), Some(VmState::Running));
 }
 
 #[test]

@@ -6,15 +6,22 @@
 //!                          │  ◄── Event::Done(Reply) or Event::Failed
 //! ```
 //!
+//! The same requests are calls of HTTP ([`CALLS`]): one table says which, for the server, for the tool
+//! that asks from afar, and for the description of the interface.
+//!
 //! The socket is `admin.sock` in the server's state folder; only its owner may use it. A
 //! connection carries one request at a time. This crate opens nothing but that socket and may be
 //! used by anything; of the product it needs `control-socket` alone.
 
+mod calls;
 mod client;
+mod declared;
 mod wire;
 
+pub use calls::{CALLS, Call, Found, HttpCall, Method, Role, find};
 pub use client::Client;
 pub use control_socket::ClientError;
+pub use declared::{Action, Declared, Object, ObjectChange, ObjectKind};
 pub use wire::{
     Event, LockInfo, LunInfo, MAX_LINE, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo,
     Status, Target, TargetInfo, TargetSession, WitnessClient, WitnessNode,

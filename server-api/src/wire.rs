@@ -1,6 +1,9 @@
 //! Requests and answers, one JSON object a line.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::{Declared, ObjectChange};
 
 /// Name of the socket in the server's state folder.
 pub const SOCKET: &str = "admin.sock";
@@ -9,7 +12,7 @@ pub const SOCKET: &str = "admin.sock";
 pub const MAX_LINE: usize = 256 << 20;
 
 /// What is asked of the server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// How the server is.
@@ -65,6 +68,22 @@ pub enum Request {
     Reload,
     /// Put the program that is installed now in the place of the one that runs.
     Upgrade,
+    /// Shares, users and targets, those of the configuration file as well, without secrets.
+    DeclaredShow,
+    /// Make shares, users and targets what is declared, all or nothing.
+    Apply {
+        /// What there is to be. Objects of the configuration file are not changed.
+        declared: Declared,
+        /// Only say what would be done.
+        #[serde(default)]
+        plan: bool,
+        /// Also what clients use now may be changed and removed.
+        #[serde(default)]
+        cut: bool,
+        /// What was declared before and is not named any more goes.
+        #[serde(default)]
+        prune: bool,
+    },
     /// Take a snapshot of a share.
     SnapshotCreate {
         /// Which share.
@@ -85,7 +104,7 @@ pub enum Request {
 }
 
 /// What is to be ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Target {
     /// One session.
@@ -99,7 +118,7 @@ pub enum Target {
 }
 
 /// An iSCSI target with its LUNs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TargetInfo {
     /// Its iSCSI name.
     pub name: String,
@@ -108,7 +127,7 @@ pub struct TargetInfo {
 }
 
 /// A LUN of an iSCSI target.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LunInfo {
     /// Its number.
     pub number: u16,
@@ -129,7 +148,7 @@ pub struct LunInfo {
 }
 
 /// A session of an iSCSI initiator.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TargetSession {
     /// Names it to [`Request::TargetDisconnect`].
     pub id: u64,
@@ -144,7 +163,7 @@ pub struct TargetSession {
 }
 
 /// A node of the witness service.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WitnessNode {
     /// Its name.
     pub name: String,
@@ -157,7 +176,7 @@ pub struct WitnessNode {
 }
 
 /// A client that is registered with the witness service.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WitnessClient {
     /// Its number.
     pub id: u64,
@@ -178,7 +197,7 @@ pub struct WitnessClient {
 }
 
 /// How the server is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Version of the server.
     pub version: String,
@@ -206,7 +225,7 @@ pub struct Status {
 }
 
 /// A session as administrators see it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionInfo {
     /// Its name on the wire.
     pub id: u64,
@@ -233,7 +252,7 @@ pub struct SessionInfo {
 }
 
 /// An open file or folder as administrators see it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OpenInfo {
     /// Its name on the wire.
     pub id: u64,
@@ -257,7 +276,7 @@ pub struct OpenInfo {
 }
 
 /// A byte-range lock that an open holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LockInfo {
     /// The open that has it.
     pub open: u64,
@@ -276,7 +295,7 @@ pub struct LockInfo {
 }
 
 /// A share, with who uses it now.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ShareInfo {
     /// Its name.
     pub name: String,
@@ -297,7 +316,7 @@ pub struct ShareInfo {
 }
 
 /// The answer to a request, one line of JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {
     /// Done, nothing to tell.
@@ -354,6 +373,16 @@ pub enum Reply {
         /// Registrations that were told.
         count: u64,
     },
+    /// To [`Request::DeclaredShow`].
+    Declared {
+        /// All objects.
+        declared: Declared,
+    },
+    /// To [`Request::Apply`].
+    Applied {
+        /// What was done, or would be, with each object.
+        changes: Vec<ObjectChange>,
+    },
     /// To [`Request::Disconnect`].
     Disconnected {
         /// Sessions or opens that were ended.
@@ -372,7 +401,7 @@ pub enum Reply {
 }
 
 /// A line from the server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// The request was carried out.

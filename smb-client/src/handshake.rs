@@ -38,6 +38,8 @@ const MAX_HANDSHAKE: usize = 128 * 1024;
 const MAX_ROUNDS: usize = 4;
 /// How long one address has before the next is tried beside it.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+/// How long until an address that does not answer is tried once more.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What a connection is made for.
 #[derive(Clone, Copy, Debug)]
@@ -221,7 +223,9 @@ pub(crate) async fn establish(
 }
 
 /// Connects to the server at the `first` addresses, by its name and at the `others`, each after a while
-/// beside those before it: the first that is connected is taken. The error is that of the name.
+/// beside those before it: the first that is connected is taken. One of the `first` may be on its way to
+/// another node, and what is sent to it is lost until it is there, so it is tried again and again: the
+/// system itself would wait for one second, then for two, and so on. The error is that of the name.
 async fn dial(
     options: &ConnectOptions,
     first: &[IpAddr],
@@ -235,6 +239,7 @@ async fn dial(
     let name = std::iter::once((true, options.host.clone()));
     let all = first.iter().map(address).chain(name).chain(others.iter().map(address));
     let mut left = all.collect::<Vec<_>>().into_iter();
+    let mut first = first.iter().cycle();
     let mut attempts = JoinSet::new();
     let mut error = None;
     loop {
@@ -252,6 +257,14 @@ async fn dial(
                 _ => {}
             },
             () = tokio::time::sleep(NEXT_ADDRESS), if left.len() > 0 => {}
+            () = tokio::time::sleep(AGAIN), if left.len() == 0 && !attempts.is_empty() => {
+                if let Some(address) = first.next() {
+                    let (network, host) = (network.cloned(), address.to_string());
+                    attempts.spawn(async move {
+                        (false, wire::dial(network.as_ref(), &host, port).await)
+                    });
+                }
+            }
             else => return Err(error.unwrap_or_else(|| std::io::ErrorKind::NotConnected.into())),
         }
     }

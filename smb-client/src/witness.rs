@@ -199,7 +199,9 @@ fn destination(notice: &Notice, used: IpAddr, list: &[Interface]) -> Option<Vec<
             };
             let lost =
                 |it: &witness::notice::Change| it.state == NodeState::Down && is_own(&it.name);
-            changes.iter().any(lost).then(others)
+            // An address of no node is one that goes to whoever serves it next.
+            let there = || if own.is_some() { others() } else { vec![used] };
+            changes.iter().any(lost).then(there)
         }
         Notice::MoveClient(to) | Notice::MoveShare(to) => {
             let to = to.iter().filter(|(_, state)| *state != NodeState::Down);
@@ -266,6 +268,22 @@ mod tests {
         assert_eq!(to("192.0.2.1", NodeState::Down), Some(vec![at(2)]));
         assert_eq!(to("TWO", NodeState::Down), None);
         assert_eq!(to("ONE", NodeState::Up), None);
+    }
+
+    #[test]
+    fn a_session_meets_an_address_that_moves_where_it_comes_back() {
+        let to = |changes: &[(&str, NodeState)]| {
+            let change = |(name, state): &(&str, _)| Change { name: (*name).into(), state: *state };
+            let notice = Notice::Changed(changes.iter().map(change).collect());
+            destination(&notice, at(50), &list())
+        };
+        let (down, up) = (("192.0.2.50", NodeState::Down), ("192.0.2.50", NodeState::Up));
+        assert_eq!(to(&[down]), Some(vec![at(50)]));
+        // It was lost, and is there again: what was connected to it before is not.
+        assert_eq!(to(&[down, up]), Some(vec![at(50)]));
+        // That it is there says nothing of our connection, which may be newer.
+        assert_eq!(to(&[up]), None);
+        assert_eq!(to(&[("192.0.2.1", NodeState::Down)]), None);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 //! made again before the first client is served (`volume::recover`), and those of clients who are
 //! away are handed over to the next.
 
-use std::io;
+use std::{io, time::Duration};
 
 use block_io::Engine;
 use state_store::{LocalStore, Opened};
 use volume::open::{
     record::OpenRecord,
-    recover::{Gone, ShareNow},
+    recover::{Before, Gone, ShareNow},
 };
 
 use crate::{Server, server::Current};
@@ -52,11 +52,21 @@ impl Server {
 
     /// Makes the opens again that a store holds, and remembers others there.
     pub fn recover_from(&self, opened: Opened) {
+        self.recover_opens(opened, Before::Here);
+    }
+
+    /// Makes the opens again that a store holds which goes from node to node, and remembers others there.
+    /// The file system may hold the locks of the node before for as long as `locks`.
+    pub fn take_over(&self, opened: Opened, locks: Duration) {
+        self.recover_opens(opened, Before::Elsewhere(locks));
+    }
+
+    fn recover_opens(&self, opened: Opened, before: Before) {
         let current = self.current();
         let engine = Engine::from(current.config.io_engine);
         // No number that is given from now on is that of an open in the store.
         self.ids.belong_to(opened.store.owner());
-        self.open_files.recover(opened, engine, &|record| share_of(&current, record));
+        self.open_files.recover(opened, engine, &|record| share_of(&current, record), before);
     }
 
     /// Ends in an orderly way, when nobody is served any more: what clients who are away were

@@ -40,6 +40,7 @@ use volume::{
 use crate::{
     breaks::delivery::{self, BreakNotification, Outbox},
     config::Share,
+    meters::ShareMeter,
     rpc::pipe::{PIPES_PER_SESSION, Pipe},
     transport::Carrier,
 };
@@ -191,6 +192,8 @@ pub struct Tree {
     pub maximal_access: Access,
     /// Opens may outlive the server, and what is changed is durable before it is answered.
     pub continuous: bool,
+    /// Counts what is done with the share; `None` for IPC$.
+    pub meter: Option<Arc<ShareMeter>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,20 +7,27 @@
 //!                                    sessions, opens, locks, shares, snapshots, reload
 //! ```
 //!
+//! The same requests come as calls of HTTP (`http-api`): both ways lead to [`Verbs`], which writes every
+//! change down.
+//!
 //! Nothing here is on the path of a client's request: lists are made from the tables that are
 //! there anyway, when someone asks.
 
 use std::{
-    fs, io,
+    fs,
+    future::Future,
+    io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use ::witness::NodeState;
+use http_api::{Audit, Backend, Caller, Change};
 use server_api::{
-    Event, LockInfo, LunInfo, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo, Status,
-    Target, TargetInfo, TargetSession, WitnessClient, WitnessNode,
+    Call, Event, LockInfo, LunInfo, ObjectKind, OpenInfo, Reply, Request, SOCKET, SessionInfo,
+    ShareInfo, Status, Target, TargetInfo, TargetSession, WitnessClient, WitnessNode,
 };
 use smb_protocol::{Dialect, SessionId, fscc::snapshots::SnapshotTime, ntlm::users};
 use smb_server::{Server, session::Session};
@@ -31,7 +38,13 @@ use tokio::{
 };
 use volume::{fs::volume::Volume, open::Open};
 
-use crate::{iscsi::Iscsi, witness::Witness};
+use crate::{
+    changes,
+    declared::{self, How},
+    iscsi::Iscsi,
+    scrape::{self, Sources},
+    witness::Witness,
+};
 
 /// Longest request.
 const MAX_REQUEST: u64 = 64 << 10;
@@ -49,8 +62,53 @@ pub struct Program {
     pub iscsi: Arc<Iscsi>,
     /// What tells clients of other nodes, if it is configured.
     pub witness: Option<Arc<Witness>>,
+    /// Where objects are declared; nowhere in a cluster, whose nodes have one configuration.
+    pub declared: Option<declared::Place>,
+    /// Held by who changes what is declared.
+    pub changing: Mutex<()>,
     /// Has another program take over.
     pub upgrade: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+/// What administrators may ask, whichever way they do.
+pub struct Verbs {
+    /// The file server.
+    pub server: Arc<Server>,
+    /// What is around it.
+    pub program: Program,
+    /// What the page of metrics tells of beside it.
+    pub sources: Arc<Sources>,
+    /// Where changes are written down.
+    pub audit: Arc<Audit>,
+}
+
+impl Backend for Verbs {
+    fn carry_out(&self, caller: &Caller, request: Request) -> Result<Reply, String> {
+        let Self { server, program, .. } = self;
+        if !Call::of(&request).changes() {
+            return carry_out(server, request, program);
+        }
+        let about = request.clone();
+        let before = changes::state(server, program, &about);
+        let done = carry_out(server, request, program);
+        let after = changes::state(server, program, &about);
+        let reply = done.as_ref().map(|reply| serde_json::to_value(reply).unwrap_or_default());
+        let change = Change {
+            caller,
+            request: changes::shown(&about),
+            before,
+            after,
+            outcome: reply.as_ref().map_err(|why| why.as_str()),
+        };
+        if let Err(error) = self.audit.write(&change) {
+            tracing::error!(%error, verb = Call::of(&about).verb, "a change could not be written down");
+        }
+        done
+    }
+
+    fn metrics(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>> {
+        Box::pin(scrape::page(&self.server, &self.sources))
+    }
 }
 
 /// Binds the admin socket in the state folder, for its owner only. Must run inside a tokio
@@ -80,9 +138,8 @@ pub fn bind(state_dir: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves the socket for ever.
-pub async fn serve(server: Arc<Server>, listener: UnixListener, program: Program) {
+pub async fn serve(verbs: Arc<Verbs>, listener: UnixListener) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let program = Arc::new(program);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -93,9 +150,9 @@ pub async fn serve(server: Arc<Server>, listener: UnixListener, program: Program
             }
         };
         let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-        let (server, program) = (server.clone(), program.clone());
+        let verbs = verbs.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection(server, stream, program).await {
+            if let Err(error) = connection(verbs, stream).await {
                 tracing::debug!(%error, "admin connection");
             }
             drop(permit);
@@ -103,11 +160,8 @@ pub async fn serve(server: Arc<Server>, listener: UnixListener, program: Program
     }
 }
 
-async fn connection(
-    server: Arc<Server>,
-    stream: UnixStream,
-    program: Arc<Program>,
-) -> io::Result<()> {
+async fn connection(verbs: Arc<Verbs>, stream: UnixStream) -> io::Result<()> {
+    let caller = Arc::new(Caller::local(stream.peer_cred()?.uid(), SOCKET));
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
@@ -117,9 +171,8 @@ async fn connection(
         }
         let event = match serde_json::from_slice(&line) {
             Ok(request) => {
-                let (server, program) = (server.clone(), program.clone());
-                let done =
-                    tokio::task::spawn_blocking(move || carry_out(&server, request, &program));
+                let (verbs, caller) = (verbs.clone(), caller.clone());
+                let done = tokio::task::spawn_blocking(move || verbs.carry_out(&caller, request));
                 match done.await.map_err(io::Error::other)? {
                     Ok(reply) => Event::Done { reply },
                     Err(message) => Event::Failed { message },
@@ -190,6 +243,18 @@ fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Rep
             tracing::info!("an administrator has asked for an upgrade");
             Reply::Ok
         }
+        Request::DeclaredShow => {
+            Reply::Declared { declared: declared::all(declared_place(program)?)? }
+        }
+        Request::Apply { declared, plan, cut, prune } => {
+            let place = declared_place(program)?;
+            let how = How { plan, cut, prune };
+            let in_use = |kind, name: &str| in_use(server, program, kind, name);
+            let reload = || (program.reload)(server);
+            let _one = program.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let changes = declared::apply(place, &declared, how, &in_use, &reload)?;
+            Reply::Applied { changes }
+        }
         Request::SnapshotCreate { share } => {
             let time = volume(server, &share)?.take_snapshot().map_err(|e| e.to_string())?;
             tracing::info!(share, %time, "snapshot taken");
@@ -208,12 +273,35 @@ fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Rep
     })
 }
 
+fn declared_place(program: &Program) -> Result<&declared::Place, String> {
+    let none = "the nodes of a cluster have one configuration: change it there";
+    program.declared.as_ref().ok_or_else(|| none.to_owned())
+}
+
+/// Opens, sessions or initiators that use an object now.
+fn in_use(server: &Server, program: &Program, kind: ObjectKind, name: &str) -> u64 {
+    let folded = users::fold(name);
+    let count = match kind {
+        ObjectKind::User => {
+            server.sessions.all().iter().filter(|session| session.user.name == folded).count()
+        }
+        ObjectKind::Share => {
+            let opens = server.open_files.all_opens();
+            opens.iter().filter(|open| open.origin.share == folded).count()
+        }
+        ObjectKind::Target => {
+            program.iscsi.sessions().iter().filter(|session| session.target == name).count()
+        }
+    };
+    count as u64
+}
+
 fn witness(program: &Program) -> Result<&Witness, String> {
     let none = "the server is no witness: its configuration has no [witness]";
     program.witness.as_deref().ok_or_else(|| none.to_owned())
 }
 
-fn witness_list(witness: &Witness) -> Reply {
+pub(crate) fn witness_list(witness: &Witness) -> Reply {
     let node = |node: crate::witness::NodeInfo| WitnessNode {
         name: node.name,
         addresses: node.addresses.iter().map(ToString::to_string).collect(),
@@ -236,7 +324,7 @@ fn witness_list(witness: &Witness) -> Reply {
     }
 }
 
-fn targets(iscsi: &Iscsi) -> Vec<TargetInfo> {
+pub(crate) fn targets(iscsi: &Iscsi) -> Vec<TargetInfo> {
     let all = tokio::runtime::Handle::current().block_on(iscsi.targets());
     let lun = |(unit, path): (scsi::UnitInfo, String)| LunInfo {
         number: unit.number,
@@ -255,7 +343,7 @@ fn targets(iscsi: &Iscsi) -> Vec<TargetInfo> {
     all.into_iter().map(target).collect()
 }
 
-fn target_session(session: iscsi::SessionInfo) -> TargetSession {
+pub(crate) fn target_session(session: iscsi::SessionInfo) -> TargetSession {
     TargetSession {
         id: session.id,
         target: session.target,
@@ -265,7 +353,7 @@ fn target_session(session: iscsi::SessionInfo) -> TargetSession {
     }
 }
 
-fn volume(server: &Server, share: &str) -> Result<Arc<Volume>, String> {
+pub(crate) fn volume(server: &Server, share: &str) -> Result<Arc<Volume>, String> {
     let found = server.current().volumes.get(&users::fold(share)).cloned();
     found.ok_or_else(|| format!("no share {share}"))
 }
@@ -294,7 +382,7 @@ fn sessions(server: &Server) -> Vec<SessionInfo> {
     list
 }
 
-fn session_info(session: &Session) -> SessionInfo {
+pub(crate) fn session_info(session: &Session) -> SessionInfo {
     let channels = session.channels();
     SessionInfo {
         id: session.id.0,
@@ -316,7 +404,7 @@ fn dialect(dialect: Dialect) -> String {
     if patch == 0 { format!("{major}.{minor}") } else { format!("{major}.{minor}.{patch}") }
 }
 
-fn open_info(open: &Open) -> OpenInfo {
+pub(crate) fn open_info(open: &Open) -> OpenInfo {
     OpenInfo {
         id: open.id.persistent,
         session: open.session_id().map(|id| id.0),
@@ -404,19 +492,11 @@ fn shares(server: &Server) -> Vec<ShareInfo> {
     current.config.shares.iter().map(info).collect()
 }
 
-/// Ends sessions with all their opens, or closes one open; how many there were.
-fn disconnect(server: &Server, target: &Target) -> u64 {
+/// The sessions that are meant, or the open.
+pub(crate) fn meant(server: &Server, target: &Target) -> (Vec<Arc<Session>>, Vec<Arc<Open>>) {
     let by = |wanted: &dyn Fn(&Session) -> bool| {
-        let gone: Vec<_> = server.sessions.all().into_iter().filter(|s| wanted(s)).collect();
-        for session in &gone {
-            for open in server.open_files.all_opens() {
-                if open.session_id() == Some(session.id) {
-                    open.close_for_good();
-                }
-            }
-            server.sessions.end(session.id);
-        }
-        gone.len() as u64
+        let sessions = server.sessions.all().into_iter().filter(|session| wanted(session));
+        (sessions.collect(), Vec::new())
     };
     match target {
         Target::Session(id) => by(&|session| session.id == SessionId(*id)),
@@ -431,13 +511,23 @@ fn disconnect(server: &Server, target: &Target) -> u64 {
             session.channels().iter().any(|channel| its(&channel.peer))
         }),
         Target::Open(id) => {
-            match server.open_files.all_opens().iter().find(|o| o.id.persistent == *id) {
-                Some(open) => {
-                    open.close_for_good();
-                    1
-                }
-                None => 0,
-            }
+            let opens = server.open_files.all_opens().into_iter();
+            (Vec::new(), opens.filter(|open| open.id.persistent == *id).collect())
         }
     }
+}
+
+/// Ends sessions with all their opens, or closes one open; how many there were.
+fn disconnect(server: &Server, target: &Target) -> u64 {
+    let (sessions, opens) = meant(server, target);
+    for session in &sessions {
+        for open in server.open_files.all_opens() {
+            if open.session_id() == Some(session.id) {
+                open.close_for_good();
+            }
+        }
+        server.sessions.end(session.id);
+    }
+    opens.iter().for_each(|open| open.close_for_good());
+    (sessions.len() + opens.len()) as u64
 }

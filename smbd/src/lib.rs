@@ -4,18 +4,23 @@
 //!  main ─► config ─► supervise (keeps the ports, starts the server again)
 //!              └───► sandbox ─► listener ─► smb_server::connection (one task each)
 //!                                  ├─ witness what clients are told of other nodes
-//!                                  ├─ admin   the admin socket
+//!                                  ├─ control the admin socket, and the interface over HTTP
 //!                                  └─ scrape  the metrics page
 //!  main ─► cluster (a node of several: a process for each role it owns, as above)
 //! ```
 
 pub mod admin;
+mod changes;
 pub mod cluster;
+pub mod control;
+pub mod declared;
 pub mod inherit;
 pub mod iscsi;
 mod listener;
+pub mod parts;
 pub mod sandbox;
-mod scrape;
+pub mod schema;
+pub mod scrape;
 pub mod supervise;
 pub mod witness;
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ::rdma::{Connection, Parameters, iwarp};
+use http_api::ApiConfig;
 use rustix::net::sockopt;
 use smb_server::{
     Server,
@@ -26,9 +27,10 @@ use tokio::{
 use volume::work::Timed;
 
 use crate::{
+    cluster::Peers,
     inherit,
-    iscsi::{Iscsi, config::IscsiConfig},
-    scrape,
+    iscsi::config::IscsiConfig,
+    scrape::{self, Sources},
     witness::config::WitnessConfig,
 };
 
@@ -59,9 +61,12 @@ pub struct Bound {
     iscsi: Vec<std::net::TcpListener>,
     witness: Vec<std::net::TcpListener>,
     mapper: Vec<std::net::TcpListener>,
+    api: Vec<std::net::TcpListener>,
     metrics: Option<std::net::TcpListener>,
     /// What the metrics page tells of beside the file server.
-    targets: Option<Arc<Iscsi>>,
+    sources: Arc<Sources>,
+    /// Where it is noted who is connected.
+    peers: Option<Arc<Peers>>,
 }
 
 /// Where the services beside the file server listen.
@@ -73,12 +78,19 @@ pub struct Beside<'a> {
     pub witness: &'a [SocketAddr],
     /// The endpoint mapper.
     pub mapper: &'a [SocketAddr],
+    /// The control interface.
+    pub api: &'a [SocketAddr],
 }
 
 impl<'a> Beside<'a> {
     /// What the configurations of these services say.
-    pub fn new(iscsi: &'a IscsiConfig, witness: Option<&'a WitnessConfig>) -> Self {
+    pub fn new(
+        iscsi: &'a IscsiConfig,
+        witness: Option<&'a WitnessConfig>,
+        api: &'a ApiConfig,
+    ) -> Self {
         Self {
+            api: &api.listen,
             iscsi: &iscsi.listen,
             witness: witness.map_or(&[], |config| &config.listen),
             mapper: witness.map_or(&[], |config| &config.endpoint_mapper),
@@ -117,6 +129,7 @@ impl Bound {
         let iscsi: io::Result<_> = all(beside.iscsi);
         let witness: io::Result<_> = all(beside.witness);
         let mapper: io::Result<_> = all(beside.mapper);
+        let api: io::Result<_> = all(beside.api);
         let mut get_for_clients = |address: &SocketAddr| {
             let listener = get(*address)?;
             choose_congestion_control(&listener, config)?;
@@ -128,15 +141,23 @@ impl Bound {
             iscsi: iscsi?,
             witness: witness?,
             mapper: mapper?,
+            api: api?,
             metrics: config.metrics.map(get).transpose()?,
-            targets: None,
+            sources: Arc::default(),
+            peers: None,
         })
     }
 
-    /// Has the metrics page tell of iSCSI targets, too.
+    /// Has the metrics page tell of what is beside the file server, too.
     #[must_use]
-    pub fn telling_of(self, targets: Arc<Iscsi>) -> Self {
-        Self { targets: Some(targets), ..self }
+    pub fn telling_of(self, sources: Arc<Sources>) -> Self {
+        Self { sources, ..self }
+    }
+
+    /// Has it noted who is connected.
+    #[must_use]
+    pub fn noting(self, peers: Option<Arc<Peers>>) -> Self {
+        Self { peers, ..self }
     }
 
     /// Takes the sockets of iSCSI.
@@ -149,10 +170,16 @@ impl Bound {
         (std::mem::take(&mut self.witness), std::mem::take(&mut self.mapper))
     }
 
+    /// Takes the sockets of the control interface.
+    pub fn take_api(&mut self) -> Vec<std::net::TcpListener> {
+        std::mem::take(&mut self.api)
+    }
+
     /// The sockets, to be handed to another process.
     pub fn into_fds(self) -> Vec<OwnedFd> {
         let clients = self.clients.into_iter().chain(self.rdma).chain(self.iscsi);
-        let all = clients.chain(self.witness).chain(self.mapper).chain(self.metrics);
+        let all =
+            clients.chain(self.witness).chain(self.mapper).chain(self.api).chain(self.metrics);
         all.map(OwnedFd::from).collect()
     }
 }
@@ -173,11 +200,12 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
     let census = Arc::new(Census::default());
     let (mut addresses, mut rdma_addresses) = (Vec::new(), Vec::new());
     let mut listeners = JoinSet::new();
+    let peers = bound.peers;
     let mut add = |listener: std::net::TcpListener, carrier| {
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let end = (census.clone(), stopped.clone());
-        listeners.spawn(accept(listener, carrier, server.clone(), end));
+        listeners.spawn(accept(listener, carrier, server.clone(), peers.clone(), end));
         io::Result::Ok(address)
     };
     for listener in bound.clients {
@@ -187,7 +215,8 @@ pub fn start_bound(server: Arc<Server>, bound: Bound) -> io::Result<Running> {
         rdma_addresses.push(add(listener, Carrier::Rdma)?);
     }
     if let Some(listener) = bound.metrics {
-        let serve = scrape::serve(server.clone(), bound.targets, TcpListener::from_std(listener)?);
+        let listener = TcpListener::from_std(listener)?;
+        let serve = scrape::serve(server.clone(), bound.sources, listener);
         let mut stopped = stopped.clone();
         listeners.spawn(async move {
             tokio::select! {
@@ -276,6 +305,7 @@ async fn accept(
     listener: TcpListener,
     carrier: Carrier,
     server: Arc<Server>,
+    peers: Option<Arc<Peers>>,
     (census, mut stopped): (Arc<Census>, watch::Receiver<bool>),
 ) {
     let mut connections = JoinSet::new();
@@ -300,7 +330,13 @@ async fn accept(
                     continue;
                 };
                 let (server, stopped) = (server.clone(), stopped.clone());
-                connections.spawn(serve((stream, carrier), peer, server, stopped, counted));
+                let local = stream.local_addr();
+                let noted = peers.as_ref().zip(local.ok());
+                let noted = noted.map(|(peers, local)| peers.enter(peer, local));
+                connections.spawn(async move {
+                    serve((stream, carrier), peer, server, stopped, counted).await;
+                    drop(noted);
+                });
             }
             // Out of descriptors, or the peer is gone already: others may still be served.
             Err(error) => {

@@ -6,7 +6,7 @@ use std::{
     os::unix::{fs::OpenOptionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,13 +14,18 @@ use ::cluster::config::Config as ClusterConfig;
 use clap::Parser;
 use rustix::io::Errno;
 use smbd::{
-    Beside, Bound, Server,
-    cluster::{self, Owned},
+    Bound, Running, Server,
+    cluster::{self, Owned, witness::Feed},
     config::Config,
+    control::{Control, Interface, Sockets, verbs},
+    declared::Place,
     descriptors, inherit,
     iscsi::{Iscsi, config::IscsiConfig},
-    sandbox, supervise,
-    witness::{Witness, config::WitnessConfig},
+    parts::{Part, Parts},
+    sandbox,
+    scrape::Sources,
+    supervise,
+    witness::Witness,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -29,8 +34,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 #[command(name = "smbd", version, about)]
 struct Args {
     /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required = false,
+        required_unless_present = "schema",
+        default_value_if("schema", "true", "/dev/null")
+    )]
     config: PathBuf,
+    /// Print the JSON Schema of the configuration, for editors, and exit.
+    #[arg(long)]
+    schema: bool,
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
@@ -50,6 +64,9 @@ struct Args {
     /// The descriptor of the page that says until when.
     #[arg(long, hide = true, value_name = "NUMBER")]
     gate: Option<i32>,
+    /// Be the witness service of a node of a cluster: a node starts it like this.
+    #[arg(long, hide = true, conflicts_with = "role")]
+    witness: bool,
 }
 
 fn main() -> ExitCode {
@@ -62,8 +79,12 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let mut all = match All::load(&args.config) {
-        Ok(all) => all,
+    if args.schema {
+        println!("{:#}", smbd::schema::schema());
+        return ExitCode::SUCCESS;
+    }
+    let mut parts = match Parts::load(&args.config) {
+        Ok(parts) => parts,
         Err(error) => {
             eprintln!("smbd: {error}");
             return ExitCode::from(2);
@@ -73,13 +94,15 @@ fn main() -> ExitCode {
         println!("{}: correct", args.config.display());
         return ExitCode::SUCCESS;
     }
-    let done = match all.cluster.take() {
-        Some(cluster) if args.role.is_some() => serve_role(args, all, cluster),
-        // A node supervises the servers of its roles in any case.
-        Some(cluster) => node(&args, all.config, cluster),
+    let done = match parts.cluster.take() {
+        Some(cluster) if args.role.is_some() => serve_role(args, parts, cluster),
+        Some(cluster) if args.witness => serve_witness(args, parts, cluster),
+        // A node supervises its servers in any case.
+        Some(cluster) => node(&args, parts, cluster),
         None if args.role.is_some() => Err(anyhow::anyhow!("--role needs [cluster]")),
-        None if args.supervise => supervise(&args, &all),
-        None => run(args, all, None),
+        None if args.witness => Err(anyhow::anyhow!("--witness needs [cluster]")),
+        None if args.supervise => supervise(&args, &parts),
+        None => run(args, parts, Own::default()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,48 +113,36 @@ fn main() -> ExitCode {
     }
 }
 
-/// All that the configuration says.
-struct All {
-    config: Config,
-    iscsi: IscsiConfig,
-    witness: Option<WitnessConfig>,
-    cluster: Option<ClusterConfig>,
-}
-
-impl All {
-    fn load(file: &Path) -> Result<Self, String> {
-        let config = Config::load(file).map_err(|error| error.to_string())?;
-        let iscsi = IscsiConfig::load(file).map_err(|error| error.to_string())?;
-        let witness = WitnessConfig::load(file).map_err(|error| error.to_string())?;
-        let cluster = ClusterConfig::load(file).map_err(|error| error.to_string())?;
-        if let Some(cluster) = &cluster {
-            cluster::check(&config, cluster, !iscsi.listen.is_empty(), witness.is_some())?;
-        }
-        Ok(Self { config, iscsi, witness, cluster })
-    }
-
-    /// What one role of a cluster has.
-    fn of_role(file: &Path, cluster: &ClusterConfig, role: &str) -> Result<Self, String> {
-        let config = Config::load(file).map_err(|error| error.to_string())?;
-        let config = cluster::of_role(config, cluster, role)?;
-        Ok(Self { config, iscsi: IscsiConfig::default(), witness: None, cluster: None })
-    }
-
-    fn beside(&self) -> Beside<'_> {
-        Beside::new(&self.iscsi, self.witness.as_ref())
-    }
-}
-
 /// What runs beside the file server.
 #[derive(Clone)]
 struct Services {
     blocks: Arc<Iscsi>,
     witness: Option<Arc<Witness>>,
+    interface: Interface,
+}
+
+impl Services {
+    /// What the page of metrics tells of.
+    fn sources(&self, role: Option<&(String, ClusterConfig)>) -> Arc<Sources> {
+        let (targets, witness) = (Some(self.blocks.clone()), self.witness.clone());
+        let (role, interface) = (Sources::role(role), self.interface.clone());
+        Arc::new(Sources { targets, witness, role, interface })
+    }
+}
+
+/// Says where clients are awaited.
+fn announce(running: &Running) {
+    for address in running.addresses() {
+        tracing::info!(%address, "listening");
+    }
+    for address in running.rdma_addresses() {
+        tracing::info!(%address, "listening for SMB Direct");
+    }
 }
 
 /// Keeps the ports and a server behind them.
-fn supervise(args: &Args, all: &All) -> anyhow::Result<()> {
-    let bound = Bound::with(&all.config, all.beside(), inherit::take().sockets)?;
+fn supervise(args: &Args, parts: &Parts) -> anyhow::Result<()> {
+    let bound = Bound::with(&parts.config, parts.beside(), inherit::take().sockets)?;
     let plan = supervise::Plan {
         // By the name it was started by: an upgrade puts another program there.
         program: std::env::args_os().next().map_or_else(|| "smbd".into(), PathBuf::from),
@@ -146,21 +157,55 @@ fn supervise(args: &Args, all: &All) -> anyhow::Result<()> {
 }
 
 /// Is a node of a cluster.
-fn node(args: &Args, config: Config, cluster: ClusterConfig) -> anyhow::Result<()> {
+fn node(args: &Args, parts: Parts, cluster: ClusterConfig) -> anyhow::Result<()> {
     let watchdog = Duration::from_secs(args.watchdog);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(cluster::run(config, cluster, args.config.clone(), watchdog, notify))
+    runtime.block_on(cluster::run(parts, cluster, args.config.clone(), watchdog, notify))
+}
+
+/// What a process of a cluster's node has of the cluster, if it is one.
+#[derive(Default)]
+struct Own {
+    role: Option<Owned>,
+    witness: Option<Feed>,
+}
+
+impl Own {
+    /// The ports that it connects to.
+    fn ports(&self) -> Vec<u16> {
+        let role = self.role.as_ref().map(Owned::ports);
+        role.or_else(|| self.witness.as_ref().map(Feed::ports)).unwrap_or_default()
+    }
+
+    /// Which part of a configuration it serves.
+    fn part(&self) -> Part {
+        match (&self.role, &self.witness) {
+            (Some(role), _) => Part::Role(role.role.clone(), role.cluster.clone()),
+            (None, Some(feed)) => Part::Witness(feed.cluster.clone()),
+            (None, None) => Part::Whole,
+        }
+    }
+
+    fn is_of_a_cluster(&self) -> bool {
+        self.role.is_some() || self.witness.is_some()
+    }
 }
 
 /// Serves a role of a cluster.
-fn serve_role(args: Args, all: All, cluster: ClusterConfig) -> anyhow::Result<()> {
+fn serve_role(args: Args, parts: Parts, cluster: ClusterConfig) -> anyhow::Result<()> {
     let (Some(role), Some(since), Some(page)) = (args.role.clone(), args.owned_since, args.gate)
     else {
         anyhow::bail!("--role needs --owned-since and --gate");
     };
-    let config = cluster::of_role(all.config, &cluster, &role).map_err(anyhow::Error::msg)?;
     let owned = Owned::new(role, since, page, cluster)?;
-    run(args, All { config, ..all }, Some(owned))
+    let own = Own { role: Some(owned), ..Own::default() };
+    run(args, parts, own)
+}
+
+/// Is the witness service of a node.
+fn serve_witness(args: Args, parts: Parts, cluster: ClusterConfig) -> anyhow::Result<()> {
+    let own = Own { witness: Some(Feed::new(cluster)?), ..Own::default() };
+    run(args, parts, own)
 }
 
 /// The line to the supervisor, if there is one.
@@ -224,7 +269,9 @@ fn descriptors_for(config: &Config) {
     }
 }
 
-fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
+fn run(args: Args, parts: Parts, mut own: Own) -> anyhow::Result<()> {
+    let part = own.part();
+    let mut parts = parts.of(&part).map_err(anyhow::Error::msg)?;
     // While there is one thread: ports first, then everything that is given up.
     let inherited = inherit::take();
     if let Some(line) = &inherited.supervisor {
@@ -233,94 +280,144 @@ fn run(args: Args, all: All, mut owned: Option<Owned>) -> anyhow::Result<()> {
     let line = Line(inherited.supervisor.map(Arc::new));
     descriptors::raise()?;
     descriptors::make_room()?;
-    descriptors_for(&all.config);
-    let mut bound = Bound::with(&all.config, all.beside(), inherited.sockets)?;
-    let All { config, iscsi, witness, .. } = all;
-    sandbox::become_user(&config)?;
-    if owned.is_some() {
+    descriptors_for(&parts.config);
+    let bound = Bound::with(&parts.config, parts.beside(), inherited.sockets)?;
+    parts.config.secrets.extend(parts.api.secrets.iter().cloned());
+    let Parts { config, iscsi, api, .. } = &parts;
+    sandbox::become_user(config)?;
+    if own.is_of_a_cluster() {
         // Its node may set addresses.
         sandbox::give_up_capabilities()?;
     }
     let server = Arc::new(Server::new(config.clone())?);
     let mut folders = None;
     if config.sandbox {
-        let ports = owned.as_ref().map(Owned::ports).unwrap_or_default();
-        if !sandbox::confine(&config, &iscsi, &args.config, &ports)?.folders {
+        let files = (&*args.config, &*api.folders);
+        if !sandbox::confine(config, iscsi, files, &own.ports())?.folders {
             tracing::info!("the kernel has no Landlock: folders outside the shares stay in reach");
         }
-        folders = Some(sandbox::folders(&config, &iscsi));
+        folders = Some(sandbox::folders(config, iscsi, &api.folders));
     }
-    if let Some(owned) = &mut owned {
+    if let Some(owned) = &mut own.role {
         owned.obey()?;
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.threads {
         builder.worker_threads(threads);
     }
-    builder.enable_all().build()?.block_on(async {
-        let signals = Signals::new()?;
-        let state_dir = config.state_dir.clone();
-        let _mine = take_state(&state_dir, &line)?;
-        let socket = smbd::admin::bind(&state_dir)?;
-        // First what was promised to clients of an earlier server: it holds its images.
-        match &owned {
-            Some(owned) => server.recover_from(owned.open_store().await?),
-            None => server.recover()?,
-        }
-        let asked = server.clone();
-        let users = Box::new(move |path: &Path| smbd::admin::users_of(&asked, path));
-        let blocks = Arc::new(Iscsi::new(server.clone(), &state_dir, users));
-        blocks.apply(&iscsi).await;
-        let portals = blocks.serve(bound.take_iscsi())?;
-        let witness = witness.map(|config| Arc::new(Witness::new(server.clone(), config)));
-        let (clients, mapper) = bound.take_witness();
-        let witnesses = witness.as_ref().map(|it| it.serve(clients, mapper)).transpose()?;
-        let services = Services { blocks: blocks.clone(), witness };
-        let running = smbd::start_bound(server.clone(), bound.telling_of(blocks.clone()))?;
-        for address in running.addresses() {
-            tracing::info!(%address, "listening");
-        }
-        for address in running.rdma_addresses() {
-            tracing::info!(%address, "listening for SMB Direct");
-        }
-        let role = owned.map(|owned| (owned.role, owned.cluster));
-        let (file, confined, of) = (args.config.clone(), folders.clone(), role.clone());
-        let upgrader = line.clone();
-        let program = smbd::admin::Program {
-            reload: Box::new({
-                let services = services.clone();
-                move |server| reload(&file, confined.as_deref(), server, &services, of.as_ref())
-            }),
-            iscsi: blocks.clone(),
-            witness: services.witness.clone(),
-            upgrade: Box::new({
-                let blocks = blocks.clone();
-                move || {
-                    upgrader.say("upgrade")?;
-                    blocks.is_replaced();
-                    Ok(())
-                }
-            }),
-        };
-        let admin = tokio::spawn(smbd::admin::serve(server, socket, program));
-        notify("READY=1");
-        let _ = line.say("ready");
-        let again = {
-            let (file, folders) = (args.config.clone(), folders.clone());
-            let (server, services) = (running.server().clone(), services.clone());
-            move || reload(&file, folders.as_deref(), &server, &services, role.as_ref())
-        };
-        attend(signals, &line, Arc::new(again)).await?;
-        tracing::info!("draining");
-        notify("STOPPING=1");
-        // Before the state is let go of: who comes next makes its own.
-        let _ = std::fs::remove_file(state_dir.join(server_api::SOCKET));
-        admin.abort();
-        drop((portals, witnesses));
-        blocks.stop().await;
-        running.drain().await;
-        Ok(())
-    })
+    let confined = Confined { file: args.config, folders, part };
+    builder.enable_all().build()?.block_on(serve(server, parts, own, bound, line, confined))
+}
+
+/// What a reload keeps to.
+struct Confined {
+    /// The configuration file.
+    file: PathBuf,
+    /// The folders that the server was confined to.
+    folders: Option<Vec<PathBuf>>,
+    /// What of the file it serves.
+    part: Part,
+}
+
+impl Confined {
+    /// Where objects are declared, but for a server of a cluster.
+    fn place(&self, state_dir: &Path) -> Option<Place> {
+        let Part::Whole = self.part else { return None };
+        let (file, state_dir) = (self.file.clone(), state_dir.to_owned());
+        Some(Place { file, state_dir, folders: self.folders.clone() })
+    }
+}
+
+/// Targets of iSCSI beside a file server, with what the store knows of their units.
+async fn targets(
+    server: &Arc<Server>,
+    state_dir: &Path,
+    iscsi: &IscsiConfig,
+    role: Option<&Owned>,
+) -> anyhow::Result<Arc<Iscsi>> {
+    let asked = server.clone();
+    let users = Box::new(move |path: &Path| smbd::admin::users_of(&asked, path));
+    let blocks = Iscsi::new(server.clone(), state_dir, users);
+    Ok(Arc::new(match role {
+        Some(role) if !iscsi.targets.is_empty() => blocks.of_role(role.open_units().await?),
+        _ => blocks,
+    }))
+}
+
+/// Serves until a signal says that the server is to end.
+async fn serve(
+    server: Arc<Server>,
+    parts: Parts,
+    own: Own,
+    mut bound: Bound,
+    line: Line,
+    confined: Confined,
+) -> anyhow::Result<()> {
+    let Parts { config, iscsi, witness, api, .. } = parts;
+    let signals = Signals::new()?;
+    let state_dir = config.state_dir.clone();
+    let _mine = take_state(&state_dir, &line)?;
+    let sockets = Sockets::bind(&state_dir)?;
+    // First what was promised to clients of an earlier server: it holds its images.
+    match &own.role {
+        Some(owned) => server.take_over(owned.open_store().await?, owned.locks()),
+        None => server.recover()?,
+    }
+    let blocks = targets(&server, &state_dir, &iscsi, own.role.as_ref()).await?;
+    let portals = blocks.begin(&iscsi, bound.take_iscsi()).await?;
+    let witness = witness.map(|config| {
+        Arc::new(match &own.witness {
+            Some(feed) => Witness::of_node(server.clone(), config, feed),
+            None => Witness::new(server.clone(), config),
+        })
+    });
+    let (clients, mapper) = bound.take_witness();
+    let witnesses = witness.as_ref().map(|it| it.serve(clients, mapper)).transpose()?;
+    let services = Services { blocks: blocks.clone(), witness, interface: Interface::default() };
+    let role = own.role.as_ref().map(|owned| (owned.role.clone(), owned.cluster.clone()));
+    let sources = services.sources(role.as_ref());
+    let ports = bound.take_api();
+    let peers = own.role.map(Owned::note_peers);
+    let bound = bound.telling_of(sources.clone()).noting(peers);
+    let running = smbd::start_bound(server.clone(), bound)?;
+    announce(&running);
+    let confined = Arc::new(confined);
+    let (upgrader, kept) = (line.clone(), confined.clone());
+    let program = smbd::admin::Program {
+        reload: Box::new({
+            let services = services.clone();
+            move |server| reload(&kept, server, &services)
+        }),
+        iscsi: blocks.clone(),
+        witness: services.witness.clone(),
+        declared: confined.place(&state_dir),
+        changing: Mutex::default(),
+        upgrade: Box::new({
+            let blocks = blocks.clone();
+            move || {
+                upgrader.say("upgrade")?;
+                blocks.is_replaced();
+                Ok(())
+            }
+        }),
+    };
+    let verbs = verbs(server, program, sources, &api);
+    let control = Control::start(sockets, ports, api, verbs, &services.interface)?;
+    notify("READY=1");
+    let _ = line.say("ready");
+    let again = {
+        let (server, services) = (running.server().clone(), services.clone());
+        move || reload(&confined, &server, &services)
+    };
+    attend(signals, &line, Arc::new(again)).await?;
+    tracing::info!("draining");
+    notify("STOPPING=1");
+    // Before the state is let go of: who comes next makes its own.
+    control.end();
+    drop((portals, witnesses));
+    blocks.stop().await;
+    running.drain().await;
+    Ok(())
 }
 
 /// What a server is told from outside.
@@ -369,19 +466,11 @@ async fn attend(
 }
 
 /// Takes the new configuration if it is correct; else the old one stays. A server that was
-/// confined to `folders` takes no share and no LUN outside of them. On a thread that may wait.
-fn reload(
-    file: &Path,
-    folders: Option<&[PathBuf]>,
-    server: &Server,
-    services: &Services,
-    role: Option<&(String, ClusterConfig)>,
-) -> Result<(), String> {
-    let All { config, iscsi, witness, .. } = match role {
-        None => All::load(file)?,
-        // What is a cluster's, a node reads when it starts.
-        Some((role, cluster)) => All::of_role(file, cluster, role)?,
-    };
+/// confined to folders takes no share and no LUN outside of them. On a thread that may wait.
+fn reload(confined: &Confined, server: &Server, services: &Services) -> Result<(), String> {
+    let parts = Parts::load(&confined.file)?.of(&confined.part)?;
+    let Parts { config, iscsi, witness, api, .. } = parts;
+    let folders = confined.folders.as_deref();
     if let Some(what) = folders.and_then(|folders| sandbox::outside(folders, &config, &iscsi)) {
         return Err(format!(
             "{what}: it lies outside of the folders that the server was confined to when it \
@@ -392,6 +481,9 @@ fn reload(
     let failures = tokio::runtime::Handle::current().block_on(services.blocks.apply(&iscsi));
     if !failures.is_empty() {
         return Err(failures.join("\n"));
+    }
+    if let Some(interface) = services.interface.get() {
+        interface.reload(api);
     }
     match (&services.witness, witness) {
         (Some(service), Some(config)) => service.apply(config),

@@ -190,15 +190,16 @@ pub struct Confined {
 }
 
 /// Confines this thread, and all that it starts, to the folders of the configuration and to the
-/// system calls of a file server. `file` is where the configuration was read, `connects` are the ports
-/// that it connects to, beside those of name servers of targets.
+/// system calls of a file server. `file` is where the configuration was read, `more` are folders in which
+/// shares and images may be made later, `connects` the ports that it connects to, beside those of name
+/// servers of targets.
 ///
 /// # Errors
 /// If the kernel refuses; a kernel without Landlock is no error.
 pub fn confine(
     config: &Config,
     iscsi: &IscsiConfig,
-    file: &Path,
+    (file, more): (&Path, &[PathBuf]),
     connects: &[u16],
 ) -> Result<Confined, SandboxError> {
     system("giving up new privileges", system::set_no_new_privs(true))?;
@@ -220,6 +221,7 @@ pub fn confine(
         )?
         .add_rules(path_beneath_rules(shares(config), inside))?
         .add_rules(path_beneath_rules(images(iscsi), inside))?
+        .add_rules(path_beneath_rules(more, inside))?
         // The admin socket is made there.
         .add_rules(path_beneath_rules([&config.state_dir], inside | AccessFs::MakeSock))?
         .add_rules(path_beneath_rules(readable(config, file), AccessFs::from_read(abi)))?
@@ -280,8 +282,8 @@ pub fn outside(confined_to: &[PathBuf], config: &Config, iscsi: &IscsiConfig) ->
 }
 
 /// The places that [`confine`] opens for writing, as the system names them.
-pub fn folders(config: &Config, iscsi: &IscsiConfig) -> Vec<PathBuf> {
-    let all = shares(config).into_iter().chain(images(iscsi));
+pub fn folders(config: &Config, iscsi: &IscsiConfig, more: &[PathBuf]) -> Vec<PathBuf> {
+    let all = shares(config).into_iter().chain(images(iscsi)).chain(more.iter().cloned());
     all.filter_map(|path| path.canonicalize().ok()).collect()
 }
 
@@ -459,10 +461,10 @@ mod tests {
         );
         let config = Config::parse(&text, &file).unwrap();
         let iscsi = IscsiConfig::default();
-        assert_eq!(super::outside(&folders(&config, &iscsi), &config, &iscsi), None);
+        assert_eq!(super::outside(&folders(&config, &iscsi, &[]), &config, &iscsi), None);
         assert_eq!(super::outside(&[], &config, &iscsi).as_deref(), Some("share s"));
         let confined = std::thread::spawn(move || {
-            let confined = confine(&config, &iscsi, &file, &[]).unwrap();
+            let confined = confine(&config, &iscsi, (&file, &[]), &[]).unwrap();
             fs::write(inside.join("new"), "x").unwrap();
             fs::write(state.join("new"), "x").unwrap();
             fs::rename(inside.join("new"), inside.join("newer")).unwrap();

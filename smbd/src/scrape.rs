@@ -1,9 +1,11 @@
 //! The endpoint that Prometheus reads: `GET /metrics` over HTTP/1.1, one request a connection,
-//! nothing else. It shows counts only, but whoever can reach it can see them: bind it to
+//! nothing else. The page is in the text format of OpenMetrics. It shows counts only, but whoever can reach it can see them: bind it to
 //! loopback or a management network.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
+use ::cluster::config::Config as ClusterConfig;
+use metric_catalogue::{self as catalogue, CONTENT_TYPE, Page};
 use smb_server::{Server, meters};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,7 +13,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::iscsi::Iscsi;
+use crate::{control::Interface, iscsi::Iscsi, witness::Witness};
 
 /// Longest head of a request.
 const MAX_HEAD: usize = 8 << 10;
@@ -20,8 +22,61 @@ const READERS: usize = 8;
 /// How long a reader has.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// What a page tells of beside the file server.
+#[derive(Default)]
+pub struct Sources {
+    /// Targets and their LUNs.
+    pub targets: Option<Arc<Iscsi>>,
+    /// Clients of the witness service.
+    pub witness: Option<Arc<Witness>>,
+    /// The role of a cluster that is served, and the name of this node.
+    pub role: Option<(String, String)>,
+    /// The control interface.
+    pub interface: Interface,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Sources").field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+impl Sources {
+    /// The role that a server of a cluster serves, with the name of its node.
+    pub fn role(of: Option<&(String, ClusterConfig)>) -> Option<(String, String)> {
+        of.map(|(role, cluster)| (role.clone(), cluster.node_name.clone()))
+    }
+}
+
+/// The page as things are now.
+pub async fn page(server: &Server, sources: &Sources) -> String {
+    let mut page = Page::default();
+    meters::show(server, &mut page);
+    if let Some(targets) = &sources.targets {
+        targets.show(&mut page).await;
+    }
+    if let Some(witness) = &sources.witness {
+        let registrations = witness.registrations().len();
+        page.gauge(&catalogue::WITNESS_REGISTRATIONS, &[], registrations);
+    }
+    if let Some((role, node)) = &sources.role {
+        page.gauge(&catalogue::CLUSTER_ROLE, &[role, node], 1);
+    }
+    if let Some(interface) = sources.interface.get() {
+        let counts = interface.counts();
+        page.gauge(&catalogue::API_CONNECTIONS, &[], counts.connections);
+        for (class, count) in
+            [("done", counts.done), ("refused", counts.refused), ("failed", counts.failed)]
+        {
+            page.counter(&catalogue::API_REQUESTS, &[class], count);
+        }
+        page.counter(&catalogue::API_FAILED_LOGINS, &[], counts.failed_logins);
+    }
+    page.text()
+}
+
 /// Serves the endpoint for ever.
-pub async fn serve(server: Arc<Server>, targets: Option<Arc<Iscsi>>, listener: TcpListener) {
+pub async fn serve(server: Arc<Server>, sources: Arc<Sources>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(READERS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -29,16 +84,16 @@ pub async fn serve(server: Arc<Server>, targets: Option<Arc<Iscsi>>, listener: T
             continue;
         };
         let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-        let (server, targets) = (server.clone(), targets.clone());
+        let (server, sources) = (server.clone(), sources.clone());
         tokio::spawn(async move {
-            let answer = answer(&server, targets.as_deref(), stream);
+            let answer = answer(&server, &sources, stream);
             let _ = tokio::time::timeout(LIMIT, answer).await;
             drop(permit);
         });
     }
 }
 
-async fn answer(server: &Server, targets: Option<&Iscsi>, mut stream: TcpStream) -> io::Result<()> {
+async fn answer(server: &Server, sources: &Sources, mut stream: TcpStream) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         let mut part = [0; 1024];
@@ -48,11 +103,8 @@ async fn answer(server: &Server, targets: Option<&Iscsi>, mut stream: TcpStream)
         }
         head.extend_from_slice(&part[..got]);
     }
-    let luns = match targets {
-        Some(targets) => targets.metrics().await,
-        None => String::new(),
-    };
-    let text = respond(&head, || meters::text(server) + &luns);
+    let page = page(server, sources).await;
+    let text = respond(&head, || page);
     stream.write_all(text.as_bytes()).await?;
     stream.shutdown().await
 }
@@ -63,7 +115,7 @@ fn respond(head: &[u8], page: impl FnOnce() -> String) -> String {
     let (status, body) = judge(head, page);
     let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
     let mut text = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+        "HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\n\
          Content-Length: {}\r\n{allow}Connection: close\r\n\r\n",
         body.len()
     );

@@ -56,6 +56,18 @@ impl Batch {
         self
     }
 
+    /// The same changes in their order as batches of at most `most`, for who does not need them to be
+    /// made together. One with conditions stays as it is.
+    pub fn in_parts(mut self, most: usize) -> Vec<Self> {
+        let mut parts = Vec::new();
+        while self.conditions.is_empty() && self.changes.len() > most.max(1) {
+            let rest = self.changes.split_off(most.max(1));
+            parts.push(std::mem::replace(&mut self, Self { changes: rest, ..Self::default() }));
+        }
+        parts.push(self);
+        parts
+    }
+
     /// Whether it changes nothing and expects nothing.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.conditions.is_empty()
@@ -100,5 +112,28 @@ impl Batch {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_in_parts_changes_the_same_in_the_same_order() {
+        let whole = (0..10u8).fold(Batch::new(), |batch, n| match n % 3 {
+            0 => batch.delete(vec![n]),
+            _ => batch.put(vec![n], vec![n]),
+        });
+        for (most, lens) in [(3, vec![3, 3, 3, 1]), (5, vec![5, 5]), (10, vec![10]), (99, vec![10])]
+        {
+            let parts = whole.clone().in_parts(most);
+            assert_eq!(parts.iter().map(|part| part.changes().len()).collect::<Vec<_>>(), lens);
+            assert_eq!(parts.into_iter().fold(Batch::new(), Batch::and), whole);
+        }
+        assert_eq!(whole.clone().in_parts(0).len(), 10, "at least one at a time");
+        let alone = whole.when(vec![1], Expect::Absent);
+        assert_eq!(alone.clone().in_parts(1), [alone], "what is conditional stays whole");
+        assert_eq!(Batch::new().in_parts(1), [Batch::new()]);
     }
 }

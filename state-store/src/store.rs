@@ -120,6 +120,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// replaced, [`StoreError::Full`] or [`StoreError::TooLong`] if there is no room for it.
     fn commit(&self, batch: Batch) -> Commit;
 
+    /// How many changes a batch may have; a store says what its medium takes at once.
+    fn most_changes(&self) -> usize {
+        usize::MAX
+    }
+
     /// The record under a key.
     fn read(&self, key: &[u8]) -> Answer<Option<Entry>>;
 

@@ -133,12 +133,23 @@ impl Host {
     /// Starts one in a folder below `folder`, with a certificate of the authority in it. Its VMs may
     /// have their disks beside the one at `disk`, and their kernels in `folder` and in `/boot`.
     pub fn start(name: &'static str, folder: &Path, disk: &str) -> Outcome<Self> {
+        Self::start_saying(name, folder, disk, "")
+    }
+
+    /// As [`Host::start`], with these keys in `[storage]`.
+    pub fn start_saying(
+        name: &'static str,
+        folder: &Path,
+        disk: &str,
+        more: &str,
+    ) -> Outcome<Self> {
         let root = folder.join(name);
         let authority = shown(&folder.join("ca"));
         let keys = root.join("keys");
         fs::create_dir_all(&root).map_err(|e| e.to_string())?;
         cli(&["host", "init", "--ca", &authority, "--name", name, "--out", &shown(&keys)])?;
-        let storage = storage(disk, folder)?;
+        let storage =
+            storage(disk, folder)?.replacen("[storage]\n", &format!("[storage]\n{more}\n"), 1);
         let text = format!(
             "[host]\nstate_dir = \"{}\"\ncontrol_socket = \"{}\"\nshutdown_s = 2\n[migration]\n\
              listen = \"127.0.0.1:0\"\nca = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\n\
@@ -253,8 +264,8 @@ pub fn start_elsewhere(one: &Host, two: &Host, folder: &Path) -> Outcome<String>
     one.signal(Signal::CONT);
     started?;
     two.ask(&["console", "demo", "--replay", "--until", "progress"])?;
-    // It ends, and says why: its guest would only meet errors. It does not start again by itself.
-    one.wait_for_state("demo", "failed");
+    // It is paused, and says why: its guest would only meet errors. It does not start again by itself.
+    one.wait_for_state("demo", "fenced");
     let reason = one.ask_json(&["show", "demo"])?["reason"].to_string();
     let before = two.progress("progress")?.get("seq");
     let after = two.progress("progress")?;

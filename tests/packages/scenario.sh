@@ -53,6 +53,8 @@ for _ in $(seq 100); do
     sleep 0.1
 done
 [ -s /srv/vms/kept ]
+bulkhead api token create --hours 1 --role viewer --out /run/token
+[ -s /var/lib/bulkhead/api-tokens.json ] && [ -s /var/lib/bulkhead/audit.jsonl ]
 kill $server
 wait $server
 

@@ -1,5 +1,10 @@
 //! Several nodes of a cluster as private processes: on loopback, or each in a network of its own.
 
+pub mod faults;
+pub mod gluster;
+pub mod network;
+pub mod writer;
+
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -29,6 +34,10 @@ pub const FLOATING: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
 /// Where we are in it, and etcd.
 pub const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 
+/// Every node, in a network of its own, is a witness of a cluster that clients call `files`.
+pub const WITNESS: &str = "[witness]\nlisten = [\"0.0.0.0:49152\"]\nendpoint_mapper = [\"0.0.0.0:135\"]\n\
+     name = \"N{node}\"\naddresses = [\"10.77.0.{node}\"]\ncluster_names = [\"files\"]\n";
+
 /// Nodes with one role, `vms`, whose share has the same name, over one folder.
 #[derive(Debug)]
 pub struct Nodes {
@@ -38,8 +47,8 @@ pub struct Nodes {
     /// Where the role is served.
     pub address: SocketAddr,
     _port: Option<Port>,
-    /// The processes whose networks the nodes have, if each has one.
-    networks: Vec<Stopped>,
+    /// What the nodes have of networks of their own.
+    networks: Networks,
     running: Vec<Option<Stopped>>,
 }
 
@@ -56,12 +65,19 @@ pub struct Setup {
     pub networks: bool,
     /// More lines of `[cluster]`, instead of `fence = "gate"`.
     pub fence: String,
+    /// More lines of the role.
+    pub role: String,
+    /// More tables of the file; `{node}` stands for the number of the node.
+    pub more: String,
+    /// Where the share is on each node, if that is no folder of all nodes.
+    pub files: Vec<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let fence = "fence = \"gate\"".to_owned();
-        Self { nodes: 2, members: 1, lease: 2, networks: false, fence }
+        let (role, more, files) = (String::new(), String::new(), Vec::new());
+        Self { nodes: 2, members: 1, lease: 2, networks: false, fence, role, more, files }
     }
 }
 
@@ -82,18 +98,80 @@ fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Networks of nodes, each joined by a bridge to the one in which this is made, which is to be the
+/// caller's alone.
+#[derive(Debug)]
+pub struct Networks(Vec<Stopped>);
+
+impl Networks {
+    /// All nodes have the network of the caller.
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// One for each of so many nodes.
+    ///
+    /// # Panics
+    /// If the caller is not root.
+    pub fn new(count: usize) -> Self {
+        ip("link add br0 type bridge");
+        ip(&format!("addr add {HERE}/24 dev br0"));
+        ip("link set br0 up");
+        let mut all = Self::none();
+        (0..count).for_each(|at| all.add(at));
+        all
+    }
+
+    fn add(&mut self, at: usize) {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sleep", "36000"]).stdin(Stdio::null());
+        let keeper = Stopped(command.spawn().expect("unshare is there"));
+        let pid = keeper.pid();
+        let since = Instant::now();
+        let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        while network(&pid.to_string()) == network("self") {
+            assert!(since.elapsed() < LIMIT, "there is no new network");
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.0.push(keeper);
+        ip(&format!("link add v{at} type veth peer name eth0 netns {pid}"));
+        ip(&format!("link set v{at} master br0 up"));
+        for words in [
+            "link set lo up".to_owned(),
+            "link set eth0 up".to_owned(),
+            format!("addr add {}/24 dev eth0", Self::address(at)),
+        ] {
+            let mut command = self.within(at, Path::new("ip"));
+            let output = run(command.args(words.split_whitespace()), LIMIT);
+            assert!(output.status.success(), "ip {words} in the network of node {at}");
+        }
+    }
+
+    /// A node's own address.
+    pub fn address(at: usize) -> IpAddr {
+        format!("{NETWORK}.{}", at + 1).parse().expect("it is one")
+    }
+
+    /// A command that is carried out in a node's network.
+    pub fn within(&self, at: usize, program: &Path) -> Command {
+        let Some(keeper) = self.0.get(at) else { return Command::new(program) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", keeper.pid())).arg(program);
+        command
+    }
+}
+
 impl Nodes {
     /// Starts etcd and nodes, and makes the cluster; `None` where etcd is not installed. With networks
     /// of their own it is to be called in a network that is the caller's alone.
     pub fn start(setup: &Setup) -> Option<Self> {
-        let etcd_at = if setup.networks {
-            ip("link add br0 type bridge");
-            ip(&format!("addr add {HERE}/24 dev br0"));
-            ip("link set br0 up");
-            HERE
-        } else {
-            Ipv4Addr::LOCALHOST
-        };
+        let networks = if setup.networks { Networks::new(setup.nodes) } else { Networks::none() };
+        Self::start_in(setup, networks)
+    }
+
+    /// The same in networks that are there already.
+    pub fn start_in(setup: &Setup, networks: Networks) -> Option<Self> {
+        let etcd_at = if setup.networks { HERE } else { Ipv4Addr::LOCALHOST };
         let etcd = Etcd::start_with(setup.members, IpAddr::V4(etcd_at), "http", &[])?;
         let folder = tempfile::Builder::new().prefix("cluster").tempdir().expect("a folder");
         fs::create_dir(folder.path().join("files")).expect("the folder is writable");
@@ -103,13 +181,8 @@ impl Nodes {
             None => SocketAddr::from((FLOATING, 445)),
         };
         let running = (0..setup.nodes).map(|_| None).collect();
-        let mut nodes = Self { etcd, folder, address, _port: port, networks: Vec::new(), running };
-        for at in 0..setup.nodes {
-            if setup.networks {
-                nodes.add_network(at);
-            }
-            nodes.configure(at, setup);
-        }
+        let mut nodes = Self { etcd, folder, address, _port: port, networks, running };
+        (0..setup.nodes).for_each(|at| nodes.configure(at, setup));
         nodes.must(0, &["init"]);
         for at in 0..setup.nodes {
             if at > 0 {
@@ -120,38 +193,19 @@ impl Nodes {
         Some(nodes)
     }
 
-    /// A network for a node, joined to ours by a bridge.
-    fn add_network(&mut self, at: usize) {
-        let mut command = Command::new("unshare");
-        command.args(["--net", "sleep", "3600"]).stdin(Stdio::null());
-        let keeper = Stopped(command.spawn().expect("unshare is there"));
-        let pid = keeper.pid();
-        let since = Instant::now();
-        let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-        while network(&pid.to_string()) == network("self") {
-            assert!(since.elapsed() < LIMIT, "there is no new network");
-            thread::sleep(Duration::from_millis(5));
-        }
-        self.networks.push(keeper);
-        ip(&format!("link add v{at} type veth peer name eth0 netns {pid}"));
-        ip(&format!("link set v{at} master br0 up"));
-        for words in [
-            "link set lo up".to_owned(),
-            "link set eth0 up".to_owned(),
-            format!("addr add {NETWORK}.{}/24 dev eth0", at + 1),
-        ] {
-            let mut command = self.within(at, Path::new("ip"));
-            let output = run(command.args(words.split_whitespace()), LIMIT);
-            assert!(output.status.success(), "ip {words} in the network of node {at}");
-        }
+    /// How many nodes there are.
+    pub fn len(&self) -> usize {
+        self.running.len()
     }
 
-    /// A command that is carried out in a node's network.
-    fn within(&self, at: usize, program: &Path) -> Command {
-        let Some(keeper) = self.networks.get(at) else { return Command::new(program) };
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", keeper.pid())).arg(program);
-        command
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Takes the network of a node away, or gives it back.
+    pub fn cut(&self, at: usize, away: bool) {
+        ip(&format!("link set v{at} {}", if away { "down" } else { "up" }));
     }
 
     fn home(&self, at: usize) -> PathBuf {
@@ -177,12 +231,14 @@ impl Nodes {
             "[server]\nstate_dir = \"state\"\nencryption = \"offered\"\n\
              [[user]]\nname = \"{USER}\"\npassword = \"{PASSWORD}\"\n\
              [[share]]\nname = \"vms\"\npath = \"{files}\"\nusers = [\"{USER}\"]\n\
-             continuously_available = true\n\
+             continuously_available = true\n{more}\n\
              [cluster]\nname = \"test\"\nnode = {node}\nnode_name = \"n{node}\"\n\
              endpoints = {endpoints:?}\nlease_seconds = {lease}\n{fence}\n\
              [[cluster.role]]\nname = \"vms\"\nshares = [\"vms\"]\nlisten = [\"{listen}\"]\n\
-             {addresses}\n",
-            files = self.files().display(),
+             {addresses}\n{role}\n",
+            files = setup.files.get(at).unwrap_or(&self.files()).display(),
+            more = setup.more.replace("{node}", &(at + 1).to_string()),
+            role = setup.role,
             node = at + 1,
             endpoints = self.etcd.endpoints(),
             lease = setup.lease,
@@ -196,7 +252,7 @@ impl Nodes {
     /// Starts a node.
     pub fn launch(&mut self, at: usize) {
         let log = fs::File::options().create(true).append(true).open(self.home(at).join("log"));
-        let mut command = self.within(at, &ours("smbd"));
+        let mut command = self.networks.within(at, &ours("smbd"));
         let child = command
             .arg("--config")
             .arg(self.config(at))
@@ -306,6 +362,42 @@ impl Nodes {
     /// Where the role's server keeps what is its own on a node.
     pub fn role_folder(&self, at: usize) -> PathBuf {
         self.home(at).join("state/roles/vms")
+    }
+
+    /// The admin socket of a node's witness service.
+    pub fn witness_socket(&self, at: usize) -> PathBuf {
+        self.home(at).join("state/witness/admin.sock")
+    }
+
+    /// What etcd has under keys with a prefix.
+    fn etcdctl(&self, prefix: &str, how: &[&str]) -> String {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.etcd.endpoint(0)));
+        let output = run(command.args(["get", "--prefix", prefix]).args(how), LIMIT);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits until so many connections of clients are noted for the node that has the role next.
+    pub fn wait_for_peers(&self, count: usize) {
+        let since = Instant::now();
+        loop {
+            let noted = self.etcdctl("/bulkhead.store/test/vms.peers", &["--print-value-only"]);
+            if noted.lines().filter(|line| line.contains(' ')).count() == count {
+                return;
+            }
+            assert!(since.elapsed() < LIMIT, "{noted}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// How many records the store of the role's opens has: one for each open, and more.
+    pub fn stored(&self) -> usize {
+        let prefix = "/bulkhead.store/test/vms/r/";
+        let said = self.etcdctl(prefix, &["--keys-only", "--write-out=json"]);
+        let said: Value = serde_json::from_str(&said).expect("it is JSON");
+        // What is none is left out.
+        usize::try_from(said["count"].as_u64().unwrap_or(0)).expect("they fit")
     }
 
     /// What all nodes have said.

@@ -10,6 +10,7 @@ pub mod iscsi;
 pub mod iscsi_suite;
 pub mod ledger;
 pub mod libiscsi;
+pub mod operate;
 pub mod paths;
 pub mod raw;
 pub mod rpc;

@@ -3,143 +3,30 @@
 
 use std::{
     fs,
-    os::unix::{
-        fs::{FileExt, PermissionsExt},
-        process::ExitStatusExt,
-    },
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::Path,
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
     time::Duration,
 };
 
-use block_io::File;
 use bulkhead_tests::{
-    Need,
-    cluster::{Nodes, Setup},
-    process::{foreign, ours, run},
-    skip,
-    smbd::{PASSWORD, USER},
+    cluster::{
+        Nodes, Setup,
+        network::{has_ended, in_a_network_of_its_own},
+        writer::{Writer, options},
+    },
+    process::{ours, run},
 };
 use rustix::process::Signal;
-use smb_client::{Client, ConnectOptions, Create, Login, OpenOptions};
-use tokio::task::JoinHandle;
 
 const LIMIT: Duration = Duration::from_secs(120);
-const BLOCK: usize = 4096;
-const BLOCKS: u64 = 64;
-/// Set where the network is our own.
-const INSIDE: &str = "BULKHEAD_TEST_NETWORK";
-
-/// Runs a test once more in a new network; `true` in there, when its body is to be run.
-fn in_a_network_of_its_own(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        let up = run(Command::new("ip").args(["link", "set", "lo", "up"]), LIMIT);
-        assert!(up.status.success(), "no loopback: {}", String::from_utf8_lossy(&up.stderr));
-        return true;
-    }
-    for program in ["unshare", "nsenter", "ip", "etcd"] {
-        if foreign(program).is_none() {
-            return false;
-        }
-    }
-    if !rustix::process::geteuid().is_root() {
-        skip(Need::Root.because("networks of one's own need root"));
-        return false;
-    }
-    let ourselves = std::env::current_exe().unwrap();
-    let mut command = Command::new("unshare");
-    command.arg("--net").arg(ourselves).args(["--exact", test, "--nocapture"]).env(INSIDE, "1");
-    let output = run(&mut command, LIMIT * 4);
-    let (out, error) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}{error}");
-    false
-}
-
-/// A client that writes numbered blocks over and over, one after the other.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    /// The last number that was acknowledged.
-    written: Arc<AtomicU64>,
-    task: JoinHandle<u64>,
-}
-
-fn block(n: u64) -> Vec<u8> {
-    n.to_le_bytes().repeat(BLOCK / 8)
-}
-
-impl Writer {
-    async fn start(nodes: &Nodes) -> Self {
-        let address = nodes.address;
-        let login = Login::new(USER, PASSWORD);
-        let options = ConnectOptions {
-            keep_alive: Duration::from_millis(500),
-            connect_timeout: Duration::from_secs(1),
-            request_timeout: Duration::from_secs(3600),
-            reconnect_timeout: Duration::from_secs(60),
-            ..ConnectOptions::new(&address.ip().to_string(), address.port(), login)
-        };
-        let session = Client::connect(options).await.unwrap();
-        let tree = session.tree("vms").await.unwrap();
-        let file = tree.open("disk", OpenOptions::create(Create::New)).await.unwrap();
-        assert!(file.is_durable());
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, counted) = (stop.clone(), written.clone());
-        let task = tokio::spawn(async move {
-            let mut n = 0;
-            while !stopped.load(Ordering::SeqCst) {
-                n += 1;
-                file.write_at(n % BLOCKS * BLOCK as u64, &block(n)).await.unwrap();
-                counted.store(n, Ordering::SeqCst);
-                if n.is_multiple_of(100) {
-                    let before = n - 50;
-                    let mut found = vec![0; BLOCK];
-                    file.read_at(before % BLOCKS * BLOCK as u64, &mut found).await.unwrap();
-                    assert_eq!(found, block(before));
-                }
-            }
-            File::close(&file).await.unwrap();
-            n
-        });
-        Self { stop, written, task }
-    }
-
-    /// Waits until it has written some more.
-    async fn goes_on(&self) {
-        let from = self.written.load(Ordering::SeqCst);
-        let more = async {
-            while self.written.load(Ordering::SeqCst) < from + 20 && !self.task.is_finished() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(LIMIT, more).await.expect("the client goes on");
-        assert!(!self.task.is_finished(), "the client has seen an error");
-    }
-
-    /// Ends it; all that it has written is there.
-    async fn end(self, files: &Path) {
-        self.stop.store(true, Ordering::SeqCst);
-        let last = tokio::time::timeout(LIMIT, self.task).await.expect("it ends").unwrap();
-        let disk = fs::File::open(files.join("disk")).unwrap();
-        for n in last.saturating_sub(BLOCKS - 1).max(1)..=last {
-            let mut found = vec![0; BLOCK];
-            disk.read_exact_at(&mut found, n % BLOCKS * BLOCK as u64).unwrap();
-            assert_eq!(found, block(n), "block {n}");
-        }
-    }
-}
-
 /// Needs no root: two nodes on loopback, of which one is killed; then planned moves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_killed_drained_or_stopped_costs_a_client_a_pause() {
     let Some(mut nodes) = Nodes::start(&Setup::default()) else { return };
     let (first, generation) = nodes.wait_until_served(0);
     nodes.wait_for_members(2);
-    let writer = Writer::start(&nodes).await;
+    let writer = Writer::start(options(&nodes), "disk").await;
     writer.goes_on().await;
     let identity = fs::read(nodes.role_folder(first).join("server-guid")).unwrap();
     // The server of the role alone: its node starts it again.
@@ -197,7 +84,7 @@ async fn a_node_that_is_killed_drained_or_stopped_costs_a_client_a_pause() {
 #[test]
 fn a_node_that_stands_still_is_taken_over_from_and_changes_nothing_when_it_goes_on() {
     let name = "a_node_that_stands_still_is_taken_over_from_and_changes_nothing_when_it_goes_on";
-    if !in_a_network_of_its_own(name) {
+    if !in_a_network_of_its_own(name, LIMIT * 4) {
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -206,7 +93,7 @@ fn a_node_that_stands_still_is_taken_over_from_and_changes_nothing_when_it_goes_
         let mut nodes = Nodes::start(&setup).unwrap();
         let (first, mut generation) = nodes.wait_until_served(0);
         nodes.wait_for_members(3);
-        let writer = Writer::start(&nodes).await;
+        let writer = Writer::start(options(&nodes), "disk").await;
         let mut owner = first;
         for round in 0..2 {
             writer.goes_on().await;
@@ -217,11 +104,10 @@ fn a_node_that_stands_still_is_taken_over_from_and_changes_nothing_when_it_goes_
             assert_ne!(next, owner, "round {round}");
             writer.goes_on().await;
             // The server did not wait to be continued.
-            let gone = |pid: &u32| {
-                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-                stat.is_empty() || stat.contains(") Z ")
-            };
-            assert!(pids.iter().all(gone), "a server that stands still is there still");
+            assert!(
+                pids.iter().all(|pid| has_ended(*pid)),
+                "a server that stands still is there still"
+            );
             nodes.signal(owner, Signal::CONT);
             nodes.wait_for_members(3);
             writer.goes_on().await;
@@ -276,7 +162,7 @@ async fn nothing_is_taken_over_before_an_agent_says_that_the_node_has_ended() {
     let Some(mut nodes) = Nodes::start(&Setup { fence, ..Setup::default() }) else { return };
     let (first, generation) = nodes.wait_until_served(0);
     nodes.wait_for_members(2);
-    let writer = Writer::start(&nodes).await;
+    let writer = Writer::start(options(&nodes), "disk").await;
     writer.goes_on().await;
     nodes.kill(first);
     let asked = folder.path().join("asked");
@@ -336,7 +222,7 @@ fn a_cluster_that_is_not_set_up_is_told_what_is_missing() {
         (("[server]\n", "[server]\nlisten = [\"0.0.0.0:445\"]\n"), "has its own listen"),
         (
             ("[cluster]\n", "[iscsi]\nlisten = [\"127.0.0.1:0\"]\n[cluster]\n"),
-            "targets do not go over",
+            "iscsi.listen and [cluster]: each [[cluster.role]] has its own iscsi_listen",
         ),
     ] {
         let said = check(&with(change));

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bulkhead_tests::process::{foreign, ours, run};
+use http_api::Users;
 
 fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -109,6 +110,19 @@ fn one_key() -> Vec<u8> {
     [&[5, 2], (entry.len() as u32).to_be_bytes().as_slice(), &entry].concat()
 }
 
+/// A certificate with its key, which is its own authority, as `[cluster]` names them.
+fn certificate(folder: &Path) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = rcgen::CertificateParams::new(vec!["n1".to_owned()]).unwrap();
+    let own = own.self_signed(&key).unwrap().pem();
+    for (name, text) in [("ca.pem", &own), ("own.pem", &own), ("own-key.pem", &key.serialize_pem())]
+    {
+        let file = folder.join(name);
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
 /// What stands in the documents as configuration of smbd is taken by smbd.
 #[test]
 fn every_configuration_in_the_documents_is_correct() {
@@ -117,13 +131,24 @@ fn every_configuration_in_the_documents_is_correct() {
     let keytab = folder.path().join("bulkhead.keytab");
     fs::write(&keytab, one_key()).unwrap();
     fs::set_permissions(&keytab, fs::Permissions::from_mode(0o600)).unwrap();
-    for (name, secret) in
-        [("web.secret", "a secret of web1"), ("web-target.secret", "of the target")]
-    {
+    for (name, secret) in [
+        ("web.secret", "a secret of web1"),
+        ("web-target.secret", "of the target"),
+        ("carol.password", "x"),
+        ("hv1.password", "x"),
+    ] {
         let file = folder.path().join(name);
         fs::write(&file, secret).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     }
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let none = Users::none().unwrap();
+    none.save(&folder.path().join("api-users.toml")).unwrap();
+    fs::write(folder.path().join("api.pem"), made.cert.pem()).unwrap();
+    let key = folder.path().join("api-key.pem");
+    fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    certificate(folder.path());
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         for block in text.split("```toml\n").skip(1) {

@@ -25,11 +25,24 @@ const CRATES: &[(&str, &[&str])] = &[
     ("disk-source", &["block-io", "iscsi", "smb-client", "vhd"]),
     ("host-api", &["control-socket"]),
     ("server-api", &["control-socket"]),
+    ("metric-catalogue", &[]),
+    ("http-api", &["server-api"]),
     ("vmm", &["block-io", "host-api"]),
     ("hyperv-host", &["vmm", "disk-source", "vhd", "smb-client", "block-io", "host-api"]),
     ("test-support", &["host-api", "iscsi", "smb-protocol"]),
     ("volume", &["smb-protocol", "block-io", "state-store"]),
-    ("smb-server", &["volume", "dce-rpc", "smb-protocol", "block-io", "state-store", "rdma"]),
+    (
+        "smb-server",
+        &[
+            "volume",
+            "dce-rpc",
+            "smb-protocol",
+            "block-io",
+            "state-store",
+            "rdma",
+            "metric-catalogue",
+        ],
+    ),
     (
         "smbd",
         &[
@@ -48,6 +61,8 @@ const CRATES: &[(&str, &[&str])] = &[
             "dce-rpc",
             "witness",
             "rdma",
+            "metric-catalogue",
+            "http-api",
         ],
     ),
     (
@@ -57,6 +72,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "cluster",
             "disk-source",
             "host-api",
+            "http-api",
             "nbd",
             "server-api",
             "smb-client",
@@ -74,6 +90,10 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("vmm/src/devices", &["machine"]),
     ("hyperv-host/src/disks.rs", &["host", "migrate", "control", "recover"]),
     ("hyperv-host/src/allowed.rs", &["host", "migrate", "disks", "control", "recover"]),
+    (
+        "hyperv-host/src/handover",
+        &["host", "migrate", "control", "recover", "tls", "disks", "config", "fault", "allowed"],
+    ),
     ("hyperv-host/src/host", &["migrate", "control", "recover"]),
     ("hyperv-host/src/tls.rs", &["host", "migrate", "control", "recover"]),
     ("hyperv-host/src/migrate", &["control", "recover"]),

@@ -31,13 +31,14 @@ fn run(
         Arc::new(RawDisk::open(Arc::new(file), 512).await.unwrap())
     });
     let shape = DiskShape { geometry: disk.geometry(), read_only: false };
-    let vm = Vm::build(&kvm, &definition, &[shape], None, runtime.handle().clone()).unwrap();
+    let vm =
+        Vm::build(&kvm, &definition, &[shape], None, Vec::new(), runtime.handle().clone()).unwrap();
     vm.load().unwrap();
     vm.attach_disks(vec![disk]).unwrap();
     vm.resume();
     during(&vm);
     let end = vm.control().wait_end(Duration::from_secs(60));
-    vm.stop();
+    vm.stop(DRAIN_LIMIT);
     let text = String::from_utf8_lossy(&vm.console().tail()).into_owned();
     for (_, disk) in vm.detach_disks() {
         runtime.block_on(disk.close()).unwrap();
@@ -100,7 +101,9 @@ fn clocks_that_were_read_here_are_told_in_the_time_of_the_other_host() {
         let times = |state: &_| -> Vec<u64> {
             let json = serde_json::to_value(state).unwrap();
             let vcpus = json["vcpus"].as_array().unwrap();
-            vcpus.iter().map(|vcpu| vcpu["read_at"].as_u64().unwrap()).collect()
+            let power = json["power"]["read_at"].as_u64().unwrap();
+            let vcpus = vcpus.iter().map(|vcpu| vcpu["read_at"].as_u64().unwrap());
+            vcpus.chain([power]).collect()
         };
         let here = times(&state);
         for nanos in [5_000_000_000, -5_000_000_000] {
@@ -116,6 +119,25 @@ fn clocks_that_were_read_here_are_told_in_the_time_of_the_other_host() {
     };
     let Some((text, image, _dir)) = run("span=16 seed=9 ws_mib=4", 2, read) else { return };
     verify(&text, &image);
+}
+
+/// What a host cannot keep it says before the guest is paused.
+#[test]
+fn a_machine_says_what_it_cannot_take_over() {
+    let ask = |vm: &Vm| {
+        let needs = vm.needs();
+        assert!(!needs.msrs.is_empty() && needs.tsc_khz > 0, "{needs:?}");
+        vm.pause(DRAIN_LIMIT).unwrap();
+        vm.prepare_for(&needs).unwrap();
+        assert_eq!(vm.needs(), needs);
+        let mut strange = needs;
+        strange.msrs.push(0xdead_beef);
+        let error = vm.prepare_for(&strange).unwrap_err().to_string();
+        assert!(error.contains("0xdeadbeef"), "{error}");
+        vm.resume();
+        vm.type_in(b"stop\n");
+    };
+    run("span=16 seed=3 ws_mib=1", 1, ask);
 }
 
 #[test]

@@ -12,7 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use block_io::{Disk, Geometry, IoFuture, LocalFile, LocalOptions, RawDisk};
+use block_io::{Disk, Error, Geometry, IoFuture, LocalFile, LocalOptions, RawDisk};
+use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use proptest::prelude::*;
 use tokio::sync::watch;
 use vm_memory::{Bytes, GuestAddress};
@@ -21,6 +22,7 @@ use vmm::{
         pci::PciFunction,
         virtio::{
             blk::Blk,
+            storage::{LossRule, Trouble},
             transport::{BAR_SIZE, Machine, VirtioPci},
         },
     },
@@ -32,6 +34,7 @@ use vmm::{
         memory::{self, GuestRam},
     },
 };
+use vmm_sys_util::eventfd::EventFd;
 
 struct Rig {
     function: Arc<Mutex<VirtioPci>>,
@@ -46,8 +49,8 @@ fn rig() -> Option<Rig> {
     rig_with(|disk| disk)
 }
 
-/// A rig whose disk is made of a plain one.
-fn rig_with(make: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>) -> Option<Rig> {
+/// What functions need, without vCPUs.
+fn machine() -> Option<(Machine, tokio::runtime::Runtime)> {
     let kvm = support::kvm()?;
     let vm = Arc::new(kvm.create_vm().unwrap());
     vm.set_identity_map_address(layout::IDENTITY_MAP).unwrap();
@@ -63,10 +66,17 @@ fn rig_with(make: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>) -> Option<Rig> {
         router: Arc::new(IrqRouter::new(vm.clone())),
         vm,
         mmio: Arc::new(Bus::default()),
-        mem: ram.clone(),
-        control: control.clone(),
+        mem: ram,
+        control,
         runtime: runtime.handle().clone(),
     };
+    Some((machine, runtime))
+}
+
+/// A rig whose disk is made of a plain one.
+fn rig_with(make: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>) -> Option<Rig> {
+    let (machine, runtime) = machine()?;
+    let (ram, control) = (machine.mem.clone(), machine.control.clone());
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(1 << 20).unwrap();
     let disk: Arc<dyn Disk> = runtime.block_on(async {
@@ -88,6 +98,8 @@ struct Deaf {
     asked: AtomicUsize,
     /// It panics then.
     breaks: AtomicBool,
+    /// What it answers to reads instead of data.
+    fails: Mutex<Option<fn() -> Error>>,
 }
 
 impl Deaf {
@@ -97,6 +109,7 @@ impl Deaf {
             open: watch::Sender::new(false),
             asked: AtomicUsize::new(0),
             breaks: AtomicBool::new(false),
+            fails: Mutex::new(None),
         })
     }
 }
@@ -111,6 +124,9 @@ impl Disk for Deaf {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let _ = self.open.subscribe().wait_for(|open| *open).await;
             assert!(!self.breaks.load(Ordering::Relaxed), "it breaks");
+            if let Some(error) = *self.fails.lock().unwrap() {
+                return Err(error());
+            }
             self.disk.read_at(offset, buf).await
         })
     }
@@ -341,6 +357,184 @@ fn a_device_that_panics_ends_its_machine_at_once() {
     let Some(EndReason::Failed(why)) = end else { panic!("{end:?}") };
     assert!(why.contains("disk x failed") && why.contains("it breaks"), "{why}");
     assert_eq!(rig.read8(0x14), 0xf | NEEDS_RESET);
+}
+
+/// A rig whose disk answers reads with an error, and belongs to its machine.
+fn failing_rig(error: fn() -> Error) -> Option<(Rig, Arc<Deaf>)> {
+    let mut deaf = None;
+    let rig = rig_with(|disk| deaf.insert(Deaf::over(disk)).clone())?;
+    let deaf = deaf.unwrap();
+    rig.blk.belongs_to(&rig.control, "smb://h/s/a.vhdx");
+    *deaf.fails.lock().unwrap() = Some(error);
+    deaf.open.send_replace(true);
+    rig.ask();
+    Some((rig, deaf))
+}
+
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_guest_sees_no_error_of_storage_that_is_away() {
+    let Some((rig, deaf)) = failing_rig(|| Error::Disconnected("no route".into())) else { return };
+    wait("trouble", || rig.blk.trouble(PATIENCE).is_some());
+    let Some(Trouble::Away(why)) = rig.blk.trouble(PATIENCE) else { panic!("it is only away") };
+    assert!(why.contains("a.vhdx") && why.contains("no route"), "{why}");
+    wait("a second try", || deaf.asked.load(Ordering::Relaxed) > 1);
+    assert_eq!(rig.used(), 0);
+    *deaf.fails.lock().unwrap() = None;
+    wait("an answer", || rig.used() == 1);
+    assert_eq!(rig.ram.read_obj::<u8>(GuestAddress(0x22_0000)).unwrap(), 0);
+    wait("end of the trouble", || rig.blk.trouble(PATIENCE).is_none());
+    assert_eq!(rig.blk.counters.errors.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_guest_sees_that_storage_is_away_where_it_is_to() {
+    let Some((rig, deaf)) = failing_rig(|| Error::Disconnected("no route".into())) else { return };
+    rig.blk.set_loss_rule(LossRule::Report);
+    wait("an answer", || rig.used() == 1);
+    assert_eq!(rig.ram.read_obj::<u8>(GuestAddress(0x22_0000)).unwrap(), 1);
+    assert_eq!(rig.blk.trouble(Duration::ZERO), None);
+    *deaf.fails.lock().unwrap() = None;
+    rig.works();
+}
+
+#[test]
+fn a_disk_that_is_anothers_is_asked_once_and_its_machine_can_end() {
+    let Some((rig, deaf)) = failing_rig(|| Error::Fenced("a later run".into())) else { return };
+    wait("trouble", || rig.blk.trouble(PATIENCE).is_some());
+    assert!(
+        matches!(rig.blk.trouble(PATIENCE), Some(Trouble::Fenced(why)) if why.contains("later"))
+    );
+    assert_eq!((rig.used(), deaf.asked.load(Ordering::Relaxed)), (0, 1));
+    rig.control.end(EndReason::Stopped);
+    let mut function = rig.function.lock().unwrap();
+    function.begin_pause();
+    assert!(function.finish_pause(Instant::now() + Duration::from_secs(60)));
+}
+
+const COMMAND: usize = 0x04;
+const BAR: usize = 0x10;
+const MEMORY: [u8; 2] = [2, 0];
+
+/// Three disks of one, two and three queues, by which a window tells whose it is.
+fn functions(machine: &Machine) -> Vec<Arc<Mutex<VirtioPci>>> {
+    let geometry = Geometry {
+        size: 1 << 20,
+        logical_sector: 512,
+        physical_sector: 4096,
+        discard_granularity: 0,
+    };
+    let make = |queues: u16| {
+        let blk = Arc::new(Blk::new(geometry, false, queues, "x"));
+        VirtioPci::new(machine, blk, window(u64::from(queues) - 1)).unwrap()
+    };
+    (1..=3).map(make).collect()
+}
+
+fn window(place: u64) -> u64 {
+    layout::PCI_MMIO + place * u64::from(BAR_SIZE)
+}
+
+/// Queues of the function that answers at a place; all ones if none does.
+fn queues_at(machine: &Machine, place: u64) -> u16 {
+    let mut bytes = [0; 2];
+    machine.mmio.read(window(place) + 0x12, &mut bytes);
+    u16::from_le_bytes(bytes)
+}
+
+/// Whether KVM has a doorbell for a queue of what is at a place.
+fn has_doorbell(machine: &Machine, place: u64, queue: u64) -> bool {
+    let other = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let address = IoEventAddress::Mmio(window(place) + 0x3000 + 4 * queue);
+    let taken = machine.vm.register_ioevent(&other, &address, NoDatamatch).is_err();
+    if !taken {
+        machine.vm.unregister_ioevent(&other, &address, NoDatamatch).unwrap();
+    }
+    taken
+}
+
+/// Firmware gives the windows out anew, each through places that are others' by then.
+#[test]
+fn functions_answer_where_firmware_has_put_their_windows() {
+    let Some((machine, _runtime)) = machine() else { return };
+    let all = functions(&machine);
+    let write = |function: usize, at: usize, bytes: &[u8]| {
+        all[function].lock().unwrap().config_write(at, bytes);
+    };
+    let none = u16::MAX;
+    for place in 0..3 {
+        assert_eq!(queues_at(&machine, place), none, "nothing answers before it may");
+    }
+    let orders = [[0u64, 1, 2], [2, 1, 0], [1, 2, 0], [2, 0, 1], [0, 2, 1]];
+    for order in orders {
+        for (function, place) in order.into_iter().enumerate() {
+            write(function, COMMAND, &[0, 0]);
+            // How firmware learns of the size.
+            write(function, BAR, &[0xff; 4]);
+            write(function, BAR, &(window(place) as u32).to_le_bytes());
+        }
+        for place in 0..3 {
+            assert_eq!(queues_at(&machine, place), none, "{order:?}");
+            assert!(!has_doorbell(&machine, place, 0), "{order:?}");
+        }
+        for (function, place) in order.into_iter().enumerate() {
+            write(function, COMMAND, &MEMORY);
+            let queues = function as u64 + 1;
+            assert_eq!(u64::from(queues_at(&machine, place)), queues, "{order:?}");
+            assert!((0..queues).all(|queue| has_doorbell(&machine, place, queue)), "{order:?}");
+            assert!(!has_doorbell(&machine, place, queues), "{order:?}");
+        }
+    }
+    // Two at one place: the guest's own loss, and over when one goes.
+    write(1, COMMAND, &[0, 0]);
+    write(1, BAR, &(window(0) as u32).to_le_bytes());
+    write(1, COMMAND, &MEMORY);
+    write(0, COMMAND, &[0, 0]);
+    assert_eq!(queues_at(&machine, 0), 2);
+    write(1, COMMAND, &[0, 0]);
+    assert_eq!(queues_at(&machine, 0), none);
+}
+
+#[test]
+fn a_driver_without_the_version_feature_gets_no_device() {
+    let Some(rig) = rig() else { return };
+    rig.write(0x14, &[0]);
+    rig.write(0x14, &[3]);
+    // No VERSION_1: the driver reads that its features are not taken, and nothing starts.
+    rig.write(0x14, &[0xb]);
+    assert_eq!(rig.read8(0x14), 3);
+    rig.write(0x14, &[0xf]);
+    assert_eq!(rig.read8(0x14), 3);
+    rig.start();
+    assert_eq!(rig.read8(0x14), 0xf);
+    // What was agreed on stays.
+    rig.write(0x08, &0u32.to_le_bytes());
+    rig.write(0x0c, &u32::MAX.to_le_bytes());
+    let mut bytes = [0; 4];
+    BusDevice::read(&mut *rig.function.lock().unwrap(), 0x0c, &mut bytes);
+    assert_eq!(bytes, [0; 4]);
+}
+
+#[test]
+fn a_device_that_needs_a_reset_says_so_by_its_interrupt_status() {
+    let Some(rig) = rig() else { return };
+    rig.start();
+    rig.write(0x14, &[0]);
+    rig.write(0x14, &[3]);
+    rig.write(0x08, &1u32.to_le_bytes());
+    rig.write(0x0c, &1u32.to_le_bytes());
+    rig.write(0x14, &[0xb]);
+    rig.write(0x16, &0u16.to_le_bytes());
+    // Rings that are in no memory.
+    for place in [0x20, 0x28, 0x30] {
+        rig.write(place, &(1u64 << 40).to_le_bytes());
+    }
+    rig.write(0x1c, &1u16.to_le_bytes());
+    rig.write(0x14, &[0xf]);
+    assert_eq!(rig.read8(0x14), 0xf | NEEDS_RESET);
+    assert_eq!(rig.read8(0x1000), 2, "the configuration interrupt");
+    rig.works();
 }
 
 #[derive(Debug, Clone)]

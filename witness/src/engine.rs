@@ -32,7 +32,7 @@ use crate::{
     Status, Version,
     message::{Interface, Register, Reply, Request},
     notice::Change,
-    view::{Node, NodeState, View, same},
+    view::{Floating, Node, NodeState, View, same},
 };
 
 /// What clients may take.
@@ -403,6 +403,7 @@ impl Engine {
                 self.note_addresses(&node.name);
             }
         }
+        self.note_floating(&old);
         self.wake(now);
         if self.view.nodes.iter().any(|node| node.state == NodeState::Up) {
             let list = self.interface_list();
@@ -422,6 +423,28 @@ impl Engine {
             if uses {
                 let change = Change { name: node.name.clone(), state: node.state };
                 registration.pending.change(change);
+            }
+        }
+    }
+
+    /// Floating addresses have gone, come or moved: those who use one are told of it by its own name, one
+    /// of those that a resource may have (MS-SWN 2.2.2.3). One that has moved was not served meanwhile.
+    fn note_floating(&mut self, old: &View) {
+        for Floating { address, node: before } in &old.floating {
+            let after = self.view.holder(*address);
+            if before.as_deref() == after {
+                continue;
+            }
+            let uses = |it: &&mut Registration| it.address.parse() == Ok(*address);
+            for registration in self.registrations.values_mut().filter(uses) {
+                let name = registration.address.clone();
+                if before.is_some() {
+                    let down = Change { name: name.clone(), state: NodeState::Down };
+                    registration.pending.change(down);
+                }
+                if after.is_some() {
+                    registration.pending.comes(&name);
+                }
             }
         }
     }

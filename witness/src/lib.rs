@@ -22,7 +22,7 @@ pub mod view;
 pub use engine::{Engine, Limits, Outcome};
 pub use message::{Reply, Request};
 pub use notice::Notice;
-pub use view::{Cluster, Node, NodeState, View};
+pub use view::{Cluster, Floating, Node, NodeState, View};
 
 use dce_rpc::SyntaxId;
 use smb_protocol::open_enum;

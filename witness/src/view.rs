@@ -64,6 +64,16 @@ pub struct ShareView {
     pub scale_out: bool,
 }
 
+/// An address that goes from node to node with what is served there. It is no interface of a node
+/// (MS-SWN 3.1.1.2), and clients register with it as the address that they use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Floating {
+    /// The address.
+    pub address: IpAddr,
+    /// The name of the node that serves it; nobody does at the moment if there is none.
+    pub node: Option<String>,
+}
+
 /// What a cluster looks like at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
@@ -75,6 +85,8 @@ pub struct View {
     pub names: Vec<String>,
     /// The shares.
     pub shares: Vec<ShareView>,
+    /// Addresses that go from node to node, each once.
+    pub floating: Vec<Floating>,
 }
 
 impl View {
@@ -103,6 +115,11 @@ impl View {
     pub fn answers_to(&self, name: &str) -> bool {
         let name = name.trim_start_matches('\\');
         self.names.iter().any(|own| same(own, name))
+    }
+
+    /// The node that serves a floating address.
+    pub fn holder(&self, address: IpAddr) -> Option<&str> {
+        self.floating.iter().find(|it| it.address == address)?.node.as_deref()
     }
 
     /// The share of a name.

@@ -292,7 +292,8 @@ fn a_write_that_is_given_up_is_there_or_not_but_no_half_of_it() {
         runtime.block_on(async {
             let mut write = file.write_at(0, &[2; LEN]);
             let mut context = Context::from_waker(std::task::Waker::noop());
-            assert!(write.as_mut().poll(&mut context).is_pending());
+            // It may be done already, where its thread was faster than we.
+            let _ = write.as_mut().poll(&mut context);
         });
         // It ends with what its threads have begun.
         drop(runtime);

@@ -15,6 +15,7 @@ use server_api::{Reply, Request};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
 
 use super::server::Socket;
+use crate::remote;
 
 /// Where the configuration is.
 #[derive(Debug, clap::Args)]
@@ -36,6 +37,9 @@ impl ConfigFile {
         socket: &Socket,
         change: impl FnOnce(&mut DocumentMut) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        if remote::is_named() {
+            bail!("a configuration file is changed on its own machine only: without --host");
+        }
         let path = fs::canonicalize(&self.config)
             .with_context(|| format!("cannot find {}", self.config.display()))?;
         let folder = path.parent().unwrap_or(Path::new("/"));

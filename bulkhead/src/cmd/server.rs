@@ -7,6 +7,8 @@ use clap::Subcommand;
 use serde::Serialize;
 use server_api::{Client, Reply, Request, Target};
 
+use crate::{remote, say::shown};
+
 /// Where the server's admin socket is.
 #[derive(Debug, clap::Args)]
 pub struct Socket {
@@ -21,8 +23,11 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Asks the server over its admin socket.
+    /// Asks the server over its admin socket, or the one elsewhere that the command line names.
     pub fn ask(&self, request: &Request) -> anyhow::Result<Reply> {
+        if let Some(server) = remote::server()? {
+            return server.call(request).context("the server refused");
+        }
         let mut client = Client::connect(&self.socket)?;
         client.call(request).context("the server refused")
     }
@@ -185,11 +190,11 @@ pub fn table<const N: usize>(heading: &[&str; N], rows: impl Iterator<Item = [St
     let mut widths = heading.map(str::len);
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(shown(cell).chars().count());
         }
     }
     let line = |cells: Vec<&str>| {
-        let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{:width$}", shown(cell)));
         say!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     };
     line(heading.to_vec());

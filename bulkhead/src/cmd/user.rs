@@ -153,7 +153,8 @@ fn save(path: &Path, list: &[User]) -> anyhow::Result<()> {
     result.with_context(context)
 }
 
-fn read_password(file: Option<&Path>) -> anyhow::Result<Zeroizing<String>> {
+/// A password from the first line of a file, from standard input, or asked for twice on the terminal.
+pub fn read_password(file: Option<&Path>) -> anyhow::Result<Zeroizing<String>> {
     match file {
         Some(path) if path != Path::new("-") => {
             let file = File::open(path)

@@ -79,9 +79,17 @@ enum Command {
         /// Longest pause of the guest to aim for, in milliseconds.
         #[arg(long, value_name = "MS")]
         downtime: Option<u32>,
+        /// Longest pause that the guest may have, in milliseconds; a move that needs more is given up.
+        #[arg(long, value_name = "MS")]
+        max_downtime: Option<u32>,
         /// Connections that carry memory.
         #[arg(long)]
         streams: Option<u32>,
+    },
+    /// Call off a move that is under way; the VM runs on where it is.
+    CancelMove {
+        /// Which.
+        name: VmName,
     },
     /// Forget a VM that is off; its disks stay.
     Delete {
@@ -133,6 +141,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Delete { name } => {
             (Request::Delete { name: name.clone() }, format!("deleted {name}"))
         }
+        Command::CancelMove { name } => {
+            let done = format!("called off the move of {name}");
+            (Request::CancelMove { name }, done)
+        }
         Command::Resolve { name, run, .. } => {
             (Request::Resolve { name: name.clone(), run }, format!("told {name}'s host"))
         }
@@ -141,8 +153,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Console { name, replay, send, until } => {
             return console::attach(client, name, replay, send, until);
         }
-        Command::Move { name, to, downtime, streams } => {
-            let options = MoveOptions { to, downtime_ms: downtime, streams };
+        Command::Move { name, to, downtime, max_downtime, streams } => {
+            let longest_downtime_ms = max_downtime;
+            let options = MoveOptions { to, downtime_ms: downtime, longest_downtime_ms, streams };
             return move_vm(client, name, options, json);
         }
     };

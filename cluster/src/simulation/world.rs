@@ -166,6 +166,7 @@ impl World {
             timing: Timing::of_lease(3),
             fence: self.fence,
             keys: self.keys.clone(),
+            reach: None,
         }
     }
 

@@ -13,20 +13,11 @@ use disk_source::Prepared;
 use vmm::{Vm, platform::bus::lock};
 
 use super::{machine::Managed, records::MoveId};
-use crate::{disks::Run, tls::Cutter};
-
-/// How far a move has come at its target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Memory and state are on their way.
-    Receiving,
-    /// Everything is here; the word of the source is not.
-    Waiting,
-    /// It was told to run here, and did.
-    Ran,
-    /// It does not run here by this move.
-    Gone,
-}
+use crate::{
+    disks::Run,
+    handover::target::{Effect, Event, Target},
+    tls::Cutter,
+};
 
 /// A VM being received.
 #[derive(Debug)]
@@ -46,15 +37,43 @@ pub struct Arrival {
     /// Its run on this host.
     pub run: Run,
     /// How far it is.
-    pub phase: Mutex<Phase>,
+    pub at: At,
+    /// Why it cannot run here, if that is so.
+    pub why: Mutex<String>,
     /// Memory connections that may still join.
     pub joins: AtomicUsize,
     /// A memory connection broke before its last round.
     pub broken: AtomicBool,
-    /// Whether it is one of this host's by its records; held while it becomes so.
-    pub settled: Mutex<bool>,
     /// The connections of the move.
     pub cutters: Mutex<Vec<Cutter>>,
+}
+
+/// The state of a move at its target, which several connections may change.
+#[derive(Debug, Default)]
+pub struct At {
+    target: Mutex<Target>,
+    changed: Condvar,
+}
+
+impl At {
+    /// Takes what happened; what is to be done.
+    pub fn apply(&self, event: Event) -> Vec<Effect> {
+        let effects = lock(&self.target).apply(event);
+        self.changed.notify_all();
+        effects
+    }
+
+    /// As it is now.
+    pub fn now(&self) -> Target {
+        *lock(&self.target)
+    }
+
+    /// Waits until `done` says so, at most `limit`; as it is then.
+    pub fn wait(&self, limit: Duration, done: impl Fn(Target) -> bool) -> Target {
+        let target = lock(&self.target);
+        let waited = self.changed.wait_timeout_while(target, limit, |target| !done(*target));
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
 }
 
 /// All VMs being received.

@@ -32,6 +32,33 @@ pub enum HostError {
         /// State that the VM is in.
         state: VmState,
     },
+    /// Its guest cannot do anything.
+    #[error("VM {name} is {} and its guest does not run; --force ends it", .state.as_str())]
+    Halted {
+        /// Name of the VM.
+        name: VmName,
+        /// State that the VM is in.
+        state: VmState,
+    },
+    /// A network card is to be plugged into what is not there.
+    #[error(
+        "this host has no bridge {0}; `ip link add {0} type bridge` and `ip link set {0} up` make one"
+    )]
+    NoBridge(String),
+    /// Its move cannot be called off any more.
+    #[error("VM {0} is handed over already")]
+    TooLate(VmName),
+    /// The machine has less memory to give.
+    #[error(
+        "{mib} MiB of memory are asked for and this host has {free} MiB free; `overcommit` in [limits] \
+         lets VMs have more than there is"
+    )]
+    NoMemory {
+        /// MiB that the VM has.
+        mib: u64,
+        /// MiB that there are.
+        free: u64,
+    },
     /// Something else is being done with it.
     #[error("VM {0} is busy")]
     Busy(VmName),

@@ -7,7 +7,7 @@ use std::{
 
 use host_api::{VmName, VmState};
 use vmm::{
-    DiskShape, Vm,
+    DRAIN_LIMIT, DiskShape, Vm,
     platform::{error::chain, lifecycle::EndReason},
 };
 
@@ -20,6 +20,7 @@ use super::{
 use crate::{
     allowed::Whose,
     disks::{self, Run},
+    nics,
 };
 
 /// A machine that is reset sooner than that after its start may be in a loop.
@@ -28,6 +29,8 @@ const SOON: Duration = Duration::from_secs(10);
 const LOOP: u32 = 6;
 /// How long a machine that is stopped by force may take to close its disks before it is off.
 pub(super) const FORCED: Duration = Duration::from_millis(1500);
+/// How long storage is waited for after that, in the background.
+const CLOSING: Duration = Duration::from_secs(10);
 /// Longest pause before a VM whose host came back is tried to be started again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -113,33 +116,41 @@ impl Host {
         let _memory = self.reserve_memory(definition.memory_mib)?;
         let number = self.store.next_run(managed.name()).map_err(HostError::Store)?;
         let run = Run::new(definition.id, number);
+        let limit = self.disk_limit();
         let disks = self.runtime.block_on(async {
-            let prepared = disks::prepare_all(definition, &self.disks, &run).await?;
-            disks::open_all(&prepared, &run).await
+            let prepared = disks::prepare_all(definition, &self.disks, &run, limit).await?;
+            disks::open_all(&prepared, &run, limit).await
         })?;
         let shapes: Vec<DiskShape> = disks
             .iter()
             .map(|disk| DiskShape { geometry: disk.geometry(), read_only: disk.is_read_only() })
             .collect();
-        let built = Vm::build(&self.kvm, definition, &shapes, None, self.runtime.handle().clone())
+        let built = nics::open_all(definition)
+            .map_err(vmm::Error::os("make a tap"))
+            .and_then(|taps| {
+                let runtime = self.runtime.handle().clone();
+                Vm::build(&self.kvm, definition, &shapes, None, taps, runtime)
+            })
             .and_then(|vm| {
+                vm.set_loss_rule(self.loss_rule());
                 vm.load()?;
                 vm.attach_disks(disks.clone())?;
                 Ok(vm)
             });
         let recorded = built.map_err(HostError::from).and_then(|vm| {
-            // It may have been stopped while its disks were opened.
-            if starter == Starter::Host && !self.is_wanted(managed) {
-                let (name, state) = (managed.name().clone(), managed.state());
-                return Err(HostError::State { name, state });
+            if starter == Starter::Host {
+                // Its record says already that it runs. It may have been stopped while its disks were
+                // opened; from here on it is stopped as one that runs.
+                self.claim(managed)?;
+            } else {
+                self.store.record(managed.name(), &Record::Running).map_err(HostError::Store)?;
             }
-            self.store.record(managed.name(), &Record::Running).map_err(HostError::Store)?;
             Ok(vm)
         });
         let vm = match recorded {
             Ok(vm) => Arc::new(vm),
             Err(error) => {
-                self.close_disks(managed.name(), disks);
+                self.close_disks(managed.name(), disks, limit);
                 return Err(error);
             }
         };
@@ -149,12 +160,31 @@ impl Host {
         Ok(())
     }
 
+    /// Takes a VM that was to be started out of the hands of who may stop it meanwhile.
+    fn claim(&self, managed: &Arc<Managed>) -> Result<(), HostError> {
+        let here = self.find(managed.name()).is_ok_and(|here| Arc::ptr_eq(&here, managed));
+        let may = here && !self.is_shutting_down();
+        let claimed = managed.update(|inner| {
+            let claimed = may && inner.starting && inner.state == VmState::Off;
+            if claimed {
+                (inner.starting, inner.state) = (false, VmState::Running);
+            }
+            claimed
+        });
+        if claimed {
+            return Ok(());
+        }
+        let (name, state) = (managed.name().clone(), managed.state());
+        Err(HostError::State { name, state })
+    }
+
     /// Makes a running machine this VM's and watches over its end.
     pub fn adopt(self: &Arc<Self>, managed: &Arc<Managed>, vm: Arc<Vm>) {
         managed.update(|inner| {
             inner.state = VmState::Running;
             inner.reason = None;
             inner.vm = Some(vm.clone());
+            (inner.trouble, inner.away) = (None, None);
             inner.starting = false;
             inner.resets.0 = Some(Instant::now());
         });
@@ -164,11 +194,7 @@ impl Host {
 
     /// Waits for a machine's end and puts things in order after it.
     fn watch(self: &Arc<Self>, managed: &Arc<Managed>, vm: &Arc<Vm>) {
-        let reason = loop {
-            if let Some(reason) = vm.control().wait_end(Duration::from_secs(3600)) {
-                break reason;
-            }
-        };
+        let reason = self.watch_over(managed, vm);
         let operation = managed.operate();
         if !managed.vm().is_some_and(|current| Arc::ptr_eq(&current, vm)) {
             // It was moved away, or another machine has taken its place.
@@ -193,7 +219,8 @@ impl Host {
         if !restart {
             self.record_off(managed);
         }
-        let torn_down = self.tear_down_aside(managed, vm);
+        let closing = if reason == EndReason::Stopped { CLOSING } else { self.disk_limit() };
+        let torn_down = self.tear_down_aside(managed, vm, closing);
         let limit = if reason == EndReason::Stopped { FORCED } else { Duration::MAX };
         if torn_down.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
             // Storage that does not answer keeps nobody from being told that the guest has ended.
@@ -276,7 +303,7 @@ impl Host {
         }
     }
 
-    fn record_off(&self, managed: &Managed) {
+    pub(super) fn record_off(&self, managed: &Managed) {
         if let Err(error) = self.store.record(managed.name(), &Record::Off) {
             tracing::error!(vm = %managed.name(), %error, "cannot record that it is off");
         }
@@ -287,27 +314,29 @@ impl Host {
         self: &Arc<Self>,
         managed: &Arc<Managed>,
         vm: &Arc<Vm>,
+        limit: Duration,
     ) -> mpsc::Receiver<()> {
         let (done, torn_down) = mpsc::channel();
         let (host, vm) = (self.clone(), vm.clone());
         let ended = managed.clone();
         spawn(format!("{}/end", managed.name()), move || {
-            host.tear_down(&ended, &vm);
+            host.tear_down(&ended, &vm, limit);
             let _ = done.send(());
         });
         torn_down
     }
 
-    /// Ends a machine and closes its disks.
-    pub fn tear_down(&self, managed: &Managed, vm: &Vm) {
-        vm.stop();
+    /// Ends a machine and closes its disks: what is in flight, and each disk, may take `limit`.
+    pub fn tear_down(&self, managed: &Managed, vm: &Vm, limit: Duration) {
+        vm.stop(limit.min(DRAIN_LIMIT));
         let disks = vm.detach_disks().into_iter().map(|(_, disk)| disk).collect();
-        self.close_disks(managed.name(), disks);
+        self.close_disks(managed.name(), disks, limit);
     }
 
-    fn close_disks(&self, name: &VmName, disks: Vec<Arc<dyn block_io::Disk>>) {
+    fn close_disks(&self, name: &VmName, disks: Vec<Arc<dyn block_io::Disk>>, limit: Duration) {
         for disk in disks {
-            if let Err(error) = self.runtime.block_on(disk.close()) {
+            let closed = self.runtime.block_on(disks::in_time(limit, "of the VM", disk.close()));
+            if let Err(error) = closed {
                 tracing::error!(vm = %name, error = chain(&error), "a disk was not closed in order");
             }
         }
@@ -328,22 +357,26 @@ impl Host {
             waits
         });
         if waits {
-            // An attempt may be under way, which sees that it is not wanted, or has just succeeded.
-            let _operation = managed.operate_within(limit)?;
-            if managed.state() == VmState::Off {
-                return self.store.record(name, &Record::Off).map_err(HostError::Store);
-            }
+            // An attempt that is under way sees that it is not wanted.
+            return self.store.record(name, &Record::Off).map_err(HostError::Store);
         }
         let state = managed.state();
-        let vm = match (state, managed.vm()) {
-            (VmState::Running, Some(vm)) => vm,
+        let halted = matches!(state, VmState::PausedCritical | VmState::Fenced);
+        let vm = match managed.vm() {
+            Some(vm) if halted || state == VmState::Running => vm,
             _ => return Err(HostError::State { name: name.clone(), state }),
         };
-        if force {
-            let _operation = managed.try_operate()?;
+        if !force {
+            if halted {
+                return Err(HostError::Halted { name: name.clone(), state });
+            }
+            vm.press_power_button();
+        } else if halted {
+            // Who has it waits for its storage, which nobody has to.
             vm.control().end(EndReason::Stopped);
         } else {
-            vm.press_power_button();
+            let _operation = managed.try_operate()?;
+            vm.control().end(EndReason::Stopped);
         }
         let gone =
             |inner: &Inner| !inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, &vm));
@@ -360,7 +393,7 @@ impl Host {
         vm.control().wait_end(left());
         let Ok(_operation) = managed.operate_within(left()) else { return };
         if managed.update(|inner| inner.vm.take()).is_some() {
-            self.tear_down(managed, vm);
+            self.tear_down(managed, vm, CLOSING);
         }
     }
 }

@@ -10,10 +10,11 @@ use std::{
 use host_api::{MoveStatistics, VmDefinition, VmName, VmState, VmSummary};
 use vmm::{
     Vm,
+    devices::virtio::storage::Trouble,
     platform::bus::{lock, lock_within},
 };
 
-use super::{HostError, records::MoveId};
+use super::{HostError, outgoing::Cancel};
 
 /// How long an operation waits for a VM that has come to be in the records.
 const SETTLE_LIMIT: Duration = Duration::from_secs(20);
@@ -37,8 +38,36 @@ pub struct Inner {
     pub resets: (Option<Instant>, u32),
     /// It is off and will be started without being asked; cleared by who does not want that.
     pub starting: bool,
-    /// The move by which it was given to another host, until that host is known to have it.
-    pub handed_over: Option<MoveId>,
+    /// What keeps its machine from going on.
+    pub trouble: Option<Trouble>,
+    /// Why its disks cannot be opened again yet, after a move that failed.
+    pub away: Option<String>,
+    /// Calls off the move that is under way.
+    pub cancel: Option<Arc<Cancel>>,
+}
+
+impl Inner {
+    /// The state as it is told: one whose storage is away does not run, whatever is wanted of it.
+    pub fn shown(&self) -> VmState {
+        match (self.state, &self.trouble, &self.away) {
+            (VmState::Running, Some(Trouble::Fenced(_)), _) => VmState::Fenced,
+            (VmState::Running, Some(Trouble::Away(_)), _) | (VmState::Running, _, Some(_)) => {
+                VmState::PausedCritical
+            }
+            (state, _, _) => state,
+        }
+    }
+
+    /// Why it is in that state, where there is more to say.
+    pub fn shown_reason(&self) -> Option<String> {
+        let trouble = self.trouble.as_ref().map(|trouble| match trouble {
+            Trouble::Fenced(why) | Trouble::Away(why) => why,
+        });
+        match self.state {
+            VmState::Running => trouble.or(self.away.as_ref()).or(self.reason.as_ref()).cloned(),
+            _ => self.reason.clone(),
+        }
+    }
 }
 
 /// A VM of this host.
@@ -66,7 +95,9 @@ impl Managed {
                 settling: false,
                 resets: (None, 0),
                 starting: false,
-                handed_over: None,
+                trouble: None,
+                away: None,
+                cancel: None,
             }),
             changed: Condvar::new(),
         })
@@ -109,7 +140,7 @@ impl Managed {
 
     /// State that the VM is in at present.
     pub fn state(&self) -> VmState {
-        lock(&self.inner).state
+        lock(&self.inner).shown()
     }
 
     /// The machine, if there is one.
@@ -147,11 +178,13 @@ impl Managed {
 
     /// Its line in a list of VMs.
     pub fn summary(&self) -> VmSummary {
+        let (state, reason) = self.look(|inner| (inner.shown(), inner.shown_reason()));
         VmSummary {
             name: self.name().clone(),
-            state: self.state(),
+            state,
             vcpus: self.definition.vcpus,
             memory_mib: self.definition.memory_mib,
+            reason,
         }
     }
 }

@@ -24,8 +24,23 @@ impl Host {
         if limit != 0 && self.memory_in_use() + *reserved + mib > limit {
             return Err(HostError::Limit("memory_mib"));
         }
+        // What others are about to take is not taken yet.
+        if !self.config.limits.overcommit
+            && let Some(free) = free_mib().or_else(|| self.unused_mib())
+            && *reserved + mib > free
+        {
+            return Err(HostError::NoMemory { mib, free: free.saturating_sub(*reserved) });
+        }
         *reserved += mib;
         Ok(Reserved { host: self, mib })
+    }
+
+    /// MiB of the host's memory that no machine has, where nobody says what is free (a service may not see
+    /// `/proc/meminfo`).
+    fn unused_mib(&self) -> Option<u64> {
+        let info = rustix::system::sysinfo();
+        let total = info.totalram.checked_mul(info.mem_unit.into())? >> 20;
+        Some(total.saturating_sub(self.memory_in_use()))
     }
 
     /// Memory of all machines in MiB.
@@ -38,8 +53,34 @@ impl Host {
     }
 }
 
+/// MiB of memory that can be had without swapping, as the kernel estimates it (proc(5), `MemAvailable`);
+/// `None` where it does not.
+fn free_mib() -> Option<u64> {
+    available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn available(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib >> 10)
+}
+
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         *lock(&self.host.reserved_mib) -= self.mib;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_of_memory_is_understood() {
+        let text = "MemTotal:       65536000 kB\nMemAvailable:   10485760 kB\nBuffers: 1 kB\n";
+        assert_eq!(available(text), Some(10240));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+        assert_eq!(available("MemAvailable: many\n"), None);
+        assert!(free_mib().is_some_and(|mib| mib > 0));
     }
 }

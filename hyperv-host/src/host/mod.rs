@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Modules: [`machine`] one VM, [`lifecycle`] how machines start and end, [`records`] the state
-//! folder, [`arrivals`] VMs on their way in, [`memory`] its limit. `control`, `migrate` and `recover`
+//! folder, [`arrivals`] and [`outgoing`] VMs on their way in and out, [`memory`] its limit, `trouble`
+//! what becomes of VMs whose storage is away. `control`, `migrate` and `recover`
 //! import this module and never the other way round.
 
 pub mod arrivals;
@@ -19,7 +20,9 @@ mod error;
 pub mod lifecycle;
 pub mod machine;
 pub mod memory;
+pub mod outgoing;
 pub mod records;
+mod trouble;
 
 use std::{
     collections::BTreeMap,
@@ -44,13 +47,15 @@ use self::{
     arrivals::{Arrivals, Leftover},
     lifecycle::FORCED,
     machine::Managed,
-    records::{MoveId, Store},
+    outgoing::Outgoing,
+    records::Store,
 };
 use crate::{
     allowed::{Allowed, Whose},
     config::Config,
     disks,
     fault::Faults,
+    nics,
     tls::Tls,
 };
 
@@ -77,8 +82,8 @@ pub struct Host {
     pub migration_address: OnceLock<SocketAddr>,
     /// Faults that were asked for.
     pub faults: Faults,
-    /// Moves out that are still deciding.
-    pub deciding: Mutex<Vec<MoveId>>,
+    /// Moves of which this host is the source.
+    pub outgoing: Outgoing,
     /// VMs being received.
     pub arrivals: Arrivals,
     /// Tells of verdicts on moves that may have been left over.
@@ -120,20 +125,13 @@ impl Host {
             tls,
             migration_address: OnceLock::new(),
             faults,
-            deciding: Mutex::default(),
+            outgoing: Outgoing::default(),
             arrivals: Arrivals::default(),
             leftover: Leftover::default(),
             vms: Mutex::default(),
             reserved_mib: Mutex::default(),
             shutting_down: AtomicBool::new(false),
         }))
-    }
-
-    /// Whether a VM was given away by this move, and the host that has it may not know yet.
-    pub fn has_handed_over(&self, id: &MoveId) -> bool {
-        let given =
-            |managed: &Arc<Managed>| managed.look(|inner| inner.handed_over.as_ref() == Some(id));
-        lock(&self.vms).values().any(given)
     }
 
     /// Adds a VM that the records say is this host's: the limits held when it came.
@@ -220,6 +218,9 @@ impl Host {
                 self.servers.chap_login(&url).map_err(|error| refused(error.into()))?;
             }
         }
+        if let Some(nic) = definition.nics.iter().find(|nic| !nics::has_bridge(&nic.bridge)) {
+            return Err(HostError::NoBridge(nic.bridge.clone()));
+        }
         Ok(())
     }
 
@@ -255,6 +256,21 @@ impl Host {
         Ok(())
     }
 
+    /// Calls off a move that is under way.
+    ///
+    /// # Errors
+    /// [`HostError::State`] if it does not move, [`HostError::TooLate`] if it is handed over.
+    pub fn cancel_move(&self, name: &VmName) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let (state, cancel) = managed.look(|inner| (inner.shown(), inner.cancel.clone()));
+        let cancel = cancel.ok_or_else(|| HostError::State { name: name.clone(), state })?;
+        if !cancel.cancel() {
+            return Err(HostError::TooLate(name.clone()));
+        }
+        tracing::info!(vm = %name, "its move is called off");
+        Ok(())
+    }
+
     /// All VMs of the host with their states, by name.
     pub fn list(&self) -> Vec<VmSummary> {
         lock(&self.vms).values().map(|managed| managed.summary()).collect()
@@ -287,7 +303,7 @@ impl Host {
         let disks = vm.as_ref().map(|vm| vm.disks().iter().map(usage).collect());
         let (pauses, longest_pause_us) = vm.as_ref().map(|vm| vm.pauses()).unwrap_or_default();
         let (reason, last_move) =
-            managed.look(|inner| (inner.reason.clone(), inner.last_move.clone()));
+            managed.look(|inner| (inner.shown_reason(), inner.last_move.clone()));
         Ok(VmDetail {
             summary,
             definition: managed.definition.clone(),

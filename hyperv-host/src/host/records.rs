@@ -21,7 +21,10 @@ use std::{
 use host_api::{VmDefinition, VmName};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::disks::Run;
+use crate::{
+    disks::Run,
+    handover::target::{self, Effect, Event, Target},
+};
 
 /// Identity of one move: 32 lower-case hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -266,7 +269,7 @@ impl Store {
     /// verdict is all that says whose it is: then it stays.
     ///
     /// # Errors
-    /// `ResourceBusy` before [`Store::settle`] has ended, else what the file system says.
+    /// `ResourceBusy` while something is kept of its arrival, else what the file system says.
     pub fn forget_verdict(&self, id: &MoveId) -> io::Result<()> {
         if self.arriving_dir(id).try_exists()? {
             return Err(io::Error::new(
@@ -286,8 +289,9 @@ impl Store {
     /// again never overwrites what came after.
     ///
     /// # Errors
-    /// What the file system says; the verdict still says whose it is.
-    pub fn settle(&self, id: &MoveId, definition: &VmDefinition) -> io::Result<()> {
+    /// What the file system says; the verdict still says whose it is, and stays until what is kept of
+    /// its arrival is gone, too ([`Store::forget_arrival`]).
+    pub fn take_in(&self, id: &MoveId, definition: &VmDefinition) -> io::Result<()> {
         let dir = self.vm_dir(&definition.name);
         let file = dir.join("vm.toml");
         if !file.try_exists()? {
@@ -299,8 +303,7 @@ impl Store {
             write_json(&dir.join("record.json"), &Record::Running)?;
             write_durably(&file, definition.to_toml().as_bytes())?;
         }
-        sync(&self.root.join("vms"))?;
-        self.forget_arrival(id)
+        sync(&self.root.join("vms"))
     }
 
     /// Clears away a VM that was being received, durably: one that came back with its verdict
@@ -325,26 +328,32 @@ impl Store {
             let dir = entry?.path();
             let id = dir.file_name().and_then(|name| name.to_str()).map(str::to_owned);
             let Some(Ok(id)) = id.map(MoveId::try_from) else { continue };
-            if self.verdict(&id)? == Some(Verdict::Ran) {
-                let file = dir.join("vm.toml");
-                let text = match fs::read_to_string(&file) {
-                    Ok(text) => text,
-                    // The verdict is given only to what was written; so it was settled, and
-                    // clearing it away was cut short.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        self.forget_arrival(&id)?;
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                };
-                let definition =
-                    VmDefinition::from_toml(&text).map_err(|error| damaged(&file, &error))?;
-                self.settle(&id, &definition)?;
-            } else {
-                self.forget_arrival(&id)?;
+            let verdict = self.verdict(&id)?.map(|verdict| verdict == Verdict::Ran);
+            let Some((mut target, mut todo)) = Target::recovered(true, verdict) else { continue };
+            while let Some(effect) = todo.pop() {
+                match effect {
+                    Effect::Write(target::Record::Vm) => self.settle_found(&id, &dir)?,
+                    Effect::Write(target::Record::NoArrival) => self.forget_arrival(&id)?,
+                    _ => continue,
+                }
+                todo = target.apply(Event::Written(true));
             }
         }
         Ok(())
+    }
+
+    /// Takes in a VM that was found with the verdict that it had been told to run.
+    fn settle_found(&self, id: &MoveId, dir: &Path) -> io::Result<()> {
+        let file = dir.join("vm.toml");
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            // The verdict is given only to what was written; so it was settled, and clearing it
+            // away was cut short.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let definition = VmDefinition::from_toml(&text).map_err(|error| damaged(&file, &error))?;
+        self.take_in(id, &definition)
     }
 }
 
@@ -457,7 +466,7 @@ mod tests {
 
         // Nothing is settled over what came later.
         store.record(&"b".parse().unwrap(), &Record::Off).unwrap();
-        store.settle(&ran, &definition("b")).unwrap();
+        store.take_in(&ran, &definition("b")).unwrap();
         assert!(store.load().unwrap().contains(&(definition("b"), Record::Off)));
 
         store.delete(&"a".parse().unwrap()).unwrap();
@@ -475,7 +484,10 @@ mod tests {
         let early = store.forget_verdict(&id).unwrap_err();
         assert_eq!(early.kind(), io::ErrorKind::ResourceBusy);
         assert_eq!(store.verdict(&id).unwrap(), Some(Verdict::Ran));
-        store.settle(&id, &definition("b")).unwrap();
+        store.take_in(&id, &definition("b")).unwrap();
+        let early = store.forget_verdict(&id).unwrap_err();
+        assert_eq!(early.kind(), io::ErrorKind::ResourceBusy);
+        store.forget_arrival(&id).unwrap();
         store.forget_verdict(&id).unwrap();
         assert_eq!(store.verdict(&id).unwrap(), None);
     }

@@ -39,15 +39,20 @@
 //! Both records are single files renamed into place before the message that depends on them is
 //! sent. An operator may end a doubt by `vm resolve` when one host will never come back.
 //!
+//! Who has the VM is decided by two state machines without I/O ([`crate::handover`]), which are
+//! simulated in thousands of histories.
+//!
 //! Modules: [`wire`] the stream's format, [`dial`] and [`door`] the way in, [`source`] and [`send`] the
-//! sending side, [`target`] and [`receive`] the receiving side, [`verdicts`] what is left of moves that
-//! are over, [`clock`] the difference of two hosts'
-//! clocks. [`crate::tls`] says who may connect, [`crate::fault`] has the points where tests break a
+//! sending side up to the hand-over, [`leave`] from there on, [`target`] and [`receive`] the receiving
+//! side up to it, [`arrive`] from there on, [`verdicts`] what is left of moves that are over, [`clock`]
+//! the difference of two hosts' clocks. [`crate::tls`] says who may connect, [`crate::fault`] has the points where tests break a
 //! move.
 
+pub mod arrive;
 pub mod clock;
 pub mod dial;
 pub mod door;
+pub mod leave;
 pub mod receive;
 pub mod send;
 pub mod source;
@@ -71,6 +76,22 @@ pub enum MoveError {
     /// The other host does not take it.
     #[error("the other host refuses: {0}")]
     Refused(String),
+    /// It was called off.
+    #[error("it was cancelled")]
+    Cancelled,
+    /// The guest writes faster than its memory is sent.
+    #[error(
+        "after {rounds} rounds the guest would still be paused for {pause:?}, and may be for {longest:?}; \
+         let it write less, give the move more connections, or allow a longer pause"
+    )]
+    TooBusy {
+        /// Rounds that were made.
+        rounds: u32,
+        /// How long the last one would take.
+        pause: std::time::Duration,
+        /// How long it may.
+        longest: std::time::Duration,
+    },
     /// The guest ended on the way.
     #[error("the guest ended meanwhile")]
     Ended,

@@ -7,12 +7,10 @@ use std::{
 };
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vmm::{
-    machine::state,
-    platform::{
-        bus::lock,
-        memory::{GuestRam, PAGE},
-    },
+use vmm::platform::{
+    bus::lock,
+    clock,
+    memory::{GuestRam, PAGE},
 };
 
 use super::{
@@ -20,11 +18,8 @@ use super::{
     wire::{self, Kind, Message, WireError, parse_pages, read_frame, send},
 };
 use crate::{
-    host::{
-        Host,
-        arrivals::{Arrival, Phase},
-        records::MoveId,
-    },
+    handover::target::State,
+    host::{Host, arrivals::Arrival, records::MoveId},
     tls::Stream,
 };
 
@@ -54,13 +49,13 @@ pub(super) fn join(
     let take = |left: usize| left.checked_sub(1);
     let known = arrival.token == token
         && arrival.joins.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok();
-    if !known || *lock(&arrival.phase) != Phase::Receiving {
+    if !known || arrival.at.now().state() != State::Receiving {
         return Err(MoveError::Protocol);
     }
     lock(&arrival.cutters).extend(stream.cutter().ok());
-    send(&mut stream, &Message::Joined { now: Some(state::now()) })?;
+    send(&mut stream, &Message::Joined { now: Some(clock::now()) })?;
     let result = receive_memory(host, &mut stream, &arrival);
-    if *lock(&arrival.phase) == Phase::Receiving {
+    if arrival.at.now().state() == State::Receiving {
         arrival.broken.store(true, Ordering::Release);
     }
     result
@@ -77,7 +72,7 @@ fn receive_memory(
         match read_frame(stream, &[Kind::Pages, Kind::Sync], &mut body)? {
             Kind::Pages => {
                 // After the state has been restored memory is the guest's.
-                if *lock(&arrival.phase) != Phase::Receiving {
+                if arrival.at.now().state() != State::Receiving {
                     return Err(MoveError::Protocol);
                 }
                 store_pages(ram, &body)?;

@@ -152,11 +152,24 @@ pub fn send_round(
     })
 }
 
+/// What comes after a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Another, with the guest running.
+    Round,
+    /// The last, with the guest paused.
+    Last,
+    /// Nothing: the guest would be paused for so long.
+    GiveUp(Duration),
+}
+
 /// Decides from the rounds so far whether another one is worth while.
 #[derive(Debug)]
 pub struct Pace {
-    /// Time the guest may be paused.
+    /// Time for which the guest is to be paused.
     limit: Duration,
+    /// Longest time for which it may be.
+    longest: Duration,
     max_rounds: u32,
     /// Pages per second with data, over the rounds so far.
     rate: f64,
@@ -167,9 +180,9 @@ pub struct Pace {
 const FIXED: Duration = Duration::from_millis(8);
 
 impl Pace {
-    /// For a limit and a cap.
-    pub fn new(limit: Duration, max_rounds: u32) -> Self {
-        Self { limit, max_rounds, rate: 0.0, previous: u64::MAX }
+    /// For a pause to aim for, the longest that may be, and a cap of rounds.
+    pub fn new(limit: Duration, longest: Duration, max_rounds: u32) -> Self {
+        Self { limit, longest, max_rounds, rate: 0.0, previous: u64::MAX }
     }
 
     /// Learns from a round.
@@ -182,14 +195,23 @@ impl Pace {
         }
     }
 
-    /// Whether `dirty` pages can be sent with the guest paused.
-    pub fn is_last(&self, round: u32, dirty: u64) -> bool {
-        let fits = if self.rate == 0.0 {
-            dirty <= 256
+    /// What comes after `round` rounds with `dirty` pages left.
+    pub fn next(&self, round: u32, dirty: u64) -> Next {
+        // Without a rate there were few pages, or zeros.
+        if self.rate == 0.0 && (dirty <= 256 || round >= self.max_rounds) {
+            return Next::Last;
+        }
+        let seconds = dirty as f64 / self.rate + FIXED.as_secs_f64();
+        let pause = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        if pause <= self.limit {
+            Next::Last
+        } else if round < self.max_rounds {
+            Next::Round
+        } else if pause <= self.longest {
+            Next::Last
         } else {
-            dirty as f64 / self.rate + FIXED.as_secs_f64() <= self.limit.as_secs_f64()
-        };
-        fits || round >= self.max_rounds
+            Next::GiveUp(pause)
+        }
     }
 
     /// Whether the guest must be held back: the last round did not help enough.
@@ -259,18 +281,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_round_is_the_one_that_fits_or_the_cap() {
-        let mut pace = Pace::new(Duration::from_millis(30), 5);
-        assert!(pace.is_last(0, 100));
-        assert!(!pace.is_last(0, 10_000));
+    fn the_last_round_is_the_one_that_fits_or_the_cap_if_that_is_short_enough() {
+        let millis = Duration::from_millis;
+        let mut pace = Pace::new(millis(30), millis(200), 5);
+        assert_eq!(pace.next(0, 100), Next::Last);
+        assert_eq!(pace.next(0, 10_000), Next::Round);
         let round = MoveRound { pages: 100_000, micros: 1_000_000, ..MoveRound::default() };
         pace.learn(&round);
-        assert!(pace.is_last(1, 2_000));
-        assert!(!pace.is_last(1, 3_000));
-        assert!(pace.is_last(5, u64::MAX));
+        assert_eq!(pace.next(1, 2_000), Next::Last);
+        assert_eq!(pace.next(1, 3_000), Next::Round);
+        assert_eq!(pace.next(5, 10_000), Next::Last);
+        // A guest that writes faster than memory is sent is not paused for as long as that takes.
+        assert_eq!(pace.next(5, 100_000), Next::GiveUp(millis(1008)));
+        assert!(matches!(pace.next(5, u64::MAX), Next::GiveUp(_)));
         // Rounds of few or of zero pages do not change what is known of the rate.
         pace.learn(&MoveRound { pages: 9_000, zero_pages: 8_999, micros: 1, ..round });
-        assert!(!pace.is_last(1, 3_000));
+        assert_eq!(pace.next(1, 3_000), Next::Round);
         assert!(!pace.is_losing(1000));
         assert!(!pace.is_losing(500));
         assert!(pace.is_losing(450));

@@ -1,8 +1,8 @@
-//! The sending side: pre-copy, hand-over, and what happens when it breaks. The protocol and its
-//! guarantees are drawn in [`super`].
+//! The sending side: what goes over before the hand-over. The protocol and its guarantees are drawn in
+//! [`super`]; what happens from then on, and when it breaks, is in [`super::leave`].
 
 use std::{
-    sync::{Arc, MutexGuard, mpsc},
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
@@ -11,10 +11,9 @@ use vmm::{
     DRAIN_LIMIT, Vm,
     machine::state,
     platform::{
-        bus::lock,
+        clock,
         dirty::{DirtyLog, PageSet},
         error::chain,
-        lifecycle::EndReason,
     },
 };
 
@@ -22,34 +21,23 @@ use super::{
     MoveError,
     clock::Offset,
     dial::dial,
-    send::{Brake, Pace, send_round},
-    wire::{self, Hello, Kind, Message, Shape, Standing, receive, send},
+    leave::{Leaving, finish},
+    send::{Brake, Next, Pace, send_round},
+    wire::{self, Hello, Kind, Message, Shape, receive, send},
 };
 use crate::{
     config::MigrationConfig,
-    disks::{self, Run},
+    disks,
+    handover::source::{Event, State},
     host::{
         Host, HostError,
-        lifecycle::Starter,
         machine::Managed,
+        outgoing::Cancel,
         records::{MoveId, Record},
         spawn,
     },
-    tls::{Cutter, Stream, Tls},
+    tls::{Stream, Tls},
 };
-
-/// How long a source tries to get its disks back after a failed move.
-const REOPEN_LIMIT: Duration = Duration::from_secs(120);
-
-/// How a move ended.
-enum Ending {
-    /// The target runs it.
-    Moved,
-    /// It stays here.
-    Stays(MoveError),
-    /// It was handed over, and the target has not said that it runs.
-    Doubt(MoveError),
-}
 
 struct Mover<'a, P> {
     host: &'a Arc<Host>,
@@ -60,15 +48,18 @@ struct Mover<'a, P> {
     id: MoveId,
     options: MoveOptions,
     timeout: Duration,
-    cutters: Vec<Cutter>,
-    /// The connection on which the target waits for the last word, once it has given its own.
-    last_word: Option<Stream>,
+    cancel: Arc<Cancel>,
     /// How far the target's clock is ahead of this host's.
     offset: Option<Offset>,
     statistics: MoveStatistics,
-    started: Instant,
     paused: bool,
     progress: P,
+}
+
+/// What has come of the part of a move before the hand-over.
+struct Sent<'a> {
+    control: Option<Stream>,
+    ready: Result<(Instant, DirtyLog<'a>), MoveError>,
 }
 
 /// Moves a VM to another host and tells what it cost.
@@ -92,25 +83,26 @@ pub fn move_vm(
         return Err(HostError::State { name: name.clone(), state });
     };
     let id = MoveId::random().map_err(HostError::Store)?;
-    {
-        let mut deciding = lock(&host.deciding);
-        if deciding.len() >= config.max_outgoing {
-            return Err(HostError::Limit("max_outgoing"));
-        }
-        deciding.push(id.clone());
+    if !host.outgoing.begin(&id, config.max_outgoing) {
+        return Err(HostError::Limit("max_outgoing"));
     }
-    managed.update(|inner| inner.state = VmState::MovingOut);
+    let cancel = Arc::new(Cancel::default());
+    managed.update(|inner| {
+        inner.state = VmState::MovingOut;
+        inner.cancel = Some(cancel.clone());
+    });
     tracing::info!(vm = %name, id = id.as_str(), to = options.to, "moving");
     let peer = options.to.clone();
+    let started = Instant::now();
+    let timeout = Duration::from_secs(u64::from(config.timeout_s));
     let mut mover = Mover {
         host,
         config,
         tls,
         managed: &managed,
         vm: &vm,
-        timeout: Duration::from_secs(u64::from(config.timeout_s)),
-        cutters: Vec::new(),
-        last_word: None,
+        timeout,
+        cancel: cancel.clone(),
         offset: None,
         statistics: MoveStatistics {
             id: id.as_str().to_owned(),
@@ -121,38 +113,65 @@ pub fn move_vm(
         },
         id: id.clone(),
         options,
-        started: Instant::now(),
         paused: false,
         progress,
     };
-    let ending = mover.run();
+    let Sent { control, ready } = mover.run();
+    let ready =
+        ready.and_then(|ready| if cancel.decide() { Ok(ready) } else { Err(MoveError::Cancelled) });
     let (paused, mut statistics) = (mover.paused, std::mem::take(&mut mover.statistics));
-    // A record of the hand-over answers from here on, or nothing does.
-    lock(&host.deciding).retain(|deciding| *deciding != id);
-    match ending {
-        Ending::Moved => {
+    let mut leaving = Leaving::new(host, &managed, &id, &peer);
+    (leaving.stream, leaving.paused) = (control, paused);
+    let fault = |point: &str| host.faults.pass(point, timeout, || cancel.cut());
+    // Dirty logging goes on until the hand-over is done.
+    let (event, log) = match ready {
+        Ok(ready) => (Event::Ready, Some(ready)),
+        Err(error) => {
+            leaving.why = Some(if cancel.is_cancelled() { MoveError::Cancelled } else { error });
+            (Event::Failed, None)
+        }
+    };
+    let left = leaving.drive(event, &operation, &fault);
+    managed.update(|inner| inner.cancel = None);
+    for (part, took) in &leaving.parts {
+        statistics.downtime_parts.push(((*part).to_owned(), took.as_secs_f64() * 1e3));
+    }
+    if let (Some(ran), Some((paused_at, _))) = (leaving.ran, &log) {
+        statistics.downtime_ms = (ran - *paused_at).as_secs_f64() * 1e3;
+        statistics.total_ms = (ran - started).as_secs_f64() * 1e3;
+    }
+    drop(log);
+    let why = leaving.why.take().map(|error| chain(&error)).unwrap_or_default();
+    let result = outcome(&managed, &peer, leaving.state(), why, statistics);
+    if !left.is_empty() {
+        let (machine, peer) = (leaving.into_machine(), peer.clone());
+        let (host, managed) = (host.clone(), managed.clone());
+        spawn(format!("{name}/resolve"), move || {
+            finish(&host, &managed, &id, &peer, machine, left)
+        });
+    }
+    result
+}
+
+/// What is told of a move that has come so far, and is left in doubt or over.
+fn outcome(
+    managed: &Managed,
+    peer: &str,
+    state: State,
+    why: String,
+    mut statistics: MoveStatistics,
+) -> Result<MoveStatistics, HostError> {
+    let name = managed.name();
+    match state {
+        State::Leaving | State::Gone => {
             "moved".clone_into(&mut statistics.outcome);
             tracing::info!(
                 vm = %name, downtime_ms = statistics.downtime_ms, total_ms = statistics.total_ms,
                 "moved"
             );
-            if gone(host, &managed) {
-                mover.fault("source.gone");
-                end(mover.last_word, &id);
-            }
             Ok(statistics)
         }
-        Ending::Stays(error) => {
-            let why = chain(&error);
-            tracing::warn!(vm = %name, error = why, "not moved, it runs on here");
-            statistics.outcome = why.clone();
-            managed.update(|inner| inner.last_move = Some(statistics));
-            stay(host, &managed, paused, &operation);
-            end(mover.last_word, &id);
-            Err(HostError::NotMoved(why))
-        }
-        Ending::Doubt(error) => {
-            let why = chain(&error);
+        State::Given => {
             tracing::error!(vm = %name, error = why, "the other host was lost at the hand-over");
             statistics.outcome = format!("in doubt: {why}");
             managed.update(|inner| {
@@ -160,171 +179,15 @@ pub fn move_vm(
                 inner.reason = Some(format!("handed over to {peer}, which is being asked"));
                 inner.last_move = Some(statistics);
             });
-            let (host, managed) = (host.clone(), managed.clone());
-            spawn(format!("{name}/resolve"), move || {
-                let operation = managed.operate();
-                resolve(&host, &managed, &id, &peer, operation);
-            });
             Err(HostError::InDoubt(why))
         }
-    }
-}
-
-/// What this host, as the source of a move, answers when asked about it.
-pub fn standing_of(host: &Host, id: &MoveId) -> Standing {
-    if lock(&host.deciding).contains(id) {
-        return Standing::Waiting;
-    }
-    if host.has_handed_over(id) { Standing::Given } else { Standing::Never }
-}
-
-/// The last word of a move, when nothing here speaks of it any more: the target may forget what became
-/// of it. Where it does not hear that it asks.
-fn end(stream: Option<Stream>, id: &MoveId) {
-    if let Some(mut stream) = stream
-        && let Err(error) = send(&mut stream, &Message::Forget { id: id.clone() })
-    {
-        tracing::debug!(id = id.as_str(), error = chain(&error), "the last word of a move is lost");
-    }
-}
-
-/// The VM is the target's: ends what is here and forgets it. Whether it is forgotten: as long as a
-/// record speaks of it this host asks the target about it after a restart, and the answer must be
-/// there.
-fn gone(host: &Arc<Host>, managed: &Arc<Managed>) -> bool {
-    if let Some(vm) = managed.update(|inner| inner.vm.take()) {
-        host.tear_down(managed, &vm);
-    }
-    if let Err(error) = host.store.delete(managed.name()) {
-        tracing::error!(
-            vm = %managed.name(), %error,
-            "cannot forget a VM that was moved away; it is tried again at the next start"
-        );
-        managed.update(|inner| {
-            inner.state = VmState::InDoubt;
-            inner.reason = Some(format!("moved away; its record cannot be deleted here: {error}"));
-        });
-        return false;
-    }
-    host.remove(managed);
-    true
-}
-
-/// The VM stays: it runs on, with its disks opened again if they were closed.
-fn stay(host: &Arc<Host>, managed: &Arc<Managed>, paused: bool, operation: &MutexGuard<'_, ()>) {
-    let name = managed.name();
-    if let Err(error) = host.store.record(name, &Record::Running) {
-        tracing::error!(vm = %name, %error, "cannot record that it runs here");
-    }
-    managed.update(|inner| inner.handed_over = None);
-    let Some(vm) = managed.vm() else {
-        // The daemon was restarted meanwhile: there is nothing to go on from.
-        managed.update(|inner| inner.state = VmState::Off);
-        if let Err(error) = host.start_locked(managed, operation, Starter::Operator) {
-            tracing::error!(vm = %name, error = chain(&error), "not started");
-            managed.update(|inner| {
-                inner.state = VmState::Failed;
-                inner.reason = Some(chain(&error));
-            });
-        }
-        return;
-    };
-    if paused {
-        if let Err(error) = reopen(host, managed, &vm) {
-            tracing::error!(vm = %name, error = chain(&error), "its disks cannot be opened again");
-            let why = format!("its disks cannot be opened again: {}", chain(&error));
-            vm.control().end(EndReason::Failed(why));
-        }
-        vm.resume();
-    }
-    managed.update(|inner| {
-        inner.state = VmState::Running;
-        inner.reason = None;
-    });
-}
-
-fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), HostError> {
-    let closed = vm.detach_disks();
-    if closed.len() == vm.disks().len() {
-        // They were not taken away yet.
-        return Ok(vm.attach_disks(closed.into_iter().map(|(_, disk)| disk).collect())?);
-    }
-    // The target may have opened them: this is later than that.
-    let number = host.store.next_run(managed.name()).map_err(HostError::Store)?;
-    let run = Run::new(managed.definition.id, number);
-    let deadline = Instant::now() + REOPEN_LIMIT;
-    loop {
-        let opened = host.runtime.block_on(async {
-            let prepared = disks::prepare_all(&managed.definition, &host.disks, &run).await?;
-            disks::open_all(&prepared, &run).await
-        });
-        match opened {
-            Ok(disks) => return Ok(vm.attach_disks(disks)?),
-            Err(error) if Instant::now() >= deadline => return Err(error.into()),
-            Err(error) => {
-                managed.update(|inner| inner.reason = Some(chain(&error)));
-                std::thread::sleep(Duration::from_millis(200));
-            }
+        _ => {
+            tracing::warn!(vm = %name, error = why, "not moved, it runs on here");
+            statistics.outcome.clone_from(&why);
+            managed.update(|inner| inner.last_move = Some(statistics));
+            Err(HostError::NotMoved(why))
         }
     }
-}
-
-/// Asks the target until the outcome of a hand-over is known, then acts on it. Takes the
-/// operator's word instead if there is one.
-pub fn resolve(
-    host: &Arc<Host>,
-    managed: &Arc<Managed>,
-    id: &MoveId,
-    peer: &str,
-    operation: MutexGuard<'_, ()>,
-) {
-    const LONGEST: Duration = Duration::from_secs(5);
-    let mut pause = Duration::from_millis(100);
-    let (stays, stream) = loop {
-        if let Some(run) = managed.update(|inner| inner.resolve.take()) {
-            break (run, None);
-        }
-        match ask(host, id, peer) {
-            Ok((Standing::Given, stream)) => break (false, Some(stream)),
-            Ok((Standing::Never, stream)) => break (true, Some(stream)),
-            Ok((Standing::Waiting, _)) => {}
-            Err(error) => {
-                tracing::debug!(vm = %managed.name(), error = chain(&error), "asking the target");
-                managed.update(|inner| {
-                    inner.reason = Some(format!("handed over to {peer}: {}", chain(&error)));
-                });
-            }
-        }
-        managed.wait(pause, |inner| inner.resolve.is_some());
-        pause = (pause * 2).min(LONGEST);
-    };
-    tracing::info!(vm = %managed.name(), stays, "the hand-over is resolved");
-    if stays {
-        stay(host, managed, true, &operation);
-    } else if !gone(host, managed) {
-        return;
-    }
-    end(stream, id);
-}
-
-/// Asks the target about a hand-over; gives the word again if it waits for it. What it says comes with
-/// the connection on which it waits for the last word.
-fn ask(host: &Host, id: &MoveId, peer: &str) -> Result<(Standing, Stream), MoveError> {
-    let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
-    let mut stream = dial(tls, peer)?;
-    send(&mut stream, &Message::Query { id: id.clone(), from_source: true })?;
-    let Message::Standing { standing } = receive(&mut stream)? else {
-        return Err(MoveError::Protocol);
-    };
-    if standing == Standing::Waiting {
-        send(&mut stream, &Message::Commit { id: id.clone() })?;
-        return match receive(&mut stream)? {
-            Message::Running => Ok((Standing::Given, stream)),
-            Message::RunFailed { .. } => Ok((Standing::Never, stream)),
-            _ => Err(MoveError::Protocol),
-        };
-    }
-    Ok((standing, stream))
 }
 
 fn millis(since: Instant) -> f64 {
@@ -333,11 +196,7 @@ fn millis(since: Instant) -> f64 {
 
 impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
     fn fault(&self, point: &str) {
-        self.host.faults.pass(point, self.timeout, || {
-            for cutter in &self.cutters {
-                cutter.cut();
-            }
-        });
+        self.host.faults.pass(point, self.timeout, || self.cancel.cut());
     }
 
     /// Does `work`, which may take long, and lets the target know meanwhile that this host is
@@ -369,67 +228,27 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         (self.progress)(MoveProgress { phase, round, sent_pages, total_pages, bytes });
     }
 
-    fn run(&mut self) -> Ending {
+    /// All up to the target's word that it has everything.
+    fn run(&mut self) -> Sent<'a> {
         let mut control = match self.connect() {
             Ok(control) => control,
-            Err(error) => return Ending::Stays(error),
+            Err(error) => return Sent { control: None, ready: Err(error) },
         };
         let ready = self.until_ready(&mut control);
-        let (paused_at, _log) = match ready {
-            Ok(ready) => ready,
-            Err(error) => {
-                // The target gives up at once if it hears this, and later if it does not.
-                let _ = send(&mut control, &Message::Abort { id: self.id.clone() });
-                return Ending::Stays(error);
-            }
-        };
-        self.tell("commit", 0, 0, 0);
-        let record = Record::HandedOver { id: self.id.clone(), peer: self.options.to.clone() };
-        let recording = Instant::now();
-        if let Err(error) = self.host.store.record(self.managed.name(), &record) {
-            let _ = send(&mut control, &Message::Abort { id: self.id.clone() });
-            return Ending::Stays(MoveError::Store(error));
+        if ready.is_ok() {
+            self.tell("commit", 0, 0, 0);
         }
-        self.managed.update(|inner| inner.handed_over = Some(self.id.clone()));
-        self.part("record", recording);
-        self.fault("source.recorded");
-        let running = Instant::now();
-        let ending = self.commit(&mut control);
-        if matches!(ending, Ending::Moved) {
-            self.statistics.downtime_ms = millis(paused_at);
-            self.statistics.total_ms = millis(self.started);
-            self.part("open and run", running);
-            self.fault("source.running");
-        }
-        if !matches!(ending, Ending::Doubt(_)) {
-            self.last_word = Some(control);
-        }
-        ending
-        // Dirty logging stops only here, when the log is dropped.
+        Sent { control: Some(control), ready }
     }
 
     fn part(&mut self, name: &str, since: Instant) {
         self.statistics.downtime_parts.push((name.to_owned(), millis(since)));
     }
 
-    fn commit(&mut self, control: &mut Stream) -> Ending {
-        let mut exchange = || -> Result<Message, MoveError> {
-            send(control, &Message::Commit { id: self.id.clone() })?;
-            self.fault("source.commit-sent");
-            Ok(receive(control)?)
-        };
-        match exchange() {
-            Ok(Message::Running) => Ending::Moved,
-            Ok(Message::RunFailed { why }) => Ending::Stays(MoveError::Refused(why)),
-            Ok(_) => Ending::Doubt(MoveError::Protocol),
-            Err(error) => Ending::Doubt(error),
-        }
-    }
-
     fn connect(&mut self) -> Result<Stream, MoveError> {
         self.tell("connect", 0, 0, 0);
         let control = dial(self.tls, &self.options.to)?;
-        self.cutters.extend(control.cutter().ok());
+        control.cutter().into_iter().for_each(|cutter| self.cancel.add(cutter));
         Ok(control)
     }
 
@@ -519,6 +338,8 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
             source: self.config.advertise.clone().or(address).unwrap_or_default(),
             streams: count,
             run: Some(run),
+            oldest: Some(wire::OLDEST),
+            needs: Some(self.vm.needs()),
         };
         send(control, &Message::Hello(Box::new(hello)))?;
         let token = match receive(control)? {
@@ -529,14 +350,14 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         let mut streams = Vec::new();
         for _ in 0..count {
             let mut stream = dial(self.tls, &self.options.to)?;
-            self.cutters.extend(stream.cutter().ok());
-            let asked = state::now();
+            stream.cutter().into_iter().for_each(|cutter| self.cancel.add(cutter));
+            let asked = clock::now();
             send(&mut stream, &Message::Join { id: self.id.clone(), token: token.clone() })?;
             let Message::Joined { now } = receive(&mut stream)? else {
                 return Err(MoveError::Protocol);
             };
             if let Some(theirs) = now {
-                let offset = Offset::of(asked, theirs, state::now());
+                let offset = Offset::of(asked, theirs, clock::now());
                 self.offset = Some(self.offset.map_or(offset, |known| known.better(offset)));
             }
             streams.push(stream);
@@ -561,7 +382,10 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
         brake: &Brake,
     ) -> Result<(PageSet, u32), MoveError> {
         let limit = self.options.downtime_ms.unwrap_or(self.config.downtime_ms);
-        let mut pace = Pace::new(Duration::from_millis(u64::from(limit)), self.config.max_rounds);
+        let longest = self.options.longest_downtime_ms.unwrap_or(self.config.longest_downtime_ms);
+        let millis = |millis: u32| Duration::from_millis(u64::from(millis));
+        let longest = millis(longest.max(limit));
+        let mut pace = Pace::new(millis(limit), longest, self.config.max_rounds);
         let ram = self.vm.ram().clone();
         // What was never touched is zero here and fresh there: it is counted, not sent.
         let mut set = PageSet::touched(&ram);
@@ -592,7 +416,11 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
             set = log.take()?;
             round += 1;
             let dirty = set.count();
-            if pace.is_last(round, dirty) {
+            let next = pace.next(round, dirty);
+            if let Next::GiveUp(pause) = next {
+                return Err(MoveError::TooBusy { rounds: round, pause, longest });
+            }
+            if next == Next::Last {
                 let seconds = begin.elapsed().as_secs_f64().max(1e-6);
                 self.statistics.mb_per_s = self.statistics.bytes as f64 / 1e6 / seconds;
                 return Ok((set, round));
@@ -605,11 +433,22 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
 }
 
 fn close_disks(host: &Host, vm: &Vm) -> Result<(), vmm::Error> {
-    let mut result = Ok(());
-    for (location, disk) in vm.detach_disks() {
-        if let Err(source) = host.runtime.block_on(disk.close()) {
-            result = Err(vmm::Error::Disk { location, source });
+    // What cannot be made durable stays open: the guest goes on with it here.
+    let limit = host.disk_limit();
+    host.runtime.block_on(async {
+        for (location, blk) in vm.disks() {
+            if let Some(disk) = blk.disk()
+                && !disk.is_read_only()
+            {
+                disks::in_time(limit, location, disk.flush()).await?;
+            }
         }
-    }
-    result
+        let mut result = Ok(());
+        for (location, disk) in vm.detach_disks() {
+            if let Err(error) = disks::in_time(limit, &location, disk.close()).await {
+                result = Err(error);
+            }
+        }
+        result
+    })
 }

@@ -1,52 +1,45 @@
-//! The receiving side. The protocol and its guarantees are drawn in [`super`].
-//!
-//! ```text
-//!  Receiving ── state restored ──► Waiting ── Commit (from any connection), or the source
-//!      │ lost                         │       answers `given` ──► verdict ran ──► Ran
-//!      ▼                              │ Abort, or the source answers `never`
-//!     Gone ◄──────────────────────────┘           (a disk that cannot be opened: verdict refused)
-//! ```
+//! The receiving side. The protocol and its guarantees are drawn in [`super`]; who has the VM is
+//! decided in [`crate::handover::target`], which [`super::arrive`] drives.
 
 use std::{
     io,
     net::{TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use host_api::VmState;
 use vmm::{
-    Error, Vm,
+    Vm,
     machine::{cpu::CpuModel, state},
     platform::{bus::lock, error::chain},
 };
 
 use super::{
     MoveError,
-    dial::dial,
+    arrive::{Say, answer_commit, drive, forget_verdict, in_doubt},
     door::{Door, Place},
-    receive::{fault, join, timeout},
-    source::standing_of,
+    leave::standing_of,
+    receive::{fault, join},
     wire::{self, Hello, Kind, Message, Standing, WireError, read_frame, receive, send},
 };
 use crate::{
     allowed::Whose,
     disks::{self, Run},
+    handover::target::{Event, Target},
     host::{
         Host, HostError,
-        arrivals::{Arrival, Phase},
+        arrivals::{Arrival, At},
         machine::Managed,
         records::{self, MoveId, Verdict},
         spawn,
     },
+    nics,
     tls::{Cutter, Stream},
 };
-
-/// How long a target tries to open the disks that the source has given up.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Binds the address for other hosts.
 ///
@@ -120,14 +113,13 @@ fn connection(host: &Arc<Host>, socket: TcpStream, mut place: Place) -> Result<(
 /// The source asks; if we wait for its word it may give it on the same connection.
 fn query(host: &Arc<Host>, mut stream: Stream, id: &MoveId) -> Result<(), MoveError> {
     let arrival = host.arrivals.get(id);
-    let phase = arrival.as_ref().map(|arrival| *lock(&arrival.phase));
-    let standing = match phase {
-        Some(Phase::Waiting | Phase::Receiving) => Standing::Waiting,
-        Some(Phase::Ran) => Standing::Given,
-        Some(Phase::Gone) | None => match host.store.verdict(id).map_err(MoveError::Store)? {
-            Some(Verdict::Ran) => Standing::Given,
-            Some(Verdict::Refused) | None => Standing::Never,
-        },
+    let standing = match &arrival {
+        Some(arrival) => arrival.at.now().standing(),
+        None => {
+            let verdict = host.store.verdict(id).map_err(MoveError::Store)?;
+            let known = Target::recovered(false, verdict.map(|it| it == Verdict::Ran));
+            known.map_or(Standing::Never, |(target, _)| target.standing())
+        }
     };
     send(&mut stream, &Message::Standing { standing })?;
     loop {
@@ -144,66 +136,6 @@ fn query(host: &Arc<Host>, mut stream: Stream, id: &MoveId) -> Result<(), MoveEr
     }
 }
 
-fn answer_commit(
-    host: &Arc<Host>,
-    stream: &mut Stream,
-    arrival: &Arc<Arrival>,
-) -> Result<(), MoveError> {
-    let (answer, settling) = match commit(host, arrival) {
-        Ok(settling) => (Message::Running, settling),
-        Err(why) => (Message::RunFailed { why }, None),
-    };
-    fault(host, arrival, "target.running");
-    // The source waits for the answer with its guest paused: the records come after it.
-    let sent = send(stream, &answer);
-    if let Some(settling) = settling {
-        settling.settle();
-    }
-    Ok(sent?)
-}
-
-/// A VM that runs here and is not in the records yet. Nothing else can be done with it while
-/// this is held, so no other record of it can be mixed up with these.
-struct Settling<'a> {
-    host: &'a Arc<Host>,
-    arrival: &'a Arc<Arrival>,
-    settled: MutexGuard<'a, bool>,
-    operation: Option<MutexGuard<'a, ()>>,
-}
-
-impl Settling<'_> {
-    /// Makes it one of this host's by its records, however often that must be tried: the
-    /// verdict, which counts meanwhile, may be forgotten only after it.
-    fn settle(mut self) {
-        const LONGEST: Duration = Duration::from_secs(5);
-        let (host, arrival) = (self.host, self.arrival);
-        fault(host, arrival, "target.settle");
-        let mut pause = Duration::from_millis(100);
-        while let Err(error) = host.store.settle(&arrival.id, &arrival.managed.definition) {
-            tracing::error!(
-                vm = %arrival.managed.name(), %error,
-                "cannot record a VM that came; nothing can be done with it until that is possible"
-            );
-            if host.is_shutting_down() {
-                return;
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST);
-        }
-        *self.settled = true;
-        fault(host, arrival, "target.settled");
-        lock(&host.arrivals.0).remove(&arrival.id);
-    }
-}
-
-impl Drop for Settling<'_> {
-    fn drop(&mut self) {
-        // Whoever waits for the settling takes the operation at once.
-        self.operation = None;
-        self.arrival.managed.update(|inner| inner.settling = false);
-    }
-}
-
 /// Waits for the word that the source has settled the move, too.
 fn last_word(host: &Host, stream: &mut Stream, id: &MoveId) -> Result<(), MoveError> {
     match receive(stream)? {
@@ -212,21 +144,9 @@ fn last_word(host: &Host, stream: &mut Stream, id: &MoveId) -> Result<(), MoveEr
     }
 }
 
-/// The source has heard what became of the VM and will not ask again.
-fn forget_verdict(host: &Host, id: &MoveId) -> Result<(), MoveError> {
-    let arrival = host.arrivals.get(id);
-    // Another connection may be settling it just now: this waits for that.
-    if arrival.as_ref().is_some_and(|arrival| !*lock(&arrival.settled)) {
-        return Err(MoveError::Protocol);
-    }
-    host.store.forget_verdict(id).map_err(MoveError::Store)?;
-    host.faults.pass("target.forgotten", timeout(host), || {});
-    Ok(())
-}
-
 /// Whether this host can take the VM; builds it if so.
 fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
-    if hello.version != wire::VERSION || hello.state_version != state::VERSION {
+    if !hello.is_understood() || hello.state_version != state::VERSION {
         return Err(format!(
             "it speaks version {}.{}, this host {}.{}",
             hello.version,
@@ -238,6 +158,11 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     let text = |error: &(dyn std::error::Error + 'static)| chain(error);
     if host.is_shutting_down() {
         return Err(text(&HostError::ShuttingDown));
+    }
+    let limit = host.config.migration.as_ref().map_or(0, |migration| migration.max_incoming);
+    let full = || "as many VMs as allowed are on their way in".to_owned();
+    if lock(&host.arrivals.0).len() >= limit {
+        return Err(full());
     }
     let definition = &hello.definition;
     definition.check().map_err(|error| text(&error))?;
@@ -262,14 +187,20 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
     let run = Run::new(definition.id, number);
     let disks = host
         .runtime
-        .block_on(disks::prepare_all(definition, &host.disks, &run))
+        .block_on(disks::prepare_all(definition, &host.disks, &run, host.disk_limit()))
         .map_err(|error| text(&error))?;
     let managed = Managed::new(definition.clone(), VmState::MovingIn);
     host.insert(&managed).map_err(|error| text(&error))?;
     let build = || -> Result<Arc<Arrival>, String> {
         let runtime = host.runtime.handle().clone();
-        let vm = Vm::build(&host.kvm, definition, &shapes, Some(hello.model.clone()), runtime)
+        let taps = nics::open_all(definition).map_err(|error| text(&error))?;
+        let model = Some(hello.model.clone());
+        let vm = Vm::build(&host.kvm, definition, &shapes, model, taps, runtime)
             .map_err(|error| text(&error))?;
+        vm.set_loss_rule(host.loss_rule());
+        if let Some(needs) = &hello.needs {
+            vm.prepare_for(needs).map_err(|error| text(&error))?;
+        }
         let token = MoveId::random().map_err(|error| text(&error))?;
         let arrival = Arc::new(Arrival {
             id: hello.id.clone(),
@@ -279,16 +210,16 @@ fn admit(host: &Arc<Host>, hello: &Hello) -> Result<Arc<Arrival>, String> {
             vm: Arc::new(vm),
             disks,
             run,
-            phase: Mutex::new(Phase::Receiving),
+            at: At::default(),
+            why: Mutex::default(),
             joins: AtomicUsize::new(hello.streams as usize),
             broken: AtomicBool::new(false),
-            settled: Mutex::new(false),
             cutters: Mutex::default(),
         });
-        let limit = host.config.migration.as_ref().map_or(0, |migration| migration.max_incoming);
+        // Others may have come while it was built.
         let mut arrivals = lock(&host.arrivals.0);
         if arrivals.len() >= limit {
-            return Err("as many VMs as allowed are on their way in".into());
+            return Err(full());
         }
         if arrivals.contains_key(&hello.id)
             || host.store.verdict(&hello.id).ok().flatten().is_some()
@@ -317,12 +248,18 @@ fn incoming(host: &Arc<Host>, mut stream: Stream, hello: Hello) -> Result<(), Mo
     let token = arrival.token.clone();
     if let Err(error) = receive_all(host, &mut stream, &arrival, token) {
         tracing::warn!(vm = %name, error = chain(&error), "a VM did not come");
-        let why = chain(&error);
-        give_up(host, &arrival, "it did not come");
-        let _ = send(&mut stream, &Message::Refused { why });
+        // The source hears why before its connections are cut.
+        let _ = send(&mut stream, &Message::Refused { why: chain(&error) });
+        drive(host, &arrival, Event::Failed, &mut |_| {});
         return Err(error);
     }
-    let word = send(&mut stream, &Message::Ready).map_err(MoveError::from).and_then(|()| {
+    let mut ready = Ok(());
+    drive(host, &arrival, Event::Complete, &mut |say| {
+        if let Say::Ready = say {
+            ready = send(&mut stream, &Message::Ready);
+        }
+    });
+    let word = ready.map_err(MoveError::from).and_then(|()| {
         fault(host, &arrival, "target.ready");
         loop {
             match receive(&mut stream)? {
@@ -338,7 +275,7 @@ fn incoming(host: &Arc<Host>, mut stream: Stream, hello: Hello) -> Result<(), Mo
             last.inspect_err(|_| host.leftover.note())
         }
         Ok(Message::Abort { id }) if id == arrival.id => {
-            give_up(host, &arrival, "the source keeps it");
+            drive(host, &arrival, Event::Heard(Standing::Never), &mut |_| {});
             Ok(())
         }
         Ok(_) => {
@@ -376,153 +313,5 @@ fn receive_all(
     }
     fault(host, arrival, "target.state");
     let saved: state::MachineState = serde_json::from_slice(&body).map_err(WireError::from)?;
-    arrival.vm.restore(&saved)?;
-    *lock(&arrival.phase) = Phase::Waiting;
-    Ok(())
-}
-
-/// The word was given: from the verdict on the VM is ours. What is given back, once, is to be
-/// settled after the answer.
-fn commit<'a>(
-    host: &'a Arc<Host>,
-    arrival: &'a Arc<Arrival>,
-) -> Result<Option<Settling<'a>>, String> {
-    let mut phase = lock(&arrival.phase);
-    match *phase {
-        Phase::Ran => return Ok(None),
-        Phase::Waiting => {}
-        Phase::Receiving | Phase::Gone => return Err("it is not complete here".into()),
-    }
-    fault(host, arrival, "target.commit");
-    let name = arrival.managed.name();
-    let ours = host.store.set_verdict(&arrival.id, Verdict::Ran, &arrival.source);
-    let opened = match ours {
-        Ok(()) => {
-            fault(host, arrival, "target.recorded");
-            open_disks(host, arrival).map_err(|error| chain(&error))
-        }
-        Err(error) => Err(format!("cannot keep the host's records: {error}")),
-    };
-    if let Err(why) = opened {
-        tracing::error!(vm = %name, why, "a VM that was handed over cannot run here");
-        // The source may take it back only after this is written.
-        let (id, source) = (&arrival.id, &arrival.source);
-        while let Err(error) = host.store.set_verdict(id, Verdict::Refused, source) {
-            tracing::error!(vm = %name, %error, "cannot record the refusal");
-            std::thread::sleep(Duration::from_secs(1));
-        }
-        *phase = Phase::Gone;
-        drop(phase);
-        forget(host, arrival);
-        return Err(why);
-    }
-    fault(host, arrival, "target.disk-open");
-    arrival.managed.update(|inner| inner.settling = true);
-    let settling = Settling {
-        host,
-        arrival,
-        operation: Some(arrival.managed.operate()),
-        settled: lock(&arrival.settled),
-    };
-    arrival.vm.resume();
-    host.adopt(&arrival.managed, arrival.vm.clone());
-    *phase = Phase::Ran;
-    tracing::info!(vm = %name, "a VM has come and runs");
-    Ok(Some(settling))
-}
-
-fn open_disks(host: &Host, arrival: &Arrival) -> Result<(), Error> {
-    let deadline = Instant::now() + OPEN_LIMIT;
-    loop {
-        match host.runtime.block_on(disks::open_all(&arrival.disks, &arrival.run)) {
-            Ok(disks) => return arrival.vm.attach_disks(disks),
-            // A server may take a moment to see that the source has closed a file.
-            Err(Error::Disk { source: block_io::Error::Busy(_), .. })
-                if Instant::now() < deadline =>
-            {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// The VM will not run here by this move.
-fn give_up(host: &Host, arrival: &Arc<Arrival>, why: &str) {
-    {
-        let mut phase = lock(&arrival.phase);
-        if !matches!(*phase, Phase::Receiving | Phase::Waiting) {
-            return;
-        }
-        *phase = Phase::Gone;
-    }
-    tracing::info!(vm = %arrival.managed.name(), why, "a VM that was coming is given up");
-    forget(host, arrival);
-}
-
-fn forget(host: &Host, arrival: &Arc<Arrival>) {
-    for cutter in lock(&arrival.cutters).iter() {
-        cutter.cut();
-    }
-    arrival.vm.stop();
-    host.remove(&arrival.managed);
-    if let Err(error) = host.store.forget_arrival(&arrival.id) {
-        tracing::warn!(%error, "cannot clear away a VM that did not come");
-    }
-    lock(&host.arrivals.0).remove(&arrival.id);
-}
-
-/// Everything is here and the source is lost: asks it until the word is known.
-fn in_doubt(host: &Arc<Host>, arrival: &Arc<Arrival>, error: &MoveError) {
-    const LONGEST: Duration = Duration::from_secs(5);
-    let managed = &arrival.managed;
-    let waiting = || *lock(&arrival.phase) == Phase::Waiting;
-    if !waiting() {
-        return;
-    }
-    tracing::warn!(vm = %managed.name(), error = chain(error), "the source was lost, asking it");
-    managed.update(|inner| {
-        inner.state = VmState::InDoubt;
-        inner.reason = Some(format!("complete here, {} must say whose it is", arrival.source));
-    });
-    let mut pause = Duration::from_millis(100);
-    while waiting() {
-        let said = match managed.update(|inner| inner.resolve.take()) {
-            Some(true) => Ok(Standing::Given),
-            Some(false) => Ok(Standing::Never),
-            None => ask_source(host, &arrival.source, &arrival.id),
-        };
-        match said {
-            Ok(Standing::Given) => {
-                // Whether it runs or is refused is in the verdict, which the source asks for.
-                match commit(host, arrival) {
-                    Ok(Some(settling)) => settling.settle(),
-                    Ok(None) => {}
-                    Err(why) => {
-                        tracing::warn!(vm = %managed.name(), why, "it does not run here");
-                    }
-                }
-            }
-            Ok(Standing::Never) => give_up(host, arrival, "the source keeps it"),
-            Ok(Standing::Waiting) => {}
-            Err(error) => tracing::debug!(error = chain(&error), "asking the source"),
-        }
-        if waiting() {
-            managed.wait(pause, |inner| inner.resolve.is_some());
-            pause = (pause * 2).min(LONGEST);
-        }
-    }
-    // An operator may have settled it at the source, which does not ask then.
-    host.leftover.note();
-}
-
-/// Asks the source of a move, at its migration address, where that stands.
-pub(super) fn ask_source(host: &Host, source: &str, id: &MoveId) -> Result<Standing, MoveError> {
-    let Some(tls) = &host.tls else { return Err(MoveError::Protocol) };
-    let mut stream = dial(tls, source)?;
-    send(&mut stream, &Message::Query { id: id.clone(), from_source: false })?;
-    match receive(&mut stream)? {
-        Message::Standing { standing } => Ok(standing),
-        _ => Err(MoveError::Protocol),
-    }
+    Ok(arrival.vm.restore(&saved)?)
 }

@@ -11,8 +11,8 @@ use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
 use vmm::platform::error::chain;
 
-use super::{target::ask_source, wire::Standing};
-use crate::host::Host;
+use super::arrive::{ask_source, forget_verdict};
+use crate::{handover::Standing, host::Host};
 
 /// The first pause between two times that sources are asked; each is twice the one before, up to
 /// [`LONGEST`].
@@ -48,7 +48,11 @@ fn pass(host: &Arc<Host>) -> io::Result<bool> {
         }
         match ask_source(host, &source, &id) {
             Ok(Standing::Never) => {
-                host.store.forget_verdict(&id)?;
+                if let Err(error) = forget_verdict(host, &id) {
+                    tracing::warn!(id = id.as_str(), error = chain(&error), "a verdict is left");
+                    left = true;
+                    continue;
+                }
                 tracing::info!(id = id.as_str(), source, "a move is over for its source, too");
             }
             Ok(Standing::Given | Standing::Waiting) => left = true,

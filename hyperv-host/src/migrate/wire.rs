@@ -18,14 +18,21 @@ use std::io::{self, Read, Write};
 use block_io::Geometry;
 use host_api::VmDefinition;
 use serde::{Deserialize, Serialize};
-use vmm::{DiskShape, machine::cpu::CpuModel, platform::memory::PAGE};
+use vmm::{
+    DiskShape,
+    machine::{cpu::CpuModel, state::Needs},
+    platform::memory::PAGE,
+};
 
+pub use crate::handover::Standing;
 use crate::host::records::MoveId;
 
 /// First bytes of every connection in both directions.
 pub const PREAMBLE: &[u8; 8] = b"BLKHMIG1";
-/// Version of the messages.
+/// Version of the messages. A field that may be left out needs no other.
 pub const VERSION: u32 = 1;
+/// Oldest version that is understood.
+pub const OLDEST: u32 = 1;
 /// Data pages in one batch at most.
 pub const BATCH_PAGES: usize = 64;
 /// Runs in one batch at most.
@@ -168,19 +175,20 @@ pub struct Hello {
     /// earlier version sends none: its runs are numbered by its clock.
     #[serde(default)]
     pub run: Option<u64>,
+    /// The oldest version of the messages that the source speaks too; `version` alone if absent.
+    #[serde(default)]
+    pub oldest: Option<u32>,
+    /// What the target must be able to keep of its time and registers. A host of an earlier version
+    /// does not say, and a target that cannot says so when the guest is paused.
+    #[serde(default)]
+    pub needs: Option<Needs>,
 }
 
-/// What a host knows of a move when it is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Standing {
-    /// Source: still deciding. Target: has it all and waits for the word.
-    Waiting,
-    /// Source: it is the target's. Target: it ran, or runs, here.
-    Given,
-    /// It does not run on the answering host by this move and never will (target), or it stays
-    /// on the answering host (source).
-    Never,
+impl Hello {
+    /// Whether source and target have a version in common: they speak the newest that both do.
+    pub fn is_understood(&self) -> bool {
+        self.oldest.unwrap_or(self.version) <= VERSION && self.version >= OLDEST
+    }
 }
 
 /// Messages of the control connection.
@@ -505,6 +513,27 @@ mod tests {
         let mut body = Vec::new();
         assert!(read_frame(&mut Cursor::new(header), &ALL, &mut body).is_err());
         assert!(body.capacity() < 4096, "{}", body.capacity());
+    }
+
+    /// Hosts of neighbouring versions move VMs to each other: what is new may be left out, and who can
+    /// speak an older version says so.
+    #[test]
+    fn hosts_of_other_versions_are_understood_where_they_can_be() {
+        let hello = |more: &str| -> Hello {
+            let id = "0123456789abcdef0123456789abcdef";
+            let text = format!(
+                r#"{{"state_version": 1, "id": "{id}", "definition": {{"name": "a", "memory_mib": 64,
+                "boot": {{"kernel": "/k"}}}}, "model": [], "shapes": [], "source": "h:1",
+                "streams": 2, {more}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let first = hello(r#""version": 1"#);
+        assert!(first.is_understood() && first.needs.is_none() && first.run.is_none());
+        assert!(hello(r#""version": 7, "oldest": 1, "unheard_of": true"#).is_understood());
+        assert!(!hello(r#""version": 7"#).is_understood());
+        assert!(!hello(r#""version": 7, "oldest": 2"#).is_understood());
+        assert!(!hello(r#""version": 0"#).is_understood());
     }
 
     proptest! {

@@ -75,9 +75,7 @@ impl Remote {
         if buffers.is_empty() {
             return Err(NtStatus::INVALID_PARAMETER);
         }
-        // Which request a sealed answer is for the transport does not see; the client ends its grant
-        // itself then.
-        let invalidates = channel == CHANNEL_RDMA_V1_INVALIDATE && !ctx.sealed;
+        let invalidates = channel == CHANNEL_RDMA_V1_INVALIDATE;
         let request = ctx.header.message_id;
         Ok(Some(Self { memory, buffers, request, invalidates, sealing, sealed: None }))
     }

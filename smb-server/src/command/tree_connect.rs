@@ -37,6 +37,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume: None,
             maximal_access: Access(0x001f_00a9),
             continuous: false,
+            meter: None,
         })?;
     } else {
         let share = current.config.shares.get(&folded).ok_or(NtStatus::BAD_NETWORK_NAME)?;
@@ -97,6 +98,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             };
         }
         let volume = current.volumes.get(&folded).cloned();
+        let meter = Some(ctx.ex.server.meters.share(&folded));
         tree = session.add_tree(limit, |id| Tree {
             id,
             name: folded,
@@ -104,6 +106,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
             volume,
             maximal_access: share.maximal_access(),
             continuous,
+            meter,
         })?;
     }
     ctx.header.set_tree_id(tree.id);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use smb_protocol::ntlm::users;
 use volume::fs::path::RelPath;
@@ -11,7 +12,7 @@ use super::{Check, ConfigError, Share};
 use crate::dfs::{Link, Namespace};
 
 /// A link as it is written.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Section {
     path: String,

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use smb_protocol::{
     kerberos::{keytab::Keytab, message::Principal},
@@ -14,7 +15,7 @@ use smb_protocol::{
 use super::{Check, ConfigError};
 
 /// The table as it is written.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Section {
     keytab: PathBuf,

@@ -1,5 +1,6 @@
 //! `[limits]`: everything a peer can make grow.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use volume::users::Most;
@@ -8,7 +9,7 @@ use super::Size;
 use crate::descriptors;
 
 /// Everything a peer can make grow.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Connections at a time.

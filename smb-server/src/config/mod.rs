@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use smb_protocol::{Dialect, compression::CompressionAlgorithm, ntlm::NtHash};
 
@@ -66,7 +67,7 @@ pub enum ConfigError {
     },
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct File {
     server: ServerSection,
@@ -83,16 +84,23 @@ struct File {
     dfs: Vec<dfs::Section>,
     // The daemon around the file server reads these.
     #[serde(default, rename = "iscsi")]
+    #[schemars(skip)]
     _iscsi: serde::de::IgnoredAny,
     #[serde(default, rename = "target")]
+    #[schemars(skip)]
     _target: serde::de::IgnoredAny,
     #[serde(default, rename = "witness")]
+    #[schemars(skip)]
     _witness: serde::de::IgnoredAny,
+    #[serde(default, rename = "api")]
+    #[schemars(skip)]
+    _api: serde::de::IgnoredAny,
     #[serde(default)]
+    #[schemars(skip)]
     cluster: Option<serde::de::IgnoredAny>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerSection {
     #[serde(default)]
@@ -212,6 +220,11 @@ pub struct Config {
     pub user: Option<String>,
     /// The server confines itself to its folders and to the system calls it needs.
     pub sandbox: bool,
+}
+
+/// The schema of the file, but for tables that the daemon around the server reads.
+pub fn schema(generator: &mut SchemaGenerator) -> Schema {
+    File::json_schema(generator)
 }
 
 impl Config {

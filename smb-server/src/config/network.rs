@@ -1,7 +1,8 @@
 //! Networks, as lists of who may come: `192.0.2.0/24`, `2001:db8::/32`, or one address.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 /// The addresses whose first bits are given.
@@ -32,6 +33,20 @@ fn bits(address: IpAddr) -> (u128, u8) {
     match address {
         IpAddr::V4(v4) => (u128::from(u32::from(v4)) << 96, 32),
         IpAddr::V6(v6) => (u128::from(v6), 128),
+    }
+}
+
+impl JsonSchema for Network {
+    fn schema_name() -> Cow<'static, str> {
+        "Network".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "An address, or a network: 192.0.2.0/24",
+            "type": "string",
+            "pattern": "^[0-9a-fA-F.:]+(/[0-9]{1,3})?$",
+        })
     }
 }
 

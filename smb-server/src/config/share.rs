@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use smb_protocol::{msg::create::Access, ntlm::users};
 use volume::fs::permit::READ_ONLY;
@@ -21,7 +22,7 @@ impl Share {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Section {
     name: String,

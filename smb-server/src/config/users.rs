@@ -5,6 +5,7 @@ use std::{
     path::PathBuf,
 };
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use smb_protocol::ntlm::{NtHash, users};
 use zeroize::Zeroizing;
@@ -12,11 +13,13 @@ use zeroize::Zeroizing;
 use super::{Check, ConfigError, File};
 use crate::rpc::accounts;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Section {
     pub(super) name: String,
+    #[schemars(with = "Option<String>")]
     password: Option<Zeroizing<String>>,
+    #[schemars(with = "Option<String>")]
     nt_hash: Option<Zeroizing<String>>,
     password_file: Option<PathBuf>,
 }

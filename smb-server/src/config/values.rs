@@ -1,7 +1,8 @@
 //! Kinds of values that several tables of the file have.
 
-use std::str::FromStr;
+use std::{borrow::Cow, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use smb_protocol::{Dialect, compression::CompressionAlgorithm};
 
@@ -15,6 +16,21 @@ pub struct Size(pub u64);
 enum SizeText {
     Number(u64),
     Text(String),
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A size in bytes: a number, or text with a unit",
+            "type": ["integer", "string"],
+            "minimum": 0,
+            "pattern": "^[0-9]+ *([bB]|[kKmMgGtT]([iI][bB])?)?$",
+        })
+    }
 }
 
 impl TryFrom<SizeText> for Size {
@@ -52,7 +68,7 @@ impl FromStr for Size {
 }
 
 /// Whether messages must be signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Signing {
     /// Every session signs or encrypts.
@@ -63,7 +79,7 @@ pub enum Signing {
 }
 
 /// Whether messages are encrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Encryption {
     /// Not even offered.
@@ -78,7 +94,7 @@ pub enum Encryption {
 }
 
 /// Dialects by the names administrators write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub(super) enum DialectName {
     #[serde(rename = "2.0.2")]
     V2_0_2,
@@ -105,7 +121,7 @@ impl DialectName {
 }
 
 /// What does file I/O that may wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IoEngine {
     /// io_uring where the kernel has it.
@@ -128,7 +144,7 @@ impl From<IoEngine> for block_io::Engine {
 }
 
 /// Whether data of a share are compressed on their way (MS-SMB2 3.3.4.1.5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ShareCompression {
     /// No answer is compressed, whoever asks for it.
@@ -141,7 +157,7 @@ pub enum ShareCompression {
 }
 
 /// Whether compression is offered to clients at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Compression {
     Off,
@@ -150,7 +166,7 @@ pub(super) enum Compression {
 }
 
 /// Compression algorithms by the names administrators write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum AlgorithmName {
     Lz4,
@@ -173,7 +189,7 @@ impl AlgorithmName {
 }
 
 /// What kind of share of a cluster a share is told to be (MS-SRVS 2.2.2.4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClusterShare {
     /// One node at a time serves it: `STYPE_CLUSTER_FS`.
@@ -184,7 +200,7 @@ pub enum ClusterShare {
 }
 
 /// What sparse files of a share are to clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Sparse {
     /// Disks of virtual machines: hosts are told that they can rely on them (MS-HVRS, C0009).

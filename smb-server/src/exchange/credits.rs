@@ -63,6 +63,11 @@ impl CreditWindow {
         true
     }
 
+    /// How many ids the client may use: those that were granted, from the first that it has not used on.
+    pub fn held(&self) -> u64 {
+        self.high - self.low
+    }
+
     /// Whether an id was granted and is not used yet.
     pub fn holds(&self, id: MessageId) -> bool {
         let (word, bit) = self.bit(id.0);

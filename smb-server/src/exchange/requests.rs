@@ -17,6 +17,7 @@ use super::{
 use crate::{
     command::{self, Ctx, Failure, Outcome, negotiate::Negotiated},
     dropped::Dropped,
+    meters::Answered,
     session::Tree,
 };
 
@@ -201,7 +202,7 @@ impl Exchange {
                     _ => NtStatus::INVALID_PARAMETER,
                 });
                 let signer = self.refusal_signer(&header, message);
-                self.meter.answered(header.command, status);
+                self.meter.answered(Answered::new(header.command, status, &[]), None);
                 pass.refuse(&header, (status, credits), signer.as_ref())?;
                 return Ok(None);
             }
@@ -313,12 +314,14 @@ impl Exchange {
         pass: &mut Pass<'_>,
     ) -> Result<(), Dropped> {
         let answered = error.is_none();
+        let body = pass.answer.out.get(handed.body_at..).filter(|_| answered).unwrap_or_default();
+        let counted = Answered::new(handed.response.command, status, body).since(handed.since);
         pass.respond(&mut handed, place, status, error)?;
         if answered && command::is_hashed(&handed.response) {
             command::after_answer(self, &handed.response, pass.answer.settle()?);
         }
-        self.meter.answered(handed.response.command, handed.response.status);
-        self.meter.timed(handed.response.command, handed.since);
+        let share = handed.tree.as_deref().and_then(|tree| tree.meter.as_deref());
+        self.meter.answered(counted, share);
         inherit(&mut pass.chain, &handed.response, handed.tree.as_deref(), handed.file);
         Ok(())
     }
@@ -330,7 +333,7 @@ impl Exchange {
         message: Message<'_>,
         pass: &mut Pass<'_>,
     ) -> Result<Flow, Dropped> {
-        let Unfinished { accepted, mut handed, waits } = *unfinished;
+        let Unfinished { accepted, handed, waits } = *unfinished;
         let bytes = match &waits {
             Waits::Deferred(deferred) => deferred.bytes,
             Waits::Busy(_) if is_quiet(&accepted) => {
@@ -347,7 +350,7 @@ impl Exchange {
         };
         match waits {
             Waits::Deferred(deferred) => {
-                let (tree, file) = (handed.tree.take(), handed.file);
+                let (tree, file) = (handed.tree.clone(), handed.file);
                 let response = self.wait(deferred, held, handed, pass)?;
                 inherit(&mut pass.chain, &response, tree.as_deref(), file);
                 Ok(Flow::On)
@@ -365,7 +368,9 @@ impl Exchange {
         let wanted = header.credits.max(header.credit_charge).max(1);
         // Until someone is authenticated a few are enough.
         let wanted = if authenticated { wanted } else { wanted.min(64) };
-        self.window.grant(wanted)
+        let granted = self.window.grant(wanted);
+        self.meter.credits(self.window.held());
+        granted
     }
 }
 

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     command::Deferred,
     dropped::Dropped,
+    meters::{Answered, ShareMeter},
     session::{Channel, ConnectionId},
 };
 
@@ -86,7 +87,8 @@ pub(super) struct Pending {
     bytes: usize,
     /// It waits for what ends by itself.
     storage: bool,
-    since: Option<Instant>,
+    /// When it was taken up, if it is timed, and the share that it is about.
+    counted: (Option<Instant>, Option<Arc<ShareMeter>>),
     /// What it takes of its user's budget as long as it waits.
     held: Option<Held>,
     rest: Rest,
@@ -260,7 +262,7 @@ impl Exchange {
                 cancel,
                 bytes,
                 storage: false,
-                since: None,
+                counted: (None, None),
                 held,
                 rest,
             },
@@ -278,8 +280,10 @@ impl Exchange {
         handed: Handed,
         pass: &mut Pass<'_>,
     ) -> Result<Header, Dropped> {
-        let Handed { response: mut header, body_at, signs, compress, in_progress, since, .. } =
-            handed;
+        let Handed {
+            response: mut header, body_at, signs, compress, in_progress, since, tree, ..
+        } = handed;
+        let counted = (since, tree.and_then(|tree| tree.meter.clone()));
         pass.answer.reset(body_at);
         if let Some(signing) = &signs {
             signing.keep(header.message_id.0)?;
@@ -297,7 +301,7 @@ impl Exchange {
         let cancel = given_up_before(pass, &header, cancel);
         self.remember(
             key,
-            Pending { header, protection, cancel, bytes, storage, since, held, rest },
+            Pending { header, protection, cancel, bytes, storage, counted, held, rest },
         );
         pass.waits.push(Box::pin(async move {
             let (status, body) = response.await;
@@ -357,13 +361,13 @@ impl Exchange {
         };
         self.pending_bytes -= pending.bytes;
         drop(pending.held);
-        let Pending { header, protection, since, rest, .. } = pending;
+        let Pending { header, protection, counted, rest, .. } = pending;
         let suspended = match rest {
             Rest::Answer(signs, compress) => {
                 let mut pass = Pass::begin(out, protection);
                 pass.answer.compress = compress;
                 pass.answer.memory.clone_from(&self.remote_memory);
-                let done = self.respond((header, since), signs, end, pass);
+                let done = self.respond((header, counted), signs, end, pass);
                 return Taken::Done(done);
             }
             Rest::Again(suspended, ..) => *suspended,
@@ -388,7 +392,7 @@ impl Exchange {
     /// Sends the response that a request has waited for.
     fn respond(
         &mut self,
-        (mut header, since): (Header, Option<Instant>),
+        (mut header, (since, share)): (Header, (Option<Instant>, Option<Arc<ShareMeter>>)),
         signs: Option<Arc<SigningKey>>,
         end: End,
         mut pass: Pass<'_>,
@@ -409,8 +413,8 @@ impl Exchange {
         }
         let place = Place { first: true, last: true };
         answer.close(header, body_at, signs.as_ref(), place)?;
-        self.meter.answered(header.command, status);
-        self.meter.timed(header.command, since);
+        let counted = Answered::new(header.command, status, &body).since(since);
+        self.meter.answered(counted, share.as_deref());
         pass.end()
     }
 

@@ -4,17 +4,17 @@
 //! open: where the node stands still or has ended, nobody tells it any more, and the address goes away by
 //! itself. Else a machine whose programs all stand still would go on answering for it.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    process::Stdio,
-    time::Duration,
-};
+use std::{net::IpAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail};
 use cluster::{config::Floating, driver::steady};
 use tokio::{process::Command, sync::watch, time::sleep};
 
-use super::announce::announce;
+use super::{
+    announce::announce,
+    peers::{self, Ends},
+    tickle::tickle,
+};
 
 /// When the network is told that the address is here, counted from when it is.
 const TOLD: [Duration; 4] =
@@ -42,11 +42,8 @@ async fn ip(words: &[&str]) -> anyhow::Result<()> {
 }
 
 impl Addresses {
-    /// Those of a role that is served at `listen`.
-    pub(super) fn new(floating: &Floating, listen: &[SocketAddr]) -> Self {
-        let mut all: Vec<_> = listen.iter().map(SocketAddr::ip).collect();
-        all.sort_unstable();
-        all.dedup();
+    /// Those of a role.
+    pub(super) fn new(floating: &Floating, all: Vec<IpAddr>) -> Self {
         Self { floating: floating.clone(), all }
     }
 
@@ -78,9 +75,14 @@ impl Addresses {
         self.put(gate).await
     }
 
-    /// Has them stay as long as the gate is open, and tells the network where they are now; ends when it
-    /// is dropped.
-    pub(super) async fn keep(&self, mut gate: watch::Receiver<Duration>) {
+    /// Whose connections were lost with the node that had them before, by its note.
+    pub(super) fn lost(&self, note: &[u8]) -> Vec<Ends> {
+        peers::parse(note, &self.all)
+    }
+
+    /// Has them stay as long as the gate is open, and tells the network where they are now, and clients
+    /// that connections with them are `lost`; ends when it is dropped.
+    pub(super) async fn keep(&self, mut gate: watch::Receiver<Duration>, lost: &[Ends]) {
         let told = async {
             let mut before = Duration::ZERO;
             for at in TOLD {
@@ -91,6 +93,8 @@ impl Addresses {
                         tracing::warn!(%error, %address, "the network was not told of an address");
                     }
                 }
+                // When the way to them is known.
+                tickle(lost);
             }
             std::future::pending::<()>().await
         };

@@ -3,6 +3,7 @@
 //! ```text
 //!  etcd ─► cluster::driver ─► Runner ─► role: addresses, ports, `smbd --role NAME` (supervised)
 //!             lease ─────────► pages ──────────────► its gate and its timer (page.rs)
+//!                            witness ─► `smbd --witness` (supervised), if it is configured
 //! ```
 //!
 //! The node's process parses nothing that a client sends, so it may keep the right to set addresses; each
@@ -12,7 +13,10 @@
 mod addresses;
 mod announce;
 mod page;
+mod peers;
 mod role;
+mod tickle;
+pub mod witness;
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +35,7 @@ use anyhow::{Context, bail};
 use cluster::{
     config::Config as ClusterConfig,
     driver::{self, Fencing, Ownership, Reports, Runner},
+    engine::Settings,
     record::Run,
 };
 use rustix::fs::{FlockOperation, flock};
@@ -45,11 +50,13 @@ use tokio::{
 };
 
 use crate::{
-    config::{ClusterShare, Config},
+    config::ClusterShare,
     inherit,
+    parts::Parts,
     supervise::{self, BEAT, Stop},
 };
 use page::Page;
+pub use peers::Peers;
 
 /// How long a fence agent may take.
 const AGENT: Duration = Duration::from_secs(60);
@@ -59,7 +66,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What all roles of a node share.
 #[derive(Debug)]
 struct Node {
-    config: Config,
+    parts: Parts,
     cluster: ClusterConfig,
     client: Arc<Client>,
     /// The configuration file.
@@ -113,16 +120,41 @@ impl Owned {
         Client::ports(&self.cluster.etcd)
     }
 
-    /// Opens the state store of the role: whoever had it before commits nothing any more.
+    /// Opens the state store of the role's shares: whoever had it before commits nothing any more.
     ///
     /// # Errors
     /// If etcd does not answer, or another node has the role meanwhile.
     pub async fn open_store(&self) -> anyhow::Result<Opened> {
-        let keys = self.cluster.keys();
-        let guard = Guard { key: keys.role(&self.role).into_bytes(), revision: self.since };
-        let (store, who) = (keys.store(&self.role), (self.cluster.node, true));
-        let client = self.client.clone();
-        Ok(EtcdStore::open(client, &store, who, Some(guard), PATIENCE).await?)
+        self.open(&self.cluster.keys().store(&self.role)).await
+    }
+
+    /// Opens the state store of the role's logical units, as [`Owned::open_store`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_units(&self) -> anyhow::Result<Opened> {
+        self.open(&self.cluster.keys().units(&self.role)).await
+    }
+
+    async fn open(&self, store: &str) -> anyhow::Result<Opened> {
+        let key = self.cluster.keys().role(&self.role).into_bytes();
+        let guard = Guard { key, revision: self.since };
+        let (client, who) = (self.client.clone(), (self.cluster.node, true));
+        Ok(EtcdStore::open(client, store, who, Some(guard), PATIENCE).await?)
+    }
+
+    /// How long the file system may hold the locks of the node that had the role before.
+    pub fn locks(&self) -> Duration {
+        self.cluster.roles.get(&self.role).map_or(Duration::ZERO, |role| role.locks)
+    }
+
+    /// Notes from now on who is connected, for the node that has the role next.
+    pub fn note_peers(self) -> Arc<Peers> {
+        let key = self.cluster.keys();
+        let (note, role) = (key.peers(&self.role), key.role(&self.role));
+        let peers = Arc::<Peers>::default();
+        tokio::spawn(peers::note(peers.clone(), self.client, note, (role, self.since)));
+        peers
     }
 }
 
@@ -131,30 +163,24 @@ impl Owned {
 ///
 /// # Errors
 /// That text.
-pub fn check(
-    config: &Config,
-    cluster: &ClusterConfig,
-    has_targets: bool,
-    has_witness: bool,
-) -> Result<(), String> {
-    if has_witness {
+pub fn check(parts: &Parts, cluster: &ClusterConfig) -> Result<(), String> {
+    let Parts { config, iscsi, witness, .. } = parts;
+    if witness.as_ref().is_some_and(|witness| witness.nodes.len() > 1) {
         return Err(
-            "[witness] and [cluster]: roles are served without a witness yet; leave [witness] \
-                    out"
-            .to_owned(),
-        );
-    }
-    if has_targets {
-        return Err(
-            "[iscsi] and [cluster]: targets do not go over to another node yet; serve them by \
-                    a server without [cluster]"
+            "[[witness.node]] and [cluster]: the cluster says which nodes there are; leave \
+                    [[witness.node]] out"
                 .to_owned(),
         );
     }
-    if !config.listen.is_empty() {
-        return Err(
-            "server.listen and [cluster]: each [[cluster.role]] has its own listen".to_owned()
-        );
+    for (listen, key, of_role) in [
+        (&config.listen, "server.listen", "listen"),
+        (&iscsi.listen, "iscsi.listen", "iscsi_listen"),
+    ] {
+        if !listen.is_empty() {
+            return Err(format!(
+                "{key} and [cluster]: each [[cluster.role]] has its own {of_role}"
+            ));
+        }
     }
     let folded = |share: &String| smb_protocol::ntlm::users::fold(share);
     for (name, role) in &cluster.roles {
@@ -168,24 +194,34 @@ pub fn check(
                 Some(_) => {}
             }
         }
+        for target in &role.targets {
+            if !iscsi.targets.iter().any(|known| known.config.name == *target) {
+                return Err(format!("cluster.role {name:?}: there is no target {target:?}"));
+            }
+        }
     }
     let all: Vec<_> = cluster.roles.values().flat_map(|role| &role.shares).map(folded).collect();
-    match config.shares.iter().find(|(folded, _)| !all.contains(folded)) {
-        Some((_, share)) => Err(format!(
-            "share {:?} is in no [[cluster.role]], so nobody would serve it",
-            share.name
+    if let Some((_, share)) = config.shares.iter().find(|(folded, _)| !all.contains(folded)) {
+        let what = "is in no [[cluster.role]], so nobody would serve it";
+        return Err(format!("share {:?} {what}", share.name));
+    }
+    let all: Vec<_> = cluster.roles.values().flat_map(|role| &role.targets).collect();
+    match iscsi.targets.iter().find(|target| !all.contains(&&target.config.name)) {
+        Some(target) => Err(format!(
+            "target {:?} is in no [[cluster.role]], so nobody would serve it",
+            target.config.name
         )),
         None => Ok(()),
     }
 }
 
-/// The configuration for the server of one role; a text if there is no such role.
+/// What the server of one role has of a configuration.
 ///
 /// # Errors
-/// That text.
-pub fn of_role(config: Config, cluster: &ClusterConfig, name: &str) -> Result<Config, String> {
+/// A text: there is no such role.
+pub fn of_role(parts: Parts, cluster: &ClusterConfig, name: &str) -> Result<Parts, String> {
     let role = cluster.roles.get(name).ok_or_else(|| format!("there is no role {name:?}"))?;
-    Ok(role::configure(config, name, role))
+    Ok(role::configure(parts, name, role))
 }
 
 /// Runs a node until it is told to end by a signal. Its roles go elsewhere then, as far as others
@@ -194,19 +230,29 @@ pub fn of_role(config: Config, cluster: &ClusterConfig, name: &str) -> Result<Co
 /// # Errors
 /// If another node runs with the same state folder, or etcd's files cannot be used.
 pub async fn run(
-    config: Config,
+    parts: Parts,
     cluster: ClusterConfig,
     file: PathBuf,
     watchdog: Duration,
     notify: impl Fn(&str) + Send + 'static,
 ) -> anyhow::Result<()> {
-    let _mine = take_folder(&config.state_dir)?;
+    let _mine = take_folder(&parts.config.state_dir)?;
     let client = Client::new(&cluster.etcd).map_err(anyhow::Error::msg)?;
-    let settings = cluster.settings(env!("CARGO_PKG_VERSION"));
+    let settings = Settings {
+        reach: parts.witness.as_ref().and_then(witness::reach),
+        ..cluster.settings(env!("CARGO_PKG_VERSION"))
+    };
     // By the name it was started by: an upgrade puts another program there.
     let program = std::env::args_os().next().map_or_else(|| "smbd".into(), PathBuf::from);
     let mut stops = supervise::stops_by_signal()?;
-    let node = Arc::new(Node { config, cluster, client: client.clone(), file, program, watchdog });
+    let node = Arc::new(Node { parts, cluster, client: client.clone(), file, program, watchdog });
+    let witness = match &node.parts.witness {
+        Some(_) => {
+            let started = witness::Running::start(&node, node.parts.clone());
+            Some(started.map_err(anyhow::Error::msg)?)
+        }
+        None => None,
+    };
     let runner = Roles { node, running: BTreeMap::new(), gate: watch::channel(Duration::ZERO).0 };
     notify("READY=1");
     let beat = async {
@@ -224,6 +270,9 @@ pub async fn run(
         () = beat => {}
     }
     notify("STOPPING=1");
+    if let Some(witness) = witness {
+        witness.stop().await;
+    }
     Ok(())
 }
 

@@ -26,10 +26,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Node, addresses::Addresses, page::Page};
+use super::{Node, addresses::Addresses, page::Page, peers::Ends};
 use crate::{
     Bound,
-    config::Config,
+    parts::Parts,
     supervise::{self, Plan, Stop},
 };
 
@@ -73,8 +73,12 @@ fn keep_identity(folder: &Path, identity: [u8; 16]) -> io::Result<()> {
     fs::rename(&fresh, &path)
 }
 
-/// A configuration for one role: its shares and addresses, under the role's name.
-pub(super) fn configure(mut config: Config, name: &str, role: &Role) -> Config {
+/// A configuration for one role: its shares, targets and addresses, under the role's name.
+pub(super) fn configure(parts: Parts, name: &str, role: &Role) -> Parts {
+    let Parts { mut config, mut iscsi, api, .. } = parts;
+    iscsi.listen = role.iscsi_listen.clone();
+    iscsi.targets.retain(|target| role.targets.contains(&target.config.name));
+    iscsi.locks = role.locks;
     config.state_dir = folder(&config.state_dir, name);
     config.listen = role.listen.clone();
     config.metrics = role.metrics;
@@ -88,7 +92,7 @@ pub(super) fn configure(mut config: Config, name: &str, role: &Role) -> Config {
     for share in config.shares.values_mut() {
         Arc::make_mut(share).cluster = Some(smb_server::config::ClusterShare::Failover);
     }
-    config
+    Parts { config, iscsi, witness: None, cluster: None, api }
 }
 
 /// Serves a role until it is told to stop, or cannot.
@@ -105,14 +109,15 @@ pub(super) async fn serve(
         reports.failed(&name, "it is not configured here".to_owned());
         return;
     };
-    let addresses = role.floating.as_ref().map(|floating| Addresses::new(floating, &role.listen));
+    let addresses =
+        role.floating.as_ref().map(|floating| Addresses::new(floating, role.addresses()));
     let prepared = tokio::select! {
         prepared = prepare(&node, &name, role, addresses.as_ref(), ownership.gate) => prepared,
         Some(_) = stops.recv() => Ok(None),
     };
     let result = match prepared {
         Ok(None) => Ok(()),
-        Ok(Some(bound)) => {
+        Ok(Some((bound, lost))) => {
             let plan = plan(&node, &ownership, &page);
             let notify = |what: &str| {
                 if what == "READY=1" {
@@ -123,7 +128,7 @@ pub(super) async fn serve(
             let run = supervise::run(plan, bound, notify, &mut stops);
             let kept = async {
                 match &addresses {
-                    Some(addresses) => addresses.keep(gate).await,
+                    Some(addresses) => addresses.keep(gate, &lost).await,
                     None => std::future::pending().await,
                 }
             };
@@ -156,23 +161,28 @@ async fn prepare(
     role: &Role,
     addresses: Option<&Addresses>,
     gate: Duration,
-) -> anyhow::Result<Option<Bound>> {
+) -> anyhow::Result<Option<(Bound, Vec<Ends>)>> {
     let checked = role.clone();
     let looked = tokio::task::spawn_blocking(move || mounts(&checked));
     match timeout(MOUNTED, looked).await {
         Ok(looked) => looked?.map_err(anyhow::Error::msg)?,
         Err(_) => bail!("a file system of {:?} does not answer", role.mounts),
     }
-    let config = configure(node.config.clone(), name, role);
+    let parts = configure(node.parts.clone(), name, role);
+    let config = &parts.config;
     fs::create_dir_all(&config.state_dir)
         .with_context(|| config.state_dir.display().to_string())?;
     let (made, keys) = (volume::clock::random()?, node.cluster.keys());
     let identity = admin::identity(&node.client, &keys, name, made).await?;
     keep_identity(&config.state_dir, identity)?;
+    let mut lost = Vec::new();
     if let Some(addresses) = addresses {
+        // Before our own server notes its clients there.
+        let note = node.client.get(keys.peers(name).as_bytes()).await?.kvs.pop();
+        lost = addresses.lost(&note.unwrap_or_default().value);
         addresses.add(gate).await?;
     }
-    Ok(Some(Bound::new(&config)?))
+    Ok(Some((Bound::with(config, parts.beside(), Vec::new())?, lost)))
 }
 
 /// How the server of a role is started.

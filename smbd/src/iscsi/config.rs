@@ -6,6 +6,7 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use disk_source::Named;
@@ -14,6 +15,7 @@ use iscsi::{
     config::{Admission, Discovery, Redirection, TargetConfig},
     negotiate::{DigestWish, Wishes},
 };
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use smb_protocol::ntlm::users;
 use smb_server::config::{ConfigError, Network, Size};
@@ -24,16 +26,20 @@ use zeroize::Zeroizing;
 const HIGHEST_LUN: u16 = 0x3fff;
 
 /// The part of the file that is about iSCSI; the rest is the file server's.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 struct File {
     iscsi: Option<Section>,
     #[serde(default)]
     target: Vec<TargetSection>,
+    /// Each role has portals of its own.
+    #[schemars(skip)]
+    cluster: Option<serde::de::IgnoredAny>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Section {
+    #[serde(default)]
     listen: Vec<SocketAddr>,
     discovery_chap: Option<Secret>,
     #[serde(default)]
@@ -41,7 +47,7 @@ struct Section {
     isns_entity: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TargetSection {
     name: String,
@@ -66,7 +72,7 @@ struct TargetSection {
 }
 
 /// Where a target went.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Redirect {
     address: String,
@@ -74,7 +80,7 @@ struct Redirect {
     permanent: bool,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Authentication {
     #[default]
@@ -82,7 +88,7 @@ enum Authentication {
     None,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Digest {
     #[default]
@@ -102,15 +108,16 @@ impl From<Digest> for DigestWish {
 }
 
 /// A user and a secret, which is here or in a file of its own.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Secret {
     user: String,
+    #[schemars(with = "Option<String>")]
     secret: Option<Zeroizing<String>>,
     secret_file: Option<PathBuf>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LunSection {
     number: u16,
@@ -156,6 +163,9 @@ pub struct IscsiConfig {
     pub targets: Vec<Target>,
     /// Files with secrets that were read.
     pub secrets: Vec<PathBuf>,
+    /// How long the file system may hold the locks of a node that was lost, where targets go over from
+    /// one: so long nobody is served whose LUN cannot be had.
+    pub locks: Duration,
 }
 
 /// A target with its LUNs.
@@ -208,6 +218,11 @@ pub struct Lun {
     pub initiators: Vec<String>,
 }
 
+/// The schema of what the file says of iSCSI.
+pub fn schema(generator: &mut SchemaGenerator) -> Schema {
+    File::json_schema(generator)
+}
+
 impl IscsiConfig {
     /// Reads a file.
     ///
@@ -229,16 +244,17 @@ impl IscsiConfig {
             message: smb_server::config::syntax_message(text, &error),
         })?;
         let mut check = Check { path, secrets: Vec::new() };
-        let Some(section) = file.iscsi else {
-            return match file.target.first() {
-                None => Ok(Self::default()),
-                Some(target) => {
-                    Err(check
-                        .bad(&target.name, "a target needs [iscsi] listen = [\"address:3260\"]"))
-                }
-            };
-        };
-        if section.listen.is_empty() {
+        let clustered = file.cluster.is_some();
+        if file.iscsi.is_none()
+            && !clustered
+            && let Some(target) = file.target.first()
+        {
+            let message = "a target needs [iscsi] listen = [\"address:3260\"]";
+            return Err(check.bad(&target.name, message));
+        }
+        let given = file.iscsi.is_some();
+        let section = file.iscsi.unwrap_or_default();
+        if given && section.listen.is_empty() && !clustered {
             return Err(check.bad("iscsi.listen", "give at least one address, \"0.0.0.0:3260\""));
         }
         let discovery = section.discovery_chap.iter().collect::<Vec<_>>();
@@ -260,6 +276,7 @@ impl IscsiConfig {
             isns_entity: section.isns_entity,
             targets,
             secrets: check.secrets,
+            locks: Duration::ZERO,
         })
     }
 

@@ -9,7 +9,7 @@ use scsi::LogicalUnit;
 use smb_client::{ConnectOptions, SmbUrl};
 use vhd::Format;
 
-use super::config::Lun;
+use super::{config::Lun, gated::Gated};
 
 /// How long an image is waited for that another program has: one that was killed lets go of it a
 /// moment after it is gone.
@@ -27,7 +27,10 @@ impl Servers for Nobody {
 }
 
 /// Opens disks for LUNs.
-pub(super) struct Disks(Source);
+pub(super) struct Disks {
+    source: Source,
+    gated: bool,
+}
 
 /// A LUN's disk.
 pub(super) struct Opened {
@@ -40,7 +43,12 @@ impl Disks {
     pub(super) fn new() -> Self {
         let remedy = "move the parent beside the image";
         let rule = ParentRule { folders: Vec::new(), remedy, trusts_raw: false };
-        Self(Source::new(Arc::new(Nobody), rule).waiting(PATIENCE))
+        Self { source: Source::new(Arc::new(Nobody), rule).waiting(PATIENCE), gated: false }
+    }
+
+    /// Nothing of the disks changes once the process's gate is closed.
+    pub(super) fn gated(self) -> Self {
+        Self { gated: true, ..self }
     }
 
     /// Opens the disk of a LUN, which nobody else may have meanwhile, unless all only read it.
@@ -68,7 +76,7 @@ impl Disks {
     async fn own_identity(&self, lun: &Lun) -> Result<Option<[u8; 16]>, String> {
         let look = || async {
             let location = location(&lun.path)?;
-            self.0.open(location, Claim::Look).await.map_err(|error| explained(&error))
+            self.source.open(location, Claim::Look).await.map_err(|error| explained(&error))
         };
         let found = match lun.format.format {
             Format::Vhdx => vhd::vhdx::identity(look().await?).await.map(|found| found.disk_id),
@@ -86,7 +94,7 @@ impl Disks {
     /// It cannot be opened any more.
     pub(super) async fn size(&self, opened: &Opened) -> Result<Option<u64>, String> {
         let location = location(&opened.lun.path)?;
-        let file = self.0.open(location, Claim::Look).await.map_err(|e| explained(&e))?;
+        let file = self.source.open(location, Claim::Look).await.map_err(|e| explained(&e))?;
         if opened.lun.format.format != Format::Raw {
             return Ok(None);
         }
@@ -95,16 +103,21 @@ impl Disks {
     }
 
     async fn disk(&self, lun: &Lun) -> Result<Arc<dyn Disk>, String> {
+        let disk = self.plain(lun).await?;
+        Ok(if self.gated { Arc::new(Gated(disk)) } else { disk })
+    }
+
+    async fn plain(&self, lun: &Lun) -> Result<Arc<dyn Disk>, String> {
         let claim = if lun.read_only { Claim::Still } else { Claim::Write };
         let location = location(&lun.path)?;
         let failed = |error: disk_source::Error| explained(&error);
         if lun.format.format == Format::Raw && lun.sector != 512 {
-            let file = self.0.open(location, claim).await.map_err(failed)?;
+            let file = self.source.open(location, claim).await.map_err(failed)?;
             lun.format.check(&*file, location).await.map_err(failed)?;
             let disk = RawDisk::open(file, lun.sector).await.map_err(|error| error.to_string())?;
             return Ok(Arc::new(disk));
         }
-        self.0.open_disk(location, lun.format, claim).await.map_err(failed)
+        self.source.open_disk(location, lun.format, claim).await.map_err(failed)
     }
 
     /// The disk of a LUN with the size that its image or device has now. It is closed in between:

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod config;
+mod gated;
 mod lun;
 mod metrics;
 mod name_service;
@@ -24,18 +25,21 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use iscsi::{
     Guard, Service, ServiceConfig, SessionInfo,
     isns::{Node, Registration},
 };
+use metric_catalogue::Page;
 use scsi::{ForeignTokens, UnitInfo, Units, UnitsOptions};
 use smb_server::Server;
 use tokio::{
     net::TcpListener,
     sync::{Mutex, OnceCell},
     task::JoinSet,
+    time::Instant,
 };
 
 use self::{
@@ -49,6 +53,8 @@ use self::{
 
 /// The portal group of all listeners.
 const PORTAL_GROUP: u16 = 1;
+/// How long until a LUN that could not be had is tried again.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Who sees which LUN of a target: a LUN that is not named is seen by all.
 type Masks = Arc<RwLock<BTreeMap<u16, Vec<String>>>>;
@@ -120,10 +126,56 @@ impl Iscsi {
         }
     }
 
+    /// A service of a role of a cluster: what of units outlives it is in the store that goes with the
+    /// role, and nothing is changed once the node's time is over.
+    #[must_use]
+    pub fn of_role(mut self, opened: state_store::Opened) -> Self {
+        self.state = OnceCell::new_with(Some(Arc::new(UnitState::on(opened))));
+        self.disks = self.disks.gated();
+        self
+    }
+
+    /// Serves what a configuration says at listeners that are bound, as long as the result lives. Where
+    /// the file system may still hold the locks of a lost node, initiators wait until all LUNs are there,
+    /// for as long as that may take: to a LUN that is missing they would say that the disk is gone.
+    ///
+    /// # Errors
+    /// As for [`Iscsi::serve`].
+    pub async fn begin(
+        self: &Arc<Self>,
+        config: &IscsiConfig,
+        bound: Vec<std::net::TcpListener>,
+    ) -> io::Result<JoinSet<()>> {
+        if config.locks.is_zero() {
+            self.apply(config).await;
+            return self.serve(bound);
+        }
+        let (service, config) = (self.clone(), config.clone());
+        let mut listeners = JoinSet::new();
+        listeners.spawn(async move {
+            let until = Instant::now() + config.locks;
+            while !service.attempt(&config).await.is_empty() && Instant::now() < until {
+                tokio::time::sleep(AGAIN).await;
+            }
+            service.apply(&config).await;
+            match service.serve(bound) {
+                Ok(mut portals) => while portals.join_next().await.is_some() {},
+                Err(error) => tracing::error!(%error, "targets are not served"),
+            }
+        });
+        Ok(listeners)
+    }
+
     /// Serves what a configuration says, and nothing else: LUNs and targets that are as they were
-    /// stay as they are. Says what of it cannot be served; all else is. Without the reservations of an
-    /// earlier process no target is served: somebody's data may depend on them.
+    /// stay as they are. Says what of it cannot be served, also to the log; all else is. Without the
+    /// reservations of an earlier process no target is served: somebody's data may depend on them.
     pub async fn apply(&self, config: &IscsiConfig) -> Vec<String> {
+        let failures = self.attempt(config).await;
+        failures.iter().for_each(|failure| tracing::error!("{failure}"));
+        failures
+    }
+
+    async fn attempt(&self, config: &IscsiConfig) -> Vec<String> {
         let mut failures = Vec::new();
         let mut served = self.served.lock().await;
         self.service.set_discovery(config.discovery());
@@ -158,7 +210,6 @@ impl Iscsi {
         drop(served);
         // Not waited for: a file system that does not answer keeps nobody from a reload.
         drop(self.look_at_space().await);
-        failures.iter().for_each(|failure| tracing::error!("{failure}"));
         failures
     }
 
@@ -203,9 +254,9 @@ impl Iscsi {
         served.iter().map(info).collect()
     }
 
-    /// The lines of the metrics page that are about LUNs.
-    pub async fn metrics(&self) -> String {
-        metrics::text(&self.targets().await, &self.sessions())
+    /// Puts on a page of metrics what is about targets and LUNs.
+    pub async fn show(&self, page: &mut Page) {
+        metrics::show(&self.targets().await, &self.sessions(), page);
     }
 
     /// All sessions with targets.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use scsi::{Kept, StoreFuture, UnitStore};
-use state_store::{Batch, LocalStore, Store};
+use state_store::{Batch, LocalStore, Opened, Store};
 
 /// Its file in the state folder.
 const FILE: &str = "reservations";
@@ -28,9 +28,13 @@ impl UnitState {
     /// # Errors
     /// If it cannot be opened or is damaged; the text names the file.
     pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
-        let opened = LocalStore::open(state_dir, FILE).map_err(io::Error::other)?;
+        LocalStore::open(state_dir, FILE).map(Self::on).map_err(io::Error::other)
+    }
+
+    /// Keeps it in a store that is open.
+    pub(super) fn on(opened: Opened) -> Self {
         let kept = opened.records.into_iter().collect();
-        Ok(Self { store: opened.store, kept: Mutex::new(kept) })
+        Self { store: opened.store, kept: Mutex::new(kept) }
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use smb_server::config::{ConfigError, Size};
 use witness::{Limits, Node, NodeState};
@@ -16,12 +17,12 @@ use zeroize::Zeroizing;
 const MOST_CALL: u64 = 1 << 20;
 
 /// The part of the file that is about the witness service.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 struct File {
     witness: Option<Section>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Section {
     listen: Vec<SocketAddr>,
@@ -37,7 +38,7 @@ struct Section {
     limits: LimitsSection,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct NodeSection {
     name: String,
@@ -45,7 +46,7 @@ struct NodeSection {
 }
 
 /// `[witness.limits]`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct LimitsSection {
     connections: usize,
@@ -120,6 +121,11 @@ pub struct WitnessConfig {
     pub limits: Limits,
     /// What connections may take.
     pub access: Access,
+}
+
+/// The schema of what the file says of the witness service.
+pub fn schema(generator: &mut SchemaGenerator) -> Schema {
+    File::json_schema(generator)
 }
 
 impl WitnessConfig {

@@ -124,7 +124,7 @@ pub(super) async fn run(
     if let Err(error) = crate::listener::notice_death(&stream, access.write) {
         tracing::debug!(%peer, %error, "the system will not notice that the client is gone");
     }
-    let (id, answers) = service.open_line();
+    let (id, answers) = service.open_line(access.pending_calls);
     let wait = Arc::new(Mutex::new(Duration::ZERO));
     let door = Door { service, from: peer.ip(), wait: wait.clone(), group: None };
     let association = association(INTERFACES, TRANSFERS, local, &access);
@@ -159,7 +159,7 @@ struct Connection<'a> {
     stream: TcpStream,
     counted: &'a Counted,
     access: Access,
-    answers: mpsc::UnboundedReceiver<(u32, Reply)>,
+    answers: mpsc::Receiver<(u32, Reply)>,
     /// How the data of calls are represented that wait.
     transfers: HashMap<u32, Transfer>,
     /// When the message began that is not whole, or the connection, or when it last did something.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  [witness] ─► config ─► Configured (Cluster) ─► View ─┐
+//!  etcd ─► cluster::watch ─► Followed (Cluster) ─► View ┤
 //!  bulkhead witness state, move ─► admin ───────────────┼─► Engine ─► answers ─► each to its connection
 //!  client ═ TCP ═► listener ─► connection ─► Association┘
 //!                     └─ logons: the file server's users
@@ -33,14 +34,15 @@ use smb_server::{
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::Instant};
 use witness::{
-    Cluster, Engine, NodeState, Outcome, Reply, Request,
+    Cluster, Engine, Limits, NodeState, Outcome, Reply, Request,
     engine::{From, NotMoved, RegistrationInfo, Waiter},
 };
 
 use self::{
-    cluster::Configured,
+    cluster::{Configured, Followed, Source},
     config::{Access, WitnessConfig},
 };
+use crate::cluster::witness::Feed;
 
 /// How often it is looked whether somebody has waited for long enough.
 const TICK: Duration = Duration::from_millis(500);
@@ -48,7 +50,7 @@ const TICK: Duration = Duration::from_millis(500);
 const FIRST_GROUP: u32 = 0x1_0000;
 
 /// Where answers of a connection go that come later.
-type Line = mpsc::UnboundedSender<(u32, Reply)>;
+type Line = mpsc::Sender<(u32, Reply)>;
 
 /// The groups of connections that share handles (MS-RPCE 3.3.1.5.7).
 #[derive(Default)]
@@ -61,7 +63,7 @@ struct Groups {
 /// The witness service of the daemon.
 pub struct Witness {
     server: Arc<Server>,
-    cluster: Configured,
+    cluster: Source,
     access: RwLock<Access>,
     engine: Mutex<Engine>,
     began: Instant,
@@ -100,7 +102,20 @@ impl Witness {
     /// The service beside a file server.
     pub fn new(server: Arc<Server>, config: WitnessConfig) -> Self {
         let (limits, access) = (config.limits, config.access);
-        let cluster = Configured::new(server.clone(), config);
+        let cluster = Source::Configured(Box::new(Configured::new(server.clone(), config)));
+        Self::with(server, cluster, limits, access)
+    }
+
+    /// The service of a node of a cluster, which sees the other nodes, and who serves what, in etcd. Must
+    /// run inside a tokio runtime.
+    pub fn of_node(server: Arc<Server>, config: WitnessConfig, feed: &Feed) -> Self {
+        let (limits, access) = (config.limits, config.access);
+        let name = server.current().config.name.clone();
+        let cluster = Source::Followed(Box::new(Followed::new(name, config, feed)));
+        Self::with(server, cluster, limits, access)
+    }
+
+    fn with(server: Arc<Server>, cluster: Source, limits: Limits, access: Access) -> Self {
         let engine = Engine::new(limits, cluster.view());
         Self {
             server,
@@ -141,6 +156,17 @@ impl Witness {
         }
         let service = self.clone();
         listeners.spawn(async move { service.keep_time().await });
+        if let Source::Followed(followed) = &self.cluster {
+            let (service, mut changes) = (self.clone(), followed.changes());
+            listeners.spawn(async move {
+                // At once, not at the next look: clients wait for nothing else.
+                while changes.changed().await.is_ok() {
+                    let mut engine = lock(&service.engine);
+                    service.look(&mut engine);
+                    service.deliver(engine);
+                }
+            });
+        }
         Ok(listeners)
     }
 
@@ -236,8 +262,9 @@ impl Witness {
         let lines = lock(&self.lines);
         for (Waiter { connection, call }, reply) in answers {
             if let Some(line) = lines.get(&connection) {
-                // A connection that is about to end waits for nothing.
-                let _ = line.send((call, reply));
+                // There is room for the answer to each call that may wait; a connection that is about to
+                // end waits for nothing.
+                let _ = line.try_send((call, reply));
             }
         }
     }
@@ -368,8 +395,9 @@ impl Witness {
         self.ports.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn open_line(&self) -> (u64, mpsc::UnboundedReceiver<(u32, Reply)>) {
-        let (line, answers) = mpsc::unbounded_channel();
+    /// The line of a connection on which so many calls may wait.
+    fn open_line(&self, calls: usize) -> (u64, mpsc::Receiver<(u32, Reply)>) {
+        let (line, answers) = mpsc::channel(calls);
         let connection = self.next.fetch_add(1, Ordering::Relaxed);
         lock(&self.lines).insert(connection, line);
         (connection, answers)

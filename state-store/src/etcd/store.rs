@@ -598,6 +598,10 @@ impl Store for EtcdStore {
         })
     }
 
+    fn most_changes(&self) -> usize {
+        MOST_STEPS - 1
+    }
+
     fn commits(&self) -> u64 {
         self.shared.commits.load(Ordering::Relaxed)
     }

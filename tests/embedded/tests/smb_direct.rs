@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use metric_catalogue::Page;
 use rdma::{
     Connection as Direct, Lost, Parameters,
     iwarp::{self, Iwarp, Options},
@@ -66,7 +67,9 @@ impl Host {
 
     /// Bytes of messages that the server has received and sent.
     fn messages(&self) -> (u64, u64) {
-        let text = meters::text(self.running.server());
+        let mut page = Page::default();
+        meters::show(self.running.server(), &mut page);
+        let text = page.text();
         let number = |name: &str| {
             let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
             line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect(name)

@@ -13,6 +13,7 @@
 mod auth;
 mod compression;
 mod exchange;
+mod http;
 mod images;
 mod iscsi;
 mod messages;
@@ -37,6 +38,7 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     Target { name: "messages", run: messages::run, memory: MIB, seeds: messages::seeds },
+    Target { name: "http-calls", run: http::calls, memory: MIB, seeds: http::seeds },
     Target {
         name: "create-contexts",
         run: messages::run_contexts,

@@ -81,7 +81,14 @@ impl Console {
         }
     }
 
-    /// Everything still kept, for handing on or for a test's report.
+    /// The last of what is kept, `most` bytes of it.
+    pub fn last(&self, most: usize) -> Vec<u8> {
+        let inner = lock(&self.inner.0);
+        let skip = inner.ring.len().saturating_sub(most);
+        inner.ring.iter().skip(skip).copied().collect()
+    }
+
+    /// Everything still kept, for a test's report.
     pub fn tail(&self) -> Vec<u8> {
         lock(&self.inner.0).ring.iter().copied().collect()
     }

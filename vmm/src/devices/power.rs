@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::platform::{
     bus::BusDevice,
-    layout,
+    clock, layout,
     lifecycle::{Control, EndReason},
 };
 
@@ -32,6 +32,16 @@ pub struct PowerState {
     enable: u16,
     /// PM timer age in nanoseconds when saved.
     timer_ns: u64,
+    /// Host time then, in nanoseconds since 1970; 0 from a host of an earlier version.
+    #[serde(default)]
+    read_at: u64,
+}
+
+impl PowerState {
+    /// Makes the time at which the timer was read that of a host whose clock is `nanos` ahead.
+    pub fn set_clock_forward(&mut self, nanos: i64) {
+        self.read_at = self.read_at.saturating_add_signed(nanos);
+    }
 }
 
 /// The power management registers and what writing to them does.
@@ -67,14 +77,16 @@ impl Power {
     /// The registers as they are now.
     pub fn save(&self) -> PowerState {
         let timer_ns = u64::try_from(self.timer().as_nanos()).unwrap_or(u64::MAX);
-        PowerState { status: self.status, enable: self.enable, timer_ns }
+        PowerState { status: self.status, enable: self.enable, timer_ns, read_at: clock::now() }
     }
 
-    /// Restores the registers; the timer goes on from where it was.
+    /// Restores the registers. The timer has gone on while the guest was away, as its TSC has: a guest
+    /// that watches one by the other would distrust it.
     pub fn restore(&mut self, state: &PowerState) {
         self.status = state.status;
         self.enable = state.enable;
-        self.timer_base = Duration::from_nanos(state.timer_ns);
+        let away = Duration::from_nanos(clock::time_away(state.read_at));
+        self.timer_base = Duration::from_nanos(state.timer_ns).saturating_add(away);
         self.timer_since = Instant::now();
     }
 
@@ -166,5 +178,32 @@ impl BusDevice for ResetPort {
         if reset {
             self.control.end(EndReason::Reset);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The PM timer goes on by the time that a guest was away, as its TSC does.
+    #[test]
+    fn the_timer_does_not_stand_still_while_its_guest_is_away() {
+        let Some(kvm) = test_support::kvm() else { return };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let power = || Power::new(vm.clone(), Arc::new(Control::default()));
+        let saved = power().save();
+        let ticks = |saved: &PowerState| {
+            let mut there = power();
+            there.restore(saved);
+            u64::from(there.register(8))
+        };
+        assert!(ticks(&saved) < 100 * PM_TIMER_HZ);
+        let mut away = saved.clone();
+        away.set_clock_forward(-200_000_000_000);
+        let there = ticks(&away);
+        assert!((200 * PM_TIMER_HZ..300 * PM_TIMER_HZ).contains(&there), "{there}");
+        // A host of an earlier version does not say when it was.
+        let old = PowerState { read_at: 0, ..saved };
+        assert!(ticks(&old) < 100 * PM_TIMER_HZ);
     }
 }

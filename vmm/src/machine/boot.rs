@@ -4,7 +4,7 @@
 //!   (Xen's `docs/misc/pvh`).
 //! - bzImage: 64-bit entry at 0x200, `rsi` = zero page (Linux `Documentation/arch/x86/boot`).
 
-use std::{fs::File, io::Read, path::Path};
+use std::{fs::File, io::Read, os::unix::fs::FileExt, path::Path};
 
 use host_api::BootDefinition;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
@@ -49,7 +49,9 @@ pub fn load(ram: &GuestRam, boot: &BootDefinition, memory: u64, rsdp: u64) -> Re
         File::open(&boot.kernel).map_err(|error| bad(&boot.kernel, error.to_string()))?;
     let mut magic = [0; 4];
     file.read_exact(&mut magic).map_err(|error| bad(&boot.kernel, error.to_string()))?;
-    let initrd = boot.initrd.as_deref().map(|path| load_initrd(ram, path, memory)).transpose()?;
+    let end = initrd_end(&file, &magic).map_err(|error| bad(&boot.kernel, error.to_string()))?;
+    let end = end.min(memory).min(layout::LOW_MEMORY_END);
+    let initrd = boot.initrd.as_deref().map(|path| load_initrd(ram, path, end)).transpose()?;
     let cmdline = boot.cmdline.as_bytes();
     if cmdline.len() >= layout::CMDLINE_MAX || cmdline.contains(&0) {
         return Err(bad(&boot.kernel, "the command line is too long".into()));
@@ -94,13 +96,30 @@ pub fn load(ram: &GuestRam, boot: &BootDefinition, memory: u64, rsdp: u64) -> Re
     }
 }
 
-/// Puts the initrd as high as possible in low memory; returns its address and length.
-fn load_initrd(ram: &GuestRam, path: &Path, memory: u64) -> Result<(u64, u64), Error> {
+/// Where the initrd of a kernel must have ended: a bzImage's header says which byte may be its last
+/// (`initrd_addr_max` of the x86 boot protocol, 2.03 and later), 0x37ff_ffff in older ones.
+fn initrd_end(kernel: &File, magic: &[u8; 4]) -> std::io::Result<u64> {
+    const MARK: u64 = 0x202;
+    const VERSION: u64 = 0x206;
+    const LAST: u64 = 0x22c;
+    if magic == b"\x7fELF" {
+        return Ok(layout::LOW_MEMORY_END);
+    }
+    let mut mark = [0; 4];
+    let (mut version, mut last) = ([0; 2], [0; 4]);
+    kernel.read_exact_at(&mut mark, MARK)?;
+    kernel.read_exact_at(&mut version, VERSION)?;
+    kernel.read_exact_at(&mut last, LAST)?;
+    let said = &mark == b"HdrS" && u16::from_le_bytes(version) >= 0x203;
+    Ok(u64::from(if said { u32::from_le_bytes(last) } else { 0x37ff_ffff }) + 1)
+}
+
+/// Puts the initrd as high as possible below `end`; returns its address and length.
+fn load_initrd(ram: &GuestRam, path: &Path, end: u64) -> Result<(u64, u64), Error> {
     let bad = |why: String| Error::Boot { path: path.to_owned(), why };
     let mut file = File::open(path).map_err(|error| bad(error.to_string()))?;
     let len = file.metadata().map_err(|error| bad(error.to_string()))?.len();
-    let low = memory.min(layout::LOW_MEMORY_END);
-    let at = low
+    let at = end
         .checked_sub(len)
         .map(|at| at & !(memory::PAGE - 1))
         .filter(|at| *at > layout::HIGH_MEMORY)
@@ -239,7 +258,34 @@ pub fn entry_registers(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[test]
+    fn an_initrd_ends_where_its_kernel_can_reach_it() {
+        let kernel = |mark: &[u8], version: u16, last: u32| {
+            let mut file = tempfile::tempfile().unwrap();
+            let mut bytes = vec![0; 0x300];
+            bytes[0x202..0x202 + mark.len()].copy_from_slice(mark);
+            bytes[0x206..0x208].copy_from_slice(&version.to_le_bytes());
+            bytes[0x22c..0x230].copy_from_slice(&last.to_le_bytes());
+            file.write_all(&bytes).unwrap();
+            file
+        };
+        let end = |file: &File| initrd_end(file, b"MZ\0\0").unwrap();
+        assert_eq!(end(&kernel(b"HdrS", 0x20f, 0x7fff_ffff)), 0x8000_0000);
+        assert_eq!(end(&kernel(b"HdrS", 0x202, 0x7fff_ffff)), 0x3800_0000);
+        assert_eq!(end(&kernel(b"", 0x20f, 0x7fff_ffff)), 0x3800_0000);
+        let elf = initrd_end(&kernel(b"", 0, 0), b"\x7fELF").unwrap();
+        assert_eq!(elf, layout::LOW_MEMORY_END);
+        let ram = memory::allocate(16 << 20).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![7; 5000]).unwrap();
+        let (at, len) = load_initrd(&ram, file.path(), 0x30_0000).unwrap();
+        assert!(at + len <= 0x30_0000 && len == 5000, "{at:#x}");
+        assert!(load_initrd(&ram, file.path(), layout::HIGH_MEMORY + 4096).is_err());
+    }
 
     #[test]
     fn the_memory_map_has_all_memory_and_no_overlap() {

@@ -17,9 +17,10 @@ pub mod state;
 pub mod vcpu;
 
 use std::{
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -31,7 +32,11 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use tokio::runtime::Handle;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::{cpu::CpuModel, state::MachineState, vcpu::Vcpus};
+use self::{
+    cpu::CpuModel,
+    state::{MachineState, Needs},
+    vcpu::Vcpus,
+};
 use crate::{
     devices::{
         cmos::Cmos,
@@ -43,7 +48,9 @@ use crate::{
             Backend,
             blk::Blk,
             console::VirtioConsole,
+            net::{Limit, Limits, Net},
             rng::Rng,
+            storage::{LossRule, Trouble},
             transport::{BAR_SIZE, Machine, VirtioPci},
         },
     },
@@ -83,20 +90,48 @@ pub struct Vm {
     definition: VmDefinition,
     model: CpuModel,
     msrs: Vec<u32>,
+    /// What the guest takes its TSC to count in a millisecond.
+    tsc_khz: AtomicU32,
     power: Arc<Mutex<Power>>,
     serial: Arc<Mutex<SerialPort>>,
     cmos: Arc<Mutex<Cmos>>,
     pci: Arc<Mutex<ConfigPorts>>,
     virtio: Vec<Arc<Mutex<VirtioPci>>>,
     disks: Vec<(String, Arc<Blk>)>,
+    /// Their functions come after those of the disks.
+    nets: Vec<Arc<Net>>,
     router: Arc<IrqRouter>,
     console: Console,
     control: Arc<Control>,
     pauses: AtomicU64,
     longest_pause_us: AtomicU64,
     paused_at: Mutex<Option<Instant>>,
+    halted_at: Mutex<Option<Instant>>,
     vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
+}
+
+/// What a guest is told of a disk to tell it from all others: the VM's id and the disk's place, which
+/// stay when the VM moves. 20 bytes at most (virtio 1.2 §5.2.6).
+fn serial_number(definition: &VmDefinition, index: usize) -> String {
+    match definition.id {
+        Some(id) => format!("{:.17}-{index}", String::from(id)),
+        None => format!("bulkhead-{index}"),
+    }
+}
+
+/// A machine's network cards over its taps, in order.
+fn nets(definition: &VmDefinition, taps: Vec<OwnedFd>) -> Result<Vec<Arc<Net>>, Error> {
+    let limit =
+        |mbit: Option<u32>| mbit.map(|mbit| Limit { bytes_per_s: u64::from(mbit) * 125_000 });
+    let cards = definition.nics.iter().enumerate().zip(taps);
+    cards
+        .map(|((index, nic), tap)| {
+            let limits = Limits { receive: limit(nic.receive_mbit), send: limit(nic.send_mbit) };
+            let net = Net::new(tap, definition.mac(index).0, limits);
+            net.map(Arc::new).map_err(Error::os("use a tap"))
+        })
+        .collect()
 }
 
 /// An empty machine with its interrupt controllers and timer.
@@ -124,12 +159,13 @@ fn create_vcpus(vm: &VmFd, model: &CpuModel, count: u32) -> Result<Vec<VcpuFd>, 
 
 impl Vm {
     /// Builds a machine: memory empty, vCPUs parked, disks known by shape only. `model` is what
-    /// the vCPUs can do; this host's all if `None`.
+    /// the vCPUs can do; what this host offers if `None`.
     pub fn build(
         kvm: &Kvm,
         definition: &VmDefinition,
         shapes: &[DiskShape],
         model: Option<CpuModel>,
+        taps: Vec<OwnedFd>,
         runtime: Handle,
     ) -> Result<Self, Error> {
         let vm = create(kvm)?;
@@ -137,12 +173,13 @@ impl Vm {
         memory::register(&vm, &ram, 0)?;
         let model = match model {
             Some(model) => model,
-            None => CpuModel::of_host(kvm)?,
+            None => CpuModel::offered(kvm)?,
         };
         let count = definition.vcpus;
         let fds = create_vcpus(&vm, &model, count)?;
         let indices = kvm.get_msr_index_list().map_err(Error::kvm("tell which MSRs there are"))?;
         let msrs = state::readable_msrs(&fds[0], indices.as_slice());
+        let tsc_khz = AtomicU32::new(fds[0].get_tsc_khz().unwrap_or(0));
 
         let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
         let vcpus = Vcpus::start(definition.name.as_str(), fds, &pio, &mmio, &ram)?;
@@ -177,11 +214,15 @@ impl Vm {
         let mut disks = Vec::new();
         for (index, (disk, shape)) in definition.disks.iter().zip(shapes).enumerate() {
             let queues = u16::try_from(count.min(16)).unwrap_or(1);
-            let id = format!("bulkhead-{index}");
+            let id = serial_number(definition, index);
             let blk = Arc::new(Blk::new(shape.geometry, shape.read_only, queues, &id));
             blk.belongs_to(&control, &disk.location);
             add(blk.clone())?;
             disks.push((disk.location.clone(), blk));
+        }
+        let nets = nets(definition, taps)?;
+        for net in &nets {
+            add(net.clone())?;
         }
         add(Arc::new(VirtioConsole::new(virtio_console.clone())))?;
         add(Arc::new(Rng))?;
@@ -206,18 +247,21 @@ impl Vm {
             definition: definition.clone(),
             model,
             msrs,
+            tsc_khz,
             power,
             serial,
             cmos,
             pci,
             virtio,
             disks,
+            nets,
             router,
             console,
             control,
             pauses: AtomicU64::new(0),
             longest_pause_us: AtomicU64::new(0),
             paused_at: Mutex::new(None),
+            halted_at: Mutex::new(None),
             vm,
             ram,
         })
@@ -239,6 +283,35 @@ impl Vm {
     /// What the vCPUs can do.
     pub fn model(&self) -> &CpuModel {
         &self.model
+    }
+
+    /// What of a machine's time and registers a target must be able to keep.
+    pub fn needs(&self) -> Needs {
+        Needs { tsc_khz: self.tsc_khz.load(Ordering::Relaxed), msrs: self.msrs.clone() }
+    }
+
+    /// Makes a machine that does not run ready for what another needs, before that is paused: its TSC's
+    /// frequency is set, and its MSRs are known here.
+    ///
+    /// # Errors
+    /// What this host cannot keep.
+    pub fn prepare_for(&self, needs: &Needs) -> Result<(), Error> {
+        let unknown: Vec<String> = needs
+            .msrs
+            .iter()
+            .filter(|msr| !self.msrs.contains(msr) && !state::MAY_DIFFER.contains(msr))
+            .map(|msr| format!("{msr:#x}"))
+            .collect();
+        if !unknown.is_empty() {
+            let unknown = unknown.join(", ");
+            return Err(Error::Config(format!("this host's KVM does not know the MSRs {unknown}")));
+        }
+        let vcpus = lock(&self.vcpus);
+        vcpus.fds().iter().try_for_each(|fd| state::set_tsc_frequency(&lock(fd), needs.tsc_khz))?;
+        if needs.tsc_khz != 0 {
+            self.tsc_khz.store(needs.tsc_khz, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The definition it was built from.
@@ -318,8 +391,7 @@ impl Vm {
         }
         lock(&self.vcpus).resume();
         if let Some(since) = lock(&self.paused_at).take() {
-            let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.longest_pause_us.fetch_max(micros, Ordering::Relaxed);
+            self.count_pause(since);
         }
     }
 
@@ -360,6 +432,52 @@ impl Vm {
         }
     }
 
+    /// Says what the guest sees of storage that is away.
+    pub fn set_loss_rule(&self, rule: LossRule) {
+        for (_, blk) in &self.disks {
+            blk.set_loss_rule(rule);
+        }
+    }
+
+    /// What keeps the machine from going on: a disk that is another's, else one that has been silent
+    /// for `patience` or cannot be reached.
+    pub fn trouble(&self, patience: Duration) -> Option<Trouble> {
+        let all = self.disks.iter().filter_map(|(_, blk)| blk.trouble(patience));
+        all.min_by_key(|trouble| !matches!(trouble, Trouble::Fenced(_)))
+    }
+
+    /// Keeps the vCPUs from running whatever else is done with the machine, or no longer. One that is
+    /// not parked within a second is kicked again by the next call.
+    pub fn halt(&self, halted: bool) {
+        let begin = Instant::now();
+        let change = self.control.halt(halted);
+        if halted {
+            if change {
+                self.pauses.fetch_add(1, Ordering::Relaxed);
+                *lock(&self.halted_at) = Some(begin);
+            }
+            // A pause that is under way kicks them itself.
+            if let Some(vcpus) = lock_within(&self.vcpus, HOLD_LIMIT) {
+                vcpus.wait_parked(begin + HOLD_LIMIT);
+            }
+        } else if let Some(since) = lock(&self.halted_at).take() {
+            self.count_pause(since);
+        }
+    }
+
+    fn count_pause(&self, since: Instant) {
+        let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.longest_pause_us.fetch_max(micros, Ordering::Relaxed);
+    }
+
+    /// Tells the networks where the machine is now, and has its guest do so.
+    pub fn announce(&self) {
+        for (net, function) in self.nets.iter().zip(&self.virtio[self.disks.len()..]) {
+            net.announce();
+            lock(function).config_changed();
+        }
+    }
+
     /// Number of pauses and the longest in microseconds.
     pub fn pauses(&self) -> (u64, u64) {
         let count = self.pauses.load(Ordering::Relaxed);
@@ -383,6 +501,7 @@ impl Vm {
             cmos_index: lock(&self.cmos).index,
             pci_address: lock(&self.pci).address,
             virtio: self.virtio.iter().map(|function| lock(function).save()).collect(),
+            printed: state::Printed(self.console.last(state::HISTORY)),
         })
     }
 
@@ -405,6 +524,7 @@ impl Vm {
         lock(&self.serial).restore(&saved.serial)?;
         lock(&self.cmos).index = saved.cmos_index;
         lock(&self.pci).address = saved.pci_address;
+        self.console.push(&saved.printed.0);
         for (function, saved) in self.virtio.iter().zip(&saved.virtio) {
             lock(function).restore(saved)?;
         }
@@ -415,15 +535,15 @@ impl Vm {
         Ok(())
     }
 
-    /// Ends the guest and waits for its vCPUs; requests in flight are finished.
-    pub fn stop(&self) {
+    /// Ends the guest and waits for its vCPUs; requests in flight have `limit` to be finished.
+    pub fn stop(&self, limit: Duration) {
         lock(&self.vcpus).stop();
         for function in &self.virtio {
             if let Some(function) = lock_within(function, DEVICE_LIMIT) {
                 function.begin_pause();
             }
         }
-        let deadline = Instant::now() + DRAIN_LIMIT;
+        let deadline = Instant::now() + limit;
         for function in &self.virtio {
             let Some(mut function) = lock_within(function, DEVICE_LIMIT) else { continue };
             if !function.finish_pause(deadline) {
@@ -432,5 +552,27 @@ impl Vm {
             }
         }
         self.console.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_disks_have_one_serial_number() {
+        let text = "name = 'a'\nmemory_mib = 64\n[boot]\nkernel = '/k'\n";
+        let with = |id: &str| VmDefinition::from_toml(&format!("{id}{text}")).unwrap();
+        let one = with("id = '5f0e7c1a9b3d4e6f8a2b4c6d8e0f1a3b'\n");
+        let other = with("id = '5f0e7c1a9b3d4e6f9a2b4c6d8e0f1a3b'\n");
+        let mut all = Vec::new();
+        for definition in [&one, &other] {
+            all.extend((0..16).map(|disk| serial_number(definition, disk)));
+        }
+        assert!(all.iter().all(|serial| serial.len() <= 20), "{all:?}");
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 32);
+        assert_eq!(serial_number(&with(""), 3), "bulkhead-3");
     }
 }

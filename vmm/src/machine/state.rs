@@ -4,8 +4,6 @@
 //! The form is versioned as a whole ([`VERSION`]); it travels as JSON, whose fields are named,
 //! and KVM's structures within it as their bytes in base 16 (they are kernel ABI).
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs,
     kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
@@ -16,12 +14,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     devices::{power::PowerState, serial::SavedSerial, virtio::transport::SavedVirtio},
-    platform::error::Error,
+    platform::{
+        clock::{now, time_away},
+        error::Error,
+    },
 };
 
-/// Version of this form.
+/// Version of this form. A field that may be left out needs no other.
 pub const VERSION: u32 = 1;
+/// Most of what the guest printed that goes with it, in bytes.
+pub const HISTORY: usize = 16 << 10;
 const MSR_TSC: u32 = 0x10;
+/// MSRs that tell of the host and not of the guest, which may find others where it goes: the version
+/// of the microcode, the platform's frequencies, what counters there are.
+pub const MAY_DIFFER: [u32; 3] = [0x8b, 0xce, 0x345];
 
 /// The registers of one vCPU as they are moved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,6 +76,22 @@ pub struct MachineState {
     pub pci_address: u32,
     /// virtio functions by slot.
     pub virtio: Vec<SavedVirtio>,
+    /// The last of what the guest printed; none from a host of an earlier version.
+    #[serde(default)]
+    pub printed: Printed,
+}
+
+/// Bytes that a guest printed; on the wire in base 16.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Printed(pub Vec<u8>);
+
+/// What of a machine a target must be able to keep, which it is told beforehand.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// Frequency of its TSC in kHz; 0 if that is not known.
+    pub tsc_khz: u32,
+    /// The MSRs that it has.
+    pub msrs: Vec<u32>,
 }
 
 /// The fixed part of `kvm_xsave`.
@@ -125,16 +147,39 @@ mod plain {
     }
 }
 
+fn to_base_16(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    text
+}
+
+fn from_base_16(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+}
+
 impl<T: plain::Plain> Serialize for Abi<T> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let bytes = plain::bytes(&self.0);
-        let mut text = String::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
-        }
-        serializer.serialize_str(&text)
+        serializer.serialize_str(&to_base_16(plain::bytes(&self.0)))
+    }
+}
+
+impl Serialize for Printed {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&to_base_16(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Printed {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        from_base_16(&text).map(Self).ok_or_else(|| D::Error::custom("no bytes in base 16"))
     }
 }
 
@@ -142,23 +187,11 @@ impl<'de, T: plain::Plain> Deserialize<'de> for Abi<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error as _;
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-        let bytes: Option<Vec<u8>> = text
-            .as_bytes()
-            .chunks(2)
-            .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
-            .collect();
-        bytes
+        from_base_16(&text)
             .and_then(|bytes| plain::from_bytes(&bytes))
             .map(Abi)
             .ok_or_else(|| D::Error::custom(format!("{} digits for KVM state", text.len())))
     }
-}
-
-/// This host's time in nanoseconds since 1970.
-pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl MachineState {
@@ -172,6 +205,7 @@ impl MachineState {
         if clock.flags & KVM_CLOCK_REALTIME != 0 {
             clock.realtime = clock.realtime.saturating_add_signed(nanos);
         }
+        self.power.set_clock_forward(nanos);
     }
 }
 
@@ -229,12 +263,46 @@ pub fn save_vcpu(vcpu: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, Error> {
     })
 }
 
-/// Writes a vCPU that has not run. Its CPUID must be set.
-pub fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
+/// Has a vCPU's TSC go at a frequency, if it is not near enough that a guest notices nothing (as KVM
+/// takes it, 250 in a million).
+pub fn set_tsc_frequency(vcpu: &VcpuFd, khz: u32) -> Result<(), Error> {
     let here = vcpu.get_tsc_khz().unwrap_or(0);
-    if here.abs_diff(state.tsc_khz) > here / 4000 {
-        vcpu.set_tsc_khz(state.tsc_khz).map_err(Error::kvm("set the TSC frequency"))?;
+    if khz == 0 || here.abs_diff(khz) <= here / 4000 {
+        return Ok(());
     }
+    vcpu.set_tsc_khz(khz).map_err(|source| {
+        tracing::debug!(%source, khz, here, "a TSC frequency");
+        Error::Config(format!(
+            "this host's CPUs cannot scale their TSC of {here} kHz to the guest's {khz} kHz"
+        ))
+    })
+}
+
+/// What an MSR that could not be written means: nothing if it is as it should be, or is the host's.
+fn check_refused(vcpu: &VcpuFd, refused: &kvm_msr_entry) -> Result<(), Error> {
+    let (index, wanted) = (refused.index, refused.data);
+    if MAY_DIFFER.contains(&index) {
+        return Ok(());
+    }
+    let mut list = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }])
+        .map_err(|error| Error::Config(format!("MSR list: {error:?}")))?;
+    let got = vcpu.get_msrs(&mut list).map_err(Error::kvm("read an MSR"))?;
+    let here = list.as_slice()[..got].first().map(|entry| entry.data);
+    if here == Some(wanted) || (here.is_none() && wanted == 0) {
+        return Ok(());
+    }
+    let here = here.map_or_else(|| "none".to_owned(), |here| format!("{here:#x}"));
+    Err(Error::Config(format!(
+        "MSR {index:#x} cannot be restored to {wanted:#x}, it is {here} on this host"
+    )))
+}
+
+/// Writes a vCPU that has not run. Its CPUID must be set.
+///
+/// # Errors
+/// What KVM refuses, and what a guest would find changed.
+pub fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
+    set_tsc_frequency(vcpu, state.tsc_khz)?;
     vcpu.set_mp_state(state.mp_state.0).map_err(Error::kvm("restore the run state"))?;
     vcpu.set_regs(&state.regs.0).map_err(Error::kvm("restore the registers"))?;
     vcpu.set_sregs(&state.sregs.0).map_err(Error::kvm("restore the system registers"))?;
@@ -246,8 +314,7 @@ pub fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
     vcpu.set_debug_regs(&state.debug.0).map_err(Error::kvm("restore the debug registers"))?;
     vcpu.set_lapic(&state.lapic.0).map_err(Error::kvm("restore the local APIC"))?;
     // The TSC went on while the guest was away, if both hosts' clocks make sense of it.
-    const BELIEVABLE: u64 = 600_000_000_000;
-    let away = now().checked_sub(state.read_at).filter(|away| *away < BELIEVABLE).unwrap_or(0);
+    let away = time_away(state.read_at);
     let ticks = u128::from(away) * u128::from(state.tsc_khz) / 1_000_000;
     let mut rest: Vec<kvm_msr_entry> = state
         .msrs
@@ -265,7 +332,7 @@ pub fn restore_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
             .map_err(|error| Error::Config(format!("MSR list: {error:?}")))?;
         let set = vcpu.set_msrs(&list).map_err(Error::kvm("restore the MSRs"))?;
         if let Some(refused) = rest.get(set) {
-            tracing::debug!(index = refused.index, "an MSR cannot be restored");
+            check_refused(vcpu, refused)?;
         }
         rest.drain(..(set + 1).min(rest.len()));
     }

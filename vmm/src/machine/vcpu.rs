@@ -134,6 +134,11 @@ impl Vcpus {
     /// can, unless they are let run again.
     pub fn pause(&self, deadline: Instant) -> bool {
         self.control.hold();
+        self.wait_parked(deadline)
+    }
+
+    /// Kicks vCPUs that are not to run until they are parked; whether they are by `deadline`.
+    pub fn wait_parked(&self, deadline: Instant) -> bool {
         let mut shared = lock(&self.control.shared);
         while shared.running > 0 {
             if Instant::now() >= deadline {
@@ -212,12 +217,12 @@ impl Worker {
                 let mut shared = lock(&self.control.shared);
                 loop {
                     match shared.want {
-                        Want::Run => {
+                        Want::Run if !shared.halted => {
                             shared.running += 1;
                             break;
                         }
                         Want::Stop => return,
-                        Want::Pause => {
+                        Want::Run | Want::Pause => {
                             shared = self
                                 .control
                                 .changed

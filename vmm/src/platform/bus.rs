@@ -38,11 +38,10 @@ impl Bus {
         self.write().push((range, device));
     }
 
-    /// Moves the range that starts at `old` to `new`.
-    pub fn relocate(&self, old: u64, new: u64) {
-        for (range, _) in self.write().iter_mut().filter(|entry| entry.0.start == old) {
-            *range = new..new + (range.end - range.start);
-        }
+    /// Takes a device away from the range that starts at `start`. Others there stay.
+    pub fn remove(&self, start: u64, device: &Arc<Mutex<dyn BusDevice>>) {
+        let is_it = |entry: &Entry| entry.0.start == start && Arc::ptr_eq(&entry.1, device);
+        self.write().retain(|entry| !is_it(entry));
     }
 
     /// Reads; absent devices read as all ones.

@@ -5,6 +5,9 @@
 //!    │ ───── run ────► │
 //!    └───── end ───────┴──► Stop, with the first reason that was given
 //! ```
+//!
+//! Beside that a machine may be halted, whatever else is wanted of it: its storage is away. It runs
+//! when that is over and it is to run.
 
 use std::{
     sync::{
@@ -47,6 +50,10 @@ pub(crate) struct Shared {
     /// that it may run.
     pub running: usize,
     pub end: Option<EndReason>,
+    /// It does not run, whatever is wanted.
+    pub halted: bool,
+    /// How often somebody was told to look at the machine.
+    news: u64,
 }
 
 /// State shared by the vCPU threads of a VM and their owner.
@@ -62,7 +69,13 @@ impl Default for Control {
     /// Of a machine whose vCPUs are parked.
     fn default() -> Self {
         Self {
-            shared: Mutex::new(Shared { want: Want::Pause, running: 0, end: None }),
+            shared: Mutex::new(Shared {
+                want: Want::Pause,
+                running: 0,
+                end: None,
+                halted: false,
+                news: 0,
+            }),
             changed: Condvar::new(),
             leave: AtomicBool::new(true),
             left: Notify::new(),
@@ -76,9 +89,43 @@ impl Control {
         let mut shared = lock(&self.shared);
         if shared.want == Want::Pause {
             shared.want = Want::Run;
+            if !shared.halted {
+                self.leave.store(false, Ordering::Release);
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    /// Keeps vCPUs from running whatever else is wanted, or no longer; who halts them kicks them.
+    /// Whether that is a change.
+    pub fn halt(&self, halted: bool) -> bool {
+        let mut shared = lock(&self.shared);
+        let change = std::mem::replace(&mut shared.halted, halted) != halted;
+        if halted {
+            self.leave();
+        } else if change && shared.want == Want::Run {
             self.leave.store(false, Ordering::Release);
             self.changed.notify_all();
         }
+        change
+    }
+
+    /// Has who watches over the machine look at it.
+    pub fn tell(&self) {
+        lock(&self.shared).news += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until the guest ends, somebody has something to look at that is not `seen`, or `limit`.
+    pub fn wait_news(&self, seen: &mut u64, limit: Duration) -> Option<EndReason> {
+        let shared = lock(&self.shared);
+        let nothing = |shared: &mut Shared| shared.end.is_none() && shared.news == *seen;
+        let (shared, _) = self
+            .changed
+            .wait_timeout_while(shared, limit, nothing)
+            .unwrap_or_else(|poison| poison.into_inner());
+        *seen = shared.news;
+        shared.end.clone()
     }
 
     /// Asks running vCPUs to park.
@@ -96,6 +143,17 @@ impl Control {
         loop {
             let left = self.left.notified();
             if self.leave.load(Ordering::Acquire) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Done as soon as the machine is to end: who waits for its storage gives up then.
+    pub async fn ending(&self) {
+        loop {
+            let left = self.left.notified();
+            if lock(&self.shared).want == Want::Stop {
                 return;
             }
             left.await;

@@ -1,6 +1,7 @@
-//! What devices and the machine stand on: buses, guest memory, interrupts, and how a machine ends.
+//! What devices and the machine stand on: buses, guest memory, interrupts, the host's clock, and how a machine ends.
 
 pub mod bus;
+pub mod clock;
 pub mod dirty;
 pub mod error;
 pub mod irq;

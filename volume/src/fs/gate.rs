@@ -48,9 +48,9 @@ pub fn is_open() -> bool {
     closes == NEVER || clock().as_nanos() < u128::from(closes)
 }
 
-/// Passes the gate, or ends the process.
+/// Passes the gate, or ends the process: to be called before every change of what others take over.
 #[inline]
-pub(super) fn pass() {
+pub fn pass() {
     if !is_open() {
         end();
     }

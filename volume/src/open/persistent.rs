@@ -93,6 +93,26 @@ impl PersistentOpens {
         }
     }
 
+    /// Puts changes in their place that need not be made together: as many as there are, where a store
+    /// takes only some at a time. Resolves when all are durable.
+    pub fn commit_each(&self, batch: Batch) -> Commit {
+        let most = self.store.get().map_or(usize::MAX, |store| store.most_changes());
+        let mut parts = batch.in_parts(most).into_iter().map(|part| self.commit(part));
+        let first = parts.next();
+        // All have their places now, whether the result is waited for or not.
+        let rest: Vec<Commit> = parts.collect();
+        match first {
+            Some(first) if rest.is_empty() => first,
+            first => Commit::new(async move {
+                let mut last = Err(StoreError::Closed);
+                for part in first.into_iter().chain(rest) {
+                    last = Ok(part.await?);
+                }
+                last
+            }),
+        }
+    }
+
     /// Changes that nobody waits for.
     pub fn queue(&self, batch: Batch) {
         if let Some(store) = self.store.get().filter(|_| !self.is_frozen()) {
@@ -105,13 +125,13 @@ impl PersistentOpens {
         if changed.is_empty() {
             return;
         }
-        self.queue(changed.into_iter().fold(Batch::new(), |batch, (open, caching)| {
+        drop(self.commit_each(changed.into_iter().fold(Batch::new(), |batch, (open, caching)| {
             let key = record::key(Kind::Caching, open);
             match caching {
                 Some(caching) => batch.put(key, caching.to_bytes()),
                 None => batch.delete(key),
             }
-        }));
+        })));
     }
 
     /// The server ends, and what it remembers stays: opens that go away now are not closed.
@@ -203,7 +223,9 @@ impl Open {
             let next = NextRecord { path: to.parts().join("/") }.to_bytes();
             let put =
                 |batch: Batch, id: &u64| batch.put(record::key(Kind::Next, *id), next.clone());
-            let commit = self.table().persistent_opens.commit(opens.iter().fold(Batch::new(), put));
+            // One that has the note and keeps its name is found by its name.
+            let batch = opens.iter().fold(Batch::new(), put);
+            let commit = self.table().persistent_opens.commit_each(batch);
             let name = self.file.next_name.clone();
             tokio::spawn(async move {
                 name.known(commit.await.map(drop).map_err(|error| of_store(&error)));

@@ -2,7 +2,7 @@
 //! again (MS-SMB2 3.3.7.1, 3.3.2.2, 3.3.2.4).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -26,11 +26,13 @@ use crate::{
 pub struct DisconnectedOpens {
     opens: Mutex<HashMap<u64, Entry>>,
     most: AtomicUsize,
+    /// Those whose file another node may still have (see `recover.rs`).
+    late: Mutex<HashSet<u64>>,
 }
 
 impl Default for DisconnectedOpens {
     fn default() -> Self {
-        Self { opens: Mutex::default(), most: AtomicUsize::new(usize::MAX) }
+        Self { opens: Mutex::default(), most: AtomicUsize::new(usize::MAX), late: Mutex::default() }
     }
 }
 
@@ -70,6 +72,23 @@ impl DisconnectedOpens {
     /// Whether an open is kept.
     pub fn has(&self, persistent: u64) -> bool {
         self.lock().contains_key(&persistent)
+    }
+
+    fn late(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an open is kept whose file is not ours yet: whoever takes it up waits.
+    pub fn is_late(&self, persistent: u64) -> bool {
+        self.late().contains(&persistent)
+    }
+
+    /// Says whether the file of an open that is kept is not ours yet.
+    pub(super) fn set_late(&self, persistent: u64, late: bool) {
+        match late {
+            true => self.late().insert(persistent),
+            false => self.late().remove(&persistent),
+        };
     }
 
     /// Looks at an open that is kept.

@@ -10,13 +10,16 @@
 //!                                                          its time
 //! ```
 //!
+//! The locks of a node of a cluster that was lost end when the file system has noticed that. Until then
+//! its opens are kept without their files' locks, and nobody has them; everybody else is served.
+//!
 //! A file is known by its place and its identity: one that was put there in place of another is
 //! not the file that was open, and the open is gone.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     panic,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex, Weak, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -55,10 +58,24 @@ use crate::{
 /// How long all recovery waits for who has files that were open. The server before, which was killed
 /// or has just let go of the store, has them a moment longer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a client has to take up an open after its file could be claimed.
+const GRACE: Duration = Duration::from_secs(10);
 /// As many opens are not worth a thread.
 const FEW: usize = 64;
 /// How long between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
+/// The same while clients are served meanwhile.
+const LONG_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where those are who may still have files that were open, though they are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// On this machine, which knows at once that a program has ended: nobody is served before.
+    Here,
+    /// On another, whose locks the file system keeps for so long. Others are served meanwhile; who
+    /// takes up such an open waits.
+    Elsewhere(Duration),
+}
 
 /// Why an open is not made again.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +119,13 @@ pub type Shares<'a> = &'a (dyn Fn(&OpenRecord) -> Result<ShareNow, Gone> + Sync)
 
 impl OpenFileTable {
     /// Makes the opens again that a store holds, and remembers others there.
-    pub fn recover(self: &Arc<Self>, opened: Opened, engine: Engine, shares: Shares<'_>) {
+    pub fn recover(
+        self: &Arc<Self>,
+        opened: Opened,
+        engine: Engine,
+        shares: Shares<'_>,
+        before: Before,
+    ) {
         let stable = &self.persistent_opens;
         let Opened { store, records, .. } = opened;
         stable.begin(store);
@@ -111,14 +134,20 @@ impl OpenFileTable {
             tracing::error!(id, %why, "a persistent open is lost");
             stable.queue(record::forget(id));
         }
-        let mut back = Vec::new();
-        for (open, remembered) in self.make_all_again(shares, engine, opens) {
+        let (mut back, mut late) = (Vec::new(), Vec::new());
+        for (open, remembered) in self.make_all_again(shares, engine, opens, before) {
             let id = remembered.open.id;
             match open {
-                Ok(open) => back.push((open, remembered)),
+                Ok(Again { open, claimed }) => {
+                    if !claimed {
+                        self.disconnected.set_late(id, true);
+                        late.push((id, Arc::downgrade(&open)));
+                    }
+                    back.push((open, remembered));
+                }
                 Err(why @ Gone::InUse(_)) => {
                     let OpenRecord { name, share, .. } = &remembered.open;
-                    tracing::error!(%why, name, share, "an open is lost to another program");
+                    lost(&why, name, share);
                     stable.queue(record::forget(id));
                 }
                 Err(why) => {
@@ -144,11 +173,68 @@ impl OpenFileTable {
             } else if remembered.away.is_none() {
                 open.note_away(true);
             }
-            self.disconnected.keep(open, persistent::remaining(timeout, remembered.away));
+            let mut left = persistent::remaining(timeout, remembered.away);
+            if let Before::Elsewhere(locks) = before
+                && self.disconnected.is_late(open.id.persistent)
+            {
+                left = left.max(locks + GRACE);
+            }
+            self.disconnected.keep(open, left);
         }
         if count > 0 {
             tracing::info!(count, "opens wait for their clients");
         }
+        if let Before::Elsewhere(locks) = before
+            && !late.is_empty()
+        {
+            tracing::info!(count = late.len(), "opens wait for locks of a node that is gone");
+            self.claim_later(late, Instant::now() + locks);
+        }
+    }
+
+    /// Claims the files of opens as the file system lets go of them, on a thread of its own; those that
+    /// are not had in time are lost.
+    fn claim_later(self: &Arc<Self>, mut late: Vec<(u64, Weak<Open>)>, until: Instant) {
+        let table = Arc::downgrade(self);
+        let work = move || {
+            while let Some(table) = table.upgrade().filter(|it| !it.persistent_opens.is_frozen()) {
+                let over = Instant::now() >= until;
+                late.retain(|(id, open)| match open.upgrade() {
+                    Some(open) => !table.claimed(&open, over),
+                    None => {
+                        table.disconnected.set_late(*id, false);
+                        false
+                    }
+                });
+                drop(table);
+                if late.is_empty() {
+                    return;
+                }
+                thread::sleep(LONG_PAUSE);
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("images".to_owned()).spawn(work) {
+            tracing::error!(%error, "opens whose files are locked stay as they are");
+        }
+    }
+
+    /// Whether nothing more is to be done for an open whose file was not had: it is ours now, or, when
+    /// time is `over`, lost.
+    fn claimed(&self, open: &Arc<Open>, over: bool) -> bool {
+        let id = open.id.persistent;
+        let Some(data) = &open.data else { return true };
+        if open.file.claim(id, data, false).is_err() {
+            if !over {
+                return false;
+            }
+            let origin = &open.origin;
+            lost(&Gone::InUse(image_lock::who(data.as_fd())), &origin.name, &origin.share);
+            // It is closed, and forgotten with that; the file is another's.
+            open.delete_on_close.store(false, Ordering::Release);
+            drop(self.disconnected.take(id));
+        }
+        self.disconnected.set_late(id, false);
+        true
     }
 
     /// Ends in an orderly way, when nobody is served any more: what clients who are away were
@@ -184,8 +270,9 @@ impl OpenFileTable {
         shares: Shares<'_>,
         engine: Engine,
         opens: Vec<Remembered>,
-    ) -> Vec<(Result<Arc<Open>, Gone>, Remembered)> {
-        let patience = Instant::now() + PATIENCE;
+        before: Before,
+    ) -> Vec<(Result<Again, Gone>, Remembered)> {
+        let patience = (before == Before::Here).then(|| Instant::now() + PATIENCE);
         let make = |remembered: &Remembered| self.make_again(shares, engine, remembered, patience);
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let part = opens.len().div_ceil(threads).max(FEW);
@@ -204,8 +291,8 @@ impl OpenFileTable {
         shares: Shares<'_>,
         engine: Engine,
         Remembered { open: record, next, .. }: &Remembered,
-        patience: Instant,
-    ) -> Result<Arc<Open>, Gone> {
+        patience: Option<Instant>,
+    ) -> Result<Again, Gone> {
         let share = shares(record)?;
         let access = Access(record.access);
         let kept = record.promise != Promise::Persistent || share.continuously_available;
@@ -236,6 +323,7 @@ impl OpenFileTable {
             anew: None,
         };
         let system = volume.system(&path);
+        let mut claimed = true;
         let (file, data, stream) = match &record.stream {
             Some(stream) => {
                 let (stream_fd, stream_stat, name) = find_stream(&volume, fd.as_fd(), stream)?;
@@ -257,11 +345,14 @@ impl OpenFileTable {
                 };
                 let joined = self.join(&stat, &system, by);
                 let file = joined.map_err(|_| Gone::Taken)?;
-                if let Some(data) = &data
-                    && let Err(gone) = claim_again(&file, record.id, data, patience)
-                {
-                    self.leave(&file, record.id, |_| {});
-                    return Err(gone);
+                if let Some(data) = &data {
+                    match claim_again(&file, record.id, data, patience) {
+                        Ok(now) => claimed = now,
+                        Err(gone) => {
+                            self.leave(&file, record.id, |_| {});
+                            return Err(gone);
+                        }
+                    }
                 }
                 (file, data, None)
             }
@@ -300,24 +391,40 @@ impl OpenFileTable {
         open.remembered_again(record.promise, timeout, share.continuously_available);
         let open = Arc::new(open);
         self.add_open(&open);
-        Ok(open)
+        Ok(Again { open, claimed })
     }
 }
 
+/// An open that was made again.
+struct Again {
+    open: Arc<Open>,
+    /// Its file is ours; else another node may still have it.
+    claimed: bool,
+}
+
+/// Says that an open is not made again because its file is not to be had.
+fn lost(why: &Gone, name: &str, share: &str) {
+    tracing::error!(%why, name, share, "an open is lost to another program");
+}
+
 /// Claims the file of an open again, before any other program does (see `docs/administration.md`).
+/// Without `patience` there is time for that later; whether it was claimed.
 fn claim_again(
     file: &OpenFile,
     open: u64,
     data: &Arc<LocalFile>,
-    patience: Instant,
-) -> Result<(), Gone> {
+    patience: Option<Instant>,
+) -> Result<bool, Gone> {
     while file.claim(open, data, false).is_err() {
-        if Instant::now() >= patience {
-            return Err(Gone::InUse(image_lock::who(data.as_fd())));
+        match patience {
+            None => return Ok(false),
+            Some(patience) if Instant::now() >= patience => {
+                return Err(Gone::InUse(image_lock::who(data.as_fd())));
+            }
+            Some(_) => thread::sleep(PAUSE),
         }
-        thread::sleep(PAUSE);
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The file that was open, if it is called `path`, parted by `/`.

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -39,6 +39,28 @@ use smb_protocol::{
 /// More opens are not looked through on a thread that serves.
 const MANY: usize = 2048;
 
+/// How often somebody was told to give up what they cache.
+#[derive(Debug, Default)]
+pub struct BreakCount {
+    leases: AtomicU64,
+    oplocks: AtomicU64,
+}
+
+impl BreakCount {
+    fn add(&self, holder: GrantOwner) {
+        let counter = match holder {
+            GrantOwner::Lease(_) => &self.leases,
+            GrantOwner::Open(_) => &self.oplocks,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Breaks of leases, and of oplocks, since the start.
+    pub fn told(&self) -> (u64, u64) {
+        (self.leases.load(Ordering::Relaxed), self.oplocks.load(Ordering::Relaxed))
+    }
+}
+
 /// Everything that is open.
 #[derive(Debug)]
 pub struct OpenFileTable {
@@ -61,6 +83,8 @@ pub struct OpenFileTable {
     pub disconnected: DisconnectedOpens,
     /// Opens that outlive the server.
     pub persistent_opens: PersistentOpens,
+    /// Whom was told to give up what they cache.
+    pub breaks: BreakCount,
     /// What a simulation does to the server.
     #[cfg(any(test, feature = "testing"))]
     pub faults: crate::faults::Faults,
@@ -88,6 +112,7 @@ impl OpenFileTable {
             users: Users::default(),
             disconnected: DisconnectedOpens::default(),
             persistent_opens: PersistentOpens::default(),
+            breaks: BreakCount::default(),
             #[cfg(any(test, feature = "testing"))]
             faults: crate::faults::Faults::default(),
         }
@@ -281,6 +306,7 @@ impl OpenFileTable {
 
     fn tell_each(&self, file: &Arc<OpenFile>, breaks: Vec<Break>) {
         for due in breaks {
+            self.breaks.add(due.holder);
             let (weak, holder, to) = (Arc::downgrade(file), due.holder, due.to);
             let awaited: Awaited = Box::new(move || {
                 let awaits = |file: Arc<OpenFile>| lock(&file.state).caching.awaits(holder, to);

@@ -6,7 +6,7 @@ use super::{RegistrationInfo, Waiter};
 use crate::{
     Version,
     notice::{Change, Notice},
-    view::View,
+    view::{NodeState, View},
 };
 
 /// `WitnessRegistration` (MS-SWN 3.1.1.3).
@@ -65,6 +65,14 @@ impl Pending {
     pub fn change(&mut self, change: Change) {
         self.changes.retain(|other| other.name != change.name);
         self.changes.push(change);
+    }
+
+    /// A floating address is served again, where it was or elsewhere. That it was not for a while stays
+    /// to be told before: whoever used it lost its connections then.
+    pub fn comes(&mut self, address: &str) {
+        let up = Change { name: address.to_owned(), state: NodeState::Up };
+        self.changes.retain(|other| *other != up);
+        self.changes.push(up);
     }
 
     /// Addresses of a node have changed.

@@ -21,6 +21,7 @@ fn view(state: [NodeState; 2], scale_out: bool) -> View {
         own: 0,
         names: vec!["files".into(), "files.example".into()],
         shares: vec![ShareView { name: "vms".into(), scale_out }],
+        floating: Vec::new(),
     }
 }
 
@@ -99,6 +100,58 @@ fn a_list_waits_until_a_node_is_up_and_few_may_wait() {
     engine.set_view(view([NodeState::Down, NodeState::Up], true), S(1));
     let answers = engine.answers();
     assert!(matches!(&answers[..], [(Waiter { call: 1, .. }, Reply::Interfaces(Ok(_)))]));
+}
+
+/// The same with an address that a node serves, or nobody.
+fn floating(node: Option<&str>) -> View {
+    let floating = Floating { address: [192, 0, 2, 50].into(), node: node.map(str::to_owned) };
+    View { floating: vec![floating], ..view(BOTH, false) }
+}
+
+#[test]
+fn whoever_uses_a_floating_address_is_told_that_it_goes_and_that_it_comes() {
+    let mut engine = Engine::new(Limits::default(), floating(Some("ONE")));
+    let address = "192.0.2.50";
+    let uses = Register { address: Some(address.into()), ..wish() };
+    let (user, other) = (registered(&mut engine, uses), registered(&mut engine, wish()));
+    assert_eq!(ask(&mut engine, Request::AsyncNotify(user), 2, 0), Outcome::Waits);
+    assert_eq!(ask(&mut engine, Request::AsyncNotify(other), 3, 0), Outcome::Waits);
+    engine.set_view(floating(None), S(1));
+    assert_eq!(told(&mut engine), [(2, changed(address, NodeState::Down))]);
+    assert_eq!(ask(&mut engine, Request::AsyncNotify(user), 4, 1), Outcome::Waits);
+    engine.set_view(floating(Some("TWO")), S(2));
+    assert_eq!(told(&mut engine), [(4, changed(address, NodeState::Up))]);
+    // Nothing is told twice, and nobody who uses a node's own address hears of it.
+    engine.set_view(floating(Some("TWO")), S(3));
+    assert!(told(&mut engine).is_empty());
+}
+
+#[test]
+fn an_address_that_moved_while_nobody_asked_was_lost_first() {
+    let both = |notice| {
+        let Outcome::Done(Reply::Notified(Ok(Notice::Changed(changes)))) = notice else {
+            panic!("{notice:?}")
+        };
+        changes.iter().map(|change| (change.name.clone(), change.state)).collect::<Vec<_>>()
+    };
+    let lost = |state| ("192.0.2.50".to_owned(), state);
+    // Seen as one change, or as two, or again and again.
+    let histories: [&[_]; 3] = [
+        &[Some("TWO")],
+        &[None, Some("TWO")],
+        &[None, Some("TWO"), None, Some("ONE"), Some("TWO")],
+    ];
+    for history in histories {
+        let mut engine = Engine::new(Limits::default(), floating(Some("ONE")));
+        let uses = Register { address: Some("192.0.2.50".into()), ..wish() };
+        let user = registered(&mut engine, uses);
+        history.iter().for_each(|node| engine.set_view(floating(*node), S(1)));
+        let notice = ask(&mut engine, Request::AsyncNotify(user), 2, 1);
+        assert_eq!(both(notice), [lost(NodeState::Down), lost(NodeState::Up)], "{history:?}");
+        engine.set_view(floating(None), S(2));
+        let notice = ask(&mut engine, Request::AsyncNotify(user), 3, 2);
+        assert_eq!(both(notice), [lost(NodeState::Down)]);
+    }
 }
 
 #[test]

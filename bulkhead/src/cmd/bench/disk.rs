@@ -85,7 +85,7 @@ struct Report {
     server_cpu: Option<Duration>,
 }
 
-/// Runs the subcommand.
+/// Measures the disk and reports what came of it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.rw != Rw::Read && !args.destroy_data {
         bail!(

@@ -26,7 +26,7 @@ pub enum Pattern {
     Seq,
 }
 
-/// What is done.
+/// Whether a load reads, writes, or does both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Rw {
     Read,

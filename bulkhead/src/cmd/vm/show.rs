@@ -11,11 +11,13 @@ pub fn list(reply: Reply, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let width = vms.iter().map(|vm| vm.name.as_str().len()).max().unwrap_or(0).max(4);
-    say!("{:width$}  {:<10}  {:>5}  {:>10}", "NAME", "STATE", "VCPUS", "MEMORY");
+    say!("{:width$}  {:<15}  {:>5}  {:>10}  REASON", "NAME", "STATE", "VCPUS", "MEMORY");
     for vm in vms {
         let memory = format!("{} MiB", vm.memory_mib);
         let (name, state) = (vm.name.as_str(), vm.state.as_str());
-        say!("{name:width$}  {state:<10}  {:>5}  {memory:>10}", vm.vcpus);
+        let reason = vm.reason.unwrap_or_default();
+        let line = format!("{name:width$}  {state:<15}  {:>5}  {memory:>10}  {reason}", vm.vcpus);
+        say!("{}", line.trim_end());
     }
     Ok(())
 }
@@ -55,6 +57,10 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
         row("  longest I/O", format_args!("{:.1} ms", disk.longest_us as f64 / 1e3));
         let ms = disk.longest_pause_us as f64 / 1e3;
         row("  pauses", format_args!("{}, longest {ms:.1} ms", disk.pauses));
+    }
+    for (index, nic) in vm.definition.nics.iter().enumerate() {
+        row("nic", &nic.bridge);
+        row("  address", String::from(vm.definition.mac(index)));
     }
     if let Some(last) = &vm.last_move {
         say!("last move:");

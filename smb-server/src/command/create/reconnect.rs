@@ -139,8 +139,9 @@ fn take(ctx: &Ctx<'_>, open: &Arc<Open>, session: &Session) -> Result<(), Failur
     if !open_files.disconnected.has(open.id.persistent) {
         return Err(still_held(ctx, open, session));
     }
-    // Requests of the connection that is gone may still be on their way to the disk.
-    if Arc::strong_count(open) > 2 {
+    // Requests of the connection that is gone may still be on their way to the disk, and its file may be
+    // held for a node that is gone.
+    if Arc::strong_count(open) > 2 || open_files.disconnected.is_late(open.id.persistent) {
         return Err(soon(open));
     }
     session.room_for_open(ctx.ex.limits().opens_per_session)?;

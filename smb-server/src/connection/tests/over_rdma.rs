@@ -30,7 +30,14 @@ use crate::{
 #[derive(Debug)]
 struct Counting {
     endpoint: Box<dyn Endpoint>,
-    invalidations: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
+}
+
+/// Reads and writes of clients' memory, and messages by which a right to it ends.
+#[derive(Debug, Default)]
+struct Counts {
+    transfers: AtomicUsize,
+    invalidations: AtomicUsize,
 }
 
 impl Endpoint for Counting {
@@ -60,16 +67,18 @@ impl Endpoint for Counting {
 
     fn post_send(&mut self, message: Message) -> Result<(), Lost> {
         if message.invalidate.is_some() {
-            self.invalidations.fetch_add(1, Ordering::Relaxed);
+            self.counts.invalidations.fetch_add(1, Ordering::Relaxed);
         }
         self.endpoint.post_send(message)
     }
 
     fn post_read(&mut self, id: u64, from: Vec<Part>, buffer: Vec<u8>) -> Result<(), Lost> {
+        self.counts.transfers.fetch_add(1, Ordering::Relaxed);
         self.endpoint.post_read(id, from, buffer)
     }
 
     fn post_write(&mut self, id: u64, to: Vec<Part>, data: Bytes) -> Result<(), Lost> {
+        self.counts.transfers.fetch_add(1, Ordering::Relaxed);
         self.endpoint.post_write(id, to, data)
     }
 
@@ -91,13 +100,13 @@ async fn serve(
     listener: Box<dyn Listener>,
     server: Arc<Server>,
     stopped: watch::Receiver<bool>,
-    invalidations: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
 ) {
     let census: Arc<Census> = Arc::default();
     while let Ok(endpoint) = listener.accept().await {
         let room = Room { all: 100, each: 100, strangers: 100 };
         let counted = census.enter(endpoint.peer().ip(), room).await.expect("there is room");
-        let endpoint = Box::new(Counting { endpoint, invalidations: invalidations.clone() });
+        let endpoint = Box::new(Counting { endpoint, counts: counts.clone() });
         let (server, stopped) = (server.clone(), stopped.clone());
         tokio::spawn(async move {
             let connection = Connection::passive(endpoint, Parameters::passive()).await.unwrap();
@@ -130,7 +139,7 @@ async fn a_client_over_rdma_is_served_as_one_over_tcp() {
         let config = Config::parse(&text, &folder.path().join("c")).unwrap();
         let server = Arc::new(Server::new(config).unwrap());
         let (stop, stopped) = watch::channel(false);
-        let counted = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::<Counts>::default();
         let fabric = Fabric::default();
         let listener = fabric.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let port = listener.local().unwrap().port();
@@ -151,10 +160,14 @@ async fn a_client_over_rdma_is_served_as_one_over_tcp() {
         }
         assert!(again == data, "{settings}");
         assert_eq!(std::fs::read(folder.path().join("files/f")).unwrap()[8192..], data);
-        // 3.0 ends no right of ours; each of the others' reads and writes of memory does, encrypted or not.
-        let ended = counted.load(Ordering::Relaxed);
-        let invalidates = !settings.contains("max_dialect");
-        assert_eq!(ended > 0, invalidates, "{settings}: {ended}");
+        // SMB 2, and who signs, has the data in messages; 3.0 ends no right; all others do with each answer.
+        let [transfers, ended] =
+            [&counted.transfers, &counted.invalidations].map(|count| count.load(Ordering::Relaxed));
+        let by_rdma = !settings.contains("'2.1'")
+            && (signing != Signing::Required || encryption == Encryption::Required);
+        let invalidates = by_rdma && !settings.contains("'3.0'");
+        let text = format!("{settings} {signing:?}: {transfers} transfers, {ended} invalidations");
+        assert_eq!((transfers > 0, ended > 0), (by_rdma, invalidates), "{text}");
         drop((file, tree, session));
         // Nobody is served any more.
         drop(stop);

@@ -171,6 +171,9 @@ fn a_folder_keeps_its_name_if_somebody_comes_while_others_are_asked() {
             waiting.join().unwrap()
         });
         assert_eq!(status, if alone { NtStatus::SUCCESS } else { DENIED });
+        if alone {
+            assert_eq!(house.server.open_files.breaks.told(), (2, 0), "leases, and oplocks");
+        }
     }
 }
 

@@ -82,6 +82,14 @@ impl House {
         self.server.recover().unwrap();
     }
 
+    /// Recovers as a server does that has the shares from another node, whose locks the file system may
+    /// hold for so long.
+    pub fn take_over(&self, locks: std::time::Duration) {
+        let _inside = self.runtime.enter();
+        let opened = LocalStore::open(&self.folder.path().join("state"), "opens").unwrap();
+        self.server.take_over(opened, locks);
+    }
+
     pub fn files(&self) -> std::path::PathBuf {
         self.folder.path().join("files")
     }
@@ -403,6 +411,7 @@ type Before = dyn Fn(&Batch) -> Result<(), StoreError> + Send + Sync;
 pub struct Guarded {
     inner: Arc<dyn Store>,
     before: Box<Before>,
+    most: usize,
 }
 
 impl Guarded {
@@ -410,7 +419,16 @@ impl Guarded {
         inner: Arc<dyn Store>,
         before: impl Fn(&Batch) -> Result<(), StoreError> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self { inner, before: Box::new(before) })
+        Arc::new(Self { inner, before: Box::new(before), most: usize::MAX })
+    }
+
+    /// One that takes so many changes at once, as etcd does.
+    pub fn at_most(inner: Arc<dyn Store>, most: usize) -> Arc<Self> {
+        let before = move |batch: &Batch| match batch.changes().len() {
+            count if count > most => Err(StoreError::TooLong(count)),
+            _ => Ok(()),
+        };
+        Arc::new(Self { inner, before: Box::new(before), most })
     }
 }
 
@@ -430,6 +448,10 @@ impl Store for Guarded {
             Ok(()) => self.inner.commit(batch),
             Err(error) => Commit::ready(Err(error)),
         }
+    }
+
+    fn most_changes(&self) -> usize {
+        self.most
     }
 
     fn read(&self, key: &[u8]) -> Answer<Option<Entry>> {

@@ -43,6 +43,7 @@ mod remote;
 mod reparse;
 mod resilient;
 pub mod signer;
+mod taken_over;
 mod waits;
 
 use super::*;

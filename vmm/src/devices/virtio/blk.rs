@@ -12,7 +12,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -21,13 +21,13 @@ use std::{
 use block_io::{Disk, Geometry};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
-use super::{Backend, Drain, QueueIo, Turn, Worker, chain::Chain, give_way};
-use crate::platform::{
-    bus::lock,
-    error::chain as causes,
-    lifecycle::{Control, EndReason},
-    memory::GuestRam,
+use super::{
+    Backend, Drain, QueueIo, Turn, Worker,
+    chain::Chain,
+    give_way,
+    storage::{Kind, LossRule, Storage, Trouble},
 };
+use crate::platform::{bus::lock, error::chain as causes, lifecycle::Control, memory::GuestRam};
 
 const SECTOR: u64 = 512;
 const F_SIZE_MAX: u64 = 1 << 1;
@@ -63,8 +63,8 @@ const MOST_BYTES: u64 = SEGMENTS as u64 * SEGMENT as u64;
 const IN_FLIGHT: usize = 128;
 /// Larger requests are carried out in pieces of this size, which bounds memory.
 const PIECE: usize = 1 << 20;
-/// Buffers up to this size are kept for the next request.
-const KEEP: usize = 128 * 1024;
+/// Bytes of buffers that are kept for the next requests, of all queues together.
+const KEEP: usize = 8 << 20;
 /// Most sectors of one discard or write-zeroes.
 const MOST_SECTORS: u32 = (1 << 30) / SECTOR as u32;
 
@@ -96,17 +96,35 @@ pub struct Counters {
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// When a queue's requests last went on.
-struct Progress(Instant);
+struct Progress {
+    queue: u16,
+    since: Instant,
+}
 
 impl Progress {
+    /// Requests are under way where none were.
+    fn begin(&mut self, blk: &Blk) {
+        self.since = Instant::now();
+        blk.storage.goes_on(self.queue, self.since);
+    }
+
     /// Requests were completed: counts a pause before that.
-    fn completed(&mut self, counters: &Counters) {
+    fn completed(&mut self, blk: &Blk) {
         let now = Instant::now();
-        let quiet = now.duration_since(std::mem::replace(&mut self.0, now));
+        let quiet = now.duration_since(std::mem::replace(&mut self.since, now));
         if quiet >= PAUSE {
             let micros = u64::try_from(quiet.as_micros()).unwrap_or(u64::MAX);
-            counters.pauses.fetch_add(1, Ordering::Relaxed);
-            counters.longest_pause_us.fetch_max(micros, Ordering::Relaxed);
+            blk.counters.pauses.fetch_add(1, Ordering::Relaxed);
+            blk.counters.longest_pause_us.fetch_max(micros, Ordering::Relaxed);
+        }
+    }
+
+    /// What was completed is with the guest; whether more is under way.
+    fn handed_on(&self, blk: &Blk, more: bool) {
+        if more {
+            blk.storage.goes_on(self.queue, self.since);
+        } else {
+            blk.storage.rests(self.queue);
         }
     }
 }
@@ -120,11 +138,17 @@ pub struct Blk {
     id: [u8; 20],
     /// The open disk; empty while another host has it.
     disk: RwLock<Option<Arc<dyn Disk>>>,
-    /// Where the disk is, and the machine that cannot go on without it.
-    machine: OnceLock<(String, Arc<Control>)>,
+    storage: Storage,
     /// What was done for the guest since the machine was built.
     pub counters: Counters,
-    pool: Mutex<Vec<Vec<u8>>>,
+    pool: Mutex<Pool>,
+}
+
+/// Buffers that are kept for the next requests, and the bytes that they have.
+#[derive(Debug, Default)]
+struct Pool {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
 }
 
 impl Blk {
@@ -139,29 +163,25 @@ impl Blk {
             queues,
             id: name,
             disk: RwLock::new(None),
-            machine: OnceLock::new(),
+            storage: Storage::new(queues),
             counters: Counters::default(),
             pool: Mutex::default(),
         }
     }
 
-    /// Says whose machine ends when the disk at `location` is taken from it.
+    /// Says whose machine cannot go on when the disk at `location` is away.
     pub fn belongs_to(&self, machine: &Arc<Control>, location: &str) {
-        self.machine.get_or_init(|| (location.to_owned(), machine.clone()));
+        self.storage.belongs_to(machine, location);
     }
 
-    /// The disk is another's now, and does not come back: the guest would only meet errors.
-    fn taken(&self, why: &str) {
-        if let Some((location, machine)) = self.machine.get() {
-            machine.end(EndReason::Failed(format!(
-                "disk {location} was taken from it: another run of the VM has it, or its server has \
-                 forgotten who had it ({why}); what the guest had flushed is on the disk"
-            )));
-        }
+    /// Says what the guest sees of storage that is away.
+    pub fn set_loss_rule(&self, rule: LossRule) {
+        self.storage.set_rule(rule);
     }
 
-    fn log_name(&self) -> &str {
-        self.machine.get().map_or("", |(location, _)| location)
+    /// What keeps the machine from going on, if it is this disk; silence of `patience` and longer does.
+    pub fn trouble(&self, patience: Duration) -> Option<Trouble> {
+        self.storage.trouble(patience)
     }
 
     /// Gives the device its disk; it must have the shape the device was made with.
@@ -191,7 +211,12 @@ impl Blk {
     }
 
     fn buffer(&self, len: usize) -> Vec<u8> {
-        let mut buffer = lock(&self.pool).pop().unwrap_or_default();
+        let mut buffer = {
+            let mut pool = lock(&self.pool);
+            let buffer = pool.buffers.pop().unwrap_or_default();
+            pool.bytes -= buffer.capacity();
+            buffer
+        };
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
@@ -200,8 +225,10 @@ impl Blk {
 
     fn give_back(&self, buffer: Vec<u8>) {
         let mut pool = lock(&self.pool);
-        if buffer.len() <= KEEP && pool.len() < IN_FLIGHT {
-            pool.push(buffer);
+        let bytes = pool.bytes + buffer.capacity();
+        if bytes <= KEEP && pool.buffers.len() < IN_FLIGHT {
+            pool.bytes = bytes;
+            pool.buffers.push(buffer);
         }
     }
 }
@@ -253,7 +280,8 @@ impl Backend for Blk {
         put(34, &self.queues.to_le_bytes());
         put(36, &MOST_SECTORS.to_le_bytes());
         put(40, &1u32.to_le_bytes());
-        let discard = self.geometry.discard_granularity.max(logical) / SECTOR as u32;
+        // A disk may free whole blocks best, and its file gives back what is smaller, too.
+        let discard = self.geometry.physical_sector.max(logical) / SECTOR as u32;
         put(44, &discard.to_le_bytes());
         put(48, &MOST_SECTORS.to_le_bytes());
         put(52, &1u32.to_le_bytes());
@@ -275,7 +303,7 @@ struct Done {
 async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
     let disk = blk.disk();
     let mut in_flight = FuturesUnordered::new();
-    let mut progress = Progress(Instant::now());
+    let mut progress = Progress { queue: io.index, since: Instant::now() };
     let mut turn = Turn::default();
     loop {
         turn.renew().await;
@@ -299,7 +327,7 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
                 }
                 let popped = in_flight.len() > before;
                 if popped && before == 0 {
-                    progress.0 = Instant::now();
+                    progress.begin(&blk);
                 }
                 if in_flight.len() >= IN_FLIGHT || !io.rearm(popped) {
                     break;
@@ -309,7 +337,7 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
         tokio::select! {
             biased;
             Some(done) = in_flight.next(), if !in_flight.is_empty() => {
-                progress.completed(&blk.counters);
+                progress.completed(&blk);
                 io.push(done.head, done.written);
                 turn.took(done.bytes);
                 while !turn.is_over()
@@ -318,6 +346,7 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
                     io.push(done.head, done.written);
                     turn.took(done.bytes);
                 }
+                progress.handed_on(&blk, !in_flight.is_empty());
                 io.signal();
             }
             changed = drain.changed() => if changed.is_err() { return io },
@@ -341,14 +370,9 @@ async fn request(blk: &Blk, disk: Option<&dyn Disk>, mem: &GuestRam, chain: &Cha
     let status = match outcome {
         Ok(()) => S_OK,
         Err(Refused::Unsupported) => S_UNSUPPORTED,
-        Err(Refused::Taken(why)) => {
-            blk.counters.errors.fetch_add(1, Ordering::Relaxed);
-            blk.taken(&why);
-            S_IOERR
-        }
         Err(Refused::Io(why)) => {
             if blk.counters.errors.fetch_add(1, Ordering::Relaxed) < 10 {
-                tracing::warn!(disk = blk.log_name(), why, "a guest's disk request failed");
+                tracing::warn!(disk = blk.storage.location(), why, "a guest's disk request failed");
             }
             S_IOERR
         }
@@ -361,15 +385,23 @@ async fn request(blk: &Blk, disk: Option<&dyn Disk>, mem: &GuestRam, chain: &Cha
 
 enum Refused {
     Unsupported,
-    Taken(String),
     Io(String),
 }
 
 impl From<block_io::Error> for Refused {
     fn from(error: block_io::Error) -> Self {
-        let why = causes(&error);
-        if matches!(error, block_io::Error::Fenced(_)) { Self::Taken(why) } else { Self::Io(why) }
+        Self::Io(causes(&error))
     }
+}
+
+/// Has a disk do something, until it is done or the guest is to see that it failed.
+macro_rules! persist {
+    ($blk:expr, $kind:expr, $what:expr) => {{
+        let mut held = None;
+        while let Err(error) = $what.await {
+            $blk.storage.bear(error, $kind, &mut held).await?;
+        }
+    }};
 }
 
 impl From<super::chain::BadChain> for Refused {
@@ -386,8 +418,15 @@ fn byte(sector: u64) -> Result<u64, Refused> {
     sector.checked_mul(SECTOR).ok_or_else(|| Refused::Io(format!("sector {sector}")))
 }
 
-/// The bytes that a discard or write-zeroes is about: offset and length (virtio 1.2 §5.2.6).
-fn segment(mem: &GuestRam, chain: &Chain, kind: u32) -> Result<(u64, u64), Refused> {
+/// What a discard or write-zeroes is about (virtio 1.2 §5.2.6).
+struct Segment {
+    offset: u64,
+    len: u64,
+    /// The space may be given back.
+    unmap: bool,
+}
+
+fn segment(mem: &GuestRam, chain: &Chain, kind: u32) -> Result<Segment, Refused> {
     let mut segment = [0; 16];
     chain.read(mem, HEADER, &mut segment)?;
     let word = |at: usize| {
@@ -402,7 +441,8 @@ fn segment(mem: &GuestRam, chain: &Chain, kind: u32) -> Result<(u64, u64), Refus
     if flags & !1 != 0 || (kind == T_DISCARD && flags != 0) {
         return Err(Refused::Unsupported);
     }
-    Ok((byte(start)?, u64::from(sectors) * SECTOR))
+    let len = u64::from(sectors) * SECTOR;
+    Ok(Segment { offset: byte(start)?, len, unmap: flags & 1 != 0 })
 }
 
 async fn carry_out(
@@ -432,7 +472,7 @@ async fn carry_out(
             let mut buffer = blk.buffer(PIECE.min(data_room as usize));
             while *written < data_room {
                 let len = PIECE.min((data_room - *written) as usize);
-                disk.read_at(offset + *written, &mut buffer[..len]).await?;
+                persist!(blk, Kind::Read, disk.read_at(offset + *written, &mut buffer[..len]));
                 chain.write(mem, *written, &buffer[..len])?;
                 *written += len as u64;
                 if *written < data_room {
@@ -455,7 +495,7 @@ async fn carry_out(
             while done < len {
                 let part = PIECE.min((len - done) as usize);
                 chain.read(mem, HEADER + done, &mut buffer[..part])?;
-                disk.write_at(offset + done, &buffer[..part]).await?;
+                persist!(blk, Kind::Write, disk.write_at(offset + done, &buffer[..part]));
                 done += part as u64;
                 if done < len {
                     give_way().await;
@@ -467,7 +507,7 @@ async fn carry_out(
         }
         T_FLUSH => {
             if !blk.read_only {
-                disk.flush().await?;
+                persist!(blk, Kind::Flush, disk.flush());
             }
             counters.flushes.fetch_add(1, Ordering::Relaxed);
         }
@@ -477,11 +517,13 @@ async fn carry_out(
             *written = len;
         }
         T_DISCARD | T_WRITE_ZEROES if !blk.read_only => {
-            let (offset, len) = segment(mem, chain, kind)?;
+            let Segment { offset, len, unmap } = segment(mem, chain, kind)?;
             if kind == T_DISCARD {
-                disk.discard(offset, len).await?;
+                persist!(blk, Kind::Write, disk.discard(offset, len));
+            } else if unmap {
+                persist!(blk, Kind::Write, disk.write_zeroes(offset, len));
             } else {
-                disk.write_zeroes(offset, len).await?;
+                persist!(blk, Kind::Write, disk.write_zeroes_kept(offset, len));
             }
         }
         _ => return Err(Refused::Unsupported),

@@ -16,7 +16,9 @@
 pub mod blk;
 pub mod chain;
 pub mod console;
+pub mod net;
 pub mod rng;
+pub mod storage;
 pub mod transport;
 mod worker;
 
@@ -35,7 +37,7 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,
 };
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::chain::Chain;
@@ -70,7 +72,8 @@ pub struct QueueIo {
 }
 
 impl QueueIo {
-    fn new(
+    /// A queue at its positions, and what its worker needs.
+    pub fn new(
         index: u16,
         queue: Queue,
         mem: Arc<GuestRam>,
@@ -86,6 +89,11 @@ impl QueueIo {
     pub fn pop(&mut self) -> Option<Chain> {
         let chain = self.queue.pop_descriptor_chain(&*self.mem)?;
         Some(Chain::collect(chain))
+    }
+
+    /// Makes the request that was taken last the next one again.
+    pub fn take_back(&mut self) {
+        self.queue.go_to_previous_position();
     }
 
     /// Gives a request back with the number of bytes written into it.

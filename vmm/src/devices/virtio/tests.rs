@@ -35,6 +35,8 @@ const WRITABLE: u16 = 2;
 struct QuickDisk {
     reads: AtomicUsize,
     writes: AtomicUsize,
+    zeroed: AtomicUsize,
+    zeroed_and_kept: AtomicUsize,
 }
 
 impl Disk for QuickDisk {
@@ -66,6 +68,12 @@ impl Disk for QuickDisk {
     }
 
     fn write_zeroes(&self, _: u64, _: u64) -> IoFuture<'_, ()> {
+        self.zeroed.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn write_zeroes_kept(&self, _: u64, _: u64) -> IoFuture<'_, ()> {
+        self.zeroed_and_kept.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(()) })
     }
 
@@ -241,4 +249,39 @@ fn a_driver_is_told_how_long_a_segment_may_be() {
     let (blk, _) = blk();
     assert_ne!(blk.features() & 1 << 1, 0);
     assert_eq!(blk.config()[8..16], [0, 0, 16, 0, 254, 0, 0, 0]);
+}
+
+/// Space is given back by a write of zeros only where the driver lets it (virtio 1.2 §5.2.6.2).
+#[test]
+fn zeros_keep_their_space_unless_it_may_go() {
+    const WRITE_ZEROES: u32 = 13;
+    for (unmap, expected) in [(0u32, (0, 1)), (1, (1, 0))] {
+        let (blk, disk) = blk();
+        let pieces = [(HEADER, 16, 0), (DATA, 16, 0), (STATUS, 1, WRITABLE)];
+        let Some(mut rig) = rig(blk, 0, &pieces) else { return };
+        rig.ram.write_obj(WRITE_ZEROES, GuestAddress(HEADER)).unwrap();
+        rig.ram.write_obj([0u32, 0, 8, unmap], GuestAddress(DATA)).unwrap();
+        rig.ram.write_obj(1u16, GuestAddress(AVAIL + 2)).unwrap();
+        while rig.used() == 0 {
+            rig.poll();
+        }
+        assert_eq!(rig.ram.read_obj::<u8>(GuestAddress(STATUS)).unwrap(), 0);
+        let asked =
+            [&disk.zeroed, &disk.zeroed_and_kept].map(|count| count.load(Ordering::Relaxed));
+        assert_eq!((asked[0], asked[1]), expected);
+    }
+}
+
+/// What a disk frees best is a block of an image; what it frees at all is less, and is what a guest's
+/// discards are to be made of.
+#[test]
+fn a_guest_gives_back_what_is_smaller_than_a_block() {
+    let geometry = Geometry {
+        size: 1 << 30,
+        logical_sector: 512,
+        physical_sector: 4096,
+        discard_granularity: 32 << 20,
+    };
+    let config = Blk::new(geometry, false, 1, "x").config();
+    assert_eq!(config[44..48], 8u32.to_le_bytes());
 }

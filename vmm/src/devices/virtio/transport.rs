@@ -7,6 +7,7 @@
 //! ```
 
 mod saved;
+mod space;
 
 use std::{
     panic::{AssertUnwindSafe, resume_unwind},
@@ -23,8 +24,8 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use self::saved::SavedQueue;
 pub use self::saved::SavedVirtio;
+use self::{saved::SavedQueue, space::config_space};
 use super::{Backend, F_EVENT_IDX, F_INDIRECT, F_VERSION_1, Kick, QueueIo};
 use crate::{
     devices::pci::{
@@ -34,7 +35,7 @@ use crate::{
     },
     platform::{
         bus::{Bus, BusDevice},
-        error::{Error, panic_text},
+        error::{Error, chain, panic_text},
         irq::IrqRouter,
         lifecycle::{Control, EndReason},
         memory::GuestRam,
@@ -50,13 +51,23 @@ const TABLE: u64 = 0x4000;
 const PENDING: u64 = 0x5000;
 
 const STATUS_DRIVER_OK: u8 = 4;
+const STATUS_FEATURES_OK: u8 = 8;
 const STATUS_NEEDS_RESET: u8 = 64;
+/// Bit of the ISR status: the configuration has changed, or the device needs a reset.
+const ISR_CONFIG: u8 = 2;
 
 struct Slot {
     saved: SavedQueue,
     kick: EventFd,
     /// The queue's worker while the device runs, and until it has ended.
     worker: Option<JoinHandle<QueueIo>>,
+}
+
+/// BAR 0 as it is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Window {
+    at: u64,
+    doorbells: bool,
 }
 
 /// A virtio function on the PCI bus.
@@ -72,8 +83,11 @@ pub struct VirtioPci {
     msix: Arc<Msix>,
     msix_capability: usize,
     pci_capability: usize,
-    /// Where BAR 0 is registered on the bus and with KVM.
-    bar: u64,
+    /// Itself, as the bus has it.
+    this: Weak<Mutex<Self>>,
+    /// Where BAR 0 is on the bus, and whether its doorbells are with KVM; nowhere while the function
+    /// answers no memory accesses (PCI 3.0 §6.2.2).
+    window: Option<Window>,
     device_feature_select: u32,
     driver_feature_select: u32,
     driver_features: u64,
@@ -81,6 +95,8 @@ pub struct VirtioPci {
     queue_select: u16,
     status: u8,
     isr: u8,
+    /// Counts changes of the device's configuration (virtio 1.2 §2.5.1).
+    generation: u8,
     /// A reset that the guest asked for is not done: workers from before it have not ended.
     resetting: bool,
     /// A worker has panicked since the last reset.
@@ -113,7 +129,7 @@ pub struct Machine {
 }
 
 impl VirtioPci {
-    /// Makes a function with BAR 0 at `bar` and puts it on the MMIO bus.
+    /// Makes a function with BAR 0 at `bar`. It is on the MMIO bus when, and where, the guest says.
     pub fn new(
         machine: &Machine,
         backend: Arc<dyn Backend>,
@@ -129,54 +145,85 @@ impl VirtioPci {
                 Ok(Slot { saved: SavedQueue::blank(backend.queue_size()), kick, worker: None })
             })
             .collect::<Result<_, Error>>()?;
-        let this = Self {
-            backend,
-            vm: machine.vm.clone(),
-            mmio: Arc::downgrade(&machine.mmio),
-            mem: machine.mem.clone(),
-            runtime: machine.runtime.clone(),
-            control: machine.control.clone(),
-            config,
-            msix,
-            msix_capability,
-            pci_capability,
-            bar,
-            device_feature_select: 0,
-            driver_feature_select: 0,
-            driver_features: 0,
-            config_vector: NO_VECTOR,
-            queue_select: 0,
-            status: 0,
-            isr: 0,
-            resetting: false,
-            failed: Arc::default(),
-            slots,
-            drain: watch::Sender::new(false),
-        };
-        this.doorbells(true)?;
-        let this = Arc::new(Mutex::new(this));
-        machine.mmio.insert(bar..bar + u64::from(BAR_SIZE), this.clone());
-        Ok(this)
+        let failed = Arc::default();
+        Ok(Arc::new_cyclic(|this| {
+            Mutex::new(Self {
+                this: this.clone(),
+                backend,
+                vm: machine.vm.clone(),
+                mmio: Arc::downgrade(&machine.mmio),
+                mem: machine.mem.clone(),
+                runtime: machine.runtime.clone(),
+                control: machine.control.clone(),
+                config,
+                msix,
+                msix_capability,
+                pci_capability,
+                window: None,
+                device_feature_select: 0,
+                driver_feature_select: 0,
+                driver_features: 0,
+                config_vector: NO_VECTOR,
+                queue_select: 0,
+                status: 0,
+                isr: 0,
+                generation: 0,
+                resetting: false,
+                failed,
+                slots,
+                drain: watch::Sender::new(false),
+            })
+        }))
     }
 
-    fn doorbells(&self, register: bool) -> Result<(), Error> {
-        for (index, slot) in self.slots.iter().enumerate() {
-            let address = IoEventAddress::Mmio(self.bar + NOTIFY + 4 * index as u64);
-            if register {
-                self.vm
-                    .register_ioevent(&slot.kick, &address, NoDatamatch)
-                    .map_err(Error::kvm("register an ioeventfd"))?;
-            } else {
-                self.vm
-                    .unregister_ioevent(&slot.kick, &address, NoDatamatch)
-                    .map_err(Error::kvm("unregister an ioeventfd"))?;
+    fn doorbell(bar: u64, queue: usize) -> IoEventAddress {
+        IoEventAddress::Mmio(bar + NOTIFY + 4 * queue as u64)
+    }
+
+    /// Has KVM take the doorbells of a window at `bar`. If it does not take them all it takes none:
+    /// another function is there too.
+    fn register_doorbells(&self, bar: u64) -> Result<(), Error> {
+        for (queue, slot) in self.slots.iter().enumerate() {
+            let address = Self::doorbell(bar, queue);
+            if let Err(error) = self.vm.register_ioevent(&slot.kick, &address, NoDatamatch) {
+                self.forget_doorbells(bar, queue);
+                return Err(Error::kvm("register an ioeventfd")(error));
             }
         }
         Ok(())
     }
 
+    /// Takes the first `count` doorbells of a window at `bar` back from KVM.
+    fn forget_doorbells(&self, bar: u64, count: usize) {
+        for (queue, slot) in self.slots.iter().enumerate().take(count) {
+            let address = Self::doorbell(bar, queue);
+            if let Err(error) = self.vm.unregister_ioevent(&slot.kick, &address, NoDatamatch) {
+                tracing::warn!(%error, queue, "a doorbell stays with KVM");
+            }
+        }
+    }
+
     fn features(&self) -> u64 {
         self.backend.features() | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT
+    }
+
+    /// Says that only a reset makes the device work again, and interrupts a driver that runs
+    /// (virtio 1.2 §2.1.2).
+    fn need_reset(&mut self) {
+        self.status |= STATUS_NEEDS_RESET;
+        if self.status & STATUS_DRIVER_OK != 0 {
+            self.isr |= ISR_CONFIG;
+            self.msix.signal(self.config_vector);
+        }
+    }
+
+    /// The device's own configuration has changed: a driver that runs is told.
+    pub fn config_changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        if self.status & STATUS_DRIVER_OK != 0 {
+            self.isr |= ISR_CONFIG;
+            self.msix.signal(self.config_vector);
+        }
     }
 
     /// Starts the workers of all queues that are set up and have none.
@@ -206,7 +253,7 @@ impl VirtioPci {
                 Ok(queue) if queue.is_valid(&*self.mem) => queue,
                 _ => {
                     tracing::warn!(index, "a guest's queue is not usable");
-                    self.status |= STATUS_NEEDS_RESET;
+                    self.need_reset();
                     continue;
                 }
             };
@@ -214,7 +261,7 @@ impl VirtioPci {
                 Ok(kick) => kick,
                 Err(error) => {
                     tracing::error!(%error, "cannot start a queue");
-                    self.status |= STATUS_NEEDS_RESET;
+                    self.need_reset();
                     continue;
                 }
             };
@@ -251,6 +298,7 @@ impl VirtioPci {
     /// and answers false.
     pub fn finish_pause(&mut self, deadline: Instant) -> bool {
         let runtime = self.runtime.clone();
+        let mut failed = false;
         for slot in &mut self.slots {
             let Some(mut worker) = slot.worker.take() else { continue };
             let at = tokio::time::Instant::from_std(deadline);
@@ -261,13 +309,16 @@ impl VirtioPci {
                     slot.saved.next_used = io.queue.next_used();
                 }
                 // It has said so itself.
-                Ok(Err(_)) => self.status |= STATUS_NEEDS_RESET,
+                Ok(Err(_)) => failed = true,
                 Err(_) => {
                     slot.worker = Some(worker);
                     self.start_workers();
                     return false;
                 }
             }
+        }
+        if failed {
+            self.need_reset();
         }
         if self.resetting {
             self.finish_reset();
@@ -346,18 +397,29 @@ impl VirtioPci {
         self.isr = 0;
     }
 
-    /// Moves the doorbells and the bus entry if the guest moved BAR 0.
-    fn follow_bar(&mut self) -> Result<(), Error> {
-        let bar = u64::from(self.config.bar0());
-        if bar == self.bar || !self.config.memory_enabled() {
-            return Ok(());
+    /// Has the window where the guest has put BAR 0 and lets it be seen, and nowhere else. Firmware
+    /// moves the windows of several functions through each other's places, with accesses off meanwhile.
+    fn follow_bar(&mut self) {
+        let wanted = self.config.memory_enabled().then(|| u64::from(self.config.bar0()));
+        if wanted == self.window.map(|window| window.at) {
+            return;
         }
-        self.doorbells(false)?;
-        if let Some(mmio) = self.mmio.upgrade() {
-            mmio.relocate(self.bar, bar);
+        let (Some(mmio), Some(this)) = (self.mmio.upgrade(), self.this.upgrade()) else { return };
+        let this: Arc<Mutex<dyn BusDevice>> = this;
+        if let Some(old) = self.window.take() {
+            if old.doorbells {
+                self.forget_doorbells(old.at, self.slots.len());
+            }
+            mmio.remove(old.at, &this);
         }
-        self.bar = bar;
-        self.doorbells(true)
+        if let Some(at) = wanted {
+            // Without them a notification comes by the bus, which is slower.
+            let doorbells = self.register_doorbells(at).inspect_err(|error| {
+                tracing::warn!(error = chain(error), at, "a guest's window has no doorbells");
+            });
+            mmio.insert(at..at + u64::from(BAR_SIZE), this);
+            self.window = Some(Window { at, doorbells: doorbells.is_ok() });
+        }
     }
 
     fn common(&self) -> [u8; 64] {
@@ -376,6 +438,7 @@ impl VirtioPci {
         put(0x12, &(self.slots.len() as u16).to_le_bytes());
         let failed = self.failed.load(Ordering::Acquire);
         put(0x14, &[self.status | if failed { STATUS_NEEDS_RESET } else { 0 }, 0]);
+        put(0x15, &[self.generation]);
         put(0x16, &self.queue_select.to_le_bytes());
         if let Some(slot) = self.slots.get(usize::from(self.queue_select)) {
             let queue = &slot.saved;
@@ -407,7 +470,7 @@ impl VirtioPci {
         match offset {
             0x00 => self.device_feature_select = value as u32,
             0x08 => self.driver_feature_select = value as u32,
-            0x0c if idle => {
+            0x0c if self.status & STATUS_FEATURES_OK == 0 => {
                 let shift = match self.driver_feature_select {
                     0 => 0,
                     1 => 32,
@@ -455,9 +518,18 @@ impl VirtioPci {
             self.reset();
             return;
         }
-        let started = status & !self.status & STATUS_DRIVER_OK != 0;
-        self.status |= status;
-        if started {
+        let mut set = status & !self.status & !STATUS_NEEDS_RESET;
+        // The driver reads back whether its features are taken (virtio 1.2 §2.2.2, §3.1.1): without
+        // VERSION_1 they are those of a legacy driver, which this is no device for.
+        if self.driver_features & F_VERSION_1 == 0 {
+            set &= !(STATUS_FEATURES_OK | STATUS_DRIVER_OK);
+        }
+        // Nothing starts before the features are agreed on.
+        if (self.status | set) & STATUS_FEATURES_OK == 0 {
+            set &= !STATUS_DRIVER_OK;
+        }
+        self.status |= set;
+        if set & STATUS_DRIVER_OK != 0 {
             self.start_workers();
         }
     }
@@ -499,7 +571,7 @@ impl VirtioPci {
     }
 
     /// The BAR window in configuration space: offset and length of the access.
-    fn window(&self) -> Option<(u64, usize)> {
+    fn config_window(&self) -> Option<(u64, usize)> {
         let mut cap = [0; 20];
         self.config.read(self.pci_capability, &mut cap);
         let word = |at: usize| u32::from_le_bytes([cap[at], cap[at + 1], cap[at + 2], cap[at + 3]]);
@@ -507,36 +579,6 @@ impl VirtioPci {
         let fits = cap[4] == 0 && matches!(len, 1 | 2 | 4) && offset < BAR_SIZE - 4;
         fits.then_some((u64::from(offset), len))
     }
-}
-
-/// Configuration space of a function and the places of its BAR window and MSI-X capabilities.
-fn config_space(backend: &dyn Backend, bar: u32) -> (ConfigSpace, usize, usize) {
-    const VENDOR: u8 = 9;
-    const MSIX: u8 = 0x11;
-    let mut config = ConfigSpace::new(0x1af4, 0x1040 + backend.kind(), backend.class());
-    config.set_bar0(bar, BAR_SIZE);
-    // cap_len, cfg_type, bar, id, padding, offset, length (virtio 1.2 §4.1.4).
-    let capability = |len: u8, kind: u8, offset: u64, size: u32| {
-        let mut body = vec![len, kind, 0, 0, 0, 0];
-        body.extend((offset as u32).to_le_bytes());
-        body.extend(size.to_le_bytes());
-        body
-    };
-    config.add_capability(VENDOR, &capability(16, 1, 0, 0x40), &[]);
-    config.add_capability(VENDOR, &capability(16, 3, ISR, 1), &[]);
-    config.add_capability(VENDOR, &capability(16, 4, DEVICE, 0x1000), &[]);
-    let mut notify = capability(20, 2, NOTIFY, 0x1000);
-    notify.extend(4u32.to_le_bytes());
-    config.add_capability(VENDOR, &notify, &[]);
-    let mut window = capability(20, 5, 0, 0);
-    window.extend([0; 4]);
-    let writable = [0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-    let window = config.add_capability(VENDOR, &window, &writable);
-    let mut msix = backend.queues().to_le_bytes().to_vec();
-    msix.extend((TABLE as u32).to_le_bytes());
-    msix.extend((PENDING as u32).to_le_bytes());
-    let msix = config.add_capability(MSIX, &msix, &[0, 0xc0]);
-    (config, window, msix)
 }
 
 impl BusDevice for VirtioPci {
@@ -552,7 +594,7 @@ impl BusDevice for VirtioPci {
 impl PciFunction for VirtioPci {
     fn config_read(&mut self, offset: usize, data: &mut [u8]) {
         if offset == self.pci_capability + 16
-            && let Some((at, len)) = self.window()
+            && let Some((at, len)) = self.config_window()
         {
             data.fill(0);
             let len = len.min(data.len());
@@ -563,17 +605,14 @@ impl PciFunction for VirtioPci {
 
     fn config_write(&mut self, offset: usize, data: &[u8]) {
         if offset == self.pci_capability + 16
-            && let Some((at, len)) = self.window()
+            && let Some((at, len)) = self.config_window()
         {
             return self.bar_write(at, &data[..len.min(data.len())]);
         }
         self.config.write(offset, data);
         let end = offset + data.len();
-        if offset < 0x14
-            && end > 4
-            && let Err(error) = self.follow_bar()
-        {
-            tracing::warn!(%error, "a guest's base address cannot be followed");
+        if offset < 0x14 && end > 4 {
+            self.follow_bar();
         }
         let control = self.msix_capability + 2;
         if offset < control + 2 && end > control {

@@ -89,7 +89,7 @@ impl VirtioPci {
             return Err(Error::Config(format!("virtio features {unknown:#x} are unknown here")));
         }
         self.config.restore(&saved.config);
-        self.follow_bar()?;
+        self.follow_bar();
         self.msix.restore(&saved.msix)?;
         self.driver_features = saved.driver_features;
         self.device_feature_select = saved.device_feature_select;

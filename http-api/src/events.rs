@@ -1,0 +1,105 @@
+//! Lists that are followed: server-sent events (HTML, "Server-sent events"), one with the whole list
+//! each time that it has changed.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Channel, channel::Sender};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    Caller,
+    respond::{self, Answer, Refusal},
+    router::Router,
+};
+
+/// Lists that are followed at a time.
+const MOST: usize = 32;
+
+/// How often a list is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// After so many looks without a change something is said, so that who has gone is noticed.
+const SILENCE: u32 = 15;
+
+/// How many lists are followed now.
+#[derive(Debug)]
+pub(crate) struct Streams(Arc<Semaphore>);
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MOST)))
+    }
+}
+
+/// What one follower was told last.
+#[derive(Default)]
+struct Told {
+    list: Mutex<Option<String>>,
+}
+
+impl Told {
+    /// Whether a list is another than the last.
+    fn is_new(&self, list: &str) -> bool {
+        let mut told = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = told.as_deref() != Some(list);
+        if new {
+            *told = Some(list.to_owned());
+        }
+        new
+    }
+}
+
+/// Begins to tell a caller of a list, for as long as they listen and their token is good.
+pub(crate) fn follow(
+    router: &Arc<Router>,
+    caller: Caller,
+    request: server_api::Request,
+    name: &'static str,
+) -> Result<Answer, Refusal> {
+    let permit = router.streams.0.clone().try_acquire_owned();
+    let permit = permit.map_err(|_| Refusal::Later(LOOK.as_secs()))?;
+    let (sender, body) = Channel::<Bytes, Infallible>::new(1);
+    tokio::spawn(tell(router.clone(), caller, (request, name), sender, permit));
+    Ok(respond::with(body.boxed(), "text/event-stream"))
+}
+
+async fn tell(
+    router: Arc<Router>,
+    caller: Caller,
+    (request, name): (server_api::Request, &'static str),
+    mut sender: Sender<Bytes, Infallible>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let mut tick = tokio::time::interval(LOOK);
+    let (told, mut number, mut silent) = (Told::default(), 0u64, 0);
+    loop {
+        tick.tick().await;
+        if !router.door.still(&caller) {
+            return;
+        }
+        let (backend, caller, request) = (router.backend.clone(), caller.clone(), request.clone());
+        let list = tokio::task::spawn_blocking(move || backend.carry_out(&caller, request)).await;
+        let Ok(Ok(list)) = list else { return };
+        // One line: JSON has no end of line within.
+        let Ok(list) = serde_json::to_string(&list) else { return };
+        let text = if told.is_new(&list) {
+            number += 1;
+            silent = 0;
+            format!("event: {name}\nid: {number}\ndata: {list}\n\n")
+        } else if silent + 1 >= SILENCE {
+            silent = 0;
+            ": nothing new\n\n".to_owned()
+        } else {
+            silent += 1;
+            continue;
+        };
+        if sender.send_data(text.into()).await.is_err() {
+            return;
+        }
+    }
+}

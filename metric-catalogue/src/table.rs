@@ -1,0 +1,90 @@
+//! The table.
+
+use crate::{Kind, Metric, Unit};
+
+/// Makes a constant of each metric, and the list of all.
+macro_rules! catalogue {
+    ($($constant:ident: $kind:ident, $unit:ident, $name:literal, [$($label:literal),*], $help:literal;)*) => {
+        $(
+            #[doc = concat!("`", $name, "`: ", $help, ".")]
+            pub const $constant: Metric = Metric {
+                name: $name,
+                kind: Kind::$kind,
+                unit: Unit::$unit,
+                labels: &[$($label),*],
+                help: $help,
+            };
+        )*
+        /// All metrics, in the order in which pages and documents show them.
+        pub const CATALOGUE: &[&Metric] = &[$(&$constant),*];
+    };
+}
+
+catalogue! {
+    BUILD: Info, Things, "bulkhead_smbd_build", ["version"],
+        "the version that serves";
+    UPTIME: Gauge, Seconds, "bulkhead_smbd_uptime_seconds", [],
+        "time since the start";
+    CONNECTIONS: Gauge, Things, "bulkhead_smbd_connections", [],
+        "connections of SMB clients, those that have not logged in as well";
+    CHANNELS: Gauge, Things, "bulkhead_smbd_channels", ["transport"],
+        "connections of sessions, by what carries them (tcp, rdma)";
+    SESSIONS: Gauge, Things, "bulkhead_smbd_sessions", [],
+        "sessions of SMB clients";
+    OPENS: Gauge, Things, "bulkhead_smbd_opens", [],
+        "opens of files and folders";
+    PERSISTENT_OPENS: Gauge, Things, "bulkhead_smbd_persistent_opens", [],
+        "opens that outlive the server (persistent handles)";
+    OPEN_FILES: Gauge, Things, "bulkhead_smbd_open_files", [],
+        "files and folders that are open";
+    OFFLOAD_TOKENS: Gauge, Things, "bulkhead_smbd_offload_tokens", [],
+        "tokens of offloaded transfers that are good";
+    CREDITS: Gauge, Things, "bulkhead_smbd_credits", [],
+        "credits that clients hold: requests that they may send without waiting for an answer";
+    REQUESTS: Counter, Things, "bulkhead_smbd_requests", ["command", "class"],
+        "answers, by command and severity of the status (success, information, warning, error)";
+    REQUEST_TIME: Histogram, Seconds, "bulkhead_smbd_request_seconds", ["kind"],
+        "time from taking up a request to its answer, of one request in 16 (read, write, other)";
+    WAITS: Counter, Things, "bulkhead_smbd_waits", [],
+        "requests that could not be answered at once: cache misses, durable writes, locks, breaks";
+    RECEIVED: Counter, Bytes, "bulkhead_smbd_received_bytes", [],
+        "bytes from SMB clients";
+    SENT: Counter, Bytes, "bulkhead_smbd_sent_bytes", [],
+        "bytes to SMB clients";
+    SHARE_OPERATIONS: Counter, Things, "bulkhead_smbd_share_operations", ["share", "kind"],
+        "answers about a share, refusals as well (read, write, other)";
+    SHARE_MOVED: Counter, Bytes, "bulkhead_smbd_share_bytes", ["share", "kind"],
+        "bytes that were read from the files of a share and written to them (read, write)";
+    SHARE_TIME: Histogram, Seconds, "bulkhead_smbd_share_seconds", ["share", "kind"],
+        "time from taking up a request about a share to its answer, of one request in 16";
+    BREAKS: Counter, Things, "bulkhead_smbd_breaks", ["kind"],
+        "times that somebody was told to give up what they cache (lease, oplock)";
+    STATE_COMMITS: Counter, Things, "bulkhead_smbd_state_commits", [],
+        "times that the state store was made durable: at most once for each open and close of a persistent handle";
+    LONGEST_TURN: Gauge, Seconds, "bulkhead_smbd_longest_turn_seconds", [],
+        "longest time that a connection kept a thread without a break";
+    SIGNATURE_REFUSALS: Counter, Things, "bulkhead_smbd_signature_refusals", [],
+        "requests with a wrong signature";
+    PROTECTION_REFUSALS: Counter, Things, "bulkhead_smbd_protection_refusals", [],
+        "requests without the signature or encryption that they must have";
+    TARGET_SESSIONS: Gauge, Things, "bulkhead_target_sessions", ["target"],
+        "sessions of iSCSI initiators with a target";
+    LUN_COMMANDS: Counter, Things, "bulkhead_lun_commands", ["target", "lun", "kind"],
+        "commands that a LUN carried out (read, write, other)";
+    LUN_MOVED: Counter, Bytes, "bulkhead_lun_bytes", ["target", "lun", "kind"],
+        "bytes to initiators (read) and from them (write)";
+    LUN_FAILED: Counter, Things, "bulkhead_lun_failed", ["target", "lun"],
+        "commands that did not end with GOOD";
+    LUN_DELAYED: Counter, Things, "bulkhead_lun_delayed", ["target", "lun"],
+        "commands that waited for a limit of the LUN";
+    WITNESS_REGISTRATIONS: Gauge, Things, "bulkhead_witness_registrations", [],
+        "clients that are registered with the witness service";
+    CLUSTER_ROLE: Gauge, Things, "bulkhead_cluster_role", ["role", "node"],
+        "1 for the role that this server serves, with the node that it is on";
+    API_CONNECTIONS: Gauge, Things, "bulkhead_api_connections", [],
+        "connections to the control interface from other machines";
+    API_REQUESTS: Counter, Things, "bulkhead_api_requests", ["class"],
+        "calls of the control interface that were carried out (done), refused, or failed";
+    API_FAILED_LOGINS: Counter, Things, "bulkhead_api_failed_logins", [],
+        "wrong passwords and wrong tokens that were shown to the control interface";
+}

@@ -1,0 +1,187 @@
+//! `make demo-cluster`: clients write on while the node that serves them is killed, frozen, cut off,
+//! drained, and told to give their share away.
+//!
+//! Three nodes in networks of their own, etcd with three members, GlusterFS with a brick on each node.
+//! Two clients with persistent handles, one of which has a witness, write numbered blocks and see no error; at
+//! the end every block that was acknowledged is there. How long they waited at each event is printed, and written as JSON. All of it
+//! is in processes, mounts and a folder of its own, which are gone afterwards.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bulkhead_tests::cluster::{
+    FLOATING, Networks, Nodes, Setup, WITNESS,
+    faults::Fault,
+    gluster::Gluster,
+    network::Named,
+    writer::{Writer, options},
+};
+
+/// Set where networks, mounts and processes are our own.
+const INSIDE: &str = "BULKHEAD_DEMO_CLUSTER";
+const NODES: usize = 3;
+/// What is shown; each happens as often as the first argument says.
+const SHOWN: [Fault; 6] = [
+    Fault::Moved,
+    Fault::Drained,
+    Fault::ServerKilled,
+    Fault::NodeKilled,
+    Fault::Frozen,
+    Fault::CutOff,
+];
+
+/// The clients: what each is called, and its file.
+const CLIENTS: [(&str, &str); 2] = [("alone", "first"), ("with a witness", "second")];
+
+/// What a client waited at one kind of event.
+type Pauses = BTreeMap<(Fault, &'static str), Vec<Duration>>;
+
+fn tell(since: Instant, text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "[{:7.3} s] {text}", since.elapsed().as_secs_f64());
+}
+
+fn milliseconds(pause: Duration) -> u64 {
+    u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The pause that so many of a hundred do not exceed.
+fn at(sorted: &[Duration], percent: usize) -> Duration {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((sorted.len() * percent / 100).min(last)).copied().unwrap_or_default()
+}
+
+fn report(pauses: &mut Pauses, blocks: u64, volume: &str, path: &Path) {
+    let head = ["WHAT HAPPENS", "CLIENT", "PAUSES", "MEDIAN", "LONGEST"];
+    println!("\n{:34} {:14} {:>6} {:>9} {:>9}", head[0], head[1], head[2], head[3], head[4]);
+    let mut all = Vec::new();
+    for ((fault, client), pauses) in pauses {
+        pauses.sort_unstable();
+        let (median, longest) = (milliseconds(at(pauses, 50)), milliseconds(at(pauses, 100)));
+        let (what, count) = (fault.to_string(), pauses.len());
+        println!("{what:34} {client:14} {count:>6} {median:>6} ms {longest:>6} ms");
+        let list: Vec<u64> = pauses.iter().map(|pause| milliseconds(*pause)).collect();
+        all.push(serde_json::json!({
+            "event": fault.name(), "client": client, "pauses_ms": list,
+        }));
+    }
+    println!("\n{blocks} blocks were acknowledged, and are there; no client has seen an error.");
+    let json = serde_json::json!({
+        "volume": volume, "nodes": NODES, "blocks": blocks, "errors": 0, "pauses": all,
+    });
+    let written = path.parent().map_or(Ok(()), fs::create_dir_all);
+    let written = written.and_then(|()| fs::write(path, format!("{json:#}\n")));
+    match written {
+        Ok(()) => println!("{}", path.display()),
+        Err(error) => println!("{}: {error}", path.display()),
+    }
+}
+
+async fn show(rounds: usize, json: &Path) -> Result<(), String> {
+    let since = Instant::now();
+    let folder = tempfile::Builder::new().prefix("demo-cluster").tempdir();
+    let folder = folder.map_err(|error| format!("no folder: {error}"))?;
+    let networks = Networks::new(NODES);
+    let gluster = Gluster::start(&networks, NODES, folder.path());
+    let volume = if gluster.is_some() { "glusterfs" } else { "one folder of this machine" };
+    let files: Vec<PathBuf> =
+        gluster.iter().flat_map(|it| (0..NODES).map(|at| it.mounted(at))).collect();
+    tell(since, &format!("the volume is {volume}"));
+    let setup = Setup {
+        nodes: NODES,
+        members: 3,
+        lease: 3,
+        networks: true,
+        files: files.clone(),
+        more: WITNESS.to_owned(),
+        ..Setup::default()
+    };
+    let mut nodes = Nodes::start_in(&setup, networks).ok_or("etcd is not installed")?;
+    let mounted = files.first().cloned().unwrap_or_else(|| nodes.files());
+    nodes.wait_until_served(0);
+    nodes.wait_for_members(NODES);
+    let mut writers = Vec::new();
+    for (client, name) in CLIENTS {
+        let mut options = options(&nodes);
+        if client == "with a witness" {
+            options.host = "files".to_owned();
+            options.network = Some(Arc::new(Named { name: "files", address: FLOATING.into() }));
+        }
+        writers.push(Writer::start(options, name).await);
+    }
+    for writer in &writers {
+        writer.goes_on().await;
+    }
+    tell(since, "two clients write");
+    let mut pauses = Pauses::new();
+    for round in 1..=rounds {
+        for fault in SHOWN {
+            for writer in &writers {
+                writer.longest_pause();
+            }
+            let broken = nodes.suffer(fault);
+            nodes.wait_over(&broken);
+            for writer in &writers {
+                writer.goes_on().await;
+            }
+            let waited: Vec<_> = writers.iter().map(Writer::longest_pause).collect();
+            let longest = waited.iter().max().copied().unwrap_or_default();
+            tell(since, &format!("{round}: {fault}; {} ms", milliseconds(longest)));
+            for ((client, _), waited) in CLIENTS.iter().zip(waited) {
+                pauses.entry((fault, client)).or_default().push(waited);
+            }
+            nodes.mend(broken);
+            for writer in &writers {
+                writer.goes_on().await;
+            }
+        }
+    }
+    let mut blocks = 0;
+    for writer in writers {
+        blocks += writer.end(&mounted).await;
+    }
+    report(&mut pauses, blocks, volume, json);
+    drop((nodes, gluster));
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("demo-cluster: networks and mounts of one's own need root");
+        return ExitCode::FAILURE;
+    }
+    let mut arguments = std::env::args().skip(1);
+    let rounds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(2);
+    let json = arguments.next().unwrap_or_else(|| "target/demo-cluster.json".to_owned());
+    if std::env::var_os(INSIDE).is_none() {
+        // With the first process of this namespace all others of it end.
+        let ourselves = std::env::current_exe().expect("a running program has a path");
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        let error =
+            command.arg(ourselves).arg(rounds.to_string()).arg(json).env(INSIDE, "1").exec();
+        eprintln!("demo-cluster: unshare: {error}");
+        return ExitCode::FAILURE;
+    }
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    if !up.is_ok_and(|status| status.success()) {
+        eprintln!("demo-cluster: no loopback in the new network");
+        return ExitCode::FAILURE;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime.expect("threads can be had").block_on(show(rounds, Path::new(&json))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("demo-cluster: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
