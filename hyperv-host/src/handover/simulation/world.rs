@@ -289,10 +289,10 @@ impl World {
                     Side::Target => return self.target(target::Event::Lost),
                 }
             }
-            Happens::Deadline => {
-                if self.source.is_some_and(|it| it.state() == source::State::Sending) {
-                    return self.source(source::Event::Failed);
-                }
+            Happens::Deadline
+                if self.source.is_some_and(|it| it.state() == source::State::Sending) =>
+            {
+                return self.source(source::Event::Failed);
             }
             Happens::Look => return self.look(),
             _ => {}
@@ -565,12 +565,13 @@ impl World {
                 self.say(Side::Source, Message::Standing(number, standing));
             }
             (_, Message::Standing(number, standing)) => {
-                if self.host(side).asking.take_if(|it| *it == number).is_some() {
-                    match side {
-                        Side::Source => return self.source(source::Event::Heard(standing)),
-                        Side::Target => return self.target(target::Event::Heard(standing)),
-                    }
+                if self.host(side).asking.take_if(|it| *it == number).is_none() {
+                    return Ok(());
                 }
+                return match side {
+                    Side::Source => self.source(source::Event::Heard(standing)),
+                    Side::Target => self.target(target::Event::Heard(standing)),
+                };
             }
             (Side::Target, Message::Commit(number)) => {
                 match self.target.and_then(Target::outcome) {
@@ -583,10 +584,11 @@ impl World {
                 }
             }
             (Side::Source, Message::Outcome(number, runs)) => {
-                if self.host(Side::Source).asking.take_if(|it| *it == number).is_some() {
-                    let standing = if runs { Standing::Given } else { Standing::Never };
-                    return self.source(source::Event::Heard(standing));
+                if self.host(Side::Source).asking.take_if(|it| *it == number).is_none() {
+                    return Ok(());
                 }
+                let standing = if runs { Standing::Given } else { Standing::Never };
+                return self.source(source::Event::Heard(standing));
             }
             (Side::Target, Message::Abort | Message::LastWord) => {
                 return self.target(target::Event::Heard(Standing::Never));
