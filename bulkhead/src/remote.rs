@@ -9,7 +9,7 @@ use http_api::client::{self, Client};
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "A file server elsewhere")]
 pub struct Remote {
-    /// Ask the file server there (https://host[:port]) instead of the one on this machine.
+    /// Ask the file server there (`https://host[:port]`) instead of the one on this machine.
     #[arg(long, global = true, value_name = "URL")]
     host: Option<String>,
     /// File with the token that it is shown (mode 0600), as `bulkhead api login` writes it.

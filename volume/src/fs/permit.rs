@@ -196,7 +196,7 @@ impl Permit<'_> {
         }
     }
 
-    /// Has a file bear a mark, which [`bears`] finds.
+    /// Has a file bear the mark of the CREATE that made it.
     ///
     /// # Errors
     /// What the file system says.
