@@ -99,7 +99,6 @@ impl Open {
     /// Takes the name of the file away, and says which, if it was still there.
     fn remove_file(&self, opened: &RelPath) -> Result<Option<RelPath>, NtStatus> {
         let opened = self.volume.own(opened);
-        // The open file, which knows the name as well, is locked meanwhile.
         let path = match (self.volume.path_of(self.handle()), &opened) {
             (Ok(path), _) => path,
             (Err(_), Some(opened)) => opened.clone(),

@@ -437,12 +437,22 @@ impl OpenFileTable {
         if self.open_count() > MANY { aside(all) } else { all() }
     }
 
-    /// Takes an opener away. When it was the last that came by a name and that is to be deleted,
-    /// `remove` does it, before anyone can open it again.
+    /// Takes an opener away. When it is the last that came by a name and that is to be deleted,
+    /// `remove` does it first: nobody opens such a name, so no lock is held meanwhile. A file may have
+    /// thousands of streams to go with it, and its entry shares its lock with those of other files.
     pub fn leave(&self, file: &OpenFile, id: u64, remove: impl FnOnce(&Link)) {
-        // As long as the entry is held nobody opens the file.
-        let entry = self.files.entry(file.key);
-        let mut state = lock(&file.state);
+        let mut remove = Some(remove);
+        let (entry, mut state) = loop {
+            // As long as the entry is held nobody opens the file.
+            let entry = self.files.entry(file.key);
+            let state = lock(&file.state);
+            let going = state.goes_with(id).cloned();
+            let Some((link, remove)) = going.and_then(|link| Some((link, remove.take()?))) else {
+                break (entry, state);
+            };
+            drop((state, entry));
+            remove(&link);
+        };
         let link = state.link(id);
         state.users.remove(id);
         state.claim_less();
@@ -450,11 +460,8 @@ impl OpenFileTable {
         file.count_locks(&state);
         let ended = state.caching.leave(id);
         self.note_caching(file, &mut state);
-        if let Some(left) = link.and_then(|link| state.links.leave(link))
-            && left.delete_pending
-            && !left.gone
-        {
-            remove(&left);
+        if let Some(link) = link {
+            state.links.leave(link);
         }
         let last = state.users.is_empty();
         drop(state);
@@ -509,6 +516,8 @@ impl OpenFileTable {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
     use smb_protocol::msg::create::ShareAccess;
 
     use super::*;
@@ -521,16 +530,12 @@ mod tests {
         share: ShareAccess,
     ) -> Result<Arc<OpenFile>, Refused> {
         let stat = rustix::fs::stat("/").unwrap();
-        let by = Opener {
-            id,
-            access,
-            share,
-            lease: None,
-            overwrites: Access::NONE,
-            smb3: true,
-            anew: None,
-        };
-        open_files.join(&stat, &RelPath::root(), by)
+        open_files.join(&stat, &RelPath::root(), opener(id, access, share))
+    }
+
+    fn opener(id: u64, access: Access, share: ShareAccess) -> Opener {
+        let (lease, overwrites) = (None, Access::NONE);
+        Opener { id, access, share, lease, overwrites, smb3: true, anew: None }
     }
 
     /// Access × sharing of two openers, as MS-FSA 2.1.5.1.2 has it.
@@ -585,5 +590,30 @@ mod tests {
         let mut removed = false;
         open_files.leave(&file, 2, |_| removed = true);
         assert!(removed);
+    }
+
+    #[test]
+    fn others_open_files_while_one_is_deleted() {
+        const MANY: u64 = 500;
+        let open_files = Arc::new(OpenFileTable::default());
+        let file = join(&open_files, 1, Access::NONE, ShareAccess(7)).unwrap();
+        file.set_delete_pending(1, Some(None));
+        open_files.leave(&file, 1, |_| {
+            let (done, told) = mpsc::channel();
+            let others = open_files.clone();
+            thread::spawn(move || {
+                let opened = (2..MANY).all(|id| {
+                    let mut stat = rustix::fs::stat("/").unwrap();
+                    stat.st_ino = u64::MAX - id;
+                    let by = opener(id, Access::NONE, ShareAccess(7));
+                    others.join(&stat, &RelPath::root(), by).is_ok()
+                });
+                done.send(opened)
+            });
+            let opened = told.recv_timeout(Duration::from_secs(60));
+            assert_eq!(opened, Ok(true), "a file that goes keeps no other from being opened");
+            let again = join(&open_files, MANY, Access::NONE, ShareAccess(7));
+            assert!(matches!(again, Err(Refused::Status(NtStatus::DELETE_PENDING))));
+        });
     }
 }

@@ -36,7 +36,7 @@ use crate::{
     sharing::{
         caching::{Caching, CachingRecord, GrantOwner, LeaseId, LeaseView},
         image,
-        links::{LinkId, Links},
+        links::{Link, LinkId, Links},
         locks::{Intent, Locks, Range},
         next_name::NextName,
         openers::Openers,
@@ -207,6 +207,12 @@ impl State {
     pub(crate) fn is_going(&self, open: u64) -> bool {
         let link = self.link(open).and_then(|link| self.links.get(link));
         link.is_some_and(|link| link.delete_pending)
+    }
+
+    /// The name that an opener came by, if that is to be deleted when this one leaves.
+    pub(crate) fn goes_with(&self, open: u64) -> Option<&Link> {
+        let link = self.link(open).and_then(|link| self.links.get(link));
+        link.filter(|link| link.goes_with_the_next())
     }
 
     /// What clients of opens that outlive the server may cache, where it has changed since the last

@@ -16,7 +16,7 @@ pub struct Links {
 }
 
 /// A name by which a file is open.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Link {
     id: LinkId,
     users: usize,
@@ -28,6 +28,13 @@ pub struct Link {
     pub deleter: Option<[u8; 16]>,
     /// It is gone already, while some still use it.
     pub gone: bool,
+}
+
+impl Link {
+    /// Whether it is to be deleted when one more user leaves.
+    pub fn goes_with_the_next(&self) -> bool {
+        self.users == 1 && self.delete_pending && !self.gone
+    }
 }
 
 impl Links {
@@ -57,11 +64,13 @@ impl Links {
         self.links[at].id
     }
 
-    /// Takes a user away; the name if that was its last.
-    pub fn leave(&mut self, id: LinkId) -> Option<Link> {
-        let at = self.links.iter().position(|link| link.id == id)?;
+    /// Takes a user away, and the name if that was its last.
+    pub fn leave(&mut self, id: LinkId) {
+        let Some(at) = self.links.iter().position(|link| link.id == id) else { return };
         self.links[at].users -= 1;
-        (self.links[at].users == 0).then(|| self.links.swap_remove(at))
+        if self.links[at].users == 0 {
+            self.links.swap_remove(at);
+        }
     }
 
     /// A name that is used.
@@ -93,14 +102,21 @@ mod tests {
         assert_eq!(one, two);
         links.get_mut(other).unwrap().delete_pending = true;
         assert!(links.is_going(&b, false) && !links.is_going(&a, false));
-        assert!(links.leave(one).is_none());
-        let gone = links.leave(other).unwrap();
-        assert!(gone.delete_pending && gone.path == b);
+        let goes = |links: &Links, id| links.get(id).unwrap().goes_with_the_next();
+        assert!(!goes(&links, one) && goes(&links, other));
+        links.get_mut(one).unwrap().delete_pending = true;
+        assert!(!goes(&links, one), "another uses it");
+        links.leave(one);
+        assert!(goes(&links, two));
+        links.leave(other);
+        assert!(links.get(other).is_none());
         // What is gone is no name any more, though it is used.
         links.get_mut(two).unwrap().gone = true;
+        assert!(!goes(&links, two));
         let new = links.enter(&a, true);
         assert_ne!(new, two);
-        assert!(links.leave(two).is_some() && links.leave(new).is_some());
+        links.leave(two);
+        links.leave(new);
         assert_eq!(links.iter().count(), 0);
     }
 
