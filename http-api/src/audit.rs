@@ -5,16 +5,20 @@
 //! ```
 //!
 //! A line has ASCII only, whatever names are in it, so that it can be shown by any program.
+//!
+//! Room is taken behind the log before a change is made, so that it is written down on a full disk as
+//! well; where there is none, no change is made.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use rustix::{fs::FallocateFlags, io::Errno};
 use serde_json::{Value, json};
 
 use crate::Caller;
@@ -24,6 +28,15 @@ const NAME: &str = "audit";
 
 /// A state before or after a change that is longer is not written down, only how long it is.
 const LONGEST_STATE: usize = 64 << 10;
+
+/// The same where the disk has no room for more.
+const SHORT_STATE: usize = 512;
+
+/// Bytes that are kept free behind the log.
+const AHEAD: u64 = 1 << 20;
+
+/// Bytes that one change needs at least, with states as short as they may be.
+const LEAST: u64 = 16 << 10;
 
 /// Bytes of one file that are looked through for the last records.
 const LOOKED_THROUGH: u64 = 4 << 20;
@@ -54,7 +67,20 @@ pub struct Audit {
     full: u64,
     /// Full files that are kept.
     kept: u32,
-    open: Mutex<Option<File>>,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    file: Option<File>,
+    /// Changes that have room and are not written yet.
+    promised: u64,
+}
+
+/// Room for one change in the log.
+#[derive(Debug)]
+pub struct Room {
+    audit: Arc<Audit>,
 }
 
 /// A time as RFC 3339 has it, in UTC and to the millisecond.
@@ -92,30 +118,29 @@ fn ascii(json: &str) -> String {
     })
 }
 
-fn bounded(state: &Value) -> Value {
+fn bounded(state: &Value, longest: usize) -> Value {
     let length = state.to_string().len();
-    if length > LONGEST_STATE { json!({ "bytes_left_out": length }) } else { state.clone() }
+    if length > longest { json!({ "bytes_left_out": length }) } else { state.clone() }
 }
 
-impl Audit {
-    /// A log in a folder: a file is full from `full` bytes on, and `kept` full ones are kept.
-    pub fn new(folder: &Path, full: u64, kept: u32) -> Self {
-        Self { folder: folder.to_owned(), full, kept, open: Mutex::default() }
+/// Takes room behind a file's end: so many bytes if the disk has them, and says how many there are.
+fn room(file: &File, wanted: u64) -> io::Result<u64> {
+    let about = file.metadata()?;
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, about.len(), wanted) {
+        Ok(()) => Ok(wanted),
+        // Where nothing can be taken beforehand nothing is promised, and a change is tried.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(u64::MAX),
+        Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
+            Ok((about.blocks() * 512).saturating_sub(about.len()))
+        }
+        Err(error) => Err(error.into()),
     }
+}
 
-    fn path(&self, number: u32) -> PathBuf {
-        self.folder.join(match number {
-            0 => format!("{NAME}.jsonl"),
-            number => format!("{NAME}.{number}.jsonl"),
-        })
-    }
-
-    /// Writes a change down. It is on the disk when this returns.
-    ///
-    /// # Errors
-    /// What the system says: then the change was made and is not written down, and a person must know.
-    pub fn write(&self, change: &Change<'_>) -> io::Result<()> {
-        let Change { caller, request, before, after, outcome } = change;
+impl Change<'_> {
+    /// The line of the log, with its end.
+    fn line(&self, longest: usize) -> String {
+        let Change { caller, request, before, after, outcome } = self;
         let result = match outcome {
             Ok(reply) => json!({ "done": reply }),
             Err(why) => json!({ "refused": why }),
@@ -126,29 +151,108 @@ impl Audit {
             "role": caller.role,
             "from": caller.from,
             "token": caller.token,
-            "what": bounded(request),
-            "before": bounded(before),
-            "after": bounded(after),
-            "result": bounded(&result),
+            "what": bounded(request, longest),
+            "before": bounded(before, longest),
+            "after": bounded(after, longest),
+            "result": bounded(&result, longest),
         });
-        let line = ascii(&line.to_string()) + "\n";
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut file = match open.take() {
+        ascii(&line.to_string()) + "\n"
+    }
+}
+
+impl Room {
+    /// Writes a change down. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// What the system says: then the change was made and is not written down, and a person must know.
+    pub fn write(self, change: &Change<'_>) -> io::Result<()> {
+        let mut log = self.audit.log();
+        let others = log.promised.saturating_sub(1) * LEAST;
+        let mut line = change.line(LONGEST_STATE);
+        let mut file = match log.file.take() {
             Some(file) => file,
-            None => self.append()?,
+            None => self.audit.append()?,
         };
-        if file.metadata()?.len() >= self.full {
-            self.turn()?;
-            file = self.append()?;
+        let needed = (line.len() as u64).saturating_add(others);
+        if room(&file, needed.max(AHEAD))? < needed {
+            line = change.line(SHORT_STATE);
         }
         file.write_all(line.as_bytes())?;
         file.sync_data()?;
-        *open = Some(file);
+        log.file = Some(file);
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let mut log = self.audit.log();
+        log.promised = log.promised.saturating_sub(1);
+    }
+}
+
+impl Audit {
+    /// A log in a folder: a file is full from `full` bytes on, and `kept` full ones are kept.
+    pub fn new(folder: &Path, full: u64, kept: u32) -> Self {
+        Self { folder: folder.to_owned(), full, kept, log: Mutex::default() }
+    }
+
+    fn path(&self, number: u32) -> PathBuf {
+        self.folder.join(match number {
+            0 => format!("{NAME}.jsonl"),
+            number => format!("{NAME}.{number}.jsonl"),
+        })
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes room for a change that is about to be made.
+    ///
+    /// # Errors
+    /// There is none, or the log cannot be written: the change must not be made.
+    pub fn make_room(self: &Arc<Self>) -> io::Result<Room> {
+        self.room_for_one().map_err(|error| {
+            let path = self.path(0);
+            let why = format!("{} cannot take a change: {error}; make room there", path.display());
+            io::Error::new(error.kind(), why)
+        })?;
+        Ok(Room { audit: self.clone() })
+    }
+
+    fn room_for_one(&self) -> io::Result<()> {
+        let mut log = self.log();
+        let mut file = match log.file.take() {
+            Some(file) => file,
+            None => self.append()?,
+        };
+        // Those that were promised room in a file are written to that.
+        if log.promised == 0 && file.metadata()?.len() >= self.full {
+            self.turn()?;
+            file = self.append()?;
+        }
+        let needed = (log.promised + 1) * LEAST;
+        let enough = room(&file, needed.max(AHEAD))? >= needed;
+        log.file = Some(file);
+        if !enough {
+            return Err(Errno::NOSPC.into());
+        }
+        log.promised += 1;
         Ok(())
     }
 
+    /// Opens the newest file to write behind what is there.
     fn append(&self) -> io::Result<File> {
-        OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(0))
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.read(true).append(true).create(true).mode(0o600).open(self.path(0))?;
+        // A line that a loss of power or a full disk has cut ends there.
+        let mut last = [0];
+        if file.seek(SeekFrom::End(-1)).is_ok() && file.read(&mut last)? == 1 && last != *b"\n" {
+            file.write_all(b"\n")?;
+        }
+        Ok(file)
     }
 
     /// Makes room: each file takes the next number, and the last one goes.
@@ -201,22 +305,22 @@ fn tail(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::MetadataExt, time::Duration};
+    use std::time::Duration;
 
     use super::*;
 
-    fn write(audit: &Audit, name: &str, outcome: Outcome<'_>) {
+    fn write(audit: &Arc<Audit>, name: &str, outcome: Outcome<'_>) {
         let caller = Caller::local(7, "api.sock");
         let request = json!({ "op": "snapshot-create", "share": name });
         let (before, after) = (json!([]), json!(["now"]));
         let change = Change { caller: &caller, request, before, after, outcome };
-        audit.write(&change).unwrap();
+        audit.make_room().unwrap().write(&change).unwrap();
     }
 
     #[test]
     fn changes_are_written_behind_each_other_and_files_turn() {
         let folder = tempfile::tempdir().unwrap();
-        let audit = Audit::new(folder.path(), 1000, 2);
+        let audit = Arc::new(Audit::new(folder.path(), 1000, 2));
         for number in 0..40 {
             write(&audit, &number.to_string(), Ok(&json!("done")));
         }
@@ -231,16 +335,43 @@ mod tests {
         let last = audit.last(3).unwrap();
         let shares: Vec<_> = last.iter().map(|record| &record["what"]["share"]).collect();
         assert_eq!(shares, ["39", "38", "37"]);
-        let next = Audit::new(folder.path(), 1000, 2);
+        let next = Arc::new(Audit::new(folder.path(), 1000, 2));
         write(&next, "40", Err("no"));
         assert_eq!(next.last(1).unwrap()[0]["result"]["refused"], "no");
         assert_eq!(next.last(2).unwrap()[1]["what"]["share"], "39", "another process writes on");
     }
 
     #[test]
+    fn a_line_that_was_cut_takes_no_other_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        fs::write(&path, "{\"what\":1}\n{\"wha").unwrap();
+        let audit = Arc::new(Audit::new(folder.path(), 1 << 20, 1));
+        write(&audit, "a", Ok(&Value::Null));
+        let last = audit.last(9).unwrap();
+        assert_eq!((last.len(), &last[0]["what"]["share"]), (2, &json!("a")));
+    }
+
+    #[test]
+    fn those_who_have_room_do_not_see_the_file_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = Arc::new(Audit::new(folder.path(), 1, 9));
+        let rooms: Vec<_> = (0..3).map(|_| audit.make_room().unwrap()).collect();
+        let caller = Caller::local(7, "api.sock");
+        for room in rooms {
+            let [request, before, after] = [json!(1), Value::Null, Value::Null];
+            let outcome = Ok(&Value::Null);
+            room.write(&Change { caller: &caller, request, before, after, outcome }).unwrap();
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        drop(audit.make_room().unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
     fn a_line_is_ascii_and_one_line_whatever_names_are_in_it() {
         let folder = tempfile::tempdir().unwrap();
-        let audit = Audit::new(folder.path(), 1 << 20, 1);
+        let audit = Arc::new(Audit::new(folder.path(), 1 << 20, 1));
         let name = "a\n\u{1b}]0;x\u{7}\u{9b}31m\u{202e}\u{1f600}\"<script>";
         write(&audit, name, Ok(&Value::Null));
         write(&audit, &"x".repeat(LONGEST_STATE), Ok(&Value::Null));

@@ -33,7 +33,7 @@ mod users;
 
 use std::{future::Future, pin::Pin};
 
-pub use audit::{Audit, Change, Outcome};
+pub use audit::{Audit, Change, Outcome, Room};
 pub use config::{ApiConfig, ConfigError, schema as config_schema};
 pub use files::replace_private;
 pub use openapi::document;

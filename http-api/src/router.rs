@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use server_api::{CALLS, Call, Found, Reply, Role, find};
 
 use crate::{
-    Audit, Backend, Caller, Change,
+    Audit, Backend, Caller, Change, Room,
     door::{Door, Origin},
     events::{self, Streams},
     openapi,
@@ -169,9 +169,11 @@ impl Router {
         match entry {
             Entry::Own(OwnCall::LogIn, _) => {
                 let wanted = parsed(&body)?;
+                let room = self.room().await?;
                 let (caller, made) = self.door.log_in(&asked.origin, wanted).await?;
                 let after = json!({ "token": made.id, "expires": made.expires });
-                self.note(caller, json!({ "op": "login" }), Value::Null, after).await;
+                let request = json!({ "op": "login" });
+                self.note(room, (caller, request), [Value::Null, after]).await;
                 Ok(respond::value(&made))
             }
             Entry::Own(OwnCall::Description, _) => Ok(respond::value(&openapi::document())),
@@ -190,12 +192,19 @@ impl Router {
         done.await.map_err(|_| Refusal::Failed)?.map_err(Refusal::Refused)
     }
 
-    /// Writes down a change of what the interface itself keeps.
-    async fn note(&self, caller: Caller, request: Value, before: Value, after: Value) {
+    /// Takes room for a change of what the interface itself keeps.
+    async fn room(&self) -> Result<Room, Refusal> {
         let audit = self.audit.clone();
+        let room = aside(move || audit.make_room()).await?;
+        room.map_err(|error| Refusal::Refused(error.to_string()))
+    }
+
+    /// Writes down a change of what the interface itself keeps.
+    async fn note(&self, room: Room, (caller, request): (Caller, Value), states: [Value; 2]) {
+        let [before, after] = states;
         let written = tokio::task::spawn_blocking(move || {
             let outcome = Ok(&Value::Null);
-            audit.write(&Change { caller: &caller, request, before, after, outcome })
+            room.write(&Change { caller: &caller, request, before, after, outcome })
         });
         match written.await {
             Ok(Ok(())) => {}
@@ -220,19 +229,20 @@ impl Router {
             OwnCall::Tokens => Ok(respond::value(&TokenList { tokens: door.tokens(&caller) })),
             OwnCall::NewToken => {
                 let asked: NewToken = parsed(body)?;
-                let who = caller.clone();
+                let (who, room) = (caller.clone(), self.room().await?);
                 let made = aside(move || door.new_token(&who, &asked)).await??;
                 let after = json!({ "token": made.id, "role": made.role, "expires": made.expires });
-                self.note(caller, json!({ "op": "token-create" }), Value::Null, after).await;
+                let request = json!({ "op": "token-create" });
+                self.note(room, (caller, request), [Value::Null, after]).await;
                 Ok(respond::value(&made))
             }
             OwnCall::Revoke => {
                 let id = fields.id().ok_or(Refusal::Gone("there is no such token"))?;
                 let before = door.tokens(&caller).into_iter().find(|token| token.id == id);
-                let who = caller.clone();
+                let (who, room) = (caller.clone(), self.room().await?);
                 aside(move || door.revoke(&who, id)).await??;
                 let request = json!({ "op": "token-revoke", "id": id });
-                self.note(caller, request, json!(before), Value::Null).await;
+                self.note(room, (caller, request), [json!(before), Value::Null]).await;
                 Ok(respond::value(&Revoked { id }))
             }
             OwnCall::Audit => {

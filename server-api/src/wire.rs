@@ -236,6 +236,9 @@ pub struct SessionInfo {
     /// What carries each of them: `tcp` or `rdma`.
     #[serde(default)]
     pub transports: Vec<String>,
+    /// Why the data of each of them do not go by RDMA; null where nothing is in the way.
+    #[serde(default)]
+    pub why_not_rdma: Vec<Option<String>>,
     /// The dialect.
     pub dialect: String,
     /// The cipher, where there is one.

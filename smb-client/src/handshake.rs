@@ -4,7 +4,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use smb_protocol::{
@@ -24,11 +24,11 @@ use smb_protocol::{
     },
     spnego::Initiator,
 };
-use tokio::task::JoinSet;
 
 use crate::{
     ConnectOptions, Encryption, Error, Result, Signing, compress,
     crypt::{Crypt, Guard, begin_frame, end_frame},
+    redial::redial,
     wire::{self, Wire},
 };
 
@@ -36,10 +36,6 @@ use crate::{
 const MAX_HANDSHAKE: usize = 128 * 1024;
 /// Rounds of session setup before the server is taken to be playing.
 const MAX_ROUNDS: usize = 4;
-/// How long one address has before the next is tried beside it.
-const NEXT_ADDRESS: Duration = Duration::from_millis(250);
-/// How long until an address that does not answer is tried once more.
-const AGAIN: Duration = Duration::from_millis(500);
 
 /// What a connection is made for.
 #[derive(Clone, Copy, Debug)]
@@ -197,7 +193,10 @@ pub(crate) async fn establish(
     let work = async {
         let network = options.network.as_ref();
         let wire = match purpose {
-            Purpose::Session { first, others, .. } => dial(options, first, others).await,
+            Purpose::Session { previous: SessionId(0), .. } => {
+                wire::dial(network, &options.host, options.port).await
+            }
+            Purpose::Session { first, others, .. } => redial(options, first, others).await,
             Purpose::Channel { address, .. } => {
                 wire::dial(network, &address.to_string(), options.port).await
             }
@@ -219,54 +218,6 @@ pub(crate) async fn establish(
     match tokio::time::timeout(options.connect_timeout, work).await {
         Ok(result) => result,
         Err(_) => Err(Error::Timeout { what: "connecting", after: options.connect_timeout }),
-    }
-}
-
-/// Connects to the server at the `first` addresses, by its name and at the `others`, each after a while
-/// beside those before it: the first that is connected is taken. One of the `first` may be on its way to
-/// another node, and what is sent to it is lost until it is there, so it is tried again and again: the
-/// system itself would wait for one second, then for two, and so on. The error is that of the name.
-async fn dial(
-    options: &ConnectOptions,
-    first: &[IpAddr],
-    others: &[IpAddr],
-) -> std::io::Result<Wire> {
-    let (network, port) = (options.network.as_ref(), options.port);
-    if first.is_empty() && others.is_empty() {
-        return wire::dial(network, &options.host, port).await;
-    }
-    let address = |address: &IpAddr| (false, address.to_string());
-    let name = std::iter::once((true, options.host.clone()));
-    let all = first.iter().map(address).chain(name).chain(others.iter().map(address));
-    let mut left = all.collect::<Vec<_>>().into_iter();
-    let mut first = first.iter().cycle();
-    let mut attempts = JoinSet::new();
-    let mut error = None;
-    loop {
-        // One that was refused does not let the next wait.
-        if let Some((by_name, host)) = left.next() {
-            let network = network.cloned();
-            attempts
-                .spawn(async move { (by_name, wire::dial(network.as_ref(), &host, port).await) });
-        }
-        tokio::select! {
-            biased;
-            Some(ended) = attempts.join_next() => match ended {
-                Ok((_, Ok(wire))) => return Ok(wire),
-                Ok((true, Err(why))) => error = Some(why),
-                _ => {}
-            },
-            () = tokio::time::sleep(NEXT_ADDRESS), if left.len() > 0 => {}
-            () = tokio::time::sleep(AGAIN), if left.len() == 0 && !attempts.is_empty() => {
-                if let Some(address) = first.next() {
-                    let (network, host) = (network.cloned(), address.to_string());
-                    attempts.spawn(async move {
-                        (false, wire::dial(network.as_ref(), &host, port).await)
-                    });
-                }
-            }
-            else => return Err(error.unwrap_or_else(|| std::io::ErrorKind::NotConnected.into())),
-        }
     }
 }
 

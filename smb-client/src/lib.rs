@@ -46,6 +46,7 @@ mod options;
 mod path;
 pub mod raw;
 mod reconnect;
+mod redial;
 mod request;
 mod rules;
 mod session;

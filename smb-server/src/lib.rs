@@ -37,6 +37,7 @@ mod rpc;
 mod server;
 pub mod session;
 pub mod transport;
+pub mod why_not_rdma;
 
 #[cfg(feature = "testing")]
 pub use exchange::testing;

@@ -43,6 +43,7 @@ use crate::{
     meters::ShareMeter,
     rpc::pipe::{PIPES_PER_SESSION, Pipe},
     transport::Carrier,
+    why_not_rdma::Told,
 };
 
 /// An authenticated session (MS-SMB2 3.3.1.8).
@@ -65,6 +66,8 @@ pub struct Session {
     pub must_encrypt: bool,
     /// What the connection it began on had negotiated.
     pub origin: NegotiatedContext,
+    /// What its client was told of the server's interfaces.
+    pub told: Told,
     /// When the right to it ends, as FILETIME; [`NEVER`] if it does not.
     expires: AtomicU64,
     channels: Mutex<Vec<ChannelInfo>>,
@@ -156,6 +159,8 @@ pub struct ChannelInfo {
     pub peer: SocketAddr,
     /// What carries it.
     pub carrier: Carrier,
+    /// Encrypted data may go by RDMA on it: `Connection.RDMATransformIds` has encryption.
+    pub seals_remote: bool,
     /// The way to tell the client something unasked.
     pub outbox: Arc<Outbox>,
 }
@@ -212,6 +217,7 @@ impl Session {
             must_sign: logon.must_sign,
             must_encrypt: logon.must_encrypt,
             origin: logon.origin,
+            told: Told::default(),
             expires: AtomicU64::new(logon.expires),
             channels: Mutex::default(),
             ended: AtomicBool::new(false),

@@ -30,7 +30,12 @@ use server_api::{
     ShareInfo, Status, Target, TargetInfo, TargetSession, WitnessClient, WitnessNode,
 };
 use smb_protocol::{Dialect, SessionId, fscc::snapshots::SnapshotTime, ntlm::users};
-use smb_server::{Server, session::Session};
+use smb_server::{
+    Server,
+    session::{ChannelInfo, Session},
+    transport::Carrier,
+    why_not_rdma,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
@@ -88,6 +93,7 @@ impl Backend for Verbs {
         if !Call::of(&request).changes() {
             return carry_out(server, request, program);
         }
+        let room = self.audit.make_room().map_err(|error| error.to_string())?;
         let about = request.clone();
         let before = changes::state(server, program, &about);
         let done = carry_out(server, request, program);
@@ -100,7 +106,7 @@ impl Backend for Verbs {
             after,
             outcome: reply.as_ref().map_err(|why| why.as_str()),
         };
-        if let Err(error) = self.audit.write(&change) {
+        if let Err(error) = room.write(&change) {
             tracing::error!(%error, verb = Call::of(&about).verb, "a change could not be written down");
         }
         done
@@ -111,6 +117,18 @@ impl Backend for Verbs {
     }
 }
 
+/// That no server listens in the state folder.
+///
+/// # Errors
+/// `AddrInUse` if one does.
+pub fn is_free(state_dir: &Path) -> io::Result<()> {
+    if std::os::unix::net::UnixStream::connect(state_dir.join(SOCKET)).is_ok() {
+        let text = format!("another server uses {}", state_dir.display());
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+    }
+    Ok(())
+}
+
 /// Binds the admin socket in the state folder, for its owner only. Must run inside a tokio
 /// runtime.
 ///
@@ -118,10 +136,7 @@ impl Backend for Verbs {
 /// `AddrInUse` if a server listens there, else what the operating system says.
 pub fn bind(state_dir: &Path) -> io::Result<UnixListener> {
     let path = state_dir.join(SOCKET);
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-        let text = format!("another server uses {}", state_dir.display());
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-    }
+    is_free(state_dir)?;
     // It is made where nobody else can reach it, so that it never has wider permissions.
     let hidden = state_dir.join(format!(".admin-{}", std::process::id()));
     let _ = fs::remove_dir_all(&hidden);
@@ -376,8 +391,12 @@ fn status(server: &Server) -> Status {
 }
 
 fn sessions(server: &Server) -> Vec<SessionInfo> {
-    let mut list: Vec<_> =
-        server.sessions.all().iter().map(|session| session_info(session)).collect();
+    let listens = !server.current().config.rdma_listen.is_empty();
+    let info = |session: &Arc<Session>| SessionInfo {
+        why_not_rdma: why_not_rdma(session, listens),
+        ..session_info(session)
+    };
+    let mut list: Vec<_> = server.sessions.all().iter().map(info).collect();
     list.sort_by_key(|session| session.id);
     list
 }
@@ -389,6 +408,7 @@ pub(crate) fn session_info(session: &Session) -> SessionInfo {
         user: session.user.name.clone(),
         clients: channels.iter().map(|channel| channel.peer.to_string()).collect(),
         transports: channels.iter().map(|channel| channel.carrier.name().to_owned()).collect(),
+        why_not_rdma: Vec::new(),
         dialect: dialect(session.origin.dialect),
         cipher: session.origin.cipher.map(|cipher| format!("{cipher:?}")),
         encrypted: session.must_encrypt,
@@ -396,6 +416,26 @@ pub(crate) fn session_info(session: &Session) -> SessionInfo {
         shares: session.tree_shares(),
         opens: session.open_count() as u64,
     }
+}
+
+/// Why the data of each of a session's connections do not go by RDMA.
+fn why_not_rdma(session: &Session, listens: bool) -> Vec<Option<String>> {
+    let channels = session.channels();
+    let beside = channels.iter().any(|channel| channel.carrier == Carrier::Rdma);
+    let of = |channel: &ChannelInfo| {
+        let facts = why_not_rdma::Facts {
+            dialect: session.origin.dialect,
+            carrier: channel.carrier,
+            listens,
+            beside,
+            knows: session.told.knows(),
+            signed: session.must_sign,
+            encrypted: session.must_encrypt,
+            seals_remote: channel.seals_remote,
+        };
+        why_not_rdma::why_not_rdma(&facts).map(str::to_owned)
+    };
+    channels.iter().map(of).collect()
 }
 
 /// A dialect as the configuration writes it.

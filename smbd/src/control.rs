@@ -29,10 +29,10 @@ impl Sockets {
     /// # Errors
     /// What the system says, or that another server uses the folder.
     pub fn bind(state_dir: &Path) -> io::Result<Self> {
-        Ok(Self {
-            admin: admin::bind(state_dir)?,
-            api: http_api::bind(state_dir, http_api::SOCKET)?,
-        })
+        admin::is_free(state_dir)?;
+        // First: who waits for the socket of administrators finds this one as well.
+        let api = http_api::bind(state_dir, http_api::SOCKET)?;
+        Ok(Self { admin: admin::bind(state_dir)?, api })
     }
 }
 
@@ -82,5 +82,9 @@ pub fn verbs(
 ) -> Verbs {
     let state_dir = server.current().config.state_dir.clone();
     let audit = Arc::new(Audit::new(&state_dir, config.audit_bytes, config.audit_files));
+    // What is taken now is there when the disk is full.
+    if let Err(error) = audit.make_room() {
+        tracing::warn!(%error, "no change can be made");
+    }
     Verbs { server, program, sources, audit }
 }

@@ -1,6 +1,10 @@
 //! What administrators do with a running server: look, disconnect, reload, take snapshots.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use block_io::File;
 use bulkhead_tests::{
@@ -71,6 +75,36 @@ async fn sessions_and_opens_are_shown_and_ended() {
     let again = Client::connect(login(&server)).await.unwrap();
     let stat = again.tree("vms").await.unwrap().stat("a.bin").await.unwrap();
     assert_eq!(stat.len, 7, "nothing is forbidden to who logs in again");
+}
+
+/// Each connection is told with the reason why it has no RDMA, in JSON and below the table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_say_why_they_have_no_rdma() {
+    let direct = "rdma_listen = [\"127.0.0.1:0\"]";
+    for (server, channels, why) in [
+        ("", 1, "set server.rdma_listen"),
+        (direct, 1, "did not ask for the server's interfaces"),
+        (direct, 2, "did not come"),
+    ] {
+        let server = Smbd::start(server, "");
+        let options = ConnectOptions { max_channels: channels, ..login(&server) };
+        let session = Client::connect(options).await.unwrap();
+        // A client that uses several connections asks when it has the first, and a tree on that.
+        let _tree = session.tree("vms").await.unwrap();
+        let began = Instant::now();
+        let client = loop {
+            let sessions = ask(&server, &["server", "sessions", "--json"]);
+            let whys = sessions[0]["why_not_rdma"].as_array().unwrap();
+            if whys.iter().all(|it| it.as_str().unwrap().contains(why)) {
+                break sessions[0]["clients"][whys.len() - 1].as_str().unwrap().to_owned();
+            }
+            assert!(began.elapsed() < LIMIT, "{why}: {whys:?}");
+        };
+        let table = server.admin(&["server", "sessions"]).stdout;
+        let table = String::from_utf8_lossy(&table).into_owned();
+        let told = |line: &str| line.starts_with("no RDMA for ") && line.contains(&client);
+        assert!(table.lines().any(|line| told(line) && line.contains(why)), "{table}");
+    }
 }
 
 #[test]

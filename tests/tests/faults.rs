@@ -108,6 +108,48 @@ async fn a_full_disk_is_named_and_loses_nothing() {
     assert!(server.alive());
 }
 
+/// Changes go on being written down on a full disk as long as there is the room that was kept for them,
+/// and none is made after that.
+#[test]
+fn no_change_on_a_full_disk_is_missing_in_the_log() {
+    let Some(volume) = Volume::mount_in(&std::env::temp_dir(), Kind::Ext4, 64 << 20) else {
+        return;
+    };
+    let server = Smbd::start_in(&volume.path(), "", "");
+    let log = server.scratch().join("state/audit.jsonl");
+    let filler = volume.path().join("filler");
+    let full = fs::File::create(&filler).unwrap();
+    let mut length = 0;
+    for piece in [1 << 20, 4096] {
+        let take =
+            |at| rustix::fs::fallocate(&full, rustix::fs::FallocateFlags::empty(), at, piece);
+        while take(length).is_ok() {
+            length += piece;
+        }
+    }
+    let lines = || fs::read_to_string(&log).unwrap_or_default().lines().count();
+    let disconnect = || server.admin(&["server", "disconnect", "--user", "nobody"]);
+    for number in 1..=20 {
+        let text = disconnect();
+        let text = String::from_utf8_lossy(&text.stderr);
+        assert_eq!(lines(), number, "{text}");
+    }
+    // What is kept is used up by somebody else.
+    let room = fs::metadata(&log).unwrap();
+    fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(room.len()).unwrap();
+    while rustix::fs::fallocate(&full, rustix::fs::FallocateFlags::empty(), length, 4096).is_ok() {
+        length += 4096;
+    }
+    let refused = disconnect();
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(text.contains("cannot take a change") && text.contains("audit.jsonl"), "{text}");
+    assert_eq!(lines(), 20);
+    drop(full);
+    fs::remove_file(&filler).unwrap();
+    disconnect();
+    assert_eq!(lines(), 21);
+}
+
 /// The volume promises more than the disk beneath it has: writes are taken by the page cache, and
 /// it is the flush that must not lie.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,11 @@
 //! `bulkhead server`: what a running file server is doing, and telling it to stop doing so.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde::Serialize;
-use server_api::{Client, Reply, Request, Target};
+use server_api::{Client, Reply, Request, SessionInfo, Target};
 
 use crate::{remote, say::shown};
 
@@ -136,20 +136,7 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
             row("opens", format!("{} of {} files", status.opens, status.files));
             row("shares", status.shares.to_string());
         }
-        Reply::Sessions { sessions } => table(
-            &["SESSION", "USER", "CLIENT", "TRANSPORT", "DIALECT", "PROTECTION", "SHARES", "OPENS"],
-            sessions.into_iter().map(|s| {
-                let protection = match (s.encrypted, s.signed, s.cipher) {
-                    (true, _, Some(cipher)) => cipher,
-                    (_, true, _) => "signed".to_owned(),
-                    _ => "-".to_owned(),
-                };
-                let (clients, shares) = (s.clients.join(" "), s.shares.join(" "));
-                let (id, opens) = (format!("{:x}", s.id), s.opens.to_string());
-                let transports = s.transports.join(" ");
-                [id, s.user, clients, transports, s.dialect, protection, shares, opens]
-            }),
-        ),
+        Reply::Sessions { sessions } => session_table(sessions),
         Reply::Opens { opens } => table(
             &["OPEN", "SESSION", "USER", "SHARE", "ACCESS", "CACHING", "LOCKS", "PATH"],
             opens.into_iter().map(|o| {
@@ -182,6 +169,43 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
         other => bail!("the server answered {other:?}"),
     }
     Ok(())
+}
+
+/// Connections that a line names.
+const NAMED: usize = 4;
+
+/// Sessions, and below them why the data of which of their connections do not go by RDMA.
+fn session_table(sessions: Vec<SessionInfo>) {
+    let mut reasons = BTreeMap::<_, Vec<_>>::new();
+    for s in &sessions {
+        for (client, why) in s.clients.iter().zip(&s.why_not_rdma) {
+            if let Some(why) = why {
+                reasons.entry(why.clone()).or_default().push(client.clone());
+            }
+        }
+    }
+    table(
+        &["SESSION", "USER", "CLIENT", "TRANSPORT", "DIALECT", "PROTECTION", "SHARES", "OPENS"],
+        sessions.into_iter().map(|s| {
+            let protection = match (s.encrypted, s.signed, s.cipher) {
+                (true, _, Some(cipher)) => cipher,
+                (_, true, _) => "signed".to_owned(),
+                _ => "-".to_owned(),
+            };
+            let (clients, shares) = (s.clients.join(" "), s.shares.join(" "));
+            let (id, opens) = (format!("{:x}", s.id), s.opens.to_string());
+            let transports = s.transports.join(" ");
+            [id, s.user, clients, transports, s.dialect, protection, shares, opens]
+        }),
+    );
+    for (why, clients) in reasons {
+        let named: Vec<_> = clients.iter().take(NAMED).map(|client| shown(client)).collect();
+        let more = match clients.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        say!("no RDMA for {}{more}: {}", named.join(", "), shown(&why));
+    }
 }
 
 /// Prints rows below a heading, each column as wide as it must be.

@@ -357,7 +357,8 @@ fn enter(
 ) -> Result<(), NtStatus> {
     let outbox = ctx.ex.outbox().clone();
     let (connection, peer, carrier) = (ctx.ex.id, ctx.ex.peer, ctx.ex.carrier);
-    let info = ChannelInfo { connection, peer, carrier, outbox };
+    let seals_remote = ctx.ex.negotiated.as_ref().is_some_and(|it| it.seals_remote);
+    let info = ChannelInfo { connection, peer, carrier, seals_remote, outbox };
     let channel = session.join(info, signing)?;
     ctx.signer = Some(channel.signing.clone());
     ctx.ex.sessions.insert(session.id, channel);

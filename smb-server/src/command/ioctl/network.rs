@@ -49,6 +49,7 @@ pub fn interfaces(ctx: &Ctx<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Ha
     let (listen, rdma_listen, told) = (&*config.listen, &*config.rdma_listen, &config.interfaces);
     let reached = interfaces::Reached { listen, rdma_listen, told };
     let list = interfaces::list(reached, ctx.ex.local, ctx.ex.carrier);
+    ctx.session()?.told.note(&list);
     fsctl::encode_interfaces(&list, &mut output);
     answer(request, &output, out)
 }
