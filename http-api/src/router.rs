@@ -169,8 +169,16 @@ impl Router {
         match entry {
             Entry::Own(OwnCall::LogIn, _) => {
                 let wanted = parsed(&body)?;
-                let room = self.room().await?;
                 let (caller, made) = self.door.log_in(&asked.origin, wanted).await?;
+                // A stranger who guesses takes no room: who has it keeps the file from turning.
+                let room = match self.room().await {
+                    Ok(room) => room,
+                    Err(refusal) => {
+                        let door = self.door.clone();
+                        aside(move || door.revoke(&caller, made.id)).await??;
+                        return Err(refusal);
+                    }
+                };
                 let after = json!({ "token": made.id, "expires": made.expires });
                 let request = json!({ "op": "login" });
                 self.note(room, (caller, request), [Value::Null, after]).await;
