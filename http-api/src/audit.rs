@@ -228,7 +228,10 @@ impl Audit {
             None => self.append()?,
         };
         // Those that were promised room in a file are written to that.
-        if log.promised == 0 && file.metadata()?.len() >= self.full {
+        let length = file.metadata()?.len();
+        if log.promised == 0 && length >= self.full {
+            // The room behind it is the next one's, where the disk has no other.
+            file.set_len(length)?;
             self.turn()?;
             file = self.append()?;
         }

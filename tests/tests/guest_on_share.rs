@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bulkhead_tests::{
@@ -21,6 +21,9 @@ use rustix::process::Signal;
 /// A share whose opens live on over an end of the server.
 const AVAILABLE: &str = "[[share]]\nname = \"ca\"\npath = \"files\"\nusers = [\"admin\"]\n\
                          continuously_available = true\n";
+
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(120);
 
 const GUEST: &str = "span=64 flush_every=8 ws_mib=8 iops=2000 seed=7";
 
@@ -144,7 +147,9 @@ fn a_guest_sees_errors_where_they_are_to_be_reported() {
     let more = "on_storage_loss = \"report\"\npause_after_s = 1\nreconnect_s = 1";
     let Some(stage) = Stage::set_saying("vms", more) else { return };
     stage.server.signal(Signal::STOP);
+    let since = Instant::now();
     while errors(&stage.one) == 0 {
+        assert!(since.elapsed() < LIMIT, "the guest sees no error");
         thread::sleep(Duration::from_millis(100));
     }
     assert!(listed(&stage.one).contains("running"));
@@ -162,8 +167,9 @@ fn a_vm_is_stopped_by_force_whatever_its_storage_does() {
     stage.one.wait_for_state("demo", "off");
     stage.server.signal(Signal::CONT);
     // When its disks are closed, or given up, it can be started again.
+    let since = Instant::now();
     while let Err(error) = stage.one.ask(&["start", "demo"]) {
-        assert!(error.contains("busy"), "{error}");
+        assert!(error.contains("busy") && since.elapsed() < LIMIT, "{error}");
         thread::sleep(Duration::from_millis(100));
     }
     healthy(&stage.one.progress("progress").unwrap()).unwrap();
