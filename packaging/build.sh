@@ -113,8 +113,9 @@ begin bulkhead-hyperv-host
 program hyperv-host
 put packaging/hyperv-host.service /lib/systemd/system/bulkhead-hyperv-host.service
 put packaging/debian/bulkhead-hyperv-host.sysusers /usr/lib/sysusers.d/bulkhead-hyperv-host.conf
-put conf/hyperv-host.toml /usr/share/doc/bulkhead-hyperv-host/examples/hyperv-host.toml
-put conf/vm.toml /usr/share/doc/bulkhead-hyperv-host/examples/vm.toml
+for example in hyperv-host.toml hyperv-host.schema.json vm.toml vm.schema.json; do
+    put "conf/$example" "/usr/share/doc/bulkhead-hyperv-host/examples/$example"
+done
 put packaging/man/hyperv-host.8 /usr/share/man/man8/hyperv-host.8
 press /usr/share/man/man8/hyperv-host.8
 finish "bulkhead (= $version), systemd" 'VM host whose disks are on SMB 3 shares' \

@@ -6,6 +6,7 @@ use std::{
     str::FromStr,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Why a definition is refused.
@@ -48,7 +49,7 @@ pub enum DefinitionError {
 }
 
 /// The name of a VM: 1 to 64 letters, digits, `.`, `_` and `-`; safe as a file name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct VmName(String);
 
@@ -94,7 +95,7 @@ impl fmt::Display for VmName {
 /// What tells a VM from all others, wherever it runs: 32 hexadecimal digits. File servers know the
 /// runs of a VM by it: a VM that is started again or elsewhere takes its disks from the run before,
 /// which cannot write to them any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct VmId(pub [u8; 16]);
 
@@ -126,7 +127,7 @@ impl From<VmId> for String {
 }
 
 /// How the bytes of a disk file are arranged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     /// Sectors from the first byte on.
@@ -136,7 +137,7 @@ pub enum DiskFormat {
 }
 
 /// One disk of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskDefinition {
     /// A local path, or `smb://[user@]host[:port]/share/path`.
@@ -150,7 +151,7 @@ pub struct DiskDefinition {
 }
 
 /// The address of a network card: `02:00:00:00:00:01`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress(pub [u8; 6]);
 
@@ -181,7 +182,7 @@ impl From<MacAddress> for String {
 }
 
 /// One network card of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NicDefinition {
     /// The bridge of the host that it is plugged into; one of the same name on every host.
@@ -198,7 +199,7 @@ pub struct NicDefinition {
 }
 
 /// What the VM starts from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootDefinition {
     /// A Linux bzImage or an ELF file with a PVH entry note.
@@ -212,7 +213,7 @@ pub struct BootDefinition {
 }
 
 /// Which guest device `vm console` shows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ConsoleKind {
     /// The 16550 at port 0x3f8.
@@ -223,7 +224,7 @@ pub enum ConsoleKind {
 }
 
 /// What becomes of a VM that was running when its host failed, once the host is back.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AfterHostFailure {
     /// It is started afresh.
@@ -234,7 +235,7 @@ pub enum AfterHostFailure {
 }
 
 /// A virtual machine, as its VM file says it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmDefinition {
     /// Unique on its host.

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Why a configuration is refused.
@@ -53,7 +54,7 @@ pub enum ConfigError {
 }
 
 /// `[host]`: the state folder, the control socket and threads.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostConfig {
     /// Where VM files and durable records are.
@@ -70,7 +71,7 @@ pub struct HostConfig {
 }
 
 /// `[migration]`: where other hosts connect, and how moves go.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrationConfig {
     /// Where other hosts connect to; port 0 takes any free one.
@@ -112,7 +113,7 @@ pub struct MigrationConfig {
 }
 
 /// `[network]`: where VMs' network cards may be plugged in.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConfig {
     /// Bridges. Without them the host's own VMs may use any, and none with a card comes from another
@@ -121,7 +122,7 @@ pub struct NetworkConfig {
 }
 
 /// Whether what goes to and comes from a server must be encrypted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Encrypted {
     /// Always: a server that does not encrypt is refused.
@@ -132,7 +133,7 @@ pub enum Encrypted {
 }
 
 /// Whether what goes to and comes from a server is compressed on its way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compressed {
     /// Never.
@@ -145,7 +146,7 @@ pub enum Compressed {
 }
 
 /// What guests see of storage that is away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StorageLoss {
     /// Nothing: they are paused until it is back.
@@ -156,7 +157,7 @@ pub enum StorageLoss {
 }
 
 /// `[[storage.server]]`: who this host is to a file server.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServerConfig {
     /// `host` or `host:port`, as the disks' locations name it.
@@ -176,7 +177,7 @@ pub struct ServerConfig {
 }
 
 /// `rdma` of a server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direct {
     /// By TCP alone.
@@ -189,7 +190,7 @@ pub enum Direct {
 }
 
 /// `[boot]`: what VMs may be started from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BootConfig {
     /// Folders that kernels and initial RAM disks are taken from, with all below them. Without them
@@ -198,7 +199,7 @@ pub struct BootConfig {
 }
 
 /// `[storage]`: where disks may be, and how shares with disks are used.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
     /// Folders, shares (`smb://host[:port]/share[/folder]`) and block devices. A VM of this host or
@@ -242,7 +243,7 @@ impl Default for StorageConfig {
 }
 
 /// `[limits]`: what clients and VMs may take of the host.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Control connections at a time.
@@ -262,7 +263,7 @@ impl Default for Limits {
 }
 
 /// A configuration file, checked.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The table `[host]`.

@@ -21,4 +21,5 @@ pub mod host;
 pub mod migrate;
 pub mod nics;
 pub mod recover;
+pub mod schema;
 pub mod tls;

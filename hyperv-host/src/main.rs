@@ -16,6 +16,7 @@ use hyperv_host::{
     host::{Host, spawn, usable},
     migrate::{target, verdicts},
     recover::recover,
+    schema::{File, schema},
 };
 
 /// The VM host.
@@ -23,8 +24,17 @@ use hyperv_host::{
 #[command(name = "hyperv-host", version, about)]
 struct Args {
     /// The configuration file.
-    #[arg(long)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required = false,
+        required_unless_present = "schema",
+        default_value_if("schema", clap::builder::ArgPredicate::IsPresent, "/dev/null")
+    )]
     config: PathBuf,
+    /// Print the JSON Schema of this host's configuration or of VM files, for editors, and exit.
+    #[arg(long, value_name = "FILE")]
+    schema: Option<File>,
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
@@ -52,6 +62,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(file) = args.schema {
+        println!("{:#}", schema(file));
+        return Ok(());
+    }
     let config = Config::load(&args.config)?;
     if args.check {
         usable(&config)?;

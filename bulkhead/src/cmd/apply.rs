@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use server_api::{Action, Declared, ObjectChange, ObjectKind, Reply, Request};
+use serde_json::{Map, Value};
+use server_api::{Action, Declared, Object, ObjectChange, ObjectKind, Reply, Request};
 use smb_protocol::ntlm::NtHash;
-use toml_edit::{DocumentMut, Item, Value};
 
 use super::server::{Socket, json};
 use crate::password::first_line;
@@ -19,8 +19,9 @@ use crate::password::first_line;
 pub struct Apply {
     #[command(flatten)]
     socket: Socket,
-    /// A file (TOML) with `[[share]]`, `[[user]]` and `[[target]]` as the server's configuration has them,
-    /// or a folder with such files.
+    /// A file with `[[share]]`, `[[user]]` and `[[target]]` as the server's configuration has them, or a
+    /// folder with such files. One whose name ends with .yaml or .yml is YAML with lists of these
+    /// names, any other is TOML.
     path: PathBuf,
     /// Print what would be done, and do nothing.
     #[arg(long)]
@@ -44,7 +45,13 @@ pub struct Export {
     /// Print JSON instead of TOML.
     #[arg(long)]
     json: bool,
+    /// Print YAML instead of TOML.
+    #[arg(long, conflicts_with = "json")]
+    yaml: bool,
 }
+
+/// Ends of the names of files that are taken from a folder.
+const ENDINGS: [&str; 3] = ["toml", "yaml", "yml"];
 
 /// Has the server make what files say so.
 pub fn apply(args: Apply) -> anyhow::Result<()> {
@@ -76,6 +83,10 @@ pub fn apply(args: Apply) -> anyhow::Result<()> {
 pub fn export(args: Export) -> anyhow::Result<()> {
     match args.socket.ask(&Request::DeclaredShow)? {
         Reply::Declared { declared } if args.json => json(&declared),
+        Reply::Declared { declared } if args.yaml => {
+            say!("{}", serde_saphyr::to_string(&declared)?.trim_end());
+            Ok(())
+        }
         Reply::Declared { declared } => {
             say!("{}", toml::to_string_pretty(&declared)?.trim_end());
             Ok(())
@@ -84,7 +95,8 @@ pub fn export(args: Export) -> anyhow::Result<()> {
     }
 }
 
-/// The file, or the files of a folder whose names end with `.toml`, in the order of their names.
+/// The file, or the files of a folder whose names have one of the [`ENDINGS`], in the order of their
+/// names.
 fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let read = || format!("cannot read {}", path.display());
     if !fs::metadata(path).with_context(read)?.is_dir() {
@@ -93,47 +105,63 @@ fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(path).with_context(read)? {
         let path = entry.with_context(read)?.path();
-        all.extend(path.extension().is_some_and(|ending| ending == "toml").then_some(path));
+        all.extend(ENDINGS.iter().any(|ending| ends(&path, ending)).then_some(path));
     }
     if all.is_empty() {
-        bail!("{} has no file whose name ends with .toml", path.display());
+        bail!("{} has no file whose name ends with .toml, .yaml or .yml", path.display());
     }
     all.sort();
     Ok(all)
 }
 
+fn ends(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|it| it == ending)
+}
+
+/// What a file says, by its keys. What YAML 1.1 took for a boolean, as `no`, is text: a share may have
+/// that name.
+fn parse(text: &str, file: &Path) -> anyhow::Result<Map<String, Value>> {
+    if ends(file, "yaml") || ends(file, "yml") {
+        let options = serde_saphyr::options! { strict_booleans: true };
+        return serde_saphyr::from_str_with_options(text, options).context("it is no YAML");
+    }
+    toml::from_str(text).context("it is no TOML")
+}
+
 /// Takes what a file declares. A password goes no further than its hash.
 fn take(declared: &mut Declared, text: &str, file: &Path) -> anyhow::Result<()> {
-    let document: DocumentMut = text.parse().context("it is no TOML")?;
-    for (key, item) in document.iter() {
-        let kind = match key {
+    for (key, value) in parse(text, file)? {
+        let kind = match key.as_str() {
             "user" => ObjectKind::User,
             "share" => ObjectKind::Share,
             "target" => ObjectKind::Target,
-            other => bail!("{other}: only [[share]], [[user]] and [[target]] are declared"),
+            other => bail!("{other}: only shares, users and targets are declared"),
         };
-        let Item::ArrayOfTables(tables) = item else { bail!("{key} is not written as [[{key}]]") };
-        for table in tables {
-            let mut table = table.clone();
+        let Value::Array(objects) = value else {
+            bail!("{key} is no list of tables ([[{key}]] in TOML)")
+        };
+        for object in objects {
+            let Value::Object(mut object) = object else { bail!("a {key} is no table") };
             if kind == ObjectKind::User {
-                hash_password(&mut table, file)?;
+                hash_password(&mut object, file)?;
             }
-            declared.of_mut(kind).push(toml::from_str(&DocumentMut::from(table).to_string())?);
+            declared.of_mut(kind).push(object);
         }
     }
     Ok(())
 }
 
 /// Puts the hash of a password in its place.
-fn hash_password(table: &mut toml_edit::Table, file: &Path) -> anyhow::Result<()> {
-    let named = table.remove("password_file");
+fn hash_password(user: &mut Object, file: &Path) -> anyhow::Result<()> {
+    let named = user.remove("password_file");
     let named = named.as_ref().map(|path| path.as_str().context("password_file is no text"));
-    let password = match (table.remove("password"), named.transpose()?) {
+    let password = match (user.remove("password"), named.transpose()?) {
         (None, None) => return Ok(()),
         (Some(_), Some(_)) => bail!("a user has one of password and password_file"),
         (Some(password), None) => {
             private(file)?;
-            password.as_str().context("password is no text")?.to_owned().into()
+            let Value::String(password) = password else { bail!("password is no text") };
+            password.into()
         }
         (None, Some(path)) => {
             let path = file.parent().unwrap_or(Path::new(".")).join(path);
@@ -147,7 +175,7 @@ fn hash_password(table: &mut toml_edit::Table, file: &Path) -> anyhow::Result<()
         bail!("an empty password is not accepted");
     }
     let hash = NtHash::of_password(&password).to_hex();
-    table["nt_hash"] = Item::Value(Value::from(hash.as_str()));
+    user.insert("nt_hash".to_owned(), Value::from(hash.as_str()));
     Ok(())
 }
 
@@ -220,8 +248,38 @@ mod tests {
     #[test]
     fn what_is_not_declared_is_refused() {
         let file = Path::new("/nowhere/x.toml");
-        for text in ["[server]\n", "share = []\n", "[share]\n", "[[user]]\npassword = 7\n", "x"] {
+        for text in ["[server]\n", "share = 1\n", "[share]\n", "[[user]]\npassword = 7\n", "x"] {
             assert!(take(&mut Declared::default(), text, file).is_err(), "{text}");
         }
+        let file = Path::new("/nowhere/x.yaml");
+        for text in ["server: {}", "share: 1", "share: {}", "share: [1]", "x", "a: &a [*a]", "{"] {
+            assert!(take(&mut Declared::default(), text, file).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn yaml_says_the_same_as_toml() {
+        let toml = "[[share]]\nname = \"no\"\npath = \"/srv\"\nusers = [\"al\", \"7\"]\nread_only = true\n\
+                    max_iops = 500\n[[target]]\nname = \"t\"\n[[target.lun]]\nnumber = 0\npath = \"/x\"\n";
+        let yaml = "share:\n  - name: no\n    path: /srv\n    users: [al, '7']\n    read_only: true\n    \
+                    max_iops: 500\ntarget:\n- name: t\n  lun:\n  - {number: 0, path: /x}\n";
+        let take = |text: &str, name: &str| {
+            let mut declared = Declared::default();
+            take(&mut declared, text, Path::new(name)).unwrap();
+            declared
+        };
+        let declared = take(toml, "a.toml");
+        assert_eq!(declared, take(yaml, "a.yaml"));
+        assert_eq!(declared, take(&serde_saphyr::to_string(&declared).unwrap(), "a.yml"));
+    }
+
+    /// A few letters that would be gigabytes are refused before they are.
+    #[test]
+    fn yaml_that_refers_to_itself_over_and_over_is_refused() {
+        let mut text = String::from("a: &a [x, x, x, x, x, x, x, x, x, x]\n");
+        for (name, of) in ('b'..='m').zip('a'..) {
+            text += &format!("{name}: &{name} [{}]\n", vec![format!("*{of}"); 10].join(", "));
+        }
+        assert!(take(&mut Declared::default(), &text, Path::new("/nowhere/x.yaml")).is_err());
     }
 }

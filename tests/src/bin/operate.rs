@@ -8,10 +8,12 @@ use bulkhead_tests::{operate, process::ours};
 fn main() {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = operate::files();
-    // The schema is printed by the program that was built beside this one.
-    let smbd = Command::new(ours("smbd")).arg("--schema").output().expect("smbd is built");
-    let schema = String::from_utf8(smbd.stdout).expect("JSON is UTF-8");
-    files.push((operate::SCHEMA.into(), schema));
+    // Each schema is printed by the program that was built beside this one.
+    for operate::Schema { path, command, .. } in operate::SCHEMAS {
+        let program = Command::new(ours(command[0])).args(&command[1..]).output();
+        let printed = program.expect("the programs are built").stdout;
+        files.push((path.into(), String::from_utf8(printed).expect("JSON is UTF-8")));
+    }
     for (path, text) in files {
         let place = project.join(&path);
         let old = fs::read_to_string(&place).unwrap_or_default();

@@ -25,8 +25,35 @@ pub fn files() -> Vec<(PathBuf, String)> {
     .into()
 }
 
-/// Where the schema of smbd's configuration is; `smbd --schema` prints it.
-pub const SCHEMA: &str = "conf/smbd.schema.json";
+/// A schema of a file that people write, with the command that prints it.
+#[derive(Debug)]
+pub struct Schema {
+    /// Where it is in the project.
+    pub path: &'static str,
+    /// The program and its arguments.
+    pub command: &'static [&'static str],
+    /// An example of such a file in the project, which has all keys.
+    pub example: &'static str,
+}
+
+/// Every schema in the project.
+pub const SCHEMAS: [Schema; 3] = [
+    Schema {
+        path: "conf/smbd.schema.json",
+        command: &["smbd", "--schema"],
+        example: "conf/smbd.toml",
+    },
+    Schema {
+        path: "conf/hyperv-host.schema.json",
+        command: &["hyperv-host", "--schema", "host"],
+        example: "conf/hyperv-host.toml",
+    },
+    Schema {
+        path: "conf/vm.schema.json",
+        command: &["hyperv-host", "--schema", "vm"],
+        example: "conf/vm.toml",
+    },
+];
 
 /// The names of metrics in a text that is not a sentence: all words that begin as ours do.
 pub fn names(text: &str) -> Vec<&str> {
