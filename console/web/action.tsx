@@ -172,5 +172,5 @@ export function Asking() {
 export function RoleNote({ verbs }: { verbs: string[] }) {
   const reasons = new Set(verbs.map(mayNot).filter((it) => it !== null));
   if (reasons.size === 0) return null;
-  return <p class="note">Some actions here are not for you. {[...reasons][0]}</p>;
+  return <p class="note">Buttons with a dashed line are not for you. {[...reasons][0]}</p>;
 }

@@ -35,12 +35,12 @@ export function sentences(status: Status, metrics: Metrics | null, points: Point
 
 /** What was done in the last minute. */
 function work(points: Point[]): string[] {
-  const recent = points.slice(-30);
+  const recent = points.slice(-30).filter((it) => it.operations[0] !== null);
   const mean = (of: (point: Point) => number) => recent.reduce((all, it) => all + of(it), 0) / recent.length;
   if (recent.length === 0) return [];
-  const operations = mean((it) => it.operations.reduce((all, one) => all + one, 0));
+  const operations = mean((it) => it.operations.reduce<number>((all, one) => all + (one ?? 0), 0));
   if (operations < 0.05) return ["Nobody has asked for anything in the last minute."];
-  const moved = mean((it) => it.bytes[0] + it.bytes[1]);
+  const moved = mean((it) => (it.bytes[0] ?? 0) + (it.bytes[1] ?? 0));
   const slow = recent.map((it) => it.latency[1]).filter((it) => it !== null);
   const worst = slow.length > 0 ? `, 99 of 100 answers within ${seconds(Math.max(...slow))}` : "";
   return [`In the last minute it did ${rate(operations)} operations and moved ${bytes(moved)} a second${worst}.`];

@@ -12,13 +12,15 @@ const KEPT = 150;
 export interface Point {
   /** When, in seconds since 1970. */
   time: number;
-  /** Operations a second: read, written, other. */
-  operations: [number, number, number];
+  /** Operations a second: read, written, other. Null where nobody looked. */
+  operations: [number | null, number | null, number | null];
   /** Bytes a second: read, written. */
-  bytes: [number, number];
+  bytes: [number | null, number | null];
   /** Seconds: half of the requests were faster, and 99 of 100. Null without requests. */
   latency: [number | null, number | null];
 }
+
+const BREAK: Omit<Point, "time"> = { operations: [null, null, null], bytes: [null, null], latency: [null, null] };
 
 export const points = signal<Point[]>([]);
 /** The first page since the console was opened, and the last. */
@@ -51,10 +53,10 @@ export async function look(): Promise<void> {
     const time = performance.now() / 1000;
     const before = last.value;
     const passed = time - taken;
-    // After a long break a rate would say little about any moment.
-    if (before && passed < 10 * EVERY) {
-      const point = between(before, now, Math.max(passed, 0.1), Date.now() / 1000);
-      points.value = [...points.value, point].slice(-KEPT);
+    if (before) {
+      // After a long break a rate would say little about any moment, and a line would be made up.
+      const point = passed < 10 * EVERY ? between(before, now, Math.max(passed, 0.1), Date.now() / 1000) : null;
+      points.value = [...points.value, point ?? { ...BREAK, time: Date.now() / 1000 }].slice(-KEPT);
     }
     first.value ??= now;
     [last.value, taken, trouble.value] = [now, time, null];

@@ -73,9 +73,7 @@ impl Page {
             *answer.status_mut() = StatusCode::NOT_MODIFIED;
             answer
         } else if takes_gzip(headers) {
-            let page = self.clone();
-            let packed = tokio::task::spawn_blocking(move || page.packed().clone()).await;
-            let mut answer = respond::whole(packed.map_err(|_| Refusal::Failed)?, self.kind);
+            let mut answer = respond::whole(self.packed().await?, self.kind);
             let gzip = HeaderValue::from_static("gzip");
             answer.headers_mut().insert(header::CONTENT_ENCODING, gzip);
             answer
@@ -107,9 +105,14 @@ impl Page {
         tags.split(',').any(|tag| tag.trim() == "*" || bare(tag) == own)
     }
 
-    /// It in the format gzip. On a thread that may wait, at least the first time.
-    fn packed(&self) -> &Bytes {
-        self.packed.get_or_init(|| gzip(self.bytes).into())
+    /// It in the format gzip, which is made the first time, on a thread that may wait.
+    async fn packed(self: &Arc<Self>) -> Result<Bytes, Refusal> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed.clone());
+        }
+        let page = self.clone();
+        let pack = move || page.packed.get_or_init(|| gzip(page.bytes).into()).clone();
+        tokio::task::spawn_blocking(pack).await.map_err(|_| Refusal::Failed)
     }
 }
 

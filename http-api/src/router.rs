@@ -107,7 +107,10 @@ impl Router {
         let asked = Asked { parts, origin };
         let done = self.carry_out(&asked, body, &mut known).await;
         let answer = done.unwrap_or_else(Refusal::answer);
-        self.counters.add(answer.status());
+        // Files are no calls.
+        if self.pages.find(asked.parts.uri.path()).is_none() {
+            self.counters.add(answer.status());
+        }
         (answer, known)
     }
 

@@ -330,6 +330,34 @@ const journeys = {
     await end();
   },
 
+  /** A node is said to be down, and a client is told to go there; who is not there is not told. */
+  async witness(browser) {
+    const { page, end } = await open(browser);
+    await logIn(page, "operator");
+    await go(page, "Cluster");
+    const node = row(page, "Nodes", "TWO");
+    await node.getByRole("button", { name: /^Say it is down/ }).click();
+    const dialog = page.getByRole("dialog", { name: "Tell clients that this node is down?" });
+    assert.equal(await command(dialog), "bulkhead witness state TWO down");
+    await dialog.getByRole("button", { name: "Say it is down" }).click();
+    await said(page, "Clients are told that the node is down.");
+    await node.getByText("■ down").waitFor();
+    // A client that has gone meanwhile is still on the page.
+    const client = { id: 1, client: "GONE", user: "X", version: 2, net_name: "FILES", share: "SO", address: "192.0.2.2", waiting: true };
+    await page.route("**/v1/witness", async (route) => {
+      const answer = await route.fetch();
+      await route.fulfill({ response: answer, json: { ...(await answer.json()), clients: [client] } });
+    });
+    await page.getByLabel("Who").selectOption("client:GONE");
+    await page.getByLabel("To the node or address").fill("TWO");
+    await page.getByRole("button", { name: "Have them go" }).click();
+    const move = page.getByRole("dialog");
+    assert.equal(await command(move), "bulkhead witness move --client GONE TWO");
+    await move.getByRole("button", { name: "Have them go" }).click();
+    await page.getByText(given.gone).first().waitFor();
+    await end();
+  },
+
   /** Ten thousand sessions: a hundred are on the page, all are found, and numbers beyond 2^53 stay whole. */
   async many(browser) {
     const { page, end } = await open(browser);

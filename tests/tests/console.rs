@@ -338,6 +338,22 @@ async fn every_page_is_whole_and_accessible_on_a_desk_and_on_a_phone() {
 }
 
 #[test]
+fn a_node_is_said_to_be_down_and_a_client_that_has_gone_is_not_told() {
+    let (witness, mapper) = (Port::reserve(), Port::reserve());
+    let console = Console::start(&format!(
+        "[witness]\nlisten = [\"{}\"]\nendpoint_mapper = [\"{}\"]\nname = \"ONE\"\n\
+         cluster_names = [\"files\"]\naddresses = [\"127.0.0.1\"]\n\
+         [[witness.node]]\nname = \"TWO\"\naddresses = [\"192.0.2.2\"]\n",
+        witness.address(),
+        mapper.address(),
+    ));
+    // What the server says of it to the tool is what the page shows.
+    let moved = console.server.admin(&["witness", "move", "--client", "NOBODY", "TWO"]);
+    let said = if moved.status.success() { "registrations told" } else { "The server refuses:" };
+    console.journey("witness", &json!({ "gone": said }));
+}
+
+#[test]
 fn ten_thousand_sessions_are_a_list_like_any_other() {
     let console = Console::start("");
     console.journey("many", &json!({}));

@@ -61,7 +61,7 @@ export function Mount({ share }: { share: string }) {
         name="PowerShell, as drive Z: (asks for the password)"
 text={`net use Z: ${powershell(`\\\\${host}\\${share}`)} /user:${powershell(who)} /persistent:yes${usual ? "" : ` /tcpport:${port}`}`}
       />
-      <Line name="In the Explorer's address bar" text={`\\\\${host}\\${share}`} />
+      {usual && <Line name="In the Explorer's address bar" text={`\\\\${host}\\${share}`} />}
       <h3>Linux</h3>
       <Line name="Once, as root (package cifs-utils)" text={`mkdir -p ${folder} && mount -t cifs ${quoted(linux)} ${folder} -o ${quoted(options)}`} />
       <Line

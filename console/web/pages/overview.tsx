@@ -72,7 +72,7 @@ export function Overview() {
               { name: "Others", color: "--three" },
             ]}
             times={times}
-            values={[0, 1, 2].map((index) => seen.map((it) => it.operations[index] ?? 0))}
+            values={[0, 1, 2].map((index) => seen.map((it) => it.operations[index] ?? null))}
             format={rate}
           />
           <Chart
@@ -83,7 +83,7 @@ export function Overview() {
               { name: "Written", color: "--two" },
             ]}
             times={times}
-            values={[0, 1].map((index) => seen.map((it) => it.bytes[index] ?? 0))}
+            values={[0, 1].map((index) => seen.map((it) => it.bytes[index] ?? null))}
             format={bytes}
             binary
           />

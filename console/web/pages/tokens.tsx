@@ -89,7 +89,7 @@ function Make({ after }: { after: () => void }) {
     <Card title="Make a token for a program">
       <div class="form">
         <label for={hoursId}>Good for, in hours</label>
-        <input id={hoursId} type="number" min="1" max="87600" value={hours} onInput={(event) => setHours(Math.trunc(event.currentTarget.valueAsNumber) || 0)} />
+        <input id={hoursId} type="number" min="1" max="8784" value={hours} onInput={(event) => setHours(Math.trunc(event.currentTarget.valueAsNumber) || 0)} />
         <label for={roleId}>May act as</label>
         <select id={roleId} value={wanted} onInput={(event) => setWanted(event.currentTarget.value as Role)}>
           {ROLES.slice(0, ROLES.indexOf(mine) + 1).map((it) => (
