@@ -18,6 +18,8 @@ interface Props {
   times: number[];
   values: (number | null)[][];
   format: (value: number) => string;
+  /** How high it is at least, so that nothing looks like nothing. */
+  least: number;
   /** Marks stand at powers of two. */
   binary?: boolean;
 }
@@ -33,9 +35,17 @@ function variable(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-export function Chart({ title, unit, lines, times, values, format, binary = false }: Props) {
+/** From when to when a chart reaches: now without anything to show. */
+function span(times: number[]): [number, number] {
+  const last = times.at(-1) ?? Date.now() / 1000;
+  return [Math.min(times[0] ?? last, last - WIDE), last];
+}
+
+export function Chart({ title, unit, lines, times, values, format, least, binary = false }: Props) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
+  const seen = useRef(times);
+  seen.current = times;
   const data = [times, ...values] as uPlot.AlignedData;
   const shape = lines.length;
   useEffect(() => {
@@ -55,8 +65,8 @@ export function Chart({ title, unit, lines, times, values, format, binary = fals
         cursor: { y: false, drag: { x: false, y: false } },
         padding: [8, 26, 0, 0],
         scales: {
-          x: { time: true, range: (_, min, max) => [Math.min(min ?? 0, (max ?? WIDE) - WIDE), max ?? WIDE] },
-          y: { range: (_, __, max) => [0, Math.max(max ?? 0, 1e-6) * 1.1] },
+          x: { time: true, range: () => span(seen.current) },
+          y: { range: (_, __, max) => [0, Math.max(max ?? 0, least) * 1.1] },
         },
         axes: [
           { ...axis(), size: 26, space: 70, values: [[1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1]] },

@@ -25,8 +25,11 @@ function rights(mask: number): string {
 
 /** What a client may cache, by the letters of leases (MS-SMB2 2.2.13.2.8). */
 function cached(letters: string): string {
-  const words: Record<string, string> = { R: "reads", W: "writes", H: "the handle" };
-  return Array.from(letters, (letter) => words[letter] ?? letter).join(", ");
+  const words = { R: "reads", W: "writes", H: "the handle" };
+  return Object.entries(words)
+    .filter(([letter]) => letters.includes(letter))
+    .map(([, word]) => word)
+    .join(", ");
 }
 
 function Protection({ of }: { of: Session }) {

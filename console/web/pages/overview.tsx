@@ -74,6 +74,7 @@ export function Overview() {
             times={times}
             values={[0, 1, 2].map((index) => seen.map((it) => it.operations[index] ?? null))}
             format={rate}
+            least={10}
           />
           <Chart
             title="Bytes a second"
@@ -85,6 +86,7 @@ export function Overview() {
             times={times}
             values={[0, 1].map((index) => seen.map((it) => it.bytes[index] ?? null))}
             format={bytes}
+            least={65536}
             binary
           />
           <Chart
@@ -97,6 +99,7 @@ export function Overview() {
             times={times}
             values={[0, 1].map((index) => seen.map((it) => it.latency[index] ?? null))}
             format={seconds}
+            least={0.001}
           />
         </div>
         <p class="quiet small">
