@@ -4,11 +4,14 @@ SHELL := /bin/bash
 
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils tgt util-linux iproute2 \
-  xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark dpkg-dev binutils etcd-server etcd-client prometheus python3-prometheus-client
+  xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark dpkg-dev binutils etcd-server etcd-client prometheus python3-prometheus-client \
+  chromium nodejs
+# Node from elsewhere than Debian has npm in it, and does not go together with Debian's.
+TEST_PACKAGES += $(if $(shell command -v npm || :),,npm)
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git.
 
-.PHONY: help build release demo demo-failover demo-cluster cluster-soak bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth lab lab-soak packages needs clean
+.PHONY: help build release demo demo-failover demo-cluster cluster-soak bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth console lab lab-soak packages needs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +49,9 @@ test: needs build ## All tests
 	BULKHEAD_SKIPPED=$${BULKHEAD_SKIPPED:-$(abspath $(BUILT))/debug/skipped} cargo nextest run --workspace --no-fail-fast
 	@echo 'Longest time that a connection kept a thread of smbd, in microseconds (10000 at most on a quiet machine):'
 	@cat $(BUILT)/debug/longest-turns/* | sort -rn | head -5
+
+console: ## The bundle of the web console, of its sources (Node 18 or newer, npm); a test holds that the tree has it
+	cd console && npm ci --ignore-scripts && node_modules/.bin/tsc && node build.mjs
 
 soak: build ## Honest and hostile clients on one server for ten minutes (BULKHEAD_SOAK_SECONDS)
 	BULKHEAD_SOAK_SECONDS=$${BULKHEAD_SOAK_SECONDS:-600} cargo nextest run -p bulkhead-tests --test soak --no-capture

@@ -97,9 +97,13 @@ put packaging/smbd.socket /lib/systemd/system/bulkhead-smbd.socket
 put packaging/debian/bulkhead-smbd.sysusers /usr/lib/sysusers.d/bulkhead-smbd.conf
 put packaging/debian/smbd.toml /etc/bulkhead/smbd.toml
 put conf/smbd.toml /usr/share/doc/bulkhead-smbd/examples/smbd.toml
-for text in administration dfs iscsi kerberos metrics operate; do
+for text in administration console dfs iscsi kerberos metrics operate; do
     put "docs/$text.md" "/usr/share/doc/bulkhead-smbd/$text.md"
 done
+for picture in overview sessions phone; do
+    put "docs/console-$picture.png" "/usr/share/doc/bulkhead-smbd/console-$picture.png"
+done
+put console/dist/notices.txt /usr/share/doc/bulkhead-smbd/console-notices.txt
 for example in prometheus/bulkhead.rules.yml grafana/bulkhead.json smbd.schema.json; do
     put "conf/$example" "/usr/share/doc/bulkhead-smbd/examples/${example##*/}"
 done

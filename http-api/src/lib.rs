@@ -3,20 +3,22 @@
 //! ```text
 //!  curl, bulkhead --host ── TLS ──► serve ─► door (who is it?) ─► router ─┬─► Backend: requests of server-api
 //!  api.sock (root, the server's user) ─► serve ─────────────────────────► │
-//!                                                                         └─► own calls: log in, tokens, audit,
-//!                                                                             events, openapi.json, metrics
+//!                                                                         ├─► own calls: log in, tokens, audit,
+//!                                                                         │   events, openapi.json, metrics
+//!                                                                         └─► Pages: files for a browser
 //! ```
 //!
 //! - Who may do what is a role in the table of calls; nothing is done before the caller is known, and
 //!   no body is read before.
 //! - `users`, `tokens` and `patience` (delays after failures) have no socket and are given the time.
 //! - `audit` has every change with what was before and after it, whichever way it was asked for.
-//! - There are no cookies, and a request that a browser sends from a page is refused: there is no
-//!   console that a foreign page could borrow.
+//! - There are no cookies, so a page elsewhere has nothing to borrow. A call that a browser sends from a
+//!   page is carried out for the pages that are served here alone (`browser`).
 //!
 //! The server around it is behind the trait [`Backend`].
 
 mod audit;
+mod browser;
 pub mod client;
 mod config;
 mod door;
@@ -24,6 +26,7 @@ mod events;
 mod files;
 mod openapi;
 mod own;
+mod pages;
 mod patience;
 mod respond;
 mod router;
@@ -41,6 +44,7 @@ pub use own::{
     AuditRecords, LogIn, NewToken, OWN, OwnCall, OwnRow, Revoked, TokenInfo, TokenList, TokenMade,
     WhoAmI,
 };
+pub use pages::Pages;
 pub use serve::{Api, Counts, bind};
 use server_api::{Reply, Request, Role};
 pub use users::{User, Users, UsersError};

@@ -28,6 +28,8 @@ pub(crate) enum Refusal {
     NoCall,
     /// There is one for these methods.
     Otherwise(Vec<Method>),
+    /// There is a file, which is only read.
+    OnlyRead,
     /// The server does not do it; why, in a line.
     Refused(String),
     /// There is nothing of that name.
@@ -49,7 +51,9 @@ impl Refusal {
             Self::Unknown => (StatusCode::UNAUTHORIZED, "show a token that is good".to_owned()),
             Self::Forbidden(why) => (StatusCode::FORBIDDEN, why.to_owned()),
             Self::NoCall => (StatusCode::NOT_FOUND, "there is no such call".to_owned()),
-            Self::Otherwise(_) => (StatusCode::METHOD_NOT_ALLOWED, "not by this method".to_owned()),
+            Self::Otherwise(_) | Self::OnlyRead => {
+                (StatusCode::METHOD_NOT_ALLOWED, "not by this method".to_owned())
+            }
             Self::Refused(why) => (StatusCode::CONFLICT, why),
             Self::Gone(what) => (StatusCode::NOT_FOUND, what.to_owned()),
             Self::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "the body is too long".to_owned()),
@@ -72,6 +76,7 @@ impl Refusal {
                 let names: Vec<_> = methods.iter().map(|method| method.name()).collect();
                 Some((header::ALLOW, names.join(", ")))
             }
+            Self::OnlyRead => Some((header::ALLOW, "GET, HEAD".to_owned())),
             Self::Later(seconds) => Some((header::RETRY_AFTER, seconds.to_string())),
             _ => None,
         };

@@ -16,11 +16,12 @@ use serde_json::{Value, json};
 use server_api::{CALLS, Call, Found, Reply, Role, find};
 
 use crate::{
-    Audit, Backend, Caller, Change, Room,
+    Audit, Backend, Caller, Change, Room, browser,
     door::{Door, Origin},
     events::{self, Streams},
     openapi,
     own::{AuditRecords, NewToken, OWN, OwnCall, Revoked, TokenList, WhoAmI},
+    pages::Pages,
     respond::{self, Answer, Refusal},
 };
 
@@ -43,6 +44,7 @@ pub(crate) struct Router {
     pub(crate) audit: Arc<Audit>,
     pub(crate) streams: Streams,
     pub(crate) counters: Counters,
+    pub(crate) pages: Pages,
 }
 
 /// What came of calls.
@@ -105,7 +107,10 @@ impl Router {
         let asked = Asked { parts, origin };
         let done = self.carry_out(&asked, body, &mut known).await;
         let answer = done.unwrap_or_else(Refusal::answer);
-        self.counters.add(answer.status());
+        // Files are no calls.
+        if self.pages.find(asked.parts.uri.path()).is_none() {
+            self.counters.add(answer.status());
+        }
         (answer, known)
     }
 
@@ -120,10 +125,11 @@ impl Router {
         B::Error: std::error::Error + Send + Sync + 'static,
     {
         let Asked { parts, origin } = asked;
-        // No page of ours is in a browser, so what comes from one is somebody else's.
-        if parts.headers.contains_key(header::ORIGIN) {
-            return Err(Refusal::Forbidden("not from a page in a browser"));
+        browser::name(origin, &parts.headers)?;
+        if let Some(page) = self.pages.find(parts.uri.path()) {
+            return page.answer(parts.method.as_str(), &parts.headers).await;
         }
+        browser::page(origin, &parts.headers)?;
         let (entry, fields) = match entry(parts.method.as_str(), parts.uri.path()) {
             Found::Call(entry, fields) => (entry, fields),
             Found::Otherwise(methods) => return Err(Refusal::Otherwise(methods)),

@@ -32,6 +32,7 @@ use crate::{
     config::ApiConfig,
     door::{Door, Origin},
     events::Streams,
+    pages::Pages,
     patience::network,
     router::{Counters, Router},
 };
@@ -140,7 +141,8 @@ impl Counted {
 }
 
 impl Api {
-    /// The interface of a server, with what it keeps in the state folder.
+    /// The interface of a server, with what it keeps in the state folder and the files that it gives to
+    /// browsers.
     ///
     /// # Errors
     /// If tokens that were given cannot be read.
@@ -149,6 +151,7 @@ impl Api {
         state_dir: &Path,
         audit: Arc<Audit>,
         backend: Arc<dyn Backend>,
+        pages: Pages,
     ) -> io::Result<Arc<Self>> {
         let door = Arc::new(Door::new(&config, &state_dir.join(TOKENS))?);
         let router = Router {
@@ -157,6 +160,7 @@ impl Api {
             audit,
             streams: Streams::default(),
             counters: Counters::default(),
+            pages,
         };
         Ok(Arc::new(Self {
             router: Arc::new(router),

@@ -6,11 +6,12 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use http_api::{Api, ApiConfig, Audit};
+use http_api::{Api, ApiConfig, Audit, Pages};
 use tokio::{net::UnixListener, task::JoinSet};
 
 use crate::{
     admin::{self, Verbs},
+    console,
     scrape::Sources,
 };
 
@@ -56,7 +57,8 @@ impl Control {
     ) -> io::Result<Self> {
         let state_dir = verbs.server.current().config.state_dir.clone();
         let (audit, verbs) = (verbs.audit.clone(), Arc::new(verbs));
-        let api = Api::new(config, &state_dir, audit, verbs.clone())?;
+        let pages = Pages::new(console::FILES);
+        let api = Api::new(config, &state_dir, audit, verbs.clone(), pages)?;
         let mut serving = api.serve(sockets.api, bound)?;
         serving.spawn(admin::serve(verbs, sockets.admin));
         // It is set once.

@@ -12,6 +12,7 @@
 pub mod admin;
 mod changes;
 pub mod cluster;
+mod console;
 pub mod control;
 pub mod declared;
 pub mod inherit;

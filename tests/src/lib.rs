@@ -4,6 +4,7 @@
 pub mod bridge;
 pub mod cluster;
 pub mod conformance;
+pub mod console;
 pub mod field;
 pub mod files;
 pub mod iscsi;

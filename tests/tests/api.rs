@@ -281,7 +281,11 @@ fn strangers_are_given_little_and_every_answer_is_strict() {
         ("a password that is a book", format!("POST /v1/login HTTP/1.1\r\nHost: x\r\n{json}Content-Length: 9000\r\n\r\n"), 413),
         ("no JSON", "POST /v1/login HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}".to_owned(), 415),
         ("a form", "POST /v1/login HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}".to_owned(), 415),
-        ("a page", format!("GET /v1/status HTTP/1.1\r\nHost: x\r\nOrigin: https://x\r\n{known}\r\n"), 403),
+        ("a page of ours", format!("GET /v1/status HTTP/1.1\r\nHost: x\r\nOrigin: https://x\r\n{known}\r\n"), 200),
+        ("a page elsewhere", format!("GET /v1/status HTTP/1.1\r\nHost: x\r\nOrigin: https://y\r\n{known}\r\n"), 403),
+        ("a page without a place", format!("GET /v1/status HTTP/1.1\r\nHost: x\r\nOrigin: null\r\n{known}\r\n"), 403),
+        ("a page elsewhere that does not say where", format!("GET /v1/status HTTP/1.1\r\nHost: x\r\nSec-Fetch-Site: cross-site\r\n{known}\r\n"), 403),
+        ("a page elsewhere before the log-in", format!("POST /v1/login HTTP/1.1\r\nHost: x\r\nOrigin: https://y\r\n{json}Content-Length: 2\r\n\r\n{{}}"), 403),
         ("a long body", format!("POST /v1/disconnect HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {operator}\r\n{json}Content-Length: 1048577\r\n\r\n"), 413),
         ("no call", "GET /v1/nothing HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 404),
         ("no method", "PATCH /v1/status HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 405),
@@ -293,6 +297,45 @@ fn strangers_are_given_little_and_every_answer_is_strict() {
         assert!(cut || answer == status, "{what}: {answer}");
     }
     assert!(served.status("PATCH", "/v1/status", None, "").has("allow: GET"));
+}
+
+#[test]
+fn the_console_is_given_to_browsers_as_strictly_as_answers() {
+    let served = Served::start("");
+    for path in ["/", "/console.js", "/console.css", "/icon.svg", "/notices.txt"] {
+        let answer = served.status("GET", path, None, "");
+        assert_eq!(answer.status, 200, "{path}");
+        for line in [
+            "cache-control: no-cache",
+            "x-content-type-options: nosniff",
+            "x-frame-options: DENY",
+            "referrer-policy: no-referrer",
+            "cross-origin-resource-policy: same-origin",
+            "cross-origin-opener-policy: same-origin",
+            "vary: Accept-Encoding",
+        ] {
+            assert!(answer.has(line), "{path}: {line} is not in {:?}", answer.lines);
+        }
+        let header = |name: &str| {
+            let line =
+                |line: &String| Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned());
+            answer.lines.iter().find_map(line).unwrap_or_else(|| panic!("{path}: no {name}"))
+        };
+        let policy = header("content-security-policy");
+        for part in ["default-src 'none'", "frame-ancestors 'none'", "trusted-types 'none'"] {
+            assert!(policy.contains(part), "{policy}");
+        }
+        assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+        let tag = header("etag");
+        let again = format!("GET {path} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\n\r\n");
+        assert_eq!(served.raw(&again).status, 304, "{path}");
+        assert_eq!(served.status("HEAD", path, None, "").status, 200);
+        let refused = served.status("POST", path, None, "");
+        assert!(refused.status == 405 && refused.has("allow: GET, HEAD"), "{path}");
+    }
+    for path in ["/index.html", "/console.js/", "/..", "/v1", "//", "/%2e"] {
+        assert_eq!(served.status("GET", path, None, "").status, 404, "{path}");
+    }
 }
 
 #[test]

@@ -1,0 +1,82 @@
+// The one list of calls: where on the pages each one is, who may make it, and the verb of `bulkhead`.
+import table from "./calls.json";
+import type { Role } from "./types";
+
+export interface Call {
+  verb: string;
+  method: string;
+  path: string;
+  /** Who may make it; nobody in particular for null. */
+  role: Role | null;
+  pages: string[];
+  /** The same on a command line, with fields in braces. */
+  command: string | null;
+}
+
+export type Fields = Record<string, unknown>;
+
+const ROLES: readonly Role[] = ["viewer", "operator", "administrator"];
+
+export function callOf(verb: string): Call {
+  const found = (table as Call[]).find((call) => call.verb === verb);
+  if (!found) throw new Error(`no call ${verb}`);
+  return found;
+}
+
+/** Why somebody of a role may not make a call; null if they may. */
+export function refusal(verb: string, role: Role): string | null {
+  const needed = callOf(verb).role;
+  if (!needed || ROLES.indexOf(role) >= ROLES.indexOf(needed)) return null;
+  return `This is for ${needed === "operator" ? "an operator or an administrator" : "an administrator"}; you are ${role === "viewer" ? "a viewer" : "an operator"}.`;
+}
+
+/** A word as a shell takes it. */
+export function quoted(word: string): string {
+  if (/^[A-Za-z0-9@%+=:,./_-]+$/.test(word)) return word;
+  // Letters that a terminal would not show as they are stand as escapes (bash, zsh: $'…').
+  if (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(word)) {
+    const escape = (letter: string) => {
+      if (letter === "\\" || letter === "'") return `\\${letter}`;
+      if (!/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(letter)) return letter;
+      return `\\U${(letter.codePointAt(0) ?? 0).toString(16).padStart(8, "0")}`;
+    };
+    return `$'${Array.from(word, escape).join("")}'`;
+  }
+  return `'${word.replaceAll("'", `'\\''`)}'`;
+}
+
+/** A number as the tool's tables name sessions and opens. */
+export function hex(id: unknown): string {
+  return BigInt(String(id)).toString(16);
+}
+
+/** What the tool has as options where the call has a structure. */
+function option(name: string, fields: Fields): string {
+  switch (name) {
+    case "which": {
+      const target = (fields.target ?? {}) as Record<string, unknown>;
+      return Object.entries(target)
+        .map(([kind, value]) => `--${kind} ${kind === "user" || kind === "address" ? quoted(String(value)) : hex(value)}`)
+        .join(" ");
+    }
+    case "who":
+      return ["client", "share"]
+        .filter((kind) => fields[kind])
+        .map((kind) => `--${kind} ${quoted(String(fields[kind]))}`)
+        .join(" ");
+    case "options":
+      return ["plan", "cut", "prune"].filter((flag) => fields[flag]).map((flag) => `--${flag}`).join(" ");
+    case "file":
+      return "storage.toml";
+    case "out":
+      return "my.token";
+    default:
+      return quoted(String(fields[name] ?? ""));
+  }
+}
+
+/** The command line that does the same. */
+export function commandOf(verb: string, fields: Fields = {}): string | null {
+  const { command } = callOf(verb);
+  return command?.replace(/\{(\w+)\}/g, (_, name: string) => option(name, fields)).trim() ?? null;
+}

@@ -1,0 +1,153 @@
+// What the calls answer, as server-api and http-api have it.
+
+/** A whole number up to 2^64: a string of digits where JavaScript's numbers end. */
+export type U64 = number | string;
+
+export type Role = "viewer" | "operator" | "administrator";
+
+export interface WhoAmI {
+  user: string;
+  role: Role;
+  from: string;
+}
+
+export interface TokenMade {
+  token: string;
+  id: number;
+  role: Role;
+  expires: number;
+}
+
+export interface TokenInfo {
+  id: number;
+  user: string;
+  role: Role;
+  created: number;
+  expires: number;
+  note: string;
+}
+
+export interface Status {
+  version: string;
+  name: string;
+  pid: number;
+  uptime_s: number;
+  listen: string[];
+  connections: number;
+  sessions: number;
+  opens: number;
+  files: number;
+  shares: number;
+  longest_turn_us: number;
+}
+
+export interface Session {
+  id: U64;
+  user: string;
+  clients: string[];
+  transports: string[];
+  why_not_rdma: (string | null)[];
+  dialect: string;
+  cipher?: string;
+  encrypted: boolean;
+  signed: boolean;
+  shares: string[];
+  opens: number;
+}
+
+export interface Open {
+  id: U64;
+  session?: U64;
+  user: string;
+  share: string;
+  path: string;
+  directory: boolean;
+  access: number;
+  caching: string;
+  locks: number;
+}
+
+export interface Lock {
+  open: U64;
+  user: string;
+  share: string;
+  path: string;
+  offset: U64;
+  length: U64;
+  exclusive: boolean;
+}
+
+export interface Share {
+  name: string;
+  path: string;
+  read_only: boolean;
+  connected: number;
+  opens: number;
+  snapshots: number;
+  shares_blocks: boolean;
+  comment: string;
+}
+
+export interface Lun {
+  number: number;
+  path: string;
+  size: U64;
+  block: number;
+  read_only: boolean;
+  id: string;
+  registrations: number;
+  reserved: boolean;
+}
+
+export interface Target {
+  name: string;
+  luns: Lun[];
+}
+
+export interface TargetSession {
+  id: U64;
+  target: string;
+  initiator: string;
+  clients: string[];
+  commands: number;
+}
+
+export interface WitnessNode {
+  name: string;
+  addresses: string[];
+  state: string;
+  own: boolean;
+}
+
+export interface WitnessClient {
+  id: U64;
+  client: string;
+  user: string;
+  version: number;
+  net_name: string;
+  share: string | null;
+  address: string;
+  waiting: boolean;
+}
+
+export interface AuditRecord {
+  time: string;
+  who: string;
+  role: string;
+  from: string;
+  what: Record<string, unknown>;
+  before: unknown;
+  after: unknown;
+  result: Record<string, unknown>;
+}
+
+/** An object of the configuration: its keys with their values. */
+export type Declared = Record<"share" | "user" | "target", Record<string, unknown>[] | undefined>;
+
+export interface ObjectChange {
+  kind: string;
+  name: string;
+  action: "create" | "change" | "remove" | "nothing";
+  difference: Record<string, [unknown, unknown]>;
+  users: number;
+}
