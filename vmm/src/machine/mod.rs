@@ -571,6 +571,7 @@ impl Vm {
             .iter()
             .map(|fd| state::save_vcpu(&lock(fd), &self.msrs))
             .collect::<Result<_, _>>()?;
+        let firmware = self.firmware.as_ref().map(|firmware| firmware.save(&lock(&self.cmos)));
         Ok(MachineState {
             version: state::VERSION,
             vcpus,
@@ -581,7 +582,7 @@ impl Vm {
             pci_address: lock(&self.pci).address,
             virtio: self.virtio.iter().map(|function| lock(function).save()).collect(),
             printed: state::Printed(self.console.last(state::HISTORY)),
-            firmware: self.firmware.as_ref().map(|firmware| firmware.save(&lock(&self.cmos))),
+            firmware,
         })
     }
 

@@ -65,7 +65,7 @@ fn describe(all: &mut Structures, definition: &VmDefinition) {
         // A populated socket with a processor that is enabled; its CPUID says more.
         &[
             &[1, 3, 1, 2],
-            &[0; 15],
+            &[0; 16],
             &[0x41, 1],
             &none,
             &[0, 0, 0, cores, cores, cores, 2, 0, 1, 0],
