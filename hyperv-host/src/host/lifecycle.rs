@@ -169,7 +169,9 @@ impl Host {
         vm.load_variables(file).map_err(|error| match error {
             vmm::Error::Config(why) => {
                 let path = self.store.variables_file(name).display().to_string();
-                vmm::Error::Config(format!("{path}: {why}; without this file it starts with new ones"))
+                vmm::Error::Config(format!(
+                    "{path}: {why}; without this file it starts with new ones"
+                ))
             }
             error => error,
         })?;

@@ -143,9 +143,8 @@ impl FwCfg {
             tracing::debug!(address, "a firmware's DMA descriptor is not in memory");
             return;
         }
-        let word = |at: usize| {
-            u32::from_be_bytes(std::array::from_fn(|index| descriptor[at + index]))
-        };
+        let word =
+            |at: usize| u32::from_be_bytes(std::array::from_fn(|index| descriptor[at + index]));
         let (control, len) = (word(0), word(4));
         let to = u64::from(word(8)) << 32 | u64::from(word(12));
         if control & CONTROL_SELECT != 0 {

@@ -70,9 +70,11 @@ impl Plain {
 
 /// Configuration space of one of these functions.
 fn function(device: u16, class: u32, revision: u8) -> ConfigSpace {
-    ConfigSpace::new(INTEL, device, class)
-        .of_subsystem(SUBSYSTEM.0, SUBSYSTEM.1)
-        .with(0x08, &[revision], &[])
+    ConfigSpace::new(INTEL, device, class).of_subsystem(SUBSYSTEM.0, SUBSYSTEM.1).with(
+        0x08,
+        &[revision],
+        &[],
+    )
 }
 
 impl PciFunction for Plain {

@@ -12,8 +12,7 @@
 //! its devices moves with the machine ([`SavedFirmware`]).
 
 use std::{
-    fs,
-    io,
+    fs, io,
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -167,7 +166,8 @@ impl Firmware {
         let images = Images::read(firmware)?;
         let id = images.id();
         let code_at = layout::FIRMWARE_END - id.bytes;
-        let rom = |number, at, content: &[u8]| Rom::new(Some(parts.vm.clone()), number, at, content);
+        let rom =
+            |number, at, content: &[u8]| Rom::new(Some(parts.vm.clone()), number, at, content);
         let code = rom(0, code_at, &images.code)?;
         let range = code.range();
         parts.mmio.insert(range, Arc::new(Mutex::new(Code::new(code)?)));
@@ -203,8 +203,7 @@ impl Firmware {
         let fw_cfg = Arc::new(Mutex::new(told));
         let at = u64::from(layout::FW_CFG);
         parts.pio.insert(at..at + fw_cfg::PORTS, fw_cfg.clone());
-        let all =
-            Self { id, copy, host_bridge, isa_bridge, power, port_92, fw_cfg, flash, log };
+        let all = Self { id, copy, host_bridge, isa_bridge, power, port_92, fw_cfg, flash, log };
         Ok((all, pci))
     }
 
@@ -336,7 +335,8 @@ fn memory_map(memory: u64) -> Vec<u8> {
 
 /// The disks in order, as Open Firmware names them.
 fn boot_order(disks: usize, first: u8) -> Vec<u8> {
-    let device = |index: usize| format!("/pci@i0cf8/scsi@{:x}/disk@0,0", usize::from(first) + index);
+    let device =
+        |index: usize| format!("/pci@i0cf8/scsi@{:x}/disk@0,0", usize::from(first) + index);
     let all: Vec<String> = (0..disks).map(device).collect();
     let mut bytes = all.join("\n").into_bytes();
     bytes.push(0);

@@ -85,9 +85,8 @@ mod tests {
         let contents: HashMap<&str, Vec<u8>> = files.into_iter().collect();
         let mut memory: HashMap<String, (u64, Vec<u8>)> = HashMap::new();
         for command in script.chunks_exact(COMMAND) {
-            let word = |at: usize| {
-                u32::from_le_bytes(command[at..at + 4].try_into().unwrap()) as usize
-            };
+            let word =
+                |at: usize| u32::from_le_bytes(command[at..at + 4].try_into().unwrap()) as usize;
             let name = |at: usize| {
                 let text = String::from_utf8(command[at..at + NAME].to_vec()).unwrap();
                 text.trim_end_matches('\0').to_owned()
@@ -130,9 +129,8 @@ mod tests {
         let (_, rsdp) = &memory[RSDP];
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
         assert_eq!((sum(&rsdp[..20]), sum(rsdp)), (0, 0));
-        let long = |bytes: &[u8], at: usize| {
-            u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
-        };
+        let long =
+            |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         let table = |address: u64| {
             let at = usize::try_from(address - base).unwrap();
             let len = u32::from_le_bytes(tables[at + 4..at + 8].try_into().unwrap()) as usize;

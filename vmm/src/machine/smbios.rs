@@ -49,12 +49,7 @@ fn describe(all: &mut Structures, definition: &VmDefinition) {
     let id = uuid(definition.id.map_or([0; 16], |id| id.0));
     const POWER_SWITCH: u8 = 6;
     let name = definition.name.as_str();
-    all.add(
-        1,
-        0x100,
-        &[&[1, 2, 0, 3], &id, &[POWER_SWITCH, 0, 0]],
-        &[MANUFACTURER, PRODUCT, name],
-    );
+    all.add(1, 0x100, &[&[1, 2, 0, 3], &id, &[POWER_SWITCH, 0, 0]], &[MANUFACTURER, PRODUCT, name]);
     // A chassis of another kind, whose states are safe, without cords and parts.
     all.add(3, 0x300, &[&[1, 1, 0, 0, 0, 3, 3, 3, 2], &[0; 9]], &[MANUFACTURER]);
     let cores = u8::try_from(definition.vcpus).unwrap_or(u8::MAX);
@@ -63,21 +58,14 @@ fn describe(all: &mut Structures, definition: &VmDefinition) {
         4,
         0x400,
         // A populated socket with a processor that is enabled; its CPUID says more.
-        &[
-            &[1, 3, 1, 2],
-            &[0; 16],
-            &[0x41, 1],
-            &none,
-            &[0, 0, 0, cores, cores, cores, 2, 0, 1, 0],
-        ],
+        &[&[1, 3, 1, 2], &[0; 16], &[0x41, 1], &none, &[0, 0, 0, cores, cores, cores, 2, 0, 1, 0]],
         &["CPU 0", MANUFACTURER],
     );
 }
 
 fn describe_memory(all: &mut Structures, bytes: u64) {
     let kib = bytes >> 10;
-    let (short, extended) =
-        if kib < 0x8000_0000 { (kib as u32, 0) } else { (0x8000_0000, bytes) };
+    let (short, extended) = if kib < 0x8000_0000 { (kib as u32, 0) } else { (0x8000_0000, bytes) };
     // An array of another place, for the system, with errors corrected.
     all.add(
         16,

@@ -5,9 +5,8 @@ use std::{ops::Range, sync::Arc};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    MmapRegion, VolatileMemory,
-    bitmap::AtomicBitmap,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
+    VolatileMemory, bitmap::AtomicBitmap,
 };
 
 use super::{error::Error, layout};
@@ -102,12 +101,7 @@ impl Rom {
     ///
     /// # Errors
     /// [`Error::Memory`].
-    pub fn new(
-        vm: Option<Arc<VmFd>>,
-        number: u32,
-        at: u64,
-        content: &[u8],
-    ) -> Result<Self, Error> {
+    pub fn new(vm: Option<Arc<VmFd>>, number: u32, at: u64, content: &[u8]) -> Result<Self, Error> {
         let len = content.len() as u64;
         if len == 0 || !len.is_multiple_of(PAGE) || !at.is_multiple_of(PAGE) {
             return Err(Error::Memory(format!("a ROM of {len} bytes at {at:#x}")));
