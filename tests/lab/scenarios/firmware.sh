@@ -47,7 +47,7 @@ tool() {
 # grub FORMAT FILE MODULE...: GRUB in one file, which finds its configuration on the first partition.
 grub() {
     tool grub-mkimage -d "$LAB/boot-tools/usr/lib/grub/$1" -O "$1" -o "$2" -p '(hd0,msdos1)/boot' \
-        part_msdos fat normal linux echo reboot test "${@:3}"
+        part_msdos fat normal linux "${@:3}"
 }
 
 # A disk that a BIOS and UEFI can boot: one FAT partition from 1 MiB on, of the type of a system
@@ -55,7 +55,6 @@ grub() {
 make_disk() {
     local part=$work/part sectors=$((96 * 2048))
     cat >"$work/grub.cfg" <<'CONFIG'
-echo "lab: GRUB runs"
 linux /boot/vmlinuz console=ttyS0 panic=-1 mitigations=off
 initrd /boot/initrd
 boot
