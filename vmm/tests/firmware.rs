@@ -116,6 +116,12 @@ impl Machine {
         format!("{}\n---\n{}", String::from_utf8_lossy(&log), String::from_utf8_lossy(&text))
     }
 
+    fn close_disks(&self) {
+        for (_, disk) in self.vm.detach_disks() {
+            self.runtime.block_on(disk.close()).unwrap();
+        }
+    }
+
     /// Types the key for which the boot sector waits, and looks at what it has done.
     fn finish(&self) {
         self.vm.type_in(b"k");
@@ -124,9 +130,7 @@ impl Machine {
         let said = self.said();
         assert_eq!(end, Some(EndReason::PowerOff), "{said}");
         assert!(said.contains("k."), "{said}");
-        for (_, disk) in self.vm.detach_disks() {
-            self.runtime.block_on(disk.close()).unwrap();
-        }
+        self.close_disks();
         let content = std::fs::read(self.image()).unwrap();
         assert_eq!(&content[1024..1024 + SECOND.len()], SECOND);
     }
@@ -176,6 +180,7 @@ fn a_machine_in_its_bios_goes_on_elsewhere() {
     machine.wait_for("the second sector was read");
     machine.vm.pause(DRAIN_LIMIT).unwrap();
     let state = serde_json::to_string(&machine.vm.save().unwrap()).unwrap();
+    machine.close_disks();
     let kvm = support::kvm().unwrap();
     let other = build(&kvm, &machine.image(), &machine.runtime);
     other.prepare_for(&machine.vm.needs()).unwrap();

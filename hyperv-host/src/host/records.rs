@@ -13,15 +13,15 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
     time::SystemTime,
 };
 
 use host_api::{VmDefinition, VmName};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
+use super::files::{clear_unfinished, damaged, read_json, sync, write_durably, write_json};
 use crate::{
     disks::Run,
     handover::target::{self, Effect, Event, Target},
@@ -417,65 +417,10 @@ fn run_after(last: Option<u64>, clock: u64) -> u64 {
     last.map_or(clock, |last| last.saturating_add(Run::SPAN).max(clock))
 }
 
-fn damaged(path: &Path, error: &dyn std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(path, &error))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    write_durably(path, &serde_json::to_vec(value)?)
-}
-
-/// What the name of a file that is being written has in it.
-const UNFINISHED: &str = ".new-";
-
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Two writers of one file must not write into one temporary file.
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!("{UNFINISHED}{}-{number}", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let write = || {
-        let mut file = File::options().write(true).create_new(true).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&temporary, path)
-    };
-    if let Err(error) = write() {
-        // Best effort: what stays is cleared away at the next start.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    path.parent().map_or(Ok(()), sync)
-}
-
-/// Clears away files whose writing was cut short. Only before anything is written.
-fn clear_unfinished(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().contains(UNFINISHED) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-fn sync(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn definition(name: &str) -> VmDefinition {
