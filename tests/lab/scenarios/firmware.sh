@@ -12,13 +12,41 @@
 # counts that on its disk. With UEFI it keeps a variable and makes a boot entry, by which it must have
 # been booted at the last start.
 #
+# QEMU's emulation of SVM, up to 11.1.3 of Debian's newest suite at least, aborts where a nested guest writes
+# CR8 while a virtual interrupt is pending for it: the write raises it without QEMU's lock, and an assertion
+# says so. OVMF does that in each interrupt. The scenario takes this assertion out of a copy of QEMU's module
+# (Debian 12's, one byte); with another QEMU `uefi` is left out, and the run says so.
+#
 # BULKHEAD_LAB_ONLY   `bios` or `uefi` (default: both)
 
+# Lets QEMU go on where OVMF writes CR8; whether that can be.
+without_assertion() {
+    local module folder at
+    for folder in "$LAB/qemu/usr/lib/x86_64-linux-gnu/qemu" /usr/lib/x86_64-linux-gnu/qemu; do
+        module=$folder/accel-tcg-x86_64.so
+        [ -e "$module" ] && break
+    done
+    # The beginning of tcg_handle_interrupt: asks whether the lock is held, and goes past the abort if it is.
+    at=$(LC_ALL=C grep -obUaP '\x55\x89\xf5\x53\x48\x89\xfb\x48\x83\xec\x08\xe8....\x84\xc0\x75\x24' "$module" 2>/dev/null |
+        LC_ALL=C sed -n 's/^\([0-9]\{1,\}\):.*/\1/p')
+    [[ $at =~ ^[0-9]+$ ]] || return 1
+    cp -r "$folder" "$work/modules"
+    # In any case.
+    printf '\xeb' | dd of="$work/modules/accel-tcg-x86_64.so" bs=1 seek=$((at + 18)) conv=notrunc status=none
+    export QEMU_MODULE_DIR=$work/modules
+}
+
 prepare() {
+    local kinds=${BULKHEAD_LAB_ONLY:-bios uefi}
     needs hyperv-host bulkhead
+    if [[ $kinds = *uefi* ]] && ! without_assertion; then
+        echo "lab: firmware: uefi is left out: this QEMU aborts in OVMF, and is not the one whose assertion is known"
+        kinds=${kinds//uefi/}
+        [ -n "${kinds// /}" ] || fail "there is nothing else to run"
+    fi
     get_with_libraries boot-tools grub-common grub-pc-bin grub-efi-amd64-bin mtools efibootmgr
     get firmware seabios ovmf
-    limit=${BULKHEAD_LAB_SECONDS:-900}
+    limit=${BULKHEAD_LAB_SECONDS:-1200}
     root "$work/guest" virtio_pci virtio_blk efivarfs
     program "$work/guest" "$LAB/boot-tools/bin/efibootmgr"
     install -m 755 "$here/firmware-guest-init" "$work/guest/init"
@@ -31,7 +59,7 @@ prepare() {
     mkdir -p "$work/host/usr/share"/{seabios,OVMF}
     cp "$LAB/firmware/usr/share/seabios/bios-256k.bin" "$work/host/usr/share/seabios/"
     cp "$LAB/firmware/usr/share/OVMF"/OVMF_{CODE,VARS}_4M.fd "$work/host/usr/share/OVMF/"
-    echo "${BULKHEAD_LAB_ONLY:-bios uefi}" >"$work/host/opt/kinds"
+    echo "$kinds" >"$work/host/opt/kinds"
     install -m 755 "$here/firmware-start" "$work/host/opt/start"
     # shellcheck disable=SC2054 # the commas are QEMU's
     machine=(-drive "file=$work/boot.raw,if=none,id=d1,format=raw,readonly=on"
