@@ -310,5 +310,4 @@ impl BusDevice for Code {
 }
 
 #[cfg(test)]
-#[path = "flash_tests.rs"]
 mod tests;
