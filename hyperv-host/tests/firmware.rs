@@ -144,15 +144,16 @@ fn variables_stay_over_reset_move_stop_and_start() {
     console.type_line("x");
     drop(console_with(b, &name, "3\n"));
     assert_eq!(first_byte(&there), 3);
+    a.wait_state(&name, None);
     assert!(!setting.variables("a", &name).exists());
-    // What was written for the move alone is gone.
-    let arriving = setting.dir.path().join("b/state/arriving");
-    assert_eq!(std::fs::read_dir(arriving).unwrap().count(), 0);
 
     console.type_line("q");
     b.wait_state(&name, Some(VmState::Off));
     b.call(&Request::Start { name: name.clone() }).unwrap();
     drop(console_with(b, &name, "4\n"));
+    // It could be started, so the move is settled, and what was written for that alone is gone.
+    let arriving = setting.dir.path().join("b/state/arriving");
+    assert_eq!(std::fs::read_dir(arriving).unwrap().count(), 0);
     assert_eq!(first_byte(&there), 4);
     let stop = Request::Stop { name: name.clone(), force: true, timeout_s: Some(20) };
     b.call(&stop).unwrap();
