@@ -43,6 +43,14 @@ pub enum DefinitionError {
         /// Most possible.
         most: u64,
     },
+    /// What it starts from is not said, or said twice.
+    #[error(
+        "a VM starts from a kernel of its host ([boot]) or, by a firmware, from its disk ([firmware]): say one of them"
+    )]
+    Start,
+    /// A BIOS keeps no variables.
+    #[error("[firmware] vars is for kind \"uefi\": a BIOS keeps no variables")]
+    Vars,
     /// The text is not a VM file.
     #[error("{0}")]
     Toml(#[from] toml::de::Error),
@@ -212,6 +220,69 @@ pub struct BootDefinition {
     pub cmdline: String,
 }
 
+/// Which firmware a VM has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FirmwareKind {
+    /// A PC BIOS: SeaBIOS.
+    Bios,
+    /// UEFI with variables that are kept: OVMF.
+    Uefi,
+}
+
+impl FirmwareKind {
+    /// Where Debian's package has the firmware.
+    pub fn default_code(self) -> &'static Path {
+        Path::new(match self {
+            Self::Bios => "/usr/share/seabios/bios-256k.bin",
+            Self::Uefi => "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        })
+    }
+
+    /// Where Debian's package has the variables of a new machine, if it has any.
+    pub fn default_vars(self) -> Option<&'static Path> {
+        match self {
+            Self::Bios => None,
+            Self::Uefi => Some(Path::new("/usr/share/OVMF/OVMF_VARS_4M.fd")),
+        }
+    }
+
+    /// The Debian package that has both.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::Bios => "seabios",
+            Self::Uefi => "ovmf",
+        }
+    }
+}
+
+/// The firmware of a VM that starts from its disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FirmwareDefinition {
+    /// BIOS or UEFI.
+    pub kind: FirmwareKind,
+    /// The firmware's image; where Debian's package has it if not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<PathBuf>,
+    /// The variables that the VM has when it starts for the first time; where Debian's package has
+    /// them if not said. Its own are kept by its host from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vars: Option<PathBuf>,
+}
+
+impl FirmwareDefinition {
+    /// Path of the image.
+    pub fn code(&self) -> &Path {
+        self.code.as_deref().unwrap_or(self.kind.default_code())
+    }
+
+    /// Path of the first variables; none of a BIOS.
+    pub fn vars(&self) -> Option<&Path> {
+        self.vars.as_deref().or(self.kind.default_vars())
+    }
+}
+
 /// Which guest device `vm console` shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -255,8 +326,12 @@ pub struct VmDefinition {
     /// After a failure of the host.
     #[serde(default)]
     pub after_host_failure: AfterHostFailure,
-    /// What to boot.
-    pub boot: BootDefinition,
+    /// The kernel to boot, if no firmware does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootDefinition>,
+    /// The firmware that boots from a disk, if no kernel is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<FirmwareDefinition>,
     /// Disks, in the order of their PCI slots.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskDefinition>,
@@ -264,6 +339,9 @@ pub struct VmDefinition {
     #[serde(default, rename = "nic", skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicDefinition>,
 }
+
+/// Memory in MiB without which OVMF does not come up.
+const LEAST_FOR_UEFI: u64 = 128;
 
 fn one() -> u32 {
     1
@@ -281,8 +359,12 @@ impl VmDefinition {
     /// and of logical units stay as they are.
     #[must_use]
     pub fn beside(mut self, folder: &Path) -> Self {
-        let boot = [Some(&mut self.boot.kernel), self.boot.initrd.as_mut()];
-        boot.into_iter().flatten().for_each(|path| *path = folder.join(&*path));
+        let boot = self.boot.as_mut();
+        let boot = boot.map(|boot| [Some(&mut boot.kernel), boot.initrd.as_mut()]);
+        let firmware = self.firmware.as_mut();
+        let firmware = firmware.map(|firmware| [firmware.code.as_mut(), firmware.vars.as_mut()]);
+        let paths = [boot, firmware].into_iter().flatten().flatten().flatten();
+        paths.for_each(|path| *path = folder.join(&*path));
         for disk in self.disks.iter_mut().filter(|disk| !disk.location.contains("://")) {
             // What is no text is not in a VM file; the folder may be.
             if let Ok(path) = folder.join(&disk.location).into_os_string().into_string() {
@@ -306,6 +388,16 @@ impl VmDefinition {
                 Err(DefinitionError::Range { field, value, least, most })
             }
         };
+        match (&self.boot, &self.firmware) {
+            (Some(_), None) => {}
+            (None, Some(firmware)) if firmware.kind == FirmwareKind::Bios => {
+                if firmware.vars.is_some() {
+                    return Err(DefinitionError::Vars);
+                }
+            }
+            (None, Some(_)) => range("memory_mib", self.memory_mib, LEAST_FOR_UEFI, 1 << 20)?,
+            (Some(_), Some(_)) | (None, None) => return Err(DefinitionError::Start),
+        }
         range("memory_mib", self.memory_mib, 16, 1 << 20)?;
         range("vcpus", u64::from(self.vcpus), 1, 64)?;
         range("number of disks", self.disks.len() as u64, 0, 16)?;
@@ -383,6 +475,31 @@ mod tests {
             let error = VmDefinition::from_toml(&format!("{TEXT}[[nic]]\n{bad}\n")).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn a_vm_starts_from_a_kernel_or_by_a_firmware() {
+        let head = "name = 'a'\nmemory_mib = 256\n";
+        let read = |text: &str| VmDefinition::from_toml(&format!("{head}{text}"));
+        let uefi = read("[firmware]\nkind = 'uefi'\nvars = 'my.fd'\n").unwrap();
+        assert_eq!(VmDefinition::from_toml(&uefi.to_toml()).unwrap(), uefi);
+        let firmware = uefi.beside(Path::new("/vms")).firmware.unwrap();
+        assert_eq!(firmware.code(), Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd"));
+        assert_eq!(firmware.vars(), Some(Path::new("/vms/my.fd")));
+        let bios = read("[firmware]\nkind = 'bios'\ncode = '/b'\n").unwrap().firmware.unwrap();
+        assert_eq!((bios.code(), bios.vars()), (Path::new("/b"), None));
+        for (bad, why) in [
+            ("", "[boot]"),
+            ("[boot]\nkernel = '/k'\n[firmware]\nkind = 'bios'\n", "one of them"),
+            ("[firmware]\nkind = 'bios'\nvars = '/v'\n", "no variables"),
+            ("[firmware]\nkind = 'coreboot'\n", "coreboot"),
+        ] {
+            let error = read(bad).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        let small = "name = 'a'\nmemory_mib = 64\n[firmware]\nkind = 'uefi'\n";
+        let error = VmDefinition::from_toml(small).unwrap_err();
+        assert!(error.to_string().contains("must be 128"), "{error}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use client::Client;
 pub use control_socket::ClientError;
 pub use definition::{
     AfterHostFailure, BootDefinition, ConsoleKind, DefinitionError, DiskDefinition, DiskFormat,
-    MacAddress, NicDefinition, VmDefinition, VmId, VmName,
+    FirmwareDefinition, FirmwareKind, MacAddress, NicDefinition, VmDefinition, VmId, VmName,
 };
 pub use wire::{
     DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound,

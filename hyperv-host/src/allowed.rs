@@ -152,8 +152,11 @@ impl Allowed {
                 None => {}
             }
         }
-        let boot = &definition.boot;
-        for path in std::iter::once(&boot.kernel).chain(&boot.initrd) {
+        let boot = definition.boot.iter().flat_map(|it| [Some(&it.kernel), it.initrd.as_ref()]);
+        // Where a package has its firmware is nobody's secret, and needs no mention.
+        let firmware =
+            definition.firmware.iter().flat_map(|it| [it.code.as_ref(), it.vars.as_ref()]);
+        for path in boot.chain(firmware).flatten() {
             let real = real(path)?;
             let what = || path.display().to_string();
             let folders = said(&self.boot, whose, "`folders` ([boot])", what)?;

@@ -208,14 +208,14 @@ fn a_vm_has_its_disks_and_kernel_where_its_host_allows_them() {
     let good = a.definition(name);
     let elsewhere = tempfile::tempdir().unwrap();
     let at = |name: &str| elsewhere.path().join(name);
-    std::fs::copy(&good.boot.kernel, at("guest.elf")).unwrap();
+    std::fs::copy(&good.boot.as_ref().unwrap().kernel, at("guest.elf")).unwrap();
     std::fs::copy(&payload.image, at("disk.raw")).unwrap();
     let mut other_disk = good.clone();
     other_disk.disks[0].location = at("disk.raw").display().to_string();
     let mut other_kernel = good.clone();
-    other_kernel.boot.kernel = at("guest.elf");
+    other_kernel.boot.as_mut().unwrap().kernel = at("guest.elf");
     let mut other_initrd = good.clone();
-    other_initrd.boot.initrd = Some("/etc/passwd".into());
+    other_initrd.boot.as_mut().unwrap().initrd = Some("/etc/passwd".into());
     let mut other_server = good.clone();
     other_server.disks[0].location = "smb://admin@127.0.0.1:1/vms/disk.raw".into();
     for (bad, why) in [
@@ -237,7 +237,7 @@ fn a_vm_has_its_disks_and_kernel_where_its_host_allows_them() {
         bad.name = format!("bad-{turn}").parse().unwrap();
         bad.id = None;
         if change == "guest.elf" {
-            bad.boot.kernel = at(change);
+            bad.boot.as_mut().unwrap().kernel = at(change);
         } else {
             bad.disks[0].location = at(change).display().to_string();
         }

@@ -5,6 +5,7 @@
 #   └─ QEMU without KVM (TCG emulates a CPU with SVM)    Debian's kernel, initramfs of this script
 #      └─ one scenario of scenarios/*.sh:
 #           guest  a Linux guest of hyperv-host, moved between two hosts while it works
+#           firmware  guests of hyperv-host that SeaBIOS and OVMF boot from their disk
 #           cifs   the kernel's SMB client against smbd
 #           failover  the same with persistent handles and two paths, while smbd is killed and
 #                  paths are cut
@@ -42,7 +43,7 @@ for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
 scenarios=("$@")
-[ $# -gt 0 ] || scenarios=(guest cifs failover iscsi special)
+[ $# -gt 0 ] || scenarios=(guest firmware cifs failover iscsi special)
 for scenario in "${scenarios[@]}"; do
     [ -e "$here/scenarios/$scenario.sh" ] || fail "no scenario $scenario"
 done

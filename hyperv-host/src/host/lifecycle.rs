@@ -138,6 +138,7 @@ impl Host {
                 Ok(vm)
             });
         let recorded = built.map_err(HostError::from).and_then(|vm| {
+            self.give_variables(managed, &vm)?;
             if starter == Starter::Host {
                 // Its record says already that it runs. It may have been stopped while its disks were
                 // opened; from here on it is stopped as one that runs.
@@ -157,6 +158,23 @@ impl Host {
         vm.resume();
         self.adopt(managed, vm);
         tracing::info!(vm = %managed.name(), "started");
+        Ok(())
+    }
+
+    /// Gives a machine the variables that its firmware had when it ran last.
+    fn give_variables(&self, managed: &Managed, vm: &Vm) -> Result<(), HostError> {
+        let Some(first) = vm.variables() else { return Ok(()) };
+        let name = managed.name();
+        let file = self.store.variables(name, &first).map_err(HostError::Store)?;
+        vm.load_variables(file).map_err(|error| match error {
+            vmm::Error::Config(why) => {
+                let path = self.store.variables_file(name).display().to_string();
+                vmm::Error::Config(format!(
+                    "{path}: {why}; without this file it starts with new ones"
+                ))
+            }
+            error => error,
+        })?;
         Ok(())
     }
 

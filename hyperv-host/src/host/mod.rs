@@ -17,6 +17,7 @@
 
 pub mod arrivals;
 mod error;
+mod files;
 pub mod lifecycle;
 pub mod machine;
 pub mod memory;

@@ -5,22 +5,23 @@
 //!  state_dir/vms/NAME/vm.toml        definition
 //!  state_dir/vms/NAME/record.json    Record: where the VM stands (absent: off)
 //!  state_dir/vms/NAME/run.json       number of its last run (absent: numbered by the clock, or never)
+//!  state_dir/vms/NAME/variables.fd   its firmware's variables, written by the machine (absent: of a new one)
 //!  state_dir/arriving/ID/vm.toml     a VM being received; counts only once …
-//!  state_dir/arriving/ID/run.json    … the number of its run here, beside it
+//!  state_dir/arriving/ID/run.json    … the number of its run here, beside it, and its variables.fd
 //!  state_dir/moves/ID.json           … its verdict says `ran`; the host that may ask for it
 //! ```
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
     time::SystemTime,
 };
 
 use host_api::{VmDefinition, VmName};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
+use super::files::{clear_unfinished, damaged, read_json, sync, write_durably, write_json};
 use crate::{
     disks::Run,
     handover::target::{self, Effect, Event, Target},
@@ -200,6 +201,36 @@ impl Store {
         Ok(number)
     }
 
+    /// Where a VM's firmware variables are.
+    pub fn variables_file(&self, name: &VmName) -> PathBuf {
+        self.vm_dir(name).join(VARIABLES)
+    }
+
+    /// Opens a VM's firmware variables; they are `first`, durably, if it has none.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn variables(&self, name: &VmName, first: &[u8]) -> io::Result<File> {
+        let path = self.variables_file(name);
+        if !path.try_exists()? {
+            write_durably(&path, first)?;
+        }
+        File::options().read(true).write(true).open(path)
+    }
+
+    /// Makes the file for the firmware variables of a VM that is being received; what is written there
+    /// goes with it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn arriving_variables(&self, id: &MoveId) -> io::Result<File> {
+        let dir = self.arriving_dir(id);
+        let file =
+            File::options().read(true).write(true).create_new(true).open(dir.join(VARIABLES))?;
+        sync(&dir)?;
+        Ok(file)
+    }
+
     /// Forgets a VM.
     ///
     /// # Errors
@@ -300,6 +331,14 @@ impl Store {
             if let Some(run) = read_json::<u64>(&self.arriving_dir(id).join(RUN))? {
                 write_json(&dir.join(RUN), &run)?;
             }
+            // Its machine writes to this file already: it gets another name, and stays the same.
+            let variables = self.arriving_dir(id).join(VARIABLES);
+            if variables.try_exists()? {
+                match fs::remove_file(dir.join(VARIABLES)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => fs::hard_link(variables, dir.join(VARIABLES))?,
+                }
+            }
             write_json(&dir.join("record.json"), &Record::Running)?;
             write_durably(&file, definition.to_toml().as_bytes())?;
         }
@@ -360,6 +399,9 @@ impl Store {
 /// The file with the number of a VM's last run.
 const RUN: &str = "run.json";
 
+/// The file with the variables of a VM's firmware.
+const VARIABLES: &str = "variables.fd";
+
 /// The largest number that a host takes from another: far from now by the clock, and far from where
 /// there is no later one.
 pub const LAST_RUN: u64 = i64::MAX as u64;
@@ -375,65 +417,10 @@ fn run_after(last: Option<u64>, clock: u64) -> u64 {
     last.map_or(clock, |last| last.saturating_add(Run::SPAN).max(clock))
 }
 
-fn damaged(path: &Path, error: &dyn std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(path, &error))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    write_durably(path, &serde_json::to_vec(value)?)
-}
-
-/// What the name of a file that is being written has in it.
-const UNFINISHED: &str = ".new-";
-
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Two writers of one file must not write into one temporary file.
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!("{UNFINISHED}{}-{number}", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let write = || {
-        let mut file = File::options().write(true).create_new(true).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&temporary, path)
-    };
-    if let Err(error) = write() {
-        // Best effort: what stays is cleared away at the next start.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    path.parent().map_or(Ok(()), sync)
-}
-
-/// Clears away files whose writing was cut short. Only before anything is written.
-fn clear_unfinished(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().contains(UNFINISHED) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-fn sync(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn definition(name: &str) -> VmDefinition {
@@ -490,6 +477,34 @@ mod tests {
         store.forget_arrival(&id).unwrap();
         store.forget_verdict(&id).unwrap();
         assert_eq!(store.verdict(&id).unwrap(), None);
+    }
+
+    /// Variables that come with a VM are its own however often its settling begins, and the machine that
+    /// writes them never notices.
+    #[test]
+    fn variables_come_with_their_vm_and_are_written_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let id = MoveId::random().unwrap();
+        let name: VmName = "b".parse().unwrap();
+        store.arrive(&id, &definition("b"), 1).unwrap();
+        let mut machine = store.arriving_variables(&id).unwrap();
+        machine.write_all(b"one").unwrap();
+        store.set_verdict(&id, Verdict::Ran, "").unwrap();
+        // What a settling that was cut short has left.
+        fs::create_dir(dir.path().join("vms/b")).unwrap();
+        fs::write(store.variables_file(&name), "rubbish").unwrap();
+        store.take_in(&id, &definition("b")).unwrap();
+        machine.write_all(b"two").unwrap();
+        store.take_in(&id, &definition("b")).unwrap();
+        store.forget_arrival(&id).unwrap();
+        assert_eq!(fs::read(store.variables_file(&name)).unwrap(), b"onetwo");
+        // They are made once, and not again.
+        store.create(&definition("a")).unwrap();
+        let name: VmName = "a".parse().unwrap();
+        store.variables(&name, b"first").unwrap().write_all(b"F").unwrap();
+        store.variables(&name, b"first").unwrap();
+        assert_eq!(fs::read(store.variables_file(&name)).unwrap(), b"First");
     }
 
     #[test]

@@ -313,5 +313,11 @@ fn receive_all(
     }
     fault(host, arrival, "target.state");
     let saved: state::MachineState = serde_json::from_slice(&body).map_err(WireError::from)?;
-    Ok(arrival.vm.restore(&saved)?)
+    arrival.vm.restore(&saved)?;
+    if arrival.vm.variables().is_some() {
+        // They are durable before the source hears that all is here.
+        let file = host.store.arriving_variables(&arrival.id).map_err(MoveError::Store)?;
+        arrival.vm.keep_variables(file)?;
+    }
+    Ok(())
 }

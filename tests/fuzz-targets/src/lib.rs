@@ -13,6 +13,7 @@
 mod auth;
 mod compression;
 mod exchange;
+mod firmware;
 mod http;
 mod images;
 mod iscsi;
@@ -84,6 +85,7 @@ pub const TARGETS: &[Target] = &[
         memory: 4 * MIB,
         seeds: compression::seeds,
     },
+    Target { name: "firmware", run: firmware::guest, memory: MIB, seeds: firmware::seeds },
     Target { name: "rpc", run: rpc::run, memory: 4 * MIB, seeds: rpc::seeds },
     Target { name: "ndr", run: rpc::ndr, memory: MIB, seeds: rpc::seeds_ndr },
     Target { name: "ndr64", run: rpc::ndr64, memory: MIB, seeds: rpc::seeds_ndr64 },

@@ -3,8 +3,9 @@
 //! ```text
 //!  port I/O ─► Bus ─┬─ serial (16550)         MMIO ─► Bus ── virtio-pci BARs
 //!                   ├─ power (ACPI PM, reset)                  │ queues
-//!                   ├─ cmos                                    ▼
-//!                   └─ pci config (CF8/CFC)          virtio: blk, console, rng
+//!                   ├─ cmos                 └─ flash           ▼
+//!                   ├─ fw_cfg, debug port            virtio: blk, console, rng
+//!                   └─ pci config (CF8/CFC): piix, virtio-pci
 //! ```
 //!
 //! A device's saved form is a plain serde structure of its own, versioned as a whole by
@@ -12,7 +13,10 @@
 
 pub mod cmos;
 pub mod console;
+pub mod flash;
+pub mod fw_cfg;
 pub mod pci;
+pub mod piix;
 pub mod power;
 pub mod serial;
 pub mod virtio;

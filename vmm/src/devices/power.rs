@@ -21,6 +21,8 @@ use crate::platform::{
 pub const PM_TIMER_HZ: u64 = 3_579_545;
 /// Sleep type of S5 in the DSDT.
 pub const S5_SLEEP_TYPE: u16 = 5;
+/// Sleep type by which firmware switches a PIIX4 off, which it does without the DSDT.
+const PIIX_OFF: u16 = 0;
 const POWER_BUTTON: u16 = 1 << 8;
 const SLEEP_ENABLE: u16 = 1 << 13;
 const SCI_ENABLE: u16 = 1;
@@ -138,7 +140,9 @@ impl BusDevice for Power {
                 self.enable = word;
                 self.update_line();
             }
-            4 if word & SLEEP_ENABLE != 0 && (word >> 10) & 7 == S5_SLEEP_TYPE => {
+            4 if word & SLEEP_ENABLE != 0
+                && matches!((word >> 10) & 7, S5_SLEEP_TYPE | PIIX_OFF) =>
+            {
                 self.control.end(EndReason::PowerOff);
             }
             _ => {}

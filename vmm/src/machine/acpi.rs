@@ -1,5 +1,9 @@
 //! ACPI tables (ACPI 6.5): RSDP, XSDT, FADT with the PM timer, MADT, and a DSDT with the PCI
-//! root, the serial port and S5.
+//! root, the serial port and S5. They are laid out in one piece, in which pointers count from its
+//! beginning until it is known where it is: for a kernel that is here, for firmware with the firmware
+//! ([`super::loader`]).
+
+use std::ops::Range;
 
 use acpi_tables::{
     Aml, AmlSink, aml,
@@ -14,6 +18,11 @@ use crate::{
 
 const OEM: [u8; 6] = *b"BULKHD";
 const OEM_TABLE: [u8; 8] = *b"HYPERVHO";
+/// Bytes of a table's header.
+const HEADER: usize = 36;
+const FADT_FACS: usize = 36;
+const FADT_DSDT: usize = 40;
+const FADT_X_DSDT: usize = 140;
 
 struct Bytecode(Vec<u8>);
 
@@ -29,10 +38,10 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Sdt {
     table
 }
 
-fn dsdt() -> Sdt {
+/// `window` is where PCI functions have their memory.
+fn dsdt(window: &Range<u64>) -> Sdt {
     let mut code = Bytecode(Vec::new());
-    let pci = layout::PCI_MMIO as u32;
-    let pci_end = (layout::PCI_MMIO + layout::PCI_MMIO_LEN - 1) as u32;
+    let (pci, pci_end) = (window.start as u32, (window.end - 1) as u32);
     aml::Scope::new(
         "_SB_".into(),
         vec![
@@ -90,8 +99,8 @@ fn fadt(facs: u64, dsdt: u64) -> Sdt {
     const NO_SLEEP_BUTTON: u32 = 1 << 5;
     const RESET_REGISTER: u32 = 1 << 10;
     let mut fadt = Sdt::new(*b"FACP", 276, 6, OEM, OEM_TABLE, 1);
-    fadt.write_u32(36, facs as u32);
-    fadt.write_u32(40, dsdt as u32);
+    fadt.write_u32(FADT_FACS, facs as u32);
+    fadt.write_u32(FADT_DSDT, dsdt as u32);
     fadt.write_u16(46, layout::SCI_IRQ as u16);
     fadt.write_u32(56, u32::from(layout::PM1_EVENT));
     fadt.write_u32(64, u32::from(layout::PM1_CONTROL));
@@ -106,7 +115,7 @@ fn fadt(facs: u64, dsdt: u64) -> Sdt {
     fadt.write_u32(112, TIMER_IS_32_BITS | WBINVD | C1 | NO_SLEEP_BUTTON | RESET_REGISTER);
     fadt.write(116, GenericAddress::io_port_address::<u8>(layout::RESET_PORT));
     fadt.write_u8(128, 0x06);
-    fadt.write_u64(140, dsdt);
+    fadt.write_u64(FADT_X_DSDT, dsdt);
     fadt.write(148, GenericAddress::io_port_address::<u32>(layout::PM1_EVENT));
     fadt.write(172, GenericAddress::io_port_address::<u16>(layout::PM1_CONTROL));
     fadt.write(208, GenericAddress::io_port_address::<u32>(layout::PM_TIMER));
@@ -133,7 +142,8 @@ fn madt(vcpus: u32) -> Sdt {
     table(b"APIC", 4, &body)
 }
 
-fn rsdp(xsdt: u64) -> Vec<u8> {
+/// The 36 bytes by which the tables are found, with the address of the XSDT.
+pub fn rsdp(xsdt: u64) -> Vec<u8> {
     let mut rsdp = b"RSD PTR \0".to_vec();
     rsdp.extend(OEM);
     rsdp.push(2);
@@ -141,38 +151,114 @@ fn rsdp(xsdt: u64) -> Vec<u8> {
     rsdp.extend(36u32.to_le_bytes());
     rsdp.extend(xsdt.to_le_bytes());
     rsdp.extend([0; 4]);
-    let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte));
-    rsdp[8] = sum(&rsdp[..20]);
-    rsdp[32] = sum(&rsdp);
+    rsdp[RSDP_CHECKSUM] = checksum(&rsdp[..20]);
+    rsdp[RSDP_EXTENDED_CHECKSUM] = checksum(&rsdp);
     rsdp
+}
+
+/// A place in the tables that has the address of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pointer {
+    /// Where it is.
+    pub at: usize,
+    /// Bytes that it has: 4 or 8.
+    pub size: usize,
+}
+
+/// The tables in one piece.
+#[derive(Debug)]
+pub struct Tables {
+    /// All but the RSDP; pointers are offsets in it, checksums those of tables with such pointers.
+    pub bytes: Vec<u8>,
+    /// The pointers in it.
+    pub pointers: Vec<Pointer>,
+    /// The tables with pointers: each one's range, whose sum must be 0.
+    pub summed: Vec<Range<usize>>,
+    /// Where the XSDT is, which the RSDP points to.
+    pub xsdt: usize,
+}
+
+/// Where a table has its checksum (ACPI 6.5 §5.2.6).
+pub const CHECKSUM: usize = 9;
+/// Where an RSDP has the address of the XSDT, and its checksums: of the first 20 bytes, of all 36.
+pub const RSDP_XSDT: usize = 24;
+/// Checksum of the first 20 bytes of an RSDP.
+pub const RSDP_CHECKSUM: usize = 8;
+/// Checksum of all 36 bytes of an RSDP.
+pub const RSDP_EXTENDED_CHECKSUM: usize = 32;
+
+impl Tables {
+    /// The tables of a machine with so many vCPUs, whose PCI functions have their memory in `window`.
+    pub fn of(vcpus: u32, window: &Range<u64>) -> Self {
+        let mut bytes = Vec::new();
+        let mut put = |table: &[u8]| {
+            bytes.resize(bytes.len().next_multiple_of(64), 0);
+            let at = bytes.len();
+            bytes.extend(table);
+            at
+        };
+        let mut facs = b"FACS".to_vec();
+        facs.extend(64u32.to_le_bytes());
+        facs.resize(32, 0);
+        facs.push(2);
+        facs.resize(64, 0);
+        let facs = put(&facs);
+        let dsdt = put(dsdt(window).as_slice());
+        let table = fadt(facs as u64, dsdt as u64);
+        let fadt = put(table.as_slice());
+        let fadt_end = fadt + table.as_slice().len();
+        let madt = put(madt(vcpus).as_slice());
+        let entries: Vec<u8> =
+            [fadt, madt].into_iter().flat_map(|at| (at as u64).to_le_bytes()).collect();
+        let xsdt = put(self::table(b"XSDT", 1, &entries).as_slice());
+        let pointer = |at, size| Pointer { at, size };
+        let pointers = vec![
+            pointer(fadt + FADT_FACS, 4),
+            pointer(fadt + FADT_DSDT, 4),
+            pointer(fadt + FADT_X_DSDT, 8),
+            pointer(xsdt + HEADER, 8),
+            pointer(xsdt + HEADER + 8, 8),
+        ];
+        let summed = vec![fadt..fadt_end, xsdt..bytes.len()];
+        Self { bytes, pointers, summed, xsdt }
+    }
+
+    /// Makes all pointers addresses of tables that begin at `base`.
+    fn place(&mut self, base: u64) {
+        for pointer in &self.pointers {
+            let place = &mut self.bytes[pointer.at..pointer.at + pointer.size];
+            let mut wide = [0; 8];
+            wide[..pointer.size].copy_from_slice(place);
+            let address = u64::from_le_bytes(wide) + base;
+            place.copy_from_slice(&address.to_le_bytes()[..pointer.size]);
+        }
+        for range in &self.summed {
+            let table = &mut self.bytes[range.clone()];
+            table[CHECKSUM] = 0;
+            table[CHECKSUM] = checksum(table);
+        }
+    }
+}
+
+/// What makes the sum of bytes 0.
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_sub(*byte))
 }
 
 /// Writes the tables and returns the address of the RSDP.
 pub fn write(ram: &GuestRam, vcpus: u32) -> Result<u64, Error> {
-    let mut at = layout::ACPI_TABLES + 64;
-    let mut put = |bytes: &[u8]| {
-        let here = at;
-        at = (at + bytes.len() as u64).next_multiple_of(64);
-        if at > layout::ACPI_TABLES + layout::ACPI_TABLES_LEN {
-            return Err(Error::Memory("no room for the ACPI tables".into()));
-        }
-        ram.write_slice(bytes, GuestAddress(here))
-            .map_err(|error| Error::Memory(error.to_string()))?;
-        Ok(here)
+    let window = layout::PCI_MMIO..layout::PCI_MMIO + layout::PCI_MMIO_LEN;
+    let mut tables = Tables::of(vcpus, &window);
+    let base = layout::ACPI_TABLES + 64;
+    if tables.bytes.len() as u64 > layout::ACPI_TABLES_LEN - 64 {
+        return Err(Error::Memory("no room for the ACPI tables".into()));
+    }
+    tables.place(base);
+    let put = |bytes: &[u8], at: u64| {
+        ram.write_slice(bytes, GuestAddress(at)).map_err(|error| Error::Memory(error.to_string()))
     };
-    let mut facs = b"FACS".to_vec();
-    facs.extend(64u32.to_le_bytes());
-    facs.resize(32, 0);
-    facs.push(2);
-    facs.resize(64, 0);
-    let facs = put(&facs)?;
-    let dsdt = put(dsdt().as_slice())?;
-    let fadt = put(fadt(facs, dsdt).as_slice())?;
-    let madt = put(madt(vcpus).as_slice())?;
-    let entries: Vec<u8> = [fadt, madt].into_iter().flat_map(u64::to_le_bytes).collect();
-    let xsdt = put(table(b"XSDT", 1, &entries).as_slice())?;
-    ram.write_slice(&rsdp(xsdt), GuestAddress(layout::ACPI_TABLES))
-        .map_err(|error| Error::Memory(error.to_string()))?;
+    put(&tables.bytes, base)?;
+    put(&rsdp(base + tables.xsdt as u64), layout::ACPI_TABLES)?;
     Ok(layout::ACPI_TABLES)
 }
 
@@ -182,7 +268,7 @@ mod tests {
 
     #[test]
     fn every_table_sums_to_zero_and_says_its_length() {
-        for table in [dsdt(), fadt(0x1000, 0x2000), madt(4)] {
+        for table in [dsdt(&(0xc000_0000..0xf000_0000)), fadt(0x1000, 0x2000), madt(4)] {
             let bytes = table.as_slice();
             assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
             assert_eq!(u32::from_le_bytes(bytes[4..8].try_into().unwrap()), bytes.len() as u32);

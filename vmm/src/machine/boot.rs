@@ -25,8 +25,8 @@ use crate::platform::{
     memory::{self, GuestRam},
 };
 
-const E820_RAM: u32 = 1;
-const E820_RESERVED: u32 = 2;
+pub(super) const E820_RAM: u32 = 1;
+pub(super) const E820_RESERVED: u32 = 2;
 const PVH_MAGIC: u32 = 0x336e_c578;
 
 /// How the first vCPU enters the kernel.

@@ -13,10 +13,15 @@
 pub mod acpi;
 pub mod boot;
 pub mod cpu;
+pub mod firmware;
+pub mod loader;
+mod parts;
+pub mod smbios;
 pub mod state;
 pub mod vcpu;
 
 use std::{
+    fs::File,
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
@@ -27,13 +32,14 @@ use std::{
 
 use block_io::{Disk, Geometry};
 use host_api::{ConsoleKind, VmDefinition};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use tokio::runtime::Handle;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::{
     cpu::CpuModel,
+    firmware::{Firmware, Parts},
+    parts::{create, create_vcpus, nets, place_ports, serial_number},
     state::{MachineState, Needs},
     vcpu::Vcpus,
 };
@@ -42,13 +48,13 @@ use crate::{
         cmos::Cmos,
         console::Console,
         pci::ConfigPorts,
-        power::{Power, ResetPort},
+        power::Power,
         serial::SerialPort,
         virtio::{
             Backend,
             blk::Blk,
             console::VirtioConsole,
-            net::{Limit, Limits, Net},
+            net::Net,
             rng::Rng,
             storage::{LossRule, Trouble},
             transport::{BAR_SIZE, Machine, VirtioPci},
@@ -96,6 +102,7 @@ pub struct Vm {
     serial: Arc<Mutex<SerialPort>>,
     cmos: Arc<Mutex<Cmos>>,
     pci: Arc<Mutex<ConfigPorts>>,
+    firmware: Option<Firmware>,
     virtio: Vec<Arc<Mutex<VirtioPci>>>,
     disks: Vec<(String, Arc<Blk>)>,
     /// Their functions come after those of the disks.
@@ -109,52 +116,6 @@ pub struct Vm {
     halted_at: Mutex<Option<Instant>>,
     vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
-}
-
-/// What a guest is told of a disk to tell it from all others: the VM's id and the disk's place, which
-/// stay when the VM moves. 20 bytes at most (virtio 1.2 §5.2.6).
-fn serial_number(definition: &VmDefinition, index: usize) -> String {
-    match definition.id {
-        Some(id) => format!("{:.17}-{index}", String::from(id)),
-        None => format!("bulkhead-{index}"),
-    }
-}
-
-/// A machine's network cards over its taps, in order.
-fn nets(definition: &VmDefinition, taps: Vec<OwnedFd>) -> Result<Vec<Arc<Net>>, Error> {
-    let limit =
-        |mbit: Option<u32>| mbit.map(|mbit| Limit { bytes_per_s: u64::from(mbit) * 125_000 });
-    let cards = definition.nics.iter().enumerate().zip(taps);
-    cards
-        .map(|((index, nic), tap)| {
-            let limits = Limits { receive: limit(nic.receive_mbit), send: limit(nic.send_mbit) };
-            let net = Net::new(tap, definition.mac(index).0, limits);
-            net.map(Arc::new).map_err(Error::os("use a tap"))
-        })
-        .collect()
-}
-
-/// An empty machine with its interrupt controllers and timer.
-fn create(kvm: &Kvm) -> Result<Arc<VmFd>, Error> {
-    let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("create a VM"))?);
-    vm.set_identity_map_address(layout::IDENTITY_MAP)
-        .map_err(Error::kvm("set the identity map address"))?;
-    vm.set_tss_address(layout::TSS).map_err(Error::kvm("set the TSS address"))?;
-    vm.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(Error::kvm("create the timer"))?;
-    Ok(vm)
-}
-
-/// A machine's `count` vCPUs, which can do what `model` says.
-fn create_vcpus(vm: &VmFd, model: &CpuModel, count: u32) -> Result<Vec<VcpuFd>, Error> {
-    let create = |id| {
-        let fd = vm.create_vcpu(u64::from(id)).map_err(Error::kvm("create a vCPU"))?;
-        let cpuid = model.for_vcpu(id, count)?;
-        fd.set_cpuid2(&cpuid).map_err(Error::kvm("set the CPUID"))?;
-        Ok(fd)
-    };
-    (0..count).map(create).collect()
 }
 
 impl Vm {
@@ -192,8 +153,16 @@ impl Vm {
         vm.register_irqfd(&line, layout::SERIAL_IRQ).map_err(Error::kvm("register an irqfd"))?;
         let serial = Arc::new(Mutex::new(SerialPort::new(line, serial_console.clone())));
         let power = Arc::new(Mutex::new(Power::new(vm.clone(), control.clone())));
-        let cmos = Arc::new(Mutex::new(Cmos::default()));
-        let mut pci = ConfigPorts::default();
+        let (cmos, firmware, mut pci) = match &definition.firmware {
+            None => (Cmos::default(), None, ConfigPorts::default()),
+            Some(wanted) => {
+                let (vm, ram, pio, mmio) = (&vm, &ram, &pio, &mmio);
+                let parts = Parts { vm, ram, pio, mmio, control: &control, power: &power };
+                let (firmware, pci) = Firmware::new(definition, wanted, &parts)?;
+                (Cmos::of_machine(definition.memory_mib << 20, count), Some(firmware), pci)
+            }
+        };
+        let cmos = Arc::new(Mutex::new(cmos));
 
         let machine = Machine {
             vm: vm.clone(),
@@ -227,16 +196,7 @@ impl Vm {
         add(Arc::new(VirtioConsole::new(virtio_console.clone())))?;
         add(Arc::new(Rng))?;
         let pci = Arc::new(Mutex::new(pci));
-
-        let ports = |start: u16, len: u64| u64::from(start)..u64::from(start) + len;
-        pio.insert(ports(layout::SERIAL_PORT, 8), serial.clone());
-        pio.insert(ports(layout::CMOS_PORT, 2), cmos.clone());
-        pio.insert(ports(layout::PM1_EVENT, 12), power.clone());
-        let reset = ResetPort::control_register(control.clone());
-        pio.insert(ports(layout::RESET_PORT, 1), Arc::new(Mutex::new(reset)));
-        pio.insert(ports(layout::PCI_CONFIG, 8), pci.clone());
-        let keyboard = ResetPort::keyboard(control.clone());
-        pio.insert(ports(layout::I8042_PORT, 5), Arc::new(Mutex::new(keyboard)));
+        place_ports(&pio, &control, &serial, &cmos, &power, &pci);
 
         let console = match definition.console {
             ConsoleKind::Serial => serial_console,
@@ -252,6 +212,7 @@ impl Vm {
             serial,
             cmos,
             pci,
+            firmware,
             virtio,
             disks,
             nets,
@@ -267,17 +228,58 @@ impl Vm {
         })
     }
 
-    /// Loads what the definition boots and sets the first vCPU to its entry.
+    /// Loads what the definition boots and sets the first vCPU to its entry: a kernel's, or a firmware's,
+    /// where a vCPU is anyway.
     pub fn load(&self) -> Result<(), Error> {
+        if let Some(firmware) = &self.firmware {
+            return firmware.load(&self.ram);
+        }
+        let Some(kernel) = &self.definition.boot else {
+            return Err(Error::Config("the VM has neither a kernel nor a firmware".into()));
+        };
         let rsdp = acpi::write(&self.ram, self.definition.vcpus)?;
         let bytes = self.definition.memory_mib << 20;
-        let entry = boot::load(&self.ram, &self.definition.boot, bytes, rsdp)?;
+        let entry = boot::load(&self.ram, kernel, bytes, rsdp)?;
         let vcpus = lock(&self.vcpus);
         let first = lock(&vcpus.fds()[0]);
         let mut sregs = first.get_sregs().map_err(Error::kvm("read the system registers"))?;
         let regs = boot::entry_registers(&self.ram, entry, &mut sregs)?;
         first.set_sregs(&sregs).map_err(Error::kvm("set the system registers"))?;
         first.set_regs(&regs).map_err(Error::kvm("set the registers"))
+    }
+
+    /// Its firmware, if it starts by one.
+    pub fn firmware(&self) -> Option<&Firmware> {
+        self.firmware.as_ref()
+    }
+
+    /// The firmware's variables as they are now: those of a new machine until others are loaded. None if
+    /// it has none.
+    pub fn variables(&self) -> Option<Vec<u8>> {
+        Some(lock(self.firmware.as_ref()?.flash()?).content())
+    }
+
+    /// Gives the firmware the variables in a file, which has all changes of them from now on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if they are another firmware's, [`Error::Os`] if they cannot be read.
+    pub fn load_variables(&self, file: File) -> Result<(), Error> {
+        match self.firmware.as_ref().and_then(Firmware::flash) {
+            Some(flash) => lock(flash).load(file),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the firmware's variables to an empty file, durably, which has all changes of them from now
+    /// on.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if they cannot be written.
+    pub fn keep_variables(&self, file: File) -> Result<(), Error> {
+        match self.firmware.as_ref().and_then(Firmware::flash) {
+            Some(flash) => lock(flash).keep(file),
+            None => Ok(()),
+        }
     }
 
     /// What the vCPUs can do.
@@ -287,7 +289,11 @@ impl Vm {
 
     /// What of a machine's time and registers a target must be able to keep.
     pub fn needs(&self) -> Needs {
-        Needs { tsc_khz: self.tsc_khz.load(Ordering::Relaxed), msrs: self.msrs.clone() }
+        Needs {
+            tsc_khz: self.tsc_khz.load(Ordering::Relaxed),
+            msrs: self.msrs.clone(),
+            firmware: self.firmware.as_ref().map(|firmware| firmware.id().clone()),
+        }
     }
 
     /// Makes a machine that does not run ready for what another needs, before that is paused: its TSC's
@@ -305,6 +311,14 @@ impl Vm {
         if !unknown.is_empty() {
             let unknown = unknown.join(", ");
             return Err(Error::Config(format!("this host's KVM does not know the MSRs {unknown}")));
+        }
+        if needs.firmware.as_ref() != self.firmware.as_ref().map(Firmware::id) {
+            let path = self.definition.firmware.as_ref().map(|firmware| firmware.code());
+            let path = path.map_or_else(String::new, |path| path.display().to_string());
+            return Err(Error::Config(format!(
+                "this host's firmware {path} is not the one that the VM has started with: install the same version \
+                 of its package on both hosts and restart the VM"
+            )));
         }
         let vcpus = lock(&self.vcpus);
         vcpus.fds().iter().try_for_each(|fd| state::set_tsc_frequency(&lock(fd), needs.tsc_khz))?;
@@ -492,6 +506,7 @@ impl Vm {
             .iter()
             .map(|fd| state::save_vcpu(&lock(fd), &self.msrs))
             .collect::<Result<_, _>>()?;
+        let firmware = self.firmware.as_ref().map(|firmware| firmware.save(&lock(&self.cmos)));
         Ok(MachineState {
             version: state::VERSION,
             vcpus,
@@ -502,6 +517,7 @@ impl Vm {
             pci_address: lock(&self.pci).address,
             virtio: self.virtio.iter().map(|function| lock(function).save()).collect(),
             printed: state::Printed(self.console.last(state::HISTORY)),
+            firmware,
         })
     }
 
@@ -523,6 +539,11 @@ impl Vm {
         lock(&self.power).restore(&saved.power);
         lock(&self.serial).restore(&saved.serial)?;
         lock(&self.cmos).index = saved.cmos_index;
+        match (&self.firmware, &saved.firmware) {
+            (None, None) => {}
+            (Some(firmware), Some(saved)) => firmware.restore(saved, &mut lock(&self.cmos))?,
+            _ => return Err(Error::Config("machine state of another machine".into())),
+        }
         lock(&self.pci).address = saved.pci_address;
         self.console.push(&saved.printed.0);
         for (function, saved) in self.virtio.iter().zip(&saved.virtio) {
@@ -552,27 +573,5 @@ impl Vm {
             }
         }
         self.console.close();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_two_disks_have_one_serial_number() {
-        let text = "name = 'a'\nmemory_mib = 64\n[boot]\nkernel = '/k'\n";
-        let with = |id: &str| VmDefinition::from_toml(&format!("{id}{text}")).unwrap();
-        let one = with("id = '5f0e7c1a9b3d4e6f8a2b4c6d8e0f1a3b'\n");
-        let other = with("id = '5f0e7c1a9b3d4e6f9a2b4c6d8e0f1a3b'\n");
-        let mut all = Vec::new();
-        for definition in [&one, &other] {
-            all.extend((0..16).map(|disk| serial_number(definition, disk)));
-        }
-        assert!(all.iter().all(|serial| serial.len() <= 20), "{all:?}");
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), 32);
-        assert_eq!(serial_number(&with(""), 3), "bulkhead-3");
     }
 }

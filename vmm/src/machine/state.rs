@@ -12,11 +12,13 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
+use super::firmware::{FirmwareId, SavedFirmware};
 use crate::{
     devices::{power::PowerState, serial::SavedSerial, virtio::transport::SavedVirtio},
     platform::{
         clock::{now, time_away},
         error::Error,
+        hex::{from_base_16, to_base_16},
     },
 };
 
@@ -79,6 +81,9 @@ pub struct MachineState {
     /// The last of what the guest printed; none from a host of an earlier version.
     #[serde(default)]
     pub printed: Printed,
+    /// The devices of a machine that starts by a firmware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<SavedFirmware>,
 }
 
 /// Bytes that a guest printed; on the wire in base 16.
@@ -92,6 +97,9 @@ pub struct Needs {
     pub tsc_khz: u32,
     /// The MSRs that it has.
     pub msrs: Vec<u32>,
+    /// The firmware that it started by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<FirmwareId>,
 }
 
 /// The fixed part of `kvm_xsave`.
@@ -145,22 +153,6 @@ mod plain {
             // SAFETY: the length is that of `T`, and any bytes are a valid `T`.
             .then(|| unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
     }
-}
-
-fn to_base_16(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
-    text
-}
-
-fn from_base_16(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
 }
 
 impl<T: plain::Plain> Serialize for Abi<T> {

@@ -200,6 +200,17 @@ impl Drop for Vcpus {
     }
 }
 
+/// The accesses of an exit for port I/O, of which a string instruction has many: `data` is what the exit
+/// has of them.
+#[expect(unsafe_code, reason = "kvm-ioctls does not tell how long an access is")]
+fn accesses(fd: &mut VcpuFd, data: *mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    // SAFETY: the last exit was for port I/O, so this is what the kernel has filled in.
+    let size = unsafe { fd.get_kvm_run().__bindgen_anon_1.io.size };
+    // SAFETY: the bytes are in the vCPU's mapping of kvm_run, behind the structure itself; they are there
+    // as long as `fd` is, which is borrowed meanwhile, and nobody else refers to them.
+    unsafe { &mut *data }.chunks_exact_mut(usize::from(size.max(1)))
+}
+
 struct Worker {
     index: usize,
     fd: Arc<Mutex<VcpuFd>>,
@@ -256,8 +267,19 @@ impl Worker {
                 fd.set_kvm_immediate_exit(1);
             }
             match fd.run() {
-                Ok(VcpuExit::IoIn(port, data)) => self.pio.read(u64::from(port), data),
-                Ok(VcpuExit::IoOut(port, data)) => self.pio.write_to(u64::from(port), data),
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    let data = ptr::from_mut(data);
+                    for access in accesses(&mut fd, data) {
+                        self.pio.read(u64::from(port), access);
+                    }
+                }
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    // KVM has these bytes for itself to read; nobody else has them.
+                    let data = ptr::from_ref(data).cast_mut();
+                    for access in accesses(&mut fd, data) {
+                        self.pio.write_to(u64::from(port), access);
+                    }
+                }
                 Ok(VcpuExit::MmioRead(address, data)) => self.mmio.read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => self.mmio.write_to(address, data),
                 Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::Intr) => {}

@@ -41,10 +41,22 @@ pub const HIGH_RAM: u64 = 1 << 32;
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APICs.
 pub const LAPIC: u32 = 0xfee0_0000;
-/// Three pages that KVM uses on Intel for real mode.
-pub const TSS: usize = 0xfffb_d000;
+/// Three pages that KVM uses on Intel for real mode; below all that a firmware takes.
+pub const TSS: usize = 0xfeff_d000;
 /// One page more of the same.
-pub const IDENTITY_MAP: u64 = 0xfffb_c000;
+pub const IDENTITY_MAP: u64 = 0xfeff_c000;
+/// A firmware ends here, and a CPU's first instruction is 16 bytes below.
+pub const FIRMWARE_END: u64 = 1 << 32;
+/// Most bytes that a firmware and its variables may have.
+pub const FIRMWARE_MOST: u64 = 16 << 20;
+/// The end of a BIOS has a copy in memory that ends here.
+pub const BIOS_COPY_END: u64 = 0x10_0000;
+/// Bytes of that copy.
+pub const BIOS_COPY: usize = 0x2_0000;
+/// The least address at which firmware places PCI windows.
+pub const FIRMWARE_PCI_LEAST: u64 = 0x8000_0000;
+/// The end of the range in which it does.
+pub const FIRMWARE_PCI_END: u64 = IOAPIC as u64;
 
 /// Interrupt of the serial port.
 pub const SERIAL_IRQ: u32 = 4;
@@ -69,3 +81,9 @@ pub const PCI_CONFIG: u16 = 0xcf8;
 pub const RESET_PORT: u16 = 0xcf9;
 /// Keyboard controller, kept for its reset command only.
 pub const I8042_PORT: u16 = 0x60;
+/// System control port A: the address line 20, and a reset.
+pub const PORT_92: u16 = 0x92;
+/// Where firmware prints what is for its developers.
+pub const DEBUG_PORT: u16 = 0x402;
+/// Selector, data and DMA address of the firmware's configuration.
+pub const FW_CFG: u16 = 0x510;

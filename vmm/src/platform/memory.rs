@@ -1,12 +1,12 @@
 //! Guest memory: memfd-backed regions with a bitmap of the pages that devices wrote.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    bitmap::AtomicBitmap,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
+    VolatileMemory, bitmap::AtomicBitmap,
 };
 
 use super::{error::Error, layout};
@@ -75,6 +75,105 @@ pub fn register(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<(), Error> {
 #[expect(unsafe_code, reason = "KVM must be told a host address")]
 fn set_region(vm: &VmFd, region: kvm_userspace_memory_region) -> Result<(), Error> {
     // SAFETY: the address and length are those of a mapping owned by the `GuestRam`, which each
-    // vCPU's thread keeps for as long as it can run the guest.
+    // vCPU's thread keeps for as long as it can run the guest, or by a `Rom`, which takes its slot away
+    // before its mapping.
     unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("set a memory region"))
+}
+
+/// Slots of what is not RAM begin here; guest memory has the ones from 0 on.
+const FIRST_ROM_SLOT: u32 = 8;
+
+/// Memory that a guest reads and that its writes do not change: they are the device's, as accesses to
+/// its registers are.
+#[derive(Debug)]
+pub struct Rom {
+    region: MmapRegion,
+    at: u64,
+    slot: u32,
+    /// The machine whose guest sees it; none in tests of a device alone.
+    vm: Option<Arc<VmFd>>,
+    shown: bool,
+}
+
+impl Rom {
+    /// The `number`th of a machine: `content` at address `at`, both multiples of [`PAGE`]. The guest
+    /// does not see it yet.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn new(vm: Option<Arc<VmFd>>, number: u32, at: u64, content: &[u8]) -> Result<Self, Error> {
+        let len = content.len() as u64;
+        if len == 0 || !len.is_multiple_of(PAGE) || !at.is_multiple_of(PAGE) {
+            return Err(Error::Memory(format!("a ROM of {len} bytes at {at:#x}")));
+        }
+        let region =
+            MmapRegion::new(content.len()).map_err(|error| Error::Memory(error.to_string()))?;
+        let rom = Self { region, at, slot: FIRST_ROM_SLOT + number, vm, shown: false };
+        rom.write(0, content);
+        Ok(rom)
+    }
+
+    /// Where the guest sees it.
+    pub fn range(&self) -> Range<u64> {
+        self.at..self.at + self.region.size() as u64
+    }
+
+    /// Bytes that it has.
+    pub fn len(&self) -> usize {
+        self.region.size()
+    }
+
+    /// Never: it has a page at least.
+    pub fn is_empty(&self) -> bool {
+        self.region.size() == 0
+    }
+
+    /// Copies from `offset` on; past the end are ones.
+    pub fn read(&self, offset: usize, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some(rest) = self.region.size().checked_sub(offset) {
+            let count = data.len().min(rest);
+            if let Ok(part) = self.region.get_slice(offset, count) {
+                part.copy_to(&mut data[..count]);
+            }
+        }
+    }
+
+    /// Changes what the guest reads from `offset` on; what is past the end is left out.
+    pub fn write(&self, offset: usize, data: &[u8]) {
+        if let Some(rest) = self.region.size().checked_sub(offset) {
+            let count = data.len().min(rest);
+            if let Ok(part) = self.region.get_slice(offset, count) {
+                part.copy_from(&data[..count]);
+            }
+        }
+    }
+
+    /// Lets the guest read it as memory, or has its reads come to the device, too.
+    ///
+    /// # Errors
+    /// What KVM refuses.
+    pub fn show(&mut self, shown: bool) -> Result<(), Error> {
+        if let Some(vm) = self.vm.as_ref().filter(|_| self.shown != shown) {
+            let region = kvm_userspace_memory_region {
+                slot: self.slot,
+                flags: KVM_MEM_READONLY,
+                guest_phys_addr: self.at,
+                // A slot of no bytes is none.
+                memory_size: if shown { self.region.size() as u64 } else { 0 },
+                userspace_addr: self.region.as_ptr() as u64,
+            };
+            set_region(vm, region)?;
+        }
+        self.shown = shown;
+        Ok(())
+    }
+}
+
+impl Drop for Rom {
+    fn drop(&mut self) {
+        if let Err(error) = self.show(false) {
+            tracing::error!(error = super::error::chain(&error), "a ROM stays with KVM");
+        }
+    }
 }

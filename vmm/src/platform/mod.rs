@@ -4,6 +4,7 @@ pub mod bus;
 pub mod clock;
 pub mod dirty;
 pub mod error;
+pub mod hex;
 pub mod irq;
 pub mod layout;
 pub mod lifecycle;

@@ -43,8 +43,13 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
     }
     row("vcpus", vm.summary.vcpus);
     row("memory", format_args!("{} MiB", vm.summary.memory_mib));
-    row("kernel", vm.definition.boot.kernel.display());
-    row("command line", &vm.definition.boot.cmdline);
+    if let Some(boot) = &vm.definition.boot {
+        row("kernel", boot.kernel.display());
+        row("command line", &boot.cmdline);
+    }
+    if let Some(firmware) = &vm.definition.firmware {
+        row("firmware", firmware.code().display());
+    }
     let ms = vm.longest_pause_us as f64 / 1e3;
     row("pauses", format_args!("{}, longest {ms:.1} ms", vm.pauses));
     for (definition, disk) in vm.definition.disks.iter().zip(&vm.disks) {

@@ -82,9 +82,10 @@ fn vm(file: &Path) -> Vec<(&'static str, PathBuf)> {
     let text = "name = 'v'\nmemory_mib = 64\n[boot]\nkernel = 'kernel'\ninitrd = 'initrd'\n\
         [[disk]]\nlocation = 'disk.raw'\n";
     let vm = VmDefinition::from_toml(text).unwrap().beside(file.parent().unwrap());
+    let boot = vm.boot.unwrap();
     vec![
-        ("kernel", vm.boot.kernel),
-        ("initrd", vm.boot.initrd.unwrap()),
+        ("kernel", boot.kernel),
+        ("initrd", boot.initrd.unwrap()),
         ("disk.raw", vm.disks[0].location.clone().into()),
     ]
 }

@@ -42,6 +42,27 @@ impl ConfigSpace {
         Self { bytes, writable, next_capability: FIRST_CAPABILITY, last_capability: CAPABILITIES }
     }
 
+    /// Says whose product the function is (subsystem vendor and subsystem).
+    #[must_use]
+    pub fn of_subsystem(mut self, vendor: u16, subsystem: u16) -> Self {
+        self.bytes[0x2c..0x2e].copy_from_slice(&vendor.to_le_bytes());
+        self.bytes[0x2e..0x30].copy_from_slice(&subsystem.to_le_bytes());
+        self
+    }
+
+    /// Puts `bytes` at `offset`, and lets the bits of `writable` be written there.
+    #[must_use]
+    pub fn with(mut self, offset: usize, bytes: &[u8], writable: &[u8]) -> Self {
+        self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.writable[offset..offset + writable.len()].copy_from_slice(writable);
+        self
+    }
+
+    /// The little-endian 16 bits at `offset`.
+    pub fn word(&self, offset: usize) -> u16 {
+        u16::from_le_bytes([self.bytes[offset], self.bytes[offset + 1]])
+    }
+
     /// Makes BAR 0 a 32-bit memory window of `size` bytes (a power of two) at `address`.
     pub fn set_bar0(&mut self, address: u32, size: u32) {
         self.bytes[BAR0..BAR0 + 4].copy_from_slice(&address.to_le_bytes());

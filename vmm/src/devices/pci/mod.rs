@@ -3,7 +3,10 @@
 pub mod config;
 pub mod msix;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use config::ConfigSpace;
 
@@ -35,14 +38,15 @@ impl PciFunction for HostBridge {
 pub struct ConfigPorts {
     /// The address register.
     pub address: u32,
-    slots: Vec<Arc<Mutex<dyn PciFunction>>>,
+    /// By device and function: `device << 3 | function`.
+    functions: BTreeMap<u8, Arc<Mutex<dyn PciFunction>>>,
 }
 
 impl std::fmt::Debug for ConfigPorts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ConfigPorts")
             .field("address", &self.address)
-            .field("slots", &self.slots.len())
+            .field("functions", &self.functions.keys())
             .finish_non_exhaustive()
     }
 }
@@ -51,23 +55,40 @@ impl Default for ConfigPorts {
     fn default() -> Self {
         // Red Hat's generic host bridge; class 06 00 (host bridge).
         let bridge = HostBridge(ConfigSpace::new(0x1b36, 0x0008, 0x06_00_00));
-        Self { address: 0, slots: vec![Arc::new(Mutex::new(bridge))] }
+        let mut ports = Self::empty();
+        ports.put(0, 0, Arc::new(Mutex::new(bridge)));
+        ports
     }
 }
 
 impl ConfigPorts {
-    /// Adds a function at the next slot of bus 0.
+    /// A bus without any function.
+    pub fn empty() -> Self {
+        Self { address: 0, functions: BTreeMap::new() }
+    }
+
+    /// Puts a function at a device and function number of bus 0.
+    pub fn put(&mut self, device: u8, function: u8, it: Arc<Mutex<dyn PciFunction>>) {
+        self.functions.insert(device << 3 | function & 7, it);
+    }
+
+    /// The device number after the last one that is taken.
+    pub fn next_device(&self) -> u8 {
+        self.functions.keys().next_back().map_or(0, |last| (last >> 3) + 1)
+    }
+
+    /// Adds a function at the next device of bus 0.
     pub fn add(&mut self, function: Arc<Mutex<dyn PciFunction>>) {
-        self.slots.push(function);
+        self.put(self.next_device(), 0, function);
     }
 
     /// The function and register that the address register and a window offset select.
     fn target(&self, window: usize) -> Option<(&Arc<Mutex<dyn PciFunction>>, usize)> {
         let address = self.address;
-        if address >> 31 == 0 || (address >> 16) & 0xff != 0 || (address >> 8) & 7 != 0 {
+        if address >> 31 == 0 || (address >> 16) & 0xff != 0 {
             return None;
         }
-        let slot = self.slots.get((address as usize >> 11) & 0x1f)?;
+        let slot = self.functions.get(&((address >> 8) as u8))?;
         Some((slot, (address as usize & 0xfc) + window))
     }
 }
