@@ -57,7 +57,9 @@ pub enum DefinitionError {
 }
 
 /// The name of a VM: 1 to 64 letters, digits, `.`, `_` and `-`; safe as a file name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct VmName(String);
 
