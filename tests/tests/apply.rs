@@ -173,7 +173,7 @@ fn all_of_it_is_done_or_nothing() {
             "[[target]]\nname = \"iqn.2024-01.com.example:b\"\n".to_owned(),
             "iqn.2024-01.com.example:b",
         ),
-        ("[server]\nname = \"X\"\n".to_owned(), "only [[share]]"),
+        ("[server]\nname = \"X\"\n".to_owned(), "only shares, users and targets"),
     ] {
         write(&file, &format!("{good}{bad}"));
         let refused = apply(&server, &file, &[]).expect_err(&bad);
