@@ -1,10 +1,11 @@
 // What a person can do: one button is one call, with the command that does the same.
-import { signal } from "@preact/signals";
+import { effect, signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { call } from "./api";
 import { commandOf, type Fields } from "./calls";
-import { mayNot } from "./session";
+import { route } from "./route";
+import { mayNot, place } from "./session";
 import { say } from "./say";
 import { shown } from "./name";
 
@@ -22,6 +23,12 @@ interface Question {
 }
 
 const question = signal<Question | null>(null);
+
+// A question is of one page and one person: it goes with either.
+effect(() => {
+  void [route.value, place.value];
+  question.value = null;
+});
 
 export function Copy({ text, what }: { text: string; what: string }) {
   const copy = () => {
@@ -130,6 +137,9 @@ export function Asking() {
     setBusy(false);
     if (asked && !dialog.current?.open) dialog.current?.showModal();
   }, [asked]);
+  useEffect(() => {
+    if (!asked) dialog.current?.close();
+  }, [asked]);
   if (!asked) return null;
   const close = () => {
     dialog.current?.close();
@@ -139,10 +149,15 @@ export function Asking() {
     if (busy) return;
     setBusy(true);
     setError(null);
-    asked.run().then(close, (failure: Error) => {
-      setError(failure.message);
-      setBusy(false);
-    });
+    const stands = () => question.value === asked;
+    asked.run().then(
+      () => stands() && close(),
+      (failure: Error) => {
+        if (!stands()) return say(`${asked.title} The server refuses: ${failure.message}`, true);
+        setError(failure.message);
+        setBusy(false);
+      },
+    );
   };
   return (
     <dialog ref={dialog} aria-labelledby={title} aria-describedby={text} onClose={() => (question.value = null)}>

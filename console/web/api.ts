@@ -12,6 +12,12 @@ export class CallError extends Error {
   }
 }
 
+/** How long the answer to a question may take, and to a change, in milliseconds. */
+const PATIENCE = { GET: 10_000, other: 120_000 };
+/** How long a followed list may be silent: the server says at least each 15 seconds that it is there. */
+const SILENCE = 40_000;
+const SILENT = "The server does not answer. The console tries again by itself.";
+
 let token: string | null = null;
 let onUnknown: () => void = () => {};
 
@@ -50,10 +56,11 @@ async function send(verb: string, fields: Fields, query: string, signal?: AbortS
       credentials: "omit",
       cache: "no-store",
       redirect: "error",
-      signal: signal ?? null,
+      signal: signal ?? AbortSignal.timeout(method === "GET" ? PATIENCE.GET : PATIENCE.other),
     });
   } catch (error) {
     if (signal?.aborted) throw error;
+    if ((error as Error).name === "TimeoutError") throw new CallError(0, SILENT);
     throw new CallError(0, "The server cannot be reached. The console tries again by itself.");
   }
   if (answer.ok) return answer;
@@ -74,13 +81,21 @@ async function reason(answer: Response): Promise<string> {
 
 /** Makes a call, with fields for its path and its body. */
 export async function call<T>(verb: string, fields: Fields = {}, query = ""): Promise<T> {
-  const answer = await send(verb, fields, query);
-  return parse<T>(await answer.text());
+  return parse<T>(await text(await send(verb, fields, query)));
+}
+
+/** All of an answer's text. */
+async function text(answer: Response): Promise<string> {
+  try {
+    return await answer.text();
+  } catch {
+    throw new CallError(0, SILENT);
+  }
 }
 
 /** Reads what is no JSON. */
 export async function page(verb: string): Promise<string> {
-  return (await send(verb, {}, "")).text();
+  return text(await send(verb, {}, ""));
 }
 
 /**
@@ -88,13 +103,32 @@ export async function page(verb: string): Promise<string> {
  * stream is read here.
  */
 export async function follow<T>(verb: string, signal: AbortSignal, tell: (list: T) => void): Promise<void> {
-  const answer = await send(verb, {}, "", signal);
+  const control = new AbortController();
+  const end = () => control.abort();
+  signal.addEventListener("abort", end);
+  let timer = setTimeout(end, SILENCE);
+  try {
+    await read(await send(verb, {}, "", control.signal), tell, () => {
+      clearTimeout(timer);
+      timer = setTimeout(end, SILENCE);
+    });
+  } catch (error) {
+    throw control.signal.aborted && !signal.aborted ? new CallError(0, SILENT) : error;
+  } finally {
+    clearTimeout(timer);
+    signal.removeEventListener("abort", end);
+  }
+}
+
+/** Reads a stream of events to its end; `heard` is told of each sign of life. */
+async function read<T>(answer: Response, tell: (list: T) => void, heard: () => void): Promise<void> {
   const reader = answer.body?.pipeThrough(new TextDecoderStream()).getReader();
   if (!reader) return;
   let pieces: string[] = [];
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
+    heard();
     pieces.push(value);
     // An event ends with an empty line, which may come in two pieces.
     if (!value.includes("\n")) continue;

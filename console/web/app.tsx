@@ -6,7 +6,7 @@ import { shown } from "./name";
 import { useEvery } from "./poll";
 import { route, to } from "./route";
 import { Said } from "./say";
-import { logOut, me, own, place } from "./session";
+import { held, logOut, me, own, place } from "./session";
 import { Page } from "./page";
 import { Audit } from "./pages/audit";
 import { Files, Locks } from "./pages/files";
@@ -140,7 +140,7 @@ export function App() {
     case "starting":
       return (
         <p class="empty" role="status">
-          Asking the server …
+          {held.value ? `${shown(held.value)} …` : "Asking the server …"}
         </p>
       );
     case "out":

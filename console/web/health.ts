@@ -35,7 +35,8 @@ export function sentences(status: Status, metrics: Metrics | null, points: Point
 
 /** What was done in the last minute. */
 function work(points: Point[]): string[] {
-  const recent = points.slice(-30).filter((it) => it.operations[0] !== null);
+  const since = (points.at(-1)?.time ?? 0) - 60;
+  const recent = points.filter((it) => it.time > since && it.operations[0] !== null);
   const mean = (of: (point: Point) => number) => recent.reduce((all, it) => all + of(it), 0) / recent.length;
   if (recent.length === 0) return [];
   const operations = mean((it) => it.operations.reduce<number>((all, one) => all + (one ?? 0), 0));

@@ -5,7 +5,7 @@ import { growth, type Metrics, parse, quantile } from "./metrics";
 
 /** Seconds between two looks. */
 export const EVERY = 2;
-/** Looks that are kept. */
+/** Looks that are kept: those of five minutes. */
 const KEPT = 150;
 
 /** What happened between two looks. */
@@ -56,7 +56,8 @@ export async function look(): Promise<void> {
     if (before) {
       // After a long break a rate would say little about any moment, and a line would be made up.
       const point = passed < 10 * EVERY ? between(before, now, Math.max(passed, 0.1), Date.now() / 1000) : null;
-      points.value = [...points.value, point ?? { ...BREAK, time: Date.now() / 1000 }].slice(-KEPT);
+      const kept = points.value.filter((it) => it.time > Date.now() / 1000 - KEPT * EVERY);
+      points.value = [...kept, point ?? { ...BREAK, time: Date.now() / 1000 }];
     }
     first.value ??= now;
     [last.value, taken, trouble.value] = [now, time, null];

@@ -19,6 +19,8 @@ export const place = signal<Place>("starting");
 export const me = signal<WhoAmI | null>(null);
 /** Why one has to log in again. */
 export const farewell = signal<string | null>(null);
+/** Why it is not known yet who one is. */
+export const held = signal<string | null>(null);
 /** The token in use; none at the local socket. */
 export const own = signal<Kept | null>(null);
 
@@ -32,8 +34,12 @@ export function mayNot(verb: string): string | null {
 function keep(kept: Kept | null): void {
   own.value = kept;
   showToken(kept?.token ?? null);
-  if (kept) sessionStorage.setItem(KEPT, JSON.stringify(kept));
-  else sessionStorage.removeItem(KEPT);
+  try {
+    if (kept) sessionStorage.setItem(KEPT, JSON.stringify(kept));
+    else sessionStorage.removeItem(KEPT);
+  } catch {
+    // A browser that keeps nothing for pages: the token is as old as the page.
+  }
 }
 
 function kept(): Kept | null {
@@ -55,12 +61,18 @@ function leave(why: string | null): void {
 export async function start(): Promise<void> {
   keep(kept());
   whenUnknown(() => leave("Your session has ended: the token has expired or was revoked. Please log in again."));
-  try {
-    me.value = await call<WhoAmI>("whoami");
-    place.value = "in";
-  } catch (error) {
-    if (place.value === "starting") {
-      leave(error instanceof CallError && error.status !== 401 ? error.message : null);
+  while (place.value === "starting") {
+    try {
+      me.value = await call<WhoAmI>("whoami");
+      place.value = "in";
+    } catch (error) {
+      // Only a server that does not know the token ends what it is good for.
+      if (error instanceof CallError && [401, 403].includes(error.status)) {
+        if (place.value === "starting") leave(error.status === 403 ? error.message : null);
+        return;
+      }
+      held.value = (error as Error).message;
+      await new Promise((resolve) => setTimeout(resolve, 3000));
     }
   }
 }

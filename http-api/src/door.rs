@@ -125,10 +125,6 @@ impl Door {
             (None, Origin::Remote(_)) => return Err(Refusal::Unknown),
             (Some(shown), _) => shown.to_str().ok(),
         };
-        let (address, instant) = (origin.address(), Instant::now());
-        if let Some(delay) = lock(&self.patience).delay(address, None, instant) {
-            return Err(Refusal::Later(seconds(delay)));
-        }
         let text = shown.and_then(|text| text.strip_prefix("Bearer "));
         let found = text.and_then(|text| {
             let tokens = lock(&self.tokens);
@@ -136,7 +132,13 @@ impl Door {
             Some((token.clone(), self.role(token)?))
         });
         let Some((token, role)) = found else {
-            lock(&self.patience).failed(address, None, instant);
+            // Only who shows a wrong one waits: others may have the same address, and nobody guesses 256 bits.
+            let (address, instant) = (origin.address(), Instant::now());
+            let mut patience = lock(&self.patience);
+            if let Some(delay) = patience.delay(address, None, instant) {
+                return Err(Refusal::Later(seconds(delay)));
+            }
+            patience.failed(address, None, instant);
             return Err(Refusal::Unknown);
         };
         Ok(Caller { name: token.user, role, from: origin.text(), token: Some(token.id) })

@@ -13,4 +13,4 @@ pub mod machine;
 pub mod platform;
 
 pub use machine::{DRAIN_LIMIT, DiskShape, Vm};
-pub use platform::error::Error;
+pub use platform::{error::Error, layout::VARIABLES_MOST};

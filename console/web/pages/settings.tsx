@@ -1,8 +1,8 @@
 // What is in force, reading the configuration again, applying declared objects, the upgrade.
-import { useEffect, useId, useState } from "preact/hooks";
+import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { Action, Command, RoleNote } from "../action";
 import { call } from "../api";
-import { commandOf, callOf } from "../calls";
+import { commandOf, callOf, type Fields } from "../calls";
 import { moment } from "../format";
 import { Name, shown } from "../name";
 import { Badge, Card, Page } from "../page";
@@ -176,7 +176,10 @@ function Apply({ start, onApplied }: { start: Declared; onApplied: () => void })
   const [written, setWritten] = useState("");
   const [cut, setCut] = useState(false);
   const [prune, setPrune] = useState(false);
-  const [planned, setPlanned] = useState<ObjectChange[] | null>(null);
+  /** What was asked about, and what would come of it. */
+  const [planned, setPlanned] = useState<{ fields: Fields; changes: ObjectChange[] } | null>(null);
+  /** How often what there is to be was changed: an answer about what stood there before is for nobody. */
+  const version = useRef(0);
   const [box, cutId, pruneId] = [useId(), useId(), useId()];
   let declared: unknown = null;
   let wrong: string | null = null;
@@ -186,7 +189,11 @@ function Apply({ start, onApplied }: { start: Declared; onApplied: () => void })
     wrong = `This is no JSON: ${(error as Error).message}`;
   }
   const fields = { declared, cut, prune };
-  const changed = () => setPlanned(null);
+  const asked = version.current;
+  const changed = () => {
+    version.current += 1;
+    setPlanned(null);
+  };
   return (
     <details
       open={open}
@@ -236,19 +243,21 @@ function Apply({ start, onApplied }: { start: Declared; onApplied: () => void })
             fields={{ ...fields, plan: true }}
             label="Show what would change"
             done={({ changes }) => `${changes.filter((it) => it.action !== "nothing").length} objects would change.`}
-            after={({ changes }) => setPlanned(changes)}
+            after={({ changes }) => {
+              if (asked === version.current) setPlanned({ fields, changes });
+            }}
           />
-          {planned && planned.some((it) => it.action !== "nothing") && (
+          {planned && planned.changes.some((it) => it.action !== "nothing") && (
             <Action<{ changes: ObjectChange[] }>
               verb="apply"
-              fields={{ ...fields, plan: false }}
+              fields={{ ...planned.fields, plan: false }}
               label="Apply"
               danger
               ask={{
                 title: "Make it so?",
                 text: (
                   <ul>
-                    {planned
+                    {planned.changes
                       .filter((it) => it.action !== "nothing")
                       .map((it) => (
                         <li>
@@ -269,7 +278,7 @@ function Apply({ start, onApplied }: { start: Declared; onApplied: () => void })
           )}
         </div>
       )}
-      {planned && <Changes of={planned} />}
+      {planned && <Changes of={planned.changes} />}
       {commandOf("apply") && <Command verb="apply" fields={{ ...fields, plan: planned === null }} />}
     </details>
   );

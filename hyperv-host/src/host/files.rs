@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -55,6 +56,37 @@ pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync)
 }
 
+/// Opens a file for its next user, as a copy of its own: who had it open before writes to what is nobody's
+/// any more. It is `first`, durably, if there is none. One of more than `most` bytes is opened as it is, for
+/// its user to refuse.
+///
+/// # Errors
+/// What the file system says, with the path; that it is a link, or no file.
+pub(super) fn own_copy(path: &Path, first: &[u8], most: u64) -> io::Result<File> {
+    let told =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let open = || {
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        File::options().read(true).write(true).custom_flags(flags).open(path)
+    };
+    let content = match open() {
+        Ok(file) if !file.metadata().map_err(told)?.is_file() => {
+            return Err(told(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")));
+        }
+        Ok(file) => {
+            let mut content = Vec::new();
+            file.take(most + 1).read_to_end(&mut content).map_err(told)?;
+            content
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => first.to_vec(),
+        Err(error) => return Err(told(error)),
+    };
+    if content.len() as u64 <= most {
+        write_durably(path, &content).map_err(told)?;
+    }
+    open().map_err(told)
+}
+
 /// Clears away files whose writing was cut short. Only before anything is written.
 pub(super) fn clear_unfinished(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
@@ -69,4 +101,28 @@ pub(super) fn clear_unfinished(dir: &Path) -> io::Result<()> {
 /// Makes durable which files a folder has.
 pub(super) fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_named_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("it"), dir.path().join("other"));
+        fs::write(&other, "somebody's").unwrap();
+        let refused = || own_copy(&path, b"first", 9).unwrap_err().to_string();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        assert!(refused().contains(&path.display().to_string()));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(refused().contains(&path.display().to_string()));
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, "more than there is").unwrap();
+        let mut got = String::new();
+        own_copy(&path, b"first", 9).unwrap().read_to_string(&mut got).unwrap();
+        assert_eq!(got, "more than there is");
+        assert_eq!(fs::read(other).unwrap(), b"somebody's");
+    }
 }

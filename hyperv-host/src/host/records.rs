@@ -21,7 +21,9 @@ use std::{
 use host_api::{VmDefinition, VmName};
 use serde::{Deserialize, Serialize};
 
-use super::files::{clear_unfinished, damaged, read_json, sync, write_durably, write_json};
+use super::files::{
+    clear_unfinished, damaged, own_copy, read_json, sync, write_durably, write_json,
+};
 use crate::{
     disks::Run,
     handover::target::{self, Effect, Event, Target},
@@ -206,16 +208,15 @@ impl Store {
         self.vm_dir(name).join(VARIABLES)
     }
 
-    /// Opens a VM's firmware variables; they are `first`, durably, if it has none.
+    /// Opens a VM's firmware variables for its next machine; they are `first`, durably, if it has none.
+    ///
+    /// They are a file of this machine's own: one before it that was not waited for, since storage held
+    /// it up, has another, and what it may still write is nobody's.
     ///
     /// # Errors
-    /// What the file system says.
+    /// What the file system says, with the path.
     pub fn variables(&self, name: &VmName, first: &[u8]) -> io::Result<File> {
-        let path = self.variables_file(name);
-        if !path.try_exists()? {
-            write_durably(&path, first)?;
-        }
-        File::options().read(true).write(true).open(path)
+        own_copy(&self.variables_file(name), first, vmm::VARIABLES_MOST)
     }
 
     /// Makes the file for the firmware variables of a VM that is being received; what is written there
@@ -238,7 +239,11 @@ impl Store {
     pub fn delete(&self, name: &VmName) -> io::Result<()> {
         let dir = self.vm_dir(name);
         // The definition first: without it the folder is only rubbish to be cleared away.
-        fs::remove_file(dir.join("vm.toml"))?;
+        match fs::remove_file(dir.join("vm.toml")) {
+            // Its deletion was cut short.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed?,
+        }
         sync(&dir)?;
         fs::remove_dir_all(&dir)?;
         sync(&self.root.join("vms"))
@@ -504,6 +509,20 @@ mod tests {
         let name: VmName = "a".parse().unwrap();
         store.variables(&name, b"first").unwrap().write_all(b"F").unwrap();
         store.variables(&name, b"first").unwrap();
+        assert_eq!(fs::read(store.variables_file(&name)).unwrap(), b"First");
+    }
+
+    /// A machine that was not waited for does not write into the variables of the next.
+    #[test]
+    fn each_machine_has_a_file_of_variables_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.create(&definition("a")).unwrap();
+        let name: VmName = "a".parse().unwrap();
+        let mut held_up = store.variables(&name, b"first").unwrap();
+        let mut next = store.variables(&name, b"first").unwrap();
+        held_up.write_all(b"dead").unwrap();
+        next.write_all(b"F").unwrap();
         assert_eq!(fs::read(store.variables_file(&name)).unwrap(), b"First");
     }
 

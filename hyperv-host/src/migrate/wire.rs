@@ -275,6 +275,11 @@ pub fn write_frame(to: &mut impl Write, kind: Kind, body: &[u8]) -> Result<(), W
 /// Writes a frame whose body is in parts; returns the bytes of the whole.
 fn write_parts(to: &mut impl Write, kind: Kind, parts: &[&[u8]]) -> Result<u64, WireError> {
     let len: usize = parts.iter().map(|part| part.len()).sum();
+    // The other side would end the connection, and nobody would know why.
+    if len > kind.limit() {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        return Err(WireError::Length { kind: kind.number(), len });
+    }
     let sum = parts.iter().fold(0, |sum, part| crc32c::crc32c_append(sum, part));
     let mut header = [0; HEADER];
     header[..2].copy_from_slice(&kind.number().to_le_bytes());

@@ -18,11 +18,12 @@
 //! While it is an array, guests read it as memory without leaving; in all other states their reads come
 //! here. Their writes always do.
 //!
-//! **Durability.** What was programmed or erased is written to the variables' file and synced before
-//! the guest's access returns that makes the chip an array again or asks for its status: no driver goes
-//! on without one of them. OVMF does so once for each piece that it writes, so that a variable that was
-//! set is durable when SetVariable returns, and what it orders against a loss of power stays in order.
-//! If the file cannot be written or synced, the status says that programming and erasing failed, and it
+//! **Durability.** What was programmed is written to the variables' file and synced before the guest's
+//! access returns that makes the chip an array again or asks for its status: no driver goes on without
+//! one of them. What was erased is there when the access returns that erases it: what a driver
+//! programs after that must not be there before. OVMF has the array back after each piece that it
+//! writes, so that a variable that was set is durable when SetVariable returns, and what it orders
+//! against a loss of power stays in order. If the file cannot be written or synced, the status says that programming and erasing failed, and it
 //! is tried again with the next.
 //!
 //! Programming puts the byte there as it is, where real chips can only clear bits, since firmware for
@@ -89,6 +90,8 @@ pub struct Flash {
     /// Blocks that the file does not have yet.
     changed: BTreeSet<usize>,
     file: Option<File>,
+    /// They could not be kept when that was tried last.
+    failing: bool,
 }
 
 impl Flash {
@@ -99,7 +102,7 @@ impl Flash {
     pub fn new(mut rom: Rom) -> Result<Self, Error> {
         rom.show(true)?;
         let changed = BTreeSet::new();
-        Ok(Self { rom, mode: Mode::Array, status: READY, changed, file: None })
+        Ok(Self { rom, mode: Mode::Array, status: READY, changed, file: None, failing: false })
     }
 
     /// Takes what `file` has and keeps all changes there from now on.
@@ -205,11 +208,22 @@ impl Flash {
         Ok(())
     }
 
-    /// Makes durable what was programmed and erased; the status tells if it is not.
+    /// Makes durable what was programmed and erased; the status tells if it is not. The log is told when
+    /// that begins and ends: how often it is tried is the guest's choice.
     fn settle(&mut self) {
-        if let Err(error) = self.write_back() {
-            tracing::error!(%error, "a VM's firmware variables cannot be kept");
-            self.status |= FAILED;
+        match self.write_back() {
+            Ok(()) if self.failing => {
+                tracing::info!("a VM's firmware variables are kept again");
+                self.failing = false;
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if !self.failing {
+                    tracing::error!(%error, "a VM's firmware variables cannot be kept");
+                }
+                self.failing = true;
+                self.status |= FAILED;
+            }
         }
     }
 
@@ -231,6 +245,7 @@ impl Flash {
                 let number = offset / BLOCK;
                 self.rom.write(number * BLOCK, &[0xff; BLOCK]);
                 self.changed.insert(number);
+                self.settle();
                 self.status |= READY;
                 Mode::Status
             }

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::platform::{
     bus::{Bus, BusDevice},
+    layout,
     lifecycle::{Control, EndReason},
 };
 
@@ -132,7 +133,9 @@ impl PowerManagement {
     fn follow(&mut self) {
         let base = u64::from(self.config.word(PM_BASE) & 0xffc0);
         let enabled = self.config.word(PM_ENABLE) & 1 != 0;
-        let wanted = (enabled && base != 0).then_some(base);
+        // At their own place they are in any case.
+        let wanted = enabled && base != 0 && base != u64::from(layout::PM1_EVENT);
+        let wanted = wanted.then_some(base);
         let Some(ports) = self.ports.upgrade().filter(|_| wanted != self.at) else { return };
         if let Some(old) = self.at {
             ports.remove(old, &self.power);
@@ -276,6 +279,14 @@ mod tests {
         assert_eq!(read(&bus, 0xc044), 0xff);
         function.restore(&saved);
         assert_eq!(read(&bus, 0xb004), 4);
+        // At their own place they stay, whatever is said of it.
+        let own = u64::from(layout::PM1_EVENT);
+        bus.insert(own..own + 12, function.power.clone());
+        for (register, value) in [(PM_BASE, 0x601u32), (PM_ENABLE, 1), (PM_ENABLE, 0)] {
+            function.config_write(register, &value.to_le_bytes());
+            assert_eq!(read(&bus, own + 4), 4);
+        }
+        function.restore(&saved);
         let mut base = [0; 4];
         function.config_read(PM_BASE, &mut base);
         assert_eq!(u32::from_le_bytes(base), 0xb001);

@@ -77,18 +77,18 @@ impl Images {
     /// [`Error::Boot`], which says what to install if a file of a package is not there.
     pub fn read(definition: &FirmwareDefinition) -> Result<Self, Error> {
         let kind = definition.kind;
-        let read = |path: &Path| {
+        let read = |path: &Path, what: &str, most: u64| {
             let bad = |why: String| Error::Boot { path: path.to_owned(), why };
-            let most = layout::FIRMWARE_MOST;
             let len = fs::metadata(path).map_err(|error| bad(missing(kind, path, &error)))?.len();
             if len == 0 || len > most || !len.is_multiple_of(BLOCK as u64) {
-                let wanted = format!("a firmware has a multiple of {BLOCK}, at most {most}");
+                let wanted = format!("{what} a multiple of {BLOCK}, at most {most}");
                 return Err(bad(format!("it has {len} bytes; {wanted}")));
             }
             fs::read(path).map_err(|error| bad(error.to_string()))
         };
-        let vars = definition.vars().map(read).transpose()?;
-        let code = read(definition.code())?;
+        let vars = |path: &Path| read(path, "a firmware's variables have", layout::VARIABLES_MOST);
+        let vars = definition.vars().map(vars).transpose()?;
+        let code = read(definition.code(), "a firmware has", layout::FIRMWARE_MOST)?;
         let all = code.len() + vars.as_ref().map_or(0, Vec::len);
         if all as u64 > layout::FIRMWARE_MOST {
             let why = format!("with its variables it has {all} bytes, more than there is room for");
@@ -374,11 +374,21 @@ mod tests {
             assert_eq!(Images::read(&own).is_ok(), good, "{len}");
         }
         let vars = dir.path().join("vars");
-        fs::File::create(&vars).unwrap().set_len(8 << 20).unwrap();
-        fs::File::create(&path).unwrap().set_len(12 << 20).unwrap();
         let text = format!("[firmware]\nkind = 'uefi'\ncode = {path:?}\nvars = {vars:?}\n");
-        let error = Images::read(&definition(&text).firmware.unwrap()).unwrap_err();
-        assert!(error.to_string().contains("variables"), "{error}");
+        let own = definition(&text).firmware.unwrap();
+        for (of_code, of_vars, wrong) in [
+            (14, 2, None),
+            (15, 2, Some("with its variables")),
+            (1, 3, Some("a firmware's variables have")),
+        ] {
+            fs::File::create(&path).unwrap().set_len(of_code << 20).unwrap();
+            fs::File::create(&vars).unwrap().set_len(of_vars << 20).unwrap();
+            match (Images::read(&own), wrong) {
+                (Ok(_), None) => {}
+                (Err(error), Some(why)) => assert!(error.to_string().contains(why), "{error}"),
+                (read, _) => panic!("{of_code} and {of_vars}: {read:?}"),
+            }
+        }
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub const IDENTITY_MAP: u64 = 0xfeff_c000;
 pub const FIRMWARE_END: u64 = 1 << 32;
 /// Most bytes that a firmware and its variables may have.
 pub const FIRMWARE_MOST: u64 = 16 << 20;
+/// Most bytes of them that are variables: they go with a machine when it is moved, in its state.
+pub const VARIABLES_MOST: u64 = 2 << 20;
 /// The end of a BIOS has a copy in memory that ends here.
 pub const BIOS_COPY_END: u64 = 0x10_0000;
 /// Bytes of that copy.

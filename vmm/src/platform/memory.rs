@@ -87,7 +87,7 @@ const FIRST_ROM_SLOT: u32 = 8;
 /// its registers are.
 #[derive(Debug)]
 pub struct Rom {
-    region: MmapRegion,
+    region: Arc<MmapRegion>,
     at: u64,
     slot: u32,
     /// The machine whose guest sees it; none in tests of a device alone.
@@ -108,6 +108,7 @@ impl Rom {
         }
         let region =
             MmapRegion::new(content.len()).map_err(|error| Error::Memory(error.to_string()))?;
+        let region = Arc::new(region);
         let rom = Self { region, at, slot: FIRST_ROM_SLOT + number, vm, shown: false };
         rom.write(0, content);
         Ok(rom)
@@ -173,7 +174,9 @@ impl Rom {
 impl Drop for Rom {
     fn drop(&mut self) {
         if let Err(error) = self.show(false) {
+            // A guest that still sees these addresses must not find there what comes after it.
             tracing::error!(error = super::error::chain(&error), "a ROM stays with KVM");
+            std::mem::forget(self.region.clone());
         }
     }
 }
