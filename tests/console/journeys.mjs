@@ -172,7 +172,18 @@ const journeys = {
     await page.getByLabel("What there is to be").fill("{ no json");
     await page.getByRole("alert").filter({ hasText: "This is no JSON" }).waitFor();
     const share = { name: "declared", path: given.files, users: [given.user] };
+    // What was asked about while something else stands there is not applied.
+    let release;
+    const released = new Promise((resolve) => (release = resolve));
+    await page.route("**/v1/declared", (call) => released.then(() => call.continue()), { times: 1 });
+    await page.getByLabel("What there is to be").fill(JSON.stringify({ share: [{ ...share, name: "before" }] }));
+    await page.getByRole("button", { name: "Show what would change" }).click();
     await page.getByLabel("What there is to be").fill(JSON.stringify({ share: [share] }));
+    release();
+    await said(page, "1 object would change.");
+    if (await page.getByRole("button", { name: "Apply", exact: true }).count()) {
+      throw new Error("what nobody has looked at can be applied");
+    }
     await page.getByRole("button", { name: "Show what would change" }).click();
     await row(page, "What would change", "declared").waitFor();
     await page.getByRole("button", { name: "Apply", exact: true }).click();

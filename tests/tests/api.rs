@@ -395,6 +395,16 @@ fn a_password_that_is_guessed_makes_one_wait() {
     assert_eq!(other.status("POST", "/v1/login", None, &nobody).status, 401);
 }
 
+/// What somebody shows at an address is not held against others there: a proxy has one for all.
+#[test]
+fn who_shows_a_good_token_does_not_wait_for_who_shows_a_wrong_one() {
+    let served = Served::start("");
+    let good = served.token(Role::Viewer);
+    let status = |token: &str| served.status("GET", "/v1/whoami", Some(token), "").status;
+    assert!((0..12).any(|_| status("bh_1_nothing") == 429), "who shows wrong ones does not wait");
+    assert_eq!(status(&good), 200);
+}
+
 #[test]
 fn tokens_end_when_they_are_revoked_and_with_their_user() {
     let served = Served::start("");

@@ -3,7 +3,7 @@ import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { Action, Command, RoleNote } from "../action";
 import { call } from "../api";
 import { commandOf, callOf, type Fields } from "../calls";
-import { moment } from "../format";
+import { counted, moment } from "../format";
 import { Name, shown } from "../name";
 import { Badge, Card, Page } from "../page";
 import { useCall } from "../poll";
@@ -242,7 +242,7 @@ function Apply({ start, onApplied }: { start: Declared; onApplied: () => void })
             verb="apply"
             fields={{ ...fields, plan: true }}
             label="Show what would change"
-            done={({ changes }) => `${changes.filter((it) => it.action !== "nothing").length} objects would change.`}
+            done={({ changes }) => `${counted(changes.filter((it) => it.action !== "nothing").length, "object")} would change.`}
             after={({ changes }) => {
               if (asked === version.current) setPlanned({ fields, changes });
             }}

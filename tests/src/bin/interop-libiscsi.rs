@@ -2,7 +2,9 @@
 //! root: each of its tests by itself, on every kind of image.
 //!
 //! ```text
-//!  tests ─► LUN 0 ── skipped ──► LUN with large physical blocks ─► read-only LUN ─► LUN with CHAP
+//!  tests ─► LUN 0 ── skipped ──► LUN with large physical blocks
+//!             │            ├─────► read-only LUN: tests of what must not be written
+//!             │            └─────► LUN with CHAP: tests of CHAP
 //!             │                      what counts is the first that is not skipped
 //!             ▼
 //!  counts beside tests/interop/expected-newest-iscsi.tsv
@@ -34,6 +36,8 @@ const MIB: u64 = 1 << 20;
 const KEYS: &str = "removable = true\natomic_sectors = 256\nsanitize_rate = \"1GiB\"";
 /// `Sanitize.Reset` looks for most of a minute at one that goes on.
 const SLOW: (&str, u16, &str) = ("Sanitize.Reset", 3, "removable = true\nsanitize_rate = \"9MiB\"");
+/// The LUN that refuses writes.
+const READ_ONLY: u16 = 2;
 const SECRET: &str = "secret-of-alice";
 
 /// Failures that are the suite's own, with what it says. docs/interop.md has why.
@@ -105,21 +109,29 @@ impl Servers {
             units += &lun(1, &make("large"), &format!("{KEYS}\n{large}"));
             luns.push(1);
         }
-        units += &lun(2, &make("still"), &format!("{keys}\nread_only = true"));
-        luns.push(2);
+        units += &lun(READ_ONLY, &make("still"), &format!("{keys}\nread_only = true"));
+        luns.push(READ_ONLY);
         units += &lun(SLOW.1, &make("slow"), &format!("{}\n{}", SLOW.2, kind.keys));
         let open = Served::start(&format!("authentication = \"none\"\n{units}"));
         let file = folder.path().join("secret");
         fs::write(&file, SECRET)?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
         let chap = format!("chap = [{{ user = \"alice\", secret_file = \"{}\" }}]", file.display());
-        let secret = Served::start(&format!("{chap}\n{}", lun(0, &make("secret"), &keys)));
+        let secret = Served::start(&format!("{chap}\n{}", lun(0, &make("locked"), &keys)));
         Ok(Self { open, secret, luns, _folder: folder })
     }
 
-    fn urls(&self) -> Vec<String> {
-        let open = self.luns.iter().map(|lun| self.open.url("", *lun));
-        open.chain([self.secret.url(&format!("alice%{SECRET}@"), 0)]).collect()
+    /// Where a test may look, in order. One that does not ask for a LUN that refuses writes, or for a log-in
+    /// with a secret, would say there what has nothing to do with it.
+    fn urls(&self, name: &str) -> Vec<String> {
+        let (suite, _) = name.split_once('.').unwrap_or((name, ""));
+        let reads = suite == "ReadOnly" || name == "Sanitize.Readonly";
+        let luns = self.luns.iter().filter(|lun| **lun != READ_ONLY || reads);
+        let mut urls: Vec<String> = luns.map(|lun| self.open.url("", *lun)).collect();
+        if suite == "iSCSICHAP" {
+            urls.push(self.secret.url(&format!("alice%{SECRET}@"), 0));
+        }
+        urls
     }
 
     /// What the servers had to complain of.
@@ -189,11 +201,11 @@ fn kind(
     names: &[String],
 ) -> std::io::Result<([usize; 3], Vec<String>)> {
     let servers = Servers::start(kind)?;
-    let urls = servers.urls();
     let slow = [servers.open.url("", SLOW.1)];
     let (mut counts, mut wrong) = ([0; 3], Vec::new());
     for name in names {
-        let case = one(suite, name, if name == SLOW.0 { &slow } else { &urls });
+        let urls = if name == SLOW.0 { slow.to_vec() } else { servers.urls(name) };
+        let case = one(suite, name, &urls);
         match case.verdict {
             Verdict::Passed => counts[0] += 1,
             Verdict::Failed => {
