@@ -224,7 +224,7 @@ const journeys = {
     await page.getByText("This is for an operator or an administrator; you are a viewer.").first().waitFor();
     const button = row(page, "Sessions", given.user.toUpperCase()).getByRole("button", { name: /^Disconnect/ });
     assert.equal(await button.getAttribute("aria-disabled"), "true");
-    await button.click({ force: true });
+    await button.press("Enter");
     await said(page, "This is for an operator");
     assert.equal(await page.getByRole("dialog").count(), 0);
     await accessible(page, "sessions of a viewer");
@@ -232,7 +232,7 @@ const journeys = {
     await page.getByText("An administrator can show you what was changed.").waitFor();
     await go(page, "Settings");
     await page.getByText("What is configured is shown to administrators.").waitFor();
-    await page.getByRole("button", { name: "Read the configuration again" }).click({ force: true });
+    await page.getByRole("button", { name: "Read the configuration again" }).press("Enter");
     await said(page, "This is for an administrator; you are a viewer.");
     const changing = sent.filter((it) => !it.startsWith("GET ") && it !== "POST /v1/login");
     assert.deepEqual(changing, [], "nothing was sent that changes anything");
