@@ -60,7 +60,9 @@ async function send(verb: string, fields: Fields, query: string, signal?: AbortS
     });
   } catch (error) {
     if (signal?.aborted) throw error;
-    if ((error as Error).name === "TimeoutError") throw new CallError(0, SILENT);
+    // Only questions are asked again; a change may have been made all the same.
+    const silent = method === "GET" ? SILENT : "The server has not answered. Look whether it was done before you try again.";
+    if ((error as Error).name === "TimeoutError") throw new CallError(0, silent);
     throw new CallError(0, "The server cannot be reached. The console tries again by itself.");
   }
   if (answer.ok) return answer;
