@@ -32,9 +32,12 @@ pub enum AdminError {
     #[error("{0}")]
     Refused(String),
     /// Somebody else has changed the same at the same time.
-    #[error("somebody else has changed it meanwhile; look, and try again")]
+    #[error("others change the same record all the time; look at the cluster, and try again")]
     Meanwhile,
 }
+
+/// How often a change is decided anew because a node has written its own record meanwhile.
+const TRIES: usize = 8;
 
 fn refuse<T>(why: impl Into<String>) -> Result<T, AdminError> {
     Err(AdminError::Refused(why.into()))
@@ -237,21 +240,26 @@ pub async fn stand(
     standing: Standing,
     reason: &str,
 ) -> Result<(), AdminError> {
-    let view = look(client, keys).await?;
-    let Some(seen) = view.nodes.get(&node) else {
-        return refuse(format!("the cluster has no node {node}"));
-    };
-    let lost = match standing {
-        // Whoever resumes it has looked at it.
-        Standing::Up => Vec::new(),
-        _ => seen.record.lost.clone(),
-    };
-    let reason = reason.to_owned();
-    let record = NodeRecord { standing, reason, lost, ..seen.record.clone() };
-    let key = keys.node(node);
-    let as_seen = vec![key_at(&key, MOD, With::ModRevision(seen.revision))];
-    let done = carry_out(client, as_seen, vec![put(&key, record.to_bytes())]).await?;
-    done.then_some(()).ok_or(AdminError::Meanwhile)
+    // A node that comes back writes its losses to the same record, which is no reason to refuse.
+    for _ in 0..TRIES {
+        let view = look(client, keys).await?;
+        let Some(seen) = view.nodes.get(&node) else {
+            return refuse(format!("the cluster has no node {node}"));
+        };
+        let lost = match standing {
+            // Whoever resumes it has looked at it.
+            Standing::Up => Vec::new(),
+            _ => seen.record.lost.clone(),
+        };
+        let reason = reason.to_owned();
+        let record = NodeRecord { standing, reason, lost, ..seen.record.clone() };
+        let key = keys.node(node);
+        let as_seen = vec![key_at(&key, MOD, With::ModRevision(seen.revision))];
+        if carry_out(client, as_seen, vec![put(&key, record.to_bytes())]).await? {
+            return Ok(());
+        }
+    }
+    Err(AdminError::Meanwhile)
 }
 
 /// Moves a role to a node: its owner gives it up, and that node takes it.

@@ -6,6 +6,8 @@ use std::{
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::Path,
     process::Command,
+    sync::Barrier,
+    thread,
     time::Duration,
 };
 
@@ -183,6 +185,25 @@ async fn nothing_is_taken_over_before_an_agent_says_that_the_node_has_ended() {
 }
 
 /// What is wrong is told by name, before anything is served.
+/// Each decides anew when another was first; a node that comes back writes to the same record.
+#[test]
+fn those_who_change_one_node_at_once_do_not_refuse_each_other() {
+    let Some(nodes) = Nodes::start(&Setup::default()) else { return };
+    nodes.wait_for_members(2);
+    let all = Barrier::new(6);
+    thread::scope(|scope| {
+        for number in 0..6 {
+            let (all, nodes) = (&all, &nodes);
+            scope.spawn(move || {
+                all.wait();
+                nodes.must(0, &["pause", "2", "--reason", &format!("asked by {number}")]);
+            });
+        }
+    });
+    assert_eq!(nodes.status()["nodes"]["2"]["state"], "paused");
+    nodes.must(0, &["resume", "2"]);
+}
+
 #[test]
 fn a_cluster_that_is_not_set_up_is_told_what_is_missing() {
     let Some(nodes) = Nodes::start(&Setup { nodes: 1, ..Setup::default() }) else { return };
