@@ -113,7 +113,7 @@ impl Backend for Verbs {
     }
 
     fn metrics(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>> {
-        Box::pin(scrape::page(&self.server, &self.sources))
+        Box::pin(std::future::ready(scrape::page(&self.server, &self.sources)))
     }
 }
 
@@ -340,7 +340,7 @@ pub(crate) fn witness_list(witness: &Witness) -> Reply {
 }
 
 pub(crate) fn targets(iscsi: &Iscsi) -> Vec<TargetInfo> {
-    let all = tokio::runtime::Handle::current().block_on(iscsi.targets());
+    let all = iscsi.targets();
     let lun = |(unit, path): (scsi::UnitInfo, String)| LunInfo {
         number: unit.number,
         path,

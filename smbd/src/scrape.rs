@@ -49,11 +49,11 @@ impl Sources {
 }
 
 /// The page as things are now.
-pub async fn page(server: &Server, sources: &Sources) -> String {
+pub fn page(server: &Server, sources: &Sources) -> String {
     let mut page = Page::default();
     meters::show(server, &mut page);
     if let Some(targets) = &sources.targets {
-        targets.show(&mut page).await;
+        targets.show(&mut page);
     }
     if let Some(witness) = &sources.witness {
         let registrations = witness.registrations().len();
@@ -103,8 +103,7 @@ async fn answer(server: &Server, sources: &Sources, mut stream: TcpStream) -> io
         }
         head.extend_from_slice(&part[..got]);
     }
-    let page = page(server, sources).await;
-    let text = respond(&head, || page);
+    let text = respond(&head, || page(server, sources));
     stream.write_all(text.as_bytes()).await?;
     stream.shutdown().await
 }

@@ -244,6 +244,28 @@ async fn units(client: &mut Client) -> Vec<u8> {
     answer.data[8..].as_chunks::<8>().0.iter().map(|entry| entry[1]).collect()
 }
 
+/// What leaves one target is closed before another opens it, in whichever order they are written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_goes_from_one_target_to_another_by_one_reload() {
+    let served = Served::start(OPEN);
+    let image = thin(&served.server.files(), "a.raw", 64 * MIB);
+    let both = |first: &str, second: &str| {
+        format!(
+            "{OPEN}\n{first}\n[[target]]\nname = \"iqn.2026-11.example:other\"\n{OPEN}\n{second}"
+        )
+    };
+    let unit = lun(0, &image, "");
+    served.reload(&both("", &unit)).unwrap();
+    for _ in 0..2 {
+        served.reload(&both(&unit, "")).unwrap();
+        let mut client = log_in(&served, "iqn.me", &[]).await;
+        good(&client.scsi_quiet(0, &write10(0, 1, true), Moves::Out(&[7; 512])).await);
+        served.reload(&both("", &unit)).unwrap();
+        let answer = client.scsi_quiet(0, &TEST_UNIT_READY, Moves::Nothing).await;
+        assert_eq!(answer.sense_code(), Some((5, 0x25, 0)), "the LUN is gone");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn initiators_are_told_what_a_reload_changes() {
     let folder = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ use scsi::LogicalUnit;
 use smb_client::{ConnectOptions, SmbUrl};
 use vhd::Format;
 
-use super::{config::Lun, gated::Gated};
+use super::{config::Lun, gated::Gated, served::Place};
 
 /// How long an image is waited for that another program has: one that was killed lets go of it a
 /// moment after it is gone.
@@ -135,9 +135,9 @@ impl Opened {
         Lun { initiators: initiators.clone(), limits, warn_below, ..self.lun.clone() } == *lun
     }
 
-    /// The image, and how little room below it initiators are warned of; 0: of none.
-    pub(super) fn room(&self) -> (&Path, u64) {
-        (&self.lun.path, self.lun.warn_below)
+    /// Where its image is.
+    pub(super) fn place(&self) -> Place {
+        Place { path: self.lun.path.clone(), warn_below: self.lun.warn_below }
     }
 
     pub(super) fn set_warn_below(&mut self, bytes: u64) {

@@ -13,6 +13,7 @@ mod lun;
 mod metrics;
 mod name_service;
 mod offload;
+mod served;
 mod space;
 mod strangers;
 mod unit_state;
@@ -22,7 +23,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -33,7 +34,7 @@ use iscsi::{
     isns::{Node, Registration},
 };
 use metric_catalogue::Page;
-use scsi::{ForeignTokens, UnitInfo, Units, UnitsOptions};
+use scsi::{UnitInfo, Units};
 use smb_server::Server;
 use tokio::{
     net::TcpListener,
@@ -44,9 +45,10 @@ use tokio::{
 
 use self::{
     config::{IscsiConfig, Target},
-    lun::{Disks, Opened},
+    lun::Disks,
     name_service::NameService,
     offload::Offload,
+    served::{Closing, Listed, Place, Served, identities},
     strangers::Strangers,
     unit_state::UnitState,
 };
@@ -56,25 +58,8 @@ const PORTAL_GROUP: u16 = 1;
 /// How long until a LUN that could not be had is tried again.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// Who sees which LUN of a target: a LUN that is not named is seen by all.
-type Masks = Arc<RwLock<BTreeMap<u16, Vec<String>>>>;
-
-/// Identities of LUNs, with what each is and the path of its image.
-type Identities = BTreeMap<[u8; 16], (String, String)>;
-
-/// What to do about two LUNs that are one disk to initiators.
-const SET_ID: &str =
-    "give one an id of its own, or its image one by `bulkhead disk set --disk-id new`";
-
 /// Tells who among the file server's users has an image open.
 pub type Users = Box<dyn Fn(&Path) -> Vec<String> + Send + Sync>;
-
-/// A target that is served.
-struct Served {
-    units: Arc<Units>,
-    masks: Masks,
-    luns: BTreeMap<u16, Opened>,
-}
 
 /// The iSCSI service of the daemon.
 pub struct Iscsi {
@@ -84,7 +69,10 @@ pub struct Iscsi {
     state: OnceCell<Arc<UnitState>>,
     disks: Disks,
     users: Users,
+    /// Held by whoever changes it, for as long as images take to open and to close.
     served: Mutex<BTreeMap<String, Served>>,
+    /// What is told of them; nobody waits for a change to end.
+    listed: RwLock<BTreeMap<String, Listed>>,
     names: NameService,
     offload: Arc<Offload>,
     /// Another process takes this one's place.
@@ -120,6 +108,7 @@ impl Iscsi {
             disks: Disks::new(),
             users,
             served: Mutex::default(),
+            listed: RwLock::default(),
             names: NameService::default(),
             offload,
             replaced: AtomicBool::new(false),
@@ -179,16 +168,7 @@ impl Iscsi {
         let mut failures = Vec::new();
         let mut served = self.served.lock().await;
         self.service.set_discovery(config.discovery());
-        let gone = |name: &String| !config.targets.iter().any(|target| target.config.name == *name);
-        let gone = served.keys().filter(|name| gone(name)).cloned().collect::<Vec<_>>();
-        for name in gone {
-            self.service.remove_target(&name);
-            self.offload.forget(&name);
-            if let Some(target) = served.remove(&name) {
-                target.close().await;
-                tracing::info!(target = name, "a target is not served any more");
-            }
-        }
+        failures.extend(self.leave(config, &mut served).await);
         let state = match &config.targets[..] {
             [] => None,
             _ => self.state().await.map_err(|why| failures.push(why)).ok(),
@@ -199,18 +179,64 @@ impl Iscsi {
             let others = identities(&served, name);
             let now = served
                 .entry(name.clone())
-                .or_insert_with(|| new_target(state, self.offload.foreign(name)));
+                .or_insert_with(|| Served::new(state, self.offload.foreign(name)));
             self.offload.set(name, target.offload_user.as_deref(), &now.units);
             now.apply(target, &others, self, &mut failures).await;
             if let Err(error) = self.service.set_target(target.config.clone(), &now.units) {
                 failures.push(format!("target {name}: {error}"));
             }
+            self.list(&served);
         }
         self.names.tell(&config.isns, &registration(config, &served));
         drop(served);
         // Not waited for: a file system that does not answer keeps nobody from a reload.
-        drop(self.look_at_space().await);
+        drop(self.look_at_space());
         failures
+    }
+
+    /// Closes targets and LUNs that a configuration does not have any more, all at the same time, before
+    /// any is opened: an image may go from one to another. Says what cannot go.
+    async fn leave(
+        &self,
+        config: &IscsiConfig,
+        served: &mut BTreeMap<String, Served>,
+    ) -> Vec<String> {
+        let mut closing = Closing::new();
+        for (name, mut target) in std::mem::take(served) {
+            let wanted = config.targets.iter().find(|wanted| wanted.config.name == name);
+            if let Some(wanted) = wanted {
+                target.leave(wanted, &mut closing);
+                served.insert(name, target);
+                continue;
+            }
+            self.service.remove_target(&name);
+            self.offload.forget(&name);
+            closing.spawn(async move {
+                target.close().await;
+                tracing::info!(target = name, "a target is not served any more");
+                None
+            });
+        }
+        self.list(served);
+        let mut failures = Vec::new();
+        while let Some(closed) = closing.join_next().await {
+            let Ok(Some(stays)) = closed else { continue };
+            failures.push(format!("target {}: {}", stays.target, stays.why));
+            if let Some(target) = served.get_mut(&stays.target) {
+                target.take_back(stays);
+            }
+        }
+        failures
+    }
+
+    /// Has what is told of targets be what they are now.
+    fn list(&self, served: &BTreeMap<String, Served>) {
+        let listed = served.iter().map(|(name, served)| (name.clone(), served.listed())).collect();
+        *self.listed.write().unwrap_or_else(PoisonError::into_inner) = listed;
+    }
+
+    fn listed(&self) -> RwLockReadGuard<'_, BTreeMap<String, Listed>> {
+        self.listed.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another process will serve the same: name servers are not told that the targets go.
@@ -243,20 +269,18 @@ impl Iscsi {
     }
 
     /// All targets with their LUNs.
-    pub async fn targets(&self) -> Vec<TargetInfo> {
-        let served = self.served.lock().await;
-        let info = |(name, target): (&String, &Served)| {
-            let path = |unit: &UnitInfo| target.luns.get(&unit.number).map(Opened::path);
-            let luns = target.units.list().into_iter();
-            let luns = luns.map(|unit| (unit.clone(), path(&unit).unwrap_or_default())).collect();
-            TargetInfo { name: name.clone(), luns }
+    pub fn targets(&self) -> Vec<TargetInfo> {
+        let lun = |(unit, place): (UnitInfo, &Place)| (unit, place.path.display().to_string());
+        let info = |(name, target): (&String, &Listed)| TargetInfo {
+            name: name.clone(),
+            luns: target.luns().map(lun).collect(),
         };
-        served.iter().map(info).collect()
+        self.listed().iter().map(info).collect()
     }
 
     /// Puts on a page of metrics what is about targets and LUNs.
-    pub async fn show(&self, page: &mut Page) {
-        metrics::show(&self.targets().await, &self.sessions(), page);
+    pub fn show(&self, page: &mut Page) {
+        metrics::show(&self.targets(), &self.sessions(), page);
     }
 
     /// All sessions with targets.
@@ -277,7 +301,9 @@ impl Iscsi {
         let mut served = self.served.lock().await;
         let target =
             served.get_mut(target).ok_or_else(|| format!("there is no target {target}"))?;
-        target.resize(number, &self.disks).await
+        let done = target.resize(number, &self.disks).await;
+        self.list(&served);
+        done
     }
 
     /// Ends all sessions, and closes all images: what was written is in them.
@@ -285,6 +311,7 @@ impl Iscsi {
         self.names.stop(self.replaced.load(Ordering::Relaxed)).await;
         self.service.stop().await;
         let served = std::mem::take(&mut *self.served.lock().await).into_values();
+        self.list(&BTreeMap::new());
         served.map(Served::close).collect::<JoinSet<()>>().join_all().await;
     }
 }
@@ -302,164 +329,5 @@ fn registration(config: &IscsiConfig, served: &BTreeMap<String, Served>) -> Regi
         portals: smb_server::interfaces::reached_at(&config.listen),
         group: PORTAL_GROUP,
         nodes: served.map(node).collect(),
-    }
-}
-
-fn new_target(state: &Arc<UnitState>, foreign: Arc<dyn ForeignTokens>) -> Served {
-    let masks = Masks::default();
-    let access = masks.clone();
-    let may_see = move |initiator: &str, unit: u16| {
-        let masks = access.read().unwrap_or_else(PoisonError::into_inner);
-        masks.get(&unit).is_none_or(|seen_by| seen_by.iter().any(|name| name == initiator))
-    };
-    let units = Units::new(UnitsOptions {
-        access: Arc::new(may_see),
-        store: Some(state.clone()),
-        foreign: Some(foreign),
-        ..UnitsOptions::default()
-    });
-    Served { units: Arc::new(units), masks, luns: BTreeMap::new() }
-}
-
-/// Which identities LUNs of other targets than `name` have, with what they are.
-fn identities(served: &BTreeMap<String, Served>, name: &str) -> Identities {
-    let others = served.iter().filter(|(other, _)| *other != name);
-    let of = |(name, served): (&String, &Served)| {
-        let lun = |(number, opened): (&u16, &Opened)| {
-            let what = format!("lun {number} of target {name}");
-            (opened.identity(), (what, opened.path()))
-        };
-        served.luns.iter().map(lun).collect::<Vec<_>>()
-    };
-    others.flat_map(of).collect()
-}
-
-impl Served {
-    async fn apply(
-        &mut self,
-        target: &Target,
-        others: &Identities,
-        service: &Iscsi,
-        failures: &mut Vec<String>,
-    ) {
-        let Iscsi { disks, users, .. } = service;
-        let wanted = |number: u16| target.luns.iter().find(|lun| lun.number == number);
-        let masks = target.luns.iter().filter(|lun| !lun.initiators.is_empty());
-        let masks = masks.map(|lun| (lun.number, lun.initiators.clone())).collect();
-        let changed = {
-            let mut old = self.masks.write().unwrap_or_else(PoisonError::into_inner);
-            let changed = *old != masks;
-            *old = masks;
-            changed
-        };
-        let gone = self
-            .luns
-            .iter()
-            .filter(|(number, open)| wanted(**number).is_none_or(|lun| !open.is(lun)));
-        for number in gone.map(|(number, _)| *number).collect::<Vec<_>>() {
-            if let Err(error) = self.remove(number).await {
-                failures.push(format!("target {}: {error}", target.config.name));
-            }
-        }
-        for lun in &target.luns {
-            if self.luns.contains_key(&lun.number) {
-                if let Err(error) = self.units.set_limits(lun.number, lun.limits) {
-                    failures.push(format!("target {}: {error}", target.config.name));
-                }
-                if let Some(opened) = self.luns.get_mut(&lun.number) {
-                    opened.set_warn_below(lun.warn_below);
-                }
-                continue;
-            }
-            let name = &target.config.name;
-            match disks.open(name, lun).await {
-                Err(why) => {
-                    let users = users(&lun.path);
-                    let who = if users.is_empty() { "" } else { "; open by SMB: " };
-                    let users = users.join(", ");
-                    failures.push(format!("target {name}, lun {}: {why}{who}{users}", lun.number));
-                }
-                Ok(opened) => match self.serve(lun.number, &opened, others).await {
-                    Ok(()) => drop(self.luns.insert(lun.number, opened)),
-                    Err(why) => {
-                        failures.push(format!("target {name}, lun {}: {why}", lun.number));
-                        opened.close().await;
-                    }
-                },
-            }
-        }
-        if changed {
-            self.units.set_access(self.access());
-        }
-    }
-
-    /// Initiators take units of one identity for one disk with several paths, whichever target they
-    /// are of. The same image, which all only read, is one.
-    async fn serve(&self, number: u16, opened: &Opened, others: &Identities) -> Result<(), String> {
-        if let Some((other, path)) = others.get(&opened.identity())
-            && *path != opened.path()
-        {
-            return Err(format!("{other} ({path}) has the same identity; {SET_ID}"));
-        }
-        self.units.add(number, opened.unit()).await.map_err(|error| match error {
-            scsi::UnitsError::Identity(_) => format!("{error}; {SET_ID}"),
-            error => error.to_string(),
-        })
-    }
-
-    fn access(&self) -> Arc<dyn scsi::LunAccess> {
-        let masks = self.masks.clone();
-        Arc::new(move |initiator: &str, unit: u16| {
-            let masks = masks.read().unwrap_or_else(PoisonError::into_inner);
-            masks.get(&unit).is_none_or(|seen_by| seen_by.iter().any(|name| name == initiator))
-        })
-    }
-
-    async fn remove(&mut self, number: u16) -> Result<(), scsi::UnitsError> {
-        self.units.remove(number).await?;
-        if let Some(opened) = self.luns.remove(&number) {
-            opened.close().await;
-        }
-        Ok(())
-    }
-
-    /// Opens a LUN's disk anew. What can be seen before is: then the LUN stays as it is. For the rest
-    /// it must be closed, since an image has one writer: where it cannot be had again the LUN goes, so
-    /// that initiators are told, and a reload can serve it.
-    async fn resize(&mut self, number: u16, disks: &Disks) -> Result<u64, String> {
-        let opened = self.luns.get(&number).ok_or_else(|| format!("there is no lun {number}"))?;
-        let size = disks.size(opened).await?;
-        self.units.may_resize(number, size).map_err(|error| error.to_string())?;
-        let done = self.reopen(number, disks).await;
-        let Err(why) = done else { return done };
-        if self.luns.contains_key(&number) {
-            self.remove(number).await.map_err(|error| format!("{why}; {error}"))?;
-            return Err(format!("{why}; the LUN is not served now: mend that, and reload"));
-        }
-        Err(why)
-    }
-
-    async fn reopen(&mut self, number: u16, disks: &Disks) -> Result<u64, String> {
-        let opened =
-            self.luns.get_mut(&number).ok_or_else(|| format!("there is no lun {number}"))?;
-        let disk = disks.grown(opened).await?;
-        let size = disk.geometry().size;
-        self.units.resize(number, disk.clone()).map_err(|error| error.to_string())?;
-        opened.replace(disk);
-        Ok(size)
-    }
-
-    /// Closes all LUNs at the same time: one whose disk does not answer keeps no other open.
-    async fn close(self) {
-        let close = |(number, opened): (u16, Opened)| {
-            let units = self.units.clone();
-            async move {
-                if let Err(error) = units.close(number).await {
-                    tracing::warn!(%error, "a LUN was gone before it was closed");
-                }
-                opened.close().await;
-            }
-        };
-        self.luns.into_iter().map(close).collect::<JoinSet<()>>().join_all().await;
     }
 }

@@ -5,7 +5,7 @@ use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 use scsi::{Space, Units};
 use tokio::task::JoinHandle;
 
-use super::Iscsi;
+use super::{Iscsi, served::Listed};
 
 /// How often the file systems below the images are asked.
 const LOOK: Duration = Duration::from_secs(10);
@@ -24,16 +24,15 @@ impl Iscsi {
     pub(super) async fn watch_space(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            if self.look_at_space().await.await.is_err() {
+            if self.look_at_space().await.is_err() {
                 tracing::error!("the room below LUNs was not looked at");
             }
         }
     }
 
     /// Begins to ask how much room there is below each LUN, and to have those who use it warned.
-    pub(super) async fn look_at_space(&self) -> JoinHandle<()> {
-        let luns: Vec<Lun> =
-            self.served.lock().await.values().flat_map(super::Served::room).collect();
+    pub(super) fn look_at_space(&self) -> JoinHandle<()> {
+        let luns: Vec<Lun> = self.listed().values().flat_map(room).collect();
         // A file system that does not answer keeps a thread of its own waiting, and nobody else.
         tokio::task::spawn_blocking(move || {
             for lun in luns {
@@ -46,15 +45,14 @@ impl Iscsi {
     }
 }
 
-impl super::Served {
-    fn room(&self) -> impl Iterator<Item = Lun> {
-        let sizes = self.units.list().into_iter().map(|unit| (unit.number, unit.size));
-        sizes.filter_map(|(number, size)| {
-            let (path, warn_below) = self.luns.get(&number)?.room();
-            let path = path.to_owned();
-            Some(Lun { units: self.units.clone(), number, path, size, warn_below })
-        })
-    }
+fn room(target: &Listed) -> impl Iterator<Item = Lun> {
+    target.luns().map(|(unit, place)| Lun {
+        units: target.units.clone(),
+        number: unit.number,
+        size: unit.size,
+        path: place.path.clone(),
+        warn_below: place.warn_below,
+    })
 }
 
 /// The room below an image of that size: what its file system has left for it, and not more than it can
