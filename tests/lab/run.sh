@@ -10,6 +10,7 @@
 #           failover  the same with persistent handles and two paths, while smbd is killed and
 #                  paths are cut
 #           iscsi  open-iscsi, dm-multipath and sg3-utils, under the same faults
+#           rdma   the kernel's SMB client over SMB Direct, on software iWARP
 #           special  symbolic links and special files on a mount, by the kernel of Debian's backports
 #
 # BULKHEAD_LAB_KERNEL says which of Debian's kernels all scenarios boot: `release`, `backports` or
@@ -43,7 +44,7 @@ for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
 scenarios=("$@")
-[ $# -gt 0 ] || scenarios=(guest firmware cifs failover iscsi special)
+[ $# -gt 0 ] || scenarios=(guest firmware cifs failover rdma iscsi special)
 for scenario in "${scenarios[@]}"; do
     [ -e "$here/scenarios/$scenario.sh" ] || fail "no scenario $scenario"
 done

@@ -47,6 +47,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     ctx.check_charge(room)?;
+    let room = room.min(ctx.ex.room_of_answer());
     if !open.directory {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }

@@ -14,13 +14,19 @@ use smb_protocol::{
 };
 use volume::{open::whole_sectors, status::of_storage};
 
-use super::{Ctx, Deferred, Handled, Outcome, remote::Remote};
+use super::{
+    Ctx, Deferred, Handled, Outcome,
+    remote::{Remote, taken_back_by_the_answer},
+};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
 /// Handles a READ: what the page cache has is read straight into the output.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse(body)?;
+    if request.channel != CHANNEL_NONE {
+        taken_back_by_the_answer(ctx, request.channel, request.channel_info);
+    }
     let open = ctx.open(request.file_id)?;
     let len = request.length as usize;
     if len > ctx.ex.max_message() {
@@ -44,6 +50,7 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         return Err(NtStatus::INVALID_PARAMETER.into());
     }
     open.file.check_io(open.opener_id(), request.offset, len as u64, false)?;
+    let len = if remote.is_some() { len } else { len.min(ctx.ex.room_of_answer()) };
     let least = request.minimum_count as usize;
     if let Some(remote) = remote {
         let (data, offset) = (data.clone(), request.offset);

@@ -4,7 +4,7 @@
 //! ```text
 //!  READ:  file ─► buffer ─► (sealed) ─► RemoteMemory::write ─► an answer that says how much there is
 //!  WRITE: RemoteMemory::read ─► (opened) ─► buffer ─► file ─► the answer
-//!                      Channel RDMA_V1_INVALIDATE: the answer takes the token back
+//!                      Channel RDMA_V1_INVALIDATE: the answer takes the token back, whatever it says
 //! ```
 //! Nothing protects what goes from memory to memory but a transform (2.2.43): data whose messages are
 //! encrypted go so with one only, and where a session must sign they do not go so.
@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use smb_protocol::{
-    Dialect, MessageId, NtStatus,
+    Dialect, NtStatus,
     msg::{
         rdma::{
             BufferDescriptor, CHANNEL_NONE, CHANNEL_RDMA_TRANSFORM, CHANNEL_RDMA_V1,
@@ -31,8 +31,6 @@ use crate::{session::Sealing, transport::RemoteMemory};
 pub struct Remote {
     memory: Arc<dyn RemoteMemory>,
     buffers: Vec<BufferDescriptor>,
-    request: MessageId,
-    invalidates: bool,
     /// The keys of what is there, if it is encrypted.
     sealing: Option<Arc<Sealing>>,
     /// How what is there was encrypted: nonce and signature.
@@ -75,9 +73,7 @@ impl Remote {
         if buffers.is_empty() {
             return Err(NtStatus::INVALID_PARAMETER);
         }
-        let invalidates = channel == CHANNEL_RDMA_V1_INVALIDATE;
-        let request = ctx.header.message_id;
-        Ok(Some(Self { memory, buffers, request, invalidates, sealing, sealed: None }))
+        Ok(Some(Self { memory, buffers, sealing, sealed: None }))
     }
 
     /// The memory that a WRITE names, whose data may be encrypted there (3.3.5.13).
@@ -138,7 +134,6 @@ impl Remote {
             body.extend(transform);
         }
         self.memory.write(&self.buffers, data).await.map_err(failed)?;
-        self.end();
         Ok(body)
     }
 
@@ -149,7 +144,6 @@ impl Remote {
     /// encrypted.
     pub async fn get(&self, len: usize) -> Result<Vec<u8>, NtStatus> {
         let mut data = self.memory.read(&self.buffers, len).await.map_err(failed)?;
-        self.end();
         if data.len() != len {
             return Err(NtStatus::CONNECTION_DISCONNECTED);
         }
@@ -160,12 +154,26 @@ impl Remote {
         }
         Ok(data)
     }
+}
 
-    /// The memory is not needed any more.
-    fn end(&self) {
-        if let Some(first) = self.buffers.first().filter(|_| self.invalidates) {
-            self.memory.invalidate(self.request, first.token);
-        }
+/// Has the answer to a request take back the client's memory that it names, if it asks for that: also one
+/// that refuses (3.2.4.6, 3.3.5.12: "when responding"). A client that does not get it back names it
+/// anew as it is, which its card takes for a fault.
+pub fn taken_back_by_the_answer(ctx: &Ctx<'_>, channel: u32, info: &[u8]) {
+    let (channel, info) = match channel {
+        CHANNEL_RDMA_TRANSFORM => match Transform::parse(info) {
+            Ok(transform) => (transform.channel, transform.descriptors),
+            Err(_) => return,
+        },
+        channel => (channel, info),
+    };
+    let asked = channel == CHANNEL_RDMA_V1_INVALIDATE && ctx.dialect() != Dialect::SMB_3_0;
+    let first = info.first_chunk::<{ BufferDescriptor::LEN }>();
+    let Some((memory, first)) = ctx.ex.remote_memory.as_ref().filter(|_| asked).zip(first) else {
+        return;
+    };
+    if let Ok([first]) = BufferDescriptor::parse_array(first).as_deref() {
+        memory.invalidate(ctx.header.message_id, first.token);
     }
 }
 

@@ -28,7 +28,10 @@ use volume::{
     status::{of_errno, of_storage},
 };
 
-use super::{Ctx, Deferred, Failure, Handled, Outcome, remote::Remote};
+use super::{
+    Ctx, Deferred, Failure, Handled, Outcome,
+    remote::{Remote, taken_back_by_the_answer},
+};
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 /// Parts of pages are not placed: what is not in the page cache would have to be read for them.
@@ -37,10 +40,11 @@ const PAGE: u64 = 4096;
 /// Handles a WRITE: the page cache takes it inline; write-through waits for the disk.
 pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let request = Request::parse_rest(body, ctx.placed)?;
-    if request.channel != CHANNEL_NONE
-        && let Some(remote) = from_remote(ctx, body, &request)?
-    {
-        return write_remote(ctx, request, remote);
+    if request.channel != CHANNEL_NONE {
+        taken_back_by_the_answer(ctx, request.channel, request.channel_info);
+        if let Some(remote) = from_remote(ctx, body, &request)? {
+            return write_remote(ctx, request, remote);
+        }
     }
     ctx.check_charge(request.length as usize)?;
     let (open, data) = begin(ctx, &request)?;

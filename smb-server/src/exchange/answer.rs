@@ -287,11 +287,13 @@ impl<'a> Answer<'a> {
         self.finish()
     }
 
-    /// The requests that the frame answers.
+    /// The requests that the frame answers for good.
     fn answered(&self) -> Vec<MessageId> {
         let (mut all, mut messages) = (Vec::new(), &self.out[self.messages..]);
         while let Ok(header) = Header::parse(messages) {
-            all.push(header.message_id);
+            if header.status != NtStatus::PENDING {
+                all.push(header.message_id);
+            }
             match messages.get(header.next_command as usize..) {
                 Some(next) if header.next_command > 0 => messages = next,
                 _ => break,

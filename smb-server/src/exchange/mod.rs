@@ -88,6 +88,9 @@ impl Taken<'_> {
     }
 }
 
+/// Bytes of an answer that are no data: headers, those of encryption among them, and fixed parts of bodies.
+const HEADERS: usize = 4096;
+
 /// The protocol state of one connection.
 pub struct Exchange {
     /// What all connections share.
@@ -223,6 +226,13 @@ impl Exchange {
             Some(negotiated) if !negotiated.large_mtu() => self.max_message.min(1 << 16),
             _ => self.max_message,
         }
+    }
+
+    /// Most bytes of data that an answer has room for. Over SMB Direct the client says how long a message
+    /// it puts together, and some ask for more than that (Linux' client with encryption does).
+    pub fn room_of_answer(&self) -> usize {
+        let longest = self.remote_memory.as_ref().map(|memory| memory.longest_message());
+        longest.map_or(usize::MAX, |bytes| bytes.saturating_sub(HEADERS))
     }
 
     /// Limits that held when the connection began.

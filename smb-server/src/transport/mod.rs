@@ -153,6 +153,9 @@ pub type Transfer<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
 /// network card says, and a transfer that it refuses fails and ends the connection. Each call names
 /// no more bytes than its descriptors have together.
 pub trait RemoteMemory: fmt::Debug + Send + Sync {
+    /// The longest message that the client puts together (MS-SMBD 3.1.5.2), in bytes.
+    fn longest_message(&self) -> usize;
+
     /// Writes `data` to the beginning of what `to` names, one buffer after the other (MS-SMBD 3.1.4.5).
     fn write(&self, to: &[BufferDescriptor], data: Vec<u8>) -> Transfer<()>;
 

@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use rdma::{Connection, Handle, Part, smbd::Upper};
 use smb_protocol::{
-    Header, MessageId,
+    Header, MessageId, NtStatus,
     crypto::TransformHeader,
     header::{FRAME_LEN, frame_len},
     msg::rdma::BufferDescriptor,
@@ -105,7 +105,10 @@ impl Memory {
         }
         let mut found = None;
         while let Ok(header) = Header::parse(message) {
-            found = found.or(tokens.remove(&Taking::Answer(header.message_id)));
+            // The memory may be used still while an answer is pending.
+            if header.status != NtStatus::PENDING {
+                found = found.or(tokens.remove(&Taking::Answer(header.message_id)));
+            }
             let next = header.next_command as usize;
             match message.get(next..).filter(|_| next > 0) {
                 Some(rest) => message = rest,
@@ -209,6 +212,10 @@ fn parts(descriptors: &[BufferDescriptor]) -> Vec<Part> {
 }
 
 impl RemoteMemory for Memory {
+    fn longest_message(&self) -> usize {
+        self.handle.agreed().max_fragmented_send_size as usize
+    }
+
     fn write(&self, to: &[BufferDescriptor], data: Vec<u8>) -> Transfer<()> {
         let (handle, to) = (self.handle.clone(), parts(to));
         Box::pin(async move { handle.write(&to, data.into()).await })
@@ -315,6 +322,11 @@ mod tests {
         let to = BufferDescriptor { offset: part.offset, token: part.token, length: part.length };
         memory.write(&[to], b"data".to_vec()).await.unwrap();
         memory.invalidate(MessageId(8), part.token);
+        // What says that the answer is pending has not done with the memory.
+        let mut pending = answers(&[8]);
+        pending[FRAME_LEN + 8..][..4].copy_from_slice(&NtStatus::PENDING.0.to_le_bytes());
+        server.send(&pending).await.unwrap();
+        assert_eq!(client.receive().await.unwrap().invalidated, None);
         // Two messages in one send; the second has the answer, as the second of a compound.
         server.send(&[answers(&[5]), answers(&[7, 8])].concat()).await.unwrap();
         let first = client.receive().await.unwrap();

@@ -7,12 +7,15 @@ use std::{
 };
 
 use smb_protocol::msg::rdma::{
-    BufferDescriptor, CHANNEL_RDMA_TRANSFORM, CHANNEL_RDMA_V1, CHANNEL_RDMA_V1_INVALIDATE,
-    Transform,
+    BufferDescriptor, CHANNEL_NONE, CHANNEL_RDMA_TRANSFORM, CHANNEL_RDMA_V1,
+    CHANNEL_RDMA_V1_INVALIDATE, Transform,
 };
 
 use super::{files::FILE, *};
 use crate::transport::{RemoteMemory, Signature, Transfer};
+
+/// Bytes of a message that the client puts together.
+const LONGEST: usize = 64 << 10;
 
 /// The client's memory, in this process: buffers by token.
 #[derive(Debug, Default)]
@@ -37,6 +40,10 @@ impl Memory {
 }
 
 impl RemoteMemory for Memory {
+    fn longest_message(&self) -> usize {
+        LONGEST
+    }
+
     fn write(&self, to: &[BufferDescriptor], data: Vec<u8>) -> Transfer<()> {
         let mut all = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rest = &data[..];
@@ -191,6 +198,47 @@ fn data_go_to_and_come_from_the_clients_memory() {
     assert_eq!(status, NtStatus::SUCCESS);
     assert_eq!(direct.content("f"), b"01234567abcde");
     assert_eq!(memory.invalidated(), [(next, 7)]);
+}
+
+/// A client that does not get its memory back names it anew as it is, and loses its connection by that.
+#[test]
+fn an_answer_that_refuses_takes_the_memory_back_as_well() {
+    let memory = Arc::new(Memory::default());
+    let (mut direct, id) = client(Dialect::SMB_3_0_2, Some(&memory));
+    memory.set(7, vec![0; 20]);
+    let info = descriptors(&[(0, 7, 4)]);
+    let channel = CHANNEL_RDMA_V1_INVALIDATE;
+    let next = MessageId(direct.next_id);
+    assert_eq!(read(&mut direct, id, channel, 10, &info).0, NtStatus::BUFFER_TOO_SMALL);
+    assert_eq!(memory.invalidated(), [(next, 7)]);
+    let closed = FileId { volatile: id.volatile ^ 1, ..id };
+    let next = MessageId(direct.next_id);
+    assert_eq!(read(&mut direct, closed, channel, 20, &info).0, NtStatus::FILE_CLOSED);
+    assert_eq!(memory.invalidated(), [(next, 7)]);
+    let next = MessageId(direct.next_id);
+    let status = write(&mut direct, closed, (channel, 4), 0, &info);
+    assert_eq!((status, memory.invalidated()), (NtStatus::FILE_CLOSED, vec![(next, 7)]));
+    let status = write(&mut direct, id, (channel, 5), 0, &info);
+    assert_eq!(status, NtStatus::INVALID_PARAMETER, "more than it has");
+    assert_eq!(memory.invalidated().len(), 1);
+}
+
+#[test]
+fn an_answer_has_no_more_data_than_the_client_puts_together() {
+    let memory = Arc::new(Memory::default());
+    let (mut direct, id) = client(Dialect::SMB_3_0_2, Some(&memory));
+    direct.store(id, &vec![7; LONGEST]);
+    let (status, data, _) = read(&mut direct, id, CHANNEL_NONE, LONGEST as u32, &[]);
+    assert_eq!(status, NtStatus::SUCCESS);
+    assert!(data.len() < LONGEST && data.len() > LONGEST / 2, "{}", data.len());
+    memory.set(7, vec![0; LONGEST]);
+    let info = descriptors(&[(0, 7, LONGEST as u32)]);
+    let (status, _, count) = read(&mut direct, id, CHANNEL_RDMA_V1, LONGEST as u32, &info);
+    assert_eq!(
+        (status, count as usize),
+        (NtStatus::SUCCESS, LONGEST),
+        "in its memory there is room"
+    );
 }
 
 #[test]

@@ -36,7 +36,10 @@ const NEEDED_OF_SMB3: [&str; 2] = ["Punch", "Zero"];
 
 /// What the command line says.
 struct Arguments {
+    address: String,
     port: u16,
+    /// Whether the port is that of SMB Direct.
+    rdma: bool,
     seed: u64,
     seconds: u64,
     only: Option<String>,
@@ -44,12 +47,21 @@ struct Arguments {
 
 impl Arguments {
     fn read() -> Outcome<Self> {
-        let mut found = Self { port: 445, seed: 1, seconds: 20, only: None };
+        let mut found = Self {
+            address: "10.0.2.2".to_owned(),
+            port: 445,
+            rdma: false,
+            seed: 1,
+            seconds: 20,
+            only: None,
+        };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let value = words.next().ok_or(format!("{word} wants a value"))?;
             let number = || value.parse::<u64>().map_err(|e| format!("{word} {value}: {e}"));
             match word.as_str() {
+                "--address" => found.address = value,
+                "--rdma" => found.rdma = number()? != 0,
                 "--port" => found.port = u16::try_from(number()?).map_err(|e| e.to_string())?,
                 "--seed" => found.seed = number()?,
                 "--seconds" => found.seconds = number()?,
@@ -81,7 +93,12 @@ fn kernel_says() -> Outcome<String> {
 fn complaints(log: &str) -> Vec<&str> {
     let bad = ["CIFS", "BUG", "Oops", "WARNING", "Call Trace", "soft lockup", "I/O error"];
     // Said of every mount by its name, and of old dialects.
-    let harmless = ["Attempting to mount", "Use of the less secure dialect"];
+    let harmless = [
+        "Attempting to mount",
+        "Use of the less secure dialect",
+        "RDMA transport established",
+        "Signing is enabled, and RDMA read/write will be disabled",
+    ];
     // The answer to the acknowledgement of a break comes when an unmount has taken its session away:
     // ENOENT, which a wrong signature is not.
     let late = [
@@ -230,12 +247,12 @@ fn watch(limit: Duration) -> mpsc::Sender<()> {
 fn lab(story: &Story) -> Outcome<()> {
     let arguments = Arguments::read()?;
     let alive = watch(Duration::from_secs(240 + 2 * arguments.seconds));
-    let server = Server { address: "10.0.2.2".to_owned(), port: arguments.port };
+    let server = Server { address: arguments.address.clone(), port: arguments.port };
     story.tell(format!("seed {}", arguments.seed));
     fs::create_dir_all("/mnt").map_err(|e| e.to_string())?;
     kernel_says()?;
     let mut failed = 0;
-    let mounts = mounts::all();
+    let mounts = if arguments.rdma { mounts::rdma() } else { mounts::all() };
     let wanted = |m: &&Mount| arguments.only.as_ref().is_none_or(|only| m.name() == *only);
     for mount in mounts.iter().filter(wanted) {
         let _ = alive.send(());
