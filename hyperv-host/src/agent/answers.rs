@@ -35,7 +35,7 @@ impl Answers {
     }
 
     /// The next line that is not empty; none if more bytes are needed for one.
-    pub fn next(&mut self) -> Option<Result<Vec<u8>, TooLong>> {
+    pub fn next_line(&mut self) -> Option<Result<Vec<u8>, TooLong>> {
         while let Some(byte) = self.pending.pop_front() {
             match byte {
                 SENTINEL => {
@@ -103,14 +103,14 @@ pub fn shown(text: &str) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Nothing {}
 
-/// Answer to `guest-info`.
+/// What `guest-info` is answered with.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Info {
     /// Version of the agent.
     pub version: String,
 }
 
-/// Answer to `guest-get-osinfo`.
+/// What `guest-get-osinfo` is answered with.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct OsInfo {
@@ -154,7 +154,7 @@ mod tests {
         let mut all = Vec::new();
         for piece in bytes.chunks(step.max(1)) {
             answers.push(piece);
-            while let Some(line) = answers.next() {
+            while let Some(line) = answers.next_line() {
                 all.push(line);
             }
             assert!(answers.kept() <= LONGEST + piece.len());

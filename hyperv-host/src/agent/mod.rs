@@ -138,7 +138,7 @@ impl Agent {
         deadline: Instant,
     ) -> Result<Vec<u8>, AgentError> {
         loop {
-            if let Some(line) = answers.next() {
+            if let Some(line) = answers.next_line() {
                 let overdue = Instant::now() >= deadline;
                 let line = line.map_err(|_| AgentError::Nonsense { command })?;
                 return if overdue { Err(PortError::Silent.into()) } else { Ok(line) };

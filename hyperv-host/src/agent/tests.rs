@@ -28,7 +28,7 @@ impl Guest {
             let mut answers = Answers::default();
             while !there.has_ended() {
                 answers.push(&there.take_for_guest(usize::MAX));
-                match answers.next() {
+                match answers.next_line() {
                     Some(Ok(line)) => {
                         let line: Value = serde_json::from_slice(&line).unwrap();
                         let _ = tell.send(line["execute"].as_str().unwrap().to_owned());

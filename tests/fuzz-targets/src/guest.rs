@@ -52,7 +52,7 @@ pub fn ports(bytes: &[u8]) {
 
 fn tell(control: &mut Control) {
     let more = control.has_more();
-    let Some(message) = control.next() else {
+    let Some(message) = control.next_message() else {
         assert!(!more, "there is something to tell and nothing is told");
         return;
     };
@@ -65,11 +65,11 @@ fn tell(control: &mut Control) {
 fn talk(port: &Port, message: &[u8; 8]) {
     let len = usize::from(u16::from_le_bytes([message[0], message[1]]));
     let open = port.is_open();
-    if message[2] % 2 == 0 {
+    if message[2].is_multiple_of(2) {
         if port.has_room() {
             port.push_from_guest(&vec![message[3]; len]);
         }
-        if message[4] % 4 == 0 {
+        if message[4].is_multiple_of(4) {
             let got = port.receive(std::time::Instant::now());
             assert!(got.is_ok_and(|got| got.len() < 2 * KEPT) || len == 0 || !open);
         }
@@ -85,7 +85,7 @@ fn lines(bytes: &[u8], step: usize) -> Vec<Result<Vec<u8>, TooLong>> {
     let (mut answers, mut all) = (Answers::default(), Vec::new());
     for piece in bytes.chunks(step) {
         answers.push(piece);
-        while let Some(line) = answers.next() {
+        while let Some(line) = answers.next_line() {
             all.push(line);
         }
         assert!(answers.kept() <= LONGEST, "{} bytes of an answer are kept", answers.kept());

@@ -79,7 +79,7 @@ fn firmware(text: &str) -> Result<FirmwareKind, String> {
     }
 }
 
-/// Makes the VM.
+/// Makes the VM that the arguments speak of.
 pub fn run(mut client: Client, args: &Args, json: bool) -> anyhow::Result<()> {
     let (name, made) = if args.disks.is_empty() {
         ensure!(args.seed.cloud_init.is_none(), "--cloud-init goes with --disk");

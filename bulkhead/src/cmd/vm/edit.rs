@@ -92,7 +92,7 @@ impl Edit {
     fn apply(&self, was: &VmDefinition) -> anyhow::Result<VmDefinition> {
         let mut new = was.clone();
         if let Some(memory) = self.memory {
-            ensure!(memory % (1 << 20) == 0, "--memory is no whole number of MiB");
+            ensure!(memory.is_multiple_of(1 << 20), "--memory is no whole number of MiB");
             new.memory_mib = memory >> 20;
         }
         new.vcpus = self.cpus.unwrap_or(new.vcpus);
@@ -261,7 +261,7 @@ mod tests {
         let text = "name = 'a'\nid = '00ff0000000000000000000011223344'\nmemory_mib = 64\n\
                     [boot]\nkernel = '/k'\n[[nic]]\nbridge = 'br0'\n[[nic]]\nbridge = 'br1'\n";
         let was = VmDefinition::from_toml(text).unwrap();
-        let edit = Edit {
+        let mut edit = Edit {
             name: was.name.clone(),
             memory: Some(128 << 20),
             cpus: None,
@@ -274,6 +274,10 @@ mod tests {
         let new = edit.apply(&was).unwrap();
         assert_eq!(new.mac(0), was.mac(1));
         assert_eq!(was.differs(&new), ["memory_mib", "disk", "nic"]);
+        assert!(
+            edit.apply(&new).unwrap_err().to_string().contains("has the disk smb://h/vms/x.vhdx")
+        );
+        edit.add_disk.clear();
         assert!(edit.apply(&new).unwrap_err().to_string().contains("no card in br0"));
     }
 }

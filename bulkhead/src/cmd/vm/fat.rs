@@ -47,8 +47,9 @@ pub fn volume(label: &str, files: &[(&str, &[u8])]) -> anyhow::Result<Vec<u8>> {
         ensure!(next + count <= table.len(), "the files are larger than 4 MiB together");
         let at = DATA + (next - FIRST) * CLUSTER;
         bytes[at..at + content.len()].copy_from_slice(content);
-        for cluster in next..next + count {
-            table[cluster] = if cluster + 1 == next + count { LAST } else { cluster as u16 + 1 };
+        let chain = table[next..next + count].iter_mut().zip(next as u16 + 1..);
+        for (index, (place, following)) in chain.enumerate() {
+            *place = if index + 1 == count { LAST } else { following };
         }
         let first = if count == 0 { 0 } else { next };
         entries.extend(named(name, number, first, content.len())?);

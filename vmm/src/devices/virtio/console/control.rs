@@ -80,7 +80,7 @@ impl Control {
     }
 
     /// The next message to the driver, which is told it by that.
-    pub fn next(&mut self) -> Option<Vec<u8>> {
+    pub fn next_message(&mut self) -> Option<Vec<u8>> {
         let port = self.to_tell.iter().position(|bits| *bits != 0)?;
         let bits = &mut self.to_tell[port];
         let what = *bits & bits.wrapping_neg();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn told(control: &mut Control) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| control.next()).collect()
+        std::iter::from_fn(|| control.next_message()).collect()
     }
 
     #[test]

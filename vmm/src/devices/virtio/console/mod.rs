@@ -186,7 +186,7 @@ async fn tell(io: QueueIo, drain: Drain, device: Arc<VirtioConsole>) -> QueueIo 
     let source = Source { wake: Some(listen), has_more };
     let serve = move |chain: &Chain, mem: &GuestRam| {
         to_guest(chain, mem, |most| {
-            let next = lock(&device.control).next().unwrap_or_default();
+            let next = lock(&device.control).next_message().unwrap_or_default();
             if next.len() <= most { next } else { Vec::new() }
         })
     };
