@@ -106,7 +106,7 @@ fn a_vm_is_made_of_an_image_with_its_first_settings_and_runs() {
         )
         .unwrap();
     assert_eq!(made["made"].as_array().unwrap().len(), 2, "{made}");
-    stage.host.ask(&["console", "web-1", "--replay", "--until", "progress"]).unwrap();
+    stage.host.ask(&["console", "web-1", "--replay", "--until", "up"]).unwrap();
     let shown = stage.show("web-1");
     assert_eq!(shown["summary"]["state"], "running", "{shown}");
     assert_eq!(shown["disks"][0]["size"], 64 << 20, "{shown}");
@@ -130,7 +130,7 @@ fn a_vm_is_made_of_an_image_with_its_first_settings_and_runs() {
     stage.host.ask(&["clone", "web-1", "web-3"]).unwrap();
     assert_eq!(stage.show("web-3")["definition"]["disk"].as_array().unwrap().len(), 1);
     stage.host.ask(&["start", "web-2"]).unwrap();
-    stage.host.ask(&["console", "web-2", "--replay", "--until", "progress"]).unwrap();
+    stage.host.ask(&["console", "web-2", "--replay", "--until", "up"]).unwrap();
     let error = stage.host.ask(&["clone", "web-2", "web-4"]).unwrap_err();
     assert!(error.contains("is running: stop it first"), "{error}");
 }
@@ -195,7 +195,7 @@ fn a_vm_is_changed_and_says_what_waits_for_its_next_start() {
     stage.host.ask(&["rename", "a", "b"]).unwrap();
     assert!(stage.host.ask(&["show", "a"]).unwrap_err().contains("no VM a"));
     stage.host.ask(&["start", "b"]).unwrap();
-    stage.host.ask(&["console", "b", "--replay", "--until", "progress"]).unwrap();
+    stage.host.ask(&["console", "b", "--replay", "--until", "up"]).unwrap();
     assert_eq!(stage.show("b")["definition"]["after_host_failure"], "leave-off");
 }
 
@@ -206,7 +206,7 @@ fn a_command_runs_while_a_vm_is_held_quiet() {
     let Some(stage) = Stage::set() else { return };
     let cmdline = "span=16 seed=5 ws_mib=1 iops=500";
     stage.create("a", &["--size", "64M", "--cmdline", cmdline, "--start"]).unwrap();
-    stage.host.ask(&["console", "a", "--replay", "--until", "progress"]).unwrap();
+    stage.host.ask(&["console", "a", "--replay", "--until", "up"]).unwrap();
     let socket = shown(&stage.folder.join("host-1/control.sock"));
     let mark = stage.file("mark");
     let quiesce = |more: &[&str]| {

@@ -4,6 +4,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, MutexGuard},
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,6 +19,13 @@ use crate::agent::{
 
 /// A guest's clock may be so far from its host's.
 const TOLERANCE: Duration = Duration::from_secs(1);
+/// Pauses between attempts to look at a guest's clock.
+const CLOCK_PAUSES: [Duration; 4] = [
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(30),
+];
 /// Most interfaces of a guest that are told of, and most addresses of each.
 const INTERFACES: usize = 64;
 const ADDRESSES: usize = 32;
@@ -83,12 +91,26 @@ impl Host {
     pub(crate) fn correct_clock(&self, managed: &Arc<Managed>) {
         let Some(agent) = managed.agent().filter(|agent| agent.is_there()) else { return };
         let name = managed.name().clone();
-        spawn(format!("{name}/clock"), move || match correct_clock(&agent) {
-            Ok(None) => {}
-            Ok(Some(ahead)) => {
-                tracing::info!(vm = %name, ahead, "the guest's clock is set, seconds")
+        spawn(format!("{name}/clock"), move || {
+            // A guest that has just come, or woken up, has other things to do.
+            let mut pauses = CLOCK_PAUSES.iter();
+            loop {
+                let error = match correct_clock(&agent) {
+                    Ok(None) => return,
+                    Ok(Some(ahead)) => {
+                        tracing::info!(vm = %name, ahead, "the guest's clock is set, seconds");
+                        return;
+                    }
+                    Err(error) => error,
+                };
+                match pauses.next() {
+                    Some(pause) if agent.is_there() => thread::sleep(*pause),
+                    _ => {
+                        tracing::info!(vm = %name, %error, "the guest's clock is not looked at");
+                        return;
+                    }
+                }
             }
-            Err(error) => tracing::debug!(vm = %name, %error, "the guest's clock"),
         });
     }
 }
