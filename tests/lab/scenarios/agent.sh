@@ -25,6 +25,9 @@ sync
 poweroff -f
 SHUTDOWN
     chmod 755 "$work/guest/sbin/shutdown"
+    # Without it the agent does not set a clock. The machine's own has no register for that.
+    printf '#!/bin/sh\n' >"$work/guest/sbin/hwclock"
+    chmod 755 "$work/guest/sbin/hwclock"
     printf 'ID=lab\nPRETTY_NAME="Lab guest 1"\n' >"$work/guest/etc/os-release"
     install -m 755 "$here/agent-guest-init" "$work/guest/init"
     pack "$work/guest" "$work/guest.cpio.gz"
