@@ -5,11 +5,11 @@ SHELL := /bin/bash
 # Debian packages that tests and benchmarks talk to; none is part of the product.
 TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc krb5-admin-server krb5-user samba samba-testsuite samba-vfs-modules qemu-utils tgt util-linux iproute2 \
   xfsprogs btrfs-progs ntfs-3g fdisk fio libiscsi-bin open-isns-server open-isns-utils libnbd-bin iptables faketime shellcheck tshark dpkg-dev binutils etcd-server etcd-client prometheus python3-prometheus-client \
-  chromium nodejs seabios ovmf
+  chromium nodejs seabios ovmf qemu-guest-agent busybox-static dosfstools mtools
 # Node from elsewhere than Debian has npm in it, and does not go together with Debian's.
 TEST_PACKAGES += $(if $(shell command -v npm || :),,npm)
 BUILT := $(or $(CARGO_TARGET_DIR),target)
-# What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, fio, git, GRUB, mtools, efibootmgr.
+# What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, qemu-guest-agent, fio, git, GRUB, mtools, efibootmgr.
 
 .PHONY: help build release demo demo-failover demo-cluster cluster-soak bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth console lab lab-soak packages needs clean
 
@@ -86,7 +86,7 @@ iscsi-conformance: needs ## Cases of RFC 7143 on an iSCSI target (TARGET=iscsi:/
 	cargo build -p smbd -p bulkhead -p bulkhead-tests --bins
 	$(BUILT)/debug/iscsi-conformance $(TARGET) $(if $(ONLY),--only '$(ONLY)')
 
-lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client, as an iSCSI initiator (SCENARIO=guest|firmware|cifs|failover|rdma|iscsi|special)
+lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client, as an iSCSI initiator (SCENARIO=guest|firmware|agent|cifs|failover|rdma|iscsi|special)
 	tests/lab/run.sh $(BUILT)/release $(SCENARIO)
 
 lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)

@@ -83,6 +83,11 @@ pub async fn open_disk(
     source().open_disk(location, format, claim).await.map_err(|error| explained(error, location))
 }
 
+/// Removes the file at `location`.
+pub async fn remove(location: &str) -> anyhow::Result<()> {
+    source().remove(location).await.map_err(|error| explained(error, location))
+}
+
 /// Fails for a file that is raw by its ending alone and bears another format's mark.
 pub async fn check(named: Named, file: &dyn File, location: &str) -> anyhow::Result<()> {
     named.check(file, location).await.map_err(|error| explained(error, location))

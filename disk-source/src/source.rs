@@ -164,6 +164,25 @@ impl Source {
         self.place(location).await?.open(self, "", claim, None).await
     }
 
+    /// Removes the file at `location`, which nobody has open.
+    ///
+    /// # Errors
+    /// [`Error`]: what is wrong with the location, and what the server or the file system says. A logical
+    /// unit is no file.
+    pub async fn remove(&self, location: &str) -> Result<()> {
+        match self.place(location).await? {
+            Place::Local(path) => {
+                let at = |error| block_io::Error::io(format!("cannot remove {path}"), error);
+                Ok(tokio::fs::remove_file(&path).await.map_err(at)?)
+            }
+            Place::Share(share) => Ok(share.tree.delete(&share.url.path).await?),
+            Place::Lun(_) => {
+                let kind = std::io::ErrorKind::Unsupported;
+                Err(block_io::Error::io(format!("cannot remove {location}"), kind.into()).into())
+            }
+        }
+    }
+
     /// Opens the disk in the image at `location`, as [`Prepared::open`] does.
     ///
     /// # Errors

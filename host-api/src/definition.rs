@@ -307,6 +307,26 @@ pub enum AfterHostFailure {
     LeaveOff,
 }
 
+/// What becomes of a VM whose kernel says that it has panicked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PanicAction {
+    /// It is left as it is, and its host tells of it.
+    #[default]
+    Report,
+    /// It is started again.
+    Restart,
+    /// It is ended.
+    Stop,
+}
+
+impl PanicAction {
+    // What a host of an earlier version does not know is not said unless it is needed.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A virtual machine, as its VM file says it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -328,6 +348,9 @@ pub struct VmDefinition {
     /// After a failure of the host.
     #[serde(default)]
     pub after_host_failure: AfterHostFailure,
+    /// When the guest's kernel panics, as it says by the port of QEMU's pvpanic.
+    #[serde(default, skip_serializing_if = "PanicAction::is_default")]
+    pub on_panic: PanicAction,
     /// The kernel to boot, if no firmware does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootDefinition>,
@@ -416,6 +439,22 @@ impl VmDefinition {
             }
         }
         Ok(())
+    }
+
+    /// Keys of the VM file in which a machine of `other` is not one of this. What becomes of it after a
+    /// failure of its host is not of the machine.
+    pub fn differs(&self, other: &Self) -> Vec<&'static str> {
+        let keys = [
+            ("memory_mib", self.memory_mib != other.memory_mib),
+            ("vcpus", self.vcpus != other.vcpus),
+            ("console", self.console != other.console),
+            ("on_panic", self.on_panic != other.on_panic),
+            ("boot", self.boot != other.boot),
+            ("firmware", self.firmware != other.firmware),
+            ("disk", self.disks != other.disks),
+            ("nic", self.nics != other.nics),
+        ];
+        keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
     }
 
     /// The address of a card: what its definition says, or one that is the VM's own wherever it runs:

@@ -13,6 +13,7 @@
 
 mod client;
 mod definition;
+mod guest;
 pub mod pki;
 mod wire;
 
@@ -20,8 +21,10 @@ pub use client::Client;
 pub use control_socket::ClientError;
 pub use definition::{
     AfterHostFailure, BootDefinition, ConsoleKind, DefinitionError, DiskDefinition, DiskFormat,
-    FirmwareDefinition, FirmwareKind, MacAddress, NicDefinition, VmDefinition, VmId, VmName,
+    FirmwareDefinition, FirmwareKind, MacAddress, NicDefinition, PanicAction, VmDefinition, VmId,
+    VmName,
 };
+pub use guest::{AgentState, Consistency, GuestAgent, GuestInterface};
 pub use wire::{
     DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound,
     MoveStatistics, Reply, Request, VmDetail, VmState, VmSummary, socket_path,

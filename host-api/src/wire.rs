@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{VmDefinition, VmName};
+use crate::{Consistency, GuestAgent, VmDefinition, VmName};
 
 /// Longest line either side accepts, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
@@ -35,6 +35,28 @@ pub enum Request {
     Create {
         /// The VM.
         definition: VmDefinition,
+    },
+    /// Say whether a VM would be taken in, without doing it.
+    Check {
+        /// The VM.
+        definition: VmDefinition,
+        /// Locations of disks that are made after that, and need not be there.
+        #[serde(default)]
+        new: Vec<String>,
+    },
+    /// Replace the definition of a VM by another of the same name and id.
+    Edit {
+        /// The VM as it was when the change was thought out.
+        was: Box<VmDefinition>,
+        /// The VM as it is to be.
+        definition: Box<VmDefinition>,
+    },
+    /// Give a VM that is off another name. Its disks keep theirs.
+    Rename {
+        /// Which.
+        name: VmName,
+        /// Its name from now on.
+        to: VmName,
     },
     /// Start a VM that is off.
     Start {
@@ -79,6 +101,17 @@ pub enum Request {
         /// Which.
         name: VmName,
     },
+    /// Hold a running VM quiet: its guest's file systems are frozen if its agent can do that. That lasts
+    /// until [`Request::Thaw`], the end of the connection, or the limit, whichever is first.
+    Quiesce {
+        /// Which.
+        name: VmName,
+        /// Longest time that it lasts, in seconds: 1 to 300, 60 if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit_s: Option<u32>,
+    },
+    /// End what [`Request::Quiesce`] began on this connection.
+    Thaw,
     /// Forget a VM that is off. Its disks stay.
     Delete {
         /// Which.
@@ -197,6 +230,12 @@ pub struct VmDetail {
     /// The last move out of or into this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_move: Option<MoveStatistics>,
+    /// Keys of the VM file whose changes wait for the next start of the machine that runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<String>,
+    /// The guest's agent, if it has one that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<GuestAgent>,
 }
 
 /// One round of the pre-copy.
@@ -282,6 +321,19 @@ pub enum Reply {
     },
     /// To [`Request::Console`]: raw bytes follow.
     ConsoleAttached,
+    /// To [`Request::Quiesce`]: it is quiet now.
+    Quiet {
+        /// What a copy of its disks is worth that is made now.
+        consistency: Consistency,
+        /// Why it is not worth more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// To [`Request::Thaw`], if it came in time.
+    Thawed {
+        /// How long the VM was quiet, in milliseconds.
+        held_ms: u64,
+    },
     /// To [`Request::Move`].
     Moved {
         /// What it cost.

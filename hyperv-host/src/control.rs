@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use host_api::{Event, MAX_LINE, Reply, Request, VmName};
@@ -25,6 +25,9 @@ use crate::{
 };
 
 const STOP_LIMIT: u32 = 60;
+/// How long a VM is held quiet if nobody says otherwise, and at most, in seconds.
+const QUIET_LIMIT: u32 = 60;
+const LONGEST_QUIET: u32 = 300;
 /// How often a console connection looks whether its reader is still there.
 const CONSOLE_TICK: Duration = Duration::from_millis(500);
 /// How long a client may take to take an answer. One that is stopped would hold what it asked for
@@ -143,6 +146,10 @@ fn connection(host: &Arc<Host>, stream: UnixStream) -> io::Result<()> {
         if let Request::Console { name, replay } = &request {
             return console(host, stream, reader, name, *replay);
         }
+        if let Request::Quiesce { name, limit_s } = &request {
+            quiesce(host, &mut stream, &mut reader, name, *limit_s)?;
+            continue;
+        }
         let event = match carry_out(host, request, &mut stream) {
             Ok(reply) => Event::Done { reply },
             Err(error) => Event::Failed { message: chain(&error) },
@@ -158,6 +165,9 @@ fn carry_out(
 ) -> Result<Reply, HostError> {
     match request {
         Request::Create { definition } => host.create(definition)?,
+        Request::Check { definition, new } => host.check(&definition, &new)?,
+        Request::Edit { was, definition } => host.edit(&was, *definition)?,
+        Request::Rename { name, to } => host.rename(&name, &to)?,
         Request::Start { name } => host.start(&name)?,
         Request::Stop { name, force, timeout_s } => {
             let limit = Duration::from_secs(u64::from(timeout_s.unwrap_or(STOP_LIMIT)));
@@ -175,9 +185,63 @@ fn carry_out(
         Request::CancelMove { name } => host.cancel_move(&name)?,
         Request::Delete { name } => host.delete(&name)?,
         Request::Resolve { name, run } => host.resolve(&name, run)?,
-        Request::Console { .. } => {}
+        Request::Thaw => return Err(HostError::NotQuiet),
+        // They take the connection, and are carried out where it is.
+        Request::Console { .. } | Request::Quiesce { .. } => {}
     }
     Ok(Reply::Ok)
+}
+
+/// Holds a VM quiet until the other end says something, whatever that is, or is gone, or the time is over.
+fn quiesce(
+    host: &Arc<Host>,
+    stream: &mut UnixStream,
+    reader: &mut BufReader<UnixStream>,
+    name: &VmName,
+    limit_s: Option<u32>,
+) -> io::Result<()> {
+    let seconds = limit_s.unwrap_or(QUIET_LIMIT).clamp(1, LONGEST_QUIET);
+    let limit = Duration::from_secs(seconds.into());
+    let managed = host.find(name);
+    let quiet = managed
+        .as_ref()
+        .map_err(|error| chain(error))
+        .and_then(|it| it.quiesce().map_err(|e| chain(&e)));
+    let quiet = match quiet {
+        Ok(quiet) => quiet,
+        Err(message) => return tell(stream, &Event::Failed { message }),
+    };
+    let begin = Instant::now();
+    let (consistency, reason) = quiet.consistency();
+    tell(stream, &Event::Done { reply: Reply::Quiet { consistency, reason } })?;
+    reader.get_ref().set_read_timeout(Some(limit))?;
+    let said = reader.fill_buf().map(|bytes| !bytes.is_empty());
+    drop(quiet);
+    let held = begin.elapsed();
+    reader.get_ref().set_read_timeout(None)?;
+    let overdue = match said {
+        Ok(true) => false,
+        // Nobody is there to be told.
+        Ok(false) => return Ok(()),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+        {
+            true
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(line) = next_line(reader)? else { return Ok(()) };
+    let event = match serde_json::from_slice(&line) {
+        Ok(Request::Thaw) if overdue => Event::Failed {
+            message: chain(&HostError::QuietTooLong { name: name.clone(), seconds }),
+        },
+        Ok(Request::Thaw) => {
+            let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
+            Event::Done { reply: Reply::Thawed { held_ms } }
+        }
+        _ => Event::Failed { message: "bad request: only `thaw` ends a quiesce".to_owned() },
+    };
+    tell(stream, &event)
 }
 
 fn console(

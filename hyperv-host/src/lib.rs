@@ -11,6 +11,7 @@
 //!                           disks ─► disk-source ─► block_io::Disk (local, or over SMB)
 //! ```
 
+pub mod agent;
 pub mod allowed;
 pub mod config;
 pub mod control;

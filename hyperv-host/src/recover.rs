@@ -27,7 +27,7 @@ pub fn recover(host: &Arc<Host>) -> Result<(), HostError> {
             Record::Running | Record::MovingOut { .. } => {
                 let name = managed.name().clone();
                 host.store.record(&name, &Record::Running).map_err(HostError::Store)?;
-                if managed.definition.after_host_failure == AfterHostFailure::Restart {
+                if managed.definition().after_host_failure == AfterHostFailure::Restart {
                     tracing::info!(vm = %name, "ran when this host stopped, starting it");
                     managed.update(|inner| inner.starting = true);
                     spawn(format!("{name}/start"), move || host.start_in_time(&managed));

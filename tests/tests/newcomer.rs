@@ -61,6 +61,20 @@ fn the_readme_works_to_the_letter() {
     follow("README.md");
 }
 
+/// All but the start of a downloaded image, which needs the internet and is marked `text`.
+#[test]
+fn the_way_to_a_first_vm_works_to_the_letter() {
+    if !Path::new("/dev/kvm").exists() {
+        bulkhead_tests::skip(bulkhead_tests::Need::Kvm.because("this machine has no /dev/kvm"));
+        return;
+    }
+    if !Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd").exists() {
+        bulkhead_tests::skip(bulkhead_tests::Need::Programs.because("ovmf is not installed"));
+        return;
+    }
+    follow("docs/first-vm.md");
+}
+
 /// The documents below `docs`, those of its folders included.
 fn documents() -> Vec<PathBuf> {
     let (mut folders, mut found) = (vec![project().join("docs")], Vec::new());

@@ -89,6 +89,10 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("vmm/src/platform", &["devices", "machine"]),
     ("vmm/src/devices", &["machine"]),
     ("hyperv-host/src/disks.rs", &["host", "migrate", "control", "recover"]),
+    (
+        "hyperv-host/src/agent",
+        &["host", "migrate", "control", "recover", "tls", "disks", "config", "fault", "allowed"],
+    ),
     ("hyperv-host/src/allowed.rs", &["host", "migrate", "disks", "control", "recover"]),
     (
         "hyperv-host/src/handover",

@@ -13,6 +13,10 @@ use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, Subcommand};
 use vhd::Format;
 
+pub(super) use self::{
+    convert::{copy_all, new_target},
+    create::check,
+};
 use crate::{
     storage::{self, Allowed, Named},
     units::parse_size,
@@ -71,8 +75,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The shape of an image to be made.
-#[derive(Debug, Clone, ClapArgs)]
-struct Layout {
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub(super) struct Layout {
     /// Reserve all space now instead of as the disk is written.
     #[arg(long)]
     fixed: bool,

@@ -1,19 +1,24 @@
 //! `bulkhead vm`: asks a VM host's daemon.
 
 mod console;
+mod create;
+mod edit;
+mod fat;
+mod made;
+mod quiesce;
+mod seed;
 mod show;
 
 use std::{io::IsTerminal, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use host_api::{
-    Client, DEFAULT_SOCKET, MoveOptions, MoveProgress, Reply, Request, VmDefinition, VmName,
-};
+use host_api::{Client, DEFAULT_SOCKET, MoveOptions, MoveProgress, Reply, Request, VmName};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Arguments of `bulkhead vm`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = crate::password::HELP)]
 pub struct Args {
     /// Control socket of the VM host.
     #[arg(long, global = true, env = "BULKHEAD_HOST", default_value = DEFAULT_SOCKET)]
@@ -27,11 +32,15 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Take a VM from a VM file into the host's state.
-    Create {
-        /// The VM file (TOML).
-        file: PathBuf,
-    },
+    /// Take a VM from a VM file into the host's state; or make one from what is said here, with its disk
+    /// and the settings of its first start.
+    Create(Box<create::Args>),
+    /// Change a VM. What a machine that runs is built of waits for its next start.
+    Edit(edit::Edit),
+    /// Make a copy of a VM that is off, with copies of its disks; what is read-only is shared.
+    Clone(edit::CloneArgs),
+    /// Give a VM that is off another name.
+    Rename(edit::Rename),
     /// Start a VM.
     Start {
         /// Which.
@@ -91,6 +100,9 @@ enum Command {
         /// Which.
         name: VmName,
     },
+    /// Run a command while the guest's file systems stand still, such as one that takes a snapshot of the
+    /// share with its disks. They thaw when it ends, whatever becomes of it.
+    Quiesce(quiesce::Args),
     /// Forget a VM that is off; its disks stay.
     Delete {
         /// Which.
@@ -116,21 +128,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut client = Client::connect(&args.socket)?;
     let json = args.json;
     let (request, done) = match args.command {
-        Command::Create { file } => {
-            let text = std::fs::read_to_string(&file)
-                .with_context(|| format!("cannot read {}", file.display()))?;
-            let definition =
-                VmDefinition::from_toml(&text).with_context(|| format!("{}", file.display()))?;
-            // The host has another working folder, and keeps the VM when the file is gone.
-            let place = std::path::absolute(&file)
-                .with_context(|| format!("where is {}?", file.display()))?;
-            let definition = match place.parent() {
-                Some(folder) => definition.beside(folder),
-                None => definition,
-            };
-            let done = format!("created {}", definition.name);
-            (Request::Create { definition }, done)
-        }
+        Command::Create(args) => return create::run(client, &args, json),
+        Command::Edit(args) => return edit::edit(client, &args, json),
+        Command::Clone(args) => return edit::clone(client, &args, json),
+        Command::Rename(args) => edit::rename(args),
         Command::Start { name } => {
             (Request::Start { name: name.clone() }, format!("started {name}"))
         }
@@ -150,6 +151,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         Command::List => return show::list(client.call(&Request::List)?, json),
         Command::Show { name } => return show::vm(client.call(&Request::Show { name })?, json),
+        Command::Quiesce(args) => return quiesce::run(client, args, json),
         Command::Console { name, replay, send, until } => {
             return console::attach(client, name, replay, send, until);
         }

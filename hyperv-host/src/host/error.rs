@@ -59,6 +59,33 @@ pub enum HostError {
         /// MiB that there are.
         free: u64,
     },
+    /// Its definition is another by now.
+    #[error("VM {0} has been changed meanwhile; look at it and say again what is to change")]
+    Changed(VmName),
+    /// The machine that runs is not what its definition says by now.
+    #[error(
+        "VM {name} has changes that wait for its next start ({changes}): stop and start it first"
+    )]
+    Waiting {
+        /// Name of the VM.
+        name: VmName,
+        /// Keys of the VM file that were changed.
+        changes: String,
+    },
+    /// Nothing is held quiet on the connection.
+    #[error("nothing is held quiet on this connection: `thaw` ends a `quiesce` before it")]
+    NotQuiet,
+    /// It was held quiet for as long as it may be.
+    #[error(
+        "VM {name} was held quiet for {seconds} s and has thawed since: what was copied after that is of no \
+         one moment"
+    )]
+    QuietTooLong {
+        /// Name of the VM.
+        name: VmName,
+        /// How long it was quiet.
+        seconds: u32,
+    },
     /// Something else is being done with it.
     #[error("VM {0} is busy")]
     Busy(VmName),

@@ -18,6 +18,7 @@ use super::{
     spawn,
 };
 use crate::{
+    agent::Agent,
     allowed::Whose,
     disks::{self, Run},
     nics,
@@ -108,7 +109,7 @@ impl Host {
         _operation: &MutexGuard<'_, ()>,
         starter: Starter,
     ) -> Result<(), HostError> {
-        let definition = &managed.definition;
+        let definition = &*managed.definition();
         if self.is_shutting_down() {
             return Err(HostError::ShuttingDown);
         }
@@ -202,6 +203,7 @@ impl Host {
             inner.state = VmState::Running;
             inner.reason = None;
             inner.vm = Some(vm.clone());
+            inner.agent = Some(Arc::new(Agent::new(vm.agent().clone())));
             (inner.trouble, inner.away) = (None, None);
             inner.starting = false;
             inner.resets.0 = Some(Instant::now());
@@ -388,7 +390,7 @@ impl Host {
             if halted {
                 return Err(HostError::Halted { name: name.clone(), state });
             }
-            vm.press_power_button();
+            return self.stop_in_order(&managed, &vm, limit);
         } else if halted {
             // Who has it waits for its storage, which nobody has to.
             vm.control().end(EndReason::Stopped);
@@ -396,13 +398,32 @@ impl Host {
             let _operation = managed.try_operate()?;
             vm.control().end(EndReason::Stopped);
         }
-        let gone =
-            |inner: &Inner| !inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, &vm));
-        if managed.wait(limit, gone) {
+        if wait_gone(&managed, &vm, limit) {
             Ok(())
         } else {
             Err(HostError::StillOn { name: name.clone(), seconds: limit.as_secs() })
         }
+    }
+
+    /// Has a guest power off, which it has `limit` for: by its agent, and if it is still on after half of
+    /// that by the power button.
+    fn stop_in_order(
+        &self,
+        managed: &Managed,
+        vm: &Arc<Vm>,
+        limit: Duration,
+    ) -> Result<(), HostError> {
+        let (name, begin) = (managed.name(), Instant::now());
+        let left = |limit: Duration| limit.saturating_sub(begin.elapsed());
+        self.ask_to_stop(name, managed.agent().as_deref(), vm);
+        if wait_gone(managed, vm, left(limit / 2)) {
+            return Ok(());
+        }
+        vm.press_power_button();
+        if wait_gone(managed, vm, left(limit)) {
+            return Ok(());
+        }
+        Err(HostError::StillOn { name: name.clone(), seconds: limit.as_secs() })
     }
 
     /// Ends a machine when its guest has, or at `deadline`, unless it is somebody else's by then.
@@ -414,4 +435,10 @@ impl Host {
             self.tear_down(managed, vm, CLOSING);
         }
     }
+}
+
+/// Waits until a machine is not its VM's any more; whether that is so by then.
+fn wait_gone(managed: &Managed, vm: &Arc<Vm>, limit: Duration) -> bool {
+    let here = |inner: &Inner| inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, vm));
+    managed.wait(limit, |inner| !here(inner))
 }

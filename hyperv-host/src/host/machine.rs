@@ -15,6 +15,7 @@ use vmm::{
 };
 
 use super::{HostError, outgoing::Cancel};
+use crate::agent::Agent;
 
 /// How long an operation waits for a VM that has come to be in the records.
 const SETTLE_LIMIT: Duration = Duration::from_secs(20);
@@ -26,6 +27,8 @@ pub struct Inner {
     pub state: VmState,
     /// The machine while it runs or is paused here.
     pub vm: Option<Arc<Vm>>,
+    /// The agent of its guest, while there is a machine.
+    pub agent: Option<Arc<Agent>>,
     /// More about the state.
     pub reason: Option<String>,
     /// The last move.
@@ -73,8 +76,8 @@ impl Inner {
 /// A VM of this host.
 #[derive(Debug)]
 pub struct Managed {
-    /// The definition that it was created with.
-    pub definition: VmDefinition,
+    name: VmName,
+    definition: Mutex<Arc<VmDefinition>>,
     operation: Mutex<()>,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -84,11 +87,13 @@ impl Managed {
     /// A VM that is not running.
     pub fn new(definition: VmDefinition, state: VmState) -> Arc<Self> {
         Arc::new(Self {
-            definition,
+            name: definition.name.clone(),
+            definition: Mutex::new(Arc::new(definition)),
             operation: Mutex::new(()),
             inner: Mutex::new(Inner {
                 state,
                 vm: None,
+                agent: None,
                 reason: None,
                 last_move: None,
                 resolve: None,
@@ -105,7 +110,17 @@ impl Managed {
 
     /// Name of the VM, unique on its host.
     pub fn name(&self) -> &VmName {
-        &self.definition.name
+        &self.name
+    }
+
+    /// The definition of its next machine; the one that runs may be of an earlier one.
+    pub fn definition(&self) -> Arc<VmDefinition> {
+        lock(&self.definition).clone()
+    }
+
+    /// Replaces the definition by one of the same name and id.
+    pub(super) fn set_definition(&self, definition: VmDefinition) {
+        *lock(&self.definition) = Arc::new(definition);
     }
 
     /// Waits for the right to change its standing.
@@ -148,6 +163,12 @@ impl Managed {
         lock(&self.inner).vm.clone()
     }
 
+    /// The agent of its guest, if there is a machine; it may not be running.
+    pub fn agent(&self) -> Option<Arc<Agent>> {
+        let inner = lock(&self.inner);
+        inner.agent.clone().filter(|_| inner.vm.is_some())
+    }
+
     /// Changes what can be looked at and tells those who wait.
     pub fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = lock(&self.inner);
@@ -179,11 +200,12 @@ impl Managed {
     /// Its line in a list of VMs.
     pub fn summary(&self) -> VmSummary {
         let (state, reason) = self.look(|inner| (inner.shown(), inner.shown_reason()));
+        let definition = self.definition();
         VmSummary {
             name: self.name().clone(),
             state,
-            vcpus: self.definition.vcpus,
-            memory_mib: self.definition.memory_mib,
+            vcpus: definition.vcpus,
+            memory_mib: definition.memory_mib,
             reason,
         }
     }

@@ -48,7 +48,10 @@ impl Host {
         let vms = lock(&self.vms);
         vms.values()
             .filter(|managed| !matches!(managed.state(), VmState::Off | VmState::Failed))
-            .map(|managed| managed.definition.memory_mib)
+            .map(|managed| match managed.vm() {
+                Some(vm) => vm.definition().memory_mib,
+                None => managed.definition().memory_mib,
+            })
             .sum()
     }
 }

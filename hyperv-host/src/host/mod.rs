@@ -11,13 +11,16 @@
 //! ```
 //!
 //! Modules: [`machine`] one VM, [`lifecycle`] how machines start and end, [`records`] the state
-//! folder, [`arrivals`] and [`outgoing`] VMs on their way in and out, [`memory`] its limit, `trouble`
-//! what becomes of VMs whose storage is away. `control`, `migrate` and `recover`
+//! folder, [`arrivals`] and [`outgoing`] VMs on their way in and out,
+//! `guest` what guests tell and do by their agents, [`memory`] its limit, `definitions` changes of what
+//! a VM is, `trouble` what becomes of VMs whose storage is away. `control`, `migrate` and `recover`
 //! import this module and never the other way round.
 
 pub mod arrivals;
+mod definitions;
 mod error;
 mod files;
+mod guest;
 pub mod lifecycle;
 pub mod machine;
 pub mod memory;
@@ -26,7 +29,6 @@ pub mod records;
 mod trouble;
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock,
@@ -46,6 +48,7 @@ use vmm::platform::bus::lock;
 pub use self::error::HostError;
 use self::{
     arrivals::{Arrivals, Leftover},
+    definitions::Table,
     lifecycle::FORCED,
     machine::Managed,
     outgoing::Outgoing,
@@ -89,7 +92,7 @@ pub struct Host {
     pub arrivals: Arrivals,
     /// Tells of verdicts on moves that may have been left over.
     pub leftover: Leftover,
-    vms: Mutex<BTreeMap<VmName, Arc<Managed>>>,
+    vms: Mutex<Table>,
     /// Memory kept for machines that are being made.
     reserved_mib: Mutex<u64>,
     shutting_down: AtomicBool,
@@ -160,20 +163,29 @@ impl Host {
     /// [`HostError::Exists`], [`HostError::SameId`], [`HostError::Limit`].
     pub fn insert(&self, managed: &Arc<Managed>) -> Result<(), HostError> {
         let mut vms = lock(&self.vms);
-        if vms.len() >= self.config.limits.vms {
-            return Err(HostError::Limit("vms"));
-        }
         let name = managed.name().clone();
         if vms.contains_key(&name) {
             return Err(HostError::Exists(name));
         }
-        let id = managed.definition.id;
-        let same = |other: &&Arc<Managed>| id.is_some() && other.definition.id == id;
-        if let Some(other) = vms.values().find(same) {
-            return Err(HostError::SameId { name, other: other.name().clone() });
-        }
+        self.check_room(&vms, &managed.definition())?;
         vms.insert(name, managed.clone());
         Ok(())
+    }
+
+    /// Whether there is room for one more VM in the table, of this id.
+    fn check_room(&self, vms: &Table, definition: &VmDefinition) -> Result<(), HostError> {
+        if vms.len() >= self.config.limits.vms {
+            return Err(HostError::Limit("vms"));
+        }
+        let id = definition.id;
+        let same = |other: &&Arc<Managed>| id.is_some() && other.definition().id == id;
+        match vms.values().find(same) {
+            Some(other) => Err(HostError::SameId {
+                name: definition.name.clone(),
+                other: other.name().clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Takes a VM off the table.
@@ -196,7 +208,7 @@ impl Host {
         }
         let managed = Managed::new(definition, VmState::Off);
         self.insert(&managed)?;
-        self.store.create(&managed.definition).map_err(|error| {
+        self.store.create(&managed.definition()).map_err(|error| {
             self.remove(&managed);
             HostError::Store(error)
         })
@@ -209,10 +221,10 @@ impl Host {
     /// [`HostError`].
     pub fn check_usable(&self, definition: &VmDefinition, whose: Whose) -> Result<(), HostError> {
         self.allowed.check(definition, whose)?;
+        self.check_formats(definition)?;
         for disk in &definition.disks {
             let location = disk.location.clone();
             let refused = |source| vmm::Error::Disk { location: location.clone(), source };
-            disks::format(disk).map_err(refused)?;
             if let Ok(url) = location.parse::<SmbUrl>() {
                 self.servers.login(&url).map_err(|source| HostError::Login { location, source })?;
             } else if let Ok(url) = location.parse::<IscsiUrl>() {
@@ -221,6 +233,15 @@ impl Host {
         }
         if let Some(nic) = definition.nics.iter().find(|nic| !nics::has_bridge(&nic.bridge)) {
             return Err(HostError::NoBridge(nic.bridge.clone()));
+        }
+        Ok(())
+    }
+
+    /// Checks that a VM's disks are of formats that machines run from.
+    fn check_formats(&self, definition: &VmDefinition) -> Result<(), HostError> {
+        for disk in &definition.disks {
+            let location = disk.location.clone();
+            disks::format(disk).map_err(|source| vmm::Error::Disk { location, source })?;
         }
         Ok(())
     }
@@ -305,14 +326,19 @@ impl Host {
         let (pauses, longest_pause_us) = vm.as_ref().map(|vm| vm.pauses()).unwrap_or_default();
         let (reason, last_move) =
             managed.look(|inner| (inner.shown_reason(), inner.last_move.clone()));
+        // One that does not run answers nothing.
+        let agent = managed.agent().filter(|_| summary.state == VmState::Running);
+        let agent = agent.and_then(|agent| guest::look(&agent));
         Ok(VmDetail {
             summary,
-            definition: managed.definition.clone(),
+            definition: (*managed.definition()).clone(),
+            waiting: managed.waiting_changes().into_iter().map(str::to_owned).collect(),
             reason,
             disks: disks.unwrap_or_default(),
             pauses,
             longest_pause_us,
             last_move,
+            agent,
         })
     }
 

@@ -131,7 +131,7 @@ impl Store {
         Ok(Self { root: root.to_owned() })
     }
 
-    fn vm_dir(&self, name: &VmName) -> PathBuf {
+    pub(super) fn vm_dir(&self, name: &VmName) -> PathBuf {
         self.root.join("vms").join(name.as_str())
     }
 
@@ -175,6 +175,7 @@ impl Store {
             };
             let definition =
                 VmDefinition::from_toml(&text).map_err(|error| damaged(&file, &error))?;
+            let definition = self.of_folder(&dir, definition)?;
             let record = read_json(&dir.join("record.json"))?.unwrap_or_default();
             vms.push((definition, record));
         }

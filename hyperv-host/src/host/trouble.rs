@@ -31,7 +31,7 @@ impl Host {
 
     /// Waits for a machine's end; why it came. Meanwhile the machine is halted while its storage is
     /// away.
-    pub(super) fn watch_over(&self, managed: &Managed, vm: &Arc<Vm>) -> EndReason {
+    pub(super) fn watch_over(&self, managed: &Arc<Managed>, vm: &Arc<Vm>) -> EndReason {
         let mut seen = 0;
         loop {
             if let Some(reason) = vm.control().wait_news(&mut seen, LOOK) {
@@ -41,8 +41,11 @@ impl Host {
         }
     }
 
-    fn look_after(&self, managed: &Managed, vm: &Arc<Vm>) {
+    fn look_after(&self, managed: &Arc<Managed>, vm: &Arc<Vm>) {
         let patience = Duration::from_secs(self.config.storage.pause_after_s.into());
+        if vm.has_panicked() {
+            self.tell_of_panic(managed, vm);
+        }
         let trouble = vm.trouble(patience);
         let halts = trouble.is_some();
         // One that was not parked in time is kicked again.
@@ -68,11 +71,28 @@ impl Host {
             }
             (Some(Trouble::Away(_)), None) => {
                 tracing::info!(vm = %name, "its storage is back, the guest goes on");
+                self.correct_clock(managed);
             }
             (_, Some(Trouble::Fenced(why))) => {
                 tracing::error!(vm = %name, why, "its storage is another's, the guest is paused for good");
                 self.give_up_fenced(managed, vm);
             }
+        }
+    }
+
+    /// A guest whose kernel has panicked says nothing else any more.
+    fn tell_of_panic(&self, managed: &Managed, vm: &Arc<Vm>) {
+        let why = "the guest's kernel has panicked";
+        let told = managed.update(|inner| {
+            let here = inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, vm));
+            let new = here && inner.reason.as_deref() != Some(why);
+            if new {
+                inner.reason = Some(why.to_owned());
+            }
+            new
+        });
+        if told {
+            tracing::error!(vm = %managed.name(), why, "it is as it was left");
         }
     }
 

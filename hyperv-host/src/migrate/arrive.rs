@@ -104,6 +104,7 @@ pub(super) fn drive(
                 arrival.vm.resume();
                 arrival.vm.announce();
                 host.adopt(&arrival.managed, arrival.vm.clone());
+                host.correct_clock(&arrival.managed);
                 tracing::info!(vm = %arrival.managed.name(), "a VM has come and runs");
                 continue;
             }
@@ -142,7 +143,7 @@ fn write(host: &Host, arrival: &Arrival, record: Record) -> bool {
         Record::Refused => host.store.set_verdict(id, Verdict::Refused, &arrival.source),
         Record::Vm => {
             fault(host, arrival, "target.settle");
-            host.store.take_in(id, &arrival.managed.definition)
+            host.store.take_in(id, &arrival.managed.definition())
         }
         Record::NoArrival => host.store.forget_arrival(id),
         Record::NoVerdict => host.store.forget_verdict(id),

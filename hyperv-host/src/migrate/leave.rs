@@ -363,14 +363,13 @@ fn reopen(host: &Host, managed: &Managed, vm: &Vm) -> Result<(), HostError> {
     }
     // The target may have opened them: this is later than that.
     let number = host.store.next_run(managed.name()).map_err(HostError::Store)?;
-    let run = Run::new(managed.definition.id, number);
+    let run = Run::new(vm.definition().id, number);
     let waits = host.loss_rule() == LossRule::Pause;
     let deadline = Instant::now() + REOPEN_LIMIT;
     loop {
         let limit = host.disk_limit();
         let opened = host.runtime.block_on(async {
-            let prepared =
-                disks::prepare_all(&managed.definition, &host.disks, &run, limit).await?;
+            let prepared = disks::prepare_all(vm.definition(), &host.disks, &run, limit).await?;
             disks::open_all(&prepared, &run, limit).await
         });
         let error = match opened {

@@ -82,6 +82,7 @@ pub fn move_vm(
     let (VmState::Running, Some(vm)) = (state, managed.vm()) else {
         return Err(HostError::State { name: name.clone(), state });
     };
+    managed.check_unchanged()?;
     let id = MoveId::random().map_err(HostError::Store)?;
     if !host.outgoing.begin(&id, config.max_outgoing) {
         return Err(HostError::Limit("max_outgoing"));
@@ -322,7 +323,7 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
     fn open_streams(&mut self, control: &mut Stream) -> Result<Vec<Stream>, MoveError> {
         self.tell("check", 0, 0, 0);
         let count = self.options.streams.unwrap_or(self.config.streams).clamp(1, 16);
-        let shapes = self.vm.disks().iter().zip(&self.managed.definition.disks);
+        let shapes = self.vm.disks().iter().zip(&self.vm.definition().disks);
         let address = self.host.migration_address.get().map(ToString::to_string);
         // From here on whatever runs here again is later than the run there.
         let run = self.host.store.next_run(self.managed.name()).map_err(MoveError::Store)?;
@@ -330,7 +331,8 @@ impl<'a, P: FnMut(MoveProgress)> Mover<'a, P> {
             version: wire::VERSION,
             state_version: state::VERSION,
             id: self.id.clone(),
-            definition: self.managed.definition.clone(),
+            // The machine is what this says: what has changed since is refused before.
+            definition: (*self.managed.definition()).clone(),
             model: self.vm.model().clone(),
             shapes: shapes
                 .map(|((_, blk), definition)| Shape::new(blk.geometry(), definition.read_only))

@@ -14,6 +14,7 @@ mod auth;
 mod compression;
 mod exchange;
 mod firmware;
+mod guest;
 mod http;
 mod images;
 mod iscsi;
@@ -86,6 +87,8 @@ pub const TARGETS: &[Target] = &[
         seeds: compression::seeds,
     },
     Target { name: "firmware", run: firmware::guest, memory: MIB, seeds: firmware::seeds },
+    Target { name: "ports", run: guest::ports, memory: MIB, seeds: guest::seeds_ports },
+    Target { name: "guest-agent", run: guest::agent, memory: MIB, seeds: guest::seeds_agent },
     Target { name: "rpc", run: rpc::run, memory: 4 * MIB, seeds: rpc::seeds },
     Target { name: "ndr", run: rpc::ndr, memory: MIB, seeds: rpc::seeds_ndr },
     Target { name: "ndr64", run: rpc::ndr64, memory: MIB, seeds: rpc::seeds_ndr64 },

@@ -3,7 +3,7 @@
 //! ```text
 //!  port I/O ─► Bus ─┬─ serial (16550)         MMIO ─► Bus ── virtio-pci BARs
 //!                   ├─ power (ACPI PM, reset)                  │ queues
-//!                   ├─ cmos                 └─ flash           ▼
+//!                   ├─ cmos, pvpanic        └─ flash           ▼
 //!                   ├─ fw_cfg, debug port            virtio: blk, console, rng
 //!                   └─ pci config (CF8/CFC): piix, virtio-pci
 //! ```
@@ -17,6 +17,8 @@ pub mod flash;
 pub mod fw_cfg;
 pub mod pci;
 pub mod piix;
+pub mod port;
 pub mod power;
+pub mod pvpanic;
 pub mod serial;
 pub mod virtio;

@@ -1,5 +1,5 @@
 //! ACPI tables (ACPI 6.5): RSDP, XSDT, FADT with the PM timer, MADT, and a DSDT with the PCI
-//! root, the serial port and S5. They are laid out in one piece, in which pointers count from its
+//! root, the serial port, the port for panics and S5. They are laid out in one piece, in which pointers count from its
 //! beginning until it is known where it is: for a kernel that is here, for firmware with the firmware
 //! ([`super::loader`]).
 
@@ -80,6 +80,23 @@ fn dsdt(window: &Range<u64>) -> Sdt {
                             &aml::Interrupt::new(true, true, false, false, layout::SERIAL_IRQ),
                             &aml::IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 0, 8),
                         ]),
+                    ),
+                ],
+            ),
+            &aml::Device::new(
+                "PEVT".into(),
+                vec![
+                    &aml::Name::new("_HID".into(), &"QEMU0001"),
+                    // It is there, enabled and working; nobody needs to be shown it.
+                    &aml::Name::new("_STA".into(), &0x0bu8),
+                    &aml::Name::new(
+                        "_CRS".into(),
+                        &aml::ResourceTemplate::new(vec![&aml::IO::new(
+                            layout::PANIC_PORT,
+                            layout::PANIC_PORT,
+                            1,
+                            1,
+                        )]),
                     ),
                 ],
             ),

@@ -25,7 +25,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -34,12 +34,11 @@ use block_io::{Disk, Geometry};
 use host_api::{ConsoleKind, VmDefinition};
 use kvm_ioctls::{Kvm, VmFd};
 use tokio::runtime::Handle;
-use vmm_sys_util::eventfd::EventFd;
 
 use self::{
     cpu::CpuModel,
     firmware::{Firmware, Parts},
-    parts::{create, create_vcpus, nets, place_ports, serial_number},
+    parts::{create, create_vcpus, nets, place_ports, serial_number, serial_port},
     state::{MachineState, Needs},
     vcpu::Vcpus,
 };
@@ -48,7 +47,9 @@ use crate::{
         cmos::Cmos,
         console::Console,
         pci::ConfigPorts,
+        port::Port,
         power::Power,
+        pvpanic::PanicPort,
         serial::SerialPort,
         virtio::{
             Backend,
@@ -109,6 +110,8 @@ pub struct Vm {
     nets: Vec<Arc<Net>>,
     router: Arc<IrqRouter>,
     console: Console,
+    agent: Port,
+    panicked: Arc<AtomicBool>,
     control: Arc<Control>,
     pauses: AtomicU64,
     longest_pause_us: AtomicU64,
@@ -148,10 +151,7 @@ impl Vm {
         let router = Arc::new(IrqRouter::new(vm.clone()));
 
         let (serial_console, virtio_console) = (Console::default(), Console::default());
-        let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(Error::os("make an eventfd"))?;
-        vm.register_irqfd(&line, layout::SERIAL_IRQ).map_err(Error::kvm("register an irqfd"))?;
-        let serial = Arc::new(Mutex::new(SerialPort::new(line, serial_console.clone())));
+        let serial = serial_port(&vm, serial_console.clone())?;
         let power = Arc::new(Mutex::new(Power::new(vm.clone(), control.clone())));
         let (cmos, firmware, mut pci) = match &definition.firmware {
             None => (Cmos::default(), None, ConfigPorts::default()),
@@ -193,10 +193,13 @@ impl Vm {
         for net in &nets {
             add(net.clone())?;
         }
-        add(Arc::new(VirtioConsole::new(virtio_console.clone())))?;
+        let agent = Port::default();
+        add(Arc::new(VirtioConsole::new(virtio_console.clone(), agent.clone())))?;
         add(Arc::new(Rng))?;
         let pci = Arc::new(Mutex::new(pci));
-        place_ports(&pio, &control, &serial, &cmos, &power, &pci);
+        let panicked = Arc::default();
+        let panic = PanicPort::new(control.clone(), definition.on_panic, Arc::clone(&panicked));
+        place_ports(&pio, &control, &serial, &cmos, &power, &pci, panic);
 
         let console = match definition.console {
             ConsoleKind::Serial => serial_console,
@@ -218,6 +221,8 @@ impl Vm {
             nets,
             router,
             console,
+            agent,
+            panicked,
             control,
             pauses: AtomicU64::new(0),
             longest_pause_us: AtomicU64::new(0),
@@ -356,6 +361,16 @@ impl Vm {
     /// The console that the definition names.
     pub fn console(&self) -> &Console {
         &self.console
+    }
+
+    /// Whether its guest's kernel has said that it has panicked.
+    pub fn has_panicked(&self) -> bool {
+        self.panicked.load(Ordering::Acquire)
+    }
+
+    /// The port of the guest agent.
+    pub fn agent(&self) -> &Port {
+        &self.agent
     }
 
     /// Types into the console.
@@ -573,5 +588,6 @@ impl Vm {
             }
         }
         self.console.close();
+        self.agent.close();
     }
 }

@@ -8,13 +8,16 @@ use std::{
 use host_api::VmDefinition;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::cpu::CpuModel;
 use crate::{
     devices::{
         cmos::Cmos,
+        console::Console,
         pci::ConfigPorts,
         power::{Power, ResetPort},
+        pvpanic::PanicPort,
         serial::SerialPort,
         virtio::net::{Limit, Limits, Net},
     },
@@ -67,6 +70,14 @@ pub(super) fn create_vcpus(vm: &VmFd, model: &CpuModel, count: u32) -> Result<Ve
     (0..count).map(create).collect()
 }
 
+/// The serial port, whose interrupt is with KVM.
+pub(super) fn serial_port(vm: &VmFd, console: Console) -> Result<Arc<Mutex<SerialPort>>, Error> {
+    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .map_err(Error::os("make an eventfd"))?;
+    vm.register_irqfd(&line, layout::SERIAL_IRQ).map_err(Error::kvm("register an irqfd"))?;
+    Ok(Arc::new(Mutex::new(SerialPort::new(line, console))))
+}
+
 /// Puts the devices at fixed ports on their bus, as every machine has them.
 pub(super) fn place_ports(
     pio: &Bus,
@@ -75,6 +86,7 @@ pub(super) fn place_ports(
     cmos: &Arc<Mutex<Cmos>>,
     power: &Arc<Mutex<Power>>,
     pci: &Arc<Mutex<ConfigPorts>>,
+    panic: PanicPort,
 ) {
     let ports = |start: u16, len: u64| u64::from(start)..u64::from(start) + len;
     pio.insert(ports(layout::SERIAL_PORT, 8), serial.clone());
@@ -82,6 +94,7 @@ pub(super) fn place_ports(
     pio.insert(ports(layout::PM1_EVENT, 12), power.clone());
     let reset = ResetPort::control_register(control.clone());
     pio.insert(ports(layout::RESET_PORT, 1), Arc::new(Mutex::new(reset)));
+    pio.insert(ports(layout::PANIC_PORT, 1), Arc::new(Mutex::new(panic)));
     pio.insert(ports(layout::PCI_CONFIG, 8), pci.clone());
     let keyboard = ResetPort::keyboard(control.clone());
     pio.insert(ports(layout::I8042_PORT, 5), Arc::new(Mutex::new(keyboard)));

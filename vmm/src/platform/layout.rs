@@ -85,6 +85,8 @@ pub const RESET_PORT: u16 = 0xcf9;
 pub const I8042_PORT: u16 = 0x60;
 /// System control port A: the address line 20, and a reset.
 pub const PORT_92: u16 = 0x92;
+/// Where a guest's kernel says that it has panicked.
+pub const PANIC_PORT: u16 = 0x505;
 /// Where firmware prints what is for its developers.
 pub const DEBUG_PORT: u16 = 0x402;
 /// Selector, data and DMA address of the firmware's configuration.

@@ -132,7 +132,7 @@ impl Job<'_> {
 }
 
 /// Replaces the content of `file` by a new image; gives its disk to be written.
-pub(super) async fn new_target(
+pub(in crate::cmd) async fn new_target(
     file: Arc<dyn File>,
     to: Format,
     size: u64,
@@ -147,6 +147,19 @@ pub(super) async fn new_target(
         Format::Raw => Arc::new(RawDisk::open(file, SECTOR as u32).await?),
         to => vhd::open_disk(file, to).await?,
     })
+}
+
+/// Copies all of a disk to a new one that is all zeros, with a bar on a terminal.
+pub(in crate::cmd) async fn copy_all(
+    source: Arc<dyn Disk>,
+    target: Arc<dyn Disk>,
+    quiet: bool,
+) -> anyhow::Result<Progress> {
+    let bar = bar(source.geometry().size, quiet);
+    let options = CopyOptions { target_is_zero: true, ..CopyOptions::default() };
+    let done = copy(source, target, options, |progress| bar.set_position(progress.done)).await?;
+    bar.finish_and_clear();
+    Ok(done)
 }
 
 /// A bar on a terminal, else nothing.

@@ -152,7 +152,7 @@ fn same(a: &str, b: &str) -> bool {
 }
 
 /// Whether such an image can be made, before a file is made for it.
-pub(super) fn check(format: Format, size: u64, layout: &Layout) -> anyhow::Result<()> {
+pub(in crate::cmd) fn check(format: Format, size: u64, layout: &Layout) -> anyhow::Result<()> {
     match format {
         Format::Vhdx => layout.vhdx(size)?.validate()?,
         Format::Vhd => layout.vhd(size)?.validate()?,

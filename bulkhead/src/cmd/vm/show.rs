@@ -1,7 +1,7 @@
 //! Tables of `bulkhead vm`.
 
 use anyhow::bail;
-use host_api::{MoveStatistics, Reply};
+use host_api::{GuestAgent, MoveStatistics, Reply};
 
 /// Prints what `vm list` shows: one line for each VM.
 pub fn list(reply: Reply, json: bool) -> anyhow::Result<()> {
@@ -41,6 +41,9 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
     if let Some(reason) = &vm.reason {
         row("reason", reason);
     }
+    if !vm.waiting.is_empty() {
+        row("waits for start", vm.waiting.join(", "));
+    }
     row("vcpus", vm.summary.vcpus);
     row("memory", format_args!("{} MiB", vm.summary.memory_mib));
     if let Some(boot) = &vm.definition.boot {
@@ -49,6 +52,9 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
     }
     if let Some(firmware) = &vm.definition.firmware {
         row("firmware", firmware.code().display());
+    }
+    if let Some(agent) = &vm.agent {
+        guest(agent);
     }
     let ms = vm.longest_pause_us as f64 / 1e3;
     row("pauses", format_args!("{}, longest {ms:.1} ms", vm.pauses));
@@ -72,6 +78,24 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
         statistics(last);
     }
     Ok(())
+}
+
+/// What a guest tells of itself.
+fn guest(agent: &GuestAgent) {
+    let state = agent.state.as_str();
+    match (&agent.reason, &agent.version) {
+        (Some(reason), _) => row("guest agent", format_args!("{state}: {reason}")),
+        (None, Some(version)) => row("guest agent", format_args!("{state}, version {version}")),
+        (None, None) => row("guest agent", state),
+    }
+    if let Some(os) = &agent.os {
+        let kernel = agent.kernel.as_ref().map(|kernel| format!(", kernel {kernel}"));
+        row("guest", format_args!("{os}{}", kernel.unwrap_or_default()));
+    }
+    for interface in &agent.interfaces {
+        let addresses = interface.addresses.join(", ");
+        row("  interface", format_args!("{}  {addresses}", interface.name));
+    }
 }
 
 /// What a move cost.

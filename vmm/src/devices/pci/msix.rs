@@ -160,16 +160,17 @@ impl Msix {
         }
     }
 
-    /// Restores the table; the caller commits the router afterwards.
+    /// Restores the table, of which a function of an earlier version may have had only the first
+    /// vectors; the caller commits the router afterwards.
     pub fn restore(&self, saved: &SavedMsix) -> Result<(), Error> {
-        if saved.entries.len() != self.lines.len() {
+        if saved.entries.len() > self.lines.len() {
             let (got, have) = (saved.entries.len(), self.lines.len());
             return Err(Error::Config(format!("{got} MSI-X vectors saved, {have} here")));
         }
         let mut table = lock(&self.table);
         table.enabled = saved.enabled;
         table.function_masked = saved.function_masked;
-        table.entries.clone_from(&saved.entries);
+        table.entries[..saved.entries.len()].copy_from_slice(&saved.entries);
         table.pending = saved.pending;
         for index in 0..self.lines.len() {
             self.update(&mut table, index, false);

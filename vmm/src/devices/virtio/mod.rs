@@ -33,6 +33,7 @@ use std::{
     task::Poll,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,
@@ -40,9 +41,9 @@ use tokio::{
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use self::chain::Chain;
+use self::{chain::Chain, console::control::SavedPorts};
 use super::pci::msix::Msix;
-use crate::platform::memory::GuestRam;
+use crate::platform::{error::Error, memory::GuestRam};
 
 /// `VIRTIO_F_INDIRECT_DESC`.
 pub const F_INDIRECT: u64 = 1 << 28;
@@ -224,6 +225,14 @@ pub type Drain = watch::Receiver<bool>;
 /// A queue's worker, which gives the queue back when it ends.
 pub type Worker = Pin<Box<dyn Future<Output = QueueIo> + Send>>;
 
+/// What a device has beyond its registers and rings, as it is moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedDevice {
+    /// The ports of a console.
+    Ports(SavedPorts),
+}
+
 /// What makes a virtio device the device it is.
 pub trait Backend: Send + Sync + Debug {
     /// What it is, for messages.
@@ -249,4 +258,17 @@ pub trait Backend: Send + Sync + Debug {
     /// Serves a queue until drained: when `drain` is true, takes nothing new, finishes what is
     /// in flight and returns.
     fn serve(self: Arc<Self>, io: QueueIo, drain: Drain) -> Worker;
+    /// The driver has reset the device; no queue is served.
+    fn reset(&self) {}
+    /// What a paused device has beyond its registers and rings, if it has anything.
+    fn save(&self) -> Option<SavedDevice> {
+        None
+    }
+    /// Puts in place what was saved of a device that has not run.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if that is another device's.
+    fn restore(&self, _saved: &SavedDevice) -> Result<(), Error> {
+        Err(Error::Config(format!("{} has no state of its own", self.name())))
+    }
 }

@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{blk::Blk, console::VirtioConsole, rng::Rng, *};
 use crate::{
-    devices::console::Console,
+    devices::{console::Console, port::Port},
     platform::{irq::IrqRouter, memory},
 };
 
@@ -147,6 +147,17 @@ impl Rig {
         matches!(self.worker.as_mut().poll(&mut context), Poll::Ready(_))
     }
 
+    /// Runs the worker, woken by whatever wakes it, until the guest has so many requests back.
+    fn run_until_used(&mut self, count: u32) {
+        let Self { worker, runtime, ram, .. } = self;
+        runtime.block_on(poll_fn(|context| {
+            assert!(worker.as_mut().poll(context).is_pending());
+            let used: u16 = ram.read_obj(GuestAddress(USED + 2)).unwrap();
+            if u32::from(used) >= count { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        assert_eq!(self.used(), count);
+    }
+
     fn used(&self) -> u32 {
         u32::from(self.ram.read_obj::<u16>(GuestAddress(USED + 2)).unwrap())
     }
@@ -172,7 +183,7 @@ fn a_guest_that_wants_random_numbers_without_end_takes_turns() {
 
 #[test]
 fn a_guest_that_prints_without_end_takes_turns() {
-    let device = || Arc::new(VirtioConsole::new(Console::default()));
+    let device = || Arc::new(VirtioConsole::new(Console::default(), Port::default()));
     let Some(small) = rig(device(), 1, &[(DATA, 64, 0)]) else { return };
     small.takes_turns(0);
     let Some(mut large) = rig(device(), 1, &[(DATA, 64 << 10, 0)]) else { return };
@@ -184,7 +195,7 @@ fn a_guest_that_prints_without_end_takes_turns() {
 fn a_guest_that_is_typed_to_without_end_takes_turns() {
     let console = Console::default();
     console.type_in(&[b'x'; 1000]);
-    let device = Arc::new(VirtioConsole::new(console));
+    let device = Arc::new(VirtioConsole::new(console, Port::default()));
     let Some(rig) = rig(device, 0, &[(DATA, 1, WRITABLE)]) else { return };
     rig.takes_turns(0);
 }
@@ -284,4 +295,82 @@ fn a_guest_gives_back_what_is_smaller_than_a_block() {
     };
     let config = Blk::new(geometry, false, 1, "x").config();
     assert_eq!(config[44..48], 8u32.to_le_bytes());
+}
+
+fn with_ports() -> (Arc<VirtioConsole>, Port) {
+    let port = Port::default();
+    (Arc::new(VirtioConsole::new(Console::default(), port.clone())), port)
+}
+
+/// A control message of the driver (virtio 1.2 §5.3.6.2).
+fn says(rig: &Rig, id: u32, event: u16, value: u16) {
+    rig.ram.write_obj(id, GuestAddress(DATA)).unwrap();
+    rig.ram.write_obj(event, GuestAddress(DATA + 4)).unwrap();
+    rig.ram.write_obj(value, GuestAddress(DATA + 6)).unwrap();
+}
+
+#[test]
+fn a_driver_that_asks_without_end_takes_turns_and_is_told_little() {
+    let (device, _) = with_ports();
+    let Some(asks) = rig(device.clone(), 3, &[(DATA, 8, 0)]) else { return };
+    says(&asks, 0, 0, 1);
+    asks.takes_turns(0);
+    let Some(mut told) = rig(device, 2, &[(DATA, 64, WRITABLE)]) else { return };
+    assert!(!told.poll());
+    assert_eq!(told.used(), 2);
+    let last: [u8; 8] = told.ram.read_obj(GuestAddress(DATA)).unwrap();
+    assert_eq!(last, [1, 0, 0, 0, 1, 0, 1, 0]);
+}
+
+#[test]
+fn a_port_is_open_from_when_the_driver_says_so_until_the_device_is_reset() {
+    let (device, port) = with_ports();
+    let Some(mut opens) = rig(device.clone(), 3, &[(DATA, 8, 0)]) else { return };
+    says(&opens, 1, 6, 1);
+    assert!(!port.is_open());
+    opens.poll();
+    assert!(port.is_open());
+    let saved = device.save().unwrap();
+    let (other, there) = with_ports();
+    other.restore(&saved).unwrap();
+    assert!(there.is_open());
+    device.reset();
+    assert!(!port.is_open());
+}
+
+#[test]
+fn a_message_that_a_driver_has_no_room_for_is_not_torn() {
+    let (device, _) = with_ports();
+    let Some(mut asks) = rig(device.clone(), 3, &[(DATA, 8, 0)]) else { return };
+    says(&asks, 0, 0, 1);
+    asks.poll();
+    let Some(mut told) = rig(device, 2, &[(DATA, 7, WRITABLE)]) else { return };
+    told.ram.write_obj(0x55u8, GuestAddress(DATA)).unwrap();
+    told.poll();
+    assert_eq!(told.used(), 2);
+    assert_eq!(told.ram.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 0x55);
+}
+
+#[test]
+fn a_guest_that_sends_without_end_waits_for_its_host() {
+    let (device, port) = with_ports();
+    port.set_open(true);
+    let Some(mut sends) = rig(device, 5, &[(DATA, 64 << 10, 0)]) else { return };
+    for taken in 1..=3 {
+        sends.run_until_used(taken);
+        assert!(!port.has_room());
+        assert_eq!(port.receive(std::time::Instant::now()).unwrap().len(), 64 << 10);
+    }
+}
+
+#[test]
+fn a_guest_gets_what_is_sent_to_it_once_it_listens() {
+    let (device, port) = with_ports();
+    port.set_open(true);
+    port.send(b"question").unwrap();
+    let Some(mut takes) = rig(device, 4, &[(DATA, 5, WRITABLE)]) else { return };
+    takes.poll();
+    assert_eq!(takes.used(), 2);
+    let last: [u8; 3] = takes.ram.read_obj(GuestAddress(DATA)).unwrap();
+    assert_eq!(&last, b"ion");
 }

@@ -386,6 +386,7 @@ impl VirtioPci {
             slot.saved = SavedQueue::blank(self.backend.queue_size());
         }
         self.resetting = false;
+        self.backend.reset();
         self.failed.store(false, Ordering::Release);
         self.drain.send_replace(false);
         self.driver_features = 0;

@@ -4,9 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::VirtioPci;
 use crate::{
-    devices::pci::{
-        config::SavedConfig,
-        msix::{NO_VECTOR, SavedMsix},
+    devices::{
+        pci::{
+            config::SavedConfig,
+            msix::{NO_VECTOR, SavedMsix},
+        },
+        virtio::SavedDevice,
     },
     platform::error::Error,
 };
@@ -54,6 +57,9 @@ pub struct SavedVirtio {
     status: u8,
     isr: u8,
     queues: Vec<SavedQueue>,
+    /// None of a device without, and from a host of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<SavedDevice>,
 }
 
 impl VirtioPci {
@@ -71,13 +77,15 @@ impl VirtioPci {
             status: self.status,
             isr: self.isr,
             queues: self.slots.iter().map(|slot| slot.saved).collect(),
+            device: self.backend.save(),
         }
     }
 
-    /// Restores a function that has not run; the router must be committed afterwards.
+    /// Restores a function that has not run; the router must be committed afterwards. A function of an
+    /// earlier version may have had fewer queues, and then its driver knows of those alone.
     pub fn restore(&mut self, saved: &SavedVirtio) -> Result<(), Error> {
         let (kind, queues) = (self.backend.kind(), self.slots.len());
-        if saved.kind != kind || saved.queues.len() != queues {
+        if saved.kind != kind || saved.queues.len() > queues {
             let (their_kind, theirs) = (saved.kind, saved.queues.len());
             return Err(Error::Config(format!(
                 "saved virtio device of type {their_kind} with {theirs} queues, here type {kind} \
@@ -87,6 +95,9 @@ impl VirtioPci {
         if saved.driver_features & !self.features() != 0 {
             let unknown = saved.driver_features & !self.features();
             return Err(Error::Config(format!("virtio features {unknown:#x} are unknown here")));
+        }
+        if let Some(device) = &saved.device {
+            self.backend.restore(device)?;
         }
         self.config.restore(&saved.config);
         self.follow_bar();
@@ -102,5 +113,30 @@ impl VirtioPci {
             slot.saved = *saved;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a host of an earlier version has saved of a console with two queues.
+    #[test]
+    fn a_state_without_what_came_later_is_read() {
+        let queue = r#"{"size":64,"ready":true,"vector":1,"desc":0,"avail":0,"used":0,"next_avail":0,"next_used":0}"#;
+        let entry = r#"{"address":0,"data":0,"control":1}"#;
+        let config = serde_json::to_string(
+            &crate::devices::pci::config::ConfigSpace::new(0x1af4, 0x1043, 0).save(),
+        )
+        .unwrap();
+        let text = format!(
+            r#"{{"kind":3,"config":{config},"msix":{{"enabled":true,"function_masked":false,
+                "entries":[{entry},{entry},{entry}],"pending":0}},"driver_features":4294967296,
+                "device_feature_select":0,"driver_feature_select":0,"config_vector":0,"queue_select":0,
+                "status":15,"isr":0,"queues":[{queue},{queue}]}}"#
+        );
+        let saved: SavedVirtio = serde_json::from_str(&text).unwrap();
+        assert!(saved.device.is_none() && saved.queues.len() == 2);
+        assert!(!serde_json::to_string(&saved).unwrap().contains("device\":null"));
     }
 }
