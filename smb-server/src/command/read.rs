@@ -15,6 +15,7 @@ use smb_protocol::{
 use volume::{open::whole_sectors, status::of_storage};
 
 use super::{Ctx, Deferred, Handled, Outcome, remote::Remote};
+use crate::meters::path::Phase;
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
@@ -47,9 +48,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let least = request.minimum_count as usize;
     if let Some(remote) = remote {
         let (data, offset) = (data.clone(), request.offset);
+        let timer = ctx.timer(&open);
         return Ok(Outcome::Deferred(Deferred::storage(len, async move {
             let mut content = vec![0; len];
-            let got = data.read_at(offset, &mut content).await;
+            let got = timer.storage(Phase::Read, data.read_at(offset, &mut content)).await;
             let got = got.map_err(|error| of_storage(&error))?;
             check_count(got, len, least)?;
             open.position.store(offset + got as u64, Ordering::Relaxed);
@@ -65,17 +67,20 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let (start, padding) = (out.len(), ctx.ex.read_padding);
     out.resize(start + HEAD + usize::from(padding), 0);
+    let begun = ctx.path.begin();
     if let Some(got) = data.read_now(request.offset, len, out)? {
+        ctx.path.end(Phase::Read, begun);
         check_count(got, len, least)?;
         open.position.store(request.offset + got as u64, Ordering::Relaxed);
         out[start..start + HEAD].copy_from_slice(&head(got, padding));
         return Ok(Outcome::SUCCESS);
     }
-    let data = data.clone();
+    let (data, timer) = (data.clone(), ctx.timer(&open));
     Ok(Outcome::Deferred(Deferred::storage(len, async move {
         let start = HEAD + usize::from(padding);
         let mut body = vec![0; start + len];
-        let got = data.read_at(request.offset, &mut body[start..]).await;
+        let read = data.read_at(request.offset, &mut body[start..]);
+        let got = timer.storage(Phase::Read, read).await;
         let got = got.map_err(|error| of_storage(&error))?;
         drop(open);
         check_count(got, len, least)?;

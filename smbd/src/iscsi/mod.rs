@@ -15,6 +15,7 @@ mod name_service;
 mod offload;
 mod space;
 mod strangers;
+mod timed;
 mod unit_state;
 
 use std::{
@@ -34,7 +35,7 @@ use iscsi::{
 };
 use metric_catalogue::Page;
 use scsi::{ForeignTokens, UnitInfo, Units, UnitsOptions};
-use smb_server::Server;
+use smb_server::{Server, meters::path::PathFigures};
 use tokio::{
     net::TcpListener,
     sync::{Mutex, OnceCell},
@@ -252,6 +253,20 @@ impl Iscsi {
             TargetInfo { name: name.clone(), luns }
         };
         served.iter().map(info).collect()
+    }
+
+    /// Where the time of commands goes, by target and LUN, with what each LUN has done.
+    pub async fn times(&self) -> Vec<(String, UnitInfo, PathFigures)> {
+        let served = self.served.lock().await;
+        let mut all = Vec::new();
+        for (name, target) in served.iter() {
+            for unit in target.units.list() {
+                if let Some(opened) = target.luns.get(&unit.number) {
+                    all.push((name.clone(), unit, opened.times()));
+                }
+            }
+        }
+        all
     }
 
     /// Puts on a page of metrics what is about targets and LUNs.
