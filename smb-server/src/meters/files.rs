@@ -13,7 +13,7 @@ use super::path::PathMeter;
 /// Files that have a meter of their own.
 pub const FILES: usize = 64;
 
-/// Meters of files.
+/// Meters of the files that are used most, and one of all others.
 #[derive(Debug, Default)]
 pub struct FileMeters {
     state: Mutex<State>,

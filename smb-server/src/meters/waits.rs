@@ -17,7 +17,7 @@ use super::{
     path::{PathMeter, Phase},
 };
 
-/// All that wait.
+/// All requests that wait for other clients.
 #[derive(Debug, Default)]
 pub struct Waits {
     next: AtomicU64,
@@ -63,7 +63,7 @@ impl Waits {
         Wait { waits: self.clone(), key, phase, since, meters: (share, file) }
     }
 
-    /// What waits now.
+    /// The requests that wait now, in no order.
     pub fn all(&self) -> Vec<WaitInfo> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
