@@ -14,4 +14,5 @@ pub mod share;
 pub mod target;
 pub mod user;
 pub mod vm;
+pub mod why;
 pub mod witness;

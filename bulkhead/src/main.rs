@@ -39,6 +39,8 @@ enum Command {
     Server(cmd::server::Args),
     /// Look at a cluster of file servers, and say who serves what.
     Cluster(cmd::cluster::Args),
+    /// Say why a share, a disk or a LUN is slow, or that nothing is wrong with it.
+    Why(cmd::why::Args),
     /// Take, list and delete snapshots of a share.
     Share(cmd::share::Args),
     /// Look at a server's iSCSI targets and their initiators; add and remove targets.
@@ -80,6 +82,7 @@ impl Command {
         matches!(
             self,
             Self::Server(_)
+                | Self::Why(_)
                 | Self::Share(_)
                 | Self::Target(_)
                 | Self::Lun(_)
@@ -98,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Host(args) => cmd::host::run(args),
         Command::Server(args) => cmd::server::run(args),
         Command::Cluster(args) => cmd::cluster::run(args),
+        Command::Why(args) => cmd::why::run(args),
         Command::Share(args) => cmd::share::run(args),
         Command::Target(args) => cmd::target::run(args),
         Command::Lun(args) => cmd::lun::run(args),

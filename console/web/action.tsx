@@ -8,6 +8,7 @@ import { route } from "./route";
 import { mayNot, place } from "./session";
 import { say } from "./say";
 import { shown } from "./name";
+import { CLOSED } from "./table";
 
 /** A question before something is done. */
 interface Question {
@@ -138,7 +139,9 @@ export function Asking() {
     if (asked && !dialog.current?.open) dialog.current?.showModal();
   }, [asked]);
   useEffect(() => {
-    if (!asked) dialog.current?.close();
+    if (asked) return;
+    dialog.current?.close();
+    document.dispatchEvent(new Event(CLOSED));
   }, [asked]);
   if (!asked) return null;
   const close = () => {

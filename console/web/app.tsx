@@ -18,11 +18,13 @@ import { Settings } from "./pages/settings";
 import { Share } from "./pages/share";
 import { Shares } from "./pages/shares";
 import { Tokens } from "./pages/tokens";
+import { Why } from "./pages/why";
 import { Witness } from "./pages/witness";
 
 /** Where one can go. */
 const PLACES = [
   ["", "Overview"],
+  ["why", "Why is it slow?"],
   ["shares", "Shares"],
   ["sessions", "Sessions"],
   ["files", "Open files"],
@@ -42,6 +44,8 @@ function Seen() {
   switch (first) {
     case "":
       return <Overview />;
+    case "why":
+      return name ? <Why key={name} of={name} /> : <Why />;
     case "shares":
       return name ? <Share key={name} name={name} part={part} /> : <Shares />;
     case "sessions":

@@ -50,19 +50,24 @@ export function hex(id: unknown): string {
   return BigInt(String(id)).toString(16);
 }
 
+/** An option with its value, which may begin like an option itself. */
+export function valued(name: string, value: string): string {
+  return value.startsWith("-") ? `${name}=${quoted(value)}` : `${name} ${quoted(value)}`;
+}
+
 /** What the tool has as options where the call has a structure. */
 function option(name: string, fields: Fields): string {
   switch (name) {
     case "which": {
       const target = (fields.target ?? {}) as Record<string, unknown>;
       return Object.entries(target)
-        .map(([kind, value]) => `--${kind} ${kind === "user" || kind === "address" ? quoted(String(value)) : hex(value)}`)
+        .map(([kind, value]) => (kind === "user" || kind === "address" ? valued(`--${kind}`, String(value)) : `--${kind} ${hex(value)}`))
         .join(" ");
     }
     case "who":
       return ["client", "share"]
         .filter((kind) => fields[kind])
-        .map((kind) => `--${kind} ${quoted(String(fields[kind]))}`)
+        .map((kind) => valued(`--${kind}`, String(fields[kind])))
         .join(" ");
     case "options":
       return ["plan", "cut", "prune"].filter((flag) => fields[flag]).map((flag) => `--${flag}`).join(" ");
@@ -75,8 +80,29 @@ function option(name: string, fields: Fields): string {
   }
 }
 
+/** Fields that are written as options, or as a name of the console's own. */
+const STRUCTURED = ["which", "who", "options", "file", "out"];
+
 /** The command line that does the same. */
 export function commandOf(verb: string, fields: Fields = {}): string | null {
   const { command } = callOf(verb);
-  return command?.replace(/\{(\w+)\}/g, (_, name: string) => option(name, fields)).trim() ?? null;
+  if (command === null) return null;
+  const [words, places]: [string[], string[]] = [[], []];
+  const template = command.split(" ");
+  for (const [index, word] of template.entries()) {
+    const name = /^\{(\w+)\}$/.exec(word)?.[1];
+    const before = template[index - 1] ?? "";
+    if (!name) words.push(word);
+    else if (before.startsWith("--") && typeof fields[name] === "string") words.splice(-1, 1, valued(before, String(fields[name])));
+    else if (before.startsWith("--") || STRUCTURED.includes(name)) words.push(option(name, fields));
+    else {
+      places.push(word);
+      words.push(word);
+    }
+  }
+  // What stands for itself and begins like an option comes behind all options, and after a sign.
+  const values = places.map((word) => option(word.slice(1, -1), fields));
+  const apart = values.some((value) => /^'?-/.test(value) || value.startsWith("$'-"));
+  const line = words.map((word) => (places.includes(word) ? (apart ? "" : (values[places.indexOf(word)] ?? "")) : word));
+  return [...line, ...(apart ? ["--", ...values] : [])].filter((word) => word !== "").join(" ");
 }

@@ -69,7 +69,7 @@ export function Chart({ title, unit, lines, times, values, format, least, binary
           y: { range: (_, __, max) => [0, Math.max(max ?? 0, least) * 1.1] },
         },
         axes: [
-          { ...axis(), size: 26, space: 70, values: [[1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1]] },
+          { ...axis(), size: 26, space: 70, values: [[86400, "{DD}.{MM}.", null, null, null, null, null, null, 1], [60, "{HH}:{mm}", null, null, null, null, null, null, 1], [1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1]] },
           { ...axis(), size: 68, space: 34, ...(binary ? { incrs: POWERS } : {}), values: (_, splits) => splits.map(format) },
         ],
         series: [

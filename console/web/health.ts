@@ -1,10 +1,13 @@
-// How the server is, in sentences, and what needs a look: with the bounds of the rules for Prometheus
-// (conf/prometheus), over the time that the console is open.
+// How the server is, in sentences, and what needs a look: with the bounds and times of the rules for
+// Prometheus (conf/prometheus), over the last quarter of an hour at most.
 import { bytes, count, counted, duration, rate, seconds } from "./format";
-import type { Point } from "./live";
-import { growth, type Metrics, quantile, sum } from "./metrics";
+import type { Point, Seen } from "./live";
+import { growth, type Metrics, quantile, sum, type Where } from "./metrics";
 import { shown } from "./name";
 import type { Status } from "./types";
+
+/** Seconds of which a rate is worth an alert. */
+const SURE = 60;
 
 export interface Alert {
   severity: "critical" | "warning";
@@ -52,43 +55,90 @@ function values(metrics: Metrics, name: string, label: string): string[] {
   return [...new Set((metrics.get(name) ?? []).map((it) => it.labels[label] ?? ""))];
 }
 
-/** What needs a look, by what happened between two pages. */
-export function alerts(first: Metrics, last: Metrics, points: Point[]): Alert[] {
+/** The metrics that alerts are about. */
+export const ALERTED = [
+  "bulkhead_smbd_uptime_seconds",
+  "bulkhead_smbd_signature_refusals_total",
+  "bulkhead_smbd_protection_refusals_total",
+  "bulkhead_api_failed_logins_total",
+  "bulkhead_smbd_share_operations_total",
+  "bulkhead_smbd_share_seconds_bucket",
+  "bulkhead_lun_failed_total",
+  "bulkhead_lun_delayed_total",
+  "bulkhead_smbd_breaks_total",
+] as const;
+
+/** Two pages, and the seconds between them. */
+interface Between {
+  first: Metrics;
+  passed: number;
+}
+
+/** The page that stands so many minutes before the last one, or the oldest that there is. */
+function back(pages: Seen[], minutes: number): Between {
+  const now = pages.at(-1) as Seen;
+  const page = pages.find((it) => it.time >= now.time - minutes * 60) ?? now;
+  return { first: page.metrics, passed: now.time - page.time };
+}
+
+/** How much counters grew from page to page: what began anew in between counts from there. */
+function increase(pages: Seen[], minutes: number, name: string, where: Where = {}): number {
+  const from = (pages.at(-1) as Seen).time - minutes * 60;
+  const within = pages.filter((it) => it.time >= from);
+  return within.slice(1).reduce((all, it, index) => all + growth((within[index] as Seen).metrics, it.metrics, name, where), 0);
+}
+
+/** What needs a look now, by the pages of the last quarter of an hour: bounds and times are those of the rules for Prometheus. */
+export function alerts(pages: Seen[]): Alert[] {
   const found: Alert[] = [];
+  const newest = pages.at(-1);
+  if (!newest) return found;
+  const last = newest.metrics;
   const tell = (severity: Alert["severity"], summary: string, remedy: string) => found.push({ severity, summary, remedy });
-  const grown = (name: string) => growth(first, last, name);
-  const up = "bulkhead_smbd_uptime_seconds";
-  if (sum(last, up) < sum(first, up)) {
-    tell("critical", "The server was started anew while you looked.", "Read its log: the supervisor says how the last one ended.");
+  const restarts = pages.slice(1).filter((it, index) => {
+    const of = (metrics: Metrics) => sum(metrics, "bulkhead_smbd_uptime_seconds");
+    return of(it.metrics) < of((pages[index] as Seen).metrics);
+  }).length;
+  if (restarts > 2) {
+    tell("critical", `The server was started ${count(restarts)} times in a quarter of an hour.`, "Read its log: the supervisor says how each one ended.");
+  } else if (restarts > 0) {
+    const up = sum(last, "bulkhead_smbd_uptime_seconds");
+    tell("warning", `The server was started anew ${duration(up)} ago.`, "Read its log if nobody meant it: the supervisor says how the last one ended.");
   }
-  const forged = grown("bulkhead_smbd_signature_refusals_total");
-  if (forged > 0) {
+  const forged = increase(pages, 10, "bulkhead_smbd_signature_refusals_total");
+  if (forged > 10) {
     tell("critical", `${counted(forged, "request")} came with a wrong signature.`, "Somebody changes what is on the way, or a client is broken: the log names its address at level debug.");
   }
-  const bare = grown("bulkhead_smbd_protection_refusals_total");
-  if (bare > 0) {
+  const bare = increase(pages, 10, "bulkhead_smbd_protection_refusals_total");
+  if (bare > 100) {
     tell("warning", `${counted(bare, "request")} came without the signature or encryption that they must have.`, "See signing and encryption in the configuration, and which clients cannot follow.");
   }
-  const guesses = grown("bulkhead_api_failed_logins_total");
+  const guesses = increase(pages, 10, "bulkhead_api_failed_logins_total");
   if (guesses > 20) {
     tell("warning", `${count(guesses)} wrong passwords or tokens were shown to this interface.`, "Keep api.listen to a management network; the log of level debug has the addresses.");
   }
+  const slow = back(pages, 10);
   for (const [kind, bound] of [["read", 0.1], ["write", 0.5]] as const) {
     for (const share of values(last, "bulkhead_smbd_share_operations_total", "share")) {
-      const slow = quantile(first, last, "bulkhead_smbd_share_seconds", 0.99, { share, kind });
-      if (slow !== null && slow > bound) {
-        tell("warning", `One ${kind} in a hundred of share ${shown(share)} takes longer than ${seconds(slow)}.`, "Look at the disks below the share, and at what else uses them.");
+      const time = quantile(slow.first, last, "bulkhead_smbd_share_seconds", 0.99, { share, kind });
+      if (slow.passed >= SURE && time !== null && time > bound) {
+        tell("warning", `One ${kind} in a hundred of share ${shown(share)} takes longer than ${seconds(time)}.`, "“Why is it slow?” says what it waits for.");
       }
     }
   }
+  const limited = back(pages, 15);
   for (const target of values(last, "bulkhead_lun_failed_total", "target")) {
-    const failed = growth(first, last, "bulkhead_lun_failed_total", { target });
-    const delayed = growth(first, last, "bulkhead_lun_delayed_total", { target });
-    if (failed > 100) tell("warning", `${counted(failed, "command")} to LUNs of ${shown(target)} failed.`, "Look at the log, and at the storage below the images.");
-    if (delayed > 100) tell("warning", `${counted(delayed, "command")} to LUNs of ${shown(target)} waited for a limit.`, "Raise max_iops or max_bandwidth, or let its users have less.");
+    for (const { labels } of (last.get("bulkhead_lun_failed_total") ?? []).filter((it) => it.labels.target === target)) {
+      const where = { target, lun: labels.lun ?? "" };
+      const failed = increase(pages, 5, "bulkhead_lun_failed_total", where);
+      const delayed = increase(pages, 15, "bulkhead_lun_delayed_total", where) / Math.max(limited.passed, 1);
+      const name = `LUN ${shown(where.lun)} of ${shown(target)}`;
+      if (failed > 100) tell("warning", `${counted(failed, "command")} to ${name} failed.`, "Look at the log, and at the storage below its image.");
+      if (limited.passed >= SURE && delayed > 10) tell("warning", `Commands to ${name} wait for its limit, ${rate(delayed)} a second.`, "Raise max_iops or max_bandwidth, or let its users have less.");
+    }
   }
-  const passed = points.length > 1 ? (points.at(-1)?.time ?? 0) - (points[0]?.time ?? 0) : 0;
-  if (passed > 60 && grown("bulkhead_smbd_breaks_total") / passed > 50) {
+  const breaks = increase(pages, 10, "bulkhead_smbd_breaks_total") / Math.max(slow.passed, 1);
+  if (slow.passed >= SURE && breaks > 50) {
     tell("warning", "Clients take what they cache from each other more than 50 times a second.", "See on the page of open files which files several clients use.");
   }
   return found;

@@ -1,7 +1,8 @@
 // What the charts show: the page of metrics every two seconds, as rates, for the last five minutes.
 import { signal } from "@preact/signals";
 import { page } from "./api";
-import { growth, type Metrics, parse, quantile } from "./metrics";
+import { ALERTED } from "./health";
+import { growth, type Metrics, only, parse, quantile } from "./metrics";
 
 /** Seconds between two looks. */
 export const EVERY = 2;
@@ -23,13 +24,32 @@ export interface Point {
 const BREAK: Omit<Point, "time"> = { operations: [null, null, null], bytes: [null, null], latency: [null, null] };
 
 export const points = signal<Point[]>([]);
-/** The first page since the console was opened, and the last. */
-export const first = signal<Metrics | null>(null);
+/** A page as alerts need it, with its time in seconds on a clock that nobody sets. */
+export interface Seen {
+  time: number;
+  metrics: Metrics;
+}
+
+/** Seconds between two pages that are kept for alerts, and how long they are. */
+const STEP = 30;
+export const WINDOW = 15 * 60;
+
+/** Pages of the last quarter of an hour, the oldest first, and the last. */
+export const pages = signal<Seen[]>([]);
 export const last = signal<Metrics | null>(null);
 /** Why there is no new page. */
 export const trouble = signal<string | null>(null);
 
 let taken = 0;
+
+/** Pages with one more: the last is always there, the others stand some time apart. */
+export function slid(old: Seen[], page: Seen): Seen[] {
+  const kept = old.filter((it) => it.time >= page.time - WINDOW - STEP);
+  const before = kept.at(-2);
+  // The last one stays only if it is far enough from the one before it.
+  if (kept.length > 1 && before && (kept.at(-1)?.time ?? 0) - before.time < STEP) kept.pop();
+  return [...kept, page];
+}
 
 /** What happened between two pages of which the second came so many seconds later. */
 export function between(before: Metrics, after: Metrics, passed: number, time: number): Point {
@@ -59,7 +79,7 @@ export async function look(): Promise<void> {
       const kept = points.value.filter((it) => it.time > Date.now() / 1000 - KEPT * EVERY);
       points.value = [...kept, point ?? { ...BREAK, time: Date.now() / 1000 }];
     }
-    first.value ??= now;
+    pages.value = slid(pages.value, { time, metrics: only(now, ALERTED) });
     [last.value, taken, trouble.value] = [now, time, null];
   } catch (error) {
     trouble.value = (error as Error).message;
@@ -68,5 +88,5 @@ export async function look(): Promise<void> {
 
 /** Forgets all, as for another user. */
 export function forget(): void {
-  [points.value, first.value, last.value, trouble.value] = [[], null, null, null];
+  [points.value, pages.value, last.value, trouble.value] = [[], [], null, null];
 }

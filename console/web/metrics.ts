@@ -29,6 +29,11 @@ export function parse(page: string): Metrics {
   return all;
 }
 
+/** The samples of some names, of which those of a histogram have endings. */
+export function only(metrics: Metrics, names: readonly string[]): Metrics {
+  return new Map([...metrics].filter(([name]) => names.includes(name)));
+}
+
 /** What has these labels, among others. */
 export type Where = Record<string, string>;
 

@@ -1,6 +1,6 @@
 // Lists: with a filter, sorted by any column, a hundred rows at a time, so that ten thousand cost no more.
 import type { ComponentChildren } from "preact";
-import { useId, useMemo, useState } from "preact/hooks";
+import { useEffect, useId, useMemo, useRef, useState } from "preact/hooks";
 import { count } from "./format";
 
 export interface Column<T> {
@@ -22,6 +22,49 @@ function compare(one: string | number, other: string | number): number {
   return order.compare(String(one), String(other));
 }
 
+/** Told of when a question was closed, which gives the focus back to what may be gone. */
+export const CLOSED = "bulkhead-question-closed";
+
+/** Where in a list somebody was: the element that had the focus, and the row's place. */
+interface Held {
+  element: Element;
+  row: number;
+}
+
+/** Gives the focus to the row that took the place of one that vanished under it; else it would be nowhere. */
+function useFocusKept() {
+  const list = useRef<HTMLDivElement>(null);
+  const held = useRef<Held | null>(null);
+  const mend = () => {
+    const [node, was] = [list.current, held.current];
+    const lost = document.activeElement === null || document.activeElement === document.body;
+    if (!node || !was || was.element.isConnected || !lost) return;
+    held.current = null;
+    const rows = [...node.querySelectorAll("tbody > tr")];
+    const row = rows[Math.min(was.row, rows.length - 1)];
+    (row?.querySelector<HTMLElement>("button, a") ?? node).focus();
+  };
+  useEffect(mend);
+  useEffect(() => {
+    const moved = (event: FocusEvent) => {
+      const element = event.target as Element;
+      const row = element.closest("tbody > tr");
+      if (row && list.current?.contains(row)) {
+        held.current = { element, row: [...(row.parentElement?.children ?? [])].indexOf(row) };
+      } else if (!element.closest("dialog")) {
+        held.current = null;
+      }
+    };
+    document.addEventListener("focusin", moved);
+    document.addEventListener(CLOSED, mend);
+    return () => {
+      document.removeEventListener("focusin", moved);
+      document.removeEventListener(CLOSED, mend);
+    };
+  }, []);
+  return list;
+}
+
 interface Props<T> {
   /** What the list is of, for those who do not see it. */
   caption: string;
@@ -37,6 +80,7 @@ export function Table<T>({ caption, columns, rows, id, empty }: Props<T>) {
   const [sorted, setSorted] = useState<[number, boolean] | null>(null);
   const [page, setPage] = useState(0);
   const box = useId();
+  const list = useFocusKept();
   const found = useMemo(() => {
     const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
     const text = (row: T) => columns.map((it) => (it.by ? String(it.by(row)) : "")).join(" ").toLowerCase();
@@ -47,13 +91,19 @@ export function Table<T>({ caption, columns, rows, id, empty }: Props<T>) {
     keyed.sort(([one], [other]) => compare(one, other) * (sorted[1] ? -1 : 1));
     return keyed.map(([, row]) => row);
   }, [rows, filter, sorted]);
-  if (rows.length === 0) return <div class="empty">{empty}</div>;
+  if (rows.length === 0) {
+    return (
+      <div class="empty" ref={list} tabIndex={-1}>
+        {empty}
+      </div>
+    );
+  }
   const pages = Math.max(1, Math.ceil(found.length / ROWS));
   const at = Math.min(page, pages - 1);
   const seen = found.slice(at * ROWS, (at + 1) * ROWS);
   const sort = (index: number) => setSorted((old) => (old?.[0] === index ? (old[1] ? null : [index, true]) : [index, false]));
   return (
-    <div class="list">
+    <div class="list" ref={list} tabIndex={-1}>
       {rows.length > 5 && (
         <div class="tools">
           <label for={box}>Filter</label>

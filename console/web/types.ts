@@ -130,6 +130,48 @@ export interface WitnessClient {
   waiting: boolean;
 }
 
+export interface Cause {
+  cause: string;
+  sentence: string;
+  evidence: string[];
+  since_s: number;
+}
+
+export interface Phase {
+  phase: string;
+  count: number;
+  mean_us: number;
+  p99_us: number;
+}
+
+/** What the server says of a share, a file or a LUN. */
+export interface Report {
+  subject: string;
+  kind: string;
+  sentence: string;
+  causes: Cause[];
+  window_s: number;
+  operations: number;
+  phases: Phase[];
+}
+
+/** What the server did in one step of its history. */
+export interface HistoryPoint {
+  time: number;
+  seconds: number;
+  reads: number;
+  writes: number;
+  others: number;
+  received: U64;
+  sent: U64;
+  errors: number;
+  p50_us: number;
+  p99_us: number;
+  sessions: number;
+  opens: number;
+  cpu_permille: number;
+}
+
 export interface AuditRecord {
   time: string;
   who: string;

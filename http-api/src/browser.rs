@@ -12,6 +12,16 @@ fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
     headers.get(name).map(|value| value.to_str().unwrap_or_default())
 }
 
+/// Refuses a request that says twice what it is judged by: who reads the first and who reads the last of
+/// two would not read the same (RFC 9110 7.2 for `Host`).
+pub(crate) fn once(headers: &HeaderMap) -> Result<(), Refusal> {
+    let names = [header::HOST.as_str(), header::ORIGIN.as_str(), "sec-fetch-site", "authorization"];
+    match names.into_iter().find(|name| headers.get_all(*name).iter().nth(1).is_some()) {
+        Some(name) => Err(Refusal::Malformed(format!("the header {name} stands there twice"))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses another name than this machine's own at the local socket, which asks for no token.
 ///
 /// The socket may be forwarded to a port of somebody's machine. A page elsewhere can have its own name
@@ -87,6 +97,23 @@ mod tests {
         }
         let tunnel = headers(&[("host", "localhost:8080"), ("origin", "http://localhost:8080")]);
         assert!(page(&local(), &tunnel).is_ok() && page(&remote(), &tunnel).is_err());
+    }
+
+    #[test]
+    fn what_a_request_is_judged_by_stands_there_once() {
+        let mut all =
+            headers(&[("host", "nas:8443"), ("origin", "https://nas:8443"), ("accept", "a")]);
+        all.append(header::ACCEPT, HeaderValue::from_static("b"));
+        assert!(once(&all).is_ok() && once(&headers(&[])).is_ok());
+        for name in ["host", "origin", "sec-fetch-site", "authorization"] {
+            let mut twice = headers(&[("host", "nas:8443")]);
+            let name = HeaderName::from_static(name);
+            twice.insert(name.clone(), HeaderValue::from_static("x"));
+            // The same twice as well: nobody honest sends it.
+            twice.append(name, HeaderValue::from_static("x"));
+            let refused = once(&twice).unwrap_err().answer();
+            assert_eq!(refused.status(), http::StatusCode::BAD_REQUEST);
+        }
     }
 
     #[test]

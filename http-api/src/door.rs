@@ -132,6 +132,10 @@ impl Door {
             Some((token.clone(), self.role(token)?))
         });
         let Some((token, role)) = found else {
+            // Who has had it may go on to show it for a while, as a page that is open does.
+            if text.is_some_and(|text| lock(&self.tokens).has_expired(text, now())) {
+                return Err(Refusal::Unknown);
+            }
             // Only who shows a wrong one waits: others may have the same address, and nobody guesses 256 bits.
             let (address, instant) = (origin.address(), Instant::now());
             let mut patience = lock(&self.patience);
@@ -198,7 +202,7 @@ impl Door {
             return Err(Refusal::Unknown);
         };
         lock(&self.patience).succeeded(&user);
-        let made = self.make((&user, role), times, "log-in")?;
+        let made = self.make((&user, role), times, ("log-in", true))?;
         let caller = Caller { name: user, role, from: origin.text(), token: Some(made.id) };
         Ok((caller, made))
     }
@@ -207,7 +211,7 @@ impl Door {
         &self,
         whose: (&str, Role),
         times: (u64, u64),
-        note: &str,
+        note: (&str, bool),
     ) -> Result<TokenMade, Refusal> {
         match lock(&self.tokens).make(whose, times, note) {
             Ok((Token { id, role, expires, .. }, token)) => {
@@ -235,7 +239,7 @@ impl Door {
         if asked.note.len() > LONGEST_NOTE {
             return Err(Refusal::Malformed(format!("a note has at most {LONGEST_NOTE} bytes")));
         }
-        self.make((&caller.name, role), self.expires(asked.hours)?, &asked.note)
+        self.make((&caller.name, role), self.expires(asked.hours)?, (&asked.note, false))
     }
 
     /// Tokens that a caller may see.

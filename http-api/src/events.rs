@@ -3,13 +3,16 @@
 
 use std::{
     convert::Infallible,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Channel, channel::Sender};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use hyper::body::{Body, Frame};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
     Caller,
@@ -64,8 +67,37 @@ pub(crate) fn follow(
     let permit = router.streams.0.clone().try_acquire_owned();
     let permit = permit.map_err(|_| Refusal::Later(LOOK.as_secs()))?;
     let (sender, body) = Channel::<Bytes, Infallible>::new(1);
-    tokio::spawn(tell(router.clone(), caller, (request, name), sender, permit));
+    let (gone, ended) = oneshot::channel();
+    let telling = tell(router.clone(), caller, (request, name), sender);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = telling => {}
+            // Nobody sends anything on it.
+            _ = ended => {}
+        }
+    });
+    let body = Followed { body, _permit: permit, _gone: gone };
     Ok(respond::with(body.boxed(), "text/event-stream"))
+}
+
+/// What a follower is told. The connection drops it as soon as the follower has gone: then its place is
+/// free and nobody looks for it any more.
+struct Followed {
+    body: Channel<Bytes, Infallible>,
+    _permit: OwnedSemaphorePermit,
+    _gone: oneshot::Sender<()>,
+}
+
+impl Body for Followed {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
 }
 
 async fn tell(
@@ -73,7 +105,6 @@ async fn tell(
     caller: Caller,
     (request, name): (server_api::Request, &'static str),
     mut sender: Sender<Bytes, Infallible>,
-    _permit: OwnedSemaphorePermit,
 ) {
     let mut tick = tokio::time::interval(LOOK);
     let (told, mut number, mut silent) = (Told::default(), 0u64, 0);
@@ -101,5 +132,23 @@ async fn tell(
         if sender.send_data(text.into()).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_gone_holds_no_place_and_is_not_told_any_more() {
+        let streams = Streams::default();
+        let permit = streams.0.clone().try_acquire_owned().unwrap();
+        let (gone, ended) = oneshot::channel();
+        let (_sender, body) = Channel::new(1);
+        let body = Followed { body, _permit: permit, _gone: gone };
+        assert_eq!(streams.0.available_permits(), MOST - 1);
+        drop(body.boxed());
+        assert_eq!(streams.0.available_permits(), MOST);
+        assert!(ended.await.is_err(), "the task that looks for it ends");
     }
 }

@@ -79,6 +79,8 @@ fn parameters(path: &'static str, numbers: &[&str]) -> Vec<Value> {
     let one = |name: &str| {
         let schema = if numbers.contains(&name) {
             json!({ "type": "integer", "minimum": 0 })
+        } else if name == "span" {
+            json!({ "type": "string", "enum": ["hour", "day", "month"] })
         } else {
             json!({ "type": "string", "minLength": 1 })
         };

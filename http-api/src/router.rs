@@ -125,6 +125,7 @@ impl Router {
         B::Error: std::error::Error + Send + Sync + 'static,
     {
         let Asked { parts, origin } = asked;
+        browser::once(&parts.headers)?;
         browser::name(origin, &parts.headers)?;
         if let Some(page) = self.pages.find(parts.uri.path()) {
             return page.answer(parts.method.as_str(), &parts.headers).await;

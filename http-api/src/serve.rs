@@ -1,10 +1,12 @@
 //! Sockets: who may connect, for how long, and TLS.
 //!
 //! Until somebody on a connection has shown who they are, it is a stranger's: there is room for half
-//! of all connections and so many of each address, and [`STRANGERS`] until it is closed.
+//! of all connections and so many of each address, and [`STRANGERS`] until it is closed. Where there is no
+//! room for another, the address with the most strangers loses the one that came first: whoever fills
+//! the places keeps nobody else out.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     io,
     net::IpAddr,
@@ -62,8 +64,29 @@ const LOCAL: usize = 64;
 #[derive(Debug, Default)]
 struct Census {
     all: usize,
-    strangers: usize,
+    /// By the order in which they came: their network, and what tells them to go.
+    strangers: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
     addresses: HashMap<IpAddr, usize>,
+    came: u64,
+}
+
+impl Census {
+    /// Tells a stranger to go: of the network that has most of them the one that came first. Whether
+    /// there was one.
+    fn make_room(&mut self) -> bool {
+        let mut networks = HashMap::<IpAddr, (usize, u64)>::new();
+        for (number, (network, _)) in &self.strangers {
+            networks.entry(*network).or_insert((0, *number)).0 += 1;
+        }
+        // Of two that have as many, the one that has been there longer.
+        let most =
+            networks.values().max_by_key(|(count, first)| (*count, std::cmp::Reverse(*first)));
+        let Some((_, told)) = most.and_then(|(_, first)| self.strangers.remove(first)) else {
+            return false;
+        };
+        told.notify_one();
+        true
+    }
 }
 
 /// What came of calls.
@@ -98,15 +121,17 @@ struct Counted {
     known: AtomicBool,
     /// Somebody on it has shown who they are.
     shown: Notify,
+    /// Its place among strangers.
+    number: u64,
+    /// Another stranger is to have its place.
+    told_to_go: Arc<Notify>,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         let mut census = self.api.census.lock().unwrap_or_else(PoisonError::into_inner);
         census.all -= 1;
-        if !self.known.load(Ordering::Relaxed) {
-            census.strangers -= 1;
-        }
+        census.strangers.remove(&self.number);
         if let Some(count) = census.addresses.get_mut(&self.network) {
             *count -= 1;
             if *count == 0 {
@@ -122,20 +147,30 @@ impl Counted {
         let network = network(address);
         let mut census = api.census.lock().unwrap_or_else(PoisonError::into_inner);
         let own = census.addresses.get(&network).copied().unwrap_or_default();
-        if census.all >= most || census.strangers >= most.div_ceil(2) || own >= each {
+        if own >= each {
+            return None;
+        }
+        // Who is told to go is gone in a moment; until then there is one more.
+        let full = census.all >= most || census.strangers.len() >= most.div_ceil(2);
+        if full && !census.make_room() {
             return None;
         }
         census.all += 1;
-        census.strangers += 1;
+        census.came += 1;
+        let (number, told_to_go) = (census.came, Arc::<Notify>::default());
+        census.strangers.insert(number, (network, told_to_go.clone()));
         census.addresses.insert(network, own + 1);
-        let (known, shown) = (AtomicBool::new(false), Notify::new());
-        Some(Arc::new(Self { api: api.clone(), address, network, known, shown }))
+        let (known, shown, api) = (AtomicBool::new(false), Notify::new(), api.clone());
+        Some(Arc::new(Self { api, address, network, known, shown, number, told_to_go }))
     }
 
     fn is_known(&self) {
         if !self.known.swap(true, Ordering::Relaxed) {
-            self.api.census.lock().unwrap_or_else(PoisonError::into_inner).strangers -= 1;
-            self.shown.notify_one();
+            let mut census = self.api.census.lock().unwrap_or_else(PoisonError::into_inner);
+            // Who was told to go before goes.
+            if census.strangers.remove(&self.number).is_some() {
+                self.shown.notify_one();
+            }
         }
     }
 }
@@ -244,7 +279,12 @@ impl Api {
             let api = self.clone();
             connections.spawn(async move {
                 let handshake = TlsAcceptor::from(tls).accept(stream);
-                match tokio::time::timeout(HANDSHAKE, handshake).await {
+                let handshake = tokio::time::timeout(HANDSHAKE, handshake);
+                let shaken = tokio::select! {
+                    shaken = handshake => shaken,
+                    () = counted.told_to_go.notified() => return,
+                };
+                match shaken {
                     Ok(Ok(stream)) => api.stranger(stream, counted).await,
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
                     Err(_) => tracing::debug!(%peer, "no TLS in time"),
@@ -261,6 +301,7 @@ impl Api {
         tokio::select! {
             () = &mut served => return,
             () = counted.shown.notified() => {}
+            () = counted.told_to_go.notified() => return,
             () = tokio::time::sleep(STRANGERS) => return,
         }
         served.await;
@@ -320,4 +361,36 @@ pub fn bind(state_dir: &Path, name: &str) -> io::Result<UnixListener> {
     });
     let _ = fs::remove_dir_all(&hidden);
     placed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_fills_the_places_of_strangers_loses_them_and_nobody_else_does() {
+        let mut census = Census::default();
+        let address = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let mut told = Vec::new();
+        let mut enter = |census: &mut Census, number: u64, n: u8| {
+            let notify = Arc::<Notify>::default();
+            census.strangers.insert(number, (address(n), notify.clone()));
+            told.push((number, notify));
+        };
+        enter(&mut census, 1, 9);
+        (2..34).for_each(|number| enter(&mut census, number, 1));
+        (34..66).for_each(|number| enter(&mut census, number, 2));
+        for expected in [2, 34, 3, 35] {
+            assert!(census.make_room());
+            assert!(!census.strangers.contains_key(&expected), "{expected} came first there");
+        }
+        for _ in 0..61 {
+            assert!(census.strangers.contains_key(&1) || census.strangers.len() <= 2);
+            census.make_room();
+        }
+        assert!(census.strangers.is_empty() && !census.make_room());
+        for (_, notify) in told {
+            notify.notified().await;
+        }
+    }
 }

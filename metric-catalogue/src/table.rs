@@ -57,6 +57,8 @@ catalogue! {
         "bytes that were read from the files of a share and written to them (read, write)";
     SHARE_TIME: Histogram, Seconds, "bulkhead_smbd_share_seconds", ["share", "kind"],
         "time from taking up a request about a share to its answer, of one request in 16";
+    SHARE_PATH: Histogram, Seconds, "bulkhead_smbd_share_path_seconds", ["share", "phase"],
+        "time that requests about a share spent in each part of their way (queue, break, lock, crypto, read, write, sync, send); what is quick is sampled and counts for all";
     BREAKS: Counter, Things, "bulkhead_smbd_breaks", ["kind"],
         "times that somebody was told to give up what they cache (lease, oplock)";
     STATE_COMMITS: Counter, Things, "bulkhead_smbd_state_commits", [],

@@ -236,12 +236,33 @@ use Method::{Delete, Get, Post, Put};
 use Role::{Administrator, Operator, Viewer};
 
 /// All calls, one for each request.
-pub const CALLS: [Call; 20] = [
+pub const CALLS: [Call; 23] = [
     call("status", (Get, "/v1/status"), Viewer, "status", "How the server is"),
     call("sessions", (Get, "/v1/sessions"), Viewer, "sessions", "All sessions of SMB clients"),
     call("opens", (Get, "/v1/opens"), Viewer, "opens", "All open files and folders"),
     call("locks", (Get, "/v1/locks"), Viewer, "locks", "All byte-range locks"),
     call("shares", (Get, "/v1/shares"), Viewer, "shares", "All shares, with who uses them"),
+    call(
+        "why",
+        (Get, "/v1/why"),
+        Viewer,
+        "why",
+        "Why shares, files and LUNs are slow, each with its cause or that nothing is wrong",
+    ),
+    call(
+        "why-of",
+        (Get, "/v1/why/{what}"),
+        Viewer,
+        "why",
+        "Why a share, a file (share/path) or a LUN (target/number) is slow",
+    ),
+    call(
+        "history",
+        (Get, "/v1/history/{span}"),
+        Viewer,
+        "history",
+        "What the server did in the last hour, day or month",
+    ),
     call("targets", (Get, "/v1/targets"), Viewer, "targets", "All iSCSI targets with their LUNs"),
     call(
         "target-sessions",
@@ -342,7 +363,7 @@ mod tests {
     use schemars::schema_for;
 
     use super::*;
-    use crate::{Declared, Reply, Target};
+    use crate::{Declared, Reply, Span, Target};
 
     /// The words that a tag has in the schema of an enumeration.
     fn words<T: JsonSchema>(tag: &str) -> BTreeSet<String> {
@@ -373,6 +394,9 @@ mod tests {
             Request::Opens,
             Request::Locks,
             Request::Shares,
+            Request::Why,
+            Request::WhyOf { what: name() },
+            Request::History { span: Span::Month },
             Request::Targets,
             Request::TargetSessions,
             Request::TargetDisconnect { session: u64::MAX },

@@ -16,12 +16,14 @@
 mod calls;
 mod client;
 mod declared;
+mod why;
 mod wire;
 
 pub use calls::{CALLS, Call, Found, HttpCall, Method, Role, find};
 pub use client::Client;
 pub use control_socket::ClientError;
 pub use declared::{Action, Declared, Object, ObjectChange, ObjectKind};
+pub use why::{HistoryPoint, Span, WhyCause, WhyPhase, WhyReport};
 pub use wire::{
     Event, LockInfo, LunInfo, MAX_LINE, OpenInfo, Reply, Request, SOCKET, SessionInfo, ShareInfo,
     Status, Target, TargetInfo, TargetSession, WitnessClient, WitnessNode,

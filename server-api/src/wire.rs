@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Declared, ObjectChange};
+use crate::{Declared, HistoryPoint, ObjectChange, Span, WhyReport};
 
 /// Name of the socket in the server's state folder.
 pub const SOCKET: &str = "admin.sock";
@@ -25,6 +25,18 @@ pub enum Request {
     Locks,
     /// All shares.
     Shares,
+    /// Why shares, files and LUNs are slow, all of them.
+    Why,
+    /// Why one of them is slow.
+    WhyOf {
+        /// The name of a share, `share/path` of a file, or `target/number` of a LUN.
+        what: String,
+    },
+    /// What the server did of late.
+    History {
+        /// How far back.
+        span: Span,
+    },
     /// All iSCSI targets with their LUNs.
     Targets,
     /// All sessions of iSCSI initiators.
@@ -349,6 +361,18 @@ pub enum Reply {
         /// By name.
         shares: Vec<ShareInfo>,
     },
+    /// To [`Request::Why`] and [`Request::WhyOf`].
+    Why {
+        /// Those with causes first, then by their operations.
+        reports: Vec<WhyReport>,
+    },
+    /// To [`Request::History`].
+    History {
+        /// Seconds that a point is about, usually.
+        step_s: u64,
+        /// By time; there is none of the time when the server did not run.
+        points: Vec<HistoryPoint>,
+    },
     /// To [`Request::Targets`].
     Targets {
         /// By name.
@@ -370,6 +394,9 @@ pub enum Reply {
         nodes: Vec<WitnessNode>,
         /// Clients, by their numbers.
         clients: Vec<WitnessClient>,
+        /// There is a witness service: the configuration has `[witness]`.
+        #[serde(default = "yes")]
+        configured: bool,
     },
     /// To [`Request::WitnessMove`].
     WitnessMoved {
@@ -401,6 +428,11 @@ pub enum Reply {
         /// The last first.
         times: Vec<String>,
     },
+}
+
+/// What an older server does not say.
+fn yes() -> bool {
+    true
 }
 
 /// A line from the server.

@@ -15,7 +15,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -71,6 +71,8 @@ pub struct Session {
     /// When the right to it ends, as FILETIME; [`NEVER`] if it does not.
     expires: AtomicU64,
     channels: Mutex<Vec<ChannelInfo>>,
+    /// The most channels that it had at a time.
+    most_channels: AtomicUsize,
     ended: AtomicBool,
     /// Its client logged on again as nobody.
     anonymous: AtomicBool,
@@ -220,6 +222,7 @@ impl Session {
             told: Told::default(),
             expires: AtomicU64::new(logon.expires),
             channels: Mutex::default(),
+            most_channels: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             anonymous: AtomicBool::new(false),
             trees: RwLock::default(),
@@ -247,6 +250,7 @@ impl Session {
         }
         let connection = info.connection;
         channels.push(info);
+        self.most_channels.fetch_max(channels.len(), Ordering::Relaxed);
         Ok(Arc::new(Channel { session: self.clone(), signing, connection }))
     }
 
@@ -259,6 +263,11 @@ impl Session {
             self.ended.store(true, Ordering::Release);
         }
         last
+    }
+
+    /// The most connections that it had at a time.
+    pub fn most_channels(&self) -> usize {
+        self.most_channels.load(Ordering::Relaxed)
     }
 
     /// Its connections, the oldest first.

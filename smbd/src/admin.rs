@@ -47,6 +47,7 @@ use crate::{
     changes,
     declared::{self, How},
     iscsi::Iscsi,
+    observe::Observer,
     scrape::{self, Sources},
     witness::Witness,
 };
@@ -65,6 +66,8 @@ pub struct Program {
     pub reload: Reload,
     /// What is served by iSCSI.
     pub iscsi: Arc<Iscsi>,
+    /// What looks at the server.
+    pub observer: Arc<Observer>,
     /// What tells clients of other nodes, if it is configured.
     pub witness: Option<Arc<Witness>>,
     /// Where objects are declared; nowhere in a cluster, whose nodes have one configuration.
@@ -208,6 +211,16 @@ fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Rep
         Request::Opens => Reply::Opens { opens: opens(server) },
         Request::Locks => Reply::Locks { locks: locks(server) },
         Request::Shares => Reply::Shares { shares: shares(server) },
+        Request::Why => Reply::Why { reports: program.observer.watch.reports(None)? },
+        Request::WhyOf { what } => {
+            Reply::Why { reports: program.observer.watch.reports(Some(&what))? }
+        }
+        Request::History { span } => {
+            let none = "there is no history: the log of the server's start says why";
+            let history = program.observer.history.as_ref().ok_or(none)?;
+            let (step_s, points) = history.points(span);
+            Reply::History { step_s, points }
+        }
         Request::Targets => Reply::Targets { targets: targets(&program.iscsi) },
         Request::TargetSessions => {
             let sessions = program.iscsi.sessions().into_iter().map(target_session).collect();
@@ -226,7 +239,10 @@ fn carry_out(server: &Server, request: Request, program: &Program) -> Result<Rep
             tracing::info!(target, lun, size, "a LUN was looked at again");
             Reply::LunResized { size }
         }
-        Request::WitnessList => witness_list(witness(program)?),
+        Request::WitnessList => match program.witness.as_deref() {
+            Some(witness) => witness_list(witness),
+            None => Reply::Witness { nodes: Vec::new(), clients: Vec::new(), configured: false },
+        },
         Request::WitnessState { node, state } => {
             let state = match &*state {
                 "up" => NodeState::Up,
@@ -336,6 +352,7 @@ pub(crate) fn witness_list(witness: &Witness) -> Reply {
     Reply::Witness {
         nodes: witness.nodes().into_iter().map(node).collect(),
         clients: witness.registrations().into_iter().map(client).collect(),
+        configured: true,
     }
 }
 

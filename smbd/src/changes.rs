@@ -77,6 +77,9 @@ pub(crate) fn state(server: &Server, program: &Program, request: &Request) -> Va
         | Request::Opens
         | Request::Locks
         | Request::Shares
+        | Request::Why
+        | Request::WhyOf { .. }
+        | Request::History { .. }
         | Request::Targets
         | Request::TargetSessions
         | Request::WitnessList

@@ -21,6 +21,7 @@ use smbd::{
     declared::Place,
     descriptors, inherit,
     iscsi::{Iscsi, config::IscsiConfig},
+    observe::Observer,
     parts::{Part, Parts},
     sandbox,
     scrape::Sources,
@@ -383,7 +384,15 @@ async fn serve(
     announce(&running);
     let confined = Arc::new(confined);
     let (upgrader, kept) = (line.clone(), confined.clone());
+    let observer = {
+        let (server, blocks, state_dir) = (server.clone(), blocks.clone(), state_dir.clone());
+        let begin = move || Observer::new(server, blocks, &state_dir);
+        Arc::new(tokio::task::spawn_blocking(begin).await?)
+    };
+    let mut looking = tokio::task::JoinSet::new();
+    looking.spawn(observer.clone().run());
     let program = smbd::admin::Program {
+        observer: observer.clone(),
         reload: Box::new({
             let services = services.clone();
             move |server| reload(&kept, server, &services)
@@ -414,6 +423,8 @@ async fn serve(
     notify("STOPPING=1");
     // Before the state is let go of: who comes next makes its own.
     control.end();
+    drop(looking);
+    tokio::task::spawn_blocking(move || observer.end()).await?;
     drop((portals, witnesses));
     blocks.stop().await;
     running.drain().await;

@@ -262,6 +262,7 @@ fn readable(config: &Config, file: &Path) -> Vec<PathBuf> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut paths = vec![folder.unwrap_or(Path::new(".")).to_owned()];
     paths.extend(["/etc", "/sys/class/net", "/sys/devices", "/proc/self"].map(PathBuf::from));
+    paths.extend(crate::why::machine::readable());
     paths.extend(config.secrets.iter().cloned());
     paths
 }

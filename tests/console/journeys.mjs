@@ -17,6 +17,7 @@ function token(page) {
 
 const PLACES = [
   ["Overview"],
+  ["Why is it slow?"],
   ["Shares"],
   ["Sessions"],
   ["Open files"],
@@ -46,7 +47,7 @@ const journeys = {
     assert.equal(await page.evaluate(() => localStorage.length), 0);
     // Charts have something to show with the second look.
     await page.getByText("The charts begin").waitFor({ state: "detached" });
-    assert.equal(await page.locator("canvas").count(), 3);
+    assert.equal(await page.locator("canvas").count(), 9);
     for (const name of readdirSync(given.dist)) {
       const served = await context.request.get(given.url + (name === "index.html" ? "" : name));
       assert.ok((await served.body()).equals(readFileSync(join(given.dist, name))), `${name} is what the tree has`);
@@ -308,7 +309,7 @@ const journeys = {
         for (const [place] of PLACES) {
           await go(page, place);
           await settled(page);
-          await seen(place.toLowerCase().replace(" ", "-"));
+          await seen(place.toLowerCase().replace("?", "").replaceAll(" ", "-"));
         }
         for (const part of ["use", "files", "versions", "mount"]) {
           await page.goto(`${given.url}#/shares/vms/${part}`);

@@ -39,6 +39,15 @@ test("a command line is the same words in any shell", () => {
   assert.equal(calls.commandOf("disconnect", { target: { user: "o'x" } }), "bulkhead server disconnect --user 'o'\\''x'");
   assert.equal(calls.commandOf("witness-move", { client: null, share: "vms", to: "n1" }), "bulkhead witness move --share vms n1");
   assert.equal(calls.commandOf("metrics"), null);
+  assert.equal(calls.commandOf("snapshot-delete", { share: "vms", time: "@GMT-x" }), "bulkhead share snapshot vms --delete @GMT-x");
+  assert.equal(calls.commandOf("witness-state", { node: "n1", state: "up" }), "bulkhead witness state n1 up");
+  // What begins like an option is none.
+  assert.equal(calls.commandOf("disconnect", { target: { user: "--all" } }), "bulkhead server disconnect --user=--all");
+  assert.equal(calls.commandOf("snapshot-create", { share: "--list" }), "bulkhead share snapshot -- --list");
+  assert.equal(calls.commandOf("snapshot-delete", { share: "-x y", time: "@GMT-x" }), "bulkhead share snapshot --delete @GMT-x -- '-x y'");
+  assert.equal(calls.commandOf("witness-state", { node: "-n", state: "up" }), "bulkhead witness state -- -n up");
+  assert.equal(calls.commandOf("witness-move", { client: "-c", share: null, to: "-t" }), "bulkhead witness move --client=-c -- -t");
+  assert.equal(calls.commandOf("token-create", { hours: 12, role: "viewer", note: "-n" }), "bulkhead api token create --hours 12 --role viewer --note=-n --out my.token");
 });
 
 test("each role may make its calls", () => {
@@ -77,14 +86,37 @@ test("rates and times are those of what happened between two pages", () => {
   assert.deepEqual(live.between(after, before, 2, 0).operations, [60, 0, 0]);
 });
 
-test("alerts are raised by what happened, and by nothing else", () => {
-  const before = metrics.parse(PAGE);
-  assert.deepEqual(health.alerts(before, before, []), []);
-  const after = metrics.parse(`${PAGE}\nbulkhead_smbd_signature_refusals_total 1\nbulkhead_api_failed_logins_total 21`);
-  assert.deepEqual(health.alerts(before, after, []).map((it) => it.severity), ["critical", "warning"]);
-  assert.match(health.alerts(before, after, [])[0].summary, /^1 request came with a wrong signature/);
-  const anew = metrics.parse(PAGE.replace("seconds 50", "seconds 1"));
-  assert.match(health.alerts(before, anew, [])[0].summary, /started anew/);
+test("alerts are raised by what happened of late, and by nothing else", () => {
+  const old = PAGE.replace("seconds 50", "seconds 5000");
+  const at = (time, more = "", page = old) => ({ time, metrics: metrics.parse(`${page}\n${more}`) });
+  const severities = (pages) => health.alerts(pages).map((it) => it.severity);
+  assert.deepEqual(severities([]), []);
+  assert.deepEqual(severities([at(0)]), []);
+  assert.deepEqual(severities([at(0), at(600)]), []);
+  const counts = (forged, guesses) => `bulkhead_smbd_signature_refusals_total ${forged}\nbulkhead_api_failed_logins_total ${guesses}`;
+  assert.deepEqual(severities([at(0, counts(0, 0)), at(60, counts(10, 20))]), [], "not more than the bounds");
+  const raised = [at(0, counts(0, 0)), at(60, counts(11, 21))];
+  assert.deepEqual(severities(raised), ["critical", "warning"]);
+  assert.match(health.alerts(raised)[0].summary, /^11 requests came with a wrong signature/);
+  // What is longer ago than the rules look is no alert any more, though the page is still open.
+  assert.deepEqual(severities([...raised, at(500, counts(11, 21))]), ["critical", "warning"]);
+  assert.deepEqual(severities([...raised, at(661, counts(11, 21))]), []);
+});
+
+test("a start of the server is told of, and many are worse", () => {
+  const at = (time, up) => ({ time, metrics: metrics.parse(PAGE.replace("seconds 50", `seconds ${up}`)) });
+  const said = (...pages) => health.alerts(pages).map((it) => [it.severity, it.summary]);
+  assert.deepEqual(said(at(0, 5000), at(60, 5)), [["warning", "The server was started anew 5 seconds ago."]]);
+  assert.deepEqual(said(at(0, 5)), [], "the first start that a page sees is none that somebody did not expect");
+  assert.deepEqual(said(at(0, 5000), at(60, 5), at(120, 4), at(180, 3)), [["critical", "The server was started 3 times in a quarter of an hour."]]);
+});
+
+test("pages for alerts stand apart and are few", () => {
+  let pages = [];
+  for (let time = 0; time <= 4000; time += 2) pages = live.slid(pages, { time, metrics: new Map() });
+  assert.equal(pages.at(-1).time, 4000);
+  assert.ok(pages.length >= 29 && pages.length <= 35, `${pages.length}`);
+  assert.ok(pages[0].time <= 4000 - live.WINDOW + 30 && pages[0].time >= 4000 - live.WINDOW - 60);
 });
 
 test("sentences say one and many", () => {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde::Serialize;
-use server_api::{Client, Reply, Request, SessionInfo, Target};
+use server_api::{Client, HistoryPoint, Reply, Request, SessionInfo, Span, Target};
 
 use crate::{remote, say::shown};
 
@@ -57,6 +57,12 @@ enum Command {
     Locks,
     /// The shares.
     Shares,
+    /// What it did in the last hour, day or month.
+    History {
+        /// How far back: in steps of 10 seconds, a minute or 15 minutes.
+        #[arg(value_enum, default_value_t = Back::Hour)]
+        back: Back,
+    },
     /// End sessions with all they have open, or close one open.
     Disconnect(Which),
     /// Read the configuration again.
@@ -64,6 +70,24 @@ enum Command {
     /// Have the program that is installed now take over from the one that runs: persistent opens
     /// stay, clients connect again by themselves. Needs smbd --supervise.
     Upgrade,
+}
+
+/// How far back.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Back {
+    Hour,
+    Day,
+    Month,
+}
+
+impl From<Back> for Span {
+    fn from(back: Back) -> Self {
+        match back {
+            Back::Hour => Self::Hour,
+            Back::Day => Self::Day,
+            Back::Month => Self::Month,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,6 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Opens => Request::Opens,
         Command::Locks => Request::Locks,
         Command::Shares => Request::Shares,
+        Command::History { back } => Request::History { span: back.into() },
         Command::Reload => Request::Reload,
         Command::Upgrade => Request::Upgrade,
         Command::Disconnect(Which { session, user, address, open }) => {
@@ -123,6 +148,7 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
         Reply::Opens { opens } if as_json => json(&opens)?,
         Reply::Locks { locks } if as_json => json(&locks)?,
         Reply::Shares { shares } if as_json => json(&shares)?,
+        Reply::History { points, .. } if as_json => json(&points)?,
         Reply::Disconnected { count } if as_json => json(&count)?,
         Reply::Status { status } => {
             let row = |key: &str, value: String| say!("{key:<12} {value}");
@@ -164,11 +190,44 @@ fn show(reply: Reply, as_json: bool) -> anyhow::Result<()> {
                 [s.name, mode, connected, opens, s.snapshots.to_string(), blocks, s.path]
             }),
         ),
+        Reply::History { points, .. } => history(&points),
         Reply::Disconnected { count } => say!("{count} ended"),
         Reply::Ok => {}
         other => bail!("the server answered {other:?}"),
     }
     Ok(())
+}
+
+/// The points of a history, each as rates over its time.
+fn history(points: &[HistoryPoint]) {
+    let ago = points.last().map_or(0, |last| last.time);
+    table(
+        &[
+            "AGO", "READS/S", "WRITES/S", "OTHERS/S", "IN", "OUT", "ERRORS", "P50", "P99",
+            "SESSIONS", "CPU",
+        ],
+        points.iter().map(|p| {
+            let rate = |count: u64| format!("{:.1}", count as f64 / p.seconds.max(1) as f64);
+            let moved = |bytes: u64| {
+                format!("{:.1} MiB/s", bytes as f64 / f64::from(1 << 20) / p.seconds.max(1) as f64)
+            };
+            let micros =
+                |micros: u64| if micros == 0 { "-".to_owned() } else { format!("{micros} µs") };
+            [
+                format!("{} s", ago - p.time),
+                rate(p.reads),
+                rate(p.writes),
+                rate(p.others),
+                moved(p.received),
+                moved(p.sent),
+                p.errors.to_string(),
+                micros(p.p50_us),
+                micros(p.p99_us),
+                p.sessions.to_string(),
+                format!("{:.1} %", p.cpu_permille as f64 / 10.0),
+            ]
+        }),
+    );
 }
 
 /// Connections that a line names.

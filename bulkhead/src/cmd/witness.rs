@@ -66,11 +66,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Move { client, share, to } => Request::WitnessMove { client, share, to },
     };
     match args.socket.ask(&request)? {
-        Reply::Witness { nodes, clients } if args.json => {
+        Reply::Witness { configured: false, .. } => {
+            bail!("the server is no witness: its configuration has no [witness]")
+        }
+        Reply::Witness { nodes, clients, .. } if args.json => {
             json(&json!({ "nodes": nodes, "clients": clients }))?;
         }
         Reply::WitnessMoved { count } if args.json => json(&count)?,
-        Reply::Witness { nodes, clients } => show(nodes, clients),
+        Reply::Witness { nodes, clients, .. } => show(nodes, clients),
         Reply::WitnessMoved { count } => say!("told {count}"),
         Reply::Ok => {}
         other => bail!("the server answered {other:?}"),

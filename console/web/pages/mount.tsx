@@ -68,7 +68,7 @@ text={`net use Z: ${powershell(`\\\\${host}\\${share}`)} /user:${powershell(who)
         name="At each start, a line of /etc/fstab; the password is in the file, at mode 0600"
         text={`${linux.replaceAll(" ", "\\040")} ${folder} cifs credentials=/etc/cifs-${share.replace(/[^A-Za-z0-9._-]/g, "_")},vers=3.1.1${usual ? "" : `,port=${port}`},_netdev,nofail 0 0`}
       />
-      <Line name="Without mounting it" text={`smbclient ${quoted(linux)} ${usual ? "" : `-p ${port} `}-U ${quoted(who)}`} />
+      <Line name="Without mounting it" text={`smbclient ${quoted(linux)} ${usual ? "" : `-p ${port} `}${who.startsWith("-") ? `--user=${quoted(who)}` : `-U ${quoted(who)}`}`} />
       <h3>macOS</h3>
       <Line name="Finder, Go, Connect to Server (⌘K)" text={mac} />
       <Line name="In a terminal" text={`open ${quoted(mac)}`} />

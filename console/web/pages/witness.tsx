@@ -70,12 +70,7 @@ function Nodes({ nodes, after }: { nodes: WitnessNode[]; after: () => void }) {
       ]}
       rows={nodes}
       id={(it) => it.name}
-      empty={
-        <p>
-          No witness service is configured here. <code>[witness]</code> in the configuration makes one; <code>docs/witness.md</code>{" "}
-          says what it is good for.
-        </p>
-      }
+      empty={<p>The witness service knows no node.</p>}
     />
   );
 }
@@ -132,7 +127,7 @@ function Move({ clients, nodes, after }: { clients: WitnessClient[]; nodes: Witn
 }
 
 export function Witness() {
-  const { value, error, again } = useCall<{ nodes: WitnessNode[]; clients: WitnessClient[] }>("witness-list", 3);
+  const { value, error, again } = useCall<{ nodes: WitnessNode[]; clients: WitnessClient[]; configured: boolean }>("witness-list", 3);
   const roles = last.value?.get("bulkhead_cluster_role") ?? [];
   return (
     <Page
@@ -152,7 +147,15 @@ export function Witness() {
           .
         </p>
       )}
-      {value ? (
+      {value && !value.configured ? (
+        <div class="empty">
+          <p>
+            This server has no witness service. <code>[witness]</code> in its configuration makes one, and a restart begins it;{" "}
+            <code>docs/witness.md</code> says what it is good for.
+          </p>
+          <Command verb="witness-list" />
+        </div>
+      ) : value ? (
         <>
           <Card title="Nodes">
             <Nodes nodes={value.nodes} after={again} />

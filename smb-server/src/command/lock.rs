@@ -1,6 +1,6 @@
 //! LOCK (MS-SMB2 3.3.5.14).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use smb_protocol::{
     NtStatus,
@@ -19,6 +19,10 @@ use volume::{
 };
 
 use super::{Ctx, Deferred, Handled, Outcome};
+use crate::meters::{
+    path::Phase,
+    waits::{Wait, WaitInfo},
+};
 
 /// Ranges that are quickly locked or released, however many the file has.
 const FEW: usize = 64;
@@ -53,7 +57,8 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
         open.break_read_caching()?;
         let take = || lock(&open, &request.locks);
         if let Some((range, exclusive)) = if many { aside(take) } else { take() }? {
-            return Ok(wait(open, range, exclusive, sequence).into());
+            let counted = counted(ctx, &open, range);
+            return Ok(wait(open, (range, exclusive), sequence, counted).into());
         }
     }
     if let Some(sequence) = sequence {
@@ -133,8 +138,27 @@ fn lock(open: &Open, elements: &[Element]) -> Result<Option<(Range, bool)>, NtSt
     result
 }
 
+/// Begins to time a wait for a range.
+fn counted(ctx: &Ctx<'_>, open: &Open, range: Range) -> Wait {
+    let meters = &ctx.ex.server.meters;
+    let info = WaitInfo {
+        phase: Phase::Lock,
+        share: open.origin.share.clone(),
+        file: Some(open.file.key()),
+        range: Some(range),
+        since: Instant::now(),
+    };
+    let share = ctx.tree.as_ref().and_then(|tree| tree.meter.clone());
+    meters.waits.begin(info, share, Some(meters.files.of(open)))
+}
+
 /// Waits until a range is free.
-fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequence>) -> Deferred {
+fn wait(
+    open: Arc<Open>,
+    (range, exclusive): (Range, bool),
+    sequence: Option<Sequence>,
+    counted: Wait,
+) -> Deferred {
     let (cancel, mut cancelled) = oneshot::channel::<()>();
     let ended = open.closed.clone().notified_owned();
     Deferred::event(0, cancel, async move {
@@ -150,6 +174,7 @@ fn wait(open: Arc<Open>, range: Range, exclusive: bool, sequence: Option<Sequenc
                 Ok(()) = &mut cancelled => return Err(NtStatus::CANCELLED),
             }
         }
+        drop(counted);
         if let Some(sequence) = sequence {
             sequence.note(&open);
         }

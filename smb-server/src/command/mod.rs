@@ -37,6 +37,7 @@ use volume::{
 pub use self::outcome::{Deferred, Failure, Handled, Outcome};
 use crate::{
     exchange::Exchange,
+    meters::timer::PathTimer,
     session::{Session, Tree},
 };
 
@@ -68,6 +69,10 @@ pub struct Ctx<'a> {
     pub signer: Option<Arc<SigningKey>>,
     /// Bytes of a WRITE's data that are in the file already and not in the message any more.
     pub placed: usize,
+    /// It is timed along its way.
+    pub timed: bool,
+    /// Who times it, once its open is known.
+    pub path: PathTimer,
     /// `Request.CompressReply` (MS-SMB2 3.3.1.13): from how many bytes on the answer is compressed.
     pub compress_reply: Option<usize>,
 }
@@ -89,6 +94,8 @@ impl<'a> Ctx<'a> {
             file: None,
             signer: None,
             placed: 0,
+            timed: false,
+            path: PathTimer::default(),
             compress_reply: None,
         }
     }
@@ -139,7 +146,16 @@ impl<'a> Ctx<'a> {
                 return Err(NtStatus::FILE_NOT_AVAILABLE);
             }
         }
+        if self.timed {
+            self.path = self.timer(&open);
+        }
         Ok(open)
+    }
+
+    /// Times what a request about an open waits for.
+    pub fn timer(&self, open: &Open) -> PathTimer {
+        let share = self.tree.as_ref().and_then(|tree| tree.meter.clone());
+        PathTimer::new(share, self.ex.server.meters.files.of(open))
     }
 
     /// Whether this request may use what a tree of its session leads to.

@@ -18,6 +18,7 @@ use super::{
     Ctx, Deferred, Handled, Outcome,
     remote::{Remote, taken_back_by_the_answer},
 };
+use crate::meters::path::Phase;
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
@@ -54,9 +55,10 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let least = request.minimum_count as usize;
     if let Some(remote) = remote {
         let (data, offset) = (data.clone(), request.offset);
+        let timer = ctx.timer(&open);
         return Ok(Outcome::Deferred(Deferred::storage(len, async move {
             let mut content = vec![0; len];
-            let got = data.read_at(offset, &mut content).await;
+            let got = timer.storage(Phase::Read, data.read_at(offset, &mut content)).await;
             let got = got.map_err(|error| of_storage(&error))?;
             check_count(got, len, least)?;
             open.position.store(offset + got as u64, Ordering::Relaxed);
@@ -72,17 +74,20 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     }
     let (start, padding) = (out.len(), ctx.ex.read_padding);
     out.resize(start + HEAD + usize::from(padding), 0);
+    let begun = ctx.path.begin();
     if let Some(got) = data.read_now(request.offset, len, out)? {
+        ctx.path.end(Phase::Read, begun);
         check_count(got, len, least)?;
         open.position.store(request.offset + got as u64, Ordering::Relaxed);
         out[start..start + HEAD].copy_from_slice(&head(got, padding));
         return Ok(Outcome::SUCCESS);
     }
-    let data = data.clone();
+    let (data, timer) = (data.clone(), ctx.timer(&open));
     Ok(Outcome::Deferred(Deferred::storage(len, async move {
         let start = HEAD + usize::from(padding);
         let mut body = vec![0; start + len];
-        let got = data.read_at(request.offset, &mut body[start..]).await;
+        let read = data.read_at(request.offset, &mut body[start..]);
+        let got = timer.storage(Phase::Read, read).await;
         let got = got.map_err(|error| of_storage(&error))?;
         drop(open);
         check_count(got, len, least)?;

@@ -32,6 +32,7 @@ use super::{
     Ctx, Deferred, Failure, Handled, Outcome,
     remote::{Remote, taken_back_by_the_answer},
 };
+use crate::meters::path::Phase;
 
 const MAX_OFFSET: u64 = i64::MAX as u64;
 /// Parts of pages are not placed: what is not in the page cache would have to be read for them.
@@ -61,23 +62,29 @@ pub fn handle(ctx: &mut Ctx<'_>, body: &[u8], out: &mut Vec<u8>) -> Handled {
     let late = open.table().faults.is_late();
     #[cfg(not(test))]
     let late = false;
+    let begun = ctx.path.begin();
     let written = if appends_only(&open) && offset == open.length()? {
         append(&data, request.data)?;
         true
     } else {
         !late && data.write_now(offset, request.data)?
     };
+    if written {
+        ctx.path.end(Phase::Write, begun);
+    }
     if written && !through {
         Response { count }.encode(out);
         return Ok(Outcome::SUCCESS);
     }
     let rest = if written { Vec::new() } else { request.data.to_vec() };
+    let timer = ctx.timer(&open);
     Ok(Outcome::Deferred(Deferred::storage(rest.len(), async move {
         if !rest.is_empty() {
-            data.write_at(offset, &rest).await.map_err(|error| of_storage(&error))?;
+            let write = data.write_at(offset, &rest);
+            timer.storage(Phase::Write, write).await.map_err(|error| of_storage(&error))?;
         }
         if through {
-            open.make_durable().await?;
+            timer.storage(Phase::Sync, open.make_durable()).await?;
         }
         let mut body = Vec::with_capacity(16);
         Response { count }.encode(&mut body);
@@ -111,15 +118,17 @@ fn write_remote(ctx: &mut Ctx<'_>, mut request: Request<'_>, remote: Remote) -> 
     let through = request.flags & WRITE_THROUGH != 0 || open.write_through();
     open.note_write();
     let (offset, count) = (request.offset, request.length);
+    let timer = ctx.timer(&open);
     Ok(Outcome::Deferred(Deferred::storage(count as usize, async move {
         let bytes = remote.get(count as usize).await?;
         if appends_only(&open) && offset == open.length()? {
             append(&data, &bytes)?;
         } else {
-            data.write_at(offset, &bytes).await.map_err(|error| of_storage(&error))?;
+            let write = data.write_at(offset, &bytes);
+            timer.storage(Phase::Write, write).await.map_err(|error| of_storage(&error))?;
         }
         if through {
-            open.make_durable().await?;
+            timer.storage(Phase::Sync, open.make_durable()).await?;
         }
         let mut body = Vec::with_capacity(16);
         Response { count }.encode(&mut body);
@@ -261,6 +270,7 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
     let writes = Access::WRITE_DATA.or(Access::APPEND_DATA);
     open.need(writes)?;
     let hardened = open.make_durable();
+    let timer = ctx.timer(&open);
     Ok(Outcome::Deferred(Deferred::storage(0, async move {
         if open.directory {
             // MS-FSA 2.1.5.7: what the folder itself holds.
@@ -270,7 +280,7 @@ pub fn flush(ctx: &mut Ctx<'_>, body: &[u8]) -> Handled {
             });
             flushed.await.unwrap_or(Err(Errno::IO)).map_err(of_errno)?;
         } else {
-            hardened.await?;
+            timer.storage(Phase::Sync, hardened).await?;
         }
         let mut body = Vec::new();
         Empty.encode(&mut body);

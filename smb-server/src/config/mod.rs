@@ -391,6 +391,8 @@ mod tests {
             ("[[share]]\nname='a'\npath='/nowhere'\n", "no such folder"),
             ("[[share]]\nname='a'\npath='/tmp'\nusers=['bob']\n", "\"bob\" is not defined"),
             ("[[share]]\nname='IPC$'\npath='/tmp'\n", "the server's own"),
+            ("[[share]]\nname='..'\npath='/tmp'\n", "not a share name"),
+            ("[[share]]\nname='.'\npath='/tmp'\n", "not a share name"),
             ("[[user]]\nname='a'\n", "exactly one of"),
             ("[[user]]\nname='a'\npassword=''\n", "empty"),
             ("[[user]]\nname='a'\npassword='x'\n[[user]]\nname='A'\npassword='y'\n", "twice"),

@@ -148,6 +148,12 @@ impl Check<'_> {
             if !(1..=80).contains(&len) || !share.name.chars().all(plain) {
                 return Err(self.bad(&key, "not a share name"));
             }
+            // Addresses take these for a folder and the one above, however they are encoded (RFC 3986 5.2.4).
+            if [".", ".."].contains(&&*share.name) {
+                return Err(
+                    self.bad(&key, "not a share name: a folder has that name in every address")
+                );
+            }
             let folded = users::fold(&share.name);
             if folded == "IPC$" {
                 return Err(self.bad(&key, "IPC$ is the server's own"));

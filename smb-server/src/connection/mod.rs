@@ -52,6 +52,9 @@ const SEND_AT: usize = 64 << 10;
 /// logs on with a password is never kept out.
 const FREE: usize = 4 << 10;
 
+/// Time between two looks at the network.
+const LOOK: Duration = Duration::from_millis(100);
+
 type Waiting = FuturesUnordered<Pin<Box<dyn Future<Output = Completion> + Send>>>;
 
 /// Serves one connection until it ends (MS-SMB2 3.3.5.1).
@@ -80,6 +83,8 @@ pub async fn run<T: Transport>(
         busy_poll,
         meter: exchange.meter.clone(),
         stranger: Stranger { server: exchange.server.clone(), counted: 0 },
+        arrived: None,
+        looked: None,
     };
     let mut waiting = Waiting::new();
     let time = Duration::from_secs(limits.authentication_seconds);
@@ -125,6 +130,7 @@ async fn serve<T: Transport>(
             link.output = take_buffer();
         }
         link.stranger.count(exchange, link.transport.held())?;
+        exchange.arrived = link.arrived;
         let mut turn = Turn::begin();
         while let Some((message, placed)) = link.transport.next_message(exchange)? {
             answered += 1;
@@ -151,6 +157,7 @@ async fn serve<T: Transport>(
             turn.pass().await;
         }
         link.send(waiting).await?;
+        exchange.answers_sent();
         if !link.held.is_empty() {
             continue;
         }
@@ -249,6 +256,10 @@ struct Link<T> {
     busy_poll: BusyPoll,
     meter: Arc<Meter>,
     stranger: Stranger,
+    /// When something was received last.
+    arrived: Option<Instant>,
+    /// When somebody looked how the network is.
+    looked: Option<Instant>,
 }
 
 /// What a client that has not logged in holds of the memory that all such clients have together.
@@ -290,7 +301,10 @@ impl<T: Transport> Link<T> {
     /// Receives what is there; `Some(0)` at the end, `None` if there is nothing yet.
     fn receive_now(&mut self) -> Result<Option<usize>, Dropped> {
         let got = self.transport.receive_now()?;
-        self.meter.received(got.unwrap_or(0));
+        if let Some(got) = got {
+            self.meter.received(got);
+            self.arrived = Some(Instant::now());
+        }
         Ok(got)
     }
 
@@ -319,9 +333,21 @@ impl<T: Transport> Link<T> {
     /// Gives buffers back that hold nothing, and of a stranger those that hold little: what is not
     /// counted of its input is not to cost a whole buffer, which once held much.
     fn rest(&mut self, authenticated: bool) {
+        self.look_at_network(Instant::now());
         self.transport.rest(if authenticated { 0 } else { FREE });
         if self.output.is_empty() && self.output.capacity() > 0 {
             give_buffer(std::mem::take(&mut self.output));
+        }
+    }
+
+    /// Notes how the network is, if nobody looked of late.
+    fn look_at_network(&mut self, now: Instant) {
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < LOOK) {
+            return;
+        }
+        self.looked = Some(now);
+        if let Some(network) = self.transport.network() {
+            self.meter.network(network);
         }
     }
 
@@ -364,6 +390,9 @@ impl<T: Transport> Link<T> {
         };
         let sent = tokio::time::timeout(self.write_time, work).await;
         sent.map_err(|_| Dropped::NotReading)??;
+        if let Some(now) = self.meter.answers_sent() {
+            self.look_at_network(now);
+        }
         self.meter.sent(self.output.len());
         self.written += self.output.len() as u64;
         self.output.clear();

@@ -282,6 +282,11 @@ impl<'a> Answer<'a> {
         Ok(&self.out[self.last..])
     }
 
+    /// Whether the end of the frame signs or seals, and does nothing else that takes its time.
+    pub(super) fn protects(&self) -> bool {
+        (self.signer.is_some() || self.sealed.is_some()) && self.compress.is_none()
+    }
+
     /// Completes the frame and gives it up to be sent; nothing remains of an empty one.
     pub(super) fn end(mut self) -> Result<(), NonceError> {
         self.finish()

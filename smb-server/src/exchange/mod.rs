@@ -12,7 +12,7 @@ mod pass;
 mod requests;
 mod waiting;
 
-use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
 
 use block_io::SplicePipe;
 use smb_protocol::{
@@ -30,7 +30,7 @@ use crate::{
     command::{self, Ctx, negotiate::Negotiated, session_setup::Authentication},
     dropped::Dropped,
     exchange::credits::CreditWindow,
-    meters::Meter,
+    meters::{Meter, timer::PathTimer},
     session::{ById, Channel, ConnectionId},
     transport::{Carrier, Placement, RemoteMemory},
 };
@@ -124,6 +124,8 @@ pub struct Exchange {
     window: CreditWindow,
     pending: ById<u64, Pending>,
     pending_bytes: usize,
+    /// Those of `pending` that wait for storage.
+    pending_storage: u64,
     next_key: u64,
     limits: crate::config::Limits,
     max_message: usize,
@@ -133,6 +135,24 @@ pub struct Exchange {
     placed: usize,
     /// The messages at hand came compressed.
     came_compressed: bool,
+    /// When the last bytes were received.
+    pub arrived: Option<Instant>,
+    /// When the message at hand was received and taken up, if its request is timed.
+    taking: Option<(Instant, Instant)>,
+    /// Who times the answer that was made last.
+    timer: PathTimer,
+    batch: Batch,
+}
+
+/// What was taken up since answers were last sent.
+#[derive(Debug, Clone, Copy, Default)]
+struct Batch {
+    /// Requests.
+    requests: u64,
+    /// Their credits.
+    credits: u64,
+    /// Requests that were under way before them.
+    before: u64,
 }
 
 impl Exchange {
@@ -161,6 +181,7 @@ impl Exchange {
             window: CreditWindow::new(limits.credits),
             pending: ById::default(),
             pending_bytes: 0,
+            pending_storage: 0,
             next_key: 1,
             limits,
             max_message,
@@ -168,6 +189,19 @@ impl Exchange {
             posts,
             placed: 0,
             came_compressed: false,
+            arrived: None,
+            taking: None,
+            timer: PathTimer::default(),
+            batch: Batch::default(),
+        }
+    }
+
+    /// What was answered has been sent: what comes now is new.
+    pub fn answers_sent(&mut self) {
+        let Batch { requests, credits, before } = std::mem::take(&mut self.batch);
+        if requests > 0 {
+            let all = before + credits >= u64::from(self.limits.credits);
+            self.meter.batch(before + requests, all);
         }
     }
 
@@ -297,6 +331,8 @@ impl Exchange {
         out: &'a mut Vec<u8>,
         turn: &'a mut Turn,
     ) -> Taken<'a> {
+        let timed = self.arrived.filter(|_| self.meter.next_is_timed());
+        self.taking = timed.map(|arrived| (arrived, Instant::now()));
         if message.first_chunk() == Some(&PROTOCOL_SMB1) {
             return Taken::Done(self.smb1(message, out));
         }

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     command::{Deferred, session_setup::BindingRequest},
     dropped::Dropped,
+    meters::timer::PathTimer,
     session::{Channel, Tree},
 };
 
@@ -106,6 +107,8 @@ pub(super) struct Handed {
     pub(super) in_progress: Option<InProgress>,
     /// When it was taken up, if it is timed.
     pub(super) since: Option<std::time::Instant>,
+    /// Who times it along its way.
+    pub(super) path: PathTimer,
 }
 
 /// One pass over the requests of a frame.

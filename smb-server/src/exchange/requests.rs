@@ -1,6 +1,8 @@
 //! The requests of a frame, one after the other: accept (place, credits, protection), hand to the
 //! handler, answer, or have it wait.
 
+use std::time::Instant;
+
 use smb_protocol::{
     Command, Dialect, FileId, Header, HeaderFlags, NtStatus, compression::WORTHWHILE,
     header::HEADER_LEN, msg::error,
@@ -17,7 +19,7 @@ use super::{
 use crate::{
     command::{self, Ctx, Failure, Outcome, negotiate::Negotiated},
     dropped::Dropped,
-    meters::Answered,
+    meters::{Answered, path::Phase, timer::PathTimer},
     session::Tree,
 };
 
@@ -45,7 +47,24 @@ impl Exchange {
                 self.put_off(unfinished, message, &mut pass)?;
             }
         }
-        pass.end()
+        self.end_pass(pass)
+    }
+
+    /// Finishes the responses, and times that if the last request was timed.
+    pub(super) fn end_pass(&mut self, pass: Pass<'_>) -> Result<Frame, Dropped> {
+        if !self.timer.counts() {
+            return pass.end();
+        }
+        let timer = std::mem::take(&mut self.timer);
+        let protects = pass.answer.protects();
+        let begun = Instant::now();
+        let done = pass.end();
+        let now = Instant::now();
+        if protects {
+            timer.note(Phase::Crypto, now - begun);
+        }
+        self.meter.answer_stands(timer, now);
+        done
     }
 
     /// Answers the messages of a compound.
@@ -58,7 +77,7 @@ impl Exchange {
     ) -> Result<Frame, Dropped> {
         let mut pass = self.pass(protection, out);
         self.requests(message, None, &mut pass, turn).await?;
-        pass.end()
+        self.end_pass(pass)
     }
 
     fn pass<'a>(&self, protection: Protection, out: &'a mut Vec<u8>) -> Pass<'a> {
@@ -170,6 +189,11 @@ impl Exchange {
         if !self.window.consume(header.message_id, charge) {
             return Err(Dropped::Protocol("a message id that was not granted"));
         }
+        if self.batch.requests == 0 {
+            self.batch.before = self.storage_pending();
+        }
+        self.batch.requests += 1;
+        self.batch.credits += u64::from(charge);
         let credits = self.grant(&header);
         if related && place.first {
             let signer = self.signer(&header);
@@ -250,6 +274,7 @@ impl Exchange {
             creating: accepted.creating.take().map(|creating| *creating),
             asked: std::mem::take(&mut accepted.asked),
             placed: accepted.placed,
+            timed: since.is_some(),
             compress_reply: self.came_compressed.then_some(WORTHWHILE),
             ..Ctx::new(self, header, session)
         };
@@ -257,9 +282,13 @@ impl Exchange {
         let result = command::dispatch(&mut ctx, message.bytes(), pass.answer.out);
         let Ctx { header: mut response, tree, file, signer, creating, asked, in_progress, .. } =
             ctx;
+        let path = std::mem::take(&mut ctx.path);
         let compress = ctx.compress_reply.and_then(|least| self.compresses(tree.as_deref(), least));
         let channel = accepted.channel.as_ref();
         let signed = header.flags.has(HeaderFlags::SIGNED);
+        if let Some(since) = since {
+            self.time_begin(&path, since, signed, pass);
+        }
         let signs = signer.or_else(|| channel.filter(|_| signed).map(|c| c.signing.clone()));
         if header.command == Command::SESSION_SETUP
             && matches!(result, Ok(Outcome::Done(NtStatus::SUCCESS)))
@@ -273,7 +302,8 @@ impl Exchange {
             response.flags |= HeaderFlags::ASYNC;
             response.async_or_tree = id;
         }
-        let handed = Handed { response, body_at, signs, compress, tree, file, in_progress, since };
+        let handed =
+            Handed { response, body_at, signs, compress, tree, file, in_progress, since, path };
         let place = message.place;
         let waits = match result {
             Ok(Outcome::Deferred(deferred)) => Waits::Deferred(deferred),
@@ -303,6 +333,15 @@ impl Exchange {
         Ok(Some(Box::new(Unfinished { accepted, handed, waits })))
     }
 
+    /// Times what was before a request was handed over at `since`.
+    fn time_begin(&mut self, path: &PathTimer, since: Instant, signed: bool, pass: &Pass<'_>) {
+        let Some((arrived, begun)) = self.taking.take() else { return };
+        path.note(Phase::Queue, begun.saturating_duration_since(arrived));
+        if signed || matches!(pass.protection, Protection::Sealed(_)) {
+            path.note(Phase::Crypto, since.saturating_duration_since(begun));
+        }
+    }
+
     /// Answers a request whose handler is done with it: the body is in the output, or there is none
     /// but `error`.
     fn answer(
@@ -322,6 +361,9 @@ impl Exchange {
         }
         let share = handed.tree.as_deref().and_then(|tree| tree.meter.as_deref());
         self.meter.answered(counted, share);
+        if handed.path.counts() {
+            self.timer = std::mem::take(&mut handed.path);
+        }
         inherit(&mut pass.chain, &handed.response, handed.tree.as_deref(), handed.file);
         Ok(())
     }

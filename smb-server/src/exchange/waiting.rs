@@ -26,8 +26,13 @@ use super::{
 use crate::{
     command::Deferred,
     dropped::Dropped,
-    meters::{Answered, ShareMeter},
-    session::{Channel, ConnectionId},
+    meters::{
+        Answered, ShareMeter,
+        path::Phase,
+        timer::PathTimer,
+        waits::{Wait, WaitInfo},
+    },
+    session::{Channel, ConnectionId, Tree},
 };
 
 /// The end of something that waited.
@@ -91,6 +96,10 @@ pub(super) struct Pending {
     counted: (Option<Instant>, Option<Arc<ShareMeter>>),
     /// What it takes of its user's budget as long as it waits.
     held: Option<Held>,
+    /// It waits for other clients, which is timed.
+    _wait: Option<Wait>,
+    /// Who times its answer.
+    timer: PathTimer,
     rest: Rest,
 }
 
@@ -253,6 +262,7 @@ impl Exchange {
         let cancel = given_up_before(pass, &response, Some(cancel));
         let bytes = suspended.bytes.len() + if quiet { unsent } else { 0 };
         let bytes = bytes + suspended.behind.len() * size_of::<(MessageId, SessionId)>();
+        let wait = self.wait_for_others(&wake, handed.tree.as_deref());
         let rest = Rest::Again(Box::new(suspended), wake.again.clone(), wake.until);
         self.remember(
             key,
@@ -264,6 +274,8 @@ impl Exchange {
                 storage: false,
                 counted: (None, None),
                 held,
+                _wait: wait,
+                timer: PathTimer::default(),
                 rest,
             },
         );
@@ -281,7 +293,15 @@ impl Exchange {
         pass: &mut Pass<'_>,
     ) -> Result<Header, Dropped> {
         let Handed {
-            response: mut header, body_at, signs, compress, in_progress, since, tree, ..
+            response: mut header,
+            body_at,
+            signs,
+            compress,
+            in_progress,
+            since,
+            tree,
+            path,
+            ..
         } = handed;
         let counted = (since, tree.and_then(|tree| tree.meter.clone()));
         pass.answer.reset(body_at);
@@ -301,7 +321,18 @@ impl Exchange {
         let cancel = given_up_before(pass, &header, cancel);
         self.remember(
             key,
-            Pending { header, protection, cancel, bytes, storage, counted, held, rest },
+            Pending {
+                header,
+                protection,
+                cancel,
+                bytes,
+                storage,
+                counted,
+                held,
+                _wait: None,
+                timer: path,
+                rest,
+            },
         );
         pass.waits.push(Box::pin(async move {
             let (status, body) = response.await;
@@ -311,7 +342,28 @@ impl Exchange {
         Ok(header)
     }
 
+    /// Begins to time the wait of a request for other clients.
+    fn wait_for_others(&self, wake: &Wake, tree: Option<&Tree>) -> Option<Wait> {
+        let tree = tree?;
+        let meters = &self.server.meters;
+        let info = WaitInfo {
+            phase: Phase::Break,
+            share: tree.name.clone(),
+            file: wake.file,
+            range: None,
+            since: Instant::now(),
+        };
+        let file = wake.file.and_then(|file| meters.files.known(file));
+        Some(meters.waits.begin(info, tree.meter.clone(), file))
+    }
+
+    /// Requests that wait for storage.
+    pub(super) fn storage_pending(&self) -> u64 {
+        self.pending_storage
+    }
+
     fn remember(&mut self, key: u64, pending: Pending) {
+        self.pending_storage += u64::from(pending.storage);
         self.pending_bytes += pending.bytes;
         self.meter.waits();
         self.pending.insert(key, pending);
@@ -352,6 +404,7 @@ impl Exchange {
         turn: &'a mut Turn,
     ) -> Taken<'a> {
         let Completion { key, end } = completion;
+        self.taking = None;
         let end = match end {
             End::Untold(waiting) => return Taken::Done(self.tell_waiting(key, waiting, out)),
             end => end,
@@ -360,13 +413,15 @@ impl Exchange {
             return Taken::Done(Ok(Frame::Answered));
         };
         self.pending_bytes -= pending.bytes;
+        self.pending_storage -= u64::from(pending.storage);
         drop(pending.held);
-        let Pending { header, protection, counted, rest, .. } = pending;
+        let Pending { header, protection, counted, timer, rest, .. } = pending;
         let suspended = match rest {
             Rest::Answer(signs, compress) => {
                 let mut pass = Pass::begin(out, protection);
                 pass.answer.compress = compress;
                 pass.answer.memory.clone_from(&self.remote_memory);
+                self.timer = timer;
                 let done = self.respond((header, counted), signs, end, pass);
                 return Taken::Done(done);
             }
@@ -415,7 +470,7 @@ impl Exchange {
         answer.close(header, body_at, signs.as_ref(), place)?;
         let counted = Answered::new(header.command, status, &body).since(since);
         self.meter.answered(counted, share.as_deref());
-        pass.end()
+        self.end_pass(pass)
     }
 
     /// Gives up a request that waits for an event (MS-SMB2 3.3.5.16); one that is being carried
@@ -500,6 +555,7 @@ impl Exchange {
 
     /// The connection is lost, and with it whoever waits for these.
     pub(super) fn drop_pending(&mut self) {
+        self.pending_storage = 0;
         for (_, pending) in self.pending.drain() {
             if let Rest::Again(suspended, again, until) = pending.rest {
                 suspended.outlive(self.id, again, until);

@@ -5,19 +5,25 @@
 //!  connection ─► Meter                                  ├─► Totals ─► Page, on a scrape
 //!  connections that ended ─► past                       ┘                ▲
 //!  tree ─► ShareMeter (in parts that connections are spread over) ───────┘
+//!
+//!  request ─► PathTimer ─► PathMeter of the share, and of the file if it is one of the busiest
 //! ```
 //!
 //! A counter is written by one task alone, so it needs no locked instruction and shares no cache
 //! line with another connection's. The time of every sixteenth request is taken, from the moment
 //! it is taken up to its answer, however it was answered.
 
+pub mod files;
+pub mod path;
 mod shares;
+pub mod timer;
+pub mod waits;
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -27,7 +33,12 @@ use smb_protocol::{Command, NtStatus};
 use volume::work::Longest;
 
 pub use self::shares::ShareMeter;
-use crate::{Server, session::ConnectionId, transport::Carrier};
+use self::{files::FileMeters, timer::PathTimer, waits::Waits};
+use crate::{
+    Server,
+    session::ConnectionId,
+    transport::{Carrier, Network},
+};
 
 /// Commands that are counted apart; an unknown one counts as the last.
 const COMMANDS: [&str; 20] = [
@@ -94,6 +105,26 @@ pub struct Meter {
     waits: Counter,
     signatures: Counter,
     unprotected: Counter,
+    /// Times that answers were sent after requests were taken up, how many the client had under way
+    /// then, added up, and how often that took all its credits.
+    batches: [Counter; 3],
+    /// How the network was when somebody looked last.
+    network: [Counter; 4],
+    /// A timed answer that is not sent yet, and since when; whether there is one.
+    unsent: (Mutex<Option<(PathTimer, Instant)>>, AtomicBool),
+}
+
+/// What one connection has done, and how it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConnectionFigures {
+    /// Times that answers were sent after requests were taken up.
+    pub batches: u64,
+    /// Requests that the client had under way at these times, added up.
+    pub under_way: u64,
+    /// Times among these at which it had used all its credits.
+    pub out_of_credits: u64,
+    /// The network, if the transport tells.
+    pub network: Network,
 }
 
 /// Counters added up.
@@ -198,6 +229,52 @@ impl Meter {
         self.credits.set(held);
     }
 
+    /// Whether the next request that is taken up is one to be timed.
+    pub fn next_is_timed(&self) -> bool {
+        (self.taken.get() + 1).is_multiple_of(SAMPLE)
+    }
+
+    /// Notes how many requests a client had under way when it was answered, and whether these took all
+    /// its credits.
+    pub fn batch(&self, under_way: u64, out_of_credits: bool) {
+        self.batches[0].add(1);
+        self.batches[1].add(under_way);
+        self.batches[2].add(u64::from(out_of_credits));
+    }
+
+    /// Notes how the network is.
+    pub fn network(&self, network: Network) {
+        let Network { rtt, retransmitted, sent, rate } = network;
+        for (counter, value) in self.network.iter().zip([rtt, retransmitted, sent, rate]) {
+            counter.set(value);
+        }
+    }
+
+    /// A timed answer stands in the output since `now`.
+    pub fn answer_stands(&self, timer: PathTimer, now: Instant) {
+        *self.unsent.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((timer, now));
+        self.unsent.1.store(true, Ordering::Relaxed);
+    }
+
+    /// What stood in the output was sent; the moment if one of the answers was timed.
+    pub fn answers_sent(&self) -> Option<Instant> {
+        if !self.unsent.1.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.unsent.1.store(false, Ordering::Relaxed);
+        let (timer, since) = self.unsent.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let now = Instant::now();
+        timer.note(path::Phase::Send, now.saturating_duration_since(since));
+        Some(now)
+    }
+
+    fn figures(&self) -> ConnectionFigures {
+        let [batches, under_way, out_of_credits] = self.batches.each_ref().map(Counter::get);
+        let [rtt, retransmitted, sent, rate] = self.network.each_ref().map(Counter::get);
+        let network = Network { rtt, retransmitted, sent, rate };
+        ConnectionFigures { batches, under_way, out_of_credits, network }
+    }
+
     /// Counts bytes from the client.
     pub fn received(&self, bytes: usize) {
         self.received.add(bytes as u64);
@@ -247,6 +324,10 @@ impl Totals {
 pub struct Meters {
     /// How long a connection kept a thread without a break.
     pub longest: Longest,
+    /// The files whose requests are timed apart.
+    pub files: FileMeters,
+    /// Requests that wait for other clients now.
+    pub waits: Arc<Waits>,
     state: Mutex<State>,
     shares: Mutex<BTreeMap<String, Arc<ShareMeter>>>,
 }
@@ -287,11 +368,73 @@ impl Meters {
         }
     }
 
+    /// What the connections have done that there are now.
+    pub fn connections(&self) -> Vec<(ConnectionId, ConnectionFigures)> {
+        self.lock().live.iter().map(|(id, meter)| (*id, meter.figures())).collect()
+    }
+
+    /// Times, answers with errors and all answers, of all connections since the start.
+    pub fn summary(&self) -> Summary {
+        let totals = self.totals();
+        let mut times = [0; BUCKETS];
+        for kind in totals.times {
+            times.iter_mut().zip(kind).for_each(|(sum, count)| *sum += count);
+        }
+        let answers = |class: &dyn Fn(usize) -> bool| {
+            let counts = totals.requests.iter().flat_map(|counts| counts.iter().enumerate());
+            counts.filter(|(index, _)| class(*index)).map(|(_, count)| count).sum()
+        };
+        Summary {
+            reads: totals.requests[usize::from(Command::READ.0)].iter().sum(),
+            writes: totals.requests[usize::from(Command::WRITE.0)].iter().sum(),
+            answers: answers(&|_| true),
+            errors: answers(&|index| CLASSES[index] == "error"),
+            received: totals.received,
+            sent: totals.sent,
+            times,
+        }
+    }
+
     fn totals(&self) -> Totals {
         let state = self.lock();
         let mut totals = state.past.clone();
         state.live.values().for_each(|meter| totals.add(meter));
         totals
+    }
+}
+
+/// What all connections have done since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Answers to READ.
+    pub reads: u64,
+    /// Answers to WRITE.
+    pub writes: u64,
+    /// All answers.
+    pub answers: u64,
+    /// Answers with an error.
+    pub errors: u64,
+    /// Bytes from clients.
+    pub received: u64,
+    /// Bytes to clients.
+    pub sent: u64,
+    times: [u64; BUCKETS],
+}
+
+impl Summary {
+    /// The time in microseconds that `part` of the requests since an earlier moment did not exceed, from 0
+    /// to 1, as the upper end of its bucket; `None` if none was timed.
+    pub fn quantile_since(&self, before: &Self, part: f64) -> Option<u64> {
+        let grown = self.times.iter().zip(before.times).map(|(new, old)| new.saturating_sub(old));
+        let all = grown.clone().sum::<u64>() as f64;
+        let mut below = 0;
+        for (bucket, count) in grown.enumerate() {
+            below += count;
+            if all > 0.0 && below as f64 >= all * part {
+                return Some(4 << bucket);
+            }
+        }
+        None
     }
 }
 

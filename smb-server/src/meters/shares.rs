@@ -10,7 +10,10 @@ use std::sync::{
 
 use metric_catalogue::{self as catalogue, Page};
 
-use super::{BUCKETS, KINDS, bounded, bucket};
+use super::{
+    BUCKETS, KINDS, bounded, bucket,
+    path::{PathMeter, Phase},
+};
 use crate::Server;
 
 /// Parts of a meter.
@@ -29,6 +32,8 @@ struct Part {
 /// Counters of one share.
 #[derive(Debug, Default)]
 pub struct ShareMeter {
+    /// Where the time of its requests goes.
+    pub path: PathMeter,
     parts: [Part; PARTS],
 }
 
@@ -48,6 +53,11 @@ impl ShareMeter {
             add(&part.times[kind][bucket(micros)], 1);
             add(&part.micros[kind], micros);
         }
+    }
+
+    /// Answers about the share.
+    pub fn operations(&self) -> u64 {
+        (0..KINDS.len()).map(|kind| self.sum(|part| &part.operations[kind])).sum()
     }
 
     fn sum(&self, counter: impl Fn(&Part) -> &AtomicU64) -> u64 {
@@ -79,6 +89,12 @@ fn one(name: &str, meter: &Arc<ShareMeter>, page: &mut Page) {
             let moved = meter.sum(|part| &part.moved[index]);
             page.counter(&catalogue::SHARE_MOVED, &labels, moved);
         }
+    }
+    let path = meter.path.figures();
+    for phase in Phase::ALL {
+        let times = path.of(phase);
+        let sum = times.nanos as f64 / 1e9;
+        page.histogram(&catalogue::SHARE_PATH, &[name, phase.name()], sum, &times.coarse());
     }
 }
 

@@ -57,6 +57,19 @@ impl Carrier {
     }
 }
 
+/// How the network of a connection is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Smoothed time from a segment to its acknowledgement, in microseconds (RFC 6298); 0 if nobody knows.
+    pub rtt: u64,
+    /// Segments that were sent again since the connection began.
+    pub retransmitted: u64,
+    /// Segments that were sent since then.
+    pub sent: u64,
+    /// Bytes a second that arrived when much was under way; 0 if nobody knows.
+    pub rate: u64,
+}
+
 /// One connection's way to its client and back.
 ///
 /// What is sent and received are messages. [`Transport::send`] takes any number of them at once, each
@@ -111,6 +124,11 @@ pub trait Transport: Send {
     /// Bytes that were sent and that the client's system has not acknowledged; `u64::MAX` if the
     /// transport cannot say. One that never can takes what was sent for acknowledged, and says 0.
     fn unacknowledged(&self) -> u64;
+
+    /// How the network is, if the transport can say.
+    fn network(&self) -> Option<Network> {
+        None
+    }
 
     /// Ends it at once: what is still to be sent is thrown away, and the client hears of it, if it
     /// hears anything.

@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{ByteSource, Input, Placement, Transport};
+use super::{ByteSource, Input, Network, Placement, Transport};
 use crate::dropped::Dropped;
 
 /// A socket with what has come from it.
@@ -84,6 +84,26 @@ impl Transport for Tcp {
         let failed = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) } < 0;
         // A socket that says nothing has not delivered anything.
         if failed { u64::MAX } else { u64::try_from(bytes).unwrap_or(0) }
+    }
+
+    #[expect(unsafe_code, reason = "TCP_INFO has no safe wrapper")]
+    fn network(&self) -> Option<Network> {
+        // SAFETY: all zeros are a value of a structure of integers.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut len = size_of_val(&info) as libc::socklen_t;
+        let socket = self.stream.as_raw_fd();
+        let into = (&raw mut info).cast();
+        // SAFETY: at most `len` bytes are written to `info`, which lives that long.
+        let failed = unsafe {
+            libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut len)
+        } < 0;
+        // An older kernel fills less; the rest is zero.
+        (!failed).then(|| Network {
+            rtt: u64::from(info.tcpi_rtt),
+            retransmitted: u64::from(info.tcpi_total_retrans),
+            sent: u64::from(info.tcpi_segs_out),
+            rate: info.tcpi_delivery_rate,
+        })
     }
 
     fn abort(&mut self) {

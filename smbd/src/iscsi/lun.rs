@@ -7,9 +7,10 @@ use block_io::{Disk, RawDisk};
 use disk_source::{Claim, Error, ParentRule, Servers, Source};
 use scsi::LogicalUnit;
 use smb_client::{ConnectOptions, SmbUrl};
+use smb_server::meters::path::PathMeter;
 use vhd::Format;
 
-use super::{config::Lun, gated::Gated, served::Place};
+use super::{config::Lun, gated::Gated, served::Place, timed::Timed};
 
 /// How long an image is waited for that another program has: one that was killed lets go of it a
 /// moment after it is gone.
@@ -37,6 +38,7 @@ pub(super) struct Opened {
     lun: Lun,
     disk: Arc<dyn Disk>,
     identity: [u8; 16],
+    meter: Arc<PathMeter>,
 }
 
 impl Disks {
@@ -56,7 +58,8 @@ impl Disks {
     /// # Errors
     /// What is wrong with it, or who has it.
     pub(super) async fn open(&self, target: &str, lun: &Lun) -> Result<Opened, String> {
-        let disk = self.disk(lun).await?;
+        let meter = Arc::<PathMeter>::default();
+        let disk = self.disk(lun, &meter).await?;
         let identity = match lun.id {
             Some(id) => id,
             None => match self.own_identity(lun).await {
@@ -68,7 +71,7 @@ impl Disks {
             },
         };
         tracing::info!(target, lun = lun.number, path = %lun.path.display(), "a LUN is served");
-        Ok(Opened { lun: lun.clone(), disk, identity })
+        Ok(Opened { lun: lun.clone(), disk, identity, meter })
     }
 
     /// What the image says that it is: the virtual disk identifier of a VHDX (MS-VHDX 2.6.2.3), the
@@ -102,9 +105,10 @@ impl Disks {
         Ok(Some(len / u64::from(opened.lun.sector) * u64::from(opened.lun.sector)))
     }
 
-    async fn disk(&self, lun: &Lun) -> Result<Arc<dyn Disk>, String> {
+    async fn disk(&self, lun: &Lun, meter: &Arc<PathMeter>) -> Result<Arc<dyn Disk>, String> {
         let disk = self.plain(lun).await?;
-        Ok(if self.gated { Arc::new(Gated(disk)) } else { disk })
+        let disk = if self.gated { Arc::new(Gated(disk)) } else { disk };
+        Ok(Arc::new(Timed { disk, meter: meter.clone() }))
     }
 
     async fn plain(&self, lun: &Lun) -> Result<Arc<dyn Disk>, String> {
@@ -124,7 +128,7 @@ impl Disks {
     /// its commands have ended, or meet an error that initiators repeat.
     pub(super) async fn grown(&self, opened: &Opened) -> Result<Arc<dyn Disk>, String> {
         opened.disk.close().await.map_err(|error| error.to_string())?;
-        self.disk(&opened.lun).await
+        self.disk(&opened.lun, &opened.meter).await
     }
 }
 
@@ -137,7 +141,8 @@ impl Opened {
 
     /// Where its image is.
     pub(super) fn place(&self) -> Place {
-        Place { path: self.lun.path.clone(), warn_below: self.lun.warn_below }
+        let meter = self.meter.clone();
+        Place { path: self.lun.path.clone(), warn_below: self.lun.warn_below, meter }
     }
 
     pub(super) fn set_warn_below(&mut self, bytes: u64) {

@@ -16,6 +16,7 @@ mod offload;
 mod served;
 mod space;
 mod strangers;
+mod timed;
 mod unit_state;
 
 use std::{
@@ -35,7 +36,7 @@ use iscsi::{
 };
 use metric_catalogue::Page;
 use scsi::{UnitInfo, Units};
-use smb_server::Server;
+use smb_server::{Server, meters::path::PathFigures};
 use tokio::{
     net::TcpListener,
     sync::{Mutex, OnceCell},
@@ -276,6 +277,15 @@ impl Iscsi {
             luns: target.luns().map(lun).collect(),
         };
         self.listed().iter().map(info).collect()
+    }
+
+    /// Where the time of commands goes, by target and LUN, with what each LUN has done.
+    pub fn times(&self) -> Vec<(String, UnitInfo, PathFigures)> {
+        let of = |(name, target): (&String, &Listed)| {
+            let luns = target.luns().map(|(unit, place)| (name.clone(), unit, place.times()));
+            luns.collect::<Vec<_>>()
+        };
+        self.listed().iter().flat_map(of).collect()
     }
 
     /// Puts on a page of metrics what is about targets and LUNs.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use scsi::{ForeignTokens, LunAccess, UnitInfo, Units, UnitsError, UnitsOptions};
+use smb_server::meters::path::{PathFigures, PathMeter};
 use tokio::task::JoinSet;
 
 use super::{
@@ -46,6 +47,14 @@ pub(super) struct Place {
     pub(super) path: PathBuf,
     /// How little room below it initiators are warned of, in bytes; 0: of none.
     pub(super) warn_below: u64,
+    pub(super) meter: Arc<PathMeter>,
+}
+
+impl Place {
+    /// Where the time of the LUN's commands goes.
+    pub(super) fn times(&self) -> PathFigures {
+        self.meter.figures()
+    }
 }
 
 /// What is being closed; what of it stays.

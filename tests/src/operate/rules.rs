@@ -37,6 +37,22 @@ pub(super) const RULES: &[Rule] = &[
         quiet: &[("bulkhead_smbd_uptime_seconds{instance=\"a\"}", "0+60x40")],
     },
     Rule {
+        name: "BulkheadServerStartedAnew",
+        expression: "resets(bulkhead_smbd_uptime_seconds[15m]) > 0",
+        hold: "0m",
+        severity: "warning",
+        summary: "The server at {{ $labels.instance }} was started anew",
+        remedy: "read its log if nobody meant it: the supervisor says how the last one ended",
+        fires: (
+            &[(
+                "bulkhead_smbd_uptime_seconds{instance=\"a\"}",
+                "0+60x20 5 65 125 185 245 305 365 425 485 545",
+            )],
+            &[("instance", "a")],
+        ),
+        quiet: &[("bulkhead_smbd_uptime_seconds{instance=\"a\"}", "0+60x40")],
+    },
+    Rule {
         name: "BulkheadServerStartsAgainAndAgain",
         expression: "resets(bulkhead_smbd_uptime_seconds[15m]) > 2",
         hold: "0m",

@@ -163,12 +163,14 @@ pub struct Wake {
     pub until: Instant,
     /// Gives another `changed`.
     pub again: Arc<Notify>,
+    /// The file of which others have something, if it is one.
+    pub file: Option<FileKey>,
 }
 
 impl Wake {
     /// Waits for the next change of a file, at most until then.
     pub fn new(again: Arc<Notify>, until: Instant) -> Self {
-        Self { changed: again.clone().notified_owned(), until, again }
+        Self { changed: again.clone().notified_owned(), until, again, file: None }
     }
 }
 
@@ -314,7 +316,7 @@ impl OpenFile {
     }
 
     pub(crate) fn wake(&self, until: Instant) -> Refused {
-        Refused::Wait(Wake::new(self.changed.clone(), until))
+        Refused::Wait(self.wake_by(until))
     }
 
     /// Resolves when something has changed.
@@ -324,7 +326,7 @@ impl OpenFile {
 
     /// Waits for the next change, at most until then.
     pub fn wake_by(&self, until: Instant) -> Wake {
-        Wake::new(self.changed.clone(), until)
+        Wake { file: Some(self.key), ..Wake::new(self.changed.clone(), until) }
     }
 
     /// What an open caches, and whether it was told to give some of it up.
