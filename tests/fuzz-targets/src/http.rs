@@ -25,8 +25,11 @@ pub fn calls(bytes: &[u8]) {
 /// A call of each kind.
 pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let of = |call: &Call| {
-        let fields =
-            call.fields().map(|name| if call.numbers.contains(&name) { "7" } else { "a%2Fb" });
+        let fields = call.fields().map(|name| match name {
+            "span" => "hour",
+            name if call.numbers.contains(&name) => "7",
+            _ => "a%2Fb",
+        });
         let mut fields = fields.collect::<Vec<_>>().into_iter();
         let part = |part: &str| match part.starts_with('{') {
             true => fields.next().unwrap_or_default().to_owned(),

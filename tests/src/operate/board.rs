@@ -43,6 +43,14 @@ const CHARTS: &[Chart] = &[
         )],
     ),
     chart(
+        "Time of requests by share, along their way",
+        "s",
+        &[(
+            "sum by (share, phase) (rate(bulkhead_smbd_share_path_seconds_sum{instance=~\"$instance\"}[$__rate_interval]))",
+            "{{share}} {{phase}}",
+        )],
+    ),
+    chart(
         "Time of all requests",
         "s",
         &[
