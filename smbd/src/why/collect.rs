@@ -276,7 +276,7 @@ fn holder(server: &Server, wait: &WaitInfo) -> Option<String> {
 fn pieces(open: &Open) -> Option<Pieces> {
     let bytes = rustix::fs::fstat(open.handle()).ok()?.st_size;
     let readable =
-        volume::fs::descriptor::reopen(&open.handle(), rustix::fs::OFlags::RDONLY).ok()?;
+        volume::fs::descriptor::reopen(open.handle(), rustix::fs::OFlags::RDONLY).ok()?;
     let mut found = Fiemap::new();
     let (mut count, mut from) = (0, 0);
     while count < PIECES {
