@@ -30,7 +30,7 @@ pub struct Args {
     /// A VM file (TOML); or, with --disk, the name of the VM.
     #[arg(value_name = "FILE|NAME")]
     what: String,
-    /// A disk: a path or smb://[user@]host[:port]/share/path. May be repeated. The first is made if
+    /// A disk: a path or `smb://[user@]host[:port]/share/path`. May be repeated. The first is made if
     /// --image or --size is given; all others are there.
     #[arg(long = "disk", value_name = "LOCATION")]
     disks: Vec<String>,
