@@ -72,6 +72,12 @@ pub enum HostError {
         /// Keys of the VM file that were changed.
         changes: String,
     },
+    /// Its guest's file systems did not thaw yet.
+    #[error(
+        "the file systems of VM {0} are frozen: its guest's agent is asked again and again to thaw them, and \
+         the VM can be moved once they have"
+    )]
+    Frozen(VmName),
     /// Nothing is held quiet on the connection.
     #[error("nothing is held quiet on this connection: `thaw` ends a `quiesce` before it")]
     NotQuiet,

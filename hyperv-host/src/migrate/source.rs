@@ -83,6 +83,10 @@ pub fn move_vm(
         return Err(HostError::State { name: name.clone(), state });
     };
     managed.check_unchanged()?;
+    // This host knows what it froze and goes on to thaw it; the other one would not.
+    if managed.agent().is_some_and(|agent| agent.is_frozen()) {
+        return Err(HostError::Frozen(name.clone()));
+    }
     let id = MoveId::random().map_err(HostError::Store)?;
     if !host.outgoing.begin(&id, config.max_outgoing) {
         return Err(HostError::Limit("max_outgoing"));
