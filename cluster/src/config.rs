@@ -20,6 +20,8 @@ use crate::{
 
 /// Bounds of a lease in seconds: etcd gives none that is shorter than one and a half elections.
 const LEASE: std::ops::RangeInclusive<u64> = 2..=60;
+/// Shortest silence in milliseconds: a leader of etcd is not found much faster.
+const SILENCE: u64 = 400;
 /// Longest time that locks of a lost node are waited for: a persistent handle lives no longer.
 const MOST_LOCKS: u64 = 300;
 
@@ -52,6 +54,7 @@ struct Section {
     password_file: Option<PathBuf>,
     #[serde(default = "default_lease")]
     lease_seconds: u64,
+    silence_milliseconds: Option<u64>,
     fence: FenceName,
     #[serde(default)]
     fence_agent: Vec<AgentSection>,
@@ -236,7 +239,7 @@ impl Check<'_> {
             (None, None) => None,
             _ => return Err(self.bad("cluster.user", "goes with cluster.password_file")),
         };
-        let attempt = timing.lease / 6;
+        let attempt = timing.attempt();
         let etcd = Etcd { endpoints: section.endpoints.clone(), tls, login, attempt };
         // Whatever is wrong with the files is told now.
         Client::new(&etcd).map_err(|why| self.bad("cluster.endpoints", why))?;
@@ -336,7 +339,14 @@ impl Config {
         if !LEASE.contains(&section.lease_seconds) {
             return Err(check.bad("cluster.lease_seconds", "between 2 and 60"));
         }
-        let timing = Timing::of_lease(section.lease_seconds);
+        let mut timing = Timing::of_lease(section.lease_seconds);
+        if let Some(silence) = section.silence_milliseconds {
+            if !(SILENCE..section.lease_seconds * 1000).contains(&silence) {
+                let message = "at least 400, and less than lease_seconds";
+                return Err(check.bad("cluster.silence_milliseconds", message));
+            }
+            timing.silence = Some(Duration::from_millis(silence));
+        }
         let mut agents = BTreeMap::new();
         for agent in &section.fence_agent {
             let key = format!("cluster.fence_agent of node {}", agent.node);

@@ -5,7 +5,9 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use rustix::time::{ClockId, clock_gettime};
 use state_store::etcd::{
     CallError, Client, Code,
-    wire::{Compare, DeleteRequest, EQUAL, MOD, Op, PutRequest, RequestOp, TxnRequest, With},
+    wire::{
+        Compare, DeleteRequest, EQUAL, LEASE, MOD, Op, PutRequest, RequestOp, TxnRequest, With,
+    },
 };
 use tokio::{
     sync::mpsc,
@@ -94,9 +96,10 @@ pub async fn run(
     mut runner: impl Runner,
     leave: impl Future<Output = ()>,
 ) {
-    let keys = settings.keys.clone();
+    let (keys, node) = (settings.keys.clone(), settings.node);
     let (send, mut events) = mpsc::unbounded_channel();
     let mut view = watch::follow(client.clone(), keys.clone());
+    let mut pulses = watch::listen(client.clone(), keys.clone());
     let mut engine = Engine::new(settings);
     let mut tasks = JoinSet::new();
     let mut leave = std::pin::pin!(leave);
@@ -109,6 +112,7 @@ pub async fn run(
                 let Some(view) = view.borrow_and_update().clone() else { continue };
                 Event::Seen(Box::new(view))
             }
+            Some((run, revision)) = pulses.recv() => Event::Heard { run, revision },
             () = &mut leave, if !leaving => {
                 leaving = true;
                 Event::Leave
@@ -148,7 +152,7 @@ pub async fn run(
                     // Before anything is sent: the answer counts from here.
                     let sent = steady();
                     tasks.spawn(async move {
-                        if let Some(event) = ask(&client, &keys, effect, sent).await {
+                        if let Some(event) = ask(&client, (&keys, node), effect, sent).await {
                             let _ = send.send(event);
                         }
                     });
@@ -163,7 +167,12 @@ fn seconds(ttl: i64) -> Duration {
 }
 
 /// Asks etcd for something.
-async fn ask(client: &Client, keys: &Keys, effect: Effect, sent: Duration) -> Option<Event> {
+async fn ask(
+    client: &Client,
+    (keys, node): (&Keys, u16),
+    effect: Effect,
+    sent: Duration,
+) -> Option<Event> {
     Some(match effect {
         Effect::Grant(ttl) => {
             let ttl = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
@@ -181,6 +190,21 @@ async fn ask(client: &Client, keys: &Keys, effect: Effect, sent: Duration) -> Op
             tracing::debug!(%error, "a lease is not known to have begun anew");
             Event::NotRenewed
         }),
+        Effect::Pulse(lease) => {
+            let outcome = match client.txn(&pulse(keys, node, lease)).await {
+                Ok(answer) if answer.succeeded => {
+                    Outcome::Carried(answer.header.unwrap_or_default().revision)
+                }
+                Ok(_) => Outcome::Refused,
+                Err(CallError::Refused { code, .. }) if code == Code::NOT_FOUND => Outcome::Refused,
+                // Whatever else etcd refuses says nothing of the run.
+                Err(error) => {
+                    tracing::debug!(%error, "a pulse is in doubt");
+                    Outcome::Unknown
+                }
+            };
+            Event::Pulsed { lease, sent, outcome }
+        }
         Effect::Revoke(lease) => {
             if let Err(error) = client.revoke(lease).await {
                 tracing::debug!(%error, "a lease is not given back and ends by itself");
@@ -215,6 +239,22 @@ async fn renew(
         term: answer.header.unwrap_or_default().raft_term,
         quorum_term: quorum.header.unwrap_or_default().raft_term,
     }))
+}
+
+/// A node's pulse: set as long as its run is a member's.
+fn pulse(keys: &Keys, node: u16, lease: i64) -> TxnRequest {
+    let is_member = Compare {
+        result: EQUAL,
+        target: LEASE,
+        key: keys.member(node).into_bytes(),
+        with: Some(With::Lease(lease)),
+    };
+    let put = PutRequest { key: keys.pulse(node).into_bytes(), value: Vec::new(), lease };
+    TxnRequest {
+        compare: vec![is_member],
+        success: vec![RequestOp { request: Some(Op::Put(put)) }],
+        failure: Vec::new(),
+    }
 }
 
 /// A transaction in the words of etcd.

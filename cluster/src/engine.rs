@@ -1,18 +1,26 @@
 //! What one node does: events in, effects out. No clock, no socket, no thread.
 //!
 //! ```text
-//!          Grant               Join (transaction)             Renew, again and again
+//!          Grant               Join (transaction)             Renew, again and again; and Pulse
 //!  alone ─────────► has a lease ─────────────────► member ◄──────────────┐
 //!    ▲                                               │    └──► the gate is open a little less long
-//!    │ all roles have ended                          │         than the lease, from when we asked
-//!    └── isolated ◄──────────────────────────────────┘
-//!        every role is killed       the gate's time is over, or etcd says that the lease is gone
+//!    │ all roles have ended                          │         than the lease and the silence, from
+//!    └── isolated ◄──────────────────────────────────┘         when we asked
+//!        every role is killed       the gate's time is over, or etcd says that the run is none
 //!
 //!  role:  idle ─ Acquire ─► owned ─ Start ─► serves ─ Stop ─► idle ─ Release ─► another's turn
 //!                  │                           └─ killed when it is lost ─► idle
 //!                  └ only if nobody owns it, or who did is dead: its lease is gone, and so its gate
 //!                    is closed; with agents, also only when one has said that it ended that node
+//!
+//!  another member:  heard ─ silent as long as it said ─► Lost (transaction, if it still is) ─► dead
 //! ```
+//!
+//! Leases of etcd are seconds long, and begin anew with each of its leaders. So a node that has a
+//! `silence` also sets a key of its own several times a second, in a transaction that is refused once it
+//! is no member. What the others then do is safe by that alone: a node is taken away on the condition
+//! that its pulse is still the one that was heard that long ago, and its gate was open no longer than
+//! from when it asked for that one.
 //!
 //! A node does what follows from the records that it has seen, and every change of them is a
 //! transaction on the condition that they are still so. So who has seen less does less, and never
@@ -26,6 +34,7 @@ use std::{
 pub use crate::events::{Effect, Event, Fence, Now, Outcome, Renewal, Settings, Timing};
 use crate::{
     placement::{may_take, place},
+    pulse::{Ears, Pulse},
     record::{Member, Run, Standing},
     rules,
     transaction::{self, Purpose, Transaction},
@@ -58,7 +67,12 @@ pub struct Engine {
     lease: Lease,
     /// A lease that we had, and that is to be given back.
     old: Option<i64>,
+    /// Until when the lease lets changes be made,
+    leased: Duration,
+    /// and with a silence, what the others wait for, too.
+    pulse: Option<Pulse>,
     gate: Duration,
+    ears: Ears,
     next_beat: Duration,
     next_try: Duration,
     local: BTreeMap<String, Local>,
@@ -85,7 +99,10 @@ impl Engine {
             view: None,
             lease: Lease::None,
             old: None,
+            leased: Duration::ZERO,
+            pulse: None,
             gate: Duration::ZERO,
+            ears: Ears::default(),
             next_beat: Duration::ZERO,
             next_try: Duration::ZERO,
             unfit: BTreeMap::new(),
@@ -121,6 +138,14 @@ impl Engine {
             if !beating {
                 wake = wake.min(self.next_beat);
             }
+        }
+        if let Some(pulse) = &self.pulse {
+            wake = wake.min(pulse.wake());
+        }
+        if let Some(view) = self.view.as_ref().filter(|_| self.may_transact() && self.is_member())
+            && let Some(due) = self.ears.due(view, self.settings.node)
+        {
+            wake = wake.min(due.max(self.pause));
         }
         self.unfit.values().fold(wake, |wake, at| wake.min(*at))
     }
@@ -170,6 +195,8 @@ impl Engine {
                     self.isolate(now, out);
                 }
             }
+            Event::Pulsed { lease, sent, outcome } => self.pulsed(now, lease, sent, outcome, out),
+            Event::Heard { run, revision } => self.ears.hear(now.steady, run, revision),
             Event::Seen(view) => self.seen(now, view, out),
             Event::Done { id, outcome } => {
                 if self.busy == Some(id) {
@@ -219,9 +246,39 @@ impl Engine {
         let margin = if rules::hold(rules::Rule::Margin) { margin } else { Duration::ZERO };
         let until = (begins + ttl).saturating_sub(margin);
         // A lease's answers can come in another order.
-        if until > self.gate || self.gate <= now.steady {
+        if until > self.leased || self.leased <= now.steady {
+            self.leased = until;
+            self.set_gate(out);
+        }
+    }
+
+    /// The gate is open as long as both the lease and the pulse allow.
+    fn set_gate(&mut self, out: &mut Vec<Effect>) {
+        let until = self.pulse.as_ref().map_or(self.leased, |pulse| self.leased.min(pulse.until()));
+        if until != self.gate {
             self.gate = until;
             out.push(Effect::Gate(until));
+        }
+    }
+
+    fn pulsed(
+        &mut self,
+        now: Now,
+        of: i64,
+        sent: Duration,
+        outcome: Outcome,
+        out: &mut Vec<Effect>,
+    ) {
+        let ours = matches!(self.lease, Lease::Held { lease, .. } if lease == of);
+        let Some(pulse) = self.pulse.as_mut().filter(|_| ours) else { return };
+        match outcome {
+            Outcome::Carried(_) => {
+                pulse.carried(now.steady, sent);
+                self.set_gate(out);
+            }
+            // Somebody has counted this run dead, before it is told by the view.
+            Outcome::Refused => self.isolate(now, out),
+            Outcome::Unknown => pulse.unknown(now.steady),
         }
     }
 
@@ -260,6 +317,8 @@ impl Engine {
             self.old = Some(lease);
         }
         self.lease = Lease::None;
+        self.leased = Duration::ZERO;
+        self.pulse = None;
         self.gate = Duration::ZERO;
         self.next_try = now.steady;
         if !rules::hold(rules::Rule::StopWhenIsolated) {
@@ -319,10 +378,11 @@ impl Engine {
         if now.steady >= self.next_try {
             self.next_try = now.steady + self.settings.timing.retry;
         }
-        let up_to_date = self.view.as_ref().is_some_and(|view| view.revision >= self.awaited);
-        if self.busy.is_some() || !up_to_date || now.steady < self.pause {
+        self.beat(now, out);
+        if !self.may_transact() || now.steady < self.pause {
             return;
         }
+        self.pause = Duration::ZERO;
         let transaction = match self.run() {
             None if self.leaving => {
                 self.left = true;
@@ -340,6 +400,28 @@ impl Engine {
             transaction.id = self.transactions;
             self.busy = Some(transaction.id);
             out.push(Effect::Transact(transaction));
+        }
+    }
+
+    /// Nothing is under way, and what was is in the view.
+    fn may_transact(&self) -> bool {
+        let up_to_date = self.view.as_ref().is_some_and(|view| view.revision >= self.awaited);
+        self.busy.is_none() && up_to_date
+    }
+
+    /// Says that this run goes on, if it is a member's and the time has come.
+    fn beat(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let (Some(silence), Some(run)) = (self.settings.timing.silence, self.run()) else { return };
+        let due = match &mut self.pulse {
+            Some(pulse) => pulse.beat(now.steady),
+            none => {
+                *none = Some(Pulse::first(now.steady, silence));
+                true
+            }
+        };
+        if due {
+            out.push(Effect::Pulse(run.lease));
+            self.set_gate(out);
         }
     }
 
@@ -366,6 +448,11 @@ impl Engine {
             unfit: self.unfit.keys().cloned().collect(),
             serving: self.local.iter().filter_map(serves).collect(),
             reach: self.settings.reach.clone(),
+            silence: self
+                .settings
+                .timing
+                .silence
+                .map(|silence| u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)),
         }
     }
 
@@ -426,6 +513,11 @@ impl Engine {
         let seen = view.members.get(&run.node)?;
         if seen.record != member {
             return Some(transaction::update(&self.settings.keys, seen.revision, run, &member));
+        }
+        if let Some((silent, heard)) = self.ears.silent(now.steady, view, run.node) {
+            // Asked again in a while, should nobody know whether it was carried out.
+            self.ears.put_off(silent, now.steady + self.settings.timing.retry);
+            return transaction::lost(&self.settings.keys, view, silent, heard);
         }
         for role in roles {
             let transaction = self.of_role(now, run, role, out);

@@ -22,6 +22,9 @@ pub struct Timing {
     pub retry: Duration,
     /// How long a node takes no role that it could not serve.
     pub unfit: Duration,
+    /// How long the others wait for a node that says again and again that it goes on: less than the
+    /// lease. None if only the lease counts.
+    pub silence: Option<Duration>,
 }
 
 impl Timing {
@@ -34,7 +37,19 @@ impl Timing {
             beat: lease / 8,
             retry: lease / 12,
             unfit: Duration::from_secs(60),
+            silence: None,
         }
+    }
+
+    /// How often a node says that it goes on, of so long a silence; and how much earlier than that is
+    /// over it stops by itself.
+    pub fn pulse_of(silence: Duration) -> Duration {
+        silence / 8
+    }
+
+    /// How long one request to etcd may take before another member of etcd is asked.
+    pub fn attempt(&self) -> Duration {
+        self.silence.map_or(self.lease / 6, |silence| (silence / 4).min(self.lease / 6))
     }
 }
 
@@ -99,6 +114,22 @@ pub enum Event {
     NotRenewed,
     /// etcd says that the lease is gone.
     Gone(i64),
+    /// What became of saying that a run goes on.
+    Pulsed {
+        /// The lease of the run.
+        lease: i64,
+        /// When it was said, by the steady clock.
+        sent: Duration,
+        /// Refused if the run is no member's any more.
+        outcome: Outcome,
+    },
+    /// A node has said that its run goes on.
+    Heard {
+        /// The run.
+        run: Run,
+        /// The revision of etcd at which it did.
+        revision: i64,
+    },
     /// The view is another one: all of it, or a part.
     Seen(Box<View>),
     /// A transaction is over.
@@ -154,6 +185,8 @@ pub enum Effect {
     Grant(Duration),
     /// Have a lease begin anew.
     Renew(i64),
+    /// Say that the run with this lease goes on, if it is a member's.
+    Pulse(i64),
     /// Give a lease back.
     Revoke(i64),
     /// Have a transaction carried out, once.

@@ -19,6 +19,7 @@ pub mod driver;
 pub mod engine;
 mod events;
 pub mod placement;
+mod pulse;
 pub mod record;
 mod rules;
 #[cfg(test)]

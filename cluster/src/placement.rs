@@ -42,6 +42,7 @@ mod tests {
                 unfit: vec![],
                 serving: vec![],
                 reach: None,
+                silence: None,
             };
             view.take(&keys.member(node), Some(&member.to_bytes()), 1).unwrap();
         }

@@ -11,12 +11,13 @@
 //!  identity/<role>   16 bytes in hexadecimal: what the SIDs of a role's users are made of
 //! ```
 //!
-//! What changes with every open is elsewhere, so that who watches the cluster is not told of it:
+//! What changes with every open, or several times a second, is elsewhere, so that who watches the cluster is not told of it:
 //!
 //! ```text
 //!  /bulkhead.store/<cluster>/<role>/        persistent opens of its shares
 //!  /bulkhead.store/<cluster>/<role>.units/  reservations of its logical units
 //!  /bulkhead.store/<cluster>/<role>.peers   connections of its clients, a line for each
+//!  /bulkhead.pulse/<cluster>/<node>         nothing; set again and again by a run that goes on
 //! ```
 //!
 //! Records are JSON objects. `v` is the version that wrote one and `min` the oldest version that may
@@ -141,6 +142,10 @@ pub struct Member {
     /// Where it tells clients of other nodes, if it does.
     #[serde(default)]
     pub reach: Option<Reach>,
+    /// After so many milliseconds without a pulse of this run its gate is closed, and it may be counted
+    /// dead. None if it has no pulse: then only its lease says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silence: Option<u64>,
 }
 
 /// What an administrator, or the node's own behaviour, makes of a node.
@@ -232,6 +237,7 @@ impl Record for Move {}
 pub struct Keys {
     prefix: String,
     stores: String,
+    pulses: String,
 }
 
 impl Keys {
@@ -240,6 +246,7 @@ impl Keys {
         Self {
             prefix: format!("/bulkhead/{cluster}/"),
             stores: format!("/bulkhead.store/{cluster}/"),
+            pulses: format!("/bulkhead.pulse/{cluster}/"),
         }
     }
 
@@ -256,6 +263,16 @@ impl Keys {
     /// The key `member/<node>` of a node that is there.
     pub fn member(&self, node: u16) -> String {
         format!("{}member/{node}", self.prefix)
+    }
+
+    /// What the keys of all nodes' pulses begin with.
+    pub fn pulses(&self) -> &str {
+        &self.pulses
+    }
+
+    /// The key of a node's pulse: it goes away with the lease of the run that it is of.
+    pub fn pulse(&self, node: u16) -> String {
+        format!("{}{node}", self.pulses)
     }
 
     /// The key `node/<node>` of a node that was added.

@@ -18,6 +18,8 @@ pub(crate) enum Rule {
     OnlyTheDead,
     /// It is taken if it is still as it was seen.
     AsItWas,
+    /// A node is counted dead if it still has not said anything since it was last heard.
+    StillSilent,
     /// With agents, one has ended a dead node before anything is taken from it.
     FenceFirst,
 }

@@ -25,6 +25,8 @@ pub enum Purpose {
     Release,
     /// A member leaves.
     Leave,
+    /// A member that is silent is one no more.
+    Lost,
     /// A fence agent has ended a run.
     Fenced,
 }
@@ -100,6 +102,18 @@ pub fn leave(keys: &Keys, view: &View, run: Run) -> Option<Transaction> {
         .when(keys.node(run.node), seen.revision)
         .put(keys.node(run.node), &node, None);
     transaction.deletes.push(keys.member(run.node));
+    Some(transaction)
+}
+
+/// A member whose pulse is still the one that was heard at a revision, long ago, is one no more.
+pub fn lost(keys: &Keys, view: &View, run: Run, heard: i64) -> Option<Transaction> {
+    let member = view.members.get(&run.node)?;
+    let mut transaction =
+        Transaction::new(Purpose::Lost).when(keys.member(run.node), member.revision);
+    if rules::hold(rules::Rule::StillSilent) {
+        transaction = transaction.when(keys.pulse(run.node), heard);
+    }
+    transaction.deletes = vec![keys.member(run.node), keys.pulse(run.node)];
     Some(transaction)
 }
 

@@ -1,11 +1,14 @@
-//! The view, kept as etcd tells what changes.
+//! The view, kept as etcd tells what changes; and the pulses of nodes.
 
 use std::{sync::Arc, time::Duration};
 
 use state_store::etcd::{CallError, Client, KeyWatchEvent, wire::DELETE};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::{record::Keys, view::View};
+use crate::{
+    record::{Keys, Run},
+    view::View,
+};
 
 /// How long until what etcd did not answer is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -64,5 +67,52 @@ async fn run(client: &Arc<Client>, keys: &Keys, tell: &watch::Sender<Option<View
             tell.send_replace(Some(view.clone()));
         }
         // What happened meanwhile is not known any more: all is looked at anew.
+    }
+}
+
+/// Pulses that wait for who listens, at most: more of them say no more.
+const PULSES: usize = 64;
+
+/// Listens to the pulses of a cluster's nodes, each with the revision at which it was set, until nobody
+/// looks any more.
+pub(crate) fn listen(client: Arc<Client>, keys: Keys) -> mpsc::Receiver<(Run, i64)> {
+    let (tell, told) = mpsc::channel(PULSES);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = hear(&client, &keys, &tell) => {}
+            () = tell.closed() => {}
+        }
+    });
+    told
+}
+
+async fn hear(client: &Arc<Client>, keys: &Keys, tell: &mpsc::Sender<(Run, i64)>) {
+    let run = |key: &[u8], lease| {
+        let node = key.strip_prefix(keys.pulses().as_bytes())?;
+        Some(Run { node: std::str::from_utf8(node).ok()?.parse().ok()?, lease })
+    };
+    loop {
+        let (all, revision) = match client.list(keys.pulses().as_bytes()).await {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::debug!(%error, "the pulses of nodes cannot be heard");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        for kv in all {
+            if let Some(run) = run(&kv.key, kv.lease) {
+                let _ = tell.send((run, kv.mod_revision)).await;
+            }
+        }
+        let mut changes = client.watch(keys.pulses().as_bytes(), revision);
+        while let Some(KeyWatchEvent::Changed { events, .. }) = changes.next().await {
+            for event in events.into_iter().filter(|event| event.kind != DELETE) {
+                let kv = event.kv.unwrap_or_default();
+                if let Some(run) = run(&kv.key, kv.lease) {
+                    let _ = tell.send((run, kv.mod_revision)).await;
+                }
+            }
+        }
     }
 }

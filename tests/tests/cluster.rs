@@ -184,7 +184,34 @@ async fn nothing_is_taken_over_before_an_agent_says_that_the_node_has_ended() {
     writer.end(&nodes.files()).await;
 }
 
-/// What is wrong is told by name, before anything is served.
+/// A lease that is a minute long, and a node that is taken over from long before, since it is silent.
+#[tokio::test]
+async fn a_silent_node_is_taken_over_from_before_its_lease_is_over() {
+    let fence = "fence = \"gate\"\nsilence_milliseconds = 2000".to_owned();
+    let Some(mut nodes) = Nodes::start(&Setup { lease: 60, fence, ..Setup::default() }) else {
+        return;
+    };
+    let (first, generation) = nodes.wait_until_served(0);
+    nodes.wait_for_members(2);
+    let writer = Writer::start(options(&nodes), "disk").await;
+    writer.goes_on().await;
+    let since = std::time::Instant::now();
+    nodes.kill(first);
+    let (second, generation) = nodes.wait_until_served(generation);
+    assert!(since.elapsed() < Duration::from_secs(50), "only the end of its lease has told");
+    assert_ne!(second, first);
+    writer.goes_on().await;
+    // Nobody waits for the old lease when it comes back, nor when the other one is lost in turn.
+    nodes.launch(first);
+    nodes.wait_for_members(2);
+    nodes.kill(second);
+    let (third, _) = nodes.wait_until_served(generation);
+    assert!(since.elapsed() < Duration::from_secs(50), "only the end of its lease has told");
+    assert_eq!(third, first);
+    writer.goes_on().await;
+    writer.end(&nodes.files()).await;
+}
+
 /// Each decides anew when another was first; a node that comes back writes to the same record.
 #[test]
 fn those_who_change_one_node_at_once_do_not_refuse_each_other() {
@@ -204,6 +231,7 @@ fn those_who_change_one_node_at_once_do_not_refuse_each_other() {
     nodes.must(0, &["resume", "2"]);
 }
 
+/// What is wrong is told by name, before anything is served.
 #[test]
 fn a_cluster_that_is_not_set_up_is_told_what_is_missing() {
     let Some(nodes) = Nodes::start(&Setup { nodes: 1, ..Setup::default() }) else { return };

@@ -55,7 +55,8 @@ fn nothing_is_lost_by_faults_one_after_the_other_and_two_at_once() {
 }
 
 async fn soak(faults: u64, seed: u64) -> BTreeMap<&'static str, Vec<u64>> {
-    let setup = Setup { nodes: 3, members: 3, networks: true, ..Setup::default() };
+    let fence = "fence = \"gate\"\nsilence_milliseconds = 1000".to_owned();
+    let setup = Setup { nodes: 3, members: 3, networks: true, fence, ..Setup::default() };
     let mut nodes = Nodes::start(&setup).unwrap();
     nodes.wait_until_served(0);
     nodes.wait_for_members(3);

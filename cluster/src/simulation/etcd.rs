@@ -96,6 +96,16 @@ impl Etcd {
         Outcome::Carried(self.commit(puts.chain(deletes).collect()))
     }
 
+    /// Sets a node's pulse to its lease, if that is the one of its member.
+    pub(super) fn pulse(&mut self, member: &str, pulse: String, lease: i64) -> Outcome {
+        let is_member = self.keys.get(member).is_some_and(|(.., of)| *of == Some(lease));
+        if !is_member || !self.leases.contains_key(&lease) {
+            return Outcome::Refused;
+        }
+        let value = lease.to_string().into_bytes();
+        Outcome::Carried(self.commit(vec![(pulse, Some((value, Some(lease))))]))
+    }
+
     /// Everything, and at which revision it is so.
     pub(super) fn all(&self) -> Vec<(String, Vec<u8>, i64)> {
         let one = |(key, (value, at, _)): (&String, &(Vec<u8>, i64, _))| {

@@ -34,6 +34,11 @@ fn two_nodes_never_serve_a_role_at_once() {
 }
 
 #[test]
+fn nor_when_silence_counts_before_the_lease_is_over() {
+    all(Fence::Gate, Trouble::Silence);
+}
+
+#[test]
 fn nor_when_a_leader_answers_who_is_none_any_more() {
     all(Fence::Gate, Trouble::TwoLeaders);
 }
@@ -54,6 +59,9 @@ fn each_rule_is_needed() {
         (Rule::StopFirst, Fence::Gate, Trouble::Usual),
         (Rule::OnlyTheDead, Fence::Gate, Trouble::Usual),
         (Rule::AsItWas, Fence::Gate, Trouble::Usual),
+        (Rule::FromAsking, Fence::Gate, Trouble::Silence),
+        (Rule::Margin, Fence::Gate, Trouble::Silence),
+        (Rule::StillSilent, Fence::Gate, Trouble::Silence),
         (Rule::FenceFirst, Fence::Agent, Trouble::StoppedClocks),
     ] {
         break_one(Some(rule));

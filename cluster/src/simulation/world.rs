@@ -21,6 +21,8 @@ const ROLES: [&str; 2] = ["a", "b"];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
     Usual,
+    /// The usual, to nodes that are counted dead when they are silent.
+    Silence,
     /// A leader that was cut off answers on for a while.
     TwoLeaders,
     /// A node that stands still has a clock that stands still with it.
@@ -163,7 +165,10 @@ impl World {
             name: format!("n{at}"),
             version: "1".into(),
             roles: ROLES.iter().map(|role| ((*role).to_owned(), vec![])).collect(),
-            timing: Timing::of_lease(3),
+            timing: Timing {
+                silence: (self.trouble == Trouble::Silence).then_some(Duration::from_secs(1)),
+                ..Timing::of_lease(3)
+            },
             fence: self.fence,
             keys: self.keys.clone(),
             reach: None,
@@ -211,7 +216,18 @@ impl World {
         let (life, view) = (node.life, Box::new(node.view.clone()));
         let soon = self.soon();
         self.at(soon, Happens::Comes(at, life, Event::Seen(view)));
+        for (key, value, revision) in self.etcd.all() {
+            if let Some(run) = self.pulse(&key, &value) {
+                self.at(soon, Happens::Comes(at, life, Event::Heard { run, revision }));
+            }
+        }
         self.at(soon, Happens::Wakes(at, life));
+    }
+
+    /// Whose pulse a key is, if it is one.
+    fn pulse(&self, key: &str, value: &[u8]) -> Option<Run> {
+        let node = key.strip_prefix(self.keys.pulses())?.parse().ok()?;
+        Some(Run { node, lease: std::str::from_utf8(value).ok()?.parse().ok()? })
     }
 
     pub(super) fn play(mut self) -> Result<(), String> {
@@ -409,6 +425,15 @@ impl World {
                     None => Event::Gone(lease),
                 }
             }
+            Effect::Pulse(lease) => {
+                let outcome = if lost { Outcome::Unknown } else { self.pulses(at, lease) };
+                if lost && !self.nodes[at].cut && self.one_in(2) {
+                    let later = self.now + self.below(3 * SECOND);
+                    self.at(later, Happens::Asks(at, life, Effect::Pulse(lease), sent));
+                }
+                let outcome = if half { Outcome::Unknown } else { outcome };
+                Event::Pulsed { lease, sent, outcome }
+            }
             Effect::Revoke(lease) => {
                 if !lost {
                     self.etcd.revoke(lease);
@@ -433,7 +458,9 @@ impl World {
             _ => return,
         };
         let mut soon = self.soon();
-        if matches!(event, Event::NotRenewed | Event::NotGranted) {
+        if matches!(event, Event::NotRenewed | Event::NotGranted)
+            || matches!(event, Event::Pulsed { outcome: Outcome::Unknown, .. })
+        {
             soon += 300_000;
         }
         if !self.healthy && self.one_in(20) {
@@ -441,6 +468,13 @@ impl World {
             self.at(again, Happens::Comes(at, life, event.clone()));
         }
         self.at(soon, Happens::Comes(at, life, event));
+    }
+
+    fn pulses(&mut self, at: usize, lease: i64) -> Outcome {
+        let node = at as u16 + 1;
+        let outcome = self.etcd.pulse(&self.keys.member(node), self.keys.pulse(node), lease);
+        self.tell();
+        outcome
     }
 
     /// An agent ends the run of a node, if it can.
@@ -486,14 +520,26 @@ impl World {
         if node.watched >= upto {
             return;
         }
-        for (revision, changes) in &self.etcd.commits[node.watched..upto] {
+        let (from, mut events) = (node.watched, Vec::new());
+        for (revision, changes) in &self.etcd.commits[from..upto] {
             for (key, value) in changes {
                 node.view.take(key, value.as_deref(), *revision).unwrap();
             }
         }
         node.watched = upto;
-        let view = Box::new(node.view.clone());
-        self.engine(at, Event::Seen(view));
+        events.push(Event::Seen(Box::new(node.view.clone())));
+        for (revision, changes) in &self.etcd.commits[from..upto] {
+            for (key, value) in changes {
+                if let Some(run) = value.as_deref().and_then(|value| self.pulse(key, value)) {
+                    events.push(Event::Heard { run, revision: *revision });
+                }
+            }
+        }
+        // They come by two ways.
+        if self.one_in(2) {
+            events.rotate_left(1);
+        }
+        events.into_iter().for_each(|event| self.engine(at, event));
     }
 
     fn thaw(&mut self, at: usize) {

@@ -79,7 +79,8 @@ pub struct LogicalUnit {
     pub atomic_blocks: u32,
     /// Physical blocks are said to be this large in bytes, instead of what the disk says.
     pub physical_block: Option<u32>,
-    /// Most bytes in a second that SANITIZE writes, so that it leaves something for others.
+    /// Most bytes in a second that SANITIZE writes over, so that it leaves something for others; an
+    /// erase rests as long as it works instead.
     pub sanitize_rate: u64,
     /// How much it may do in a second.
     pub limits: Limits,

@@ -40,6 +40,10 @@ const FAILED: u8 = 2;
 /// Bytes of one step.
 const STEP: u64 = 1 << 20;
 
+/// An erase that was at work this long rests as long: what it costs is up to the disk below, so no
+/// rate in bytes would fit both a hole that is punched and zeros that are written.
+const REST: Duration = Duration::from_millis(20);
+
 /// What the first byte of what is kept says.
 const VERSION: u8 = 1;
 
@@ -330,15 +334,20 @@ async fn run(unit: &Unit, pattern: &Pattern) -> Done {
             }
         };
         let mut at = 0;
+        let mut owed = Duration::ZERO;
         while at < size {
             let len = STEP.min(size - at);
+            let from = Instant::now();
             step(&*disk, at..at + len, fill.as_deref(), unit.options.provisioning).await?;
+            owed += from.elapsed();
             at += len;
             let done = u128::from(pass) * u128::from(size) + u128::from(at);
             let part = done * 65535 / (u128::from(passes) * u128::from(size)).max(1);
             unit.sanitize.progress.store(part as u16, Ordering::Relaxed);
             if fill.is_some() {
                 pace(began, done, unit.options.sanitize_rate).await;
+            } else if owed >= REST {
+                tokio::time::sleep(std::mem::take(&mut owed)).await;
             }
         }
         disk.flush().await.map_err(Refusal::writing)?;

@@ -154,14 +154,14 @@ pub struct Compare {
     /// One of [`EQUAL`], [`GREATER`], [`LESS`].
     #[prost(int32, tag = "1")]
     pub result: i32,
-    /// One of [`CREATE`], [`MOD`], [`VALUE`].
+    /// One of [`CREATE`], [`MOD`], [`VALUE`], [`LEASE`].
     #[prost(int32, tag = "2")]
     pub target: i32,
     /// The key.
     #[prost(bytes = "vec", tag = "3")]
     pub key: Vec<u8>,
     /// With what it is compared.
-    #[prost(oneof = "With", tags = "5, 6, 7")]
+    #[prost(oneof = "With", tags = "5, 6, 7, 8")]
     pub with: Option<With>,
 }
 
@@ -177,6 +177,8 @@ pub const CREATE: i32 = 1;
 pub const MOD: i32 = 2;
 /// `Compare.VALUE`
 pub const VALUE: i32 = 3;
+/// `Compare.LEASE`
+pub const LEASE: i32 = 4;
 
 /// What a key is compared with.
 #[derive(Clone, PartialEq, Eq, Oneof)]
@@ -190,6 +192,9 @@ pub enum With {
     /// Its value; a key that is not there fails every comparison.
     #[prost(bytes, tag = "7")]
     Value(Vec<u8>),
+    /// The lease it goes away with; 0 for none, or if it is not there.
+    #[prost(int64, tag = "8")]
+    Lease(i64),
 }
 
 /// `TxnRequest`: steps that are done together, on conditions.

@@ -101,6 +101,7 @@ async fn show(rounds: usize, json: &Path) -> Result<(), String> {
         lease: 3,
         networks: true,
         files: files.clone(),
+        fence: "fence = \"gate\"\nsilence_milliseconds = 700".to_owned(),
         more: WITNESS.to_owned(),
         ..Setup::default()
     };

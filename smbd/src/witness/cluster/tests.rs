@@ -45,6 +45,7 @@ impl World {
             unfit: vec![],
             serving: serving.iter().map(|role| (*role).to_owned()).collect(),
             reach: witness.then_some(reach),
+            silence: None,
         };
         let added = NodeRecord::default().to_bytes();
         self.view.take(&self.keys.node(node), Some(&added), 1).unwrap();

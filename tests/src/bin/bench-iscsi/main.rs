@@ -1,13 +1,15 @@
 //! The iSCSI target beside tgt, in one run: rates and the server's CPU time of each command.
 //!
 //! Writes `target/bench/iscsi.json` and prints a table. The load comes from an initiator of our own
-//! that sends together what falls due together, in five turns on each target.
+//! that sends together what falls due together, and from libiscsi's `iscsi-perf` where it is installed,
+//! in five turns on each target.
 //! `bench-iscsi [SECONDS]`: of each load in all (3). `TGTD` and `TGTADM` say where tgt's programs are if
 //! they are not installed; it runs as a process of this program, never as a service. Images are in
 //! `TMPDIR` and in the page cache. `bench-iscsi idle`: only what LUNs cost that nobody uses.
 
 mod load;
 mod many;
+mod perf;
 
 use std::{
     env, fs,
@@ -42,6 +44,16 @@ struct Contestant {
     pid: u32,
 }
 
+/// What a load came to.
+struct Measured {
+    /// Commands in a second.
+    rate: f64,
+    /// Microseconds of the server's CPU for each.
+    cpu: f64,
+    /// How many times as many the fastest session did as the slowest.
+    apart: f64,
+}
+
 /// CPU time of a process so far, in seconds.
 fn cpu(pid: u32) -> Outcome<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -50,22 +62,28 @@ fn cpu(pid: u32) -> Outcome<f64> {
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Runs a load over several sessions; commands in a second, and CPU microseconds of each.
-fn measure(who: &Contestant, load: Load, sessions: u8) -> Outcome<(f64, f64)> {
+/// Runs a load over several sessions.
+fn measure(who: &Contestant, load: Load, sessions: u8) -> Outcome<Measured> {
     let load = Load { lun: who.lun, ..load };
     let logged_in: Outcome<Vec<Session>> =
         (0..sessions).map(|n| Session::log_in(who.at, TARGET, n, load.digests)).collect();
     let before = cpu(who.pid)?;
     let threads =
         logged_in?.into_iter().map(|mut session| thread::spawn(move || session.run(&load)));
-    let mut done = (0, 0);
+    let (mut all, mut counts) = (0, Vec::new());
     for thread in threads.collect::<Vec<_>>() {
-        let (all, counted) = thread.join().map_err(|_| "a session failed")??;
-        done = (done.0 + all, done.1 + counted);
+        let (done, counted) = thread.join().map_err(|_| "a session failed")??;
+        all += done;
+        counts.push(counted as f64);
     }
     let used = cpu(who.pid)? - before;
-    let rate = done.1 as f64 / load.time.as_secs_f64();
-    Ok((rate, used * 1e6 / (done.0 as f64).max(1.0)))
+    let most = counts.iter().copied().fold(0.0, f64::max);
+    let least = counts.iter().copied().fold(f64::INFINITY, f64::min);
+    Ok(Measured {
+        rate: counts.iter().sum::<f64>() / load.time.as_secs_f64(),
+        cpu: used * 1e6 / (all as f64).max(1.0),
+        apart: most / least.max(1.0),
+    })
 }
 
 /// Starts tgt with one logical unit on an image; `None` if it is not there.
@@ -122,7 +140,9 @@ fn loads(time: Duration) -> Vec<(&'static str, Load, u8)> {
         ("1 MiB writes", Load { access: write, ..large }, 1),
         ("4 KiB random reads QD32, digests", Load { digests: true, ..small }, 1),
         ("1 MiB reads, digests", Load { digests: true, ..large }, 1),
-        ("4 KiB random reads, 64 sessions of QD4", Load { depth: 4, ..small }, 64),
+        // The threads of 64 sessions have their turns at the processors, too: in a short time that alone
+        // sets them apart.
+        ("4 KiB random reads, 64 sessions of QD4", Load { depth: 4, time: time * 4, ..small }, 64),
     ]
 }
 
@@ -168,42 +188,66 @@ fn beside(seconds: u64) -> Outcome<Vec<Value>> {
     let mut rows: Vec<Value> = Vec::new();
     let time = Duration::from_secs(seconds) / ROUNDS;
     for (name, load, sessions) in loads(time) {
-        for (who, measured) in all.iter().zip(in_turns(&all, load, sessions)) {
-            // A load that the peer cannot do is no row, and is told.
-            match measured {
-                Ok((rate, cpu)) => {
-                    println!("{name:<40} {:<16} {rate:>9.0} /s {cpu:>8.1} µs CPU", who.name);
-                    rows.push(json!({"load": name, "target": who.name,
-                        "operations_per_second": rate, "cpu_microseconds": cpu}));
-                }
-                Err(error) if who.name == "tgt" => println!("{name:<40} tgt: {error}"),
-                Err(error) => return Err(error),
-            }
-        }
+        told(name, &all, in_turns(&all, |who| Some(measure(who, load, sessions))), &mut rows)?;
+    }
+    match in_turns(&all, |who| perf::measure(who, time)) {
+        none if none.is_empty() => println!("iscsi-perf is not here: not measured"),
+        measured => told(perf::NAME, &all, measured, &mut rows)?,
     }
     Ok(rows)
 }
 
+/// Prints what a load came to on each, and adds it to the rows.
+fn told(
+    name: &str,
+    all: &[Contestant],
+    measured: Vec<Outcome<Measured>>,
+    rows: &mut Vec<Value>,
+) -> Outcome<()> {
+    for (who, measured) in all.iter().zip(measured) {
+        // A load that the peer cannot do is no row, and is told.
+        match measured {
+            Ok(Measured { rate, cpu, apart }) => {
+                let apart_is =
+                    if apart > 1.0 { format!(", sessions x {apart:.2}") } else { String::new() };
+                println!("{name:<40} {:<16} {rate:>9.0} /s {cpu:>8.1} µs CPU{apart_is}", who.name);
+                rows.push(json!({"load": name, "target": who.name,
+                    "operations_per_second": rate, "cpu_microseconds": cpu,
+                    "fastest_session_by_slowest": apart}));
+            }
+            Err(error) if who.name == "tgt" => println!("{name:<40} tgt: {error}"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// A load on one after the other and from the begin again, so that what the machine does beside it meets
-/// all of them: the medians of each.
-fn in_turns(all: &[Contestant], load: Load, sessions: u8) -> Vec<Outcome<(f64, f64)>> {
-    let mut measured: Vec<Outcome<Vec<(f64, f64)>>> = all.iter().map(|_| Ok(Vec::new())).collect();
+/// all of them: the medians of each. Nothing where the load is not to be had.
+fn in_turns(
+    all: &[Contestant],
+    load: impl Fn(&Contestant) -> Option<Outcome<Measured>>,
+) -> Vec<Outcome<Measured>> {
+    let mut measured: Vec<Outcome<Vec<Measured>>> = all.iter().map(|_| Ok(Vec::new())).collect();
     for _ in 0..ROUNDS {
         for (who, so_far) in all.iter().zip(&mut measured) {
             let Ok(rounds) = so_far else { continue };
-            match measure(who, load, sessions) {
-                Ok(round) => rounds.push(round),
-                Err(error) => *so_far = Err(error),
+            match load(who) {
+                None => return Vec::new(),
+                Some(Ok(round)) => rounds.push(round),
+                Some(Err(error)) => *so_far = Err(error),
             }
         }
     }
-    let median = |mut values: Vec<f64>| {
+    let median = |rounds: &[Measured], of: fn(&Measured) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(of).collect();
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     };
-    let medians = |rounds: Vec<(f64, f64)>| {
-        let (rates, cpus) = rounds.into_iter().unzip();
-        (median(rates), median(cpus))
+    let medians = |rounds: Vec<Measured>| Measured {
+        rate: median(&rounds, |it| it.rate),
+        cpu: median(&rounds, |it| it.cpu),
+        apart: median(&rounds, |it| it.apart),
     };
     measured.into_iter().map(|rounds| rounds.map(medians)).collect()
 }
