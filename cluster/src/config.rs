@@ -239,7 +239,7 @@ impl Check<'_> {
             (None, None) => None,
             _ => return Err(self.bad("cluster.user", "goes with cluster.password_file")),
         };
-        let attempt = timing.attempt();
+        let attempt = timing.lease / 6;
         let etcd = Etcd { endpoints: section.endpoints.clone(), tls, login, attempt };
         // Whatever is wrong with the files is told now.
         Client::new(&etcd).map_err(|why| self.bad("cluster.endpoints", why))?;

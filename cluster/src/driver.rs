@@ -191,7 +191,7 @@ async fn ask(
             Event::NotRenewed
         }),
         Effect::Pulse(lease) => {
-            let outcome = match client.txn(&pulse(keys, node, lease)).await {
+            let outcome = match client.txn_now(&pulse(keys, node, lease)).await {
                 Ok(answer) if answer.succeeded => {
                     Outcome::Carried(answer.header.unwrap_or_default().revision)
                 }

@@ -47,7 +47,7 @@ impl Timing {
         silence / 8
     }
 
-    /// How long one request to etcd may take before another member of etcd is asked.
+    /// How long one request of a node to etcd may take before another member of etcd is asked.
     pub fn attempt(&self) -> Duration {
         self.silence.map_or(self.lease / 6, |silence| (silence / 4).min(self.lease / 6))
     }

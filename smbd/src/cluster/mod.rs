@@ -237,7 +237,9 @@ pub async fn run(
     notify: impl Fn(&str) + Send + 'static,
 ) -> anyhow::Result<()> {
     let _mine = take_folder(&parts.config.state_dir)?;
-    let client = Client::new(&cluster.etcd).map_err(anyhow::Error::msg)?;
+    let attempt = cluster.timing.attempt();
+    let etcd = state_store::etcd::Settings { attempt, ..cluster.etcd.clone() };
+    let client = Client::new(&etcd).map_err(anyhow::Error::msg)?;
     let settings = Settings {
         reach: parts.witness.as_ref().and_then(witness::reach),
         ..cluster.settings(env!("CARGO_PKG_VERSION"))

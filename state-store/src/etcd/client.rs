@@ -183,6 +183,14 @@ impl Client {
         self.call("/etcdserverpb.KV/Txn", request, DURABLE).await
     }
 
+    /// A transaction that is of use only at once: as [`Client::txn`], within a single attempt.
+    ///
+    /// # Errors
+    /// [`CallError`]
+    pub async fn txn_now(&self, request: &TxnRequest) -> Result<TxnResponse, CallError> {
+        self.call("/etcdserverpb.KV/Txn", request, 1).await
+    }
+
     /// A new lease of at least so many seconds.
     ///
     /// # Errors
