@@ -77,6 +77,8 @@ pub struct Engine {
     next_try: Duration,
     local: BTreeMap<String, Local>,
     unfit: BTreeMap<String, Duration>,
+    /// How often each role could not be served since it was served last.
+    failures: BTreeMap<String, u32>,
     busy: Option<u64>,
     transactions: u64,
     /// Nothing is decided before the view has come so far,
@@ -106,6 +108,7 @@ impl Engine {
             next_beat: Duration::ZERO,
             next_try: Duration::ZERO,
             unfit: BTreeMap::new(),
+            failures: BTreeMap::new(),
             busy: None,
             transactions: 0,
             awaited: 0,
@@ -212,11 +215,16 @@ impl Engine {
             Event::Started(role) => {
                 if let Some(Local::Running { serving, .. }) = self.local.get_mut(&role) {
                     *serving = true;
+                    self.failures.remove(&role);
                 }
             }
             Event::Stopped(role) => self.ended(&role, None),
             Event::Failed(role, why) => {
-                self.unfit.insert(role.clone(), now.steady + timing.unfit);
+                // A volume that is not there yet comes soon; one that does not come is asked for rarely.
+                let failures = self.failures.entry(role.clone()).or_default();
+                let unfit = timing.unfit / 16 * (1 << *failures);
+                *failures = (*failures + 1).min(4);
+                self.unfit.insert(role.clone(), now.steady + unfit);
                 self.ended(&role, Some(format!("node {}: {why}", self.settings.node)));
             }
             Event::Fenced(run, result) => {

@@ -20,7 +20,8 @@ pub struct Timing {
     pub beat: Duration,
     /// How long until what has failed is tried again.
     pub retry: Duration,
-    /// How long a node takes no role that it could not serve.
+    /// How long a node takes no role that it could not serve, at most: a sixteenth of it the first time,
+    /// twice as long each time after that.
     pub unfit: Duration,
     /// How long the others wait for a node that says again and again that it goes on: less than the
     /// lease. None if only the lease counts.
