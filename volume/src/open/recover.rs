@@ -58,6 +58,9 @@ use crate::{
 /// How long all recovery waits for who has files that were open. The server before, which was killed
 /// or has just let go of the store, has them a moment longer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long all recovery on another node waits for files that are not there: a shared file system that
+/// has just lost a part shows less than it has (GlusterFS: `ENOENT`) until it has found itself again.
+const FILES: Duration = Duration::from_secs(10);
 /// How long a client has to take up an open after its file could be claimed.
 const GRACE: Duration = Duration::from_secs(10);
 /// As many opens are not worth a thread.
@@ -276,13 +279,16 @@ impl OpenFileTable {
         let make = |remembered: &Remembered| self.make_again(shares, engine, remembered, patience);
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let part = opens.len().div_ceil(threads).max(FEW);
-        let made: Vec<_> = thread::scope(|scope| {
+        let mut made: Vec<_> = thread::scope(|scope| {
             let work = |part| scope.spawn(move || <[_]>::iter(part).map(make).collect::<Vec<_>>());
             let workers: Vec<_> = opens.chunks(part).map(work).collect();
             let ended = workers.into_iter().map(thread::ScopedJoinHandle::join);
             // A fault of one is a fault of all, as it would be on this thread.
             ended.flat_map(|made| made.unwrap_or_else(|e| panic::resume_unwind(e))).collect()
         });
+        if let Before::Elsewhere(locks) = before {
+            wait_for_files(&mut made, |at| make(&opens[at]), FILES.min(locks));
+        }
         made.into_iter().zip(opens).collect()
     }
 
@@ -392,6 +398,33 @@ impl OpenFileTable {
         let open = Arc::new(open);
         self.add_open(&open);
         Ok(Again { open, claimed })
+    }
+}
+
+/// Makes those opens again whose files were not there or not to be had, until they are or the time is
+/// over.
+fn wait_for_files(
+    made: &mut [Result<Again, Gone>],
+    again: impl Fn(usize) -> Result<Again, Gone>,
+    patience: Duration,
+) {
+    let until = Instant::now() + patience;
+    let mut told = false;
+    loop {
+        let missing =
+            |made: &Result<Again, Gone>| matches!(made, Err(Gone::Missing | Gone::System(_)));
+        let count = made.iter().filter(|made| missing(made)).count();
+        if count == 0 || Instant::now() >= until {
+            return;
+        }
+        if !told {
+            tracing::info!(count, "files of opens are not there yet; is the file system whole?");
+            told = true;
+        }
+        thread::sleep(LONG_PAUSE);
+        for (at, made) in made.iter_mut().enumerate().filter(|(_, made)| missing(made)) {
+            *made = again(at);
+        }
     }
 }
 

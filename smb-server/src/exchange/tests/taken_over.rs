@@ -58,6 +58,25 @@ fn an_open_is_taken_up_when_the_file_system_lets_go_of_its_image_and_others_do_n
     assert_eq!(guest.close(again.id), NtStatus::SUCCESS);
 }
 
+/// A shared file system that has just lost a part does not show all it has.
+#[test]
+fn an_open_whose_file_comes_late_is_there_all_the_same() {
+    let (house, got, image) = lost();
+    drop(image);
+    let (here, away) = (house.files().join("a"), house.folder.path().join("away"));
+    std::fs::rename(&here, &away).unwrap();
+    let back = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        std::fs::rename(away, here).unwrap();
+    });
+    house.take_over(LONG);
+    back.join().unwrap();
+    let mut guest = house.one();
+    let again = guest.create(&ask("a").back(got.id, 1)).unwrap();
+    assert_eq!(again.id.persistent, got.id.persistent);
+    assert_eq!(guest.close(again.id), NtStatus::SUCCESS);
+}
+
 #[test]
 fn an_open_whose_image_stays_locked_for_too_long_is_lost_and_its_file_is_not_deleted() {
     let (house, got, image) = lost();
