@@ -7,6 +7,7 @@
 #           guest  a Linux guest of hyperv-host, moved between two hosts while it works
 #           firmware  guests of hyperv-host that SeaBIOS and OVMF boot from their disk
 #           agent  a Linux guest with the guest agent and a seed, frozen, moved and powered off
+#           devices  a Linux guest with a balloon and a watchdog, moved with both
 #           cifs   the kernel's SMB client against smbd
 #           failover  the same with persistent handles and two paths, while smbd is killed and
 #                  paths are cut
