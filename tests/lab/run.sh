@@ -46,7 +46,7 @@ for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
 scenarios=("$@")
-[ $# -gt 0 ] || scenarios=(guest firmware agent cifs failover rdma iscsi special)
+[ $# -gt 0 ] || scenarios=(guest firmware agent devices cifs failover rdma iscsi special)
 for scenario in "${scenarios[@]}"; do
     [ -e "$here/scenarios/$scenario.sh" ] || fail "no scenario $scenario"
 done
