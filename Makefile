@@ -86,7 +86,7 @@ iscsi-conformance: needs ## Cases of RFC 7143 on an iSCSI target (TARGET=iscsi:/
 	cargo build -p smbd -p bulkhead -p bulkhead-tests --bins
 	$(BUILT)/debug/iscsi-conformance $(TARGET) $(if $(ONLY),--only '$(ONLY)')
 
-lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client, as an iSCSI initiator (SCENARIO=guest|firmware|agent|cifs|failover|rdma|iscsi|special)
+lab: release ## Debian's kernel in an emulated machine: as a guest that is moved, as an SMB client, as an iSCSI initiator (SCENARIO=guest|firmware|agent|devices|cifs|failover|rdma|iscsi|special)
 	tests/lab/run.sh $(BUILT)/release $(SCENARIO)
 
 lab-soak: release ## The kernel's SMB client at random file operations for half an hour in all (BULKHEAD_LAB_SOAK: seconds for each of three mounts)

@@ -4,6 +4,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use schemars::JsonSchema;
@@ -146,6 +147,37 @@ pub enum DiskFormat {
     Vhdx,
 }
 
+/// How much a disk of a VM may do in a second; what is more waits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Operations: a request counts as one for each 8 KiB of data that it begins, and as one without data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_iops: Option<u32>,
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes_per_s: Option<u64>,
+    /// After a time of rest what the limits allow in so many milliseconds goes at once; 100 if not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_ms: Option<u32>,
+}
+
+impl DiskLimits {
+    /// Whether there are none.
+    pub fn is_none(&self) -> bool {
+        self.max_iops.is_none() && self.max_bytes_per_s.is_none()
+    }
+
+    /// What goes at once after a time of rest, as the time that the limits have for it.
+    pub fn burst(&self) -> Duration {
+        Duration::from_millis(self.burst_ms.unwrap_or(100).into())
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One disk of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -158,6 +190,16 @@ pub struct DiskDefinition {
     /// Refuse the guest's writes.
     #[serde(default)]
     pub read_only: bool,
+    /// How much it may do in a second; nothing said is no limit.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_default")]
+    pub limits: DiskLimits,
+}
+
+impl DiskDefinition {
+    /// A disk without limits, in the format that the ending of its location names.
+    pub fn new(location: String, read_only: bool) -> Self {
+        Self { location, format: None, read_only, limits: DiskLimits::default() }
+    }
 }
 
 /// The address of a network card: `02:00:00:00:00:01`.
@@ -327,6 +369,20 @@ impl PanicAction {
     }
 }
 
+/// What becomes of a VM whose watchdog has expired: its guest did not say in time that it is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WatchdogAction {
+    /// It is started again.
+    Reset,
+    /// It is ended.
+    Stop,
+    /// It stands as it is until somebody has it run on, or ends it.
+    Pause,
+    /// It goes on, and its host tells of it.
+    Nothing,
+}
+
 /// A virtual machine, as its VM file says it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -339,6 +395,10 @@ pub struct VmDefinition {
     pub id: Option<VmId>,
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// The VM has a balloon: memory that its guest does not use goes back to the host, and `vm memory` may
+    /// leave it with as little as so many MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_mib: Option<u64>,
     /// Number of virtual CPUs.
     #[serde(default = "one")]
     pub vcpus: u32,
@@ -351,6 +411,9 @@ pub struct VmDefinition {
     /// When the guest's kernel panics, as it says by the port of QEMU's pvpanic.
     #[serde(default, skip_serializing_if = "PanicAction::is_default")]
     pub on_panic: PanicAction,
+    /// The VM has a watchdog (Intel 6300ESB), and when that expires this is done. Without it there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_watchdog: Option<WatchdogAction>,
     /// The kernel to boot, if no firmware does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootDefinition>,
@@ -367,6 +430,14 @@ pub struct VmDefinition {
 
 /// Memory in MiB without which OVMF does not come up.
 const LEAST_FOR_UEFI: u64 = 128;
+
+/// Whether a machine of these disks has those, whatever their limits, which are changed while it runs.
+fn same_disks(one: &[DiskDefinition], other: &[DiskDefinition]) -> bool {
+    let same = |(one, other): (&DiskDefinition, &DiskDefinition)| {
+        DiskDefinition { limits: other.limits, ..one.clone() } == *other
+    };
+    one.len() == other.len() && one.iter().zip(other).all(same)
+}
 
 fn one() -> u32 {
     1
@@ -424,8 +495,22 @@ impl VmDefinition {
             (Some(_), Some(_)) | (None, None) => return Err(DefinitionError::Start),
         }
         range("memory_mib", self.memory_mib, 16, 1 << 20)?;
+        if let Some(minimum) = self.minimum_mib {
+            range("minimum_mib", minimum, 16, self.memory_mib)?;
+        }
         range("vcpus", u64::from(self.vcpus), 1, 64)?;
         range("number of disks", self.disks.len() as u64, 0, 16)?;
+        for disk in &self.disks {
+            let limits = &disk.limits;
+            let said = [
+                ("disk's max_iops", limits.max_iops.map(u64::from), 1, 10_000_000),
+                ("disk's max_bytes_per_s", limits.max_bytes_per_s, 1 << 16, 1 << 40),
+                ("disk's burst_ms", limits.burst_ms.map(u64::from), 0, 60_000),
+            ];
+            for (field, value, least, most) in said {
+                value.map_or(Ok(()), |value| range(field, value, least, most))?;
+            }
+        }
         range("number of nics", self.nics.len() as u64, 0, 8)?;
         for nic in &self.nics {
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -446,12 +531,14 @@ impl VmDefinition {
     pub fn differs(&self, other: &Self) -> Vec<&'static str> {
         let keys = [
             ("memory_mib", self.memory_mib != other.memory_mib),
+            ("minimum_mib", self.minimum_mib.is_some() != other.minimum_mib.is_some()),
             ("vcpus", self.vcpus != other.vcpus),
             ("console", self.console != other.console),
             ("on_panic", self.on_panic != other.on_panic),
+            ("on_watchdog", self.on_watchdog != other.on_watchdog),
             ("boot", self.boot != other.boot),
             ("firmware", self.firmware != other.firmware),
-            ("disk", self.disks != other.disks),
+            ("disk", !same_disks(&self.disks, &other.disks)),
             ("nic", self.nics != other.nics),
         ];
         keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()

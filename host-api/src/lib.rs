@@ -21,11 +21,12 @@ pub use client::Client;
 pub use control_socket::ClientError;
 pub use definition::{
     AfterHostFailure, BootDefinition, ConsoleKind, DefinitionError, DiskDefinition, DiskFormat,
-    FirmwareDefinition, FirmwareKind, MacAddress, NicDefinition, PanicAction, VmDefinition, VmId,
-    VmName,
+    DiskLimits, FirmwareDefinition, FirmwareKind, MacAddress, NicDefinition, PanicAction,
+    VmDefinition, VmId, VmName, WatchdogAction,
 };
 pub use guest::{AgentState, Consistency, GuestAgent, GuestInterface};
 pub use wire::{
-    DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound,
-    MoveStatistics, Reply, Request, VmDetail, VmState, VmSummary, socket_path,
+    BalloonUsage, DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MemoryUsage, MoveOptions,
+    MoveProgress, MoveRound, MoveStatistics, Reply, Request, VmDetail, VmState, VmSummary,
+    WatchdogUsage, socket_path,
 };

@@ -74,6 +74,18 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_s: Option<u32>,
     },
+    /// Have a VM run on that is paused because its watchdog has expired.
+    Resume {
+        /// Which.
+        name: VmName,
+    },
+    /// Leave the guest of a running VM with so much memory, by its balloon.
+    Memory {
+        /// Which.
+        name: VmName,
+        /// How much it may have, in MiB.
+        mib: u64,
+    },
     /// All VMs.
     List,
     /// Everything about one VM.
@@ -139,6 +151,8 @@ pub enum VmState {
     PausedCritical,
     /// Paused here for good: a disk is another run's now.
     Fenced,
+    /// Paused here until somebody has it run on: its watchdog has expired.
+    Paused,
     /// Running, being moved away.
     MovingOut,
     /// Being received; not running here.
@@ -157,6 +171,7 @@ impl VmState {
             Self::Running => "running",
             Self::PausedCritical => "paused-critical",
             Self::Fenced => "fenced",
+            Self::Paused => "paused",
             Self::MovingOut => "moving-out",
             Self::MovingIn => "moving-in",
             Self::InDoubt => "in-doubt",
@@ -202,6 +217,9 @@ pub struct DiskUsage {
     pub errors: u64,
     /// Longest time one request took, in microseconds.
     pub longest_us: u64,
+    /// Times when requests waited for the disk's limits.
+    #[serde(default)]
+    pub limited: u64,
     /// Times when requests were under way and none was completed for 20 ms or longer: what the
     /// guest sees of a file server that is lost and found again.
     #[serde(default)]
@@ -209,6 +227,56 @@ pub struct DiskUsage {
     /// Longest of them in microseconds.
     #[serde(default)]
     pub longest_pause_us: u64,
+}
+
+/// How the watchdog of a VM stands, whose guest runs on this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchdogUsage {
+    /// The guest has it run.
+    pub enabled: bool,
+    /// Milliseconds until it expires, of the time in which the guest runs; none if it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_ms: Option<u64>,
+    /// How often it has expired since the machine is here.
+    pub expired: u64,
+}
+
+/// The memory of a VM whose machine is here, in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryUsage {
+    /// Of the host's memory, what the guest's takes.
+    pub resident: u64,
+    /// The balloon, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonUsage>,
+}
+
+/// How a VM's balloon stands, in bytes. All but the first is the guest's word.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonUsage {
+    /// What the guest is to go along with.
+    pub wanted: u64,
+    /// What it goes along with.
+    pub has: u64,
+    /// Given back to the host since the machine is here because the balloon grew.
+    pub inflated: u64,
+    /// Given back since then because the guest did not use it, whatever it did later.
+    pub reported: u64,
+    /// All memory that the guest knows of; Linux counts what is in the balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// What it does not use for anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free: Option<u64>,
+    /// What its programs can have without swapping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available: Option<u64>,
+    /// Its caches of files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caches: Option<u64>,
+    /// Swapped out since it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swapped_out: Option<u64>,
 }
 
 /// What `vm show` tells.
@@ -233,6 +301,12 @@ pub struct VmDetail {
     /// Keys of the VM file whose changes wait for the next start of the machine that runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<String>,
+    /// Its memory, if it has a machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryUsage>,
+    /// The watchdog, if the VM has one and a machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogUsage>,
     /// The guest's agent, if it has one that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<GuestAgent>,

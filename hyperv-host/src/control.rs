@@ -173,6 +173,8 @@ fn carry_out(
             let limit = Duration::from_secs(u64::from(timeout_s.unwrap_or(STOP_LIMIT)));
             host.stop(&name, force, limit)?;
         }
+        Request::Resume { name } => host.resume(&name)?,
+        Request::Memory { name, mib } => host.set_memory(&name, mib)?,
         Request::List => return Ok(Reply::List { vms: host.list() }),
         Request::Show { name } => return Ok(Reply::Show { vm: Box::new(host.show(&name)?) }),
         Request::Move { name, options } => {

@@ -253,7 +253,7 @@ mod tests {
         create(file(&child, LocalOptions::create_new()), &options).await.unwrap();
         let before = std::fs::read(&base).unwrap();
 
-        let definition = DiskDefinition { location: child, format: None, read_only: false };
+        let definition = DiskDefinition::new(child, false);
         let disk = local(&definition).await.unwrap().open().await.unwrap();
         let mut bytes = [0; 8192];
         disk.write_at(4096, &[2; 4096]).await.unwrap();
@@ -273,7 +273,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let open = async |name: &str, format| {
-            let definition = DiskDefinition { location: at(name), format, read_only: false };
+            let definition = DiskDefinition { format, ..DiskDefinition::new(at(name), false) };
             local(&definition).await?.open().await?.close().await
         };
         let made = LocalFile::open(at("a.avhdx"), &LocalOptions::create_new()).unwrap();
@@ -311,8 +311,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let location = dir.path().join("a.raw").display().to_string();
         std::fs::write(&location, [0; 4096]).unwrap();
-        let disk =
-            |read_only| DiskDefinition { location: location.clone(), format: None, read_only };
+        let disk = |read_only| DiskDefinition::new(location.clone(), read_only);
         let write = || {
             let mut qemu = std::process::Command::new("qemu-io");
             qemu.args(["-f", "raw", "-c", "write 0 512", &location]);
@@ -350,8 +349,7 @@ mod tests {
         let (size, id) = (about.disk_size, about.data_write_id);
         let file = open(&beside, LocalOptions::create_new());
         let point = Store::create(file, size, id).await.unwrap().point("before").await.unwrap();
-        let definition =
-            DiskDefinition { location: location.clone(), format: None, read_only: false };
+        let definition = DiskDefinition::new(location.clone(), false);
         let run = async |at: u64| {
             let disk = local(&definition).await.unwrap().open().await.unwrap();
             disk.write_at(at, &[1; 4096]).await.unwrap();

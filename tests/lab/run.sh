@@ -7,6 +7,7 @@
 #           guest  a Linux guest of hyperv-host, moved between two hosts while it works
 #           firmware  guests of hyperv-host that SeaBIOS and OVMF boot from their disk
 #           agent  a Linux guest with the guest agent and a seed, frozen, moved and powered off
+#           devices  a Linux guest with a balloon and a watchdog, moved with both
 #           cifs   the kernel's SMB client against smbd
 #           failover  the same with persistent handles and two paths, while smbd is killed and
 #                  paths are cut
@@ -45,7 +46,7 @@ for tool in apt-get apt-cache dpkg-deb mkfs.ext4 ldd gzip; do
     command -v $tool >/dev/null || skip "$tool is not installed"
 done
 scenarios=("$@")
-[ $# -gt 0 ] || scenarios=(guest firmware cifs failover rdma iscsi special)
+[ $# -gt 0 ] || scenarios=(guest firmware agent devices cifs failover rdma iscsi special)
 for scenario in "${scenarios[@]}"; do
     [ -e "$here/scenarios/$scenario.sh" ] || fail "no scenario $scenario"
 done

@@ -27,11 +27,10 @@ use vmm::{
         },
     },
     platform::{
-        bus::{Bus, BusDevice},
-        irq::IrqRouter,
+        bus::BusDevice,
         layout,
         lifecycle::{Control, EndReason},
-        memory::{self, GuestRam},
+        memory::GuestRam,
     },
 };
 use vmm_sys_util::eventfd::EventFd;
@@ -49,33 +48,9 @@ fn rig() -> Option<Rig> {
     rig_with(|disk| disk)
 }
 
-/// What functions need, without vCPUs.
-fn machine() -> Option<(Machine, tokio::runtime::Runtime)> {
-    let kvm = support::kvm()?;
-    let vm = Arc::new(kvm.create_vm().unwrap());
-    vm.set_identity_map_address(layout::IDENTITY_MAP).unwrap();
-    vm.set_tss_address(layout::TSS).unwrap();
-    let ram = memory::allocate(16 << 20).unwrap();
-    memory::register(&vm, &ram, 0).unwrap();
-    vm.create_irq_chip().unwrap();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let control = Arc::new(Control::default());
-    control.run();
-    let machine = Machine {
-        router: Arc::new(IrqRouter::new(vm.clone())),
-        vm,
-        mmio: Arc::new(Bus::default()),
-        mem: ram,
-        control,
-        runtime: runtime.handle().clone(),
-    };
-    Some((machine, runtime))
-}
-
 /// A rig whose disk is made of a plain one.
 fn rig_with(make: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>) -> Option<Rig> {
-    let (machine, runtime) = machine()?;
+    let (machine, runtime) = support::machine()?;
     let (ram, control) = (machine.mem.clone(), machine.control.clone());
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(1 << 20).unwrap();
@@ -457,7 +432,7 @@ fn has_doorbell(machine: &Machine, place: u64, queue: u64) -> bool {
 /// Firmware gives the windows out anew, each through places that are others' by then.
 #[test]
 fn functions_answer_where_firmware_has_put_their_windows() {
-    let Some((machine, _runtime)) = machine() else { return };
+    let Some((machine, _runtime)) = support::machine() else { return };
     let all = functions(&machine);
     let write = |function: usize, at: usize, bytes: &[u8]| {
         all[function].lock().unwrap().config_write(at, bytes);

@@ -57,6 +57,20 @@ enum Command {
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u32>,
     },
+    /// Have a VM run on that is paused because its watchdog has expired.
+    Resume {
+        /// Which.
+        name: VmName,
+    },
+    /// Leave the guest of a VM that runs with so much memory, by its balloon; the rest is the host's. After
+    /// its next start it has all again.
+    Memory {
+        /// Which.
+        name: VmName,
+        /// How much it may have, at least its minimum and at most what it has started with.
+        #[arg(value_parser = crate::units::parse_size)]
+        size: u64,
+    },
     /// List the VMs.
     List,
     /// Show everything about a VM.
@@ -138,6 +152,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Stop { name, force, timeout } => {
             let done = format!("stopped {name}");
             (Request::Stop { name, force, timeout_s: timeout }, done)
+        }
+        Command::Resume { name } => {
+            (Request::Resume { name: name.clone() }, format!("{name} runs on"))
+        }
+        Command::Memory { name, size } => {
+            let mib = create::whole_mib(size, "SIZE")?;
+            (Request::Memory { name: name.clone(), mib }, format!("{name} is to have {mib} MiB"))
         }
         Command::Delete { name } => {
             (Request::Delete { name: name.clone() }, format!("deleted {name}"))

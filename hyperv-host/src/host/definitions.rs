@@ -38,7 +38,8 @@ impl Host {
         self.check_room(&vms, definition)
     }
 
-    /// Replaces the definition of a VM. A machine that runs has it from its next start or reset on.
+    /// Replaces the definition of a VM. A machine that runs has it from its next start or reset on, but for
+    /// the limits of its disks, which hold at once.
     ///
     /// # Errors
     /// [`HostError::Changed`] if it is not `was` any more, and what [`Host::create`] says of a definition.
@@ -57,6 +58,9 @@ impl Host {
         self.check_usable(&definition, Whose::Own)?;
         self.store.edit(&definition).map_err(HostError::Store)?;
         tracing::info!(vm = %definition.name, changed = now.differs(&definition).join(", "), "edited");
+        if let Some(vm) = managed.vm() {
+            vm.follow_limits(&definition);
+        }
         managed.set_definition(definition);
         Ok(())
     }

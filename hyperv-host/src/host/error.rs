@@ -72,6 +72,24 @@ pub enum HostError {
         /// Keys of the VM file that were changed.
         changes: String,
     },
+    /// There is nothing that takes memory from it.
+    #[error(
+        "VM {0} has no balloon: with `minimum_mib` in its definition (`bulkhead vm edit {0} --minimum SIZE`) it has \
+         one from its next start on"
+    )]
+    NoBalloon(VmName),
+    /// Its guest is to have more or less memory than it may.
+    #[error("VM {name} may have {least} to {most} MiB of memory, not {mib}")]
+    Memory {
+        /// Name of the VM.
+        name: VmName,
+        /// What was asked for.
+        mib: u64,
+        /// Its minimum.
+        least: u64,
+        /// All that it was started with.
+        most: u64,
+    },
     /// Its guest's file systems did not thaw yet.
     #[error(
         "the file systems of VM {0} are frozen: its guest's agent is asked again and again to thaw them, and \

@@ -8,7 +8,7 @@ use std::{
 use host_api::{VmName, VmState};
 use vmm::{
     DRAIN_LIMIT, DiskShape, Vm,
-    platform::{error::chain, lifecycle::EndReason},
+    platform::{bus::lock, error::chain, lifecycle::EndReason},
 };
 
 use super::{
@@ -136,6 +136,11 @@ impl Host {
                 vm.set_loss_rule(self.loss_rule());
                 vm.load()?;
                 vm.attach_disks(disks.clone())?;
+                let by_watchdog =
+                    managed.update(|inner| std::mem::take(&mut inner.reset_by_watchdog));
+                if let Some(watchdog) = vm.watchdog().filter(|_| by_watchdog) {
+                    lock(watchdog).set_expired_before();
+                }
                 Ok(vm)
             });
         let recorded = built.map_err(HostError::from).and_then(|vm| {
@@ -205,6 +210,7 @@ impl Host {
             inner.vm = Some(vm.clone());
             inner.agent = Some(Arc::new(Agent::new(vm.agent().clone())));
             (inner.trouble, inner.away) = (None, None);
+            (inner.stands, inner.expired) = (false, 0);
             inner.starting = false;
             inner.resets.0 = Some(Instant::now());
         });
@@ -224,12 +230,18 @@ impl Host {
             return;
         }
         tracing::info!(vm = %managed.name(), ?reason, "ended");
-        let restart = matches!(reason, EndReason::Reset | EndReason::TripleFault(_));
+        let restart =
+            matches!(reason, EndReason::Reset | EndReason::Watchdog | EndReason::TripleFault(_));
         let (state, why) = match &reason {
             EndReason::Failed(why) => (VmState::Failed, Some(why.clone())),
             EndReason::Stopped => (VmState::Off, Some("stopped by force".to_owned())),
             EndReason::PowerOff => (VmState::Off, None),
             EndReason::Reset => (VmState::Off, Some("it asked for a reset".to_owned())),
+            EndReason::Watchdog => {
+                tracing::error!(vm = %managed.name(), "its watchdog has expired, the machine is reset");
+                managed.update(|inner| inner.reset_by_watchdog = true);
+                (VmState::Off, Some("its watchdog has expired".to_owned()))
+            }
             EndReason::TripleFault(place) => {
                 tracing::warn!(vm = %managed.name(), place, "triple fault, the machine is reset");
                 (VmState::Off, Some(format!("a triple fault: {place}")))
@@ -381,7 +393,7 @@ impl Host {
             return self.store.record(name, &Record::Off).map_err(HostError::Store);
         }
         let state = managed.state();
-        let halted = matches!(state, VmState::PausedCritical | VmState::Fenced);
+        let halted = matches!(state, VmState::PausedCritical | VmState::Fenced | VmState::Paused);
         let vm = match managed.vm() {
             Some(vm) if halted || state == VmState::Running => vm,
             _ => return Err(HostError::State { name: name.clone(), state }),

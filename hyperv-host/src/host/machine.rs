@@ -45,6 +45,12 @@ pub struct Inner {
     pub trouble: Option<Trouble>,
     /// Why its disks cannot be opened again yet, after a move that failed.
     pub away: Option<String>,
+    /// It is paused because its watchdog has expired.
+    pub stands: bool,
+    /// How often its machine's watchdog has expired, as far as that was told.
+    pub expired: u64,
+    /// Its last machine was reset by its watchdog, which its next guest may ask.
+    pub reset_by_watchdog: bool,
     /// Calls off the move that is under way.
     pub cancel: Option<Arc<Cancel>>,
 }
@@ -57,6 +63,7 @@ impl Inner {
             (VmState::Running, Some(Trouble::Away(_)), _) | (VmState::Running, _, Some(_)) => {
                 VmState::PausedCritical
             }
+            (VmState::Running, None, None) if self.stands => VmState::Paused,
             (state, _, _) => state,
         }
     }
@@ -102,6 +109,9 @@ impl Managed {
                 starting: false,
                 trouble: None,
                 away: None,
+                stands: false,
+                expired: 0,
+                reset_by_watchdog: false,
                 cancel: None,
             }),
             changed: Condvar::new(),

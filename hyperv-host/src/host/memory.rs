@@ -1,9 +1,14 @@
-//! The limit on the memory of all machines of a host.
+//! The memory of machines: the limit on all of a host, and what a balloon leaves a guest with.
 
-use host_api::VmState;
+use std::time::Duration;
+
+use host_api::{BalloonUsage, MemoryUsage, VmName, VmState};
+use vmm::{Vm, platform::bus::lock};
 
 use super::{Host, HostError};
-use vmm::platform::bus::lock;
+
+/// How long a guest may take to tell how its memory is used.
+const TELLS: Duration = Duration::from_millis(200);
 
 /// Memory that is kept for a machine until it counts by itself, or does not come to be.
 #[derive(Debug)]
@@ -35,6 +40,31 @@ impl Host {
         Ok(Reserved { host: self, mib })
     }
 
+    /// Has the guest of a running VM go along with so many MiB, which it does by and by.
+    ///
+    /// # Errors
+    /// [`HostError::NoBalloon`], [`HostError::Memory`], [`HostError::State`], [`HostError::Busy`].
+    pub fn set_memory(&self, name: &VmName, mib: u64) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let _operation = managed.try_operate()?;
+        let state = managed.state();
+        let (VmState::Running, Some(vm)) = (state, managed.vm()) else {
+            return Err(HostError::State { name: name.clone(), state });
+        };
+        if vm.balloon().is_none() {
+            return Err(HostError::NoBalloon(name.clone()));
+        }
+        // The minimum may have been changed since it started.
+        let least = managed.definition().minimum_mib.or(vm.definition().minimum_mib).unwrap_or(0);
+        let most = vm.definition().memory_mib;
+        if !(least..=most).contains(&mib) {
+            return Err(HostError::Memory { name: name.clone(), mib, least, most });
+        }
+        tracing::info!(vm = %name, mib, "its guest is to go along with so much memory");
+        vm.want_memory(mib << 20);
+        Ok(())
+    }
+
     /// MiB of the host's memory that no machine has, where nobody says what is free (a service may not see
     /// `/proc/meminfo`).
     fn unused_mib(&self) -> Option<u64> {
@@ -54,6 +84,27 @@ impl Host {
             })
             .sum()
     }
+}
+
+/// What `vm show` tells of a machine's memory.
+pub(super) fn usage(vm: &Vm) -> MemoryUsage {
+    let all = vm.definition().memory_mib << 20;
+    let balloon = vm.balloon().map(|balloon| {
+        let standing = balloon.standing(TELLS);
+        let told = standing.statistics;
+        BalloonUsage {
+            wanted: all - standing.target.min(all),
+            has: all - standing.actual.min(all),
+            inflated: standing.inflated,
+            reported: standing.reported,
+            total: told.total,
+            free: told.free,
+            available: told.available,
+            caches: told.disk_caches,
+            swapped_out: told.swap_out,
+        }
+    });
+    MemoryUsage { resident: vm.resident(), balloon }
 }
 
 /// MiB of memory that can be had without swapping, as the kernel estimates it (proc(5), `MemAvailable`);

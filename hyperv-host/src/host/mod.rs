@@ -27,6 +27,7 @@ pub mod memory;
 pub mod outgoing;
 pub mod records;
 mod trouble;
+mod watchdog;
 
 use std::{
     net::SocketAddr,
@@ -318,6 +319,7 @@ impl Host {
                 written_bytes: counters.written_bytes.load(Ordering::Relaxed),
                 errors: counters.errors.load(Ordering::Relaxed),
                 longest_us: counters.longest_us.load(Ordering::Relaxed),
+                limited: blk.waited(),
                 pauses: counters.pauses.load(Ordering::Relaxed),
                 longest_pause_us: counters.longest_pause_us.load(Ordering::Relaxed),
             }
@@ -326,6 +328,8 @@ impl Host {
         let (pauses, longest_pause_us) = vm.as_ref().map(|vm| vm.pauses()).unwrap_or_default();
         let (reason, last_move) =
             managed.look(|inner| (inner.shown_reason(), inner.last_move.clone()));
+        let watchdog = vm.as_ref().and_then(|vm| watchdog::usage(vm));
+        let memory = vm.as_ref().map(|vm| memory::usage(vm));
         // One that does not run answers nothing.
         let agent = managed.agent().filter(|_| summary.state == VmState::Running);
         let agent = agent.and_then(|agent| guest::look(&agent));
@@ -338,6 +342,8 @@ impl Host {
             pauses,
             longest_pause_us,
             last_move,
+            memory,
+            watchdog,
             agent,
         })
     }

@@ -9,7 +9,7 @@ use vmm::{
     platform::lifecycle::EndReason,
 };
 
-use super::{Host, machine::Managed};
+use super::{Host, machine::Managed, watchdog};
 use crate::config::StorageLoss;
 
 /// How often a machine's storage is looked at, beside when something is told of it.
@@ -47,9 +47,13 @@ impl Host {
             self.tell_of_panic(managed, vm);
         }
         let trouble = vm.trouble(patience);
-        let halts = trouble.is_some();
+        let watchdog = watchdog::standing(vm);
+        let halts = trouble.is_some() || watchdog.is_some_and(|standing| standing.paused);
         // One that was not parked in time is kicked again.
         vm.halt(halts);
+        if let Some(standing) = watchdog {
+            self.tell_of_watchdog(managed, vm, standing);
+        }
         let (was, is_here) = managed.update(|inner| {
             let is_here = inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, vm));
             let was = if is_here { inner.trouble.clone() } else { None };

@@ -12,6 +12,7 @@
 
 mod auth;
 mod compression;
+mod devices;
 mod exchange;
 mod firmware;
 mod guest;
@@ -89,6 +90,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "firmware", run: firmware::guest, memory: MIB, seeds: firmware::seeds },
     Target { name: "ports", run: guest::ports, memory: MIB, seeds: guest::seeds_ports },
     Target { name: "guest-agent", run: guest::agent, memory: MIB, seeds: guest::seeds_agent },
+    Target { name: "balloon", run: devices::balloon, memory: MIB, seeds: devices::seeds_balloon },
+    Target {
+        name: "watchdog",
+        run: devices::watchdog,
+        memory: MIB,
+        seeds: devices::seeds_watchdog,
+    },
     Target { name: "rpc", run: rpc::run, memory: 4 * MIB, seeds: rpc::seeds },
     Target { name: "ndr", run: rpc::ndr, memory: MIB, seeds: rpc::seeds_ndr },
     Target { name: "ndr64", run: rpc::ndr64, memory: MIB, seeds: rpc::seeds_ndr64 },

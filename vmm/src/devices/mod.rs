@@ -5,7 +5,7 @@
 //!                   ├─ power (ACPI PM, reset)                  │ queues
 //!                   ├─ cmos, pvpanic        └─ flash           ▼
 //!                   ├─ fw_cfg, debug port            virtio: blk, console, rng
-//!                   └─ pci config (CF8/CFC): piix, virtio-pci
+//!                   └─ pci config (CF8/CFC): piix, virtio-pci, watchdog
 //! ```
 //!
 //! A device's saved form is a plain serde structure of its own, versioned as a whole by
@@ -22,3 +22,4 @@ pub mod power;
 pub mod pvpanic;
 pub mod serial;
 pub mod virtio;
+pub mod watchdog;

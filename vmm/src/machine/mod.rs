@@ -11,6 +11,7 @@
 //! is given open disks and takes them back.
 
 pub mod acpi;
+mod ballooned;
 pub mod boot;
 pub mod cpu;
 pub mod firmware;
@@ -38,7 +39,7 @@ use tokio::runtime::Handle;
 use self::{
     cpu::CpuModel,
     firmware::{Firmware, Parts},
-    parts::{create, create_vcpus, nets, place_ports, serial_number, serial_port},
+    parts::{Functions, create, create_vcpus, nets, place_ports, serial_port},
     state::{MachineState, Needs},
     vcpu::Vcpus,
 };
@@ -52,20 +53,20 @@ use crate::{
         pvpanic::PanicPort,
         serial::SerialPort,
         virtio::{
-            Backend,
+            balloon::Balloon,
             blk::Blk,
             console::VirtioConsole,
             net::Net,
             rng::Rng,
             storage::{LossRule, Trouble},
-            transport::{BAR_SIZE, Machine, VirtioPci},
+            transport::{Machine, VirtioPci},
         },
+        watchdog::Watchdog,
     },
     platform::{
         bus::{Bus, lock, lock_within},
         error::{self, Error},
         irq::IrqRouter,
-        layout,
         lifecycle::Control,
         memory::{self, GuestRam},
     },
@@ -112,6 +113,8 @@ pub struct Vm {
     console: Console,
     agent: Port,
     panicked: Arc<AtomicBool>,
+    watchdog: Option<Arc<Mutex<Watchdog>>>,
+    balloon: Option<Arc<Balloon>>,
     control: Arc<Control>,
     pauses: AtomicU64,
     longest_pause_us: AtomicU64,
@@ -172,30 +175,19 @@ impl Vm {
             control: control.clone(),
             runtime,
         };
-        let mut virtio = Vec::new();
-        let mut add = |backend: Arc<dyn Backend>| -> Result<(), Error> {
-            let bar = layout::PCI_MMIO + virtio.len() as u64 * u64::from(BAR_SIZE);
-            let function = VirtioPci::new(&machine, backend, bar)?;
-            pci.add(function.clone());
-            virtio.push(function);
-            Ok(())
-        };
-        let mut disks = Vec::new();
-        for (index, (disk, shape)) in definition.disks.iter().zip(shapes).enumerate() {
-            let queues = u16::try_from(count.min(16)).unwrap_or(1);
-            let id = serial_number(definition, index);
-            let blk = Arc::new(Blk::new(shape.geometry, shape.read_only, queues, &id));
-            blk.belongs_to(&control, &disk.location);
-            add(blk.clone())?;
-            disks.push((disk.location.clone(), blk));
-        }
+        let mut functions = Functions { machine: &machine, pci: &mut pci, virtio: Vec::new() };
+        let disks = functions.add_disks(definition, shapes)?;
         let nets = nets(definition, taps)?;
         for net in &nets {
-            add(net.clone())?;
+            functions.add(net.clone())?;
         }
         let agent = Port::default();
-        add(Arc::new(VirtioConsole::new(virtio_console.clone(), agent.clone())))?;
-        add(Arc::new(Rng))?;
+        functions.add(Arc::new(VirtioConsole::new(virtio_console.clone(), agent.clone())))?;
+        functions.add(Arc::new(Rng))?;
+        // These come last, so that all others are where they are without them.
+        let balloon = functions.add_balloon(definition)?;
+        let watchdog = functions.add_watchdog(definition);
+        let virtio = functions.virtio;
         let pci = Arc::new(Mutex::new(pci));
         let panicked = Arc::default();
         let panic = PanicPort::new(control.clone(), definition.on_panic, Arc::clone(&panicked));
@@ -223,6 +215,8 @@ impl Vm {
             console,
             agent,
             panicked,
+            watchdog,
+            balloon,
             control,
             pauses: AtomicU64::new(0),
             longest_pause_us: AtomicU64::new(0),
@@ -368,6 +362,11 @@ impl Vm {
         self.panicked.load(Ordering::Acquire)
     }
 
+    /// Its watchdog, if its definition has one.
+    pub fn watchdog(&self) -> Option<&Arc<Mutex<Watchdog>>> {
+        self.watchdog.as_ref()
+    }
+
     /// The port of the guest agent.
     pub fn agent(&self) -> &Port {
         &self.agent
@@ -468,6 +467,16 @@ impl Vm {
         }
     }
 
+    /// Says how much its disks do in a second, as far as `definition` has them.
+    pub fn follow_limits(&self, definition: &VmDefinition) {
+        for (location, blk) in &self.disks {
+            let same = |disk: &&host_api::DiskDefinition| disk.location == *location;
+            if let Some(disk) = definition.disks.iter().find(same) {
+                blk.set_limits(disk.limits);
+            }
+        }
+    }
+
     /// What keeps the machine from going on: a disk that is another's, else one that has been silent
     /// for `patience` or cannot be reached.
     pub fn trouble(&self, patience: Duration) -> Option<Trouble> {
@@ -533,6 +542,7 @@ impl Vm {
             virtio: self.virtio.iter().map(|function| lock(function).save()).collect(),
             printed: state::Printed(self.console.last(state::HISTORY)),
             firmware,
+            watchdog: self.watchdog.as_ref().map(|watchdog| lock(watchdog).save()),
         })
     }
 
@@ -557,6 +567,11 @@ impl Vm {
         match (&self.firmware, &saved.firmware) {
             (None, None) => {}
             (Some(firmware), Some(saved)) => firmware.restore(saved, &mut lock(&self.cmos))?,
+            _ => return Err(Error::Config("machine state of another machine".into())),
+        }
+        match (&self.watchdog, &saved.watchdog) {
+            (None, None) => {}
+            (Some(watchdog), Some(saved)) => lock(watchdog).restore(saved)?,
             _ => return Err(Error::Config("machine state of another machine".into())),
         }
         lock(&self.pci).address = saved.pci_address;

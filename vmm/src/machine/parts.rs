@@ -10,7 +10,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::cpu::CpuModel;
+use super::{DiskShape, cpu::CpuModel};
 use crate::{
     devices::{
         cmos::Cmos,
@@ -19,7 +19,14 @@ use crate::{
         power::{Power, ResetPort},
         pvpanic::PanicPort,
         serial::SerialPort,
-        virtio::net::{Limit, Limits, Net},
+        virtio::{
+            Backend,
+            balloon::Balloon,
+            blk::Blk,
+            net::{Limit, Limits, Net},
+            transport::{BAR_SIZE, Machine, VirtioPci},
+        },
+        watchdog::Watchdog,
     },
     platform::{bus::Bus, error::Error, layout, lifecycle::Control},
 };
@@ -30,6 +37,75 @@ pub(super) fn serial_number(definition: &VmDefinition, index: usize) -> String {
     match definition.id {
         Some(id) => format!("{:.17}-{index}", String::from(id)),
         None => format!("bulkhead-{index}"),
+    }
+}
+
+/// The functions on a machine's PCI bus behind those of its chipset, each at the next device.
+pub(super) struct Functions<'a> {
+    /// What they need of it.
+    pub machine: &'a Machine,
+    /// The bus.
+    pub pci: &'a mut ConfigPorts,
+    /// Those that are virtio, in their order.
+    pub virtio: Vec<Arc<Mutex<VirtioPci>>>,
+}
+
+impl Functions<'_> {
+    /// Where the next function has its window until its guest or firmware puts it elsewhere.
+    fn bar(&self) -> u64 {
+        layout::PCI_MMIO + self.virtio.len() as u64 * u64::from(BAR_SIZE)
+    }
+
+    /// Adds a virtio function.
+    pub(super) fn add(&mut self, backend: Arc<dyn Backend>) -> Result<(), Error> {
+        let function = VirtioPci::new(self.machine, backend, self.bar())?;
+        self.pci.add(function.clone());
+        self.virtio.push(function);
+        Ok(())
+    }
+
+    /// Adds the disks of a definition, a queue for each vCPU.
+    pub(super) fn add_disks(
+        &mut self,
+        definition: &VmDefinition,
+        shapes: &[DiskShape],
+    ) -> Result<Vec<(String, Arc<Blk>)>, Error> {
+        let mut disks = Vec::new();
+        for (index, (disk, shape)) in definition.disks.iter().zip(shapes).enumerate() {
+            let queues = u16::try_from(definition.vcpus.min(16)).unwrap_or(1);
+            let id = serial_number(definition, index);
+            let blk = Arc::new(Blk::new(shape.geometry, shape.read_only, queues, &id));
+            blk.belongs_to(&self.machine.control, &disk.location);
+            blk.set_limits(disk.limits);
+            self.add(blk.clone())?;
+            disks.push((disk.location.clone(), blk));
+        }
+        Ok(disks)
+    }
+
+    /// Adds the balloon of a definition that has one.
+    pub(super) fn add_balloon(
+        &mut self,
+        definition: &VmDefinition,
+    ) -> Result<Option<Arc<Balloon>>, Error> {
+        if definition.minimum_mib.is_none() {
+            return Ok(None);
+        }
+        let balloon = Arc::new(Balloon::new(definition.memory_mib << 20));
+        self.add(balloon.clone())?;
+        Ok(Some(balloon))
+    }
+
+    /// Adds the watchdog of a definition that has one.
+    pub(super) fn add_watchdog(
+        &mut self,
+        definition: &VmDefinition,
+    ) -> Option<Arc<Mutex<Watchdog>>> {
+        let machine = self.machine;
+        let (control, mmio, runtime) = (&machine.control, &machine.mmio, &machine.runtime);
+        let watchdog = Watchdog::new(control, definition.on_watchdog?, mmio, self.bar(), runtime);
+        self.pci.add(watchdog.clone());
+        Some(watchdog)
     }
 }
 

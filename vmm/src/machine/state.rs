@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::firmware::{FirmwareId, SavedFirmware};
 use crate::{
-    devices::{power::PowerState, serial::SavedSerial, virtio::transport::SavedVirtio},
+    devices::{
+        power::PowerState, serial::SavedSerial, virtio::transport::SavedVirtio,
+        watchdog::SavedWatchdog,
+    },
     platform::{
         clock::{now, time_away},
         error::Error,
@@ -84,6 +87,9 @@ pub struct MachineState {
     /// The devices of a machine that starts by a firmware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<SavedFirmware>,
+    /// The watchdog of a machine that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<SavedWatchdog>,
 }
 
 /// Bytes that a guest printed; on the wire in base 16.

@@ -28,6 +28,8 @@ pub enum EndReason {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// Its watchdog has expired and its definition has it reset.
+    Watchdog,
     /// A vCPU could not deliver a fault (AMD APM 2 15.14.3): a machine resets then. Where it was.
     TripleFault(String),
     /// The host stopped it.
@@ -52,8 +54,26 @@ pub(crate) struct Shared {
     pub end: Option<EndReason>,
     /// It does not run, whatever is wanted.
     pub halted: bool,
+    /// How long it has run before `since`.
+    ran: Duration,
+    /// Since when it runs, if it does.
+    since: Option<Instant>,
     /// How often somebody was told to look at the machine.
     news: u64,
+}
+
+impl Shared {
+    /// Counts the time that it runs, after what is wanted of it may have changed.
+    fn clock(&mut self) {
+        match (self.want == Want::Run && !self.halted, self.since) {
+            (true, None) => self.since = Some(Instant::now()),
+            (false, Some(since)) => {
+                self.ran += since.elapsed();
+                self.since = None;
+            }
+            _ => {}
+        }
+    }
 }
 
 /// State shared by the vCPU threads of a VM and their owner.
@@ -74,6 +94,8 @@ impl Default for Control {
                 running: 0,
                 end: None,
                 halted: false,
+                ran: Duration::ZERO,
+                since: None,
                 news: 0,
             }),
             changed: Condvar::new(),
@@ -89,6 +111,7 @@ impl Control {
         let mut shared = lock(&self.shared);
         if shared.want == Want::Pause {
             shared.want = Want::Run;
+            shared.clock();
             if !shared.halted {
                 self.leave.store(false, Ordering::Release);
                 self.changed.notify_all();
@@ -101,6 +124,7 @@ impl Control {
     pub fn halt(&self, halted: bool) -> bool {
         let mut shared = lock(&self.shared);
         let change = std::mem::replace(&mut shared.halted, halted) != halted;
+        shared.clock();
         if halted {
             self.leave();
         } else if change && shared.want == Want::Run {
@@ -108,6 +132,12 @@ impl Control {
             self.changed.notify_all();
         }
         change
+    }
+
+    /// How long the machine has run on this host: the time in which it was to run and was not halted.
+    pub fn run_time(&self) -> Duration {
+        let shared = lock(&self.shared);
+        shared.ran + shared.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Has who watches over the machine look at it.
@@ -133,6 +163,7 @@ impl Control {
         let mut shared = lock(&self.shared);
         if shared.want == Want::Run {
             shared.want = Want::Pause;
+            shared.clock();
         }
         self.leave();
     }
@@ -170,6 +201,7 @@ impl Control {
         let mut shared = lock(&self.shared);
         shared.end.get_or_insert(reason);
         shared.want = Want::Stop;
+        shared.clock();
         self.leave();
         self.changed.notify_all();
     }
@@ -192,5 +224,37 @@ impl Control {
                 .0;
         }
         shared.end.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between two looks at a clock time may pass or not: only what cannot be is asserted.
+    #[test]
+    fn time_is_counted_while_the_machine_runs_and_not_otherwise() {
+        let control = Control::default();
+        let stands = |control: &Control| {
+            let then = control.run_time();
+            std::thread::sleep(Duration::from_millis(2));
+            control.run_time() == then
+        };
+        assert!(stands(&control) && control.run_time().is_zero());
+        control.run();
+        assert!(!stands(&control));
+        control.hold();
+        assert!(stands(&control));
+        control.run();
+        control.halt(true);
+        assert!(stands(&control));
+        // Held and let run while it is halted, it stays so.
+        control.hold();
+        control.run();
+        assert!(stands(&control));
+        control.halt(false);
+        assert!(!stands(&control));
+        control.end(EndReason::Stopped);
+        assert!(stands(&control));
     }
 }

@@ -4,6 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use rustix::fs::FallocateFlags;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
     VolatileMemory, bitmap::AtomicBitmap,
@@ -51,6 +52,33 @@ fn memfd(size: u64) -> Result<std::fs::File, Error> {
         rustix::fs::memfd_create("guest-ram", rustix::fs::MemfdFlags::CLOEXEC).map_err(memory)?;
     rustix::fs::ftruncate(&fd, size).map_err(memory)?;
     Ok(fd.into())
+}
+
+/// Gives the whole pages of a range of guest addresses back to the host: they read as zeros until they are
+/// written to. How many bytes of the range were memory.
+pub fn give_back(ram: &GuestRam, range: Range<u64>) -> u64 {
+    let Some(from) = range.start.checked_next_multiple_of(PAGE) else { return 0 };
+    let to = range.end / PAGE * PAGE;
+    let mut given = 0;
+    for region in ram.iter() {
+        let start = region.start_addr().0;
+        let (from, to) = (from.max(start), to.min(start + region.len()));
+        let Some(file) = region.file_offset().filter(|_| from < to) else { continue };
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let at = file.start() + (from - start);
+        match rustix::fs::fallocate(file.file(), how, at, to - from) {
+            Ok(()) => given += to - from,
+            Err(error) => tracing::debug!(%error, "memory that is not given back"),
+        }
+    }
+    given
+}
+
+/// Bytes of the host's memory that guest memory takes.
+pub fn resident(ram: &GuestRam) -> u64 {
+    let file = ram.iter().next().and_then(GuestMemoryRegion::file_offset);
+    let stat = file.and_then(|file| rustix::fs::fstat(file.file()).ok());
+    stat.map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
 }
 
 /// Gives the memory to KVM, one slot a region, with `flags`
@@ -178,5 +206,34 @@ impl Drop for Rom {
             tracing::error!(error = super::error::chain(&error), "a ROM stays with KVM");
             std::mem::forget(self.region.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn whole_pages_are_given_back_and_no_others() {
+        let ram = allocate(16 * PAGE).unwrap();
+        let fill =
+            || (0..16 * PAGE / 8).for_each(|at| ram.write_obj(7u64, GuestAddress(at * 8)).unwrap());
+        let full = |page: u64| ram.read_obj::<u64>(GuestAddress(page * PAGE)).unwrap() == 7;
+        fill();
+        assert_eq!(resident(&ram), 16 * PAGE);
+        assert_eq!(give_back(&ram, PAGE + 1..5 * PAGE - 1), 2 * PAGE);
+        assert_eq!(resident(&ram), 14 * PAGE);
+        let left: Vec<u64> = (0..16).filter(|page| full(*page)).collect();
+        assert_eq!(left, [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        // What is no memory is none, and a page is there again when it is written to.
+        let reversed = Range { start: 5 * PAGE, end: PAGE };
+        for range in [20 * PAGE..u64::MAX, u64::MAX - 1..u64::MAX, reversed, 3..9] {
+            assert_eq!(give_back(&ram, range), 0);
+        }
+        fill();
+        assert_eq!(give_back(&ram, 15 * PAGE..u64::MAX), PAGE);
+        assert!(full(14) && !full(15));
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use host_api::{
     BootDefinition, Client, ConsoleKind, DiskDefinition, FirmwareDefinition, FirmwareKind,
-    NicDefinition, Reply, Request, VmDefinition, VmName,
+    NicDefinition, Reply, Request, VmDefinition, VmName, WatchdogAction,
 };
 use vhd::Format;
 
@@ -66,6 +66,12 @@ pub struct Args {
     /// The kernel's command line.
     #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
     cmdline: String,
+    /// Give it a watchdog, and do this when that expires: reset, stop, pause or nothing.
+    #[arg(long, value_name = "WHAT", value_parser = watchdog, requires = "disks")]
+    watchdog: Option<WatchdogAction>,
+    /// Give it a balloon: it may be left with as little memory, and what its guest does not use is the host's.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "disks")]
+    minimum: Option<u64>,
     /// Start it, too.
     #[arg(long)]
     start: bool,
@@ -76,6 +82,23 @@ fn firmware(text: &str) -> Result<FirmwareKind, String> {
         "uefi" => Ok(FirmwareKind::Uefi),
         "bios" => Ok(FirmwareKind::Bios),
         other => Err(format!("{other:?} is no firmware: uefi or bios")),
+    }
+}
+
+/// A size of memory in MiB.
+pub fn whole_mib(size: u64, what: &str) -> anyhow::Result<u64> {
+    ensure!(size.is_multiple_of(1 << 20), "{what} is no whole number of MiB");
+    Ok(size >> 20)
+}
+
+/// What is done when a watchdog expires, by its word in VM files.
+pub fn watchdog(text: &str) -> Result<WatchdogAction, String> {
+    match text {
+        "reset" => Ok(WatchdogAction::Reset),
+        "stop" => Ok(WatchdogAction::Stop),
+        "pause" => Ok(WatchdogAction::Pause),
+        "nothing" => Ok(WatchdogAction::Nothing),
+        other => Err(format!("{other:?} is none of reset, stop, pause and nothing")),
     }
 }
 
@@ -137,16 +160,16 @@ fn accept(client: &mut Client, definition: VmDefinition) -> anyhow::Result<()> {
 /// What the command line says.
 fn definition(args: &Args, seed: Option<&Seed>) -> anyhow::Result<VmDefinition> {
     let name: VmName = args.what.parse()?;
-    let mib = args.memory >> 20;
-    ensure!(args.memory == mib << 20, "--memory is no whole number of MiB");
+    let mib = whole_mib(args.memory, "--memory")?;
+    let minimum = args.minimum.map(|size| whole_mib(size, "--minimum")).transpose()?;
     let mut disks = Vec::new();
     for location in &args.disks {
         let location = absolute(location)?;
-        disks.push(DiskDefinition { location, format: None, read_only: false });
+        disks.push(DiskDefinition::new(location, false));
     }
     if seed.is_some() {
         let location = seed::location(&disks[0].location, &name);
-        disks.push(DiskDefinition { location, format: None, read_only: true });
+        disks.push(DiskDefinition::new(location, true));
     }
     let path = |path: &PathBuf| {
         std::path::absolute(path).with_context(|| format!("where is {}?", path.display()))
@@ -174,6 +197,8 @@ fn definition(args: &Args, seed: Option<&Seed>) -> anyhow::Result<VmDefinition> 
         console: ConsoleKind::Serial,
         after_host_failure: host_api::AfterHostFailure::Restart,
         on_panic: host_api::PanicAction::default(),
+        on_watchdog: args.watchdog,
+        minimum_mib: minimum,
         firmware: boot.is_none().then_some(firmware),
         boot,
         disks,

@@ -3,11 +3,12 @@
 use anyhow::{Context, bail, ensure};
 use host_api::{
     AfterHostFailure, Client, DiskDefinition, NicDefinition, Reply, Request, VmDefinition,
-    VmDetail, VmName, VmState,
+    VmDetail, VmName, VmState, WatchdogAction,
 };
 use serde_json::json;
 
 use super::{
+    create::{watchdog as watchdog_action, whole_mib},
     made::{Made, NewDisk, absolute, ask, new_id},
     seed,
 };
@@ -16,12 +17,16 @@ use crate::{cmd::disk::named, units::parse_size};
 /// Arguments of `bulkhead vm edit`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+#[command(group = clap::ArgGroup::new("limit").multiple(true))]
 pub struct Edit {
     /// Which.
     name: VmName,
     /// Memory.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, group = "change")]
     memory: Option<u64>,
+    /// Least memory that `vm memory` may leave it with; a VM without has no balloon.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, group = "change")]
+    minimum: Option<u64>,
     /// Virtual CPUs.
     #[arg(long, value_name = "NUMBER", group = "change")]
     cpus: Option<u32>,
@@ -31,6 +36,15 @@ pub struct Edit {
     /// A disk to take away, as `vm show` names it; the file stays. May be repeated.
     #[arg(long, value_name = "LOCATION", group = "change")]
     remove_disk: Vec<String>,
+    /// A disk whose limits are set, as `vm show` names it; they hold at once.
+    #[arg(long, value_name = "LOCATION", group = "change", requires = "limit")]
+    limit_disk: Option<String>,
+    /// Most operations in a second of the disk of --limit-disk, each for 8 KiB; 0 for no limit.
+    #[arg(long, value_name = "NUMBER", group = "limit", requires = "limit_disk")]
+    max_iops: Option<u32>,
+    /// Most bytes in a second of the disk of --limit-disk; 0 for no limit.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, group = "limit", requires = "limit_disk")]
+    max_bandwidth: Option<u64>,
     /// One more network card in this bridge. May be repeated.
     #[arg(long, value_name = "BRIDGE", group = "change")]
     add_net: Vec<String>,
@@ -40,6 +54,20 @@ pub struct Edit {
     /// What becomes of it when its host failed while it ran: restart or leave-off.
     #[arg(long, value_name = "WHAT", value_parser = after, group = "change")]
     after_host_failure: Option<AfterHostFailure>,
+    /// What is done when its watchdog expires: reset, stop, pause or nothing; none takes it away.
+    #[arg(long, value_name = "WHAT", value_parser = watchdog, group = "change")]
+    watchdog: Option<Watchdog>,
+}
+
+/// What becomes of a VM's watchdog.
+#[derive(Debug, Clone, Copy)]
+struct Watchdog(Option<WatchdogAction>);
+
+fn watchdog(text: &str) -> Result<Watchdog, String> {
+    if text == "none" {
+        return Ok(Watchdog(None));
+    }
+    watchdog_action(text).map(|action| Watchdog(Some(action)))
 }
 
 fn after(text: &str) -> Result<AfterHostFailure, String> {
@@ -92,11 +120,16 @@ impl Edit {
     fn apply(&self, was: &VmDefinition) -> anyhow::Result<VmDefinition> {
         let mut new = was.clone();
         if let Some(memory) = self.memory {
-            ensure!(memory.is_multiple_of(1 << 20), "--memory is no whole number of MiB");
-            new.memory_mib = memory >> 20;
+            new.memory_mib = whole_mib(memory, "--memory")?;
+        }
+        if let Some(minimum) = self.minimum {
+            new.minimum_mib = Some(whole_mib(minimum, "--minimum")?);
         }
         new.vcpus = self.cpus.unwrap_or(new.vcpus);
         new.after_host_failure = self.after_host_failure.unwrap_or(new.after_host_failure);
+        if let Some(Watchdog(action)) = self.watchdog {
+            new.on_watchdog = action;
+        }
         for location in &self.remove_disk {
             let at = new.disks.iter().position(|disk| disk.location == *location);
             let at = at.with_context(|| format!("{} has no disk {location}", self.name))?;
@@ -109,7 +142,17 @@ impl Edit {
                 "{} has the disk {location}",
                 self.name
             );
-            new.disks.push(DiskDefinition { location, format: None, read_only: false });
+            new.disks.push(DiskDefinition::new(location, false));
+        }
+        if let Some(location) = &self.limit_disk {
+            let disk = new.disks.iter_mut().find(|disk| disk.location == *location);
+            let disk = disk.with_context(|| format!("{} has no disk {location}", self.name))?;
+            if let Some(iops) = self.max_iops {
+                disk.limits.max_iops = Some(iops).filter(|iops| *iops > 0);
+            }
+            if let Some(bytes) = self.max_bandwidth {
+                disk.limits.max_bytes_per_s = Some(bytes).filter(|bytes| *bytes > 0);
+            }
         }
         for bridge in &self.remove_net {
             let at = new.nics.iter().position(|nic| nic.bridge == *bridge);
@@ -210,7 +253,7 @@ async fn copy(client: &mut Client, args: &CloneArgs, quiet: bool) -> anyhow::Res
             let location = seed::location(&first.location, &args.to);
             let volume = seed.volume(&args.to, id)?;
             new.push(location.clone());
-            let disk = DiskDefinition { location: location.clone(), format: None, read_only: true };
+            let disk = DiskDefinition::new(location.clone(), true);
             definition.disks.push(disk);
             Some((location, volume))
         }
@@ -264,20 +307,33 @@ mod tests {
         let mut edit = Edit {
             name: was.name.clone(),
             memory: Some(128 << 20),
+            minimum: Some(64 << 20),
             cpus: None,
             add_disk: vec!["smb://h/vms/x.vhdx".into()],
             remove_disk: Vec::new(),
+            limit_disk: None,
+            max_iops: Some(300),
+            max_bandwidth: Some(0),
             add_net: Vec::new(),
             remove_net: vec!["br0".into()],
             after_host_failure: None,
+            watchdog: Some(Watchdog(Some(WatchdogAction::Reset))),
         };
         let new = edit.apply(&was).unwrap();
         assert_eq!(new.mac(0), was.mac(1));
-        assert_eq!(was.differs(&new), ["memory_mib", "disk", "nic"]);
+        assert_eq!(was.differs(&new), ["memory_mib", "minimum_mib", "on_watchdog", "disk", "nic"]);
         assert!(
             edit.apply(&new).unwrap_err().to_string().contains("has the disk smb://h/vms/x.vhdx")
         );
         edit.add_disk.clear();
+        // Limits of a disk wait for nothing.
+        edit.limit_disk = Some("smb://h/vms/x.vhdx".into());
+        edit.remove_net.clear();
+        let limited = edit.apply(&new).unwrap();
+        assert_eq!(limited.disks[0].limits.max_iops, Some(300));
+        assert_eq!(limited.disks[0].limits.max_bytes_per_s, None);
+        assert!(new.differs(&limited).is_empty() && new != limited);
+        edit.remove_net.push("br0".into());
         assert!(edit.apply(&new).unwrap_err().to_string().contains("no card in br0"));
     }
 }

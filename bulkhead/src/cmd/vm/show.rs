@@ -56,6 +56,30 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
     if let Some(agent) = &vm.agent {
         guest(agent);
     }
+    if let Some(memory) = &vm.memory {
+        let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+        row("  of the host's", mib(memory.resident));
+        if let Some(balloon) = &memory.balloon {
+            let (has, wanted) = (mib(balloon.has), mib(balloon.wanted));
+            row("  the guest has", format_args!("{has}, is to have {wanted}"));
+            let (inflated, reported) = (mib(balloon.inflated), mib(balloon.reported));
+            row("  given back", format_args!("{inflated} by the balloon, {reported} unused"));
+            if let (Some(free), Some(available)) = (balloon.free, balloon.available) {
+                row(
+                    "  the guest tells",
+                    format_args!("{} free, {} available", mib(free), mib(available)),
+                );
+            }
+        }
+    }
+    if let Some(watchdog) = &vm.watchdog {
+        let stands = match watchdog.left_ms {
+            Some(ms) => format!("runs, {:.1} s left", ms as f64 / 1e3),
+            None if watchdog.enabled => "has expired".to_owned(),
+            None => "not used by the guest".to_owned(),
+        };
+        row("watchdog", format_args!("{stands}; expired {} times", watchdog.expired));
+    }
     let ms = vm.longest_pause_us as f64 / 1e3;
     row("pauses", format_args!("{}, longest {ms:.1} ms", vm.pauses));
     for (definition, disk) in vm.definition.disks.iter().zip(&vm.disks) {
@@ -65,6 +89,16 @@ pub fn vm(reply: Reply, json: bool) -> anyhow::Result<()> {
         row("  writes", format_args!("{} ({} bytes)", disk.writes, disk.written_bytes));
         row("  flushes", disk.flushes);
         row("  errors", disk.errors);
+        if !definition.limits.is_none() {
+            let limits = &definition.limits;
+            let iops = limits.max_iops.map(|most| format!("{most} operations of 8 KiB"));
+            let bytes = limits.max_bytes_per_s.map(|most| format!("{most} bytes"));
+            let both: Vec<String> = [iops, bytes].into_iter().flatten().collect();
+            row(
+                "  limits",
+                format_args!("{} a second, waited {} times", both.join(" and "), disk.limited),
+            );
+        }
         row("  longest I/O", format_args!("{:.1} ms", disk.longest_us as f64 / 1e3));
         let ms = disk.longest_pause_us as f64 / 1e3;
         row("  pauses", format_args!("{}, longest {ms:.1} ms", disk.pauses));

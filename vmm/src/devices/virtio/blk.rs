@@ -20,11 +20,13 @@ use std::{
 
 use block_io::{Disk, Geometry};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use host_api::DiskLimits;
 
 use super::{
     Backend, Drain, QueueIo, Turn, Worker,
     chain::Chain,
     give_way,
+    pace::Pace,
     storage::{Kind, LossRule, Storage, Trouble},
 };
 use crate::platform::{bus::lock, error::chain as causes, lifecycle::Control, memory::GuestRam};
@@ -51,6 +53,8 @@ const S_OK: u8 = 0;
 const S_IOERR: u8 = 1;
 const S_UNSUPPORTED: u8 = 2;
 
+/// Bytes of a request that are not its data: what is before it, and the status behind.
+const FRAME: u64 = 17;
 const QUEUE_SIZE: u16 = 256;
 const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// Most bytes of a segment, which drivers are told.
@@ -139,6 +143,7 @@ pub struct Blk {
     /// The open disk; empty while another host has it.
     disk: RwLock<Option<Arc<dyn Disk>>>,
     storage: Storage,
+    pace: Pace,
     /// What was done for the guest since the machine was built.
     pub counters: Counters,
     pool: Mutex<Pool>,
@@ -164,6 +169,7 @@ impl Blk {
             id: name,
             disk: RwLock::new(None),
             storage: Storage::new(queues),
+            pace: Pace::default(),
             counters: Counters::default(),
             pool: Mutex::default(),
         }
@@ -177,6 +183,16 @@ impl Blk {
     /// Says what the guest sees of storage that is away.
     pub fn set_loss_rule(&self, rule: LossRule) {
         self.storage.set_rule(rule);
+    }
+
+    /// Says how much it does in a second, from now on.
+    pub fn set_limits(&self, limits: DiskLimits) {
+        self.pace.set(limits);
+    }
+
+    /// How often one of its queues has waited for that.
+    pub fn waited(&self) -> u64 {
+        self.pace.waited()
     }
 
     /// What keeps the machine from going on, if it is this disk; silence of `patience` and longer does.
@@ -307,6 +323,8 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
     let mut turn = Turn::default();
     loop {
         turn.renew().await;
+        // What the limits hold back stays in the ring.
+        let mut held = false;
         let draining = *drain.borrow_and_update();
         if draining && in_flight.is_empty() {
             drop(in_flight);
@@ -316,9 +334,13 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
             loop {
                 io.disarm();
                 let before = in_flight.len();
-                while in_flight.len() < IN_FLIGHT
+                held = !blk.pace.is_ready();
+                while !held
+                    && in_flight.len() < IN_FLIGHT
                     && let Some(chain) = io.pop()
                 {
+                    blk.pace.took(chain.total_len().saturating_sub(FRAME).min(MOST_BYTES));
+                    held = !blk.pace.is_ready();
                     let (blk, disk, mem) = (blk.clone(), disk.clone(), io.mem.clone());
                     in_flight.push(async move {
                         let written = request(&blk, disk.as_deref(), &mem, &chain).await;
@@ -329,7 +351,7 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
                 if popped && before == 0 {
                     progress.begin(&blk);
                 }
-                if in_flight.len() >= IN_FLIGHT || !io.rearm(popped) {
+                if held || in_flight.len() >= IN_FLIGHT || !io.rearm(popped) {
                     break;
                 }
             }
@@ -350,7 +372,10 @@ async fn serve(blk: Arc<Blk>, mut io: QueueIo, mut drain: Drain) -> QueueIo {
                 io.signal();
             }
             changed = drain.changed() => if changed.is_err() { return io },
-            () = io.kick.wait(), if !draining && in_flight.len() < IN_FLIGHT => turn.took(0),
+            () = blk.pace.wait(), if held && in_flight.len() < IN_FLIGHT => turn.took(0),
+            () = io.kick.wait(), if !draining && !held && in_flight.len() < IN_FLIGHT => {
+                turn.took(0);
+            }
         }
     }
 }

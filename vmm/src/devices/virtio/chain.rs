@@ -58,6 +58,11 @@ impl Chain {
         self.readable_len() + self.writable_len()
     }
 
+    /// Where the device may write: addresses and lengths, which may be in no memory.
+    pub fn writable_pieces(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.writable.iter().map(|(address, len)| (address.0, *len))
+    }
+
     /// Copies `into.len()` readable bytes from `offset` of the request.
     pub fn read(&self, mem: &GuestRam, offset: u64, into: &mut [u8]) -> Result<(), BadChain> {
         let mut done = 0;

@@ -13,10 +13,12 @@
 //! Workers of all machines share a few threads. None of them goes on for as long as its guest
 //! asks for more: after a [`Turn`] it lets the others go on.
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod console;
 pub mod net;
+mod pace;
 pub mod rng;
 pub mod storage;
 pub mod transport;
@@ -41,7 +43,7 @@ use tokio::{
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use self::{chain::Chain, console::control::SavedPorts};
+use self::{balloon::SavedBalloon, chain::Chain, console::control::SavedPorts};
 use super::pci::msix::Msix;
 use crate::platform::{error::Error, memory::GuestRam};
 
@@ -231,6 +233,8 @@ pub type Worker = Pin<Box<dyn Future<Output = QueueIo> + Send>>;
 pub enum SavedDevice {
     /// The ports of a console.
     Ports(SavedPorts),
+    /// The size of a balloon.
+    Balloon(SavedBalloon),
 }
 
 /// What makes a virtio device the device it is.
@@ -255,6 +259,8 @@ pub trait Backend: Send + Sync + Debug {
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
+    /// The driver writes to the device-specific configuration; most devices have nothing there for it.
+    fn write_config(&self, _offset: u64, _data: &[u8]) {}
     /// Serves a queue until drained: when `drain` is true, takes nothing new, finishes what is
     /// in flight and returns.
     fn serve(self: Arc<Self>, io: QueueIo, drain: Drain) -> Worker;

@@ -9,12 +9,13 @@ use std::{
 };
 
 use block_io::{Disk, Geometry, IoFuture};
+use host_api::DiskLimits;
 use kvm_ioctls::Kvm;
 use tokio::{runtime::Runtime, sync::watch};
 use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{blk::Blk, console::VirtioConsole, rng::Rng, *};
+use super::{balloon::Balloon, blk::Blk, console::VirtioConsole, rng::Rng, *};
 use crate::{
     devices::{console::Console, port::Port},
     platform::{irq::IrqRouter, memory},
@@ -149,13 +150,18 @@ impl Rig {
 
     /// Runs the worker, woken by whatever wakes it, until the guest has so many requests back.
     fn run_until_used(&mut self, count: u32) {
+        self.run_until_used_at_least(count);
+        assert_eq!(self.used(), count);
+    }
+
+    /// As [`Rig::run_until_used`], where more may come back at once.
+    fn run_until_used_at_least(&mut self, count: u32) {
         let Self { worker, runtime, ram, .. } = self;
         runtime.block_on(poll_fn(|context| {
             assert!(worker.as_mut().poll(context).is_pending());
             let used: u16 = ram.read_obj(GuestAddress(USED + 2)).unwrap();
             if u32::from(used) >= count { Poll::Ready(()) } else { Poll::Pending }
         }));
-        assert_eq!(self.used(), count);
     }
 
     fn used(&self) -> u32 {
@@ -213,6 +219,38 @@ fn a_guest_that_reads_without_end_takes_turns() {
     let Some(rig) = rig(blk().0, 0, &request) else { return };
     // What a disk has begun it finishes.
     rig.takes_turns(Turn::MOST);
+}
+
+#[test]
+fn a_guest_that_gives_memory_away_without_end_takes_turns() {
+    for (queue, flags) in [(0, 0), (1, 0), (2, WRITABLE)] {
+        let balloon = Arc::new(Balloon::new(16 << 20));
+        let Some(rig) = rig(balloon, queue, &[(DATA, 64, flags)]) else { return };
+        rig.takes_turns(0);
+    }
+}
+
+#[test]
+fn what_a_limit_holds_back_stays_with_the_guest() {
+    // Eight seconds for each of these.
+    let slow = DiskLimits { max_iops: Some(1), burst_ms: Some(0), ..DiskLimits::default() };
+    let request = [(HEADER, 16, 0), (DATA, 64 << 10, WRITABLE), (STATUS, 1, WRITABLE)];
+    for drains in [true, false] {
+        let (blk, disk) = blk();
+        blk.set_limits(slow);
+        let Some(mut rig) = rig(blk.clone(), 0, &request) else { return };
+        assert!(!rig.poll() && !rig.poll());
+        assert_eq!((rig.used(), disk.reads.load(Ordering::Relaxed), blk.waited()), (1, 1, 1));
+        if drains {
+            // Nothing is under way, so a pause waits for nothing.
+            rig.drain.send_replace(true);
+            assert!(rig.poll());
+        } else {
+            blk.set_limits(DiskLimits::default());
+            rig.run_until_used_at_least(Turn::MOST);
+        }
+        assert_eq!(rig.used() == 1, drains);
+    }
 }
 
 #[test]

@@ -560,6 +560,7 @@ impl VirtioPci {
     fn bar_write(&mut self, offset: u64, data: &[u8]) {
         match offset {
             ..ISR => self.write_common(offset, data),
+            DEVICE..NOTIFY => self.backend.write_config(offset - DEVICE, data),
             NOTIFY..TABLE => {
                 // KVM takes doorbells by ioeventfd; this is for accesses it leaves to us.
                 if let Some(slot) = self.slots.get(((offset - NOTIFY) / 4) as usize) {

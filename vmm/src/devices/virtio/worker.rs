@@ -1,5 +1,7 @@
 //! The worker of a queue whose requests are done as they are taken, one after the other.
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::{Drain, Kick, QueueIo, Turn, chain::Chain};
 use crate::platform::memory::GuestRam;
 
@@ -30,6 +32,19 @@ impl Source {
         match &self.wake {
             Some(wake) => wake.wait().await,
             None => std::future::pending().await,
+        }
+    }
+}
+
+/// An eventfd to be told by, and the end that is listened to; must be called within a runtime.
+pub fn wake() -> Option<(EventFd, Kick)> {
+    let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .and_then(|wake| Ok((wake.try_clone()?, wake)));
+    match wake {
+        Ok((listen, wake)) => Some((wake, Kick::new(listen))),
+        Err(error) => {
+            tracing::error!(%error, "a queue of a guest's device does nothing");
+            None
         }
     }
 }

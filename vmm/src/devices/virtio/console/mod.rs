@@ -17,9 +17,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::control::{AGENT, Control, PORTS};
 use super::{
-    Backend, Drain, Kick, QueueIo, SavedDevice, Worker,
+    Backend, Drain, QueueIo, SavedDevice, Worker,
     chain::Chain,
-    worker::{Served, Source, serve_in_turn},
+    worker::{Served, Source, serve_in_turn, wake},
 };
 use crate::{
     devices::{console::Console, port::Port},
@@ -126,7 +126,9 @@ impl Backend for VirtioConsole {
     }
 
     fn restore(&self, saved: &SavedDevice) -> Result<(), Error> {
-        let SavedDevice::Ports(ports) = saved;
+        let SavedDevice::Ports(ports) = saved else {
+            return Err(Error::Config("the state of another device for the console".into()));
+        };
         let restored = Control::restored(ports)?;
         self.change(|control| *control = restored);
         Ok(())
@@ -150,19 +152,6 @@ fn to_guest(chain: &Chain, mem: &GuestRam, take: impl Fn(usize) -> Vec<u8>) -> S
         Err(_) => 0,
     };
     Served { written, moved: bytes.len() as u64 }
-}
-
-/// An eventfd to be told by, and the end that is listened to; must be called within a runtime.
-fn wake() -> Option<(EventFd, Kick)> {
-    let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-        .and_then(|wake| Ok((wake.try_clone()?, wake)));
-    match wake {
-        Ok((listen, wake)) => Some((wake, Kick::new(listen))),
-        Err(error) => {
-            tracing::error!(%error, "a queue of a guest's console does nothing");
-            None
-        }
-    }
 }
 
 /// Gives the guest what was typed, as far as it fits into its requests.

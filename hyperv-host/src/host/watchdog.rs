@@ -1,0 +1,79 @@
+//! VMs whose guests did not reset their watchdog in time: what their definition says is done by the
+//! machine, and their host tells of it.
+
+use std::{sync::Arc, time::Duration};
+
+use host_api::{VmName, VmState, WatchdogUsage};
+use vmm::{Vm, devices::watchdog::Standing, platform::bus::lock};
+
+use super::{Host, HostError, machine::Managed};
+
+/// How long a machine may take to run on.
+const LIMIT: Duration = Duration::from_secs(5);
+
+impl Host {
+    /// Has what can be looked at say how a machine's watchdog stands, and tells of it if it has expired since
+    /// the last look.
+    pub(super) fn tell_of_watchdog(&self, managed: &Managed, vm: &Arc<Vm>, standing: Standing) {
+        let told = managed.update(|inner| {
+            if !inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, vm)) {
+                return false;
+            }
+            inner.stands = standing.paused;
+            let new = standing.expired > inner.expired;
+            inner.expired = standing.expired;
+            if new {
+                let what = if standing.paused {
+                    "the guest is paused; `vm resume` has it run on, `vm stop --force` ends it"
+                } else {
+                    "the guest goes on"
+                };
+                inner.reason = Some(format!("its watchdog has expired: {what}"));
+            }
+            new
+        });
+        if told {
+            let times = standing.expired;
+            tracing::error!(vm = %managed.name(), times, paused = standing.paused, "its watchdog has expired");
+        }
+    }
+
+    /// Has a VM run on that is paused because its watchdog has expired.
+    ///
+    /// # Errors
+    /// [`HostError::State`] if it is not, [`HostError::Busy`].
+    pub fn resume(&self, name: &VmName) -> Result<(), HostError> {
+        let managed = self.find(name)?;
+        let _operation = managed.try_operate()?;
+        let state = managed.state();
+        let (VmState::Paused, Some(vm)) = (state, managed.vm()) else {
+            return Err(HostError::State { name: name.clone(), state });
+        };
+        if let Some(watchdog) = vm.watchdog() {
+            lock(watchdog).release();
+        }
+        tracing::info!(vm = %name, "let run on by the operator");
+        managed.update(|inner| inner.reason = None);
+        vm.control().tell();
+        if managed.wait(LIMIT, |inner| !inner.stands) {
+            return Ok(());
+        }
+        Err(HostError::Busy(name.clone()))
+    }
+}
+
+/// How a machine's watchdog stands, if it has one.
+pub(super) fn standing(vm: &Vm) -> Option<Standing> {
+    Some(lock(vm.watchdog()?).standing())
+}
+
+/// What `vm show` tells of a machine's watchdog.
+pub(super) fn usage(vm: &Vm) -> Option<WatchdogUsage> {
+    let standing = standing(vm)?;
+    let millis = |left: Duration| u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    Some(WatchdogUsage {
+        enabled: standing.enabled,
+        left_ms: standing.left.map(millis),
+        expired: standing.expired,
+    })
+}
