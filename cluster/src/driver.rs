@@ -47,6 +47,8 @@ pub struct Ownership {
     pub revision: i64,
     /// Its generation.
     pub generation: u64,
+    /// This node could not serve it, the last time it tried.
+    pub tried: bool,
     /// Until when changes may be made, by the steady clock.
     pub gate: Duration,
 }
@@ -130,9 +132,9 @@ pub async fn run(
         for effect in effects {
             let reports = Reports(send.clone());
             match effect {
-                Effect::Start { role, revision, generation } => {
+                Effect::Start { role, revision, generation, tried } => {
                     let gate = engine.gate();
-                    runner.start(Ownership { role, revision, generation, gate }, reports);
+                    runner.start(Ownership { role, revision, generation, tried, gate }, reports);
                 }
                 Effect::Stop { role, orderly } => runner.stop(&role, orderly),
                 Effect::Gate(until) => runner.gate(until),

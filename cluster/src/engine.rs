@@ -585,7 +585,8 @@ impl Engine {
             let (revision, generation) = (seen.revision, seen.record.generation);
             let role = role.to_owned();
             self.local.insert(role.clone(), Local::Running { generation, serving: false });
-            out.push(Effect::Start { role, revision, generation });
+            let tried = self.failures.contains_key(&role);
+            out.push(Effect::Start { role, revision, generation, tried });
             return None;
         }
         if release.is_some() {

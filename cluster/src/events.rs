@@ -202,6 +202,8 @@ pub enum Effect {
         revision: i64,
         /// The generation that it is in.
         generation: u64,
+        /// This node could not serve it, the last time it tried.
+        tried: bool,
     },
     /// Stop serving a role: in an orderly way, or at once.
     Stop {

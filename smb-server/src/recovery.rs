@@ -8,7 +8,7 @@ use block_io::Engine;
 use state_store::{LocalStore, Opened};
 use volume::open::{
     record::OpenRecord,
-    recover::{Before, Gone, ShareNow},
+    recover::{Before, Gone, NotWhole, ShareNow},
 };
 
 use crate::{Server, server::Current};
@@ -46,27 +46,32 @@ impl Server {
             return Ok(());
         }
         let opened = LocalStore::open(&config.state_dir, STORE).map_err(io::Error::other)?;
-        self.recover_from(opened);
-        Ok(())
+        self.recover_from(opened).map_err(io::Error::other)
     }
 
     /// Makes the opens again that a store holds, and remembers others there.
-    pub fn recover_from(&self, opened: Opened) {
-        self.recover_opens(opened, Before::Here);
+    ///
+    /// # Errors
+    /// None on one machine: what is not there is gone.
+    pub fn recover_from(&self, opened: Opened) -> Result<(), NotWhole> {
+        self.recover_opens(opened, Before::Here)
     }
 
     /// Makes the opens again that a store holds which goes from node to node, and remembers others there.
     /// The file system may hold the locks of the node before for as long as `locks`.
-    pub fn take_over(&self, opened: Opened, locks: Duration) {
-        self.recover_opens(opened, Before::Elsewhere(locks));
+    ///
+    /// # Errors
+    /// With `whole`, if files of opens are not there. The process is to end: another node may see them.
+    pub fn take_over(&self, opened: Opened, locks: Duration, whole: bool) -> Result<(), NotWhole> {
+        self.recover_opens(opened, Before::Elsewhere { locks, whole })
     }
 
-    fn recover_opens(&self, opened: Opened, before: Before) {
+    fn recover_opens(&self, opened: Opened, before: Before) -> Result<(), NotWhole> {
         let current = self.current();
         let engine = Engine::from(current.config.io_engine);
         // No number that is given from now on is that of an open in the store.
         self.ids.belong_to(opened.store.owner());
-        self.open_files.recover(opened, engine, &|record| share_of(&current, record), before);
+        self.open_files.recover(opened, engine, &|record| share_of(&current, record), before)
     }
 
     /// Ends in an orderly way, when nobody is served any more: what clients who are away were

@@ -62,6 +62,9 @@ struct Args {
     /// The commit of etcd that made the role this node's.
     #[arg(long, hide = true, value_name = "REVISION")]
     owned_since: Option<i64>,
+    /// This node could not serve the role before: what is missing now is missing everywhere.
+    #[arg(long, hide = true)]
+    tried: bool,
     /// The descriptor of the page that says until when.
     #[arg(long, hide = true, value_name = "NUMBER")]
     gate: Option<i32>,
@@ -198,7 +201,7 @@ fn serve_role(args: Args, parts: Parts, cluster: ClusterConfig) -> anyhow::Resul
     else {
         anyhow::bail!("--role needs --owned-since and --gate");
     };
-    let owned = Owned::new(role, since, page, cluster)?;
+    let owned = Owned::new((role, since, args.tried), page, cluster)?;
     let own = Own { role: Some(owned), ..Own::default() };
     run(args, parts, own)
 }
@@ -361,7 +364,7 @@ async fn serve(
     let sockets = Sockets::bind(&state_dir)?;
     // First what was promised to clients of an earlier server: it holds its images.
     match &own.role {
-        Some(owned) => server.take_over(owned.open_store().await?, owned.locks()),
+        Some(owned) => server.take_over(owned.open_store().await?, owned.locks(), !owned.tried)?,
         None => server.recover()?,
     }
     let blocks = targets(&server, &state_dir, &iscsi, own.role.as_ref()).await?;

@@ -82,6 +82,8 @@ pub struct Owned {
     pub role: String,
     /// The commit that made it this node's.
     pub since: i64,
+    /// This node could not serve it, the last time it tried.
+    pub tried: bool,
     /// The page that says until when.
     page: Option<OwnedFd>,
     /// The cluster, as it was configured when the process was started.
@@ -96,14 +98,13 @@ impl Owned {
     /// # Errors
     /// If there is no such page, or files of etcd cannot be used.
     pub fn new(
-        role: String,
-        since: i64,
+        (role, since, tried): (String, i64, bool),
         page: RawFd,
         cluster: ClusterConfig,
     ) -> anyhow::Result<Self> {
         let page = inherit::named(page).context("there is no page of that number")?;
         let client = Client::new(&cluster.etcd).map_err(anyhow::Error::msg)?;
-        Ok(Self { role, since, page: Some(page), cluster, client })
+        Ok(Self { role, since, tried, page: Some(page), cluster, client })
     }
 
     /// Has the process live no longer than its node's lease: begins a thread.

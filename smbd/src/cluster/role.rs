@@ -196,6 +196,9 @@ fn plan(node: &Node, ownership: &Ownership, page: &Page) -> Plan {
     for (key, value) in words {
         arguments.extend([key.into(), value.into()]);
     }
+    if ownership.tried {
+        arguments.push("--tried".into());
+    }
     Plan { program: node.program.clone(), arguments, patience: node.watchdog }
 }
 

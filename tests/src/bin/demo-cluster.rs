@@ -140,6 +140,9 @@ async fn show(rounds: usize, json: &Path) -> Result<(), String> {
                 pauses.entry((fault, client)).or_default().push(waited);
             }
             nodes.mend(broken);
+            if let Some(gluster) = &gluster {
+                gluster.wait_until_whole();
+            }
             for writer in &writers {
                 writer.goes_on().await;
             }

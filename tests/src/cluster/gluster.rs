@@ -40,6 +40,8 @@ pub struct Gluster {
     mounts: Vec<Stopped>,
     daemons: Vec<Stopped>,
     folder: PathBuf,
+    /// Connections of clients that all bricks have together when the volume is whole.
+    clients: usize,
 }
 
 fn must(mut command: Command) -> String {
@@ -69,7 +71,8 @@ impl Gluster {
         for program in ["glusterd", "gluster", "glusterfs"] {
             foreign(program)?;
         }
-        let mut all = Self { mounts: Vec::new(), daemons: Vec::new(), folder: folder.to_owned() };
+        let mut all =
+            Self { mounts: Vec::new(), daemons: Vec::new(), folder: folder.to_owned(), clients: 0 };
         for place in PLACES {
             fs::create_dir_all(place).expect("root makes folders");
         }
@@ -99,7 +102,27 @@ impl Gluster {
         }
         all.gluster(&["volume", "start", VOLUME]);
         (0..count).for_each(|at| all.mount(networks, at));
+        // Each mount has each brick, and so has the healer of each node.
+        all.clients = 2 * count * count;
+        all.wait_until_whole();
         Some(all)
+    }
+
+    /// Waits until every node's mount and healer has every brick again: a second fault before that is
+    /// one too many for three bricks.
+    ///
+    /// # Panics
+    /// If that takes longer than a minute.
+    pub fn wait_until_whole(&self) {
+        wait_until("every client of the volume has every brick", || {
+            let mut command = self.tool(0);
+            command.args(["volume", "status", VOLUME, "clients"]);
+            let output = run(&mut command, LIMIT);
+            let text = String::from_utf8_lossy(&output.stdout);
+            let counts = text.lines().filter_map(|line| line.strip_prefix("Clients connected :"));
+            let all: usize = counts.filter_map(|count| count.trim().parse::<usize>().ok()).sum();
+            output.status.success() && all >= self.clients
+        });
     }
 
     fn home(&self, at: usize) -> PathBuf {

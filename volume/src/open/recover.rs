@@ -60,7 +60,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long all recovery on another node waits for files that are not there: a shared file system that
 /// has just lost a part shows less than it has (GlusterFS: `ENOENT`) until it has found itself again.
-const FILES: Duration = Duration::from_secs(10);
+const FILES: Duration = Duration::from_secs(5);
 /// How long a client has to take up an open after its file could be claimed.
 const GRACE: Duration = Duration::from_secs(10);
 /// As many opens are not worth a thread.
@@ -75,9 +75,26 @@ const LONG_PAUSE: Duration = Duration::from_millis(100);
 pub enum Before {
     /// On this machine, which knows at once that a program has ended: nobody is served before.
     Here,
-    /// On another, whose locks the file system keeps for so long. Others are served meanwhile; who
-    /// takes up such an open waits.
-    Elsewhere(Duration),
+    /// On another. The file system may show less than it has.
+    Elsewhere {
+        /// The locks of that node are kept for so long. Others are served meanwhile; who takes up such an
+        /// open waits.
+        locks: Duration,
+        /// Nothing is recovered without all files: another node may see them. Else opens whose files are
+        /// not there are gone.
+        whole: bool,
+    },
+}
+
+/// Files of opens are not there, and nothing was recovered.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{count} files with persistent opens are not there, {first} among them: the file system is not whole \
+     on this node, or somebody has removed them"
+)]
+pub struct NotWhole {
+    count: usize,
+    first: String,
 }
 
 /// Why an open is not made again.
@@ -122,13 +139,16 @@ pub type Shares<'a> = &'a (dyn Fn(&OpenRecord) -> Result<ShareNow, Gone> + Sync)
 
 impl OpenFileTable {
     /// Makes the opens again that a store holds, and remembers others there.
+    ///
+    /// # Errors
+    /// [`NotWhole`], where `before` asks for all files. The process is to end.
     pub fn recover(
         self: &Arc<Self>,
         opened: Opened,
         engine: Engine,
         shares: Shares<'_>,
         before: Before,
-    ) {
+    ) -> Result<(), NotWhole> {
         let stable = &self.persistent_opens;
         let Opened { store, records, .. } = opened;
         stable.begin(store);
@@ -138,7 +158,16 @@ impl OpenFileTable {
             stable.queue(record::forget(id));
         }
         let (mut back, mut late) = (Vec::new(), Vec::new());
-        for (open, remembered) in self.make_all_again(shares, engine, opens, before) {
+        let made = self.make_all_again(shares, engine, opens, before);
+        if matches!(before, Before::Elsewhere { whole: true, .. }) {
+            let missing = made.iter().filter(|(made, _)| is_missing(made));
+            let mut names = missing.map(|(_, remembered)| &remembered.open.name);
+            if let Some(first) = names.next() {
+                let first = Quoted(first).to_string();
+                return Err(NotWhole { count: 1 + names.count(), first });
+            }
+        }
+        for (open, remembered) in made {
             let id = remembered.open.id;
             match open {
                 Ok(Again { open, claimed }) => {
@@ -177,7 +206,7 @@ impl OpenFileTable {
                 open.note_away(true);
             }
             let mut left = persistent::remaining(timeout, remembered.away);
-            if let Before::Elsewhere(locks) = before
+            if let Before::Elsewhere { locks, .. } = before
                 && self.disconnected.is_late(open.id.persistent)
             {
                 left = left.max(locks + GRACE);
@@ -187,12 +216,13 @@ impl OpenFileTable {
         if count > 0 {
             tracing::info!(count, "opens wait for their clients");
         }
-        if let Before::Elsewhere(locks) = before
+        if let Before::Elsewhere { locks, .. } = before
             && !late.is_empty()
         {
             tracing::info!(count = late.len(), "opens wait for locks of a node that is gone");
             self.claim_later(late, Instant::now() + locks);
         }
+        Ok(())
     }
 
     /// Claims the files of opens as the file system lets go of them, on a thread of its own; those that
@@ -286,7 +316,7 @@ impl OpenFileTable {
             // A fault of one is a fault of all, as it would be on this thread.
             ended.flat_map(|made| made.unwrap_or_else(|e| panic::resume_unwind(e))).collect()
         });
-        if let Before::Elsewhere(locks) = before {
+        if let Before::Elsewhere { locks, .. } = before {
             wait_for_files(&mut made, |at| make(&opens[at]), FILES.min(locks));
         }
         made.into_iter().zip(opens).collect()
@@ -401,6 +431,11 @@ impl OpenFileTable {
     }
 }
 
+/// Whether an open is gone because the file system does not show its file.
+fn is_missing(made: &Result<Again, Gone>) -> bool {
+    matches!(made, Err(Gone::Missing | Gone::System(_)))
+}
+
 /// Makes those opens again whose files were not there or not to be had, until they are or the time is
 /// over.
 fn wait_for_files(
@@ -411,9 +446,7 @@ fn wait_for_files(
     let until = Instant::now() + patience;
     let mut told = false;
     loop {
-        let missing =
-            |made: &Result<Again, Gone>| matches!(made, Err(Gone::Missing | Gone::System(_)));
-        let count = made.iter().filter(|made| missing(made)).count();
+        let count = made.iter().filter(|made| is_missing(made)).count();
         if count == 0 || Instant::now() >= until {
             return;
         }
@@ -422,7 +455,7 @@ fn wait_for_files(
             told = true;
         }
         thread::sleep(LONG_PAUSE);
-        for (at, made) in made.iter_mut().enumerate().filter(|(_, made)| missing(made)) {
+        for (at, made) in made.iter_mut().enumerate().filter(|(_, made)| is_missing(made)) {
             *made = again(at);
         }
     }

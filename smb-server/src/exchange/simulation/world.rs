@@ -88,7 +88,7 @@ pub(super) fn new_server(house: &House, disk: &Arc<Mutex<Disk>>, broken: Broken)
     };
     server.open_files.faults.begin(broken.of_server(), platter, seed);
     let records = if broken == Broken::Recovery { Records::new() } else { records };
-    server.recover_from(Opened { store, records, revision: Revision(0) });
+    server.recover_from(Opened { store, records, revision: Revision(0) }).unwrap();
     server
 }
 

@@ -87,7 +87,7 @@ impl House {
     pub fn take_over(&self, locks: std::time::Duration) {
         let _inside = self.runtime.enter();
         let opened = LocalStore::open(&self.folder.path().join("state"), "opens").unwrap();
-        self.server.take_over(opened, locks);
+        self.server.take_over(opened, locks, true).unwrap();
     }
 
     pub fn files(&self) -> std::path::PathBuf {

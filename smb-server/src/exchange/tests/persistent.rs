@@ -460,7 +460,7 @@ fn locks_are_noted_in_the_order_they_are_taken() {
         hook.into_iter().for_each(|hook| hook());
         Ok(())
     });
-    house.server.recover_from(opened);
+    house.server.recover_from(opened).unwrap();
     let mut guest = house.one();
     let wanted = ask("a").persistent(1);
     let got = guest.create(&wanted).unwrap();

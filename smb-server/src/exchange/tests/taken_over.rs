@@ -77,6 +77,24 @@ fn an_open_whose_file_comes_late_is_there_all_the_same() {
     assert_eq!(guest.close(again.id), NtStatus::SUCCESS);
 }
 
+/// It is asked for on other nodes before it is given up.
+#[test]
+fn an_open_whose_file_does_not_come_ends_the_server_and_is_given_up_the_next_time() {
+    let (mut house, got, image) = lost();
+    drop(image);
+    std::fs::remove_file(house.files().join("a")).unwrap();
+    let take = |house: &House, whole| {
+        let _inside = house.runtime.enter();
+        let opened = LocalStore::open(&house.folder.path().join("state"), "opens").unwrap();
+        house.server.take_over(opened, Duration::from_millis(50), whole)
+    };
+    let why = take(&house, true).unwrap_err().to_string();
+    assert!(why.starts_with("1 files with persistent opens are not there, \"a\" among"), "{why}");
+    house.kill(Vec::new());
+    take(&house, false).unwrap();
+    assert_eq!(house.one().create(&ask("a").back(got.id, 1)), Err(GONE));
+}
+
 #[test]
 fn an_open_whose_image_stays_locked_for_too_long_is_lost_and_its_file_is_not_deleted() {
     let (house, got, image) = lost();
