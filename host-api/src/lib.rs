@@ -26,6 +26,7 @@ pub use definition::{
 };
 pub use guest::{AgentState, Consistency, GuestAgent, GuestInterface};
 pub use wire::{
-    DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MoveOptions, MoveProgress, MoveRound,
-    MoveStatistics, Reply, Request, VmDetail, VmState, VmSummary, socket_path,
+    DEFAULT_SOCKET, DiskCause, DiskPart, DiskReport, DiskUsage, Event, MAX_LINE, MoveOptions,
+    MoveProgress, MoveRound, MoveStatistics, Reply, Request, VmDetail, VmState, VmSummary,
+    socket_path,
 };

@@ -19,6 +19,7 @@ pub mod console;
 pub mod net;
 pub mod rng;
 pub mod storage;
+pub mod times;
 pub mod transport;
 mod worker;
 
