@@ -53,7 +53,7 @@ test: needs build ## All tests
 api-fuzz: needs build ## Schemathesis over the description of the control interface, in a folder below target (ARGS for it)
 	python3 -m venv $(BUILT)/api-fuzz
 	$(BUILT)/api-fuzz/bin/pip install --quiet --requirement tests/api/requirements.txt
-	$(BUILT)/debug/api-fuzz $(BUILT)/api-fuzz/bin/schemathesis $(ARGS)
+	$(BUILT)/debug/api-fuzz $(abspath $(BUILT))/api-fuzz/bin/schemathesis $(ARGS)
 
 why-drill: needs build ## Causes of slowness put in for real, and which of them bulkhead why names, as root; JSON: target/why-drill.json
 	rm -f $(BUILT)/why-drill.lines

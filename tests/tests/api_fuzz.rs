@@ -130,7 +130,8 @@ impl Choices<'_> {
         let needed = |name: &str| required.is_some_and(|all| all.iter().any(|it| it == name));
         let mut made = Map::new();
         for (name, inner) in schema["properties"].as_object().unwrap_or(&none) {
-            let leave_out = if needed(name) { self.once_in(12) } else { self.byte() % 2 == 0 };
+            let leave_out =
+                if needed(name) { self.once_in(12) } else { self.byte().is_multiple_of(2) };
             if !leave_out {
                 made.insert(name.clone(), self.shaped(document, inner, depth - 1));
             }

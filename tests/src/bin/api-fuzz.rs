@@ -1,5 +1,5 @@
 //! Schemathesis over the description of the control interface: `api-fuzz PROGRAM [ARGUMENTS]`, where PROGRAM
-//! is its `schemathesis`; the arguments go to it as they are. `make api-fuzz` has it in a folder of its own.
+//! is the whole path of its `schemathesis`; the arguments go to it as they are. `make api-fuzz` has it in a folder of its own.
 //!
 //! The server is private, with the interface at a port of its own on loopback; the caller is an
 //! administrator. Streams, which do not end, are left out, and what would revoke the caller's own token.
@@ -56,6 +56,8 @@ fn main() -> ExitCode {
     let made: TokenMade =
         stranger.ask(Method::Post, "/v1/login", Some(&asked)).expect("it lets its user in");
     let status = Command::new(program)
+        // It writes down examples where it is started.
+        .current_dir(folder.path())
         .arg("run")
         .arg(format!("{url}/v1/openapi.json"))
         .arg("--header")
