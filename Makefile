@@ -11,7 +11,7 @@ TEST_PACKAGES += $(if $(shell command -v npm || :),,npm)
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, qemu-guest-agent, fio, git, GRUB, mtools, efibootmgr.
 
-.PHONY: help build release demo demo-failover demo-cluster cluster-soak bench-failover test soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth console lab lab-soak packages needs clean
+.PHONY: help build release demo demo-failover demo-cluster cluster-soak bench-failover test api-fuzz why-drill soak fuzz interop interop-newest interop-clients interop-images iscsi-conformance lint docs-check shell-check deny msrv bench bench-growth console lab lab-soak packages needs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,17 @@ test: needs build ## All tests
 	BULKHEAD_SKIPPED=$${BULKHEAD_SKIPPED:-$(abspath $(BUILT))/debug/skipped} cargo nextest run --workspace --no-fail-fast
 	@echo 'Longest time that a connection kept a thread of smbd, in microseconds (10000 at most on a quiet machine):'
 	@cat $(BUILT)/debug/longest-turns/* | sort -rn | head -5
+
+api-fuzz: needs build ## Schemathesis over the description of the control interface, in a folder below target (ARGS for it)
+	python3 -m venv $(BUILT)/api-fuzz
+	$(BUILT)/api-fuzz/bin/pip install --quiet --requirement tests/api/requirements.txt
+	$(BUILT)/debug/api-fuzz $(abspath $(BUILT))/api-fuzz/bin/schemathesis $(ARGS)
+
+why-drill: needs build ## Causes of slowness put in for real, and which of them bulkhead why names, as root; JSON: target/why-drill.json
+	rm -f $(BUILT)/why-drill.lines
+	BULKHEAD_WHY_JSON=$(abspath $(BUILT))/why-drill.lines cargo nextest run --workspace -E 'binary(why)' --no-fail-fast
+	(echo '['; paste -sd, $(BUILT)/why-drill.lines; echo ']') > $(BUILT)/why-drill.json
+	@sed -E 's/.*"named":(\[[^]]*\]).*"put_in":"([^"]*)".*/\2: \1/' $(BUILT)/why-drill.lines
 
 console: ## The bundle of the web console, of its sources (Node 18 or newer, npm); a test holds that the tree has it
 	cd console && npm ci --ignore-scripts && node_modules/.bin/tsc && node build.mjs

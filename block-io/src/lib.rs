@@ -29,6 +29,7 @@ mod low_water;
 mod splice_pipe;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod times;
 mod volatile;
 
 pub use disk::{Disk, Geometry, RawDisk};
@@ -39,4 +40,5 @@ pub use image_lock::Claim;
 pub use local::{Engine, LocalFile, LocalOptions};
 pub use low_water::LowWater;
 pub use splice_pipe::SplicePipe;
+pub use times::{Histogram, Times};
 pub use volatile::Volatile;

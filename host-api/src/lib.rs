@@ -26,7 +26,7 @@ pub use definition::{
 };
 pub use guest::{AgentState, Consistency, GuestAgent, GuestInterface};
 pub use wire::{
-    BalloonUsage, DEFAULT_SOCKET, DiskUsage, Event, MAX_LINE, MemoryUsage, MoveOptions,
-    MoveProgress, MoveRound, MoveStatistics, Reply, Request, VmDetail, VmState, VmSummary,
-    WatchdogUsage, socket_path,
+    BalloonUsage, DEFAULT_SOCKET, DiskCause, DiskPart, DiskReport, DiskUsage, Event, MAX_LINE,
+    MemoryUsage, MoveOptions, MoveProgress, MoveRound, MoveStatistics, Reply, Request, VmDetail,
+    VmState, VmSummary, WatchdogUsage, socket_path,
 };

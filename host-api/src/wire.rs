@@ -93,6 +93,12 @@ pub enum Request {
         /// Which.
         name: VmName,
     },
+    /// Why disks of VMs that run here are slow, or that nothing is wrong with them.
+    Why {
+        /// A VM, a disk of one (`VM/number`), or a disk's location; all of them if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        what: Option<String>,
+    },
     /// Attach to the console: after the answer the connection carries raw bytes both ways.
     Console {
         /// Which.
@@ -279,6 +285,54 @@ pub struct BalloonUsage {
     pub swapped_out: Option<u64>,
 }
 
+/// What a host says of a disk of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// The VM.
+    pub vm: VmName,
+    /// Which of its disks, from 0.
+    pub disk: usize,
+    /// Where the disk is.
+    pub location: String,
+    /// How it is, in a sentence: the first of the causes, or that nothing is wrong.
+    pub sentence: String,
+    /// Causes, those first that cost most time; none if nothing is wrong.
+    pub causes: Vec<DiskCause>,
+    /// Seconds that the figures are about.
+    pub window_s: u64,
+    /// Requests of the guest in that time.
+    pub operations: u64,
+    /// Requests that the guest had in its storage at a time, in the mean.
+    pub depth: f64,
+    /// Where their time went.
+    pub parts: Vec<DiskPart>,
+}
+
+/// Why a disk is slow, with what says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCause {
+    /// Its name: `guest-queue`, `host-queue`, `slow-storage` or `slow-sync`.
+    pub cause: String,
+    /// What is wrong, with figures, and what to do.
+    pub sentence: String,
+    /// Figures that say so.
+    pub evidence: Vec<String>,
+}
+
+/// How long one part of the way took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPart {
+    /// Which: `whole` from the ring to its status; of that `read`, `write` and `sync` in the storage, with
+    /// the way there; `host`: what is left.
+    pub part: String,
+    /// How many requests went through it.
+    pub count: u64,
+    /// Their mean, in microseconds.
+    pub mean_us: u64,
+    /// What 99 of 100 did not exceed, in microseconds; 0 where only the mean is known.
+    pub p99_us: u64,
+}
+
 /// What `vm show` tells.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmDetail {
@@ -392,6 +446,11 @@ pub enum Reply {
     Show {
         /// The VM.
         vm: Box<VmDetail>,
+    },
+    /// To [`Request::Why`].
+    Why {
+        /// What is wrong first, then what is used most.
+        reports: Vec<DiskReport>,
     },
     /// To [`Request::Console`]: raw bytes follow.
     ConsoleAttached,

@@ -177,6 +177,10 @@ fn carry_out(
         Request::Memory { name, mib } => host.set_memory(&name, mib)?,
         Request::List => return Ok(Reply::List { vms: host.list() }),
         Request::Show { name } => return Ok(Reply::Show { vm: Box::new(host.show(&name)?) }),
+        Request::Why { what } => {
+            let reports = host.why(what.as_deref())?;
+            return Ok(Reply::Why { reports });
+        }
         Request::Move { name, options } => {
             let statistics = migrate::source::move_vm(host, &name, options, |progress| {
                 // Whoever asked may have gone; the move goes on.

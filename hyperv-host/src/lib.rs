@@ -24,3 +24,4 @@ pub mod nics;
 pub mod recover;
 pub mod schema;
 pub mod tls;
+pub mod why;

@@ -17,6 +17,7 @@ use hyperv_host::{
     migrate::{target, verdicts},
     recover::recover,
     schema::{File, schema},
+    why,
 };
 
 /// The VM host.
@@ -85,6 +86,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         spawn("migration/verdicts".into(), move || verdicts::clear(&asking));
         spawn("migration/accept".into(), move || target::serve(&host, &migration));
     }
+    let looking = host.clone();
+    spawn("why".into(), move || {
+        loop {
+            looking.look();
+            std::thread::sleep(why::EVERY);
+        }
+    });
     let serving = host.clone();
     spawn("control/accept".into(), move || control::serve(&serving, &listener));
     let address =

@@ -135,7 +135,10 @@ async fn on_unit(
     }
     let (kind, bytes) = moved(&command, unit.block());
     if needs_medium(entry.op) {
-        unit.meter.pass(request.rank, bytes).await;
+        let waited = unit.meter.pass(request.rank, bytes).await;
+        if let (Some(waited), Some(queue)) = (waited, &unit.options.queue) {
+            queue.waited(waited);
+        }
     }
     let call = Call { target, unit, nexus, data_out: request.data_out };
     let done = call.run(command, data_in).await;

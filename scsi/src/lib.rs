@@ -40,7 +40,7 @@ pub use ports::{AccessState, Alua, PortGroup};
 pub use sense::{Sense, SenseKey};
 pub use store::{Kept, StoreFuture, UnitStore};
 pub use target::LunAccess;
-pub use unit::{Limits, LogicalUnit, Space, Usage};
+pub use unit::{Limits, LogicalUnit, QueueMeter, Space, Usage};
 pub use units::{UnitInfo, Units, UnitsError, UnitsOptions};
 
 #[cfg(test)]

@@ -40,7 +40,8 @@ pub struct WhyCause {
 /// How long one part of the way took.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WhyPhase {
-    /// Which part: `queue`, `break`, `lock`, `crypto`, `read`, `write`, `sync` or `send`.
+    /// Which part: `queue`, `break`, `lock`, `crypto`, `read`, `write`, `unmap` (of LUNs), `sync` or
+    /// `send`.
     pub phase: String,
     /// How many operations went through it.
     pub count: u64,

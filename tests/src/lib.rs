@@ -15,6 +15,7 @@ pub mod operate;
 pub mod paths;
 pub mod raw;
 pub mod rpc;
+pub mod slow_disk;
 pub mod target;
 pub mod torture;
 pub mod usage;

@@ -13,6 +13,11 @@ pub enum HostError {
     /// There is no such VM.
     #[error("there is no VM {0}")]
     Unknown(VmName),
+    /// No machine that runs here has such a disk.
+    #[error(
+        "no VM that runs here is {0}, or has that disk: say VM, VM/NUMBER or a disk's location"
+    )]
+    NoDisk(String),
     /// There is one already.
     #[error("there is a VM {0} already")]
     Exists(VmName),

@@ -40,11 +40,11 @@ use std::{
 };
 
 use disk_source::{ChapLogin, Configured, IscsiUrl, Servers, Source};
-use host_api::{DiskUsage, VmDefinition, VmDetail, VmName, VmState, VmSummary};
+use host_api::{DiskReport, DiskUsage, VmDefinition, VmDetail, VmName, VmState, VmSummary};
 use kvm_ioctls::Kvm;
 use smb_client::SmbUrl;
 use tokio::runtime::Runtime;
-use vmm::platform::bus::lock;
+use vmm::{devices::virtio::blk::Blk, platform::bus::lock};
 
 pub use self::error::HostError;
 use self::{
@@ -62,6 +62,7 @@ use crate::{
     fault::Faults,
     nics,
     tls::Tls,
+    why::{Disks, Looks},
 };
 
 /// A VM host: its VMs, their records and what it is configured to allow.
@@ -93,6 +94,8 @@ pub struct Host {
     pub arrivals: Arrivals,
     /// Tells of verdicts on moves that may have been left over.
     pub leftover: Leftover,
+    /// What its disks did of late.
+    looks: Looks,
     vms: Mutex<Table>,
     /// Memory kept for machines that are being made.
     reserved_mib: Mutex<u64>,
@@ -133,6 +136,7 @@ impl Host {
             outgoing: Outgoing::default(),
             arrivals: Arrivals::default(),
             leftover: Leftover::default(),
+            looks: Looks::default(),
             vms: Mutex::default(),
             reserved_mib: Mutex::default(),
             shutting_down: AtomicBool::new(false),
@@ -307,7 +311,7 @@ impl Host {
         let managed = self.find(name)?;
         let summary = managed.summary();
         let vm = managed.vm();
-        let usage = |(location, blk): &(String, Arc<vmm::devices::virtio::blk::Blk>)| {
+        let usage = |(location, blk): &(String, Arc<Blk>)| {
             let counters = &blk.counters;
             DiskUsage {
                 location: location.clone(),
@@ -346,6 +350,35 @@ impl Host {
             watchdog,
             agent,
         })
+    }
+
+    /// Remembers how the disks of its machines are now, for [`Host::why`].
+    pub fn look(&self) {
+        self.looks.look(self.disk_figures());
+    }
+
+    /// Why disks are slow: those of a VM, one of them (`VM/number`, or its location), or all.
+    ///
+    /// # Errors
+    /// [`HostError::NoDisk`]: nothing that runs here has that name.
+    pub fn why(&self, what: Option<&str>) -> Result<Vec<DiskReport>, HostError> {
+        let reports = self.looks.reports(self.disk_figures(), what);
+        match what {
+            Some(what) if reports.is_empty() => Err(HostError::NoDisk(what.to_owned())),
+            _ => Ok(reports),
+        }
+    }
+
+    fn disk_figures(&self) -> Disks {
+        let all: Vec<_> = lock(&self.vms).values().cloned().collect();
+        let vms = all.into_iter().filter_map(|it| Some((it.name().clone(), it.vm()?)));
+        vms.flat_map(|(name, vm)| {
+            let one = |(index, (location, blk)): (usize, &(String, Arc<Blk>))| {
+                ((name.clone(), index), (location.clone(), blk.counters.times.figures()))
+            };
+            vm.disks().iter().enumerate().map(one).collect::<Vec<_>>()
+        })
+        .collect()
     }
 
     /// Ends everything: guests get the configured time to power off and moves that are under way to

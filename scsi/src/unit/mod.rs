@@ -84,6 +84,14 @@ pub struct LogicalUnit {
     pub sanitize_rate: u64,
     /// How much it may do in a second.
     pub limits: Limits,
+    /// Who is told how long commands wait for that.
+    pub queue: Option<Arc<dyn QueueMeter>>,
+}
+
+/// Counts what waits before a logical unit.
+pub trait QueueMeter: std::fmt::Debug + Send + Sync {
+    /// A command has waited so long for the limits of its unit, and goes on.
+    fn waited(&self, time: std::time::Duration);
 }
 
 impl LogicalUnit {
@@ -104,6 +112,7 @@ impl LogicalUnit {
             physical_block: None,
             sanitize_rate: 256 << 20,
             limits: Limits::default(),
+            queue: None,
         }
     }
 }
@@ -138,6 +147,7 @@ pub(crate) struct Options {
     read_only: bool,
     physical_block: Option<u32>,
     block: u32,
+    pub queue: Option<Arc<dyn QueueMeter>>,
 }
 
 /// A logical unit that is in a target.
@@ -175,6 +185,7 @@ impl Unit {
             read_only: made.read_only || made.disk.is_read_only(),
             physical_block: made.physical_block,
             block: made.disk.geometry().logical_sector,
+            queue: made.queue,
         };
         let meter = Meter::default();
         meter.set_limits(made.limits);

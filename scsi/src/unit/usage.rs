@@ -158,17 +158,19 @@ impl Meter {
         limited.wake();
     }
 
-    /// Waits until the limits let a command of so many bytes through, those of a lower rank before it.
-    pub(crate) async fn pass(&self, rank: Rank, bytes: u64) {
+    /// Waits until the limits let a command of so many bytes through, those of a lower rank before it; how
+    /// long, if it had to.
+    pub(crate) async fn pass(&self, rank: Rank, bytes: u64) -> Option<Duration> {
         if !self.has_limits.load(Ordering::Acquire) {
-            return;
+            return None;
         }
+        let came = Instant::now();
         let waiting = {
             let mut limited = self.limited();
             let now = Instant::now();
             if limited.waiting.is_empty() && limited.due(now).is_none() {
                 limited.charge(now, bytes);
-                return;
+                return None;
             }
             limited.arrived += 1;
             let place = (now + RANK * rank.steps(), limited.arrived);
@@ -180,7 +182,7 @@ impl Meter {
         loop {
             let turn = self.limited().turn(waiting.place, Instant::now(), bytes);
             match turn {
-                Ok(()) => return,
+                Ok(()) => return Some(came.elapsed()),
                 Err(None) => waiting.woken.notified().await,
                 Err(Some(until)) => {
                     tokio::select! {

@@ -123,6 +123,8 @@ pub struct ConnectionFigures {
     pub under_way: u64,
     /// Times among these at which it had used all its credits.
     pub out_of_credits: u64,
+    /// Bytes that came from the client and went to it.
+    pub bytes: u64,
     /// The network, if the transport tells.
     pub network: Network,
 }
@@ -272,7 +274,8 @@ impl Meter {
         let [batches, under_way, out_of_credits] = self.batches.each_ref().map(Counter::get);
         let [rtt, retransmitted, sent, rate] = self.network.each_ref().map(Counter::get);
         let network = Network { rtt, retransmitted, sent, rate };
-        ConnectionFigures { batches, under_way, out_of_credits, network }
+        let bytes = self.received.get() + self.sent.get();
+        ConnectionFigures { batches, under_way, out_of_credits, bytes, network }
     }
 
     /// Counts bytes from the client.

@@ -2,7 +2,7 @@
 //! the files that are used most, and of each LUN.
 //!
 //! ```text
-//!  bytes are there ─► Queue ─► Crypto ─► Break, Lock ─► Read, Write ─► Sync ─► Crypto ─► Send
+//!  bytes are there ─► Queue ─► Crypto ─► Break, Lock ─► Read, Write, Unmap ─► Sync ─► Crypto ─► Send
 //! ```
 //!
 //! What is done at once is timed for one request in 16 and counts 16 times; what waits is timed always
@@ -13,6 +13,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
+
+use block_io::Histogram;
+pub use block_io::Times;
 
 /// A part of a request's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +32,8 @@ pub enum Phase {
     Read,
     /// Writing to the file.
     Write,
+    /// Giving space back, of a LUN.
+    Unmap,
     /// Making durable.
     Sync,
     /// From its answer to the moment that the transport has taken it.
@@ -37,13 +42,14 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in the order of the way.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Queue,
         Self::Break,
         Self::Lock,
         Self::Crypto,
         Self::Read,
         Self::Write,
+        Self::Unmap,
         Self::Sync,
         Self::Send,
     ];
@@ -57,44 +63,10 @@ impl Phase {
             Self::Crypto => "crypto",
             Self::Read => "read",
             Self::Write => "write",
+            Self::Unmap => "unmap",
             Self::Sync => "sync",
             Self::Send => "send",
         }
-    }
-}
-
-/// Buckets of a histogram: four in each power of two of microseconds, up to two minutes; what takes
-/// longer is in the last.
-const BUCKETS: usize = 104;
-
-/// The bucket of a time.
-fn bucket(micros: u64) -> usize {
-    if micros < 4 {
-        return micros as usize;
-    }
-    let power = 63 - micros.leading_zeros();
-    let within = (micros >> (power - 2)) & 3;
-    ((u64::from(power) - 1) * 4 + within).min(BUCKETS as u64 - 1) as usize
-}
-
-/// The upper end of a bucket, which is not in it, in microseconds.
-fn upper(bucket: usize) -> u64 {
-    match bucket as u64 {
-        low @ 0..4 => low + 1,
-        high => (4 + high % 4 + 1) << (high / 4 - 1),
-    }
-}
-
-/// Times of one part of the way.
-#[derive(Debug)]
-struct Histogram {
-    nanos: AtomicU64,
-    buckets: [AtomicU64; BUCKETS],
-}
-
-impl Default for Histogram {
-    fn default() -> Self {
-        Self { nanos: AtomicU64::new(0), buckets: [const { AtomicU64::new(0) }; BUCKETS] }
     }
 }
 
@@ -115,10 +87,7 @@ pub struct PathMeter {
 impl PathMeter {
     /// Counts a time `weight` times.
     pub fn note(&self, phase: Phase, took: Duration, weight: u64) {
-        let histogram = &self.phases[phase as usize];
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        add(&histogram.nanos, nanos.saturating_mul(weight));
-        add(&histogram.buckets[bucket(nanos / 1000)], weight);
+        self.phases[phase as usize].note(took, weight);
     }
 
     /// Times work of the storage, and counts it among what the storage works on.
@@ -144,98 +113,16 @@ impl PathMeter {
     /// How it stands now.
     pub fn figures(&self) -> PathFigures {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let one = |histogram: &Histogram| {
-            let counts = histogram.buckets.iter().map(load).enumerate();
-            let buckets = counts.filter(|(_, count)| *count > 0);
-            let buckets = buckets.map(|(bucket, count)| (bucket as u8, count)).collect();
-            Times { nanos: load(&histogram.nanos), buckets }
-        };
-        PathFigures { phases: self.phases.each_ref().map(one), met: self.met.each_ref().map(load) }
+        let phases = self.phases.each_ref().map(Histogram::times);
+        PathFigures { phases, met: self.met.each_ref().map(load) }
     }
 
     /// Adds what another meter has counted.
     pub(super) fn absorb(&self, other: &PathFigures) {
         for (own, other) in self.phases.iter().zip(&other.phases) {
-            add(&own.nanos, other.nanos);
-            for (bucket, count) in &other.buckets {
-                add(&own.buckets[usize::from(*bucket)], *count);
-            }
+            own.absorb(other);
         }
         self.met.iter().zip(other.met).for_each(|(own, other)| add(own, other));
-    }
-}
-
-/// Times of one part of the way, as they stood at some moment or between two.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Times {
-    /// All times together, in nanoseconds.
-    pub nanos: u64,
-    /// How many lie in each bucket that has some, by the number of the bucket.
-    buckets: Vec<(u8, u64)>,
-}
-
-impl Times {
-    /// How many were counted.
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|(_, count)| count).sum()
-    }
-
-    /// Their mean in microseconds; 0 where there are none.
-    pub fn mean(&self) -> f64 {
-        match self.count() {
-            0 => 0.0,
-            count => self.nanos as f64 / 1e3 / count as f64,
-        }
-    }
-
-    /// The time in microseconds that `part` of them do not exceed, from 0 to 1, as the upper end of its
-    /// bucket: at most a quarter too much. 0 where there are none.
-    pub fn quantile(&self, part: f64) -> u64 {
-        let wanted = self.count() as f64 * part;
-        let mut below = 0;
-        for (bucket, count) in &self.buckets {
-            below += count;
-            if below as f64 >= wanted {
-                return upper(usize::from(*bucket));
-            }
-        }
-        0
-    }
-
-    /// Times of which `one` in so many microseconds, as a table for tests has them.
-    pub fn of(times: &[(u64, u64)]) -> Self {
-        let meter = PathMeter::default();
-        for (micros, count) in times {
-            meter.note(Phase::Queue, Duration::from_micros(*micros), *count);
-        }
-        let [queue, ..] = meter.figures().phases;
-        queue
-    }
-
-    fn since(&self, before: &Self) -> Self {
-        let old = |bucket: u8| {
-            let found = before.buckets.iter().find(|(other, _)| *other == bucket);
-            found.map_or(0, |(_, count)| *count)
-        };
-        let grown = self.buckets.iter().map(|&(bucket, n)| (bucket, n.saturating_sub(old(bucket))));
-        Self {
-            nanos: self.nanos.saturating_sub(before.nanos),
-            buckets: grown.filter(|(_, count)| *count > 0).collect(),
-        }
-    }
-
-    /// How many lie at or below each power of four of microseconds, for a page of metrics: the upper end
-    /// in seconds, and the count of that bucket alone.
-    pub fn coarse(&self) -> Vec<(f64, u64)> {
-        /// Powers of four up to 67 seconds, and what is above.
-        const POWERS: u32 = 14;
-        let end = |power: u32| 4u64 << (2 * power);
-        let mut buckets: Vec<_> = (0..POWERS).map(|it| (end(it) as f64 / 1e6, 0)).collect();
-        for (bucket, count) in &self.buckets {
-            let place = (0..POWERS - 1).find(|power| upper(usize::from(*bucket)) <= end(*power));
-            buckets[place.unwrap_or(POWERS - 1) as usize].1 += count;
-        }
-        buckets
     }
 }
 
@@ -287,22 +174,7 @@ impl PathFigures {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    #[test]
-    fn a_bucket_is_no_wider_than_a_quarter_of_its_times() {
-        let mut last = 0;
-        for bucket in 4..BUCKETS - 1 {
-            let (from, to) = (upper(bucket - 1), upper(bucket));
-            assert!(to > from && (to - from) * 4 <= from, "{from} to {to}");
-            assert_eq!((super::bucket(from), super::bucket(to - 1)), (bucket, bucket));
-            last = to;
-        }
-        assert!(last > 50_000_000, "a minute has a bucket of its own: {last}");
-        assert_eq!(super::bucket(u64::MAX), BUCKETS - 1);
-    }
 
     #[test]
     fn what_is_taken_out_goes_on_in_the_pool() {
@@ -325,31 +197,5 @@ mod tests {
         drop(never);
         meter.storage(Phase::Read, async {}).await;
         assert!((meter.figures().storage_queue() - 4.0 / 3.0).abs() < 1e-9);
-    }
-
-    proptest! {
-        /// A quantile is what sorting gives, up to the width of a bucket; differences count what came.
-        #[test]
-        fn quantiles_are_those_of_the_times(
-            first in prop::collection::vec(0u64..40_000_000, 0..50),
-            second in prop::collection::vec(0u64..40_000_000, 1..50),
-            part in 0.01f64..1.0,
-        ) {
-            let meter = PathMeter::default();
-            let note = |micros: &u64| meter.note(Phase::Sync, Duration::from_micros(*micros), 1);
-            first.iter().for_each(note);
-            let before = meter.figures();
-            second.iter().for_each(note);
-            let grown = meter.figures().since(&before);
-            let times = grown.of(Phase::Sync);
-            prop_assert_eq!(times.count(), second.len() as u64);
-            let mut sorted = second.clone();
-            sorted.sort_unstable();
-            let exact = sorted[((sorted.len() as f64 * part).ceil() as usize).max(1) - 1];
-            let told = times.quantile(part);
-            prop_assert!(told > exact && told <= exact + exact / 4 + 1, "{} for {}", told, exact);
-            let coarse: u64 = times.coarse().iter().map(|(_, count)| count).sum();
-            prop_assert_eq!(coarse, times.count());
-        }
     }
 }

@@ -91,7 +91,8 @@ fn one(name: &str, meter: &Arc<ShareMeter>, page: &mut Page) {
         }
     }
     let path = meter.path.figures();
-    for phase in Phase::ALL {
+    // Space is given back to LUNs alone.
+    for phase in Phase::ALL.into_iter().filter(|phase| *phase != Phase::Unmap) {
         let times = path.of(phase);
         let sum = times.nanos as f64 / 1e9;
         page.histogram(&catalogue::SHARE_PATH, &[name, phase.name()], sum, &times.coarse());

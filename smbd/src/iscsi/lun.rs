@@ -10,7 +10,12 @@ use smb_client::{ConnectOptions, SmbUrl};
 use smb_server::meters::path::PathMeter;
 use vhd::Format;
 
-use super::{config::Lun, gated::Gated, served::Place, timed::Timed};
+use super::{
+    config::Lun,
+    gated::Gated,
+    served::Place,
+    timed::{Queue, Timed},
+};
 
 /// How long an image is waited for that another program has: one that was killed lets go of it a
 /// moment after it is gone.
@@ -176,6 +181,7 @@ impl Opened {
             atomic_blocks: lun.atomic_sectors,
             sanitize_rate: lun.sanitize_rate.unwrap_or(unit.sanitize_rate),
             limits: lun.limits,
+            queue: Some(Arc::new(Queue(self.meter.clone()))),
             ..unit
         }
     }

@@ -1,8 +1,9 @@
-//! A disk of a LUN whose reads, writes and syncs are timed.
+//! A disk of a LUN whose work is timed, and what waits before the LUN.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use block_io::{Disk, Geometry, IoFuture};
+use scsi::QueueMeter;
 use smb_server::meters::path::{PathMeter, Phase};
 
 /// A disk with the meter of its LUN.
@@ -10,6 +11,16 @@ use smb_server::meters::path::{PathMeter, Phase};
 pub(super) struct Timed {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) meter: Arc<PathMeter>,
+}
+
+/// Times what waits for the limits of a LUN.
+#[derive(Debug)]
+pub(super) struct Queue(pub(super) Arc<PathMeter>);
+
+impl QueueMeter for Queue {
+    fn waited(&self, time: Duration) {
+        self.0.note(Phase::Queue, time, 1);
+    }
 }
 
 impl Disk for Timed {
@@ -34,15 +45,15 @@ impl Disk for Timed {
     }
 
     fn discard(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
-        self.disk.discard(offset, len)
+        Box::pin(self.meter.storage(Phase::Unmap, self.disk.discard(offset, len)))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
-        self.disk.write_zeroes(offset, len)
+        Box::pin(self.meter.storage(Phase::Unmap, self.disk.write_zeroes(offset, len)))
     }
 
     fn write_zeroes_kept(&self, offset: u64, len: u64) -> IoFuture<'_, ()> {
-        self.disk.write_zeroes_kept(offset, len)
+        Box::pin(self.meter.storage(Phase::Write, self.disk.write_zeroes_kept(offset, len)))
     }
 
     fn keeps_space(&self) -> bool {

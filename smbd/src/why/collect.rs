@@ -212,6 +212,8 @@ fn clients(
     let credits = u64::from(server.current().config.limits.credits);
     let mut clients = Clients { credits, ..Clients::default() };
     for session in sessions {
+        let cipher = session.origin.cipher;
+        clients.ciphers.extend(cipher.filter(|it| !clients.ciphers.contains(it)));
         let channels = session.channels();
         let most = session.most_channels();
         if channels.len() < most {
@@ -222,6 +224,7 @@ fn clients(
         for channel in channels {
             let Some(new) = now.connections.get(&channel.connection) else { continue };
             let old = before.connections.get(&channel.connection).copied().unwrap_or_default();
+            clients.bytes += new.bytes.saturating_sub(old.bytes);
             clients.batches += new.batches.saturating_sub(old.batches);
             clients.under_way += new.under_way.saturating_sub(old.under_way);
             clients.out_of_credits += new.out_of_credits.saturating_sub(old.out_of_credits);

@@ -26,8 +26,10 @@ use crate::iscsi::Iscsi;
 
 /// Time between two looks.
 pub const EVERY: Duration = Duration::from_secs(10);
-/// Looks that are kept: what is said is about the time since the oldest of them.
+/// Looks that are kept.
 const KEPT: usize = 4;
+/// Less time says little.
+const SHORTEST: Duration = Duration::from_secs(5);
 
 /// Causes that were seen at the last look: the subject, the cause, and since when.
 type Seen = HashMap<(String, String), Instant>;
@@ -64,14 +66,12 @@ impl Watch {
         let State { looks, seen } = &mut *state;
         let subjects = now.subjects();
         let mut still = Seen::new();
-        if let Some(before) = looks.front() {
-            for subject in &subjects {
-                let report = collect::report(&self.server, &now, before, subject);
-                for cause in report.causes {
-                    let key = (subject.name.clone(), cause.cause);
-                    let since = seen.get(&key).copied().unwrap_or(now.at);
-                    still.insert(key, since);
-                }
+        for subject in &subjects {
+            let report = self.report(&now, looks, subject);
+            for cause in report.into_iter().flat_map(|report| report.causes) {
+                let key = (subject.name.clone(), cause.cause);
+                let since = seen.get(&key).copied().unwrap_or(now.at);
+                still.insert(key, since);
             }
         }
         *seen = still;
@@ -81,6 +81,22 @@ impl Watch {
         }
         drop(state);
         self.server.meters.files.age();
+    }
+
+    /// What is said of a subject: of the shortest time in which something was wrong with it, so that a good
+    /// half minute hides no fault that began after it; of all the time that is remembered where nothing
+    /// was wrong. `None` before the first look.
+    fn report(
+        &self,
+        now: &Snapshot,
+        looks: &VecDeque<Snapshot>,
+        subject: &Subject,
+    ) -> Option<WhyReport> {
+        let oldest = looks.front()?;
+        let long = |look: &&Snapshot| now.at.saturating_duration_since(look.at) >= SHORTEST;
+        let newer = looks.iter().skip(1).rev().filter(long);
+        let of = |before| collect::report(&self.server, now, before, subject);
+        newer.map(of).find(|report| !report.causes.is_empty()).or_else(|| Some(of(oldest)))
     }
 
     /// What can be said now: of one subject by its name, or of all. On a thread that may wait.
@@ -107,10 +123,10 @@ impl Watch {
         };
         let mut state = self.lock();
         let State { looks, seen } = &mut *state;
-        let before = looks.front().ok_or("nobody has looked yet")?;
         let mut reports = Vec::new();
         for subject in &wanted {
-            let mut report = collect::report(&self.server, &now, before, subject);
+            let report = self.report(&now, looks, subject);
+            let mut report = report.ok_or("nobody has looked yet")?;
             for cause in &mut report.causes {
                 let key = (subject.name.clone(), cause.cause.clone());
                 let since = *seen.entry(key).or_insert(now.at);

@@ -4,6 +4,7 @@
 //! one thing at a time is no fault, and is told apart from one.
 
 use server_api::{WhyCause, WhyPhase};
+use smb_protocol::crypto::Cipher;
 use smb_server::meters::path::{PathFigures, Phase, Times};
 
 /// Figures of a share, file or LUN over some time.
@@ -51,6 +52,10 @@ pub struct Clients {
     pub out_of_credits: u64,
     /// Credits that a client has at most.
     pub credits: u64,
+    /// Bytes that went over the connections, both ways.
+    pub bytes: u64,
+    /// The ciphers that were negotiated.
+    pub ciphers: Vec<Cipher>,
     /// The longest round trip in microseconds, and whose it is.
     pub rtt: (u64, String),
     /// Segments that were sent, and those that were sent again.
@@ -112,6 +117,10 @@ const PIECE: u64 = 64 << 10;
 const PIECES: u64 = 256;
 /// A network within one house is quicker, in microseconds.
 const RTT_LONG: u64 = 5_000;
+/// Nanoseconds a byte that a cipher does not take on a processor with instructions for it.
+const CIPHER_SLOW: f64 = 1.0;
+/// Bytes of a message of which it is the bytes that cost, not the message.
+const LARGE: u64 = 16 << 10;
 /// Part of a second of processor time that may be missing.
 const TAKEN: f64 = 0.1;
 /// A wait for another client that is worth a word, in seconds.
@@ -229,6 +238,11 @@ pub fn phases(path: &PathFigures) -> Vec<WhyPhase> {
     Phase::ALL.iter().map(one).filter(|phase| phase.count > 0).collect()
 }
 
+/// What one in a hundred exceeds, and some do: of few times a single one says nothing.
+fn slowest(times: &Times) -> u64 {
+    times.quantile((1.0 - SOME as f64 / times.count().max(1) as f64).clamp(0.0, 0.99))
+}
+
 fn longest(facts: &Facts, phase: Phase) -> Option<&Waiter> {
     let waiting = facts.waiting.iter().filter(|it| it.phase == phase && it.seconds >= LONG_WAIT);
     waiting.max_by(|one, other| one.seconds.total_cmp(&other.seconds))
@@ -315,7 +329,7 @@ fn disk(facts: &Facts) -> Option<Said> {
     let both = [Phase::Read, Phase::Write];
     let slow = |phase: &Phase| {
         let times = facts.path.of(*phase);
-        times.count() >= SOME && times.quantile(0.99) >= DISK_SLOW
+        times.count() >= SOME && slowest(times) >= DISK_SLOW
     };
     let phase = both.into_iter().filter(slow).max_by_key(|it| facts.path.of(*it).nanos)?;
     let part = facts.part(&both);
@@ -377,7 +391,9 @@ fn lost_channel(facts: &Facts) -> Option<Said> {
 
 fn slow_wire(facts: &Facts) -> Option<Said> {
     let (rtt, who) = &facts.clients.rtt;
-    if *rtt < RTT_LONG || *rtt as f64 <= facts.each() || facts.operations == 0 {
+    // Where nothing was timed nobody knows what an operation takes here.
+    let timed = facts.path.nanos() > 0;
+    if *rtt < RTT_LONG || *rtt as f64 <= facts.each() || facts.operations == 0 || !timed {
         return None;
     }
     let sentence = format!(
@@ -410,21 +426,47 @@ fn cipher(facts: &Facts) -> Option<Said> {
     let times = facts.path.of(Phase::Crypto);
     let (part, of_one) =
         (facts.part(&[Phase::Crypto]), facts.cost(&[Phase::Crypto]) / facts.window.max(0.001));
+    let Clients { bytes, ciphers, .. } = &facts.clients;
+    let nanos = times.nanos as f64 / (*bytes).max(1) as f64;
+    let large = bytes / times.count().max(1) >= LARGE;
     let software = !facts.machine.aes;
-    let much = if software { 0.2 } else { 0.5 };
+    let serial = |cipher: &&Cipher| matches!(cipher, Cipher::Aes128Ccm | Cipher::Aes256Ccm);
+    let serial = ciphers.iter().find(serial).filter(|_| large && nanos >= CIPHER_SLOW);
+    let much = if software || serial.is_some() { 0.2 } else { 0.5 };
     if times.count() < SOME || part < much || of_one < 0.2 {
         return None;
     }
-    let why = match software {
-        true => "this processor has no instructions for AES, so programs do it",
-        false => "all that is read and written is encrypted or signed",
+    let why = match (software, serial) {
+        (true, _) => "this processor has no instructions for AES, so programs do it".to_owned(),
+        (false, Some(cipher)) => format!(
+            "a client has negotiated {}, which takes one block after the other; have it offer AES-GCM",
+            spelt(*cipher)
+        ),
+        (false, None) => "all that is read and written is encrypted or signed".to_owned(),
     };
     let sentence = format!(
         "Signatures and encryption take {} of the time here and {of_one:.1} processors: {why}.",
         percent(part)
     );
-    let evidence = vec![line(Phase::Crypto, times)];
+    let mut evidence = vec![line(Phase::Crypto, times)];
+    if large {
+        evidence.push(format!("{nanos:.1} ns for each byte that was sent or received"));
+    }
+    if !ciphers.is_empty() {
+        let all: Vec<_> = ciphers.iter().map(|cipher| spelt(*cipher)).collect();
+        evidence.push(format!("negotiated: {}", all.join(", ")));
+    }
     Some(cause(facts.cost(&[Phase::Crypto]), "cipher", sentence, evidence))
+}
+
+/// A cipher as MS-SMB2 2.2.3.1.2 spells it.
+fn spelt(cipher: Cipher) -> &'static str {
+    match cipher {
+        Cipher::Aes128Ccm => "AES-128-CCM",
+        Cipher::Aes128Gcm => "AES-128-GCM",
+        Cipher::Aes256Ccm => "AES-256-CCM",
+        Cipher::Aes256Gcm => "AES-256-GCM",
+    }
 }
 
 fn cpu_taken(facts: &Facts) -> Option<Said> {
@@ -470,7 +512,11 @@ fn credits(facts: &Facts) -> Option<Said> {
 fn server_queue(facts: &Facts) -> Option<Said> {
     let times = facts.path.of(Phase::Queue);
     let part = facts.part(&[Phase::Queue]);
-    if times.count() < SOME || times.quantile(0.99) < DISK_SLOW || part < 0.3 {
+    // Before a LUN there is no other queue than that of its limit, which has a rule of its own.
+    if facts.limited >= SOME {
+        return None;
+    }
+    if times.count() < SOME || slowest(times) < DISK_SLOW || part < 0.3 {
         return None;
     }
     let sentence = format!(
@@ -490,7 +536,7 @@ fn server_queue(facts: &Facts) -> Option<Said> {
 fn slow_client(facts: &Facts) -> Option<Said> {
     let times = facts.path.of(Phase::Send);
     let part = facts.part(&[Phase::Send]);
-    if times.count() < SOME || times.quantile(0.99) < DISK_SLOW || part < 0.5 {
+    if times.count() < SOME || slowest(times) < DISK_SLOW || part < 0.5 {
         return None;
     }
     let sentence = format!(

@@ -55,6 +55,13 @@ fn nothing_is_wrong_where_nothing_is() {
     once.clients.segments = (100, 1);
     once.path = once.path.with(Phase::Break, Times::of(&[(500, 3)]));
     assert_eq!(names(&once), [""; 0]);
+    // Neither is one among few, though it takes most of the time.
+    let few = with(Phase::Read, &[(20, 50), (900_000, 1)]);
+    assert_eq!(names(&few), [""; 0]);
+    // A network is not slower than what nobody timed.
+    let mut untimed = Facts { path: PathFigures::default(), ..well() };
+    untimed.clients.rtt.0 = 20_000;
+    assert_eq!(names(&untimed), [""; 0]);
 }
 
 #[test]
@@ -117,6 +124,16 @@ fn each_cause_is_named_by_its_figures_and_alone() {
                 it.path = it.path.clone().with(Phase::Crypto, Times::of(&[(2500, 3000)]));
             }),
             "no instructions for AES",
+        ),
+        (
+            "cipher",
+            change(&|it| {
+                it.clients.bytes = 3000 << 20;
+                it.clients.ciphers = vec![Cipher::Aes128Gcm, Cipher::Aes128Ccm];
+                it.path = it.path.clone().with(Phase::Read, Times::of(&[(3000, 3000)]));
+                it.path = it.path.clone().with(Phase::Crypto, Times::of(&[(2500, 3000)]));
+            }),
+            "AES-128-CCM, which takes one block after the other",
         ),
         ("cpu-taken", change(&|it| it.machine.stolen = 2.0), "host below"),
         ("cpu-taken", change(&|it| it.machine.held_back = 0.5), "control group"),

@@ -28,6 +28,7 @@ use super::{
     give_way,
     pace::Pace,
     storage::{Kind, LossRule, Storage, Trouble},
+    times::DiskTimes,
 };
 use crate::platform::{bus::lock, error::chain as causes, lifecycle::Control, memory::GuestRam};
 
@@ -94,6 +95,8 @@ pub struct Counters {
     pub pauses: AtomicU64,
     /// The longest of them in microseconds.
     pub longest_pause_us: AtomicU64,
+    /// How long requests took, and what took it.
+    pub times: DiskTimes,
 }
 
 /// What counts as a pause of a disk.
@@ -390,7 +393,9 @@ async fn request(blk: &Blk, disk: Option<&dyn Disk>, mem: &GuestRam, chain: &Cha
         Some(disk) => carry_out(blk, disk, mem, chain, data_room, &mut written).await,
         None => Err(Refused::Io("no disk".into())),
     };
-    let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let took = start.elapsed();
+    blk.counters.times.whole.note(took, 1);
+    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     blk.counters.longest_us.fetch_max(micros, Ordering::Relaxed);
     let status = match outcome {
         Ok(()) => S_OK,
@@ -423,7 +428,7 @@ impl From<block_io::Error> for Refused {
 macro_rules! persist {
     ($blk:expr, $kind:expr, $what:expr) => {{
         let mut held = None;
-        while let Err(error) = $what.await {
+        while let Err(error) = $blk.counters.times.storage($kind, $what).await {
             $blk.storage.bear(error, $kind, &mut held).await?;
         }
     }};

@@ -21,6 +21,7 @@ pub mod net;
 mod pace;
 pub mod rng;
 pub mod storage;
+pub mod times;
 pub mod transport;
 mod worker;
 

@@ -1,14 +1,23 @@
-//! `bulkhead why` names what is wrong while it is, and nothing when nothing is: causes put in for real, as far
-//! as a test can without touching the machine. The others are tried by their figures
-//! (`smbd/src/why/rules/tests.rs`).
+//! `bulkhead why` names what is wrong while it is, and nothing when nothing is: causes put in for real on a
+//! server under load, or on a host. Those that have no place here are tried by their figures
+//! (`smbd/src/why/rules/tests.rs`, `hyperv-host/src/why/rules.rs`).
+//!
+//! With `BULKHEAD_WHY_JSON` each adds a line to that file: what was put in, what was named, how soon.
+
+mod disk;
+mod host;
+mod network;
+mod processor;
 
 use std::{
-    fs, thread,
+    fs::{self, File},
+    io::Write,
+    thread,
     time::{Duration, Instant},
 };
 
 use bulkhead_tests::smbd::{PASSWORD, PASSWORD2, Smbd, USER, USER2};
-use serde_json::Value;
+use serde_json::{Value, json};
 use smb_client::{ConnectOptions, Encryption, Login, raw::RawConnection};
 use smb_protocol::{
     Command,
@@ -58,17 +67,34 @@ fn read(connection: &mut RawConnection, (rounds, depth): (usize, usize), len: u3
     }
 }
 
-/// Asks until a cause is named.
+/// Asks, with load meanwhile, until a cause is the one that costs most.
 fn until(server: &Smbd, what: &str, cause: &str, mut meanwhile: impl FnMut()) -> Value {
     let begun = Instant::now();
     loop {
         meanwhile();
         let report = why(server, what);
-        if causes(&report).contains(&cause) {
+        if causes(&report).first() == Some(&cause) {
+            note(cause, &report, begun);
             return report;
         }
         assert!(begun.elapsed() < Duration::from_secs(60), "{cause} is not named: {report:#}");
     }
+}
+
+/// Adds a line to the table of what was put in and what was named.
+fn note(put_in: &str, report: &Value, begun: Instant) {
+    let Some(path) = std::env::var_os("BULKHEAD_WHY_JSON") else { return };
+    let seconds = begun.elapsed().as_secs_f64();
+    let all = report["causes"].as_array().unwrap();
+    let named: Vec<_> = all.iter().map(|it| &it["cause"]).collect();
+    // Beside what was put in the machine may have its own: other programs that take the processors.
+    let own = all.iter().find(|it| it["cause"] == put_in).unwrap_or(report);
+    let line = json!({
+        "put_in": put_in, "subject": report["subject"], "named": named, "after_s": seconds,
+        "sentence": own["sentence"], "window_s": report["window_s"],
+    });
+    let file = File::options().append(true).create(true).open(path);
+    file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).unwrap();
 }
 
 fn phase<'a>(report: &'a Value, name: &str) -> Option<&'a Value> {
@@ -103,9 +129,11 @@ fn nothing_is_wrong_with_a_client_that_asks_for_one_thing_at_a_time() {
 fn nothing_is_wrong_with_a_client_that_asks_for_much() {
     let server = Smbd::start("", "");
     let mut connection = connect(&server, &options(&server));
+    let begun = Instant::now();
     read(&mut connection, (40, 16), 4096);
     let report = why(&server, "vms");
     assert_eq!(causes(&report), [""; 0], "{report:#}");
+    note("nothing", &report, begun);
     assert!(!report["sentence"].as_str().unwrap().contains("one thing at a time"), "{report:#}");
 }
 
