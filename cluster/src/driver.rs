@@ -47,7 +47,7 @@ pub struct Ownership {
     pub revision: i64,
     /// Its generation.
     pub generation: u64,
-    /// This node could not serve it, the last time it tried.
+    /// This node could not serve it several times in a row, and nobody else has.
     pub tried: bool,
     /// Until when changes may be made, by the steady clock.
     pub gate: Duration,

@@ -41,6 +41,9 @@ use crate::{
     view::View,
 };
 
+/// A role that could not be served so often in a row is served with less than all of it.
+const TRIES: u32 = 3;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lease {
     None,
@@ -304,6 +307,9 @@ impl Engine {
 
     fn seen(&mut self, now: Now, view: Box<View>, out: &mut Vec<Effect>) {
         let was_member = self.run().is_some();
+        // What kept us from serving a role that others have served since says nothing any more.
+        let me = self.settings.node;
+        self.failures.retain(|role, _| view.server(role).is_none_or(|server| server == me));
         self.view = Some(view);
         self.pause = Duration::ZERO;
         if was_member && self.run().is_none() {
@@ -585,7 +591,7 @@ impl Engine {
             let (revision, generation) = (seen.revision, seen.record.generation);
             let role = role.to_owned();
             self.local.insert(role.clone(), Local::Running { generation, serving: false });
-            let tried = self.failures.contains_key(&role);
+            let tried = self.failures.get(&role).is_some_and(|count| *count >= TRIES);
             out.push(Effect::Start { role, revision, generation, tried });
             return None;
         }

@@ -202,7 +202,7 @@ pub enum Effect {
         revision: i64,
         /// The generation that it is in.
         generation: u64,
-        /// This node could not serve it, the last time it tried.
+        /// This node could not serve it several times in a row, and nobody else has.
         tried: bool,
     },
     /// Stop serving a role: in an orderly way, or at once.

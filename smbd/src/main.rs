@@ -62,7 +62,7 @@ struct Args {
     /// The commit of etcd that made the role this node's.
     #[arg(long, hide = true, value_name = "REVISION")]
     owned_since: Option<i64>,
-    /// This node could not serve the role before: what is missing now is missing everywhere.
+    /// Files that are missing now are missing everywhere: the role was tried often, or was served here.
     #[arg(long, hide = true)]
     tried: bool,
     /// The descriptor of the page that says until when.
@@ -151,6 +151,7 @@ fn supervise(args: &Args, parts: &Parts) -> anyhow::Result<()> {
         // By the name it was started by: an upgrade puts another program there.
         program: std::env::args_os().next().map_or_else(|| "smbd".into(), PathBuf::from),
         arguments: vec!["--config".into(), args.config.clone().into()],
+        again: Vec::new(),
         patience: Duration::from_secs(args.watchdog),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

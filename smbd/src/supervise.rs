@@ -56,6 +56,8 @@ pub struct Plan {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+    /// More of them for those that come after one that has served.
+    pub again: Vec<OsString>,
     /// A server that does not say for so long that it is alive is killed.
     pub patience: Duration,
 }
@@ -196,7 +198,7 @@ fn pause(ended: usize) -> Duration {
 /// # Errors
 /// If the first server does not become ready, or signals cannot be had. Then none runs.
 pub async fn run(
-    plan: Plan,
+    mut plan: Plan,
     bound: Bound,
     notify: impl Fn(&str),
     stops: &mut UnboundedReceiver<Stop>,
@@ -224,6 +226,8 @@ pub async fn run(
             Event::Said(said) => match said.as_str() {
                 "ready" if !served => {
                     served = true;
+                    let again = std::mem::take(&mut plan.again);
+                    plan.arguments.extend(again);
                     notify("READY=1");
                 }
                 "alive" => notify("WATCHDOG=1"),

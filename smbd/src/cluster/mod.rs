@@ -82,7 +82,7 @@ pub struct Owned {
     pub role: String,
     /// The commit that made it this node's.
     pub since: i64,
-    /// This node could not serve it, the last time it tried.
+    /// This node could not serve it several times in a row, and nobody else has.
     pub tried: bool,
     /// The page that says until when.
     page: Option<OwnedFd>,

@@ -196,10 +196,11 @@ fn plan(node: &Node, ownership: &Ownership, page: &Page) -> Plan {
     for (key, value) in words {
         arguments.extend([key.into(), value.into()]);
     }
+    let mut again = vec!["--tried".into()];
     if ownership.tried {
-        arguments.push("--tried".into());
+        arguments.append(&mut again);
     }
-    Plan { program: node.program.clone(), arguments, patience: node.watchdog }
+    Plan { program: node.program.clone(), arguments, again, patience: node.watchdog }
 }
 
 #[cfg(test)]

@@ -104,8 +104,12 @@ impl Running {
         let task = tokio::spawn(async move {
             let mut told = false;
             loop {
-                let plan =
-                    Plan { program: program.clone(), arguments: arguments.clone(), patience };
+                let plan = Plan {
+                    program: program.clone(),
+                    arguments: arguments.clone(),
+                    again: Vec::new(),
+                    patience,
+                };
                 let served = async {
                     let bound = Bound::with(&parts.config, parts.beside(), Vec::new())?;
                     supervise::run(plan, bound, |_| {}, &mut stops).await

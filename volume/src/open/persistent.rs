@@ -142,8 +142,8 @@ impl PersistentOpens {
         self.frozen.store(true, Ordering::Release);
     }
 
-    /// The server ends as if it were killed.
-    #[cfg(any(test, feature = "testing"))]
+    /// The server ends as if it were killed: from now on opens that go are not closed, and the store has
+    /// them for the next one.
     pub fn kill(&self) {
         self.frozen.store(true, Ordering::Release);
     }

@@ -163,8 +163,11 @@ impl OpenFileTable {
             let missing = made.iter().filter(|(made, _)| is_missing(made));
             let mut names = missing.map(|(_, remembered)| &remembered.open.name);
             if let Some(first) = names.next() {
-                let first = Quoted(first).to_string();
-                return Err(NotWhole { count: 1 + names.count(), first });
+                let why = NotWhole { first: Quoted(first).to_string(), count: 1 + names.count() };
+                // What was made again is the next one's: closed, it would be forgotten, and deleted if
+                // that was asked for.
+                stable.kill();
+                return Err(why);
             }
         }
         for (open, remembered) in made {
