@@ -553,6 +553,8 @@ async fn carry_out(
             } else if unmap {
                 persist!(blk, Kind::Write, disk.write_zeroes(offset, len));
             } else {
+                // Zeros that stay are written as any other data, though none came with the request.
+                blk.pace.took(len);
                 persist!(blk, Kind::Write, disk.write_zeroes_kept(offset, len));
             }
         }
