@@ -140,6 +140,11 @@ impl Control {
         shared.ran + shared.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// Whether that time goes on now.
+    pub fn is_running(&self) -> bool {
+        lock(&self.shared).since.is_some()
+    }
+
     /// Has who watches over the machine look at it.
     pub fn tell(&self) {
         lock(&self.shared).news += 1;

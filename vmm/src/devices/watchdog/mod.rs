@@ -80,6 +80,12 @@ pub struct Watchdog {
 pub struct SavedWatchdog {
     config: SavedConfig,
     engine: SavedEngine,
+    /// How often it has expired.
+    #[serde(default)]
+    expired: u64,
+    /// The machine stands for that.
+    #[serde(default)]
+    paused: bool,
 }
 
 impl std::fmt::Debug for Watchdog {
@@ -144,7 +150,8 @@ impl Watchdog {
     /// The registers, and the time that is left, as they are moved.
     pub fn save(&self) -> SavedWatchdog {
         let engine = self.engine.save(self.control.run_time());
-        SavedWatchdog { config: self.config.save(), engine }
+        let Told { expired, paused } = self.told;
+        SavedWatchdog { config: self.config.save(), engine, expired, paused }
     }
 
     /// Puts in place what was saved of one whose machine has not run here.
@@ -157,8 +164,12 @@ impl Watchdog {
         if self.byte(CONFIG) != self.engine.config() || self.byte(LOCK) != self.engine.lock() {
             return Err(Error::Config("a watchdog's state that says two things".into()));
         }
+        self.told = Told { expired: saved.expired, paused: saved.paused };
         self.follow_bar();
         self.changed.notify_one();
+        if saved.paused {
+            self.control.tell();
+        }
         Ok(())
     }
 
@@ -187,7 +198,8 @@ impl Watchdog {
 
     /// Deals with the machine if it is time.
     fn look(&mut self) {
-        if !self.engine.poll(self.control.run_time()) {
+        // A machine that is about to move is dealt with where it goes on, with no time left.
+        if !self.control.is_running() || !self.engine.poll(self.control.run_time()) {
             return;
         }
         self.told.expired += 1;
@@ -337,6 +349,34 @@ mod tests {
             assert_eq!(lock(&rig.watchdog).release(), paused);
             drop(rig.runtime);
         }
+    }
+
+    /// Its time is over as the machine is about to move; and what it did goes along.
+    #[test]
+    fn what_expires_while_a_machine_moves_is_dealt_with_where_it_goes_on() {
+        let source = rig(WatchdogAction::Pause);
+        source.start(1);
+        let watchdog = lock(&source.watchdog);
+        source.control.run();
+        while watchdog.engine.left(source.control.run_time()) != Some(Duration::ZERO) {
+            std::thread::yield_now();
+        }
+        source.control.hold();
+        drop(watchdog);
+        let look = || lock(&source.watchdog).look();
+        look();
+        let saved = lock(&source.watchdog).save();
+        assert_eq!((saved.expired, saved.paused), (0, false));
+        let target = rig(WatchdogAction::Pause);
+        lock(&target.watchdog).restore(&saved).unwrap();
+        target.control.run();
+        let mut seen = 0;
+        assert_eq!(target.control.wait_news(&mut seen, PATIENCE), None);
+        let saved = lock(&target.watchdog).save();
+        assert_eq!((saved.expired, saved.paused), (1, true));
+        let next = rig(WatchdogAction::Pause);
+        lock(&next.watchdog).restore(&saved).unwrap();
+        assert!(lock(&next.watchdog).standing().paused, "it stands there, too");
     }
 
     #[test]
