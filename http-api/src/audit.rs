@@ -123,18 +123,23 @@ fn bounded(state: &Value, longest: usize) -> Value {
     if length > longest { json!({ "bytes_left_out": length }) } else { state.clone() }
 }
 
-/// Takes room behind a file's end: so many bytes if the disk has them, and says how many there are.
-fn room(file: &File, wanted: u64) -> io::Result<u64> {
-    let about = file.metadata()?;
-    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, about.len(), wanted) {
-        Ok(()) => Ok(wanted),
-        // Where nothing can be taken beforehand nothing is promised, and a change is tried.
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(u64::MAX),
-        Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
-            Ok((about.blocks() * 512).saturating_sub(about.len()))
+/// Takes room behind a file's end: [`AHEAD`] if the disk has that, at least what is `needed` if it has
+/// that, and says how many bytes there are.
+fn room(file: &File, needed: u64) -> io::Result<u64> {
+    let end = file.metadata()?.len();
+    for wanted in [needed.max(AHEAD), needed] {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, end, wanted) {
+            Ok(()) => return Ok(wanted),
+            // Where nothing can be taken beforehand nothing is promised, and a change is tried.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(u64::MAX),
+            // A part of it may have been taken; and the kernel refuses one request while it takes back
+            // what it had set aside for other files.
+            Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {}
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
     }
+    let about = file.metadata()?;
+    Ok((about.blocks() * 512).saturating_sub(about.len()))
 }
 
 impl Change<'_> {
@@ -174,7 +179,7 @@ impl Room {
             None => self.audit.append()?,
         };
         let needed = (line.len() as u64).saturating_add(others);
-        if room(&file, needed.max(AHEAD))? < needed {
+        if room(&file, needed)? < needed {
             line = change.line(SHORT_STATE);
         }
         file.write_all(line.as_bytes())?;
@@ -236,7 +241,7 @@ impl Audit {
             file = self.append()?;
         }
         let needed = (log.promised + 1) * LEAST;
-        let enough = room(&file, needed.max(AHEAD))? >= needed;
+        let enough = room(&file, needed)? >= needed;
         log.file = Some(file);
         if !enough {
             return Err(Errno::NOSPC.into());
