@@ -50,7 +50,7 @@ impl Timing {
 
     /// How long one request of a node to etcd may take before another member of etcd is asked.
     pub fn attempt(&self) -> Duration {
-        self.silence.map_or(self.lease / 6, |silence| (silence / 4).min(self.lease / 6))
+        self.silence.map_or(self.lease / 6, |silence| (silence / 2).min(self.lease / 6))
     }
 }
 
