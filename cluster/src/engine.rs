@@ -37,7 +37,7 @@ use crate::{
     pulse::{Ears, Pulse},
     record::{Member, Run, Standing},
     rules,
-    transaction::{self, Purpose, Transaction},
+    transaction::{self, Ended, Purpose, Transaction},
     view::View,
 };
 
@@ -70,6 +70,8 @@ pub struct Engine {
     lease: Lease,
     /// A lease that we had, and that is to be given back.
     old: Option<i64>,
+    /// The run that we were last.
+    ended: Option<Ended>,
     /// Until when the lease lets changes be made,
     leased: Duration,
     /// and with a silence, what the others wait for, too.
@@ -104,6 +106,7 @@ impl Engine {
             view: None,
             lease: Lease::None,
             old: None,
+            ended: None,
             leased: Duration::ZERO,
             pulse: None,
             gate: Duration::ZERO,
@@ -207,6 +210,8 @@ impl Engine {
             Event::Done { id, outcome } => {
                 if self.busy == Some(id) {
                     self.busy = None;
+                    let later = timing.retry + timing.silence.unwrap_or_default();
+                    self.ears.answered(outcome == Outcome::Refused, now.steady + later);
                     match outcome {
                         Outcome::Carried(revision) => self.awaited = revision,
                         Outcome::Refused | Outcome::Unknown => {
@@ -306,16 +311,15 @@ impl Engine {
     }
 
     fn seen(&mut self, now: Now, view: Box<View>, out: &mut Vec<Effect>) {
-        let was_member = self.run().is_some();
+        // Somebody may have taken our record away; what we had is in the view before.
+        if self.run().is_some_and(|run| !view.is_alive(run)) {
+            self.isolate(now, out);
+        }
         // What kept us from serving a role that others have served since says nothing any more.
         let me = self.settings.node;
         self.failures.retain(|role, _| view.server(role).is_none_or(|server| server == me));
         self.view = Some(view);
         self.pause = Duration::ZERO;
-        if was_member && self.run().is_none() {
-            // Somebody has taken our record away.
-            self.isolate(now, out);
-        }
     }
 
     /// The run that we are, if the view has it.
@@ -329,6 +333,13 @@ impl Engine {
     fn isolate(&mut self, now: Now, out: &mut Vec<Effect>) {
         if let Lease::Held { lease, .. } = self.lease {
             self.old = Some(lease);
+            let run = Run { node: self.settings.node, lease };
+            let joined = self.view.as_ref().filter(|view| {
+                view.nodes.get(&run.node).is_some_and(|seen| seen.record.lease == lease)
+            });
+            if let Some(view) = joined {
+                self.ended = Some(Ended::now(view, run));
+            }
         }
         self.lease = Lease::None;
         self.leased = Duration::ZERO;
@@ -447,7 +458,8 @@ impl Engine {
         if view.members.contains_key(&me) {
             return None;
         }
-        transaction::join(&self.settings, view, &self.member(lease), now)
+        let who = (&self.member(lease), self.ended.as_ref());
+        transaction::join(&self.settings, view, who, now)
     }
 
     fn member(&self, lease: i64) -> Member {
@@ -530,7 +542,7 @@ impl Engine {
         }
         if let Some((silent, heard)) = self.ears.silent(now.steady, view, run.node) {
             // Asked again in a while, should nobody know whether it was carried out.
-            self.ears.put_off(silent, now.steady + self.settings.timing.retry);
+            self.ears.ask(silent, now.steady + self.settings.timing.retry);
             return transaction::lost(&self.settings.keys, view, silent, heard);
         }
         for role in roles {

@@ -42,10 +42,15 @@ impl Timing {
         }
     }
 
-    /// How often a node says that it goes on, of so long a silence; and how much earlier than that is
-    /// over it stops by itself.
+    /// How often a node says that it goes on, of so long a silence.
     pub fn pulse_of(silence: Duration) -> Duration {
         silence / 8
+    }
+
+    /// How much earlier than a silence is over the node stops by itself. What passed the gate then may
+    /// still be on its way to the file system, however short the silence is.
+    pub fn margin_of(silence: Duration) -> Duration {
+        (silence / 4).max(Duration::from_millis(150))
     }
 
     /// How long one request of a node to etcd may take before another member of etcd is asked.

@@ -23,7 +23,7 @@ impl Pulse {
 
     /// How long one counts that was asked for at this time.
     fn lasts(&self, from: Duration) -> Duration {
-        let margin = Timing::pulse_of(self.silence);
+        let margin = Timing::margin_of(self.silence);
         let margin = if rules::hold(rules::Rule::Margin) { margin } else { Duration::ZERO };
         from + self.silence - margin
     }
@@ -56,7 +56,7 @@ impl Pulse {
     /// Nobody knows whether it is.
     pub(crate) fn unknown(&mut self, now: Duration) {
         self.asked = false;
-        self.next = now + Timing::pulse_of(self.silence) / 4;
+        self.next = now + Timing::pulse_of(self.silence) / 2;
     }
 }
 
@@ -72,14 +72,18 @@ struct Heard {
 
 /// What a node hears of the others.
 #[derive(Debug, Default)]
-pub(crate) struct Ears(BTreeMap<u16, Heard>);
+pub(crate) struct Ears {
+    heard: BTreeMap<u16, Heard>,
+    /// Of whom etcd is asked whether it is as silent as it seems.
+    asked: Option<u16>,
+}
 
 impl Ears {
     /// A run was heard; an earlier pulse than the last one says nothing.
     pub(crate) fn hear(&mut self, now: Duration, Run { node, lease }: Run, revision: i64) {
-        if self.0.get(&node).is_none_or(|heard| heard.revision < revision) {
+        if self.heard.get(&node).is_none_or(|heard| heard.revision < revision) {
             let heard = Heard { lease, revision, at: now, not_before: Duration::ZERO };
-            self.0.insert(node, heard);
+            self.heard.insert(node, heard);
         }
     }
 
@@ -93,7 +97,7 @@ impl Ears {
         let others = view.members.iter().filter(move |(node, _)| **node != me);
         others.filter_map(|(node, seen)| {
             let silence = Duration::from_millis(seen.record.silence?);
-            let heard = self.0.get(node).filter(|heard| heard.lease == seen.record.lease)?;
+            let heard = self.heard.get(node).filter(|heard| heard.lease == seen.record.lease)?;
             let run = Run { node: *node, lease: heard.lease };
             Some(((heard.at + silence).max(heard.not_before), run, heard.revision))
         })
@@ -110,10 +114,78 @@ impl Ears {
         over.next().map(|(_, run, revision)| (run, revision))
     }
 
-    /// Nobody asks about a run again before that time.
-    pub(crate) fn put_off(&mut self, run: Run, until: Duration) {
-        if let Some(heard) = self.0.get_mut(&run.node) {
+    /// etcd is asked about a run, and not again before that time.
+    pub(crate) fn ask(&mut self, run: Run, until: Duration) {
+        self.asked = Some(run.node);
+        self.put_off(run.node, until);
+    }
+
+    /// A transaction has ended. If it was the question and etcd has heard the node since, what we hear is
+    /// late: until it has come, there is time for everything else.
+    pub(crate) fn answered(&mut self, refused: bool, until: Duration) {
+        if let Some(node) = self.asked.take()
+            && refused
+        {
+            self.put_off(node, until);
+        }
+    }
+
+    fn put_off(&mut self, node: u16, until: Duration) {
+        if let Some(heard) = self.heard.get_mut(&node) {
             heard.not_before = until;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Keys, Member, Record};
+
+    fn ms(count: u64) -> Duration {
+        Duration::from_millis(count)
+    }
+
+    #[test]
+    fn who_is_not_as_silent_as_it_seems_is_asked_about_a_good_while_later() {
+        let keys = Keys::new("c");
+        let mut view = View::new(keys.clone());
+        let member = Member {
+            lease: 7,
+            name: "n".into(),
+            version: "1".into(),
+            roles: vec![],
+            unfit: vec![],
+            serving: vec![],
+            reach: None,
+            silence: Some(700),
+        };
+        view.take(&keys.member(2), Some(&member.to_bytes()), 1).unwrap();
+        let (mut ears, run) = (Ears::default(), Run { node: 2, lease: 7 });
+        ears.hear(ms(0), run, 5);
+        assert_eq!(ears.silent(ms(699), &view, 1), None);
+        assert_eq!(ears.silent(ms(700), &view, 1), Some((run, 5)));
+        ears.ask(run, ms(1100));
+        // Nobody knows: again when it was said.
+        ears.answered(false, ms(1900));
+        assert_eq!(ears.silent(ms(1100), &view, 1), Some((run, 5)));
+        ears.ask(run, ms(1500));
+        ears.answered(true, ms(1900));
+        assert_eq!(ears.silent(ms(1899), &view, 1), None);
+        assert_eq!(ears.due(&view, 1), Some(ms(1900)));
+        // Another transaction that is refused changes nothing, and what is heard counts at once.
+        ears.answered(true, ms(9000));
+        assert_eq!(ears.silent(ms(1900), &view, 1), Some((run, 5)));
+        ears.hear(ms(1950), run, 6);
+        assert_eq!(ears.due(&view, 1), Some(ms(2650)));
+    }
+
+    #[test]
+    fn a_gate_leaves_time_for_what_has_passed_it() {
+        for silence in [400, 700, 2000] {
+            let pulse = Pulse::first(ms(0), ms(silence));
+            assert!(pulse.until() + ms(150) <= ms(silence), "{silence}");
+            assert!(pulse.until() > Timing::pulse_of(ms(silence)) * 2, "{silence}");
         }
     }
 }

@@ -62,12 +62,50 @@ impl Transaction {
     }
 }
 
+/// What a node remembers of its run before, which it has ended itself.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    run: Run,
+    /// The roles that it had, and the other members then.
+    roles: Vec<String>,
+    others: Vec<Run>,
+}
+
+impl Ended {
+    /// The run of `view`, which ends now.
+    pub(crate) fn now(view: &View, run: Run) -> Self {
+        let owned = view.roles.iter().filter(|(_, seen)| seen.record.owner == Some(run));
+        let members = view.members.iter();
+        Self {
+            run,
+            roles: owned.map(|(role, _)| role.clone()).collect(),
+            others: members
+                .map(|(node, seen)| Run { node: *node, lease: seen.record.lease })
+                .filter(|other| *other != run)
+                .collect(),
+        }
+    }
+
+    /// Whether nobody who was there then and still is has one of its roles. So it is when all nodes have
+    /// lost etcd at once: that says nothing of this one.
+    fn unharmed(&self, view: &View) -> bool {
+        let taken = |role: &String| view.owner(role).is_some_and(|by| self.others.contains(&by));
+        !self.roles.iter().any(taken)
+    }
+}
+
 /// A node becomes a member. `None` if the cluster has no such node.
-pub fn join(settings: &Settings, view: &View, member: &Member, now: Now) -> Option<Transaction> {
+pub(crate) fn join(
+    settings: &Settings,
+    view: &View,
+    (member, before): (&Member, Option<&Ended>),
+    now: Now,
+) -> Option<Transaction> {
     let (keys, me) = (&settings.keys, settings.node);
     let seen = view.nodes.get(&me)?;
     let mut node = seen.record.clone();
-    if node.lease != 0 {
+    let ended = before.filter(|ended| ended.run.lease == node.lease);
+    if node.lease != 0 && !ended.is_some_and(|ended| ended.unharmed(view)) {
         node.lost.retain(|at| at + LATELY > now.wall);
         node.lost.push(now.wall);
         let others = view.members.keys().any(|other| view.standing(*other) == Standing::Up);
@@ -190,4 +228,73 @@ fn change(
 pub fn fenced(keys: &Keys, run: Run) -> Transaction {
     let record = Fenced { lease: run.lease };
     Transaction::new(Purpose::Fenced).put(keys.fenced(run.node), &record, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{engine::Timing, events::Fence};
+
+    fn member(lease: i64) -> Member {
+        Member {
+            lease,
+            name: "n".into(),
+            version: "1".into(),
+            roles: vec!["a".into()],
+            unfit: vec![],
+            serving: vec![],
+            reach: None,
+            silence: None,
+        }
+    }
+
+    /// Nodes 1 and 2, with their leases, and which of them has the role.
+    fn view(settings: &Settings, leases: [i64; 2], owner: Run) -> View {
+        let keys = &settings.keys;
+        let mut view = View::new(keys.clone());
+        for (node, lease) in (1u16..).zip(leases) {
+            view.take(&keys.member(node), Some(&member(lease).to_bytes()), 1).unwrap();
+            let record = NodeRecord { lease: 10, ..NodeRecord::default() };
+            view.take(&keys.node(node), Some(&record.to_bytes()), 1).unwrap();
+        }
+        let owner = Some(owner);
+        let role = RoleRecord { owner, generation: 1, since: 0, reason: String::new() };
+        view.take(&keys.role("a"), Some(&role.to_bytes()), 1).unwrap();
+        view
+    }
+
+    #[test]
+    fn a_loss_counts_if_a_member_that_was_there_has_taken_a_role() {
+        let settings = Settings {
+            node: 1,
+            name: "n".into(),
+            version: "1".into(),
+            roles: [("a".to_owned(), vec![])].into(),
+            timing: Timing::of_lease(5),
+            fence: Fence::Gate,
+            keys: Keys::new("c"),
+            reach: None,
+        };
+        let now = Now { steady: Duration::ZERO, wall: 1 };
+        let (us, other) = (Run { node: 1, lease: 10 }, Run { node: 2, lease: 20 });
+        let before = view(&settings, [10, 20], us);
+        let ended = Ended::now(&before, us);
+        let losses = |view: &View, ended| {
+            let joined = join(&settings, view, (&member(11), ended), now).unwrap();
+            let (_, bytes, _) =
+                joined.puts.iter().find(|(key, ..)| *key == settings.keys.node(1)).unwrap();
+            NodeRecord::parse("n", bytes).unwrap().lost.len()
+        };
+        // It is ours still; or everybody began anew; or the other one went on.
+        assert_eq!(losses(&before, Some(&ended)), 0);
+        let anew = view(&settings, [10, 21], Run { node: 2, lease: 21 });
+        assert_eq!(losses(&anew, Some(&ended)), 0);
+        assert_eq!(losses(&view(&settings, [10, 20], other), Some(&ended)), 1);
+        // A process that was started anew knows nothing, nor of a run that was not the last.
+        assert_eq!(losses(&before, None), 1);
+        let earlier = Ended::now(&before, Run { node: 1, lease: 9 });
+        assert_eq!(losses(&before, Some(&earlier)), 1);
+    }
 }

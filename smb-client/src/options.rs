@@ -99,7 +99,8 @@ pub struct ConnectOptions {
     pub credits: u16,
     /// Longest single read or write in bytes, further bounded by the server.
     pub max_io: u32,
-    /// How long one attempt to connect and log on may take.
+    /// How long one attempt to connect and log on may take. When a connection is lost the first attempt
+    /// has as long as [`ConnectOptions::keep_alive`], a second at least, and each that follows twice as long.
     pub connect_timeout: Duration,
     /// How long the server may take to answer a request; after that the connection is given up.
     pub request_timeout: Duration,

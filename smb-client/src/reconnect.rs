@@ -44,16 +44,18 @@ impl Client {
     }
 }
 
-/// Makes the next session and takes all opens up again. `previous` is the last session
-/// that was established, on which opens may be; it is kept up to date even on failure.
+/// Makes the next session and takes all opens up again, with so long to connect and log on. `previous`
+/// is the last session that was established, on which opens may be; it is kept up to date even on failure.
 async fn revive(
     inner: &Arc<Inner>,
     generation: u64,
     previous: &mut SessionId,
+    connect_timeout: Duration,
 ) -> Result<Arc<Link>> {
     let (first, others) = (inner.preferred(), inner.addresses());
     let purpose = Purpose::Session { previous: *previous, first: &first, others: &others };
-    let established = establish(&inner.options, inner.client_guid, purpose).await?;
+    let options = ConnectOptions { connect_timeout, ..inner.options.clone() };
+    let established = establish(&options, inner.client_guid, purpose).await?;
     *previous = established.crypt.session_id;
     let (link, anchor) = Link::start(established, &inner.options, generation)?;
     for open in inner.opens() {
@@ -86,12 +88,18 @@ impl Watched {
 async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
     const FIRST_PAUSE: Duration = Duration::from_millis(20);
     const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+    /// What the first attempt has, at least.
+    const FIRST_ATTEMPT: Duration = Duration::from_secs(1);
     loop {
         watched.ended.await;
         let link = watched.link.upgrade();
         let reason = link.map_or(Error::Closed, |link| link.channels.main().reason());
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
+        // The system of a node that stands still takes connections, and nobody there answers. Meanwhile
+        // its address goes to another node, which only a new connection finds; so attempts are short at
+        // first, and longer where a server is only slow.
+        let mut attempt = FIRST_ATTEMPT;
         let mut last = reason;
         let link = loop {
             let Some(this) = inner.upgrade() else { return };
@@ -106,7 +114,8 @@ async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
                 this.set(State::Failed(last));
                 return;
             }
-            match revive(&this, watched.generation + 1, &mut watched.session).await {
+            let limit = attempt.max(this.options.keep_alive).min(this.options.connect_timeout);
+            match revive(&this, watched.generation + 1, &mut watched.session, limit).await {
                 Ok(link) => {
                     tracing::info!(server = %this.options.address(), "session restored");
                     this.set(State::Up(Arc::clone(&link)));
@@ -124,6 +133,7 @@ async fn supervise(inner: Weak<Inner>, mut watched: Watched) {
             drop(this);
             tokio::time::sleep(pause.min(left)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+            attempt = limit * 2;
         };
         watched = Watched::of(&link);
     }

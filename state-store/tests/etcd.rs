@@ -17,7 +17,7 @@ use std::{
 
 use state_store::{
     Batch, Expect, Opened, Revision, Store, StoreError,
-    etcd::{CallError, Client, EtcdStore, Guard, Settings, TlsFiles, wire},
+    etcd::{CallError, Client, EtcdStore, Guard, KeyWatchEvent, Settings, TlsFiles, wire},
 };
 use test_support::{
     etcd::Etcd,
@@ -131,6 +131,33 @@ async fn a_killed_and_a_frozen_leader_cost_a_pause() {
         let event = tokio::time::timeout(LIMIT, watch.next()).await.expect("it goes on").unwrap();
         assert_eq!(event.changes[0].0, [b'k', n]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_has_waited_long_enough_costs_others_nothing() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let settings = Settings { attempt: Duration::from_secs(1), ..settings(etcd.endpoints()) };
+    let client = Client::new(&settings).unwrap();
+    let put = wire::PutRequest { key: b"k".to_vec(), value: b"v".to_vec(), lease: 0 };
+    let put = wire::TxnRequest {
+        compare: Vec::new(),
+        success: vec![wire::RequestOp { request: Some(wire::Op::Put(put)) }],
+        failure: Vec::new(),
+    };
+    let first = client.txn(&put).await.unwrap().header.unwrap().revision;
+    let mut watch = client.watch(b"k", first);
+    etcd.freeze(0, true);
+    let thaw = async {
+        // A read has one attempt, and what a majority makes durable has several.
+        let read = client.get(b"k").await;
+        etcd.freeze(0, false);
+        read
+    };
+    let (written, read) = tokio::join!(client.txn(&put), thaw);
+    assert!(matches!(read, Err(CallError::Lost(_))), "{read:?}");
+    let revision = written.expect("the member has only stood still").header.unwrap().revision;
+    let event = tokio::time::timeout(LIMIT, watch.next()).await.expect("it goes on").unwrap();
+    assert!(matches!(event, KeyWatchEvent::Changed { revision: at, .. } if at == revision));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

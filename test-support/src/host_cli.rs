@@ -199,6 +199,13 @@ impl Host {
         cli(&[&["vm"], args, &["--socket", &socket]].concat())
     }
 
+    /// The command of `bulkhead vm` for this host, for who reads what it prints while it runs.
+    pub fn asking(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(ours("bulkhead"));
+        command.arg("vm").args(args).arg("--socket").arg(self.process.socket());
+        command
+    }
+
     /// Runs `bulkhead vm --json` for this host.
     pub fn ask_json(&self, args: &[&str]) -> Outcome<Value> {
         let text = self.ask(&[args, &["--json"]].concat())?;

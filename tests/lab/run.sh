@@ -277,6 +277,7 @@ boot() {
         -drive "file=$work/disk.img,if=none,id=d0,format=raw,cache=unsafe" \
         -device virtio-blk-pci,drive=d0 -device virtio-rng-pci "${machine[@]}" \
         -chardev "stdio,id=s0,signal=off" -serial chardev:s0 \
+        -d cpu_reset -D "$LAB/resets-$scenario.log" \
         </dev/null >"$console" 2>&1 9>&- &
     pid=$!
     pids+=("$pid")
@@ -286,7 +287,7 @@ boot() {
       echo "lab: no end after $limit s" >>"$console"; kill "$pid" ) 9>&- 2>/dev/null &
     watch=$!
     pids+=("$watch")
-    wait "$pid" || true
+    wait "$pid" || echo "lab: QEMU ended with status $?" >>"$console"
     kill "$watch" 2>/dev/null || true
     wait "$follow" "$watch" 2>/dev/null || true
 }

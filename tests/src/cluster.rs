@@ -2,6 +2,7 @@
 
 pub mod faults;
 pub mod gluster;
+pub mod guest;
 pub mod network;
 pub mod writer;
 

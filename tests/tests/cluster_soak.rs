@@ -69,7 +69,7 @@ async fn soak(faults: u64, seed: u64) -> BTreeMap<&'static str, Vec<u64>> {
         writer.longest_pause();
         let broken = nodes.suffer(fault);
         // Etcd loses its leader at the same time, now and then.
-        let leader = fault != Fault::LeaderKilled && random.below(4) == 0;
+        let leader = !fault.is_of_etcd() && random.below(4) == 0;
         let leader = leader.then(|| nodes.etcd.wait_for_leader());
         if let Some(leader) = leader {
             nodes.etcd.kill(leader);

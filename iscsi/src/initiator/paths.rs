@@ -40,8 +40,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 const BUSY: Duration = Duration::from_millis(20);
 /// Unit attentions that one command may meet.
 const ATTENTIONS: usize = 64;
-/// For how long a login may take.
-const LOGIN: Duration = Duration::from_secs(15);
+/// For how long a login may take: at first at least, and at most. The system of a node that stands still
+/// takes connections, and nobody there answers; when its address has gone to another node, only a new
+/// connection finds it.
+const LOGIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
 /// Whether a command whose answer is lost is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -319,13 +321,14 @@ impl Paths {
 
     /// Keeps one path, until it is dropped.
     pub async fn keep(self: Arc<Self>, index: usize) {
-        let mut pause = PAUSES.0;
+        let first = LOGIN.0.max(self.options.keep_alive).min(LOGIN.1);
+        let (mut pause, mut login) = (PAUSES.0, first);
         while !self.closed.load(Ordering::Acquire) {
             let path = &self.paths[index];
-            match self.open(index).await {
+            match self.open(index, login).await {
                 Ok(_) if self.closed.load(Ordering::Acquire) => {}
                 Ok(up) => {
-                    pause = PAUSES.0;
+                    (pause, login) = (PAUSES.0, first);
                     let link = up.link.clone();
                     *locked(&path.error) = None;
                     *path.up.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(up));
@@ -344,12 +347,13 @@ impl Paths {
                     self.tell();
                     sleep(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
+                    login = (login * 2).min(LOGIN.1);
                 }
             }
         }
     }
 
-    async fn open(&self, index: usize) -> Result<Up, InitiatorError> {
+    async fn open(&self, index: usize, login: Duration) -> Result<Up, InitiatorError> {
         let options = &self.options;
         let portal = options.portals[index].clone();
         let purpose = Purpose {
@@ -363,8 +367,7 @@ impl Paths {
             data_digest: options.data_digest,
             old_hashes: false,
         };
-        let wire =
-            log_in(&purpose, LOGIN.min(options.reconnect_time.max(Duration::from_secs(1)))).await?;
+        let wire = log_in(&purpose, login.min(options.reconnect_time.max(LOGIN.0))).await?;
         let times = Times {
             keep_alive: options.keep_alive,
             function: options.command_time.min(Duration::from_secs(10)),

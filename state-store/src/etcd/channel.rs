@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  call ─► live connection? ─no─► the next member ─► TCP, TLS, HTTP/2
-//!            │ silent, broken, no leader: given up with all its calls, the next member's turn
+//!            │ silent, broken, no leader: the next member's turn; calls that are under way keep the
+//!            │ time that they have, watches begin anew there
 //!            ▼
 //!  0  length (4)  message …        one message each way, or many from etcd (watch)
 //! ```
@@ -20,9 +21,9 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::Mutex,
+    sync::{Mutex, watch},
     task::AbortHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
 
@@ -142,6 +143,8 @@ struct Live {
     send: SendRequest<Bytes>,
     endpoint: usize,
     task: AbortHandle,
+    /// Says that it is given up.
+    given_up: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -167,10 +170,26 @@ impl fmt::Debug for Channel {
     }
 }
 
+/// A connection for one call: whose it is, and what says that it is given up.
+struct Lent {
+    number: u64,
+    send: SendRequest<Bytes>,
+    endpoint: usize,
+    given_up: watch::Receiver<bool>,
+}
+
 /// One call that is under way.
 struct Call {
     messages: Messages,
     connection: u64,
+}
+
+impl Live {
+    fn lend(&self) -> Lent {
+        let (number, endpoint) = (self.number, self.endpoint);
+        let given_up = self.given_up.subscribe();
+        Lent { number, send: self.send.clone(), endpoint, given_up }
+    }
 }
 
 impl Channel {
@@ -219,7 +238,7 @@ impl Channel {
         request: &impl Message,
         only: bool,
     ) -> Result<Call, CallError> {
-        let (connection, send, endpoint) = self.live().await?;
+        let Lent { number: connection, send, endpoint, given_up } = self.live().await?;
         let begun = timeout(self.attempt, async {
             let mut send = send.ready().await.map_err(CallError::lost)?;
             let endpoint = &self.endpoints[endpoint];
@@ -243,6 +262,7 @@ impl Channel {
                 response: Some(response),
                 body: None,
                 buffer: BytesMut::new(),
+                given_up: (!only).then_some(given_up),
             })
         });
         match begun.await.unwrap_or_else(|_| Err(CallError::lost("the connection is stuck"))) {
@@ -254,24 +274,22 @@ impl Channel {
         }
     }
 
-    /// A connection: its number, itself, and to whom it leads.
-    async fn live(&self) -> Result<(u64, SendRequest<Bytes>, usize), CallError> {
+    /// The connection that is used now.
+    async fn live(&self) -> Result<Lent, CallError> {
         let mut state = self.state.lock().await;
-        if let Some(live) = &state.live
-            && !live.task.is_finished()
-        {
-            return Ok((live.number, live.send.clone(), live.endpoint));
+        if let Some(live) = state.live.as_ref().filter(|live| !live.task.is_finished()) {
+            return Ok(live.lend());
         }
         let mut why = "there is no member".into();
         for _ in 0..self.endpoints.len() {
             let at = state.next % self.endpoints.len();
             let connected = timeout(self.attempt, self.connect(&self.endpoints[at])).await;
             match connected.unwrap_or_else(|_| Err("it does not answer".into())) {
-                Ok((send, task)) => {
+                Ok((send, task, given_up)) => {
                     state.connections += 1;
                     let number = state.connections;
-                    state.live = Some(Live { number, send: send.clone(), endpoint: at, task });
-                    return Ok((number, send, at));
+                    let live = Live { number, send, endpoint: at, task, given_up };
+                    return Ok(state.live.insert(live).lend());
                 }
                 Err(error) => {
                     why = format!("{}: {error}", self.endpoints[at].authority());
@@ -285,7 +303,10 @@ impl Channel {
     async fn connect(
         &self,
         endpoint: &Endpoint,
-    ) -> Result<(SendRequest<Bytes>, AbortHandle), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<
+        (SendRequest<Bytes>, AbortHandle, watch::Sender<bool>),
+        Box<dyn std::error::Error + Send + Sync>,
+    > {
         let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
         stream.set_nodelay(true)?;
         notice_death(&stream)?;
@@ -301,21 +322,32 @@ impl Channel {
             .initial_connection_window_size(WINDOW)
             .handshake(io)
             .await?;
+        let (given_up, mut told) = watch::channel(false);
+        // Nothing that is under way when a connection is given up may take longer than this.
+        let last = self.attempt * super::client::DURABLE;
         let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to etcd is lost");
+            let over = async {
+                let _ = told.wait_for(|given_up| *given_up).await;
+                sleep(last).await;
+            };
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection to etcd is lost");
+                },
+                () = over => {}
             }
         });
-        Ok((send, task.abort_handle()))
+        Ok((send, task.abort_handle(), given_up))
     }
 
-    /// A connection has failed: its calls are lost, and the next member has its turn.
+    /// A connection is not used any more, and the next member has its turn. Another call on it may be
+    /// one that only takes longer, as what a majority makes durable does.
     async fn give_up(&self, number: u64) {
         let mut state = self.state.lock().await;
         if state.live.as_ref().is_some_and(|live| live.number == number)
             && let Some(live) = state.live.take()
         {
-            live.task.abort();
+            live.given_up.send_replace(true);
             state.next = live.endpoint + 1;
         }
     }
@@ -347,6 +379,8 @@ pub(super) struct Messages {
     response: Option<ResponseFuture>,
     body: Option<RecvStream>,
     buffer: BytesMut,
+    /// Whether an answer that has no end is not to be waited for.
+    given_up: Option<watch::Receiver<bool>>,
 }
 
 impl Messages {
@@ -362,6 +396,16 @@ impl Messages {
 
     /// The next message; a refusal with [`Code::OK`] when the answer is complete.
     pub(super) async fn next<R: Message + Default>(&mut self) -> Result<R, CallError> {
+        let Some(mut given_up) = self.given_up.clone() else { return self.read().await };
+        tokio::select! {
+            message = self.read() => message,
+            _ = given_up.wait_for(|given_up| *given_up) => {
+                Err(CallError::lost("the connection is given up"))
+            }
+        }
+    }
+
+    async fn read<R: Message + Default>(&mut self) -> Result<R, CallError> {
         if let Some(response) = &mut self.response {
             let response = response.await.map_err(CallError::lost)?;
             self.response = None;

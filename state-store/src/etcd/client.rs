@@ -24,7 +24,7 @@ const PAGE: i64 = 1000;
 const AHEAD: usize = 64;
 /// What a majority makes durable, or is long, may take so many attempts; whether a member is there is
 /// found by what is answered at once.
-const DURABLE: u32 = 4;
+pub(super) const DURABLE: u32 = 4;
 /// How long a watch that has lost its member waits before it asks the next.
 const PAUSE: Duration = Duration::from_millis(50);
 

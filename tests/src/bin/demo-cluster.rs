@@ -1,9 +1,9 @@
 //! `make demo-cluster`: clients write on while the node that serves them is killed, frozen, cut off,
-//! drained, and told to give their share away.
+//! drained, upgraded, and told to give their share away.
 //!
 //! Three nodes in networks of their own, etcd with three members, GlusterFS with a brick on each node.
-//! Two clients with persistent handles, one of which has a witness, write numbered blocks and see no error; at
-//! the end every block that was acknowledged is there. How long they waited at each event is printed, and written as JSON. All of it
+//! Two clients with persistent handles, one of which has a witness, write numbered blocks and see no error, and
+//! so do two guests of VM hosts whose disks are on that share; at the end every block that was acknowledged is there. How long they waited at each event is printed, and written as JSON. All of it
 //! is in processes, mounts and a folder of its own, which are gone afterwards.
 
 use std::{
@@ -21,6 +21,7 @@ use bulkhead_tests::cluster::{
     FLOATING, Networks, Nodes, Setup, WITNESS,
     faults::Fault,
     gluster::Gluster,
+    guest::{self, Guest},
     network::Named,
     writer::{Writer, options},
 };
@@ -29,17 +30,24 @@ use bulkhead_tests::cluster::{
 const INSIDE: &str = "BULKHEAD_DEMO_CLUSTER";
 const NODES: usize = 3;
 /// What is shown; each happens as often as the first argument says.
-const SHOWN: [Fault; 6] = [
+const SHOWN: [Fault; 9] = [
     Fault::Moved,
     Fault::Drained,
+    Fault::Upgraded,
     Fault::ServerKilled,
     Fault::NodeKilled,
     Fault::Frozen,
     Fault::CutOff,
+    Fault::Deaf,
+    Fault::Mute,
 ];
 
 /// The clients: what each is called, and its file.
 const CLIENTS: [(&str, &str); 2] = [("alone", "first"), ("with a witness", "second")];
+/// The guests: what each is called, and by which name its host knows the cluster.
+const GUESTS: [(&str, &str); 2] = [("guest", "10.77.0.50"), ("guest, witness", NAME)];
+/// The cluster's name for clients that have a witness.
+const NAME: &str = "files";
 
 /// What a client waited at one kind of event.
 type Pauses = BTreeMap<(Fault, &'static str), Vec<Duration>>;
@@ -85,6 +93,26 @@ fn report(pauses: &mut Pauses, blocks: u64, volume: &str, path: &Path) {
     }
 }
 
+/// A folder for each guest and its host.
+fn folders(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    (1..=GUESTS.len()).map(move |n| folder.join(format!("guest-{n}")))
+}
+
+/// Starts the guests, where this machine has KVM; none elsewhere, and it says so.
+fn start_guests(folder: &Path) -> Result<Vec<Guest>, String> {
+    if !Path::new("/dev/kvm").exists() {
+        println!("There is no /dev/kvm here, so there are no guests.");
+        return Ok(Vec::new());
+    }
+    guest::name(NAME, &FLOATING.to_string(), folder);
+    let start = |((_, server), folder): (&(&str, &str), PathBuf)| {
+        fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let name = if *server == NAME { "host-2" } else { "host-1" };
+        Guest::start(name, server, &folder)
+    };
+    GUESTS.iter().zip(folders(folder)).map(start).collect()
+}
+
 async fn show(rounds: usize, json: &Path) -> Result<(), String> {
     let since = Instant::now();
     let folder = tempfile::Builder::new().prefix("demo-cluster").tempdir();
@@ -113,30 +141,37 @@ async fn show(rounds: usize, json: &Path) -> Result<(), String> {
     for (client, name) in CLIENTS {
         let mut options = options(&nodes);
         if client == "with a witness" {
-            options.host = "files".to_owned();
-            options.network = Some(Arc::new(Named { name: "files", address: FLOATING.into() }));
+            options.host = NAME.to_owned();
+            options.network = Some(Arc::new(Named { name: NAME, address: FLOATING.into() }));
         }
         writers.push(Writer::start(options, name).await);
     }
     for writer in &writers {
         writer.goes_on().await;
     }
-    tell(since, "two clients write");
+    let mut guests = start_guests(folder.path())?;
+    tell(since, &format!("two clients and {} guests write", guests.len()));
     let mut pauses = Pauses::new();
     for round in 1..=rounds {
         for fault in SHOWN {
             for writer in &writers {
                 writer.longest_pause();
             }
+            for guest in &mut guests {
+                guest.goes_on()?;
+            }
             let broken = nodes.suffer(fault);
             nodes.wait_over(&broken);
             for writer in &writers {
                 writer.goes_on().await;
             }
-            let waited: Vec<_> = writers.iter().map(Writer::longest_pause).collect();
+            let mut waited: Vec<_> = writers.iter().map(Writer::longest_pause).collect();
+            for guest in &mut guests {
+                waited.push(guest.goes_on()?);
+            }
             let longest = waited.iter().max().copied().unwrap_or_default();
             tell(since, &format!("{round}: {fault}; {} ms", milliseconds(longest)));
-            for ((client, _), waited) in CLIENTS.iter().zip(waited) {
+            for ((client, _), waited) in CLIENTS.iter().chain(&GUESTS).zip(waited) {
                 pauses.entry((fault, client)).or_default().push(waited);
             }
             nodes.mend(broken);
@@ -149,6 +184,9 @@ async fn show(rounds: usize, json: &Path) -> Result<(), String> {
         }
     }
     let mut blocks = 0;
+    for (guest, folder) in guests.into_iter().zip(folders(folder.path())) {
+        blocks += guest.end(&folder)?;
+    }
     for writer in writers {
         blocks += writer.end(&mounted).await;
     }

@@ -1,10 +1,18 @@
 //! What can happen to the nodes of a cluster, and how it is over.
 
-use std::fmt;
+use std::{fmt, path::Path, thread, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Nodes;
+use test_support::process::run;
+
+use super::{LIMIT, Nodes};
+
+/// How long etcd has no majority, or its leader stands still: longer than a silence, and than a lease of
+/// two seconds less what is kept for clocks.
+const AWAY: Duration = Duration::from_secs(3);
+/// How often a network comes and goes, and how long it is away each time.
+const FLAPS: (usize, Duration) = (6, Duration::from_millis(400));
 
 /// Something that happens to the node that serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +21,8 @@ pub enum Fault {
     Moved,
     /// An administrator drains the node.
     Drained,
+    /// The node is stopped in an orderly way, as an upgrade does it, and started again.
+    Upgraded,
     /// The server of the role is killed, and its node lives.
     ServerKilled,
     /// All processes of the node are killed.
@@ -21,20 +31,36 @@ pub enum Fault {
     Frozen,
     /// The node's network is cut: nobody is told anything.
     CutOff,
+    /// The node hears nothing of others, and they hear it.
+    Deaf,
+    /// The node hears others, and they hear nothing of it.
+    Mute,
+    /// The node's network comes and goes.
+    Flapping,
     /// The member of etcd that leads is killed.
     LeaderKilled,
+    /// The member of etcd that leads stands still for a while.
+    LeaderFrozen,
+    /// All members of etcd but one stand still for a while.
+    QuorumFrozen,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::Moved,
         Self::Drained,
+        Self::Upgraded,
         Self::ServerKilled,
         Self::NodeKilled,
         Self::Frozen,
         Self::CutOff,
+        Self::Deaf,
+        Self::Mute,
+        Self::Flapping,
         Self::LeaderKilled,
+        Self::LeaderFrozen,
+        Self::QuorumFrozen,
     ];
 
     /// What it is called where programs read it.
@@ -42,17 +68,28 @@ impl Fault {
         match self {
             Self::Moved => "moved",
             Self::Drained => "drained",
+            Self::Upgraded => "upgraded",
             Self::ServerKilled => "server-killed",
             Self::NodeKilled => "node-killed",
             Self::Frozen => "frozen",
             Self::CutOff => "cut-off",
+            Self::Deaf => "deaf",
+            Self::Mute => "mute",
+            Self::Flapping => "flapping",
             Self::LeaderKilled => "etcd-leader-killed",
+            Self::LeaderFrozen => "etcd-leader-frozen",
+            Self::QuorumFrozen => "etcd-quorum-frozen",
         }
     }
 
     /// Whether the role goes to another node by it.
     fn moves(self) -> bool {
-        !matches!(self, Self::ServerKilled | Self::LeaderKilled)
+        !matches!(self, Self::ServerKilled | Self::Flapping) && !self.is_of_etcd()
+    }
+
+    /// Whether it happens to etcd.
+    pub fn is_of_etcd(self) -> bool {
+        matches!(self, Self::LeaderKilled | Self::LeaderFrozen | Self::QuorumFrozen)
     }
 }
 
@@ -61,11 +98,17 @@ impl fmt::Display for Fault {
         f.write_str(match self {
             Self::Moved => "the role is moved",
             Self::Drained => "the node is drained",
+            Self::Upgraded => "the node is stopped for an upgrade",
             Self::ServerKilled => "the server of the role is killed",
             Self::NodeKilled => "the node is killed",
             Self::Frozen => "the node stands still",
             Self::CutOff => "the node is cut off",
+            Self::Deaf => "the node hears nothing",
+            Self::Mute => "nobody hears the node",
+            Self::Flapping => "the node's network comes and goes",
             Self::LeaderKilled => "the leader of etcd is killed",
+            Self::LeaderFrozen => "the leader of etcd stands still",
+            Self::QuorumFrozen => "etcd has no majority for a while",
         })
     }
 }
@@ -99,6 +142,7 @@ impl Nodes {
             Fault::Drained => {
                 self.must(node, &["drain", "--reason", "a test"]);
             }
+            Fault::Upgraded => self.stop(node),
             Fault::ServerKilled => {
                 let pid = pids.first().and_then(|pid| Pid::from_raw(pid.cast_signed()));
                 kill_process(pid.expect("it serves"), Signal::KILL).expect("it is ours");
@@ -106,13 +150,42 @@ impl Nodes {
             Fault::NodeKilled => self.kill(node),
             Fault::Frozen => self.signal(node, Signal::STOP),
             Fault::CutOff => self.cut(node, true),
+            Fault::Deaf => self.drop_packets(node, ["-A", "INPUT", "-i"]),
+            Fault::Mute => self.drop_packets(node, ["-A", "OUTPUT", "-o"]),
+            Fault::Flapping => {
+                for _ in 0..FLAPS.0 {
+                    self.cut(node, true);
+                    thread::sleep(FLAPS.1);
+                    self.cut(node, false);
+                    thread::sleep(FLAPS.1);
+                }
+            }
             Fault::LeaderKilled => {
                 let leader = self.etcd.wait_for_leader();
                 self.etcd.kill(leader);
                 member = Some(leader);
             }
+            Fault::LeaderFrozen | Fault::QuorumFrozen => {
+                let leader = self.etcd.wait_for_leader();
+                let members = self.etcd.endpoints().len();
+                let still: Vec<usize> = match fault {
+                    Fault::QuorumFrozen => (0..members).filter(|at| *at != leader).collect(),
+                    _ => vec![leader],
+                };
+                still.iter().for_each(|at| self.etcd.freeze(*at, true));
+                thread::sleep(AWAY);
+                still.iter().for_each(|at| self.etcd.freeze(*at, false));
+            }
         }
         Broken { fault, node, member, pids, after }
+    }
+
+    /// Has a node's system drop what comes in, or goes out, or again not do so.
+    fn drop_packets(&self, at: usize, [action, chain, way]: [&str; 3]) {
+        let mut command = self.networks.within(at, Path::new("iptables"));
+        command.args(["-w", action, chain, way, "eth0", "-j", "DROP"]);
+        let output = run(&mut command, LIMIT);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Waits until the role is served again where the fault has it go.
@@ -132,15 +205,21 @@ impl Nodes {
     pub fn mend(&mut self, broken: Broken) {
         let Broken { fault, node, member, pids, .. } = broken;
         match fault {
-            Fault::Moved | Fault::ServerKilled => {}
+            Fault::Moved
+            | Fault::ServerKilled
+            | Fault::Flapping
+            | Fault::LeaderFrozen
+            | Fault::QuorumFrozen => {}
             Fault::Drained => drop(self.must(node, &["resume"])),
-            Fault::NodeKilled => self.launch(node),
+            Fault::NodeKilled | Fault::Upgraded => self.launch(node),
             Fault::Frozen => {
                 let gone = pids.iter().all(|pid| super::network::has_ended(*pid));
                 assert!(gone, "a server that stands still is there still");
                 self.signal(node, Signal::CONT);
             }
             Fault::CutOff => self.cut(node, false),
+            Fault::Deaf => self.drop_packets(node, ["-D", "INPUT", "-i"]),
+            Fault::Mute => self.drop_packets(node, ["-D", "OUTPUT", "-o"]),
             Fault::LeaderKilled => {
                 self.etcd.restart(member.expect("one was killed"));
                 self.etcd.wait_for_leader();

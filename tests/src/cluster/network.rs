@@ -30,7 +30,7 @@ pub fn in_a_network_of_its_own(test: &str, limit: Duration) -> bool {
         assert!(up.status.success(), "no loopback: {}", String::from_utf8_lossy(&up.stderr));
         return true;
     }
-    for program in ["unshare", "nsenter", "ip", "etcd"] {
+    for program in ["unshare", "nsenter", "ip", "iptables", "etcd"] {
         if foreign(program).is_none() {
             return false;
         }
