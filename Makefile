@@ -31,7 +31,7 @@ bench-failover: release ## What continuous availability costs; JSON under target
 demo-failover: release ## A guest writes while its file server is killed twenty times and upgraded five times
 	target/release/demo-failover
 
-demo-cluster: release ## Two clients write while the node of three that serves them is killed, frozen, cut off, drained (ROUNDS, 2); etcd and GlusterFS, as root; JSON: target/demo-cluster.json
+demo-cluster: release ## Two clients and two guests write while the node of three that serves them is killed, frozen, cut off, drained, upgraded (ROUNDS, 2); etcd and GlusterFS, as root; JSON: target/demo-cluster.json
 	@missing=$$(for p in etcd-server glusterfs-server glusterfs-client; do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo -n "$$p "; done); \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then $(MAKE) needs TEST_PACKAGES="$$missing"; \

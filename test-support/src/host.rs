@@ -163,6 +163,11 @@ impl HostProcess {
         }
     }
 
+    /// What the host has logged up to now.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
     /// Whether the host logged a line with `text`; gives the log a moment to arrive.
     pub fn said(&self, text: &str) -> bool {
         let deadline = Instant::now() + Duration::from_secs(2);

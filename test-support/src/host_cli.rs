@@ -188,6 +188,11 @@ impl Host {
         self.process.signal(signal);
     }
 
+    /// What the host has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// Whether the host ends by itself within `limit`.
     pub fn ends(&mut self, limit: Duration) -> bool {
         self.process.ends(limit)

@@ -8,7 +8,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     io::Write,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -49,8 +49,33 @@ const GUESTS: [(&str, &str); 2] = [("guest", "10.77.0.50"), ("guest, witness", N
 /// The cluster's name for clients that have a witness.
 const NAME: &str = "files";
 
+/// When clients wait: at a fault, or when all nodes are there again and the volume is made whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum When {
+    Fault(Fault),
+    Mended,
+}
+
+impl When {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fault(fault) => fault.name(),
+            Self::Mended => "mended",
+        }
+    }
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(fault) => fault.fmt(f),
+            Self::Mended => f.write_str("all of it is mended"),
+        }
+    }
+}
+
 /// What a client waited at one kind of event.
-type Pauses = BTreeMap<(Fault, &'static str), Vec<Duration>>;
+type Pauses = BTreeMap<(When, &'static str), Vec<Duration>>;
 
 fn tell(since: Instant, text: &str) {
     let mut out = std::io::stdout().lock();
@@ -71,14 +96,14 @@ fn report(pauses: &mut Pauses, blocks: u64, volume: &str, path: &Path) {
     let head = ["WHAT HAPPENS", "CLIENT", "PAUSES", "MEDIAN", "LONGEST"];
     println!("\n{:34} {:14} {:>6} {:>9} {:>9}", head[0], head[1], head[2], head[3], head[4]);
     let mut all = Vec::new();
-    for ((fault, client), pauses) in pauses {
+    for ((when, client), pauses) in pauses {
         pauses.sort_unstable();
         let (median, longest) = (milliseconds(at(pauses, 50)), milliseconds(at(pauses, 100)));
-        let (what, count) = (fault.to_string(), pauses.len());
+        let (what, count) = (when.to_string(), pauses.len());
         println!("{what:34} {client:14} {count:>6} {median:>6} ms {longest:>6} ms");
         let list: Vec<u64> = pauses.iter().map(|pause| milliseconds(*pause)).collect();
         all.push(serde_json::json!({
-            "event": fault.name(), "client": client, "pauses_ms": list,
+            "event": when.name(), "client": client, "pauses_ms": list,
         }));
     }
     println!("\n{blocks} blocks were acknowledged, and are there; no client has seen an error.");
@@ -111,6 +136,27 @@ fn start_guests(folder: &Path) -> Result<Vec<Guest>, String> {
         Guest::start(name, server, &folder)
     };
     GUESTS.iter().zip(folders(folder)).map(start).collect()
+}
+
+/// Waits until all go on, and notes how long each has waited since this was called last; the longest.
+async fn waited(
+    writers: &[Writer],
+    guests: &mut [Guest],
+    pauses: &mut Pauses,
+    when: When,
+) -> Result<Duration, String> {
+    let mut waited = Vec::new();
+    for writer in writers {
+        writer.goes_on().await;
+        waited.push(writer.longest_pause());
+    }
+    for guest in guests {
+        waited.push(guest.goes_on()?);
+    }
+    for ((client, _), waited) in CLIENTS.iter().chain(&GUESTS).zip(&waited) {
+        pauses.entry((when, client)).or_default().push(*waited);
+    }
+    Ok(waited.into_iter().max().unwrap_or_default())
 }
 
 async fn show(rounds: usize, json: &Path) -> Result<(), String> {
@@ -152,35 +198,18 @@ async fn show(rounds: usize, json: &Path) -> Result<(), String> {
     let mut guests = start_guests(folder.path())?;
     tell(since, &format!("two clients and {} guests write", guests.len()));
     let mut pauses = Pauses::new();
+    waited(&writers, &mut guests, &mut Pauses::new(), When::Mended).await?;
     for round in 1..=rounds {
         for fault in SHOWN {
-            for writer in &writers {
-                writer.longest_pause();
-            }
-            for guest in &mut guests {
-                guest.goes_on()?;
-            }
             let broken = nodes.suffer(fault);
             nodes.wait_over(&broken);
-            for writer in &writers {
-                writer.goes_on().await;
-            }
-            let mut waited: Vec<_> = writers.iter().map(Writer::longest_pause).collect();
-            for guest in &mut guests {
-                waited.push(guest.goes_on()?);
-            }
-            let longest = waited.iter().max().copied().unwrap_or_default();
+            let longest = waited(&writers, &mut guests, &mut pauses, When::Fault(fault)).await?;
             tell(since, &format!("{round}: {fault}; {} ms", milliseconds(longest)));
-            for ((client, _), waited) in CLIENTS.iter().chain(&GUESTS).zip(waited) {
-                pauses.entry((fault, client)).or_default().push(waited);
-            }
             nodes.mend(broken);
             if let Some(gluster) = &gluster {
                 gluster.wait_until_whole();
             }
-            for writer in &writers {
-                writer.goes_on().await;
-            }
+            waited(&writers, &mut guests, &mut pauses, When::Mended).await?;
         }
     }
     let mut blocks = 0;

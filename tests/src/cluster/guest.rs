@@ -16,7 +16,7 @@ use test_support::{
 };
 
 /// A command that hangs is a failure.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// What it writes: little, often, with a flush after every eighth block.
 const WORK: &str = "span=64 flush_every=8 ws_mib=8 iops=500 seed=7";
 /// What its host says to its storage: a silent server is noticed as other clients do, and no guest is
@@ -104,13 +104,19 @@ impl Guest {
         let before = self.acked;
         while self.acked < before + 20 {
             let line = self.told.recv_timeout(LIMIT);
-            self.acked = take(line.map_err(|_| "the guest says nothing".to_owned())?)?;
+            self.acked = take(line.map_err(|_| self.silent())?)?;
         }
         let shown = self.host.ask_json(&["show", "demo"])?;
         match shown["disks"][0]["errors"] == 0 {
             true => Ok(longest),
             false => Err(format!("the guest's disk has met an error: {shown}")),
         }
+    }
+
+    /// What there is to know of a guest that says nothing.
+    fn silent(&self) -> String {
+        let shown = self.host.ask(&["show", "demo"]).unwrap_or_else(|error| error);
+        format!("the guest says nothing: {shown}\n{}", self.host.log())
     }
 
     /// Stops it: everything that it was told is durable is there. How many blocks it has written.
