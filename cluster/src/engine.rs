@@ -454,8 +454,11 @@ impl Engine {
         let Lease::Held { lease, .. } = self.lease else { return None };
         let view = self.view.as_ref()?;
         let me = self.settings.node;
-        // A run before us, or another who has our number: until its lease is over.
-        if view.members.contains_key(&me) {
+        // A run before us, or another who has our number: until its lease is over. A run of our own that
+        // we have ended is over.
+        if let Some(there) = view.run(me)
+            && !self.ended.as_ref().is_some_and(|ended| ended.is(there))
+        {
             return None;
         }
         let who = (&self.member(lease), self.ended.as_ref());

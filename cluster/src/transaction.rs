@@ -86,6 +86,11 @@ impl Ended {
         }
     }
 
+    /// Whether it is that run.
+    pub(crate) fn is(&self, run: Run) -> bool {
+        self.run == run
+    }
+
     /// Whether nobody who was there then and still is has one of its roles. So it is when all nodes have
     /// lost etcd at once: that says nothing of this one.
     fn unharmed(&self, view: &View) -> bool {
@@ -117,7 +122,7 @@ pub(crate) fn join(
     node.lease = member.lease;
     Some(
         Transaction::new(Purpose::Join)
-            .when(keys.member(me), 0)
+            .when(keys.member(me), view.members.get(&me).map_or(0, |seen| seen.revision))
             .when(keys.node(me), seen.revision)
             .put(keys.member(me), member, Some(member.lease))
             .put(keys.node(me), &node, None),

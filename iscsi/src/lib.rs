@@ -31,5 +31,5 @@ mod target;
 pub mod task_sets;
 pub mod text;
 
-pub use server::{Guard, Permit, Service, ServiceConfig};
+pub use server::{Guard, Permit, Presence, Service, ServiceConfig};
 pub use target::SessionInfo;

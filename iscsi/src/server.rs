@@ -54,6 +54,13 @@ impl<F: Fn(IpAddr) -> Option<Permit> + Send + Sync> Guard for F {
     }
 }
 
+/// Is told who is connected.
+pub trait Presence: Send + Sync {
+    /// An initiator at `peer` has logged in at our address `local`; what this returns is held as long as
+    /// the connection is.
+    fn enter(self: Arc<Self>, peer: SocketAddr, local: SocketAddr) -> Box<dyn Send>;
+}
+
 /// What holds for a service as a whole.
 #[derive(Clone)]
 pub struct ServiceConfig {
@@ -67,6 +74,8 @@ pub struct ServiceConfig {
     pub discovery: Discovery,
     /// Bounds the logins of one address.
     pub gate: Option<Arc<dyn Guard>>,
+    /// Is told of connections.
+    pub presence: Option<Arc<dyn Presence>>,
 }
 
 impl Default for ServiceConfig {
@@ -77,6 +86,7 @@ impl Default for ServiceConfig {
             login_time: Duration::from_secs(15),
             discovery: Discovery::default(),
             gate: None,
+            presence: None,
         }
     }
 }
@@ -90,6 +100,7 @@ pub(crate) struct Inner<D> {
     pub(crate) half_open: Arc<Semaphore>,
     pub(crate) login_time: Duration,
     pub(crate) gate: Option<Arc<dyn Guard>>,
+    pub(crate) presence: Option<Arc<dyn Presence>>,
     pub(crate) epoch: Instant,
     pub(crate) next_session: AtomicU64,
     pub(crate) next_nexus: Arc<AtomicU64>,
@@ -122,6 +133,7 @@ impl<D: Device> Service<D> {
             half_open: Arc::new(Semaphore::new(config.half_open)),
             login_time: config.login_time,
             gate: config.gate,
+            presence: config.presence,
             epoch: Instant::now(),
             next_session: AtomicU64::new(1),
             next_nexus: Arc::new(AtomicU64::new(1)),
@@ -237,7 +249,7 @@ impl<D: Device> Service<D> {
             },
             None => None,
         };
-        let inner = self.inner.clone();
+        let (inner, local) = (self.inner.clone(), stream.local_addr());
         tokio::spawn(async move {
             let login = inner.clone().log_in(stream, peer, tag);
             let result = tokio::time::timeout(inner.login_time, login).await;
@@ -245,6 +257,8 @@ impl<D: Device> Service<D> {
             match result {
                 Ok(Ok(Some(connection))) => {
                     let (live, link) = (connection.live.clone(), connection.link);
+                    let presence = inner.presence.as_ref().zip(local.ok());
+                    let _there = presence.map(|(it, local)| it.clone().enter(peer, local));
                     // Whatever fails in a device fails for one session.
                     if let Err(error) = tokio::spawn(connection.serve()).await {
                         tracing::error!(session = live.id, %error, "a command failed its session");

@@ -15,7 +15,7 @@ use clap::Parser;
 use rustix::io::Errno;
 use smbd::{
     Bound, Running, Server,
-    cluster::{self, Owned, witness::Feed},
+    cluster::{self, Owned, Peers, witness::Feed},
     config::Config,
     control::{Control, Interface, Sockets, verbs},
     declared::Place,
@@ -338,11 +338,12 @@ async fn targets(
     server: &Arc<Server>,
     state_dir: &Path,
     iscsi: &IscsiConfig,
-    role: Option<&Owned>,
+    (role, peers): (Option<&Owned>, Option<&Arc<Peers>>),
 ) -> anyhow::Result<Arc<Iscsi>> {
     let asked = server.clone();
     let users = Box::new(move |path: &Path| smbd::admin::users_of(&asked, path));
-    let blocks = Iscsi::new(server.clone(), state_dir, users);
+    let presence = peers.cloned().map(|peers| peers as Arc<dyn iscsi::Presence>);
+    let blocks = Iscsi::new(server.clone(), state_dir, users, presence);
     Ok(Arc::new(match role {
         Some(role) if !iscsi.targets.is_empty() => blocks.of_role(role.open_units().await?),
         _ => blocks,
@@ -368,7 +369,9 @@ async fn serve(
         Some(owned) => server.take_over(owned.open_store().await?, owned.locks(), !owned.tried)?,
         None => server.recover()?,
     }
-    let blocks = targets(&server, &state_dir, &iscsi, own.role.as_ref()).await?;
+    let peers = own.role.as_ref().map(Owned::note_peers);
+    let noted = (own.role.as_ref(), peers.as_ref());
+    let blocks = targets(&server, &state_dir, &iscsi, noted).await?;
     let portals = blocks.begin(&iscsi, bound.take_iscsi()).await?;
     let witness = witness.map(|config| {
         Arc::new(match &own.witness {
@@ -382,7 +385,6 @@ async fn serve(
     let role = own.role.as_ref().map(|owned| (owned.role.clone(), owned.cluster.clone()));
     let sources = services.sources(role.as_ref());
     let ports = bound.take_api();
-    let peers = own.role.map(Owned::note_peers);
     let bound = bound.telling_of(sources.clone()).noting(peers);
     let running = smbd::start_bound(server.clone(), bound)?;
     announce(&running);

@@ -131,6 +131,44 @@ fn a_connection_that_only_listens_is_reset_when_its_address_has_moved() {
     tree.expect("it has found the other node");
 }
 
+/// Nor is an initiator told that says nothing while it waits for an answer.
+#[test]
+fn an_initiator_whose_targets_have_moved_is_reset() {
+    let name = "an_initiator_whose_targets_have_moved_is_reset";
+    if !in_a_network_of_its_own(name, LIMIT) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = thin(folder.path(), "lun", 16 << 20);
+    let setup = Setup {
+        networks: true,
+        more: format!(
+            "[[target]]\nname = \"{TARGET}\"\nauthentication = \"none\"\n{}",
+            lun(0, &image, "")
+        ),
+        role: format!("targets = [\"{TARGET}\"]\niscsi_listen = [\"{FLOATING}:3260\"]"),
+        ..Setup::default()
+    };
+    let mut nodes = Nodes::start(&setup).unwrap();
+    let (first, _) = nodes.wait_until_served(0);
+    nodes.wait_for_members(2);
+    let portals = vec![format!("{FLOATING}:3260")];
+    let options = Options::new(portals, TARGET, 0, "iqn.2024-01.test:deaf".to_owned()).unwrap();
+    let options = Options { keep_alive: LIMIT * 9, command_time: LIMIT * 9, ..options };
+    runtime().block_on(async {
+        let disk = Initiator::connect(options).await.unwrap();
+        disk.write_at(0, &[1; 4096]).await.unwrap();
+        nodes.wait_for_peers(1);
+        nodes.cut(first, true);
+        nodes.kill(first);
+        disk.write_at(4096, &[2; 4096]).await.unwrap();
+        let mut found = [0; 8192];
+        disk.read_at(0, &mut found).await.unwrap();
+        assert_eq!((&found[..4096], &found[4096..]), (&[1; 4096][..], &[2; 4096][..]));
+        disk.close().await.unwrap();
+    });
+}
+
 /// A transaction of etcd has 128 steps: what so many opens need at once is more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_opens_are_taken_over_and_closed_at_once() {

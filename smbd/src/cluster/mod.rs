@@ -150,11 +150,11 @@ impl Owned {
     }
 
     /// Notes from now on who is connected, for the node that has the role next.
-    pub fn note_peers(self) -> Arc<Peers> {
+    pub fn note_peers(&self) -> Arc<Peers> {
         let key = self.cluster.keys();
         let (note, role) = (key.peers(&self.role), key.role(&self.role));
         let peers = Arc::<Peers>::default();
-        tokio::spawn(peers::note(peers.clone(), self.client, note, (role, self.since)));
+        tokio::spawn(peers::note(peers.clone(), self.client.clone(), note, (role, self.since)));
         peers
     }
 }

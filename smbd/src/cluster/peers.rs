@@ -57,6 +57,13 @@ impl Peers {
     }
 }
 
+/// Initiators are clients as others are.
+impl iscsi::Presence for Peers {
+    fn enter(self: Arc<Self>, peer: SocketAddr, local: SocketAddr) -> Box<dyn Send> {
+        Box::new(Self::enter(&self, peer, local))
+    }
+}
+
 impl Drop for Noted {
     fn drop(&mut self) {
         self.peers.lock().remove(&self.ends);

@@ -31,7 +31,7 @@ use std::{
 };
 
 use iscsi::{
-    Guard, Service, ServiceConfig, SessionInfo,
+    Guard, Presence, Service, ServiceConfig, SessionInfo,
     isns::{Node, Registration},
 };
 use metric_catalogue::Page;
@@ -98,12 +98,18 @@ pub struct TargetInfo {
 impl Iscsi {
     /// A service without targets beside a file server, which keeps what of units outlives it in the
     /// state folder. `users` tells of an image that cannot be had who of the file server's users has
-    /// it. Must run inside a tokio runtime.
-    pub fn new(server: Arc<Server>, state_dir: &Path, users: Users) -> Self {
+    /// it, and `presence` is told which initiators are there. Must run inside a tokio runtime.
+    pub fn new(
+        server: Arc<Server>,
+        state_dir: &Path,
+        users: Users,
+        presence: Option<Arc<dyn Presence>>,
+    ) -> Self {
         let offload = Offload::new(&server.tokens);
         let gate: Arc<dyn Guard> = Arc::new(Strangers::new(server));
+        let config = ServiceConfig { gate: Some(gate), presence, ..ServiceConfig::default() };
         Self {
-            service: Service::new(ServiceConfig { gate: Some(gate), ..ServiceConfig::default() }),
+            service: Service::new(config),
             state_dir: state_dir.to_owned(),
             state: OnceCell::new(),
             disks: Disks::new(),
