@@ -13,13 +13,6 @@ impl Line {
         text[..end].lines().rev().find(starts).map(|line| Self(line.trim().to_owned()))
     }
 
-    /// All whole lines that start with `word`, in their order.
-    pub fn all<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = Self> + 'a {
-        let end = text.rfind('\n').map_or(0, |at| at + 1);
-        let lines = text[..end].lines().filter(move |line| line.split(' ').next() == Some(word));
-        lines.map(|line| Self(line.trim().to_owned()))
-    }
-
     /// The number of a key.
     ///
     /// # Panics

@@ -123,13 +123,14 @@ impl Guest {
     ///
     /// # Errors
     /// A sentence that says what is not.
+    ///
+    /// # Panics
+    /// If the guest does not end.
     pub fn end(self, folder: &Path) -> Outcome<u64> {
         let text = self.host.ask(&["console", "demo", "--send", "stop", "--until", "final"])?;
         let last = Line::last(&text, "final").ok_or("the guest has said nothing at its end")?;
         healthy(&last)?;
-        while self.host.ask_json(&["show", "demo"])?["summary"]["state"] == "running" {
-            thread::sleep(Duration::from_millis(20));
-        }
+        self.host.wait_for_state("demo", "off");
         verify(folder, &self.url, &self.start, &last)?;
         last.find("acked")
     }
