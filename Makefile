@@ -8,6 +8,8 @@ TEST_PACKAGES := smbclient python3-venv python3-samba python3-libvhdi krb5-kdc k
   chromium nodejs seabios ovmf qemu-guest-agent busybox-static dosfstools mtools
 # Node from elsewhere than Debian has npm in it, and does not go together with Debian's.
 TEST_PACKAGES += $(if $(shell command -v npm || :),,npm)
+# What `make demo-cluster` keeps its files on.
+VOLUME_PACKAGES = $(if $(filter cephfs,$(VOLUME)),ceph-mon ceph-mgr ceph-osd ceph-mds ceph-fuse ceph-common,glusterfs-server glusterfs-client)
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 # What `make lab` unpacks below target/lab and never installs: Debian's kernel, busybox-static, QEMU, qemu-guest-agent, fio, git, GRUB, mtools, efibootmgr.
 
@@ -31,12 +33,12 @@ bench-failover: release ## What continuous availability costs; JSON under target
 demo-failover: release ## A guest writes while its file server is killed twenty times and upgraded five times
 	target/release/demo-failover
 
-demo-cluster: release ## Two clients and two guests write while the node of three that serves them is killed, frozen, cut off, drained, upgraded (ROUNDS, 2); etcd and GlusterFS, as root; JSON: target/demo-cluster.json
-	@missing=$$(for p in etcd-server glusterfs-server glusterfs-client; do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo -n "$$p "; done); \
+demo-cluster: release ## Two clients and two guests write while the node of three that serves them is killed, frozen, cut off, drained, upgraded (ROUNDS, 2); etcd and VOLUME (glusterfs or cephfs), as root; JSON: target/demo-cluster.json
+	@missing=$$(for p in etcd-server $(VOLUME_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo -n "$$p "; done); \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then $(MAKE) needs TEST_PACKAGES="$$missing"; \
 	  else echo "run: sudo apt-get install --no-install-recommends $$missing"; exit 1; fi; fi
-	target/release/demo-cluster $(or $(ROUNDS),2) $(BUILT)/demo-cluster.json
+	target/release/demo-cluster $(or $(ROUNDS),2) $(BUILT)/demo-cluster.json $(or $(VOLUME),glusterfs)
 
 cluster-soak: build ## Faults by a seed on a cluster while a client writes (FAULTS, 200; SEED, 2027), as root; pauses as JSON: target/cluster-soak.json
 	BULKHEAD_CLUSTER_FAULTS=$(or $(FAULTS),200) BULKHEAD_CLUSTER_SEED=$(or $(SEED),2027) BULKHEAD_CLUSTER_JSON=$(abspath $(BUILT))/cluster-soak.json \

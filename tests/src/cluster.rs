@@ -1,9 +1,11 @@
 //! Several nodes of a cluster as private processes: on loopback, or each in a network of its own.
 
+pub mod ceph;
 pub mod faults;
 pub mod gluster;
 pub mod guest;
 pub mod network;
+pub mod volumes;
 pub mod writer;
 
 use std::{
@@ -49,7 +51,7 @@ pub struct Nodes {
     pub address: SocketAddr,
     _port: Option<Port>,
     /// What the nodes have of networks of their own.
-    networks: Networks,
+    pub networks: Networks,
     running: Vec<Option<Stopped>>,
 }
 

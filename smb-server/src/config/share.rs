@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    io,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -159,9 +160,8 @@ impl Check<'_> {
                 return Err(self.bad(&key, "IPC$ is the server's own"));
             }
             let path = self.relative(&share.path);
-            if !path.is_dir() {
-                let message = format!("path {}: no such folder; create it", path.display());
-                return Err(self.bad(&key, message));
+            if let Some(why) = no_folder(&path) {
+                return Err(self.bad(&key, format!("path {}: {why}", path.display())));
             }
             let off = file.server.compression == Compression::Off;
             if share.compression == ShareCompression::Force && off {
@@ -194,5 +194,18 @@ impl Check<'_> {
             }
         }
         Ok(all)
+    }
+}
+
+/// Why a path is no folder that can be shared.
+fn no_folder(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        Ok(about) if about.is_dir() => None,
+        Ok(_) => Some("not a folder".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Some("no such folder; create it".to_owned())
+        }
+        // A file system that is mounted there and does not answer is one of them.
+        Err(error) => Some(error.to_string()),
     }
 }

@@ -1,7 +1,8 @@
 //! `make demo-cluster`: clients write on while the node that serves them is killed, frozen, cut off,
 //! drained, upgraded, and told to give their share away.
 //!
-//! Three nodes in networks of their own, etcd with three members, GlusterFS with a brick on each node.
+//! Three nodes in networks of their own, etcd with three members, GlusterFS with a brick on each node or
+//! CephFS beside them.
 //! Two clients with persistent handles, one of which has a witness, write numbered blocks and see no error, and
 //! so do two guests of VM hosts whose disks are on that share; at the end every block that was acknowledged is there. How long they waited at each event is printed, and written as JSON. All of it
 //! is in processes, mounts and a folder of its own, which are gone afterwards.
@@ -20,9 +21,9 @@ use std::{
 use bulkhead_tests::cluster::{
     FLOATING, Networks, Nodes, Setup, WITNESS,
     faults::Fault,
-    gluster::Gluster,
     guest::{self, Guest},
     network::Named,
+    volumes,
     writer::{Writer, options},
 };
 
@@ -44,8 +45,9 @@ const SHOWN: [Fault; 9] = [
 
 /// The clients: what each is called, and its file.
 const CLIENTS: [(&str, &str); 2] = [("alone", "first"), ("with a witness", "second")];
-/// The guests: what each is called, and by which name its host knows the cluster.
-const GUESTS: [(&str, &str); 2] = [("guest", "10.77.0.50"), ("guest, witness", NAME)];
+/// The guests: what each is called, and the name by which its host knows the cluster, which has witnesses
+/// then; by its address without one.
+const GUESTS: [(&str, Option<&str>); 2] = [("guest", None), ("guest, witness", Some(NAME))];
 /// The cluster's name for clients that have a witness.
 const NAME: &str = "files";
 
@@ -129,11 +131,12 @@ fn start_guests(folder: &Path) -> Result<Vec<Guest>, String> {
         println!("There is no /dev/kvm here, so there are no guests.");
         return Ok(Vec::new());
     }
-    guest::name(NAME, &FLOATING.to_string(), folder);
-    let start = |((_, server), folder): (&(&str, &str), PathBuf)| {
+    let address = FLOATING.to_string();
+    guest::name(NAME, &address, folder);
+    let start = |((_, name), folder): (&(&str, Option<&str>), PathBuf)| {
         fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-        let name = if *server == NAME { "host-2" } else { "host-1" };
-        Guest::start(name, server, &folder)
+        let host = if name.is_some() { "host-2" } else { "host-1" };
+        Guest::start(host, name.unwrap_or(&address), &folder)
     };
     GUESTS.iter().zip(folders(folder)).map(start).collect()
 }
@@ -153,21 +156,23 @@ async fn waited(
     for guest in guests {
         waited.push(guest.goes_on()?);
     }
-    for ((client, _), waited) in CLIENTS.iter().chain(&GUESTS).zip(&waited) {
+    let names = CLIENTS.iter().map(|(name, _)| *name).chain(GUESTS.iter().map(|(name, _)| *name));
+    for (client, waited) in names.zip(&waited) {
         pauses.entry((when, client)).or_default().push(*waited);
     }
     Ok(waited.into_iter().max().unwrap_or_default())
 }
 
-async fn show(rounds: usize, json: &Path) -> Result<(), String> {
+async fn show(rounds: usize, json: &Path, volume: &str) -> Result<(), String> {
     let since = Instant::now();
     let folder = tempfile::Builder::new().prefix("demo-cluster").tempdir();
     let folder = folder.map_err(|error| format!("no folder: {error}"))?;
     let networks = Networks::new(NODES);
-    let gluster = Gluster::start(&networks, NODES, folder.path());
-    let volume = if gluster.is_some() { "glusterfs" } else { "one folder of this machine" };
+    let mut shared = volumes::start(volume, &networks, NODES, folder.path());
+    let volume = shared.as_ref().map_or("one folder of this machine", |volume| volume.name());
     let files: Vec<PathBuf> =
-        gluster.iter().flat_map(|it| (0..NODES).map(|at| it.mounted(at))).collect();
+        shared.iter().flat_map(|it| (0..NODES).map(|at| it.mounted(at))).collect();
+    let fence = shared.as_ref().map_or("fence = \"gate\"\n".to_owned(), |volume| volume.fence());
     tell(since, &format!("the volume is {volume}"));
     let setup = Setup {
         nodes: NODES,
@@ -175,7 +180,7 @@ async fn show(rounds: usize, json: &Path) -> Result<(), String> {
         lease: 3,
         networks: true,
         files: files.clone(),
-        fence: "fence = \"gate\"\nsilence_milliseconds = 700".to_owned(),
+        fence: format!("silence_milliseconds = 700\n{fence}"),
         more: WITNESS.to_owned(),
         ..Setup::default()
     };
@@ -205,10 +210,11 @@ async fn show(rounds: usize, json: &Path) -> Result<(), String> {
             nodes.wait_over(&broken);
             let longest = waited(&writers, &mut guests, &mut pauses, When::Fault(fault)).await?;
             tell(since, &format!("{round}: {fault}; {} ms", milliseconds(longest)));
-            nodes.mend(broken);
-            if let Some(gluster) = &gluster {
-                gluster.wait_until_whole();
+            nodes.undo(&broken);
+            if let Some(volume) = &mut shared {
+                volume.make_whole(&nodes.networks);
             }
+            nodes.bring_back(broken);
             waited(&writers, &mut guests, &mut pauses, When::Mended).await?;
         }
     }
@@ -220,7 +226,7 @@ async fn show(rounds: usize, json: &Path) -> Result<(), String> {
         blocks += writer.end(&mounted).await;
     }
     report(&mut pauses, blocks, volume, json);
-    drop((nodes, gluster));
+    drop((nodes, shared));
     Ok(())
 }
 
@@ -232,13 +238,14 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let rounds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(2);
     let json = arguments.next().unwrap_or_else(|| "target/demo-cluster.json".to_owned());
+    let volume = arguments.next().unwrap_or_else(|| "glusterfs".to_owned());
     if std::env::var_os(INSIDE).is_none() {
         // With the first process of this namespace all others of it end.
         let ourselves = std::env::current_exe().expect("a running program has a path");
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-        let error =
-            command.arg(ourselves).arg(rounds.to_string()).arg(json).env(INSIDE, "1").exec();
+        command.arg(ourselves).arg(rounds.to_string()).arg(json).arg(volume);
+        let error = command.env(INSIDE, "1").exec();
         eprintln!("demo-cluster: unshare: {error}");
         return ExitCode::FAILURE;
     }
@@ -248,7 +255,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime.expect("threads can be had").block_on(show(rounds, Path::new(&json))) {
+    match runtime.expect("threads can be had").block_on(show(rounds, Path::new(&json), &volume)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("demo-cluster: {why}");

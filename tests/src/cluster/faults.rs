@@ -203,15 +203,26 @@ impl Nodes {
     /// # Panics
     /// If a server is still there that was to end with its node's lease, or a node does not come back.
     pub fn mend(&mut self, broken: Broken) {
+        self.undo(&broken);
+        self.bring_back(broken);
+    }
+
+    /// Undoes a fault itself: a node has its network again, and its processes go on.
+    ///
+    /// # Panics
+    /// If a server is still there that was to end with its node's lease.
+    pub fn undo(&mut self, broken: &Broken) {
         let Broken { fault, node, member, pids, .. } = broken;
+        let node = *node;
         match fault {
             Fault::Moved
+            | Fault::Drained
+            | Fault::Upgraded
             | Fault::ServerKilled
+            | Fault::NodeKilled
             | Fault::Flapping
             | Fault::LeaderFrozen
             | Fault::QuorumFrozen => {}
-            Fault::Drained => drop(self.must(node, &["resume"])),
-            Fault::NodeKilled | Fault::Upgraded => self.launch(node),
             Fault::Frozen => {
                 let gone = pids.iter().all(|pid| super::network::has_ended(*pid));
                 assert!(gone, "a server that stands still is there still");
@@ -224,6 +235,18 @@ impl Nodes {
                 self.etcd.restart(member.expect("one was killed"));
                 self.etcd.wait_for_leader();
             }
+        }
+    }
+
+    /// Starts again what a fault that is undone has ended, and waits until all nodes are there.
+    ///
+    /// # Panics
+    /// If one does not come back.
+    pub fn bring_back(&mut self, broken: Broken) {
+        match broken.fault {
+            Fault::Drained => drop(self.must(broken.node, &["resume"])),
+            Fault::NodeKilled | Fault::Upgraded => self.launch(broken.node),
+            _ => {}
         }
         self.wait_for_members(self.len());
         // A node that is lost too often is left out; here that is what it is for.

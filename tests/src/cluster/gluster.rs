@@ -5,16 +5,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use test_support::process::{Stopped, foreign, run};
 
-use super::Networks;
+use super::{
+    Networks,
+    volumes::{LIMIT, Volume, must, wait_for_mount, wait_until},
+};
 
-/// A command that hangs is a failure.
-const LIMIT: Duration = Duration::from_secs(60);
 const VOLUME: &str = "vms";
 
 /// What docs/cluster.md says of a volume: nothing is held back in a node, and a node that is silent is
@@ -42,22 +41,6 @@ pub struct Gluster {
     folder: PathBuf,
     /// Connections of clients that all bricks have together when the volume is whole.
     clients: usize,
-}
-
-fn must(mut command: Command) -> String {
-    let output = run(&mut command, LIMIT);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {said}{error}");
-    said
-}
-
-fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !is() {
-        assert!(since.elapsed() < LIMIT, "{what}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 impl Gluster {
@@ -104,16 +87,13 @@ impl Gluster {
         (0..count).for_each(|at| all.mount(networks, at));
         // Each mount has each brick, and so has the healer of each node.
         all.clients = 2 * count * count;
-        all.wait_until_whole();
+        all.wait_for_bricks();
         Some(all)
     }
 
     /// Waits until every node's mount and healer has every brick again: a second fault before that is
     /// one too many for three bricks.
-    ///
-    /// # Panics
-    /// If that takes longer than a minute.
-    pub fn wait_until_whole(&self) {
+    fn wait_for_bricks(&self) {
         wait_until("every client of the volume has every brick", || {
             let mut command = self.tool(0);
             command.args(["volume", "status", VOLUME, "clients"]);
@@ -127,11 +107,6 @@ impl Gluster {
 
     fn home(&self, at: usize) -> PathBuf {
         self.folder.join(format!("gluster{}", at + 1))
-    }
-
-    /// Where a node has the volume.
-    pub fn mounted(&self, at: usize) -> PathBuf {
-        self.home(at).join("volume")
     }
 
     /// The daemon of a node, with places of its own.
@@ -179,13 +154,7 @@ impl Gluster {
         command.args(["--no-daemon", "--entry-timeout=0", "--attribute-timeout=0"]);
         command.arg(&place).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.mounts.push(Stopped(command.spawn().expect("nsenter is there")));
-        let above = fs::metadata(self.home(at)).expect("it is there");
-        wait_until("the volume is mounted", || {
-            use std::os::unix::fs::MetadataExt;
-            fs::metadata(&place).is_ok_and(|meta| meta.dev() != above.dev())
-        });
-        // A mount that has not met its bricks yet has no root.
-        wait_until("the volume answers", || fs::read_dir(&place).is_ok());
+        wait_for_mount(&place);
     }
 
     /// The processes of the bricks, by their files.
@@ -201,6 +170,24 @@ impl Gluster {
             entries.filter_map(pid).collect::<Vec<_>>()
         };
         (0..self.daemons.len()).flat_map(of).collect()
+    }
+}
+
+impl Volume for Gluster {
+    fn name(&self) -> &'static str {
+        "glusterfs"
+    }
+
+    fn mounted(&self, at: usize) -> PathBuf {
+        self.home(at).join("volume")
+    }
+
+    fn fence(&self) -> String {
+        "fence = \"gate\"\n".to_owned()
+    }
+
+    fn make_whole(&mut self, _: &Networks) {
+        self.wait_for_bricks();
     }
 }
 
