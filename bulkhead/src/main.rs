@@ -12,6 +12,7 @@ mod password;
 mod remote;
 mod storage;
 mod units;
+mod vm_host;
 
 use std::process::ExitCode;
 
@@ -77,12 +78,13 @@ fn main() -> ExitCode {
 }
 
 impl Command {
-    /// Whether it asks a file server, which may be another machine's.
+    /// Whether it asks a file server or a VM host, which may be another machine's.
     fn asks_a_server(&self) -> bool {
         matches!(
             self,
             Self::Server(_)
                 | Self::Why(_)
+                | Self::Vm(_)
                 | Self::Share(_)
                 | Self::Target(_)
                 | Self::Lun(_)

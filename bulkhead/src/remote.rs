@@ -1,4 +1,4 @@
-//! A file server elsewhere, which commands ask in the place of the one on this machine.
+//! A file server or VM host elsewhere, which commands ask in the place of the one on this machine.
 
 use std::{path::PathBuf, sync::OnceLock};
 
@@ -7,9 +7,9 @@ use http_api::client::{self, Client};
 
 /// Where the server is, and what it is shown.
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "A file server elsewhere")]
+#[command(next_help_heading = "A server elsewhere")]
 pub struct Remote {
-    /// Ask the file server there (`https://host[:port]`) instead of the one on this machine.
+    /// Ask the file server or VM host there (`https://host[:port]`) instead of the one on this machine.
     #[arg(long, global = true, value_name = "URL")]
     host: Option<String>,
     /// File with the token that it is shown (mode 0600), as `bulkhead api login` writes it.
@@ -31,8 +31,8 @@ static REMOTE: OnceLock<Remote> = OnceLock::new();
 pub fn choose(remote: Remote, asks_a_server: bool) -> anyhow::Result<()> {
     if remote.host.is_some() && !asks_a_server {
         bail!(
-            "--host is for commands that ask a file server: server, share, target, lun, \
-             witness, api, apply, export"
+            "--host is for commands that ask a server: server, share, target, lun, witness, vm, \
+             why, api, apply, export"
         );
     }
     // The command line is read once.

@@ -104,13 +104,13 @@ export async function page(verb: string): Promise<string> {
  * Follows a list by server-sent events until the signal ends it. EventSource can show no token, so the
  * stream is read here.
  */
-export async function follow<T>(verb: string, signal: AbortSignal, tell: (list: T) => void): Promise<void> {
+export async function follow<T>(list: string, signal: AbortSignal, tell: (list: T) => void): Promise<void> {
   const control = new AbortController();
   const end = () => control.abort();
   signal.addEventListener("abort", end);
   let timer = setTimeout(end, SILENCE);
   try {
-    await read(await send(verb, {}, "", control.signal), tell, () => {
+    await read(await send("events", { list }, "", control.signal), tell, () => {
       clearTimeout(timer);
       timer = setTimeout(end, SILENCE);
     });

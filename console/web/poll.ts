@@ -77,7 +77,7 @@ export function useCall<T>(verb: string, interval = 5, fields: Fields = {}, quer
 }
 
 /** A list that the server tells of by events; asked for instead while it tells nobody more. */
-export function useEvents<T>(events: string, verb: string): Fresh<T> {
+export function useEvents<T>(verb: string): Fresh<T> {
   const [value, setValue] = useState<T | null>(null);
   const [error, setError] = useState<string | null>(null);
   const ask = async () => {
@@ -97,7 +97,7 @@ export function useEvents<T>(events: string, verb: string): Fresh<T> {
         if (!document.hidden) {
           control = new AbortController();
           try {
-            await follow<T>(events, control.signal, (list) => {
+            await follow<T>(verb, control.signal, (list) => {
               setValue(list);
               setError(null);
             });
@@ -114,6 +114,6 @@ export function useEvents<T>(events: string, verb: string): Fresh<T> {
       ended.abort();
       control.abort();
     };
-  }, [events]);
+  }, [verb]);
   return { value, error, again: () => void ask().catch((failure: Error) => setError(failure.message)) };
 }

@@ -1,11 +1,15 @@
-//! How the tools ask the daemons on the same machine: one JSON object a line over a unix socket.
+//! How the tools ask the daemons: on the same machine one JSON object a line over a unix socket, from afar
+//! calls of HTTP.
 //!
 //! ```text
 //!  bulkhead ── Connection::send ──► one line ──► daemon
 //!           ◄─ Connection::receive ── one line ──┘
 //! ```
 //!
-//! What the objects are is for `host-api` and `server-api` to say. This end blocks.
+//! What the objects are is for `host-api` and `server-api` to say, and which call of HTTP each is
+//! ([`Interface`]). This end blocks.
+
+mod calls;
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -13,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use calls::{Call, Found, HttpCall, Interface, Method, Role, find};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Why a request did not succeed.

@@ -1,9 +1,10 @@
 //! What a guest tells of itself by its agent. All of it is the guest's word.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a guest agent stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentState {
     /// It answers.
@@ -30,7 +31,7 @@ impl AgentState {
 }
 
 /// A network interface as the guest sees it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GuestInterface {
     /// Its name in the guest.
     pub name: String,
@@ -43,7 +44,7 @@ pub struct GuestInterface {
 }
 
 /// A guest agent, and what it tells.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GuestAgent {
     /// How it stands.
     pub state: AgentState,
@@ -65,7 +66,7 @@ pub struct GuestAgent {
 }
 
 /// What a copy of a VM's disks is worth that is made while the VM is held quiet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Consistency {
     /// The guest's file systems are frozen: what its programs have written is on its disks.

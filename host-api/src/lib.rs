@@ -8,17 +8,21 @@
 //!                      │  ◄─► raw bytes after Reply::ConsoleAttached
 //! ```
 //!
+//! Most of the requests are calls of HTTP as well ([`CALLS`]).
+//!
 //! A connection carries one request at a time. This crate opens nothing but that socket and may
 //! be used by anything; of the product it needs `control-socket` alone.
 
+mod calls;
 mod client;
 mod definition;
 mod guest;
 pub mod pki;
 mod wire;
 
+pub use calls::{CALLS, ONLY_HERE, VmHost};
 pub use client::Client;
-pub use control_socket::ClientError;
+pub use control_socket::{Call, ClientError};
 pub use definition::{
     AfterHostFailure, BootDefinition, ConsoleKind, DefinitionError, DiskDefinition, DiskFormat,
     DiskLimits, FirmwareDefinition, FirmwareKind, MacAddress, NicDefinition, PanicAction,

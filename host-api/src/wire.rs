@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Consistency, GuestAgent, VmDefinition, VmName};
@@ -10,7 +11,7 @@ use crate::{Consistency, GuestAgent, VmDefinition, VmName};
 pub const MAX_LINE: usize = 1 << 20;
 
 /// How a move is to be done.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MoveOptions {
     /// Migration address of the other host, `host:port`.
@@ -28,7 +29,7 @@ pub struct MoveOptions {
 }
 
 /// What is asked of the host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Take a VM into the host's state.
@@ -93,11 +94,12 @@ pub enum Request {
         /// Which.
         name: VmName,
     },
-    /// Why disks of VMs that run here are slow, or that nothing is wrong with them.
-    Why {
-        /// A VM, a disk of one (`VM/number`), or a disk's location; all of them if absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        what: Option<String>,
+    /// Why disks of VMs that run here are slow, or that nothing is wrong with them, all of them.
+    Why,
+    /// Why some of them are slow.
+    WhyOf {
+        /// A VM, a disk of one (`VM/number`), or a disk's location.
+        what: String,
     },
     /// Attach to the console: after the answer the connection carries raw bytes both ways.
     Console {
@@ -146,7 +148,7 @@ pub enum Request {
 }
 
 /// State of a VM on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VmState {
     /// Defined, not running.
@@ -187,7 +189,7 @@ impl VmState {
 }
 
 /// A line of `vm list`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmSummary {
     /// Name.
     pub name: VmName,
@@ -203,7 +205,7 @@ pub struct VmSummary {
 }
 
 /// Counters of a disk since the VM started on this host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskUsage {
     /// Where the disk is.
     pub location: String,
@@ -236,7 +238,7 @@ pub struct DiskUsage {
 }
 
 /// How the watchdog of a VM stands, whose guest runs on this host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WatchdogUsage {
     /// The guest has it run.
     pub enabled: bool,
@@ -248,7 +250,7 @@ pub struct WatchdogUsage {
 }
 
 /// The memory of a VM whose machine is here, in bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryUsage {
     /// Of the host's memory, what the guest's takes.
     pub resident: u64,
@@ -258,7 +260,7 @@ pub struct MemoryUsage {
 }
 
 /// How a VM's balloon stands, in bytes. All but the first is the guest's word.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BalloonUsage {
     /// What the guest is to go along with.
     pub wanted: u64,
@@ -286,7 +288,7 @@ pub struct BalloonUsage {
 }
 
 /// What a host says of a disk of a VM.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskReport {
     /// The VM.
     pub vm: VmName,
@@ -309,7 +311,7 @@ pub struct DiskReport {
 }
 
 /// Why a disk is slow, with what says so.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskCause {
     /// Its name: `guest-queue`, `host-queue`, `slow-storage` or `slow-sync`.
     pub cause: String,
@@ -320,7 +322,7 @@ pub struct DiskCause {
 }
 
 /// How long one part of the way took.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskPart {
     /// Which: `whole` from the ring to its status; of that `read`, `write` and `sync` in the storage, with
     /// the way there; `host`: what is left.
@@ -334,7 +336,7 @@ pub struct DiskPart {
 }
 
 /// What `vm show` tells.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct VmDetail {
     /// Summary.
     pub summary: VmSummary,
@@ -367,7 +369,7 @@ pub struct VmDetail {
 }
 
 /// One round of the pre-copy.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MoveRound {
     /// 0 for the first pass over all memory.
     pub number: u32,
@@ -382,7 +384,7 @@ pub struct MoveRound {
 }
 
 /// Progress of a move.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MoveProgress {
     /// What is being done: `connect`, `check`, `precopy`, `handover`, `commit`.
     pub phase: String,
@@ -397,7 +399,7 @@ pub struct MoveProgress {
 }
 
 /// What a finished move cost.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MoveStatistics {
     /// Identity of the move.
     pub id: String,
@@ -432,7 +434,7 @@ pub struct MoveStatistics {
 }
 
 /// The final answer to a request.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {
     /// Done, nothing to tell.
@@ -447,7 +449,7 @@ pub enum Reply {
         /// The VM.
         vm: Box<VmDetail>,
     },
-    /// To [`Request::Why`].
+    /// To [`Request::Why`] and [`Request::WhyOf`].
     Why {
         /// What is wrong first, then what is used most.
         reports: Vec<DiskReport>,
@@ -475,7 +477,7 @@ pub enum Reply {
 }
 
 /// A line from the host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// On the way.

@@ -19,6 +19,7 @@ use std::{
 };
 
 use rustix::{fs::FallocateFlags, io::Errno};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::Caller;
@@ -298,6 +299,31 @@ impl Audit {
             }
         }
         Ok(records)
+    }
+
+    /// Carries out a change that somebody asks for, and writes it down with the state of what it is about
+    /// before and after it. Nothing is done that there is no room to write down.
+    ///
+    /// # Errors
+    /// Why it was not done, in a line for a person.
+    pub fn write_down<T: Serialize>(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: Value,
+        state: impl Fn() -> Value,
+        change: impl FnOnce() -> Result<T, String>,
+    ) -> Result<T, String> {
+        let room = self.make_room().map_err(|error| error.to_string())?;
+        let before = state();
+        let done = change();
+        let reply = done.as_ref().map(|reply| serde_json::to_value(reply).unwrap_or_default());
+        let outcome = reply.as_ref().map_err(|why| why.as_str());
+        let change = Change { caller, request, before, after: state(), outcome };
+        if let Err(error) = room.write(&change) {
+            let verb = change.request["op"].as_str().unwrap_or_default();
+            tracing::error!(%error, verb, "a change could not be written down");
+        }
+        done
     }
 }
 

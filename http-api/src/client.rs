@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use control_socket::{HttpCall, Interface, Method};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -19,7 +20,6 @@ use rustls::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use server_api::{HttpCall, MAX_LINE, Method, Reply};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -28,6 +28,9 @@ use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use crate::files;
+
+/// Longest answer in bytes: a list of a quarter of a million opens.
+const LONGEST: usize = 256 << 20;
 
 /// How long a connection may take to be made, and how long nothing may come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,13 +57,16 @@ pub enum CallError {
         why: String,
     },
     /// The server cannot be reached, or the connection broke.
-    #[error("cannot ask the file server at {0}: {1}")]
+    #[error("cannot ask the server at {0}: {1}")]
     Connection(String, String),
     /// The server says that it does not do it.
     #[error("{0}")]
     Refused(String),
+    /// It lasts as long as its connection, which only the socket on the machine itself has.
+    #[error("that can be asked for on the machine itself only, without --host")]
+    OnlyThere,
     /// The answer is none.
-    #[error("the file server's answer is not understood")]
+    #[error("the server's answer is not understood")]
     Answer,
 }
 
@@ -156,15 +162,16 @@ impl Client {
     ///
     /// # Errors
     /// What the server says, or that it cannot be asked.
-    pub fn call(&self, request: &server_api::Request) -> Result<Reply, CallError> {
-        let HttpCall { method, path, body } = HttpCall::of(request);
+    pub fn call<I: Interface>(&self, request: &I::Request) -> Result<I::Reply, CallError> {
+        let HttpCall { method, path, body } =
+            HttpCall::of::<I>(request).ok_or(CallError::OnlyThere)?;
         self.exchange(method, &path, body)
     }
 
     /// Makes a call with a body that is JSON, or without one.
     ///
     /// # Errors
-    /// As for [`Client::call`].
+    /// What the server says, or that it cannot be asked.
     pub fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -258,7 +265,7 @@ impl Client {
         tokio::spawn(connection);
         let answer = sender.send_request(request).await.map_err(|error| self.broken(error))?;
         let status = answer.status();
-        let whole = Limited::new(answer.into_body(), MAX_LINE).collect().await;
+        let whole = Limited::new(answer.into_body(), LONGEST).collect().await;
         Ok((status, whole.map_err(|error| self.broken(error))?.to_bytes()))
     }
 }

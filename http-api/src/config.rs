@@ -38,12 +38,13 @@ pub(crate) const MOST_HOURS: u32 = 24 * 366;
 
 #[derive(Deserialize, JsonSchema)]
 struct File {
-    api: Option<Section>,
+    api: Option<ApiTable>,
 }
 
-#[derive(Deserialize, JsonSchema)]
+/// The table `[api]` as it is written.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct Section {
+pub struct ApiTable {
     listen: Vec<SocketAddr>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
@@ -56,7 +57,7 @@ struct Section {
     folders: Vec<PathBuf>,
 }
 
-impl Default for Section {
+impl Default for ApiTable {
     fn default() -> Self {
         Self {
             listen: Vec::new(),
@@ -122,7 +123,14 @@ impl ApiConfig {
             let line = before.unwrap_or_default().lines().count().max(1);
             bad("", format!("line {line}: {}", error.message()))
         })?;
-        let section = file.api.unwrap_or_default();
+        Self::of(file.api.unwrap_or_default(), path)
+    }
+
+    /// Takes the table of a file at `path`, to which relative paths in it are relative.
+    ///
+    /// # Errors
+    /// As for [`ApiConfig::load`].
+    pub fn of(section: ApiTable, path: &Path) -> Result<Self, ConfigError> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let place = |path: &PathBuf| folder.join(path);
         let mut secrets = Vec::new();
@@ -193,7 +201,7 @@ fn tls(certificate: &Path, key: &Path) -> Result<ServerConfig, ConfigError> {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
-    use server_api::Role;
+    use control_socket::Role;
 
     use super::*;
     use crate::users::User;

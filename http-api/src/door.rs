@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use control_socket::Role;
 use http::{HeaderMap, header};
-use server_api::Role;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 

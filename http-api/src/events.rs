@@ -12,10 +12,11 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Channel, channel::Sender};
 use hyper::body::{Body, Frame};
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
-    Caller,
+    Backend, Caller, RequestOf,
     respond::{self, Answer, Refusal},
     router::Router,
 };
@@ -58,12 +59,12 @@ impl Told {
 }
 
 /// Begins to tell a caller of a list, for as long as they listen and their token is good.
-pub(crate) fn follow(
-    router: &Arc<Router>,
+pub(crate) fn follow<S: Backend>(
+    router: &Arc<Router<S>>,
     caller: Caller,
-    request: server_api::Request,
     name: &'static str,
 ) -> Result<Answer, Refusal> {
+    let request = serde_json::from_value(json!({ "op": name })).map_err(|_| Refusal::NoCall)?;
     let permit = router.streams.0.clone().try_acquire_owned();
     let permit = permit.map_err(|_| Refusal::Later(LOOK.as_secs()))?;
     let (sender, body) = Channel::<Bytes, Infallible>::new(1);
@@ -100,10 +101,10 @@ impl Body for Followed {
     }
 }
 
-async fn tell(
-    router: Arc<Router>,
+async fn tell<S: Backend>(
+    router: Arc<Router<S>>,
     caller: Caller,
-    (request, name): (server_api::Request, &'static str),
+    (request, name): (RequestOf<S>, &'static str),
     mut sender: Sender<Bytes, Infallible>,
 ) {
     let mut tick = tokio::time::interval(LOOK);

@@ -1,7 +1,7 @@
-//! The control interface of a file server over HTTP/1.1 and JSON, below `/v1`.
+//! The control interface of a daemon over HTTP/1.1 and JSON, below `/v1`.
 //!
 //! ```text
-//!  curl, bulkhead --host ── TLS ──► serve ─► door (who is it?) ─► router ─┬─► Backend: requests of server-api
+//!  curl, bulkhead --host ── TLS ──► serve ─► door (who is it?) ─► router ─┬─► Backend: requests of an Interface
 //!  api.sock (root, the server's user) ─► serve ─────────────────────────► │
 //!                                                                         ├─► own calls: log in, tokens, audit,
 //!                                                                         │   events, openapi.json, metrics
@@ -15,7 +15,8 @@
 //! - There are no cookies, so a page elsewhere has nothing to borrow. A call that a browser sends from a
 //!   page is carried out for the pages that are served here alone (`browser`).
 //!
-//! The server around it is behind the trait [`Backend`].
+//! The server around it is behind the trait [`Backend`], what it may be asked behind
+//! [`Interface`](control_socket::Interface).
 
 mod audit;
 mod browser;
@@ -36,8 +37,10 @@ mod users;
 
 use std::{future::Future, pin::Pin};
 
+use control_socket::{Interface, Role};
+
 pub use audit::{Audit, Change, Outcome, Room};
-pub use config::{ApiConfig, ConfigError, schema as config_schema};
+pub use config::{ApiConfig, ApiTable, ConfigError, schema as config_schema};
 pub use files::replace_private;
 pub use openapi::document;
 pub use own::{
@@ -46,7 +49,6 @@ pub use own::{
 };
 pub use pages::Pages;
 pub use serve::{Api, Counts, bind};
-use server_api::{Reply, Request, Role};
 pub use users::{User, Users, UsersError};
 
 /// Name of the local socket in the server's state folder.
@@ -73,14 +75,24 @@ impl Caller {
     }
 }
 
+/// A request to a server.
+pub type RequestOf<B> = <<B as Backend>::Interface as Interface>::Request;
+
+/// An answer of a server.
+pub type ReplyOf<B> = <<B as Backend>::Interface as Interface>::Reply;
+
 /// The server that the interface controls.
 pub trait Backend: Send + Sync + 'static {
+    /// What it may be asked.
+    type Interface: Interface;
+
     /// Carries out a request of somebody whose role allows it, and writes changes down ([`Audit`]). Is
     /// called on a thread that may wait.
     ///
     /// # Errors
     /// Why not, in a line for a person.
-    fn carry_out(&self, caller: &Caller, request: Request) -> Result<Reply, String>;
+    fn carry_out(&self, caller: &Caller, request: RequestOf<Self>)
+    -> Result<ReplyOf<Self>, String>;
 
     /// The page of metrics.
     fn metrics(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>>;

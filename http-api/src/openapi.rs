@@ -1,8 +1,8 @@
 //! The description of all calls (OpenAPI 3.1), made of the tables of calls and of the types themselves.
 
+use control_socket::{Call, Interface, Method, Role};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
-use server_api::{CALLS, Call, Method, Reply, Request, Role};
 
 use crate::own::{
     AuditRecords, LogIn, NewToken, OWN, OwnCall, OwnRow, Revoked, TokenList, TokenMade, WhoAmI,
@@ -27,8 +27,8 @@ impl Schemas {
 }
 
 /// The body that a call takes: fields of its request that are not in its path.
-fn body(schemas: &mut Schemas, call: &Call) -> Option<Value> {
-    let mut schema = schemas.variant::<Request>("op", call.verb);
+fn body<I: Interface>(schemas: &mut Schemas, call: &Call) -> Option<Value> {
+    let mut schema = schemas.variant::<I::Request>("op", call.verb);
     for field in call.fields().chain(["op"]) {
         if let Some(all) = schema["properties"].as_object_mut() {
             all.remove(field);
@@ -89,8 +89,8 @@ fn parameters(path: &'static str, numbers: &[&str]) -> Vec<Value> {
     fields.map(one).collect()
 }
 
-fn server_call(schemas: &mut Schemas, call: &'static Call) -> Value {
-    let schema = schemas.variant::<Reply>("reply", call.reply);
+fn server_call<I: Interface>(schemas: &mut Schemas, call: &'static Call) -> Value {
+    let schema = schemas.variant::<I::Reply>("reply", call.reply);
     let mut answers: Map<_, _> = refusals(Some(call.role), true).into_iter().collect();
     answers.extend([answer("200", "Done", Some(("application/json", schema)))]);
     let mut operation = json!({
@@ -101,14 +101,14 @@ fn server_call(schemas: &mut Schemas, call: &'static Call) -> Value {
         "responses": answers,
         "x-role": call.role,
     });
-    if let Some(schema) = body(schemas, call) {
+    if let Some(schema) = body::<I>(schemas, call) {
         let content = json!({ "application/json": { "schema": schema } });
         operation["requestBody"] = json!({ "required": true, "content": content });
     }
     operation
 }
 
-fn own_call(schemas: &mut Schemas, row: &'static OwnRow) -> Value {
+fn own_call<I: Interface>(schemas: &mut Schemas, row: &'static OwnRow) -> Value {
     let json = |schema| ("application/json", schema);
     let (name, content) = match row.call {
         OwnCall::LogIn => ("login", json(schemas.of::<TokenMade>())),
@@ -117,8 +117,7 @@ fn own_call(schemas: &mut Schemas, row: &'static OwnRow) -> Value {
         OwnCall::NewToken => ("token-create", json(schemas.of::<TokenMade>())),
         OwnCall::Revoke => ("token-revoke", json(schemas.of::<Revoked>())),
         OwnCall::Audit => ("audit", json(schemas.of::<AuditRecords>())),
-        OwnCall::SessionEvents => ("events-sessions", events()),
-        OwnCall::OpenEvents => ("events-opens", events()),
+        OwnCall::Events => ("events", events()),
         OwnCall::Metrics => ("metrics", ("application/openmetrics-text", text())),
         OwnCall::Description => ("openapi", json(json!({ "type": "object" }))),
     };
@@ -128,6 +127,9 @@ fn own_call(schemas: &mut Schemas, row: &'static OwnRow) -> Value {
         _ => None,
     };
     let mut parameters = parameters(row.path, &["id"]);
+    if row.call == OwnCall::Events {
+        parameters[0]["schema"] = json!({ "type": "string", "enum": I::FOLLOWED });
+    }
     if row.call == OwnCall::Audit {
         let schema = json!({ "type": "integer", "minimum": 0, "maximum": 1000, "default": 100 });
         let limit = json!({ "name": "limit", "in": "query", "required": false, "schema": schema });
@@ -165,20 +167,20 @@ fn place(paths: &mut Map<String, Value>, path: &str, method: Method, operation: 
     at[method.name().to_ascii_lowercase()] = operation;
 }
 
-/// The whole description, as JSON.
-pub fn document() -> Value {
+/// The whole description of an interface, as JSON.
+pub fn document<I: Interface>() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
     });
     let mut schemas = Schemas(settings.into_generator());
     let mut paths = Map::new();
-    for call in &CALLS {
-        let operation = server_call(&mut schemas, call);
+    for call in I::CALLS {
+        let operation = server_call::<I>(&mut schemas, call);
         place(&mut paths, call.path, call.method, operation);
     }
     for row in &OWN {
-        let operation = own_call(&mut schemas, row);
+        let operation = own_call::<I>(&mut schemas, row);
         place(&mut paths, row.path, row.method, operation);
     }
     let mut all = schemas.0.take_definitions(true);
@@ -195,7 +197,7 @@ pub fn document() -> Value {
     json!({
         "openapi": "3.1.0",
         "info": {
-            "title": "Bulkhead file server",
+            "title": I::TITLE,
             "version": env!("CARGO_PKG_VERSION"),
             "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
         },
@@ -213,6 +215,8 @@ pub fn document() -> Value {
 mod tests {
     use std::collections::BTreeSet;
 
+    use server_api::{CALLS, Server};
+
     use super::*;
 
     fn references(value: &Value, into: &mut BTreeSet<String>) {
@@ -228,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_call_is_described_with_its_body_and_its_answer() {
-        let document = document();
+        let document = document::<Server>();
         let mut operations = BTreeSet::new();
         for at in document["paths"].as_object().unwrap().values() {
             for operation in at.as_object().unwrap().values() {
@@ -256,7 +260,7 @@ mod tests {
 
     #[test]
     fn every_reference_leads_to_a_schema() {
-        let document = document();
+        let document = document::<Server>();
         let mut all = BTreeSet::new();
         references(&document, &mut all);
         assert!(all.len() > 5, "{all:?}");

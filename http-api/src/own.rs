@@ -1,9 +1,9 @@
 //! Calls that are the interface's own: who is who, tokens, what was changed, what changes.
 
+use control_socket::{Method, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use server_api::{Method, Role};
 
 /// Somebody who wants a token.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
@@ -113,10 +113,8 @@ pub enum OwnCall {
     Revoke,
     /// Lists changes.
     Audit,
-    /// Follows the sessions.
-    SessionEvents,
-    /// Follows what is open.
-    OpenEvents,
+    /// Follows a list.
+    Events,
     /// Reads metrics.
     Metrics,
     /// Reads the description of all calls.
@@ -151,7 +149,7 @@ use Method::{Delete, Get, Post};
 const VIEWER: Option<Role> = Some(Role::Viewer);
 
 /// All calls that are no request of the server.
-pub const OWN: [OwnRow; 10] = [
+pub const OWN: [OwnRow; 9] = [
     row(OwnCall::LogIn, (Post, "/v1/login"), None, "Gives a token for a password"),
     row(OwnCall::WhoAmI, (Get, "/v1/whoami"), VIEWER, "Who the caller is, and what they may do"),
     row(
@@ -174,16 +172,10 @@ pub const OWN: [OwnRow; 10] = [
         "The last changes, at most 1000",
     ),
     row(
-        OwnCall::SessionEvents,
-        (Get, "/v1/events/sessions"),
+        OwnCall::Events,
+        (Get, "/v1/events/{list}"),
         VIEWER,
-        "Follows the list of sessions: an event each time that it has changed",
-    ),
-    row(
-        OwnCall::OpenEvents,
-        (Get, "/v1/events/opens"),
-        VIEWER,
-        "Follows the list of open files: an event each time that it has changed",
+        "Follows a list: an event each time that it has changed",
     ),
     row(
         OwnCall::Metrics,

@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
+use control_socket::Method;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use serde::Serialize;
 use serde_json::json;
-use server_api::Method;
 
 /// The body of an answer.
 pub(crate) type Body = BoxBody<Bytes, Infallible>;

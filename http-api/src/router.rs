@@ -9,14 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use control_socket::{Call, Found, Interface, Role, find};
 use http::{HeaderMap, Request, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use server_api::{CALLS, Call, Found, Reply, Role, find};
 
 use crate::{
-    Audit, Backend, Caller, Change, Room, browser,
+    Audit, Backend, Caller, Change, ReplyOf, RequestOf, Room, browser,
     door::{Door, Origin},
     events::{self, Streams},
     openapi,
@@ -38,8 +38,8 @@ const BODY: Duration = Duration::from_secs(10);
 const RECORDS: (usize, usize) = (100, 1000);
 
 /// What all connections share.
-pub(crate) struct Router {
-    pub(crate) backend: Arc<dyn Backend>,
+pub(crate) struct Router<S> {
+    pub(crate) backend: Arc<S>,
     pub(crate) door: Arc<Door>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) streams: Streams,
@@ -79,8 +79,8 @@ enum Entry {
 }
 
 /// What is at a path; a query is for the call.
-fn entry(method: &str, path: &str) -> Found<Entry> {
-    let server = CALLS.iter().map(|call| (call.method, call.path, Entry::Server(call)));
+fn entry<I: Interface>(method: &str, path: &str) -> Found<Entry> {
+    let server = I::CALLS.iter().map(|call| (call.method, call.path, Entry::Server(call)));
     let own = OWN.iter().map(|row| (row.method, row.path, Entry::Own(row.call, row.role)));
     find(server.chain(own), method, path)
 }
@@ -91,7 +91,7 @@ struct Asked {
     origin: Origin,
 }
 
-impl Router {
+impl<S: Backend> Router<S> {
     /// Answers a request; says whether the caller is known.
     pub(crate) async fn answer<B>(
         self: &Arc<Self>,
@@ -131,7 +131,7 @@ impl Router {
             return page.answer(parts.method.as_str(), &parts.headers).await;
         }
         browser::page(origin, &parts.headers)?;
-        let (entry, fields) = match entry(parts.method.as_str(), parts.uri.path()) {
+        let (entry, fields) = match entry::<S::Interface>(parts.method.as_str(), parts.uri.path()) {
             Found::Call(entry, fields) => (entry, fields),
             Found::Otherwise(methods) => return Err(Refusal::Otherwise(methods)),
             Found::Nothing => return Err(Refusal::NoCall),
@@ -191,7 +191,9 @@ impl Router {
                 self.note(room, (caller, request), [Value::Null, after]).await;
                 Ok(respond::value(&made))
             }
-            Entry::Own(OwnCall::Description, _) => Ok(respond::value(&openapi::document())),
+            Entry::Own(OwnCall::Description, _) => {
+                Ok(respond::value(&openapi::document::<S::Interface>()))
+            }
             _ => Err(Refusal::NoCall),
         }
     }
@@ -200,8 +202,8 @@ impl Router {
     async fn server(
         self: &Arc<Self>,
         caller: Caller,
-        request: server_api::Request,
-    ) -> Result<Reply, Refusal> {
+        request: RequestOf<S>,
+    ) -> Result<ReplyOf<S>, Refusal> {
         let backend = self.backend.clone();
         let done = tokio::task::spawn_blocking(move || backend.carry_out(&caller, request));
         done.await.map_err(|_| Refusal::Failed)?.map_err(Refusal::Refused)
@@ -269,11 +271,11 @@ impl Router {
                 })?;
                 Ok(respond::value(&AuditRecords { records }))
             }
-            OwnCall::SessionEvents => {
-                events::follow(self, caller, server_api::Request::Sessions, "sessions")
-            }
-            OwnCall::OpenEvents => {
-                events::follow(self, caller, server_api::Request::Opens, "opens")
+            OwnCall::Events => {
+                let wanted = fields.of("list").unwrap_or_default();
+                let mut lists = S::Interface::FOLLOWED.iter();
+                let name = lists.find(|name| **name == wanted).ok_or(Refusal::NoCall)?;
+                events::follow(self, caller, name)
             }
             OwnCall::Metrics => {
                 let page = self.backend.metrics().await;
@@ -295,8 +297,12 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
+    fn of(&self, wanted: &str) -> Option<&str> {
+        self.path.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.as_str())
+    }
+
     fn id(&self) -> Option<u64> {
-        self.path.iter().find(|(name, _)| *name == "id")?.1.parse().ok()
+        self.of("id")?.parse().ok()
     }
 
     /// The number of that name in the query, or the first of `bounds`; at most the second.
@@ -356,8 +362,8 @@ where
 
 /// All places of calls, for the test that none is there twice.
 #[cfg(test)]
-fn places() -> Vec<(server_api::Method, &'static str)> {
-    let server = CALLS.iter().map(|call| (call.method, call.path));
+fn places<I: Interface>() -> Vec<(control_socket::Method, &'static str)> {
+    let server = I::CALLS.iter().map(|call| (call.method, call.path));
     server.chain(OWN.iter().map(|row| (row.method, row.path))).collect()
 }
 
@@ -369,7 +375,7 @@ mod tests {
 
     #[test]
     fn no_own_call_stands_where_a_request_does() {
-        let all = places();
+        let all = places::<server_api::Server>();
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
 

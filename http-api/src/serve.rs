@@ -105,16 +105,16 @@ pub struct Counts {
 }
 
 /// The interface, beside its server.
-pub struct Api {
-    router: Arc<Router>,
+pub struct Api<S> {
+    router: Arc<Router<S>>,
     config: RwLock<ApiConfig>,
     census: Mutex<Census>,
     local: tokio::sync::Semaphore,
 }
 
 /// A connection that is counted.
-struct Counted {
-    api: Arc<Api>,
+struct Counted<S> {
+    api: Arc<Api<S>>,
     address: IpAddr,
     /// What is counted of the address.
     network: IpAddr,
@@ -127,7 +127,7 @@ struct Counted {
     told_to_go: Arc<Notify>,
 }
 
-impl Drop for Counted {
+impl<S> Drop for Counted<S> {
     fn drop(&mut self) {
         let mut census = self.api.census.lock().unwrap_or_else(PoisonError::into_inner);
         census.all -= 1;
@@ -141,8 +141,8 @@ impl Drop for Counted {
     }
 }
 
-impl Counted {
-    fn enter(api: &Arc<Api>, address: IpAddr) -> Option<Arc<Self>> {
+impl<S> Counted<S> {
+    fn enter(api: &Arc<Api<S>>, address: IpAddr) -> Option<Arc<Self>> {
         let (most, each) = api.config().connections;
         let network = network(address);
         let mut census = api.census.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,7 +175,13 @@ impl Counted {
     }
 }
 
-impl Api {
+impl<S> Api<S> {
+    fn config(&self) -> ApiConfig {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl<S: Backend> Api<S> {
     /// The interface of a server, with what it keeps in the state folder and the files that it gives to
     /// browsers.
     ///
@@ -185,7 +191,7 @@ impl Api {
         config: ApiConfig,
         state_dir: &Path,
         audit: Arc<Audit>,
-        backend: Arc<dyn Backend>,
+        backend: Arc<S>,
         pages: Pages,
     ) -> io::Result<Arc<Self>> {
         let door = Arc::new(Door::new(&config, &state_dir.join(TOKENS))?);
@@ -211,10 +217,6 @@ impl Api {
         let connections = self.census.lock().unwrap_or_else(PoisonError::into_inner).all;
         let failed_logins = self.router.door.failures();
         Counts { connections, done, refused, failed, failed_logins }
-    }
-
-    fn config(&self) -> ApiConfig {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes users, the certificate and limits of a new configuration; addresses need a restart.
@@ -294,7 +296,11 @@ impl Api {
     }
 
     /// Serves somebody who must show in time who they are.
-    async fn stranger(&self, stream: impl AsyncRead + AsyncWrite + Unpin, counted: Arc<Counted>) {
+    async fn stranger(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        counted: Arc<Counted<S>>,
+    ) {
         let origin = Origin::Remote(counted.address);
         let served = self.http(stream, origin, Some(counted.clone()));
         tokio::pin!(served);
@@ -311,7 +317,7 @@ impl Api {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         origin: Origin,
-        counted: Option<Arc<Counted>>,
+        counted: Option<Arc<Counted<S>>>,
     ) {
         let answer = |request: hyper::Request<hyper::body::Incoming>| {
             let (router, origin, counted) = (self.router.clone(), origin.clone(), counted.clone());

@@ -11,8 +11,8 @@ use std::{
 };
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, digest};
+use control_socket::Role;
 use serde::{Deserialize, Serialize};
-use server_api::Role;
 use zeroize::Zeroizing;
 
 use crate::files;

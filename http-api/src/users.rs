@@ -16,8 +16,8 @@ use argon2::{
     Argon2,
     password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString},
 };
+use control_socket::Role;
 use serde::{Deserialize, Serialize};
-use server_api::Role;
 
 use crate::files;
 

@@ -283,6 +283,9 @@ pub struct Config {
     /// The table `[limits]`.
     #[serde(default)]
     pub limits: Limits,
+    /// `[api]`: the control interface over HTTP. Without it there is its local socket alone.
+    #[serde(default)]
+    pub api: http_api::ApiTable,
 }
 
 fn default_socket() -> PathBuf {

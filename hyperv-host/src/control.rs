@@ -17,14 +17,17 @@ use std::{
 };
 
 use host_api::{Event, MAX_LINE, Reply, Request, VmName};
+use http_api::Caller;
 use vmm::platform::error::chain;
 
 use crate::{
+    api::Verbs,
     host::{Host, HostError, spawn},
-    migrate,
 };
 
-const STOP_LIMIT: u32 = 60;
+/// Where callers of the socket ask from, for the log of changes.
+const SOCKET: &str = "control.sock";
+
 /// How long a VM is held quiet if nobody says otherwise, and at most, in seconds.
 const QUIET_LIMIT: u32 = 60;
 const LONGEST_QUIET: u32 = 300;
@@ -80,7 +83,7 @@ impl Drop for Place {
 }
 
 /// Serves the socket for ever.
-pub fn serve(host: &Arc<Host>, listener: &UnixListener) {
+pub fn serve(verbs: &Arc<Verbs>, listener: &UnixListener) {
     let open = Arc::new(AtomicUsize::new(0));
     let mut failing = false;
     for stream in listener.incoming() {
@@ -95,13 +98,13 @@ pub fn serve(host: &Arc<Host>, listener: &UnixListener) {
             }
         };
         failing = false;
-        if open.load(Ordering::Relaxed) >= host.config.limits.control_connections {
+        if open.load(Ordering::Relaxed) >= verbs.host().config.limits.control_connections {
             continue;
         }
-        let (host, place) = (host.clone(), Place::take(&open));
+        let (verbs, place) = (verbs.clone(), Place::take(&open));
         spawn("control".into(), move || {
             let _place = place;
-            if let Err(error) = connection(&host, stream) {
+            if let Err(error) = connection(&verbs, stream) {
                 tracing::debug!(%error, "control connection");
             }
         });
@@ -126,7 +129,9 @@ fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     Ok((got > 0).then_some(line))
 }
 
-fn connection(host: &Arc<Host>, stream: UnixStream) -> io::Result<()> {
+fn connection(verbs: &Verbs, stream: UnixStream) -> io::Result<()> {
+    let host = verbs.host();
+    let caller = caller(&stream)?;
     stream.set_write_timeout(Some(WRITE_LIMIT))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
@@ -150,52 +155,22 @@ fn connection(host: &Arc<Host>, stream: UnixStream) -> io::Result<()> {
             quiesce(host, &mut stream, &mut reader, name, *limit_s)?;
             continue;
         }
-        let event = match carry_out(host, request, &mut stream) {
+        let done = verbs.carry_out(&caller, request, |progress| {
+            // Whoever asked may have gone; what they asked for goes on.
+            let _ = tell(&mut stream, &Event::Progress { progress });
+        });
+        let event = match done {
             Ok(reply) => Event::Done { reply },
-            Err(error) => Event::Failed { message: chain(&error) },
+            Err(message) => Event::Failed { message },
         };
         tell(&mut stream, &event)?;
     }
 }
 
-fn carry_out(
-    host: &Arc<Host>,
-    request: Request,
-    stream: &mut UnixStream,
-) -> Result<Reply, HostError> {
-    match request {
-        Request::Create { definition } => host.create(definition)?,
-        Request::Check { definition, new } => host.check(&definition, &new)?,
-        Request::Edit { was, definition } => host.edit(&was, *definition)?,
-        Request::Rename { name, to } => host.rename(&name, &to)?,
-        Request::Start { name } => host.start(&name)?,
-        Request::Stop { name, force, timeout_s } => {
-            let limit = Duration::from_secs(u64::from(timeout_s.unwrap_or(STOP_LIMIT)));
-            host.stop(&name, force, limit)?;
-        }
-        Request::Resume { name } => host.resume(&name)?,
-        Request::Memory { name, mib } => host.set_memory(&name, mib)?,
-        Request::List => return Ok(Reply::List { vms: host.list() }),
-        Request::Show { name } => return Ok(Reply::Show { vm: Box::new(host.show(&name)?) }),
-        Request::Why { what } => {
-            let reports = host.why(what.as_deref())?;
-            return Ok(Reply::Why { reports });
-        }
-        Request::Move { name, options } => {
-            let statistics = migrate::source::move_vm(host, &name, options, |progress| {
-                // Whoever asked may have gone; the move goes on.
-                let _ = tell(stream, &Event::Progress { progress });
-            })?;
-            return Ok(Reply::Moved { statistics: Box::new(statistics) });
-        }
-        Request::CancelMove { name } => host.cancel_move(&name)?,
-        Request::Delete { name } => host.delete(&name)?,
-        Request::Resolve { name, run } => host.resolve(&name, run)?,
-        Request::Thaw => return Err(HostError::NotQuiet),
-        // They take the connection, and are carried out where it is.
-        Request::Console { .. } | Request::Quiesce { .. } => {}
-    }
-    Ok(Reply::Ok)
+/// Who is at the other end: only the host's user and the superuser can be.
+fn caller(stream: &UnixStream) -> io::Result<Caller> {
+    let uid = rustix::net::sockopt::socket_peercred(stream)?.uid;
+    Ok(Caller::local(uid.as_raw(), SOCKET))
 }
 
 /// Holds a VM quiet until the other end says something, whatever that is, or is gone, or the time is over.

@@ -1,7 +1,8 @@
 //! The VM host.
 //!
 //! ```text
-//!  bulkhead vm … ─► control ─► host (VM table, durable records)
+//!  bulkhead vm … ─► control ─► api ─► host (VM table, durable records)
+//!  HTTP ─► http-api ───────────┘         │
 //!                                        │ build, start, stop        │ move
 //!                                        ▼                           ▼
 //!                                      vmm::Vm ◄── memory, state ── migrate ═ TLS ═► other host
@@ -13,12 +14,14 @@
 
 pub mod agent;
 pub mod allowed;
+pub mod api;
 pub mod config;
 pub mod control;
 pub mod disks;
 pub mod fault;
 pub mod handover;
 pub mod host;
+pub mod metrics;
 pub mod migrate;
 pub mod nics;
 pub mod recover;

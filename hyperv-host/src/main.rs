@@ -3,13 +3,15 @@
 
 use std::{
     io::{IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::Context;
 use clap::Parser;
 use hyperv_host::{
+    api::{self, Interface, Verbs},
     config::Config,
     control,
     fault::{Fault, Faults},
@@ -70,10 +72,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     if args.check {
         usable(&config)?;
+        api::config(&config, &args.config)?;
         println!("{}: good", args.config.display());
         return Ok(());
     }
     let signals = signals()?;
+    let api_config = api::config(&config, &args.config)?;
     let socket = config.host.control_socket.clone();
     let host = Host::open(config, Faults::new(args.fault.clone()))?;
     let listener =
@@ -93,14 +97,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
             std::thread::sleep(why::EVERY);
         }
     });
-    let serving = host.clone();
-    spawn("control/accept".into(), move || control::serve(&serving, &listener));
+    let verbs = Arc::new(Verbs::new(host.clone(), &api_config));
+    let interface = api::serve(&verbs, api_config)?;
+    spawn("control/accept".into(), move || control::serve(&verbs, &listener));
     let address =
         host.migration_address.get().map_or_else(|| "none".to_owned(), ToString::to_string);
     println!("ready control={} migration={address}", socket.display());
     std::io::stdout().flush()?;
     notify("READY=1");
-    signals.wait()?;
+    while signals.wait()? == libc::SIGHUP {
+        reload(&args.config, &interface);
+    }
     notify("STOPPING=1");
     tracing::info!("stopping");
     host.shut_down();
@@ -109,7 +116,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGTERM and SIGINT, blocked in all threads and waited for in this one.
+/// Takes `[api]` of the file anew; the rest of it needs a restart.
+fn reload(path: &Path, interface: &Interface) {
+    let read = Config::load(path).map_err(anyhow::Error::from);
+    match read.and_then(|config| api::config(&config, path)) {
+        Ok(config) => {
+            interface.reload(config);
+            tracing::info!("the control interface's users and certificate are read again");
+        }
+        Err(error) => tracing::error!("nothing is read again: {error:#}"),
+    }
+}
+
+/// SIGTERM, SIGINT and SIGHUP, blocked in all threads and waited for in this one.
 struct Signals(libc::sigset_t);
 
 #[expect(unsafe_code, reason = "signal masks")]
@@ -120,6 +139,7 @@ fn signals() -> anyhow::Result<Signals> {
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGTERM);
         libc::sigaddset(&mut set, libc::SIGINT);
+        libc::sigaddset(&mut set, libc::SIGHUP);
         if libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
             anyhow::bail!("cannot block signals");
         }
@@ -129,12 +149,12 @@ fn signals() -> anyhow::Result<Signals> {
 
 impl Signals {
     #[expect(unsafe_code, reason = "sigwait")]
-    fn wait(&self) -> anyhow::Result<()> {
+    fn wait(&self) -> anyhow::Result<libc::c_int> {
         let mut signal = 0;
         // SAFETY: the set is initialised and the signal number is written by the call.
         let result = unsafe { libc::sigwait(&self.0, &mut signal) };
         anyhow::ensure!(result == 0, "cannot wait for signals");
-        Ok(())
+        Ok(signal)
     }
 }
 

@@ -89,4 +89,30 @@ catalogue! {
         "calls of the control interface that were carried out (done), refused, or failed";
     API_FAILED_LOGINS: Counter, Things, "bulkhead_api_failed_logins", [],
         "wrong passwords and wrong tokens that were shown to the control interface";
+    HOST_BUILD: Info, Things, "bulkhead_host_build", ["version"],
+        "the version of the VM host";
+    VMS: Gauge, Things, "bulkhead_host_vms", ["state"],
+        "VMs of the host by their state, as `bulkhead vm list` names it";
+    VM_RESIDENT: Gauge, Bytes, "bulkhead_vm_resident_bytes", ["vm"],
+        "what the memory of a VM's guest takes of the host's";
+    VM_MEMORY: Gauge, Bytes, "bulkhead_vm_memory_bytes", ["vm"],
+        "what a guest with a balloon goes along with";
+    VM_PAUSES: Counter, Things, "bulkhead_vm_pauses", ["vm"],
+        "times that the host paused a guest since its machine is here";
+    VM_WATCHDOG: Counter, Things, "bulkhead_vm_watchdog_expired", ["vm"],
+        "times that a VM's watchdog has expired since its machine is here";
+    VM_MOVE_DOWNTIME: Gauge, Seconds, "bulkhead_vm_move_downtime_seconds", ["vm", "direction"],
+        "how long the guest stood still in the last move (out, in)";
+    VM_DISK_OPERATIONS: Counter, Things, "bulkhead_vm_disk_operations", ["vm", "disk", "kind"],
+        "requests of a guest that its disk carried out (read, write, sync)";
+    VM_DISK_MOVED: Counter, Bytes, "bulkhead_vm_disk_bytes", ["vm", "disk", "kind"],
+        "bytes that a guest read from its disk and wrote to it (read, write)";
+    VM_DISK_FAILED: Counter, Things, "bulkhead_vm_disk_failed", ["vm", "disk"],
+        "requests of a guest that ended in an error";
+    VM_DISK_DELAYED: Counter, Things, "bulkhead_vm_disk_delayed", ["vm", "disk"],
+        "times that requests of a guest waited for a limit of its disk";
+    VM_DISK_PAUSES: Counter, Things, "bulkhead_vm_disk_pauses", ["vm", "disk"],
+        "times that requests were under way and none was completed for 20 ms or longer";
+    VM_DISK_TIME: Histogram, Seconds, "bulkhead_vm_disk_seconds", ["vm", "disk", "part"],
+        "time of a guest's requests: whole, and of that in the storage (read, write, sync)";
 }

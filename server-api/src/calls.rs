@@ -1,235 +1,19 @@
 //! Which call of HTTP each request is.
 
-use std::fmt;
+use control_socket::{Call, Interface, Method, Role};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use crate::{Reply, Request};
 
-use crate::Request;
+/// The interface of a file server.
+#[derive(Debug)]
+pub struct Server;
 
-/// What somebody may do; each may do what those before it may.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Looks.
-    Viewer,
-    /// Ends sessions, takes snapshots, tells initiators and clients of the witness service.
-    Operator,
-    /// Changes what is served and who may use it, and removes what was kept.
-    Administrator,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Administrator => "administrator",
-        })
-    }
-}
-
-/// Methods of HTTP that calls use (RFC 9110 9.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Method {
-    /// Looks, and changes nothing.
-    Get,
-    /// Does something.
-    Post,
-    /// Sets what the path names.
-    Put,
-    /// Ends or removes what the path names.
-    Delete,
-}
-
-impl Method {
-    /// Its word on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Post => "POST",
-            Self::Put => "PUT",
-            Self::Delete => "DELETE",
-        }
-    }
-}
-
-/// One call, as the table has it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Call {
-    /// The request that it is, by its `op`.
-    pub verb: &'static str,
-    /// Its method.
-    pub method: Method,
-    /// Its path; a name in braces is a field of the request, the other fields are in the body.
-    pub path: &'static str,
-    /// Fields of the path that are numbers.
-    pub numbers: &'static [&'static str],
-    /// Who may call it.
-    pub role: Role,
-    /// The kind of its answer, by its `reply`.
-    pub reply: &'static str,
-    /// What it does, in a clause.
-    pub summary: &'static str,
-}
-
-impl Call {
-    /// Whether it changes anything.
-    pub fn changes(&self) -> bool {
-        self.method != Method::Get
-    }
-
-    /// The call that a request is.
-    ///
-    /// # Panics
-    /// Never: each request is in the table, as a test holds.
-    pub fn of(request: &Request) -> &'static Call {
-        let op = serde_json::to_value(request).ok();
-        let op = op.as_ref().and_then(|it| it.get("op")?.as_str()).unwrap_or_default();
-        let found = CALLS.iter().find(|call| call.verb == op);
-        found.expect("each request has its call")
-    }
-
-    /// Names of the fields that are in the path.
-    pub fn fields(&self) -> impl Iterator<Item = &'static str> {
-        self.path.split('/').filter_map(field)
-    }
-
-    /// The request that a call is, with the fields of its path, as [`find`] gives them, and the body.
-    ///
-    /// # Errors
-    /// What is wrong with it, in a line without anything of what was sent but names of fields.
-    pub fn request(&self, fields: Vec<(&str, String)>, body: &[u8]) -> Result<Request, String> {
-        let mut all = match body {
-            [] => Map::new(),
-            body => serde_json::from_slice(body).map_err(|error| format!("the body: {error}"))?,
-        };
-        if all.contains_key("op") {
-            return Err("the body: op is what the path says".to_owned());
-        }
-        for (name, value) in fields {
-            let value = if self.numbers.contains(&name) {
-                let number = value.parse::<u64>();
-                Value::from(number.map_err(|_| format!("{name} in the path is no number"))?)
-            } else {
-                Value::from(value)
-            };
-            if all.insert(name.to_owned(), value).is_some() {
-                return Err(format!("the body: {name} is what the path says"));
-            }
-        }
-        all.insert("op".to_owned(), Value::from(self.verb));
-        serde_json::from_value(Value::Object(all)).map_err(|error| error.to_string())
-    }
-}
-
-/// The name in braces that a part of a path is, if it is one.
-fn field(part: &'static str) -> Option<&'static str> {
-    part.strip_prefix('{')?.strip_suffix('}')
-}
-
-/// What stands in a path as it is (RFC 3986 2.3).
-const ENCODED: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'@').remove(b':');
-
-/// A request as a call of HTTP.
-#[derive(Debug, PartialEq, Eq)]
-pub struct HttpCall {
-    /// Its method.
-    pub method: Method,
-    /// Its path, encoded.
-    pub path: String,
-    /// Its body, JSON; nothing if there are no fields for it.
-    pub body: Option<String>,
-}
-
-impl HttpCall {
-    /// The call that a request is.
-    pub fn of(request: &Request) -> Self {
-        let call = Call::of(request);
-        let mut all = match serde_json::to_value(request) {
-            Ok(Value::Object(all)) => all,
-            _ => Map::new(),
-        };
-        all.remove("op");
-        let mut path = String::new();
-        for part in call.path.split('/').skip(1) {
-            path.push('/');
-            match field(part).and_then(|name| all.remove(name)) {
-                None => path.push_str(part),
-                Some(Value::String(text)) => {
-                    path.extend(utf8_percent_encode(&text, ENCODED));
-                }
-                Some(number) => path.push_str(&number.to_string()),
-            }
-        }
-        let body = (!all.is_empty()).then(|| Value::Object(all).to_string());
-        Self { method: call.method, path, body }
-    }
-}
-
-/// What is at a path.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Found<T> {
-    /// This, with the fields of its path, decoded.
-    Call(T, Vec<(&'static str, String)>),
-    /// Something, for these methods only.
-    Otherwise(Vec<Method>),
-    /// Nothing at all.
-    Nothing,
-}
-
-/// Looks for what is at a path (without its query) among entries with a method and a path. A path that
-/// is not encoded as UTF-8 is the path of nothing.
-pub fn find<T>(
-    entries: impl Iterator<Item = (Method, &'static str, T)>,
-    method: &str,
-    path: &str,
-) -> Found<T> {
-    let mut others = Vec::new();
-    for (at, pattern, entry) in entries {
-        let Some(fields) = fields(pattern, path) else { continue };
-        if at.name() == method {
-            return Found::Call(entry, fields);
-        }
-        others.push(at);
-    }
-    if others.is_empty() { Found::Nothing } else { Found::Otherwise(others) }
-}
-
-/// The fields of a path by a pattern; `None` if it is not one of that pattern.
-fn fields(pattern: &'static str, path: &str) -> Option<Vec<(&'static str, String)>> {
-    let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
-    let mut found = Vec::new();
-    loop {
-        match (wanted.next(), given.next()) {
-            (None, None) => return Some(found),
-            (Some(wanted), Some(given)) => match field(wanted) {
-                Some(name) if !given.is_empty() => {
-                    let value = percent_decode_str(given).decode_utf8().ok()?;
-                    found.push((name, value.into_owned()));
-                }
-                None if wanted == given => {}
-                _ => return None,
-            },
-            _ => return None,
-        }
-    }
-}
-
-/// A row of the table whose path has no numbers.
-const fn call(
-    verb: &'static str,
-    (method, path): (Method, &'static str),
-    role: Role,
-    reply: &'static str,
-    summary: &'static str,
-) -> Call {
-    Call { verb, method, path, numbers: &[], role, reply, summary }
+impl Interface for Server {
+    type Request = Request;
+    type Reply = Reply;
+    const TITLE: &'static str = "Bulkhead file server";
+    const CALLS: &'static [Call] = &CALLS;
+    const FOLLOWED: &'static [&'static str] = &["sessions", "opens"];
 }
 
 use Method::{Delete, Get, Post, Put};
@@ -237,34 +21,40 @@ use Role::{Administrator, Operator, Viewer};
 
 /// All calls, one for each request.
 pub const CALLS: [Call; 23] = [
-    call("status", (Get, "/v1/status"), Viewer, "status", "How the server is"),
-    call("sessions", (Get, "/v1/sessions"), Viewer, "sessions", "All sessions of SMB clients"),
-    call("opens", (Get, "/v1/opens"), Viewer, "opens", "All open files and folders"),
-    call("locks", (Get, "/v1/locks"), Viewer, "locks", "All byte-range locks"),
-    call("shares", (Get, "/v1/shares"), Viewer, "shares", "All shares, with who uses them"),
-    call(
+    Call::new("status", (Get, "/v1/status"), Viewer, "status", "How the server is"),
+    Call::new("sessions", (Get, "/v1/sessions"), Viewer, "sessions", "All sessions of SMB clients"),
+    Call::new("opens", (Get, "/v1/opens"), Viewer, "opens", "All open files and folders"),
+    Call::new("locks", (Get, "/v1/locks"), Viewer, "locks", "All byte-range locks"),
+    Call::new("shares", (Get, "/v1/shares"), Viewer, "shares", "All shares, with who uses them"),
+    Call::new(
         "why",
         (Get, "/v1/why"),
         Viewer,
         "why",
         "Why shares, files and LUNs are slow, each with its cause or that nothing is wrong",
     ),
-    call(
+    Call::new(
         "why-of",
         (Get, "/v1/why/{what}"),
         Viewer,
         "why",
         "Why a share, a file (share/path) or a LUN (target/number) is slow",
     ),
-    call(
+    Call::new(
         "history",
         (Get, "/v1/history/{span}"),
         Viewer,
         "history",
         "What the server did in the last hour, day or month",
     ),
-    call("targets", (Get, "/v1/targets"), Viewer, "targets", "All iSCSI targets with their LUNs"),
-    call(
+    Call::new(
+        "targets",
+        (Get, "/v1/targets"),
+        Viewer,
+        "targets",
+        "All iSCSI targets with their LUNs",
+    ),
+    Call::new(
         "target-sessions",
         (Get, "/v1/target-sessions"),
         Viewer,
@@ -289,65 +79,71 @@ pub const CALLS: [Call; 23] = [
         reply: "lun-resized",
         summary: "Looks again how large the image or device of a LUN is",
     },
-    call(
+    Call::new(
         "witness-list",
         (Get, "/v1/witness"),
         Viewer,
         "witness",
         "Nodes and clients of the witness service",
     ),
-    call("witness-state", (Put, "/v1/witness/nodes/{node}"), Operator, "ok", "Says how a node is"),
-    call(
+    Call::new(
+        "witness-state",
+        (Put, "/v1/witness/nodes/{node}"),
+        Operator,
+        "ok",
+        "Says how a node is",
+    ),
+    Call::new(
         "witness-move",
         (Post, "/v1/witness/move"),
         Operator,
         "witness-moved",
         "Has clients of the witness service go elsewhere",
     ),
-    call(
+    Call::new(
         "disconnect",
         (Post, "/v1/disconnect"),
         Operator,
         "disconnected",
         "Ends sessions with all they have open, or closes one open",
     ),
-    call("reload", (Post, "/v1/reload"), Administrator, "ok", "Reads the configuration again"),
-    call(
+    Call::new("reload", (Post, "/v1/reload"), Administrator, "ok", "Reads the configuration again"),
+    Call::new(
         "upgrade",
         (Post, "/v1/upgrade"),
         Administrator,
         "ok",
         "Has the program that is installed now take over",
     ),
-    call(
+    Call::new(
         "declared-show",
         (Get, "/v1/declared"),
         Administrator,
         "declared",
         "Shares, users and targets as they are declared, without secrets",
     ),
-    call(
+    Call::new(
         "apply",
         (Put, "/v1/declared"),
         Administrator,
         "applied",
         "Makes shares, users and targets what is declared, all or nothing",
     ),
-    call(
+    Call::new(
         "snapshot-create",
         (Post, "/v1/shares/{share}/snapshots"),
         Operator,
         "snapshot-taken",
         "Takes a snapshot of a share",
     ),
-    call(
+    Call::new(
         "snapshot-list",
         (Get, "/v1/shares/{share}/snapshots"),
         Viewer,
         "snapshots",
         "The snapshots of a share, the last first",
     ),
-    call(
+    Call::new(
         "snapshot-delete",
         (Delete, "/v1/shares/{share}/snapshots/{time}"),
         Administrator,
@@ -360,7 +156,9 @@ pub const CALLS: [Call; 23] = [
 mod tests {
     use std::collections::BTreeSet;
 
-    use schemars::schema_for;
+    use control_socket::{Found, HttpCall, find};
+    use schemars::{JsonSchema, schema_for};
+    use serde_json::{Map, Value};
 
     use super::*;
     use crate::{Declared, Reply, Span, Target};
@@ -432,10 +230,10 @@ mod tests {
         let requests = all();
         assert_eq!(requests.len(), CALLS.len(), "each kind of request is here");
         for request in requests {
-            let HttpCall { method, path, body } = HttpCall::of(&request);
+            let HttpCall { method, path, body } = HttpCall::of::<Server>(&request).unwrap();
             assert!(path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#\"<>".contains(&byte)));
             let Found::Call(call, fields) = at(method.name(), &path) else { panic!("{path}") };
-            assert_eq!(call, Call::of(&request));
+            assert_eq!(Some(call), Call::of::<Server>(&request));
             let back = call.request(fields, body.unwrap_or_default().as_bytes());
             assert_eq!(back, Ok(request), "{path}");
         }
@@ -458,14 +256,18 @@ mod tests {
             assert_eq!(at("GET", path), Found::Nothing, "{path}");
         }
         let Found::Call(call, fields) = at("DELETE", "/v1/target-sessions/x") else { panic!() };
-        assert_eq!(call.request(fields, b"").unwrap_err(), "session in the path is no number");
+        assert_eq!(
+            call.request::<Request>(fields, b"").unwrap_err(),
+            "session in the path is no number"
+        );
         let Found::Call(call, fields) = at("PUT", "/v1/witness/nodes/a") else { panic!() };
-        let twice = call.request(fields.clone(), br#"{"state":"up","node":"b"}"#).unwrap_err();
+        let twice =
+            call.request::<Request>(fields.clone(), br#"{"state":"up","node":"b"}"#).unwrap_err();
         assert_eq!(twice, "the body: node is what the path says");
         for bad in
             [&b"[]"[..], b"{", b"{}", br#"{"op":"reload"}"#, br#"{"state":"up","x":1}"#, b"7"]
         {
-            assert!(call.request(fields.clone(), bad).is_err(), "{bad:?}");
+            assert!(call.request::<Request>(fields.clone(), bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -19,9 +19,9 @@ mod declared;
 mod why;
 mod wire;
 
-pub use calls::{CALLS, Call, Found, HttpCall, Method, Role, find};
+pub use calls::{CALLS, Server};
 pub use client::Client;
-pub use control_socket::ClientError;
+pub use control_socket::{Call, ClientError, Found, HttpCall, Method, Role, find};
 pub use declared::{Action, Declared, Object, ObjectChange, ObjectKind};
 pub use why::{HistoryPoint, Span, WhyCause, WhyPhase, WhyReport};
 pub use wire::{

@@ -24,7 +24,7 @@ use std::{
 };
 
 use ::witness::NodeState;
-use http_api::{Audit, Backend, Caller, Change};
+use http_api::{Audit, Backend, Caller};
 use server_api::{
     Call, Event, LockInfo, LunInfo, ObjectKind, OpenInfo, Reply, Request, SOCKET, SessionInfo,
     ShareInfo, Status, Target, TargetInfo, TargetSession, WitnessClient, WitnessNode,
@@ -91,28 +91,17 @@ pub struct Verbs {
 }
 
 impl Backend for Verbs {
+    type Interface = server_api::Server;
+
     fn carry_out(&self, caller: &Caller, request: Request) -> Result<Reply, String> {
         let Self { server, program, .. } = self;
-        if !Call::of(&request).changes() {
+        if !Call::of::<server_api::Server>(&request).is_none_or(Call::changes) {
             return carry_out(server, request, program);
         }
-        let room = self.audit.make_room().map_err(|error| error.to_string())?;
         let about = request.clone();
-        let before = changes::state(server, program, &about);
-        let done = carry_out(server, request, program);
-        let after = changes::state(server, program, &about);
-        let reply = done.as_ref().map(|reply| serde_json::to_value(reply).unwrap_or_default());
-        let change = Change {
-            caller,
-            request: changes::shown(&about),
-            before,
-            after,
-            outcome: reply.as_ref().map_err(|why| why.as_str()),
-        };
-        if let Err(error) = room.write(&change) {
-            tracing::error!(%error, verb = Call::of(&about).verb, "a change could not be written down");
-        }
-        done
+        let state = || changes::state(server, program, &about);
+        let change = || carry_out(server, request, program);
+        self.audit.write_down(caller, changes::shown(&about), state, change)
     }
 
     fn metrics(&self) -> Pin<Box<dyn Future<Output = String> + Send + '_>> {

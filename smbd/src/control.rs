@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The interface over HTTP, once there is one: a reload tells it of the new configuration.
-pub type Interface = Arc<OnceLock<Arc<Api>>>;
+pub type Interface = Arc<OnceLock<Arc<Api<Verbs>>>>;
 
 /// The local sockets, which nobody serves yet.
 pub struct Sockets {

@@ -2,26 +2,19 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use http_api::{User, Users};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
-use server_api::Role;
-use tempfile::TempDir;
 
 use crate::{
-    port::Port,
+    interface::Interface,
     process::{foreign, ours, run},
     smbd::{Smbd, USER},
 };
-
-/// The users of the interface; each has the name of the role, and `pw-` before it as the password.
-pub const ROLES: [Role; 3] = [Role::Viewer, Role::Operator, Role::Administrator];
 
 /// How long a journey, or the installation of modules, may take.
 const LIMIT: Duration = Duration::from_secs(280);
@@ -75,8 +68,7 @@ pub struct Console {
     /// The server.
     pub server: Smbd,
     /// Where its pages are.
-    pub port: Port,
-    folder: TempDir,
+    pub interface: Interface,
 }
 
 impl Console {
@@ -85,31 +77,13 @@ impl Console {
     /// # Panics
     /// If what it needs cannot be written.
     pub fn start(rest: &str) -> Self {
-        let folder = tempfile::tempdir().expect("there is room");
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
-        let made = made.expect("a certificate for a name");
-        let key = folder.path().join("api-key.pem");
-        fs::write(folder.path().join("api.pem"), made.cert.pem()).expect("there is room");
-        fs::write(&key, made.signing_key.serialize_pem()).expect("there is room");
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
-        let mut users = Users::none().expect("no users are a file");
-        for role in ROLES {
-            let user = User::new(&role.to_string(), role, &format!("pw-{role}"));
-            users.put(user.expect("a name and a password"));
-        }
-        users.save(&folder.path().join("api-users.toml")).expect("there is room");
-        let (port, place) = (Port::reserve(), folder.path().display());
-        let section = format!(
-            "[api]\nlisten = [\"{}\"]\ncertificate = \"{place}/api.pem\"\nkey = \"{place}/api-key.pem\"\n\
-             users_file = \"{place}/api-users.toml\"\n{rest}\n",
-            port.address()
-        );
-        Self { server: Smbd::start("", &section), port, folder }
+        let interface = Interface::new();
+        Self { server: Smbd::start("", &interface.table(rest)), interface }
     }
 
     /// The certificate by which clients know it.
     pub fn ca(&self) -> PathBuf {
-        self.folder.path().join("api.pem")
+        self.interface.ca()
     }
 
     /// Goes on a journey (`tests/console/journeys.mjs`) with more for it to know, and leaves pictures below
@@ -121,7 +95,7 @@ impl Console {
         let Some((modules, browser)) = modules().zip(foreign("chromium")) else { return false };
         let shots = modules.with_file_name("pictures");
         let mut given = json!({
-            "url": format!("https://localhost:{}/", self.port.number()),
+            "url": format!("{}/", self.interface.url()),
             "user": USER,
             "files": self.server.files(),
             "modules": modules,
@@ -138,8 +112,8 @@ impl Console {
         command
             .arg(script)
             .arg(name)
-            .env("HOME", self.folder.path())
-            .env("TMPDIR", self.folder.path());
+            .env("HOME", self.interface.folder())
+            .env("TMPDIR", self.interface.folder());
         command.env("BULKHEAD_CONSOLE_JOURNEY", given.to_string());
         let output = run(&mut command, LIMIT);
         let (said, errors) =

@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod console;
 pub mod field;
 pub mod files;
+pub mod interface;
 pub mod iscsi;
 pub mod iscsi_suite;
 pub mod ledger;

@@ -12,11 +12,11 @@ use std::{
 };
 
 use bulkhead_tests::{
-    port::Port,
+    interface::{Interface, ROLES},
     process::{ours, run},
     smbd::{PASSWORD, Smbd, USER},
 };
-use http_api::{LogIn, NewToken, OWN, OwnCall, TokenMade, User, Users, client::Client};
+use http_api::{NewToken, OWN, OwnCall, TokenMade, client::Client};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
     crypto::aws_lc_rs,
@@ -27,13 +27,11 @@ use server_api::{CALLS, Method, Role};
 use smb_client::{ConnectOptions, Create, Login, OpenOptions};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const ROLES: [Role; 3] = [Role::Viewer, Role::Operator, Role::Administrator];
 
 /// A server with the interface at a port of its own, and a user for each role.
 struct Served {
     server: Smbd,
-    port: Port,
-    folder: tempfile::TempDir,
+    interface: Interface,
 }
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
@@ -67,49 +65,25 @@ impl Head {
 
 impl Served {
     fn start(keys: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        fs::write(folder.path().join("api.pem"), made.cert.pem()).unwrap();
-        let key = folder.path().join("api-key.pem");
-        fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let mut users = Users::none().unwrap();
-        for role in ROLES {
-            users.put(User::new(&role.to_string(), role, &format!("pw-{role}")).unwrap());
-        }
-        users.save(&folder.path().join("api-users.toml")).unwrap();
-        let port = Port::reserve();
-        let place = folder.path().display();
-        let section = format!(
-            "[api]\nlisten = [\"{}\"]\ncertificate = \"{place}/api.pem\"\nkey = \"{place}/api-key.pem\"\n\
-             users_file = \"{place}/api-users.toml\"\n{keys}\n",
-            port.address()
-        );
-        let server = Smbd::start("", &section);
-        Self { server, port, folder }
+        let interface = Interface::new();
+        let server = Smbd::start("", &interface.table(keys));
+        Self { server, interface }
     }
 
     fn ca(&self) -> PathBuf {
-        self.folder.path().join("api.pem")
+        self.interface.ca()
     }
 
     fn url(&self) -> String {
-        format!("https://localhost:{}", self.port.number())
-    }
-
-    fn stranger(&self) -> Client {
-        Client::remote(&self.url(), Some(&self.ca()), None).unwrap()
+        self.interface.url()
     }
 
     fn token(&self, role: Role) -> String {
-        let asked = LogIn { user: role.to_string(), password: format!("pw-{role}"), hours: 1 };
-        let made: TokenMade = self.stranger().ask(Method::Post, "/v1/login", Some(&asked)).unwrap();
-        assert_eq!(made.role, role);
-        made.token
+        self.interface.token(role)
     }
 
     fn client(&self, token: &str) -> Client {
-        Client::remote(&self.url(), Some(&self.ca()), Some(token.to_owned().into())).unwrap()
+        self.interface.client(token)
     }
 
     /// A connection with nothing said yet.
@@ -123,7 +97,7 @@ impl Served {
             .with_no_client_auth();
         let name = ServerName::try_from("localhost").unwrap();
         let session = ClientConnection::new(Arc::new(config), name).unwrap();
-        let socket = TcpStream::connect(self.port.address())?;
+        let socket = TcpStream::connect(self.interface.port.address())?;
         socket.set_read_timeout(Some(LIMIT))?;
         let mut stream = StreamOwned::new(session, socket);
         stream.conn.complete_io(&mut stream.sock)?;
@@ -148,14 +122,8 @@ impl Served {
         ))
     }
 
-    /// `bulkhead` from afar, with a token in a file.
     fn afar(&self, token: &str, args: &[&str]) -> Output {
-        let file = self.folder.path().join("token");
-        fs::write(&file, format!("{token}\n")).unwrap();
-        fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let mut command = Command::new(ours("bulkhead"));
-        command.arg("--host").arg(self.url()).arg("--token-file").arg(file);
-        run(command.arg("--ca-file").arg(self.ca()).args(args), LIMIT)
+        self.interface.afar(token, args)
     }
 
     async fn session(&self) -> smb_client::Session {
@@ -436,7 +404,7 @@ fn tokens_end_when_they_are_revoked_and_with_their_user() {
     assert_eq!(served.status("DELETE", &path, Some(&viewer), "").status, 404);
     assert_eq!(served.status("DELETE", &path, Some(&token), "").status, 200);
     assert!(!is_good(&made.token) && is_good(&token));
-    let users = served.folder.path().join("api-users.toml");
+    let users = served.interface.users();
     let removed = Command::new(ours("bulkhead"))
         .args(["api", "user", "remove", "operator", "--file"])
         .arg(&users)

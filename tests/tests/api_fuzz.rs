@@ -346,7 +346,7 @@ fn every_answer_is_one_that_the_description_has() {
             let method = method.to_uppercase();
             let operation = Operation { document: &document, path, method, what };
             // Those do not end.
-            if operation.id().starts_with("events-") {
+            if operation.id() == "events" {
                 continue;
             }
             asked += 1;

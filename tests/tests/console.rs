@@ -115,8 +115,7 @@ fn own_verb(call: OwnCall) -> &'static str {
         OwnCall::NewToken => "token-create",
         OwnCall::Revoke => "token-revoke",
         OwnCall::Audit => "audit",
-        OwnCall::SessionEvents => "session-events",
-        OwnCall::OpenEvents => "open-events",
+        OwnCall::Events => "events",
         OwnCall::Metrics => "metrics",
         OwnCall::Description => "describe",
     }

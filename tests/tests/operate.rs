@@ -168,6 +168,7 @@ fn every_metric_is_on_the_board_or_in_a_rule() {
         // How many tokens there are and which version runs nobody watches over time.
         let looked_up = [
             "bulkhead_smbd_build",
+            "bulkhead_host_build",
             "bulkhead_smbd_offload_tokens",
             "bulkhead_target_sessions",
             "bulkhead_smbd_longest_turn_seconds",

@@ -26,9 +26,21 @@ const CRATES: &[(&str, &[&str])] = &[
     ("host-api", &["control-socket"]),
     ("server-api", &["control-socket"]),
     ("metric-catalogue", &[]),
-    ("http-api", &["server-api"]),
+    ("http-api", &["control-socket"]),
     ("vmm", &["block-io", "host-api"]),
-    ("hyperv-host", &["vmm", "disk-source", "vhd", "smb-client", "block-io", "host-api"]),
+    (
+        "hyperv-host",
+        &[
+            "vmm",
+            "disk-source",
+            "vhd",
+            "smb-client",
+            "block-io",
+            "host-api",
+            "http-api",
+            "metric-catalogue",
+        ],
+    ),
     ("test-support", &["host-api", "iscsi", "smb-protocol"]),
     ("volume", &["smb-protocol", "block-io", "state-store"]),
     (

@@ -184,7 +184,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let all: AuditRecords = server()?.ask(Method::Get, &path, None::<&()>)?;
             all.records.iter().try_for_each(json)
         }
-        Command::Describe => json(&http_api::document()),
+        Command::Describe => json(&http_api::document::<server_api::Server>()),
     }
 }
 

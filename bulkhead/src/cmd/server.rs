@@ -26,7 +26,7 @@ impl Socket {
     /// Asks the server over its admin socket, or the one elsewhere that the command line names.
     pub fn ask(&self, request: &Request) -> anyhow::Result<Reply> {
         if let Some(server) = remote::server()? {
-            return server.call(request).context("the server refused");
+            return server.call::<server_api::Server>(request).context("the server refused");
         }
         let mut client = Client::connect(&self.socket)?;
         client.call(request).context("the server refused")

@@ -13,8 +13,10 @@ use std::{io::IsTerminal, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use host_api::{Client, DEFAULT_SOCKET, MoveOptions, MoveProgress, Reply, Request, VmName};
+use host_api::{DEFAULT_SOCKET, MoveOptions, MoveProgress, Reply, Request, VmName};
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::vm_host::Client;
 
 /// Arguments of `bulkhead vm`.
 #[derive(Debug, clap::Args)]
@@ -172,9 +174,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         Command::List => return show::list(client.call(&Request::List)?, json),
         Command::Show { name } => return show::vm(client.call(&Request::Show { name })?, json),
-        Command::Quiesce(args) => return quiesce::run(client, args, json),
+        Command::Quiesce(args) => return quiesce::run(client.here()?, args, json),
         Command::Console { name, replay, send, until } => {
-            return console::attach(client, name, replay, send, until);
+            return console::attach(client.here()?, name, replay, send, until);
         }
         Command::Move { name, to, downtime, max_downtime, streams } => {
             let longest_downtime_ms = max_downtime;

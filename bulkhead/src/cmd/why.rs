@@ -4,10 +4,11 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use host_api::{Client, DEFAULT_SOCKET, DiskReport};
+use host_api::{DEFAULT_SOCKET, DiskReport};
 use server_api::{Reply, Request, WhyCause, WhyPhase, WhyReport};
 
 use super::server::{Socket, json, table};
+use crate::vm_host::Client;
 
 /// Arguments of `bulkhead why`.
 #[derive(Debug, clap::Args)]
@@ -59,7 +60,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Asks the VM host.
 fn of_vms(args: Args) -> anyhow::Result<()> {
     let alone = args.what.is_some();
-    let request = host_api::Request::Why { what: args.what };
+    let request = match args.what {
+        Some(what) => host_api::Request::WhyOf { what },
+        None => host_api::Request::Why,
+    };
     let reports = match Client::connect(&args.vm_socket)?.call(&request)? {
         host_api::Reply::Why { reports } => reports,
         other => bail!("the VM host answered {other:?}"),

@@ -6,7 +6,7 @@ import type { Lock, Open } from "../types";
 import { LockTable, OpenTable } from "./lists";
 
 export function Files() {
-  const { value, error, again } = useEvents<{ opens: Open[] }>("open-events", "opens");
+  const { value, error, again } = useEvents<{ opens: Open[] }>("opens");
   return (
     <Page
       title="Open files"

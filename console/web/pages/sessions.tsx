@@ -9,7 +9,7 @@ import type { Session } from "../types";
 import { SessionTable } from "./lists";
 
 export function Sessions() {
-  const { value, error, again } = useEvents<{ sessions: Session[] }>("session-events", "sessions");
+  const { value, error, again } = useEvents<{ sessions: Session[] }>("sessions");
   return (
     <Page title="Sessions" about="Who is logged in over SMB. The list follows the server by itself." error={error}>
       <RoleNote verbs={["disconnect"]} />

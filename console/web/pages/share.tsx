@@ -77,7 +77,7 @@ function same(one: string, other: string): boolean {
 }
 
 function Users({ share }: { share: string }) {
-  const { value, error, again } = useEvents<{ sessions: Session[] }>("session-events", "sessions");
+  const { value, error, again } = useEvents<{ sessions: Session[] }>("sessions");
   if (!value) return error ? <p class="refusal">{error}</p> : <Waiting />;
   const rows = value.sessions.filter((it) => it.shares.some((one) => same(one, share)));
   return (
@@ -90,7 +90,7 @@ function Users({ share }: { share: string }) {
 }
 
 function Opens({ share }: { share: string }) {
-  const { value, error, again } = useEvents<{ opens: Open[] }>("open-events", "opens");
+  const { value, error, again } = useEvents<{ opens: Open[] }>("opens");
   const locks = useCall<{ locks: Lock[] }>("locks", 3);
   if (!value) return error ? <p class="refusal">{error}</p> : <Waiting />;
   return (

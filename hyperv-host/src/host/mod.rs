@@ -309,6 +309,20 @@ impl Host {
     /// [`HostError::Unknown`].
     pub fn show(&self, name: &VmName) -> Result<VmDetail, HostError> {
         let managed = self.find(name)?;
+        // One that does not run answers nothing.
+        let agent = managed.agent().filter(|_| managed.summary().state == VmState::Running);
+        let agent = agent.and_then(|agent| guest::look(&agent));
+        Ok(VmDetail { agent, ..Self::detail(&managed) })
+    }
+
+    /// All VMs, sorted by name, as the host sees them: no guest is asked anything.
+    pub fn details(&self) -> Vec<VmDetail> {
+        let mut all: Vec<_> = lock(&self.vms).values().cloned().collect();
+        all.sort_by(|one, other| one.name().cmp(other.name()));
+        all.iter().map(|managed| Self::detail(managed)).collect()
+    }
+
+    fn detail(managed: &Managed) -> VmDetail {
         let summary = managed.summary();
         let vm = managed.vm();
         let usage = |(location, blk): &(String, Arc<Blk>)| {
@@ -334,10 +348,7 @@ impl Host {
             managed.look(|inner| (inner.shown_reason(), inner.last_move.clone()));
         let watchdog = vm.as_ref().and_then(|vm| watchdog::usage(vm));
         let memory = vm.as_ref().map(|vm| memory::usage(vm));
-        // One that does not run answers nothing.
-        let agent = managed.agent().filter(|_| summary.state == VmState::Running);
-        let agent = agent.and_then(|agent| guest::look(&agent));
-        Ok(VmDetail {
+        VmDetail {
             summary,
             definition: (*managed.definition()).clone(),
             waiting: managed.waiting_changes().into_iter().map(str::to_owned).collect(),
@@ -348,8 +359,8 @@ impl Host {
             last_move,
             memory,
             watchdog,
-            agent,
-        })
+            agent: None,
+        }
     }
 
     /// Remembers how the disks of its machines are now, for [`Host::why`].
@@ -369,7 +380,8 @@ impl Host {
         }
     }
 
-    fn disk_figures(&self) -> Disks {
+    /// Where the disks of machines that are there are, and how long they take.
+    pub fn disk_figures(&self) -> Disks {
         let all: Vec<_> = lock(&self.vms).values().cloned().collect();
         let vms = all.into_iter().filter_map(|it| Some((it.name().clone(), it.vm()?)));
         vms.flat_map(|(name, vm)| {

@@ -2,7 +2,7 @@
 //!
 //! What is taken for a request is the same request after it was made a call again.
 
-use server_api::{CALLS, Call, Found, HttpCall, Request, find};
+use server_api::{CALLS, Call, Found, HttpCall, Request, Server, find};
 
 /// Takes a call.
 pub fn calls(bytes: &[u8]) {
@@ -13,8 +13,9 @@ pub fn calls(bytes: &[u8]) {
     let all = || CALLS.iter().map(|call| (call.method, call.path, call));
     let Found::Call(call, fields) = find(all(), method, path) else { return };
     let Ok(request) = call.request(fields, body.get(1..).unwrap_or_default()) else { return };
-    assert_eq!(Call::of(&request), call);
-    let HttpCall { method, path, body } = HttpCall::of(&request);
+    assert_eq!(Call::of::<Server>(&request), Some(call));
+    let HttpCall { method, path, body } =
+        HttpCall::of::<Server>(&request).expect("each has its call");
     assert!(path.bytes().all(|byte| byte.is_ascii_graphic()), "{path:?}");
     let Found::Call(again, fields) = find(all(), method.name(), &path) else {
         panic!("{path:?} is the path of nothing")

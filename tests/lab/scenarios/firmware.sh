@@ -17,6 +17,12 @@
 # says so. OVMF does that in each interrupt. The scenario takes this assertion out of a copy of QEMU's module
 # (Debian 12's, one byte); with another QEMU `uefi` is left out, and the run says so.
 #
+# The same emulation sometimes enters a nested guest without its instruction pointer: the guest goes on in its
+# own address space at the instruction behind VMRUN of the lab VM's kernel, and ends in a triple fault. By the trace of
+# kvm_exit that is where it was (__svm_vcpu_run), which no guest can be, and the exit before was an interrupt for the
+# lab VM. hyperv-host resets the machine then, as it should, and the guest starts again; the scenario looks at each
+# of them, and fails by any that was elsewhere.
+#
 # BULKHEAD_LAB_ONLY   `bios` or `uefi` (default: both)
 
 # Lets QEMU go on where OVMF writes CR8; whether that can be.

@@ -193,6 +193,69 @@ const CHARTS: &[Chart] = &[
             ),
         ],
     ),
+    chart(
+        "VMs by state",
+        "short",
+        &[("sum by (state) (bulkhead_host_vms{instance=~\"$instance\"})", "{{state}}")],
+    ),
+    chart(
+        "Memory of VMs",
+        "bytes",
+        &[
+            ("bulkhead_vm_resident_bytes{instance=~\"$instance\"}", "{{vm}} of the host's"),
+            ("bulkhead_vm_memory_bytes{instance=~\"$instance\"}", "{{vm}} of its own"),
+        ],
+    ),
+    chart(
+        "Operations of guests by disk",
+        "ops",
+        &[
+            (
+                "sum by (vm, disk, kind) (rate(bulkhead_vm_disk_operations_total{instance=~\"$instance\"}[$__rate_interval]))",
+                "{{vm}}/{{disk}} {{kind}}",
+            ),
+            (
+                "sum by (vm, disk) (rate(bulkhead_vm_disk_delayed_total{instance=~\"$instance\"}[$__rate_interval]))",
+                "{{vm}}/{{disk}} waited for a limit",
+            ),
+        ],
+    ),
+    chart(
+        "Bytes of guests by disk",
+        "Bps",
+        &[(
+            "sum by (vm, disk, kind) (rate(bulkhead_vm_disk_bytes_total{instance=~\"$instance\"}[$__rate_interval]))",
+            "{{vm}}/{{disk}} {{kind}}",
+        )],
+    ),
+    chart(
+        "Time of guests' requests by disk, 99 of 100",
+        "s",
+        &[(
+            "histogram_quantile(0.99, sum by (vm, disk, part, le) \
+             (rate(bulkhead_vm_disk_seconds_bucket{instance=~\"$instance\"}[$__rate_interval])))",
+            "{{vm}}/{{disk}} {{part}}",
+        )],
+    ),
+    chart(
+        "Pauses of guests",
+        "short",
+        &[
+            (
+                "increase(bulkhead_vm_pauses_total{instance=~\"$instance\"}[$__rate_interval])",
+                "{{vm}}, by the host",
+            ),
+            (
+                "increase(bulkhead_vm_disk_pauses_total{instance=~\"$instance\"}[$__rate_interval])",
+                "{{vm}}/{{disk}}, by its storage",
+            ),
+        ],
+    ),
+    chart(
+        "Last moves: how long the guest stood still",
+        "s",
+        &[("bulkhead_vm_move_downtime_seconds{instance=~\"$instance\"}", "{{vm}} {{direction}}")],
+    ),
 ];
 
 /// Where the choice of servers comes from.

@@ -266,6 +266,45 @@ pub(super) const RULES: &[Rule] = &[
             ("bulkhead_cluster_role{instance=\"b\",role=\"sql\",node=\"n2\"}", "1x40"),
         ],
     },
+    Rule {
+        name: "BulkheadVmTrouble",
+        expression: "bulkhead_host_vms{state=~'paused-critical|fenced|in-doubt|failed'} > 0",
+        hold: "1m",
+        severity: "critical",
+        summary: "VMs of {{ $labels.instance }} are {{ $labels.state }}",
+        remedy: "bulkhead vm list says which and why; the storage's server first",
+        fires: (
+            &[("bulkhead_host_vms{instance=\"a\",state=\"paused-critical\"}", "0+0x5 1+0x30")],
+            &[("instance", "a"), ("state", "paused-critical")],
+        ),
+        quiet: &[("bulkhead_host_vms{instance=\"a\",state=\"running\"}", "7+0x40")],
+    },
+    Rule {
+        name: "BulkheadVmDiskErrors",
+        expression: "increase(bulkhead_vm_disk_failed_total[5m]) > 0",
+        hold: "1m",
+        severity: "warning",
+        summary: "Disk {{ $labels.disk }} of {{ $labels.vm }} gives its guest errors",
+        remedy: "bulkhead vm show says where the disk is; look at its server and its log",
+        fires: (
+            &[("bulkhead_vm_disk_failed_total{instance=\"a\",vm=\"web\",disk=\"0\"}", "0+1x40")],
+            &[("disk", "0"), ("instance", "a"), ("vm", "web")],
+        ),
+        quiet: &[("bulkhead_vm_disk_failed_total{instance=\"a\",vm=\"web\",disk=\"0\"}", "7+0x40")],
+    },
+    Rule {
+        name: "BulkheadVmWatchdog",
+        expression: "increase(bulkhead_vm_watchdog_expired_total[15m]) > 0",
+        hold: "0m",
+        severity: "warning",
+        summary: "The watchdog of {{ $labels.vm }} has expired",
+        remedy: "the guest did not feed it: look at its console (bulkhead vm console --replay)",
+        fires: (
+            &[("bulkhead_vm_watchdog_expired_total{instance=\"a\",vm=\"web\"}", "0+0x10 1+0x30")],
+            &[("instance", "a"), ("vm", "web")],
+        ),
+        quiet: &[("bulkhead_vm_watchdog_expired_total{instance=\"a\",vm=\"web\"}", "3+0x40")],
+    },
 ];
 
 /// The expressions of all rules.

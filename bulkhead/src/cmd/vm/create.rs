@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use host_api::{
-    BootDefinition, Client, ConsoleKind, DiskDefinition, FirmwareDefinition, FirmwareKind,
-    NicDefinition, Reply, Request, VmDefinition, VmName, WatchdogAction,
+    BootDefinition, ConsoleKind, DiskDefinition, FirmwareDefinition, FirmwareKind, NicDefinition,
+    Reply, Request, VmDefinition, VmName, WatchdogAction,
 };
 use vhd::Format;
 
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     storage::{self, Claim, Named},
     units::{Human, parse_size},
+    vm_host::Client,
 };
 
 /// Arguments of `bulkhead vm create`.

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, bail, ensure};
 use host_api::{
-    AfterHostFailure, Client, DiskDefinition, NicDefinition, Reply, Request, VmDefinition,
-    VmDetail, VmName, VmState, WatchdogAction,
+    AfterHostFailure, DiskDefinition, NicDefinition, Reply, Request, VmDefinition, VmDetail,
+    VmName, VmState, WatchdogAction,
 };
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use super::{
     made::{Made, NewDisk, absolute, ask, new_id},
     seed,
 };
-use crate::{cmd::disk::named, units::parse_size};
+use crate::{cmd::disk::named, units::parse_size, vm_host::Client};
 
 /// Arguments of `bulkhead vm edit`.
 #[derive(Debug, clap::Args)]

@@ -10,6 +10,7 @@ use vhd::Format;
 use crate::{
     cmd::disk,
     storage::{self, Claim, Named},
+    vm_host::Client,
 };
 
 /// How often it is tried to remove a file, and the pause in between.
@@ -145,11 +146,7 @@ pub fn new_id() -> anyhow::Result<host_api::VmId> {
 ///
 /// # Errors
 /// What the host says.
-pub fn ask(
-    client: &mut host_api::Client,
-    definition: &VmDefinition,
-    new: Vec<String>,
-) -> anyhow::Result<()> {
+pub fn ask(client: &mut Client, definition: &VmDefinition, new: Vec<String>) -> anyhow::Result<()> {
     let request = host_api::Request::Check { definition: definition.clone(), new };
     match client.call(&request)? {
         host_api::Reply::Ok => Ok(()),
