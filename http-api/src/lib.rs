@@ -16,7 +16,7 @@
 //!   page is carried out for the pages that are served here alone (`browser`).
 //!
 //! The server around it is behind the trait [`Backend`], what it may be asked behind
-//! [`Interface`](control_socket::Interface).
+//! [`Interface`].
 
 mod audit;
 mod browser;
