@@ -13,7 +13,9 @@ export class CallError extends Error {
 }
 
 /** How long the answer to a question may take, and to a change, in milliseconds. */
-const PATIENCE = { GET: 10_000, other: 120_000 };
+const PATIENCE = { GET: 10_000, other: 120_000, long: 3_600_000 };
+/** Calls that last as long as what they ask for: a move, a guest that ends. */
+const LONG = ["vm-move", "vm-stop"];
 /** How long a followed list may be silent: the server says at least each 15 seconds that it is there. */
 const SILENCE = 40_000;
 const SILENT = "The server does not answer. The console tries again by itself.";
@@ -56,7 +58,7 @@ async function send(verb: string, fields: Fields, query: string, signal?: AbortS
       credentials: "omit",
       cache: "no-store",
       redirect: "error",
-      signal: signal ?? AbortSignal.timeout(method === "GET" ? PATIENCE.GET : PATIENCE.other),
+      signal: signal ?? AbortSignal.timeout(LONG.includes(verb) ? PATIENCE.long : method === "GET" ? PATIENCE.GET : PATIENCE.other),
     });
   } catch (error) {
     if (signal?.aborted) throw error;

@@ -6,7 +6,7 @@ import { shown } from "./name";
 import { useEvery } from "./poll";
 import { route, to } from "./route";
 import { Said } from "./say";
-import { held, logOut, me, own, place } from "./session";
+import { held, logOut, me, onVmHost, own, place } from "./session";
 import { Page } from "./page";
 import { Audit } from "./pages/audit";
 import { Files, Locks } from "./pages/files";
@@ -14,14 +14,25 @@ import { Iscsi } from "./pages/iscsi";
 import { LogIn } from "./pages/login";
 import { Overview } from "./pages/overview";
 import { Sessions } from "./pages/sessions";
-import { Settings } from "./pages/settings";
+import { HostSettings, Settings } from "./pages/settings";
 import { Share } from "./pages/share";
 import { Shares } from "./pages/shares";
 import { Tokens } from "./pages/tokens";
+import { Vm } from "./pages/vm";
+import { Vms, VmWhy } from "./pages/vms";
 import { Why } from "./pages/why";
 import { Witness } from "./pages/witness";
 
-/** Where one can go. */
+/** Where one can go on a VM host. */
+const HOST_PLACES = [
+  ["", "Virtual machines"],
+  ["why", "Why is it slow?"],
+  ["changes", "Changes"],
+  ["tokens", "Tokens"],
+  ["settings", "Settings"],
+] as const;
+
+/** Where one can go on a file server. */
 const PLACES = [
   ["", "Overview"],
   ["why", "Why is it slow?"],
@@ -41,6 +52,13 @@ const unfolded = signal(false);
 
 function Seen() {
   const [first = "", name, part = ""] = route.value;
+  if (onVmHost.value) {
+    if (first === "") return <Vms />;
+    if (first === "vms" && name) return <Vm key={name} name={name} />;
+    if (first === "why") return <VmWhy />;
+    if (first === "settings") return <HostSettings />;
+    if (!HOST_PLACES.some(([path]) => path === first)) return <Nothing />;
+  }
   switch (first) {
     case "":
       return <Overview />;
@@ -65,20 +83,27 @@ function Seen() {
     case "settings":
       return <Settings />;
     default:
-      return (
-        <Page title="No such page">
-          <div class="empty">
-            <p>
-              Nothing is at this address. <a href={to("")}>Go to the overview.</a>
-            </p>
-          </div>
-        </Page>
-      );
+      return <Nothing />;
   }
 }
 
+function Nothing() {
+  return (
+    <Page title="No such page">
+      <div class="empty">
+        <p>
+          Nothing is at this address. <a href={to("")}>Go to the overview.</a>
+        </p>
+      </div>
+    </Page>
+  );
+}
+
 function Inside() {
-  useEvery(EVERY, look);
+  // A VM host has figures of its own on each page.
+  useEvery(EVERY, async () => {
+    if (!onVmHost.value) await look();
+  });
   const at = route.value[0] ?? "";
   const leave = () => {
     forget();
@@ -108,7 +133,7 @@ function Inside() {
         </button>
         <nav id="places" class={unfolded.value ? "open" : ""} aria-label="Pages">
           <ul>
-            {PLACES.map(([path, name]) => (
+            {(onVmHost.value ? HOST_PLACES : PLACES).map(([path, name]) => (
               <li>
                 <a href={to(path)} aria-current={path === at ? "page" : undefined} onClick={() => (unfolded.value = false)}>
                   {name}

@@ -1,6 +1,6 @@
 // The one list of calls: where on the pages each one is, who may make it, and the verb of `bulkhead`.
 import table from "./calls.json";
-import type { Role } from "./types";
+import type { Role, VmDefinition } from "./types";
 
 export interface Call {
   verb: string;
@@ -55,6 +55,14 @@ export function valued(name: string, value: string): string {
   return value.startsWith("-") ? `${name}=${quoted(value)}` : `${name} ${quoted(value)}`;
 }
 
+/** What of a VM is another, as options of the tool. */
+function changes(was: VmDefinition, is: VmDefinition): string {
+  const words = [];
+  if (was.memory_mib !== is.memory_mib) words.push(`--memory ${is.memory_mib}M`);
+  if (was.vcpus !== is.vcpus) words.push(`--cpus ${is.vcpus}`);
+  return words.join(" ");
+}
+
 /** What the tool has as options where the call has a structure. */
 function option(name: string, fields: Fields): string {
   switch (name) {
@@ -70,18 +78,28 @@ function option(name: string, fields: Fields): string {
         .map((kind) => valued(`--${kind}`, String(fields[kind])))
         .join(" ");
     case "options":
-      return ["plan", "cut", "prune"].filter((flag) => fields[flag]).map((flag) => `--${flag}`).join(" ");
+      return ["plan", "cut", "prune", "force"].filter((flag) => fields[flag]).map((flag) => `--${flag}`).join(" ");
     case "file":
       return "storage.toml";
     case "out":
       return "my.token";
+    case "vm":
+      return "vm.toml";
+    case "peer":
+      return quoted(String((fields.options as Fields | undefined)?.to ?? ""));
+    case "size":
+      return `${String(fields.mib)}M`;
+    case "decision":
+      return fields.run ? "--run" : "--discard";
+    case "changes":
+      return changes(fields.was as VmDefinition, fields.definition as VmDefinition);
     default:
       return quoted(String(fields[name] ?? ""));
   }
 }
 
 /** Fields that are written as options, or as a name of the console's own. */
-const STRUCTURED = ["which", "who", "options", "file", "out"];
+const STRUCTURED = ["which", "who", "options", "file", "out", "vm", "size", "decision", "changes"];
 
 /** The command line that does the same. */
 export function commandOf(verb: string, fields: Fields = {}): string | null {

@@ -24,6 +24,9 @@ export const held = signal<string | null>(null);
 /** The token in use; none at the local socket. */
 export const own = signal<Kept | null>(null);
 
+/** Whether a VM host answers, and no file server. */
+export const onVmHost = computed(() => me.value?.server === "Bulkhead VM host");
+
 export const role = computed<Role>(() => me.value?.role ?? "viewer");
 
 /** Why the user may not make a call; null if they may. */

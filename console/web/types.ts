@@ -9,6 +9,8 @@ export interface WhoAmI {
   user: string;
   role: Role;
   from: string;
+  /** What answers: a file server or a VM host. */
+  server: string;
 }
 
 export interface TokenMade {
@@ -192,4 +194,72 @@ export interface ObjectChange {
   action: "create" | "change" | "remove" | "nothing";
   difference: Record<string, [unknown, unknown]>;
   users: number;
+}
+
+// What a VM host answers, as host-api has it.
+
+export interface VmSummary {
+  name: string;
+  state: string;
+  vcpus: number;
+  memory_mib: number;
+  reason?: string;
+}
+
+export interface VmDefinition {
+  name: string;
+  memory_mib: number;
+  vcpus: number;
+  [key: string]: unknown;
+}
+
+export interface VmDisk {
+  location: string;
+  size: U64;
+  reads: number;
+  writes: number;
+  flushes: number;
+  read_bytes: U64;
+  written_bytes: U64;
+  errors: number;
+  limited: number;
+  pauses: number;
+  longest_us: number;
+  longest_pause_us: number;
+}
+
+export interface VmMove {
+  peer: string;
+  direction: string;
+  outcome: string;
+  rounds: { number: number; pages: number; zero_pages: number; bytes: U64; micros: number }[];
+  bytes: U64;
+  total_ms: number;
+  downtime_ms: number;
+  downtime_parts: [string, number][];
+  mb_per_s: number;
+}
+
+export interface VmDetail {
+  summary: VmSummary;
+  definition: VmDefinition;
+  reason?: string;
+  disks: VmDisk[];
+  pauses: number;
+  longest_pause_us: number;
+  last_move?: VmMove;
+  waiting?: string[];
+  memory?: { resident: U64; balloon?: { wanted: U64; has: U64 } };
+  watchdog?: { enabled: boolean; left_ms?: number; expired: number };
+  agent?: { state: string; reason?: string; os?: string; interfaces?: { name: string; addresses: string[] }[] };
+}
+
+export interface DiskReport {
+  vm: string;
+  disk: number;
+  location: string;
+  sentence: string;
+  causes: { cause: string; sentence: string; evidence: string[] }[];
+  operations: number;
+  parts: { part: string; count: number; mean_us: number; p99_us: number }[];
 }

@@ -89,6 +89,8 @@ pub struct WhoAmI {
     pub role: Role,
     /// Where they ask from.
     pub from: String,
+    /// What they have reached, as its description is titled.
+    pub server: String,
 }
 
 /// What was changed, and by whom.

@@ -241,7 +241,8 @@ impl<S: Backend> Router<S> {
         match call {
             OwnCall::WhoAmI => {
                 let Caller { name: user, role, from, .. } = caller;
-                Ok(respond::value(&WhoAmI { user, role, from }))
+                let server = S::Interface::TITLE.to_owned();
+                Ok(respond::value(&WhoAmI { user, role, from, server }))
             }
             OwnCall::Tokens => Ok(respond::value(&TokenList { tokens: door.tokens(&caller) })),
             OwnCall::NewToken => {

@@ -199,7 +199,7 @@ pub fn serve(verbs: &Arc<Verbs>, config: ApiConfig) -> anyhow::Result<Interface>
         .context("cannot start the threads of the control interface")?;
     let state_dir = verbs.host.config.host.state_dir.clone();
     let (audit, backend) = (verbs.audit.clone(), verbs.clone());
-    let api = Api::new(config, &state_dir, audit, backend, Pages::new([]))
+    let api = Api::new(config, &state_dir, audit, backend, Pages::new(console::FILES))
         .context("cannot use the tokens of the control interface")?;
     let (told, heard) = mpsc::channel::<io::Result<()>>();
     let serving = api.clone();

@@ -11,7 +11,6 @@ use tokio::{net::UnixListener, task::JoinSet};
 
 use crate::{
     admin::{self, Verbs},
-    console,
     scrape::Sources,
 };
 

@@ -13,7 +13,6 @@
 pub mod admin;
 mod changes;
 pub mod cluster;
-mod console;
 pub mod control;
 pub mod declared;
 pub mod history;

@@ -128,6 +128,11 @@ impl HostProcess {
         Self { child, socket: root.join("control.sock"), address, log }
     }
 
+    /// Its migration address.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The port of the migration address.
     pub fn port(&self) -> u16 {
         self.address.rsplit_once(':').unwrap().1.parse().unwrap()

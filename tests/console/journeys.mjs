@@ -342,6 +342,63 @@ const journeys = {
     await end();
   },
 
+  /** A VM is started, moved to another host, and another made, renamed and forgotten. */
+  async vms(browser) {
+    const { page, end } = await open(browser);
+    await logIn(page, "operator", "Virtual machines");
+    for (const name of ["Why is it slow?", "Changes", "Tokens", "Settings"]) {
+      await go(page, name);
+      await settled(page);
+      await accessible(page, `host-${name.toLowerCase().replaceAll(/[^a-z]+/g, "-")}`);
+    }
+    await go(page, "Virtual machines");
+    const line = row(page, "Virtual machines", given.vm);
+    await line.getByText("off").waitFor();
+    await accessible(page, "vms");
+    await line.getByRole("link", { name: given.vm }).click();
+    await heading(page, given.vm);
+    await page.getByRole("button", { name: `Start ${given.vm}` }).click();
+    await said(page, `${given.vm} runs.`);
+    await row(page, "Disks", "disk.raw").waitFor();
+    await page.getByLabel("Move to the host").fill(given.to);
+    await settled(page);
+    await accessible(page, "vm");
+    await page.getByRole("button", { name: `Move ${given.vm}` }).click();
+    await said(page, `${given.vm} runs there.`);
+    await go(page, "Virtual machines");
+    await page.getByText("There is no VM yet.").waitFor();
+    // Making one is not for an operator.
+    assert.equal(await page.getByRole("button", { name: "Make it" }).getAttribute("aria-disabled"), "true");
+    await end();
+    const { page: other, end: ended } = await open(browser, { viewport: PHONE, scheme: "dark" });
+    await logIn(other, "administrator", "Virtual machines");
+    await other.getByLabel("Name").fill("made");
+    await other.getByLabel("Memory in MiB").fill("64");
+    await other.getByLabel("Disk that is there").fill(given.nowhere);
+    await other.getByLabel("Starts by").selectOption("bios");
+    await other.getByRole("button", { name: "Would it fit?" }).click();
+    const fits = other.locator("section").filter({ hasText: "Make a VM" }).getByRole("status");
+    await fits.waitFor();
+    assert.match(await fits.innerText(), /cannot be used on this host/);
+    await other.getByLabel("Disk that is there").fill(given.disk);
+    await other.getByRole("button", { name: "Make it" }).click();
+    await said(other, "made is made, and off.");
+    await row(other, "Virtual machines", "made").getByRole("link", { name: "made" }).click();
+    await other.getByLabel("CPUs", { exact: true }).fill("1");
+    await other.getByRole("button", { name: "Change CPUs" }).click();
+    await said(other, "It has them.");
+    await accessible(other, "vm-phone");
+    await other.getByLabel("Another name").fill("other");
+    await other.getByRole("button", { name: "Rename made" }).click();
+    await heading(other, "other");
+    await other.getByRole("button", { name: "Forget other" }).click();
+    const dialog = other.getByRole("dialog");
+    assert.equal(await command(dialog), "bulkhead vm delete other");
+    await dialog.getByRole("button", { name: "Forget it" }).click();
+    await other.getByText("There is no VM yet.").waitFor();
+    await ended();
+  },
+
   /** A node is said to be down, and a client is told to go there; who is not there is not told. */
   async witness(browser) {
     const { page, end } = await open(browser);

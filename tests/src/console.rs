@@ -92,33 +92,42 @@ impl Console {
     /// # Panics
     /// If something was not as it must be.
     pub fn journey(&self, name: &str, more: &Value) -> bool {
-        let Some((modules, browser)) = modules().zip(foreign("chromium")) else { return false };
-        let shots = modules.with_file_name("pictures");
-        let mut given = json!({
-            "url": format!("{}/", self.interface.url()),
-            "user": USER,
-            "files": self.server.files(),
-            "modules": modules,
-            "browser": browser,
-            "shots": shots,
-            "dist": sources().join("dist"),
-        });
-        if let (Some(given), Some(more)) = (given.as_object_mut(), more.as_object()) {
-            given.extend(more.clone());
-        }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("console/journeys.mjs");
-        let mut command = Command::new("node");
-        // The browser keeps what it has in a folder that goes with the journey.
-        command
-            .arg(script)
-            .arg(name)
-            .env("HOME", self.interface.folder())
-            .env("TMPDIR", self.interface.folder());
-        command.env("BULKHEAD_CONSOLE_JOURNEY", given.to_string());
-        let output = run(&mut command, LIMIT);
-        let (said, errors) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success() && said.contains("arrived"), "{name}: {said}\n{errors}");
-        true
+        let mut given = json!({ "user": USER, "files": self.server.files() });
+        join(&mut given, more);
+        journey(&self.interface, name, &given)
     }
+}
+
+fn join(all: &mut Value, more: &Value) {
+    if let (Some(all), Some(more)) = (all.as_object_mut(), more.as_object()) {
+        all.extend(more.clone());
+    }
+}
+
+/// Goes on a journey through the console of a daemon with this interface.
+///
+/// # Panics
+/// If something was not as it must be.
+pub fn journey(interface: &Interface, name: &str, more: &Value) -> bool {
+    let Some((modules, browser)) = modules().zip(foreign("chromium")) else { return false };
+    let shots = modules.with_file_name("pictures");
+    let mut given = json!({
+        "url": format!("{}/", interface.url()),
+        "modules": modules,
+        "browser": browser,
+        "shots": shots,
+        "dist": sources().join("dist"),
+    });
+    join(&mut given, more);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("console/journeys.mjs");
+    let mut command = Command::new("node");
+    // The browser keeps what it has in a folder that goes with the journey.
+    command.arg(script).arg(name).env("HOME", interface.folder());
+    command.env("TMPDIR", interface.folder());
+    command.env("BULKHEAD_CONSOLE_JOURNEY", given.to_string());
+    let output = run(&mut command, LIMIT);
+    let (said, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("arrived"), "{name}: {said}\n{errors}");
+    true
 }

@@ -126,13 +126,17 @@ fn each_call_has_a_page_and_a_command_or_a_reason() {
     let server =
         CALLS.iter().map(|call| (call.verb, call.method.name(), call.path, Some(call.role)));
     let own = OWN.iter().map(|row| (own_verb(row.call), row.method.name(), row.path, row.role));
+    let named = host_api::CALLS.iter().map(|call| (format!("vm-{}", call.verb), call));
+    let host = named.map(|(verb, call)| (verb, call.method.name(), call.path, Some(call.role)));
+    let others =
+        server.chain(own).map(|(verb, method, path, role)| (verb.to_owned(), method, path, role));
     let pages: String = files(&sources().join("web"), &[".tsx", ".ts"])
         .iter()
         .map(|path| fs::read_to_string(path).unwrap())
         .collect();
     let mut list = calls();
-    for (verb, method, path, role) in server.chain(own) {
-        let place = list.iter().position(|row| row["verb"] == verb);
+    for (verb, method, path, role) in others.chain(host) {
+        let place = list.iter().position(|row| row["verb"] == *verb);
         let row = list.remove(place.unwrap_or_else(|| panic!("{verb} is not in calls.json")));
         let role = json!(role.map(|role: Role| role.to_string()));
         let is = json!([row["method"], row["path"], row["role"]]);

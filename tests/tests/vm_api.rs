@@ -10,6 +10,7 @@ use std::{
 };
 
 use bulkhead_tests::{
+    console::journey,
     interface::{Interface, ROLES},
     process::{foreign, ours, run},
 };
@@ -216,4 +217,21 @@ fn users_are_read_again_and_a_wrong_table_is_told() {
     kill_process(pid, Signal::HUP).unwrap();
     assert!(served.host.said("nothing is read again"), "{}", served.host.log());
     said(&served.interface.afar(&served.interface.token(Role::Viewer), &["vm", "list"]));
+}
+
+#[test]
+fn a_browser_starts_and_moves_a_vm_and_makes_another() {
+    let Some(served) = Served::start() else { return };
+    let target = HostProcess::start(served.folder.path(), "b", 0, &[]);
+    let disk = served.folder.path().join("other.raw");
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let more = json!({
+        "vm": "payload", "to": target.address(), "disk": disk, "nowhere": "/nowhere/x.raw",
+    });
+    if !journey(&served.interface, "vms", &more) {
+        return;
+    }
+    assert_eq!(target.state(&served.vm.name), Some(VmState::Running));
+    let Ok(host_api::Reply::List { vms }) = served.host.call(&Request::List) else { panic!() };
+    assert!(vms.is_empty(), "{vms:?}");
 }

@@ -13,6 +13,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("smb-protocol", &["xca"]),
     ("dce-rpc", &["smb-protocol"]),
     ("witness", &["dce-rpc", "smb-protocol"]),
+    ("console", &[]),
     ("control-socket", &[]),
     ("cluster", &["state-store"]),
     ("scsi", &["block-io"]),
@@ -39,6 +40,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "host-api",
             "http-api",
             "metric-catalogue",
+            "console",
         ],
     ),
     ("test-support", &["host-api", "iscsi", "smb-protocol"]),
@@ -75,6 +77,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "rdma",
             "metric-catalogue",
             "http-api",
+            "console",
         ],
     ),
     (

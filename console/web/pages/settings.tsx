@@ -68,40 +68,56 @@ export function Settings() {
         </div>
       </Card>
       <InForce round={round} onApplied={() => setRound(round + 1)} />
-      <Card title="You">
-        <dl class="facts">
-          <dt>User</dt>
-          <dd>
-            <Name of={me.value?.user ?? ""} />
-          </dd>
-          <dt>Role</dt>
-          <dd>{me.value?.role}</dd>
-          <dt>From</dt>
-          <dd>
-            <Name of={me.value?.from ?? ""} />
-          </dd>
-          {own.value && (
-            <>
-              <dt>Logged in until</dt>
-              <dd>{moment(own.value.expires)}</dd>
-            </>
-          )}
-        </dl>
-        <Command verb="whoami" />
-        <p class="quiet small">
-          From another machine each command takes <code>--host {location.origin} --token-file FILE</code> before it.
-        </p>
-        <p>
-          <a href={callOf("describe").path} target="_blank" rel="noreferrer">
-            The description of all calls (OpenAPI)
-          </a>{" "}
-          ·{" "}
-          <a href="/notices.txt" target="_blank" rel="noreferrer">
-            What others wrote in this console
-          </a>
-        </p>
-        <Command verb="describe" />
-      </Card>
+      <You />
+    </Page>
+  );
+}
+
+/** Who one is, and what is the same for all servers. */
+function You() {
+  return (
+    <Card title="You">
+      <dl class="facts">
+        <dt>User</dt>
+        <dd>
+          <Name of={me.value?.user ?? ""} />
+        </dd>
+        <dt>Role</dt>
+        <dd>{me.value?.role}</dd>
+        <dt>From</dt>
+        <dd>
+          <Name of={me.value?.from ?? ""} />
+        </dd>
+        {own.value && (
+          <>
+            <dt>Logged in until</dt>
+            <dd>{moment(own.value.expires)}</dd>
+          </>
+        )}
+      </dl>
+      <Command verb="whoami" />
+      <p class="quiet small">
+        From another machine each command takes <code>--host {location.origin} --token-file FILE</code> before it.
+      </p>
+      <p>
+        <a href={callOf("describe").path} target="_blank" rel="noreferrer">
+          The description of all calls (OpenAPI)
+        </a>{" "}
+        ·{" "}
+        <a href="/notices.txt" target="_blank" rel="noreferrer">
+          What others wrote in this console
+        </a>
+      </p>
+      <Command verb="describe" />
+    </Card>
+  );
+}
+
+/** What a VM host has of settings. */
+export function HostSettings() {
+  return (
+    <Page title="Settings" about="The host's configuration is a file; a reload takes users and certificate of its control interface anew.">
+      <You />
     </Page>
   );
 }

@@ -21,7 +21,7 @@
 # own address space at the instruction behind VMRUN of the lab VM's kernel, and ends in a triple fault. By the trace of
 # kvm_exit that is where it was (__svm_vcpu_run), which no guest can be, and the exit before was an interrupt for the
 # lab VM. hyperv-host resets the machine then, as it should, and the guest starts again; the scenario looks at each
-# of them, and fails by any that was elsewhere.
+# of them, and fails by any that was elsewhere. One was: behind an OUT to the serial port, which is not explained.
 #
 # BULKHEAD_LAB_ONLY   `bios` or `uefi` (default: both)
 
