@@ -6,7 +6,7 @@ use std::{
 };
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,10 @@ pub struct HostConfig {
     /// How long guests have to power off when the daemon is stopped, in seconds.
     #[serde(default = "default_timeout")]
     pub shutdown_s: u32,
+    /// Whether each VM that is started here has a process of its own, which outlives the daemon. Such a
+    /// VM is not moved to another host while it runs.
+    #[serde(default)]
+    pub workers: bool,
 }
 
 /// `[migration]`: where other hosts connect, and how moves go.
@@ -122,7 +126,7 @@ pub struct NetworkConfig {
 }
 
 /// Whether what goes to and comes from a server must be encrypted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Encrypted {
     /// Always: a server that does not encrypt is refused.
@@ -133,7 +137,7 @@ pub enum Encrypted {
 }
 
 /// Whether what goes to and comes from a server is compressed on its way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compressed {
     /// Never.
@@ -146,7 +150,7 @@ pub enum Compressed {
 }
 
 /// What guests see of storage that is away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StorageLoss {
     /// Nothing: they are paused until it is back.
@@ -157,7 +161,7 @@ pub enum StorageLoss {
 }
 
 /// `[[storage.server]]`: who this host is to a file server.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServerConfig {
     /// `host` or `host:port`, as the disks' locations name it.
@@ -177,7 +181,7 @@ pub struct ServerConfig {
 }
 
 /// `rdma` of a server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direct {
     /// By TCP alone.
@@ -199,7 +203,7 @@ pub struct BootConfig {
 }
 
 /// `[storage]`: where disks may be, and how shares with disks are used.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
     /// Folders, shares (`smb://host[:port]/share[/folder]`) and block devices. A VM of this host or

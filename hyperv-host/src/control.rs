@@ -236,22 +236,23 @@ fn console(
         Ok(managed) => managed,
         Err(error) => return tell(&mut stream, &Event::Failed { message: chain(&error) }),
     };
-    let Some(vm) = managed.vm() else {
+    let Some(vm) = managed.machine() else {
         let error = HostError::State { name: name.clone(), state: managed.state() };
         return tell(&mut stream, &Event::Failed { message: chain(&error) });
     };
-    let out = vm.console().clone();
+    let out = vm.printed();
     let mut position = if replay { 0 } else { out.position() };
     tell(&mut stream, &Event::Done { reply: Reply::ConsoleAttached })?;
     // Who reads a console may stop reading for as long as they like: that holds nothing up.
     stream.set_write_timeout(None)?;
-    let typist = Arc::downgrade(&vm);
+    let keyboard = vm.keyboard();
     drop(vm);
     spawn(format!("{name}/typing"), move || {
         let mut bytes = [0; 1024];
         while let Ok(got @ 1..) = reader.read(&mut bytes) {
-            let Some(vm) = typist.upgrade() else { break };
-            vm.type_in(&bytes[..got]);
+            if !keyboard.type_in(&bytes[..got]) {
+                break;
+            }
         }
     });
     while let Some((bytes, next)) = out.read_from(position, CONSOLE_TICK) {

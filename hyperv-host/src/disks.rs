@@ -18,9 +18,11 @@ use block_io::{Disk, Error};
 use disk_source::{Claim, Configured, Damaged, Named, ParentRule, Prepared, Server, Source};
 use host_api::{DiskDefinition, DiskFormat, VmDefinition, VmId};
 use smb_client::{Compress, Encryption, Instance, Rdma};
+use tokio::runtime::Runtime;
 use vhd::Format;
+use vmm::devices::virtio::storage::LossRule;
 
-use crate::config::{Compressed, Direct, Encrypted, StorageConfig, StorageLoss};
+use crate::config::{Compressed, Direct, Encrypted, ServerConfig, StorageConfig, StorageLoss};
 
 /// How the parents of a machine's disk come to be where they are opened from.
 const NO_MORE: &str = "a machine's disk has its parents in its own folder or below";
@@ -45,7 +47,7 @@ fn compression(rule: Compressed) -> Compress {
 
 /// The file servers of a configuration.
 pub fn servers(storage: &StorageConfig) -> Configured {
-    let server = |server: &crate::config::ServerConfig| Server {
+    let server = |server: &ServerConfig| Server {
         host: server.host.clone(),
         credentials: server.credentials.clone(),
         encryption: server.encryption.map(encryption),
@@ -67,6 +69,45 @@ pub fn servers(storage: &StorageConfig) -> Configured {
         },
         max_channels: storage.channels,
     }
+}
+
+impl StorageConfig {
+    /// How long opening or closing a disk may take.
+    pub fn disk_limit(&self) -> Duration {
+        Duration::from_secs(self.reconnect_s.into())
+    }
+
+    /// What guests see of storage that is away.
+    pub fn loss_rule(&self) -> LossRule {
+        match self.on_storage_loss {
+            StorageLoss::Pause => LossRule::Pause,
+            StorageLoss::Report => LossRule::Report,
+        }
+    }
+
+    /// What of it is about the servers of a VM's disks: nobody else's login is named.
+    #[must_use]
+    pub fn of_disks(&self, disks: &[DiskDefinition]) -> Self {
+        let is_named = |server: &ServerConfig| {
+            disks.iter().any(|disk| disk.location.contains(server.host.as_str()))
+        };
+        let mut storage = self.clone();
+        storage.locations = None;
+        storage.servers.retain(is_named);
+        storage
+    }
+}
+
+/// The threads on which disks' I/O runs.
+///
+/// # Errors
+/// What the operating system says.
+pub fn runtime(threads: usize) -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("disk-io")
+        .enable_all()
+        .build()
 }
 
 /// What opens the disks of a host's machines. A machine is worth more than what is known of its changes:

@@ -28,3 +28,4 @@ pub mod recover;
 pub mod schema;
 pub mod tls;
 pub mod why;
+pub mod worker;

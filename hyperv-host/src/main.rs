@@ -3,6 +3,7 @@
 
 use std::{
     io::{IsTerminal, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -19,7 +20,7 @@ use hyperv_host::{
     migrate::{target, verdicts},
     recover::recover,
     schema::{File, schema},
-    why,
+    why, worker,
 };
 
 /// The VM host.
@@ -47,6 +48,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == "worker") {
+        return worker::serve::main();
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
@@ -102,11 +106,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
     spawn("control/accept".into(), move || control::serve(&verbs, &listener));
     let address =
         host.migration_address.get().map_or_else(|| "none".to_owned(), ToString::to_string);
-    println!("ready control={} migration={address}", socket.display());
-    std::io::stdout().flush()?;
+    // Who started it may have gone since, when it takes the place of another.
+    let mut out = std::io::stdout();
+    let told = writeln!(out, "ready control={} migration={address}", socket.display());
+    if let Err(error) = told.and_then(|()| out.flush()) {
+        tracing::debug!(%error, "nobody hears that it is ready");
+    }
     notify("READY=1");
-    while signals.wait()? == libc::SIGHUP {
-        reload(&args.config, &interface);
+    loop {
+        match signals.wait()? {
+            libc::SIGHUP => reload(&args.config, &interface),
+            libc::SIGUSR2 => upgrade(&host),
+            _ => break,
+        }
     }
     notify("STOPPING=1");
     tracing::info!("stopping");
@@ -128,7 +140,22 @@ fn reload(path: &Path, interface: &Interface) {
     }
 }
 
-/// SIGTERM, SIGINT and SIGHUP, blocked in all threads and waited for in this one.
+/// Becomes the program that is installed now, which takes up the workers of this one. It does not where
+/// that would end a guest or a move; the log says why.
+fn upgrade(host: &Host) {
+    if let Err(why) = host.may_be_replaced() {
+        tracing::error!(why, "the daemon stays as it is");
+        return;
+    }
+    tracing::info!("the daemon starts anew, its workers go on");
+    let error = worker::launch::program().map(|program| {
+        std::process::Command::new(program).args(std::env::args_os().skip(1)).exec()
+    });
+    let error = error.unwrap_or_else(|error| error);
+    tracing::error!(%error, "the daemon stays as it is");
+}
+
+/// SIGTERM, SIGINT, SIGHUP and SIGUSR2, blocked in all threads and waited for in this one.
 struct Signals(libc::sigset_t);
 
 #[expect(unsafe_code, reason = "signal masks")]
@@ -140,6 +167,7 @@ fn signals() -> anyhow::Result<Signals> {
         libc::sigaddset(&mut set, libc::SIGTERM);
         libc::sigaddset(&mut set, libc::SIGINT);
         libc::sigaddset(&mut set, libc::SIGHUP);
+        libc::sigaddset(&mut set, libc::SIGUSR2);
         if libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
             anyhow::bail!("cannot block signals");
         }

@@ -9,6 +9,7 @@ use crate::{
     handover::Standing,
     host::{Host, HostError, machine::Managed, records::Record, spawn},
     migrate::leave::resolve,
+    worker::{launch, machine::Machine, remote::Remote},
 };
 
 /// Takes up what the records say after a start of the daemon: VMs that ran are started
@@ -18,10 +19,30 @@ use crate::{
 /// What the state folder says.
 pub fn recover(host: &Arc<Host>) -> Result<(), HostError> {
     host.store.recover_arrivals().map_err(HostError::Store)?;
+    let mut workers = launch::find(&host.config.host.state_dir).map_err(HostError::Store)?;
     for (definition, record) in host.store.load().map_err(HostError::Store)? {
         let managed = Managed::new(definition, VmState::Off);
         host.take_up(&managed);
         let host = host.clone();
+        let is_its = |worker: &Remote| {
+            let built = worker.definition();
+            built.name == *managed.name() && built.id == managed.definition().id
+        };
+        let worker = workers.iter().position(is_its).map(|at| workers.swap_remove(at));
+        if let Some(worker) = worker {
+            if record == Record::Running {
+                let process = worker.process();
+                tracing::info!(vm = %managed.name(), %process, "runs on in its worker");
+                host.adopt(&managed, Machine::Apart(Arc::new(worker)));
+                spawn(format!("{}/thaw", managed.name()), move || {
+                    if let Some(agent) = managed.agent() {
+                        agent.thaw_what_was_left();
+                    }
+                });
+                continue;
+            }
+            workers.push(worker);
+        }
         match record {
             Record::Off => {}
             Record::Running | Record::MovingOut { .. } => {
@@ -47,6 +68,10 @@ pub fn recover(host: &Arc<Host>) -> Result<(), HostError> {
                 });
             }
         }
+    }
+    for worker in workers {
+        tracing::warn!(vm = %worker.definition().name, "by the records it does not run here: its worker is ended");
+        worker.kill();
     }
     Ok(())
 }

@@ -5,7 +5,13 @@ mod support;
 use std::sync::Arc;
 
 use host_api::VmState;
-use hyperv_host::host::{HostError, machine::Managed};
+use hyperv_host::{
+    host::{
+        HostError,
+        machine::{Inner, Managed},
+    },
+    worker::machine::Machine,
+};
 use test_support::host::PATIENCE;
 use vmm::{Vm, devices::pci::PciFunction, platform::bus::BusDevice};
 
@@ -85,7 +91,8 @@ fn a_vm_whose_watchdog_resets_it_is_another_and_may_ask_why() {
     assert_eq!(asks(&vm), 0);
     neglect(&vm);
     let is_other = |now: &Arc<Vm>| !Arc::ptr_eq(now, &vm);
-    assert!(managed.wait(PATIENCE, |inner| inner.vm.as_ref().is_some_and(is_other)));
+    let here = |inner: &Inner| inner.vm.as_ref().and_then(Machine::here).is_some_and(is_other);
+    assert!(managed.wait(PATIENCE, here));
     assert_eq!(asks(&managed.vm().unwrap()), 2);
     assert_eq!(managed.state(), VmState::Running);
     support::end(&host, &managed);

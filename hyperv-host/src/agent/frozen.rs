@@ -53,6 +53,18 @@ impl Agent {
         Ok(frozen)
     }
 
+    /// Thaws what an earlier daemon has frozen and did not come to thaw.
+    pub fn thaw_what_was_left(self: &Arc<Self>) {
+        if !self.is_there() {
+            return;
+        }
+        let state = self.ask::<String>("guest-fsfreeze-status", json!({}), super::SOON);
+        if state.is_ok_and(|state| state == "frozen") && !self.frozen.swap(true, Ordering::AcqRel) {
+            tracing::warn!("file systems that an earlier daemon has frozen are thawed");
+            drop(Frozen { agent: self.clone(), count: 0 });
+        }
+    }
+
     /// Thaws what is frozen. It is done when the agent says so in its answer or when it is asked.
     fn thaw(&self) -> Result<(), AgentError> {
         let thawed = self.ask::<u64>("guest-fsfreeze-thaw", json!({}), THAW).map(drop);

@@ -23,13 +23,11 @@ use std::{
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use vmm::{
-    devices::port::{Port, PortError},
-    platform::bus::lock_within,
-};
+use vmm::{devices::port::PortError, platform::bus::lock_within};
 
 use self::answers::{Answers, Info, Interface, Nothing, OsInfo, parse, shown};
 pub use self::frozen::Frozen;
+use crate::worker::machine::Line;
 
 /// How long an agent has for an answer that needs no work.
 pub const SOON: Duration = Duration::from_secs(3);
@@ -67,15 +65,15 @@ pub enum AgentError {
 /// The agent of one running machine.
 #[derive(Debug)]
 pub struct Agent {
-    port: Port,
+    port: Line,
     conversation: Mutex<()>,
     frozen: AtomicBool,
 }
 
 impl Agent {
     /// The agent behind a machine's port.
-    pub fn new(port: Port) -> Self {
-        Self { port, conversation: Mutex::default(), frozen: AtomicBool::new(false) }
+    pub fn new(port: impl Into<Line>) -> Self {
+        Self { port: port.into(), conversation: Mutex::default(), frozen: AtomicBool::new(false) }
     }
 
     /// Whether a program in the guest has the port open. It may still be silent.

@@ -5,6 +5,8 @@ use std::{
     thread,
 };
 
+use vmm::devices::port::Port;
+
 use super::*;
 
 /// What an agent does with a line of its host: the bytes that it answers.

@@ -58,7 +58,7 @@ impl Host {
         self.check_usable(&definition, Whose::Own)?;
         self.store.edit(&definition).map_err(HostError::Store)?;
         tracing::info!(vm = %definition.name, changed = now.differs(&definition).join(", "), "edited");
-        if let Some(vm) = managed.vm() {
+        if let Some(vm) = managed.machine() {
             vm.follow_limits(&definition);
         }
         managed.set_definition(definition);
@@ -96,7 +96,7 @@ impl Host {
 impl Managed {
     /// What of it waits for its next start: names of keys in the VM file.
     pub fn waiting_changes(&self) -> Vec<&'static str> {
-        match self.vm() {
+        match self.machine() {
             Some(vm) => vm.definition().differs(&self.definition()),
             None => Vec::new(),
         }

@@ -4,7 +4,7 @@ use std::io;
 
 use host_api::{VmName, VmState};
 
-use crate::allowed::NotAllowed;
+use crate::{allowed::NotAllowed, worker::remote::WorkerError};
 
 /// Why something asked of the host was not done.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +132,15 @@ pub enum HostError {
     /// The machine could not be built or run, or one of its disks failed.
     #[error(transparent)]
     Vm(#[from] vmm::Error),
+    /// The process that has the machine is of no use.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// A VM with a process of its own stays where it is.
+    #[error(
+        "VM {0} has a worker process, and such a VM is not moved while it runs: stop it, or start it again with \
+         `workers = false` in [host]"
+    )]
+    Apart(VmName),
     /// A definition is not possible.
     #[error(transparent)]
     Definition(#[from] host_api::DefinitionError),

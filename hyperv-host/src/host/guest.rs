@@ -9,12 +9,15 @@ use std::{
 };
 
 use host_api::{AgentState, Consistency, GuestAgent, GuestInterface, VmName, VmState};
-use vmm::{Vm, devices::port::PortError};
+use vmm::devices::port::PortError;
 
 use super::{Host, HostError, machine::Managed, spawn};
-use crate::agent::{
-    Agent, AgentError, Frozen,
-    answers::{Interface, shown},
+use crate::{
+    agent::{
+        Agent, AgentError, Frozen,
+        answers::{Interface, shown},
+    },
+    worker::machine::Machine,
 };
 
 /// A guest's clock may be so far from its host's.
@@ -75,7 +78,7 @@ impl Managed {
 
 impl Host {
     /// Asks a guest to power off: by its agent, or else by the power button.
-    pub(super) fn ask_to_stop(&self, name: &VmName, agent: Option<&Agent>, vm: &Vm) {
+    pub(super) fn ask_to_stop(&self, name: &VmName, agent: Option<&Agent>, vm: &Machine) {
         let by_agent = agent.filter(|agent| agent.is_there() && !agent.is_frozen());
         match by_agent.map(Agent::shut_down) {
             Some(Ok(())) => {}

@@ -22,6 +22,12 @@ use crate::{
     allowed::Whose,
     disks::{self, Run},
     nics,
+    worker::{
+        launch,
+        machine::Machine,
+        protocol::{Request, Shape},
+        remote,
+    },
 };
 
 /// A machine that is reset sooner than that after its start may be in a loop.
@@ -116,6 +122,59 @@ impl Host {
         self.allowed.check(definition, Whose::Own)?;
         let _memory = self.reserve_memory(definition.memory_mib)?;
         let number = self.store.next_run(managed.name()).map_err(HostError::Store)?;
+        let by_watchdog = managed.update(|inner| std::mem::take(&mut inner.reset_by_watchdog));
+        let vm = if self.config.host.workers {
+            self.build_apart(managed, number, by_watchdog)?
+        } else {
+            self.build_here(managed, number, by_watchdog)?
+        };
+        let recorded = if starter == Starter::Host {
+            // Its record says already that it runs. It may have been stopped while its disks were
+            // opened; from here on it is stopped as one that runs.
+            self.claim(managed)
+        } else {
+            self.store.record(managed.name(), &Record::Running).map_err(HostError::Store)
+        };
+        if let Err(error) = recorded.and_then(|()| Ok(vm.run()?)) {
+            self.end_machine(managed, &vm, self.disk_limit());
+            return Err(error);
+        }
+        self.adopt(managed, vm);
+        tracing::info!(vm = %managed.name(), "started");
+        Ok(())
+    }
+
+    /// Builds a machine in a process of its own.
+    fn build_apart(
+        &self,
+        managed: &Managed,
+        run: u64,
+        by_watchdog: bool,
+    ) -> Result<Machine, HostError> {
+        let definition = (*managed.definition()).clone();
+        let taps = nics::open_all(&definition).map_err(vmm::Error::os("make a tap"))?;
+        let storage = self.config.storage.of_disks(&definition.disks);
+        let io_threads = self.config.host.io_threads;
+        let shape = Shape { definition, storage, io_threads, run, by_watchdog };
+        let (remote, variables) = launch::start(&self.config.host.state_dir, shape, &taps)?;
+        let process = remote.process();
+        let machine = Machine::Apart(Arc::new(remote));
+        if let Err(error) = self.give_variables(managed, &machine, variables) {
+            self.end_machine(managed, &machine, self.disk_limit());
+            return Err(error);
+        }
+        tracing::info!(vm = %managed.name(), %process, "it has a worker process");
+        Ok(machine)
+    }
+
+    /// Builds a machine in this process.
+    fn build_here(
+        &self,
+        managed: &Managed,
+        number: u64,
+        by_watchdog: bool,
+    ) -> Result<Machine, HostError> {
+        let definition = &*managed.definition();
         let run = Run::new(definition.id, number);
         let limit = self.disk_limit();
         let disks = self.runtime.block_on(async {
@@ -136,40 +195,28 @@ impl Host {
                 vm.set_loss_rule(self.loss_rule());
                 vm.load()?;
                 vm.attach_disks(disks.clone())?;
-                let by_watchdog =
-                    managed.update(|inner| std::mem::take(&mut inner.reset_by_watchdog));
                 if let Some(watchdog) = vm.watchdog().filter(|_| by_watchdog) {
                     lock(watchdog).set_expired_before();
                 }
                 Ok(vm)
             });
-        let recorded = built.map_err(HostError::from).and_then(|vm| {
-            self.give_variables(managed, &vm)?;
-            if starter == Starter::Host {
-                // Its record says already that it runs. It may have been stopped while its disks were
-                // opened; from here on it is stopped as one that runs.
-                self.claim(managed)?;
-            } else {
-                self.store.record(managed.name(), &Record::Running).map_err(HostError::Store)?;
-            }
-            Ok(vm)
+        let given = built.map_err(HostError::from).and_then(|vm| {
+            let variables = vm.variables();
+            let machine = Machine::Here(Arc::new(vm));
+            self.give_variables(managed, &machine, variables)?;
+            Ok(machine)
         });
-        let vm = match recorded {
-            Ok(vm) => Arc::new(vm),
-            Err(error) => {
-                self.close_disks(managed.name(), disks, limit);
-                return Err(error);
-            }
-        };
-        vm.resume();
-        self.adopt(managed, vm);
-        tracing::info!(vm = %managed.name(), "started");
-        Ok(())
+        given.inspect_err(|_| self.close_disks(managed.name(), disks, limit))
     }
 
     /// Gives a machine the variables that its firmware had when it ran last.
-    fn give_variables(&self, managed: &Managed, vm: &Vm) -> Result<(), HostError> {
-        let Some(first) = vm.variables() else { return Ok(()) };
+    fn give_variables(
+        &self,
+        managed: &Managed,
+        vm: &Machine,
+        first: Option<Vec<u8>>,
+    ) -> Result<(), HostError> {
+        let Some(first) = first else { return Ok(()) };
         let name = managed.name();
         let file = self.store.variables(name, &first).map_err(HostError::Store)?;
         vm.load_variables(file).map_err(|error| match error {
@@ -203,12 +250,12 @@ impl Host {
     }
 
     /// Makes a running machine this VM's and watches over its end.
-    pub fn adopt(self: &Arc<Self>, managed: &Arc<Managed>, vm: Arc<Vm>) {
+    pub fn adopt(self: &Arc<Self>, managed: &Arc<Managed>, vm: Machine) {
         managed.update(|inner| {
             inner.state = VmState::Running;
             inner.reason = None;
             inner.vm = Some(vm.clone());
-            inner.agent = Some(Arc::new(Agent::new(vm.agent().clone())));
+            inner.agent = Some(Arc::new(Agent::new(vm.agent())));
             (inner.trouble, inner.away) = (None, None);
             (inner.stands, inner.expired) = (false, 0);
             inner.starting = false;
@@ -219,10 +266,10 @@ impl Host {
     }
 
     /// Waits for a machine's end and puts things in order after it.
-    fn watch(self: &Arc<Self>, managed: &Arc<Managed>, vm: &Arc<Vm>) {
+    fn watch(self: &Arc<Self>, managed: &Arc<Managed>, vm: &Machine) {
         let reason = self.watch_over(managed, vm);
         let operation = managed.operate();
-        if !managed.vm().is_some_and(|current| Arc::ptr_eq(&current, vm)) {
+        if !managed.has(vm) {
             // It was moved away, or another machine has taken its place.
             return;
         }
@@ -345,17 +392,35 @@ impl Host {
     fn tear_down_aside(
         self: &Arc<Self>,
         managed: &Arc<Managed>,
-        vm: &Arc<Vm>,
+        vm: &Machine,
         limit: Duration,
     ) -> mpsc::Receiver<()> {
         let (done, torn_down) = mpsc::channel();
         let (host, vm) = (self.clone(), vm.clone());
         let ended = managed.clone();
         spawn(format!("{}/end", managed.name()), move || {
-            host.tear_down(&ended, &vm, limit);
+            host.end_machine(&ended, &vm, limit);
             let _ = done.send(());
         });
         torn_down
+    }
+
+    /// Ends a machine, wherever it is, as [`Host::tear_down`] says.
+    pub(super) fn end_machine(&self, managed: &Managed, vm: &Machine, limit: Duration) {
+        match vm {
+            Machine::Here(vm) => self.tear_down(managed, vm, limit),
+            Machine::Apart(worker) => {
+                let disks = worker.definition().disks.len() as u32 + 1;
+                let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                let torn = Request::TearDown { limit_ms };
+                if let Err(error) =
+                    worker.ask(&torn, &[], DRAIN_LIMIT + limit * disks + remote::SOON)
+                {
+                    tracing::debug!(vm = %managed.name(), %error, "its worker");
+                }
+                worker.kill();
+            }
+        }
     }
 
     /// Ends a machine and closes its disks: what is in flight, and each disk, may take `limit`.
@@ -394,7 +459,7 @@ impl Host {
         }
         let state = managed.state();
         let halted = matches!(state, VmState::PausedCritical | VmState::Fenced | VmState::Paused);
-        let vm = match managed.vm() {
+        let vm = match managed.machine() {
             Some(vm) if halted || state == VmState::Running => vm,
             _ => return Err(HostError::State { name: name.clone(), state }),
         };
@@ -405,10 +470,10 @@ impl Host {
             return self.stop_in_order(&managed, &vm, limit);
         } else if halted {
             // Who has it waits for its storage, which nobody has to.
-            vm.control().end(EndReason::Stopped);
+            vm.end(EndReason::Stopped);
         } else {
             let _operation = managed.try_operate()?;
-            vm.control().end(EndReason::Stopped);
+            vm.end(EndReason::Stopped);
         }
         if wait_gone(&managed, &vm, limit) {
             Ok(())
@@ -422,7 +487,7 @@ impl Host {
     fn stop_in_order(
         &self,
         managed: &Managed,
-        vm: &Arc<Vm>,
+        vm: &Machine,
         limit: Duration,
     ) -> Result<(), HostError> {
         let (name, begin) = (managed.name(), Instant::now());
@@ -439,18 +504,17 @@ impl Host {
     }
 
     /// Ends a machine when its guest has, or at `deadline`, unless it is somebody else's by then.
-    pub(super) fn end_by(&self, managed: &Managed, vm: &Vm, deadline: Instant) {
+    pub(super) fn end_by(&self, managed: &Managed, vm: &Machine, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
-        vm.control().wait_end(left());
+        vm.wait_end(left());
         let Ok(_operation) = managed.operate_within(left()) else { return };
         if managed.update(|inner| inner.vm.take()).is_some() {
-            self.tear_down(managed, vm, CLOSING);
+            self.end_machine(managed, vm, CLOSING);
         }
     }
 }
 
 /// Waits until a machine is not its VM's any more; whether that is so by then.
-fn wait_gone(managed: &Managed, vm: &Arc<Vm>, limit: Duration) -> bool {
-    let here = |inner: &Inner| inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, vm));
-    managed.wait(limit, |inner| !here(inner))
+fn wait_gone(managed: &Managed, vm: &Machine, limit: Duration) -> bool {
+    managed.wait(limit, |inner: &Inner| !inner.has(vm))
 }

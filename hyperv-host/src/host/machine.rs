@@ -15,7 +15,7 @@ use vmm::{
 };
 
 use super::{HostError, outgoing::Cancel};
-use crate::agent::Agent;
+use crate::{agent::Agent, worker::machine::Machine};
 
 /// How long an operation waits for a VM that has come to be in the records.
 const SETTLE_LIMIT: Duration = Duration::from_secs(20);
@@ -26,7 +26,7 @@ pub struct Inner {
     /// State that the VM is in.
     pub state: VmState,
     /// The machine while it runs or is paused here.
-    pub vm: Option<Arc<Vm>>,
+    pub vm: Option<Machine>,
     /// The agent of its guest, while there is a machine.
     pub agent: Option<Arc<Agent>>,
     /// More about the state.
@@ -56,6 +56,11 @@ pub struct Inner {
 }
 
 impl Inner {
+    /// Whether this is its machine.
+    pub fn has(&self, machine: &Machine) -> bool {
+        self.vm.as_ref().is_some_and(|current| current.is(machine))
+    }
+
     /// The state as it is told: one whose storage is away does not run, whatever is wanted of it.
     pub fn shown(&self) -> VmState {
         match (self.state, &self.trouble, &self.away) {
@@ -169,8 +174,18 @@ impl Managed {
     }
 
     /// The machine, if there is one.
-    pub fn vm(&self) -> Option<Arc<Vm>> {
+    pub fn machine(&self) -> Option<Machine> {
         lock(&self.inner).vm.clone()
+    }
+
+    /// The machine, if there is one in this process.
+    pub fn vm(&self) -> Option<Arc<Vm>> {
+        lock(&self.inner).vm.as_ref().and_then(Machine::here).cloned()
+    }
+
+    /// Whether this is its machine.
+    pub fn has(&self, machine: &Machine) -> bool {
+        lock(&self.inner).has(machine)
     }
 
     /// The agent of its guest, if there is a machine; it may not be running.

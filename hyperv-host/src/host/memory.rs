@@ -1,14 +1,9 @@
 //! The memory of machines: the limit on all of a host, and what a balloon leaves a guest with.
 
-use std::time::Duration;
-
-use host_api::{BalloonUsage, MemoryUsage, VmName, VmState};
-use vmm::{Vm, platform::bus::lock};
+use host_api::{VmName, VmState};
+use vmm::platform::bus::lock;
 
 use super::{Host, HostError};
-
-/// How long a guest may take to tell how its memory is used.
-const TELLS: Duration = Duration::from_millis(200);
 
 /// Memory that is kept for a machine until it counts by itself, or does not come to be.
 #[derive(Debug)]
@@ -48,10 +43,10 @@ impl Host {
         let managed = self.find(name)?;
         let _operation = managed.try_operate()?;
         let state = managed.state();
-        let (VmState::Running, Some(vm)) = (state, managed.vm()) else {
+        let (VmState::Running, Some(vm)) = (state, managed.machine()) else {
             return Err(HostError::State { name: name.clone(), state });
         };
-        if vm.balloon().is_none() {
+        if vm.definition().minimum_mib.is_none() {
             return Err(HostError::NoBalloon(name.clone()));
         }
         // The minimum may have been changed since it started.
@@ -61,7 +56,7 @@ impl Host {
             return Err(HostError::Memory { name: name.clone(), mib, least, most });
         }
         tracing::info!(vm = %name, mib, "its guest is to go along with so much memory");
-        vm.want_memory(mib << 20);
+        vm.want_memory(mib << 20)?;
         Ok(())
     }
 
@@ -78,33 +73,12 @@ impl Host {
         let vms = lock(&self.vms);
         vms.values()
             .filter(|managed| !matches!(managed.state(), VmState::Off | VmState::Failed))
-            .map(|managed| match managed.vm() {
+            .map(|managed| match managed.machine() {
                 Some(vm) => vm.definition().memory_mib,
                 None => managed.definition().memory_mib,
             })
             .sum()
     }
-}
-
-/// What `vm show` tells of a machine's memory.
-pub(super) fn usage(vm: &Vm) -> MemoryUsage {
-    let all = vm.definition().memory_mib << 20;
-    let balloon = vm.balloon().map(|balloon| {
-        let standing = balloon.standing(TELLS);
-        let told = standing.statistics;
-        BalloonUsage {
-            wanted: all - standing.target.min(all),
-            has: all - standing.actual.min(all),
-            inflated: standing.inflated,
-            reported: standing.reported,
-            total: told.total,
-            free: told.free,
-            available: told.available,
-            caches: told.disk_caches,
-            swapped_out: told.swap_out,
-        }
-    });
-    MemoryUsage { resident: vm.resident(), balloon }
 }
 
 /// MiB of memory that can be had without swapping, as the kernel estimates it (proc(5), `MemAvailable`);

@@ -40,11 +40,11 @@ use std::{
 };
 
 use disk_source::{ChapLogin, Configured, IscsiUrl, Servers, Source};
-use host_api::{DiskReport, DiskUsage, VmDefinition, VmDetail, VmName, VmState, VmSummary};
+use host_api::{DiskReport, VmDefinition, VmDetail, VmName, VmState, VmSummary};
 use kvm_ioctls::Kvm;
 use smb_client::SmbUrl;
 use tokio::runtime::Runtime;
-use vmm::{devices::virtio::blk::Blk, platform::bus::lock};
+use vmm::platform::bus::lock;
 
 pub use self::error::HostError;
 use self::{
@@ -111,12 +111,8 @@ impl Host {
         use anyhow::Context;
         let allowed = usable(&config)?;
         let kvm = Kvm::new().context("cannot open /dev/kvm")?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(config.host.io_threads)
-            .thread_name("disk-io")
-            .enable_all()
-            .build()
-            .context("cannot start the I/O threads")?;
+        let runtime =
+            disks::runtime(config.host.io_threads).context("cannot start the I/O threads")?;
         let store = Store::open(&config.host.state_dir).with_context(|| {
             format!("cannot use the state folder {}", config.host.state_dir.display())
         })?;
@@ -324,41 +320,24 @@ impl Host {
 
     fn detail(managed: &Managed) -> VmDetail {
         let summary = managed.summary();
-        let vm = managed.vm();
-        let usage = |(location, blk): &(String, Arc<Blk>)| {
-            let counters = &blk.counters;
-            DiskUsage {
-                location: location.clone(),
-                size: blk.geometry().size,
-                reads: counters.reads.load(Ordering::Relaxed),
-                writes: counters.writes.load(Ordering::Relaxed),
-                flushes: counters.flushes.load(Ordering::Relaxed),
-                read_bytes: counters.read_bytes.load(Ordering::Relaxed),
-                written_bytes: counters.written_bytes.load(Ordering::Relaxed),
-                errors: counters.errors.load(Ordering::Relaxed),
-                longest_us: counters.longest_us.load(Ordering::Relaxed),
-                limited: blk.waited(),
-                pauses: counters.pauses.load(Ordering::Relaxed),
-                longest_pause_us: counters.longest_pause_us.load(Ordering::Relaxed),
-            }
-        };
-        let disks = vm.as_ref().map(|vm| vm.disks().iter().map(usage).collect());
-        let (pauses, longest_pause_us) = vm.as_ref().map(|vm| vm.pauses()).unwrap_or_default();
+        let vm = managed.machine();
+        // What a worker does not answer is not told.
+        let usage = vm.and_then(|vm| vm.usage().ok());
         let (reason, last_move) =
             managed.look(|inner| (inner.shown_reason(), inner.last_move.clone()));
-        let watchdog = vm.as_ref().and_then(|vm| watchdog::usage(vm));
-        let memory = vm.as_ref().map(|vm| memory::usage(vm));
+        let (memory, usage) =
+            (usage.as_ref().map(|it| it.memory.clone()), usage.unwrap_or_default());
         VmDetail {
             summary,
             definition: (*managed.definition()).clone(),
             waiting: managed.waiting_changes().into_iter().map(str::to_owned).collect(),
             reason,
-            disks: disks.unwrap_or_default(),
-            pauses,
-            longest_pause_us,
+            disks: usage.disks,
+            pauses: usage.pauses.0,
+            longest_pause_us: usage.pauses.1,
             last_move,
             memory,
-            watchdog,
+            watchdog: usage.watchdog,
             agent: None,
         }
     }
@@ -383,14 +362,35 @@ impl Host {
     /// Where the disks of machines that are there are, and how long they take.
     pub fn disk_figures(&self) -> Disks {
         let all: Vec<_> = lock(&self.vms).values().cloned().collect();
-        let vms = all.into_iter().filter_map(|it| Some((it.name().clone(), it.vm()?)));
+        let vms = all.into_iter().filter_map(|it| Some((it.name().clone(), it.machine()?)));
         vms.flat_map(|(name, vm)| {
-            let one = |(index, (location, blk)): (usize, &(String, Arc<Blk>))| {
-                ((name.clone(), index), (location.clone(), blk.counters.times.figures()))
-            };
-            vm.disks().iter().enumerate().map(one).collect::<Vec<_>>()
+            let place = |index| (name.clone(), index);
+            let all = vm.figures().into_iter().enumerate();
+            all.map(|(index, figures)| (place(index), figures)).collect::<Vec<_>>()
         })
         .collect()
+    }
+
+    /// Whether another daemon can take this one's place without a guest that notices.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_be_replaced(&self) -> Result<(), String> {
+        let all: Vec<_> = lock(&self.vms).values().cloned().collect();
+        for managed in all {
+            let apart = managed.machine().is_none_or(|machine| machine.here().is_none());
+            let (name, state) = (managed.name(), managed.state());
+            let starts = managed.look(|inner| inner.starting);
+            if !apart || matches!(state, VmState::MovingIn | VmState::MovingOut) {
+                return Err(format!(
+                    "VM {name} is in this process; stop it, or restart the daemon"
+                ));
+            }
+            if managed.try_operate().is_err() && !starts {
+                return Err(format!("something is done with VM {name}; try again after it"));
+            }
+        }
+        Ok(())
     }
 
     /// Ends everything: guests get the configured time to power off and moves that are under way to
@@ -400,7 +400,7 @@ impl Host {
         self.shutting_down.store(true, Ordering::Release);
         let all: Vec<_> = lock(&self.vms).values().cloned().collect();
         let running: Vec<_> =
-            all.iter().filter_map(|managed| Some((managed.clone(), managed.vm()?))).collect();
+            all.iter().filter_map(|managed| Some((managed.clone(), managed.machine()?))).collect();
         for (managed, vm) in &running {
             if managed.state() == VmState::Running {
                 vm.press_power_button();

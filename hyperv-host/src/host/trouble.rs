@@ -4,58 +4,63 @@
 use std::{sync::Arc, time::Duration};
 
 use vmm::{
-    Vm,
     devices::virtio::storage::{LossRule, Trouble},
     platform::lifecycle::EndReason,
 };
 
-use super::{Host, machine::Managed, watchdog};
-use crate::config::StorageLoss;
-
-/// How often a machine's storage is looked at, beside when something is told of it.
-const LOOK: Duration = Duration::from_millis(500);
+use super::{Host, machine::Managed};
+use crate::worker::{look, machine::Machine, protocol::News};
 
 impl Host {
     /// What guests see of storage that is away.
     pub fn loss_rule(&self) -> LossRule {
-        match self.config.storage.on_storage_loss {
-            StorageLoss::Pause => LossRule::Pause,
-            StorageLoss::Report => LossRule::Report,
-        }
+        self.config.storage.loss_rule()
     }
 
     /// How long opening or closing a disk may take.
     pub fn disk_limit(&self) -> Duration {
-        Duration::from_secs(self.config.storage.reconnect_s.into())
+        self.config.storage.disk_limit()
     }
 
     /// Waits for a machine's end; why it came. Meanwhile the machine is halted while its storage is
     /// away.
-    pub(super) fn watch_over(&self, managed: &Arc<Managed>, vm: &Arc<Vm>) -> EndReason {
-        let mut seen = 0;
+    pub(super) fn watch_over(&self, managed: &Arc<Managed>, vm: &Machine) -> EndReason {
+        let patience = Duration::from_secs(self.config.storage.pause_after_s.into());
+        let (mut seen, mut silent) = (0, false);
         loop {
-            if let Some(reason) = vm.control().wait_news(&mut seen, LOOK) {
-                return reason;
+            match vm.news(seen, patience) {
+                Ok(News { end: Some(reason), .. }) => return reason,
+                Ok(news) => {
+                    if std::mem::take(&mut silent) {
+                        tracing::info!(vm = %managed.name(), "its worker answers again");
+                        managed.update(|inner| inner.reason = None);
+                    }
+                    seen = news.seen;
+                    self.look_after(managed, vm, news);
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    if !std::mem::replace(&mut silent, true) {
+                        tracing::error!(vm = %managed.name(), why, "its worker");
+                        managed.update(|inner| inner.reason = Some(why));
+                    }
+                    // What fails at once is not asked at once again.
+                    std::thread::sleep(look::EVERY);
+                }
             }
-            self.look_after(managed, vm);
         }
     }
 
-    fn look_after(&self, managed: &Arc<Managed>, vm: &Arc<Vm>) {
-        let patience = Duration::from_secs(self.config.storage.pause_after_s.into());
-        if vm.has_panicked() {
+    fn look_after(&self, managed: &Arc<Managed>, vm: &Machine, news: News) {
+        let News { panicked, trouble, watchdog, .. } = news;
+        if panicked {
             self.tell_of_panic(managed, vm);
         }
-        let trouble = vm.trouble(patience);
-        let watchdog = watchdog::standing(vm);
-        let halts = trouble.is_some() || watchdog.is_some_and(|standing| standing.paused);
-        // One that was not parked in time is kicked again.
-        vm.halt(halts);
         if let Some(standing) = watchdog {
             self.tell_of_watchdog(managed, vm, standing);
         }
         let (was, is_here) = managed.update(|inner| {
-            let is_here = inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, vm));
+            let is_here = inner.has(vm);
             let was = if is_here { inner.trouble.clone() } else { None };
             if is_here {
                 inner.trouble.clone_from(&trouble);
@@ -85,10 +90,10 @@ impl Host {
     }
 
     /// A guest whose kernel has panicked says nothing else any more.
-    fn tell_of_panic(&self, managed: &Managed, vm: &Arc<Vm>) {
+    fn tell_of_panic(&self, managed: &Managed, vm: &Machine) {
         let why = "the guest's kernel has panicked";
         let told = managed.update(|inner| {
-            let here = inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, vm));
+            let here = inner.has(vm);
             let new = here && inner.reason.as_deref() != Some(why);
             if new {
                 inner.reason = Some(why.to_owned());
@@ -101,9 +106,9 @@ impl Host {
     }
 
     /// What another run has taken is not taken back by a start of this host.
-    fn give_up_fenced(&self, managed: &Managed, vm: &Arc<Vm>) {
+    fn give_up_fenced(&self, managed: &Managed, vm: &Machine) {
         let _operation = managed.operate();
-        if managed.vm().is_some_and(|current| Arc::ptr_eq(&current, vm)) {
+        if managed.has(vm) {
             self.record_off(managed);
         }
     }

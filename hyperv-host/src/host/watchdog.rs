@@ -1,12 +1,13 @@
 //! VMs whose guests did not reset their watchdog in time: what their definition says is done by the
 //! machine, and their host tells of it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use host_api::{VmName, VmState, WatchdogUsage};
-use vmm::{Vm, devices::watchdog::Standing, platform::bus::lock};
+use host_api::{VmName, VmState};
+use vmm::devices::watchdog::Standing;
 
 use super::{Host, HostError, machine::Managed};
+use crate::worker::machine::Machine;
 
 /// How long a machine may take to run on.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -14,9 +15,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 impl Host {
     /// Has what can be looked at say how a machine's watchdog stands, and tells of it if it has expired since
     /// the last look.
-    pub(super) fn tell_of_watchdog(&self, managed: &Managed, vm: &Arc<Vm>, standing: Standing) {
+    pub(super) fn tell_of_watchdog(&self, managed: &Managed, vm: &Machine, standing: Standing) {
         let told = managed.update(|inner| {
-            if !inner.vm.as_ref().is_some_and(|current| Arc::ptr_eq(current, vm)) {
+            if !inner.has(vm) {
                 return false;
             }
             inner.stands = standing.paused;
@@ -47,35 +48,16 @@ impl Host {
         let managed = self.find(name)?;
         let _operation = managed.try_operate()?;
         let state = managed.state();
-        let (VmState::Paused, Some(vm)) = (state, managed.vm()) else {
+        let (VmState::Paused, Some(vm)) = (state, managed.machine()) else {
             return Err(HostError::State { name: name.clone(), state });
         };
-        if let Some(watchdog) = vm.watchdog() {
-            lock(watchdog).release();
-        }
         tracing::info!(vm = %name, "let run on by the operator");
         managed.update(|inner| inner.reason = None);
-        vm.control().tell();
+        vm.release_watchdog()?;
         if managed.wait(LIMIT, |inner| !inner.stands) {
             self.correct_clock(&managed);
             return Ok(());
         }
         Err(HostError::Busy(name.clone()))
     }
-}
-
-/// How a machine's watchdog stands, if it has one.
-pub(super) fn standing(vm: &Vm) -> Option<Standing> {
-    Some(lock(vm.watchdog()?).standing())
-}
-
-/// What `vm show` tells of a machine's watchdog.
-pub(super) fn usage(vm: &Vm) -> Option<WatchdogUsage> {
-    let standing = standing(vm)?;
-    let millis = |left: Duration| u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-    Some(WatchdogUsage {
-        enabled: standing.enabled,
-        left_ms: standing.left.map(millis),
-        expired: standing.expired,
-    })
 }

@@ -30,6 +30,7 @@ use crate::{
         arrivals::Arrival,
         records::{MoveId, Verdict},
     },
+    worker::machine::Machine,
 };
 
 /// How long a target tries to open the disks that the source has given up.
@@ -103,7 +104,7 @@ pub(super) fn drive(
                 settling = Some(Settling::begin(arrival));
                 arrival.vm.resume();
                 arrival.vm.announce();
-                host.adopt(&arrival.managed, arrival.vm.clone());
+                host.adopt(&arrival.managed, Machine::Here(arrival.vm.clone()));
                 host.correct_clock(&arrival.managed);
                 tracing::info!(vm = %arrival.managed.name(), "a VM has come and runs");
                 continue;

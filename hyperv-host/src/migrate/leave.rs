@@ -32,6 +32,7 @@ use crate::{
         records::{MoveId, Record},
     },
     tls::Stream,
+    worker::machine::Machine,
 };
 
 /// How long a source tries to get its disks back after a failed move.
@@ -164,8 +165,9 @@ impl<'a> Leaving<'a> {
                     continue;
                 }
                 Effect::End => {
-                    if let Some(vm) = self.managed.update(|inner| inner.vm.take()) {
-                        self.host.tear_down(self.managed, &vm, self.host.disk_limit());
+                    let taken = self.managed.update(|inner| inner.vm.take());
+                    if let Some(vm) = taken.as_ref().and_then(Machine::here) {
+                        self.host.tear_down(self.managed, vm, self.host.disk_limit());
                     }
                     continue;
                 }

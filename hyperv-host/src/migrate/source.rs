@@ -79,6 +79,9 @@ pub fn move_vm(
     };
     let operation = managed.try_operate()?;
     let state = managed.state();
+    if managed.machine().is_some_and(|machine| machine.here().is_none()) {
+        return Err(HostError::Apart(name.clone()));
+    }
     let (VmState::Running, Some(vm)) = (state, managed.vm()) else {
         return Err(HostError::State { name: name.clone(), state });
     };

@@ -25,7 +25,9 @@ const TO_GUEST: usize = 64 << 10;
 const FROM_GUEST: usize = 64 << 10;
 
 /// Why nothing was sent or received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize,
+)]
 pub enum PortError {
     /// No program in the guest has the port open.
     #[error("no program in the guest has the port open")]

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use super::bus::lock;
 
 /// What a guest did to end itself, or what ended it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum EndReason {
     /// The guest powered off.
     PowerOff,

@@ -42,7 +42,7 @@ pub enum LossRule {
 }
 
 /// What keeps a machine from going on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Trouble {
     /// A disk is another's now, for good. Which, and why.
     Fenced(String),

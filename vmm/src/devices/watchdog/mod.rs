@@ -41,7 +41,7 @@ const LOCK: usize = 0x68;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// How a watchdog stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Standing {
     /// The guest has it run.
     pub enabled: bool,
