@@ -91,7 +91,7 @@ impl Remote {
         &self.definition
     }
 
-    /// The process's number.
+    /// The number that the kernel has given the worker's process.
     pub fn process(&self) -> Pid {
         self.process
     }
