@@ -38,8 +38,13 @@ pub struct Verbs {
 impl Verbs {
     /// Those of a host, whose changes are written to its state folder.
     pub fn new(host: Arc<Host>, config: &ApiConfig) -> Self {
-        let audit = Audit::new(&host.config.host.state_dir, config.audit_bytes, config.audit_files);
-        Self { host, audit: Arc::new(audit) }
+        let folder = &host.config.host.state_dir;
+        let audit = Arc::new(Audit::new(folder, config.audit_bytes, config.audit_files));
+        // What is taken now is there when the disk is full.
+        if let Err(error) = audit.make_room() {
+            tracing::warn!(%error, "no change can be made");
+        }
+        Self { host, audit }
     }
 
     /// The host that is asked.

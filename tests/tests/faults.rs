@@ -117,6 +117,8 @@ fn no_change_on_a_full_disk_is_missing_in_the_log() {
     };
     let server = Smbd::start_in(&volume.path(), "", "");
     let log = server.scratch().join("state/audit.jsonl");
+    // Who is answered finds the room taken.
+    assert!(server.admin(&["server", "status"]).status.success());
     let filler = volume.path().join("filler");
     let full = fs::File::create(&filler).unwrap();
     let mut length = 0;
