@@ -2,12 +2,14 @@
 
 use std::{
     fs,
+    io::Read,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use host_api::{MoveOptions, Reply, Request, VmDefinition, VmName, VmState};
+use hyperv_host::worker::{link, protocol};
 use rustix::process::{Pid, Signal, kill_process};
 use test_support::host::{HostProcess, PATIENCE};
 
@@ -210,4 +212,34 @@ fn an_end_without_a_daemon_is_told_by_the_next() {
     // Its host has failed as far as anybody knows: it is started again.
     cell.host.wait_state(&name, Some(VmState::Running));
     assert!(!cell.workers.all().contains(&worker));
+}
+
+/// Connections that somebody of the same user holds cost the guest nothing, and the daemon no later one.
+#[test]
+fn a_worker_whose_connections_were_all_taken_is_there_for_the_next_daemon() {
+    if test_support::kvm().is_none() {
+        return;
+    }
+    let mut cell = Cell::new();
+    let (name, worker) = cell.start("one");
+    let sockets = fs::read_dir(cell.root.join("state/run")).unwrap();
+    let socket = sockets.map(|entry| entry.unwrap().path()).next().unwrap();
+    let connect = || UnixStream::connect(&socket).unwrap();
+    let held: Vec<_> = (0..600).map(|_| connect()).collect();
+    // The last of them is closed at once: all places are taken.
+    let mut last = held.last().unwrap();
+    assert_eq!(last.read(&mut [0]).unwrap(), 0);
+    drop(held);
+    let answered = |stream: &UnixStream| {
+        link::send(stream, &protocol::Request::Hello, &[])?;
+        link::receive::<protocol::Reply>(stream)
+    };
+    let since = Instant::now();
+    while !matches!(answered(&connect()), Ok(Some(_))) {
+        assert!(since.elapsed() < PATIENCE, "no place comes back");
+    }
+    let before = cell.progress(&name);
+    cell.replace_daemon();
+    assert_eq!(cell.workers.all(), [worker]);
+    cell.goes_on(&name, before);
 }

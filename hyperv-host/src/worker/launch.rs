@@ -14,11 +14,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use rustix::process::{Pid, Signal, getuid, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_signal};
 
 use super::{
     protocol::{Reply, Request, Shape, VERSION},
-    remote::{Remote, SOON, WorkerError, exchange},
+    remote::{GONE, Remote, SOON, WorkerError, exchange, gone},
 };
 
 /// The folder of workers' sockets in a state folder.
@@ -109,9 +109,8 @@ pub fn find(state: &Path) -> io::Result<Vec<Remote>> {
         match known {
             Ok(remote) => found.push(remote),
             Err(why) => {
-                tracing::warn!(%process, why, "a worker of an earlier run is ended");
-                // It may have ended by itself.
-                let _ = kill_process(process, Signal::KILL);
+                tracing::warn!(process = %process.number, why, "a worker of an earlier run is ended");
+                process.end();
                 let _ = fs::remove_file(&socket);
             }
         }
@@ -119,13 +118,35 @@ pub fn find(state: &Path) -> io::Result<Vec<Remote>> {
     Ok(found)
 }
 
+/// A process that is meant, and no later one of the same number.
+struct Process {
+    number: Pid,
+    /// None if it has ended already.
+    handle: Option<OwnedFd>,
+}
+
+impl Process {
+    fn of(number: Pid) -> Self {
+        Self { number, handle: pidfd_open(number, PidfdFlags::empty()).ok() }
+    }
+
+    /// Ends it, and waits until it is gone: what it had open is free then.
+    fn end(&self) {
+        let Some(handle) = &self.handle else { return };
+        // It may have ended by itself.
+        let _ = pidfd_send_signal(handle, Signal::KILL);
+        gone(handle, GONE);
+    }
+}
+
 /// The process that listens at a socket, and what it is.
-fn greet(socket: &Path) -> Option<(Pid, Result<Remote, String>)> {
+fn greet(socket: &Path) -> Option<(Process, Result<Remote, String>)> {
     let connection = UnixStream::connect(socket).ok()?;
     let peer = rustix::net::sockopt::socket_peercred(&connection).ok()?;
     if peer.uid != getuid() || peer.pid == rustix::process::getpid() {
         return None;
     }
+    let process = Process::of(peer.pid);
     let known = match exchange(&connection, &Request::Hello, &[], SOON) {
         Ok(Reply::Hello { version: VERSION, runs: Some(definition) }) => {
             Remote::new(*definition, socket, peer.pid).map_err(|error| error.to_string())
@@ -136,5 +157,5 @@ fn greet(socket: &Path) -> Option<(Pid, Result<Remote, String>)> {
         Ok(_) => Err("its guest does not run yet".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    Some((peer.pid, known))
+    Some((process, known))
 }

@@ -31,7 +31,7 @@ use super::{
 /// How long a worker has for an answer that needs no work.
 pub const SOON: Duration = Duration::from_secs(5);
 /// How long a process may take to be gone after its end.
-const GONE: Duration = Duration::from_secs(2);
+pub(super) const GONE: Duration = Duration::from_secs(2);
 /// Connections that are kept for the next question.
 const KEPT: usize = 8;
 
@@ -145,12 +145,7 @@ impl Remote {
 
     /// Whether the process has ended, or ends within `limit`.
     pub fn has_ended(&self, limit: Duration) -> bool {
-        let time = Timespec {
-            tv_sec: limit.as_secs().cast_signed(),
-            tv_nsec: limit.subsec_nanos().into(),
-        };
-        let mut waits = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        matches!(poll(&mut waits, Some(&time)), Ok(1..))
+        gone(&self.pidfd, limit)
     }
 
     /// How the process has ended, once it has.
@@ -170,6 +165,14 @@ impl Remote {
         };
         EndReason::Failed(format!("its worker process {process} has ended{how}"))
     }
+}
+
+/// Whether a process has ended, or ends within `limit`.
+pub(super) fn gone(process: &OwnedFd, limit: Duration) -> bool {
+    let time =
+        Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+    let mut waits = [PollFd::new(process, PollFlags::IN)];
+    matches!(poll(&mut waits, Some(&time)), Ok(1..))
 }
 
 /// A connection to the worker at a socket, which must be that process and of the daemon's user.

@@ -34,6 +34,8 @@ use crate::disks::{self, Run};
 const UNBUILT: Duration = Duration::from_secs(300);
 /// Connections that a daemon may have at a time.
 const CONNECTIONS: usize = 256;
+/// Pause after a connection could not be served: what is short is not there sooner for asking again at once.
+const SHORT_OF: Duration = Duration::from_millis(50);
 /// Longest time that a question waits for something to happen.
 const WAITS: u64 = 60_000;
 
@@ -66,7 +68,7 @@ pub fn main() -> ExitCode {
         .with_writer(io::stderr);
     log.init();
     match serve() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(never) => match never {},
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "worker");
             ExitCode::FAILURE
@@ -74,7 +76,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn serve() -> anyhow::Result<()> {
+fn serve() -> anyhow::Result<std::convert::Infallible> {
     let socket = io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
     // From now on who connects sees this process's number.
     rustix::net::listen(&socket, 64).context("a worker is started by hyperv-host alone")?;
@@ -86,22 +88,46 @@ fn serve() -> anyhow::Result<()> {
             std::process::exit(1);
         }
     })?;
-    for connection in UnixListener::from(socket).incoming() {
-        let connection = connection.context("cannot accept the daemon")?;
-        let peer = rustix::net::sockopt::socket_peercred(&connection)?;
-        if peer.uid != rustix::process::getuid()
-            || worker.open.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS
-        {
-            continue;
+    let listener = UnixListener::from(socket);
+    loop {
+        // The guest goes on whatever becomes of a connection.
+        if let Err(error) = serve_next(&worker, &listener) {
+            tracing::warn!(%error, "a connection of the daemon is not served");
+            thread::sleep(SHORT_OF);
         }
-        let worker = worker.clone();
-        thread::Builder::new().name("daemon".into()).spawn(move || {
-            if let Err(error) = answer(&worker, &connection) {
-                tracing::debug!(%error, "a connection of the daemon");
-            }
-            worker.open.fetch_sub(1, Ordering::AcqRel);
-        })?;
     }
+}
+
+/// A connection's place among those that are open.
+struct Place(Arc<Worker>);
+
+impl Place {
+    fn take(worker: &Arc<Worker>) -> Option<Self> {
+        let free = |open| (open < CONNECTIONS).then_some(open + 1);
+        worker.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).ok()?;
+        Some(Self(worker.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Takes the next connection, and answers on a thread of its own what comes by it.
+fn serve_next(worker: &Arc<Worker>, listener: &UnixListener) -> io::Result<()> {
+    let (connection, _) = listener.accept()?;
+    let peer = rustix::net::sockopt::socket_peercred(&connection)?;
+    if peer.uid != rustix::process::getuid() {
+        return Ok(());
+    }
+    let Some(place) = Place::take(worker) else { return Ok(()) };
+    thread::Builder::new().name("daemon".into()).spawn(move || {
+        if let Err(error) = answer(&place.0, &connection) {
+            tracing::debug!(%error, "a connection of the daemon");
+        }
+    })?;
     Ok(())
 }
 
